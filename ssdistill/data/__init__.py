@@ -1,0 +1,1 @@
+"""Where pictures come from: source → store → loader → views."""

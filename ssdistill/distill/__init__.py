@@ -1,0 +1,1 @@
+"""Frozen teacher, student, and the losses between them."""

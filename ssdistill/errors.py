@@ -1,0 +1,17 @@
+"""The one exception a user is meant to see."""
+
+
+class UserError(Exception):
+    """A mistake in what the user gave: a file, a key, a value.
+
+    Its text is one line that names the thing at fault; the command line prints it
+    without a traceback and exits with status 2.
+    """
+
+
+def nearest(name: str, known: object) -> str:
+    """`` (did you mean 'x'?)`` for the closest name in ``known``, or an empty string."""
+    import difflib
+
+    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""

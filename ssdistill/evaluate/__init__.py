@@ -1,0 +1,1 @@
+"""The only room with labels, and the gauges that need none."""

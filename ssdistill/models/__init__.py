@@ -1,0 +1,1 @@
+"""What turns pictures into vectors."""
