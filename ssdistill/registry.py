@@ -25,8 +25,8 @@ class Registry:
         noun: what one member is called in messages, e.g. ``"loss"``.
         place: dotted name of the package or module to search.
         base: dotted name (``module:Class``) of the base class; imported on first use.
-        extra_fields: settings every member has in a config beside its own arguments,
-            as ``name -> (type, default)``; they are not passed to the constructor.
+        schema_base: dotted name of the settings every member has in a config beside its own
+            arguments; they are not passed to the constructor.
     """
 
     def __init__(
@@ -34,15 +34,14 @@ class Registry:
         noun: str,
         place: str,
         base: str,
-        extra_fields: dict[str, tuple[Any, Any]] | None = None,
+        schema_base: str = "ssdistill.settings:Settings",
     ):
-        self.noun, self.place, self.base, self.extra_fields = noun, place, base, extra_fields or {}
+        self.noun, self.place, self.base, self.schema_base = noun, place, base, schema_base
 
     @cached_property
     def classes(self) -> dict[str, type]:
         """Every class by its kind, in alphabetical order."""
-        module_name, class_name = self.base.split(":")
-        base = getattr(importlib.import_module(module_name), class_name)
+        base = _import(self.base)
         root = importlib.import_module(self.place)
         modules = [root]
         for info in pkgutil.iter_modules(getattr(root, "__path__", [])):
@@ -50,9 +49,9 @@ class Registry:
         found: dict[str, type] = {}
         for module in modules:
             for cls in vars(module).values():
-                if inspect.isclass(cls) and issubclass(cls, base) and "kind" in vars(cls):
-                    if found.setdefault(cls.kind, cls) is not cls:
-                        raise TypeError(f"two {self.noun} classes are called '{cls.kind}'")
+                ours = inspect.isclass(cls) and issubclass(cls, base) and "kind" in vars(cls)
+                if ours and found.setdefault(cls.kind, cls) is not cls:
+                    raise TypeError(f"two {self.noun} classes are called '{cls.kind}'")
         return dict(sorted(found.items()))
 
     def __getitem__(self, kind: str) -> type:
@@ -64,7 +63,7 @@ class Registry:
         return self.classes[kind]
 
     def schema(self, kind: str) -> type[Settings]:
-        """The config model of one kind: ``kind``, the extra fields, the constructor's keywords."""
+        """The config model of one kind: the shared settings and the constructor's keywords."""
         return self._schemas[kind]
 
     @cached_property
@@ -73,13 +72,16 @@ class Registry:
 
     def _make_schema(self, cls: type) -> type[Settings]:
         hints = get_type_hints(cls.__init__, include_extras=True)
-        fields: dict[str, Any] = {"kind": (Literal[cls.kind], cls.kind), **self.extra_fields}
+        fields: dict[str, Any] = {"kind": (Literal[cls.kind], cls.kind)}
         for name, parameter in inspect.signature(cls.__init__).parameters.items():
             if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
                 default = ... if parameter.default is inspect.Parameter.empty else parameter.default
                 fields[name] = (hints[name], default)
         return create_model(
-            f"{cls.__name__}Settings", __base__=Settings, __doc__=inspect.getdoc(cls), **fields
+            f"{cls.__name__}Settings",
+            __base__=_import(self.schema_base),
+            __doc__=inspect.getdoc(cls),
+            **fields,
         )
 
     @property
@@ -92,18 +94,30 @@ class Registry:
 
     def build(self, settings: Settings, *runtime: Any, **runtime_named: Any) -> Any:
         """The object that ``settings`` describes; ``runtime`` goes in before the settings."""
-        skip = {"kind", *self.extra_fields}
+        skip = {"kind", *_import(self.schema_base).model_fields}
         chosen = {name: getattr(settings, name) for name in type(settings).model_fields}
         chosen = {name: value for name, value in chosen.items() if name not in skip}
         return self[settings.kind](*runtime, **runtime_named, **chosen)
 
 
+def _import(dotted: str) -> Any:
+    module, name = dotted.split(":")
+    return getattr(importlib.import_module(module), name)
+
+
 LOSSES = Registry(
-    "loss",
-    "ssdistill.losses",
-    "ssdistill.losses:Loss",
-    extra_fields={"weight": (Annotated[float, Field(ge=0)], 1.0)},
+    "loss", "ssdistill.losses", "ssdistill.losses:Loss", "ssdistill.losses:LossSettings"
 )
-METHODS = Registry("pretraining method", "ssdistill.pretrain", "ssdistill.pretrain:Method")
+METHODS = Registry(
+    "pretraining method",
+    "ssdistill.pretrain",
+    "ssdistill.pretrain:Method",
+    "ssdistill.train.settings:TrainSettings",
+)
 STEPS = Registry("compression step", "ssdistill.compress", "ssdistill.compress:Step")
-SOURCES = Registry("data source", "ssdistill.data.sources", "ssdistill.data.sources:Source")
+SOURCES = Registry(
+    "data source",
+    "ssdistill.data.sources",
+    "ssdistill.data.sources:Source",
+    "ssdistill.data.settings:StoreSettings",
+)

@@ -7,6 +7,13 @@ from torch import Tensor, nn
 
 from ssdistill.data.batch import Batch
 from ssdistill.models.representation import Representation
+from ssdistill.settings import NonNegative, Settings
+
+
+class LossSettings(Settings):
+    """What every loss has in a config: its weight in the total."""
+
+    weight: NonNegative = 1.0
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,7 @@ class Loss(nn.Module):
         paper: ``"Author et al., Venue Year, arXiv:XXXX.XXXXX"``.
         reads: ``"embedding"`` or ``"projection"``, or tap names.
         views: how many views a step needs at least.
+        exact_under_sharding: True when several processes compute what one would on the whole batch.
         minimum_at_teacher: True when student == teacher minimises the loss (a test checks it).
     """
 
@@ -52,6 +60,7 @@ class Loss(nn.Module):
     paper: ClassVar[str]
     reads: ClassVar[str | tuple[str, ...]] = "embedding"
     views: ClassVar[int] = 1
+    exact_under_sharding: ClassVar[bool] = False
     minimum_at_teacher: ClassVar[bool] = False
 
     def __init__(self, shapes: Shapes):

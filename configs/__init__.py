@@ -1,0 +1,1 @@
+"""The packaged configs, found by `ssdistill run NAME`."""

@@ -1,0 +1,39 @@
+"""ssdistill: distil, prune and quantize self-supervised vision encoders without labels.
+
+Public names: :func:`load` an encoder, :func:`run` an experiment, :func:`reproduce` its claims.
+"""
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ssdistill.chain.report import Report
+    from ssdistill.record.verdict import Verdict
+
+__version__ = version("ssdistill")
+__all__ = ["__version__", "load", "reproduce", "run"]
+
+
+def load(path: str | Path) -> Any:
+    """The encoder in a folder: ``load(path)(x_BCHW in [0, 1]).embedding_BD``.
+
+    Opens what training, pruning and quantization save; see :func:`ssdistill.models.artifacts.load`.
+    """
+    from ssdistill.models.artifacts import load as load_artifact
+
+    return load_artifact(path)
+
+
+def run(config: str | Path, *overrides: str, root: str | Path = "runs") -> "Report":
+    """Run an experiment, as ``ssdistill run config key=value …`` does."""
+    from ssdistill.chain.run import run as run_experiment
+    from ssdistill.config import load_experiment
+
+    experiment, _ = load_experiment(config, list(overrides))
+    return run_experiment(experiment, root)
+
+
+def reproduce(config: str | Path, *overrides: str, root: str | Path = "runs") -> list["Verdict"]:
+    """Run an experiment and judge its claims, as ``ssdistill reproduce`` does."""
+    return run(config, *overrides, root=root).verdicts

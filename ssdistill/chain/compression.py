@@ -1,0 +1,47 @@
+"""The stage that applies one compression step."""
+
+from typing import Any
+
+from ssdistill.chain.training import build_distiller, export, train
+from ssdistill.chain.workspace import MODEL, Workspace
+from ssdistill.compress import Context
+from ssdistill.models.backbones import Encoder
+from ssdistill.record.tracker import Tracker
+from ssdistill.registry import STEPS
+from ssdistill.stages import Stage
+from ssdistill.train.seeding import seed_generators
+from ssdistill.train.settings import TrainSettings
+
+
+def compress(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str, Any]:
+    """The parent's encoder after one step; what the step reports becomes the metrics."""
+    settings = STEPS.schema(stage.config["step"]["kind"]).model_validate(stage.config["step"])
+    step = STEPS.build(settings)
+    parents = stage.parents
+    metrics: dict[str, Any] = {}
+
+    def recover(student: Encoder, teacher: Encoder, training: TrainSettings) -> Encoder:
+        losses = (
+            type(workspace.experiment.distill)
+            .model_validate(stage.config["distill"]["training"])
+            .losses
+        )
+        distiller = build_distiller(student, teacher, losses, stage, workspace)
+        metrics.update(train(distiller, training, stage, workspace, tracker))
+        return student
+
+    folder = tracker.run.folder / MODEL
+    folder.mkdir(exist_ok=True)
+    context = Context(
+        images=workspace.images,
+        folder=folder,
+        teacher=workspace.encoder(parents["teacher"]) if "teacher" in parents else None,
+        original=workspace.encoder(parents["distilled"]) if "distilled" in parents else None,
+        train=recover if step.trains else None,
+    )
+    seed_generators(stage.seed, stage.digest)
+    encoder = step.apply(workspace.encoder(parents["model"]), context)
+    words = {name: value for name, value in context.record.items() if isinstance(value, str)}
+    export(encoder, stage, tracker, parent="model", **words)
+    numbers = {k: v for k, v in context.record.items() if isinstance(v, int | float)}
+    return metrics | {f"compress/{name}": value for name, value in numbers.items()}

@@ -1,0 +1,86 @@
+"""The stages that judge: gauges without labels, then the probes, and latencies side by side."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssdistill.chain.workspace import MODEL, Workspace
+from ssdistill.evaluate.agreement import agreement
+from ssdistill.evaluate.collapse import gauges
+from ssdistill.evaluate.features import extract
+from ssdistill.evaluate.knn import knn_probe
+from ssdistill.evaluate.linear_probe import linear_probe
+from ssdistill.evaluate.low_shot import low_shot_probe
+from ssdistill.evaluate.settings import EvaluateSettings
+from ssdistill.measure.macs import count_macs
+from ssdistill.measure.parameters import count_parameters, file_bytes
+from ssdistill.models.representation import Representation
+from ssdistill.record.tracker import Tracker
+from ssdistill.stages import Stage
+
+GAUGED = "gauged_features.npy"
+"""Embeddings of the gauged test images, kept for agreement and for the report's neighbours."""
+
+
+def gauged(num_images: int, wanted: int) -> slice:
+    """Which test images the label-free gauges look at: evenly spread, at most ``wanted``."""
+    step = -(-num_images // wanted)
+    return slice(0, num_images, step)
+
+
+def evaluate(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str, Any]:
+    """What a model costs, how it agrees with the teacher and, with labels, what it knows."""
+    model, size = stage.parents.get("model"), workspace.image_size
+    encoder = workspace.encoder(model) if model else raw_pixels
+    settings = EvaluateSettings.model_validate(stage.config["evaluate"])
+    test_ND = extract(encoder, workspace.test.images, size)
+    shown_ND = test_ND[gauged(len(test_ND), settings.gauge_images)]
+    np.save(tracker.run.folder / GAUGED, shown_ND.numpy())
+    metrics = gauges(shown_ND) | (costs(model, workspace) if model else {})
+    teacher = stage.parents.get("teacher")
+    teacher_ND = np.load(teacher.folder(workspace.root) / GAUGED) if teacher else shown_ND
+    metrics |= agreement(shown_ND, torch.as_tensor(teacher_ND))
+    if stage.config["labels"]:
+        train_ND = extract(encoder, workspace.train.images, size)
+        metrics |= probes(train_ND, test_ND, workspace, settings)
+    return metrics
+
+
+def raw_pixels(x_BCHW: Tensor) -> Representation:
+    """No encoder at all: the image itself as its embedding."""
+    return Representation(x_BCHW.flatten(1))
+
+
+def probes(
+    train_ND: Tensor, test_ND: Tensor, workspace: Workspace, settings: EvaluateSettings
+) -> dict[str, float]:
+    """Every probe that is asked for. Here, and nowhere before, labels are read."""
+    data = (train_ND, workspace.train.labels, test_ND, workspace.test.labels)
+    metrics: dict[str, float] = {}
+    if settings.linear:
+        result = linear_probe(*data, **settings.linear.model_dump())
+        metrics |= result.metrics() | {"probe/linear/top1_stderr": result.standard_error}
+    if settings.knn:
+        result = knn_probe(*data, **settings.knn.model_dump())
+        metrics |= result.metrics() | {"probe/knn/top1_stderr": result.standard_error}
+    if settings.low_shot:
+        result = low_shot_probe(*data, **settings.low_shot.model_dump())
+        metrics |= result.metrics()
+        metrics["probe/low_shot/top1_stderr"] = result.std / result.draws**0.5
+    return metrics
+
+
+def costs(model: Stage, workspace: Workspace) -> dict[str, float]:
+    """Parameters, MACs and bytes of a stage's model."""
+    encoder = workspace.encoder(model)
+    float_parent = model
+    # Quantization changes no MACs; they are counted on the last PyTorch encoder before it.
+    while not (float_parent.folder(workspace.root) / MODEL / "model.safetensors").exists():
+        float_parent = float_parent.parents["model"]
+    return {
+        "compress/params": count_parameters(encoder),
+        "compress/macs": count_macs(workspace.encoder(float_parent)),
+        "compress/bytes": file_bytes(model.folder(workspace.root) / MODEL),
+    }

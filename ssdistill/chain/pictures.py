@@ -1,0 +1,101 @@
+"""The pictures of a report: charts, views, neighbours."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from ssdistill.chain.evaluation import GAUGED, gauged
+from ssdistill.chain.plan import evaluations_of, models_of
+from ssdistill.chain.training import VIEWS
+from ssdistill.chain.workspace import Workspace
+from ssdistill.evaluate.knn import neighbours
+from ssdistill.evaluate.settings import EvaluateSettings
+from ssdistill.record.comparisons import Score, SizePoint
+from ssdistill.record.grids import Neighbours, ViewGrid
+from ssdistill.record.plots import Curves, curves_of
+from ssdistill.record.run import read_metrics
+from ssdistill.record.tables import results_rows
+
+CURVED = ("teacher", "control", "distilled", "recovered")
+"""Roles whose training is drawn."""
+SHOWN_QUERIES, SHOWN_NEIGHBOURS = 8, 6
+ACCURACY = "probe/linear/top1"
+
+
+def pictures(workspace: Workspace, records: list[dict[str, Any]]) -> dict[str, Any]:
+    """The fields of :class:`ssdistill.record.page.PageData` that are drawn."""
+    return _charts(workspace, records) | {
+        "views": _views(workspace),
+        "neighbours": _neighbours(workspace),
+    }
+
+
+def _charts(workspace: Workspace, records: list[dict[str, Any]]) -> dict[str, Any]:
+    rows = [row for row in results_rows(records) if row.mean(ACCURACY) is not None]
+    sized = [row for row in rows if row.mean("compress/bytes")]
+    points = [
+        SizePoint(r.model, r.mean("compress/bytes"), r.mean(ACCURACY), r.spread(ACCURACY))
+        for r in sized
+    ]
+    scores = [
+        Score(r.model, r.mean(ACCURACY), r.spread(ACCURACY), tuple(r.values[ACCURACY].values()))
+        for r in rows
+    ]
+    models = models_of(workspace, workspace.experiment.seeds[0])
+    chain = [role for role, stage in models.items() if stage.kind in ("distill", "compress")]
+    return {"sizes": points, "scores": scores, "chain": chain, "curves": _curves(workspace)}
+
+
+def _curves(workspace: Workspace) -> list[Curves]:
+    charts = []
+    for role, stage in models_of(workspace, workspace.experiment.seeds[0]).items():
+        if role in CURVED:
+            lines = read_metrics(stage.folder(workspace.root))
+            wanted = ("losses", "spread", "rank")
+            charts += [c for c in curves_of(lines, role) if any(w in c.title for w in wanted)]
+    return charts
+
+
+def _views(workspace: Workspace) -> ViewGrid | None:
+    """The first images of the first step, as the distilled student (else the teacher) saw them."""
+    models = models_of(workspace, workspace.experiment.seeds[0])
+    stage = models.get("distilled", models["teacher"])
+    path = stage.folder(workspace.root) / VIEWS
+    if not path.exists():
+        return None
+    pictures = np.load(path)
+    columns = [f"view {number + 1}" for number in range(len(pictures))]
+    rows = [list(row) for row in pictures.swapaxes(0, 1)]
+    return ViewGrid(rows, columns, f"The first images of the first step ({stage.role}).")
+
+
+def _neighbours(workspace: Workspace) -> Neighbours | None:
+    """Nearest test images of a few test images, by teacher and by distilled student."""
+    evaluations = evaluations_of(workspace, workspace.experiment.seeds[0])
+    if "distilled" not in evaluations:
+        return None
+    settings = workspace.experiment.evaluate or EvaluateSettings()
+    pictures = workspace.test.images[gauged(len(workspace.test), settings.gauge_images)]
+    count = min(SHOWN_QUERIES, len(pictures))
+    queries = np.linspace(0, len(pictures) - 1, count).astype(int)
+    nearest = {}
+    for role in ("teacher", "distilled"):
+        z_ND = torch.as_tensor(np.load(evaluations[role].folder(workspace.root) / GAUGED))
+        k = min(SHOWN_NEIGHBOURS, len(z_ND) - 1)
+        found = torch.cat([index_Bk for _, index_Bk in neighbours(z_ND[queries], z_ND, k + 1)])
+        # The nearest of all is the query itself.
+        nearest[role] = [
+            [i for i in row if i != q][:k] for q, row in zip(queries, found.tolist(), strict=True)
+        ]
+    shared = [
+        [i in theirs for i in ours]
+        for ours, theirs in zip(nearest["distilled"], nearest["teacher"], strict=True)
+    ]
+    return Neighbours(
+        queries=[pictures[q] for q in queries],
+        teacher=[[pictures[i] for i in row] for row in nearest["teacher"]],
+        student=[[pictures[i] for i in row] for row in nearest["distilled"]],
+        shared=shared,
+        caption="Cosine similarity of embeddings, among the gauged test images.",
+    )

@@ -1,0 +1,186 @@
+"""From the records of a run to its table, its page and its own record."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ssdistill.chain.pictures import ACCURACY, pictures
+from ssdistill.chain.plan import evaluations_of, latency_stage, models_of
+from ssdistill.chain.workspace import Workspace
+from ssdistill.record.page import Headline, PageData, write_page
+from ssdistill.record.provenance import provenance
+from ssdistill.record.run import Run, write_atomically
+from ssdistill.record.tables import ResultRow, Table, results_rows, results_table
+from ssdistill.record.tracker import Tracker
+from ssdistill.record.verdict import Verdict, judge, verdict_table
+from ssdistill.stages import Identity
+
+
+@dataclass(frozen=True)
+class Report:
+    """What came out of a run.
+
+    Attributes:
+        folder: of ``report.html``, ``run.json``, ``metrics.jsonl`` and ``records.jsonl``.
+        records: one per model and seed: model, seed, metrics, provenance.
+        tables: results and, where the experiment makes claims, the verdicts.
+        verdicts: one per claim.
+        notices: what must be known to read the numbers rightly.
+    """
+
+    folder: Path
+    records: list[dict[str, Any]]
+    tables: list[Table]
+    verdicts: list[Verdict] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+
+    def publish(self, folder: Path) -> None:
+        """Write the records where ``ssdistill report`` makes tables from them."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "records.jsonl", as_lines(self.records))
+
+
+def make_report(workspace: Workspace) -> Report:
+    """Collect the finished stages and write everything that shows them."""
+    experiment = workspace.experiment
+    identity = Identity.of(experiment)
+    folder = workspace.root / identity.group
+    records = collect(workspace)
+    results = results_table(records, title=experiment.name)
+    claims = experiment.paper.claims if experiment.paper else ()
+    verdicts = judge(claims, records, experiment.profile)
+    tables = [results, *([verdict_table(verdicts)] if verdicts else [])]
+    notices = notices_of(workspace)
+    _record(workspace, identity, folder, records)
+    write_atomically(folder / "records.jsonl", as_lines(records))
+    page = PageData(
+        title=experiment.name,
+        summary=_summary(workspace, records),
+        notices=notices,
+        headline=_headline(results_rows(records)),
+        results=results,
+        claims=tables[1] if verdicts else None,
+        **pictures(workspace, records),
+        provenance=provenance() | {"data": workspace.train.fingerprint},
+        config=json.dumps(experiment.model_dump(mode="json", by_alias=True), indent=1),
+    )
+    write_page(folder, page)
+    return Report(folder, records, tables, verdicts, notices)
+
+
+def collect(workspace: Workspace) -> list[dict[str, Any]]:
+    """One record per model and seed, from the evaluation and training stages."""
+    experiment, root = workspace.experiment, workspace.root
+    latencies = latency_stage(workspace).record(root).metrics
+    records = []
+    for seed in experiment.seeds:
+        models = models_of(workspace, seed)
+        for role, evaluation in evaluations_of(workspace, seed).items():
+            record = evaluation.record(root)
+            trained = models[role].record(root).metrics if role in models else {}
+            metrics = record.metrics | {k: v for k, v in trained.items() if k.startswith("train/")}
+            for name, value in latencies.items():
+                key, _, model = name.rpartition("/")
+                if model == role:
+                    metrics[key] = value
+            records.append(
+                {
+                    "experiment": experiment.name,
+                    "profile": experiment.profile,
+                    "model": role,
+                    "seed": seed,
+                    "metrics": metrics,
+                    "provenance": record.provenance,
+                    "protocol": {
+                        "data": workspace.source.description,
+                        "evaluate": evaluation.config["evaluate"],
+                    },
+                }
+            )
+    order = ["pixels", *models_of(workspace, experiment.seeds[0])]
+    return sorted(records, key=lambda r: (order.index(r["model"]), r["seed"]))
+
+
+def as_lines(records: Sequence[dict[str, Any]]) -> str:
+    """JSON lines."""
+    return "".join(json.dumps(record, sort_keys=True) + "\n" for record in records)
+
+
+def notices_of(workspace: Workspace) -> list[str]:
+    """What a reader must know before believing the numbers."""
+    experiment, notices = workspace.experiment, []
+    if workspace.source.kind == "digits":
+        notices.append(
+            "Digits is a smoke test: its raw pixels (row 'pixels') are about as good as any "
+            "encoder's features, so these numbers cannot show that distillation helps. "
+            "configs/cifar10_cpu.yaml carries that claim."
+        )
+    if not workspace.source.has_labels:
+        notices.append("The data has no labels: nothing was probed; the gauges need none.")
+    if experiment.profile != "paper":
+        notices.append(
+            f"Profile {experiment.profile}: not comparable with numbers published in papers."
+        )
+    return notices
+
+
+def _record(
+    workspace: Workspace, identity: Identity, folder: Path, records: list[dict[str, Any]]
+) -> None:
+    """The experiment's own run: one line per seed, with every model's final numbers."""
+    experiment = workspace.experiment
+    run = Run(
+        folder,
+        stage="report",
+        kind="report",
+        digest=identity.digest,
+        seed=experiment.seeds[0],
+        name=experiment.name,
+        group=identity.group,
+        profile=experiment.profile,
+        fingerprint=workspace.train.fingerprint,
+        parents={r["model"]: _digests(workspace, r["model"]) for r in records},
+        config=experiment.model_dump(mode="json", by_alias=True),
+    )
+    with Tracker(run, experiment.tracking, identity.tags) as tracker:
+        run.rewind(0)
+        for position, seed in enumerate(experiment.seeds):
+            of_seed = [r for r in records if r["seed"] == seed]
+            line = {f"{r['model']}/{k}": v for r in of_seed for k, v in r["metrics"].items()}
+            tracker.log(position, line)
+        rows = results_rows(records)
+        tracker.finish({f"{row.model}/{m}": row.mean(m) for row in rows for m in row.values})
+
+
+def _digests(workspace: Workspace, role: str) -> dict[str, str]:
+    """Digest of the model's stage, by seed."""
+    seeds = workspace.experiment.seeds
+    found = {str(seed): models_of(workspace, seed).get(role) for seed in seeds}
+    return {seed: stage.digest for seed, stage in found.items() if stage}
+
+
+def _summary(workspace: Workspace, records: list[dict[str, Any]]) -> str:
+    experiment = workspace.experiment
+    seeds = len(experiment.seeds)
+    return (
+        f"{workspace.source.description}: {len(workspace.train)} training and "
+        f"{len(workspace.test)} test images of {workspace.image_size} pixels a side. A "
+        f"{experiment.pretrain.kind} teacher, distilled into a smaller student"
+        f"{', pruned and quantized' if experiment.compress else ''}, without labels until the "
+        f"probes; {seeds} seed{'s' if seeds > 1 else ''}, profile {experiment.profile}."
+    )
+
+
+def _headline(rows: list[ResultRow]) -> list[Headline]:
+    by_model = {row.model: row for row in rows}
+    last = rows[-1]
+    shown = []
+    for name in ("teacher", "control", "distilled", last.model):
+        row = by_model.get(name)
+        if row and (accuracy := row.mean(ACCURACY)) is not None:
+            size = row.mean("compress/bytes")
+            note = f"linear top-1, {size / 1000:.0f} kB" if size else "linear top-1"
+            shown.append(Headline(name, f"{accuracy:.1f} %", note))
+    return list({item.name: item for item in shown}.values())

@@ -1,0 +1,93 @@
+"""Run an experiment: open the data, do the stages that are missing, report."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ssdistill.chain import compression, evaluation, latency, training
+from ssdistill.chain.plan import plan
+from ssdistill.chain.report import Report, make_report
+from ssdistill.chain.workspace import Workspace, open_workspace
+from ssdistill.config import Experiment
+from ssdistill.stages import Identity, Stage, execute
+from ssdistill.train.progress import console
+
+BODIES = {
+    "initialize": training.initialize,
+    "pretrain": training.pretrain,
+    "distill": training.distill,
+    "compress": compression.compress,
+    "evaluate": evaluation.evaluate,
+    "latency": latency.latency,
+}
+"""The work of each kind of stage."""
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One line of ``--dry-run``."""
+
+    stage: Stage
+    status: str
+
+
+def dry_run(experiment: Experiment, root: Path) -> list[PlannedStage]:
+    """The stages a run would go through, and which of them exist. Decodes the data, no more."""
+    workspace = open_workspace(experiment, root)
+    return [PlannedStage(stage, stage.status(root)) for stage in plan(workspace)]
+
+
+def run(experiment: Experiment, root: str | Path = "runs") -> Report:
+    """Do everything an experiment asks for that is not done yet.
+
+    Args:
+        experiment: from :func:`ssdistill.config.load_experiment`.
+        root: the runs folder; finished stages in it are reused, whichever experiment made them.
+
+    Returns:
+        the report, already written to ``<root>/<name>-<digest8>/report.html``.
+
+    Raises:
+        UserError: anything the user can mend.
+        KeyboardInterrupt: after Ctrl-C; running again goes on from there.
+    """
+    root = Path(root)
+    workspace = open_workspace(experiment, root)
+    stages = plan(workspace)
+    announce(workspace, stages)
+    identity = Identity.of(experiment)
+    for number, stage in enumerate(stages, start=1):
+        _do(stage, workspace, identity, f"[{number}/{len(stages)}]")
+    return make_report(workspace)
+
+
+def _do(stage: Stage, workspace: Workspace, identity: Identity, position: str) -> None:
+    label = f"{position} {stage.kind} {stage.role}, seed {stage.seed}"
+    if stage.status(workspace.root) == "finished":
+        console.print(f"{label}: done before", style="dim")
+        return
+    console.print(label)
+
+    def body(stage: Stage, tracker):
+        return BODIES[stage.kind](stage, workspace, tracker)
+
+    record = execute(stage, workspace.root, body, identity, workspace.experiment.tracking)
+    steps = record.metrics.get("train/steps")
+    trained = f", {steps:.0f} steps" if steps else ""
+    console.print(f"  {record.wall_seconds:.1f} s{trained}", style="dim")
+
+
+def announce(workspace: Workspace, stages: list[Stage]) -> None:
+    """Say what is about to happen, and what will not."""
+    train, test = workspace.train, workspace.test
+    size = workspace.image_size
+    console.print(
+        f"{workspace.source.description}: {len(train)} training and {len(test)} test images, "
+        f"{size}x{size}"
+    )
+    if not workspace.source.has_labels:
+        console.print(
+            "the data has no labels: the chain stops before the probes and reports the "
+            "label-free gauges"
+        )
+    missing = sum(stage.status(workspace.root) != "finished" for stage in stages)
+    console.print(f"{len(stages)} stages, {missing} to do")

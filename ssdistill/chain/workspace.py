@@ -1,0 +1,104 @@
+"""What the stages of one run share: the experiment, its pictures, the runs folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ssdistill.config import Experiment
+from ssdistill.data.sources import Source
+from ssdistill.data.store import Store, open_store
+from ssdistill.data.views import RECIPES, ViewRecipe, eval_view
+from ssdistill.errors import UserError, nearest
+from ssdistill.models.artifacts import load
+from ssdistill.models.backbones import Encoder, EncoderSettings, build_encoder
+from ssdistill.registry import SOURCES
+from ssdistill.stages import Stage
+
+MODEL = "model"
+"""Folder, inside a stage's, of the encoder it made."""
+
+
+@dataclass
+class Workspace:
+    """Everything a stage may look at.
+
+    Attributes:
+        experiment: what is run.
+        root: the runs folder.
+        source: where the pictures come from.
+        train, test: the pictures, decoded.
+    """
+
+    experiment: Experiment
+    root: Path
+    source: Source
+    train: Store
+    test: Store
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images, in pixels."""
+        return self.train.images.shape[1]
+
+    def build(self, settings: EncoderSettings) -> Encoder:
+        """A fresh encoder with the training images' statistics."""
+        return build_encoder(settings, self.image_size, self.train.mean, self.train.std)
+
+    def encoder(self, stage: Stage) -> Encoder:
+        """The encoder a finished stage made, in eval mode."""
+        return load(stage.folder(self.root) / MODEL)
+
+    def images(self, n: int, seed: int) -> Tensor:
+        """Evaluation views (n, 3, H, W) of distinct training images, chosen by ``seed``."""
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.randperm(len(self.train), generator=generator)[:n].sort().values
+        pixels = torch.from_numpy(self.train.images[chosen.numpy()])
+        return eval_view(pixels, self.image_size)
+
+
+def open_workspace(experiment: Experiment, root: Path) -> Workspace:
+    """Open the data (decoding it the first time) and check what can be checked before training.
+
+    Raises:
+        UserError: data that cannot be read, or that cannot serve what the experiment asks.
+    """
+    source: Source = SOURCES.build(experiment.data)
+    size = experiment.data.image_size or source.default_image_size
+    stores = {
+        split: open_store(source, split, size, root / "data", experiment.data.max_bad)
+        for split in ("train", "test")
+    }
+    workspace = Workspace(experiment, root, source, **stores)
+    # Only names that are known without reading a label.
+    classes = stores["train"].class_names
+    if experiment.evaluate and source.has_labels and classes is not None and len(classes) < 2:
+        raise UserError(
+            f"data: {source.description} has one class only ({classes[0]}): a probe needs two; "
+            "set evaluate=null to run without it"
+        )
+    for network in (experiment.teacher, experiment.student):
+        workspace.build(network.encoder)
+    return workspace
+
+
+def resolve_recipes(
+    wanted: tuple[str | ViewRecipe, ...] | str, natural: tuple[str, ...], source: Source
+) -> tuple[ViewRecipe, ...]:
+    """The recipes behind ``views:``.
+
+    ``auto`` is ``natural``, what the method asks for on natural images, unless the data has a
+    recipe of its own.
+    """
+    if wanted == "auto":
+        wanted = tuple(source.default_recipe or name for name in natural)
+    recipes = []
+    for recipe in wanted:
+        if isinstance(recipe, str) and recipe not in RECIPES:
+            raise UserError(
+                f"views: no recipe is called '{recipe}'{nearest(recipe, RECIPES)}; "
+                f"known: {', '.join(RECIPES)}"
+            )
+        recipes.append(RECIPES[recipe] if isinstance(recipe, str) else recipe)
+    return tuple(recipes)

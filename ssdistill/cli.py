@@ -1,0 +1,174 @@
+"""The command line: parsing and printing only."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ssdistill.errors import UserError
+
+EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
+
+EPILOG = """\
+examples:
+  ssdistill run quickstart                          the whole chain on scikit-learn's digits
+  ssdistill run quickstart data=cifar10             the same on CIFAR-10 (downloads)
+  ssdistill run quickstart data.kind=folder data.path=photos
+  ssdistill run quickstart pretrain.kind=byol seeds=[0,1,2]
+  ssdistill run quickstart --dry-run                what would be done, and what exists
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="  %(message)s")
+    try:
+        return options.command(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ssdistill",
+        description="Distil, prune and quantize self-supervised vision encoders without labels.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=_version())
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    run = _add(commands, "run", _run, "run an experiment; what is done already is not done again")
+    _experiment_arguments(run)
+    run.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    run.add_argument(
+        "--publish",
+        type=Path,
+        metavar="FOLDER",
+        help="also write the results to FOLDER/records.jsonl, from which tables are made",
+    )
+
+    reproduce = _add(
+        commands,
+        "reproduce",
+        _reproduce,
+        "run an experiment and hold its claims against the results",
+        "Exit status: 0 all claims hold, 1 one fails, 3 some cannot be decided, 2 an error.",
+    )
+    _experiment_arguments(reproduce)
+
+    report = _add(commands, "report", _report, "rewrite the tables in README files from records")
+    report.add_argument("--check", action="store_true", help="only say which tables differ")
+    report.add_argument("--root", type=Path, default=Path("."), help="folder of the README")
+
+    listing = _add(commands, "list", _list, "every kind there is, with its settings and source")
+    listing.add_argument(
+        "what", nargs="?", help="losses, methods, steps, sources, views or configs; default all"
+    )
+    return parser
+
+
+def _add(commands, name: str, command, summary: str, more: str = "") -> argparse.ArgumentParser:
+    description = f"{summary[0].upper()}{summary[1:]}. {more}"
+    parser = commands.add_parser(name, help=summary, description=description)
+    parser.set_defaults(command=command)
+    return parser
+
+
+def _experiment_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help="a YAML file, or the name of a packaged config")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="runs folder (runs)")
+
+
+def _run(options: argparse.Namespace) -> int:
+    experiment = _load(options)
+    if options.dry_run:
+        from ssdistill.chain.run import dry_run
+        from ssdistill.listing import plan_table
+
+        _print(plan_table(dry_run(experiment, options.runs)))
+        return 0
+    report = _execute(experiment, options.runs)
+    if options.publish:
+        report.publish(options.publish)
+        print(f"records: {options.publish / 'records.jsonl'}")
+    return 0
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    from ssdistill.record.verdict import exit_code
+
+    experiment = _load(options)
+    if experiment.paper is None or not experiment.paper.claims:
+        raise UserError(f"{options.config}: nothing to reproduce, it has no paper.claims")
+    return exit_code(_execute(experiment, options.runs).verdicts)
+
+
+def _load(options: argparse.Namespace):
+    from ssdistill.config import load_experiment
+
+    experiment, notices = load_experiment(options.config, options.overrides)
+    for notice in notices:
+        print(notice, file=sys.stderr)
+    return experiment
+
+
+def _execute(experiment, root: Path):
+    from ssdistill.chain.run import run
+
+    report = run(experiment, root)
+    for table in report.tables:
+        _print(table.to_rich())
+    for notice in report.notices:
+        print(notice)
+    print(f"report: {report.folder / 'report.html'}")
+    return report
+
+
+def _report(options: argparse.Namespace) -> int:
+    from ssdistill.record.reports import write_reports
+
+    outdated = write_reports(options.root, check=options.check)
+    for block in outdated:
+        print(block if options.check else f"{block.file}: block '{block.block}' rewritten")
+    if options.check and outdated:
+        print("run `ssdistill report` to rewrite them from the records", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _list(options: argparse.Namespace) -> int:
+    from ssdistill.listing import listings
+
+    for table in listings(options.what):
+        _print(table)
+    return 0
+
+
+def _print(renderable) -> None:
+    import shutil
+
+    from rich.console import Console
+
+    # Piped output has no width of its own; a table cut at 80 columns would lose its numbers.
+    width = shutil.get_terminal_size((160, 50)).columns if not sys.stdout.isatty() else None
+    Console(width=width).print(renderable)
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return f"ssdistill {version('ssdistill')}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""All problems of a config at once, each with its key and the nearest known name."""
+
+import types
+from pathlib import Path
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from ssdistill.errors import nearest
+
+
+def describe(file: Path, error: ValidationError, model: type[BaseModel]) -> str:
+    """One line per problem, under a line that names the file."""
+    lines = []
+    for problem in error.errors():
+        keys, siblings = _locate(problem["loc"], model)
+        key = ".".join(keys) or "the file"
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"  {key}: no such setting{nearest(keys[-1], siblings)}")
+        elif problem["type"] == "missing":
+            lines.append(f"  {key}: must be given")
+        elif problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
+            tag = problem["ctx"].get("tag", "")
+            known = [
+                name.strip(" '") for name in problem["ctx"].get("expected_tags", "").split(",")
+            ]
+            reason = f"'{tag}' is unknown{nearest(tag, known)}" if tag else "must be given"
+            lines.append(f"  {key}.kind: {reason}; known: {', '.join(known) or 'see list'}")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            given = "" if isinstance(problem["input"], dict) else f" (got {problem['input']!r})"
+            lines.append(f"  {key}: {message[0].lower()}{message[1:]}{given}")
+    unique = list(dict.fromkeys(lines))
+    count = f"{len(unique)} problem{'s' * (len(unique) > 1)}"
+    return f"{file}: {count}\n" + "\n".join(unique)
+
+
+def _locate(location: tuple, model: Any) -> tuple[list[str], list[str]]:
+    """The key as written in YAML, and the names that could stand in its place.
+
+    pydantic's location also holds the names of union members, which no file contains.
+    """
+    keys: list[str] = []
+    here, siblings = model, []
+    for part in location:
+        members = _members(here)
+        fields = next((m for m in members if _is_model(m)), None)
+        tagged = [m for m in members if _is_model(m) and _kind(m) == part]
+        if tagged and len([m for m in members if _is_model(m)]) > 0 and part not in _names(fields):
+            here = tagged[0]
+            continue
+        if fields is not None and (part in _names(fields) or isinstance(part, str)):
+            names = _names(fields)
+            siblings = list(names)
+            keys.append(str(part))
+            here = names[part].annotation if part in names else Any
+            continue
+        inner = [arg for m in members for arg in _item_types(m)]
+        if inner:
+            keys.append(str(part))
+            here, siblings = inner[0], []
+    return keys, siblings
+
+
+def _members(annotation: Any) -> list[Any]:
+    """The types a value may have, wrappers and unions taken apart."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _members(get_args(annotation)[0])
+    if origin in (Union, types.UnionType):
+        return [m for arg in get_args(annotation) for m in _members(arg)]
+    return [annotation]
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _kind(model: type[BaseModel]) -> str | None:
+    field = model.model_fields.get("kind")
+    return field.default if field else None
+
+
+def _names(model: type[BaseModel] | None) -> dict[str, Any]:
+    """Fields by the name they have in a file."""
+    fields = model.model_fields if model else {}
+    return {field.alias or name: field for name, field in fields.items()}
+
+
+def _item_types(annotation: Any) -> list[Any]:
+    """What a container holds: a mapping's values, a list's items."""
+    args = get_args(annotation)
+    if get_origin(annotation) is dict:
+        return [args[1]]
+    return [args[0]] if get_origin(annotation) in (tuple, list) and args else []

@@ -1,0 +1,143 @@
+"""Colour changes of a whole batch, every image with its own factors and order of operations.
+
+All functions work on float32 (B, 3, H, W) in [0, 1], in place where the name ends in ``_``, and
+equal torchvision's functional operations on float images up to rounding.
+"""
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ssdistill.data.geometry import resample
+from ssdistill.errors import UserError
+
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+"""Operation numbers, also the columns of ``factor_B4`` (as in torchvision's ``ColorJitter``)."""
+UNTOUCHED = 4
+_LUMA = (0.2989, 0.587, 0.114)
+
+
+def luma(x_BCN: Tensor) -> Tensor:
+    """Grey value of each pixel, (B, N)."""
+    red_BN, green_BN, blue_BN = x_BCN.unbind(1)
+    grey_BN = red_BN * _LUMA[0]
+    return grey_BN.add_(green_BN, alpha=_LUMA[1]).add_(blue_BN, alpha=_LUMA[2])
+
+
+def jitter_groups(order_B4: Tensor, chosen_B: Tensor) -> Tensor:
+    """Where hue stands in each image's order: 0..3, or :data:`UNTOUCHED` for images left alone."""
+    return torch.where(chosen_B, (order_B4 == HUE).int().argmax(dim=1), UNTOUCHED)
+
+
+def jitter_(x_BCHW: Tensor, order_B4: Tensor, factor_B4: Tensor, group_B: Tensor) -> None:
+    """Brightness, contrast, saturation and hue in each image's own order.
+
+    Hue is done once for all images; the operations an image has before and after it are done in
+    up to three rounds each. With the images sorted by group every round is one slice.
+
+    Args:
+        order_B4: int64, each row a permutation of the four operation numbers.
+        factor_B4: float32 factors, hue in turns (-0.5 to 0.5).
+        group_B: :func:`jitter_groups`, ascending.
+    """
+    x_BCN = x_BCHW.view(*x_BCHW.shape[:2], -1)
+    starts = [0, *torch.bincount(group_B, minlength=5).cumsum(0).tolist()]
+    end = starts[UNTOUCHED]
+    for turn in range(3):
+        rows = slice(starts[turn + 1], end)
+        _blend_(x_BCN[rows], order_B4[rows, turn], factor_B4[rows])
+    rotated = factor_B4[:end, HUE]
+    if end and bool((rotated != 0).any()):
+        rotate_hue_(x_BCN[:end], rotated)
+    for turn in range(1, 4):
+        rows = slice(0, starts[UNTOUCHED - turn])
+        after_B1 = group_B[rows, None] + turn
+        _blend_(x_BCN[rows], order_B4[rows].gather(1, after_B1)[:, 0], factor_B4[rows])
+
+
+def _blend_(x_BCN: Tensor, operation_B: Tensor, factor_B4: Tensor) -> None:
+    """One operation other than hue per image: f·x + (1 - f)·t, clamped.
+
+    t is black for brightness, the mean grey for contrast, the pixel's grey for saturation.
+    """
+    if not len(x_BCN):
+        return
+    factor_B = factor_B4.gather(1, operation_B[:, None])
+    rest_B = 1.0 - factor_B
+    grey_BN = luma(x_BCN)
+    mean_B = grey_BN.mean(dim=1, keepdim=True)
+    target_BN = grey_BN.mul_(rest_B * (operation_B == SATURATION)[:, None])
+    target_BN.add_(mean_B * rest_B * (operation_B == CONTRAST)[:, None])
+    torch.addcmul(target_BN[:, None], x_BCN, factor_B[:, :, None], out=x_BCN)
+    x_BCN.clamp_(0.0, 1.0)
+
+
+def rotate_hue_(x_BCN: Tensor, turn_B: Tensor) -> None:
+    """Turn the hue by ``turn_B`` (1 is a full turn), keeping HSV's value and saturation.
+
+    On the hexagon of hues, with red at 0, green at 2 and blue at -2 and each channel rescaled to
+    u in [0, 1] by the pixel's own minimum and maximum, the hue is ±(1 + u_g + u_b - u_r), signed
+    as g - b; and a channel at distance d from the hue has u = clamp(2 - d, 0, 1). No case
+    distinction between the six sextants is needed.
+    """
+    red_BN, green_BN, blue_BN = x_BCN.unbind(1)
+    top_BN = torch.maximum(green_BN, blue_BN)
+    low_BN = torch.minimum(green_BN, blue_BN)
+    sum_BN = top_BN + low_BN
+    torch.maximum(top_BN, red_BN, out=top_BN)
+    torch.minimum(low_BN, red_BN, out=low_BN)
+    chroma_BN = top_BN.sub_(low_BN)
+    hue_BN = sum_BN.add_(chroma_BN).sub_(low_BN).sub_(red_BN)
+    # A grey pixel has no hue: its numerator is 0 and so is its chroma.
+    hue_BN.div_(chroma_BN.clamp_min(torch.finfo(torch.float32).tiny))
+    hue_BN.copysign_(green_BN - blue_BN).add_(6.0 * turn_B[:, None])
+    hue_BN.sub_(torch.round(hue_BN * (1.0 / 6.0)), alpha=6.0)
+    for channel, position in enumerate((0.0, 2.0, -2.0)):
+        # | |d| - 3 | - 1 is 2 - |d| for a distance measured either way round.
+        share_BN = (hue_BN - position).abs_().sub_(3.0).abs_().sub_(1.0).clamp_(0.0, 1.0)
+        torch.addcmul(low_BN, share_BN, chroma_BN, out=x_BCN[:, channel])
+
+
+def grayscale_(x_BCHW: Tensor, chosen_K: Tensor) -> None:
+    """Grey out the images at positions ``chosen_K``."""
+    x_BCN = x_BCHW.view(*x_BCHW.shape[:2], -1)
+    x_BCN[chosen_K] = luma(x_BCN[chosen_K])[:, None].expand(-1, x_BCN.shape[1], -1)
+
+
+def blur_kernel_size(kernel: int | None, size: int) -> int:
+    """``kernel``, or for None an odd tenth of the view's side, at least 3 (arXiv:2002.05709)."""
+    kernel = kernel or max(3, int(0.1 * size) | 1)
+    if kernel // 2 >= size:
+        raise UserError(f"blur_kernel {kernel} does not fit a view of {size}x{size} pixels")
+    return kernel
+
+
+def gaussian_blur_(x_BCHW: Tensor, chosen_K: Tensor, sigma_K: Tensor, kernel: int) -> None:
+    """Blur the images at positions ``chosen_K`` with their own ``sigma_K`` (pixels).
+
+    Separable, ``kernel`` pixels wide (odd), edges reflected.
+    """
+    size = x_BCHW.shape[-1]
+    reach = (kernel - 1) / (2.0 * math.sqrt(2.0))
+    taps_T = torch.linspace(-reach, reach, kernel, device=x_BCHW.device)
+    weight_KT = torch.softmax(-((taps_T / sigma_K[:, None]) ** 2), dim=1)
+    matrix_KSS = (weight_KT @ _reflection(size, kernel, x_BCHW.device)).view(-1, size, size)
+    x_BCHW[chosen_K] = resample(x_BCHW[chosen_K], matrix_KSS, matrix_KSS)
+
+
+@lru_cache(maxsize=16)
+def _reflection(size: int, kernel: int, device: torch.device) -> Tensor:
+    """(kernel, size·size) of 0 and 1: which source pixel each tap of each output pixel reads."""
+    offset_T1 = torch.arange(kernel)[:, None] - kernel // 2
+    source_TS = (torch.arange(size) + offset_T1).abs()
+    source_TS = (size - 1) - ((size - 1) - source_TS).abs()
+    reads_TSS = torch.nn.functional.one_hot(source_TS, size).to(torch.float32)
+    return reads_TSS.view(kernel, size * size).to(device)
+
+
+def solarize_(x_BCHW: Tensor, chosen_K: Tensor, threshold: float) -> None:
+    """Invert the pixels at or above ``threshold`` in the images at positions ``chosen_K``."""
+    x_KCHW = x_BCHW[chosen_K]
+    x_BCHW[chosen_K] = torch.where(x_KCHW >= threshold, 1.0 - x_KCHW, x_KCHW)

@@ -1,0 +1,81 @@
+"""Random numbers that depend only on what they are for, never on what was drawn before.
+
+Every number is a hash of (seed, epoch, image index, view, slot), so a view can be drawn again
+alone, in another batch, on another device or after a resume. The hash is the output function of
+SplitMix64 (Steele et al., OOPSLA 2014, doi:10.1145/2660193.2660195) applied once per key.
+No global generator is read or advanced.
+"""
+
+import torch
+from torch import Tensor
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+_SHIFTS = (30, 27, 31)
+_MASK = (1 << 64) - 1
+
+
+def _signed(word: int) -> int:
+    """The int64 with the same bits as the unsigned ``word``."""
+    return word - (1 << 64) if word >> 63 else word
+
+
+def _mix_int(word: int) -> int:
+    """SplitMix64's output function on one unsigned 64-bit number."""
+    for shift, multiplier in zip(_SHIFTS, _MULTIPLIERS, strict=False):
+        word = ((word ^ (word >> shift)) * multiplier) & _MASK
+    return word ^ (word >> _SHIFTS[2])
+
+
+def _shift_right(word: Tensor, bits: int) -> Tensor:
+    """Logical shift: torch shifts int64 arithmetically, so the copied sign bits are cut off."""
+    return (word >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(word: Tensor) -> Tensor:
+    """SplitMix64's output function on int64 tensors; products wrap around."""
+    for shift, multiplier in zip(_SHIFTS, _MULTIPLIERS, strict=False):
+        word = (word ^ _shift_right(word, shift)) * _signed(multiplier)
+    return word ^ _shift_right(word, _SHIFTS[2])
+
+
+def random_bits(seed: int, epoch: int, index_B: Tensor, view: int, slots: int) -> Tensor:
+    """64 random bits for every image and slot.
+
+    Args:
+        seed, epoch, view: integers; each new value gives unrelated numbers.
+        index_B: int64 position of each image in its store.
+        slots: how many numbers an image needs. Slot k is the same however many are asked for.
+
+    Returns:
+        (B, slots) int64 on the device of ``index_B``.
+    """
+    key = 0
+    for part in (seed, epoch, view):
+        key = _mix_int((key + _GOLDEN + int(part)) & _MASK)
+    image_key_B = _mix(index_B.to(torch.int64) + _signed(key))
+    counter_K = torch.arange(1, slots + 1, device=index_B.device) * _signed(_GOLDEN)
+    return _mix(image_key_B[:, None] + counter_K)
+
+
+def uniform(
+    seed: int,
+    epoch: int,
+    index_B: Tensor,
+    view: int,
+    slots: int,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """Uniform numbers in [0, 1) for every image and slot; see :func:`random_bits`.
+
+    The top 24 (float32) or 53 (float64) bits are used, so the conversion is exact and 1 is never
+    returned.
+
+    Returns:
+        (B, slots) of ``dtype`` on the device of ``index_B``.
+    """
+    if dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"uniform numbers come as float32 or float64, not {dtype}")
+    digits = 24 if dtype == torch.float32 else 53
+    bits_BK = random_bits(seed, epoch, index_B, view, slots)
+    return _shift_right(bits_BK, 64 - digits).to(dtype) * 2.0**-digits

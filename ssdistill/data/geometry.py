@@ -1,0 +1,147 @@
+"""Crop, resize and flip of a whole batch, every image with its own rectangle."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as tv
+
+CROP_TRIES = 10
+CROP_SLOTS = 2 * CROP_TRIES + 2
+"""Uniform numbers :func:`random_boxes` reads per image."""
+_FAR = 1e9
+"""A pixel position no interpolation triangle reaches."""
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """One rectangle per image, in source pixels: (B,) int64 each."""
+
+    top_B: Tensor
+    left_B: Tensor
+    height_B: Tensor
+    width_B: Tensor
+
+
+def random_boxes(
+    uniform_BK: Tensor,
+    height: int,
+    width: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> Boxes:
+    """Rectangles with the law of torchvision's ``RandomResizedCrop``.
+
+    Ten (area, aspect) candidates per image, area uniform in ``scale`` and aspect log-uniform in
+    ``ratio``; the first that fits is placed uniformly, and if none fits the largest centred
+    rectangle of an allowed aspect is taken.
+
+    Args:
+        uniform_BK: (B, :data:`CROP_SLOTS`) float64 in [0, 1).
+        height, width: of the source images, pixels.
+        scale: smallest and largest share of the source's area.
+        ratio: smallest and largest width / height.
+    """
+    area_u_BT, ratio_u_BT, place_B2 = uniform_BK.split([CROP_TRIES, CROP_TRIES, 2], dim=1)
+    area_BT = height * width * (scale[0] + area_u_BT * (scale[1] - scale[0]))
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    aspect_BT = torch.exp(low + ratio_u_BT * (high - low))
+    width_BT = torch.round(torch.sqrt(area_BT * aspect_BT))
+    height_BT = torch.round(torch.sqrt(area_BT / aspect_BT))
+    fits_BT = (width_BT > 0) & (width_BT <= width) & (height_BT > 0) & (height_BT <= height)
+    first_B1 = fits_BT.to(torch.uint8).argmax(dim=1, keepdim=True)
+    found_B = fits_BT.any(dim=1)
+
+    last_height, last_width = _centred_box(height, width, ratio)
+    height_B = torch.where(found_B, height_BT.gather(1, first_B1)[:, 0], last_height)
+    width_B = torch.where(found_B, width_BT.gather(1, first_B1)[:, 0], last_width)
+    top_B = torch.floor(place_B2[:, 0] * (height - height_B + 1))
+    left_B = torch.floor(place_B2[:, 1] * (width - width_B + 1))
+    top_B = torch.where(found_B, top_B, (height - last_height) // 2)
+    left_B = torch.where(found_B, left_B, (width - last_width) // 2)
+    return Boxes(*(edge_B.to(torch.int64) for edge_B in (top_B, left_B, height_B, width_B)))
+
+
+def _centred_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[int, int]:
+    """(height, width) that RandomResizedCrop falls back to."""
+    if width / height < min(ratio):
+        return round(width / min(ratio)), width
+    if width / height > max(ratio):
+        return height, round(height * max(ratio))
+    return height, width
+
+
+def interpolation_matrix(
+    start_B: Tensor, length_B: Tensor, source: int, target: int, flip_B: Tensor | None = None
+) -> Tensor:
+    """Rows that resample ``length`` pixels from ``start`` on to ``target`` pixels, linearly.
+
+    Antialiased as in ``torch.nn.functional.interpolate(antialias=True)``: a triangle as wide as
+    the shrink factor (never narrower than 2 pixels), cut at the rectangle's edge and renormalised,
+    which on enlarging is the usual edge clamp. Where ``flip_B`` holds, rows run backwards.
+
+    Returns:
+        (B, target, source) float32, rows summing to 1.
+    """
+    step_B = length_B.to(torch.float32) / target
+    out_T = torch.arange(target, device=start_B.device, dtype=torch.float32) + 0.5
+    out_BT = out_T.expand(len(start_B), -1)
+    if flip_B is not None:
+        out_BT = torch.where(flip_B[:, None], target - out_BT, out_BT)
+    centre_BT = out_BT * step_B[:, None]
+    pixel_S = torch.arange(source, device=start_B.device)
+    pixel_BS = pixel_S - start_B[:, None]
+    outside_BS = (pixel_BS < 0) | (pixel_BS >= length_B[:, None])
+    pixel_BS = (pixel_BS + 0.5).masked_fill_(outside_BS, _FAR)
+    width_B1 = step_B.clamp_min(1.0)[:, None]
+    weight_BTS = (pixel_BS / width_B1)[:, None, :] - (centre_BT / width_B1)[:, :, None]
+    # Minus the triangle; the sign goes with the normalisation.
+    weight_BTS.abs_().clamp_max_(1.0).sub_(1.0)
+    return weight_BTS.div_(weight_BTS.sum(dim=2, keepdim=True))
+
+
+def resample(x_BCHW: Tensor, rows_BTH: Tensor, columns_BTW: Tensor) -> Tensor:
+    """``rows · x · columnsᵀ`` for each image and channel: (B, C, T, T') float32."""
+    batch, channels, height, width = x_BCHW.shape
+    x_BNW = x_BCHW.reshape(batch, channels * height, width)
+    wide_BCHT = torch.bmm(x_BNW, columns_BTW.mT).view(batch, channels, height, -1)
+    out_BCTT = wide_BCHT.new_empty(batch, channels, rows_BTH.shape[1], columns_BTW.shape[1])
+    for channel in range(channels):
+        # One product per channel: a broadcast one would first copy the rows for every channel.
+        out_BCTT[:, channel] = torch.bmm(rows_BTH, wide_BCHT[:, channel])
+    return out_BCTT
+
+
+def crop_resize_flip(images_BHWC: Tensor, boxes: Boxes, flip_B: Tensor, size: int) -> Tensor:
+    """Cut each image's rectangle, resize it to ``size``, mirror it where ``flip_B`` holds.
+
+    Equals torchvision's ``resized_crop(..., antialias=True)`` and ``horizontal_flip`` on float
+    images up to rounding.
+
+    Args:
+        images_BHWC: uint8.
+
+    Returns:
+        (B, C, size, size) float32 in [0, 1] up to rounding.
+    """
+    batch, height, width, channels = images_BHWC.shape
+    x_BCHW = torch.empty(
+        batch, channels, height, width, dtype=torch.float32, device=images_BHWC.device
+    )
+    x_BCHW.copy_(images_BHWC.permute(0, 3, 1, 2))
+    rows_BTH = interpolation_matrix(boxes.top_B, boxes.height_B, height, size)
+    columns_BTW = interpolation_matrix(boxes.left_B, boxes.width_B, width, size, flip_B)
+    # The smallest operand takes the change of range.
+    return resample(x_BCHW, rows_BTH, columns_BTW.mul_(1.0 / 255.0))
+
+
+def resize_centre_crop(images_BHWC: Tensor, size: int) -> Tensor:
+    """Shorter side to ``size`` (bilinear, antialiased), then the central square.
+
+    Returns:
+        (B, C, size, size) float32 in [0, 1]; the pixels themselves when they already fit.
+    """
+    x_BCHW = images_BHWC.permute(0, 3, 1, 2).to(torch.float32).div_(255.0)
+    x_BCHW = tv.resize(x_BCHW, [size], antialias=True)
+    return tv.center_crop(x_BCHW, [size, size]).clamp_(0.0, 1.0).contiguous()

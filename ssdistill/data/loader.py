@@ -1,0 +1,107 @@
+"""Seeded batches of a store: which pictures a step sees depends on (seed, step) alone."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssdistill.data.batch import Batch
+from ssdistill.data.store import Store
+from ssdistill.errors import UserError
+
+RESIDENT_BYTES = 2 << 30
+"""A store below this size is read once, into memory or onto the device; a larger one is mapped."""
+
+
+class Loader:
+    """Random access to the batches of a training.
+
+    Every epoch is a new permutation of the store, drawn from (seed, epoch); a batch never
+    crosses epochs, and pictures that do not fill a last batch wait for the next permutation.
+    Any step can be asked for at any time, so a resumed training continues where it stopped.
+
+    Args:
+        batch_size: pictures in a step, over all processes.
+        seed: of the order, from 0.
+        num_steps: optimizer steps of the whole training.
+        device: where batches are put.
+        world_size, rank: with several processes, each takes its slice of the same batch.
+
+    Raises:
+        UserError: more pictures in a batch than in the store, or a batch size that
+            ``world_size`` does not divide.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        batch_size: int,
+        seed: int,
+        num_steps: int,
+        device: str | torch.device = "cpu",
+        *,
+        world_size: int = 1,
+        rank: int = 0,
+    ):
+        if batch_size > len(store):
+            raise UserError(
+                f"batch_size={batch_size} is more than the {len(store)} images there are"
+            )
+        if batch_size % world_size:
+            raise UserError(f"batch_size={batch_size} cannot be shared by {world_size} processes")
+        self.batch_size, self.seed, self.num_steps = batch_size, seed, num_steps
+        self.device = torch.device(device)
+        self.steps_per_epoch = len(store) // batch_size
+        share = batch_size // world_size
+        self._mine = slice(rank * share, (rank + 1) * share)
+        # Two are kept: the prefetch may be one epoch ahead.
+        self._order = lru_cache(maxsize=2)(
+            lambda epoch: np.random.default_rng((seed, epoch)).permutation(len(store))
+        )
+        self._images_NHWC: np.ndarray = np.asarray(store.images)
+        self._resident_NHWC: Tensor | None = None
+        if self._images_NHWC.nbytes < RESIDENT_BYTES:
+            self._images_NHWC = np.array(self._images_NHWC)
+            if self.device.type != "cpu":
+                self._resident_NHWC = torch.from_numpy(self._images_NHWC).to(self.device)
+
+    def batch(self, step: int) -> Batch:
+        """The batch of one step, from 0; with several processes this process's slice of it."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        start = position * self.batch_size
+        rows_B = self._order(epoch)[start : start + self.batch_size][self._mine]
+        index_B = self._to_device(torch.from_numpy(rows_B.copy()))
+        if self._resident_NHWC is not None:
+            images_BHWC = self._resident_NHWC.index_select(0, index_B)
+        else:
+            images_BHWC = self._to_device(self._gather(rows_B))
+        return Batch(images_BHWC, index_B, epoch, step, self.num_steps)
+
+    def iterate(self, start_step: int = 0) -> Iterator[Batch]:
+        """Batches from ``start_step`` to the end; a thread prepares the next one meanwhile."""
+        with ThreadPoolExecutor(1, thread_name_prefix="loader") as thread:
+            ahead = thread.submit(self.batch, start_step)
+            for step in range(start_step, self.num_steps):
+                ready = ahead.result()
+                ahead = thread.submit(self.batch, step + 1)
+                yield ready
+
+    def _gather(self, rows_B: np.ndarray) -> Tensor:
+        # numpy copies whole rows; torch.index_select on uint8 is ten times slower on a CPU.
+        shape = (len(rows_B), *self._images_NHWC.shape[1:])
+        images_BHWC = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pinned)
+        # Any mode but "raise" writes straight into `out`; a permutation has no row to clip.
+        np.take(self._images_NHWC, rows_B, axis=0, out=images_BHWC.numpy(), mode="clip")
+        return images_BHWC
+
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        if self._pinned and not tensor.is_pinned():
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=self._pinned)
+
+    @property
+    def _pinned(self) -> bool:
+        return self.device.type == "cuda"

@@ -1,0 +1,42 @@
+"""The same rows on every process: what queues, memories and running statistics need."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Processes that train together; 1 outside ``torch.distributed``."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+@torch.no_grad()
+def all_gather_rows(x_BD: Tensor) -> Tensor:
+    """Rows of all processes in rank order, (world * B, ...), without gradient.
+
+    Every process must bring the same number of rows. With one process the input itself
+    (detached) comes back.
+    """
+    x_BD = x_BD.detach()
+    if world_size() == 1:
+        return x_BD
+    x_BD = x_BD.contiguous()
+    rows = [torch.empty_like(x_BD) for _ in range(world_size())]
+    dist.all_gather(rows, x_BD)
+    return torch.cat(rows)
+
+
+@torch.no_grad()
+def mean_over_processes(x: Tensor) -> Tensor:
+    """Elementwise mean of ``x`` over all processes, without gradient."""
+    x = x.detach()
+    if world_size() == 1:
+        return x
+    x = x.clone()
+    dist.all_reduce(x)
+    return x / world_size()

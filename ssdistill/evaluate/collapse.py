@@ -1,0 +1,119 @@
+"""Is the representation alive? Gauges of a batch of embeddings that need no label."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ssdistill.errors import UserError
+
+CHUNK = 2**22
+"""Pairs held at a time."""
+
+
+@torch.no_grad()
+def gauges(z_BD: Tensor, z2_BD: Tensor | None = None) -> dict[str, float]:
+    """All gauges of one batch under the names of the record.
+
+    Args:
+        z_BD: embeddings, B >= 2.
+        z2_BD: embeddings of a second view of the same images; without it there is no alignment.
+
+    Returns:
+        ``collapse/std``, ``collapse/effective_rank``, ``collapse/uniformity`` and, with a second
+        view, ``collapse/alignment``.
+
+    Raises:
+        UserError: fewer than two embeddings, or views of different shapes.
+    """
+    found = {
+        "collapse/std": relative_std(z_BD),
+        "collapse/effective_rank": effective_rank(z_BD),
+        "collapse/uniformity": uniformity(z_BD),
+    }
+    if z2_BD is not None:
+        found["collapse/alignment"] = alignment(z_BD, z2_BD)
+    return found
+
+
+@torch.no_grad()
+def is_collapsed(z_BD: Tensor, min_std: float = 0.01, min_rank: float = 1.1) -> bool:
+    """True where the embeddings are (nearly) one point, (nearly) one line, or not finite.
+
+    One point: `relative_std` under ``min_std``. One line: effective rank of the centred
+    embeddings under ``min_rank``; asked only where two dimensions are possible. The mean is taken
+    away for the line because rectified features always share a large one.
+
+    Raises:
+        UserError: fewer than two embeddings.
+    """
+    z_BD = _checked(z_BD)
+    if not torch.isfinite(z_BD).all():
+        return True
+    if relative_std(z_BD) < min_std:
+        return True
+    return min(len(z_BD) - 1, z_BD.shape[1]) > 1 and effective_rank(z_BD - z_BD.mean(0)) < min_rank
+
+
+def relative_std(z_BD: Tensor) -> float:
+    """sqrt(D) times the mean over dimensions of the std of z / |z| over the batch.
+
+    1 for directions spread evenly over the sphere, 0 for a single direction (Chen and He,
+    arXiv:2011.10566, section 4.1, watch the same std against 1 / sqrt(D)).
+    """
+    unit_BD = functional.normalize(_checked(z_BD), dim=1)
+    return unit_BD.std(0, correction=0).mean().item() * math.sqrt(z_BD.shape[1])
+
+
+def effective_rank(z_BD: Tensor) -> float:
+    """RankMe: exp of the entropy of the singular values scaled to sum 1 (arXiv:2210.02885, eq. 1).
+
+    Between 1 and min(B, D); of the embeddings as they are, not centred. 0 when all are zero,
+    NaN when one is not finite.
+    """
+    z_BD = _checked(z_BD)
+    if not torch.isfinite(z_BD).all():
+        return math.nan
+    wide = z_BD.shape[1] > len(z_BD)
+    gram = z_BD @ z_BD.T if wide else z_BD.T @ z_BD
+    singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
+    if singular.sum() == 0:
+        return 0.0
+    share = singular / singular.sum()
+    return torch.special.entr(share).sum().exp().item()
+
+
+def alignment(z_BD: Tensor, z2_BD: Tensor) -> float:
+    """Mean squared distance of two views' embeddings on the sphere (arXiv:2005.10242, eq. 5).
+
+    0 for equal directions, 2 for unrelated ones, 4 for opposite ones (alpha = 2).
+    """
+    z_BD, z2_BD = _checked(z_BD), _checked(z2_BD)
+    if z_BD.shape != z2_BD.shape:
+        raise UserError(f"two views have embeddings {tuple(z_BD.shape)} and {tuple(z2_BD.shape)}")
+    gap_BD = functional.normalize(z_BD, dim=1) - functional.normalize(z2_BD, dim=1)
+    return gap_BD.square().sum(1).mean().item()
+
+
+def uniformity(z_BD: Tensor) -> float:
+    """log of the mean over pairs of exp(-2 |z_i - z_j|^2) on the sphere (arXiv:2005.10242, eq. 6).
+
+    0 for a single point, about -4 + 8/D for directions spread evenly in many dimensions (t = 2).
+    Costs B^2 D; memory is bounded.
+    """
+    unit_BD = functional.normalize(_checked(z_BD), dim=1)
+    total = unit_BD.new_zeros(())
+    for part_bD in unit_BD.split(max(1, CHUNK // len(unit_BD))):
+        total += (4 * (part_bD @ unit_BD.T) - 4).exp().sum()
+    own = (4 * unit_BD.square().sum(1) - 4).exp().sum()
+    pairs = len(unit_BD) * (len(unit_BD) - 1)
+    return ((total - own) / pairs).log().item()
+
+
+def _checked(z_BD: Tensor) -> Tensor:
+    # float64: an entropy of many small singular values is a sum of what float32 rounds away.
+    z_BD = torch.as_tensor(z_BD).detach().double()
+    if z_BD.ndim != 2 or len(z_BD) < 2 or z_BD.shape[1] < 1:
+        raise UserError(f"gauges need at least two embeddings (B, D), got {tuple(z_BD.shape)}")
+    return z_BD

@@ -1,0 +1,114 @@
+"""What `ssdistill list` and `--dry-run` print."""
+
+import inspect
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+
+from ssdistill.errors import UserError, nearest
+from ssdistill.registry import LOSSES, METHODS, SOURCES, STEPS, Registry
+
+if TYPE_CHECKING:
+    from ssdistill.chain.run import PlannedStage
+
+REGISTRIES = {"losses": LOSSES, "methods": METHODS, "steps": STEPS, "sources": SOURCES}
+
+
+def listings(what: str | None = None) -> list[Table]:
+    """The tables asked for; all of them when nothing is.
+
+    Raises:
+        UserError: for a word that names no table.
+    """
+    makers = {name: lambda name=name: _registry_table(name) for name in REGISTRIES}
+    makers |= {"views": _views_table, "configs": _configs_table}
+    if what is None:
+        return [make() for make in makers.values()]
+    if what not in makers:
+        raise UserError(f"list: no '{what}'{nearest(what, makers)}; known: {', '.join(makers)}")
+    return [makers[what]()]
+
+
+def _registry_table(name: str) -> Table:
+    registry: Registry = REGISTRIES[name]
+    table = Table(title=name, title_justify="left", show_lines=True)
+    columns = ["kind", "what it does", "settings"]
+    known = list(registry.classes.values())
+    for extra in ("family", "reads", "views", "paper"):
+        if all(hasattr(cls, extra) for cls in known):
+            columns.append(extra)
+    for column in columns:
+        table.add_column(column)
+    for kind, cls in registry.classes.items():
+        facts = {
+            "kind": kind,
+            "what it does": (inspect.getdoc(cls) or "").splitlines()[0],
+            "settings": _settings(registry, kind),
+        }
+        cells = [facts.get(c) or _text(getattr(cls, c, "")) for c in columns]
+        table.add_row(*(Text(cell) for cell in cells))
+    return table
+
+
+def _settings(registry: Registry, kind: str) -> str:
+    """One setting a line, with its default, the kind's own first."""
+    fields = registry.schema(kind).model_fields
+    own = [name for name in fields if name in _keywords(registry[kind])]
+    shared = [name for name in fields if name not in own and name != "kind"]
+    lines = []
+    for name in own + shared:
+        field = fields[name]
+        default = "required" if field.is_required() else _text(field.default)
+        # A nested group would fill the screen with its own defaults.
+        lines.append(f"{name} = {default}" if len(default) < 40 else f"{name} = …")
+    return "\n".join(lines)
+
+
+def _keywords(cls: type) -> list[str]:
+    parameters = inspect.signature(cls.__init__).parameters.values()
+    return [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
+    return str(value)
+
+
+def _views_table() -> Table:
+    from ssdistill.data.views import RECIPES
+
+    table = Table("recipe", "settings", title="views", title_justify="left", show_lines=True)
+    for name, recipe in RECIPES.items():
+        changed = recipe.model_dump(exclude_defaults=True)
+        settings = "  ".join(f"{key}={value}" for key, value in changed.items())
+        table.add_row(name, Text(settings or "all defaults"))
+    return table
+
+
+def _configs_table() -> Table:
+    folder = Path(str(resources.files("ssdistill.configs")))
+    table = Table("config", "what it is", title="configs", title_justify="left")
+    for file in sorted(folder.rglob("*.yaml")):
+        first = file.read_text().splitlines()[0]
+        table.add_row(str(file.relative_to(folder).with_suffix("")), Text(first.lstrip("# ")))
+    return table
+
+
+def plan_table(planned: Iterable["PlannedStage"]) -> Table:
+    """The stages of a dry run."""
+    table = Table("stage", "role", "seed", "digest", "made from", "status")
+    for entry in planned:
+        stage = entry.stage
+        parents = ", ".join(f"{name} {p.digest[:8]}" for name, p in stage.parents.items())
+        row = (stage.kind, stage.role, str(stage.seed), stage.digest[:8], parents, entry.status)
+        table.add_row(*map(Text, row))
+    return table

@@ -1,0 +1,53 @@
+"""SimReg: regression of the teacher's embedding (Navaneet et al., BMVC 2021, arXiv:2201.05131)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssdistill.data.batch import Batch
+from ssdistill.distill.bank import centring
+from ssdistill.losses import Loss, Shapes
+from ssdistill.models.heads import Depth, regressor
+from ssdistill.models.representation import Representation
+
+
+def squared_distance(s_BD: Tensor, t_BD: Tensor) -> Tensor:
+    """mean_b |n(s) - n(t)|^2 = mean_b (2 - 2 n(s)·n(t)), n(x) = x / |x|, in float32."""
+    cosine_B = F.cosine_similarity(s_BD.float(), t_BD.float(), dim=1)
+    return (2 - 2 * cosine_B).mean()
+
+
+class SimReg(Loss):
+    """The student, through an MLP that is dropped afterwards, points where the teacher points.
+
+    L = mean (2 - 2 n(MLP(s))·n(t)) over images and views; student and teacher see the same view.
+    arXiv:2201.05131.
+
+    ```yaml
+    losses:
+      feature: {kind: simreg, depth: 4, weight: 1.0}
+    ```
+
+    Args:
+        depth: linear layers of the MLP. The published code's depth 2 has no non-linearity;
+            here it is Linear-BN-ReLU-Linear, half the head of depth 4.
+        center_teacher: subtract the teacher's mean embedding first (not in the paper).
+    """
+
+    kind = "simreg"
+    family = "feature matching"
+    paper = "Navaneet et al., BMVC 2021, arXiv:2201.05131"
+    reads = "embedding"
+    views = 1
+
+    def __init__(self, shapes: Shapes, *, depth: Depth = 4, center_teacher: bool = False):
+        super().__init__(shapes)
+        self.head = regressor(shapes.student_dim, shapes.teacher_dim, depth)
+        self.centre = centring(center_teacher, shapes.teacher_dim)
+
+    def forward(
+        self, student: list[Representation], teacher: list[Representation], batch: Batch
+    ) -> Tensor:
+        targets = self.centre([r.embedding_BD for r in teacher])
+        s_ND = self.head(torch.cat([r.embedding_BD for r in student]))
+        return squared_distance(s_ND, torch.cat(targets))

@@ -1,0 +1,239 @@
+"""Encoders on disk: one weights file that others can read, and ``model.json`` beside it."""
+
+import errno
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pydantic
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from ssdistill.errors import UserError
+from ssdistill.models.backbones import Encoder, EncoderSpec, encoder_from_spec
+from ssdistill.models.resize import resize_like
+
+if TYPE_CHECKING:
+    from ssdistill.compress.export import OnnxEncoder
+
+FORMAT = 1
+DESCRIPTION = "model.json"
+TORCH_WEIGHTS, ONNX_WEIGHTS = "model.safetensors", "model.onnx"
+LIBRARIES = ("torch", "timm", "safetensors", "onnx", "onnxruntime")
+
+
+def save_encoder(
+    encoder: "Encoder | OnnxEncoder", folder: str | Path, lineage: dict[str, Any] | None = None
+) -> str:
+    """Write an encoder as a folder of two files, each of them complete or absent.
+
+    ``model.safetensors`` carries timm's own key names (``model.onnx`` for an ONNX encoder);
+    ``model.json`` the spec, the widths that differ from the spec's, the sha256 and, where timm
+    can open the file by itself, the arguments of ``timm.create_model`` for it.
+
+    Args:
+        encoder: what to save.
+        folder: made if absent; an artifact in it is replaced.
+        lineage: where the weights come from (parents' sha256, digests); JSON values.
+
+    Returns:
+        sha256 of the weights file.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(encoder, nn.Module):
+        name, content, facts = TORCH_WEIGHTS, *_describe_torch(encoder)
+    else:
+        name, content, facts = ONNX_WEIGHTS, encoder.path.read_bytes(), {}
+    sha256 = hashlib.sha256(content).hexdigest()
+    description = {
+        "format": FORMAT,
+        "weights": name,
+        "sha256": sha256,
+        "input": "float32 images (B, 3, image_size, image_size) in [0, 1], normalised inside",
+        "embed_dim": encoder.embed_dim,
+        "spec": encoder.spec.model_dump(mode="json"),
+        **facts,
+        "lineage": lineage or {},
+        "libraries": _versions(),
+    }
+    write_whole(folder / name, content)
+    (folder / (ONNX_WEIGHTS if name == TORCH_WEIGHTS else TORCH_WEIGHTS)).unlink(missing_ok=True)
+    write_whole(folder / DESCRIPTION, json.dumps(description, indent=2).encode() + b"\n")
+    return sha256
+
+
+def _describe_torch(encoder: Encoder) -> tuple[bytes, dict[str, Any]]:
+    # safetensors refuses channels_last tensors and tensors that share memory.
+    state = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format)
+             for k, v in encoder.net.state_dict().items()}  # fmt: skip
+    dense = encoder_from_spec(encoder.spec).net.state_dict()
+    widths = {k: list(v.shape) for k, v in state.items() if v.shape != dense[k].shape}
+    own = [f"the {encoder.spec.stem} stem"] if encoder.spec.stem != "native" else []
+    own += ["the pruned widths"] if widths else []
+    note = f"{' and '.join(own)}: not timm's, open it with ssdistill.load" if own else None
+    arguments = {"model_name": encoder.spec.name, "num_classes": 0, **encoder.spec.args}
+    facts = {
+        "widths": widths,
+        "timm": None if note else arguments,
+        "timm_note": note
+        or f"timm.create_model(**timm, checkpoint_path='{TORCH_WEIGHTS}') expects images "
+        "normalised with the spec's mean and std",
+    }
+    return safetensors.torch.save(state), facts
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name and rename it, so that nobody sees half of it.
+
+    Raises:
+        UserError: no space left.
+    """
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
+            temporary = Path(file.name)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            size = f"{len(content) / 1e6:.1f} MB"
+            raise UserError(f"no space left for {path} ({size}): free some and run again") from None
+        raise
+
+
+def load_encoder(folder: str | Path) -> Encoder:
+    """The PyTorch encoder in an artifact folder, dense or pruned, in eval mode.
+
+    Raises:
+        UserError: a missing, damaged or foreign file; the first key or shape at fault is named.
+    """
+    description, content = _read(Path(folder), TORCH_WEIGHTS)
+    path = Path(folder) / TORCH_WEIGHTS
+    try:
+        state = safetensors.torch.load(content)
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{path} is not a safetensors file: {error}") from error
+    encoder = encoder_from_spec(_spec(description, Path(folder)))
+    _check_keys(encoder, state, path)
+    try:
+        if description.get("widths"):
+            resize_like(encoder.net, state)
+        _check_shapes(encoder, state)
+    except UserError as error:
+        raise UserError(
+            f"{path} is no '{encoder.spec.name}' of its {DESCRIPTION}: {error}"
+        ) from None
+    encoder.net.load_state_dict(state, strict=True)
+    return encoder.eval()
+
+
+def _check_keys(encoder: Encoder, state: dict[str, Tensor], path: Path) -> None:
+    known = encoder.net.state_dict()
+    for key in known:
+        if key not in state:
+            raise UserError(f"{path} is no '{encoder.spec.name}': it lacks '{key}'")
+    for key in state:
+        if key not in known:
+            raise UserError(f"{path} is no '{encoder.spec.name}': it has an unknown '{key}'")
+
+
+def _check_shapes(encoder: Encoder, state: dict[str, Tensor]) -> None:
+    for key, ours in encoder.net.state_dict().items():
+        if ours.shape != state[key].shape:
+            shapes = f"{tuple(state[key].shape)} in the file, {tuple(ours.shape)} in the network"
+            raise UserError(f"tensor '{key}' has shape {shapes}")
+
+
+def _read(folder: Path, weights: str) -> tuple[dict[str, Any], bytes]:
+    for name in (DESCRIPTION, weights):
+        if not (folder / name).is_file():
+            raise UserError(f"no {name} in {folder}")
+    try:
+        description = json.loads((folder / DESCRIPTION).read_text())
+        version = description["format"]
+        expected = description["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / DESCRIPTION} does not describe a model: {error!r}") from error
+    if version != FORMAT:
+        raise UserError(f"{folder / DESCRIPTION} has format {version}, this version reads {FORMAT}")
+    content = (folder / weights).read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    if found != expected:
+        raise UserError(
+            f"{folder / weights} is damaged or not the file of its {DESCRIPTION}: "
+            f"sha256 {found[:12]}…, expected {expected[:12]}…"
+        )
+    return description, content
+
+
+def _spec(description: dict[str, Any], folder: Path) -> EncoderSpec:
+    try:
+        return EncoderSpec(**description["spec"])
+    except (KeyError, TypeError, pydantic.ValidationError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"the spec in {folder / DESCRIPTION} is not valid: {reason}") from error
+
+
+def load(path: str | Path) -> "Encoder | OnnxEncoder":
+    """An encoder from disk, ready to be called: ``encoder(x_BCHW in [0, 1])``.
+
+    Args:
+        path: an artifact folder, a file in it, or a folder with exactly one artifact below it.
+
+    Returns:
+        a PyTorch encoder in eval mode, or one that runs an ONNX file.
+
+    Raises:
+        UserError: nothing to open there, several artifacts, or a damaged one. Nothing is
+            ever unpickled.
+    """
+    folder = _find(Path(path))
+    if not (folder / ONNX_WEIGHTS).is_file():
+        return load_encoder(folder)
+    from ssdistill.compress.export import OnnxEncoder
+
+    description, _ = _read(folder, ONNX_WEIGHTS)
+    spec = _spec(description, folder)
+    return OnnxEncoder(folder / ONNX_WEIGHTS, spec, int(description["embed_dim"]))
+
+
+def _find(path: Path) -> Path:
+    if not path.exists():
+        raise UserError(f"no file or folder {path}")
+    if path.is_file():
+        path = path.parent
+    if (path / DESCRIPTION).is_file():
+        return path
+    below = sorted({p.parent for p in path.rglob(DESCRIPTION)})
+    if len(below) > 1:
+        names = ", ".join(str(p.relative_to(path)) for p in below[:4])
+        raise UserError(f"{path} holds several models: choose one of {names}")
+    if not below:
+        raise UserError(f"no {DESCRIPTION} in {path}: it holds no saved encoder")
+    return below[0]

@@ -1,0 +1,32 @@
+"""Momentum (exponential moving average) copies of a network."""
+
+import copy
+import math
+
+import torch
+from torch import nn
+
+
+def momentum_copy(module: nn.Module) -> nn.Module:
+    """A copy that no gradient reaches."""
+    return copy.deepcopy(module).requires_grad_(False)
+
+
+@torch.no_grad()
+def update_momentum(online: nn.Module, target: nn.Module, momentum: float) -> None:
+    """``target = momentum * target + (1 - momentum) * online``, in place.
+
+    Floating-point buffers (batch-norm statistics) move like the parameters; counters are copied.
+    lightly's function of the same name leaves buffers where they were initialised.
+    """
+    torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), 1 - momentum)
+    for old, new in zip(target.buffers(), online.buffers(), strict=True):
+        if old.is_floating_point():
+            old.lerp_(new, 1 - momentum)
+        else:
+            old.copy_(new)
+
+
+def cosine_momentum(base: float, step: int, num_steps: int) -> float:
+    """Momentum rising from ``base`` to 1 (BYOL, arXiv:2006.07733, sec. 3.2)."""
+    return 1 - (1 - base) * (math.cos(math.pi * step / num_steps) + 1) / 2

@@ -1,0 +1,48 @@
+"""Projectors, predictors and regressors: heads that training uses and the student drops."""
+
+from typing import Literal
+
+from lightly.models.modules.heads import ProjectionHead
+from torch import nn
+
+Depth = Literal[1, 2, 4]
+
+
+def projector(in_dim: int, out_dim: int, hidden_dim: int | None = None) -> ProjectionHead:
+    """Linear-ReLU-Linear without batch norm, as in MoCo v2 (arXiv:2003.04297) and SEED.
+
+    The hidden layer is as wide as the input unless ``hidden_dim`` says otherwise.
+    """
+    hidden_dim = hidden_dim or in_dim
+    return ProjectionHead(
+        [(in_dim, hidden_dim, None, nn.ReLU()), (hidden_dim, out_dim, None, None)]
+    )
+
+
+def predictor(in_dim: int, out_dim: int, hidden_dim: int) -> ProjectionHead:
+    """Linear-BN-ReLU-Linear with biases, as in BYOL (arXiv:2006.07733)."""
+    return ProjectionHead(
+        [
+            (in_dim, hidden_dim, nn.BatchNorm1d(hidden_dim), nn.ReLU(), True),
+            (hidden_dim, out_dim, None, None),
+        ]
+    )
+
+
+def regressor(in_dim: int, out_dim: int, depth: Depth) -> ProjectionHead:
+    """SimReg's head (arXiv:2201.05131), of ``depth`` linear layers; hidden ones are 2 in_dim wide.
+
+    Depth 4 is Linear-BN-ReLU-Linear twice, as published, with neither batch norm nor ReLU where
+    the two halves meet. Depth 2 is one half. Depth 1 is a linear map.
+    """
+    if depth == 1:
+        return ProjectionHead([(in_dim, out_dim, None, None)])
+
+    def half(width: int) -> list[tuple]:
+        hidden_dim = 2 * in_dim
+        return [
+            (in_dim, hidden_dim, nn.BatchNorm1d(hidden_dim), nn.ReLU(), True),
+            (hidden_dim, width, None, None),
+        ]
+
+    return ProjectionHead(half(out_dim) if depth == 2 else half(in_dim) + half(out_dim))

@@ -1,0 +1,52 @@
+"""SimCLR (Chen et al., ICML 2020, arXiv:2002.05709)."""
+
+import torch
+from lightly.loss import NTXentLoss
+from lightly.models.modules import SimCLRProjectionHead
+from torch import Tensor
+
+from ssdistill.data.batch import Batch
+from ssdistill.models.backbones import Encoder
+from ssdistill.pretrain import Method
+from ssdistill.settings import Positive, PositiveInt
+
+
+class SimCLR(Method):
+    """Two views of an image attract, all other views of the batch repel (eq. 1: NT-Xent).
+
+    L = -1/2B sum_i log( exp(z_i.z_j / T) / sum_{k != i} exp(z_i.z_k / T) ), z of unit length.
+
+    Args:
+        temperature: T.
+        hidden_dim: width of the projector's hidden layer; null takes the embedding's.
+        projection_dim: width of z.
+        batch_norm: batch normalisation in the projector.
+    """
+
+    kind = "simclr"
+    paper = "Chen et al., ICML 2020, arXiv:2002.05709"
+    recipes = ("simclr", "simclr")
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        temperature: Positive = 0.2,
+        hidden_dim: PositiveInt | None = None,
+        projection_dim: PositiveInt = 128,
+        batch_norm: bool = True,
+    ):
+        super().__init__(encoder)
+        self.projector = SimCLRProjectionHead(
+            encoder.embed_dim,
+            hidden_dim or encoder.embed_dim,
+            projection_dim,
+            batch_norm=batch_norm,
+        )
+        self.criterion = NTXentLoss(temperature=temperature, gather_distributed=True)
+
+    def forward(self, views: list[Tensor], batch: Batch) -> dict[str, Tensor]:
+        z0_BP, z1_BP = self.projector(torch.cat(self.embed(views))).chunk(2)
+        # Logits of cosine / T need float32: bf16 resolves a cosine only to about 0.004.
+        with torch.autocast(z0_BP.device.type, enabled=False):
+            return {self.kind: self.criterion(z0_BP.float(), z1_BP.float())}

@@ -1,0 +1,175 @@
+"""Models beside each other: accuracy against size, and scores with their spread, as SVG."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from ssdistill.record.axes import (
+    Scale,
+    bytes_label,
+    dot,
+    frame,
+    nice_ticks,
+    path,
+    spanning,
+    svg,
+    text,
+    text_width,
+    tick_label,
+)
+
+WIDTH = 400
+
+
+@dataclass(frozen=True)
+class SizePoint:
+    """A model by its size in bytes and its accuracy in percent, with the spread if known."""
+
+    label: str
+    size_bytes: float
+    accuracy: float
+    error: float | None = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """A model's number: mean, spread, and every seed's own value."""
+
+    label: str
+    value: float
+    error: float | None = None
+    samples: tuple[float, ...] = ()
+
+
+def size_chart(
+    points: Sequence[SizePoint],
+    chain: Sequence[str] = (),
+    width: float = WIDTH,
+    height: float = 300,
+    title: str = "Accuracy against size",
+) -> str:
+    """Accuracy over bytes (logarithmic); ``chain`` names the points joined by a line, in order."""
+    values = [p.accuracy + s * (p.error or 0) for p in points for s in (-1, 1)]
+    x = spanning([p.size_bytes for p in points], 44, width - 14, log=True, margin=0.12)
+    y = spanning(values, height - 42, 48, margin=0.12)
+    parts = [frame(x, y, ("size on disk", "linear top-1 (%)"), bytes_label, top=34)]
+    at = {p.label: (x(p.size_bytes), y(p.accuracy)) for p in points}
+    steps = [at[name] for name in chain if name in at]
+    if len(steps) > 1:
+        parts.append(f'<path class="line" style="stroke:var(--c0)" d="{path(steps)}"/>')
+    taken = [(px - 6, py - 6, px + 6, py + 6) for px, py in at.values()]
+    taken += [(px - 2, py - 2, px + 2, py + 2) for px, py in _along(steps)]
+    for point in points:
+        here = at[point.label]
+        colour = 0 if point.label in chain else 1
+        if point.error:
+            parts.append(_whisker(here[0], y, point, colour))
+            reach = abs(y(point.accuracy + point.error) - here[1])
+            taken.append((here[0] - 4, here[1] - reach, here[0] + 4, here[1] + reach))
+        parts.append(dot(here, colour, point.label in chain))
+    for point in points:
+        parts.append(_label(point, at[point.label], point.label in chain, (width, height), taken))
+    described = "; ".join(
+        f"{p.label} {p.accuracy:.1f} % at {bytes_label(p.size_bytes)}" for p in points
+    )
+    return svg(width, height, title, described, "".join(parts))
+
+
+def score_chart(
+    scores: Sequence[Score], width: float = WIDTH, title: str = "Linear top-1 (%)"
+) -> str:
+    """One line per model: every seed as a dot, ± as a band, the mean as a stroke, the number.
+
+    Names stand to the left where there is room, above the line where there is not.
+    """
+    name_width = max(text_width(s.label) for s in scores) + 16
+    beside = width - name_width > 300
+    row, top = (30, 30) if beside else (42, 36)
+    height = top + row * len(scores) + 30
+    every = [v for s in scores for v in (s.value - (s.error or 0), s.value + (s.error or 0))]
+    every += [v for s in scores for v in s.samples]
+    x = spanning(every, name_width if beside else 6, width - 100, margin=0.05)
+    bottom = height - 26
+    parts = []
+    for tick in nice_ticks(x.low, x.high, max(2, int((x.end - x.start) / 70))):
+        at = x(tick)
+        parts.append(f'<line class="rule" x1="{at:.1f}" x2="{at:.1f}" y1="28" y2="{bottom}"/>')
+        parts.append(text(at, bottom + 16, tick_label(tick), "middle", "mute"))
+    for i, score in enumerate(scores):
+        y = top + row * i + (18 if beside else 28)
+        parts.append(text(0, y + 4 if beside else y - 13, score.label))
+        parts.append(_score_row(score, x, y, width))
+    described = "; ".join(f"{s.label} {_with_error(s)}" for s in scores)
+    return svg(width, height, title, described, "".join(parts))
+
+
+def _along(steps: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Places on the line through ``steps``, close enough to keep labels off it."""
+    return [
+        (a[0] + (b[0] - a[0]) * i / 24, a[1] + (b[1] - a[1]) * i / 24)
+        for a, b in pairwise(steps)
+        for i in range(25)
+    ]
+
+
+def _score_row(score: Score, x: Scale, y: float, width: float) -> str:
+    parts = []
+    if score.error:
+        low, high = x(score.value - score.error), x(score.value + score.error)
+        parts.append(
+            f'<rect x="{low:.1f}" y="{y - 5}" width="{high - low:.1f}" height="10" rx="5" '
+            f'style="fill:var(--c0);opacity:.25"/>'
+        )
+    for sample in score.samples:
+        parts.append(f'<circle cx="{x(sample):.1f}" cy="{y}" r="2.5" style="fill:var(--c0)"/>')
+    parts.append(
+        f'<path style="stroke:var(--c0);stroke-width:2.5" '
+        f'd="M{x(score.value):.1f},{y - 9}V{y + 9}"/>'
+    )
+    parts.append(text(width, y + 4, _with_error(score), "end"))
+    return "".join(parts)
+
+
+def _with_error(score: Score) -> str:
+    return f"{score.value:.2f}" + (f" ± {score.error:.2f}" if score.error is not None else "")
+
+
+def _whisker(px: float, y: Scale, point: SizePoint, colour: int) -> str:
+    low, high = y(point.accuracy - (point.error or 0)), y(point.accuracy + (point.error or 0))
+    return (
+        f'<path style="stroke:var(--c{colour});stroke-width:1.5;opacity:.6;fill:none" '
+        f'd="M{px:.1f},{low:.1f}V{high:.1f}M{px - 4:.1f},{low:.1f}h8M{px - 4:.1f},{high:.1f}h8"/>'
+    )
+
+
+def _label(
+    point: SizePoint,
+    at: tuple[float, float],
+    on_line: bool,
+    size: tuple[float, float],
+    taken: list[tuple[float, float, float, float]],
+) -> str:
+    """The label where it covers nothing; ``taken`` boxes grow by the one it gets.
+
+    Points on the line are named above it if they can, the others at their side.
+    """
+    w, (px, py) = text_width(point.label), at
+    beside = [(px + 10, py + 4, "start", px + 10), (px - 10, py + 4, "end", px - 10 - w)]
+    around = [
+        (px + dx, py + dy, "middle", px + dx - w / 2)
+        for dy in (-12, 21, -18, 27, -26, 35)
+        for dx in (0, -w / 3, w / 3)
+    ]
+
+    def cost(place: tuple[float, float, str, float]) -> float:
+        _, y, _, left = place
+        box = (left, y - 11, left + w, y + 3)
+        outside = left < 40 or left + w > size[0] or y > size[1] - 45 or y < 46
+        hits = sum(
+            box[0] < t[2] and t[0] < box[2] and box[1] < t[3] and t[1] < box[3] for t in taken
+        )
+        return hits + 100 * outside
+
+    x, y, anchor, left = min(around + beside if on_line else beside + around, key=cost)
+    taken.append((left, y - 11, left + w, y + 3))
+    return text(x, y, point.label, anchor)

@@ -1,0 +1,226 @@
+"""report.html: one file that needs no network, no script and no explanation."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from ssdistill.record.comparisons import Score, SizePoint, score_chart, size_chart
+from ssdistill.record.files import write_atomically
+from ssdistill.record.grids import Neighbours, ViewGrid, image_grid, png_uri
+from ssdistill.record.plots import Curves, line_chart
+from ssdistill.record.tables import Table
+
+PAGE_FILE = "report.html"
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One big number: what it is, the number, and what to compare it with."""
+
+    name: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class PageData:
+    """What the page shows; whatever is left empty is left out.
+
+    Attributes:
+        title, summary: plain text; the summary is one honest paragraph.
+        notices: what a reader must know before believing the numbers.
+        headline: two to six big numbers.
+        results, claims: tables (see ``tables.results_table``, ``verdict.verdict_table``).
+        sizes: models by bytes and accuracy; chain: labels of ``sizes`` that were made one
+            from the other, in order.
+        scores: models by accuracy, with spread.
+        curves: one chart each (see ``plots.curves_of``).
+        views, neighbours: pictures.
+        provenance: nested facts; config: the resolved configuration as text.
+    """
+
+    title: str
+    summary: str
+    notices: Sequence[str] = ()
+    headline: Sequence[Headline] = ()
+    results: Table | None = None
+    claims: Table | None = None
+    sizes: Sequence[SizePoint] = ()
+    chain: Sequence[str] = ()
+    scores: Sequence[Score] = ()
+    curves: Sequence[Curves] = ()
+    views: ViewGrid | None = None
+    neighbours: Neighbours | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    config: str = ""
+
+
+def write_page(folder: Path | str, page: PageData) -> Path:
+    """Write ``report.html`` into an existing folder, as a whole or not at all."""
+    path = Path(folder) / PAGE_FILE
+    write_atomically(path, render_page(page))
+    return path
+
+
+def render_page(page: PageData) -> str:
+    """The page as text: HTML with its style, plots and pictures inside."""
+    style = resources.files("ssdistill.record").joinpath("page.css").read_text(encoding="utf-8")
+    title = escape(page.title)
+    # The policy makes the promise of a page without network or script one the browser keeps.
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<meta name="generator" content="ssdistill">
+<title>{title}</title>
+<style>
+{style}</style>
+</head>
+<body>
+<header>
+<p class="kicker">ssdistill report</p>
+<h1>{title}</h1>
+<p class="summary">{escape(page.summary)}</p>
+{"".join(f'<p class="notice" role="note">{escape(notice)}</p>' for notice in page.notices)}
+{_headline(page.headline)}
+</header>
+<main>
+{"".join(_sections(page))}
+</main>
+<footer><p>Made by ssdistill from the records of this run; no number was typed by hand.</p></footer>
+</body>
+</html>
+"""
+
+
+def _sections(page: PageData) -> Iterator[str]:
+    if page.results:
+        yield _section("Results", page.results.to_html())
+    if page.sizes or page.scores:
+        yield _section("Accuracy", _accuracy(page))
+    if page.claims:
+        yield _section("Expected and obtained", page.claims.to_html())
+    if page.curves:
+        lede = "Faint: as logged. Strong: smoothed. The legend gives the last value."
+        charts = "".join(_card(line_chart(curves)) for curves in page.curves)
+        yield _section("Training", f'<div class="grid">{charts}</div>', lede)
+    if page.views:
+        yield _section("What the networks see", _views(page.views))
+    if page.neighbours:
+        yield _section("Nearest neighbours", _neighbours(page.neighbours))
+    if page.provenance or page.config:
+        yield _section("Where this comes from", _origin(page))
+
+
+def _section(title: str, content: str, lede: str = "") -> str:
+    under = f'<p class="lede">{escape(lede)}</p>' if lede else ""
+    return f"<section><h2>{escape(title)}</h2>{under}{content}</section>\n"
+
+
+def _card(content: str, kind: str = "") -> str:
+    return f'<figure class="{f"card {kind}".strip()}">{content}</figure>'
+
+
+def _headline(items: Sequence[Headline]) -> str:
+    if not items:
+        return ""
+    cells = (
+        f'<div><dt>{escape(item.name)}</dt><dd class="value">{escape(item.value)}</dd>'
+        f'<dd class="note">{escape(item.note)}</dd></div>'
+        for item in items
+    )
+    return f'<dl class="headline">{"".join(cells)}</dl>'
+
+
+def _accuracy(page: PageData) -> str:
+    """Plots are drawn once for wide and once for narrow pages, so that text keeps its size."""
+    cards = []
+    if page.sizes:
+        widths = {"wide": 700 if page.scores else 1150, "narrow": 350}
+        cards.append(
+            "".join(
+                _card(size_chart(page.sizes, page.chain, width, 360), kind)
+                for kind, width in widths.items()
+            )
+        )
+    if page.scores:
+        widths = {"wide": 450 if page.sizes else 1150, "narrow": 350}
+        cards.append(
+            "".join(_card(score_chart(page.scores, width), kind) for kind, width in widths.items())
+        )
+    inner = "".join(f"<div>{card}</div>" for card in cards)
+    return f'<div class="pair">{inner}</div>' if len(cards) > 1 else inner
+
+
+def _views(grid: ViewGrid) -> str:
+    alt = f"{len(grid.rows)} images in rows; columns: {', '.join(grid.columns)}"
+    content = _heads(grid.columns) + _picture(image_grid(grid.rows), alt)
+    return _card(content + _caption(escape(grid.caption)), "views")
+
+
+def _neighbours(found: Neighbours) -> str:
+    unframed = [[False] * (1 + len(row)) for row in found.shared]
+    framed = [[False, *row] for row in found.shared]
+    shared, asked = sum(map(sum, found.shared)), sum(map(len, found.shared))
+    blocks = []
+    for name, pictures, frames in (
+        ("Teacher", found.teacher, unframed),
+        ("Student", found.student, framed),
+    ):
+        rows = [[query, *row] for query, row in zip(found.queries, pictures, strict=True)]
+        heads = ("query", *(str(i + 1) for i in range(len(pictures[0]))))
+        alt = f"{len(rows)} queries, each with its {len(heads) - 1} nearest by the {name.lower()}"
+        image = _picture(image_grid(rows, frames), alt)
+        blocks.append(_card(f"<h3>{name}</h3>{_heads(heads)}{image}"))
+    counted = f"the teacher found it too ({shared} of {asked} shown). {found.caption}"
+    caption = f'<span class="key"></span>{escape(counted.strip())}'
+    return f'<figure><div class="neighbours">{"".join(blocks)}</div>{_caption(caption)}</figure>'
+
+
+def _heads(names: Sequence[str]) -> str:
+    spans = "".join(f"<span>{escape(name)}</span>" for name in names)
+    return f'<div class="heads" style="--n:{len(names)}">{spans}</div>'
+
+
+def _picture(image_HWC: Any, alt: str) -> str:
+    height, width = image_HWC.shape[:2]
+    return (
+        f'<img class="pictures" alt="{escape(alt, quote=True)}" width="{width}" '
+        f'height="{height}" src="{png_uri(image_HWC)}">'
+    )
+
+
+def _caption(html: str) -> str:
+    return f"<figcaption>{html}</figcaption>" if html else ""
+
+
+def _origin(page: PageData) -> str:
+    facts = "".join(
+        f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in flat(page.provenance)
+    )
+    parts = []
+    if facts:
+        parts.append(
+            f'<details><summary>Provenance</summary><dl class="facts">{facts}</dl></details>'
+        )
+    if page.config:
+        config = f'<pre tabindex="0"><code>{escape(page.config)}</code></pre>'
+        parts.append(f"<details><summary>Configuration</summary>{config}</details>")
+    return "".join(parts)
+
+
+def flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """``{"git": {"sha": "1a"}}`` as ``("git sha", "1a")``; empty values are left out."""
+    for key, value in facts.items():
+        name = f"{prefix} {key}".strip()
+        if isinstance(value, Mapping):
+            yield from flat(value, name)
+        elif value not in (None, "", []):
+            yield name, value if isinstance(value, str) else json.dumps(value, default=str)

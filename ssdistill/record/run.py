@@ -1,0 +1,243 @@
+"""run.json and metrics.jsonl: the truth about one stage; everything else is a mirror of them."""
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from ssdistill.errors import UserError
+from ssdistill.record.files import disk_errors, drop_half_line, write_atomically
+from ssdistill.record.provenance import provenance
+
+SCHEMA = 1
+RUN_FILE, METRICS_FILE = "run.json", "metrics.jsonl"
+Status = Literal["running", "finished", "failed", "interrupted"]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What run.json holds.
+
+    Attributes:
+        stage: ``pretrain``, ``distill``, …; kind: the method or step; name: the experiment.
+        digest: identity of the stage, seed excluded.
+        group: what the runs of one experiment have in common, for W&B.
+        profile: ``paper``, ``reduced`` or ``smoke``.
+        started: UTC time of the first start; wall_seconds: time spent, over all resumes.
+        fingerprint: sha256 of the data.
+        parents: by role (``teacher``, ``student``), e.g. ``{"digest": …, "sha256": …}``.
+        artifacts: by name, ``{"file": relative path, "sha256": …}``.
+        metrics: the final numbers; reason: why it failed or stopped.
+    """
+
+    stage: str
+    digest: str
+    seed: int
+    kind: str = ""
+    name: str = ""
+    group: str = ""
+    profile: str = "reduced"
+    status: Status = "running"
+    started: str = ""
+    wall_seconds: float = 0.0
+    resumed: int = 0
+    reason: str | None = None
+    metrics: dict[str, float | None] = field(default_factory=dict)
+    fingerprint: str | None = None
+    parents: dict[str, Any] = field(default_factory=dict)
+    artifacts: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+
+class Run:
+    """The record of one stage being run; open it again in the same folder to resume.
+
+    As a context manager it ends the record whatever happens: ``finished`` at the end of the
+    block, ``interrupted`` after Ctrl-C or SystemExit, ``failed`` with the reason otherwise.
+
+    Args:
+        folder: created if need be.
+        **facts: the fields of :class:`RunRecord` known at the start (``stage``, ``digest`` and
+            ``seed`` at least).
+
+    Attributes:
+        record: what run.json says now.
+        last_step: last logged step, or None.
+        furthest_step: highest step this folder has ever held, also before a rewind.
+
+    Raises:
+        UserError: the folder holds another run, a record that cannot be read, or cannot be
+            written to.
+    """
+
+    def __init__(self, folder: Path | str, **facts: Any):
+        self.folder = Path(folder)
+        self.record = RunRecord(**facts, provenance=provenance(), started=_now())
+        with disk_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if (self.folder / RUN_FILE).exists():
+                self.record = _resumed(self.record, load_run(self.folder), self.folder)
+            drop_half_line(self.metrics_path)
+        self.last_step = max((line["step"] for line in read_metrics(self.folder)), default=None)
+        self.furthest_step = self.last_step
+        self._opened, self._wall_before = time.monotonic(), self.record.wall_seconds
+        self._file = None
+        self.save()
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.folder / METRICS_FILE
+
+    def log(self, step: int, metrics: Mapping[str, Any], epoch: int | None = None) -> None:
+        """Append one line. Non-finite values are stored as null, which JSON can hold.
+
+        Raises:
+            ValueError: ``step`` is not beyond the last one (resume with :meth:`rewind`).
+        """
+        if self.record.status != "running":
+            raise ValueError(f"{self.folder.name}: the run is {self.record.status}; cannot log")
+        if self.last_step is not None and step <= self.last_step:
+            raise ValueError(f"step {step} after step {self.last_step}: rewind({step}) first")
+        line: dict[str, Any] = {"step": int(step)}
+        if epoch is not None:
+            line["epoch"] = int(epoch)
+        line |= numbers(metrics)
+        with disk_errors(self.folder):
+            if self._file is None:
+                self._file = open(self.metrics_path, "a", encoding="utf-8")  # noqa: SIM115
+            self._file.write(json.dumps(line, allow_nan=False) + "\n")
+            self._file.flush()
+        self.last_step = int(step)
+        self.furthest_step = max(self.furthest_step or 0, self.last_step)
+
+    def rewind(self, step: int) -> None:
+        """Forget every line of ``step`` and later: the next step to be taken is ``step``."""
+        self._close_file()
+        kept = [line for line in read_metrics(self.folder) if line["step"] < step]
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        write_atomically(self.metrics_path, text)
+        self.last_step = max((line["step"] for line in kept), default=None)
+
+    def add_artifact(self, name: str, file: Path | str, sha256: str, **facts: Any) -> None:
+        """Name a file or folder the run has made; ``file`` is stored relative to the run."""
+        path = Path(file)
+        relative = path.relative_to(self.folder) if path.is_absolute() else path
+        entry = {"file": relative.as_posix(), "sha256": sha256, **facts}
+        self._change(artifacts={**self.record.artifacts, name: entry})
+
+    def finish(self, metrics: Mapping[str, Any] | None = None) -> None:
+        """Close the record as finished, with its final numbers."""
+        self._end("finished", metrics=numbers(metrics or {}))
+
+    def fail(self, reason: str) -> None:
+        """Close the record as failed; ``reason`` is kept on one line."""
+        self._end("failed", reason=" ".join(str(reason).split()))
+
+    def save(self) -> None:
+        """Write run.json with the time spent so far (also worth calling at each checkpoint)."""
+        spent = self._wall_before + time.monotonic() - self._opened
+        self.record = replace(self.record, wall_seconds=round(spent, 3))
+        # default=str: a config may hold a Path or an enum, which a record shows as text.
+        text = json.dumps(asdict(self.record), indent=1, default=str) + "\n"
+        write_atomically(self.folder / RUN_FILE, text)
+
+    def _change(self, **facts: Any) -> None:
+        self.record = replace(self.record, **facts)
+        self.save()
+
+    def _end(self, status: Status, **facts: Any) -> None:
+        self._close_file()
+        self._change(status=status, **facts)
+
+    def _close_file(self) -> None:
+        if self._file is not None:
+            with disk_errors(self.folder):
+                self._file.close()
+            self._file = None
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, _: object) -> None:
+        if self.record.status != "running":
+            return
+        if error is None:
+            self.finish()
+        elif isinstance(error, Exception):
+            self.fail(f"{type(error).__name__}: {error}")
+        else:
+            self._end("interrupted", reason=type(error).__name__)
+
+
+def load_run(folder: Path | str) -> RunRecord:
+    """Read run.json.
+
+    Raises:
+        UserError: there is none, it is not JSON, or a later version wrote it.
+    """
+    path = Path(folder) / RUN_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        schema = content["schema"]
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such run") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a run record ({error})") from error
+    if schema != SCHEMA:
+        raise UserError(f"{path}: schema {schema}, this version reads schema {SCHEMA}")
+    known = {f.name for f in fields(RunRecord)}
+    return RunRecord(**{key: value for key, value in content.items() if key in known})
+
+
+def read_metrics(folder: Path | str) -> list[dict[str, Any]]:
+    """Every complete line of metrics.jsonl; an unfinished last line is passed over.
+
+    Raises:
+        UserError: a line in the middle is damaged.
+    """
+    path = Path(folder) / METRICS_FILE
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    lines = []
+    for number, line in enumerate(text.split("\n")[:-1], start=1):
+        try:
+            lines.append(json.loads(line))
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: not JSON ({error})") from error
+    return lines
+
+
+def numbers(metrics: Mapping[str, Any]) -> dict[str, float | int | None]:
+    """Plain Python numbers from tensors, arrays of one element and numbers; non-finite -> None."""
+    plain: dict[str, float | int | None] = {}
+    for name, value in metrics.items():
+        if value is not None and not isinstance(value, int):
+            value = float(value)
+            value = value if math.isfinite(value) else None
+        plain[name] = value
+    return plain
+
+
+def _resumed(new: RunRecord, old: RunRecord, folder: Path) -> RunRecord:
+    for key in ("stage", "digest", "seed"):
+        if getattr(new, key) != getattr(old, key):
+            raise UserError(
+                f"{folder} holds a run with {key} '{getattr(old, key)}', "
+                f"not '{getattr(new, key)}': use another folder"
+            )
+    return replace(
+        new,
+        started=old.started,
+        wall_seconds=old.wall_seconds,
+        resumed=old.resumed + 1,
+        artifacts=old.artifacts,
+    )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,47 @@
+"""TensorBoard as a mirror of the record; an optional extra."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssdistill.errors import UserError
+
+
+class TensorboardMirror:
+    """Event files in ``tensorboard/`` of the run's folder."""
+
+    name = "tensorboard"
+
+    def __init__(self, folder: Path, config: dict[str, Any]):
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise UserError(
+                "tracking.tensorboard=true needs a package that is missing: "
+                "pip install ssdistill[tensorboard]"
+            ) from error
+        self._writer = SummaryWriter(str(folder / "tensorboard"))
+        self._text("config", config)
+
+    def _text(self, tag: str, content: dict[str, Any]) -> None:
+        text = json.dumps(content, indent=1, default=str)
+        self._writer.add_text(tag, "\n".join("    " + line for line in text.splitlines()))
+
+    def log(self, step: int, metrics: Mapping[str, float], epoch: int | None) -> None:
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def log_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        for name, image_HWC in images.items():
+            self._writer.add_image(name, image_HWC, step, dataformats="HWC")
+
+    def log_model(self, name: str, files: Sequence[Path], lineage: dict[str, Any]) -> None:
+        self._text(f"model/{name}", {"files": [file.name for file in files], **lineage})
+
+    def finish(self, status: str, metrics: Mapping[str, float]) -> None:
+        self._text("final", {"status": status, **metrics})
+        self._writer.close()

@@ -1,0 +1,177 @@
+"""Stages: a piece of work with an identity, done once, resumed when cut, shared by experiments.
+
+A stage is known by a digest of what it does, of what it is made from and of the data; the seed
+is kept apart. Its folder is ``<root>/stages/<kind>-<digest8>/s<seed>``: the same work wanted by
+another experiment is found there, changed work gets another folder.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ssdistill.config import Experiment
+from ssdistill.errors import UserError
+from ssdistill.record.run import Run, RunRecord, load_run
+from ssdistill.record.tracker import Tracker, TrackingSettings
+from ssdistill.train.loop import CHECKPOINT
+from ssdistill.train.progress import console
+
+VERSIONS = {
+    "initialize": 1,
+    "pretrain": 1,
+    "distill": 1,
+    "compress": 1,
+    "evaluate": 1,
+    "latency": 1,
+}
+"""Raised whenever the code of a kind changes what comes out, so that old results are not reused."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One node of the plan.
+
+    Attributes:
+        role: what it is in its experiment, e.g. ``teacher``; no part of the identity.
+        kind: which work, a key of :data:`VERSIONS`.
+        config: the settings that decide what comes out, ready for JSON.
+        parents: the stages it is made from, by the part they play.
+        fingerprint: of the training images.
+        seed: of everything random in it.
+    """
+
+    role: str
+    kind: str
+    config: dict[str, Any]
+    fingerprint: str
+    seed: int
+    parents: dict[str, "Stage"] = field(default_factory=dict)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over work, parents and data, in hexadecimal; the seed is not in it."""
+        identity = {
+            "kind": self.kind,
+            "version": VERSIONS[self.kind],
+            "config": self.config,
+            "parents": {name: parent.digest for name, parent in self.parents.items()},
+            "fingerprint": self.fingerprint,
+        }
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+    def folder(self, root: Path) -> Path:
+        """Where the stage lives under the runs folder ``root``."""
+        return root / "stages" / f"{self.kind}-{self.digest[:8]}" / f"s{self.seed}"
+
+    def record(self, root: Path) -> RunRecord | None:
+        """Its record, or None where it was never started."""
+        folder = self.folder(root)
+        return load_run(folder) if (folder / "run.json").exists() else None
+
+    def status(self, root: Path) -> str:
+        """``finished``, ``interrupted``, ``failed``, ``running``, or ``missing``."""
+        record = self.record(root)
+        return record.status if record else "missing"
+
+
+Body = Callable[[Stage, Tracker], dict[str, Any]]
+"""The work of one kind: fills the folder of the tracker's run and returns the final metrics."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What records and mirrors call the experiment a stage runs for.
+
+    Attributes:
+        name, profile: the experiment's.
+        digest: sha256 of its whole configuration.
+        tags: what to find it by in W&B.
+    """
+
+    name: str
+    profile: str
+    digest: str
+    tags: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> "Identity":
+        """The identity of an experiment; tracking and hardware are no part of it."""
+        config = experiment.model_dump(mode="json", exclude={"tracking", "device"})
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+        data, paper = experiment.data.kind, experiment.paper
+        tags = (data, experiment.profile, experiment.student.encoder.name)
+        arxiv = (paper.arxiv,) if paper and paper.arxiv else ()
+        return cls(experiment.name, experiment.profile, digest, (*tags, *arxiv))
+
+    @property
+    def group(self) -> str:
+        """Name of the experiment's folder and of its group in W&B."""
+        return f"{self.name}-{self.digest[:8]}"
+
+
+def execute(
+    stage: Stage, root: Path, body: Body, identity: Identity, tracking: TrackingSettings
+) -> RunRecord:
+    """Do the stage unless it is done; resume what was cut.
+
+    Raises:
+        UserError: another error of the user's, or a digest that clashes with another's folder.
+        KeyboardInterrupt: after Ctrl-C; the record says ``interrupted`` then.
+    """
+    folder = stage.folder(root)
+    with _locked(folder):
+        record = stage.record(root)
+        if record and record.status == "finished":
+            if record.digest != stage.digest:
+                raise UserError(f"{folder}: holds a stage with another digest; move it away")
+            return record
+        run = Run(
+            folder,
+            stage=stage.kind,
+            kind=stage.role,
+            digest=stage.digest,
+            seed=stage.seed,
+            name=identity.name,
+            group=identity.group,
+            profile=identity.profile,
+            fingerprint=stage.fingerprint,
+            parents=_lineage(stage, root),
+            config=stage.config,
+        )
+        with Tracker(run, tracking, (*identity.tags, stage.role)) as tracker:
+            tracker.finish(body(stage, tracker))
+        (folder / CHECKPOINT).unlink(missing_ok=True)
+        return load_run(folder)
+
+
+def _lineage(stage: Stage, root: Path) -> dict[str, Any]:
+    """Digest, seed and weights of each parent."""
+    lineage = {}
+    for name, parent in stage.parents.items():
+        artifacts = parent.record(root).artifacts
+        sha256 = next((entry["sha256"] for entry in artifacts.values()), None)
+        lineage[name] = {"digest": parent.digest, "seed": parent.seed, "sha256": sha256}
+    return lineage
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """A lock on the stage, waited for aloud; freed by the system if the process dies."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        console.print(f"  {folder.parent.name}: waiting for another process that runs it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

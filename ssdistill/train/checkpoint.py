@@ -1,0 +1,46 @@
+"""Checkpoints that are whole or absent, and that never unpickle anything but tensors."""
+
+import errno
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ssdistill.errors import UserError
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write ``state`` so that a kill at any moment leaves the old file or the new one.
+
+    Raises:
+        UserError: when the disk is full; the previous checkpoint is still there then.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:
+        partial.unlink(missing_ok=True)
+        if getattr(error, "errno", None) == errno.ENOSPC or "write" in str(error):
+            raise UserError(f"{path.parent}: no space left for the checkpoint ({error})") from error
+        raise
+
+
+def load_checkpoint(path: Path) -> dict[str, Any] | None:
+    """The checkpoint at ``path``, or None where there is none.
+
+    Raises:
+        UserError: for a file that is not a checkpoint, or holds more than tensors.
+    """
+    if not path.exists():
+        return None
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: not a readable checkpoint ({reason})") from error

@@ -1,0 +1,33 @@
+"""Ctrl-C between two optimizer steps, never inside one."""
+
+import signal
+import threading
+from types import FrameType
+
+
+class Interruptible:
+    """While active, the first Ctrl-C (or SIGTERM) only asks; a second one stops at once.
+
+    The loop looks at ``requested`` after each whole step, saves, and raises
+    :class:`KeyboardInterrupt` itself, so that a checkpoint never holds half an update.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> "Interruptible":
+        # Python delivers signals to the main thread only, and only it may set handlers.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True

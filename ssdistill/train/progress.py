@@ -1,0 +1,62 @@
+"""The bar one sees while something trains."""
+
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+"""Where everything that is not a result is printed."""
+
+
+class TrainingProgress:
+    """A bar with images per second, loss and time left; plain lines where there is no terminal.
+
+    Args:
+        title: what trains.
+        start: steps already done.
+        num_steps: steps in all.
+        batch_size: images a step, for the rate.
+        every_seconds: pause between two plain lines.
+    """
+
+    def __init__(
+        self, title: str, start: int, num_steps: int, batch_size: int, every_seconds: float = 15.0
+    ):
+        self.title, self.start, self.num_steps = title, start, num_steps
+        self.batch_size, self.every_seconds = batch_size, every_seconds
+        self._bar = Progress(
+            TextColumn("  {task.description}"),
+            BarColumn(bar_width=28),
+            TextColumn("{task.completed}/{task.total}"),
+            TextColumn("{task.fields[rate]:>6.0f} img/s  loss {task.fields[loss]:.3f}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not sys.stderr.isatty(),
+        )
+
+    def __enter__(self) -> "TrainingProgress":
+        self._began = self._spoke = time.monotonic()
+        self._bar.start()
+        self._line = self._bar.add_task(
+            self.title, total=self.num_steps, completed=self.start, rate=0.0, loss=float("nan")
+        )
+        return self
+
+    def show(self, step: int, loss: float) -> None:
+        """``step`` steps are done and the last loss was ``loss``."""
+        now = time.monotonic()
+        rate = (step - self.start) * self.batch_size / max(now - self._began, 1e-9)
+        self._bar.update(self._line, completed=step, rate=rate, loss=loss)
+        if self._bar.disable and now - self._spoke > self.every_seconds:
+            left = (self.num_steps - step) * self.batch_size / max(rate, 1e-9)
+            console.print(
+                f"  {self.title}: {step}/{self.num_steps}, {rate:.0f} img/s, "
+                f"loss {loss:.3f}, {left:.0f} s left"
+            )
+            self._spoke = now
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()

@@ -1,0 +1,58 @@
+"""Settings every training shares, whatever it trains."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from ssdistill.data.views import ViewRecipe
+from ssdistill.settings import NonNegativeInt, Positive, PositiveInt, Settings
+from ssdistill.train.optim import OptimSettings
+
+
+class TrainSettings(Settings):
+    """Length, batches, views and optimizer of one training.
+
+    Args:
+        steps: optimizer steps; give this or ``epochs``.
+        epochs: passes over the images, which fix the steps.
+        batch_size: images a step; every image is seen once per view.
+        views: one recipe (a name or its settings) per view; ``auto`` takes what suits the data
+            and the method.
+        optim: the optimizer.
+        seed: fix the seed of this stage, so that all of the experiment's seeds share it.
+    """
+
+    steps: PositiveInt | None = None
+    epochs: Positive | None = None
+    batch_size: PositiveInt = 256
+    views: Literal["auto"] | Annotated[tuple[str | ViewRecipe, ...], Field(min_length=1)] = "auto"
+    optim: OptimSettings = OptimSettings()
+    seed: NonNegativeInt | None = None
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "TrainSettings":
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give exactly one of steps and epochs")
+        return self
+
+    def num_steps(self, steps_per_epoch: int) -> int:
+        """Optimizer steps of the whole training."""
+        return self.steps or max(1, round(self.epochs * steps_per_epoch))
+
+
+class DeviceSettings(Settings):
+    """Where and in which number format training runs; in Lightning Fabric's words.
+
+    Args:
+        accelerator: ``auto``, ``cpu``, ``cuda``, ``mps``, …
+        precision: ``auto`` measures both and takes the faster.
+        memory_format: likewise.
+        compile: compile the encoders (pays off in runs of more than about ten minutes).
+        threads: CPU threads torch may use; null leaves torch's choice.
+    """
+
+    accelerator: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
+    compile: bool = False
+    threads: PositiveInt | None = None

@@ -1,0 +1,169 @@
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from ssdistill.compress import Context
+from ssdistill.compress.prune import Prune
+from ssdistill.errors import UserError
+from ssdistill.models.artifacts import load, load_encoder, save_encoder
+from ssdistill.models.backbones import EncoderSettings, build_encoder
+from ssdistill.models.resize import resize_like
+
+SMALL = {
+    "layers": (1, 1, 1, 0),
+    "channels": (16, 32, 64, 64),
+    "stem_type": "deep",
+    "stem_width": 8,
+    "zero_init_last": False,
+}
+
+
+def encoder_of(stem="small", name="resnet10t", args=SMALL):
+    torch.manual_seed(0)
+    settings = EncoderSettings(name=name, args=args, stem=stem, stem_stride=2)
+    encoder = build_encoder(settings, 32, (0.4, 0.5, 0.6), (0.2, 0.3, 0.2))
+    encoder.train()(torch.rand(8, 3, 32, 32))
+    return encoder.eval()
+
+
+def pruned_of(encoder, **settings):
+    return Prune(**settings).apply(encoder, Context(lambda n, seed: torch.zeros(0), Path()))
+
+
+@torch.no_grad()
+def same(one, other):
+    x_BCHW = torch.rand(3, 3, 32, 32)
+    return torch.equal(one(x_BCHW).embedding_BD, other(x_BCHW).embedding_BD)
+
+
+def test_saved_and_loaded_encoders_agree_exactly(tmp_path):
+    encoder = encoder_of()
+    sha256 = save_encoder(encoder, tmp_path, {"teacher": "a"})
+    found = load(tmp_path)
+    assert not found.training and same(encoder, found)
+    assert found.spec.model_dump(mode="json") == encoder.spec.model_dump(mode="json")
+    description = json.loads((tmp_path / "model.json").read_text())
+    assert description["sha256"] == sha256 and description["lineage"] == {"teacher": "a"}
+    assert description["widths"] == {} and description["timm"] is None
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "scope"),
+    [
+        ("resnet10t", SMALL, "inner"),
+        ("resnet10t", SMALL, "all"),
+        ("mobilenetv3_small_050", {}, "all"),
+    ],
+)
+def test_pruned_widths_come_back_exactly(tmp_path, scope, name, args):
+    pruned = pruned_of(encoder_of(name=name, args=args), ratio=0.5, scope=scope)
+    save_encoder(pruned, tmp_path)
+    found = load(tmp_path)
+    assert same(pruned, found)
+    assert {n: p.shape for n, p in pruned.named_parameters()} == {
+        n: p.shape for n, p in found.named_parameters()
+    }
+    assert "pruned" in json.loads((tmp_path / "model.json").read_text())["timm_note"]
+
+
+@torch.no_grad()
+def test_a_plain_student_opens_with_timm_alone(tmp_path):
+    encoder = encoder_of(stem="native")
+    save_encoder(encoder, tmp_path)
+    description = json.loads((tmp_path / "model.json").read_text())
+    path = str(tmp_path / description["weights"])
+    net = timm.create_model(**description["timm"], checkpoint_path=path).eval()
+    spec = description["spec"]
+    x_BCHW = torch.rand(2, 3, 32, 32)
+    mean, std = (torch.tensor(spec[k]).view(1, 3, 1, 1) for k in ("mean", "std"))
+    assert torch.equal(net((x_BCHW - mean) / std), encoder(x_BCHW).embedding_BD)
+
+
+def test_the_memory_format_does_not_reach_the_file(tmp_path):
+    encoder = encoder_of()
+    plain = save_encoder(encoder, tmp_path)
+    assert save_encoder(encoder.to(memory_format=torch.channels_last), tmp_path) == plain
+
+
+def test_load_finds_the_artifact_below_a_stage_folder(tmp_path):
+    save_encoder(encoder_of(), tmp_path / "stage" / "model")
+    assert load(tmp_path / "stage").embed_dim == 64
+    assert load(tmp_path / "stage" / "model" / "model.safetensors").embed_dim == 64
+    save_encoder(encoder_of(), tmp_path / "stage" / "other")
+    with pytest.raises(UserError, match="several models: choose one of model, other"):
+        load(tmp_path / "stage")
+
+
+@pytest.mark.parametrize("name", ["model.json", "model.safetensors"])
+def test_a_missing_file_is_named(tmp_path, name):
+    save_encoder(encoder_of(), tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(UserError, match=f"no {name}"):
+        load_encoder(tmp_path)
+
+
+def test_damaged_weights_are_refused(tmp_path):
+    save_encoder(encoder_of(), tmp_path)
+    path = tmp_path / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="damaged"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"args": SMALL | {"channels": (16, 48, 64, 64)}}, "'layer2.0.conv1.weight' has shape"),
+        ({"args": SMALL | {"layers": (1, 2, 1, 0)}}, "lacks 'layer2.1.conv1.weight'"),
+        ({"args": SMALL | {"layers": (1, 1, 0, 0)}}, "unknown 'layer3.0."),
+        ({"name": "resnet10tt"}, "timm has no model"),
+        ({"mean": 3}, "spec"),
+    ],
+)
+def test_a_checkpoint_of_another_architecture_names_the_first_offender(tmp_path, change, words):
+    save_encoder(encoder_of(), tmp_path)
+    path = tmp_path / "model.json"
+    description = json.loads(path.read_text())
+    description["spec"] |= change
+    path.write_text(json.dumps(description))
+    with pytest.raises(UserError, match=words) as caught:
+        load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"format": 2, "sha256": ""}'])
+def test_a_description_that_is_none_is_refused(tmp_path, text):
+    save_encoder(encoder_of(), tmp_path)
+    (tmp_path / "model.json").write_text(text)
+    with pytest.raises(UserError, match=r"model\.json"):
+        load(tmp_path)
+
+
+def test_a_full_disk_leaves_the_old_artifact_and_no_rubbish(tmp_path, monkeypatch):
+    encoder = encoder_of()
+    save_encoder(encoder, tmp_path)
+
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="no space left"):
+        save_encoder(encoder_of(stem="native"), tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.json", "model.safetensors"]
+    assert same(load(tmp_path), encoder)
+
+
+def test_resize_refuses_what_no_width_explains():
+    net, other = (encoder_of().net for _ in range(2))
+    state = other.state_dict()
+    state["layer1.0.conv1.weight"] = torch.zeros(16, 16, 5, 5)
+    with pytest.raises(UserError, match=r"layer1\.0\.conv1\.weight"):
+        resize_like(net, state)

@@ -1,0 +1,187 @@
+import copy
+
+import pytest
+import torch
+
+from ssdistill.data.batch import Batch
+from ssdistill.distill.distiller import Distiller, encode_views, shapes
+from ssdistill.errors import UserError
+from ssdistill.losses import Loss, Shapes
+from ssdistill.losses.simreg import SimReg
+from ssdistill.models.backbones import EncoderSettings, build_encoder
+
+SIZE = 16
+
+
+def small_encoder(channels=(8, 16, 16, 16), mean=(0.5, 0.5, 0.5)):
+    args = {"layers": (1, 1, 0, 0), "channels": channels, "stem_type": "deep", "stem_width": 8}
+    settings = EncoderSettings(name="resnet10t", args=args, stem_stride=2)
+    return build_encoder(settings, SIZE, mean=mean)
+
+
+class ReadsMaps(Loss):
+    reads = ("layer1",)
+    views = 2
+
+    def forward(self, student, teacher, batch):
+        pairs = zip(student, teacher, strict=True)
+        return sum(s.maps["layer1"].mean() - t.maps["layer1"].mean() for s, t in pairs)
+
+
+@pytest.fixture
+def distiller():
+    torch.manual_seed(0)
+    student, teacher = small_encoder(), small_encoder((8, 32, 32, 32), mean=(0.1, 0.2, 0.3))
+    losses = {"feature": SimReg(shapes(student, teacher, 100), depth=2)}
+    return Distiller(student, teacher, losses, {"feature": 2.0})
+
+
+def make_batch(count=4):
+    images = torch.zeros(count, SIZE, SIZE, 3, dtype=torch.uint8)
+    return Batch(images, torch.arange(count), 0, 0, 10)
+
+
+def make_views(number=1, count=4, size=SIZE):
+    return [torch.rand(count, 3, size, size) for _ in range(number)]
+
+
+def test_losses_come_back_unweighted_by_name(distiller):
+    losses = distiller(make_views(), make_batch())
+    assert list(losses) == ["feature"]
+    assert losses["feature"].shape == ()
+    assert distiller.weights == {"feature": 2.0}
+
+
+def test_a_step_trains_student_and_head_and_leaves_the_teacher_untouched(distiller):
+    teacher_before = copy.deepcopy(distiller.teacher.state_dict())
+    student_before = copy.deepcopy(distiller.student.state_dict())
+    optimizer = torch.optim.SGD(distiller.parameters(), lr=0.1)
+    distiller.train()
+    for _ in range(2):
+        sum(distiller(make_views(2), make_batch()).values()).backward()
+        optimizer.step()
+    assert all(p.grad is None for p in distiller.teacher.parameters())
+    for name, value in distiller.teacher.state_dict().items():
+        assert torch.equal(value, teacher_before[name]), name
+    assert not torch.equal(
+        distiller.student.net.layer1[0].conv1.weight, student_before["net.layer1.0.conv1.weight"]
+    )
+    assert all(p.grad is not None for p in distiller.trainable_parameters())
+
+
+def test_the_teacher_stays_in_eval_mode(distiller):
+    distiller.train()
+    assert distiller.student.training
+    assert not any(m.training for m in distiller.teacher.modules())
+    distiller.teacher.train()
+    distiller.train()
+    assert not any(m.training for m in distiller.teacher.modules())
+
+
+def test_parameters_and_state_leave_the_teacher_out(distiller):
+    teacher_parameters = {id(p) for p in distiller.teacher.parameters()}
+    assert not teacher_parameters & {id(p) for p in distiller.parameters()}
+    assert not any(p.requires_grad for p in distiller.teacher.parameters())
+    assert {name.split(".")[0] for name in distiller.state_dict()} == {"encoder", "losses"}
+    assert set(distiller.trainable_parameters()) == set(distiller.parameters())
+
+
+def test_the_teacher_follows_a_change_of_dtype(distiller):
+    distiller.double()
+    assert {p.dtype for p in distiller.teacher.parameters()} == {torch.float64}
+    losses = distiller([v.double() for v in make_views()], make_batch())
+    assert torch.isfinite(losses["feature"])
+
+
+def test_each_network_normalises_for_itself(distiller):
+    view = make_views()[0]
+    distiller.eval()
+    (target,) = distiller.targets([view], make_batch())
+    net, teacher = distiller.teacher.net, distiller.teacher
+    normalised = (view - torch.tensor((0.1, 0.2, 0.3)).view(1, 3, 1, 1)) / teacher.std
+    assert torch.allclose(target.embedding_BD, net(normalised), atol=1e-6)
+
+
+def test_views_of_one_size_share_one_forward(distiller):
+    calls = []
+    for encoder in (distiller.student, distiller.teacher):
+        encoder.register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0])))
+    distiller(make_views(3), make_batch())
+    assert calls == [12, 12]
+
+
+def test_views_of_different_sizes_keep_their_order(distiller):
+    encoder = distiller.teacher
+    views = [make_views(size=16)[0], make_views(size=12)[0], make_views(size=16)[0]]
+    for view, got in zip(views, encode_views(encoder, views), strict=True):
+        assert torch.allclose(got.embedding_BD, encoder(view).embedding_BD, atol=1e-5)
+
+
+def test_the_last_embedding_is_the_first_view_s(distiller):
+    distiller.eval()
+    views = make_views(2)
+    distiller(views, make_batch())
+    expected_BD = distiller.student(views[0]).embedding_BD
+    assert torch.allclose(distiller.last_embedding_BD, expected_BD, atol=1e-5)
+    assert not distiller.last_embedding_BD.requires_grad
+
+
+def test_the_maps_a_loss_reads_are_tapped_and_its_views_counted():
+    student, teacher = small_encoder(), small_encoder()
+    both = shapes(student, teacher, 100)
+    losses = {"maps": ReadsMaps(both), "feature": SimReg(both)}
+    distiller = Distiller(student, teacher, losses, {"maps": 1.0, "feature": 1.0})
+    assert student.taps == teacher.taps == ("layer1",)
+    assert distiller.num_views == 2
+    assert torch.isfinite(distiller(make_views(2), make_batch())["maps"])
+
+
+def test_shapes_name_every_map_and_leave_the_taps_alone():
+    student, teacher = small_encoder(), small_encoder((8, 32, 32, 32))
+    student.set_taps(("layer1",))
+    found = shapes(student, teacher, 77)
+    assert isinstance(found, Shapes)
+    assert (found.student_dim, found.teacher_dim, found.num_samples) == (16, 32, 77)
+    assert list(found.student_maps) == student.tap_names
+    assert found.teacher_maps["layer2"][0] == 32
+    assert student.taps == ("layer1",)
+    assert teacher.taps == ()
+
+
+@pytest.mark.parametrize(
+    ("names", "weights", "message"),
+    [
+        ([], [], "at least one"),
+        (["a"], ["b"], "a are weighted by b"),
+        (["a.b"], ["a.b"], "'a.b' cannot be a loss's name"),
+        (["train"], ["train"], "'train' cannot be a loss's name"),
+    ],
+)
+def test_names_that_cannot_work_are_refused(names, weights, message):
+    student, teacher = small_encoder(), small_encoder()
+    losses = {name: SimReg(Shapes(16, 16, 100)) for name in names}
+    with pytest.raises(UserError, match=message):
+        Distiller(student, teacher, losses, dict.fromkeys(weights, 1.0))
+
+
+def test_a_map_neither_network_has_is_refused_with_the_nearest_name():
+    student, teacher = small_encoder(), small_encoder()
+    loss = ReadsMaps(shapes(student, teacher, 100))
+    loss.reads = ("layer11",)
+    with pytest.raises(UserError, match=r"losses\.maps: .*'layer11' \(did you mean 'layer1'\?\)"):
+        Distiller(student, teacher, {"maps": loss}, {"maps": 1.0})
+
+
+def test_a_loaded_state_continues_exactly(distiller):
+    views, batch = make_views(2), make_batch()
+    distiller.train()
+    distiller(views, batch)
+    other = Distiller(
+        small_encoder(),
+        distiller.teacher,
+        {"feature": SimReg(shapes(distiller.student, distiller.teacher, 100), depth=2)},
+        distiller.weights,
+    )
+    other.load_state_dict(distiller.state_dict())
+    other.train()
+    assert torch.equal(distiller(views, batch)["feature"], other(views, batch)["feature"])

@@ -1,0 +1,190 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+
+from ssdistill.errors import UserError
+from ssdistill.evaluate.linear_probe import linear_probe, stratified_split
+from ssdistill.evaluate.logistic import fit_logistic, standardisation, with_ones
+
+
+@pytest.fixture(scope="module")
+def digits():
+    x_ND, label_N = load_digits(return_X_y=True)
+    return x_ND[:1200], label_N[:1200], x_ND[1200:], label_N[1200:]
+
+
+def correlated(num_rows=3000, width=24, num_classes=7, seed=0):
+    rng = np.random.default_rng(seed)
+    scale = np.logspace(0, -2, width)
+    z_ND = rng.normal(size=(num_rows, width))
+    score_NK = z_ND @ rng.normal(size=(width, num_classes)) + rng.gumbel(
+        size=(num_rows, num_classes)
+    )
+    x_ND = np.maximum((z_ND * scale) @ rng.normal(size=(width, width)) + 1, 0)
+    return x_ND[:2000], score_NK.argmax(1)[:2000], x_ND[2000:], score_NK.argmax(1)[2000:]
+
+
+def by_scikit_learn(data, strength):
+    x_ND, label_N, test_ND, test_label_N = data
+    mean, std = x_ND.mean(0), x_ND.std(0)
+    std = np.where(std > 0, std, 1)
+    c = 1 / (len(x_ND) * strength)
+    model = LogisticRegression(C=c, tol=1e-8, max_iter=5000).fit((x_ND - mean) / std, label_N)
+    return 100 * model.score((test_ND - mean) / std, test_label_N), model.coef_, std
+
+
+@pytest.mark.parametrize("strength", [1e-1, 1e-2, 1e-3])
+@pytest.mark.parametrize("name", ["digits", "correlated"])
+def test_accuracy_and_coefficients_are_scikit_learns(name, strength, digits):
+    data = digits if name == "digits" else correlated()
+    expected_top1, expected_KD, std_D = by_scikit_learn(data, strength)
+    probe = linear_probe(*data, strengths=[strength])
+    assert abs(probe.top1 - expected_top1) <= 0.2
+    gap = np.abs(probe.weight_KD.numpy() * std_D - expected_KD).max()
+    assert gap <= 5e-3 * np.abs(expected_KD).max()
+
+
+def test_two_classes_are_the_binomial_model_at_twice_the_c(digits):
+    x_ND, label_N, test_ND, test_label_N = digits
+    data = x_ND, label_N % 2, test_ND, test_label_N % 2
+    expected_top1, expected_D, std_D = by_scikit_learn(data, 1e-2 / 2)
+    probe = linear_probe(*data, strengths=[1e-2])
+    assert abs(probe.top1 - expected_top1) <= 0.2
+    difference_D = (probe.weight_KD[1] - probe.weight_KD[0]).numpy() * std_D
+    assert np.abs(difference_D - expected_D[0]).max() <= 5e-3 * np.abs(expected_D).max()
+
+
+def test_weight_and_bias_are_for_raw_features(digits):
+    x_ND, label_N, test_ND, test_label_N = digits
+    probe = linear_probe(x_ND + 50, label_N + 3, test_ND + 50, test_label_N + 3)
+    raw_NK = torch.tensor(test_ND + 50).float() @ probe.weight_KD.T + probe.bias_K
+    by_hand = probe.classes[raw_NK.argmax(1).numpy()]
+    assert (by_hand == probe.predictions).all()
+    assert probe.top1 == pytest.approx(100 * np.mean(by_hand == test_label_N + 3))
+
+
+def test_problems_solved_together_are_the_problems_solved_alone(digits):
+    x_ND, label_N = torch.tensor(digits[0]), torch.tensor(digits[1])
+    mean_D, scale_D = standardisation(x_ND)
+    x_1EN = with_ones((x_ND - mean_D) / scale_D)[None]
+    strength_P = torch.tensor([1e-1, 1e-2, 1e-3])
+    together = fit_logistic(x_1EN, label_N[None], 10, strength_P, tolerance=1e-6).theta_PKE
+    own_data = fit_logistic(
+        x_1EN.expand(3, -1, -1), label_N.expand(3, -1), 10, strength_P, tolerance=1e-6
+    ).theta_PKE
+    for p in range(3):
+        alone = fit_logistic(x_1EN, label_N[None], 10, strength_P[p : p + 1], tolerance=1e-6)
+        assert torch.allclose(together[p], alone.theta_PKE[0], atol=1e-3)
+        assert torch.allclose(own_data[p], alone.theta_PKE[0], atol=1e-3)
+
+
+def test_gradient_of_the_solution_vanishes(digits):
+    x_ND, label_N = torch.tensor(digits[0]).float(), torch.tensor(digits[1])
+    mean_D, scale_D = standardisation(x_ND)
+    x_EN = with_ones((x_ND - mean_D) / scale_D)
+    fit = fit_logistic(x_EN[None], label_N[None], 10, torch.tensor([1e-3]), tolerance=1e-5)
+    theta_KE = fit.theta_PKE[0].clone().requires_grad_()
+    loss = torch.nn.functional.cross_entropy((theta_KE @ x_EN.double()).T, label_N)
+    (loss + 0.5e-3 * theta_KE[:, :-1].square().sum()).backward()
+    assert theta_KE.grad.abs().max() < 2e-5
+
+
+def test_strength_does_not_depend_on_the_test_split(digits):
+    x_ND, label_N, test_ND, test_label_N = digits
+    noise_ND = np.random.default_rng(0).normal(size=test_ND.shape)
+    real = linear_probe(*digits)
+    noisy = linear_probe(x_ND, label_N, noise_ND, np.roll(test_label_N, 1))
+    assert noisy.strength == real.strength
+    assert noisy.held_out_top1 == real.held_out_top1
+    assert torch.equal(noisy.weight_KD, real.weight_KD)
+    assert noisy.top1 < 40 < 80 < real.top1
+
+
+def test_strong_penalty_is_chosen_where_features_are_mostly_noise():
+    rng = np.random.default_rng(0)
+    label_N = rng.integers(0, 2, 400)
+    x_ND = rng.normal(size=(400, 150))
+    x_ND[:, 0] += 1.5 * label_N
+    probe = linear_probe(
+        x_ND[:200],
+        label_N[:200],
+        x_ND[200:],
+        label_N[200:],
+        holdout=0.2,
+        strengths=[1.0, 1e-1, 1e-6],
+    )
+    assert probe.strength > 1e-6
+    assert probe.held_out_top1[probe.strength] == max(probe.held_out_top1.values())
+
+
+def test_same_input_gives_the_same_bits(digits):
+    first, second = linear_probe(*digits), linear_probe(*digits)
+    assert torch.equal(first.weight_KD, second.weight_KD)
+    assert first.held_out_top1 == second.held_out_top1
+
+
+def test_reports_counts_errors_and_names(digits):
+    probe = linear_probe(*digits)
+    share = probe.top1 / 100
+    assert (probe.n_train, probe.n_test) == (1200, 597)
+    assert probe.standard_error == pytest.approx(100 * math.sqrt(share * (1 - share) / 597))
+    assert probe.top1 <= probe.top5 <= 100
+    assert probe.metrics() == {"probe/linear/top1": probe.top1, "probe/linear/top5": probe.top5}
+    assert probe.protocol == "linear"
+
+
+def test_top5_is_full_with_few_classes(digits):
+    x_ND, label_N, test_ND, test_label_N = digits
+    assert linear_probe(x_ND, label_N % 3, test_ND, test_label_N % 3).top5 == 100
+
+
+def test_constant_and_duplicated_features_do_no_harm(digits):
+    x_ND, label_N, test_ND, test_label_N = digits
+
+    def widen(z_ND):
+        return np.concatenate([z_ND, z_ND, np.full((len(z_ND), 3), 7.3)], 1)
+
+    probe = linear_probe(widen(x_ND), label_N, widen(test_ND), test_label_N)
+    assert probe.top1 > 90
+
+
+def test_split_is_stratified_and_spares_single_labels():
+    target_N = torch.tensor([0] * 100 + [1] * 20 + [2] * 2 + [3])
+    held_N = stratified_split(target_N[torch.randperm(123)], 0.1, seed=0)
+    assert held_N.sum() == 10 + 2 + 1
+    held_N = stratified_split(target_N, 0.1, seed=0)
+    assert torch.bincount(target_N[held_N], minlength=4).tolist() == [10, 2, 1, 0]
+    assert not torch.equal(held_N, stratified_split(target_N, 0.1, seed=1))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"train_labels": np.zeros(1200, int)}, "one class only"),
+        ({"train_labels": None}, "training labels are missing"),
+        ({"test_labels": None}, "test labels are missing"),
+        ({"test_labels": np.full(597, 11)}, "classes the training labels lack: 11"),
+        ({"train_labels": np.zeros(7, int)}, "7 labels for 1200"),
+        ({"train_labels": np.zeros(1200)}, "one integer per image"),
+        ({"train_ND": np.full((1200, 64), np.nan)}, "NaN or infinite values in 1200"),
+        ({"test_ND": np.zeros((597, 5))}, "64 wide, test features 5"),
+        ({"test_ND": np.zeros((0, 64))}, "non-empty"),
+        ({"strengths": [0.0]}, "positive"),
+        ({"holdout": 1.0}, "holdout"),
+    ],
+)
+def test_mistakes_are_named(change, says, digits):
+    names = ("train_ND", "train_labels", "test_ND", "test_labels")
+    with pytest.raises(UserError, match=says):
+        linear_probe(**{**dict(zip(names, digits, strict=True)), **change})
+
+
+def test_one_label_per_class_needs_a_single_strength():
+    x_ND, label_N = np.eye(4), np.arange(4)
+    with pytest.raises(UserError, match="single strength"):
+        linear_probe(x_ND, label_N, x_ND, label_N)
+    assert linear_probe(x_ND, label_N, x_ND, label_N, strengths=[1e-2]).top1 == 100
