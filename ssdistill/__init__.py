@@ -3,9 +3,15 @@
 Public names: :func:`load` an encoder, :func:`run` an experiment, :func:`reproduce` its claims.
 """
 
+import os
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+# OpenMP's threads spin while they wait. With anything else running on the machine that costs a
+# training on a few cores most of its speed; asleep they cost nothing measurable. Has to be said
+# before torch loads OpenMP, and leaves a choice of the user's alone.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
     from ssdistill.chain.report import Report

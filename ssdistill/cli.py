@@ -22,8 +22,10 @@ examples:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    options = _parser().parse_args(arguments)
+    options = _parse(arguments)
     logging.basicConfig(level=logging.WARNING, format="  %(message)s")
+    # Fabric announces its precision at every set-up.
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     try:
         return options.command(options)
     except UserError as error:
@@ -34,6 +36,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse; overrides may also stand after options, which argparse alone refuses."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    foreign = [word for word in rest if word.startswith("-") or "=" not in word]
+    if foreign or (rest and not hasattr(options, "overrides")):
+        parser.error(f"unknown arguments: {' '.join(foreign or rest)}")
+    if rest:
+        options.overrides += rest
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:

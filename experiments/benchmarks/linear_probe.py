@@ -86,6 +86,7 @@ def compare(data: dict[str, np.ndarray], precision: str, repeats: int) -> dict[s
         "sklearn_seconds": statistics.median(run["seconds"] for run in theirs),
         "sklearn_seconds_all": [run["seconds"] for run in theirs],
         "sklearn_cpu_seconds": min(run["cpu_seconds"] for run in theirs),
+        "sklearn_iterations": theirs[0]["iterations"],
         "sklearn_top1": theirs[0]["top1"],
         "largest_coefficient_gap": theirs[0]["gap"],
     }
@@ -103,6 +104,7 @@ def scikit_learn(train_ND, train_labels, test_ND, test_labels, ours) -> dict[str
     return {
         "seconds": time.perf_counter() - began,
         "cpu_seconds": time.process_time() - began_cpu,
+        "iterations": int(model.n_iter_[0]),
         "top1": top1,
         "gap": float(gap),
     }

@@ -64,10 +64,10 @@ def _views(workspace: Workspace) -> ViewGrid | None:
     path = stage.folder(workspace.root) / VIEWS
     if not path.exists():
         return None
-    pictures = np.load(path)
-    columns = [f"view {number + 1}" for number in range(len(pictures))]
-    rows = [list(row) for row in pictures.swapaxes(0, 1)]
-    return ViewGrid(rows, columns, f"The first images of the first step ({stage.role}).")
+    rows = [list(view) for view in np.load(path)]
+    columns = [f"image {number + 1}" for number in range(len(rows[0]))]
+    caption = f"The first images of the first step ({stage.role}), one row per view."
+    return ViewGrid(rows, columns, caption)
 
 
 def _neighbours(workspace: Workspace) -> Neighbours | None:

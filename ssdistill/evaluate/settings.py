@@ -50,12 +50,11 @@ class EvaluateSettings(Settings):
     Args:
         linear, knn, low_shot: the probes; null leaves one out.
         pixels: probe the raw pixels too, as the row to beat.
-        pixels: bool = False
-    gauge_images: test images the label-free gauges look at, at most.
+        gauge_images: test images the label-free gauges look at, at most.
     """
 
     linear: LinearSettings | None = LinearSettings()
     knn: KnnSettings | None = KnnSettings()
     low_shot: LowShotSettings | None = LowShotSettings()
     pixels: bool = False
-    gauge_images: PositiveInt = 2000
+    gauge_images: Annotated[int, Field(ge=20)] = 2000

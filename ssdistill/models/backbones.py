@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import timm
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from ssdistill.errors import UserError, nearest
@@ -30,7 +31,7 @@ class EncoderSettings(Settings):
     """
 
     name: str = "resnet18"
-    args: dict[str, Any] = {}
+    args: dict[str, Any] = Field(default={})
     stem: Literal["auto", "native", "small"] = "auto"
     stem_stride: PositiveInt = 1
     pretrained: bool = False
@@ -40,7 +41,7 @@ class EncoderSpec(Settings):
     """Everything needed to build the same encoder again, as stored in ``model.json``."""
 
     name: str
-    args: dict[str, Any] = {}
+    args: dict[str, Any] = Field(default={})
     stem: Literal["native", "small"] = "native"
     stem_stride: int = 1
     image_size: int

@@ -16,7 +16,7 @@ SHARED_RGB = (11, 143, 130)
 
 @dataclass(frozen=True)
 class ViewGrid:
-    """What the networks see: one row per image, one column per view; (H, W, 3) uint8 each."""
+    """What the networks see: one row per view, one column per image; (H, W, 3) uint8 each."""
 
     rows: Sequence[Sequence[np.ndarray]]
     columns: Sequence[str]

@@ -160,7 +160,7 @@ def _accuracy(page: PageData) -> str:
 
 
 def _views(grid: ViewGrid) -> str:
-    alt = f"{len(grid.rows)} images in rows; columns: {', '.join(grid.columns)}"
+    alt = f"{len(grid.rows)} views in rows; columns: {', '.join(grid.columns)}"
     content = _heads(grid.columns) + _picture(image_grid(grid.rows), alt)
     return _card(content + _caption(escape(grid.caption)), "views")
 

@@ -1,0 +1,74 @@
+"""What every test starts from: one thread, no W&B, tiny networks and pictures."""
+
+import os
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from ssdistill.models.backbones import EncoderSettings, build_encoder
+
+
+def pytest_configure(config):
+    # Workers share the cores, and so do the processes that some tests start.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_wandb():
+    """No test talks to W&B unless it changes this for itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "disabled")
+        yield
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """An empty runs folder."""
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def make_encoder():
+    """``make_encoder(seed)``: a two-block ResNet for 16x16 images, 16-dimensional."""
+
+    def make(seed=0):
+        torch.manual_seed(seed)
+        args = {
+            "layers": (1, 1, 0, 0),
+            "channels": (8, 16, 16, 16),
+            "stem_type": "deep",
+            "stem_width": 8,
+        }
+        return build_encoder(EncoderSettings(name="resnet10t", args=args, stem_stride=2), 16)
+
+    return make
+
+
+class PictureStore(SimpleNamespace):
+    """As much of a store as training and planning look at."""
+
+    def __len__(self):
+        return len(self.images)
+
+
+@pytest.fixture
+def make_store():
+    """``make_store(count)``: a store in memory, 16x16 noise over a ramp per picture."""
+
+    def make(count=24, fingerprint="f" * 64):
+        noise = np.random.default_rng(0).integers(0, 128, (count, 16, 16, 3))
+        ramp = np.linspace(0, 127, count).astype(int).reshape(-1, 1, 1, 1)
+        return PictureStore(
+            images=(noise + ramp).astype(np.uint8),
+            fingerprint=fingerprint,
+            mean=(0.5, 0.5, 0.5),
+            std=(0.25, 0.25, 0.25),
+            class_names=("a", "b"),
+        )
+
+    return make

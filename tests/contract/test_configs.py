@@ -1,0 +1,51 @@
+"""Every packaged config is one that runs."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ssdistill.config import load_experiment
+from ssdistill.registry import LOSSES, METHODS, STEPS
+
+FOLDER = Path(__file__).resolve().parents[2] / "configs"
+FILES = sorted(FOLDER.rglob("*.yaml"))
+EXPERIMENTS = [path for path in FILES if "name" in yaml.safe_load(path.read_text())]
+
+
+def name_of(path):
+    return str(path.relative_to(FOLDER))
+
+
+def test_there_are_configs_to_check():
+    assert FOLDER / "quickstart.yaml" in EXPERIMENTS
+    assert len(EXPERIMENTS) < len(FILES)
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=name_of)
+def test_a_config_is_valid(path):
+    experiment, notices = load_experiment(path)
+    assert experiment.name and notices == []
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=name_of)
+def test_what_a_config_names_can_be_built(path):
+    """Settings that only a constructor can judge, e.g. that pruning has one target."""
+    experiment, _ = load_experiment(path)
+    for step in experiment.compress:
+        STEPS.build(step)
+    assert METHODS[experiment.pretrain.kind].recipes
+    for loss in experiment.distill.losses.values() if experiment.distill else ():
+        assert LOSSES[loss.kind].paper
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_a_config_says_first_what_it_is(path):
+    first = path.read_text().splitlines()[0]
+    assert first.startswith("# ")
+    assert len(first.removeprefix("# ").split()) >= 3
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=name_of)
+def test_a_config_is_named_like_its_file(path):
+    assert load_experiment(path)[0].name == path.stem

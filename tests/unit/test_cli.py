@@ -1,0 +1,231 @@
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from ssdistill import __version__
+from ssdistill.chain import run as chain_run
+from ssdistill.cli import main
+from ssdistill.errors import UserError
+from ssdistill.record.tables import Table
+from ssdistill.registry import LOSSES
+from ssdistill.stages import Stage
+
+TINY = """
+schema: 1
+name: tiny
+data: digits
+student: {}
+pretrain: {kind: simclr, steps: 3, temperature: 0.3}
+distill: {steps: 2, losses: {feature: {kind: simreg}}}
+"""
+CLAIM = """
+paper:
+  claims: [{metric: probe/linear/top1, model: distilled, better_than: control}]
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY)
+    return str(path)
+
+
+@pytest.fixture
+def ran(monkeypatch, tmp_path):
+    """Instead of running: what would have been run, and a report with two numbers."""
+    calls = SimpleNamespace(experiments=[], roots=[], published=[], outcomes=[], error=None)
+
+    def run(experiment, root):
+        calls.experiments.append(experiment)
+        calls.roots.append(root)
+        if calls.error:
+            raise calls.error
+        return SimpleNamespace(
+            tables=[Table(("model", "top-1"), (("distilled", "71.5"),), "", "tiny")],
+            notices=["only a smoke test"],
+            folder=tmp_path / "tiny-12345678",
+            verdicts=[SimpleNamespace(outcome=outcome) for outcome in calls.outcomes],
+            publish=calls.published.append,
+        )
+
+    monkeypatch.setattr(chain_run, "run", run)
+    return calls
+
+
+def one_error_line(capsys):
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ") and err.count("\n") == 1 and "Traceback" not in err
+    return err
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["reproduce"], ["report"], ["list"]])
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([*command, "--help"])
+    assert stopped.value.code == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"usage: {' '.join(['ssdistill', *command])}")
+
+
+def test_the_help_names_every_command_and_gives_examples(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    out = capsys.readouterr().out
+    for word in ("run", "reproduce", "report", "list", "ssdistill run quickstart"):
+        assert word in out
+
+
+@pytest.mark.parametrize("arguments", [[], ["rn"], ["run"], ["run", "x", "--nonsense"]])
+def test_a_command_line_that_is_not_understood_has_status_2(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert "usage: ssdistill" in capsys.readouterr().err
+
+
+def test_the_version_is_the_packages(capsys):
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out.strip() == f"ssdistill {__version__}"
+
+
+def test_run_shows_tables_notices_and_where_the_report_is(config, ran, capsys, tmp_path):
+    assert main(["run", config, "pretrain.steps=5", "--runs", str(tmp_path / "r")]) == 0
+    (experiment,) = ran.experiments
+    assert experiment.pretrain.steps == 5
+    assert ran.roots == [tmp_path / "r"]
+    out = capsys.readouterr().out
+    assert "71.5" in out and "only a smoke test" in out
+    assert f"report: {tmp_path / 'tiny-12345678' / 'report.html'}" in out
+    assert ran.published == []
+
+
+def test_run_publishes_where_it_is_told(config, ran, tmp_path):
+    assert main(["run", config, "--publish", str(tmp_path / "experiments")]) == 0
+    assert ran.published == [tmp_path / "experiments"]
+
+
+def test_what_an_override_made_meaningless_is_said_on_stderr(config, ran, capsys):
+    assert main(["run", config, "pretrain.kind=byol"]) == 0
+    assert "pretrain.temperature: left out" in capsys.readouterr().err
+
+
+def test_a_dry_run_prints_the_plan_and_runs_nothing(config, ran, monkeypatch, capsys):
+    stage = Stage("teacher", "pretrain", {}, "f" * 64, 0)
+    planned = [chain_run.PlannedStage(stage, "missing")]
+    monkeypatch.setattr(chain_run, "dry_run", lambda experiment, root: planned)
+    assert main(["run", config, "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert stage.digest[:8] in out and "missing" in out
+    assert ran.experiments == []
+
+
+@pytest.mark.parametrize("command", ["run", "reproduce"])
+def test_a_missing_config_is_one_line_and_status_2(command, capsys):
+    assert main([command, "quickstrt"]) == 2
+    assert "did you mean 'quickstart.yaml'?" in one_error_line(capsys)
+
+
+def test_an_error_of_the_users_is_one_line_and_status_2(config, ran, capsys):
+    ran.error = UserError("batch_size=300 is more than the 24 images there are")
+    assert main(["run", config]) == 2
+    assert "batch_size=300" in one_error_line(capsys)
+
+
+def test_an_error_of_ours_is_not_hidden(config, ran):
+    ran.error = ZeroDivisionError("ours")
+    with pytest.raises(ZeroDivisionError):
+        main(["run", config])
+
+
+def test_ctrl_c_has_status_130_and_says_how_to_go_on(config, ran, capsys):
+    ran.error = KeyboardInterrupt()
+    assert main(["run", config]) == 130
+    err = capsys.readouterr().err
+    assert "the same command goes on" in err and "Traceback" not in err
+
+
+def test_reproduce_needs_claims(config, ran, capsys):
+    assert main(["reproduce", config]) == 2
+    assert "it has no paper.claims" in one_error_line(capsys)
+    assert ran.experiments == []
+
+
+@pytest.mark.parametrize(
+    "outcomes, status",
+    [(["HOLDS", "HOLDS"], 0), (["HOLDS", "FAILS"], 1), (["HOLDS", "INCONCLUSIVE"], 3)],
+)
+def test_reproduce_tells_by_its_status_how_the_claims_fare(tmp_path, ran, outcomes, status):
+    path = tmp_path / "claims.yaml"
+    path.write_text(TINY + CLAIM)
+    ran.outcomes = outcomes
+    assert main(["reproduce", str(path)]) == status
+
+
+def test_list_prints_every_loss(capsys):
+    assert main(["list", "losses"]) == 0
+    out = capsys.readouterr().out
+    for kind, cls in LOSSES.classes.items():
+        assert kind in out and cls.paper.rsplit(", ", 1)[1] in out
+
+
+def test_list_prints_every_table_when_nothing_is_named(capsys):
+    assert main(["list"]) == 0
+    out = capsys.readouterr().out
+    for word in ("losses", "methods", "steps", "sources", "views", "configs", "quickstart"):
+        assert word in out
+
+
+def test_list_of_an_unknown_word_has_status_2(capsys):
+    assert main(["list", "loses"]) == 2
+    assert "did you mean 'losses'?" in one_error_line(capsys)
+
+
+@pytest.fixture
+def published(tmp_path):
+    """A folder with one record and a README that shows it."""
+    folder = tmp_path / "experiments" / "digits"
+    folder.mkdir(parents=True)
+    record = {
+        "experiment": "digits",
+        "profile": "smoke",
+        "model": "distilled",
+        "seed": 0,
+        "metrics": {"probe/linear/top1": 71.5},
+        "provenance": {},
+        "protocol": {},
+    }
+    (folder / "records.jsonl").write_text(json.dumps(record) + "\n")
+    block = "<!-- results:begin digits -->\n<!-- results:end digits -->\n"
+    (tmp_path / "README.md").write_text(f"# Title\n\n{block}\nThe end.\n")
+    return tmp_path
+
+
+def test_report_writes_tables_and_then_finds_them_right(published, capsys):
+    assert main(["report", "--root", str(published)]) == 0
+    text = (published / "README.md").read_text()
+    assert "71.5" in text and text.endswith("The end.\n")
+    assert "block 'digits' rewritten" in capsys.readouterr().out
+    assert main(["report", "--check", "--root", str(published)]) == 0
+    assert capsys.readouterr().out == ""
+
+
+def test_report_check_finds_a_number_changed_by_hand_and_leaves_it(published, capsys):
+    main(["report", "--root", str(published)])
+    edited = (published / "README.md").read_text().replace("71.5", "91.5")
+    (published / "README.md").write_text(edited)
+    capsys.readouterr()
+    assert main(["report", "--check", "--root", str(published)]) == 1
+    out, err = capsys.readouterr()
+    assert "README.md: block 'digits' is not what the records say" in out
+    assert "run `ssdistill report`" in err
+    assert (published / "README.md").read_text() == edited
+
+
+def test_report_names_a_block_without_records(published, capsys):
+    (published / "experiments" / "digits" / "records.jsonl").unlink()
+    assert main(["report", "--root", str(published)]) == 2
+    assert "README.md: experiments/digits/records.jsonl" in one_error_line(capsys)

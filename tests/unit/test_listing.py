@@ -1,0 +1,85 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from ssdistill.chain.run import PlannedStage
+from ssdistill.data.views import RECIPES
+from ssdistill.errors import UserError
+from ssdistill.listing import REGISTRIES, listings, plan_table
+from ssdistill.registry import LOSSES, METHODS
+from ssdistill.stages import Stage
+
+
+def text_of(table):
+    console = Console(file=io.StringIO(), width=300)
+    console.print(table)
+    return console.file.getvalue()
+
+
+def cells_of(table, header):
+    column = next(c for c in table.columns if c.header == header)
+    return [str(cell) for cell in column.cells]
+
+
+def test_everything_is_listed_when_nothing_is_asked_for():
+    titles = [table.title for table in listings()]
+    assert titles == ["losses", "methods", "steps", "sources", "views", "configs"]
+
+
+@pytest.mark.parametrize("name", REGISTRIES)
+def test_every_kind_has_a_row_with_what_it_does(name):
+    (table,) = listings(name)
+    assert cells_of(table, "kind") == list(REGISTRIES[name].classes)
+    for kind, summary in zip(cells_of(table, "kind"), cells_of(table, "what it does"), strict=True):
+        assert summary and summary == REGISTRIES[name][kind].__doc__.splitlines()[0], kind
+
+
+def test_settings_stand_with_their_defaults_the_kinds_own_first():
+    settings = dict(zip(LOSSES.classes, cells_of(listings("losses")[0], "settings"), strict=True))
+    assert settings["simreg"].splitlines() == [
+        "depth = 4",
+        "center_teacher = false",
+        "weight = 1.0",
+    ]
+    assert "queue = null" in settings["seed"].splitlines()
+    sources = cells_of(listings("sources")[0], "settings")
+    assert any("path = required" in cell for cell in sources)
+
+
+def test_a_loss_is_listed_with_its_paper_and_what_it_reads():
+    (table,) = listings("losses")
+    assert cells_of(table, "paper") == [cls.paper for cls in LOSSES.classes.values()]
+    assert cells_of(table, "views") == [str(cls.views) for cls in LOSSES.classes.values()]
+    assert cells_of(listings("methods")[0], "paper") == [
+        cls.paper for cls in METHODS.classes.values()
+    ]
+
+
+def test_markup_in_a_docstring_is_shown_as_it_is():
+    text = text_of(listings("losses")[0])
+    for cls in LOSSES.classes.values():
+        assert cls.paper in text
+
+
+def test_every_view_recipe_and_config_is_listed():
+    assert cells_of(listings("views")[0], "recipe") == list(RECIPES)
+    (configs,) = listings("configs")
+    named = dict(zip(cells_of(configs, "config"), cells_of(configs, "what it is"), strict=True))
+    assert named["quickstart"].startswith("The whole chain on scikit-learn's digits")
+
+
+def test_an_unknown_word_names_the_nearest():
+    with pytest.raises(UserError) as caught:
+        listings("lossess")
+    assert "list: no 'lossess' (did you mean 'losses'?); known: losses, " in str(caught.value)
+
+
+def test_a_plan_shows_stage_parents_and_status():
+    teacher = Stage("teacher", "pretrain", {}, "f" * 64, 0)
+    student = Stage("distilled", "distill", {}, "f" * 64, 3, {"teacher": teacher})
+    table = plan_table([PlannedStage(teacher, "finished"), PlannedStage(student, "missing")])
+    lines = text_of(table).splitlines()
+    (row,) = [line for line in lines if "distilled" in line]
+    for part in ("distill", "3", student.digest[:8], f"teacher {teacher.digest[:8]}", "missing"):
+        assert part in row

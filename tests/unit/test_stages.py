@@ -1,0 +1,202 @@
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from ssdistill import stages
+from ssdistill.errors import UserError
+from ssdistill.record.run import load_run, read_metrics
+from ssdistill.record.tracker import TrackingSettings
+from ssdistill.stages import VERSIONS, Identity, Stage, execute
+from ssdistill.train.loop import CHECKPOINT
+
+IDENTITY = Identity("tiny", "smoke", "e" * 64)
+TRACKING = TrackingSettings(wandb="disabled")
+
+
+def make_stage(**changes):
+    facts = {
+        "role": "teacher",
+        "kind": "pretrain",
+        "config": {"steps": 3, "optim": {"lr": 0.1, "kind": "sgd"}},
+        "fingerprint": "f" * 64,
+        "seed": 0,
+    }
+    return Stage(**(facts | changes))
+
+
+def run_stage(stage, root, body):
+    return execute(stage, root, body, IDENTITY, TRACKING)
+
+
+def nothing(stage, tracker):
+    return {}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"config": {"steps": 4, "optim": {"lr": 0.1, "kind": "sgd"}}},
+        {"config": {"steps": 3, "optim": {"lr": 0.2, "kind": "sgd"}}},
+        {"kind": "distill"},
+        {"fingerprint": "0" * 64},
+        {"parents": {"teacher": make_stage(kind="initialize")}},
+    ],
+    ids=["config", "nested config", "kind", "data", "parent"],
+)
+def test_the_digest_changes_with_what_decides_the_outcome(change):
+    assert make_stage(**change).digest != make_stage().digest
+
+
+def test_the_digest_changes_with_that_of_any_ancestor():
+    def chain(lr):
+        root = make_stage(config={"lr": lr})
+        return make_stage(parents={"model": make_stage(parents={"model": root})})
+
+    assert chain(1).digest != chain(2).digest
+    assert chain(1).digest == chain(1).digest
+
+
+def test_the_digest_changes_with_the_part_a_parent_plays():
+    parent = make_stage()
+    as_model, as_teacher = (make_stage(parents={part: parent}) for part in ("model", "teacher"))
+    assert as_model.digest != as_teacher.digest
+
+
+def test_the_digest_changes_with_the_version_of_the_code(monkeypatch):
+    before = make_stage().digest
+    monkeypatch.setitem(VERSIONS, "pretrain", VERSIONS["pretrain"] + 1)
+    assert make_stage().digest != before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 5},
+        {"role": "control"},
+        {"config": {"optim": {"kind": "sgd", "lr": 0.1}, "steps": 3}},
+    ],
+    ids=["seed", "role", "order of keys"],
+)
+def test_the_digest_does_not_change_with_seed_role_or_order_of_keys(change):
+    assert make_stage(**change).digest == make_stage().digest
+
+
+def test_seeds_share_a_folder_and_have_one_each(runs):
+    first, second = make_stage(seed=0).folder(runs), make_stage(seed=1).folder(runs)
+    assert first.parent == second.parent and first != second
+    assert first.parent.name == f"pretrain-{make_stage().digest[:8]}"
+
+
+def test_a_stage_is_done_and_recorded(runs):
+    stage = make_stage(seed=3)
+    assert stage.status(runs) == "missing"
+    record = run_stage(stage, runs, lambda stage, tracker: {"loss/total": 0.5})
+    assert stage.status(runs) == record.status == "finished"
+    assert record.metrics == {"loss/total": 0.5}
+    assert (record.stage, record.kind, record.seed) == ("pretrain", "teacher", 3)
+    assert (record.digest, record.fingerprint) == (stage.digest, "f" * 64)
+    assert (record.name, record.profile, record.config) == ("tiny", "smoke", stage.config)
+    assert record.group == f"tiny-{'e' * 8}"
+
+
+def test_a_finished_stage_is_not_done_again(runs):
+    done = run_stage(make_stage(), runs, lambda stage, tracker: {"x": 1.0})
+
+    def must_not_run(stage, tracker):
+        raise AssertionError("done twice")
+
+    assert run_stage(make_stage(role="control"), runs, must_not_run) == done
+    assert run_stage(make_stage(seed=1), runs, nothing).metrics == {}
+
+
+def test_a_failed_stage_says_why_and_is_tried_again(runs):
+    def fails(stage, tracker):
+        raise UserError("the data is gone")
+
+    with pytest.raises(UserError, match="the data is gone"):
+        run_stage(make_stage(), runs, fails)
+    record = make_stage().record(runs)
+    assert record.status == "failed" and "the data is gone" in record.reason
+    assert run_stage(make_stage(), runs, nothing).status == "finished"
+
+
+def test_an_interrupted_stage_keeps_its_checkpoint_and_goes_on(runs):
+    def cut(stage, tracker):
+        tracker.log(0, {"loss/total": 2.0})
+        (tracker.run.folder / CHECKPOINT).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    def goes_on(stage, tracker):
+        assert (tracker.run.folder / CHECKPOINT).read_bytes() == b"half"
+        tracker.log(1, {"loss/total": 1.0})
+        return {"loss/total": 1.0}
+
+    stage = make_stage()
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(stage, runs, cut)
+    assert stage.status(runs) == "interrupted"
+    record = run_stage(stage, runs, goes_on)
+    assert (record.status, record.resumed, record.reason) == ("finished", 1, None)
+    assert [line["step"] for line in read_metrics(stage.folder(runs))] == [0, 1]
+    assert not (stage.folder(runs) / CHECKPOINT).exists()
+
+
+def test_lineage_names_each_parents_weights(runs):
+    def makes_model(stage, tracker):
+        tracker.log_model("teacher", tracker.run.folder / "model", "a" * 64)
+        (tracker.run.folder / "model").mkdir()
+        return {}
+
+    teacher = make_stage(seed=7)
+    run_stage(teacher, runs, makes_model)
+    record = run_stage(make_stage(kind="distill", parents={"teacher": teacher}), runs, nothing)
+    assert record.parents == {"teacher": {"digest": teacher.digest, "seed": 7, "sha256": "a" * 64}}
+
+
+def test_a_folder_with_another_stage_in_it_is_not_taken_for_this_one(runs):
+    stage = make_stage()
+    run_stage(stage, runs, nothing)
+    other = make_stage(config={"steps": 99})
+    # As if the first eight digits of two digests were the same.
+    stage.folder(runs).parent.rename(other.folder(runs).parent)
+    with pytest.raises(UserError, match="another digest; move it away"):
+        run_stage(other, runs, nothing)
+
+
+def test_a_second_process_waits_and_takes_what_the_first_has_made(runs, monkeypatch):
+    inside, told, calls, results = threading.Event(), threading.Event(), [], []
+    console = SimpleNamespace(print=lambda *texts, **style: told.set())
+    monkeypatch.setattr(stages, "console", console)
+
+    def slow(stage, tracker):
+        calls.append(stage)
+        inside.set()
+        told.wait(timeout=20)
+        return {"made": len(calls)}
+
+    def start():
+        thread = threading.Thread(
+            target=lambda: results.append(run_stage(make_stage(), runs, slow))
+        )
+        thread.start()
+        return thread
+
+    first = start()
+    assert inside.wait(timeout=20)
+    second = start()
+    first.join(timeout=60)
+    second.join(timeout=60)
+    assert told.is_set()
+    assert len(calls) == 1
+    assert [record.metrics for record in results] == [{"made": 1}] * 2
+
+
+def test_the_lock_is_freed_by_a_stage_that_fails(runs):
+    def fails(stage, tracker):
+        raise RuntimeError("broken")
+
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="broken"):
+            run_stage(make_stage(), runs, fails)
+    assert load_run(make_stage().folder(runs)).resumed == 1
