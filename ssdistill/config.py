@@ -20,7 +20,7 @@ from ssdistill.models.backbones import EncoderSettings
 from ssdistill.record.tracker import TrackingSettings
 from ssdistill.record.verdict import ClaimSettings
 from ssdistill.registry import LOSSES, METHODS, SOURCES, STEPS, Registry
-from ssdistill.settings import NonNegativeInt, Settings
+from ssdistill.settings import NonNegative, NonNegativeInt, Settings
 from ssdistill.train.optim import OptimSettings
 from ssdistill.train.settings import DeviceSettings, TrainSettings
 
@@ -93,6 +93,7 @@ class Experiment(Settings):
         evaluate: probes, the only part that reads labels; null leaves labels alone.
         tracking: W&B and TensorBoard.
         device: hardware, number format.
+        checkpoint_seconds: at most this much training is lost to a kill.
         paper: claims to check, with title and arXiv id where they are a paper's.
     """
 
@@ -110,6 +111,7 @@ class Experiment(Settings):
     evaluate: EvaluateSettings | None = EvaluateSettings()
     tracking: TrackingSettings = TrackingSettings()
     device: DeviceSettings = DeviceSettings()
+    checkpoint_seconds: NonNegative = 20.0
     paper: PaperSettings | None = None
 
 
@@ -174,16 +176,11 @@ def _compose(file: Path, notices: list[str], seen: tuple[Path, ...]) -> dict[str
 
 
 def _merge(base: dict, over: dict, where: str, notices: list[str]) -> dict[str, Any]:
-    """``over`` over ``base``; a changed ``kind`` leaves out what only the old kind knew."""
+    """``over`` over ``base``; what only the old kind (or network) knew is left out, aloud."""
     merged = dict(base)
-    registry = _registry_at(where)
-    new_kind = over.get("kind", base.get("kind"))
-    if registry and new_kind != base.get("kind") and new_kind in registry.classes:
-        known = registry.schema(new_kind).model_fields
-        foreign = [key for key in merged if key not in known and key not in over]
-        for key in foreign:
-            del merged[key]
-            notices.append(f"{where}.{key}: left out, {where}.kind={new_kind} has no such setting")
+    for key, reason in _foreign(base, over, where).items():
+        del merged[key]
+        notices.append(f"{where}.{key}: left out, {reason}")
     for key, value in over.items():
         path = f"{where}.{key}" if where else str(key)
         old = merged.get(key)
@@ -194,6 +191,21 @@ def _merge(base: dict, over: dict, where: str, notices: list[str]) -> dict[str, 
         else:
             merged[key] = value
     return merged
+
+
+def _foreign(base: dict, over: dict, where: str) -> dict[str, str]:
+    """Keys of ``base`` that mean nothing once ``over`` has chosen another kind, and why."""
+    registry, kind, name = _registry_at(where), over.get("kind"), over.get("name")
+    reason, keys = "", []
+    if registry and kind in registry.classes and kind != base.get("kind"):
+        known = registry.schema(kind).model_fields
+        reason, keys = (
+            f"{where}.kind={kind} has no such setting",
+            [k for k in base if k not in known],
+        )
+    elif where.endswith(".encoder") and name and name != base.get("name"):
+        reason, keys = f"it was meant for {base.get('name')}", [k for k in base if k != "name"]
+    return {key: reason for key in keys if key not in over}
 
 
 def _merge_items(items: list, over: dict, where: str, notices: list[str]) -> list[Any]:

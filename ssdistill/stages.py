@@ -103,7 +103,7 @@ class Identity:
     @classmethod
     def of(cls, experiment: Experiment) -> "Identity":
         """The identity of an experiment; tracking and hardware are no part of it."""
-        config = experiment.model_dump(mode="json", exclude={"tracking", "device"})
+        config = experiment.model_dump(mode="json", exclude={"tracking", "device", "checkpoint_seconds"})
         digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
         data, paper = experiment.data.kind, experiment.paper
         tags = (data, experiment.profile, experiment.student.encoder.name)

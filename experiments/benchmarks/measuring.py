@@ -3,8 +3,10 @@
 import argparse
 import copy
 import json
+import logging
 import os
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -52,12 +54,12 @@ MODELS = {
 AfterStep = Callable[[], None]
 
 
-def arguments(description: str, rounds: int, seconds: float | None = None):
+def arguments(description: str, rounds: int, seconds: float = 0) -> argparse.ArgumentParser:
     """A parser with the options all benchmarks have; ``--seconds`` where turns are timed."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--npz", type=Path, help="32x32 uint8 images; without it, generated ones")
     parser.add_argument("--rounds", type=int, default=rounds, help="turns of everything compared")
-    if seconds is not None:
+    if seconds:
         parser.add_argument("--seconds", type=float, default=seconds, help="of one turn")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, help="append the record, one JSON line")
@@ -72,9 +74,7 @@ def interleave(
     A load on the machine that lasts longer than a turn meets all of them alike.
     """
     found: dict[str, list[float]] = {name: [] for name in turns}
-    console = Console()
-    bar = Progress(console=console, transient=True, disable=not console.is_terminal)
-    with bar:
+    with Progress(transient=True, disable=not sys.stdout.isatty()) as bar:
         line = bar.add_task(title, total=(rounds + 1) * len(turns))
         for number in range(rounds + 1):
             for name, turn in turns.items():
@@ -103,10 +103,7 @@ def publish(out: Path | None, benchmark: str, title: str, ratios: dict, note: st
 
 
 def load_images(path: Path | None, count: int) -> np.ndarray:
-    """The first (N, 32, 32, 3) uint8 array of an ``.npz``, or generated images; ``count`` at most.
-
-    A few thousand images are generated and repeated.
-    """
+    """The first (N, 32, 32, 3) uint8 array of an ``.npz``; without a file, generated images."""
     if path is None:
         return np.resize(natural_images(min(count, 4096)), (count, SIZE, SIZE, 3))
     with np.load(path) as file:
@@ -216,14 +213,16 @@ class Lane:
     def _run(self, train: Callable[[AfterStep], None], pipe: Connection) -> None:
         self._ours.close()
         self._pipe = pipe
-        # Progress bars and hints of four trainings at once would write over one another.
-        with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere), suppress(Stop, EOFError):
+        # Bars and hints of several trainings at once would write over one another.
+        logging.disable(logging.WARNING)
+        with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
             try:
                 self._await_turn()
                 train(self._after_step)
-            except Exception as error:
-                if not isinstance(error, Stop | EOFError):
-                    pipe.send(traceback.format_exc())
+            except (Stop, EOFError):
+                pass
+            except Exception:
+                pipe.send(traceback.format_exc())
 
     def _await_turn(self) -> None:
         seconds = self._pipe.recv()

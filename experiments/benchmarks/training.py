@@ -14,9 +14,8 @@ All train the same network, head and loss (SimCLR, two views of 32x32 images, ba
 They take turns, each going on where it stopped; ratios are taken within a round.
 """
 
-import logging
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -101,7 +100,7 @@ class LightlySimCLR(pytorch_lightning.LightningModule):
 class Calls(pytorch_lightning.Callback):
     """Calls something after every optimizer step."""
 
-    def __init__(self, call: Callable[[], None]):
+    def __init__(self, call: AfterStep):
         self.call = call
 
     def on_train_batch_end(self, *_: object) -> None:
@@ -112,7 +111,6 @@ def train_lightly(
     settings: EncoderSettings, images_NHWC: np.ndarray, after_step: AfterStep
 ) -> None:
     """lightly's own way."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     transform = SimCLRTransform(input_size=SIZE)
     dataset = LightlyDataset.from_torch_dataset(AsPil(images_NHWC), transform=transform)
     loader = DataLoader(

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
 from ssdistill.chain.workspace import MODEL, Workspace
 from ssdistill.evaluate.agreement import agreement
@@ -22,6 +23,8 @@ from ssdistill.stages import Stage
 
 GAUGED = "gauged_features.npy"
 """Embeddings of the gauged test images, kept for agreement and for the report's neighbours."""
+PIXELS = 16
+"""Larger images are shrunk to this side for the row of raw pixels."""
 
 
 def gauged(num_images: int, wanted: int) -> slice:
@@ -41,7 +44,9 @@ def evaluate(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str, 
     metrics = gauges(shown_ND) | (costs(model, workspace) if model else {})
     teacher = stage.parents.get("teacher")
     teacher_ND = np.load(teacher.folder(workspace.root) / GAUGED) if teacher else shown_ND
-    metrics |= agreement(shown_ND, torch.as_tensor(teacher_ND))
+    # Of a handful of images, ten neighbours would be all of them.
+    k = min(10, len(shown_ND) // 2)
+    metrics |= agreement(shown_ND, torch.as_tensor(teacher_ND), k=k)
     if stage.config["labels"]:
         train_ND = extract(encoder, workspace.train.images, size)
         metrics |= probes(train_ND, test_ND, workspace, settings)
@@ -49,7 +54,9 @@ def evaluate(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str, 
 
 
 def raw_pixels(x_BCHW: Tensor) -> Representation:
-    """No encoder at all: the image itself as its embedding."""
+    """No encoder at all: the image itself, at most ``PIXELS`` a side, as its embedding."""
+    if x_BCHW.shape[-1] > PIXELS:
+        x_BCHW = adaptive_avg_pool2d(x_BCHW, PIXELS)
     return Representation(x_BCHW.flatten(1))
 
 

@@ -14,13 +14,18 @@ CONTROL_ROLES = {"steps": "control", "time": "control_time", "total": "control_t
 
 def plan(workspace: Workspace) -> list[Stage]:
     """Every stage of the experiment, parents first; what seeds share stands there once."""
-    stages: list[Stage] = []
+    ordered: dict[tuple[str, int], Stage] = {}
+
+    def add(stage: Stage) -> None:
+        if (stage.digest, stage.seed) not in ordered:
+            for parent in stage.parents.values():
+                add(parent)
+            ordered[stage.digest, stage.seed] = stage
+
     for seed in workspace.experiment.seeds:
-        stages += _Planner(workspace, seed).stages()
-    unique: dict[tuple[str, int], Stage] = {}
-    for stage in stages:
-        unique.setdefault((stage.digest, stage.seed), stage)
-    return list(unique.values())
+        for stage in _Planner(workspace, seed).stages():
+            add(stage)
+    return list(ordered.values())
 
 
 def models_of(workspace: Workspace, seed: int) -> dict[str, Stage]:

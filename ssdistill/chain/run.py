@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from ssdistill.chain import compression, evaluation, latency, training
 from ssdistill.chain.plan import plan
 from ssdistill.chain.report import Report, make_report
@@ -51,6 +53,8 @@ def run(experiment: Experiment, root: str | Path = "runs") -> Report:
         KeyboardInterrupt: after Ctrl-C; running again goes on from there.
     """
     root = Path(root)
+    if experiment.device.threads:
+        torch.set_num_threads(experiment.device.threads)
     workspace = open_workspace(experiment, root)
     stages = plan(workspace)
     announce(workspace, stages)

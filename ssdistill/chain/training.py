@@ -98,6 +98,7 @@ def train(
         optim=settings.optim,
         seed=derive_seed(stage.seed, "views"),
         title=stage.role,
+        checkpoint_seconds=workspace.experiment.checkpoint_seconds,
     )
     fabric = choose_arithmetic(training, device, workspace.root / "machine")
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor
 
 from ssdistill.config import Experiment
@@ -80,7 +81,24 @@ def open_workspace(experiment: Experiment, root: Path) -> Workspace:
         )
     for network in (experiment.teacher, experiment.student):
         workspace.build(network.encoder)
+    _check_batches(experiment, len(stores["train"]))
+    try:
+        Fabric(accelerator=experiment.device.accelerator, devices=1)
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"device.accelerator={experiment.device.accelerator}: {reason}") from error
     return workspace
+
+
+def _check_batches(experiment: Experiment, num_images: int) -> None:
+    trainings = {"pretrain": experiment.pretrain, "distill": experiment.distill}
+    trainings |= {f"compress.{i}": step for i, step in enumerate(experiment.compress)}
+    for key, settings in trainings.items():
+        batch_size = getattr(settings, "batch_size", 0)
+        if batch_size > num_images:
+            raise UserError(
+                f"{key}.batch_size={batch_size} is more than the {num_images} training images"
+            )
 
 
 def resolve_recipes(

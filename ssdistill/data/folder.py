@@ -223,7 +223,7 @@ class Folder(Source):
     def description(self) -> str:
         layout = self._layout
         return (
-            f"folder {self.path}, {'labeled' if self.has_labels else 'unlabeled'}, "
+            f"folder {Path(self.path).name}, {'labeled' if self.has_labels else 'unlabeled'}, "
             f"{len(layout.train)} train and {len(layout.test)} test pictures, "
             f"{layout.skipped} other files skipped"
         )

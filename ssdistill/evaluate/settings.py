@@ -49,7 +49,7 @@ class EvaluateSettings(Settings):
 
     Args:
         linear, knn, low_shot: the probes; null leaves one out.
-        pixels: probe the raw pixels too, as the row to beat.
+        pixels: probe the raw pixels too (shrunk to at most 16x16), as the row to beat.
         gauge_images: test images the label-free gauges look at, at most.
     """
 

@@ -78,7 +78,18 @@ def test_the_help_names_every_command_and_gives_examples(capsys):
         assert word in out
 
 
-@pytest.mark.parametrize("arguments", [[], ["rn"], ["run"], ["run", "x", "--nonsense"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["rn"],
+        ["run"],
+        ["run", "x", "--nonsense"],
+        ["run", "x", "--runs", "r", "word"],
+        ["list", "losses", "--what=x"],
+        ["report", "name=x"],
+    ],
+)
 def test_a_command_line_that_is_not_understood_has_status_2(arguments, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
@@ -101,6 +112,13 @@ def test_run_shows_tables_notices_and_where_the_report_is(config, ran, capsys, t
     assert "71.5" in out and "only a smoke test" in out
     assert f"report: {tmp_path / 'tiny-12345678' / 'report.html'}" in out
     assert ran.published == []
+
+
+def test_overrides_may_stand_on_both_sides_of_an_option(config, ran, tmp_path):
+    root = str(tmp_path / "r")
+    assert main(["run", config, "pretrain.steps=5", "--runs", root, "seeds=[4]", "name=x"]) == 0
+    (experiment,) = ran.experiments
+    assert (experiment.pretrain.steps, experiment.seeds, experiment.name) == (5, (4,), "x")
 
 
 def test_run_publishes_where_it_is_told(config, ran, tmp_path):

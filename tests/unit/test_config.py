@@ -182,6 +182,11 @@ def test_the_same_kind_again_drops_nothing(load):
     assert experiment.pretrain.temperature == 0.3 and notices == []
 
 
+def test_a_misspelt_setting_is_refused_though_its_section_is_overridden(refusal):
+    text = BASE.replace("temperature", "temprature")
+    assert "did you mean 'temperature'?" in refusal("pretrain.steps=5", text=text)
+
+
 def test_a_setting_given_with_the_new_kind_is_kept_to_be_judged(refusal):
     text = BASE.replace("{kind: simreg, depth: 2}", "{kind: infonce, temperature: 1.0}")
     assert "distill.losses.feature.depht: no such setting" in refusal(

@@ -129,6 +129,7 @@ def test_budgets_of_the_control_are_stages_made_from_what_they_are_measured_by(m
         "distilled": "distilled",
         "teacher": "teacher",
     }
+    assert [stages[f"control_{b}"].config["budget"] for b in ("time", "total")] == ["time", "total"]
     assert len({stages[role].digest for role in stages}) == len(stages)
 
 

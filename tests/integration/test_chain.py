@@ -1,0 +1,215 @@
+"""The whole chain on a few pictures: what it leaves behind, what it reads, what survives a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import ssdistill
+from ssdistill.data import splits
+from ssdistill.errors import UserError
+from ssdistill.stages import Stage
+
+CONFIG = """
+schema: 1
+name: tiny
+profile: smoke
+data: {kind: npz, path: DATA}
+teacher: {encoder: &net {name: resnet10t, stem: small, stem_stride: 2,
+  args: {layers: [1, 1, 1, 0], channels: [16, 32, 32, 32], stem_type: deep, stem_width: 8}}}
+student: {encoder: *net}
+pretrain: {kind: simclr, steps: 3, batch_size: 16}
+control: {budgets: [steps, time, total]}
+distill:
+  steps: 3
+  batch_size: 16
+  losses:
+    feature: {kind: simreg, depth: 2}
+    contrastive: {kind: infonce, queue: 32, weight: 0.5}
+compress:
+  - {kind: prune, ratio: 0.5, round_to: 8}
+  - {kind: recover, steps: 2, batch_size: 16}
+  - {kind: quantize, calibration_images: 16, check_images: 16, min_cosine: 0.5}
+evaluate: {pixels: true, low_shot: {labels_per_class: 2, draws: 2}}
+device: {precision: fp32, memory_format: channels_last, accelerator: cpu}
+tracking: {wandb: disabled, log_every: 1}
+checkpoint_seconds: 0
+"""
+ROLES = ("pixels", "untrained", "teacher", "control", "control_time", "control_total", "distilled")
+COMPRESSED = ("pruned", "recovered", "int8")
+
+
+def write_config(folder: Path, **changes: str) -> Path:
+    """A tiny experiment on 60 + 40 random 16x16 pictures of two classes."""
+    generator = np.random.default_rng(0)
+    data = folder / "data.npz"
+    np.savez(
+        data,
+        train_images=generator.integers(0, 256, (60, 16, 16, 3), dtype=np.uint8),
+        train_labels=np.arange(60) % 2,
+        test_images=generator.integers(0, 256, (40, 16, 16, 3), dtype=np.uint8),
+        test_labels=np.arange(40) % 2,
+    )
+    text = CONFIG.replace("DATA", str(data))
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    path = folder / "tiny.yaml"
+    path.write_text(text)
+    return path
+
+
+def weights(root: Path, kind: str) -> dict[str, str]:
+    """sha256 of every model a kind of stage made, by stage and seed."""
+    return {
+        f"{path.parent.name}/{path.name}": json.loads((path / "model/model.json").read_text())[
+            "sha256"
+        ]
+        for path in sorted((root / "stages").glob(f"{kind}-*/s*"))
+    }
+
+
+def test_one_run_leaves_models_records_and_a_page_and_a_second_does_nothing(tmp_path):
+    config = write_config(tmp_path)
+    root = tmp_path / "runs"
+    report = ssdistill.run(config, "seeds=[0,1]", "pretrain.seed=0", root=root)
+
+    rows = {row[0] for row in report.tables[0].rows}
+    assert rows == {*ROLES, *COMPRESSED}
+    metrics = {r["model"]: r["metrics"] for r in report.records if r["seed"] == 1}
+    assert metrics["pruned"]["compress/params"] < metrics["distilled"]["compress/params"]
+    assert metrics["pruned"]["compress/macs"] < metrics["distilled"]["compress/macs"]
+    assert metrics["int8"]["compress/bytes"] < metrics["recovered"]["compress/bytes"]
+    assert metrics["teacher"]["agree/cka"] == pytest.approx(1, abs=1e-6)
+    assert metrics["control"]["train/steps"] == metrics["distilled"]["train/steps"] == 3
+    assert {"report.html", "run.json", "metrics.jsonl", "records.jsonl"} <= {
+        path.name for path in report.folder.iterdir()
+    }
+    # The teacher's seed is fixed: both seeds share one.
+    teachers = [r for r in report.records if r["model"] == "teacher"]
+    assert teachers[0]["metrics"] == teachers[1]["metrics"]
+
+    before = {path: path.stat().st_mtime_ns for path in (root / "stages").rglob("model.*")}
+    again = ssdistill.run(config, "seeds=[0,1]", "pretrain.seed=0", root=root)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert [r["metrics"] for r in again.records] == [r["metrics"] for r in report.records]
+
+    encoder = ssdistill.load(next((root / "stages").glob("compress-*/s0/model/model.onnx")))
+    assert encoder(torch.rand(3, 3, 16, 16)).embedding_BD.shape == (3, 32)
+
+
+def test_no_label_is_read_before_the_probes(tmp_path, monkeypatch):
+    def refuse(self):
+        raise AssertionError("a label was read")
+
+    monkeypatch.setattr(splits.ArraySplit, "labels", refuse)
+    config = write_config(tmp_path)
+    report = ssdistill.run(config, "evaluate=null", "control=null", root=tmp_path / "runs")
+    assert "probe/linear/top1" not in report.records[0]["metrics"]
+    assert "collapse/effective_rank" in report.records[0]["metrics"]
+    with pytest.raises(AssertionError, match="a label was read"):
+        ssdistill.run(config, "control=null", root=tmp_path / "runs")
+
+
+def test_a_flat_folder_stops_before_the_probes_and_shows_the_gauges(tmp_path, capsys):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    generator = np.random.default_rng(1)
+    for number in range(60):
+        pixels = generator.integers(0, 256, (20, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(pictures / f"{number}.png")
+    overrides = (
+        "data.kind=folder",
+        f"data.path={pictures}",
+        "data.image_size=16",
+        "control=null",
+    )
+    report = ssdistill.run(write_config(tmp_path), *overrides, root=tmp_path / "runs")
+    assert "no labels" in capsys.readouterr().err
+    assert not any(name.startswith("probe/") for r in report.records for name in r["metrics"])
+    assert all("agree/cka" in r["metrics"] for r in report.records)
+
+
+def test_byol_teaches_as_well(tmp_path):
+    overrides = ("pretrain.kind=byol", "compress=[]", "control=null", "evaluate=null")
+    report = ssdistill.run(write_config(tmp_path), *overrides, root=tmp_path / "runs")
+    assert {r["model"] for r in report.records} == {"untrained", "teacher", "distilled"}
+
+
+def test_a_checkpoint_of_another_architecture_is_refused_by_name(tmp_path):
+    config = write_config(tmp_path)
+    root = tmp_path / "runs"
+    ssdistill.run(config, "distill=null", "evaluate=null", root=root)
+    folder = next((root / "stages").glob("pretrain-*/s0"))
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(record | {"status": "interrupted"}))
+    torch.save(
+        {"task": {"x": torch.zeros(1)}, "optimizer": {}, "random": {}, "step": 1, "durations": []},
+        folder / "checkpoint.pt",
+    )
+    with pytest.raises(UserError, match=r"checkpoint\.pt: not a checkpoint of this network"):
+        ssdistill.run(config, "distill=null", "evaluate=null", root=root)
+
+
+def start(config: Path, root: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "ssdistill.cli", "run", str(config), "--runs", str(root)]
+    overrides = ["pretrain.steps=30", "distill=null", "evaluate=null", "device.threads=1"]
+    return subprocess.Popen(
+        [*command, *overrides],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def wait_for_checkpoint(root: Path, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while not list(root.glob("stages/pretrain-*/s0/checkpoint.pt")):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(("blow", "status"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
+def test_a_run_that_is_cut_goes_on_to_the_same_weights(tmp_path, blow, status):
+    config = write_config(tmp_path)
+    whole = start(config, tmp_path / "whole")
+    cut = start(config, tmp_path / "cut")
+    wait_for_checkpoint(tmp_path / "cut", cut)
+    cut.send_signal(blow)
+    _, errors = cut.communicate(timeout=120)
+    assert cut.returncode == status
+    assert "Traceback" not in errors
+    assert weights(tmp_path / "cut", "initialize")
+    assert not list((tmp_path / "cut").glob("stages/pretrain-*/s0/model/model.json"))
+
+    resumed = start(config, tmp_path / "cut")
+    for process in (whole, resumed):
+        _, errors = process.communicate(timeout=180)
+        assert process.returncode == 0, errors
+    assert weights(tmp_path / "cut", "pretrain") == weights(tmp_path / "whole", "pretrain")
+    steps = [
+        json.loads(line)["step"]
+        for line in next((tmp_path / "cut").glob("stages/pretrain-*/s0/metrics.jsonl"))
+        .read_text()
+        .splitlines()
+    ]
+    assert steps == list(range(30))
+
+
+def test_digests_do_not_know_the_seed_but_know_the_parents():
+    parent = Stage("teacher", "pretrain", {"steps": 1}, "data", 0)
+    child = Stage("distilled", "distill", {}, "data", 1, {"teacher": parent})
+    other = Stage("distilled", "distill", {}, "data", 2, {"teacher": parent})
+    changed = Stage("teacher", "pretrain", {"steps": 2}, "data", 0)
+    assert child.digest == other.digest
+    assert child.digest != Stage("distilled", "distill", {}, "data", 1, {"teacher": changed}).digest
