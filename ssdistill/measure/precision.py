@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 import platform
-import statistics
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -27,7 +26,7 @@ CANDIDATES: tuple[Candidate, ...] = (
 TOLERANCE = 1.03
 """A plainer candidate may be this much slower than the fastest and still be taken."""
 HOPELESS = 2.0
-"""A candidate this much slower than the best in the first round is not measured again."""
+"""A candidate this much slower than the best so far is not measured again."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Choice:
 
     Attributes:
         precision, memory_format: the chosen candidate.
-        seconds: median seconds per step of every candidate, as ``"bf16 channels_last" -> s``.
+        seconds: shortest step of every candidate, as ``"bf16 channels_last" -> s``.
         remembered: True when it was read from the cache and not measured.
     """
 
@@ -49,7 +48,7 @@ class Choice:
 def choose_precision(
     make_step: Callable[[Precision, MemoryFormat], Callable[[], None]],
     candidates: Iterable[Candidate] = CANDIDATES,
-    rounds: int = 3,
+    rounds: int = 6,
     *,
     cache: Path | None = None,
     key: dict[str, Any] | None = None,
@@ -68,7 +67,7 @@ def choose_precision(
         clock: seconds, monotonic.
 
     Returns:
-        a choice within 3 % of the fastest median.
+        a choice within 3 % of the fastest.
     """
     candidates = tuple(candidates)
     digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
@@ -76,10 +75,12 @@ def choose_precision(
     if known is not None:
         return known
     times = _measure(make_step, candidates, rounds, clock)
-    medians = {candidate: statistics.median(t) for candidate, t in times.items()}
-    fastest = min(medians.values())
-    winner = next(c for c in candidates if medians[c] <= TOLERANCE * fastest)
-    choice = Choice(*winner, {" ".join(c): seconds for c, seconds in medians.items()})
+    # The shortest, not the median: whatever else the machine does can only lengthen a step, and
+    # over a few steps it does so to some candidates more than to others.
+    shortest = {candidate: min(t) for candidate, t in times.items()}
+    limit = TOLERANCE * min(shortest.values())
+    winner = next(c for c in candidates if shortest[c] <= limit)
+    choice = Choice(*winner, {" ".join(c): seconds for c, seconds in shortest.items()})
     _remember(cache, digest, choice, key)
     return choice
 
@@ -124,12 +125,12 @@ def _measure(
     limit = math.inf
     for _ in range(rounds):
         for candidate, step in steps.items():
-            if times[candidate] and times[candidate][0] > limit:
+            if len(times[candidate]) > 1 and min(times[candidate]) > limit:
                 continue
             start = clock()
             step()
             times[candidate].append(clock() - start)
-        limit = HOPELESS * min(t[0] for t in times.values())
+        limit = HOPELESS * min(min(t) for t in times.values())
     return times
 
 
