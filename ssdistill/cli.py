@@ -1,6 +1,7 @@
 """The command line: parsing and printing only."""
 
 import argparse
+import errno
 import logging
 import sys
 from collections.abc import Sequence
@@ -24,18 +25,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     options = _parse(arguments)
     logging.basicConfig(level=logging.WARNING, format="  %(message)s")
-    # Fabric announces its precision at every set-up.
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     try:
         return options.command(options)
+    except BrokenPipeError:  # `… | head` has seen enough
+        return 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"error: no space left on the disk for {error.filename or 'a file'}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        return 0
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

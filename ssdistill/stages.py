@@ -103,7 +103,8 @@ class Identity:
     @classmethod
     def of(cls, experiment: Experiment) -> "Identity":
         """The identity of an experiment; tracking and hardware are no part of it."""
-        config = experiment.model_dump(mode="json", exclude={"tracking", "device", "checkpoint_seconds"})
+        aside = {"tracking", "device", "checkpoint_seconds"}
+        config = experiment.model_dump(mode="json", exclude=aside)
         digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
         data, paper = experiment.data.kind, experiment.paper
         tags = (data, experiment.profile, experiment.student.encoder.name)

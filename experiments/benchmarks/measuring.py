@@ -9,8 +9,9 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import redirect_stderr, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, suppress
+from dataclasses import dataclass
 from multiprocessing import active_children, get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -34,15 +35,10 @@ from ssdistill.train.optim import OptimSettings, build_optimizer
 SIZE = 32
 FEWEST_STEPS = 3
 """Steps of a turn, however slow they are; the first is not timed."""
-RATE = 0.06
-TEMPERATURE = 0.5
+RATE, TEMPERATURE = 0.06, 0.5
 """Plain SGD at this rate and NT-Xent at this temperature: lightly's examples, and all of these."""
-SMALL_RESNET = {
-    "layers": (1, 1, 1, 0),
-    "channels": (32, 64, 128, 128),
-    "stem_type": "deep",
-    "stem_width": 16,
-}
+SMALL_RESNET = {"layers": (1, 1, 1, 0), "channels": (32, 64, 128, 128)}
+SMALL_RESNET |= {"stem_type": "deep", "stem_width": 16}
 QUARTER_RESNET18 = {"channels": (16, 32, 64, 128), "stem_type": "deep", "stem_width": 8}
 MODELS = {
     "small": EncoderSettings(name="resnet10t", args=SMALL_RESNET, stem="small", stem_stride=2),
@@ -125,21 +121,18 @@ def natural_images(count: int) -> np.ndarray:
     return (x.clip(0, 1) * 255).astype(np.uint8).transpose(0, 2, 3, 1).copy()
 
 
+@dataclass
 class Pictures:
     """An array of images as a store, as far as a loader asks."""
 
-    def __init__(self, images_NHWC: np.ndarray):
-        self.images = images_NHWC
+    images: np.ndarray
 
     def __len__(self) -> int:
         return len(self.images)
 
 
 def simclr_training(
-    settings: EncoderSettings,
-    images_NHWC: np.ndarray,
-    batch_size: int,
-    device: torch.device | str = "cpu",
+    settings: EncoderSettings, images_NHWC: np.ndarray, batch_size: int, device: torch.device
 ) -> Training:
     """A SimCLR pretraining that does not end, as the chain sets one up."""
     return Training(
@@ -162,9 +155,9 @@ def train_bare(
     batch = training.loader.batch(0)
     views = [view.contiguous(memory_format=layout) for view in training.views(batch)]
     optimizer = build_optimizer(task, training.optim)
-    kind, bf16 = views[0].device.type, precision == "bf16"
+    autocast = torch.autocast(views[0].device.type, torch.bfloat16, enabled=precision == "bf16")
     while True:
-        with torch.autocast(kind, torch.bfloat16, enabled=bf16):
+        with autocast:
             losses = task(views, batch)
         sum(task.weights[name] * loss for name, loss in losses.items()).backward()
         optimizer.step()
@@ -213,9 +206,7 @@ class Lane:
     def _run(self, train: Callable[[AfterStep], None], pipe: Connection) -> None:
         self._ours.close()
         self._pipe = pipe
-        # Bars and hints of several trainings at once would write over one another.
-        logging.disable(logging.WARNING)
-        with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
+        with quiet():
             try:
                 self._await_turn()
                 train(self._after_step)
@@ -244,6 +235,14 @@ class Lane:
                 self._await_turn()
             finally:
                 _signal_workers(signal.SIGCONT)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps back what trainings say: bars and hints of several would write over one another."""
+    logging.disable(logging.WARNING)
+    with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
+        yield
 
 
 def _signal_workers(number: int) -> None:

@@ -7,6 +7,7 @@ may take; then the choice is made several times, each in a fresh process, as at 
 and compared with the combination that was really fastest.
 """
 
+import sys
 import tempfile
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
@@ -26,6 +27,7 @@ from measuring import (
     interleave,
     load_images,
     publish,
+    quiet,
     ratio,
     simclr_training,
     train_bare,
@@ -36,7 +38,7 @@ from ssdistill.chain.arithmetic import MEMORY_FORMATS, choose_arithmetic
 from ssdistill.measure.precision import CANDIDATES
 from ssdistill.train.settings import DeviceSettings
 
-BATCHES = {"small": 256, "resnet18_w025": 128, "resnet18": 32, "mobilenetv3_small_050": 128}
+BATCHES = {"small": 256, "resnet18_w025": 128, "resnet18": 16, "mobilenetv3_small_050": 64}
 """A step takes a second at most on two cores."""
 PLAIN = "fp32 contiguous"
 
@@ -68,7 +70,7 @@ def choose(name: str, images_NHWC: np.ndarray, threads: int) -> str:
     torch.set_num_threads(threads)
     where = Fabric(accelerator="auto", devices=1).device
     training = simclr_training(MODELS[name], images_NHWC, BATCHES[name], where)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, quiet():
         choose_arithmetic(training, DeviceSettings(), Path(folder))
     layout = next(k for k, v in MEMORY_FORMATS.items() if v == training.memory_format)
     return f"{training.precision} {layout}"
@@ -77,14 +79,16 @@ def choose(name: str, images_NHWC: np.ndarray, threads: int) -> str:
 def choices(name: str, images_NHWC: np.ndarray, threads: int, repeats: int) -> list[str]:
     """As :func:`choose`, several times, each in a process of its own."""
     made = []
-    for _ in track(range(repeats), f"{name}: automatic", transient=True):
+    # Without a refreshing thread: processes are forked while the bar is up.
+    how = {"transient": True, "auto_refresh": False, "disable": not sys.stdout.isatty()}
+    for _ in track(range(repeats), f"{name}: automatic", **how):
         with ProcessPoolExecutor(1, mp_context=get_context("fork")) as process:
             made.append(process.submit(choose, name, images_NHWC, threads).result())
     return made
 
 
 def main() -> None:
-    parser = arguments(__doc__, rounds=7, seconds=1.2)
+    parser = arguments(__doc__, rounds=6, seconds=0.9)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=tuple(MODELS))
     parser.add_argument("--choices", type=int, default=3, help="how often to choose, per model")
     args = parser.parse_args()

@@ -190,7 +190,7 @@ def measure(
 
 
 def main() -> None:
-    parser = arguments(__doc__, rounds=5, seconds=6.0)
+    parser = arguments(__doc__, rounds=5, seconds=5.5)
     usual = ("small", "resnet18_w025")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=usual)
     args = parser.parse_args()

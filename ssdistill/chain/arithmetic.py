@@ -1,8 +1,12 @@
 """Which number format and memory layout a training gets: as told, or as measured here."""
 
 import copy
+import logging
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
 import torch
 from lightning_fabric import Fabric
@@ -13,6 +17,11 @@ from ssdistill.train.optim import build_optimizer
 from ssdistill.train.progress import console
 from ssdistill.train.settings import DeviceSettings
 
+# Fabric announces its precision at every set-up, also at those that only measure.
+logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)
+
+ROUNDS = 15
+"""Rounds of timed steps that a ratio is the median of."""
 FABRIC_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed"}
 MEMORY_FORMATS = {
     "contiguous": torch.contiguous_format,
@@ -65,27 +74,52 @@ def _step_maker(
     training: Training, device: DeviceSettings
 ) -> Callable[[str, str], Callable[[], None]]:
     """Builds one training step on a copy of the task, views ready."""
-    batch = training.loader.batch(0)
-    views = training.views(batch)
 
     def make_step(precision: str, memory_format: str) -> Callable[[], None]:
         layout = MEMORY_FORMATS[memory_format]
-        fabric = _fabric(precision, device)
-        task = copy.deepcopy(training.task).to(fabric.device, memory_format=layout).train()
-        model, optimizer = fabric.setup(task, build_optimizer(task, training.optim))
-        laid_out = [view.contiguous(memory_format=layout) for view in views]
-
-        def step() -> None:
-            losses = model(laid_out, batch)
-            fabric.backward(sum(task.weights[name] * loss for name, loss in losses.items()))
-            optimizer.step()
-            optimizer.zero_grad()
-            if fabric.device.type == "cuda":
-                torch.cuda.synchronize(fabric.device)
-
-        return step
+        candidate = replace(
+            training, task=copy.deepcopy(training.task), precision=precision, memory_format=layout
+        )
+        return _step(candidate, _fabric(precision, device))
 
     return make_step
+
+
+def _step(training: Training, fabric: Fabric) -> Callable[[], None]:
+    """One training step to be timed, views included; it changes the task it is given."""
+    task, batch = training.task, training.loader.batch(0)
+    task.to(fabric.device, memory_format=training.memory_format).train()
+    model, optimizer = fabric.setup(task, build_optimizer(task, training.optim))
+
+    def step() -> None:
+        losses = model(training.views(batch), batch)
+        fabric.backward(sum(task.weights[name] * loss for name, loss in losses.items()))
+        optimizer.step()
+        optimizer.zero_grad()
+        if fabric.device.type == "cuda":
+            torch.cuda.synchronize(fabric.device)
+
+    return step
+
+
+def step_ratios(trainings: dict[str, tuple[Training, Fabric]], to: str) -> dict[str, float]:
+    """Seconds a step of each training takes, as multiples of those of the one called ``to``.
+
+    Steps are timed in turn and the ratio taken round by round, so that a busy machine slows
+    numerator and denominator alike; the median counts. The trainings are used up by it.
+    """
+    with torch.random.fork_rng(devices=_cuda_devices()):
+        steps = {role: _step(*training) for role, training in trainings.items()}
+        for step in steps.values():
+            step()
+        rounds = [{role: _seconds(step) for role, step in steps.items()} for _ in range(ROUNDS)]
+    return {role: median(r[role] / r[to] for r in rounds) for role in steps}
+
+
+def _seconds(step: Callable[[], None]) -> float:
+    began = time.perf_counter()
+    step()
+    return time.perf_counter() - began
 
 
 def _cuda_devices() -> list[int]:

@@ -65,7 +65,7 @@ def _views(workspace: Workspace) -> ViewGrid | None:
     if not path.exists():
         return None
     rows = [list(view) for view in np.load(path)]
-    columns = [f"image {number + 1}" for number in range(len(rows[0]))]
+    columns = [str(number + 1) for number in range(len(rows[0]))]
     caption = f"The first images of the first step ({stage.role}), one row per view."
     return ViewGrid(rows, columns, caption)
 

@@ -11,10 +11,12 @@ from ssdistill.chain.plan import evaluations_of, latency_stage, models_of
 from ssdistill.chain.workspace import Workspace
 from ssdistill.record.page import Headline, PageData, write_page
 from ssdistill.record.provenance import provenance
+from ssdistill.record.reports import CLAIMS
 from ssdistill.record.run import Run, write_atomically
 from ssdistill.record.tables import ResultRow, Table, results_rows, results_table
 from ssdistill.record.tracker import Tracker
 from ssdistill.record.verdict import Verdict, judge, verdict_table
+from ssdistill.settings import Settings
 from ssdistill.stages import Identity
 
 
@@ -28,6 +30,7 @@ class Report:
         tables: results and, where the experiment makes claims, the verdicts.
         verdicts: one per claim.
         notices: what must be known to read the numbers rightly.
+        claims: what the experiment claims.
     """
 
     folder: Path
@@ -35,11 +38,15 @@ class Report:
     tables: list[Table]
     verdicts: list[Verdict] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
+    claims: Sequence[Settings] = ()
 
     def publish(self, folder: Path) -> None:
-        """Write the records where ``ssdistill report`` makes tables from them."""
+        """Write records and claims where ``ssdistill report`` makes tables from them."""
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "records.jsonl", as_lines(self.records))
+        claims = [claim.model_dump(mode="json") for claim in self.claims]
+        if claims:
+            write_atomically(folder / CLAIMS, json.dumps(claims, indent=1) + "\n")
 
 
 def make_report(workspace: Workspace) -> Report:
@@ -67,30 +74,36 @@ def make_report(workspace: Workspace) -> Report:
         config=json.dumps(experiment.model_dump(mode="json", by_alias=True), indent=1),
     )
     write_page(folder, page)
-    return Report(folder, records, tables, verdicts, notices)
+    return Report(folder, records, tables, verdicts, notices, claims)
 
 
 def collect(workspace: Workspace) -> list[dict[str, Any]]:
-    """One record per model and seed, from the evaluation and training stages."""
+    """One record per model and seed, from the evaluation and training stages.
+
+    What all seeds share stands there once: repeated, it would look like a spread of nothing.
+    """
     experiment, root = workspace.experiment, workspace.root
     latencies = latency_stage(workspace).record(root).metrics
-    records = []
+    records, seen = [], set()
     for seed in experiment.seeds:
         models = models_of(workspace, seed)
         for role, evaluation in evaluations_of(workspace, seed).items():
+            if (evaluation.digest, evaluation.seed) in seen:
+                continue
+            seen.add((evaluation.digest, evaluation.seed))
             record = evaluation.record(root)
             trained = models[role].record(root).metrics if role in models else {}
             metrics = record.metrics | {k: v for k, v in trained.items() if k.startswith("train/")}
             for name, value in latencies.items():
                 key, _, model = name.rpartition("/")
-                if model == role:
+                if model == role and seed == experiment.seeds[0]:  # whose models were timed
                     metrics[key] = value
             records.append(
                 {
                     "experiment": experiment.name,
                     "profile": experiment.profile,
                     "model": role,
-                    "seed": seed,
+                    "seed": evaluation.seed,
                     "metrics": metrics,
                     "provenance": record.provenance,
                     "protocol": {

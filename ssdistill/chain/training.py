@@ -1,6 +1,8 @@
 """The stages that train: teacher, control, distilled student, recovery after pruning."""
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,13 +10,14 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from ssdistill.chain.arithmetic import choose_arithmetic
+from ssdistill.chain.arithmetic import choose_arithmetic, step_ratios
 from ssdistill.chain.workspace import MODEL, Workspace
 from ssdistill.data.loader import Loader
 from ssdistill.data.views import ViewRecipe
 from ssdistill.distill.distiller import Distiller, shapes
 from ssdistill.models.artifacts import save_encoder
 from ssdistill.models.backbones import Encoder, EncoderSpec, encoder_from_spec
+from ssdistill.record.files import write_atomically
 from ssdistill.record.tracker import Tracker
 from ssdistill.registry import LOSSES, METHODS
 from ssdistill.settings import Settings
@@ -27,6 +30,8 @@ from ssdistill.train.task import Task
 VIEWS = "views.npy"
 """First images of the first batch as the networks saw them: (views, images, H, W, 3) uint8."""
 SHOWN_IMAGES = 8
+BUDGET = "budget.json"
+"""Steps of a training that lasts as long as others."""
 
 
 def initialize(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str, Any]:
@@ -37,25 +42,30 @@ def initialize(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str
 
 def pretrain(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str, Any]:
     """An encoder trained by a self-supervised method."""
-    encoder = fresh_encoder(stage)
-    settings = METHODS.schema(stage.config["method"]["kind"]).model_validate(stage.config["method"])
-    seed_generators(stage.seed, stage.digest)
-    method = METHODS.build(settings, encoder)
-    num_steps = _budgeted_steps(stage, workspace)
-    metrics = train(method, settings, stage, workspace, tracker, num_steps)
-    export(encoder, stage, tracker)
+    task, settings = task_of(stage, workspace)
+    metrics = train(task, settings, stage, workspace, tracker)
+    export(task.encoder, stage, tracker)
     return metrics
 
 
 def distill(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str, Any]:
     """A student trained against the frozen teacher."""
-    student = fresh_encoder(stage)
-    teacher = workspace.encoder(stage.parents["teacher"])
-    settings = type(workspace.experiment.distill).model_validate(stage.config["training"])
-    distiller = build_distiller(student, teacher, settings.losses, stage, workspace)
-    metrics = train(distiller, settings, stage, workspace, tracker)
-    export(student, stage, tracker, parent="teacher")
+    task, settings = task_of(stage, workspace)
+    metrics = train(task, settings, stage, workspace, tracker)
+    export(task.encoder, stage, tracker, parent="teacher")
     return metrics
+
+
+def task_of(stage: Stage, workspace: Workspace) -> tuple[Task, TrainSettings]:
+    """What a pretraining or distillation stage trains, at its initial weights, and how."""
+    encoder = fresh_encoder(stage)
+    if stage.kind == "distill":
+        teacher = workspace.encoder(stage.parents["teacher"])
+        settings = type(workspace.experiment.distill).model_validate(stage.config["training"])
+        return build_distiller(encoder, teacher, settings.losses, stage, workspace), settings
+    settings = METHODS.schema(stage.config["method"]["kind"]).model_validate(stage.config["method"])
+    seed_generators(stage.seed, stage.digest)
+    return METHODS.build(settings, encoder), settings
 
 
 def build_distiller(
@@ -74,33 +84,11 @@ def build_distiller(
 
 
 def train(
-    task: Task,
-    settings: TrainSettings,
-    stage: Stage,
-    workspace: Workspace,
-    tracker: Tracker,
-    num_steps: int | None = None,
+    task: Task, settings: TrainSettings, stage: Stage, workspace: Workspace, tracker: Tracker
 ) -> dict[str, Any]:
-    """Run the loop on ``task``; returns its final metrics, steps and seconds.
-
-    ``train/seconds`` is the median step time by the number of steps: what the training takes on
-    this machine undisturbed, which is what budgets are compared by.
-    """
-    device = workspace.experiment.device
-    per_epoch = len(workspace.train) // settings.batch_size
-    num_steps = num_steps or settings.num_steps(per_epoch)
-    order = derive_seed(stage.seed, "order")
-    where = Fabric(accelerator=device.accelerator, devices=1).device
-    training = Training(
-        task=task,
-        loader=Loader(workspace.train, settings.batch_size, order, num_steps, where),
-        recipes=tuple(ViewRecipe.model_validate(recipe) for recipe in _view_config(stage)),
-        optim=settings.optim,
-        seed=derive_seed(stage.seed, "views"),
-        title=stage.role,
-        checkpoint_seconds=workspace.experiment.checkpoint_seconds,
-    )
-    fabric = choose_arithmetic(training, device, workspace.root / "machine")
+    """Run the loop on ``task``; returns its final metrics, steps and seconds (median by steps)."""
+    num_steps = budgeted_steps(stage, workspace, tracker.run.folder)
+    training, fabric = prepare(task, settings, stage, workspace, num_steps)
 
     def show(views: list[Tensor]) -> None:
         pictures = np.stack([_pictures(view) for view in views])
@@ -111,11 +99,61 @@ def train(
 
     metrics = fit(training, fabric, tracker, on_first_views=show)
     return metrics | {
-        "train/steps": num_steps,
-        "train/seconds": metrics["time/step_seconds"] * num_steps,
+        "train/steps": training.loader.num_steps,
+        "train/seconds": metrics["time/step_seconds"] * training.loader.num_steps,
         "train/bf16": int(training.precision == "bf16"),
         "train/channels_last": int(training.memory_format == torch.channels_last),
     }
+
+
+def prepare(
+    task: Task,
+    settings: TrainSettings,
+    stage: Stage,
+    workspace: Workspace,
+    num_steps: int | None = None,
+) -> tuple[Training, Fabric]:
+    """The training of ``task`` as the stage wants it, ``num_steps`` long if given."""
+    device = workspace.experiment.device
+    if num_steps is None:
+        num_steps = settings.num_steps(len(workspace.train) // settings.batch_size)
+    order = derive_seed(stage.seed, "order")
+    where = Fabric(accelerator=device.accelerator, devices=1).device
+    views = (stage.config if "views" in stage.config else stage.config["distill"])["views"]
+    training = Training(
+        task=task,
+        loader=Loader(workspace.train, settings.batch_size, order, num_steps, where),
+        recipes=tuple(ViewRecipe.model_validate(recipe) for recipe in views),
+        optim=settings.optim,
+        seed=derive_seed(stage.seed, "views"),
+        title=stage.role,
+        checkpoint_seconds=workspace.experiment.checkpoint_seconds,
+    )
+    return training, choose_arithmetic(training, device, workspace.root / "machine")
+
+
+def budgeted_steps(stage: Stage, workspace: Workspace, folder: Path) -> int | None:
+    """Steps that take as long as other stages' steps do; None where the config fixes them.
+
+    Seconds measured minutes apart would compare what else the machine did. So a few steps of
+    every training are timed in turn, here and now, and only their ratios count. What was found
+    is kept in ``folder``: a resumed training must not become another one.
+    """
+    budget = stage.config.get("budget")
+    if budget is None:
+        return None
+    found = folder / BUDGET
+    if not found.exists():
+        counted = ["distilled", "teacher"] if budget == "total" else ["distilled"]
+        stages = {role: stage.parents[role] for role in ["control", *counted]}
+        trainings = {
+            role: prepare(*task_of(s, workspace), s, workspace) for role, s in stages.items()
+        }
+        ratios = step_ratios(trainings, to="control")
+        steps = sum(ratios[role] * trainings[role][0].loader.num_steps for role in counted)
+        content = {"steps": max(1, round(steps)), "seconds_per_control_step": ratios}
+        write_atomically(found, json.dumps(content, indent=1) + "\n")
+    return json.loads(found.read_text())["steps"]
 
 
 def fresh_encoder(stage: Stage) -> Encoder:
@@ -129,22 +167,6 @@ def fresh_encoder(stage: Stage) -> Encoder:
     spec = EncoderSpec.model_validate(config)
     seed_generators(stage.seed, "encoder", spec.model_dump_json())
     return encoder_from_spec(spec, pretrained=pretrained)
-
-
-def _budgeted_steps(stage: Stage, workspace: Workspace) -> int | None:
-    """Steps that fit in the seconds other stages took; None where the config fixes the steps."""
-    budget = stage.config.get("budget")
-    if budget is None:
-        return None
-    measured = {name: p.record(workspace.root).metrics for name, p in stage.parents.items()}
-    seconds = measured["distilled"]["train/seconds"]
-    if budget == "total":
-        seconds += measured["teacher"]["train/seconds"]
-    return max(1, round(seconds / measured["control"]["time/step_seconds"]))
-
-
-def _view_config(stage: Stage) -> list[dict[str, Any]]:
-    return stage.config["views"] if "views" in stage.config else stage.config["distill"]["views"]
 
 
 def _pictures(view_BCHW: Tensor) -> np.ndarray:

@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from ssdistill.errors import UserError, nearest
 from ssdistill.record.files import write_atomically
 from ssdistill.record.tables import MISSING, Table, origins, read_records, results_table
+from ssdistill.record.verdict import ClaimSettings, judge, verdict_table
 
-BENCHMARKS = "benchmarks"
+BENCHMARKS, CLAIMS = "benchmarks", "claims.json"
 MARKER = re.compile(r"^<!-- results:(begin|end) (\S+) -->$", re.MULTILINE)
 
 
@@ -29,7 +32,8 @@ class Outdated:
 def write_reports(root: Path | str, check: bool = False) -> list[Outdated]:
     """Rewrite every marked block of README.md and experiments/*/README.md from records.
 
-    A block named ``x`` shows ``experiments/x/records.jsonl``; ``benchmarks`` all benchmarks,
+    A block named ``x`` shows ``experiments/x/records.jsonl`` and, where there is a
+    ``claims.json`` beside it, the verdicts on those claims; ``benchmarks`` all benchmarks,
     ``benchmarks/y`` the one called ``y``.
 
     Args:
@@ -111,7 +115,13 @@ def render_block(root: Path, name: str) -> str:
         raise UserError(f"{path} holds no records")
     if experiment == BENCHMARKS:
         return _benchmarks(records, benchmark)
-    return results_table(records).to_markdown()
+    results = results_table(records).to_markdown()
+    claims = root / "experiments" / experiment / CLAIMS
+    if not claims.exists():
+        return results
+    wanted = TypeAdapter(tuple[ClaimSettings, ...]).validate_json(claims.read_text())
+    verdicts = judge(wanted, records, records[0].get("profile", "paper"))
+    return f"{results}\n\n{verdict_table(verdicts).to_markdown()}"
 
 
 def _benchmarks(records: list[dict[str, Any]], wanted: str) -> str:

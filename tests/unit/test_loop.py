@@ -261,7 +261,7 @@ def test_a_loss_that_is_not_finite_stops_the_training(start, make_encoder, runs,
 
 
 def test_of_several_losses_the_one_that_is_not_finite_is_named(start, make_encoder, runs):
-    with pytest.raises(UserError, match="^loss/similarity is nan"):
+    with pytest.raises(UserError, match=r"^loss/similarity is nan"):
         start(runs / "run", Scripted(make_encoder(), (1.0, float("nan"))))
 
 
