@@ -168,7 +168,10 @@ def _compose(file: Path, notices: list[str], seen: tuple[Path, ...]) -> dict[str
         raise UserError(f"{file}: {_first_line(error)}") from error
     parents = own.pop("extends", None) or []
     tree: dict[str, Any] = {}
-    for parent in [parents] if isinstance(parents, str) else parents:
+    parents = [parents] if isinstance(parents, str) else parents
+    if not isinstance(parents, list) or not all(isinstance(p, str) for p in parents):
+        raise UserError(f"{file}: extends names a file or a list of files (got {parents!r})")
+    for parent in parents:
         beside = file.parent / parent
         parent_file = beside if beside.is_file() else find_config(parent)
         tree = _merge(tree, _compose(parent_file, notices, (*seen, file.resolve())), "", notices)
@@ -184,6 +187,8 @@ def _merge(base: dict, over: dict, where: str, notices: list[str]) -> dict[str, 
     for key, value in over.items():
         path = f"{where}.{key}" if where else str(key)
         old = merged.get(key)
+        if isinstance(old, str) and isinstance(value, dict) and _registry_at(path):
+            old = _kind_alone(old)
         if isinstance(old, dict) and isinstance(value, dict):
             merged[key] = _merge(old, value, path, notices)
         elif isinstance(old, list) and isinstance(value, dict):

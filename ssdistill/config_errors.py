@@ -12,7 +12,12 @@ from ssdistill.errors import nearest
 def describe(file: Path, error: ValidationError, model: type[BaseModel]) -> str:
     """One line per problem, under a line that names the file."""
     lines = []
-    for problem in error.errors():
+    problems = error.errors()
+    places = [problem["loc"] for problem in problems]
+    for problem in problems:
+        # A list whose one item is bad is also called too short.
+        if any(place[: len(problem["loc"])] == problem["loc"] != place for place in places):
+            continue
         keys, siblings = _locate(problem["loc"], model)
         key = ".".join(keys) or "the file"
         if problem["type"] == "extra_forbidden":
@@ -44,9 +49,10 @@ def _locate(location: tuple, model: Any) -> tuple[list[str], list[str]]:
     here, siblings = model, []
     for part in location:
         members = _members(here)
-        fields = next((m for m in members if _is_model(m)), None)
-        tagged = [m for m in members if _is_model(m) and _kind(m) == part]
-        if tagged and len([m for m in members if _is_model(m)]) > 0 and part not in _names(fields):
+        models = [m for m in members if _is_model(m)]
+        fields = models[0] if models else None
+        tagged = [m for m in models if part in (_kind(m), _tag(m))]
+        if tagged and part not in _names(fields):
             here = tagged[0]
             continue
         if fields is not None and (part in _names(fields) or isinstance(part, str)):
@@ -79,6 +85,11 @@ def _is_model(annotation: Any) -> bool:
 def _kind(model: type[BaseModel]) -> str | None:
     field = model.model_fields.get("kind")
     return field.default if field else None
+
+
+def _tag(model: type[BaseModel]) -> str:
+    """The label of a union without ``kind``: ``ordering`` for ``OrderingClaim``."""
+    return model.__name__.removesuffix("Claim").lower()
 
 
 def _names(model: type[BaseModel] | None) -> dict[str, Any]:

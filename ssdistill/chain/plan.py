@@ -3,6 +3,7 @@
 from typing import Any
 
 from ssdistill.chain.workspace import Workspace, resolve_recipes
+from ssdistill.errors import UserError
 from ssdistill.evaluate.settings import EvaluateSettings
 from ssdistill.registry import LOSSES, METHODS, STEPS
 from ssdistill.settings import Settings
@@ -98,7 +99,9 @@ class _Planner:
 
     def _controls(self, teacher: Stage, distilled: Stage) -> dict[str, Stage]:
         control, distill = self.experiment.control, self.experiment.distill
-        length = {"steps": distill.steps, "epochs": distill.epochs, "seed": distill.seed}
+        # Epochs of the distillation's batches would be other steps with the method's own batches.
+        steps = distill.num_steps(len(self.workspace.train) // distill.batch_size)
+        length = {"steps": steps, "epochs": None, "seed": distill.seed}
         method = self.experiment.pretrain.model_copy(update=length)
         if control.optim:
             method = method.model_copy(update={"optim": control.optim})
@@ -140,19 +143,27 @@ class _Planner:
 
     def _pretraining(self, network: str, method: Settings) -> dict[str, Any]:
         natural = METHODS[method.kind].recipes
+        recipes = self._recipes(method.views, natural)
+        if len(recipes) != len(natural):
+            raise UserError(
+                f"pretrain.views: {method.kind} takes {len(natural)} views, got {len(recipes)}"
+            )
         return {
             "encoder": self._encoder(network),
             "method": method.model_dump(mode="json", exclude={"views"}),
-            "views": self._recipes(method.views, natural),
+            "views": recipes,
             "device": self._arithmetic(),
         }
 
     def _distillation(self) -> dict[str, Any]:
         distill = self.experiment.distill
         num_views = max(LOSSES[loss.kind].views for loss in distill.losses.values())
+        recipes = self._recipes(distill.views, ("strong",) * num_views)
+        if len(recipes) < num_views:
+            raise UserError(f"distill.views: the losses take {num_views} views, got {len(recipes)}")
         return {
             "training": distill.model_dump(mode="json", exclude={"views"}),
-            "views": self._recipes(distill.views, ("strong",) * num_views),
+            "views": recipes,
             "device": self._arithmetic(),
         }
 

@@ -11,7 +11,7 @@ from ssdistill.config import Experiment
 from ssdistill.data.sources import Source
 from ssdistill.data.store import Store, open_store
 from ssdistill.data.views import RECIPES, ViewRecipe, eval_view
-from ssdistill.errors import UserError, nearest
+from ssdistill.errors import UserError
 from ssdistill.models.artifacts import load
 from ssdistill.models.backbones import Encoder, EncoderSettings, build_encoder
 from ssdistill.registry import SOURCES
@@ -102,21 +102,9 @@ def _check_batches(experiment: Experiment, num_images: int) -> None:
 
 
 def resolve_recipes(
-    wanted: tuple[str | ViewRecipe, ...] | str, natural: tuple[str, ...], source: Source
+    wanted: tuple[ViewRecipe, ...] | None, natural: tuple[str, ...], source: Source
 ) -> tuple[ViewRecipe, ...]:
-    """The recipes behind ``views:``.
-
-    ``auto`` is ``natural``, what the method asks for on natural images, unless the data has a
-    recipe of its own.
+    """The recipes ``wanted``, or else ``natural``, what the method asks for on natural images,
+    unless the data has a recipe of its own.
     """
-    if wanted == "auto":
-        wanted = tuple(source.default_recipe or name for name in natural)
-    recipes = []
-    for recipe in wanted:
-        if isinstance(recipe, str) and recipe not in RECIPES:
-            raise UserError(
-                f"views: no recipe is called '{recipe}'{nearest(recipe, RECIPES)}; "
-                f"known: {', '.join(RECIPES)}"
-            )
-        recipes.append(RECIPES[recipe] if isinstance(recipe, str) else recipe)
-    return tuple(recipes)
+    return wanted or tuple(RECIPES[source.default_recipe or name] for name in natural)

@@ -137,7 +137,7 @@ def build_encoder(
         UserError: unknown timm name or argument, or an architecture that cannot take the size.
     """
     small = _wants_small_stem(settings, image_size)
-    if settings.pretrained:
+    if settings.pretrained and timm.is_model(settings.name):
         config = timm.get_pretrained_cfg(settings.name)
         mean, std = config.mean, config.std
     spec = EncoderSpec(

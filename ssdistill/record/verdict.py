@@ -50,7 +50,7 @@ class OrderingClaim(Settings):
 
 
 def _kind_of(claim: Any) -> str:
-    fields = claim if isinstance(claim, dict) else vars(claim)
+    fields = claim if isinstance(claim, dict) else getattr(claim, "__dict__", {})
     return "ordering" if "better_than" in fields else "absolute"
 
 

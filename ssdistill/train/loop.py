@@ -83,7 +83,7 @@ def fit(
     state = _State(tracker.run.folder / CHECKPOINT, task, optimizer)
     tracker.run.rewind(state.step)
     model, optimizer = fabric.setup(task, optimizer)
-    guard, metrics, num_steps = _Guard(), {}, loader.num_steps
+    guard, metrics, num_steps = _Guard(), state.metrics, loader.num_steps
 
     with (
         TrainingProgress(training.title, state.step, num_steps, loader.batch_size) as progress,
@@ -117,6 +117,7 @@ def fit(
                 metrics = {name: float(torch.as_tensor(v).detach()) for name, v in metrics.items()}
                 metrics |= gauges(task.last_embedding_BD.float())
                 metrics["time/images_per_s"] = loader.batch_size / state.step_seconds(last=50)
+                state.metrics = metrics
                 guard.check(metrics, task.last_embedding_BD, step)
                 tracker.log(step, metrics, batch.epoch)
                 progress.show(step + 1, metrics["loss/total"])
@@ -142,7 +143,7 @@ class _State:
 
     def __init__(self, path: Path, task: Task, optimizer: torch.optim.Optimizer):
         self.path, self.task, self.optimizer = path, task, optimizer
-        self.step, self.durations = 0, []
+        self.step, self.durations, self.metrics = 0, [], {}
         self._saved = time.monotonic()
         if checkpoint := load_checkpoint(path):
             try:
@@ -153,6 +154,7 @@ class _State:
                 raise UserError(f"{path}: not a checkpoint of this network ({reason})") from error
             restore_random_state(checkpoint["random"])
             self.step, self.durations = checkpoint["step"], checkpoint["durations"]
+            self.metrics = checkpoint["metrics"]
 
     def advance(self, seconds: float) -> None:
         self.step += 1
@@ -174,6 +176,7 @@ class _State:
             "random": random_state(),
             "step": self.step,
             "durations": self.durations,
+            "metrics": self.metrics,
         }
         save_checkpoint(self.path, state)
         self._saved = time.monotonic()
@@ -186,7 +189,8 @@ class _Guard:
         self.collapsed_in_a_row = 0
 
     def check(self, metrics: dict[str, float], embedding_BD: Tensor, step: int) -> None:
-        for name, value in metrics.items():
+        # The total last: a loss of its own says more.
+        for name, value in sorted(metrics.items(), key=lambda item: item[0] == "loss/total"):
             if name.startswith("loss/") and not abs(value) < float("inf"):
                 raise UserError(
                     f"{name} is {value} at step {step}: lower optim.lr, set optim.clip_grad_norm, "

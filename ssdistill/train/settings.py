@@ -1,12 +1,28 @@
 """Settings every training shares, whatever it trains."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from ssdistill.data.views import ViewRecipe
+from ssdistill.data.views import RECIPES, ViewRecipe
+from ssdistill.errors import nearest
 from ssdistill.settings import NonNegativeInt, Positive, PositiveInt, Settings
 from ssdistill.train.optim import OptimSettings
+
+Recipes = Annotated[tuple[ViewRecipe, ...], Field(min_length=1)]
+
+
+def _named_recipes(views: Any) -> Any:
+    """Names replaced by the recipes they stand for."""
+    if views == "auto":
+        return None
+    if not isinstance(views, list | tuple):
+        return views
+    unknown = [view for view in views if isinstance(view, str) and view not in RECIPES]
+    if unknown:
+        hint = nearest(unknown[0], RECIPES)
+        raise ValueError(f"no recipe is called '{unknown[0]}'{hint}; known: {', '.join(RECIPES)}")
+    return [RECIPES[view] if isinstance(view, str) else view for view in views]
 
 
 class TrainSettings(Settings):
@@ -16,8 +32,8 @@ class TrainSettings(Settings):
         steps: optimizer steps; give this or ``epochs``.
         epochs: passes over the images, which fix the steps.
         batch_size: images a step; every image is seen once per view.
-        views: one recipe (a name or its settings) per view; ``auto`` takes what suits the data
-            and the method.
+        views: one recipe (a name or its settings) per view; ``auto``, or nothing, takes what
+            suits the data and the method.
         optim: the optimizer.
         seed: fix the seed of this stage, so that all of the experiment's seeds share it.
     """
@@ -25,7 +41,7 @@ class TrainSettings(Settings):
     steps: PositiveInt | None = None
     epochs: Positive | None = None
     batch_size: PositiveInt = 256
-    views: Literal["auto"] | Annotated[tuple[str | ViewRecipe, ...], Field(min_length=1)] = "auto"
+    views: Annotated[Recipes | None, BeforeValidator(_named_recipes)] = None
     optim: OptimSettings = OptimSettings()
     seed: NonNegativeInt | None = None
 

@@ -3,8 +3,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from ssdistill.chain import training
 from ssdistill.chain.plan import evaluations_of, latency_stage, models_of, plan
-from ssdistill.chain.training import _budgeted_steps, fresh_encoder
+from ssdistill.chain.training import fresh_encoder
 from ssdistill.chain.workspace import Workspace
 from ssdistill.config import load_experiment
 from ssdistill.errors import UserError
@@ -175,20 +176,26 @@ def test_the_control_learns_by_the_teachers_method_on_the_students_network(model
     )
 
 
-@pytest.mark.parametrize("budget, expected", [("time", 20), ("total", 50), (None, None)])
-def test_a_budget_becomes_the_steps_that_fit_into_the_measured_seconds(budget, expected):
-    def ran(**metrics):
-        return SimpleNamespace(record=lambda root: SimpleNamespace(metrics=metrics))
+@pytest.mark.parametrize("budget, expected", [("time", 12), ("total", 39), (None, None)])
+def test_a_budget_becomes_steps_by_ratios_and_stays_what_it_was(
+    tmp_path, monkeypatch, budget, expected
+):
+    lengths = {"control": 6, "distilled": 6, "teacher": 9}
 
+    def prepare(role, workspace):
+        return SimpleNamespace(loader=SimpleNamespace(num_steps=lengths[role])), None
+
+    ratios = {"control": 1.0, "distilled": 2.0, "teacher": 3.0}
+    monkeypatch.setattr(training, "task_of", lambda stage, workspace: (stage,))
+    monkeypatch.setattr(training, "prepare", lambda role, stage, workspace: prepare(role, None))
+    monkeypatch.setattr(training, "step_ratios", lambda trainings, to: ratios)
     stage = SimpleNamespace(
-        config={"budget": budget} if budget else {},
-        parents={
-            "control": ran(**{"time/step_seconds": 0.5}),
-            "distilled": ran(**{"train/seconds": 10.0}),
-            "teacher": ran(**{"train/seconds": 15.0}),
-        },
+        config={"budget": budget} if budget else {}, parents={role: role for role in lengths}
     )
-    assert _budgeted_steps(stage, SimpleNamespace(root=None)) == expected
+    assert training.budgeted_steps(stage, None, tmp_path) == expected
+    # A resumed training must not become another one.
+    ratios["distilled"] = 100.0
+    assert training.budgeted_steps(stage, None, tmp_path) == expected
 
 
 def test_a_teacher_with_a_seed_of_its_own_is_trained_once_for_all(make_workspace):
