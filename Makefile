@@ -15,8 +15,8 @@ $(STAMP): setup.cfg pyproject.toml
 		{ echo "$(PYTHON) is older than 3.11; use make PYTHON=python3.11 …"; exit 2; }
 	@echo "Installing into $(VENV) (torch is a few gigabytes the first time) …"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --upgrade pip
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[dev]'
 	@touch $(STAMP)
 
 setup: $(STAMP) ## create .venv and install the package with its tools

@@ -173,12 +173,10 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _print(renderable) -> None:
-    import shutil
-
     from rich.console import Console
 
     # Piped output has no width of its own; a table cut at 80 columns would lose its numbers.
-    width = shutil.get_terminal_size((160, 50)).columns if not sys.stdout.isatty() else None
+    width = None if sys.stdout.isatty() else 160
     Console(width=width).print(renderable)
 
 

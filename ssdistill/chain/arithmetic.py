@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 
 import torch
 from lightning_fabric import Fabric
@@ -20,8 +19,8 @@ from ssdistill.train.settings import DeviceSettings
 # Fabric announces its precision at every set-up, also at those that only measure.
 logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)
 
-ROUNDS = 15
-"""Rounds of timed steps that a ratio is the median of."""
+ROUNDS = 25
+"""Rounds of timed steps that a ratio is found in."""
 FABRIC_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed"}
 MEMORY_FORMATS = {
     "contiguous": torch.contiguous_format,
@@ -105,15 +104,16 @@ def _step(training: Training, fabric: Fabric) -> Callable[[], None]:
 def step_ratios(trainings: dict[str, tuple[Training, Fabric]], to: str) -> dict[str, float]:
     """Seconds a step of each training takes, as multiples of those of the one called ``to``.
 
-    Steps are timed in turn and the ratio taken round by round, so that a busy machine slows
-    numerator and denominator alike; the median counts. The trainings are used up by it.
+    Steps are timed in turn and the shortest of each counts: what else a machine does lengthens
+    some of them, and shortens none. The trainings are used up by it.
     """
     with torch.random.fork_rng(devices=_cuda_devices()):
         steps = {role: _step(*training) for role, training in trainings.items()}
         for step in steps.values():
             step()
         rounds = [{role: _seconds(step) for role, step in steps.items()} for _ in range(ROUNDS)]
-    return {role: median(r[role] / r[to] for r in rounds) for role in steps}
+    shortest = {role: min(r[role] for r in rounds) for role in steps}
+    return {role: seconds / shortest[to] for role, seconds in shortest.items()}
 
 
 def _seconds(step: Callable[[], None]) -> float:
