@@ -12,6 +12,7 @@ from lightning_fabric import Fabric
 
 from ssdistill.measure.precision import CANDIDATES, choose_precision, precision_key
 from ssdistill.train.loop import Training
+from ssdistill.train.memory import keep_freed_memory
 from ssdistill.train.optim import build_optimizer
 from ssdistill.train.progress import console
 from ssdistill.train.settings import DeviceSettings
@@ -34,6 +35,7 @@ def choose_arithmetic(training: Training, device: DeviceSettings, cache: Path) -
     What the settings leave to ``auto`` is decided by a few timed steps of each combination on
     copies of the task, remembered in ``cache`` so that a resumed run computes as it began.
     """
+    keep_freed_memory()
     candidates = [
         (precision, memory_format)
         for precision, memory_format in CANDIDATES
@@ -45,7 +47,10 @@ def choose_arithmetic(training: Training, device: DeviceSettings, cache: Path) -
     else:
         with torch.random.fork_rng(devices=_cuda_devices()):
             choice = choose_precision(
-                _step_maker(training, device), candidates, cache=cache, key=_key(training)
+                _step_maker(training, device),
+                candidates,
+                cache=cache,
+                key=_key(training, candidates),
             )
         precision, memory_format = choice.precision, choice.memory_format
         if not choice.remembered:
@@ -61,12 +66,17 @@ def _fabric(precision: str, device: DeviceSettings) -> Fabric:
     return Fabric(accelerator=device.accelerator, devices=1, precision=FABRIC_PRECISION[precision])
 
 
-def _key(training: Training) -> dict[str, object]:
+def _key(training: Training, candidates: list[tuple[str, str]]) -> dict[str, object]:
     task = training.task
     key = precision_key(task.encoder.spec, training.loader.batch_size, task.encoder.spec.image_size)
     # The widths of a pruned network are not in its spec, nor is what surrounds the encoder.
     shapes = sorted({tuple(p.shape) for p in task.parameters()})
-    return key | {"task": type(task).__name__, "weights": task.weights, "shapes": shapes}
+    return key | {
+        "task": type(task).__name__,
+        "weights": task.weights,
+        "shapes": shapes,
+        "candidates": candidates,
+    }
 
 
 def _step_maker(
