@@ -148,6 +148,8 @@ def _execute(experiment, root: Path):
         _print(table.to_rich())
     for notice in report.notices:
         print(notice)
+    last = list(report.models)[-1]
+    print(f"{last} model: {report.models[last]}")
     print(f"report: {report.folder / 'report.html'}")
     return report
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ssdistill.chain.pictures import ACCURACY, pictures
 from ssdistill.chain.plan import evaluations_of, latency_stage, models_of
-from ssdistill.chain.workspace import Workspace
+from ssdistill.chain.workspace import MODEL, Workspace
 from ssdistill.record.page import Headline, PageData, write_page
 from ssdistill.record.provenance import provenance
 from ssdistill.record.reports import CLAIMS
@@ -31,6 +31,7 @@ class Report:
         verdicts: one per claim.
         notices: what must be known to read the numbers rightly.
         claims: what the experiment claims.
+        models: folders of the first seed's encoders, by role, for ``ssdistill.load``.
     """
 
     folder: Path
@@ -39,6 +40,7 @@ class Report:
     verdicts: list[Verdict] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
     claims: Sequence[Settings] = ()
+    models: dict[str, Path] = field(default_factory=dict)
 
     def publish(self, folder: Path) -> None:
         """Write records and claims where ``ssdistill report`` makes tables from them."""
@@ -74,7 +76,9 @@ def make_report(workspace: Workspace) -> Report:
         config=json.dumps(experiment.model_dump(mode="json", by_alias=True), indent=1),
     )
     write_page(folder, page)
-    return Report(folder, records, tables, verdicts, notices, claims)
+    first = models_of(workspace, experiment.seeds[0])
+    models = {role: stage.folder(workspace.root) / MODEL for role, stage in first.items()}
+    return Report(folder, records, tables, verdicts, notices, claims, models)
 
 
 def collect(workspace: Workspace) -> list[dict[str, Any]]:
