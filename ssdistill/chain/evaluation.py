@@ -1,5 +1,6 @@
 """The stages that judge: gauges without labels, then the probes, and latencies side by side."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ def gauged(num_images: int, wanted: int) -> slice:
 def evaluate(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str, Any]:
     """What a model costs, how it agrees with the teacher and, with labels, what it knows."""
     model, size = stage.parents.get("model"), workspace.image_size
-    encoder = workspace.encoder(model) if model else raw_pixels
+    encoder = workspace.encoder(model) if model else raw_pixels(workspace)
     settings = EvaluateSettings.model_validate(stage.config["evaluate"])
     test_ND = extract(encoder, workspace.test.images, size)
     shown_ND = test_ND[gauged(len(test_ND), settings.gauge_images)]
@@ -53,11 +54,17 @@ def evaluate(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str, 
     return metrics
 
 
-def raw_pixels(x_BCHW: Tensor) -> Representation:
+def raw_pixels(workspace: Workspace) -> Callable[[Tensor], Representation]:
     """No encoder at all: the image itself, at most ``PIXELS`` a side, as its embedding."""
-    if x_BCHW.shape[-1] > PIXELS:
-        x_BCHW = adaptive_avg_pool2d(x_BCHW, PIXELS)
-    return Representation(x_BCHW.flatten(1))
+    images = workspace.train.images
+    # Of a grey image, three equal channels would be two too many for the probe to solve.
+    channels = 1 if (images == images[..., :1]).all() else 3
+
+    def encode(x_BCHW: Tensor) -> Representation:
+        side = min(PIXELS, x_BCHW.shape[-1])
+        return Representation(adaptive_avg_pool2d(x_BCHW[:, :channels], side).flatten(1))
+
+    return encode
 
 
 def probes(
