@@ -46,6 +46,7 @@ def ran(monkeypatch, tmp_path):
             tables=[Table(("model", "top-1"), (("distilled", "71.5"),), "", "tiny")],
             notices=["only a smoke test"],
             folder=tmp_path / "tiny-12345678",
+            models={"teacher": tmp_path / "a", "distilled": tmp_path / "b"},
             verdicts=[SimpleNamespace(outcome=outcome) for outcome in calls.outcomes],
             publish=calls.published.append,
         )
@@ -111,6 +112,7 @@ def test_run_shows_tables_notices_and_where_the_report_is(config, ran, capsys, t
     out = capsys.readouterr().out
     assert "71.5" in out and "only a smoke test" in out
     assert f"report: {tmp_path / 'tiny-12345678' / 'report.html'}" in out
+    assert f"distilled model: {tmp_path / 'b'}" in out
     assert ran.published == []
 
 
