@@ -11,11 +11,12 @@ if sys.argv[1] == "keep":
     assert keep_freed_memory()
 import torch
 torch.set_num_threads(1)
-for _ in range(3):
-    torch.ones(1 << 24)
+# The heap grows to its final size first.
+for _ in range(50):
+    torch.ones(1 << 23)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
-    torch.ones(1 << 24)
+for _ in range(20):
+    torch.ones(1 << 23)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
