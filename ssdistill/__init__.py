@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 # OpenMP's threads spin while they wait. With anything else running on the machine that costs a
-# training on a few cores most of its speed; asleep they cost nothing measurable. Has to be said
+# training on a few cores most of its speed; asleep they cost it nothing. Has to be said
 # before torch loads OpenMP, and leaves a choice of the user's alone.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 

@@ -58,7 +58,8 @@ def choose_arithmetic(training: Training, device: DeviceSettings, cache: Path) -
     training.precision = precision
     training.memory_format = MEMORY_FORMATS[memory_format]
     if device.compile:
-        training.task.encoder.net.compile()
+        # Not its net: an encoder calls that by its parts, which would leave nothing compiled.
+        training.task.encoder.compile()
     return _fabric(precision, device)
 
 

@@ -130,12 +130,18 @@ def notices_of(workspace: Workspace) -> list[str]:
     experiment, notices = workspace.experiment, []
     if workspace.source.kind == "digits":
         notices.append(
-            "Digits is a smoke test: its raw pixels (row 'pixels') are about as good as any "
-            "encoder's features, so these numbers cannot show that distillation helps. "
+            "Digits is a smoke test: its raw pixels (row 'pixels') leave a linear probe little "
+            "to improve, so these numbers cannot show that distillation helps. "
             "configs/cifar10_cpu.yaml carries that claim."
         )
     if not workspace.source.has_labels:
         notices.append("The data has no labels: nothing was probed; the gauges need none.")
+    if experiment.paper and experiment.paper.title:
+        paper = experiment.paper
+        where = ", ".join(filter(None, (paper.arxiv, paper.table)))
+        notices.append(f"Claims of: {paper.title}{f' ({where})' if where else ''}.")
+    if experiment.paper and experiment.paper.deviations:
+        notices.append(f"Deviations: {'; '.join(experiment.paper.deviations)}.")
     if experiment.profile != "paper":
         notices.append(
             f"Profile {experiment.profile}: not comparable with numbers published in papers."

@@ -1,6 +1,6 @@
 """The figure in code: one frozen teacher, one student, weighted losses between them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -113,10 +113,6 @@ class Distiller(Task):
         take cost what it gains.
         """
         return encode_views(self.teacher, views)
-
-    def trainable_parameters(self) -> Iterator[nn.Parameter]:
-        """Parameters of the student and of the losses that take a gradient."""
-        return (p for p in self.parameters() if p.requires_grad)
 
     def train(self, mode: bool = True) -> "Distiller":
         """Switch student and losses; the teacher stays in eval mode."""

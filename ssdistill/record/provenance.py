@@ -25,8 +25,6 @@ PACKAGES = (
 )
 """Distributions whose version can change a number."""
 
-CHUNK = 1 << 20
-
 
 def provenance() -> dict[str, Any]:
     """Everything about this process that can change a result.
@@ -134,15 +132,6 @@ def _memory_gib() -> int | None:
     except (AttributeError, OSError, ValueError):
         return None
     return round(total / 2**30)
-
-
-def sha256_of(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def describe_hardware(facts: dict[str, Any]) -> str:

@@ -207,7 +207,7 @@ def test_the_documented_configuration_trains(kind):
     losses = {name: LOSSES.build(chosen, known) for name, chosen in settings.items()}
     weights = {name: chosen.weight for name, chosen in settings.items()}
     distiller = Distiller(student, teacher, losses, weights).train()
-    optimizer = torch.optim.SGD(distiller.trainable_parameters(), lr=1e-3)
+    optimizer = torch.optim.SGD(distiller.parameters(), lr=1e-3)
     student_before, teacher_before = (copy.deepcopy(e.state_dict()) for e in (student, teacher))
     for step in range(2):
         views = [torch.rand(BATCH, 3, IMAGE_SIZE, IMAGE_SIZE) for _ in range(distiller.num_views)]

@@ -1,5 +1,4 @@
 import getpass
-import hashlib
 import json
 import platform
 import subprocess
@@ -14,7 +13,6 @@ from ssdistill.record.provenance import (
     git_state,
     package_versions,
     provenance,
-    sha256_of,
 )
 
 
@@ -90,13 +88,6 @@ def test_facts_cannot_be_changed_through_a_copy():
 
 def test_packages_that_are_not_installed_are_left_out():
     assert package_versions(("numpy", "no-such-distribution-at-all")).keys() == {"numpy"}
-
-
-@pytest.mark.parametrize("size", [0, 1, 1 << 20, (1 << 20) + 3])
-def test_sha256_is_that_of_the_bytes(tmp_path, size):
-    content = bytes(i % 251 for i in range(size))
-    (tmp_path / "file").write_bytes(content)
-    assert sha256_of(tmp_path / "file") == hashlib.sha256(content).hexdigest()
 
 
 def test_captions_are_one_phrase_and_empty_without_facts():
