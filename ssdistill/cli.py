@@ -91,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument(
         "what", nargs="?", help="losses, methods, steps, sources, views or configs; default all"
     )
+    listing.add_argument("kind", nargs="?", help="one of them, with all its settings")
     return parser
 
 
@@ -167,9 +168,10 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from ssdistill.listing import listings
+    from ssdistill.listing import description, listings
 
-    for table in listings(options.what):
+    shown = description(options.what, options.kind) if options.kind else listings(options.what)
+    for table in shown:
         _print(table)
     return 0
 

@@ -4,6 +4,7 @@ The only reader of YAML. OmegaConf loads and merges (it refuses duplicate keys a
 a number); pydantic is the only judge of what may be written.
 """
 
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,9 +12,11 @@ from typing import Annotated, Any, Literal
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from ssdistill.config_errors import describe
+from ssdistill.data.mixing import MixSettings
+from ssdistill.distill.interpolate import InterpolateSettings
 from ssdistill.errors import UserError, nearest
 from ssdistill.evaluate.settings import EvaluateSettings
 from ssdistill.models.backbones import EncoderSettings
@@ -28,6 +31,18 @@ from ssdistill.train.settings import DeviceSettings, TrainSettings
 def _kind_alone(value: Any) -> Any:
     """``data: cifar10`` is short for ``data: {kind: cifar10}``."""
     return {"kind": value} if isinstance(value, str) else value
+
+
+def _own_row(name: str) -> str:
+    reserved = {"pixels", "untrained", "teacher", "control", "distilled"}
+    reserved |= {step.makes for step in STEPS.classes.values()}
+    # pruned_2, control_time, …
+    if name.split("_")[0] in reserved:
+        raise ValueError(f"'{name}' is a name the chain gives to its own models")
+    return name
+
+
+RowName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"), AfterValidator(_own_row)]
 
 
 class NetworkSettings(Settings):
@@ -55,9 +70,21 @@ class DistillSettings(TrainSettings):
 
     Args:
         losses: each with its ``kind``, ``weight`` and settings.
+        mix: MixUp or CutMix of the views, the same for both networks; null for none.
+        interpolate: move the student's weights towards the teacher's; null for not.
     """
 
     losses: Annotated[dict[str, LOSSES.union], Field(min_length=1)]
+    mix: MixSettings | None = None
+    interpolate: InterpolateSettings | None = None
+
+    @model_validator(mode="after")
+    def _free_names(self) -> "DistillSettings":
+        # loss/total and grad/norm are those of all losses together.
+        taken = [name for name in ("total", "norm") if name in self.losses]
+        if taken:
+            raise ValueError(f"losses: '{taken[0]}' cannot be a loss's name, a metric has it")
+        return self
 
 
 class PaperSettings(Settings):
@@ -89,6 +116,8 @@ class Experiment(Settings):
         pretrain: how the teacher (and the control) learns.
         control: the student without a teacher; null for none.
         distill: how the student learns from the teacher; null stops after the teacher.
+        compare: further students by the name of their row, each with what differs from
+            ``distill``; ``losses`` given there stand in place of those of ``distill``.
         compress: steps applied to the distilled student, in order.
         evaluate: probes, the only part that reads labels; null leaves labels alone.
         tracking: W&B and TensorBoard.
@@ -107,12 +136,19 @@ class Experiment(Settings):
     pretrain: Annotated[METHODS.union, BeforeValidator(_kind_alone)]
     control: ControlSettings | None = ControlSettings()
     distill: DistillSettings | None = None
+    compare: dict[RowName, DistillSettings] = Field(default={})
     compress: tuple[Annotated[STEPS.union, BeforeValidator(_kind_alone)], ...] = ()
     evaluate: EvaluateSettings | None = EvaluateSettings()
     tracking: TrackingSettings = TrackingSettings()
     device: DeviceSettings = DeviceSettings()
     checkpoint_seconds: NonNegative = 20.0
     paper: PaperSettings | None = None
+
+    @model_validator(mode="after")
+    def _compared_with_something(self) -> "Experiment":
+        if self.compare and self.distill is None:
+            raise ValueError("compare: needs a distill section to compare with")
+        return self
 
 
 def load_experiment(path: str | Path, overrides: list[str] = ()) -> tuple[Experiment, list[str]]:
@@ -139,10 +175,27 @@ def load_experiment(path: str | Path, overrides: list[str] = ()) -> tuple[Experi
         except (OmegaConfBaseException, yaml.YAMLError) as error:
             raise UserError(f"override '{override}': {_first_line(error)}") from error
         tree = _merge(tree, addition, "", notices)
+    tree = _complete_compared(tree)
     try:
         return Experiment.model_validate(tree), notices
     except ValidationError as error:
         raise UserError(describe(file, error, Experiment)) from error
+
+
+def _complete_compared(tree: dict[str, Any]) -> dict[str, Any]:
+    """Each student of ``compare`` with the settings of ``distill`` that it leaves as they are."""
+    shared, compared = tree.get("distill"), tree.get("compare")
+    if not isinstance(shared, dict) or not isinstance(compared, dict):
+        return tree
+    # A length in the one is meant to replace the length of the other, in whichever unit.
+    lengths = {"steps", "epochs"}
+    complete = {}
+    for name, own in compared.items():
+        own = own or {}
+        dropped = lengths if isinstance(own, dict) and lengths & own.keys() else set()
+        kept = {key: value for key, value in shared.items() if key not in dropped}
+        complete[name] = {**kept, **own} if isinstance(own, dict) else own
+    return {**tree, "compare": complete}
 
 
 def find_config(path: str | Path) -> Path:
@@ -183,7 +236,8 @@ def _merge(base: dict, over: dict, where: str, notices: list[str]) -> dict[str, 
     merged = dict(base)
     for key, reason in _foreign(base, over, where).items():
         del merged[key]
-        notices.append(f"{where}.{key}: left out, {reason}")
+        if key not in over:
+            notices.append(f"{where}.{key}: left out, {reason}")
     for key, value in over.items():
         path = f"{where}.{key}" if where else str(key)
         old = merged.get(key)
@@ -206,11 +260,11 @@ def _foreign(base: dict, over: dict, where: str) -> dict[str, str]:
         known = registry.schema(kind).model_fields
         reason, keys = (
             f"{where}.kind={kind} has no such setting",
-            [k for k in base if k not in known],
+            [k for k in base if k not in known and k not in over],
         )
     elif where.endswith(".encoder") and name and name != base.get("name"):
         reason, keys = f"it was meant for {base.get('name')}", [k for k in base if k != "name"]
-    return {key: reason for key in keys if key not in over}
+    return dict.fromkeys(keys, reason)
 
 
 def _merge_items(items: list, over: dict, where: str, notices: list[str]) -> list[Any]:
@@ -224,7 +278,7 @@ def _merge_items(items: list, over: dict, where: str, notices: list[str]) -> lis
 
 def _registry_at(where: str) -> Registry | None:
     """Whose kinds the mapping at this key holds."""
-    if where.startswith("distill.losses."):
+    if re.match(r"(distill|compare\.[^.]+)\.losses\.", where):
         return LOSSES
     if where.startswith("compress."):
         return STEPS

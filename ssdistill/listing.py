@@ -35,27 +35,59 @@ def listings(what: str | None = None) -> list[Table]:
 
 def _registry_table(name: str) -> Table:
     registry: Registry = REGISTRIES[name]
-    table = Table(title=name, title_justify="left", show_lines=True)
-    columns = ["kind", "what it does", "settings"]
-    known = list(registry.classes.values())
+    known = registry.classes
+    caption = f"ssdistill list {name} KIND shows one of them with its settings"
+    table = Table(title=name, caption=caption, title_justify="left", caption_justify="left")
+    columns = ["kind"]
     for extra in ("family", "reads", "views", "paper"):
-        if all(hasattr(cls, extra) for cls in known):
+        if all(hasattr(cls, extra) for cls in known.values()):
             columns.append(extra)
+    columns.append("what it does")
     for column in columns:
-        table.add_column(column)
-    for kind, cls in registry.classes.items():
-        facts = {
-            "kind": kind,
-            "what it does": (inspect.getdoc(cls) or "").splitlines()[0],
-            "settings": _settings(registry, kind),
-        }
-        cells = [facts.get(c) or _text(getattr(cls, c, "")) for c in columns]
-        table.add_row(*(Text(cell) for cell in cells))
+        table.add_column(column, overflow="fold", no_wrap=column == "kind")
+    family = None
+    # Related kinds together, each family under a line.
+    for kind, cls in sorted(known.items(), key=lambda item: getattr(item[1], "family", "")):
+        if family not in (None, getattr(cls, "family", None)):
+            table.add_section()
+        family = getattr(cls, "family", None)
+        facts = {"kind": kind, "views": _views(cls), "what it does": _summary(cls)}
+        table.add_row(*(Text(facts.get(c) or _text(getattr(cls, c, ""))) for c in columns))
     return table
 
 
-def _settings(registry: Registry, kind: str) -> str:
-    """One setting a line, with its default, the kind's own first."""
+def _summary(cls: type) -> str:
+    return (inspect.getdoc(cls) or "").splitlines()[0]
+
+
+def _views(cls: type) -> str:
+    """How many views, which of them are paired, and those made for it."""
+    if not hasattr(cls, "pairing"):
+        return ""
+    extra = sorted({*cls.extra_student, *cls.extra_teacher})
+    return f"{cls.views} {cls.pairing}" + (f" + {', '.join(extra)}" if extra else "")
+
+
+def description(what: str, kind: str) -> list[Table | Text]:
+    """One kind in full: its documentation and its settings.
+
+    Raises:
+        UserError: for a word that names no registry, or a kind that it has not.
+    """
+    if what not in REGISTRIES:
+        raise UserError(f"list: no '{what}'{nearest(what, REGISTRIES)} has kinds")
+    registry: Registry = REGISTRIES[what]
+    cls = registry[kind]
+    table = Table("setting", "default", title_justify="left")
+    for line in _settings(registry, kind):
+        table.add_row(*map(Text, line))
+    facts = ", ".join(_text(getattr(cls, f)) for f in ("family", "paper") if hasattr(cls, f))
+    heading = f"{kind}: {facts}\n" if facts else f"{kind}\n"
+    return [Text(heading), Text(inspect.getdoc(cls) or ""), table]
+
+
+def _settings(registry: Registry, kind: str) -> list[tuple[str, str]]:
+    """Name and default of every setting, the kind's own first."""
     fields = registry.schema(kind).model_fields
     own = [name for name in fields if name in _keywords(registry[kind])]
     shared = [name for name in fields if name not in own and name != "kind"]
@@ -64,8 +96,8 @@ def _settings(registry: Registry, kind: str) -> str:
         field = fields[name]
         default = "required" if field.is_required() else _text(field.default)
         # A nested group would fill the screen with its own defaults.
-        lines.append(f"{name} = {default}" if len(default) < 40 else f"{name} = …")
-    return "\n".join(lines)
+        lines.append((name, default if len(default) < 60 else "…"))
+    return lines
 
 
 def _keywords(cls: type) -> list[str]:
@@ -84,7 +116,7 @@ def _text(value: object) -> str:
 
 
 def _views_table() -> Table:
-    from ssdistill.data.views import RECIPES
+    from ssdistill.data.recipes import RECIPES
 
     table = Table("recipe", "settings", title="views", title_justify="left", show_lines=True)
     for name, recipe in RECIPES.items():

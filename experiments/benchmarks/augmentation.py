@@ -20,7 +20,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from ssdistill.data.views import RECIPES, make_view
+from ssdistill.data.recipes import RECIPES
+from ssdistill.data.views import make_view
 
 BATCH = 256
 OURS = "ssdistill"

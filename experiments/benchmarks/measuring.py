@@ -24,7 +24,7 @@ from rich.progress import Progress
 
 from ssdistill.chain.arithmetic import MEMORY_FORMATS
 from ssdistill.data.loader import Loader
-from ssdistill.data.views import RECIPES
+from ssdistill.data.recipes import RECIPES
 from ssdistill.models.backbones import EncoderSettings, build_encoder
 from ssdistill.pretrain.simclr import SimCLR
 from ssdistill.record.provenance import provenance
@@ -88,9 +88,17 @@ def ratio(upper: list[float], lower: list[float]) -> dict[str, float]:
     return {"median": median(ratios), "low": min(ratios), "high": max(ratios), "n": len(ratios)}
 
 
-def publish(out: Path | None, benchmark: str, title: str, ratios: dict, note: str) -> None:
-    """Print the ratios and append them to ``out`` in the form the reports read."""
-    record = {"benchmark": benchmark, "title": title, "ratios": ratios, "note": note}
+def publish(
+    out: Path | None,
+    benchmark: str,
+    title: str,
+    ratios: dict | None = None,
+    note: str = "",
+    rows: list[dict] | None = None,
+) -> None:
+    """Print the ratios, or the rows, and append them to ``out`` in the form the reports read."""
+    record = {"benchmark": benchmark, "title": title, "note": note}
+    record |= {"ratios": ratios} if ratios else {"rows": rows}
     record["provenance"] = provenance()
     Console().print(benchmark_table(record).to_rich())
     if out:
@@ -159,7 +167,7 @@ def train_bare(
     while True:
         with autocast:
             losses = task(views, batch)
-        sum(task.weights[name] * loss for name, loss in losses.items()).backward()
+        sum(losses.values()).backward()
         optimizer.step()
         optimizer.zero_grad()
         after_step()

@@ -74,7 +74,7 @@ def _key(training: Training, candidates: list[tuple[str, str]]) -> dict[str, obj
     shapes = sorted({tuple(p.shape) for p in task.parameters()})
     return key | {
         "task": type(task).__name__,
-        "weights": task.weights,
+        "losses": sorted(task.weights_at(0, 1)),
         "shapes": shapes,
         "candidates": candidates,
     }
@@ -103,9 +103,10 @@ def _step(training: Training, fabric: Fabric) -> Callable[[], None]:
 
     def step() -> None:
         losses = model(training.views(batch), batch)
-        fabric.backward(sum(task.weights[name] * loss for name, loss in losses.items()))
+        fabric.backward(sum(losses.values()))
         optimizer.step()
         optimizer.zero_grad()
+        task.after_step(batch.step, training.loader.num_steps)
         if fabric.device.type == "cuda":
             torch.cuda.synchronize(fabric.device)
 

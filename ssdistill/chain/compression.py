@@ -5,6 +5,7 @@ from typing import Any
 from ssdistill.chain.training import build_distiller, export, train
 from ssdistill.chain.workspace import MODEL, Workspace
 from ssdistill.compress import Context
+from ssdistill.config import DistillSettings
 from ssdistill.models.backbones import Encoder
 from ssdistill.record.tracker import Tracker
 from ssdistill.registry import STEPS
@@ -21,12 +22,10 @@ def compress(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str, 
     metrics: dict[str, Any] = {}
 
     def recover(student: Encoder, teacher: Encoder, training: TrainSettings) -> Encoder:
-        losses = (
-            type(workspace.experiment.distill)
-            .model_validate(stage.config["distill"]["training"])
-            .losses
-        )
-        distiller = build_distiller(student, teacher, losses, stage, workspace)
+        settings = DistillSettings.model_validate(stage.config["distill"]["training"])
+        # What moves a fresh student towards the teacher would undo the pruning.
+        settings = settings.model_copy(update={"interpolate": None})
+        distiller = build_distiller(student, teacher, settings, stage, workspace)
         metrics.update(train(distiller, training, stage, workspace, tracker))
         return student
 

@@ -3,6 +3,9 @@
 from typing import Any
 
 from ssdistill.chain.workspace import Workspace, resolve_recipes
+from ssdistill.config import DistillSettings
+from ssdistill.data.recipes import ViewRecipe, expand
+from ssdistill.distill.pairing import resolve_pairs
 from ssdistill.errors import UserError
 from ssdistill.evaluate.settings import EvaluateSettings
 from ssdistill.registry import LOSSES, METHODS, STEPS
@@ -62,10 +65,12 @@ class _Planner:
         models = {"untrained": self._initialize(), "teacher": self._teacher()}
         if experiment.distill is None:
             return models
-        distilled = self._distill(models["teacher"])
+        distilled = self._distill(models["teacher"], experiment.distill, "distilled")
         if experiment.control:
             models |= self._controls(models["teacher"], distilled)
         models["distilled"] = distilled
+        for row, settings in experiment.compare.items():
+            models[row] = self._distill(models["teacher"], settings, row)
         models |= self._compressed(distilled, models["teacher"])
         return models
 
@@ -122,9 +127,9 @@ class _Planner:
                 roles[role] = self._stage(role, "pretrain", timed, others[budget])
         return roles
 
-    def _distill(self, teacher: Stage) -> Stage:
-        config = {"encoder": self._encoder("student"), **self._distillation()}
-        return self._stage("distilled", "distill", config, {"teacher": teacher})
+    def _distill(self, teacher: Stage, settings: DistillSettings, role: str) -> Stage:
+        config = {"encoder": self._encoder("student"), **self._distillation(settings, role)}
+        return self._stage(role, "distill", config, {"teacher": teacher})
 
     def _compressed(self, distilled: Stage, teacher: Stage) -> dict[str, Stage]:
         models: dict[str, Stage] = {}
@@ -134,7 +139,7 @@ class _Planner:
             config: dict[str, Any] = {"step": settings.model_dump(mode="json")}
             parents = {"model": parent, "distilled": distilled, "teacher": teacher}
             if step.trains:
-                config["distill"] = self._distillation()
+                config["distill"] = self._distillation(self.experiment.distill, "distilled")
             else:
                 parents = {"model": parent}
             role = _numbered(step.makes, models)
@@ -148,22 +153,33 @@ class _Planner:
             raise UserError(
                 f"pretrain.views: {method.kind} takes {len(natural)} views, got {len(recipes)}"
             )
+        if len({recipe.size for recipe in recipes}) > 1:
+            raise UserError(f"pretrain.views: {method.kind} takes views of one size")
         return {
             "encoder": self._encoder(network),
             "method": method.model_dump(mode="json", exclude={"views"}),
-            "views": recipes,
+            "views": [recipe.model_dump(mode="json") for recipe in recipes],
             "device": self._arithmetic(),
         }
 
-    def _distillation(self) -> dict[str, Any]:
-        distill = self.experiment.distill
-        num_views = max(LOSSES[loss.kind].views for loss in distill.losses.values())
+    def _distillation(self, distill: DistillSettings, role: str) -> dict[str, Any]:
+        losses = distill.losses.values()
+        num_views = max(LOSSES[loss.kind].views for loss in losses)
         recipes = self._recipes(distill.views, ("strong",) * num_views)
+        key = "distill" if role == "distilled" else f"compare.{role}"
         if len(recipes) < num_views:
-            raise UserError(f"distill.views: the losses take {num_views} views, got {len(recipes)}")
+            raise UserError(f"{key}.views: the losses take {num_views} views, got {len(recipes)}")
+        size = self.workspace.image_size
+        for name, loss in distill.losses.items():
+            try:
+                resolve_pairs(
+                    loss.pairs or LOSSES[loss.kind].pairing, [r.size or size for r in recipes]
+                )
+            except UserError as error:
+                raise UserError(f"{key}.losses.{name}.{error}") from None
         return {
             "training": distill.model_dump(mode="json", exclude={"views"}),
-            "views": recipes,
+            "views": [recipe.model_dump(mode="json") for recipe in recipes],
             "device": self._arithmetic(),
         }
 
@@ -173,9 +189,8 @@ class _Planner:
             "pretrained": settings.pretrained
         }
 
-    def _recipes(self, wanted: Any, natural: tuple[str, ...]) -> list[dict[str, Any]]:
-        recipes = resolve_recipes(wanted, natural, self.workspace.source)
-        return [recipe.model_dump(mode="json") for recipe in recipes]
+    def _recipes(self, wanted: Any, natural: tuple[str, ...]) -> tuple[ViewRecipe, ...]:
+        return expand(resolve_recipes(wanted, natural, self.workspace.source))
 
     def _arithmetic(self) -> dict[str, str]:
         device = self.experiment.device

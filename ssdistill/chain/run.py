@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from ssdistill.chain import compression, evaluation, latency, training
+from ssdistill.chain.checks import check_losses
 from ssdistill.chain.plan import plan
 from ssdistill.chain.report import Report, make_report
 from ssdistill.chain.workspace import Workspace, open_workspace
@@ -35,6 +36,7 @@ class PlannedStage:
 def dry_run(experiment: Experiment, root: Path) -> list[PlannedStage]:
     """The stages a run would go through, and which of them exist. Decodes the data, no more."""
     workspace = open_workspace(experiment, root)
+    check_losses(workspace)
     return [PlannedStage(stage, stage.status(root)) for stage in plan(workspace)]
 
 
@@ -57,6 +59,7 @@ def run(experiment: Experiment, root: str | Path = "runs") -> Report:
         torch.set_num_threads(experiment.device.threads)
     workspace = open_workspace(experiment, root)
     stages = plan(workspace)
+    check_losses(workspace)
     announce(workspace, stages)
     identity = Identity.of(experiment)
     for number, stage in enumerate(stages, start=1):

@@ -1,26 +1,30 @@
 """The stages that train: teacher, control, distilled student, recovery after pruning."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor
 
 from ssdistill.chain.arithmetic import choose_arithmetic, step_ratios
 from ssdistill.chain.workspace import MODEL, Workspace
+from ssdistill.config import DistillSettings
+from ssdistill.data.extra import NEEDS_NEIGHBOURS
 from ssdistill.data.loader import Loader
-from ssdistill.data.views import ViewRecipe
+from ssdistill.data.mixing import MixSettings
+from ssdistill.data.recipes import ViewRecipe
 from ssdistill.distill.distiller import Distiller, shapes
+from ssdistill.distill.neighbours import nearest_neighbours
 from ssdistill.models.artifacts import save_encoder
 from ssdistill.models.backbones import Encoder, EncoderSpec, encoder_from_spec
+from ssdistill.models.representation import Representation
 from ssdistill.record.files import write_atomically
 from ssdistill.record.tracker import Tracker
 from ssdistill.registry import LOSSES, METHODS
-from ssdistill.settings import Settings
 from ssdistill.stages import Stage
 from ssdistill.train.loop import Training, fit
 from ssdistill.train.seeding import derive_seed, seed_generators
@@ -41,9 +45,10 @@ def initialize(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str
 
 
 def pretrain(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str, Any]:
-    """An encoder trained by a self-supervised method."""
+    """An encoder trained by a self-supervised method, and the projector it was trained with."""
     task, settings = task_of(stage, workspace)
     metrics = train(task, settings, stage, workspace, tracker)
+    task.encoder.projector = task.projector
     export(task.encoder, stage, tracker)
     return metrics
 
@@ -61,8 +66,8 @@ def task_of(stage: Stage, workspace: Workspace) -> tuple[Task, TrainSettings]:
     encoder = fresh_encoder(stage)
     if stage.kind == "distill":
         teacher = workspace.encoder(stage.parents["teacher"])
-        settings = type(workspace.experiment.distill).model_validate(stage.config["training"])
-        return build_distiller(encoder, teacher, settings.losses, stage, workspace), settings
+        settings = DistillSettings.model_validate(stage.config["training"])
+        return build_distiller(encoder, teacher, settings, stage, workspace), settings
     settings = METHODS.schema(stage.config["method"]["kind"]).model_validate(stage.config["method"])
     seed_generators(stage.seed, stage.digest)
     return METHODS.build(settings, encoder), settings
@@ -71,16 +76,34 @@ def task_of(stage: Stage, workspace: Workspace) -> tuple[Task, TrainSettings]:
 def build_distiller(
     student: Encoder,
     teacher: Encoder,
-    losses: Mapping[str, Settings],
+    settings: DistillSettings,
     stage: Stage,
     workspace: Workspace,
 ) -> Distiller:
     """Student, teacher and the losses between them, heads freshly initialised."""
     seed_generators(stage.seed, stage.digest)
     facts = shapes(student, teacher, num_samples=len(workspace.train))
-    built = {name: LOSSES.build(settings, facts) for name, settings in losses.items()}
-    weights = {name: settings.weight for name, settings in losses.items()}
-    return Distiller(student, teacher, built, weights)
+    losses = {name: LOSSES.build(loss, facts) for name, loss in settings.losses.items()}
+    distiller = Distiller(student, teacher, losses, settings.losses, settings.interpolate)
+    _look_at_teacher(distiller, workspace)
+    return distiller
+
+
+def _look_at_teacher(distiller: Distiller, workspace: Workspace) -> None:
+    """Give the losses what they need of the teacher's embeddings of the training images."""
+    fitted = [loss for loss in distiller.losses.values() if loss.fits_teacher]
+    wants_neighbours = NEEDS_NEIGHBOURS & set(distiller.extra_views)
+    if not fitted and not wants_neighbours:
+        return
+    embedding_ND = workspace.embeddings(distiller.teacher)
+    if wants_neighbours:
+        where = Fabric(accelerator=workspace.experiment.device.accelerator, devices=1).device
+        distiller.neighbours_NK = nearest_neighbours(embedding_ND.to(where))
+    projector = distiller.teacher.projector
+    with torch.no_grad():
+        projection_NP = projector(embedding_ND) if projector is not None else None
+    for loss in fitted:
+        loss.fit_teacher(Representation(embedding_ND, projection_NP))
 
 
 def train(
@@ -91,7 +114,8 @@ def train(
     training, fabric = prepare(task, settings, stage, workspace, num_steps)
 
     def show(views: list[Tensor]) -> None:
-        pictures = np.stack([_pictures(view) for view in views])
+        side = max(view.shape[-1] for view in views)
+        pictures = np.stack([_pictures(view, side) for view in views])
         np.save(tracker.run.folder / VIEWS, pictures)
         rows = pictures.transpose(1, 2, 0, 3, 4)
         images, height, count, width, _ = rows.shape
@@ -119,11 +143,21 @@ def prepare(
         num_steps = settings.num_steps(len(workspace.train) // settings.batch_size)
     order = derive_seed(stage.seed, "order")
     where = Fabric(accelerator=device.accelerator, devices=1).device
-    views = (stage.config if "views" in stage.config else stage.config["distill"])["views"]
+    # A recovery trains with the views and the mixing of the distillation.
+    config = stage.config if "views" in stage.config else stage.config["distill"]
+    mix = config.get("training", {}).get("mix")
     training = Training(
         task=task,
-        loader=Loader(workspace.train, settings.batch_size, order, num_steps, where),
-        recipes=tuple(ViewRecipe.model_validate(recipe) for recipe in views),
+        loader=Loader(
+            workspace.train,
+            settings.batch_size,
+            order,
+            num_steps,
+            where,
+            neighbours=task.neighbours_NK,
+        ),
+        recipes=tuple(ViewRecipe.model_validate(recipe) for recipe in config["views"]),
+        mix=mix and MixSettings.model_validate(mix),
         optim=settings.optim,
         seed=derive_seed(stage.seed, "views"),
         title=stage.role,
@@ -169,9 +203,11 @@ def fresh_encoder(stage: Stage) -> Encoder:
     return encoder_from_spec(spec, pretrained=pretrained)
 
 
-def _pictures(view_BCHW: Tensor) -> np.ndarray:
-    """The first images of a view as uint8 (N, H, W, 3)."""
+def _pictures(view_BCHW: Tensor, side: int) -> np.ndarray:
+    """The first images of a view as uint8 (N, side, side, 3), small ones on white."""
     shown = view_BCHW[:SHOWN_IMAGES].detach().float().cpu().mul(255).round().clamp(0, 255)
+    margin = side - shown.shape[-1]
+    shown = F.pad(shown, (0, margin, 0, margin), value=255)
     return shown.permute(0, 2, 3, 1).contiguous().to(torch.uint8).numpy()
 
 

@@ -1,18 +1,23 @@
 """What the stages of one run share: the experiment, its pictures, the runs folder."""
 
+import hashlib
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
 from ssdistill.config import Experiment
+from ssdistill.data.recipes import RECIPES, ViewRecipe
 from ssdistill.data.sources import Source
 from ssdistill.data.store import Store, open_store
-from ssdistill.data.views import RECIPES, ViewRecipe, eval_view
+from ssdistill.data.views import eval_view
 from ssdistill.errors import UserError
-from ssdistill.models.artifacts import load
+from ssdistill.evaluate.features import extract
+from ssdistill.models.artifacts import load, write_whole
 from ssdistill.models.backbones import Encoder, EncoderSettings, build_encoder
 from ssdistill.registry import SOURCES
 from ssdistill.stages import Stage
@@ -50,6 +55,25 @@ class Workspace:
     def encoder(self, stage: Stage) -> Encoder:
         """The encoder a finished stage made, in eval mode."""
         return load(stage.folder(self.root) / MODEL)
+
+    def embeddings(self, encoder: Encoder) -> Tensor:
+        """Embeddings (N, D) of all training images under the evaluation view.
+
+        They are kept in the runs folder, by the encoder's weights.
+        """
+        digest = hashlib.sha256(encoder.spec.model_dump_json().encode())
+        for tensor in encoder.net.state_dict().values():
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        name = f"{digest.hexdigest()[:16]}-{self.train.fingerprint[:8]}.npy"
+        path = self.root / "embeddings" / name
+        if not path.exists():
+            device = Fabric(accelerator=self.experiment.device.accelerator, devices=1).device
+            found_ND = extract(encoder, self.train.images, self.image_size, device=device)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            content = io.BytesIO()
+            np.save(content, found_ND.numpy())
+            write_whole(path, content.getvalue())
+        return torch.from_numpy(np.load(path))
 
     def images(self, n: int, seed: int) -> Tensor:
         """Evaluation views (n, 3, H, W) of distinct training images, chosen by ``seed``."""

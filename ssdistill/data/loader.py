@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from ssdistill.data.batch import Batch
+from ssdistill.data.counter_rng import uniform
 from ssdistill.data.store import Store
 from ssdistill.errors import UserError
 
 RESIDENT_BYTES = 2 << 30
 """A store below this size is read once, into memory or onto the device; a larger one is mapped."""
+_NEIGHBOUR = -2
+"""Stands where other draws have the number of a view."""
 
 
 class Loader:
@@ -29,10 +32,13 @@ class Loader:
         num_steps: optimizer steps of the whole training.
         device: where batches are put.
         world_size, rank: with several processes, each takes its slice of the same batch.
+        neighbours: (N, k) rows of the store that are like each of its N pictures. A batch then
+            also holds one of the k for every picture, drawn by (seed, epoch, index).
 
     Raises:
         UserError: more pictures in a batch than in the store, or a batch size that
             ``world_size`` does not divide.
+        ValueError: neighbours that are not k rows of this store for each of its pictures.
     """
 
     def __init__(
@@ -45,6 +51,7 @@ class Loader:
         *,
         world_size: int = 1,
         rank: int = 0,
+        neighbours: np.ndarray | None = None,
     ):
         if batch_size > len(store):
             raise UserError(
@@ -61,6 +68,9 @@ class Loader:
         self._order = lru_cache(maxsize=2)(
             lambda epoch: np.random.default_rng((seed, epoch)).permutation(len(store))
         )
+        self._neighbours_NK = neighbours
+        if neighbours is not None:
+            _check_neighbours(neighbours, len(store))
         self._images_NHWC: np.ndarray = np.asarray(store.images)
         self._resident_NHWC: Tensor | None = None
         if self._images_NHWC.nbytes < RESIDENT_BYTES:
@@ -73,12 +83,10 @@ class Loader:
         epoch, position = divmod(step, self.steps_per_epoch)
         start = position * self.batch_size
         rows_B = self._order(epoch)[start : start + self.batch_size][self._mine]
-        index_B = self._to_device(torch.from_numpy(rows_B.copy()))
-        if self._resident_NHWC is not None:
-            images_BHWC = self._resident_NHWC.index_select(0, index_B)
-        else:
-            images_BHWC = self._to_device(self._gather(rows_B))
-        return Batch(images_BHWC, index_B, epoch, step, self.num_steps)
+        batch = Batch(*self._pictures(rows_B), epoch, step, self.num_steps)
+        if self._neighbours_NK is not None:
+            batch.neighbours_BHWC, _ = self._pictures(self._neighbours_of(rows_B, epoch))
+        return batch
 
     def iterate(self, start_step: int = 0) -> Iterator[Batch]:
         """Batches from ``start_step`` to the end; a thread prepares the next one meanwhile."""
@@ -89,11 +97,24 @@ class Loader:
                 ahead = thread.submit(self.batch, step + 1)
                 yield ready
 
+    def _neighbours_of(self, rows_B: np.ndarray, epoch: int) -> np.ndarray:
+        """The row of one neighbour of each picture."""
+        number_B = uniform(self.seed, epoch, torch.from_numpy(rows_B), _NEIGHBOUR, 1)[:, 0]
+        choice_B = (number_B * self._neighbours_NK.shape[1]).long().numpy()
+        return self._neighbours_NK[rows_B, choice_B]
+
+    def _pictures(self, rows_B: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Pixels and index of some rows, on the device."""
+        index_B = self._to_device(torch.from_numpy(rows_B.astype(np.int64)))
+        if self._resident_NHWC is not None:
+            return self._resident_NHWC.index_select(0, index_B), index_B
+        return self._to_device(self._gather(rows_B)), index_B
+
     def _gather(self, rows_B: np.ndarray) -> Tensor:
         # numpy copies whole rows; torch.index_select on uint8 is ten times slower on a CPU.
         shape = (len(rows_B), *self._images_NHWC.shape[1:])
         images_BHWC = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pinned)
-        # Any mode but "raise" writes straight into `out`; a permutation has no row to clip.
+        # Any mode but "raise" writes straight into `out`; no row here needs clipping.
         np.take(self._images_NHWC, rows_B, axis=0, out=images_BHWC.numpy(), mode="clip")
         return images_BHWC
 
@@ -105,3 +126,11 @@ class Loader:
     @property
     def _pinned(self) -> bool:
         return self.device.type == "cuda"
+
+
+def _check_neighbours(neighbours_NK: np.ndarray, num_images: int) -> None:
+    shape, dtype = neighbours_NK.shape, neighbours_NK.dtype
+    if dtype.kind not in "iu" or len(shape) != 2 or shape[0] != num_images or shape[1] == 0:
+        raise ValueError(f"neighbours of {num_images} images cannot be {dtype} {shape}")
+    if neighbours_NK.min() < 0 or neighbours_NK.max() >= num_images:
+        raise ValueError(f"neighbours must be numbers of images, from 0 to {num_images - 1}")

@@ -2,6 +2,7 @@
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional as dist_nn
 from torch import Tensor
 
 
@@ -29,6 +30,18 @@ def all_gather_rows(x_BD: Tensor) -> Tensor:
     rows = [torch.empty_like(x_BD) for _ in range(world_size())]
     dist.all_gather(rows, x_BD)
     return torch.cat(rows)
+
+
+def gather_with_gradient(x_BD: Tensor) -> Tensor:
+    """Rows of all processes in rank order, (world * B, ...), through which gradients flow back.
+
+    For losses over the whole batch: every process computes the same loss, each row's gradient
+    is summed over the processes, and the mean over processes that data-parallel training takes
+    of the parameters' gradients is then that of one process with all rows.
+    """
+    if world_size() == 1:
+        return x_BD
+    return torch.cat(dist_nn.all_gather(x_BD.contiguous()))
 
 
 @torch.no_grad()

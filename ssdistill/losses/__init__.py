@@ -1,19 +1,52 @@
 """One file = one distillation loss. A new file here is found by itself (see `registry`)."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
+from pydantic import Field
 from torch import Tensor, nn
 
 from ssdistill.data.batch import Batch
-from ssdistill.models.representation import Representation
-from ssdistill.settings import NonNegative, Settings
+from ssdistill.errors import UserError
+from ssdistill.models.representation import Outputs, Representation
+from ssdistill.settings import Fraction, NonNegative, NonNegativeInt, Settings
+
+Pairs = Annotated[tuple[tuple[NonNegativeInt, NonNegativeInt], ...], Field(min_length=1)]
+Pairing = Literal["same", "other"]
+Read = Literal["embedding", "projection"]
 
 
 class LossSettings(Settings):
-    """What every loss has in a config: its weight in the total."""
+    """What every loss has in a config beside its own settings.
+
+    Args:
+        weight: its weight in the total.
+        schedule: the weight over the training: ``constant``, or ``cosine`` to ``weight_end``.
+        warmup: share of the training over which the weight first rises linearly from 0.
+        weight_end: last weight of ``cosine``, as a share of ``weight``.
+        pairs: which view of the student learns from which view of the teacher: ``same``,
+            ``other`` (each from all the other full-size views), or pairs of numbers from 0, such
+            as ``[[1, 0]]`` for weak/strong. null takes what the method's paper does.
+    """
 
     weight: NonNegative = 1.0
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup: Fraction = 0.0
+    weight_end: Fraction = 0.0
+    pairs: Pairing | Pairs | None = None
+
+    def weight_at(self, step: int, num_steps: int) -> float:
+        """The weight of optimizer step ``step`` (from 0) of ``num_steps``."""
+        warmup_steps = round(self.warmup * num_steps)
+        if step < warmup_steps:
+            return self.weight * (step + 1) / warmup_steps
+        if self.schedule == "constant":
+            return self.weight
+        share = (step - warmup_steps) / max(1, num_steps - 1 - warmup_steps)
+        cosine = (1 + math.cos(math.pi * share)) / 2
+        return self.weight * (self.weight_end + (1 - self.weight_end) * cosine)
 
 
 @dataclass(frozen=True)
@@ -23,8 +56,13 @@ class Shapes:
     Attributes:
         student_dim, teacher_dim: width of ``embedding_BD``.
         student_projection_dim, teacher_projection_dim: width of ``projection_BP``, or None.
-        student_maps, teacher_maps: (C, H, W) by tap name.
+        student_maps, teacher_maps: (C, H, W) by tap name, from shallow to deep. Names with a
+            colon are no stages: ``attention:blocks.11`` is what the class token attends to,
+            (heads, 1, tokens) logits; ``before_relu:layer3`` a stage before its last ReLU.
+        teacher_norms: (mean_C, std_C) that the batch norm before that last ReLU gives the
+            teacher's map, by stage name, where there is one.
         num_samples: images in the training store (index memories need it).
+        student_name, teacher_name: of the architectures, for messages.
     """
 
     student_dim: int
@@ -34,40 +72,101 @@ class Shapes:
     teacher_projection_dim: int | None = None
     student_maps: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     teacher_maps: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    teacher_norms: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    student_name: str = "the student"
+    teacher_name: str = "the teacher"
 
 
 class Loss(nn.Module):
     """A distillation loss: ``forward(student, teacher, batch) -> scalar``.
 
-    ``student`` and ``teacher`` are lists of :class:`Representation`, one per view, in the same
-    view order. Positional constructor arguments come from the program (:class:`Shapes`);
+    ``student`` and ``teacher`` are :class:`Outputs`: lists of one
+    :class:`Representation` per pair of views, element v of the one learning from element v of the
+    other. Positional constructor arguments come from the program (:class:`Shapes`);
     keyword-only ones are the config. Trainable parts are ordinary submodules or parameters, and
     state (queues, memories) ordinary persistent buffers, so that the optimizer and the
     checkpoint see them. The teacher's outputs never carry a gradient.
 
     A subclass sets:
         kind: name in a config.
-        family: e.g. ``"feature matching"``, ``"contrastive"``, ``"similarity distribution"``.
+        family: ``"similarity distribution"``, ``"contrastive"``, ``"feature matching"``,
+            ``"relational"``, ``"attention and intermediate"`` or ``"prototype and logit"``.
         paper: ``"Author et al., Venue Year, arXiv:XXXX.XXXXX"``.
-        reads: ``"embedding"`` or ``"projection"``, or tap names.
+        reads: what it compares, for the listing: ``"embedding"``, ``"projection"``, ``"maps"``,
+            ``"attention"``, or several of them with commas between.
+        pairing: which views are paired unless ``pairs`` says otherwise.
         views: how many views a step needs at least.
+        extra_student, extra_teacher: further views of :data:`ssdistill.data.extra.EXTRA` that
+            the student or the teacher must encode, found in ``Outputs.extra``.
+        fits_teacher: True when :meth:`fit_teacher` must see the teacher's embeddings of the
+            training images before the first step.
         exact_under_sharding: True when several processes compute what one would on the whole batch.
         minimum_at_teacher: True when student == teacher minimises the loss (a test checks it).
+
+    and may set on the instance:
+        student_taps, teacher_taps: names of the feature maps it reads (:class:`MapLoss` does).
+        momentum: of the student's moving average, where it reads ``Outputs.momentum``.
+        needs_projection: whether it reads the teacher's projection (:meth:`teacher_width` sets it).
     """
 
     kind: ClassVar[str]
     family: ClassVar[str]
     paper: ClassVar[str]
-    reads: ClassVar[str | tuple[str, ...]] = "embedding"
+    reads: ClassVar[str] = "embedding"
+    pairing: ClassVar[Pairing] = "same"
     views: ClassVar[int] = 1
+    extra_student: tuple[str, ...] = ()
+    extra_teacher: tuple[str, ...] = ()
+    fits_teacher: ClassVar[bool] = False
     exact_under_sharding: ClassVar[bool] = False
     minimum_at_teacher: ClassVar[bool] = False
+
+    student_taps: tuple[str, ...] = ()
+    teacher_taps: tuple[str, ...] = ()
+    momentum: float | None = None
+    needs_projection: bool = False
 
     def __init__(self, shapes: Shapes):
         super().__init__()
         self.shapes = shapes
 
-    def forward(
-        self, student: list[Representation], teacher: list[Representation], batch: Batch
-    ) -> Tensor:
-        raise NotImplementedError(f"{type(self).__name__}.forward")
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        raise TypeError(f"{type(self).__name__} defines no forward")
+
+    def fit_teacher(self, teacher: Representation) -> None:
+        """Fix what depends on the teacher alone, from its embeddings (N, D) of training images.
+
+        Called once before the first step where ``fits_teacher`` is set; ``projection_BP`` is
+        given where the teacher has one.
+        """
+
+    def momentum_at(self, step: int, num_steps: int) -> float:
+        """Momentum of the student's moving average after step ``step``."""
+        return self.momentum
+
+    def after_step(self, step: int, num_steps: int) -> None:
+        """Called after every optimizer step; moving averages of the loss's own heads move here."""
+
+    def fail(self, reason: str) -> UserError:
+        """The error to raise when the networks do not have what the loss needs."""
+        return UserError(f"{self.kind}: {reason}")
+
+    def teacher_width(self, read: Read) -> int:
+        """Width of what :meth:`vectors` returns.
+
+        Raises:
+            UserError: ``projection`` of a teacher without one.
+        """
+        if read == "embedding":
+            return self.shapes.teacher_dim
+        if self.shapes.teacher_projection_dim is None:
+            raise self.fail("the teacher has kept no projection head; set read=embedding")
+        self.needs_projection = True
+        return self.shapes.teacher_projection_dim
+
+
+def vectors(outputs: Sequence[Representation], read: Read = "embedding") -> list[Tensor]:
+    """The embedding (B, D) or the projection (B, P) of each representation."""
+    if read == "embedding":
+        return [r.embedding_BD for r in outputs]
+    return [r.projection_BP for r in outputs]

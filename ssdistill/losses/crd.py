@@ -7,9 +7,8 @@ from torch import Tensor, nn
 from ssdistill.data.batch import Batch
 from ssdistill.distill.bank import IndexMemory, centring
 from ssdistill.distill.gather import mean_over_processes, rank, world_size
-from ssdistill.errors import UserError
-from ssdistill.losses import Loss, Shapes
-from ssdistill.models.representation import Representation
+from ssdistill.losses import Loss, Shapes, vectors
+from ssdistill.models.representation import Outputs
 from ssdistill.settings import Fraction, Positive, PositiveInt
 
 EPS = 1e-7
@@ -65,7 +64,9 @@ class CRD(Loss):
     (arXiv:1910.10699). Z is N times the mean score of the first batch and then
     stays. The memories move to n(m M + (1 - m) v) after scoring. The authors' code leaves images
     of the same class out of the negatives; here there are no labels, and only the image itself
-    is left out. Memory use: 2 N x dim, and 2 B x N similarities a step.
+    is left out. What a view is scored against are the memories, not the other network's view:
+    of several views each is scored and remembered once, however often it is paired, and each
+    side is averaged over its own. Memory use: 2 N x dim, and 2 B x N similarities a step and view.
 
     ```yaml
     losses:
@@ -103,7 +104,7 @@ class CRD(Loss):
         super().__init__(shapes)
         self.num_samples, self.temperature = shapes.num_samples, temperature
         if self.num_samples < 2:
-            raise UserError("crd: needs at least two training images to contrast")
+            raise self.fail("needs at least two training images to contrast")
         self.num_negatives = min(negatives, self.num_samples - 1)
         self.embed_student = nn.Linear(shapes.student_dim, dim)
         self.embed_teacher = nn.Linear(shapes.teacher_dim, dim)
@@ -113,8 +114,8 @@ class CRD(Loss):
 
     def forward(
         self,
-        student: list[Representation],
-        teacher: list[Representation],
+        student: Outputs,
+        teacher: Outputs,
         batch: Batch,
         contrast_BK: Tensor | None = None,
     ) -> Tensor:
@@ -122,22 +123,27 @@ class CRD(Loss):
         index_B = batch.index_B
         if contrast_BK is None:
             contrast_BK = draw_contrast(index_B, self.num_negatives, self.num_samples, batch.step)
-        contrast_NK = contrast_BK.repeat(len(student), 1)
-        targets = self.centre([r.embedding_BD for r in teacher])
-        s_ND = self.embed_student(torch.cat([r.embedding_BD for r in student]))
-        t_ND = self.embed_teacher(torch.cat(targets))
+        ours = vectors([student[view] for view in student.distinct])
+        theirs = self.centre(vectors([teacher[view] for view in teacher.distinct]))
+        s_ND, t_ND = self.embed_student(torch.cat(ours)), self.embed_teacher(torch.cat(theirs))
         s_ND, t_ND = F.normalize(s_ND.float(), dim=1), F.normalize(t_ND.float(), dim=1)
 
-        score_s_NK = scores(s_ND, self.memory["teacher"], contrast_NK, self.temperature)
-        score_t_NK = scores(t_ND, self.memory["student"], contrast_NK, self.temperature)
+        score_s_NK = self._scores(s_ND, "teacher", contrast_BK)
+        score_t_NK = self._scores(t_ND, "student", contrast_BK)
         z_s, z_t = self._frozen_normaliser(score_s_NK, score_t_NK)
         loss = noise_contrast(score_s_NK / z_s, self.num_samples)
         loss = loss + noise_contrast(score_t_NK / z_t, self.num_samples)
 
-        count = len(student)
-        for s_BD, t_BD in zip(s_ND.chunk(count), t_ND.chunk(count), strict=True):
-            self.memory.write(index_B, student=s_BD, teacher=t_BD)
+        for s_BD in s_ND.split(len(index_B)):
+            self.memory.write(index_B, student=s_BD)
+        for t_BD in t_ND.split(len(index_B)):
+            self.memory.write(index_B, teacher=t_BD)
         return loss
+
+    def _scores(self, v_ND: Tensor, memory: str, contrast_BK: Tensor) -> Tensor:
+        """Of one or more views of the batch, each against the same contrast."""
+        contrast_NK = contrast_BK.repeat(len(v_ND) // len(contrast_BK), 1)
+        return scores(v_ND, self.memory[memory], contrast_NK, self.temperature)
 
     @torch.no_grad()
     def _frozen_normaliser(self, *scores_NK: Tensor) -> Tensor:

@@ -1,47 +1,26 @@
 """SEED: the teacher's similarities to a queue (Fang et al., ICLR 2021, arXiv:2101.04731)."""
 
-from typing import Literal
-
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ssdistill.data.batch import Batch
-from ssdistill.distill.bank import Bank, centring, default_queue_size
-from ssdistill.errors import UserError
-from ssdistill.losses import Loss, Shapes
+from ssdistill.losses import Read, Shapes
+from ssdistill.losses.similarity import QueueLoss
 from ssdistill.models.heads import projector
-from ssdistill.models.representation import Representation
-from ssdistill.settings import Positive, PositiveInt
+from ssdistill.models.representation import Outputs
+from ssdistill.settings import NonNegativeInt, Positive, PositiveInt
 
 
-def similarity_cross_entropy(
-    s_BD: Tensor,
-    t_BD: Tensor,
-    queue_KD: Tensor,
-    temperature_student: float,
-    temperature_teacher: float,
-) -> Tensor:
-    """mean_b -sum_k p_bk log q_bk over the image itself and K keys, in float32.
-
-    p = softmax([1, n(t)·Q] / T_t), without gradient, and q = softmax([n(s)·n(t), n(s)·Q] / T_s),
-    n(x) = x / |x|; the rows of ``queue_KD`` have length 1.
-    """
-    with torch.autocast(s_BD.device.type, enabled=False):
-        s_BD, t_BD = F.normalize(s_BD.float(), dim=1), F.normalize(t_BD.float(), dim=1)
-        own_B1 = (s_BD * t_BD).sum(1, keepdim=True)
-        logits_BK = torch.cat([own_B1, s_BD @ queue_KD.T], 1) / temperature_student
-        target_BK = torch.cat([torch.ones_like(own_B1), t_BD @ queue_KD.T], 1)
-        target_BK = (target_BK.detach() / temperature_teacher).softmax(1)
-        return F.cross_entropy(logits_BK, target_BK)
-
-
-class SEED(Loss):
+class SEED(QueueLoss):
     """The student ranks a queue of the teacher's keys as the teacher does.
 
     L = -sum_k p_k log q_k, with p and q the softmax over [n(z)·n(t), n(z)·q_1, ..., n(z)·q_K] / T
     for z = t and z = MLP(s) (arXiv:2101.04731). Both see the same view; the teacher's
     vectors join the queue after scoring.
+
+    Small patches, the last ``small_views`` of the pairs of views, have a queue of their own, which
+    only the first of them joins: L = L(full-size views) + L(small patches), each a mean. The
+    published code leaves the teacher's vectors of patches as they are, which is right for a
+    teacher that normalises its output; here they are always normalised.
 
     ```yaml
     losses:
@@ -58,17 +37,18 @@ class SEED(Loss):
         read: the teacher's vector: ``embedding`` of the backbone, or ``projection`` of the
             self-supervised head it was trained with (the paper's), where it has kept one.
         center_teacher: subtract the teacher's mean first (not in the paper).
+        small_views: how many of the last pairs are small patches (paper: 6, of 96 pixels).
 
     Raises:
-        UserError: for ``read: projection`` and a teacher without one.
+        UserError: for ``read: projection`` and a teacher without one; at the first step, for
+            fewer pairs than small patches and one.
     """
 
     kind = "seed"
-    family = "similarity distribution"
     paper = "Fang et al., ICLR 2021, arXiv:2101.04731"
-    reads = "embedding"
-    views = 1
     exact_under_sharding = True
+    own = True
+    kl = False
 
     def __init__(
         self,
@@ -77,34 +57,30 @@ class SEED(Loss):
         queue: PositiveInt | None = None,
         temperature_student: Positive = 0.2,
         temperature_teacher: Positive = 0.01,
-        read: Literal["embedding", "projection"] = "embedding",
+        read: Read = "embedding",
         center_teacher: bool = False,
+        small_views: NonNegativeInt = 0,
     ):
-        super().__init__(shapes)
-        self.reads = read
-        dims = {"embedding": shapes.teacher_dim, "projection": shapes.teacher_projection_dim}
-        width = dims[read]
-        if width is None:
-            raise UserError("seed: the teacher has no projection head; set read=embedding")
-        self.temperature_student = temperature_student
-        self.temperature_teacher = temperature_teacher
-        self.head = projector(shapes.student_dim, width)
-        self.bank = Bank(queue or default_queue_size(shapes.num_samples), teacher=width)
-        self.centre = centring(center_teacher, width)
+        teacher = {"read": read, "center_teacher": center_teacher}
+        super().__init__(shapes, temperature_student, temperature_teacher, **teacher)
+        self.head = projector(shapes.student_dim, self.width)
+        self.bank = self.make_bank(queue, teacher=self.width)
+        self.small_views = small_views
+        self.small_bank = self.make_bank(queue, teacher=self.width) if small_views else None
 
-    def forward(
-        self, student: list[Representation], teacher: list[Representation], batch: Batch
-    ) -> Tensor:
-        targets = self.centre(
-            [r.embedding_BD if self.reads == "embedding" else r.projection_BP for r in teacher]
-        )
-        loss = similarity_cross_entropy(
-            self.head(torch.cat([r.embedding_BD for r in student])),
-            torch.cat(targets),
-            self.bank["teacher"],
-            self.temperature_student,
-            self.temperature_teacher,
-        )
-        for t_BD in targets:
-            self.bank.push(teacher=F.normalize(t_BD.float(), dim=1))
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        if not self.small_views:
+            return super().forward(student, teacher, batch)
+        full = len(student) - self.small_views
+        if full < 1:
+            raise self.fail(f"small_views={self.small_views} of {len(student)} pairs leaves none")
+        keys, s_ND = self.keys(teacher), self.queries(student)
+        s_full_ND, s_small_ND = s_ND.tensor_split([full * len(keys[0])])
+        loss = self.compare(s_full_ND, keys[:full], self.bank.teacher, self.bank)
+        anchors_KD = self.small_bank.teacher
+        loss = loss + self.compare(s_small_ND, keys[full:], anchors_KD, self.small_bank)
+        for view in teacher.distinct:
+            if view < full:
+                self.bank.push(teacher=keys[view])
+        self.small_bank.push(teacher=keys[full])
         return loss

@@ -1,20 +1,14 @@
 """SimReg: regression of the teacher's embedding (Navaneet et al., BMVC 2021, arXiv:2201.05131)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ssdistill.data.batch import Batch
 from ssdistill.distill.bank import centring
-from ssdistill.losses import Loss, Shapes
+from ssdistill.losses import Loss, Shapes, vectors
+from ssdistill.losses.matching import squared_distance
 from ssdistill.models.heads import Depth, regressor
-from ssdistill.models.representation import Representation
-
-
-def squared_distance(s_BD: Tensor, t_BD: Tensor) -> Tensor:
-    """mean_b |n(s) - n(t)|^2 = mean_b (2 - 2 n(s)·n(t)), n(x) = x / |x|, in float32."""
-    cosine_B = F.cosine_similarity(s_BD.float(), t_BD.float(), dim=1)
-    return (2 - 2 * cosine_B).mean()
+from ssdistill.models.representation import Outputs
 
 
 class SimReg(Loss):
@@ -45,9 +39,7 @@ class SimReg(Loss):
         self.head = regressor(shapes.student_dim, shapes.teacher_dim, depth)
         self.centre = centring(center_teacher, shapes.teacher_dim)
 
-    def forward(
-        self, student: list[Representation], teacher: list[Representation], batch: Batch
-    ) -> Tensor:
-        targets = self.centre([r.embedding_BD for r in teacher])
-        s_ND = self.head(torch.cat([r.embedding_BD for r in student]))
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        targets = self.centre(vectors(teacher))
+        s_ND = self.head(torch.cat(vectors(student)))
         return squared_distance(s_ND, torch.cat(targets))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ssdistill.errors import UserError
 from ssdistill.models.backbones import Encoder, EncoderSpec, encoder_from_spec
+from ssdistill.models.heads import LAYERS, pack_head, unpack_head
 from ssdistill.models.resize import resize_like
 
 if TYPE_CHECKING:
@@ -26,17 +27,19 @@ if TYPE_CHECKING:
 FORMAT = 1
 DESCRIPTION = "model.json"
 TORCH_WEIGHTS, ONNX_WEIGHTS = "model.safetensors", "model.onnx"
+PROJECTOR_WEIGHTS = "projector.safetensors"
 LIBRARIES = ("torch", "timm", "safetensors", "onnx", "onnxruntime")
 
 
 def save_encoder(
     encoder: "Encoder | OnnxEncoder", folder: str | Path, lineage: dict[str, Any] | None = None
 ) -> str:
-    """Write an encoder as a folder of two files, each of them complete or absent.
+    """Write an encoder as a folder of two or three files, each of them complete or absent.
 
     ``model.safetensors`` carries timm's own key names (``model.onnx`` for an ONNX encoder);
-    ``model.json`` the spec, the widths that differ from the spec's, the sha256 and, where timm
-    can open the file by itself, the arguments of ``timm.create_model`` for it.
+    ``projector.safetensors`` the head the encoder was pretrained with, where it has kept one;
+    ``model.json`` the spec, the widths that differ from the spec's, the projector's layers, the
+    sha256s and, where timm can open the file by itself, the arguments of ``timm.create_model``.
 
     Args:
         encoder: what to save.
@@ -47,10 +50,11 @@ def save_encoder(
         sha256 of the weights file.
 
     Raises:
-        UserError: the disk is full.
+        UserError: the disk is full, or the projector has layers that no file can describe.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    head, kept = _describe_projector(getattr(encoder, "projector", None))
     if isinstance(encoder, nn.Module):
         name, content, facts = TORCH_WEIGHTS, *_describe_torch(encoder)
     else:
@@ -64,12 +68,17 @@ def save_encoder(
         "embed_dim": encoder.embed_dim,
         "spec": encoder.spec.model_dump(mode="json"),
         **facts,
+        **kept,
         "lineage": lineage or {},
         "libraries": _versions(),
     }
     write_whole(folder / name, content)
     (folder / (ONNX_WEIGHTS if name == TORCH_WEIGHTS else TORCH_WEIGHTS)).unlink(missing_ok=True)
+    if head is not None:
+        write_whole(folder / PROJECTOR_WEIGHTS, head)
     write_whole(folder / DESCRIPTION, json.dumps(description, indent=2).encode() + b"\n")
+    if head is None:
+        (folder / PROJECTOR_WEIGHTS).unlink(missing_ok=True)
     return sha256
 
 
@@ -91,6 +100,15 @@ def _describe_torch(encoder: Encoder) -> tuple[bytes, dict[str, Any]]:
         "normalised with the spec's mean and std",
     }
     return safetensors.torch.save(state), facts
+
+
+def _describe_projector(projector: nn.Module | None) -> tuple[bytes | None, dict[str, Any]]:
+    if projector is None:
+        return None, {}
+    content, layers = pack_head(projector)
+    sha256 = hashlib.sha256(content).hexdigest()
+    facts = {"weights": PROJECTOR_WEIGHTS, "sha256": sha256, "layers": layers}
+    return content, {"projector": facts}
 
 
 def _versions() -> dict[str, str]:
@@ -130,6 +148,8 @@ def write_whole(path: Path, content: bytes) -> None:
 def load_encoder(folder: str | Path) -> Encoder:
     """The PyTorch encoder in an artifact folder, dense or pruned, in eval mode.
 
+    Its ``projector`` is the head it was pretrained with, where the folder has kept one.
+
     Raises:
         UserError: a missing, damaged or foreign file; the first key or shape at fault is named.
     """
@@ -150,7 +170,26 @@ def load_encoder(folder: str | Path) -> Encoder:
             f"{path} is no '{encoder.spec.name}' of its {DESCRIPTION}: {error}"
         ) from None
     encoder.net.load_state_dict(state, strict=True)
+    if description.get("projector") is not None:
+        encoder.projector = _read_projector(description["projector"], Path(folder), encoder)
     return encoder.eval()
+
+
+def _read_projector(entry: Any, folder: Path, encoder: Encoder) -> nn.Module:
+    path = folder / PROJECTOR_WEIGHTS
+    try:
+        layers = LAYERS.validate_python(entry["layers"])
+        expected = str(entry["sha256"])
+    except (KeyError, TypeError, pydantic.ValidationError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"the projector in {folder / DESCRIPTION} is not valid: {reason}"
+        ) from error
+    content = _checked(path, expected)
+    try:
+        return unpack_head(content, layers, encoder.embed_dim)
+    except UserError as error:
+        raise UserError(f"{path} is no projector of its {DESCRIPTION}: it {error}") from None
 
 
 def _check_keys(encoder: Encoder, state: dict[str, Tensor], path: Path) -> None:
@@ -171,9 +210,8 @@ def _check_shapes(encoder: Encoder, state: dict[str, Tensor]) -> None:
 
 
 def _read(folder: Path, weights: str) -> tuple[dict[str, Any], bytes]:
-    for name in (DESCRIPTION, weights):
-        if not (folder / name).is_file():
-            raise UserError(f"no {name} in {folder}")
+    if not (folder / DESCRIPTION).is_file():
+        raise UserError(f"no {DESCRIPTION} in {folder}")
     try:
         description = json.loads((folder / DESCRIPTION).read_text())
         version = description["format"]
@@ -182,14 +220,21 @@ def _read(folder: Path, weights: str) -> tuple[dict[str, Any], bytes]:
         raise UserError(f"{folder / DESCRIPTION} does not describe a model: {error!r}") from error
     if version != FORMAT:
         raise UserError(f"{folder / DESCRIPTION} has format {version}, this version reads {FORMAT}")
-    content = (folder / weights).read_bytes()
+    return description, _checked(folder / weights, expected)
+
+
+def _checked(path: Path, expected: str) -> bytes:
+    """The file's content, if its sha256 is the one expected."""
+    if not path.is_file():
+        raise UserError(f"no {path.name} in {path.parent}")
+    content = path.read_bytes()
     found = hashlib.sha256(content).hexdigest()
     if found != expected:
         raise UserError(
-            f"{folder / weights} is damaged or not the file of its {DESCRIPTION}: "
+            f"{path} is damaged or not the file of its {DESCRIPTION}: "
             f"sha256 {found[:12]}…, expected {expected[:12]}…"
         )
-    return description, content
+    return content
 
 
 def _spec(description: dict[str, Any], folder: Path) -> EncoderSpec:

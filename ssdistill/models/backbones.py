@@ -6,8 +6,10 @@ import timm
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ssdistill.errors import UserError, nearest
+from ssdistill.models import taps as places
 from ssdistill.models.representation import Representation
 from ssdistill.settings import PositiveInt, Settings
 
@@ -56,7 +58,9 @@ class Encoder(nn.Module):
         spec: how it was built.
         net: the timm model without classifier.
         embed_dim: width of the embedding.
-        taps: names of feature maps to return (``feature_info`` module names, e.g. ``layer3``).
+        taps: names of what to return in ``maps``, see :mod:`ssdistill.models.taps`.
+        projector: the head the encoder was pretrained with, where it has been kept.
+        project: whether ``forward`` returns the projector's output too.
     """
 
     def __init__(self, spec: EncoderSpec, net: nn.Module):
@@ -64,7 +68,12 @@ class Encoder(nn.Module):
         self.spec, self.net = spec, net
         # MobileNet-like heads widen after pooling: num_features is not what forward_head returns.
         self.embed_dim: int = getattr(net, "head_hidden_size", None) or net.num_features
-        self.taps: tuple[str, ...] = ()
+        self._closing: dict[str, places.Closing] | None = None
+        self._caught: dict[str, Tensor] = {}
+        self._hooks: list[RemovableHandle] = []
+        self.taps = ()
+        self.projector: nn.Module | None = None
+        self.project = False
         for name in ("mean", "std"):
             value = torch.tensor(getattr(spec, name)).view(1, 3, 1, 1)
             self.register_buffer(name, value, persistent=False)
@@ -76,51 +85,89 @@ class Encoder(nn.Module):
             x_BCHW: float images in [0, 1], un-normalised.
 
         Returns:
-            embedding (B, embed_dim) and the maps named in ``taps``.
+            embedding (B, embed_dim), the maps named in ``taps`` and, where ``project`` is set,
+            the projection.
         """
         x_BCHW = (x_BCHW - self.mean) / self.std
-        if not self.taps:
-            return Representation(self._pool(self.net.forward_features(x_BCHW)))
-        indices = [self.tap_names.index(name) for name in self.taps]
-        final, maps = self.net.forward_intermediates(
-            x_BCHW, indices=indices, norm=False, output_fmt="NCHW"
-        )
-        # timm returns maps in depth order, whatever the order of `indices`.
-        ordered = sorted(zip(indices, self.taps, strict=True))
-        by_name = {name: m for (_, name), m in zip(ordered, maps, strict=True)}
-        return Representation(self._pool(final), maps=by_name)
+        stages = [name for name in self.taps if ":" not in name]
+        if stages:
+            final, maps = places.stage_maps(self.net, x_BCHW, stages)
+        else:
+            final, maps = self.net.forward_features(x_BCHW), {}
+        maps |= self._caught
+        self._caught.clear()
+        return self._represent(final, {name: maps[name] for name in self.taps})
 
-    def _pool(self, features: Tensor) -> Tensor:
-        return self.net.forward_head(features, pre_logits=True)
+    def _represent(self, features: Tensor, maps: dict[str, Tensor]) -> Representation:
+        embedding_BD = self.net.forward_head(features, pre_logits=True)
+        projection_BP = self.projector(embedding_BD) if self.project else None
+        return Representation(embedding_BD, projection_BP, maps)
+
+    @property
+    def projection_dim(self) -> int | None:
+        """Width of the projection; None without a projector."""
+        if self.projector is None:
+            return None
+        return [m for m in self.projector.modules() if isinstance(m, nn.Linear)][-1].out_features
 
     @property
     def tap_names(self) -> list[str]:
-        """Names that ``taps`` may contain, from shallow to deep."""
-        return [info["module"] for info in self.net.feature_info]
+        """Names that ``taps`` may contain: stages, then attention, then stages before a ReLU."""
+        return [
+            *dict.fromkeys(places.stage_names(self.net)),
+            *(places.ATTENTION + block for block in places.class_token_attention(self.net)),
+            *(places.BEFORE_RELU + stage for stage in self._closing_relus()),
+        ]
+
+    @property
+    def taps(self) -> tuple[str, ...]:
+        return self._taps
+
+    @taps.setter
+    def taps(self, names: tuple[str, ...]) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._caught.clear()
+        needed = any(name.startswith(places.BEFORE_RELU) for name in names)
+        closing = self._closing_relus() if needed else {}
+        self._hooks = places.catch(self.net, names, closing, self._caught)
+        self._taps = tuple(names)
 
     def set_taps(self, taps: tuple[str, ...]) -> None:
-        """Choose the feature maps ``forward`` returns.
+        """Choose what ``forward`` returns in ``maps``.
 
         Raises:
             UserError: for a name the architecture does not have.
         """
-        for name in taps:
-            if name not in self.tap_names:
-                raise UserError(
-                    f"{self.spec.name} has no feature map '{name}'"
-                    f"{nearest(name, self.tap_names)}; it has {', '.join(self.tap_names)}"
-                )
-        self.taps = tuple(taps)
+        # Finding the closing ReLUs takes a forward pass, which plain stages can do without.
+        if not set(taps) <= set(places.stage_names(self.net)):
+            known = self.tap_names
+            for name in taps:
+                if name not in known:
+                    raise UserError(
+                        f"{self.spec.name} has no feature map '{name}'{nearest(name, known)}; "
+                        f"it has {', '.join(known) or 'none'}"
+                    )
+        self.taps = taps
 
-    @torch.no_grad()
+    def stage_norms(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """(mean_C, std_C) of the batch norm before the ReLU that closes a stage, by stage."""
+        return places.norm_outputs(self.net, self._closing_relus())
+
     def map_shapes(self) -> dict[str, tuple[int, int, int]]:
         """(C, H, W) of every tapped map, found by encoding one black image in eval mode."""
-        was_training = self.training
-        self.eval()
         size = self.spec.image_size
-        maps = self(self.mean.new_zeros(1, 3, size, size)).maps
-        self.train(was_training)
+        with places.looking(self):
+            maps = self(self.mean.new_zeros(1, 3, size, size)).maps
         return {name: tuple(m.shape[1:]) for name, m in maps.items()}
+
+    def _closing_relus(self) -> dict[str, places.Closing]:
+        if self._closing is None:
+            size = self.spec.image_size
+            noise_BCHW = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+            with places.looking(self):
+                self._closing = places.closing_relus(self.net, noise_BCHW.to(self.mean))
+        return self._closing
 
 
 def build_encoder(

@@ -1,5 +1,6 @@
 """What an encoder says of a batch of images."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -26,3 +27,32 @@ class Representation:
             None if self.projection_BP is None else self.projection_BP.detach(),
             {name: m.detach() for name, m in self.maps.items()},
         )
+
+
+class Outputs(list[Representation]):
+    """One network's representations, one per pair of views, in the order of the pairs.
+
+    Attributes:
+        extra: representations of views made for one loss, by name (``rotated_90``, …).
+        momentum: the student's moving average's representations of the student's views, in the
+            same order; empty unless a loss asked for them.
+    """
+
+    def __init__(
+        self,
+        pairs: Iterable[Representation] = (),
+        extra: dict[str, Representation] | None = None,
+        momentum: Iterable[Representation] = (),
+    ):
+        super().__init__(pairs)
+        self.extra = extra or {}
+        self.momentum = list(momentum)
+
+    @property
+    def distinct(self) -> list[int]:
+        """Positions of the first occurrence of each representation.
+
+        A teacher's view may be paired with several of the student, and joins a queue once.
+        """
+        first = {id(representation): v for v, representation in reversed(list(enumerate(self)))}
+        return sorted(first.values())

@@ -3,7 +3,7 @@
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssdistill.models.backbones import Encoder
 from ssdistill.train.task import Task
@@ -14,6 +14,10 @@ class Method(Task):
 
     A subclass sets ``kind``, ``paper``, ``recipes`` (one view recipe per view, for natural
     images) and its keyword-only settings; the encoder is its one positional argument.
+
+    It may set ``projector`` in its constructor: the head of linear layers, batch norms and ReLUs
+    between the embedding and the space of its loss. The stage exports the encoder with it, for
+    losses that read the teacher's projection.
     """
 
     kind: ClassVar[str]
@@ -24,7 +28,10 @@ class Method(Task):
         super().__init__()
         self.encoder = encoder
         self.num_views = len(self.recipes)
-        self.weights = {self.kind: 1.0}
+        self.projector: nn.Module | None = None
+
+    def weights_at(self, step: int, num_steps: int) -> dict[str, float]:
+        return {self.kind: 1.0}
 
     def embed(self, views: list[Tensor]) -> tuple[Tensor, ...]:
         """Embeddings (B, D) of every view, from one forward over all of them."""

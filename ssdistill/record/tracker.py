@@ -31,6 +31,8 @@ class TrackingSettings(Settings):
         project, entity: of W&B.
         tensorboard: also write event files (needs the ``tensorboard`` extra).
         log_every: optimizer steps between two log lines.
+        gradients_every: optimizer steps between two measurements of each loss's gradient (a
+            backward pass a loss); null for none.
     """
 
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
@@ -38,6 +40,7 @@ class TrackingSettings(Settings):
     entity: str | None = None
     tensorboard: bool = False
     log_every: PositiveInt = 10
+    gradients_every: PositiveInt | None = 100
 
 
 class Mirror(Protocol):
@@ -75,6 +78,11 @@ class Tracker:
     def due(self, step: int) -> bool:
         """Whether ``step`` is one of those to log; ask before moving numbers off the device."""
         return step % self.settings.log_every == 0
+
+    def gradients_due(self, step: int) -> bool:
+        """Whether the losses' gradients are to be measured at ``step``, one of those to log."""
+        every = self.settings.gradients_every
+        return every is not None and step % every == 0 and self.due(step)
 
     def log(self, step: int, metrics: Mapping[str, Any], epoch: int | None = None) -> None:
         """One line in the record and one call per mirror."""

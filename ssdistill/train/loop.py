@@ -11,12 +11,16 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from ssdistill.data.batch import Batch
+from ssdistill.data.extra import extra_views
 from ssdistill.data.loader import Loader
-from ssdistill.data.views import ViewRecipe, make_view
+from ssdistill.data.mixing import MixSettings, mix_views
+from ssdistill.data.recipes import ViewRecipe
+from ssdistill.data.views import make_view
 from ssdistill.errors import UserError
 from ssdistill.evaluate.collapse import gauges, is_collapsed
 from ssdistill.record.tracker import Tracker
 from ssdistill.train.checkpoint import load_checkpoint, save_checkpoint
+from ssdistill.train.gradients import SharedLayer
 from ssdistill.train.interrupt import Interruptible
 from ssdistill.train.optim import OptimSettings, build_optimizer, learning_rate
 from ssdistill.train.progress import TrainingProgress
@@ -39,6 +43,7 @@ class Training:
         optim: optimizer settings.
         seed: seed of the views.
         title: what the progress bar calls it.
+        mix: MixUp or CutMix of the views; None for none.
         checkpoint_seconds: at most this much work is lost to a kill.
         precision: number format of the networks, ``fp32`` or ``bf16`` (autocast).
         memory_format: layout of images and weights.
@@ -50,16 +55,25 @@ class Training:
     optim: OptimSettings
     seed: int
     title: str = "training"
+    mix: MixSettings | None = None
     checkpoint_seconds: float = 20.0
     precision: str = "fp32"
     memory_format: torch.memory_format = torch.contiguous_format
 
     def views(self, batch: Batch) -> list[Tensor]:
-        """Each recipe's view of the batch, (B, 3, size, size) in [0, 1]."""
+        """Each recipe's view of the batch, (B, 3, side, side) in [0, 1], then the extra ones."""
         size, source = self.task.encoder.spec.image_size, batch.images_BHWC
-        key = {"seed": self.seed, "epoch": batch.epoch, "index_B": batch.index_B, "size": size}
-        views = [make_view(source, r, view=v, **key) for v, r in enumerate(self.recipes)]
-        return [view.contiguous(memory_format=self.memory_format) for view in views]
+        key = {"seed": self.seed, "epoch": batch.epoch, "index_B": batch.index_B}
+        views = [
+            make_view(source, recipe, view=number, size=recipe.size or size, **key)
+            for number, recipe in enumerate(self.recipes)
+        ]
+        if self.mix:
+            views = mix_views(views, self.mix, seed=self.seed, step=batch.step)
+        extra = extra_views(
+            self.task.extra_views, views, batch, self.recipes, seed=self.seed, size=size
+        )
+        return [view.contiguous(memory_format=self.memory_format) for view in [*views, *extra]]
 
 
 def fit(
@@ -84,6 +98,7 @@ def fit(
     tracker.run.rewind(state.step)
     model, optimizer = fabric.setup(task, optimizer)
     guard, metrics, num_steps = _Guard(), state.metrics, loader.num_steps
+    shared = SharedLayer(task.encoder)
 
     with (
         TrainingProgress(training.title, state.step, num_steps, loader.batch_size) as progress,
@@ -100,9 +115,12 @@ def fit(
             if step == 0:
                 on_first_views(views)
             losses = model(views, batch)
-            total = sum(task.weights[name] * loss for name, loss in losses.items())
-            fabric.backward(total)
+            weights = task.weights_at(step, num_steps)
+            weighted = {name: weights[name] * loss for name, loss in losses.items()}
+            total = sum(weighted.values())
             logged = tracker.due(step) or step == num_steps - 1
+            pulls = shared.gradient_norms(weighted) if tracker.gradients_due(step) else {}
+            fabric.backward(total)
             grad_norm = _clip(task, training.optim.clip_grad_norm, measure=logged)
             optimizer.step()
             optimizer.zero_grad()
@@ -114,6 +132,8 @@ def fit(
             if logged:
                 metrics = {"loss/total": total, "optim/lr": lr, "grad/norm": grad_norm}
                 metrics |= {f"loss/{name}": loss for name, loss in losses.items()}
+                metrics |= {f"weighted/{name}": loss for name, loss in weighted.items()}
+                metrics |= {f"grad/{name}": norm for name, norm in pulls.items()}
                 metrics = {name: float(torch.as_tensor(v).detach()) for name, v in metrics.items()}
                 metrics |= gauges(task.last_embedding_BD.float())
                 metrics["time/images_per_s"] = loader.batch_size / state.step_seconds(last=50)

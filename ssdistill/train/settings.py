@@ -4,8 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from ssdistill.data.views import RECIPES, ViewRecipe
-from ssdistill.errors import nearest
+from ssdistill.data.recipes import ViewRecipe, resolve_recipe
 from ssdistill.settings import NonNegativeInt, Positive, PositiveInt, Settings
 from ssdistill.train.optim import OptimSettings
 
@@ -13,16 +12,12 @@ Recipes = Annotated[tuple[ViewRecipe, ...], Field(min_length=1)]
 
 
 def _named_recipes(views: Any) -> Any:
-    """Names replaced by the recipes they stand for."""
+    """Entries replaced by the recipes they stand for."""
     if views == "auto":
         return None
     if not isinstance(views, list | tuple):
         return views
-    unknown = [view for view in views if isinstance(view, str) and view not in RECIPES]
-    if unknown:
-        hint = nearest(unknown[0], RECIPES)
-        raise ValueError(f"no recipe is called '{unknown[0]}'{hint}; known: {', '.join(RECIPES)}")
-    return [RECIPES[view] if isinstance(view, str) else view for view in views]
+    return [resolve_recipe(view) for view in views]
 
 
 class TrainSettings(Settings):
@@ -32,8 +27,8 @@ class TrainSettings(Settings):
         steps: optimizer steps; give this or ``epochs``.
         epochs: passes over the images, which fix the steps.
         batch_size: images a step; every image is seen once per view.
-        views: one recipe (a name or its settings) per view; ``auto``, or nothing, takes what
-            suits the data and the method.
+        views: one recipe (a name or its settings) per view, or ``{recipe: name, …}`` for a named
+            one with changes; ``auto``, or nothing, takes what suits the data and the method.
         optim: the optimizer.
         seed: fix the seed of this stage, so that all of the experiment's seeds share it.
     """

@@ -1,5 +1,6 @@
 """What the training loop trains: a pretraining method or a distiller."""
 
+import numpy as np
 from torch import Tensor, nn
 
 from ssdistill.data.batch import Batch
@@ -11,8 +12,9 @@ class Task(nn.Module):
 
     A subclass sets in its constructor:
         encoder: the encoder being trained, which the stage exports.
-        num_views: views of each image a step needs.
-        weights: weight of each loss in the total, by name.
+        num_views: views of each image a step needs, at least.
+        extra_views: names of further views it needs, of :data:`ssdistill.data.extra.EXTRA`.
+        neighbours_NK: images like each training image, where an extra view shows one.
 
     and, at every forward, ``last_embedding_BD``: the encoder's embedding of the first view,
     detached, for the collapse gauge.
@@ -20,12 +22,17 @@ class Task(nn.Module):
 
     encoder: Encoder
     num_views: int
-    weights: dict[str, float]
+    extra_views: tuple[str, ...] = ()
+    neighbours_NK: np.ndarray | None = None
     last_embedding_BD: Tensor
 
     def forward(self, views: list[Tensor], batch: Batch) -> dict[str, Tensor]:
         """Unweighted losses by name, for ``num_views`` tensors (B, 3, H, W) in [0, 1]."""
         raise TypeError(f"{type(self).__name__} defines no forward")
+
+    def weights_at(self, step: int, num_steps: int) -> dict[str, float]:
+        """Weight of each loss in the total at one step, by name."""
+        raise TypeError(f"{type(self).__name__} defines no weights")
 
     def after_step(self, step: int, num_steps: int) -> None:
         """Called after every optimizer step; momentum networks move here."""

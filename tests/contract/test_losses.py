@@ -8,82 +8,57 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from pydantic import ValidationError
-from torch import Tensor
+from synthetic import make_outputs, make_shapes, make_teacher_fit, mapped
+from torch import Tensor, nn
 
 from ssdistill.data.batch import Batch
+from ssdistill.data.extra import EXTRA
 from ssdistill.distill.distiller import Distiller, shapes
-from ssdistill.losses import Loss, Shapes
+from ssdistill.errors import UserError
+from ssdistill.losses import Loss, LossSettings, Shapes
 from ssdistill.models.backbones import EncoderSettings, build_encoder
-from ssdistill.models.representation import Representation
+from ssdistill.models.representation import Outputs, Representation
 from ssdistill.registry import LOSSES
 
 KINDS = list(LOSSES.classes)
+FAMILIES = {
+    "similarity distribution",
+    "contrastive",
+    "feature matching",
+    "relational",
+    "attention and intermediate",
+    "prototype and logit",
+}
 WITH_MINIMUM = [kind for kind, cls in LOSSES.classes.items() if cls.minimum_at_teacher]
 BATCH, NUM_SAMPLES, IMAGE_SIZE = 8, 64, 32
-SIDES = {"act1": 16, "layer1": 8, "layer2": 4, "layer3": 2, "layer4": 2}
+SHARED = set(LossSettings.model_fields) | {"kind"}
 
 
-def make_shapes(student_dim: int = 12, teacher_dim: int = 16) -> Shapes:
-    def maps(dim: int) -> dict[str, tuple[int, int, int]]:
-        return {name: (dim // 2, side, side) for name, side in SIDES.items()}
-
-    return Shapes(
-        student_dim=student_dim,
-        teacher_dim=teacher_dim,
-        num_samples=NUM_SAMPLES,
-        teacher_projection_dim=10,
-        student_maps=maps(student_dim),
-        teacher_maps=maps(teacher_dim),
-    )
-
-
-def make_representation(
-    dim: int, maps: dict, projection_dim: int | None = None, requires_grad: bool = False
-) -> Representation:
-    projection_BP = None if projection_dim is None else torch.randn(BATCH, projection_dim)
-    representation = Representation(
-        torch.randn(BATCH, dim).relu(),
-        projection_BP,
-        {name: torch.randn(BATCH, *shape).relu() for name, shape in maps.items()},
-    )
-    for tensor in leaves(representation):
-        tensor.requires_grad_(requires_grad)
-    return representation
-
-
-def leaves(representation: Representation) -> list[Tensor]:
-    tensors = [representation.embedding_BD, representation.projection_BP]
-    return [t for t in tensors if t is not None] + list(representation.maps.values())
+def build(kind: str, known: Shapes | None = None, seed: int = 0) -> Loss:
+    torch.manual_seed(seed)
+    known = known or make_shapes()
+    loss = LOSSES.build(LOSSES.schema(kind)(), known).train()
+    loss.fit_teacher(make_teacher_fit(known, NUM_SAMPLES))
+    return loss
 
 
 def make_inputs(
     loss: Loss, step: int = 0, num_views: int | None = None
-) -> tuple[list[Representation], list[Representation], Batch]:
+) -> tuple[Outputs, Outputs, Batch]:
     torch.manual_seed(100 + step)
-    views, known = num_views or loss.views, loss.shapes
-    student = [
-        make_representation(known.student_dim, known.student_maps, requires_grad=True)
-        for _ in range(views)
-    ]
-    teacher = [
-        make_representation(known.teacher_dim, known.teacher_maps, known.teacher_projection_dim)
-        for _ in range(views)
-    ]
+    views = num_views or loss.views
+    student, teacher = make_outputs(loss, BATCH, views)
     images = torch.zeros(BATCH, 1, 1, 3, dtype=torch.uint8)
-    return student, teacher, Batch(images, torch.randperm(NUM_SAMPLES)[:BATCH], 0, step, 10)
+    batch = Batch(images, torch.randperm(NUM_SAMPLES)[:BATCH], 0, step, 10, cutmix_share=0.7)
+    return student, teacher, batch
 
 
-def build(kind: str, shapes: Shapes | None = None, seed: int = 0) -> Loss:
-    torch.manual_seed(seed)
-    return LOSSES.build(LOSSES.schema(kind)(), shapes or make_shapes()).train()
-
-
-def read_by(loss: Loss, representation: Representation) -> list[Tensor]:
+def read_by(loss: Loss, view: Representation) -> list[Tensor]:
     """The student's tensors that the loss says it reads; its head makes any projection."""
-    reads = (loss.reads,) if isinstance(loss.reads, str) else loss.reads
-    names = {"embedding" if name == "projection" else name for name in reads}
-    everything = {"embedding": representation.embedding_BD, **representation.maps}
-    return [everything[name] for name in names]
+    tensors = [view.maps[tap] for tap in loss.student_taps]
+    if {"embedding", "projection"} & set(loss.reads.split(", ")):
+        tensors.append(view.embedding_BD)
+    return tensors
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -91,7 +66,10 @@ def test_a_loss_says_what_it_is(kind):
     cls = LOSSES[kind]
     assert cls.family and re.search(r"arXiv:\d{4}\.\d{5}|arXiv:\d{4}\.\d{4}\b", cls.paper)
     documentation = inspect.getdoc(cls)
-    settings = set(LOSSES.schema(kind).model_fields) - {"kind", "weight"}
+    assert cls.family in FAMILIES
+    assert set(cls.reads.split(", ")) <= {"embedding", "projection", "maps", "attention"}
+    assert set(cls.extra_student) | set(cls.extra_teacher) <= set(EXTRA)
+    settings = set(LOSSES.schema(kind).model_fields) - SHARED
     undocumented = [name for name in settings if not re.search(rf"\b{name}\b.*:", documentation)]
     assert not undocumented
 
@@ -142,15 +120,7 @@ def test_bfloat16_autocast_stays_finite_and_near(kind):
     student, teacher, batch = make_inputs(loss_of)
     exact = copy.deepcopy(loss_of)(student, teacher, batch)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        for side in (student, teacher):
-            side[:] = [
-                Representation(
-                    r.embedding_BD.bfloat16(),
-                    None if r.projection_BP is None else r.projection_BP.bfloat16(),
-                    {name: m.bfloat16() for name, m in r.maps.items()},
-                )
-                for r in side
-            ]
+        student, teacher = (mapped(side, Tensor.bfloat16) for side in (student, teacher))
         value = loss_of(student, teacher, batch)
     value.backward()
     assert value.dtype == torch.float32
@@ -167,14 +137,7 @@ def test_a_student_like_the_teacher_is_at_the_minimum(kind):
 
     def value(noise: float) -> float:
         torch.manual_seed(7)
-        student = [
-            Representation(
-                r.embedding_BD + noise * torch.randn_like(r.embedding_BD),
-                r.projection_BP,
-                {name: m + noise * torch.randn_like(m) for name, m in r.maps.items()},
-            )
-            for r in teacher
-        ]
+        student = mapped(teacher, lambda x: x + noise * torch.randn_like(x))
         return float(copy.deepcopy(loss_of)(student, teacher, batch))
 
     at_teacher = value(0.0)
@@ -193,30 +156,74 @@ def small_encoder(channels: tuple[int, ...]):
     return build_encoder(settings, IMAGE_SIZE)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_documented_configuration_trains(kind):
+def small_transformer(width: int, patch_size: int):
+    args = {"img_size": IMAGE_SIZE, "patch_size": patch_size, "embed_dim": width}
+    args |= {"depth": 4, "num_heads": 4}
+    return build_encoder(EncoderSettings(name="vit_tiny_patch16_224", args=args), IMAGE_SIZE)
+
+
+ARCHITECTURES = {
+    "cnn-cnn": lambda: (small_encoder((8, 16, 16, 16)), small_encoder((8, 24, 24, 24))),
+    "vit-cnn": lambda: (small_transformer(16, 16), small_encoder((8, 24, 24, 24))),
+    "cnn-vit": lambda: (small_encoder((8, 16, 16, 16)), small_transformer(32, 8)),
+    "vit-vit": lambda: (small_transformer(16, 16), small_transformer(32, 8)),
+}
+"""Student and teacher."""
+REFUSED = {
+    "attndistill": {"cnn-cnn", "vit-cnn", "cnn-vit"},
+    "ab": {"vit-cnn", "cnn-vit", "vit-vit"},
+    "ofd": {"vit-cnn", "cnn-vit", "vit-vit"},
+}
+"""Architectures that do not have what a loss reads: attention, a ReLU at the end of a stage."""
+
+
+def documented_losses(kind: str) -> dict:
     snippet = re.search(r"```yaml\n(.*?)```", inspect.getdoc(LOSSES[kind]), re.DOTALL)
     assert snippet, "no YAML snippet"
     config = OmegaConf.to_container(OmegaConf.create(snippet[1]))["losses"]
     settings = {name: LOSSES.schema(loss["kind"])(**loss) for name, loss in config.items()}
     assert kind in {chosen.kind for chosen in settings.values()}
+    return settings
 
+
+def make_distiller(kind: str, architectures: str) -> Distiller:
+    settings = documented_losses(kind)
     torch.manual_seed(0)
-    student, teacher = small_encoder((8, 16, 16, 16)), small_encoder((8, 24, 24, 24))
+    student, teacher = ARCHITECTURES[architectures]()
+    teacher.projector = nn.Sequential(nn.Linear(teacher.embed_dim, 10))
     known = shapes(student, teacher, NUM_SAMPLES)
     losses = {name: LOSSES.build(chosen, known) for name, chosen in settings.items()}
-    weights = {name: chosen.weight for name, chosen in settings.items()}
-    distiller = Distiller(student, teacher, losses, weights).train()
+    for loss in losses.values():
+        loss.fit_teacher(make_teacher_fit(known, NUM_SAMPLES))
+    return Distiller(student, teacher, losses, settings).train()
+
+
+def train_step(distiller: Distiller, optimizer: torch.optim.Optimizer, step: int) -> None:
+    count = distiller.num_views + len(distiller.extra_views)
+    views = [torch.rand(BATCH, 3, IMAGE_SIZE, IMAGE_SIZE) for _ in range(count)]
+    images = torch.zeros(BATCH, 1, 1, 3, dtype=torch.uint8)
+    batch = Batch(images, torch.randperm(NUM_SAMPLES)[:BATCH], 0, step, 2, cutmix_share=0.7)
+    weights = distiller.weights_at(step, 2)
+    losses = distiller(views, batch)
+    sum(weights[name] * value for name, value in losses.items()).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    distiller.after_step(step, 2)
+
+
+@pytest.mark.parametrize("architectures", ARCHITECTURES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_documented_configuration_trains(kind, architectures):
+    if architectures in REFUSED.get(kind, ()):
+        with pytest.raises(UserError, match=f"^{kind}: .*(resnet10t|vit_tiny)"):
+            make_distiller(kind, architectures)
+        return
+    distiller = make_distiller(kind, architectures)
+    student, teacher = distiller.student, distiller.teacher
     optimizer = torch.optim.SGD(distiller.parameters(), lr=1e-3)
     student_before, teacher_before = (copy.deepcopy(e.state_dict()) for e in (student, teacher))
     for step in range(2):
-        views = [torch.rand(BATCH, 3, IMAGE_SIZE, IMAGE_SIZE) for _ in range(distiller.num_views)]
-        images = torch.zeros(BATCH, 1, 1, 3, dtype=torch.uint8)
-        batch = Batch(images, torch.randperm(NUM_SAMPLES)[:BATCH], 0, step, 2)
-        values = distiller(views, batch)
-        sum(weights[name] * value for name, value in values.items()).backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        train_step(distiller, optimizer, step)
     assert all(torch.isfinite(p).all() for p in distiller.parameters())
     assert any(not torch.equal(v, student_before[n]) for n, v in student.named_parameters())
     for name, value in teacher.state_dict().items():

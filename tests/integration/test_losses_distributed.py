@@ -5,65 +5,57 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from synthetic import NUM_SAMPLES, make_outputs, make_shapes, make_teacher_fit, mapped
 from torch import Tensor
 
 from ssdistill.data.batch import Batch
 from ssdistill.distill.bank import Bank, IndexMemory, TeacherMean
-from ssdistill.losses import Loss, Shapes
-from ssdistill.models.representation import Representation
+from ssdistill.losses import Loss
 from ssdistill.registry import LOSSES
 
-WORLD, BATCH, NUM_SAMPLES, STEPS, VIEWS = 2, 12, 40, 2, 2
-SIDES = {"act1": 16, "layer1": 8, "layer2": 4, "layer3": 2, "layer4": 2}
+WORLD, BATCH, STEPS = 2, 12, 2
 KINDS = list(LOSSES.classes)
-EXACT = [kind for kind in KINDS if getattr(LOSSES[kind], "exact_under_sharding", False)]
-
-
-def maps_of(dim: int) -> dict[str, tuple[int, int, int]]:
-    return {name: (dim // 2, side, side) for name, side in SIDES.items()}
+EXACT = [kind for kind in KINDS if LOSSES[kind].exact_under_sharding]
 
 
 def build(kind: str) -> Loss:
     torch.manual_seed(3)
-    known = Shapes(12, 16, NUM_SAMPLES, None, 10, maps_of(12), maps_of(16))
+    known = make_shapes()
     schema = LOSSES.schema(kind)
     centred = {"center_teacher": True} if "center_teacher" in schema.model_fields else {}
-    return LOSSES.build(schema(**centred), known).train()
-
-
-def representations(dim: int, projection_dim: int | None, part: slice) -> list[Representation]:
-    """``part`` of a whole batch that is the same on every process."""
-    found = []
-    for _ in range(VIEWS):
-        embedding_BD = torch.randn(BATCH, dim)
-        projection_BP = torch.randn(BATCH, projection_dim)[part] if projection_dim else None
-        maps = {name: torch.randn(BATCH, *shape)[part] for name, shape in maps_of(dim).items()}
-        found.append(Representation(embedding_BD[part], projection_BP, maps))
-    return found
+    loss = LOSSES.build(schema(**centred), known).train()
+    loss.fit_teacher(make_teacher_fit(known, NUM_SAMPLES))
+    return loss
 
 
 def train(kind: str, part: slice) -> dict[str, Tensor]:
     """Losses, gradients and remembered vectors of two steps on ``part`` of every batch."""
     loss_of, results = build(kind), {}
     for step in range(STEPS):
+        # The whole batch is the same on every process.
         torch.manual_seed(step)
         index_B = torch.randperm(NUM_SAMPLES)[:BATCH][part]
-        student = representations(12, None, part)
-        for view in student:
-            view.embedding_BD.requires_grad_()
-        teacher = representations(16, 10, part)
+        whole = make_outputs(loss_of, BATCH, max(2, loss_of.views))
+        student, teacher = (mapped(side, lambda x: x.detach()[part]) for side in whole)
+        for view in [*student, *student.extra.values()]:
+            for x in (view.embedding_BD, *view.maps.values()):
+                x.requires_grad_()
         images = torch.zeros(len(index_B), 1, 1, 3, dtype=torch.uint8)
+        batch = Batch(images, index_B, 0, step, STEPS, cutmix_share=0.7)
         torch.manual_seed(100 * len(index_B) + int(index_B[0]))  # no process draws like another
-        loss = loss_of(student, teacher, Batch(images, index_B, 0, step, STEPS))
+        loss = loss_of(student, teacher, batch)
         loss_of.zero_grad()
         if loss.requires_grad:
             loss.backward()
         results[f"loss/{step}"] = loss.detach()
         for view, representation in enumerate(student):
-            if representation.embedding_BD.grad is not None:
-                results[f"student/{step}/{view}"] = representation.embedding_BD.grad
+            leaves = {"embedding": representation.embedding_BD, **representation.maps}
+            for name, x in leaves.items():
+                if x.grad is not None:
+                    results[f"student/{step}/{view}/{name}"] = x.grad
         for name, parameter in loss_of.named_parameters():
             results[f"parameter/{step}/{name}"] = parameter.grad.clone()
+        loss_of.after_step(step, STEPS)
     for name, module in loss_of.named_modules():
         if isinstance(module, Bank | IndexMemory | TeacherMean):
             for buffer_name, buffer in module.named_buffers():

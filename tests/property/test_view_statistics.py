@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from torchvision.transforms import v2
 
-from ssdistill.data.views import RECIPES, ViewRecipe, apply_parameters, view_parameters
+from ssdistill.data.recipes import RECIPES, ViewRecipe
+from ssdistill.data.views import apply_parameters, view_parameters
 
 N = 6000
 KEY = {"seed": 17, "epoch": 4, "view": 1}

@@ -3,7 +3,7 @@ import torch
 
 from ssdistill.chain.arithmetic import choose_arithmetic
 from ssdistill.data.loader import Loader
-from ssdistill.data.views import RECIPES
+from ssdistill.data.recipes import RECIPES
 from ssdistill.pretrain.simclr import SimCLR
 from ssdistill.train.loop import Training
 from ssdistill.train.optim import OptimSettings

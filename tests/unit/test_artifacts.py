@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -6,6 +7,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from torch import nn
 
 from ssdistill.compress import Context
 from ssdistill.compress.prune import Prune
@@ -167,3 +169,102 @@ def test_resize_refuses_what_no_width_explains():
     state["layer1.0.conv1.weight"] = torch.zeros(16, 16, 5, 5)
     with pytest.raises(UserError, match=r"layer1\.0\.conv1\.weight"):
         resize_like(net, state)
+
+
+def encoder_with_projector():
+    encoder = encoder_of()
+    encoder.projector = nn.Sequential(nn.Linear(64, 16, bias=False), nn.BatchNorm1d(16)).eval()
+    return encoder
+
+
+def test_the_projector_has_its_own_file_and_description(tmp_path):
+    encoder = encoder_with_projector()
+    plain = save_encoder(encoder_of(), tmp_path / "plain")
+    assert save_encoder(encoder, tmp_path / "kept") == plain
+    names = ["model.json", "model.safetensors", "projector.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "kept").iterdir()) == names
+    description = json.loads((tmp_path / "kept" / "model.json").read_text())
+    content = (tmp_path / "kept" / "projector.safetensors").read_bytes()
+    assert description["projector"]["sha256"] == hashlib.sha256(content).hexdigest()
+    assert description["projector"]["layers"] == [
+        {"kind": "linear", "in_dim": 64, "out_dim": 16, "bias": False},
+        {"kind": "batch_norm", "width": 16, "affine": True, "eps": 1e-5},
+    ]
+
+
+def test_an_encoder_without_projector_replaces_one_with(tmp_path):
+    save_encoder(encoder_with_projector(), tmp_path)
+    save_encoder(encoder_of(), tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.json", "model.safetensors"]
+    assert "projector" not in json.loads((tmp_path / "model.json").read_text())
+    assert load(tmp_path).projector is None
+
+
+def test_a_missing_projector_is_named(tmp_path):
+    save_encoder(encoder_with_projector(), tmp_path)
+    (tmp_path / "projector.safetensors").unlink()
+    with pytest.raises(UserError, match=r"no projector\.safetensors"):
+        load(tmp_path)
+
+
+def test_a_damaged_projector_is_refused(tmp_path):
+    save_encoder(encoder_with_projector(), tmp_path)
+    path = tmp_path / "projector.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"projector\.safetensors is damaged"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"layers": [{"kind": "linear", "in_dim": 64, "out_dim": 8, "bias": False}]}, "shape"),
+        ({"layers": [{"kind": "linear", "in_dim": 64, "out_dim": 16, "bias": True}]}, "'0.bias'"),
+        ({"layers": [{"kind": "linear", "in_dim": 64, "out_dim": 16, "bias": False}]}, "unknown"),
+        ({"layers": [{"kind": "linear", "in_dim": 32, "out_dim": 16, "bias": False}]}, "fit"),
+        ({"layers": [{"kind": "call", "name": "os.system"}]}, r"model\.json is not valid"),
+        ({"layers": []}, r"model\.json is not valid"),
+        ({"layers": None}, r"model\.json is not valid"),
+    ],
+)
+def test_a_projector_that_is_not_its_descriptions_is_refused(tmp_path, change, words):
+    save_encoder(encoder_with_projector(), tmp_path)
+    path = tmp_path / "model.json"
+    description = json.loads(path.read_text())
+    description["projector"] |= change
+    path.write_text(json.dumps(description))
+    with pytest.raises(UserError, match=words) as caught:
+        load(tmp_path)
+    assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("entry", [[], "head", 3, {"layers": []}, {}])
+def test_a_foreign_projector_entry_is_refused(tmp_path, entry):
+    save_encoder(encoder_of(), tmp_path)
+    path = tmp_path / "model.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"projector": entry}))
+    with pytest.raises(UserError, match=r"projector in .*model\.json is not valid"):
+        load(tmp_path)
+
+
+def test_a_file_that_is_no_projector_is_refused(tmp_path):
+    save_encoder(encoder_with_projector(), tmp_path)
+    content = b"not safetensors"
+    (tmp_path / "projector.safetensors").write_bytes(content)
+    path = tmp_path / "model.json"
+    description = json.loads(path.read_text())
+    description["projector"]["sha256"] = hashlib.sha256(content).hexdigest()
+    path.write_text(json.dumps(description))
+    with pytest.raises(UserError, match=r"projector\.safetensors .* not a safetensors file"):
+        load(tmp_path)
+
+
+def test_pruning_keeps_working_beside_a_projector(tmp_path):
+    encoder = encoder_with_projector()
+    pruned = pruned_of(encoder, ratio=0.5)
+    save_encoder(pruned, tmp_path)
+    found = load(tmp_path)
+    assert same(pruned, found)
+    assert not same(found, encoder)

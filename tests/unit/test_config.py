@@ -301,3 +301,65 @@ def test_a_missing_file_names_the_nearest_packaged_config(tmp_path):
     assert str(caught.value) == ("quickstrt: no such config file (did you mean 'quickstart.yaml'?)")
     with pytest.raises(UserError, match="no such config file"):
         load_experiment(tmp_path)
+
+
+COMPARED = """
+compare:
+  bare: {losses: {similarity: {kind: seed, temperature_teacher: 0.04}}}
+  longer: {epochs: 3}
+"""
+
+
+def test_a_compared_student_has_what_it_does_not_change_from_distill(load):
+    experiment, notices = load("distill.batch_size=32", text=BASE + COMPARED)
+    bare, longer = experiment.compare["bare"], experiment.compare["longer"]
+    assert (bare.steps, bare.batch_size, list(bare.losses)) == (2, 32, ["similarity"])
+    assert (longer.steps, longer.epochs, list(longer.losses)) == (None, 3, ["feature"])
+    assert notices == []
+
+
+def test_a_compared_student_can_be_overridden(load):
+    override = "compare.bare.losses.similarity.kind=simreg"
+    experiment, notices = load(override, text=BASE + COMPARED)
+    assert experiment.compare["bare"].losses["similarity"].kind == "simreg"
+    assert notices == [
+        "compare.bare.losses.similarity.temperature_teacher: left out, "
+        "compare.bare.losses.similarity.kind=simreg has no such setting"
+    ]
+
+
+@pytest.mark.parametrize("row", ["teacher", "control_time", "pruned_2", "int8", "a b"])
+def test_a_row_the_chain_has_already_is_refused(refusal, row):
+    text = BASE + f"compare: {{'{row}': {{steps: 3}}}}"
+    assert "compare" in refusal("seeds=[0]", text=text)
+
+
+def test_nothing_is_compared_without_a_distillation(refusal):
+    text = BASE + "compare: {other: {steps: 3, losses: {a: {kind: simreg}}}}"
+    assert "compare: needs a distill section" in refusal("distill=null", text=text)
+
+
+@pytest.mark.parametrize("name", ["total", "norm"])
+def test_a_loss_named_like_a_metric_is_refused(refusal, name):
+    message = refusal(f"distill.losses.{name}.kind=simreg")
+    assert f"'{name}' cannot be a loss's name" in message
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("distill.losses.feature.pairs=[[0]]", "distill.losses.feature.pairs"),
+        ("distill.losses.feature.schedule=linear", "distill.losses.feature.schedule"),
+        ("distill.mix.kind=mixop", "distill.mix.kind"),
+        ("distill.interpolate.alpha=2", "distill.interpolate.alpha"),
+    ],
+)
+def test_a_wrong_schedule_pair_or_mixture_is_told_with_its_key(refusal, override, key):
+    assert f"{key}" in refusal(override)
+
+
+def test_arguments_of_another_network_are_not_mixed_with_the_old_ones(load):
+    text = BASE.replace("student: {}", "student: {encoder: {name: resnet18, args: {layers: [1]}}}")
+    experiment, notices = load("student.encoder={name: resnet34, args: {width: 3}}", text=text)
+    assert experiment.student.encoder.args == {"width": 3}
+    assert notices == []

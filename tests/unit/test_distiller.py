@@ -6,7 +6,7 @@ import torch
 from ssdistill.data.batch import Batch
 from ssdistill.distill.distiller import Distiller, encode_views, shapes
 from ssdistill.errors import UserError
-from ssdistill.losses import Loss, Shapes
+from ssdistill.losses import Loss, LossSettings, Shapes
 from ssdistill.losses.simreg import SimReg
 from ssdistill.models.backbones import EncoderSettings, build_encoder
 
@@ -20,8 +20,8 @@ def small_encoder(channels=(8, 16, 16, 16), mean=(0.5, 0.5, 0.5)):
 
 
 class ReadsMaps(Loss):
-    reads = ("layer1",)
     views = 2
+    student_taps = teacher_taps = ("layer1",)
 
     def forward(self, student, teacher, batch):
         pairs = zip(student, teacher, strict=True)
@@ -33,7 +33,7 @@ def distiller():
     torch.manual_seed(0)
     student, teacher = small_encoder(), small_encoder((8, 32, 32, 32), mean=(0.1, 0.2, 0.3))
     losses = {"feature": SimReg(shapes(student, teacher, 100), depth=2)}
-    return Distiller(student, teacher, losses, {"feature": 2.0})
+    return Distiller(student, teacher, losses, {"feature": LossSettings(weight=2.0)})
 
 
 def make_batch(count=4):
@@ -49,7 +49,7 @@ def test_losses_come_back_unweighted_by_name(distiller):
     losses = distiller(make_views(), make_batch())
     assert list(losses) == ["feature"]
     assert losses["feature"].shape == ()
-    assert distiller.weights == {"feature": 2.0}
+    assert distiller.weights_at(0, 10) == {"feature": 2.0}
 
 
 def test_a_step_trains_student_and_head_and_leaves_the_teacher_untouched(distiller):
@@ -96,7 +96,7 @@ def test_the_teacher_follows_a_change_of_dtype(distiller):
 def test_each_network_normalises_for_itself(distiller):
     view = make_views()[0]
     distiller.eval()
-    (target,) = distiller.targets([view], make_batch())
+    target = distiller.targets({0: view}, make_batch())[0]
     net, teacher = distiller.teacher.net, distiller.teacher
     normalised = (view - torch.tensor((0.1, 0.2, 0.3)).view(1, 3, 1, 1)) / teacher.std
     assert torch.allclose(target.embedding_BD, net(normalised), atol=1e-6)
@@ -113,8 +113,9 @@ def test_views_of_one_size_share_one_forward(distiller):
 def test_views_of_different_sizes_keep_their_order(distiller):
     encoder = distiller.teacher
     views = [make_views(size=16)[0], make_views(size=12)[0], make_views(size=16)[0]]
-    for view, got in zip(views, encode_views(encoder, views), strict=True):
-        assert torch.allclose(got.embedding_BD, encoder(view).embedding_BD, atol=1e-5)
+    found = encode_views(encoder, dict(enumerate(views)))
+    for number, view in enumerate(views):
+        assert torch.allclose(found[number].embedding_BD, encoder(view).embedding_BD, atol=1e-5)
 
 
 def test_the_last_embedding_is_the_first_view_s(distiller):
@@ -130,7 +131,7 @@ def test_the_maps_a_loss_reads_are_tapped_and_its_views_counted():
     student, teacher = small_encoder(), small_encoder()
     both = shapes(student, teacher, 100)
     losses = {"maps": ReadsMaps(both), "feature": SimReg(both)}
-    distiller = Distiller(student, teacher, losses, {"maps": 1.0, "feature": 1.0})
+    distiller = Distiller(student, teacher, losses)
     assert student.taps == teacher.taps == ("layer1",)
     assert distiller.num_views == 2
     assert torch.isfinite(distiller(make_views(2), make_batch())["maps"])
@@ -152,7 +153,7 @@ def test_shapes_name_every_map_and_leave_the_taps_alone():
     ("names", "weights", "message"),
     [
         ([], [], "at least one"),
-        (["a"], ["b"], "a are weighted by b"),
+        (["a"], ["b"], "'b' has a weight but is no loss"),
         (["a.b"], ["a.b"], "'a.b' cannot be a loss's name"),
         (["train"], ["train"], "'train' cannot be a loss's name"),
     ],
@@ -161,15 +162,7 @@ def test_names_that_cannot_work_are_refused(names, weights, message):
     student, teacher = small_encoder(), small_encoder()
     losses = {name: SimReg(Shapes(16, 16, 100)) for name in names}
     with pytest.raises(UserError, match=message):
-        Distiller(student, teacher, losses, dict.fromkeys(weights, 1.0))
-
-
-def test_a_map_neither_network_has_is_refused_with_the_nearest_name():
-    student, teacher = small_encoder(), small_encoder()
-    loss = ReadsMaps(shapes(student, teacher, 100))
-    loss.reads = ("layer11",)
-    with pytest.raises(UserError, match=r"losses\.maps: .*'layer11' \(did you mean 'layer1'\?\)"):
-        Distiller(student, teacher, {"maps": loss}, {"maps": 1.0})
+        Distiller(student, teacher, losses, dict.fromkeys(weights, LossSettings()))
 
 
 def test_a_loaded_state_continues_exactly(distiller):
@@ -180,8 +173,91 @@ def test_a_loaded_state_continues_exactly(distiller):
         small_encoder(),
         distiller.teacher,
         {"feature": SimReg(shapes(distiller.student, distiller.teacher, 100), depth=2)},
-        distiller.weights,
+        distiller.settings,
     )
     other.load_state_dict(distiller.state_dict())
     other.train()
     assert torch.equal(distiller(views, batch)["feature"], other(views, batch)["feature"])
+
+
+class Remembering(Loss):
+    """Keeps what it was given."""
+
+    def __init__(self, shapes):
+        super().__init__(shapes)
+        self.momentum = 0.9
+
+    def forward(self, student, teacher, batch):
+        self.student, self.teacher = student, teacher
+        return student[0].embedding_BD.mean()
+
+
+def remember(momentum=0.9, extra_student=(), extra_teacher=(), **settings):
+    torch.manual_seed(0)
+    student, teacher = small_encoder(), small_encoder((8, 32, 32, 32))
+    loss = Remembering(shapes(student, teacher, 100))
+    loss.momentum, loss.extra_student, loss.extra_teacher = momentum, extra_student, extra_teacher
+    distiller = Distiller(student, teacher, {"kept": loss}, {"kept": LossSettings(**settings)})
+    return distiller.eval(), loss
+
+
+def test_a_loss_gets_the_views_its_pairs_name():
+    distiller, loss = remember(pairs=((1, 0), (2, 0)))
+    views = make_views(3)
+    distiller(views, make_batch())
+    for got, view in zip(loss.student, (views[1], views[2]), strict=True):
+        assert torch.allclose(got.embedding_BD, distiller.student(view).embedding_BD, atol=1e-5)
+    expected_BD = distiller.teacher(views[0]).embedding_BD
+    assert all(torch.allclose(t.embedding_BD, expected_BD, atol=1e-5) for t in loss.teacher)
+    assert loss.teacher.distinct == [0]
+
+
+def test_no_network_encodes_a_view_it_is_not_asked_for():
+    distiller, _ = remember(momentum=None, pairs=((0, 1),))
+    counts = []
+    for encoder in (distiller.student, distiller.teacher):
+        encoder.register_forward_pre_hook(lambda _, inputs: counts.append(len(inputs[0])))
+    distiller(make_views(3), make_batch())
+    assert counts == [4, 4]
+
+
+def test_pairs_that_name_no_view_are_refused_with_the_loss():
+    distiller, _ = remember(pairs=((0, 2),))
+    with pytest.raises(UserError, match=r"losses\.kept\.pairs: \[0, 2\] names view 2"):
+        distiller(make_views(2), make_batch())
+
+
+def test_extra_views_reach_the_networks_that_read_them_by_name():
+    distiller, loss = remember(
+        extra_student=("rotated_90", "neighbour_0"), extra_teacher=("neighbour_1", "rotated_90")
+    )
+    assert distiller.extra_views == ("rotated_90", "neighbour_0", "neighbour_1")
+    views = make_views(4)
+    distiller(views, make_batch())
+    assert set(loss.student.extra) == {"rotated_90", "neighbour_0"}
+    assert set(loss.teacher.extra) == {"rotated_90", "neighbour_1"}
+    expected_BD = distiller.teacher(views[3]).embedding_BD
+    assert torch.allclose(loss.teacher.extra["neighbour_1"].embedding_BD, expected_BD, atol=1e-5)
+
+
+def test_the_student_s_moving_average_follows_it_and_gets_no_gradient():
+    distiller, loss = remember()
+    views = make_views(1)
+    distiller(views, make_batch())["kept"].backward()
+    assert not loss.student.momentum[0].embedding_BD.requires_grad
+    assert all(p.grad is None for p in distiller.momentum_student.parameters())
+    before = next(distiller.momentum_student.parameters()).clone()
+    online = next(distiller.student.parameters())
+    with torch.no_grad():
+        online += 1.0
+    distiller.after_step(0, 10)
+    after = next(distiller.momentum_student.parameters())
+    assert torch.allclose(after, 0.9 * before + 0.1 * online)
+
+
+def test_two_momentums_of_one_average_are_refused():
+    student, teacher = small_encoder(), small_encoder()
+    losses = {name: Remembering(shapes(student, teacher, 100)) for name in "ab"}
+    losses["b"].momentum = 0.5
+    with pytest.raises(UserError, match=r"losses\.a\.momentum=0\.9, losses\.b\.momentum=0\.5"):
+        Distiller(student, teacher, losses)

@@ -4,9 +4,9 @@ import pytest
 from rich.console import Console
 
 from ssdistill.chain.run import PlannedStage
-from ssdistill.data.views import RECIPES
+from ssdistill.data.recipes import RECIPES
 from ssdistill.errors import UserError
-from ssdistill.listing import REGISTRIES, listings, plan_table
+from ssdistill.listing import REGISTRIES, description, listings, plan_table
 from ssdistill.registry import LOSSES, METHODS
 from ssdistill.stages import Stage
 
@@ -30,27 +30,44 @@ def test_everything_is_listed_when_nothing_is_asked_for():
 @pytest.mark.parametrize("name", REGISTRIES)
 def test_every_kind_has_a_row_with_what_it_does(name):
     (table,) = listings(name)
-    assert cells_of(table, "kind") == list(REGISTRIES[name].classes)
-    for kind, summary in zip(cells_of(table, "kind"), cells_of(table, "what it does"), strict=True):
+    kinds = cells_of(table, "kind")
+    assert sorted(kinds) == list(REGISTRIES[name].classes)
+    for kind, summary in zip(kinds, cells_of(table, "what it does"), strict=True):
         assert summary and summary == REGISTRIES[name][kind].__doc__.splitlines()[0], kind
 
 
-def test_settings_stand_with_their_defaults_the_kinds_own_first():
-    settings = dict(zip(LOSSES.classes, cells_of(listings("losses")[0], "settings"), strict=True))
-    assert settings["simreg"].splitlines() == [
-        "depth = 4",
-        "center_teacher = false",
-        "weight = 1.0",
-    ]
-    assert "queue = null" in settings["seed"].splitlines()
-    sources = cells_of(listings("sources")[0], "settings")
-    assert any("path = required" in cell for cell in sources)
+def test_one_kind_shows_its_settings_with_their_defaults_its_own_first():
+    heading, documentation, settings = description("losses", "simreg")
+    assert str(heading).startswith("simreg: feature matching, Navaneet et al.")
+    assert "arXiv:2201.05131" in str(documentation)
+    named = dict(zip(cells_of(settings, "setting"), cells_of(settings, "default"), strict=True))
+    assert list(named)[:3] == ["depth", "center_teacher", "weight"]
+    assert named["depth"] == "4" and named["center_teacher"] == "false"
+    *_, sources = description("sources", "npz")
+    defaults = dict(zip(cells_of(sources, "setting"), cells_of(sources, "default"), strict=True))
+    assert defaults["path"] == "required"
 
 
-def test_a_loss_is_listed_with_its_paper_and_what_it_reads():
+@pytest.mark.parametrize(
+    ("what", "kind", "message"),
+    [
+        ("losses", "simre", "no loss is called 'simre' \\(did you mean 'simreg'"),
+        ("views", "weak", "list: no 'views'.* has kinds"),
+    ],
+)
+def test_what_has_no_settings_to_show_is_refused(what, kind, message):
+    with pytest.raises(UserError, match=message):
+        description(what, kind)
+
+
+def test_a_loss_is_listed_with_family_paper_and_what_it_reads():
     (table,) = listings("losses")
-    assert cells_of(table, "paper") == [cls.paper for cls in LOSSES.classes.values()]
-    assert cells_of(table, "views") == [str(cls.views) for cls in LOSSES.classes.values()]
+    classes = [LOSSES[kind] for kind in cells_of(table, "kind")]
+    for column in ("family", "paper", "reads"):
+        assert cells_of(table, column) == [getattr(cls, column) for cls in classes]
+    views = dict(zip(cells_of(table, "kind"), cells_of(table, "views"), strict=True))
+    assert views["simreg"] == "1 same" and views["infonce"] == "2 other"
+    assert cells_of(table, "family") == sorted(cells_of(table, "family"))
     assert cells_of(listings("methods")[0], "paper") == [
         cls.paper for cls in METHODS.classes.values()
     ]

@@ -12,7 +12,7 @@ from torch import nn
 from ssdistill.chain import arithmetic
 from ssdistill.chain.arithmetic import choose_arithmetic
 from ssdistill.data.loader import Loader
-from ssdistill.data.views import RECIPES
+from ssdistill.data.recipes import RECIPES
 from ssdistill.errors import UserError
 from ssdistill.pretrain.byol import BYOL
 from ssdistill.pretrain.simclr import SimCLR
@@ -35,7 +35,10 @@ class Noisy(Task):
 
     def __init__(self, encoder):
         super().__init__()
-        self.encoder, self.num_views, self.weights = encoder, 1, {"feature": 1.0}
+        self.encoder, self.num_views = encoder, 1
+
+    def weights_at(self, step, num_steps):
+        return {"feature": 1.0}
 
     def forward(self, views, batch):
         z_BD = self.encoder(views[0]).embedding_BD
@@ -59,6 +62,9 @@ class Scripted(Task):
         self.last_embedding_BD = 1.0 + spread * noise
         scale = self.parameter.sum() / 3
         return {name: scale * v for name, v in zip(self.weights, self.values, strict=True)}
+
+    def weights_at(self, step, num_steps):
+        return self.weights
 
     def after_step(self, step, num_steps):
         self.after.append((step, num_steps))
@@ -248,6 +254,7 @@ def test_the_total_is_the_weighted_sum_and_every_loss_is_logged(start, make_enco
     first = lines_of(runs / "run")[0]
     assert first["loss/feature"] == pytest.approx(2.0)
     assert first["loss/similarity"] == pytest.approx(5.0)
+    assert first["weighted/similarity"] == pytest.approx(0.5)
     assert first["loss/total"] == pytest.approx(2.5)
     assert first["grad/norm"] == pytest.approx(2.5 / math.sqrt(3), rel=1e-5)
     assert {"collapse/std", "collapse/effective_rank"} <= first.keys()
@@ -358,3 +365,34 @@ def test_only_what_is_left_open_is_measured(training, runs, monkeypatch):
     assert {precision for precision, _ in seen} == {"fp32"}
     assert len(seen) == 2
     assert training.memory_format == torch.channels_last
+
+
+class TwoDepths(Task):
+    """One loss on the embedding, one on an early map, with weights that change."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.encoder, self.num_views = encoder, 1
+        encoder.set_taps(("layer1",))
+
+    def forward(self, views, batch):
+        found = self.encoder(views[0])
+        self.last_embedding_BD = found.embedding_BD.detach()
+        return {
+            "late": found.embedding_BD.square().mean(),
+            "early": found.maps["layer1"].square().mean(),
+        }
+
+    def weights_at(self, step, num_steps):
+        return {"late": 1.0, "early": 0.5 * step}
+
+
+def test_weights_follow_their_schedule_and_gradients_are_logged_when_due(start, runs, make_encoder):
+    start(runs / "run", TwoDepths(make_encoder()), steps=3)
+    lines = read_metrics(runs / "run")
+    assert [line["weighted/early"] for line in lines] == pytest.approx(
+        [line["loss/early"] * weight for line, weight in zip(lines, (0, 0.5, 1), strict=True)]
+    )
+    # Every 100 steps unless told otherwise; a loss of weight 0 pulls with none.
+    assert lines[0]["grad/late"] > 0 and lines[0]["grad/early"] == 0
+    assert not {"grad/late", "grad/early"} & lines[1].keys()

@@ -334,3 +334,45 @@ def test_an_unknown_recipe_is_refused_with_the_nearest(models):
 def test_a_method_of_two_views_refuses_another_number_of_recipes(models, recipes):
     with pytest.raises(UserError, match="views"):
         models(f"pretrain.views={recipes}")
+
+
+def test_compared_students_differ_from_the_distilled_one_by_their_losses_alone(models):
+    found = models(
+        "compare={simreg: {losses: {a: {kind: simreg}}}, longer: {steps: 9}}", "seeds=[0]"
+    )
+    roles = list(found)
+    assert roles[roles.index("distilled") : roles.index("pruned")] == [
+        "distilled",
+        "simreg",
+        "longer",
+    ]
+    assert found["simreg"].parents["teacher"] == found["distilled"].parents["teacher"]
+    ours, theirs = (found[role].config for role in ("simreg", "distilled"))
+    assert ours["encoder"] == theirs["encoder"]
+    assert {k for k in theirs["training"] if ours["training"][k] != theirs["training"][k]} == {
+        "losses"
+    }
+    assert found["longer"].config["training"]["steps"] == 9
+    weights = [fresh_encoder(found[role]).state_dict() for role in ("simreg", "distilled")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_compared_student_is_compressed_by_nobody(models):
+    found = models("compare={other: {steps: 9}}")
+    assert found["pruned"].parents["model"] == found["distilled"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("distill.views=[weak]", "distill.views: the losses take 2 views, got 1"),
+        ("compare={other: {views: [weak]}}", "compare.other.views: the losses take 2 views"),
+        (
+            "distill.losses.feature.pairs=[[0,5]]",
+            r"distill.losses.feature.pairs: \[0, 5\] names view 5, and there are views 0 to 1",
+        ),
+    ],
+)
+def test_views_that_do_not_serve_the_losses_are_refused(models, override, message):
+    with pytest.raises(UserError, match=message):
+        models(override)

@@ -7,8 +7,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from ssdistill.data.decode import BadImage
+from ssdistill.data.recipes import RECIPES
 from ssdistill.data.sources import Cifar10, Cifar100, Digits, Folder, Npz, Stl10
-from ssdistill.data.views import RECIPES
 from ssdistill.errors import UserError
 from ssdistill.registry import SOURCES
 

@@ -1,0 +1,113 @@
+"""Views made for one loss, beside those of the recipes: rotations, neighbours, mixtures."""
+
+import torch
+from torch import Tensor
+
+from ssdistill.data.batch import Batch
+from ssdistill.data.counter_rng import uniform
+from ssdistill.data.mixing import centred_box, paste
+from ssdistill.data.recipes import ViewRecipe
+from ssdistill.data.views import make_view
+from ssdistill.errors import UserError
+
+EXTRA = (
+    "rotated_90",
+    "rotated_180",
+    "rotated_270",
+    "neighbour_0",
+    "neighbour_1",
+    "cutmix",
+)
+"""Names of extra views, in the order in which a step hands them on.
+
+``rotated_90`` is the first view turned by 90 degrees, and so on; ``neighbour_0`` and
+``neighbour_1`` are views, by the first and the last recipe, of an image like this one;
+``cutmix`` is the first view with a rectangle of ``neighbour_0`` in it.
+"""
+
+NEEDS_NEIGHBOURS = frozenset(("neighbour_0", "neighbour_1", "cutmix"))
+"""Those that are made of ``batch.neighbours_BHWC``."""
+
+_BOX = -1
+"""Stands where other draws have the number of a view."""
+
+
+def extra_views(
+    names: tuple[str, ...],
+    views: list[Tensor],
+    batch: Batch,
+    recipes: tuple[ViewRecipe, ...],
+    *,
+    seed: int,
+    size: int,
+) -> list[Tensor]:
+    """The extra views called ``names``, in the order of :data:`EXTRA`.
+
+    Neighbours are drawn by (seed, epoch, index), as every view is; the rectangle of ``cutmix``,
+    one for the batch and the same in every process, by (seed, step). Where ``cutmix`` is made,
+    ``batch.cutmix_share`` is set.
+
+    Args:
+        views: (B, 3, S, S) in [0, 1], one per recipe.
+        recipes: one per view. Neighbours are drawn by the first and the last of a full-size view.
+        size: side of a view whose recipe names none, pixels.
+
+    Raises:
+        UserError: ``cutmix`` of a first view that is smaller than others.
+    """
+    made = {
+        name: torch.rot90(views[0], turns, dims=(2, 3))
+        for turns, name in enumerate(EXTRA[:3], start=1)
+        if name in names
+    }
+    if NEEDS_NEIGHBOURS & set(names):
+        made |= _neighbour_views(names, views, batch, recipes, seed, size)
+    if "cutmix" in names:
+        made["cutmix"], batch.cutmix_share = _cutmix(views, made["neighbour_0"], batch, seed)
+    return [made[name] for name in EXTRA if name in names]
+
+
+def _neighbour_views(
+    names: tuple[str, ...],
+    views: list[Tensor],
+    batch: Batch,
+    recipes: tuple[ViewRecipe, ...],
+    seed: int,
+    size: int,
+) -> dict[str, Tensor]:
+    if batch.neighbours_BHWC is None:
+        raise ValueError(f"{', '.join(names)}: the loader was given no neighbours")
+    sides = [recipe.size or size for recipe in recipes]
+    full = [r for r, side in zip(recipes, sides, strict=True) if side == max(sides)]
+    wanted = {"neighbour_0": full[0], "neighbour_1": full[-1]}
+    # cutmix takes its rectangle from there.
+    needed = {*names, "neighbour_0"} if "cutmix" in names else names
+    return {
+        name: make_view(
+            batch.neighbours_BHWC,
+            recipe,
+            seed=seed,
+            epoch=batch.epoch,
+            index_B=batch.index_B,
+            view=len(views) + number,
+            size=max(sides),
+        )
+        for number, (name, recipe) in enumerate(wanted.items())
+        if name in needed
+    }
+
+
+def _cutmix(
+    views: list[Tensor], neighbour_BCHW: Tensor, batch: Batch, seed: int
+) -> tuple[Tensor, float]:
+    """BINGO's mixture (arXiv:2107.01691) and the share of it that is the image."""
+    if views[0].shape != neighbour_BCHW.shape:
+        raise UserError(
+            f"views: the first must be of full size to be mixed with neighbours, "
+            f"{neighbour_BCHW.shape[-1]} pixels and not {views[0].shape[-1]}"
+        )
+    step_1 = torch.tensor([batch.step])
+    *three, centre_y, centre_x = uniform(seed, batch.epoch, step_1, _BOX, 5)[0].tolist()
+    # The median of three uniform numbers has the law Beta(2, 2).
+    share = sorted(three)[1]
+    return paste(views[0], neighbour_BCHW, centred_box(1.0 - share, centre_y, centre_x))

@@ -1,0 +1,81 @@
+"""Weight-space transfer: move the student's weights towards the teacher's where shapes allow."""
+
+import logging
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ssdistill.errors import UserError
+from ssdistill.models.backbones import Encoder
+from ssdistill.settings import Fraction, PositiveInt, Settings
+
+log = logging.getLogger("ssdistill")
+
+
+class InterpolateSettings(Settings):
+    """student <- student + alpha (teacher - student), for tensors of equal name and shape.
+
+    Args:
+        alpha: share of the way to go; 1 copies the teacher.
+        when: ``before`` training, once, or ``during``, after every ``every`` steps.
+        every: optimizer steps between two moves.
+        at_least: share of the student's weights that must have a counterpart.
+    """
+
+    alpha: Fraction = 0.5
+    when: Literal["before", "during"] = "before"
+    every: PositiveInt = 100
+    at_least: Fraction = 0.0
+
+
+class Interpolation:
+    """Tensors of the student that have a counterpart in the teacher to move towards.
+
+    Parameters and floating-point buffers (batch-norm statistics) count, by their names.
+
+    Args:
+        student: the encoder whose weights move.
+        teacher: where they move to; unchanged.
+        settings: how far and when.
+
+    Raises:
+        UserError: no tensor, or too few, of the student has the teacher's name and shape.
+    """
+
+    def __init__(self, student: Encoder, teacher: Encoder, settings: InterpolateSettings):
+        self.settings, self._networks = settings, (student.net, teacher.net)
+        ours, theirs = self._tensors()
+        self.names = [
+            name for name, x in ours.items() if name in theirs and theirs[name].shape == x.shape
+        ]
+        numbers = sum(x.numel() for x in ours.values())
+        self.share = sum(ours[name].numel() for name in self.names) / numbers
+        counted = f"{len(self.names)} of the student's {len(ours)} tensors ({self.share:.1%})"
+        if not self.names or self.share < settings.at_least:
+            odd = next(name for name in ours if name not in self.names)
+            raise UserError(
+                f"interpolate: {counted} have the teacher's name and shape ('{odd}' has not); "
+                "take equal architectures or set interpolate=null"
+            )
+        if self.share < 1:
+            log.warning("interpolate: %s have a counterpart in the teacher and move", counted)
+
+    def _tensors(self) -> list[dict[str, Tensor]]:
+        # Looked up anew: moving a network to a device replaces its buffers.
+        return [
+            {n: x for n, x in net.state_dict(keep_vars=True).items() if x.is_floating_point()}
+            for net in self._networks
+        ]
+
+    @torch.no_grad()
+    def move(self) -> None:
+        """One move of all tensors."""
+        ours, theirs = self._tensors()
+        for name in self.names:
+            ours[name].lerp_(theirs[name].to(ours[name]), self.settings.alpha)
+
+    def after_step(self, step: int) -> None:
+        """Move where the settings say so after optimizer step ``step`` (from 0)."""
+        if self.settings.when == "during" and (step + 1) % self.settings.every == 0:
+            self.move()

@@ -1,0 +1,124 @@
+"""BINGO: a student's image, its neighbour and their mixture (Xu et al., arXiv:2107.01691)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssdistill.data.batch import Batch
+from ssdistill.distill.bank import Bank, centring, default_queue_size
+from ssdistill.losses import Loss, Read, Shapes, vectors
+from ssdistill.losses.contrast import info_nce_each
+from ssdistill.models.heads import projector
+from ssdistill.models.representation import Outputs
+from ssdistill.settings import NonNegativeInt, Positive, PositiveInt
+
+
+def bag_loss(
+    queries: tuple[Tensor, Tensor, Tensor],
+    keys: tuple[Tensor, Tensor],
+    queue_KD: Tensor,
+    temperature: float,
+    own_share: float,
+    cutmix_share: float,
+) -> Tensor:
+    """1/3 sum over three queries of share nce(query, key) + (1 - share) nce(query, other key).
+
+    Args:
+        queries: of the image q, of its neighbour p and of the mixture of both, (B, D) each.
+        keys: of the image k and of its neighbour k', (B, D) each.
+        queue_KD: negatives of length 1.
+        temperature: of the softmax.
+        own_share: weight of q's own key k, and of p's own k'.
+        cutmix_share: weight of k for the mixture.
+    """
+    shares = (own_share, 1 - own_share, cutmix_share)
+    losses = []
+    for query_BD, share in zip(queries, shares, strict=True):
+        image, neighbour = info_nce_each(query_BD, keys, queue_KD, temperature)
+        losses.append(share * image + (1 - share) * neighbour)
+    return sum(losses) / 3
+
+
+class BINGO(Loss):
+    """An image, a neighbour from the teacher's bag and their CutMix find both images' teacher keys.
+
+    With nce(x, y) = -log exp(x·y/T) / (exp(x·y/T) + sum_k exp(x·q_k/T)) of vectors of length 1,
+    q and k the student's and the teacher's of two views of an image, p and k' those of an image
+    that the teacher finds like it, m the student's of q's and p's pixels, a share a of them q's:
+
+    L = 1/3 [(nce(q, k) + nce(q, k')) / 2 + (nce(p, k) + nce(p, k')) / 2
+    + a nce(m, k) + (1 - a) nce(m, k')]
+
+    (arXiv:2107.01691). Of the first two terms only nce(q, k) and nce(p, k') are left, with weight
+    1, in the first epochs. The keys k alone join the queue, after scoring. With several pairs of
+    views (``pairs: other`` is the symmetric loss) L is averaged over them.
+
+    ```yaml
+    losses:
+      bag: {kind: bingo, temperature: 0.2, weight: 1.0}
+    ```
+
+    Args:
+        queue: keys kept (paper: 65536). By default 4096, or half the training images if fewer.
+        temperature: T (paper: 0.12 for EfficientNets).
+        hidden_dim: width of the hidden layer of the student's MLP.
+        warmup_epochs: the first epochs, without the terms across image and neighbour. The
+            published code leaves them out until ``epoch > 10`` holds, counted from 0.
+        read: the teacher's vector: ``embedding`` of the backbone, or ``projection`` of the
+            self-supervised head it was trained with (the paper's), where it has kept one.
+        center_teacher: subtract the teacher's mean first (not in the paper).
+
+    Raises:
+        UserError: for ``read: projection`` and a teacher without one.
+    """
+
+    kind = "bingo"
+    family = "contrastive"
+    paper = "Xu et al., ICLR 2022, arXiv:2107.01691"
+    reads = "embedding"
+    pairing = ((0, 1),)
+    views = 2
+    extra_student = ("neighbour_0", "cutmix")
+    extra_teacher = ("neighbour_1",)
+    exact_under_sharding = True
+
+    def __init__(
+        self,
+        shapes: Shapes,
+        *,
+        queue: PositiveInt | None = None,
+        temperature: Positive = 0.2,
+        hidden_dim: PositiveInt = 2048,
+        warmup_epochs: NonNegativeInt = 11,
+        read: Read = "embedding",
+        center_teacher: bool = False,
+    ):
+        super().__init__(shapes)
+        self.temperature, self.warmup_epochs, self.read = temperature, warmup_epochs, read
+        width = self.teacher_width(read)
+        self.head = projector(shapes.student_dim, width, hidden_dim)
+        self.bank = Bank(queue or default_queue_size(shapes.num_samples), teacher=width)
+        self.centre = centring(center_teacher, width)
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        *keys, neighbour_key_BD = self.centre(
+            vectors([*teacher, teacher.extra["neighbour_1"]], self.read)
+        )
+        ours = vectors([*student, student.extra["neighbour_0"], student.extra["cutmix"]])
+        *queries, neighbour_BD, mixed_BD = self.head(torch.cat(ours)).chunk(len(ours))
+        own_share = 1.0 if batch.epoch < self.warmup_epochs else 0.5
+        queue_KD = self.bank["teacher"]
+        losses = [
+            bag_loss(
+                (query_BD, neighbour_BD, mixed_BD),
+                (key_BD, neighbour_key_BD),
+                queue_KD,
+                self.temperature,
+                own_share,
+                batch.cutmix_share,
+            )
+            for query_BD, key_BD in zip(queries, keys, strict=True)
+        ]
+        for view in teacher.distinct:
+            self.bank.push(teacher=F.normalize(keys[view].float(), dim=1))
+        return sum(losses) / len(losses)

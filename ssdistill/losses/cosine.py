@@ -1,0 +1,35 @@
+"""Cosine distance between the student's regressed vectors and the teacher's."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssdistill.losses.matching import PlainRegression
+
+
+class Cosine(PlainRegression):
+    """The student's embedding or maps, through a head, point where the teacher's point.
+
+    L = mean (1 - cos(h(s), t)) over positions, images and views; the summary loss of
+    arXiv:2312.06709. ``simreg`` is twice this with a deeper head.
+
+    ```yaml
+    losses:
+      feature: {kind: cosine, head: linear, weight: 1.0}
+    ```
+
+    Args:
+        read: compare the ``embedding``, or ``maps`` position by position.
+        maps: with ``read: maps``, which ones: ``last`` (by default), ``middle``, ``stages`` or
+            names.
+        head: ``linear``, ``conv`` (linear, batch norm, ReLU) or ``mlp``, at every position.
+        center_teacher: subtract the teacher's mean first.
+
+    Raises:
+        UserError: maps that a network does not have, or ``maps`` with ``read: embedding``.
+    """
+
+    kind = "cosine"
+    paper = "Ranzinger et al., CVPR 2024, arXiv:2312.06709"
+
+    def distance(self, s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:
+        return 1 - F.cosine_similarity(s_BCHW, t_BCHW, dim=1)

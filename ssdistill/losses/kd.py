@@ -1,0 +1,72 @@
+"""KD: soft targets (Hinton et al., 2015, arXiv:1503.02531), over classes without names."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssdistill.data.batch import Batch
+from ssdistill.losses import Shapes
+from ssdistill.losses.prototypes import LogitLoss, TeacherLogits, for_each_pair
+from ssdistill.models.heads import LogitHead, logit_head
+from ssdistill.models.representation import Outputs
+from ssdistill.settings import Positive, PositiveInt
+
+
+def softened_kl(s_BK: Tensor, t_BK: Tensor, temperature: float) -> Tensor:
+    """T^2 mean_b KL(softmax(t / T) || softmax(s / T)), in float32."""
+    log_q_BK = (s_BK.float() / temperature).log_softmax(1)
+    log_p_BK = (t_BK.float() / temperature).log_softmax(1)
+    return F.kl_div(log_q_BK, log_p_BK, log_target=True, reduction="batchmean") * temperature**2
+
+
+class KD(LogitLoss):
+    """The student's softened probabilities of the teacher's prototypes become the teacher's.
+
+    L = T^2 mean KL(softmax(t / T) || softmax(h(s) / T)) over images and views, h the student's own
+    head (arXiv:1503.02531, sec. 2; the label term is left out). Student and teacher see the same
+    view.
+
+    ```yaml
+    losses:
+      logits: {kind: kd, temperature: 4.0, scale: 0.02, weight: 1.0}
+    ```
+
+    Args:
+        temperature: T. The usual 4 is for the logits of a classifier.
+        logits: the teacher's logits: cosines of its centred embedding to ``prototypes``, divided
+            by ``scale``, or the ``projection`` of its self-supervised head as it is.
+        prototypes: how many, K; at most as many as there are training images. By default 1024,
+            or an eighth of the images if fewer.
+        scale: of the cosines. What the softmax sees is cosine / (scale T), and 0.02 times 4 is
+            about the temperature of contrastive losses; at scale 1 the targets were uniform.
+        head: ``linear``, or ``mlp``, two layers with a ReLU between.
+
+    Raises:
+        UserError: ``logits: projection`` of a teacher without a head, or fewer than two classes.
+    """
+
+    kind = "kd"
+    paper = "Hinton et al., NeurIPS Workshop 2014, arXiv:1503.02531"
+
+    def __init__(
+        self,
+        shapes: Shapes,
+        *,
+        temperature: Positive = 4.0,
+        logits: TeacherLogits = "prototypes",
+        prototypes: PositiveInt | None = None,
+        scale: Positive = 0.02,
+        head: LogitHead = "linear",
+    ):
+        super().__init__(shapes, logits, prototypes, scale)
+        self.temperature = temperature
+        self.head = logit_head(shapes.student_dim, self.num_logits, head)
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        t_NK = torch.cat(for_each_pair(teacher, self.read, self.teacher_logits))
+        s_NK = torch.cat(for_each_pair(student, "embedding", self.head))
+        return self.compare(s_NK, t_NK)
+
+    def compare(self, s_NK: Tensor, t_NK: Tensor) -> Tensor:
+        """The loss between logits (N, K) of the two networks."""
+        return softened_kl(s_NK, t_NK, self.temperature)

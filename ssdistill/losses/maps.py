@@ -1,0 +1,124 @@
+"""Losses over feature maps: which map of the student learns from which map of the teacher."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from ssdistill.errors import nearest
+from ssdistill.losses import Loss, Shapes
+from ssdistill.models.representation import Representation
+
+MapChoice = Literal["last", "middle", "stages"]
+MapNames = Annotated[tuple[str | tuple[str, str], ...], Field(min_length=1)]
+MAX_STAGES = 4
+"""``maps: stages`` pairs at most as many; a vision transformer has one map per block."""
+
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class MapPair:
+    """One map of each network, by tap name, and their (C, H, W)."""
+
+    student: str
+    teacher: str
+    student_shape: Shape
+    teacher_shape: Shape
+
+
+def stages(maps: dict[str, Shape], count: int) -> list[str]:
+    """``count`` names of stages spread evenly over the depth, the deepest included."""
+    names = [name for name in maps if ":" not in name]
+    return [names[-(-(i + 1) * len(names) // count) - 1] for i in range(count)]
+
+
+class MapLoss(Loss):
+    """Base of the losses that compare feature maps.
+
+    ``maps`` names them: ``last`` (the deepest of both), ``middle`` (the stage at half depth),
+    ``stages`` (up to four, evenly spread over the depth of each network), or a list of names,
+    ``[layer2, [layer3, blocks.7]]``, a single name standing for both networks and a pair for
+    student and teacher. A prefix, e.g. ``before_relu``, is that of names with a colon.
+
+    A subclass passes ``maps`` on and finds the result in ``map_pairs``.
+
+    Raises:
+        UserError: a network without feature maps, or without the one named.
+    """
+
+    reads = "maps"
+    prefix: ClassVar[str] = ""
+    needs: ClassVar[str] = "feature maps"
+    """What a network without maps of that prefix lacks, for the message."""
+
+    def __init__(self, shapes: Shapes, maps: MapChoice | MapNames):
+        super().__init__(shapes)
+        self.map_pairs = self._resolve(maps)
+        self.student_taps = tuple(dict.fromkeys(pair.student for pair in self.map_pairs))
+        self.teacher_taps = tuple(dict.fromkeys(pair.teacher for pair in self.map_pairs))
+
+    def pairs_of(
+        self, student: Representation, teacher: Representation
+    ) -> list[tuple[Tensor, Tensor]]:
+        """(student map, teacher map) of every pair, each (B, C, H, W)."""
+        return [(student.maps[p.student], teacher.maps[p.teacher]) for p in self.map_pairs]
+
+    def _resolve(self, maps: MapChoice | MapNames) -> list[MapPair]:
+        ours, theirs = self._known("student"), self._known("teacher")
+        if isinstance(maps, str):
+            count = {"last": 1, "middle": 2, "stages": MAX_STAGES}[maps]
+            count = min(count, len(ours), len(theirs))
+            names = list(zip(stages(ours, count), stages(theirs, count), strict=True))
+            names = names[:1] if maps == "middle" else names
+        else:
+            names = [(name, name) if isinstance(name, str) else name for name in maps]
+        return [
+            MapPair(
+                self._full("student", ours_name, ours),
+                self._full("teacher", theirs_name, theirs),
+                ours[ours_name],
+                theirs[theirs_name],
+            )
+            for ours_name, theirs_name in names
+        ]
+
+    def _known(self, side: str) -> dict[str, Shape]:
+        """Maps of the wanted kind by stage name, without the prefix."""
+        maps: dict[str, Shape] = getattr(self.shapes, f"{side}_maps")
+        lead = f"{self.prefix}:" if self.prefix else ""
+        known = {
+            name.removeprefix(lead): shape
+            for name, shape in maps.items()
+            if name.startswith(lead) and ":" not in name.removeprefix(lead)
+        }
+        if not known:
+            name = getattr(self.shapes, f"{side}_name")
+            raise self.fail(f"the {side} ({name}) has no {self.needs}")
+        return known
+
+    def _full(self, side: str, name: str, known: dict[str, Shape]) -> str:
+        if name not in known:
+            architecture = getattr(self.shapes, f"{side}_name")
+            raise self.fail(
+                f"the {side} ({architecture}) has no map '{name}'{nearest(name, known)}; "
+                f"it has {', '.join(known)}"
+            )
+        return f"{self.prefix}:{name}" if self.prefix else name
+
+
+def resize_map(x_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
+    """The map on another grid: averaged onto a coarser one, interpolated onto a finer one."""
+    height, width = x_BCHW.shape[-2:]
+    if (height, width) == tuple(size):
+        return x_BCHW
+    if height >= size[0] and width >= size[1]:
+        return F.adaptive_avg_pool2d(x_BCHW, size)
+    return F.interpolate(x_BCHW, size, mode="bilinear", align_corners=False)
+
+
+def tokens(x_BCHW: Tensor) -> Tensor:
+    """Positions of a map as rows: (B, H W, C)."""
+    return x_BCHW.flatten(2).mT

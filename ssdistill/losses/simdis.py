@@ -1,0 +1,145 @@
+"""SimDis: BYOL-like distillation from several targets (Gu et al., 2021, arXiv:2106.11304)."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ssdistill.data.batch import Batch
+from ssdistill.losses import Loss, Read, Shapes, vectors
+from ssdistill.losses.matching import squared_distance
+from ssdistill.models.ema import cosine_momentum
+from ssdistill.models.heads import predictor
+from ssdistill.models.representation import Outputs
+from ssdistill.settings import Fraction, PositiveInt
+
+TARGETS: dict[int, dict[str, int]] = {
+    2: {"sema_dv": 1, "t_dv": 1},
+    7: {"s_dv": 1, "sema_sv": 1, "sema_dv": 1, "t_sv": 2, "t_dv": 2},
+}
+"""Share of each target: source (student, its moving average, teacher), same or different view."""
+
+Views = Sequence[Tensor]
+
+
+def view_distance(p: Views, t: Views, different: bool) -> Tensor:
+    """Twice the mean squared distance of unit vectors over pairs of the same or different views.
+
+    Of two views, that is the sum over both: mean_b (4 - 2 (n(p_1)·n(t_1) + n(p_2)·n(t_2))).
+    """
+    count = len(p)
+    pairs = [(v, w) for v in range(count) for w in range(count) if (v != w) == different]
+    return 2 * torch.stack([squared_distance(p[v], t[w]) for v, w in pairs]).mean()
+
+
+def multi_target_distance(
+    predictions: Mapping[str, Views], targets: Mapping[str, Views], shares: Mapping[str, int]
+) -> Tensor:
+    """Mean of :func:`view_distance` over the names in ``shares``, such as ``t_dv``.
+
+    ``predictions`` are by name, ``targets`` by the name's part before ``_sv`` or ``_dv``.
+    """
+    terms = [
+        share * view_distance(predictions[name], targets[name[:-3]], name.endswith("_dv"))
+        for name, share in shares.items()
+    ]
+    return torch.stack(terms).sum() / sum(shares.values())
+
+
+class MovingAverage(nn.Module):
+    """A head's moving average. Its tensors are buffers: saved, and trained by nobody."""
+
+    def __init__(self, online: nn.Module):
+        super().__init__()
+        self.head = copy.deepcopy(online)
+        for module in self.head.modules():
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                delattr(module, name)
+                module.register_buffer(name, parameter.detach())
+
+    @torch.no_grad()
+    def forward(self, x_BD: Tensor) -> Tensor:
+        return self.head(x_BD)
+
+    @torch.no_grad()
+    def update(self, online: nn.Module, momentum: float) -> None:
+        """Move by (1 - momentum) towards ``online``, batch-norm statistics included."""
+        ours, theirs = self.head.state_dict(), online.state_dict()
+        for name, old in ours.items():
+            if old.is_floating_point():
+                old.lerp_(theirs[name], 1 - momentum)
+            else:
+                old.copy_(theirs[name])
+
+
+class SimDis(Loss):
+    """Like BYOL, the student predicts its own moving average, and besides that the teacher.
+
+    L = mean over targets of 2 mean (2 - 2 n(q_k(z_v))·n(target_w)), z = projector(s), with a
+    predictor q_k for each kind of target: the student's own z of another view, its moving
+    average's of the same and of another view, and the teacher's vector of the same and of
+    another view (arXiv:2106.11304). No target gets a gradient. The paper's teacher has a
+    moving average too, which makes two more targets, 7 in all; one that is frozen is its own
+    moving average, and instead of having second predictors its two targets count twice.
+    The pairs of views must be the default ones, ``same``: the loss makes the others itself.
+
+    ```yaml
+    losses:
+      byol: {kind: simdis, targets: 7, hidden: 512, weight: 1.0}
+    ```
+
+    Args:
+        targets: 7, or the paper's 2: moving average and teacher, both of another view.
+        dim: width of the projector's output.
+        hidden: width of the hidden layers.
+        momentum: of the student's and its projector's moving average; it rises to 1 by a cosine.
+        read: the teacher's vector: ``embedding``, or ``projection`` (the paper's) of the
+            self-supervised head it was trained with.
+
+    Raises:
+        UserError: for ``read: projection`` and a teacher without one.
+    """
+
+    kind = "simdis"
+    family = "feature matching"
+    paper = "Gu et al., 2021, arXiv:2106.11304"
+    reads = "embedding"
+    views = 2
+
+    def __init__(
+        self,
+        shapes: Shapes,
+        *,
+        targets: Literal[2, 7] = 7,
+        dim: PositiveInt = 256,
+        hidden: PositiveInt = 4096,
+        momentum: Fraction = 0.99,
+        read: Read = "embedding",
+    ):
+        super().__init__(shapes)
+        self.read, self.shares, self.momentum = read, TARGETS[targets], momentum
+        widths = {"s": dim, "sema": dim, "t": self.teacher_width(read)}
+        self.projector = predictor(shapes.student_dim, dim, hidden)
+        self.predictors = nn.ModuleDict(
+            {name: predictor(dim, widths[name[:-3]], hidden) for name in self.shares}
+        )
+        self.moving = MovingAverage(self.projector)
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        count = len(student)
+        z_ND = self.projector(torch.cat(vectors(student)))
+        targets = {
+            "s": z_ND.detach().chunk(count),
+            "sema": self.moving(torch.cat(vectors(student.momentum))).chunk(count),
+            "t": vectors(teacher, self.read),
+        }
+        predictions = {name: q(z_ND).chunk(count) for name, q in self.predictors.items()}
+        return multi_target_distance(predictions, targets, self.shares)
+
+    def momentum_at(self, step: int, num_steps: int) -> float:
+        return cosine_momentum(self.momentum, step, num_steps)
+
+    def after_step(self, step: int, num_steps: int) -> None:
+        self.moving.update(self.projector, self.momentum_at(step, num_steps))

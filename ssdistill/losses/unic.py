@@ -1,0 +1,78 @@
+"""UNIC: cosine and smooth L1 to standardised targets (Sariyildiz et al., ECCV 2024)."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssdistill.losses import Shapes
+from ssdistill.losses.maps import MapChoice, MapNames
+from ssdistill.losses.matching import StandardisedRegression
+from ssdistill.models.heads import MapHead
+from ssdistill.settings import Fraction, NonNegative
+
+
+def cosine_and_smooth_l1(
+    s_BCHW: Tensor, t_BCHW: Tensor, cosine_weight: float, smooth_l1_weight: float
+) -> Tensor:
+    """w_cos (1 - cos(s, t)) + w_l1 smooth_l1(s, t), averaged over positions: one per image."""
+    cosine_B = (1 - F.cosine_similarity(s_BCHW, t_BCHW, dim=1)).mean((1, 2))
+    smooth_l1_B = F.smooth_l1_loss(s_BCHW, t_BCHW, reduction="none").mean((1, 2, 3))
+    return cosine_weight * cosine_B + smooth_l1_weight * smooth_l1_B
+
+
+def mean_over_kept_teachers(loss_TB: Tensor, dropped_TB: Tensor) -> Tensor:
+    """Mean loss over the pairs of teacher and image that are not dropped.
+
+    The teacher an image has the largest loss with is kept whatever ``dropped_TB`` (bool) says.
+    """
+    worst_TB = F.one_hot(loss_TB.argmax(0), len(loss_TB)).bool().T
+    kept_TB = worst_TB | ~dropped_TB
+    return (loss_TB * kept_TB).sum() / kept_TB.sum()
+
+
+class UNIC(StandardisedRegression):
+    """The student predicts the teacher's standardised embedding and patches, in angle and value.
+
+    L = mean over embedding and maps of 0.5 (1 - cos(h(s), t')) + 0.5 smooth_l1(h(s), t'),
+    t' = (t - mean) / std by running statistics of each channel, which a batch updates after it
+    has been standardised (arXiv:2408.05088; so step 0 sees the teacher's own values). Beside
+    this, the paper drops teachers of low loss at random, which needs several teachers
+    (:func:`mean_over_kept_teachers`), and sums an MLP of every block where ``head`` reads one.
+
+    ```yaml
+    losses:
+      feature: {kind: unic, weight: 1.0}
+    ```
+
+    Args:
+        maps: which maps join the embedding: ``last``, ``middle``, ``stages`` or names.
+        head: ``mlp``, ``linear`` or ``conv``, at every position.
+        cosine_weight: of the cosine distance.
+        smooth_l1_weight: of the smooth L1 distance.
+        statistics_end: share of a batch in the running statistics at the end of the training;
+            it falls to it from 1 by a cosine.
+
+    Raises:
+        UserError: maps that a network does not have.
+    """
+
+    kind = "unic"
+    paper = "Sariyildiz et al., ECCV 2024, arXiv:2408.05088"
+    reads = "embedding, maps"
+
+    def __init__(
+        self,
+        shapes: Shapes,
+        *,
+        maps: MapChoice | MapNames = "last",
+        head: MapHead = "mlp",
+        cosine_weight: NonNegative = 0.5,
+        smooth_l1_weight: NonNegative = 0.5,
+        statistics_end: Fraction = 0.001,
+    ):
+        super().__init__(
+            shapes, reads="embedding, maps", maps=maps, head=head, statistics_end=statistics_end
+        )
+        self.weights = cosine_weight, smooth_l1_weight
+
+    def distance(self, s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:
+        return cosine_and_smooth_l1(s_BCHW, t_BCHW, *self.weights)

@@ -1,0 +1,181 @@
+"""Places inside a timm network whose values an encoder returns on request.
+
+They are named after modules: ``layer3`` is the feature map of a stage, ``before_relu:layer3``
+that map before the ReLU which closes the stage, and ``attention:blocks.11`` what the class token
+of a transformer's block attends to.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from timm.models.vision_transformer import Attention, VisionTransformer
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
+
+ATTENTION, BEFORE_RELU = "attention:", "before_relu:"
+
+
+def stage_names(net: nn.Module) -> list[str]:
+    """Stages with a feature map, from shallow to deep; none where timm gives no access."""
+    if not hasattr(net, "forward_intermediates"):
+        return []
+    return [info["module"] for info in getattr(net, "feature_info", None) or ()]
+
+
+def stage_maps(
+    net: nn.Module, x_BCHW: Tensor, names: Sequence[str]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """What ``forward_features`` returns, and the maps (B, C, H, W) of some stages by name."""
+    known = stage_names(net)
+    # timm returns maps in depth order, whatever the order of `indices`.
+    indices = sorted(known.index(name) for name in names)
+    final, maps = net.forward_intermediates(x_BCHW, indices=indices, norm=False, output_fmt="NCHW")
+    return final, {known[i]: m for i, m in zip(indices, maps, strict=True)}
+
+
+def class_token_attention(net: nn.Module) -> dict[str, Attention]:
+    """Attention of every block of a vision transformer with a class token, by block.
+
+    Only timm's plain attention: others add biases or rotations to the logits.
+    """
+    if not isinstance(net, VisionTransformer) or net.cls_token is None:
+        return {}
+    found = ((name, getattr(net.get_submodule(name), "attn", None)) for name in stage_names(net))
+    return {name: attention for name, attention in found if type(attention) is Attention}
+
+
+@dataclass(frozen=True)
+class Closing:
+    """The ReLU that closes a stage and the batch norm before it, by module name.
+
+    ``norm`` is the last one defined before the ReLU with as many channels: in a residual block
+    that of the residual branch.
+    """
+
+    relu: str
+    norm: str | None
+
+
+@torch.no_grad()
+def closing_relus(net: nn.Module, x_BCHW: Tensor) -> dict[str, Closing]:
+    """Stages whose map is what their last ReLU returns, found by encoding ``x_BCHW``.
+
+    ``net`` must be in eval mode and the images not all alike: a map of zeros tells nothing.
+    """
+    stages = stage_names(net)
+    within = {
+        name: [stage for stage in stages if f"{name}.".startswith(f"{stage}.")]
+        for name, module in net.named_modules()
+        if isinstance(module, nn.ReLU)
+    }
+    last: dict[str, str] = {}
+    inputs: dict[str, Tensor] = {}
+
+    def remember(name: str, x_BCHW: Tensor) -> None:
+        for stage in within[name]:
+            last[stage], inputs[stage] = name, x_BCHW.clone()
+
+    handles = [
+        net.get_submodule(name).register_forward_pre_hook(
+            lambda module, args, name=name: remember(name, args[0])
+        )
+        for name in within
+        if within[name]
+    ]
+    if not handles:
+        return {}
+    try:
+        maps = stage_maps(net, x_BCHW, stages)[1]
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {
+        stage: Closing(last[stage], _norm_before(net, last[stage], maps[stage].shape[1]))
+        for stage in stages
+        if stage in last and torch.equal(inputs[stage].relu(), maps[stage])
+    }
+
+
+def _norm_before(net: nn.Module, relu: str, channels: int) -> str | None:
+    found = None
+    for name, module in net.named_modules():
+        if name == relu:
+            break
+        wide = isinstance(module, _BatchNorm) and module.num_features == channels
+        if wide and module.affine:
+            found = name
+    return found
+
+
+def norm_outputs(net: nn.Module, closing: dict[str, Closing]) -> dict[str, tuple[Tensor, Tensor]]:
+    """(mean_C, std_C) that the batch norm before a closing ReLU gives its output, by stage.
+
+    They are its bias and the size of its weight.
+    """
+    norms = {stage: net.get_submodule(c.norm) for stage, c in closing.items() if c.norm}
+    return {
+        stage: (norm.bias.detach().clone(), norm.weight.detach().abs())
+        for stage, norm in norms.items()
+    }
+
+
+@contextmanager
+def looking(module: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients, for a look at the shapes; the mode comes back afterwards."""
+    was_training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        module.train(was_training)
+
+
+def class_token_logits(attention: Attention, qkv_BNC: Tensor) -> Tensor:
+    """q_0·k_j / sqrt(d), the class token's logits for all tokens, (B, heads, 1, N) in float32."""
+    parts = qkv_BNC.unflatten(2, (3, attention.num_heads, attention.head_dim))
+    q_BHNd, k_BHNd, _ = parts.permute(2, 0, 3, 1, 4).unbind(0)
+    q_BH1d, k_BHNd = attention.q_norm(q_BHNd[:, :, :1]), attention.k_norm(k_BHNd)
+    with torch.autocast(qkv_BNC.device.type, enabled=False):
+        return attention.scale * q_BH1d.float() @ k_BHNd.float().mT
+
+
+# Hooks are objects, not closures: a deep copy of the network must fill the copy's dictionary.
+class _CatchInput:
+    def __init__(self, caught: dict[str, Tensor], name: str):
+        self.caught, self.name = caught, name
+
+    def __call__(self, relu: nn.Module, args: tuple[Tensor, ...]) -> None:
+        # timm's ReLUs work in place.
+        self.caught[self.name] = args[0].clone()
+
+
+class _CatchAttention:
+    def __init__(self, caught: dict[str, Tensor], name: str, attention: Attention):
+        self.caught, self.name, self.attention = caught, name, attention
+
+    def __call__(self, qkv: nn.Module, args: tuple[Tensor, ...], qkv_BNC: Tensor) -> None:
+        self.caught[self.name] = class_token_logits(self.attention, qkv_BNC)
+
+
+def catch(
+    net: nn.Module, names: Iterable[str], closing: dict[str, Closing], caught: dict[str, Tensor]
+) -> list[RemovableHandle]:
+    """Let every forward pass write the values of the taps with a colon into ``caught``.
+
+    Returns:
+        handles that end it.
+    """
+    handles = []
+    for name in names:
+        if name.startswith(BEFORE_RELU):
+            relu = net.get_submodule(closing[name.removeprefix(BEFORE_RELU)].relu)
+            handles.append(relu.register_forward_pre_hook(_CatchInput(caught, name)))
+        elif name.startswith(ATTENTION):
+            attention = class_token_attention(net)[name.removeprefix(ATTENTION)]
+            hook = _CatchAttention(caught, name, attention)
+            handles.append(attention.qkv.register_forward_hook(hook))
+    return handles

@@ -1,0 +1,45 @@
+"""How strongly each loss pulls at a layer of the encoder that all of them reach."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+class SharedLayer:
+    """The deepest weight of a network that every loss has a gradient at.
+
+    Found at the first call: a loss on an early feature map does not reach the last layers, so
+    which layer is shared depends on the losses.
+
+    Args:
+        network: the encoder being trained.
+
+    Attributes:
+        name: of the weight, once found; None where no weight is reached by all.
+    """
+
+    def __init__(self, network: nn.Module):
+        self._weights = {
+            name: p for name, p in network.named_parameters() if p.requires_grad and p.ndim > 1
+        }
+        self.name: str | None = None
+
+    def gradient_norms(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Norm of each loss's gradient at the shared weight, by name of the loss.
+
+        Costs one backward pass a loss; the graph is kept, and no ``grad`` is touched.
+        """
+        names = [self.name] if self.name else list(self._weights)
+        weights = [self._weights[name] for name in names]
+        found = {
+            loss: torch.autograd.grad(value, weights, retain_graph=True, allow_unused=True)
+            for loss, value in losses.items()
+            if value.requires_grad
+        }
+        shared = [i for i in range(len(names)) if all(g[i] is not None for g in found.values())]
+        if not shared or not found:
+            return {}
+        deepest = shared[-1]
+        self.name = names[deepest]
+        return {loss: gradients[deepest].norm() for loss, gradients in found.items()}

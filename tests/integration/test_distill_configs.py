@@ -1,0 +1,61 @@
+"""Every loss's config trains on digits, through the stages a user runs."""
+
+from pathlib import Path
+
+import pytest
+
+from ssdistill.chain.plan import models_of
+from ssdistill.chain.run import BODIES
+from ssdistill.chain.workspace import MODEL, open_workspace
+from ssdistill.config import load_experiment
+from ssdistill.models.artifacts import load
+from ssdistill.record.run import read_metrics
+from ssdistill.registry import LOSSES
+from ssdistill.stages import Identity, execute
+
+FOLDER = Path(__file__).resolve().parents[2] / "configs" / "distill"
+KINDS = [path.stem for path in sorted(FOLDER.glob("*.yaml"))]
+QUICK = [
+    "pretrain.steps=2",
+    "pretrain.batch_size=32",
+    "distill.epochs=null",
+    "distill.steps=3",
+    "distill.batch_size=32",
+    "evaluate=null",
+    "device.precision=fp32",
+    "device.memory_format=contiguous",
+    "tracking.wandb=disabled",
+    "tracking.log_every=1",
+    "tracking.gradients_every=1",
+]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """One runs folder: the teacher is trained once."""
+    return tmp_path_factory.mktemp("runs")
+
+
+def test_every_loss_has_a_config():
+    assert set(KINDS) == set(LOSSES.classes)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_config_of_a_loss_trains_on_digits(kind, root):
+    experiment, notices = load_experiment(FOLDER / f"{kind}.yaml", QUICK)
+    assert notices == []
+    assert kind in {loss.kind for loss in experiment.distill.losses.values()}
+    workspace = open_workspace(experiment, root)
+    models, identity = models_of(workspace, 0), Identity.of(experiment)
+    for role in ("teacher", "distilled"):
+        stage = models[role]
+        if stage.status(root) != "finished":
+            body = lambda stage, tracker: BODIES[stage.kind](stage, workspace, tracker)  # noqa: E731
+            execute(stage, root, body, identity, experiment.tracking)
+    lines = read_metrics(stage.folder(root))
+    assert [line["step"] for line in lines] == [0, 1, 2]
+    for name in experiment.distill.losses:
+        assert all(abs(line[f"loss/{name}"]) < float("inf") for line in lines)
+        assert lines[0][f"grad/{name}"] > 0
+    fresh = workspace.build(experiment.student.encoder)
+    assert load(stage.folder(root) / MODEL).embed_dim == fresh.embed_dim

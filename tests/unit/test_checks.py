@@ -1,0 +1,77 @@
+import pytest
+
+from ssdistill.chain.checks import check_losses
+from ssdistill.chain.workspace import Workspace
+from ssdistill.config import load_experiment
+from ssdistill.errors import UserError
+from ssdistill.registry import SOURCES
+
+TINY = """
+schema: 1
+name: tiny
+data: digits
+student: {encoder: {name: resnet10t, stem_stride: 2, args:
+  {layers: [1, 1, 0, 0], channels: [8, 16, 16, 16], stem_type: deep, stem_width: 8}}}
+teacher: {encoder: {name: resnet10t, stem_stride: 2, args:
+  {layers: [1, 1, 0, 0], channels: [8, 24, 24, 24], stem_type: deep, stem_width: 8}}}
+pretrain: {kind: simclr, steps: 9, batch_size: 8}
+distill:
+  steps: 6
+  batch_size: 8
+  losses: {feature: {kind: simreg}}
+"""
+
+
+@pytest.fixture
+def check(tmp_path, make_store):
+    def check(*overrides):
+        path = tmp_path / "tiny.yaml"
+        path.write_text(TINY)
+        experiment, _ = load_experiment(path, list(overrides))
+        source = SOURCES.build(experiment.data)
+        check_losses(Workspace(experiment, tmp_path, source, make_store(), make_store()))
+
+    return check
+
+
+def test_losses_that_fit_pass(check):
+    check("distill.losses.queue={kind: seed, read: projection}")
+    check("distill=null")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "distill.losses.maps={kind: fitnet, maps: [layer9]}",
+            r"^distill\.losses\.maps: fitnet: the student \(resnet10t\) has no map 'layer9'",
+        ),
+        (
+            "compare={other: {losses: {a: {kind: attndistill}}}}",
+            r"^compare\.other\.losses\.a: attndistill: the student \(resnet10t\) has no ",
+        ),
+        (
+            "distill.interpolate={at_least: 0.9}",
+            r"^distill\.interpolate: .*have the teacher's name and shape",
+        ),
+        (
+            "distill={mix: {kind: mixup}, losses: {bag: {kind: bingo}}}",
+            r"^distill\.mix: a mixture has no neighbours, and a loss reads ",
+        ),
+    ],
+)
+def test_what_the_networks_cannot_serve_is_told_before_any_training(check, override, message):
+    with pytest.raises(UserError, match=message):
+        check(override)
+
+
+VIT = "{name: vit_tiny_patch16_224, args: {img_size: 16, patch_size: 8, depth: 1"
+SMALL = "distill.views=[weak, {recipe: weak, size: 8}]"
+
+
+def test_small_crops_need_a_transformer_that_takes_them(check):
+    check(SMALL, f"student.encoder={VIT}, dynamic_img_size: true}}}}")
+    with pytest.raises(
+        UserError, match=r"distill\.views: vit_.* 8 pixels .*student\.encoder\.args"
+    ):
+        check(SMALL, f"student.encoder={VIT}}}}}")
