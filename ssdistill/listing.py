@@ -24,35 +24,39 @@ def listings(what: str | None = None) -> list[Table]:
     Raises:
         UserError: for a word that names no table.
     """
-    makers = {name: lambda name=name: _registry_table(name) for name in REGISTRIES}
-    makers |= {"views": _views_table, "configs": _configs_table}
+    makers = {name: lambda name=name: _registry_tables(name) for name in REGISTRIES}
+    makers |= {"views": lambda: [_views_table()], "configs": lambda: [_configs_table()]}
     if what is None:
-        return [make() for make in makers.values()]
+        return [table for make in makers.values() for table in make()]
     if what not in makers:
         raise UserError(f"list: no '{what}'{nearest(what, makers)}; known: {', '.join(makers)}")
-    return [makers[what]()]
+    return makers[what]()
 
 
-def _registry_table(name: str) -> Table:
-    registry: Registry = REGISTRIES[name]
-    known = registry.classes
-    caption = f"ssdistill list {name} KIND shows one of them with its settings"
-    table = Table(title=name, caption=caption, title_justify="left", caption_justify="left")
-    columns = ["kind"]
-    for extra in ("family", "reads", "views", "paper"):
-        if all(hasattr(cls, extra) for cls in known.values()):
-            columns.append(extra)
-    columns.append("what it does")
-    for column in columns:
-        table.add_column(column, overflow="fold", no_wrap=column == "kind")
-    family = None
-    # Related kinds together, each family under a line.
-    for kind, cls in sorted(known.items(), key=lambda item: getattr(item[1], "family", "")):
-        if family not in (None, getattr(cls, "family", None)):
-            table.add_section()
-        family = getattr(cls, "family", None)
-        facts = {"kind": kind, "views": _views(cls), "what it does": _summary(cls)}
-        table.add_row(*(Text(facts.get(c) or _text(getattr(cls, c, ""))) for c in columns))
+def _registry_tables(name: str) -> list[Table]:
+    """One table, or one for each family where kinds have families."""
+    classes = REGISTRIES[name].classes
+    families = sorted({getattr(cls, "family", "") for cls in classes.values()})
+    tables = []
+    for family in families:
+        known = {k: cls for k, cls in classes.items() if getattr(cls, "family", "") == family}
+        tables.append(_kinds_table(f"{name}: {family}" if family else name, known))
+    tables[-1].caption = f"ssdistill list {name} KIND shows one of them with its settings"
+    return tables
+
+
+def _kinds_table(title: str, known: dict[str, type]) -> Table:
+    table = Table(title=title, title_justify="left", caption_justify="left")
+    shared = ("reads", "views", "paper")
+    columns = ["kind", *(c for c in shared if all(hasattr(cls, c) for cls in known.values()))]
+    for column in [*columns, "what it does"]:
+        # Room for an arXiv id, which nobody could copy from two lines.
+        width = 16 if column == "paper" else None
+        table.add_column(column, min_width=width, no_wrap=column == "kind")
+    for kind, cls in known.items():
+        facts = {"kind": kind, "views": _views(cls)}
+        cells = [facts.get(column) or _text(getattr(cls, column, "")) for column in columns]
+        table.add_row(*map(Text, [*cells, _summary(cls)]))
     return table
 
 
@@ -65,7 +69,8 @@ def _views(cls: type) -> str:
     if not hasattr(cls, "pairing"):
         return ""
     extra = sorted({*cls.extra_student, *cls.extra_teacher})
-    return f"{cls.views} {cls.pairing}" + (f" + {', '.join(extra)}" if extra else "")
+    pairing = cls.pairing if isinstance(cls.pairing, str) else str([list(p) for p in cls.pairing])
+    return f"{cls.views} {pairing}" + (f" + {', '.join(extra)}" if extra else "")
 
 
 def description(what: str, kind: str) -> list[Table | Text]:

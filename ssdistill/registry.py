@@ -26,7 +26,8 @@ class Registry:
         place: dotted name of the package or module to search.
         base: dotted name (``module:Class``) of the base class; imported on first use.
         schema_base: dotted name of the settings every member has in a config beside its own
-            arguments; they are not passed to the constructor.
+            arguments; they are not passed to the constructor. A class attribute ``paper_x``
+            is that kind's default of the shared setting ``x``.
     """
 
     def __init__(
@@ -72,14 +73,18 @@ class Registry:
 
     def _make_schema(self, cls: type) -> type[Settings]:
         hints = get_type_hints(cls.__init__, include_extras=True)
+        base = _import(self.schema_base)
         fields: dict[str, Any] = {"kind": (Literal[cls.kind], cls.kind)}
         for name, parameter in inspect.signature(cls.__init__).parameters.items():
             if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
                 default = ... if parameter.default is inspect.Parameter.empty else parameter.default
                 fields[name] = (hints[name], default)
+        for name, field in base.model_fields.items():
+            if (default := getattr(cls, f"paper_{name}", None)) is not None:
+                fields[name] = (field.rebuild_annotation(), default)
         return create_model(
             f"{cls.__name__}Settings",
-            __base__=_import(self.schema_base),
+            __base__=base,
             __doc__=inspect.getdoc(cls),
             **fields,
         )

@@ -68,9 +68,10 @@ class _Planner:
         distilled = self._distill(models["teacher"], experiment.distill, "distilled")
         if experiment.control:
             models |= self._controls(models["teacher"], distilled)
-        models["distilled"] = distilled
         for row, settings in experiment.compare.items():
             models[row] = self._distill(models["teacher"], settings, row)
+        # After its rivals: what is made from it follows.
+        models["distilled"] = distilled
         models |= self._compressed(distilled, models["teacher"])
         return models
 

@@ -94,6 +94,7 @@ class Loss(nn.Module):
         paper: ``"Author et al., Venue Year, arXiv:XXXX.XXXXX"``.
         reads: what it compares, for the listing: ``"embedding"``, ``"projection"``, ``"maps"``,
             ``"attention"``, or several of them with commas between.
+        paper_weight: default of ``weight``, where the paper's is far from 1.
         pairing: which views are paired unless ``pairs`` says otherwise.
         views: how many views a step needs at least.
         extra_student, extra_teacher: further views of :data:`ssdistill.data.extra.EXTRA` that
@@ -113,7 +114,8 @@ class Loss(nn.Module):
     family: ClassVar[str]
     paper: ClassVar[str]
     reads: ClassVar[str] = "embedding"
-    pairing: ClassVar[Pairing] = "same"
+    paper_weight: ClassVar[float] = 1.0
+    pairing: ClassVar[Pairing | tuple[tuple[int, int], ...]] = "same"
     views: ClassVar[int] = 1
     extra_student: tuple[str, ...] = ()
     extra_teacher: tuple[str, ...] = ()

@@ -41,6 +41,7 @@ class AT(StageLoss):
     kind = "at"
     family = "attention and intermediate"
     paper = "Zagoruyko and Komodakis, ICLR 2017, arXiv:1612.03928"
+    paper_weight = 1000.0
     exact_under_sharding = True
     minimum_at_teacher = True
 

@@ -41,6 +41,7 @@ class CC(VectorRelation):
 
     kind = "cc"
     paper = "Peng et al., ICCV 2019, arXiv:1904.01802"
+    paper_weight = 0.02
     reads = "embedding"
 
     def __init__(self, shapes: Shapes, *, dim: PositiveInt = 128, read: Read = "embedding"):

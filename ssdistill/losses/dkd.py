@@ -54,7 +54,8 @@ class DKD(KD):
             by ``scale``, or the ``projection`` of its self-supervised head as it is.
         prototypes: how many, K; at most as many as there are training images. By default 1024,
             or an eighth of the images if fewer.
-        scale: of the cosines; the softmax sees cosine / (scale T), see `kd`.
+        scale: of the cosines, and of what the head predicts of them: with ``prototypes`` the
+            softmax sees cosine / (scale T) and head / (scale T).
         head: ``linear``, or ``mlp``, two layers with a ReLU between.
 
     Raises:
@@ -73,7 +74,7 @@ class DKD(KD):
         temperature: Positive = 4.0,
         logits: TeacherLogits = "prototypes",
         prototypes: PositiveInt | None = None,
-        scale: Positive = 0.02,
+        scale: Positive = 0.05,
         head: LogitHead = "linear",
     ):
         super().__init__(

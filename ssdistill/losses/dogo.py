@@ -39,12 +39,12 @@ class DoGo(SimilarityLoss):
 
     ```yaml
     losses:
-      likeness: {kind: dogo, projection: 128, weight: 100.0}
+      likeness: {kind: dogo, projection_dim: 128, weight: 100.0}
     ```
 
     Args:
         temperature: T of both.
-        projection: width of the student's MLP; null for none.
+        projection_dim: width of the student's MLP; null for none.
         read: the teacher's vector: ``embedding``, or ``projection`` where it has kept one.
         center_teacher: subtract the teacher's mean first (not in the paper).
 
@@ -55,6 +55,7 @@ class DoGo(SimilarityLoss):
 
     kind = "dogo"
     paper = "Bhat et al., CVPR Workshops 2021, arXiv:2104.09866"
+    paper_weight = 100.0
     views = 2
     exact_under_sharding = True
     minimum_at_teacher = True
@@ -64,13 +65,15 @@ class DoGo(SimilarityLoss):
         shapes: Shapes,
         *,
         temperature: Positive = 0.1,
-        projection: PositiveInt | None = None,
+        projection_dim: PositiveInt | None = None,
         read: Read = "embedding",
         center_teacher: bool = False,
     ):
         super().__init__(shapes, read=read, center_teacher=center_teacher)
         self.temperature = temperature
-        self.head = projector(shapes.student_dim, projection) if projection else nn.Identity()
+        self.head = nn.Identity()
+        if projection_dim:
+            self.head = projector(shapes.student_dim, projection_dim)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         if len(student) < 2:

@@ -52,6 +52,7 @@ class FSP(StageLoss):
     kind = "fsp"
     family = "attention and intermediate"
     paper = "Yim et al., CVPR 2017; as in arXiv:1910.10699"
+    paper_weight = 50.0
     exact_under_sharding = True
     minimum_at_teacher = True
 

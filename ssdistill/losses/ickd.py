@@ -48,6 +48,7 @@ class ICKD(MapRelation):
 
     kind = "ickd"
     paper = "Liu et al., ICCV 2021, arXiv:2202.03680"
+    paper_weight = 160.0
 
     def __init__(
         self,

@@ -35,7 +35,7 @@ class ISD(TargetLoss):
         queue: keys kept (paper: 128000). By default 4096, or half the training images if fewer.
         temperature_student: T_s.
         temperature_teacher: T_t.
-        projection: width of an MLP between embedding and prediction, which with ``momentum``
+        projection_dim: width of an MLP between embedding and prediction, which with ``momentum``
             the keys go through as well, on its moving average; null for none (ISD).
         momentum: of the moving averages, for ``target: momentum`` (ISD+: 0.99).
         read: the teacher's vector: ``embedding``, or ``projection`` where it has kept one.
@@ -57,7 +57,7 @@ class ISD(TargetLoss):
         queue: PositiveInt | None = None,
         temperature_student: Positive = 0.02,
         temperature_teacher: Positive = 0.02,
-        projection: PositiveInt | None = None,
+        projection_dim: PositiveInt | None = None,
         momentum: Fraction = 0.999,
         read: Read = "embedding",
         center_teacher: bool = False,
@@ -65,10 +65,10 @@ class ISD(TargetLoss):
         temperatures = temperature_student, temperature_teacher
         teacher = {"read": read, "center_teacher": center_teacher}
         super().__init__(shapes, target, momentum, *temperatures, **teacher)
-        dim = projection or shapes.student_dim
-        hidden_dim = shapes.student_dim * (2 if projection else 1)
+        dim = projection_dim or shapes.student_dim
+        hidden_dim = shapes.student_dim * (2 if projection_dim else 1)
         self.set_head(
-            predictor(shapes.student_dim, dim, hidden_dim) if projection else nn.Identity()
+            predictor(shapes.student_dim, dim, hidden_dim) if projection_dim else nn.Identity()
         )
         width = self.width if target == "teacher" else dim
         self.predictor = predictor(dim, width, hidden_dim)

@@ -22,13 +22,13 @@ def softened_kl(s_BK: Tensor, t_BK: Tensor, temperature: float) -> Tensor:
 class KD(LogitLoss):
     """The student's softened probabilities of the teacher's prototypes become the teacher's.
 
-    L = T^2 mean KL(softmax(t / T) || softmax(h(s) / T)) over images and views, h the student's own
-    head (arXiv:1503.02531, sec. 2; the label term is left out). Student and teacher see the same
-    view.
+    L = T^2 mean KL(softmax(t / T) || softmax(z / T)) over images and views, t the teacher's logits
+    and z those of the student's own head (arXiv:1503.02531, sec. 2; the label term is left out).
+    Student and teacher see the same view.
 
     ```yaml
     losses:
-      logits: {kind: kd, temperature: 4.0, scale: 0.02, weight: 1.0}
+      logits: {kind: kd, temperature: 4.0, scale: 0.05, weight: 1.0}
     ```
 
     Args:
@@ -37,8 +37,9 @@ class KD(LogitLoss):
             by ``scale``, or the ``projection`` of its self-supervised head as it is.
         prototypes: how many, K; at most as many as there are training images. By default 1024,
             or an eighth of the images if fewer.
-        scale: of the cosines. What the softmax sees is cosine / (scale T), and 0.02 times 4 is
-            about the temperature of contrastive losses; at scale 1 the targets were uniform.
+        scale: of the cosines, and of what the head predicts of them: with ``prototypes`` the
+            softmax sees cosine / (scale T) and head / (scale T). At scale 1 and T 4 the targets
+            were all but uniform.
         head: ``linear``, or ``mlp``, two layers with a ReLU between.
 
     Raises:
@@ -55,7 +56,7 @@ class KD(LogitLoss):
         temperature: Positive = 4.0,
         logits: TeacherLogits = "prototypes",
         prototypes: PositiveInt | None = None,
-        scale: Positive = 0.02,
+        scale: Positive = 0.05,
         head: LogitHead = "linear",
     ):
         super().__init__(shapes, logits, prototypes, scale)
@@ -65,7 +66,7 @@ class KD(LogitLoss):
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         t_NK = torch.cat(for_each_pair(teacher, self.read, self.teacher_logits))
         s_NK = torch.cat(for_each_pair(student, "embedding", self.head))
-        return self.compare(s_NK, t_NK)
+        return self.compare(s_NK.float() / self.scale, t_NK)
 
     def compare(self, s_NK: Tensor, t_NK: Tensor) -> Tensor:
         """The loss between logits (N, K) of the two networks."""

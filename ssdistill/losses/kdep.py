@@ -57,6 +57,7 @@ class KDEP(Loss):
     kind = "kdep"
     family = "feature matching"
     paper = "He et al., CVPR 2022, arXiv:2203.05180"
+    paper_weight = 3.0
     fits_teacher = True
     exact_under_sharding = True
 

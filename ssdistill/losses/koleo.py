@@ -29,6 +29,7 @@ class KoLeo(Loss):
     kind = "koleo"
     family = "prototype and logit"
     paper = "Sablayrolles et al., ICLR 2019, arXiv:1806.03198"
+    paper_weight = 0.1
     reads = "embedding"
     views = 1
     exact_under_sharding = True

@@ -55,6 +55,7 @@ class MGD(MapLoss):
     kind = "mgd"
     family = "feature matching"
     paper = "Yang et al., ECCV 2022, arXiv:2205.01529"
+    paper_weight = 7e-5
     exact_under_sharding = True
 
     def __init__(

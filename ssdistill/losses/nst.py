@@ -50,6 +50,7 @@ class NST(StageLoss):
     kind = "nst"
     family = "attention and intermediate"
     paper = "Huang and Wang, 2017, arXiv:1707.01219"
+    paper_weight = 50.0
     exact_under_sharding = True
     minimum_at_teacher = True
 

@@ -45,6 +45,7 @@ class PKT(VectorRelation):
 
     kind = "pkt"
     paper = "Passalis and Tefas, ECCV 2018, arXiv:1803.10837"
+    paper_weight = 30000.0
     reads = "embedding"
     minimum_at_teacher = True
 

@@ -84,12 +84,10 @@ class Prototypes(nn.Module):
     Args:
         count: prototypes, K.
         width: of the embedding.
-        scale: the cosines are divided by it.
     """
 
-    def __init__(self, count: int, width: int, scale: float):
+    def __init__(self, count: int, width: int):
         super().__init__()
-        self.scale = scale
         self.register_buffer("mean_D", torch.zeros(width))
         self.register_buffer("prototype_KD", torch.full((count, width), torch.nan))
 
@@ -101,10 +99,10 @@ class Prototypes(nn.Module):
         self.prototype_KD.copy_(spherical_kmeans(t_ND.float() - mean_D, len(self.prototype_KD)))
 
     def forward(self, t_BD: Tensor) -> Tensor:
-        """n(t - mean)·prototype / scale, (B, K), in float32."""
+        """n(t - mean)·prototype, (B, K), in float32."""
         with torch.autocast(t_BD.device.type, enabled=False):
             t_BD = F.normalize(t_BD.float() - self.mean_D, dim=1)
-            return t_BD @ self.prototype_KD.T / self.scale
+            return t_BD @ self.prototype_KD.T
 
 
 class LogitLoss(Loss):
@@ -113,10 +111,10 @@ class LogitLoss(Loss):
     With ``logits: prototypes`` these are the cosines of its centred embedding to ``prototypes``
     directions, which spherical k-means finds among its embeddings of the training images before
     the first step, divided by ``scale``. With ``logits: projection`` the output of the
-    self-supervised head it has kept is taken as it is.
+    self-supervised head it has kept is taken as it is, and ``scale`` is 1.
 
-    A subclass finds the number of classes in ``num_logits``, and the logits by
-    :meth:`teacher_logits`.
+    A subclass finds the number of classes in ``num_logits``, the teacher's logits by
+    :meth:`teacher_logits`, and ``scale`` for a head that predicts cosines.
 
     Raises:
         UserError: ``projection`` of a teacher without one, or fewer than two classes.
@@ -135,11 +133,12 @@ class LogitLoss(Loss):
         if self.read == "projection" and shapes.teacher_projection_dim is None:
             raise self.fail("the teacher has kept no projection head; set logits=prototypes")
         self.classify: nn.Module = nn.Identity()
+        self.scale = 1.0 if self.read == "projection" else scale
         self.num_logits = width = self.teacher_width(self.read)
         if self.read == "embedding":
             wanted = prototypes or default_prototypes(shapes.num_samples)
             self.num_logits = min(wanted, shapes.num_samples)
-            self.classify = Prototypes(self.num_logits, width, scale)
+            self.classify = Prototypes(self.num_logits, width)
         self.fits_teacher = self.read == "embedding"
         if self.num_logits < 2:
             raise self.fail(f"needs at least two {logits} to tell apart, there is one")
@@ -159,7 +158,7 @@ class LogitLoss(Loss):
 
     def teacher_logits(self, teacher_VD: Tensor) -> Tensor:
         """Logits (V, K) of what :attr:`read` names of the teacher, in float32."""
-        return self.classify(teacher_VD).float()
+        return self.classify(teacher_VD).float() / self.scale
 
 
 def default_prototypes(num_samples: int, at_most: int = 1024) -> int:

@@ -27,7 +27,7 @@ class ReSSL(TargetLoss):
         queue: keys kept. By default 4096, or half the training images if fewer.
         temperature_student: T_s.
         temperature_teacher: T_t.
-        hidden: width of the MLP's hidden layer; null for that of the embedding.
+        hidden_dim: width of the MLP's hidden layer; null for that of the embedding.
         dim: width of the keys, for ``target: momentum``.
         momentum: of the moving averages, for ``target: momentum``.
         read: the teacher's vector: ``embedding``, or ``projection`` where it has kept one.
@@ -51,7 +51,7 @@ class ReSSL(TargetLoss):
         queue: PositiveInt | None = None,
         temperature_student: Positive = 0.1,
         temperature_teacher: Positive = 0.04,
-        hidden: PositiveInt | None = None,
+        hidden_dim: PositiveInt | None = None,
         dim: PositiveInt = 256,
         momentum: Fraction = 0.99,
         read: Read = "embedding",
@@ -61,5 +61,5 @@ class ReSSL(TargetLoss):
         teacher = {"read": read, "center_teacher": center_teacher}
         super().__init__(shapes, target, momentum, *temperatures, **teacher)
         width = self.width if target == "teacher" else dim
-        self.set_head(projector(shapes.student_dim, width, hidden))
+        self.set_head(projector(shapes.student_dim, width, hidden_dim))
         self.bank = self.make_bank(queue, teacher=width)

@@ -112,6 +112,7 @@ class ReviewKD(StageLoss):
     kind = "reviewkd"
     family = "attention and intermediate"
     paper = "Chen et al., CVPR 2021, arXiv:2104.09044"
+    paper_weight = 5.0
     reads = "maps, embedding"
 
     def __init__(

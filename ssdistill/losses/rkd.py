@@ -37,6 +37,11 @@ def relative_distances(gram_BB: Tensor) -> Tensor:
     return distance_BB / mean.clamp(min=EPS)
 
 
+def distance_difference(gram_s_BB: Tensor, gram_t_BB: Tensor) -> Tensor:
+    """Mean of smooth_l1 over the B^2 relative distances."""
+    return F.smooth_l1_loss(relative_distances(gram_s_BB), relative_distances(gram_t_BB))
+
+
 def angles(gram_BB: Tensor, anchor_A: Tensor) -> Tensor:
     """Cosines (A, B, B) of the angle that x_j and x_k make, seen from each anchor x_i.
 
@@ -75,14 +80,6 @@ def angle_difference(gram_s_BB: Tensor, gram_t_BB: Tensor, chunk: int) -> Tensor
             preserve_rng_state=False,
         )
     return total / count**3
-
-
-def distance_and_angle(s_BD: Tensor, t_BD: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
-    """(difference of relative distances, difference of angles), each a mean of smooth_l1."""
-    gram_s_BB, gram_t_BB = centred_gram(s_BD), centred_gram(t_BD)
-    ours_BB, theirs_BB = relative_distances(gram_s_BB), relative_distances(gram_t_BB)
-    distance = F.smooth_l1_loss(ours_BB, theirs_BB)
-    return distance, angle_difference(gram_s_BB, gram_t_BB, chunk)
 
 
 class RKD(VectorRelation):
@@ -131,5 +128,8 @@ class RKD(VectorRelation):
         self.chunk = chunk
 
     def relation(self, s_BD: Tensor, t_BD: Tensor) -> Tensor:
-        distance, angle = distance_and_angle(s_BD, t_BD, self.chunk)
-        return self.distance_weight * distance + self.angle_weight * angle
+        gram_s_BB, gram_t_BB = centred_gram(s_BD), centred_gram(t_BD)
+        loss = self.distance_weight * distance_difference(gram_s_BB, gram_t_BB)
+        if self.angle_weight:
+            loss = loss + self.angle_weight * angle_difference(gram_s_BB, gram_t_BB, self.chunk)
+        return loss

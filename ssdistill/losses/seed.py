@@ -37,11 +37,12 @@ class SEED(QueueLoss):
         read: the teacher's vector: ``embedding`` of the backbone, or ``projection`` of the
             self-supervised head it was trained with (the paper's), where it has kept one.
         center_teacher: subtract the teacher's mean first (not in the paper).
-        small_views: how many of the last pairs are small patches (paper: 6, of 96 pixels).
+        small_views: how many of the last pairs are small patches (paper: 6, of 96 pixels, by the
+            view ``{recipe: multicrop_small, size: 96, count: 6}``).
 
     Raises:
-        UserError: for ``read: projection`` and a teacher without one; at the first step, for
-            fewer pairs than small patches and one.
+        UserError: for ``read: projection`` and a teacher without one; at the first step, with
+            no pair beside the small patches.
     """
 
     kind = "seed"

@@ -1,6 +1,5 @@
 """SimDis: BYOL-like distillation from several targets (Gu et al., 2021, arXiv:2106.11304)."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from ssdistill.data.batch import Batch
 from ssdistill.losses import Loss, Read, Shapes, vectors
 from ssdistill.losses.matching import squared_distance
-from ssdistill.models.ema import cosine_momentum
+from ssdistill.models.ema import cosine_momentum, momentum_copy, update_momentum
 from ssdistill.models.heads import predictor
 from ssdistill.models.representation import Outputs
 from ssdistill.settings import Fraction, PositiveInt
@@ -48,32 +47,6 @@ def multi_target_distance(
     return torch.stack(terms).sum() / sum(shares.values())
 
 
-class MovingAverage(nn.Module):
-    """A head's moving average. Its tensors are buffers: saved, and trained by nobody."""
-
-    def __init__(self, online: nn.Module):
-        super().__init__()
-        self.head = copy.deepcopy(online)
-        for module in self.head.modules():
-            for name, parameter in list(module.named_parameters(recurse=False)):
-                delattr(module, name)
-                module.register_buffer(name, parameter.detach())
-
-    @torch.no_grad()
-    def forward(self, x_BD: Tensor) -> Tensor:
-        return self.head(x_BD)
-
-    @torch.no_grad()
-    def update(self, online: nn.Module, momentum: float) -> None:
-        """Move by (1 - momentum) towards ``online``, batch-norm statistics included."""
-        ours, theirs = self.head.state_dict(), online.state_dict()
-        for name, old in ours.items():
-            if old.is_floating_point():
-                old.lerp_(theirs[name], 1 - momentum)
-            else:
-                old.copy_(theirs[name])
-
-
 class SimDis(Loss):
     """Like BYOL, the student predicts its own moving average, and besides that the teacher.
 
@@ -87,13 +60,13 @@ class SimDis(Loss):
 
     ```yaml
     losses:
-      byol: {kind: simdis, targets: 7, hidden: 512, weight: 1.0}
+      byol: {kind: simdis, targets: 7, hidden_dim: 512, weight: 1.0}
     ```
 
     Args:
         targets: 7, or the paper's 2: moving average and teacher, both of another view.
         dim: width of the projector's output.
-        hidden: width of the hidden layers.
+        hidden_dim: width of the hidden layers.
         momentum: of the student's and its projector's moving average; it rises to 1 by a cosine.
         read: the teacher's vector: ``embedding``, or ``projection`` (the paper's) of the
             self-supervised head it was trained with.
@@ -114,32 +87,38 @@ class SimDis(Loss):
         *,
         targets: Literal[2, 7] = 7,
         dim: PositiveInt = 256,
-        hidden: PositiveInt = 4096,
+        hidden_dim: PositiveInt = 4096,
         momentum: Fraction = 0.99,
         read: Read = "embedding",
     ):
         super().__init__(shapes)
         self.read, self.shares, self.momentum = read, TARGETS[targets], momentum
         widths = {"s": dim, "sema": dim, "t": self.teacher_width(read)}
-        self.projector = predictor(shapes.student_dim, dim, hidden)
+        self.projector = predictor(shapes.student_dim, dim, hidden_dim)
         self.predictors = nn.ModuleDict(
-            {name: predictor(dim, widths[name[:-3]], hidden) for name in self.shares}
+            {name: predictor(dim, widths[name[:-3]], hidden_dim) for name in self.shares}
         )
-        self.moving = MovingAverage(self.projector)
+        self.momentum_projector = momentum_copy(self.projector)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         count = len(student)
         z_ND = self.projector(torch.cat(vectors(student)))
         targets = {
             "s": z_ND.detach().chunk(count),
-            "sema": self.moving(torch.cat(vectors(student.momentum))).chunk(count),
+            "sema": self.moved(torch.cat(vectors(student.momentum))).chunk(count),
             "t": vectors(teacher, self.read),
         }
         predictions = {name: q(z_ND).chunk(count) for name, q in self.predictors.items()}
         return multi_target_distance(predictions, targets, self.shares)
 
+    @torch.no_grad()
+    def moved(self, s_ND: Tensor) -> Tensor:
+        """The moving averages' z."""
+        return self.momentum_projector(s_ND)
+
     def momentum_at(self, step: int, num_steps: int) -> float:
         return cosine_momentum(self.momentum, step, num_steps)
 
     def after_step(self, step: int, num_steps: int) -> None:
-        self.moving.update(self.projector, self.momentum_at(step, num_steps))
+        momentum = self.momentum_at(step, num_steps)
+        update_momentum(self.projector, self.momentum_projector, momentum)

@@ -24,7 +24,7 @@ Target = Literal["teacher", "momentum"]
 _NO_LESS = -60.0
 """Log of the smallest share: too small to count, and large enough that no product of it with
 others is a denormal number, with which a CPU is many times slower."""
-_CPU_CHUNK, _CHUNK = 1 << 22, 1 << 27
+_CPU_CHUNK, _CHUNK = 1 << 22, 1 << 25
 """Similarities worked on at a time: on a CPU as many as stay in memory that is reused at once."""
 
 
@@ -72,9 +72,7 @@ def queue_divergence(
             own_s_BO = (s_BD * t_BE).sum(1, keepdim=True) / temperature_student
             own_t_BO = torch.full_like(own_s_BO, 1 / temperature_teacher)
         s_BD, t_BE = s_BD / temperature_student, t_BE / temperature_teacher
-        return _QueueDivergence.apply(
-            s_BD, own_s_BO, t_BE, own_t_BO.detach(), student_KD, teacher_KE, kl
-        )
+        return _QueueDivergence.apply(s_BD, own_s_BO, t_BE, own_t_BO, student_KD, teacher_KE, kl)
 
 
 class _QueueDivergence(torch.autograd.Function):

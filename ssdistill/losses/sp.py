@@ -35,6 +35,7 @@ class SP(MapRelation):
 
     kind = "sp"
     paper = "Tung and Mori, ICCV 2019, arXiv:1907.09682"
+    paper_weight = 3000.0
     minimum_at_teacher = True
 
     def __init__(self, shapes: Shapes, *, maps: MapChoice | MapNames = "last"):

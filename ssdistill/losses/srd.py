@@ -49,6 +49,7 @@ class SRD(Loss):
     kind = "srd"
     family = "feature matching"
     paper = "Miles and Mikolajczyk, AAAI 2024, arXiv:2303.11098"
+    paper_weight = 2.0
     exact_under_sharding = True
 
     def __init__(self, shapes: Shapes, *, exponent: Annotated[float, Field(ge=1)] = 4.0):

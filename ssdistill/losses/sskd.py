@@ -67,6 +67,7 @@ class SSKD(SimilarityLoss):
 
     kind = "sskd"
     paper = "Xu et al., ECCV 2020, arXiv:2006.07114"
+    paper_weight = 10.0
     extra_student = ROTATIONS
     extra_teacher = ROTATIONS
     exact_under_sharding = True

@@ -14,14 +14,16 @@ def count_parameters(encoder: Any, nonzero: bool = False) -> int:
 
     For an ONNX encoder these are its stored tensors of at least one axis, except the scales
     and zero points of quantization (whose size :func:`file_bytes` includes). Normalisation
-    statistics are not parameters in PyTorch; an exporter folds them into the weights.
+    statistics are not parameters in PyTorch; an exporter folds them into the weights. A kept
+    projector is not counted.
 
     Args:
         encoder: an :class:`~ssdistill.models.backbones.Encoder` or an ``OnnxEncoder``.
         nonzero: count only those different from zero.
     """
     if hasattr(encoder, "parameters"):
-        tensors = list(encoder.parameters())
+        # Not the projector that a teacher may have kept: nobody ships it.
+        tensors = list(getattr(encoder, "net", encoder).parameters())
         return sum(int(p.count_nonzero()) if nonzero else p.numel() for p in tensors)
     return _count_onnx(Path(encoder.path), nonzero)
 

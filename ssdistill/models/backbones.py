@@ -24,7 +24,7 @@ class EncoderSettings(Settings):
 
     Args:
         name: any timm model name.
-        args: further keyword arguments of ``timm.create_model``, e.g. ``{layers: [1, 1, 1]}``.
+        args: further keyword arguments of ``timm.create_model``, e.g. ``{layers: [1, 1, 1, 1]}``.
         stem: ``native`` is timm's own; ``small`` is a 3x3 convolution without max-pooling
             (the CIFAR stem); ``auto`` takes ``small`` up to 64 pixels a side where the
             architecture has a known stem, ``native`` otherwise.

@@ -4,7 +4,18 @@ from dataclasses import replace
 
 import torch
 from lightly.loss import NegativeCosineSimilarity, NTXentLoss
-from reference import MANIFEST, SHAPES, Compared, batch_of, case, leaf, map_outputs, number, outputs
+from reference import (
+    MANIFEST,
+    SHAPES,
+    Compared,
+    backward,
+    batch_of,
+    case,
+    leaf,
+    map_outputs,
+    number,
+    outputs,
+)
 from torch import Tensor, nn
 
 from ssdistill.losses import Shapes
@@ -19,12 +30,6 @@ from ssdistill.models.representation import Outputs
 
 def settings(name: str) -> dict[str, float]:
     return MANIFEST[name]["settings"]
-
-
-def backward(loss: Tensor) -> None:
-    """Outside of autocast, as in training."""
-    with torch.autocast("cpu", enabled=False):
-        loss.backward()
 
 
 def reference_crd() -> CRD:

@@ -3,16 +3,7 @@
 from collections.abc import Iterator
 
 import torch
-from reference import (
-    SHAPES,
-    Compared,
-    batch_of,
-    case,
-    leaf,
-    map_outputs,
-    number,
-    weights,
-)
+from reference import SHAPES, Compared, backward, batch_of, case, leaf, map_outputs, number, weights
 from torch import Tensor, nn
 
 from ssdistill.losses.ab import AB
@@ -45,12 +36,6 @@ def loss_of(
         teacher_norms={str(k): (torch.zeros(1), torch.ones(1)) for k in range(len(t))},
     )
     return cls(shapes, **settings), map_outputs(**ours), map_outputs(**theirs)
-
-
-def backward(value: Tensor) -> None:
-    """As a training does it: outside autocast, which would round the products."""
-    with torch.autocast("cpu", enabled=False):
-        value.backward()
 
 
 def each_stage_alone(

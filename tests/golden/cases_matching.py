@@ -213,7 +213,7 @@ def simdis() -> Compared:
     yield "pred_feat_loss", view_distance((s1, s2), pairs["t"], different=True)
 
     loss_of = SimDis(SHAPES(16, 16), targets=2)
-    loss_of.projector = loss_of.moving = nn.Identity()
+    loss_of.projector = loss_of.momentum_projector = nn.Identity()
     loss_of.predictors = nn.ModuleDict({name: nn.Identity() for name in loss_of.shares})
     s1.grad = s2.grad = None
     student = outputs(s1, s2, momentum=tuple(pairs["se"]))

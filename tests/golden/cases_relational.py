@@ -1,7 +1,6 @@
 """Relations: distances, Gram matrices and correlations within batches, images and maps."""
 
-import torch
-from reference import SHAPES, Compared, batch_of, case, leaf, map_outputs, number, outputs
+from reference import SHAPES, Compared, backward, batch_of, case, leaf, map_outputs, number, outputs
 from torch import Tensor, nn
 
 from ssdistill.losses import Loss, Shapes
@@ -14,12 +13,6 @@ from ssdistill.losses.kdsvd import KDSVD
 from ssdistill.losses.pkt import PKT
 from ssdistill.losses.rkd import RKD
 from ssdistill.losses.sp import SP
-
-
-def backward(loss: Tensor) -> None:
-    """Outside of autocast, as in training."""
-    with torch.autocast("cpu", enabled=False):
-        loss.backward()
 
 
 def on_vectors(loss_of: Loss, name: str) -> Compared:

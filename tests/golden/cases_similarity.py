@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import torch
-from reference import SHAPES, Compared, batch_of, case, grid, leaf, number, outputs
+from reference import SHAPES, Compared, backward, batch_of, case, grid, leaf, number, outputs
 from torch import Tensor, nn
 
 from ssdistill.losses.compress import CompRess
@@ -24,12 +24,6 @@ def bare(loss: QueueLoss, **rows: Tensor) -> QueueLoss:
     for name, rows_KD in rows.items():
         getattr(loss.bank, name).copy_(rows_KD)
     return loss
-
-
-def backward(value: Tensor) -> None:
-    """Outside of autocast, as in training."""
-    with torch.autocast("cpu", enabled=False):
-        value.backward()
 
 
 def steps(loss: QueueLoss, name: str, count: int = 2, keys: bool = False) -> Iterator:
@@ -112,7 +106,7 @@ def isd() -> Compared:
 @case("isd_plus", autocast=True)
 def isd_plus() -> Compared:
     """As published: the second view learns from the moving average's key of the first."""
-    settings = {"temperature_student": 0.1, "temperature_teacher": 0.01, "projection": 16}
+    settings = {"temperature_student": 0.1, "temperature_teacher": 0.01, "projection_dim": 16}
     loss = ISD(SHAPES(16, 99), target="momentum", queue=32, **settings)
     bare(loss, teacher=number("isd_plus/in/queue"))
     loss.momentum_head = nn.Identity()

@@ -86,3 +86,9 @@ def grid(tokens_BNC: Tensor, side: int = 3) -> Tensor:
 def batch_of(count: int = 8, step: int = 0, index_B: Tensor | None = None) -> Batch:
     images = torch.zeros(count, 1, 1, 3, dtype=torch.uint8)
     return Batch(images, torch.arange(count) if index_B is None else index_B, 0, step, 2)
+
+
+def backward(loss: Tensor) -> None:
+    """Outside of autocast, as in training: inside, the products would be rounded."""
+    with torch.autocast("cpu", enabled=False):
+        loss.backward()

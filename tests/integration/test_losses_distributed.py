@@ -54,7 +54,8 @@ def train(kind: str, part: slice) -> dict[str, Tensor]:
                 if x.grad is not None:
                     results[f"student/{step}/{view}/{name}"] = x.grad
         for name, parameter in loss_of.named_parameters():
-            results[f"parameter/{step}/{name}"] = parameter.grad.clone()
+            if parameter.requires_grad:
+                results[f"parameter/{step}/{name}"] = parameter.grad.clone()
         loss_of.after_step(step, STEPS)
     for name, module in loss_of.named_modules():
         if isinstance(module, Bank | IndexMemory | TeacherMean):

@@ -23,7 +23,7 @@ from ssdistill.losses.fsp import flow_difference
 from ssdistill.losses.ft import factor_difference
 from ssdistill.losses.nst import selectivity_discrepancy
 from ssdistill.losses.ofd import margins, partial_distance
-from ssdistill.losses.reviewkd import hierarchical_context
+from ssdistill.losses.reviewkd import Fusion, hierarchical_context
 from ssdistill.losses.vid import gaussian_surprise
 from ssdistill.models.representation import Outputs, Representation
 from ssdistill.registry import LOSSES
@@ -150,6 +150,14 @@ def test_the_finer_map_is_averaged(name, sides):
     s, t = maps(0, side=sides[0]), maps(1, side=sides[1])
     coarse = [nn.functional.avg_pool2d(x, x.shape[2] // 4) for x in (s, t)]
     assert near(PURE[name](s, t), PURE[name](*coarse))
+
+
+@pytest.mark.parametrize("power", [1, 2, 3])
+def test_attention_is_the_mean_power_of_the_channels(power):
+    s, t = maps(0, channels=2), maps(1, channels=3)
+    ours, theirs = (sum(c.abs() ** power for c in x.unbind(1)).flatten(1) for x in (s, t))
+    ours, theirs = (x / x.norm(dim=1, keepdim=True) for x in (ours, theirs))
+    assert near(attention_difference(s, t, power), (ours - theirs).square().mean())
 
 
 def test_nst_is_the_discrepancy_of_the_channels():
@@ -357,6 +365,20 @@ def test_reviewkd_explains_each_stage_with_the_deeper_ones(names):
             guess.square().sum(), [s for s, _ in pairs], retain_graph=True, allow_unused=True
         )
         assert [g is not None for g in found] == [i >= k for i in range(len(pairs))]
+
+
+@pytest.mark.parametrize("bias", [(50.0, -50.0), (-50.0, 50.0), (0.0, 0.0), (1.0, -1.0)])
+def test_a_fusion_takes_its_shares_of_the_stage_and_of_what_is_deeper(bias):
+    fusion = Fusion(6, 5, 7, deeper=True).eval()
+    nn.init.zeros_(fusion.attend.weight)
+    fusion.attend.bias.data = torch.tensor(bias)
+    x, deeper = maps(0, side=4), maps(1, channels=5, side=2)
+    joined, guess = fusion(x, deeper, (8, 8))
+    ours, theirs = torch.tensor(bias).sigmoid()
+    finer = deeper.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    expected = (ours * fusion.reduce(x) + theirs * finer).repeat_interleave(2, 2)
+    assert torch.allclose(joined, expected.repeat_interleave(2, 3), atol=1e-6)
+    assert torch.equal(guess, fusion.expand(joined))
 
 
 def test_attention_divergence_is_zero_between_equals_only():

@@ -89,8 +89,8 @@ def test_kdep_s_directions_are_the_singular_vectors():
     assert np.allclose(mean_D.numpy(), t_ND.mean(0))
     cosines = np.abs((directions_DK.numpy() * expected[:4].T).sum(0))
     assert np.allclose(cosines, 1)
-    flipped = principal_directions(torch.from_numpy(-t_ND), 4)[1]
-    assert torch.allclose(flipped, directions_DK)
+    largest_K = directions_DK.gather(0, directions_DK.abs().argmax(0)[None])
+    assert (largest_K > 0).all()
 
 
 def test_kdep_needs_no_more_images_than_it_has():
@@ -143,7 +143,7 @@ def test_srd_is_blind_to_each_component_s_mean_and_scale():
         teacher = Outputs([Representation(t_BD)])
         return float(loss_of(Outputs([Representation(s_BD)]), teacher, make_batch()).detach())
 
-    changed = 20 * t_BD * torch.arange(1, 7) + torch.randn(6)
+    changed = 20 * (t_BD * torch.arange(1, 7) + torch.arange(6))
     assert value(changed) == pytest.approx(value(t_BD), rel=1e-3)
     assert value(t_BD.flip(1)) != pytest.approx(value(t_BD), rel=2e-3)
 
@@ -195,11 +195,11 @@ def test_mgd_with_nothing_masked_sums_squares_per_image():
 
 def simdis(targets: int) -> SimDis:
     torch.manual_seed(0)
-    return SimDis(Shapes(6, 6, 64), targets=targets, dim=6, hidden=10).train()
+    return SimDis(Shapes(6, 6, 64), targets=targets, dim=6, hidden_dim=10).train()
 
 
 def without_networks(loss_of: SimDis) -> SimDis:
-    loss_of.projector = loss_of.moving = nn.Identity()
+    loss_of.projector = loss_of.momentum_projector = nn.Identity()
     loss_of.predictors = nn.ModuleDict({name: nn.Identity() for name in loss_of.shares})
     return loss_of
 
@@ -238,17 +238,17 @@ def test_no_target_of_simdis_gets_a_gradient():
 
 def test_the_moving_average_follows_the_projector_after_the_step():
     loss_of = simdis(7)
-    assert not list(loss_of.moving.parameters())
+    assert not any(p.requires_grad for p in loss_of.momentum_projector.parameters())
     reference = momentum_copy(loss_of.projector)
     with torch.no_grad():
         for tensor in (*loss_of.projector.parameters(), *loss_of.projector.buffers()):
             tensor += 1
-    before = copy.deepcopy(loss_of.moving.state_dict())
+    before = copy.deepcopy(loss_of.momentum_projector.state_dict())
     loss_of.after_step(3, 10)
     update_momentum(loss_of.projector, reference, cosine_momentum(0.99, 3, 10))
-    moved = loss_of.moving.head.state_dict()
+    moved = loss_of.momentum_projector.state_dict()
     for name, expected in reference.state_dict().items():
         assert torch.allclose(moved[name], expected), name
-        assert not torch.equal(moved[name], before[f"head.{name}"]), name
-    assert set(loss_of.state_dict()) >= {f"moving.{name}" for name in before}
+        assert not torch.equal(moved[name], before[name]), name
+    assert set(loss_of.state_dict()) >= {f"momentum_projector.{name}" for name in before}
     assert [loss_of.momentum_at(step, 10) for step in (0, 10)] == pytest.approx([0.99, 1])

@@ -125,12 +125,20 @@ def test_double_precision_gives_the_same(kind):
     assert float(found.detach()) == pytest.approx(expected, rel=1e-5)
 
 
-def test_an_embedding_is_matched_through_one_linear_map():
-    loss = build("mse")
+@pytest.mark.parametrize(
+    ("kind", "distance"),
+    [
+        ("mse", F.mse_loss),
+        ("smooth_l1", F.smooth_l1_loss),
+        ("cosine", lambda s, t: 1 - F.cosine_similarity(s, t).mean()),
+    ],
+)
+def test_an_embedding_is_matched_through_one_linear_map(kind, distance):
+    loss = build(kind)
     student, teacher = make_pair(loss)
     head = loss.heads[0]
     regressed_BD = F.linear(student[0].embedding_BD, head.weight[:, :, 0, 0], head.bias)
-    expected = float(F.mse_loss(regressed_BD, teacher[0].embedding_BD).detach())
+    expected = distance(regressed_BD, teacher[0].embedding_BD).item()
     assert value(loss, student, teacher) == pytest.approx(expected, rel=1e-5)
 
 

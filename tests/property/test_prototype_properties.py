@@ -94,14 +94,14 @@ def test_no_prototype_is_left_without_a_direction(distinct):
 
 
 def test_an_empty_cluster_moves_to_the_worst_explained_row():
-    # More seeds than distinct rows in the sample leave clusters empty; the odd row is found.
-    x_ND = torch.cat([torch.eye(8)[:1].repeat(50, 1), torch.eye(8)[1:3]])
+    # The sample for starting points misses the two odd rows, so that two clusters are empty.
+    x_ND = torch.cat([torch.eye(8)[:1].repeat(2000, 1), torch.eye(8)[1:3]])
     found_KD = spherical_kmeans(x_ND, 3)
     assert torch.allclose((found_KD @ torch.eye(8)[:3].T).max(0).values, torch.ones(3))
 
 
 def test_rows_that_are_all_alike_give_finite_logits():
-    prototypes = Prototypes(4, 8, 0.1)
+    prototypes = Prototypes(4, 8)
     prototypes.fit(torch.ones(20, 8))
     assert torch.isfinite(prototypes(random(3, 8, seed=0))).all()
 
@@ -109,7 +109,7 @@ def test_rows_that_are_all_alike_give_finite_logits():
 @pytest.mark.parametrize("change", [lambda x: 4 * x, lambda x: x + 7.0], ids=["scale", "offset"])
 def test_prototype_logits_know_neither_scale_nor_offset_of_the_teacher(change):
     x_ND = random(120, 16, seed=0)
-    one, other = (Prototypes(8, 16, 0.1) for _ in range(2))
+    one, other = (Prototypes(8, 16) for _ in range(2))
     one.fit(x_ND)
     other.fit(change(x_ND))
     t_BD = random(5, 16, seed=1)
@@ -117,15 +117,29 @@ def test_prototype_logits_know_neither_scale_nor_offset_of_the_teacher(change):
     assert not torch.allclose(one(t_BD), one(-t_BD), atol=1.0)
 
 
-def test_prototype_logits_are_cosines_of_centred_embeddings_over_scale():
-    prototypes = Prototypes(6, 16, 0.02)
-    x_ND = random(120, 16, seed=0) + 3
-    prototypes.fit(x_ND)
-    expected = F.cosine_similarity(
-        (x_ND[:4] - x_ND.mean(0))[:, None], prototypes.prototype_KD[None], dim=2
-    )
-    assert torch.allclose(prototypes(x_ND[:4]), expected / 0.02, atol=1e-3)
-    assert torch.isfinite(expected).all() and expected.max() > 0.3
+@pytest.mark.parametrize(("kind", "scale"), [(DINO, 1.0), (KD, 0.05), (DKD, 0.05)])
+def test_prototype_logits_are_cosines_of_centred_embeddings_over_scale(kind, scale):
+    loss = kind(make_shapes())
+    fitted = make_teacher_fit(loss.shapes, 64)
+    loss.fit_teacher(fitted)
+    x_ND = fitted.embedding_BD
+    prototype_KD = loss.classify.prototype_KD
+    centred_ND = x_ND - x_ND.mean(0)
+    expected = F.cosine_similarity(centred_ND[:, None], prototype_KD[None], dim=2)
+    torch.testing.assert_close(loss.teacher_logits(x_ND), expected / scale, rtol=1e-4, atol=1e-4)
+    assert expected.max(1).values.mean() > 0.3
+
+
+@pytest.mark.parametrize("kind", [KD, DKD])
+def test_a_head_that_predicts_the_cosines_is_right(kind):
+    loss = kind(make_shapes(16, 16), scale=0.1).train()
+    loss.fit_teacher(make_teacher_fit(loss.shapes, 64))
+    _, teacher = inputs_of(loss)
+    loss.head = loss.classify
+    at_teacher = loss(teacher, teacher, batch_of())
+    assert abs(float(at_teacher)) < 1e-5
+    raw = kind(make_shapes(), logits="projection", scale=0.1)
+    assert raw.scale == 1.0
 
 
 # Teacher's logits

@@ -22,7 +22,7 @@ from ssdistill.losses.gram import gram_difference
 from ssdistill.losses.ickd import channel_difference
 from ssdistill.losses.kdsvd import RightVectors, singular_vectors, stage_differences
 from ssdistill.losses.pkt import affinity_divergence
-from ssdistill.losses.rkd import distance_and_angle
+from ssdistill.losses.rkd import angle_difference, centred_gram, distance_difference
 from ssdistill.losses.sp import similarity_difference
 from ssdistill.models.representation import Outputs
 from ssdistill.registry import LOSSES
@@ -64,6 +64,16 @@ def test_the_order_of_the_batch_does_not_matter(kind):
     assert value(loss_of, *shuffled) == pytest.approx(value(loss_of, student, teacher), rel=1e-5)
     unequal = value(loss_of, mapped(student, lambda x: x[order_B]), teacher)
     assert unequal != pytest.approx(value(loss_of, student, teacher), rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_views_are_compared_one_by_one_and_averaged(kind):
+    loss_of = build(kind)
+    student, teacher = sides(loss_of)
+    other = mapped(student, torch.sin)
+    expected = (value(loss_of, student, teacher) + value(loss_of, other, teacher)) / 2
+    both = Outputs([*student, *other]), Outputs([*teacher, *teacher])
+    assert value(loss_of, *both) == pytest.approx(expected, rel=1e-5)
 
 
 def test_cc_depends_on_who_is_next_to_whom():
@@ -143,8 +153,14 @@ def token_pair(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     return tuple(x.flatten(2).mT for x in map_pair(dtype))
 
 
+def distance_and_angle(s_BD: Tensor, t_BD: Tensor, chunk: int) -> Tensor:
+    """The two terms of RKD."""
+    grams = centred_gram(s_BD), centred_gram(t_BD)
+    return torch.stack([distance_difference(*grams), angle_difference(*grams, chunk)])
+
+
 PURE = {
-    "rkd": (vector_pair, lambda s, t: torch.stack(distance_and_angle(s, t, 3))),
+    "rkd": (vector_pair, lambda s, t: distance_and_angle(s, t, 3)),
     "sp": (vector_pair, similarity_difference),
     "pkt": (vector_pair, affinity_divergence),
     "cc": (vector_pair, neighbouring_differences),
@@ -242,8 +258,8 @@ def test_rkd_in_chunks_is_rkd_at_once(chunk):
 
 def test_rkd_keeps_a_far_origin_out_of_its_angles():
     s_BD, t_BD = vector_pair(dtype=torch.float32)
-    near = torch.stack(distance_and_angle(s_BD, t_BD, 4))
-    far = torch.stack(distance_and_angle(s_BD + 100, t_BD, 4))
+    near = distance_and_angle(s_BD, t_BD, 4)
+    far = distance_and_angle(s_BD + 100, t_BD, 4)
     assert torch.allclose(far, near, rtol=1e-4)
 
 
@@ -272,7 +288,7 @@ def peak_angles(count: int, chunk: int) -> float:
     s_BD, t_BD = vector_pair(count, torch.float32)
     s_BD.requires_grad_()
     with LiveMemory() as memory:
-        sum(distance_and_angle(s_BD, t_BD, chunk)).backward()
+        distance_and_angle(s_BD, t_BD, chunk).sum().backward()
     return memory.peak / (4 * count**3)
 
 
@@ -316,16 +332,23 @@ def test_the_gradient_of_singular_vectors_is_that_of_the_svd(shape, count):
     assert torch.allclose(gradient, expected, atol=1e-3 * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("x_NC", [torch.eye(6), torch.zeros(6, 6), torch.ones(6, 6)])
-def test_coinciding_singular_values_give_a_finite_gradient(x_NC):
+def vector_gradients(x_NC: Tensor) -> tuple[Tensor, Tensor]:
+    """Of two singular vectors, squared: ours, and that of torch's SVD."""
     x_BNC = x_NC[None].clone().requires_grad_()
     ours, theirs = right_vectors(x_BNC, 2)
     torch.manual_seed(0)
     towards = torch.rand_like(ours)
     (gradient,) = torch.autograd.grad((ours * towards).sum(), x_BNC, retain_graph=True)
-    (of_the_svd,) = torch.autograd.grad((theirs * towards).sum(), x_BNC)
-    assert torch.isfinite(gradient).all()
-    assert not torch.isfinite(of_the_svd).all()
+    return gradient, torch.autograd.grad((theirs * towards).sum(), x_BNC)[0]
+
+
+@pytest.mark.parametrize("x_NC", [torch.eye(6), torch.zeros(6, 6), torch.ones(6, 6)])
+def test_coinciding_singular_values_give_a_finite_gradient(x_NC):
+    assert torch.isfinite(vector_gradients(x_NC)[0]).all()
+
+
+def test_the_svd_itself_gives_none_where_all_singular_values_are_one():
+    assert not torch.isfinite(vector_gradients(torch.eye(6))[1]).all()
 
 
 def test_kdsvd_has_the_published_gradient_within_that_of_a_float32_svd():

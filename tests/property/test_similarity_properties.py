@@ -1,6 +1,7 @@
 """What holds for the losses over distributions of similarities, whatever the numbers."""
 
 import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +9,6 @@ from synthetic import make_outputs, make_shapes, mapped
 from torch import Tensor
 
 from ssdistill.data.batch import Batch
-from ssdistill.errors import UserError
 from ssdistill.losses import Loss, Shapes, similarity
 from ssdistill.losses.compress import CompRess
 from ssdistill.losses.dogo import DoGo
@@ -28,7 +28,7 @@ KINDS = {
     "compress-2q": lambda known: CompRess(known, variant="2q"),
     "compress-2q_momentum": CompRess,
     "isd": ISD,
-    "isd-momentum": lambda known: ISD(known, target="momentum", projection=6),
+    "isd-momentum": lambda known: ISD(known, target="momentum", projection_dim=6),
     "ressl": ReSSL,
     "ressl-momentum": lambda known: ReSSL(known, target="momentum", dim=6),
     "lightly": Lightly,
@@ -36,7 +36,7 @@ KINDS = {
     # Among rows of equal rank that are left out, order decides.
     "sskd": lambda known: SSKD(known, ratio=1.0),
     "dogo": DoGo,
-    "dogo-projection": lambda known: DoGo(known, projection=6),
+    "dogo-projection": lambda known: DoGo(known, projection_dim=6),
 }
 HEADLESS = ("compress-2q", "compress-2q_momentum", "dogo")
 OF_TEACHER = [name for name in KINDS if not name.endswith("-momentum")]
@@ -161,6 +161,7 @@ def test_the_length_of_the_student_s_vectors_does_not_matter_without_a_head(name
 @pytest.mark.parametrize("name", OF_TEACHER)
 def test_no_teacher_s_vector_collects_a_gradient(name):
     loss, student, teacher = build(name)
-    teacher = mapped(teacher, lambda x: x.clone().requires_grad_())
+    teacher = mapped(teacher, lambda x: x.requires_grad_())
     loss(student, teacher, batch_of()).backward()
-    assert all(view.embedding_BD.grad is None for view in teacher)
+    for view in (*teacher, *teacher.extra.values()):
+        assert all(x.grad is None for x in (view.embedding_BD, *view.maps.values()))

@@ -72,6 +72,8 @@ def test_parameters_and_zeros(encoder):
     with torch.no_grad():
         zeros = sum(int((p == 0).sum()) for p in encoder.parameters())
     assert count_parameters(encoder, nonzero=True) == 77392 - zeros
+    encoder.projector = torch.nn.Linear(encoder.embed_dim, 128)
+    assert count_parameters(encoder) == 77392  # nobody ships a teacher's head
 
 
 def test_parameters_of_an_onnx_file_are_its_folded_weights(encoder, twin):

@@ -341,10 +341,10 @@ def test_compared_students_differ_from_the_distilled_one_by_their_losses_alone(m
         "compare={simreg: {losses: {a: {kind: simreg}}}, longer: {steps: 9}}", "seeds=[0]"
     )
     roles = list(found)
-    assert roles[roles.index("distilled") : roles.index("pruned")] == [
-        "distilled",
+    assert roles[roles.index("control") + 1 : roles.index("pruned")] == [
         "simreg",
         "longer",
+        "distilled",
     ]
     assert found["simreg"].parents["teacher"] == found["distilled"].parents["teacher"]
     ours, theirs = (found[role].config for role in ("simreg", "distilled"))

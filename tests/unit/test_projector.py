@@ -80,9 +80,9 @@ def test_loading_draws_no_random_numbers_for_the_projector(encoder, tmp_path):
 def test_every_kind_of_layer_is_described_as_it_is():
     head = ProjectionHead(
         [
-            (6, 5, nn.BatchNorm1d(5, eps=1e-3), nn.ReLU()),
+            (6, 5, nn.BatchNorm1d(5), nn.ReLU()),
             (5, 4, None, nn.ReLU()),
-            (4, 3, nn.BatchNorm1d(3, affine=False), None, True),
+            (4, 3, nn.BatchNorm1d(3, eps=1e-3, affine=False), None, True),
         ]
     ).eval()
     for module in head.modules():

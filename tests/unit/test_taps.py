@@ -1,4 +1,5 @@
 import copy
+import weakref
 
 import pytest
 import timm
@@ -154,6 +155,7 @@ def test_attention_with_a_bias_of_its_own_is_not_listed():
     args = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
     encoder = build("vit_relpos_small_patch16_224", args)
     assert encoder.tap_names == ["blocks.0", "blocks.1"]
+    assert vit(attn_layer="diff").tap_names == ["blocks.0", "blocks.1", "blocks.2"]
 
 
 def test_the_attention_sends_a_gradient_to_queries_and_keys_only():
@@ -202,6 +204,18 @@ def test_a_copy_returns_its_own_maps(encoder, tap):
     other.set_taps(())
     assert other(images()).maps == {}
     assert list(encoder(images()).maps) == [tap]
+
+
+@pytest.mark.parametrize(
+    "encoder, tap", [(resnet, "before_relu:layer2"), (vit, "attention:blocks.1")]
+)
+def test_an_encoder_holds_on_to_no_map(encoder, tap):
+    encoder = encoder()
+    encoder.set_taps((tap,))
+    maps = encoder(images()).maps
+    alive = weakref.ref(maps[tap])
+    del maps
+    assert alive() is None
 
 
 @pytest.mark.parametrize("name", ["resnet10t", "vit with registers"])
