@@ -42,20 +42,21 @@ class DKD(KD):
 
     ```yaml
     losses:
-      logits: {kind: dkd, alpha: 1.0, beta: 8.0, temperature: 4.0, weight: 1.0}
+      logits: {kind: dkd, alpha: 1.0, beta: 8.0, weight: 1.0}
     ```
 
     Args:
         alpha: weight of TCKD.
         beta: weight of NCKD. KD weights each image's by the teacher's probability of the others,
             which is least where the teacher is sure.
-        temperature: T. The usual 4 is for the logits of a classifier.
+        temperature: T. By default 4, the paper's, for a ``projection``, and 1 for
+            ``prototypes``, whose cosines ``scale`` has sharpened already.
         logits: the teacher's logits: cosines of its centred embedding to ``prototypes``, divided
             by ``scale``, or the ``projection`` of its self-supervised head as it is.
         prototypes: how many, K; at most as many as there are training images. By default 1024,
             or an eighth of the images if fewer.
-        scale: of the cosines, and of what the head predicts of them: with ``prototypes`` the
-            softmax sees cosine / (scale T) and head / (scale T).
+        scale: of the cosines: the softmax of the targets sees cosine / (scale T). A head has to
+            reach logits of 1 / scale, so lower T rather than scale for sharper targets.
         head: ``linear``, or ``mlp``, two layers with a ReLU between.
 
     Raises:
@@ -71,10 +72,10 @@ class DKD(KD):
         *,
         alpha: NonNegative = 1.0,
         beta: NonNegative = 8.0,
-        temperature: Positive = 4.0,
+        temperature: Positive | None = None,
         logits: TeacherLogits = "prototypes",
         prototypes: PositiveInt | None = None,
-        scale: Positive = 0.05,
+        scale: Positive = 0.08,
         head: LogitHead = "linear",
     ):
         super().__init__(

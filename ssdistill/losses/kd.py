@@ -28,18 +28,18 @@ class KD(LogitLoss):
 
     ```yaml
     losses:
-      logits: {kind: kd, temperature: 4.0, scale: 0.05, weight: 1.0}
+      logits: {kind: kd, prototypes: 256, weight: 1.0}
     ```
 
     Args:
-        temperature: T. The usual 4 is for the logits of a classifier.
+        temperature: T. By default 4, the paper's, for a ``projection``, and 1 for
+            ``prototypes``, whose cosines ``scale`` has sharpened already.
         logits: the teacher's logits: cosines of its centred embedding to ``prototypes``, divided
             by ``scale``, or the ``projection`` of its self-supervised head as it is.
         prototypes: how many, K; at most as many as there are training images. By default 1024,
             or an eighth of the images if fewer.
-        scale: of the cosines, and of what the head predicts of them: with ``prototypes`` the
-            softmax sees cosine / (scale T) and head / (scale T). At scale 1 and T 4 the targets
-            were all but uniform.
+        scale: of the cosines: the softmax of the targets sees cosine / (scale T). A head has to
+            reach logits of 1 / scale, so lower T rather than scale for sharper targets.
         head: ``linear``, or ``mlp``, two layers with a ReLU between.
 
     Raises:
@@ -53,20 +53,20 @@ class KD(LogitLoss):
         self,
         shapes: Shapes,
         *,
-        temperature: Positive = 4.0,
+        temperature: Positive | None = None,
         logits: TeacherLogits = "prototypes",
         prototypes: PositiveInt | None = None,
-        scale: Positive = 0.05,
+        scale: Positive = 0.08,
         head: LogitHead = "linear",
     ):
         super().__init__(shapes, logits, prototypes, scale)
-        self.temperature = temperature
+        self.temperature = temperature or (4.0 if logits == "projection" else 1.0)
         self.head = logit_head(shapes.student_dim, self.num_logits, head)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         t_NK = torch.cat(for_each_pair(teacher, self.read, self.teacher_logits))
         s_NK = torch.cat(for_each_pair(student, "embedding", self.head))
-        return self.compare(s_NK.float() / self.scale, t_NK)
+        return self.compare(s_NK, t_NK)
 
     def compare(self, s_NK: Tensor, t_NK: Tensor) -> Tensor:
         """The loss between logits (N, K) of the two networks."""

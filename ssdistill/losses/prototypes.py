@@ -113,8 +113,8 @@ class LogitLoss(Loss):
     the first step, divided by ``scale``. With ``logits: projection`` the output of the
     self-supervised head it has kept is taken as it is, and ``scale`` is 1.
 
-    A subclass finds the number of classes in ``num_logits``, the teacher's logits by
-    :meth:`teacher_logits`, and ``scale`` for a head that predicts cosines.
+    A subclass finds the number of classes in ``num_logits``, and the teacher's logits by
+    :meth:`teacher_logits`.
 
     Raises:
         UserError: ``projection`` of a teacher without one, or fewer than two classes.

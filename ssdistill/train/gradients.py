@@ -1,6 +1,6 @@
 """How strongly each loss pulls at a layer of the encoder that all of them reach."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -25,21 +25,38 @@ class SharedLayer:
         }
         self.name: str | None = None
 
-    def gradient_norms(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def gradient_norms(
+        self,
+        losses: Mapping[str, Tensor],
+        backward: Callable[..., None] = torch.autograd.backward,
+    ) -> dict[str, Tensor]:
         """Norm of each loss's gradient at the shared weight, by name of the loss.
 
-        Costs one backward pass a loss; the graph is kept, and no ``grad`` is touched.
+        Costs one backward pass a loss; the graph is kept. Call it before the step's own backward
+        pass: every weight's ``grad`` must be None, and is None again afterwards.
+
+        Args:
+            losses: scalars, by name.
+            backward: what runs a backward pass; Fabric insists on its own.
         """
         names = [self.name] if self.name else list(self._weights)
-        weights = [self._weights[name] for name in names]
-        found = {
-            loss: torch.autograd.grad(value, weights, retain_graph=True, allow_unused=True)
-            for loss, value in losses.items()
-            if value.requires_grad
-        }
+        found = {}
+        for loss, value in losses.items():
+            if value.requires_grad:
+                found[loss] = self._gradients(value, names, backward)
         shared = [i for i in range(len(names)) if all(g[i] is not None for g in found.values())]
         if not shared or not found:
             return {}
         deepest = shared[-1]
         self.name = names[deepest]
         return {loss: gradients[deepest].norm() for loss, gradients in found.items()}
+
+    def _gradients(
+        self, loss: Tensor, names: list[str], backward: Callable[..., None]
+    ) -> list[Tensor | None]:
+        weights = [self._weights[name] for name in names]
+        backward(loss, inputs=weights, retain_graph=True)
+        gradients = [weight.grad for weight in weights]
+        for weight in weights:
+            weight.grad = None
+        return gradients

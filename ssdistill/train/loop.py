@@ -119,7 +119,9 @@ def fit(
             weighted = {name: weights[name] * loss for name, loss in losses.items()}
             total = sum(weighted.values())
             logged = tracker.due(step) or step == num_steps - 1
-            pulls = shared.gradient_norms(weighted) if tracker.gradients_due(step) else {}
+            pulls = {}
+            if tracker.gradients_due(step):
+                pulls = shared.gradient_norms(weighted, fabric.backward)
             fabric.backward(total)
             grad_norm = _clip(task, training.optim.clip_grad_norm, measure=logged)
             optimizer.step()

@@ -117,7 +117,7 @@ def test_prototype_logits_know_neither_scale_nor_offset_of_the_teacher(change):
     assert not torch.allclose(one(t_BD), one(-t_BD), atol=1.0)
 
 
-@pytest.mark.parametrize(("kind", "scale"), [(DINO, 1.0), (KD, 0.05), (DKD, 0.05)])
+@pytest.mark.parametrize(("kind", "scale"), [(DINO, 1.0), (KD, 0.08), (DKD, 0.08)])
 def test_prototype_logits_are_cosines_of_centred_embeddings_over_scale(kind, scale):
     loss = kind(make_shapes())
     fitted = make_teacher_fit(loss.shapes, 64)
@@ -131,15 +131,21 @@ def test_prototype_logits_are_cosines_of_centred_embeddings_over_scale(kind, sca
 
 
 @pytest.mark.parametrize("kind", [KD, DKD])
-def test_a_head_that_predicts_the_cosines_is_right(kind):
-    loss = kind(make_shapes(16, 16), scale=0.1).train()
-    loss.fit_teacher(make_teacher_fit(loss.shapes, 64))
+def test_the_temperature_suits_the_logits_unless_told_otherwise(kind):
+    assert kind(make_shapes()).temperature == 1.0
+    raw = kind(make_shapes(), logits="projection")
+    assert raw.temperature == 4.0 and raw.scale == 1.0
+    assert kind(make_shapes(), temperature=2.0).temperature == 2.0
+
+
+@pytest.mark.parametrize("kind", [KD, DKD])
+def test_a_head_that_finds_the_teachers_logits_is_at_the_minimum(kind):
+    loss = built(kind)
     _, teacher = inputs_of(loss)
-    loss.head = loss.classify
-    at_teacher = loss(teacher, teacher, batch_of())
-    assert abs(float(at_teacher)) < 1e-5
-    raw = kind(make_shapes(), logits="projection", scale=0.1)
-    assert raw.scale == 1.0
+    loss.head = loss.teacher_logits
+    assert abs(float(loss(teacher, teacher, batch_of()))) < 1e-5
+    loss.head = lambda t_VD: loss.teacher_logits(t_VD).flip(1)
+    assert float(loss(teacher, teacher, batch_of())) > 0.1
 
 
 # Teacher's logits
@@ -394,9 +400,9 @@ def test_dkds_target_is_the_teachers_first_choice():
     student, teacher = inputs_of(loss)
     t_NK = loss.teacher_logits(teacher[0].embedding_BD)
     s_NK = loss.head(student[0].embedding_BD)
-    expected = decoupled_kl(s_NK, t_NK, t_NK.max(1).indices, 1.0, 8.0, 4.0)
+    expected = decoupled_kl(s_NK, t_NK, t_NK.max(1).indices, 1.0, 8.0, 1.0)
     torch.testing.assert_close(loss(student, teacher, batch_of()), expected)
-    wrong = decoupled_kl(s_NK, t_NK, t_NK.min(1).indices, 1.0, 8.0, 4.0)
+    wrong = decoupled_kl(s_NK, t_NK, t_NK.min(1).indices, 1.0, 8.0, 1.0)
     assert (wrong - expected).abs() > 1e-3
 
 

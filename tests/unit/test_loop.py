@@ -103,6 +103,7 @@ def start(make_encoder, make_store):
         log_every=1,
         generator_seed=0,
         on_first_views=lambda views: None,
+        precision="32-true",
     ):
         if isinstance(task, str):
             task = TASKS[task](make_encoder())
@@ -119,7 +120,7 @@ def start(make_encoder, make_store):
         with Watched(run, hook, log_every) as tracker:
             metrics = fit(
                 training,
-                Fabric(accelerator="cpu", devices=1, precision="32-true"),
+                Fabric(accelerator="cpu", devices=1, precision=precision),
                 tracker,
                 on_first_views,
             )
@@ -387,8 +388,11 @@ class TwoDepths(Task):
         return {"late": 1.0, "early": 0.5 * step}
 
 
-def test_weights_follow_their_schedule_and_gradients_are_logged_when_due(start, runs, make_encoder):
-    start(runs / "run", TwoDepths(make_encoder()), steps=3)
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_weights_follow_their_schedule_and_gradients_are_logged_when_due(
+    start, runs, make_encoder, precision
+):
+    start(runs / "run", TwoDepths(make_encoder()), steps=3, precision=precision)
     lines = read_metrics(runs / "run")
     assert [line["weighted/early"] for line in lines] == pytest.approx(
         [line["loss/early"] * weight for line, weight in zip(lines, (0, 0.5, 1), strict=True)]
