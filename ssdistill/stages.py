@@ -16,8 +16,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ssdistill.config import Experiment
 from ssdistill.errors import UserError
+from ssdistill.experiment import Experiment
 from ssdistill.record.run import Run, RunRecord, load_run
 from ssdistill.record.tracker import Tracker, TrackingSettings
 from ssdistill.train.loop import CHECKPOINT
@@ -25,9 +25,9 @@ from ssdistill.train.progress import console
 
 VERSIONS = {
     "initialize": 1,
-    "pretrain": 1,
-    "distill": 1,
-    "compress": 1,
+    "pretrain": 2,
+    "distill": 2,
+    "compress": 2,
     "evaluate": 1,
     "latency": 1,
 }

@@ -3,29 +3,35 @@
 import torch
 
 from ssdistill.chain.workspace import Workspace
-from ssdistill.config import DistillSettings
 from ssdistill.data.extra import NEEDS_NEIGHBOURS
 from ssdistill.distill.distiller import Distiller, shapes
 from ssdistill.errors import UserError
+from ssdistill.experiment import DistillSettings
 from ssdistill.registry import LOSSES, METHODS
 
 ENOUGH_SAMPLES = 4096
 """Images a loss is told of here: a memory of all of them would be made only to be dropped."""
 
 
-def check_losses(workspace: Workspace) -> None:
+def check_losses(workspace: Workspace) -> list[str]:
     """Build every distillation once, at initial weights, and forget it.
+
+    Returns:
+        notices about settings that work and may not be meant.
 
     Raises:
         UserError: losses that these two networks cannot serve; the key is named.
     """
     experiment = workspace.experiment
     if experiment.distill is None:
-        return
+        return []
     sections = {"distill": experiment.distill}
     sections |= {f"compare.{row}": settings for row, settings in experiment.compare.items()}
+    notices = []
     for key, settings in sections.items():
         _check(workspace, key, settings)
+        notices += _large_queues(key, settings, len(workspace.train))
+    return notices
 
 
 def _check(workspace: Workspace, key: str, settings: DistillSettings) -> None:
@@ -48,6 +54,16 @@ def _check(workspace: Workspace, key: str, settings: DistillSettings) -> None:
     if settings.mix and neighbours:
         raise UserError(f"{key}.mix: a mixture has no neighbours, and a loss reads {neighbours[0]}")
     _check_sizes(distiller, key, [recipe.size for recipe in settings.views or () if recipe.size])
+
+
+def _large_queues(key: str, settings: DistillSettings, num_samples: int) -> list[str]:
+    queues = {name: getattr(loss, "queue", None) for name, loss in settings.losses.items()}
+    return [
+        f"{key}.losses.{name}.queue={queue} is more than the {num_samples} images: "
+        "images meet their own keys of epochs before"
+        for name, queue in queues.items()
+        if queue and queue > num_samples
+    ]
 
 
 @torch.no_grad()

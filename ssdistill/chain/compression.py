@@ -5,7 +5,7 @@ from typing import Any
 from ssdistill.chain.training import build_distiller, export, train
 from ssdistill.chain.workspace import MODEL, Workspace
 from ssdistill.compress import Context
-from ssdistill.config import DistillSettings
+from ssdistill.experiment import DistillSettings
 from ssdistill.models.backbones import Encoder
 from ssdistill.record.tracker import Tracker
 from ssdistill.registry import STEPS

@@ -3,11 +3,11 @@
 from typing import Any
 
 from ssdistill.chain.workspace import Workspace, resolve_recipes
-from ssdistill.config import DistillSettings
 from ssdistill.data.recipes import ViewRecipe, expand
 from ssdistill.distill.pairing import resolve_pairs
 from ssdistill.errors import UserError
 from ssdistill.evaluate.settings import EvaluateSettings
+from ssdistill.experiment import DistillSettings
 from ssdistill.registry import LOSSES, METHODS, STEPS
 from ssdistill.settings import Settings
 from ssdistill.stages import Stage

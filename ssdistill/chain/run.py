@@ -10,7 +10,7 @@ from ssdistill.chain.checks import check_losses
 from ssdistill.chain.plan import plan
 from ssdistill.chain.report import Report, make_report
 from ssdistill.chain.workspace import Workspace, open_workspace
-from ssdistill.config import Experiment
+from ssdistill.experiment import Experiment
 from ssdistill.stages import Identity, Stage, execute
 from ssdistill.train.progress import console
 
@@ -59,8 +59,10 @@ def run(experiment: Experiment, root: str | Path = "runs") -> Report:
         torch.set_num_threads(experiment.device.threads)
     workspace = open_workspace(experiment, root)
     stages = plan(workspace)
-    check_losses(workspace)
+    notices = check_losses(workspace)
     announce(workspace, stages)
+    for notice in notices:
+        console.print(f"note: {notice}", style="dim")
     identity = Identity.of(experiment)
     for number, stage in enumerate(stages, start=1):
         _do(stage, workspace, identity, f"[{number}/{len(stages)}]")

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from ssdistill.chain.arithmetic import choose_arithmetic, step_ratios
 from ssdistill.chain.workspace import MODEL, Workspace
-from ssdistill.config import DistillSettings
 from ssdistill.data.extra import NEEDS_NEIGHBOURS
 from ssdistill.data.loader import Loader
 from ssdistill.data.mixing import MixSettings
 from ssdistill.data.recipes import ViewRecipe
 from ssdistill.distill.distiller import Distiller, shapes
 from ssdistill.distill.neighbours import nearest_neighbours
+from ssdistill.experiment import DistillSettings
 from ssdistill.models.artifacts import save_encoder
 from ssdistill.models.backbones import Encoder, EncoderSpec, encoder_from_spec
 from ssdistill.models.representation import Representation
@@ -96,12 +96,14 @@ def _look_at_teacher(distiller: Distiller, workspace: Workspace) -> None:
     if not fitted and not wants_neighbours:
         return
     embedding_ND = workspace.embeddings(distiller.teacher)
+    projector, projection_NP = distiller.teacher.projector, None
+    where = Fabric(accelerator=workspace.experiment.device.accelerator, devices=1).device
+    if projector is not None:
+        with torch.no_grad():
+            projection_NP = projector(embedding_ND).to(where)
+    embedding_ND = embedding_ND.to(where)
     if wants_neighbours:
-        where = Fabric(accelerator=workspace.experiment.device.accelerator, devices=1).device
-        distiller.neighbours_NK = nearest_neighbours(embedding_ND.to(where))
-    projector = distiller.teacher.projector
-    with torch.no_grad():
-        projection_NP = projector(embedding_ND) if projector is not None else None
+        distiller.neighbours_NK = nearest_neighbours(embedding_ND)
     for loss in fitted:
         loss.fit_teacher(Representation(embedding_ND, projection_NP))
 

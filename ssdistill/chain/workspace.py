@@ -10,13 +10,13 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from ssdistill.config import Experiment
 from ssdistill.data.recipes import RECIPES, ViewRecipe
 from ssdistill.data.sources import Source
 from ssdistill.data.store import Store, open_store
 from ssdistill.data.views import eval_view
 from ssdistill.errors import UserError
 from ssdistill.evaluate.features import extract
+from ssdistill.experiment import Experiment
 from ssdistill.models.artifacts import load, write_whole
 from ssdistill.models.backbones import Encoder, EncoderSettings, build_encoder
 from ssdistill.registry import SOURCES

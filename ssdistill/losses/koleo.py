@@ -14,7 +14,7 @@ class KoLeo(Loss):
     """Pushes each of the student's embeddings away from its nearest neighbour in the batch.
 
     L = -mean_i log |n(s_i) - n(s_nearest(i))|, the Kozachenko-Leonenko estimate of entropy up to
-    constants (arXiv:1806.03198, eq. 2), within each view and averaged over the views. It reads
+    constants (arXiv:1806.03198), within each view and averaged over the views. It reads
     the student alone and teaches it nothing of the teacher: combine it with another loss.
     Neighbours are sought among the images of all processes. DINOv3 (arXiv:2508.10104) seeks them
     on each GPU alone by default, and sums over the two large crops, each with the weight 0.1.

@@ -1,5 +1,6 @@
 """Every packaged config is one that runs."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,18 @@ def test_a_config_says_first_what_it_is(path):
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=name_of)
 def test_a_config_is_named_like_its_file(path):
     assert load_experiment(path)[0].name == path.stem
+
+
+def test_the_experiments_in_the_readme_are_valid(tmp_path):
+    readme = (FOLDER.parent / "README.md").read_text()
+    examples = re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL)
+    assert len(examples) >= 2
+    for number, example in enumerate(examples):
+        file = tmp_path / f"{number}.yaml"
+        whole = "schema:" in example
+        file.write_text(
+            example
+            if whole
+            else f"extends: base/distill.yaml\nschema: 1\nname: an-example\n{example}"
+        )
+        assert load_experiment(file)[0].distill.losses

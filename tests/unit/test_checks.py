@@ -29,14 +29,19 @@ def check(tmp_path, make_store):
         path.write_text(TINY)
         experiment, _ = load_experiment(path, list(overrides))
         source = SOURCES.build(experiment.data)
-        check_losses(Workspace(experiment, tmp_path, source, make_store(), make_store()))
+        return check_losses(Workspace(experiment, tmp_path, source, make_store(), make_store()))
 
     return check
 
 
 def test_losses_that_fit_pass(check):
-    check("distill.losses.queue={kind: seed, read: projection}")
-    check("distill=null")
+    assert check("distill.losses.queue={kind: seed, read: projection}") == []
+    assert check("distill=null") == []
+
+
+def test_a_queue_of_more_keys_than_images_is_noticed(check):
+    (notice,) = check("distill.losses.queue={kind: seed, queue: 5000}")
+    assert notice.startswith("distill.losses.queue.queue=5000 is more than the ")
 
 
 @pytest.mark.parametrize(
