@@ -17,8 +17,9 @@ from ssdistill.data.views import eval_view
 from ssdistill.errors import UserError
 from ssdistill.evaluate.features import extract
 from ssdistill.experiment import Experiment
-from ssdistill.models.artifacts import load, write_whole
+from ssdistill.models.artifacts import load
 from ssdistill.models.backbones import Encoder, EncoderSettings, build_encoder
+from ssdistill.record.files import write_atomically
 from ssdistill.registry import SOURCES
 from ssdistill.stages import Stage
 
@@ -72,7 +73,7 @@ class Workspace:
             path.parent.mkdir(parents=True, exist_ok=True)
             content = io.BytesIO()
             np.save(content, found_ND.numpy())
-            write_whole(path, content.getvalue())
+            write_atomically(path, content.getvalue())
         return torch.from_numpy(np.load(path))
 
     def images(self, n: int, seed: int) -> Tensor:

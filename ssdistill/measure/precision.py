@@ -156,7 +156,7 @@ def _recall(cache: Path | None, digest: str, candidates: tuple[Candidate, ...]) 
 def _remember(cache: Path | None, digest: str, choice: Choice, key: dict[str, Any] | None) -> None:
     if cache is None:
         return
-    from ssdistill.models.artifacts import write_whole
+    from ssdistill.record.files import write_atomically
 
     cache.mkdir(parents=True, exist_ok=True)
     entry = {
@@ -166,4 +166,4 @@ def _remember(cache: Path | None, digest: str, choice: Choice, key: dict[str, An
         "key": key,
     }
     entries = _entries(cache) | {digest: entry}
-    write_whole(cache / "precision.json", json.dumps(entries, indent=2, default=str).encode())
+    write_atomically(cache / "precision.json", json.dumps(entries, indent=2, default=str).encode())

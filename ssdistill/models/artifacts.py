@@ -1,12 +1,9 @@
 """Encoders on disk: one weights file that others can read, and ``model.json`` beside it."""
 
-import errno
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +15,9 @@ from torch import Tensor, nn
 
 from ssdistill.errors import UserError
 from ssdistill.models.backbones import Encoder, EncoderSpec, encoder_from_spec
-from ssdistill.models.heads import LAYERS, pack_head, unpack_head
+from ssdistill.models.head_file import LAYERS, pack_head, unpack_head
 from ssdistill.models.resize import resize_like
+from ssdistill.record.files import write_atomically
 
 if TYPE_CHECKING:
     from ssdistill.compress.export import OnnxEncoder
@@ -72,11 +70,11 @@ def save_encoder(
         "lineage": lineage or {},
         "libraries": _versions(),
     }
-    write_whole(folder / name, content)
+    write_atomically(folder / name, content)
     (folder / (ONNX_WEIGHTS if name == TORCH_WEIGHTS else TORCH_WEIGHTS)).unlink(missing_ok=True)
     if head is not None:
-        write_whole(folder / PROJECTOR_WEIGHTS, head)
-    write_whole(folder / DESCRIPTION, json.dumps(description, indent=2).encode() + b"\n")
+        write_atomically(folder / PROJECTOR_WEIGHTS, head)
+    write_atomically(folder / DESCRIPTION, json.dumps(description, indent=2).encode() + b"\n")
     if head is None:
         (folder / PROJECTOR_WEIGHTS).unlink(missing_ok=True)
     return sha256
@@ -119,30 +117,6 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name and rename it, so that nobody sees half of it.
-
-    Raises:
-        UserError: no space left.
-    """
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
-            temporary = Path(file.name)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            size = f"{len(content) / 1e6:.1f} MB"
-            raise UserError(f"no space left for {path} ({size}): free some and run again") from None
-        raise
 
 
 def load_encoder(folder: str | Path) -> Encoder:

@@ -10,13 +10,19 @@ from pathlib import Path
 from ssdistill.errors import UserError
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file as a whole: a crash leaves the old content or the new, never a half."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace a file as a whole: a crash leaves the old content or the new, never a half.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written to.
+    """
+    if isinstance(content, str):
+        content = content.encode()
     with disk_errors(path.parent):
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o644)  # mkstemp makes 0600; records are meant to be shared

@@ -12,7 +12,7 @@ from ssdistill.distill.distiller import Distiller, shapes
 from ssdistill.errors import UserError
 from ssdistill.losses.kd import KD
 from ssdistill.models.artifacts import load, save_encoder
-from ssdistill.models.heads import LAYERS, pack_head, unpack_head
+from ssdistill.models.head_file import LAYERS, pack_head, unpack_head
 from ssdistill.registry import METHODS
 
 
