@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 import torch
 
+from ssdistill.record.files import write_atomically
+
 Precision = Literal["fp32", "bf16"]
 MemoryFormat = Literal["contiguous", "channels_last"]
 Candidate = tuple[Precision, MemoryFormat]
@@ -156,8 +158,6 @@ def _recall(cache: Path | None, digest: str, candidates: tuple[Candidate, ...]) 
 def _remember(cache: Path | None, digest: str, choice: Choice, key: dict[str, Any] | None) -> None:
     if cache is None:
         return
-    from ssdistill.record.files import write_atomically
-
     cache.mkdir(parents=True, exist_ok=True)
     entry = {
         "precision": choice.precision,
