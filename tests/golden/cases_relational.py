@@ -108,7 +108,7 @@ def ickd() -> Compared:
     "kdsvd",
     autocast=True,
     left_out={
-        f"grad_s.{i}": "as accurate as a float32 SVD, 2e-5; in test_relational_properties.py"
+        f"grad_s.{i}": "as accurate as a float32 SVD, 2e-5; in test_kdsvd_properties.py"
         for i in range(3)
     },
 )

@@ -1,0 +1,51 @@
+"""What holds for BINGO before and after its warmup."""
+
+import pytest
+import torch
+from contrastive_inputs import KNOWN, batch_of, headless, outputs, rows, value
+
+from ssdistill.losses.bingo import BINGO
+from ssdistill.losses.contrast import info_nce
+
+
+def run_bingo(epoch: int, **settings: int) -> tuple[float, dict[str, float]]:
+    """The loss, and each nce(query, key) at the queue it was scored against."""
+    torch.manual_seed(3)
+    loss_of = headless(BINGO(KNOWN, queue=32, **settings))
+    q, p, mixed, k, neighbour = rows("q", "p", "mixed", "k", "neighbour")
+    queue_KD = loss_of.bank["teacher"]
+    queries, keys = {"q": q, "p": p, "m": mixed}, {"k": k, "k'": neighbour}
+    nce = {
+        query + key: float(info_nce(queries[query], keys[key], queue_KD, 0.2))
+        for query in queries
+        for key in keys
+    }
+    student = outputs(q, neighbour_0=p, cutmix=mixed)
+    teacher = outputs(k, neighbour_1=neighbour)
+    return float(loss_of(student, teacher, batch_of(epoch=epoch))), nce
+
+
+@pytest.mark.parametrize(("warmup_epochs", "epoch"), [(0, 0), (3, 3), (11, 11)])
+def test_bingo_gathers_the_bag_after_the_warmup(warmup_epochs, epoch):
+    found, nce = run_bingo(epoch, warmup_epochs=warmup_epochs)
+    bag = (nce["qk"] + nce["qk'"] + nce["pk"] + nce["pk'"]) / 2
+    assert found == pytest.approx((bag + 0.7 * nce["mk"] + 0.3 * nce["mk'"]) / 3, rel=1e-6)
+
+
+@pytest.mark.parametrize(("warmup_epochs", "epoch"), [(1, 0), (3, 2), (11, 10)])
+def test_bingo_keeps_image_and_neighbour_apart_during_the_warmup(warmup_epochs, epoch):
+    found, nce = run_bingo(epoch, warmup_epochs=warmup_epochs)
+    mixture = 0.7 * nce["mk"] + 0.3 * nce["mk'"]
+    assert found == pytest.approx((nce["qk"] + nce["pk'"] + mixture) / 3, rel=1e-6)
+
+
+def test_bingo_of_two_pairs_is_the_mean_of_both():
+    loss_of = headless(BINGO(KNOWN, queue=32))
+    q, t = rows("q0", "q1"), rows("t0", "t1")
+    p, mixed, neighbour = rows("p", "mixed", "neighbour")
+
+    def of(*views: int) -> float:
+        student = outputs(*(q[v] for v in views), neighbour_0=p, cutmix=mixed)
+        return value(loss_of, student, outputs(*(t[v] for v in views), neighbour_1=neighbour))
+
+    assert of(0, 1) == pytest.approx((of(0) + of(1)) / 2, rel=1e-6)
