@@ -2,9 +2,10 @@
 
     python experiments/benchmarks/losses.py [--npz images.npz] [--out records.jsonl]
 
-The step is the student alone: forward, backward and optimizer at batch 256 on 32x32 images. A
-loss's cost is its own forward and backward, heads and optimizer included, on what the two networks
-say of such a batch. Queues hold 65,536 keys of 128 numbers. All take turns.
+The step is the student alone: forward, backward and optimizer at batch 256 on 32x32 images, once
+for every view that the loss has it encode. A loss's cost is its own forward and backward, heads and
+optimizer included, on what the two networks say of such a batch. Queues hold 65,536 keys of 128
+numbers. All take turns.
 """
 
 import time
@@ -18,11 +19,13 @@ from torch import Tensor
 
 from ssdistill.data.batch import Batch
 from ssdistill.distill.distiller import shapes
+from ssdistill.distill.pairing import resolve_pairs
 from ssdistill.errors import UserError
 from ssdistill.losses import Loss, Shapes
 from ssdistill.models.backbones import Encoder, EncoderSettings, build_encoder
 from ssdistill.models.representation import Outputs, Representation
 from ssdistill.registry import LOSSES
+from ssdistill.train.memory import keep_freed_memory
 from ssdistill.train.optim import OptimSettings, build_optimizer
 
 BATCH, NUM_SAMPLES = 256, 50_000
@@ -101,6 +104,16 @@ def build(kind: str, pair: Pair) -> tuple[Loss, Shapes]:
     return loss, facts
 
 
+def pairs_of(loss: Loss) -> list[tuple[int, int]]:
+    """The pairs of views it compares by default."""
+    return resolve_pairs(loss.pairing, [SIZE] * loss.views)
+
+
+def encoded_views(loss: Loss) -> int:
+    """How many views the student encodes for it."""
+    return len({ours for ours, _ in pairs_of(loss)}) + len(loss.extra_student)
+
+
 def loss_step(loss: Loss, facts: Shapes, pair: Pair) -> Callable[[], None]:
     """Forward and backward of the loss, and its heads' optimizer."""
     student, teacher = pair.said
@@ -109,6 +122,7 @@ def loss_step(loss: Loss, facts: Shapes, pair: Pair) -> Callable[[], None]:
     parameters = [p for p in loss.parameters() if p.requires_grad]
     optimizer = build_optimizer(loss, OPTIM) if parameters else None
     numbers = iter(range(10**9))
+    count = len(pairs_of(loss))
 
     def ours() -> Representation:
         maps = {tap: student.maps[tap].detach().requires_grad_() for tap in loss.student_taps}
@@ -118,13 +132,13 @@ def loss_step(loss: Loss, facts: Shapes, pair: Pair) -> Callable[[], None]:
         number = next(numbers)
         index_B = torch.arange(BATCH, device=pair.images.device) + BATCH * (number % 100)
         batch = Batch(images, index_B, 0, number, 10**6, cutmix_share=0.7)
-        momentum = [ours()] * loss.views if loss.momentum is not None else ()
+        momentum = [ours()] * count if loss.momentum is not None else ()
         views = Outputs(
-            [ours() for _ in range(loss.views)],
+            [ours() for _ in range(count)],
             {name: ours() for name in loss.extra_student},
             momentum,
         )
-        targets = Outputs([teacher] * loss.views, dict.fromkeys(loss.extra_teacher, teacher))
+        targets = Outputs([teacher] * count, dict.fromkeys(loss.extra_teacher, teacher))
         with autocast(pair.images):
             value = loss(views, targets, batch)
         value.backward()
@@ -141,6 +155,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=LOSSES.classes, default=None)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    keep_freed_memory()  # as every training does
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     images = torch.from_numpy(load_images(args.npz, BATCH)).permute(0, 3, 1, 2).to(device) / 255
     images = images.contiguous(memory_format=torch.channels_last)
@@ -174,12 +189,14 @@ def main() -> None:
 
 def row(kind: str, loss: Loss, student: str, seconds: dict[str, list[float]]) -> dict:
     """One line of the table."""
-    shares = [100 * a / b for a, b in zip(seconds[kind], seconds[student], strict=True)]
+    views = encoded_views(loss)
+    shares = [100 * a / (views * b) for a, b in zip(seconds[kind], seconds[student], strict=True)]
     state = sum(b.numel() * b.element_size() for b in loss.buffers())
     return {
         "loss": kind,
         "reads": loss.reads,
         "student": student,
+        "views": views,
         "cost (% of its step)": f"{median(shares):.1f} ({min(shares):.1f} to {max(shares):.1f})",
         "cost (ms)": f"{1000 * median(seconds[kind]):.1f}",
         "state (MB)": f"{state / 1e6:.1f}",

@@ -120,7 +120,10 @@ def _row_chunks(count: int, width: int, device: str) -> Iterator[slice]:
 def _log_shares(x_RD: Tensor, anchors_KD: Tensor, own_RO: Tensor) -> tuple[Tensor, Tensor]:
     """Log of the softmax over the anchors' and the own logits, (R, K) and (R, O)."""
     logits_RK = x_RD @ anchors_KD.T
-    total_R1 = logits_RK.logsumexp(1, keepdim=True)
+    top_R1 = logits_RK.amax(1, keepdim=True)
+    logits_RK, own_RO = logits_RK.sub_(top_R1), own_RO - top_R1
+    # As logsumexp, which meets denormal numbers where a sharp softmax has a few near keys.
+    total_R1 = logits_RK.clamp(min=_NO_LESS).exp_().sum(1, keepdim=True).log()
     total_R1 = torch.cat([total_R1, own_RO], 1).logsumexp(1, keepdim=True)
     return logits_RK.sub_(total_R1), own_RO - total_R1
 
