@@ -1,7 +1,6 @@
 """Structural similarity of feature maps (de Rijk et al., NeurIPS 2022, arXiv:2211.13133)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ssdistill.distill.gather import all_gather_rows
@@ -15,11 +14,17 @@ SIGMA_PER_WIDTH = 1.5 / 11
 SMALLEST_RANGE = 0.1
 
 
-def gaussian_window(width: int, device: torch.device | None = None) -> Tensor:
-    """(width, width) weights that sum to 1, of standard deviation 1.5 / 11 widths."""
-    offset_W = torch.arange(width, device=device) - (width - 1) / 2
-    weight_W = torch.exp(-offset_W.square() / (2 * (SIGMA_PER_WIDTH * width) ** 2))
-    return torch.outer(weight_W, weight_W) / weight_W.sum() ** 2
+def gaussian_windows(size: int, width: int, device: torch.device | None = None) -> Tensor:
+    """(size - width + 1, size): the window at every place of a line, rows summing to 1.
+
+    Its standard deviation is 1.5 / 11 widths.
+    """
+    place_P1 = torch.arange(size - width + 1, device=device)[:, None]
+    offset_PS = torch.arange(size, device=device) - place_P1
+    distance_PS = offset_PS - (width - 1) / 2
+    weight_PS = torch.exp(-distance_PS.square() / (2 * (SIGMA_PER_WIDTH * width) ** 2))
+    weight_PS = weight_PS.masked_fill((offset_PS < 0) | (offset_PS >= width), 0)
+    return weight_PS / weight_PS.sum(1, keepdim=True)
 
 
 def ssim(s_BCHW: Tensor, t_BCHW: Tensor, range_C: Tensor, window: int) -> Tensor:
@@ -30,11 +35,13 @@ def ssim(s_BCHW: Tensor, t_BCHW: Tensor, range_C: Tensor, window: int) -> Tensor
     """
     width = min(window, *s_BCHW.shape[-2:])
     width -= 1 - width % 2
-    window_11WW = gaussian_window(width, s_BCHW.device)[None, None]
+    rows_PH, columns_QW = (
+        gaussian_windows(size, width, s_BCHW.device) for size in s_BCHW.shape[-2:]
+    )
 
     def local_mean(x_BCHW: Tensor) -> Tensor:
-        mean_BCHW = F.conv2d(x_BCHW.flatten(0, 1)[:, None], window_11WW)
-        return mean_BCHW.squeeze(1).unflatten(0, x_BCHW.shape[:2])
+        # Two products, many times faster than a convolution of one channel at a time.
+        return ((x_BCHW @ columns_QW.T).mT @ rows_PH.T).mT
 
     mean_s, mean_t = local_mean(s_BCHW), local_mean(t_BCHW)
     var_s = local_mean(s_BCHW.square()) - mean_s.square()
