@@ -33,7 +33,9 @@ def pictures(workspace: Workspace, records: list[dict[str, Any]]) -> dict[str, A
 
 def _charts(workspace: Workspace, records: list[dict[str, Any]]) -> dict[str, Any]:
     rows = [row for row in results_rows(records) if row.mean(ACCURACY) is not None]
-    sized = [row for row in rows if row.mean("compress/bytes")]
+    # The rivals of the distilled student are as large as it is: their names would hide each other.
+    rivals = workspace.experiment.compare
+    sized = [row for row in rows if row.mean("compress/bytes") and row.model not in rivals]
     points = [
         SizePoint(r.model, r.mean("compress/bytes"), r.mean(ACCURACY), r.spread(ACCURACY))
         for r in sized
@@ -43,7 +45,8 @@ def _charts(workspace: Workspace, records: list[dict[str, Any]]) -> dict[str, An
         for r in rows
     ]
     models = models_of(workspace, workspace.experiment.seeds[0])
-    chain = [role for role, stage in models.items() if stage.kind in ("distill", "compress")]
+    made = {role: stage.kind for role, stage in models.items() if role not in rivals}
+    chain = [role for role, kind in made.items() if kind in ("distill", "compress")]
     return {"sizes": points, "scores": scores, "chain": chain, "curves": _curves(workspace)}
 
 
