@@ -19,10 +19,10 @@ from ssdistill.data.recipes import ViewRecipe
 from ssdistill.distill.distiller import Distiller, shapes
 from ssdistill.distill.neighbours import nearest_neighbours
 from ssdistill.experiment import DistillSettings
+from ssdistill.files import write_atomically
 from ssdistill.models.artifacts import save_encoder
 from ssdistill.models.backbones import Encoder, EncoderSpec, encoder_from_spec
 from ssdistill.models.representation import Representation
-from ssdistill.record.files import write_atomically
 from ssdistill.record.tracker import Tracker
 from ssdistill.registry import LOSSES, METHODS
 from ssdistill.stages import Stage

@@ -17,9 +17,9 @@ from ssdistill.data.views import eval_view
 from ssdistill.errors import UserError
 from ssdistill.evaluate.features import extract
 from ssdistill.experiment import Experiment
+from ssdistill.files import write_atomically
 from ssdistill.models.artifacts import load
 from ssdistill.models.backbones import Encoder, EncoderSettings, build_encoder
-from ssdistill.record.files import write_atomically
 from ssdistill.registry import SOURCES
 from ssdistill.stages import Stage
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 
-from ssdistill.record.files import write_atomically
+from ssdistill.files import write_atomically
 
 Precision = Literal["fp32", "bf16"]
 MemoryFormat = Literal["contiguous", "channels_last"]

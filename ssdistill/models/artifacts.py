@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from ssdistill.errors import UserError
+from ssdistill.files import write_atomically
 from ssdistill.models.backbones import Encoder, EncoderSpec, encoder_from_spec
 from ssdistill.models.head_file import LAYERS, pack_head, unpack_head
 from ssdistill.models.resize import resize_like
-from ssdistill.record.files import write_atomically
 
 if TYPE_CHECKING:
     from ssdistill.compress.export import OnnxEncoder

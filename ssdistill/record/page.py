@@ -8,8 +8,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from ssdistill.files import write_atomically
 from ssdistill.record.comparisons import Score, SizePoint, score_chart, size_chart
-from ssdistill.record.files import write_atomically
 from ssdistill.record.grids import Neighbours, ViewGrid, image_grid, png_uri
 from ssdistill.record.plots import Curves, line_chart
 from ssdistill.record.tables import Table

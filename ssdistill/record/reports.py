@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from ssdistill.errors import UserError, nearest
-from ssdistill.record.files import write_atomically
+from ssdistill.files import write_atomically
 from ssdistill.record.tables import MISSING, Table, origins, read_records, results_table
 from ssdistill.record.verdict import ClaimSettings, judge, verdict_table
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ssdistill.errors import UserError
-from ssdistill.record.files import disk_errors, drop_half_line, write_atomically
+from ssdistill.files import disk_errors, drop_half_line, write_atomically
 from ssdistill.record.provenance import provenance
 
 SCHEMA = 1
