@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from ssdistill import files
 from ssdistill.errors import UserError
-from ssdistill.record import files
 from ssdistill.record.run import Run, load_run, read_metrics
 
 FACTS = {"stage": "distill", "digest": "ab" * 32, "seed": 1}
