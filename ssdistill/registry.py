@@ -119,6 +119,7 @@ METHODS = Registry(
     "ssdistill.pretrain:Method",
     "ssdistill.train.settings:TrainSettings",
 )
+TEACHERS = Registry("teacher", "ssdistill.teachers", "ssdistill.teachers:Teacher")
 STEPS = Registry("compression step", "ssdistill.compress", "ssdistill.compress:Step")
 SOURCES = Registry(
     "data source",

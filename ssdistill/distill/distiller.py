@@ -13,6 +13,7 @@ from ssdistill.errors import UserError
 from ssdistill.losses import Loss, LossSettings, Shapes
 from ssdistill.models.backbones import Encoder
 from ssdistill.models.ema import momentum_copy, update_momentum
+from ssdistill.models.encode import encode_views
 from ssdistill.models.representation import Outputs, Representation
 from ssdistill.train.task import Task
 
@@ -147,7 +148,7 @@ class Distiller(Task):
         seen = {i: views[i] for i in sorted(set().union(*ours.values()))}
         wanted = {n for loss in self.losses.values() for n in loss.extra_student}
         found = encode_views(self.encoder, {**seen, **_some(extra, wanted)})
-        self.last_embedding_BD = found[min(seen)].embedding_BD.detach()
+        self.last_embeddings = [found[i].embedding_BD.detach() for i in seen]
         moved = self._momentum_outputs(views, ours)
         return {
             name: Outputs(
@@ -237,30 +238,3 @@ class Distiller(Task):
 
 def _some(found: Mapping[str, object], names: Sequence[str] | set[str]) -> dict:
     return {name: value for name, value in found.items() if name in names}
-
-
-def encode_views(
-    encoder: Encoder, views: Mapping[int | str, Tensor]
-) -> dict[int | str, Representation]:
-    """A representation of each view, from one forward pass for all views of the same size."""
-    together: dict[torch.Size, list[int | str]] = {}
-    for name, view in views.items():
-        together.setdefault(view.shape, []).append(name)
-    found: dict[int | str, Representation] = {}
-    for names in together.values():
-        stacked = torch.cat([views[name] for name in names])
-        found.update(zip(names, _split(encoder(stacked), len(names)), strict=True))
-    return found
-
-
-def _split(stacked: Representation, count: int) -> list[Representation]:
-    """The ``count`` equal parts, along the batch, of a representation of stacked views."""
-    embedding = stacked.embedding_BD.chunk(count)
-    projection = [None] * count
-    if stacked.projection_BP is not None:
-        projection = stacked.projection_BP.chunk(count)
-    maps = {name: m.chunk(count) for name, m in stacked.maps.items()}
-    return [
-        Representation(embedding[i], projection[i], {name: m[i] for name, m in maps.items()})
-        for i in range(count)
-    ]

@@ -29,6 +29,6 @@ def update_momentum(online: nn.Module, target: nn.Module, momentum: float) -> No
             old.copy_(new)
 
 
-def cosine_momentum(base: float, step: int, num_steps: int) -> float:
-    """Momentum rising from ``base`` to 1 (BYOL, arXiv:2006.07733, sec. 3.2)."""
-    return 1 - (1 - base) * (math.cos(math.pi * step / num_steps) + 1) / 2
+def cosine_momentum(base: float, step: int, num_steps: int, end: float = 1.0) -> float:
+    """Momentum going from ``base`` to ``end`` by a cosine (BYOL, arXiv:2006.07733, sec. 3.2)."""
+    return end - (end - base) * (math.cos(math.pi * step / num_steps) + 1) / 2

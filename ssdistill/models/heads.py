@@ -1,13 +1,49 @@
 """Projectors, predictors and regressors: heads that training uses and the student drops."""
 
+from itertools import pairwise
 from typing import Literal
 
 from lightly.models.modules.heads import ProjectionHead
 from torch import nn
 
+from ssdistill.settings import PositiveInt, Settings
+
+BatchNorm = Literal["none", "hidden", "all"]
 Depth = Literal[1, 2, 4]
 MapHead = Literal["linear", "conv", "mlp"]
 LogitHead = Literal["linear", "mlp"]
+
+
+class MLPSettings(Settings):
+    """A head of linear layers with ReLUs between them: a method's ``projector`` or ``predictor``.
+
+    Each method has its own defaults of these.
+
+    Args:
+        hidden_dim: width of the hidden layers; null takes the input's.
+        output_dim: width of what comes out.
+        depth: linear layers.
+        batch_norm: which of them a batch norm follows: ``none``, the ``hidden`` ones or ``all``.
+        last_affine: whether a batch norm after the last layer has a scale and a shift.
+    """
+
+    hidden_dim: PositiveInt | None = None
+    output_dim: PositiveInt
+    depth: PositiveInt = 2
+    batch_norm: BatchNorm = "hidden"
+    last_affine: bool = True
+
+    def build(self, input_dim: int, output_dim: int | None = None) -> ProjectionHead:
+        """The head, for vectors ``input_dim`` wide; ``output_dim`` stands in for its own."""
+        hidden = [self.hidden_dim or input_dim] * (self.depth - 1)
+        widths = [input_dim, *hidden, output_dim or self.output_dim]
+        blocks = []
+        for number, (wide, out) in enumerate(pairwise(widths), start=1):
+            last = number == self.depth
+            normed = self.batch_norm == "all" or (self.batch_norm == "hidden" and not last)
+            norm = nn.BatchNorm1d(out, affine=self.last_affine or not last) if normed else None
+            blocks.append((wide, out, norm, None if last else nn.ReLU()))
+        return ProjectionHead(blocks)
 
 
 def projector(in_dim: int, out_dim: int, hidden_dim: int | None = None) -> ProjectionHead:

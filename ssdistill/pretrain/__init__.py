@@ -1,28 +1,37 @@
 """One file = one self-supervised method. A new file here is found by itself (see `registry`)."""
 
+from collections.abc import Sequence
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from ssdistill.models.backbones import Encoder
+from ssdistill.models.encode import encode_views
 from ssdistill.train.task import Task
 
 
 class Method(Task):
-    """A self-supervised pretraining method over two views.
+    """A self-supervised pretraining method over views of unlabeled images.
 
-    A subclass sets ``kind``, ``paper``, ``recipes`` (one view recipe per view, for natural
-    images) and its keyword-only settings; the encoder is its one positional argument.
+    A subclass sets ``kind``, ``paper``, ``recipes`` and its keyword-only settings; the encoder is
+    its one positional argument.
 
     It may set ``projector`` in its constructor: the head of linear layers, batch norms and ReLUs
     between the embedding and the space of its loss. The stage exports the encoder with it, for
     losses that read the teacher's projection.
+
+    Attributes:
+        recipes: one view recipe per view it needs, for natural images.
+        multicrop: whether further views may follow those, smaller ones among them.
+        together: whether views of one size share a forward pass of the trained networks, and so
+            the statistics of their batch norms, as the method's authors have it.
     """
 
     kind: ClassVar[str]
     paper: ClassVar[str]
     recipes: ClassVar[tuple[str, ...]]
+    multicrop: ClassVar[bool] = False
+    together: ClassVar[bool] = False
 
     def __init__(self, encoder: Encoder):
         super().__init__()
@@ -33,9 +42,15 @@ class Method(Task):
     def weights_at(self, step: int, num_steps: int) -> dict[str, float]:
         return {self.kind: 1.0}
 
-    def embed(self, views: list[Tensor]) -> tuple[Tensor, ...]:
-        """Embeddings (B, D) of every view, from one forward over all of them."""
-        embedding_ND = self.encoder(torch.cat(views)).embedding_BD
-        per_view = embedding_ND.chunk(len(views))
-        self.last_embedding_BD = per_view[0].detach()
-        return per_view
+    def embed(self, views: Sequence[Tensor]) -> list[Tensor]:
+        """The trained encoder's embedding (B, D) of every view; the gauges see them too."""
+        embeddings = self.embeddings(self.encoder, views)
+        self.last_embeddings = [z_BD.detach() for z_BD in embeddings]
+        return embeddings
+
+    def embeddings(self, encoder: Encoder, views: Sequence[Tensor]) -> list[Tensor]:
+        """Embedding (B, D) of every view by ``encoder``, a momentum network say."""
+        if self.together:
+            found = encode_views(encoder, dict(enumerate(views)))
+            return [found[number].embedding_BD for number in range(len(views))]
+        return [encoder(view_BCHW).embedding_BD for view_BCHW in views]

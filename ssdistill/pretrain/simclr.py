@@ -2,13 +2,18 @@
 
 import torch
 from lightly.loss import NTXentLoss
-from lightly.models.modules import SimCLRProjectionHead
 from torch import Tensor
 
 from ssdistill.data.batch import Batch
 from ssdistill.models.backbones import Encoder
+from ssdistill.models.heads import BatchNorm, MLPSettings
 from ssdistill.pretrain import Method
 from ssdistill.settings import Positive, PositiveInt
+
+
+class SimCLRProjector(MLPSettings):
+    output_dim: PositiveInt = 128
+    batch_norm: BatchNorm = "all"
 
 
 class SimCLR(Method):
@@ -18,31 +23,23 @@ class SimCLR(Method):
 
     Args:
         temperature: T.
-        hidden_dim: width of the projector's hidden layer; null takes the embedding's.
-        projection_dim: width of z.
-        batch_norm: batch normalisation in the projector.
+        projector: the head whose output is z.
     """
 
     kind = "simclr"
     paper = "Chen et al., ICML 2020, arXiv:2002.05709"
     recipes = ("simclr", "simclr")
+    together = True
 
     def __init__(
         self,
         encoder: Encoder,
         *,
         temperature: Positive = 0.2,
-        hidden_dim: PositiveInt | None = None,
-        projection_dim: PositiveInt = 128,
-        batch_norm: bool = True,
+        projector: SimCLRProjector = SimCLRProjector(),
     ):
         super().__init__(encoder)
-        self.projector = SimCLRProjectionHead(
-            encoder.embed_dim,
-            hidden_dim or encoder.embed_dim,
-            projection_dim,
-            batch_norm=batch_norm,
-        )
+        self.projector = projector.build(encoder.embed_dim)
         self.criterion = NTXentLoss(temperature=temperature, gather_distributed=True)
 
     def forward(self, views: list[Tensor], batch: Batch) -> dict[str, Tensor]:

@@ -137,10 +137,10 @@ def fit(
                 metrics |= {f"weighted/{name}": loss for name, loss in weighted.items()}
                 metrics |= {f"grad/{name}": norm for name, norm in pulls.items()}
                 metrics = {name: float(torch.as_tensor(v).detach()) for name, v in metrics.items()}
-                metrics |= gauges(task.last_embedding_BD.float())
+                metrics |= gauges(*(z_BD.float() for z_BD in task.last_embeddings[:2]))
                 metrics["time/images_per_s"] = loader.batch_size / state.step_seconds(last=50)
                 state.metrics = metrics
-                guard.check(metrics, task.last_embedding_BD, step)
+                guard.check(metrics, task.last_embeddings[0], step)
                 tracker.log(step, metrics, batch.epoch)
                 progress.show(step + 1, metrics["loss/total"])
             if state.age > training.checkpoint_seconds or interrupt.requested:

@@ -16,15 +16,15 @@ class Task(nn.Module):
         extra_views: names of further views it needs, of :data:`ssdistill.data.extra.EXTRA`.
         neighbours_NK: images like each training image, where an extra view shows one.
 
-    and, at every forward, ``last_embedding_BD``: the encoder's embedding of the first view,
-    detached, for the collapse gauge.
+    and, at every forward, ``last_embeddings``: what the encoder has just made of the views it
+    encoded, (B, D) each and detached, for the gauges.
     """
 
     encoder: Encoder
     num_views: int
     extra_views: tuple[str, ...] = ()
     neighbours_NK: np.ndarray | None = None
-    last_embedding_BD: Tensor
+    last_embeddings: list[Tensor]
 
     def forward(self, views: list[Tensor], batch: Batch) -> dict[str, Tensor]:
         """Unweighted losses by name, for ``num_views`` tensors (B, 3, H, W) in [0, 1]."""

@@ -123,8 +123,8 @@ def test_the_last_embedding_is_the_first_view_s(distiller):
     views = make_views(2)
     distiller(views, make_batch())
     expected_BD = distiller.student(views[0]).embedding_BD
-    assert torch.allclose(distiller.last_embedding_BD, expected_BD, atol=1e-5)
-    assert not distiller.last_embedding_BD.requires_grad
+    assert torch.allclose(distiller.last_embeddings[0], expected_BD, atol=1e-5)
+    assert not distiller.last_embeddings[0].requires_grad
 
 
 def test_the_maps_a_loss_reads_are_tapped_and_its_views_counted():

@@ -14,8 +14,8 @@ from ssdistill.chain.arithmetic import choose_arithmetic
 from ssdistill.data.loader import Loader
 from ssdistill.data.recipes import RECIPES
 from ssdistill.errors import UserError
-from ssdistill.pretrain.byol import BYOL
-from ssdistill.pretrain.simclr import SimCLR
+from ssdistill.pretrain.byol import BYOL, BYOLHead
+from ssdistill.pretrain.simclr import SimCLR, SimCLRProjector
 from ssdistill.record.run import Run, read_metrics
 from ssdistill.record.tracker import Tracker, TrackingSettings
 from ssdistill.train import loop
@@ -42,7 +42,7 @@ class Noisy(Task):
 
     def forward(self, views, batch):
         z_BD = self.encoder(views[0]).embedding_BD
-        self.last_embedding_BD = z_BD.detach()
+        self.last_embeddings = [z_BD.detach()]
         return {"feature": (z_BD - torch.rand_like(z_BD)).square().mean()}
 
 
@@ -59,7 +59,7 @@ class Scripted(Task):
     def forward(self, views, batch):
         spread = 1.0 if self.alive is None or self.alive(batch.step) else 0.0
         noise = torch.randn(len(batch.index_B), 4, generator=torch.Generator().manual_seed(1))
-        self.last_embedding_BD = 1.0 + spread * noise
+        self.last_embeddings = [1.0 + spread * noise]
         scale = self.parameter.sum() / 3
         return {name: scale * v for name, v in zip(self.weights, self.values, strict=True)}
 
@@ -82,10 +82,12 @@ class Watched(Tracker):
         self.hook(step)
 
 
+HEAD = BYOLHead(hidden_dim=16, output_dim=8)
+
 TASKS = {
     "noisy": Noisy,
-    "simclr": lambda encoder: SimCLR(encoder, projection_dim=8),
-    "byol": lambda encoder: BYOL(encoder, hidden_dim=16, projection_dim=8),
+    "simclr": lambda encoder: SimCLR(encoder, projector=SimCLRProjector(output_dim=8)),
+    "byol": lambda encoder: BYOL(encoder, projector=HEAD, predictor=HEAD),
 }
 
 
@@ -378,7 +380,7 @@ class TwoDepths(Task):
 
     def forward(self, views, batch):
         found = self.encoder(views[0])
-        self.last_embedding_BD = found.embedding_BD.detach()
+        self.last_embeddings = [found.embedding_BD.detach()]
         return {
             "late": found.embedding_BD.square().mean(),
             "early": found.maps["layer1"].square().mean(),

@@ -6,12 +6,14 @@ import torch
 from torch import nn
 
 from ssdistill.data.batch import Batch
-from ssdistill.pretrain.byol import BYOL
-from ssdistill.pretrain.simclr import SimCLR
+from ssdistill.pretrain.byol import BYOL, BYOLHead
+from ssdistill.pretrain.simclr import SimCLR, SimCLRProjector
+
+HEAD = BYOLHead(hidden_dim=16, output_dim=8)
 
 METHODS = {
-    "simclr": lambda encoder: SimCLR(encoder, projection_dim=8),
-    "byol": lambda encoder: BYOL(encoder, hidden_dim=16, projection_dim=8),
+    "simclr": lambda encoder: SimCLR(encoder, projector=SimCLRProjector(output_dim=8)),
+    "byol": lambda encoder: BYOL(encoder, projector=HEAD, predictor=HEAD),
 }
 
 
@@ -74,8 +76,8 @@ def test_the_gauges_see_the_first_view_without_gradient(method):
     views = make_views()
     method(views, make_batch())
     expected = method.encoder(views[0]).embedding_BD
-    assert torch.allclose(method.last_embedding_BD, expected, atol=1e-5)
-    assert not method.last_embedding_BD.requires_grad
+    assert torch.allclose(method.last_embeddings[0], expected, atol=1e-5)
+    assert not method.last_embeddings[0].requires_grad
 
 
 def test_losses_are_computed_in_float32_under_autocast(method):
@@ -105,7 +107,9 @@ def test_nt_xent_of_two_orthogonal_pairs_is_what_one_computes_by_hand(make_encod
 
 
 def test_simclr_projects_to_the_widths_it_is_told(make_encoder):
-    method = SimCLR(make_encoder(), hidden_dim=20, projection_dim=5, batch_norm=False)
+    method = SimCLR(
+        make_encoder(), projector=SimCLRProjector(hidden_dim=20, output_dim=5, batch_norm="none")
+    )
     linear = [m for m in method.projector.modules() if isinstance(m, nn.Linear)]
     assert [(m.in_features, m.out_features) for m in linear] == [(16, 20), (20, 5)]
     assert not any(isinstance(m, nn.BatchNorm1d) for m in method.projector.modules())

@@ -1,0 +1,49 @@
+"""One file = one place a finished teacher comes from, found by itself (see `registry`)."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ssdistill.models.backbones import Encoder
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What a teacher must know of the images it will see.
+
+    Attributes:
+        image_size: side of the images, in pixels.
+        mean, std: statistics of the training images, per channel of values in [0, 1].
+    """
+
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class Teacher:
+    """An encoder that somebody has trained before.
+
+    A subclass sets ``kind`` and takes keyword-only settings. It opens no file before
+    :meth:`identity` or :meth:`load` is called.
+    """
+
+    kind: ClassVar[str]
+
+    def identity(self) -> dict[str, Any]:
+        """What, beside the settings, decides which weights these are: sha256 of the files read.
+
+        Raises:
+            UserError: a file that is not there; it is named.
+        """
+        return {}
+
+    def load(self, pictures: Pictures) -> tuple[Encoder, list[str]]:
+        """The encoder in eval mode, with its projector where one was kept, and notices.
+
+        It brings its own normalisation and input size, and takes images of
+        ``pictures.image_size`` pixels in [0, 1].
+
+        Raises:
+            UserError: weights that are not there, or are not those of the network.
+        """
+        raise TypeError(f"{type(self).__name__} defines no load")
