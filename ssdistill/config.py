@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from ssdistill.config_errors import describe
 from ssdistill.errors import UserError, nearest
 from ssdistill.experiment import Experiment, kind_alone
-from ssdistill.registry import LOSSES, METHODS, SOURCES, STEPS, Registry
+from ssdistill.registry import LOSSES, METHODS, SOURCES, STEPS, TEACHERS, Registry
 
 
 def load_experiment(path: str | Path, overrides: list[str] = ()) -> tuple[Experiment, list[str]]:
@@ -52,19 +52,32 @@ def load_experiment(path: str | Path, overrides: list[str] = ()) -> tuple[Experi
 
 
 def _complete_compared(tree: dict[str, Any]) -> dict[str, Any]:
-    """Each student of ``compare`` with the settings of ``distill`` that it leaves as they are."""
-    shared, compared = tree.get("distill"), tree.get("compare")
-    if not isinstance(shared, dict) or not isinstance(compared, dict):
+    """Each row of ``compare`` with the settings of ``distill``, or of ``pretrain``, that it
+    leaves as they are."""
+    compared = tree.get("compare")
+    if not isinstance(compared, dict):
         return tree
-    # A length in the one is meant to replace the length of the other, in whichever unit.
-    lengths = {"steps", "epochs"}
     complete = {}
     for name, own in compared.items():
-        own = own or {}
-        dropped = lengths if isinstance(own, dict) and lengths & own.keys() else set()
-        kept = {key: value for key, value in shared.items() if key not in dropped}
-        complete[name] = {**kept, **own} if isinstance(own, dict) else own
+        own = {} if own is None else own
+        if isinstance(own, dict) and "pretrain" in own:
+            own = {**own, "pretrain": kind_alone(own["pretrain"])}
+            shared = {"pretrain": _without_length(tree.get("pretrain"), own["pretrain"])}
+            # Aloud it would be said of every row that its method differs.
+            complete[name] = _merge(shared, own, "", [])
+        elif isinstance(own, dict) and isinstance(tree.get("distill"), dict):
+            complete[name] = {**_without_length(tree["distill"], own), **own}
+        else:
+            complete[name] = own
     return {**tree, "compare": complete}
+
+
+def _without_length(shared: Any, own: Any) -> Any:
+    """A length in ``own`` is meant to replace the length in ``shared``, in whichever unit."""
+    lengths = {"steps", "epochs"}
+    if not isinstance(shared, dict) or not isinstance(own, dict) or not lengths & own.keys():
+        return shared
+    return {key: value for key, value in shared.items() if key not in lengths}
 
 
 def find_config(path: str | Path) -> Path:
@@ -151,6 +164,8 @@ def _registry_at(where: str) -> Registry | None:
         return LOSSES
     if where.startswith("compress."):
         return STEPS
+    if where == "teacher" or where.startswith("teachers."):
+        return TEACHERS if where.count(".") < 2 else None
     return {"data": SOURCES, "pretrain": METHODS}.get(where)
 
 

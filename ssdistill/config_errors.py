@@ -1,5 +1,6 @@
 """All problems of a config at once, each with its key and the nearest known name."""
 
+import re
 import types
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -89,7 +90,7 @@ def _kind(model: type[BaseModel]) -> str | None:
 
 def _tag(model: type[BaseModel]) -> str:
     """The label of a union without ``kind``: ``ordering`` for ``OrderingClaim``."""
-    return model.__name__.removesuffix("Claim").lower()
+    return re.sub("(Claim|Settings|Row)$", "", model.__name__).lower()
 
 
 def _names(model: type[BaseModel] | None) -> dict[str, Any]:

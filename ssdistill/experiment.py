@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from ssdistill.data.mixing import MixSettings
 from ssdistill.distill.interpolate import InterpolateSettings
@@ -10,8 +10,8 @@ from ssdistill.evaluate.settings import EvaluateSettings
 from ssdistill.models.backbones import EncoderSettings
 from ssdistill.record.tracker import TrackingSettings
 from ssdistill.record.verdict import ClaimSettings
-from ssdistill.registry import LOSSES, METHODS, SOURCES, STEPS
-from ssdistill.settings import NonNegative, NonNegativeInt, Settings
+from ssdistill.registry import LOSSES, METHODS, SOURCES, STEPS, TEACHERS
+from ssdistill.settings import NonNegative, NonNegativeInt, OpenFraction, Settings
 from ssdistill.train.optim import OptimSettings
 from ssdistill.train.settings import DeviceSettings, TrainSettings
 
@@ -22,7 +22,7 @@ def kind_alone(value: Any) -> Any:
 
 
 def _own_row(name: str) -> str:
-    reserved = {"pixels", "untrained", "teacher", "control", "distilled"}
+    reserved = {"pixels", "untrained", "teacher", "control", "distilled", "latency"}
     reserved |= {step.makes for step in STEPS.classes.values()}
     # pruned_2, control_time, …
     if name.split("_")[0] in reserved:
@@ -33,10 +33,31 @@ def _own_row(name: str) -> str:
 RowName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"), AfterValidator(_own_row)]
 
 
+TeacherName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+
+
 class NetworkSettings(Settings):
     """One network of the chain."""
 
     encoder: EncoderSettings = EncoderSettings()
+
+
+class PretrainedTeacher(NetworkSettings):
+    """A teacher that the experiment trains itself, by its ``pretrain``."""
+
+    kind: Literal["pretrain"] = "pretrain"
+
+
+def _trained_here(value: Any) -> Any:
+    """``teacher: {encoder: …}`` is one that the experiment trains."""
+    if isinstance(value, dict) and "kind" not in value:
+        return {"kind": PretrainedTeacher().kind, **value}
+    return kind_alone(value)
+
+
+TeacherSettings = Annotated[
+    PretrainedTeacher | TEACHERS.union, Field(discriminator="kind"), BeforeValidator(_trained_here)
+]
 
 
 class ControlSettings(Settings):
@@ -60,11 +81,14 @@ class DistillSettings(TrainSettings):
         losses: each with its ``kind``, ``weight`` and settings.
         mix: MixUp or CutMix of the views, the same for both networks; null for none.
         interpolate: move the student's weights towards the teacher's; null for not.
+        teacher_dropping: of several teachers, the probability that an image does not learn from
+            one of them; the one it is furthest from always teaches it (UNIC, arXiv:2408.05088).
     """
 
     losses: Annotated[dict[str, LOSSES.union], Field(min_length=1)]
     mix: MixSettings | None = None
     interpolate: InterpolateSettings | None = None
+    teacher_dropping: OpenFraction | None = None
 
     @model_validator(mode="after")
     def _free_names(self) -> "DistillSettings":
@@ -73,6 +97,30 @@ class DistillSettings(TrainSettings):
         if taken:
             raise ValueError(f"losses: '{taken[0]}' cannot be a loss's name, a metric has it")
         return self
+
+
+class PretrainedRow(Settings):
+    """A row of the table that is the teacher's encoder, pretrained in another way.
+
+    Args:
+        pretrain: the method, with what differs from the experiment's ``pretrain``.
+        budget: ``steps``, those of the method's settings, or ``time``: as many as fit in the
+            seconds that the experiment's own pretraining takes.
+    """
+
+    pretrain: Annotated[METHODS.union, BeforeValidator(kind_alone)]
+    budget: Literal["steps", "time"] = "steps"
+
+
+def _row_type(value: Any) -> str:
+    pretrains = "pretrain" in value if isinstance(value, dict) else hasattr(value, "pretrain")
+    return "pretrained" if pretrains else "distill"
+
+
+Row = Annotated[
+    Annotated[PretrainedRow, Tag("pretrained")] | Annotated[DistillSettings, Tag("distill")],
+    Discriminator(_row_type),
+]
 
 
 class PaperSettings(Settings):
@@ -100,14 +148,20 @@ class Experiment(Settings):
         profile: ``paper`` runs may be compared with a paper's numbers, others never.
         seeds: every stage runs once per seed, unless it fixes its own.
         data: where the pictures come from.
-        teacher, student: the two networks.
-        pretrain: how the teacher (and the control) learns.
+        teacher: the network to learn from: one that is pretrained here, or, by ``kind``, one
+            that exists already (``ssdistill list teachers``).
+        teachers: several of them by name, in place of ``teacher``; each loss then learns from
+            every one.
+        student: the network that learns; needed with ``distill``.
+        pretrain: how the teacher (and the control) learns; needed unless all teachers exist.
         control: the student without a teacher; null for none.
         distill: how the student learns from the teacher; null stops after the teacher.
-        compare: further students by the name of their row, each with what differs from
-            ``distill``; ``losses`` given there stand in place of those of ``distill``.
+        compare: further rows of the table by name. A student, with what differs from
+            ``distill`` (``losses`` given there stand in place of those of ``distill``), or, with
+            ``pretrain``, the teacher's encoder pretrained in another way.
         compress: steps applied to the distilled student, in order.
-        evaluate: probes, the only part that reads labels; null leaves labels alone.
+        evaluate: probes, the only part that reads labels (with ``tracking.online_probe``, which
+            watches a training with them); null leaves labels alone.
         tracking: W&B and TensorBoard.
         device: hardware, number format.
         checkpoint_seconds: at most this much training is lost to a kill.
@@ -119,12 +173,13 @@ class Experiment(Settings):
     profile: Literal["paper", "reduced", "smoke"] = "reduced"
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0,)
     data: Annotated[SOURCES.union, BeforeValidator(kind_alone)]
-    teacher: NetworkSettings = NetworkSettings()
-    student: NetworkSettings
-    pretrain: Annotated[METHODS.union, BeforeValidator(kind_alone)]
+    teacher: TeacherSettings = PretrainedTeacher()
+    teachers: dict[TeacherName, TeacherSettings] = Field(default={})
+    student: NetworkSettings | None = None
+    pretrain: Annotated[METHODS.union, BeforeValidator(kind_alone)] | None = None
     control: ControlSettings | None = ControlSettings()
     distill: DistillSettings | None = None
-    compare: dict[RowName, DistillSettings] = Field(default={})
+    compare: dict[RowName, Row] = Field(default={})
     compress: tuple[Annotated[STEPS.union, BeforeValidator(kind_alone)], ...] = ()
     evaluate: EvaluateSettings | None = EvaluateSettings()
     tracking: TrackingSettings = TrackingSettings()
@@ -133,7 +188,33 @@ class Experiment(Settings):
     paper: PaperSettings | None = None
 
     @model_validator(mode="after")
-    def _compared_with_something(self) -> "Experiment":
-        if self.compare and self.distill is None:
-            raise ValueError("compare: needs a distill section to compare with")
+    def _complete(self) -> "Experiment":
+        if self.teachers and "teacher" in self.model_fields_set:
+            raise ValueError("teachers: give teacher or teachers, not both")
+        if self.pretrain is None and self.is_pretrained:
+            raise ValueError("pretrain: needed, unless teacher.kind names a teacher that exists")
+        if self.distill and self.student is None:
+            raise ValueError("student: needed with distill")
+        for name, row in self.compare.items():
+            if name in self.all_teachers:
+                raise ValueError(f"compare.{name}: the row of 'pretrain' has this name already")
+            needed = "pretrain" if isinstance(row, PretrainedRow) else "distill"
+            if getattr(self, needed) is None:
+                raise ValueError(f"compare.{name}: needs a {needed} section to compare with")
         return self
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether a teacher is pretrained here."""
+        return any(isinstance(t, PretrainedTeacher) for t in self.all_teachers.values())
+
+    @property
+    def all_teachers(self) -> dict[str, Settings]:
+        """Every teacher by its row's name: ``teacher``, or ``teacher_<name>`` of several.
+
+        Where nothing is distilled, a teacher pretrained here is called after its method.
+        """
+        if self.teachers:
+            return {f"teacher_{name}": teacher for name, teacher in self.teachers.items()}
+        alone = self.distill is None and self.pretrain is not None
+        return {self.pretrain.kind if alone else "teacher": self.teacher}

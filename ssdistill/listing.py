@@ -10,12 +10,18 @@ from rich.table import Table
 from rich.text import Text
 
 from ssdistill.errors import UserError, nearest
-from ssdistill.registry import LOSSES, METHODS, SOURCES, STEPS, Registry
+from ssdistill.registry import LOSSES, METHODS, SOURCES, STEPS, TEACHERS, Registry
 
 if TYPE_CHECKING:
     from ssdistill.chain.run import PlannedStage
 
-REGISTRIES = {"losses": LOSSES, "methods": METHODS, "steps": STEPS, "sources": SOURCES}
+REGISTRIES = {
+    "losses": LOSSES,
+    "methods": METHODS,
+    "teachers": TEACHERS,
+    "steps": STEPS,
+    "sources": SOURCES,
+}
 
 
 def listings(what: str | None = None) -> list[Table]:

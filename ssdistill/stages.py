@@ -25,10 +25,11 @@ from ssdistill.train.progress import console
 
 VERSIONS = {
     "initialize": 1,
-    "pretrain": 2,
+    "load": 1,
+    "pretrain": 3,
     "distill": 2,
     "compress": 2,
-    "evaluate": 1,
+    "evaluate": 2,
     "latency": 1,
 }
 """Raised whenever the code of a kind changes what comes out, so that old results are not reused."""
@@ -107,7 +108,9 @@ class Identity:
         config = experiment.model_dump(mode="json", exclude=aside)
         digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
         data, paper = experiment.data.kind, experiment.paper
-        tags = (data, experiment.profile, experiment.student.encoder.name)
+        networks = (experiment.student, *experiment.all_teachers.values())
+        names = (n.encoder.name for n in networks if hasattr(n, "encoder"))
+        tags = (data, experiment.profile, *list(names)[:1])
         arxiv = (paper.arxiv,) if paper and paper.arxiv else ()
         return cls(experiment.name, experiment.profile, digest, (*tags, *arxiv))
 

@@ -1,59 +1,79 @@
-"""What can be found wrong with the losses before anything has been trained."""
+"""What can be found wrong with methods and losses before anything has been trained."""
+
+from collections.abc import Iterable
 
 import torch
 
+from ssdistill.chain.tasks import assemble
 from ssdistill.chain.workspace import Workspace
 from ssdistill.data.extra import NEEDS_NEIGHBOURS
-from ssdistill.distill.distiller import Distiller, shapes
 from ssdistill.errors import UserError
-from ssdistill.experiment import DistillSettings
-from ssdistill.registry import LOSSES, METHODS
+from ssdistill.experiment import DistillSettings, PretrainedRow, PretrainedTeacher
+from ssdistill.models.backbones import Encoder
+from ssdistill.registry import METHODS
 
 ENOUGH_SAMPLES = 4096
 """Images a loss is told of here: a memory of all of them would be made only to be dropped."""
 
 
-def check_losses(workspace: Workspace) -> list[str]:
-    """Build every distillation once, at initial weights, and forget it.
+def check_trainings(workspace: Workspace) -> list[str]:
+    """Build everything that will be trained once, at initial weights, and forget it.
 
     Returns:
         notices about settings that work and may not be meant.
 
     Raises:
-        UserError: losses that these two networks cannot serve; the key is named.
+        UserError: a method or losses that the networks cannot serve; the key is named.
     """
     experiment = workspace.experiment
-    if experiment.distill is None:
-        return []
-    sections = {"distill": experiment.distill}
-    sections |= {f"compare.{row}": settings for row, settings in experiment.compare.items()}
+    _check_pretraining(workspace)
     notices = []
+    sections = {"distill": experiment.distill} if experiment.distill else {}
+    sections |= {
+        f"compare.{row}": settings
+        for row, settings in experiment.compare.items()
+        if isinstance(settings, DistillSettings)
+    }
     for key, settings in sections.items():
         _check(workspace, key, settings)
         notices += _large_queues(key, settings, len(workspace.train))
     return notices
 
 
-def _check(workspace: Workspace, key: str, settings: DistillSettings) -> None:
+def _check_pretraining(workspace: Workspace) -> None:
     experiment = workspace.experiment
-    teacher = workspace.build(experiment.teacher.encoder)
-    teacher.projector = METHODS.build(experiment.pretrain, teacher).projector
-    student = workspace.build(experiment.student.encoder)
-    facts = shapes(student, teacher, min(len(workspace.train), ENOUGH_SAMPLES))
-    losses = {}
-    for name, loss in settings.losses.items():
-        try:
-            losses[name] = LOSSES.build(loss, facts)
-        except UserError as error:
-            raise UserError(f"{key}.losses.{name}: {error}") from None
+    methods = {"pretrain": experiment.pretrain} if experiment.is_pretrained else {}
+    methods |= {
+        f"compare.{row}.pretrain": settings.pretrain
+        for row, settings in experiment.compare.items()
+        if isinstance(settings, PretrainedRow)
+    }
+    pretrained = [t for t in experiment.all_teachers.values() if isinstance(t, PretrainedTeacher)]
+    for key, settings in methods.items():
+        sizes = {recipe.size for recipe in settings.views or () if recipe.size}
+        for teacher in pretrained:
+            encoder = workspace.build(teacher.encoder)
+            try:
+                METHODS.build(settings, encoder)
+            except UserError as error:
+                raise UserError(f"{key}: {error}") from None
+            _check_sizes(encoder.eval(), key, sizes, "teacher")
+
+
+def _check(workspace: Workspace, key: str, settings: DistillSettings) -> None:
+    student = workspace.build(workspace.experiment.student.encoder)
+    enough = min(len(workspace.train), ENOUGH_SAMPLES)
     try:
-        distiller = Distiller(student, teacher, losses, settings.losses, settings.interpolate)
+        distiller = assemble(student, workspace.teachers(), settings, enough)
     except UserError as error:
         raise UserError(f"{key}.{error}") from None
     neighbours = sorted(NEEDS_NEIGHBOURS & set(distiller.extra_views))
     if settings.mix and neighbours:
         raise UserError(f"{key}.mix: a mixture has no neighbours, and a loss reads {neighbours[0]}")
-    _check_sizes(distiller, key, [recipe.size for recipe in settings.views or () if recipe.size])
+    sizes = {recipe.size for recipe in settings.views or () if recipe.size}
+    _check_sizes(student.eval(), key, sizes, "student")
+    for teacher in distiller.teachers.values():
+        _check_sizes(teacher, key, sizes, "teacher")
 
 
 def _large_queues(key: str, settings: DistillSettings, num_samples: int) -> list[str]:
@@ -67,15 +87,13 @@ def _large_queues(key: str, settings: DistillSettings, num_samples: int) -> list
 
 
 @torch.no_grad()
-def _check_sizes(distiller: Distiller, key: str, sizes: list[int]) -> None:
-    """Let both networks encode views of each size, which a transformer may refuse."""
-    for size in sorted(set(sizes)):
-        for network in ("student", "teacher"):
-            encoder = getattr(distiller, network).eval()
-            try:
-                encoder(encoder.mean.new_zeros(1, 3, size, size))
-            except AssertionError as error:
-                raise UserError(
-                    f"{key}.views: {encoder.spec.name} cannot encode views of {size} pixels "
-                    f"({error}); set {network}.encoder.args.dynamic_img_size=true"
-                ) from error
+def _check_sizes(encoder: Encoder, key: str, sizes: Iterable[int], network: str) -> None:
+    """Let a network encode views of each size, which a transformer may refuse."""
+    for size in sorted(sizes):
+        try:
+            encoder(encoder.mean.new_zeros(1, 3, size, size))
+        except AssertionError as error:
+            raise UserError(
+                f"{key}.views: {encoder.spec.name} cannot encode views of {size} pixels "
+                f"({error}); set {network}.encoder.args.dynamic_img_size=true"
+            ) from error

@@ -1,8 +1,10 @@
 """The stage that applies one compression step."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from ssdistill.chain.training import build_distiller, export, train
+from ssdistill.chain.tasks import build_distiller
+from ssdistill.chain.training import export, train
 from ssdistill.chain.workspace import MODEL, Workspace
 from ssdistill.compress import Context
 from ssdistill.experiment import DistillSettings
@@ -21,11 +23,15 @@ def compress(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str, 
     parents = stage.parents
     metrics: dict[str, Any] = {}
 
-    def recover(student: Encoder, teacher: Encoder, training: TrainSettings) -> Encoder:
+    teachers = {r: p for r, p in parents.items() if r not in ("model", "distilled")}
+
+    def recover(
+        student: Encoder, targets: Mapping[str, Encoder], training: TrainSettings
+    ) -> Encoder:
         settings = DistillSettings.model_validate(stage.config["distill"]["training"])
         # What moves a fresh student towards the teacher would undo the pruning.
         settings = settings.model_copy(update={"interpolate": None})
-        distiller = build_distiller(student, teacher, settings, stage, workspace)
+        distiller = build_distiller(student, targets, settings, stage, workspace)
         metrics.update(train(distiller, training, stage, workspace, tracker))
         return student
 
@@ -34,7 +40,7 @@ def compress(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str, 
     context = Context(
         images=workspace.images,
         folder=folder,
-        teacher=workspace.encoder(parents["teacher"]) if "teacher" in parents else None,
+        teachers={role: workspace.encoder(parent) for role, parent in teachers.items()},
         original=workspace.encoder(parents["distilled"]) if "distilled" in parents else None,
         train=recover if step.trains else None,
     )

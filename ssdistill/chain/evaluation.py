@@ -9,8 +9,10 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from ssdistill.chain.workspace import MODEL, Workspace
+from ssdistill.data.recipes import RECIPES
+from ssdistill.data.views import make_view
 from ssdistill.evaluate.agreement import agreement
-from ssdistill.evaluate.collapse import gauges
+from ssdistill.evaluate.collapse import alignment, gauges
 from ssdistill.evaluate.features import extract
 from ssdistill.evaluate.knn import knn_probe
 from ssdistill.evaluate.linear_probe import linear_probe
@@ -24,6 +26,8 @@ from ssdistill.stages import Stage
 
 GAUGED = "gauged_features.npy"
 """Embeddings of the gauged test images, kept for agreement and for the report's neighbours."""
+VIEW_BATCH = 512
+"""Augmented views encoded at a time."""
 PIXELS = 16
 """Larger images are shrunk to this side for the row of raw pixels."""
 
@@ -40,18 +44,59 @@ def evaluate(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str, 
     encoder = workspace.encoder(model) if model else raw_pixels(workspace)
     settings = EvaluateSettings.model_validate(stage.config["evaluate"])
     test_ND = extract(encoder, workspace.test.images, size)
-    shown_ND = test_ND[gauged(len(test_ND), settings.gauge_images)]
+    shown = gauged(len(test_ND), settings.gauge_images)
+    shown_ND = test_ND[shown]
     np.save(tracker.run.folder / GAUGED, shown_ND.numpy())
-    metrics = gauges(shown_ND) | (costs(model, workspace) if model else {})
-    teacher = stage.parents.get("teacher")
-    teacher_ND = np.load(teacher.folder(workspace.root) / GAUGED) if teacher else shown_ND
+    metrics = gauges(shown_ND) | {"collapse/alignment": view_alignment(encoder, workspace, shown)}
+    metrics |= costs(model, workspace) if model else {}
+    references = [parent for role, parent in stage.parents.items() if role != "model"]
+    teacher_ND = side_by_side(
+        [np.load(reference.folder(workspace.root) / GAUGED) for reference in references]
+        or [shown_ND.numpy()]
+    )
     # Of a handful of images, ten neighbours would be all of them.
     k = min(10, len(shown_ND) // 2)
-    metrics |= agreement(shown_ND, torch.as_tensor(teacher_ND), k=k)
+    metrics |= agreement(shown_ND, teacher_ND, k=k)
     if stage.config["labels"]:
         train_ND = extract(encoder, workspace.train.images, size)
         metrics |= probes(train_ND, test_ND, workspace, settings)
     return metrics
+
+
+@torch.inference_mode()
+def view_alignment(
+    encoder: Callable[[Tensor], Representation], workspace: Workspace, shown: slice
+) -> float:
+    """How far apart two augmented views of a test image are on the sphere, in the mean.
+
+    The views are drawn by the recipe that suits the data, whatever a model was trained with,
+    and are the same for every model.
+
+    Args:
+        encoder: in eval mode.
+        shown: which test images.
+    """
+    recipe = RECIPES[workspace.source.default_recipe or "strong"]
+    images_NHWC, size = workspace.test.images[shown], workspace.image_size
+    index_N = torch.arange(len(workspace.test))[shown]
+    views: list[list[Tensor]] = [[], []]
+    for start in range(0, len(index_N), VIEW_BATCH):
+        rows = slice(start, start + VIEW_BATCH)
+        images_BHWC, draw = torch.from_numpy(np.array(images_NHWC[rows])), {"seed": 0, "epoch": 0}
+        for view, found in enumerate(views):
+            x_BCHW = make_view(
+                images_BHWC, recipe, index_B=index_N[rows], view=view, size=size, **draw
+            )
+            found.append(encoder(x_BCHW).embedding_BD.float())
+    return alignment(torch.cat(views[0]), torch.cat(views[1]))
+
+
+def side_by_side(features: list[np.ndarray]) -> Tensor:
+    """Features (N, D) of several encoders as those of one, in which each weighs the same."""
+    if len(features) == 1:
+        return torch.as_tensor(features[0])
+    centred = [z_ND - z_ND.mean(0) for z_ND in features]
+    return torch.as_tensor(np.hstack([z_ND / np.linalg.norm(z_ND) for z_ND in centred]))
 
 
 def raw_pixels(workspace: Workspace) -> Callable[[Tensor], Representation]:
@@ -70,7 +115,7 @@ def raw_pixels(workspace: Workspace) -> Callable[[Tensor], Representation]:
 def probes(
     train_ND: Tensor, test_ND: Tensor, workspace: Workspace, settings: EvaluateSettings
 ) -> dict[str, float]:
-    """Every probe that is asked for. Here, and nowhere before, labels are read."""
+    """Every probe of a finished encoder that is asked for, from labels that are read here."""
     data = (train_ND, workspace.train.labels, test_ND, workspace.test.labels)
     metrics: dict[str, float] = {}
     if settings.linear:

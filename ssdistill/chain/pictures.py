@@ -17,8 +17,8 @@ from ssdistill.record.plots import Curves, curves_of
 from ssdistill.record.run import read_metrics
 from ssdistill.record.tables import results_rows
 
-CURVED = ("teacher", "control", "distilled", "recovered")
-"""Roles whose training is drawn."""
+CURVED = ("control", "distilled", "recovered")
+"""Roles whose training is drawn, beside the teachers'."""
 SHOWN_QUERIES, SHOWN_NEIGHBOURS = 8, 6
 ACCURACY = "probe/linear/top1"
 
@@ -53,7 +53,7 @@ def _charts(workspace: Workspace, records: list[dict[str, Any]]) -> dict[str, An
 def _curves(workspace: Workspace) -> list[Curves]:
     charts = []
     for role, stage in models_of(workspace, workspace.experiment.seeds[0]).items():
-        if role in CURVED:
+        if role in (*workspace.experiment.all_teachers, *CURVED):
             lines = read_metrics(stage.folder(workspace.root))
             wanted = ("losses", "spread", "rank")
             charts += [c for c in curves_of(lines, role) if any(w in c.title for w in wanted)]
@@ -63,7 +63,8 @@ def _curves(workspace: Workspace) -> list[Curves]:
 def _views(workspace: Workspace) -> ViewGrid | None:
     """The first images of the first step, as the distilled student (else the teacher) saw them."""
     models = models_of(workspace, workspace.experiment.seeds[0])
-    stage = models.get("distilled", models["teacher"])
+    first = next(iter(workspace.experiment.all_teachers))
+    stage = models.get("distilled", models[first])
     path = stage.folder(workspace.root) / VIEWS
     if not path.exists():
         return None
@@ -83,7 +84,8 @@ def _neighbours(workspace: Workspace) -> Neighbours | None:
     count = min(SHOWN_QUERIES, len(pictures))
     queries = np.linspace(0, len(pictures) - 1, count).astype(int)
     nearest = {}
-    for role in ("teacher", "distilled"):
+    teacher = next(iter(workspace.experiment.all_teachers))
+    for role in (teacher, "distilled"):
         z_ND = torch.as_tensor(np.load(evaluations[role].folder(workspace.root) / GAUGED))
         k = min(SHOWN_NEIGHBOURS, len(z_ND) - 1)
         found = torch.cat([index_Bk for _, index_Bk in neighbours(z_ND[queries], z_ND, k + 1)])
@@ -93,11 +95,11 @@ def _neighbours(workspace: Workspace) -> Neighbours | None:
         ]
     shared = [
         [i in theirs for i in ours]
-        for ours, theirs in zip(nearest["distilled"], nearest["teacher"], strict=True)
+        for ours, theirs in zip(nearest["distilled"], nearest[teacher], strict=True)
     ]
     return Neighbours(
         queries=[pictures[q] for q in queries],
-        teacher=[[pictures[i] for i in row] for row in nearest["teacher"]],
+        teacher=[[pictures[i] for i in row] for row in nearest[teacher]],
         student=[[pictures[i] for i in row] for row in nearest["distilled"]],
         shared=shared,
         caption="Cosine similarity of embeddings, among the gauged test images.",

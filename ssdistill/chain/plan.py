@@ -7,7 +7,8 @@ from ssdistill.data.recipes import ViewRecipe, expand
 from ssdistill.distill.pairing import resolve_pairs
 from ssdistill.errors import UserError
 from ssdistill.evaluate.settings import EvaluateSettings
-from ssdistill.experiment import DistillSettings
+from ssdistill.experiment import DistillSettings, PretrainedRow, PretrainedTeacher
+from ssdistill.models.backbones import EncoderSettings
 from ssdistill.registry import LOSSES, METHODS, STEPS
 from ssdistill.settings import Settings
 from ssdistill.stages import Stage
@@ -43,8 +44,13 @@ def evaluations_of(workspace: Workspace, seed: int) -> dict[str, Stage]:
     return planner.evaluations(planner.models())
 
 
-def latency_stage(workspace: Workspace) -> Stage:
-    """One measurement of all models together, those of the first seed."""
+def latency_stage(workspace: Workspace) -> Stage | None:
+    """One measurement of all models together, those of the first seed.
+
+    None where nothing is distilled: rows that differ in their training alone are equally fast.
+    """
+    if workspace.experiment.distill is None:
+        return None
     planner = _Planner(workspace, workspace.experiment.seeds[0])
     return planner.latency(planner.models())
 
@@ -57,53 +63,82 @@ class _Planner:
 
     def stages(self) -> list[Stage]:
         models = self.models()
-        last = [self.latency(models)] if self.seed == self.experiment.seeds[0] else []
+        timed = self.experiment.distill and self.seed == self.experiment.seeds[0]
+        last = [self.latency(models)] if timed else []
         return [*models.values(), *self.evaluations(models).values(), *last]
 
     def models(self) -> dict[str, Stage]:
         experiment = self.experiment
-        models = {"untrained": self._initialize(), "teacher": self._teacher()}
+        untrained = self._initialize()
+        models = {"untrained": untrained} if untrained else {}
+        teachers = {role: self._teacher(role) for role in experiment.all_teachers}
+        models |= teachers
+        for row, settings in experiment.compare.items():
+            if isinstance(settings, PretrainedRow):
+                models[row] = self._pretrained(row, settings, next(iter(teachers.values())))
         if experiment.distill is None:
             return models
-        distilled = self._distill(models["teacher"], experiment.distill, "distilled")
-        if experiment.control:
-            models |= self._controls(models["teacher"], distilled)
+        distilled = self._distill(teachers, experiment.distill, "distilled")
+        if experiment.control and experiment.pretrain:
+            models |= self._controls(teachers, distilled)
         for row, settings in experiment.compare.items():
-            models[row] = self._distill(models["teacher"], settings, row)
+            if isinstance(settings, DistillSettings):
+                models[row] = self._distill(teachers, settings, row)
         # After its rivals: what is made from it follows.
         models["distilled"] = distilled
-        models |= self._compressed(distilled, models["teacher"])
+        models |= self._compressed(distilled, teachers)
         return models
 
     def evaluations(self, models: dict[str, Stage]) -> dict[str, Stage]:
-        """The teacher's comes first: the others are compared with its features."""
+        """The teachers' come first: where something is distilled, the others are compared with
+        their features."""
         settings = self.experiment.evaluate
         config = {
             "labels": settings is not None and self.workspace.source.has_labels,
             "evaluate": (settings or EvaluateSettings()).model_dump(mode="json"),
             "test": self.workspace.test.fingerprint,
         }
-        teacher = self._stage("teacher", "evaluate", config, {"model": models["teacher"]})
-        evaluations = {"teacher": teacher}
+        evaluations = {
+            role: self._stage(role, "evaluate", config, {"model": models[role]})
+            for role in self.experiment.all_teachers
+        }
+        references = dict(evaluations) if self.experiment.distill else {}
         for role, model in models.items():
-            if role != "teacher":
-                parents = {"model": model, "teacher": teacher}
+            if role not in evaluations:
+                parents = {"model": model, **references}
                 evaluations[role] = self._stage(role, "evaluate", config, parents)
         if config["labels"] and settings.pixels:
-            evaluations["pixels"] = self._stage("pixels", "evaluate", config, {"teacher": teacher})
+            evaluations["pixels"] = self._stage("pixels", "evaluate", config, references)
         return evaluations
 
     def latency(self, models: dict[str, Stage]) -> Stage:
         return self._stage("latency", "latency", {"batch_sizes": [1, 64]}, models)
 
-    def _initialize(self) -> Stage:
-        return self._stage("untrained", "initialize", {"encoder": self._encoder("student")})
+    def _initialize(self) -> Stage | None:
+        experiment = self.experiment
+        if experiment.student:
+            encoder = self._encoder(experiment.student.encoder)
+        elif isinstance(experiment.teacher, PretrainedTeacher):
+            encoder = self._encoder(experiment.teacher.encoder)
+        else:
+            return None
+        return self._stage("untrained", "initialize", {"encoder": encoder})
 
-    def _teacher(self) -> Stage:
-        config = self._pretraining("teacher", self.experiment.pretrain)
-        return self._stage("teacher", "pretrain", config)
+    def _teacher(self, role: str) -> Stage:
+        teacher = self.experiment.all_teachers[role]
+        if isinstance(teacher, PretrainedTeacher):
+            config = self._pretraining(teacher.encoder, self.experiment.pretrain, "pretrain")
+            return self._stage(role, "pretrain", config)
+        return self._stage(role, "load", self.workspace.load_configs[role])
 
-    def _controls(self, teacher: Stage, distilled: Stage) -> dict[str, Stage]:
+    def _pretrained(self, row: str, settings: PretrainedRow, rival: Stage) -> Stage:
+        encoder = self.experiment.teacher.encoder
+        config = self._pretraining(encoder, settings.pretrain, f"compare.{row}.pretrain")
+        if settings.budget == "steps":
+            return self._stage(row, "pretrain", config)
+        return self._stage(row, "pretrain", {**config, "budget": "time"}, {"teacher": rival})
+
+    def _controls(self, teachers: dict[str, Stage], distilled: Stage) -> dict[str, Stage]:
         control, distill = self.experiment.control, self.experiment.distill
         # Epochs of the distillation's batches would be other steps with the method's own batches.
         steps = distill.num_steps(len(self.workspace.train) // distill.batch_size)
@@ -111,34 +146,29 @@ class _Planner:
         method = self.experiment.pretrain.model_copy(update=length)
         if control.optim:
             method = method.model_copy(update={"optim": control.optim})
-        config = self._pretraining("student", method)
-        equal = self._stage("control", "pretrain", config)
-        others = {
-            "time": {"control": equal, "distilled": distilled},
-            "total": {"control": equal, "distilled": distilled, "teacher": teacher},
-        }
+        config = self._pretraining(self.experiment.student.encoder, method, "pretrain")
+        trained = {role: stage for role, stage in teachers.items() if stage.kind == "pretrain"}
+        # The steps follow from measured seconds, so they cannot be part of the digest.
+        counted = {"time": {"distilled": distilled}, "total": {"distilled": distilled, **trained}}
         roles = {}
         for budget in control.budgets:
             role = CONTROL_ROLES[budget]
-            if budget == "steps":
-                roles[role] = equal
-            else:
-                # The steps follow from measured seconds, so they cannot be part of the digest.
-                timed = {**config, "budget": budget}
-                roles[role] = self._stage(role, "pretrain", timed, others[budget])
+            timed = {**config, "budget": budget} if budget in counted else config
+            roles[role] = self._stage(role, "pretrain", timed, counted.get(budget))
         return roles
 
-    def _distill(self, teacher: Stage, settings: DistillSettings, role: str) -> Stage:
-        config = {"encoder": self._encoder("student"), **self._distillation(settings, role)}
-        return self._stage(role, "distill", config, {"teacher": teacher})
+    def _distill(self, teachers: dict[str, Stage], settings: DistillSettings, role: str) -> Stage:
+        encoder = self._encoder(self.experiment.student.encoder)
+        config = {"encoder": encoder, **self._distillation(settings, role)}
+        return self._stage(role, "distill", config, teachers)
 
-    def _compressed(self, distilled: Stage, teacher: Stage) -> dict[str, Stage]:
+    def _compressed(self, distilled: Stage, teachers: dict[str, Stage]) -> dict[str, Stage]:
         models: dict[str, Stage] = {}
         parent = distilled
         for settings in self.experiment.compress:
             step = STEPS[settings.kind]
             config: dict[str, Any] = {"step": settings.model_dump(mode="json")}
-            parents = {"model": parent, "distilled": distilled, "teacher": teacher}
+            parents = {"model": parent, "distilled": distilled, **teachers}
             if step.trains:
                 config["distill"] = self._distillation(self.experiment.distill, "distilled")
             else:
@@ -147,18 +177,23 @@ class _Planner:
             parent = models[role] = self._stage(role, "compress", config, parents)
         return models
 
-    def _pretraining(self, network: str, method: Settings) -> dict[str, Any]:
-        natural = METHODS[method.kind].recipes
-        recipes = self._recipes(method.views, natural)
-        if len(recipes) != len(natural):
+    def _pretraining(
+        self, encoder: EncoderSettings, settings: Settings, key: str
+    ) -> dict[str, Any]:
+        method, size = METHODS[settings.kind], self.workspace.image_size
+        recipes = self._recipes(settings.views, method.recipes)
+        count = len(method.recipes)
+        if len(recipes) < count or (len(recipes) > count and not method.multicrop):
+            more = " or more" if method.multicrop else ""
             raise UserError(
-                f"pretrain.views: {method.kind} takes {len(natural)} views, got {len(recipes)}"
+                f"{key}.views: {settings.kind} takes {count}{more} views, got {len(recipes)}"
             )
-        if len({recipe.size for recipe in recipes}) > 1:
-            raise UserError(f"pretrain.views: {method.kind} takes views of one size")
+        sizes = [recipe.size or size for recipe in recipes]
+        if len(set(sizes[:count])) > 1 or max(sizes) > sizes[0]:
+            raise UserError(f"{key}.views: the first {count} of {settings.kind} are of full size")
         return {
-            "encoder": self._encoder(network),
-            "method": method.model_dump(mode="json", exclude={"views"}),
+            "encoder": self._encoder(encoder),
+            "method": settings.model_dump(mode="json", exclude={"views"}),
             "views": [recipe.model_dump(mode="json") for recipe in recipes],
             "device": self._arithmetic(),
         }
@@ -184,8 +219,7 @@ class _Planner:
             "device": self._arithmetic(),
         }
 
-    def _encoder(self, network: str) -> dict[str, Any]:
-        settings = getattr(self.experiment, network).encoder
+    def _encoder(self, settings: EncoderSettings) -> dict[str, Any]:
         return self.workspace.build(settings).spec.model_dump(mode="json") | {
             "pretrained": settings.pretrained
         }
@@ -205,6 +239,9 @@ class _Planner:
         parents: dict[str, Stage] | None = None,
     ) -> Stage:
         pinned = (config.get("method") or config.get("training") or {}).get("seed")
+        if kind == "load":
+            # Nothing in it is random: every seed of every experiment finds the same.
+            pinned = 0
         if kind == "evaluate":
             # A shared model, and the pixels of the images, are judged once.
             pinned = parents["model"].seed if "model" in parents else self.experiment.seeds[0]

@@ -1,7 +1,7 @@
 """From the records of a run to its table, its page and its own record."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,10 @@ from typing import Any
 from ssdistill.chain.pictures import ACCURACY, pictures
 from ssdistill.chain.plan import evaluations_of, latency_stage, models_of
 from ssdistill.chain.workspace import MODEL, Workspace
+from ssdistill.experiment import Experiment, PretrainedRow
 from ssdistill.record.page import Headline, PageData, write_page
 from ssdistill.record.provenance import provenance
+from ssdistill.record.rankings import rankings_table
 from ssdistill.record.reports import CLAIMS
 from ssdistill.record.run import Run, write_atomically
 from ssdistill.record.tables import ResultRow, Table, results_rows, results_table
@@ -60,7 +62,8 @@ def make_report(workspace: Workspace) -> Report:
     results = results_table(records, title=experiment.name)
     claims = experiment.paper.claims if experiment.paper else ()
     verdicts = judge(claims, records, experiment.profile)
-    tables = [results, *([verdict_table(verdicts)] if verdicts else [])]
+    rankings, claimed = rankings_table(records), verdict_table(verdicts) if verdicts else None
+    tables = [table for table in (results, rankings, claimed) if table]
     notices = notices_of(workspace)
     _record(workspace, identity, folder, records)
     write_atomically(folder / "records.jsonl", as_lines(records))
@@ -68,9 +71,10 @@ def make_report(workspace: Workspace) -> Report:
         title=experiment.name,
         summary=_summary(workspace, records),
         notices=notices,
-        headline=_headline(results_rows(records)),
+        headline=_headline(results_rows(records), _pretrained(experiment)),
         results=results,
-        claims=tables[1] if verdicts else None,
+        rankings=rankings,
+        claims=claimed,
         **pictures(workspace, records),
         provenance=provenance() | {"data": workspace.train.fingerprint},
         config=json.dumps(experiment.model_dump(mode="json", by_alias=True), indent=1),
@@ -87,7 +91,8 @@ def collect(workspace: Workspace) -> list[dict[str, Any]]:
     What all seeds share stands there once: repeated, it would look like a spread of nothing.
     """
     experiment, root = workspace.experiment, workspace.root
-    latencies = latency_stage(workspace).record(root).metrics
+    timed = latency_stage(workspace)
+    latencies = timed.record(root).metrics if timed else {}
     records, seen = [], set()
     for seed in experiment.seeds:
         models = models_of(workspace, seed)
@@ -98,6 +103,9 @@ def collect(workspace: Workspace) -> list[dict[str, Any]]:
             record = evaluation.record(root)
             trained = models[role].record(root).metrics if role in models else {}
             metrics = record.metrics | {k: v for k, v in trained.items() if k.startswith("train/")}
+            if experiment.distill is None:
+                # There is nothing here that was meant to agree.
+                metrics = {k: v for k, v in metrics.items() if not k.startswith("agree/")}
             for name, value in latencies.items():
                 key, _, model = name.rpartition("/")
                 if model == role and seed == experiment.seeds[0]:  # whose models were timed
@@ -189,18 +197,34 @@ def _summary(workspace: Workspace, records: list[dict[str, Any]]) -> str:
     seeds = len(experiment.seeds)
     return (
         f"{workspace.source.description}: {len(workspace.train)} training and "
-        f"{len(workspace.test)} test images of {workspace.image_size} pixels a side. A "
-        f"{experiment.pretrain.kind} teacher, distilled into a smaller student"
-        f"{', pruned and quantized' if experiment.compress else ''}, without labels until the "
-        f"probes; {seeds} seed{'s' if seeds > 1 else ''}, profile {experiment.profile}."
+        f"{len(workspace.test)} test images of {workspace.image_size} pixels a side. "
+        f"{_story(experiment)}, without labels until the probes; "
+        f"{seeds} seed{'s' if seeds > 1 else ''}, profile {experiment.profile}."
     )
 
 
-def _headline(rows: list[ResultRow]) -> list[Headline]:
+def _story(experiment: Experiment) -> str:
+    teachers = experiment.all_teachers.values()
+    kinds = [experiment.pretrain.kind if t.kind == "pretrain" else t.kind for t in teachers]
+    listed = " and ".join(dict.fromkeys(kinds))
+    if experiment.distill is None:
+        rivals = len(experiment.compare)
+        return f"Encoders by {listed}{f' and {rivals} other ways' if rivals else ''}"
+    finished = ", pruned and quantized" if experiment.compress else ""
+    several = f"{len(kinds)} teachers" if len(kinds) > 1 else "teacher"
+    return f"A {listed} {several}, distilled into a smaller student{finished}"
+
+
+def _pretrained(experiment: Experiment) -> list[str]:
+    rivals = [row for row, s in experiment.compare.items() if isinstance(s, PretrainedRow)]
+    return [*experiment.all_teachers, *rivals]
+
+
+def _headline(rows: list[ResultRow], pretrained: Iterable[str]) -> list[Headline]:
     by_model = {row.model: row for row in rows}
     last = rows[-1]
     shown = []
-    for name in ("teacher", "control", "distilled", last.model):
+    for name in (*pretrained, "control", "distilled", last.model):
         row = by_model.get(name)
         if row and (accuracy := row.mean(ACCURACY)) is not None:
             size = row.mean("compress/bytes")

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from ssdistill.chain import compression, evaluation, latency, training
-from ssdistill.chain.checks import check_losses
+from ssdistill.chain.checks import check_trainings
 from ssdistill.chain.plan import plan
 from ssdistill.chain.report import Report, make_report
 from ssdistill.chain.workspace import Workspace, open_workspace
@@ -16,6 +16,7 @@ from ssdistill.train.progress import console
 
 BODIES = {
     "initialize": training.initialize,
+    "load": training.load_teacher,
     "pretrain": training.pretrain,
     "distill": training.distill,
     "compress": compression.compress,
@@ -36,7 +37,7 @@ class PlannedStage:
 def dry_run(experiment: Experiment, root: Path) -> list[PlannedStage]:
     """The stages a run would go through, and which of them exist. Decodes the data, no more."""
     workspace = open_workspace(experiment, root)
-    check_losses(workspace)
+    check_trainings(workspace)
     return [PlannedStage(stage, stage.status(root)) for stage in plan(workspace)]
 
 
@@ -59,7 +60,7 @@ def run(experiment: Experiment, root: str | Path = "runs") -> Report:
         torch.set_num_threads(experiment.device.threads)
     workspace = open_workspace(experiment, root)
     stages = plan(workspace)
-    notices = check_losses(workspace)
+    notices = check_trainings(workspace)
     announce(workspace, stages)
     for notice in notices:
         console.print(f"note: {notice}", style="dim")

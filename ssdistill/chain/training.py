@@ -11,23 +11,21 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from ssdistill.chain.arithmetic import choose_arithmetic, step_ratios
+from ssdistill.chain.observers import observers_of
+from ssdistill.chain.tasks import fresh_encoder, task_of
 from ssdistill.chain.workspace import MODEL, Workspace
-from ssdistill.data.extra import NEEDS_NEIGHBOURS
 from ssdistill.data.loader import Loader
 from ssdistill.data.mixing import MixSettings
 from ssdistill.data.recipes import ViewRecipe
-from ssdistill.distill.distiller import Distiller, shapes
-from ssdistill.distill.neighbours import nearest_neighbours
-from ssdistill.experiment import DistillSettings
 from ssdistill.files import write_atomically
 from ssdistill.models.artifacts import save_encoder
-from ssdistill.models.backbones import Encoder, EncoderSpec, encoder_from_spec
-from ssdistill.models.representation import Representation
 from ssdistill.record.tracker import Tracker
-from ssdistill.registry import LOSSES, METHODS
+from ssdistill.registry import TEACHERS
 from ssdistill.stages import Stage
+from ssdistill.teachers import Pictures
 from ssdistill.train.loop import Training, fit
-from ssdistill.train.seeding import derive_seed, seed_generators
+from ssdistill.train.progress import console
+from ssdistill.train.seeding import derive_seed
 from ssdistill.train.settings import TrainSettings
 from ssdistill.train.task import Task
 
@@ -53,59 +51,23 @@ def pretrain(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str, 
     return metrics
 
 
+def load_teacher(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str, Any]:
+    """A teacher from elsewhere, brought into the chain as an encoder like any other."""
+    kind = stage.config["teacher"]["kind"]
+    settings = TEACHERS.schema(kind).model_validate(stage.config["teacher"])
+    encoder, notices = TEACHERS.build(settings).load(Pictures(**stage.config["pictures"]))
+    for notice in notices:
+        console.print(f"  {notice}", style="dim")
+    export(encoder, stage, tracker)
+    return {}
+
+
 def distill(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str, Any]:
-    """A student trained against the frozen teacher."""
+    """A student trained against the frozen teacher, or several."""
     task, settings = task_of(stage, workspace)
     metrics = train(task, settings, stage, workspace, tracker)
-    export(task.encoder, stage, tracker, parent="teacher")
+    export(task.encoder, stage, tracker, parent=next(iter(stage.parents)))
     return metrics
-
-
-def task_of(stage: Stage, workspace: Workspace) -> tuple[Task, TrainSettings]:
-    """What a pretraining or distillation stage trains, at its initial weights, and how."""
-    encoder = fresh_encoder(stage)
-    if stage.kind == "distill":
-        teacher = workspace.encoder(stage.parents["teacher"])
-        settings = DistillSettings.model_validate(stage.config["training"])
-        return build_distiller(encoder, teacher, settings, stage, workspace), settings
-    settings = METHODS.schema(stage.config["method"]["kind"]).model_validate(stage.config["method"])
-    seed_generators(stage.seed, stage.digest)
-    return METHODS.build(settings, encoder), settings
-
-
-def build_distiller(
-    student: Encoder,
-    teacher: Encoder,
-    settings: DistillSettings,
-    stage: Stage,
-    workspace: Workspace,
-) -> Distiller:
-    """Student, teacher and the losses between them, heads freshly initialised."""
-    seed_generators(stage.seed, stage.digest)
-    facts = shapes(student, teacher, num_samples=len(workspace.train))
-    losses = {name: LOSSES.build(loss, facts) for name, loss in settings.losses.items()}
-    distiller = Distiller(student, teacher, losses, settings.losses, settings.interpolate)
-    _look_at_teacher(distiller, workspace)
-    return distiller
-
-
-def _look_at_teacher(distiller: Distiller, workspace: Workspace) -> None:
-    """Give the losses what they need of the teacher's embeddings of the training images."""
-    fitted = [loss for loss in distiller.losses.values() if loss.fits_teacher]
-    wants_neighbours = NEEDS_NEIGHBOURS & set(distiller.extra_views)
-    if not fitted and not wants_neighbours:
-        return
-    embedding_ND = workspace.embeddings(distiller.teacher)
-    projector, projection_NP = distiller.teacher.projector, None
-    where = Fabric(accelerator=workspace.experiment.device.accelerator, devices=1).device
-    if projector is not None:
-        with torch.no_grad():
-            projection_NP = projector(embedding_ND).to(where)
-    embedding_ND = embedding_ND.to(where)
-    if wants_neighbours:
-        distiller.neighbours_NK = nearest_neighbours(embedding_ND)
-    for loss in fitted:
-        loss.fit_teacher(Representation(embedding_ND, projection_NP))
 
 
 def train(
@@ -123,7 +85,8 @@ def train(
         images, height, count, width, _ = rows.shape
         tracker.log_images(0, {"views": rows.reshape(images * height, count * width, 3)})
 
-    metrics = fit(training, fabric, tracker, on_first_views=show)
+    observers = observers_of(training, settings, tracker.settings, stage, workspace, fabric.device)
+    metrics = fit(training, fabric, tracker, on_first_views=show, observers=observers)
     return metrics | {
         "train/steps": training.loader.num_steps,
         "train/seconds": metrics["time/step_seconds"] * training.loader.num_steps,
@@ -169,40 +132,25 @@ def prepare(
 
 
 def budgeted_steps(stage: Stage, workspace: Workspace, folder: Path) -> int | None:
-    """Steps that take as long as other stages' steps do; None where the config fixes them.
+    """Steps that take as long as the parents' steps do; None where the config fixes them.
 
     Seconds measured minutes apart would compare what else the machine did. So a few steps of
     every training are timed in turn, here and now, and only their ratios count. What was found
     is kept in ``folder``: a resumed training must not become another one.
     """
-    budget = stage.config.get("budget")
-    if budget is None:
+    if "budget" not in stage.config:
         return None
     found = folder / BUDGET
     if not found.exists():
-        counted = ["distilled", "teacher"] if budget == "total" else ["distilled"]
-        stages = {role: stage.parents[role] for role in ["control", *counted]}
         trainings = {
-            role: prepare(*task_of(s, workspace), s, workspace) for role, s in stages.items()
+            role: prepare(*task_of(s, workspace), s, workspace)
+            for role, s in {**stage.parents, stage.role: stage}.items()
         }
-        ratios = step_ratios(trainings, to="control")
-        steps = sum(ratios[role] * trainings[role][0].loader.num_steps for role in counted)
-        content = {"steps": max(1, round(steps)), "seconds_per_control_step": ratios}
+        ratios = step_ratios(trainings, to=stage.role)
+        steps = sum(ratios[r] * trainings[r][0].loader.num_steps for r in stage.parents)
+        content = {"steps": max(1, round(steps)), f"seconds_per_{stage.role}_step": ratios}
         write_atomically(found, json.dumps(content, indent=1) + "\n")
     return json.loads(found.read_text())["steps"]
-
-
-def fresh_encoder(stage: Stage) -> Encoder:
-    """The stage's encoder at its initial weights.
-
-    These depend on seed and architecture alone: untrained, control and distilled students of one
-    seed start from the same weights.
-    """
-    config = dict(stage.config["encoder"])
-    pretrained = config.pop("pretrained")
-    spec = EncoderSpec.model_validate(config)
-    seed_generators(stage.seed, "encoder", spec.model_dump_json())
-    return encoder_from_spec(spec, pretrained=pretrained)
 
 
 def _pictures(view_BCHW: Tensor, side: int) -> np.ndarray:

@@ -2,8 +2,10 @@
 
 import hashlib
 import io
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,12 +18,13 @@ from ssdistill.data.store import Store, open_store
 from ssdistill.data.views import eval_view
 from ssdistill.errors import UserError
 from ssdistill.evaluate.features import extract
-from ssdistill.experiment import Experiment
+from ssdistill.experiment import Experiment, NetworkSettings, PretrainedTeacher
 from ssdistill.files import write_atomically
 from ssdistill.models.artifacts import load
 from ssdistill.models.backbones import Encoder, EncoderSettings, build_encoder
-from ssdistill.registry import SOURCES
+from ssdistill.registry import METHODS, SOURCES, TEACHERS
 from ssdistill.stages import Stage
+from ssdistill.teachers import Pictures
 
 MODEL = "model"
 """Folder, inside a stage's, of the encoder it made."""
@@ -48,6 +51,42 @@ class Workspace:
     def image_size(self) -> int:
         """Side of the images, in pixels."""
         return self.train.images.shape[1]
+
+    @property
+    def pictures(self) -> Pictures:
+        """What a teacher from elsewhere must know of the images."""
+        return Pictures(self.image_size, self.train.mean, self.train.std)
+
+    @cached_property
+    def load_configs(self) -> dict[str, dict[str, Any]]:
+        """By role, what decides which weights a teacher from elsewhere has.
+
+        Cached: finding out means reading its files.
+
+        Raises:
+            UserError: a file that is not there.
+        """
+        return {
+            role: {
+                "teacher": settings.model_dump(mode="json"),
+                "identity": TEACHERS.build(settings).identity(),
+                "pictures": asdict(self.pictures),
+            }
+            for role, settings in self.experiment.all_teachers.items()
+            if not isinstance(settings, PretrainedTeacher)
+        }
+
+    def teachers(self) -> dict[str, Encoder]:
+        """Every teacher by its row's name, to be looked at: those to be trained are untrained."""
+        found = {}
+        for role, settings in self.experiment.all_teachers.items():
+            if isinstance(settings, PretrainedTeacher):
+                found[role] = self.build(settings.encoder)
+                method = METHODS.build(self.experiment.pretrain, found[role])
+                found[role].projector = method.projector
+            else:
+                found[role], _ = TEACHERS.build(settings).load(self.pictures)
+        return found
 
     def build(self, settings: EncoderSettings) -> Encoder:
         """A fresh encoder with the training images' statistics."""
@@ -104,8 +143,9 @@ def open_workspace(experiment: Experiment, root: Path) -> Workspace:
             f"data: {source.description} has one class only ({classes[0]}): a probe needs two; "
             "set evaluate=null to run without it"
         )
-    for network in (experiment.teacher, experiment.student):
-        workspace.build(network.encoder)
+    for network in (*experiment.all_teachers.values(), experiment.student):
+        if isinstance(network, NetworkSettings):
+            workspace.build(network.encoder)
     _check_batches(experiment, len(stores["train"]))
     try:
         Fabric(accelerator=experiment.device.accelerator, devices=1)
@@ -118,6 +158,12 @@ def open_workspace(experiment: Experiment, root: Path) -> Workspace:
 def _check_batches(experiment: Experiment, num_images: int) -> None:
     trainings = {"pretrain": experiment.pretrain, "distill": experiment.distill}
     trainings |= {f"compress.{i}": step for i, step in enumerate(experiment.compress)}
+    trainings |= {
+        f"compare.{row}.pretrain" if hasattr(settings, "pretrain") else f"compare.{row}": getattr(
+            settings, "pretrain", settings
+        )
+        for row, settings in experiment.compare.items()
+    }
     for key, settings in trainings.items():
         batch_size = getattr(settings, "batch_size", 0)
         if batch_size > num_images:

@@ -1,7 +1,7 @@
 """One file = one compression step. A new file here is found by itself (see `registry`)."""
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,9 +26,9 @@ class Context:
         images: ``images(n, seed)`` gives up to ``n`` evaluation views of distinct unlabeled
             training images, chosen by ``seed``: float (n, 3, H, W) in [0, 1].
         folder: an existing folder the step may write its files to.
-        teacher: the frozen teacher, where the chain has one.
+        teachers: the frozen teachers by name; empty where the chain has none.
         original: the encoder as it entered the first step of the chain.
-        train: ``train(student, teacher, settings)`` runs the training loop with the distillation
+        train: ``train(student, teachers, settings)`` runs the training loop with the distillation
             losses named in ``settings`` and returns the trained student; None where a chain
             has nothing to train with.
         progress: ``progress(items, title)`` wraps an iteration that may take seconds.
@@ -38,9 +38,9 @@ class Context:
 
     images: Callable[[int, int], Tensor]
     folder: Path
-    teacher: Encoder | None = None
+    teachers: Mapping[str, Encoder] = field(default_factory=dict)
     original: Encoder | None = None
-    train: Callable[[Encoder, Encoder, Settings], Encoder] | None = None
+    train: Callable[[Encoder, Mapping[str, Encoder], Settings], Encoder] | None = None
     progress: Callable[[Sequence[Any], str], Iterable[Any]] = bar
     record: dict[str, Any] = field(default_factory=dict)
 

@@ -44,7 +44,8 @@ class Recover(Step):
         self.target = target
 
     def apply(self, encoder: Encoder, context: Context) -> Encoder:
-        target = context.teacher if self.target == "teacher" else context.original
-        if context.train is None or target is None:
+        original = {"original": context.original} if context.original else {}
+        targets = context.teachers if self.target == "teacher" else original
+        if context.train is None or not targets:
             raise UserError("compress: recover needs a distill section to train with")
-        return context.train(encoder, target, self.training)
+        return context.train(encoder, targets, self.training)

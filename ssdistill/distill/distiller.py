@@ -1,5 +1,6 @@
-"""The figure in code: one frozen teacher, one student, weighted losses between them."""
+"""The figure in code: frozen teachers, one student, weighted losses between them."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -7,92 +8,84 @@ from torch import Tensor, nn
 
 from ssdistill.data.batch import Batch
 from ssdistill.data.extra import EXTRA
+from ssdistill.distill.build import shapes
+from ssdistill.distill.dropping import TeacherDropping
 from ssdistill.distill.interpolate import InterpolateSettings, Interpolation
 from ssdistill.distill.pairing import Pair, resolve_pairs
+from ssdistill.distill.teachers import by_name, origins, settings_of
 from ssdistill.errors import UserError
-from ssdistill.losses import Loss, LossSettings, Shapes
+from ssdistill.losses import Loss, LossSettings
 from ssdistill.models.backbones import Encoder
 from ssdistill.models.ema import momentum_copy, update_momentum
 from ssdistill.models.encode import encode_views
 from ssdistill.models.representation import Outputs, Representation
 from ssdistill.train.task import Task
 
+__all__ = ["Distiller", "shapes"]
 
-def shapes(student: Encoder, teacher: Encoder, num_samples: int) -> Shapes:
-    """What losses between these two encoders need to know before the first batch."""
-    return Shapes(
-        student_dim=student.embed_dim,
-        teacher_dim=teacher.embed_dim,
-        num_samples=num_samples,
-        student_projection_dim=student.projection_dim,
-        teacher_projection_dim=teacher.projection_dim,
-        student_maps=_all_maps(student),
-        teacher_maps=_all_maps(teacher),
-        teacher_norms=teacher.stage_norms(),
-        student_name=student.spec.name,
-        teacher_name=teacher.spec.name,
-    )
-
-
-def _all_maps(encoder: Encoder) -> dict[str, tuple[int, int, int]]:
-    taps = encoder.taps
-    encoder.set_taps(tuple(encoder.tap_names))
-    try:
-        return encoder.map_shapes()
-    finally:
-        encoder.set_taps(taps)
+Pairs = dict[str, list[Pair]]
+"""Pairs of views by the name of the loss that compares them."""
 
 
 class Distiller(Task):
-    """Trains ``student`` by weighted losses against a frozen ``teacher``.
+    """Trains ``student`` by weighted losses against a frozen ``teacher``, or several.
 
-    The teacher follows the distiller from device to device but is no submodule of it: it is in
-    neither ``parameters()`` nor ``state_dict()``, and ``train()`` leaves it in eval mode. Both
+    The teachers follow the distiller from device to device but are no submodules of it: they are
+    in neither ``parameters()`` nor ``state_dict()``, and ``train()`` leaves them in eval mode. All
     networks take images in [0, 1] and normalise them for themselves, and encode only the views
     that a loss pairs. Feature maps that the losses read are tapped here.
 
+    Each of several teachers has losses of its own (:func:`ssdistill.distill.build.build_losses`),
+    called ``loss/teacher``; the teachers of a loss share its weight equally.
+
     Args:
         student: the encoder to train, ``encoder`` to the training loop.
-        teacher: the encoder to learn from; its parameters are frozen in place.
+        teacher: the encoder to learn from, or several by name; frozen in place.
         losses: by the name they are logged under.
-        settings: weight, schedule and pairs of each loss, by the same names; the defaults where
-            a name is missing.
+        settings: weight, schedule and pairs of each loss, by its name without that of a teacher;
+            the defaults where a name is missing.
         interpolate: moves the student's weights towards the teacher's, where given.
+        teacher_dropping: probability that an image does not learn from a teacher, None for never
+            (:class:`ssdistill.distill.dropping.TeacherDropping`).
 
     Raises:
-        UserError: no loss, a name no module can have, a name without a loss, losses that want
-            the student's moving average at different momentums, or nothing to interpolate.
+        UserError: no loss, a name no module can have, a name without a loss or a teacher, moving
+            averages of the student at different momentums, nothing to interpolate or to drop.
     """
 
     def __init__(
         self,
         student: Encoder,
-        teacher: Encoder,
+        teacher: Encoder | Mapping[str, Encoder],
         losses: Mapping[str, Loss],
         settings: Mapping[str, LossSettings] | None = None,
         interpolate: InterpolateSettings | None = None,
+        teacher_dropping: float | None = None,
     ):
         super().__init__()
         if not losses:
             raise UserError("losses: at least one is needed to distil")
-        for name in settings or {}:
-            if name not in losses:
-                raise UserError(f"losses: '{name}' has a weight but is no loss")
         self.encoder = student
-        # In a tuple, nn.Module does not see the teacher.
-        self._frozen = (teacher.requires_grad_(False).eval(),)
+        # In a dict, nn.Module does not see the teachers.
+        self.teachers = {n: t.requires_grad_(False).eval() for n, t in by_name(teacher).items()}
+        self.origins = origins(losses, self.teachers)
         self.losses = nn.ModuleDict()
         for name, loss in losses.items():
             try:
                 self.losses[name] = loss
             except KeyError as error:
                 raise UserError(f"losses: '{name}' cannot be a loss's name") from error
-        self.settings = {name: (settings or {}).get(name, LossSettings()) for name in losses}
+        self.settings = settings_of(self.origins, settings or {})
         self.num_views = max(loss.views for loss in losses.values())
         wanted = {n for loss in losses.values() for n in (*loss.extra_student, *loss.extra_teacher)}
         self.extra_views = tuple(name for name in EXTRA if name in wanted)
-        self._tap(losses)
-        self.interpolation = interpolate and Interpolation(student, teacher, interpolate)
+        self._tap()
+        self.dropping = None
+        if teacher_dropping:
+            self.dropping = TeacherDropping(teacher_dropping, self.origins, losses)
+        if interpolate and len(self.teachers) > 1:
+            raise UserError(f"interpolate: takes one teacher, and there are {len(self.teachers)}")
+        self.interpolation = interpolate and Interpolation(student, self.teacher, interpolate)
         if interpolate and interpolate.when == "before":
             self.interpolation.move()
         self.momentum_student = self._moving_average(losses)
@@ -104,12 +97,21 @@ class Distiller(Task):
 
     @property
     def teacher(self) -> Encoder:
-        """The frozen encoder."""
-        return self._frozen[0]
+        """The frozen encoder, where there is one only."""
+        (teacher,) = self.teachers.values()
+        return teacher
+
+    def losses_of(self, teacher: str) -> dict[str, Loss]:
+        """The losses that learn from one teacher, by their full names."""
+        return {n: self.losses[n] for n in self.origins if self.origins[n].teacher == teacher}
 
     def weights_at(self, step: int, num_steps: int) -> dict[str, float]:
         """Weight of each loss at one step, by name."""
-        return {name: s.weight_at(step, num_steps) for name, s in self.settings.items()}
+        teachers = Counter(origin.loss for origin in self.origins.values())
+        return {
+            name: self.settings[loss].weight_at(step, num_steps) / teachers[loss]
+            for name, (loss, _) in self.origins.items()
+        }
 
     def pairs_of(self, name: str, sizes: Sequence[int]) -> list[Pair]:
         """(student's view, teacher's view) that the loss called ``name`` compares.
@@ -117,11 +119,11 @@ class Distiller(Task):
         Raises:
             UserError: pairs that name a view there is not; the loss is named.
         """
-        wanted = self.settings[name].pairs or self.losses[name].pairing
+        loss = self.origins[name].loss
         try:
-            return resolve_pairs(wanted, sizes)
+            return resolve_pairs(self.settings[loss].pairs or self.losses[name].pairing, sizes)
         except UserError as error:
-            raise UserError(f"losses.{name}.{error}") from None
+            raise UserError(f"losses.{loss}.{error}") from None
 
     def forward(self, views: list[Tensor], batch: Batch) -> dict[str, Tensor]:
         """Unweighted losses by name.
@@ -137,12 +139,14 @@ class Distiller(Task):
         pairs = {name: self.pairs_of(name, sizes) for name in self.losses}
         student = self._student_outputs(views[:count], extra, pairs)
         teacher = self._teacher_outputs(views[:count], extra, pairs, batch)
-        return {
-            name: loss(student[name], teacher[name], batch) for name, loss in self.losses.items()
-        }
+        sides = {name: (student[name], teacher[name], batch) for name in self.losses}
+        if self.dropping is None:
+            return {name: loss(*sides[name]) for name, loss in self.losses.items()}
+        loss_B = {name: loss.per_image(*sides[name]) for name, loss in self.losses.items()}
+        return self.dropping(loss_B, self.weights_at(batch.step, batch.num_steps), batch)
 
     def _student_outputs(
-        self, views: list[Tensor], extra: dict[str, Tensor], pairs: dict[str, list[Pair]]
+        self, views: list[Tensor], extra: dict[str, Tensor], pairs: Pairs
     ) -> dict[str, Outputs]:
         ours = {name: [i for i, _ in pairs[name]] for name in pairs}
         seen = {i: views[i] for i in sorted(set().union(*ours.values()))}
@@ -170,31 +174,30 @@ class Distiller(Task):
         return encode_views(self.momentum_student, {i: views[i] for i in seen})
 
     def _teacher_outputs(
-        self,
-        views: list[Tensor],
-        extra: dict[str, Tensor],
-        pairs: dict[str, list[Pair]],
-        batch: Batch,
+        self, views: list[Tensor], extra: dict[str, Tensor], pairs: Pairs, batch: Batch
     ) -> dict[str, Outputs]:
-        theirs = {name: [j for _, j in pairs[name]] for name in pairs}
-        seen = {j: views[j] for j in sorted(set().union(*theirs.values()))}
-        wanted = {n for loss in self.losses.values() for n in loss.extra_teacher}
-        found = self.targets({**seen, **_some(extra, wanted)}, batch)
-        return {
-            name: Outputs([found[j] for j in theirs[name]], _some(found, loss.extra_teacher))
-            for name, loss in self.losses.items()
-        }
+        outputs = {}
+        for teacher in self.teachers:
+            losses = self.losses_of(teacher)
+            theirs = {name: [j for _, j in pairs[name]] for name in losses}
+            seen = {j: views[j] for j in sorted(set().union(*theirs.values()))}
+            wanted = {n for loss in losses.values() for n in loss.extra_teacher}
+            found = self.targets({**seen, **_some(extra, wanted)}, batch, teacher)
+            for name, loss in losses.items():
+                pair = [found[j] for j in theirs[name]]
+                outputs[name] = Outputs(pair, _some(found, loss.extra_teacher))
+        return outputs
 
     @torch.no_grad()
     def targets(
-        self, views: dict[int | str, Tensor], batch: Batch
+        self, views: dict[int | str, Tensor], batch: Batch, teacher: str | None = None
     ) -> dict[int | str, Representation]:
-        """The teacher's outputs by view, without gradient.
+        """The outputs of a teacher (of the only one, if none is named) by view, without gradient.
 
         Not under ``inference_mode``: autograd cannot save its tensors, and the copies that would
         take cost what it gains.
         """
-        return encode_views(self.teacher, views)
+        return encode_views(self.teacher if teacher is None else self.teachers[teacher], views)
 
     def after_step(self, step: int, num_steps: int) -> None:
         """Move the student's weights, its moving average and those of the losses' heads."""
@@ -208,26 +211,33 @@ class Distiller(Task):
             update_momentum(self.encoder, self.momentum_student, momentum)
 
     def train(self, mode: bool = True) -> "Distiller":
-        """Switch student and losses; the teacher stays in eval mode."""
+        """Switch student and losses; the teachers stay in eval mode."""
         super().train(mode)
-        self.teacher.eval()
+        for teacher in self.teachers.values():
+            teacher.eval()
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Distiller":
-        self.teacher._apply(fn, recurse)
+        for teacher in self.teachers.values():
+            teacher._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
-    def _tap(self, losses: Mapping[str, Loss]) -> None:
+    def _tap(self) -> None:
         """Let each network return the feature maps and projections that the losses read."""
-        for side, encoder in (("student", self.student), ("teacher", self.teacher)):
-            taps: dict[str, None] = {}
-            for loss in losses.values():
-                taps |= dict.fromkeys(getattr(loss, f"{side}_taps"))
-            encoder.set_taps(tuple(taps))
-        self.teacher.project = any(loss.needs_projection for loss in losses.values())
+        ours = dict.fromkeys(tap for loss in self.losses.values() for tap in loss.student_taps)
+        self.student.set_taps(tuple(ours))
+        for name, teacher in self.teachers.items():
+            losses = self.losses_of(name).values()
+            theirs = dict.fromkeys(tap for loss in losses for tap in loss.teacher_taps)
+            teacher.set_taps(tuple(theirs))
+            teacher.project = any(loss.needs_projection for loss in losses)
 
     def _moving_average(self, losses: Mapping[str, Loss]) -> Encoder | None:
-        momentums = {n: loss.momentum for n, loss in losses.items() if loss.momentum is not None}
+        momentums = {
+            self.origins[name].loss: loss.momentum
+            for name, loss in losses.items()
+            if loss.momentum is not None
+        }
         if not momentums:
             return None
         if len(set(momentums.values())) > 1:

@@ -53,7 +53,11 @@ def is_collapsed(z_BD: Tensor, min_std: float = 0.01, min_rank: float = 1.1) -> 
         return True
     if relative_std(z_BD) < min_std:
         return True
-    return min(len(z_BD) - 1, z_BD.shape[1]) > 1 and effective_rank(z_BD - z_BD.mean(0)) < min_rank
+    if min(len(z_BD) - 1, z_BD.shape[1]) < 2:
+        return False
+    gram = _gram(z_BD - z_BD.mean(0))
+    # Rarely are eigenvalues needed to say no. "not >=" so that NaN is looked into.
+    return not _participation(gram) >= min_rank and _entropy_rank(gram) < min_rank
 
 
 def relative_std(z_BD: Tensor) -> float:
@@ -75,13 +79,29 @@ def effective_rank(z_BD: Tensor) -> float:
     z_BD = _checked(z_BD)
     if not torch.isfinite(z_BD).all():
         return math.nan
-    wide = z_BD.shape[1] > len(z_BD)
-    gram = z_BD @ z_BD.T if wide else z_BD.T @ z_BD
+    return _entropy_rank(_gram(z_BD))
+
+
+def _gram(z_BD: Tensor) -> Tensor:
+    """The smaller of z z^T and z^T z: squared singular values of z are its eigenvalues."""
+    return z_BD @ z_BD.T if z_BD.shape[1] > len(z_BD) else z_BD.T @ z_BD
+
+
+def _entropy_rank(gram: Tensor) -> float:
     singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
     if singular.sum() == 0:
         return 0.0
     share = singular / singular.sum()
     return torch.special.entr(share).sum().exp().item()
+
+
+def _participation(gram: Tensor) -> float:
+    """(sum of eigenvalues)^2 / sum of their squares, found without them; NaN when all are zero.
+
+    It is exp of the Rényi entropy of order 2 of the squared singular values' shares, and hence
+    never above the effective rank: that entropy falls with the order, and squaring sharpens.
+    """
+    return (gram.trace().square() / gram.square().sum()).item()
 
 
 def alignment(z_BD: Tensor, z2_BD: Tensor) -> float:

@@ -29,6 +29,8 @@ class LossSettings(Settings):
         pairs: which view of the student learns from which view of the teacher: ``same``,
             ``other`` (each from all the other full-size views), or pairs of numbers from 0, such
             as ``[[1, 0]]`` for weak/strong. null takes what the method's paper does.
+        teacher: of several teachers, the one to learn from; null for every one, each with the
+            same part of the weight.
     """
 
     weight: NonNegative = 1.0
@@ -36,6 +38,7 @@ class LossSettings(Settings):
     warmup: Fraction = 0.0
     weight_end: Fraction = 0.0
     pairs: Pairing | Pairs | None = None
+    teacher: str | None = None
 
     def weight_at(self, step: int, num_steps: int) -> float:
         """The weight of optimizer step ``step`` (from 0) of ``num_steps``."""
@@ -85,7 +88,8 @@ class Loss(nn.Module):
     other. Positional constructor arguments come from the program (:class:`Shapes`);
     keyword-only ones are the config. Trainable parts are ordinary submodules or parameters, and
     state (queues, memories) ordinary persistent buffers, so that the optimizer and the
-    checkpoint see them. The teacher's outputs never carry a gradient.
+    checkpoint see them. The teacher's outputs never carry a gradient. A subclass defines
+    :meth:`forward`, or :meth:`per_image` where it is a mean over images.
 
     A subclass sets:
         kind: name in a config.
@@ -133,7 +137,16 @@ class Loss(nn.Module):
         self.shapes = shapes
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        raise TypeError(f"{type(self).__name__} defines no forward")
+        return self.per_image(student, teacher, batch).mean()
+
+    def per_image(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        """The loss of each image, (B,), whose mean over the batch is the loss."""
+        raise TypeError(f"{type(self).__name__} defines neither forward nor per_image")
+
+    @property
+    def is_mean_over_images(self) -> bool:
+        """Whether the loss is a mean over images, so that images can be left out of it."""
+        return type(self).forward is Loss.forward
 
     def fit_teacher(self, teacher: Representation) -> None:
         """Fix what depends on the teacher alone, from its embeddings (N, D) of training images.

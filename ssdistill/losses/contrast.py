@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ssdistill.distill.gather import gather_with_gradient, rank
+
 LOGITS_AT_ONCE = 2**26
 """Similarities held at a time, 256 MiB of them."""
 
@@ -68,3 +70,18 @@ def info_nce(s_BD: Tensor, t_BD: Tensor, queue_KD: Tensor, temperature: float) -
     ``t_BD`` holds the positives; the rows of ``queue_KD``, the negatives, have length 1.
     """
     return info_nce_each(s_BD, [t_BD], queue_KD, temperature)[0]
+
+
+def batch_contrast(x_BP: Tensor, y_BP: Tensor, temperature: float) -> Tensor:
+    """mean_b -log softmax_k(n(x_b)·n(y_k) / T)_b, n(x) = x / |x|, in float32.
+
+    k runs over the rows of all processes; gradients flow back through both arguments.
+    """
+    with torch.autocast(x_BP.device.type, enabled=False):
+        logits_BG = (
+            F.normalize(x_BP.float(), dim=1)
+            @ gather_with_gradient(F.normalize(y_BP.float(), dim=1)).T
+            / temperature
+        )
+        own_B = torch.arange(len(x_BP), device=x_BP.device) + rank() * len(x_BP)
+        return F.cross_entropy(logits_BG, own_B)

@@ -52,4 +52,4 @@ class FD(Regression):
         return [F.layer_norm(t.movedim(1, -1), t.shape[1:2]).movedim(-1, 1) for t in views]
 
     def distance(self, s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:
-        return F.smooth_l1_loss(s_BCHW, t_BCHW, beta=self.beta)
+        return F.smooth_l1_loss(s_BCHW, t_BCHW, reduction="none", beta=self.beta)

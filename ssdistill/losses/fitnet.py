@@ -42,4 +42,4 @@ class FitNet(Regression):
         super().__init__(shapes, reads="maps", maps=maps, head=head)
 
     def distance(self, s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:
-        return F.mse_loss(s_BCHW, t_BCHW)
+        return F.mse_loss(s_BCHW, t_BCHW, reduction="none")

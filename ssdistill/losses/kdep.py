@@ -86,10 +86,11 @@ class KDEP(Loss):
             components_BK = (t_BD.float() - self.mean_D) @ self.directions_DK
             return power_scale(components_BK, self.temperature, self.exponent)
 
-    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+    def per_image(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         ours = torch.cat([self._feature(r) for r in student])[:, : self.width]
         targets = torch.cat([self.target(r.embedding_BD) for r in teacher])
-        return F.mse_loss(ours, targets)
+        squares_ND = F.mse_loss(ours, targets, reduction="none")
+        return squares_ND.mean(1).reshape(len(student), -1).mean(0)
 
     def _feature(self, student: Representation) -> Tensor:
         if self.tap is None:

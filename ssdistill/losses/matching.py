@@ -22,9 +22,8 @@ EPS = 1e-6
 
 
 def squared_distance(s_BD: Tensor, t_BD: Tensor) -> Tensor:
-    """mean_b |n(s) - n(t)|^2 = mean_b (2 - 2 n(s)·n(t)), n(x) = x / |x|, in float32."""
-    cosine_B = F.cosine_similarity(s_BD.float(), t_BD.float(), dim=1)
-    return (2 - 2 * cosine_B).mean()
+    """|n(s) - n(t)|^2 = 2 - 2 n(s)·n(t) of each row, (B,), n(x) = x / |x|, in float32."""
+    return 2 - 2 * F.cosine_similarity(s_BD.float(), t_BD.float(), dim=1)
 
 
 class Regression(MapLoss):
@@ -75,10 +74,10 @@ class Regression(MapLoss):
         return views
 
     def distance(self, s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:
-        """The loss of one pair in one view: a scalar, or one per image."""
+        """The loss of one pair in one view: a tensor (B, …) whose mean over all but B is taken."""
         raise TypeError(f"{type(self).__name__} defines no distance")
 
-    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+    def per_image(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         views = [self.pairs_of(s, t) for s, t in zip(student, teacher, strict=True)]
         terms = []
         for number, head in enumerate(self.heads):
@@ -87,8 +86,9 @@ class Regression(MapLoss):
             for pairs, t_BCHW in zip(views, targets, strict=True):
                 s_BCHW = head(resize_map(pairs[number][0], t_BCHW.shape[-2:]))
                 with torch.autocast(t_BCHW.device.type, enabled=False):
-                    terms.append(self.distance(s_BCHW.float(), t_BCHW).mean())
-        return torch.stack(terms).mean()
+                    distance = self.distance(s_BCHW.float(), t_BCHW)
+                    terms.append(distance.reshape(len(distance), -1).mean(1))
+        return torch.stack(terms).mean(0)
 
 
 class PlainRegression(Regression):

@@ -54,4 +54,4 @@ class MSE(PlainRegression):
     def distance(self, s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:
         if self.normalize:
             s_BCHW, t_BCHW = F.normalize(s_BCHW, dim=1), F.normalize(t_BCHW, dim=1)
-        return F.mse_loss(s_BCHW, t_BCHW)
+        return F.mse_loss(s_BCHW, t_BCHW, reduction="none")

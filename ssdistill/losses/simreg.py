@@ -39,7 +39,8 @@ class SimReg(Loss):
         self.head = regressor(shapes.student_dim, shapes.teacher_dim, depth)
         self.centre = centring(center_teacher, shapes.teacher_dim)
 
-    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+    def per_image(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         targets = self.centre(vectors(teacher))
         s_ND = self.head(torch.cat(vectors(student)))
-        return squared_distance(s_ND, torch.cat(targets))
+        distance_N = squared_distance(s_ND, torch.cat(targets))
+        return distance_N.reshape(len(student), -1).mean(0)

@@ -56,4 +56,4 @@ class SmoothL1(PlainRegression):
     def distance(self, s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:
         if self.normalize:
             s_BCHW, t_BCHW = F.normalize(s_BCHW, dim=1), F.normalize(t_BCHW, dim=1)
-        return F.smooth_l1_loss(s_BCHW, t_BCHW, beta=self.beta)
+        return F.smooth_l1_loss(s_BCHW, t_BCHW, reduction="none", beta=self.beta)

@@ -41,4 +41,4 @@ class SRRL(Regression):
         super().__init__(shapes, reads="maps", maps=maps, head=head)
 
     def distance(self, s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:
-        return F.mse_loss(s_BCHW.mean((2, 3)), t_BCHW.mean((2, 3)))
+        return F.mse_loss(s_BCHW.mean((2, 3)), t_BCHW.mean((2, 3)), reduction="none")

@@ -64,11 +64,12 @@ class Theia(StandardisedRegression):
 
     def distance(self, s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:
         cosine_B = F.cosine_similarity(s_BCHW.flatten(1), t_BCHW.flatten(1), dim=1)
-        smooth_l1 = F.smooth_l1_loss(s_BCHW, t_BCHW)
-        return self.cosine_weight * (1 - cosine_B) + self.smooth_l1_weight * smooth_l1
+        smooth_l1_B = F.smooth_l1_loss(s_BCHW, t_BCHW, reduction="none").mean((1, 2, 3))
+        return self.cosine_weight * (1 - cosine_B) + self.smooth_l1_weight * smooth_l1_B
 
-    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        loss = super().forward(student, teacher, batch)
+    def per_image(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        loss_B = super().per_image(student, teacher, batch)
         if self.summary is not None:
-            loss = loss + self.summary_weight * self.summary(student, teacher, batch)
-        return loss
+            summary_B = self.summary.per_image(student, teacher, batch)
+            loss_B = loss_B + self.summary_weight * summary_B
+        return loss_B

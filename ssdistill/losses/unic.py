@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssdistill.distill.dropping import kept_shares
 from ssdistill.losses import Shapes
 from ssdistill.losses.maps import MapChoice, MapNames
 from ssdistill.losses.matching import StandardisedRegression
@@ -24,9 +25,7 @@ def mean_over_kept_teachers(loss_TB: Tensor, dropped_TB: Tensor) -> Tensor:
 
     The teacher an image has the largest loss with is kept whatever ``dropped_TB`` (bool) says.
     """
-    worst_TB = F.one_hot(loss_TB.argmax(0), len(loss_TB)).bool().T
-    kept_TB = worst_TB | ~dropped_TB
-    return (loss_TB * kept_TB).sum() / kept_TB.sum()
+    return (kept_shares(loss_TB, dropped_TB) * loss_TB).mean()
 
 
 class UNIC(StandardisedRegression):
@@ -35,8 +34,9 @@ class UNIC(StandardisedRegression):
     L = mean over embedding and maps of 0.5 (1 - cos(h(s), t')) + 0.5 smooth_l1(h(s), t'),
     t' = (t - mean) / std by running statistics of each channel, which a batch updates after it
     has been standardised (arXiv:2408.05088; so step 0 sees the teacher's own values). Beside
-    this, the paper drops teachers of low loss at random, which needs several teachers
-    (:func:`mean_over_kept_teachers`), and sums an MLP of every block where ``head`` reads one.
+    this, the paper drops teachers of low loss at random, as ``teacher_dropping`` does where there
+    are several (:func:`mean_over_kept_teachers`), and sums an MLP of every block where ``head``
+    reads one.
 
     ```yaml
     losses:

@@ -30,8 +30,15 @@ def count_macs(encoder: Any, image_size: int | None = None) -> int:
         )
     size = image_size or encoder.spec.image_size
     was_training = encoder.training
+    trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
     encoder.eval()
-    with FlopCounterMode(display=False) as counter:
-        encoder(encoder.mean.new_zeros(1, 3, size, size))
-    encoder.train(was_training)
+    # The counter stumbles over a view of a trainable parameter that was made without gradients.
+    encoder.requires_grad_(False)
+    try:
+        with FlopCounterMode(display=False) as counter:
+            encoder(encoder.mean.new_zeros(1, 3, size, size))
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        encoder.train(was_training)
     return counter.get_total_flops() // 2

@@ -15,6 +15,16 @@ from torch import Tensor, nn
 
 from ssdistill.errors import UserError
 from ssdistill.files import write_atomically
+from ssdistill.models.artifact_files import (
+    DESCRIPTION,
+    FORMAT,
+    ONNX_WEIGHTS,
+    PROJECTOR_WEIGHTS,
+    TORCH_WEIGHTS,
+    find_artifact,
+    read_checked,
+    read_description,
+)
 from ssdistill.models.backbones import Encoder, EncoderSpec, encoder_from_spec
 from ssdistill.models.head_file import LAYERS, pack_head, unpack_head
 from ssdistill.models.resize import resize_like
@@ -22,10 +32,6 @@ from ssdistill.models.resize import resize_like
 if TYPE_CHECKING:
     from ssdistill.compress.export import OnnxEncoder
 
-FORMAT = 1
-DESCRIPTION = "model.json"
-TORCH_WEIGHTS, ONNX_WEIGHTS = "model.safetensors", "model.onnx"
-PROJECTOR_WEIGHTS = "projector.safetensors"
 LIBRARIES = ("torch", "timm", "safetensors", "onnx", "onnxruntime")
 
 
@@ -86,16 +92,21 @@ def _describe_torch(encoder: Encoder) -> tuple[bytes, dict[str, Any]]:
              for k, v in encoder.net.state_dict().items()}  # fmt: skip
     dense = encoder_from_spec(encoder.spec).net.state_dict()
     widths = {k: list(v.shape) for k, v in state.items() if v.shape != dense[k].shape}
-    own = [f"the {encoder.spec.stem} stem"] if encoder.spec.stem != "native" else []
-    own += ["the pruned widths"] if widths else []
-    note = f"{' and '.join(own)}: not timm's, open it with ssdistill.load" if own else None
+    own = {
+        f"torchvision's {encoder.spec.name}": encoder.spec.library == "torchvision",
+        f"the {encoder.spec.stem} stem": encoder.spec.stem != "native",
+        "the pruned widths": bool(widths),
+    }
+    names = " and ".join(name for name, has in own.items() if has)
+    note = f"{names}: not timm's, open it with ssdistill.load" if names else None
     arguments = {"model_name": encoder.spec.name, "num_classes": 0, **encoder.spec.args}
     facts = {
         "widths": widths,
         "timm": None if note else arguments,
         "timm_note": note
         or f"timm.create_model(**timm, checkpoint_path='{TORCH_WEIGHTS}') expects images "
-        "normalised with the spec's mean and std",
+        "normalised with the spec's mean and std"
+        + (f", {encoder.spec.input_size} pixels a side" if encoder.spec.input_size else ""),
     }
     return safetensors.torch.save(state), facts
 
@@ -127,8 +138,9 @@ def load_encoder(folder: str | Path) -> Encoder:
     Raises:
         UserError: a missing, damaged or foreign file; the first key or shape at fault is named.
     """
-    description, content = _read(Path(folder), TORCH_WEIGHTS)
+    description = read_description(Path(folder))
     path = Path(folder) / TORCH_WEIGHTS
+    content = read_checked(path, description["sha256"])
     try:
         state = safetensors.torch.load(content)
     except safetensors.SafetensorError as error:
@@ -159,7 +171,7 @@ def _read_projector(entry: Any, folder: Path, encoder: Encoder) -> nn.Module:
         raise UserError(
             f"the projector in {folder / DESCRIPTION} is not valid: {reason}"
         ) from error
-    content = _checked(path, expected)
+    content = read_checked(path, expected)
     try:
         return unpack_head(content, layers, encoder.embed_dim)
     except UserError as error:
@@ -183,34 +195,6 @@ def _check_shapes(encoder: Encoder, state: dict[str, Tensor]) -> None:
             raise UserError(f"tensor '{key}' has shape {shapes}")
 
 
-def _read(folder: Path, weights: str) -> tuple[dict[str, Any], bytes]:
-    if not (folder / DESCRIPTION).is_file():
-        raise UserError(f"no {DESCRIPTION} in {folder}")
-    try:
-        description = json.loads((folder / DESCRIPTION).read_text())
-        version = description["format"]
-        expected = description["sha256"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / DESCRIPTION} does not describe a model: {error!r}") from error
-    if version != FORMAT:
-        raise UserError(f"{folder / DESCRIPTION} has format {version}, this version reads {FORMAT}")
-    return description, _checked(folder / weights, expected)
-
-
-def _checked(path: Path, expected: str) -> bytes:
-    """The file's content, if its sha256 is the one expected."""
-    if not path.is_file():
-        raise UserError(f"no {path.name} in {path.parent}")
-    content = path.read_bytes()
-    found = hashlib.sha256(content).hexdigest()
-    if found != expected:
-        raise UserError(
-            f"{path} is damaged or not the file of its {DESCRIPTION}: "
-            f"sha256 {found[:12]}…, expected {expected[:12]}…"
-        )
-    return content
-
-
 def _spec(description: dict[str, Any], folder: Path) -> EncoderSpec:
     try:
         return EncoderSpec(**description["spec"])
@@ -232,27 +216,12 @@ def load(path: str | Path) -> "Encoder | OnnxEncoder":
         UserError: nothing to open there, several artifacts, or a damaged one. Nothing is
             ever unpickled.
     """
-    folder = _find(Path(path))
+    folder = find_artifact(Path(path))
     if not (folder / ONNX_WEIGHTS).is_file():
         return load_encoder(folder)
     from ssdistill.compress.export import OnnxEncoder
 
-    description, _ = _read(folder, ONNX_WEIGHTS)
+    description = read_description(folder)
+    read_checked(folder / ONNX_WEIGHTS, description["sha256"])
     spec = _spec(description, folder)
     return OnnxEncoder(folder / ONNX_WEIGHTS, spec, int(description["embed_dim"]))
-
-
-def _find(path: Path) -> Path:
-    if not path.exists():
-        raise UserError(f"no file or folder {path}")
-    if path.is_file():
-        path = path.parent
-    if (path / DESCRIPTION).is_file():
-        return path
-    below = sorted({p.parent for p in path.rglob(DESCRIPTION)})
-    if len(below) > 1:
-        names = ", ".join(str(p.relative_to(path)) for p in below[:4])
-        raise UserError(f"{path} holds several models: choose one of {names}")
-    if not below:
-        raise UserError(f"no {DESCRIPTION} in {path}: it holds no saved encoder")
-    return below[0]

@@ -1,62 +1,31 @@
 """timm encoders that carry their own normalisation, input size and feature taps."""
 
-from typing import Any, Literal
-
 import timm
 import torch
-from pydantic import Field
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ssdistill.errors import UserError, nearest
 from ssdistill.models import taps as places
+from ssdistill.models.downloads import downloading
 from ssdistill.models.representation import Representation
-from ssdistill.settings import PositiveInt, Settings
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-SMALL_IMAGE = 64
-"""Up to this side, ``stem: auto`` takes the small-image stem."""
-
-
-class EncoderSettings(Settings):
-    """How to build an encoder.
-
-    Args:
-        name: any timm model name.
-        args: further keyword arguments of ``timm.create_model``, e.g. ``{layers: [1, 1, 1, 1]}``.
-        stem: ``native`` is timm's own; ``small`` is a 3x3 convolution without max-pooling
-            (the CIFAR stem); ``auto`` takes ``small`` up to 64 pixels a side where the
-            architecture has a known stem, ``native`` otherwise.
-        stem_stride: stride of the small stem.
-        pretrained: start from timm's pretrained weights (downloads) and use their statistics.
-    """
-
-    name: str = "resnet18"
-    args: dict[str, Any] = Field(default={})
-    stem: Literal["auto", "native", "small"] = "auto"
-    stem_stride: PositiveInt = 1
-    pretrained: bool = False
-
-
-class EncoderSpec(Settings):
-    """Everything needed to build the same encoder again, as stored in ``model.json``."""
-
-    name: str
-    args: dict[str, Any] = Field(default={})
-    stem: Literal["native", "small"] = "native"
-    stem_stride: int = 1
-    image_size: int
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+from ssdistill.models.spec import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    EncoderSettings,
+    EncoderSpec,
+)
+from ssdistill.models.stems import fit_small_stem, takes_small_stem
+from ssdistill.models.torchvision_net import create_torchvision_net
 
 
 class Encoder(nn.Module):
-    """A timm backbone that takes images in [0, 1] and normalises them itself.
+    """A backbone that takes images in [0, 1], and resizes and normalises them itself.
 
     Attributes:
         spec: how it was built.
-        net: the timm model without classifier.
+        net: the timm model without classifier, or torchvision's in a timm-like shell.
         embed_dim: width of the embedding.
         taps: names of what to return in ``maps``, see :mod:`ssdistill.models.taps`.
         projector: the head the encoder was pretrained with, where it has been kept.
@@ -82,12 +51,16 @@ class Encoder(nn.Module):
         """Encode images.
 
         Args:
-            x_BCHW: float images in [0, 1], un-normalised.
+            x_BCHW: float images in [0, 1], un-normalised. Where the spec has an ``input_size``,
+                views of every size are brought to it (bicubic, antialiased, kept in [0, 1]).
 
         Returns:
             embedding (B, embed_dim), the maps named in ``taps`` and, where ``project`` is set,
             the projection.
         """
+        side = self.spec.input_size
+        if side is not None and x_BCHW.shape[2:] != (side, side):
+            x_BCHW = F.interpolate(x_BCHW, (side, side), mode="bicubic", antialias=True).clamp(0, 1)
         x_BCHW = (x_BCHW - self.mean) / self.std
         stages = [name for name in self.taps if ":" not in name]
         if stages:
@@ -163,7 +136,7 @@ class Encoder(nn.Module):
 
     def _closing_relus(self) -> dict[str, places.Closing]:
         if self._closing is None:
-            size = self.spec.image_size
+            size = self.spec.side
             noise_BCHW = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
             with places.looking(self):
                 self._closing = places.closing_relus(self.net, noise_BCHW.to(self.mean))
@@ -183,16 +156,22 @@ def build_encoder(
     Raises:
         UserError: unknown timm name or argument, or an architecture that cannot take the size.
     """
-    small = _wants_small_stem(settings, image_size)
-    if settings.pretrained and timm.is_model(settings.name):
-        config = timm.get_pretrained_cfg(settings.name)
-        mean, std = config.mean, config.std
+    side = settings.input_size or image_size
+    small = settings.stem == "small"
+    if settings.stem == "auto":
+        small = takes_small_stem(settings.name, side)
+    if settings.pretrained:
+        check_timm_name(settings.name)
+        if config := timm.get_pretrained_cfg(settings.name):
+            mean, std = config.mean, config.std
     spec = EncoderSpec(
         name=settings.name,
         args=settings.args,
         stem="small" if small else "native",
         stem_stride=settings.stem_stride,
+        stem_padding=settings.stem_padding,
         image_size=image_size,
+        input_size=settings.input_size,
         mean=mean,
         std=std,
     )
@@ -200,49 +179,56 @@ def build_encoder(
 
 
 def encoder_from_spec(spec: EncoderSpec, pretrained: bool = False) -> Encoder:
-    """The encoder a spec describes, with fresh (or timm's pretrained) weights."""
-    if not timm.is_model(spec.name):
-        raise UserError(f"timm has no model '{spec.name}'{nearest(spec.name, timm.list_models())}")
+    """The encoder a spec describes, with fresh (or timm's pretrained) weights.
+
+    Raises:
+        UserError: an unknown name or argument, a size the architecture cannot take, or
+            pretrained weights that cannot be had.
+    """
+    if spec.library == "torchvision":
+        return encoder_around(spec, create_torchvision_net(spec.name, spec.args))
+    check_timm_name(spec.name)
+    config = timm.get_pretrained_cfg(spec.name)
+    if pretrained and not (config and config.has_weights):
+        raise UserError(f"timm has no weights of '{spec.name}': set encoder.pretrained=false")
     try:
-        net = timm.create_model(spec.name, pretrained=pretrained, num_classes=0, **spec.args)
+        with downloading(f"weights of '{spec.name}'", "encoder.pretrained=false needs none"):
+            net = timm.create_model(spec.name, pretrained=pretrained, num_classes=0, **spec.args)
     except TypeError as error:
         raise UserError(f"encoder.args of '{spec.name}': {error}") from error
-    fixed = getattr(getattr(net, "patch_embed", None), "img_size", None)
-    if fixed and tuple(fixed) != (spec.image_size, spec.image_size):
+    return encoder_around(spec, net)
+
+
+def encoder_around(spec: EncoderSpec, net: nn.Module) -> Encoder:
+    """The encoder of a spec around its network, which gets the small stem here if it has one.
+
+    Raises:
+        UserError: a size the network cannot take, or a stem it cannot have.
+    """
+    patches = getattr(net, "patch_embed", None)
+    fixed = getattr(patches, "img_size", None)
+    strict = getattr(patches, "strict_img_size", True)
+    if fixed and strict and tuple(fixed) != (spec.side, spec.side):
+        given = "encoder.input_size" if spec.input_size else "the data"
         raise UserError(
-            f"'{spec.name}' takes {fixed[0]}x{fixed[1]} images, the data is "
-            f"{spec.image_size}x{spec.image_size}: set encoder.args.img_size={spec.image_size} "
-            f"or data.image_size={fixed[0]}"
+            f"'{spec.name}' takes {fixed[0]}x{fixed[1]} images, {given} is "
+            f"{spec.side}x{spec.side}: set encoder.args.img_size={spec.side}, "
+            f"encoder.input_size={fixed[0]} or data.image_size={fixed[0]}"
         )
     if spec.stem == "small":
-        _fit_small_stem(net, spec.stem_stride)
+        fit_small_stem(net, spec.stem_stride, spec.stem_padding)
     return Encoder(spec, net)
 
 
-def _wants_small_stem(settings: EncoderSettings, image_size: int) -> bool:
-    if settings.stem == "auto":
-        family = (
-            timm.models.model_entrypoint(settings.name) if timm.is_model(settings.name) else None
-        )
-        known = family is not None and family.__module__.rsplit(".", 1)[-1] in STEM_OF_MODULE
-        return known and image_size <= SMALL_IMAGE
-    return settings.stem == "small"
+def check_timm_name(name: str) -> None:
+    """Refuse a name, or the tag of weights after its dot, that timm does not know.
 
-
-STEM_OF_MODULE = {"resnet": "conv1", "mobilenetv3": "conv_stem", "efficientnet": "conv_stem"}
-"""Attribute that holds the first convolution, by timm module."""
-
-
-def _fit_small_stem(net: nn.Module, stride: int) -> None:
-    """Replace the first convolution by a 3x3 one of ``stride`` and drop a max-pool after it."""
-    attribute = next((a for a in ("conv1", "conv_stem") if hasattr(net, a)), None)
-    if attribute is None:
-        raise UserError(f"stem=small is not known for {type(net).__name__}; use stem=native")
-    old = getattr(net, attribute)
-    first = next(m for m in old.modules() if isinstance(m, nn.Conv2d))
-    last = [m for m in old.modules() if isinstance(m, nn.Conv2d)][-1]
-    conv = nn.Conv2d(first.in_channels, last.out_channels, 3, stride, 1, bias=last.bias is not None)
-    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    setattr(net, attribute, conv)
-    if hasattr(net, "maxpool"):
-        net.maxpool = nn.Identity()
+    Raises:
+        UserError: with the nearest one.
+    """
+    if not timm.is_model(name):
+        raise UserError(f"timm has no model '{name}'{nearest(name, timm.list_models())}")
+    architecture, tag = timm.models.split_model_name_tag(name)
+    known = timm.models.get_arch_pretrained_cfgs(architecture)
+    if tag and name not in known:
+        raise UserError(f"timm has no weights '{name}'{nearest(name, known)}")

@@ -5,12 +5,20 @@ from typing import Annotated, Any, Literal
 import safetensors
 import safetensors.torch
 import torch
+import torch.nn.functional as F
 from lightly.models.modules.heads import ProjectionHead
 from pydantic import Field, TypeAdapter
-from torch import nn
+from torch import Tensor, nn
 
 from ssdistill.errors import UserError
 from ssdistill.settings import Positive, PositiveInt, Settings
+
+
+class UnitLength(nn.Module):
+    """Divides each row by its Euclidean length, as DINO does before its prototypes."""
+
+    def forward(self, z_BD: Tensor) -> Tensor:
+        return F.normalize(z_BD, dim=-1)
 
 
 class LinearLayer(Settings):
@@ -40,7 +48,34 @@ class ReLULayer(Settings):
         return nn.ReLU()
 
 
-Layer = Annotated[LinearLayer | BatchNormLayer | ReLULayer, Field(discriminator="kind")]
+class GELULayer(Settings):
+    kind: Literal["gelu"] = "gelu"
+    approximate: Literal["none", "tanh"] = "none"
+
+    def build(self) -> nn.Module:
+        return nn.GELU(self.approximate)
+
+
+class LayerNormLayer(Settings):
+    kind: Literal["layer_norm"] = "layer_norm"
+    width: PositiveInt
+    affine: bool
+    bias: bool
+    eps: Positive
+
+    def build(self) -> nn.Module:
+        return nn.LayerNorm(self.width, self.eps, self.affine, self.bias)
+
+
+class UnitLengthLayer(Settings):
+    kind: Literal["unit_length"] = "unit_length"
+
+    def build(self) -> nn.Module:
+        return UnitLength()
+
+
+AnyLayer = LinearLayer | BatchNormLayer | ReLULayer | GELULayer | LayerNormLayer | UnitLengthLayer
+Layer = Annotated[AnyLayer, Field(discriminator="kind")]
 LAYERS = TypeAdapter(Annotated[list[Layer], Field(min_length=1)])
 """What a head in a file consists of; plain data, so that nothing is unpickled."""
 
@@ -49,7 +84,8 @@ def pack_head(head: nn.Module) -> tuple[bytes, list[dict[str, Any]]]:
     """A head as safetensors and the plain description of its layers, one after the other.
 
     Raises:
-        UserError: a head of other layers than linear ones, batch norms and ReLUs in a row.
+        UserError: a head of other layers than linear ones, batch and layer norms, ReLUs, GELUs
+            and :class:`UnitLength` in a row.
     """
     layers = _in_a_row(head)
     state = nn.Sequential(*layers).state_dict()
@@ -68,7 +104,7 @@ def _in_a_row(head: nn.Module) -> list[nn.Module]:
     return [layer for child in children for layer in _in_a_row(child)]
 
 
-def _describe(layer: nn.Module) -> LinearLayer | BatchNormLayer | ReLULayer:
+def _describe(layer: nn.Module) -> AnyLayer:
     if isinstance(layer, nn.Linear):
         facts = {"in_dim": layer.in_features, "out_dim": layer.out_features}
         return LinearLayer(**facts, bias=layer.bias is not None)
@@ -76,6 +112,17 @@ def _describe(layer: nn.Module) -> LinearLayer | BatchNormLayer | ReLULayer:
         return BatchNormLayer(width=layer.num_features, affine=layer.affine, eps=layer.eps)
     if isinstance(layer, nn.ReLU):
         return ReLULayer()
+    if isinstance(layer, nn.GELU):
+        return GELULayer(approximate=layer.approximate)
+    if isinstance(layer, nn.LayerNorm) and len(layer.normalized_shape) == 1:
+        return LayerNormLayer(
+            width=layer.normalized_shape[0],
+            affine=layer.elementwise_affine,
+            bias=layer.bias is not None,
+            eps=layer.eps,
+        )
+    if isinstance(layer, UnitLength):
+        return UnitLengthLayer()
     raise UserError(f"a projector with a layer of type {type(layer).__name__} cannot be saved")
 
 

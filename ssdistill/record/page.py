@@ -34,7 +34,8 @@ class PageData:
         title, summary: plain text; the summary is one honest paragraph.
         notices: what a reader must know before believing the numbers.
         headline: two to six big numbers.
-        results, claims: tables (see ``tables.results_table``, ``verdict.verdict_table``).
+        results, rankings, claims: tables (see ``tables.results_table``,
+            ``rankings.rankings_table``, ``verdict.verdict_table``).
         sizes: models by bytes and accuracy; chain: labels of ``sizes`` that were made one
             from the other, in order.
         scores: models by accuracy, with spread.
@@ -48,6 +49,7 @@ class PageData:
     notices: Sequence[str] = ()
     headline: Sequence[Headline] = ()
     results: Table | None = None
+    rankings: Table | None = None
     claims: Table | None = None
     sizes: Sequence[SizePoint] = ()
     chain: Sequence[str] = ()
@@ -103,6 +105,8 @@ def render_page(page: PageData) -> str:
 def _sections(page: PageData) -> Iterator[str]:
     if page.results:
         yield _section("Results", page.results.to_html())
+    if page.rankings:
+        yield _section("Gauges and probes", page.rankings.to_html())
     if page.sizes or page.scores:
         yield _section("Accuracy", _accuracy(page))
     if page.claims:

@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 
 from ssdistill.errors import UserError, nearest
 from ssdistill.files import write_atomically
+from ssdistill.record.rankings import rankings_table
 from ssdistill.record.tables import MISSING, Table, origins, read_records, results_table
 from ssdistill.record.verdict import ClaimSettings, judge, verdict_table
 
@@ -116,6 +117,8 @@ def render_block(root: Path, name: str) -> str:
     if experiment == BENCHMARKS:
         return _benchmarks(records, benchmark)
     results = results_table(records).to_markdown()
+    if rankings := rankings_table(records):
+        results += f"\n\n{rankings.to_markdown()}"
     claims = root / "experiments" / experiment / CLAIMS
     if not claims.exists():
         return results

@@ -107,6 +107,23 @@ COLUMNS = (
     Column("compress/bytes", "size", "bytes"),
     Column("compress/latency_ms", "latency (ms)", decimals=3),
 )
+GAUGE_COLUMNS = (
+    Column("collapse/effective_rank", "effective rank", decimals=1),
+    Column("collapse/std", "std", decimals=3),
+    Column("collapse/alignment", "alignment", decimals=3),
+    Column("collapse/uniformity", "uniformity"),
+    Column("train/steps", "steps", "count"),
+)
+"""In the place of agreement, where encoders were pretrained and none was distilled."""
+
+
+def columns_for(records: Sequence[dict[str, Any]]) -> tuple[Column, ...]:
+    """What there is to be seen of these records."""
+    agreed = any("agree/cka" in record.get("metrics", record) for record in records)
+    if agreed or not any("collapse/std" in record.get("metrics", {}) for record in records):
+        return COLUMNS
+    probes = [column for column in COLUMNS if column.metric.startswith("probe/")]
+    return (*probes, *GAUGE_COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -170,10 +187,14 @@ def _aggregate(model: str, profile: str, by_seed: dict[int, dict[str, Any]]) -> 
 
 
 def results_table(
-    records: Sequence[dict[str, Any]], title: str = "", columns: Sequence[Column] = COLUMNS
+    records: Sequence[dict[str, Any]], title: str = "", columns: Sequence[Column] | None = None
 ) -> Table:
-    """Mean ± spread of every model; columns no record has a value for are left out."""
+    """Mean ± spread of every model; columns no record has a value for are left out.
+
+    ``columns`` are those of :func:`columns_for` unless given.
+    """
     rows = results_rows(records)
+    columns = columns_for(records) if columns is None else columns
     columns = [c for c in columns if any(c.metric in row.values for row in rows)]
     several = len({row.profile for row in rows}) > 1
     counts = {len(row.seeds) for row in rows}

@@ -33,6 +33,9 @@ class TrackingSettings(Settings):
         log_every: optimizer steps between two log lines.
         gradients_every: optimizer steps between two measurements of each loss's gradient (a
             backward pass a loss); null for none.
+        online_probe: while an encoder trains, fit a linear classifier to its embeddings beside
+            it, and log ``probe/online/top1``, its accuracy on training views. It reads training
+            labels and leaves the encoder as it is.
     """
 
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
@@ -41,6 +44,7 @@ class TrackingSettings(Settings):
     tensorboard: bool = False
     log_every: PositiveInt = 10
     gradients_every: PositiveInt | None = 100
+    online_probe: bool = False
 
 
 class Mirror(Protocol):

@@ -1,7 +1,7 @@
 """The training loop: the same page for pretraining, distillation and recovery."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -17,18 +17,18 @@ from ssdistill.data.mixing import MixSettings, mix_views
 from ssdistill.data.recipes import ViewRecipe
 from ssdistill.data.views import make_view
 from ssdistill.errors import UserError
-from ssdistill.evaluate.collapse import gauges, is_collapsed
+from ssdistill.evaluate.collapse import gauges
 from ssdistill.record.tracker import Tracker
 from ssdistill.train.checkpoint import load_checkpoint, save_checkpoint
 from ssdistill.train.gradients import SharedLayer
+from ssdistill.train.guard import Guard
 from ssdistill.train.interrupt import Interruptible
-from ssdistill.train.optim import OptimSettings, build_optimizer, learning_rate
+from ssdistill.train.observers import Observer
+from ssdistill.train.optim import OptimSettings, build_optimizer, set_rates
 from ssdistill.train.progress import TrainingProgress
 from ssdistill.train.seeding import random_state, restore_random_state
 from ssdistill.train.task import Task
 
-COLLAPSE_PATIENCE = 20
-"""Gauges in a row that must say "collapsed" before a training is stopped."""
 CHECKPOINT = "checkpoint.pt"
 
 
@@ -81,11 +81,13 @@ def fit(
     fabric: Fabric,
     tracker: Tracker,
     on_first_views: Callable[[list[Tensor]], None] = lambda views: None,
+    observers: Sequence[Observer] = (),
 ) -> dict[str, float]:
     """Train, resuming from the checkpoint in the run's folder where there is one.
 
     Returns:
-        the last logged values, and ``time/step_seconds`` as the median over all steps.
+        the last logged values, ``time/step_seconds`` as the median over all steps, and what
+        the observers say at the end.
 
     Raises:
         UserError: when a loss is not finite or the embedding has collapsed.
@@ -94,11 +96,10 @@ def fit(
     task, loader = training.task, training.loader
     task.to(fabric.device, memory_format=training.memory_format).train()
     optimizer = build_optimizer(task, training.optim)
-    state = _State(tracker.run.folder / CHECKPOINT, task, optimizer)
+    state = _State(tracker.run.folder / CHECKPOINT, task, optimizer, observers)
     tracker.run.rewind(state.step)
-    model, optimizer = fabric.setup(task, optimizer)
-    guard, metrics, num_steps = _Guard(), state.metrics, loader.num_steps
-    shared = SharedLayer(task.encoder)
+    update = _Update(training, fabric, optimizer)
+    guard, num_steps = Guard(), loader.num_steps
 
     with (
         TrainingProgress(training.title, state.step, num_steps, loader.batch_size) as progress,
@@ -107,36 +108,17 @@ def fit(
         began = time.perf_counter()
         for batch in loader.iterate(state.step):
             step = batch.step
-            lr = learning_rate(training.optim, step, num_steps)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-
             views = training.views(batch)
             if step == 0:
                 on_first_views(views)
-            losses = model(views, batch)
-            weights = task.weights_at(step, num_steps)
-            weighted = {name: weights[name] * loss for name, loss in losses.items()}
-            total = sum(weighted.values())
             logged = tracker.due(step) or step == num_steps - 1
-            pulls = {}
-            if tracker.gradients_due(step):
-                pulls = shared.gradient_norms(weighted, fabric.backward)
-            fabric.backward(total)
-            grad_norm = _clip(task, training.optim.clip_grad_norm, measure=logged)
-            optimizer.step()
-            optimizer.zero_grad()
-            task.after_step(step, num_steps)
-
-            now = time.perf_counter()
-            state.advance(now - began)
-            began = now
+            found = update(views, batch, logged, tracker.gradients_due(step))
+            state.advance(time.perf_counter() - began)
+            for observer in observers:
+                found |= observer.after_step(step, batch, task)
+            began = time.perf_counter()
             if logged:
-                metrics = {"loss/total": total, "optim/lr": lr, "grad/norm": grad_norm}
-                metrics |= {f"loss/{name}": loss for name, loss in losses.items()}
-                metrics |= {f"weighted/{name}": loss for name, loss in weighted.items()}
-                metrics |= {f"grad/{name}": norm for name, norm in pulls.items()}
-                metrics = {name: float(torch.as_tensor(v).detach()) for name, v in metrics.items()}
+                metrics = {name: float(torch.as_tensor(v).detach()) for name, v in found.items()}
                 metrics |= gauges(*(z_BD.float() for z_BD in task.last_embeddings[:2]))
                 metrics["time/images_per_s"] = loader.batch_size / state.step_seconds(last=50)
                 state.metrics = metrics
@@ -147,7 +129,46 @@ def fit(
                 state.save()
                 if interrupt.requested:
                     raise KeyboardInterrupt
-    return {**metrics, "time/step_seconds": state.step_seconds()}
+    metrics = {**state.metrics, "time/step_seconds": state.step_seconds()}
+    for observer in observers:
+        metrics |= observer.after_training(task)
+    return metrics
+
+
+class _Update:
+    """One optimizer step after the other."""
+
+    def __init__(self, training: Training, fabric: Fabric, optimizer: torch.optim.Optimizer):
+        self.task, self.optim = training.task, training.optim
+        self.num_steps = training.loader.num_steps
+        self.shared = SharedLayer(training.task.encoder)
+        self.model, self.optimizer = fabric.setup(training.task, optimizer)
+        self.backward = fabric.backward
+
+    def __call__(
+        self, views: list[Tensor], batch: Batch, measure: bool, compare: bool
+    ) -> dict[str, Tensor | float]:
+        """Move the weights; what the record may want of it, still on the device.
+
+        Args:
+            measure: give the gradient's norm even where nothing is clipped.
+            compare: measure the gradient of each loss, too.
+        """
+        lr = set_rates(self.optimizer, self.optim, batch.step, self.num_steps)
+        losses = self.model(views, batch)
+        weights = self.task.weights_at(batch.step, self.num_steps)
+        weighted = {name: weights[name] * loss for name, loss in losses.items()}
+        total = sum(weighted.values())
+        pulls = self.shared.gradient_norms(weighted, self.backward) if compare else {}
+        self.backward(total)
+        grad_norm = _clip(self.task, self.optim.clip_grad_norm, measure)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.task.after_step(batch.step, self.num_steps)
+        found = {"loss/total": total, "optim/lr": lr, "grad/norm": grad_norm}
+        found |= {f"loss/{name}": loss for name, loss in losses.items()}
+        found |= {f"weighted/{name}": loss for name, loss in weighted.items()}
+        return found | {f"grad/{name}": norm for name, norm in pulls.items()}
 
 
 def _clip(task: Task, limit: float | None, measure: bool) -> Tensor | float:
@@ -163,14 +184,23 @@ def _clip(task: Task, limit: float | None, measure: bool) -> Tensor | float:
 class _State:
     """What a checkpoint holds beside the configuration, and when it was last written."""
 
-    def __init__(self, path: Path, task: Task, optimizer: torch.optim.Optimizer):
-        self.path, self.task, self.optimizer = path, task, optimizer
+    def __init__(
+        self,
+        path: Path,
+        task: Task,
+        optimizer: torch.optim.Optimizer,
+        observers: Sequence[Observer],
+    ):
+        self.path, self.task, self.optimizer, self.observers = path, task, optimizer, observers
         self.step, self.durations, self.metrics = 0, [], {}
         self._saved = time.monotonic()
         if checkpoint := load_checkpoint(path):
             try:
                 task.load_state_dict(checkpoint["task"])
                 optimizer.load_state_dict(checkpoint["optimizer"])
+                for observer in observers:
+                    if (kept := checkpoint.get("observers", {}).get(observer.name)) is not None:
+                        observer.load_state_dict(kept)
             except (RuntimeError, ValueError, KeyError) as error:
                 reason = " ".join(str(error).split())[:200]
                 raise UserError(f"{path}: not a checkpoint of this network ({reason})") from error
@@ -195,6 +225,7 @@ class _State:
         state = {
             "task": self.task.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "observers": {observer.name: observer.state_dict() for observer in self.observers},
             "random": random_state(),
             "step": self.step,
             "durations": self.durations,
@@ -202,27 +233,3 @@ class _State:
         }
         save_checkpoint(self.path, state)
         self._saved = time.monotonic()
-
-
-class _Guard:
-    """Stops a training that has nothing left to learn from."""
-
-    def __init__(self) -> None:
-        self.collapsed_in_a_row = 0
-
-    def check(self, metrics: dict[str, float], embedding_BD: Tensor, step: int) -> None:
-        # The total last: a loss of its own says more.
-        for name, value in sorted(metrics.items(), key=lambda item: item[0] == "loss/total"):
-            if name.startswith("loss/") and not abs(value) < float("inf"):
-                raise UserError(
-                    f"{name} is {value} at step {step}: lower optim.lr, set optim.clip_grad_norm, "
-                    "or train with device.precision=fp32"
-                )
-        collapsed = is_collapsed(embedding_BD.float())
-        self.collapsed_in_a_row = self.collapsed_in_a_row + 1 if collapsed else 0
-        if self.collapsed_in_a_row >= COLLAPSE_PATIENCE:
-            raise UserError(
-                f"the embedding has collapsed at step {step} (collapse/std "
-                f"{metrics['collapse/std']:.3f}): every image is mapped to nearly the same vector; "
-                "lower optim.lr, or use a larger batch_size"
-            )

@@ -1,14 +1,15 @@
 """Optimizers, parameter groups and learning-rate schedules."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from lightly.utils.lars import LARS
-from pydantic import model_validator
+from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
 from torch import nn
 
+from ssdistill.errors import UserError, nearest
 from ssdistill.settings import Fraction, NonNegative, OpenFraction, Positive, Settings
+from ssdistill.train.lars import LARS
 
 
 class OptimSettings(Settings):
@@ -18,54 +19,108 @@ class OptimSettings(Settings):
         kind: ``sgd``, ``adamw``, or ``lars`` (arXiv:1708.03888).
         lr: peak learning rate, as used (never rescaled by the batch size).
         weight_decay: on weights only; biases and normalisation parameters get none.
+        weight_decay_end: weight decay at the last step, reached by a cosine; null keeps it.
+        decay_all: decay biases and normalisation parameters too; not for ``lars``.
         momentum: of ``sgd`` and ``lars``.
         betas: of ``adamw``.
         trust_coefficient: LARS's eta.
+        clip_lr: LARS's local rate is the rate of a layer, ``lr`` only its upper bound.
         clip_grad_norm: largest global gradient norm, or null for no clipping.
         schedule: ``constant``, ``cosine`` (to ``lr_end``), ``step`` (times ``gamma`` at each of
             ``milestones``) or ``inverse_time`` (lr / (1 + decay * share)).
-        warmup: share of the training over which the rate rises linearly from 0.
+        warmup: share of the training over which the rate rises linearly.
+        lr_start: first learning rate of the warm-up as a share of ``lr``; null is one even step.
         lr_end: last learning rate of ``cosine`` as a share of ``lr``.
         milestones: shares of the training.
         gamma: factor at a milestone.
         decay: strength of ``inverse_time``.
+        constant: modules by name (``predictor``) whose rate stays at ``lr`` throughout.
     """
 
     kind: Literal["sgd", "adamw", "lars"] = "adamw"
     lr: Positive = 2e-3
     weight_decay: NonNegative = 1e-4
+    weight_decay_end: NonNegative | None = None
+    decay_all: bool = False
     momentum: Fraction = 0.9
     betas: tuple[OpenFraction, OpenFraction] = (0.9, 0.999)
     trust_coefficient: Positive = 1e-3
+    clip_lr: bool = False
     clip_grad_norm: Positive | None = None
     schedule: Literal["constant", "cosine", "step", "inverse_time"] = "cosine"
     warmup: Fraction = 0.05
+    lr_start: Fraction | None = None
     lr_end: Fraction = 0.0
     milestones: tuple[OpenFraction, ...] = (0.6, 0.8)
     gamma: Positive = 0.1
     decay: NonNegative = 9.0
+    constant: tuple[str, ...] = ()
 
     @model_validator(mode="after")
-    def _lars_needs_decay(self) -> "OptimSettings":
-        # lightly's LARS leaves out the layer-wise scaling where weight_decay is 0: plain SGD.
-        if self.kind == "lars" and self.weight_decay == 0:
-            raise ValueError("lars needs weight_decay above 0: without it LARS is plain SGD")
+    def _fits_the_kind(self) -> "OptimSettings":
+        if self.kind == "lars" and self.decay_all:
+            raise ValueError("decay_all is for sgd and adamw: lars never decays vectors")
+        if self.kind != "lars" and self.clip_lr:
+            raise ValueError(f"clip_lr is for lars, not for {self.kind}")
         return self
 
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Digests of stages depend on the dump: a setting that came later must not change those
+        # of the trainings that do without it.
+        later = {
+            "weight_decay_end": None,
+            "decay_all": False,
+            "clip_lr": False,
+            "lr_start": None,
+            "constant": (),
+        }
+        unused = {name for name, default in later.items() if getattr(self, name) == default}
+        return {name: value for name, value in dump(self).items() if name not in unused}
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict]:
-    """Decayed weights, and undecayed vectors (biases, norm scales), of what can be trained."""
-    trainable = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+
+def parameter_groups(
+    module: nn.Module,
+    weight_decay: float,
+    decay_all: bool = False,
+    constant: tuple[str, ...] = (),
+) -> list[dict]:
+    """Decayed weights, and undecayed vectors (biases, norm scales), of what can be trained.
+
+    Parameters of the submodules named in ``constant`` come in groups of their own.
+
+    Raises:
+        UserError: for a name in ``constant`` below which nothing can be trained.
+    """
+    trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    for inner in constant:
+        if not any(_inside(name, inner) for name in trainable):
+            known = sorted({name.split(".")[0] for name in trainable})
+            raise UserError(
+                f"optim.constant: nothing to train is called '{inner}'{nearest(inner, known)}; "
+                f"there are {', '.join(known)}"
+            )
+    groups = []
+    for still in (False, True):
+        chosen = [
+            p
+            for name, p in trainable.items()
+            if any(_inside(name, inner) for inner in constant) == still
+        ]
+        for decayed in (True, False):
+            parameters = [p for p in chosen if (decay_all or p.ndim > 1) == decayed]
+            group = {"params": parameters, "weight_decay": weight_decay if decayed else 0.0}
+            groups.append(group | {"decayed": decayed, "constant": still})
     return [group for group in groups if group["params"]]
+
+
+def _inside(name: str, module: str) -> bool:
+    return name == module or name.startswith(module + ".")
 
 
 def build_optimizer(module: nn.Module, settings: OptimSettings) -> torch.optim.Optimizer:
     """The optimizer over every trainable parameter of ``module``."""
-    groups = parameter_groups(module, settings.weight_decay)
+    groups = parameter_groups(module, settings.weight_decay, settings.decay_all, settings.constant)
     if settings.kind == "adamw":
         return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, foreach=True)
     if settings.kind == "sgd":
@@ -75,14 +130,42 @@ def build_optimizer(module: nn.Module, settings: OptimSettings) -> torch.optim.O
         lr=settings.lr,
         momentum=settings.momentum,
         trust_coefficient=settings.trust_coefficient,
+        clip_lr=settings.clip_lr,
     )
+
+
+def set_rates(
+    optimizer: torch.optim.Optimizer, settings: OptimSettings, step: int, num_steps: int
+) -> float:
+    """Give every group its learning rate and weight decay of this step.
+
+    Returns:
+        the learning rate of the groups that follow the schedule.
+    """
+    lr = learning_rate(settings, step, num_steps)
+    for group in optimizer.param_groups:
+        group["lr"] = settings.lr if group["constant"] else lr
+        if group["decayed"]:
+            group["weight_decay"] = weight_decay(settings, step, num_steps)
+    return lr
+
+
+def weight_decay(settings: OptimSettings, step: int, num_steps: int) -> float:
+    """Weight decay of optimizer step ``step`` (from 0) of ``num_steps``."""
+    if settings.weight_decay_end is None:
+        return settings.weight_decay
+    falling = (1 + math.cos(math.pi * step / num_steps)) / 2
+    return settings.weight_decay_end + (settings.weight_decay - settings.weight_decay_end) * falling
 
 
 def learning_rate(settings: OptimSettings, step: int, num_steps: int) -> float:
     """Learning rate of optimizer step ``step`` (from 0) of ``num_steps``."""
     warmup_steps = round(settings.warmup * num_steps)
     if step < warmup_steps:
-        return settings.lr * (step + 1) / warmup_steps
+        if settings.lr_start is None or warmup_steps == 1:
+            return settings.lr * (step + 1) / warmup_steps
+        risen = step / (warmup_steps - 1)
+        return settings.lr * (settings.lr_start + (1 - settings.lr_start) * risen)
     share = (step - warmup_steps) / max(1, num_steps - warmup_steps)
     if settings.schedule == "cosine":
         factor = settings.lr_end + (1 - settings.lr_end) * (1 + math.cos(math.pi * share)) / 2

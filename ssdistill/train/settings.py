@@ -2,10 +2,16 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from ssdistill.data.recipes import ViewRecipe, resolve_recipe
-from ssdistill.settings import NonNegativeInt, Positive, PositiveInt, Settings
+from ssdistill.settings import NonNegativeInt, OpenFraction, Positive, PositiveInt, Settings
 from ssdistill.train.optim import OptimSettings
 
 Recipes = Annotated[tuple[ViewRecipe, ...], Field(min_length=1)]
@@ -31,6 +37,9 @@ class TrainSettings(Settings):
             one with changes; ``auto``, or nothing, takes what suits the data and the method.
         optim: the optimizer.
         seed: fix the seed of this stage, so that all of the experiment's seeds share it.
+        select: the weights to keep: ``last``, or ``rankme``, those whose embeddings of unlabeled
+            training images had the largest effective rank (arXiv:2210.02885).
+        select_every: share of the training between two looks at the rank.
     """
 
     steps: PositiveInt | None = None
@@ -39,12 +48,20 @@ class TrainSettings(Settings):
     views: Annotated[Recipes | None, BeforeValidator(_named_recipes)] = None
     optim: OptimSettings = OptimSettings()
     seed: NonNegativeInt | None = None
+    select: Literal["last", "rankme"] = "last"
+    select_every: OpenFraction = 0.05
 
     @model_validator(mode="after")
     def _one_length(self) -> "TrainSettings":
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give exactly one of steps and epochs")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_idle_settings(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # What selects nothing must not tell one stage from another.
+        idle = ("select", "select_every") if self.select == "last" else ()
+        return {name: value for name, value in handler(self).items() if name not in idle}
 
     def num_steps(self, steps_per_epoch: int) -> int:
         """Optimizer steps of the whole training."""

@@ -1,6 +1,7 @@
 import pytest
 import timm
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import nn
 
 from ssdistill.errors import UserError
@@ -140,12 +141,13 @@ def test_an_unknown_argument_is_named():
         build(args={"lyers": (1, 1, 1, 0)})
 
 
-def test_a_vit_of_another_size_says_both_ways_out():
+def test_a_vit_of_another_size_says_every_way_out():
     with pytest.raises(UserError) as caught:
         build(32, name="vit_tiny_patch16_224", args={"depth": 1})
     message = str(caught.value)
     assert "takes 224x224 images, the data is 32x32" in message
-    assert "encoder.args.img_size=32" in message and "data.image_size=224" in message
+    remedies = ("encoder.args.img_size=32", "encoder.input_size=224", "data.image_size=224")
+    assert all(remedy in message for remedy in remedies)
 
 
 def test_nothing_is_downloaded_unless_asked(monkeypatch):
@@ -167,6 +169,29 @@ def test_nothing_is_downloaded_unless_asked(monkeypatch):
 def test_an_unknown_pretrained_name_is_refused_like_any_other():
     with pytest.raises(UserError, match="timm has no model"):
         build(name="resnet18x", args={}, pretrained=True)
+
+
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_an_unknown_tag_of_weights_names_the_nearest(pretrained):
+    with pytest.raises(UserError, match=r"'resnet18\.a1_in' \(did you mean 'resnet18\.a1_in1k'"):
+        build(name="resnet18.a1_in", args={}, pretrained=pretrained)
+
+
+def test_pretrained_weights_that_nobody_published_are_refused():
+    with pytest.raises(UserError, match="timm has no weights of 'vit_small_patch16_36x1_224'"):
+        build(name="vit_small_patch16_36x1_224", args={}, pretrained=True)
+
+
+def test_a_failed_download_is_one_line(monkeypatch):
+    def fail(*args, **kwargs):
+        raise LocalEntryNotFoundError("cannot find the file\nin the cache")
+
+    monkeypatch.setattr(timm.models._hub, "hf_hub_download", fail)
+    with pytest.raises(UserError) as caught:
+        build(64, name="resnet18", args={}, pretrained=True)
+    message = str(caught.value)
+    assert "weights of 'resnet18' cannot be downloaded" in message and "\n" not in message
+    assert "encoder.pretrained=false" in message
 
 
 def test_a_spec_builds_the_same_network_again():

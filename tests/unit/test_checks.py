@@ -1,6 +1,6 @@
 import pytest
 
-from ssdistill.chain.checks import check_losses
+from ssdistill.chain.checks import check_trainings
 from ssdistill.chain.workspace import Workspace
 from ssdistill.config import load_experiment
 from ssdistill.errors import UserError
@@ -29,7 +29,7 @@ def check(tmp_path, make_store):
         path.write_text(TINY)
         experiment, _ = load_experiment(path, list(overrides))
         source = SOURCES.build(experiment.data)
-        return check_losses(Workspace(experiment, tmp_path, source, make_store(), make_store()))
+        return check_trainings(Workspace(experiment, tmp_path, source, make_store(), make_store()))
 
     return check
 

@@ -1,13 +1,18 @@
 import inspect
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from ssdistill.chain import evaluation
+from ssdistill.data.recipes import RECIPES
+from ssdistill.data.views import make_view
 from ssdistill.errors import UserError
 from ssdistill.evaluate import collapse
 from ssdistill.evaluate.collapse import alignment, effective_rank, gauges, is_collapsed, uniformity
+from ssdistill.models.representation import Representation
 
 
 def gaussian(rows=500, width=64, seed=0):
@@ -65,6 +70,41 @@ def test_rectified_features_with_a_shared_mean_are_not_collapsed():
     assert not is_collapsed(5 + gaussian().relu())
 
 
+@pytest.fixture
+def eigenvalues(monkeypatch):
+    """Shapes of the matrices whose eigenvalues were computed."""
+    shapes, eigvalsh = [], torch.linalg.eigvalsh
+    monkeypatch.setattr(
+        torch.linalg, "eigvalsh", lambda gram: shapes.append(tuple(gram.shape)) or eigvalsh(gram)
+    )
+    return shapes
+
+
+def test_a_healthy_batch_costs_one_spectrum(eigenvalues):
+    gauges(gaussian(64, 200), gaussian(64, 200, seed=1))
+    assert not is_collapsed(gaussian(64, 200))
+    assert eigenvalues == [(64, 64)]
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-3, 1e-2, 0.03, 0.1, 0.3])
+@pytest.mark.parametrize("shape", [(100, 32), (32, 100)])
+def test_no_spectrum_is_saved_where_it_would_say_otherwise(spread, shape, eigenvalues):
+    """Embeddings that go from a line to a ball: the verdict is the effective rank's own."""
+    z_BD = gaussian(shape[0], 1) * gaussian(1, shape[1], seed=1) + spread * gaussian(*shape, seed=2)
+    rank = effective_rank(z_BD - z_BD.double().mean(0))
+    participation = torch.linalg.svdvals(z_BD.double() - z_BD.double().mean(0)).square()
+    assert participation.sum() ** 2 / participation.square().sum() <= rank
+    eigenvalues.clear()
+    for limit in (1.05, 1.1, 2.0, rank * 1.001, rank * 0.999):
+        assert is_collapsed(z_BD, min_rank=limit) == (rank < limit)
+    assert eigenvalues
+
+
+def test_embeddings_too_small_to_square_are_looked_into():
+    line_BD = 1e-170 * gaussian(100, 1).double() * gaussian(1, 32).double()
+    assert is_collapsed(line_BD)
+
+
 def test_zero_and_broken_embeddings_are_collapsed():
     assert is_collapsed(torch.zeros(8, 4))
     assert effective_rank(torch.zeros(8, 4)) == 0
@@ -103,3 +143,53 @@ def test_gauges_cannot_be_given_labels():
     for function in (gauges, is_collapsed, effective_rank, alignment, uniformity):
         names = inspect.signature(function).parameters
         assert not any(word in name for name in names for word in ("label", "target", "class"))
+
+
+def pixels(x_BCHW):
+    return Representation(x_BCHW.flatten(1) - 0.5)
+
+
+@pytest.fixture
+def pictures(make_store):
+    """``pictures(recipe)``: a workspace whose data has a recipe of its own, or none."""
+
+    def pictures(recipe=None):
+        source = SimpleNamespace(default_recipe=recipe)
+        return SimpleNamespace(source=source, test=make_store(30), image_size=16)
+
+    return pictures
+
+
+@pytest.mark.parametrize("recipe", [None, "digits"])
+def test_views_of_test_images_are_drawn_by_the_recipe_of_the_data(pictures, recipe):
+    workspace, shown = pictures(recipe), slice(0, 30, 4)
+    images_BHWC = torch.from_numpy(workspace.test.images[shown].copy())
+    index_B = torch.arange(0, 30, 4)
+    unit = []
+    for view in (0, 1):
+        x_BCHW = make_view(
+            images_BHWC,
+            RECIPES[recipe or "strong"],
+            seed=0,
+            epoch=0,
+            index_B=index_B,
+            view=view,
+            size=16,
+        )
+        z_BD = pixels(x_BCHW).embedding_BD.double()
+        unit.append(z_BD / z_BD.norm(dim=1, keepdim=True))
+    wanted = (unit[0] - unit[1]).square().sum(1).mean().item()
+    assert wanted > 0.01
+    assert evaluation.view_alignment(pixels, workspace, shown) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_one_view_twice_is_perfectly_aligned(pictures):
+    assert evaluation.view_alignment(pixels, pictures("eval"), slice(0, 30, 1)) == 0
+
+
+def test_alignment_of_test_images_depends_on_no_batch_and_draws_nothing(pictures, monkeypatch):
+    before = torch.get_rng_state()
+    whole = evaluation.view_alignment(pixels, pictures(), slice(0, 30, 1))
+    monkeypatch.setattr(evaluation, "VIEW_BATCH", 7)
+    assert evaluation.view_alignment(pixels, pictures(), slice(0, 30, 1)) == pytest.approx(whole)
+    assert torch.equal(torch.get_rng_state(), before)

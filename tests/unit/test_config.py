@@ -336,7 +336,7 @@ def test_a_row_the_chain_has_already_is_refused(refusal, row):
 
 def test_nothing_is_compared_without_a_distillation(refusal):
     text = BASE + "compare: {other: {steps: 3, losses: {a: {kind: simreg}}}}"
-    assert "compare: needs a distill section" in refusal("distill=null", text=text)
+    assert "compare.other: needs a distill section" in refusal("distill=null", text=text)
 
 
 @pytest.mark.parametrize("name", ["total", "norm"])

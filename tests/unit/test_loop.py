@@ -1,3 +1,4 @@
+import copy
 import json
 import math
 import os
@@ -13,12 +14,15 @@ from ssdistill.chain import arithmetic
 from ssdistill.chain.arithmetic import choose_arithmetic
 from ssdistill.data.loader import Loader
 from ssdistill.data.recipes import RECIPES
+from ssdistill.distill.distiller import Distiller, shapes
 from ssdistill.errors import UserError
+from ssdistill.losses import LossSettings
 from ssdistill.pretrain.byol import BYOL, BYOLHead
 from ssdistill.pretrain.simclr import SimCLR, SimCLRProjector
 from ssdistill.record.run import Run, read_metrics
 from ssdistill.record.tracker import Tracker, TrackingSettings
-from ssdistill.train import loop
+from ssdistill.registry import LOSSES
+from ssdistill.train import guard
 from ssdistill.train.checkpoint import load_checkpoint
 from ssdistill.train.loop import CHECKPOINT, Training, fit
 from ssdistill.train.optim import OptimSettings, learning_rate
@@ -106,13 +110,14 @@ def start(make_encoder, make_store):
         generator_seed=0,
         on_first_views=lambda views: None,
         precision="32-true",
+        recipes=None,
     ):
         if isinstance(task, str):
             task = TASKS[task](make_encoder())
         training = Training(
             task=task,
             loader=Loader(make_store(), 8, seed=1, num_steps=steps),
-            recipes=(RECIPES["weak"],) * task.num_views,
+            recipes=recipes or (RECIPES["weak"],) * task.num_views,
             optim=optim,
             seed=2,
             checkpoint_seconds=checkpoint_seconds,
@@ -263,6 +268,32 @@ def test_the_total_is_the_weighted_sum_and_every_loss_is_logged(start, make_enco
     assert {"collapse/std", "collapse/effective_rank"} <= first.keys()
 
 
+def distiller(encoder, views):
+    """A distiller that encodes ``views`` of the views it is given."""
+    teacher = copy.deepcopy(encoder)
+    loss = LOSSES.build(LOSSES.schema("mse")(kind="mse"), shapes(encoder, teacher, 24))
+    pairs = tuple((i, i) for i in range(views))
+    return Distiller(encoder, teacher, {"feature": loss}, {"feature": LossSettings(pairs=pairs)})
+
+
+@pytest.mark.parametrize("kind", ["simclr", "byol", "distiller"])
+def test_the_logged_alignment_is_that_of_two_views_of_each_image(start, make_encoder, runs, kind):
+    task = distiller(make_encoder(), 2) if kind == "distiller" else kind
+    start(runs / "same", task, steps=1, recipes=(RECIPES["eval"],) * 2)
+    task = distiller(make_encoder(), 2) if kind == "distiller" else kind
+    start(runs / "other", task, steps=1, recipes=(RECIPES["eval"], RECIPES["strong"]))
+    same, other = (lines_of(runs / name)[0] for name in ("same", "other"))
+    assert same["collapse/alignment"] == pytest.approx(0, abs=1e-9)
+    assert other["collapse/alignment"] > 1e-3
+
+
+def test_one_encoded_view_has_every_gauge_but_alignment(start, make_encoder, runs):
+    task = distiller(make_encoder(), 1)
+    start(runs / "run", task, steps=1, recipes=(RECIPES["weak"],) * 2)
+    found = {name for name in lines_of(runs / "run")[0] if name.startswith("collapse/")}
+    assert found == {"collapse/std", "collapse/effective_rank", "collapse/uniformity"}
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_the_training(start, make_encoder, runs, value):
     with pytest.raises(UserError, match=f"is {value} at step 0: lower optim.lr") as caught:
@@ -277,14 +308,14 @@ def test_of_several_losses_the_one_that_is_not_finite_is_named(start, make_encod
 
 
 def test_a_collapsed_embedding_stops_the_training(start, make_encoder, runs, monkeypatch):
-    monkeypatch.setattr(loop, "COLLAPSE_PATIENCE", 3)
+    monkeypatch.setattr(guard, "COLLAPSE_PATIENCE", 3)
     task = Scripted(make_encoder(), (1.0, 1.0), alive=lambda step: step < 2)
     with pytest.raises(UserError, match="the embedding has collapsed at step 4"):
         start(runs / "run", task)
 
 
 def test_an_embedding_that_recovers_is_left_alone(start, make_encoder, runs, monkeypatch):
-    monkeypatch.setattr(loop, "COLLAPSE_PATIENCE", 3)
+    monkeypatch.setattr(guard, "COLLAPSE_PATIENCE", 3)
     start(runs / "run", Scripted(make_encoder(), (1.0, 1.0), alive=lambda step: step % 3 == 2))
     assert len(read_metrics(runs / "run")) == STEPS
 

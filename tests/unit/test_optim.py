@@ -2,15 +2,18 @@ import math
 
 import pytest
 import torch
-from lightly.utils.lars import LARS
 from pydantic import ValidationError
 from torch import nn
 
+from ssdistill.errors import UserError
+from ssdistill.train.lars import LARS
 from ssdistill.train.optim import (
     OptimSettings,
     build_optimizer,
     learning_rate,
     parameter_groups,
+    set_rates,
+    weight_decay,
 )
 
 
@@ -53,9 +56,9 @@ def test_decay_alone_shrinks_weights_and_leaves_biases(kind):
         ({"kind": "sgd", "momentum": 0.7}, torch.optim.SGD, {"momentum": 0.7}),
         ({"kind": "adamw", "betas": (0.8, 0.9)}, torch.optim.AdamW, {"betas": (0.8, 0.9)}),
         (
-            {"kind": "lars", "momentum": 0.7, "trust_coefficient": 0.02},
+            {"kind": "lars", "momentum": 0.7, "trust_coefficient": 0.02, "clip_lr": True},
             LARS,
-            {"momentum": 0.7, "trust_coefficient": 0.02},
+            {"momentum": 0.7, "trust_coefficient": 0.02, "clip_lr": True},
         ),
     ],
     ids=["sgd", "adamw", "lars"],
@@ -83,10 +86,90 @@ def test_lars_scales_a_step_by_the_norm_of_the_weights():
     assert moved[0] == pytest.approx(1e-3 * 4.0, rel=1e-3)
 
 
-def test_lars_without_weight_decay_is_refused():
-    with pytest.raises(ValidationError, match="lars needs weight_decay above 0"):
-        OptimSettings(kind="lars", weight_decay=0)
-    OptimSettings(kind="sgd", weight_decay=0)
+@pytest.mark.parametrize("kind, setting", [("lars", "decay_all"), ("sgd", "clip_lr")])
+def test_settings_that_a_kind_does_not_have_are_refused(kind, setting):
+    with pytest.raises(ValidationError, match=f"{setting} is for"):
+        OptimSettings(kind=kind, **{setting: True})
+
+
+def test_settings_that_came_later_are_written_down_only_where_used():
+    plain = OptimSettings().model_dump(mode="json")
+    assert not {"weight_decay_end", "decay_all", "clip_lr", "lr_start", "constant"} & set(plain)
+    used = OptimSettings(lr_start=0.0, decay_all=True, constant=("a",), weight_decay_end=0.0)
+    assert set(used.model_dump()) - set(plain) == {
+        "lr_start",
+        "decay_all",
+        "constant",
+        "weight_decay_end",
+    }
+    assert OptimSettings(**used.model_dump(mode="json")) == used
+
+
+def test_everything_is_decayed_on_request():
+    net = small_net()
+    (only,) = parameter_groups(net, 0.3, decay_all=True)
+    assert len(only["params"]) == 5 and only["weight_decay"] == 0.3
+
+
+def test_a_constant_module_has_groups_of_its_own():
+    net = nn.ModuleDict({"encoder": nn.Linear(2, 2), "encoder_too": nn.Linear(2, 2)})
+    groups = parameter_groups(net, 0.1, constant=("encoder",))
+    assert [group["constant"] for group in groups] == [False, False, True, True]
+    assert [id(p) for group in groups[2:] for p in group["params"]] == [
+        id(net["encoder"].weight),
+        id(net["encoder"].bias),
+    ]
+    with pytest.raises(UserError, match=r"called 'encodr' \(did you mean 'encoder'"):
+        parameter_groups(net, 0.1, constant=("encodr",))
+
+
+def test_rates_are_set_group_by_group():
+    net = nn.ModuleDict({"body": nn.Linear(2, 2), "predictor": nn.Linear(2, 2)})
+    settings = OptimSettings(
+        kind="sgd",
+        lr=0.8,
+        warmup=0,
+        weight_decay=0.04,
+        weight_decay_end=0.4,
+        constant=("predictor",),
+    )
+    optimizer = build_optimizer(net, settings)
+    assert set_rates(optimizer, settings, 5, 10) == pytest.approx(0.4)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.4, 0.4, 0.8, 0.8])
+    decays = [group["weight_decay"] for group in optimizer.param_groups]
+    assert decays == pytest.approx([0.22, 0, 0.22, 0])
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw", "lars"])
+def test_set_rates_by_default_changes_the_learning_rate_only(kind):
+    settings = OptimSettings(kind=kind, lr=0.5, weight_decay=0.3, warmup=0.2)
+    optimizer = build_optimizer(small_net(), settings)
+    lr = set_rates(optimizer, settings, 4, 10)
+    assert lr == learning_rate(settings, 4, 10)
+    for group, decay in zip(optimizer.param_groups, (0.3, 0.0), strict=True):
+        assert (group["lr"], group["weight_decay"]) == (lr, decay)
+
+
+def test_weight_decay_goes_to_its_end_by_a_cosine():
+    settings = OptimSettings(weight_decay=0.04, weight_decay_end=0.4)
+    decays = [weight_decay(settings, step, 100) for step in (0, 50, 100)]
+    assert decays == pytest.approx([0.04, 0.22, 0.4])
+    assert weight_decay(settings, 25, 100) < 0.13
+    assert weight_decay(OptimSettings(weight_decay=0.3), 7, 9) == 0.3
+
+
+def test_a_warm_up_starts_where_it_is_told_and_reaches_the_peak_at_its_last_step():
+    settings = OptimSettings(lr=2.0, warmup=0.5, lr_start=0.1, schedule="constant")
+    rates = [learning_rate(settings, step, 10) for step in range(6)]
+    assert rates == pytest.approx([0.2, 0.65, 1.1, 1.55, 2.0, 2.0])
+    assert learning_rate(settings, 0, 2) == 2.0
+
+
+def test_the_default_warm_up_is_one_that_starts_a_step_above_zero():
+    by_default = OptimSettings(lr=0.7, warmup=0.5)
+    told = OptimSettings(lr=0.7, warmup=0.5, lr_start=1 / 8)
+    for step in range(8):
+        assert learning_rate(told, step, 16) == pytest.approx(learning_rate(by_default, step, 16))
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "step", "inverse_time"])

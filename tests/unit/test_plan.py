@@ -6,53 +6,9 @@ import torch
 from ssdistill.chain import training
 from ssdistill.chain.plan import evaluations_of, latency_stage, models_of, plan
 from ssdistill.chain.training import fresh_encoder
-from ssdistill.chain.workspace import Workspace
-from ssdistill.config import load_experiment
 from ssdistill.errors import UserError
-from ssdistill.registry import METHODS, SOURCES
+from ssdistill.registry import METHODS
 from ssdistill.stages import Identity
-
-TINY = """
-schema: 1
-name: tiny
-seeds: [0, 1]
-data: digits
-teacher: {encoder: {name: resnet10t, stem_stride: 2, args:
-  {layers: [1, 1, 0, 0], channels: [8, 16, 16, 16], stem_type: deep, stem_width: 8}}}
-student: {encoder: {name: resnet10t, stem_stride: 2, args:
-  {layers: [1, 1, 0, 0], channels: [8, 8, 8, 8], stem_type: deep, stem_width: 8}}}
-pretrain: {kind: simclr, steps: 9, batch_size: 8}
-distill:
-  steps: 6
-  batch_size: 8
-  losses: {feature: {kind: simreg}, contrast: {kind: infonce}}
-compress:
-  - {kind: prune, ratio: 0.5}
-  - {kind: recover, steps: 2, batch_size: 8}
-  - {kind: quantize}
-"""
-
-
-@pytest.fixture
-def make_workspace(tmp_path, make_store):
-    """``make_workspace("key=value", …)``: the tiny experiment over pictures in memory."""
-
-    def make(*overrides, has_labels=True, train="f" * 64):
-        path = tmp_path / "tiny.yaml"
-        path.write_text(TINY)
-        experiment, _ = load_experiment(path, list(overrides))
-        source = SOURCES.build(experiment.data)
-        source.has_labels = has_labels
-        stores = make_store(fingerprint=train), make_store(fingerprint="e" * 64)
-        return Workspace(experiment, tmp_path / "runs", source, *stores)
-
-    return make
-
-
-@pytest.fixture
-def models(make_workspace):
-    """``models("key=value", …)``: the stages of one seed that make an encoder."""
-    return lambda *overrides, seed=0, **facts: models_of(make_workspace(*overrides, **facts), seed)
 
 
 def digests(models):
@@ -113,8 +69,9 @@ def test_a_step_used_twice_is_numbered(models):
     assert parents(stages["pruned_2"]) == {"model": "pruned"}
 
 
-def test_without_distillation_only_the_teacher_is_left(models):
-    assert list(models("distill=null")) == ["untrained", "teacher"]
+def test_without_distillation_only_the_teacher_is_left_and_called_by_its_method(models):
+    assert list(models("distill=null")) == ["untrained", "simclr"]
+    assert models("distill=null")["simclr"].digest == models()["teacher"].digest
 
 
 def test_without_control_none_is_planned(models):
@@ -124,21 +81,10 @@ def test_without_control_none_is_planned(models):
 def test_budgets_of_the_control_are_stages_made_from_what_they_are_measured_by(models):
     stages = models("control.budgets=[steps,time,total]")
     assert parents(stages["control"]) == {}
-    assert parents(stages["control_time"]) == {"control": "control", "distilled": "distilled"}
-    assert parents(stages["control_total"]) == {
-        "control": "control",
-        "distilled": "distilled",
-        "teacher": "teacher",
-    }
+    assert parents(stages["control_time"]) == {"distilled": "distilled"}
+    assert parents(stages["control_total"]) == {"distilled": "distilled", "teacher": "teacher"}
     assert [stages[f"control_{b}"].config["budget"] for b in ("time", "total")] == ["time", "total"]
     assert len({stages[role].digest for role in stages}) == len(stages)
-
-
-def test_the_control_that_a_budget_is_measured_by_is_trained_even_if_no_row(make_workspace):
-    workspace = make_workspace("control.budgets=[time]")
-    planned = {(stage.digest, stage.seed) for stage in plan(workspace)}
-    for stage in plan(workspace):
-        assert {(p.digest, p.seed) for p in stage.parents.values()} <= planned, stage.role
 
 
 def control_and_distilled(stages):
@@ -176,9 +122,11 @@ def test_the_control_learns_by_the_teachers_method_on_the_students_network(model
     )
 
 
-@pytest.mark.parametrize("budget, expected", [("time", 12), ("total", 39), (None, None)])
+@pytest.mark.parametrize(
+    "counted, expected", [(["distilled"], 12), (["distilled", "teacher"], 39), (None, None)]
+)
 def test_a_budget_becomes_steps_by_ratios_and_stays_what_it_was(
-    tmp_path, monkeypatch, budget, expected
+    tmp_path, monkeypatch, counted, expected
 ):
     lengths = {"control": 6, "distilled": 6, "teacher": 9}
 
@@ -187,10 +135,18 @@ def test_a_budget_becomes_steps_by_ratios_and_stays_what_it_was(
 
     ratios = {"control": 1.0, "distilled": 2.0, "teacher": 3.0}
     monkeypatch.setattr(training, "task_of", lambda stage, workspace: (stage,))
-    monkeypatch.setattr(training, "prepare", lambda role, stage, workspace: prepare(role, None))
-    monkeypatch.setattr(training, "step_ratios", lambda trainings, to: ratios)
+    monkeypatch.setattr(
+        training,
+        "prepare",
+        lambda task, stage, workspace: prepare(getattr(stage, "role", stage), None),
+    )
+    monkeypatch.setattr(
+        training, "step_ratios", lambda trainings, to: {role: ratios[role] for role in trainings}
+    )
     stage = SimpleNamespace(
-        config={"budget": budget} if budget else {}, parents={role: role for role in lengths}
+        config={"budget": "time"} if counted else {},
+        parents={role: role for role in counted or ()},
+        role="control",
     )
     assert training.budgeted_steps(stage, None, tmp_path) == expected
     # A resumed training must not become another one.

@@ -26,7 +26,7 @@ def trained_projector(method):
     return projector
 
 
-@pytest.fixture(params=METHODS.classes)
+@pytest.fixture(params=("simclr", "byol"))
 def encoder(request, make_encoder):
     """An encoder with the projector of one method."""
     encoder = make_encoder()
@@ -105,7 +105,7 @@ class Residual(nn.Sequential):
 @pytest.mark.parametrize(
     ("head", "name"),
     [
-        (nn.Sequential(nn.Linear(4, 4), nn.GELU()), "GELU"),
+        (nn.Sequential(nn.Linear(4, 4), nn.Tanh()), "Tanh"),
         (Residual(nn.Linear(4, 4)), "Residual"),
     ],
 )

@@ -1,0 +1,99 @@
+"""What the training stages train, at its initial weights."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from lightning_fabric import Fabric
+
+from ssdistill.chain.workspace import Workspace
+from ssdistill.data.extra import NEEDS_NEIGHBOURS
+from ssdistill.distill.build import build_losses
+from ssdistill.distill.distiller import Distiller
+from ssdistill.distill.neighbours import nearest_neighbours
+from ssdistill.experiment import DistillSettings
+from ssdistill.losses import Loss
+from ssdistill.models.backbones import Encoder, EncoderSpec, encoder_from_spec
+from ssdistill.models.representation import Representation
+from ssdistill.registry import METHODS
+from ssdistill.stages import Stage
+from ssdistill.train.seeding import seed_generators
+from ssdistill.train.settings import TrainSettings
+from ssdistill.train.task import Task
+
+
+def fresh_encoder(stage: Stage) -> Encoder:
+    """The stage's encoder at its initial weights.
+
+    These depend on seed and architecture alone: untrained, control and distilled students of one
+    seed start from the same weights.
+    """
+    config = dict(stage.config["encoder"])
+    pretrained = config.pop("pretrained")
+    spec = EncoderSpec.model_validate(config)
+    seed_generators(stage.seed, "encoder", spec.model_dump_json())
+    return encoder_from_spec(spec, pretrained=pretrained)
+
+
+def task_of(stage: Stage, workspace: Workspace) -> tuple[Task, TrainSettings]:
+    """What a pretraining or distillation stage trains, at its initial weights, and how."""
+    encoder = fresh_encoder(stage)
+    if stage.kind == "distill":
+        teachers = {role: workspace.encoder(parent) for role, parent in stage.parents.items()}
+        settings = DistillSettings.model_validate(stage.config["training"])
+        return build_distiller(encoder, teachers, settings, stage, workspace), settings
+    settings = METHODS.schema(stage.config["method"]["kind"]).model_validate(stage.config["method"])
+    seed_generators(stage.seed, stage.digest)
+    return METHODS.build(settings, encoder), settings
+
+
+def assemble(
+    student: Encoder,
+    teachers: Mapping[str, Encoder],
+    settings: DistillSettings,
+    num_samples: int,
+) -> Distiller:
+    """The losses that the settings name, between these networks, for so many images."""
+    # What is called teacher_dino in the table is called dino in the config.
+    teachers = {role.removeprefix("teacher_"): encoder for role, encoder in teachers.items()}
+    losses = build_losses(student, teachers, settings.losses, num_samples)
+    return Distiller(
+        student,
+        teachers,
+        losses,
+        settings.losses,
+        settings.interpolate,
+        settings.teacher_dropping,
+    )
+
+
+def build_distiller(
+    student: Encoder,
+    teachers: Mapping[str, Encoder],
+    settings: DistillSettings,
+    stage: Stage,
+    workspace: Workspace,
+) -> Distiller:
+    """Student, teachers and the losses between them, heads freshly initialised."""
+    seed_generators(stage.seed, stage.digest)
+    distiller = assemble(student, teachers, settings, len(workspace.train))
+    if NEEDS_NEIGHBOURS & set(distiller.extra_views):
+        first = next(iter(distiller.teachers.values()))
+        where = Fabric(accelerator=workspace.experiment.device.accelerator, devices=1).device
+        distiller.neighbours_NK = nearest_neighbours(workspace.embeddings(first).to(where))
+    for name, teacher in distiller.teachers.items():
+        _look_at_teacher(teacher, distiller.losses_of(name).values(), workspace)
+    return distiller
+
+
+def _look_at_teacher(teacher: Encoder, losses: Iterable[Loss], workspace: Workspace) -> None:
+    """Give the losses what they need of the teacher's embeddings of the training images."""
+    fitted = [loss for loss in losses if loss.fits_teacher]
+    if not fitted:
+        return
+    embedding_ND, projection_NP = workspace.embeddings(teacher), None
+    where = Fabric(accelerator=workspace.experiment.device.accelerator, devices=1).device
+    if teacher.projector is not None:
+        with torch.no_grad():
+            projection_NP = teacher.projector(embedding_ND).to(where)
+    for loss in fitted:
+        loss.fit_teacher(Representation(embedding_ND.to(where), projection_NP))

@@ -1,0 +1,91 @@
+"""Teachers by name, and which loss learns from which of them."""
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from ssdistill.errors import UserError, nearest
+from ssdistill.losses import LossSettings
+from ssdistill.models.backbones import Encoder
+
+
+class Origin(NamedTuple):
+    """The loss of the config, and the teacher, that one of the distiller's losses stands for."""
+
+    loss: str
+    teacher: str
+
+
+def by_name(teachers: Encoder | Mapping[str, Encoder]) -> dict[str, Encoder]:
+    """The encoders by name; one that comes without a name is called ``teacher``.
+
+    Raises:
+        UserError: no encoder, or a name with a dot or a slash.
+    """
+    if not isinstance(teachers, Mapping):
+        return {"teacher": teachers}
+    if not teachers:
+        raise UserError("teachers: at least one is needed to distil")
+    for name in teachers:
+        if not name or set(name) & set("./"):
+            raise UserError(f"teachers: '{name}' cannot be a teacher's name, nor any with . or /")
+    return dict(teachers)
+
+
+def full_names(settings: Mapping[str, LossSettings], teachers: Iterable[str]) -> dict[str, Origin]:
+    """Every loss with each teacher it learns from: ``unic/dino``, or ``unic`` of one teacher.
+
+    Raises:
+        UserError: a loss that learns from a teacher there is not.
+    """
+    teachers = list(teachers)
+    found = {}
+    for loss, chosen in settings.items():
+        if chosen.teacher is not None and chosen.teacher not in teachers:
+            raise UserError(
+                f"losses.{loss}.teacher: no teacher is called '{chosen.teacher}'"
+                f"{nearest(chosen.teacher, teachers)}; known: {', '.join(teachers)}"
+            )
+        for teacher in teachers:
+            if chosen.teacher in (None, teacher):
+                full = f"{loss}/{teacher}" if len(teachers) > 1 else loss
+                found[full] = Origin(loss, teacher)
+    return found
+
+
+def origins(names: Iterable[str], teachers: Iterable[str]) -> dict[str, Origin]:
+    """What each name that :func:`full_names` gave stands for.
+
+    Raises:
+        UserError: a name without a teacher where there are several, or a teacher without a loss.
+    """
+    teachers, names = list(teachers), list(names)
+    if len(teachers) == 1:
+        return {name: Origin(name, teachers[0]) for name in names}
+    found = {}
+    for name in names:
+        loss, _, teacher = name.rpartition("/")
+        if not loss or teacher not in teachers:
+            raise UserError(
+                f"losses: '{name}' names none of the teachers {', '.join(teachers)}; "
+                f"there are several, and the name has to be <loss>/<teacher>"
+            )
+        found[name] = Origin(loss, teacher)
+    for teacher in teachers:
+        if all(origin.teacher != teacher for origin in found.values()):
+            raise UserError(f"teachers.{teacher}: no loss learns from this teacher")
+    return found
+
+
+def settings_of(
+    origins: Mapping[str, Origin], given: Mapping[str, LossSettings]
+) -> dict[str, LossSettings]:
+    """Settings by the losses' names in a config, the defaults where ``given`` has none.
+
+    Raises:
+        UserError: settings without a loss.
+    """
+    names = list(dict.fromkeys(origin.loss for origin in origins.values()))
+    for name in given:
+        if name not in names:
+            raise UserError(f"losses: '{name}' has a weight but is no loss")
+    return {name: given.get(name, LossSettings()) for name in names}

@@ -1,0 +1,1 @@
+"""Checkpoints of other projects: read without running them, recognised, and renamed to timm's."""

@@ -1,0 +1,120 @@
+"""A backbone's tensors put into timm's network, with every one of them accounted for."""
+
+import inspect
+import sys
+from dataclasses import dataclass
+
+import timm
+from torch import Tensor, nn
+
+from ssdistill.errors import UserError
+
+CLASSIFIERS = {"classifier", "fc", "head", "heads", "linear", "last_linear", "head_dist"}
+"""Layers after the embedding, where the network without classifier has none of that name."""
+PRETEXT = ("decoder", "mask_token")
+"""Beginnings of the names of what masked autoencoders use in training only."""
+COUNT = "num_batches_tracked"
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What has been loaded, and what has not.
+
+    Attributes:
+        loaded: number of tensors.
+        left_out: tensors that belong to no backbone: classifiers, decoders.
+        missing, extra: of the network and of the file; empty unless they were allowed.
+        resized: position embeddings that were interpolated, with both shapes.
+    """
+
+    loaded: int
+    left_out: list[str]
+    missing: list[str]
+    extra: list[str]
+    resized: list[str]
+
+
+def fit(
+    net: nn.Module, name: str, state: dict[str, Tensor], allow_missing: bool, allow_extra: bool
+) -> Fit:
+    """Load ``state`` into the network that timm calls ``name``.
+
+    Raises:
+        UserError: no tensor of it, not all of them, or more than it has, unless that is
+            allowed; or one of another shape. The text reads as a predicate of the file.
+    """
+    own = net.state_dict()
+    found = _through_timm(net, name, state)
+    kept = {k: v for k, v in found.items() if k in own}
+    if not any(k for k in kept if not k.endswith(COUNT)):
+        raise UserError(f"has none of the tensors of '{name}'")
+    for key, tensor in kept.items():
+        if tensor.shape != own[key].shape:
+            raise UserError(_shape_message(name, key, tensor, own[key]))
+    left_out = [k for k in found if k not in own and _is_no_backbone(k)]
+    extra = [k for k in found if k not in own and not _is_no_backbone(k)]
+    missing = [k for k in own if k not in kept and not k.endswith(COUNT)]
+    if missing and not allow_missing:
+        raise UserError(
+            f"lacks {len(missing)} of the {len(own)} tensors of '{name}' ({_few(missing)}): "
+            "is it another architecture? teacher.allow_missing=true leaves them as initialised"
+        )
+    if extra and not allow_extra:
+        raise UserError(
+            f"has {len(extra)} tensors that '{name}' has not ({_few(extra)}): "
+            "is it another architecture? teacher.allow_extra=true leaves them out"
+        )
+    net.load_state_dict(own | kept)
+    resized = [
+        f"{k} from {tuple(state[k].shape)} to {tuple(v.shape)}"
+        for k, v in kept.items()
+        if k in state and state[k].shape != v.shape
+    ]
+    return Fit(len(kept), left_out, missing, extra, resized)
+
+
+def _through_timm(net: nn.Module, name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``state`` as timm's own conversion for the family of this network gives it."""
+    own = net.state_dict()
+    if all(k in state and state[k].shape == v.shape for k, v in own.items()):
+        return state
+    family = sys.modules[timm.models.model_entrypoint(name).__module__]
+    convert = getattr(family, "checkpoint_filter_fn", None)
+    if convert is None:
+        return state
+    options = {"adapt_layer_scale": True} if "adapt_layer_scale" in _arguments(convert) else {}
+    # Of tensors that are no checkpoint of the family it may stumble over anything.
+    try:
+        converted = convert(dict(state), net, **options)
+    except Exception:
+        return state
+    # It would also resample filters, which makes another network of them.
+    return {k: state[k] if _is_filter(k, v, state) else v for k, v in converted.items()}
+
+
+def _arguments(function: object) -> set[str]:
+    return set(inspect.signature(function).parameters)
+
+
+def _is_filter(key: str, tensor: Tensor, state: dict[str, Tensor]) -> bool:
+    before = state.get(key)
+    return before is not None and before.ndim == 4 and before.shape != tensor.shape
+
+
+def _is_no_backbone(key: str) -> bool:
+    return key.split(".")[0] in CLASSIFIERS or key.startswith(PRETEXT)
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+
+
+def _shape_message(name: str, key: str, theirs: Tensor, ours: Tensor) -> str:
+    text = f"has a '{key}' of shape {tuple(theirs.shape)}, '{name}' one of {tuple(ours.shape)}"
+    if theirs.ndim == ours.ndim == 4 and key in ("conv1.weight", "conv_stem.weight"):
+        kernels = theirs.shape[-1], ours.shape[-1]
+        if kernels[0] == 3 < kernels[1]:
+            return f"{text}: set teacher.encoder.stem=small"
+        if kernels[1] == 3 < kernels[0]:
+            return f"{text}: set teacher.encoder.stem=native"
+    return f"{text}: is it another architecture?"

@@ -1,0 +1,66 @@
+"""What an encoder is built from: as a config says it, and as ``model.json`` keeps it."""
+
+from typing import Any, Literal
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+
+from ssdistill.settings import NonNegativeInt, PositiveInt, Settings
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class EncoderSettings(Settings):
+    """How to build an encoder.
+
+    Args:
+        name: any timm model name.
+        args: further keyword arguments of ``timm.create_model``, e.g. ``{layers: [1, 1, 1, 1]}``.
+        stem: ``native`` is timm's own; ``small`` is a 3x3 convolution without max-pooling
+            (the CIFAR stem); ``auto`` takes ``small`` up to 64 pixels a side where the
+            architecture has a known stem, ``native`` otherwise.
+        stem_stride: stride of the small stem.
+        stem_padding: padding of the small stem; 2 is what some published CIFAR ResNets have.
+        input_size: side, in pixels, to which images are resized inside the encoder; null
+            leaves them as they come.
+        pretrained: start from timm's pretrained weights (downloads) and use their statistics.
+    """
+
+    name: str = "resnet18"
+    args: dict[str, Any] = Field(default={})
+    stem: Literal["auto", "native", "small"] = "auto"
+    stem_stride: PositiveInt = 1
+    stem_padding: NonNegativeInt = 1
+    input_size: PositiveInt | None = None
+    pretrained: bool = False
+
+
+class EncoderSpec(Settings):
+    """Everything needed to build the same encoder again, as stored in ``model.json``.
+
+    ``image_size`` is the side of the images it is given, ``input_size`` the one they are
+    resized to inside, where that is another.
+    """
+
+    name: str
+    args: dict[str, Any] = Field(default={})
+    stem: Literal["native", "small"] = "native"
+    stem_stride: int = 1
+    stem_padding: int = 1
+    image_size: int
+    input_size: int | None = None
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    library: Literal["timm", "torchvision"] = "timm"
+
+    @property
+    def side(self) -> int:
+        """Side of the images that reach the network."""
+        return self.input_size or self.image_size
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Initial weights and digests of stages depend on the dump: a field that came later
+        # must not change those of the encoders that do without it.
+        later = {"stem_padding": 1, "input_size": None, "library": "timm"}
+        return {k: v for k, v in dump(self).items() if k not in later or v != later[k]}

@@ -1,0 +1,67 @@
+"""torchvision classifiers with the few methods an encoder needs."""
+
+from typing import Any
+
+import torchvision
+from torch import Tensor, nn
+
+from ssdistill.errors import UserError, nearest
+
+IMPLIED = {
+    name: {"aux_logits": False, "transform_input": True, "init_weights": False}
+    for name in ("googlenet", "inception_v3")
+}
+"""Arguments torchvision itself changes when it loads weights, by model."""
+
+
+class TorchvisionNet(nn.Module):
+    """A torchvision classifier without its last linear layer.
+
+    Its forward pass is one piece: it gives no feature maps.
+
+    Attributes:
+        num_features: width of what the last linear layer was given.
+        classifier: name of that layer in torchvision's network.
+    """
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        linear = [name for name, m in net.named_modules() if isinstance(m, nn.Linear)]
+        if not linear:
+            raise UserError(f"torchvision's {type(net).__name__} has no linear classifier")
+        self.classifier = linear[-1]
+        self.num_features: int = net.get_submodule(self.classifier).in_features
+        net.set_submodule(self.classifier, nn.Identity())
+        self.net = net
+
+    def forward_features(self, x_BCHW: Tensor) -> Tensor:
+        """The embedding (B, num_features) of normalised images."""
+        return self.net(x_BCHW)
+
+    def forward_head(self, features_BD: Tensor, pre_logits: bool = True) -> Tensor:
+        """Nothing comes after :meth:`forward_features`."""
+        return features_BD
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self.forward_features(x_BCHW)
+
+
+def torchvision_names() -> list[str]:
+    """Names of torchvision's classifiers."""
+    return torchvision.models.list_models(module=torchvision.models)
+
+
+def create_torchvision_net(name: str, args: dict[str, Any]) -> TorchvisionNet:
+    """The network called ``name`` at fresh weights; nothing is downloaded.
+
+    Raises:
+        UserError: a name or an argument torchvision does not know.
+    """
+    known = torchvision_names()
+    if name not in known:
+        raise UserError(f"torchvision has no classifier '{name}'{nearest(name, known)}")
+    try:
+        net = torchvision.models.get_model(name, weights=None, **IMPLIED.get(name, {}) | args)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"args of torchvision's '{name}': {error}") from error
+    return TorchvisionNet(net)

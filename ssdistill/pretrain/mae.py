@@ -1,0 +1,161 @@
+"""MAE (He et al., CVPR 2022, arXiv:2111.06377)."""
+
+import torch
+import torch.nn.functional as F
+from lightly.models.modules.masked_vision_transformer_decoder_timm import (
+    MaskedVisionTransformerDecoderTIMM,
+)
+from lightly.models.utils import get_at_index, normalize_mean_var, patchify
+from timm.layers import PatchEmbed
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from ssdistill.data.batch import Batch
+from ssdistill.data.counter_rng import uniform
+from ssdistill.errors import UserError
+from ssdistill.models.backbones import Encoder
+from ssdistill.pretrain import Method
+from ssdistill.settings import OpenFraction, PositiveInt
+
+_MASK = 0x6D61736B
+"""Stands for a view where the order of patches is drawn."""
+
+
+class MAE(Method):
+    """A vision transformer sees a few patches of an image, a light decoder restores the others.
+
+    L = mean over masked patches of |d - x|² / pixels (sec. 3), d the decoder's output, x the
+    pixels of a patch as the encoder normalises them, less their mean and over their standard
+    deviation in that patch unless ``normalize_targets`` is off. The encoder computes the visible
+    patches only, beside its class and register tokens; the decoder, thrown away afterwards, adds
+    mask tokens and fixed sine-cosine positions. The encoder keeps timm's initialisation and its
+    learned positions, where the paper's has fixed ones. There is no batch norm and no projector.
+    Which patches are masked follows from the step and the image alone. The gauges see the pooled
+    tokens of the visible patches, not the embedding of whole images, which would cost a second
+    forward pass.
+
+    Args:
+        mask_ratio: share of the patches that are masked; at least one is, and one is not.
+        decoder_dim: width of the decoder's tokens.
+        decoder_depth: its transformer blocks.
+        decoder_heads: attention heads of each.
+        normalize_targets: whether each patch of the target has mean 0 and variance 1.
+
+    Raises:
+        UserError: an encoder that is no plain vision transformer of timm, or a decoder whose
+            width does not suit its heads and positions.
+    """
+
+    kind = "mae"
+    paper = "He et al., CVPR 2022, arXiv:2111.06377"
+    recipes = ("weak",)
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        mask_ratio: OpenFraction = 0.75,
+        decoder_dim: PositiveInt = 512,
+        decoder_depth: PositiveInt = 8,
+        decoder_heads: PositiveInt = 16,
+        normalize_targets: bool = True,
+    ):
+        super().__init__(encoder)
+        net = _plain_transformer(encoder)
+        if decoder_dim % 4 or decoder_dim % decoder_heads:
+            raise UserError(
+                f"pretrain.decoder_dim={decoder_dim} must be a multiple of 4 and of "
+                f"pretrain.decoder_heads={decoder_heads}"
+            )
+        self.normalize_targets = normalize_targets
+        self.patch_size = net.patch_embed.patch_size[0]
+        self.num_patches = net.patch_embed.num_patches
+        self.num_visible = _num_visible(self.num_patches, mask_ratio)
+        self.narrow = nn.Linear(net.embed_dim, decoder_dim)
+        self.decoder = MaskedVisionTransformerDecoderTIMM(
+            self.num_patches,
+            decoder_dim,
+            decoder_depth,
+            decoder_heads,
+            num_prefix_tokens=net.num_prefix_tokens,
+        )
+        self.predict = nn.Linear(decoder_dim, 3 * self.patch_size**2)
+        for layer in (self.narrow, self.predict):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, views: list[Tensor], batch: Batch) -> dict[str, Tensor]:
+        x_BCHW = (views[0] - self.encoder.mean) / self.encoder.std
+        order_BN = shuffled(batch, self.num_patches)
+        token_BLD = self.encode(x_BCHW, order_BN[:, : self.num_visible])
+        predicted_BMP = self.restore(token_BLD, order_BN)
+        with torch.autocast(x_BCHW.device.type, enabled=False):
+            target_BMP = self.targets(x_BCHW.float(), order_BN[:, self.num_visible :])
+            return {self.kind: F.mse_loss(predicted_BMP.float(), target_BMP)}
+
+    def targets(self, x_BCHW: Tensor, masked_BM: Tensor) -> Tensor:
+        """Pixels (B, M, P) of the patches numbered in ``masked_BM``, of normalised images."""
+        target_BMP = get_at_index(patchify(x_BCHW, self.patch_size), masked_BM)
+        return normalize_mean_var(target_BMP) if self.normalize_targets else target_BMP
+
+    def encode(self, x_BCHW: Tensor, visible_BV: Tensor) -> Tensor:
+        """Tokens (B, prefix + V, D) of the patches numbered in ``visible_BV``, after the norm."""
+        net: VisionTransformer = self.encoder.net
+        prefix = net.num_prefix_tokens
+
+        def keep(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+            (token_BND,) = inputs
+            seen_BVD = get_at_index(token_BND[:, prefix:], visible_BV)
+            return torch.cat([token_BND[:, :prefix], seen_BVD], dim=1)
+
+        # timm's place for leaving out patches: after the positions, before the first block.
+        hook = net.patch_drop.register_forward_hook(keep)
+        try:
+            token_BLD = net.forward_features(x_BCHW)
+        finally:
+            hook.remove()
+        with torch.no_grad():
+            self.last_embeddings = [net.forward_head(token_BLD.detach(), pre_logits=True)]
+        # Networks that average their tokens have their last norm behind the pooling.
+        return net.fc_norm(token_BLD)
+
+    def restore(self, token_BLD: Tensor, order_BN: Tensor) -> Tensor:
+        """The decoder's pixels (B, M, P) of the patches that were not encoded."""
+        prefix = self.decoder.num_prefix_tokens
+        token_BLE = self.narrow(token_BLD)
+        mask_BME = self.decoder.mask_token.to(token_BLE.dtype).expand(
+            len(order_BN), self.num_patches - self.num_visible, -1
+        )
+        shuffled_BNE = torch.cat([token_BLE[:, prefix:], mask_BME], dim=1)
+        image_BNE = get_at_index(shuffled_BNE, order_BN.argsort(dim=1))
+        decoded_BLE = self.decoder(torch.cat([token_BLE[:, :prefix], image_BNE], dim=1))
+        masked_BM = order_BN[:, self.num_visible :]
+        return self.predict(get_at_index(decoded_BLE[:, prefix:], masked_BM))
+
+
+def shuffled(batch: Batch, count: int) -> Tensor:
+    """The numbers 0 to ``count`` - 1 in a random order for each image, (B, count) int64.
+
+    A function of the step and the image, so a resumed training draws the same.
+    """
+    number_BN = uniform(batch.step, batch.epoch, batch.index_B, _MASK, count)
+    return number_BN.argsort(dim=1, stable=True)
+
+
+def _num_visible(num_patches: int, mask_ratio: float) -> int:
+    return min(max(1, round(num_patches * (1 - mask_ratio))), num_patches - 1)
+
+
+def _plain_transformer(encoder: Encoder) -> VisionTransformer:
+    """The encoder's network, if patches can be left out of it and restored."""
+    net, name = encoder.net, encoder.spec.name
+    wants = "pretrain.kind=mae takes a plain vision transformer such as vit_small_patch16_224"
+    patches = getattr(net, "patch_embed", None)
+    if not isinstance(net, VisionTransformer) or not isinstance(patches, PatchEmbed):
+        raise UserError(f"{wants}; '{name}' is none")
+    height, width = patches.patch_size
+    if height != width or patches.num_patches < 2:
+        raise UserError(f"{wants}; '{name}' has no grid of several square patches")
+    if net.attn_pool is not None:
+        raise UserError(f"{wants}; '{name}' pools by attention, which MAE would not train")
+    return net

@@ -1,0 +1,58 @@
+"""A teacher that ssdistill has made before."""
+
+from pathlib import Path
+from typing import Any
+
+from ssdistill.errors import UserError
+from ssdistill.models.artifact_files import ONNX_WEIGHTS, find_artifact, read_description
+from ssdistill.models.artifacts import load_encoder
+from ssdistill.models.backbones import Encoder
+from ssdistill.teachers import Pictures, Teacher
+from ssdistill.teachers.sizes import fit_size, size_notices
+
+
+class FinishedRun(Teacher):
+    """An encoder of a finished run, with the projector it was pretrained with.
+
+    Images of another size than it was trained on are shown to it as they are where its
+    architecture allows that, and resized inside where it has a fixed size.
+
+    Args:
+        path: the folder of a finished stage or of its model, or a file in that.
+    """
+
+    kind = "run"
+
+    def __init__(self, *, path: str):
+        self.path = path
+
+    def identity(self) -> dict[str, Any]:
+        _, description = self._find()
+        projector = description.get("projector") or {}
+        return {"sha256": description["sha256"], "projector": projector.get("sha256")}
+
+    def load(self, pictures: Pictures) -> tuple[Encoder, list[str]]:
+        folder, _ = self._find()
+        encoder = load_encoder(folder)
+        own, given = encoder.spec.image_size, pictures.image_size
+        encoder.spec = encoder.spec.model_copy(update={"image_size": given})
+        fit_size(encoder, own)
+        notices = size_notices(encoder)
+        if own != given and encoder.spec.input_size is None:
+            notices.append(
+                f"{encoder.spec.name} was trained on images of {own} pixels and sees {given}"
+            )
+        return encoder, notices
+
+    def _find(self) -> tuple[Path, dict[str, Any]]:
+        try:
+            folder = find_artifact(Path(self.path).expanduser())
+            description = read_description(folder)
+        except UserError as error:
+            raise UserError(f"teacher.path: {error}") from None
+        if description.get("weights") == ONNX_WEIGHTS:
+            raise UserError(
+                f"teacher.path: {folder} holds an ONNX model, which gives a student too little: "
+                "name the PyTorch model it was made from"
+            )
+        return folder, description

@@ -1,0 +1,177 @@
+"""A teacher out of timm's collection."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.models import PretrainedCfg
+from torch import nn
+
+from ssdistill.errors import UserError
+from ssdistill.models.backbones import Encoder, EncoderSpec, check_timm_name, encoder_around
+from ssdistill.models.downloads import downloading
+from ssdistill.settings import PositiveInt
+from ssdistill.teachers import Pictures, Teacher
+from ssdistill.teachers.sizes import fit_size, size_inside, size_notices
+from ssdistill.teachers.weights import check_keys, file_sha256, weights_file, why
+
+HUB = "hf-hub:"
+REMEDY = "set teacher.weights=FILE to read them from a file"
+
+
+class TimmModel(Teacher):
+    """A network of timm at published weights, its classifier removed.
+
+    The embedding is what timm gives to the classifier (pooled, after the final norm); of CLIP
+    that is the image tower's before its projection. OpenAI trained CLIP with QuickGELU, which
+    only names with ``clip_quickgelu`` have.
+
+    Args:
+        name: any timm model, with the tag of its weights (``vit_base_patch16_224.mae``) or
+            without, which takes timm's default tag; or ``hf-hub:owner/model``.
+        args: further keyword arguments of ``timm.create_model``.
+        weights: a safetensors or PyTorch file, in timm's own format or in one of the authors'
+            that timm converts (DINOv2, DINOv3, CLIP, MAE, …); null downloads timm's.
+        input_size: side, in pixels, to which images are resized inside. Null is the size of
+            the weights where images are smaller or the architecture has a fixed size. Position
+            embeddings are resampled to another one: 224 instead of the 518 of DINOv2.
+    """
+
+    kind = "timm"
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        args: dict[str, Any] = {},  # noqa: B006  never changed
+        weights: str | None = None,
+        input_size: PositiveInt | None = None,
+    ):
+        self.name, self.args = name, args
+        self.weights, self.input_size = weights, input_size
+
+    def identity(self) -> dict[str, Any]:
+        if self.weights is not None:
+            return {"sha256": file_sha256(weights_file(self.weights))}
+        if self.name.startswith(HUB):
+            return {"hub": self.name.removeprefix(HUB)}
+        config = self._registered()
+        return {"hub": config.hf_hub_id, "url": config.url, "tag": config.tag}
+
+    def load(self, pictures: Pictures) -> tuple[Encoder, list[str]]:
+        path = None if self.weights is None else weights_file(self.weights)
+        name, config, args, source = self._resolve()
+        spec, native = self._spec(name, config, args, pictures.image_size)
+        encoder = encoder_around(spec, self._create(spec, config, source, path)).eval()
+        fit_size(encoder, native)
+        return encoder, size_notices(encoder)
+
+    def _registered(self) -> PretrainedCfg:
+        if ":" in self.name or "/" in self.name:
+            raise UserError(
+                f"teacher.name: '{self.name}' is neither a model of timm nor {HUB}owner/model"
+            )
+        try:
+            check_timm_name(self.name)
+        except UserError as error:
+            raise UserError(f"teacher.name: {error}") from None
+        config = timm.get_pretrained_cfg(self.name) or PretrainedCfg()
+        if self.weights is None and not config.has_weights:
+            raise UserError(f"teacher.name: timm has no weights of '{self.name}'; {REMEDY}")
+        return config
+
+    def _resolve(self) -> tuple[str, PretrainedCfg, dict[str, Any], dict[str, Any]]:
+        """Architecture, what goes with its weights, its arguments, and what timm needs to know
+        beside them.
+        """
+        if not self.name.startswith(HUB):
+            return self.name, self._registered(), dict(self.args), {}
+        with downloading(f"teacher.name: the description of '{self.name}'", "go online for it"):
+            found, name, args = timm.models.load_model_config_from_hf(self.name.removeprefix(HUB))
+        try:
+            check_timm_name(name)
+            config = PretrainedCfg(**found)
+        except (UserError, TypeError) as error:
+            raise UserError(f"teacher.name: '{self.name}' is no model of timm: {error}") from error
+        return name, config, {**(args or {}), **self.args}, {"pretrained_cfg": found}
+
+    def _spec(
+        self, name: str, config: PretrainedCfg, args: dict[str, Any], image_size: int
+    ) -> tuple[EncoderSpec, int]:
+        own = args.get("img_size") or config.input_size[-1]
+        native = own if isinstance(own, int) else own[0]
+        if "img_size" in args and self.input_size not in (None, native):
+            raise UserError(
+                f"teacher.input_size={self.input_size} and teacher.args.img_size={native}: "
+                "set one of them"
+            )
+        fixed = config.fixed_input_size and not args.get("dynamic_img_size")
+        size = size_inside(self.input_size, native, image_size, fixed)
+        if config.fixed_input_size and size is not None:
+            args["img_size"] = size
+        statistics = {"mean": tuple(config.mean), "std": tuple(config.std)}
+        spec = EncoderSpec(
+            name=name, args=args, image_size=image_size, input_size=size, **statistics
+        )
+        return spec, native
+
+    def _create(
+        self, spec: EncoderSpec, config: PretrainedCfg, source: dict[str, Any], path: Path | None
+    ) -> nn.Module:
+        if path is not None:
+            # Another number of classes makes timm drop the classifier of the file.
+            overlay = {"file": str(path), "source": None, "num_classes": -1}
+            source = {**source, "pretrained_cfg_overlay": overlay}
+        what = f"teacher.name: weights of '{self.name}'"
+        try:
+            with downloading(what, REMEDY), _watch_loading() as results:
+                net = timm.create_model(
+                    spec.name, pretrained=True, num_classes=0, **source, **spec.args
+                )
+        except TypeError as error:
+            raise UserError(f"teacher.args of '{self.name}': {error}") from error
+        except UserError:
+            raise
+        except Exception as error:  # timm's converters raise whatever they stumble upon
+            where = what if path is None else f"teacher.weights: {path}"
+            raise UserError(
+                f"{where} cannot be loaded into '{spec.name}' ({why(error)})"
+            ) from error
+        if path is not None:
+            self._check(results, config, path)
+        return net
+
+    def _check(self, results: list[Any], config: PretrainedCfg, path: Path) -> None:
+        names = config.classifier or ()
+        names = (names,) if isinstance(names, str) else names
+        heads = tuple(f"{name}." for name in names)
+        for result in results:
+            unknown = [key for key in result.unexpected_keys if not key.startswith(heads)]
+            check_keys(self.name, f"teacher.weights: {path}", result.missing_keys, unknown)
+
+
+@contextmanager
+def _watch_loading() -> Iterator[list[Any]]:
+    """What ``load_state_dict`` returns inside the ``with``: timm logs the keys that did not
+    match, all of them, and gives no other way to learn of them.
+    """
+    results: list[Any] = []
+    plain = nn.Module.load_state_dict
+    logger = logging.getLogger("timm")
+    level = logger.level
+
+    def watched(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        result = plain(module, *args, **kwargs)
+        results.append(result)
+        return result
+
+    nn.Module.load_state_dict = watched
+    logger.setLevel(logging.ERROR)
+    try:
+        yield results
+    finally:
+        logger.setLevel(level)
+        nn.Module.load_state_dict = plain

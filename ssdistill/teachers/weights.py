@@ -1,0 +1,66 @@
+"""Files of weights that other programs have written."""
+
+import hashlib
+import textwrap
+from collections.abc import Iterable
+from pathlib import Path
+
+import timm
+from torch import Tensor
+
+from ssdistill.errors import UserError
+
+SHOWN_KEYS = 4
+
+
+def weights_file(path: str) -> Path:
+    """The file a config names.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = Path(path).expanduser()
+    if not found.is_file():
+        raise UserError(f"teacher.weights: no file {path}")
+    return found
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file of any size."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The state dict in a safetensors or PyTorch file; no code of it is ever run.
+
+    Raises:
+        UserError: a file that is neither, or that holds other objects than tensors.
+    """
+    try:
+        return timm.models.load_state_dict(str(path))
+    except Exception as error:  # each of the formats has errors of its own
+        raise UserError(f"teacher.weights: {path} cannot be read ({why(error)})") from error
+
+
+def why(error: Exception) -> str:
+    """The reason for which a library refused a file, in one line."""
+    if "weights_only" in str(error):  # timm and torch go on to advise what is not possible here
+        return "it is no file of tensors, or would have to be unpickled"
+    return textwrap.shorten(f"{type(error).__name__}: {error}", 300)
+
+
+def check_keys(name: str, source: str, missing: Iterable[str], unknown: Iterable[str]) -> None:
+    """Refuse weights that are not those of the network.
+
+    Raises:
+        UserError: with the first keys on either side.
+    """
+    faults = [
+        f"{verb} {len(keys)} keys ({', '.join(keys[:SHOWN_KEYS])}"
+        f"{', …' if len(keys) > SHOWN_KEYS else ''})"
+        for verb, keys in (("lacks", list(missing)), ("has unknown", list(unknown)))
+        if keys
+    ]
+    if faults:
+        raise UserError(f"{source} is no '{name}': it {' and '.join(faults)}")
