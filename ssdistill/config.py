@@ -44,32 +44,40 @@ def load_experiment(path: str | Path, overrides: list[str] = ()) -> tuple[Experi
         except (OmegaConfBaseException, yaml.YAMLError) as error:
             raise UserError(f"override '{override}': {_first_line(error)}") from error
         tree = _merge(tree, addition, "", notices)
-    tree = _complete_compared(tree)
+    tree = _complete(tree)
     try:
         return Experiment.model_validate(tree), notices
     except ValidationError as error:
         raise UserError(describe(file, error, Experiment)) from error
 
 
-def _complete_compared(tree: dict[str, Any]) -> dict[str, Any]:
+def _complete(tree: dict[str, Any]) -> dict[str, Any]:
     """Each row of ``compare`` with the settings of ``distill``, or of ``pretrain``, that it
-    leaves as they are."""
-    compared = tree.get("compare")
-    if not isinstance(compared, dict):
-        return tree
-    complete = {}
-    for name, own in compared.items():
-        own = {} if own is None else own
-        if isinstance(own, dict) and "pretrain" in own:
-            own = {**own, "pretrain": kind_alone(own["pretrain"])}
-            shared = {"pretrain": _without_length(tree.get("pretrain"), own["pretrain"])}
-            # Aloud it would be said of every row that its method differs.
-            complete[name] = _merge(shared, own, "", [])
-        elif isinstance(own, dict) and isinstance(tree.get("distill"), dict):
-            complete[name] = {**_without_length(tree["distill"], own), **own}
-        else:
-            complete[name] = own
-    return {**tree, "compare": complete}
+    leaves as they are; each of several teachers with those of ``teacher`` and ``pretrain``."""
+    complete = dict(tree)
+    teacher = tree.get("teacher")
+    if tree.get("teachers") and isinstance(teacher, dict) and teacher.keys() <= {"encoder"}:
+        # A file that this one extends may have given the encoder of a single teacher.
+        del complete["teacher"]
+    for section in ("compare", "teachers"):
+        if isinstance(tree.get(section), dict):
+            rows = tree[section].items()
+            complete[section] = {name: _complete_row(tree, row, section) for name, row in rows}
+    return complete
+
+
+def _complete_row(tree: dict[str, Any], own: Any, section: str) -> Any:
+    own = {} if own is None else own
+    if section == "teachers" and isinstance(own, dict) and "kind" not in own:
+        own = {**(tree.get("teacher") or {}), **own}
+    if isinstance(own, dict) and own.get("pretrain") is not None:
+        own = {**own, "pretrain": kind_alone(own["pretrain"])}
+        shared = {"pretrain": _without_length(tree.get("pretrain") or {}, own["pretrain"])}
+        # Aloud it would be said of every row that its method differs.
+        return _merge(shared, own, "", [])
+    if section == "compare" and isinstance(own, dict) and isinstance(tree.get("distill"), dict):
+        return {**_without_length(tree["distill"], own), **own}
+    return own
 
 
 def _without_length(shared: Any, own: Any) -> Any:

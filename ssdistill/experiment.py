@@ -42,10 +42,19 @@ class NetworkSettings(Settings):
     encoder: EncoderSettings = EncoderSettings()
 
 
+Method = Annotated[METHODS.union, BeforeValidator(kind_alone)]
+
+
 class PretrainedTeacher(NetworkSettings):
-    """A teacher that the experiment trains itself, by its ``pretrain``."""
+    """A teacher that the experiment trains itself.
+
+    Args:
+        encoder: its network.
+        pretrain: the method, with what differs from the experiment's ``pretrain``; null for that.
+    """
 
     kind: Literal["pretrain"] = "pretrain"
+    pretrain: Method | None = None
 
 
 def _trained_here(value: Any) -> Any:
@@ -108,7 +117,7 @@ class PretrainedRow(Settings):
             seconds that the experiment's own pretraining takes.
     """
 
-    pretrain: Annotated[METHODS.union, BeforeValidator(kind_alone)]
+    pretrain: Method
     budget: Literal["steps", "time"] = "steps"
 
 
@@ -176,7 +185,7 @@ class Experiment(Settings):
     teacher: TeacherSettings = PretrainedTeacher()
     teachers: dict[TeacherName, TeacherSettings] = Field(default={})
     student: NetworkSettings | None = None
-    pretrain: Annotated[METHODS.union, BeforeValidator(kind_alone)] | None = None
+    pretrain: Method | None = None
     control: ControlSettings | None = ControlSettings()
     distill: DistillSettings | None = None
     compare: dict[RowName, Row] = Field(default={})
@@ -191,22 +200,29 @@ class Experiment(Settings):
     def _complete(self) -> "Experiment":
         if self.teachers and "teacher" in self.model_fields_set:
             raise ValueError("teachers: give teacher or teachers, not both")
-        if self.pretrain is None and self.is_pretrained:
+        if any(method is None for _, method in self.pretrained.values()):
             raise ValueError("pretrain: needed, unless teacher.kind names a teacher that exists")
         if self.distill and self.student is None:
             raise ValueError("student: needed with distill")
         for name, row in self.compare.items():
             if name in self.all_teachers:
                 raise ValueError(f"compare.{name}: the row of 'pretrain' has this name already")
-            needed = "pretrain" if isinstance(row, PretrainedRow) else "distill"
-            if getattr(self, needed) is None:
-                raise ValueError(f"compare.{name}: needs a {needed} section to compare with")
+            if isinstance(row, DistillSettings) and self.distill is None:
+                raise ValueError(f"compare.{name}: needs a distill section to compare with")
+            if isinstance(row, PretrainedRow) and self.teachers:
+                raise ValueError(f"compare.{name}: pretrain compares with one teacher, not several")
+            if isinstance(row, PretrainedRow) and not self.pretrained:
+                raise ValueError(f"compare.{name}: the teacher is not pretrained here")
         return self
 
     @property
-    def is_pretrained(self) -> bool:
-        """Whether a teacher is pretrained here."""
-        return any(isinstance(t, PretrainedTeacher) for t in self.all_teachers.values())
+    def pretrained(self) -> dict[str, tuple[EncoderSettings, Settings]]:
+        """Encoder and method of every teacher that is pretrained here, by its row's name."""
+        return {
+            role: (teacher.encoder, teacher.pretrain or self.pretrain)
+            for role, teacher in self.all_teachers.items()
+            if isinstance(teacher, PretrainedTeacher)
+        }
 
     @property
     def all_teachers(self) -> dict[str, Settings]:

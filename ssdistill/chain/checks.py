@@ -8,7 +8,7 @@ from ssdistill.chain.tasks import assemble
 from ssdistill.chain.workspace import Workspace
 from ssdistill.data.extra import NEEDS_NEIGHBOURS
 from ssdistill.errors import UserError
-from ssdistill.experiment import DistillSettings, PretrainedRow, PretrainedTeacher
+from ssdistill.experiment import DistillSettings, PretrainedRow
 from ssdistill.models.backbones import Encoder
 from ssdistill.registry import METHODS
 
@@ -42,22 +42,19 @@ def check_trainings(workspace: Workspace) -> list[str]:
 
 def _check_pretraining(workspace: Workspace) -> None:
     experiment = workspace.experiment
-    methods = {"pretrain": experiment.pretrain} if experiment.is_pretrained else {}
-    methods |= {
-        f"compare.{row}.pretrain": settings.pretrain
-        for row, settings in experiment.compare.items()
-        if isinstance(settings, PretrainedRow)
-    }
-    pretrained = [t for t in experiment.all_teachers.values() if isinstance(t, PretrainedTeacher)]
-    for key, settings in methods.items():
-        sizes = {recipe.size for recipe in settings.views or () if recipe.size}
-        for teacher in pretrained:
-            encoder = workspace.build(teacher.encoder)
-            try:
-                METHODS.build(settings, encoder)
-            except UserError as error:
-                raise UserError(f"{key}: {error}") from None
-            _check_sizes(encoder.eval(), key, sizes, "teacher")
+    trained = dict(experiment.pretrained)
+    for row, settings in experiment.compare.items():
+        if isinstance(settings, PretrainedRow):
+            trained[f"compare.{row}"] = (experiment.teacher.encoder, settings.pretrain)
+    for row, (network, method) in trained.items():
+        key = f"{row}.pretrain" if row.startswith("compare.") else "pretrain"
+        sizes = {recipe.size for recipe in method.views or () if recipe.size}
+        encoder = workspace.build(network)
+        try:
+            METHODS.build(method, encoder)
+        except UserError as error:
+            raise UserError(f"{key}: {error}") from None
+        _check_sizes(encoder.eval(), key, sizes, "teacher")
 
 
 def _check(workspace: Workspace, key: str, settings: DistillSettings) -> None:

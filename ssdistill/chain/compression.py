@@ -31,6 +31,8 @@ def compress(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str, 
         settings = DistillSettings.model_validate(stage.config["distill"]["training"])
         # What moves a fresh student towards the teacher would undo the pruning.
         settings = settings.model_copy(update={"interpolate": None})
+        if len(targets) == 1:
+            settings = _from_one(settings)
         distiller = build_distiller(student, targets, settings, stage, workspace)
         metrics.update(train(distiller, training, stage, workspace, tracker))
         return student
@@ -50,3 +52,9 @@ def compress(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str, 
     export(encoder, stage, tracker, parent="model", **words)
     numbers = {k: v for k, v in context.record.items() if isinstance(v, int | float)}
     return metrics | {f"compress/{name}": value for name, value in numbers.items()}
+
+
+def _from_one(settings: DistillSettings) -> DistillSettings:
+    """The settings without what they say of several teachers."""
+    losses = {n: loss.model_copy(update={"teacher": None}) for n, loss in settings.losses.items()}
+    return settings.model_copy(update={"losses": losses, "teacher_dropping": None})

@@ -125,10 +125,9 @@ class _Planner:
         return self._stage("untrained", "initialize", {"encoder": encoder})
 
     def _teacher(self, role: str) -> Stage:
-        teacher = self.experiment.all_teachers[role]
-        if isinstance(teacher, PretrainedTeacher):
-            config = self._pretraining(teacher.encoder, self.experiment.pretrain, "pretrain")
-            return self._stage(role, "pretrain", config)
+        if role in self.experiment.pretrained:
+            encoder, method = self.experiment.pretrained[role]
+            return self._stage(role, "pretrain", self._pretraining(encoder, method, "pretrain"))
         return self._stage(role, "load", self.workspace.load_configs[role])
 
     def _pretrained(self, row: str, settings: PretrainedRow, rival: Stage) -> Stage:

@@ -204,8 +204,8 @@ def _summary(workspace: Workspace, records: list[dict[str, Any]]) -> str:
 
 
 def _story(experiment: Experiment) -> str:
-    teachers = experiment.all_teachers.values()
-    kinds = [experiment.pretrain.kind if t.kind == "pretrain" else t.kind for t in teachers]
+    trained = {role: method.kind for role, (_, method) in experiment.pretrained.items()}
+    kinds = [trained.get(role, t.kind) for role, t in experiment.all_teachers.items()]
     listed = " and ".join(dict.fromkeys(kinds))
     if experiment.distill is None:
         rivals = len(experiment.compare)

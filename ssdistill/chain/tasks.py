@@ -55,6 +55,10 @@ def assemble(
     """The losses that the settings name, between these networks, for so many images."""
     # What is called teacher_dino in the table is called dino in the config.
     teachers = {role.removeprefix("teacher_"): encoder for role, encoder in teachers.items()}
+    named = {loss.teacher for loss in settings.losses.values()}
+    if named <= teachers.keys():
+        # A row may compare what some of the teachers teach.
+        teachers = {name: encoder for name, encoder in teachers.items() if name in named}
     losses = build_losses(student, teachers, settings.losses, num_samples)
     return Distiller(
         student,

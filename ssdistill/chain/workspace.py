@@ -18,7 +18,7 @@ from ssdistill.data.store import Store, open_store
 from ssdistill.data.views import eval_view
 from ssdistill.errors import UserError
 from ssdistill.evaluate.features import extract
-from ssdistill.experiment import Experiment, NetworkSettings, PretrainedTeacher
+from ssdistill.experiment import Experiment, NetworkSettings
 from ssdistill.files import write_atomically
 from ssdistill.models.artifacts import load
 from ssdistill.models.backbones import Encoder, EncoderSettings, build_encoder
@@ -73,17 +73,17 @@ class Workspace:
                 "pictures": asdict(self.pictures),
             }
             for role, settings in self.experiment.all_teachers.items()
-            if not isinstance(settings, PretrainedTeacher)
+            if role not in self.experiment.pretrained
         }
 
     def teachers(self) -> dict[str, Encoder]:
         """Every teacher by its row's name, to be looked at: those to be trained are untrained."""
         found = {}
         for role, settings in self.experiment.all_teachers.items():
-            if isinstance(settings, PretrainedTeacher):
-                found[role] = self.build(settings.encoder)
-                method = METHODS.build(self.experiment.pretrain, found[role])
-                found[role].projector = method.projector
+            if role in self.experiment.pretrained:
+                network, method = self.experiment.pretrained[role]
+                found[role] = self.build(network)
+                found[role].projector = METHODS.build(method, found[role]).projector
             else:
                 found[role], _ = TEACHERS.build(settings).load(self.pictures)
         return found
@@ -157,13 +157,11 @@ def open_workspace(experiment: Experiment, root: Path) -> Workspace:
 
 def _check_batches(experiment: Experiment, num_images: int) -> None:
     trainings = {"pretrain": experiment.pretrain, "distill": experiment.distill}
+    trainings |= {f"{role}.pretrain": m for role, (_, m) in experiment.pretrained.items()}
     trainings |= {f"compress.{i}": step for i, step in enumerate(experiment.compress)}
-    trainings |= {
-        f"compare.{row}.pretrain" if hasattr(settings, "pretrain") else f"compare.{row}": getattr(
-            settings, "pretrain", settings
-        )
-        for row, settings in experiment.compare.items()
-    }
+    for row, settings in experiment.compare.items():
+        method = getattr(settings, "pretrain", None)
+        trainings[f"compare.{row}{'.pretrain' if method else ''}"] = method or settings
     for key, settings in trainings.items():
         batch_size = getattr(settings, "batch_size", 0)
         if batch_size > num_images:

@@ -97,7 +97,7 @@ def test_ways_to_pretrain_are_rows_of_one_encoder(make_workspace):
         (("pretrain=null",), "pretrain: needed"),
         (("student=null", "distill={steps: 3, losses: {a: {kind: simreg}}}"), "student: needed"),
         (("compare.other={pretrain: {kind: bioyl}}",), "compare.other.pretrain"),
-        (("teachers.a={kind: pretrain}",), "teacher or teachers"),
+        (("teachers.a={kind: pretrain}", "teacher.kind=pretrain"), "teacher or teachers"),
         (("teacher.kind=chekpoint",), "teacher.kind: 'chekpoint' is unknown"),
     ],
 )

@@ -114,7 +114,7 @@ def test_a_head_no_file_can_describe_is_refused_by_name(head, name):
         pack_head(head)
 
 
-@pytest.mark.parametrize("kind", METHODS.classes)
+@pytest.mark.parametrize("kind", ("simclr", "byol"))
 def test_a_pretraining_stage_exports_the_trained_projector(kind, make_encoder, monkeypatch):
     method = METHODS.build(METHODS.schema(kind)(steps=1), make_encoder())
     exported = []
