@@ -11,6 +11,7 @@ from rich.text import Text
 
 from ssdistill.errors import UserError, nearest
 from ssdistill.registry import LOSSES, METHODS, SOURCES, STEPS, TEACHERS, Registry
+from ssdistill.settings import Settings
 
 if TYPE_CHECKING:
     from ssdistill.chain.run import PlannedStage
@@ -104,10 +105,13 @@ def _settings(registry: Registry, kind: str) -> list[tuple[str, str]]:
     shared = [name for name in fields if name not in own and name != "kind"]
     lines = []
     for name in own + shared:
-        field = fields[name]
-        default = "required" if field.is_required() else _text(field.default)
-        # A nested group would fill the screen with its own defaults.
-        lines.append((name, default if len(default) < 60 else "…"))
+        default = fields[name].default
+        if name in own and isinstance(default, Settings):
+            lines += [(f"{name}.{key}", _text(value)) for key, value in default]
+            continue
+        text = "required" if fields[name].is_required() else _text(default)
+        # A group that all kinds share would fill the screen with its defaults.
+        lines.append((name, text if len(text) < 60 else "…"))
     return lines
 
 

@@ -46,6 +46,12 @@ class MLPSettings(Settings):
         return ProjectionHead(blocks)
 
 
+class PredictorSettings(MLPSettings):
+    """A head that predicts a projector's output, and so has its width."""
+
+    output_dim: None = None
+
+
 def projector(in_dim: int, out_dim: int, hidden_dim: int | None = None) -> ProjectionHead:
     """Linear-ReLU-Linear without batch norm, as in MoCo v2 (arXiv:2003.04297) and SEED.
 

@@ -7,14 +7,18 @@ from torch import Tensor, nn
 from ssdistill.data.batch import Batch
 from ssdistill.models.backbones import Encoder
 from ssdistill.models.ema import cosine_momentum, momentum_copy, update_momentum
-from ssdistill.models.heads import MLPSettings
+from ssdistill.models.heads import MLPSettings, PredictorSettings
 from ssdistill.pretrain import Method
 from ssdistill.settings import Fraction, PositiveInt
 
 
-class BYOLHead(MLPSettings):
+class BYOLProjector(MLPSettings):
     hidden_dim: PositiveInt | None = 4096
     output_dim: PositiveInt = 256
+
+
+class BYOLPredictor(PredictorSettings):
+    hidden_dim: PositiveInt | None = 4096
 
 
 class BYOL(Method):
@@ -27,7 +31,7 @@ class BYOL(Method):
         momentum: of the target network at the first step.
         momentum_end: and at the last.
         projector: the head whose output the target network gives.
-        predictor: the head of the online network that predicts it; as wide as the projector.
+        predictor: the head of the online network that predicts it.
     """
 
     kind = "byol"
@@ -40,8 +44,8 @@ class BYOL(Method):
         *,
         momentum: Fraction = 0.99,
         momentum_end: Fraction = 1.0,
-        projector: BYOLHead = BYOLHead(),
-        predictor: BYOLHead = BYOLHead(),
+        projector: BYOLProjector = BYOLProjector(),
+        predictor: BYOLPredictor = BYOLPredictor(),
     ):
         super().__init__(encoder)
         self.momentum, self.momentum_end = momentum, momentum_end

@@ -8,7 +8,7 @@ from ssdistill.data.batch import Batch
 from ssdistill.losses.contrast import batch_contrast
 from ssdistill.models.backbones import Encoder
 from ssdistill.models.ema import cosine_momentum, momentum_copy, update_momentum
-from ssdistill.models.heads import BatchNorm, MLPSettings
+from ssdistill.models.heads import BatchNorm, MLPSettings, PredictorSettings
 from ssdistill.pretrain import Method
 from ssdistill.settings import Fraction, Positive, PositiveInt
 
@@ -23,11 +23,10 @@ class MoCoV3Projector(MLPSettings):
     last_affine: bool = False
 
 
-class MoCoV3Predictor(MLPSettings):
+class MoCoV3Predictor(PredictorSettings):
     """``batch_norm: null`` is ``all`` for a vision transformer and ``hidden`` for others."""
 
     hidden_dim: PositiveInt | None = 4096
-    output_dim: PositiveInt = 256
     batch_norm: BatchNorm | None = None
     last_affine: bool = False
 

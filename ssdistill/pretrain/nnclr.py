@@ -8,7 +8,7 @@ from ssdistill.distill.bank import Bank
 from ssdistill.losses.contrast import batch_contrast
 from ssdistill.losses.similarity import unit
 from ssdistill.models.backbones import Encoder
-from ssdistill.models.heads import BatchNorm, MLPSettings
+from ssdistill.models.heads import BatchNorm, MLPSettings, PredictorSettings
 from ssdistill.pretrain import Method
 from ssdistill.settings import Positive, PositiveInt
 
@@ -20,9 +20,8 @@ class NNCLRProjector(MLPSettings):
     batch_norm: BatchNorm = "all"
 
 
-class NNCLRPredictor(MLPSettings):
+class NNCLRPredictor(PredictorSettings):
     hidden_dim: PositiveInt | None = 4096
-    output_dim: PositiveInt = 256
 
 
 class NNCLR(Method):

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ssdistill.data.batch import Batch
 from ssdistill.models.backbones import Encoder
-from ssdistill.models.heads import BatchNorm, MLPSettings
+from ssdistill.models.heads import BatchNorm, MLPSettings, PredictorSettings
 from ssdistill.pretrain import Method
 from ssdistill.settings import PositiveInt
 
@@ -19,9 +19,8 @@ class SimSiamProjector(MLPSettings):
     last_affine: bool = False
 
 
-class SimSiamPredictor(MLPSettings):
+class SimSiamPredictor(PredictorSettings):
     hidden_dim: PositiveInt | None = 512
-    output_dim: PositiveInt = 2048
 
 
 class SimSiam(Method):

@@ -16,11 +16,11 @@ from ssdistill.registry import METHODS
 HEAD = {"hidden_dim": 16, "output_dim": 8}
 SMALL = {
     "simclr": {"projector": HEAD},
-    "byol": {"projector": HEAD, "predictor": HEAD},
+    "byol": {"projector": HEAD, "predictor": {"hidden_dim": 16}},
     "moco": {"projector": HEAD, "queue": 32, "bn_splits": 2},
-    "moco_v3": {"projector": HEAD, "predictor": HEAD},
-    "simsiam": {"projector": HEAD, "predictor": HEAD},
-    "nnclr": {"projector": HEAD, "predictor": HEAD, "queue": 32},
+    "moco_v3": {"projector": HEAD, "predictor": {"hidden_dim": 16}},
+    "simsiam": {"projector": HEAD, "predictor": {"hidden_dim": 16}},
+    "nnclr": {"projector": HEAD, "predictor": {"hidden_dim": 16}, "queue": 32},
     "barlow_twins": {"projector": HEAD},
     "vicreg": {"projector": HEAD},
     "swav": {"projector": HEAD, "num_prototypes": 12, "freeze_prototypes": 0.0, "queue": 16},

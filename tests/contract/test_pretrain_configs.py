@@ -24,7 +24,7 @@ SOLO_LEARN = [
 ]
 SMALL = {
     "projector": ("hidden_dim=16", "output_dim=16"),
-    "predictor": ("hidden_dim=16", "output_dim=16"),
+    "predictor": ("hidden_dim=16",),
     "queue": ("=32",),
     "num_prototypes": ("=24",),
     "decoder_dim": ("=16",),

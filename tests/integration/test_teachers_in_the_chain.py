@@ -91,7 +91,7 @@ def test_a_finished_teacher_and_one_trained_here_teach_together(config, runs):
         f"teachers.old={{kind: run, path: {simclr.models['simclr']}}}",
         "teachers.new={encoder: {name: vit_tiny_patch16_224, args: {img_size: 16, patch_size: 4, "
         f"embed_dim: 32, depth: 1, num_heads: 2}}}}, pretrain: {{kind: byol, projector: {HEAD}, "
-        f"predictor: {HEAD}}}}}",
+        "predictor: {hidden_dim: 16}}}",
         "pretrain={kind: simclr, steps: 2, batch_size: 16}",
         "distill.losses={a: {kind: unic}, b: {kind: mse, teacher: new}}",
         "distill.teacher_dropping=0.5",
@@ -115,8 +115,8 @@ def test_ways_to_pretrain_are_compared_in_the_same_time(config, runs):
         "teacher.encoder={name: resnet10t, stem_stride: 2, args: {layers: [1, 1, 0, 0], "
         "channels: [8, 16, 16, 16], stem_type: deep, stem_width: 8}}",
         f"pretrain={{kind: simclr, steps: 4, batch_size: 16, projector: {HEAD}, select: rankme}}",
-        f"compare.byol={{pretrain: {{kind: byol, projector: {HEAD}, predictor: {HEAD}}}, "
-        "budget: time}",
+        f"compare.byol={{budget: time, pretrain: {{kind: byol, projector: {HEAD}, "
+        "predictor: {hidden_dim: 16}}}",
         f"compare.vicreg={{pretrain: {{kind: vicreg, projector: {HEAD}}}}}",
         f"compare.barlow={{pretrain: {{kind: barlow_twins, projector: {HEAD}}}}}",
         "tracking.online_probe=true",

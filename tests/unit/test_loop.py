@@ -17,7 +17,7 @@ from ssdistill.data.recipes import RECIPES
 from ssdistill.distill.distiller import Distiller, shapes
 from ssdistill.errors import UserError
 from ssdistill.losses import LossSettings
-from ssdistill.pretrain.byol import BYOL, BYOLHead
+from ssdistill.pretrain.byol import BYOL, BYOLPredictor, BYOLProjector
 from ssdistill.pretrain.simclr import SimCLR, SimCLRProjector
 from ssdistill.record.run import Run, read_metrics
 from ssdistill.record.tracker import Tracker, TrackingSettings
@@ -86,12 +86,15 @@ class Watched(Tracker):
         self.hook(step)
 
 
-HEAD = BYOLHead(hidden_dim=16, output_dim=8)
+HEADS = {
+    "projector": BYOLProjector(hidden_dim=16, output_dim=8),
+    "predictor": BYOLPredictor(hidden_dim=16),
+}
 
 TASKS = {
     "noisy": Noisy,
     "simclr": lambda encoder: SimCLR(encoder, projector=SimCLRProjector(output_dim=8)),
-    "byol": lambda encoder: BYOL(encoder, projector=HEAD, predictor=HEAD),
+    "byol": lambda encoder: BYOL(encoder, **HEADS),
 }
 
 

@@ -12,7 +12,7 @@ from ssdistill.data.recipes import RECIPES
 from ssdistill.errors import UserError
 from ssdistill.evaluate.online_probe import OnlineProbe
 from ssdistill.evaluate.selection import RankMeSelection
-from ssdistill.pretrain.byol import BYOL, BYOLHead
+from ssdistill.pretrain.byol import BYOL, BYOLPredictor, BYOLProjector
 from ssdistill.record.run import Run, read_metrics
 from ssdistill.record.tracker import Tracker, TrackingSettings
 from ssdistill.train.checkpoint import load_checkpoint
@@ -22,7 +22,10 @@ from ssdistill.train.optim import OptimSettings
 from ssdistill.train.seeding import seed_generators
 
 STEPS = 6
-HEAD = BYOLHead(hidden_dim=16, output_dim=8)
+HEADS = {
+    "projector": BYOLProjector(hidden_dim=16, output_dim=8),
+    "predictor": BYOLPredictor(hidden_dim=16),
+}
 
 
 class Dropping(BYOL):
@@ -71,7 +74,7 @@ def start(make_encoder, store):
     """``start(folder, *observers)`` trains BYOL, from scratch or from where it was."""
 
     def start(folder, *observers, generator_seed=0):
-        task = Dropping(make_encoder(), projector=HEAD, predictor=HEAD)
+        task = Dropping(make_encoder(), **HEADS)
         training = Training(
             task=task,
             loader=Loader(store, 8, seed=1, num_steps=STEPS),

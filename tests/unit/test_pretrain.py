@@ -6,14 +6,17 @@ import torch
 from torch import nn
 
 from ssdistill.data.batch import Batch
-from ssdistill.pretrain.byol import BYOL, BYOLHead
+from ssdistill.pretrain.byol import BYOL, BYOLPredictor, BYOLProjector
 from ssdistill.pretrain.simclr import SimCLR, SimCLRProjector
 
-HEAD = BYOLHead(hidden_dim=16, output_dim=8)
+HEADS = {
+    "projector": BYOLProjector(hidden_dim=16, output_dim=8),
+    "predictor": BYOLPredictor(hidden_dim=16),
+}
 
 METHODS = {
     "simclr": lambda encoder: SimCLR(encoder, projector=SimCLRProjector(output_dim=8)),
-    "byol": lambda encoder: BYOL(encoder, projector=HEAD, predictor=HEAD),
+    "byol": lambda encoder: BYOL(encoder, **HEADS),
 }
 
 
