@@ -8,6 +8,7 @@ from typing import Any
 
 from ssdistill.chain.pictures import ACCURACY, pictures
 from ssdistill.chain.plan import evaluations_of, latency_stage, models_of
+from ssdistill.chain.training import NOTICES
 from ssdistill.chain.workspace import MODEL, Workspace
 from ssdistill.experiment import Experiment, PretrainedRow
 from ssdistill.record.page import Headline, PageData, write_page
@@ -144,6 +145,10 @@ def notices_of(workspace: Workspace) -> list[str]:
         )
     if not workspace.source.has_labels:
         notices.append("The data has no labels: nothing was probed; the gauges need none.")
+    for role, stage in models_of(workspace, experiment.seeds[0]).items():
+        path = stage.folder(workspace.root) / NOTICES
+        if path.exists():
+            notices += [f"{role}: {notice}." for notice in json.loads(path.read_text())]
     if experiment.paper and experiment.paper.title:
         paper = experiment.paper
         where = ", ".join(filter(None, (paper.arxiv, paper.table)))

@@ -29,6 +29,8 @@ from ssdistill.train.seeding import derive_seed
 from ssdistill.train.settings import TrainSettings
 from ssdistill.train.task import Task
 
+NOTICES = "notices.json"
+"""What a loaded teacher's reader should know: what was left out, what its size costs."""
 VIEWS = "views.npy"
 """First images of the first batch as the networks saw them: (views, images, H, W, 3) uint8."""
 SHOWN_IMAGES = 8
@@ -58,6 +60,7 @@ def load_teacher(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[s
     encoder, notices = TEACHERS.build(settings).load(Pictures(**stage.config["pictures"]))
     for notice in notices:
         console.print(f"  {notice}", style="dim")
+    write_atomically(tracker.run.folder / NOTICES, json.dumps(notices, indent=1) + "\n")
     export(encoder, stage, tracker)
     return {}
 

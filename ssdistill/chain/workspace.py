@@ -2,6 +2,8 @@
 
 import hashlib
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +25,7 @@ from ssdistill.files import write_atomically
 from ssdistill.models.artifacts import load
 from ssdistill.models.backbones import Encoder, EncoderSettings, build_encoder
 from ssdistill.registry import METHODS, SOURCES, TEACHERS
+from ssdistill.settings import Settings
 from ssdistill.stages import Stage
 from ssdistill.teachers import Pictures
 
@@ -66,27 +69,49 @@ class Workspace:
         Raises:
             UserError: a file that is not there.
         """
-        return {
-            role: {
-                "teacher": settings.model_dump(mode="json"),
-                "identity": TEACHERS.build(settings).identity(),
-                "pictures": asdict(self.pictures),
-            }
-            for role, settings in self.experiment.all_teachers.items()
-            if role not in self.experiment.pretrained
-        }
+        configs = {}
+        for role, settings in self._from_elsewhere.items():
+            with self._naming(role):
+                identity = TEACHERS.build(settings).identity()
+            config = {"teacher": settings.model_dump(mode="json"), "identity": identity}
+            configs[role] = config | {"pictures": asdict(self.pictures)}
+        return configs
 
     def teachers(self) -> dict[str, Encoder]:
         """Every teacher by its row's name, to be looked at: those to be trained are untrained."""
         found = {}
-        for role, settings in self.experiment.all_teachers.items():
-            if role in self.experiment.pretrained:
-                network, method = self.experiment.pretrained[role]
-                found[role] = self.build(network)
-                found[role].projector = METHODS.build(method, found[role]).projector
-            else:
-                found[role], _ = TEACHERS.build(settings).load(self.pictures)
+        for role in self.experiment.all_teachers:
+            if role in self._loaded:
+                found[role] = self._loaded[role]
+                continue
+            network, method = self.experiment.pretrained[role]
+            found[role] = self.build(network)
+            found[role].projector = METHODS.build(method, found[role]).projector
         return found
+
+    @cached_property
+    def _loaded(self) -> dict[str, Encoder]:
+        loaded = {}
+        for role, settings in self._from_elsewhere.items():
+            with self._naming(role):
+                loaded[role], _ = TEACHERS.build(settings).load(self.pictures)
+        return loaded
+
+    @property
+    def _from_elsewhere(self) -> dict[str, Settings]:
+        experiment = self.experiment
+        return {r: t for r, t in experiment.all_teachers.items() if r not in experiment.pretrained}
+
+    @contextmanager
+    def _naming(self, role: str) -> Iterator[None]:
+        """What is wrong with one of several teachers is said of that one."""
+        try:
+            yield
+        except UserError as error:
+            if not self.experiment.teachers:
+                raise
+            name = f"teachers.{role.removeprefix('teacher_')}"
+            raise UserError(f"{name}: {str(error).replace('teacher.', f'{name}.')}") from None
 
     def build(self, settings: EncoderSettings) -> Encoder:
         """A fresh encoder with the training images' statistics."""

@@ -73,6 +73,7 @@ def test_seed_distils_from_the_projector_in_a_moco_file(config, runs, tmp_path):
     rows = {record["model"]: record["metrics"] for record in report.records}
     assert list(rows) == ["untrained", "teacher", "distilled"]
     assert rows["distilled"]["agree/cka"] < rows["teacher"]["agree/cka"]
+    assert any("projector 512-512-128 kept" in notice for notice in report.notices)
     # Run again, nothing is done twice.
     before = sorted(p.stat().st_mtime_ns for p in runs.glob("stages/*/*/run.json"))
     run(load_experiment(config, overrides)[0], runs)
@@ -139,6 +140,10 @@ def test_ways_to_pretrain_are_compared_in_the_same_time(config, runs):
 def test_what_is_wrong_with_a_teacher_is_said_before_anything_is_trained(config, runs, tmp_path):
     moco_v2_file(tmp_path / "moco.pth.tar")
     wrong = [
+        (
+            "teachers={a: {kind: run, path: nowhere}, b: {kind: timm, name: resnet18}}",
+            "teachers.a: .*nowhere",
+        ),
         (f"teacher={{kind: checkpoint, path: {tmp_path / 'nothing.pth'}}}", "nothing.pth"),
         (
             f"teacher={{kind: checkpoint, path: {tmp_path / 'moco.pth.tar'}, "
