@@ -2,15 +2,15 @@
 
 from typing import Any
 
-from ssdistill.chain.workspace import Workspace, resolve_recipes
-from ssdistill.data.recipes import ViewRecipe, expand
-from ssdistill.distill.pairing import resolve_pairs
-from ssdistill.errors import UserError
+from ssdistill.chain.stage_configs import (
+    distillation_config,
+    encoder_config,
+    pretraining_config,
+)
+from ssdistill.chain.workspace import Workspace
 from ssdistill.evaluate.settings import EvaluateSettings
 from ssdistill.experiment import DistillSettings, PretrainedRow, PretrainedTeacher
-from ssdistill.models.backbones import EncoderSettings
-from ssdistill.registry import LOSSES, METHODS, STEPS
-from ssdistill.settings import Settings
+from ssdistill.registry import STEPS
 from ssdistill.stages import Stage
 
 CONTROL_ROLES = {"steps": "control", "time": "control_time", "total": "control_total"}
@@ -117,9 +117,9 @@ class _Planner:
     def _initialize(self) -> Stage | None:
         experiment = self.experiment
         if experiment.student:
-            encoder = self._encoder(experiment.student.encoder)
+            encoder = encoder_config(self.workspace, experiment.student.encoder)
         elif isinstance(experiment.teacher, PretrainedTeacher):
-            encoder = self._encoder(experiment.teacher.encoder)
+            encoder = encoder_config(self.workspace, experiment.teacher.encoder)
         else:
             return None
         return self._stage("untrained", "initialize", {"encoder": encoder})
@@ -127,12 +127,14 @@ class _Planner:
     def _teacher(self, role: str) -> Stage:
         if role in self.experiment.pretrained:
             encoder, method = self.experiment.pretrained[role]
-            return self._stage(role, "pretrain", self._pretraining(encoder, method, "pretrain"))
+            config = pretraining_config(self.workspace, encoder, method, "pretrain")
+            return self._stage(role, "pretrain", config)
         return self._stage(role, "load", self.workspace.load_configs[role])
 
     def _pretrained(self, row: str, settings: PretrainedRow, rival: Stage) -> Stage:
         encoder = self.experiment.teacher.encoder
-        config = self._pretraining(encoder, settings.pretrain, f"compare.{row}.pretrain")
+        key = f"compare.{row}.pretrain"
+        config = pretraining_config(self.workspace, encoder, settings.pretrain, key)
         if settings.budget == "steps":
             return self._stage(row, "pretrain", config)
         return self._stage(row, "pretrain", {**config, "budget": "time"}, {"teacher": rival})
@@ -145,7 +147,8 @@ class _Planner:
         method = self.experiment.pretrain.model_copy(update=length)
         if control.optim:
             method = method.model_copy(update={"optim": control.optim})
-        config = self._pretraining(self.experiment.student.encoder, method, "pretrain")
+        student = self.experiment.student.encoder
+        config = pretraining_config(self.workspace, student, method, "pretrain")
         trained = {role: stage for role, stage in teachers.items() if stage.kind == "pretrain"}
         # The steps follow from measured seconds, so they cannot be part of the digest.
         counted = {"time": {"distilled": distilled}, "total": {"distilled": distilled, **trained}}
@@ -157,8 +160,9 @@ class _Planner:
         return roles
 
     def _distill(self, teachers: dict[str, Stage], settings: DistillSettings, role: str) -> Stage:
-        encoder = self._encoder(self.experiment.student.encoder)
-        config = {"encoder": encoder, **self._distillation(settings, role)}
+        key = "distill" if role == "distilled" else f"compare.{role}"
+        encoder = encoder_config(self.workspace, self.experiment.student.encoder)
+        config = {"encoder": encoder, **distillation_config(self.workspace, settings, key)}
         return self._stage(role, "distill", config, teachers)
 
     def _compressed(self, distilled: Stage, teachers: dict[str, Stage]) -> dict[str, Stage]:
@@ -169,66 +173,13 @@ class _Planner:
             config: dict[str, Any] = {"step": settings.model_dump(mode="json")}
             parents = {"model": parent, "distilled": distilled, **teachers}
             if step.trains:
-                config["distill"] = self._distillation(self.experiment.distill, "distilled")
+                shared = distillation_config(self.workspace, self.experiment.distill, "distill")
+                config["distill"] = shared
             else:
                 parents = {"model": parent}
             role = _numbered(step.makes, models)
             parent = models[role] = self._stage(role, "compress", config, parents)
         return models
-
-    def _pretraining(
-        self, encoder: EncoderSettings, settings: Settings, key: str
-    ) -> dict[str, Any]:
-        method, size = METHODS[settings.kind], self.workspace.image_size
-        recipes = self._recipes(settings.views, method.recipes)
-        count = len(method.recipes)
-        if len(recipes) < count or (len(recipes) > count and not method.multicrop):
-            more = " or more" if method.multicrop else ""
-            raise UserError(
-                f"{key}.views: {settings.kind} takes {count}{more} views, got {len(recipes)}"
-            )
-        sizes = [recipe.size or size for recipe in recipes]
-        if len(set(sizes[:count])) > 1 or max(sizes) > sizes[0]:
-            raise UserError(f"{key}.views: the first {count} of {settings.kind} are of full size")
-        return {
-            "encoder": self._encoder(encoder),
-            "method": settings.model_dump(mode="json", exclude={"views"}),
-            "views": [recipe.model_dump(mode="json") for recipe in recipes],
-            "device": self._arithmetic(),
-        }
-
-    def _distillation(self, distill: DistillSettings, role: str) -> dict[str, Any]:
-        losses = distill.losses.values()
-        num_views = max(LOSSES[loss.kind].views for loss in losses)
-        recipes = self._recipes(distill.views, ("strong",) * num_views)
-        key = "distill" if role == "distilled" else f"compare.{role}"
-        if len(recipes) < num_views:
-            raise UserError(f"{key}.views: the losses take {num_views} views, got {len(recipes)}")
-        size = self.workspace.image_size
-        for name, loss in distill.losses.items():
-            try:
-                resolve_pairs(
-                    loss.pairs or LOSSES[loss.kind].pairing, [r.size or size for r in recipes]
-                )
-            except UserError as error:
-                raise UserError(f"{key}.losses.{name}.{error}") from None
-        return {
-            "training": distill.model_dump(mode="json", exclude={"views"}),
-            "views": [recipe.model_dump(mode="json") for recipe in recipes],
-            "device": self._arithmetic(),
-        }
-
-    def _encoder(self, settings: EncoderSettings) -> dict[str, Any]:
-        return self.workspace.build(settings).spec.model_dump(mode="json") | {
-            "pretrained": settings.pretrained
-        }
-
-    def _recipes(self, wanted: Any, natural: tuple[str, ...]) -> tuple[ViewRecipe, ...]:
-        return expand(resolve_recipes(wanted, natural, self.workspace.source))
-
-    def _arithmetic(self) -> dict[str, str]:
-        device = self.experiment.device
-        return {"precision": device.precision, "memory_format": device.memory_format}
 
     def _stage(
         self,

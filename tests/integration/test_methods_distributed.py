@@ -100,5 +100,5 @@ def test_two_processes_pretrain_as_one_does(kind, ranks):
             assert torch.equal(first[name], second[name]), name
         found = torch.stack([first[name], second[name]]).double().mean(0)
         gap = (found - expected.double()).abs().max()
-        # Errors of rounding grow over the steps; one of sharding would be of the order of the value.
+        # Rounding grows over the steps; an error of sharding would be as large as the value.
         assert gap <= 2e-4 * expected.abs().max() + 1e-6, name

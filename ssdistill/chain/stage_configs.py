@@ -1,0 +1,80 @@
+"""What decides the outcome of a training stage, ready for JSON: it makes the stage's digest."""
+
+from typing import Any
+
+from ssdistill.chain.workspace import Workspace, resolve_recipes
+from ssdistill.data.recipes import ViewRecipe, expand
+from ssdistill.distill.pairing import resolve_pairs
+from ssdistill.errors import UserError
+from ssdistill.experiment import DistillSettings
+from ssdistill.models.backbones import EncoderSettings
+from ssdistill.registry import LOSSES, METHODS
+from ssdistill.settings import Settings
+
+
+def encoder_config(workspace: Workspace, settings: EncoderSettings) -> dict[str, Any]:
+    """A network at its initial weights."""
+    spec = workspace.build(settings).spec.model_dump(mode="json")
+    return spec | {"pretrained": settings.pretrained}
+
+
+def pretraining_config(
+    workspace: Workspace, encoder: EncoderSettings, settings: Settings, key: str
+) -> dict[str, Any]:
+    """A network trained by a self-supervised method.
+
+    Raises:
+        UserError: views that the method cannot take; ``key`` says where its settings stand.
+    """
+    method, size = METHODS[settings.kind], workspace.image_size
+    recipes = _recipes(workspace, settings.views, method.recipes)
+    count = len(method.recipes)
+    if len(recipes) < count or (len(recipes) > count and not method.multicrop):
+        more = " or more" if method.multicrop else ""
+        raise UserError(
+            f"{key}.views: {settings.kind} takes {count}{more} views, got {len(recipes)}"
+        )
+    sizes = [recipe.size or size for recipe in recipes]
+    if len(set(sizes[:count])) > 1 or max(sizes) > sizes[0]:
+        raise UserError(f"{key}.views: the first {count} of {settings.kind} are of full size")
+    return {
+        "encoder": encoder_config(workspace, encoder),
+        "method": settings.model_dump(mode="json", exclude={"views"}),
+        **_views_and_arithmetic(workspace, recipes),
+    }
+
+
+def distillation_config(workspace: Workspace, distill: DistillSettings, key: str) -> dict[str, Any]:
+    """How a student learns, without its network.
+
+    Raises:
+        UserError: views that the losses cannot pair; ``key`` says where their settings stand.
+    """
+    num_views = max(LOSSES[loss.kind].views for loss in distill.losses.values())
+    recipes = _recipes(workspace, distill.views, ("strong",) * num_views)
+    if len(recipes) < num_views:
+        raise UserError(f"{key}.views: the losses take {num_views} views, got {len(recipes)}")
+    sizes = [recipe.size or workspace.image_size for recipe in recipes]
+    for name, loss in distill.losses.items():
+        try:
+            resolve_pairs(loss.pairs or LOSSES[loss.kind].pairing, sizes)
+        except UserError as error:
+            raise UserError(f"{key}.losses.{name}.{error}") from None
+    return {
+        "training": distill.model_dump(mode="json", exclude={"views"}),
+        **_views_and_arithmetic(workspace, recipes),
+    }
+
+
+def _recipes(
+    workspace: Workspace, wanted: tuple[ViewRecipe, ...] | None, natural: tuple[str, ...]
+) -> tuple[ViewRecipe, ...]:
+    return expand(resolve_recipes(wanted, natural, workspace.source))
+
+
+def _views_and_arithmetic(workspace: Workspace, recipes: tuple[ViewRecipe, ...]) -> dict[str, Any]:
+    device = workspace.experiment.device
+    return {
+        "views": [recipe.model_dump(mode="json") for recipe in recipes],
+        "device": {"precision": device.precision, "memory_format": device.memory_format},
+    }
