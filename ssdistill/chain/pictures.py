@@ -13,7 +13,7 @@ from ssdistill.evaluate.knn import neighbours
 from ssdistill.evaluate.settings import EvaluateSettings
 from ssdistill.record.comparisons import Score, SizePoint
 from ssdistill.record.grids import Neighbours, ViewGrid
-from ssdistill.record.plots import Curves, curves_of
+from ssdistill.record.plots import Curves, curves_of, gauges_side_by_side
 from ssdistill.record.run import read_metrics
 from ssdistill.record.tables import results_rows
 
@@ -36,6 +36,9 @@ def _charts(workspace: Workspace, records: list[dict[str, Any]]) -> dict[str, An
     # The rivals of the distilled student are as large as it is: their names would hide each other.
     rivals = workspace.experiment.compare
     sized = [row for row in rows if row.mean("compress/bytes") and row.model not in rivals]
+    if workspace.experiment.distill is None:
+        # One encoder, trained in several ways.
+        sized = []
     points = [
         SizePoint(r.model, r.mean("compress/bytes"), r.mean(ACCURACY), r.spread(ACCURACY))
         for r in sized
@@ -51,12 +54,22 @@ def _charts(workspace: Workspace, records: list[dict[str, Any]]) -> dict[str, An
 
 
 def _curves(workspace: Workspace) -> list[Curves]:
+    experiment = workspace.experiment
+    trained = {
+        role: stage
+        for role, stage in models_of(workspace, experiment.seeds[0]).items()
+        if stage.kind != "initialize"
+    }
+    lines = {role: read_metrics(stage.folder(workspace.root)) for role, stage in trained.items()}
+    wanted: tuple[str, ...] = ("losses", "spread", "rank")
     charts = []
-    for role, stage in models_of(workspace, workspace.experiment.seeds[0]).items():
-        if role in (*workspace.experiment.all_teachers, *CURVED):
-            lines = read_metrics(stage.folder(workspace.root))
-            wanted = ("losses", "spread", "rank")
-            charts += [c for c in curves_of(lines, role) if any(w in c.title for w in wanted)]
+    if experiment.distill is None and experiment.compare:
+        charts, wanted = gauges_side_by_side(lines), ("losses",)
+        drawn = list(trained)
+    else:
+        drawn = [role for role in trained if role in (*experiment.all_teachers, *CURVED)]
+    for role in drawn:
+        charts += [c for c in curves_of(lines[role], role) if any(w in c.title for w in wanted)]
     return charts
 
 

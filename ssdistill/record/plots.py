@@ -1,7 +1,7 @@
 """Curves over training as inline SVG; raw and smoothed."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import accumulate
@@ -65,6 +65,30 @@ def curves_of(lines: Iterable[dict[str, Any]], stage: str) -> list[Curves]:
             charts.append(Curves(f"{stage}: {title}", kept, label, smooth=smooth))
     return charts
 
+
+def gauges_side_by_side(lines: Mapping[str, Iterable[dict[str, Any]]]) -> list[Curves]:
+    """One chart a gauge, with a curve for each of several stages' metrics.jsonl, by role."""
+    kept = {role: list(of_role) for role, of_role in lines.items()}
+    charts = []
+    for title, label, metric in GAUGES:
+        points = {
+            role: tuple((line["step"], line[metric]) for line in of_role if metric in line)
+            for role, of_role in kept.items()
+        }
+        series = tuple(Series(role, drawn) for role, drawn in points.items() if drawn)
+        if series:
+            charts.append(Curves(title, series, label))
+    return charts
+
+
+GAUGES = (
+    ("Effective rank", "dimensions", "collapse/effective_rank"),
+    ("Spread of the embedding", "standard deviation", "collapse/std"),
+    ("Alignment of two views", "squared distance", "collapse/alignment"),
+    ("Uniformity", "", "collapse/uniformity"),
+    ("Online probe", "top-1 (%)", "probe/online/top1"),
+)
+"""Title, y axis and metric of what is comparable between methods, whose losses are not."""
 
 CHARTS = (
     ("losses", "loss", True, "loss/"),
