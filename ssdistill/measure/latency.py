@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 WARM_UP = 3
+FEWEST_ROUNDS = 3
 MemoryFormat = Literal["channels_last", "contiguous"]
 
 
@@ -44,6 +45,7 @@ def compare_latency(
     threads: int = 1,
     rounds: int = 20,
     calls: int = 3,
+    seconds_each: float = 15.0,
     memory_format: MemoryFormat = "channels_last",
 ) -> list[Latency]:
     """Time encoders in interleaved rounds, so that a busy machine disturbs all of them alike.
@@ -58,6 +60,8 @@ def compare_latency(
         threads: threads for each runtime.
         rounds: times every encoder gets its turn.
         calls: timed calls per turn, after one that is not timed.
+        seconds_each: an encoder that has been timed for so long at one batch size gets no more
+            turns than ``FEWEST_ROUNDS``: a large teacher must not hold up the others.
         memory_format: layout for the PyTorch encoders; it alone can be worth a factor of two.
 
     Returns:
@@ -72,11 +76,11 @@ def compare_latency(
         for batch_size in batch_sizes:
             generator = torch.Generator().manual_seed(0)
             x_BCHW = torch.rand(batch_size, 3, image_size, image_size, generator=generator)
-            seconds = _time(ready, x_BCHW, rounds, calls, memory_format)
+            seconds = _time(ready, x_BCHW, rounds, calls, seconds_each, memory_format)
             for name, encoder in encoders.items():
                 p50, p90 = np.quantile(seconds[name], (0.5, 0.9)) * 1e3
                 runtime = _runtime(encoder, memory_format)
-                facts = (name, runtime, batch_size, image_size, threads, rounds * calls)
+                facts = (name, runtime, batch_size, image_size, threads, len(seconds[name]))
                 rows.append(Latency(*facts, float(p50), float(p90)))
         return rows
     finally:
@@ -108,6 +112,7 @@ def _time(
     x_BCHW: Tensor,
     rounds: int,
     calls: int,
+    seconds_each: float,
     memory_format: MemoryFormat,
 ) -> dict[str, list[float]]:
     images = {
@@ -120,8 +125,10 @@ def _time(
     for name, encoder in encoders.items():
         for _ in range(WARM_UP):
             encoder(images[name])
-    for _ in range(rounds):
+    for number in range(rounds):
         for name, encoder in encoders.items():
+            if number >= FEWEST_ROUNDS and sum(seconds[name]) > seconds_each:
+                continue
             # The first call of a turn finds the caches full of another model's weights.
             encoder(images[name])
             for _ in range(calls):

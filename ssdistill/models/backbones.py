@@ -60,7 +60,11 @@ class Encoder(nn.Module):
         """
         side = self.spec.input_size
         if side is not None and x_BCHW.shape[2:] != (side, side):
-            x_BCHW = F.interpolate(x_BCHW, (side, side), mode="bicubic", antialias=True).clamp(0, 1)
+            # torch resizes with antialiasing in float32 only.
+            with torch.autocast(x_BCHW.device.type, enabled=False):
+                x_BCHW = F.interpolate(
+                    x_BCHW.float(), (side, side), mode="bicubic", antialias=True
+                ).clamp(0, 1)
         x_BCHW = (x_BCHW - self.mean) / self.std
         stages = [name for name in self.taps if ":" not in name]
         if stages:

@@ -49,6 +49,16 @@ def test_images_of_the_input_size_pass_untouched():
     assert torch.equal(resizing(x_BCHW).embedding_BD, plain(x_BCHW).embedding_BD)
 
 
+@torch.no_grad()
+def test_images_are_resized_in_full_precision_in_a_half_precision_training():
+    encoder, x_BCHW = build(input_size=48), torch.rand(2, 3, 32, 32)
+    full_BD = encoder(x_BCHW).embedding_BD
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        # As Fabric hands it to a network that trains in mixed precision.
+        half_BD = encoder(x_BCHW.bfloat16()).embedding_BD
+    assert torch.allclose(half_BD.float(), full_BD, atol=0.1 * full_BD.abs().max())
+
+
 def test_gradients_reach_the_images_through_the_resizing():
     x_BCHW = torch.rand(1, 3, 32, 32, requires_grad=True)
     build(input_size=48)(x_BCHW).embedding_BD.sum().backward()

@@ -5,6 +5,7 @@ import torch
 
 from ssdistill.compress.export import float_onnx
 from ssdistill.errors import UserError
+from ssdistill.measure import latency
 from ssdistill.measure.latency import compare_latency, latency_ms
 from ssdistill.measure.macs import count_macs
 from ssdistill.measure.parameters import count_parameters, file_bytes
@@ -175,3 +176,23 @@ def test_a_broken_cache_or_a_candidate_no_longer_offered_costs_only_a_measuremen
     assert bench.choose(cache=tmp_path, key={"a": 1}).precision == "bf16"
     choice = bench.choose(cache=tmp_path, key={"a": 1}, candidates=CANDIDATES[:2])
     assert not choice.remembered and choice.precision == "fp32"
+
+
+def test_a_slow_encoder_is_timed_less_often(monkeypatch):
+    class Slow:
+        session_threads = 1
+
+        def __call__(self, x_BCHW):
+            clock[0] += 1.0
+
+    class Fast(Slow):
+        def __call__(self, x_BCHW):
+            clock[0] += 0.01
+
+    clock = [0.0]
+    monkeypatch.setattr(latency.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(latency, "_runtime", lambda encoder, memory_format: "a clock")
+    encoders = {"slow": Slow(), "fast": Fast()}
+    slow, fast = compare_latency(encoders, 8, (1,), rounds=20, calls=2, seconds_each=9.0)
+    assert (slow.calls, fast.calls) == (10, 40)
+    assert (slow.p50_ms, fast.p50_ms) == (pytest.approx(1000), pytest.approx(10))
