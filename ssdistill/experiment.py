@@ -202,6 +202,9 @@ class Experiment(Settings):
             raise ValueError("teachers: give teacher or teachers, not both")
         if any(method is None for _, method in self.pretrained.values()):
             raise ValueError("pretrain: needed, unless teacher.kind names a teacher that exists")
+        wanted = "control" in self.model_fields_set and self.control is not None
+        if self.distill and wanted and self.pretrain is None:
+            raise ValueError("control: needs a pretrain section, the method it learns by")
         if self.distill and self.student is None:
             raise ValueError("student: needed with distill")
         for name, row in self.compare.items():

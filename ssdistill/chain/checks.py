@@ -59,9 +59,10 @@ def _check_pretraining(workspace: Workspace) -> None:
 
 def _check(workspace: Workspace, key: str, settings: DistillSettings) -> None:
     student = workspace.build(workspace.experiment.student.encoder)
+    teachers = workspace.teachers()
     enough = min(len(workspace.train), ENOUGH_SAMPLES)
     try:
-        distiller = assemble(student, workspace.teachers(), settings, enough)
+        distiller = assemble(student, teachers, settings, enough)
     except UserError as error:
         raise UserError(f"{key}.{error}") from None
     neighbours = sorted(NEEDS_NEIGHBOURS & set(distiller.extra_views))

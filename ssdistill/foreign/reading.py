@@ -53,7 +53,10 @@ def read(path: Path) -> Any:
     except UserError:
         raise
     except Exception as error:
-        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+        reason = (str(error).splitlines() or [""])[0]
+        if not any(map(str.isalpha, reason)):
+            # A pickle's opcode, which was none.
+            reason = "damaged, or no file of torch, pickle or safetensors"
         raise UserError(f"{path}: not a readable checkpoint ({reason})") from error
 
 

@@ -149,7 +149,7 @@ def _num_visible(num_patches: int, mask_ratio: float) -> int:
 def _plain_transformer(encoder: Encoder) -> VisionTransformer:
     """The encoder's network, if patches can be left out of it and restored."""
     net, name = encoder.net, encoder.spec.name
-    wants = "pretrain.kind=mae takes a plain vision transformer such as vit_small_patch16_224"
+    wants = "mae takes a plain vision transformer such as vit_small_patch16_224"
     patches = getattr(net, "patch_embed", None)
     if not isinstance(net, VisionTransformer) or not isinstance(patches, PatchEmbed):
         raise UserError(f"{wants}; '{name}' is none")

@@ -99,6 +99,16 @@ def test_ways_to_pretrain_are_rows_of_one_encoder(make_workspace):
         (("compare.other={pretrain: {kind: bioyl}}",), "compare.other.pretrain"),
         (("teachers.a={kind: pretrain}", "teacher.kind=pretrain"), "teacher or teachers"),
         (("teacher.kind=chekpoint",), "teacher.kind: 'chekpoint' is unknown"),
+        (
+            (
+                "teacher={kind: run, path: x}",
+                "pretrain=null",
+                "student={}",
+                "control={}",
+                "distill={steps: 3, losses: {a: {kind: simreg}}}",
+            ),
+            "control: needs a pretrain",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_by_its_key(models, overrides, reason):
