@@ -64,7 +64,7 @@ class MAE(Method):
         net = _plain_transformer(encoder)
         if decoder_dim % 4 or decoder_dim % decoder_heads:
             raise UserError(
-                f"pretrain.decoder_dim={decoder_dim} must be a multiple of 4 and of "
+                f"decoder_dim={decoder_dim} must be a multiple of 4 and of "
                 f"pretrain.decoder_heads={decoder_heads}"
             )
         self.normalize_targets = normalize_targets

@@ -194,7 +194,7 @@ def test_mae_resumes_bit_by_bit():
 
 
 def test_mae_refuses_what_is_no_plain_vision_transformer(make_encoder):
-    with pytest.raises(UserError, match=r"^pretrain\.kind=mae takes .*'resnet10t' is none$"):
+    with pytest.raises(UserError, match=r"^mae takes .*'resnet10t' is none$"):
         MAE(make_encoder())
     with pytest.raises(UserError, match="pools by attention"):
         MAE(make_vit(global_pool="map", class_token=False))
@@ -204,5 +204,5 @@ def test_mae_refuses_what_is_no_plain_vision_transformer(make_encoder):
 
 @pytest.mark.parametrize(("dim", "heads"), [(18, 2), (16, 3)])
 def test_a_decoder_that_cannot_be_is_refused(dim, heads):
-    with pytest.raises(UserError, match=rf"^pretrain\.decoder_dim={dim} .*decoder_heads={heads}$"):
+    with pytest.raises(UserError, match=rf"^decoder_dim={dim} .*decoder_heads={heads}$"):
         MAE(make_vit(), decoder_dim=dim, decoder_heads=heads)
