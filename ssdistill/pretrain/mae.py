@@ -65,7 +65,7 @@ class MAE(Method):
         if decoder_dim % 4 or decoder_dim % decoder_heads:
             raise UserError(
                 f"decoder_dim={decoder_dim} must be a multiple of 4 and of "
-                f"pretrain.decoder_heads={decoder_heads}"
+                f"decoder_heads={decoder_heads}"
             )
         self.normalize_targets = normalize_targets
         self.patch_size = net.patch_embed.patch_size[0]

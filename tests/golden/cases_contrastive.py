@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import torch
-from lightly.loss import NegativeCosineSimilarity, NTXentLoss
 from reference import (
     MANIFEST,
     SHAPES,
@@ -25,7 +24,10 @@ from ssdistill.losses.contrast import info_nce, info_nce_each
 from ssdistill.losses.crd import CRD
 from ssdistill.losses.disco import DisCo, squared_distances
 from ssdistill.losses.pcd import PCD
+from ssdistill.models.backbones import Encoder, EncoderSettings, build_encoder
 from ssdistill.models.representation import Outputs
+from ssdistill.pretrain.byol import BYOL
+from ssdistill.pretrain.simclr import SimCLR
 
 
 def settings(name: str) -> dict[str, float]:
@@ -162,10 +164,19 @@ def cassle_barlow() -> Compared:
     yield "grad_p", p_BD.grad
 
 
+def encoder() -> Encoder:
+    """A network to build a method around; the vectors it would make are given."""
+    args = {"layers": (1, 0, 0, 0), "channels": (8, 8, 8, 8), "stem_type": "deep", "stem_width": 8}
+    return build_encoder(EncoderSettings(name="resnet10t", args=args), 16)
+
+
 @case("ntxent")
 def ntxent() -> Compared:
     z_BD = leaf("ntxent/in/z")
-    loss = NTXentLoss(temperature=settings("ntxent")["T"])(*z_BD.chunk(2))
+    method = SimCLR(encoder(), temperature=settings("ntxent")["T"])
+    method.projector = nn.Identity()
+    method.embed = lambda views: views
+    (loss,) = method(list(z_BD.chunk(2)), batch_of()).values()
     backward(loss)
     yield "loss", loss
     yield "grad_z", z_BD.grad
@@ -173,8 +184,13 @@ def ntxent() -> Compared:
 
 @case("byol")
 def byol() -> Compared:
-    p_BD = leaf("byol/in/p")
-    loss = 2 + 2 * NegativeCosineSimilarity()(p_BD, number("byol/in/z"))
+    p_BD, z_BD = leaf("byol/in/p"), number("byol/in/z")
+    method = BYOL(encoder())
+    method.projector = method.predictor = method.target[1] = nn.Identity()
+    method.embed = lambda views: views
+    method.embeddings = lambda target, views: [z_BD, z_BD]
+    # One of two equal directions.
+    loss = method([p_BD, p_BD], batch_of())["byol"] / 2
     backward(loss)
     yield "loss", loss
     yield "grad_p", p_BD.grad
