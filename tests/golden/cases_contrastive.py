@@ -166,7 +166,7 @@ def cassle_barlow() -> Compared:
 
 def encoder() -> Encoder:
     """A network to build a method around; the vectors it would make are given."""
-    args = {"layers": (1, 0, 0, 0), "channels": (8, 8, 8, 8), "stem_type": "deep", "stem_width": 8}
+    args = {"layers": (1, 1, 0, 0), "channels": (8, 8, 8, 8), "stem_type": "deep", "stem_width": 8}
     return build_encoder(EncoderSettings(name="resnet10t", args=args), 16)
 
 
