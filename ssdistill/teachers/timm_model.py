@@ -16,7 +16,7 @@ from ssdistill.models.downloads import downloading
 from ssdistill.settings import PositiveInt
 from ssdistill.teachers import Pictures, Teacher
 from ssdistill.teachers.sizes import fit_size, size_inside, size_notices
-from ssdistill.teachers.weights import check_keys, file_sha256, weights_file, why
+from ssdistill.teachers.weights import check_keys, file_sha256, read_state, weights_file, why
 
 HUB = "hf-hub:"
 REMEDY = "set teacher.weights=FILE to read them from a file"
@@ -122,6 +122,8 @@ class TimmModel(Teacher):
         self, spec: EncoderSpec, config: PretrainedCfg, source: dict[str, Any], path: Path | None
     ) -> nn.Module:
         if path is not None:
+            # Versions of timm differ in whether they would unpickle it.
+            read_state(path)
             # Another number of classes makes timm drop the classifier of the file.
             overlay = {"file": str(path), "source": None, "num_classes": -1}
             source = {**source, "pretrained_cfg_overlay": overlay}

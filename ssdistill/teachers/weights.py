@@ -38,7 +38,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         UserError: a file that is neither, or that holds other objects than tensors.
     """
     try:
-        return timm.models.load_state_dict(str(path))
+        return timm.models.load_state_dict(str(path), weights_only=True)
     except Exception as error:  # each of the formats has errors of its own
         raise UserError(f"teacher.weights: {path} cannot be read ({why(error)})") from error
 

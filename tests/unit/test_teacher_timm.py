@@ -1,6 +1,7 @@
 """Teachers out of timm's collection, with random weights in files."""
 
 import json
+import os
 import types
 
 import pytest
@@ -297,3 +298,21 @@ def test_the_registry_knows_it():
     given = {"kind": "timm", "name": "resnet18", "input_size": 64}
     teacher = TEACHERS.build(TEACHERS.schema("timm").model_validate(given))
     assert (teacher.name, teacher.args, teacher.input_size) == ("resnet18", {}, 64)
+
+
+class Evil:
+    def __reduce__(self):
+        return (os.mkdir, ("made_by_a_pickle",))
+
+
+def test_a_file_that_would_run_something_is_refused_by_every_version(tmp_path, monkeypatch):
+    """Up to 1.0.20 at least, timm unpickled whatever it was given."""
+    monkeypatch.chdir(tmp_path)
+    torch.save({"x": Evil()}, "evil.pth")
+    read = timm.models._builder.load_state_dict
+    monkeypatch.setattr(
+        timm.models._builder, "load_state_dict", lambda path: read(path, weights_only=False)
+    )
+    with pytest.raises(UserError, match=r"evil.pth"):
+        TimmModel(name="resnet18", weights="evil.pth").load(pictures())
+    assert not (tmp_path / "made_by_a_pickle").exists()
