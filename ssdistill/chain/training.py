@@ -48,8 +48,9 @@ def pretrain(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str, 
     """An encoder trained by a self-supervised method, and the projector it was trained with."""
     task, settings = task_of(stage, workspace)
     metrics = train(task, settings, stage, workspace, tracker)
-    task.encoder.projector = task.projector
-    export(task.encoder, stage, tracker)
+    encoder, projector = task.exported
+    encoder.projector = projector
+    export(encoder, stage, tracker)
     return metrics
 
 

@@ -68,8 +68,9 @@ class RankMeSelection(Observer):
 
     def _measure(self, task: Task) -> float:
         # No bar: that of the training is on the terminal already.
-        size = task.encoder.spec.image_size
-        return effective_rank(extract(task.encoder, self.images_NHWC, size, progress=False))
+        encoder, _ = task.exported
+        size = encoder.spec.image_size
+        return effective_rank(extract(encoder, self.images_NHWC, size, progress=False))
 
     def _metrics(self) -> dict[str, float]:
         if not self.weights:
@@ -85,8 +86,8 @@ def spread(images_NHWC: np.ndarray, wanted: int, seed: int) -> np.ndarray:
 
 def _exported(task: Task) -> dict[str, nn.Module]:
     """The parts of a task that outlive its training."""
-    projector = getattr(task, "projector", None)
-    found = {"encoder": task.encoder, "projector": projector}
+    encoder, projector = task.exported
+    found = {"encoder": encoder, "projector": projector}
     return {name: module for name, module in found.items() if module is not None}
 
 

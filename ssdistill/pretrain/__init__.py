@@ -39,6 +39,10 @@ class Method(Task):
         self.num_views = len(self.recipes)
         self.projector: nn.Module | None = None
 
+    @property
+    def exported(self) -> tuple[Encoder, nn.Module | None]:
+        return self.encoder, self.projector
+
     def weights_at(self, step: int, num_steps: int) -> dict[str, float]:
         return {self.kind: 1.0}
 

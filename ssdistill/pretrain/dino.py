@@ -106,6 +106,12 @@ class DINO(Method):
     def _student(self) -> nn.ModuleList:
         return nn.ModuleList([self.encoder, self.projector, self.prototypes])
 
+    @property
+    def exported(self) -> tuple[Encoder, nn.Module]:
+        """The teacher's, which does better than the student throughout (sec. 5.2)."""
+        encoder, projector, _ = self.teacher
+        return encoder, projector
+
     def forward(self, views: list[Tensor], batch: Batch) -> dict[str, Tensor]:
         direction_KP = self.prototypes.weight
         if batch.step < self.freeze_last * batch.num_steps:

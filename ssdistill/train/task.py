@@ -34,5 +34,10 @@ class Task(nn.Module):
         """Weight of each loss in the total at one step, by name."""
         raise TypeError(f"{type(self).__name__} defines no weights")
 
+    @property
+    def exported(self) -> tuple[Encoder, nn.Module | None]:
+        """What outlives the training: the encoder, and the projector it was trained with."""
+        return self.encoder, None
+
     def after_step(self, step: int, num_steps: int) -> None:
         """Called after every optimizer step; momentum networks move here."""

@@ -163,14 +163,14 @@ def test_smaller_views_join_where_the_method_says_so(method):
 
 
 def test_the_encoder_is_saved_with_its_projector(method, tmp_path):
-    method.eval()
-    encoder = method.encoder
-    encoder.projector = method.projector
+    train(method, 2)
+    encoder, projector = method.eval().exported
+    encoder.projector = projector
     save_encoder(encoder, tmp_path)
     found = load_encoder(tmp_path)
     x_BCHW = make_views(method)[0]
     embedding_BD = encoder(x_BCHW).embedding_BD
     assert torch.equal(found(x_BCHW).embedding_BD, embedding_BD)
-    assert (found.projector is None) == (method.projector is None)
-    if found.projector is not None:
-        assert torch.equal(found.projector(embedding_BD), method.projector(embedding_BD))
+    assert (found.projector is None) == (projector is None)
+    if projector is not None:
+        assert torch.equal(found.projector(embedding_BD), projector(embedding_BD))

@@ -219,3 +219,9 @@ def test_dinos_projector_is_three_linear_layers_with_gelus_before_the_unit_lengt
     assert layers[0].weight.std().item() == pytest.approx(0.02, rel=0.1)
     normed = DINOProjector(hidden_dim=8, batch_norm="hidden").build(5)
     assert [type(m) for m in normed.layers][:3] == [nn.Linear, nn.BatchNorm1d, nn.GELU]
+
+
+def test_what_is_kept_is_the_teacher(make_dino):
+    dino = make_dino()
+    encoder, projector = dino.exported
+    assert (encoder, projector) == (dino.teacher[0], dino.teacher[1])

@@ -41,6 +41,10 @@ class Counting(Task):
         nn.init.zeros_(self.counter.weight)
         self.projector = self.counter if projector else None
 
+    @property
+    def exported(self):
+        return self.encoder, self.projector
+
     def weights_at(self, step, num_steps):
         return {"count": 1.0}
 
