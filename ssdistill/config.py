@@ -56,9 +56,11 @@ def _complete(tree: dict[str, Any]) -> dict[str, Any]:
     leaves as they are; each of several teachers with those of ``teacher`` and ``pretrain``."""
     complete = dict(tree)
     teacher = tree.get("teacher")
-    if tree.get("teachers") and isinstance(teacher, dict) and teacher.keys() <= {"encoder"}:
-        # A file that this one extends may have given the encoder of a single teacher.
-        del complete["teacher"]
+    if isinstance(teacher, dict):
+        complete["teacher"] = _complete_row(tree, teacher, "teacher")
+        if tree.get("teachers") and teacher.keys() <= {"encoder"}:
+            # A file that this one extends may have given the encoder of a single teacher.
+            del complete["teacher"]
     for section in ("compare", "teachers"):
         if isinstance(tree.get(section), dict):
             rows = tree[section].items()

@@ -53,7 +53,8 @@ def _locate(location: tuple, model: Any) -> tuple[list[str], list[str]]:
         models = [m for m in members if _is_model(m)]
         fields = models[0] if models else None
         tagged = [m for m in models if part in (_kind(m), _tag(m))]
-        if tagged and part not in _names(fields):
+        # Of several models the location names one first, which may be called like a setting.
+        if tagged and (len(models) > 1 or part not in _names(fields)):
             here = tagged[0]
             continue
         if fields is not None and (part in _names(fields) or isinstance(part, str)):

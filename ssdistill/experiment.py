@@ -235,5 +235,6 @@ class Experiment(Settings):
         """
         if self.teachers:
             return {f"teacher_{name}": teacher for name, teacher in self.teachers.items()}
-        alone = self.distill is None and self.pretrain is not None
-        return {self.pretrain.kind if alone else "teacher": self.teacher}
+        method = getattr(self.teacher, "pretrain", None) or self.pretrain
+        alone = self.distill is None and isinstance(self.teacher, PretrainedTeacher)
+        return {method.kind if alone and method else "teacher": self.teacher}

@@ -48,6 +48,12 @@ def test_other_weights_are_another_teacher_and_seeds_share_it(models, finished):
     assert (again.digest, again.seed) == (first.digest, first.seed)
 
 
+def test_only_what_is_pretrained_here_is_called_after_its_method(models, finished):
+    loaded = models(f"teacher={{kind: run, path: {finished()}}}", "distill=null")
+    assert list(loaded) == ["untrained", "teacher"]
+    assert list(models("teacher.pretrain=byol", "distill=null")) == ["untrained", "byol"]
+
+
 def test_a_missing_teacher_is_named_before_anything_is_trained(models, tmp_path):
     with pytest.raises(UserError, match="nowhere"):
         models(f"teacher={{kind: run, path: {tmp_path / 'nowhere'}}}", *BY_OTHERS)
@@ -98,6 +104,7 @@ def test_ways_to_pretrain_are_rows_of_one_encoder(make_workspace):
         (("student=null", "distill={steps: 3, losses: {a: {kind: simreg}}}"), "student: needed"),
         (("compare.other={pretrain: {kind: bioyl}}",), "compare.other.pretrain"),
         (("teachers.a={kind: pretrain}", "teacher.kind=pretrain"), "teacher or teachers"),
+        (("teacher.pretrain={kind: byol, hiden: 3}",), r"teacher\.pretrain\.hiden: no such"),
         (("teacher.kind=chekpoint",), "teacher.kind: 'chekpoint' is unknown"),
         (
             (
