@@ -112,7 +112,7 @@ GAUGE_COLUMNS = (
     Column("collapse/std", "std", decimals=3),
     Column("collapse/alignment", "alignment", decimals=3),
     Column("collapse/uniformity", "uniformity"),
-    Column("train/steps", "steps", "count"),
+    Column("train/steps", "steps", decimals=0),
 )
 """In the place of agreement, where encoders were pretrained and none was distilled."""
 
