@@ -8,10 +8,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ssdistill.data.batch import Batch
+from ssdistill.data.masking import shuffled
 from ssdistill.distill.gather import rank, world_size
 from ssdistill.models.backbones import Encoder
 from ssdistill.pretrain import Method
-from ssdistill.pretrain.mae import shuffled
 from ssdistill.settings import NonNegative, PositiveInt
 
 START_SIDE = 4

@@ -11,14 +11,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ssdistill.data.batch import Batch
-from ssdistill.data.counter_rng import uniform
+from ssdistill.data.masking import shuffled
 from ssdistill.errors import UserError
 from ssdistill.models.backbones import Encoder
 from ssdistill.pretrain import Method
 from ssdistill.settings import OpenFraction, PositiveInt
-
-_MASK = 0x6D61736B
-"""Stands for a view where the order of patches is drawn."""
 
 
 class MAE(Method):
@@ -131,15 +128,6 @@ class MAE(Method):
         decoded_BLE = self.decoder(torch.cat([token_BLE[:, :prefix], image_BNE], dim=1))
         masked_BM = order_BN[:, self.num_visible :]
         return self.predict(get_at_index(decoded_BLE[:, prefix:], masked_BM))
-
-
-def shuffled(batch: Batch, count: int) -> Tensor:
-    """The numbers 0 to ``count`` - 1 in a random order for each image, (B, count) int64.
-
-    A function of the step and the image, so a resumed training draws the same.
-    """
-    number_BN = uniform(batch.step, batch.epoch, batch.index_B, _MASK, count)
-    return number_BN.argsort(dim=1, stable=True)
 
 
 def _num_visible(num_patches: int, mask_ratio: float) -> int:

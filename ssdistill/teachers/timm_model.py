@@ -11,12 +11,13 @@ from timm.models import PretrainedCfg
 from torch import nn
 
 from ssdistill.errors import UserError
+from ssdistill.foreign.reading import sha256_of
 from ssdistill.models.backbones import Encoder, EncoderSpec, check_timm_name, encoder_around
 from ssdistill.models.downloads import downloading
 from ssdistill.settings import PositiveInt
 from ssdistill.teachers import Pictures, Teacher
 from ssdistill.teachers.sizes import fit_size, size_inside, size_notices
-from ssdistill.teachers.weights import check_keys, file_sha256, read_state, weights_file, why
+from ssdistill.teachers.weights import check_keys, read_state, weights_file, why
 
 HUB = "hf-hub:"
 REMEDY = "set teacher.weights=FILE to read them from a file"
@@ -55,7 +56,7 @@ class TimmModel(Teacher):
 
     def identity(self) -> dict[str, Any]:
         if self.weights is not None:
-            return {"sha256": file_sha256(weights_file(self.weights))}
+            return {"sha256": sha256_of(weights_file(self.weights))}
         if self.name.startswith(HUB):
             return {"hub": self.name.removeprefix(HUB)}
         config = self._registered()

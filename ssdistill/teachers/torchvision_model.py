@@ -9,6 +9,7 @@ from torch import Tensor
 from torchvision.models import WeightsEnum
 
 from ssdistill.errors import UserError, nearest
+from ssdistill.foreign.reading import sha256_of
 from ssdistill.models.backbones import Encoder, EncoderSpec, encoder_around
 from ssdistill.models.downloads import downloading
 from ssdistill.models.torchvision_net import (
@@ -20,7 +21,7 @@ from ssdistill.models.torchvision_twins import timm_twin
 from ssdistill.settings import PositiveInt
 from ssdistill.teachers import Pictures, Teacher
 from ssdistill.teachers.sizes import fit_size, size_inside, size_notices
-from ssdistill.teachers.weights import check_keys, file_sha256, read_state, weights_file
+from ssdistill.teachers.weights import check_keys, read_state, weights_file
 
 AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
 """Classifiers on the way that only training uses."""
@@ -52,7 +53,7 @@ class TorchvisionModel(Teacher):
         published = self._published()
         if self.weights in published:
             return {"url": published[self.weights].url}
-        return {"sha256": file_sha256(weights_file(self._path(published)))}
+        return {"sha256": sha256_of(weights_file(self._path(published)))}
 
     def load(self, pictures: Pictures) -> tuple[Encoder, list[str]]:
         published = self._published()

@@ -1,6 +1,5 @@
 """Files of weights that other programs have written."""
 
-import hashlib
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,12 +22,6 @@ def weights_file(path: str) -> Path:
     if not found.is_file():
         raise UserError(f"teacher.weights: no file {path}")
     return found
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a file of any size."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

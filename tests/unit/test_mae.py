@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 from ssdistill.data.batch import Batch
+from ssdistill.data.masking import shuffled
 from ssdistill.errors import UserError
 from ssdistill.models.backbones import EncoderSettings, build_encoder
-from ssdistill.pretrain.mae import MAE, shuffled
+from ssdistill.pretrain.mae import MAE
 
 TINY = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
 DECODER = {"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2}
