@@ -1,12 +1,12 @@
 """Protocol ``linear``: multinomial logistic regression on frozen, standardised features.
 
-The strength of the L2 penalty is chosen on a part of the training labels, the regression is
-then fitted to all of them, and the test set is looked at once.
+The strength of the L2 penalty is chosen on parts of the training labels, the regression is then
+fitted to all of them, and the test set is looked at once.
 """
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
@@ -17,8 +17,9 @@ from torch import Tensor
 
 from ssdistill.errors import UserError
 from ssdistill.evaluate.features import as_probe_data, binomial_error
-from ssdistill.evaluate.logistic import LogisticFit, chunk_logits, fit_logistic, moments, score
+from ssdistill.evaluate.logistic import chunk_logits
 from ssdistill.evaluate.rows import Rows, standardisation
+from ssdistill.evaluate.strength import Folds, best_fit
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ class LinearProbe:
         standard_error: binomial standard error of ``top1``.
         strength: the chosen L2 strength; scikit-learn's ``C`` is ``1 / (n_train * strength)``.
         held_out_top1: accuracy on the held-out training labels by strength (empty: no choice).
+        held_out: how many labels that is, all folds together.
         weight_KD, bias_K: the classifier for raw, not standardised, features.
         classes: label of every row of the weight.
         predictions: predicted label of every test image.
@@ -52,6 +54,7 @@ class LinearProbe:
     n_test: int
     strength: float
     held_out_top1: dict[float, float]
+    held_out: int
     weight_KD: Tensor = field(repr=False)
     bias_K: Tensor = field(repr=False)
     classes: np.ndarray = field(repr=False)
@@ -74,9 +77,10 @@ def linear_probe(
     *,
     strengths: Sequence[float] = STRENGTHS,
     holdout: float = 0.1,
+    folds: int | None = None,
     seed: int = 0,
 ) -> LinearProbe:
-    """Fit on the training features, choose on a part of them, report on the test features.
+    """Fit on the training features, choose on parts of them, report on the test features.
 
     Features are standardised with the mean and standard deviation of the training features. The
     best held-out accuracy wins; equal accuracies are told apart by held-out cross-entropy.
@@ -85,8 +89,10 @@ def linear_probe(
         train_ND, test_ND: features, numpy or torch; the work is done where ``train_ND`` is.
         train_labels, test_labels: integers, one per row.
         strengths: L2 strengths to choose from; one strength is used as it is.
-        holdout: share of every class's training labels the choice is made on.
-        seed: of the stratified split.
+        holdout: share of every class's training labels that a fold holds out.
+        folds: how many such parts the choice is made on, one after the other; by default as many
+            as hold out 2,000 labels together, which is one where there are 20,000.
+        seed: of the stratified folds.
 
     Raises:
         UserError: missing labels, one class only, test classes unseen in training, NaN or
@@ -95,17 +101,20 @@ def linear_probe(
     began = time.perf_counter()
     if not strengths or min(strengths) <= 0:
         raise UserError(f"strengths must be positive, got {tuple(strengths)}")
-    if not 0 < holdout < 1:
-        raise UserError(f"holdout must be between 0 and 1, got {holdout}")
+    split = Folds(holdout, folds, seed)
     train_ND, target_N, test_ND, test_target_N, classes_K = as_probe_data(
         train_ND, train_labels, test_ND, test_labels
     )
     mean_D, scale_D = standardisation(train_ND)
-    fit, strength, held_out_top1 = _best_fit(
-        partial(Rows, train_ND, mean_D, scale_D), target_N, len(classes_K), strengths, holdout, seed
+    choice = best_fit(
+        partial(Rows, train_ND, mean_D, scale_D),
+        target_N,
+        len(classes_K),
+        strengths,
+        split,
     )
-    weight_KD, bias_K = fit.raw(mean_D, scale_D)
-    tested = chunk_logits(Rows(test_ND, mean_D, scale_D, keep=0), fit.theta_PKE)
+    weight_KD, bias_K = choice.fit.raw(mean_D, scale_D)
+    tested = chunk_logits(Rows(test_ND, mean_D, scale_D, keep=0), choice.fit.theta_PKE)
     logits_NK = torch.cat([logits_11Kn[0, 0].T for _, _, logits_11Kn in tested])
     ranked_NT = logits_NK.topk(min(5, len(classes_K)), dim=1).indices
     hit_NT = ranked_NT == test_target_N[:, None]
@@ -116,100 +125,18 @@ def linear_probe(
         standard_error=binomial_error(top1, len(test_ND)),
         n_train=len(train_ND),
         n_test=len(test_ND),
-        strength=strength,
-        held_out_top1=held_out_top1,
+        strength=choice.strength,
+        held_out_top1=choice.held_out_top1,
+        held_out=choice.held_out,
         weight_KD=weight_KD[0].cpu(),
         bias_K=bias_K[0].cpu(),
         classes=classes_K.cpu().numpy(),
         predictions=classes_K[ranked_NT[:, 0]].cpu().numpy(),
         probabilities_NK=logits_NK.double().softmax(1).cpu().numpy(),
-        gradient=fit.gradient_P[0].item(),
-        warning=_at_an_end(strength, held_out_top1),
+        gradient=choice.fit.gradient_P[0].item(),
+        warning=_at_an_end(choice.strength, choice.held_out_top1),
         seconds=time.perf_counter() - began,
     )
-
-
-def stratified_split(target_N: Tensor, share: float, seed: int) -> Tensor:
-    """True for the rows held out: ``share`` of every class, at least one where it has two.
-
-    A class with a single row is never held out.
-    """
-    shuffle_N = torch.randperm(len(target_N), generator=torch.Generator().manual_seed(seed))
-    shuffled_N = target_N.cpu()[shuffle_N]
-    order_N = torch.argsort(shuffled_N, stable=True)
-    count_K = torch.bincount(shuffled_N)
-    first_K = count_K.cumsum(0) - count_K
-    rank_N = torch.arange(len(order_N)) - first_K.repeat_interleave(count_K)
-    quota_K = (share * count_K).round().long().clamp(min=1).minimum(count_K - 1)
-    held_N = torch.zeros(len(target_N), dtype=torch.bool)
-    held_N[shuffle_N[order_N]] = rank_N < quota_K.repeat_interleave(count_K)
-    return held_N.to(target_N.device)
-
-
-def _best_fit(
-    rows_of: Callable[[Tensor], Rows],
-    target_N: Tensor,
-    num_classes: int,
-    strengths: Sequence[float],
-    holdout: float,
-    seed: int,
-) -> tuple[LogisticFit, float, dict[float, float]]:
-    """The fit to all rows at the best strength, that strength, and held-out accuracies."""
-    strength_P = torch.tensor(sorted(set(strengths), reverse=True), dtype=torch.float64)
-    several = len(strength_P) > 1
-    order_N, fitted = torch.arange(len(target_N), device=target_N.device), 0
-    if several:
-        order_N, fitted = _held_out_last(target_N, holdout, seed)
-    rows, target_N = rows_of(order_N[None]), target_N[order_N]
-    moments_1EE = moments(rows)
-    best, held_out_top1, start = 0, {}, None
-    if several:
-        best, held_out_top1, start = _choose(
-            rows, target_N, num_classes, strength_P, fitted, moments_1EE
-        )
-    fit = fit_logistic(
-        rows,
-        target_N[None],
-        num_classes,
-        strength_P[best : best + 1],
-        start,
-        tolerance=1e-5,
-        moments_GEE=moments_1EE,
-    )
-    return fit, strength_P[best].item(), held_out_top1
-
-
-def _held_out_last(target_N: Tensor, share: float, seed: int) -> tuple[Tensor, int]:
-    """Row numbers with those held out at the end, each part in order, and how many are not."""
-    held_N = stratified_split(target_N, share, seed)
-    if not held_N.any():
-        raise UserError(
-            "every class has one training label only: the L2 strength cannot be chosen; "
-            "give more labels or a single strength"
-        )
-    return torch.argsort(held_N.byte(), stable=True), int((~held_N).sum())
-
-
-def _choose(
-    rows: Rows,
-    target_N: Tensor,
-    num_classes: int,
-    strength_P: Tensor,
-    fitted: int,
-    moments_1EE: Tensor,
-) -> tuple[int, dict[float, float], Tensor]:
-    """Index of the best strength, held-out accuracies, and its solution to start from."""
-    fit = fit_logistic(
-        rows.part(0, fitted),
-        target_N[None, :fitted],
-        num_classes,
-        strength_P,
-        moments_GEE=moments_1EE,
-    )
-    top1_P, loss_P = score(rows.part(fitted, len(rows)), target_N[fitted:], fit.theta_PKE)
-    best = min(range(len(strength_P)), key=lambda p: (-top1_P[p].item(), loss_P[p].item()))
-    by_strength = dict(zip(strength_P.tolist(), top1_P.tolist(), strict=True))
-    return best, by_strength, fit.theta_PKE[best : best + 1]
 
 
 def _at_an_end(strength: float, held_out_top1: dict[float, float]) -> str | None:

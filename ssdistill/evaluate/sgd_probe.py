@@ -13,9 +13,9 @@ from torch.nn import functional
 from ssdistill.data.recipes import ViewRecipe
 from ssdistill.errors import UserError
 from ssdistill.evaluate.features import as_probe_data, evaluating
-from ssdistill.evaluate.linear_probe import stratified_split
 from ssdistill.evaluate.rows import piece_rows, standardisation
 from ssdistill.evaluate.sgd_heads import Heads, HeadsTask
+from ssdistill.evaluate.strength import stratified_split
 from ssdistill.evaluate.subject import Subject
 from ssdistill.evaluate.supervised import (
     HeadInit,

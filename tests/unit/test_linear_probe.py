@@ -8,9 +8,10 @@ from sklearn.linear_model import LogisticRegression
 
 from ssdistill.errors import UserError
 from ssdistill.evaluate import rows as rows_module
-from ssdistill.evaluate.linear_probe import linear_probe, stratified_split
+from ssdistill.evaluate.linear_probe import linear_probe
 from ssdistill.evaluate.logistic import fit_logistic
 from ssdistill.evaluate.rows import Rows, standardisation
+from ssdistill.evaluate.strength import Folds, stratified_split
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +41,11 @@ def by_scikit_learn(data, strength):
 
 
 @pytest.mark.parametrize("strength", [1e-1, 1e-2, 1e-3])
-@pytest.mark.parametrize("name", ["digits", "correlated"])
+@pytest.mark.parametrize("name", ["digits", "correlated", "a hundred classes"])
 def test_accuracy_and_coefficients_are_scikit_learns(name, strength, digits):
-    data = digits if name == "digits" else correlated()
+    data = (
+        digits if name == "digits" else correlated(num_classes=7 if name == "correlated" else 100)
+    )
     expected_top1, expected_KD, std_D = by_scikit_learn(data, strength)
     probe = linear_probe(*data, strengths=[strength])
     assert abs(probe.top1 - expected_top1) <= 0.2
@@ -156,8 +159,8 @@ def test_best_strength_at_an_end_is_warned_of(caplog):
     x_ND = rng.normal(size=(1200, 400))
     x_ND[:, 0] += label_N
     data = x_ND[:800], label_N[:800], x_ND[800:], label_N[800:]
-    weak = linear_probe(*data, strengths=[1e-2, 1e-6], holdout=0.5)
-    assert weak.held_out_top1[1e-2] > weak.held_out_top1[1e-6]
+    weak = linear_probe(*data, strengths=[1.0, 1e-6], holdout=0.5)
+    assert weak.held_out_top1[1.0] > weak.held_out_top1[1e-6]
     assert "strongest" in weak.warning and "widen evaluate.linear.strengths" in weak.warning
     assert weak.warning in caplog.text
     caplog.clear()
@@ -247,6 +250,42 @@ def test_split_is_stratified_and_spares_single_labels():
     assert not torch.equal(held_N, stratified_split(target_N, 0.1, seed=1))
 
 
+def test_folds_hold_out_every_label_once():
+    target_N = torch.tensor([0] * 100 + [1] * 20 + [2] * 12)[torch.randperm(132)]
+    held_FN = torch.stack([stratified_split(target_N, 0.25, 3, fold) for fold in range(4)])
+    assert (held_FN.sum(0) == 1).all()
+    assert (held_FN.sum(1) == 25 + 5 + 3).all()
+
+
+@pytest.mark.parametrize(("rows", "folds"), [(50_000, 1), (20_000, 1), (5000, 4), (300, 10)])
+def test_few_labels_are_held_out_in_more_folds(rows, folds):
+    assert Folds(0.1, None, 0).enough(rows) == folds
+
+
+def test_choice_of_folds_is_that_of_each_of_them_alone(digits):
+    x_ND, label_N, _, _ = digits
+    grid = [1.0, 1e-2, 1e-3]
+    target_N = torch.as_tensor(label_N)
+    together = linear_probe(*digits, strengths=grid, holdout=0.2, folds=3)
+    alone = []
+    for fold in range(3):
+        held_N = stratified_split(target_N, 0.2, 0, fold).numpy()
+        # Standardised as a whole: the probe sees all features, the labels of a part.
+        z_ND = (x_ND - x_ND.mean(0)) / np.where(x_ND.std(0) > 0, x_ND.std(0), 1)
+        fitted, asked = (z_ND[~held_N], label_N[~held_N]), (z_ND[held_N], label_N[held_N])
+        by_grid = []
+        for strength in grid:
+            c = 1 / (len(fitted[0]) * strength)
+            model = LogisticRegression(C=c, tol=1e-6, max_iter=5000).fit(*fitted)
+            by_grid.append(100 * model.score(*asked))
+        alone.append(by_grid)
+    assert list(together.held_out_top1) == grid
+    assert together.held_out == sum(
+        int(stratified_split(target_N, 0.2, 0, fold).sum()) for fold in range(3)
+    )
+    np.testing.assert_allclose(list(together.held_out_top1.values()), np.mean(alone, 0), atol=0.2)
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -261,6 +300,7 @@ def test_split_is_stratified_and_spares_single_labels():
         ({"test_ND": np.zeros((0, 64))}, "non-empty"),
         ({"strengths": [0.0]}, "positive"),
         ({"holdout": 1.0}, "holdout"),
+        ({"folds": 11}, "folds=11: with holdout=0.1 there are 10 at most"),
     ],
 )
 def test_mistakes_are_named(change, says, digits):

@@ -7,8 +7,9 @@ from pydantic import Field
 
 from ssdistill.evaluate.linear_probe import STRENGTHS, linear_probe
 from ssdistill.evaluate.protocols import Found, Protocol, classified
+from ssdistill.evaluate.strength import Folds
 from ssdistill.evaluate.subject import Subject
-from ssdistill.settings import NonNegativeInt, OpenFraction, Positive
+from ssdistill.settings import NonNegativeInt, OpenFraction, Positive, PositiveInt
 
 
 class Linear(Protocol):
@@ -19,8 +20,10 @@ class Linear(Protocol):
 
     Args:
         strengths: L2 strengths to choose from.
-        holdout: share of every class's training labels the choice is made on.
-        seed: of the split.
+        holdout: share of every class's training labels that a fold holds out.
+        folds: how many such parts the choice is made on; by default as many as hold out 2,000
+            labels together, which is one where there are 20,000.
+        seed: of the folds.
     """
 
     kind = "linear"
@@ -32,19 +35,26 @@ class Linear(Protocol):
         *,
         strengths: Annotated[tuple[Positive, ...], Field(min_length=1)] = STRENGTHS,
         holdout: OpenFraction = 0.1,
+        folds: PositiveInt | None = None,
         seed: NonNegativeInt = 0,
     ):
+        Folds(holdout, folds, seed)  # refuses what cannot be held out before anything is trained
         self.strengths: Sequence[float] = strengths
-        self.holdout, self.seed = holdout, seed
+        self.holdout, self.folds, self.seed = holdout, folds, seed
 
     def judge(self, subject: Subject) -> Found:
         probe = linear_probe(
-            *subject.probe_data(), strengths=self.strengths, holdout=self.holdout, seed=self.seed
+            *subject.probe_data(),
+            strengths=self.strengths,
+            holdout=self.holdout,
+            folds=self.folds,
+            seed=self.seed,
         )
         classification = classified(subject, probe)
         details = {
             "strength": probe.strength,
             "held_out_top1": probe.held_out_top1,
+            "held_out": probe.held_out,
             "gradient": probe.gradient,
         }
         if probe.warning:
