@@ -22,7 +22,7 @@ from probe_memory import draw
 from sklearn.linear_model import LogisticRegression
 
 from ssdistill.evaluate.features import extract
-from ssdistill.evaluate.linear_probe import LinearProbe, linear_probe
+from ssdistill.evaluate.probes.linear_probe import LinearProbe, linear_probe
 from ssdistill.models.backbones import build_encoder
 
 DRAWN = {"rows": 60_000, "width": 512, "classes": 10}

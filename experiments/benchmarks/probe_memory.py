@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from measuring import publish
 
-from ssdistill.evaluate.linear_probe import linear_probe
+from ssdistill.evaluate.probes.linear_probe import linear_probe
 from ssdistill.measure.memory import CLEAR, RESET_PEAK, STATUS
 
 TEST = 10_000

@@ -12,9 +12,9 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from ssdistill.chain.workspace import MODEL, Workspace
 from ssdistill.data.recipes import RECIPES
-from ssdistill.evaluate.agreement import agreement, side_by_side
-from ssdistill.evaluate.collapse import alpha, gauges
-from ssdistill.evaluate.lidar import view_gauges
+from ssdistill.evaluate.gauges.agreement import agreement, side_by_side
+from ssdistill.evaluate.gauges.collapse import alpha, gauges
+from ssdistill.evaluate.gauges.lidar import view_gauges
 from ssdistill.evaluate.protocols import Protocol
 from ssdistill.evaluate.settings import EvaluateSettings
 from ssdistill.evaluate.subject import Subject

@@ -4,9 +4,15 @@ import torch
 
 from ssdistill.chain.workspace import Workspace
 from ssdistill.data.recipes import RECIPES
-from ssdistill.evaluate.online_probe import OnlineProbe
-from ssdistill.evaluate.selection import Agreement, Criterion, EffectiveRank, Lidar, Selection
-from ssdistill.evaluate.watch import AgreementWatch
+from ssdistill.evaluate.gauges.selection import (
+    Agreement,
+    Criterion,
+    EffectiveRank,
+    Lidar,
+    Selection,
+)
+from ssdistill.evaluate.gauges.watch import AgreementWatch
+from ssdistill.evaluate.probes.online_probe import OnlineProbe
 from ssdistill.record.tracker import TrackingSettings
 from ssdistill.stages import Stage
 from ssdistill.train.loop import Training

@@ -9,7 +9,7 @@ from ssdistill.chain.evaluation import GAUGED, gauged
 from ssdistill.chain.plan import evaluations_of, models_of
 from ssdistill.chain.training import VIEWS
 from ssdistill.chain.workspace import Workspace
-from ssdistill.evaluate.knn_probe import neighbours
+from ssdistill.evaluate.nearest import neighbours
 from ssdistill.evaluate.settings import EvaluateSettings
 from ssdistill.record.comparisons import LatencyPoint, Score, SizePoint
 from ssdistill.record.front import FRONT, load_front

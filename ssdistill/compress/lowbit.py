@@ -15,7 +15,7 @@ from ssdistill.compress.codes.mean_shifts import correct_shifts
 from ssdistill.compress.given import check_given
 from ssdistill.compress.keeping import likeness_to
 from ssdistill.errors import UserError, nearest
-from ssdistill.evaluate.agreement import centred_cosine
+from ssdistill.evaluate.gauges.agreement import centred_cosine
 from ssdistill.models.coding import Uniform
 from ssdistill.models.model import Model
 from ssdistill.settings import OpenFraction, PositiveInt, Settings

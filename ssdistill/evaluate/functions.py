@@ -10,8 +10,8 @@ import torch
 
 from ssdistill.errors import UserError, nearest
 from ssdistill.evaluate.features import Precision
-from ssdistill.evaluate.opening import open_encoder, own_size
-from ssdistill.evaluate.pictures import open_pictures
+from ssdistill.evaluate.opening.encoders import open_encoder, own_size
+from ssdistill.evaluate.opening.pictures import open_pictures
 from ssdistill.evaluate.protocols import Protocol
 from ssdistill.evaluate.result import Result
 from ssdistill.evaluate.subject import Subject
@@ -36,8 +36,8 @@ def open_subject(
     Protocols that are given one subject share its features, which are extracted once.
 
     Args:
-        encoder: what :func:`ssdistill.evaluate.opening.open_encoder` takes; or a subject.
-        data: what :func:`ssdistill.evaluate.pictures.open_pictures` takes; left out where
+        encoder: what :func:`ssdistill.evaluate.opening.encoders.open_encoder` takes; or a subject.
+        data: what :func:`ssdistill.evaluate.opening.pictures.open_pictures` takes; left out where
             ``encoder`` is a subject.
         name: what it is called in messages.
         image_size: side in pixels of the images it is given; its own by default.

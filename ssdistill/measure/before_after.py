@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ssdistill.errors import UserError
-from ssdistill.evaluate.agreement import agreement
+from ssdistill.evaluate.gauges.agreement import agreement
 from ssdistill.measure.latency import PairedLatency, paired_latency
 from ssdistill.measure.model_costs import costs_of
 from ssdistill.measure.turns import Clock
@@ -56,8 +56,8 @@ def before_after(
         of ``before`` with ``_before`` at the end (``params_before``), ``speedup`` and
         ``speedup_batch64`` with the ends of their intervals (``speedup_low``, ``speedup_high``),
         and ``smaller`` (bytes before over bytes after); under ``agree/parent/`` what
-        :func:`ssdistill.evaluate.agreement.agreement` says of the two. What cannot be measured
-        (a model that no runtime can be timed with) is left out.
+        :func:`ssdistill.evaluate.gauges.agreement.agreement` says of the two. What cannot be
+        measured (a model that no runtime can be timed with) is left out.
 
         The facts: ``bytes`` and ``latency`` of ``after`` as shares of those before, ``cka``, and
         the ``runtime`` that was timed. Shares that are not known are NaN, which no gate passes.
@@ -85,8 +85,9 @@ def before_after(
 
 
 def agreed_on(before: Any, after: Any, inputs: Tensor) -> dict[str, float]:
-    """How the embeddings of two models agree; see :func:`ssdistill.evaluate.agreement.agreement`.
+    """How the embeddings of two models agree.
 
+    See :func:`ssdistill.evaluate.gauges.agreement.agreement`.
     Of a handful of inputs, as many neighbours as usual would be all there are.
     """
     k = max(1, min(NEIGHBOURS, len(inputs) // 2))

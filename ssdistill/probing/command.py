@@ -131,7 +131,7 @@ def _check_files(options: argparse.Namespace) -> None:
 
 
 def _is_setting(word: str) -> bool:
-    from ssdistill.evaluate.named_encoders import named_encoder
+    from ssdistill.evaluate.opening.named_encoders import named_encoder
 
     return "=" in word and not Path(word).exists() and named_encoder(word) is None
 

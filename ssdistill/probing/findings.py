@@ -6,8 +6,8 @@ from functools import cached_property
 import numpy as np
 from torch import Tensor
 
+from ssdistill.evaluate.opening.pictures import Shown
 from ssdistill.evaluate.paired import MARGIN, Paired
-from ssdistill.evaluate.pictures import Shown
 from ssdistill.evaluate.protocols import Protocol
 from ssdistill.evaluate.result import Result
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 
 from ssdistill.errors import UserError
-from ssdistill.evaluate.named_encoders import named_encoder
+from ssdistill.evaluate.opening.named_encoders import named_encoder
 
 SAYING_NOTHING = re.compile(r"model|model\..*|s\d+")
 """Parts of a path that say little: where every run keeps its model."""

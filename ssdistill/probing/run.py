@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from ssdistill.errors import UserError
-from ssdistill.evaluate.agreement import agreement
-from ssdistill.evaluate.collapse import gauges
 from ssdistill.evaluate.features import Precision
 from ssdistill.evaluate.functions import as_device
-from ssdistill.evaluate.opening import Opened, open_encoder, own_size, takes_statistics
+from ssdistill.evaluate.gauges.agreement import agreement
+from ssdistill.evaluate.gauges.collapse import gauges
+from ssdistill.evaluate.opening.encoders import Opened, open_encoder, own_size, takes_statistics
+from ssdistill.evaluate.opening.pictures import Shown, open_pictures
 from ssdistill.evaluate.paired import MARGIN
-from ssdistill.evaluate.pictures import Shown, open_pictures
 from ssdistill.evaluate.protocols import Protocol
 from ssdistill.evaluate.subject import Subject
 from ssdistill.probing.asking import ask
@@ -39,9 +39,9 @@ def probe(
     """Judge encoders, as ``ssdistill probe`` does.
 
     Args:
-        models: one or several of what :func:`ssdistill.evaluate.opening.open_encoder` takes; a
-            mapping gives them names.
-        data: what :func:`ssdistill.evaluate.pictures.open_pictures` takes.
+        models: one or several of what
+            :func:`ssdistill.evaluate.opening.encoders.open_encoder` takes; a mapping names them.
+        data: what :func:`ssdistill.evaluate.opening.pictures.open_pictures` takes.
         protocols: names such as ``linear`` or ``knn_dinov2``; by default those of a config.
         settings: of protocols, by name; data_settings: over those that ``data`` says.
         image_size: side in pixels of the images encoders are given; each one's own by default.

@@ -9,7 +9,7 @@ from tiny_subjects import KINDS, SIDE, TEST, TRAIN, build, make_encoder, picture
 from torch import nn
 
 from ssdistill.data.views import eval_view
-from ssdistill.evaluate.online_probe import OnlineProbe
+from ssdistill.evaluate.probes.online_probe import OnlineProbe
 from ssdistill.evaluate.subject import LabeledImages
 from ssdistill.registry import PROTOCOLS
 

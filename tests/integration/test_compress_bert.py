@@ -12,7 +12,7 @@ from ssdistill.compress.prune import Prune
 from ssdistill.compress.quantize import Quantize
 from ssdistill.compress.recover import Recover
 from ssdistill.compress.refit import Refit
-from ssdistill.evaluate.agreement import agreement
+from ssdistill.evaluate.gauges.agreement import agreement
 from ssdistill.measure.parameters import count_parameters
 from ssdistill.models.artifacts import load_weights, save_weights
 from ssdistill.models.wrapped import Wrapped

@@ -77,7 +77,7 @@ def test_one_model_is_shown_with_every_measure_and_written_to_every_file(
     assert set(model["results"]) >= {"linear", "knn", "low_shot"}
 
     # What the protocol itself says of the same encoder on the same pictures.
-    from ssdistill.evaluate.pictures import open_pictures
+    from ssdistill.evaluate.opening.pictures import open_pictures
 
     shown = open_pictures("digits", root=cache)
     subject = Subject(load(folder / "teacher/s0"), shown.train, shown.test)

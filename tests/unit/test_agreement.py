@@ -7,8 +7,8 @@ from scipy.stats import spearmanr
 from sklearn.neighbors import NearestNeighbors
 
 from ssdistill.errors import UserError
-from ssdistill.evaluate import agreement as module
-from ssdistill.evaluate.agreement import (
+from ssdistill.evaluate.gauges import agreement as module
+from ssdistill.evaluate.gauges.agreement import (
     LinearCKA,
     agreement,
     centred_cosine,

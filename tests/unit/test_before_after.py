@@ -8,7 +8,7 @@ from torch import nn
 
 from ssdistill.compress.gate import Gate
 from ssdistill.errors import UserError
-from ssdistill.evaluate.agreement import agreement
+from ssdistill.evaluate.gauges.agreement import agreement
 from ssdistill.measure import before_after as measured
 from ssdistill.measure.before_after import before_after, embeddings, same_runtime
 from ssdistill.measure.model_costs import costs_of

@@ -10,8 +10,8 @@ from ssdistill.chain import evaluation
 from ssdistill.data.recipes import RECIPES
 from ssdistill.data.views import make_view
 from ssdistill.errors import UserError
-from ssdistill.evaluate import collapse
-from ssdistill.evaluate.collapse import (
+from ssdistill.evaluate.gauges import collapse
+from ssdistill.evaluate.gauges.collapse import (
     alignment,
     alpha,
     effective_rank,

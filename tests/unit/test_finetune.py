@@ -8,9 +8,9 @@ from judged import Colours, colour_subject, picture_subject, state_of
 from torch import nn
 
 from ssdistill.errors import UserError
-from ssdistill.evaluate import finetuning
-from ssdistill.evaluate.finetuning import FineTuningTask, draw_fraction, trainable_copy
-from ssdistill.evaluate.layer_decay import decayed_rates, depths
+from ssdistill.evaluate.probes import finetuning
+from ssdistill.evaluate.probes.finetuning import FineTuningTask, draw_fraction, trainable_copy
+from ssdistill.evaluate.probes.layer_decay import decayed_rates, depths
 from ssdistill.evaluate.protocols.finetune import Finetune
 from ssdistill.models.factorized import Factorized
 from ssdistill.models.representation import Representation

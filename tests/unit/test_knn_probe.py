@@ -7,9 +7,10 @@ from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 
 from ssdistill.errors import UserError
-from ssdistill.evaluate import knn_probe as knn
 from ssdistill.evaluate import nearest, vectors
-from ssdistill.evaluate.knn_probe import knn_probe, neighbours
+from ssdistill.evaluate.nearest import neighbours
+from ssdistill.evaluate.probes import knn_probe as knn
+from ssdistill.evaluate.probes.knn_probe import knn_probe
 from ssdistill.evaluate.protocols.knn import Knn
 from ssdistill.registry import PROTOCOLS
 

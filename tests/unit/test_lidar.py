@@ -10,9 +10,9 @@ import torch
 from ssdistill.data.recipes import RECIPES
 from ssdistill.data.views import make_view
 from ssdistill.errors import UserError
-from ssdistill.evaluate import lidar as module
-from ssdistill.evaluate.collapse import ROUNDING, alignment
-from ssdistill.evaluate.lidar import lidar, view_embeddings, view_gauges
+from ssdistill.evaluate.gauges import lidar as module
+from ssdistill.evaluate.gauges.collapse import ROUNDING, alignment
+from ssdistill.evaluate.gauges.lidar import lidar, view_embeddings, view_gauges
 from ssdistill.models.representation import Representation
 
 

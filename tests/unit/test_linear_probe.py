@@ -8,10 +8,10 @@ from sklearn.linear_model import LogisticRegression
 
 from ssdistill.errors import UserError
 from ssdistill.evaluate import rows as rows_module
-from ssdistill.evaluate.linear_probe import linear_probe
-from ssdistill.evaluate.logistic import fit_logistic
+from ssdistill.evaluate.probes.linear_probe import linear_probe
+from ssdistill.evaluate.probes.logistic import fit_logistic
+from ssdistill.evaluate.probes.strength import Folds, stratified_split
 from ssdistill.evaluate.rows import Rows, standardisation
-from ssdistill.evaluate.strength import Folds, stratified_split
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,12 @@ from torch.nn import functional
 from ssdistill.data.recipes import RECIPES
 from ssdistill.errors import UserError
 from ssdistill.evaluate.features import as_probe_data
-from ssdistill.evaluate.linear_probe import linear_probe
+from ssdistill.evaluate.probes.linear_probe import linear_probe
+from ssdistill.evaluate.probes.sgd_heads import Heads
+from ssdistill.evaluate.probes.sgd_probe import HeadTraining, _scale, sgd_probe, train_heads
+from ssdistill.evaluate.probes.supervised import recipe_for
 from ssdistill.evaluate.protocols.linear_sgd import LinearSGD
-from ssdistill.evaluate.sgd_heads import Heads
-from ssdistill.evaluate.sgd_probe import HeadTraining, _scale, sgd_probe, train_heads
 from ssdistill.evaluate.subject import LabeledImages, Subject
-from ssdistill.evaluate.supervised import recipe_for
 from ssdistill.registry import PROTOCOLS
 
 PLAIN = {"momentum": 0.9, "schedule": "cosine", "warmup": 0.0, "weight_decay": 0.0}

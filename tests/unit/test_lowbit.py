@@ -10,7 +10,7 @@ from ssdistill.compress.codes.mean_shifts import correct_shifts
 from ssdistill.compress.lowbit import LowBit, TrainingOnGrid, put_on_grid
 from ssdistill.compress.matching import match_embeddings
 from ssdistill.errors import UserError
-from ssdistill.evaluate.agreement import centred_cosine
+from ssdistill.evaluate.gauges.agreement import centred_cosine
 from ssdistill.measure.parameters import count_parameters
 from ssdistill.models.artifacts import load_encoder, save_encoder
 from ssdistill.models.wrapped import Wrapped

@@ -10,8 +10,8 @@ from lightning_fabric import Fabric
 from ssdistill.data.loader import Loader
 from ssdistill.data.recipes import RECIPES
 from ssdistill.errors import UserError
-from ssdistill.evaluate.online_probe import OnlineProbe
-from ssdistill.evaluate.selection import EffectiveRank, Lidar, Selection
+from ssdistill.evaluate.gauges.selection import EffectiveRank, Lidar, Selection
+from ssdistill.evaluate.probes.online_probe import OnlineProbe
 from ssdistill.pretrain.byol import BYOL, BYOLPredictor, BYOLProjector
 from ssdistill.record.run import Run, read_metrics
 from ssdistill.record.tracker import Tracker, TrackingSettings

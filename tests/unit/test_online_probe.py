@@ -11,7 +11,7 @@ import torch
 
 import ssdistill
 from ssdistill.errors import UserError
-from ssdistill.evaluate.online_probe import LEARNING_RATE, MOMENTUM, OnlineProbe
+from ssdistill.evaluate.probes.online_probe import LEARNING_RATE, MOMENTUM, OnlineProbe
 
 PACKAGE = Path(ssdistill.__file__).parent
 
@@ -140,7 +140,7 @@ def test_the_probe_reads_labels_once_and_in_the_room_that_may():
     probe = OnlineProbe(store, 8)
     for _ in range(3):
         step(probe, blobs(store._labels))
-    assert store.readers == [PACKAGE / "evaluate" / "online_probe.py"]
+    assert store.readers == [PACKAGE / "evaluate" / "probes" / "online_probe.py"]
 
 
 def test_labels_are_read_where_models_are_judged_and_nowhere_else():
@@ -152,3 +152,17 @@ def test_labels_are_read_where_models_are_judged_and_nowhere_else():
                 readers.add(path.relative_to(PACKAGE).as_posix())
     outside = {name for name in readers if not name.startswith(("data/", "evaluate/"))}
     assert outside == {"probing/findings.py"}  # the colours of a map, once everything is judged
+
+
+def test_what_needs_no_labels_is_built_on_nothing_that_does():
+    """Training, compression and the gauges see of ``evaluate`` what never asks for a label."""
+    free = {"features", "gauges", "nearest", "rows", "vectors"}
+    judging = ("evaluate/", "chain/", "probing/", "record/", "cli.py", "experiment.py")
+    for path in PACKAGE.rglob("*.py"):
+        name = path.relative_to(PACKAGE).as_posix()
+        if name.startswith(judging) and not name.startswith("evaluate/gauges/"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            room = (getattr(node, "module", None) or "").split(".")
+            if isinstance(node, ast.ImportFrom) and room[:2] == ["ssdistill", "evaluate"]:
+                assert {*room[2:3]} <= free and room[2:], f"{name} imports {node.module}"

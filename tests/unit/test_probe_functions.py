@@ -10,7 +10,7 @@ from PIL import Image
 import ssdistill.evaluate
 from ssdistill.errors import UserError
 from ssdistill.evaluate.functions import as_device, open_subject
-from ssdistill.evaluate.pictures import open_pictures
+from ssdistill.evaluate.opening.pictures import open_pictures
 from ssdistill.evaluate.protocols.linear import Linear
 from ssdistill.evaluate.result import Result
 from ssdistill.evaluate.subject import Subject

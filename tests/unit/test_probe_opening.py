@@ -12,8 +12,13 @@ from onnx import TensorProto, helper
 from torch import nn
 
 from ssdistill.errors import UserError
-from ssdistill.evaluate.bare_onnx import BareOnnx
-from ssdistill.evaluate.opening import TensorEncoder, open_encoder, own_size, takes_statistics
+from ssdistill.evaluate.opening.bare_onnx import BareOnnx
+from ssdistill.evaluate.opening.encoders import (
+    TensorEncoder,
+    open_encoder,
+    own_size,
+    takes_statistics,
+)
 from ssdistill.models.artifacts import save_encoder
 from ssdistill.models.representation import Representation
 from ssdistill.teachers import Pictures

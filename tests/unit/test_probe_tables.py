@@ -9,7 +9,7 @@ import pytest
 
 import ssdistill
 from ssdistill.errors import UserError
-from ssdistill.evaluate.agreement import agreement
+from ssdistill.evaluate.gauges.agreement import agreement
 from ssdistill.evaluate.paired import paired_test
 from ssdistill.probing.files import to_csv, to_json, to_markdown
 from ssdistill.probing.page import render

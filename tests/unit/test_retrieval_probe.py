@@ -5,10 +5,10 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import average_precision_score
 
 from ssdistill.errors import UserError
-from ssdistill.evaluate import retrieval_probe as retrieval
 from ssdistill.evaluate import vectors
+from ssdistill.evaluate.probes import retrieval_probe as retrieval
+from ssdistill.evaluate.probes.retrieval_probe import retrieve
 from ssdistill.evaluate.protocols.retrieval import Retrieval
-from ssdistill.evaluate.retrieval_probe import retrieve
 
 
 @pytest.fixture(scope="module")

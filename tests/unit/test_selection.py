@@ -15,10 +15,10 @@ from ssdistill.data.loader import Loader
 from ssdistill.data.recipes import RECIPES
 from ssdistill.data.views import eval_view, make_view
 from ssdistill.errors import UserError
-from ssdistill.evaluate import selection
-from ssdistill.evaluate.lidar import lidar
-from ssdistill.evaluate.online_probe import OnlineProbe
-from ssdistill.evaluate.selection import Agreement, EffectiveRank, Lidar, Selection
+from ssdistill.evaluate.gauges import selection
+from ssdistill.evaluate.gauges.lidar import lidar
+from ssdistill.evaluate.gauges.selection import Agreement, EffectiveRank, Lidar, Selection
+from ssdistill.evaluate.probes.online_probe import OnlineProbe
 from ssdistill.record.run import Run
 from ssdistill.record.tracker import Tracker, TrackingSettings
 from ssdistill.registry import METHODS

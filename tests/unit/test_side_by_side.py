@@ -2,7 +2,7 @@ import numpy as np
 import torch
 
 from ssdistill.chain.evaluation import side_by_side
-from ssdistill.evaluate.agreement import agreement
+from ssdistill.evaluate.gauges.agreement import agreement
 
 
 def test_one_teachers_features_are_left_as_they_are():

@@ -8,8 +8,8 @@ from ssdistill.data.sources import Npz, Stl10
 from ssdistill.data.store import open_store
 from ssdistill.errors import UserError
 from ssdistill.evaluate.features import extract
-from ssdistill.evaluate.knn_probe import knn_probe
-from ssdistill.evaluate.linear_probe import linear_probe
+from ssdistill.evaluate.probes.knn_probe import knn_probe
+from ssdistill.evaluate.probes.linear_probe import linear_probe
 from ssdistill.evaluate.protocols import transfer
 from ssdistill.evaluate.protocols.transfer import Transfer, names
 from ssdistill.evaluate.settings import EvaluateSettings

@@ -12,12 +12,12 @@ from ssdistill.chain.observers import observers_of
 from ssdistill.data.loader import Loader
 from ssdistill.data.recipes import RECIPES
 from ssdistill.distill.distiller import Distiller, shapes
-from ssdistill.evaluate import watch
-from ssdistill.evaluate.agreement import LinearCKA
-from ssdistill.evaluate.collapse import gauges
 from ssdistill.evaluate.features import extract
-from ssdistill.evaluate.selection import Agreement, Selection
-from ssdistill.evaluate.watch import AgreementWatch, sample_indices
+from ssdistill.evaluate.gauges import watch
+from ssdistill.evaluate.gauges.agreement import LinearCKA
+from ssdistill.evaluate.gauges.collapse import gauges
+from ssdistill.evaluate.gauges.selection import Agreement, Selection
+from ssdistill.evaluate.gauges.watch import AgreementWatch, sample_indices
 from ssdistill.record.run import Run, read_metrics
 from ssdistill.record.tracker import Tracker, TrackingSettings
 from ssdistill.registry import LOSSES

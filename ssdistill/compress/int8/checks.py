@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ssdistill.errors import UserError
-from ssdistill.evaluate.agreement import LinearCKA, centred_cosine
+from ssdistill.evaluate.gauges.agreement import LinearCKA, centred_cosine
 from ssdistill.models.backbones import Encoder
 from ssdistill.models.model import Model
 from ssdistill.runtimes import RuntimeModel

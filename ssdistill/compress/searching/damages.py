@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ssdistill.compress import Context
 from ssdistill.compress.searching.actions import Actions, Site, embed
-from ssdistill.evaluate.agreement import LinearCKA, centred_cosine
+from ssdistill.evaluate.gauges.agreement import LinearCKA, centred_cosine
 from ssdistill.files import disk_errors, drop_half_line
 
 DAMAGES = "damages.jsonl"

@@ -4,7 +4,7 @@ from typing import Literal
 
 import numpy as np
 
-from ssdistill.evaluate.cluster_probe import cluster
+from ssdistill.evaluate.probes.cluster_probe import cluster
 from ssdistill.evaluate.protocols import Found, Protocol
 from ssdistill.evaluate.subject import Subject
 from ssdistill.settings import NonNegativeInt, PositiveInt

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from ssdistill.errors import UserError
-from ssdistill.evaluate.knn_probe import Weights, knn_probe
+from ssdistill.evaluate.probes.knn_probe import Weights, knn_probe
 from ssdistill.evaluate.protocols import Found, Protocol, classified
 from ssdistill.evaluate.subject import Subject
 from ssdistill.evaluate.vectors import Distance

@@ -5,9 +5,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from ssdistill.evaluate.linear_probe import STRENGTHS, linear_probe
+from ssdistill.evaluate.probes.linear_probe import STRENGTHS, linear_probe
+from ssdistill.evaluate.probes.strength import Folds
 from ssdistill.evaluate.protocols import Found, Protocol, classified
-from ssdistill.evaluate.strength import Folds
 from ssdistill.evaluate.subject import Subject
 from ssdistill.settings import NonNegativeInt, OpenFraction, Positive, PositiveInt
 

@@ -5,16 +5,16 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ssdistill.evaluate.protocols import Found, Protocol, classified
-from ssdistill.evaluate.sgd_probe import HeadTraining, Scaling, sgd_probe
-from ssdistill.evaluate.subject import Subject
-from ssdistill.evaluate.supervised import (
+from ssdistill.evaluate.probes.sgd_probe import HeadTraining, Scaling, sgd_probe
+from ssdistill.evaluate.probes.supervised import (
     HeadInit,
     RecipeSetting,
     length_of,
     plain_recipe,
     recipe_for,
 )
+from ssdistill.evaluate.protocols import Found, Protocol, classified
+from ssdistill.evaluate.subject import Subject
 from ssdistill.settings import (
     Fraction,
     NonNegative,

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from ssdistill.errors import UserError
-from ssdistill.evaluate.low_shot_probe import low_shot_probe
+from ssdistill.evaluate.probes.low_shot_probe import low_shot_probe
 from ssdistill.evaluate.protocols import Found, Protocol
 from ssdistill.evaluate.subject import Subject
 from ssdistill.settings import NonNegativeInt, OpenFraction, PositiveInt

@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from ssdistill.errors import UserError
+from ssdistill.evaluate.probes.retrieval_probe import retrieve
 from ssdistill.evaluate.protocols import Found, Protocol
-from ssdistill.evaluate.retrieval_probe import retrieve
 from ssdistill.evaluate.subject import Subject
 from ssdistill.settings import PositiveInt
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ssdistill.errors import UserError
 from ssdistill.evaluate.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from ssdistill.evaluate.linear_probe import LinearProbe, linear_probe
+from ssdistill.evaluate.probes.linear_probe import LinearProbe, linear_probe
 from ssdistill.evaluate.protocols import Found, Protocol
 from ssdistill.evaluate.subject import Subject
 from ssdistill.settings import NonNegativeInt, PositiveInt

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from ssdistill.errors import UserError
 from ssdistill.evaluate.features import as_probe_data, binomial_error
-from ssdistill.evaluate.logistic import chunk_logits
+from ssdistill.evaluate.probes.logistic import chunk_logits
+from ssdistill.evaluate.probes.strength import Folds, best_fit
 from ssdistill.evaluate.rows import Rows, standardisation
-from ssdistill.evaluate.strength import Folds, best_fit
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from ssdistill.errors import UserError
 from ssdistill.evaluate.features import as_features
-from ssdistill.evaluate.knn_probe import neighbours
+from ssdistill.evaluate.nearest import neighbours
 
 RIDGE = 1e-4
 """Ridge of the linear map, in units of the mean variance of what it maps from."""

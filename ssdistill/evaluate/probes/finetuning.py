@@ -2,9 +2,7 @@
 
 import copy
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,43 +10,32 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ssdistill.data.batch import Batch
-from ssdistill.data.recipes import ViewRecipe
 from ssdistill.errors import UserError
 from ssdistill.evaluate.features import as_targets, extract
-from ssdistill.evaluate.layer_decay import decayed_rates
+from ssdistill.evaluate.probes.layer_decay import decayed_rates
+from ssdistill.evaluate.probes.supervised import (
+    LabelledTraining,
+    first_weights,
+    fit_with_labels,
+)
 from ssdistill.evaluate.subject import Subject
-from ssdistill.evaluate.supervised import HeadInit, first_weights, fit_with_labels, number_of_steps
 from ssdistill.train.optim import OptimSettings
 from ssdistill.train.task import Task
 
 
 @dataclass(frozen=True)
-class FineTuning:
+class FineTuning(LabelledTraining):
     """How an encoder is fine-tuned.
 
     Attributes:
-        optim: settings of :class:`~ssdistill.train.optim.OptimSettings`.
-        recipe: of the views.
-        batch_size: images a step; all there are where there are fewer.
-        epochs, steps: one of them.
-        layer_decay: see :func:`~ssdistill.evaluate.layer_decay.decayed_rates`.
+        layer_decay: see :func:`~ssdistill.evaluate.probes.layer_decay.decayed_rates`.
         label_smoothing: share of the target spread over all classes (arXiv:1512.00567).
         fraction: of the training labels, see :func:`draw_fraction`.
-        head_init: see :func:`~ssdistill.evaluate.supervised.first_weights`.
-        seed: of draw, order, views and first weights.
-        title: what the progress bar and messages call it.
     """
 
-    optim: Mapping[str, Any]
-    recipe: ViewRecipe
-    batch_size: int
-    epochs: float | None = None
-    steps: int | None = None
     layer_decay: float = 1.0
     label_smoothing: float = 0.0
     fraction: float = 1.0
-    head_init: HeadInit = "zero"
-    seed: int = 0
     title: str = "finetune"
 
 
@@ -122,15 +109,13 @@ def finetune(subject: Subject, how: FineTuning) -> FineTuned:
     encoder = trainable_copy(subject.network("finetune"), subject.name)
     target_N, _, classes_K = as_targets(subject.labels("train"), subject.labels("test"))
     rows_M = draw_fraction(target_N, how.fraction, how.seed)
-    batch_size = min(how.batch_size, len(rows_M))
-    num_steps = number_of_steps(how.epochs, how.steps, len(rows_M), batch_size)
+    batch_size, num_steps = how.length(len(rows_M))
     encode = {"image_size": subject.image_size, "precision": subject.precision}
     width = extract(encoder, subject.test.images[:1], progress=False, **encode).shape[1]
-    generator = torch.Generator().manual_seed(how.seed)
     head = nn.utils.skip_init(nn.Linear, width, len(classes_K))
     for given, drawn in zip(
         head.parameters(),
-        first_weights(how.head_init, len(classes_K), width, generator),
+        first_weights(how.head_init, len(classes_K), width, how.seed),
         strict=True,
     ):
         given.data = drawn
@@ -138,12 +123,8 @@ def finetune(subject: Subject, how: FineTuning) -> FineTuned:
         FineTuningTask(encoder, head, target_N, how.layer_decay, how.label_smoothing),
         subject,
         rows_M,
-        recipe=how.recipe,
-        optim=OptimSettings(**how.optim),
-        batch_size=batch_size,
-        num_steps=num_steps,
-        seed=how.seed,
-        title=how.title,
+        how,
+        OptimSettings(**how.optim),
         precision="bf16-mixed" if subject.precision == "bf16" else "32-true",
     )
     test_ND = extract(

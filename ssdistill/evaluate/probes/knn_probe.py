@@ -14,8 +14,6 @@ from ssdistill.evaluate.features import as_labels, as_targets, binomial_error
 from ssdistill.evaluate.nearest import neighbours
 from ssdistill.evaluate.vectors import Distance, as_rows
 
-__all__ = ["KnnProbe", "Weights", "knn_probe", "neighbours"]
-
 Weights = Literal["softmax", "inverse", "uniform"]
 SUITABLE = {"cosine": ("softmax", "uniform"), "euclidean": ("inverse", "uniform")}
 """Weights by distance."""

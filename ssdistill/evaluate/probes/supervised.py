@@ -1,6 +1,8 @@
 """Training with labels on the one training loop: linear heads, and encoders to be fine-tuned."""
 
 import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -23,6 +25,39 @@ HeadInit = Literal["zero", "normal", "uniform"]
 
 LINES = 50
 """How often the loop notes its loss, about."""
+
+
+@dataclass(frozen=True)
+class LabelledTraining:
+    """How something is trained with labels.
+
+    Attributes:
+        optim: settings of :class:`~ssdistill.train.optim.OptimSettings`.
+        recipe: of the views.
+        batch_size: images a step; all there are where there are fewer.
+        epochs, steps: one of them.
+        head_init: see :func:`first_weights`.
+        seed: of everything that is drawn: order, views, first weights.
+        title: what the progress bar and messages call it.
+    """
+
+    optim: Mapping[str, Any]
+    recipe: ViewRecipe
+    batch_size: int
+    epochs: float | None = None
+    steps: int | None = None
+    head_init: HeadInit = "zero"
+    seed: int = 0
+    title: str = "training"
+
+    def length(self, num_images: int) -> tuple[int, int]:
+        """Batch size and optimizer steps for so many images to learn from.
+
+        What does not fill a last batch waits for the next epoch.
+        """
+        batch_size = min(self.batch_size, num_images)
+        steps = self.steps or max(1, round(self.epochs * (num_images // batch_size)))
+        return batch_size, steps
 
 
 def _named(given: Any) -> Any:
@@ -80,11 +115,6 @@ def length_of(
     return (default, None) if epochs is None and steps is None else (epochs, steps)
 
 
-def number_of_steps(epochs: float | None, steps: int | None, num_rows: int, batch_size: int) -> int:
-    """Optimizer steps; what does not fill a last batch waits for the next epoch."""
-    return steps or max(1, round(epochs * (num_rows // batch_size)))
-
-
 def home_of(subject: Subject) -> torch.device:
     """Where to train: the subject's device, or the one its encoder is on."""
     if subject.device is not None:
@@ -98,13 +128,8 @@ def fit_with_labels(
     task: Task,
     subject: Subject,
     rows_M: Tensor,
-    *,
-    recipe: ViewRecipe,
+    how: LabelledTraining,
     optim: OptimSettings,
-    batch_size: int,
-    num_steps: int,
-    seed: int,
-    title: str,
     precision: str = "32-true",
 ) -> list[float]:
     """Train ``task`` on some of the training pictures; it holds their labels itself.
@@ -114,7 +139,7 @@ def fit_with_labels(
 
     Args:
         rows_M: positions of the training pictures.
-        batch_size: at most as many as there are pictures.
+        optim: from ``how.optim``.
         precision: of the whole task, in Lightning Fabric's words.
 
     Returns:
@@ -129,21 +154,22 @@ def fit_with_labels(
     from ssdistill.train.loop import Training, fit
 
     where = home_of(subject)
+    batch_size, num_steps = how.length(len(rows_M))
     devices = 1 if where.type == "cpu" else [where.index or 0]
     training = Training(
         task=task,
         loader=Loader(
             subject.train,
             batch_size,
-            derive_seed(seed, "order"),
+            derive_seed(how.seed, "order"),
             num_steps,
             where,
             rows=rows_M.cpu().numpy().astype(np.int64),
         ),
-        recipes=(recipe,),
+        recipes=(how.recipe,),
         optim=optim,
-        seed=derive_seed(seed, "views"),
-        title=title,
+        seed=derive_seed(how.seed, "views"),
+        title=how.title,
         checkpoint_seconds=float("inf"),
         memory_format=torch.channels_last,
         image_size=subject.image_size,
@@ -154,24 +180,25 @@ def fit_with_labels(
     )
     fabric = Fabric(accelerator=where.type, devices=devices, precision=precision)
     # The loop writes a record as it always does; nobody needs this one afterwards.
-    with tempfile.TemporaryDirectory() as folder, own_generators(seed, title):
-        with Run(folder, stage="evaluate", digest=title, seed=seed, kind=title) as run:
+    with tempfile.TemporaryDirectory() as folder, own_generators(how.seed, how.title):
+        identity = {"digest": how.title, "seed": how.seed, "kind": how.title}
+        with Run(folder, stage="evaluate", **identity) as run:
             try:
                 fit(training, fabric, Tracker(run, quiet))
             except UserError as error:
-                raise UserError(f"{title} of '{subject.name}': {error}") from error
+                raise UserError(f"{how.title} of '{subject.name}': {error}") from error
         return [line["loss/total"] for line in read_metrics(folder)]
 
 
-def first_weights(
-    init: HeadInit, num_classes: int, width: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def first_weights(init: HeadInit, num_classes: int, width: int, seed: int) -> tuple[Tensor, Tensor]:
     """Weight (K, D) and bias (K,) of a linear layer before training.
 
     Args:
         init: ``zero``; ``normal``: N(0, 0.01^2), bias zero (as MoCo, SEED, DINOv2 do);
             ``uniform``: PyTorch's own, U(-1, 1) / sqrt(D) for both.
+        seed: of the draw.
     """
+    generator = torch.Generator().manual_seed(seed)
     weight_KD, bias_K = torch.zeros(num_classes, width), torch.zeros(num_classes)
     if init == "normal":
         weight_KD.normal_(0.0, 0.01, generator=generator)

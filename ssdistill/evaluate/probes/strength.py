@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ssdistill.errors import UserError
-from ssdistill.evaluate.logistic import LogisticFit, fit_logistic, moments, score
+from ssdistill.evaluate.probes.logistic import LogisticFit, fit_logistic, moments, score
 from ssdistill.evaluate.rows import Rows
 
 ENOUGH = 2000

@@ -1,66 +1,45 @@
 """Linear classifiers trained by SGD on augmented views through a frozen encoder."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ssdistill.data.recipes import ViewRecipe
 from ssdistill.errors import UserError
 from ssdistill.evaluate.features import as_probe_data, evaluating
-from ssdistill.evaluate.rows import piece_rows, standardisation
-from ssdistill.evaluate.sgd_heads import Heads, HeadsTask
-from ssdistill.evaluate.strength import stratified_split
-from ssdistill.evaluate.subject import Subject
-from ssdistill.evaluate.supervised import (
-    HeadInit,
+from ssdistill.evaluate.probes.sgd_heads import Heads, HeadsTask
+from ssdistill.evaluate.probes.strength import stratified_split
+from ssdistill.evaluate.probes.supervised import (
+    LabelledTraining,
     first_weights,
     fit_with_labels,
     home_of,
-    number_of_steps,
 )
+from ssdistill.evaluate.rows import piece_rows, standardisation
+from ssdistill.evaluate.subject import Subject
 from ssdistill.train.optim import OptimSettings
 
 Scaling = Literal["raw", "standard", "unit_standard"]
 
 
 @dataclass(frozen=True)
-class HeadTraining:
-    """How heads are trained.
+class HeadTraining(LabelledTraining):
+    """How heads are trained; ``optim`` without ``kind``, ``lr`` and ``decay_all``.
+
+    Weight decay shrinks biases too, as it does in the papers' code.
 
     Attributes:
-        optim: settings of :class:`~ssdistill.train.optim.OptimSettings` beside ``kind``, ``lr``
-            and ``decay_all``: momentum, schedule, and weight decay, which shrinks biases too as
-            it does in the papers' code.
-        recipe: of the views.
-        batch_size: images a step; all there are where there are fewer.
-        epochs, steps: one of them.
         scaling: of the features. ``standard``: mean 0 and deviation 1 over all training
             images under the evaluation view; ``unit_standard``: to length 1 before (CompRess).
-        head_init: see :func:`~ssdistill.evaluate.supervised.first_weights`.
-        seed: of order, views and first weights.
-        title: what the progress bar and messages call it.
     """
 
-    optim: Mapping[str, Any]
-    recipe: ViewRecipe
-    batch_size: int
-    epochs: float | None = None
-    steps: int | None = None
     scaling: Scaling = "raw"
-    head_init: HeadInit = "zero"
-    seed: int = 0
     title: str = "linear_sgd"
-
-    def length(self, num_images: int) -> tuple[int, int]:
-        """Batch size and steps for so many images to learn from."""
-        batch_size = min(self.batch_size, num_images)
-        return batch_size, number_of_steps(self.epochs, self.steps, num_images, batch_size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,10 +136,8 @@ def train_heads(
         target_N: their classes, from 0 on.
         rows_M: positions of the images to learn from.
     """
-    batch_size, num_steps = how.length(len(rows_M))
-    generator = torch.Generator().manual_seed(how.seed)
     num_classes = int(target_N.max()) + 1
-    first = first_weights(how.head_init, num_classes, train_ND.shape[1], generator)
+    first = first_weights(how.head_init, num_classes, train_ND.shape[1], how.seed)
     scale = _scale(train_ND, how.scaling)
     heads = Heads(len(lrs), *first, *scale, unit=how.scaling == "unit_standard")
     rates = [lr / max(lrs) for lr in lrs]
@@ -169,12 +146,8 @@ def train_heads(
             HeadsTask(heads, _encoding(subject), target_N, rates),
             subject,
             rows_M,
-            recipe=how.recipe,
-            optim=OptimSettings(kind="sgd", lr=max(lrs), decay_all=True, **how.optim),
-            batch_size=batch_size,
-            num_steps=num_steps,
-            seed=how.seed,
-            title=how.title,
+            how,
+            OptimSettings(kind="sgd", lr=max(lrs), decay_all=True, **how.optim),
         )
     return heads.cpu().requires_grad_(False), loss
 

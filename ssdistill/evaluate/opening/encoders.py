@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ssdistill.errors import UserError, nearest
-from ssdistill.evaluate.bare_onnx import BareOnnx
-from ssdistill.evaluate.named_encoders import KINDS, named_encoder
+from ssdistill.evaluate.opening.bare_onnx import BareOnnx
+from ssdistill.evaluate.opening.named_encoders import KINDS, named_encoder
 from ssdistill.models.artifact_files import find_artifact, read_description, weight_names
 from ssdistill.models.representation import Representation
 from ssdistill.teachers import Pictures

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ssdistill.errors import UserError
 from ssdistill.evaluate.features import as_probe_data
-from ssdistill.evaluate.logistic import MEMORY, fit_logistic, score
+from ssdistill.evaluate.probes.logistic import MEMORY, fit_logistic, score
 from ssdistill.evaluate.rows import Rows, standardisation
 
 C = 1.0

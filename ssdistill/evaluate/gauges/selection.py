@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from ssdistill.data.batch import Batch
 from ssdistill.data.recipes import ViewRecipe
 from ssdistill.data.store import Store
-from ssdistill.evaluate.collapse import effective_rank
 from ssdistill.evaluate.features import extract
-from ssdistill.evaluate.lidar import lidar, view_embeddings
-from ssdistill.evaluate.watch import Following, sample_indices
+from ssdistill.evaluate.gauges.collapse import effective_rank
+from ssdistill.evaluate.gauges.lidar import lidar, view_embeddings
+from ssdistill.evaluate.gauges.watch import Following, sample_indices
 from ssdistill.train.observers import Observer
 from ssdistill.train.task import Task
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from ssdistill.data.recipes import ViewRecipe
 from ssdistill.data.views import make_view
 from ssdistill.errors import UserError
-from ssdistill.evaluate.collapse import ROUNDING, alignment, entropy_rank
 from ssdistill.evaluate.features import evaluating
+from ssdistill.evaluate.gauges.collapse import ROUNDING, alignment, entropy_rank
 from ssdistill.models.representation import Representation
 
 IMAGES, VIEWS = 1000, 10

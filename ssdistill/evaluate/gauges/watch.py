@@ -9,9 +9,9 @@ from torch import Tensor
 from ssdistill.data.batch import Batch
 from ssdistill.data.store import Store
 from ssdistill.errors import UserError
-from ssdistill.evaluate.agreement import LinearCKA, side_by_side
-from ssdistill.evaluate.collapse import gauges
 from ssdistill.evaluate.features import extract
+from ssdistill.evaluate.gauges.agreement import LinearCKA, side_by_side
+from ssdistill.evaluate.gauges.collapse import gauges
 from ssdistill.train.observers import Observer
 from ssdistill.train.task import Task
 

@@ -1,0 +1,1 @@
+"""How protocols find their numbers: regressions, neighbours, trainings, with features given."""
