@@ -251,23 +251,36 @@ def exit_code(verdicts: Iterable[Verdict]) -> int:
 def _obtained(verdict: Verdict) -> str:
     if verdict.mean is None:
         return MISSING
-    spread = "" if verdict.std is None else f" ± {_number(verdict.std)}"
-    return f"{_number(verdict.mean)}{spread}"
+    decimals = _decimals(verdict)
+    spread = "" if verdict.std is None else f" ± {_number(verdict.std, decimals)}"
+    return f"{_number(verdict.mean, decimals)}{spread}"
 
 
 def _interval(verdict: Verdict) -> str:
     if verdict.low is None or verdict.high is None:
         return MISSING
+    low, high = (_number(end, _decimals(verdict)) for end in (verdict.low, verdict.high))
     if math.isinf(verdict.high):
-        return f"≥ {_number(verdict.low)}"
+        return f"≥ {low}"
     if math.isinf(verdict.low):
-        return f"≤ {_number(verdict.high)}"
-    return f"[{_number(verdict.low)}, {_number(verdict.high)}]"
+        return f"≤ {high}"
+    return f"[{low}, {high}]"
 
 
-def _number(value: float) -> str:
-    """Two decimals; whole and grouped from ten thousand on (bytes, MACs)."""
-    return f"{value:.2f}" if abs(value) < 10_000 else f"{value:,.0f}"
+def _decimals(verdict: Verdict) -> int:
+    """Two digits of what was obtained, or of its spread where that is larger: two decimals and
+    more of small numbers, none of bytes and MACs."""
+    size = max(abs(verdict.mean), verdict.std or 0.0)
+    if size >= 10_000:
+        return 0
+    return 2 if size == 0 else min(6, max(2, 1 - math.floor(math.log10(size))))
+
+
+def _number(value: float, decimals: int | None = None) -> str:
+    """Grouped from ten thousand on, and whole where no number of decimals is asked for."""
+    large = abs(value) >= 10_000
+    decimals = (0 if large else 2) if decimals is None else decimals
+    return f"{value:,.{decimals}f}" if large else f"{value:.{decimals}f}"
 
 
 def _outcome(verdict: Verdict) -> str:

@@ -184,6 +184,18 @@ def test_table_shows_expected_obtained_interval_n_and_verdict():
     assert rows[2][2:] == ("90.00", "–", "1", "INCONCLUSIVE (one seed never decides)")
 
 
+def test_numbers_keep_two_digits_however_small_or_large():
+    verdicts = [
+        ordering([0.997, 0.996, 0.997], [0.983, 0.983, 0.984]),
+        ordering([1_013_757.0, 1_015_000.0], [1_000_000.0, 1_000_000.0]),
+        ordering([1.0, 1.0], [1.0, 1.0]),
+    ]
+    obtained = [row[2:4] for row in verdict_table(verdicts).rows]
+    assert obtained[0] == ("0.013 ± 0.001", "≥ 0.013")
+    assert obtained[1] == ("14,378 ± 879", "≥ 12,466")
+    assert obtained[2] == ("0.00 ± 0.00", "≥ 0.00")
+
+
 def test_exit_code_says_the_worst():
     good = absolute([90.0, 90.01, 90.0], 90.0, 0.5)
     bad = absolute([90.0, 90.01, 90.0], 80.0, 0.5)
