@@ -31,6 +31,18 @@ def test_every_protocol_has_a_row_and_every_model_a_column():
     )
 
 
+def test_times_are_those_of_the_model_that_answered_most():
+    trained = {"probe/finetune/top1": 60.0, "time/probe/finetune": 9.0, "time/probe/retrieval": 3.0}
+    records = [record("student", metrics=MORE | trained), record("int8", metrics=MORE)]
+    table = protocols_table(records)
+    assert {row[0]: row[-1] for row in table.rows} == {
+        "low-shot 10 %": "–",
+        "retrieval": "3.0",
+        "finetune": "9.0",
+    }
+    assert "for the model 'student'" in table.caption
+
+
 def test_the_table_of_results_keeps_to_the_first_protocols():
     headers = [c.header for c in columns_for([record("int8", metrics=USUAL | MORE)])]
     assert headers[:2] == ["linear top-1 (%)", "k-NN top-1 (%)"]
