@@ -15,6 +15,8 @@ NORMAL = 1.96
 """Standard errors on either side in a 95 % interval."""
 MOST_CLASSES, WORST = 20, 10
 """Classes up to which all are shown; of more, as many as this of the worst."""
+WIDE = 4
+"""Protocols up to which each has a column."""
 GAUGES = (
     ("collapse/std", "std", 3),
     ("collapse/effective_rank", "effective rank", 1),
@@ -105,7 +107,10 @@ def _worst(by_class: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
 
 
 def models_table(probed: Probed) -> Table:
-    """One row per model: what it costs, and each protocol's number with its interval."""
+    """What each model costs, and each protocol's number with its interval.
+
+    One row per model, or where more protocols were asked than a terminal is wide for, one column.
+    """
     columns = quoted(probed)
     body = []
     for model in probed.models:
@@ -121,6 +126,8 @@ def models_table(probed: Probed) -> Table:
             cells.append(MISSING if value is None else f"{value:.{column.decimals}f}{around}")
         body.append((model.name, *cells))
     header = ("model", "size", "parameters", "pixels", *(c.header for c in columns))
+    if len(columns) > WIDE:
+        header, *body = zip(header, *body, strict=True)
     caption = f"{_test_words(probed)}; in brackets the 95 % interval."
     return Table(header, tuple(body), caption if columns else _test_words(probed), "Models")
 

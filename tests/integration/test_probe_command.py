@@ -17,6 +17,7 @@ from ssdistill.evaluate.protocols.knn import Knn
 from ssdistill.evaluate.subject import Subject
 from ssdistill.models.artifacts import load, save_encoder
 from ssdistill.models.backbones import EncoderSettings, build_encoder
+from ssdistill.registry import PROTOCOLS
 
 
 def build(channels):
@@ -111,6 +112,21 @@ def test_int8_and_bare_files_stand_beside_the_model_they_were_made_of(
     assert verdicts["int8"] == verdicts["bare"] == "equivalent"
     assert "equivalent within 3" in out and "Against teacher" in out and "bare:" in out
     assert all(m["results"]["knn"]["settings"]["k"] == 10 for m in found["models"])
+
+
+def test_every_protocol_can_be_asked_for_and_a_file_is_not_trained(folder, cache, tmp_path, capsys):
+    path = tmp_path / "found.json"
+    status, out, _ = probe(
+        capsys, folder / "student", folder / "int8", "--data", "digits", "--cache", cache,
+        "--protocols", ",".join(PROTOCOLS.classes), "robust.images=40", "robust.severities=[3]",
+        "finetune.steps=3", "linear_sgd.steps=3", "transfer.datasets=[digits]", "--json", path,
+    )  # fmt: skip
+    assert status == 0
+    student, int8 = json.loads(path.read_text())["models"]
+    assert student["results"].keys() == PROTOCOLS.classes.keys()
+    assert student["results"].keys() - int8["results"].keys() == {"finetune"}
+    assert "int8: finetune left out" in out and "is a file for a runtime" in out
+    assert "robust top-1 (%)" in out and "retrieval mAP (%)" in out
 
 
 def test_a_folder_of_pictures_is_stored_as_large_as_the_model_wants(
