@@ -2,7 +2,7 @@
 
 import copy
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from ssdistill.evaluate.features import as_targets, extract
 from ssdistill.evaluate.probes.layer_decay import decayed_rates
 from ssdistill.evaluate.probes.supervised import (
     LabelledTraining,
+    SupervisedResult,
     first_weights,
     fit_with_labels,
 )
@@ -37,27 +38,6 @@ class FineTuning(LabelledTraining):
     label_smoothing: float = 0.0
     fraction: float = 1.0
     title: str = "finetune"
-
-
-@dataclass(frozen=True, eq=False)
-class FineTuned:
-    """What fine-tuning found.
-
-    Attributes:
-        classes: labels in the order of the columns.
-        probabilities_NK: probability of every class for every test image.
-        n_train: training images whose labels were used; steps, batch_size: as they were.
-        loss: from the first step to the last.
-        seconds: wall time.
-    """
-
-    classes: np.ndarray = field(repr=False)
-    probabilities_NK: np.ndarray = field(repr=False)
-    n_train: int
-    steps: int
-    batch_size: int
-    loss: list[float] = field(repr=False)
-    seconds: float
 
 
 class FineTuningTask(Task):
@@ -95,7 +75,7 @@ class FineTuningTask(Task):
         return {"cross_entropy": 1.0}
 
 
-def finetune(subject: Subject, how: FineTuning) -> FineTuned:
+def finetune(subject: Subject, how: FineTuning) -> SupervisedResult:
     """Train a copy of the encoder with a linear layer on top, and test it after the last step.
 
     Batch norms learn in training mode and are tested with their running statistics. The
@@ -136,7 +116,7 @@ def finetune(subject: Subject, how: FineTuning) -> FineTuned:
     )
     with torch.no_grad():
         logits_NK = head.cpu()(test_ND)
-    return FineTuned(
+    return SupervisedResult(
         classes=classes_K.numpy(),
         probabilities_NK=logits_NK.double().softmax(1).numpy(),
         n_train=len(rows_M),

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -16,6 +15,7 @@ from ssdistill.evaluate.probes.sgd_heads import Heads, HeadsTask
 from ssdistill.evaluate.probes.strength import stratified_split
 from ssdistill.evaluate.probes.supervised import (
     LabelledTraining,
+    SupervisedResult,
     first_weights,
     fit_with_labels,
     home_of,
@@ -42,34 +42,21 @@ class HeadTraining(LabelledTraining):
     title: str = "linear_sgd"
 
 
-@dataclass(frozen=True, eq=False)
-class SGDProbe:
-    """What the heads found.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SGDProbe(SupervisedResult):
+    """What the heads found; ``loss`` is that of all heads together, summed.
 
     Attributes:
         lr: learning rate of the head that is reported.
         held_out_top1: accuracy in percent on the held-out training labels by learning rate
             (empty: there was no choice).
-        classes: labels in the order of the columns.
-        probabilities_NK: probability of every class for every test image, by that head.
-        n_train: training images the heads learnt from.
-        steps, batch_size: as they were.
-        loss: of all heads together, summed, from the first step to the last.
         weight_KD, bias_K: that head, for scaled features.
-        seconds: wall time.
     """
 
     lr: float
     held_out_top1: dict[float, float]
-    classes: np.ndarray = field(repr=False)
-    probabilities_NK: np.ndarray = field(repr=False)
-    n_train: int
-    steps: int
-    batch_size: int
-    loss: list[float] = field(repr=False)
     weight_KD: Tensor = field(repr=False)
     bias_K: Tensor = field(repr=False)
-    seconds: float
 
 
 def sgd_probe(

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -58,6 +58,28 @@ class LabelledTraining:
         batch_size = min(self.batch_size, num_images)
         steps = self.steps or max(1, round(self.epochs * (num_images // batch_size)))
         return batch_size, steps
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SupervisedResult:
+    """What a training with labels found.
+
+    Attributes:
+        classes: labels in the order of the columns.
+        probabilities_NK: probability of every class for every test image.
+        n_train: training images whose labels were used.
+        steps, batch_size: as they were.
+        loss: from the first step to the last.
+        seconds: wall time.
+    """
+
+    classes: np.ndarray = field(repr=False)
+    probabilities_NK: np.ndarray = field(repr=False)
+    n_train: int
+    steps: int
+    batch_size: int
+    loss: list[float] = field(repr=False)
+    seconds: float
 
 
 def _named(given: Any) -> Any:
