@@ -15,6 +15,7 @@ from ssdistill.compress.int8.checks import agreement_of, check_inputs
 from ssdistill.compress.int8.equalize import equalize
 from ssdistill.compress.int8.onnx_file import count_int8, write_dynamic, write_static
 from ssdistill.compress.int8.onnx_layers import chosen_nodes, has_attention
+from ssdistill.compress.int8.slim import slim
 from ssdistill.errors import UserError
 from ssdistill.models.model import Model
 from ssdistill.registry import RUNTIMES
@@ -213,6 +214,7 @@ class Quantize(Step):
             counts |= count_int8(path, self.mode)
             if self.bias_correction:
                 counts["corrected_biases"] = correct_biases(source, path, inputs)
+            slim(path)
         return OnnxEncoder(path, model.embed_dim, getattr(model, "spec", None)), counts
 
     def _write_openvino(
