@@ -28,7 +28,7 @@ VERSIONS = {
     "load": 1,
     "pretrain": 3,
     "distill": 2,
-    "compress": 3,
+    "compress": 4,
     "evaluate": 5,
     "latency": 2,
 }
