@@ -269,3 +269,15 @@ def test_a_small_bank_limits_a_preset_and_refuses_what_was_asked(data):
         Knn(k=16).run(few)
     with pytest.raises(UserError, match="knn: ks=30 neighbours"):
         Knn(ks=(2, 30)).run(few)
+
+
+@pytest.mark.parametrize("columns", [50, 1024, 1600, 1603])
+def test_the_largest_of_groups_are_the_largest_of_all(columns):
+    generator = torch.Generator().manual_seed(columns)
+    # Few different values: most are equal to many others.
+    for levels in (4, 1000):
+        value_Bm = torch.randint(levels, (7, columns), generator=generator).bfloat16() / levels
+        found_Bk, column_Bk = nearest._largest(value_Bm, 20)
+        assert torch.equal(found_Bk, value_Bm.topk(20, dim=1).values)
+        assert torch.equal(value_Bm.gather(1, column_Bk), found_Bk)
+        assert all(len(set(row)) == 20 for row in column_Bk.tolist())
