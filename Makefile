@@ -28,7 +28,7 @@ cifar10: $(STAMP) ## the same on CIFAR-10 with three seeds (downloads the data)
 	@$(BIN)/ssdistill reproduce configs/cifar10_cpu.yaml
 
 test: $(STAMP) ## run the tests
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart=0
 
 lint: $(STAMP) ## check style
 	@$(BIN)/ruff check .
