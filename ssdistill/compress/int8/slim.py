@@ -1,4 +1,4 @@
-"""What an int8 file says twice, said once: in small networks it is a tenth of the bytes."""
+"""What an int8 file says twice, said once: the smaller the network, the more of its bytes."""
 
 from pathlib import Path
 from typing import Any
