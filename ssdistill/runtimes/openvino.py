@@ -10,6 +10,7 @@ from ssdistill.errors import UserError
 from ssdistill.models.model import Model
 from ssdistill.runtimes import Runtime, RuntimeModel
 from ssdistill.runtimes.onnx_runtime import export_onnx
+from ssdistill.runtimes.signal_stack import keep_signal_stack
 
 ARITHMETIC = ("ssdistill", "arithmetic")
 """Where the file says what it is to be computed in."""
@@ -31,7 +32,8 @@ class OpenVinoModel(RuntimeModel):
         if not self.path.with_suffix(".bin").exists():
             raise UserError(f"no file {self.path.with_suffix('.bin')} beside {self.path.name}")
         try:
-            graph = self._graph = openvino.Core().read_model(self.path)
+            core = openvino.Core()
+            graph = self._graph = core.read_model(self.path)
             # Without a hint OpenVINO computes in bf16 wherever the processor can.
             options: dict[str, Any] = {
                 "PERFORMANCE_HINT": "LATENCY",
@@ -39,7 +41,8 @@ class OpenVinoModel(RuntimeModel):
             }
             if threads:
                 options["INFERENCE_NUM_THREADS"] = threads
-            self._compiled = openvino.Core().compile_model(graph, "CPU", options)
+            with keep_signal_stack():
+                self._compiled = core.compile_model(graph, "CPU", options)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise UserError(f"OpenVINO cannot open {self.path}: {reason}") from error

@@ -1,4 +1,6 @@
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -182,3 +184,32 @@ def test_a_file_in_which_nothing_is_int8_is_refused(nncf):
 
     with pytest.raises(UserError, match="nothing became int8 for openvino"):
         int8_module.count_int8(Nothing())
+
+
+CTRL_C = """
+import faulthandler, gc, os, signal, sys, threading
+from pathlib import Path
+from ssdistill.runtimes.openvino import OpenVinoModel
+
+faulthandler.enable()
+first, second = (OpenVinoModel(Path(sys.argv[1]), 32) for _ in range(2))
+for model in (first, second):
+    model._open(1)
+del model, first
+collect = threading.Thread(target=globals().pop, args=("second",))
+collect.start()
+collect.join()
+gc.collect()
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_ctrl_c_is_heard_after_models_were_closed_in_any_order_by_any_thread(written):
+    """OpenVINO frees the stack signals are handled on; this ended Python without a word."""
+    path = written["fp32"] / OpenVino.file
+    command = [sys.executable, "-c", CTRL_C, str(path)]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (found.returncode, found.stdout) == (0, "interrupted\n"), found.stderr

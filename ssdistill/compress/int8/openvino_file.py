@@ -12,6 +12,7 @@ from ssdistill.errors import UserError
 from ssdistill.models.model import Model
 from ssdistill.runtimes.onnx_runtime import export_onnx
 from ssdistill.runtimes.openvino import OpenVino, OpenVinoModel, convert, save_graph
+from ssdistill.runtimes.signal_stack import keep_signal_stack
 from ssdistill.runtimes.tracing import quiet
 
 FLOAT_TYPES = ["HSwish", "HSigmoid"]
@@ -62,7 +63,7 @@ def write_openvino(
         graph = convert(source, model.name, openvino)
     auto = float_layers is None
     names = gate_nodes(onnx_graph) if auto else chosen_nodes(onnx_graph, model.net, float_layers)
-    with quiet():
+    with quiet(), keep_signal_stack():
         quantized = nncf.quantize(
             graph,
             nncf.Dataset([row.numpy() for row in inputs.cpu().split(1)]),
