@@ -24,7 +24,7 @@ def extract(
     images_NHWC: np.ndarray | Tensor,
     image_size: int,
     *,
-    batch_size: int = 512,
+    batch_size: int | None = None,
     device: str | torch.device | None = None,
     precision: Precision = "fp32",
     progress: bool = True,
@@ -39,6 +39,8 @@ def extract(
         encoder: anything that maps float BCHW images in [0, 1] to a Representation.
         images_NHWC: uint8 RGB pixels; a memory map is read batch by batch.
         image_size: side in pixels the encoder is given.
+        batch_size: images encoded at a time; by default 64 on a CPU, whose caches hold no more
+            and whose allocator gives larger tensors back each time, and 512 elsewhere.
         device: where to encode; default: where the encoder is.
         precision: ``bf16`` encodes under autocast; embeddings come back as float32 either way.
         progress: a bar on the terminal (none where the output is not one).
@@ -58,7 +60,7 @@ def extract(
             f"it is one of {', '.join(PRECISIONS)}"
         )
     with evaluating(encoder, device) as where, torch.inference_mode(), _cast(where, precision):
-        embedding_ND = None
+        embedding_ND, batch_size = None, batch_size or (64 if where.type == "cpu" else 512)
         for start in _starts(len(images_NHWC), batch_size, progress):
             part = images_NHWC[start : start + batch_size]
             # A copy: what a read-only map lends must not become a writable tensor.

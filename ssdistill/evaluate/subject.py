@@ -50,7 +50,7 @@ class Subject:
         image_size: side in pixels the encoder is given; that of the pictures by default.
         device: where to encode and fit; default: where the encoder is.
         precision: of the encoding, ``fp32`` or ``bf16``.
-        batch_size: images encoded at a time.
+        batch_size: images encoded at a time; the default is :func:`extract`'s.
         folder: where features too large for memory are kept, as ``<split>_features.npy``; by
             default a temporary one that is removed with the subject.
         memory: bytes of features of a split beyond which they are kept in a file and mapped.
@@ -67,7 +67,7 @@ class Subject:
         image_size: int | None = None,
         device: str | torch.device | None = None,
         precision: Precision = "fp32",
-        batch_size: int = 512,
+        batch_size: int | None = None,
         folder: str | Path | None = None,
         memory: int = 2**30,
         progress: bool = True,

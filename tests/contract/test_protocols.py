@@ -32,7 +32,17 @@ TESTED = {
     "robust": {"top1", "images"},
 }
 """Details that tell of the test images, and so may change with them."""
-CHOICES = {"strength", "held_out_top1", "lr", "lr_chosen_on", "loss", "steps", "n_train", "layer"}
+CHOICES = {
+    "strength",
+    "held_out_loss",
+    "held_out_top1",
+    "lr",
+    "lr_chosen_on",
+    "loss",
+    "steps",
+    "n_train",
+    "layer",
+}
 """Details of a protocol that is not known here which must not."""
 KNOWN = ("knn", "linear", "linear_sgd", "finetune", "low_shot", "robust", "transfer")
 

@@ -207,7 +207,22 @@ def test_strong_penalty_is_chosen_where_features_are_mostly_noise():
         strengths=[1.0, 1e-1, 1e-6],
     )
     assert probe.strength > 1e-6
-    assert probe.held_out_top1[probe.strength] == max(probe.held_out_top1.values())
+    assert probe.held_out_loss[probe.strength] == min(probe.held_out_loss.values())
+
+
+def test_accuracy_on_held_out_labels_does_not_choose():
+    """Two strengths may differ in the answers to a few labels: other folds, another strength."""
+    rng = np.random.default_rng(0)
+    label_N = rng.integers(0, 4, 700)
+    x_ND = rng.normal(size=(4, 32))[label_N] + 3 * rng.normal(size=(700, 32))
+    chosen, by_accuracy = set(), set()
+    for seed in range(5):
+        probe = linear_probe(
+            x_ND[:600], label_N[:600], x_ND[600:], label_N[600:], folds=1, seed=seed
+        )
+        chosen.add(probe.strength)
+        by_accuracy.add(max(probe.held_out_top1, key=probe.held_out_top1.get))
+    assert len(chosen) < len(by_accuracy)
 
 
 def test_same_input_gives_the_same_bits(digits):

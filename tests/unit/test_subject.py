@@ -129,8 +129,8 @@ def test_details_tell_the_choice_and_warn_of_its_end():
 
     subject = Subject(pixels, split(300), split(100), progress=False)
     details = Linear(strengths=(1e-1, 1e-7), holdout=0.5).run(subject).details
-    assert set(details) >= {"strength", "held_out_top1", "gradient"}
-    assert details["held_out_top1"][details["strength"]] == max(details["held_out_top1"].values())
+    assert set(details) >= {"strength", "held_out_loss", "held_out_top1", "gradient"}
+    assert details["held_out_loss"][details["strength"]] == min(details["held_out_loss"].values())
     top1_by_strength = list(details["held_out_top1"].values())
     assert ("warning" in details) == (top1_by_strength[0] != top1_by_strength[1])
     assert "widen evaluate.linear.strengths" in details["warning"]

@@ -23,8 +23,9 @@ from ssdistill.evaluate.rows import Rows, standardisation
 
 log = logging.getLogger(__name__)
 
-STRENGTHS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
-"""L2 strengths tried by default, strong to weak."""
+STRENGTHS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+"""L2 strengths tried by default, strong to weak: a hundred labels want the first, tens of thousands
+the last."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +36,9 @@ class LinearProbe:
         top1, top5: test accuracy (top5 is 100 with five classes or fewer).
         standard_error: binomial standard error of ``top1``.
         strength: the chosen L2 strength; scikit-learn's ``C`` is ``1 / (n_train * strength)``.
-        held_out_top1: accuracy on the held-out training labels by strength (empty: no choice).
+        held_out_loss: cross-entropy of the held-out training labels by strength, what the choice
+            is made by (empty: no choice).
+        held_out_top1: accuracy on them, likewise.
         held_out: how many labels that is, all folds together.
         weight_KD, bias_K: the classifier for raw, not standardised, features.
         classes: label of every row of the weight.
@@ -53,6 +56,7 @@ class LinearProbe:
     n_train: int
     n_test: int
     strength: float
+    held_out_loss: dict[float, float]
     held_out_top1: dict[float, float]
     held_out: int
     weight_KD: Tensor = field(repr=False)
@@ -83,7 +87,7 @@ def linear_probe(
     """Fit on the training features, choose on parts of them, report on the test features.
 
     Features are standardised with the mean and standard deviation of the training features. The
-    best held-out accuracy wins; equal accuracies are told apart by held-out cross-entropy.
+    least held-out cross-entropy wins.
 
     Args:
         train_ND, test_ND: features, numpy or torch; the work is done where ``train_ND`` is.
@@ -126,6 +130,7 @@ def linear_probe(
         n_train=len(train_ND),
         n_test=len(test_ND),
         strength=choice.strength,
+        held_out_loss=choice.held_out_loss,
         held_out_top1=choice.held_out_top1,
         held_out=choice.held_out,
         weight_KD=weight_KD[0].cpu(),

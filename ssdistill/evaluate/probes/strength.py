@@ -21,12 +21,15 @@ class Choice:
     """The fit to all rows at the best strength.
 
     Attributes:
-        held_out_top1: accuracy on held-out labels by strength, strong to weak (empty: no choice).
+        held_out_loss: cross-entropy of held-out labels by strength, strong to weak (empty: no
+            choice).
+        held_out_top1: accuracy on them in percent, likewise.
         held_out: how many labels that is, all folds together.
     """
 
     fit: LogisticFit
     strength: float
+    held_out_loss: dict[float, float]
     held_out_top1: dict[float, float]
     held_out: int
 
@@ -103,7 +106,10 @@ def best_fit(
     strengths: Sequence[float],
     split: Folds,
 ) -> Choice:
-    """Choose by the folds' mean accuracy, equals by cross-entropy; then fit all rows.
+    """Choose by the folds' mean cross-entropy; then fit all rows.
+
+    Accuracy would choose by the few labels that two strengths answer differently: other folds,
+    another strength. In cross-entropy every label has its say.
 
     Args:
         rows_of: standardised rows in the order of an index (1, N).
@@ -116,7 +122,8 @@ def best_fit(
     tolerance = min(1e-4, 1e-3 / num_classes)
     rows = rows_of(torch.arange(len(target_N), device=target_N.device)[None])
     fit = partial(fit_logistic, num_classes=num_classes, moments_GEE=moments(rows))
-    best, start_1KE, by_strength, held_out = 0, None, {}, 0
+    best, start_1KE, held_out = 0, None, 0
+    loss_by, top1_by = {}, {}
     if len(strength_P) > 1:
         folds = split.enough(len(target_N))
         top1_P, loss_P = torch.zeros(2, len(strength_P), dtype=torch.float64)
@@ -134,9 +141,12 @@ def best_fit(
             top1_P += hit_P.cpu() / folds
             loss_P += lost_P.cpu() / folds
             held_out += len(part) - fitted
-        best = min(range(len(strength_P)), key=lambda p: (-top1_P[p].item(), loss_P[p].item()))
+        best = int(loss_P.argmin())
         start_1KE = theta_PKE[best : best + 1]
-        by_strength = dict(zip(strength_P.tolist(), top1_P.tolist(), strict=True))
+        loss_by, top1_by = (
+            dict(zip(strength_P.tolist(), found_P.tolist(), strict=True))
+            for found_P in (loss_P, top1_P)
+        )
     found = fit(
         rows,
         target_N[None],
@@ -144,4 +154,4 @@ def best_fit(
         start_PKE=start_1KE,
         tolerance=tolerance / 10,
     )
-    return Choice(found, strength_P[best].item(), by_strength, held_out)
+    return Choice(found, strength_P[best].item(), loss_by, top1_by, held_out)

@@ -15,8 +15,8 @@ from ssdistill.settings import NonNegativeInt, OpenFraction, Positive, PositiveI
 class Linear(Protocol):
     """Multinomial logistic regression on standardised frozen features.
 
-    The L2 strength is chosen on held-out training labels, the regression fitted again to all of
-    them, and the test images are looked at once.
+    The L2 strength of the least cross-entropy on held-out training labels is chosen, the
+    regression fitted again to all of them, and the test images are looked at once.
 
     Args:
         strengths: L2 strengths to choose from.
@@ -53,6 +53,7 @@ class Linear(Protocol):
         classification = classified(subject, probe)
         details = {
             "strength": probe.strength,
+            "held_out_loss": probe.held_out_loss,
             "held_out_top1": probe.held_out_top1,
             "held_out": probe.held_out,
             "gradient": probe.gradient,
