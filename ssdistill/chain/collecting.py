@@ -3,9 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
-from ssdistill.chain.evaluation import ANSWERS
+from ssdistill.chain.evaluation import answers_of
 from ssdistill.chain.latency import timing_of
 from ssdistill.chain.plan import evaluations_of, latency_stage, models_of
 from ssdistill.chain.workspace import Workspace
@@ -73,21 +71,13 @@ def _paired(role: str, evaluations: dict[str, Stage], workspace: Workspace) -> l
     if role in experiment.all_teachers or role == "pixels":
         return []
     references = dict.fromkeys([*experiment.all_teachers, experiment.compressed or role])
-    mine, found = _answers(evaluations[role], workspace), []
+    mine, found = answers_of(evaluations[role], workspace), []
     for reference in references:
-        theirs = _answers(evaluations[reference], workspace) if reference != role else {}
+        theirs = answers_of(evaluations[reference], workspace) if reference != role else {}
         for protocol in [name for name in mine if name in theirs and name != "targets"]:
             test = paired_test(mine["targets"], mine[protocol], theirs[protocol])
             found.append({"reference": reference, "protocol": protocol, **asdict(test)})
     return found
-
-
-def _answers(evaluation: Stage, workspace: Workspace) -> dict[str, np.ndarray]:
-    path = evaluation.folder(workspace.root) / ANSWERS
-    if not path.exists():
-        return {}
-    with np.load(path) as file:
-        return dict(file)
 
 
 def step_metrics(metrics: dict[str, Any]) -> dict[str, Any]:

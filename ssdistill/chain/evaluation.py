@@ -118,6 +118,15 @@ def judge(subject: Subject, protocols: Sequence[Protocol], folder: Path) -> dict
     return metrics
 
 
+def answers_of(evaluation: Stage, workspace: Workspace) -> dict[str, np.ndarray]:
+    """What :func:`judge` kept of a finished stage; nothing where no protocol answers by image."""
+    path = evaluation.folder(workspace.root) / ANSWERS
+    if not path.exists():
+        return {}
+    with np.load(path) as file:
+        return dict(file)
+
+
 def costs(model: Stage, workspace: Workspace) -> dict[str, float]:
     """Parameters, MACs and bytes of a stage's model."""
     encoder, parent = workspace.encoder(model), model

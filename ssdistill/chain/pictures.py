@@ -1,17 +1,22 @@
 """The pictures of a report: charts, views, neighbours."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from ssdistill.chain.evaluation import GAUGED, gauged
+from ssdistill.chain.evaluation import GAUGED, answers_of, gauged
 from ssdistill.chain.plan import evaluations_of, models_of
 from ssdistill.chain.training import VIEWS
 from ssdistill.chain.workspace import Workspace
+from ssdistill.evaluate.classification import classify
 from ssdistill.evaluate.nearest import neighbours
 from ssdistill.evaluate.settings import EvaluateSettings
+from ssdistill.record.columns import protocol_words
 from ssdistill.record.comparisons import LatencyPoint, Score, SizePoint
+from ssdistill.record.confusion_chart import confusion_svg
 from ssdistill.record.front import FRONT, load_front
 from ssdistill.record.front_chart import front_svg
 from ssdistill.record.grids import Neighbours, ViewGrid
@@ -29,6 +34,7 @@ ACCURACY, LATENCY = "probe/linear/top1", "compress/latency_ms"
 def pictures(workspace: Workspace, records: list[dict[str, Any]]) -> dict[str, Any]:
     """The fields of :class:`ssdistill.record.page.PageData` that are drawn."""
     return _charts(workspace, records) | {
+        "confusions": _confusions(workspace),
         "views": _views(workspace),
         "neighbours": _neighbours(workspace),
         "fronts": _fronts(workspace),
@@ -110,6 +116,28 @@ def _fronts(workspace: Workspace) -> list[str]:
     return [
         front_svg(load_front(folder / FRONT)) for folder in folders if (folder / FRONT).exists()
     ]
+
+
+def _confusions(workspace: Workspace) -> list[Callable[[float], str]]:
+    """Of the first seed's teacher, student and last model, by the linear probe if it was asked."""
+    seed = workspace.experiment.seeds[0]
+    evaluations = evaluations_of(workspace, seed)
+    teacher = next(iter(workspace.experiment.all_teachers))
+    last = list(models_of(workspace, seed))[-1]
+    charts = []
+    for role in dict.fromkeys((teacher, "distilled", last)):
+        answers = answers_of(evaluations[role], workspace) if role in evaluations else {}
+        asked = sorted(answers.keys() - {"targets"}, key=lambda name: (name != "linear", name))
+        if not asked:
+            continue
+        found = classify(
+            answers["targets"],
+            predictions=answers[asked[0]],
+            class_names=workspace.test.class_names,
+        )
+        title = f"{role}, {protocol_words(asked[0])}"
+        charts.append(partial(confusion_svg, found.confusion_KK, found.names, title))
+    return charts
 
 
 def _views(workspace: Workspace) -> ViewGrid | None:

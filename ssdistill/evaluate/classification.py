@@ -60,6 +60,11 @@ class Classification:
     class_names: tuple[str, ...] | None = field(default=None, repr=False)
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """What the classes are called; their labels where they have no names."""
+        return self.class_names or tuple(map(str, self.classes.tolist()))
+
+    @property
     def top1_stderr(self) -> float:
         """Binomial standard error of ``top1``."""
         return binomial_error(self.top1, len(self.targets))
@@ -77,13 +82,12 @@ class Classification:
 
         None stands for what is not known: the recall of a class without test images, say.
         """
-        names = self.class_names or tuple(map(str, self.classes.tolist()))
         count_K = self.confusion_KK.sum(1)
         return [
             {"class": int(label), "name": name, "images": int(count_K[k]),
              "precision": _plain(self.precision_K[k]), "recall": _plain(self.recall_K[k]),
              "f1": _plain(self.f1_K[k])}
-            for k, (label, name) in enumerate(zip(self.classes, names, strict=True))
+            for k, (label, name) in enumerate(zip(self.classes, self.names, strict=True))
         ]  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """What `ssdistill probe` found, as one page with pictures."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -23,8 +23,8 @@ from ssdistill.probing.tables import (
 )
 from ssdistill.record.columns import protocol_words
 from ssdistill.record.comparisons import SizePoint, size_chart
-from ssdistill.record.confusion_chart import confusion_svg
-from ssdistill.record.document import Headline, document, drawn, origin, section
+from ssdistill.record.confusion_chart import CONFUSION_LEDE, CONFUSIONS, confusion_svg
+from ssdistill.record.document import Headline, document, origin, section, side_by_side
 from ssdistill.record.embedding_map import map_svg
 from ssdistill.record.provenance import provenance
 from ssdistill.record.tables import scaled
@@ -32,8 +32,6 @@ from ssdistill.record.tables import scaled
 MOST_DRAWN = 6
 """Models whose confusions and maps are drawn."""
 MOST_HEADLINES = 6
-HALF, WHOLE = 575, 760
-"""Widths of charts, in pixels: two beside each other, and one alone."""
 
 
 def render(probed: Probed, method: Method = "pca") -> str:
@@ -69,7 +67,7 @@ def _sections(probed: Probed, method: Method) -> Iterator[str]:
         yield section("Results", main.to_html())
     if several and (points := _sized(probed)):
         chart = partial(size_chart, points, (), measure=quoted(probed)[0].header)
-        yield section("Accuracy against size", _side_by_side([chart]))
+        yield section("Accuracy against size", side_by_side([chart]))
     if paired := paired_table(probed):
         lede = f"Every model against {probed.models[0].name}, the first that was given."
         yield section("On the same test images", paired.to_html(), lede)
@@ -93,15 +91,14 @@ def _pictures(probed: Probed, method: Method) -> Iterator[str]:
     models = probed.models[:MOST_DRAWN]
     confusions = [chart for model in models if (chart := _confusion(model))]
     maps = _maps(probed, method)
-    colours = "Blue: answered right; orange: taken for another class."
     lie = _map_lede(probed, method)
     if len(confusions) == len(maps) == 1:
-        both = _side_by_side([*confusions, *maps])
-        yield section("Which classes are taken for which", both, f"{colours} The map: {lie}")
+        both = side_by_side([*confusions, *maps])
+        yield section(CONFUSIONS, both, f"{CONFUSION_LEDE} The map: {lie}")
         return
     if confusions:
-        yield section("Which classes are taken for which", _side_by_side(confusions), colours)
-    yield section("How the test images lie", _side_by_side(maps), lie[0].upper() + lie[1:])
+        yield section(CONFUSIONS, side_by_side(confusions), CONFUSION_LEDE)
+    yield section("How the test images lie", side_by_side(maps), lie[0].upper() + lie[1:])
 
 
 def _headlines(probed: Probed) -> list[Headline]:
@@ -145,10 +142,8 @@ def _sized(probed: Probed) -> list[SizePoint]:
 def _confusion(model: Findings) -> partial[str] | None:
     for name, result in model.results.items():
         if found := result.classification:
-            names = found.class_names or tuple(map(str, found.classes.tolist()))
-            return partial(
-                confusion_svg, found.confusion_KK, names, f"{model.name}, {protocol_words(name)}"
-            )
+            title = f"{model.name}, {protocol_words(name)}"
+            return partial(confusion_svg, found.confusion_KK, found.names, title)
     return None
 
 
@@ -188,15 +183,3 @@ def _map_lede(probed: Probed, method: Method) -> str:
         "umap": "neighbours stay neighbours, distances beyond that mean little",
     }
     return f"{count} test images as the encoder sees them: {how[method]}."
-
-
-def _side_by_side(charts: Sequence[Callable[[float], str]]) -> str:
-    if len(charts) == 1:
-        return f'<div style="max-width:{WHOLE}px">{drawn(charts[0], WHOLE)}</div>'
-    rows = [charts[i : i + 2] for i in range(0, len(charts), 2)]
-    return "".join(
-        '<div class="pair equal">'
-        + "".join(f"<div>{drawn(chart, HALF)}</div>" for chart in row)
-        + "</div>"
-        for row in rows
-    )

@@ -7,6 +7,8 @@ import numpy as np
 from ssdistill.record.axes import svg, text, text_width
 from ssdistill.record.grids import png_uri
 
+CONFUSIONS = "Which classes are taken for which"
+CONFUSION_LEDE = "Blue: answered right; orange: taken for another class."
 WIDTH = 560
 MOST_NUMBERED = 20
 """With more classes the cells are too small for numbers, and are drawn as one picture."""

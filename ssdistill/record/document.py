@@ -7,6 +7,9 @@ from html import escape
 from importlib import resources
 from typing import Any
 
+HALF, WHOLE = 575, 760
+"""Widths of charts, in pixels: two beside each other, and one alone."""
+
 
 @dataclass(frozen=True)
 class Headline:
@@ -80,6 +83,19 @@ def drawn(chart: Callable[..., str], wide: float, *height: float) -> str:
     """Plots are drawn once for wide and once for narrow pages, so that text keeps its size."""
     widths = {"wide": wide, "narrow": 350}
     return "".join(card(chart(width, *height), kind) for kind, width in widths.items())
+
+
+def side_by_side(charts: Sequence[Callable[[float], str]]) -> str:
+    """Charts in pairs, or one that is not wider than it need be."""
+    if len(charts) == 1:
+        return f'<div style="max-width:{WHOLE}px">{drawn(charts[0], WHOLE)}</div>'
+    rows = [charts[i : i + 2] for i in range(0, len(charts), 2)]
+    return "".join(
+        '<div class="pair equal">'
+        + "".join(f"<div>{drawn(chart, HALF)}</div>" for chart in row)
+        + "</div>"
+        for row in rows
+    )
 
 
 def caption(html: str) -> str:

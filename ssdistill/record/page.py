@@ -1,6 +1,6 @@
 """report.html: one file that needs no network, no script and no explanation."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from html import escape
@@ -16,7 +16,17 @@ from ssdistill.record.comparisons import (
     score_chart,
     size_chart,
 )
-from ssdistill.record.document import Headline, caption, card, document, drawn, origin, section
+from ssdistill.record.confusion_chart import CONFUSION_LEDE, CONFUSIONS
+from ssdistill.record.document import (
+    Headline,
+    caption,
+    card,
+    document,
+    drawn,
+    origin,
+    section,
+    side_by_side,
+)
 from ssdistill.record.grids import Neighbours, ViewGrid, image_grid, png_uri
 from ssdistill.record.plots import Curves, line_chart
 from ssdistill.record.tables import Table
@@ -43,6 +53,7 @@ class PageData:
             both that were made one from the other, in order.
         scores: models by accuracy, with spread.
         curves: one chart each (see ``plots.curves_of``).
+        confusions: of models, drawn at a width (see ``confusion_chart.confusion_svg``).
         views, neighbours: pictures.
         provenance: nested facts; config: the resolved configuration as text.
     """
@@ -63,6 +74,7 @@ class PageData:
     chain: Sequence[str] = ()
     scores: Sequence[Score] = ()
     curves: Sequence[Curves] = ()
+    confusions: Sequence[Callable[[float], str]] = ()
     views: ViewGrid | None = None
     neighbours: Neighbours | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -100,6 +112,8 @@ def _sections(page: PageData) -> Iterator[str]:
         yield section("Accuracy", _accuracy(page))
     if page.paired:
         yield section("On the same test images", page.paired.to_html())
+    if page.confusions:
+        yield section(CONFUSIONS, side_by_side(page.confusions), CONFUSION_LEDE)
     if page.steps:
         yield section("Compression, step by step", page.steps.to_html())
     if page.fronts:

@@ -94,6 +94,9 @@ def test_one_run_leaves_models_records_and_a_page_and_a_second_does_nothing(tmp_
     assert {"report.html", "run.json", "metrics.jsonl", "records.jsonl"} <= {
         path.name for path in report.folder.iterdir()
     }
+    html = (report.folder / "report.html").read_text()
+    for role in ("teacher", "distilled", "int8"):
+        assert f"{role}, linear" in html  # a matrix of confusions
     # The teacher's seed is fixed: both seeds share one, which is no spread of nothing.
     assert [r["seed"] for r in report.records if r["model"] == "teacher"] == [0]
     assert [r["seed"] for r in report.records if r["model"] == "distilled"] == [0, 1]

@@ -2,6 +2,7 @@ import base64
 import io
 import math
 import re
+from functools import partial
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from ssdistill.record.axes import log_ticks, nice_ticks, tick_label
 from ssdistill.record.comparisons import Score, SizePoint, score_chart, size_chart
+from ssdistill.record.confusion_chart import confusion_svg
 from ssdistill.record.grids import CELL, GAP, SHARED_RGB, Neighbours, ViewGrid, image_grid, png_uri
 from ssdistill.record.page import Headline, PageData, render_page, write_page
 from ssdistill.record.plots import (
@@ -49,6 +51,7 @@ def page(**others):
         "chain": ("teacher", "distilled", "int8"),
         "scores": [Score("int8", 94.6, 0.3, (94.3, 94.6, 94.9)), Score("control", 91.8)],
         "curves": [CURVES],
+        "confusions": [partial(confusion_svg, [[8, 2], [1, 9]], ("cat", "dog"), "int8, linear")],
         "views": ViewGrid([[PICTURE] * 3] * 2, ("image", "teacher", "student"), "Views."),
         "neighbours": Neighbours(
             [PICTURE], [[PICTURE, PICTURE]], [[PICTURE, PICTURE]], [[True, False]]
@@ -107,6 +110,7 @@ def test_page_shows_every_part_and_escapes_text():
         "0123abcd",
         "# &lt;none&gt;",
         "(1 of 2 shown)",
+        "Which classes are taken for which",
     ):
         assert shown in html
     assert "<digits>" not in html and "<none>" not in html
@@ -117,7 +121,7 @@ def test_pictures_and_plots_have_a_text_for_those_who_cannot_see_them():
     tags = Outline(render_page(page())).tags
     assert all(a.get("alt") for tag, a in tags if tag == "img")
     plots = [a for tag, a in tags if tag == "svg"]
-    assert len(plots) == 5  # both comparisons wide and narrow, one chart of curves
+    assert len(plots) == 7  # comparisons and confusion wide and narrow, one chart of curves
     assert all(a["role"] == "img" and len(a["aria-label"]) > 20 for a in plots)
     assert [a["scope"] for tag, a in tags if tag == "th"].count("row") == 2
 
