@@ -173,6 +173,7 @@ class _Planner:
         models: dict[str, Stage] = {}
         for plan, steps in self.experiment.all_plans.items():
             parent = before = original
+            taking = False
             expanded = [one for s in steps for one in STEPS[s.kind].expand(s)]
             for settings in expanded:
                 step = STEPS[settings.kind]
@@ -185,7 +186,8 @@ class _Planner:
                 stage = next((s for s in models.values() if s.digest == stage.digest), stage)
                 models[stage.role] = stage
                 if not step.leaf:
-                    before = parent if step.reshapes else before
+                    before = parent if step.reshapes and not taking else before
+                    taking = step.reshapes
                     parent = stage
         return models
 

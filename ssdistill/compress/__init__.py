@@ -40,7 +40,8 @@ class Context:
         scratch: an existing folder that outlives an interruption: a long step keeps what it has
             found so far here, and reads it when it is run again.
         original: the model as it entered the first step of the chain.
-        before: the model as it was before channels, blocks or ranks were last taken from it.
+        before: the model as it was before channels, blocks or ranks were last taken from it, by
+            one step or by several in a row.
         teachers: the frozen teachers by name; empty where the chain has none.
         train: ``train(student, targets, settings)`` runs a training loop (``settings`` is a
             ``TrainSettings``) in which ``student`` learns from the ``targets``, without labels,
@@ -76,7 +77,8 @@ class Step:
         paper: ``"Author et al., Venue Year, arXiv:XXXX.XXXXX"``, or what it follows.
         makes: what its result is called in tables.
         reshapes: True when it takes channels, blocks or ranks away: the model it was given is
-            the ``context.before`` of the steps that follow.
+            the ``context.before`` of the steps that follow, or, where such a step came right
+            before it, what that one was given.
         leaf: True when its result is a file for a runtime, from which nothing can be made; a
             leaf that follows is made from the same model.
     """

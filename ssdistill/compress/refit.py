@@ -34,7 +34,7 @@ CHECKS = 256
 class Refit(Step):
     """New weights, in closed form and without labels, for the layers that lost their inputs.
 
-    It follows ``prune`` (and ``lowrank``) and restores the network as it was before those; see
+    It follows ``prune`` and ``lowrank`` and restores the network as it was before those; see
     :func:`refit_layers`. The result counts only if its embeddings agree better with the dense
     network's than before, on inputs that the fit has not seen.
 

@@ -85,6 +85,17 @@ PLANS = (
 )
 
 
+def test_steps_that_take_away_in_a_row_are_repaired_together(models):
+    stages = models(
+        "compress=[{kind: prune, ratio: 0.3}, {kind: lowrank, macs: 0.7}, {kind: refit},"
+        " {kind: prune, ratio: 0.3}, {kind: refit}]"
+    )
+    before = {role: stage.parents.get("before") for role, stage in stages.items()}
+    assert before["factorized"] is before["refitted"] is stages["distilled"]
+    assert before["pruned_2"] is stages["distilled"]
+    assert before["refitted_2"] is stages["refitted"]
+
+
 def test_plans_stand_side_by_side_and_share_what_they_begin_with(models):
     stages = models(*PLANS)
     made = list(stages)[list(stages).index("distilled") + 1 :]
