@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from html import escape
 from itertools import pairwise
 
 from ssdistill.record.axes import (
@@ -21,6 +22,8 @@ from ssdistill.record.axes import (
 WIDTH = 400
 MEASURE = "linear top-1 (%)"
 """What accuracy is, unless something else is said."""
+ALL_NAMED = 12
+"""Points up to which each has its name; of more, those have it whose name covers nothing."""
 
 
 @dataclass(frozen=True)
@@ -116,9 +119,12 @@ def _cost_chart(
             parts.append(_whisker(here[0], y, point, colour))
             reach = abs(y(point.accuracy + point.error) - here[1])
             taken.append((here[0] - 4, here[1] - reach, here[0] + 4, here[1] + reach))
-        parts.append(dot(here, colour, point.label in chain))
-    for point in points:
-        parts.append(_label(point, at[point.label], point.label in chain, size, taken))
+        named = f"<title>{escape(point.label)}</title>"
+        parts.append(f"<g>{named}{dot(here, colour, point.label in chain)}</g>")
+    crowded = len(points) > ALL_NAMED
+    for point in sorted(points, key=lambda p: p.label not in chain):
+        on_line = point.label in chain
+        parts.append(_label(point, at[point.label], on_line, size, taken, crowded))
     described = "; ".join(f"{p.label} {p.accuracy:.1f} % at {shown(p.cost)}" for p in points)
     return svg(width, height, title, described, "".join(parts))
 
@@ -196,10 +202,12 @@ def _label(
     on_line: bool,
     size: tuple[float, float],
     taken: list[tuple[float, float, float, float]],
+    crowded: bool,
 ) -> str:
     """The label where it covers nothing; ``taken`` boxes grow by the one it gets.
 
-    Points on the line are named above it if they can, the others at their side.
+    Points on the line are named above it if they can, the others at their side. Where it is
+    ``crowded`` there is no label that covers something.
     """
     w, (px, py) = text_width(point.label), at
     beside = [(px + 10, py + 4, "start", px + 10), (px - 10, py + 4, "end", px - 10 - w)]
@@ -226,6 +234,8 @@ def _label(
 
     near = around + beside if on_line else beside + around
     place = x, y, anchor, left = min(near + far, key=cost)
+    if crowded and cost(place):
+        return ""
     taken.append((left, y - 11, left + w, y + 3))
     leader = ""
     if place in far:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ssdistill.record.axes import log_ticks, nice_ticks, tick_label
+from ssdistill.record.axes import log_ticks, nice_ticks, text_width, tick_label
 from ssdistill.record.comparisons import Score, SizePoint, score_chart, size_chart
 from ssdistill.record.confusion_chart import confusion_svg
 from ssdistill.record.grids import CELL, GAP, SHARED_RGB, Neighbours, ViewGrid, image_grid, png_uri
@@ -159,6 +159,23 @@ def test_size_chart_is_logarithmic_and_names_every_model():
     assert xs[1] - xs[0] == pytest.approx(xs[2] - xs[1], abs=0.2)
     texts = [t.text for t in root.iter(f"{SVG}text")]
     assert {"10000", "100000", "1000000"} <= set(texts)
+
+
+def test_of_very_many_points_some_are_named_and_all_can_be_pointed_at():
+    points = [SizePoint(f"model_{i:02}_recovered", 1e5 + 300 * i, 90 + 0.01 * i) for i in range(30)]
+    root, *_ = drawn(size_chart(points, chain=("model_29_recovered",), width=575))
+    labels = [t for t in root.iter(f"{SVG}text") if (t.text or "").startswith("model")]
+    assert 1 < len(labels) < 30 and "model_29_recovered" in {t.text for t in labels}
+    titles = {t.text for t in root.iter(f"{SVG}title")}
+    assert {point.label for point in points} <= titles
+    boxes = []
+    for label in labels:
+        width, x, y = text_width(label.text), float(label.get("x")), float(label.get("y"))
+        left = x - {"middle": width / 2, "end": width}.get(label.get("text-anchor"), 0)
+        boxes.append((left, y, left + width))
+    for i, (left, y, right) in enumerate(boxes):
+        for other_left, other_y, other_right in boxes[:i]:
+            assert abs(y - other_y) >= 13.9 or right <= other_left or other_right <= left
 
 
 def test_labels_of_crowded_points_do_not_cover_each_other():
