@@ -85,14 +85,14 @@ def drawn(chart: Callable[..., str], wide: float, *height: float) -> str:
     return "".join(card(chart(width, *height), kind) for kind, width in widths.items())
 
 
-def side_by_side(charts: Sequence[Callable[[float], str]]) -> str:
+def side_by_side(charts: Sequence[Callable[..., str]], *height: float) -> str:
     """Charts in pairs, or one that is not wider than it need be."""
     if len(charts) == 1:
-        return f'<div style="max-width:{WHOLE}px">{drawn(charts[0], WHOLE)}</div>'
+        return f'<div style="max-width:{WHOLE}px">{drawn(charts[0], WHOLE, *height)}</div>'
     rows = [charts[i : i + 2] for i in range(0, len(charts), 2)]
     return "".join(
         '<div class="pair equal">'
-        + "".join(f"<div>{drawn(chart, HALF)}</div>" for chart in row)
+        + "".join(f"<div>{drawn(chart, HALF, *height)}</div>" for chart in row)
         + "</div>"
         for row in rows
     )

@@ -142,9 +142,7 @@ def _accuracy(page: PageData) -> str:
         costs.append(partial(latency_chart, page.latencies, page.chain))
     scores = [partial(score_chart, page.scores)] if page.scores else []
     if len(costs) > 1:
-        stacked = [drawn(scores[0], 1150)] if scores else []
-        equal = "".join(f"<div>{drawn(chart, 575, 330)}</div>" for chart in costs)
-        return "".join([f'<div class="pair equal">{equal}</div>', *stacked])
+        return side_by_side(costs, 330) + (drawn(scores[0], 1150) if scores else "")
     cards = [drawn(chart, 700 if scores else 1150, 360) for chart in costs]
     cards += [drawn(chart, 450 if costs else 1150) for chart in scores]
     inner = "".join(f"<div>{card}</div>" for card in cards)
