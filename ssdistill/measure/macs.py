@@ -1,21 +1,29 @@
 """Multiply-accumulates of one input."""
 
+import logging
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ssdistill.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
 def count_macs(model: Any, image_size: int | None = None) -> int:
     """Multiply-accumulates of one forward pass on one input.
 
-    Half of what torch's flop counter sees: convolutions, matrix products and attention.
-    Element-wise work (normalisation, activations, pooling) and the look-up of embeddings are
-    not counted.
+    Convolutions, matrix products and attention, whichever kernel computes them. Element-wise
+    work (normalization, activations, pooling) and the look-up of embeddings are not counted;
+    masked attention counts all pairs of tokens. An operation that multiplies matrices and has no
+    formula is named in a warning.
 
     Args:
         model: a PyTorch :class:`~ssdistill.models.model.Model`.
@@ -36,13 +44,19 @@ def count_macs(model: Any, image_size: int | None = None) -> int:
     # The counter stumbles over a view of a trainable parameter that was made without gradients.
     model.requires_grad_(False)
     try:
-        with FlopCounterMode(display=False) as counter:
+        with (
+            _plain_kernels(),
+            _Operations() as operations,
+            FlopCounterMode(display=False, custom_mapping=_formulas()) as counter,
+        ):
             model(_input(model, image_size))
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
         for module, mode in modes.items():
             module.training = mode
+    if uncounted := sorted(operations.names & UNCOUNTED):
+        logger.warning("the MACs are too low: %s cannot be counted", ", ".join(uncounted))
     return counter.get_total_flops() // 2
 
 
@@ -50,3 +64,88 @@ def _input(model: nn.Module, image_size: int | None) -> Tensor:
     if image_size is not None:
         return model.mean.new_zeros(1, 3, image_size, image_size)
     return model.example(1)
+
+
+@contextmanager
+def _plain_kernels() -> Iterator[None]:
+    """Without the kernels that do a whole layer at once, in which no counter sees a product.
+
+    In evaluation ``nn.MultiheadAttention`` and ``nn.TransformerEncoderLayer`` take a fused path,
+    and a recurrent layer is one call of oneDNN.
+    """
+    fused, onednn = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled
+    torch.backends.mha.set_fastpath_enabled(False)
+    torch.backends.mkldnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+        torch.backends.mkldnn.enabled = onednn
+
+
+class _Operations(TorchDispatchMode):
+    """The names of all operations that run, after the counter has taken them apart."""
+
+    def __init__(self):
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def _formulas() -> dict[Any, Callable[..., int]]:
+    """FLOPs (twice the multiply-accumulates) of operations that torch's counter passes over.
+
+    Which kernel computes ``scaled_dot_product_attention`` depends on release, processor and
+    shapes, and the counter of no release knows all of them.
+    """
+    named = {
+        "_scaled_dot_product_flash_attention_for_cpu": _attention,
+        "_scaled_dot_product_flash_attention": _attention,
+        "_scaled_dot_product_efficient_attention": _attention,
+        "_scaled_dot_product_cudnn_attention": _attention,
+        "_scaled_dot_product_fused_attention_overrideable": _attention,
+        "_scaled_dot_product_attention_math_for_mps": _attention,
+        "mv": lambda a, x, **_: 2 * math.prod(a),
+        "addmv": lambda y, a, x, **_: 2 * math.prod(a),
+        "dot": lambda x, y, **_: 2 * math.prod(x),
+        "vdot": lambda x, y, **_: 2 * math.prod(x),
+        "addbmm": lambda y, a, b, **_: 2 * math.prod(a) * b[-1],
+    }
+    formulas = {
+        getattr(torch.ops.aten, name): formula
+        for name, formula in named.items()
+        if hasattr(torch.ops.aten, name)
+    }
+    if hasattr(torch.ops.torchvision, "deform_conv2d"):
+        formulas[torch.ops.torchvision.deform_conv2d] = _deformed
+    return formulas
+
+
+def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    """Queries (…, L, E) by keys (…, S, E), and the weights by values (…, S, V).
+
+    Grouped queries share keys: the heads that count are the query's.
+    """
+    *batch, length, width = query
+    return 2 * math.prod(batch) * length * key[-2] * (width + value[-1])
+
+
+def _deformed(x: Any, weight: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    """As a convolution: weights (O, I / groups, H, W) by output positions (N, O, H, W)."""
+    return 2 * math.prod(out_shape) * math.prod(weight[1:])
+
+
+UNCOUNTED = {
+    "_cdist_forward",
+    "_grouped_mm",
+    "_native_multi_head_attention",
+    "_scaled_grouped_mm",
+    "_transformer_encoder_layer_fwd",
+    "_trilinear",
+    "conv_tbc",
+    "mkldnn_rnn_layer",
+}
+"""Operations that multiply matrices and have no formula, here or in torch."""

@@ -113,3 +113,97 @@ def test_counting_leaves_mode_and_gradients_as_they_were():
     assert model.training and torch.equal(net[1].running_mean, mean_C)
     assert [p.requires_grad for p in net[2].parameters()] == [False, False]
     assert all(p.requires_grad for p in net[0].parameters())
+
+
+def kernels():
+    """Every way in which torch computes attention on this machine."""
+    from torch.nn.attention import SDPBackend
+
+    return [SDPBackend.MATH, SDPBackend.FLASH_ATTENTION]
+
+
+@pytest.mark.parametrize("kernel", kernels(), ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_is_counted_whichever_kernel_computes_it(kernel, causal):
+    class Net(nn.Module):
+        def forward(self, x_BHTC):
+            with torch.nn.attention.sdpa_kernel(kernel):
+                y_BHTC = nn.functional.scaled_dot_product_attention(
+                    x_BHTC, x_BHTC[:, :, :5], x_BHTC[:, :, :5], is_causal=causal
+                )
+            return y_BHTC.mean((1, 2))
+
+    model = Wrapped(Net(), torch.randn(2, 4, 9, 16))
+    assert count_macs(model) == 4 * 2 * 9 * 5 * 16
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_multi_head_attention_is_counted_beside_its_fused_path(batch_first):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(16, 4, batch_first=batch_first)
+
+        def forward(self, x_BTC):
+            x = x_BTC if batch_first else x_BTC.transpose(0, 1)
+            y = self.attention(x, x, x, need_weights=False)[0]
+            return (y if batch_first else y.transpose(0, 1)).mean(1)
+
+    projections, products = 4 * 9 * 16 * 16, 2 * 9 * 9 * 16
+    assert count_macs(Wrapped(Net(), torch.randn(2, 9, 16))) == projections + products
+
+
+def test_a_transformer_layer_is_counted_beside_its_fused_path():
+    layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+    model = Wrapped(layer, torch.randn(2, 9, 16), lambda net, x: net(x).mean(1))
+    assert count_macs(model) == 9 * (4 * 16 * 16 + 2 * 16 * 32) + 2 * 9 * 9 * 16
+
+
+@pytest.mark.parametrize("rnn", [nn.LSTM, nn.GRU])
+def test_a_recurrent_layer_is_its_gates_at_every_step(rnn):
+    net = rnn(8, 12, batch_first=True)
+    gates = {nn.LSTM: 4, nn.GRU: 3}[rnn]
+    model = Wrapped(net, torch.randn(2, 5, 8), lambda net, x: net(x)[0].mean(1))
+    assert count_macs(model) == 5 * gates * 12 * (8 + 12)
+
+
+@pytest.mark.parametrize(
+    ("layer", "macs"),
+    [
+        (nn.ConvTranspose2d(6, 4, 3, stride=2, groups=2), 10 * 12 * 6 * 2 * 9),
+        (nn.ConvTranspose2d(6, 6, 4, stride=2, padding=1, groups=6), 10 * 12 * 6 * 16),
+        (nn.Conv2d(6, 8, 3, dilation=2, padding=2), 6 * 8 * 9 * 10 * 12),
+        (nn.Conv2d(6, 9, 1, groups=3), 2 * 9 * 10 * 12),
+    ],
+    ids=["grouped transposed", "depthwise transposed", "dilated", "grouped 1x1"],
+)
+def test_less_common_convolutions_have_their_closed_form(layer, macs):
+    assert count_macs(conv_model(layer)) == macs
+
+
+def test_a_product_with_one_vector_is_counted():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight_CO = nn.Parameter(torch.randn(16, 7))
+
+        def forward(self, x_BC):
+            return torch.stack([x_C @ self.weight_CO for x_C in x_BC])
+
+    assert count_macs(Wrapped(Net(), torch.randn(2, 16))) == 16 * 7
+
+
+def test_torchvisions_vit_is_counted_with_its_attention():
+    from torchvision.models import VisionTransformer
+
+    net = VisionTransformer(32, 8, 2, 4, 64, 128, num_classes=10)
+    tokens = 17
+    block = tokens * (4 * 64 * 64 + 2 * 64 * 128) + 2 * tokens**2 * 64
+    model = Wrapped(net, torch.randn(2, 3, 32, 32))
+    assert count_macs(model) == 16 * 3 * 64 * 64 + 2 * block + 64 * 10
+
+
+def test_what_cannot_be_counted_is_named(caplog):
+    model = Wrapped(nn.Bilinear(4, 4, 3), torch.randn(2, 4), lambda net, x_BC: net(x_BC, x_BC))
+    assert count_macs(model) == 0
+    assert "_trilinear" in caplog.text and "too low" in caplog.text
