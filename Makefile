@@ -1,44 +1,62 @@
 # make quickstart: the whole chain on digits.   make test: the tests.   make help: the rest.
 PYTHON ?= python3
 VENV ?= .venv
+LOWEST ?= .venv-lowest
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+RUN := $(VENV)/.installed
+DEV := $(VENV)/.installed-dev
+LOW := $(LOWEST)/.installed
+PIP := -m pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart cifar10 test lint report check clean
+.PHONY: help setup quickstart cifar10 test smoke lint report check clean
 
 help: ## what can be made
 	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
-$(STAMP): setup.cfg pyproject.toml
+$(RUN): setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "$(PYTHON) is older than 3.11; use make PYTHON=python3.11 …"; exit 2; }
 	@echo "Installing into $(VENV) (torch is a few gigabytes the first time) …"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check --upgrade pip
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[dev]'
-	@touch $(STAMP)
+	@$(BIN)/python $(PIP) --editable .
+	@touch $@
 
-setup: $(STAMP) ## create .venv and install the package with its tools
+$(DEV): $(RUN)
+	@echo "Installing the tools of the tests into $(VENV) …"
+	@$(BIN)/python $(PIP) --editable '.[dev]'
+	@touch $@
 
-quickstart: $(STAMP) ## unlabeled digits -> teacher -> student -> pruned -> int8, with a report
+$(LOW): setup.cfg pyproject.toml .ci/lowest.py
+	@echo "Installing the lowest versions that setup.cfg promises into $(LOWEST) …"
+	@$(PYTHON) -m venv $(LOWEST)
+	@$(PYTHON) .ci/lowest.py > $(LOWEST)/constraints.txt
+	@$(LOWEST)/bin/python $(PIP) --constraint $(LOWEST)/constraints.txt --editable '.[dev]'
+	@touch $@
+
+setup: $(DEV) ## create .venv and install the package with the tools of its tests
+
+quickstart: $(RUN) ## unlabeled digits -> teacher -> student -> pruned -> int8, with a report
 	@$(BIN)/ssdistill run configs/quickstart.yaml
 
-cifar10: $(STAMP) ## the same on CIFAR-10 with three seeds (downloads the data)
+cifar10: $(RUN) ## the same on CIFAR-10 with three seeds (downloads the data)
 	@$(BIN)/ssdistill reproduce configs/cifar10_cpu.yaml
 
-test: $(STAMP) ## run the tests
+test: $(DEV) ## run the tests
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart=0
 
-lint: $(STAMP) ## check style
+smoke: $(LOW) ## run the smoke tests with the lowest versions that setup.cfg promises
+	@$(LOWEST)/bin/python -m pytest -n 2 --dist loadfile --max-worker-restart=0 -m smoke
+
+lint: $(DEV) ## check style
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 
-report: $(STAMP) ## rewrite the tables in README files from committed records
+report: $(DEV) ## rewrite the tables in README files from committed records
 	@$(BIN)/ssdistill report
 
-check: lint test ## all that continuous integration checks
+check: lint test smoke ## all that continuous integration checks
 	@$(BIN)/ssdistill report --check
 
-clean: ## remove .venv (not the runs)
-	rm -rf $(VENV)
+clean: ## remove the environments (not the runs)
+	rm -rf $(VENV) $(LOWEST)

@@ -5,6 +5,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from ssdistill.data.batch import Batch
@@ -48,7 +49,8 @@ def on_another_grid(log_p_BHN: Tensor, grid: Grid, size: Grid) -> Tensor:
     """
     p_BHN = log_p_BHN.exp()
     own_BH1, patches_BHN = p_BHN[..., :1], p_BHN[..., 1:]
-    resized_BHN = resize_map(patches_BHN.unflatten(-1, grid), size).flatten(2)
+    map_BHhw = rearrange(patches_BHN, "b heads (h w) -> b heads h w", h=grid[0])
+    resized_BHN = rearrange(resize_map(map_BHhw, size), "b heads h w -> b heads (h w)")
     scale_BH1 = patches_BHN.sum(-1, keepdim=True) / resized_BHN.sum(-1, keepdim=True)
     resized_BHN = torch.cat([own_BH1, resized_BHN * scale_BH1], -1)
     return resized_BHN.clamp_min(torch.finfo(p_BHN.dtype).tiny).log()

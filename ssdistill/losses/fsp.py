@@ -3,6 +3,7 @@
 from itertools import pairwise
 
 import torch
+from einops import einsum
 from torch import Tensor, nn
 
 from ssdistill.losses import Shapes
@@ -15,8 +16,8 @@ def flow(x_BCHW: Tensor, y_BDHW: Tensor) -> Tensor:
     """Mean over positions of x_c y_d, (B, C, D) in float32, on the coarser grid of the two."""
     with torch.autocast(x_BCHW.device.type, enabled=False):
         x_BCHW, y_BDHW = on_the_coarser_grid(x_BCHW, y_BDHW)
-        x_BCN, y_BDN = x_BCHW.flatten(2), y_BDHW.flatten(2)
-        return x_BCN @ y_BDN.mT / x_BCN.shape[2]
+        product_BCD = einsum(x_BCHW, y_BDHW, "b c h w, b d h w -> b c d")
+        return product_BCD / x_BCHW[0, 0].numel()
 
 
 def flow_difference(s_maps: list[Tensor], t_maps: list[Tensor]) -> list[Tensor]:

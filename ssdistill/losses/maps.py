@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch.nn.functional as F
+from einops import rearrange
 from pydantic import Field
 from torch import Tensor
 
@@ -121,4 +122,4 @@ def resize_map(x_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
 
 def tokens(x_BCHW: Tensor) -> Tensor:
     """Positions of a map as rows: (B, H W, C)."""
-    return x_BCHW.flatten(2).mT
+    return rearrange(x_BCHW, "b c h w -> b (h w) c")

@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from ssdistill.data.batch import Batch
@@ -158,7 +159,7 @@ class Standardise(nn.Module):
         return [(t_BCHW.float() - mean_C11) / (std_C11 + EPS) for t_BCHW in views]
 
     def _update(self, views: list[Tensor], momentum: float) -> None:
-        rows_CN = torch.cat([t_BCHW.transpose(0, 1).flatten(1) for t_BCHW in views], 1)
+        rows_CN = torch.cat([rearrange(t_BCHW, "b c h w -> c (b h w)") for t_BCHW in views], 1)
         count = rows_CN.shape[1] * world_size()
         mean_C = mean_over_processes(rows_CN.mean(1))
         squares_C = mean_over_processes((rows_CN - mean_C[:, None]).square().mean(1))

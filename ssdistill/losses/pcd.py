@@ -2,6 +2,7 @@
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from ssdistill.data.batch import Batch
@@ -18,8 +19,8 @@ def positions(pairs: list[tuple[Tensor, Tensor]], head: nn.Module) -> tuple[Tens
     """Rows of the student, through ``head``, and of the teacher, one per position of its map."""
     ours = [tokens(resize_map(s_BCHW, t_BCHW.shape[-2:])) for s_BCHW, t_BCHW in pairs]
     theirs = [tokens(t_BCHW) for _, t_BCHW in pairs]
-    s_NC = torch.cat([head(s_BNC.flatten(0, 1)) for s_BNC in ours])
-    return s_NC, torch.cat(theirs).flatten(0, 1)
+    s_NC = torch.cat([head(rearrange(s_BNC, "b n c -> (b n) c")) for s_BNC in ours])
+    return s_NC, rearrange(torch.cat(theirs), "b n c -> (b n) c")
 
 
 class PCD(MapLoss):

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -136,8 +137,9 @@ def looking(module: nn.Module) -> Iterator[None]:
 
 def class_token_logits(attention: Attention, qkv_BNC: Tensor) -> Tensor:
     """q_0·k_j / sqrt(d), the class token's logits for all tokens, (B, heads, 1, N) in float32."""
-    parts = qkv_BNC.unflatten(2, (3, attention.num_heads, attention.head_dim))
-    q_BHNd, k_BHNd, _ = parts.permute(2, 0, 3, 1, 4).unbind(0)
+    q_BHNd, k_BHNd, _ = rearrange(
+        qkv_BNC, "b n (qkv heads d) -> qkv b heads n d", qkv=3, heads=attention.num_heads
+    )
     q_BH1d, k_BHNd = attention.q_norm(q_BHNd[:, :, :1]), attention.k_norm(k_BHNd)
     with torch.autocast(qkv_BNC.device.type, enabled=False):
         return attention.scale * q_BH1d.float() @ k_BHNd.float().mT

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -112,7 +113,8 @@ class Autoencoder(Method):
         side = self.mask_grid
         masked_BM = shuffled(batch, side**2)[:, : self.num_masked]
         mask_BN = x_BCHW.new_zeros(len(masked_BM), side**2).scatter_(1, masked_BM, 1.0)
-        return F.interpolate(mask_BN.view(-1, 1, side, side), x_BCHW.shape[-2:]).bool()
+        mask_B1hw = rearrange(mask_BN, "b (h w) -> b 1 h w", h=side)
+        return F.interpolate(mask_B1hw, x_BCHW.shape[-2:]).bool()
 
 
 def normal(x_BCHW: Tensor, step: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from ssdistill.data.batch import Batch
@@ -79,7 +80,7 @@ class SwAV(Method):
         z_NP = self.projector(torch.cat(self.embed(views)))
         # Cosines divided by T or epsilon need float32: bf16 resolves one only to about 0.004.
         with torch.autocast(z_NP.device.type, enabled=False):
-            z_VBP = F.normalize(z_NP.float(), dim=1).unflatten(0, (len(views), -1))
+            z_VBP = rearrange(F.normalize(z_NP.float(), dim=1), "(v b) p -> v b p", v=len(views))
             direction_KP = self.prototypes.weight
             if batch.step < self.freeze_prototypes * batch.num_steps:
                 # No gradient at all, rather than one of zero, keeps them out of the optimizer.
