@@ -7,8 +7,15 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from smoke_files import SMOKE
 
 from ssdistill.models.backbones import EncoderSettings, build_encoder
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.name in SMOKE:
+            item.add_marker(pytest.mark.smoke)
 
 
 def pytest_configure(config):

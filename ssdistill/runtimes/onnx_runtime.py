@@ -76,6 +76,9 @@ def export_onnx(
 
 
 def _write_onnx(model: Model, path: Path, opset: int) -> None:
+    # torch's exporter imports it late, and without it says so in a message of its own.
+    import onnxscript  # noqa: F401
+
     program = trace(model, "ONNX")
     try:
         with quiet():

@@ -2,11 +2,13 @@
 
 import ast
 import re
+import subprocess
 import sys
 from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
+from smoke_files import SMOKE
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "ssdistill"
@@ -71,30 +73,83 @@ def test_the_command_exists(setup):
     assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
-def test_what_the_code_imports_is_required(setup):
-    distribution = {
-        "PIL": "pillow",
-        "lightning_fabric": "pytorch-lightning",
-        "sklearn": "scikit-learn",
-        "torch_pruning": "torch-pruning",
-        "umap": "umap-learn",
-        "yaml": "omegaconf",
-    }
-    extras = " ".join(setup["options.extras_require"].values())
-    required = f"{setup['options']['install_requires']} {extras}".split()
-    names = {re.split(r"[<>=]", requirement)[0] for requirement in required}
-    for path in PACKAGE.rglob("*.py"):
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "lightning_fabric": "pytorch-lightning",
+    "sklearn": "scikit-learn",
+    "torch_pruning": "torch-pruning",
+    "umap": "umap-learn",
+    "xdist": "pytest-xdist",
+    "yaml": "pyyaml",
+}
+"""What a module is called when it is installed, where that is not the module's name."""
+INDIRECT = {"torch.utils.tensorboard": "tensorboard"}
+"""Modules of one distribution that need another one."""
+
+
+def imported_distributions(folder):
+    """Every distribution outside the standard library that the code below a folder imports."""
+    names = {}
+    for path in (ROOT / folder).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            imported = []
+            modules = []
             if isinstance(node, ast.Import):
-                imported = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                imported = [node.module]
-            for module in imported:
+                modules = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                modules = [node.module]
+            for module in modules:
                 top = module.split(".")[0]
-                if top == "ssdistill" or top in sys.stdlib_module_names:
-                    continue
-                assert distribution.get(top, top) in names, f"{path.name} imports {module}"
+                names.setdefault(DISTRIBUTIONS.get(top, top), path.name)
+                if module in INDIRECT:
+                    names.setdefault(INDIRECT[module], path.name)
+    ours = {"ssdistill", *sys.stdlib_module_names}
+    return {name: path for name, path in names.items() if name not in ours}
+
+
+def requirements(setup, *extras):
+    """Names of what is required always, or of what some extras add."""
+    texts = [setup["options.extras_require"][extra] for extra in extras]
+    texts = texts or [setup["options"]["install_requires"]]
+    return {re.split(r"[<>=]", line)[0] for text in texts for line in lines(text)}
+
+
+def test_what_the_code_imports_is_required(setup):
+    declared = requirements(setup) | requirements(setup, *setup["options.extras_require"])
+    undeclared = {
+        name: path
+        for name, path in imported_distributions("ssdistill").items()
+        if name not in declared
+    }
+    assert undeclared == {}
+
+
+def test_what_is_required_is_imported(setup):
+    assert requirements(setup) - imported_distributions("ssdistill").keys() == set()
+
+
+def test_what_an_extra_adds_is_imported(setup):
+    extras = setup["options.extras_require"].keys() - {"dev"}
+    assert requirements(setup, *extras) - imported_distributions("ssdistill").keys() == set()
+
+
+def test_what_the_tests_import_is_a_tool_or_a_requirement(setup):
+    declared = requirements(setup) | requirements(setup, "dev")
+    local = {path.stem for path in (ROOT / "tests").rglob("*.py")}
+    undeclared = {
+        name: path
+        for name, path in imported_distributions("tests").items()
+        if name not in declared | local
+    }
+    assert undeclared == {}
+
+
+def test_every_requirement_has_a_lower_bound_that_the_smoke_tests_install(setup):
+    printed = subprocess.run(
+        [sys.executable, ROOT / ".ci" / "lowest.py"], capture_output=True, text=True, check=True
+    ).stdout.split()
+    texts = [setup["options"]["install_requires"], *setup["options.extras_require"].values()]
+    promised = {line for text in texts for line in lines(text)}
+    assert sorted(line.replace(">=", "==") for line in promised) == sorted(printed)
 
 
 def test_every_module_can_be_read_in_one_go():
@@ -135,3 +190,7 @@ def test_one_version_everywhere(setup):
 def test_links_in_the_readme_lead_somewhere():
     links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / "README.md").read_text())
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_smoke_tests_exist():
+    assert SMOKE - {path.name for path in written_files("tests")} == set()
