@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -88,12 +89,26 @@ def lower(program: ExportedProgram) -> bytes:
     Raises:
         Exception: an operator without an implementation, and whatever else ExecuTorch says.
     """
-    with _hushed(), one_is_no_constant(), torch.no_grad():
+    with _hushed(), _compiler_beside_python(), one_is_no_constant(), torch.no_grad():
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
 
         edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
         return bytes(edge.to_executorch().buffer)
+
+
+@contextlib.contextmanager
+def _compiler_beside_python() -> Iterator[None]:
+    """Name ExecuTorch's ``flatc``, which is on no path where an environment is not activated."""
+    name, beside = "FLATC_EXECUTABLE", Path(sys.executable).with_name("flatc")
+    if name in os.environ or not beside.is_file():
+        yield
+        return
+    os.environ[name] = str(beside)
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 @contextlib.contextmanager
