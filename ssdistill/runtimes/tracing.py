@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ssdistill.errors import UserError
 from ssdistill.models.model import Model
@@ -58,12 +59,22 @@ def trace(
     graph = Embedding(model).eval() if graph is None else graph
     try:
         with quiet(), torch.no_grad(), one_is_no_constant():
-            program = _trace(graph, model.example(2), most)
-            graph = program.module(check_guards=False)
-            # Heads that are not used, inputs that were kept as an example.
-            return _trace(graph, model.example(2), most) if strip(graph) else program
+            try:
+                return _traced(graph, model, most)
+            except torch._dynamo.exc.UserError:
+                # From its fused kernel of masked attention torch 2.11 concludes that a batch is
+                # not 1.
+                with sdpa_kernel(SDPBackend.MATH):
+                    return _traced(graph, model, most)
     except Exception as error:  # tracing runs the model's own code, which may raise anything
         raise explain(error, model, runtime) from error
+
+
+def _traced(graph: nn.Module, model: Model, most: int | None) -> ExportedProgram:
+    program = _trace(graph, model.example(2), most)
+    graph = program.module(check_guards=False)
+    # Heads that are not used, inputs that were kept as an example.
+    return _trace(graph, model.example(2), most) if strip(graph) else program
 
 
 def _trace(graph: nn.Module, example: Tensor, most: int | None) -> ExportedProgram:

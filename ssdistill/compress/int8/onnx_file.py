@@ -117,7 +117,14 @@ def prepare(source: Path, target: Path) -> None:
     """
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    quant_pre_process(str(source), str(target), skip_optimization=True)
+    try:
+        quant_pre_process(str(source), str(target), skip_optimization=True)
+    except Exception:
+        # It raises a bare Exception where it meets a shape that it cannot follow; the exporter
+        # has written most of them down already.
+        quant_pre_process(
+            str(source), str(target), skip_optimization=True, skip_symbolic_shape=True
+        )
 
 
 def even_batches(inputs: Tensor, largest: int = LARGEST_BATCH) -> Iterable[Tensor]:
