@@ -9,7 +9,8 @@ from torch import nn
 
 from ssdistill.errors import UserError
 from ssdistill.models.wrapped import Wrapped
-from ssdistill.runtimes.torch_export import ExportedModel, TorchExport, harmless
+from ssdistill.runtimes.exported_archive import harmless
+from ssdistill.runtimes.torch_export import ExportedModel, TorchExport
 from ssdistill.runtimes.tracing import ready, trace
 
 

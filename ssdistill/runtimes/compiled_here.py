@@ -1,0 +1,56 @@
+"""Which native code this installation has compiled itself, and may run without being told to.
+
+A compiled file says nothing that could be believed about where it comes from. What is compiled
+here is noted by its sha256 in a folder of the user's own, outside of every runs folder: nobody
+who only hands over files can write there.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+
+STATE = "SSDISTILL_STATE"
+"""Environment variable: another folder than ``~/.local/state/ssdistill``."""
+_this_process: set[str] = set()
+
+
+def state_folder() -> Path:
+    """Where this installation keeps what it must remember."""
+    if own := os.environ.get(STATE):
+        return Path(own)
+    root = Path(os.environ.get("XDG_STATE_HOME") or "")
+    return (root if root.is_absolute() else Path("~/.local/state").expanduser()) / "ssdistill"
+
+
+def remember(path: Path) -> None:
+    """Note that the file has just been compiled here.
+
+    Where the folder cannot be written to, it is known in this process only.
+    """
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    _this_process.add(sha256)
+    folder = state_folder() / "compiled"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (folder / sha256).touch(mode=0o600)
+    except (OSError, RuntimeError):
+        return
+
+
+def is_known(path: Path) -> bool:
+    """Whether the file's content is one that was compiled here."""
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    if sha256 in _this_process:
+        return True
+    note = state_folder() / "compiled" / sha256
+    try:
+        # Of a folder that others can write to, their notes do not count.
+        return all(_is_own(part) for part in (note.parent, note))
+    except (OSError, RuntimeError):
+        return False
+
+
+def _is_own(path: Path) -> bool:
+    facts = path.lstat()
+    owner = getattr(os, "getuid", lambda: facts.st_uid)()
+    return facts.st_uid == owner and not facts.st_mode & 0o022
