@@ -21,6 +21,8 @@ examples:
   ssdistill run quickstart pretrain.kind=byol seeds=[0,1,2]
   ssdistill run quickstart --dry-run                what would be done, and what exists
   ssdistill probe student/ student_int8/ --data photos/   judge and compare finished encoders
+
+Opening a file never runs it; compiled models from elsewhere need `ssdistill probe --trust`.
 """
 
 

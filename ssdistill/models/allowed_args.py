@@ -11,10 +11,11 @@ import re
 import sys
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from typing import Annotated, Any
 
 import timm
 import torchvision
+from pydantic import AfterValidator
 from timm.models._builder import build_model_with_cfg
 
 PLAIN = re.compile(r"[A-Za-z0-9_+-]{0,64}")
@@ -38,6 +39,19 @@ def loading_arguments() -> frozenset[str]:
 def loading_argument(args: Mapping[str, Any]) -> str | None:
     """The first argument that would make timm load something; None without any."""
     return next((name for name in args if name in loading_arguments()), None)
+
+
+def _build_only(args: dict[str, Any]) -> dict[str, Any]:
+    if name := loading_argument(args):
+        raise ValueError(
+            f"'{name}' would decide which weights are read: use encoder.pretrained=true for "
+            "timm's, teacher.weights=FILE with teacher.kind=timm, or teacher.kind=checkpoint"
+        )
+    return args
+
+
+BuildingArgs = Annotated[dict[str, Any], AfterValidator(_build_only)]
+"""Arguments in a config: weights that came by way of one would be in no stage's digest."""
 
 
 def refused_argument(name: str, library: str, args: Mapping[str, Any]) -> str | None:

@@ -17,7 +17,7 @@ from ssdistill.models.artifact_files import (
     write_artifact,
 )
 from ssdistill.models.backbones import Encoder, encoder_from_spec
-from ssdistill.models.build_limit import build_limit
+from ssdistill.models.build_limit import TooLarge, build_limit
 from ssdistill.models.description import (
     DESCRIPTION,
     REMEDY,
@@ -191,7 +191,7 @@ def load_encoder(folder: str | Path) -> Encoder:
         raise UserError(f"{folder / DESCRIPTION} has no spec of the encoder; {REMEDY}")
     path = folder / description.first
     size = path.stat().st_size if path.is_file() else 0
-    with build_limit(size, f"the spec in {folder / DESCRIPTION}"):
+    with build_limit(size, f"the spec in {folder / DESCRIPTION}", REMEDY):
         encoder = _built(spec, folder)
     unpack_weights(encoder, folder, description)
     if description.projector is not None:
@@ -202,10 +202,12 @@ def load_encoder(folder: str | Path) -> Encoder:
 def _built(spec: EncoderSpec, folder: Path) -> Encoder:
     try:
         return encoder_from_spec(spec)
-    except UserError as error:
-        raise UserError(f"the spec in {folder / DESCRIPTION} is not valid: {error}") from error
-    except MemoryError:
+    except (TooLarge, MemoryError):
         raise
+    except UserError as error:
+        raise UserError(
+            f"the spec in {folder / DESCRIPTION} is not valid: {error}; {REMEDY}"
+        ) from error
     except Exception as error:  # networks raise anything for sizes that they cannot have
         if "allocate" in str(error):
             raise

@@ -17,31 +17,35 @@ NEW = ("empty", "zeros", "ones", "full", "rand", "randn", "empty_strided", "new_
        "new_ones", "new_full", "randint", "normal")  # fmt: skip
 
 
+class TooLarge(UserError):
+    """A network, or a weight, that is out of proportion to its file."""
+
+
 def most_numbers(file_bytes: int) -> int:
     """How many numbers a file of so many bytes may stand for, pruned and coded as it may be."""
     return max(SMALLEST, RATIO * file_bytes)
 
 
 @contextmanager
-def build_limit(file_bytes: int, what: str) -> Iterator[None]:
+def build_limit(file_bytes: int, what: str, remedy: str) -> Iterator[None]:
     """Stop the building of a network that is out of proportion to its file.
 
     Args:
         file_bytes: size of the file with its weights.
-        what: the thing at fault, as the message names it.
+        what, remedy: the thing at fault and what to do, as the message says it.
 
     Raises:
-        UserError: more numbers or tensors than :func:`most_numbers`, or than fit in memory.
+        TooLarge: more numbers or tensors than :func:`most_numbers`, or than fit in memory.
     """
-    refusal = f"{what} asks for a network that is too large for its weights: it is damaged"
+    refusal = f"{what} asks for a network that is too large for its weights; {remedy}"
     try:
         with _Count(most_numbers(file_bytes), refusal):
             yield
     except (MemoryError, OverflowError) as error:
-        raise UserError(refusal) from error
+        raise TooLarge(refusal) from error
     except RuntimeError as error:
         if "allocate" in str(error) or "overflow" in str(error):
-            raise UserError(refusal) from error
+            raise TooLarge(refusal) from error
         raise
 
 
@@ -65,4 +69,4 @@ class _Count(TorchDispatchMode):
     def _add(self, numbers: int) -> None:
         self.numbers, self.tensors = self.numbers + numbers, self.tensors + 1
         if self.numbers > self.most or self.tensors > MOST_TENSORS:
-            raise UserError(self.refusal)
+            raise TooLarge(self.refusal)

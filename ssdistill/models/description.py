@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import pydantic
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat
@@ -61,6 +61,12 @@ class StoredHead(BaseModel):
     layers: Annotated[list[Layer], Field(min_length=1, max_length=64)]
 
 
+class _Format(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    format: int
+
+
 class Parent(BaseModel):
     """A stage that a model was made from."""
 
@@ -86,7 +92,7 @@ class Description(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
 
-    format: Literal[1]
+    format: int
     weights: FileName = TORCH_WEIGHTS
     sha256: Sha256
     files: Annotated[dict[FileName, Sha256], Field(min_length=1, max_length=16)] | None = None
@@ -140,7 +146,15 @@ def read_description(folder: Path) -> Description:
     """
     path = folder / DESCRIPTION
     try:
-        description = Description.model_validate_json(_content(path))
+        content = _content(path)
+        # Before anything else: a later format may have other fields.
+        version = _Format.model_validate_json(content).format
+        if version != FORMAT:
+            raise UserError(
+                f"{path} has format {version}, this version reads {FORMAT}: "
+                "install the version of ssdistill that wrote it"
+            )
+        description = Description.model_validate_json(content)
     except pydantic.ValidationError as error:
         raise UserError(_one_line(path, error)) from error
     spec = description.spec
@@ -172,9 +186,6 @@ def _one_line(path: Path, error: pydantic.ValidationError, *inside: str) -> str:
     reason = " ".join(problem["msg"].removeprefix("Value error, ").split())
     if not place:
         return f"{path} does not describe a model ({reason}); {REMEDY}"
-    if place == ["format"] and problem["type"] == "literal_error":
-        shown = repr(problem["input"])[:40]
-        return f"{path} has format {shown}, this version reads {FORMAT}: install a newer ssdistill"
     # What is wrong with a value that is absent is that it is absent.
     given = "" if problem["type"] == "missing" else f", got {repr(problem['input'])[:60]}"
     key = ".".join(place)

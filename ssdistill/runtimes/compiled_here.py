@@ -9,6 +9,8 @@ import hashlib
 import os
 from pathlib import Path
 
+from ssdistill.models.artifact_files import weight_files
+
 STATE = "SSDISTILL_STATE"
 """Environment variable: another folder than ``~/.local/state/ssdistill``."""
 _this_process: set[str] = set()
@@ -48,6 +50,11 @@ def is_known(path: Path) -> bool:
         return all(_is_own(part) for part in (note.parent, note))
     except (OSError, RuntimeError):
         return False
+
+
+def is_known_artifact(folder: Path) -> bool:
+    """Whether what an artifact's folder holds was all compiled here."""
+    return all(file.is_file() and is_known(file) for file in weight_files(folder))
 
 
 def _is_own(path: Path) -> bool:
