@@ -24,7 +24,18 @@ LARGEST, DEEPEST, LONGEST = 2**20, 4, 4096
 """Of a number; of lists in lists; of a list."""
 NO_CHOICES = {"args", "kwargs", "_", "cfg", "device", "dtype", "hooks", "named_modules"}
 """Parameters of constructors that take no size and no choice by name; nor does any ``…_fn``."""
-HARMLESS = {"scriptable", "exportable", "no_jit", "kwargs"}
+TAKEN_BEFORE = {
+    "attn_type", "bias", "bn_eps", "bn_momentum", "bn_tf", "class_token", "depthwise", "dilated",
+    "dynamic_img_size", "embed_layer", "eps", "final_norm", "head_conv_bias", "inplace",
+    "no_embed_class", "norm_eps", "num_reg_tokens", "pad_type", "padding", "padding_same", "pruned",
+    "qkv_fused", "reduced_tail", "ref_feat_shape", "reg_tokens", "rope_grid_indexing",
+    "rope_grid_offset", "rope_mixed_mode", "rope_rotate_half", "rope_temperature", "rope_type",
+    "rotate_half", "scale_attn_inner", "scale_attn_norm", "scale_mlp", "scale_mlp_norm",
+    "strict_img_size", "swiglu_mlp", "use_abs_pos_emb", "use_fc_norm", "use_naflex",
+    "use_post_transformer_norm", "use_pre_transformer_norm", "use_rot_pos_emb", "width_mult",
+}  # fmt: skip
+"""Sizes and choices that timm's and torchvision's functions take out before a constructor."""
+HARMLESS = {"scriptable", "exportable", "no_jit"}
 SOURCES = {"file", "url", "hf_hub_id", "state_dict", "weights", "weights_backbone", "progress"}
 
 
@@ -33,7 +44,7 @@ def loading_arguments() -> frozenset[str]:
     """Names of arguments that decide what is loaded, and from where, not what is built."""
     functions = timm.create_model, build_model_with_cfg
     names = {name for function in functions for name in inspect.signature(function).parameters}
-    return frozenset(names | SOURCES) - HARMLESS
+    return frozenset(names | SOURCES) - HARMLESS - {"kwargs"}
 
 
 def loading_argument(args: Mapping[str, Any]) -> str | None:
@@ -66,7 +77,7 @@ def refused_argument(name: str, library: str, args: Mapping[str, Any]) -> str | 
     for key, value in args.items():
         if key in loading_arguments():
             return f"{key}: a file may not say what is loaded"
-        if allowed and key not in allowed | HARMLESS:
+        if allowed and key not in allowed | TAKEN_BEFORE | HARMLESS:
             return f"{key}: '{name}' has no size, width, depth or choice of that name"
         if reason := _refused_value(value):
             return f"{key}: {reason}"

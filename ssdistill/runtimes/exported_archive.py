@@ -36,7 +36,7 @@ PLAIN = {
 }
 """Members that are not JSON, and all that they may hold."""
 OPERATORS = re.compile(
-    r"torch\.ops\.(aten|quantized_decomposed|torchao)\.\w+(\.\w+)?"
+    r"torch\.ops\.(aten|quantized_decomposed|torchao)\.([^\W_]|_(?!_)|__(and|or|xor)__)\w*(\.\w+)?"
     r"|torch\.ops\.higher_order\.(wrap_with_autocast|wrap_with_set_grad_enabled)"
     r"|torch\.(sym_\w+|_sym_sqrt)"
     r"|_operator\.(getitem|add|sub|mul|neg|floordiv|truediv|mod|pow|eq|ne|lt|le|gt|ge|and_|or_)"
@@ -197,8 +197,9 @@ def harmless(expression: Any) -> bool:
     """Whether an expression for a size names nothing but symbols and arithmetic."""
     if not isinstance(expression, str) or len(expression) > LONGEST_EXPRESSION:
         return False
-    # Powers of anything and numbers of any length would be worked out for hours.
-    if "__" in expression or re.search(r"\*\*(?! ?\d\b)|\d{20}", expression):
+    # Towers of powers and numbers of any length would be worked out for hours.
+    powerless = re.sub(r"\b[su]\d+ ?\*\* ?\d\b(?! ?\*\*)", "", expression)
+    if "__" in expression or "**" in powerless or re.search(r"\d{20}", expression):
         return False
     bare = re.sub(r"Symbol\('[su]\d+'", "Symbol('", expression)
     words = re.findall(r"[^\W\d]\w*", bare)

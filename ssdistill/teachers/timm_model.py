@@ -18,7 +18,7 @@ from ssdistill.models.downloads import downloading
 from ssdistill.settings import PositiveInt
 from ssdistill.teachers import Pictures, Teacher
 from ssdistill.teachers.sizes import fit_size, size_inside, size_notices
-from ssdistill.teachers.weights import check_keys, read_state, weights_file, why
+from ssdistill.teachers.weights import check_keys, finite_notices, read_state, weights_file, why
 
 HUB = "hf-hub:"
 LOCAL = {"file", "url", "state_dict"}
@@ -76,7 +76,7 @@ class TimmModel(Teacher):
         spec, native = self._spec(name, config, args, pictures.image_size)
         encoder = encoder_around(spec, self._create(spec, config, source, path)).eval()
         fit_size(encoder, native)
-        return encoder, size_notices(encoder)
+        return encoder, [*finite_notices(encoder), *size_notices(encoder)]
 
     def _registered(self) -> PretrainedCfg:
         if ":" in self.name or "/" in self.name:
