@@ -253,7 +253,8 @@ ENUM = json.dumps([1, {"type": "builtins.dict", "children_spec": [], "context":
         *(_set(*GRAPH, "target", target) for target in (
             "torch.hub.load", "torch.load", "torch.ops.load_library", "torch.os.system",
             "torch.ops.aten.from_file.default", "torch.ops.aten.from_file",
-            "_operator.methodcaller", "#evil:x", "torch.ops.higher_order.triton_kernel_wrapper_mutation", "os.system",
+            "torch.ops.higher_order.triton_kernel_wrapper_mutation", "os.system", "#evil:x",
+            "_operator.methodcaller",
             "torch.ops.mine.x.default", "torch.ops.aten.__class__", 7, None, ["torch"])),
         *(_set("graph_module", "module_call_graph", 0, "signature", key, value)
           for key in ("in_spec", "out_spec") for value in (IMPORTING, ENUM, "[1, 2]", "{", 7)),
