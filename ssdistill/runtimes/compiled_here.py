@@ -52,6 +52,21 @@ def is_known(path: Path) -> bool:
         return False
 
 
+def trust_stages(root: Path) -> list[Path]:
+    """Take all native code in the stages of a runs folder for compiled here.
+
+    For runs of another machine, and of versions that took no notes.
+
+    Returns:
+        the files that were not known before.
+    """
+    files = sorted(root.glob("stages/*/s*/model/*.aoti.pt2"))
+    unknown = [file for file in files if file.is_file() and not is_known(file)]
+    for file in unknown:
+        remember(file)
+    return unknown
+
+
 def is_known_artifact(folder: Path) -> bool:
     """Whether what an artifact's folder holds was all compiled here."""
     return all(file.is_file() and is_known(file) for file in weight_files(folder))

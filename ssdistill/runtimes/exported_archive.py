@@ -64,7 +64,7 @@ def checked_archive(path: Path) -> io.BytesIO:
         seen: set[str] = set()
         for member in members:
             first, _, name = member.filename.partition("/")
-            if first != root or name in seen:
+            if first != root or not name or name in seen:
                 raise _refused(path, f"'{member.filename}'")
             seen.add(name)
             content = archive.read(member)
