@@ -32,6 +32,8 @@ PLAIN = {
     "byteorder": re.compile(rb"little"),
     ".data/version": re.compile(rb"\d+\n?"),
     ".data/serialization_id": re.compile(rb"\d*"),
+    ".format_version": re.compile(rb"\d+"),
+    ".storage_alignment": re.compile(rb"\d+"),
     "data/sample_inputs/model.pt": re.compile(rb""),
 }
 """Members that are not JSON, and all that they may hold."""
