@@ -20,7 +20,8 @@ def check_onnx(path: Path) -> None:
     import onnx
 
     try:
-        model = onnx.load(str(path), load_external_data=False)
+        # Not by its path: a suffix could make it another format, and outside tensors be read.
+        model = onnx.load_model_from_string(path.read_bytes())
     except Exception as error:  # protobuf's, which shares no base class with onnx's
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(

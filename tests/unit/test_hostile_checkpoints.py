@@ -103,7 +103,9 @@ def test_numbers_of_eight_bits_without_a_scale_are_refused(state, tmp_path):
 ])  # fmt: skip
 def test_weights_of_every_width_class_and_stride_are_taken(change, state, tmp_path):
     changed = {k: change(v) if v.is_floating_point() else v for k, v in state.items()}
-    encoder, _ = load(saved(changed, tmp_path / "w.pth"))
+    path = saved(changed, tmp_path / "w.pth")
+    assert type(flat_state(read(path), path)[KEY]) is torch.Tensor
+    encoder, _ = load(path)
     found = encoder.net.state_dict()[KEY]
     assert type(found) is torch.Tensor and found.dtype == torch.float32
     assert torch.equal(found, changed[KEY].detach().as_subclass(torch.Tensor).float())
