@@ -24,16 +24,17 @@ __version__ = version("ssdistill")
 __all__ = ["__version__", "load", "probe", "reproduce", "run"]
 
 
-def load(path: str | Path) -> Any:
-    """The encoder in a folder: ``load(path)(x_BCHW in [0, 1]).embedding_BD``.
+def load(path: str | Path, trust: bool = False) -> Any:
+    """The encoder in a folder: ``load(path)(x_BCHW).embedding_BD``.
 
-    Opens what training, compression and export save; see :func:`ssdistill.models.artifacts.load`.
-    Nothing is unpickled. A ``model.aoti.pt2`` is native code, though, and runs with all rights of
-    the process: open only those you trust.
+    Images are uint8, or floats in [0, 1]. Opens what training, compression and export save; see
+    :func:`ssdistill.models.artifacts.load`. Nothing in a folder is run. A ``model.aoti.pt2`` is
+    native code, though, and has all rights of the process: one that was not compiled on this
+    machine is refused without ``trust=True``.
     """
     from ssdistill.models.artifacts import load as load_artifact
 
-    return load_artifact(path)
+    return load_artifact(path, trust=trust)
 
 
 def run(config: str | Path, *overrides: str, root: str | Path = "runs") -> "Report":

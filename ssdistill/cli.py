@@ -21,6 +21,9 @@ examples:
   ssdistill run quickstart pretrain.kind=byol seeds=[0,1,2]
   ssdistill run quickstart --dry-run                what would be done, and what exists
   ssdistill probe student/ student_int8/ --data photos/   judge and compare finished encoders
+
+Opening a file never runs it, except compiled models (AOTInductor), which want --trust
+unless they were compiled here.
 """
 
 
@@ -126,6 +129,11 @@ def _experiment_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="a YAML file, or the name of a packaged config")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="runs folder (runs)")
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="run compiled models (AOTInductor) in the runs folder that were not compiled here",
+    )
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -169,6 +177,10 @@ def _restore(options: argparse.Namespace) -> int:
 def _load(options: argparse.Namespace):
     from ssdistill.config import load_experiment
 
+    if options.trust:
+        from ssdistill.runtimes.compiled_here import trust_stages
+
+        trust_stages(options.runs)
     experiment, notices = load_experiment(options.config, options.overrides)
     for notice in notices:
         print(notice, file=sys.stderr)

@@ -125,7 +125,8 @@ class Workspace:
 
     def encoder(self, stage: Stage) -> Encoder:
         """The encoder a finished stage made, in eval mode."""
-        return load(stage.folder(self.root) / MODEL)
+        # What it will see are views of this package.
+        return load(stage.folder(self.root) / MODEL, check_inputs=False)
 
     def embeddings(self, encoder: Encoder) -> Tensor:
         """Embeddings (N, D) of all training images under the evaluation view.

@@ -1,13 +1,12 @@
 """Back from a compressed model to what it was made from."""
 
 import copy
-import json
 from pathlib import Path
-from typing import Any
 
 from ssdistill.compress import Context, Step
 from ssdistill.errors import UserError
-from ssdistill.models.artifact_files import DESCRIPTION, find_artifact
+from ssdistill.models.artifact_files import find_artifact
+from ssdistill.models.description import DESCRIPTION, read_description
 from ssdistill.models.model import Model
 
 
@@ -47,25 +46,22 @@ def dense_parent(path: str | Path) -> Path:
             longer what it was.
     """
     folder = find_artifact(Path(path)).resolve()
-    parent = _lineage(folder).get("parents", {}).get("original")
+    description = read_description(folder)
+    parent = description.original(folder)
     if parent is None:
         raise UserError(f"{folder / DESCRIPTION}: not compressed, its lineage has no original")
-    name = f"*-{parent['digest'][:8]}/s{parent['seed']}/model/{DESCRIPTION}"
+    name = f"*-{parent.digest[:8]}/s{parent.seed}/model/{DESCRIPTION}"
     stages = folder.parents[2]
     found = next((p for p in sorted(stages.glob(name))), None)
     if found is None:
         raise UserError(
-            f"{folder}: its dense parent {parent['digest'][:8]}, seed {parent['seed']}, is not "
+            f"{folder}: its dense parent {parent.digest[:8]}, seed {parent.seed}, is not "
             f"in {stages}"
         )
-    sha256 = json.loads(found.read_text())["sha256"]
-    if sha256 != parent["sha256"]:
+    sha256 = read_description(found.parent).sha256
+    if sha256 != parent.sha256:
         raise UserError(
             f"{found.parent}: sha256 {sha256[:12]}…, and {folder} was made from "
-            f"{parent['sha256'][:12]}…"
+            f"{parent.sha256[:12]}…"
         )
     return found.parent
-
-
-def _lineage(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / DESCRIPTION).read_text()).get("lineage") or {}

@@ -30,6 +30,7 @@ def open_subject(
     precision: Precision = "fp32",
     root: str | Path = "runs",
     progress: bool = True,
+    trust: bool = False,
 ) -> Subject:
     """An encoder and the pictures it is asked about.
 
@@ -47,6 +48,7 @@ def open_subject(
         precision: of the encoding, ``fp32`` or ``bf16``.
         root: runs folder, below which decoded pictures are kept.
         progress: bars on the terminal.
+        trust: open a model that is native code and was not compiled here.
 
     Raises:
         UserError: an encoder or data that cannot be opened, or that do not suit each other.
@@ -59,7 +61,8 @@ def open_subject(
         raise UserError("data is missing: a kind, a path, settings or two pairs of arrays")
     sizes = [size for size in (image_size or own_size(encoder),) if size]
     shown = open_pictures(data, sizes=sizes, root=root)
-    opened = open_encoder(encoder, shown.facts, image_size=image_size, mean=mean, std=std)
+    own = {"image_size": image_size, "mean": mean, "std": std, "trust": trust}
+    opened = open_encoder(encoder, shown.facts, **own)
     return Subject(
         opened.encoder,
         shown.train,

@@ -51,6 +51,10 @@ def fit(
     for key, tensor in kept.items():
         if tensor.shape != own[key].shape:
             raise UserError(_shape_message(name, key, tensor, own[key]))
+        counts = key.endswith(COUNT)
+        if not counts and tensor.is_floating_point() != own[key].is_floating_point():
+            theirs, ours = (str(t.dtype).removeprefix("torch.") for t in (tensor, own[key]))
+            raise UserError(f"has a '{key}' of {theirs} numbers, '{name}' one of {ours}")
     left_out = [k for k in found if k not in own and _is_no_backbone(k)]
     extra = [k for k in found if k not in own and not _is_no_backbone(k)]
     missing = [k for k in own if k not in kept and not k.endswith(COUNT)]
@@ -64,7 +68,10 @@ def fit(
             f"has {len(extra)} tensors that '{name}' has not ({_few(extra)}): "
             "is it another architecture? teacher.allow_extra=true leaves them out"
         )
-    net.load_state_dict(own | kept)
+    try:
+        net.load_state_dict(own | kept)
+    except RuntimeError as error:
+        raise UserError(f"cannot be put into '{name}': {' '.join(str(error).split())}") from error
     resized = [
         f"{k} from {tuple(state[k].shape)} to {tuple(v.shape)}"
         for k, v in kept.items()

@@ -7,6 +7,7 @@ is asked, and not an object of it, makes no difference.
 """
 
 import pickle
+import pickletools
 import re
 from types import SimpleNamespace
 from typing import Any
@@ -49,6 +50,18 @@ class Mapping(dict):
     def __init__(self, *args: Any):
         # A defaultdict is made from its factory, which is none of our business.
         super().__init__(*(a for a in args if isinstance(a, (dict, list))))
+
+    def __setstate__(self, *args: Any) -> None:
+        pass
+
+
+class Unusable:
+    """In place of a tensor that is no plain array of numbers."""
+
+    __slots__ = ("why",)
+
+    def __init__(self, why: str):
+        self.why = why
 
     def __setstate__(self, *args: Any) -> None:
         pass
@@ -104,8 +117,8 @@ class _Function:
     def __init__(self, run: Any):
         self._run = run
 
-    def __call__(self, *args: Any) -> Any:
-        return self._run(*args)
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        return self._run(*args, **named)
 
 
 def _tensor(storage: Any, offset: int, size: tuple, stride: tuple, *_: Any) -> Tensor:
@@ -129,6 +142,15 @@ FUNCTIONS = {
     "numpy.core.multiarray._reconstruct": lambda *_: Array(),
     "numpy._core.multiarray._reconstruct": lambda *_: Array(),
 }
+TENSORS = re.compile(r"torch\.(_utils|_tensor|nested\._internal\.\w+)\.(_?rebuild_\w+)")
+"""Functions that make other kinds of tensors than the above."""
+KINDS = {
+    "_rebuild_sparse_tensor": "is sparse: save tensor.to_dense()",
+    "_rebuild_qtensor": "is quantized: save tensor.dequantize()",
+    "_rebuild_meta_tensor_no_storage": "is on the meta device, without numbers: save the weights "
+    "after they were loaded",
+    "_rebuild_nested_tensor": "is a nested tensor: save its parts on their own",
+}
 CLASSES = {
     "collections.OrderedDict": Mapping,
     "collections.defaultdict": Mapping,
@@ -137,13 +159,38 @@ CLASSES = {
 DTYPES = {f"torch.{name}": d for name, d in vars(torch).items() if isinstance(d, torch.dtype)}
 
 
+LARGEST_MEMO = 10_000_000
+
+
+def refuse_bombs(file: Any) -> None:
+    """Read the opcodes of the next pickle in a file, and leave the file where it was.
+
+    Raises:
+        pickle.UnpicklingError: it would take memory out of proportion to its size, by the number
+            of a place in its memo; or it ends before its end.
+        ValueError: it is no pickle.
+    """
+    start = file.tell()
+    for opcode, argument, _ in pickletools.genops(file):
+        if opcode.name in ("PUT", "LONG_BINPUT") and argument > LARGEST_MEMO:
+            raise pickle.UnpicklingError(f"it asks for a memo of {argument} places")
+    file.seek(start)
+
+
 class Unpickler(pickle.Unpickler):
     """Looks every name up here and nowhere else."""
+
+    def __init__(self, file: Any, **settings: Any):
+        refuse_bombs(file)
+        super().__init__(file, **settings)
 
     def find_class(self, module: str, name: str) -> Any:
         dotted = f"{module}.{name}"
         if dotted in FUNCTIONS:
             return _Function(FUNCTIONS[dotted])
+        if dotted not in CLASSES and (match := TENSORS.fullmatch(dotted)):
+            why = KINDS.get(match[2], f"is of a kind that only {dotted} knows: save a plain tensor")
+            return _Function(lambda *args, **named: Unusable(why))
         return (CLASSES | DTYPES).get(dotted, Inert)
 
 

@@ -6,7 +6,11 @@ from typing import Any
 from torch import Tensor
 
 from ssdistill.errors import UserError
-from ssdistill.foreign.inert import Array, Inert
+from ssdistill.foreign.inert import Array, Inert, Unusable
+from ssdistill.foreign.tensors import plain, unusable
+
+DEEPEST, MOST_ENTRIES = 64, 1_000_000
+"""Dicts inside of each other, and entries of all of them together."""
 
 TRAINING = {
     "amp", "args", "callbacks", "cfg", "config", "hparams", "hyper_parameters", "loops",
@@ -23,10 +27,10 @@ def flat_state(loaded: Any, path: Path) -> dict[str, Tensor]:
     """Every tensor in nested dicts by its dotted name.
 
     Raises:
-        UserError: no tensors, or two of one name.
+        UserError: no tensors, two of one name, one that is no plain array of numbers, or dicts
+            that are nested without end.
     """
-    found: dict[str, Tensor] = {}
-    _collect(loaded, (), found)
+    found = _collect(loaded, path)
     if not found and isinstance(loaded, Inert):
         raise UserError(f"{path} holds a pickled object, not weights: save its state_dict instead")
     if not found:
@@ -40,15 +44,32 @@ def flat_state(loaded: Any, path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _collect(value: Any, parts: tuple[str, ...], found: dict[str, Tensor]) -> None:
-    if isinstance(value, Array):
-        value = value.tensor()
-    if isinstance(value, Tensor):
-        found[".".join(parts)] = value
-    elif isinstance(value, dict):
-        for name, item in value.items():
-            if isinstance(name, str) and not _is_training(name, item):
-                _collect(item, (*parts, name), found)
+def _collect(loaded: Any, path: Path) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    waiting: list[tuple[tuple[str, ...], Any]] = [((), loaded)]
+    for _ in range(MOST_ENTRIES):
+        if not waiting:
+            return found
+        parts, value = waiting.pop()
+        if isinstance(value, Array):
+            value = value.tensor()
+        if isinstance(value, Tensor | Unusable):
+            name = ".".join(parts)
+            why = value.why if isinstance(value, Unusable) else unusable(value)
+            if why is not None:
+                raise UserError(f"{path}: tensor '{name}' {why}")
+            found[name] = plain(value)
+        elif isinstance(value, dict):
+            if len(parts) == DEEPEST:
+                start = ".".join(parts[:3])
+                raise UserError(
+                    f"{path}: '{start}…' is nested more than {DEEPEST} dicts deep: it is no "
+                    "checkpoint; save the state_dict"
+                )
+            named = [(name, item) for name, item in value.items() if isinstance(name, str)]
+            kept = [((*parts, name), item) for name, item in named if not _is_training(name, item)]
+            waiting += reversed(kept)
+    raise UserError(f"{path} holds more than {MOST_ENTRIES} entries: it is no checkpoint")
 
 
 def _is_training(name: str, item: Any) -> bool:

@@ -40,7 +40,11 @@ class PeakMemory:
 
 
 def peak_memory(
-    path: str | Path, batch_size: int = 1, inputs: Tensor | None = None, threads: int = 1
+    path: str | Path,
+    batch_size: int = 1,
+    inputs: Tensor | None = None,
+    threads: int = 1,
+    trust: bool = False,
 ) -> PeakMemory | None:
     """Bytes of memory that opening and running a saved model adds, in a fresh process.
 
@@ -54,6 +58,7 @@ def peak_memory(
         inputs: what it is given, repeated up to ``batch_size``; by default what the encoder in
             the folder takes.
         threads: threads of PyTorch or the runtime.
+        trust: as for :func:`ssdistill.load`.
 
     Returns:
         None where the kernel does not tell: everywhere but on Linux.
@@ -61,6 +66,8 @@ def peak_memory(
     Raises:
         UserError: the artifact cannot be opened or run.
     """
+    from ssdistill.runtimes.compiled_here import is_known_artifact
+
     artifact = find_artifact(Path(path))
     if not _tells():
         return None
@@ -70,6 +77,8 @@ def peak_memory(
             np.save(given, inputs.detach().cpu().numpy())
         order = {"path": str(artifact), "batch_size": batch_size, "threads": threads}
         order["inputs"] = str(given) if inputs is not None else None
+        # The fresh process must not know less of what was compiled here than this one.
+        order["trust"] = trust or is_known_artifact(artifact)
         command = [sys.executable, "-m", "ssdistill.measure.memory", json.dumps(order)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -99,7 +108,9 @@ def _peak(work: Callable[[], Any], baseline: int) -> tuple[Any, int]:
     return result, max(0, _status("VmHWM") - baseline)
 
 
-def measure(path: str, batch_size: int, inputs: str | None, threads: int) -> dict[str, int]:
+def measure(
+    path: str, batch_size: int, inputs: str | None, threads: int, trust: bool = False
+) -> dict[str, int]:
     """What :func:`peak_memory` asks the fresh process to do."""
     from ssdistill.measure.latency import example
     from ssdistill.models.artifacts import load
@@ -113,7 +124,7 @@ def measure(path: str, batch_size: int, inputs: str | None, threads: int) -> dic
             runtime.require()
     given = torch.from_numpy(np.load(inputs)) if inputs else None
     baseline = _status("VmRSS")
-    model, opening = _peak(lambda: load(folder), baseline)
+    model, opening = _peak(lambda: load(folder, trust, check_inputs=False), baseline)
     if not isinstance(model, torch.nn.Module):
         model.session_threads = threads
     x = example([model], batch_size, given)

@@ -7,10 +7,8 @@ from typing import Any
 
 from ssdistill.errors import UserError
 from ssdistill.files import write_atomically
+from ssdistill.models.description import DESCRIPTION, FORMAT, read_description
 
-FORMAT = 1
-DESCRIPTION = "model.json"
-TORCH_WEIGHTS, CODED_WEIGHTS = "model.safetensors", "model.coded.safetensors"
 ONNX_WEIGHTS = "model.onnx"
 PROJECTOR_WEIGHTS = "projector.safetensors"
 
@@ -19,15 +17,24 @@ def find_artifact(path: Path) -> Path:
     """The folder of an encoder: ``path``, that of the file ``path``, or the only one below it.
 
     Raises:
-        UserError: no encoder there, or several.
+        UserError: no encoder there, several, or a place that cannot be looked at.
     """
+    try:
+        return _find(path)
+    except (OSError, ValueError, RuntimeError) as error:  # of a name too long, a loop of links
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} cannot be opened ({reason})") from error
+
+
+def _find(path: Path) -> Path:
     if not path.exists():
-        raise UserError(f"no file or folder {path}")
-    if path.is_file():
+        broken = " (a symbolic link to nothing)" if path.is_symlink() else ""
+        raise UserError(f"no file or folder {path}{broken}")
+    if not path.is_dir():
         path = path.parent
     if (path / DESCRIPTION).is_file():
         return path
-    below = sorted({p.parent for p in path.rglob(DESCRIPTION)})
+    below = sorted({p.parent for p in path.rglob(DESCRIPTION) if p.is_file()})
     if len(below) > 1:
         names = ", ".join(str(p.relative_to(path)) for p in below[:4])
         raise UserError(f"{path} holds several models: choose one of {names}")
@@ -36,38 +43,14 @@ def find_artifact(path: Path) -> Path:
     return below[0]
 
 
-def read_description(folder: Path) -> dict[str, Any]:
-    """``model.json``, of this version's format and with the weights' ``sha256``.
-
-    Raises:
-        UserError: no such file, or one that describes no model.
-    """
-    if not (folder / DESCRIPTION).is_file():
-        raise UserError(f"no {DESCRIPTION} in {folder}")
+def names_file(folder: Path, name: str) -> bool:
+    """Whether a ``model.json`` in ``folder``, damaged or not, says that ``name`` is its file."""
     try:
-        description = json.loads((folder / DESCRIPTION).read_text())
-        version, _ = description["format"], description["sha256"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / DESCRIPTION} does not describe a model: {error!r}") from error
-    if version != FORMAT:
-        raise UserError(f"{folder / DESCRIPTION} has format {version}, this version reads {FORMAT}")
-    return description
-
-
-def weight_names(description: dict[str, Any]) -> dict[str, str]:
-    """sha256 by name of the files that hold the weights, the one to open first.
-
-    Raises:
-        UserError: a name that is not one of a file in the folder.
-    """
-    single = {description.get("weights", TORCH_WEIGHTS): description["sha256"]}
-    names = description.get("files", single)
-    if not isinstance(names, dict) or not names:
-        raise UserError(f"{DESCRIPTION} names no files: {names!r}")
-    for name in names:
-        if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name:
-            raise UserError(f"{DESCRIPTION} names {name!r}, which is no file in its folder")
-    return names
+        description = json.loads((folder / DESCRIPTION).read_bytes())
+        named = description.get("files") or [description.get("weights")]
+        return name in named
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
+        return False
 
 
 def weight_files(folder: str | Path) -> list[Path]:
@@ -76,7 +59,7 @@ def weight_files(folder: str | Path) -> list[Path]:
     Raises:
         UserError: no model there.
     """
-    return [Path(folder) / name for name in weight_names(read_description(Path(folder)))]
+    return [Path(folder) / name for name in read_description(Path(folder)).names]
 
 
 def sha256_of(files: dict[str, bytes]) -> str:
@@ -110,7 +93,7 @@ def write_artifact(
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        before = weight_names(read_description(folder))
+        before = read_description(folder).names
     except UserError:
         before = {}
     sha256 = sha256_of(files)
@@ -130,10 +113,21 @@ def write_artifact(
 
 
 def read_checked(path: Path, expected: str) -> bytes:
-    """The file's content, if its sha256 is the one expected."""
-    if not path.is_file():
-        raise UserError(f"no {path.name} in {path.parent}")
-    content = path.read_bytes()
+    """The file's content, if its sha256 is the one expected.
+
+    Raises:
+        UserError: no file (but a folder, a pipe, a broken link), one that cannot be read, or
+            another one than was saved.
+    """
+    try:
+        if not path.is_file():
+            found = " (it is a folder)" if path.is_dir() else ""
+            raise UserError(f"no {path.name} in {path.parent}{found}")
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
+    except MemoryError as error:
+        raise UserError(f"{path} does not fit in memory") from error
     found = hashlib.sha256(content).hexdigest()
     if found != expected:
         raise UserError(

@@ -7,23 +7,29 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pydantic
 from torch import nn
 
 from ssdistill.errors import UserError
 from ssdistill.models.artifact_files import (
-    CODED_WEIGHTS,
-    DESCRIPTION,
     PROJECTOR_WEIGHTS,
-    TORCH_WEIGHTS,
     find_artifact,
     read_checked,
-    read_description,
-    weight_names,
     write_artifact,
 )
-from ssdistill.models.backbones import Encoder, EncoderSpec, encoder_from_spec
-from ssdistill.models.head_file import LAYERS, pack_head, unpack_head
+from ssdistill.models.backbones import Encoder, encoder_from_spec
+from ssdistill.models.build_limit import TooLarge, build_limit
+from ssdistill.models.description import (
+    DESCRIPTION,
+    REMEDY,
+    TORCH_WEIGHTS,
+    Description,
+    StoredHead,
+    read_description,
+    spec_of,
+)
+from ssdistill.models.downloads import reason
+from ssdistill.models.head_file import pack_head, unpack_head
+from ssdistill.models.spec import EncoderSpec
 from ssdistill.models.weights import pack_weights, unpack_weights
 from ssdistill.models.wrapped import Wrapped
 
@@ -175,73 +181,107 @@ def load_encoder(folder: str | Path) -> Encoder:
     folder = Path(folder)
     description = read_description(folder)
     _refuse_runtimes(description, folder)
-    if "module" in description:
+    if description.module is not None:
         raise UserError(
-            f"{folder} holds weights of {description['module']}, which is no encoder: "
+            f"{folder} holds weights of {description.module}, which is no encoder: "
             "open it with ssdistill.models.artifacts.load_weights"
         )
-    encoder = encoder_from_spec(_spec(description, folder))
+    spec = spec_of(description)
+    if spec is None:
+        raise UserError(f"{folder / DESCRIPTION} has no spec of the encoder; {REMEDY}")
+    path = folder / description.first
+    size = path.stat().st_size if path.is_file() else 0
+    with build_limit(size, f"the spec in {folder / DESCRIPTION}", REMEDY):
+        encoder = _built(spec, folder)
     unpack_weights(encoder, folder, description)
-    if description.get("projector") is not None:
-        encoder.projector = _read_projector(description["projector"], folder, encoder)
+    if description.projector is not None:
+        encoder.projector = _read_projector(description.projector, folder, encoder)
     return encoder.eval()
 
 
-def _refuse_runtimes(description: dict[str, Any], folder: Path) -> None:
-    name = next(iter(weight_names(description)))
-    if name not in (TORCH_WEIGHTS, CODED_WEIGHTS):
-        raise UserError(f"no {TORCH_WEIGHTS} in {folder}: it holds {name}")
-
-
-def _read_projector(entry: Any, folder: Path, encoder: Encoder) -> nn.Module:
-    path = folder / PROJECTOR_WEIGHTS
+def _built(spec: EncoderSpec, folder: Path) -> Encoder:
     try:
-        layers = LAYERS.validate_python(entry["layers"])
-        expected = str(entry["sha256"])
-    except (KeyError, TypeError, pydantic.ValidationError) as error:
-        reason = " ".join(str(error).split())
+        return encoder_from_spec(spec)
+    except (TooLarge, MemoryError):
+        raise
+    except UserError as error:
         raise UserError(
-            f"the projector in {folder / DESCRIPTION} is not valid: {reason}"
+            f"the spec in {folder / DESCRIPTION} is not valid: {error}; {REMEDY}"
         ) from error
-    content = read_checked(path, expected)
+    except Exception as error:  # networks raise anything for sizes that they cannot have
+        if "allocate" in str(error):
+            raise
+        raise UserError(
+            f"the spec in {folder / DESCRIPTION} is not valid: '{spec.name}' cannot be built "
+            f"with its args ({reason(error)}); {REMEDY}"
+        ) from error
+
+
+def _refuse_runtimes(description: Description, folder: Path) -> None:
+    if not description.for_torch:
+        raise UserError(f"no {TORCH_WEIGHTS} in {folder}: it holds {description.first}")
+    if description.runtime is not None:
+        raise UserError(
+            f"the runtime in {folder / DESCRIPTION} is not valid: {description.first} is no file "
+            f"for {description.runtime}; {REMEDY}"
+        )
+
+
+def _read_projector(entry: StoredHead, folder: Path, encoder: Encoder) -> nn.Module:
+    path = folder / PROJECTOR_WEIGHTS
+    content = read_checked(path, entry.sha256)
     try:
-        return unpack_head(content, layers, encoder.embed_dim)
+        return unpack_head(content, entry.layers, encoder.embed_dim)
     except UserError as error:
         raise UserError(f"{path} is no projector of its {DESCRIPTION}: it {error}") from None
 
 
-def _spec(description: dict[str, Any], folder: Path) -> EncoderSpec:
-    try:
-        return EncoderSpec(**description["spec"])
-    except (KeyError, TypeError, pydantic.ValidationError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"the spec in {folder / DESCRIPTION} is not valid: {reason}") from error
-
-
-def load(path: str | Path) -> "Encoder | RuntimeModel":
-    """An encoder from disk, ready to be called: ``encoder(x_BCHW in [0, 1])``.
+def load(
+    path: str | Path, trust: bool = False, check_inputs: bool = True
+) -> "Encoder | RuntimeModel":
+    """An encoder from disk, ready to be called: ``encoder(x_BCHW)``.
 
     Args:
         path: an artifact folder, a file in it, or a folder with exactly one artifact below it.
+        trust: open native code too, which runs with all rights of the process. What this
+            installation has compiled needs no trust.
+        check_inputs: see :func:`ssdistill.models.inputs.check_images`: look at every batch that
+            the encoder is called with. False where batches come from this package itself.
 
     Returns:
         a PyTorch encoder in eval mode, or one that runs a file for another runtime.
 
     Raises:
         UserError: nothing to open there, several artifacts, a damaged one, or one for a runtime
-            that is not installed. Nothing is ever unpickled.
+            that is not installed; native code without trust. Nothing is ever unpickled.
     """
     folder = find_artifact(Path(path))
     description = read_description(folder)
-    names = weight_names(description)
-    first = next(iter(names))
-    if first in (TORCH_WEIGHTS, CODED_WEIGHTS):
-        return load_encoder(folder)
+    if description.for_torch:
+        encoder = load_encoder(folder)
+    else:
+        encoder = _load_for_runtime(description, folder, trust)
+    # Of modules that are no encoders it is not known what they take.
+    encoder.checks_inputs = check_inputs and encoder.spec is not None
+    return encoder
+
+
+def _load_for_runtime(description: Description, folder: Path, trust: bool) -> "RuntimeModel":
     from ssdistill.registry import RUNTIMES
 
-    # Files from before there were several runtimes do not name theirs.
-    runtime = RUNTIMES[description.get("runtime", "onnxruntime")]
-    for name, sha256 in names.items():
+    path = folder / DESCRIPTION
+    try:
+        # Files from before there were several runtimes do not name theirs.
+        runtime = RUNTIMES[description.runtime or "onnxruntime"]
+    except UserError as error:
+        raise UserError(f"the runtime in {path} is not valid: {error}") from None
+    expected = getattr(runtime, "files", (runtime.file,))
+    if tuple(description.names) != expected:
+        raise UserError(
+            f"the weights in {path} are not valid: files for {runtime.kind} are called "
+            f"{' and '.join(expected)}, not {' and '.join(description.names)}; {REMEDY}"
+        )
+    for name, sha256 in description.names.items():
         read_checked(folder / name, sha256)
-    spec = _spec(description, folder) if "spec" in description else None
-    return runtime.opens(folder / first, int(description["embed_dim"]), spec)
+    first, width = folder / description.first, description.embed_dim
+    return runtime.opens(first, width, spec_of(description), trust=trust)

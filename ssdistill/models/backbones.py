@@ -209,7 +209,8 @@ def encoder_from_spec(spec: EncoderSpec, pretrained: bool = False) -> Encoder:
     if pretrained and not (config and config.has_weights):
         raise UserError(f"timm has no weights of '{spec.name}': set encoder.pretrained=false")
     try:
-        with downloading(f"weights of '{spec.name}'", "encoder.pretrained=false needs none"):
+        remedy = "encoder.pretrained=false needs none"
+        with downloading(f"weights of '{spec.name}'", remedy, hub=pretrained):
             net = timm.create_model(spec.name, pretrained=pretrained, num_classes=0, **spec.args)
     except TypeError as error:
         raise UserError(f"encoder.args of '{spec.name}': {error}") from error

@@ -1,17 +1,46 @@
 """The bytes of a coded weight, and what beside them is needed to read them."""
 
 import math
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from torch import Tensor
 
 from ssdistill.errors import UserError
 from ssdistill.models import packing
-from ssdistill.models.coding import Coded, Palette, Sparse, Uniform
+from ssdistill.models.coding import MOST, Coded, Palette, Sparse, Uniform
 
 Facts = dict[str, Any]
+Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
+
+
+class CodeFacts(BaseModel):
+    """What the header of a file says of one coded weight, or of one that is as another is."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    kind: Literal["uniform", "palette", "sparse"] | None = None
+    shape: Annotated[list[Count], Field(max_length=8)] = []
+    same: str | None = None
+    book: str | None = None
+    half: bool = False
+    half_zero: bool = False
+    bits: Annotated[int, Field(ge=1, le=packing.WIDEST)] = 1
+    scales: Count = 0
+    kept: Count = 0
+    places: Count = 0
+    k: Annotated[int, Field(ge=1, le=MOST)] = 1
+    rows: bool = False
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers the weight has."""
+        return math.prod(self.shape)
+
+
+FACTS = TypeAdapter(dict[str, CodeFacts])
 
 
 def write(code: Coded, entropy: bool = True, book: bool = True) -> tuple[bytes, Facts]:

@@ -10,14 +10,15 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from ssdistill.errors import UserError
 from ssdistill.models import coded_bytes
+from ssdistill.models.build_limit import most_numbers
 from ssdistill.models.coding import Coded, Sparse, refresh
+from ssdistill.models.downloads import reason
 
 BOOK = "codebook:"
 
@@ -103,22 +104,18 @@ def unpack_state(content: bytes) -> tuple[dict[str, Tensor], dict[str, Coded]]:
     Raises:
         UserError: content that :func:`pack_state` cannot have written; the tensor is named.
     """
-    try:
-        tensors = safetensors.torch.load(content)
-        (length,) = struct.unpack("<Q", content[:8])
-        facts = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["coded"])
-        facts = {str(key): dict(fact) for key, fact in facts.items()}
-    except (safetensors.SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"it is no safetensors file of coded weights: {error!r}") from error
+    tensors, facts = _unpack_facts(content)
     coded = {}
     for key, fact in facts.items():
-        if "same" in fact:
+        if fact.get("same") is not None:
             continue
         try:
             book = tensors[fact["book"]] if "book" in fact else None
             coded[key] = coded_bytes.read(tensors[key].numpy().tobytes(), fact, book)
-        except (KeyError, IndexError, TypeError, ValueError, RuntimeError, UserError) as error:
+        except UserError as error:
             raise UserError(f"the codes of '{key}' cannot be read: {error}") from error
+        except Exception as error:  # codes that do not fit their facts fail anywhere
+            raise UserError(f"the codes of '{key}' cannot be read: {reason(error)}") from error
     state = {key: tensor for key, tensor in tensors.items() if not key.startswith(BOOK)}
     state |= {key: code.decode() for key, code in coded.items()}
     for key, fact in facts.items():
@@ -130,3 +127,23 @@ def unpack_state(content: bytes) -> tuple[dict[str, Tensor], dict[str, Coded]]:
         if same in coded:
             coded[key] = coded[same]
     return state, coded
+
+
+def _unpack_facts(content: bytes) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
+    """Tensors as they are in the file, and the checked facts of those that are coded.
+
+    Raises:
+        UserError: no such file, or one that stands for too many numbers.
+    """
+    try:
+        tensors = safetensors.torch.load(content)
+        (length,) = struct.unpack("<Q", content[:8])
+        header = json.loads(content[8 : 8 + length])["__metadata__"]["coded"]
+        facts = coded_bytes.FACTS.validate_json(header)
+    except Exception as error:  # of a damaged header almost anything
+        raise UserError(
+            f"it is no safetensors file of coded weights: {' '.join(str(error).split())[:300]}"
+        ) from error
+    if sum(fact.numbers for fact in facts.values()) > most_numbers(len(content)):
+        raise UserError("its coded weights are too large for the file")
+    return tensors, {key: fact.model_dump(exclude_unset=True) for key, fact in facts.items()}

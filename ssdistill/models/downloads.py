@@ -1,30 +1,87 @@
 """Weights from the internet, which may not be there."""
 
+import contextlib
+import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
+from typing import Any
 
+from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import _http, get_session
 
 from ssdistill.errors import UserError
 
 # The bases of HfHubHTTPError are those of whichever client the installed hub uses; torch.hub
 # raises URLError, an OSError.
 FAILURES = (OSError, HTTPException, HFValidationError, *HfHubHTTPError.__bases__)
+HUB_SECONDS, STALLED_SECONDS = 5.0, 30.0
+"""How long the hub may take to answer at all; and how long a download may stand still."""
 
 
 @contextmanager
-def downloading(what: str, remedy: str) -> Iterator[None]:
+def downloading(what: str, remedy: str, hub: bool = False) -> Iterator[None]:
     """Turn a failed download into a UserError of one line.
 
     Args:
         what: the thing wanted, as it stands in the config.
         remedy: what to do without a connection.
+        hub: whether it comes from the Hugging Face Hub. Without a connection its client would
+            try again for a minute, aloud; it is told to look into its cache alone.
     """
+    forbidden = hub and constants.HF_HUB_OFFLINE
+    reached = not hub or forbidden or _hub_answers()
+    try:
+        with _no_stalling(), contextlib.nullcontext() if reached else _offline():
+            yield
+    except FAILURES as error:
+        why = "" if reached else f": no connection to {constants.ENDPOINT}"
+        why = ": HF_HUB_OFFLINE forbids downloads, unset it" if forbidden else why
+        if hub:
+            remedy += f", or put them into the cache {constants.HF_HUB_CACHE} (HF_HUB_CACHE)"
+        raise UserError(f"{what} cannot be downloaded ({reason(error)}){why}; {remedy}") from error
+
+
+def _hub_answers() -> bool:
+    """Whether the hub says anything at all within seconds."""
+    answers: list[Any] = []
+
+    def ask() -> None:
+        # Each client has exceptions of its own for a connection that fails.
+        with contextlib.suppress(Exception):
+            answers.append(get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS))
+
+    # In a thread: looking up a name has no time limit of its own.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(HUB_SECONDS)
+    return bool(answers)
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """The hub's client looks into its cache alone for as long as the ``with``."""
+    # Sessions of earlier versions know only what held when they were opened.
+    reset = getattr(_http, "reset_sessions", lambda: None)
+    constants.HF_HUB_OFFLINE = True
+    reset()
     try:
         yield
-    except FAILURES as error:
-        raise UserError(f"{what} cannot be downloaded ({reason(error)}); {remedy}") from error
+    finally:
+        constants.HF_HUB_OFFLINE = False
+        reset()
+
+
+@contextmanager
+def _no_stalling() -> Iterator[None]:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(before or STALLED_SECONDS)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def reason(error: BaseException) -> str:

@@ -2,7 +2,6 @@
 
 from typing import Annotated, Any, Literal
 
-import safetensors
 import safetensors.torch
 import torch
 import torch.nn.functional as F
@@ -11,7 +10,10 @@ from pydantic import Field, TypeAdapter
 from torch import Tensor, nn
 
 from ssdistill.errors import UserError
-from ssdistill.settings import Positive, PositiveInt, Settings
+from ssdistill.models.downloads import reason
+from ssdistill.settings import Positive, Settings
+
+Width = Annotated[int, Field(gt=0, le=2**31 - 1)]
 
 
 class UnitLength(nn.Module):
@@ -23,8 +25,8 @@ class UnitLength(nn.Module):
 
 class LinearLayer(Settings):
     kind: Literal["linear"] = "linear"
-    in_dim: PositiveInt
-    out_dim: PositiveInt
+    in_dim: Width
+    out_dim: Width
     bias: bool
 
     def build(self) -> nn.Module:
@@ -33,7 +35,7 @@ class LinearLayer(Settings):
 
 class BatchNormLayer(Settings):
     kind: Literal["batch_norm"] = "batch_norm"
-    width: PositiveInt
+    width: Width
     affine: bool
     eps: Positive
 
@@ -58,7 +60,7 @@ class GELULayer(Settings):
 
 class LayerNormLayer(Settings):
     kind: Literal["layer_norm"] = "layer_norm"
-    width: PositiveInt
+    width: Width
     affine: bool
     bias: bool
     eps: Positive
@@ -135,15 +137,14 @@ def unpack_head(content: bytes, layers: list[Layer], in_dim: int) -> nn.Sequenti
     """
     try:
         state = safetensors.torch.load(content)
-    except safetensors.SafetensorError as error:
-        raise UserError(f"is not a safetensors file: {error}") from error
+    except Exception as error:  # beside its own, whatever a header that is not valid ends in
+        raise UserError(f"is not a safetensors file: {reason(error)}") from error
     with torch.device("meta"):
-        head = nn.Sequential(*(layer.build() for layer in layers)).eval()
         try:
+            head = nn.Sequential(*(layer.build() for layer in layers)).eval()
             head(torch.empty(1, in_dim))
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"has layers that do not fit each other: {reason}") from error
+        except (RuntimeError, ValueError) as error:
+            raise UserError(f"has layers that do not fit each other: {reason(error)}") from error
     for name, ours in head.state_dict().items():
         if name not in state:
             raise UserError(f"lacks '{name}'")
@@ -153,5 +154,7 @@ def unpack_head(content: bytes, layers: list[Layer], in_dim: int) -> nn.Sequenti
     for name in state:
         if name not in head.state_dict():
             raise UserError(f"has an unknown '{name}'")
+        if not state[name].is_floating_point() and not name.endswith("num_batches_tracked"):
+            raise UserError(f"has a '{name}' of {state[name].dtype}, no floating-point numbers")
     head.load_state_dict(state, assign=True)
     return head

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ssdistill.models.inputs import call_checked
 from ssdistill.models.representation import Representation
 
 
@@ -23,16 +24,23 @@ class Model(nn.Module):
         coded: how weights are to be stored, by state dict key of ``net``, where that is shorter
             than their numbers; see :mod:`ssdistill.models.coding`. A weight that has changed
             since is stored as it is.
+        checks_inputs: whether every batch is looked at before it is encoded, see
+            :func:`ssdistill.models.inputs.call_checked`; for encoders that were loaded.
     """
 
     net: nn.Module
     embed_dim: int
+    checks_inputs: bool = False
 
     def __init__(self) -> None:
         super().__init__()
         self.channels: dict[str, list[int]] = {}
         self.removed: tuple[str, ...] = ()
         self.coded: dict[str, Any] = {}
+
+    def __call__(self, x: Tensor) -> Representation:
+        call = super().__call__
+        return call_checked(self, call, x) if self.checks_inputs else call(x)
 
     @property
     def name(self) -> str:

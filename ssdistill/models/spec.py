@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
+from ssdistill.models.allowed_args import BuildingArgs
 from ssdistill.settings import NonNegativeInt, PositiveInt, Settings
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -27,7 +28,7 @@ class EncoderSettings(Settings):
     """
 
     name: str = "resnet18"
-    args: dict[str, Any] = Field(default={})
+    args: BuildingArgs = Field(default={})
     stem: Literal["auto", "native", "small"] = "auto"
     stem_stride: PositiveInt = 1
     stem_padding: NonNegativeInt = 1

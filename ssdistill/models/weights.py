@@ -3,27 +3,22 @@
 from pathlib import Path
 from typing import Any
 
-import pydantic
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from ssdistill.errors import UserError
-from ssdistill.models.artifact_files import (
-    CODED_WEIGHTS,
-    DESCRIPTION,
-    TORCH_WEIGHTS,
-    read_checked,
-    weight_names,
-)
+from ssdistill.models.artifact_files import read_checked
 from ssdistill.models.coded_file import current, pack_state, unpack_state
 from ssdistill.models.coding import Coded
+from ssdistill.models.description import CODED_WEIGHTS, DESCRIPTION, TORCH_WEIGHTS, Description
+from ssdistill.models.downloads import reason
 from ssdistill.models.model import Model
 from ssdistill.models.structure import fit_structure
 
-CHANNELS = pydantic.TypeAdapter(dict[str, list[int]])
-REMOVED = pydantic.TypeAdapter(list[str])
+MISFITS = (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError,
+           ZeroDivisionError)  # fmt: skip
+"""What tensors of shapes that no compression has left behind end in."""
 
 
 def pack_weights(model: Model) -> tuple[dict[str, bytes], dict[str, Any]]:
@@ -60,29 +55,27 @@ def pack_weights(model: Model) -> tuple[dict[str, bytes], dict[str, Any]]:
     return {TORCH_WEIGHTS: safetensors.torch.save(state)}, facts
 
 
-def unpack_weights(model: Model, folder: Path, description: dict[str, Any]) -> None:
+def unpack_weights(model: Model, folder: Path, description: Description) -> None:
     """Make of an uncompressed ``model`` the one whose weights lie in ``folder``.
 
     Raises:
         UserError: a missing, damaged or foreign file; the first key or shape at fault is named.
     """
-    (name, sha256), *_ = weight_names(description).items()
-    path = folder / name
-    state, coded = _read(path, sha256)
+    path = folder / description.first
+    state, coded = _read(path, description.names[description.first])
+    removed = description.removed
     try:
-        channels = CHANNELS.validate_python(description.get("channels", {}))
-        removed = REMOVED.validate_python(description.get("removed", []))
-    except pydantic.ValidationError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{folder / DESCRIPTION} is not valid: {reason}") from error
-    try:
-        if description.get("widths") or removed:
+        if description.widths or removed:
             fit_structure(model.net, state, removed)
         _check_keys(model, state)
+        model.net.load_state_dict(state, strict=True)
     except UserError as error:
         raise UserError(f"{path} is no '{model.name}' of its {DESCRIPTION}: {error}") from None
-    model.net.load_state_dict(state, strict=True)
-    model.channels, model.removed, model.coded = channels, tuple(removed), coded
+    except MISFITS as error:
+        raise UserError(
+            f"{path} is no '{model.name}' of its {DESCRIPTION}: {reason(error)}"
+        ) from error
+    model.channels, model.removed, model.coded = description.channels, tuple(removed), coded
 
 
 def _read(path: Path, sha256: str) -> tuple[dict[str, Tensor], dict[str, Coded]]:
@@ -94,8 +87,8 @@ def _read(path: Path, sha256: str) -> tuple[dict[str, Tensor], dict[str, Coded]]
             raise UserError(f"{path} cannot be read: {error}") from error
     try:
         return safetensors.torch.load(content), {}
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{path} is not a safetensors file: {error}") from error
+    except Exception as error:  # beside its own, whatever a header that is not valid ends in
+        raise UserError(f"{path} is not a safetensors file: {reason(error)}") from error
 
 
 def _check_keys(model: Model, state: dict[str, Tensor]) -> None:
@@ -110,3 +103,5 @@ def _check_keys(model: Model, state: dict[str, Tensor]) -> None:
         if ours.shape != state[key].shape:
             shapes = f"{tuple(state[key].shape)} in the file, {tuple(ours.shape)} in the network"
             raise UserError(f"tensor '{key}' has shape {shapes}")
+        if ours.is_floating_point() != state[key].is_floating_point():
+            raise UserError(f"tensor '{key}' holds {state[key].dtype}, the network {ours.dtype}")

@@ -58,6 +58,8 @@ def add_probe(commands: argparse._SubParsersAction) -> None:
     add("--map", default="pca", choices=("pca", "umap"), help="of embeddings on the page (pca)")
     add("--runs", "--cache", type=Path, default=Path("runs"), metavar="FOLDER",
         help="decoded pictures are kept in FOLDER/data (runs)")  # fmt: skip
+    add("--trust", action="store_true",
+        help="open compiled models (AOTInductor) from elsewhere, which run code")  # fmt: skip
     for name in ("json", "csv", "markdown", "page"):
         what = "everything" if name == "json" else "every number" if name == "csv" else "tables"
         what = "tables and pictures, one HTML file" if name == "page" else what
@@ -95,6 +97,7 @@ def run_probe(options: argparse.Namespace) -> int:
         device=options.device,
         precision=options.precision,
         root=options.runs,
+        trust=options.trust,
     )
     for table in tables(found):
         show(table.to_rich())

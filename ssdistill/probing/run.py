@@ -35,6 +35,7 @@ def probe(
     precision: Precision = "fp32",
     root: str | Path = "runs",
     progress: bool = True,
+    trust: bool = False,
 ) -> Probed:
     """Judge encoders, as ``ssdistill probe`` does.
 
@@ -50,6 +51,7 @@ def probe(
         margin: points of accuracy within which two models count as equally good.
         device, precision, root: as for :func:`ssdistill.evaluate.functions.open_subject`.
         progress: bars and a line for every model, on the terminal's error stream.
+        trust: open models that are native code and were not compiled here.
 
     Raises:
         UserError: anything that cannot be opened, or protocols of which none can judge.
@@ -67,7 +69,7 @@ def probe(
         if progress and len(sources) > 1:
             console.print(f"[{number}/{len(sources)}] {name}", style="dim")
         own = {"mean": mean, "std": std} if takes_statistics(what) else {}
-        opened = open_encoder(what, shown.facts, image_size=image_size, **own)
+        opened = open_encoder(what, shown.facts, image_size=image_size, trust=trust, **own)
         subject = Subject(
             opened.encoder,
             shown.train,

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssdistill.errors import UserError
+from ssdistill.models.downloads import reason
+from ssdistill.models.inputs import as_images, check_images
 from ssdistill.models.model import Model
 from ssdistill.models.representation import Representation
 from ssdistill.models.spec import EncoderSpec
@@ -36,11 +38,16 @@ class RuntimeModel(ABC):
         embed_dim: width of the embedding.
         spec: how the encoder it was written from was built; None for another module.
         session_threads: threads the runtime may use; 0 leaves the choice to it.
+        trust: open it even if it is native code that was not compiled here.
 
     Raises:
-        UserError: no such file, a runtime that is not installed, or one that cannot read it.
+        UserError: no such file, a runtime that is not installed, or one that cannot read it;
+            native code that is not trusted.
 
     Attributes:
+        takes_images: whether inputs are images, so that uint8 ones are scaled to [0, 1].
+        checks_inputs: whether the values of every batch are looked at, see
+            :func:`ssdistill.models.inputs.check_images`.
         input_shape: shape of one input, None where any number will do; None for the whole
             where the file does not tell.
     """
@@ -49,6 +56,7 @@ class RuntimeModel(ABC):
     """The ``kind`` of its :class:`Runtime`."""
     input_shape: tuple[int | None, ...] | None = None
     training = False
+    checks_inputs = False
     taps: tuple[str, ...] = ()
 
     def __init__(
@@ -57,8 +65,10 @@ class RuntimeModel(ABC):
         embed_dim: int,
         spec: EncoderSpec | None = None,
         session_threads: int = 0,
+        trust: bool = False,
     ):
         self.path, self.embed_dim, self.spec = Path(path), embed_dim, spec
+        self.trust, self.takes_images = trust, spec is not None
         if not self.path.is_file():
             raise UserError(f"no file {self.path}")
         self.session_threads = session_threads
@@ -105,10 +115,36 @@ class RuntimeModel(ABC):
         Raises:
             UserError: inputs of another shape or kind of number than the file takes.
         """
+        x = self._as_images(x) if self.takes_images else x
         array = self._prepare(x.detach().cpu())
         if not len(array):
             return Representation(torch.zeros(0, self.embed_dim, device=x.device))
-        return Representation(torch.from_numpy(self._run(array)).to(x.device))
+        try:
+            found = self._run(array)
+        except UserError:
+            raise
+        except Exception as error:  # every runtime has errors of its own
+            raise UserError(
+                f"{self.path}: {self.runtime} cannot run inputs of shape {array.shape} "
+                f"({reason(error)})"
+            ) from error
+        if found.ndim != 2 or len(found) != len(array):
+            raise UserError(
+                f"{self.path} gives {found.shape} for {len(array)} inputs, an encoder gives "
+                "embeddings (B, D): export it again"
+            )
+        return Representation(torch.from_numpy(found).to(x.device))
+
+    def _as_images(self, x: Tensor) -> Tensor:
+        if not (isinstance(x, Tensor) and x.dtype == torch.uint8 == self._torch_dtype):
+            x = as_images(x, self.name)
+        if self.checks_inputs:
+            check_images(x, self.name, look_at_values=x.is_floating_point())
+        return x
+
+    @property
+    def _torch_dtype(self) -> torch.dtype:
+        return torch.from_numpy(np.empty(0, self.input_dtype)).dtype
 
     def _prepare(self, inputs: Tensor) -> np.ndarray:
         takes, floating = self.input_dtype, inputs.is_floating_point()

@@ -16,6 +16,8 @@ from torch.export import ExportedProgram
 from ssdistill.errors import UserError
 from ssdistill.models.model import Model
 from ssdistill.runtimes import Runtime, RuntimeModel
+from ssdistill.runtimes.compiled_here import is_known, remember
+from ssdistill.runtimes.exported_archive import check_sizes
 from ssdistill.runtimes.torch_export import input_of, unreadable
 from ssdistill.runtimes.tracing import explain, quiet, ready, torch_threads, trace
 
@@ -27,9 +29,10 @@ LEVELS = ("DEFAULT", "AVX2", "AVX512")
 class CompiledModel(RuntimeModel):
     """A package compiled by AOTInductor.
 
-    It is native code: opening one runs whatever is in it, with all rights of the process. Open
-    only what you, or somebody you trust, have compiled. It needs an operating system and a
-    processor like those it was compiled on, and about the same PyTorch.
+    It is native code: opening one runs whatever is in it, with all rights of the process. What
+    was compiled here, see :mod:`ssdistill.runtimes.compiled_here`, is opened as it is; anything
+    else only with ``trust=True``. It needs an operating system and a processor like those it was
+    compiled on, and about the same PyTorch.
     """
 
     runtime = "aot_inductor"
@@ -38,6 +41,12 @@ class CompiledModel(RuntimeModel):
         if hasattr(self, "package"):
             return
         _check_machine(self.path, _machine(self.path))
+        if not (self.trust or is_known(self.path)):
+            raise UserError(
+                f"{self.path} is native code, which runs with all your rights once it is opened, "
+                "and was not compiled here: if you trust whoever made it, open it with "
+                "trust=True (--trust)"
+            )
         try:
             with quiet():
                 self.package = torch._inductor.aoti_load_package(str(self.path))
@@ -65,11 +74,14 @@ def _machine(path: Path) -> dict[str, Any]:
     """For what a package was compiled."""
     try:
         with zipfile.ZipFile(path) as archive:
+            check_sizes(path, archive.infolist(), path.stat().st_size)
             if damaged := archive.testzip():
                 raise zipfile.BadZipFile(f"'{damaged}' is damaged")
             names = [n for n in archive.namelist() if n.endswith("_metadata.json")]
-            return json.loads(archive.read(names[0])) if names else {}
-    except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError) as error:
+            facts = json.loads(archive.read(names[0])) if names else {}
+            return facts if isinstance(facts, dict) else {}
+    except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError,
+            RecursionError, RuntimeError) as error:  # fmt: skip
         raise unreadable(path, "AOTInductor", error) from error
 
 
@@ -111,6 +123,7 @@ def compile_program(program: ExportedProgram, path: Path) -> None:
             program, package_path=str(package), inductor_configs=options
         )
         _without_sources(package, path)
+    remember(path)
 
 
 def _without_sources(package: Path, path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.export import ExportedProgram
 
+from ssdistill.errors import UserError
 from ssdistill.models.model import Model
 from ssdistill.runtimes import Runtime, RuntimeModel
 from ssdistill.runtimes.torch_export import unreadable
@@ -18,6 +19,8 @@ from ssdistill.settings import PositiveInt
 
 DTYPES = {0: np.uint8, 3: np.int32, 4: np.int64, 6: np.float32}
 """By their number in a file (c10/core/ScalarType.h)."""
+IDENTIFIERS = (b"ET12", b"ET13")
+"""How such a file says that it is one (schema/program.fbs)."""
 MOST = 64
 _pools = {"opened": 0}
 
@@ -40,11 +43,14 @@ class PteModel(RuntimeModel):
     def _load(self, threads: int) -> None:
         from executorch.runtime import Runtime as Reader
 
+        content = self.path.read_bytes()
+        if content[4:8] not in IDENTIFIERS:
+            raise UserError(f"ExecuTorch cannot open {self.path}: it is no ExecuTorch program")
         try:
             with _hushed():
                 _resize_pool(threads)
                 # By its content: of a path the file must not change for as long as it is open.
-                self.program = Reader.get().load_program(self.path.read_bytes())
+                self.program = Reader.get().load_program(content)
                 self.method = self.program.load_method("forward")
                 facts = self.method.metadata.input_tensor_meta(0)
                 one = np.zeros((1, *facts.sizes()[1:]), DTYPES[facts.dtype()])

@@ -9,6 +9,7 @@ import torch
 from ssdistill.errors import UserError
 from ssdistill.models.model import Model
 from ssdistill.runtimes import MAX_DIFFERENCE, Runtime, RuntimeModel, check
+from ssdistill.runtimes.onnx_parts import check_onnx
 from ssdistill.runtimes.tracing import explain, quiet, ready, trace
 
 OPSET = 20
@@ -21,13 +22,19 @@ INPUT_TYPES = {
 
 
 class OnnxEncoder(RuntimeModel):
-    """An ONNX file in ONNX Runtime; input (B, …), output ``embedding`` (B, embed_dim)."""
+    """An ONNX file in ONNX Runtime; input (B, …), output ``embedding`` (B, embed_dim).
+
+    Tensors may lie in other files of its folder, nowhere else. Operators of libraries that are
+    not part of ONNX Runtime are unknown to it, and nothing in a file makes it load one.
+    """
 
     runtime = "onnxruntime"
 
     def _open(self, threads: int) -> None:
         import onnxruntime
 
+        if not hasattr(self, "session"):
+            check_onnx(self.path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = threads, 3
         try:
@@ -35,10 +42,21 @@ class OnnxEncoder(RuntimeModel):
                 str(self.path), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # ONNX Runtime's exceptions share no public base class
-            reason = str(error).splitlines()[0]
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(f"ONNX Runtime cannot open {self.path}: {reason}") from error
+        self._check_ends()
         sizes = self.session.get_inputs()[0].shape[1:]
         self.input_shape = tuple(size if isinstance(size, int) else None for size in sizes)
+
+    def _check_ends(self) -> None:
+        """Refuse a graph without an input of known numbers or without an output."""
+        kinds = [one.type for one in self.session.get_inputs()]
+        if not kinds or not self.session.get_outputs():
+            raise UserError(f"{self.path} has no input or no output: it is no encoder")
+        if kinds[0] not in INPUT_TYPES:
+            raise UserError(
+                f"{self.path} takes {kinds[0]}: an encoder takes float or uint8 pictures"
+            )
 
     def _run(self, inputs: np.ndarray) -> np.ndarray:
         return self.session.run(None, {self.session.get_inputs()[0].name: inputs})[0]

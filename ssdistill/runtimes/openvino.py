@@ -1,5 +1,6 @@
 """OpenVINO: writing a model as an intermediate representation, and running it on the CPU."""
 
+import re
 import tempfile
 from pathlib import Path
 from typing import Any, Literal
@@ -29,11 +30,14 @@ class OpenVinoModel(RuntimeModel):
         OpenVino.require()
         import openvino
 
-        if not self.path.with_suffix(".bin").exists():
-            raise UserError(f"no file {self.path.with_suffix('.bin')} beside {self.path.name}")
+        weights = self.path.with_suffix(".bin")
+        if not weights.is_file():
+            raise UserError(f"no file {weights} beside {self.path.name}")
+        if not hasattr(self, "_graph"):
+            check_ir(self.path, weights)
         try:
             core = openvino.Core()
-            graph = self._graph = core.read_model(self.path)
+            graph = self._graph = core.read_model(self.path, weights)
             # Without a hint OpenVINO computes in bf16 wherever the processor can.
             options: dict[str, Any] = {
                 "PERFORMANCE_HINT": "LATENCY",
@@ -43,8 +47,9 @@ class OpenVinoModel(RuntimeModel):
                 options["INFERENCE_NUM_THREADS"] = threads
             with keep_signal_stack():
                 self._compiled = core.compile_model(graph, "CPU", options)
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
+            self.input_shape = _input_shape(self._compiled)
+        except Exception as error:  # its readers raise RuntimeError and, of odd files, others
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
             raise UserError(f"OpenVINO cannot open {self.path}: {reason}") from error
         self._request = self._compiled.create_infer_request()
 
@@ -61,6 +66,33 @@ class OpenVinoModel(RuntimeModel):
         import openvino
 
         return f"openvino {openvino.__version__.split('-')[0]}"
+
+
+def check_ir(path: Path, weights: Path) -> None:
+    """Make sure that a file is OpenVINO's own format, with all its constants in ``weights``.
+
+    By its content OpenVINO would also take it for a model of another framework, which may have
+    further files or entities of its own.
+
+    Raises:
+        UserError: something else than XML of a network, or a constant beyond the end.
+    """
+    content = path.read_bytes()
+    text = content.lstrip(b"\xef\xbb\xbf \t\r\n")
+    if not re.match(rb"(<\?xml[^>]{0,200}\?>\s*)?<net\s", text) or b"<!" in content:
+        raise UserError(f"OpenVINO cannot open {path}: it is no XML of an OpenVINO network")
+    size = weights.stat().st_size
+    for attributes in re.findall(rb"<data\s([^>]*)>", content):
+        facts = dict(re.findall(rb'(offset|size)="(\d{1,20})"', attributes))
+        if facts.keys() == {b"offset", b"size"} and sum(map(int, facts.values())) > size:
+            raise UserError(
+                f"{weights} is too short for the constants of {path.name}: copy both again"
+            )
+
+
+def _input_shape(compiled: Any) -> tuple[int | None, ...]:
+    sizes = list(compiled.input(0).get_partial_shape())[1:]
+    return tuple(size.get_length() if size.is_static else None for size in sizes)
 
 
 class OpenVino(Runtime):

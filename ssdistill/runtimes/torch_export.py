@@ -1,10 +1,6 @@
 """torch.export: the network as a graph that PyTorch runs without the code that built it."""
 
-import json
-import re
-import zipfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,23 +9,19 @@ from torch.export import ExportedProgram
 from ssdistill.errors import UserError
 from ssdistill.models.model import Model
 from ssdistill.runtimes import Runtime, RuntimeModel
+from ssdistill.runtimes.exported_archive import checked_archive
 from ssdistill.runtimes.tracing import quiet, ready, torch_threads, trace
 
 NOTES = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node", "custom")
-WORDS = frozenset(
-    ("Symbol", "positive", "integer", "nonnegative", "True", "False", "FloorDiv", "Where", "Mod",
-     "PythonMod", "ModularIndexing", "CleanDiv", "CeilToInt", "FloorToInt", "IntTrueDiv",
-     "FloatTrueDiv", "Max", "Min", "ceiling", "floor")
-)  # fmt: skip
-"""What an expression for a size may name, beside symbols such as ``s77``."""
 
 
 class ExportedModel(RuntimeModel):
     """An exported program, run operator by operator by PyTorch.
 
-    The file is a zip of JSON and raw tensors. PyTorch would unpickle some members and evaluate
-    some strings of such a file as it opens it; a file that has any of them, which none written
-    here has, is refused. What is left to run are PyTorch's own operators.
+    The file is a zip of JSON and raw tensors. PyTorch would unpickle some members, evaluate some
+    strings and load native libraries of such a file as it opens it; a file that has any of them,
+    which none written here has, is refused, see :mod:`ssdistill.runtimes.exported_archive`. What
+    is left to run are PyTorch's own operators.
     """
 
     runtime = "torch_export"
@@ -37,12 +29,13 @@ class ExportedModel(RuntimeModel):
     def _open(self, threads: int) -> None:
         if hasattr(self, "module"):
             return
-        refuse_code(self.path)
         try:
-            # By its name torch would warn of any suffix but one.
-            with quiet(), open(self.path, "rb") as file:
-                program = torch.export.load(file)
+            archive = checked_archive(self.path)
+            with quiet():
+                program = torch.export.load(archive)
                 self.module = program.module()
+        except UserError:
+            raise
         except Exception as error:  # a damaged file fails anywhere in the reader
             raise unreadable(self.path, "PyTorch", error) from error
         self.input_shape, self._dtype = input_of(program)
@@ -73,61 +66,6 @@ def unreadable(path: Path, reader: str, error: BaseException) -> UserError:
     """One line for whatever a reader says of a damaged file."""
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return UserError(f"{reader} cannot open {path}: {reason}")
-
-
-def refuse_code(path: Path) -> None:
-    """Make sure that PyTorch will run nothing while it opens an exported program.
-
-    Raises:
-        UserError: no zip, a damaged one, or one that has pickles or expressions to evaluate.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if damaged := archive.testzip():
-                raise zipfile.BadZipFile(f"'{damaged}' is damaged")
-            found = [found for member in archive.infolist() if (found := _code(archive, member))]
-    except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError) as error:
-        raise unreadable(path, "PyTorch", error) from error
-    if found:
-        raise UserError(f"{path} is refused: {found[0]} would be run as it is opened")
-
-
-def _code(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> str:
-    name = member.filename.partition("/")[2]
-    if name.startswith("data/") and not name.endswith(".json"):
-        plain = re.fullmatch(r"data/(weights/weight_|constants/tensor_)\d+", name)
-        return "" if plain or not member.file_size else f"'{name}'"
-    if not name.endswith(".json"):
-        return ""
-    return next(_evaluated(json.loads(archive.read(member))), "")
-
-
-def _evaluated(value: Any):
-    """What the reader would unpickle or evaluate, anywhere in a JSON value."""
-    if isinstance(value, list):
-        for part in value:
-            yield from _evaluated(part)
-    elif isinstance(value, dict):
-        for key, part in value.items():
-            if key == "use_pickle" and part is not False:
-                yield "a pickled tensor"
-            elif key == "guards_code" and part:
-                yield f"the guard '{part}'"
-            elif key in ("expr_str", "range_constraints"):
-                for expression in part if isinstance(part, dict) else [part]:
-                    if not harmless(expression):
-                        yield f"the expression '{expression}'"
-            else:
-                yield from _evaluated(part)
-
-
-def harmless(expression: Any) -> bool:
-    """Whether an expression for a size names nothing but symbols and arithmetic."""
-    if not isinstance(expression, str) or "__" in expression:
-        return False
-    bare = re.sub(r"Symbol\('[su]\d+'", "Symbol('", expression)
-    words = re.findall(r"[^\W\d]\w*", bare)
-    return all(word in WORDS or re.fullmatch(r"[su]\d+", word) for word in words)
 
 
 def save_program(program: ExportedProgram, path: Path) -> None:

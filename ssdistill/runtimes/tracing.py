@@ -37,6 +37,7 @@ def ready(model: Model) -> Model:
     # A training leaves weights in channels_last, which slows down some of the written files.
     model.to(memory_format=torch.contiguous_format)
     model.set_taps(())
+    model.checks_inputs = False
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model

@@ -13,6 +13,7 @@ from ssdistill.foreign.heads import UnknownHead, build_head, widths
 from ssdistill.foreign.parts import Parts, take_apart
 from ssdistill.foreign.reading import read, sha256_of
 from ssdistill.foreign.states import flat_state
+from ssdistill.foreign.tensors import not_finite
 from ssdistill.models.backbones import Encoder, build_encoder, check_timm_name
 from ssdistill.models.spec import IMAGENET_MEAN, IMAGENET_STD, EncoderSettings
 from ssdistill.models.stems import SMALL_IMAGE, takes_small_stem
@@ -190,6 +191,8 @@ class Checkpoint(Teacher):
     ) -> list[str]:
         name = self.path.name
         warnings = [f"{name}: {line} (resized)" for line in found.resized]
+        if odd := not_finite(parts.backbone | parts.head):
+            warnings.append(f"{name}: {odd}: embeddings will not be finite either")
         if found.missing:
             warnings.append(f"{name} lacks, left as initialised: {', '.join(found.missing)}")
         if found.extra:

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from ssdistill.errors import UserError
-from ssdistill.models.artifact_files import ONNX_WEIGHTS, find_artifact, read_description
+from ssdistill.models.artifact_files import ONNX_WEIGHTS, find_artifact
 from ssdistill.models.artifacts import load_encoder
 from ssdistill.models.backbones import Encoder
+from ssdistill.models.description import Description, read_description
 from ssdistill.teachers import Pictures, Teacher
 from ssdistill.teachers.sizes import fit_size, size_notices
 
@@ -28,8 +29,8 @@ class FinishedRun(Teacher):
 
     def identity(self) -> dict[str, Any]:
         _, description = self._find()
-        projector = description.get("projector") or {}
-        return {"sha256": description["sha256"], "projector": projector.get("sha256")}
+        projector = description.projector
+        return {"sha256": description.sha256, "projector": projector and projector.sha256}
 
     def load(self, pictures: Pictures) -> tuple[Encoder, list[str]]:
         folder, _ = self._find()
@@ -44,13 +45,13 @@ class FinishedRun(Teacher):
             )
         return encoder, notices
 
-    def _find(self) -> tuple[Path, dict[str, Any]]:
+    def _find(self) -> tuple[Path, Description]:
         try:
             folder = find_artifact(Path(self.path).expanduser())
             description = read_description(folder)
         except UserError as error:
             raise UserError(f"teacher.path: {error}") from None
-        if description.get("weights") == ONNX_WEIGHTS:
+        if description.weights == ONNX_WEIGHTS:
             raise UserError(
                 f"teacher.path: {folder} holds an ONNX model, which gives a student too little: "
                 "name the PyTorch model it was made from"

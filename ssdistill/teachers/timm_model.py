@@ -12,14 +12,17 @@ from torch import nn
 
 from ssdistill.errors import UserError
 from ssdistill.foreign.reading import sha256_of
+from ssdistill.models.allowed_args import BuildingArgs, loading_argument, refused_argument
 from ssdistill.models.backbones import Encoder, EncoderSpec, check_timm_name, encoder_around
 from ssdistill.models.downloads import downloading
 from ssdistill.settings import PositiveInt
 from ssdistill.teachers import Pictures, Teacher
 from ssdistill.teachers.sizes import fit_size, size_inside, size_notices
-from ssdistill.teachers.weights import check_keys, read_state, weights_file, why
+from ssdistill.teachers.weights import check_keys, finite_notices, read_state, weights_file, why
 
 HUB = "hf-hub:"
+LOCAL = {"file", "url", "state_dict"}
+"""What a description from the hub may not say: other places for its weights."""
 REMEDY = "set teacher.weights=FILE to read them from a file"
 
 
@@ -33,7 +36,7 @@ class TimmModel(Teacher):
     Args:
         name: any timm model, with the tag of its weights (``vit_base_patch16_224.mae``) or
             without, which takes timm's default tag; or ``hf-hub:owner/model``.
-        args: further keyword arguments of ``timm.create_model``.
+        args: further keyword arguments of ``timm.create_model``, none that say what is loaded.
         weights: a safetensors or PyTorch file, in timm's own format or in one of the authors'
             that timm converts (DINOv2, DINOv3, CLIP, MAE, …); null downloads timm's.
         input_size: side, in pixels, to which images are resized inside. Null is the size of
@@ -47,10 +50,15 @@ class TimmModel(Teacher):
         self,
         *,
         name: str,
-        args: dict[str, Any] = {},  # noqa: B006  never changed
+        args: BuildingArgs = {},  # noqa: B006  never changed
         weights: str | None = None,
         input_size: PositiveInt | None = None,
     ):
+        if argument := loading_argument(args):
+            raise UserError(
+                f"teacher.args.{argument}: it would decide which weights are read; {REMEDY}, or "
+                "write the tag of timm's behind teacher.name"
+            )
         self.name, self.args = name, args
         self.weights, self.input_size = weights, input_size
 
@@ -68,7 +76,7 @@ class TimmModel(Teacher):
         spec, native = self._spec(name, config, args, pictures.image_size)
         encoder = encoder_around(spec, self._create(spec, config, source, path)).eval()
         fit_size(encoder, native)
-        return encoder, size_notices(encoder)
+        return encoder, [*finite_notices(encoder), *size_notices(encoder)]
 
     def _registered(self) -> PretrainedCfg:
         if ":" in self.name or "/" in self.name:
@@ -90,13 +98,17 @@ class TimmModel(Teacher):
         """
         if not self.name.startswith(HUB):
             return self.name, self._registered(), dict(self.args), {}
-        with downloading(f"teacher.name: the description of '{self.name}'", "go online for it"):
+        what = f"teacher.name: the description of '{self.name}'"
+        with downloading(what, "go online for it", hub=True):
             found, name, args = timm.models.load_model_config_from_hf(self.name.removeprefix(HUB))
         try:
             check_timm_name(name)
             config = PretrainedCfg(**found)
         except (UserError, TypeError) as error:
             raise UserError(f"teacher.name: '{self.name}' is no model of timm: {error}") from error
+        if refused := refused_argument(name, "timm", args or {}):
+            raise UserError(f"teacher.name: '{self.name}' is refused (model_args.{refused})")
+        found = {key: value for key, value in found.items() if key not in LOCAL}
         return name, config, {**(args or {}), **self.args}, {"pretrained_cfg": found}
 
     def _spec(
@@ -130,7 +142,7 @@ class TimmModel(Teacher):
             source = {**source, "pretrained_cfg_overlay": overlay}
         what = f"teacher.name: weights of '{self.name}'"
         try:
-            with downloading(what, REMEDY), _watch_loading() as results:
+            with downloading(what, REMEDY, hub=path is None), _watch_loading() as results:
                 net = timm.create_model(
                     spec.name, pretrained=True, num_classes=0, **source, **spec.args
                 )

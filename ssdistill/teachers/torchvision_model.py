@@ -21,7 +21,7 @@ from ssdistill.models.torchvision_twins import timm_twin
 from ssdistill.settings import PositiveInt
 from ssdistill.teachers import Pictures, Teacher
 from ssdistill.teachers.sizes import fit_size, size_inside, size_notices
-from ssdistill.teachers.weights import check_keys, read_state, weights_file
+from ssdistill.teachers.weights import check_keys, finite_notices, read_state, weights_file
 
 AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
 """Classifiers on the way that only training uses."""
@@ -76,10 +76,10 @@ class TorchvisionModel(Teacher):
         twin = timm_twin(self.name, net, encoder.spec.side)
         if twin is None:
             notice = f"torchvision's {self.name} has no equal in timm and gives no feature maps"
-            return encoder, [notice, *size_notices(encoder)]
+            return encoder, [notice, *finite_notices(encoder), *size_notices(encoder)]
         update = {"name": twin[0], "args": twin[1], "library": "timm"}
         encoder = encoder_around(encoder.spec.model_copy(update=update), twin[2]).eval()
-        return encoder, size_notices(encoder)
+        return encoder, [*finite_notices(encoder), *size_notices(encoder)]
 
     def _published(self) -> dict[str, WeightsEnum]:
         known = torchvision_names()

@@ -8,6 +8,9 @@ import timm
 from torch import Tensor
 
 from ssdistill.errors import UserError
+from ssdistill.foreign.reading import check_zip
+from ssdistill.foreign.tensors import not_finite, unusable
+from ssdistill.models.backbones import Encoder
 
 SHOWN_KEYS = 4
 
@@ -31,9 +34,23 @@ def read_state(path: Path) -> dict[str, Tensor]:
         UserError: a file that is neither, or that holds other objects than tensors.
     """
     try:
-        return timm.models.load_state_dict(str(path), weights_only=True)
+        check_zip(path)
+    except UserError as error:
+        raise UserError(f"teacher.weights: {error}") from error
+    try:
+        state = timm.models.load_state_dict(str(path), weights_only=True)
     except Exception as error:  # each of the formats has errors of its own
         raise UserError(f"teacher.weights: {path} cannot be read ({why(error)})") from error
+    for name, tensor in state.items():
+        if isinstance(tensor, Tensor) and (odd := unusable(tensor)):
+            raise UserError(f"teacher.weights: {path}: tensor '{name}' {odd}")
+    return state
+
+
+def finite_notices(encoder: Encoder) -> list[str]:
+    """That some of its weights are no numbers, as a sentence; none where all are."""
+    odd = not_finite(encoder.net.state_dict())
+    return [f"{encoder.spec.name}: {odd}: embeddings will not be finite either"] if odd else []
 
 
 def why(error: Exception) -> str:

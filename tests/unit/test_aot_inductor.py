@@ -1,4 +1,5 @@
 import json
+import shutil
 import zipfile
 
 import pytest
@@ -6,9 +7,13 @@ import torch
 
 from ssdistill.compress.export import Pictures
 from ssdistill.errors import UserError
+from ssdistill.measure.memory import peak_memory
+from ssdistill.models.artifacts import load, save_encoder
 from ssdistill.models.backbones import EncoderSettings, build_encoder
 from ssdistill.registry import RUNTIMES
+from ssdistill.runtimes import compiled_here
 from ssdistill.runtimes.aot_inductor import CompiledModel
+from ssdistill.runtimes.compiled_here import trust_stages
 
 SMALL = {"layers": (1, 1, 0, 0), "channels": (8, 8, 8, 8), "stem_type": "deep", "stem_width": 8}
 
@@ -67,6 +72,34 @@ def test_a_file_for_another_processor_is_refused_before_it_is_run(compiled, tmp_
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     with pytest.raises(UserError, match=r"compiled for .* AVX512; this is .* AVX2"):
         CompiledModel(wide, 8)
+
+
+def test_what_was_compiled_here_opens_and_from_elsewhere_only_with_trust(
+    compiled, tmp_path, monkeypatch
+):
+    path, source = compiled
+    save_encoder(CompiledModel(path, 8, source.spec), tmp_path / "model")
+    pictures_BCHW = source.example(2)
+    with torch.no_grad():
+        expected_BD = source(pictures_BCHW).embedding_BD
+    # As in a later process of the same installation.
+    monkeypatch.setattr(compiled_here, "_this_process", set())
+    for given in (pictures_BCHW, pictures_BCHW.float() / 255):
+        found_BD = load(tmp_path / "model")(given).embedding_BD
+        assert torch.allclose(found_BD, expected_BD, atol=1e-3)
+    memory = peak_memory(tmp_path / "model", inputs=pictures_BCHW[:1])
+    assert memory is None or memory.running > 0
+    # And on another machine.
+    monkeypatch.setenv(compiled_here.STATE, str(tmp_path / "elsewhere"))
+    with pytest.raises(UserError, match=r"native code, .*trust=True \(--trust\)"):
+        load(tmp_path / "model")
+    found_BD = load(tmp_path / "model", trust=True)(pictures_BCHW).embedding_BD
+    assert torch.allclose(found_BD, expected_BD, atol=1e-4)
+    assert trust_stages(tmp_path) == []
+    stage = tmp_path / "runs" / "stages" / "compress-01234567" / "s0"
+    shutil.copytree(tmp_path / "model", stage / "model")
+    assert trust_stages(tmp_path / "runs") == [stage / "model" / "model.aoti.pt2"]
+    assert load(stage).spec.name == source.spec.name
 
 
 def test_a_zip_of_something_else_is_refused(tmp_path):

@@ -109,7 +109,8 @@ def test_a_fixed_size_is_kept_and_another_wish_is_said(tmp_path):
 
 
 def test_a_file_beside_a_description_is_the_artifact_only_where_it_is_named(tmp_path):
-    fields = {"format": 1, "weights": "model.onnx", "sha256": "0", "spec": {"image_size": 20}}
+    fields = {"format": 1, "weights": "model.onnx", "sha256": "0" * 64, "embed_dim": 3}
+    fields["spec"] = {"name": "resnet18", "image_size": 20}
     (tmp_path / "model.json").write_text(json.dumps(fields))
     named = written(tmp_path / "model.onnx", ["b", 3, 24, 24])
     other = written(tmp_path / "other.onnx", ["b", 3, 24, 24])

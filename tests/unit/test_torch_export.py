@@ -9,7 +9,8 @@ from torch import nn
 
 from ssdistill.errors import UserError
 from ssdistill.models.wrapped import Wrapped
-from ssdistill.runtimes.torch_export import ExportedModel, TorchExport, harmless
+from ssdistill.runtimes.exported_archive import harmless
+from ssdistill.runtimes.torch_export import ExportedModel, TorchExport
 from ssdistill.runtimes.tracing import ready, trace
 
 
@@ -126,13 +127,14 @@ def test_expressions_that_are_code_are_refused(path, key):
 
 
 @pytest.mark.parametrize("fine", ["s77", "Symbol('s77', positive=True, integer=True)", "2*s0 + 1",
-                                  "FloorDiv(s1, 2)"])  # fmt: skip
+                                  "FloorDiv(s1, 2)", "s0**2 + s1 ** 3"])  # fmt: skip
 def test_sizes_are_harmless(fine):
     assert harmless(fine)
 
 
 @pytest.mark.parametrize("bad", ["exit()", "s77.__class__", "().__class__", "os", "exec(chr(1))",
-                                 "Symbol('exit()')", 7, "ｅxit()"])  # fmt: skip
+                                 "Symbol('exit()')", 7, "ｅxit()", "9**9**9",
+                                 "s0**9**9", "s0**99", "9" * 20, "s0 + " * 999 + "s0"])  # fmt: skip
 def test_code_is_not(bad):
     assert not harmless(bad)
 

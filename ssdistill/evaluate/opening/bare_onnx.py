@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ssdistill.errors import UserError
+from ssdistill.models.inputs import as_images
 from ssdistill.models.representation import Representation
 from ssdistill.runtimes.onnx_runtime import INPUT_TYPES, OnnxEncoder
 
@@ -39,6 +40,7 @@ class BareOnnx(OnnxEncoder):
     ):
         self.statistics = None
         super().__init__(path, embed_dim=0)
+        self.takes_images = True
         self.side = self._checked_side()
         self.embed_dim = self._checked_width()
         if mean is not None and std is not None:
@@ -49,6 +51,7 @@ class BareOnnx(OnnxEncoder):
     def __call__(self, x: Tensor) -> Representation:
         if self.statistics is not None:
             mean, std = self.statistics
+            x = as_images(x, str(self.path))
             x = (x - mean.to(x.device)) / std.to(x.device)
         return super().__call__(x)
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from ssdistill.errors import UserError, nearest
 from ssdistill.evaluate.opening.bare_onnx import BareOnnx
 from ssdistill.evaluate.opening.named_encoders import KINDS, named_encoder
-from ssdistill.models.artifact_files import find_artifact, read_description, weight_names
+from ssdistill.models.artifact_files import find_artifact, names_file, weight_files
+from ssdistill.models.description import read_description
 from ssdistill.models.representation import Representation
 from ssdistill.teachers import Pictures
 
@@ -76,6 +77,7 @@ def open_encoder(
     image_size: int | None = None,
     mean: Channels | None = None,
     std: Channels | None = None,
+    trust: bool = False,
 ) -> Opened:
     """An encoder in eval mode, from whatever names it.
 
@@ -88,6 +90,7 @@ def open_encoder(
         image_size: side of the images it is to be given; its own size by default.
         mean, std: statistics that an ``.onnx`` file or a checkpoint expects images to be
             normalised by.
+        trust: open a saved model that is native code and was not compiled here.
 
     Raises:
         UserError: nothing to open there, or something that is no encoder.
@@ -105,7 +108,7 @@ def open_encoder(
         return _open_onnx(Path(text), image_size, mean, std)
     if mean is not None:
         raise UserError(f"{text} normalises images itself: mean and std are for bare .onnx files")
-    return _open_artifact(text, image_size)
+    return _open_artifact(text, image_size, trust)
 
 
 def own_size(what: Any) -> int | None:
@@ -122,8 +125,8 @@ def own_size(what: Any) -> int | None:
         return named.native_size
     if _is_bare(Path(text)):
         return BareOnnx(text).side
-    spec = read_description(_artifact(text)).get("spec") or {}
-    return spec.get("image_size")
+    spec = read_description(_artifact(text)).spec
+    return spec.image_size if spec else None
 
 
 def takes_statistics(what: Any) -> bool:
@@ -150,12 +153,7 @@ def as_representation(found: Any, name: str) -> Representation:
 
 def _is_bare(path: Path) -> bool:
     """Whether it is an ONNX file that no ``model.json`` beside it describes."""
-    if path.suffix != ".onnx" or not path.is_file():
-        return False
-    try:
-        return path.name not in weight_names(read_description(path.parent))
-    except UserError:
-        return True
+    return path.suffix == ".onnx" and path.is_file() and not names_file(path.parent, path.name)
 
 
 def _artifact(text: str) -> Path:
@@ -173,13 +171,14 @@ def _artifact(text: str) -> Path:
     raise UserError(f"no file or folder {text}{hint}")
 
 
-def _open_artifact(text: str, image_size: int | None) -> Opened:
+def _open_artifact(text: str, image_size: int | None, trust: bool) -> Opened:
     from ssdistill.models.artifacts import load
     from ssdistill.teachers.sizes import fit_size, size_notices
 
     folder = _artifact(text)
-    files = tuple(folder / name for name in weight_names(read_description(folder)))
-    encoder = load(folder)
+    files = tuple(weight_files(folder))
+    # What it will see are views of this package.
+    encoder = load(folder, trust=trust, check_inputs=False)
     spec = getattr(encoder, "spec", None)
     own = spec.image_size if spec else None
     notices: list[str] = []

@@ -1,0 +1,122 @@
+"""Arguments of networks that come from a file, or that would read one.
+
+Building a network of timm's runs timm's code with the arguments of a config, or of somebody's
+``model.json``. A few of these make timm open a file, a folder or an address. A file may set the
+sizes, widths, depths and named choices of the network's own constructor, and nothing else.
+"""
+
+import inspect
+import math
+import re
+import sys
+from collections.abc import Mapping
+from functools import cache
+from typing import Annotated, Any
+
+import timm
+import torchvision
+from pydantic import AfterValidator
+from timm.models._builder import build_model_with_cfg
+
+PLAIN = re.compile(r"[A-Za-z0-9_+-]{0,64}")
+"""A named choice such as ``deep_tiered``: no path, address, hub id or expression."""
+LARGEST, DEEPEST, LONGEST = 2**20, 4, 4096
+"""Of a number; of lists in lists; of a list."""
+NO_CHOICES = {"args", "kwargs", "_", "cfg", "device", "dtype", "hooks", "named_modules"}
+"""Parameters of constructors that take no size and no choice by name; nor does any ``…_fn``."""
+TAKEN_BEFORE = {
+    "attn_type", "bias", "bn_eps", "bn_momentum", "bn_tf", "class_token", "depthwise", "dilated",
+    "dynamic_img_size", "embed_layer", "eps", "final_norm", "head_conv_bias", "inplace",
+    "no_embed_class", "norm_eps", "num_reg_tokens", "pad_type", "padding", "padding_same", "pruned",
+    "qkv_fused", "reduced_tail", "ref_feat_shape", "reg_tokens", "rope_grid_indexing",
+    "rope_grid_offset", "rope_mixed_mode", "rope_rotate_half", "rope_temperature", "rope_type",
+    "rotate_half", "scale_attn_inner", "scale_attn_norm", "scale_mlp", "scale_mlp_norm",
+    "strict_img_size", "swiglu_mlp", "use_abs_pos_emb", "use_fc_norm", "use_naflex",
+    "use_post_transformer_norm", "use_pre_transformer_norm", "use_rot_pos_emb", "width_mult",
+}  # fmt: skip
+"""Sizes and choices that timm's and torchvision's functions take out before a constructor."""
+HARMLESS = {"scriptable", "exportable", "no_jit"}
+SOURCES = {"file", "url", "hf_hub_id", "state_dict", "weights", "weights_backbone", "progress"}
+
+
+@cache
+def loading_arguments() -> frozenset[str]:
+    """Names of arguments that decide what is loaded, and from where, not what is built."""
+    functions = timm.create_model, build_model_with_cfg
+    names = {name for function in functions for name in inspect.signature(function).parameters}
+    return frozenset(names | SOURCES) - HARMLESS - {"kwargs"}
+
+
+def loading_argument(args: Mapping[str, Any]) -> str | None:
+    """The first argument that would make timm load something; None without any."""
+    return next((name for name in args if name in loading_arguments()), None)
+
+
+def _build_only(args: dict[str, Any]) -> dict[str, Any]:
+    if name := loading_argument(args):
+        raise ValueError(
+            f"'{name}' would decide which weights are read: use encoder.pretrained=true for "
+            "timm's, teacher.weights=FILE with teacher.kind=timm, or teacher.kind=checkpoint"
+        )
+    return args
+
+
+BuildingArgs = Annotated[dict[str, Any], AfterValidator(_build_only)]
+"""Arguments in a config: weights that came by way of one would be in no stage's digest."""
+
+
+def refused_argument(name: str, library: str, args: Mapping[str, Any]) -> str | None:
+    """What is wrong with arguments from a file, as ``key: reason``; None for allowed ones.
+
+    Args:
+        name: of the network; an unknown one is left for whoever builds it to refuse.
+        library: ``timm`` or ``torchvision``.
+        args: JSON values.
+    """
+    allowed = _constructor_arguments(name, library) if args else frozenset()
+    for key, value in args.items():
+        if key in loading_arguments():
+            return f"{key}: a file may not say what is loaded"
+        if allowed and key not in allowed | TAKEN_BEFORE | HARMLESS:
+            return f"{key}: '{name}' has no size, width, depth or choice of that name"
+        if reason := _refused_value(value):
+            return f"{key}: {reason}"
+    return None
+
+
+def _refused_value(value: Any, depth: int = 0) -> str | None:
+    if value is None or isinstance(value, bool):
+        return None
+    if isinstance(value, int | float):
+        fits = math.isfinite(value) and abs(value) <= LARGEST
+        return None if fits else f"{value!r:.40} is no number up to {LARGEST}"
+    if isinstance(value, str):
+        return None if PLAIN.fullmatch(value) else f"{value[:40]!r} is no plain name"
+    if not isinstance(value, list | tuple | dict) or depth == DEEPEST or len(value) > LONGEST:
+        return "only numbers, names and short lists of them are allowed"
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    reasons = (_refused_value(part, depth + 1) for part in value)
+    return next((reason for reason in reasons if reason), None)
+
+
+@cache
+def _constructor_arguments(name: str, library: str) -> frozenset[str]:
+    """Parameters of all classes beside the function that builds a network; empty for none."""
+    if library == "torchvision":
+        builders = torchvision.models.list_models(module=torchvision.models)
+        builder = torchvision.models.get_model_builder(name) if name in builders else None
+    else:
+        builder = timm.models.model_entrypoint(name) if timm.is_model(name) else None
+    if builder is None:
+        return frozenset()
+    classes = filter(inspect.isclass, vars(sys.modules[builder.__module__]).values())
+    names = {name for cls in classes for name in _parameters(cls)} - NO_CHOICES
+    return frozenset(name for name in names if not name.endswith("_fn"))
+
+
+def _parameters(cls: type) -> list[str]:
+    try:
+        return list(inspect.signature(cls.__init__).parameters)[1:]
+    except (ValueError, TypeError):  # one that is not written in Python
+        return []

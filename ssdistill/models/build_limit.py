@@ -1,0 +1,72 @@
+"""Networks that a small file asks for must not take all memory before a weight is compared."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ssdistill.errors import UserError
+
+SMALLEST, RATIO = 2**28, 4096
+"""Numbers that any file may ask for; more of them for each byte of the file."""
+MOST_TENSORS = 50_000
+NEW = ("empty", "zeros", "ones", "full", "rand", "randn", "empty_strided", "new_empty", "new_zeros",
+       "new_ones", "new_full", "randint", "normal")  # fmt: skip
+
+
+class TooLarge(UserError):
+    """A network, or a weight, that is out of proportion to its file."""
+
+
+def most_numbers(file_bytes: int) -> int:
+    """How many numbers a file of so many bytes may stand for, pruned and coded as it may be."""
+    return max(SMALLEST, RATIO * file_bytes)
+
+
+@contextmanager
+def build_limit(file_bytes: int, what: str, remedy: str) -> Iterator[None]:
+    """Stop the building of a network that is out of proportion to its file.
+
+    Args:
+        file_bytes: size of the file with its weights.
+        what, remedy: the thing at fault and what to do, as the message says it.
+
+    Raises:
+        TooLarge: more numbers or tensors than :func:`most_numbers`, or than fit in memory.
+    """
+    refusal = f"{what} asks for a network that is too large for its weights; {remedy}"
+    try:
+        with _Count(most_numbers(file_bytes), refusal):
+            yield
+    except (MemoryError, OverflowError) as error:
+        raise TooLarge(refusal) from error
+    except RuntimeError as error:
+        if "allocate" in str(error) or "overflow" in str(error):
+            raise TooLarge(refusal) from error
+        raise
+
+
+class _Count(TorchDispatchMode):
+    """Counts the numbers of all tensors that are made, before they are."""
+
+    def __init__(self, most: int, refusal: str):
+        super().__init__()
+        self.most, self.refusal, self.numbers, self.tensors = most, refusal, 0, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name in NEW:
+            sizes = [arg for arg in args if isinstance(arg, list | tuple)]
+            self._add(math.prod(sizes[0]) if sizes else 1)
+        result = func(*args, **(kwargs or {}))
+        if name not in NEW and isinstance(result, Tensor) and not name.endswith("_"):
+            self._add(result.untyped_storage().nbytes() // max(1, result.element_size()))
+        return result
+
+    def _add(self, numbers: int) -> None:
+        self.numbers, self.tensors = self.numbers + numbers, self.tensors + 1
+        if self.numbers > self.most or self.tensors > MOST_TENSORS:
+            raise TooLarge(self.refusal)
