@@ -131,9 +131,10 @@ def _without_sources(package: Path, path: Path) -> None:
 
     with zipfile.ZipFile(package) as whole, zipfile.ZipFile(path, "w") as kept:
         for name in whole.namelist():
-            if not name.endswith(SOURCES):
-                # Without the time of day, which would make every file another one.
-                kept.writestr(zipfile.ZipInfo(name), whole.read(name))
+            # A source stays as an empty file: torch 2.11 finds the others by its name. And without
+            # the time of day, which would make every file another one.
+            content = b"" if name.endswith(SOURCES) else whole.read(name)
+            kept.writestr(zipfile.ZipInfo(name), content)
             if name.endswith(".so"):
                 # Every compilation leaves two more copies of the weights in inductor's cache.
                 for left in Path(cache_dir()).glob(f"*/{Path(name).name.partition('.')[0]}*"):
