@@ -168,7 +168,9 @@ def _restore(options: argparse.Namespace) -> int:
 
 def _load(options: argparse.Namespace):
     from ssdistill.config import load_experiment
+    from ssdistill.launch import refuse_several_processes
 
+    refuse_several_processes()
     experiment, notices = load_experiment(options.config, options.overrides)
     for notice in notices:
         print(notice, file=sys.stderr)

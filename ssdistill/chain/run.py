@@ -11,6 +11,7 @@ from ssdistill.chain.plan import plan
 from ssdistill.chain.report import Report, make_report
 from ssdistill.chain.workspace import Workspace, open_workspace
 from ssdistill.experiment import Experiment
+from ssdistill.launch import require_single_process
 from ssdistill.stages import Identity, Stage, execute
 from ssdistill.train.progress import console
 
@@ -36,6 +37,7 @@ class PlannedStage:
 
 def dry_run(experiment: Experiment, root: Path) -> list[PlannedStage]:
     """The stages a run would go through, and which of them exist. Decodes the data, no more."""
+    require_single_process()
     workspace = open_workspace(experiment, root)
     check_trainings(workspace)
     return [PlannedStage(stage, stage.status(root)) for stage in plan(workspace)]
@@ -55,6 +57,7 @@ def run(experiment: Experiment, root: str | Path = "runs") -> Report:
         UserError: anything the user can mend.
         KeyboardInterrupt: after Ctrl-C; running again goes on from there.
     """
+    require_single_process()
     root = Path(root)
     if experiment.device.threads:
         torch.set_num_threads(experiment.device.threads)
