@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,6 +13,7 @@ from ssdistill.chain.report import Report, make_report
 from ssdistill.chain.workspace import Workspace, open_workspace
 from ssdistill.experiment import Experiment
 from ssdistill.launch import require_single_process
+from ssdistill.record.session import session
 from ssdistill.stages import Identity, Stage, execute
 from ssdistill.train.progress import console
 
@@ -68,9 +70,17 @@ def run(experiment: Experiment, root: str | Path = "runs") -> Report:
     for notice in notices:
         console.print(f"note: {notice}", style="dim")
     identity = Identity.of(experiment)
-    for number, stage in enumerate(stages, start=1):
-        _do(stage, workspace, identity, f"[{number}/{len(stages)}]")
-    return make_report(workspace)
+    with session(_shown(experiment, identity), identity.tags, len(experiment.seeds)):
+        for number, stage in enumerate(stages, start=1):
+            _do(stage, workspace, identity, f"[{number}/{len(stages)}]")
+        return make_report(workspace)
+
+
+def _shown(experiment: Experiment, identity: Identity) -> dict[str, Any]:
+    """The configuration of a W&B run that holds a whole experiment, with columns to group by."""
+    config = experiment.model_dump(mode="json", by_alias=True)
+    config = {f"{k}_settings" if k in identity.columns else k: v for k, v in config.items()}
+    return {**config, **identity.columns}
 
 
 def _do(stage: Stage, workspace: Workspace, identity: Identity, position: str) -> None:
