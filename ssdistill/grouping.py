@@ -26,6 +26,19 @@ def experiment_columns(experiment: Experiment) -> dict[str, str]:
     return columns
 
 
+def shared_columns(experiment: Experiment) -> dict[str, str]:
+    """Those of a run that holds a whole experiment: also ``losses`` of its distillation and
+    ``steps`` of its compression.
+    """
+    columns = experiment_columns(experiment)
+    if experiment.distill:
+        kinds = [loss.kind for loss in experiment.distill.losses.values()]
+        columns["losses"] = JOINED.join(dict.fromkeys(kinds))
+    if experiment.compress:
+        columns["steps"] = JOINED.join(step.kind for step in experiment.compress)
+    return columns
+
+
 def stage_columns(stage: "Stage") -> dict[str, str | int]:
     """What tells a stage from the others: ``row``, ``stage``, ``seed`` and, of the training that
     its model comes from, ``losses`` or ``method``, and ``steps`` of compression.

@@ -12,8 +12,10 @@ from ssdistill.chain.plan import plan
 from ssdistill.chain.report import Report, make_report
 from ssdistill.chain.workspace import Workspace, open_workspace
 from ssdistill.experiment import Experiment
+from ssdistill.grouping import shared_columns
 from ssdistill.launch import require_single_process
 from ssdistill.record.session import session
+from ssdistill.record.wandb_mirror import with_columns
 from ssdistill.stages import Identity, Stage, execute
 from ssdistill.train.progress import console
 
@@ -70,17 +72,17 @@ def run(experiment: Experiment, root: str | Path = "runs") -> Report:
     for notice in notices:
         console.print(f"note: {notice}", style="dim")
     identity = Identity.of(experiment)
-    with session(_shown(experiment, identity), identity.tags, len(experiment.seeds)):
+    with session(_shown(experiment), identity.tags, len(experiment.seeds)):
         for number, stage in enumerate(stages, start=1):
             _do(stage, workspace, identity, f"[{number}/{len(stages)}]")
         return make_report(workspace)
 
 
-def _shown(experiment: Experiment, identity: Identity) -> dict[str, Any]:
+def _shown(experiment: Experiment) -> dict[str, Any]:
     """The configuration of a W&B run that holds a whole experiment, with columns to group by."""
-    config = experiment.model_dump(mode="json", by_alias=True)
-    config = {f"{k}_settings" if k in identity.columns else k: v for k, v in config.items()}
-    return {**config, **identity.columns}
+    return with_columns(
+        experiment.model_dump(mode="json", by_alias=True), shared_columns(experiment)
+    )
 
 
 def _do(stage: Stage, workspace: Workspace, identity: Identity, position: str) -> None:

@@ -3,10 +3,9 @@
 import json
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, Required
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from typing_extensions import TypedDict
+from pydantic import BaseModel, Field, ValidationError
 
 from ssdistill.errors import UserError
 
@@ -77,7 +76,7 @@ def load_run(folder: Path | str) -> RunRecord:
         content = UPGRADES[version](content)
     known = {f.name for f in fields(RunRecord)}
     try:
-        content = _CONTENT.validate_python(content)
+        _Content.model_validate(content)
     except ValidationError as error:
         raise UserError(f"{path}: not a run record ({_first(error)}); {_remedy(path)}") from None
     return RunRecord(**{key: value for key, value in content.items() if key in known})
@@ -150,59 +149,53 @@ def _first(error: ValidationError) -> str:
     return f"{key}: {' '.join(first['msg'].split())}"
 
 
-class _Open(TypedDict, total=False):
-    __pydantic_config__ = ConfigDict(extra="allow", strict=True)
+class _Part(BaseModel, extra="ignore", strict=True):
+    """Part of a record as a file may hold it; unknown keys are passed over."""
 
 
-class _Git(_Open, total=False):
-    sha: str | None
-    dirty: bool | None
+class _Git(_Part):
+    sha: str | None = None
+    dirty: bool | None = None
 
 
-class _Hardware(_Open, total=False):
-    cpu: str | None
-    cores: int | None
-    gpus: list[str]
+class _Hardware(_Part):
+    cpu: str | None = None
+    cores: int | None = None
+    gpus: list[str] | None = None
 
 
-class _Provenance(_Open, total=False):
-    git: _Git | None
-    packages: dict[str, str] | None
-    hardware: _Hardware | None
-    python: str | None
+class _Provenance(_Part):
+    git: _Git | None = None
+    packages: dict[str, str] | None = None
+    hardware: _Hardware | None = None
+    python: str | None = None
 
 
-class _Artifact(_Open, total=False):
-    file: Required[str]
-    sha256: Required[str]
+class _Artifact(_Part):
+    file: str
+    sha256: str
 
 
-class _Content(TypedDict, total=False):
-    """The fields of :class:`RunRecord` as a file may hold them; unknown ones are passed over."""
+class _Content(_Part):
+    """The fields of :class:`RunRecord`, ``schema`` apart."""
 
-    __pydantic_config__ = ConfigDict(extra="ignore", strict=True)
-
-    stage: Required[str]
-    digest: Required[str]
-    seed: Required[int]
-    kind: str
-    role: str
-    name: str
-    group: str
-    profile: str
-    columns: dict[str, str | int]
-    status: Status
-    started: str
-    wall_seconds: Number
-    resumed: int
-    reason: str | None
-    metrics: dict[str, Number | None]
-    fingerprint: str | None
-    parents: dict[str, dict[str, Any]]
-    artifacts: dict[str, _Artifact]
-    config: dict[str, Any]
-    provenance: _Provenance
-    schema: int
-
-
-_CONTENT = TypeAdapter(_Content)
+    stage: str
+    digest: str
+    seed: int
+    kind: str = ""
+    role: str = ""
+    name: str = ""
+    group: str = ""
+    profile: str = ""
+    columns: dict[str, str | int] = {}
+    status: Status = "running"
+    started: str = ""
+    wall_seconds: Number = 0.0
+    resumed: int = 0
+    reason: str | None = None
+    metrics: dict[str, Number | None] = {}
+    fingerprint: str | None = None
+    parents: dict[str, dict[str, Any]] = {}
+    artifacts: dict[str, _Artifact] = {}
+    config: dict[str, Any] = {}
+    provenance: _Provenance = _Provenance()

@@ -223,16 +223,20 @@ def wandb_id(record: RunRecord) -> str:
 
 
 def mirrored_config(record: RunRecord) -> dict[str, Any]:
-    """The resolved config, flat columns to group by, and below ``run`` what identifies the run.
-
-    A section of the config that has the name of a column is called ``<name>_settings``.
-    """
+    """The resolved config, flat columns to group by, and below ``run`` what identifies the run."""
     identity = ("kind", "role", "digest", "seed", "profile", "fingerprint", "parents", "provenance")
     facts = {name: getattr(record, name) for name in identity}
-    columns = dict(record.columns)
-    config = {f"{k}_settings" if k in columns else k: v for k, v in record.config.items()}
-    flat = {"seed": record.seed, **config, **columns, "run": facts}
-    return json.loads(json.dumps(flat, default=str))
+    config = with_columns({"seed": record.seed, **record.config}, record.columns)
+    return json.loads(json.dumps({**config, "run": facts}, default=str))
+
+
+def with_columns(config: Mapping[str, Any], columns: Mapping[str, Any]) -> dict[str, Any]:
+    """Both side by side; a section that has the name of a column is called ``<name>_settings``."""
+    sections = {
+        f"{key}_settings" if key in columns and isinstance(value, dict) else key: value
+        for key, value in config.items()
+    }
+    return {**sections, **columns}
 
 
 def forget_wandb() -> None:

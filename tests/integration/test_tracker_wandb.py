@@ -380,6 +380,10 @@ def test_the_newest_folder_of_a_resumed_run_holds_all_of_it(tmp_path, checkpoint
     (older,) = (tmp_path / "wandb" / "superseded").iterdir()
     assert older.name.startswith("offline-run-")
     assert list(older.glob("*.wandb"))
+    # W&B's own command finds the new one alone.
+    command = [sys.executable, "-m", "wandb", "sync", "--dry-run", str(tmp_path / "wandb")]
+    said = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "Would sync 1 run(s)" in said.stdout + said.stderr
 
 
 def test_a_run_that_resumes_with_nothing_left_to_log_is_whole(tmp_path):
