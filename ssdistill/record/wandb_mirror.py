@@ -52,10 +52,10 @@ class WandbMirror:
             job_type=record.stage,
         )
         arguments |= {"id": wandb_id(record), "config": mirrored_config(record)}
-        self._begin(_open(mode, arguments), prefix="", offline=mode == "offline")
+        self._begin(_open(mode, arguments), prefix="")
 
-    def _begin(self, run: Any, prefix: str, offline: bool) -> None:
-        self._run, self._prefix, self._offline = run, prefix, offline
+    def _begin(self, run: Any, prefix: str) -> None:
+        self._run, self._prefix = run, prefix
         self._shown = self._furthest()
         run.define_metric(f"{prefix}step", hidden=True)
         run.define_metric(f"{prefix}*", step_metric=f"{prefix}step")
@@ -68,12 +68,14 @@ class WandbMirror:
         self._run.log(self._named({"step": step, **epochs, **metrics}))
 
     def catch_up(self, lines: Sequence[Mapping[str, Any]], step: int | None) -> None:
+        self._repeat(lines)
+        _set_aside(Path(self._run.dir).parent, self._run.id)
+
+    def _repeat(self, lines: Sequence[Mapping[str, Any]]) -> None:
         for line in lines:
             metrics = {k: v for k, v in line.items() if k not in ("step", "epoch")}
             shown = {name: value for name, value in metrics.items() if value is not None}
             self.log(line["step"], shown, line.get("epoch"))
-        if self._offline:
-            _set_aside(Path(self._run.dir).parent, self._run.id)
 
     def log_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         import wandb
@@ -106,10 +108,10 @@ class WandbMirror:
 
     def _furthest(self) -> int:
         """The last step that the server has of this run; -1 where there is none."""
-        if self._offline or not self._run.resumed:
+        if not self._run.resumed:
             return -1
         step = self._run.summary.get(f"{self._prefix}step")
-        return step if isinstance(step, int) else -1
+        return int(step) if isinstance(step, int | float) else -1
 
 
 class SharedMirror(WandbMirror):
@@ -123,7 +125,10 @@ class SharedMirror(WandbMirror):
 
     def __init__(self, run: Any, record: RunRecord, by_seed: bool):
         seed = f"s{record.seed}/" if by_seed else ""
-        self._begin(run, f"{record.role or record.stage}/{seed}", offline=False)
+        self._begin(run, f"{record.role or record.stage}/{seed}")
+
+    def catch_up(self, lines: Sequence[Mapping[str, Any]], step: int | None) -> None:
+        self._repeat(lines)
 
     def finish(self, status: str, metrics: Mapping[str, float]) -> None:
         self._run.summary.update(self._named(metrics))

@@ -450,13 +450,18 @@ class Server:
         return SimpleNamespace(
             id=id,
             resumed=bool(lines),
-            dir=arguments["dir"],
+            dir=self._folder(arguments["dir"], id),
             summary=before,
             settings=SimpleNamespace(root_dir=arguments["dir"]),
             log=lines.append,
             define_metric=lambda *_, **__: None,
             finish=lambda **_: None,
         )
+
+    def _folder(self, root, id):
+        folder = Path(root) / "wandb" / f"run-20260102_000000-{id}" / "files"
+        folder.mkdir(parents=True, exist_ok=True)
+        return str(folder)
 
 
 @pytest.mark.parametrize("first", ["online", "disabled"])
@@ -472,6 +477,8 @@ def test_a_resume_online_keeps_the_id_and_sends_what_the_server_lacks(tmp_path, 
             tracker.log(step, {"loss/total": float(step)})
         raise KeyboardInterrupt
     run = open_run(tmp_path)
+    older = tmp_path / "wandb" / f"offline-run-20260101_000000-{wandb_id(run.record)}"
+    older.mkdir(parents=True)
     if first == "online":
         # As if the last two lines had not come through.
         del server.lines[wandb_id(run.record)][8:]
@@ -482,6 +489,8 @@ def test_a_resume_online_keeps_the_id_and_sends_what_the_server_lacks(tmp_path, 
     ((id, lines),) = server.lines.items()
     assert [line["step"] for line in lines if "step" in line] == list(range(14))
     assert set(server.asked) == {(id, "allow", "online")}
+    # Synced later, it would send its part a second time.
+    assert not older.exists() and (older.parent / "superseded" / older.name).is_dir()
 
 
 def test_a_dead_service_is_said_once_and_the_next_stage_starts_another(tmp_path, caplog):
