@@ -68,6 +68,8 @@ def read_records(path):
     from wandb.proto.wandb_internal_pb2 import Record
 
     data, offset, parts = path.read_bytes(), 7, b""
+    if not data:  # not begun yet
+        return
     assert data[:4] == b":W&B"
     while offset + 7 <= len(data):
         if BLOCK - offset % BLOCK < 7:
@@ -380,10 +382,19 @@ def test_the_newest_folder_of_a_resumed_run_holds_all_of_it(tmp_path, checkpoint
     (older,) = (tmp_path / "wandb" / "superseded").iterdir()
     assert older.name.startswith("offline-run-")
     assert list(older.glob("*.wandb"))
-    # W&B's own command finds the new one alone.
+
+
+def test_wandb_syncs_the_newest_folder_alone(tmp_path):
+    for _ in range(2):
+        run = open_run(tmp_path)
+        with Tracker(run, TrackingSettings()) as tracker:
+            run.rewind(0)
+            tracker.log(0, {"loss/total": 0.0})
     command = [sys.executable, "-m", "wandb", "sync", "--dry-run", str(tmp_path / "wandb")]
-    said = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "Would sync 1 run(s)" in said.stdout + said.stderr
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "No such option" in done.stderr:
+        pytest.skip("this version of wandb has no sync --dry-run")
+    assert done.returncode == 0 and "Would sync 1 run(s)" in done.stdout + done.stderr
 
 
 def test_a_run_that_resumes_with_nothing_left_to_log_is_whole(tmp_path):
