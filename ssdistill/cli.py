@@ -51,7 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse; overrides may also stand after options, which argparse alone refuses."""
     parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    command = next((word for word in words if not word.startswith("-")), None)
+    if command in ("run", "reproduce"):
+        words = _plain_words(words, parser, command)
+    options, rest = parser.parse_known_args(words)
     named = vars(options)
     loose = named.get("words", named.get("overrides"))
     foreign = [w for w in rest if w.startswith("-") or not ("words" in named or "=" in w)]
@@ -60,6 +64,19 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if rest:
         loose += rest
     return options
+
+
+def _plain_words(words: list[str], parser: argparse.ArgumentParser, command: str) -> list[str]:
+    """Settings in the spellings of other programs as ``key=value``."""
+    from ssdistill.overrides import plain_overrides
+
+    commands = next(a for a in parser._actions if isinstance(a.choices, dict))
+    actions = [*parser._actions, *commands.choices[command]._actions]
+    options = {name: a.nargs != 0 for a in actions for name in a.option_strings}
+    try:
+        return plain_overrides(words, options)
+    except UserError as error:
+        parser.error(str(error))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -176,7 +193,9 @@ def _restore(options: argparse.Namespace) -> int:
 
 def _load(options: argparse.Namespace):
     from ssdistill.config import load_experiment
+    from ssdistill.launch import refuse_several_processes
 
+    refuse_several_processes()
     if options.trust:
         from ssdistill.runtimes.compiled_here import trust_stages
 

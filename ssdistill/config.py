@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from ssdistill.config_errors import describe
 from ssdistill.errors import UserError, nearest
 from ssdistill.experiment import Experiment
+from ssdistill.overrides import plain_overrides
 from ssdistill.registry import LOSSES, METHODS, PROTOCOLS, SOURCES, STEPS, TEACHERS, Registry
 from ssdistill.sections import kind_alone
 
@@ -26,7 +27,7 @@ def load_experiment(path: str | Path, overrides: list[str] = ()) -> tuple[Experi
 
     Args:
         path: a YAML file; a name that is no file is looked up among the packaged configs.
-        overrides: ``key.sub=value`` strings.
+        overrides: ``key.sub=value`` strings, or as :mod:`ssdistill.overrides` understands them.
 
     Returns:
         the experiment, and notices about settings an override made meaningless.
@@ -37,7 +38,7 @@ def load_experiment(path: str | Path, overrides: list[str] = ()) -> tuple[Experi
     file = find_config(path)
     notices: list[str] = []
     tree = _compose(file, notices, seen=())
-    for override in overrides:
+    for override in plain_overrides(overrides, options={}):
         tree = _merge(tree, parse_override(override), "", notices)
     tree = _complete(tree)
     try:

@@ -15,3 +15,8 @@ def nearest(name: str, known: object) -> str:
 
     close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1)
     return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, on one line of at most 200 characters; its type where it says nothing."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:200]

@@ -7,7 +7,7 @@ another experiment is found there, changed work gets another folder.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,7 +18,9 @@ from filelock import FileLock, Timeout
 
 from ssdistill.errors import UserError
 from ssdistill.experiment import Experiment
+from ssdistill.grouping import experiment_columns, stage_columns
 from ssdistill.record.run import Run, RunRecord, load_run
+from ssdistill.record.run_record import kind_of
 from ssdistill.record.tracker import Tracker, TrackingSettings
 from ssdistill.train.loop import CHECKPOINT
 from ssdistill.train.progress import console
@@ -94,30 +96,51 @@ class Identity:
         name, profile: the experiment's.
         digest: sha256 of its whole configuration.
         tags: what to find it by in W&B.
+        group_digest: sha256 of the configuration without its seeds: more seeds join the group.
+        columns: what all its runs share, to group them by.
     """
 
     name: str
     profile: str
     digest: str
     tags: tuple[str, ...] = ()
+    group_digest: str = ""
+    columns: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, experiment: Experiment) -> "Identity":
         """The identity of an experiment; tracking and hardware are no part of it."""
         aside = {"tracking", "device", "checkpoint_seconds"}
         config = experiment.model_dump(mode="json", exclude=aside)
-        digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+        digest = _sha256(config)
+        group_digest = _sha256({key: value for key, value in config.items() if key != "seeds"})
         data, paper = experiment.data.kind, experiment.paper
         networks = (experiment.student, *experiment.all_teachers.values())
         names = (n.encoder.name for n in networks if hasattr(n, "encoder"))
         tags = (data, experiment.profile, *list(names)[:1])
         arxiv = (paper.arxiv,) if paper and paper.arxiv else ()
-        return cls(experiment.name, experiment.profile, digest, (*tags, *arxiv))
+        return cls(
+            experiment.name,
+            experiment.profile,
+            digest,
+            (*tags, *arxiv),
+            group_digest,
+            experiment_columns(experiment),
+        )
+
+    @property
+    def folder(self) -> str:
+        """Name of the experiment's folder."""
+        return f"{self.name}-{self.digest[:8]}"
 
     @property
     def group(self) -> str:
-        """Name of the experiment's folder and of its group in W&B."""
-        return f"{self.name}-{self.digest[:8]}"
+        """What its runs have in common in W&B, whatever their seeds."""
+        return f"{self.name}-{(self.group_digest or self.digest)[:8]}"
+
+
+def _sha256(config: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
 def execute(
@@ -139,7 +162,9 @@ def execute(
         run = Run(
             folder,
             stage=stage.kind,
-            kind=stage.role,
+            kind=kind_of(stage.config),
+            role=stage.role,
+            columns={**identity.columns, **stage_columns(stage)},
             digest=stage.digest,
             seed=stage.seed,
             name=identity.name,

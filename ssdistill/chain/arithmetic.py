@@ -11,6 +11,7 @@ import torch
 from lightning_fabric import Fabric
 
 from ssdistill.measure.precision import CANDIDATES, choose_precision, precision_key
+from ssdistill.train.fabric import build_fabric
 from ssdistill.train.loop import Training
 from ssdistill.train.memory import keep_freed_memory
 from ssdistill.train.optim import build_optimizer
@@ -64,7 +65,7 @@ def choose_arithmetic(training: Training, device: DeviceSettings, cache: Path) -
 
 
 def _fabric(precision: str, device: DeviceSettings) -> Fabric:
-    return Fabric(accelerator=device.accelerator, devices=1, precision=FABRIC_PRECISION[precision])
+    return build_fabric(device.accelerator, precision=FABRIC_PRECISION[precision])
 
 
 def _key(training: Training, candidates: list[tuple[str, str]]) -> dict[str, object]:

@@ -61,7 +61,7 @@ def make_report(workspace: Workspace) -> Report:
     """Collect the finished stages and write everything that shows them."""
     experiment = workspace.experiment
     identity = Identity.of(experiment)
-    folder = workspace.root / identity.group
+    folder = workspace.root / identity.folder
     records = collect(workspace)
     tables = all_tables(records, experiment.name)
     claims = experiment.paper.claims if experiment.paper else ()
@@ -130,7 +130,8 @@ def _record(
     run = Run(
         folder,
         stage="report",
-        kind="report",
+        role="report",
+        columns=dict(identity.columns),
         digest=identity.digest,
         seed=experiment.seeds[0],
         name=experiment.name,

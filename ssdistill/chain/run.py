@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,6 +12,10 @@ from ssdistill.chain.plan import plan
 from ssdistill.chain.report import Report, make_report
 from ssdistill.chain.workspace import Workspace, open_workspace
 from ssdistill.experiment import Experiment
+from ssdistill.grouping import shared_columns
+from ssdistill.launch import require_single_process
+from ssdistill.record.session import session
+from ssdistill.record.wandb_mirror import with_columns
 from ssdistill.stages import Identity, Stage, execute
 from ssdistill.train.progress import console
 
@@ -36,6 +41,7 @@ class PlannedStage:
 
 def dry_run(experiment: Experiment, root: Path) -> list[PlannedStage]:
     """The stages a run would go through, and which of them exist. Decodes the data, no more."""
+    require_single_process()
     workspace = open_workspace(experiment, root)
     check_trainings(workspace)
     return [PlannedStage(stage, stage.status(root)) for stage in plan(workspace)]
@@ -55,6 +61,7 @@ def run(experiment: Experiment, root: str | Path = "runs") -> Report:
         UserError: anything the user can mend.
         KeyboardInterrupt: after Ctrl-C; running again goes on from there.
     """
+    require_single_process()
     root = Path(root)
     if experiment.device.threads:
         torch.set_num_threads(experiment.device.threads)
@@ -65,9 +72,17 @@ def run(experiment: Experiment, root: str | Path = "runs") -> Report:
     for notice in notices:
         console.print(f"note: {notice}", style="dim")
     identity = Identity.of(experiment)
-    for number, stage in enumerate(stages, start=1):
-        _do(stage, workspace, identity, f"[{number}/{len(stages)}]")
-    return make_report(workspace)
+    with session(_shown(experiment), identity.tags, len(experiment.seeds)):
+        for number, stage in enumerate(stages, start=1):
+            _do(stage, workspace, identity, f"[{number}/{len(stages)}]")
+        return make_report(workspace)
+
+
+def _shown(experiment: Experiment) -> dict[str, Any]:
+    """The configuration of a W&B run that holds a whole experiment, with columns to group by."""
+    return with_columns(
+        experiment.model_dump(mode="json", by_alias=True), shared_columns(experiment)
+    )
 
 
 def _do(stage: Stage, workspace: Workspace, identity: Identity, position: str) -> None:

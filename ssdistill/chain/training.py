@@ -23,6 +23,7 @@ from ssdistill.record.tracker import Tracker
 from ssdistill.registry import TEACHERS
 from ssdistill.stages import Stage
 from ssdistill.teachers import Pictures
+from ssdistill.train.fabric import build_fabric
 from ssdistill.train.loop import Training, fit
 from ssdistill.train.progress import console
 from ssdistill.train.seeding import derive_seed
@@ -114,7 +115,7 @@ def prepare(
     device = workspace.experiment.device
     if num_steps is None:
         num_steps = settings.num_steps(len(workspace.train) // settings.batch_size)
-    where = Fabric(accelerator=device.accelerator, devices=1).device
+    where = build_fabric(device.accelerator).device
     # A recovery trains with the views and the mixing of the distillation.
     config = stage.config if "views" in stage.config else stage.config["distill"]
     mix = config.get("training", {}).get("mix")

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 
 from ssdistill.data.recipes import RECIPES, ViewRecipe
@@ -29,6 +28,7 @@ from ssdistill.sections import NetworkSettings
 from ssdistill.settings import Settings
 from ssdistill.stages import Stage
 from ssdistill.teachers import Pictures
+from ssdistill.train.fabric import build_fabric
 
 MODEL = "model"
 """Folder, inside a stage's, of the encoder it made."""
@@ -59,7 +59,7 @@ class Workspace:
     @property
     def device(self) -> torch.device:
         """Where networks run."""
-        return Fabric(accelerator=self.experiment.device.accelerator, devices=1).device
+        return build_fabric(self.experiment.device.accelerator).device
 
     @property
     def pictures(self) -> Pictures:
@@ -179,7 +179,7 @@ def open_workspace(experiment: Experiment, root: Path) -> Workspace:
             workspace.build(network.encoder)
     _check_batches(experiment, len(stores["train"]))
     try:
-        Fabric(accelerator=experiment.device.accelerator, devices=1)
+        build_fabric(experiment.device.accelerator)
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"device.accelerator={experiment.device.accelerator}: {reason}") from error

@@ -68,12 +68,14 @@ def add_probe(commands: argparse._SubParsersAction) -> None:
 
 def run_probe(options: argparse.Namespace) -> int:
     """Judge, print, write; returns the exit status."""
+    from ssdistill.launch import refuse_several_processes
     from ssdistill.probing.asking import parse_words
     from ssdistill.probing.projection import check_method
     from ssdistill.probing.run import probe
     from ssdistill.probing.tables import tables
     from ssdistill.terminal import show
 
+    refuse_several_processes()
     paths = [word for word in options.words if not _is_setting(word)]
     settings = parse_words(word for word in options.words if _is_setting(word))
     of_data = settings.pop("data", {})

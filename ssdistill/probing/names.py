@@ -1,12 +1,12 @@
 """Short names for models in tables."""
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 
 from ssdistill.errors import UserError
 from ssdistill.evaluate.opening.named_encoders import named_encoder
+from ssdistill.record.run_record import role_of
 
 SAYING_NOTHING = re.compile(r"model|model\..*|s\d+")
 """Parts of a path that say little: where every run keeps its model."""
@@ -47,12 +47,7 @@ def _bare(source: str) -> list[str]:
 
 def _role(path: Path) -> str | None:
     """What a model was called in the run that made it."""
-    for folder in (path, *path.parents[:2]):
-        try:
-            return json.loads((folder / "run.json").read_text())["kind"] or None
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return None
+    return next(filter(None, map(role_of, (path, *path.parents[:2]))), None)
 
 
 def _telling(source: str) -> list[str]:

@@ -4,55 +4,18 @@ import json
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ssdistill.errors import UserError
 from ssdistill.files import disk_errors, drop_half_line, write_atomically
+from ssdistill.record.metrics_file import METRICS_FILE, read_metrics
 from ssdistill.record.provenance import provenance
+from ssdistill.record.run_record import RUN_FILE, RunRecord, Status, load_run
 
-SCHEMA = 1
-RUN_FILE, METRICS_FILE = "run.json", "metrics.jsonl"
-Status = Literal["running", "finished", "failed", "interrupted"]
-
-
-@dataclass(frozen=True)
-class RunRecord:
-    """What run.json holds.
-
-    Attributes:
-        stage: ``pretrain``, ``distill``, …; kind: the method or step; name: the experiment.
-        digest: identity of the stage, seed excluded.
-        group: what the runs of one experiment have in common, for W&B.
-        profile: ``paper``, ``reduced`` or ``smoke``.
-        started: UTC time of the first start; wall_seconds: time spent, over all resumes.
-        fingerprint: sha256 of the data.
-        parents: by role (``teacher``, ``student``), e.g. ``{"digest": …, "sha256": …}``.
-        artifacts: by name, ``{"file": relative path, "sha256": …}``.
-        metrics: the final numbers; reason: why it failed or stopped.
-    """
-
-    stage: str
-    digest: str
-    seed: int
-    kind: str = ""
-    name: str = ""
-    group: str = ""
-    profile: str = "reduced"
-    status: Status = "running"
-    started: str = ""
-    wall_seconds: float = 0.0
-    resumed: int = 0
-    reason: str | None = None
-    metrics: dict[str, float | None] = field(default_factory=dict)
-    fingerprint: str | None = None
-    parents: dict[str, Any] = field(default_factory=dict)
-    artifacts: dict[str, Any] = field(default_factory=dict)
-    config: dict[str, Any] = field(default_factory=dict)
-    provenance: dict[str, Any] = field(default_factory=dict)
-    schema: int = SCHEMA
+__all__ = ["METRICS_FILE", "RUN_FILE", "Run", "RunRecord", "load_run", "numbers", "read_metrics"]
 
 
 class Run:
@@ -80,11 +43,12 @@ class Run:
         self.folder = Path(folder)
         self.record = RunRecord(**facts, provenance=provenance(), started=_now())
         with disk_errors(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
+            _make_folder(self.folder)
             if (self.folder / RUN_FILE).exists():
                 self.record = _resumed(self.record, load_run(self.folder), self.folder)
+            lines = read_metrics(self.folder)
             drop_half_line(self.metrics_path)
-        self.last_step = max((line["step"] for line in read_metrics(self.folder)), default=None)
+        self.last_step = max((line["step"] for line in lines), default=None)
         self.furthest_step = self.last_step
         self._opened, self._wall_before = time.monotonic(), self.record.wall_seconds
         self._file = None
@@ -175,43 +139,6 @@ class Run:
             self._end("interrupted", reason=type(error).__name__)
 
 
-def load_run(folder: Path | str) -> RunRecord:
-    """Read run.json.
-
-    Raises:
-        UserError: there is none, it is not JSON, or a later version wrote it.
-    """
-    path = Path(folder) / RUN_FILE
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        schema = content["schema"]
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such run") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a run record ({error})") from error
-    if schema != SCHEMA:
-        raise UserError(f"{path}: schema {schema}, this version reads schema {SCHEMA}")
-    known = {f.name for f in fields(RunRecord)}
-    return RunRecord(**{key: value for key, value in content.items() if key in known})
-
-
-def read_metrics(folder: Path | str) -> list[dict[str, Any]]:
-    """Every complete line of metrics.jsonl; an unfinished last line is passed over.
-
-    Raises:
-        UserError: a line in the middle is damaged.
-    """
-    path = Path(folder) / METRICS_FILE
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    lines = []
-    for number, line in enumerate(text.split("\n")[:-1], start=1):
-        try:
-            lines.append(json.loads(line))
-        except ValueError as error:
-            raise UserError(f"{path}, line {number}: not JSON ({error})") from error
-    return lines
-
-
 def numbers(metrics: Mapping[str, Any]) -> dict[str, float | int | None]:
     """Plain Python numbers from tensors, arrays of one element and numbers; non-finite -> None."""
     plain: dict[str, float | int | None] = {}
@@ -219,8 +146,16 @@ def numbers(metrics: Mapping[str, Any]) -> dict[str, float | int | None]:
         if value is not None and not isinstance(value, int):
             value = float(value)
             value = value if math.isfinite(value) else None
-        plain[name] = value
+        plain[name] = int(value) if isinstance(value, bool) else value
     return plain
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        file = next(p for p in (folder, *folder.parents) if p.exists() or p.is_symlink())
+        raise UserError(f"{file}: a file stands in the place of a folder; move it away") from error
 
 
 def _resumed(new: RunRecord, old: RunRecord, folder: Path) -> RunRecord:

@@ -11,7 +11,11 @@ from ssdistill.errors import UserError
 
 
 class TensorboardMirror:
-    """Event files in ``tensorboard/`` of the run's folder."""
+    """Event files in ``tensorboard/`` of the run's folder.
+
+    A resumed run adds a file. It tells TensorBoard to forget, of the files before, the steps
+    from the checkpoint on, which it repeats; steps that no file holds are written again.
+    """
 
     name = "tensorboard"
 
@@ -23,8 +27,25 @@ class TensorboardMirror:
                 "tracking.tensorboard=true needs a package that is missing: "
                 "pip install ssdistill[tensorboard]"
             ) from error
-        self._writer = SummaryWriter(str(folder / "tensorboard"))
-        self._text("config", config)
+        self._folder, self._config = folder / "tensorboard", config
+        self._open_writer, self._opened = SummaryWriter, None
+
+    @property
+    def _writer(self) -> Any:
+        if self._opened is None:
+            self._open(purge_step=None)
+        return self._opened
+
+    def _open(self, purge_step: int | None) -> None:
+        self._opened = self._open_writer(str(self._folder), purge_step=purge_step)
+        self._text("config", self._config)
+
+    def catch_up(self, lines: Sequence[Mapping[str, Any]], step: int | None) -> None:
+        is_new = not any(self._folder.glob("events.out.tfevents.*"))
+        self._open(purge_step=None if is_new else step)
+        for line in lines if is_new else ():
+            metrics = {k: v for k, v in line.items() if k not in ("step", "epoch")}
+            self.log(line["step"], {k: v for k, v in metrics.items() if v is not None}, None)
 
     def _text(self, tag: str, content: dict[str, Any]) -> None:
         text = json.dumps(content, indent=1, default=str)

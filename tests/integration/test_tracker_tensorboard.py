@@ -1,11 +1,12 @@
 import builtins
+import logging
 import sys
 
 import numpy as np
 import pytest
 
 from ssdistill.errors import UserError
-from ssdistill.record.run import Run
+from ssdistill.record.run import Run, load_run, read_metrics
 from ssdistill.record.tracker import Tracker, TrackingSettings
 
 SETTINGS = TrackingSettings(wandb="disabled", tensorboard=True)
@@ -52,3 +53,48 @@ def test_missing_package_is_an_error_that_names_the_extra(tmp_path, monkeypatch)
     monkeypatch.setattr(builtins, "__import__", without_tensorboard)
     with pytest.raises(UserError, match=r"pip install ssdistill\[tensorboard\]"):
         Tracker(open_run(tmp_path), SETTINGS)
+
+
+def scalars(folder, name="loss/total"):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(str(folder / "tensorboard"), {"scalars": 0, "images": 0})
+    events.Reload()
+    return [(s.step, s.value) for s in events.Scalars(name)], events.Tags()
+
+
+def train(folder, start, stop, settings=SETTINGS, interrupted=False):
+    run = open_run(folder)
+    with Tracker(run, settings) as tracker:
+        run.rewind(start)
+        for step in range(start, stop):
+            if step == 0:
+                tracker.log_images(0, {"views": np.full((4, 6, 3), 200, np.uint8)})
+            tracker.log(step, {"loss/total": float(step), "grad/norm": float("nan")})
+        if interrupted:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("checkpoint", [0, 6, 10], ids=lambda step: f"back to {step}")
+def test_a_resumed_run_has_every_step_once(tmp_path, checkpoint):
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, 0, 10, interrupted=True)
+    train(tmp_path, checkpoint, 14)
+    points, tags = scalars(tmp_path)
+    assert points == [(step, float(step)) for step in range(14)]
+    assert tags["images"] == ["views"] and "grad/norm" not in tags["scalars"]
+
+
+def test_a_run_that_is_first_mirrored_after_a_resume_is_whole(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, 0, 10, TrackingSettings(wandb="disabled"), interrupted=True)
+    train(tmp_path, 6, 14)
+    assert scalars(tmp_path)[0] == [(step, float(step)) for step in range(14)]
+
+
+def test_a_folder_that_cannot_be_written_to_does_not_stop_the_training(tmp_path, caplog):
+    (tmp_path / "tensorboard").write_text("in the way")
+    with caplog.at_level(logging.WARNING):
+        train(tmp_path, 0, 3)
+    assert len(read_metrics(tmp_path)) == 3 and load_run(tmp_path).status == "finished"
+    (said,) = [r.getMessage() for r in caplog.records if r.name == "ssdistill"]
+    assert said.startswith("tensorboard stopped mirroring (")

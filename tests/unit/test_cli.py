@@ -123,6 +123,32 @@ def test_overrides_may_stand_on_both_sides_of_an_option(config, ran, tmp_path):
     assert (experiment.pretrain.steps, experiment.seeds, experiment.name) == (5, (4,), "x")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["{config}", "--pretrain.steps=5", "--runs", "{root}", "--seeds=[4]"],
+        ["--pretrain.steps=5", "--seeds=[4]", "--runs={root}", "{config}"],
+        ["{config}", "--pretrain.steps", "5", "--seeds", "[4]", "--runs", "{root}"],
+        ["--pretrain.steps", "5", "--runs", "{root}", "{config}", "seeds=[4]"],
+        ["{config}", '{{"pretrain.steps": 5, "seeds": [4]}}', "--runs", "{root}"],
+        ["{config}", "++pretrain.steps=5", "+seeds=[4]", "--runs", "{root}"],
+    ],
+    ids=lambda words: " ".join(words),
+)
+def test_overrides_may_be_written_as_an_agent_of_a_sweep_does(config, ran, tmp_path, words):
+    root = str(tmp_path / "r")
+    words = [word.format(config=config, root=root) for word in words]
+    assert main(["run", *words]) == 0
+    (experiment,) = ran.experiments
+    assert (experiment.pretrain.steps, experiment.seeds) == (5, (4,))
+    assert ran.roots == [tmp_path / "r"]
+
+
+def test_a_setting_that_does_not_exist_is_named_however_it_is_written(config, capsys):
+    assert main(["run", config, "--pretrain.stepz=5"]) == 2
+    assert "pretrain.stepz" in capsys.readouterr().err
+
+
 def test_run_publishes_where_it_is_told(config, ran, tmp_path):
     assert main(["run", config, "--publish", str(tmp_path / "experiments")]) == 0
     assert ran.published == [tmp_path / "experiments"]

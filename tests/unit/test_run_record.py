@@ -11,6 +11,7 @@ import torch
 from ssdistill import files
 from ssdistill.errors import UserError
 from ssdistill.record.run import Run, load_run, read_metrics
+from ssdistill.record.run_record import role_of
 
 FACTS = {"stage": "distill", "digest": "ab" * 32, "seed": 1}
 
@@ -36,7 +37,7 @@ def test_record_holds_what_was_known_and_what_came_out(tmp_path):
 
     record = load_run(run.folder)
     assert record == run.record
-    assert (record.status, record.profile, record.schema) == ("finished", "smoke", 1)
+    assert (record.status, record.profile, record.schema) == ("finished", "smoke", 2)
     assert record.metrics == {"probe/linear/top1": 91.5, "compress/params": 77}
     assert record.artifacts["student"] == {
         "file": "student",
@@ -202,3 +203,188 @@ def test_unreadable_record_names_the_file(tmp_path, content):
 def test_missing_record_names_the_file(tmp_path):
     with pytest.raises(UserError, match="no such run"):
         load_run(tmp_path)
+
+
+OLD = {
+    "stage": "distill",
+    "digest": "ab" * 32,
+    "seed": 1,
+    "kind": "distilled",
+    "name": "quickstart",
+    "group": "quickstart-12345678",
+    "profile": "reduced",
+    "status": "finished",
+    "started": "2026-01-01T00:00:00+00:00",
+    "wall_seconds": 1.5,
+    "resumed": 0,
+    "reason": None,
+    "metrics": {"loss/total": 0.5, "train/steps": 20, "grad/norm": None},
+    "fingerprint": "f" * 64,
+    "parents": {"teacher": {"digest": "cd" * 32, "seed": 1, "sha256": "e" * 64}},
+    "artifacts": {"distilled": {"file": "model", "sha256": "d" * 64, "parent_sha256": None}},
+    "config": {"training": {"losses": {"a": {"kind": "simreg"}, "b": {"kind": "infonce"}}}},
+    "provenance": {"git": None, "packages": {"torch": "2.9"}, "hardware": {"cores": 2}},
+    "schema": 1,
+}
+"""A record as version 0.1.0 wrote it."""
+
+
+def written(folder, **changes):
+    (folder / "run.json").write_text(json.dumps({**OLD, **changes}))
+    return folder
+
+
+def test_a_record_of_version_0_1_is_read_in_the_terms_of_this_one(tmp_path):
+    record = load_run(written(tmp_path))
+    assert (record.stage, record.kind, record.role) == ("distill", "simreg+infonce", "distilled")
+    assert (record.schema, record.columns) == (2, {})
+    assert record.metrics == OLD["metrics"] and record.parents == OLD["parents"]
+    assert record.artifacts == OLD["artifacts"] and record.config == OLD["config"]
+    assert (record.status, record.digest, record.seed) == ("finished", "ab" * 32, 1)
+
+
+@pytest.mark.parametrize(
+    "config, kind",
+    [
+        ({"method": {"kind": "byol"}, "encoder": {}}, "byol"),
+        ({"step": {"kind": "prune"}, "distill": {}}, "prune"),
+        ({"teacher": {"kind": "timm", "name": "vit_tiny"}}, "timm"),
+        ({"encoder": {"name": "resnet10t"}}, ""),
+        ({"training": {"losses": {"a": {"kind": "kd"}, "b": {"kind": "kd"}}}}, "kd"),
+        ({"training": {"losses": 3}, "method": [], "step": {"kind": 4}}, ""),
+    ],
+)
+def test_the_kind_of_an_old_record_is_that_of_its_configuration(tmp_path, config, kind):
+    assert load_run(written(tmp_path, config=config)).kind == kind
+
+
+def test_a_stage_that_version_0_1_interrupted_goes_on(tmp_path):
+    written(tmp_path, status="interrupted", wall_seconds=100.0)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "loss/total": 1.0}\n')
+    run = Run(tmp_path, **FACTS, kind="simreg+infonce", role="distilled")
+    run.finish()
+    content = json.loads((tmp_path / "run.json").read_text())
+    assert (content["schema"], content["role"], content["resumed"]) == (2, "distilled", 1)
+    assert content["wall_seconds"] >= 100.0 and content["artifacts"] == OLD["artifacts"]
+    assert load_run(tmp_path).kind == "simreg+infonce"
+
+
+@pytest.mark.parametrize(
+    "content, role",
+    [
+        ({"kind": "teacher"}, "teacher"),
+        (OLD, "distilled"),
+        ({**OLD, "schema": 2, "role": "pruned", "kind": "prune"}, "pruned"),
+        ({"schema": 2, "kind": "prune"}, ""),
+        ({"kind": 3}, ""),
+        ([], ""),
+    ],
+)
+def test_the_role_is_found_in_old_and_new_records(tmp_path, content, role):
+    (tmp_path / "run.json").write_text(json.dumps(content))
+    assert role_of(tmp_path) == role
+    assert role_of(tmp_path / "nothing") == ""
+
+
+DAMAGED = {
+    "cut": json.dumps(OLD)[:200],
+    "empty": "",
+    "binary": b"\x80\x00\xff",
+    "list": "[]",
+    "text": '"run"',
+    "nested": "[" * 100_000,
+    "long number": '{"schema": ' + "9" * 5000 + "}",
+    "no schema": json.dumps({k: v for k, v in OLD.items() if k != "schema"}),
+    "schema true": json.dumps({**OLD, "schema": True}),
+    "schema 1.0": json.dumps({**OLD, "schema": 1.0}),
+    "schema list": json.dumps({**OLD, "schema": [1]}),
+    "later schema": json.dumps({**OLD, "schema": 99}),
+    "no digest": json.dumps({k: v for k, v in OLD.items() if k != "digest"}),
+    "seed": json.dumps({**OLD, "seed": "1"}),
+    "status": json.dumps({**OLD, "status": "done"}),
+    "metrics list": json.dumps({**OLD, "metrics": [1]}),
+    "metrics text": json.dumps({**OLD, "metrics": {"loss/total": "0.5"}}),
+    "metrics nan": json.dumps({**OLD, "metrics": {"loss/total": float("nan")}}),
+    "metrics null": json.dumps({**OLD, "metrics": None}),
+    "wall": json.dumps({**OLD, "wall_seconds": "long"}),
+    "resumed": json.dumps({**OLD, "resumed": 1.5}),
+    "parents": json.dumps({**OLD, "parents": {"teacher": "x"}}),
+    "artifacts": json.dumps({**OLD, "artifacts": {"teacher": {"file": "model"}}}),
+    "config": json.dumps({**OLD, "config": []}),
+    "hardware": json.dumps({**OLD, "provenance": {"hardware": 3}}),
+    "packages": json.dumps({**OLD, "provenance": {"packages": ["torch"]}}),
+    "commit": json.dumps({**OLD, "provenance": {"git": {"sha": 3}}}),
+    "kind": json.dumps({**OLD, "kind": 3}),
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_record_is_one_line_that_names_file_and_remedy(tmp_path, content):
+    content = content if isinstance(content, bytes) else content.encode()
+    (tmp_path / "run.json").write_bytes(content)
+    with pytest.raises(UserError) as refused:
+        load_run(tmp_path)
+    said = str(refused.value)
+    assert said.startswith(f"{tmp_path / 'run.json'}: ") and "\n" not in said
+    assert f"move the folder {tmp_path} away" in said
+
+
+def test_a_record_that_is_a_folder_is_named(tmp_path):
+    (tmp_path / "run.json").mkdir()
+    with pytest.raises(UserError, match=r"run\.json: cannot be read"):
+        load_run(tmp_path)
+
+
+def test_a_file_in_the_place_of_a_run_is_named(tmp_path):
+    (tmp_path / "s0").write_text("")
+    for folder in (tmp_path / "s0", tmp_path / "s0" / "deeper"):
+        with pytest.raises(UserError, match=f"{tmp_path / 's0'}: a file stands"):
+            Run(folder, **FACTS)
+
+
+LINES = {
+    "half a line": b'{"ste',
+    "binary": b"\x00\xff\x80",
+    "empty": b"",
+    "list": b"[1, 2]",
+    "number": b"3",
+    "no step": b'{"loss/total": 1.0}',
+    "step text": b'{"step": "1"}',
+    "step fraction": b'{"step": 1.5}',
+    "step null": b'{"step": null}',
+    "step true": b'{"step": true}',
+    "epoch text": b'{"step": 1, "epoch": "x"}',
+    "text": b'{"step": 1, "loss/total": "x"}',
+    "nan": b'{"step": 1, "loss/total": NaN}',
+    "beyond floats": b'{"step": 1, "loss/total": 1e999}',
+    "object": b'{"step": 1, "loss/total": {}}',
+    "nested": b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("line", LINES.values(), ids=LINES)
+def test_a_damaged_line_is_named_with_what_to_do(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 0}\n' + line + b'\n{"step": 2}\n')
+    with pytest.raises(UserError) as refused:
+        read_metrics(tmp_path)
+    said = str(refused.value)
+    assert said.startswith(f"{path}, line 2: damaged (") and "\n" not in said
+    assert "delete the line" in said
+    written(tmp_path)
+    with pytest.raises(UserError, match="line 2"):
+        Run(tmp_path, **FACTS)
+
+
+def test_metrics_that_are_a_folder_are_named(tmp_path):
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(UserError, match=r"metrics\.jsonl: cannot be read"):
+        Run(tmp_path, **FACTS)
+
+
+def test_true_and_false_are_stored_as_numbers(tmp_path):
+    run = Run(tmp_path, **FACTS)
+    run.log(0, {"compress/accepted": True})
+    run.finish({"compress/accepted": False})
+    assert '"compress/accepted": 1}' in run.metrics_path.read_text()
+    assert load_run(tmp_path).metrics == {"compress/accepted": 0}

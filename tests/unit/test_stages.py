@@ -1,3 +1,4 @@
+import json
 import threading
 from types import SimpleNamespace
 
@@ -94,10 +95,53 @@ def test_a_stage_is_done_and_recorded(runs):
     record = run_stage(stage, runs, lambda stage, tracker: {"loss/total": 0.5})
     assert stage.status(runs) == record.status == "finished"
     assert record.metrics == {"loss/total": 0.5}
-    assert (record.stage, record.kind, record.seed) == ("pretrain", "teacher", 3)
+    assert (record.stage, record.role, record.seed) == ("pretrain", "teacher", 3)
     assert (record.digest, record.fingerprint) == (stage.digest, "f" * 64)
     assert (record.name, record.profile, record.config) == ("tiny", "smoke", stage.config)
     assert record.group == f"tiny-{'e' * 8}"
+
+
+@pytest.mark.parametrize(
+    "work, config, kind",
+    [
+        ("pretrain", {"method": {"kind": "byol", "steps": 3}}, "byol"),
+        ("distill", {"training": {"losses": {"a": {"kind": "kd"}, "b": {"kind": "at"}}}}, "kd+at"),
+        ("compress", {"step": {"kind": "prune"}}, "prune"),
+        ("load", {"teacher": {"kind": "timm", "name": "resnet18"}}, "timm"),
+        ("initialize", {"encoder": {"name": "resnet10t"}}, ""),
+    ],
+)
+def test_the_record_says_which_stage_by_which_method_in_which_role(runs, work, config, kind):
+    stage = make_stage(kind=work, role="row", config=config)
+    run_stage(stage, runs, nothing)
+    content = json.loads((stage.folder(runs) / "run.json").read_text())
+    assert (content["stage"], content["kind"], content["role"]) == (work, kind, "row")
+
+
+def test_a_stage_that_version_0_1_finished_is_used_again(runs):
+    stage = make_stage(config={"method": {"kind": "simclr", "steps": 3}})
+    run_stage(stage, runs, lambda stage, tracker: {"loss/total": 0.5})
+    path = stage.folder(runs) / "run.json"
+    content = json.loads(path.read_text())
+    # As 0.1.0 wrote it: the role where the kind belongs.
+    old = {k: v for k, v in content.items() if k not in ("role", "columns")}
+    path.write_text(json.dumps(old | {"schema": 1, "kind": "teacher"}))
+
+    def must_not_run(stage, tracker):
+        raise AssertionError("done twice")
+
+    record = run_stage(stage, runs, must_not_run)
+    assert (record.status, record.kind, record.role) == ("finished", "simclr", "teacher")
+    assert record.metrics == {"loss/total": 0.5}
+    assert run_stage(make_stage(kind="distill", parents={"teacher": stage}), runs, nothing).parents
+
+
+def test_the_digests_are_those_of_version_0_1(monkeypatch):
+    monkeypatch.setitem(VERSIONS, "pretrain", 3)
+    monkeypatch.setitem(VERSIONS, "distill", 2)
+    assert make_stage().digest.startswith("354be7c8ab2845d2")
+    child = make_stage(kind="distill", role="distilled", parents={"teacher": make_stage()})
+    assert child.digest.startswith("9180ca635c148af7")
 
 
 def test_a_finished_stage_is_not_done_again(runs):

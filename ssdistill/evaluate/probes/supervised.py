@@ -171,8 +171,7 @@ def fit_with_labels(
         UserError: the loss is not finite.
     """
     # Fabric takes seconds to import, and a config that names this protocol imports this file.
-    from lightning_fabric import Fabric
-
+    from ssdistill.train.fabric import build_fabric
     from ssdistill.train.loop import Training, fit
 
     where = home_of(subject)
@@ -200,7 +199,7 @@ def fit_with_labels(
     quiet = TrackingSettings(
         wandb="disabled", log_every=max(1, num_steps // LINES), gradients_every=None
     )
-    fabric = Fabric(accelerator=where.type, devices=devices, precision=precision)
+    fabric = build_fabric(where.type, devices, precision)
     # The loop writes a record as it always does; nobody needs this one afterwards.
     with tempfile.TemporaryDirectory() as folder, own_generators(how.seed, how.title):
         identity = {"digest": how.title, "seed": how.seed, "kind": how.title}
