@@ -99,7 +99,7 @@ def run_probe(options: argparse.Namespace) -> int:
     for table in tables(found):
         show(table.to_rich())
     for notice in found.notices:
-        print(f"note: {notice}")
+        show(f"note: {notice}")
     _write(found, options)
     return 0
 
@@ -108,6 +108,7 @@ def _write(found, options: argparse.Namespace) -> None:
     from ssdistill.files import write_atomically
     from ssdistill.probing.files import to_csv, to_json, to_markdown
     from ssdistill.probing.page import render
+    from ssdistill.terminal import say
 
     writers = {
         "json": to_json,
@@ -119,7 +120,7 @@ def _write(found, options: argparse.Namespace) -> None:
         if path := getattr(options, name):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, writer(found))
-            print(f"{name}: {path}")
+            say(f"{name}: {path}")
 
 
 def _check_files(options: argparse.Namespace) -> None:

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from html import escape
 
-import rich.table
-import rich.text
+from rich.text import Text
+
+from ssdistill.fitted_table import FittedTable
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,7 @@ class Table:
         caption: one paragraph under the table: n, spread, hardware, versions, profile.
         title: shown above it, where there is room for one.
         numeric: which columns are aligned to the right; all but the first unless given.
+        lead: headings of the columns that are shown first where not all fit beside each other.
     """
 
     header: tuple[str, ...]
@@ -23,6 +25,7 @@ class Table:
     caption: str = ""
     title: str = ""
     numeric: tuple[bool, ...] = ()
+    lead: tuple[str, ...] = ()
 
     def is_numeric(self, column: int) -> bool:
         return self.numeric[column] if self.numeric else column > 0
@@ -36,13 +39,13 @@ class Table:
         )
         return text + (f"\n\n{self.caption}" if self.caption else "")
 
-    def to_rich(self) -> rich.table.Table:
-        """For ``rich.print``."""
-        shown = rich.table.Table(title=self.title or None, caption=self.caption or None)
+    def to_rich(self) -> FittedTable:
+        """For a terminal of any width."""
+        shown = FittedTable(title=self.title, caption=self.caption, lead=self.lead)
         for i, name in enumerate(self.header):
             shown.add_column(name, justify="right" if self.is_numeric(i) else "left")
         for row in self.rows:
-            shown.add_row(*(rich.text.Text(cell) for cell in row))
+            shown.add_row(*map(Text, row))
         return shown
 
     def to_html(self) -> str:
