@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ssdistill.errors import UserError
 from ssdistill.probing.command import add_probe
-from ssdistill.terminal import forgiving_streams, say, show
+from ssdistill.terminal import forgiving_streams, say, show, tell
 
 EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
 
@@ -185,7 +185,7 @@ def _execute(experiment, root: Path):
     for table in report.tables:
         show(table.to_rich())
     for notice in report.notices:
-        show(notice)
+        tell(notice)
     last = list(report.models)[-1]
     say(f"{last} model: {report.models[last]}")
     say(f"report: {report.folder / 'report.html'}")

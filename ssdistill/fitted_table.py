@@ -36,7 +36,7 @@ class FittedTable(Table):
         columns = [_Column.of(column) for column in self.columns]
         parts = _parts(columns, self.lead, width) if columns else []
         if self.title:
-            yield _line(_wrapped(str(self.title), width), "bold")
+            yield _line(wrapped(str(self.title), width), "bold")
         if len(parts) > 1 + len(columns) // 3 or (columns and not parts):
             yield from _listed(columns, width)
         else:
@@ -45,7 +45,7 @@ class FittedTable(Table):
                     yield Text("")
                 yield self._part(part, width)
         if self.caption:
-            yield _line(_wrapped(str(self.caption), width), "dim")
+            yield _line(wrapped(str(self.caption), width), "dim")
         yield Text("")
 
     def _part(self, columns: "Sequence[_Column]", width: int) -> Table:
@@ -140,7 +140,7 @@ def _listed(columns: Sequence[_Column], width: int) -> Iterator[Text]:
     for number, name in enumerate(key.cells):
         if number:
             yield Text("")
-        yield _line(_wrapped(name, width), "bold")
+        yield _line(wrapped(name, width), "bold")
         for column in others:
             lines = _item(column, number, max(width - 4, 1))
             yield _line("\n".join([f"  {lines[0]}", *(f"    {line}" for line in lines[1:])]))
@@ -159,7 +159,8 @@ def _line(text: str, style: str = "") -> Text:
     return Text(text, style=style, no_wrap=True, overflow="ignore")
 
 
-def _wrapped(text: str, width: int) -> str:
+def wrapped(text: str, width: int) -> str:
+    """Lines of whole words, at most ``width`` columns each unless a word is wider."""
     return "\n".join(line for part in text.split("\n") for line in _words(part, width))
 
 

@@ -37,6 +37,13 @@ def show(renderable: Any) -> None:
     _write(captured.get())
 
 
+def tell(paragraph: str) -> None:
+    """Print prose, wrapped between words: a path in it stays in one piece."""
+    from ssdistill.fitted_table import wrapped
+
+    _write(f"{wrapped(paragraph, output_width())}\n")
+
+
 def say(line: object) -> None:
     """Print one line, whatever its length: paths and commands stay in one piece."""
     _write(f"{line}\n")

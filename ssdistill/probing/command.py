@@ -70,7 +70,7 @@ def run_probe(options: argparse.Namespace) -> int:
     from ssdistill.probing.projection import check_method
     from ssdistill.probing.run import probe
     from ssdistill.probing.tables import tables
-    from ssdistill.terminal import show
+    from ssdistill.terminal import show, tell
 
     paths = [word for word in options.words if not _is_setting(word)]
     settings = parse_words(word for word in options.words if _is_setting(word))
@@ -99,7 +99,7 @@ def run_probe(options: argparse.Namespace) -> int:
     for table in tables(found):
         show(table.to_rich())
     for notice in found.notices:
-        show(f"note: {notice}")
+        tell(f"note: {notice}")
     _write(found, options)
     return 0
 

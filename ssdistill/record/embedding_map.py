@@ -11,6 +11,8 @@ from ssdistill.record.lettering import name, shortened, text_width
 WIDTH = 560
 SHAPE = 0.98
 """Height of a map over its width, unless something else is asked for."""
+LEAST_SHAPE = 0.6
+"""Height of the part with the dots over the width, below a legend of any length."""
 LIGHT = ("#2563c9", "#d9660a", "#0b8f5b", "#c3304a", "#7a4fd0",
          "#8a5a2b", "#d1489b", "#5e6b78", "#938000", "#0a8fb4")  # fmt: skip
 DARK = ("#7db0ff", "#ffa25e", "#5bd69a", "#ff7f8f", "#b6a2ff",
@@ -43,6 +45,8 @@ def map_svg(
     used = sorted(set(labels_N.tolist())) if labels_N is not None else []
     named = 0 < len(used) <= MOST_NAMED
     legend, top = _legend([(k, names[k]) for k in used], width) if named else ("", 30.0)
+    # A long legend takes no room from the dots.
+    height = max(height, top + LEAST_SHAPE * width)
     x, y = _scales(points_N2, width, (top + 22, height - 26))
     drawn_N2 = np.stack([[x(a) for a in points_N2[:, 0]], [y(b) for b in points_N2[:, 1]]], 1)
     groups = [(k, drawn_N2[labels_N == k]) for k in used] if used else [(0, drawn_N2)]

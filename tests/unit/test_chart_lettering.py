@@ -133,7 +133,7 @@ def test_no_text_leaves_a_confusion_matrix_or_a_map(names, classes, width):
 
 
 def test_the_margin_follows_the_ticks_that_are_drawn():
-    svg = line_chart(Curves("t", (Series("s", ((0, 51.0), (1, 53.9))),)), 400)
+    svg = line_chart(Curves("t", (Series("s", ((0, 50.0), (1, 60.0))),)), 400)
     shown = [e for e in ElementTree.fromstring(svg).iter(f"{SVG}text") if e.text == "52.5"]
     assert shown and min(x for x, _ in corners(shown[0], "52.5")) >= 0
 
@@ -166,7 +166,7 @@ def test_different_ticks_have_different_labels(numbers):
     ticks = scale.ticks()
     assert len(ticks) >= 2
     assert len(set(tick_labels(ticks))) == len(ticks)
-    assert all(scale.low <= tick <= scale.high for tick in ticks)
+    assert all(0 <= scale(tick) <= 300.001 or scale(tick) == pytest.approx(0) for tick in ticks)
 
 
 def test_ticks_of_tiny_ranges_are_not_rounded_away():
