@@ -19,26 +19,27 @@ class FittedTable(Table):
 
     Numbers and names stay in one piece; headings and prose are wrapped between words. Where not
     all columns fit beside each other, those of ``lead`` come first and the others follow as
-    further tables, each beginning with the first column. Where that leaves next to nothing in a
-    line, every row becomes a list of ``heading: value``.
+    further tables, each beginning with the columns that name the rows. Where that leaves next to
+    nothing in a line, every row becomes a list of ``heading: value``.
 
     Args:
         headers: as for rich's table: columns of text.
         lead: headings of the columns to show first where not all fit; all in order by default.
+        keys: how many of the first columns name a row.
     """
 
-    def __init__(self, *headers: str, lead: Sequence[str] = (), **options: Any):
+    def __init__(self, *headers: str, lead: Sequence[str] = (), keys: int = 1, **options: Any):
         super().__init__(*headers, **options)
-        self.lead = tuple(lead)
+        self.lead, self.keys = tuple(lead), keys
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Any]:
         width = options.max_width
         columns = [_Column.of(column) for column in self.columns]
-        parts = _parts(columns, self.lead, width) if columns else []
+        parts = _parts(columns, self.keys, self.lead, width) if columns else []
         if self.title:
             yield _line(wrapped(str(self.title), width), "bold")
         if len(parts) > 1 + len(columns) // 3 or (columns and not parts):
-            yield from _listed(columns, width)
+            yield from _listed(columns, self.keys, width)
         else:
             for number, part in enumerate(parts):
                 if number:
@@ -96,22 +97,22 @@ class _Column:
 
 
 def _parts(
-    columns: Sequence[_Column], lead: Sequence[str], width: int
+    columns: Sequence[_Column], keys: int, lead: Sequence[str], width: int
 ) -> list[tuple[_Column, ...]]:
-    """Columns of each table, each with the first column; none where two never fit."""
+    """Columns of each table, each with those that name rows; none where these leave no room."""
     for size in ("comfortable", "least"):
         if _total([getattr(column, size) for column in columns]) <= width:
             return [tuple(columns)]
-    key, *others = columns
+    names, others = columns[:keys], columns[keys:]
     first = [c for name in lead for c in others if c.header == name]
     parts: list[list[_Column]] = []
     for column in [*first, *(c for c in others if c.header not in lead)]:
         if parts and _total([c.comfortable for c in (*parts[-1], column)]) <= width:
             parts[-1].append(column)
             continue
-        if _total([key.least, column.least]) > width:
+        if _total([c.least for c in (*names, column)]) > width:
             return []
-        parts.append([key, column])
+        parts.append([*names, column])
     return [tuple(part) for part in parts]
 
 
@@ -134,14 +135,13 @@ def _widths(columns: Sequence[_Column], width: int) -> list[int]:
     return widths
 
 
-def _listed(columns: Sequence[_Column], width: int) -> Iterator[Text]:
+def _listed(columns: Sequence[_Column], keys: int, width: int) -> Iterator[Text]:
     """Every row below its name, one cell after the other."""
-    key, *others = columns
-    for number, name in enumerate(key.cells):
+    for number, names in enumerate(zip(*(c.cells for c in columns[:keys]), strict=True)):
         if number:
             yield Text("")
-        yield _line(wrapped(name, width), "bold")
-        for column in others:
+        yield _line(wrapped(" ".join(filter(None, names)), width), "bold")
+        for column in columns[keys:]:
             lines = _item(column, number, max(width - 4, 1))
             yield _line("\n".join([f"  {lines[0]}", *(f"    {line}" for line in lines[1:])]))
 

@@ -26,6 +26,7 @@ class Table:
         title: shown above it, where there is room for one.
         numeric: which columns are aligned to the right; all but the first unless given.
         lead: headings of the columns that are shown first where not all fit beside each other.
+        keys: how many of the first columns name a row, and are repeated then.
     """
 
     header: tuple[str, ...]
@@ -34,6 +35,7 @@ class Table:
     title: str = ""
     numeric: tuple[bool, ...] = ()
     lead: tuple[str, ...] = ()
+    keys: int = 1
 
     def is_numeric(self, column: int) -> bool:
         return self.numeric[column] if self.numeric else column > 0
@@ -49,7 +51,7 @@ class Table:
 
     def to_rich(self) -> FittedTable:
         """For a terminal of any width."""
-        shown = FittedTable(title=self.title, caption=self.caption, lead=self.lead)
+        shown = FittedTable(title=self.title, caption=self.caption, lead=self.lead, keys=self.keys)
         for i, name in enumerate(self.header):
             shown.add_column(name, justify="right" if self.is_numeric(i) else "left")
         for row in self.rows:
@@ -57,21 +59,21 @@ class Table:
         return shown
 
     def pieces(self, width: float) -> list[tuple[int, ...]]:
-        """Columns that stand beside each other in ``width`` pixels of a page, the first with each.
+        """Columns that stand beside each other in ``width`` pixels of a page, each with the keys.
 
         One piece where all fit; otherwise those of ``lead`` come first.
         """
         sizes = [self._pixels(i) for i in range(len(self.header))]
-        others = range(1, len(self.header))
+        names, others = range(self.keys), range(self.keys, len(self.header))
         if sum(sizes) <= width:
-            return [(0, *others)]
+            return [(*names, *others)]
         first = [i for name in self.lead for i in others if self.header[i] == name]
         pieces: list[list[int]] = []
         for i in [*first, *(i for i in others if i not in first)]:
             if pieces and sum(sizes[k] for k in (*pieces[-1], i)) <= width:
                 pieces[-1].append(i)
             else:
-                pieces.append([0, i])
+                pieces.append([*names, i])
         return [tuple(piece) for piece in pieces]
 
     def _pixels(self, column: int) -> float:

@@ -127,7 +127,7 @@ def check_command(words: list[str], resolve: bool = True) -> None:
     elif program == "ssdistill":
         _check_ssdistill(cli._parse(rest), resolve)
     elif program == "make":
-        targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M)
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
         assert set(rest) <= set(targets), f"no such target: {rest}"
     elif program == "python":
         script = ROOT / rest[0]

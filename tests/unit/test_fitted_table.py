@@ -108,7 +108,7 @@ def test_no_line_is_wider_than_the_terminal_and_no_word_is_lost(name, width):
     shown = words(text)
     cells = [cell for row in table.rows for cell in row]
     # A list of rows says of each what it is called, not what names are.
-    for part in (*table.header[1:], table.title, table.caption, *cells):
+    for part in (*table.header[table.keys :], table.title, table.caption, *cells):
         assert [word for word in words(part) if word not in shown] == []
 
 
@@ -152,3 +152,15 @@ def test_numbers_stand_below_each_other_to_the_right():
 def test_a_table_without_rows_and_one_without_columns_are_printed():
     assert "model" in printed(Table(("model", "n"), ()).to_rich(), 80)
     assert printed(FittedTable(title="empty"), 80).startswith("empty")
+
+
+def test_every_part_names_its_rows_by_all_columns_that_do():
+    table = Table(
+        ("protocol", "measure", *(f"value {i}" for i in range(4))),
+        (("linear", "top1", *"1234"), ("", "top5", *"5678")),
+        keys=2,
+    )
+    text = printed(table.to_rich(), 32)
+    assert text.count("top5") == 2 and text.count("linear") == 2
+    assert "linear top1" in printed(table.to_rich(), 12)
+    assert [piece[:2] for piece in table.pieces(250)] == [(0, 1)] * len(table.pieces(250))
