@@ -98,7 +98,7 @@ def commands(code: str) -> list[list[str]]:
 
 def inline_commands(text: str) -> list[str]:
     """Commands that stand in a sentence."""
-    prose = FENCE.sub("", f"\n{text}")
+    prose = FENCE.sub(lambda match: match["before"], f"\n{text}")
     return [" ".join(found.split()) for found in INLINE.findall(prose)]
 
 
