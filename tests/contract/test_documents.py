@@ -43,6 +43,7 @@ def test_every_command_in_a_sentence_is_understood(file):
 
 
 def test_every_block_that_needs_nothing_runs_in_a_process_of_its_own(tmp_path):
+    # The slowest of these tests, most of a minute: one tiny run and every block, in one process.
     runner = Path(__file__).with_name("document_runner.py")
     paths = [str(runner.parent), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
