@@ -1,11 +1,14 @@
 """ssdistill: distil, prune and quantize self-supervised vision encoders without labels.
 
 Public names: :func:`load` an encoder, :func:`probe` several, :func:`run` an experiment,
-:func:`reproduce` its claims. Every protocol is a function of :mod:`ssdistill.evaluate`.
+:func:`reproduce` its claims. Every protocol is a function of :mod:`ssdistill.evaluate`; modules are
+imported when they are first used, so that ``import ssdistill`` alone takes no time.
 """
 
 import os
+import pkgutil
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,3 +70,19 @@ def probe(
     from ssdistill.probing.run import probe as probe_models
 
     return probe_models(models, data, protocols, **options)
+
+
+def _modules() -> list[str]:
+    names = (module.name for module in pkgutil.iter_modules(__path__))
+    return [name for name in names if not name.startswith("_")]
+
+
+def __getattr__(name: str) -> Any:
+    """``ssdistill.evaluate`` and every other module, imported when it is first asked for."""
+    if name not in _modules():
+        raise AttributeError(f"module 'ssdistill' has no attribute '{name}'")
+    return import_module(f"ssdistill.{name}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *_modules()})

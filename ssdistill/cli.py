@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ssdistill.errors import UserError
 from ssdistill.probing.command import add_probe
-from ssdistill.terminal import show
+from ssdistill.terminal import forgiving_streams, say, show, tell
 
 EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
 
@@ -29,12 +29,15 @@ unless they were compiled here.
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    with forgiving_streams():
+        return _main(arguments)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     options = _parse(arguments)
     logging.basicConfig(level=logging.WARNING, format="  %(message)s")
     try:
         return options.command(options)
-    except BrokenPipeError:  # `… | head` has seen enough
-        return 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
@@ -164,7 +167,7 @@ def _run(options: argparse.Namespace) -> int:
     report = _execute(experiment, options.runs)
     if options.publish:
         report.publish(options.publish)
-        print(f"records: {options.publish / 'records.jsonl'}")
+        say(f"records: {options.publish / 'records.jsonl'}")
     return 0
 
 
@@ -187,7 +190,7 @@ def _restore(options: argparse.Namespace) -> int:
         if options.to.exists() and any(options.to.iterdir()):
             raise UserError(f"restore --to {options.to}: the folder is not empty")
         found = Path(shutil.copytree(found, options.to, dirs_exist_ok=True))
-    print(found)
+    say(found)
     return 0
 
 
@@ -213,10 +216,10 @@ def _execute(experiment, root: Path):
     for table in report.tables:
         show(table.to_rich())
     for notice in report.notices:
-        print(notice)
+        tell(notice)
     last = list(report.models)[-1]
-    print(f"{last} model: {report.models[last]}")
-    print(f"report: {report.folder / 'report.html'}")
+    say(f"{last} model: {report.models[last]}")
+    say(f"report: {report.folder / 'report.html'}")
     return report
 
 
@@ -225,7 +228,7 @@ def _report(options: argparse.Namespace) -> int:
 
     outdated = write_reports(options.root, check=options.check)
     for block in outdated:
-        print(block if options.check else f"{block.file}: block '{block.block}' rewritten")
+        say(block if options.check else f"{block.file}: block '{block.block}' rewritten")
     if options.check and outdated:
         print("run `ssdistill report` to rewrite them from the records", file=sys.stderr)
         return 1

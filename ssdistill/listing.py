@@ -6,10 +6,10 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.table import Table
 from rich.text import Text
 
 from ssdistill.errors import UserError, nearest
+from ssdistill.fitted_table import FittedTable
 from ssdistill.registry import (
     LOSSES,
     METHODS,
@@ -36,7 +36,7 @@ REGISTRIES = {
 }
 
 
-def listings(what: str | None = None) -> list[Table]:
+def listings(what: str | None = None) -> list[FittedTable]:
     """The tables asked for; all of them when nothing is.
 
     Raises:
@@ -51,7 +51,7 @@ def listings(what: str | None = None) -> list[Table]:
     return makers[what]()
 
 
-def _registry_tables(name: str) -> list[Table]:
+def _registry_tables(name: str) -> list[FittedTable]:
     """One table, or one for each family where kinds have families."""
     classes = REGISTRIES[name].classes
     families = sorted({getattr(cls, "family", "") for cls in classes.values()})
@@ -63,14 +63,12 @@ def _registry_tables(name: str) -> list[Table]:
     return tables
 
 
-def _kinds_table(title: str, known: dict[str, type]) -> Table:
-    table = Table(title=title, title_justify="left", caption_justify="left")
+def _kinds_table(title: str, known: dict[str, type]) -> FittedTable:
+    table = FittedTable(title=title)
     shared = ("reads", "views", "paper")
     columns = ["kind", *(c for c in shared if all(hasattr(cls, c) for cls in known.values()))]
     for column in [*columns, "what it does"]:
-        # Room for an arXiv id, which nobody could copy from two lines.
-        width = 16 if column == "paper" else None
-        table.add_column(column, min_width=width, no_wrap=column == "kind")
+        table.add_column(column, no_wrap=column == "kind")
     for kind, cls in known.items():
         facts = {"kind": kind, "views": _views(cls)}
         cells = [facts.get(column) or _text(getattr(cls, column, "")) for column in columns]
@@ -91,7 +89,7 @@ def _views(cls: type) -> str:
     return f"{cls.views} {pairing}" + (f" + {', '.join(extra)}" if extra else "")
 
 
-def description(what: str, kind: str) -> list[Table | Text]:
+def description(what: str, kind: str) -> list[FittedTable | Text]:
     """One kind in full: its documentation and its settings.
 
     Raises:
@@ -101,7 +99,7 @@ def description(what: str, kind: str) -> list[Table | Text]:
         raise UserError(f"list: no '{what}'{nearest(what, REGISTRIES)} has kinds")
     registry: Registry = REGISTRIES[what]
     cls = registry[kind]
-    table = Table("setting", "default", title_justify="left")
+    table = FittedTable("setting", "default")
     for line in _settings(registry, kind):
         table.add_row(*map(Text, line))
     facts = ", ".join(_text(getattr(cls, f)) for f in ("family", "paper") if hasattr(cls, f))
@@ -141,10 +139,10 @@ def _text(value: object) -> str:
     return str(value)
 
 
-def _views_table() -> Table:
+def _views_table() -> FittedTable:
     from ssdistill.data.recipes import RECIPES
 
-    table = Table("recipe", "settings", title="views", title_justify="left", show_lines=True)
+    table = FittedTable("recipe", "settings", title="views", show_lines=True)
     for name, recipe in RECIPES.items():
         changed = recipe.model_dump(exclude_defaults=True)
         settings = "  ".join(f"{key}={value}" for key, value in changed.items())
@@ -152,18 +150,18 @@ def _views_table() -> Table:
     return table
 
 
-def _configs_table() -> Table:
+def _configs_table() -> FittedTable:
     folder = Path(str(resources.files("ssdistill.configs")))
-    table = Table("config", "what it is", title="configs", title_justify="left")
+    table = FittedTable("config", "what it is", title="configs")
     for file in sorted(folder.rglob("*.yaml")):
         first = file.read_text().splitlines()[0]
         table.add_row(str(file.relative_to(folder).with_suffix("")), Text(first.lstrip("# ")))
     return table
 
 
-def plan_table(planned: Iterable["PlannedStage"]) -> Table:
+def plan_table(planned: Iterable["PlannedStage"]) -> FittedTable:
     """The stages of a dry run."""
-    table = Table("stage", "role", "seed", "digest", "made from", "status")
+    table = FittedTable("stage", "role", "seed", "digest", "made from", "status", keys=3)
     for entry in planned:
         stage = entry.stage
         parents = ", ".join(f"{name} {p.digest[:8]}" for name, p in stage.parents.items())

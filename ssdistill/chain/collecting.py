@@ -8,6 +8,7 @@ from ssdistill.chain.latency import timing_of
 from ssdistill.chain.plan import evaluations_of, latency_stage, models_of
 from ssdistill.chain.workspace import Workspace
 from ssdistill.evaluate.paired import paired_test
+from ssdistill.record.advice import PARENT
 from ssdistill.record.paired_table import PAIRED
 from ssdistill.record.steps import PREFIX
 from ssdistill.stages import Stage
@@ -44,6 +45,8 @@ def collect(workspace: Workspace) -> list[dict[str, Any]]:
             words = {"timing": timing[role]} if role in timing else {}
             if tests := _paired(role, evaluations, workspace):
                 words[PAIRED] = tests
+            if parent := _parent(models.get(role), evaluations, workspace):
+                words[PARENT] = parent
             records.append(
                 {
                     "experiment": experiment.name,
@@ -71,13 +74,38 @@ def _paired(role: str, evaluations: dict[str, Stage], workspace: Workspace) -> l
     if role in experiment.all_teachers or role == "pixels":
         return []
     references = dict.fromkeys([*experiment.all_teachers, experiment.compressed or role])
-    mine, found = answers_of(evaluations[role], workspace), []
-    for reference in references:
-        theirs = answers_of(evaluations[reference], workspace) if reference != role else {}
-        for protocol in [name for name in mine if name in theirs and name != "targets"]:
-            test = paired_test(mine["targets"], mine[protocol], theirs[protocol])
-            found.append({"reference": reference, "protocol": protocol, **asdict(test)})
-    return found
+    return [
+        test
+        for reference in references
+        if reference != role
+        for test in _tests(role, reference, evaluations, workspace)
+    ]
+
+
+def _tests(
+    role: str, reference: str, evaluations: dict[str, Stage], workspace: Workspace
+) -> list[dict[str, Any]]:
+    """A model against another, by every protocol that both answered image by image."""
+    own, other = (answers_of(evaluations[name], workspace) for name in (role, reference))
+    return [
+        {
+            "reference": reference,
+            "protocol": protocol,
+            **asdict(paired_test(own["targets"], own[protocol], other[protocol])),
+        }
+        for protocol in own
+        if protocol in other and protocol != "targets"
+    ]
+
+
+def _parent(
+    stage: Stage | None, evaluations: dict[str, Stage], workspace: Workspace
+) -> dict[str, Any]:
+    """The model that a compression step was given, and tests against it; empty of all others."""
+    if stage is None or stage.kind != "compress":
+        return {}
+    parent = stage.parents["model"].role
+    return {"model": parent, "paired": _tests(stage.role, parent, evaluations, workspace)}
 
 
 def step_metrics(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from ssdistill.chain.plan import models_of
 from ssdistill.chain.training import NOTICES
 from ssdistill.chain.workspace import MODEL, Workspace
 from ssdistill.experiment import Experiment
+from ssdistill.record.advice import Advice, advise
 from ssdistill.record.all_tables import all_tables
 from ssdistill.record.page import Headline, PageData, write_page
 from ssdistill.record.provenance import provenance
@@ -37,7 +38,8 @@ class Report:
         verdicts: one per claim.
         notices: what must be known to read the numbers rightly.
         claims: what the experiment claims.
-        models: folders of the first seed's encoders, by role, for ``ssdistill.load``.
+        models: folders of the first seed's encoders, by role, for ``ssdistill.load``; the one to
+            use comes last.
     """
 
     folder: Path
@@ -68,23 +70,41 @@ def make_report(workspace: Workspace) -> Report:
     verdicts = judge(claims, records, experiment.profile)
     if verdicts:
         tables["claims"] = verdict_table(verdicts)
-    notices = notices_of(workspace)
+    first = models_of(workspace, experiment.seeds[0])
+    models = {role: stage.folder(workspace.root) / MODEL for role, stage in first.items()}
+    advice = advise(records)
+    notices = [*notices_of(workspace), *(f"{a} ({a.model}: {models[a.model]})." for a in advice)]
     _record(workspace, identity, folder, records)
     write_atomically(folder / "records.jsonl", as_lines(records))
     page = PageData(
         title=experiment.name,
         summary=_summary(workspace, records),
         notices=notices,
-        headline=_headline(results_rows(records), _pretrained(experiment)),
+        headline=_headline(
+            results_rows(records), _pretrained(experiment), [a.preferred for a in advice]
+        ),
         **tables,
         **pictures(workspace, records),
         provenance=provenance() | {"data": workspace.train.fingerprint},
         config=json.dumps(experiment.model_dump(mode="json", by_alias=True), indent=1),
     )
     write_page(folder, page)
-    first = models_of(workspace, experiment.seeds[0])
-    models = {role: stage.folder(workspace.root) / MODEL for role, stage in first.items()}
-    return Report(folder, records, list(tables.values()), verdicts, notices, claims, models)
+    return Report(
+        folder,
+        records,
+        list(tables.values()),
+        verdicts,
+        notices,
+        claims,
+        _preferred_last(models, advice),
+    )
+
+
+def _preferred_last(models: dict[str, Path], advice: Sequence[Advice]) -> dict[str, Path]:
+    """The models with the one to use at the end: the last, unless its parent is to be preferred."""
+    last = list(models)[-1]
+    preferred = next((a.preferred for a in advice if a.model == last), last)
+    return {**{r: p for r, p in models.items() if r != preferred}, preferred: models[preferred]}
 
 
 def as_lines(records: Sequence[dict[str, Any]]) -> str:
@@ -194,11 +214,13 @@ def _pretrained(experiment: Experiment) -> list[str]:
     return [*experiment.all_teachers, *rivals]
 
 
-def _headline(rows: list[ResultRow], pretrained: Iterable[str]) -> list[Headline]:
+def _headline(
+    rows: list[ResultRow], pretrained: Iterable[str], preferred: Iterable[str]
+) -> list[Headline]:
     by_model = {row.model: row for row in rows}
     last = rows[-1]
     shown = []
-    for name in (*pretrained, "control", "distilled", last.model):
+    for name in (*pretrained, "control", "distilled", *preferred, last.model):
         row = by_model.get(name)
         if row and (accuracy := row.mean(ACCURACY)) is not None:
             size = row.mean("compress/bytes")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from rich.markup import escape
 from rich.progress import track
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from ssdistill.settings import Settings
 
 def bar(items: Sequence[Any], title: str) -> Iterable[Any]:
     """``items`` with a progress bar, silent when nobody watches."""
-    return track(items, description=title, disable=not sys.stderr.isatty(), transient=True)
+    return track(items, description=escape(title), disable=not sys.stderr.isatty(), transient=True)
 
 
 class StepSettings(Settings):

@@ -73,7 +73,7 @@ def run_probe(options: argparse.Namespace) -> int:
     from ssdistill.probing.projection import check_method
     from ssdistill.probing.run import probe
     from ssdistill.probing.tables import tables
-    from ssdistill.terminal import show
+    from ssdistill.terminal import show, tell
 
     refuse_several_processes()
     paths = [word for word in options.words if not _is_setting(word)]
@@ -104,7 +104,7 @@ def run_probe(options: argparse.Namespace) -> int:
     for table in tables(found):
         show(table.to_rich())
     for notice in found.notices:
-        print(f"note: {notice}")
+        tell(f"note: {notice}")
     _write(found, options)
     return 0
 
@@ -113,6 +113,7 @@ def _write(found, options: argparse.Namespace) -> None:
     from ssdistill.files import write_atomically
     from ssdistill.probing.files import to_csv, to_json, to_markdown
     from ssdistill.probing.page import render
+    from ssdistill.terminal import say
 
     writers = {
         "json": to_json,
@@ -124,7 +125,7 @@ def _write(found, options: argparse.Namespace) -> None:
         if path := getattr(options, name):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, writer(found))
-            print(f"{name}: {path}")
+            say(f"{name}: {path}")
 
 
 def _check_files(options: argparse.Namespace) -> None:

@@ -56,6 +56,7 @@ def measures_table(model: Findings, probed: Probed) -> Table | None:
         f"{_test_words(probed)}; accuracies and shares in percent.",
         model.name,
         (False, False, True, True),
+        keys=2,
     )
 
 

@@ -1,10 +1,18 @@
 """Scales, ticks and the frame that every plot shares; written as SVG by hand."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from ssdistill.record.lettering import (
+    TITLE,
+    between,
+    name,
+    shortened,
+    text,
+    text_width,
+)
 from ssdistill.record.tables import scaled
 
 INK = """
@@ -22,6 +30,10 @@ font-variant-numeric:tabular-nums}
 """Colours for light and dark paper; scoped to ``.ssd``, so that a page may hold many plots."""
 
 COLOURS = 6
+SAME = 1e-9
+"""Relative difference below which numbers are drawn as one."""
+LINE = 14
+"""Pixels between two lines of text."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +64,8 @@ def spanning(
 ) -> Scale:
     """A scale that holds all values with some air; a single value sits in the middle."""
     low, high = min(values), max(values)
+    if high - low < SAME * max(abs(low), abs(high)):
+        low = high = (low + high) / 2
     if log:
         spread = max(math.log10(high / low), 0.15) * margin
         return Scale(low / 10**spread, high * 10**spread, start, end, True)
@@ -65,7 +79,8 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [round(i * step, 12) for i in range(first, last + 1)]
+    digits = 2 - math.floor(math.log10(step))
+    return [round(i * step, digits) for i in range(first, last + 1)]
 
 
 def log_ticks(low: float, high: float) -> list[float]:
@@ -86,6 +101,21 @@ def tick_label(value: float) -> str:
     return f"{value / 1000:g}k" if abs(value) >= 1000 else f"{value:g}"
 
 
+def tick_labels(ticks: Sequence[float]) -> list[str]:
+    """Labels of one axis, with as many digits as tell them apart."""
+    labels = [tick_label(value) for value in ticks]
+    for digits in range(7, 17):
+        if len(set(labels)) == len(set(ticks)):
+            break
+        labels = [f"{value:.{digits}g}" for value in ticks]
+    return labels
+
+
+def left_margin(y: Scale) -> float:
+    """Pixels that the labels of a y axis need to its left."""
+    return max((text_width(label) for label in tick_labels(y.ticks())), default=20) + 9
+
+
 def value_label(value: float) -> str:
     """Four significant digits, as in ``0.09`` and ``2.003``; tiny and huge ones like a tick."""
     short = value == 0 or 1e-3 <= abs(value) < 1e7
@@ -96,18 +126,6 @@ def bytes_label(value: float) -> str:
     """``500000`` as ``500 kB``."""
     number, _, unit = scaled(value, "bytes").partition(" ")
     return f"{float(number):g} {unit}"
-
-
-def text(x: float, y: float, content: str, anchor: str = "start", kind: str = "") -> str:
-    """A text element; ``kind`` is a class of the shared style."""
-    css = f' class="{kind}"' if kind else ""
-    place = "" if anchor == "start" else f' text-anchor="{anchor}"'
-    return f'<text x="{x:.1f}" y="{y:.1f}"{place}{css}>{escape(content)}</text>'
-
-
-def text_width(content: str, size: float = 12.0) -> float:
-    """Upper estimate in pixels, enough to keep labels apart."""
-    return 0.58 * size * len(content)
 
 
 def path(points: list[tuple[float, float]]) -> str:
@@ -129,42 +147,60 @@ def frame(
     x: Scale,
     y: Scale,
     labels: tuple[str, str],
-    show_x: Callable[[float], str] = tick_label,
+    width: float,
+    show_x: Callable[[float], str] | None = None,
     top: float = 0.0,
 ) -> str:
     """Horizontal rules, tick labels, the x axis, and the names of both axes.
 
-    ``top`` is the baseline of the y axis' name, which stands above the axis, not turned.
+    Args:
+        labels: names of the axes; that of y stands above the axis, with its baseline at ``top``.
+        width: of the chart, which no label leaves. ``x`` begins right of :func:`left_margin`.
+        show_x: writes a tick of the x axis.
     """
-    parts = []
-    for value in y.ticks():
+    return "".join(
+        (
+            *_rules(x, y),
+            *_x_axis(x, y.start, width, show_x),
+            name(x.end, y.start + 36, labels[0], x.end, "end", "mute"),
+            name(0, top, labels[1], width, "start", "mute"),
+        )
+    )
+
+
+def _rules(x: Scale, y: Scale) -> Iterator[str]:
+    ticks, last = y.ticks(), math.inf
+    for value, label in zip(ticks, tick_labels(ticks), strict=True):
         at = y(value)
-        parts.append(
-            f'<line class="rule" x1="{x.start}" x2="{x.end}" y1="{at:.1f}" y2="{at:.1f}"/>'
-        )
-        parts.append(text(x.start - 7, at + 4, tick_label(value), "end", "mute"))
-    bottom, last = y.start, -math.inf
-    parts.append(f'<line class="axis" x1="{x.start}" x2="{x.end}" y1="{bottom}" y2="{bottom}"/>')
-    for value in x.ticks():
-        at, label = x(value), show_x(value)
-        half = text_width(label) / 2
-        if at - half < last + 8:
+        yield f'<line class="rule" x1="{x.start}" x2="{x.end}" y1="{at:.1f}" y2="{at:.1f}"/>'
+        if abs(last - at) >= LINE:
+            yield text(x.start - 7, at + 4, label, "end", "mute")
+            last = at
+
+
+def _x_axis(
+    x: Scale, bottom: float, width: float, show: Callable[[float], str] | None
+) -> Iterator[str]:
+    yield f'<line class="axis" x1="{x.start}" x2="{x.end}" y1="{bottom}" y2="{bottom}"/>'
+    ticks, last = x.ticks(), -math.inf
+    for value, label in zip(ticks, list(map(show, ticks)) if show else tick_labels(ticks),
+                            strict=True):  # fmt: skip
+        at, half = x(value), text_width(label) / 2
+        middle = between(at, label, 0, width)
+        if middle - half < last + 8:
             continue
-        last = at + half
-        parts.append(
-            f'<line class="axis" x1="{at:.1f}" x2="{at:.1f}" y1="{bottom}" y2="{bottom + 4}"/>'
-        )
-        parts.append(text(at, bottom + 18, label, "middle", "mute"))
-    parts.append(text(x.end, bottom + 36, labels[0], "end", "mute"))
-    parts.append(text(0, top, labels[1], "start", "mute"))
-    return "".join(parts)
+        last = middle + half
+        yield f'<line class="axis" x1="{at:.1f}" x2="{at:.1f}" y1="{bottom}" y2="{bottom + 4}"/>'
+        yield text(middle, bottom + 18, label, "middle", "mute")
 
 
 def svg(width: float, height: float, title: str, description: str, content: str) -> str:
     """A whole image, alone or inside a page: it carries its colours and its description."""
+    # Semi-bold letters are a little wider.
+    heading = shortened(title, width / 1.06, TITLE)
     return (
         f'<svg class="ssd" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" '
         f'role="img" aria-label="{escape(f"{title}. {description}", quote=True)}">'
         f"<style>{INK}</style><title>{escape(title)}</title><desc>{escape(description)}</desc>"
-        f"{text(0, 15, title, kind='title')}{content}</svg>"
+        f"{text(0, 15, heading, kind='title')}{content}</svg>"
     )

@@ -30,6 +30,8 @@ COST_COLUMNS = (
     Column("compress/runtime_gain", "runtime gain", "times"),
     Column("compress/memory", "peak memory", "bytes"),
 )
+COSTS_SHOWN_FIRST = ("compress/bytes", "compress/latency_ms", "compress/speedup")
+"""Costs that stand beside the accuracy where a terminal is too narrow for all columns."""
 AGREEMENT_COLUMNS = (Column("agree/cka", "CKA with teacher", decimals=3),)
 GAUGE_COLUMNS = (
     Column("collapse/effective_rank", "effective rank", decimals=1),

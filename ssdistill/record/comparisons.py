@@ -1,5 +1,6 @@
 """Models beside each other: accuracy against size and time, scores with their spread, as SVG."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -10,14 +11,14 @@ from ssdistill.record.axes import (
     bytes_label,
     dot,
     frame,
+    left_margin,
     nice_ticks,
     path,
     spanning,
     svg,
-    text,
-    text_width,
-    tick_label,
+    tick_labels,
 )
+from ssdistill.record.lettering import between, name, shortened, text, text_width
 
 WIDTH = 400
 MEASURE = "linear top-1 (%)"
@@ -103,9 +104,9 @@ def _cost_chart(
 ) -> str:
     width, height = size
     values = [p.accuracy + s * (p.error or 0) for p in points for s in (-1, 1)]
-    x = spanning([p.cost for p in points], 44, width - 14, log=True, margin=0.12)
     y = spanning(values, height - 42, 48, margin=0.12)
-    parts = [frame(x, y, axes, shown, top=34)]
+    x = spanning([p.cost for p in points], left_margin(y), width - 14, log=True, margin=0.12)
+    parts = [frame(x, y, axes, width, shown, top=34)]
     at = {p.label: (x(p.cost), y(p.accuracy)) for p in points}
     steps = [at[name] for name in chain if name in at]
     if len(steps) > 1:
@@ -124,7 +125,8 @@ def _cost_chart(
     crowded = len(points) > ALL_NAMED
     for point in sorted(points, key=lambda p: p.label not in chain):
         on_line = point.label in chain
-        parts.append(_label(point, at[point.label], on_line, size, taken, crowded))
+        room = (x.start, 46.0, width, height - 45)
+        parts.append(_label(point, at[point.label], on_line, room, taken, crowded))
     described = "; ".join(f"{p.label} {p.accuracy:.1f} % at {shown(p.cost)}" for p in points)
     return svg(width, height, title, described, "".join(parts))
 
@@ -137,24 +139,32 @@ def score_chart(
     Names stand to the left where there is room, above the line where there is not.
     """
     name_width = max(text_width(s.label) for s in scores) + 16
-    beside = width - name_width > 300
+    value_width = max(text_width(_with_error(s)) for s in scores) + 12
+    beside = width - name_width - value_width > 200
     row, top = (30, 30) if beside else (42, 36)
     height = top + row * len(scores) + 30
     every = [v for s in scores for v in (s.value - (s.error or 0), s.value + (s.error or 0))]
     every += [v for s in scores for v in s.samples]
-    x = spanning(every, name_width if beside else 6, width - 100, margin=0.05)
-    bottom = height - 26
-    parts = []
-    for tick in nice_ticks(x.low, x.high, max(2, int((x.end - x.start) / 70))):
-        at = x(tick)
-        parts.append(f'<line class="rule" x1="{at:.1f}" x2="{at:.1f}" y1="28" y2="{bottom}"/>')
-        parts.append(text(at, bottom + 16, tick_label(tick), "middle", "mute"))
+    x = spanning(every, name_width if beside else 6, width - value_width, margin=0.05)
+    parts = [_score_axis(x, height - 26, width)]
     for i, score in enumerate(scores):
         y = top + row * i + (18 if beside else 28)
-        parts.append(text(0, y + 4 if beside else y - 13, score.label))
+        parts.append(name(0, y + 4 if beside else y - 13, score.label, width))
         parts.append(_score_row(score, x, y, width))
     described = "; ".join(f"{s.label} {_with_error(s)}" for s in scores)
     return svg(width, height, title, described, "".join(parts))
+
+
+def _score_axis(x: Scale, bottom: float, width: float) -> str:
+    parts, last = [], -math.inf
+    ticks = nice_ticks(x.low, x.high, max(2, int((x.end - x.start) / 70)))
+    for tick, label in zip(ticks, tick_labels(ticks), strict=True):
+        at, middle = x(tick), between(x(tick), label, 0, width)
+        parts.append(f'<line class="rule" x1="{at:.1f}" x2="{at:.1f}" y1="28" y2="{bottom}"/>')
+        if middle - text_width(label) / 2 >= last + 8:
+            parts.append(text(middle, bottom + 16, label, "middle", "mute"))
+            last = middle + text_width(label) / 2
+    return "".join(parts)
 
 
 def _along(steps: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -200,48 +210,59 @@ def _label(
     point: SizePoint | LatencyPoint,
     at: tuple[float, float],
     on_line: bool,
-    size: tuple[float, float],
+    room: tuple[float, float, float, float],
     taken: list[tuple[float, float, float, float]],
     crowded: bool,
 ) -> str:
     """The label where it covers nothing; ``taken`` boxes grow by the one it gets.
 
     Points on the line are named above it if they can, the others at their side. Where it is
-    ``crowded`` there is no label that covers something.
+    ``crowded`` there is no label that covers something. ``room``: left, top, right and bottom of
+    where labels may stand.
     """
-    w, (px, py) = text_width(point.label), at
-    beside = [(px + 10, py + 4, "start", px + 10), (px - 10, py + 4, "end", px - 10 - w)]
-    around = [
-        (px + dx, py + dy, "middle", px + dx - w / 2)
-        for dy in (-12, 21, -18, 27, -26, 35)
-        for dx in (0, -w / 3, w / 3)
-    ]
-    # Where several models stand in one place, some are named from afar.
-    far = [
-        (px + dx, py + dy, "middle", px + dx - w / 2)
-        for dy in (-44, 50, -60, 66, -76, 82, -92, 98)
-        for dx in (0, -w / 2 - 14, w / 2 + 14)
-    ]
+    shown = shortened(point.label, room[2] - room[0])
+    w, (px, py) = text_width(shown), at
+    near, far = _places(at, w, on_line)
 
-    def cost(place: tuple[float, float, str, float]) -> float:
-        _, y, _, left = place
+    def cost(place: tuple[float, float]) -> float:
+        left, y = place
         box = (left, y - 11, left + w, y + 3)
-        outside = left < 40 or left + w > size[0] or y > size[1] - 45 or y < 46
+        outside = left < room[0] or left + w > room[2] or y < room[1] or y > room[3]
         hits = sum(
             box[0] < t[2] and t[0] < box[2] and box[1] < t[3] and t[1] < box[3] for t in taken
         )
         return hits + 100 * outside
 
-    near = around + beside if on_line else beside + around
-    place = x, y, anchor, left = min(near + far, key=cost)
+    place = min(near + far, key=cost)
     if crowded and cost(place):
         return ""
-    taken.append((left, y - 11, left + w, y + 3))
+    x, y = min(max(place[0], room[0]), room[2] - w), min(max(place[1], room[1]), room[3])
+    taken.append((x, y - 11, x + w, y + 3))
     leader = ""
     if place in far:
         end = y + 5 if y < py else y - 13
         leader = (
             f'<path style="stroke:currentColor;stroke-width:1;opacity:.25;fill:none" '
-            f'd="M{px:.1f},{py:.1f}L{x:.1f},{end:.1f}"/>'
+            f'd="M{px:.1f},{py:.1f}L{x + w / 2:.1f},{end:.1f}"/>'
         )
-    return leader + text(x, y, point.label, anchor)
+    return leader + name(x, y, point.label, room[2] - room[0])
+
+
+def _places(
+    at: tuple[float, float], w: float, on_line: bool
+) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
+    """Left ends of baselines around a point, the best first, and further ones for a crowd."""
+    px, py = at
+    beside = [(px + 10, py + 4), (px - 10 - w, py + 4)]
+    around = [
+        (px + dx - w / 2, py + dy)
+        for dy in (-12, 21, -18, 27, -26, 35)
+        for dx in (0, -w / 3, w / 3)
+    ]
+    # Where several models stand in one place, some are named from afar.
+    far = [
+        (px + dx - w / 2, py + dy)
+        for dy in (-44, 50, -60, 66, -76, 82, -92, 98)
+        for dx in (0, -w / 2 - 14, w / 2 + 14)
+    ]
+    return (around + beside if on_line else beside + around), far

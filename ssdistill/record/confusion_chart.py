@@ -1,11 +1,14 @@
 """Which classes are taken for which: a confusion matrix as SVG."""
 
+import math
 from collections.abc import Sequence
+from html import escape
 
 import numpy as np
 
-from ssdistill.record.axes import svg, text, text_width
+from ssdistill.record.axes import svg
 from ssdistill.record.grids import png_uri
+from ssdistill.record.lettering import shortened, text, text_width
 
 CONFUSIONS = "Which classes are taken for which"
 CONFUSION_LEDE = "Blue: answered right; orange: taken for another class."
@@ -15,6 +18,10 @@ MOST_NUMBERED = 20
 FULL_ERROR = 0.3
 """Share of a class from which on a wrong answer has its full colour."""
 RIGHT_RGB, WRONG_RGB = (37, 99, 201), (208, 96, 20)
+TURN = 50
+"""Degrees by which names above the columns are turned where they have no room."""
+RECALL = 52
+"""Pixels of the column of recalls."""
 LONGEST = 16
 """Letters of a class's name that are shown."""
 
@@ -38,16 +45,19 @@ def confusion_svg(
     if len(confusion_KK) > MOST_NUMBERED:
         content, height = _picture(confusion_KK, width)
     else:
-        content, height = _cells(confusion_KK, [_short(name) for name in names], width)
+        content, height = _cells(confusion_KK, names, width)
     return svg(width, height, title, described, content)
 
 
-def _cells(confusion_KK: np.ndarray, names: list[str], width: float) -> tuple[str, float]:
-    size = len(names)
-    left = max(text_width(name) for name in names) + 10
-    cell = min((width - left - 52) / size, 76)
-    turned = any(text_width(name) > cell - 4 for name in names)
-    top = 58 + (max(text_width(name) for name in names) * 0.8 if turned else 12)
+def _cells(confusion_KK: np.ndarray, names: Sequence[str], width: float) -> tuple[str, float]:
+    size, short = len(names), [_short(label, 0.3 * width) for label in names]
+    longest = max(map(text_width, short))
+    left, right = longest + 10, RECALL
+    cell = min((width - left - right) / size, 76)
+    if turned := longest > cell - 4:
+        right = max(right, longest * math.cos(math.radians(TURN)) + 8)
+        cell = min((width - left - right) / size, 76)
+    top = 58 + (longest * 0.8 if turned else 12)
     bottom = top + size * cell
     share_KK = confusion_KK / np.maximum(confusion_KK.sum(1, keepdims=True), 1)
     squares = "".join(
@@ -60,12 +70,13 @@ def _cells(confusion_KK: np.ndarray, names: list[str], width: float) -> tuple[st
         text(0, 35, "rows: true class, columns: answer; images", kind="mute"),
         f'<path style="fill:var(--rule);opacity:.32" d="{squares}"/>',
     ]
-    for k, name in enumerate(names):
+    for k, (label, whole) in enumerate(zip(short, names, strict=True)):
         x, y = left + (k + 0.5) * cell, top - 8
-        turn = f' transform="rotate(-50 {x:.1f} {y:.1f})"' if turned else ""
-        label = text(x, y, name, "start" if turned else "middle")
-        parts.append(label.replace("<text", f"<text{turn}", 1))
-        parts.append(text(left - 8, top + (k + 0.5) * cell + 4, name, "end"))
+        turn = f' transform="rotate(-{TURN} {x:.1f} {y:.1f})"' if turned else ""
+        above = text(x, y, label, "start" if turned else "middle").replace("<text", f"<text{turn}")
+        beside = text(left - 8, top + (k + 0.5) * cell + 4, label, "end")
+        pointed_at = f"<title>{escape(whole)}</title>" if label != whole else ""
+        parts.append(f"<g>{pointed_at}{above}{beside}</g>" if pointed_at else above + beside)
     parts.append(text(left + size * cell + 46, top - 8, "recall", "end", "mute"))
     for i in range(size):
         y = top + (i + 0.5) * cell
@@ -122,8 +133,9 @@ def _strength(share: np.ndarray, right: bool) -> np.ndarray:
     return 0.05 + 0.85 * np.minimum(share / FULL_ERROR, 1) ** 0.75
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
+def _short(label: str, width: float) -> str:
+    cut = label if len(label) <= LONGEST else f"{label[: LONGEST - 1]}…"
+    return shortened(cut, width)
 
 
 def _described(confusion_KK: np.ndarray, names: Sequence[str]) -> str:

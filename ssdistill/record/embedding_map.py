@@ -5,17 +5,21 @@ from html import escape
 
 import numpy as np
 
-from ssdistill.record.axes import Scale, svg, text, text_width
+from ssdistill.record.axes import Scale, svg
+from ssdistill.record.lettering import name, shortened, text_width
 
 WIDTH = 560
 SHAPE = 0.98
 """Height of a map over its width, unless something else is asked for."""
+LEAST_SHAPE = 0.6
+"""Height of the part with the dots over the width, below a legend of any length."""
 LIGHT = ("#2563c9", "#d9660a", "#0b8f5b", "#c3304a", "#7a4fd0",
          "#8a5a2b", "#d1489b", "#5e6b78", "#938000", "#0a8fb4")  # fmt: skip
 DARK = ("#7db0ff", "#ffa25e", "#5bd69a", "#ff7f8f", "#b6a2ff",
         "#d0a574", "#ff96cf", "#b3bcc7", "#dcc65a", "#5fd3ef")  # fmt: skip
 MOST_NAMED = 20
 """Classes that colours and shapes tell apart; of more, colours repeat and no names are given."""
+BOLD = 1.08
 NAMED_INSIDE = 12
 """Classes up to which names also stand among their points."""
 
@@ -41,6 +45,8 @@ def map_svg(
     used = sorted(set(labels_N.tolist())) if labels_N is not None else []
     named = 0 < len(used) <= MOST_NAMED
     legend, top = _legend([(k, names[k]) for k in used], width) if named else ("", 30.0)
+    # A long legend takes no room from the dots.
+    height = max(height, top + LEAST_SHAPE * width)
     x, y = _scales(points_N2, width, (top + 22, height - 26))
     drawn_N2 = np.stack([[x(a) for a in points_N2[:, 0]], [y(b) for b in points_N2[:, 1]]], 1)
     groups = [(k, drawn_N2[labels_N == k]) for k in used] if used else [(0, drawn_N2)]
@@ -49,8 +55,8 @@ def map_svg(
         'rx="6" style="fill:none;stroke:var(--rule)"/>'
     )
     dots = "".join(_dots(place_n2, k, len(points_N2)) for k, place_n2 in groups)
-    inside = _names_inside(groups, names) if named and len(used) <= NAMED_INSIDE else ""
-    under = text(0, height - 4, plane, kind="mute") if plane else ""
+    inside = _names_inside(groups, names, width) if named and len(used) <= NAMED_INSIDE else ""
+    under = name(0, height - 4, plane, width, kind="mute") if plane else ""
     # Hex colours of its own: more of them than a chart of curves needs.
     style = _palette(min(len(LIGHT), max(used, default=0) + 1))
     described = f"{len(points_N2)} images" + (f" of {len(used)} classes" if used else "")
@@ -89,11 +95,17 @@ def _dots(place_n2: np.ndarray, colour: int, total: int) -> str:
     )
 
 
-def _names_inside(groups: Sequence[tuple[int, np.ndarray]], names: Sequence[str]) -> str:
+def _names_inside(
+    groups: Sequence[tuple[int, np.ndarray]], names: Sequence[str], width: float
+) -> str:
     """A class's name at the median of its dots, unless another stands there."""
     parts, taken = [], []
     for k, place_n2 in sorted(groups, key=lambda group: -len(group[1])):
-        (x, y), half = np.median(place_n2, 0), text_width(names[k], 13) / 2
+        # Bold letters are a little wider.
+        shown = shortened(names[k], (width - 8) / BOLD, 13)
+        half = text_width(shown, 13) * BOLD / 2
+        x, y = np.median(place_n2, 0)
+        x = min(max(x, half), width - half)
         box = (x - half, y - 10, x + half, y + 5)
         if any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
             continue
@@ -101,7 +113,7 @@ def _names_inside(groups: Sequence[tuple[int, np.ndarray]], names: Sequence[str]
         parts.append(
             f'<text x="{x:.1f}" y="{y + 4:.1f}" text-anchor="middle" style="font-size:13px;'
             "font-weight:650;paint-order:stroke;stroke:var(--paper);stroke-width:4px;"
-            f'stroke-linejoin:round">{escape(names[k])}</text>'
+            f'stroke-linejoin:round">{escape(shown)}</text>'
         )
     return "".join(parts)
 
@@ -109,14 +121,14 @@ def _names_inside(groups: Sequence[tuple[int, np.ndarray]], names: Sequence[str]
 def _legend(entries: Sequence[tuple[int, str]], width: float) -> tuple[str, float]:
     """Entries in as many lines as they need, and the y where they end."""
     parts, x, y = [], 0.0, 36.0
-    for k, name in entries:
-        needed = 16 + text_width(name) + 12
+    for k, label in entries:
+        needed = 15 + min(text_width(label), width - 15)
         if x and x + needed > width:
             x, y = 0.0, y + 18
         round_ = 5 if (k // len(LIGHT)) % 2 == 0 else 0
         parts.append(
             f'<rect x="{x:.1f}" y="{y - 9:.1f}" width="10" height="10" rx="{round_}" '
-            f'style="fill:var(--m{k % len(LIGHT)})"/>' + text(x + 15, y, name)
+            f'style="fill:var(--m{k % len(LIGHT)})"/>' + name(x + 15, y, label, width - 15)
         )
-        x += needed
+        x += needed + 12
     return "".join(parts), y

@@ -6,15 +6,15 @@ from ssdistill.record.axes import (
     bytes_label,
     dot,
     frame,
+    left_margin,
     path,
     spanning,
     svg,
-    text,
-    text_width,
     tick_label,
     value_label,
 )
 from ssdistill.record.front import Front
+from ssdistill.record.lettering import text, text_width
 
 WIDTH = 400
 NAMES = {"bytes": "size on disk", "macs": "multiply-accumulates", "parameters": "parameters"}
@@ -41,14 +41,13 @@ def front_svg(front: Front, width: float = WIDTH, height: float = 300) -> str:
         return ""
     every = [*searched, *uniform]
     label = bytes_label if front.unit == "bytes" else tick_label
-    left = max(text_width(tick_label(d)) for d in (LEAST, 0.02)) + 14
-    x = spanning([c for c, _ in every], left, width - 14, log=True, margin=0.08)
     y = spanning([d for _, d in every], height - 42, 62, log=True, margin=0.08)
+    x = spanning([c for c, _ in every], left_margin(y), width - 14, log=True, margin=0.08)
     title = f"{front.model}: what a search is worth"
     what = "1 − cosine" if front.measure == "cosine" else "1 − CKA"
     parts = [
         _legend(("searched", "uniform") if uniform else ("searched",)),
-        frame(x, y, (NAMES[front.unit], f"damage ({what})"), label, top=50),
+        frame(x, y, (NAMES[front.unit], f"damage ({what})"), width, label, top=50),
     ]
     for colour, points in ((1, uniform), (0, searched)):
         drawn = [(x(cost), y(damage)) for cost, damage in points]

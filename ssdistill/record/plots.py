@@ -11,14 +11,13 @@ from ssdistill.record.axes import (
     COLOURS,
     dot,
     frame,
-    nice_ticks,
+    left_margin,
     path,
     spanning,
     svg,
-    text_width,
-    tick_label,
     value_label,
 )
+from ssdistill.record.lettering import shortened, text_width
 
 MOST_POINTS = 400
 WIDTH = 400
@@ -108,7 +107,10 @@ def smoothed(values: Sequence[float], window: float) -> list[float]:
     half, sums = int(window / 2), [0.0, *accumulate(values)]
     last = len(values) - 1
     reach = [min(half, i, last - i) for i in range(len(values))]
-    return [(sums[i + r + 1] - sums[i - r]) / (2 * r + 1) for i, r in enumerate(reach)]
+    means = [(sums[i + r + 1] - sums[i - r]) / (2 * r + 1) for i, r in enumerate(reach)]
+    # Differences of large sums lose small values; a mean never leaves the range of the values.
+    low, high = min(values, default=0.0), max(values, default=0.0)
+    return [min(max(mean, low), high) for mean in means]
 
 
 def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -126,14 +128,16 @@ def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 def line_chart(curves: Curves, width: float = WIDTH, height: float = 250) -> str:
     """Every curve raw (faint) and smoothed, with its last value in the legend."""
-    legend, top = _legend(curves.series, width)
-    points = [p for s in curves.series for p in s.points]
+    drawable = _finite(curves.series)
+    if not drawable:
+        return svg(width, height, curves.title, "no finite value", "")
+    legend, top = _legend(drawable, width)
+    points = [p for s in drawable for p in s.points]
     log = curves.log_y and all(value > 0 for _, value in points)
-    left = _left_margin([value for _, value in points])
-    x = spanning([p[0] for p in points], left, width - 8, margin=0.0)
     y = spanning([p[1] for p in points], height - 42, top + 24, log)
-    parts = [legend, frame(x, y, (curves.x_label, curves.y_label), top=top + 8)]
-    for i, series in enumerate(curves.series):
+    x = spanning([p[0] for p in points], left_margin(y), width - 8, margin=0.0)
+    parts = [legend, frame(x, y, (curves.x_label, curves.y_label), width, top=top + 8)]
+    for i, series in enumerate(drawable):
         colour = f"stroke:var(--c{i % COLOURS})"
         window = len(series.points) / 20 if curves.smooth else 1
         soft = smoothed([v for _, v in series.points], window)
@@ -144,29 +148,36 @@ def line_chart(curves: Curves, width: float = WIDTH, height: float = 250) -> str
         if len(series.points) == 1:
             parts.append(dot(drawn[0], i))
     described = "; ".join(
-        f"{s.label} from {s.points[0][1]:.4g} to {s.points[-1][1]:.4g}" for s in curves.series
+        f"{s.label} from {s.points[0][1]:.4g} to {s.points[-1][1]:.4g}" for s in drawable
     )
     return svg(width, height, curves.title, described, "".join(parts))
+
+
+def _finite(series: Sequence[Series]) -> list[Series]:
+    """Without the values of a training that diverged, which have no place on an axis."""
+    finite = [
+        Series(s.label, tuple(p for p in s.points if math.isfinite(p[1]))) for s in series
+    ]  # fmt: skip
+    return [s for s in finite if s.points]
 
 
 def _legend(series: Sequence[Series], width: float) -> tuple[str, float]:
     """Entries in as many lines as they need, and the y where they end."""
     parts, x, y = [], 0.0, 35.0
     for i, one in enumerate(series):
-        label = f"{one.label}  {value_label(one.points[-1][1])}"
-        needed = 18 + text_width(label) + 10
+        value = value_label(one.points[-1][1])
+        beside = 17 + 5 + text_width(value)
+        label = shortened(one.label, width - beside)
+        needed = beside + text_width(label)
         if x and x + needed > width:
             x, y = 0.0, y + 17
-        parts.append(
+        entry = (
             f'<rect x="{x:.1f}" y="{y - 7:.1f}" width="12" height="4" rx="2" '
             f'style="fill:var(--c{i % COLOURS})"/>'
+            f'<text x="{x + 17:.1f}" y="{y:.1f}">{escape(label)}'
+            f'<tspan class="mute" dx="5">{value}</tspan></text>'
         )
-        value = f'<tspan class="mute" dx="5">{value_label(one.points[-1][1])}</tspan>'
-        parts.append(f'<text x="{x + 17:.1f}" y="{y:.1f}">{escape(one.label)}{value}</text>')
-        x += needed
+        whole = f"<title>{escape(one.label)}</title>"
+        parts.append(entry if label == one.label else f"<g>{whole}{entry}</g>")
+        x += needed + 10
     return "".join(parts), y + 12
-
-
-def _left_margin(values: Sequence[float]) -> float:
-    ticks = nice_ticks(min(values), max(values)) if max(values) > min(values) else [max(values)]
-    return max((text_width(tick_label(t)) for t in ticks), default=20) + 12

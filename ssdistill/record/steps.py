@@ -22,6 +22,8 @@ HEADER = (
     "cosine, worst 1 %",
     "k-NN overlap",
 )
+LEAD = ("size", "smaller", "batch 1 (ms)", "faster")
+"""What to see first in a narrow terminal."""
 
 
 def steps_table(records: Sequence[dict[str, Any]]) -> Table | None:
@@ -38,7 +40,8 @@ def steps_table(records: Sequence[dict[str, Any]]) -> Table | None:
     )
     if any(row.mean(f"{PREFIX}accepted") == 0 for row in rows):
         caption += " A model marked * is the one before: a gate left the step out."
-    return Table(HEADER, tuple(_cells(row) for row in rows), caption, "Compression, step by step")
+    body = tuple(_cells(row) for row in rows)
+    return Table(HEADER, body, caption, "Compression, step by step", lead=LEAD)
 
 
 def _cells(row: ResultRow) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ssdistill.errors import UserError
-from ssdistill.record.columns import Column, columns_for
+from ssdistill.record.columns import COSTS_SHOWN_FIRST, PROBE, Column, columns_for
 from ssdistill.record.provenance import describe_hardware, describe_versions
 from ssdistill.record.table import Table
 from ssdistill.record.timing import describe_timing
@@ -95,7 +95,15 @@ def results_table(
         seeds = [str(len(row.seeds))] if len(counts) > 1 else []
         cells = [_cell(row, column) for column in columns]
         body.append((label, *seeds, *(cells if row.seeds else ["FAILED"] * len(cells))))
-    return Table(tuple(header), tuple(body), _caption(rows, columns, records), title)
+    return Table(
+        tuple(header), tuple(body), _caption(rows, columns, records), title, lead=_lead(columns)
+    )
+
+
+def _lead(columns: Sequence[Column]) -> tuple[str, ...]:
+    """What to see first where not all fits: one accuracy, and what it costs."""
+    probe = [column for column in columns if column.metric.startswith(PROBE)][:1]
+    return tuple(c.header for c in (*probe, *(c for c in columns if c.metric in COSTS_SHOWN_FIRST)))
 
 
 def _cell(row: ResultRow, column: Column) -> str:

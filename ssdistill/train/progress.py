@@ -6,7 +6,29 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+from ssdistill.terminal import mute
+
+NARROW = 60
+"""Columns below which a bar would break into lines."""
+
+
+class ProgressConsole(Console):
+    """Standard error for progress: names are never markup, and a run outlives its reader."""
+
+    def on_broken_pipe(self) -> None:
+        """Go on in silence, as ``2>&1 | head`` would otherwise end a training half-way."""
+        self.quiet = True
+        mute(sys.stderr)
+
+    @property
+    def has_bars(self) -> bool:
+        """Whether a bar can be drawn: on a terminal that moves its cursor and is wide enough."""
+        return self.is_terminal and not self.is_dumb_terminal and self.width >= NARROW
+
+
+console = ProgressConsole(
+    stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False
+)  # fmt: skip
 """Where everything that is not a result is printed."""
 
 
@@ -34,14 +56,14 @@ class TrainingProgress:
         self.title, self.start, self.num_steps = title, start, num_steps
         self.batch_size, self.every_seconds, self.shown = batch_size, every_seconds, shown
         self._bar = Progress(
-            TextColumn("  {task.description}"),
+            TextColumn("  {task.description}", markup=False),
             BarColumn(bar_width=28),
             TextColumn("{task.completed}/{task.total}"),
             TextColumn("{task.fields[rate]:>6.0f} img/s  loss {task.fields[loss]:.3f}"),
             TimeRemainingColumn(),
             console=console,
             transient=True,
-            disable=not shown or not sys.stderr.isatty(),
+            disable=not shown or not console.has_bars,
         )
 
     def __enter__(self) -> "TrainingProgress":

@@ -94,6 +94,13 @@ def test_one_run_leaves_models_records_and_a_page_and_a_second_does_nothing(tmp_
     assert {"report.html", "run.json", "metrics.jsonl", "records.jsonl"} <= {
         path.name for path in report.folder.iterdir()
     }
+    parents = {r["model"]: r["parent"] for r in report.records if "parent" in r}
+    assert [(model, parent["model"]) for model, parent in parents.items()] == [
+        ("pruned", "distilled"),
+        ("recovered", "pruned"),
+        ("int8", "recovered"),
+    ]
+    assert {test["protocol"] for test in parents["int8"]["paired"]} == {"knn", "linear"}
     html = (report.folder / "report.html").read_text()
     for role in ("teacher", "distilled", "int8"):
         assert f"{role}, linear" in html  # a matrix of confusions

@@ -238,3 +238,28 @@ def test_benchmarks_show_ratios_and_the_latest_of_a_name(project):
 def test_ratios_may_be_a_list():
     table = benchmark_table({"benchmark": "b", "ratios": [{"name": "a / b", "ratio": 1.5}]})
     assert table.rows == (("a / b", "1.50×", "–"),)
+
+
+WIDE = Table(
+    ("model", *(f"column {i}" for i in range(14)), "size"),
+    tuple((name, *(f"{i}.{i:02} ± 0.50" for i in range(14)), "331 kB") for name in ("a", "b" * 30)),
+    lead=("column 3", "size"),
+)
+
+
+def test_a_wide_table_becomes_several_on_a_page_and_loses_no_column():
+    pieces = WIDE.pieces(1180)
+    assert len(pieces) > 1 and all(piece[0] == 0 for piece in pieces)
+    assert [WIDE.header[i] for i in pieces[0][1:3]] == ["column 3", "size"]
+    shown = [i for piece in pieces for i in piece[1:]]
+    assert sorted(shown) == list(range(1, len(WIDE.header)))
+    assert all(sum(map(WIDE._pixels, piece)) <= 1180 for piece in pieces)
+    html = WIDE.to_html()
+    assert html.count("<table>") == len(pieces)
+    assert all(f'<td class="num">{cell}</td>' in html for cell in WIDE.rows[0][1:])
+
+
+def test_a_table_that_fits_is_one_on_a_page_and_in_markdown_every_table_is():
+    assert results_table(RECORDS).to_html().count("<table>") == 1
+    assert WIDE.to_markdown().splitlines()[0].count("|") == len(WIDE.header) + 1
+    assert Table(("model",), ()).to_html().count("<table>") == 1

@@ -1,0 +1,80 @@
+"""Run the blocks of documents as a reader would, in one process that knows nothing yet.
+
+``python document_runner.py`` works in the current folder, which becomes a reader's: a tiny run of
+the quickstart in ``runs/``, and its models under the names that the documents use. A name with
+``…`` stands for the folder that begins and ends so. Each block has its own variables.
+"""
+
+import re
+import shlex
+import sys
+import traceback
+from pathlib import Path
+
+from document_blocks import Block, alternatives, blocks, commands, config_of, documents
+
+from ssdistill import cli
+from ssdistill.chain.run import dry_run
+from ssdistill.config import load_experiment
+
+TINY = (
+    "ssdistill run quickstart pretrain.steps=2 distill.steps=2 control=null evaluate.pixels=false "
+    "tracking.wandb=disabled evaluate.knn=null evaluate.low_shot=null "
+    "'compress=[{kind: quantize, calibration_images: 32}]'"
+)
+"""The quickstart itself takes minutes; its models are of the same kinds after two steps."""
+NAMES = {"student": "distill-*", "teacher": "pretrain-*", "student_int8": "compress-*"}
+
+
+def main() -> int:
+    """Run every block that needs nothing; returns how many failed."""
+    _command(shlex.split(TINY))
+    for name, pattern in NAMES.items():
+        Path(name).symlink_to(next(Path("runs/stages").glob(pattern)) / "s0")
+    failed = 0
+    for file in documents():
+        for block in blocks(file.read_text(), file.name):
+            if block.runs:
+                failed += not _succeeds(block)
+    return failed
+
+
+def _succeeds(block: Block) -> bool:
+    print(f"ran {block} ({block.language})", flush=True)
+    try:
+        _run(block)
+    except BaseException:
+        print(f"{block} failed:\n{traceback.format_exc()}", file=sys.stderr)
+        return False
+    return True
+
+
+def _run(block: Block) -> None:
+    if block.language == "sh":
+        for words in commands(_filled(block.code)):
+            _command(words)
+    elif block.language == "python":
+        exec(compile(_filled(block.code), str(block), "exec"), {"__name__": "block"})
+    else:
+        for text in alternatives(block.code):
+            experiment, _ = load_experiment(config_of(text, block.over))
+            dry_run(experiment, Path("runs"))
+
+
+def _command(words: list[str]) -> None:
+    assert words[0] == "ssdistill", f"only ssdistill can be run here, not '{words[0]}'"
+    status = cli.main(words[1:])
+    assert status == 0, f"{shlex.join(words)} ended with status {status}"
+
+
+def _filled(code: str) -> str:
+    """``runs/stages/compress-…/s0`` as the folder that there is."""
+
+    def folder(match: re.Match[str]) -> str:
+        return next(str(path) for path in Path().glob(match[0].replace("…", "*")))
+
+    return re.sub(r"[\w./-]*…[\w./-]*", folder, code)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
