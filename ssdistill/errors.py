@@ -15,3 +15,14 @@ def nearest(name: str, known: object) -> str:
 
     close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1)
     return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception says, in one line; its name where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def shown(name: object) -> str:
+    """A file's name as one printable line: what cannot be printed is escaped."""
+    text = str(name)
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")

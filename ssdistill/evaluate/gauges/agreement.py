@@ -65,7 +65,10 @@ def side_by_side(features: Sequence[Any]) -> Tensor:
     if len(features) == 1:
         return torch.as_tensor(features[0])
     centred = [z_ND - z_ND.mean(0) for z_ND in map(torch.as_tensor, features)]
-    return torch.cat([z_ND / torch.linalg.norm(z_ND) for z_ND in centred], 1)
+    # An encoder that maps all images to one point has no spread to be scaled.
+    norms = [torch.linalg.norm(z_ND) for z_ND in centred]
+    pairs = zip(centred, norms, strict=True)
+    return torch.cat([z_ND / norm if norm > 0 else z_ND for z_ND, norm in pairs], 1)
 
 
 class LinearCKA:
