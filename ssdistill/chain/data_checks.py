@@ -15,6 +15,8 @@ TRAINABLE = 2
 """Pictures that a training needs at least."""
 GAUGED_AT_LEAST, AGREEMENT_AT_LEAST = 2, 4
 """Pictures that gauges of one encoder need, and those that compare two."""
+FEW_IMAGES = 12
+"""Training pictures below which compression gets augmented views beside them."""
 SAMPLE = 64
 """Pictures that are compared first; all are where these are alike."""
 PIECE = 4096
@@ -51,6 +53,7 @@ def check_data(experiment: Experiment, source: Source, stores: dict[str, Store])
     reads_labels = experiment.evaluate is not None
     warnings = [*source.warnings(reads_labels), *_missing_test(experiment, source)]
     warnings += _constant_warnings(train, test) + _few(source, test)
+    warnings += _few_to_compress(experiment, train)
     # Only names that are known without reading a label.
     names = train.class_names if source.has_labels else None
     if names is not None and len(names) < 2 and source.warnings(True):
@@ -111,6 +114,15 @@ def _missing_test(experiment: Experiment, source: Source) -> list[str]:
     return [
         "there are no test pictures, so the gauges look at the training pictures"
         f"{probes}; for test pictures raise data.test_fraction, or add a folder called test"
+    ]
+
+
+def _few_to_compress(experiment: Experiment, train: Store) -> list[str]:
+    if len(train) >= FEW_IMAGES or experiment.compressed is None:
+        return []
+    return [
+        f"{len(train)} training pictures are too few for compress: its steps are fitted to and "
+        "compared on augmented views of them; add pictures"
     ]
 
 

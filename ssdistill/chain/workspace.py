@@ -14,12 +14,12 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from ssdistill.chain.data_checks import check_data
+from ssdistill.chain.data_checks import FEW_IMAGES, check_data
 from ssdistill.data.opening import open_source, open_stores
 from ssdistill.data.recipes import RECIPES, ViewRecipe
 from ssdistill.data.sources import Source
 from ssdistill.data.store import Store
-from ssdistill.data.views import eval_view
+from ssdistill.data.views import eval_view, make_view
 from ssdistill.errors import UserError
 from ssdistill.evaluate.features import extract
 from ssdistill.experiment import Experiment
@@ -34,6 +34,8 @@ from ssdistill.teachers import Pictures
 
 MODEL = "model"
 """Folder, inside a stage's, of the encoder it made."""
+FILLED_UP = 16
+"""Views that steps of compression get of fewer than ``FEW_IMAGES`` training images."""
 
 
 @dataclass
@@ -153,11 +155,19 @@ class Workspace:
         return torch.from_numpy(np.load(path))
 
     def images(self, n: int, seed: int) -> Tensor:
-        """Evaluation views (n, 3, H, W) of distinct training images, chosen by ``seed``."""
+        """Evaluation views (n, 3, H, W) of distinct training images, chosen by ``seed``.
+
+        Of fewer than ``FEW_IMAGES``, augmented views are added, up to ``FILLED_UP`` in all.
+        """
         generator = torch.Generator().manual_seed(seed)
         chosen = torch.randperm(len(self.train), generator=generator)[:n].sort().values
         pixels = torch.from_numpy(self.train.images[chosen.numpy()])
-        return eval_view(pixels, self.image_size)
+        views = [eval_view(pixels, self.image_size)]
+        recipe = RECIPES[self.source.default_recipe or "weak"]
+        while len(self.train) < FEW_IMAGES and len(chosen) * len(views) < min(n, FILLED_UP):
+            draw = {"seed": seed, "epoch": 0, "index_B": chosen, "size": self.image_size}
+            views.append(make_view(pixels, recipe, view=len(views), **draw))
+        return torch.cat(views)[:n]
 
 
 def open_workspace(experiment: Experiment, root: Path) -> Workspace:

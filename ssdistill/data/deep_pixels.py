@@ -97,7 +97,7 @@ def render(pixels: np.ndarray, window: Window) -> np.ndarray:
     """
     low, high = window
     color, alpha = split_alpha(pixels)
-    shade = (color.astype(np.float64) - low) * (255 / (high - low))
+    shade = (color.astype(np.float64) - low) * 255 / (high - low)
     shade.clip(0, 255, out=shade)
     if alpha is not None:
         opacity = (alpha / full_range(alpha.dtype)[1])[..., None]
