@@ -55,6 +55,8 @@ def _whole(values: np.ndarray, name: str, facts: str) -> np.ndarray:
             f"{name} must be one whole number for each of the {len(values)} images, {facts}; "
             f"number the classes from 0 (their names may stand in class_names), or {IGNORE}"
         )
+    if values.dtype.kind == "b":
+        return values.astype(np.int64)
     if values.dtype.kind == "f":
         broken = ~np.isfinite(values)
         fractions = ~broken & (values != np.floor(np.where(broken, 0, values)))

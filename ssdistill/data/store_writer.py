@@ -56,7 +56,7 @@ def write_images(
         refuse_bad(raw.title, bad, len(raw), max_bad)
         good = [one for one in squares if not isinstance(one, BadImage)]
         if good:
-            images_NHWC = np.stack(good)
+            images_NHWC = np.ascontiguousarray(np.stack(good))
             file.write(images_NHWC)
             digest.update(images_NHWC)
             moments.add(images_NHWC)

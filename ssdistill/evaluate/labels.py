@@ -37,8 +37,8 @@ def look_at_labels(train: Any, test: Any) -> str:
     if len(unknown):
         listed = _few(_named(unknown, names))
         raise UserError(
-            f"data: the test labels have {len(unknown)} classes that no training picture has "
-            f"({listed}); add training pictures of them, leave them out, or {IGNORE}"
+            f"data: the test labels have classes that no training picture has ({listed}); "
+            f"add training pictures of them, leave them out, or {IGNORE}"
         )
     tested_K = np.array([(test_N == label).sum() for label in classes_K])
     return _summary(_named(classes_K, names), counts_K, tested_K)

@@ -32,7 +32,7 @@ def test_one_flipped_bit_anywhere_is_found_and_the_store_named(source, tmp_path,
     rng = np.random.default_rng(1)
     for byte in (0, len(content) - 1, *rng.integers(0, len(content), 12)):
         flip(folder / name, int(byte), bit=int(rng.integers(8)))
-        with pytest.raises(UserError, match="image store .* is damaged .*; delete it") as caught:
+        with pytest.raises(UserError, match=r"image store .* is damaged .*; delete it") as caught:
             open_store(source, "train", 8, tmp_path)
         assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
         (folder / name).write_bytes(content)
