@@ -8,13 +8,14 @@ import numpy as np
 from ssdistill.data.splits import Source, Unlabeled
 from ssdistill.data.store import Store
 from ssdistill.errors import UserError
+from ssdistill.evaluate.gauges.agreement import CKA_AT_LEAST
 from ssdistill.evaluate.labels import look_at_labels
 from ssdistill.experiment import Experiment
 
 TRAINABLE = 2
 """Pictures that a training needs at least."""
-GAUGED_AT_LEAST, AGREEMENT_AT_LEAST = 2, 4
-"""Pictures that gauges of one encoder need, and those that compare two."""
+GAUGED_AT_LEAST = 2
+"""Pictures that gauges of one encoder need; those that compare two need ``CKA_AT_LEAST``."""
 FEW_IMAGES = 12
 """Training pictures below which compression gets augmented views beside them."""
 SAMPLE = 64
@@ -49,6 +50,7 @@ def check_data(experiment: Experiment, source: Source, stores: dict[str, Store])
             f"data: {len(train)} training picture, and a training needs two or more; "
             "add pictures, or lower data.test_fraction where some are held out"
         )
+    _refuse_selection(train, experiment)
     _refuse_constant(train, experiment)
     reads_labels = experiment.evaluate is not None
     warnings = [*source.warnings(reads_labels), *_missing_test(experiment, source)]
@@ -62,6 +64,17 @@ def check_data(experiment: Experiment, source: Source, stores: dict[str, Store])
     if reads_labels and source.has_labels:
         return replace(findings, classes=look_at_labels(train, test))
     return findings
+
+
+def _refuse_selection(train: Store, experiment: Experiment) -> None:
+    rows = {"distill": experiment.distill}
+    rows |= {f"compare.{name}": row for name, row in experiment.compare.items()}
+    for key, settings in rows.items():
+        if getattr(settings, "select", None) == "agreement" and len(train) < CKA_AT_LEAST:
+            raise UserError(
+                f"{key}.select=agreement needs {CKA_AT_LEAST} training pictures, there are "
+                f"{len(train)}; set {key}.select=last, or add pictures"
+            )
 
 
 def _refuse_constant(train: Store, experiment: Experiment) -> None:
@@ -127,7 +140,7 @@ def _few_to_compress(experiment: Experiment, train: Store) -> list[str]:
 
 
 def _few(source: Source, test: Store) -> list[str]:
-    if len(test) >= AGREEMENT_AT_LEAST:
+    if len(test) >= CKA_AT_LEAST:
         return []
     lost = "agree/* (needs 4)"
     if len(test) < GAUGED_AT_LEAST:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
-from ssdistill.chain.data_checks import AGREEMENT_AT_LEAST, GAUGED_AT_LEAST
+from ssdistill.chain.data_checks import GAUGED_AT_LEAST
 from ssdistill.chain.workspace import MODEL, Workspace
 from ssdistill.data.recipes import RECIPES
-from ssdistill.evaluate.gauges.agreement import agreement, side_by_side
+from ssdistill.evaluate.gauges.agreement import CKA_AT_LEAST, agreement, side_by_side
 from ssdistill.evaluate.gauges.collapse import alpha, gauges
 from ssdistill.evaluate.gauges.lidar import view_gauges
 from ssdistill.evaluate.protocols import Protocol
@@ -62,7 +62,7 @@ def evaluate(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str, 
         metrics |= of_views(subject, workspace, shown)
     metrics |= costs(model, workspace) if model else {}
     references = [parent for role, parent in stage.parents.items() if role != "model"]
-    if len(shown_ND) >= AGREEMENT_AT_LEAST:
+    if len(shown_ND) >= CKA_AT_LEAST:
         teacher_ND = side_by_side(
             [np.load(reference.folder(workspace.root) / GAUGED) for reference in references]
             or [shown_ND.numpy()]

@@ -29,6 +29,10 @@ __all__ = [
 GIANT_PIXELS = 1 << 25
 """Images above this size are decoded one at a time, so that memory holds one of them, not one
 per core."""
+STRIP_ROWS = 512
+"""Rows of such an image that are converted at a time."""
+ORIENTATION = 0x0112
+"""EXIF tag."""
 ANIMATIONS = ("GIF", "PNG", "WEBP", "AVIF")
 TRANSPARENT = ("RGBA", "RGBa", "LA", "La", "PA")
 FILE_TYPES = {
@@ -85,6 +89,7 @@ def read_pixels(path: str | Path, note: Callable[[str], None] | None = None) -> 
             _check_frames(image, note)
             giant = image.width * image.height > GIANT_PIXELS
             with _one_giant if giant else nullcontext():
+                image.load()
                 deep = deep_pixels(image, file)
                 return _rgb(_upright(image)) if deep is None else _turned(deep, image)
     except BadImage:
@@ -184,7 +189,9 @@ def _unidentified(path: str | Path) -> str:
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        return ImageOps.exif_transpose(image)
+        # Pillow would copy the pixels of an image that is upright.
+        turned = image.getexif().get(ORIENTATION, 1) != 1
+        return ImageOps.exif_transpose(image) if turned else image
     except Exception:  # damaged EXIF says nothing about the pixels, which have been read
         return image
 
@@ -192,7 +199,7 @@ def _upright(image: Image.Image) -> Image.Image:
 def _turned(pixels: np.ndarray, image: Image.Image) -> np.ndarray:
     """Deep pixels in the orientation that the EXIF of their image asks for."""
     try:
-        orientation = image.getexif().get(0x0112, 1)
+        orientation = image.getexif().get(ORIENTATION, 1)
     except Exception:
         return pixels
     if orientation in (5, 6, 7, 8):
@@ -205,8 +212,18 @@ def _turned(pixels: np.ndarray, image: Image.Image) -> np.ndarray:
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
-    image.load()
+    if image.width * image.height <= GIANT_PIXELS:
+        return np.asarray(_flat(image))
+    image_HWC = np.empty((image.height, image.width, 3), dtype=np.uint8)
+    for top in range(0, image.height, STRIP_ROWS):
+        bottom = min(top + STRIP_ROWS, image.height)
+        image_HWC[top:bottom] = np.asarray(_flat(image.crop((0, top, image.width, bottom))))
+    return image_HWC
+
+
+def _flat(image: Image.Image) -> Image.Image:
+    """RGB, with anything transparent on white."""
     if image.mode in TRANSPARENT or "transparency" in image.info:
         canvas = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(canvas, image.convert("RGBA"))
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    return image if image.mode == "RGB" else image.convert("RGB")

@@ -14,6 +14,8 @@ PNG, PNG_DEPTH = b"\x89PNG\r\n\x1a\n", 24
 """Signature of a PNG, and where its bit depth stands."""
 EIGHT_BIT = (b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF")
 """How files begin whose format knows no more than 8 bits: JPEG, GIF, BMP, WebP."""
+STRIP_PIXELS = 1 << 20
+"""Pixels that are rendered at a time, in float64."""
 Window = tuple[float, float]
 
 
@@ -45,7 +47,6 @@ def deep_pixels(image: Image.Image, file: IO[bytes]) -> np.ndarray | None:
         return _png(file) if deep else None
     if image.mode[0] not in "IF":
         return None
-    image.load()
     pixels = np.asarray(image)
     if image.format == "TIFF":
         pixels = _as_declared(pixels, image)
@@ -95,6 +96,14 @@ def render(pixels: np.ndarray, window: Window) -> np.ndarray:
     Args:
         pixels: (H, W) grey, or (H, W, C): grey and alpha, RGB, or RGB and alpha.
     """
+    rows = max(1, STRIP_PIXELS // pixels.shape[1])
+    strips = [pixels[top : top + rows] for top in range(0, len(pixels), rows)]
+    rgb = np.concatenate([_shaded(strip, window) for strip in strips])
+    return np.repeat(rgb, 3, axis=2) if rgb.shape[2] == 1 else rgb
+
+
+def _shaded(pixels: np.ndarray, window: Window) -> np.ndarray:
+    """(H, W, 1 or 3) uint8."""
     low, high = window
     color, alpha = split_alpha(pixels)
     shade = (color.astype(np.float64) - low) * 255 / (high - low)
@@ -102,8 +111,7 @@ def render(pixels: np.ndarray, window: Window) -> np.ndarray:
     if alpha is not None:
         opacity = (alpha / full_range(alpha.dtype)[1])[..., None]
         shade = shade * opacity + 255 * (1 - opacity)
-    rgb = np.floor(shade + 0.5).astype(np.uint8)
-    return np.repeat(rgb, 3, axis=2) if rgb.shape[2] == 1 else rgb
+    return np.floor(shade + 0.5).astype(np.uint8)
 
 
 def split_alpha(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:

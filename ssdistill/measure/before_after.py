@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ssdistill.errors import UserError
-from ssdistill.evaluate.gauges.agreement import agreement
+from ssdistill.evaluate.gauges.agreement import CKA_AT_LEAST, agreement
 from ssdistill.measure.latency import PairedLatency, paired_latency
 from ssdistill.measure.model_costs import costs_of
 from ssdistill.measure.turns import Clock
@@ -23,8 +23,6 @@ BATCH = 64
 """Inputs embedded and timed at a time, beside single ones."""
 ROUNDS, SECONDS_EACH = 9, 1.5
 NEIGHBOURS = 10
-COMPARED_AT_LEAST = 4
-"""Inputs that a debiased CKA needs."""
 
 
 def before_after(
@@ -91,9 +89,9 @@ def agreed_on(before: Any, after: Any, inputs: Tensor) -> dict[str, float]:
 
     See :func:`ssdistill.evaluate.gauges.agreement.agreement`.
     Of a handful of inputs, as many neighbours as usual would be all there are; of fewer than
-    ``COMPARED_AT_LEAST``, nothing can be said.
+    ``CKA_AT_LEAST``, nothing can be said.
     """
-    if len(inputs) < COMPARED_AT_LEAST:
+    if len(inputs) < CKA_AT_LEAST:
         return {}
     k = max(1, min(NEIGHBOURS, len(inputs) // 2))
     return agreement(embeddings(after, inputs), embeddings(before, inputs), k=k)

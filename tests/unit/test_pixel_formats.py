@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from raw_files import png16, tiff
 
-from ssdistill.data import decode
+from ssdistill.data import decode, deep_pixels
 from ssdistill.data.decode import BadImage, is_deep_file, pixel_limit, read_image, read_pixels
 from ssdistill.data.deep_pixels import full_range, render
 
@@ -239,3 +239,22 @@ def test_a_truncated_16_bit_png_is_refused(put):
 
 def test_read_image_spans_the_full_range_of_16_bits(put):
     assert read_image(put(png16(np.full((2, 2, 3), 257, np.uint16)), "a.png")).max() == 1
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "CMYK", "1"])
+def test_a_giant_is_read_in_strips_as_any_other(tmp_path, monkeypatch, mode):
+    noise = np.random.default_rng(0).integers(0, 256, (50, 7, 4), dtype=np.uint8)
+    Image.fromarray(noise).convert("RGB" if mode == "CMYK" else "RGBA").convert(mode).save(
+        tmp_path / "a.tif"
+    )
+    whole = read_pixels(tmp_path / "a.tif")
+    monkeypatch.setattr(decode, "GIANT_PIXELS", 10)
+    monkeypatch.setattr(decode, "STRIP_ROWS", 8)
+    assert np.array_equal(read_pixels(tmp_path / "a.tif"), whole)
+
+
+def test_values_are_rendered_in_strips_as_at_once(monkeypatch):
+    values = np.random.default_rng(0).integers(0, 4096, (50, 7), dtype=np.uint16)
+    whole = render(values, (0, 4095))
+    monkeypatch.setattr(deep_pixels, "STRIP_PIXELS", 20)
+    assert np.array_equal(render(values, (0, 4095)), whole)
