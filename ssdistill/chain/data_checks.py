@@ -134,8 +134,8 @@ def _few_to_compress(experiment: Experiment, train: Store) -> list[str]:
     if len(train) >= FEW_IMAGES or experiment.compressed is None:
         return []
     return [
-        f"{len(train)} training pictures are too few for compress: its steps are fitted to and "
-        "compared on augmented views of them; add pictures"
+        f"{_pictures(len(train), 'training')}: too few for compress, so its steps are fitted to "
+        "and compared on augmented views of them too; add pictures"
     ]
 
 
@@ -146,4 +146,8 @@ def _few(source: Source, test: Store) -> list[str]:
     if len(test) < GAUGED_AT_LEAST:
         lost = "collapse/* (needs 2) and agree/* (needs 4)"
     key = "raise data.test_fraction, or add pictures" if source.has_test else "add pictures"
-    return [f"{len(test)} test pictures are too few for {lost}, which are left out; {key}"]
+    return [f"{_pictures(len(test), 'test')}: too few for {lost}, which are left out; {key}"]
+
+
+def _pictures(count: int, split: str) -> str:
+    return f"{count} {split} picture{'s' if count != 1 else ''}"

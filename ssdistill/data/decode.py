@@ -175,7 +175,7 @@ def _check_frames(image: Image.Image, note: Callable[[str], None] | None) -> Non
     if is_stack(image):
         raise BadImage(f"a stack of {image.n_frames} pages; save each page as a file of its own")
     if note and image.format in ANIMATIONS and getattr(image, "is_animated", False):
-        note("animated, only its first frame is read")
+        note("animated: only the first frame is read")
 
 
 def _unidentified(path: str | Path) -> str:

@@ -24,6 +24,10 @@ log = logging.getLogger(__name__)
 TEST_FRACTION_LABELED, TEST_FRACTION_UNLABELED = 0.2, 0.1
 UNLABELED = 1 << 20
 """A depth at which no picture has a folder."""
+ONE_EACH = (
+    "each of the {} pictures is in a folder of its own, which is taken for no class: the pictures "
+    "are unlabeled; put pictures of one class into one folder"
+)
 TRAINABLE = 2
 """Pictures that are not held out by default, where there are no more."""
 
@@ -120,36 +124,33 @@ def read_layout(folder: Path, test_fraction: float | None) -> Layout:
     """
     listing = list_pictures(folder)
     names, skipped = listing.names, listing.skipped
-    tops = {name.split("/")[0] for name in names if "/" in name}
-    first, others = split_folders(tops)
-    warnings: list[str] = []
-    if first and others:
-        train = _below(names, first)
-        tests = [_below(names, part) for part in others]
-        test = next((t for t in tests if _classes(train, 1) and _classes(t, 1)), tests[0])
+    tops = {name.split("/")[0] for name in names}
+    first, others = split_folders({name.split("/")[0] for name in names if "/" in name})
+    own, warnings = bool(first and others), ()
+    depth = 1 if own or tops == {first} else 0
+    if own:
+        train, test = _own_splits(names, first, others)
         skipped += len(names) - len(train) - len(test)
-        depth = 1
     else:
-        depth = 1 if first and {name.split("/")[0] for name in names} == {first} else 0
         classes_N = _classes(names, depth)
         if classes_N and len(names) > 1 and len(set(classes_N)) == len(names):
-            warnings.append(
-                f"each of the {len(names)} pictures is in a folder of its own, which is taken for "
-                "no class: the pictures are unlabeled; put pictures of one class into one folder"
-            )
-            classes_N = None
+            warnings, classes_N, depth = (ONE_EACH.format(len(names)),), None, UNLABELED
         train, test = _hold_out(names, classes_N, test_fraction)
-        if classes_N is None:
-            # Where no folder is a class, none of those below is looked at.
-            depth = UNLABELED
     all_classes = tuple(sorted({*(_classes(train, depth) or ()), *(_classes(test, depth) or ())}))
-    splits = [
-        FileSplit(f"folder {folder} ({title})", folder, part, _classes(part, depth), all_classes)
-        for title, part in (("train", train), ("test", test))
-    ]
-    held_out = not (first and others)
-    names_said, classes_said = name_warnings(str(folder), names, all_classes, depth, held_out)
-    return Layout(*splits, listing, skipped, names_said, (*warnings, *classes_said))
+    splits = []
+    for title, part in (("train", train), ("test", test)):
+        title = f"folder {shown(folder)} ({title})"
+        splits.append(FileSplit(title, folder, part, _classes(part, depth), all_classes))
+    of_splits, of_classes = name_warnings(str(folder), names, all_classes, depth, not own)
+    return Layout(*splits, listing, skipped, of_splits, (*warnings, *of_classes))
+
+
+def _own_splits(names: list[str], first: str, others: list[str]) -> tuple[list[str], list[str]]:
+    """Training pictures, and those of the first test folder that is labeled as they are."""
+    train = _below(names, first)
+    tests = [_below(names, part) for part in others]
+    labeled = (test for test in tests if _classes(train, 1) and _classes(test, 1))
+    return train, next(labeled, tests[0])
 
 
 def _below(names: list[str], top: str) -> list[str]:
@@ -220,12 +221,12 @@ class Folder(Source):
         folder = Path(self.path)
         if not folder.is_dir():
             reason = "is a file, not a folder" if folder.exists() else "no such folder"
-            raise UserError(f"data.path={self.path}: {reason}")
+            raise UserError(f"data.path={shown(self.path)}: {reason}")
         try:
             layout = read_layout(folder, self.test_fraction)
         except OSError as error:
-            reason = f"cannot list {error.filename} ({error.strerror})"
-            raise UserError(f"data.path={self.path}: {reason}") from error
+            reason = f"cannot list {shown(error.filename)} ({error.strerror})"
+            raise UserError(f"data.path={shown(self.path)}: {reason}") from error
         if not len(layout.train):
             raise UserError(f"data.path={shown(self.path)}: {_nothing(layout)}")
         if layout.skipped:
@@ -258,7 +259,8 @@ class Folder(Source):
         split = getattr(self._layout, name)
         if not len(split):
             raise UserError(
-                f"data.path={self.path} has no {name} pictures (test_fraction={self.test_fraction})"
+                f"data.path={shown(self.path)} has no {name} pictures "
+                f"(test_fraction={self.test_fraction})"
             )
         return split
 

@@ -207,7 +207,7 @@ class Unlabeled(Source):
 
     @property
     def description(self) -> str:
-        return f"{self._source.description} (data.labels=none)"
+        return f"{self._source.description} (labels ignored)"
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -97,11 +97,11 @@ def test_a_channel_of_one_value_can_be_divided_by_its_std(tmp_path, experiment_o
 @pytest.mark.parametrize(
     ("count", "words"),
     [
-        (2, ["no test pictures", "2 test pictures are too few for agree/* (needs 4)"]),
-        (3, ["1 test pictures are too few for collapse/* (needs 2) and agree/* (needs 4)"]),
+        (2, ["no test pictures", "2 test pictures: too few for agree/* (needs 4)"]),
+        (3, ["1 test picture: too few for collapse/* (needs 2) and agree/* (needs 4)"]),
         (
             24,
-            ["2 test pictures are too few for agree/* (needs 4), which are left out; raise data."],
+            ["2 test pictures: too few for agree/* (needs 4), which are left out; raise data."],
         ),
         (40, []),
     ],
@@ -140,7 +140,7 @@ def test_one_class_is_warned_of_and_not_probed(tmp_path, check):
 def test_too_few_pictures_for_compression_are_said(tmp_path, check):
     put(tmp_path / "set", [f"{i}.png" for i in range(10)])
     warnings = check("compress=[{kind: quantize}]", "data.test_fraction=0.4").warnings
-    assert ["6 training pictures are too few for compress" in w for w in warnings] == [True]
+    assert ["6 training pictures: too few for compress" in w for w in warnings] == [True]
 
 
 def test_a_dry_run_says_it_too(tmp_path, experiment_of, monkeypatch):
@@ -149,7 +149,7 @@ def test_a_dry_run_says_it_too(tmp_path, experiment_of, monkeypatch):
     monkeypatch.setattr(run_module.console, "print", lambda text, **_: lines.append(text))
     dry_run(experiment_of(), tmp_path / "runs")
     assert lines[0].endswith("22 training and 2 test images, 16x16")
-    assert lines[1].startswith("warning: 2 test pictures are too few")
+    assert lines[1].startswith("warning: 2 test pictures: too few")
 
 
 def test_labels_are_refused_by_a_dry_run(tmp_path, experiment_of):

@@ -146,7 +146,7 @@ def test_an_animation_gives_its_first_frame_and_says_so(tmp_path, name):
     frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
     notes = []
     read_pixels(tmp_path / name, notes.append)
-    assert notes == ["animated, only its first frame is read"]
+    assert notes == ["animated: only the first frame is read"]
     frames[0].save(tmp_path / name)
     read_pixels(tmp_path / name, notes.append)
     assert len(notes) == 1
