@@ -26,7 +26,7 @@ class StoreSettings(Settings):
         max_bad: largest share of unreadable pictures that is skipped rather than refused.
         window: of pictures with more than 8 bits, the values that are stored as black and white:
             ``[low, high]``; ``auto``, from the smallest to the largest value of the training
-            pictures (of fractions, [0, 1]); or ``full``, all that the type can hold.
+            pictures (of arrays of fractions, [0, 1]); or ``full``, all that the type can hold.
         labels: ``none`` ignores the labels; ``auto`` takes those the source has.
         max_pixels: a picture with more pixels is not decoded and counts as unreadable.
     """

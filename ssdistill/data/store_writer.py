@@ -61,10 +61,7 @@ def write_images(
             digest.update(images_NHWC)
             moments.add(images_NHWC)
     if not names:
-        name, reason = bad[0]
-        raise UserError(
-            f"{shown(raw.title)} has no picture that can be read, first {shown(name)} ({reason})"
-        )
+        raise UserError(f"{shown(raw.title)} has no picture that can be read{_first(bad)}")
     file.seek(0)
     _write_header(file, len(names), size)
     mean, std = moments.mean_std()
@@ -175,9 +172,12 @@ def _with_bar(chunks: Iterator, total: int, title: str) -> Iterator:
 def refuse_bad(title: str, bad: list[tuple[str, str]], total: int, max_bad: float) -> None:
     """Raises UserError when more than a share ``max_bad`` of ``total`` is in ``bad``."""
     if len(bad) > max_bad * total:
-        name, reason = bad[0]
         raise UserError(
-            f"{shown(title)}: more than {max_bad:.1%} of {total} pictures cannot be read, first "
-            f"{shown(name)} "
-            f"({reason}); raise data.max_bad to leave them out"
+            f"{shown(title)}: more than {max_bad:.1%} of {total} pictures cannot be read"
+            f"{_first(bad)}; raise data.max_bad to leave them out"
         )
+
+
+def _first(bad: list[tuple[str, str]]) -> str:
+    name, reason = bad[0]
+    return f", first {shown(name)} ({reason})"

@@ -13,6 +13,7 @@ from ssdistill.data.opening import open_source, open_stores
 from ssdistill.data.sources import Folder, Npz
 from ssdistill.data.store import open_store
 from ssdistill.errors import UserError
+from ssdistill.listing import description
 from ssdistill.registry import SOURCES
 
 
@@ -204,6 +205,13 @@ def test_settings_at_their_defaults_leave_no_trace():
     changed = schema(path="x", window=[0, 5], labels="none", max_pixels=9).model_dump(mode="json")
     assert (changed["window"], changed["labels"], changed["max_pixels"]) == ([0, 5], "none", 9)
     assert schema(**changed) == schema(path="x", window=[0, 5], labels="none", max_pixels=9)
+
+
+def test_the_settings_of_every_source_are_explained_where_they_are_listed():
+    _, text, table = description("sources", "folder")
+    assert "window: of pictures with more than 8 bits" in text.plain
+    assert "labels: ``none`` ignores the labels" in text.plain
+    assert {"window", "labels", "max_pixels"} <= {str(cell) for cell in table.columns[0].cells}
 
 
 @pytest.mark.parametrize("window", [[5, 5], [9, 1], [0, float("inf")], [float("nan"), 1], "wide"])

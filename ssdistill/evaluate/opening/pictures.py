@@ -106,7 +106,10 @@ def open_pictures(
         for store in splits:
             store.labels  # noqa: B018  # what is wrong with them is said before anything is encoded
     plain = settings.model_dump(mode="json", exclude_defaults=True) | {"kind": settings.kind}
-    return Shown(*splits, source.has_labels, source.description, plain)
+    description = source.description
+    if window := stores["train"].window:
+        description += f", black {window[0]:g}, white {window[1]:g}"
+    return Shown(*splits, source.has_labels, description, plain)
 
 
 def _source_settings(data: Any, overrides: Mapping[str, Any]) -> Any:
