@@ -20,3 +20,9 @@ def nearest(name: str, known: object) -> str:
 def one_line(error: BaseException) -> str:
     """What an error says, on one line of at most 200 characters; its type where it says nothing."""
     return (" ".join(str(error).split()) or type(error).__name__)[:200]
+
+
+def shown(name: object) -> str:
+    """A file's name as one printable line: what cannot be printed is escaped."""
+    text = str(name)
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from ssdistill.data.settings import StoreSettings
 from ssdistill.errors import UserError, nearest
 from ssdistill.fitted_table import FittedTable
 from ssdistill.registry import (
@@ -104,7 +105,11 @@ def description(what: str, kind: str) -> list[FittedTable | Text]:
         table.add_row(*map(Text, line))
     facts = ", ".join(_text(getattr(cls, f)) for f in ("family", "paper") if hasattr(cls, f))
     heading = f"{kind}: {facts}\n" if facts else f"{kind}\n"
-    return [Text(heading), Text(inspect.getdoc(cls) or ""), table]
+    text = inspect.getdoc(cls) or ""
+    if what == "sources":
+        # The first line says what they are; their arguments follow those of the kind.
+        text += "\n\nOf every source:\n" + inspect.getdoc(StoreSettings).partition("Args:\n")[2]
+    return [Text(heading), Text(text), table]
 
 
 def _settings(registry: Registry, kind: str) -> list[tuple[str, str]]:

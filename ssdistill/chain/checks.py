@@ -1,14 +1,10 @@
 """What can be found wrong with methods and losses before anything has been trained."""
 
-from collections.abc import Iterable
-
-import torch
-
+from ssdistill.chain.size_checks import check_sizes
 from ssdistill.chain.tasks import assemble
 from ssdistill.chain.workspace import Workspace
 from ssdistill.data.extra import NEEDS_NEIGHBOURS
 from ssdistill.errors import UserError
-from ssdistill.models.backbones import Encoder
 from ssdistill.registry import METHODS, RUNTIMES, STEPS
 from ssdistill.sections import DistillSettings, PretrainedRow
 
@@ -26,9 +22,8 @@ def check_trainings(workspace: Workspace) -> list[str]:
         UserError: a method or losses that the networks cannot serve; the key is named.
     """
     experiment = workspace.experiment
-    _check_pretraining(workspace)
+    notices = _check_pretraining(workspace)
     _check_steps(workspace)
-    notices = []
     sections = {"distill": experiment.distill} if experiment.distill else {}
     sections |= {
         f"compare.{row}": settings
@@ -36,9 +31,9 @@ def check_trainings(workspace: Workspace) -> list[str]:
         if isinstance(settings, DistillSettings)
     }
     for key, settings in sections.items():
-        _check(workspace, key, settings)
+        notices += _check(workspace, key, settings)
         notices += _large_queues(key, settings, len(workspace.train))
-    return notices
+    return list(dict.fromkeys(notices))
 
 
 def _check_steps(workspace: Workspace) -> None:
@@ -55,8 +50,8 @@ def _check_steps(workspace: Workspace) -> None:
                 raise UserError(f"{key}: {error}") from None
 
 
-def _check_pretraining(workspace: Workspace) -> None:
-    experiment = workspace.experiment
+def _check_pretraining(workspace: Workspace) -> list[str]:
+    experiment, notices = workspace.experiment, []
     trained = dict(experiment.pretrained)
     for row, settings in experiment.compare.items():
         if isinstance(settings, PretrainedRow):
@@ -65,15 +60,18 @@ def _check_pretraining(workspace: Workspace) -> None:
         key = f"{row}.pretrain" if row.startswith("compare.") else "pretrain"
         sizes = {recipe.size for recipe in method.views or () if recipe.size}
         encoder = workspace.build(network)
+        notices += check_sizes(encoder, key, sizes, "teacher")
         try:
             METHODS.build(method, encoder)
         except UserError as error:
             raise UserError(f"{key}: {error}") from None
-        _check_sizes(encoder.eval(), key, sizes, "teacher")
+    return notices
 
 
-def _check(workspace: Workspace, key: str, settings: DistillSettings) -> None:
+def _check(workspace: Workspace, key: str, settings: DistillSettings) -> list[str]:
     student = workspace.build(workspace.experiment.student.encoder)
+    sizes = {recipe.size for recipe in settings.views or () if recipe.size}
+    notices = check_sizes(student, key, sizes, "student")
     teachers = workspace.teachers()
     enough = min(len(workspace.train), ENOUGH_SAMPLES)
     try:
@@ -83,10 +81,9 @@ def _check(workspace: Workspace, key: str, settings: DistillSettings) -> None:
     neighbours = sorted(NEEDS_NEIGHBOURS & set(distiller.extra_views))
     if settings.mix and neighbours:
         raise UserError(f"{key}.mix: a mixture has no neighbours, and a loss reads {neighbours[0]}")
-    sizes = {recipe.size for recipe in settings.views or () if recipe.size}
-    _check_sizes(student.eval(), key, sizes, "student")
     for teacher in distiller.teachers.values():
-        _check_sizes(teacher, key, sizes, "teacher")
+        notices += check_sizes(teacher, key, sizes, "teacher")
+    return notices
 
 
 def _large_queues(key: str, settings: DistillSettings, num_samples: int) -> list[str]:
@@ -97,16 +94,3 @@ def _large_queues(key: str, settings: DistillSettings, num_samples: int) -> list
         for name, queue in queues.items()
         if queue and queue > num_samples
     ]
-
-
-@torch.no_grad()
-def _check_sizes(encoder: Encoder, key: str, sizes: Iterable[int], network: str) -> None:
-    """Let a network encode views of each size, which a transformer may refuse."""
-    for size in sorted(sizes):
-        try:
-            encoder(encoder.mean.new_zeros(1, 3, size, size))
-        except AssertionError as error:
-            raise UserError(
-                f"{key}.views: {encoder.spec.name} cannot encode views of {size} pixels "
-                f"({error}); set {network}.encoder.args.dynamic_img_size=true"
-            ) from error

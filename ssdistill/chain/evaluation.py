@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
+from ssdistill.chain.data_checks import GAUGED_AT_LEAST
 from ssdistill.chain.workspace import MODEL, Workspace
 from ssdistill.data.recipes import RECIPES
-from ssdistill.evaluate.gauges.agreement import agreement, side_by_side
+from ssdistill.evaluate.gauges.agreement import CKA_AT_LEAST, agreement, side_by_side
 from ssdistill.evaluate.gauges.collapse import alpha, gauges
 from ssdistill.evaluate.gauges.lidar import view_gauges
 from ssdistill.evaluate.protocols import Protocol
@@ -55,17 +56,19 @@ def evaluate(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str, 
     shown = gauged(len(test_ND), settings.gauge_images)
     shown_ND = test_ND[shown]
     np.save(tracker.run.folder / GAUGED, shown_ND.numpy())
-    metrics = gauges(shown_ND) | {"collapse/alpha": alpha(shown_ND)}
-    metrics |= of_views(subject, workspace, shown)
+    metrics: dict[str, Any] = {}
+    if len(shown_ND) >= GAUGED_AT_LEAST:
+        metrics |= gauges(shown_ND) | {"collapse/alpha": alpha(shown_ND)}
+        metrics |= of_views(subject, workspace, shown)
     metrics |= costs(model, workspace) if model else {}
     references = [parent for role, parent in stage.parents.items() if role != "model"]
-    teacher_ND = side_by_side(
-        [np.load(reference.folder(workspace.root) / GAUGED) for reference in references]
-        or [shown_ND.numpy()]
-    )
-    # Of a handful of images, ten neighbours would be all of them.
-    k = min(10, len(shown_ND) // 2)
-    metrics |= agreement(shown_ND, teacher_ND, k=k)
+    if len(shown_ND) >= CKA_AT_LEAST:
+        teacher_ND = side_by_side(
+            [np.load(reference.folder(workspace.root) / GAUGED) for reference in references]
+            or [shown_ND.numpy()]
+        )
+        # Of a handful of images, ten neighbours would be all of them.
+        metrics |= agreement(shown_ND, teacher_ND, k=min(10, len(shown_ND) // 2))
     if stage.config["labels"]:
         metrics |= judge(subject, settings.protocols, tracker.run.folder)
     return metrics

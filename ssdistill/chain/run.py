@@ -43,7 +43,9 @@ def dry_run(experiment: Experiment, root: Path) -> list[PlannedStage]:
     """The stages a run would go through, and which of them exist. Decodes the data, no more."""
     require_single_process()
     workspace = open_workspace(experiment, root)
-    check_trainings(workspace)
+    describe_data(workspace)
+    for notice in check_trainings(workspace):
+        console.print(f"note: {notice}", style="dim", markup=False)
     return [PlannedStage(stage, stage.status(root)) for stage in plan(workspace)]
 
 
@@ -70,7 +72,7 @@ def run(experiment: Experiment, root: str | Path = "runs") -> Report:
     notices = check_trainings(workspace)
     announce(workspace, stages)
     for notice in notices:
-        console.print(f"note: {notice}", style="dim")
+        console.print(f"note: {notice}", style="dim", markup=False)
     identity = Identity.of(experiment)
     with session(_shown(experiment), identity.tags, len(experiment.seeds)):
         for number, stage in enumerate(stages, start=1):
@@ -103,12 +105,7 @@ def _do(stage: Stage, workspace: Workspace, identity: Identity, position: str) -
 
 def announce(workspace: Workspace, stages: list[Stage]) -> None:
     """Say what is about to happen, and what will not."""
-    train, test = workspace.train, workspace.test
-    size = workspace.image_size
-    console.print(
-        f"{workspace.source.description}: {len(train)} training and {len(test)} test images, "
-        f"{size}x{size}"
-    )
+    describe_data(workspace)
     if not workspace.source.has_labels:
         console.print(
             "the data has no labels: the chain stops before the probes and reports the "
@@ -116,3 +113,24 @@ def announce(workspace: Workspace, stages: list[Stage]) -> None:
         )
     missing = sum(stage.status(workspace.root) != "finished" for stage in stages)
     console.print(f"{len(stages)} stages, {missing} to do")
+
+
+def describe_data(workspace: Workspace) -> None:
+    """The pictures, their classes and window, and what is probably wrong with them."""
+    train, test, size = workspace.train, workspace.test, workspace.image_size
+    lines = [
+        f"{workspace.source.description}: {len(train)} training and {len(test)} test images, "
+        f"{size}x{size}"
+    ]
+    if workspace.classes:
+        lines.append(workspace.classes)
+    window = getattr(train, "window", None)
+    if window:
+        lines.append(
+            f"more than 8 bits: black is {window[0]:g}, white {window[1]:g} "
+            f"(data.window={workspace.experiment.data.window})"
+        )
+    for line in lines:
+        console.print(line, markup=False)
+    for warning in workspace.warnings:
+        console.print(f"warning: {warning}", style="yellow", markup=False)

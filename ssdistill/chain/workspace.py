@@ -4,7 +4,7 @@ import hashlib
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssdistill.chain.data_checks import FEW_IMAGES, check_data
+from ssdistill.data.opening import open_source, open_stores
 from ssdistill.data.recipes import RECIPES, ViewRecipe
 from ssdistill.data.sources import Source
-from ssdistill.data.store import Store, open_store
-from ssdistill.data.views import eval_view
+from ssdistill.data.store import Store
+from ssdistill.data.views import eval_view, make_view
 from ssdistill.errors import UserError
 from ssdistill.evaluate.features import extract
 from ssdistill.experiment import Experiment
 from ssdistill.files import write_atomically
 from ssdistill.models.artifacts import load
 from ssdistill.models.backbones import Encoder, EncoderSettings, build_encoder
-from ssdistill.registry import METHODS, SOURCES, TEACHERS
+from ssdistill.registry import METHODS, TEACHERS
 from ssdistill.sections import NetworkSettings
 from ssdistill.settings import Settings
 from ssdistill.stages import Stage
@@ -32,6 +34,8 @@ from ssdistill.train.fabric import build_fabric
 
 MODEL = "model"
 """Folder, inside a stage's, of the encoder it made."""
+FILLED_UP = 16
+"""Views that steps of compression get of fewer than ``FEW_IMAGES`` training images."""
 
 
 @dataclass
@@ -43,6 +47,8 @@ class Workspace:
         root: the runs folder.
         source: where the pictures come from.
         train, test: the pictures, decoded.
+        classes: one line about the classes; None where no label is read.
+        warnings: what is probably wrong with the pictures, one line each.
     """
 
     experiment: Experiment
@@ -50,6 +56,8 @@ class Workspace:
     source: Source
     train: Store
     test: Store
+    classes: str | None = None
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def image_size(self) -> int:
@@ -147,11 +155,19 @@ class Workspace:
         return torch.from_numpy(np.load(path))
 
     def images(self, n: int, seed: int) -> Tensor:
-        """Evaluation views (n, 3, H, W) of distinct training images, chosen by ``seed``."""
+        """Evaluation views (n, 3, H, W) of distinct training images, chosen by ``seed``.
+
+        Of fewer than ``FEW_IMAGES``, augmented views are added, up to ``FILLED_UP`` in all.
+        """
         generator = torch.Generator().manual_seed(seed)
         chosen = torch.randperm(len(self.train), generator=generator)[:n].sort().values
         pixels = torch.from_numpy(self.train.images[chosen.numpy()])
-        return eval_view(pixels, self.image_size)
+        views = [eval_view(pixels, self.image_size)]
+        recipe = RECIPES[self.source.default_recipe or "weak"]
+        while len(self.train) < FEW_IMAGES and len(chosen) * len(views) < min(n, FILLED_UP):
+            draw = {"seed": seed, "epoch": 0, "index_B": chosen, "size": self.image_size}
+            views.append(make_view(pixels, recipe, view=len(views), **draw))
+        return torch.cat(views)[:n]
 
 
 def open_workspace(experiment: Experiment, root: Path) -> Workspace:
@@ -160,20 +176,13 @@ def open_workspace(experiment: Experiment, root: Path) -> Workspace:
     Raises:
         UserError: data that cannot be read, or that cannot serve what the experiment asks.
     """
-    source: Source = SOURCES.build(experiment.data)
+    source = open_source(experiment.data)
     size = experiment.data.image_size or source.default_image_size
-    stores = {
-        split: open_store(source, split, size, root / "data", experiment.data.max_bad)
-        for split in ("train", "test")
-    }
-    workspace = Workspace(experiment, root, source, **stores)
-    # Only names that are known without reading a label.
-    classes = stores["train"].class_names
-    if experiment.evaluate and source.has_labels and classes is not None and len(classes) < 2:
-        raise UserError(
-            f"data: {source.description} has one class only ({classes[0]}): a probe needs two; "
-            "set evaluate=null to run without it"
-        )
+    stores = open_stores(source, experiment.data, size, root / "data")
+    data = check_data(experiment, source, stores)
+    workspace = Workspace(
+        experiment, root, data.source, **stores, classes=data.classes, warnings=data.warnings
+    )
     for network in (*experiment.all_teachers.values(), experiment.student):
         if isinstance(network, NetworkSettings):
             workspace.build(network.encoder)
@@ -195,12 +204,17 @@ def _check_batches(experiment: Experiment, num_images: int) -> None:
     for row, settings in experiment.compare.items():
         method = getattr(settings, "pretrain", None)
         trainings[f"compare.{row}{'.pretrain' if method else ''}"] = method or settings
-    for key, settings in trainings.items():
-        batch_size = getattr(settings, "batch_size", 0)
-        if batch_size > num_images:
-            raise UserError(
-                f"{key}.batch_size={batch_size} is more than the {num_images} training images"
-            )
+    large = [
+        f"{key}.batch_size={settings.batch_size}"
+        for key, settings in trainings.items()
+        if getattr(settings, "batch_size", 0) > num_images
+    ]
+    if large:
+        verb = "is" if len(large) == 1 else "are"
+        raise UserError(
+            f"{', '.join(large)} {verb} more than the {num_images} training images; set at most "
+            f"{num_images}"
+        )
 
 
 def resolve_recipes(

@@ -1,59 +1,158 @@
-"""The pixels a picture file holds, whatever its format, and how they become a square."""
+"""The pixels of an image file, whatever its format, and how they become a square."""
 
 import os
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-SIXTEEN_BIT_AS_I = ("PNG", "PPM")
-"""Formats whose mode ``I`` means 16 bits in 32, not 32 bits of unknown range."""
+from ssdistill.data.bad_image import BadImage
+from ssdistill.data.bands import check_bands, is_stack
+from ssdistill.data.deep_pixels import deep_pixels, full_range, is_deep, render
+from ssdistill.errors import one_line
 
+__all__ = [
+    "BadImage",
+    "is_deep_file",
+    "open_regular",
+    "pixel_limit",
+    "read_image",
+    "read_pixels",
+    "square",
+]
 
-class BadImage(Exception):
-    """A file that gives no picture; ``reason`` is a short phrase without the file's name."""
-
-    def __init__(self, reason: str):
-        super().__init__(reason)
-        self.reason = reason
+GIANT_PIXELS = 1 << 25
+"""Images above this size are decoded one at a time, so that memory holds one of them, not one
+per core."""
+STRIP_ROWS = 512
+"""Rows of such an image that are converted at a time."""
+ORIENTATION = 0x0112
+"""EXIF tag."""
+ANIMATIONS = ("GIF", "PNG", "WEBP", "AVIF")
+TRANSPARENT = ("RGBA", "RGBa", "LA", "La", "PA")
+FILE_TYPES = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+_one_giant = threading.Lock()
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """The picture in a file as (H, W, 3) uint8 RGB, upright.
-
-    Grey becomes three equal channels; 16-bit grey is scaled by 255/65535 and rounded; anything
-    transparent (alpha, or a transparent palette entry or colour) is composited on white; CMYK is
-    read with inverted inks, as Adobe writes JPEGs and browsers read them, and without a colour
-    profile; of an animation the first frame counts; an EXIF orientation is applied.
+    """The image in a file as (H, W, 3) uint8 RGB, upright; 16-bit values span their full range.
 
     Raises:
-        BadImage: empty, truncated or unreadable file, no picture, 32-bit pixels, or more than
-            ``PIL.Image.MAX_IMAGE_PIXELS`` pixels.
+        BadImage: as :func:`read_pixels`, and 32-bit pixels.
     """
+    pixels = read_pixels(path)
+    if pixels.dtype == np.uint8:
+        return pixels
+    if pixels.dtype.itemsize > 2:
+        raise BadImage("32-bit pixels, whose black and white are not known")
+    return render(pixels, full_range(pixels.dtype))
+
+
+def read_pixels(path: str | Path, note: Callable[[str], None] | None = None) -> np.ndarray:
+    """The image in a file, upright: 8-bit images as RGB, deeper ones with the values they hold.
+
+    Grey becomes three equal channels; anything transparent (alpha, or a transparent palette
+    entry or color) is composited on white; CMYK is read with inverted inks, as Adobe writes
+    JPEGs and browsers read them, and without a color profile; an EXIF orientation is applied.
+    The first frame of an animation counts. A TIFF whose pages are of one size is a stack, and
+    one with a band that is neither a color nor declared as alpha is not RGB: both are refused.
+    The content decides the format, not the name.
+
+    Args:
+        note: is told, in a short phrase, what was left out of an image that was read.
+
+    Returns:
+        (H, W, 3) uint8; or, of more than 8 bits a channel, what
+        :func:`ssdistill.data.deep_pixels.render` takes.
+
+    Raises:
+        BadImage: not a regular file, an empty, truncated or unreadable one, no image, pixels
+            that cannot be read as they are, or more than ``PIL.Image.MAX_IMAGE_PIXELS``.
+    """
+    size = "its"
     try:
-        with Image.open(path) as image:
-            limit = Image.MAX_IMAGE_PIXELS
-            if limit is not None and image.width * image.height > limit:
-                raise BadImage(f"{image.width}x{image.height} is more than {limit} pixels")
-            image.load()
-            return _rgb(_upright(image), image.format)
+        with open_regular(path) as file, Image.open(file) as image:
+            size = f"{image.width}x{image.height}"
+            _check_size(image)
+            check_bands(image)
+            _check_frames(image, note)
+            giant = image.width * image.height > GIANT_PIXELS
+            with _one_giant if giant else nullcontext():
+                image.load()
+                deep = deep_pixels(image, file)
+                return _rgb(_upright(image)) if deep is None else _turned(deep, image)
     except BadImage:
         raise
     except Image.DecompressionBombError as error:
-        raise BadImage(f"more than {Image.MAX_IMAGE_PIXELS} pixels") from error
+        raise BadImage(_too_large()) from error
     except UnidentifiedImageError as error:
-        empty = os.path.getsize(path) == 0
-        raise BadImage("empty file" if empty else "not a picture Pillow can read") from error
+        raise BadImage(_unidentified(path)) from error
+    except MemoryError as error:
+        raise BadImage(f"{size} pixels do not fit into memory; lower data.max_pixels") from error
     except OSError as error:
-        raise BadImage(error.strerror or _one_line(error)) from error
+        raise BadImage(error.strerror or one_line(error)) from error
     except Exception as error:  # Pillow's format readers raise anything on damaged bytes
-        raise BadImage(f"damaged ({_one_line(error)})") from error
+        raise BadImage(f"damaged ({one_line(error)})") from error
+
+
+def is_deep_file(path: str | Path) -> bool:
+    """Whether the image in a file has more than 8 bits a channel; False for what gives none."""
+    try:
+        with open_regular(path) as file:
+            return is_deep(file)
+    except Exception:  # what is wrong with it is said when it is read
+        return False
+
+
+@contextmanager
+def open_regular(path: str | Path) -> Iterator[IO[bytes]]:
+    """Open a regular file, or a link to one, for reading; nothing else is even waited for.
+
+    Raises:
+        BadImage: a pipe, a socket, a device or a folder.
+        OSError: it cannot be opened.
+    """
+    _check_regular(os.stat(path).st_mode)
+    # What has become a pipe in the meantime must not be waited for either.
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with os.fdopen(handle, "rb") as file:
+        _check_regular(os.fstat(handle).st_mode)
+        yield file
+
+
+@contextmanager
+def pixel_limit(limit: int | None) -> Iterator[None]:
+    """Images of at most so many pixels are decoded inside; None leaves Pillow's limit alone."""
+    before = Image.MAX_IMAGE_PIXELS
+    try:
+        # Pillow has no other place for it, and asks at every opening.
+        Image.MAX_IMAGE_PIXELS = before if limit is None else limit
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def _check_regular(mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        kind = FILE_TYPES.get(stat.S_IFMT(mode), "something else")
+        raise BadImage(f"not a regular file but {kind}")
 
 
 def square(image_HWC: np.ndarray, size: int) -> np.ndarray:
-    """The central square of a picture as (size, size, 3) uint8.
+    """The central square of an image as (size, size, 3) uint8.
 
-    Cropped to the shorter side, then resized by Pillow's antialiased bicubic filter; a picture
+    Cropped to the shorter side, then resized by Pillow's antialiased bicubic filter; an image
     of the right size comes back as it is.
     """
     if image_HWC.shape[:2] == (size, size):
@@ -62,25 +161,69 @@ def square(image_HWC: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))
 
 
+def _check_size(image: Image.Image) -> None:
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > limit:
+        raise BadImage(f"{image.width}x{image.height} is {_too_large()}")
+
+
+def _too_large() -> str:
+    return f"more than {Image.MAX_IMAGE_PIXELS} pixels; raise data.max_pixels to read it"
+
+
+def _check_frames(image: Image.Image, note: Callable[[str], None] | None) -> None:
+    if is_stack(image):
+        raise BadImage(f"a stack of {image.n_frames} pages; save each page as a file of its own")
+    if note and image.format in ANIMATIONS and getattr(image, "is_animated", False):
+        note("animated: only the first frame is read")
+
+
+def _unidentified(path: str | Path) -> str:
+    if os.path.getsize(path) == 0:
+        return "empty file"
+    with open(path, "rb") as file:
+        tiff = file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+    more = " (a TIFF with an unusual number of bands or bits)" if tiff else ""
+    return f"not a picture Pillow can read{more}"
+
+
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        return ImageOps.exif_transpose(image)
+        # Pillow would copy the pixels of an image that is upright.
+        turned = image.getexif().get(ORIENTATION, 1) != 1
+        return ImageOps.exif_transpose(image) if turned else image
     except Exception:  # damaged EXIF says nothing about the pixels, which have been read
         return image
 
 
-def _rgb(image: Image.Image, file_format: str | None) -> np.ndarray:
-    if image.mode.startswith("I;16") or (image.mode == "I" and file_format in SIXTEEN_BIT_AS_I):
-        grey_HW = np.asarray(image).astype(np.uint32)
-        grey_HW = ((grey_HW * 255 + 32767) // 65535).astype(np.uint8)
-        return np.repeat(grey_HW[..., None], 3, axis=2)
-    if image.mode in ("I", "F"):
-        raise BadImage("32-bit pixels, whose black and white are not known")
-    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
+def _turned(pixels: np.ndarray, image: Image.Image) -> np.ndarray:
+    """Deep pixels in the orientation that the EXIF of their image asks for."""
+    try:
+        orientation = image.getexif().get(ORIENTATION, 1)
+    except Exception:
+        return pixels
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    if image.width * image.height <= GIANT_PIXELS:
+        return np.asarray(_flat(image))
+    image_HWC = np.empty((image.height, image.width, 3), dtype=np.uint8)
+    for top in range(0, image.height, STRIP_ROWS):
+        bottom = min(top + STRIP_ROWS, image.height)
+        image_HWC[top:bottom] = np.asarray(_flat(image.crop((0, top, image.width, bottom))))
+    return image_HWC
+
+
+def _flat(image: Image.Image) -> Image.Image:
+    """RGB, with anything transparent on white."""
+    if image.mode in TRANSPARENT or "transparency" in image.info:
         canvas = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(canvas, image.convert("RGBA"))
-    return np.asarray(image.convert("RGB"))
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return image if image.mode == "RGB" else image.convert("RGB")

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ssdistill.data.decode import read_image
+from ssdistill.data.labels import class_labels
 from ssdistill.data.splits import RawSplit
 from ssdistill.data.torchvision_sets import Torchvision
 from ssdistill.errors import UserError
@@ -46,7 +47,7 @@ class ListedFiles(RawSplit):
         return self._identity
 
     def labels(self) -> np.ndarray:
-        return np.asarray(self._listed[1], dtype=np.int64)
+        return class_labels(self._listed[1], f"{self.title}: its labels", len(self))
 
     @property
     def class_names(self) -> tuple[str, ...] | None:

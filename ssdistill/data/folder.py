@@ -4,51 +4,32 @@ import hashlib
 import logging
 import os
 from collections import defaultdict
-from dataclasses import dataclass
-from functools import cached_property
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 from pydantic import Field
 
-from ssdistill.data.decode import read_image
+from ssdistill.data.decode import is_deep_file, read_pixels
+from ssdistill.data.listing import EXTENSIONS, Listing, list_pictures
+from ssdistill.data.split_names import name_warnings, split_folders
 from ssdistill.data.splits import RawSplit, Source
-from ssdistill.errors import UserError
+from ssdistill.errors import UserError, shown
 
 log = logging.getLogger(__name__)
 
-EXTENSIONS = frozenset(
-    (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
-)
-"""What a picture's name may end in, in lower case."""
 TEST_FRACTION_LABELED, TEST_FRACTION_UNLABELED = 0.2, 0.1
-
-
-def list_pictures(folder: Path) -> tuple[list[str], int]:
-    """Relative names (with ``/``) of all pictures below ``folder``, sorted by code point.
-
-    Linked folders are followed, except into one the walk is already in. Hidden folders are not
-    entered; the second value counts the files left out: hidden ones, and names that do not end
-    in one of ``EXTENSIONS``.
-    """
-    names: list[str] = []
-    skipped = 0
-    pending = [("", (os.path.realpath(folder),))]
-    while pending:
-        below, above = pending.pop()
-        with os.scandir(folder / below) as entries:
-            for entry in entries:
-                hidden = entry.name.startswith(".")
-                if entry.is_dir():
-                    real = os.path.realpath(entry.path)
-                    if not hidden and real not in above:
-                        pending.append((f"{below}{entry.name}/", (*above, real)))
-                elif hidden or os.path.splitext(entry.name)[1].lower() not in EXTENSIONS:
-                    skipped += 1
-                else:
-                    names.append(below + entry.name)
-    return sorted(names), skipped
+UNLABELED = 1 << 20
+"""A depth at which no picture has a folder."""
+ONE_EACH = (
+    "each of the {} pictures is in a folder of its own, which is taken for no class: the pictures "
+    "are unlabeled; put pictures of one class into one folder"
+)
+TRAINABLE = 2
+"""Pictures that are not held out by default, where there are no more."""
 
 
 @dataclass
@@ -60,6 +41,7 @@ class FileSplit(RawSplit):
     names: list[str]
     classes_N: list[str] | None
     all_classes: tuple[str, ...]
+    _notes: dict[int, str] = field(default_factory=dict)
 
     @property
     def labeled(self) -> bool:
@@ -69,7 +51,15 @@ class FileSplit(RawSplit):
         return len(self.names)
 
     def image(self, i: int) -> np.ndarray:
-        return read_image(self.folder / self.names[i])
+        return read_pixels(self.folder / self.names[i], partial(self._notes.__setitem__, i))
+
+    def deep_rows(self) -> list[int]:
+        paths = [self.folder / name for name in self.names]
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            return [row for row, deep in enumerate(pool.map(is_deep_file, paths)) if deep]
+
+    def notes(self) -> list[str]:
+        return list(self._notes.values())
 
     def name(self, i: int) -> str:
         return self.names[i]
@@ -99,43 +89,68 @@ class FileSplit(RawSplit):
 
 @dataclass(frozen=True)
 class Layout:
-    """What was found in a folder; ``skipped`` counts the files that are left out."""
+    """How the pictures of a folder are split.
+
+    Attributes:
+        listing: all that is below the folder.
+        skipped: how many files are left out.
+        split_warnings: what looks like splits and is not taken as such, one line each.
+        class_warnings: what speaks against class folders being classes.
+    """
 
     train: FileSplit
     test: FileSplit
+    listing: Listing
     skipped: int
+    split_warnings: tuple[str, ...]
+    class_warnings: tuple[str, ...]
 
 
 def read_layout(folder: Path, test_fraction: float | None) -> Layout:
     """Sort the pictures below ``folder`` into splits and classes.
 
-    ``folder/train`` with ``folder/test`` or ``folder/val`` beside it are taken as they are (of
-    the two, the first that has class folders where ``train`` has them), and anything else is
-    left out. Otherwise the test pictures are held out of all pictures, class by class. A
-    picture's class is the topmost folder it sits in; pictures outside any make the split
-    unlabeled.
+    A folder called ``train`` with one called ``test`` or ``val`` beside it, or other words for
+    them (:mod:`ssdistill.data.split_names`), are taken as they are (of several, the first that
+    has class folders where ``train`` has them), and anything else is left out. Otherwise the test
+    pictures are held out of all pictures, class by class. A picture's class is the topmost folder
+    it sits in; pictures outside any make the split unlabeled, and so does one folder for every
+    picture.
 
     Args:
         test_fraction: share to hold out; None takes 0.2 with classes and 0.1 without.
+
+    Raises:
+        UserError: several folders that could be the training pictures.
     """
-    names, skipped = list_pictures(folder)
+    listing = list_pictures(folder)
+    names, skipped = listing.names, listing.skipped
     tops = {name.split("/")[0] for name in names}
-    given = [part for part in ("test", "val") if part in tops]
-    if "train" in tops and given:
-        train = _below(names, "train")
-        tests = [_below(names, part) for part in given]
-        test = next((t for t in tests if _classes(train, 1) and _classes(t, 1)), tests[0])
+    first, others = split_folders({name.split("/")[0] for name in names if "/" in name})
+    own, warnings = bool(first and others), ()
+    depth = 1 if own or tops == {first} else 0
+    if own:
+        train, test = _own_splits(names, first, others)
         skipped += len(names) - len(train) - len(test)
-        depth = 1
     else:
-        depth = 1 if tops == {"train"} else 0
-        train, test = _hold_out(names, _classes(names, depth), test_fraction)
+        classes_N = _classes(names, depth)
+        if classes_N and len(names) > 1 and len(set(classes_N)) == len(names):
+            warnings, classes_N, depth = (ONE_EACH.format(len(names)),), None, UNLABELED
+        train, test = _hold_out(names, classes_N, test_fraction)
     all_classes = tuple(sorted({*(_classes(train, depth) or ()), *(_classes(test, depth) or ())}))
-    splits = [
-        FileSplit(f"folder {folder} ({title})", folder, part, _classes(part, depth), all_classes)
-        for title, part in (("train", train), ("test", test))
-    ]
-    return Layout(*splits, skipped)
+    splits = []
+    for title, part in (("train", train), ("test", test)):
+        title = f"folder {shown(folder)} ({title})"
+        splits.append(FileSplit(title, folder, part, _classes(part, depth), all_classes))
+    of_splits, of_classes = name_warnings(str(folder), names, all_classes, depth, not own)
+    return Layout(*splits, listing, skipped, of_splits, (*warnings, *of_classes))
+
+
+def _own_splits(names: list[str], first: str, others: list[str]) -> tuple[list[str], list[str]]:
+    """Training pictures, and those of the first test folder that is labeled as they are."""
+    train = _below(names, first)
+    tests = [_below(names, part) for part in others]
+    labeled = (test for test in tests if _classes(train, 1) and _classes(test, 1))
+    return train, next(labeled, tests[0])
 
 
 def _below(names: list[str], top: str) -> list[str]:
@@ -154,6 +169,8 @@ def _hold_out(
     """(train, test), both sorted: of every class, the names with the smallest hashes are test."""
     if fraction is None:
         fraction = TEST_FRACTION_UNLABELED if classes_N is None else TEST_FRACTION_LABELED
+        if len(names) <= TRAINABLE:
+            fraction = 0.0
     groups: dict[str, list[str]] = defaultdict(list)
     for name, group in zip(names, classes_N or [""] * len(names), strict=True):
         groups[group].append(name)
@@ -172,11 +189,15 @@ def _hash(name: str) -> bytes:
 class Folder(Source):
     """A folder of picture files, searched recursively.
 
-    With ``path/train`` and ``path/test`` (or ``path/val``) those are the splits. Otherwise
-    pictures are held out for ``test`` by a hash of their relative name, so that the same files
-    give the same split anywhere. Pictures in class folders (``[train/]<class>/...``) are
-    labeled; as soon as one lies outside any, all are unlabeled and ``test`` serves label-free
-    measurements only. Hidden files and files that are no pictures are skipped and counted.
+    With ``path/train`` and ``path/test`` (or ``val``, ``Training`` and ``Testing``, …) those are
+    the splits. Otherwise pictures are held out for ``test`` by a hash of their relative name, so
+    that the same files give the same split anywhere. Pictures in class folders
+    (``[train/]<class>/...``) are labeled; as soon as one lies outside any, or each has a folder
+    of its own, all are unlabeled and ``test`` serves label-free measurements only. A picture is
+    a file that is named like one (``.jpg``, ``.png``, ``.tif``, …) or begins like one and has no
+    suffix; its content decides how it is read. One that cannot be read is left out and named, and
+    more than ``data.max_bad`` of them are refused. Hidden files, ``__MACOSX`` and files that are
+    no pictures are skipped and counted.
 
     Pictures of a folder have no common size. They are stored as squares of 64 pixels, which
     keeps 10 000 pictures at 123 MB and trains on a CPU; ``data.image_size`` sets another size.
@@ -200,30 +221,36 @@ class Folder(Source):
         folder = Path(self.path)
         if not folder.is_dir():
             reason = "is a file, not a folder" if folder.exists() else "no such folder"
-            raise UserError(f"data.path={self.path}: {reason}")
+            raise UserError(f"data.path={shown(self.path)}: {reason}")
         try:
             layout = read_layout(folder, self.test_fraction)
         except OSError as error:
-            reason = f"cannot list {error.filename} ({error.strerror})"
-            raise UserError(f"data.path={self.path}: {reason}") from error
-        if not len(layout.train) + len(layout.test):
-            raise UserError(
-                f"data.path={self.path}: no pictures below this folder "
-                f"({layout.skipped} other files)"
-            )
+            reason = f"cannot list {shown(error.filename)} ({error.strerror})"
+            raise UserError(f"data.path={shown(self.path)}: {reason}") from error
+        if not len(layout.train):
+            raise UserError(f"data.path={shown(self.path)}: {_nothing(layout)}")
         if layout.skipped:
             log.info("data.path=%s: skipped %d other files", self.path, layout.skipped)
         return layout
 
     @property
     def has_labels(self) -> bool:
-        return self._layout.train.labeled and self._layout.test.labeled
+        return self.has_test and self._layout.train.labeled and self._layout.test.labeled
+
+    @property
+    def has_test(self) -> bool:
+        return len(self._layout.test) > 0
+
+    def warnings(self, labels: bool) -> tuple[str, ...]:
+        layout = self._layout
+        return (*layout.split_warnings, *(layout.class_warnings if labels else ()))
 
     @property
     def description(self) -> str:
         layout = self._layout
         return (
-            f"folder {Path(self.path).name}, {'labeled' if self.has_labels else 'unlabeled'}, "
+            f"folder {shown(Path(self.path).name)}, "
+            f"{'labeled' if self.has_labels else 'unlabeled'}, "
             f"{len(layout.train)} train and {len(layout.test)} test pictures, "
             f"{layout.skipped} other files skipped"
         )
@@ -232,6 +259,20 @@ class Folder(Source):
         split = getattr(self._layout, name)
         if not len(split):
             raise UserError(
-                f"data.path={self.path} has no {name} pictures (test_fraction={self.test_fraction})"
+                f"data.path={shown(self.path)} has no {name} pictures "
+                f"(test_fraction={self.test_fraction})"
             )
         return split
+
+
+def _nothing(layout: Layout) -> str:
+    """Why there is no picture to train on."""
+    if len(layout.test):
+        return "no pictures below its training folder"
+    known = ", ".join(sorted(EXTENSIONS))
+    seen = ", ".join(f"{count} {suffix}" for suffix, count in layout.listing.others.most_common(5))
+    seen = f"; these are {shown(seen)}" if seen else ""
+    return (
+        f"no pictures below this folder ({layout.skipped} other files){seen}; a picture's name "
+        f"ends in {known}, or has no suffix"
+    )

@@ -1,15 +1,49 @@
 """What every data source has in a config beside its own settings."""
 
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, SerializerFunctionWrapHandler, model_serializer
+
 from ssdistill.settings import Fraction, PositiveInt, Settings
+
+MAX_PIXELS = 89_478_485
+"""Pillow's own limit: a quarter of a gigabyte of RGB."""
+LATER = ("window", "labels", "max_pixels")
+"""Settings that version 0.1 did not have: at their defaults they are no part of any digest."""
+
+
+def _rising(window: Any) -> Any:
+    if not isinstance(window, str) and not float("-inf") < window[0] < window[1] < float("inf"):
+        raise ValueError(f"window: [low, high] needs low < high, got {list(window)}")
+    return window
 
 
 class StoreSettings(Settings):
-    """How a source's pictures are stored.
+    """How a source's pictures are stored, and what of them is read.
 
     Args:
         image_size: side of the stored squares in pixels; null takes the source's own default.
         max_bad: largest share of unreadable pictures that is skipped rather than refused.
+        window: of pictures with more than 8 bits, the values that are stored as black and white:
+            ``[low, high]``; ``auto``, from the smallest to the largest value of the training
+            pictures (of arrays of fractions, [0, 1]); or ``full``, all that the type can hold.
+        labels: ``none`` ignores the labels; ``auto`` takes those the source has.
+        max_pixels: a picture with more pixels is not decoded and counts as unreadable.
     """
 
     image_size: PositiveInt | None = None
     max_bad: Fraction = 0.05
+    window: Annotated[tuple[float, float] | Literal["auto", "full"], AfterValidator(_rising)] = (
+        "auto"
+    )
+    labels: Literal["auto", "none"] = "auto"
+    max_pixels: PositiveInt = MAX_PIXELS
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values = handler(self)
+        fields = StoreSettings.model_fields
+        for name in LATER:
+            if getattr(self, name) == fields[name].default:
+                values.pop(name, None)
+        return values

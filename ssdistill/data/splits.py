@@ -7,6 +7,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ssdistill.data.bad_image import BadImage
+from ssdistill.data.deep_pixels import Window
+from ssdistill.data.labels import class_labels
 from ssdistill.errors import UserError, nearest
 from ssdistill.registry import settings_of
 
@@ -23,7 +26,11 @@ class RawSplit(ABC):
 
     @abstractmethod
     def image(self, i: int) -> np.ndarray:
-        """Picture ``i`` as (H, W, 3) uint8 RGB; raises BadImage where it cannot be read."""
+        """Picture ``i`` as (H, W, 3) uint8 RGB, or with its values where they have more bits.
+
+        The latter are what :func:`ssdistill.data.deep_pixels.render` takes. Raises BadImage where
+        it cannot be read.
+        """
 
     @abstractmethod
     def name(self, i: int) -> str: ...
@@ -35,6 +42,18 @@ class RawSplit(ABC):
     def array(self) -> np.ndarray | None:
         """All pictures as (N, H, W, 3) uint8 where they are in memory anyway, else None."""
         return None
+
+    def deep_rows(self) -> list[int]:
+        """Pictures of more than 8 bits a channel; finding them decodes nothing."""
+        return []
+
+    def auto_window(self, low: float, high: float) -> Window:
+        """The window through which values from ``low`` to ``high`` become bytes by default."""
+        return low, high
+
+    def notes(self) -> list[str]:
+        """What was left out of each picture that was read; one phrase for every one of them."""
+        return []
 
     def labels(self) -> np.ndarray:
         """(N,) int64 classes, from 0; UserError where there are none."""
@@ -50,7 +69,7 @@ class ArraySplit(RawSplit):
     """Pictures of one array, each part loaded when first asked for.
 
     Args:
-        images: gives (N, H, W, 3) or (N, H, W) uint8.
+        images: gives (N, H, W, 3) or (N, H, W): uint8, or other numbers for a window.
         labels: gives (N,) integers; None for unlabeled pictures.
         classes: gives the class names, if they are known apart from the labels.
     """
@@ -67,20 +86,41 @@ class ArraySplit(RawSplit):
         self._load, self._load_labels, self._load_classes = images, labels, classes
 
     @cached_property
-    def _images_NHWC(self) -> np.ndarray:
+    def _images(self) -> np.ndarray:
+        """(N, H, W, 3) uint8; of another type (N, H, W) or (N, H, W, 3)."""
         images = self._load()
-        if images.ndim == 3:
+        if images.ndim == 3 and images.dtype == np.uint8:
             return np.broadcast_to(images[..., None], (*images.shape, 3))
         return images
 
     def __len__(self) -> int:
-        return len(self._images_NHWC)
+        return len(self._images)
 
-    def array(self) -> np.ndarray:
-        return self._images_NHWC
+    def array(self) -> np.ndarray | None:
+        return self._images if self._images.dtype == np.uint8 else None
 
     def image(self, i: int) -> np.ndarray:
-        return self._images_NHWC[i]
+        image = self._images[i]
+        if image.dtype.kind == "f" and not np.isfinite(image).all():
+            raise BadImage("pixels that are NaN or infinite")
+        return image
+
+    def deep_rows(self) -> list[int]:
+        return [] if self._images.dtype == np.uint8 else list(range(len(self)))
+
+    def auto_window(self, low: float, high: float) -> Window:
+        """Fractions are those of white; whole numbers fill the range from the smallest up."""
+        if self._images.dtype.kind == "b":
+            return 0.0, 1.0
+        if self._images.dtype.kind != "f":
+            return low, high
+        if low < 0 or high > 1:
+            raise UserError(
+                f"{self.title}: {self._images.dtype} pixels from {low:g} to {high:g} are not in "
+                f"[0, 1]; set data.window=[{low:g}, {high:g}], or whichever values are black and "
+                "white"
+            )
+        return 0.0, 1.0
 
     def name(self, i: int) -> str:
         return f"{i:06d}"
@@ -91,7 +131,7 @@ class ArraySplit(RawSplit):
     def labels(self) -> np.ndarray:
         if self._load_labels is None:
             return super().labels()
-        return np.asarray(self._load_labels()).astype(np.int64)
+        return class_labels(self._load_labels(), f"{self.title}: its labels")
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
@@ -106,11 +146,13 @@ class Source(ABC):
     Keyword-only constructor arguments are the config, and each is kept as an attribute of the
     same name. A subclass sets ``kind``, ``has_labels``, ``default_image_size`` (pixels a side,
     used where the config leaves ``data.image_size`` open) and ``description``; where views for
-    natural pictures would be wrong, also ``default_recipe``, the name of a view recipe.
+    natural pictures would be wrong, also ``default_recipe``, the name of a view recipe; and
+    where there may be no test pictures, ``has_test``.
     """
 
     kind: ClassVar[str]
     has_labels: bool = True
+    has_test: bool = True
     default_image_size: int
     description: str
     default_recipe: str | None = None
@@ -130,7 +172,83 @@ class Source(ABC):
     @abstractmethod
     def _split(self, name: str) -> RawSplit: ...
 
+    def warnings(self, labels: bool) -> tuple[str, ...]:
+        """What looks otherwise than it is taken, one line each; ``labels`` if they matter."""
+        return ()
+
     @property
     def settings(self) -> dict[str, Any]:
         """The keyword-only constructor arguments this source was made with."""
         return settings_of(self)
+
+
+class Unlabeled(Source):
+    """Another source without its labels: the same pictures in the same splits.
+
+    Args:
+        source: it is asked for pictures only.
+    """
+
+    kind: ClassVar[str]
+    has_labels = False
+
+    def __init__(self, source: Source):
+        self._source = source
+        self.kind = source.kind
+        self.default_recipe = source.default_recipe
+
+    @property
+    def has_test(self) -> bool:
+        return self._source.has_test
+
+    @property
+    def default_image_size(self) -> int:
+        return self._source.default_image_size
+
+    @property
+    def description(self) -> str:
+        return f"{self._source.description} (labels ignored)"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return self._source.settings
+
+    def warnings(self, labels: bool) -> tuple[str, ...]:
+        return self._source.warnings(labels=False)
+
+    def _split(self, name: str) -> RawSplit:
+        return _UnlabeledSplit(self._source.split(name))
+
+
+class _UnlabeledSplit(RawSplit):
+    """A split whose labels are never asked for."""
+
+    def __init__(self, split: RawSplit):
+        self._pictures, self.title = split, split.title
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def image(self, i: int) -> np.ndarray:
+        return self._pictures.image(i)
+
+    def name(self, i: int) -> str:
+        return self._pictures.name(i)
+
+    def identity(self) -> str:
+        return self._pictures.identity()
+
+    def array(self) -> np.ndarray | None:
+        return self._pictures.array()
+
+    def deep_rows(self) -> list[int]:
+        return self._pictures.deep_rows()
+
+    def auto_window(self, low: float, high: float) -> Window:
+        return self._pictures.auto_window(low, high)
+
+    def notes(self) -> list[str]:
+        return self._pictures.notes()
+
+    def labels(self) -> np.ndarray:
+        raise UserError(f"{self.title}: data.labels=none leaves its labels alone")

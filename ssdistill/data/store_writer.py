@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from rich.console import Console
@@ -14,25 +14,39 @@ from rich.markup import escape
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from ssdistill.data.decode import BadImage, square
+from ssdistill.data.deep_pixels import Window, full_range, render, split_alpha
+from ssdistill.data.moments import Moments, pixel_notices
 from ssdistill.data.splits import RawSplit
-from ssdistill.errors import UserError
+from ssdistill.errors import UserError, shown
 
 CHUNK_BYTES, CHUNK_IMAGES = 8 << 20, 512
 SECONDS_WITHOUT_BAR = 2.0
 
 
-def write_images(file: IO[bytes], raw: RawSplit, size: int, max_bad: float) -> dict:
+def write_images(
+    file: IO[bytes],
+    raw: RawSplit,
+    size: int,
+    max_bad: float,
+    window: Window | None = None,
+    automatic: bool = True,
+) -> dict:
     """Write a split's squares as one ``.npy``; return what the store's json says of them.
 
     Bytes are written in order rather than through a memory map: on a full disk a write raises,
     where a store into mapped memory kills the process.
+
+    Args:
+        window: values of deep pictures that become black and white.
+        automatic: whether the window follows from the pictures, so that clipping is not meant.
     """
-    digest, moments = hashlib.sha256(f"{size}\n".encode()), _Moments()
+    digest, moments = _digest(size), Moments()
     names: list[str] = []
     bad: list[tuple[str, str]] = []
     bad_rows: list[int] = []
+    squarer = Squarer(raw, size, window)
     _write_header(file, len(raw), size)
-    for rows, squares in _with_bar(_chunks(raw, size), len(raw), f"decoding {raw.title}"):
+    for rows, squares in _with_bar(_chunks(raw, squarer), len(raw), f"decoding {raw.title}"):
         for row, one in zip(rows, squares, strict=True):
             if isinstance(one, BadImage):
                 bad.append((raw.name(row), one.reason))
@@ -42,24 +56,46 @@ def write_images(file: IO[bytes], raw: RawSplit, size: int, max_bad: float) -> d
         refuse_bad(raw.title, bad, len(raw), max_bad)
         good = [one for one in squares if not isinstance(one, BadImage)]
         if good:
-            images_NHWC = np.stack(good)
+            images_NHWC = np.ascontiguousarray(np.stack(good))
             file.write(images_NHWC)
             digest.update(images_NHWC)
             moments.add(images_NHWC)
     if not names:
-        raise UserError(f"{raw.title} has no picture that can be read")
+        raise UserError(f"{shown(raw.title)} has no picture that can be read{_first(bad)}")
     file.seek(0)
     _write_header(file, len(names), size)
-    digest.update("\0".join(names).encode("utf-8", "surrogateescape"))
     mean, std = moments.mean_std()
+    clipped = squarer.clipped if automatic else 0.0
     return {
-        "fingerprint": digest.hexdigest(),
+        "fingerprint": _named(digest, names, window),
         "mean": mean,
         "std": std,
         "bad": bad,
         "bad_rows": bad_rows,
         "names": names,
+        "window": window,
+        "notices": pixel_notices(moments, window, clipped, raw.notes(), len(raw)),
     }
+
+
+def fingerprint_of(images_NHWC: np.ndarray, names: list[str], window: Window | None = None) -> str:
+    """The fingerprint of stored pictures, from their pixels."""
+    digest = _digest(images_NHWC.shape[1])
+    step = max(1, CHUNK_BYTES // images_NHWC[0].nbytes)
+    for start in range(0, len(images_NHWC), step):
+        digest.update(np.ascontiguousarray(images_NHWC[start : start + step]))
+    return _named(digest, names, window)
+
+
+def _digest(size: int) -> Any:
+    return hashlib.sha256(f"{size}\n".encode())
+
+
+def _named(digest: Any, names: list[str], window: Window | None) -> str:
+    digest.update("\0".join(names).encode("utf-8", "surrogateescape"))
+    if window:
+        digest.update(f"\0window {window}".encode())
+    return digest.hexdigest()
 
 
 def _write_header(file: IO[bytes], count: int, size: int) -> None:
@@ -68,22 +104,43 @@ def _write_header(file: IO[bytes], count: int, size: int) -> None:
     np.lib.format.write_array_header_1_0(file, header)
 
 
-def _chunks(raw: RawSplit, size: int) -> Iterator[tuple[range, list[np.ndarray | BadImage]]]:
+class Squarer:
+    """Reads pictures of a split as squares of bytes.
+
+    Attributes:
+        clipped: of the deep pictures' pixels, the share that lies beyond the window.
+    """
+
+    def __init__(self, raw: RawSplit, size: int, window: Window | None):
+        self.raw, self.size, self.window = raw, size, window
+        self._beyond: list[float] = []
+
+    def __call__(self, row: int) -> np.ndarray | BadImage:
+        try:
+            pixels = self.raw.image(row)
+        except BadImage as error:
+            return error
+        if pixels.dtype != np.uint8:
+            window = self.window or full_range(pixels.dtype)
+            color, _ = split_alpha(pixels)
+            self._beyond.append(float(((color < window[0]) | (color > window[1])).mean()))
+            pixels = render(pixels, window)
+        return square(pixels, self.size)
+
+    @property
+    def clipped(self) -> float:
+        return sum(self._beyond) / max(1, len(self._beyond))
+
+
+def _chunks(raw: RawSplit, squarer: Squarer) -> Iterator[tuple[range, list[np.ndarray | BadImage]]]:
     """Rows of a split and their squares, in order, decoded by one thread per core.
 
     Threads are enough: Pillow lets go of the interpreter while it decodes and resizes.
     """
-    workers = os.cpu_count() or 1
+    workers, size = os.cpu_count() or 1, squarer.size
     length = max(8 * workers, min(CHUNK_IMAGES, CHUNK_BYTES // (size * size * 3)))
     array = raw.array()
     as_they_are = array is not None and array.shape[1:] == (size, size, 3)
-
-    def read(row: int) -> np.ndarray | BadImage:
-        try:
-            return square(raw.image(row), size)
-        except BadImage as error:
-            return error
-
     with ThreadPoolExecutor(workers) as pool, warnings.catch_warnings():
         # Damaged EXIF, odd palettes: either the picture is read or it is listed as bad.
         warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -92,7 +149,7 @@ def _chunks(raw: RawSplit, size: int) -> Iterator[tuple[range, list[np.ndarray |
             if as_they_are:
                 yield rows, list(array[rows.start : rows.stop])
             else:
-                yield rows, list(pool.map(read, rows))
+                yield rows, list(pool.map(squarer, rows))
 
 
 def _with_bar(chunks: Iterator, total: int, title: str) -> Iterator:
@@ -100,7 +157,7 @@ def _with_bar(chunks: Iterator, total: int, title: str) -> Iterator:
     console = Console(stderr=True)
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=console, transient=True)
-    task, began = bar.add_task(escape(title), total=total), time.monotonic()
+    task, began = bar.add_task(escape(shown(title)), total=total), time.monotonic()
     try:
         for chunk in chunks:
             yield chunk
@@ -115,30 +172,12 @@ def _with_bar(chunks: Iterator, total: int, title: str) -> Iterator:
 def refuse_bad(title: str, bad: list[tuple[str, str]], total: int, max_bad: float) -> None:
     """Raises UserError when more than a share ``max_bad`` of ``total`` is in ``bad``."""
     if len(bad) > max_bad * total:
-        name, reason = bad[0]
         raise UserError(
-            f"{title}: more than {max_bad:.1%} of {total} pictures cannot be read, first {name} "
-            f"({reason}); raise data.max_bad to leave them out"
+            f"{shown(title)}: more than {max_bad:.1%} of {total} pictures cannot be read"
+            f"{_first(bad)}; raise data.max_bad to leave them out"
         )
 
 
-class _Moments:
-    """Exact sums over uint8 pixels, channel by channel."""
-
-    def __init__(self) -> None:
-        self.count, self.sums, self.squares = 0, np.zeros(3), np.zeros(3)
-
-    def add(self, images_NHWC: np.ndarray) -> None:
-        # Whole rows of pixels are summed at once: an inner axis of 3 would be many times slower.
-        rows = images_NHWC.reshape(-1, images_NHWC.shape[2] * 3)
-        for total, values in (
-            (self.sums, rows),
-            (self.squares, np.square(rows, dtype=np.uint16)),
-        ):
-            total += values.sum(0, dtype=np.int64).reshape(-1, 3).sum(0)
-        self.count += images_NHWC.size // 3
-
-    def mean_std(self) -> tuple[list[float], list[float]]:
-        mean = self.sums / self.count
-        variance = np.maximum(self.squares / self.count - mean**2, 0)
-        return (mean / 255).tolist(), (np.sqrt(variance) / 255).tolist()
+def _first(bad: list[tuple[str, str]]) -> str:
+    name, reason = bad[0]
+    return f", first {shown(name)} ({reason})"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ssdistill.errors import UserError
-from ssdistill.evaluate.gauges.agreement import agreement
+from ssdistill.evaluate.gauges.agreement import CKA_AT_LEAST, agreement
 from ssdistill.measure.latency import PairedLatency, paired_latency
 from ssdistill.measure.model_costs import costs_of
 from ssdistill.measure.turns import Clock
@@ -43,7 +43,7 @@ def before_after(
     Args:
         before: the PyTorch model that the step was given; left as it is.
         after: what the step has made: a PyTorch model, or a file for a runtime.
-        inputs: unlabeled inputs of the models, at least four.
+        inputs: unlabeled inputs of the models; of fewer than four, there is no agreement.
         before_folder, after_folder: artifact folders they are saved in.
         threads: threads of the runtime.
         clock: seconds, monotonic.
@@ -63,7 +63,7 @@ def before_after(
         the ``runtime`` that was timed. Shares that are not known are NaN, which no gate passes.
 
     Raises:
-        UserError: embeddings that are not finite, or fewer than four inputs.
+        UserError: embeddings that are not finite.
     """
     costs = costs_of(after, after_folder, before if isinstance(before, nn.Module) else None)
     metrics = dict(costs)
@@ -78,7 +78,7 @@ def before_after(
     facts = {
         "bytes": share,
         "latency": 1 / timed["compress/speedup"] if timed else float("nan"),
-        "cka": agreed["agree/cka"],
+        "cka": agreed.get("agree/cka", float("nan")),
         "runtime": runtime,
     }
     return metrics, facts
@@ -88,8 +88,11 @@ def agreed_on(before: Any, after: Any, inputs: Tensor) -> dict[str, float]:
     """How the embeddings of two models agree.
 
     See :func:`ssdistill.evaluate.gauges.agreement.agreement`.
-    Of a handful of inputs, as many neighbours as usual would be all there are.
+    Of a handful of inputs, as many neighbours as usual would be all there are; of fewer than
+    ``CKA_AT_LEAST``, nothing can be said.
     """
+    if len(inputs) < CKA_AT_LEAST:
+        return {}
     k = max(1, min(NEIGHBOURS, len(inputs) // 2))
     return agreement(embeddings(after, inputs), embeddings(before, inputs), k=k)
 

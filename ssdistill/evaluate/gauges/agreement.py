@@ -16,6 +16,8 @@ RIDGE = 1e-4
 """Ridge of the linear map, in units of the mean variance of what it maps from."""
 ANCHORS = 500
 """Images whose similarities to all others are ranked, at most."""
+CKA_AT_LEAST = 4
+"""Images that a debiased CKA needs."""
 CHUNK = 2**21
 """Similarities ranked at a time."""
 
@@ -44,7 +46,7 @@ def agreement(a_ND: Any, b_ND: Any, *, k: int = 10, max_queries: int = 2000) -> 
     b_ND = b_ND.to(a_ND.device)
     if len(a_ND) != len(b_ND):
         raise UserError(f"agreement compares {len(a_ND)} embeddings with {len(b_ND)}")
-    if len(a_ND) < 4 or not 1 <= k < len(a_ND):
+    if len(a_ND) < CKA_AT_LEAST or not 1 <= k < len(a_ND):
         raise UserError(f"agreement needs at least 4 images and more than k={k}, got {len(a_ND)}")
     cka = LinearCKA()
     cka.update(a_ND, b_ND)
@@ -65,7 +67,10 @@ def side_by_side(features: Sequence[Any]) -> Tensor:
     if len(features) == 1:
         return torch.as_tensor(features[0])
     centred = [z_ND - z_ND.mean(0) for z_ND in map(torch.as_tensor, features)]
-    return torch.cat([z_ND / torch.linalg.norm(z_ND) for z_ND in centred], 1)
+    # An encoder that maps all images to one point has no spread to be scaled.
+    norms = [torch.linalg.norm(z_ND) for z_ND in centred]
+    pairs = zip(centred, norms, strict=True)
+    return torch.cat([z_ND / norm if norm > 0 else z_ND for z_ND, norm in pairs], 1)
 
 
 class LinearCKA:
@@ -110,7 +115,7 @@ class LinearCKA:
         Raises:
             UserError: fewer than four images.
         """
-        if self.count < 4:
+        if self.count < CKA_AT_LEAST:
             raise UserError(f"CKA needs at least 4 images, got {self.count}")
         ab, aa, bb = self._hsic(0, 1), self._hsic(0, 0), self._hsic(1, 1)
         if aa <= 0 or bb <= 0:

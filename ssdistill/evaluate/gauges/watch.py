@@ -10,7 +10,7 @@ from ssdistill.data.batch import Batch
 from ssdistill.data.store import Store
 from ssdistill.errors import UserError
 from ssdistill.evaluate.features import extract
-from ssdistill.evaluate.gauges.agreement import LinearCKA, side_by_side
+from ssdistill.evaluate.gauges.agreement import CKA_AT_LEAST, LinearCKA, side_by_side
 from ssdistill.evaluate.gauges.collapse import gauges
 from ssdistill.train.observers import Observer
 from ssdistill.train.task import Task
@@ -78,7 +78,8 @@ class AgreementWatch(Observer):
     ``collapse/sample/uniformity``. Between two looks the last one's values are repeated.
 
     Nobody should pay for a curve: looks are so far apart (``TRAINED_PER_LOOK``) that they take
-    less than 1 % of the training, and one too short for that (``TRAINED_AT_LEAST``) has none.
+    less than 1 % of the training, and one too short for that (``TRAINED_AT_LEAST``), or of fewer
+    images than a CKA needs, has none.
 
     Args:
         store: the training images.
@@ -96,7 +97,8 @@ class AgreementWatch(Observer):
         rare = -(-TRAINED_PER_LOOK * looked_at // batch_size)
         self.interval = max(rare, round(EVERY * num_steps))
         self.num_steps = num_steps
-        self.looks = num_steps * batch_size >= TRAINED_AT_LEAST * looked_at
+        enough = num_steps * batch_size >= TRAINED_AT_LEAST * looked_at
+        self.looks = enough and looked_at >= CKA_AT_LEAST
         self.found: dict[str, float] = {}
 
     def after_step(self, step: int, batch: Batch, task: Task) -> dict[str, float]:

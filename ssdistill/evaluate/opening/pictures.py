@@ -1,5 +1,6 @@
 """The pictures an encoder is asked about, from whatever names them."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -8,13 +9,19 @@ from typing import Any
 
 import numpy as np
 
+from ssdistill.data.array_file import check_image_array
 from ssdistill.data.folder import Folder
+from ssdistill.data.labels import IGNORE, class_labels
 from ssdistill.data.npz import Npz
-from ssdistill.data.store import Store, open_store
+from ssdistill.data.opening import open_source, open_stores
+from ssdistill.data.splits import SPLITS
+from ssdistill.data.store import Store
 from ssdistill.errors import UserError, nearest
 from ssdistill.evaluate.subject import LabeledImages, Subject
 from ssdistill.registry import SOURCES
 from ssdistill.teachers import Pictures
+
+log = logging.getLogger(__name__)
 
 SAMPLED = 10_000
 """Training images whose statistics are taken for those of all, where nobody has counted."""
@@ -50,6 +57,8 @@ class Shown:
         step = -(-len(self.train.images) // SAMPLED)
         pixels = np.asarray(self.train.images[::step], dtype=np.float64) / 255
         mean, std = pixels.mean((0, 1, 2)), pixels.std((0, 1, 2))
+        # A channel of one value is divided by one level, as that of a store is.
+        std[std == 0] = 1 / 255
         return Pictures(self.image_size, tuple(mean.tolist()), tuple(std.tolist()))
 
 
@@ -83,16 +92,24 @@ def open_pictures(
     if isinstance(data, Sequence) and not isinstance(data, str):
         return _of_arrays(data)
     settings = _source_settings(data, overrides or {})
-    source = SOURCES.build(settings)
+    source = open_source(settings)
     size = settings.image_size or source.default_image_size
-    if isinstance(source, Folder) and settings.image_size is None:
+    if settings.kind == Folder.kind and settings.image_size is None:
         size = max(sizes, default=size)
-    splits = [
-        open_store(source, name, size, Path(root) / "data", settings.max_bad)
-        for name in ("train", "test")
-    ]
+    stores = open_stores(source, settings, size, Path(root) / "data")
+    splits = [stores[name] for name in SPLITS]
+    for warning in source.warnings(labels=True):
+        log.warning("%s", warning)
+    if not source.has_test:
+        log.warning("data: there are no test pictures, the training pictures are looked at instead")
+    if source.has_labels:
+        for store in splits:
+            store.labels  # noqa: B018  # what is wrong with them is said before anything is encoded
     plain = settings.model_dump(mode="json", exclude_defaults=True) | {"kind": settings.kind}
-    return Shown(*splits, source.has_labels, source.description, plain)
+    description = source.description
+    if window := stores["train"].window:
+        description += f", black {window[0]:g}, white {window[1]:g}"
+    return Shown(*splits, source.has_labels, description, plain)
 
 
 def _source_settings(data: Any, overrides: Mapping[str, Any]) -> Any:
@@ -106,7 +123,7 @@ def _source_settings(data: Any, overrides: Mapping[str, Any]) -> Any:
         wanted = {"kind": str(data)}
     elif Path(data).is_dir():
         wanted = {"kind": Folder.kind, "path": str(data)}
-    elif Path(data).is_file() or Path(data).suffix == ".npz":
+    elif Path(data).exists() or Path(data).suffix in (".npz", ".npy"):
         wanted = {"kind": Npz.kind, "path": str(data)}
     else:
         known = ", ".join(SOURCES.classes)
@@ -118,26 +135,40 @@ def _source_settings(data: Any, overrides: Mapping[str, Any]) -> Any:
 
 
 def _of_arrays(pairs: Sequence[Any]) -> Shown:
-    if len(pairs) != 2 or any(len(pair) not in (1, 2) for pair in pairs):
+    if len(pairs) != 2 or any(
+        not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) not in (1, 2)
+        for pair in pairs
+    ):
         raise UserError("data: arrays come as ((x_train, y_train), (x_test, y_test))")
     train, test = (
-        LabeledImages(_pixels(pair[0], name), pair[1] if len(pair) == 2 else None)
-        for pair, name in zip(pairs, ("training", "test"), strict=True)
+        _of_array(pair, name) for pair, name in zip(pairs, ("training", "test"), strict=True)
     )
     labeled = train.labels is not None and test.labels is not None
     return Shown(train, test, labeled, f"arrays of {len(train)} training, {len(test)} test images")
 
 
+def _of_array(pair: Sequence[Any], name: str) -> LabeledImages:
+    images = _pixels(pair[0], name)
+    if len(pair) == 1 or pair[1] is None:
+        return LabeledImages(images, None)
+    try:
+        labels = class_labels(pair[1], f"data: {name} labels", len(images))
+    except UserError as error:
+        # Arrays have no settings: without labels is to leave them out.
+        raise UserError(str(error).replace(IGNORE, "leave them out: (x,) alone")) from None
+    return LabeledImages(images, labels)
+
+
 def _pixels(images: Any, name: str) -> np.ndarray:
-    found = np.asarray(images)
-    if found.ndim == 3:
-        found = np.broadcast_to(found[..., None], (*found.shape, 3))
-    if found.dtype != np.uint8 or found.ndim != 4 or found.shape[-1] != 3 or not len(found):
+    array = np.asarray(images)
+    if array.dtype != np.uint8:
         raise UserError(
             f"data: {name} images must be uint8 (N, H, W, 3) or (N, H, W) and some, "
-            f"got {found.dtype} {found.shape}"
+            f"got {array.dtype} {array.shape}; fractions become bytes by "
+            "(x * 255).round().astype('uint8')"
         )
-    return found
+    check_image_array(array.shape, array.dtype, f"data: {name} images")
+    return np.broadcast_to(array[..., None], (*array.shape, 3)) if array.ndim == 3 else array
 
 
 def _labels(split: Any) -> Any:

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
-from ssdistill.data.sources import Source
-from ssdistill.data.store import Store, open_store
+from ssdistill.data.opening import open_source, open_stores
+from ssdistill.data.store import Store
 from ssdistill.errors import UserError
 from ssdistill.evaluate.classification import Classification, classify
 from ssdistill.evaluate.features import binomial_error
@@ -148,15 +148,12 @@ def _open(settings: Settings, name: str, subject: Subject) -> _Opened:
     Raises:
         UserError: it is missing, unreadable or has no labels; the message begins with its name.
     """
-    source: Source = SOURCES.build(settings)
+    source = open_source(settings)
     size = settings.image_size or subject.image_size
     try:
         if not source.has_labels:
             raise UserError(f"{source.description} has no labels: a probe needs them")
-        splits = {
-            split: open_store(source, split, size, data_folder(subject), settings.max_bad)
-            for split in ("train", "test")
-        }
+        splits = open_stores(source, settings, size, data_folder(subject))
         for store in splits.values():
             store.labels  # noqa: B018  # read now, so that what is wrong with them is said now
     except UserError as error:

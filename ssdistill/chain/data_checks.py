@@ -1,0 +1,153 @@
+"""What can be said of the pictures before anything is trained: what is wrong, what is missing."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ssdistill.data.splits import Source, Unlabeled
+from ssdistill.data.store import Store
+from ssdistill.errors import UserError
+from ssdistill.evaluate.gauges.agreement import CKA_AT_LEAST
+from ssdistill.evaluate.labels import look_at_labels
+from ssdistill.experiment import Experiment
+
+TRAINABLE = 2
+"""Pictures that a training needs at least."""
+GAUGED_AT_LEAST = 2
+"""Pictures that gauges of one encoder need; those that compare two need ``CKA_AT_LEAST``."""
+FEW_IMAGES = 12
+"""Training pictures below which compression gets augmented views beside them."""
+SAMPLE = 64
+"""Pictures that are compared first; all are where these are alike."""
+PIECE = 4096
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What is known of the pictures.
+
+    Attributes:
+        source: where they come from, without labels where those cannot serve a probe.
+        classes: one line about the classes; None where no label is read.
+        warnings: one line each, with what to do.
+    """
+
+    source: Source
+    classes: str | None
+    warnings: list[str]
+
+
+def check_data(experiment: Experiment, source: Source, stores: dict[str, Store]) -> Findings:
+    """Look at pictures and, where something will be probed, at labels.
+
+    Raises:
+        UserError: pictures that nothing can be learned from, or labels that no probe can read.
+    """
+    train, test = stores["train"], stores["test"]
+    if len(train) < TRAINABLE:
+        raise UserError(
+            f"data: {len(train)} training picture, and a training needs two or more; "
+            "add pictures, or lower data.test_fraction where some are held out"
+        )
+    _refuse_selection(train, experiment)
+    _refuse_constant(train, experiment)
+    reads_labels = experiment.evaluate is not None
+    warnings = [*source.warnings(reads_labels), *_missing_test(experiment, source)]
+    warnings += _constant_warnings(train, test) + _few(source, test)
+    warnings += _few_to_compress(experiment, train)
+    # Only names that are known without reading a label.
+    names = train.class_names if source.has_labels else None
+    if names is not None and len(names) < 2 and source.warnings(True):
+        source = Unlabeled(source)
+    findings = Findings(source, None, warnings)
+    if reads_labels and source.has_labels:
+        return replace(findings, classes=look_at_labels(train, test))
+    return findings
+
+
+def _refuse_selection(train: Store, experiment: Experiment) -> None:
+    rows = {"distill": experiment.distill}
+    rows |= {f"compare.{name}": row for name, row in experiment.compare.items()}
+    for key, settings in rows.items():
+        if getattr(settings, "select", None) == "agreement" and len(train) < CKA_AT_LEAST:
+            raise UserError(
+                f"{key}.select=agreement needs {CKA_AT_LEAST} training pictures, there are "
+                f"{len(train)}; set {key}.select=last, or add pictures"
+            )
+
+
+def _refuse_constant(train: Store, experiment: Experiment) -> None:
+    first = np.asarray(train.images[0])
+    if not _all(train, lambda images_NHWC: images_NHWC == first):
+        return
+    values = np.unique(first)
+    window = f", or data.window={experiment.data.window}" if train.window else ""
+    if len(values) == 1:
+        raise UserError(
+            f"data: every pixel of the {len(train)} training pictures has the value {values[0]} "
+            f"(of 0 to 255), so there is nothing to learn; check the files{window}"
+        )
+    raise UserError(
+        f"data: the {len(train)} training pictures are all equal, so there is nothing to tell "
+        f"apart; check the files{window}"
+    )
+
+
+def _constant_warnings(train: Store, test: Store) -> list[str]:
+    warnings = []
+    if _all(train, lambda images_NHWC: images_NHWC == images_NHWC[:, :1, :1]):
+        warnings.append(
+            "each training picture has one color all over, so crops of it are all alike; check "
+            "the files"
+        )
+    first = np.asarray(test.images[0])
+    if len(test) > 1 and _all(test, lambda images_NHWC: images_NHWC == first):
+        warnings.append(
+            f"the {len(test)} test pictures are all equal, so no gauge or probe of them says "
+            "anything; check the files"
+        )
+    return warnings
+
+
+def _all(store: Store, holds: Callable[[np.ndarray], np.ndarray]) -> bool:
+    """Whether something holds of every pixel; a sample decides where it does not."""
+    images_NHWC = store.images
+    sample = images_NHWC[:: -(-len(store) // SAMPLE)]
+    pieces = range(0, len(store), PIECE)
+    return bool(holds(sample).all()) and all(
+        bool(holds(images_NHWC[start : start + PIECE]).all()) for start in pieces
+    )
+
+
+def _missing_test(experiment: Experiment, source: Source) -> list[str]:
+    if source.has_test:
+        return []
+    probes = "; no probe is run" if experiment.evaluate is not None else ""
+    return [
+        "there are no test pictures, so the gauges look at the training pictures"
+        f"{probes}; for test pictures raise data.test_fraction, or add a folder called test"
+    ]
+
+
+def _few_to_compress(experiment: Experiment, train: Store) -> list[str]:
+    if len(train) >= FEW_IMAGES or experiment.compressed is None:
+        return []
+    return [
+        f"{_pictures(len(train), 'training')}: too few for compress, so its steps are fitted to "
+        "and compared on augmented views of them too; add pictures"
+    ]
+
+
+def _few(source: Source, test: Store) -> list[str]:
+    if len(test) >= CKA_AT_LEAST:
+        return []
+    lost = "agree/* (needs 4)"
+    if len(test) < GAUGED_AT_LEAST:
+        lost = "collapse/* (needs 2) and agree/* (needs 4)"
+    key = "raise data.test_fraction, or add pictures" if source.has_test else "add pictures"
+    return [f"{_pictures(len(test), 'test')}: too few for {lost}, which are left out; {key}"]
+
+
+def _pictures(count: int, split: str) -> str:
+    return f"{count} {split} picture{'s' if count != 1 else ''}"

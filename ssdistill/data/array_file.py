@@ -1,0 +1,167 @@
+"""Arrays of users: in an ``.npz`` file or in memory, looked at before they are believed."""
+
+import math
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, TypeVar
+
+import numpy as np
+
+from ssdistill.data.bad_image import BadImage
+from ssdistill.data.decode import open_regular
+from ssdistill.errors import UserError, one_line
+
+DEFLATED_AT_MOST = 1100
+"""No byte of a zip member unpacks to more than about 1032."""
+NPY = b"\x93NUMPY"
+EXAMPLE = "numpy.savez(FILE, train_images=…, test_images=…)"
+T = TypeVar("T")
+
+
+def check_image_array(shape: tuple[int, ...], dtype: np.dtype, name: str) -> None:
+    """Refuse what is no array of pictures.
+
+    Raises:
+        UserError: another rank, another number of channels, nothing in it, or no real numbers.
+    """
+    grey, color = len(shape) == 3, len(shape) == 4 and shape[3] == 3
+    if dtype.kind in "buif" and (grey or color) and 0 not in shape:
+        return
+    facts = f"it is {dtype} of {' x '.join(map(str, shape)) or 'no shape'}"
+    raise UserError(
+        f"{name} must be uint8 (or other real numbers, see data.window) of N x H x W or "
+        f"N x H x W x 3 and some, {facts}{_hint(shape, dtype)}"
+    )
+
+
+def _hint(shape: tuple[int, ...], dtype: np.dtype) -> str:
+    if 0 in shape:
+        return "; it holds nothing"
+    if dtype.kind not in "buif":
+        return "; save numbers"
+    if len(shape) == 4 and shape[1] in (1, 3) and shape[3] not in (1, 3):
+        return "; put the channels last with .transpose(0, 2, 3, 1)"
+    if len(shape) == 4 and shape[3] == 1:
+        return "; drop the last axis with [..., 0]"
+    if len(shape) == 4 and shape[3] == 4:
+        return "; keep three channels with [..., :3]"
+    return "; reshape it"
+
+
+class NpzFile:
+    """A ``.npz`` file. Nothing in it is unpickled, and no size is believed before it is checked.
+
+    Raises:
+        UserError: from the constructor, when the file is missing, no regular file or no ``.npz``.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+                members = archive.infolist()
+        except BadImage as error:
+            raise UserError(f"data.path={path}: {error.reason}; give an .npz file") from error
+        except Exception as error:  # zipfile raises anything on damaged bytes
+            reason = getattr(error, "strerror", None) or self._not_npz()
+            raise UserError(f"data.path={path}: {reason}") from error
+        self._members = {m.filename.removesuffix(".npy"): m for m in members}
+
+    def _not_npz(self) -> str:
+        with open_regular(self.path) as file:
+            single = file.read(len(NPY)) == NPY
+        more = f" but a single array; save splits with {EXAMPLE}" if single else f"; {EXAMPLE}"
+        return f"not an .npz file{more}" + ("" if single else " writes one")
+
+    @property
+    def keys(self) -> list[str]:
+        return list(self._members)
+
+    def require(self, *keys: str) -> None:
+        """Raises UserError for the first key that is not in the file."""
+        for key in keys:
+            if key not in self._members:
+                raise UserError(
+                    f"data.path={self.path} has no array '{key}'; it has "
+                    f"{', '.join(self.keys) or 'none'}; {EXAMPLE} names them"
+                )
+
+    def checksum(self, key: str) -> str:
+        """Of the array's bytes, as the zip directory has it."""
+        member = self._members[key]
+        return f"{member.CRC:08x}-{member.file_size}"
+
+    def header(self, key: str) -> tuple[tuple[int, ...], np.dtype]:
+        """Shape and type of an array.
+
+        Raises:
+            UserError: no such array, a damaged header, or one that does not fit the file's size.
+        """
+        return self._read(key, lambda file: self._checked_header(key, file))
+
+    def load(self, key: str) -> np.ndarray:
+        """The whole array.
+
+        Raises:
+            UserError: as for :meth:`header`, and one of Python objects, damaged or encrypted
+                bytes, or more of them than memory holds.
+        """
+
+        def whole(file: IO[bytes]) -> np.ndarray:
+            _, dtype = self._checked_header(key, file)
+            if dtype.hasobject:
+                raise ValueError("it holds Python objects, which are never unpickled; save numbers")
+            file.seek(0)
+            array = np.lib.format.read_array(file, allow_pickle=False)
+            # The checksum is compared at the end of the member.
+            if file.read(1):
+                raise ValueError("it goes on after its array")
+            return array
+
+        return self._read(key, whole)
+
+    def _read(self, key: str, read: Callable[[IO[bytes]], T]) -> T:
+        self.require(key)
+        try:
+            with (
+                open_regular(self.path) as plain,
+                zipfile.ZipFile(plain) as archive,
+                archive.open(self._members[key]) as file,
+            ):
+                return read(file)
+        except MemoryError as error:
+            size = self._members[key].file_size
+            raise UserError(
+                f"data.path={self.path}: '{key}' has {size / 1e9:.1f} GB, more than memory holds; "
+                "save fewer or smaller images"
+            ) from error
+        except Exception as error:  # zipfile, zlib and numpy raise anything on damaged bytes
+            encrypted = self._members[key].flag_bits & 1
+            reason = "it is encrypted; save it without a password" if encrypted else one_line(error)
+            raise UserError(f"data.path={self.path}: cannot read '{key}' ({reason})") from error
+
+    def _checked_header(self, key: str, file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0
+        if version != (1, 0):
+            read = np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+        member = self._members[key]
+        promised = file.tell() + math.prod(shape) * dtype.itemsize
+        usual = member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+        if usual and member.file_size > DEFLATED_AT_MOST * (member.compress_size + 1):
+            raise ValueError(
+                f"{member.compress_size} compressed bytes cannot hold {member.file_size}; save it "
+                "again"
+            )
+        if not dtype.hasobject and (min(shape, default=0) < 0 or promised != member.file_size):
+            raise ValueError(
+                f"its header promises {promised} bytes and the member has {member.file_size}; save "
+                "it again"
+            )
+        return shape, dtype
+
+    def check_images(self, key: str) -> None:
+        """Raises UserError unless the array is one of pictures."""
+        check_image_array(*self.header(key), f"data.path={self.path}: '{key}'")

@@ -1,0 +1,56 @@
+"""Which images are RGB, grey or CMYK, and which have bands or pages that would be lost."""
+
+from PIL import Image
+
+from ssdistill.data.bad_image import BadImage
+
+BITS, PHOTOMETRIC, SAMPLES, EXTRA, SUBFILE = 258, 262, 277, 338, 254
+"""TIFF tags."""
+COLORS = {2: 3, 5: 4, 6: 3, 8: 3, 9: 3, 10: 3}
+"""Bands that are colors, by TIFF's photometric interpretation; the others have one."""
+ALPHA = ((1,), (2,), (999,))
+"""Values of TIFF's ExtraSamples that declare one alpha band; the last is Corel's."""
+HEAD = 1 << 16
+
+
+def check_bands(image: Image.Image) -> None:
+    """Refuse an opened image of which Pillow would drop a band, or half of the bits of a color.
+
+    Raises:
+        BadImage: a band that is neither a color nor declared as alpha, or 16-bit color that
+            Pillow reads as 8-bit.
+    """
+    if image.format == "TIFF":
+        _check_tiff(image)
+    elif image.format == "JPEG2000" and image.mode in ("RGBA", "LA"):
+        image.fp.seek(0)
+        # The box that says what each channel is.
+        if b"cdef" not in image.fp.read(HEAD):
+            raise BadImage(_undeclared(len(image.mode), 1))
+
+
+def _check_tiff(image: Image.Image) -> None:
+    tags = image.tag_v2
+    samples = tags.get(SAMPLES, 1)
+    surplus = samples - COLORS.get(tags.get(PHOTOMETRIC, 1), 1)
+    declared = surplus == 1 and tuple(tags.get(EXTRA, ())) in ALPHA
+    if surplus > 0 and not declared:
+        raise BadImage(_undeclared(samples, surplus))
+    if samples > 1 and max(tags.get(BITS, (8,))) > 8:
+        raise BadImage("a 16-bit color TIFF, which would be cut to 8 bits; save it as 16-bit PNG")
+
+
+def _undeclared(bands: int, surplus: int) -> str:
+    which = "one of them is" if surplus == 1 else f"{surplus} of them are"
+    return f"{bands} bands, {which} neither a color nor declared as alpha; save it as RGB or grey"
+
+
+def is_stack(image: Image.Image) -> bool:
+    """Whether a TIFF has further pages that are more than smaller copies of the first one."""
+    if image.format != "TIFF" or getattr(image, "n_frames", 1) < 2:
+        return False
+    first = image.size
+    image.seek(1)
+    reduced = bool(image.tag_v2.get(SUBFILE, 0) & 1) or image.size < first
+    image.seek(0)
+    return not reduced

@@ -1,0 +1,131 @@
+"""Pixels of more than 8 bits: how they are read, and the window through which they become bytes."""
+
+from typing import IO
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ssdistill.data.bad_image import BadImage
+from ssdistill.data.bands import BITS, PHOTOMETRIC
+
+SAMPLE_FORMAT, WHITE_IS_ZERO, UNSIGNED, SIGNED = 339, 0, 1, 2
+PNG, PNG_DEPTH = b"\x89PNG\r\n\x1a\n", 24
+"""Signature of a PNG, and where its bit depth stands."""
+EIGHT_BIT = (b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF")
+"""How files begin whose format knows no more than 8 bits: JPEG, GIF, BMP, WebP."""
+STRIP_PIXELS = 1 << 20
+"""Pixels that are rendered at a time, in float64."""
+Window = tuple[float, float]
+
+
+def is_deep(file: IO[bytes]) -> bool:
+    """Whether an image file holds more than 8 bits a channel; nothing is decoded."""
+    head = file.read(PNG_DEPTH + 1)
+    file.seek(0)
+    if head.startswith(PNG):
+        return head[PNG_DEPTH:] == b"\x10"
+    if not head or head.startswith(EIGHT_BIT):
+        return False
+    with Image.open(file) as image:
+        return image.mode[0] in "IF"
+
+
+def deep_pixels(image: Image.Image, file: IO[bytes]) -> np.ndarray | None:
+    """The values of an opened image of more than 8 bits a channel; None for any other.
+
+    Returns:
+        (H, W), or of a 16-bit PNG with color or alpha (H, W, C): grey and alpha, RGB, or RGB
+        and alpha. The type is that of the file: uint16, int16, int32, uint32 or float32.
+
+    Raises:
+        BadImage: values that are not finite.
+    """
+    if image.format == "PNG" and image.mode[0] not in "IF":
+        file.seek(0)
+        deep = is_deep(file)
+        return _png(file) if deep else None
+    if image.mode[0] not in "IF":
+        return None
+    pixels = np.asarray(image)
+    if image.format == "TIFF":
+        pixels = _as_declared(pixels, image)
+    elif image.mode == "I" and image.format in ("PNG", "PPM"):
+        # 16 bits in 32.
+        pixels = pixels.astype(np.uint16)
+    elif image.mode.startswith("I;16"):
+        pixels = pixels.astype(np.uint16)
+    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+        raise BadImage("pixels that are NaN or infinite")
+    return pixels
+
+
+def _png(file: IO[bytes]) -> np.ndarray:
+    """A 16-bit PNG with color or alpha, of which Pillow would read the upper 8 bits."""
+    from torchvision.io import decode_image
+
+    file.seek(0)
+    encoded = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
+    return decode_image(encoded, mode="UNCHANGED").permute(1, 2, 0).numpy()
+
+
+def _as_declared(pixels: np.ndarray, image: Image.Image) -> np.ndarray:
+    """A TIFF's values in the type its tags declare, with white above black."""
+    bits = max(image.tag_v2.get(BITS, (1,)))
+    kind = max(image.tag_v2.get(SAMPLE_FORMAT, (UNSIGNED,)))
+    if kind in (UNSIGNED, SIGNED) and pixels.dtype.kind != "f":
+        sign = "i" if kind == SIGNED else "u"
+        pixels = pixels.astype(f"{sign}{2 if bits <= 16 else 4}")
+        if image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+            pixels = ~pixels
+    return pixels
+
+
+def full_range(dtype: np.dtype) -> Window:
+    """Smallest and largest value of a type; 0 and 1 for fractions."""
+    if dtype.kind in "fb":
+        return 0.0, 1.0
+    return float(np.iinfo(dtype).min), float(np.iinfo(dtype).max)
+
+
+def render(pixels: np.ndarray, window: Window) -> np.ndarray:
+    """Values as (H, W, 3) uint8: the lower end of the window is black, the upper end white.
+
+    Values beyond are clipped; alpha, which spans its type's full range, is composited on white.
+
+    Args:
+        pixels: (H, W) grey, or (H, W, C): grey and alpha, RGB, or RGB and alpha.
+    """
+    rows = max(1, STRIP_PIXELS // pixels.shape[1])
+    strips = [pixels[top : top + rows] for top in range(0, len(pixels), rows)]
+    rgb = np.concatenate([_shaded(strip, window) for strip in strips])
+    return np.repeat(rgb, 3, axis=2) if rgb.shape[2] == 1 else rgb
+
+
+def _shaded(pixels: np.ndarray, window: Window) -> np.ndarray:
+    """(H, W, 1 or 3) uint8."""
+    low, high = window
+    color, alpha = split_alpha(pixels)
+    shade = (color.astype(np.float64) - low) * 255 / (high - low)
+    shade.clip(0, 255, out=shade)
+    if alpha is not None:
+        opacity = (alpha / full_range(alpha.dtype)[1])[..., None]
+        shade = shade * opacity + 255 * (1 - opacity)
+    return np.floor(shade + 0.5).astype(np.uint8)
+
+
+def split_alpha(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """(H, W, 1 or 3) values and (H, W) alpha, or None where there is none."""
+    if pixels.ndim == 2:
+        return pixels[..., None], None
+    if pixels.shape[2] in (2, 4):
+        return pixels[..., :-1], pixels[..., -1]
+    return pixels, None
+
+
+def visible_range(pixels: np.ndarray) -> Window:
+    """Smallest and largest value that is not wholly transparent."""
+    color, alpha = split_alpha(pixels)
+    if alpha is not None:
+        color = color[alpha > 0]
+    return (float(color.min()), float(color.max())) if color.size else (np.inf, -np.inf)

@@ -1,0 +1,80 @@
+"""What a label may be: one class a picture, a whole number from 0."""
+
+from typing import Any
+
+import numpy as np
+
+from ssdistill.errors import UserError
+
+IGNORE = "set data.labels=none to ignore them"
+
+
+def class_labels(labels: Any, name: str, count: int | None = None) -> np.ndarray:
+    """Labels as (N,) int64.
+
+    A column (N, 1) is flattened, and floats that are whole numbers are taken as such.
+
+    Args:
+        labels: anything that becomes an array.
+        name: what they are called in messages; a plural.
+        count: of the pictures, where it is known.
+
+    Raises:
+        UserError: several labels a picture, text, Python objects, another number than
+            ``count``, or values that are no whole numbers from 0.
+    """
+    values = np.asarray(labels)
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    facts = f"they are {values.dtype} of {' x '.join(map(str, values.shape)) or 'no shape'}"
+    if values.ndim > 1:
+        raise UserError(
+            f"{name} must be one whole number for each image, {facts}, several a picture: "
+            f"{_several(values)}"
+        )
+    if values.ndim != 1 or len(values) != (len(values) if count is None else count):
+        of = "each image" if count is None else f"each of the {count} images"
+        raise UserError(
+            f"{name} must be one whole number for {of}, {facts}; correct them, or {IGNORE}"
+        )
+    return _whole(values, name, facts)
+
+
+def _several(values: np.ndarray) -> str:
+    numbers = values.dtype.kind in "biuf" and values.size
+    if numbers and values.ndim == 2 and ((values == 0) | (values == 1)).all():
+        if (values.sum(1) == 1).all():
+            return f"one-hot, store labels.argmax(axis=1) instead, or {IGNORE}"
+        return f"multi-label probes do not exist yet; {IGNORE}"
+    return f"a probe takes one class a picture; {IGNORE}"
+
+
+def _whole(values: np.ndarray, name: str, facts: str) -> np.ndarray:
+    if values.dtype.kind not in "biuf":
+        raise UserError(
+            f"{name} must be one whole number for each of the {len(values)} images, {facts}; "
+            f"number the classes from 0 (their names may stand in class_names), or {IGNORE}"
+        )
+    if values.dtype.kind == "b":
+        return values.astype(np.int64)
+    if values.dtype.kind == "f":
+        broken = ~np.isfinite(values)
+        fractions = ~broken & (values != np.floor(np.where(broken, 0, values)))
+        for wrong, what in ((broken, "NaN or infinite"), (fractions, "fractions")):
+            if wrong.any():
+                first = int(wrong.argmax())
+                raise UserError(
+                    f"{name} must be whole numbers, and {int(wrong.sum())} of {len(values)} are "
+                    f"{what} (first: {values[first]} of image {first}, {values.dtype}); correct "
+                    f"them, or {IGNORE}"
+                )
+    if len(values) and values.max() >= 2**63:
+        raise UserError(f"{name} must be below 2**63, one is {values.max()}; or {IGNORE}")
+    if len(values) and values.min() < 0:
+        negative = int((values < 0).sum())
+        raise UserError(
+            f"{name} must be one whole number from 0 for each image, {negative} of {len(values)} "
+            f"are negative (smallest {values.min()}, which often means unlabeled); leave those "
+            f"images out, or {IGNORE}"
+        )
+    return values.astype(np.int64)

@@ -1,0 +1,99 @@
+"""Which files below a folder are pictures, without opening those whose name says so."""
+
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ssdistill.data.bad_image import BadImage
+from ssdistill.data.decode import open_regular
+
+JPEG = (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi")
+EXTENSIONS = frozenset(
+    (
+        *JPEG,
+        *(".png", ".apng", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".avif", ".jp2"),
+        *(".ppm", ".pgm", ".pbm", ".pnm"),
+    )
+)
+"""What a picture's name may end in, in lower case."""
+PASSED_OVER = ("__MACOSX",)
+"""Folders that an archive program leaves behind."""
+NETPBM = tuple(b"P%d%c" % (number, space) for number in range(1, 7) for space in b" \n\t\r")
+SIGNATURES = (
+    *(b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*"),
+    *(b"\0\0\0\x0cjP  ", *NETPBM),
+)
+"""How the content of a picture begins."""
+
+
+@dataclass
+class Listing:
+    """The files below a folder.
+
+    Attributes:
+        names: of pictures, relative to the folder, with ``/``, sorted by code point.
+        others: how many other files there are by suffix; hidden ones stand under ``hidden``.
+    """
+
+    names: list[str] = field(default_factory=list)
+    others: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def skipped(self) -> int:
+        """How many files are no pictures."""
+        return self.others.total()
+
+
+def list_pictures(folder: Path) -> Listing:
+    """All pictures below ``folder``.
+
+    Linked folders are followed, except into one the walk is already in. Hidden folders, and
+    those of ``PASSED_OVER``, are not entered. A file without a suffix is a picture if it begins
+    like one.
+    """
+    listing = Listing()
+    pending = [("", (os.path.realpath(folder),))]
+    while pending:
+        below, above = pending.pop()
+        with os.scandir(folder / below) as entries:
+            for entry in entries:
+                hidden = entry.name.startswith(".")
+                if _is_folder(entry):
+                    real = os.path.realpath(entry.path)
+                    if not hidden and entry.name not in PASSED_OVER and real not in above:
+                        pending.append((f"{below}{entry.name}/", (*above, real)))
+                elif hidden:
+                    listing.others["hidden"] += 1
+                elif _is_picture(entry):
+                    listing.names.append(below + entry.name)
+                else:
+                    suffix = os.path.splitext(entry.name)[1].lower()
+                    listing.others[suffix or "without a suffix"] += 1
+    listing.names.sort()
+    return listing
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle
+        return False
+
+
+def _is_picture(entry: os.DirEntry) -> bool:
+    suffix = os.path.splitext(entry.name)[1].lower()
+    if suffix:
+        return suffix in EXTENSIONS
+    try:
+        with open_regular(entry.path) as file:
+            return _begins_like_a_picture(file.read(16))
+    except (OSError, BadImage):
+        return False
+
+
+def _begins_like_a_picture(head: bytes) -> bool:
+    bitmap = head.startswith(b"BM") and head[6:10] == bytes(4)
+    webp = head.startswith(b"RIFF") and head[8:12] == b"WEBP"
+    avif = head[4:12] == b"ftypavif"
+    return head.startswith(SIGNATURES) or bitmap or webp or avif

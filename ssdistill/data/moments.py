@@ -1,0 +1,79 @@
+"""Sums over the pixels of a store, and what they say of pictures that were stored badly."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from ssdistill.data.deep_pixels import Window
+
+NARROW = 255 / 10
+"""Levels below which stored pictures use too little of their range."""
+NARROW_STD = NARROW / 12**0.5
+"""Standard deviation of levels that fill such a range evenly."""
+CLIPPED = 0.01
+"""Share of pixels beyond the window that is worth a line."""
+
+
+class Moments:
+    """Exact sums over uint8 pixels, channel by channel.
+
+    Attributes:
+        low, high: smallest and largest level.
+    """
+
+    def __init__(self) -> None:
+        self.count, self.sums, self.squares = 0, np.zeros(3), np.zeros(3)
+        self.low, self.high = 255, 0
+
+    def add(self, images_NHWC: np.ndarray) -> None:
+        # Whole rows of pixels are summed at once: an inner axis of 3 would be many times slower.
+        rows = images_NHWC.reshape(-1, images_NHWC.shape[2] * 3)
+        for total, values in (
+            (self.sums, rows),
+            (self.squares, np.square(rows, dtype=np.uint16)),
+        ):
+            total += values.sum(0, dtype=np.int64).reshape(-1, 3).sum(0)
+        self.count += images_NHWC.size // 3
+        self.low, self.high = min(self.low, int(rows.min())), max(self.high, int(rows.max()))
+
+    def mean_std(self) -> tuple[list[float], list[float]]:
+        mean = self.sums / self.count
+        variance = np.maximum(self.squares / self.count - mean**2, 0)
+        return (mean / 255).tolist(), (np.sqrt(variance) / 255).tolist()
+
+
+def pixel_notices(
+    moments: Moments, window: Window | None, clipped: float, notes: Sequence[str], total: int
+) -> list[str]:
+    """What a user should know of pixels that were stored, one line each."""
+    notices = []
+    _, std = moments.mean_std()
+    low, high = moments.low, moments.high
+    narrow = high - low < NARROW
+    if low < high and narrow:
+        notices.append(
+            f"the stored pictures use only levels {low} to {high} of 0 to 255, less than a tenth "
+            f"of their range; {_remedy(window)}"
+        )
+    elif low < high and window and max(std) * 255 < NARROW_STD:
+        notices.append(
+            "nearly all stored pixels lie within a tenth of the range 0 to 255, few reach its "
+            f"ends; {_remedy(window)}"
+        )
+    if window and clipped > CLIPPED:
+        notices.append(
+            f"{clipped:.1%} of the pixels lie beyond data.window=[{window[0]:g}, {window[1]:g}], "
+            "which the training pictures set, and are clipped; set data.window=[low, high]"
+        )
+    counted = Counter(notes)
+    return notices + [f"{count} of {total} pictures are {note}" for note, count in counted.items()]
+
+
+def _remedy(window: Window | None) -> str:
+    if window is None:
+        return "check the files, or scale them to 0 to 255"
+    return (
+        f"data.window is [{window[0]:g}, {window[1]:g}] now, set it to the values that should be "
+        "black and white"
+    )

@@ -1,0 +1,44 @@
+"""From the data settings of a config to its source and its two stores."""
+
+from pathlib import Path
+
+from ssdistill.data.settings import StoreSettings
+from ssdistill.data.splits import SPLITS, Source, Unlabeled
+from ssdistill.data.store import Store, open_store
+from ssdistill.registry import SOURCES
+
+
+def open_source(settings: StoreSettings) -> Source:
+    """The source that settings describe, without its labels where they say so.
+
+    Raises:
+        UserError: whatever the source raises.
+    """
+    source = SOURCES.build(settings)
+    return Unlabeled(source) if settings.labels == "none" else source
+
+
+def open_stores(
+    source: Source, settings: StoreSettings, image_size: int, root: Path
+) -> dict[str, Store]:
+    """The training and test pictures, decoded where they are not yet.
+
+    A source without test pictures has its training pictures looked at in their place.
+
+    Raises:
+        UserError: whatever :func:`ssdistill.data.store.open_store` raises.
+    """
+    stores = {
+        split: open_store(
+            source,
+            split,
+            image_size,
+            root,
+            settings.max_bad,
+            window=settings.window,
+            max_pixels=settings.max_pixels,
+        )
+        for split in SPLITS
+        if split == "train" or source.has_test
+    }
+    return {"test": stores["train"], **stores}

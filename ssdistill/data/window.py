@@ -1,0 +1,102 @@
+"""Which values of a data set of more than 8 bits are stored as black and as white."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from ssdistill.data.bad_image import BadImage
+from ssdistill.data.deep_pixels import Window, full_range, visible_range
+from ssdistill.data.splits import RawSplit, Source
+from ssdistill.errors import UserError
+from ssdistill.files import write_atomically
+
+WindowSetting = Window | Literal["auto", "full"]
+
+
+def window_of(source: Source, split: str, setting: WindowSetting, root: Path) -> Window | None:
+    """The window of a split, or None where all its pictures have 8 bits.
+
+    ``auto`` is from the smallest to the largest value of the training pictures, for both splits;
+    what is found is kept below ``root``, by the identity of the pictures.
+
+    Raises:
+        UserError: ``full`` of pictures of several types, values that no window suits, or no
+            picture that can be read.
+    """
+    raw = source.split(split)
+    if not _has_deep(source, raw, split, root):
+        return None
+    if setting == "full":
+        return _full(raw)
+    if setting != "auto":
+        return setting
+    decides, name = raw, split
+    if split != "train" and source.has_test:
+        train = source.split("train")
+        if _has_deep(source, train, "train", root):
+            decides, name = train, "train"
+    values = _remembered(_path(source, decides, name, root), lambda: _measured(decides))
+    low, high = decides.auto_window(values["low"], values["high"])
+    # Of a single value, one end serves as well as the other.
+    return (low, high) if low < high else (low, low + 1.0)
+
+
+def _has_deep(source: Source, raw: RawSplit, split: str, root: Path) -> bool:
+    return _path(source, raw, split, root).exists() or bool(raw.deep_rows())
+
+
+def _measured(raw: RawSplit) -> dict[str, float]:
+    """Smallest and largest value of all deep pictures that can be read."""
+
+    def extremes(row: int) -> Window:
+        try:
+            return visible_range(raw.image(row))
+        except BadImage:
+            return np.inf, -np.inf
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        ends = list(pool.map(extremes, raw.deep_rows()))
+    low, high = min(low for low, _ in ends), max(high for _, high in ends)
+    if low > high:
+        raise UserError(f"{raw.title}: no picture of more than 8 bits can be read")
+    return {"low": low, "high": high}
+
+
+def _full(raw: RawSplit) -> Window:
+    """The range of the one type that all deep pictures have."""
+    ranges = set()
+    for row in raw.deep_rows():
+        with suppress(BadImage):
+            ranges.add(full_range(raw.image(row).dtype))
+    if len(ranges) == 1:
+        return ranges.pop()
+    reason = "of several types" if ranges else "of more than 8 bits that cannot be read"
+    raise UserError(
+        f"data.window=full: {raw.title} has pictures {reason}; set data.window=auto or "
+        "data.window=[low, high]"
+    )
+
+
+def _path(source: Source, raw: RawSplit, split: str, root: Path) -> Path:
+    parts = [source.kind, source.settings, split, raw.identity()]
+    key = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+    return root / f"{source.kind}-{split}-{key[:12]}.values.json"
+
+
+def _remembered(path: Path, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """What was measured before, or is now; a folder that cannot be written to is no matter."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        values = json.loads(path.read_text())
+        return {end: float(values[end]) for end in ("low", "high")}
+    values = measure()
+    with suppress(OSError, UserError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(values) + "\n")
+    return values

@@ -1,0 +1,114 @@
+"""Labels are looked at, whatever brings them."""
+
+import numpy as np
+import pytest
+
+from ssdistill.data.labels import class_labels
+from ssdistill.data.splits import ArraySplit
+from ssdistill.errors import UserError
+from ssdistill.evaluate.labels import look_at_labels
+from ssdistill.evaluate.opening.pictures import open_pictures
+from ssdistill.evaluate.subject import LabeledImages
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [0, 1, 2],
+        np.array([[0], [1], [2]], np.uint8),
+        np.array([0.0, 1.0, 2.0], np.float32),
+        np.array([0, 1, 2], ">i4"),
+        np.array([0, 1, 2], np.uint64),
+    ],
+)
+def test_whole_numbers_of_any_type_are_labels(labels):
+    values = class_labels(labels, "labels", 3)
+    assert values.dtype == np.int64 and values.tolist() == [0, 1, 2]
+
+
+def test_truth_values_are_two_classes():
+    assert class_labels(np.array([True, False]), "labels", 2).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (np.zeros((4, 14)), "several a picture: multi-label probes do not exist yet"),
+        (np.array([[1, 1, 0], [0, 0, 0], [1, 0, 0], [0, 1, 1]]), "multi-label"),
+        (np.eye(4), "one-hot, store labels.argmax(axis=1)"),
+        (np.zeros((4, 2, 2)), "several a picture"),
+        (np.full((4, 3), 0.3), "several a picture"),
+        (np.array([0, 1, np.nan, np.nan]), "2 of 4 are NaN or infinite (first: nan of image 2"),
+        (np.array([0, 1, np.inf, 1]), "NaN or infinite"),
+        (np.array([0, 1.5, 2, 3]), "1 of 4 are fractions (first: 1.5 of image 1"),
+        (np.array([0, -1, -1, 1]), "2 of 4 are negative"),
+        (np.full(4, -1), "often means unlabeled"),
+        (np.array(["a", "b", "a", "b"]), "number the classes from 0"),
+        (np.array([b"a", b"b", b"a", b"b"]), "number the classes from 0"),
+        (np.array([None] * 4), "they are object"),
+        (np.array([1j] * 4), "complex"),
+        (np.array([2**63] * 4, np.uint64), "below 2**63"),
+        (np.zeros(3), "each of the 4 images"),
+        (np.array(3), "each of the 4 images"),
+        ([], "each of the 4 images"),
+    ],
+)
+def test_what_is_no_label_is_refused_in_one_line_with_the_way_out(labels, words):
+    with pytest.raises(UserError) as caught:
+        class_labels(labels, "'train_labels'", 4)
+    message = str(caught.value)
+    assert words in message and "'train_labels'" in message and "\n" not in message
+    assert "data.labels=none" in message
+
+
+def test_labels_of_arrays_and_libraries_pass_the_same_gate():
+    """torchvision's sets are such splits too."""
+    pixels = np.zeros((2, 4, 4, 3), np.uint8)
+    split = ArraySplit("svhn train", "x", lambda: pixels, lambda: np.eye(2))
+    with pytest.raises(UserError, match=r"svhn train: its labels .* one-hot"):
+        split.labels()
+
+
+def pairs(train, test):
+    images = np.arange(3 * 48, dtype=np.uint8).reshape(3, 4, 4, 3)
+    return (images[: len(train)], train), (images[: len(test)], test)
+
+
+@pytest.mark.parametrize("labels", [np.eye(3), [-1, 0, 1], ["a", "b", "c"], [0, 1], [0.5, 1, 2]])
+def test_arrays_given_in_memory_are_looked_at_too(labels):
+    images = np.zeros((3, 4, 4, 3), np.uint8)
+    with pytest.raises(UserError, match=r"data: training labels .*leave them out: \(x,\) alone"):
+        open_pictures(((images, labels), (images, [0, 1, 2])))
+
+
+def test_fractional_whole_numbers_in_memory_become_classes():
+    shown = open_pictures(pairs(np.array([0.0, 1.0, 1.0]), np.array([1.0])))
+    assert shown.train.labels.tolist() == [0, 1, 1] and shown.labeled
+
+
+def test_a_probes_data_is_refused_before_anything_is_encoded(tmp_path):
+    images = np.arange(4 * 48, dtype=np.uint8).reshape(4, 4, 4, 3)
+    arrays = {"train_images": images, "test_images": images}
+    np.savez(tmp_path / "a.npz", **arrays, train_labels=np.eye(4), test_labels=np.eye(4))
+    with pytest.raises(UserError, match=r"'train_labels' .* one-hot"):
+        open_pictures(tmp_path / "a.npz", root=tmp_path)
+    assert not open_pictures(tmp_path / "a.npz", {"labels": "none"}, root=tmp_path).labeled
+
+
+def images_of(labels, names=None):
+    return LabeledImages(np.zeros((len(labels), 4, 4, 3)), np.array(labels), names)
+
+
+def test_few_classes_are_named_with_both_counts_and_many_in_short():
+    line = look_at_labels(images_of([0, 1, 1], ("cat", "dog")), images_of([1, 1]))
+    assert line == "2 classes (training+test pictures): cat 1+0, dog 2+2"
+    many = look_at_labels(images_of([*range(40), 0]), images_of(range(40)))
+    assert many == "40 classes of 1 to 2 training and 1 test pictures: 0, 1, 2, 3, 4, …"
+
+
+def test_one_class_and_test_classes_unknown_to_training_are_refused():
+    with pytest.raises(UserError, match=r"one class only \(cat\), and a probe needs two"):
+        look_at_labels(images_of([0, 0], ("cat",)), images_of([0]))
+    names = ("cat", "dog", "emu")
+    with pytest.raises(UserError, match=r"classes that no training picture has \(emu\)"):
+        look_at_labels(images_of([0, 1], names), images_of([2, 0], names))
