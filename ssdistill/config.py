@@ -14,14 +14,14 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from ssdistill.config_errors import describe
-from ssdistill.errors import UserError, nearest
+from ssdistill.errors import UserError, nearest, shortened
 from ssdistill.experiment import Experiment
 from ssdistill.models.spec import EncoderSettings
 from ssdistill.models.stems import has_small_stem
 from ssdistill.references import resolve
 from ssdistill.registry import LOSSES, METHODS, PROTOCOLS, SOURCES, STEPS, TEACHERS, Registry
 from ssdistill.sections import PretrainedTeacher, kind_alone
-from ssdistill.yaml_text import DEEPEST, read_file, read_text, shortened, text_problem
+from ssdistill.yaml_text import DEEPEST, read_file, read_text, text_problem
 
 MOST_ANCESTORS = 20
 """Files that extend each other, one below the other."""

@@ -7,8 +7,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from ssdistill.errors import nearest
-from ssdistill.yaml_text import shortened
+from ssdistill.errors import nearest, shortened
 
 
 def describe(file: Path, error: ValidationError, model: type[BaseModel]) -> str:

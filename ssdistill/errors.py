@@ -1,5 +1,7 @@
 """The one exception a user is meant to see."""
 
+from pathlib import Path
+
 
 class UserError(Exception):
     """A mistake in what the user gave: a file, a key, a value.
@@ -9,9 +11,31 @@ class UserError(Exception):
     """
 
 
+class DamagedFile(UserError):
+    """A file of a runs folder that does not hold what was written to it.
+
+    Attributes:
+        path: the file, or the folder of a model.
+    """
+
+    def __init__(self, path: Path, reason: object):
+        self.path, self.reason = path, shortened(reason, 200)
+        super().__init__(
+            f"{path}: damaged ({self.reason}); move the stage's folder away and run the same "
+            "command again: the stage is then made anew"
+        )
+
+
 def nearest(name: str, known: object) -> str:
     """`` (did you mean 'x'?)`` for the closest name in ``known``, or an empty string."""
     import difflib
 
     close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1)
     return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def shortened(text: object, most: int = 60) -> str:
+    """``text`` on one line that can be printed anywhere, at most ``most`` characters long."""
+    text = " ".join(str(text).encode("utf-8", "backslashreplace").decode().split())
+    text = text.replace("\0", "\\0")
+    return text if len(text) <= most else f"{text[: most - 1]}…"

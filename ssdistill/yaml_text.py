@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from ssdistill.errors import UserError
+from ssdistill.errors import UserError, shortened
 
 MOST_BYTES = 1 << 20
 MOST_VALUES = 50_000
@@ -21,7 +21,8 @@ LONGEST_NUMBER = 100
 """Digits; Python refuses to read one of thousands."""
 DEEPEST = 40
 """Mappings and lists inside each other."""
-PLAIN = {f"tag:yaml.org,2002:{name}" for name in "str int float bool null map seq".split()}
+PLAIN_NAMES = ("str", "int", "float", "bool", "null", "map", "seq")
+PLAIN = {f"tag:yaml.org,2002:{name}" for name in PLAIN_NAMES}
 FLOAT = re.compile(
     r"""^(?:[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?
     |[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+
@@ -197,13 +198,6 @@ def _scalar_problem(value: Any) -> str | None:
 
 def _below(path: str, key: Any) -> str:
     return f"{path}.{key}" if path else str(key)
-
-
-def shortened(text: Any, most: int = 60) -> str:
-    """``text`` on one line that can be printed anywhere, at most ``most`` characters long."""
-    text = " ".join(str(text).encode("utf-8", "backslashreplace").decode().split())
-    text = text.replace("\0", "\\0")
-    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _line(node: yaml.Node) -> str:

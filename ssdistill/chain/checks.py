@@ -1,15 +1,17 @@
 """What can be found wrong with methods and losses before anything has been trained."""
 
+import copy
 from collections.abc import Iterable
 
-import torch
-
 from ssdistill.chain.tasks import assemble
-from ssdistill.chain.workspace import Workspace
+from ssdistill.chain.trial_step import check_size, check_step
+from ssdistill.chain.workspace import Workspace, resolve_recipes
 from ssdistill.data.extra import NEEDS_NEIGHBOURS
+from ssdistill.data.recipes import expand
 from ssdistill.errors import UserError
-from ssdistill.models.backbones import Encoder
-from ssdistill.registry import METHODS, RUNTIMES, STEPS
+from ssdistill.models.backbones import Encoder, check_encodes
+from ssdistill.models.trial import REFUSALS, one_line, refusing
+from ssdistill.registry import LOSSES, METHODS, RUNTIMES, STEPS
 from ssdistill.sections import DistillSettings, PretrainedRow
 
 ENOUGH_SAMPLES = 4096
@@ -65,21 +67,36 @@ def _check_pretraining(workspace: Workspace) -> None:
         key = f"{row}.pretrain" if row.startswith("compare.") else "pretrain"
         sizes = {recipe.size for recipe in method.views or () if recipe.size}
         encoder = workspace.build(network)
+        check_size(lambda m=method, e=encoder: METHODS.build(m, e), key)
         try:
-            METHODS.build(method, encoder)
+            with refusing("these settings"):
+                task = METHODS.build(method, encoder)
         except UserError as error:
             raise UserError(f"{key}: {error}") from None
         _check_sizes(encoder.eval(), key, sizes, "teacher")
+        natural = METHODS[method.kind].recipes
+        recipes = expand(resolve_recipes(method.views, natural, workspace.source))
+        if len(recipes) >= task.num_views:  # the plan says what is wrong with fewer
+            check_step(
+                lambda m=method, n=network: METHODS.build(m, workspace.build(n)),
+                recipes,
+                workspace.image_size,
+                method.batch_size,
+                key,
+            )
 
 
 def _check(workspace: Workspace, key: str, settings: DistillSettings) -> None:
     student = workspace.build(workspace.experiment.student.encoder)
     teachers = workspace.teachers()
     enough = min(len(workspace.train), ENOUGH_SAMPLES)
+    check_size(lambda: assemble(student, teachers, settings, enough), key)
     try:
         distiller = assemble(student, teachers, settings, enough)
     except UserError as error:
         raise UserError(f"{key}.{error}") from None
+    except REFUSALS as error:
+        raise UserError(f"{key}: {one_line(error)}; check the settings of its losses") from error
     neighbours = sorted(NEEDS_NEIGHBOURS & set(distiller.extra_views))
     if settings.mix and neighbours:
         raise UserError(f"{key}.mix: a mixture has no neighbours, and a loss reads {neighbours[0]}")
@@ -87,6 +104,21 @@ def _check(workspace: Workspace, key: str, settings: DistillSettings) -> None:
     _check_sizes(student.eval(), key, sizes, "student")
     for teacher in distiller.teachers.values():
         _check_sizes(teacher, key, sizes, "teacher")
+    num_views = max(LOSSES[loss.kind].views for loss in settings.losses.values())
+    recipes = expand(resolve_recipes(settings.views, ("strong",) * num_views, workspace.source))
+    if len(recipes) >= num_views:
+        check_step(
+            lambda: assemble(
+                workspace.build(workspace.experiment.student.encoder),
+                copy.deepcopy(teachers),
+                settings,
+                enough,
+            ),
+            recipes,
+            workspace.image_size,
+            settings.batch_size,
+            key,
+        )
 
 
 def _large_queues(key: str, settings: DistillSettings, num_samples: int) -> list[str]:
@@ -99,14 +131,10 @@ def _large_queues(key: str, settings: DistillSettings, num_samples: int) -> list
     ]
 
 
-@torch.no_grad()
 def _check_sizes(encoder: Encoder, key: str, sizes: Iterable[int], network: str) -> None:
     """Let a network encode views of each size, which a transformer may refuse."""
     for size in sorted(sizes):
         try:
-            encoder(encoder.mean.new_zeros(1, 3, size, size))
-        except AssertionError as error:
-            raise UserError(
-                f"{key}.views: {encoder.spec.name} cannot encode views of {size} pixels "
-                f"({error}); set {network}.encoder.args.dynamic_img_size=true"
-            ) from error
+            check_encodes(encoder, size, f"{key}.views")
+        except UserError as error:
+            raise UserError(str(error).replace(" encoder.", f" {network}.encoder.")) from None

@@ -10,8 +10,9 @@ from ssdistill.chain.checks import check_trainings
 from ssdistill.chain.plan import plan
 from ssdistill.chain.report import Report, make_report
 from ssdistill.chain.workspace import Workspace, open_workspace
+from ssdistill.errors import DamagedFile
 from ssdistill.experiment import Experiment
-from ssdistill.stages import Identity, Stage, execute
+from ssdistill.stages import Identity, Stage, execute, locked, set_aside
 from ssdistill.train.progress import console
 
 BODIES = {
@@ -65,9 +66,32 @@ def run(experiment: Experiment, root: str | Path = "runs") -> Report:
     for notice in notices:
         console.print(f"note: {notice}", style="dim")
     identity = Identity.of(experiment)
-    for number, stage in enumerate(stages, start=1):
-        _do(stage, workspace, identity, f"[{number}/{len(stages)}]")
-    return make_report(workspace)
+    renewed: set[Path] = set()
+    while True:
+        try:
+            for number, stage in enumerate(stages, start=1):
+                _do(stage, workspace, identity, f"[{number}/{len(stages)}]")
+            return make_report(workspace)
+        except DamagedFile as error:
+            folder = _renew(error, stages, root)
+            if folder in renewed:  # what is made anew is not read any better
+                raise
+            renewed.add(folder)
+
+
+def _renew(error: DamagedFile, stages: list[Stage], root: Path) -> Path:
+    """Move the finished stage aside that a damaged file belongs to; it is then made anew.
+
+    Raises:
+        DamagedFile: the file belongs to none of the stages.
+    """
+    for stage in stages:
+        folder = stage.folder(root)
+        if folder in error.path.parents and folder.exists():
+            with locked(folder):
+                set_aside(folder, f"{error.path} is damaged ({error.reason})")
+            return folder
+    raise error
 
 
 def _do(stage: Stage, workspace: Workspace, identity: Identity, position: str) -> None:

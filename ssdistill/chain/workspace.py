@@ -18,18 +18,24 @@ from ssdistill.data.recipes import RECIPES, ViewRecipe
 from ssdistill.data.sources import Source
 from ssdistill.data.store import Store, open_store
 from ssdistill.data.views import eval_view
-from ssdistill.errors import UserError
+from ssdistill.errors import DamagedFile, UserError, shortened
 from ssdistill.evaluate.features import extract
 from ssdistill.experiment import Experiment
 from ssdistill.files import write_atomically
 from ssdistill.models.artifacts import load
-from ssdistill.models.backbones import Encoder, EncoderSettings, build_encoder
+from ssdistill.models.backbones import Encoder, EncoderSettings, build_encoder, check_encodes
+from ssdistill.models.trial import REFUSALS, one_line
 from ssdistill.registry import METHODS, SOURCES, TEACHERS
 from ssdistill.sections import NetworkSettings
 from ssdistill.settings import Settings
+from ssdistill.stage_files import read_array
 from ssdistill.stages import Stage
 from ssdistill.teachers import Pictures
+from ssdistill.train.progress import console
+from ssdistill.train.settings import DeviceSettings
 
+MOST_VIEWS = 100
+"""Views of each image in a step."""
 MODEL = "model"
 """Folder, inside a stage's, of the encoder it made."""
 
@@ -124,9 +130,19 @@ class Workspace:
         return build_encoder(settings, self.image_size, self.train.mean, self.train.std)
 
     def encoder(self, stage: Stage) -> Encoder:
-        """The encoder a finished stage made, in eval mode."""
-        # What it will see are views of this package.
-        return load(stage.folder(self.root) / MODEL, check_inputs=False)
+        """The encoder a finished stage made, in eval mode.
+
+        Raises:
+            DamagedFile: it cannot be opened.
+        """
+        folder = stage.folder(self.root) / MODEL
+        try:
+            # What it will see are views of this package.
+            return load(folder, check_inputs=False)
+        except UserError as error:
+            raise DamagedFile(folder, error) from error
+        except (*REFUSALS, EOFError, OSError) as error:
+            raise DamagedFile(folder, one_line(error)) from error
 
     def embeddings(self, encoder: Encoder) -> Tensor:
         """Embeddings (N, D) of all training images under the evaluation view.
@@ -138,13 +154,23 @@ class Workspace:
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         name = f"{digest.hexdigest()[:16]}-{self.train.fingerprint[:8]}.npy"
         path = self.root / "embeddings" / name
-        if not path.exists():
-            found_ND = extract(encoder, self.train.images, self.image_size, device=self.device)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            content = io.BytesIO()
-            np.save(content, found_ND.numpy())
-            write_atomically(path, content.getvalue())
-        return torch.from_numpy(np.load(path))
+        try:
+            return torch.from_numpy(self._cached(path, encoder.embed_dim))
+        except DamagedFile as error:
+            if path.exists():
+                console.print(f"  {path}: damaged ({error.reason}), computed again")
+        embedding_ND = extract(encoder, self.train.images, self.image_size, device=self.device)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = io.BytesIO()
+        np.save(content, embedding_ND.numpy())
+        write_atomically(path, content.getvalue())
+        return embedding_ND
+
+    def _cached(self, path: Path, embed_dim: int) -> np.ndarray:
+        array_ND = read_array(path, 2, "f", len(self.train))
+        if array_ND.shape[1] != embed_dim or not np.isfinite(array_ND).all():
+            raise DamagedFile(path, f"shape {array_ND.shape}, or numbers that are not finite")
+        return array_ND
 
     def images(self, n: int, seed: int) -> Tensor:
         """Evaluation views (n, 3, H, W) of distinct training images, chosen by ``seed``."""
@@ -160,6 +186,7 @@ def open_workspace(experiment: Experiment, root: Path) -> Workspace:
     Raises:
         UserError: data that cannot be read, or that cannot serve what the experiment asks.
     """
+    check_device(experiment.device)
     source: Source = SOURCES.build(experiment.data)
     size = experiment.data.image_size or source.default_image_size
     stores = {
@@ -174,16 +201,52 @@ def open_workspace(experiment: Experiment, root: Path) -> Workspace:
             f"data: {source.description} has one class only ({classes[0]}): a probe needs two; "
             "set evaluate=null to run without it"
         )
-    for network in (*experiment.all_teachers.values(), experiment.student):
-        if isinstance(network, NetworkSettings):
-            workspace.build(network.encoder)
+    _check_networks(workspace)
     _check_batches(experiment, len(stores["train"]))
-    try:
-        Fabric(accelerator=experiment.device.accelerator, devices=1)
-    except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"device.accelerator={experiment.device.accelerator}: {reason}") from error
     return workspace
+
+
+def _check_networks(workspace: Workspace) -> None:
+    experiment = workspace.experiment
+    networks = {f"teachers.{name}": t for name, t in experiment.teachers.items()}
+    networks = networks or {"teacher": experiment.teacher}
+    for key, network in (networks | {"student": experiment.student}).items():
+        if isinstance(network, NetworkSettings):
+            try:
+                encoder = workspace.build(network.encoder)
+                _, width = check_encodes(encoder, workspace.image_size)
+                if width != encoder.embed_dim:
+                    raise UserError(
+                        f"'{encoder.name}' gives embeddings of {width} numbers where timm says "
+                        f"{encoder.embed_dim}: check encoder.args (the last of channels, say)"
+                    )
+            except UserError as error:
+                text = str(error).replace("encoder.", f"{key}.encoder.")
+                started = text.startswith(key)
+                raise UserError(text if started else f"{key}.encoder: {text}") from None
+
+
+def check_device(device: DeviceSettings) -> None:
+    """Make sure that training can run on the device.
+
+    Raises:
+        UserError: this machine has none of the kind, or none that computes so.
+    """
+    try:
+        fabric = Fabric(accelerator=device.accelerator, devices=1)
+        # Some devices are there and cannot be used.
+        torch.zeros(1, device=fabric.device)
+    except Exception as error:
+        raise UserError(
+            f"device.accelerator={shortened(device.accelerator)} cannot be used here "
+            f"({one_line(error)}); set device.accelerator=auto"
+        ) from error
+    on_cuda = fabric.device.type == "cuda"
+    if device.precision == "bf16" and on_cuda and not torch.cuda.is_bf16_supported():
+        raise UserError(
+            f"device.precision=bf16 is not supported by {torch.cuda.get_device_name()}; "
+            "set device.precision=fp32"
+        )
 
 
 def _check_batches(experiment: Experiment, num_images: int) -> None:
@@ -209,4 +272,6 @@ def resolve_recipes(
     """The recipes ``wanted``, or else ``natural``, what the method asks for on natural images,
     unless the data has a recipe of its own.
     """
+    if (count := sum(recipe.count for recipe in wanted or ())) > MOST_VIEWS:
+        raise UserError(f"views: {count} views of each image, more than {MOST_VIEWS}")
     return wanted or tuple(RECIPES[source.default_recipe or name] for name in natural)
