@@ -1,4 +1,4 @@
-"""What ends a command, as one line: a mistake that can be mended, or a fault with a saved report."""
+"""What ends a command, on one line: a mistake that can be mended, or a fault and its report."""
 
 import contextlib
 import errno

@@ -54,13 +54,6 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
         return None
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        IsADirectoryError,
-        pickle.UnpicklingError,
-        LookupError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-    ) as error:
+    except UNREADABLE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: not a readable checkpoint ({reason}); {ANEW}") from error
