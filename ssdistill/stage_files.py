@@ -87,11 +87,14 @@ def _check_array(array: Any, ndim: int, kind: str) -> None:
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     try:
+        if path.exists() and not path.is_file():
+            # Opening a named pipe would wait for a writer.
+            raise DamagedFile(path, "a folder" if path.is_dir() else "no file")
         yield
     except FileNotFoundError as error:
         raise DamagedFile(path, "missing") from error
-    except IsADirectoryError as error:
-        raise DamagedFile(path, "a folder") from error
+    except UserError:
+        raise
     except OSError as error:
         # NumPy says so of text, too, without a number.
         if error.errno is None:

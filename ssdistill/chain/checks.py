@@ -8,6 +8,7 @@ from ssdistill.chain.trial_step import check_size, check_step
 from ssdistill.chain.workspace import Workspace, resolve_recipes
 from ssdistill.data.extra import NEEDS_NEIGHBOURS
 from ssdistill.data.recipes import expand
+from ssdistill.distill.build import shapes
 from ssdistill.errors import UserError
 from ssdistill.models.backbones import Encoder, check_encodes
 from ssdistill.models.trial import REFUSALS, one_line, refusing
@@ -90,7 +91,9 @@ def _check(workspace: Workspace, key: str, settings: DistillSettings) -> None:
     student = workspace.build(workspace.experiment.student.encoder)
     teachers = workspace.teachers()
     enough = min(len(workspace.train), ENOUGH_SAMPLES)
-    check_size(lambda: assemble(student, teachers, settings, enough), key)
+    facts = shapes(student, next(iter(teachers.values())), enough)
+    for name, loss in settings.losses.items():
+        check_size(lambda loss=loss: LOSSES.build(loss, facts), f"{key}.losses.{name}")
     try:
         distiller = assemble(student, teachers, settings, enough)
     except UserError as error:

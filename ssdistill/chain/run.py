@@ -9,7 +9,7 @@ from ssdistill.chain import compression, evaluation, latency, training
 from ssdistill.chain.checks import check_trainings
 from ssdistill.chain.plan import plan
 from ssdistill.chain.report import Report, make_report
-from ssdistill.chain.workspace import Workspace, open_workspace
+from ssdistill.chain.workspace import Workspace, chosen_stems, open_workspace
 from ssdistill.errors import DamagedFile
 from ssdistill.experiment import Experiment
 from ssdistill.stages import Identity, Stage, execute, locked, set_aside
@@ -38,7 +38,8 @@ class PlannedStage:
 def dry_run(experiment: Experiment, root: Path) -> list[PlannedStage]:
     """The stages a run would go through, and which of them exist. Decodes the data, no more."""
     workspace = open_workspace(experiment, root)
-    check_trainings(workspace)
+    for notice in (*chosen_stems(workspace), *check_trainings(workspace)):
+        console.print(f"note: {notice}", style="dim")
     return [PlannedStage(stage, stage.status(root)) for stage in plan(workspace)]
 
 
@@ -61,7 +62,7 @@ def run(experiment: Experiment, root: str | Path = "runs") -> Report:
         torch.set_num_threads(experiment.device.threads)
     workspace = open_workspace(experiment, root)
     stages = plan(workspace)
-    notices = check_trainings(workspace)
+    notices = [*chosen_stems(workspace), *check_trainings(workspace)]
     announce(workspace, stages)
     for notice in notices:
         console.print(f"note: {notice}", style="dim")
@@ -97,6 +98,7 @@ def _renew(error: DamagedFile, stages: list[Stage], root: Path) -> Path:
 def _do(stage: Stage, workspace: Workspace, identity: Identity, position: str) -> None:
     label = f"{position} {stage.kind} {stage.role}, seed {stage.seed}"
     if stage.status(workspace.root) == "finished":
+        workspace.check_model(stage)
         console.print(f"{label}: done before", style="dim")
         return
     console.print(label)

@@ -22,9 +22,11 @@ from ssdistill.errors import DamagedFile, UserError, shortened
 from ssdistill.evaluate.features import extract
 from ssdistill.experiment import Experiment
 from ssdistill.files import write_atomically
+from ssdistill.models.artifact_files import read_checked, read_description, weight_names
 from ssdistill.models.artifacts import load
 from ssdistill.models.backbones import Encoder, EncoderSettings, build_encoder, check_encodes
 from ssdistill.models.trial import REFUSALS, one_line
+from ssdistill.record.run import RUN_FILE
 from ssdistill.registry import METHODS, SOURCES, TEACHERS
 from ssdistill.sections import NetworkSettings
 from ssdistill.settings import Settings
@@ -144,6 +146,28 @@ class Workspace:
         except (*REFUSALS, EOFError, OSError) as error:
             raise DamagedFile(folder, one_line(error)) from error
 
+    def check_model(self, stage: Stage) -> None:
+        """Make sure that a finished stage's weights are what it wrote.
+
+        Raises:
+            DamagedFile: they are not.
+        """
+        folder = stage.folder(self.root) / MODEL
+        record = stage.record(self.root)
+        entry = next((e for e in record.artifacts.values() if e["file"] == MODEL), None)
+        if entry is None:  # an evaluation makes no model
+            return
+        try:
+            description = read_description(folder)
+            if description["sha256"] != entry["sha256"]:
+                raise UserError(f"{folder}: not the weights that {RUN_FILE} names")
+            for name, sha256 in weight_names(description).items():
+                read_checked(folder / name, sha256)
+        except UserError as error:
+            raise DamagedFile(folder, error) from error
+        except (*REFUSALS, OSError) as error:
+            raise DamagedFile(folder, one_line(error)) from error
+
     def embeddings(self, encoder: Encoder) -> Tensor:
         """Embeddings (N, D) of all training images under the evaluation view.
 
@@ -204,6 +228,26 @@ def open_workspace(experiment: Experiment, root: Path) -> Workspace:
     _check_networks(workspace)
     _check_batches(experiment, len(stores["train"]))
     return workspace
+
+
+def chosen_stems(workspace: Workspace) -> list[str]:
+    """What ``stem: auto`` stands for in each network that is built here, as a sentence."""
+    experiment, size = workspace.experiment, workspace.image_size
+    networks = dict(experiment.all_teachers) | {"student": experiment.student}
+    notices = []
+    for role, network in networks.items():
+        settings = network.encoder if isinstance(network, NetworkSettings) else None
+        if settings is None or settings.stem != "auto":
+            continue
+        spec = workspace.build(settings).spec
+        if spec.stem == "small":
+            chosen = f"a 3x3 stem of stride {spec.stem_stride} without max-pooling (small)"
+        else:
+            chosen = "its own stem (native)"
+        notices.append(
+            f"{role}: stem=auto gives {spec.name} {chosen} at {settings.input_size or size} pixels"
+        )
+    return notices
 
 
 def _check_networks(workspace: Workspace) -> None:
