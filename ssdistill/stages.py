@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from ssdistill.errors import DamagedFile, UserError, shortened
 from ssdistill.experiment import Experiment
 from ssdistill.record.run import (
+    METRICS_FILE,
     RUN_FILE,
     SCHEMA,
     Run,
@@ -83,11 +84,13 @@ class Stage:
     def record(self, root: Path) -> RunRecord | None:
         """Its record, or None where it was never started."""
         folder = self.folder(root)
-        if not (folder / RUN_FILE).exists():
+        if not os.path.lexists(folder / RUN_FILE):
             return None
+        if not (folder / RUN_FILE).is_file():
+            raise DamagedFile(folder / RUN_FILE, "no file")
         try:
             record = load_run(folder)
-        except UserError as error:
+        except (UserError, RecursionError, TypeError) as error:
             if _is_of_later_version(folder / RUN_FILE):
                 raise
             raise DamagedFile(folder / RUN_FILE, _reason(error)) from error
@@ -211,6 +214,10 @@ def _set_aside_if_damaged(stage: Stage, root: Path) -> None:
     except DamagedFile as error:
         set_aside(folder, f"{error.path} is damaged ({error.reason})")
         return
+    metrics = folder / METRICS_FILE
+    if os.path.lexists(metrics) and not metrics.is_file():
+        set_aside(folder, f"{metrics} is no file")
+        return
     try:
         read_metrics(folder)
     except UserError as error:
@@ -224,7 +231,7 @@ def _is_of_later_version(path: Path) -> bool:
         return False
 
 
-def _reason(error: UserError) -> str:
+def _reason(error: Exception) -> str:
     """What :func:`ssdistill.record.run.load_run` says, without the path."""
     return str(error).partition(": ")[2] or str(error)
 

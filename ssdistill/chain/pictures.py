@@ -1,5 +1,6 @@
 """The pictures of a report: charts, views, neighbours."""
 
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from ssdistill.record.front import FRONT, load_front
 from ssdistill.record.front_chart import front_svg
 from ssdistill.record.grids import Neighbours, ViewGrid
 from ssdistill.record.plots import Curves, curves_of, gauges_side_by_side
-from ssdistill.record.run import read_metrics
+from ssdistill.record.run import METRICS_FILE, read_metrics
 from ssdistill.record.tables import results_rows
 from ssdistill.stage_files import read_array
 from ssdistill.stages import Stage
@@ -147,6 +148,8 @@ def _confusions(workspace: Workspace) -> list[Callable[[float], str]]:
 def _logged(folder: Path) -> list[dict[str, Any]]:
     """What a stage logged; nothing, and a word about it, where that is damaged."""
     try:
+        if os.path.lexists(folder / METRICS_FILE) and not (folder / METRICS_FILE).is_file():
+            raise UserError(f"{folder / METRICS_FILE} is no file")
         return read_metrics(folder)
     except UserError as error:
         console.print(f"  no curves of {folder.parent.name}: {shortened(error, 300)}")

@@ -170,8 +170,10 @@ def _set_aside_damaged_record(folder: Path) -> None:
         if not os.path.lexists(path):
             continue
         try:
+            if not path.is_file():
+                raise UserError(f"{path} is no file")
             read(folder)
-        except (UserError, OSError) as error:
+        except (UserError, OSError, RecursionError, TypeError) as error:
             number = 1
             while os.path.lexists(place := folder / f"damaged-{name}-{number}"):
                 number += 1
