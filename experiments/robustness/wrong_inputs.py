@@ -76,9 +76,7 @@ def _network(rng: random.Random) -> list[str]:
     role = rng.choice(("student", "teacher"))
     if rng.random() < 0.5:
         return [f"{role}.encoder.args={rng.choice(ARGUMENTS)}"]
-    return [
-        f"{role}.encoder.name={rng.choice([*timm.list_models('*tiny*'), 'nope'])}"
-    ]
+    return [f"{role}.encoder.name={rng.choice([*timm.list_models('*tiny*'), 'nope'])}"]
 
 
 def _batch(rng: random.Random) -> list[str]:

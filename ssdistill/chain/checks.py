@@ -10,8 +10,8 @@ from ssdistill.data.extra import NEEDS_NEIGHBOURS
 from ssdistill.data.recipes import expand
 from ssdistill.distill.build import shapes
 from ssdistill.errors import UserError
-from ssdistill.models.backbones import Encoder, check_encodes
-from ssdistill.models.trial import REFUSALS, one_line, refusing
+from ssdistill.models.backbones import Encoder
+from ssdistill.models.trial import REFUSALS, check_encodes, one_line, refusing
 from ssdistill.registry import LOSSES, METHODS, RUNTIMES, STEPS
 from ssdistill.sections import DistillSettings, PretrainedRow
 

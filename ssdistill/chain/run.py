@@ -9,7 +9,8 @@ from ssdistill.chain import compression, evaluation, latency, training
 from ssdistill.chain.checks import check_trainings
 from ssdistill.chain.plan import plan
 from ssdistill.chain.report import Report, make_report
-from ssdistill.chain.workspace import Workspace, chosen_stems, open_workspace
+from ssdistill.chain.requirements import chosen_stems
+from ssdistill.chain.workspace import Workspace, open_workspace
 from ssdistill.errors import DamagedFile
 from ssdistill.experiment import Experiment
 from ssdistill.stages import Identity, Stage, execute, locked, set_aside

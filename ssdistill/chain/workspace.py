@@ -14,27 +14,26 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from ssdistill.chain.requirements import check_batches, check_device, check_networks
 from ssdistill.data.recipes import RECIPES, ViewRecipe
 from ssdistill.data.sources import Source
 from ssdistill.data.store import Store, open_store
 from ssdistill.data.views import eval_view
-from ssdistill.errors import DamagedFile, UserError, shortened
+from ssdistill.errors import DamagedFile, UserError
 from ssdistill.evaluate.features import extract
 from ssdistill.experiment import Experiment
 from ssdistill.files import write_atomically
 from ssdistill.models.artifact_files import read_checked, read_description, weight_names
 from ssdistill.models.artifacts import load
-from ssdistill.models.backbones import Encoder, EncoderSettings, build_encoder, check_encodes
+from ssdistill.models.backbones import Encoder, EncoderSettings, build_encoder
 from ssdistill.models.trial import REFUSALS, one_line
 from ssdistill.record.run import RUN_FILE
 from ssdistill.registry import METHODS, SOURCES, TEACHERS
-from ssdistill.sections import NetworkSettings
 from ssdistill.settings import Settings
 from ssdistill.stage_files import read_array
 from ssdistill.stages import Stage
 from ssdistill.teachers import Pictures
 from ssdistill.train.progress import console
-from ssdistill.train.settings import DeviceSettings
 
 MOST_VIEWS = 100
 """Views of each image in a step."""
@@ -225,89 +224,9 @@ def open_workspace(experiment: Experiment, root: Path) -> Workspace:
             f"data: {source.description} has one class only ({classes[0]}): a probe needs two; "
             "set evaluate=null to run without it"
         )
-    _check_networks(workspace)
-    _check_batches(experiment, len(stores["train"]))
+    check_networks(workspace)
+    check_batches(experiment, len(stores["train"]))
     return workspace
-
-
-def chosen_stems(workspace: Workspace) -> list[str]:
-    """What ``stem: auto`` stands for in each network that is built here, as a sentence."""
-    experiment, size = workspace.experiment, workspace.image_size
-    networks = dict(experiment.all_teachers) | {"student": experiment.student}
-    notices = []
-    for role, network in networks.items():
-        settings = network.encoder if isinstance(network, NetworkSettings) else None
-        if settings is None or settings.stem != "auto":
-            continue
-        spec = workspace.build(settings).spec
-        if spec.stem == "small":
-            chosen = f"a 3x3 stem of stride {spec.stem_stride} without max-pooling (small)"
-        else:
-            chosen = "its own stem (native)"
-        notices.append(
-            f"{role}: stem=auto gives {spec.name} {chosen} at {settings.input_size or size} pixels"
-        )
-    return notices
-
-
-def _check_networks(workspace: Workspace) -> None:
-    experiment = workspace.experiment
-    networks = {f"teachers.{name}": t for name, t in experiment.teachers.items()}
-    networks = networks or {"teacher": experiment.teacher}
-    for key, network in (networks | {"student": experiment.student}).items():
-        if isinstance(network, NetworkSettings):
-            try:
-                encoder = workspace.build(network.encoder)
-                _, width = check_encodes(encoder, workspace.image_size)
-                if width != encoder.embed_dim:
-                    raise UserError(
-                        f"'{encoder.name}' gives embeddings of {width} numbers where timm says "
-                        f"{encoder.embed_dim}: check encoder.args (the last of channels, say)"
-                    )
-            except UserError as error:
-                text = str(error).replace("encoder.", f"{key}.encoder.")
-                started = text.startswith(key)
-                raise UserError(text if started else f"{key}.encoder: {text}") from None
-
-
-def check_device(device: DeviceSettings) -> None:
-    """Make sure that training can run on the device.
-
-    Raises:
-        UserError: this machine has none of the kind, or none that computes so.
-    """
-    try:
-        fabric = Fabric(accelerator=device.accelerator, devices=1)
-        # Some devices are there and cannot be used.
-        torch.zeros(1, device=fabric.device)
-    except Exception as error:
-        raise UserError(
-            f"device.accelerator={shortened(device.accelerator)} cannot be used here "
-            f"({one_line(error)}); set device.accelerator=auto"
-        ) from error
-    on_cuda = fabric.device.type == "cuda"
-    if device.precision == "bf16" and on_cuda and not torch.cuda.is_bf16_supported():
-        raise UserError(
-            f"device.precision=bf16 is not supported by {torch.cuda.get_device_name()}; "
-            "set device.precision=fp32"
-        )
-
-
-def _check_batches(experiment: Experiment, num_images: int) -> None:
-    trainings = {"pretrain": experiment.pretrain, "distill": experiment.distill}
-    trainings |= {f"{role}.pretrain": m for role, (_, m) in experiment.pretrained.items()}
-    for plan, steps in experiment.all_plans.items():
-        key = f"plans.{plan}" if plan else "compress"
-        trainings |= {f"{key}.{i}": step for i, step in enumerate(steps)}
-    for row, settings in experiment.compare.items():
-        method = getattr(settings, "pretrain", None)
-        trainings[f"compare.{row}{'.pretrain' if method else ''}"] = method or settings
-    for key, settings in trainings.items():
-        batch_size = getattr(settings, "batch_size", 0)
-        if batch_size > num_images:
-            raise UserError(
-                f"{key}.batch_size={batch_size} is more than the {num_images} training images"
-            )
 
 
 def resolve_recipes(

@@ -19,10 +19,13 @@ from ssdistill.models.spec import (
 )
 from ssdistill.models.stems import fit_small_stem, takes_small_stem
 from ssdistill.models.torchvision_net import create_torchvision_net
-from ssdistill.models.trial import REFUSALS, check_arguments, check_fits, one_line, refusing
-
-LARGEST_SIDE = 8192
-"""Pixels a side."""
+from ssdistill.models.trial import (
+    LARGEST_SIDE,
+    check_arguments,
+    check_encodes,
+    check_fits,
+    refusing,
+)
 
 
 class Encoder(Model):
@@ -201,55 +204,6 @@ def build_encoder(
     encoder = encoder_from_spec(spec, pretrained=settings.pretrained)
     check_encodes(encoder, spec.image_size)
     return encoder
-
-
-@torch.no_grad()
-def check_encodes(encoder: Encoder, side: int, key: str = "") -> tuple[int, ...]:
-    """Let an encoder encode one black image of ``side`` pixels.
-
-    Returns:
-        the shape of what comes out as the embedding.
-
-    Raises:
-        UserError: it cannot, or gives no vector; ``key`` is named first.
-    """
-    spec, key = encoder.spec, f"{key}: " if key else ""
-    name = spec.name if key else f"'{spec.name}'"
-    if side > LARGEST_SIDE:
-        raise UserError(f"{key}{name} cannot encode images of {side} pixels: choose a smaller size")
-    # Its tensors may be on the meta device, where nothing is computed and shapes are still told.
-    image_BCHW = encoder.mean.new_zeros(1, 3, side, side)
-    taps, encoder.taps = encoder.taps, ()
-    try:
-        with places.looking(encoder):
-            embedding = encoder(image_BCHW).embedding_BD
-    except REFUSALS as error:
-        raise UserError(
-            f"{key}{name} cannot encode images of {side} pixels "
-            f"({one_line(error)}){_other_size(encoder, side)}"
-        ) from error
-    finally:
-        encoder.taps = taps
-    shape = tuple(getattr(embedding, "shape", ()))
-    if len(shape) != 2:
-        raise UserError(
-            f"{key}{name} gives {shape or type(embedding).__name__} for an image instead of "
-            f"an embedding (1, {encoder.embed_dim}): choose another network or other encoder.args"
-        )
-    return shape
-
-
-def _other_size(encoder: Encoder, side: int) -> str:
-    """What to do about an architecture that does not take the size of the images."""
-    config = timm.get_pretrained_cfg(encoder.spec.name) if encoder.spec.library == "timm" else None
-    native = config.input_size[-1] if config else 224
-    if encoder.spec.args and native == side:
-        return "; check encoder.args"
-    if hasattr(encoder.net, "patch_embed"):
-        return f"; set encoder.args.dynamic_img_size=true or encoder.input_size={native}"
-    if native == (encoder.spec.input_size or side):
-        return "; choose another network"
-    return f"; set encoder.input_size={native} or choose another network"
 
 
 def encoder_from_spec(spec: EncoderSpec, pretrained: bool = False) -> Encoder:

@@ -6,8 +6,9 @@ First without memory (torch's meta device), to learn whether they fit, then on o
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import timm
 import torch
 from torch import nn
 from torch.nn.modules.module import (
@@ -17,7 +18,13 @@ from torch.nn.modules.module import (
 )
 
 from ssdistill.errors import UserError, shortened
+from ssdistill.models.taps import looking
 
+if TYPE_CHECKING:
+    from ssdistill.models.backbones import Encoder
+
+LARGEST_SIDE = 8192
+"""Pixels a side."""
 MOST_MODULES, LARGEST_NUMBER = 10_000, 1_000_000
 """More layers, or a larger width, depth or size, than any network has."""
 OWN_ARGUMENTS = {
@@ -144,3 +151,52 @@ def _counting(memory: int) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@torch.no_grad()
+def check_encodes(encoder: "Encoder", side: int, key: str = "") -> tuple[int, ...]:
+    """Let an encoder encode one black image of ``side`` pixels.
+
+    Returns:
+        the shape of what comes out as the embedding.
+
+    Raises:
+        UserError: it cannot, or gives no vector; ``key`` is named first.
+    """
+    spec, key = encoder.spec, f"{key}: " if key else ""
+    name = spec.name if key else f"'{spec.name}'"
+    if side > LARGEST_SIDE:
+        raise UserError(f"{key}{name} cannot encode images of {side} pixels: choose a smaller size")
+    # Its tensors may be on the meta device, where nothing is computed and shapes are still told.
+    image_BCHW = encoder.mean.new_zeros(1, 3, side, side)
+    taps, encoder.taps = encoder.taps, ()
+    try:
+        with looking(encoder):
+            embedding = encoder(image_BCHW).embedding_BD
+    except REFUSALS as error:
+        raise UserError(
+            f"{key}{name} cannot encode images of {side} pixels "
+            f"({one_line(error)}){_other_size(encoder, side)}"
+        ) from error
+    finally:
+        encoder.taps = taps
+    shape = tuple(getattr(embedding, "shape", ()))
+    if len(shape) != 2:
+        raise UserError(
+            f"{key}{name} gives {shape or type(embedding).__name__} for an image instead of "
+            f"an embedding (1, {encoder.embed_dim}): choose another network or other encoder.args"
+        )
+    return shape
+
+
+def _other_size(encoder: "Encoder", side: int) -> str:
+    """What to do about an architecture that does not take the size of the images."""
+    config = timm.get_pretrained_cfg(encoder.spec.name) if encoder.spec.library == "timm" else None
+    native = config.input_size[-1] if config else 224
+    if encoder.spec.args and native == side:
+        return "; check encoder.args"
+    if hasattr(encoder.net, "patch_embed"):
+        return f"; set encoder.args.dynamic_img_size=true or encoder.input_size={native}"
+    if native == (encoder.spec.input_size or side):
+        return "; choose another network"
+    return f"; set encoder.input_size={native} or choose another network"

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from ssdistill.chain.workspace import check_device
+from ssdistill.chain.requirements import check_device
 from ssdistill.errors import UserError
 from ssdistill.models import trial
-from ssdistill.models.backbones import build_encoder, check_encodes
+from ssdistill.models.backbones import build_encoder
 from ssdistill.models.spec import EncoderSettings
-from ssdistill.models.trial import check_fits
+from ssdistill.models.trial import check_encodes, check_fits
 from ssdistill.train.settings import DeviceSettings
 
 
