@@ -58,6 +58,8 @@ def shapes(student: Encoder, teacher: Encoder, num_samples: int) -> Shapes:
 
 
 def _all_maps(encoder: Encoder) -> dict[str, tuple[int, int, int]]:
+    if not encoder.tap_names:
+        return {}
     taps = encoder.taps
     encoder.set_taps(tuple(encoder.tap_names))
     try:
