@@ -33,6 +33,8 @@ from forked import Outcome, copy_tree, quiet_cli, run_case
 
 COUNTS = {"configs": 10_000, "inputs": 500, "runs": 300, "kills": 100}
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+PROGRESS = 50
+"""Cases between two lines that say how far it is."""
 LOAD_SECONDS, PLAN_SECONDS, RUN_SECONDS = 20, 120, 300
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
@@ -226,6 +228,8 @@ def campaign(
             break
         words, outcome = FAMILIES[family](number, seed, scratch)
         counts[outcome.verdict] = counts.get(outcome.verdict, 0) + 1
+        if sum(counts.values()) % PROGRESS == 0:
+            print(f"  {family}: {counts}, {time.monotonic() - began:.0f} s", flush=True)
         statuses[str(outcome.status)] = statuses.get(str(outcome.status), 0) + 1
         if outcome.verdict != "fine":
             failure = {"case": number, "tried": words, **asdict(outcome)}
