@@ -79,6 +79,7 @@ def _check_pretraining(workspace: Workspace) -> None:
         recipes = expand(resolve_recipes(method.views, natural, workspace.source))
         if len(recipes) >= task.num_views:  # the plan says what is wrong with fewer
             check_step(
+                task,
                 lambda m=method, n=network: METHODS.build(m, workspace.build(n)),
                 recipes,
                 workspace.image_size,
@@ -89,7 +90,8 @@ def _check_pretraining(workspace: Workspace) -> None:
 
 def _check(workspace: Workspace, key: str, settings: DistillSettings) -> None:
     student = workspace.build(workspace.experiment.student.encoder)
-    teachers = workspace.teachers()
+    # What is found out about them must not stay with those that are used afterwards.
+    teachers = copy.deepcopy(workspace.teachers())
     enough = min(len(workspace.train), ENOUGH_SAMPLES)
     facts = shapes(student, next(iter(teachers.values())), enough)
     for name, loss in settings.losses.items():
@@ -111,9 +113,10 @@ def _check(workspace: Workspace, key: str, settings: DistillSettings) -> None:
     recipes = expand(resolve_recipes(settings.views, ("strong",) * num_views, workspace.source))
     if len(recipes) >= num_views:
         check_step(
+            distiller,
             lambda: assemble(
                 workspace.build(workspace.experiment.student.encoder),
-                copy.deepcopy(teachers),
+                copy.deepcopy(workspace.teachers()),
                 settings,
                 enough,
             ),

@@ -18,7 +18,8 @@ CHEAP_PIXELS = 1 << 17
 
 
 def check_step(
-    build: Callable[[], Task],
+    task: Task,
+    rebuild: Callable[[], Task],
     recipes: Sequence[ViewRecipe],
     image_size: int,
     batch_size: int,
@@ -31,7 +32,8 @@ def check_step(
     compares images has nothing to compare then.
 
     Args:
-        build: makes the task.
+        task: is moved to the meta device.
+        rebuild: makes it once more, where it must be computed.
         recipes: one per view.
         image_size: side of views whose recipe has no size.
         key: of the settings, for messages.
@@ -39,7 +41,6 @@ def check_step(
     Raises:
         UserError: the step fails, a loss is not finite, or the batch does not fit into memory.
     """
-    task = build()
     sides = [recipe.size or image_size for recipe in recipes]
     sides += [sides[-1 if name == "neighbour_1" else 0] for name in task.extra_views]
     pixels = batch_size * sum(side**2 for side in sides)
@@ -57,7 +58,7 @@ def check_step(
         return
     with torch.random.fork_rng(devices=[]):
         try:
-            losses = _losses(build(), sides, batch_size, torch.device("cpu"))
+            losses = _losses(rebuild(), sides, batch_size, torch.device("cpu"))
         except REFUSALS as error:
             raise _refusal(key, error) from error
     _check_finite(losses, key, batch_size)
