@@ -31,6 +31,7 @@ def check_trainings(workspace: Workspace) -> list[str]:
     experiment = workspace.experiment
     _check_pretraining(workspace)
     _check_steps(workspace)
+    _check_recoveries(workspace)
     notices = []
     sections = {"distill": experiment.distill} if experiment.distill else {}
     sections |= {
@@ -56,6 +57,18 @@ def _check_steps(workspace: Workspace) -> None:
                     RUNTIMES[settings.runtime].require()
             except UserError as error:
                 raise UserError(f"{key}: {error}") from None
+
+
+def _check_recoveries(workspace: Workspace) -> None:
+    """Steps that learn by the losses of the distillation, from a single image at a time."""
+    experiment = workspace.experiment
+    for plan, steps in experiment.all_plans.items() if experiment.distill else ():
+        for number, settings in enumerate(steps):
+            learns = STEPS[settings.kind].learns(settings)
+            if learns and getattr(settings, "batch_size", None) == 1:
+                key = f"plans.{plan}.{number}" if plan else f"compress.{number}"
+                one = experiment.recovery.model_copy(update={"batch_size": 1})
+                _check(workspace, key, one)
 
 
 def _check_pretraining(workspace: Workspace) -> None:

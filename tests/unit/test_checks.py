@@ -148,3 +148,11 @@ def test_what_does_not_fit_is_refused_before_it_is_made(check, override, message
 def test_a_loss_on_maps_of_a_network_without_any_is_refused(check):
     with pytest.raises(UserError, match=r"^distill\.losses\.a: .*no"):
         check("distill.losses.a={kind: attndistill}")
+
+
+@pytest.mark.parametrize("key", ["compress", "plans.a"])
+def test_a_recovery_from_single_images_is_refused_where_its_losses_compare_images(check, key):
+    steps = "[{kind: prune, ratio: 0.5}, {kind: recover, steps: 1, batch_size: BATCH}]"
+    with pytest.raises(UserError, match=rf"^{key}\.1\.batch_size=1: batch statistics need"):
+        check(f"{key}={steps.replace('BATCH', '1')}")
+    check(f"{key}={steps.replace('BATCH', '2')}")
