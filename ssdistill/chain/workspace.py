@@ -23,9 +23,10 @@ from ssdistill.errors import DamagedFile, UserError
 from ssdistill.evaluate.features import extract
 from ssdistill.experiment import Experiment
 from ssdistill.files import write_atomically
-from ssdistill.models.artifact_files import read_checked, read_description, weight_names
+from ssdistill.models.artifact_files import read_checked
 from ssdistill.models.artifacts import load
 from ssdistill.models.backbones import Encoder, EncoderSettings, build_encoder
+from ssdistill.models.description import read_description
 from ssdistill.models.trial import REFUSALS, one_line
 from ssdistill.record.run import RUN_FILE
 from ssdistill.registry import METHODS, SOURCES, TEACHERS
@@ -134,14 +135,16 @@ class Workspace:
         """The encoder a finished stage made, in eval mode.
 
         Raises:
-            DamagedFile: it cannot be opened.
+            DamagedFile: it is not what the stage wrote.
+            UserError: it cannot be opened.
         """
         folder = stage.folder(self.root) / MODEL
         try:
             # What it will see are views of this package.
             return load(folder, check_inputs=False)
-        except UserError as error:
-            raise DamagedFile(folder, error) from error
+        except UserError:
+            self.check_model(stage)
+            raise  # whole, and refused for another reason: a runtime that is missing, say
         except (*REFUSALS, EOFError, OSError) as error:
             raise DamagedFile(folder, one_line(error)) from error
 
@@ -158,9 +161,9 @@ class Workspace:
             return
         try:
             description = read_description(folder)
-            if description["sha256"] != entry["sha256"]:
+            if description.sha256 != entry["sha256"]:
                 raise UserError(f"{folder}: not the weights that {RUN_FILE} names")
-            for name, sha256 in weight_names(description).items():
+            for name, sha256 in description.names.items():
                 read_checked(folder / name, sha256)
         except UserError as error:
             raise DamagedFile(folder, error) from error
