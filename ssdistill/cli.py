@@ -1,17 +1,18 @@
 """The command line: parsing and printing only."""
 
 import argparse
-import errno
 import logging
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from ssdistill.errors import UserError
+from ssdistill.errors import UserError, shortened
+from ssdistill.failures import explanation, save_report
 from ssdistill.probing.command import add_probe
 from ssdistill.terminal import forgiving_streams, say, show, tell
 
-EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
+EXIT_USER_ERROR, EXIT_INTERNAL, EXIT_INTERRUPTED = 2, 70, 130
 
 EPILOG = """\
 examples:
@@ -34,21 +35,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str] | None) -> int:
-    options = _parse(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    # It may stand before the command or after it.
+    debug = "--debug" in words
+    options = _parse([word for word in words if word != "--debug"])
     logging.basicConfig(level=logging.WARNING, format="  %(message)s")
     try:
         return options.command(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        print(f"error: no space left on the disk for {error.filename or 'a file'}", file=sys.stderr)
-        return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except Exception as error:
+        return _failed(error, words, getattr(options, "runs", None), debug)
+
+
+def _failed(error: Exception, words: Sequence[str], runs: Path | None, debug: bool) -> int:
+    """Say on one line what ended the command; a fault of ours is written down, too."""
+    if debug:
+        traceback.print_exception(error)
+    if text := explanation(error):
+        print(f"error: {text}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    report = save_report(error, words, runs)
+    reason = shortened(f"{type(error).__name__}: {error}", 300)
+    place = f"a report for the developers is in {report}" if report else "add --debug to see where"
+    print(f"internal error: {reason}; {place}", file=sys.stderr)
+    return EXIT_INTERNAL
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -90,6 +102,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=_version())
+    parser.add_argument(
+        "--debug", action="store_true", help="show where an error was raised (after a command, too)"
+    )
     commands = parser.add_subparsers(required=True, metavar="command")
 
     run = _add(commands, "run", _run, "run an experiment; what is done already is not done again")

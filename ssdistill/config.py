@@ -1,25 +1,32 @@
 """One YAML file, its parents and the command line's overrides → one frozen Experiment.
 
-The only reader of YAML. OmegaConf loads and merges (it refuses duplicate keys and reads 1e-3 as
-a number); pydantic is the only judge of what may be written.
+The only reader of configs. What YAML may hold is decided in :mod:`ssdistill.yaml_text`, what may
+be written by pydantic alone.
 """
 
+import os
 import re
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from ssdistill.config_errors import describe
-from ssdistill.errors import UserError, nearest
+from ssdistill.errors import UserError, nearest, shortened
 from ssdistill.experiment import Experiment
+from ssdistill.models.spec import EncoderSettings
+from ssdistill.models.stems import has_small_stem
 from ssdistill.overrides import plain_overrides
+from ssdistill.references import resolve
 from ssdistill.registry import LOSSES, METHODS, PROTOCOLS, SOURCES, STEPS, TEACHERS, Registry
-from ssdistill.sections import kind_alone
+from ssdistill.sections import PretrainedTeacher, kind_alone
+from ssdistill.yaml_text import DEEPEST, read_file, read_text, text_problem
+
+MOST_ANCESTORS = 20
+"""Files that extend each other, one below the other."""
+STEM_SETTINGS = ("stem", "stem_stride", "stem_padding")
 
 
 def load_experiment(path: str | Path, overrides: list[str] = ()) -> tuple[Experiment, list[str]]:
@@ -37,10 +44,10 @@ def load_experiment(path: str | Path, overrides: list[str] = ()) -> tuple[Experi
     """
     file = find_config(path)
     notices: list[str] = []
-    tree = _compose(file, notices, seen=())
+    tree = _compose(file, notices, (), {})
     for override in plain_overrides(overrides, options={}):
         tree = _merge(tree, parse_override(override), "", notices)
-    tree = _complete(tree)
+    tree = resolve(_complete(tree))
     try:
         return Experiment.model_validate(tree), notices
     except ValidationError as error:
@@ -53,12 +60,19 @@ def parse_override(text: str) -> dict[str, Any]:
     Raises:
         UserError: it has no ``=``, or a value that is no YAML.
     """
-    if "=" not in text:
-        raise UserError(f"'{text}' is no override; write key.sub=value")
-    try:
-        return OmegaConf.to_container(OmegaConf.from_dotlist([text]))
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
-        raise UserError(f"override '{text}': {_first_line(error)}") from error
+    key, equals, value = text.partition("=")
+    parts = re.split(r"[.\[]", key.replace("]", ""))
+    shown = shortened(text, 100)
+    if not equals or not all(parts):
+        raise UserError(f"'{shown}' is no override; write key.sub=value")
+    if reason := text_problem(text):
+        raise UserError(f"override '{shown}' {reason}")
+    if len(parts) > DEEPEST:
+        raise UserError(f"override '{shown}': more than {DEEPEST} keys below each other")
+    tree = read_text(value, f"override '{shown}'", ".".join(parts))
+    for part in reversed(parts):
+        tree = {part: tree}
+    return tree
 
 
 def validated(schema: type[BaseModel], values: Any, name: str) -> Any:
@@ -94,7 +108,8 @@ def _complete(tree: dict[str, Any]) -> dict[str, Any]:
 def _complete_row(tree: dict[str, Any], own: Any, section: str) -> Any:
     own = {} if own is None else own
     if section == "teachers" and isinstance(own, dict) and "kind" not in own:
-        own = {**(tree.get("teacher") or {}), **own}
+        teacher = kind_alone(tree.get("teacher"))
+        own = {**(teacher if isinstance(teacher, dict) else {}), **own}
     if isinstance(own, dict) and own.get("pretrain") is not None:
         own = {**own, "pretrain": kind_alone(own["pretrain"])}
         shared = {"pretrain": _without_length(tree.get("pretrain") or {}, own["pretrain"])}
@@ -115,35 +130,76 @@ def _without_length(shared: Any, own: Any) -> Any:
 
 def find_config(path: str | Path) -> Path:
     """The file ``path`` names: as given, or among the packaged configs, with or without .yaml."""
-    packaged = resources.files("ssdistill.configs")
-    for candidate in (Path(path), Path(str(packaged)) / path, Path(str(packaged)) / f"{path}.yaml"):
-        if candidate.is_file():
+    packaged = Path(str(resources.files("ssdistill.configs")))
+    given = Path(path).expanduser()
+    for candidate in (given, packaged / path, packaged / f"{path}.yaml"):
+        if _is_file(candidate):
             return candidate
-    known = sorted(str(p.relative_to(str(packaged))) for p in Path(str(packaged)).rglob("*.yaml"))
-    raise UserError(f"{path}: no such config file{nearest(str(path), known)}")
+    if os.path.isdir(given):
+        raise UserError(f"{path}: no such config file, it is a folder; name a YAML file in it")
+    known = sorted(str(p.relative_to(packaged)) for p in packaged.rglob("*.yaml"))
+    name = shortened(path, 200)
+    raise UserError(f"{name}: no such config file{nearest(name, known)}")
 
 
-def _compose(file: Path, notices: list[str], seen: tuple[Path, ...]) -> dict[str, Any]:
-    """The file's content over that of the files it extends."""
-    if file.resolve() in seen:
-        raise UserError(f"{file}: extends itself, by way of {seen[-1].name}")
+def _is_file(path: Path) -> bool:
     try:
-        loaded = OmegaConf.load(file)
-        if not isinstance(loaded, DictConfig):
-            raise UserError(f"{file}: a config is a mapping of keys to values")
-        own = OmegaConf.to_container(loaded)
-    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: {_first_line(error)}") from error
+        return path.is_file()
+    except (OSError, ValueError):  # longer than a name may be, say
+        return False
+
+
+def _compose(
+    file: Path,
+    notices: list[str],
+    seen: tuple[Path, ...],
+    composed: dict[Path, dict[str, Any]],
+) -> dict[str, Any]:
+    """The file's content over that of the files it extends.
+
+    Args:
+        seen: the files below it, each of which extends the next.
+        composed: what is known of files that several others extend.
+    """
+    resolved = file.resolve()
+    if resolved in seen:
+        raise UserError(f"{file}: extends itself, by way of {seen[-1].name}")
+    if len(seen) > MOST_ANCESTORS:
+        raise UserError(f"{file}: more than {MOST_ANCESTORS} files extend each other")
+    if resolved in composed:
+        return composed[resolved]
+    own = read_file(file)
+    own = {} if own is None else own
+    if not isinstance(own, dict):
+        raise UserError(f"{file}: a config is a mapping of keys to values")
     parents = own.pop("extends", None) or []
     tree: dict[str, Any] = {}
     parents = [parents] if isinstance(parents, str) else parents
     if not isinstance(parents, list) or not all(isinstance(p, str) for p in parents):
-        raise UserError(f"{file}: extends names a file or a list of files (got {parents!r})")
+        shown = shortened(repr(parents))
+        raise UserError(f"{file}: extends names a file or a list of files (got {shown})")
     for parent in parents:
-        beside = file.parent / parent
-        parent_file = beside if beside.is_file() else find_config(parent)
-        tree = _merge(tree, _compose(parent_file, notices, (*seen, file.resolve())), "", notices)
-    return _merge(tree, own, "", [])
+        parent = str(resolve({"extends": parent})["extends"])
+        beside = file.parent / Path(parent).expanduser()
+        try:
+            parent_file = beside if _is_file(beside) else find_config(parent)
+        except UserError as error:
+            raise UserError(f"{file}: extends {error}") from None
+        tree = _merge(
+            tree, _compose(parent_file, notices, (*seen, resolved), composed), "", notices
+        )
+    # Whoever wrote the packaged files knows what one drops of another.
+    composed[resolved] = _merge(tree, own, "", [] if _is_packaged(resolved) else notices)
+    return composed[resolved]
+
+
+def _is_packaged(file: Path) -> bool:
+    """Whether a config belongs to ssdistill, installed or as a checkout."""
+    folders = [folder for folder in file.parents if folder.name == "configs"]
+    return any(
+        (folder.parent / "config.py").is_file() or (folder.parent / "ssdistill/config.py").is_file()
+        for folder in folders
+    )
 
 
 def _merge(base: dict, over: dict, where: str, notices: list[str]) -> dict[str, Any]:
@@ -170,16 +226,35 @@ def _merge(base: dict, over: dict, where: str, notices: list[str]) -> dict[str, 
 def _foreign(base: dict, over: dict, where: str) -> dict[str, str]:
     """Keys of ``base`` that mean nothing once ``over`` has chosen another kind, and why."""
     registry, kind, name = _registry_at(where), over.get("kind"), over.get("name")
-    reason, keys = "", []
-    if registry and kind in registry.classes and kind != base.get("kind"):
-        known = registry.schema(kind).model_fields
-        reason, keys = (
-            f"{where}.kind={kind} has no such setting",
-            [k for k in base if k not in known and k not in over],
-        )
-    elif where.endswith(".encoder") and name and name != base.get("name"):
-        reason, keys = f"it was meant for {base.get('name')}", [k for k in base if k != "name"]
-    return dict.fromkeys(keys, reason)
+    known = _settings_of(registry, kind) if registry and isinstance(kind, str) else None
+    if known is not None and kind != base.get("kind"):
+        unknown = [key for key in base if key not in known and key not in over]
+        dropped = dict.fromkeys(unknown, f"{where}.kind={kind} has no such setting")
+        # The network of one kind of teacher says nothing about that of another.
+        other = registry is TEACHERS and "encoder" in base and "encoder" not in unknown
+        return dropped | ({"encoder": f"it is not that of {where}.kind={kind}"} if other else {})
+    former = base.get("name", EncoderSettings().name)
+    if where.endswith(".encoder") and isinstance(name, str) and name != former:
+        return _of_other_network(base, former, name)
+    return {}
+
+
+def _settings_of(registry: Registry, kind: str) -> Iterable[str] | None:
+    """Names of a kind's settings; None where there is no such kind."""
+    if registry is TEACHERS and kind == PretrainedTeacher().kind:
+        return PretrainedTeacher.model_fields
+    return registry.schema(kind).model_fields if kind in registry.classes else None
+
+
+def _of_other_network(base: dict, former: Any, name: str) -> dict[str, str]:
+    """Settings of an encoder that another network cannot take over, and why."""
+    dropped = {}
+    if base.get("args"):
+        dropped["args"] = f"they are arguments of {former}"
+    if base.get("stem", "auto") != "native" and not has_small_stem(name):
+        stem = [key for key in STEM_SETTINGS if key in base]
+        dropped |= dict.fromkeys(stem, f"no small stem is known for {name}")
+    return dropped
 
 
 def _merge_items(items: list, over: dict, where: str, notices: list[str]) -> list[Any]:
@@ -187,7 +262,8 @@ def _merge_items(items: list, over: dict, where: str, notices: list[str]) -> lis
     numbered = {str(i): item for i, item in enumerate(items)}
     for key in over:
         if str(key) not in numbered:
-            raise UserError(f"{where}.{key}: {where} has items 0 to {len(items) - 1}")
+            extent = f"has items 0 to {len(items) - 1}" if items else "is an empty list"
+            raise UserError(f"{where}.{key}: {where} {extent}")
     return list(_merge(numbered, {str(k): v for k, v in over.items()}, where, notices).values())
 
 
@@ -201,11 +277,6 @@ def _registry_at(where: str) -> Registry | None:
         return STEPS
     if where == "teacher" or where.startswith("teachers."):
         return TEACHERS if where.count(".") < 2 else None
-    return {"data": SOURCES, "pretrain": METHODS}.get(where)
-
-
-def _first_line(error: Exception) -> str:
-    """A parser's complaint on one line, its position kept."""
-    mark = getattr(error, "problem_mark", None)
-    text = getattr(error, "problem", None) or str(error)
-    return " ".join(str(text).split()) + (f" (line {mark.line + 1})" if mark else "")
+    if re.fullmatch(r"((compare|teachers)\.[^.]+\.|teacher\.)?pretrain", where):
+        return METHODS
+    return SOURCES if where == "data" else None

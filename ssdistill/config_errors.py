@@ -7,7 +7,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from ssdistill.errors import nearest
+from ssdistill.errors import nearest, shortened
 
 
 def describe(file: Path, error: ValidationError, model: type[BaseModel]) -> str:
@@ -20,21 +20,25 @@ def describe(file: Path, error: ValidationError, model: type[BaseModel]) -> str:
         if any(place[: len(problem["loc"])] == problem["loc"] != place for place in places):
             continue
         keys, siblings = _locate(problem["loc"], model)
-        key = ".".join(keys) or "the file"
+        key = shortened(".".join(keys), 200) or "the file"
         if problem["type"] == "extra_forbidden":
             lines.append(f"  {key}: no such setting{nearest(keys[-1], siblings)}")
         elif problem["type"] == "missing":
             lines.append(f"  {key}: must be given")
         elif problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
-            tag = problem["ctx"].get("tag", "")
+            tag = shortened(problem["ctx"].get("tag", ""))
             known = [
                 name.strip(" '") for name in problem["ctx"].get("expected_tags", "").split(",")
             ]
             reason = f"'{tag}' is unknown{nearest(tag, known)}" if tag else "must be given"
             lines.append(f"  {key}.kind: {reason}; known: {', '.join(known) or 'see list'}")
         else:
-            message = problem["msg"].removeprefix("Value error, ")
-            given = "" if isinstance(problem["input"], dict) else f" (got {problem['input']!r})"
+            message = shortened(problem["msg"].removeprefix("Value error, "), 1000)
+            given = (
+                ""
+                if isinstance(problem["input"], dict)
+                else f" (got {shortened(repr(problem['input']))})"
+            )
             lines.append(f"  {key}: {message[0].lower()}{message[1:]}{given}")
     unique = list(dict.fromkeys(lines))
     count = f"{len(unique)} problem{'s' * (len(unique) > 1)}"

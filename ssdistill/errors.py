@@ -1,5 +1,7 @@
 """The one exception a user is meant to see."""
 
+from pathlib import Path
+
 
 class UserError(Exception):
     """A mistake in what the user gave: a file, a key, a value.
@@ -7,6 +9,21 @@ class UserError(Exception):
     Its text is one line that names the thing at fault; the command line prints it
     without a traceback and exits with status 2.
     """
+
+
+class DamagedFile(UserError):
+    """A file of a runs folder that does not hold what was written to it.
+
+    Attributes:
+        path: the file, or the folder of a model.
+    """
+
+    def __init__(self, path: Path, reason: object):
+        self.path, self.reason = path, shortened(reason, 200)
+        super().__init__(
+            f"{path}: damaged ({self.reason}); move the stage's folder away and run the same "
+            "command again: the stage is then made anew"
+        )
 
 
 def nearest(name: str, known: object) -> str:
@@ -26,3 +43,10 @@ def shown(name: object) -> str:
     """A file's name as one printable line: what cannot be printed is escaped."""
     text = str(name)
     return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
+
+
+def shortened(text: object, most: int = 60) -> str:
+    """``text`` on one line that can be printed anywhere, at most ``most`` characters long."""
+    text = " ".join(str(text).encode("utf-8", "backslashreplace").decode().split())
+    text = text.replace("\0", "\\0")
+    return text if len(text) <= most else f"{text[: most - 1]}…"

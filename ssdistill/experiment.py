@@ -27,7 +27,7 @@ from ssdistill.sections import (
     TeacherSettings,
     kind_alone,
 )
-from ssdistill.settings import NonNegative, NonNegativeInt, Settings
+from ssdistill.settings import Name, NonNegative, NonNegativeInt, Settings
 from ssdistill.train.settings import DeviceSettings
 
 
@@ -81,7 +81,7 @@ class Experiment(Settings):
     """
 
     schema_version: Annotated[Literal[1], Field(alias="schema")]
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    name: Name
     profile: Literal["paper", "reduced", "smoke"] = "reduced"
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0,)
     data: Annotated[SOURCES.union, BeforeValidator(kind_alone)]

@@ -8,7 +8,7 @@ from ssdistill.data.mixing import MixSettings
 from ssdistill.distill.interpolate import InterpolateSettings
 from ssdistill.models.backbones import EncoderSettings
 from ssdistill.registry import LOSSES, METHODS, STEPS, TEACHERS
-from ssdistill.settings import OpenFraction, Settings
+from ssdistill.settings import Name, OpenFraction, Settings
 from ssdistill.train.optim import OptimSettings
 from ssdistill.train.settings import TrainSettings
 
@@ -32,10 +32,9 @@ def _own_row(name: str) -> str:
     return _free(name, ROLES | {step.makes for step in STEPS.classes.values()})
 
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 RowName = Annotated[Name, AfterValidator(_own_row)]
 PlanName = Annotated[Name, AfterValidator(lambda name: _free(name, ROLES))]
-TeacherName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+TeacherName = Annotated[Name, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 
 class NetworkSettings(Settings):

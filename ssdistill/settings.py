@@ -2,15 +2,31 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 
 class Settings(BaseModel):
-    """Frozen, and closed to keys it does not know."""
+    """Frozen, finite, and closed to keys it does not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, arbitrary_types_allowed=True, allow_inf_nan=False
+    )
 
 
+def _usable_name(name: str) -> str:
+    if name.split(".")[0].upper() in RESERVED or name.endswith("."):
+        raise ValueError(f"'{name}' cannot name a folder on every system; choose another name")
+    return name
+
+
+RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{d}{n}" for d in ("COM", "LPT") for n in range(10))}
+"""Names that some systems keep for devices, whatever the ending."""
+Name = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100),
+    AfterValidator(_usable_name),
+]
+"""What a folder, a row of a table or a group of runs may be called."""
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]

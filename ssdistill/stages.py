@@ -7,19 +7,29 @@ another experiment is found there, changed work gets another folder.
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from filelock import FileLock, Timeout
 
-from ssdistill.errors import UserError
+from ssdistill.errors import DamagedFile, UserError, shortened
 from ssdistill.experiment import Experiment
 from ssdistill.grouping import experiment_columns, stage_columns
-from ssdistill.record.run import Run, RunRecord, load_run
+from ssdistill.record.run import (
+    METRICS_FILE,
+    RUN_FILE,
+    SCHEMA,
+    Run,
+    RunRecord,
+    Status,
+    load_run,
+    read_metrics,
+)
 from ssdistill.record.run_record import kind_of
 from ssdistill.record.tracker import Tracker, TrackingSettings
 from ssdistill.train.loop import CHECKPOINT
@@ -76,11 +86,26 @@ class Stage:
     def record(self, root: Path) -> RunRecord | None:
         """Its record, or None where it was never started."""
         folder = self.folder(root)
-        return load_run(folder) if (folder / "run.json").exists() else None
+        if not os.path.lexists(folder / RUN_FILE):
+            return None
+        if not (folder / RUN_FILE).is_file():
+            raise DamagedFile(folder / RUN_FILE, "no file")
+        try:
+            record = load_run(folder)
+        except (UserError, RecursionError, TypeError) as error:
+            if _is_of_later_version(folder / RUN_FILE):
+                raise
+            raise DamagedFile(folder / RUN_FILE, _reason(error)) from error
+        if problem := _problem(record):
+            raise DamagedFile(folder / RUN_FILE, problem)
+        return record
 
     def status(self, root: Path) -> str:
-        """``finished``, ``interrupted``, ``failed``, ``running``, or ``missing``."""
-        record = self.record(root)
+        """``finished``, ``interrupted``, ``failed``, ``running``, ``damaged`` or ``missing``."""
+        try:
+            record = self.record(root)
+        except DamagedFile:
+            return "damaged"
         return record.status if record else "missing"
 
 
@@ -153,7 +178,8 @@ def execute(
         KeyboardInterrupt: after Ctrl-C; the record says ``interrupted`` then.
     """
     folder = stage.folder(root)
-    with _locked(folder):
+    with locked(folder):
+        _set_aside_if_damaged(stage, root)
         record = stage.record(root)
         if record and record.status == "finished":
             if record.digest != stage.digest:
@@ -190,11 +216,82 @@ def _lineage(stage: Stage, root: Path) -> dict[str, Any]:
     return lineage
 
 
+def set_aside(folder: Path, reason: object) -> Path:
+    """Rename a damaged stage's folder, aloud; nothing is deleted. Returns its new place."""
+    number = 1
+    while os.path.lexists(place := folder.with_name(f"damaged-{folder.name}-{number}")):
+        number += 1
+    os.rename(folder, place)
+    console.print(f"  {shortened(reason, 300)}: made anew, the old folder is now {place}")
+    return place
+
+
+def _set_aside_if_damaged(stage: Stage, root: Path) -> None:
+    """Whatever of a stage's own files would keep it from being run again."""
+    folder = stage.folder(root)
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise UserError(
+            f"{folder}: is no folder, though a stage belongs there; move it away: "
+            f"mv '{folder}' '{folder}.old'"
+        )
+    try:
+        stage.record(root)
+    except DamagedFile as error:
+        set_aside(folder, f"{error.path} is damaged ({error.reason})")
+        return
+    metrics = folder / METRICS_FILE
+    if os.path.lexists(metrics) and not metrics.is_file():
+        set_aside(folder, f"{metrics} is no file")
+        return
+    try:
+        read_metrics(folder)
+    except UserError as error:
+        set_aside(folder, error)
+
+
+def _is_of_later_version(path: Path) -> bool:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["schema"] > SCHEMA
+    except (OSError, LookupError, RecursionError, TypeError, ValueError):
+        return False
+
+
+def _reason(error: Exception) -> str:
+    """What :func:`ssdistill.record.run.load_run` says, without the path."""
+    return str(error).partition(": ")[2] or str(error)
+
+
+def _problem(record: RunRecord) -> str | None:
+    """Why a record cannot be one that this program wrote; None if it can."""
+    if record.status not in get_args(Status):
+        return f"status {shortened(record.status)!r}"
+    mappings = (record.metrics, record.parents, record.artifacts, record.config, record.provenance)
+    if not all(isinstance(value, dict) for value in mappings):
+        return "a section that is no mapping"
+    if not all(isinstance(value, int | float | None) for value in record.metrics.values()):
+        return "a metric that is no number"
+    if not isinstance(record.wall_seconds, int | float) or not isinstance(record.resumed, int):
+        return "a time that is no number"
+    entries = record.artifacts.values()
+    if not all(isinstance(entry, dict) and {"file", "sha256"} <= entry.keys() for entry in entries):
+        return "an artifact without file or sha256"
+    return None
+
+
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """A lock on the stage, waited for aloud; freed by the system if the process dies."""
+def locked(folder: Path) -> Iterator[None]:
+    """A lock on the stage, waited for aloud; freed by the system if the process dies.
+
+    Raises:
+        UserError: something else stands in the place of the lock.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    path = folder.with_name(f".{folder.name}.lock")
+    if os.path.lexists(path) and not path.is_file():
+        raise UserError(
+            f"{path}: is no file, though a lock belongs there; remove it: rm -r '{path}'"
+        )
+    lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:

@@ -1,11 +1,17 @@
 """What can be found wrong with methods and losses before anything has been trained."""
 
+import copy
+
 from ssdistill.chain.size_checks import check_sizes
 from ssdistill.chain.tasks import assemble
-from ssdistill.chain.workspace import Workspace
+from ssdistill.chain.trial_step import check_size, check_step
+from ssdistill.chain.workspace import Workspace, resolve_recipes
 from ssdistill.data.extra import NEEDS_NEIGHBOURS
+from ssdistill.data.recipes import expand
+from ssdistill.distill.build import shapes
 from ssdistill.errors import UserError
-from ssdistill.registry import METHODS, RUNTIMES, STEPS
+from ssdistill.models.trial import REFUSALS, one_line, refusing
+from ssdistill.registry import LOSSES, METHODS, RUNTIMES, STEPS
 from ssdistill.sections import DistillSettings, PretrainedRow
 
 ENOUGH_SAMPLES = 4096
@@ -24,6 +30,7 @@ def check_trainings(workspace: Workspace) -> list[str]:
     experiment = workspace.experiment
     notices = _check_pretraining(workspace)
     _check_steps(workspace)
+    _check_recoveries(workspace)
     sections = {"distill": experiment.distill} if experiment.distill else {}
     sections |= {
         f"compare.{row}": settings
@@ -50,6 +57,18 @@ def _check_steps(workspace: Workspace) -> None:
                 raise UserError(f"{key}: {error}") from None
 
 
+def _check_recoveries(workspace: Workspace) -> None:
+    """Steps that learn by the losses of the distillation, from a single image at a time."""
+    experiment = workspace.experiment
+    for plan, steps in experiment.all_plans.items() if experiment.distill else ():
+        for number, settings in enumerate(steps):
+            learns = STEPS[settings.kind].learns(settings)
+            if learns and getattr(settings, "batch_size", None) == 1:
+                key = f"plans.{plan}.{number}" if plan else f"compress.{number}"
+                one = experiment.recovery.model_copy(update={"batch_size": 1})
+                _check(workspace, key, one)
+
+
 def _check_pretraining(workspace: Workspace) -> list[str]:
     experiment, notices = workspace.experiment, []
     trained = dict(experiment.pretrained)
@@ -61,10 +80,23 @@ def _check_pretraining(workspace: Workspace) -> list[str]:
         sizes = {recipe.size for recipe in method.views or () if recipe.size}
         encoder = workspace.build(network)
         notices += check_sizes(encoder, key, sizes, "teacher")
+        check_size(lambda m=method, e=encoder: METHODS.build(m, e), key)
         try:
-            METHODS.build(method, encoder)
+            with refusing("these settings"):
+                task = METHODS.build(method, encoder)
         except UserError as error:
             raise UserError(f"{key}: {error}") from None
+        natural = METHODS[method.kind].recipes
+        recipes = expand(resolve_recipes(method.views, natural, workspace.source))
+        if len(recipes) >= task.num_views:  # the plan says what is wrong with fewer
+            check_step(
+                task,
+                lambda m=method, n=network: METHODS.build(m, workspace.build(n)),
+                recipes,
+                workspace.image_size,
+                method.batch_size,
+                key,
+            )
     return notices
 
 
@@ -72,17 +104,39 @@ def _check(workspace: Workspace, key: str, settings: DistillSettings) -> list[st
     student = workspace.build(workspace.experiment.student.encoder)
     sizes = {recipe.size for recipe in settings.views or () if recipe.size}
     notices = check_sizes(student, key, sizes, "student")
-    teachers = workspace.teachers()
+    # What is found out about them must not stay with those that are used afterwards.
+    teachers = copy.deepcopy(workspace.teachers())
     enough = min(len(workspace.train), ENOUGH_SAMPLES)
+    facts = shapes(student, next(iter(teachers.values())), enough)
+    for name, loss in settings.losses.items():
+        check_size(lambda loss=loss: LOSSES.build(loss, facts), f"{key}.losses.{name}")
     try:
         distiller = assemble(student, teachers, settings, enough)
     except UserError as error:
         raise UserError(f"{key}.{error}") from None
+    except REFUSALS as error:
+        raise UserError(f"{key}: {one_line(error)}; check the settings of its losses") from error
     neighbours = sorted(NEEDS_NEIGHBOURS & set(distiller.extra_views))
     if settings.mix and neighbours:
         raise UserError(f"{key}.mix: a mixture has no neighbours, and a loss reads {neighbours[0]}")
     for teacher in distiller.teachers.values():
         notices += check_sizes(teacher, key, sizes, "teacher")
+    num_views = max(LOSSES[loss.kind].views for loss in settings.losses.values())
+    recipes = expand(resolve_recipes(settings.views, ("strong",) * num_views, workspace.source))
+    if len(recipes) >= num_views:
+        check_step(
+            distiller,
+            lambda: assemble(
+                workspace.build(workspace.experiment.student.encoder),
+                copy.deepcopy(workspace.teachers()),
+                settings,
+                enough,
+            ),
+            recipes,
+            workspace.image_size,
+            settings.batch_size,
+            key,
+        )
     return notices
 
 

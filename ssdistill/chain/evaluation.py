@@ -13,6 +13,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from ssdistill.chain.data_checks import GAUGED_AT_LEAST
 from ssdistill.chain.workspace import MODEL, Workspace
 from ssdistill.data.recipes import RECIPES
+from ssdistill.errors import DamagedFile
 from ssdistill.evaluate.gauges.agreement import CKA_AT_LEAST, agreement, side_by_side
 from ssdistill.evaluate.gauges.collapse import alpha, gauges
 from ssdistill.evaluate.gauges.lidar import view_gauges
@@ -23,6 +24,7 @@ from ssdistill.files import write_atomically
 from ssdistill.measure.model_costs import costs_of
 from ssdistill.models.representation import Representation
 from ssdistill.record.tracker import Tracker
+from ssdistill.stage_files import read_array, read_arrays
 from ssdistill.stages import Stage
 
 GAUGED = "gauged_features.npy"
@@ -64,7 +66,7 @@ def evaluate(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str, 
     references = [parent for role, parent in stage.parents.items() if role != "model"]
     if len(shown_ND) >= CKA_AT_LEAST:
         teacher_ND = side_by_side(
-            [np.load(reference.folder(workspace.root) / GAUGED) for reference in references]
+            [gauged_features(reference, workspace) for reference in references]
             or [shown_ND.numpy()]
         )
         # Of a handful of images, ten neighbours would be all of them.
@@ -121,13 +123,21 @@ def judge(subject: Subject, protocols: Sequence[Protocol], folder: Path) -> dict
     return metrics
 
 
+def gauged_features(evaluation: Stage, workspace: Workspace) -> np.ndarray:
+    """Embeddings (N, D) of the gauged test images, as a finished stage left them."""
+    return read_array(evaluation.folder(workspace.root) / GAUGED, 2, "f")
+
+
 def answers_of(evaluation: Stage, workspace: Workspace) -> dict[str, np.ndarray]:
     """What :func:`judge` kept of a finished stage; nothing where no protocol answers by image."""
     path = evaluation.folder(workspace.root) / ANSWERS
     if not path.exists():
         return {}
-    with np.load(path) as file:
-        return dict(file)
+    answers = read_arrays(path, 1, "iu")
+    count = len(workspace.test)
+    if "targets" not in answers or any(len(array) != count for array in answers.values()):
+        raise DamagedFile(path, f"not the answers on {count} test images")
+    return answers
 
 
 def costs(model: Stage, workspace: Workspace) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """The stage that times all models side by side, in one process."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from ssdistill.measure.latency import (
 from ssdistill.measure.memory import peak_memory
 from ssdistill.measure.parameters import file_bytes
 from ssdistill.record.tracker import Tracker
+from ssdistill.stage_files import read_json
 from ssdistill.stages import Stage
 
 TIMING = "latency.json"
@@ -101,9 +102,17 @@ def timing_of(stage: Stage, root: Path) -> dict[str, dict[str, Any]]:
     path = stage.folder(root) / TIMING
     if not path.exists():
         return {}
-    found = json.loads(path.read_text())
+    found = read_json(path, lambda content: _is_timing(content, stage.parents))
     shared = {"instructions": found["instructions"], "threads": found["threads"]}
     return {role: {**words, **shared} for role, words in found["models"].items()}
+
+
+def _is_timing(content: Any, roles: Iterable[str]) -> bool:
+    """Whether it is what :func:`_write` writes of these models."""
+    rows = content["models"]
+    return {"instructions", "threads"} <= content.keys() and all(
+        {"runtime", "eager", "reference"} <= rows[role].keys() for role in roles
+    )
 
 
 def _write(path: Path, models: dict[str, dict[str, Any]]) -> None:

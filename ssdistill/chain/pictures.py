@@ -1,16 +1,19 @@
 """The pictures of a report: charts, views, neighbours."""
 
+import os
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from ssdistill.chain.evaluation import GAUGED, answers_of, gauged
+from ssdistill.chain.evaluation import answers_of, gauged, gauged_features
 from ssdistill.chain.plan import evaluations_of, models_of
 from ssdistill.chain.training import VIEWS
 from ssdistill.chain.workspace import Workspace
+from ssdistill.errors import UserError, shortened
 from ssdistill.evaluate.classification import classify
 from ssdistill.evaluate.nearest import neighbours
 from ssdistill.evaluate.settings import EvaluateSettings
@@ -21,9 +24,11 @@ from ssdistill.record.front import FRONT, load_front
 from ssdistill.record.front_chart import front_svg
 from ssdistill.record.grids import Neighbours, ViewGrid
 from ssdistill.record.plots import Curves, curves_of, gauges_side_by_side
-from ssdistill.record.run import read_metrics
+from ssdistill.record.run import METRICS_FILE, read_metrics
 from ssdistill.record.tables import results_rows
+from ssdistill.stage_files import read_array
 from ssdistill.stages import Stage
+from ssdistill.train.progress import console
 
 CURVED = ("control", "distilled")
 """Roles whose training is drawn, beside the teachers' and what is trained again after pruning."""
@@ -91,7 +96,7 @@ def _curves(workspace: Workspace) -> list[Curves]:
         for role, stage in models_of(workspace, experiment.seeds[0]).items()
         if stage.kind != "initialize"
     }
-    lines = {role: read_metrics(stage.folder(workspace.root)) for role, stage in trained.items()}
+    lines = {role: _logged(stage.folder(workspace.root)) for role, stage in trained.items()}
     wanted: tuple[str, ...] = ("losses", "spread", "rank")
     charts = []
     if experiment.distill is None and experiment.compare:
@@ -140,6 +145,17 @@ def _confusions(workspace: Workspace) -> list[Callable[[float], str]]:
     return charts
 
 
+def _logged(folder: Path) -> list[dict[str, Any]]:
+    """What a stage logged; nothing, and a word about it, where that is damaged."""
+    try:
+        if os.path.lexists(folder / METRICS_FILE) and not (folder / METRICS_FILE).is_file():
+            raise UserError(f"{folder / METRICS_FILE} is no file")
+        return read_metrics(folder)
+    except UserError as error:
+        console.print(f"  no curves of {folder.parent.name}: {shortened(error, 300)}")
+        return []
+
+
 def _views(workspace: Workspace) -> ViewGrid | None:
     """The first images of the first step, as the distilled student (else the teacher) saw them."""
     models = models_of(workspace, workspace.experiment.seeds[0])
@@ -148,7 +164,12 @@ def _views(workspace: Workspace) -> ViewGrid | None:
     path = stage.folder(workspace.root) / VIEWS
     if not path.exists():
         return None
-    rows = [list(view) for view in np.load(path)]
+    try:
+        rows = [list(view) for view in read_array(path, 5, "u")]
+    except UserError as error:
+        # To train again for a picture would be too much.
+        console.print(f"  no views in the report: {shortened(error, 300)}")
+        return None
     columns = [str(number + 1) for number in range(len(rows[0]))]
     caption = f"The first images of the first step ({stage.role}), one row per view."
     return ViewGrid(rows, columns, caption)
@@ -166,7 +187,7 @@ def _neighbours(workspace: Workspace) -> Neighbours | None:
     nearest = {}
     teacher = next(iter(workspace.experiment.all_teachers))
     for role in (teacher, "distilled"):
-        z_ND = torch.as_tensor(np.load(evaluations[role].folder(workspace.root) / GAUGED))
+        z_ND = torch.as_tensor(gauged_features(evaluations[role], workspace))
         k = min(SHOWN_NEIGHBOURS, len(z_ND) - 1)
         found = torch.cat([index_Bk for _, index_Bk in neighbours(z_ND[queries], z_ND, k + 1)])
         # The nearest of all is the query itself.

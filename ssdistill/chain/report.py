@@ -1,6 +1,7 @@
 """From the records of a run to its table, its page and its own record."""
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,20 +12,30 @@ from ssdistill.chain.pictures import ACCURACY, pictures
 from ssdistill.chain.plan import models_of
 from ssdistill.chain.training import NOTICES
 from ssdistill.chain.workspace import MODEL, Workspace
+from ssdistill.errors import UserError, shortened
 from ssdistill.experiment import Experiment
 from ssdistill.record.advice import Advice, advise
 from ssdistill.record.all_tables import all_tables
 from ssdistill.record.page import Headline, PageData, write_page
 from ssdistill.record.provenance import provenance
 from ssdistill.record.reports import CLAIMS
-from ssdistill.record.run import Run, write_atomically
+from ssdistill.record.run import (
+    METRICS_FILE,
+    RUN_FILE,
+    Run,
+    load_run,
+    read_metrics,
+    write_atomically,
+)
 from ssdistill.record.table import Table
 from ssdistill.record.tables import ResultRow, results_rows
 from ssdistill.record.tracker import Tracker
 from ssdistill.record.verdict import Verdict, judge, verdict_table
 from ssdistill.sections import PretrainedRow
 from ssdistill.settings import Settings
+from ssdistill.stage_files import read_json
 from ssdistill.stages import Identity
+from ssdistill.train.progress import console
 
 
 @dataclass(frozen=True)
@@ -126,7 +137,8 @@ def notices_of(workspace: Workspace) -> list[str]:
     for role, stage in models_of(workspace, experiment.seeds[0]).items():
         path = stage.folder(workspace.root) / NOTICES
         if path.exists():
-            notices += [f"{role}: {notice}." for notice in json.loads(path.read_text())]
+            lines = read_json(path, lambda content: isinstance(content, list))
+            notices += [f"{role}: {notice}." for notice in lines]
         if stage.record(workspace.root).metrics.get("compress/accepted") == 0:
             notices.append(f"{role}: the step was left out, the row is the model before it.")
     if experiment.paper and experiment.paper.title:
@@ -147,6 +159,7 @@ def _record(
 ) -> None:
     """The experiment's own run: one line per seed, with every model's final numbers."""
     experiment = workspace.experiment
+    _set_aside_damaged_record(folder)
     run = Run(
         folder,
         stage="report",
@@ -169,6 +182,24 @@ def _record(
             tracker.log(position, line)
         rows = results_rows(records)
         tracker.finish({f"{row.model}/{m}": row.mean(m) for row in rows for m in row.values})
+
+
+def _set_aside_damaged_record(folder: Path) -> None:
+    """The report's own record is made of the stages': a damaged one must not end every run."""
+    for name, read in ((RUN_FILE, load_run), (METRICS_FILE, read_metrics)):
+        path = folder / name
+        if not os.path.lexists(path):
+            continue
+        try:
+            if not path.is_file():
+                raise UserError(f"{path} is no file")
+            read(folder)
+        except (UserError, OSError, RecursionError, TypeError) as error:
+            number = 1
+            while os.path.lexists(place := folder / f"damaged-{name}-{number}"):
+                number += 1
+            os.rename(path, place)
+            console.print(f"  {shortened(error, 300)}: made anew, the old one is now {place}")
 
 
 def _digests(workspace: Workspace, role: str) -> dict[str, str]:

@@ -10,13 +10,15 @@ from ssdistill.chain import compression, evaluation, latency, training
 from ssdistill.chain.checks import check_trainings
 from ssdistill.chain.plan import plan
 from ssdistill.chain.report import Report, make_report
+from ssdistill.chain.requirements import chosen_stems
 from ssdistill.chain.workspace import Workspace, open_workspace
+from ssdistill.errors import DamagedFile
 from ssdistill.experiment import Experiment
 from ssdistill.grouping import shared_columns
 from ssdistill.launch import require_single_process
 from ssdistill.record.session import session
 from ssdistill.record.wandb_mirror import with_columns
-from ssdistill.stages import Identity, Stage, execute
+from ssdistill.stages import Identity, Stage, execute, locked, set_aside
 from ssdistill.train.progress import console
 
 BODIES = {
@@ -44,7 +46,7 @@ def dry_run(experiment: Experiment, root: Path) -> list[PlannedStage]:
     require_single_process()
     workspace = open_workspace(experiment, root)
     describe_data(workspace)
-    for notice in check_trainings(workspace):
+    for notice in (*chosen_stems(workspace), *check_trainings(workspace)):
         console.print(f"note: {notice}", style="dim", markup=False)
     return [PlannedStage(stage, stage.status(root)) for stage in plan(workspace)]
 
@@ -69,15 +71,38 @@ def run(experiment: Experiment, root: str | Path = "runs") -> Report:
         torch.set_num_threads(experiment.device.threads)
     workspace = open_workspace(experiment, root)
     stages = plan(workspace)
-    notices = check_trainings(workspace)
+    notices = [*chosen_stems(workspace), *check_trainings(workspace)]
     announce(workspace, stages)
     for notice in notices:
         console.print(f"note: {notice}", style="dim", markup=False)
     identity = Identity.of(experiment)
     with session(_shown(experiment), identity.tags, len(experiment.seeds)):
-        for number, stage in enumerate(stages, start=1):
-            _do(stage, workspace, identity, f"[{number}/{len(stages)}]")
-        return make_report(workspace)
+        renewed: set[Path] = set()
+        while True:
+            try:
+                for number, stage in enumerate(stages, start=1):
+                    _do(stage, workspace, identity, f"[{number}/{len(stages)}]")
+                return make_report(workspace)
+            except DamagedFile as error:
+                folder = _renew(error, stages, root)
+                if folder in renewed:  # what is made anew is not read any better
+                    raise
+                renewed.add(folder)
+
+
+def _renew(error: DamagedFile, stages: list[Stage], root: Path) -> Path:
+    """Move the finished stage aside that a damaged file belongs to; it is then made anew.
+
+    Raises:
+        DamagedFile: the file belongs to none of the stages.
+    """
+    for stage in stages:
+        folder = stage.folder(root)
+        if folder in error.path.parents and folder.exists():
+            with locked(folder):
+                set_aside(folder, f"{error.path} is damaged ({error.reason})")
+            return folder
+    raise error
 
 
 def _shown(experiment: Experiment) -> dict[str, Any]:
@@ -90,6 +115,7 @@ def _shown(experiment: Experiment) -> dict[str, Any]:
 def _do(stage: Stage, workspace: Workspace, identity: Identity, position: str) -> None:
     label = f"{position} {stage.kind} {stage.role}, seed {stage.seed}"
     if stage.status(workspace.root) == "finished":
+        workspace.check_model(stage)
         console.print(f"{label}: done before", style="dim")
         return
     console.print(label)

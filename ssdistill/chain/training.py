@@ -21,6 +21,7 @@ from ssdistill.files import write_atomically
 from ssdistill.models.artifacts import save_encoder
 from ssdistill.record.tracker import Tracker
 from ssdistill.registry import TEACHERS
+from ssdistill.stage_files import read_json
 from ssdistill.stages import Stage
 from ssdistill.teachers import Pictures
 from ssdistill.train.fabric import build_fabric
@@ -158,7 +159,7 @@ def budgeted_steps(stage: Stage, workspace: Workspace, folder: Path) -> int | No
         steps = sum(ratios[r] * trainings[r][0].loader.num_steps for r in stage.parents)
         content = {"steps": max(1, round(steps)), f"seconds_per_{stage.role}_step": ratios}
         write_atomically(found, json.dumps(content, indent=1) + "\n")
-    return json.loads(found.read_text())["steps"]
+    return read_json(found, lambda content: isinstance(content["steps"], int))["steps"]
 
 
 def _pictures(view_BCHW: Tensor, side: int) -> np.ndarray:

@@ -14,24 +14,32 @@ import torch
 from torch import Tensor
 
 from ssdistill.chain.data_checks import FEW_IMAGES, check_data
+from ssdistill.chain.requirements import check_batches, check_device, check_networks
 from ssdistill.data.opening import open_source, open_stores
 from ssdistill.data.recipes import RECIPES, ViewRecipe
 from ssdistill.data.sources import Source
 from ssdistill.data.store import Store
 from ssdistill.data.views import eval_view, make_view
-from ssdistill.errors import UserError
+from ssdistill.errors import DamagedFile, UserError
 from ssdistill.evaluate.features import extract
 from ssdistill.experiment import Experiment
 from ssdistill.files import write_atomically
+from ssdistill.models.artifact_files import read_checked
 from ssdistill.models.artifacts import load
 from ssdistill.models.backbones import Encoder, EncoderSettings, build_encoder
+from ssdistill.models.description import read_description
+from ssdistill.models.trial import REFUSALS, one_line
+from ssdistill.record.run import RUN_FILE
 from ssdistill.registry import METHODS, TEACHERS
-from ssdistill.sections import NetworkSettings
 from ssdistill.settings import Settings
+from ssdistill.stage_files import read_array
 from ssdistill.stages import Stage
 from ssdistill.teachers import Pictures
 from ssdistill.train.fabric import build_fabric
+from ssdistill.train.progress import console
 
+MOST_VIEWS = 100
+"""Views of each image in a step."""
 MODEL = "model"
 """Folder, inside a stage's, of the encoder it made."""
 FILLED_UP = 16
@@ -132,9 +140,43 @@ class Workspace:
         return build_encoder(settings, self.image_size, self.train.mean, self.train.std)
 
     def encoder(self, stage: Stage) -> Encoder:
-        """The encoder a finished stage made, in eval mode."""
-        # What it will see are views of this package.
-        return load(stage.folder(self.root) / MODEL, check_inputs=False)
+        """The encoder a finished stage made, in eval mode.
+
+        Raises:
+            DamagedFile: it is not what the stage wrote.
+            UserError: it cannot be opened.
+        """
+        folder = stage.folder(self.root) / MODEL
+        try:
+            # What it will see are views of this package.
+            return load(folder, check_inputs=False)
+        except UserError:
+            self.check_model(stage)
+            raise  # whole, and refused for another reason: a runtime that is missing, say
+        except (*REFUSALS, EOFError, OSError) as error:
+            raise DamagedFile(folder, one_line(error)) from error
+
+    def check_model(self, stage: Stage) -> None:
+        """Make sure that a finished stage's weights are what it wrote.
+
+        Raises:
+            DamagedFile: they are not.
+        """
+        folder = stage.folder(self.root) / MODEL
+        record = stage.record(self.root)
+        entry = next((e for e in record.artifacts.values() if e["file"] == MODEL), None)
+        if entry is None:  # an evaluation makes no model
+            return
+        try:
+            description = read_description(folder)
+            if description.sha256 != entry["sha256"]:
+                raise UserError(f"{folder}: not the weights that {RUN_FILE} names")
+            for name, sha256 in description.names.items():
+                read_checked(folder / name, sha256)
+        except UserError as error:
+            raise DamagedFile(folder, error) from error
+        except (*REFUSALS, OSError) as error:
+            raise DamagedFile(folder, one_line(error)) from error
 
     def embeddings(self, encoder: Encoder) -> Tensor:
         """Embeddings (N, D) of all training images under the evaluation view.
@@ -146,13 +188,23 @@ class Workspace:
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         name = f"{digest.hexdigest()[:16]}-{self.train.fingerprint[:8]}.npy"
         path = self.root / "embeddings" / name
-        if not path.exists():
-            found_ND = extract(encoder, self.train.images, self.image_size, device=self.device)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            content = io.BytesIO()
-            np.save(content, found_ND.numpy())
-            write_atomically(path, content.getvalue())
-        return torch.from_numpy(np.load(path))
+        try:
+            return torch.from_numpy(self._cached(path, encoder.embed_dim))
+        except DamagedFile as error:
+            if path.exists():
+                console.print(f"  {path}: damaged ({error.reason}), computed again")
+        embedding_ND = extract(encoder, self.train.images, self.image_size, device=self.device)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = io.BytesIO()
+        np.save(content, embedding_ND.numpy())
+        write_atomically(path, content.getvalue())
+        return embedding_ND
+
+    def _cached(self, path: Path, embed_dim: int) -> np.ndarray:
+        array_ND = read_array(path, 2, "f", len(self.train))
+        if array_ND.shape[1] != embed_dim or not np.isfinite(array_ND).all():
+            raise DamagedFile(path, f"shape {array_ND.shape}, or numbers that are not finite")
+        return array_ND
 
     def images(self, n: int, seed: int) -> Tensor:
         """Evaluation views (n, 3, H, W) of distinct training images, chosen by ``seed``.
@@ -176,6 +228,7 @@ def open_workspace(experiment: Experiment, root: Path) -> Workspace:
     Raises:
         UserError: data that cannot be read, or that cannot serve what the experiment asks.
     """
+    check_device(experiment.device)
     source = open_source(experiment.data)
     size = experiment.data.image_size or source.default_image_size
     stores = open_stores(source, experiment.data, size, root / "data")
@@ -183,38 +236,9 @@ def open_workspace(experiment: Experiment, root: Path) -> Workspace:
     workspace = Workspace(
         experiment, root, data.source, **stores, classes=data.classes, warnings=data.warnings
     )
-    for network in (*experiment.all_teachers.values(), experiment.student):
-        if isinstance(network, NetworkSettings):
-            workspace.build(network.encoder)
-    _check_batches(experiment, len(stores["train"]))
-    try:
-        build_fabric(experiment.device.accelerator)
-    except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"device.accelerator={experiment.device.accelerator}: {reason}") from error
+    check_networks(workspace)
+    check_batches(experiment, len(stores["train"]))
     return workspace
-
-
-def _check_batches(experiment: Experiment, num_images: int) -> None:
-    trainings = {"pretrain": experiment.pretrain, "distill": experiment.distill}
-    trainings |= {f"{role}.pretrain": m for role, (_, m) in experiment.pretrained.items()}
-    for plan, steps in experiment.all_plans.items():
-        key = f"plans.{plan}" if plan else "compress"
-        trainings |= {f"{key}.{i}": step for i, step in enumerate(steps)}
-    for row, settings in experiment.compare.items():
-        method = getattr(settings, "pretrain", None)
-        trainings[f"compare.{row}{'.pretrain' if method else ''}"] = method or settings
-    large = [
-        f"{key}.batch_size={settings.batch_size}"
-        for key, settings in trainings.items()
-        if getattr(settings, "batch_size", 0) > num_images
-    ]
-    if large:
-        verb = "is" if len(large) == 1 else "are"
-        raise UserError(
-            f"{', '.join(large)} {verb} more than the {num_images} training images; set at most "
-            f"{num_images}"
-        )
 
 
 def resolve_recipes(
@@ -223,4 +247,6 @@ def resolve_recipes(
     """The recipes ``wanted``, or else ``natural``, what the method asks for on natural images,
     unless the data has a recipe of its own.
     """
+    if (count := sum(recipe.count for recipe in wanted or ())) > MOST_VIEWS:
+        raise UserError(f"views: {count} views of each image, more than {MOST_VIEWS}")
     return wanted or tuple(RECIPES[source.default_recipe or name] for name in natural)

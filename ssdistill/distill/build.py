@@ -52,12 +52,14 @@ def shapes(student: Encoder, teacher: Encoder, num_samples: int) -> Shapes:
         student_maps=_all_maps(student),
         teacher_maps=_all_maps(teacher),
         teacher_norms=teacher.stage_norms(),
-        student_name=student.spec.name,
-        teacher_name=teacher.spec.name,
+        student_name=student.name,
+        teacher_name=teacher.name,
     )
 
 
 def _all_maps(encoder: Encoder) -> dict[str, tuple[int, int, int]]:
+    if not encoder.tap_names:
+        return {}
     taps = encoder.taps
     encoder.set_taps(tuple(encoder.tap_names))
     try:

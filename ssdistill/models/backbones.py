@@ -19,6 +19,13 @@ from ssdistill.models.spec import (
 )
 from ssdistill.models.stems import fit_small_stem, takes_small_stem
 from ssdistill.models.torchvision_net import create_torchvision_net
+from ssdistill.models.trial import (
+    LARGEST_SIDE,
+    check_arguments,
+    check_encodes,
+    check_fits,
+    refusing,
+)
 
 
 class Encoder(Model):
@@ -174,6 +181,8 @@ def build_encoder(
         UserError: unknown timm name or argument, or an architecture that cannot take the size.
     """
     side = settings.input_size or image_size
+    if side > LARGEST_SIDE:
+        raise UserError(f"encoder.input_size={side} is larger than any network takes")
     small = settings.stem == "small"
     if settings.stem == "auto":
         small = takes_small_stem(settings.name, side)
@@ -192,7 +201,9 @@ def build_encoder(
         mean=mean,
         std=std,
     )
-    return encoder_from_spec(spec, pretrained=settings.pretrained)
+    encoder = encoder_from_spec(spec, pretrained=settings.pretrained)
+    check_encodes(encoder, spec.image_size)
+    return encoder
 
 
 def encoder_from_spec(spec: EncoderSpec, pretrained: bool = False) -> Encoder:
@@ -205,16 +216,30 @@ def encoder_from_spec(spec: EncoderSpec, pretrained: bool = False) -> Encoder:
     if spec.library == "torchvision":
         return encoder_around(spec, create_torchvision_net(spec.name, spec.args))
     check_timm_name(spec.name)
+    check_arguments(spec.args, "encoder.args")
+    _check_fits(spec.name, repr(sorted(spec.args.items())), spec)
     config = timm.get_pretrained_cfg(spec.name)
     if pretrained and not (config and config.has_weights):
         raise UserError(f"timm has no weights of '{spec.name}': set encoder.pretrained=false")
-    try:
-        remedy = "encoder.pretrained=false needs none"
-        with downloading(f"weights of '{spec.name}'", remedy, hub=pretrained):
-            net = timm.create_model(spec.name, pretrained=pretrained, num_classes=0, **spec.args)
-    except TypeError as error:
-        raise UserError(f"encoder.args of '{spec.name}': {error}") from error
+    remedy = "encoder.pretrained=false needs none"
+    with (
+        refusing(f"encoder.args of '{spec.name}'"),
+        downloading(f"weights of '{spec.name}'", remedy, hub=pretrained),
+    ):
+        net = timm.create_model(spec.name, pretrained=pretrained, num_classes=0, **spec.args)
     return encoder_around(spec, net)
+
+
+_FITTING: set[tuple[str, str]] = set()
+"""Names and arguments of networks that are known to fit."""
+
+
+def _check_fits(name: str, args: str, spec: EncoderSpec) -> None:
+    if (name, args) not in _FITTING:
+        check_fits(
+            lambda: timm.models.create_model(name, num_classes=0, **spec.args), f"network '{name}'"
+        )
+        _FITTING.add((name, args))
 
 
 def encoder_around(spec: EncoderSpec, net: nn.Module) -> Encoder:
@@ -233,9 +258,10 @@ def encoder_around(spec: EncoderSpec, net: nn.Module) -> Encoder:
             f"{spec.side}x{spec.side}: set encoder.args.img_size={spec.side}, "
             f"encoder.input_size={fixed[0]} or data.image_size={fixed[0]}"
         )
-    if spec.stem == "small":
-        fit_small_stem(net, spec.stem_stride, spec.stem_padding)
-    return Encoder(spec, net)
+    with refusing(f"'{spec.name}' cannot be an encoder"):
+        if spec.stem == "small":
+            fit_small_stem(net, spec.stem_stride, spec.stem_padding)
+        return Encoder(spec, net)
 
 
 def check_timm_name(name: str) -> None:

@@ -1,9 +1,10 @@
 """Projectors, predictors and regressors: heads that training uses and the student drops."""
 
 from itertools import pairwise
-from typing import Literal
+from typing import Annotated, Literal
 
 from lightly.models.modules.heads import ProjectionHead
+from pydantic import Field
 from torch import nn
 
 from ssdistill.settings import PositiveInt, Settings
@@ -29,7 +30,7 @@ class MLPSettings(Settings):
 
     hidden_dim: PositiveInt | None = None
     output_dim: PositiveInt
-    depth: PositiveInt = 2
+    depth: Annotated[int, Field(gt=0, le=64)] = 2
     batch_norm: BatchNorm = "hidden"
     last_affine: bool = True
 

@@ -61,6 +61,24 @@ class Model(nn.Module):
         """The uncompressed network with weights of no meaning."""
         raise NotImplementedError(f"{type(self).__name__}.fresh_net")
 
+    @property
+    def projection_dim(self) -> int | None:
+        """Width of the projection; None without a projector."""
+        return None
+
+    def stage_norms(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """(mean_C, std_C) of the batch norm before the ReLU that closes a stage, by stage."""
+        return {}
+
+    @property
+    def tap_names(self) -> list[str]:
+        """Names of the feature maps it can return; only encoders have any."""
+        return []
+
+    def map_shapes(self) -> dict[str, tuple[int, int, int]]:
+        """(C, H, W) of every tapped feature map."""
+        return {}
+
     def set_taps(self, taps: tuple[str, ...]) -> None:
         """Choose which feature maps come beside the embedding."""
         raise NotImplementedError(f"{type(self).__name__}.set_taps")

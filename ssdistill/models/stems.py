@@ -11,11 +11,15 @@ STEM_OF_MODULE = {"resnet": "conv1", "mobilenetv3": "conv_stem", "efficientnet":
 """Attribute that holds the first convolution, by timm module."""
 
 
+def has_small_stem(name: str) -> bool:
+    """Whether a timm model's first convolution is known, so that it can be replaced."""
+    family = timm.models.model_entrypoint(name) if timm.is_model(name) else None
+    return family is not None and family.__module__.rsplit(".", 1)[-1] in STEM_OF_MODULE
+
+
 def takes_small_stem(name: str, image_size: int) -> bool:
     """Whether ``stem: auto`` is the small one for a timm model and images of that side."""
-    family = timm.models.model_entrypoint(name) if timm.is_model(name) else None
-    known = family is not None and family.__module__.rsplit(".", 1)[-1] in STEM_OF_MODULE
-    return known and image_size <= SMALL_IMAGE
+    return image_size <= SMALL_IMAGE and has_small_stem(name)
 
 
 def fit_small_stem(net: nn.Module, stride: int, padding: int) -> None:

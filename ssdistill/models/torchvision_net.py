@@ -6,6 +6,7 @@ import torchvision
 from torch import Tensor, nn
 
 from ssdistill.errors import UserError, nearest
+from ssdistill.models.trial import check_arguments, refusing
 
 IMPLIED = {
     name: {"aux_logits": False, "transform_input": True, "init_weights": False}
@@ -60,8 +61,7 @@ def create_torchvision_net(name: str, args: dict[str, Any]) -> TorchvisionNet:
     known = torchvision_names()
     if name not in known:
         raise UserError(f"torchvision has no classifier '{name}'{nearest(name, known)}")
-    try:
+    check_arguments(args, "args")
+    with refusing(f"args of torchvision's '{name}'"):
         net = torchvision.models.get_model(name, weights=None, **IMPLIED.get(name, {}) | args)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"args of torchvision's '{name}': {error}") from error
     return TorchvisionNet(net)

@@ -15,6 +15,7 @@ from ssdistill.foreign.reading import sha256_of
 from ssdistill.models.allowed_args import BuildingArgs, loading_argument, refused_argument
 from ssdistill.models.backbones import Encoder, EncoderSpec, check_timm_name, encoder_around
 from ssdistill.models.downloads import downloading
+from ssdistill.models.trial import check_arguments
 from ssdistill.settings import PositiveInt
 from ssdistill.teachers import Pictures, Teacher
 from ssdistill.teachers.sizes import fit_size, size_inside, size_notices
@@ -71,6 +72,7 @@ class TimmModel(Teacher):
         return {"hub": config.hf_hub_id, "url": config.url, "tag": config.tag}
 
     def load(self, pictures: Pictures) -> tuple[Encoder, list[str]]:
+        check_arguments(self.args, "teacher.args")
         path = None if self.weights is None else weights_file(self.weights)
         name, config, args, source = self._resolve()
         spec, native = self._spec(name, config, args, pictures.image_size)

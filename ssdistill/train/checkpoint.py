@@ -10,6 +10,18 @@ import torch
 
 from ssdistill.errors import UserError
 
+UNREADABLE = (
+    EOFError,
+    IsADirectoryError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+)
+ANEW = "move it away and run the same command again: the training then starts anew"
+"""What to do about a checkpoint that cannot be resumed from."""
+
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write ``state`` so that a kill at any moment leaves the old file or the new one.
@@ -42,6 +54,6 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
         return None
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except UNREADABLE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: not a readable checkpoint ({reason})") from error
+        raise UserError(f"{path}: not a readable checkpoint ({reason}); {ANEW}") from error

@@ -19,7 +19,7 @@ from ssdistill.data.views import make_view
 from ssdistill.errors import UserError
 from ssdistill.evaluate.gauges.collapse import gauges
 from ssdistill.record.tracker import Tracker
-from ssdistill.train.checkpoint import load_checkpoint, save_checkpoint
+from ssdistill.train.checkpoint import ANEW, load_checkpoint, save_checkpoint
 from ssdistill.train.gradients import SharedLayer
 from ssdistill.train.guard import Guard
 from ssdistill.train.interrupt import Interruptible
@@ -203,17 +203,19 @@ class _State:
         self._saved = time.monotonic()
         if checkpoint := load_checkpoint(path):
             try:
+                random, self.step = checkpoint["random"], checkpoint["step"]
+                self.durations, self.metrics = checkpoint["durations"], checkpoint["metrics"]
                 task.load_state_dict(checkpoint["task"])
                 optimizer.load_state_dict(checkpoint["optimizer"])
                 for observer in observers:
                     if (kept := checkpoint.get("observers", {}).get(observer.name)) is not None:
                         observer.load_state_dict(kept)
-            except (RuntimeError, ValueError, KeyError) as error:
+                restore_random_state(random)
+            except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
                 reason = " ".join(str(error).split())[:200]
-                raise UserError(f"{path}: not a checkpoint of this network ({reason})") from error
-            restore_random_state(checkpoint["random"])
-            self.step, self.durations = checkpoint["step"], checkpoint["durations"]
-            self.metrics = checkpoint["metrics"]
+                raise UserError(
+                    f"{path}: not a checkpoint of this network ({reason}); {ANEW}"
+                ) from error
 
     def advance(self, seconds: float) -> None:
         self.step += 1

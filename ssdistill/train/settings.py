@@ -77,11 +77,11 @@ class DeviceSettings(Settings):
         precision: ``auto`` measures both and takes the faster.
         memory_format: likewise.
         compile: compile the encoders (pays off in runs of more than about ten minutes).
-        threads: CPU threads torch may use; null leaves torch's choice.
+        threads: CPU threads torch may use, at most 1024; null leaves torch's choice.
     """
 
     accelerator: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
     compile: bool = False
-    threads: PositiveInt | None = None
+    threads: Annotated[int, Field(gt=0, le=1024)] | None = None

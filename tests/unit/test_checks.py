@@ -95,3 +95,64 @@ def test_a_runtime_that_is_missing_is_named_before_anything_is_trained(check, mo
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(UserError, match=r"compress\.0: openvino needs openvino .*\[openvino\]"):
         check("compress=[{kind: quantize, runtime: openvino}]")
+
+
+@pytest.mark.parametrize("kind", ["byol", "simsiam", "vicreg", "barlow_twins", "nnclr", "moco_v3"])
+def test_batch_statistics_of_a_single_image_are_refused_before_training(check, kind):
+    small = "pretrain.projector={hidden_dim: 16, output_dim: 16}"
+    override = f"pretrain={{kind: {kind}, steps: 1, batch_size: 1}}"
+    with pytest.raises(
+        UserError, match=r"^pretrain\.batch_size=1: batch statistics need at least 2"
+    ):
+        check(override, small)
+    check(f"pretrain={{kind: {kind}, steps: 1, batch_size: 2}}", small)
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        ("{kind: cassle}", r"^compare\.a\.batch_size=1: batch statistics need at least 2 images"),
+        ("{kind: kd}", r"^compare\.a\.batch_size=1: the loss 'a' compares the images of a batch"),
+        ("{kind: dkd}", r"^compare\.a\.batch_size=1: the loss 'a' compares the images of a batch"),
+    ],
+)
+def test_a_loss_that_compares_images_needs_some(check, loss, message):
+    losses = f"compare={{a: {{losses: {{a: {loss}}}, batch_size: BATCH}}}}"
+    with pytest.raises(UserError, match=message):
+        check(losses.replace("BATCH", "1"))
+    check(losses.replace("BATCH", "2"))
+
+
+def test_one_image_is_enough_where_images_are_not_compared(check):
+    check("distill.losses.feature={kind: mse}", "distill.batch_size=1", "pretrain.batch_size=1")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("pretrain.projector.hidden_dim=1000000000000", r"^pretrain: what it trains needs more"),
+        (
+            "distill.losses.a={kind: seed, queue: 100000000000}",
+            r"^distill\.losses\.a: what it trains needs",
+        ),
+        ("distill.views=[{recipe: weak, size: 100000}]", r"^distill\.views: .* choose a smaller"),
+        ("distill.views=[{recipe: weak, count: 1000000000}]", r"more than 100$"),
+        ("pretrain.views=[{recipe: weak, count: 101}, weak]", r"102 views of each image"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_it_is_made(check, override, message):
+    with pytest.raises(UserError, match=message):
+        check(override)
+
+
+def test_a_loss_on_maps_of_a_network_without_any_is_refused(check):
+    with pytest.raises(UserError, match=r"^distill\.losses\.a: .*no"):
+        check("distill.losses.a={kind: attndistill}")
+
+
+@pytest.mark.parametrize("key", ["compress", "plans.a"])
+def test_a_recovery_from_single_images_is_refused_where_its_losses_compare_images(check, key):
+    steps = "[{kind: prune, ratio: 0.5}, {kind: recover, steps: 1, batch_size: BATCH}]"
+    with pytest.raises(UserError, match=rf"^{key}\.1\.batch_size=1: batch statistics need"):
+        check(f"{key}={steps.replace('BATCH', '1')}")
+    check(f"{key}={steps.replace('BATCH', '2')}")

@@ -1,7 +1,9 @@
+import errno
 import json
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from ssdistill import __version__
 from ssdistill.chain import run as chain_run
@@ -181,10 +183,56 @@ def test_an_error_of_the_users_is_one_line_and_status_2(config, ran, capsys):
     assert "batch_size=300" in one_error_line(capsys)
 
 
-def test_an_error_of_ours_is_not_hidden(config, ran):
+def test_an_error_of_ours_has_a_status_of_its_own_and_a_report(config, ran, capsys, tmp_path):
     ran.error = ZeroDivisionError("ours")
-    with pytest.raises(ZeroDivisionError):
-        main(["run", config])
+    assert main(["run", config, "pretrain.steps=7", "--runs", str(tmp_path)]) == 70
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and "Traceback" not in err
+    (report,) = tmp_path.glob("crash-*.txt")
+    assert err.startswith("internal error: ZeroDivisionError: ours; ") and str(report) in err
+    text = report.read_text()
+    for part in ("pretrain.steps=7", "== versions", "torch ", "name: tiny", "Traceback (most rec"):
+        assert part in text
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_debug_shows_where_an_error_was_raised(config, ran, capsys, tmp_path, place):
+    ran.error = ZeroDivisionError("ours")
+    command = ["run", config, "--runs", str(tmp_path)]
+    assert main(["--debug", *command] if place == "before" else [*command, "--debug"]) == 70
+    err = capsys.readouterr().err
+    assert "Traceback" in err and "internal error: ZeroDivisionError" in err.splitlines()[-1]
+    ran.error = UserError("theirs")
+    assert main([*command, "--debug"]) == 2
+    err = capsys.readouterr().err
+    assert "Traceback" in err and err.splitlines()[-1] == "error: theirs"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "remedy"),
+    [
+        (OSError(errno.ENOSPC, "No space left", "a/b"), "a/b: no space left", "free some"),
+        (PermissionError(errno.EACCES, "Permission denied", "a"), "a: Permission", "permissions"),
+        (OSError(errno.EROFS, "Read-only file system", "a"), "a: Read-only", "--runs"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "a"), "a: Not a dir", "move it away"),
+        (OSError(errno.ELOOP, "Too many levels of symbolic links", "a"), "a: Too many", "circle"),
+        (OSError(errno.EIO, "Input/output error"), "Input/output error", "disk"),
+        (MemoryError(), "not enough memory", "batch_size"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried…"), "not enough memory", "batch_size"),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate"),
+            "not enough memory",
+            "batch_size",
+        ),
+    ],
+)  # fmt: skip
+def test_what_the_machine_refuses_is_one_line_with_a_remedy(
+    config, ran, capsys, error, reason, remedy
+):
+    ran.error = error
+    assert main(["run", config]) == 2
+    err = one_error_line(capsys)
+    assert err.startswith(f"error: {reason}") and remedy in err
 
 
 def test_ctrl_c_has_status_130_and_says_how_to_go_on(config, ran, capsys):

@@ -1,4 +1,5 @@
 import json
+import os
 import threading
 from types import SimpleNamespace
 
@@ -244,3 +245,84 @@ def test_the_lock_is_freed_by_a_stage_that_fails(runs):
         with pytest.raises(RuntimeError, match="broken"):
             run_stage(make_stage(), runs, fails)
     assert load_run(make_stage().folder(runs)).resumed == 1
+
+
+DAMAGED_RECORDS = [
+    b"",
+    b"{",
+    b"[]",
+    b"null",
+    b'{"schema": 1}',
+    b'{"schema": 1, "stage": "pretrain", "digest": "x", "seed": 0, "status": "done"}',
+    b'{"schema": 1, "stage": "pretrain", "digest": "x", "seed": 0, "metrics": []}',
+    b'{"schema": 1, "stage": "pretrain", "digest": "x", "seed": 0, "metrics": {"a": "b"}}',
+    b'{"schema": 1, "stage": "pretrain", "digest": "x", "seed": 0, "artifacts": {"model": 1}}',
+    b'{"schema": 1, "stage": "pretrain", "digest": "x", "seed": 0, "wall_seconds": "x"}',
+]
+
+
+@pytest.mark.parametrize("content", DAMAGED_RECORDS, ids=range(len(DAMAGED_RECORDS)))
+def test_a_stage_with_a_damaged_record_is_made_anew_and_the_old_one_kept(runs, content, capsys):
+    stage = make_stage()
+    run_stage(stage, runs, nothing)
+    folder = stage.folder(runs)
+    (folder / "weights").write_text("three days of work")
+    (folder / "run.json").write_bytes(content)
+    assert stage.status(runs) == "damaged"
+    assert run_stage(stage, runs, nothing).status == "finished"
+    old = folder.with_name("damaged-s0-1")
+    assert (old / "weights").read_text() == "three days of work"
+    assert (old / "run.json").read_bytes() == content
+    said = capsys.readouterr().err
+    assert "is damaged" in said and str(old) in said
+
+
+def test_a_stage_may_be_damaged_more_than_once(runs):
+    stage = make_stage()
+    for _ in range(3):
+        run_stage(stage, runs, nothing)
+        (stage.folder(runs) / "run.json").write_text("{")
+    run_stage(stage, runs, nothing)
+    names = sorted(p.name for p in stage.folder(runs).parent.glob("damaged-*"))
+    assert names == ["damaged-s0-1", "damaged-s0-2", "damaged-s0-3"]
+
+
+def test_a_record_of_a_later_version_is_not_touched(runs):
+    stage = make_stage()
+    run_stage(stage, runs, nothing)
+    record = stage.folder(runs) / "run.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"schema": 99}))
+    with pytest.raises(UserError, match="schema 99"):
+        run_stage(stage, runs, nothing)
+    assert json.loads(record.read_text())["schema"] == 99
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "pipe"])
+def test_what_stands_in_the_place_of_a_stage_is_named_and_not_removed(runs, kind):
+    stage = make_stage()
+    folder = stage.folder(runs)
+    folder.parent.mkdir(parents=True)
+    if kind == "file":
+        folder.write_text("mine")
+    elif kind == "link":
+        folder.symlink_to(folder)
+    else:
+        os.mkfifo(folder)
+    with pytest.raises(UserError, match=r"is no folder, .*; move it away: mv ") as caught:
+        run_stage(stage, runs, nothing)
+    assert str(folder) in str(caught.value) and os.path.lexists(folder)
+
+
+@pytest.mark.parametrize("kind", ["folder", "link", "pipe"])
+def test_what_stands_in_the_place_of_a_lock_is_named(runs, kind):
+    stage = make_stage()
+    lock = stage.folder(runs).with_name(".s0.lock")
+    lock.parent.mkdir(parents=True)
+    if kind == "folder":
+        lock.mkdir()
+    elif kind == "link":
+        lock.symlink_to(lock)
+    else:
+        os.mkfifo(lock)
+    with pytest.raises(UserError, match=r"is no file, .* remove it: rm -r"):
+        run_stage(stage, runs, nothing)

@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from ssdistill.distill.build import build_losses
 from ssdistill.errors import UserError
 from ssdistill.models.wrapped import Wrapped
+from ssdistill.registry import LOSSES
 
 
 class Words(nn.Module):
@@ -79,3 +81,12 @@ def test_a_compiled_module_is_refused():
     compiled = torch.jit.trace(nn.Linear(2, 2), torch.zeros(2, 2))
     with pytest.raises(UserError, match="compiled TorchScript"):
         Wrapped(compiled, torch.zeros(2, 2))
+
+
+def test_a_loss_on_maps_of_a_module_without_any_is_refused(make_encoder):
+    teacher = Wrapped(nn.Sequential(nn.Flatten(), nn.Linear(768, 8)), torch.rand(2, 3, 16, 16))
+    settings = {"a": LOSSES.schema("fitnet")(kind="fitnet")}
+    with pytest.raises(UserError, match=r"^losses\.a: fitnet: the teacher \(Sequential\) has no"):
+        build_losses(make_encoder(), teacher, settings, 10)
+    settings = {"a": LOSSES.schema("cosine")(kind="cosine")}
+    assert list(build_losses(make_encoder(), teacher, settings, 10)) == ["a"]

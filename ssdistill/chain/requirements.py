@@ -1,0 +1,100 @@
+"""What an experiment needs of this machine, of its networks and of its data."""
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from ssdistill.errors import UserError, shortened
+from ssdistill.experiment import Experiment
+from ssdistill.models.trial import check_encodes, one_line
+from ssdistill.sections import NetworkSettings
+from ssdistill.train.fabric import build_fabric
+from ssdistill.train.settings import DeviceSettings
+
+if TYPE_CHECKING:
+    from ssdistill.chain.workspace import Workspace
+
+
+def chosen_stems(workspace: "Workspace") -> list[str]:
+    """What ``stem: auto`` stands for in each network that is built here, as a sentence."""
+    experiment, size = workspace.experiment, workspace.image_size
+    networks = dict(experiment.all_teachers) | {"student": experiment.student}
+    notices = []
+    for role, network in networks.items():
+        settings = network.encoder if isinstance(network, NetworkSettings) else None
+        if settings is None or settings.stem != "auto":
+            continue
+        spec = workspace.build(settings).spec
+        if spec.stem == "small":
+            chosen = f"a 3x3 stem of stride {spec.stem_stride} without max-pooling (small)"
+        else:
+            chosen = "its own stem (native)"
+        notices.append(
+            f"{role}: stem=auto gives {spec.name} {chosen} at {settings.input_size or size} pixels"
+        )
+    return notices
+
+
+def check_networks(workspace: "Workspace") -> None:
+    experiment = workspace.experiment
+    networks = {f"teachers.{name}": t for name, t in experiment.teachers.items()}
+    networks = networks or {"teacher": experiment.teacher}
+    for key, network in (networks | {"student": experiment.student}).items():
+        if isinstance(network, NetworkSettings):
+            try:
+                encoder = workspace.build(network.encoder)
+                _, width = check_encodes(encoder, workspace.image_size)
+                if width != encoder.embed_dim:
+                    raise UserError(
+                        f"'{encoder.name}' gives embeddings of {width} numbers where timm says "
+                        f"{encoder.embed_dim}: check encoder.args (the last of channels, say)"
+                    )
+            except UserError as error:
+                text = str(error).replace("encoder.", f"{key}.encoder.")
+                started = text.startswith(key)
+                raise UserError(text if started else f"{key}.encoder: {text}") from None
+
+
+def check_device(device: DeviceSettings) -> None:
+    """Make sure that training can run on the device.
+
+    Raises:
+        UserError: this machine has none of the kind, or none that computes so.
+    """
+    try:
+        fabric = build_fabric(device.accelerator)
+        # Some devices are there and cannot be used.
+        torch.zeros(1, device=fabric.device)
+    except Exception as error:
+        raise UserError(
+            f"device.accelerator={shortened(device.accelerator)} cannot be used here "
+            f"({one_line(error)}); set device.accelerator=auto"
+        ) from error
+    on_cuda = fabric.device.type == "cuda"
+    if device.precision == "bf16" and on_cuda and not torch.cuda.is_bf16_supported():
+        raise UserError(
+            f"device.precision=bf16 is not supported by {torch.cuda.get_device_name()}; "
+            "set device.precision=fp32"
+        )
+
+
+def check_batches(experiment: Experiment, num_images: int) -> None:
+    trainings = {"pretrain": experiment.pretrain, "distill": experiment.distill}
+    trainings |= {f"{role}.pretrain": m for role, (_, m) in experiment.pretrained.items()}
+    for plan, steps in experiment.all_plans.items():
+        key = f"plans.{plan}" if plan else "compress"
+        trainings |= {f"{key}.{i}": step for i, step in enumerate(steps)}
+    for row, settings in experiment.compare.items():
+        method = getattr(settings, "pretrain", None)
+        trainings[f"compare.{row}{'.pretrain' if method else ''}"] = method or settings
+    large = [
+        f"{key}.batch_size={settings.batch_size}"
+        for key, settings in trainings.items()
+        if getattr(settings, "batch_size", 0) > num_images
+    ]
+    if large:
+        verb = "is" if len(large) == 1 else "are"
+        raise UserError(
+            f"{', '.join(large)} {verb} more than the {num_images} training images; set at most "
+            f"{num_images}"
+        )

@@ -1,0 +1,113 @@
+"""One training step before the plan is run: what fails at the first step fails at once."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ssdistill.data.batch import Batch
+from ssdistill.data.extra import EXTRA
+from ssdistill.data.recipes import ViewRecipe
+from ssdistill.errors import UserError
+from ssdistill.models.trial import REFUSALS, check_fits, memory_bytes, one_line
+from ssdistill.train.task import Task
+
+CHEAP_PIXELS = 1 << 17
+"""A step of at most so many pixels is computed; of a larger one only the shapes are."""
+
+
+def check_step(
+    task: Task,
+    rebuild: Callable[[], Task],
+    recipes: Sequence[ViewRecipe],
+    image_size: int,
+    batch_size: int,
+    key: str,
+) -> None:
+    """Let a task, which is not used afterwards, make its losses of one batch.
+
+    The shapes are followed on torch's meta device, which computes nothing; where they fail, a
+    small batch is computed to make sure. A batch of one is always computed, since a loss that
+    compares images has nothing to compare then.
+
+    Args:
+        task: is moved to the meta device.
+        rebuild: makes it once more, where it must be computed.
+        recipes: one per view.
+        image_size: side of views whose recipe has no size.
+        key: of the settings, for messages.
+
+    Raises:
+        UserError: the step fails, a loss is not finite, or the batch does not fit into memory.
+    """
+    sides = [recipe.size or image_size for recipe in recipes]
+    sides += [sides[-1 if name == "neighbour_1" else 0] for name in task.extra_views]
+    pixels = batch_size * sum(side**2 for side in sides)
+    if 12 * pixels > memory_bytes():
+        raise UserError(
+            f"{key}: {len(sides)} views of {batch_size} images need {12 * pixels / 1e9:.0f} GB, "
+            "more than this machine has; lower batch_size or the views' size"
+        )
+    failure = _failure_without_memory(task, sides, batch_size)
+    if batch_size > 1 and (failure is None or pixels > CHEAP_PIXELS):
+        if isinstance(failure, ValueError):  # raised by checks, which need no numbers
+            raise _refusal(key, failure) from failure
+        return
+    if pixels > CHEAP_PIXELS * 8:
+        return
+    with torch.random.fork_rng(devices=[]):
+        try:
+            losses = _losses(rebuild(), sides, batch_size, torch.device("cpu"))
+        except REFUSALS as error:
+            raise _refusal(key, error) from error
+    _check_finite(losses, key, batch_size)
+
+
+def check_size(build: Callable[[], Task], key: str) -> None:
+    """Refuse heads, queues and memories that do not fit into memory."""
+    check_fits(build, f"{key}: what it trains")
+
+
+def _failure_without_memory(task: Task, sides: list[int], batch_size: int) -> Exception | None:
+    """What goes wrong on the meta device, to which the task is moved."""
+    device = torch.device("meta")
+    try:
+        with torch.random.fork_rng(devices=[]):
+            _losses(task.to(device), sides, batch_size, device)
+    except Exception as error:
+        return error
+    return None
+
+
+def _losses(
+    task: Task, sides: list[int], batch_size: int, device: torch.device
+) -> dict[str, Tensor]:
+    """The losses of a batch of noise, in training mode."""
+    views = [torch.rand(batch_size, 3, side, side, device=device) for side in sides]
+    pixels = torch.zeros(batch_size, sides[0], sides[0], 3, dtype=torch.uint8, device=device)
+    index_B = torch.arange(batch_size, device=device)
+    batch = Batch(pixels, index_B, epoch=0, step=0, num_steps=1)
+    if set(task.extra_views) & set(EXTRA):
+        batch.neighbours_BHWC, batch.cutmix_share = pixels, 0.5
+    return task.train()(views, batch)
+
+
+def _refusal(key: str, error: Exception) -> UserError:
+    if "more than 1 value per channel" in str(error):
+        return UserError(
+            f"{key}.batch_size=1: batch statistics need at least 2 images; set a larger batch_size"
+        )
+    return UserError(
+        f"{key}: the first training step would fail ({one_line(error)}); check batch_size, views "
+        "and the settings of this section"
+    )
+
+
+def _check_finite(losses: dict[str, Tensor], key: str, batch_size: int) -> None:
+    for name, loss in losses.items():
+        if batch_size == 1 and not math.isfinite(float(loss.detach())):
+            raise UserError(
+                f"{key}.batch_size=1: the loss '{name}' compares the images of a batch and is "
+                f"{float(loss.detach())} for a single one; set a larger batch_size"
+            )

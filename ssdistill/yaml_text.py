@@ -1,0 +1,211 @@
+"""YAML as a config may hold it: mappings with text keys, lists, text, numbers, true, false, null.
+
+Whatever else YAML can say is refused before it is built: tags, values that contain themselves,
+aliases that multiply, numbers that are not finite, nesting without end.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ssdistill.errors import UserError, shortened
+
+MOST_BYTES = 1 << 20
+MOST_VALUES = 50_000
+"""Values in one document, every alias counted as what it stands for."""
+LONGEST_NUMBER = 100
+"""Digits; Python refuses to read one of thousands."""
+DEEPEST = 40
+"""Mappings and lists inside each other."""
+PLAIN_NAMES = ("str", "int", "float", "bool", "null", "map", "seq")
+PLAIN = {f"tag:yaml.org,2002:{name}" for name in PLAIN_NAMES}
+FLOAT = re.compile(
+    r"""^(?:[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?
+    |[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+
+    |[-+]?\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?
+    |[-+]?\.(?:inf|Inf|INF)
+    |\.(?:nan|NaN|NAN))$""",
+    re.X,
+)
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    """YAML 1.1 in which 1e-3 is a number, and 2024-01-01 is text."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, regex) for tag, regex in entries if not tag.endswith((":timestamp", ":float"))]
+    for first, entries in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+0123456789."))
+
+
+def read_file(path: Path) -> Any:
+    """The value that a YAML file holds; None for an empty one.
+
+    Raises:
+        UserError: the file cannot be read, or is not YAML that a config may hold; one line, or
+            one a problem under a line that names the file.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    if len(content) > MOST_BYTES:
+        raise UserError(f"{path}: larger than 1 MB, which no config is")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}: not UTF-8 text (line {line}); save it as UTF-8") from None
+    return read_text(text, str(path))
+
+
+def read_text(text: str, source: str, key: str = "") -> Any:
+    """The value of one YAML document.
+
+    Args:
+        source: what messages call it.
+        key: of the setting whose value it is; nothing for a whole file.
+
+    Raises:
+        UserError: as :func:`read_file`.
+    """
+    try:
+        _check_events(text, source)
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            problems: list[str] = []
+            value = None if node is None else _value(loader, node, key, problems)
+        finally:
+            loader.dispose()
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{source}: {_first_line(error)}") from None
+    if len(problems) == 1:
+        raise UserError(f"{source}: {problems[0]}")
+    if problems:
+        count = f"{len(problems)} problems"
+        raise UserError(f"{source}: {count}\n" + "\n".join(f"  {p}" for p in problems))
+    return value
+
+
+def text_problem(text: str) -> str | None:
+    """Why no file, network or setting can be called ``text``; None if one can."""
+    if "\0" in text:
+        return "holds a NUL character"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "is not valid Unicode"
+    return None
+
+
+def _check_events(text: str, source: str) -> None:
+    """Walk through the document without building it: tags, depth, and what aliases add up to."""
+    sizes: dict[str, int] = {}
+    for event, open_anchors, size in _sized_events(text, sizes):
+        line = event.start_mark.line + 1
+        tag = getattr(event, "tag", None)
+        if tag and tag not in PLAIN:
+            shown = tag.replace("tag:yaml.org,2002:", "!!")
+            raise UserError(f"{source}: tag {shown} (line {line}): write a plain value")
+        if isinstance(event, yaml.AliasEvent) and event.anchor in open_anchors:
+            raise UserError(f"{source}: *{event.anchor} (line {line}) contains itself")
+        if len(open_anchors) > DEEPEST:
+            raise UserError(f"{source}: more than {DEEPEST} levels of nesting (line {line})")
+        if size > MOST_VALUES:
+            raise UserError(f"{source}: more than {MOST_VALUES} values (line {line})")
+
+
+def _sized_events(
+    text: str, sizes: dict[str, int]
+) -> Iterator[tuple[yaml.Event, list[str | None], int]]:
+    """Every event with the anchors of the collections it stands in, and the values so far."""
+    anchors: list[str | None] = []
+    starts: list[int] = []
+    total = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            anchors.append(event.anchor)
+            starts.append(total)
+        if isinstance(event, yaml.CollectionEndEvent):
+            anchor, start = anchors.pop(), starts.pop()
+            if anchor:
+                sizes[anchor] = total + 1 - start
+        if isinstance(event, yaml.ScalarEvent) and event.anchor:
+            sizes[event.anchor] = 1
+        if isinstance(event, yaml.NodeEvent):
+            total += sizes.get(event.anchor, 1) if isinstance(event, yaml.AliasEvent) else 1
+        yield event, anchors, total
+
+
+def _value(loader: yaml.Loader, node: yaml.Node, path: str, problems: list[str]) -> Any:
+    """The value of a node; what is wrong with it is added to ``problems``."""
+    if isinstance(node, yaml.SequenceNode):
+        return [
+            _value(loader, item, _below(path, number), problems)
+            for number, item in enumerate(node.value)
+        ]
+    if isinstance(node, yaml.MappingNode):
+        return _mapping(loader, node, path, problems)
+    if node.tag.endswith(":int") and len(node.value) > LONGEST_NUMBER:
+        problems.append(f"{path}: {shortened(node.value)} is larger than any setting{_line(node)}")
+        return 0
+    value = loader.construct_object(node)
+    if reason := _scalar_problem(value):
+        problems.append(f"{path or 'the value'}: {shortened(node.value)} {reason}{_line(node)}")
+    return value
+
+
+def _mapping(
+    loader: yaml.Loader, node: yaml.MappingNode, path: str, problems: list[str]
+) -> dict[str, Any]:
+    keys: set[str] = set()
+    for key, _ in node.value:
+        if key.tag.endswith(":merge"):
+            continue
+        name = shortened(key.value) if isinstance(key, yaml.ScalarNode) else "a list or mapping"
+        if not isinstance(key, yaml.ScalarNode) or not key.tag.endswith(":str"):
+            problems.append(f"{path or 'the file'}: key {name} is not text{_line(key)}; quote it")
+        elif key.value in keys:
+            problems.append(f"{path or 'the file'}: duplicate key {name}{_line(key)}")
+        elif reason := text_problem(key.value):
+            problems.append(f"{path or 'the file'}: key {name!r} {reason}{_line(key)}")
+        keys.add(str(key.value))
+    if any(not isinstance(key, yaml.ScalarNode) for key, _ in node.value):
+        return {}
+    # What `<<` brings in stands first: the mapping's own keys win.
+    loader.flatten_mapping(node)
+    return {
+        key.value: _value(loader, value, _below(path, key.value), problems)
+        for key, value in node.value
+    }
+
+
+def _scalar_problem(value: Any) -> str | None:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "is not a finite number"
+    if isinstance(value, int) and abs(value) >= 1 << 63:
+        return "is larger than any setting"
+    return text_problem(value) if isinstance(value, str) else None
+
+
+def _below(path: str, key: Any) -> str:
+    return f"{path}.{key}" if path else str(key)
+
+
+def _line(node: yaml.Node) -> str:
+    return f" (line {node.start_mark.line + 1})"
+
+
+def _first_line(error: Exception) -> str:
+    """A parser's complaint on one line, its position kept."""
+    mark = getattr(error, "problem_mark", None)
+    text = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
+    return shortened(text, 200) + (f" (line {mark.line + 1})" if mark else "")
