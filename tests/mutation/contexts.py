@@ -1,6 +1,6 @@
 """A pytest plugin that records which lines each test executes, and how long each test takes.
 
-``run.py map`` loads it; it must run in the root of a tree. It writes to ``$MUTATION_CONTEXTS`` (coverage.py's
+``run.py map`` loads it, in the root of a tree. It writes to ``$MUTATION_CONTEXTS`` (coverage.py's
 SQLite file) and to the same path with ``.seconds.json`` after it.
 
 Line contexts are node ids. What a fixture of a wider scope executes is recorded under the file
@@ -13,7 +13,6 @@ from pathlib import Path
 
 import coverage
 import pytest
-
 
 
 class Recorder:

@@ -26,16 +26,16 @@ class LineMap:
         recorded = json.loads(Path(f"{path}.seconds.json").read_text())
         # A test that fails without a mutant would notice every mutant.
         self.seconds = {n: s for n, s in recorded["seconds"].items() if n not in recorded["failed"]}
+        self._lines = lru_cache(maxsize=8)(self._read_lines)
+        self._breadth = lru_cache(maxsize=8)(self._count_lines)
         self.by_file = defaultdict(list)
         for node in self.seconds:
             self.by_file[node.split("::")[0]].append(node)
 
-    @lru_cache(maxsize=8)
-    def _lines(self, file: str) -> dict[int, list[str]]:
+    def _read_lines(self, file: str) -> dict[int, list[str]]:
         return self.data.contexts_by_lineno(str(self.tree / file))
 
-    @lru_cache(maxsize=8)
-    def _breadth(self, file: str) -> dict[str, int]:
+    def _count_lines(self, file: str) -> dict[str, int]:
         """Lines of the file that each context executes."""
         breadth: dict[str, int] = defaultdict(int)
         for contexts in self._lines(file).values():

@@ -44,10 +44,10 @@ CALLS = {
     "amin": "amax",
 }
 """A called name and the one to call instead."""
-DROPPED = frozenset(
-    "abs clamp clamp_ contiguous detach eval float flip round sort sqrt square squeeze t train"
-    " transpose lower strip resolve".split()
-)
+DROPPED = frozenset((
+    *("abs", "clamp", "clamp_", "contiguous", "detach", "eval", "float", "flip", "round", "sort"),
+    *("sqrt", "square", "squeeze", "t", "train", "transpose", "lower", "strip", "resolve"),
+))  # fmt: skip
 """Methods whose call can be left out: ``x.detach()`` becomes ``x``."""
 AXES = frozenset({"dim", "axis"})
 

@@ -9,7 +9,9 @@ import contextlib
 import fcntl
 import importlib
 import json
+import math
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -24,12 +26,16 @@ from operators import Mutant
 COPIED = ("ssdistill", "tests", "configs", "experiments", "setup.cfg", "pyproject.toml")
 COPIED_FILES = ("README.md", "CHANGELOG.md", "Makefile", ".gitignore", "LICENSE", "CITATION.cff")
 HEAVY = (
-    "torch torchvision timm lightning_fabric hypothesis.strategies numpy.testing scipy.stats"
-    " sklearn.linear_model sklearn.datasets onnx onnxruntime pydantic omegaconf rich.console"
-    " torch_pruning PIL.Image wandb torch.onnx torch.utils.flop_counter safetensors.torch"
-    " torch._dynamo torch.export"
-).split()
+    *("torch", "torchvision", "timm", "lightning_fabric", "hypothesis.strategies", "scipy.stats"),
+    *("sklearn.linear_model", "sklearn.datasets", "onnx", "onnxruntime", "pydantic", "omegaconf"),
+    *("rich.console", "torch_pruning", "PIL.Image", "torch.onnx", "torch.utils.flop_counter"),
+    *("safetensors.torch", "torch._dynamo", "torch.export", "torchmetrics", "onnxscript"),
+)
 """What nearly every test imports, and what no mutant changes."""
+
+
+WALL = 10
+"""Seconds of wall time for a second of processor time, on a machine that does other things."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,8 @@ class Outcome:
     """What the tests said of one mutant.
 
     Attributes:
-        status: ``noticed``, ``survived``, ``timeout`` or ``uncovered`` (no test executes it).
+        status: ``noticed``; ``timeout``: noticed, as the tests no longer end; ``survived``;
+            ``uncovered``: no test executes it; ``unfinished``: the machine was too busy to tell.
         test: the test that failed first.
         error: the type of its exception.
         seconds: wall time.
@@ -95,21 +102,32 @@ def applied(mutant: Mutant | None, copy: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def one_of(locks: Sequence[Path]) -> Iterator[None]:
     """Hold the lock of one of the files, so that a machine can be shared; no files, no wait."""
-    while locks:
-        for path in locks:
-            with path.open("a") as file:
-                with contextlib.suppress(BlockingIOError):
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    yield
-                    return
-        time.sleep(0.3)
-    yield
+    with contextlib.ExitStack() as stack:
+        while locks and not any(_held(path, stack) for path in locks):
+            time.sleep(1)
+        yield
+
+
+def _held(path: Path, stack: contextlib.ExitStack) -> bool:
+    """Whether the lock could be had; ``stack`` gives it back."""
+    file = path.open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return False
+    stack.callback(file.close)
+    return True
 
 
 def run_tests(
     mutant: Mutant | None, tests: Sequence[str], copy: Path, limit: float, locks: Sequence[Path]
 ) -> Outcome:
-    """What ``tests`` say of the mutant (None: of the tree as it is) within ``limit`` seconds."""
+    """What ``tests`` say of the mutant (None: of the tree as it is).
+
+    Args:
+        limit: seconds of processor time; of wall time a busy machine may take ten times as many.
+    """
     if not tests:
         return Outcome("uncovered")
     with one_of(locks), applied(mutant, copy):
@@ -118,29 +136,32 @@ def run_tests(
         child = os.fork()
         if child == 0:
             os.close(reader)
-            _in_child(copy, tests, writer)
+            _in_child(copy, tests, writer, limit)
         os.close(writer)
-        finished = _wait(child, began + limit)
+        ended = _wait(child, began + WALL * limit)
         with os.fdopen(reader) as pipe:
-            said = pipe.read() if finished else ""
+            said = pipe.read() if ended is not None else ""
         seconds = round(time.perf_counter() - began, 2)
-    if not finished:
+    if ended is None:
+        return Outcome("unfinished", seconds=seconds, tests=len(tests))
+    if os.WIFSIGNALED(ended) and os.WTERMSIG(ended) in (signal.SIGXCPU, signal.SIGKILL):
         return Outcome("timeout", seconds=seconds, tests=len(tests))
     found = json.loads(said) if said else {"code": 70, "test": "", "error": "process died"}
     status = "survived" if found["code"] == 0 else "noticed"
     return Outcome(status, found["test"], found["error"], seconds, len(tests))
 
 
-def _wait(child: int, until: float) -> bool:
-    """Whether the child ended by itself; one that did not is killed with what it started."""
+def _wait(child: int, until: float) -> int | None:
+    """How the child ended; None for one that had to be killed, with all that it started."""
     while time.perf_counter() < until:
-        if os.waitpid(child, os.WNOHANG)[0]:
-            return True
+        process, ended = os.waitpid(child, os.WNOHANG)
+        if process:
+            return ended
         time.sleep(0.02)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    return False
+    return None
 
 
 class _FirstFailure:
@@ -154,11 +175,12 @@ class _FirstFailure:
             self.test, self.error = node.nodeid, call.excinfo.typename
 
 
-def _in_child(copy: Path, tests: Sequence[str], writer: int) -> None:
+def _in_child(copy: Path, tests: Sequence[str], writer: int, limit: float) -> None:
     """Run the tests and leave the process; nothing of the parent's clean-up runs."""
     code, failure = 70, _FirstFailure()
     try:
         os.setpgid(0, 0)
+        resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(limit), math.ceil(limit) + 5))
         os.chdir(copy)
         sink = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):

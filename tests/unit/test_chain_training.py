@@ -204,4 +204,6 @@ def test_an_evaluation_belongs_to_its_test_images(make_workspace):
     workspace.test.fingerprint = "9" * 64
     after = evaluations_of(workspace, 0)
     assert all(before[role].digest != after[role].digest for role in before)
-    assert models_of(workspace, 0)["distilled"].digest == before["distilled"].parents["model"].digest
+    assert (
+        models_of(workspace, 0)["distilled"].digest == before["distilled"].parents["model"].digest
+    )

@@ -163,3 +163,15 @@ def test_scoring_leaves_the_model_as_it_was(criterion):
     ]
     assert not any(hooks)
     assert modes[0] == model.training
+
+
+def test_activations_are_those_of_a_network_in_eval_mode():
+    model = encoder()
+    x_BCHW = torch.rand(16, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    groups = find_groups(model)
+    calm = score_groups("activation", model, groups, context(x_BCHW))
+    excited = score_groups("activation", model.train(), groups, context(x_BCHW))
+    assert all(torch.equal(a, b) for a, b in zip(calm, excited, strict=True))
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert model.training
