@@ -284,16 +284,15 @@ def test_every_loss_hears_of_every_step_once():
     assert all(loss.seen == [(0, 7), (1, 7), (2, 7)] for loss in losses.values())
 
 
-@pytest.mark.parametrize("kind", ["disco", "isd", "ressl"])
-def test_the_moving_head_of_a_loss_follows_its_head(kind):
+def test_the_moving_head_of_a_loss_follows_its_head():
     torch.manual_seed(0)
     student, teacher = small_encoder(), small_encoder()
-    settings = LOSSES.schema(kind)(kind=kind)
+    settings = LOSSES.schema("disco")(kind="disco")
     loss = LOSSES.build(settings, shapes(student, teacher, 100))
-    distiller = Distiller(student, teacher, {kind: loss})
+    distiller = Distiller(student, teacher, {"disco": loss})
     trained = {id(p) for p in loss.parameters() if p.requires_grad}
     moving = [p for p in loss.parameters() if id(p) not in trained]
-    moving += [p for p in distiller.momentum_student.parameters()]
+    moving += list(distiller.momentum_student.parameters())
     with torch.no_grad():
         for parameter in distiller.parameters():
             if parameter.requires_grad:

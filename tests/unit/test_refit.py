@@ -487,9 +487,8 @@ def test_a_ridge_is_chosen_by_the_error_behind_the_batch_norm():
         return best(fit_sums, held_sums, ridges, weight_GO)
 
     torch.manual_seed(0)
-    net = randomize(
-        nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.BatchNorm2d(4))
-    )
+    layers = nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.BatchNorm2d(4)
+    net = randomize(nn.Sequential(*layers))
     net[3].weight.copy_(torch.tensor([1.0, -2.0, 1e-3, 4.0]))
     net[3].running_var.fill_(1.0)
     pruned = copy.deepcopy(net)

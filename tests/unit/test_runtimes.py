@@ -123,7 +123,7 @@ def test_a_file_that_answers_nan_is_refused():
         def version(self):
             return "broken 1.0"
 
-    with pytest.raises(UserError, match="broken 1.0 disagrees with PyTorch on 'resnet10t' by nan"):
+    with pytest.raises(UserError, match=r"1\.0 disagrees with PyTorch on 'resnet10t' by nan"):
         check(encoder, Broken())
 
 
