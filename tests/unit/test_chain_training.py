@@ -8,7 +8,7 @@ import torch
 
 from ssdistill.chain import training as training_module
 from ssdistill.chain.compression import _Training
-from ssdistill.chain.plan import evaluations_of, models_of
+from ssdistill.chain.plan import evaluations_of, latency_stage, models_of
 from ssdistill.chain.tasks import assemble, build_distiller, fresh_encoder, task_of
 from ssdistill.chain.training import prepare, train
 from ssdistill.record.run import Run
@@ -207,3 +207,74 @@ def test_an_evaluation_belongs_to_its_test_images(make_workspace):
     assert (
         models_of(workspace, 0)["distilled"].digest == before["distilled"].parents["model"].digest
     )
+
+
+def test_only_a_control_of_measured_time_has_a_budget_in_its_config(make_workspace):
+    stages = models_of(make_workspace("control.budgets=[steps, time]"), 0)
+    assert "budget" not in stages["control"].config and not stages["control"].parents
+    assert stages["control_time"].config["budget"] == "time"
+    assert stages["control_time"].parents == {"distilled": stages["distilled"]}
+
+
+def test_a_control_is_as_long_as_the_distillation_in_whole_batches(make_workspace):
+    epochs = ("distill.steps=null", "distill.epochs=10", "distill.batch_size=7")
+    stage = models_of(make_workspace(*epochs), 0)["control"]
+    # 24 images are three batches of 7; three and three sevenths would be 34 steps.
+    assert stage.config["method"]["steps"] == 30
+
+
+def test_latencies_are_those_of_one_image_and_of_a_batch_of_64(make_workspace):
+    assert latency_stage(make_workspace(), 0).config["batch_sizes"] == [1, 64]
+
+
+def test_the_first_views_are_mirrored_as_one_picture(make_workspace, tracker):
+    seen = {}
+    tracker.mirrors.append(
+        SimpleNamespace(
+            name="seen",
+            log=lambda *args: None,
+            log_images=lambda step, images: seen.update(images, step=step),
+            finish=lambda *args: None,
+        )
+    )
+    workspace = make_workspace(FIXED, "pretrain={steps: 1, batch_size: 8}")
+    stage = models_of(workspace, 0)["teacher"]
+    train(*task_of(stage, workspace), stage, workspace, tracker)
+    kept = np.load(tracker.run.folder / training_module.VIEWS)
+    assert seen["step"] == 0 and seen["views"].shape == (8 * 16, 2 * 16, 3)
+    for image in (0, 7):
+        for view in (0, 1):
+            rows, columns = slice(16 * image, 16 * image + 16), slice(16 * view, 16 * view + 16)
+            assert np.array_equal(seen["views"][rows, columns], kept[view, image])
+
+
+def test_neighbours_are_looked_for_where_a_loss_reads_them(make_workspace, make_encoder):
+    workspace = make_workspace(FIXED)
+    stage = models_of(workspace, 0)["distilled"]
+    found = {}
+    for kind in ("simreg", "bingo"):
+        settings = DistillSettings(steps=1, losses={"a": {"kind": kind}})
+        teacher = {"teacher": make_encoder(1)}
+        distiller = build_distiller(make_encoder(), teacher, settings, stage, workspace)
+        found[kind] = distiller.neighbours_NK
+    assert found["simreg"] is None and len(found["bingo"]) == 24
+
+
+def test_losses_are_fitted_to_the_teachers_embeddings(make_workspace, make_encoder):
+    workspace, teacher = make_workspace(FIXED), make_encoder(1).eval()
+    stage = models_of(workspace, 0)["distilled"]
+    settings = DistillSettings(steps=1, losses={"a": {"kind": "kdep"}})
+    distiller = build_distiller(make_encoder(), {"teacher": teacher}, settings, stage, workspace)
+    seen = []
+    loss = distiller.losses["a"]
+    loss.fit_teacher = seen.append
+    from ssdistill.chain.tasks import _look_at_teacher
+
+    _look_at_teacher(teacher, [loss], workspace)
+    (given,) = seen
+    assert torch.equal(given.embedding_BD, workspace.embeddings(teacher))
+    assert given.projection_BP is None
+    teacher.projector = torch.nn.Linear(16, 5)
+    _look_at_teacher(teacher, [loss], workspace)
+    expected = teacher.projector(given.embedding_BD)
+    assert torch.allclose(seen[1].projection_BP, expected)

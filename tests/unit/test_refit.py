@@ -506,3 +506,13 @@ def test_a_ridge_is_chosen_by_the_error_behind_the_batch_norm():
         refit_layers(small, dense, torch.rand(40, 3, 7, 7))
     scale = net[3].weight / (net[3].running_var + net[3].eps).sqrt()
     assert torch.allclose(seen["weight"].double(), scale.double().square(), rtol=1e-4)
+
+
+def test_the_error_that_is_left_is_the_mean_over_layers(monkeypatch, make_encoder):
+    fits = [Fit("a", 0.2), Fit("b", 1.0), Fit("c", 0.6)]
+    monkeypatch.setattr(refit_module, "refit_layers", lambda model, *_, **__: (model, fits))
+    dense = make_encoder().eval()
+    context = Context(lambda n, seed: torch.rand(40, 3, 16, 16), Path(), before=dense)
+    Refit().apply(copy.deepcopy(dense), context)
+    assert context.record["left"] == pytest.approx(0.6)
+    assert (context.record["refitted"], context.record["kept"]) == (2, 1)

@@ -5,10 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ssdistill.chain.plan import models_of
+from ssdistill.chain.workspace import _check_batches, open_workspace
+from ssdistill.config import load_experiment
 from ssdistill.data.views import eval_view
 from ssdistill.errors import UserError
+from ssdistill.models.artifacts import save_encoder
 
 
 def other_images(workspace):
@@ -84,8 +88,6 @@ def test_a_teacher_to_be_trained_is_looked_at_with_its_projector(make_workspace)
     ],
 )
 def test_a_batch_larger_than_the_data_is_refused_by_its_key(make_workspace, change, key):
-    from ssdistill.chain.workspace import _check_batches
-
     workspace = make_workspace(change)
     with pytest.raises(UserError, match=rf"^{key}\.batch_size=25 is more than the 24 training"):
         _check_batches(workspace.experiment, 24)
@@ -93,8 +95,6 @@ def test_a_batch_larger_than_the_data_is_refused_by_its_key(make_workspace, chan
 
 
 def test_the_weights_of_an_encoder_come_from_its_stage(make_workspace, make_encoder):
-    from ssdistill.models.artifacts import save_encoder
-
     workspace = make_workspace()
     stage = models_of(workspace, 0)["untrained"]
     encoder = make_encoder(3)
@@ -102,3 +102,33 @@ def test_the_weights_of_an_encoder_come_from_its_stage(make_workspace, make_enco
     found = workspace.encoder(stage)
     assert not found.training
     assert torch.equal(found.net.layer1[0].conv1.weight, encoder.net.layer1[0].conv1.weight)
+
+
+@pytest.mark.parametrize(
+    ("classes", "evaluate", "refused"),
+    [
+        (("cats",), "evaluate={}", True),
+        (("cats", "dogs"), "evaluate={}", False),
+        (("cats",), "evaluate=null", False),
+        (("",), "evaluate={}", False),
+    ],
+)
+def test_one_class_is_refused_where_it_would_be_probed(tmp_path, classes, evaluate, refused):
+    photos = tmp_path / "photos"
+    for number in range(12):
+        path = photos / classes[number % len(classes)] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (20 * number, 0, 0)).save(path)
+    path = tmp_path / "one.yaml"
+    path.write_text(
+        f"schema: 1\nname: one\ndata: {{kind: folder, path: {photos}, image_size: 8}}\n"
+        "teacher: {encoder: {name: resnet10t, stem: small}}\n"
+        "pretrain: {kind: simclr, steps: 1, batch_size: 4}\n"
+    )
+    experiment, _ = load_experiment(path, [evaluate])
+    if refused:
+        with pytest.raises(UserError, match=r"one class only \(cats\)"):
+            open_workspace(experiment, tmp_path / "runs")
+    else:
+        workspace = open_workspace(experiment, tmp_path / "runs")
+        assert len(workspace.train) + len(workspace.test) == 12
