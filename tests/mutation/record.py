@@ -11,8 +11,8 @@ from runner import Outcome
 NOTICED = ("noticed", "timeout")
 EQUIVALENT = "equivalent"
 KEY = ("file", "scope", "operator", "before", "after", "nth")
-HEADER = "| room | mutants | equivalent | noticed | survived | uncovered | score |"
-RULE = "| :--- | ---: | ---: | ---: | ---: | ---: | ---: |"
+HEADER = "| room | mutants | equivalent | noticed | survived | uncovered | unfinished | score |"
+RULE = "| :--- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
 
 
 def line_of(mutant: Mutant, outcome: Outcome, room: str) -> dict[str, object]:
@@ -64,5 +64,5 @@ def _row(room: str, counts: Counter) -> str:
     matter = counts.total() - counts[EQUIVALENT]
     score = f"{counts['noticed'] / matter:.0%}" if matter else "–"
     numbers = (counts.total(), *(counts[s] for s in (EQUIVALENT, "noticed")))
-    rest = (counts["survived"], counts["uncovered"], score)
+    rest = (*(counts[s] for s in ("survived", "uncovered", "unfinished")), score)
     return "| " + " | ".join(str(cell) for cell in (room, *numbers, *rest)) + " |"

@@ -22,6 +22,7 @@ from sampling import all_mutants, choose, room_of
 HERE = Path(__file__).resolve().parent
 RECORD, EQUIVALENTS, README = HERE / "record.jsonl", HERE / "equivalent.json", HERE / "README.md"
 SUITES = ("unit", "contract", "golden", "property")
+UNNOTICED = ("survived", "uncovered", "unfinished")
 BEGIN, END = "<!-- score:begin -->", "<!-- score:end -->"
 
 
@@ -95,7 +96,7 @@ def run(args: argparse.Namespace) -> None:
 def again(args: argparse.Namespace) -> None:
     """Try the survivors of the record again, where they can still be made."""
     lines = record.marked(record.read(args.record), json.loads(EQUIVALENTS.read_text()))
-    wanted = {record.key_of(x) for x in lines if x["status"] in ("survived", "uncovered")}
+    wanted = {record.key_of(x) for x in lines if x["status"] in UNNOTICED}
     rooms = all_mutants(args.tree.resolve())
     for room in args.rooms or sorted(rooms):
         _try([m for m in rooms.get(room, []) if record.key_of(vars(m)) in wanted], args)
