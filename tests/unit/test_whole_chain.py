@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 import ssdistill
+from ssdistill.chain import arithmetic
 from ssdistill.chain import pictures as pictures_module
 from ssdistill.chain import run as run_module
 from ssdistill.chain.evaluation import answers_of, gauged, raw_pixels
@@ -65,7 +66,7 @@ paper: {title: A paper, arxiv: "1234.56789", table: Table 1, deviations: [smalle
   claims: [{metric: probe/linear/top1, model: distilled, better_than: control}]}
 """
 MODELS = ["untrained", "teacher", "control", "control_time", "cosine", "distilled", "pruned"]
-MODELS += ["recovered", "zeroed"]
+MODELS += ["recovered", "zeroed_90"]
 TIMED = {
     f"compress/{name}": 2.0
     for size in ("", "_batch64")
@@ -106,6 +107,7 @@ def chain(tmp_path_factory):
     experiment, _ = load_experiment(write_config(folder))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(before_after, "_timed", timed)
+        patch.setattr(arithmetic, "ROUNDS", 2)
         patch.setitem(run_module.BODIES, "latency", latency)
         with run_module.console.capture() as said:
             report = run_module.run(experiment, folder / "runs")
@@ -383,10 +385,10 @@ def test_a_recovery_trains_and_leaves_its_input_as_it_was(chain):
 
 def test_a_step_whose_gate_is_closed_hands_on_its_input(chain):
     stages = models(chain)
-    recovered, zeroed = (chain.workspace.encoder(stages[r]) for r in ("recovered", "zeroed"))
-    assert record(chain, stages["zeroed"]).metrics["compress/accepted"] == 0
+    recovered, zeroed = (chain.workspace.encoder(stages[r]) for r in ("recovered", "zeroed_90"))
+    assert record(chain, stages["zeroed_90"]).metrics["compress/accepted"] == 0
     assert same_weights(recovered, zeroed) and not zero_masks(zeroed)
-    notice = "zeroed: the step was left out, the row is the model before it."
+    notice = "zeroed_90: the step was left out, the row is the model before it."
     assert notice in chain.report.notices
     assert sum("left out" in n for n in chain.report.notices) == 1
 
@@ -468,18 +470,18 @@ def test_neighbours_are_the_most_similar_of_the_gauged_images(chain):
 
 def test_charts_show_what_differs_in_size_and_every_score(chain):
     drawn = pictures(chain.workspace, chain.report.records)
-    sized = ["teacher", "control", "control_time", "distilled", "pruned", "recovered", "zeroed"]
-    assert [p.model for p in drawn["sizes"]] == sized
-    assert [p.model for p in drawn["latencies"]] == sized
-    assert [s.model for s in drawn["scores"]] == MODELS
-    assert drawn["chain"] == ["distilled", "pruned", "recovered", "zeroed"]
+    sized = ["teacher", "control", "control_time", "distilled", "pruned", "recovered", "zeroed_90"]
+    assert [p.label for p in drawn["sizes"]] == sized
+    assert [p.label for p in drawn["latencies"]] == sized
+    assert [s.label for s in drawn["scores"]] == MODELS
+    assert drawn["chain"] == ["distilled", "pruned", "recovered", "zeroed_90"]
     values = [of(chain, "control", s)["metrics"]["probe/linear/top1"] for s in (0, 3)]
-    (score,) = (s for s in drawn["scores"] if s.model == "control")
-    assert [*score.__dict__.values()][1] == pytest.approx(np.mean(values))
-    assert [*score.__dict__.values()][3] == tuple(values)
-    (size,) = (p for p in drawn["sizes"] if p.model == "control")
+    (score,) = (s for s in drawn["scores"] if s.label == "control")
+    assert score.value == pytest.approx(np.mean(values))
+    assert score.samples == tuple(values)
+    (size,) = (p for p in drawn["sizes"] if p.label == "control")
     costs = [of(chain, "control", s)["metrics"]["compress/bytes"] for s in (0, 3)]
-    assert [*size.__dict__.values()][1] == pytest.approx(np.mean(costs))
+    assert size.size_bytes == pytest.approx(np.mean(costs))
     assert drawn["fronts"] == []
 
 
@@ -498,7 +500,7 @@ def test_curves_are_those_of_the_trainings_a_reader_compares(chain):
 def test_confusions_are_of_teacher_student_and_last_model(chain):
     charts = pictures(chain.workspace, chain.report.records)["confusions"]
     titles = [chart.args[2] for chart in charts]
-    assert [title.split(",")[0] for title in titles] == ["teacher", "distilled", "zeroed"]
+    assert [title.split(",")[0] for title in titles] == ["teacher", "distilled", "zeroed_90"]
     answers = answers_of(evaluations_of(chain.workspace, 0)["distilled"], chain.workspace)
     expected = np.zeros((3, 3), int)
     np.add.at(expected, (answers["targets"], answers["linear"]), 1)
