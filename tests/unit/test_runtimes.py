@@ -127,32 +127,39 @@ def test_a_file_that_answers_nan_is_refused():
         check(encoder, Broken())
 
 
-@pytest.mark.parametrize("values", [(1.0, 1.0), (100.0, 100.0)])
-def test_a_difference_is_tolerated_in_units_of_the_largest_number_if_that_is_above_one(values):
-    largest, unit = values
+class Constant(nn.Module):
+    """Says (largest, 0) of everything."""
 
-    class Model(nn.Module):
-        name, embed_dim = "wide", 2
+    def __init__(self, largest):
+        super().__init__()
+        self.layer = nn.Linear(1, 2)
+        nn.init.zeros_(self.layer.weight)
+        with torch.no_grad():
+            self.layer.bias.copy_(torch.tensor([largest, 0.0]))
 
-        def example(self, count):
-            return torch.zeros(count, 1)
+    def forward(self, x_B1):
+        return self.layer(x_B1)
 
-        def forward(self, x):
-            return Representation(torch.tensor([[largest, 0.0]]).expand(len(x), 2))
+
+@pytest.mark.parametrize(("largest", "unit"), [(0.1, 1.0), (1.0, 1.0), (100.0, 100.0)])
+def test_a_difference_is_tolerated_in_units_of_the_largest_number_if_that_is_above_one(
+    largest, unit
+):
+    model = Wrapped(Constant(largest).eval(), torch.zeros(4, 1))
 
     class Off:
         def __init__(self, difference):
             self.difference = difference
 
         def __call__(self, x):
-            return Representation(Model()(x).embedding_BD - self.difference)
+            return Representation(model(x).embedding_BD - self.difference)
 
         def version(self):
             return "off 1.0"
 
-    assert check(Model(), Off(0.09 * unit), 0.1) == pytest.approx(0.09 * unit, rel=1e-5)
+    assert check(model, Off(0.09 * unit), 0.1) == pytest.approx(0.09 * unit, rel=1e-4)
     with pytest.raises(UserError, match="disagrees"):
-        check(Model(), Off(0.11 * unit), 0.1)
+        check(model, Off(0.11 * unit), 0.1)
 
 
 def test_files_that_are_none_are_refused_in_one_line(written, tmp_path):
