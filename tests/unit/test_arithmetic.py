@@ -52,7 +52,7 @@ def test_the_shortest_step_of_each_training_counts(monkeypatch):
 
 
 def test_a_timed_step_is_a_whole_step_of_training(training):
-    task = training.task
+    task = training.task.eval()
     before = [p.detach().clone() for p in task.parameters()]
     heard = []
     task.after_step = lambda step, num_steps: heard.append((step, num_steps))
