@@ -1,13 +1,18 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from ssdistill.chain.arithmetic import choose_arithmetic
+from ssdistill.chain import arithmetic
+from ssdistill.chain.arithmetic import choose_arithmetic, step_ratios
 from ssdistill.data.loader import Loader
 from ssdistill.data.recipes import RECIPES
 from ssdistill.pretrain.simclr import SimCLR
 from ssdistill.train.loop import Training
 from ssdistill.train.optim import OptimSettings
 from ssdistill.train.settings import DeviceSettings
+
+FIXED = DeviceSettings(precision="fp32", memory_format="contiguous", accelerator="cpu")
 
 
 @pytest.fixture
@@ -32,3 +37,59 @@ def test_only_what_is_left_open_is_measured_and_remembered(training, tmp_path):
     fixed = DeviceSettings(precision="bf16", memory_format="contiguous", accelerator="cpu")
     choose_arithmetic(training, fixed, tmp_path / "none")
     assert training.precision == "bf16" and not (tmp_path / "none").exists()
+
+
+def test_the_shortest_step_of_each_training_counts(monkeypatch):
+    """A slow round says what else the machine did."""
+    durations = {"slow": [9.0] + [2.0] * 24, "fast": [1.0] * 24 + [7.0]}
+    calls = {role: iter(values) for role, values in durations.items()}
+    monkeypatch.setattr(arithmetic, "_step", lambda role: lambda: role)
+    monkeypatch.setattr(arithmetic, "_seconds", lambda step: next(calls[step()]))
+    trainings = {role: (role,) for role in durations}
+    assert step_ratios(trainings, to="fast") == {"slow": 2.0, "fast": 1.0}
+    calls = {role: iter(values) for role, values in durations.items()}
+    assert step_ratios(trainings, to="slow") == {"slow": 1.0, "fast": 0.5}
+
+
+def test_a_timed_step_is_a_whole_step_of_training(training):
+    task = training.task.eval()
+    before = [p.detach().clone() for p in task.parameters()]
+    heard = []
+    task.after_step = lambda step, num_steps: heard.append((step, num_steps))
+    fabric = choose_arithmetic(training, FIXED, None)
+    step = arithmetic._step(training, fabric)
+    for _ in range(2):
+        step()
+    assert task.training and heard == [(0, 2), (0, 2)]
+    assert any(not torch.equal(p, b) for p, b in zip(task.parameters(), before, strict=True))
+    assert all(p.grad is None for p in task.parameters())
+
+
+def test_timing_leaves_the_generators_as_they_were(training):
+    fabric = choose_arithmetic(training, FIXED, None)
+    before = torch.get_rng_state()
+    step_ratios({"a": (training, fabric)}, to="a")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_key_of_a_choice_tells_trainings_apart(training):
+    """The widths of a pruned network and the losses are in no spec."""
+    candidates = [("fp32", "contiguous")]
+    before = arithmetic._key(training, candidates)
+    assert before["losses"] == ["simclr"] and before["task"] == "SimCLR"
+    assert before["shapes"] == sorted(before["shapes"])
+    assert len(set(before["shapes"])) == len(before["shapes"])
+    training.task.extra = torch.nn.Linear(3, 77)
+    after = arithmetic._key(training, candidates)
+    assert after != before and (77, 3) in after["shapes"]
+    assert arithmetic._key(training, [("bf16", "contiguous")]) != after
+
+
+@pytest.mark.parametrize("remembered", [False, True])
+def test_a_choice_is_announced_when_it_is_made(training, tmp_path, monkeypatch, remembered):
+    choice = SimpleNamespace(precision="bf16", memory_format="channels_last", remembered=remembered)
+    monkeypatch.setattr(arithmetic, "choose_precision", lambda *args, **more: choice)
+    with arithmetic.console.capture() as said:
+        choose_arithmetic(training, DeviceSettings(accelerator="cpu"), tmp_path)
+    assert training.precision == "bf16" and training.memory_format == torch.channels_last
+    assert ("bf16, channels_last measured fastest" in said.get()) is not remembered

@@ -14,7 +14,7 @@ from ssdistill.compress import Context
 from ssdistill.compress.prune import Prune
 from ssdistill.compress.share import Share
 from ssdistill.errors import UserError
-from ssdistill.models.artifact_files import sha256_of, weight_files, write_artifact
+from ssdistill.models.artifact_files import FORMAT, sha256_of, weight_files, write_artifact
 from ssdistill.models.artifacts import (
     load,
     load_encoder,
@@ -159,6 +159,27 @@ def test_a_description_that_is_none_is_refused(tmp_path, text):
     (tmp_path / "model.json").write_text(text)
     with pytest.raises(UserError, match=r"model\.json"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("version", [FORMAT + 1, 0, str(FORMAT), None])
+def test_a_description_of_another_format_is_refused_by_its_format(tmp_path, version):
+    save_encoder(encoder_of(), tmp_path)
+    path = tmp_path / "model.json"
+    description = json.loads(path.read_text()) | {"format": version}
+    path.write_text(json.dumps(description))
+    with pytest.raises(UserError, match=rf"model\.json has format {version}, this version reads"):
+        load(tmp_path)
+
+
+def test_blocks_that_are_gone_are_nothing_that_timm_opens(tmp_path):
+    encoder = encoder_of()
+    encoder.removed = ("layer2.0",)
+    from ssdistill.models.artifacts import _for_timm
+
+    found = _for_timm(encoder, {"widths": {}, "removed": ["layer2.0"]}, "model.safetensors")
+    assert found["timm"] is None and "missing blocks" in found["timm_note"]
+    whole = _for_timm(encoder, {"widths": {}}, "model.safetensors")
+    assert "missing blocks" not in (whole["timm_note"] or "")
 
 
 def test_a_full_disk_leaves_the_old_artifact_and_no_rubbish(tmp_path, monkeypatch):

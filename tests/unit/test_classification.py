@@ -110,6 +110,20 @@ def test_the_calibration_error_is_the_formula(case):
     assert found.calibration_error == pytest.approx(wanted)
 
 
+@pytest.mark.parametrize("confidence", [0.2, 0.4, 0.6, 0.8, 1.0])
+def test_a_confidence_on_the_edge_of_a_bin_belongs_to_the_bin_below(confidence):
+    """Guo et al., arXiv:1706.04599: bins are (low, high]; shares of neighbours lie on edges."""
+
+    def row(share):
+        return [share] + [(1 - share) / 9] * 9
+
+    below = confidence - 0.01
+    probabilities_NK, true_N = np.array([row(confidence), row(below)]), np.array([0, 1])
+    # In one bin a hit and a miss make up for each other; in two they would not.
+    wanted = 100 * abs((1 - confidence) - below) / 2
+    assert calibration_error(probabilities_NK, true_N) == pytest.approx(wanted)
+
+
 def test_calibration_of_the_sure_and_of_the_honest():
     sure_NK = np.eye(4)[np.zeros(20, int)]
     half_right = np.repeat([0, 1], 10)

@@ -53,3 +53,15 @@ def test_losses_are_weighted():
     # Adam's steps do not depend on the scale of a loss: both heads learn the same.
     once, thrice = (next(losses_of(Halves(weight))).detach() for weight in (1.0, 3.0))
     assert torch.allclose(thrice, 3 * once, rtol=1e-3)
+
+
+class Headless(Halves):
+    """Nothing to train but the student."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Identity()
+
+
+def test_without_heads_every_batch_after_the_first_ones_counts():
+    assert len(list(losses_of(Headless(), count=3))) == 3

@@ -9,6 +9,7 @@ from ssdistill.errors import UserError
 from ssdistill.losses import Loss, LossSettings, Shapes
 from ssdistill.losses.simreg import SimReg
 from ssdistill.models.backbones import EncoderSettings, build_encoder
+from ssdistill.registry import LOSSES
 
 SIZE = 16
 
@@ -261,3 +262,60 @@ def test_two_momentums_of_one_average_are_refused():
     losses["b"].momentum = 0.5
     with pytest.raises(UserError, match=r"losses\.a\.momentum=0\.9, losses\.b\.momentum=0\.5"):
         Distiller(student, teacher, losses)
+
+
+class Counting(SimReg):
+    """Notes when it is told that a step is done, and where the student stood by then."""
+
+    def __init__(self, given):
+        super().__init__(given)
+        self.seen = []
+
+    def after_step(self, step, num_steps):
+        self.seen.append((step, num_steps))
+
+
+def test_every_loss_hears_of_every_step_once():
+    student, teacher = small_encoder(), small_encoder()
+    losses = {name: Counting(shapes(student, teacher, 100)) for name in ("first", "second")}
+    distiller = Distiller(student, teacher, losses)
+    for step in range(3):
+        distiller.after_step(step, 7)
+    assert all(loss.seen == [(0, 7), (1, 7), (2, 7)] for loss in losses.values())
+
+
+def test_the_moving_head_of_a_loss_follows_its_head():
+    torch.manual_seed(0)
+    student, teacher = small_encoder(), small_encoder()
+    settings = LOSSES.schema("disco")(kind="disco")
+    loss = LOSSES.build(settings, shapes(student, teacher, 100))
+    distiller = Distiller(student, teacher, {"disco": loss})
+    trained = {id(p) for p in loss.parameters() if p.requires_grad}
+    moving = [p for p in loss.parameters() if id(p) not in trained]
+    moving += list(distiller.momentum_student.parameters())
+    with torch.no_grad():
+        for parameter in distiller.parameters():
+            if parameter.requires_grad:
+                parameter.add_(1.0)
+    before = [p.clone() for p in moving]
+    distiller.after_step(0, 10)
+    assert moving and all(not torch.equal(p, b) for p, b in zip(moving, before, strict=True))
+
+
+def test_infonce_looks_for_the_key_of_the_other_view_behind_a_distiller():
+    student, teacher = small_encoder(), small_encoder()
+    loss = LOSSES.build(LOSSES.schema("infonce")(kind="infonce"), shapes(student, teacher, 100))
+    distiller = Distiller(student, teacher, {"contrast": loss}).eval()
+    seen = {}
+
+    def note(student, teacher, batch):
+        seen.update(student=student, teacher=teacher)
+        return torch.zeros(())
+
+    loss.forward = note
+    views = make_views(2)
+    distiller(views, make_batch())
+    with torch.no_grad():
+        keys = [teacher(view).embedding_BD for view in (views[1], views[0])]
+    found = [r.embedding_BD for r in seen["teacher"]]
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found, keys, strict=True))

@@ -7,6 +7,7 @@ import torch
 from judged import Colours, colour_subject, picture_subject, state_of
 from torch import nn
 
+from ssdistill.data.batch import Batch
 from ssdistill.errors import UserError
 from ssdistill.evaluate.probes import finetuning
 from ssdistill.evaluate.probes.finetuning import FineTuningTask, draw_fraction, trainable_copy
@@ -212,3 +213,27 @@ def test_few_labels_are_all_that_is_seen():
     found = Finetune(**settings).run(subject)
     assert found.metrics["probe/finetune_10pct/top1"] == 100
     assert found.details["n_train"] == found.details["batch_size"] == 12
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_has_the_label_smoothing_that_was_asked_for(smoothing):
+    torch.manual_seed(0)
+    encoder, head = Colours(), torch.nn.Linear(3, 4)
+    target_N = torch.tensor([3, 0, 1, 2, 2])
+    task = FineTuningTask(encoder, head, target_N, label_smoothing=smoothing)
+    index_B = torch.tensor([4, 0, 2])
+    view_BCHW = torch.rand(3, 3, 8, 8)
+    batch = Batch(torch.zeros(3, 8, 8, 3, dtype=torch.uint8), index_B, 0, 0, 1)
+    loss = task([view_BCHW], batch)["cross_entropy"]
+    log_BK = head(encoder(view_BCHW).embedding_BD).log_softmax(1)
+    own_B = log_BK[torch.arange(3), target_N[index_B]]
+    by_hand = -((1 - smoothing) * own_B + smoothing * log_BK.mean(1)).mean()
+    assert torch.allclose(loss, by_hand)
+
+
+def test_the_setting_of_label_smoothing_reaches_the_loss():
+    ends = [
+        Finetune(steps=3, batch_size=12, label_smoothing=s).run(colour_subject()).details["loss"]
+        for s in (0.0, 0.4)
+    ]
+    assert ends[0] != ends[1]

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from ssdistill.compress.fitting import gram
 from ssdistill.compress.fitting.calls import ConvArguments
 from ssdistill.compress.fitting.gram import Gram, best_map
 
@@ -151,3 +152,20 @@ def test_samples_times_the_weight_are_the_convolution(layer):
     expected_BPO = y_BOHW.flatten(2)[:, :, places_P].transpose(1, 2)
     assert torch.allclose(found_NO, expected_BPO.flatten(0, 1), atol=1e-5)
     assert len(arguments.samples(y_BOHW, None)) == 3 * y_BOHW[0, 0].numel()
+
+
+def test_weaker_ridges_are_not_tried_once_several_in_a_row_helped_none(monkeypatch):
+    x_NGK, y_NGO, _ = samples(count=20, noise=30.0)
+    fitted, held_out = gram_of(x_NGK, y_NGO), gram_of(*samples(count=50, noise=30.0, seed=1)[:2])
+    tried, solve = [], Gram.solve
+
+    def note(self, ridge_G):
+        tried.append(float(ridge_G[0]))
+        return solve(self, ridge_G)
+
+    monkeypatch.setattr(Gram, "solve", note)
+    ridges = [10.0**-power for power in range(12)]
+    best_map(fitted, held_out, ridges, torch.ones(1, 4))
+    *tried, chosen = tried
+    assert tried == ridges[: len(tried)] and chosen in tried
+    assert len(tried) == ridges.index(chosen) + 1 + gram.PATIENCE < len(ridges)

@@ -61,8 +61,17 @@ def test_an_exact_interval_is_scipys(hits, total):
     assert found == pytest.approx((100 * wanted.low, 100 * wanted.high))
 
 
-def test_a_balanced_interval_is_that_of_resampled_images():
-    total_K, hit_K = np.array([200, 50, 8]), np.array([190, 30, 3])
+@pytest.mark.parametrize(
+    ("hit_K", "total_K"),
+    [
+        ((190, 30, 3), (200, 50, 8)),
+        # Equally large classes: a mean recall instead of each class's own is 2.3 times as wide.
+        ((95, 5), (100, 100)),
+        ((99, 50, 3), (100, 100, 100)),
+    ],
+)
+def test_a_balanced_interval_is_that_of_resampled_images(hit_K, total_K):
+    total_K, hit_K = np.array(total_K), np.array(hit_K)
     generator = np.random.default_rng(1)
     means = [
         np.mean([
@@ -75,9 +84,13 @@ def test_a_balanced_interval_is_that_of_resampled_images():
     assert balanced_interval(hit_K, total_K, seed=0) == pytest.approx(wanted, abs=1.0)
 
 
-def test_a_balanced_interval_covers_the_truth_about_95_times_in_100():
+@pytest.mark.parametrize(
+    ("total_K", "share_K"),
+    [((200, 100, 60, 30), (0.95, 0.8, 0.7, 0.5)), ((150, 150, 150), (0.95, 0.5, 0.05))],
+)
+def test_a_balanced_interval_covers_the_truth_about_95_times_in_100(total_K, share_K):
     generator = np.random.default_rng(2)
-    total_K, share_K = np.array([200, 100, 60, 30]), np.array([0.95, 0.8, 0.7, 0.5])
+    total_K, share_K = np.array(total_K), np.array(share_K)
     covered = []
     for seed in range(300):
         low, high = balanced_interval(generator.binomial(total_K, share_K), total_K, seed)

@@ -3,6 +3,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from judged import colour_subject
 from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 
@@ -281,3 +282,17 @@ def test_the_largest_of_groups_are_the_largest_of_all(columns):
         assert torch.equal(found_Bk, value_Bm.topk(20, dim=1).values)
         assert torch.equal(value_Bm.gather(1, column_Bk), found_Bk)
         assert all(len(set(row)) == 20 for row in column_Bk.tolist())
+
+
+def test_as_many_neighbours_as_there_are_images_can_vote():
+    z_ND = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
+    labels = np.arange(12) % 3
+    probe = knn_probe(z_ND, labels, z_ND, labels, k=3, ks=(1, 11, 12, 13))
+    assert set(probe.top1_by_k) == {1, 3, 11, 12}
+
+
+def test_twenty_neighbours_vote_unless_something_else_is_said():
+    assert (Knn().k, Knn().temperature, Knn().distance) == (20, 0.07, "cosine")
+    subject = colour_subject(spread=60.0)
+    found, twenty = Knn().run(subject), Knn(k=20).run(subject)
+    assert found["top1"] == twenty["top1"] == found["top1_k20"]

@@ -8,13 +8,21 @@ from torch.nn import functional
 from ssdistill.data.recipes import RECIPES
 from ssdistill.errors import UserError
 from ssdistill.evaluate.features import as_probe_data
+from ssdistill.evaluate.probes import sgd_probe as sgd_probe_module
 from ssdistill.evaluate.probes.linear_probe import linear_probe
 from ssdistill.evaluate.probes.sgd_heads import Heads
-from ssdistill.evaluate.probes.sgd_probe import HeadTraining, _scale, sgd_probe, train_heads
+from ssdistill.evaluate.probes.sgd_probe import (
+    HeadTraining,
+    _choose,
+    _scale,
+    sgd_probe,
+    train_heads,
+)
 from ssdistill.evaluate.probes.supervised import recipe_for
 from ssdistill.evaluate.protocols.linear_sgd import LinearSGD
 from ssdistill.evaluate.subject import LabeledImages, Subject
 from ssdistill.registry import PROTOCOLS
+from ssdistill.train.optim import learning_rate
 
 PLAIN = {"momentum": 0.9, "schedule": "cosine", "warmup": 0.0, "weight_decay": 0.0}
 STEPS_60_80 = {"epochs": 100, "steps": None, "schedule": "step", "milestones": (0.6, 0.8)}
@@ -181,6 +189,67 @@ def test_the_test_images_have_no_say_in_the_choice():
     assert first.details["held_out_top1"][first.details["lr"]] == max(
         first.details["held_out_top1"].values()
     )
+
+
+def test_a_rate_is_chosen_on_labels_that_no_head_has_learnt_from():
+    """Where labels are noise a large rate remembers those it saw and knows nothing of the rest."""
+    generator = torch.Generator().manual_seed(0)
+    train_ND = torch.randn(60, 40, generator=generator)
+    target_N = torch.randint(0, 2, (60,), generator=generator)
+    held_N = torch.arange(60) % 3 == 0
+    heads = Heads(2, torch.zeros(2, 40), torch.zeros(2), None, None)
+    learnt_N = 2.0 * target_N[~held_N] - 1
+    with torch.no_grad():
+        fitted_D = torch.linalg.lstsq(train_ND[~held_N], learnt_N[:, None]).solution[:, 0]
+        heads.weights[0][:] = torch.stack([-fitted_D, fitted_D])
+        truth_D = torch.linalg.lstsq(train_ND[held_N], 2.0 * target_N[held_N, None] - 1).solution
+        heads.weights[1][:] = torch.stack([-truth_D[:, 0], truth_D[:, 0]])
+    by_hand = [
+        100 * float((heads(train_ND[held_N])[:, p].argmax(1) == target_N[held_N]).float().mean())
+        for p in range(2)
+    ]
+    best, held_out_top1 = _choose(heads, train_ND, target_N, held_N, (1.0, 0.1))
+    assert best == 1 and by_hand[1] == 100 > by_hand[0]
+    assert held_out_top1 == pytest.approx({1.0: by_hand[0], 0.1: by_hand[1]})
+
+
+def test_the_held_out_accuracy_is_that_of_the_heads_on_the_held_out_images(monkeypatch):
+    subject, seen = colour_subject(spread=60.0), []
+
+    def choose(heads, train_ND, target_N, held_N, lrs):
+        found = _choose(heads, train_ND, target_N, held_N, lrs)
+        hit_NP = heads(train_ND).argmax(2) == target_N[:, None]
+        seen.append((held_N, 100 * hit_NP[held_N].double().mean(0), found[1]))
+        return found
+
+    trained, train = [], sgd_probe_module.train_heads
+
+    def note_rows(subject, train_ND, target_N, rows_M, lrs, how):
+        trained.append(rows_M)
+        return train(subject, train_ND, target_N, rows_M, lrs, how)
+
+    monkeypatch.setattr(sgd_probe_module, "_choose", choose)
+    monkeypatch.setattr(sgd_probe_module, "train_heads", note_rows)
+    LinearSGD(epochs=2, batch_size=20, lrs=(1e-3, 0.1)).run(subject)
+    ((held_N, by_hand_P, held_out_top1),) = seen
+    assert held_N.sum() == 12 and not held_N[trained[0]].any()
+    assert list(held_out_top1.values()) == pytest.approx(by_hand_P.tolist())
+
+
+@pytest.mark.parametrize("preset", [None, *LinearSGD.presets])
+def test_a_linear_probe_starts_at_the_full_rate(monkeypatch, preset):
+    seen = []
+
+    def fit(task, subject, rows_M, how, optim, **more):
+        seen.append(optim)
+        return []
+
+    monkeypatch.setattr(sgd_probe_module, "fit_with_labels", fit)
+    made = LinearSGD(preset=preset, steps=10, batch_size=20)
+    made.run(colour_subject())
+    (optim,) = seen
+    assert optim.warmup == 0 and optim.lr == max(made.lrs)
+    assert learning_rate(optim, 0, 10) == pytest.approx(max(made.lrs))
 
 
 def test_crops_are_seen_in_training_and_the_seed_decides_which():

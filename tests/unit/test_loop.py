@@ -24,7 +24,7 @@ from ssdistill.record.tracker import Tracker, TrackingSettings
 from ssdistill.registry import LOSSES
 from ssdistill.train import guard
 from ssdistill.train.checkpoint import load_checkpoint
-from ssdistill.train.loop import CHECKPOINT, Training, fit
+from ssdistill.train.loop import CHECKPOINT, Training, _State, fit
 from ssdistill.train.optim import OptimSettings, learning_rate
 from ssdistill.train.seeding import seed_generators
 from ssdistill.train.settings import DeviceSettings
@@ -436,3 +436,14 @@ def test_weights_follow_their_schedule_and_gradients_are_logged_when_due(
     # Every 100 steps unless told otherwise; a loss of weight 0 pulls with none.
     assert lines[0]["grad/late"] > 0 and lines[0]["grad/early"] == 0
     assert not {"grad/late", "grad/early"} & lines[1].keys()
+
+
+def test_a_step_lasts_as_long_as_the_median_without_the_first(tmp_path, make_encoder):
+    task = SimCLR(make_encoder())
+    state = _State(tmp_path / "none", task, torch.optim.SGD(task.parameters(), lr=1.0), ())
+    for seconds in (10.0, 1.0, 2.0):
+        state.advance(seconds)
+    assert state.step_seconds() == 1.5
+    assert state.step_seconds(last=1) == 2.0
+    state.durations = [10.0]
+    assert state.step_seconds() == 10.0

@@ -6,6 +6,7 @@ import torch
 from ssdistill.compress import Context
 from ssdistill.compress.matching import match_embeddings
 from ssdistill.compress.recover import Recover
+from ssdistill.compress.zeros import Zeros, zero_masks
 from ssdistill.errors import UserError
 from ssdistill.train.optim import OptimSettings
 
@@ -72,6 +73,27 @@ def test_weights_can_be_rewound_to_the_original(make_encoder, tmp_path):
     rewound = Recover(rewind="weights").apply(trained, context).net.state_dict()
     assert all(torch.equal(v, rewound[k]) for k, v in original.net.state_dict().items())
     assert not torch.equal(trained.net.layer1[0].conv1.weight, original.net.layer1[0].conv1.weight)
+
+
+def test_rewound_weights_that_were_zeroed_stay_zero_through_the_training(make_encoder, tmp_path):
+    original, trained = make_encoder(0).eval(), make_encoder(1).eval()
+    sparse = Zeros(sparsity=0.6).apply(trained, context_of(tmp_path, original))
+    masks = zero_masks(sparse)
+    before = {}
+
+    def train(student, targets, settings):
+        before.update({k: v.clone() for k, v in student.net.state_dict().items()})
+        return match_embeddings(images())(student, targets, settings)
+
+    context = context_of(tmp_path, original, train=train)
+    step = Recover(rewind="weights", steps=5, batch_size=8, optim=FAST)
+    recovered = dict(step.apply(sparse, context).net.named_parameters())
+    assert masks and context.record["masked"] == len(masks)
+    dense = dict(original.net.named_parameters())
+    for name, mask in masks.items():
+        assert (before[name][~mask] == 0).all() and (recovered[name][~mask] == 0).all(), name
+        assert torch.equal(before[name][mask], dense[name][mask])
+        assert not torch.equal(recovered[name][mask], dense[name][mask])
 
 
 def test_a_narrower_network_cannot_be_rewound(make_encoder, tmp_path):

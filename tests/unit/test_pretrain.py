@@ -180,3 +180,19 @@ def test_a_method_is_resumed_with_its_target(byol, make_encoder):
     assert torch.equal(
         other.target[0].net.conv1.weight, torch.full_like(byol.encoder.net.conv1.weight, 3.0)
     )
+
+
+def test_simclr_projects_both_views_in_one_batch(make_encoder):
+    """Batch statistics of one view alone would tell the views apart."""
+    method = SimCLR(make_encoder(), temperature=0.5, projector=SimCLRProjector(output_dim=8))
+    twin = copy.deepcopy(method).train()
+    (found,) = method.train()(make_views(), make_batch()).values()
+    z_BP = twin.projector(torch.cat(twin.embed(make_views())))
+    z_BP = nn.functional.normalize(z_BP, dim=1)
+    logits_BB = z_BP @ z_BP.T / 0.5
+    logits_BB.fill_diagonal_(float("-inf"))
+    partner_B = (torch.arange(12) + 6) % 12
+    by_hand = nn.functional.cross_entropy(logits_BB, partner_B)
+    assert torch.allclose(found, by_hand, atol=1e-5)
+    norms = [m for m in method.projector.modules() if isinstance(m, nn.BatchNorm1d)]
+    assert norms and all(norm.num_batches_tracked == 1 for norm in norms)

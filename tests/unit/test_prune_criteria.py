@@ -9,6 +9,7 @@ from ssdistill.compress import Context
 from ssdistill.compress.prune import Prune
 from ssdistill.compress.pruning.criteria import score_groups
 from ssdistill.compress.pruning.graph import find_groups, masked
+from ssdistill.compress.pruning.soundness import verify
 from ssdistill.errors import UserError
 from ssdistill.models.backbones import EncoderSettings, build_encoder
 from ssdistill.models.wrapped import Wrapped
@@ -163,3 +164,26 @@ def test_scoring_leaves_the_model_as_it_was(criterion):
     ]
     assert not any(hooks)
     assert modes[0] == model.training
+
+
+def test_activations_are_those_of_a_network_in_eval_mode():
+    model = encoder()
+    x_BCHW = torch.rand(16, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    groups = find_groups(model)
+    calm = score_groups("activation", model, groups, context(x_BCHW))
+    excited = score_groups("activation", model.train(), groups, context(x_BCHW))
+    assert all(torch.equal(a, b) for a, b in zip(calm, excited, strict=True))
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert model.training
+
+
+def test_one_number_that_is_not_finite_is_enough_to_refuse_a_pruned_model():
+    model = tiny()
+    pruned = copy.deepcopy(model)
+    body = pruned.net[0]
+    body[0], body[2] = nn.Linear(8, 5), nn.Linear(5, 2)
+    with torch.no_grad():
+        body[2].bias[0] = float("nan")
+    with pytest.raises(UserError, match="non-finite embeddings"):
+        verify(model, pruned)

@@ -123,6 +123,19 @@ def test_an_int8_encoder_is_saved_opened_and_behaves_like_an_encoder(int8, tmp_p
         count_macs(again)
 
 
+@pytest.mark.parametrize("name", ["cosine", "cka"])
+@pytest.mark.parametrize("value", [float("nan"), 0.1])
+def test_an_agreement_that_is_low_or_no_number_is_refused(
+    encoder, exported, tmp_path, monkeypatch, name, value
+):
+    fine = {"cosine": 1.0, "cosine_p01": 1.0, "cka": 1.0}
+    monkeypatch.setattr(quantize_module, "agreement_of", lambda *_: fine | {name: value})
+    opened = OnnxEncoder(exported, encoder.embed_dim, encoder.spec)
+    monkeypatch.setattr(Quantize, "_writer", lambda self: lambda *_: (opened, {}))
+    with pytest.raises(UserError, match=rf"only to a {name} of {value:.3f} \(min_{name}="):
+        Quantize().apply(encoder, Context(pictures, tmp_path))
+
+
 @pytest.mark.parametrize("calibration", ["percentile", "entropy", "mse"])
 def test_histogram_calibrations_take_any_number_of_images(
     encoder, export_once, tmp_path, calibration, capfd

@@ -9,6 +9,7 @@ from timm.models.vision_transformer import Block
 from torch import nn
 
 from ssdistill.compress import Context, Step
+from ssdistill.compress import refit as refit_module
 from ssdistill.compress.fitting.consumers import likeness
 from ssdistill.compress.refit import Fit, Refit, refit, refit_layers
 from ssdistill.errors import UserError
@@ -460,3 +461,58 @@ def test_the_step_refuses_a_file():
     file = type("File", (), {"path": "model.onnx", "runtime": "onnxruntime"})()
     with pytest.raises(UserError, match="refit cannot follow quantize or export"):
         Refit().apply(file, context_of(images()))
+
+
+def test_the_share_that_is_held_out_is_the_one_asked_for(monkeypatch, make_encoder):
+    seen, split = [], refit_module.split_batches
+
+    def note(inputs, held_out):
+        batches = split(inputs, held_out)
+        seen.append((held_out, sum(len(b) for b, held in batches if held)))
+        raise UserError("enough")
+
+    monkeypatch.setattr(refit_module, "split_batches", note)
+    for share, count in ((0.25, 10), (0.5, 20), (0.1, 4)):
+        with pytest.raises(UserError, match="enough"):
+            refit_layers(make_encoder(), make_encoder(), torch.rand(40, 3, 16, 16), held_out=share)
+        assert seen.pop() == (share, count)
+
+
+def test_a_ridge_is_chosen_by_the_error_behind_the_batch_norm():
+    """Half of the outputs weigh a thousandth: their errors must not count before the norm."""
+    seen, best = {}, refit_module.best_map
+
+    def note(fit_sums, held_sums, ridges, weight_GO):
+        seen["weight"] = weight_GO.flatten().clone()
+        return best(fit_sums, held_sums, ridges, weight_GO)
+
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.BatchNorm2d(4)
+    net = randomize(nn.Sequential(*layers))
+    net[3].weight.copy_(torch.tensor([1.0, -2.0, 1e-3, 4.0]))
+    net[3].running_var.fill_(1.0)
+    pruned = copy.deepcopy(net)
+    pruned[0] = nn.Conv2d(3, 4, 3)
+    for name in ("weight", "bias"):
+        getattr(pruned[0], name).copy_(getattr(net[0], name)[:4])
+    pruned[2] = nn.Conv2d(4, 4, 3)
+    pruned[2].weight.copy_(net[2].weight[:, :4])
+    pruned[2].bias.copy_(net[2].bias)
+    shell = lambda body: Wrapped(nn.Sequential(body, nn.Flatten()), torch.rand(4, 3, 7, 7))  # noqa: E731
+    small, dense = shell(pruned).eval(), shell(net).eval()
+    small.channels["0.0"] = [0, 1, 2, 3]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(refit_module, "best_map", note)
+        refit_layers(small, dense, torch.rand(40, 3, 7, 7))
+    scale = net[3].weight / (net[3].running_var + net[3].eps).sqrt()
+    assert torch.allclose(seen["weight"].double(), scale.double().square(), rtol=1e-4)
+
+
+def test_the_error_that_is_left_is_the_mean_over_layers(monkeypatch, make_encoder):
+    fits = [Fit("a", 0.2), Fit("b", 1.0), Fit("c", 0.6)]
+    monkeypatch.setattr(refit_module, "refit_layers", lambda model, *_, **__: (model, fits))
+    dense = make_encoder().eval()
+    context = Context(lambda n, seed: torch.rand(40, 3, 16, 16), Path(), before=dense)
+    Refit().apply(copy.deepcopy(dense), context)
+    assert context.record["left"] == pytest.approx(0.6)
+    assert (context.record["refitted"], context.record["kept"]) == (2, 1)

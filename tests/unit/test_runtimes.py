@@ -10,6 +10,7 @@ from ssdistill.compress.export import Pictures
 from ssdistill.errors import UserError
 from ssdistill.models.backbones import EncoderSettings, build_encoder
 from ssdistill.models.factorized import Factorized
+from ssdistill.models.representation import Representation
 from ssdistill.models.wrapped import Wrapped
 from ssdistill.registry import RUNTIMES
 from ssdistill.runtimes import RuntimeModel, check
@@ -68,7 +69,7 @@ def test_a_file_agrees_with_the_model_at_any_batch_size_and_leaves_it_alone(writ
     assert torch.equal(found(channels_last).embedding_BD, found(x_BCHW).embedding_BD)
 
 
-def test_a_file_says_what_it_is_and_takes_a_number_of_threads(written):
+def test_a_file_says_what_it_is_and_takes_a_number_of_threads(written, monkeypatch):
     found, _, _ = written
     assert isinstance(found, RuntimeModel) and RUNTIMES[found.runtime].opens is type(found)
     assert found.version() and found.input_dtype == "float32" and found.name == "resnet10t"
@@ -76,11 +77,89 @@ def test_a_file_says_what_it_is_and_takes_a_number_of_threads(written):
     expected_BD = found(x_BCHW).embedding_BD
     for threads in (2, 1, 0):
         found.session_threads = threads
+        running = threads_while_running(found, x_BCHW, monkeypatch)
+        # 0 leaves the choice to the runtime; OpenVINO and XNNPACK then say what it is.
+        assert running == threads if threads else running >= 0
         assert torch.allclose(found(x_BCHW).embedding_BD, expected_BD, atol=1e-5)
         assert found.session_threads == threads and torch.get_num_threads() == before
     assert found.eval() is found and found.to("cpu") is found and found.train(False) is found
     with pytest.raises(UserError, match="cannot be trained"):
         found.train()
+
+
+def threads_while_running(found, x, monkeypatch):
+    """How many threads a file runs ``x`` with, asked of its runtime."""
+    if found.runtime == "onnxruntime":
+        return found.session.get_session_options().intra_op_num_threads
+    if found.runtime == "openvino":
+        return found._compiled.get_property("INFERENCE_NUM_THREADS")
+    if found.runtime == "executorch":
+        from executorch.extension.pybindings import portable_lib
+
+        found(x)
+        return portable_lib._threadpool_get_thread_count()
+    name = {"torch_export": "module", "aot_inductor": "package"}[found.runtime]
+    seen, program = [], getattr(found, name)
+
+    def note(inputs):
+        seen.append(torch.get_num_threads())
+        return program(inputs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(found, name, note)
+        found(x)
+    return seen[-1]
+
+
+def test_a_file_that_answers_nan_is_refused():
+    encoder = small_encoder()
+
+    class Broken:
+        def __call__(self, x):
+            embedding_BD = encoder(x).embedding_BD.clone()
+            embedding_BD[1, 2] = float("nan")
+            return Representation(embedding_BD)
+
+        def version(self):
+            return "broken 1.0"
+
+    with pytest.raises(UserError, match=r"1\.0 disagrees with PyTorch on 'resnet10t' by nan"):
+        check(encoder, Broken())
+
+
+class Constant(nn.Module):
+    """Says (largest, 0) of everything."""
+
+    def __init__(self, largest):
+        super().__init__()
+        self.layer = nn.Linear(1, 2)
+        nn.init.zeros_(self.layer.weight)
+        with torch.no_grad():
+            self.layer.bias.copy_(torch.tensor([largest, 0.0]))
+
+    def forward(self, x_B1):
+        return self.layer(x_B1)
+
+
+@pytest.mark.parametrize(("largest", "unit"), [(0.1, 1.0), (1.0, 1.0), (100.0, 100.0)])
+def test_a_difference_is_tolerated_in_units_of_the_largest_number_if_that_is_above_one(
+    largest, unit
+):
+    model = Wrapped(Constant(largest).eval(), torch.zeros(4, 1))
+
+    class Off:
+        def __init__(self, difference):
+            self.difference = difference
+
+        def __call__(self, x):
+            return Representation(model(x).embedding_BD - self.difference)
+
+        def version(self):
+            return "off 1.0"
+
+    assert check(model, Off(0.09 * unit), 0.1) == pytest.approx(0.09 * unit, rel=1e-4)
+    with pytest.raises(UserError, match="disagrees"):
+        check(model, Off(0.11 * unit), 0.1)
 
 
 def test_files_that_are_none_are_refused_in_one_line(written, tmp_path):

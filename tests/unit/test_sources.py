@@ -1,4 +1,5 @@
 import os
+from hashlib import sha256
 
 import numpy as np
 import pytest
@@ -175,6 +176,21 @@ def test_the_held_out_pictures_depend_on_their_relative_names_alone(tmp_path):
     put(tmp_path / "elsewhere", *reversed(files))
     splits = [Folder(path=str(tmp_path / p)).split("test") for p in ("one", "elsewhere")]
     assert names_of(splits[0]) == names_of(splits[1])
+    by_hash = {
+        c: sorted((f"{c}/{i}.png" for i in range(8)), key=lambda n: sha256(n.encode()).digest())
+        for c in ("a", "b")
+    }
+    assert names_of(splits[0]) == sorted(by_hash["a"][:2] + by_hash["b"][:2])
+
+
+def test_the_held_out_pictures_are_not_the_first_names(tmp_path):
+    put(tmp_path, *(f"c/{i:02}.png" for i in range(30)))
+    held_out = names_of(Folder(path=str(tmp_path)).split("test"))
+    numbers = ("13", "14", "15", "17", "21", "27")
+    assert held_out == [f"c/{number}.png" for number in numbers]
+    put(tmp_path, *(f"c/{i:02}.png" for i in range(30, 35)))
+    later = set(names_of(Folder(path=str(tmp_path)).split("test")))
+    assert len(set(held_out) & later) >= len(held_out) - 1
 
 
 def test_test_fraction_sets_the_share_and_no_class_is_used_up(tmp_path):

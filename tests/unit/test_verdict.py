@@ -105,6 +105,24 @@ def test_only_seeds_that_both_have_are_compared():
     assert verdict.n == 1
 
 
+def test_gains_are_those_of_the_seeds_that_both_have():
+    claim = OrderingClaim(metric=METRIC, model="student", better_than="control")
+    theirs = {2: 80.0, 3: 90.0, 4: 100.0}
+    lines = [
+        {"model": "student", "seed": s, "profile": "reduced", "metrics": {METRIC: 81.0 + 11 * s}}
+        for s in range(5)
+    ]
+    lines += [
+        {"model": "control", "seed": s, "profile": "reduced", "metrics": {METRIC: value}}
+        for s, value in theirs.items()
+    ]
+    (verdict,) = judge([claim], lines, "reduced")
+    gains = [81.0 + 11 * seed - theirs[seed] for seed in (2, 3, 4)]
+    assert verdict.n == 3
+    assert verdict.mean == pytest.approx(statistics.fmean(gains))
+    assert verdict.std == pytest.approx(statistics.stdev(gains))
+
+
 def test_one_sided_interval_is_open_to_the_side_of_the_data():
     # Tabulated one-sided 90 % quantile at 2 degrees of freedom: 1.8856.
     verdict = ordering([81.0, 82.0, 83.6], [80.0, 80.0, 80.0])

@@ -1,0 +1,89 @@
+"""The program that makes mutants: its edits, its draw, its record."""
+
+import pytest
+from operators import mutants_of, parses
+from record import key_of, marked, table
+from sampling import choose, room_of
+
+SOURCE = '''"""Text with ä and ×."""
+RATE = 0.5
+
+
+class Thing:
+    size: int = 3
+
+    def act(self, x, y, *, deep: bool = True) -> int | None:
+        if not x:
+            raise ValueError(f"no {x + 1}")
+        self.note(x, y)
+        total = x.detach() + self.half(y, dim=1)
+        return total if x < y else max(x, y)[1:]
+'''
+
+
+def made():
+    return mutants_of("ssdistill/chain/thing.py", SOURCE)
+
+
+@pytest.mark.parametrize(
+    ("operator", "before", "after"),
+    [
+        ("default", "0.5", "1.0"),
+        ("default", "3", "4"),
+        ("default", "True", "False"),
+        ("removed guard", "not x", "False"),
+        ("removed not", "not x", "x"),
+        ("dropped statement", "self.note(x, y)", "pass"),
+        ("swapped arguments", "x, y", "y, x"),
+        ("dropped call", "x.detach()", "x"),
+        ("arithmetic", "+", "-"),
+        ("wrong axis", "1", "0"),
+        ("dropped argument", "dim=1", ""),
+        ("comparison", "<", "<="),
+        ("other call", "max", "min"),
+        ("open slice", "1", ""),
+        ("removed branch", "total if x < y else max(x, y)[1:]", "total"),
+    ],
+)
+def test_every_kind_of_fault_is_made(operator, before, after):
+    changes = {(m.operator, m.before, m.after) for m in made()}
+    assert (operator, before, after) in changes
+
+
+def test_a_mutant_changes_its_place_and_nothing_else():
+    for mutant in made():
+        changed = mutant.applied(SOURCE)
+        assert changed != SOURCE
+        assert changed[: mutant.start] == SOURCE[: mutant.start]
+        assert changed[mutant.start + len(mutant.after) :] == SOURCE[mutant.end :]
+        assert SOURCE.count("\n", 0, mutant.start) == mutant.line - 1
+        assert parses(changed), mutant
+
+
+def test_messages_and_annotations_are_left_alone():
+    assert not [m for m in made() if "+ 1" in m.before or m.before in ("int", "int | None", "bool")]
+
+
+def test_equal_changes_of_one_scope_are_told_apart():
+    mutants = mutants_of("a.py", "def f(x):\n    return (x < 1) + (x < 1)\n")
+    assert len({key_of(vars(m)) for m in mutants}) == len(mutants)
+
+
+def test_a_draw_depends_on_its_seed_and_a_larger_one_begins_like_it(tmp_path):
+    path = tmp_path / "ssdistill/chain/thing.py"
+    path.parent.mkdir(parents=True)
+    path.write_text(SOURCE)
+    few, more = (choose(made(), count, 0, "chain", tmp_path) for count in (3, 5))
+    assert more[:3] == few and len({m.line for m in more}) == 5
+    draws = {tuple(choose(made(), 5, seed, "chain", tmp_path)) for seed in range(9)}
+    assert len(draws) > 1
+    assert {room_of(m) for m in made()} == {"chain", "defaults"}
+
+
+def test_the_score_is_of_those_that_matter():
+    statuses = ("noticed", "timeout", "survived", "survived")
+    pairs = zip(made(), statuses, strict=False)
+    lines = [{"room": "chain", "status": status, **vars(m)} for m, status in pairs]
+    entry = {name: lines[3][name] for name in vars(made()[0])} | {"reason": "the same"}
+    row = table(marked(lines, [entry])).splitlines()[2]
+    assert row == "| chain | 4 | 1 | 2 | 1 | 0 | 0 | 67% |"

@@ -1,0 +1,70 @@
+"""Which steps the mirrors of a record are shown, and when."""
+
+import pytest
+
+from ssdistill.record.run import Run, read_metrics
+from ssdistill.record.tracker import Tracker, TrackingSettings
+
+
+class Mirror:
+    name = "seen"
+
+    def __init__(self):
+        self.steps, self.ends = [], []
+
+    def log(self, step, metrics, epoch):
+        self.steps.append((step, metrics))
+
+    def finish(self, status, metrics):
+        self.ends.append((status, metrics))
+
+
+@pytest.fixture
+def opened(tmp_path):
+    """``opened()``: a tracker of one and the same folder, and its mirror."""
+    facts = {"digest": "d" * 64, "seed": 0, "name": "a", "group": "a", "profile": "smoke"}
+    facts |= {"fingerprint": "f" * 64, "parents": {}, "config": {}}
+
+    def open_it(**settings):
+        run = Run(tmp_path / "run", stage="pretrain", kind="teacher", **facts)
+        tracker = Tracker(run, TrackingSettings(wandb="disabled", **settings))
+        tracker.mirrors.append(Mirror())
+        return tracker, tracker.mirrors[-1]
+
+    return open_it
+
+
+def test_a_step_that_was_mirrored_before_the_interruption_is_not_mirrored_again(opened):
+    tracker, mirror = opened()
+    for step in range(3):
+        tracker.log(step, {"loss/total": float(step)})
+    assert [step for step, _ in mirror.steps] == [0, 1, 2]
+    tracker.close()
+    resumed, mirror = opened()
+    resumed.run.rewind(1)
+    for step in (1, 2, 3):
+        resumed.log(step, {"loss/total": 10.0 + step})
+    assert mirror.steps == [(3, {"loss/total": 13.0})]
+    lines = read_metrics(resumed.run.folder)
+    assert [line["loss/total"] for line in lines] == [0.0, 11.0, 12.0, 13.0]
+
+
+def test_numbers_that_are_not_finite_are_recorded_as_none_and_not_mirrored(opened):
+    tracker, mirror = opened()
+    tracker.log(0, {"a": float("nan"), "b": 2.0})
+    assert mirror.steps == [(0, {"b": 2.0})]
+    (line,) = read_metrics(tracker.run.folder)
+    assert line["a"] is None and line["b"] == 2.0
+
+
+@pytest.mark.parametrize(("every", "due"), [(1, [0, 1, 2, 3, 4, 5, 6]), (3, [0, 3, 6])])
+def test_every_so_many_steps_are_logged(opened, every, due):
+    tracker, _ = opened(log_every=every)
+    assert [step for step in range(7) if tracker.due(step)] == due
+
+
+def test_gradients_are_due_at_logged_steps_only(opened):
+    tracker, _ = opened(log_every=2, gradients_every=3)
+    assert [step for step in range(13) if tracker.gradients_due(step)] == [0, 6, 12]
+    tracker, _ = opened(log_every=2, gradients_every=None)
+    assert not any(tracker.gradients_due(step) for step in range(13))
