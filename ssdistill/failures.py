@@ -4,7 +4,6 @@ import contextlib
 import errno
 import os
 import platform
-import sys
 import tempfile
 import time
 import traceback
@@ -103,9 +102,3 @@ def _config(words: Sequence[str]) -> str:
             file = find_config(word)
             return f"# {file}\n{file.read_text(encoding='utf-8', errors='backslashreplace')}"
     return "none"
-
-
-def silence_output() -> None:
-    """After whoever reads the output has gone, Python must not complain about it at the end."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
