@@ -20,17 +20,9 @@ from filelock import FileLock, Timeout
 from ssdistill.errors import DamagedFile, UserError, shortened
 from ssdistill.experiment import Experiment
 from ssdistill.grouping import experiment_columns, stage_columns
-from ssdistill.record.run import (
-    METRICS_FILE,
-    RUN_FILE,
-    SCHEMA,
-    Run,
-    RunRecord,
-    Status,
-    load_run,
-    read_metrics,
-)
-from ssdistill.record.run_record import kind_of
+from ssdistill.record.metrics_file import METRICS_FILE, read_metrics
+from ssdistill.record.run import Run
+from ssdistill.record.run_record import RUN_FILE, SCHEMA, RunRecord, Status, kind_of, load_run
 from ssdistill.record.tracker import Tracker, TrackingSettings
 from ssdistill.train.loop import CHECKPOINT
 from ssdistill.train.progress import console
