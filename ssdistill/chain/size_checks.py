@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ssdistill.errors import UserError, one_line
 from ssdistill.models.backbones import Encoder
+from ssdistill.models.trial import LARGEST_SIDE
 
 
 @torch.no_grad()
@@ -53,6 +54,11 @@ def _own_remedy(name: str, network: str) -> str:
 
 
 def _encode(encoder: Encoder, size: int, where: str, remedy: str) -> None:
+    if size > LARGEST_SIDE:
+        raise UserError(
+            f"{where}: {encoder.spec.name} cannot encode views of {size} pixels: choose a smaller "
+            "size"
+        )
     try:
         encoder(encoder.mean.new_zeros(1, encoder.mean.shape[1], size, size))
     except UserError:

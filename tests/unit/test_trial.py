@@ -29,7 +29,6 @@ def refusal(name="resnet18", size=32, **settings):
         ({"in_chans": "x"}, "encoder.args.in_chans=x: images have 3 channels"),
         ({"num_classes": "x"}, "encoder.args.num_classes cannot be set"),
         ({"features_only": True}, "encoder.args.features_only cannot be set"),
-        ({"checkpoint_path": "x"}, "use teacher.kind=checkpoint"),
         ({"img_size": [1]}, "encoder.args of 'resnet18': "),
         ({"nope": 1}, "unexpected keyword argument 'nope'"),
         ({"layers": 3}, "encoder.args of 'resnet18': 'int' object is not iterable"),
