@@ -13,7 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ssdistill.data.bad_image import BadImage
 from ssdistill.data.bands import check_bands, is_stack
-from ssdistill.data.deep_pixels import deep_pixels, full_range, is_deep, render
+from ssdistill.data.deep_pixels import FORMATS, deep_pixels, full_range, is_deep, render
 from ssdistill.errors import one_line
 
 __all__ = [
@@ -82,7 +82,7 @@ def read_pixels(path: str | Path, note: Callable[[str], None] | None = None) -> 
     """
     size = "its"
     try:
-        with open_regular(path) as file, Image.open(file) as image:
+        with open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
             size = f"{image.width}x{image.height}"
             _check_size(image)
             check_bands(image)

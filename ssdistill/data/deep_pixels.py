@@ -14,6 +14,13 @@ PNG, PNG_DEPTH = b"\x89PNG\r\n\x1a\n", 24
 """Signature of a PNG, and where its bit depth stands."""
 EIGHT_BIT = (b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF")
 """How files begin whose format knows no more than 8 bits: JPEG, GIF, BMP, WebP."""
+Image.init()
+FORMATS = tuple(
+    name
+    for name in ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+    if name in Image.OPEN  # what this Pillow was built with
+)
+"""What Pillow may take a file for: it knows formats that other programs draw (EPS, WMF)."""
 STRIP_PIXELS = 1 << 20
 """Pixels that are rendered at a time, in float64."""
 Window = tuple[float, float]
@@ -27,7 +34,7 @@ def is_deep(file: IO[bytes]) -> bool:
         return head[PNG_DEPTH:] == b"\x10"
     if not head or head.startswith(EIGHT_BIT):
         return False
-    with Image.open(file) as image:
+    with Image.open(file, formats=FORMATS) as image:
         return image.mode[0] in "IF"
 
 

@@ -162,6 +162,24 @@ def test_content_decides_and_not_the_name(tmp_path):
         assert np.array_equal(read_pixels(tmp_path / name), pixels)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n",
+        b"\xd7\xcd\xc6\x9a" + bytes(60),
+    ],
+    ids=["eps", "wmf"],
+)
+def test_formats_that_other_programs_draw_are_never_opened(tmp_path, monkeypatch, content):
+    def start(*_, **__):
+        raise AssertionError("a program was started")
+
+    monkeypatch.setattr("subprocess.Popen", start)
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(BadImage):
+        read_pixels(tmp_path / "a.png")
+
+
 def test_pipes_sockets_devices_and_folders_do_not_hang(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     os.mkfifo("pipe.jpg")
