@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 from collections import defaultdict
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -15,7 +16,7 @@ from pydantic import Field
 
 from ssdistill.data.decode import is_deep_file, read_pixels
 from ssdistill.data.listing import EXTENSIONS, Listing, list_pictures
-from ssdistill.data.split_names import name_warnings, split_folders
+from ssdistill.data.split_names import name_warnings, says_nothing, split_folders, split_of
 from ssdistill.data.splits import RawSplit, Source
 from ssdistill.errors import UserError, shown
 
@@ -27,6 +28,10 @@ UNLABELED = 1 << 20
 ONE_EACH = (
     "each of the {} pictures is in a folder of its own, which is taken for no class: the pictures "
     "are unlabeled; put pictures of one class into one folder"
+)
+STRAY = (
+    "{} of {} pictures are in no class folder (first: {}), so all are unlabeled and no probe is "
+    "run; put them into class folders, or move them away"
 )
 TRAINABLE = 2
 """Pictures that are not held out by default, where there are no more."""
@@ -111,7 +116,8 @@ def read_layout(folder: Path, test_fraction: float | None) -> Layout:
 
     A folder called ``train`` with one called ``test`` or ``val`` beside it, or other words for
     them (:mod:`ssdistill.data.split_names`), are taken as they are (of several, the first that
-    has class folders where ``train`` has them), and anything else is left out. Otherwise the test
+    has class folders where ``train`` has them), and anything else is left out; they may lie in a
+    folder that holds everything and says nothing, such as ``data``. Otherwise the test
     pictures are held out of all pictures, class by class. A picture's class is the topmost folder
     it sits in; pictures outside any make the split unlabeled, and so does one folder for every
     picture.
@@ -124,37 +130,81 @@ def read_layout(folder: Path, test_fraction: float | None) -> Layout:
     """
     listing = list_pictures(folder)
     names, skipped = listing.names, listing.skipped
-    tops = {name.split("/")[0] for name in names}
-    first, others = split_folders({name.split("/")[0] for name in names if "/" in name})
-    own, warnings = bool(first and others), ()
-    depth = 1 if own or tops == {first} else 0
+    top = _below_wrapping(names, 0)
+    first, others = split_folders({n.split("/")[top] for n in names if n.count("/") > top})
+    own = bool(first and others)
     if own:
-        train, test = _own_splits(names, first, others)
+        train, test = _own_splits(names, first, others, top)
+        depths = [_below_wrapping(part, top + 1) for part in (train, test)]
         skipped += len(names) - len(train) - len(test)
+        warnings = _stray(train, depths[0], test, depths[1])
     else:
-        classes_N = _classes(names, depth)
+        depth = top
+        if {name.split("/")[top] for name in names} == {first}:
+            depth = _below_wrapping(names, top + 1)
+        classes_N, warnings = _classes(names, depth), _stray(names, depth, [], depth)
         if classes_N and len(names) > 1 and len(set(classes_N)) == len(names):
-            warnings, classes_N, depth = (ONE_EACH.format(len(names)),), None, UNLABELED
+            warnings, classes_N = (ONE_EACH.format(len(names)),), None
+        depths = [UNLABELED if classes_N is None else depth] * 2
         train, test = _hold_out(names, classes_N, test_fraction)
-    all_classes = tuple(sorted({*(_classes(train, depth) or ()), *(_classes(test, depth) or ())}))
-    splits = []
-    for title, part in (("train", train), ("test", test)):
-        title = f"folder {shown(folder)} ({title})"
-        splits.append(FileSplit(title, folder, part, _classes(part, depth), all_classes))
-    of_splits, of_classes = name_warnings(str(folder), names, all_classes, depth, not own)
+    splits = _file_splits(folder, (train, test), depths)
+    classes = splits[0].class_names or ()
+    of_splits, of_classes = name_warnings(str(folder), names, classes, depths[0], not own)
     return Layout(*splits, listing, skipped, of_splits, (*warnings, *of_classes))
 
 
-def _own_splits(names: list[str], first: str, others: list[str]) -> tuple[list[str], list[str]]:
+def _file_splits(
+    folder: Path, parts: Sequence[list[str]], depths: Sequence[int]
+) -> list[FileSplit]:
+    """Training and test pictures, with the classes at each one's depth."""
+    classes = [_classes(names, depth) for names, depth in zip(parts, depths, strict=True)]
+    all_classes = tuple(sorted({name for names in classes for name in names or ()}))
+    return [
+        FileSplit(f"folder {shown(folder)} ({title})", folder, names, classes_N, all_classes)
+        for title, names, classes_N in zip(("train", "test"), parts, classes, strict=True)
+    ]
+
+
+def _below_wrapping(names: list[str], depth: int) -> int:
+    """The depth below folders that hold everything and say nothing, or nothing new.
+
+    Such are ``images`` and ``data``, and a ``train`` within ``train``, as archives unpack.
+    """
+    while names and all(name.count("/") > depth for name in names):
+        above, folder = ("", *names[0].split("/"))[depth : depth + 2]
+        again = folder == above or (split_of(folder) and split_of(folder) == split_of(above))
+        if not (again or says_nothing(folder)) or len({n.split("/")[depth] for n in names}) > 1:
+            break
+        depth += 1
+    return depth
+
+
+def _own_splits(
+    names: list[str], first: str, others: list[str], top: int
+) -> tuple[list[str], list[str]]:
     """Training pictures, and those of the first test folder that is labeled as they are."""
-    train = _below(names, first)
-    tests = [_below(names, part) for part in others]
-    labeled = (test for test in tests if _classes(train, 1) and _classes(test, 1))
-    return train, next(labeled, tests[0])
+
+    def labeled(part: list[str]) -> bool:
+        return bool(_classes(part, _below_wrapping(part, top + 1)))
+
+    train, *tests = ([n for n in names if n.split("/")[top] == p] for p in (first, *others))
+    return train, next((test for test in tests if labeled(train) and labeled(test)), tests[0])
 
 
-def _below(names: list[str], top: str) -> list[str]:
-    return [name for name in names if name.startswith(top + "/")]
+def _stray(names: list[str], depth: int, test: list[str], test_depth: int) -> tuple[str, ...]:
+    """A warning where a few pictures outside any class leave all without one.
+
+    Args:
+        names: the training pictures, or all.
+        test: the test pictures where they have a folder of their own.
+    """
+    outside = [name for name in names if name.count("/") <= depth]
+    classes = {name.split("/")[depth] for name in names if name.count("/") > depth}
+    labeled = len(names) - len(outside)
+    outside += [name for name in test if name.count("/") <= test_depth]
+    if not outside or len(classes) < 2 or labeled <= len(names) - labeled:
+        return ()
+    return (STRAY.format(len(outside), len(names) + len(test), shown(outside[0])),)
 
 
 def _classes(names: list[str], depth: int) -> list[str] | None:

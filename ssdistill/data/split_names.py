@@ -11,29 +11,49 @@ WORDS = {
     "val": ("val", "valid", "validation", "validate", "dev", "devel", "eval", "evaluation"),
 }
 """Names of folders by split, in lower case and without what only surrounds them."""
-SURROUNDINGS = re.compile(r"[\W_]+|(set|split|data|images|imgs|pictures)(?=$|[\W_])")
+SURROUNDINGS = re.compile(r"[\W\d_]+|(dataset|set|split|data|images?|imgs?|pictures)(?=$|[\W\d_])")
+BETWEEN = re.compile(r"[\W\d_]+")
+"""What separates the words of a name."""
 
 
 def split_of(name: str) -> str | None:
     """``train``, ``test`` or ``val`` where a folder's name is a word for one, in any case.
 
-    ``Train``, ``TESTING``, ``val_set`` and ``training-images`` are such names.
+    ``Train``, ``TESTING``, ``val_set``, ``training-images`` and ``train2017`` are such names.
     """
-    bare = SURROUNDINGS.sub("", name.lower())
-    return next((split for split, words in WORDS.items() if bare in words), None)
+    return _split_of_word(SURROUNDINGS.sub("", name.lower()))
+
+
+def _split_of_word(word: str) -> str | None:
+    return next((split for split, words in WORDS.items() if word in words), None)
+
+
+def says_nothing(name: str) -> bool:
+    """Whether a folder's name, such as ``images`` or ``data``, is no class and no split."""
+    return not SURROUNDINGS.sub("", name.lower()) and any(map(str.isalpha, name))
+
+
+def _in_compound(name: str) -> tuple[str, str] | None:
+    """Split and other words of a name that begins or ends with one: ``seg_train``."""
+    words = [word for word in BETWEEN.split(name.lower()) if word and not says_nothing(word)]
+    for at in (-1, 0):
+        if len(words) > 1 and (split := _split_of_word(words[at])):
+            return split, "_".join(words[:-1] if at else words[1:])
+    return None
 
 
 def split_folders(tops: Iterable[str]) -> tuple[str | None, list[str]]:
     """The folder of training pictures, and those of test pictures, the likeliest first.
 
+    Where no name is a word for a split, ``x_train`` and ``x_test`` are, if all folders are of
+    this ``x``.
+
     Raises:
         UserError: several that could be the training pictures.
     """
-    by_split: dict[str, list[str]] = {split: [] for split in WORDS}
     # The plain word comes first.
-    for name in sorted(tops, key=lambda name: (name not in WORDS, name)):
-        if split := split_of(name):
-            by_split[split].append(name)
+    names = sorted(tops, key=lambda name: (name not in WORDS, name))
+    by_split = _by_split(names)
     trains, others = by_split["train"], by_split["test"] + by_split["val"]
     if len(trains) > 1 and others and trains[0] not in WORDS:
         raise UserError(
@@ -41,6 +61,17 @@ def split_folders(tops: Iterable[str]) -> tuple[str | None, list[str]]:
             "pictures; call one of them train, or move the others away"
         )
     return (trains[0] if trains else None), others
+
+
+def _by_split(names: Sequence[str]) -> dict[str, list[str]]:
+    splits = {name: split_of(name) for name in names}
+    compounds = {name: pair for name in names if (pair := _in_compound(name))}
+    stems = {stem for _, stem in compounds.values()}
+    if not any(splits.values()) and len(stems) == 1:
+        words = stems.pop().split("_")
+        if all(set(words) <= set(BETWEEN.split(name.lower())) for name in names):
+            splits |= {name: split for name, (split, _) in compounds.items()}
+    return {split: [name for name in names if splits[name] == split] for split in WORDS}
 
 
 def name_warnings(
@@ -59,14 +90,16 @@ def name_warnings(
     """
     of_splits, of_classes = [], []
     parts = [split_of(name) for name in classes]
+    suspicious = all(split_of(name) or _in_compound(name) for name in classes)
     # Of few folders; among many, a train is a vehicle.
-    if held_out and classes and (all(parts) or ("train" in parts and len(classes) <= 3)):
+    if held_out and classes and (suspicious or ("train" in parts and len(classes) <= 3)):
         of_splits.append(
             f"class folders {_listed(classes)} look like splits and are taken for classes, since "
             "train and test (or val) are not both there; call the splits train and test"
         )
     elif len(classes) == 1:
-        inner = f"{folder.rstrip('/')}/{'train/' * depth}{classes[0]}"
+        parts_of_one = next(p for p in (n.split("/") for n in names) if classes[0] in p[depth:-1])
+        inner = "/".join((folder.rstrip("/"), *parts_of_one[:depth], classes[0]))
         of_classes.append(
             f"one class only ({shown(classes[0])}): there is nothing to tell apart, so no probe is "
             f"run; put each class into a folder of its own, or set data.path={shown(inner)} if the "

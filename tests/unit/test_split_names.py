@@ -27,6 +27,7 @@ def names_of(split):
     ("name", "split"),
     [
         *((n, "train") for n in ("train", "Train", "TRAINING", "trn", "train_set", "Train-Images")),
+        *((n, "train") for n in ("train2017", "01_train", "train_dataset")),
         *((n, "test") for n in ("test", "Test", "TESTING", "tst", "testset", "test_data")),
         *((n, "val") for n in ("val", "valid", "VALIDATION", "Dev", "eval", "val_split")),
         *(
@@ -50,15 +51,81 @@ def test_words_for_splits_are_known_in_any_case(name, split):
         ("training_set", "test_set"),
         ("train", "dev"),
         ("Train", "eval"),
+        ("train2017", "val2017"),
+        ("seg_train", "seg_test"),
+        ("Training-Birds", "birds test set"),
+        ("training_set/training_set", "test_set/test_set"),
+        ("seg_train/seg_train", "seg_test/seg_test"),
+        ("train/images", "valid/images"),
+        ("train/Train", "test"),
+        ("data/train", "data/test"),
+        ("data/images/train", "data/images/val/val"),
     ],
 )
 def test_folders_called_like_splits_are_splits(tmp_path, train, test):
-    put(tmp_path, f"{train}/cat/1.png", f"{train}/dog/2.png", f"{test}/cat/3.png", "extra/4.png")
+    put(tmp_path, f"{train}/cat/1.png", f"{train}/dog/2.png", f"{test}/cat/3.png")
     source = Folder(path=str(tmp_path))
     assert names_of(source.split("train")) == [f"{train}/cat/1.png", f"{train}/dog/2.png"]
     assert names_of(source.split("test")) == [f"{test}/cat/3.png"]
     assert source.split("train").class_names == ("cat", "dog")
     assert source.warnings(True) == ()
+
+
+@pytest.mark.parametrize("extra", ["extra/4.png", "train.bak/4.png", "5.png"])
+def test_what_lies_beside_the_splits_is_left_out(tmp_path, extra):
+    put(tmp_path, "train/cat/1.png", "train/dog/2.png", "test/cat/3.png", extra)
+    layout = Folder(path=str(tmp_path))._layout
+    assert (len(layout.train), len(layout.test), layout.skipped) == (2, 1, 1)
+    assert layout.split_warnings == layout.class_warnings == ()
+
+
+def test_folders_called_like_splits_of_several_things_are_classes_with_a_warning(tmp_path):
+    names = [f"{thing}_{split}" for thing in ("cat", "dog") for split in ("train", "test")]
+    put(tmp_path, *(f"{name}/{i}.png" for name in names for i in range(5)))
+    source = Folder(path=str(tmp_path))
+    assert source.split("train").class_names == tuple(sorted(names))
+    (warning,) = source.warnings(True)
+    assert "look like splits" in warning
+
+
+def test_a_compound_beside_other_folders_is_a_class(tmp_path):
+    put(tmp_path, *(f"{c}/{i}.png" for c in ("toy_train", "car", "crash_test") for i in range(5)))
+    source = Folder(path=str(tmp_path))
+    assert source.split("train").class_names == ("car", "crash_test", "toy_train")
+    assert source.warnings(True) == ()
+
+
+@pytest.mark.parametrize("top", ["images", "data/imgs", "train/images", "train/train"])
+def test_folders_that_hold_everything_and_say_nothing_are_no_class(tmp_path, top):
+    put(tmp_path, *(f"{top}/{c}/{i}.png" for c in ("cat", "dog") for i in range(5)))
+    source = Folder(path=str(tmp_path))
+    assert source.split("train").class_names == source.split("test").class_names == ("cat", "dog")
+    assert source.warnings(True) == ()
+
+
+def test_pictures_in_such_a_folder_are_unlabeled(tmp_path):
+    put(tmp_path, *(f"{s}/images/{i}.png" for s in ("train", "valid") for i in range(5)))
+    source = Folder(path=str(tmp_path))
+    assert not source.has_labels and source.split("train").class_names is None
+    assert source.warnings(True) == ()
+
+
+@pytest.mark.parametrize(
+    ("stray", "first"),
+    [
+        (["cover.png"], "1 of 11 pictures are in no class folder (first: cover.png)"),
+        (["test/1.png", "test/2.png"], "2 of 12 pictures are in no class folder (first: test/1"),
+        (["test/a/1.png", "train/0.png"], "1 of 12 pictures are in no class folder (first: train"),
+    ],
+)
+def test_a_few_pictures_outside_the_classes_that_unlabel_all_are_warned_of(tmp_path, stray, first):
+    top = "" if stray == ["cover.png"] else "train/"
+    put(tmp_path, *(f"{top}{c}/{i}.png" for c in "ab" for i in range(5)), *stray)
+    source = Folder(path=str(tmp_path))
+    assert not source.has_labels
+    (warning,) = source.warnings(True)
+    assert warning.startswith(first) and "no probe is run" in warning
+    assert source.warnings(False) == ()
 
 
 def test_the_plain_words_win_over_others(tmp_path):
@@ -96,6 +163,12 @@ def test_one_class_is_warned_of_with_the_folder_that_may_be_meant(tmp_path):
     (warning,) = source.warnings(True)
     assert warning.startswith("one class only (only)") and f"data.path={tmp_path}/only" in warning
     assert source.warnings(False) == ()
+
+
+def test_the_folder_that_may_be_meant_exists(tmp_path):
+    put(tmp_path, *(f"Train/images/only/{c}/{i}.png" for c in "ab" for i in range(5)))
+    (warning,) = Folder(path=str(tmp_path)).warnings(True)
+    assert f"data.path={tmp_path}/Train/images/only " in warning
 
 
 def test_splits_inside_the_classes_are_warned_of(tmp_path):
