@@ -26,6 +26,8 @@ from ssdistill.yaml_text import DEEPEST, read_file, read_text, text_problem
 
 MOST_ANCESTORS = 20
 """Files that extend each other, one below the other."""
+COMMENTED = re.compile(r"""(?!["'\[{])(.*\s)?\#""", re.X)
+"""A value outside of quotes and brackets in which YAML would begin a comment."""
 STEM_SETTINGS = ("stem", "stem_stride", "stem_padding")
 
 
@@ -55,12 +57,12 @@ def load_experiment(path: str | Path, overrides: list[str] = ()) -> tuple[Experi
 
 
 def parse_override(text: str) -> dict[str, Any]:
-    """``a.b=1`` as ``{"a": {"b": 1}}``, the value read as YAML.
+    """``a.b=1`` as ``{"a": {"b": 1}}``, the value read as YAML, in which # begins no comment.
 
     Raises:
         UserError: it has no ``=``, or a value that is no YAML.
     """
-    key, equals, value = text.partition("=")
+    key, equals, value = (part.strip() for part in text.partition("="))
     parts = re.split(r"[.\[]", key.replace("]", ""))
     shown = shortened(text, 100)
     if not equals or not all(parts):
@@ -69,7 +71,9 @@ def parse_override(text: str) -> dict[str, Any]:
         raise UserError(f"override '{shown}' {reason}")
     if len(parts) > DEEPEST:
         raise UserError(f"override '{shown}': more than {DEEPEST} keys below each other")
-    tree = read_text(value, f"override '{shown}'", ".".join(parts))
+    tree: Any = value
+    if not COMMENTED.match(value):
+        tree = read_text(value, f"override '{shown}'", ".".join(parts))
     for part in reversed(parts):
         tree = {part: tree}
     return tree

@@ -34,15 +34,21 @@ def describe(file: Path, error: ValidationError, model: type[BaseModel]) -> str:
             lines.append(f"  {key}.kind: {reason}; known: {', '.join(known) or 'see list'}")
         else:
             message = shortened(problem["msg"].removeprefix("Value error, "), 1000)
-            given = (
-                ""
-                if isinstance(problem["input"], dict)
-                else f" (got {shortened(repr(problem['input']))})"
-            )
+            message = message.replace("valid tuple", "list, such as [a, b]")
+            given = _given(problem["input"], problem["type"] == "string_type")
             lines.append(f"  {key}: {message[0].lower()}{message[1:]}{given}")
     unique = list(dict.fromkeys(lines))
     count = f"{len(unique)} problem{'s' * (len(unique) > 1)}"
     return f"{file}: {count}\n" + "\n".join(unique)
+
+
+def _given(value: Any, text_asked: bool) -> str:
+    if isinstance(value, dict):
+        return ""
+    remedy = ""
+    if text_asked and isinstance(value, bool | int | float):
+        remedy = "; text that YAML reads otherwise needs quotes, in a shell '\"…\"'"
+    return f" (got {shortened(repr(value))}{remedy})"
 
 
 def _locate(location: tuple, model: Any) -> tuple[list[str], list[str]]:

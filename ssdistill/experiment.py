@@ -1,9 +1,9 @@
 """What may be written in a config: everything a run does, as frozen pydantic models."""
 
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from ssdistill.evaluate.settings import EvaluateSettings
 from ssdistill.models.backbones import EncoderSettings
@@ -31,6 +31,26 @@ from ssdistill.settings import Name, NonNegative, NonNegativeInt, Settings
 from ssdistill.train.settings import DeviceSettings
 
 
+def _as_list(seeds: Any) -> Any:
+    """``seeds: 3`` is short for ``seeds: [3]``, as sweeps and job arrays write it."""
+    return (seeds,) if isinstance(seeds, int) and not isinstance(seeds, bool) else seeds
+
+
+def _each_once(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
+    if twice:
+        raise ValueError(f"seed {twice[0]} is listed twice; list each seed once")
+    return seeds
+
+
+Seeds = Annotated[
+    tuple[NonNegativeInt, ...],
+    Field(min_length=1),
+    BeforeValidator(_as_list),
+    AfterValidator(_each_once),
+]
+
+
 class PaperSettings(Settings):
     """What the experiment claims, and whose claim it is.
 
@@ -54,7 +74,7 @@ class Experiment(Settings):
         schema_version: written ``schema``; version of this vocabulary.
         name: names the report and the W&B group.
         profile: ``paper`` runs may be compared with a paper's numbers, others never.
-        seeds: every stage runs once per seed, unless it fixes its own.
+        seeds: every stage runs once per seed, unless it fixes its own; a list, or one number.
         data: where the pictures come from.
         teacher: the network to learn from: one that is pretrained here, or, by ``kind``, one
             that exists already (``ssdistill list teachers``).
@@ -83,7 +103,7 @@ class Experiment(Settings):
     schema_version: Annotated[Literal[1], Field(alias="schema")]
     name: Name
     profile: Literal["paper", "reduced", "smoke"] = "reduced"
-    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0,)
+    seeds: Seeds = (0,)
     data: Annotated[SOURCES.union, BeforeValidator(kind_alone)]
     teacher: TeacherSettings = PretrainedTeacher()
     teachers: dict[TeacherName, TeacherSettings] = Field(default={})

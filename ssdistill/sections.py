@@ -18,6 +18,13 @@ def kind_alone(value: Any) -> Any:
     return {"kind": value} if isinstance(value, str) else value
 
 
+def _without_null(value: Any) -> Any:
+    """A null takes out what a file that is extended has put in."""
+    if not isinstance(value, dict):
+        return value
+    return {name: item for name, item in value.items() if item is not None}
+
+
 ROLES = {"pixels", "untrained", "teacher", "control", "distilled", "latency"}
 
 
@@ -88,7 +95,7 @@ class DistillSettings(TrainSettings):
     """Distillation: the losses by name, and how long.
 
     Args:
-        losses: each with its ``kind``, ``weight`` and settings.
+        losses: each with its ``kind``, ``weight`` and settings; null takes one out.
         mix: MixUp or CutMix of the views, the same for both networks; null for none.
         interpolate: move the student's weights towards the teacher's; null for not.
         teacher_dropping: of several teachers, the probability that an image does not learn from
@@ -98,7 +105,7 @@ class DistillSettings(TrainSettings):
     """
 
     select: Literal["last", "rankme", "lidar", "agreement"] = "last"
-    losses: Annotated[dict[str, LOSSES.union], Field(min_length=1)]
+    losses: Annotated[dict[str, LOSSES.union], Field(min_length=1), BeforeValidator(_without_null)]
     mix: MixSettings | None = None
     interpolate: InterpolateSettings | None = None
     teacher_dropping: OpenFraction | None = None

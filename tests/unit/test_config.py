@@ -147,6 +147,40 @@ def test_an_override_that_is_no_yaml_is_refused_with_its_text(refusal):
     assert "seeds=[1" in message and "\n" not in message
 
 
+@pytest.mark.parametrize("value", ["photos #2", "#photos", "  photos # 2", "a [b] #c"])
+def test_an_override_holds_no_comment(load, value):
+    experiment, _ = load("data.kind=folder", f"data.path={value}")
+    assert experiment.data.path == value.strip()
+
+
+@pytest.mark.parametrize("value", ['"photos #2"', "'photos #2'"])
+def test_a_quoted_override_is_its_content(load, value):
+    experiment, _ = load("data.kind=folder", f"data.path={value}")
+    assert experiment.data.path == "photos #2"
+
+
+def test_blanks_around_the_equals_sign_are_no_part_of_the_key(load):
+    experiment, _ = load("pretrain.optim.lr = 0.25")
+    assert experiment.pretrain.optim.lr == 0.25
+
+
+def test_a_single_seed_needs_no_list(load):
+    assert load("seeds=3")[0].seeds == (3,)
+    assert load("--seeds=3")[0].seeds == (3,)
+
+
+@pytest.mark.parametrize("seeds", ["[1,1]", "[0,2,1,2]"])
+def test_a_seed_that_is_listed_twice_is_refused(refusal, seeds):
+    twice = "1" if seeds == "[1,1]" else "2"
+    assert f"seeds: seed {twice} is listed twice; list each seed once" in refusal(f"seeds={seeds}")
+
+
+def test_null_takes_a_loss_out(load, refusal):
+    experiment, _ = load("distill.losses.other.kind=mse", "distill.losses.feature=null")
+    assert list(experiment.distill.losses) == ["other"]
+    assert "distill.losses: " in refusal("distill.losses.feature=null")
+
+
 def test_a_kind_may_stand_alone(load):
     text = BASE.replace("{kind: quantize}", "quantize").replace("{kind: digits}", "digits")
     experiment, _ = load(text=text)
@@ -240,7 +274,10 @@ def test_an_unknown_kind_is_told_with_the_nearest_and_the_known_ones(refusal, ov
     "override, key",
     [
         ("pretrain.optim.lr=fast", "pretrain.optim.lr: input should be a valid number"),
-        ("seeds=zero", "seeds: input should be a valid tuple (got 'zero')"),
+        ("seeds=zero", "seeds: input should be a list, such as [a, b] (got 'zero')"),
+        ("seeds=true", "seeds: input should be a list, such as [a, b] (got True)"),
+        ("name=010", "name: input should be a valid string (got 8; text that YAML reads other"),
+        ("name=on", "name: input should be a valid string (got True; text that YAML reads other"),
         ("name=a b", "name: string should match"),
         ("schema=2", "schema: input should be 1 (got 2)"),
         ("distill.losses=[]", "distill.losses: input should be a valid dictionary"),
