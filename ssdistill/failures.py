@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 from ssdistill.errors import UserError, shortened
+from ssdistill.files import disk_is_full
 
 REMEDIES = {
     errno.ENOSPC: "free some space and run the same command again",
@@ -37,6 +38,8 @@ def explanation(error: BaseException) -> str | None:
         return str(error)
     if _is_out_of_memory(error):
         return f"not enough memory ({_first_line(error)}); {NO_MEMORY}"
+    if disk_is_full(error) and not isinstance(error, OSError):
+        return f"no space left on the disk ({_first_line(error)}); {REMEDIES[errno.ENOSPC]}"
     if isinstance(error, OSError) and error.errno is not None:
         if error.errno == errno.ENOMEM:
             return f"not enough memory ({error.strerror}); {NO_MEMORY}"

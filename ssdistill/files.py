@@ -9,6 +9,8 @@ from pathlib import Path
 
 from ssdistill.errors import UserError
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Replace a file as a whole: a crash leaves the old content or the new, never a half.
@@ -42,14 +44,30 @@ def drop_half_line(path: Path) -> None:
         os.truncate(path, whole)
 
 
+def disk_is_full(error: BaseException | None) -> bool:
+    """Whether a full disk or a used-up quota is behind an error, whatever a library made of it.
+
+    torch, say, complains of an unexpected position in its archive, and safetensors words the
+    reason in an error of its own.
+    """
+    while error is not None:
+        texts = (os.strerror(number) for number in FULL)
+        if getattr(error, "errno", None) in FULL or any(text in str(error) for text in texts):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
     """Turn a full or read-only disk into a UserError that names ``folder``."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except UserError:
+        raise
+    except Exception as error:
+        if disk_is_full(error):
             raise UserError(f"{folder}: no space left on the disk, or quota used up") from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise UserError(f"{folder}: cannot be written to ({error.strerror})") from error
         raise

@@ -1,6 +1,5 @@
 """Checkpoints that are whole or absent, and that never unpickle anything but tensors."""
 
-import errno
 import os
 import pickle
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 
 from ssdistill.errors import UserError
+from ssdistill.files import disk_is_full
 
 UNREADABLE = (
     EOFError,
@@ -38,9 +38,11 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         os.replace(partial, path)
     except (OSError, RuntimeError) as error:
         partial.unlink(missing_ok=True)
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-        if full or "write" in str(error):
-            raise UserError(f"{path.parent}: no space left for the checkpoint ({error})") from error
+        if disk_is_full(error) or "write" in str(error):
+            raise UserError(
+                f"{path.parent}: no space left for the checkpoint; free some and run the same "
+                "command again"
+            ) from error
         raise
 
 

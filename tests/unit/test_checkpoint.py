@@ -1,5 +1,6 @@
 import builtins
 import errno
+import io
 import os
 from pathlib import Path
 
@@ -73,6 +74,28 @@ def test_a_disk_that_fills_while_writing_is_recognised(path, monkeypatch, number
     with pytest.raises(UserError, match="no space left for the checkpoint"):
         save_checkpoint(path, {"step": 2, "task": torch.zeros(numbers)})
     assert load_checkpoint(path)["step"] == 1
+
+
+class Filling(io.FileIO):
+    """A file on a disk that holds so many bytes of it."""
+
+    def __init__(self, name, room):
+        super().__init__(name, "wb")
+        self.room = room
+
+    def write(self, data):
+        self.room -= super().write(memoryview(data)[: self.room])
+        if self.room <= 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("room", [1, 1000, 100_000, 400_000])
+def test_a_disk_that_fills_within_a_tensor_is_recognised(path, monkeypatch, room):
+    monkeypatch.setattr(checkpoint, "open", lambda name, _: Filling(name, room), raising=False)
+    with pytest.raises(UserError, match="no space left for the checkpoint"):
+        save_checkpoint(path, {"step": 2, "task": torch.zeros(50_000), "more": torch.ones(50_001)})
+    assert load_checkpoint(path)["step"] == 1
+    assert [p.name for p in path.parent.iterdir()] == ["checkpoint.pt"]
 
 
 def test_another_error_stays_what_it_is(path, monkeypatch):

@@ -208,6 +208,11 @@ def test_debug_shows_where_an_error_was_raised(config, ran, capsys, tmp_path, pl
     assert "Traceback" in err and err.splitlines()[-1] == "error: theirs"
 
 
+def caused(error, cause):
+    error.__context__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "reason", "remedy"),
     [
@@ -223,6 +228,14 @@ def test_debug_shows_where_an_error_was_raised(config, ran, capsys, tmp_path, pl
             RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate"),
             "not enough memory",
             "batch_size",
+        ),
+        (
+            RuntimeError("I/O error: No space left on device (os error 28)"),
+            "no space left on the disk", "free some",
+        ),
+        (
+            caused(RuntimeError("unexpected pos 12"), OSError(errno.EDQUOT, "Quota exceeded")),
+            "no space left on the disk (unexpected pos 12)", "free some",
         ),
     ],
 )  # fmt: skip
