@@ -3,7 +3,6 @@
 First without memory (torch's meta device), to learn whether they fit, then on one black image.
 """
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from torch.nn.modules.module import (
 )
 
 from ssdistill.errors import UserError, shortened
+from ssdistill.machine import memory_bytes
 from ssdistill.models.taps import looking
 
 if TYPE_CHECKING:
@@ -117,11 +117,6 @@ def one_line(error: BaseException) -> str:
     text = shortened(lines[0], 200) if lines else ""
     bare = isinstance(error, LookupError | NotImplementedError) or not text
     return f"{type(error).__name__} {text}".strip() if bare else text
-
-
-def memory_bytes() -> int:
-    """Memory of this machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 @contextmanager
