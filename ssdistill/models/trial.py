@@ -3,6 +3,7 @@
 First without memory (torch's meta device), to learn whether they fit, then on one black image.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -90,7 +91,12 @@ def check_fits(build: Callable[[], nn.Module], what: str) -> None:
     """
     memory = memory_bytes()
     try:
-        with _counting(memory), torch.random.fork_rng(devices=[]), torch.device("meta"):
+        with (
+            _counting(memory),
+            torch.random.fork_rng(devices=[]),
+            torch.device("meta"),
+            _no_zero_warnings(),
+        ):
             build()
     except _TooLarge as error:
         raise UserError(f"{what} {error}; choose smaller sizes") from None
@@ -99,10 +105,19 @@ def check_fits(build: Callable[[], nn.Module], what: str) -> None:
 
 
 @contextmanager
+def _no_zero_warnings() -> Iterator[None]:
+    """Silence torch about widths of 0, which are told as errors."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Initializing zero-element")
+        yield
+
+
+@contextmanager
 def refusing(what: str) -> Iterator[None]:
     """What a library raises inside is told as a mistake in ``what``, on one line."""
     try:
-        yield
+        with _no_zero_warnings():
+            yield
     except UserError:
         raise
     except REFUSALS as error:
