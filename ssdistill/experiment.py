@@ -83,7 +83,7 @@ class Experiment(Settings):
     schema_version: Annotated[Literal[1], Field(alias="schema")]
     name: Name
     profile: Literal["paper", "reduced", "smoke"] = "reduced"
-    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0,)
+    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1, max_length=1000)] = (0,)
     data: Annotated[SOURCES.union, BeforeValidator(kind_alone)]
     teacher: TeacherSettings = PretrainedTeacher()
     teachers: dict[TeacherName, TeacherSettings] = Field(default={})

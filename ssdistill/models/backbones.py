@@ -280,7 +280,7 @@ def check_timm_name(name: str) -> None:
     Raises:
         UserError: with the nearest one.
     """
-    if not timm.is_model(name):
+    if not timm.is_model(name) or name.endswith("."):
         raise UserError(f"timm has no model '{name}'{nearest(name, timm.list_models())}")
     architecture, tag = timm.models.split_model_name_tag(name)
     known = timm.models.get_arch_pretrained_cfgs(architecture)

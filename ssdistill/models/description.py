@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat
 from ssdistill.errors import UserError, shortened
 from ssdistill.models.allowed_args import refused_argument
 from ssdistill.models.head_file import Layer
-from ssdistill.models.spec import IMAGENET_MEAN, IMAGENET_STD, EncoderSpec
+from ssdistill.models.spec import IMAGENET_MEAN, IMAGENET_STD, LARGEST_STEM, EncoderSpec
 
 FORMAT = 1
 DESCRIPTION = "model.json"
@@ -32,7 +32,7 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, le=LARGEST_COUNT)]
 Width = Annotated[int, Field(gt=0, le=LARGEST_COUNT)]
 Side = Annotated[int, Field(gt=0, le=LARGEST_SIDE)]
-Few = Annotated[int, Field(ge=0, le=64)]
+Few = Annotated[int, Field(ge=0, le=LARGEST_STEM)]
 Statistics = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
 Deviation = Annotated[FiniteFloat, Field(ge=0)]
 Deviations = tuple[Deviation, Deviation, Deviation]
