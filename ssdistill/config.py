@@ -257,7 +257,7 @@ def _of_other_network(base: dict, former: Any, name: str) -> dict[str, str]:
         dropped["args"] = f"they are arguments of {former}"
     if base.get("stem", "auto") != "native" and not has_small_stem(name):
         stem = [key for key in STEM_SETTINGS if key in base]
-        dropped |= dict.fromkeys(stem, f"no small stem is known for {name}")
+        dropped |= dict.fromkeys(stem, f"no small stem is known for {shortened(name)}")
     return dropped
 
 

@@ -48,5 +48,5 @@ def shown(name: object) -> str:
 def shortened(text: object, most: int = 60) -> str:
     """``text`` on one line that can be printed anywhere, at most ``most`` characters long."""
     text = " ".join(str(text).encode("utf-8", "backslashreplace").decode().split())
-    text = text.replace("\0", "\\0")
+    text = "".join(shown(character) for character in text.replace("\0", "\\0"))
     return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -45,7 +45,7 @@ def _each_once(seeds: tuple[int, ...]) -> tuple[int, ...]:
 
 Seeds = Annotated[
     tuple[NonNegativeInt, ...],
-    Field(min_length=1),
+    Field(min_length=1, max_length=1000),
     BeforeValidator(_as_list),
     AfterValidator(_each_once),
 ]

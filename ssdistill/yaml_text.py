@@ -157,7 +157,12 @@ def _value(loader: yaml.Loader, node: yaml.Node, path: str, problems: list[str])
     if node.tag.endswith(":int") and len(node.value) > LONGEST_NUMBER:
         problems.append(f"{path}: {shortened(node.value)} is larger than any setting{_line(node)}")
         return 0
-    value = loader.construct_object(node)
+    try:
+        value = loader.construct_object(node)
+    except (ValueError, LookupError):  # `!!bool 5`, `!!int x`
+        kind = node.tag.rsplit(":", 1)[-1]
+        problems.append(f"{path or 'the value'}: {shortened(node.value)} is no {kind}{_line(node)}")
+        return None
     if reason := _scalar_problem(value):
         problems.append(f"{path or 'the value'}: {shortened(node.value)} {reason}{_line(node)}")
     return value

@@ -10,7 +10,8 @@ from ssdistill.data.batch import Batch
 from ssdistill.data.extra import EXTRA
 from ssdistill.data.recipes import ViewRecipe
 from ssdistill.errors import UserError
-from ssdistill.models.trial import REFUSALS, check_fits, memory_bytes, one_line
+from ssdistill.machine import memory_bytes
+from ssdistill.models.trial import REFUSALS, check_fits, one_line
 from ssdistill.train.task import Task
 
 CHEAP_PIXELS = 1 << 17

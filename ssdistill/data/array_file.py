@@ -10,11 +10,14 @@ import numpy as np
 
 from ssdistill.data.bad_image import BadImage
 from ssdistill.data.decode import open_regular
-from ssdistill.errors import UserError, one_line
+from ssdistill.errors import UserError, one_line, shown
+from ssdistill.machine import memory_bytes
 
 DEFLATED_AT_MOST = 1100
 """No byte of a zip member unpacks to more than about 1032."""
 NPY = b"\x93NUMPY"
+MOST_NAMED = 10
+"""Arrays that a message lists."""
 EXAMPLE = "numpy.savez(FILE, train_images=…, test_images=…)"
 T = TypeVar("T")
 
@@ -69,8 +72,11 @@ class NpzFile:
         self._members = {m.filename.removesuffix(".npy"): m for m in members}
 
     def _not_npz(self) -> str:
-        with open_regular(self.path) as file:
-            single = file.read(len(NPY)) == NPY
+        try:
+            with open_regular(self.path) as file:
+                single = file.read(len(NPY)) == NPY
+        except OSError as error:
+            return error.strerror or one_line(error)
         more = f" but a single array; save splits with {EXAMPLE}" if single else f"; {EXAMPLE}"
         return f"not an .npz file{more}" + ("" if single else " writes one")
 
@@ -82,9 +88,12 @@ class NpzFile:
         """Raises UserError for the first key that is not in the file."""
         for key in keys:
             if key not in self._members:
+                named = shown(", ".join(self.keys[:MOST_NAMED]))[:200] or "none"
+                more = len(self.keys) - MOST_NAMED
+                named += f" and {more} more" if more > 0 else ""
                 raise UserError(
-                    f"data.path={self.path} has no array '{key}'; it has "
-                    f"{', '.join(self.keys) or 'none'}; {EXAMPLE} names them"
+                    f"data.path={self.path} has no array '{key}'; it has {named}; {EXAMPLE} names "
+                    "them"
                 )
 
     def checksum(self, key: str) -> str:
@@ -112,6 +121,8 @@ class NpzFile:
             _, dtype = self._checked_header(key, file)
             if dtype.hasobject:
                 raise ValueError("it holds Python objects, which are never unpickled; save numbers")
+            if self._members[key].file_size > memory_bytes():
+                raise MemoryError
             file.seek(0)
             array = np.lib.format.read_array(file, allow_pickle=False)
             # The checksum is compared at the end of the member.

@@ -24,6 +24,8 @@ FORMATS = tuple(
 STRIP_PIXELS = 1 << 20
 """Pixels that are rendered at a time, in float64."""
 Window = tuple[float, float]
+WIDEST = 1e300
+"""Width of a window, and one over its smallest, that 64-bit floats can be divided by."""
 
 
 def is_deep(file: IO[bytes]) -> bool:
@@ -93,6 +95,12 @@ def full_range(dtype: np.dtype) -> Window:
     if dtype.kind in "fb":
         return 0.0, 1.0
     return float(np.iinfo(dtype).min), float(np.iinfo(dtype).max)
+
+
+def has_usable_width(window: Window) -> bool:
+    """Whether values can be divided by the width of a window, and stay finite."""
+    low, high = window
+    return low < high and high - low < WIDEST and high - low > 1 / WIDEST
 
 
 def render(pixels: np.ndarray, window: Window) -> np.ndarray:

@@ -2,19 +2,23 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, SerializerFunctionWrapHandler, model_serializer
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer
 
+from ssdistill.data.deep_pixels import has_usable_width
 from ssdistill.settings import Fraction, PositiveInt, Settings
 
 MAX_PIXELS = 89_478_485
 """Pillow's own limit: a quarter of a gigabyte of RGB."""
+LARGEST_SIDE = 8192
+"""Pixels a side of a stored picture; no network takes more."""
 LATER = ("window", "labels", "max_pixels")
 """Settings that version 0.1 did not have: at their defaults they are no part of any digest."""
 
 
 def _rising(window: Any) -> Any:
-    if not isinstance(window, str) and not float("-inf") < window[0] < window[1] < float("inf"):
-        raise ValueError(f"window: [low, high] needs low < high, got {list(window)}")
+    if not isinstance(window, str) and not has_usable_width(window):
+        problem = "low < high" if window[0] >= window[1] else "another width"
+        raise ValueError(f"window: [low, high] needs {problem}, got {list(window)}")
     return window
 
 
@@ -31,7 +35,7 @@ class StoreSettings(Settings):
         max_pixels: a picture with more pixels is not decoded and counts as unreadable.
     """
 
-    image_size: PositiveInt | None = None
+    image_size: Annotated[int, Field(gt=0, le=LARGEST_SIDE)] | None = None
     max_bad: Fraction = 0.05
     window: Annotated[tuple[float, float] | Literal["auto", "full"], AfterValidator(_rising)] = (
         "auto"

@@ -169,6 +169,7 @@ def open_store(
                 folder.parent.mkdir(parents=True, exist_ok=True)
                 with _locked(folder):
                     if not (folder / META).exists():
+                        _check_space(folder.parent, raw, image_size)
                         _make(folder, raw, image_size, max_bad, values, window == "auto")
     store = Store(folder, source, split)
     _warn(store, raw.title, max_bad, window)
@@ -222,6 +223,16 @@ def _plain_disk_errors(root: Path) -> Iterator[None]:
         else:
             reason = error.strerror or str(error)
         raise UserError(f"cannot write the image store in {root}: {reason}") from error
+
+
+def _check_space(folder: Path, raw: RawSplit, image_size: int) -> None:
+    needed, free = len(raw) * image_size**2 * 3, shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"data.image_size={image_size}: {len(raw)} pictures take {needed / 1e9:,.1f} GB, and "
+            f"{free / 1e9:,.1f} GB are free in {folder}; lower data.image_size, or choose another "
+            "folder with --runs"
+        )
 
 
 def _make(

@@ -12,9 +12,9 @@ from typing import Literal
 import numpy as np
 
 from ssdistill.data.bad_image import BadImage
-from ssdistill.data.deep_pixels import Window, full_range, visible_range
+from ssdistill.data.deep_pixels import Window, full_range, has_usable_width, visible_range
 from ssdistill.data.splits import RawSplit, Source
-from ssdistill.errors import UserError
+from ssdistill.errors import UserError, shown
 from ssdistill.files import write_atomically
 
 WindowSetting = Window | Literal["auto", "full"]
@@ -44,8 +44,15 @@ def window_of(source: Source, split: str, setting: WindowSetting, root: Path) ->
             decides, name = train, "train"
     values = _remembered(_path(source, decides, name, root), lambda: _measured(decides))
     low, high = decides.auto_window(values["low"], values["high"])
-    # Of a single value, one end serves as well as the other.
-    return (low, high) if low < high else (low, low + 1.0)
+    if low >= high:
+        # Of a single value, one end serves as well as the other; 2**63 + 1 is 2**63 in a float.
+        return low, max(low + 1.0, float(np.nextafter(low, np.inf)))
+    if not has_usable_width((low, high)):
+        raise UserError(
+            f"{decides.title}: pixels from {low:g} to {high:g} are too far apart, or too close, to "
+            "be told apart; set data.window=[low, high]"
+        )
+    return low, high
 
 
 def _has_deep(source: Source, raw: RawSplit, split: str, root: Path) -> bool:
@@ -55,17 +62,25 @@ def _has_deep(source: Source, raw: RawSplit, split: str, root: Path) -> bool:
 def _measured(raw: RawSplit) -> dict[str, float]:
     """Smallest and largest value of all deep pictures that can be read."""
 
+    refused: dict[int, str] = {}
+
     def extremes(row: int) -> Window:
         try:
             return visible_range(raw.image(row))
-        except BadImage:
+        except BadImage as error:
+            refused[row] = error.reason
             return np.inf, -np.inf
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         ends = list(pool.map(extremes, raw.deep_rows()))
     low, high = min(low for low, _ in ends), max(high for _, high in ends)
     if low > high:
-        raise UserError(f"{raw.title}: no picture of more than 8 bits can be read")
+        # A picture that is wholly transparent is read, and shows nothing.
+        reasons = [f", first {shown(raw.name(row))} ({refused[row]})" for row in sorted(refused)]
+        raise UserError(
+            f"{shown(raw.title)}: no picture of more than 8 bits can be read"
+            f"{''.join(reasons[:1])}; replace or remove them"
+        )
     return {"low": low, "high": high}
 
 

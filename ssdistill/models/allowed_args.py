@@ -18,6 +18,8 @@ import torchvision
 from pydantic import AfterValidator
 from timm.models._builder import build_model_with_cfg
 
+from ssdistill.errors import shortened
+
 PLAIN = re.compile(r"[A-Za-z0-9_+-]{0,64}")
 """A named choice such as ``deep_tiered``: no path, address, hub id or expression."""
 LARGEST, DEEPEST, LONGEST = 2**20, 4, 4096
@@ -78,9 +80,9 @@ def refused_argument(name: str, library: str, args: Mapping[str, Any]) -> str | 
         if key in loading_arguments():
             return f"{key}: a file may not say what is loaded"
         if allowed and key not in allowed | TAKEN_BEFORE | HARMLESS:
-            return f"{key}: '{name}' has no size, width, depth or choice of that name"
+            return f"{shortened(key)}: '{name}' has no size, width, depth or choice of that name"
         if reason := _refused_value(value):
-            return f"{key}: {reason}"
+            return f"{shortened(key)}: {reason}"
     return None
 
 

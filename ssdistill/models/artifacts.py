@@ -30,12 +30,15 @@ from ssdistill.models.description import (
 from ssdistill.models.downloads import reason
 from ssdistill.models.head_file import pack_head, unpack_head
 from ssdistill.models.spec import EncoderSpec
+from ssdistill.models.trial import check_encodes
 from ssdistill.models.weights import pack_weights, unpack_weights
 from ssdistill.models.wrapped import Wrapped
 
 if TYPE_CHECKING:
     from ssdistill.runtimes import RuntimeModel
 
+TRIED_SIDE = 256
+"""Pixels a side up to which a network is tried on one image as it is opened."""
 LIBRARIES = ("torch", "timm", "safetensors", "onnx", "onnxruntime")
 
 
@@ -194,6 +197,8 @@ def load_encoder(folder: str | Path) -> Encoder:
     with build_limit(size, f"the spec in {folder / DESCRIPTION}", REMEDY):
         encoder = _built(spec, folder)
     unpack_weights(encoder, folder, description)
+    if spec.args and spec.side <= TRIED_SIDE:
+        _check_encodes(encoder, folder)
     if description.projector is not None:
         encoder.projector = _read_projector(description.projector, folder, encoder)
     return encoder.eval()
@@ -214,6 +219,16 @@ def _built(spec: EncoderSpec, folder: Path) -> Encoder:
         raise UserError(
             f"the spec in {folder / DESCRIPTION} is not valid: '{spec.name}' cannot be built "
             f"with its args ({reason(error)}); {REMEDY}"
+        ) from error
+
+
+def _check_encodes(encoder: Encoder, folder: Path) -> None:
+    """Arguments that a network is built with, and cannot be called with, are found out here."""
+    try:
+        check_encodes(encoder, encoder.spec.image_size)
+    except UserError as error:
+        raise UserError(
+            f"the spec in {folder / DESCRIPTION} is not valid: {error}; {REMEDY}"
         ) from error
 
 

@@ -227,7 +227,17 @@ def encoder_from_spec(spec: EncoderSpec, pretrained: bool = False) -> Encoder:
         downloading(f"weights of '{spec.name}'", remedy, hub=pretrained),
     ):
         net = timm.create_model(spec.name, pretrained=pretrained, num_classes=0, **spec.args)
+    _refuse_no_width(spec.name, net)
     return encoder_around(spec, net)
+
+
+def _refuse_no_width(name: str, net: nn.Module) -> None:
+    """Behind a convolution without channels nothing depends on the image any more."""
+    for layer, module in net.named_modules():
+        if isinstance(module, nn.Conv2d) and module.weight.numel() == 0:
+            raise UserError(
+                f"encoder.args of '{name}': its layer {layer} has no channels; set larger widths"
+            )
 
 
 _FITTING: set[tuple[str, str]] = set()
@@ -270,7 +280,7 @@ def check_timm_name(name: str) -> None:
     Raises:
         UserError: with the nearest one.
     """
-    if not timm.is_model(name):
+    if not timm.is_model(name) or name.endswith("."):
         raise UserError(f"timm has no model '{name}'{nearest(name, timm.list_models())}")
     architecture, tag = timm.models.split_model_name_tag(name)
     known = timm.models.get_arch_pretrained_cfgs(architecture)

@@ -7,10 +7,10 @@ from typing import Annotated, Any
 import pydantic
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat
 
-from ssdistill.errors import UserError
+from ssdistill.errors import UserError, shortened
 from ssdistill.models.allowed_args import refused_argument
 from ssdistill.models.head_file import Layer
-from ssdistill.models.spec import IMAGENET_MEAN, IMAGENET_STD, EncoderSpec
+from ssdistill.models.spec import IMAGENET_MEAN, IMAGENET_STD, LARGEST_STEM, EncoderSpec
 
 FORMAT = 1
 DESCRIPTION = "model.json"
@@ -32,7 +32,7 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, le=LARGEST_COUNT)]
 Width = Annotated[int, Field(gt=0, le=LARGEST_COUNT)]
 Side = Annotated[int, Field(gt=0, le=LARGEST_SIDE)]
-Few = Annotated[int, Field(ge=0, le=64)]
+Few = Annotated[int, Field(ge=0, le=LARGEST_STEM)]
 Statistics = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
 Deviation = Annotated[FiniteFloat, Field(ge=0)]
 Deviations = tuple[Deviation, Deviation, Deviation]
@@ -187,7 +187,7 @@ def _one_line(path: Path, error: pydantic.ValidationError, *inside: str) -> str:
     if not place:
         return f"{path} does not describe a model ({reason}); {REMEDY}"
     # What is wrong with a value that is absent is that it is absent.
-    given = "" if problem["type"] == "missing" else f", got {repr(problem['input'])[:60]}"
-    key = ".".join(place)
+    given = "" if problem["type"] == "missing" else f", got {shortened(repr(problem['input']))}"
+    key = shortened(".".join(place), 100)
     reason = f"{reason[:1].lower()}{reason[1:]}{given}"
-    return f"the {place[0]} in {path} is not valid ({key}: {reason}); {REMEDY}"
+    return f"the {shortened(place[0])} in {path} is not valid ({key}: {reason}); {REMEDY}"

@@ -12,7 +12,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import _http, get_session
 
-from ssdistill.errors import UserError
+from ssdistill.errors import UserError, shortened
 
 # The bases of HfHubHTTPError are those of whichever client the installed hub uses; torch.hub
 # raises URLError, an OSError.
@@ -87,4 +87,4 @@ def _no_stalling() -> Iterator[None]:
 def reason(error: BaseException) -> str:
     """The type and the first line of an error from elsewhere."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return f"{type(error).__name__}: {shortened(lines[0], 150)}" if lines else type(error).__name__

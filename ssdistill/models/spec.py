@@ -1,14 +1,16 @@
 """What an encoder is built from: as a config says it, and as ``model.json`` keeps it."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from ssdistill.models.allowed_args import BuildingArgs
-from ssdistill.settings import NonNegativeInt, PositiveInt, Settings
+from ssdistill.settings import PositiveInt, Settings
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+LONGEST_NAME, LARGEST_STEM = 128, 64
+"""Letters of a network's name; stride and padding of a stem. What is saved can be opened again."""
 
 
 class EncoderSettings(Settings):
@@ -27,11 +29,11 @@ class EncoderSettings(Settings):
         pretrained: start from timm's pretrained weights (downloads) and use their statistics.
     """
 
-    name: str = "resnet18"
+    name: Annotated[str, Field(max_length=LONGEST_NAME)] = "resnet18"
     args: BuildingArgs = Field(default={})
     stem: Literal["auto", "native", "small"] = "auto"
-    stem_stride: PositiveInt = 1
-    stem_padding: NonNegativeInt = 1
+    stem_stride: Annotated[int, Field(gt=0, le=LARGEST_STEM)] = 1
+    stem_padding: Annotated[int, Field(ge=0, le=LARGEST_STEM)] = 1
     input_size: PositiveInt | None = None
     pretrained: bool = False
 

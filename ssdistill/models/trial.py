@@ -3,7 +3,7 @@
 First without memory (torch's meta device), to learn whether they fit, then on one black image.
 """
 
-import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from torch.nn.modules.module import (
 )
 
 from ssdistill.errors import UserError, shortened
+from ssdistill.machine import memory_bytes
 from ssdistill.models.taps import looking
 
 if TYPE_CHECKING:
@@ -90,7 +91,12 @@ def check_fits(build: Callable[[], nn.Module], what: str) -> None:
     """
     memory = memory_bytes()
     try:
-        with _counting(memory), torch.random.fork_rng(devices=[]), torch.device("meta"):
+        with (
+            _counting(memory),
+            torch.random.fork_rng(devices=[]),
+            torch.device("meta"),
+            _no_zero_warnings(),
+        ):
             build()
     except _TooLarge as error:
         raise UserError(f"{what} {error}; choose smaller sizes") from None
@@ -99,10 +105,19 @@ def check_fits(build: Callable[[], nn.Module], what: str) -> None:
 
 
 @contextmanager
+def _no_zero_warnings() -> Iterator[None]:
+    """Silence torch about widths of 0, which are told as errors."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Initializing zero-element")
+        yield
+
+
+@contextmanager
 def refusing(what: str) -> Iterator[None]:
     """What a library raises inside is told as a mistake in ``what``, on one line."""
     try:
-        yield
+        with _no_zero_warnings():
+            yield
     except UserError:
         raise
     except REFUSALS as error:
@@ -117,11 +132,6 @@ def one_line(error: BaseException) -> str:
     text = shortened(lines[0], 200) if lines else ""
     bare = isinstance(error, LookupError | NotImplementedError) or not text
     return f"{type(error).__name__} {text}".strip() if bare else text
-
-
-def memory_bytes() -> int:
-    """Memory of this machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 @contextmanager

@@ -188,3 +188,23 @@ def test_class_names_that_are_none_are_refused(written, tmp_path, names):
     source = Npz(path=str(written(**labels, class_names=npy(names))))
     with pytest.raises(UserError, match=r"a\.npz: 'class_names' must be one text a class"):
         source.split("train").class_names  # noqa: B018
+
+
+def test_names_in_a_file_neither_fill_the_screen_nor_write_to_it(written, tmp_path):
+    many = {f"k{number}": b"" for number in range(3000)}
+    message = refusal(written(train_images=None, **{"a\nb\x1b[31m": b""}, **many), tmp_path)
+    assert len(message) < 600 and message.isprintable()
+    assert "more; numpy.savez(FILE" in message
+
+
+def test_an_array_larger_than_memory_is_refused_before_it_takes_any(written, tmp_path, monkeypatch):
+    path = written(zipfile.ZIP_LZMA)
+    monkeypatch.setattr("ssdistill.data.array_file.memory_bytes", lambda: 300)
+    assert "'train_images' has 0.0 GB, more than memory holds" in refusal(path, tmp_path)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    if not os.path.exists("/proc/self/mem"):
+        pytest.skip("a file that opens and cannot be read")
+    with pytest.raises(UserError, match=r"^data.path=/proc/self/mem: "):
+        Npz(path="/proc/self/mem").split("train")

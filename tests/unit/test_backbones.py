@@ -177,6 +177,11 @@ def test_an_unknown_tag_of_weights_names_the_nearest(pretrained):
         build(name="resnet18.a1_in", args={}, pretrained=pretrained)
 
 
+def test_a_name_with_a_dot_and_no_tag_is_unknown():
+    with pytest.raises(UserError, match=r"timm has no model 'resnet18\.' \(did you mean"):
+        build(name="resnet18.", args={})
+
+
 def test_pretrained_weights_that_nobody_published_are_refused():
     with pytest.raises(UserError, match="timm has no weights of 'vit_small_patch16_36x1_224'"):
         build(name="vit_small_patch16_36x1_224", args={}, pretrained=True)

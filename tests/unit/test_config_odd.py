@@ -171,3 +171,19 @@ def test_a_row_pretrained_in_another_way_drops_what_only_the_former_method_knew(
     text = BASE + "compare: {a: {pretrain: {kind: simclr, temperature: 0.2}}}\n"
     _, notices = load("compare.a.pretrain.kind=byol", text=text)
     assert any("compare.a.pretrain.temperature: left out" in notice for notice in notices)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "teacher.encoder.stem_stride=65",
+        "teacher.encoder.stem_padding=1000",
+        "teacher.encoder.name=" + "x" * 129,
+        "seeds=[" + "1," * 1001 + "]",
+        "data.image_size=8193",
+    ],
+)
+def test_what_no_run_can_have_is_refused_as_it_is_read(load, override):
+    with pytest.raises(UserError) as caught:
+        load(override)
+    assert override.partition("=")[0] in str(caught.value) and len(str(caught.value)) < 400

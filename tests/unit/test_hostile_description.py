@@ -126,12 +126,13 @@ def test_the_message_says_where_what_and_what_to_do(changed):
 
 
 def test_a_network_out_of_proportion_to_its_file_is_not_built(changed):
-    for field, value in {
-        "spec.args.layers": [2**20] * 4,
-        "spec.args.channels": [2**20] * 4,
-        "spec.args.stem_width": 2**20,
-    }.items():
-        assert "too large for its weights" in refused(changed(field, value))
+    for field, value, message in (
+        ("spec.args.layers", [2**20] * 4, "is a larger number than any network takes"),
+        ("spec.args.layers", [10**5] * 4, "has more than 10000 layers"),
+        ("spec.args.channels", [4000, 4000, 4, 4], "too large for its weights"),
+        ("spec.args.stem_width", 6000, "too large for its weights"),
+    ):
+        assert message in refused(changed(field, value))
 
 
 def test_the_limit_counts_before_memory_is_taken():
@@ -221,3 +222,16 @@ def test_the_command_line_says_it_in_one_line(changed):
     )  # fmt: skip
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert done.stderr.startswith("error: the spec in")
+
+
+@pytest.mark.parametrize("value", [2.0, "much"])
+def test_a_network_that_can_be_built_and_not_called_is_refused_on_opening(changed, value):
+    with pytest.raises(UserError, match=r"the spec in .* is not valid: .*cannot encode images"):
+        load(changed("spec.args.drop_rate", value))
+
+
+@pytest.mark.parametrize("key", ["a\nb", "\x1b[31mred", "k" * 5000])
+def test_what_a_file_calls_its_arguments_stays_on_one_printable_line(changed, key):
+    with pytest.raises(UserError) as caught:
+        load(changed(f"spec.args.{key}", 1))
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 400

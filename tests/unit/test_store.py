@@ -2,6 +2,7 @@ import errno
 import json
 import logging
 import os
+import shutil
 import threading
 import time
 
@@ -15,6 +16,7 @@ from ssdistill.data.sources import Digits, Folder, Npz
 from ssdistill.data.splits import RawSplit, Source
 from ssdistill.data.store import open_store
 from ssdistill.errors import UserError
+from ssdistill.registry import SOURCES
 
 
 class FakeSplit(RawSplit):
@@ -301,3 +303,17 @@ def test_two_that_open_at_once_decode_once(tmp_path):
     assert len(source.decoded) == 40
     assert len({store.fingerprint for store in stores}) == 1
     assert len(stores) == 3
+
+
+def test_a_store_larger_than_the_disk_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    free = shutil.disk_usage(tmp_path)._replace(free=10_000)
+    monkeypatch.setattr("ssdistill.data.store.shutil.disk_usage", lambda path: free)
+    with pytest.raises(UserError, match=r"data.image_size=32: 1297 pictures take 0.0 GB, and"):
+        open_store(Digits(), "train", 32, tmp_path)
+    assert not list(tmp_path.glob("digits*/*"))
+
+
+@pytest.mark.parametrize("size", [8193, 10**12, 0])
+def test_a_size_that_no_network_takes_is_refused_where_it_is_written(size):
+    with pytest.raises(ValueError, match="image_size"):
+        SOURCES.schema("digits")(image_size=size)

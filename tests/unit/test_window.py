@@ -218,3 +218,28 @@ def test_the_settings_of_every_source_are_explained_where_they_are_listed():
 def test_a_window_without_an_inside_is_refused(window):
     with pytest.raises(ValueError, match="window"):
         SOURCES.schema("folder")(path="x", window=window)
+
+
+def stored(tmp_path, images, setting="auto"):
+    path = tmp_path / "a.npz"
+    np.savez(path, train_images=images, test_images=images)
+    settings = SOURCES.schema("npz")(path=str(path), window=setting)
+    return open_stores(open_source(settings), settings, images.shape[1], tmp_path / "stores")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [2**64 - 1, 2**53, 0])
+def test_one_value_is_black_however_large_it_is(tmp_path, value):
+    """2**64 - 1 + 1.0 is 2**64 - 1 as a float, and its width was 0."""
+    assert stored(tmp_path, np.full((4, 8, 8), value, np.uint64))["train"].images.max() == 0
+
+
+@pytest.mark.parametrize("window", [(-1e308, 1e308), (0, 1e-320), (5, 1), (1, 1)])
+def test_a_window_that_nothing_can_be_divided_by_is_refused(window):
+    with pytest.raises(ValueError, match=r"needs (another width|low < high)"):
+        SOURCES.schema("npz")(path="a.npz", window=window)
+
+
+def test_pictures_that_all_have_no_value_get_the_reason(tmp_path):
+    with pytest.raises(UserError, match=r"first 000000 \(pixels that are NaN or infinite\)"):
+        stored(tmp_path, np.full((4, 8, 8), np.nan))
