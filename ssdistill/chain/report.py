@@ -237,7 +237,8 @@ def _compression(experiment: Experiment) -> str:
     plans = [plan for plan in experiment.all_plans.values() if plan]
     kinds = list(dict.fromkeys(step.kind for plan in plans for step in plan))
     several = f" in {len(plans)} plans" if len(plans) > 1 else ""
-    return f", compressed by {' and '.join(kinds)}{several}" if kinds else ""
+    listed = " and ".join([", ".join(kinds[:-1]), kinds[-1]] if len(kinds) > 1 else kinds)
+    return f", compressed by {listed}{several}" if kinds else ""
 
 
 def _pretrained(experiment: Experiment) -> list[str]:

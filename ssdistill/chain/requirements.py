@@ -80,7 +80,11 @@ def check_device(device: DeviceSettings) -> None:
 
 def check_batches(experiment: Experiment, num_images: int) -> None:
     trainings = {"pretrain": experiment.pretrain, "distill": experiment.distill}
-    trainings |= {f"{role}.pretrain": m for role, (_, m) in experiment.pretrained.items()}
+    trainings |= {
+        f"{role}.pretrain": method
+        for role, (_, method) in experiment.pretrained.items()
+        if method is not experiment.pretrain
+    }
     for plan, steps in experiment.all_plans.items():
         key = f"plans.{plan}" if plan else "compress"
         trainings |= {f"{key}.{i}": step for i, step in enumerate(steps)}

@@ -10,7 +10,7 @@ from ssdistill.chain import compression, evaluation, latency, training
 from ssdistill.chain.checks import check_trainings
 from ssdistill.chain.plan import plan
 from ssdistill.chain.report import Report, make_report
-from ssdistill.chain.requirements import chosen_stems
+from ssdistill.chain.requirements import check_batches, chosen_stems
 from ssdistill.chain.workspace import Workspace, open_workspace
 from ssdistill.errors import DamagedFile
 from ssdistill.experiment import Experiment
@@ -46,6 +46,7 @@ def dry_run(experiment: Experiment, root: Path) -> list[PlannedStage]:
     require_single_process()
     workspace = open_workspace(experiment, root)
     describe_data(workspace)
+    check_batches(experiment, len(workspace.train))
     for notice in (*chosen_stems(workspace), *check_trainings(workspace)):
         console.print(f"note: {notice}", style="dim", markup=False)
     return [PlannedStage(stage, stage.status(root)) for stage in plan(workspace)]
@@ -70,6 +71,8 @@ def run(experiment: Experiment, root: str | Path = "runs") -> Report:
     if experiment.device.threads:
         torch.set_num_threads(experiment.device.threads)
     workspace = open_workspace(experiment, root)
+    describe_data(workspace)
+    check_batches(experiment, len(workspace.train))
     stages = plan(workspace)
     notices = [*chosen_stems(workspace), *check_trainings(workspace)]
     announce(workspace, stages)
@@ -113,7 +116,8 @@ def _shown(experiment: Experiment) -> dict[str, Any]:
 
 
 def _do(stage: Stage, workspace: Workspace, identity: Identity, position: str) -> None:
-    label = f"{position} {stage.kind} {stage.role}, seed {stage.seed}"
+    names = " ".join(dict.fromkeys((stage.kind, stage.role)))
+    label = f"{position} {names}, seed {stage.seed}"
     if stage.status(workspace.root) == "finished":
         workspace.check_model(stage)
         console.print(f"{label}: done before", style="dim")
@@ -131,7 +135,6 @@ def _do(stage: Stage, workspace: Workspace, identity: Identity, position: str) -
 
 def announce(workspace: Workspace, stages: list[Stage]) -> None:
     """Say what is about to happen, and what will not."""
-    describe_data(workspace)
     if not workspace.source.has_labels:
         console.print(
             "the data has no labels: the chain stops before the probes and reports the "

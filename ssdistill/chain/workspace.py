@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ssdistill.chain.data_checks import FEW_IMAGES, check_data
-from ssdistill.chain.requirements import check_batches, check_device, check_networks
+from ssdistill.chain.requirements import check_device, check_networks
 from ssdistill.data.opening import open_source, open_stores
 from ssdistill.data.recipes import RECIPES, ViewRecipe
 from ssdistill.data.sources import Source
@@ -237,7 +237,6 @@ def open_workspace(experiment: Experiment, root: Path) -> Workspace:
         experiment, root, data.source, **stores, classes=data.classes, warnings=data.warnings
     )
     check_networks(workspace)
-    check_batches(experiment, len(stores["train"]))
     return workspace
 
 

@@ -8,6 +8,7 @@ from ssdistill.record.tables import MISSING, ResultRow, Table, results_rows, sca
 PREFIX = "step/"
 """Metrics of a step in the record of the model that it made."""
 COUNTED = (("params", "count"), ("macs", "count"), ("bytes", "bytes"))
+NO_BREAK = "\N{NO-BREAK SPACE}"
 HEADER = (
     "model",
     "parameters",
@@ -48,7 +49,7 @@ def _cells(row: ResultRow) -> tuple[str, ...]:
     left_out = row.mean(f"{PREFIX}accepted") == 0
     counted = tuple(_change(row, name, scale) for name, scale in COUNTED)
     return (
-        f"{row.model}{' *' if left_out else ''}",
+        f"{row.model}{NO_BREAK + '*' if left_out else ''}",
         *counted,
         _number(row, "smaller", "{:.2f}×"),
         _milliseconds(row),

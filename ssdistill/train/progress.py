@@ -59,7 +59,7 @@ class TrainingProgress:
             TextColumn("  {task.description}", markup=False),
             BarColumn(bar_width=28),
             TextColumn("{task.completed}/{task.total}"),
-            TextColumn("{task.fields[rate]:>6.0f} img/s  loss {task.fields[loss]:.3f}"),
+            TextColumn("{task.fields[rate]} img/s  loss {task.fields[loss]}"),
             TimeRemainingColumn(),
             console=console,
             transient=True,
@@ -70,7 +70,7 @@ class TrainingProgress:
         self._began = self._spoke = time.monotonic()
         self._bar.start()
         self._line = self._bar.add_task(
-            self.title, total=self.num_steps, completed=self.start, rate=0.0, loss=float("nan")
+            self.title, total=self.num_steps, completed=self.start, rate="     –", loss="–"
         )
         return self
 
@@ -78,7 +78,7 @@ class TrainingProgress:
         """``step`` steps are done and the last loss was ``loss``."""
         now = time.monotonic()
         rate = (step - self.start) * self.batch_size / max(now - self._began, 1e-9)
-        self._bar.update(self._line, completed=step, rate=rate, loss=loss)
+        self._bar.update(self._line, completed=step, rate=f"{rate:>6.0f}", loss=f"{loss:.3f}")
         if self.shown and self._bar.disable and now - self._spoke > self.every_seconds:
             left = (self.num_steps - step) * self.batch_size / max(rate, 1e-9)
             console.print(
