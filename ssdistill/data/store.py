@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -156,7 +157,9 @@ def open_store(
     root = Path(root)
     limits = [] if max_pixels == MAX_PIXELS else [["max_pixels", max_pixels]]
     folder = _folder(source, raw, split, image_size, root, limits)
-    with pixel_limit(max_pixels):
+    with pixel_limit(max_pixels), warnings.catch_warnings():
+        # Damaged EXIF, odd palettes: either the picture is read or it is listed as bad.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
         values = None
         # Of deep pictures, the window is part of the name: this one has been looked at.
         if not (folder / CHECKSUMS).exists():

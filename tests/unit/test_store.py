@@ -5,6 +5,7 @@ import os
 import shutil
 import threading
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -317,3 +318,16 @@ def test_a_store_larger_than_the_disk_is_refused_before_anything_is_written(tmp_
 def test_a_size_that_no_network_takes_is_refused_where_it_is_written(size):
     with pytest.raises(ValueError, match="image_size"):
         SOURCES.schema("digits")(image_size=size)
+
+
+def test_pillow_says_nothing_of_a_damaged_picture(tmp_path):
+    """Whether a TIFF has more than 8 bits is asked before it is decoded."""
+    (tmp_path / "set").mkdir()
+    for number in range(30):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / "set" / f"{number}.png")
+    (tmp_path / "set" / "x.png").write_bytes(b"II*\0\x08\0\0\0")
+    folder = Folder(path=str(tmp_path / "set"), test_fraction=0)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        store = open_store(folder, "train", 8, tmp_path / "stores")
+    assert [name for name, _ in store.bad] == ["x.png"] and not said
