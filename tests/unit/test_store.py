@@ -331,3 +331,24 @@ def test_pillow_says_nothing_of_a_damaged_picture(tmp_path):
         warnings.simplefilter("always")
         store = open_store(folder, "train", 8, tmp_path / "stores")
     assert [name for name, _ in store.bad] == ["x.png"] and not said
+
+
+DAMAGES = {
+    "a pipe": (os.mkfifo, "is no regular file"),
+    "a device": (lambda path: path.symlink_to("/dev/zero"), "is no regular file"),
+    "a folder": (os.mkdir, "is no regular file"),
+    "nesting": (lambda path: path.write_text("[" * 200_000), "is damaged"),
+    "no text": (lambda path: path.write_bytes(b"\xff\xfe"), "is damaged"),
+}
+
+
+@pytest.mark.parametrize("name", ["images.npy", "store.json", "checksums.json"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_whatever_stands_in_place_of_a_stores_file_is_told(tmp_path, name, damage):
+    path = open_store(Digits(), "test", 8, tmp_path).folder / name
+    path.unlink()
+    make, message = DAMAGES[damage]
+    make(path)
+    with pytest.raises(UserError, match=f"{message}.*delete it, it is made again") as caught:
+        open_store(Digits(), "test", 8, tmp_path)
+    assert str(path.parent) in str(caught.value) and "\n" not in str(caught.value)
