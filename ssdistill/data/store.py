@@ -14,6 +14,8 @@ import json
 import logging
 import os
 import shutil
+import stat
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -29,13 +31,15 @@ from ssdistill.data.settings import MAX_PIXELS
 from ssdistill.data.splits import RawSplit, Source
 from ssdistill.data.store_writer import fingerprint_of, refuse_bad, write_images
 from ssdistill.data.window import WindowSetting, window_of
-from ssdistill.errors import UserError, shown
+from ssdistill.errors import UserError, one_line, shown
 from ssdistill.files import write_atomically
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
 """Part of every store's key: raise it when the same pictures would be stored differently."""
+LARGEST_JSON = 1 << 30
+"""Bytes; a store of millions of pictures names each of them."""
 IMAGES, META, CHECKSUMS = "images.npy", "store.json", "checksums.json"
 
 
@@ -57,6 +61,7 @@ class Store:
     def __init__(self, folder: Path, source: Source, split: str):
         self.folder, self.source, self.split = folder, source, split
         with _damage_named(folder):
+            _check_files(folder)
             meta = json.loads((folder / META).read_text())
             _verify(folder, meta)
             self.images: np.ndarray = np.load(folder / IMAGES, mmap_mode="r")
@@ -90,11 +95,30 @@ class Store:
 def _damage_named(folder: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+    except (
+        OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, MemoryError
+    ) as error:  # fmt: skip
+        reason = f"no {error}" if isinstance(error, KeyError) else one_line(error)
         raise UserError(
             f"image store {folder} is damaged ({reason}); delete it, it is made again"
         ) from error
+
+
+def _check_files(folder: Path) -> None:
+    """Nothing but regular files is opened: a pipe would be waited for, a device has no end.
+
+    Raises:
+        OSError, ValueError: what is wrong.
+    """
+    for name in (META, IMAGES, CHECKSUMS):
+        path = folder / name
+        if name == CHECKSUMS and not os.path.lexists(path):
+            continue
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"{name} is no regular file")
+        if name != IMAGES and status.st_size > LARGEST_JSON:
+            raise ValueError(f"{name} is too large")
 
 
 def _verify(folder: Path, meta: dict) -> None:
@@ -156,7 +180,9 @@ def open_store(
     root = Path(root)
     limits = [] if max_pixels == MAX_PIXELS else [["max_pixels", max_pixels]]
     folder = _folder(source, raw, split, image_size, root, limits)
-    with pixel_limit(max_pixels):
+    with pixel_limit(max_pixels), warnings.catch_warnings():
+        # Damaged EXIF, odd palettes: either the picture is read or it is listed as bad.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
         values = None
         # Of deep pictures, the window is part of the name: this one has been looked at.
         if not (folder / CHECKSUMS).exists():

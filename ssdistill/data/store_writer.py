@@ -3,7 +3,6 @@
 import hashlib
 import os
 import time
-import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any
@@ -141,9 +140,7 @@ def _chunks(raw: RawSplit, squarer: Squarer) -> Iterator[tuple[range, list[np.nd
     length = max(8 * workers, min(CHUNK_IMAGES, CHUNK_BYTES // (size * size * 3)))
     array = raw.array()
     as_they_are = array is not None and array.shape[1:] == (size, size, 3)
-    with ThreadPoolExecutor(workers) as pool, warnings.catch_warnings():
-        # Damaged EXIF, odd palettes: either the picture is read or it is listed as bad.
-        warnings.filterwarnings("ignore", module=r"PIL\.")
+    with ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(raw), length):
             rows = range(start, min(start + length, len(raw)))
             if as_they_are:

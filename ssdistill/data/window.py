@@ -107,7 +107,9 @@ def _path(source: Source, raw: RawSplit, split: str, root: Path) -> Path:
 
 def _remembered(path: Path, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
     """What was measured before, or is now; a folder that cannot be written to is no matter."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        if not path.is_file():
+            raise FileNotFoundError(path)
         values = json.loads(path.read_text())
         return {end: float(values[end]) for end in ("low", "high")}
     values = measure()

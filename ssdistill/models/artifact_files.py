@@ -7,7 +7,7 @@ from typing import Any
 
 from ssdistill.errors import UserError
 from ssdistill.files import write_atomically
-from ssdistill.models.description import DESCRIPTION, FORMAT, read_description
+from ssdistill.models.description import DESCRIPTION, FORMAT, REMEDY, read_description
 
 ONNX_WEIGHTS = "model.onnx"
 PROJECTOR_WEIGHTS = "projector.safetensors"
@@ -132,6 +132,6 @@ def read_checked(path: Path, expected: str) -> bytes:
     if found != expected:
         raise UserError(
             f"{path} is damaged or not the file of its {DESCRIPTION}: "
-            f"sha256 {found[:12]}…, expected {expected[:12]}…"
+            f"sha256 {found[:12]}…, expected {expected[:12]}…; {REMEDY}"
         )
     return content

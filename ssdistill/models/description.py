@@ -17,6 +17,8 @@ DESCRIPTION = "model.json"
 TORCH_WEIGHTS, CODED_WEIGHTS = "model.safetensors", "model.coded.safetensors"
 LARGEST_DESCRIPTION = 2**26
 """Bytes; the longest lists in it are the channels that a pruned network still has."""
+SMALLEST_DEVIATION = 1e-6
+"""Images are divided by it."""
 LARGEST_SIDE, LARGEST_COUNT = 2**15, 2**31 - 1
 REMEDY = "copy the model's folder again from where it came, or save the model again"
 
@@ -34,7 +36,7 @@ Width = Annotated[int, Field(gt=0, le=LARGEST_COUNT)]
 Side = Annotated[int, Field(gt=0, le=LARGEST_SIDE)]
 Few = Annotated[int, Field(ge=0, le=LARGEST_STEM)]
 Statistics = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
-Deviation = Annotated[FiniteFloat, Field(ge=0)]
+Deviation = Annotated[FiniteFloat, Field(ge=SMALLEST_DEVIATION)]
 Deviations = tuple[Deviation, Deviation, Deviation]
 
 

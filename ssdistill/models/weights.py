@@ -105,3 +105,5 @@ def _check_keys(model: Model, state: dict[str, Tensor]) -> None:
             raise UserError(f"tensor '{key}' has shape {shapes}")
         if ours.is_floating_point() != state[key].is_floating_point():
             raise UserError(f"tensor '{key}' holds {state[key].dtype}, the network {ours.dtype}")
+        if ours.is_floating_point() and ours.isfinite().all() and not state[key].isfinite().all():
+            raise UserError(f"tensor '{key}' has numbers that are NaN or infinite")

@@ -14,6 +14,7 @@ import torch
 from torch.export import ExportedProgram
 
 from ssdistill.errors import UserError
+from ssdistill.models.description import REMEDY
 from ssdistill.models.model import Model
 from ssdistill.runtimes import Runtime, RuntimeModel
 from ssdistill.runtimes.compiled_here import is_known, remember
@@ -89,7 +90,7 @@ def _check_machine(path: Path, needs: dict[str, Any]) -> None:
     """Refuse what this processor cannot run: it would end the process without a message."""
     machine, instructions = needs.get("AOTI_MACHINE"), str(needs.get("AOTI_CPU_ISA", "")).split()
     if machine is None:
-        raise UserError(f"AOTInductor cannot open {path}: it is no package for a CPU")
+        raise UserError(f"AOTInductor cannot open {path}: it is no package for a CPU; {REMEDY}")
     ours = torch.backends.cpu.get_cpu_capability()
     has = LEVELS[: LEVELS.index(ours) + 1] if ours in LEVELS else (ours,)
     lacking = [name for name in instructions if name in LEVELS and name not in has]

@@ -11,6 +11,7 @@ import torch
 from torch.export import ExportedProgram
 
 from ssdistill.errors import UserError
+from ssdistill.models.description import REMEDY
 from ssdistill.models.model import Model
 from ssdistill.runtimes import Runtime, RuntimeModel
 from ssdistill.runtimes.torch_export import unreadable
@@ -45,7 +46,9 @@ class PteModel(RuntimeModel):
 
         content = self.path.read_bytes()
         if content[4:8] not in IDENTIFIERS:
-            raise UserError(f"ExecuTorch cannot open {self.path}: it is no ExecuTorch program")
+            raise UserError(
+                f"ExecuTorch cannot open {self.path}: it is no ExecuTorch program; {REMEDY}"
+            )
         try:
             with _hushed():
                 _resize_pool(threads)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ssdistill.errors import UserError
+from ssdistill.errors import UserError, shortened
 
 WORDS = frozenset(
     ("Symbol", "positive", "integer", "nonnegative", "True", "False", "FloorDiv", "Where", "Mod",
@@ -94,13 +94,21 @@ def check_sizes(path: Path, members: list[zipfile.ZipInfo], size: int) -> None:
             why = "is compressed or encrypted" if packed or member.flag_bits & 1 else (
                 f"claims {member.file_size} bytes in a file of {size}"
             )  # fmt: skip
-            raise UserError(f"{path} is refused: '{member.filename}' {why}")
+            raise UserError(
+                f"{path} is refused: '{shortened(member.filename)}' {why}; export the model again"
+            )
     if sum(member.file_size for member in members) > size:
-        raise UserError(f"{path} is refused: its members claim more bytes than the file has")
+        raise UserError(
+            f"{path} is refused: its members claim more bytes than the file has; export the model "
+            "again"
+        )
 
 
 def _refused(path: Path, found: str) -> UserError:
-    return UserError(f"{path} is refused: {found} would be run as it is opened")
+    return UserError(
+        f"{path} is refused: {shortened(found, 120)} would be run as it is opened; export the "
+        "model again with ssdistill"
+    )
 
 
 def _what_would_run(name: str, content: bytes) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ssdistill.errors import UserError
+from ssdistill.models.description import REMEDY
 
 CONTEXT = "EPContext"
 """Operator that holds, or names, a library's own compiled form of a network."""
@@ -25,10 +26,12 @@ def check_onnx(path: Path) -> None:
     except Exception as error:  # protobuf's, which shares no base class with onnx's
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"ONNX Runtime cannot open {path}: it is no ONNX model ({reason})"
+            f"ONNX Runtime cannot open {path}: it is no ONNX model ({reason}); {REMEDY}"
         ) from error
     if not model.graph.node and not model.graph.output:
-        raise UserError(f"ONNX Runtime cannot open {path}: it is no ONNX model (it has no graph)")
+        raise UserError(
+            f"ONNX Runtime cannot open {path}: it is no ONNX model (it has no graph); {REMEDY}"
+        )
     for node, tensors in _nodes_and_tensors(model):
         if node is not None and node.op_type == CONTEXT:
             raise UserError(f"{path} is refused: operator {CONTEXT} '{node.name}' is compiled code")

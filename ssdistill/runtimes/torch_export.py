@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch.export import ExportedProgram
 
-from ssdistill.errors import UserError
+from ssdistill.errors import UserError, shortened
+from ssdistill.models.description import REMEDY
 from ssdistill.models.model import Model
 from ssdistill.runtimes import Runtime, RuntimeModel
 from ssdistill.runtimes.exported_archive import checked_archive
@@ -65,7 +66,7 @@ def input_of(program: ExportedProgram) -> tuple[tuple[int | None, ...], np.dtype
 def unreadable(path: Path, reader: str, error: BaseException) -> UserError:
     """One line for whatever a reader says of a damaged file."""
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return UserError(f"{reader} cannot open {path}: {reason}")
+    return UserError(f"{reader} cannot open {path}: {shortened(reason, 150)}; {REMEDY}")
 
 
 def save_program(program: ExportedProgram, path: Path) -> None:

@@ -161,13 +161,21 @@ def test_a_description_that_is_none_is_refused(tmp_path, text):
         load(tmp_path)
 
 
-@pytest.mark.parametrize("version", [FORMAT + 1, 0, str(FORMAT), None])
-def test_a_description_of_another_format_is_refused_by_its_format(tmp_path, version):
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [
+        (FORMAT + 1, rf"model\.json has format {FORMAT + 1}, this version reads"),
+        (0, r"model\.json has format 0, this version reads"),
+        (str(FORMAT), "the format in .* is not valid .format: input should be a valid integer"),
+        (None, "the format in .* is not valid .format: input should be a valid integer"),
+    ],
+)
+def test_a_description_of_another_format_is_refused_by_its_format(tmp_path, version, message):
     save_encoder(encoder_of(), tmp_path)
     path = tmp_path / "model.json"
     description = json.loads(path.read_text()) | {"format": version}
     path.write_text(json.dumps(description))
-    with pytest.raises(UserError, match=rf"model\.json has format {version}, this version reads"):
+    with pytest.raises(UserError, match=message):
         load(tmp_path)
 
 

@@ -179,7 +179,7 @@ def test_a_row_pretrained_in_another_way_drops_what_only_the_former_method_knew(
         "teacher.encoder.stem_stride=65",
         "teacher.encoder.stem_padding=1000",
         "teacher.encoder.name=" + "x" * 129,
-        "seeds=[" + "1," * 1001 + "]",
+        f"seeds={list(range(1001))}",
         "data.image_size=8193",
     ],
 )

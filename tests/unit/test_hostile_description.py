@@ -235,3 +235,24 @@ def test_what_a_file_calls_its_arguments_stays_on_one_printable_line(changed, ke
     with pytest.raises(UserError) as caught:
         load(changed(f"spec.args.{key}", 1))
     assert str(caught.value).isprintable() and len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused_by_name(saved, tmp_path, value):
+    folder = tmp_path / "model"
+    shutil.copytree(saved[0], folder)
+    path = folder / "model.safetensors"
+    state = safetensors.torch.load_file(path)
+    state["bn1.running_var"][0] = value
+    safetensors.torch.save_file(state, path)
+    description = json.loads((folder / "model.json").read_text())
+    description["sha256"] = sha256_of({path.name: path.read_bytes()})
+    (folder / "model.json").write_text(json.dumps(description))
+    with pytest.raises(UserError, match=r"'bn1\.running_var' has numbers that are NaN or infinite"):
+        load(folder)
+
+
+@pytest.mark.parametrize("value", [0, 1e-320])
+def test_images_are_not_divided_by_nothing(changed, value):
+    with pytest.raises(UserError, match=r"spec\.std\.1"):
+        load(changed("spec.std", [0.2, value, 0.2]))

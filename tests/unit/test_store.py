@@ -5,6 +5,7 @@ import os
 import shutil
 import threading
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -317,3 +318,37 @@ def test_a_store_larger_than_the_disk_is_refused_before_anything_is_written(tmp_
 def test_a_size_that_no_network_takes_is_refused_where_it_is_written(size):
     with pytest.raises(ValueError, match="image_size"):
         SOURCES.schema("digits")(image_size=size)
+
+
+def test_pillow_says_nothing_of_a_damaged_picture(tmp_path):
+    """Whether a TIFF has more than 8 bits is asked before it is decoded."""
+    (tmp_path / "set").mkdir()
+    for number in range(30):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / "set" / f"{number}.png")
+    (tmp_path / "set" / "x.png").write_bytes(b"II*\0\x08\0\0\0")
+    folder = Folder(path=str(tmp_path / "set"), test_fraction=0)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        store = open_store(folder, "train", 8, tmp_path / "stores")
+    assert [name for name, _ in store.bad] == ["x.png"] and not said
+
+
+DAMAGES = {
+    "a pipe": (os.mkfifo, "is no regular file"),
+    "a device": (lambda path: path.symlink_to("/dev/zero"), "is no regular file"),
+    "a folder": (os.mkdir, "is no regular file"),
+    "nesting": (lambda path: path.write_text("[" * 200_000), "is damaged"),
+    "no text": (lambda path: path.write_bytes(b"\xff\xfe"), "is damaged"),
+}
+
+
+@pytest.mark.parametrize("name", ["images.npy", "store.json", "checksums.json"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_whatever_stands_in_place_of_a_stores_file_is_told(tmp_path, name, damage):
+    path = open_store(Digits(), "test", 8, tmp_path).folder / name
+    path.unlink()
+    make, message = DAMAGES[damage]
+    make(path)
+    with pytest.raises(UserError, match=f"{message}.*delete it, it is made again") as caught:
+        open_store(Digits(), "test", 8, tmp_path)
+    assert str(path.parent) in str(caught.value) and "\n" not in str(caught.value)
