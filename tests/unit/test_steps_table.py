@@ -57,7 +57,7 @@ def test_seeds_are_averaged():
 
 def test_a_step_that_a_gate_left_out_is_marked_and_explained():
     cells, caption = row(record(**{"compress/accepted": 0}))
-    assert cells["model"] == "pruned *" and "a gate left the step out" in caption
+    assert cells["model"] == "pruned\N{NO-BREAK SPACE}*" and "a gate left the step out" in caption
 
 
 def test_without_compression_there_is_no_table():
