@@ -333,7 +333,10 @@ def campaign(
 def machine() -> dict:
     """Commit, hardware and versions."""
     commit = subprocess.run(
-        ["git", "rev-parse", "--short=8", "HEAD"], capture_output=True, text=True, check=False
+        ["git", "describe", "--always", "--dirty", "--abbrev=8", "--exclude=*"],
+        capture_output=True,
+        text=True,
+        check=False,
     ).stdout.strip()
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
@@ -361,7 +364,10 @@ def _arguments() -> argparse.Namespace:
 def main() -> int:
     """Run the campaign; 1 if anything failed."""
     options = _arguments()
-    failed = 0
+    failed, facts = (
+        0,
+        machine(),
+    )  # of the code that is about to run, whatever is committed meanwhile
     for family in [options.family] if options.family else list(COUNTS):
         first = options.first if options.only is None else options.only
         count = 1 if options.only is not None else options.count or COUNTS[family]
@@ -373,7 +379,7 @@ def main() -> int:
         failed += len(result["failures"])
         if options.out:
             with options.out.open("a") as file:
-                file.write(json.dumps(result | machine()) + "\n")
+                file.write(json.dumps(result | facts) + "\n")
     return int(failed > 0)
 
 
