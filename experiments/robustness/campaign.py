@@ -18,7 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
@@ -29,55 +30,107 @@ import damages
 import mutations
 import tiny
 import wrong_inputs
-from forked import Outcome, copy_tree, quiet_cli, run_case
+from forked import Outcome, copy_tree, quiet_cli, run_batch, run_case
+from shared import import_everything, share_exports
 
 COUNTS = {"configs": 10_000, "inputs": 500, "runs": 300, "kills": 100}
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+BATCH = 100
+"""Configs that one child loads."""
+MUTANT = ".mutant-"
+PLANNED_OF = 10
+"""One config of so many is planned, if it loads; those of the quickstart always."""
 PROGRESS = 50
 """Cases between two lines that say how far it is."""
 LOAD_SECONDS, PLAN_SECONDS, RUN_SECONDS = 20, 120, 300
+SCRATCH = "/dev/shm" if os.path.isdir("/dev/shm") and "TMPDIR" not in os.environ else None
+"""In memory, where fsync waits for no disk."""
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
 Case = tuple[str, Outcome]
 """What was tried, in words, and how it ended."""
 
 
-def try_config(number: int, seed: int, scratch: Path) -> Case:
-    """A mutated config is loaded and, where its data is at hand, planned."""
-    rng = random.Random(f"configs {seed} {number}")
-    files = mutations.configs(CONFIGS)
-    file = files[number % len(files)]
-    drawn = mutations.draw(rng)
-    outcome = _load(file, drawn, scratch)
-    if outcome.verdict != "fine":
-        for mutation in list(drawn):
-            fewer = [m for m in drawn if m != mutation]
-            again = _load(file, fewer, scratch)
-            if again.verdict == outcome.verdict:
-                drawn, outcome = fewer, again
-    return f"{file.relative_to(CONFIGS)} {drawn}", outcome
+def try_configs(numbers: range, seed: int, scratch: Path) -> Iterator[Case]:
+    """Mutated configs are loaded; of those that can be, some are planned."""
+    folder = scratch / "configs"
+    if not folder.exists():
+        # A mutant lies beside its original: most configs extend others by a relative path.
+        shutil.copytree(CONFIGS, folder)
+        tiny.write_experiment(scratch)
+
+    def load(number: int) -> tuple[int, str]:
+        return _load(_write_mutant(*_drawn(folder, number, seed)))
+
+    for start in range(numbers.start, numbers.stop, BATCH):
+        batch = range(start, min(start + BATCH, numbers.stop))
+        for number, outcome in run_batch(load, batch, LOAD_SECONDS):
+            file, drawn = _drawn(folder, number, seed)
+            if outcome.status == 0 and _is_planned(file, number):
+                outcome = _try_alone(file, drawn, plan=True)
+            if outcome.verdict != "fine":
+                drawn, outcome = _fewest(file, drawn, outcome)
+            yield f"{file.relative_to(folder)} {drawn}", outcome
 
 
-def _load(file: Path, drawn: list[mutations.Mutation], scratch: Path) -> Outcome:
-    config = scratch / f"mutant-{os.getpid()}.yaml"
+def _drawn(folder: Path, number: int, seed: int) -> tuple[Path, list[mutations.Mutation]]:
+    files = [f for f in mutations.configs(folder) if not f.name.startswith(MUTANT)]
+    return files[number % len(files)], mutations.draw(random.Random(f"configs {seed} {number}"))
+
+
+def _is_planned(file: Path, number: int) -> bool:
+    """Whether a config that loads is also tried as ``--dry-run``, which takes seconds."""
+    return file.name == "quickstart.yaml" or number % PLANNED_OF == 0
+
+
+def _write_mutant(file: Path, drawn: list[mutations.Mutation]) -> Path:
+    config = file.with_name(f"{MUTANT}{os.getpid()}.yaml")
     config.write_bytes(mutations.mutate(file.read_text(), drawn))
+    return config
+
+
+def _load(config: Path) -> tuple[int, str]:
+    from ssdistill.config import load_experiment
+    from ssdistill.errors import UserError
+
+    try:
+        load_experiment(config)
+    except UserError as error:
+        return 2, f"error: {error}"
+    finally:
+        config.unlink()
+    return 0, ""
+
+
+def _try_alone(file: Path, drawn: list[mutations.Mutation], plan: bool) -> Outcome:
+    """One mutant in a child of its own; planned on a few images where its own are not at hand."""
+    scratch = next(p for p in file.parents if p.name == "configs").parent
+    config = _write_mutant(file, drawn)
+    own = "kind: digits" in config.read_text("utf-8", "replace")
+    data = [] if own else [f"data={{kind: npz, path: {scratch / 'data.npz'}}}"]
+    words = ["run", str(config), "--dry-run", "--runs", str(scratch / "runs"), *data]
 
     def load() -> int:
-        from ssdistill.config import load_experiment
-        from ssdistill.errors import UserError
+        status, text = _load(config)
+        print(text)
+        return status
 
-        try:
-            experiment, _ = load_experiment(config)
-        except UserError as error:
-            print(f"error: {error}")
-            return 2
-        small = experiment.data.kind == "digits" and experiment.data.image_size in (None, 16)
-        words = ["run", str(config), "--dry-run", "--runs", str(scratch / "runs")]
-        return quiet_cli(words) if small else 0
+    try:
+        return run_case((lambda: quiet_cli(words)) if plan else load, PLAN_SECONDS)
+    finally:
+        config.unlink(missing_ok=True)
 
-    return run_case(
-        load, PLAN_SECONDS if "digits" in config.read_text("utf-8", "replace") else LOAD_SECONDS
-    )
+
+def _fewest(
+    file: Path, drawn: list[mutations.Mutation], outcome: Outcome
+) -> tuple[list[mutations.Mutation], Outcome]:
+    """Without the mutations that a failure does not need."""
+    for mutation in list(drawn):
+        fewer = [m for m in drawn if m != mutation]
+        again = _try_alone(file, fewer, plan=True)
+        if again.verdict == outcome.verdict:
+            drawn, outcome = fewer, again
+    return drawn, outcome
 
 
 def try_input(number: int, seed: int, scratch: Path) -> Case:
@@ -176,9 +229,11 @@ def try_kill(number: int, seed: int, scratch: Path) -> Case:
         words = ["run", str(scratch / "tiny.yaml"), *tiny.TRAINING, "--runs", str(root)]
         done = []
         for _ in range(rng.choice((1, 1, 2, 3))):
-            kill = rng.uniform(0.02, 1.1) * seconds, rng.choice(SIGNALS)
-            done.append(f"{kill[1].name} after {kill[0]:.2f} s")
+            kill = rng.uniform(0.01, 0.98) * seconds, rng.choice(SIGNALS)
             outcome = run_case(lambda: quiet_cli(words), RUN_SECONDS, kill)
+            if outcome.verdict == "fine" and outcome.status == 0:
+                break  # what earlier kills had left to do was done before this one
+            done.append(f"{kill[1].name} after {kill[0]:.2f} s")
             if outcome.verdict != "fine":
                 return "; ".join(done), outcome
         outcome = run_case(lambda: quiet_cli(words), RUN_SECONDS)
@@ -192,28 +247,43 @@ def try_kill(number: int, seed: int, scratch: Path) -> Case:
 
 
 def _uninterrupted(scratch: Path) -> tuple[dict[str, str], float]:
-    """Weights of a run that nothing interrupts, and the seconds it takes; made once."""
+    """Weights of a run that nothing interrupts, and the seconds it computes; made once."""
     root, kept = scratch / "uninterrupted", scratch / "uninterrupted.json"
     if not kept.exists():
         config = tiny.write_experiment(scratch)
         words = ["run", str(config), *tiny.TRAINING, "--runs", str(root)]
         outcome = run_case(lambda: quiet_cli(words), 2 * RUN_SECONDS)
-        # The first run of all waits for files that the system has not read yet.
-        again = [*words[:-1], str(scratch / "uninterrupted again")]
-        outcome = run_case(lambda: quiet_cli(again), 2 * RUN_SECONDS)
+        # The first run of all writes what later ones find: exports, and files in memory.
+        again, took = [*words[:-1], str(scratch / "uninterrupted again")], scratch / "seconds"
+
+        def timed() -> int:
+            began = time.process_time()
+            status = quiet_cli(again)
+            took.write_text(str(time.process_time() - began))
+            return status
+
+        outcome = run_case(timed, 2 * RUN_SECONDS)
         if outcome.status != 0:
             raise SystemExit(f"the tiny experiment does not run: {outcome}")
-        kept.write_text(json.dumps([tiny.weights(root), outcome.seconds]))
+        kept.write_text(json.dumps([tiny.weights(root), float(took.read_text())]))
     expected, seconds = json.loads(kept.read_text())
     return expected, seconds
 
 
 FAMILIES: dict[str, Callable[[int, int, Path], Case]] = {
-    "configs": try_config,
     "inputs": try_input,
     "runs": try_damage,
     "kills": try_kill,
 }
+
+
+def cases(family: str, numbers: range, seed: int, scratch: Path) -> Iterator[Case]:
+    """The cases of a family, one after the other."""
+    if family == "configs":
+        yield from try_configs(numbers, seed, scratch)
+    else:
+        for number in numbers:
+            yield FAMILIES[family](number, seed, scratch)
 
 
 def campaign(
@@ -225,15 +295,18 @@ def campaign(
         counts by verdict and by exit status, and every failure.
     """
     import_everything()
-    began, counts, statuses, failures = time.monotonic(), {}, {}, []
-    for number in numbers:
-        if time.monotonic() - began > seconds:
-            break
-        words, outcome = FAMILIES[family](number, seed, scratch)
-        counts[outcome.verdict] = counts.get(outcome.verdict, 0) + 1
-        if sum(counts.values()) % PROGRESS == 0:
-            print(f"  {family}: {counts}, {time.monotonic() - began:.0f} s", flush=True)
-        statuses[str(outcome.status)] = statuses.get(str(outcome.status), 0) + 1
+    share_exports(scratch / "exports")
+    began, counts, statuses, failures = time.monotonic(), Counter(), Counter(), []
+    signals = Counter()
+    for number, (words, outcome) in zip(
+        numbers, cases(family, numbers, seed, scratch), strict=False
+    ):
+        counts[outcome.verdict] += 1
+        statuses[str(outcome.status)] += 1
+        if family == "kills":
+            signals.update(word for word in words.split() if word.startswith("SIG"))
+        if counts.total() % PROGRESS == 0:
+            print(f"  {family}: {dict(counts)}, {time.monotonic() - began:.0f} s", flush=True)
         if outcome.verdict != "fine":
             failure = {"case": number, "tried": words, **asdict(outcome)}
             failure["text"] = outcome.text[-3000:]
@@ -242,58 +315,28 @@ def campaign(
                 f"{family} {number}: {outcome.verdict}: {words}\n{outcome.text[-1500:]}\n",
                 flush=True,
             )
+        if time.monotonic() - began > seconds:
+            break
     return {
         "family": family,
         "seed": seed,
         "first": numbers.start,
-        "cases": sum(counts.values()),
-        "verdicts": counts,
-        "statuses": statuses,
+        "cases": counts.total(),
+        "verdicts": dict(counts),
+        "statuses": dict(statuses),
+        **({"signals": dict(signals)} if signals else {}),
         "failures": failures,
         "seconds": round(time.monotonic() - began, 1),
     }
 
 
-def import_everything() -> None:
-    """So that a child needs to import nothing; a parent with running threads must not fork."""
-    import torch
-
-    torch.set_num_threads(1)
-    os.environ["WANDB_MODE"] = "disabled"
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    import onnxruntime  # noqa: F401
-    import sklearn.datasets  # noqa: F401
-    import torchvision  # noqa: F401
-
-    import ssdistill.chain.run
-    import ssdistill.cli
-    import ssdistill.config  # noqa: F401
-    from ssdistill.registry import LOSSES, METHODS, PROTOCOLS, SOURCES, STEPS, TEACHERS
-
-    for registry in (LOSSES, METHODS, PROTOCOLS, SOURCES, STEPS, TEACHERS):
-        _ = registry.classes
-    _time_once()
-
-
-def _time_once() -> None:
-    """Latencies are measured in one round: here nobody reads them, and rounds take seconds."""
-    import functools
-
-    from ssdistill.measure import latency
-
-    whole = latency.take_turns
-
-    @functools.wraps(whole)
-    def one_round(calls, rounds, *more, **named):
-        return whole(calls, 1, *more, **named)
-
-    latency.take_turns = one_round
-
-
 def machine() -> dict:
     """Commit, hardware and versions."""
     commit = subprocess.run(
-        ["git", "rev-parse", "--short=8", "HEAD"], capture_output=True, text=True, check=False
+        ["git", "describe", "--always", "--dirty", "--abbrev=8", "--exclude=*"],
+        capture_output=True,
+        text=True,
+        check=False,
     ).stdout.strip()
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
@@ -308,7 +351,7 @@ def machine() -> dict:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--family", choices=list(FAMILIES), help="one of them (all)")
+    parser.add_argument("--family", choices=list(COUNTS), help="one of them (all)")
     parser.add_argument("--count", type=int, help="cases of each family")
     parser.add_argument("--first", type=int, default=0, help="number of the first case (0)")
     parser.add_argument("--only", type=int, help="number of the one case to repeat")
@@ -321,19 +364,22 @@ def _arguments() -> argparse.Namespace:
 def main() -> int:
     """Run the campaign; 1 if anything failed."""
     options = _arguments()
-    failed = 0
-    for family in [options.family] if options.family else list(FAMILIES):
+    failed, facts = (
+        0,
+        machine(),
+    )  # of the code that is about to run, whatever is committed meanwhile
+    for family in [options.family] if options.family else list(COUNTS):
         first = options.first if options.only is None else options.only
         count = 1 if options.only is not None else options.count or COUNTS[family]
         print(f"{family}: seed {options.seed}, cases {first} to {first + count - 1}", flush=True)
-        with tempfile.TemporaryDirectory(prefix="robustness-") as scratch:
+        with tempfile.TemporaryDirectory(prefix="robustness-", dir=SCRATCH) as scratch:
             numbers = range(first, first + count)
             result = campaign(family, numbers, options.seed, Path(scratch), options.seconds)
         print(f"{family}: {result['verdicts']} in {result['seconds']} s", flush=True)
         failed += len(result["failures"])
         if options.out:
             with options.out.open("a") as file:
-                file.write(json.dumps(result | machine()) + "\n")
+                file.write(json.dumps(result | facts) + "\n")
     return int(failed > 0)
 
 

@@ -14,7 +14,7 @@ from ssdistill.settings import Settings
 
 def encoder_config(workspace: Workspace, settings: EncoderSettings) -> dict[str, Any]:
     """A network at its initial weights."""
-    spec = workspace.build(settings).spec.model_dump(mode="json")
+    spec = workspace.spec(settings).model_dump(mode="json")
     return spec | {"pretrained": settings.pretrained}
 
 

@@ -26,7 +26,7 @@ from ssdistill.experiment import Experiment
 from ssdistill.files import write_atomically
 from ssdistill.models.artifact_files import read_checked
 from ssdistill.models.artifacts import load
-from ssdistill.models.backbones import Encoder, EncoderSettings, build_encoder
+from ssdistill.models.backbones import Encoder, EncoderSettings, EncoderSpec, build_encoder
 from ssdistill.models.description import read_description
 from ssdistill.models.trial import REFUSALS, one_line
 from ssdistill.record.run import RUN_FILE
@@ -66,6 +66,7 @@ class Workspace:
     test: Store
     classes: str | None = None
     warnings: list[str] = field(default_factory=list)
+    _specs: dict[str, EncoderSpec] = field(default_factory=dict)
 
     @property
     def image_size(self) -> int:
@@ -138,6 +139,13 @@ class Workspace:
     def build(self, settings: EncoderSettings) -> Encoder:
         """A fresh encoder with the training images' statistics."""
         return build_encoder(settings, self.image_size, self.train.mean, self.train.std)
+
+    def spec(self, settings: EncoderSettings) -> EncoderSpec:
+        """What describes that encoder; a network is built for it once."""
+        key = settings.model_dump_json()
+        if key not in self._specs:
+            self._specs[key] = self.build(settings).spec
+        return self._specs[key]
 
     def encoder(self, stage: Stage) -> Encoder:
         """The encoder a finished stage made, in eval mode.

@@ -13,7 +13,13 @@ from ssdistill.errors import UserError
 from ssdistill.files import disk_errors, drop_half_line, write_atomically
 from ssdistill.record.metrics_file import METRICS_FILE, read_metrics
 from ssdistill.record.provenance import provenance
-from ssdistill.record.run_record import RUN_FILE, RunRecord, Status, load_run
+from ssdistill.record.run_record import (
+    RUN_FILE,
+    RunRecord,
+    Status,
+    checksum_of,
+    load_run,
+)
 
 __all__ = ["METRICS_FILE", "RUN_FILE", "Run", "RunRecord", "load_run", "numbers", "read_metrics"]
 
@@ -106,10 +112,13 @@ class Run:
     def save(self) -> None:
         """Write run.json with the time spent so far (also worth calling at each checkpoint)."""
         spent = self._wall_before + time.monotonic() - self._opened
-        self.record = replace(self.record, wall_seconds=round(spent, 3))
+        self.record = replace(self.record, wall_seconds=round(spent, 3), checksum="")
         # default=str: a config may hold a Path or an enum, which a record shows as text.
-        text = json.dumps(asdict(self.record), indent=1, default=str) + "\n"
-        write_atomically(self.folder / RUN_FILE, text)
+        content = json.loads(json.dumps(asdict(self.record), default=str))
+        if self.record.status == "finished":
+            content["checksum"] = checksum_of(content)
+            self.record = replace(self.record, checksum=content["checksum"])
+        write_atomically(self.folder / RUN_FILE, json.dumps(content, indent=1) + "\n")
 
     def _change(self, **facts: Any) -> None:
         self.record = replace(self.record, **facts)

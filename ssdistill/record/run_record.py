@@ -1,5 +1,6 @@
 """What run.json holds, and reading it: of this version and of those before."""
 
+import hashlib
 import json
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -33,6 +34,8 @@ class RunRecord:
         parents: by role (``teacher``, ``student``), e.g. ``{"digest": …, "sha256": …}``.
         artifacts: by name, ``{"file": relative path, "sha256": …}``.
         metrics: the final numbers; reason: why it failed or stopped.
+        checksum: sha256 of everything else, see :func:`checksum_of`; empty until it is finished,
+            and in records of versions that had none.
     """
 
     stage: str
@@ -56,6 +59,13 @@ class RunRecord:
     config: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
+    checksum: str = ""
+
+
+def checksum_of(content: dict[str, Any]) -> str:
+    """sha256, in hexadecimal, of what run.json holds beside its checksum, in whatever order."""
+    rest = {key: value for key, value in content.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def load_run(folder: Path | str) -> RunRecord:
@@ -72,6 +82,8 @@ def load_run(folder: Path | str) -> RunRecord:
             f"{path}: schema {schema!r}, this version reads 1 to {SCHEMA}; "
             f"install the ssdistill that wrote it, or {_remedy(path)}"
         )
+    if content.get("checksum", "") not in ("", checksum_of(content)):
+        raise UserError(f"{path}: not what was written (other checksum); {_remedy(path)}")
     for version in range(schema, SCHEMA):
         content = UPGRADES[version](content)
     known = {f.name for f in fields(RunRecord)}
@@ -199,3 +211,4 @@ class _Content(_Part):
     artifacts: dict[str, _Artifact] = {}
     config: dict[str, Any] = {}
     provenance: _Provenance = _Provenance()
+    checksum: str = ""

@@ -183,7 +183,7 @@ def test_a_checkpoint_of_another_architecture_is_refused_by_name(tmp_path):
     ssdistill.run(config, "distill=null", "compress=[]", "evaluate=null", root=root)
     folder = next((root / "stages").glob("pretrain-*/s0"))
     record = json.loads((folder / "run.json").read_text())
-    (folder / "run.json").write_text(json.dumps(record | {"status": "interrupted"}))
+    (folder / "run.json").write_text(json.dumps(record | {"status": "interrupted", "checksum": ""}))
     torch.save(
         {"task": {"x": torch.zeros(1)}, "optimizer": {}, "random": {}, "step": 1, "durations": []},
         folder / "checkpoint.pt",

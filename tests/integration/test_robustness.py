@@ -53,3 +53,45 @@ def test_a_case_that_goes_wrong_is_seen(verdict):
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.split() == [verdict], done.stderr
+
+
+@pytest.mark.parametrize("verdict", CASES)
+def test_of_many_cases_in_one_child_each_is_judged_for_itself(verdict):
+    program = (
+        f"import os, sys, time; sys.path.insert(0, {str(PROGRAM.parent)!r})\n"
+        "from forked import run_batch\n"
+        "def work(number):\n    if number == 3:\n"
+        f"        {CASES[verdict]}{', ' + repr('said') if verdict == 'fine' else ''}\n"
+        "    return 0, 'said'\n"
+        "for number, outcome in run_batch(work, range(2, 6), 1.0):\n"
+        "    print(number, outcome.verdict)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    lines = ["2 fine", f"3 {verdict}", "4 fine", "5 fine"]
+    assert done.stdout.splitlines() == lines, done.stderr
+
+
+def test_a_mutated_config_still_finds_those_it_extends(tmp_path):
+    # Where it does not, every mutant is refused for the same reason.
+    program = (
+        f"import sys; sys.path.insert(0, {str(PROGRAM.parent)!r})\n"
+        "from pathlib import Path\nimport campaign, mutations\n"
+        "mutations.draw = lambda rng: []\ncampaign._is_planned = lambda *_: False\n"
+        f"found = campaign.try_configs(range(200), 0, Path({str(tmp_path)!r}))\n"
+        "print(sum('extends' in outcome.text for _, outcome in found))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.split() == ["0"], done.stderr
+
+
+def test_the_readme_has_the_table_of_the_record():
+    program = (
+        f"import sys; sys.path.insert(0, {str(PROGRAM.parent)!r})\n"
+        "from table import FOLDER, with_table\n"
+        "readme, records = ((FOLDER / n).read_text() for n in ('README.md', 'records.jsonl'))\n"
+        "assert readme == with_table(readme, records)\n"
+        "lines = records.splitlines()\n"
+        "assert readme.partition('<!--')[2].count('\\n| `') == len(lines) > 0"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -96,7 +96,9 @@ def test_rewind_to_the_start_forgets_everything(tmp_path):
 def test_wall_seconds_add_up_over_resumes(tmp_path):
     Run(tmp_path, **FACTS).finish()
     content = json.loads((tmp_path / "run.json").read_text())
-    (tmp_path / "run.json").write_text(json.dumps(content | {"wall_seconds": 100.0}))
+    (tmp_path / "run.json").write_text(
+        json.dumps(content | {"wall_seconds": 100.0, "checksum": ""})
+    )
     Run(tmp_path, **FACTS).finish()
     assert load_run(tmp_path).wall_seconds >= 100.0
 
@@ -388,3 +390,54 @@ def test_true_and_false_are_stored_as_numbers(tmp_path):
     run.finish({"compress/accepted": False})
     assert '"compress/accepted": 1}' in run.metrics_path.read_text()
     assert load_run(tmp_path).metrics == {"compress/accepted": 0}
+
+
+def finished_record(folder):
+    run = Run(folder, **FACTS, name="quickstart", config={"losses": {"a": {"weight": 1.0}}})
+    run.add_artifact("student", "student", "d" * 64)
+    run.finish({"probe/linear/top1": 91.5, "compress/params": 77})
+    return folder / "run.json"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('top1": 91.5', 'top1": 91.4'),
+        ('params": 77', 'params": 78'),
+        ('"seed": 1', '"seed": 0'),
+        ('"weight": 1.0', '"weight": 2.0'),
+        ('"started": "2', '"started": "3'),
+        (' "status": "finished",', ""),
+    ],
+)
+def test_a_finished_record_is_what_was_written(tmp_path, old, new):
+    path = finished_record(tmp_path)
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+    with pytest.raises(UserError, match=r"run\.json: .*checksum.*; move the folder"):
+        load_run(tmp_path)
+
+
+def test_the_order_of_a_record_and_its_blanks_do_not_matter(tmp_path):
+    path = finished_record(tmp_path)
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(dict(reversed(content.items()))))
+    assert load_run(tmp_path).metrics["probe/linear/top1"] == 91.5
+
+
+def test_a_record_of_a_version_without_checksums_is_read(tmp_path):
+    path = finished_record(tmp_path)
+    content = json.loads(path.read_text())
+    assert len(content.pop("checksum")) == 64
+    content["metrics"]["compress/params"] = 78
+    path.write_text(json.dumps(content))
+    assert load_run(tmp_path).metrics["compress/params"] == 78
+
+
+def test_only_a_finished_record_has_a_checksum(tmp_path):
+    path = finished_record(tmp_path)
+    with pytest.raises(ZeroDivisionError), Run(tmp_path, **FACTS):
+        assert json.loads(path.read_text())["checksum"] == ""
+        _ = 1 / 0
+    assert (load_run(tmp_path).status, load_run(tmp_path).checksum) == ("failed", "")
