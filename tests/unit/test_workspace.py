@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from ssdistill.chain.plan import models_of
-from ssdistill.chain.workspace import _check_batches, open_workspace
+from ssdistill.chain.requirements import check_batches
+from ssdistill.chain.workspace import open_workspace
 from ssdistill.config import load_experiment
 from ssdistill.data.views import eval_view
 from ssdistill.errors import UserError
@@ -81,6 +82,7 @@ def test_a_teacher_to_be_trained_is_looked_at_with_its_projector(make_workspace)
     ("change", "key"),
     [
         ("pretrain.batch_size=25", "pretrain"),
+        ("teacher.pretrain={kind: simclr, batch_size: 25}", "teacher.pretrain"),
         ("distill.batch_size=25", "distill"),
         ("compress.1.batch_size=25", "compress.1"),
         ("compare={a: {steps: 1, batch_size: 25}}", "compare.a"),
@@ -90,8 +92,8 @@ def test_a_teacher_to_be_trained_is_looked_at_with_its_projector(make_workspace)
 def test_a_batch_larger_than_the_data_is_refused_by_its_key(make_workspace, change, key):
     workspace = make_workspace(change)
     with pytest.raises(UserError, match=rf"^{key}\.batch_size=25 is more than the 24 training"):
-        _check_batches(workspace.experiment, 24)
-    _check_batches(workspace.experiment, 256)
+        check_batches(workspace.experiment, 24)
+    check_batches(workspace.experiment, 256)
 
 
 def test_the_weights_of_an_encoder_come_from_its_stage(make_workspace, make_encoder):
@@ -105,15 +107,10 @@ def test_the_weights_of_an_encoder_come_from_its_stage(make_workspace, make_enco
 
 
 @pytest.mark.parametrize(
-    ("classes", "evaluate", "refused"),
-    [
-        (("cats",), "evaluate={}", True),
-        (("cats", "dogs"), "evaluate={}", False),
-        (("cats",), "evaluate=null", False),
-        (("",), "evaluate={}", False),
-    ],
+    ("classes", "labels", "warned"),
+    [(("cats",), False, True), (("cats", "dogs"), True, False), (("",), False, False)],
 )
-def test_one_class_is_refused_where_it_would_be_probed(tmp_path, classes, evaluate, refused):
+def test_one_class_is_told_aloud_and_taken_for_no_labels(tmp_path, classes, labels, warned):
     photos = tmp_path / "photos"
     for number in range(12):
         path = photos / classes[number % len(classes)] / f"{number}.png"
@@ -125,10 +122,7 @@ def test_one_class_is_refused_where_it_would_be_probed(tmp_path, classes, evalua
         "teacher: {encoder: {name: resnet10t, stem: small}}\n"
         "pretrain: {kind: simclr, steps: 1, batch_size: 4}\n"
     )
-    experiment, _ = load_experiment(path, [evaluate])
-    if refused:
-        with pytest.raises(UserError, match=r"one class only \(cats\)"):
-            open_workspace(experiment, tmp_path / "runs")
-    else:
-        workspace = open_workspace(experiment, tmp_path / "runs")
-        assert len(workspace.train) + len(workspace.test) == 12
+    workspace = open_workspace(load_experiment(path)[0], tmp_path / "runs")
+    assert len(workspace.train) + len(workspace.test) == 12
+    assert workspace.source.has_labels == labels
+    assert any("one class only (cats)" in line for line in workspace.warnings) == warned
