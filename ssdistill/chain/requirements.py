@@ -8,6 +8,7 @@ from ssdistill.errors import UserError, shortened
 from ssdistill.experiment import Experiment
 from ssdistill.models.trial import check_encodes, one_line
 from ssdistill.sections import NetworkSettings
+from ssdistill.settings import Settings
 from ssdistill.train.fabric import build_fabric
 from ssdistill.train.settings import DeviceSettings
 
@@ -35,11 +36,16 @@ def chosen_stems(workspace: "Workspace") -> list[str]:
     return notices
 
 
+def _teachers(experiment: Experiment) -> dict[str, Settings]:
+    """Every teacher by its key in the config."""
+    several = {f"teachers.{name}": teacher for name, teacher in experiment.teachers.items()}
+    return several or {"teacher": experiment.teacher}
+
+
 def check_networks(workspace: "Workspace") -> None:
     experiment = workspace.experiment
-    networks = {f"teachers.{name}": t for name, t in experiment.teachers.items()}
-    networks = networks or {"teacher": experiment.teacher}
-    for key, network in (networks | {"student": experiment.student}).items():
+    networks = _teachers(experiment) | {"student": experiment.student}
+    for key, network in networks.items():
         if isinstance(network, NetworkSettings):
             try:
                 encoder = workspace.build(network.encoder)
@@ -80,11 +86,8 @@ def check_device(device: DeviceSettings) -> None:
 
 def check_batches(experiment: Experiment, num_images: int) -> None:
     trainings = {"pretrain": experiment.pretrain, "distill": experiment.distill}
-    trainings |= {
-        f"{role}.pretrain": method
-        for role, (_, method) in experiment.pretrained.items()
-        if method is not experiment.pretrain
-    }
+    for key, teacher in _teachers(experiment).items():
+        trainings[f"{key}.pretrain"] = getattr(teacher, "pretrain", None)
     for plan, steps in experiment.all_plans.items():
         key = f"plans.{plan}" if plan else "compress"
         trainings |= {f"{key}.{i}": step for i, step in enumerate(steps)}

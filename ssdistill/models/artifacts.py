@@ -4,6 +4,7 @@ import copy
 import hashlib
 import importlib.metadata
 import platform
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -164,13 +165,11 @@ def _describe_projector(projector: nn.Module | None) -> tuple[bytes | None, dict
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in LIBRARIES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
 
 
 def load_encoder(folder: str | Path) -> Encoder:

@@ -25,7 +25,7 @@ from ssdistill.config import load_experiment
 ROOT = Path(__file__).parents[2]
 FENCE = re.compile(r"(?P<before>[^\n]*)\n```(?P<language>\w*)\n(?P<code>.*?)\n```$", re.M | re.S)
 MARKER = re.compile(r"<!-- (?P<key>\w+): (?P<value>.*?) -->")
-NEEDS = {"data", "network", "gpu"}
+NEEDS = {"data", "network", "gpu", "cluster", "hours"}
 LANGUAGES = {"sh": "sh", "bash": "sh", "python": "python", "yaml": "yaml", "text": "text"}
 INLINE = re.compile(r"`((?:ssdistill|make) [^`]+)`")
 NO_CONFIG = {"x.yaml", "…"}
@@ -133,6 +133,14 @@ def check_command(words: list[str], resolve: bool = True) -> None:
         script = ROOT / rest[0]
         unknown = {w for w in rest[1:] if w.startswith("--")} - options_of(script)
         assert not unknown, f"{script} knows no {unknown}"
+    elif program == "wandb":
+        from wandb.cli.cli import cli as wandb
+
+        assert rest[0] in wandb.commands, f"wandb has no command '{rest[0]}'"
+    elif program == "export":
+        assert all(re.fullmatch(r"[A-Z_]+=\S+", word) for word in rest), rest
+    elif program == "srun":
+        check_command(rest[next(i for i, word in enumerate(rest) if word[0] != "-") :], resolve)
     elif [program, *rest[:1]] == ["pip", "install"]:
         _check_extras(rest[-1])
     else:

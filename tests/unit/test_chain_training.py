@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from ssdistill.chain import training as training_module
-from ssdistill.chain.compression import _Training
+from ssdistill.chain.compression import _context, _Training
 from ssdistill.chain.plan import evaluations_of, latency_stage, models_of
 from ssdistill.chain.tasks import assemble, build_distiller, fresh_encoder, task_of
 from ssdistill.chain.training import prepare, train
+from ssdistill.chain.workspace import MODEL
+from ssdistill.models.artifacts import save_encoder
 from ssdistill.record.run import Run
 from ssdistill.record.tracker import Tracker, TrackingSettings
 from ssdistill.sections import DistillSettings
@@ -171,6 +173,18 @@ def test_a_recovery_does_not_move_the_student_towards_the_teacher_again(make_wor
     learner = _Training(stage, workspace, SimpleNamespace(), {})
     for targets in ({"teacher": None}, {"a": None, "b": None}):
         assert learner._settings(targets).interpolate is None
+
+
+def test_a_step_has_a_folder_to_write_to_before_it_begins(make_workspace, make_encoder, tracker):
+    workspace = make_workspace(FIXED)
+    stage = models_of(workspace, 0)["recovered"]
+    for parent in stage.parents.values():
+        save_encoder(make_encoder(), parent.folder(workspace.root) / MODEL)
+    context = _context(stage, workspace, tracker, False, {})
+    assert context.folder.is_dir() and context.folder.parent == tracker.run.folder
+    assert context.scratch == tracker.run.folder
+    assert context.train is None and context.losses is None
+    assert context.teachers.keys() == stage.parents.keys() - {"model", "before", "original"}
 
 
 def test_one_target_is_what_every_loss_learns_from(make_workspace):

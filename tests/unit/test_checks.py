@@ -72,6 +72,17 @@ def test_what_the_networks_cannot_serve_is_told_before_any_training(check, overr
         check(override)
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "distill={mix: {kind: mixup}, losses: {a: {kind: simreg}}}",
+        "distill.losses={a: {kind: bingo}}",
+    ],
+)
+def test_mixtures_and_neighbours_pass_each_alone(check, override):
+    assert check(override) == []
+
+
 VIT = "{name: vit_tiny_patch16_224, args: {img_size: 16, patch_size: 8, depth: 1"
 SMALL = "distill.views=[weak, {recipe: weak, size: 8}]"
 

@@ -272,7 +272,8 @@ def test_reproduce_tells_by_its_status_how_the_claims_fare(tmp_path, ran, outcom
     assert main(["reproduce", str(path)]) == status
 
 
-def test_list_prints_every_loss(capsys):
+def test_list_prints_every_loss(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")
     assert main(["list", "losses"]) == 0
     out = capsys.readouterr().out
     for kind, cls in LOSSES.classes.items():

@@ -182,6 +182,13 @@ def test_standardisation_of_pieces_is_that_of_the_whole(offset, monkeypatch):
     assert scale_D[-1] == 1
 
 
+def test_a_deviation_of_a_few_roundings_of_the_mean_is_measured(monkeypatch):
+    monkeypatch.setattr(rows_module, "PIECE", 50)
+    x_ND = np.random.default_rng(0).normal(1000, 0.002, (990, 5)).astype(np.float32)
+    _, scale_D = standardisation(torch.from_numpy(x_ND))
+    np.testing.assert_allclose(scale_D, x_ND.astype(np.float64).std(0), rtol=1e-4)
+
+
 def test_strength_does_not_depend_on_the_test_split(digits):
     x_ND, label_N, test_ND, test_label_N = digits
     noise_ND = np.random.default_rng(0).normal(size=test_ND.shape)

@@ -14,7 +14,7 @@ from sklearn.decomposition import PCA
 from ssdistill.errors import UserError
 from ssdistill.probing.projection import check_method, project, turned
 from ssdistill.record.confusion_chart import RIGHT_RGB, WRONG_RGB, confusion_svg
-from ssdistill.record.embedding_map import map_svg
+from ssdistill.record.embedding_map import _names_inside, map_svg
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -153,3 +153,14 @@ def test_umap_is_asked_for_by_what_installs_it(monkeypatch):
     with pytest.raises(UserError, match=r"pip install 'ssdistill\[umap\]'"):
         check_method("umap")
     check_method("pca")
+
+
+@pytest.mark.parametrize(("below", "shown"), [(100, "AB"), (18, "AB"), (12, "A")])
+def test_a_name_stands_where_no_other_does(below, shown):
+    """The class of more dots first, whichever stands above."""
+    for top, bottom in (("A", "B"), ("B", "A")):
+        rows = {"A": 3, "B": 2}
+        places = {top: [40.0, 60.0], bottom: [40.0, 60.0 + below]}
+        groups = [(i, np.tile(places[name], (rows[name], 1))) for i, name in enumerate("AB")]
+        drawn = re.findall(">(.)</text>", _names_inside(groups, "AB", 300))
+        assert "".join(drawn) == shown

@@ -86,3 +86,8 @@ def test_expanding_twice_changes_nothing():
 def test_impossible_recipes_are_refused_by_name(values, word):
     with pytest.raises(ValidationError, match=word):
         ViewRecipe(**values)
+
+
+def test_the_largest_settings_that_mean_something_are_taken():
+    recipe = ViewRecipe(hue=0.5, scale=(1.0, 1.0), blur_kernel=3)
+    assert (recipe.hue, recipe.scale, recipe.blur_kernel) == (0.5, (1.0, 1.0), 3)

@@ -69,6 +69,22 @@ def test_fewer_heads_come_back():
     assert_same(refit(dense, narrow), narrow, torch.rand(2, 3, 32, 32))
 
 
+class Heads(nn.Module):
+    """What a library's attention module holds: its layers and how many heads they make."""
+
+    def __init__(self, layer, heads, width=4):
+        super().__init__()
+        self.add_module(layer, nn.Linear(12, heads * width))
+        self.n_heads, self.inner_dim = heads, heads * width
+
+
+@pytest.mark.parametrize("layer", ["query", "q_proj", "q_lin", "q"])
+def test_heads_are_counted_by_the_layer_of_the_queries(layer):
+    narrow = nn.Sequential(Heads(layer, 2))
+    fitted = refit(nn.Sequential(Heads(layer, 3)), narrow)
+    assert (fitted[0].n_heads, fitted[0].inner_dim) == (2, 8)
+
+
 def test_a_width_that_is_no_number_of_heads_is_refused():
     net = net_of("vit_tiny_patch16_224", **VIT)
     state = net.state_dict()
@@ -164,6 +180,12 @@ def test_biases_that_a_layer_did_not_have_are_added():
 def test_grouped_convolutions_come_back(narrow):
     dense = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=4))
     assert_same(refit(dense, narrow), narrow, torch.rand(2, 3, 5, 5))
+
+
+def test_a_grouped_transposed_convolution_comes_back():
+    dense = nn.Sequential(nn.ConvTranspose1d(8, 8, 2, groups=2))
+    narrow = nn.Sequential(nn.ConvTranspose1d(8, 6, 2, groups=2))
+    assert_same(refit(dense, narrow), narrow, torch.rand(2, 8, 5))
 
 
 def test_other_convolutions_norms_and_embeddings_come_back():

@@ -11,7 +11,7 @@ from ssdistill.errors import UserError
 from ssdistill.models.wrapped import Wrapped
 from ssdistill.runtimes.exported_archive import harmless
 from ssdistill.runtimes.torch_export import ExportedModel, TorchExport
-from ssdistill.runtimes.tracing import ready, trace
+from ssdistill.runtimes.tracing import _reason, ready, trace
 
 
 class Secret(nn.Module):
@@ -173,3 +173,8 @@ def test_what_the_model_itself_raises_is_passed_on_with_its_place():
                           embed=lambda net, x: net["deep"](x)))  # fmt: skip
     with pytest.raises(UserError, match=r"torch.export \('deep'\): no such luck$"):
         trace(model, "torch.export")
+
+
+def test_the_reason_of_a_refusal_is_the_first_line_that_says_something():
+    assert _reason(ValueError("\n   \n  too wide  \n and long")) == "too wide"
+    assert _reason(ValueError(" \n")) == "ValueError"

@@ -131,6 +131,14 @@ def test_one_sided_interval_is_open_to_the_side_of_the_data():
     assert verdict.high == math.inf
 
 
+def test_an_interval_open_below_is_not_clear_of_what_is_claimed():
+    theirs, gains = [80.0] * 3, [0.0, 1.0, -1.2]
+    verdict = ordering([80.0 + gain for gain in gains], theirs, by=0.5)
+    high = statistics.fmean(gains) + 1.8856 * statistics.stdev(gains) / math.sqrt(3)
+    assert verdict.high == pytest.approx(high, abs=1e-4) and verdict.low == -math.inf
+    assert verdict.outcome == "INCONCLUSIVE" and "seeds" in verdict.note
+
+
 def test_lower_is_better_where_the_claim_says_so():
     assert ordering([70.0, 71.1], [80.0, 81.0], by=5.0, direction="lower").outcome == "HOLDS"
     assert ordering([80.0, 81.1], [70.0, 71.0], direction="lower").outcome == "FAILS"

@@ -82,6 +82,7 @@ def test_a_teacher_to_be_trained_is_looked_at_with_its_projector(make_workspace)
     ("change", "key"),
     [
         ("pretrain.batch_size=25", "pretrain"),
+        ("teacher.pretrain={kind: simclr, batch_size: 25}", "teacher.pretrain"),
         ("distill.batch_size=25", "distill"),
         ("compress.1.batch_size=25", "compress.1"),
         ("compare={a: {steps: 1, batch_size: 25}}", "compare.a"),
@@ -106,15 +107,10 @@ def test_the_weights_of_an_encoder_come_from_its_stage(make_workspace, make_enco
 
 
 @pytest.mark.parametrize(
-    ("classes", "evaluate", "warned"),
-    [
-        (("cats",), "evaluate={}", True),
-        (("cats", "dogs"), "evaluate={}", False),
-        (("cats",), "evaluate=null", False),
-        (("",), "evaluate={}", False),
-    ],
+    ("classes", "labels", "warned"),
+    [(("cats",), False, True), (("cats", "dogs"), True, False), (("",), False, False)],
 )
-def test_one_class_is_warned_of_where_it_would_be_probed(tmp_path, classes, evaluate, warned):
+def test_one_class_is_told_aloud_and_taken_for_no_labels(tmp_path, classes, labels, warned):
     photos = tmp_path / "photos"
     for number in range(12):
         path = photos / classes[number % len(classes)] / f"{number}.png"
@@ -126,7 +122,7 @@ def test_one_class_is_warned_of_where_it_would_be_probed(tmp_path, classes, eval
         "teacher: {encoder: {name: resnet10t, stem: small}}\n"
         "pretrain: {kind: simclr, steps: 1, batch_size: 4}\n"
     )
-    experiment, _ = load_experiment(path, [evaluate])
-    workspace = open_workspace(experiment, tmp_path / "runs")
+    workspace = open_workspace(load_experiment(path)[0], tmp_path / "runs")
     assert len(workspace.train) + len(workspace.test) == 12
-    assert any("one class only (cats)" in warning for warning in workspace.warnings) == warned
+    assert workspace.source.has_labels == labels
+    assert any("one class only (cats)" in line for line in workspace.warnings) == warned
