@@ -159,9 +159,8 @@ def _describe_projector(projector: nn.Module | None) -> tuple[bytes | None, dict
     if projector is None:
         return None, {}
     content, layers = pack_head(projector)
-    sha256 = hashlib.sha256(content).hexdigest()
-    facts = {"weights": PROJECTOR_WEIGHTS, "sha256": sha256, "layers": layers}
-    return content, {"projector": facts}
+    facts = {"weights": PROJECTOR_WEIGHTS, "sha256": hashlib.sha256(content).hexdigest()}
+    return content, {"projector": facts | {"layers": layers}}
 
 
 def _versions() -> dict[str, str]:

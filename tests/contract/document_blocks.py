@@ -140,7 +140,8 @@ def check_command(words: list[str], resolve: bool = True) -> None:
     elif program == "export":
         assert all(re.fullmatch(r"[A-Z_]+=\S+", word) for word in rest), rest
     elif program == "srun":
-        check_command(rest[next(i for i, word in enumerate(rest) if word[0] != "-") :], resolve)
+        started = next(i for i, word in enumerate(rest) if word[0] != "-")
+        check_command([re.sub(r"\$\w+", "1", word) for word in rest[started:]], resolve)
     elif [program, *rest[:1]] == ["pip", "install"]:
         _check_extras(rest[-1])
     else:
