@@ -353,6 +353,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--family", choices=list(COUNTS), help="one of them (all)")
     parser.add_argument("--count", type=int, help="cases of each family")
+    parser.add_argument("--share", type=float, default=1.0, help="of each family's cases (1.0)")
     parser.add_argument("--first", type=int, default=0, help="number of the first case (0)")
     parser.add_argument("--only", type=int, help="number of the one case to repeat")
     parser.add_argument("--seed", type=int, default=0, help="of all that is drawn (0)")
@@ -370,7 +371,11 @@ def main() -> int:
     )  # of the code that is about to run, whatever is committed meanwhile
     for family in [options.family] if options.family else list(COUNTS):
         first = options.first if options.only is None else options.only
-        count = 1 if options.only is not None else options.count or COUNTS[family]
+        count = (
+            1
+            if options.only is not None
+            else options.count or round(COUNTS[family] * options.share)
+        )
         print(f"{family}: seed {options.seed}, cases {first} to {first + count - 1}", flush=True)
         with tempfile.TemporaryDirectory(prefix="robustness-", dir=SCRATCH) as scratch:
             numbers = range(first, first + count)

@@ -143,7 +143,8 @@ def _fork_for(work: Callable[[int], tuple[int, str]], numbers: Sequence[int]) ->
 def _one_after_the_other(
     work: Callable[[int], tuple[int, str]], numbers: Sequence[int], output: int
 ) -> int:
-    with open(output, "w") as file:
+    # The parent may have heard enough.
+    with contextlib.suppress(BrokenPipeError), open(output, "w") as file:
         for number in numbers:
             began = time.monotonic()
             try:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 
+@functools.cache
 def import_everything() -> None:
     """So that a child needs to import nothing; a parent with running threads must not fork."""
     import torch
