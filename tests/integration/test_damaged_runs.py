@@ -27,7 +27,7 @@ def finished(tmp_path_factory):
 
 def stage_of(root, kind, role):
     for path in (root / "stages").glob(f"{kind}-*/s0"):
-        if json.loads((path / "run.json").read_text())["kind"] == role:
+        if json.loads((path / "run.json").read_text())["role"] == role:
             return path
     raise AssertionError(f"no {kind} {role}")
 

@@ -187,11 +187,13 @@ def test_a_file_in_which_nothing_is_int8_is_refused(nncf):
 
 
 CTRL_C = """
-import faulthandler, gc, os, signal, sys, threading
+import faulthandler, gc, os, signal, sys, threading, time
 from pathlib import Path
 from ssdistill.runtimes.openvino import OpenVinoModel
 
 faulthandler.enable()
+# A job in the background of a shell starts with Ctrl-C ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 first, second = (OpenVinoModel(Path(sys.argv[1]), 32) for _ in range(2))
 for model in (first, second):
     model._open(1)
@@ -202,6 +204,7 @@ collect.join()
 gc.collect()
 try:
     os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)  # another thread may have been given the signal
 except KeyboardInterrupt:
     print("interrupted")
 """

@@ -190,7 +190,7 @@ def test_the_terminal_says_what_is_done(chain):
     assert f"{count} stages, {count} to do" in chain.said
     assert "60 training and 66 test images, 16x16" in chain.said
     assert f"[1/{count}] initialize untrained, seed 0" in chain.said
-    assert f"[{count}/{count}] latency latency, seed 3" in chain.said
+    assert f"[{count}/{count}] latency, seed 3" in chain.said
     assert ", 4 steps" in chain.said and "no labels" not in chain.said
     assert "zeros is left out: CKA" in chain.said
 
