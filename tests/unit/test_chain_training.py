@@ -292,3 +292,9 @@ def test_losses_are_fitted_to_the_teachers_embeddings(make_workspace, make_encod
     _look_at_teacher(teacher, [loss], workspace)
     expected = teacher.projector(given.embedding_BD)
     assert torch.allclose(seen[1].projection_BP, expected)
+
+
+def test_as_many_images_are_shown_as_one_looks_at():
+    shown = training_module._pictures(torch.zeros(40, 3, 4, 4), 6)
+    assert shown.shape == (training_module.SHOWN_IMAGES, 6, 6, 3)
+    assert shown[:, :4, :4].max() == 0 and shown[:, 4:].min() == shown[:, :, 4:].min() == 255

@@ -154,15 +154,17 @@ def test_collapsed_features_are_told_apart_by_their_last_digits(monkeypatch):
     assert torch.equal(found(bank_MD[:50], bank_MD, 9)[1], expected[1])
 
 
-def test_what_bfloat16_loses_of_a_product_is_within_its_bound():
-    """Every digit that is lost points along the query: the bound's worst case."""
+@pytest.mark.parametrize("loser", ["bank", "query"])
+def test_what_bfloat16_loses_of_a_product_is_within_its_bound(loser):
+    """Every digit that one side loses points along the other: the bound's worst case."""
     lost = 0.49 * 2**-11  # half a place of bfloat16 at 1.5 / 16
     part_D = torch.tensor([1.5 / 16 + lost] * 32 + [-1.5 / 16 + lost] * 32)
-    row_D = torch.cat([part_D, (1 - part_D.square().sum()).sqrt()[None]])
+    lossy_D = torch.cat([part_D, (1 - part_D.square().sum()).sqrt()[None]])
+    exact_D = torch.cat([torch.full((64,), 1 / 8), torch.zeros(1)])
+    row_D, query_D = (lossy_D, exact_D) if loser == "bank" else (exact_D, lossy_D)
     bank = vectors.Vectors(torch.stack([row_D, -row_D]))
-    query_BD = torch.cat([torch.full((64,), 1 / 8), torch.zeros(1)])[None]
-    value_BC, index_BC, error_B = nearest._rough(query_BD, bank, 2, low=True)
-    away_C = (bank.take(index_BC[0]) @ query_BD[0] - value_BC[0]).abs()
+    value_BC, index_BC, error_B = nearest._rough(query_D[None], bank, 2, low=True)
+    away_C = (bank.take(index_BC[0]) @ query_D - value_BC[0]).abs()
     assert 64 / 8 * lost * 0.99 < away_C.max() <= error_B
 
 

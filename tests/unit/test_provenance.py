@@ -37,6 +37,12 @@ def test_clean_repository_has_a_sha_and_no_diff(repository):
     assert (state["dirty"], state["diff_sha256"]) == (False, None)
 
 
+def test_a_repository_is_the_same_through_a_link(repository, tmp_path_factory):
+    link = tmp_path_factory.mktemp("elsewhere") / "link"
+    link.symlink_to(repository, target_is_directory=True)
+    assert git_state(link) == git_state(repository) is not None
+
+
 def test_changed_line_and_new_source_file_are_dirty_and_tell_apart(repository):
     (repository / "ssdistill" / "a.py").write_text("x = 2\n")
     changed = git_state(repository)
