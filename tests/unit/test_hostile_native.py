@@ -338,3 +338,17 @@ def test_a_state_folder_is_the_users_own(monkeypatch):
     assert compiled_here.state_folder() == Path("/some/where/ssdistill")
     monkeypatch.setenv("XDG_STATE_HOME", "relative")
     assert compiled_here.state_folder() == Path.home() / ".local/state/ssdistill"
+
+
+def test_an_artifact_is_compiled_here_where_all_its_files_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(compiled_here, "_this_process", set())
+    monkeypatch.setenv(compiled_here.STATE, str(tmp_path / "state"))
+    files = [tmp_path / name for name in ("a.bin", "b.bin")]
+    monkeypatch.setattr(compiled_here, "weight_files", lambda folder: files)
+    for file in files:
+        assert not compiled_here.is_known_artifact(tmp_path)
+        file.write_bytes(file.name.encode())
+        compiled_here.remember(file)
+    assert compiled_here.is_known_artifact(tmp_path)
+    files[0].write_bytes(b"exchanged")
+    assert not compiled_here.is_known_artifact(tmp_path)
