@@ -10,7 +10,7 @@ from ssdistill.data.extra import NEEDS_NEIGHBOURS
 from ssdistill.data.recipes import expand
 from ssdistill.distill.build import shapes
 from ssdistill.errors import UserError
-from ssdistill.models.trial import REFUSALS, one_line, refusing
+from ssdistill.models.trial import REFUSALS, reason_of, refusing
 from ssdistill.registry import LOSSES, METHODS, RUNTIMES, STEPS
 from ssdistill.sections import DistillSettings, PretrainedRow
 
@@ -115,7 +115,7 @@ def _check(workspace: Workspace, key: str, settings: DistillSettings) -> list[st
     except UserError as error:
         raise UserError(f"{key}.{error}") from None
     except REFUSALS as error:
-        raise UserError(f"{key}: {one_line(error)}; check the settings of its losses") from error
+        raise UserError(f"{key}: {reason_of(error)}; check the settings of its losses") from error
     neighbours = sorted(NEEDS_NEIGHBOURS & set(distiller.extra_views))
     if settings.mix and neighbours:
         raise UserError(f"{key}.mix: a mixture has no neighbours, and a loss reads {neighbours[0]}")

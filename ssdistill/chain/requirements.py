@@ -6,7 +6,7 @@ import torch
 
 from ssdistill.errors import UserError, shortened
 from ssdistill.experiment import Experiment
-from ssdistill.models.trial import check_encodes, one_line
+from ssdistill.models.trial import check_encodes, reason_of
 from ssdistill.sections import NetworkSettings
 from ssdistill.settings import Settings
 from ssdistill.train.fabric import build_fabric
@@ -74,7 +74,7 @@ def check_device(device: DeviceSettings) -> None:
     except Exception as error:
         raise UserError(
             f"device.accelerator={shortened(device.accelerator)} cannot be used here "
-            f"({one_line(error)}); set device.accelerator=auto"
+            f"({reason_of(error)}); set device.accelerator=auto"
         ) from error
     on_cuda = fabric.device.type == "cuda"
     if device.precision == "bf16" and on_cuda and not torch.cuda.is_bf16_supported():

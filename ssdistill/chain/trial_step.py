@@ -11,7 +11,7 @@ from ssdistill.data.extra import EXTRA
 from ssdistill.data.recipes import ViewRecipe
 from ssdistill.errors import UserError
 from ssdistill.machine import memory_bytes
-from ssdistill.models.trial import REFUSALS, check_fits, one_line
+from ssdistill.models.trial import REFUSALS, check_fits, reason_of
 from ssdistill.train.task import Task
 
 CHEAP_PIXELS = 1 << 17
@@ -100,7 +100,7 @@ def _refusal(key: str, error: Exception) -> UserError:
             f"{key}.batch_size=1: batch statistics need at least 2 images; set a larger batch_size"
         )
     return UserError(
-        f"{key}: the first training step would fail ({one_line(error)}); check batch_size, views "
+        f"{key}: the first training step would fail ({reason_of(error)}); check batch_size, views "
         "and the settings of this section"
     )
 

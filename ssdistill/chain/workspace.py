@@ -28,7 +28,7 @@ from ssdistill.models.artifact_files import read_checked
 from ssdistill.models.artifacts import load
 from ssdistill.models.backbones import Encoder, EncoderSettings, EncoderSpec, build_encoder
 from ssdistill.models.description import read_description
-from ssdistill.models.trial import REFUSALS, one_line
+from ssdistill.models.trial import REFUSALS, reason_of
 from ssdistill.record.run import RUN_FILE
 from ssdistill.registry import METHODS, TEACHERS
 from ssdistill.settings import Settings
@@ -162,7 +162,7 @@ class Workspace:
             self.check_model(stage)
             raise  # whole, and refused for another reason: a runtime that is missing, say
         except (*REFUSALS, EOFError, OSError) as error:
-            raise DamagedFile(folder, one_line(error)) from error
+            raise DamagedFile(folder, reason_of(error)) from error
 
     def check_model(self, stage: Stage) -> None:
         """Make sure that a finished stage's weights are what it wrote.
@@ -184,7 +184,7 @@ class Workspace:
         except UserError as error:
             raise DamagedFile(folder, error) from error
         except (*REFUSALS, OSError) as error:
-            raise DamagedFile(folder, one_line(error)) from error
+            raise DamagedFile(folder, reason_of(error)) from error
 
     def embeddings(self, encoder: Encoder) -> Tensor:
         """Embeddings (N, D) of all training images under the evaluation view.

@@ -121,10 +121,10 @@ def refusing(what: str) -> Iterator[None]:
     except UserError:
         raise
     except REFUSALS as error:
-        raise UserError(f"{what}: {one_line(error)}") from error
+        raise UserError(f"{what}: {reason_of(error)}") from error
 
 
-def one_line(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """The first line of what a library says, or the name of the error where it says nothing."""
     if isinstance(error, MemoryError) or "allocate memory" in str(error):
         return "not enough memory"
@@ -186,7 +186,7 @@ def check_encodes(encoder: "Encoder", side: int, key: str = "") -> tuple[int, ..
     except REFUSALS as error:
         raise UserError(
             f"{key}{name} cannot encode images of {side} pixels "
-            f"({one_line(error)}){_other_size(encoder, side)}"
+            f"({reason_of(error)}){_other_size(encoder, side)}"
         ) from error
     finally:
         encoder.taps = taps
