@@ -127,7 +127,7 @@ def test_the_cpu_is_always_here():
 
 
 def test_an_error_without_words_is_told_by_its_type():
-    assert trial.one_line(AssertionError()) == "AssertionError"
-    assert trial.one_line(KeyError("x")) == "KeyError 'x'"
-    assert trial.one_line(ValueError("a\nb")) == "a"
-    assert trial.one_line(MemoryError()) == "not enough memory"
+    assert trial.reason_of(AssertionError()) == "AssertionError"
+    assert trial.reason_of(KeyError("x")) == "KeyError 'x'"
+    assert trial.reason_of(ValueError("a\nb")) == "a"
+    assert trial.reason_of(MemoryError()) == "not enough memory"
