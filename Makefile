@@ -55,7 +55,7 @@ lint: $(DEV) ## check style
 report: $(DEV) ## rewrite the tables in README files from committed records
 	@$(BIN)/ssdistill report
 
-check: lint test ## all that continuous integration checks
+check: lint test smoke ## all that continuous integration checks
 	@$(BIN)/ssdistill report --check
 
 clean: ## remove the environments (not the runs)

@@ -46,7 +46,7 @@ COMMANDS = (
     ("reproduce", "quickstart"), ("reproduce", "/dev/null"), ("run", "/dev/null"),
     ("run", "/dev/zero"), ("run", "x\0y"), ("run", "x" * 5000), ("run", ""), ("probe", ""),
     ("run", "quickstart", "--runs", "/dev/null", "--dry-run"), ("list", ""), ("--nope",),
-    ("run", "quickstart", "--runs", "/proc/nope", "--dry-run"), ("--debug", "run", "nope"),
+    ("run", "quickstart", "--runs", "/proc/nope", "--dry-run"), ("--debug",),
 )  # fmt: skip
 
 

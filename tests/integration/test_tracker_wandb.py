@@ -50,6 +50,12 @@ def no_hang():
 
 
 def open_run(folder):
+    import wandb
+
+    root = Path(os.environ.get("WANDB_DIR", folder))
+    if not hasattr(wandb.Settings, "x_sync_dir_suffix") and list(root.rglob("offline-run-*")):
+        # Older versions name a folder by the second alone; no user resumes that fast.
+        time.sleep(1)
     return Run(
         folder,
         stage="distill",

@@ -1,7 +1,8 @@
 """int8 files for ONNX Runtime: calibrated (static), or with ranges of every call (dynamic)."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,8 @@ METHODS = {
 }
 DYNAMIC_OPERATORS = ("MatMul", "Gemm")
 INPUT = "inputs"
+WARNINGS, ERRORS = 2, 3
+"""Of ONNX Runtime's log; the first is its own default."""
 Calibration = Literal["minmax", "percentile", "entropy", "mse"]
 
 
@@ -53,7 +56,7 @@ def write_static(
 
     types = quantization.QuantType
     prepared = source.with_name("prepared.onnx")
-    with quiet():
+    with quiet(), quiet_runtime():
         prepare(source, prepared)
         extra: dict[str, Any] = {"CalibPercentile": percentile}
         if calibration == "mse":
@@ -96,7 +99,7 @@ def write_dynamic(
     from onnxruntime import quantization
 
     prepared = source.with_name("prepared.onnx")
-    with quiet():
+    with quiet(), quiet_runtime():
         prepare(source, prepared)
         quantization.quantize_dynamic(
             str(prepared),
@@ -107,6 +110,22 @@ def write_dynamic(
             weight_type=quantization.QuantType.QInt8,
             nodes_to_exclude=list(float_nodes),
         )
+
+
+@contextmanager
+def quiet_runtime() -> Iterator[None]:
+    """Let ONNX Runtime's native code report errors alone.
+
+    It warns of every output whose written shape is more general than the one that it infers,
+    which is so for all that the exporter of torch 2.11 writes.
+    """
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(ERRORS)
+    try:
+        yield
+    finally:
+        onnxruntime.set_default_logger_severity(WARNINGS)
 
 
 def prepare(source: Path, target: Path) -> None:

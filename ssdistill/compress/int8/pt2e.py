@@ -95,7 +95,7 @@ def int8_program(model: Model, calibration_inputs: Tensor, target: Target) -> Ex
     program = trace(model, "int8", most)
     try:
         with quiet(), torch.no_grad():
-            prepared = prepare_pt2e(program.module(), _quantizer(target))
+            prepared = prepare_pt2e(_with_sources(program.module()), _quantizer(target))
             for part in calibration_inputs.cpu().split(LARGEST_BATCH):
                 prepared(part)
             converted = convert_pt2e(prepared)
@@ -105,6 +105,31 @@ def int8_program(model: Model, calibration_inputs: Tensor, target: Target) -> Ex
         raise UserError(f"nothing of '{model.name}' became int8")
     # Conversion leaves the float weights, which trace() strips.
     return trace(model, "int8", most, graph=converted)
+
+
+def _with_sources(graph: nn.Module) -> nn.Module:
+    """Note on each node the layer that it comes from, by which quantizers find their patterns.
+
+    The exporter of torch 2.11 notes the names of layers alone, which its matcher does not read.
+    """
+    for node in graph.graph.nodes:
+        layers = node.meta.get("nn_module_stack")
+        if node.op != "call_function" or not layers or "source_fn_stack" in node.meta:
+            continue
+        path, layer_type = list(layers.values())[-1]
+        layer = _torch_layer(layer_type)
+        if layer is not None:
+            node.meta["source_fn_stack"] = [(path, layer)]
+    return graph
+
+
+def _torch_layer(name: str | type) -> type | None:
+    """The class of PyTorch's layer called ``torch.nn.modules.<…>``; None for any other."""
+    if isinstance(name, type):
+        return name
+    if not name.startswith("torch.nn.modules."):
+        return None
+    return getattr(nn, name.rpartition(".")[2], None)
 
 
 def _quantizer(target: Target) -> Any:
