@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from ssdistill.errors import UserError
+from ssdistill.errors import UserError, shortened
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,8 @@ def count_macs(model: Any, image_size: int | None = None) -> int:
             the model's own example.
 
     Raises:
-        UserError: for a file of a runtime, whose float parent has the same count.
+        UserError: for a file of a runtime, whose float parent has the same count, or an operator
+            that PyTorch cannot count.
     """
     if not isinstance(model, nn.Module):
         raise UserError(
@@ -50,6 +51,12 @@ def count_macs(model: Any, image_size: int | None = None) -> int:
             FlopCounterMode(display=False, custom_mapping=_formulas()) as counter,
         ):
             model(_input(model, image_size))
+    except (NotImplementedError, TypeError) as error:
+        # An operator of higher order, such as flex_attention, that has no rule for counters.
+        raise UserError(
+            f"the MACs of this network cannot be counted ({shortened(str(error), 150)}); count one "
+            "that calls torch.nn.functional.scaled_dot_product_attention in its place"
+        ) from error
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)

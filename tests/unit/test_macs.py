@@ -2,7 +2,9 @@ import pytest
 import torch
 from closed_form import closed_form_macs
 from torch import nn
+from torch.nn.attention.flex_attention import flex_attention
 
+from ssdistill.errors import UserError
 from ssdistill.measure.macs import count_macs
 from ssdistill.models.backbones import EncoderSettings, build_encoder
 from ssdistill.models.factorized import Factorized
@@ -207,3 +209,18 @@ def test_what_cannot_be_counted_is_named(caplog):
     model = Wrapped(nn.Bilinear(4, 4, 3), torch.randn(2, 4), lambda net, x_BC: net(x_BC, x_BC))
     assert count_macs(model) == 0
     assert "_trilinear" in caplog.text and "too low" in caplog.text
+
+
+class FlexAttention(nn.Module):
+    def example(self, count):
+        return torch.rand(count, 4, 16, 8)
+
+    def forward(self, x_BHLE):
+        return flex_attention(x_BHLE, x_BHLE, x_BHLE)
+
+
+def test_an_operator_that_no_counter_knows_is_refused_in_words():
+    model = FlexAttention()
+    with pytest.raises(UserError, match=r"flex_attention.*scaled_dot_product_attention"):
+        count_macs(model)
+    assert model.training
