@@ -37,18 +37,23 @@ class PteModel(RuntimeModel):
     runtime = "executorch"
 
     def _open(self, threads: int) -> None:
+        # Before the import, which takes seconds.
+        content = self._program()
         Executorch.require()
         if not hasattr(self, "method"):
-            self._load(threads)
+            self._load(content, threads)
 
-    def _load(self, threads: int) -> None:
-        from executorch.runtime import Runtime as Reader
-
+    def _program(self) -> bytes:
         content = self.path.read_bytes()
         if content[4:8] not in IDENTIFIERS:
             raise UserError(
                 f"ExecuTorch cannot open {self.path}: it is no ExecuTorch program; {REMEDY}"
             )
+        return content
+
+    def _load(self, content: bytes, threads: int) -> None:
+        from executorch.runtime import Runtime as Reader
+
         try:
             with _hushed():
                 _resize_pool(threads)
@@ -65,7 +70,7 @@ class PteModel(RuntimeModel):
     def _run(self, inputs: np.ndarray) -> np.ndarray:
         _resize_pool(self.session_threads)
         if self._pool != _pools["opened"]:
-            self._load(self.session_threads)
+            self._load(self._program(), self.session_threads)
         parts = torch.from_numpy(inputs).split(self._most)
         return np.concatenate([self.method.execute((part,))[0].float().numpy() for part in parts])
 

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -70,3 +73,18 @@ def test_an_operator_it_has_not_is_named(tmp_path):
     with pytest.raises(UserError, match=r"(?i)svd") as caught:
         Executorch().write(model, tmp_path / "model.pte")
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_program_is_refused_before_the_library_is_imported(tmp_path):
+    path = tmp_path / "model.pte"
+    path.write_bytes(b"\0" * 4 + b"NOPE" + b"\0" * 64)
+    code = (
+        "import sys\n"
+        "from ssdistill.errors import UserError\n"
+        "from ssdistill.runtimes.executorch import PteModel\n"
+        "try:\n    PteModel(sys.argv[1], 5)\n"
+        "except UserError as error:\n    print(error, 'executorch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(path)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "it is no ExecuTorch program" in said and said.endswith("False\n")
