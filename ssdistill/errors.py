@@ -26,11 +26,15 @@ class DamagedFile(UserError):
         )
 
 
-def nearest(name: str, known: object) -> str:
-    """`` (did you mean 'x'?)`` for the closest name in ``known``, or an empty string."""
+def nearest(name: str, known: object, likeness: float = 0.6) -> str:
+    """`` (did you mean 'x'?)`` for the closest name in ``known``, or an empty string.
+
+    Args:
+        likeness: from 0 to 1, how like the names must be, as difflib measures it.
+    """
     import difflib
 
-    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1)
+    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=likeness)
     return f" (did you mean '{close[0]}'?)" if close else ""
 
 

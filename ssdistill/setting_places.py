@@ -1,0 +1,142 @@
+"""The schema of a config, taken apart into the keys a file may hold and the places they have."""
+
+import re
+import types
+from collections.abc import Iterable, Iterator
+from functools import cache
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import BaseModel
+
+from ssdistill.errors import nearest
+
+MOST_PLACES = 3
+"""Places of a key that a message names."""
+REPEATED = ("teacher.pretrain.", "teachers.", "compare.", "plans.", "evaluate.also.")
+"""Sections that repeat what another section may hold; they are named only for keys of their own."""
+
+
+def hint(key: str, siblings: Iterable[str], model: type[BaseModel]) -> str:
+    """What an unknown key may have been meant for, as the end of a sentence.
+
+    Args:
+        key: the last part of the unknown key.
+        siblings: the names that could stand in its place.
+        model: of the whole config; a key that some other section has is said to belong there.
+    """
+    places = setting_places(model)
+    if key in places:
+        # Only a slip of the pen is likelier than a right name in a wrong place.
+        return f"{nearest(key, siblings, 0.8)}; {_belongs(key, places[key])}"
+    if beside := nearest(key, siblings):
+        return beside
+    close = nearest(key, places)
+    # nearest() quotes the name it suggests.
+    return f"{close}; {_belongs(name, places[name])}" if (name := _quoted(close)) else ""
+
+
+def _quoted(text: str) -> str:
+    return text.partition("'")[2].rpartition("'")[0]
+
+
+def _belongs(key: str, places: dict[str, tuple[str, ...]]) -> str:
+    named = [place + _of_kinds(kinds) for place, kinds in list(places.items())[:MOST_PLACES]]
+    more = ", …" if len(places) > MOST_PLACES else ""
+    return f"'{key}' belongs in {', '.join(named)}{more}"
+
+
+def _of_kinds(kinds: tuple[str, ...]) -> str:
+    if not kinds:
+        return ""
+    more = ", …" if len(kinds) > MOST_PLACES else ""
+    return f" (kind {', '.join(kinds[:MOST_PLACES])}{more})"
+
+
+@cache
+def setting_places(model: type[BaseModel]) -> dict[str, dict[str, tuple[str, ...]]]:
+    """Every key of a config by its name.
+
+    Returns:
+        name of a key -> dotted place -> the kinds that have it, or () where all have it. Names
+        that a user chooses are ``NAME`` in a place, numbers of a list's items ``N``. The places
+        least deep come first, in the order of the fields.
+    """
+    found: dict[str, dict[str, list[tuple[str, ...]]]] = {}
+    for path, kinds in _settings_below(model, (), ()):
+        found.setdefault(path[-1], {}).setdefault(".".join(path), []).append(kinds)
+    return {
+        name: {
+            place: _kinds_of(found[name][place])
+            for place in sorted(_first_places(found[name]), key=lambda place: place.count("."))
+        }
+        for name in found
+    }
+
+
+def _first_places(places: Iterable[str]) -> list[str]:
+    """The places outside of sections that repeat others, or all where there are no such."""
+    return [place for place in places if not place.startswith(REPEATED)] or list(places)
+
+
+def _kinds_of(found: list[tuple[str, ...]]) -> tuple[str, ...]:
+    """The kinds in ``found``; () where one of the places is that of every kind."""
+    return () if () in found else tuple(dict.fromkeys(k for kinds in found for k in kinds))
+
+
+def _settings_below(
+    annotation: Any, path: tuple[str, ...], kinds: tuple[str, ...]
+) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Path and kinds of every setting that a value of this type may hold."""
+    parts = members(annotation)
+    models = [part for part in parts if is_model(part)]
+    everywhere = set.intersection(*(set(names(m)) for m in models)) if models else set()
+    for part in models:
+        for name, field in names(part).items():
+            own = kinds if name in everywhere or not kind_of(part) else (kind_of(part),)
+            if name != "kind":
+                yield (*path, name), own
+                yield from _settings_below(field.annotation, (*path, name), own)
+    for part in parts:
+        placeholder = "NAME" if get_origin(part) is dict else "N"
+        for item in item_types(part):
+            yield from _settings_below(item, (*path, placeholder), kinds)
+
+
+def members(annotation: Any) -> list[Any]:
+    """The types a value may have, wrappers and unions taken apart."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return members(get_args(annotation)[0])
+    if origin in (Union, types.UnionType):
+        return [m for arg in get_args(annotation) for m in members(arg)]
+    return [annotation]
+
+
+def is_model(annotation: Any) -> bool:
+    """Whether a type is a mapping of known keys."""
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def kind_of(model: type[BaseModel]) -> str | None:
+    """The ``kind`` by which a file chooses this model."""
+    field = model.model_fields.get("kind")
+    return field.default if field else None
+
+
+def tag(model: type[BaseModel]) -> str:
+    """The label of a union without ``kind``: ``ordering`` for ``OrderingClaim``."""
+    return re.sub("(Claim|Settings|Row)$", "", model.__name__).lower()
+
+
+def names(model: type[BaseModel] | None) -> dict[str, Any]:
+    """Fields by the name they have in a file."""
+    fields = model.model_fields if model else {}
+    return {field.alias or name: field for name, field in fields.items()}
+
+
+def item_types(annotation: Any) -> list[Any]:
+    """What a container holds: a mapping's values, a list's items."""
+    args = get_args(annotation)
+    if get_origin(annotation) is dict:
+        return [args[1]]
+    return [args[0]] if get_origin(annotation) in (tuple, list) and args else []
