@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ssdistill.errors import UserError, shortened
 from ssdistill.failures import explanation, save_report
+from ssdistill.overrides import nearest_option, plain_overrides
 from ssdistill.probing.command import add_probe
 from ssdistill.terminal import forgiving_streams, say, show, tell
 
@@ -75,7 +76,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     loose = named.get("words", named.get("overrides"))
     foreign = [w for w in rest if w.startswith("-") or not ("words" in named or "=" in w)]
     if foreign or (rest and loose is None):
-        parser.error(f"unknown arguments: {' '.join(foreign or rest)}")
+        unknown = foreign or rest
+        hint = nearest_option(unknown[0], _options_of(parser, command)) if foreign else ""
+        parser.error(f"unknown arguments: {' '.join(unknown)}{hint}")
     if rest:
         loose += rest
     return options
@@ -83,15 +86,18 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _plain_words(words: list[str], parser: argparse.ArgumentParser, command: str) -> list[str]:
     """Settings in the spellings of other programs as ``key=value``."""
-    from ssdistill.overrides import plain_overrides
-
-    commands = next(a for a in parser._actions if isinstance(a.choices, dict))
-    actions = [*parser._actions, *commands.choices[command]._actions]
-    options = {name: a.nargs != 0 for a in actions for name in a.option_strings}
     try:
-        return plain_overrides(words, options)
+        return plain_overrides(words, _options_of(parser, command))
     except UserError as error:
         parser.error(str(error))
+
+
+def _options_of(parser: argparse.ArgumentParser, command: str | None) -> dict[str, bool]:
+    """The options of a command, and whether they take a value."""
+    commands = next(a for a in parser._actions if isinstance(a.choices, dict))
+    own = commands.choices[command]._actions if command in commands.choices else []
+    actions = [*parser._actions, *own]
+    return {name: a.nargs != 0 for a in actions for name in a.option_strings}
 
 
 def _parser() -> argparse.ArgumentParser:

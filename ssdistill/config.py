@@ -66,7 +66,7 @@ def parse_override(text: str) -> dict[str, Any]:
     parts = re.split(r"[.\[]", key.replace("]", ""))
     shown = shortened(text, 100)
     if not equals or not all(parts):
-        raise UserError(f"'{shown}' is no override; write key.sub=value")
+        raise UserError(f"'{shown}' is taken for a setting to change, and is none{_instead(text)}")
     if reason := text_problem(text):
         raise UserError(f"override '{shown}' {reason}")
     if len(parts) > DEEPEST:
@@ -77,6 +77,14 @@ def parse_override(text: str) -> dict[str, Any]:
     for part in reversed(parts):
         tree = {part: tree}
     return tree
+
+
+def _instead(word: str) -> str:
+    """What to write in place of a word that has no key or no ``=``."""
+    if word.endswith((".yaml", ".yml")):
+        return "; one config is run at a time: name the other one in its 'extends'"
+    remedy = "; write key.sub=value without blanks, such as pretrain.steps=100"
+    return remedy if "=" in word else f"{remedy} (is an = missing?)"
 
 
 def validated(schema: type[BaseModel], values: Any, name: str) -> Any:

@@ -5,8 +5,9 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from difflib import get_close_matches
 
-from ssdistill.errors import UserError
+from ssdistill.errors import UserError, shortened
 
 KEY = re.compile(r"[A-Za-z_]\w*(\.[\w.-]+)*")
 """The first part of a key is a field of an experiment and holds no hyphen; an option may."""
@@ -26,7 +27,7 @@ def plain_overrides(words: Iterable[str], options: Mapping[str, bool]) -> list[s
             what is no setting in any spelling, are left as they are.
 
     Raises:
-        UserError: a JSON object that cannot be read.
+        UserError: a JSON object that cannot be read, or a misspelt option.
     """
     words, others, settings = list(words), [], []
     while words:
@@ -40,6 +41,7 @@ def plain_overrides(words: Iterable[str], options: Mapping[str, bool]) -> list[s
         elif word.startswith("{"):
             settings += _json_settings(word)
         elif _is_setting(setting := word.lstrip("+")):
+            _refuse_slip(setting.partition("=")[0], word, options)
             settings.append(_without_none(setting))
         else:
             others.append(word)
@@ -58,6 +60,7 @@ def _option(
     if own:
         takes_next = own[0] and not equals and following
         return [word, following.pop(0)] if takes_next else [word], []
+    _refuse_slip(name, word, options)
     if not KEY.fullmatch(name):
         return [word], []
     if equals:
@@ -65,6 +68,35 @@ def _option(
     if following and not following[0].startswith("--") and not _is_setting(following[0]):
         return [], [_without_none(f"{name}={following.pop(0)}")]
     return ([], [f"{name}=true"]) if "." in name else ([word], [])
+
+
+def _refuse_slip(name: str, word: str, options: Mapping[str, bool]) -> None:
+    """Refuse a name that is like one of the options and is no section of a config.
+
+    Args:
+        name: of an option or a setting, without hyphens before it.
+        word: as it stands on the command line.
+    """
+    hint = "" if "." in name else nearest_option(name, options)
+    if hint and name not in _sections():
+        what = "option" if word.startswith("-") else "setting"
+        raise UserError(f"{shortened(word)}: no such {what}{hint}")
+
+
+def nearest_option(word: str, options: Iterable[str]) -> str:
+    """`` (did you mean '--runs'?)`` for ``runz``, or an empty string."""
+    name = word.partition("=")[0].strip("-").replace("_", "-")
+    known = {option.strip("-"): option for option in options if option.startswith("--")}
+    close = get_close_matches(name, known, n=1, cutoff=0.65)
+    return f" (did you mean '{known[close[0]]}'?)" if close else ""
+
+
+def _sections() -> set[str]:
+    """The first parts of all keys of a config."""
+    from ssdistill.experiment import Experiment
+    from ssdistill.setting_places import names
+
+    return set(names(Experiment))
 
 
 def _is_setting(word: str) -> bool:

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from lightning_fabric import Fabric
 
 from ssdistill.measure.precision import CANDIDATES, choose_precision, precision_key
 from ssdistill.train.fabric import build_fabric
@@ -17,6 +17,9 @@ from ssdistill.train.memory import keep_freed_memory
 from ssdistill.train.optim import build_optimizer
 from ssdistill.train.progress import console
 from ssdistill.train.settings import DeviceSettings
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 # Fabric announces its precision at every set-up, also at those that only measure.
 logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)
@@ -30,7 +33,7 @@ MEMORY_FORMATS = {
 }
 
 
-def choose_arithmetic(training: Training, device: DeviceSettings, cache: Path) -> Fabric:
+def choose_arithmetic(training: Training, device: DeviceSettings, cache: Path) -> "Fabric":
     """Set precision and memory format of ``training``; the Fabric that goes with them.
 
     What the settings leave to ``auto`` is decided by a few timed steps of each combination on
@@ -64,7 +67,7 @@ def choose_arithmetic(training: Training, device: DeviceSettings, cache: Path) -
     return _fabric(precision, device)
 
 
-def _fabric(precision: str, device: DeviceSettings) -> Fabric:
+def _fabric(precision: str, device: DeviceSettings) -> "Fabric":
     return build_fabric(device.accelerator, precision=FABRIC_PRECISION[precision])
 
 
@@ -96,7 +99,7 @@ def _step_maker(
     return make_step
 
 
-def _step(training: Training, fabric: Fabric) -> Callable[[], None]:
+def _step(training: Training, fabric: "Fabric") -> Callable[[], None]:
     """One training step to be timed, views included; it changes the task it is given."""
     task, batch = training.task, training.loader.batch(0)
     task.to(fabric.device, memory_format=training.memory_format).train()
@@ -114,7 +117,7 @@ def _step(training: Training, fabric: Fabric) -> Callable[[], None]:
     return step
 
 
-def step_ratios(trainings: dict[str, tuple[Training, Fabric]], to: str) -> dict[str, float]:
+def step_ratios(trainings: dict[str, tuple[Training, "Fabric"]], to: str) -> dict[str, float]:
     """Seconds a step of each training takes, as multiples of those of the one called ``to``.
 
     Steps are timed in turn and the shortest of each counts: what else a machine does lengthens

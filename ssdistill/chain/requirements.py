@@ -9,7 +9,7 @@ from ssdistill.experiment import Experiment
 from ssdistill.models.trial import check_encodes, reason_of
 from ssdistill.sections import NetworkSettings
 from ssdistill.settings import Settings
-from ssdistill.train.fabric import build_fabric
+from ssdistill.train.fabric import device_of
 from ssdistill.train.settings import DeviceSettings
 
 if TYPE_CHECKING:
@@ -68,15 +68,15 @@ def check_device(device: DeviceSettings) -> None:
         UserError: this machine has none of the kind, or none that computes so.
     """
     try:
-        fabric = build_fabric(device.accelerator)
+        where = device_of(device.accelerator)
         # Some devices are there and cannot be used.
-        torch.zeros(1, device=fabric.device)
+        torch.zeros(1, device=where)
     except Exception as error:
         raise UserError(
             f"device.accelerator={shortened(device.accelerator)} cannot be used here "
             f"({reason_of(error)}); set device.accelerator=auto"
         ) from error
-    on_cuda = fabric.device.type == "cuda"
+    on_cuda = where.type == "cuda"
     if device.precision == "bf16" and on_cuda and not torch.cuda.is_bf16_supported():
         raise UserError(
             f"device.precision=bf16 is not supported by {torch.cuda.get_device_name()}; "

@@ -2,12 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning_fabric import Fabric
 from torch import Tensor
 
 from ssdistill.chain.arithmetic import choose_arithmetic, step_ratios
@@ -30,6 +29,9 @@ from ssdistill.train.progress import console
 from ssdistill.train.seeding import derive_seed
 from ssdistill.train.settings import TrainSettings
 from ssdistill.train.task import Task
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 NOTICES = "notices.json"
 """What a loaded teacher's reader should know: what was left out, what its size costs."""
@@ -108,7 +110,7 @@ def prepare(
     workspace: Workspace,
     num_steps: int | None = None,
     order: str = "order",
-) -> tuple[Training, Fabric]:
+) -> tuple[Training, "Fabric"]:
     """The training of ``task`` as the stage wants it, ``num_steps`` long if given.
 
     ``order`` names the order of the images: another name, another order.

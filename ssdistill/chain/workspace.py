@@ -35,7 +35,7 @@ from ssdistill.settings import Settings
 from ssdistill.stage_files import read_array
 from ssdistill.stages import Stage
 from ssdistill.teachers import Pictures
-from ssdistill.train.fabric import build_fabric
+from ssdistill.train.fabric import device_of
 from ssdistill.train.progress import console
 
 MOST_VIEWS = 100
@@ -76,7 +76,7 @@ class Workspace:
     @property
     def device(self) -> torch.device:
         """Where networks run."""
-        return build_fabric(self.experiment.device.accelerator).device
+        return device_of(self.experiment.device.accelerator)
 
     @property
     def pictures(self) -> Pictures:

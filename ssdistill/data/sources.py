@@ -1,6 +1,7 @@
 """Where pictures come from. A class with a ``kind`` that is seen here can be named in a config."""
 
 import hashlib
+from functools import cache
 
 import numpy as np
 
@@ -37,13 +38,7 @@ class Digits(Source):
     description = "scikit-learn digits, 8x8 grey, 10 classes"
 
     def _split(self, name: str) -> RawSplit:
-        from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
-
-        images, targets = load_digits().images, load_digits().target
-        parts = train_test_split(
-            np.arange(len(images)), test_size=500, stratify=targets, random_state=0
-        )
+        images, targets, *parts = _digits()
         rows = np.sort(parts[SPLITS.index(name)])
         # Grey runs from 0 to 16.
         pixels = np.rint(images[rows] * (255 / 16)).astype(np.uint8)
@@ -51,3 +46,15 @@ class Digits(Source):
         return ArraySplit(
             f"digits {name}", identity, lambda: pixels, lambda: targets[rows], lambda: range(10)
         )
+
+
+@cache
+def _digits() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Images (N, 8, 8), targets (N,), and the rows of training and test images."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    rows = np.arange(len(digits.images))
+    parts = train_test_split(rows, test_size=500, stratify=digits.target, random_state=0)
+    return digits.images, digits.target, *parts

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Tag, model_validator
-from scipy.stats import t as student_t
 
 from ssdistill.record.tables import MISSING, ResultRow, Table, results_rows
 from ssdistill.settings import Positive, Settings
@@ -214,6 +213,8 @@ def _summary(values: Sequence[float]) -> tuple[float | None, float | None]:
 
 
 def _quantile(probability: float, n: int) -> float:
+    from scipy.stats import t as student_t
+
     return float(student_t.ppf(probability, n - 1))
 
 

@@ -1,12 +1,17 @@
 """Lightning Fabric on one device, whatever started the process."""
 
-from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments import LightningEnvironment
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:  # whoever finds every stage finished need not wait for the import
+    from lightning_fabric import Fabric
 
 
 def build_fabric(
     accelerator: str, devices: int | list[int] = 1, precision: str | None = None
-) -> Fabric:
+) -> "Fabric":
     """Fabric in this one process.
 
     Left to itself, Fabric reads the variables of a cluster (SLURM's ``SLURM_NTASKS``, those of
@@ -21,5 +26,28 @@ def build_fabric(
     Raises:
         RuntimeError, ValueError: there is no such accelerator.
     """
+    from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments import LightningEnvironment
+
     plugins = [LightningEnvironment()]
     return Fabric(accelerator=accelerator, devices=devices, precision=precision, plugins=plugins)
+
+
+def device_of(accelerator: str) -> torch.device:
+    """Where networks run; Fabric is asked only where it could say anything but the CPU.
+
+    Args:
+        accelerator: as :func:`build_fabric` takes it.
+
+    Raises:
+        RuntimeError, ValueError: there is no such accelerator.
+    """
+    if accelerator == "cpu" or (accelerator == "auto" and not _has_accelerator()):
+        return torch.device("cpu")
+    return build_fabric(accelerator).device
+
+
+def _has_accelerator() -> bool:
+    """Whether there may be a device that Fabric takes before the CPU."""
+    mps = torch.backends.mps.is_available()
+    return torch.cuda.is_available() or mps or find_spec("torch_xla") is not None

@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 
 from ssdistill.data.batch import Batch
@@ -28,6 +28,9 @@ from ssdistill.train.optim import OptimSettings, build_optimizer, set_rates
 from ssdistill.train.progress import TrainingProgress
 from ssdistill.train.seeding import random_state, restore_random_state
 from ssdistill.train.task import Task
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -82,7 +85,7 @@ class Training:
 
 def fit(
     training: Training,
-    fabric: Fabric,
+    fabric: "Fabric",
     tracker: Tracker,
     on_first_views: Callable[[list[Tensor]], None] = lambda views: None,
     observers: Sequence[Observer] = (),
@@ -145,7 +148,7 @@ def fit(
 class _Update:
     """One optimizer step after the other."""
 
-    def __init__(self, training: Training, fabric: Fabric, optimizer: torch.optim.Optimizer):
+    def __init__(self, training: Training, fabric: "Fabric", optimizer: torch.optim.Optimizer):
         self.task, self.optim = training.task, training.optim
         self.num_steps = training.loader.num_steps
         self.shared = SharedLayer(training.task.encoder)

@@ -139,7 +139,15 @@ def test_null_switches_a_part_off(load):
 
 @pytest.mark.parametrize("wrong", ["nothing", "pretrain.steps"])
 def test_an_override_without_a_value_is_refused(refusal, wrong):
-    assert refusal(wrong) == f"'{wrong}' is no override; write key.sub=value"
+    assert refusal(wrong) == (
+        f"'{wrong}' is taken for a setting to change, and is none; write key.sub=value without "
+        "blanks, such as pretrain.steps=100 (is an = missing?)"
+    )
+
+
+def test_a_second_config_is_no_setting(refusal):
+    assert refusal("b.yaml").endswith("one config is run at a time: name the other one in its 'ext"
+                                      "ends'")  # fmt: skip
 
 
 def test_an_override_that_is_no_yaml_is_refused_with_its_text(refusal):

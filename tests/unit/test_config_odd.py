@@ -87,7 +87,9 @@ def test_threads_are_as_many_as_a_machine_may_have(refusal, threads):
 
 @pytest.mark.parametrize("key", [".", "a.", ".a", "a..b", "a[", ""])
 def test_a_key_with_an_empty_part_is_no_override(refusal, key):
-    assert "is no override; write key.sub=value" in refusal(f"{key}=1")
+    assert "is taken for a setting to change, and is none; write key.sub=value" in refusal(
+        f"{key}=1"
+    )
 
 
 def test_an_override_that_is_too_deep_or_no_unicode_is_refused_shortly(refusal):

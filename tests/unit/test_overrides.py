@@ -70,3 +70,23 @@ def test_an_agent_that_leaves_out_false_writes_true_as_a_flag():
     assert "--device.compile" in words
     experiment, _ = load_experiment("quickstart", words)
     assert experiment.device.compile and experiment.distill.steps == 7
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["--runz", "--runz=/x", "--run_s=x", "--runs-dir=/x", "--dry_run", "--dryrun=1", "--publsh=x"],
+)
+def test_a_misspelt_option_is_no_setting(word):
+    with pytest.raises(UserError, match=r"no such option \(did you mean '--(runs|dry-run|publish)"):
+        plain_overrides([word, "/tmp/x"], OPTIONS)
+
+
+def test_an_option_without_its_hyphens_is_no_setting():
+    with pytest.raises(UserError, match=r"^runs=/x: no such setting \(did you mean '--runs'\?\)"):
+        plain_overrides(["runs=/x"], OPTIONS)
+
+
+@pytest.mark.parametrize("word", ["--name=x", "--plans={}", "--runs.x=1", "--sweep_id=3"])
+def test_what_is_a_section_or_unlike_any_option_stays_a_setting(word):
+    # plans is like --plan, and a section.
+    assert plain_overrides([word], OPTIONS | {"--plan": False}) == [word[2:]]
