@@ -1,6 +1,7 @@
 """What `ssdistill list` and `--dry-run` print."""
 
 import inspect
+import re
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
@@ -78,7 +79,16 @@ def _kinds_table(title: str, known: dict[str, type]) -> FittedTable:
 
 
 def _summary(cls: type) -> str:
-    return (inspect.getdoc(cls) or "").splitlines()[0]
+    return plain_text((inspect.getdoc(cls) or "").splitlines()[0])
+
+
+def plain_text(documentation: str) -> str:
+    """A docstring as a terminal shows it, without the marks of reStructuredText and Markdown."""
+    text = re.sub(r"^ *```.*\n?", "", documentation, flags=re.M)
+    # ~ shows the last part of a name, and "title <target>" the title.
+    text = re.sub(r":[\w:+-]+:`~(?:[\w.]+\.)?(\w+)`", r"\1", text)
+    text = re.sub(r":[\w:+-]+:`([^`<]+?)(?:\s*<[^`>]*>)?`", r"\1", text)
+    return re.sub(r"(`{1,2})([^`]+)\1", r"\2", text)
 
 
 def _views(cls: type) -> str:
@@ -109,7 +119,7 @@ def description(what: str, kind: str) -> list[FittedTable | Text]:
     if what == "sources":
         # The first line says what they are; their arguments follow those of the kind.
         text += "\n\nOf every source:\n" + inspect.getdoc(StoreSettings).partition("Args:\n")[2]
-    return [Text(heading), Text(text), table]
+    return [Text(heading), Text(plain_text(text)), table]
 
 
 def _settings(registry: Registry, kind: str) -> list[tuple[str, str]]:

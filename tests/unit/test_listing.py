@@ -6,7 +6,7 @@ from rich.console import Console
 from ssdistill.chain.run import PlannedStage
 from ssdistill.data.recipes import RECIPES
 from ssdistill.errors import UserError
-from ssdistill.listing import REGISTRIES, description, listings, plan_table
+from ssdistill.listing import REGISTRIES, description, listings, plain_text, plan_table
 from ssdistill.registry import LOSSES, METHODS
 from ssdistill.stages import Stage
 
@@ -37,7 +37,7 @@ def test_every_kind_has_a_row_with_what_it_does(name):
     assert sorted(kinds) == list(REGISTRIES[name].classes)
     summaries = [summary for table in tables for summary in cells_of(table, "what it does")]
     for kind, summary in zip(kinds, summaries, strict=True):
-        assert summary and summary == REGISTRIES[name][kind].__doc__.splitlines()[0], kind
+        assert summary and summary == plain_text(REGISTRIES[name][kind].__doc__.splitlines()[0])
 
 
 def test_one_kind_shows_its_settings_with_their_defaults_its_own_first():
@@ -106,3 +106,26 @@ def test_a_plan_shows_stage_parents_and_status():
     (row,) = [line for line in lines if "distilled" in line]
     for part in ("distill", "3", student.digest[:8], f"teacher {teacher.digest[:8]}", "missing"):
         assert part in row
+
+
+@pytest.mark.parametrize(
+    ("documentation", "text"),
+    [
+        ("as :func:`ssdistill.load` does", "as ssdistill.load does"),
+        ("of :class:`~ssdistill.losses.maps.MapLoss`.", "of MapLoss."),
+        (":py:meth:`the call <a.b.C.call>` and :math:`x^2`", "the call and x^2"),
+        ("``embedding``, or `kd`: ``{size: 96}``", "embedding, or kd: {size: 96}"),
+        ("one\nline of ``a\nb``", "one\nline of a\nb"),
+        ("so:\n\n```yaml\na: [b, 'c*']  # d_e\n```\nend", "so:\n\na: [b, 'c*']  # d_e\nend"),
+    ],
+)
+def test_documentation_is_shown_without_its_marks(documentation, text):
+    assert plain_text(documentation) == text
+
+
+@pytest.mark.parametrize("name", REGISTRIES)
+def test_no_kind_is_shown_with_marks(name):
+    for kind in REGISTRIES[name].classes:
+        _, documentation, _ = description(name, kind)
+        assert "`" not in str(documentation), kind
+    assert "`" not in "".join(map(text_of, listings(name)))
