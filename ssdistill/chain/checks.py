@@ -1,25 +1,31 @@
 """What can be found wrong with methods and losses before anything has been trained."""
 
 import copy
+from collections.abc import Collection
 
 from ssdistill.chain.size_checks import check_sizes
 from ssdistill.chain.tasks import assemble
 from ssdistill.chain.trial_step import check_size, check_step
 from ssdistill.chain.workspace import Workspace, resolve_recipes
 from ssdistill.data.extra import NEEDS_NEIGHBOURS
-from ssdistill.data.recipes import expand
 from ssdistill.distill.build import shapes
 from ssdistill.errors import UserError
+from ssdistill.models.backbones import EncoderSettings
 from ssdistill.models.trial import REFUSALS, reason_of, refusing
 from ssdistill.registry import LOSSES, METHODS, RUNTIMES, STEPS
 from ssdistill.sections import DistillSettings, PretrainedRow
+from ssdistill.settings import Settings
+from ssdistill.train.task import Task
 
 ENOUGH_SAMPLES = 4096
 """Images a loss is told of here: a memory of all of them would be made only to be dropped."""
 
 
-def check_trainings(workspace: Workspace) -> list[str]:
+def check_trainings(workspace: Workspace, finished: Collection[str] = ()) -> list[str]:
     """Build everything that will be trained once, at initial weights, and forget it.
+
+    Args:
+        finished: roles whose trainings are done, so that no step of theirs needs to be tried.
 
     Returns:
         notices about settings that work and may not be meant.
@@ -28,7 +34,7 @@ def check_trainings(workspace: Workspace) -> list[str]:
         UserError: a method or losses that the networks cannot serve; the key is named.
     """
     experiment = workspace.experiment
-    notices = _check_pretraining(workspace)
+    notices = _check_pretraining(workspace, finished)
     _check_steps(workspace)
     _check_recoveries(workspace)
     sections = {"distill": experiment.distill} if experiment.distill else {}
@@ -38,7 +44,8 @@ def check_trainings(workspace: Workspace) -> list[str]:
         if isinstance(settings, DistillSettings)
     }
     for key, settings in sections.items():
-        notices += _check(workspace, key, settings)
+        row = "distilled" if key == "distill" else key.removeprefix("compare.")
+        notices += _check(workspace, key, settings, tried=row not in finished)
         notices += _large_queues(key, settings, len(workspace.train))
     return list(dict.fromkeys(notices))
 
@@ -69,7 +76,7 @@ def _check_recoveries(workspace: Workspace) -> None:
                 _check(workspace, key, one)
 
 
-def _check_pretraining(workspace: Workspace) -> list[str]:
+def _check_pretraining(workspace: Workspace, finished: Collection[str]) -> list[str]:
     experiment, notices = workspace.experiment, []
     trained = dict(experiment.pretrained)
     for row, settings in experiment.compare.items():
@@ -81,26 +88,24 @@ def _check_pretraining(workspace: Workspace) -> list[str]:
         encoder = workspace.build(network)
         notices += check_sizes(encoder, key, sizes, "teacher")
         check_size(lambda m=method, e=encoder: METHODS.build(m, e), key)
+
+        def build(method: Settings = method, network: EncoderSettings = network) -> Task:
+            return METHODS.build(method, workspace.build(network))
+
         try:
             with refusing("these settings"):
-                task = METHODS.build(method, encoder)
+                task = build()
         except UserError as error:
             raise UserError(f"{key}: {error}") from None
-        natural = METHODS[method.kind].recipes
-        recipes = expand(resolve_recipes(method.views, natural, workspace.source))
-        if len(recipes) >= task.num_views:  # the plan says what is wrong with fewer
-            check_step(
-                task,
-                lambda m=method, n=network: METHODS.build(m, workspace.build(n)),
-                recipes,
-                workspace.image_size,
-                method.batch_size,
-                key,
-            )
+        if row.removeprefix("compare.") not in finished:
+            views = resolve_recipes(method.views, METHODS[method.kind].recipes, workspace.source)
+            notices += check_step(task, build, views, workspace.image_size, method.batch_size, key)
     return notices
 
 
-def _check(workspace: Workspace, key: str, settings: DistillSettings) -> list[str]:
+def _check(
+    workspace: Workspace, key: str, settings: DistillSettings, tried: bool = True
+) -> list[str]:
     student = workspace.build(workspace.experiment.student.encoder)
     sizes = {recipe.size for recipe in settings.views or () if recipe.size}
     notices = check_sizes(student, key, sizes, "student")
@@ -110,8 +115,13 @@ def _check(workspace: Workspace, key: str, settings: DistillSettings) -> list[st
     facts = shapes(student, next(iter(teachers.values())), enough)
     for name, loss in settings.losses.items():
         check_size(lambda loss=loss: LOSSES.build(loss, facts), f"{key}.losses.{name}")
+
+    def build() -> Task:
+        networks = workspace.build(workspace.experiment.student.encoder), workspace.teachers()
+        return assemble(*copy.deepcopy(networks), settings, enough)
+
     try:
-        distiller = assemble(student, teachers, settings, enough)
+        distiller = build()
     except UserError as error:
         raise UserError(f"{key}.{error}") from None
     except REFUSALS as error:
@@ -121,22 +131,11 @@ def _check(workspace: Workspace, key: str, settings: DistillSettings) -> list[st
         raise UserError(f"{key}.mix: a mixture has no neighbours, and a loss reads {neighbours[0]}")
     for teacher in distiller.teachers.values():
         notices += check_sizes(teacher, key, sizes, "teacher")
-    num_views = max(LOSSES[loss.kind].views for loss in settings.losses.values())
-    recipes = expand(resolve_recipes(settings.views, ("strong",) * num_views, workspace.source))
-    if len(recipes) >= num_views:
-        check_step(
-            distiller,
-            lambda: assemble(
-                workspace.build(workspace.experiment.student.encoder),
-                copy.deepcopy(workspace.teachers()),
-                settings,
-                enough,
-            ),
-            recipes,
-            workspace.image_size,
-            settings.batch_size,
-            key,
-        )
+    if tried:
+        strong = ("strong",) * distiller.num_views
+        views = resolve_recipes(settings.views, strong, workspace.source)
+        size = workspace.image_size
+        notices += check_step(distiller, build, views, size, settings.batch_size, key)
     return notices
 
 

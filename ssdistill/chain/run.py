@@ -47,9 +47,10 @@ def dry_run(experiment: Experiment, root: Path) -> list[PlannedStage]:
     workspace = open_workspace(experiment, root)
     describe_data(workspace)
     check_batches(experiment, len(workspace.train))
-    for notice in (*chosen_stems(workspace), *check_trainings(workspace)):
+    planned = [PlannedStage(stage, stage.status(root)) for stage in plan(workspace)]
+    for notice in _notices(workspace, planned):
         console.print(f"note: {notice}", style="dim", markup=False)
-    return [PlannedStage(stage, stage.status(root)) for stage in plan(workspace)]
+    return planned
 
 
 def run(experiment: Experiment, root: str | Path = "runs") -> Report:
@@ -74,7 +75,7 @@ def run(experiment: Experiment, root: str | Path = "runs") -> Report:
     describe_data(workspace)
     check_batches(experiment, len(workspace.train))
     stages = plan(workspace)
-    notices = [*chosen_stems(workspace), *check_trainings(workspace)]
+    notices = _notices(workspace, [PlannedStage(s, s.status(root)) for s in stages])
     announce(workspace, stages)
     for notice in notices:
         console.print(f"note: {notice}", style="dim", markup=False)
@@ -91,6 +92,15 @@ def run(experiment: Experiment, root: str | Path = "runs") -> Report:
                 if folder in renewed:  # what is made anew is not read any better
                     raise
                 renewed.add(folder)
+
+
+def _notices(workspace: Workspace, planned: list[PlannedStage]) -> list[str]:
+    """What is noticed of the networks and trainings; those that are finished are not tried."""
+    missing = {entry.stage.role for entry in planned if entry.status != "finished"}
+    finished = {entry.stage.role for entry in planned} - missing
+    notices = [*chosen_stems(workspace), *check_trainings(workspace, finished)]
+    workspace.forget_networks()
+    return notices
 
 
 def _renew(error: DamagedFile, stages: list[Stage], root: Path) -> Path:

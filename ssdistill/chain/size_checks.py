@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ssdistill.errors import UserError, one_line
 from ssdistill.models.backbones import Encoder
-from ssdistill.models.trial import LARGEST_SIDE
+from ssdistill.models.trial import LARGEST_SIDE, trial_of
 
 
 @torch.no_grad()
@@ -60,7 +60,8 @@ def _encode(encoder: Encoder, size: int, where: str, remedy: str) -> None:
             "size"
         )
     try:
-        encoder(encoder.mean.new_zeros(1, encoder.mean.shape[1], size, size))
+        with trial_of(encoder, size):
+            encoder(encoder.mean.new_zeros(1, encoder.mean.shape[1], size, size))
     except UserError:
         raise
     except Exception as error:  # a network raises anything on a size it was not made for

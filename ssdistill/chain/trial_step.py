@@ -5,12 +5,14 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ssdistill.data.batch import Batch
 from ssdistill.data.extra import EXTRA
-from ssdistill.data.recipes import ViewRecipe
+from ssdistill.data.recipes import ViewRecipe, expand
 from ssdistill.errors import UserError
 from ssdistill.machine import memory_bytes
+from ssdistill.models.backbones import Encoder
 from ssdistill.models.trial import REFUSALS, check_fits, reason_of
 from ssdistill.train.task import Task
 
@@ -25,24 +27,29 @@ def check_step(
     image_size: int,
     batch_size: int,
     key: str,
-) -> None:
+) -> list[str]:
     """Let a task, which is not used afterwards, make its losses of one batch.
 
-    The shapes are followed on torch's meta device, which computes nothing; where they fail, a
+    The shapes are followed by tensors without numbers, which compute nothing; where they fail, a
     small batch is computed to make sure. A batch of one is always computed, since a loss that
     compares images has nothing to compare then.
 
     Args:
-        task: is moved to the meta device.
+        task: is not used afterwards.
         rebuild: makes it once more, where it must be computed.
-        recipes: one per view.
+        recipes: of its views; with fewer than it takes, which the plan refuses, nothing is tried.
         image_size: side of views whose recipe has no size.
         key: of the settings, for messages.
+
+    Returns:
+        a notice where the step could not be tried for its size.
 
     Raises:
         UserError: the step fails, a loss is not finite, or the batch does not fit into memory.
     """
-    sides = [recipe.size or image_size for recipe in recipes]
+    sides = [recipe.size or image_size for recipe in expand(recipes)]
+    if len(sides) < task.num_views:
+        return []
     sides += [sides[-1 if name == "neighbour_1" else 0] for name in task.extra_views]
     pixels = batch_size * sum(side**2 for side in sides)
     if 12 * pixels > memory_bytes():
@@ -50,19 +57,34 @@ def check_step(
             f"{key}: {len(sides)} views of {batch_size} images need {12 * pixels / 1e9:.0f} GB, "
             "more than this machine has; lower batch_size or the views' size"
         )
+    pixels = batch_size * sum(side**2 for side in _seen_sides(task, sides))
     failure = _failure_without_memory(task, sides, batch_size)
     if batch_size > 1 and (failure is None or pixels > CHEAP_PIXELS):
         if isinstance(failure, ValueError):  # raised by checks, which need no numbers
             raise _refusal(key, failure) from failure
-        return
+        return [] if failure is None else [_untried(key, pixels)]
     if pixels > CHEAP_PIXELS * 8:
-        return
+        return [_untried(key, pixels)]
     with torch.random.fork_rng(devices=[]):
         try:
             losses = _losses(rebuild(), sides, batch_size, torch.device("cpu"))
         except REFUSALS as error:
             raise _refusal(key, error) from error
     _check_finite(losses, key, batch_size)
+    return []
+
+
+def _seen_sides(task: Task, sides: list[int]) -> list[int]:
+    """The sides of views as the largest network resizes them."""
+    # A distiller's teachers are no modules of it.
+    networks = [*task.modules(), *getattr(task, "teachers", {}).values()]
+    encoders = [network for network in networks if isinstance(network, Encoder)]
+    largest = max((encoder.spec.input_size or 0 for encoder in encoders), default=0)
+    return [max(side, largest) for side in sides]
+
+
+def _untried(key: str, pixels: int) -> str:
+    return f"{key}: a step of {pixels / 1e6:.1f} million pixels was not tried, for its size"
 
 
 def check_size(build: Callable[[], Task], key: str) -> None:
@@ -71,11 +93,13 @@ def check_size(build: Callable[[], Task], key: str) -> None:
 
 
 def _failure_without_memory(task: Task, sides: list[int], batch_size: int) -> Exception | None:
-    """What goes wrong on the meta device, to which the task is moved."""
-    device = torch.device("meta")
+    """What goes wrong with tensors that have shapes and no numbers.
+
+    They say that they are on the CPU: torch has no autocast of its meta device.
+    """
     try:
-        with torch.random.fork_rng(devices=[]):
-            _losses(task.to(device), sides, batch_size, device)
+        with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True):
+            _losses(task, sides, batch_size, torch.device("cpu"))
     except Exception as error:
         return error
     return None

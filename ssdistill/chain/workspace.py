@@ -1,5 +1,6 @@
 """What the stages of one run share: the experiment, its pictures, the runs folder."""
 
+import copy
 import hashlib
 import io
 from collections.abc import Iterator
@@ -67,6 +68,7 @@ class Workspace:
     classes: str | None = None
     warnings: list[str] = field(default_factory=list)
     _specs: dict[str, EncoderSpec] = field(default_factory=dict)
+    _built: dict[str, Encoder] = field(default_factory=dict)
 
     @property
     def image_size(self) -> int:
@@ -137,8 +139,19 @@ class Workspace:
             raise UserError(f"{name}: {str(error).replace('teacher.', f'{name}.')}") from None
 
     def build(self, settings: EncoderSettings) -> Encoder:
-        """A fresh encoder with the training images' statistics."""
-        return build_encoder(settings, self.image_size, self.train.mean, self.train.std)
+        """A fresh encoder with the training images' statistics, to be looked at.
+
+        Each network is built and tried once; see :meth:`forget_networks`.
+        """
+        key = settings.model_dump_json()
+        if key not in self._built:
+            statistics = self.train.mean, self.train.std
+            self._built[key] = build_encoder(settings, self.image_size, *statistics)
+        return copy.deepcopy(self._built[key])
+
+    def forget_networks(self) -> None:
+        """Free the memory of the networks that were built to be looked at."""
+        self._built.clear()
 
     def spec(self, settings: EncoderSettings) -> EncoderSpec:
         """What describes that encoder; a network is built for it once."""

@@ -20,11 +20,14 @@ from ssdistill.models.spec import (
 from ssdistill.models.stems import fit_small_stem, takes_small_stem
 from ssdistill.models.torchvision_net import create_torchvision_net
 from ssdistill.models.trial import (
+    COMPUTED_SIDE,
     LARGEST_SIDE,
+    REFUSALS,
     check_arguments,
     check_encodes,
     check_fits,
     refusing,
+    trial_of,
 )
 
 
@@ -154,17 +157,26 @@ class Encoder(Model):
     def map_shapes(self) -> dict[str, tuple[int, int, int]]:
         """(C, H, W) of every tapped map, found by encoding one black image in eval mode."""
         size = self.spec.image_size
+        maps: dict[str, Tensor] | None = None
         with places.looking(self):
-            maps = self(self.mean.new_zeros(1, 3, size, size)).maps
+            with trial_of(self, size):
+                maps = self(self.mean.new_zeros(1, 3, size, size)).maps
+            if maps is None:  # only numbers tell
+                maps = self(self.mean.new_zeros(1, 3, size, size)).maps
         return {name: tuple(m.shape[1:]) for name, m in maps.items()}
 
     def _closing_relus(self) -> dict[str, places.Closing]:
         if self._closing is None:
-            size = self.spec.side
-            noise_BCHW = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
-            with places.looking(self):
-                self._closing = places.closing_relus(self.net, noise_BCHW.to(self.mean))
+            try:
+                self._closing = self._closing_relus_at(min(self.spec.side, COMPUTED_SIDE))
+            except REFUSALS:  # a network of one size
+                self._closing = self._closing_relus_at(self.spec.side)
         return self._closing
+
+    def _closing_relus_at(self, size: int) -> dict[str, places.Closing]:
+        noise_BCHW = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+        with places.looking(self):
+            return places.closing_relus(self.net, noise_BCHW.to(self.mean))
 
 
 def build_encoder(

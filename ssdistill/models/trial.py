@@ -3,6 +3,7 @@
 First without memory (torch's meta device), to learn whether they fit, then on one black image.
 """
 
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import timm
 import torch
 from torch import nn
+from torch._subclasses import fake_tensor
 from torch.nn.modules.module import (
     register_module_buffer_registration_hook,
     register_module_module_registration_hook,
@@ -24,8 +26,11 @@ from ssdistill.models.taps import looking
 if TYPE_CHECKING:
     from ssdistill.models.backbones import Encoder
 
+log = logging.getLogger(__name__)
 LARGEST_SIDE = 8192
 """Pixels a side."""
+COMPUTED_SIDE = 512
+"""Pixels a side of images that a trial computes; of larger ones only the shapes are followed."""
 MOST_MODULES, LARGEST_NUMBER = 10_000, 1_000_000
 """More layers, or a larger width, depth or size, than any network has."""
 OWN_ARGUMENTS = {
@@ -39,6 +44,13 @@ OWN_ARGUMENTS = {
     "cache_dir": "set the environment variable HF_HOME",
 }
 """Arguments of ``timm.create_model`` that no config sets, and what to do instead."""
+UNFOLLOWED = (
+    fake_tensor.DataDependentOutputException,
+    fake_tensor.DynamicOutputShapeException,
+    fake_tensor.UnsupportedFakeTensorException,
+    fake_tensor.UnsupportedOperatorException,
+)
+"""What torch raises where shapes cannot be followed without numbers."""
 REFUSALS = (
     ArithmeticError,
     AssertionError,
@@ -163,6 +175,23 @@ def _counting(memory: int) -> Iterator[None]:
             handle.remove()
 
 
+@contextmanager
+def trial_of(encoder: "Encoder", side: int) -> Iterator[None]:
+    """Inside, ``encoder`` computes images of ``side`` pixels, or follows their shapes alone.
+
+    What cannot be followed without numbers is not tried, and said so.
+    """
+    side = encoder.spec.input_size or side
+    if side <= COMPUTED_SIDE or encoder.mean.is_meta:
+        yield
+        return
+    try:
+        with fake_tensor.FakeTensorMode(allow_non_fake_inputs=True):
+            yield
+    except UNFOLLOWED:
+        log.warning("%s was not tried on images of %d pixels: too large", encoder.spec.name, side)
+
+
 @torch.no_grad()
 def check_encodes(encoder: "Encoder", side: int, key: str = "") -> tuple[int, ...]:
     """Let an encoder encode one black image of ``side`` pixels.
@@ -178,11 +207,11 @@ def check_encodes(encoder: "Encoder", side: int, key: str = "") -> tuple[int, ..
     if side > LARGEST_SIDE:
         raise UserError(f"{key}{name} cannot encode images of {side} pixels: choose a smaller size")
     # Its tensors may be on the meta device, where nothing is computed and shapes are still told.
-    image_BCHW = encoder.mean.new_zeros(1, 3, side, side)
     taps, encoder.taps = encoder.taps, ()
+    embedding = torch.empty(1, encoder.embed_dim, device="meta")
     try:
-        with looking(encoder):
-            embedding = encoder(image_BCHW).embedding_BD
+        with looking(encoder), trial_of(encoder, side):
+            embedding = encoder(encoder.mean.new_zeros(1, 3, side, side)).embedding_BD
     except REFUSALS as error:
         raise UserError(
             f"{key}{name} cannot encode images of {side} pixels "

@@ -1,11 +1,17 @@
 import sys
 
 import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
+from ssdistill.chain import checks
 from ssdistill.chain.checks import check_trainings
 from ssdistill.chain.workspace import Workspace
 from ssdistill.config import load_experiment
 from ssdistill.errors import UserError
+from ssdistill.models.backbones import EncoderSettings, build_encoder
+from ssdistill.models.trial import COMPUTED_SIDE, check_encodes
 from ssdistill.registry import SOURCES
 
 TINY = """
@@ -26,12 +32,13 @@ distill:
 
 @pytest.fixture
 def check(tmp_path, make_store):
-    def check(*overrides):
+    def check(*overrides, finished=()):
         path = tmp_path / "tiny.yaml"
         path.write_text(TINY)
         experiment, _ = load_experiment(path, list(overrides))
         source = SOURCES.build(experiment.data)
-        return check_trainings(Workspace(experiment, tmp_path, source, make_store(), make_store()))
+        workspace = Workspace(experiment, tmp_path, source, make_store(), make_store())
+        return check_trainings(workspace, finished)
 
     return check
 
@@ -167,3 +174,65 @@ def test_a_recovery_from_single_images_is_refused_where_its_losses_compare_image
     with pytest.raises(UserError, match=rf"^{key}\.1\.batch_size=1: batch statistics need"):
         check(f"{key}={steps.replace('BATCH', '1')}")
     check(f"{key}={steps.replace('BATCH', '2')}")
+
+
+@pytest.fixture
+def tried(monkeypatch):
+    """The keys of the trainings of which a step was tried."""
+    keys = []
+    monkeypatch.setattr(checks, "check_step", lambda *args: keys.append(args[-1]) or [])
+    return keys
+
+
+def test_a_finished_training_is_not_tried(check, tried):
+    rows = "compare={sparse: {losses: {a: {kind: seed}}}, distillery: {losses: {a: {kind: kd}}}}"
+    assert check(rows) == []
+    assert tried == ["pretrain", "distill", "compare.sparse", "compare.distillery"]
+    tried.clear()
+    check(rows, finished={"distilled", "sparse"})
+    assert tried == ["pretrain", "compare.distillery"]
+    tried.clear()
+    check(rows, finished={"teacher", "distillery"})
+    assert tried == ["distill", "compare.sparse"]
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """Sides of the images that a convolution computed, not only followed the shapes of."""
+    sides, forward = [], nn.Conv2d.forward
+
+    def look(module, x_BCHW):
+        if not isinstance(x_BCHW, FakeTensor) and not x_BCHW.is_meta:
+            sides.append(x_BCHW.shape[-1])
+        return forward(module, x_BCHW)
+
+    monkeypatch.setattr(nn.Conv2d, "forward", look)
+    return sides
+
+
+def test_large_images_are_followed_and_not_computed(check, computed):
+    check("teacher.encoder.input_size=4096", "student.encoder.input_size=2048")
+    assert max(computed) <= COMPUTED_SIDE
+
+
+def test_images_of_ordinary_size_are_computed(check, computed):
+    check("teacher.encoder.input_size=96")
+    assert max(computed) == 96
+
+
+def test_what_is_wrong_with_a_large_network_is_still_refused(check):
+    with pytest.raises(UserError, match=r"resnet10t.*has no map 'layer9'"):
+        check("teacher.encoder.input_size=4096", "distill.losses.m={kind: fitnet, maps: [layer9]}")
+
+
+def test_a_large_image_that_a_network_cannot_take_is_refused_without_computing_it():
+    args = {"img_size": 1024, "depth": 1}
+    encoder = build_encoder(EncoderSettings(name="vit_tiny_patch16_224", args=args), 1024)
+    encoder.net.pos_embed = nn.Parameter(torch.zeros(1, 10, 192))
+    with pytest.raises(UserError, match=r"cannot encode images of 1024 pixels"):
+        check_encodes(encoder, 1024)
+
+
+def test_a_large_step_that_cannot_be_followed_is_noticed(check):
+    notices = check("teacher.encoder.input_size=4096", "pretrain.kind=nnclr")
+    assert all(" pixels was not tried, for its size" in notice for notice in notices)
