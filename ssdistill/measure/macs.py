@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch._ops import HigherOrderOperator
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from ssdistill.errors import UserError, shortened
 
@@ -49,10 +50,11 @@ def count_macs(model: Any, image_size: int | None = None) -> int:
             _plain_kernels(),
             _Operations() as operations,
             FlopCounterMode(display=False, custom_mapping=_formulas()) as counter,
+            _HigherOrder() as whole,
         ):
             model(_input(model, image_size))
     except (NotImplementedError, TypeError) as error:
-        # An operator of higher order, such as flex_attention, that has no rule for counters.
+        # An operator that has no rule for counters.
         raise UserError(
             f"the MACs of this network cannot be counted ({shortened(str(error), 150)}); count one "
             "that calls torch.nn.functional.scaled_dot_product_attention in its place"
@@ -62,9 +64,9 @@ def count_macs(model: Any, image_size: int | None = None) -> int:
             parameter.requires_grad_(True)
         for module, mode in modes.items():
             module.training = mode
-    if uncounted := sorted(operations.names & UNCOUNTED):
+    if uncounted := sorted(operations.names & UNCOUNTED | whole.uncounted):
         logger.warning("the MACs are too low: %s cannot be counted", ", ".join(uncounted))
-    return counter.get_total_flops() // 2
+    return (counter.get_total_flops() + whole.flops) // 2
 
 
 def _input(model: nn.Module, image_size: int | None) -> Tensor:
@@ -84,7 +86,9 @@ def _plain_kernels() -> Iterator[None]:
     torch.backends.mha.set_fastpath_enabled(False)
     torch.backends.mkldnn.enabled = False
     try:
-        yield
+        # What is compiled, as flex_attention compiles itself, refuses to run under a counter.
+        with torch.compiler.set_stance("force_eager"):
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
         torch.backends.mkldnn.enabled = onednn
@@ -100,6 +104,31 @@ class _Operations(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.names.add(func.overloadpacket.__name__)
         return func(*args, **(kwargs or {}))
+
+
+class _HigherOrder(TorchDispatchMode):
+    """FLOPs of operations that take functions, such as ``flex_attention``: run as a whole.
+
+    torch's counter has a formula for some of them and stumbles over them when they run eagerly.
+    """
+
+    supports_higher_order_operators = True
+
+    def __init__(self):
+        super().__init__()
+        self.flops, self.uncounted = 0, set[str]()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if not isinstance(func, HigherOrderOperator) or func is torch.ops.higher_order.cond:
+            return func(*args, **kwargs)
+        with _disable_current_modes():
+            out = func(*args, **kwargs)
+        if func in flop_registry:
+            self.flops += flop_registry[func](*args, **kwargs, out_val=out)
+        else:
+            self.uncounted.add(func.name())
+        return out
 
 
 def _formulas() -> dict[Any, Callable[..., int]]:

@@ -212,15 +212,39 @@ def test_what_cannot_be_counted_is_named(caplog):
 
 
 class FlexAttention(nn.Module):
-    def example(self, count):
-        return torch.rand(count, 4, 16, 8)
+    def __init__(self, attention):
+        super().__init__()
+        self.qkv, self.attention = nn.Linear(16, 48), attention
 
-    def forward(self, x_BHLE):
-        return flex_attention(x_BHLE, x_BHLE, x_BHLE)
+    def forward(self, x_BTD):
+        qkv = self.qkv(x_BTD).view(len(x_BTD), -1, 3, 2, 8).permute(2, 0, 3, 1, 4)
+        return self.attention(*qkv, score_mod=lambda score, b, h, i, j: score + i - j).mean((1, 2))
+
+
+@pytest.mark.parametrize("attention", [flex_attention, torch.compile(flex_attention)])
+def test_flex_attention_is_its_two_products(attention):
+    model = Wrapped(FlexAttention(attention), torch.zeros(2, 10, 16))
+    assert count_macs(model) == 10 * 16 * 48 + 2 * (2 * 10 * 10 * 8)
+
+
+def test_an_unknown_operation_of_higher_order_is_warned_of(caplog, monkeypatch):
+    monkeypatch.setattr("ssdistill.measure.macs.flop_registry", {})
+    assert (
+        count_macs(Wrapped(FlexAttention(flex_attention), torch.zeros(2, 10, 16))) == 10 * 16 * 48
+    )
+    assert "the MACs are too low: flex_attention cannot be counted" in caplog.text
+
+
+class Uncountable(nn.Module):
+    def example(self, count):
+        return torch.rand(count, 3)
+
+    def forward(self, x_BD):
+        raise TypeError("no implementation found for 'torch.ops.higher_order.other' on types")
 
 
 def test_an_operator_that_no_counter_knows_is_refused_in_words():
-    model = FlexAttention()
-    with pytest.raises(UserError, match=r"flex_attention.*scaled_dot_product_attention"):
+    model = Uncountable()
+    with pytest.raises(UserError, match=r"other.*scaled_dot_product_attention"):
         count_macs(model)
     assert model.training
