@@ -33,11 +33,12 @@ def paired_table(records: Sequence[dict[str, Any]]) -> Table | None:
         for (model, reference, protocol), tests in groups.items()
     )
     caption = (
-        "Both models answer the same test images, seed by seed. Difference in points of accuracy: "
-        "mean over seeds, in brackets the widest reach of the 95 % intervals of single seeds; p: "
-        "the largest of the seeds' exact McNemar tests. Of a seed: equivalent where the 90 % "
-        f"interval lies within ± {margin:g} points, else better or worse where p is below 0.05, "
-        "else undecided; where seeds disagree, how many say what."
+        "Difference: accuracy of the model minus that of the one it is compared with, on the same "
+        "test images, in percentage points; mean over seeds, in brackets the lowest and highest "
+        "end of the seeds' 95 % intervals. p: exact McNemar test, the largest over seeds. Verdict "
+        f"of a seed: equivalent if its 90 % interval lies within ± {margin:g} points; otherwise "
+        "better or worse if p < 0.05; otherwise undecided. If seeds disagree, the number of seeds "
+        "with each verdict is given."
     )
     return Table(header, body, caption, "On the same test images")
 

@@ -45,3 +45,10 @@ def test_seeds_are_averaged_and_disagreement_is_counted():
 
 def test_without_paired_tests_there_is_no_table():
     assert paired_table([{"model": "teacher", "metrics": {}}]) is None
+
+
+def test_the_caption_explains_every_column_and_verdict():
+    table = paired_table([record("int8", 0, paired_with("teacher", "knn", -1, "worse"))])
+    for word in ("Difference: ", "percentage points", "p: exact McNemar test", "equivalent if",
+                 "within ± 1 points", "better or worse if p < 0.05", "undecided"):  # fmt: skip
+        assert word in table.caption
