@@ -98,13 +98,7 @@ def name_warnings(
             "train and test (or val) are not both there; call the splits train and test"
         )
     elif len(classes) == 1:
-        parts_of_one = next(p for p in (n.split("/") for n in names) if classes[0] in p[depth:-1])
-        inner = "/".join((folder.rstrip("/"), *parts_of_one[:depth], classes[0]))
-        of_classes.append(
-            f"one class only ({shown(classes[0])}): there is nothing to tell apart, so no probe is "
-            f"run; put each class into a folder of its own, or set data.path={shown(inner)} if the "
-            "classes or splits are there"
-        )
+        of_classes.append(_one_class(folder, names, classes[0], depth))
     below = {name.split("/")[depth + 1] for name in names if name.count("/") > depth + 1}
     if classes and held_out and {"train"} < {split_of(name) for name in below} - {None}:
         inside = sorted(name for name in below if split_of(name))
@@ -113,6 +107,27 @@ def name_warnings(
             "them on top: train/CLASS and test/CLASS"
         )
     return tuple(of_splits), tuple(of_classes)
+
+
+def _one_class(folder: str, names: Sequence[str], name: str, depth: int) -> str:
+    """That all pictures are in the class folder ``name``, what is in it, and what to do."""
+    folders = [n.split("/")[:-1] for n in names]
+    folders = [path for path in folders if path[depth : depth + 1] == [name]]
+    inner, below = folders[0][: depth + 1], set[str]()
+    while all(len(path) > len(inner) for path in folders):
+        below = {path[len(inner)] for path in folders}
+        if len(below) > 1:
+            break
+        inner.append(below.pop())
+    inside = f", in its folders {_listed(sorted(below))}" if below else ""
+    path = shown("/".join((folder.rstrip("/"), *inner)))
+    remedy = "put each class into a folder of its own"
+    if below:
+        remedy = f"set data.path={path} if these are the classes or splits, or {remedy}"
+    return (
+        f"one class only ({shown(name)}): every picture lies in this folder{inside}; there is "
+        f"nothing to tell apart, so no probe is run; {remedy}"
+    )
 
 
 def _listed(names: Sequence[str]) -> str:

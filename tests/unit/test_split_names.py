@@ -165,6 +165,29 @@ def test_one_class_is_warned_of_with_the_folder_that_may_be_meant(tmp_path):
     assert source.warnings(False) == ()
 
 
+@pytest.mark.parametrize(
+    ("wrapping", "inner", "inside"),
+    [
+        ("only", "only", ", in its folders a, b;"),
+        ("flowers/set1/v2", "flowers/set1/v2", ", in its folders a, b;"),
+        ("train/flowers/set1", "train/flowers/set1", ", in its folders a, b;"),
+    ],
+)
+def test_what_a_wrapping_folder_holds_is_said_and_what_to_set(tmp_path, wrapping, inner, inside):
+    put(tmp_path, *(f"{wrapping}/{c}/{i}.png" for c in "ab" for i in range(5)))
+    (warning,) = Folder(path=str(tmp_path)).warnings(True)
+    assert inside in warning and f"set data.path={tmp_path}/{inner} if these are" in warning
+    assert Folder(path=f"{tmp_path}/{inner}").split("train").class_names == ("a", "b")
+
+
+@pytest.mark.parametrize("more", [(), ("only/loose.png", "only/a/1.png")])
+def test_a_single_folder_of_pictures_has_nothing_to_point_at(tmp_path, more):
+    put(tmp_path, *(f"only/{i}.png" for i in range(5)), *more)
+    (warning,) = Folder(path=str(tmp_path)).warnings(True)
+    assert "data.path=" not in warning and warning.endswith("put each class into a folder of its "
+                                                            "own")  # fmt: skip
+
+
 def test_the_folder_that_may_be_meant_exists(tmp_path):
     put(tmp_path, *(f"Train/images/only/{c}/{i}.png" for c in "ab" for i in range(5)))
     (warning,) = Folder(path=str(tmp_path)).warnings(True)
