@@ -58,7 +58,8 @@ def check_data(experiment: Experiment, source: Source, stores: dict[str, Store])
     warnings += _few_to_compress(experiment, train)
     # Only names that are known without reading a label.
     names = train.class_names if source.has_labels else None
-    if names is not None and len(names) < 2 and source.warnings(True):
+    of_classes = source.warnings(True) != source.warnings(False)
+    if names is not None and len(names) < 2 and of_classes:
         source = Unlabeled(source)
     findings = Findings(source, None, warnings)
     if reads_labels and source.has_labels:

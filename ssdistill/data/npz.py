@@ -3,10 +3,10 @@
 from functools import cached_property
 from pathlib import Path
 
-from ssdistill.data.array_file import NpzFile
+from ssdistill.data.array_file import MOST_NAMED, NpzFile
 from ssdistill.data.labels import class_labels
 from ssdistill.data.splits import SPLITS, ArraySplit, RawSplit, Source
-from ssdistill.errors import UserError
+from ssdistill.errors import UserError, shown
 
 
 class Npz(Source):
@@ -51,6 +51,22 @@ class Npz(Source):
     @property
     def description(self) -> str:
         return f"{Path(self.path).name}, {'labeled' if self.has_labels else 'unlabeled'}"
+
+    def warnings(self, labels: bool) -> tuple[str, ...]:
+        """Arrays of further pictures, which a user may have meant to be used."""
+        left_out = []
+        for key in self._file.keys:
+            if key.endswith("_images") and key.removesuffix("_images") not in SPLITS:
+                shape, _ = self._file.header(key)
+                left_out.append(f"{shown(key)} ({shape[0] if shape else 0} pictures)")
+        if not left_out:
+            return ()
+        more = f" and {len(left_out) - MOST_NAMED} more" if len(left_out) > MOST_NAMED else ""
+        named = ", ".join(left_out[:MOST_NAMED]) + more
+        return (
+            f"not used: {named}; only train_images and test_images are read: append the others to "
+            "train_images if they are to be learned from",
+        )
 
     def _split(self, name: str) -> RawSplit:
         file, images, labels = self._file, f"{name}_images", f"{name}_labels"

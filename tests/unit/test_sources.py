@@ -94,6 +94,14 @@ def test_npz_gives_images_and_flattened_labels(npz):
     assert source.has_labels
 
 
+def test_npz_pictures_that_are_left_out_are_named_with_their_number(npz):
+    source, _ = npz(extra_images=np.zeros((4, 5, 5), np.uint8))
+    (warning,) = source.warnings(False)
+    assert warning.startswith("not used: val_images (1 pictures), extra_images (4 pictures); only ")
+    assert npz(val_images=None)[0].warnings(True) == ()
+    assert npz(val_images=None, val_labels=np.zeros(3))[0].warnings(True) == ()
+
+
 def test_npz_class_names_are_read(npz):
     source, _ = npz(class_names=np.array(["cat", "dog", "emu"]))
     assert source.split("test").class_names == ("cat", "dog", "emu")
