@@ -1,12 +1,17 @@
 """Which files below a folder are pictures, without opening those whose name says so."""
 
+import logging
 import os
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ssdistill.data.bad_image import BadImage
 from ssdistill.data.decode import open_regular
+from ssdistill.errors import UserError, shown
+
+log = logging.getLogger(__name__)
 
 JPEG = (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi")
 EXTENSIONS = frozenset(
@@ -25,6 +30,14 @@ SIGNATURES = (
     *(b"\0\0\0\x0cjP  ", *NETPBM),
 )
 """How the content of a picture begins."""
+
+
+SYSTEM = ("/", "/dev", "/proc", "/run", "/sys")
+"""Folders whose files are no pictures, or of which no end is seen."""
+MOST_OTHERS = 1_000_000
+"""Files without a picture among them after which no picture is expected."""
+SECONDS = 10.0
+"""Between two lines about how far a listing is."""
 
 
 @dataclass
@@ -50,10 +63,17 @@ def list_pictures(folder: Path) -> Listing:
 
     Linked folders are followed, except into one the walk is already in. Hidden folders, and
     those of ``PASSED_OVER``, are not entered. A file without a suffix is a picture if it begins
-    like one.
+    like one. A long listing says how far it is.
+
+    Raises:
+        UserError: a folder of the system, or a great many files and no picture among the first.
     """
     listing = Listing()
     pending = [("", (os.path.realpath(folder),))]
+    if os.path.realpath(folder) in SYSTEM:
+        raise UserError(f"data.path={shown(folder)} is a folder of the system; name the folder "
+                        "that holds the pictures")  # fmt: skip
+    watch = _Watch(folder, listing)
     while pending:
         below, above = pending.pop()
         with os.scandir(folder / below) as entries:
@@ -70,8 +90,32 @@ def list_pictures(folder: Path) -> Listing:
                 else:
                     suffix = os.path.splitext(entry.name)[1].lower()
                     listing.others[suffix or "without a suffix"] += 1
+                watch.look()
     listing.names.sort()
     return listing
+
+
+class _Watch:
+    """Says how far a long listing is, and ends one that finds no picture."""
+
+    def __init__(self, folder: Path, listing: Listing):
+        self.folder, self.listing = shown(folder), listing
+        self.looks, self.said = 0, time.monotonic()
+
+    def look(self) -> None:
+        """To be called for every file and folder."""
+        self.looks += 1
+        if not self.listing.names and self.looks > MOST_OTHERS:
+            raise UserError(
+                f"data.path={self.folder}: no picture among the first {MOST_OTHERS} files; name "
+                "the folder that holds the pictures"
+            )
+        if time.monotonic() - self.said > SECONDS:
+            self.said = time.monotonic()
+            log.warning(
+                "data.path=%s: %d pictures and %d other files so far",
+                *(self.folder, len(self.listing.names), self.listing.skipped),
+            )
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
