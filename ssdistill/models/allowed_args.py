@@ -54,12 +54,19 @@ def loading_argument(args: Mapping[str, Any]) -> str | None:
     return next((name for name in args if name in loading_arguments()), None)
 
 
+def loading_refusal(args: Mapping[str, Any]) -> str | None:
+    """What is wrong with the first argument that loads something; None without any."""
+    if (name := loading_argument(args)) is None:
+        return None
+    return (
+        f"'{name}' would decide which weights are read: use encoder.pretrained=true for "
+        "timm's, teacher.weights=FILE with teacher.kind=timm, or teacher.kind=checkpoint"
+    )
+
+
 def _build_only(args: dict[str, Any]) -> dict[str, Any]:
-    if name := loading_argument(args):
-        raise ValueError(
-            f"'{name}' would decide which weights are read: use encoder.pretrained=true for "
-            "timm's, teacher.weights=FILE with teacher.kind=timm, or teacher.kind=checkpoint"
-        )
+    if reason := loading_refusal(args):
+        raise ValueError(reason)
     return args
 
 

@@ -21,6 +21,7 @@ from torch.nn.modules.module import (
 
 from ssdistill.errors import UserError, shortened
 from ssdistill.machine import memory_bytes
+from ssdistill.models.allowed_args import loading_refusal
 from ssdistill.models.taps import looking
 
 if TYPE_CHECKING:
@@ -37,13 +38,8 @@ OWN_ARGUMENTS = {
     "num_classes": "an encoder has no classifier",
     "features_only": "an encoder has an embedding; losses read maps by name",
     "out_indices": "losses read maps by name",
-    "pretrained": "set encoder.pretrained",
-    "checkpoint_path": "use teacher.kind=checkpoint",
-    "pretrained_cfg": "use teacher.kind=checkpoint",
-    "pretrained_cfg_overlay": "use teacher.kind=checkpoint",
-    "cache_dir": "set the environment variable HF_HOME",
 }
-"""Arguments of ``timm.create_model`` that no config sets, and what to do instead."""
+"""Arguments of ``timm.create_model`` that build no encoder, and what to do instead."""
 UNFOLLOWED = (
     fake_tensor.DataDependentOutputException,
     fake_tensor.DynamicOutputShapeException,
@@ -78,6 +74,8 @@ def check_arguments(args: Mapping[str, Any], key: str) -> None:
     for name, remedy in OWN_ARGUMENTS.items():
         if name in args:
             raise UserError(f"{key}.{name} cannot be set ({remedy}); remove it")
+    if reason := loading_refusal(args):
+        raise UserError(f"{key}: {reason}")
     if (number := _too_large(args)) is not None:
         raise UserError(f"{key}: {number} is a larger number than any network takes")
     if args.get("in_chans", 3) != 3:

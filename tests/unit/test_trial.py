@@ -9,7 +9,7 @@ from ssdistill.errors import UserError
 from ssdistill.models import trial
 from ssdistill.models.backbones import build_encoder
 from ssdistill.models.spec import EncoderSettings
-from ssdistill.models.trial import check_encodes, check_fits
+from ssdistill.models.trial import check_arguments, check_encodes, check_fits
 from ssdistill.train.settings import DeviceSettings
 
 
@@ -29,6 +29,7 @@ def refusal(name="resnet18", size=32, **settings):
         ({"in_chans": "x"}, "encoder.args.in_chans=x: images have 3 channels"),
         ({"num_classes": "x"}, "encoder.args.num_classes cannot be set"),
         ({"features_only": True}, "encoder.args.features_only cannot be set"),
+        ({"out_indices": [1]}, "encoder.args.out_indices cannot be set"),
         ({"img_size": [1]}, "encoder.args of 'resnet18': "),
         ({"nope": 1}, "unexpected keyword argument 'nope'"),
         ({"layers": 3}, "encoder.args of 'resnet18': 'int' object is not iterable"),
@@ -131,3 +132,9 @@ def test_an_error_without_words_is_told_by_its_type():
     assert trial.reason_of(KeyError("x")) == "KeyError 'x'"
     assert trial.reason_of(ValueError("a\nb")) == "a"
     assert trial.reason_of(MemoryError()) == "not enough memory"
+
+
+@pytest.mark.parametrize("name", ["pretrained", "checkpoint_path", "pretrained_cfg", "cache_dir"])
+def test_what_is_loaded_is_refused_wherever_a_network_is_built(name):
+    with pytest.raises(UserError, match=f"encoder.args: '{name}' would decide which weights"):
+        check_arguments({name: "x"}, "encoder.args")
