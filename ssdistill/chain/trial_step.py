@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ssdistill.data.batch import Batch
@@ -16,6 +16,8 @@ from ssdistill.models.backbones import Encoder
 from ssdistill.models.trial import REFUSALS, check_fits, reason_of
 from ssdistill.train.task import Task
 
+MOST_LAYERS = 5000
+"""Modules of all networks together through which a step is followed, which takes seconds."""
 CHEAP_PIXELS = 1 << 17
 """A step of at most so many pixels is computed; of a larger one only the shapes are."""
 
@@ -58,6 +60,9 @@ def check_step(
             "more than this machine has; lower batch_size or the views' size"
         )
     pixels = batch_size * sum(side**2 for side in _seen_sides(task, sides))
+    layers = sum(1 for network in _networks(task) for _ in network.modules())
+    if batch_size > 1 and layers > MOST_LAYERS:
+        return [f"{key}: a step through {layers} layers was not tried, for its size"]
     failure = _failure_without_memory(task, sides, batch_size)
     if batch_size > 1 and (failure is None or pixels > CHEAP_PIXELS):
         if isinstance(failure, ValueError):  # raised by checks, which need no numbers
@@ -76,11 +81,15 @@ def check_step(
 
 def _seen_sides(task: Task, sides: list[int]) -> list[int]:
     """The sides of views as the largest network resizes them."""
-    # A distiller's teachers are no modules of it.
-    networks = [*task.modules(), *getattr(task, "teachers", {}).values()]
-    encoders = [network for network in networks if isinstance(network, Encoder)]
+    modules = [module for network in _networks(task) for module in network.modules()]
+    encoders = [module for module in modules if isinstance(module, Encoder)]
     largest = max((encoder.spec.input_size or 0 for encoder in encoders), default=0)
     return [max(side, largest) for side in sides]
+
+
+def _networks(task: Task) -> list[nn.Module]:
+    """The task and a distiller's teachers, which are no modules of it."""
+    return [task, *getattr(task, "teachers", {}).values()]
 
 
 def _untried(key: str, pixels: int) -> str:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from ssdistill.chain import checks
+from ssdistill.chain import checks, trial_step
 from ssdistill.chain.checks import check_trainings
 from ssdistill.chain.workspace import Workspace
 from ssdistill.config import load_experiment
@@ -236,3 +236,11 @@ def test_a_large_image_that_a_network_cannot_take_is_refused_without_computing_i
 def test_a_large_step_that_cannot_be_followed_is_noticed(check):
     notices = check("teacher.encoder.input_size=4096", "pretrain.kind=nnclr")
     assert all(" pixels was not tried, for its size" in notice for notice in notices)
+
+
+def test_a_step_through_very_many_layers_is_noticed_and_not_tried(check, monkeypatch):
+    monkeypatch.setattr(trial_step, "MOST_LAYERS", 10)
+    monkeypatch.setattr(trial_step, "_failure_without_memory", lambda *_: pytest.fail("tried"))
+    for notice in check():
+        assert " layers was not tried, for its size" in notice
+    assert [notice.split(":")[0] for notice in check()] == ["pretrain", "distill"]
