@@ -117,3 +117,13 @@ def test_torchrun(processes, tmp_path):
     (said,) = said
     expected = "no such config file" if processes == 1 else "torchrun started 2 processes"
     assert expected in said
+
+
+def test_what_only_a_training_needs_is_not_imported_before_one():
+    code = (
+        "import sys; import ssdistill.chain.run; from ssdistill.train.fabric import device_of; "
+        "device_of('cpu'); print({'lightning_fabric', 'onnx', 'onnxruntime', 'sklearn'} & "
+        "sys.modules.keys())"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "set()"
