@@ -233,8 +233,12 @@ def test_a_large_image_that_a_network_cannot_take_is_refused_without_computing_i
         check_encodes(encoder, 1024)
 
 
-def test_a_large_step_that_cannot_be_followed_is_noticed(check):
-    notices = check("teacher.encoder.input_size=4096", "pretrain.kind=nnclr")
+def test_a_large_step_that_cannot_be_followed_is_noticed(check, monkeypatch):
+    reason = RuntimeError("depends on a number")
+    monkeypatch.setattr(trial_step, "_failure_without_memory", lambda *_: reason)
+    monkeypatch.setattr(trial_step, "CHEAP_PIXELS", 1)
+    notices = check()
+    assert [notice.split(":")[0] for notice in notices] == ["pretrain", "distill"]
     assert all(" pixels was not tried, for its size" in notice for notice in notices)
 
 
