@@ -11,6 +11,10 @@ VARIANTS = 3
 """Parameter sets of one test function that come before all the other tests."""
 
 
+OPENING = 0.3
+"""Seconds that a further file of tests costs, to import it and what it imports."""
+
+
 class LineMap:
     """The tests of every line.
 
@@ -74,9 +78,12 @@ class LineMap:
         return first + later
 
     def _affordable(self, tests: list[str], budget: float) -> list[str]:
-        chosen, spent = [], 0.0
+        chosen, files, spent = [], set(), 0.0
         for node in tests:
-            if spent + self.seconds[node] <= budget or not chosen:
+            file = node.split("::")[0]
+            cost = self.seconds[node] + (0.0 if file in files else OPENING)
+            if spent + cost <= budget or not chosen:
                 chosen.append(node)
-                spent += self.seconds[node]
+                files.add(file)
+                spent += cost
         return chosen

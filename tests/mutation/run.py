@@ -11,6 +11,7 @@ Needs coverage.py beside the packages for development: ``pip install coverage``.
 
 import argparse
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -23,6 +24,8 @@ HERE = Path(__file__).resolve().parent
 RECORD, EQUIVALENTS, README = HERE / "record.jsonl", HERE / "equivalent.json", HERE / "README.md"
 SUITES = ("unit", "contract", "golden", "property")
 UNNOTICED = ("survived", "uncovered", "unfinished")
+PIECES = 3
+"""Processes of pytest that a worker of ``map`` starts one after the other."""
 BEGIN, END = "<!-- score:begin -->", "<!-- score:end -->"
 
 
@@ -43,33 +46,58 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--count", type=int, default=30, help="mutants a room")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--budget", type=float, default=30.0, help="seconds of tests a mutant")
-    parser.add_argument("--part", default="0/1", help="0/2 and 1/2: two halves, side by side")
     parser.add_argument("--tests", nargs="*", help="map: only these test files, added to the map")
+    parser.add_argument("--skip", nargs="*", default=[], help="map: not these tests")
+    parser.add_argument("--workers", type=int, default=1, help="processes at a time")
     parser.add_argument("--locks", nargs="*", type=Path, default=[], help="run holding one of them")
     return parser
 
 
 def make_map(args: argparse.Namespace) -> None:
-    """Record the lines of every test, or of ``--tests``, in the tree."""
-    from coverage import CoverageData
+    """Record the lines of every test, from nothing; with ``--tests``, of these files alone."""
+    from concurrent.futures import ThreadPoolExecutor
 
     args.scratch.mkdir(parents=True, exist_ok=True)
-    path, new = args.scratch / "lines", args.scratch / "lines.new"
+    path = args.scratch / "lines"
+    if not args.tests:  # lines of an older tree would be taken for lines of this one
+        path.unlink(missing_ok=True)
+        Path(f"{path}.seconds.json").unlink(missing_ok=True)
+    files = args.tests or _test_files(args.tree)
+    count = min(len(files), PIECES * args.workers)
+    pieces = [(args, Path(f"{path}.{n}"), files[n::count]) for n in range(count)]
+    with ThreadPoolExecutor(args.workers) as pool:
+        for new in pool.map(_record_lines, *zip(*pieces, strict=True)):
+            _merge(path, new)
+
+
+def _test_files(tree: Path) -> list[str]:
+    """Every file of tests that takes part, relative to the tree."""
+    paths = [path for suite in SUITES for path in (tree / "tests" / suite).rglob("test_*.py")]
+    return sorted(path.relative_to(tree).as_posix() for path in paths)
+
+
+def _record_lines(args: argparse.Namespace, new: Path, files: list[str]) -> Path:
+    """Run the files in a process of their own, which writes its lines to ``new``."""
+    import runner
+
     new.unlink(missing_ok=True)
-    files = args.tests or [f"tests/{suite}" for suite in SUITES]
-    found = os.environ.get("PYTHONPATH", "")
-    places = f"{args.tree.resolve()}:{HERE}:{found}".rstrip(":")
+    inherited = os.environ.get("PYTHONPATH", "")
+    places = f"{args.tree.resolve()}:{HERE}:{inherited}".rstrip(":")
     environment = os.environ | {"PYTHONPATH": places, "MUTATION_CONTEXTS": str(new.resolve())}
     command = [sys.executable, "-m", "pytest", "-p", "contexts", "-p", "no:cacheprovider", *files]
-    subprocess.run(command, cwd=args.tree, env=environment, check=False)
-    _merge(CoverageData, path, new)
+    command += [f"--deselect={test}" for test in args.skip]
+    with runner.one_of(args.locks):
+        subprocess.run(command, cwd=args.tree, env=environment, check=False)
+    return new
 
 
-def _merge(data_class: type, path: Path, new: Path) -> None:
+def _merge(path: Path, new: Path) -> None:
     """Add the lines, seconds and failures of ``new`` to those in ``path``."""
-    known = data_class(str(path))
+    from coverage import CoverageData
+
+    known = CoverageData(str(path))
     known.read()
-    more = data_class(str(new))
+    more = CoverageData(str(new))
     more.read()
     known.update(more)
     known.write()
@@ -103,16 +131,28 @@ def again(args: argparse.Namespace) -> None:
 
 
 def _try(mutants: list, args: argparse.Namespace) -> None:
+    """Try the mutants, each of ``--workers`` processes its share of them in a copy of its own."""
+    import runner
+
+    runner.import_heavy_libraries()
+    fork = multiprocessing.get_context("fork").Process
+    shares = [mutants[n :: args.workers] for n in range(args.workers)]
+    workers = [fork(target=_work, args=(share, args, n)) for n, share in enumerate(shares)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+
+
+def _work(mutants: list, args: argparse.Namespace, number: int) -> None:
     import runner
     from line_map import LineMap
 
-    part, parts = (int(number) for number in args.part.split("/"))
-    copy = args.scratch / f"tree{part}"
+    copy = args.scratch / f"tree{number}"
     runner.copy_tree(args.tree.resolve(), copy)
     lines_of = LineMap(args.scratch / "lines", args.tree.resolve())
-    runner.import_heavy_libraries()
-    limit = 2 * args.budget + 30
-    for mutant in mutants[part::parts]:
+    limit = args.budget + 15
+    for mutant in mutants:
         last = mutant.line + mutant.before.count("\n")
         tests = lines_of.tests_of(mutant.file, mutant.line, last, args.budget)
         outcome = runner.run_tests(mutant, tests, copy, limit, args.locks)
@@ -142,8 +182,16 @@ def check(args: argparse.Namespace) -> None:
 
 
 def write_table(args: argparse.Namespace) -> None:
-    """Put the score by room, from the record, into README.md."""
+    """Put the score by room into README.md; the record loses what can no longer be made."""
+    made = {
+        record.key_of(vars(m)): m
+        for room in all_mutants(args.tree.resolve()).values()
+        for m in room
+    }
     lines = {record.key_of(x): x for x in record.read(args.record)}
+    gone = len(lines.keys() - made.keys())
+    print(f"{gone} mutants of the record are gone from the package")
+    lines = {key: x | {"line": made[key].line} for key, x in lines.items() if key in made}
     lines = record.marked(list(lines.values()), json.loads(EQUIVALENTS.read_text()))
     record.write(args.record, [{k: v for k, v in x.items() if k != "reason"} for x in lines])
     text = README.read_text()

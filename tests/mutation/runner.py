@@ -7,6 +7,7 @@ is put right again whatever happens. The tree that was copied is only ever read.
 import compileall
 import contextlib
 import fcntl
+import gc
 import importlib
 import json
 import math
@@ -30,6 +31,7 @@ HEAVY = (
     *("sklearn.linear_model", "sklearn.datasets", "onnx", "onnxruntime", "pydantic", "omegaconf"),
     *("rich.console", "torch_pruning", "PIL.Image", "torch.onnx", "torch.utils.flop_counter"),
     *("safetensors.torch", "torch._dynamo", "torch.export", "torchmetrics", "onnxscript"),
+    *("lightly.loss", "lightly.models.modules", "einops", "pytest"),
 )
 """What nearly every test imports, and what no mutant changes."""
 
@@ -63,10 +65,14 @@ def import_heavy_libraries() -> None:
     for name in HEAVY:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    gc.freeze()  # no child searches these objects for garbage
 
 
 def copy_tree(tree: Path, copy: Path) -> None:
-    """A copy of ``tree`` whose bytecode is checked by content, so that no change is missed."""
+    """A copy of ``tree`` whose bytecode is checked by content, so that no change is missed.
+
+    What a child compiles of a mutant is checked so, too, and pytest keeps the tests it rewrote.
+    """
     if copy.exists():
         shutil.rmtree(copy)
     copy.mkdir(parents=True)
@@ -81,7 +87,8 @@ def copy_tree(tree: Path, copy: Path) -> None:
         if (tree / name).exists():
             shutil.copy2(tree / name, copy / name)
     checked = PycInvalidationMode.CHECKED_HASH
-    compileall.compile_dir(copy / "ssdistill", quiet=1, invalidation_mode=checked)
+    for folder in ("ssdistill", "tests"):
+        compileall.compile_dir(copy / folder, quiet=1, invalidation_mode=checked)
 
 
 @contextlib.contextmanager
@@ -185,14 +192,14 @@ def _in_child(copy: Path, tests: Sequence[str], writer: int, limit: float) -> No
         sink = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
             os.dup2(sink, stream)
-        sys.dont_write_bytecode = True
         sys.path[:0] = [str(copy)]
         os.environ["PYTHONPATH"] = str(copy)
+        os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
         import pytest
 
         scratch = copy.parent / f"{copy.name}-tmp"
-        options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", "--tb=no"]
-        options += ["--basetemp", str(scratch)]
+        options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "_hypothesis_pytestplugin"]
+        options += ["--tb=no", "--basetemp", str(scratch)]
         code = int(pytest.main([*options, *tests], plugins=[failure]))
     except BaseException as error:
         failure.error = failure.error or type(error).__name__

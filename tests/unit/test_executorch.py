@@ -47,6 +47,10 @@ def test_more_than_it_is_planned_for_is_run_in_slices(model, path):
     assert calls == [4, 4, 3]
 
 
+def test_the_layers_are_left_to_xnnpack(path):
+    assert b"XnnpackBackend" in path.read_bytes()
+
+
 @torch.no_grad()
 def test_two_files_with_other_numbers_of_threads_take_turns(model, path):
     one, two = Executorch.opens(path, 5), Executorch.opens(path, 5)

@@ -164,3 +164,10 @@ def test_every_part_names_its_rows_by_all_columns_that_do():
     assert text.count("top5") == 2 and text.count("linear") == 2
     assert "linear top1" in printed(table.to_rich(), 12)
     assert [piece[:2] for piece in table.pieces(250)] == [(0, 1)] * len(table.pieces(250))
+
+
+@pytest.mark.parametrize(("width", "tables"), [(41, 2), (40, 0)])
+def test_prose_gets_sixteen_columns_where_not_all_fit_beside_each_other(width, tables):
+    table = FittedTable("name", "one", "two", "long", box=None)
+    table.add_row("a", "half a line " * 4, "half a line " * 4, "x" * 30)
+    assert printed(table, width).count("name") == tables

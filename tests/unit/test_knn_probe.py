@@ -310,3 +310,16 @@ def test_twenty_neighbours_vote_unless_something_else_is_said():
     subject = colour_subject(spread=60.0)
     found, twenty = Knn().run(subject), Knn(k=20).run(subject)
     assert found["top1"] == twenty["top1"] == found["top1_k20"]
+
+
+def test_a_bar_is_drawn_where_one_is_asked_for(data, monkeypatch):
+    asked = []
+
+    def watched(*args, progress, **options):
+        asked.append(progress)
+        return neighbours(*args, **options)
+
+    monkeypatch.setattr(knn, "neighbours", watched)
+    for progress in (True, False):
+        knn_probe(*data, progress=progress)
+    assert asked == [True, False]

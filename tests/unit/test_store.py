@@ -9,6 +9,7 @@ import warnings
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from ssdistill.data import store as store_module
@@ -304,6 +305,22 @@ def test_two_that_open_at_once_decode_once(tmp_path):
     assert len(source.decoded) == 40
     assert len({store.fingerprint for store in stores}) == 1
     assert len(stores) == 3
+
+
+def test_who_has_waited_long_still_waits_for_the_maker(tmp_path, caplog):
+    folder = open_store(FakeSource(), "train", 4, tmp_path).folder
+    shutil.rmtree(folder)
+    source = FakeSource()
+    waiting = threading.Thread(target=open_store, args=(source, "train", 4, tmp_path))
+    with FileLock(f"{folder}.lock"):
+        waiting.start()
+        while waiting.is_alive() and "waiting for another process" not in caplog.text:
+            time.sleep(0.01)
+        waiting.join(0.5)
+        assert waiting.is_alive()
+        assert not source.decoded
+    waiting.join()
+    assert len(source.decoded) == 40
 
 
 def test_a_store_larger_than_the_disk_is_refused_before_anything_is_written(tmp_path, monkeypatch):

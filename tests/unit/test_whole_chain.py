@@ -592,6 +592,18 @@ def test_without_a_distilled_student_there_are_no_neighbours_of_two(chain, monke
     assert pictures_module._neighbours(chain.workspace) is None
 
 
+def test_among_images_that_look_the_same_as_many_neighbours_are_shown(monkeypatch, make_store):
+    # The image itself is then not always among the nearest that are asked for.
+    names = dict.fromkeys(("teacher", "distilled"))
+    monkeypatch.setattr(pictures_module, "evaluations_of", lambda workspace, seed: names)
+    same_ND = np.ones((20, 3), dtype=np.float32)
+    monkeypatch.setattr(pictures_module, "gauged_features", lambda evaluation, workspace: same_ND)
+    experiment = SimpleNamespace(seeds=(0,), evaluate=None, all_teachers=["teacher"])
+    workspace = SimpleNamespace(experiment=experiment, test=make_store(20))
+    found = pictures_module._neighbours(workspace)
+    assert [len(row) for row in (*found.teacher, *found.student)] == [6] * 16
+
+
 def test_the_report_is_recorded_with_the_images_it_is_about(chain):
     run = load_run(chain.report.folder)
     assert run.fingerprint == chain.workspace.train.fingerprint
