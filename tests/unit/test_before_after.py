@@ -10,7 +10,7 @@ from ssdistill.compress.gate import Gate
 from ssdistill.errors import UserError
 from ssdistill.evaluate.gauges.agreement import agreement
 from ssdistill.measure import before_after as measured
-from ssdistill.measure.before_after import before_after, embeddings, same_runtime
+from ssdistill.measure.before_after import agreed_on, before_after, embeddings, same_runtime
 from ssdistill.measure.model_costs import costs_of
 from ssdistill.models.artifacts import save_encoder
 from ssdistill.models.backbones import EncoderSettings, build_encoder
@@ -195,3 +195,18 @@ def test_a_handful_of_inputs_is_enough_and_nan_is_refused(pair, exported):
     assert 0 <= metrics["agree/parent/knn_overlap"] <= 1
     with pytest.raises(UserError, match="NaN or infinite"):
         before_after(wide, small, inputs * float("nan"), *folders, clock=Clock())
+
+
+def test_four_inputs_are_enough_to_say_how_two_models_agree(pair):
+    wide, small, inputs, *_ = pair
+    assert "agree/cka" in agreed_on(wide, small, inputs[:4])
+    assert agreed_on(wide, small, inputs[:3]) == {}
+
+
+def test_of_two_files_everything_is_known_but_the_macs(pair, twins):
+    wide, small, inputs, *folders = pair
+    files = twins[id(wide)], twins[id(small)]
+    metrics, facts = before_after(*files, inputs, *folders, clock=Clock())
+    assert metrics["compress/params"] < metrics["compress/params_before"]
+    assert "compress/latency_ms" in metrics and "compress/macs" not in metrics
+    assert facts["cka"] == metrics["agree/parent/cka"]

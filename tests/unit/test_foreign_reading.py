@@ -190,6 +190,12 @@ def test_a_damaged_file_is_named_in_one_line(name, kind, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_what_a_library_says_of_a_damaged_file_is_passed_on(tmp_path):
+    damage(tmp_path / "w.safetensors", "zip")
+    with pytest.raises(UserError, match=r"not a readable checkpoint \(Error while deserializing"):
+        read(tmp_path / "w.safetensors")
+
+
 def test_a_missing_file_is_named(tmp_path):
     for look in (read, sha256_of):
         with pytest.raises(UserError, match=r"no file .*gone\.pth"):

@@ -119,6 +119,13 @@ def test_a_clipped_rate_survives_a_warm_up_from_zero():
     assert torch.equal(weight.detach(), torch.ones(2, 2))
 
 
+def test_without_momentum_no_memory_is_taken():
+    net = small_net()
+    optimizer = LARS(net.parameters(), lr=0.1, momentum=0)
+    train(net, optimizer, steps=range(1))
+    assert not optimizer.state
+
+
 def test_parameters_without_gradient_stay():
     net = small_net()
     before = net[0].weight.detach().clone()

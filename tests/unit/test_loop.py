@@ -3,6 +3,7 @@ import json
 import math
 import os
 import signal
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -26,6 +27,7 @@ from ssdistill.train import guard
 from ssdistill.train.checkpoint import load_checkpoint
 from ssdistill.train.loop import CHECKPOINT, Training, _State, fit
 from ssdistill.train.optim import OptimSettings, learning_rate
+from ssdistill.train.progress import TrainingProgress
 from ssdistill.train.seeding import seed_generators
 from ssdistill.train.settings import DeviceSettings
 from ssdistill.train.task import Task
@@ -305,6 +307,12 @@ def test_a_loss_that_is_not_finite_stops_the_training(start, make_encoder, runs,
     assert json.loads((runs / "run" / "run.json").read_text())["status"] == "failed"
 
 
+def test_what_is_logged_is_no_part_of_the_graph(start, runs):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Converting a tensor with requires_grad")
+        start(runs / "run")
+
+
 def test_of_several_losses_the_one_that_is_not_finite_is_named(start, make_encoder, runs):
     with pytest.raises(UserError, match=r"^loss/similarity is nan"):
         start(runs / "run", Scripted(make_encoder(), (1.0, float("nan"))))
@@ -348,6 +356,22 @@ def test_gradients_are_clipped_to_the_limit_and_logged_unclipped(start, make_enc
     task, _ = start(runs / "run", Scripted(make_encoder(), (30.0, 0.0)), optim=optim, steps=1)
     assert (task.parameter - 1).norm().item() == pytest.approx(0.01, rel=1e-3)
     assert read_metrics(runs / "run")[0]["grad/norm"] == pytest.approx(10 * math.sqrt(3))
+
+
+def test_gradients_are_clipped_at_steps_that_are_not_logged(start, make_encoder, runs):
+    constant = {"momentum": 0, "weight_decay": 0, "warmup": 0, "schedule": "constant"}
+    optim = OptimSettings(kind="sgd", lr=1.0, clip_grad_norm=0.01, **constant)
+    scripted = Scripted(make_encoder(), (30.0, 0.0))
+    task, _ = start(runs / "run", scripted, optim=optim, steps=4, log_every=100)
+    assert (task.parameter - 1).norm().item() == pytest.approx(4 * 0.01, rel=1e-3)
+
+
+def test_the_bar_shows_the_steps_that_are_done_and_the_last_loss(start, runs, monkeypatch):
+    shown = []
+    monkeypatch.setattr(TrainingProgress, "show", lambda self, *values: shown.append(values))
+    start(runs / "run")
+    lines = read_metrics(runs / "run")
+    assert shown == [(line["step"] + 1, line["loss/total"]) for line in lines]
 
 
 def test_due_steps_and_the_last_one_are_logged(start, runs):
@@ -402,6 +426,13 @@ def test_only_what_is_left_open_is_measured(training, runs, monkeypatch):
     assert {precision for precision, _ in seen} == {"fp32"}
     assert len(seen) == 2
     assert training.memory_format == torch.channels_last
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_views_have_the_layout_of_the_weights(training, layout):
+    training.memory_format = layout
+    (view,) = training.views(next(iter(training.loader.iterate(0))))
+    assert view.is_contiguous(memory_format=layout)
 
 
 class TwoDepths(Task):

@@ -195,6 +195,28 @@ def test_a_product_with_one_vector_is_counted():
     assert count_macs(Wrapped(Net(), torch.randn(2, 16))) == 16 * 7
 
 
+@pytest.mark.parametrize(
+    ("product", "macs"),
+    [
+        (lambda x_BC, w_CO: torch.dot(x_BC[0], w_CO[:, 0]), 16),
+        (lambda x_BC, w_CO: torch.vdot(x_BC[0], w_CO[:, 0]), 16),
+        (lambda x_BC, w_CO: torch.addmv(x_BC[0, :7], w_CO.T, x_BC[0]), 7 * 16),
+        (lambda x_BC, w_CO: torch.addbmm(w_CO, w_CO[None], w_CO.T[None, :, :7]), 16 * 7 * 7),
+    ],
+    ids=["dot", "vdot", "addmv", "addbmm"],
+)
+def test_products_that_torch_does_not_count_are_counted(product, macs):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight_CO = nn.Parameter(torch.randn(16, 7))
+
+        def forward(self, x_BC):
+            return x_BC + product(x_BC, self.weight_CO).sum()
+
+    assert count_macs(Wrapped(Net(), torch.randn(2, 16))) == macs
+
+
 def test_torchvisions_vit_is_counted_with_its_attention():
     from torchvision.models import VisionTransformer
 

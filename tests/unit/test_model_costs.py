@@ -64,6 +64,23 @@ def test_an_onnx_file_tells_its_parameters_and_its_parent_the_macs(saved, file):
     assert "compress/macs" not in costs_of(file, folder)
 
 
+def test_quantized_weights_are_parameters_and_their_scales_are_none(tmp_path):
+    weight = np.arange(24, dtype=np.int8).reshape(6, 4) % 4
+    nodes = [
+        helper.make_node("DequantizeLinear", ["weight", "scale", "zero"], ["float"]),
+        helper.make_node("MatMul", ["inputs", "float"], ["embedding"]),
+    ]
+    shapes = {"inputs": ["batch", 6], "embedding": ["batch", 4]}
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in shapes.items()]
+    scale, zero = np.full(1, 0.5, np.float32), np.zeros(1, np.int8)
+    stored = {"weight": weight, "scale": scale, "zero": zero}
+    tensors = [from_array(array, name) for name, array in stored.items()]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], tensors)
+    onnx.save(helper.make_model(graph), tmp_path / "model.onnx")
+    file = SimpleNamespace(path=tmp_path / "model.onnx")
+    assert (count_parameters(file), count_parameters(file, nonzero=True)) == (24, 18)
+
+
 def test_of_another_runtimes_file_the_parent_tells_everything_but_the_bytes(saved):
     encoder, folder = saved
     file = SimpleNamespace(path=Path("model.bin"))

@@ -52,6 +52,15 @@ def test_what_cannot_be_opened_or_run_is_an_error_of_one_line(tmp_path, make_enc
     assert '"batch_size": 64' in orders[0][-1]
 
 
+def test_a_process_that_ends_without_a_word_was_killed(tmp_path, make_encoder, monkeypatch):
+    save_encoder(make_encoder(), tmp_path)
+    silent = subprocess.CompletedProcess([], -9, "", "\n")
+    monkeypatch.setattr(memory, "_tells", lambda: True)
+    monkeypatch.setattr(memory.subprocess, "run", lambda *_, **__: silent)
+    with pytest.raises(UserError, match="cannot be measured: it was killed"):
+        peak_memory(tmp_path)
+
+
 def test_where_the_kernel_does_not_tell_there_is_no_number(tmp_path, make_encoder, monkeypatch):
     save_encoder(make_encoder(), tmp_path)
     monkeypatch.setattr(memory, "CLEAR", tmp_path / "missing" / "clear_refs")

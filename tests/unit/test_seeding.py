@@ -48,6 +48,19 @@ def test_a_restored_state_draws_the_same_again():
     assert torch.equal(torch.rand(5), expected)
 
 
+@pytest.mark.parametrize(("saved", "here"), [(True, False), (False, True)])
+def test_a_gpu_is_restored_where_there_was_one_and_is_one(saved, here, monkeypatch):
+    def no_gpu(state):
+        raise AssertionError("restored")
+
+    state = {"cpu": torch.get_rng_state()}
+    if saved:
+        state["cuda"] = torch.get_rng_state()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: here)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", no_gpu)
+    restore_random_state(state)
+
+
 def test_own_generators_are_seeded_and_leave_no_trace():
     seed_generators(1)
     expected = draws()

@@ -17,6 +17,7 @@ from ssdistill.data.decode import BadImage
 from ssdistill.data.sources import Digits, Folder, Npz
 from ssdistill.data.splits import RawSplit, Source
 from ssdistill.data.store import open_store
+from ssdistill.data.store_writer import fingerprint_of
 from ssdistill.errors import UserError
 from ssdistill.registry import SOURCES
 
@@ -165,6 +166,13 @@ def test_the_fingerprint_follows_pixels_names_and_size(tmp_path):
         fingerprint("size", size=5),
     }
     assert len({same, *others}) == 4
+
+
+def test_pictures_larger_than_a_chunk_have_the_same_fingerprint(monkeypatch):
+    images = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 3), dtype=np.uint8)
+    whole = fingerprint_of(images, ["a", "b", "c"])
+    monkeypatch.setattr("ssdistill.data.store_writer.CHUNK_BYTES", 1)
+    assert fingerprint_of(images, ["a", "b", "c"]) == whole
 
 
 def test_labels_are_never_read_unless_asked_for(tmp_path):
