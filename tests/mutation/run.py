@@ -151,7 +151,7 @@ def _work(mutants: list, args: argparse.Namespace, number: int) -> None:
     copy = args.scratch / f"tree{number}"
     runner.copy_tree(args.tree.resolve(), copy)
     lines_of = LineMap(args.scratch / "lines", args.tree.resolve())
-    limit = args.budget + 15
+    limit = 2 * args.budget + 30
     for mutant in mutants:
         last = mutant.line + mutant.before.count("\n")
         tests = lines_of.tests_of(mutant.file, mutant.line, last, args.budget)

@@ -73,6 +73,19 @@ def test_every_command_explains_itself(command, capsys):
     assert out.startswith(f"usage: {' '.join(['ssdistill', *command])}")
 
 
+def test_the_help_of_probe_says_what_each_file_will_hold(capsys):
+    with pytest.raises(SystemExit):
+        main(["probe", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for option, content in (
+        ("json", "everything"),
+        ("csv", "every number"),
+        ("markdown", "tables"),
+        ("page", "tables and pictures, one HTML file"),
+    ):
+        assert f"--{option} FILE write {content} to FILE" in text
+
+
 def test_the_help_names_every_command_and_gives_examples(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])

@@ -3,6 +3,8 @@
 import base64
 import io
 import re
+import sys
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -146,6 +148,27 @@ def test_a_map_is_turned_to_lie_as_another_does():
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     assert np.allclose(turned(points_N2 @ rotation @ mirror, points_N2), points_N2)
     assert np.allclose(turned(points_N2, points_N2), points_N2)
+
+
+def test_equal_embeddings_vary_by_nothing():
+    points_N2, plane = project(torch.ones(5, 3))
+    assert plane == "first two principal components: 0 % of the variance"
+    assert not points_N2.any()
+
+
+def test_a_map_by_umap_is_centred_and_made_of_directions(monkeypatch):
+    class Reducer:
+        def __init__(self, n_components, metric, random_state):
+            assert (n_components, metric) == (2, "cosine")
+
+        def fit_transform(self, unit_ND):
+            assert np.allclose(np.linalg.norm(unit_ND, axis=1), 1)
+            return unit_ND[:, :2] + 5
+
+    monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=Reducer))
+    points_N2, plane = project(torch.rand(9, 4), "umap")
+    assert np.allclose(points_N2.mean(0), 0) and points_N2.std() > 0
+    assert plane == "UMAP of cosine distances"
 
 
 def test_umap_is_asked_for_by_what_installs_it(monkeypatch):

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from ssdistill.errors import UserError
 from ssdistill.evaluate.gauges.agreement import agreement
 from ssdistill.evaluate.paired import paired_test
 from ssdistill.probing.files import to_csv, to_json, to_markdown
-from ssdistill.probing.page import render
+from ssdistill.probing.page import _headlines, render
 from ssdistill.probing.tables import interval_of, quoted, tables
 
 ASKED = {"knn": {"k": 5}, "low_shot": {"draws": 3}}
@@ -186,6 +187,25 @@ def test_the_page_has_every_picture_and_no_script(one, several):
     assert "<script" not in page and "http://" not in page.replace("http://www.w3.org/", "")
     alone = render(one)
     assert "Probe of colours" in alone and "Accuracy against size" not in alone
+
+
+def test_the_page_of_one_model_has_every_measure_of_a_class_that_of_several_only_one(one, several):
+    assert "<th>recall</th>" in re.sub(r"<th[^>]*>", "<th>", render(one))
+    assert "<th>recall</th>" not in re.sub(r"<th[^>]*>", "<th>", render(several))
+
+
+def test_the_page_begins_with_the_numbers_that_are_quoted(one, several):
+    (model,) = one.models
+    metrics = [column.metric for column in quoted(one)]
+    assert [head.value for head in _headlines(one)] == [f"{model.metrics[m]:.1f}" for m in metrics]
+    assert [head.name for head in _headlines(several)] == ["colours", "pixels", "corner"]
+
+
+def test_a_page_draws_the_maps_of_the_first_six_models():
+    models = {f"model{number}": colours for number in range(7)}
+    found = ssdistill.probe(models, pairs(labels=False))
+    page = render(found)
+    assert [f"<title>model{number}</title>" in page for number in range(7)] == [True] * 6 + [False]
 
 
 def test_nothing_is_changed_in_the_order_of_models_or_images(several):

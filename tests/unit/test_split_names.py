@@ -128,6 +128,13 @@ def test_a_few_pictures_outside_the_classes_that_unlabel_all_are_warned_of(tmp_p
     assert source.warnings(False) == ()
 
 
+def test_a_stray_test_image_is_warned_of_where_only_the_training_ones_lie_a_folder_deeper(tmp_path):
+    train = [f"train/images/{c}/{i}.png" for c in "ab" for i in range(5)]
+    put(tmp_path, *train, "test/a/1.png", "test/b/1.png", "test/0.png")
+    (warning,) = Folder(path=str(tmp_path)).warnings(True)
+    assert warning.startswith("1 of 13 pictures are in no class folder (first: test/0.png)")
+
+
 def test_the_plain_words_win_over_others(tmp_path):
     put(tmp_path, *(f"{s}/{c}/1.png" for s in ("train", "Training", "test", "Tst") for c in "ab"))
     source = Folder(path=str(tmp_path))
