@@ -1,3 +1,4 @@
+import argparse
 import errno
 import json
 from types import SimpleNamespace
@@ -7,7 +8,7 @@ import torch
 
 from ssdistill import __version__
 from ssdistill.chain import run as chain_run
-from ssdistill.cli import main
+from ssdistill.cli import _parser, main
 from ssdistill.errors import UserError
 from ssdistill.record.tables import Table
 from ssdistill.registry import LOSSES
@@ -71,6 +72,23 @@ def test_every_command_explains_itself(command, capsys):
     assert stopped.value.code == 0
     out = capsys.readouterr().out
     assert out.startswith(f"usage: {' '.join(['ssdistill', *command])}")
+
+
+def test_every_option_of_every_command_is_explained():
+    (commands,) = (a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction))
+    options = [(name, a) for name, parser in commands.choices.items() for a in parser._actions]
+    assert len(options) > 20
+    assert [(name, action.dest) for name, action in options if not action.help] == []
+
+
+@pytest.mark.parametrize(("pixels", "known"), [("1", True), ("0", False), ("-4", False)])
+def test_an_image_has_a_side_of_at_least_one_pixel(pixels, known):
+    command = ["probe", "timm:x", "--data", "digits", f"--image-size={pixels}"]
+    if known:
+        assert _parser().parse_args(command).image_size == int(pixels)
+    else:
+        with pytest.raises(SystemExit):
+            _parser().parse_args(command)
 
 
 def test_the_help_of_probe_says_what_each_file_will_hold(capsys):

@@ -319,6 +319,14 @@ def test_archives_that_two_readers_could_read_differently_are_refused(how, expor
     refused(ExportedModel, path, 5)
 
 
+@pytest.mark.parametrize("member", ["other/extra", "archive/"])
+def test_a_harmless_member_outside_the_root_or_without_a_name_is_refused(
+    member, exported, tmp_path
+):
+    path = archived(tmp_path / "model.exported.pt2", exported | {member: b""})
+    assert f"'{member}'" in refused(ExportedModel, path, 5)
+
+
 def test_the_copy_that_pytorch_sees_gives_the_same_numbers(exported, tmp_path):
     path = archived(tmp_path / "model.exported.pt2", exported)
     x_BCHW = torch.rand(3, 3, 8, 8)

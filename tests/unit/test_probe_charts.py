@@ -150,6 +150,15 @@ def test_a_map_is_turned_to_lie_as_another_does():
     assert np.allclose(turned(points_N2, points_N2), points_N2)
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_the_largest_component_of_an_axis_is_positive(seed):
+    z_ND = torch.randn(9, 5, generator=torch.Generator().manual_seed(seed))
+    points_N2, _ = project(z_ND)
+    unit_ND = torch.nn.functional.normalize(z_ND.double(), dim=1)
+    axes_D2 = np.linalg.pinv((unit_ND - unit_ND.mean(0)).numpy()) @ points_N2
+    assert all(axis_D[np.abs(axis_D).argmax()] > 0 for axis_D in axes_D2.T)
+
+
 def test_equal_embeddings_vary_by_nothing():
     points_N2, plane = project(torch.ones(5, 3))
     assert plane == "first two principal components: 0 % of the variance"

@@ -1,9 +1,11 @@
 """What a probe found, as tables, files and a page."""
 
 import csv
+import html
 import io
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -199,6 +201,27 @@ def test_the_page_begins_with_the_numbers_that_are_quoted(one, several):
     metrics = [column.metric for column in quoted(one)]
     assert [head.value for head in _headlines(one)] == [f"{model.metrics[m]:.1f}" for m in metrics]
     assert [head.name for head in _headlines(several)] == ["colours", "pixels", "corner"]
+
+
+def test_the_page_says_what_every_protocol_chose(several):
+    text = html.unescape(render(several))
+    for model in several.models:
+        details = json.loads(to_json(several))["models"][0]["results"]["knn"]["details"]
+        assert details and f'"{model.name}"' in text
+        assert all(f'"{name}"' in text for name in details)
+
+
+def test_models_whose_size_is_known_are_drawn_against_it():
+    found = ssdistill.probe({"a": colours, "b": corner}, pairs(), ["knn"])
+    assert "Accuracy against size" not in render(found)
+    for model, size in zip(found.models, (1000, 2000), strict=True):
+        model.metrics["compress/bytes"] = size
+    assert "Accuracy against size" in render(found)
+
+
+def test_a_protocol_without_numbers_has_none_to_quote():
+    model = SimpleNamespace(results={"knn": SimpleNamespace(metrics={})})
+    assert quoted(SimpleNamespace(models=[model])) == []
 
 
 def test_a_page_draws_the_maps_of_the_first_six_models():

@@ -106,3 +106,9 @@ def test_captions_are_one_phrase_and_empty_without_facts():
     assert describe_hardware(facts) == "2x H200, 2 CPU cores (Xeon)"
     assert describe_versions(facts) == "commit 01234567 (modified), python 3.12.1, torch 2.9"
     assert describe_hardware({}) == describe_versions({}) == ""
+
+
+def test_memory_is_pages_times_their_size_in_gib(monkeypatch):
+    pages = {"SC_PHYS_PAGES": 3 * 2**18 + 1000, "SC_PAGE_SIZE": 4096}
+    monkeypatch.setattr(room.os, "sysconf", pages.__getitem__)
+    assert room._memory_gib() == 3

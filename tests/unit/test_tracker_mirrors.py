@@ -1,7 +1,10 @@
 """Which steps the mirrors of a record are shown, and when."""
 
+from types import SimpleNamespace
+
 import pytest
 
+from ssdistill.record import session
 from ssdistill.record.run import Run, read_metrics
 from ssdistill.record.tracker import Tracker, TrackingSettings
 
@@ -72,3 +75,11 @@ def test_gradients_are_due_at_logged_steps_only(opened):
     assert [step for step in range(13) if tracker.gradients_due(step)] == [0, 6, 12]
     tracker, _ = opened(log_every=2, gradients_every=None)
     assert not any(tracker.gradients_due(step) for step in range(13))
+
+
+@pytest.mark.parametrize("stage", ["distill", "report"])
+def test_outside_a_sweep_and_without_a_run_of_the_caller_nothing_is_shared(stage, monkeypatch):
+    monkeypatch.setattr(session, "active_run", lambda: None)
+    monkeypatch.delenv("WANDB_SWEEP_ID", raising=False)
+    record = SimpleNamespace(stage=stage)
+    assert session.Session().shared_mirror(record, "offline", ()) is None

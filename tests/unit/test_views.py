@@ -260,3 +260,12 @@ def test_views_of_one_recipe_have_draws_of_their_own_at_its_size():
     assert all(view.shape == (8, 3, 16, 16) for view in views)
     for a, b in itertools.combinations(views, 2):
         assert ((a - b).abs().amax(dim=(1, 2, 3)) > 1e-3).all()
+
+
+@pytest.mark.parametrize("side", [1, 2, 3])
+def test_no_rectangle_of_a_tiny_image_is_empty(side):
+    torch.manual_seed(0)
+    uniform_BK = torch.rand(500, geometry.CROP_SLOTS, dtype=torch.float64)
+    boxes = geometry.random_boxes(uniform_BK, side, side, (0.08, 1.0), (3 / 4, 4 / 3))
+    for edge_B in (boxes.height_B, boxes.width_B):
+        assert edge_B.min() >= 1 and edge_B.max() <= side
