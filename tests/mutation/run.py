@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import record
@@ -156,6 +157,10 @@ def _work(mutants: list, args: argparse.Namespace, number: int) -> None:
         last = mutant.line + mutant.before.count("\n")
         tests = lines_of.tests_of(mutant.file, mutant.line, last, args.budget)
         outcome = runner.run_tests(mutant, tests, copy, limit, args.locks)
+        if outcome.status == "timeout":  # is it the mutant that takes so long?
+            control = runner.run_tests(None, tests, copy, limit, args.locks)
+            if control.status != "survived":
+                outcome = replace(outcome, status="unfinished")
         line = record.line_of(mutant, outcome, room_of(mutant))
         with args.record.open("a") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")

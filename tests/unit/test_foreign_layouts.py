@@ -12,6 +12,7 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from ssdistill.errors import UserError
+from ssdistill.foreign.heads import build_head
 from ssdistill.models.artifacts import load_encoder, save_encoder
 from ssdistill.models.spec import IMAGENET_MEAN, IMAGENET_STD, EncoderSettings
 from ssdistill.teachers import Pictures
@@ -314,3 +315,11 @@ def test_what_was_loaded_can_be_saved_and_opened_again(tmp_path):
     x_BCHW = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(encoder(x_BCHW).projection_BP, again(x_BCHW).projection_BP)
+
+
+def test_a_projector_is_built_in_eval_mode():
+    norm = nn.BatchNorm1d(4).state_dict()
+    state = {"0.weight": torch.rand(4, 3), **{f"1.{name}": t for name, t in norm.items()}}
+    head = build_head(state, 3)
+    assert not any(layer.training for layer in head.modules())
+    assert head(torch.rand(1, 3)).shape == (1, 4)

@@ -244,3 +244,9 @@ def test_two_tensors_of_one_name_are_refused(tmp_path):
 def test_a_file_without_tensors_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds no tensors"):
         flat_state({"epoch": 1}, tmp_path)
+
+
+def test_parameters_become_plain_tensors_without_gradient(tmp_path):
+    state = flat_state({"w": nn.Parameter(WEIGHT)}, tmp_path / "w.pth")
+    assert type(state["w"]) is torch.Tensor and not state["w"].requires_grad
+    assert torch.equal(state["w"], WEIGHT)

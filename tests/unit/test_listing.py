@@ -1,4 +1,5 @@
 import io
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -129,3 +130,12 @@ def test_no_kind_is_shown_with_marks(name):
         _, documentation, _ = description(name, kind)
         assert "`" not in str(documentation), kind
     assert "`" not in "".join(map(text_of, listings(name)))
+
+
+def test_digests_of_a_plan_are_shown_by_their_first_eight_characters():
+    parent = SimpleNamespace(digest="fedcba9876543210")
+    facts = {"kind": "distill", "role": "distilled", "seed": 0, "parents": {"teacher": parent}}
+    stage = SimpleNamespace(digest="0123456789abcdef", **facts)
+    table = plan_table([SimpleNamespace(stage=stage, status="missing")])
+    assert cells_of(table, "digest") == ["01234567"]
+    assert cells_of(table, "made from") == ["teacher fedcba98"]

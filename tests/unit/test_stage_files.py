@@ -1,6 +1,8 @@
 import io
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -129,3 +131,17 @@ def test_json_of_another_form_is_damaged(path, content):
     path.write_text(content)
     with pytest.raises(DamagedFile):
         read_any_json(path)
+
+
+def test_json_is_utf8_whatever_the_locale(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_bytes('{"a": "größer"}'.encode())
+    code = (
+        "import sys; from pathlib import Path; from ssdistill.stage_files import read_json;"
+        "content = read_json(Path(sys.argv[1]), lambda content: True);"
+        "sys.exit(content != {'a': 'gr\\u00f6\\u00dfer'})"
+    )
+    environment = os.environ | {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-X", "utf8=0", "-c", code, str(path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
