@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ssdistill.distill import gather
 from ssdistill.distill.bank import (
     Bank,
     IndexMemory,
@@ -131,3 +132,15 @@ def test_the_teacher_mean_counts_all_views_and_stands_still_in_eval_mode():
     centre.eval()
     centre([torch.full((3, 2), 100.0)])
     assert centre.mean_D.tolist() == [2, 2]
+
+
+def test_rows_that_are_no_block_of_memory_are_gathered(monkeypatch):
+    def all_gather(rows, x_BD):
+        assert x_BD.is_contiguous()
+        for row_BD in rows:
+            row_BD.copy_(x_BD)
+
+    monkeypatch.setattr(gather, "world_size", lambda: 2)
+    monkeypatch.setattr(gather.dist, "all_gather", all_gather)
+    x_BD = torch.arange(6.0).view(2, 3).T
+    assert torch.equal(gather.all_gather_rows(x_BD), torch.cat([x_BD, x_BD]))

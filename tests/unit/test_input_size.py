@@ -11,6 +11,7 @@ from ssdistill.errors import UserError
 from ssdistill.measure.macs import count_macs
 from ssdistill.models.artifacts import load, save_encoder
 from ssdistill.models.backbones import EncoderSettings, EncoderSpec, build_encoder
+from ssdistill.teachers.sizes import fit_size
 
 SMALL_ARGS = {
     "layers": (1, 1, 1, 0),
@@ -166,3 +167,20 @@ def test_a_spec_with_the_later_fields_comes_back():
     )
     assert EncoderSpec(**json.loads(spec.model_dump_json())) == spec
     assert (spec.side, EncoderSpec(name="x", image_size=32).side) == (64, 32)
+
+
+@pytest.mark.parametrize("refuses_all", [False, True])
+def test_images_that_a_network_refuses_are_resized_to_those_it_knows(make_encoder, refuses_all):
+    encoder = make_encoder()
+
+    def map_shapes():
+        if refuses_all or encoder.spec.input_size is None:
+            raise RuntimeError("too small")
+
+    encoder.map_shapes = map_shapes
+    if refuses_all:
+        with pytest.raises(UserError, match=r"cannot encode images of 32 pixels .*too small.* 32$"):
+            fit_size(encoder, 32)
+    else:
+        fit_size(encoder, 32)
+        assert encoder.spec.input_size == 32

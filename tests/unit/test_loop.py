@@ -307,7 +307,16 @@ def test_a_loss_that_is_not_finite_stops_the_training(start, make_encoder, runs,
     assert json.loads((runs / "run" / "run.json").read_text())["status"] == "failed"
 
 
-def test_what_is_logged_is_no_part_of_the_graph(start, runs):
+@pytest.fixture
+def every_warning():
+    """PyTorch says some things once in a process, which another test may have been."""
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    yield
+    torch.set_warn_always(before)
+
+
+def test_what_is_logged_is_no_part_of_the_graph(start, runs, every_warning):
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Converting a tensor with requires_grad")
         start(runs / "run")

@@ -235,3 +235,10 @@ def test_half_precision_weights_become_single(teacher):
     state = {name: value.half() for name, value in network().items()}
     encoder, _ = teacher(state).load(PICTURES)
     assert encoder(torch.rand(1, 3, 32, 32)).embedding_BD.dtype == torch.float32
+
+
+def test_a_projector_that_is_not_finite_is_said(teacher):
+    head = nn.Sequential(nn.Linear(512, 8), nn.ReLU(), nn.Linear(8, 4))
+    head[0].weight.data[0, 0] = float("nan")
+    _, notices = teacher(solo(head)).load(PICTURES)
+    assert any("tensors hold NaN or infinity (0.weight)" in notice for notice in notices)

@@ -23,6 +23,7 @@ from ssdistill.models.torchvision_twins import timm_twin
 from ssdistill.registry import TEACHERS
 from ssdistill.teachers import Pictures
 from ssdistill.teachers.torchvision_model import TorchvisionModel
+from ssdistill.teachers.weights import check_keys
 
 AS_PUBLISHED = {"aux_logits": False, "transform_input": True, "init_weights": False}
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -278,3 +279,10 @@ def test_the_registry_knows_it():
     given = {"kind": "torchvision", "name": "resnet18", "weights": None}
     teacher = TEACHERS.build(TEACHERS.schema("torchvision").model_validate(given))
     assert (teacher.name, teacher.weights) == ("resnet18", "DEFAULT")
+
+
+@pytest.mark.parametrize(("count", "shown"), [(4, "k0, k1, k2, k3"), (5, "k0, k1, k2, k3, …")])
+def test_of_many_wrong_keys_four_are_named(count, shown):
+    with pytest.raises(UserError) as caught:
+        check_keys("resnet18", "w.pth", [f"k{number}" for number in range(count)], [])
+    assert str(caught.value) == f"w.pth is no 'resnet18': it lacks {count} keys ({shown})"
