@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from contrastive_inputs import KNOWN, batch_of, headless, outputs, rows, value
 
 from ssdistill.losses.bingo import BINGO
@@ -49,3 +50,13 @@ def test_bingo_of_two_pairs_is_the_mean_of_both():
         return value(loss_of, student, outputs(*(t[v] for v in views), neighbour_1=neighbour))
 
     assert of(0, 1) == pytest.approx((of(0) + of(1)) / 2, rel=1e-6)
+
+
+def test_keys_of_half_precision_are_stored_as_directions_of_full_precision():
+    loss_of = headless(BINGO(KNOWN, queue=32))
+    q, p, mixed, k, neighbour = rows("q", "p", "mixed", "k", "neighbour")
+    teacher = outputs(k.bfloat16(), neighbour_1=neighbour.bfloat16())
+    loss_of(outputs(q, neighbour_0=p, cutmix=mixed), teacher, batch_of(epoch=0))
+    stored_KD = loss_of.bank["teacher"]
+    for key_D in F.normalize(k.bfloat16().float(), dim=1):
+        assert (stored_KD == key_D).all(1).any()

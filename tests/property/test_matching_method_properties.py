@@ -120,6 +120,15 @@ def test_kdep_matches_as_many_components_as_both_have(dims):
     assert float(loss_of(Outputs([Representation(perfect)]), *inputs[1:]).detach()) < 1e-10
 
 
+def test_kdep_is_the_mean_over_components_and_images():
+    torch.manual_seed(0)
+    loss_of = kdep(9, 6)
+    loss_of.fit_teacher(Representation(torch.randn(40, 6)))
+    s_BD, t_BD = torch.randn(COUNT, 9), torch.randn(COUNT, 6)
+    inputs = Outputs([Representation(s_BD)]), Outputs([Representation(t_BD)]), make_batch()
+    assert torch.allclose(loss_of(*inputs), F.mse_loss(s_BD[:, :6], loss_of.target(t_BD)))
+
+
 def test_kdep_reads_what_comes_before_the_student_s_last_relu():
     maps = {"layer3": (4, 2, 2), "before_relu:layer3": (4, 2, 2)}
     loss_of = kdep(4, 6, student_maps=maps)

@@ -105,6 +105,12 @@ def test_a_circle_of_parents_is_refused(write):
         load_experiment(write("extends: other.yaml\n"))
 
 
+def test_a_circle_by_way_of_another_folder_is_recognized(write):
+    write("extends: ../sub/../tiny.yaml\n", "sub/other.yaml")
+    with pytest.raises(UserError, match=r"tiny\.yaml: extends itself, by way of other\.yaml"):
+        load_experiment(write("extends: sub/other.yaml\n"))
+
+
 def test_one_parent_by_two_ways_is_no_circle(write):
     write("schema: 1\nname: x\ndata: digits\nstudent: {}\n", "root.yaml")
     for name in ("a.yaml", "b.yaml"):

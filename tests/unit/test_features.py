@@ -1,5 +1,6 @@
 import copy
 import hashlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from torch import nn
 
 from ssdistill.data.views import eval_view
 from ssdistill.errors import UserError
+from ssdistill.evaluate import features
 from ssdistill.evaluate.features import extract
 from ssdistill.models.backbones import EncoderSettings, build_encoder
 from ssdistill.models.representation import Representation
@@ -133,3 +135,18 @@ def test_images_of_another_kind_are_refused(encoder, wrong, says):
 def test_unknown_precision_is_refused(encoder, images):
     with pytest.raises(UserError, match="did you mean 'fp32'"):
         extract(encoder, images, 16, precision="fp23")
+
+
+@pytest.mark.parametrize("progress", [True, False])
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_bar_is_drawn_on_a_terminal_where_one_is_wanted(progress, terminal, monkeypatch):
+    drawn = []
+
+    def track(starts, *_, disable, **__):
+        drawn.append(not disable)
+        return starts
+
+    monkeypatch.setattr(features, "track", track)
+    monkeypatch.setattr(features, "get_console", lambda: SimpleNamespace(is_terminal=terminal))
+    assert list(features._starts(5, 2, progress)) == [0, 2, 4]
+    assert drawn == [progress and terminal]

@@ -16,7 +16,7 @@ from sklearn.decomposition import PCA
 from ssdistill.errors import UserError
 from ssdistill.probing.projection import check_method, project, turned
 from ssdistill.record.confusion_chart import RIGHT_RGB, WRONG_RGB, confusion_svg
-from ssdistill.record.embedding_map import _names_inside, map_svg
+from ssdistill.record.embedding_map import LIGHT, _legend, _names_inside, map_svg
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -196,3 +196,9 @@ def test_a_name_stands_where_no_other_does(below, shown):
         groups = [(i, np.tile(places[name], (rows[name], 1))) for i, name in enumerate("AB")]
         drawn = re.findall(">(.)</text>", _names_inside(groups, "AB", 300))
         assert "".join(drawn) == shown
+
+
+def test_in_a_legend_marks_are_round_until_all_colours_are_used():
+    entries = [(number, str(number)) for number in range(2 * len(LIGHT))]
+    text, _ = _legend(entries, 500)
+    assert re.findall(r'rx="(\d)"', text) == ["5"] * len(LIGHT) + ["0"] * len(LIGHT)

@@ -141,6 +141,10 @@ def test_text_that_nothing_can_be_called_is_refused(text):
     assert "\n" not in refusal(text)
 
 
+def test_a_key_that_nothing_can_be_called_is_refused():
+    assert refusal('"x\\0y": 1').endswith("holds a NUL character (line 1)")
+
+
 def test_a_file_may_begin_with_a_byte_order_mark(tmp_path):
     path = tmp_path / "x.yaml"
     path.write_bytes(b"\xef\xbb\xbfname: x\n")
