@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from ssdistill.record import page as page_module
 from ssdistill.record.axes import log_ticks, nice_ticks, text_width, tick_label
 from ssdistill.record.comparisons import Score, SizePoint, score_chart, size_chart
 from ssdistill.record.confusion_chart import confusion_svg
@@ -276,3 +277,15 @@ def test_number_in_a_chart_description_is_the_number_given():
     svg = score_chart([Score("int8", 94.6, 0.3)])
     assert "int8 94.60 ± 0.30" in drawn(svg)[0].get("aria-label")
     assert not math.isnan(drawn(svg)[1])
+
+
+def test_only_the_students_neighbours_that_the_teacher_has_too_are_framed(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        page_module, "image_grid", lambda rows, frames: drawn.append(frames) or rows
+    )
+    monkeypatch.setattr(page_module, "_picture", lambda *_: "")
+    image = np.zeros((4, 4, 3), np.uint8)
+    row = [image, image]
+    page_module._neighbours(Neighbours([image], [row], [row], [[True, False]], "caption"))
+    assert drawn == [[[False, False, False]], [[False, True, False]]]
