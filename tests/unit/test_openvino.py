@@ -1,6 +1,7 @@
 import copy
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -216,3 +217,13 @@ def test_ctrl_c_is_heard_after_models_were_closed_in_any_order_by_any_thread(wri
     command = [sys.executable, "-c", CTRL_C, str(path)]
     found = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (found.returncode, found.stdout) == (0, "interrupted\n"), found.stderr
+
+
+def test_why_a_graph_is_not_converted_is_said_by_the_last_line(tmp_path):
+    def convert_model(source):
+        raise RuntimeError("a long story\nno such operator: Foo\n")
+
+    with pytest.raises(UserError, match="'net' cannot be converted to OpenVINO: no such operator"):
+        openvino_module.convert(
+            tmp_path / "net.onnx", "net", SimpleNamespace(convert_model=convert_model)
+        )
