@@ -16,6 +16,7 @@ import torch.nn.functional as F
 import ssdistill
 from ssdistill.chain import arithmetic
 from ssdistill.chain import pictures as pictures_module
+from ssdistill.chain import report as report_module
 from ssdistill.chain import run as run_module
 from ssdistill.chain.evaluation import answers_of, gauged, raw_pixels
 from ssdistill.chain.pictures import lineage, pictures
@@ -590,6 +591,22 @@ def test_without_a_distilled_student_there_are_no_neighbours_of_two(chain, monke
 
     monkeypatch.setattr(pictures_module, "evaluations_of", without)
     assert pictures_module._neighbours(chain.workspace) is None
+
+
+@pytest.mark.parametrize(
+    ("paper", "notices"),
+    [
+        (None, []),
+        (SimpleNamespace(title="", deviations=()), []),
+        (SimpleNamespace(title="", deviations=("a", "b")), ["Deviations: a; b."]),
+    ],
+)
+def test_deviations_from_a_paper_are_told_where_there_are_any(paper, notices, monkeypatch):
+    monkeypatch.setattr(report_module, "models_of", lambda workspace, seed: {})
+    experiment = SimpleNamespace(seeds=(0,), paper=paper, profile="paper")
+    source = SimpleNamespace(kind="folder", has_labels=True)
+    workspace = SimpleNamespace(experiment=experiment, source=source)
+    assert report_module.notices_of(workspace) == notices
 
 
 def test_among_images_that_look_the_same_as_many_neighbours_are_shown(monkeypatch, make_store):
