@@ -6,6 +6,7 @@ from torch import nn
 
 from ssdistill.data.batch import Batch
 from ssdistill.models.backbones import EncoderSettings, build_encoder
+from ssdistill.pretrain import autoencoder
 from ssdistill.pretrain.autoencoder import Autoencoder, ImageDecoder
 
 
@@ -138,3 +139,12 @@ def test_the_decoder_reaches_any_size_by_doubling(size, maps):
     assert decoder(torch.randn(2, 5)).shape == (2, 3, size, size)
     assert sides == maps
     assert channels == [64, 32, 16, 16][: len(maps)]
+
+
+def test_processes_draw_their_parts_of_the_noise_that_one_would_draw(monkeypatch):
+    whole = autoencoder.normal(torch.zeros(6, 3, 4, 4), step=5)
+    monkeypatch.setattr(autoencoder, "world_size", lambda: 3)
+    for rank in range(3):
+        monkeypatch.setattr(autoencoder, "rank", lambda rank=rank: rank)
+        part = autoencoder.normal(torch.zeros(2, 3, 4, 4), step=5)
+        assert torch.equal(part, whole[2 * rank : 2 * rank + 2])

@@ -58,6 +58,14 @@ def test_no_code_is_longer_than_the_limit():
     assert np.array_equal(decode(encode(symbols, 256), 256, len(symbols)), symbols)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_at_the_limit_too_the_order_of_the_symbols_costs_nothing(seed):
+    counts = 2 ** np.arange(LONGEST + 3, dtype=np.int64)
+    shuffled = np.random.default_rng(seed).permutation(counts)
+    assert code_lengths(shuffled).max() == LONGEST
+    assert bits_of(shuffled) == bits_of(counts)
+
+
 def test_the_bytes_with_all_tables_are_a_few_per_cent_above_the_entropy():
     symbols = np.clip(np.random.default_rng(1).normal(8, 2.5, 200_000), 0, 15).astype(int)
     least = entropy(np.bincount(symbols)) * len(symbols) / 8
