@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from prototype_inputs import FEW, SEEDS, random
 from sklearn.cluster import KMeans
 
+from ssdistill.losses import prototypes
 from ssdistill.losses.prototypes import Prototypes, spherical_kmeans
 
 
@@ -67,3 +68,17 @@ def test_prototype_logits_know_neither_scale_nor_offset_of_the_teacher(change):
     t_BD = random(5, 16, seed=1)
     assert torch.allclose(one(t_BD), other(change(t_BD)), atol=1e-3)
     assert not torch.allclose(one(t_BD), one(-t_BD), atol=1.0)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_bar_is_drawn_on_a_terminal_alone(terminal, monkeypatch):
+    drawn = []
+
+    def track(iterations, *_, disable, **__):
+        drawn.append(not disable)
+        return iterations
+
+    monkeypatch.setattr(prototypes, "track", track)
+    monkeypatch.setattr(prototypes.sys.stderr, "isatty", lambda: terminal, raising=False)
+    spherical_kmeans(torch.eye(4), 2)
+    assert drawn == [terminal]

@@ -228,17 +228,18 @@ def test_jpeg_is_what_pillow_writes_at_that_quality(severity, quality):
 @pytest.mark.parametrize(
     ("constant", "published"),
     [
-        (noise.DEVIATION, (0.04, 0.06, 0.08, 0.09, 0.10)),
-        (noise.PHOTONS, (500, 250, 100, 75, 50)),
-        (noise.STRUCK, (0.01, 0.02, 0.03, 0.05, 0.07)),
-        (blur.DEFOCUS, ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1))),
-        (weather.FOG, ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75))),
-        (digital.BRIGHTNESS, (0.05, 0.1, 0.15, 0.2, 0.3)),
-        (digital.CONTRAST, (0.75, 0.5, 0.4, 0.3, 0.15)),
-        (digital.PIXELATE, (0.95, 0.9, 0.85, 0.75, 0.65)),
-        (digital.QUALITY, (80, 65, 58, 50, 40)),
+        pytest.param(noise.DEVIATION, (0.04, 0.06, 0.08, 0.09, 0.10), id="gaussian"),
+        pytest.param(noise.PHOTONS, (500, 250, 100, 75, 50), id="shot"),
+        pytest.param(noise.STRUCK, (0.01, 0.02, 0.03, 0.05, 0.07), id="impulse"),
+        pytest.param(
+            blur.DEFOCUS, ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)), id="defocus"
+        ),
+        pytest.param(weather.FOG, ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75)), id="fog"),
+        pytest.param(digital.BRIGHTNESS, (0.05, 0.1, 0.15, 0.2, 0.3), id="brightness"),
+        pytest.param(digital.CONTRAST, (0.75, 0.5, 0.4, 0.3, 0.15), id="contrast"),
+        pytest.param(digital.PIXELATE, (0.95, 0.9, 0.85, 0.75, 0.65), id="pixelate"),
+        pytest.param(digital.QUALITY, (80, 65, 58, 50, 40), id="jpeg"),
     ],
-    ids=str,
 )
 def test_severities_are_those_of_cifar_10_c(constant, published):
     """Hendrycks and Dietterich, arXiv:1903.12261, in their code for images of 32 pixels."""
