@@ -2,8 +2,9 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -136,8 +137,11 @@ def prepare(source: Path, target: Path) -> None:
     """
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
+    source, target = source.resolve(), target.resolve()
     try:
-        quant_pre_process(str(source), str(target), skip_optimization=True)
+        # Where it gives up, it leaves what it has in the working directory.
+        with TemporaryDirectory() as folder, chdir(folder):
+            quant_pre_process(str(source), str(target), skip_optimization=True)
     except Exception:
         # It raises a bare Exception where it meets a shape that it cannot follow; the exporter
         # has written most of them down already.
