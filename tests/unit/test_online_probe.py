@@ -151,7 +151,7 @@ def test_labels_are_read_where_models_are_judged_and_nowhere_else():
             if isinstance(node, ast.Attribute) and node.attr == "labels":
                 readers.add(path.relative_to(PACKAGE).as_posix())
     outside = {name for name in readers if not name.startswith(("data/", "evaluate/"))}
-    assert outside == {"probing/findings.py"}  # the colours of a map, once everything is judged
+    assert outside == {"probing/findings.py"}  # colors of a map
 
 
 def test_what_needs_no_labels_is_built_on_nothing_that_does():
