@@ -215,12 +215,12 @@ def _is_packaged(file: Path) -> bool:
 
 
 def _merge(base: dict, over: dict, where: str, notices: list[str]) -> dict[str, Any]:
-    """``over`` over ``base``; what only the old kind (or network) knew is left out, aloud."""
+    """``over`` over ``base``; what only the old kind (or network) knew is ignored, aloud."""
     merged = dict(base)
     for key, reason in _foreign(base, over, where).items():
         del merged[key]
         if key not in over:
-            notices.append(f"{where}.{key}: left out, {reason}")
+            notices.append(f"{where}.{key} of the config is ignored: {reason}")
     for key, value in over.items():
         path = f"{where}.{key}" if where else str(key)
         old = merged.get(key)
@@ -243,8 +243,9 @@ def _foreign(base: dict, over: dict, where: str) -> dict[str, str]:
         unknown = [key for key in base if key not in known and key not in over]
         dropped = dict.fromkeys(unknown, f"{where}.kind={kind} has no such setting")
         # The network of one kind of teacher says nothing about that of another.
-        other = registry is TEACHERS and "encoder" in base and "encoder" not in unknown
-        return dropped | ({"encoder": f"it is not that of {where}.kind={kind}"} if other else {})
+        if registry is TEACHERS and "encoder" in base and "encoder" not in unknown:
+            dropped["encoder"] = f"it was for another {where}.kind than {kind}"
+        return dropped
     former = base.get("name", EncoderSettings().name)
     if where.endswith(".encoder") and isinstance(name, str) and name != former:
         return _of_other_network(base, former, name)

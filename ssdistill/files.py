@@ -34,6 +34,23 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             raise
 
 
+def check_writable(path: Path, key: str) -> None:
+    """Make the folder of ``path``, and make sure that a file can be written there.
+
+    Raises:
+        UserError: it cannot; ``key``, the option that names the path, is in the message.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(
+            f"{key} {path}: cannot be written ({reason}); name a place that can"
+        ) from error
+
+
 def drop_half_line(path: Path) -> None:
     """Cut what a killed process left after the last line end."""
     if not path.exists():
@@ -67,7 +84,12 @@ def disk_errors(folder: Path) -> Iterator[None]:
         raise
     except Exception as error:
         if disk_is_full(error):
-            raise UserError(f"{folder}: no space left on the disk, or quota used up") from error
+            raise UserError(
+                f"{folder}: no space left on the disk, or quota used up; free some, then run the "
+                "same command again"
+            ) from error
         if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise UserError(f"{folder}: cannot be written to ({error.strerror})") from error
+            raise UserError(
+                f"{folder}: cannot be written to ({error.strerror}); choose another folder"
+            ) from error
         raise

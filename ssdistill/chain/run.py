@@ -129,7 +129,7 @@ def _do(stage: Stage, workspace: Workspace, identity: Identity, position: str) -
     names = " ".join(dict.fromkeys((stage.kind, stage.role)))
     label = f"{position} {names}, seed {stage.seed}"
     if stage.status(workspace.root) == "finished":
-        workspace.check_model(stage)
+        workspace.check_finished(stage)
         console.print(f"{label}: done before", style="dim")
         return
     console.print(label)

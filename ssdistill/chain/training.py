@@ -17,6 +17,7 @@ from ssdistill.data.loader import Loader
 from ssdistill.data.mixing import MixSettings
 from ssdistill.data.recipes import ViewRecipe
 from ssdistill.files import write_atomically
+from ssdistill.models.artifact_files import description_sha256
 from ssdistill.models.artifacts import save_encoder
 from ssdistill.record.tracker import Tracker
 from ssdistill.registry import TEACHERS
@@ -181,4 +182,5 @@ def export(
     folder = tracker.run.folder / MODEL
     sha256 = save_encoder(encoder, folder, lineage)
     parent_sha256 = record.parents[parent]["sha256"] if parent else None
+    facts["description_sha256"] = description_sha256(folder)
     tracker.log_model(stage.role, folder, sha256, parent_sha256, **facts)

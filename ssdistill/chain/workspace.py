@@ -25,12 +25,15 @@ from ssdistill.errors import DamagedFile, UserError
 from ssdistill.evaluate.features import extract
 from ssdistill.experiment import Experiment
 from ssdistill.files import write_atomically
-from ssdistill.models.artifact_files import read_checked
+from ssdistill.models.artifact_files import description_sha256, read_checked
 from ssdistill.models.artifacts import load
 from ssdistill.models.backbones import Encoder, EncoderSettings, EncoderSpec, build_encoder
-from ssdistill.models.description import read_description
+from ssdistill.models.description import DESCRIPTION, read_description
 from ssdistill.models.trial import REFUSALS, reason_of
+from ssdistill.record.metrics_file import METRICS_FILE, metrics_sha256
 from ssdistill.record.run import RUN_FILE
+from ssdistill.record.run_record import RunRecord
+from ssdistill.record.wandb_environment import wandb_mode
 from ssdistill.registry import METHODS, TEACHERS
 from ssdistill.settings import Settings
 from ssdistill.stage_files import read_array
@@ -172,24 +175,39 @@ class Workspace:
             # What it will see are views of this package.
             return load(folder, check_inputs=False)
         except UserError:
-            self.check_model(stage)
+            self.check_finished(stage)
             raise  # whole, and refused for another reason: a runtime that is missing, say
         except (*REFUSALS, EOFError, OSError) as error:
             raise DamagedFile(folder, reason_of(error)) from error
 
-    def check_model(self, stage: Stage) -> None:
+    def check_finished(self, stage: Stage) -> None:
         """Make sure that a finished stage's weights are what it wrote.
 
+        Other metrics than it wrote are told and no more: no training is repeated for a curve.
+
         Raises:
-            DamagedFile: they are not.
+            DamagedFile: the weights are not, or their description.
         """
-        folder = stage.folder(self.root) / MODEL
-        record = stage.record(self.root)
-        entry = next((e for e in record.artifacts.values() if e["file"] == MODEL), None)
-        if entry is None:  # an evaluation makes no model
-            return
+        folder, record = stage.folder(self.root), stage.record(self.root)
+        if record.metrics_sha256 not in ("", metrics_sha256(folder)):
+            console.print(
+                f"warning: {folder / METRICS_FILE} has changed since the stage was finished; copy "
+                f"it back, or move {folder} away to make the stage anew",
+                style="yellow",
+                markup=False,
+            )
+        # With a relative runs folder, older versions noted the whole path.
+        if any(Path(entry["file"]).name == MODEL for entry in record.artifacts.values()):
+            self._check_model(folder / MODEL, record)
+
+    def _check_model(self, folder: Path, record: RunRecord) -> None:
+        entry = next(e for e in record.artifacts.values() if Path(e["file"]).name == MODEL)
         try:
             description = read_description(folder)
+            if entry.get("description_sha256", description_sha256(folder)) != description_sha256(
+                folder
+            ):
+                raise UserError(f"{folder / DESCRIPTION}: not what was written")
             if description.sha256 != entry["sha256"]:
                 raise UserError(f"{folder}: not the weights that {RUN_FILE} names")
             for name, sha256 in description.names.items():
@@ -247,9 +265,13 @@ def open_workspace(experiment: Experiment, root: Path) -> Workspace:
     """Open the data (decoding it the first time) and check what can be checked before training.
 
     Raises:
-        UserError: data that cannot be read, or that cannot serve what the experiment asks.
+        UserError: data that cannot be read, or that cannot serve what the experiment asks; W&B
+            without a key; a runs folder that is a file.
     """
     check_device(experiment.device)
+    wandb_mode(experiment.tracking)
+    if root.exists() and not root.is_dir():
+        raise UserError(f"--runs {root}: it is a file; name a folder")
     source = open_source(experiment.data)
     size = experiment.data.image_size or source.default_image_size
     stores = open_stores(source, experiment.data, size, root / "data")

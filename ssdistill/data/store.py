@@ -247,7 +247,7 @@ def _plain_disk_errors(root: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             reason = "the disk is full; free some space or choose another folder"
         else:
-            reason = error.strerror or str(error)
+            reason = f"{error.strerror or error}; choose another folder"
         raise UserError(f"cannot write the image store in {root}: {reason}") from error
 
 

@@ -112,6 +112,11 @@ def write_artifact(
     return sha256
 
 
+def description_sha256(folder: Path) -> str:
+    """sha256, in hexadecimal, of the ``model.json`` in ``folder``."""
+    return hashlib.sha256((folder / DESCRIPTION).read_bytes()).hexdigest()
+
+
 def read_checked(path: Path, expected: str) -> bytes:
     """The file's content, if its sha256 is the one expected.
 

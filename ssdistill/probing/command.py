@@ -130,10 +130,14 @@ def _write(found, options: argparse.Namespace) -> None:
 
 def _check_files(options: argparse.Namespace) -> None:
     """Nobody waits for a probe whose file could not be written."""
+    from ssdistill.files import check_writable
+
     for name in ("json", "csv", "markdown", "page"):
         path = getattr(options, name)
         if path and path.is_dir():
-            raise UserError(f"--{name} {path}: it is a folder")
+            raise UserError(f"--{name} {path}: it is a folder; name a file")
+        if path:
+            check_writable(path, f"--{name}")
 
 
 def _is_setting(word: str) -> bool:

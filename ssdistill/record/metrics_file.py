@@ -1,5 +1,6 @@
 """metrics.jsonl: one line a logged step, as it was logged."""
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -8,6 +9,12 @@ from typing import Any
 from ssdistill.errors import UserError
 
 METRICS_FILE = "metrics.jsonl"
+
+
+def metrics_sha256(folder: Path | str) -> str:
+    """sha256, in hexadecimal, of metrics.jsonl; of nothing where there is none."""
+    path = Path(folder) / METRICS_FILE
+    return hashlib.sha256(path.read_bytes() if path.exists() else b"").hexdigest()
 
 
 def read_metrics(folder: Path | str) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ssdistill.errors import UserError
 from ssdistill.files import disk_errors, drop_half_line, write_atomically
-from ssdistill.record.metrics_file import METRICS_FILE, read_metrics
+from ssdistill.record.metrics_file import METRICS_FILE, metrics_sha256, read_metrics
 from ssdistill.record.provenance import provenance
 from ssdistill.record.run_record import (
     RUN_FILE,
@@ -97,13 +97,15 @@ class Run:
     def add_artifact(self, name: str, file: Path | str, sha256: str, **facts: Any) -> None:
         """Name a file or folder the run has made; ``file`` is stored relative to the run."""
         path = Path(file)
-        relative = path.relative_to(self.folder) if path.is_absolute() else path
+        relative = path.relative_to(self.folder) if path.is_relative_to(self.folder) else path
         entry = {"file": relative.as_posix(), "sha256": sha256, **facts}
         self._change(artifacts={**self.record.artifacts, name: entry})
 
     def finish(self, metrics: Mapping[str, Any] | None = None) -> None:
         """Close the record as finished, with its final numbers."""
-        self._end("finished", metrics=numbers(metrics or {}))
+        self._close_file()
+        written = metrics_sha256(self.folder)
+        self._end("finished", metrics=numbers(metrics or {}), metrics_sha256=written)
 
     def fail(self, reason: str) -> None:
         """Close the record as failed; ``reason`` is kept on one line."""

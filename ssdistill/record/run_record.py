@@ -34,6 +34,8 @@ class RunRecord:
         parents: by role (``teacher``, ``student``), e.g. ``{"digest": …, "sha256": …}``.
         artifacts: by name, ``{"file": relative path, "sha256": …}``.
         metrics: the final numbers; reason: why it failed or stopped.
+        metrics_sha256: of metrics.jsonl once it is finished; empty in records of versions that
+            noted none.
         checksum: sha256 of everything else, see :func:`checksum_of`; empty until it is finished,
             and in records of versions that had none.
     """
@@ -59,6 +61,7 @@ class RunRecord:
     config: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
+    metrics_sha256: str = ""
     checksum: str = ""
 
 
@@ -211,4 +214,5 @@ class _Content(_Part):
     artifacts: dict[str, _Artifact] = {}
     config: dict[str, Any] = {}
     provenance: _Provenance = _Provenance()
+    metrics_sha256: str = ""
     checksum: str = ""

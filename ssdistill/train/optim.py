@@ -2,15 +2,20 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from torch import nn
 
 from ssdistill.errors import UserError, nearest
 from ssdistill.settings import Fraction, NonNegative, OpenFraction, Positive, Settings
 from ssdistill.train.lars import LARS
+
+LARGEST = 1e6
+"""Of a learning rate or a weight decay: optimizers overflow on far larger ones."""
+Rate = Annotated[float, Field(gt=0, le=LARGEST)]
+Decay = Annotated[float, Field(ge=0, le=LARGEST)]
 
 
 class OptimSettings(Settings):
@@ -39,9 +44,9 @@ class OptimSettings(Settings):
     """
 
     kind: Literal["sgd", "adamw", "lars"] = "adamw"
-    lr: Positive = 2e-3
-    weight_decay: NonNegative = 1e-4
-    weight_decay_end: NonNegative | None = None
+    lr: Rate = 2e-3
+    weight_decay: Decay = 1e-4
+    weight_decay_end: Decay | None = None
     decay_all: bool = False
     momentum: Fraction = 0.9
     betas: tuple[OpenFraction, OpenFraction] = (0.9, 0.999)
@@ -53,7 +58,7 @@ class OptimSettings(Settings):
     lr_start: Fraction | None = None
     lr_end: Fraction = 0.0
     milestones: tuple[OpenFraction, ...] = (0.6, 0.8)
-    gamma: Positive = 0.1
+    gamma: Rate = 0.1
     decay: NonNegative = 9.0
     constant: tuple[str, ...] = ()
 

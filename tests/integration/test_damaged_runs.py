@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import shutil
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,11 @@ SPEC.loader.exec_module(tiny)
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """Config and runs folder of the tiny experiment."""
+    """Config and runs folder of the tiny experiment, run with a relative path as users do."""
     folder = tmp_path_factory.mktemp("finished")
     config = tiny.write_experiment(folder)
-    ssdistill.run(config, root=folder / "runs")
+    with chdir(folder):
+        ssdistill.run(config, root="runs")
     return config, folder / "runs"
 
 
@@ -36,7 +38,15 @@ def cut(path):
     path.write_bytes(path.read_bytes()[:-9])
 
 
+def brighten(path):
+    content = json.loads(path.read_text())
+    content["spec"]["mean"] = [0.9, 0.9, 0.9]
+    path.write_text(json.dumps(content))
+
+
 DAMAGES = {
+    "another mean": ("distill", "distilled", "model/model.json", brighten),
+    "no weights": ("distill", "distilled", "model/model.safetensors", Path.unlink),
     "answers of zero bytes": ("evaluate", "distilled", "answers.npz", lambda p: p.write_bytes(b"")),
     "no features": ("evaluate", "teacher", "gauged_features.npy", Path.unlink),
     "no row": ("latency", "latency", "latency.json", lambda p: p.write_text('{"models": {}}')),
@@ -78,6 +88,17 @@ def test_no_training_is_repeated_for_a_picture(finished, tmp_path, capfd, kind, 
     assert main(["run", str(config), "--runs", str(root)]) == 0
     assert said in capfd.readouterr().err
     assert (stage / file).read_text() == "text\ntext\n"
+    assert not list(root.glob("stages/*/damaged-*"))
+
+
+def test_metrics_that_were_cut_are_told(finished, tmp_path, capfd):
+    config, root = finished
+    root = Path(shutil.copytree(root, tmp_path / "runs"))
+    path = stage_of(root, "pretrain", "teacher") / "metrics.jsonl"
+    cut(path)
+    assert main(["run", str(config), "--runs", str(root)]) == 0
+    said = " ".join(capfd.readouterr().err.split())
+    assert f"{path} has changed since the stage was finished" in said
     assert not list(root.glob("stages/*/damaged-*"))
 
 

@@ -176,6 +176,7 @@ def test_without_labels_the_gauges_are_shown_and_said_to_be_all(folder, cache, t
         (["{teacher}", "{teacher}", "--data", "digits"], "is given twice"),
         (["{teacher}", "--data", "digits", "--mean", "0", "0", "0"], "give both or none"),
         (["{teacher}", "--data", "digits", "--page", "{folder}"], "it is a folder"),
+        (["{teacher}", "--data", "digits", "--json", "/proc/nope/x.json"], "name a place that can"),
     ],
 )
 def test_a_mistake_is_one_line(words, message, folder, cache, capsys):

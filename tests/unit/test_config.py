@@ -223,8 +223,8 @@ def test_a_changed_kind_drops_what_only_the_old_one_knew_and_says_so(load):
     assert (experiment.pretrain.kind, experiment.pretrain.steps) == ("byol", 3)
     assert experiment.compress[0].kind == "quantize"
     assert notices == [
-        "pretrain.temperature: left out, pretrain.kind=byol has no such setting",
-        "compress.0.ratio: left out, compress.0.kind=quantize has no such setting",
+        "pretrain.temperature of the config is ignored: pretrain.kind=byol has no such setting",
+        "compress.0.ratio of the config is ignored: compress.0.kind=quantize has no such setting",
     ]
 
 
@@ -374,7 +374,7 @@ def test_a_compared_student_can_be_overridden(load):
     experiment, notices = load(override, text=BASE + COMPARED)
     assert experiment.compare["bare"].losses["similarity"].kind == "simreg"
     assert notices == [
-        "compare.bare.losses.similarity.temperature_teacher: left out, "
+        "compare.bare.losses.similarity.temperature_teacher of the config is ignored: "
         "compare.bare.losses.similarity.kind=simreg has no such setting"
     ]
 

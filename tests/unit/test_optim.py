@@ -232,3 +232,9 @@ def test_without_rates_there_are_the_groups_there_have_always_been():
 def test_a_rate_of_no_parameter_is_refused():
     with pytest.raises(ValueError, match=r"4\.weight, which is no parameter"):
         parameter_groups(small_net(), 0.1, rates={"4.weight": 0.5})
+
+
+@pytest.mark.parametrize("setting", ["lr", "weight_decay", "weight_decay_end", "gamma"])
+def test_rates_on_which_an_optimizer_overflows_are_refused(setting):
+    with pytest.raises(ValidationError, match=f"{setting}\n.*less than or equal to 1000000"):
+        OptimSettings(**{setting: 1e38})

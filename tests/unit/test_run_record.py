@@ -1,8 +1,10 @@
 import errno
+import hashlib
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -441,3 +443,17 @@ def test_only_a_finished_record_has_a_checksum(tmp_path):
         assert json.loads(path.read_text())["checksum"] == ""
         _ = 1 / 0
     assert (load_run(tmp_path).status, load_run(tmp_path).checksum) == ("failed", "")
+
+
+def test_an_artifact_is_noted_relative_to_a_run_with_a_relative_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with Run(Path("runs/a"), stage="distill", digest="d" * 64, seed=0) as run:
+        run.add_artifact("student", Path("runs/a/model"), "0" * 64)
+    assert load_run("runs/a").artifacts["student"]["file"] == "model"
+
+
+def test_a_finished_record_knows_its_metrics(tmp_path):
+    with Run(tmp_path, stage="distill", digest="d" * 64, seed=0) as run:
+        run.log(0, {"loss/total": 1.0})
+    content = (tmp_path / "metrics.jsonl").read_bytes()
+    assert load_run(tmp_path).metrics_sha256 == hashlib.sha256(content).hexdigest()

@@ -126,3 +126,18 @@ def test_one_class_is_told_aloud_and_taken_for_no_labels(tmp_path, classes, labe
     assert len(workspace.train) + len(workspace.test) == 12
     assert workspace.source.has_labels == labels
     assert any("one class only (cats)" in line for line in workspace.warnings) == warned
+
+
+def test_a_runs_folder_that_is_a_file_is_refused(tmp_path):
+    experiment, _ = load_experiment("quickstart", [])
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(UserError, match=r"--runs .*runs: it is a file; name a folder"):
+        open_workspace(experiment, tmp_path / "runs")
+
+
+def test_what_wandb_lacks_is_said_before_the_data_is_read(tmp_path, monkeypatch):
+    experiment, _ = load_experiment("quickstart", [])
+    monkeypatch.setenv("WANDB_MODE", "nonsense")
+    with pytest.raises(UserError, match="WANDB_MODE=nonsense"):
+        open_workspace(experiment, tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
