@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-from pydantic import BaseModel
-from pydantic_core import to_jsonable_python
+from pydantic import BaseModel, TypeAdapter
 
 from ssdistill.experiment import Experiment
 from ssdistill.listing import REGISTRIES
 
+PLAIN = TypeAdapter(object)
 RECORDED = Path(__file__).with_name("defaults.json")
 """Defaults by setting. A new setting needs no entry; a default that is changed on purpose does,
 together with a new version of the stages that it changes (see ``ssdistill/stages.py``)."""
@@ -34,7 +34,9 @@ def defaults():
         for kind in registry.classes:
             models_of(registry.schema(kind), models)
     return {
-        f"{name}.{key}": to_jsonable_python(field.get_default(call_default_factory=True))
+        f"{name}.{key}": PLAIN.dump_python(
+            field.get_default(call_default_factory=True), mode="json"
+        )
         for name, model in sorted(models.items())
         for key, field in model.model_fields.items()
         if not field.is_required()
