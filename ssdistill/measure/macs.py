@@ -124,7 +124,10 @@ class _HigherOrder(TorchDispatchMode):
             return func(*args, **kwargs)
         with _disable_current_modes():
             out = func(*args, **kwargs)
-        if func in flop_registry:
+        if func is torch.ops.higher_order.flex_attention:
+            # No formula in torch 2.11. All pairs count, as with any other mask.
+            self.flops += _attention(*(tensor.shape for tensor in args[:3]))
+        elif func in flop_registry:
             self.flops += flop_registry[func](*args, **kwargs, out_val=out)
         else:
             self.uncounted.add(func.name())
