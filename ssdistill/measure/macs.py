@@ -124,9 +124,8 @@ class _HigherOrder(TorchDispatchMode):
             return func(*args, **kwargs)
         with _disable_current_modes():
             out = func(*args, **kwargs)
-        if func is torch.ops.higher_order.flex_attention:
-            # No formula in torch 2.11. All pairs count, as with any other mask.
-            self.flops += _attention(*(tensor.shape for tensor in args[:3]))
+        if formula := WHOLE.get(func.name()):
+            self.flops += formula(*(getattr(value, "shape", value) for value in args))
         elif func in flop_registry:
             self.flops += flop_registry[func](*args, **kwargs, out_val=out)
         else:
@@ -177,6 +176,8 @@ def _deformed(x: Any, weight: Any, *_: Any, out_shape: Any = None, **__: Any) ->
     return 2 * math.prod(out_shape) * math.prod(weight[1:])
 
 
+WHOLE = {"flex_attention": _attention}
+"""Formulas of operations that take functions; torch 2.11 has none. All pairs of tokens count."""
 UNCOUNTED = {
     "_cdist_forward",
     "_grouped_mm",
