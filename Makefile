@@ -6,13 +6,14 @@ BIN := $(VENV)/bin
 RUN := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 LOW := $(LOWEST)/.installed
+ROOMS = $(sort $(shell git status --porcelain -uall -- ssdistill tests/unit | sed -nE 's,^...(ssdistill|tests/unit)/([a-z_]+)[/.].*,\2,p'))
 PIP := -m pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart cifar10 test smoke lint report check clean
+.PHONY: help setup quickstart cifar10 test test-fast smoke lint report check clean
 
 help: ## what can be made
-	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 $(RUN): setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -45,11 +46,16 @@ cifar10: $(RUN) ## the same on CIFAR-10 with three seeds (downloads the data)
 test: $(DEV) ## run the tests
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart=0
 
+test-fast: $(DEV) ## run the unit tests of the rooms that changed, or of ROOMS="losses train"
+	@test -n "$(ROOMS)" || { echo 'no room has changed; name some: make test-fast ROOMS="losses train"'; exit 2; }
+	@$(BIN)/python -m pytest -n 2 --dist loadfile tests/contract/test_packaging.py $(wildcard $(addprefix tests/unit/,$(ROOMS)))
+
 smoke: $(LOW) ## run the smoke tests with the lowest versions that setup.cfg promises
 	@$(LOWEST)/bin/python -m pytest -n 2 --dist loadfile --max-worker-restart=0 -m smoke
 
-lint: $(DEV) ## check style
+lint: $(DEV) ## check style, and that rooms import one way
 	@$(BIN)/ruff check .
+	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/ruff format --check .
 
 report: $(DEV) ## rewrite the tables in README files from committed records

@@ -20,8 +20,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
     from ssdistill.chain.report import Report
-    from ssdistill.probing.findings import Probed
-    from ssdistill.record.verdict import Verdict
+    from ssdistill.commands.probe.findings import Probed
+    from ssdistill.report.verdict import Verdict
 
 __version__ = version("ssdistill")
 __all__ = ["__version__", "load", "probe", "reproduce", "run"]
@@ -31,11 +31,11 @@ def load(path: str | Path, trust: bool = False) -> Any:
     """The encoder in a folder: ``load(path)(x_BCHW).embedding_BD``.
 
     Images are uint8, or floats in [0, 1]. Opens what training, compression and export save; see
-    :func:`ssdistill.models.artifacts.load`. Nothing in a folder is run. A ``model.aoti.pt2`` is
+    :func:`ssdistill.artifacts.artifact.load`. Nothing in a folder is run. A ``model.aoti.pt2`` is
     native code, though, and has all rights of the process: one that was not compiled on this
     machine is refused without ``trust=True``.
     """
-    from ssdistill.models.artifacts import load as load_artifact
+    from ssdistill.artifacts.artifact import load as load_artifact
 
     return load_artifact(path, trust=trust)
 
@@ -43,7 +43,7 @@ def load(path: str | Path, trust: bool = False) -> Any:
 def run(config: str | Path, *overrides: str, root: str | Path = "runs") -> "Report":
     """Run an experiment, as ``ssdistill run config key=value …`` does."""
     from ssdistill.chain.run import run as run_experiment
-    from ssdistill.config import load_experiment
+    from ssdistill.experiment.reading import load_experiment
 
     experiment, _ = load_experiment(config, list(overrides))
     return run_experiment(experiment, root)
@@ -65,9 +65,9 @@ def probe(
         data: kind of a source, an ``.npz`` file, a folder, a mapping of a source's settings, or
             ``((x_train, y_train), (x_test, y_test))``.
         protocols: names such as ``linear`` or ``knn``; by default those that a config asks.
-        options: of :func:`ssdistill.probing.run.probe`.
+        options: of :func:`ssdistill.commands.probe.run.probe`.
     """
-    from ssdistill.probing.run import probe as probe_models
+    from ssdistill.commands.probe.run import probe as probe_models
 
     return probe_models(models, data, protocols, **options)
 

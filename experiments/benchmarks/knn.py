@@ -17,8 +17,8 @@ import torch
 from measuring import arguments, interleave, publish, ratio
 from sklearn.neighbors import KNeighborsClassifier
 
-from ssdistill.evaluate.nearest import has_fast_bf16
 from ssdistill.evaluate.probes.knn_probe import knn_probe
+from ssdistill.label_free.nearest import has_fast_bf16
 
 CLASSES = 100
 

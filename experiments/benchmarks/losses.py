@@ -24,7 +24,7 @@ from ssdistill.errors import UserError
 from ssdistill.losses import Loss, Shapes
 from ssdistill.models.backbones import Encoder, EncoderSettings, build_encoder
 from ssdistill.models.representation import Outputs, Representation
-from ssdistill.registry import LOSSES
+from ssdistill.settings.registry import LOSSES
 from ssdistill.train.memory import keep_freed_memory
 from ssdistill.train.optim import OptimSettings, build_optimizer
 

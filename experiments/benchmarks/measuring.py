@@ -28,7 +28,7 @@ from ssdistill.data.recipes import RECIPES
 from ssdistill.models.backbones import EncoderSettings, build_encoder
 from ssdistill.pretrain.simclr import SimCLR
 from ssdistill.record.provenance import provenance
-from ssdistill.record.reports import benchmark_table
+from ssdistill.report.readme import benchmark_table
 from ssdistill.train.loop import Training
 from ssdistill.train.optim import OptimSettings, build_optimizer
 

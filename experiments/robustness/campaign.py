@@ -90,8 +90,8 @@ def _write_mutant(file: Path, drawn: list[mutations.Mutation]) -> Path:
 
 
 def _load(config: Path) -> tuple[int, str]:
-    from ssdistill.config import load_experiment
     from ssdistill.errors import UserError
+    from ssdistill.experiment.reading import load_experiment
 
     try:
         load_experiment(config)

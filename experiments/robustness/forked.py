@@ -192,7 +192,7 @@ def _judge(
 
 def quiet_cli(words: list[str]) -> int:
     """The command line, in this process."""
-    from ssdistill.cli import main
+    from ssdistill.commands.main import main
 
     return main(words)
 

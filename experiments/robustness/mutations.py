@@ -111,7 +111,7 @@ def _scale(tree: Any, path: tuple, rng: random.Random) -> None:
 
 
 def _other_kind(tree: Any, path: tuple, rng: random.Random) -> None:
-    from ssdistill.registry import LOSSES, METHODS, PROTOCOLS, SOURCES, STEPS, TEACHERS
+    from ssdistill.settings.registry import LOSSES, METHODS, PROTOCOLS, SOURCES, STEPS, TEACHERS
 
     kinds = [p for p in _paths(tree) if p[-1] == "kind"]
     if kinds:
@@ -122,7 +122,7 @@ def _other_kind(tree: Any, path: tuple, rng: random.Random) -> None:
 
 def _add_setting(tree: Any, path: tuple, rng: random.Random) -> None:
     """A setting that a kind has, with a value that it may not take."""
-    from ssdistill.registry import LOSSES, METHODS, STEPS
+    from ssdistill.settings.registry import LOSSES, METHODS, STEPS
 
     parent = _parent(tree, path)
     if isinstance(parent, dict):

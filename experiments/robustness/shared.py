@@ -20,9 +20,9 @@ def import_everything() -> None:
     import torchvision  # noqa: F401
 
     import ssdistill.chain.run
-    import ssdistill.cli
-    import ssdistill.config  # noqa: F401
-    from ssdistill.registry import LOSSES, METHODS, PROTOCOLS, SOURCES, STEPS, TEACHERS
+    import ssdistill.commands.main
+    import ssdistill.experiment.reading  # noqa: F401
+    from ssdistill.settings.registry import LOSSES, METHODS, PROTOCOLS, SOURCES, STEPS, TEACHERS
 
     for registry in (LOSSES, METHODS, PROTOCOLS, SOURCES, STEPS, TEACHERS):
         _ = registry.classes
@@ -35,7 +35,7 @@ def share_exports(folder: Path) -> None:
 
     The export takes ten times as long as all else: a kill would rarely meet anything else.
     """
-    from ssdistill.runtimes import lent
+    from ssdistill.artifacts.runtimes import onnx_cache as lent
 
     folder.mkdir(parents=True, exist_ok=True)
     lent._shelves[:] = [_Shelf(folder)]
@@ -48,7 +48,7 @@ class _Shelf:
         self.folder = folder
 
     def path(self, encoder: Any) -> Path:
-        from ssdistill.runtimes import lent
+        from ssdistill.artifacts.runtimes import onnx_cache as lent
 
         path = self.folder / f"{lent._identity(encoder)[:24]}.onnx"
         if not path.exists():

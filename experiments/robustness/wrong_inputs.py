@@ -80,7 +80,7 @@ def _network(rng: random.Random) -> list[str]:
 
 
 def _batch(rng: random.Random) -> list[str]:
-    from ssdistill.registry import LOSSES
+    from ssdistill.settings.registry import LOSSES
 
     if rng.random() < 0.5:
         return [f"pretrain.kind={rng.choice(METHODS)}", f"pretrain.batch_size={rng.choice((1, 2))}"]

@@ -10,11 +10,11 @@ from ssdistill.chain.workspace import Workspace, resolve_recipes
 from ssdistill.data.extra import NEEDS_NEIGHBOURS
 from ssdistill.distill.build import shapes
 from ssdistill.errors import UserError
+from ssdistill.experiment.sections import DistillSettings, PretrainedRow
 from ssdistill.models.backbones import EncoderSettings
 from ssdistill.models.trial import REFUSALS, reason_of, refusing
-from ssdistill.registry import LOSSES, METHODS, RUNTIMES, STEPS
-from ssdistill.sections import DistillSettings, PretrainedRow
 from ssdistill.settings import Settings
+from ssdistill.settings.registry import LOSSES, METHODS, RUNTIMES, STEPS
 from ssdistill.train.task import Task
 
 ENOUGH_SAMPLES = 4096

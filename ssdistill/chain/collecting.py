@@ -6,12 +6,12 @@ from typing import Any
 from ssdistill.chain.evaluation import answers_of
 from ssdistill.chain.latency import timing_of
 from ssdistill.chain.plan import evaluations_of, latency_stage, models_of
+from ssdistill.chain.stages import Stage
 from ssdistill.chain.workspace import Workspace
 from ssdistill.evaluate.paired import paired_test
-from ssdistill.record.advice import PARENT
-from ssdistill.record.paired_table import PAIRED
-from ssdistill.record.steps import PREFIX
-from ssdistill.stages import Stage
+from ssdistill.report.advice import PARENT
+from ssdistill.report.tables.paired import PAIRED
+from ssdistill.report.tables.steps import PREFIX
 
 
 def collect(workspace: Workspace) -> list[dict[str, Any]]:

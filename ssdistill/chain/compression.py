@@ -5,19 +5,19 @@ from typing import Any
 
 from torch import Tensor
 
-from ssdistill.chain.damage import HEAD_STEPS, total_losses
+from ssdistill.artifacts.artifact import load, save_encoder
+from ssdistill.chain.saliency import HEAD_STEPS, total_losses
+from ssdistill.chain.stages import Stage
 from ssdistill.chain.tasks import build_distiller
 from ssdistill.chain.training import export, prepare, train
 from ssdistill.chain.workspace import MODEL, Workspace
 from ssdistill.compress import Context, StepSettings
 from ssdistill.errors import UserError
+from ssdistill.experiment.sections import DistillSettings
 from ssdistill.measure.before_after import agreed_on, before_after
-from ssdistill.models.artifacts import load, save_encoder
 from ssdistill.models.backbones import Encoder
 from ssdistill.record.tracker import Tracker
-from ssdistill.registry import STEPS
-from ssdistill.sections import DistillSettings
-from ssdistill.stages import Stage
+from ssdistill.settings.registry import STEPS
 from ssdistill.train.progress import console
 from ssdistill.train.seeding import derive_seed, seed_generators
 from ssdistill.train.settings import TrainSettings

@@ -8,9 +8,9 @@ import numpy as np
 from ssdistill.data.splits import Source, Unlabeled
 from ssdistill.data.store import Store
 from ssdistill.errors import UserError
-from ssdistill.evaluate.gauges.agreement import CKA_AT_LEAST
 from ssdistill.evaluate.labels import look_at_labels
-from ssdistill.experiment import Experiment
+from ssdistill.experiment.schema import Experiment
+from ssdistill.label_free.agreement import CKA_AT_LEAST
 
 TRAINABLE = 2
 """Pictures that a training needs at least."""

@@ -11,21 +11,21 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
 from ssdistill.chain.data_checks import GAUGED_AT_LEAST
+from ssdistill.chain.stage_files import read_array, read_arrays
+from ssdistill.chain.stages import Stage
 from ssdistill.chain.workspace import MODEL, Workspace
 from ssdistill.data.recipes import RECIPES
 from ssdistill.errors import DamagedFile
-from ssdistill.evaluate.gauges.agreement import CKA_AT_LEAST, agreement, side_by_side
-from ssdistill.evaluate.gauges.collapse import alpha, gauges
-from ssdistill.evaluate.gauges.lidar import view_gauges
 from ssdistill.evaluate.protocols import Protocol
 from ssdistill.evaluate.settings import EvaluateSettings
 from ssdistill.evaluate.subject import Subject
 from ssdistill.files import write_atomically
+from ssdistill.label_free.agreement import CKA_AT_LEAST, agreement, side_by_side
+from ssdistill.label_free.collapse import alpha, gauges
+from ssdistill.label_free.lidar import view_gauges
 from ssdistill.measure.model_costs import costs_of
 from ssdistill.models.representation import Representation
 from ssdistill.record.tracker import Tracker
-from ssdistill.stage_files import read_array, read_arrays
-from ssdistill.stages import Stage
 
 GAUGED = "gauged_features.npy"
 """Embeddings of the gauged test images, kept for agreement and for the report's neighbours."""

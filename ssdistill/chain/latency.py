@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ssdistill.chain.stage_files import read_json
+from ssdistill.chain.stages import Stage
 from ssdistill.chain.workspace import MODEL, Workspace
 from ssdistill.compress import bar
 from ssdistill.errors import UserError
@@ -25,8 +27,6 @@ from ssdistill.measure.latency import (
 from ssdistill.measure.memory import peak_memory
 from ssdistill.measure.parameters import file_bytes
 from ssdistill.record.tracker import Tracker
-from ssdistill.stage_files import read_json
-from ssdistill.stages import Stage
 
 TIMING = "latency.json"
 """What was timed in which runtime: words, which metrics cannot hold."""

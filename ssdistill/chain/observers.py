@@ -2,24 +2,24 @@
 
 import torch
 
+from ssdistill.chain.stages import Stage
 from ssdistill.chain.workspace import Workspace
 from ssdistill.data.recipes import RECIPES
-from ssdistill.evaluate.gauges.selection import (
+from ssdistill.evaluate.probes.online_probe import OnlineProbe
+from ssdistill.record.tracker import TrackingSettings
+from ssdistill.train.loop import Training
+from ssdistill.train.observers import Observer
+from ssdistill.train.progress import console
+from ssdistill.train.seeding import derive_seed
+from ssdistill.train.selection import (
     Agreement,
     Criterion,
     EffectiveRank,
     Lidar,
     Selection,
 )
-from ssdistill.evaluate.gauges.watch import AgreementWatch
-from ssdistill.evaluate.probes.online_probe import OnlineProbe
-from ssdistill.record.tracker import TrackingSettings
-from ssdistill.stages import Stage
-from ssdistill.train.loop import Training
-from ssdistill.train.observers import Observer
-from ssdistill.train.progress import console
-from ssdistill.train.seeding import derive_seed
 from ssdistill.train.settings import TrainSettings
+from ssdistill.train.watch import AgreementWatch
 
 
 def observers_of(

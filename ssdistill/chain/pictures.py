@@ -11,23 +11,23 @@ import torch
 
 from ssdistill.chain.evaluation import answers_of, gauged, gauged_features
 from ssdistill.chain.plan import evaluations_of, models_of
+from ssdistill.chain.stage_files import read_array
+from ssdistill.chain.stages import Stage
 from ssdistill.chain.training import VIEWS
 from ssdistill.chain.workspace import Workspace
 from ssdistill.errors import UserError, shortened
 from ssdistill.evaluate.classification import classify
-from ssdistill.evaluate.nearest import neighbours
 from ssdistill.evaluate.settings import EvaluateSettings
-from ssdistill.record.columns import protocol_words
-from ssdistill.record.comparisons import LatencyPoint, Score, SizePoint
-from ssdistill.record.confusion_chart import confusion_svg
-from ssdistill.record.front import FRONT, load_front
-from ssdistill.record.front_chart import front_svg
-from ssdistill.record.grids import Neighbours, ViewGrid
-from ssdistill.record.plots import Curves, curves_of, gauges_side_by_side
+from ssdistill.label_free.nearest import neighbours
+from ssdistill.measure.pareto import FRONT, load_front
 from ssdistill.record.run import METRICS_FILE, read_metrics
-from ssdistill.record.tables import results_rows
-from ssdistill.stage_files import read_array
-from ssdistill.stages import Stage
+from ssdistill.report.charts.comparisons import LatencyPoint, Score, SizePoint
+from ssdistill.report.charts.confusion import confusion_svg
+from ssdistill.report.charts.grids import Neighbours, ViewGrid
+from ssdistill.report.charts.pareto import front_svg
+from ssdistill.report.charts.plots import Curves, curves_of, gauges_side_by_side
+from ssdistill.report.tables.columns import protocol_words
+from ssdistill.report.tables.models import results_rows
 from ssdistill.train.progress import console
 
 CURVED = ("control", "distilled")
@@ -37,7 +37,7 @@ ACCURACY, LATENCY = "probe/linear/top1", "compress/latency_ms"
 
 
 def pictures(workspace: Workspace, records: list[dict[str, Any]]) -> dict[str, Any]:
-    """The fields of :class:`ssdistill.record.page.PageData` that are drawn."""
+    """The fields of :class:`ssdistill.report.page.PageData` that are drawn."""
     return _charts(workspace, records) | {
         "confusions": _confusions(workspace),
         "views": _views(workspace),

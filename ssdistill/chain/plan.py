@@ -7,13 +7,13 @@ from ssdistill.chain.stage_configs import (
     encoder_config,
     pretraining_config,
 )
+from ssdistill.chain.stages import Stage
 from ssdistill.chain.workspace import Workspace
 from ssdistill.evaluate.settings import EvaluateSettings
-from ssdistill.experiment import Experiment
-from ssdistill.registry import STEPS
-from ssdistill.sections import DistillSettings, PretrainedRow, PretrainedTeacher
+from ssdistill.experiment.schema import Experiment
+from ssdistill.experiment.sections import DistillSettings, PretrainedRow, PretrainedTeacher
 from ssdistill.settings import Settings
-from ssdistill.stages import Stage
+from ssdistill.settings.registry import STEPS
 
 CONTROL_ROLES = {"steps": "control", "time": "control_time", "total": "control_total"}
 """Role of the control at each budget."""

@@ -10,15 +10,14 @@ from typing import Any
 from ssdistill.chain.collecting import collect
 from ssdistill.chain.pictures import ACCURACY, pictures
 from ssdistill.chain.plan import models_of
+from ssdistill.chain.stage_files import read_json
+from ssdistill.chain.stages import Identity
 from ssdistill.chain.training import NOTICES
 from ssdistill.chain.workspace import MODEL, Workspace
 from ssdistill.errors import UserError, shortened
-from ssdistill.experiment import Experiment
-from ssdistill.record.advice import Advice, advise
-from ssdistill.record.all_tables import all_tables
-from ssdistill.record.page import Headline, PageData, write_page
+from ssdistill.experiment.schema import Experiment
+from ssdistill.experiment.sections import PretrainedRow
 from ssdistill.record.provenance import provenance
-from ssdistill.record.reports import CLAIMS
 from ssdistill.record.run import (
     METRICS_FILE,
     RUN_FILE,
@@ -27,14 +26,15 @@ from ssdistill.record.run import (
     read_metrics,
     write_atomically,
 )
-from ssdistill.record.table import Table
-from ssdistill.record.tables import ResultRow, results_rows
 from ssdistill.record.tracker import Tracker
-from ssdistill.record.verdict import Verdict, judge, verdict_table
-from ssdistill.sections import PretrainedRow
+from ssdistill.report.advice import Advice, advise
+from ssdistill.report.page import Headline, PageData, write_page
+from ssdistill.report.readme import CLAIMS
+from ssdistill.report.tables.all_tables import all_tables
+from ssdistill.report.tables.models import ResultRow, results_rows
+from ssdistill.report.tables.table import Table
+from ssdistill.report.verdict import Verdict, judge, verdict_table
 from ssdistill.settings import Settings
-from ssdistill.stage_files import read_json
-from ssdistill.stages import Identity
 from ssdistill.train.progress import console
 
 

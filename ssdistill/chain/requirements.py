@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from ssdistill.errors import UserError, shortened
-from ssdistill.experiment import Experiment
+from ssdistill.experiment.schema import Experiment
+from ssdistill.experiment.sections import NetworkSettings
 from ssdistill.models.trial import check_encodes, reason_of
-from ssdistill.sections import NetworkSettings
 from ssdistill.settings import Settings
 from ssdistill.train.fabric import device_of
 from ssdistill.train.settings import DeviceSettings

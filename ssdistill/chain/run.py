@@ -8,17 +8,17 @@ import torch
 
 from ssdistill.chain import compression, evaluation, latency, training
 from ssdistill.chain.checks import check_trainings
+from ssdistill.chain.grouping import shared_columns
 from ssdistill.chain.plan import plan
+from ssdistill.chain.processes import require_single_process
 from ssdistill.chain.report import Report, make_report
 from ssdistill.chain.requirements import check_batches, chosen_stems
+from ssdistill.chain.stages import Identity, Stage, execute, locked, set_aside
 from ssdistill.chain.workspace import Workspace, open_workspace
 from ssdistill.errors import DamagedFile
-from ssdistill.experiment import Experiment
-from ssdistill.grouping import shared_columns
-from ssdistill.launch import require_single_process
+from ssdistill.experiment.schema import Experiment
 from ssdistill.record.session import session
 from ssdistill.record.wandb_mirror import with_columns
-from ssdistill.stages import Identity, Stage, execute, locked, set_aside
 from ssdistill.train.progress import console
 
 BODIES = {
@@ -57,7 +57,7 @@ def run(experiment: Experiment, root: str | Path = "runs") -> Report:
     """Do everything an experiment asks for that is not done yet.
 
     Args:
-        experiment: from :func:`ssdistill.config.load_experiment`.
+        experiment: from :func:`ssdistill.experiment.reading.load_experiment`.
         root: the runs folder; finished stages in it are reused, whichever experiment made them.
 
     Returns:

@@ -6,10 +6,10 @@ from ssdistill.chain.workspace import Workspace, resolve_recipes
 from ssdistill.data.recipes import ViewRecipe, expand
 from ssdistill.distill.pairing import resolve_pairs
 from ssdistill.errors import UserError
+from ssdistill.experiment.sections import DistillSettings
 from ssdistill.models.backbones import EncoderSettings
-from ssdistill.registry import LOSSES, METHODS
-from ssdistill.sections import DistillSettings
 from ssdistill.settings import Settings
+from ssdistill.settings.registry import LOSSES, METHODS
 
 
 def encoder_config(workspace: Workspace, settings: EncoderSettings) -> dict[str, Any]:

@@ -4,17 +4,17 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
+from ssdistill.chain.stages import Stage
 from ssdistill.chain.workspace import Workspace
 from ssdistill.data.extra import NEEDS_NEIGHBOURS
 from ssdistill.distill.build import build_losses
 from ssdistill.distill.distiller import Distiller
 from ssdistill.distill.neighbours import nearest_neighbours
+from ssdistill.experiment.sections import DistillSettings
 from ssdistill.losses import Loss
 from ssdistill.models.backbones import Encoder, EncoderSpec, encoder_from_spec
 from ssdistill.models.representation import Representation
-from ssdistill.registry import METHODS
-from ssdistill.sections import DistillSettings
-from ssdistill.stages import Stage
+from ssdistill.settings.registry import METHODS
 from ssdistill.train.seeding import seed_generators
 from ssdistill.train.settings import TrainSettings
 from ssdistill.train.task import Task

@@ -9,20 +9,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssdistill.artifacts.artifact import save_encoder
+from ssdistill.artifacts.files import description_sha256
 from ssdistill.chain.arithmetic import choose_arithmetic, step_ratios
 from ssdistill.chain.observers import observers_of
+from ssdistill.chain.stage_files import read_json
+from ssdistill.chain.stages import Stage
 from ssdistill.chain.tasks import fresh_encoder, task_of
 from ssdistill.chain.workspace import MODEL, Workspace
 from ssdistill.data.loader import Loader
 from ssdistill.data.mixing import MixSettings
 from ssdistill.data.recipes import ViewRecipe
 from ssdistill.files import write_atomically
-from ssdistill.models.artifact_files import description_sha256
-from ssdistill.models.artifacts import save_encoder
 from ssdistill.record.tracker import Tracker
-from ssdistill.registry import TEACHERS
-from ssdistill.stage_files import read_json
-from ssdistill.stages import Stage
+from ssdistill.settings.registry import TEACHERS
 from ssdistill.teachers import Pictures
 from ssdistill.train.fabric import build_fabric
 from ssdistill.train.loop import Training, fit

@@ -14,30 +14,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssdistill.artifacts.artifact import load
+from ssdistill.artifacts.description import DESCRIPTION, read_description
+from ssdistill.artifacts.files import description_sha256, read_checked
 from ssdistill.chain.data_checks import FEW_IMAGES, check_data
 from ssdistill.chain.requirements import check_device, check_networks
+from ssdistill.chain.stage_files import read_array
+from ssdistill.chain.stages import Stage
 from ssdistill.data.opening import open_source, open_stores
 from ssdistill.data.recipes import RECIPES, ViewRecipe
-from ssdistill.data.sources import Source
+from ssdistill.data.splits import Source
 from ssdistill.data.store import Store
 from ssdistill.data.views import eval_view, make_view
 from ssdistill.errors import DamagedFile, UserError
-from ssdistill.evaluate.features import extract
-from ssdistill.experiment import Experiment
+from ssdistill.experiment.schema import Experiment
 from ssdistill.files import write_atomically
-from ssdistill.models.artifact_files import description_sha256, read_checked
-from ssdistill.models.artifacts import load
+from ssdistill.label_free.features import extract
 from ssdistill.models.backbones import Encoder, EncoderSettings, EncoderSpec, build_encoder
-from ssdistill.models.description import DESCRIPTION, read_description
 from ssdistill.models.trial import REFUSALS, reason_of
 from ssdistill.record.metrics_file import METRICS_FILE, metrics_sha256
 from ssdistill.record.run import RUN_FILE
 from ssdistill.record.run_record import RunRecord
 from ssdistill.record.wandb_environment import wandb_mode
-from ssdistill.registry import METHODS, TEACHERS
 from ssdistill.settings import Settings
-from ssdistill.stage_files import read_array
-from ssdistill.stages import Stage
+from ssdistill.settings.registry import METHODS, TEACHERS
 from ssdistill.teachers import Pictures
 from ssdistill.train.fabric import device_of
 from ssdistill.train.progress import console

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 import torch
 from safetensors.torch import save
 
+from ssdistill.artifacts.runtimes.onnx_cache import float_onnx
 from ssdistill.compress import Context
 from ssdistill.errors import UserError
 from ssdistill.measure.latency import paired_latency
 from ssdistill.measure.macs import count_macs
 from ssdistill.measure.parameters import count_parameters
 from ssdistill.models.model import Model
-from ssdistill.runtimes.lent import float_onnx
 
 HALVINGS = {"macs": 8, "parameters": 8, "bytes": 8, "latency": 5}
 """Of the ratio: 1/256 is finer than any rounding to multiples of 8, and 1/32 finer than a time

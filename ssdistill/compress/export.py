@@ -7,18 +7,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssdistill.artifacts.runtimes import MAX_DIFFERENCE, RuntimeModel, check
+from ssdistill.artifacts.runtimes.onnx_cache import float_onnx
+from ssdistill.artifacts.runtimes.onnx_runtime import OnnxEncoder
 from ssdistill.compress import Context, Step
-from ssdistill.compress.given import check_given
+from ssdistill.compress.preconditions import check_given
 from ssdistill.errors import UserError
 from ssdistill.measure.latency import compare_latency
 from ssdistill.models.backbones import Encoder
 from ssdistill.models.model import Model
 from ssdistill.models.representation import Representation
-from ssdistill.registry import RUNTIMES
-from ssdistill.runtimes import MAX_DIFFERENCE, RuntimeModel, check
-from ssdistill.runtimes.lent import float_onnx
-from ssdistill.runtimes.onnx_runtime import OnnxEncoder
 from ssdistill.settings import Positive, PositiveInt, Settings
+from ssdistill.settings.registry import RUNTIMES
 
 
 class Pictures(Model):

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from ssdistill.compress import Context
-from ssdistill.evaluate.gauges.agreement import LinearCKA
+from ssdistill.label_free.agreement import LinearCKA
 from ssdistill.measure.before_after import embeddings
 from ssdistill.models.model import Model
 

@@ -9,14 +9,14 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from ssdistill.artifacts.coding.codes import Uniform
 from ssdistill.compress import Context, Step
 from ssdistill.compress.codes.fake_quant import Clip, on_grid, quantize_weight, weights_of
 from ssdistill.compress.codes.mean_shifts import correct_shifts
-from ssdistill.compress.given import check_given
 from ssdistill.compress.keeping import likeness_to
+from ssdistill.compress.preconditions import check_given
 from ssdistill.errors import UserError, nearest
-from ssdistill.evaluate.gauges.agreement import centred_cosine
-from ssdistill.models.coding import Uniform
+from ssdistill.label_free.agreement import centred_cosine
 from ssdistill.models.model import Model
 from ssdistill.settings import OpenFraction, PositiveInt, Settings
 from ssdistill.train.optim import OptimSettings

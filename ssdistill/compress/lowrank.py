@@ -30,7 +30,7 @@ from ssdistill.compress.factors.ranks import (
     most_saved,
     within,
 )
-from ssdistill.compress.given import check_given
+from ssdistill.compress.preconditions import check_given
 from ssdistill.errors import UserError, nearest
 from ssdistill.measure.macs import count_macs
 from ssdistill.measure.parameters import count_parameters

@@ -9,8 +9,8 @@ from pydantic import Field
 
 from ssdistill.compress import Context, Step
 from ssdistill.compress.budget import search
-from ssdistill.compress.given import refuse_file, refuse_non_finite
 from ssdistill.compress.keeping import largest_ratio, likeness_to
+from ssdistill.compress.preconditions import refuse_file, refuse_non_finite
 from ssdistill.compress.pruning.blocks import rank_blocks, without
 from ssdistill.compress.pruning.criteria import Criterion, score_groups
 from ssdistill.compress.pruning.graph import Prunable, remove, survey, verify

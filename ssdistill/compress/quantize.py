@@ -8,20 +8,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ssdistill.artifacts.runtimes import RuntimeModel, on_arm
+from ssdistill.artifacts.runtimes.onnx_runtime import OnnxEncoder, export_onnx
 from ssdistill.compress import Context, Step
-from ssdistill.compress.given import check_given
 from ssdistill.compress.int8.bias_correction import correct_biases
 from ssdistill.compress.int8.checks import agreement_of, check_inputs
 from ssdistill.compress.int8.equalize import equalize
+from ssdistill.compress.int8.initializers import slim
 from ssdistill.compress.int8.onnx_file import count_int8, write_dynamic, write_static
 from ssdistill.compress.int8.onnx_layers import chosen_nodes, has_attention
-from ssdistill.compress.int8.slim import slim
+from ssdistill.compress.preconditions import check_given
 from ssdistill.errors import UserError
 from ssdistill.models.model import Model
-from ssdistill.registry import RUNTIMES
-from ssdistill.runtimes import RuntimeModel, on_arm
-from ssdistill.runtimes.onnx_runtime import OnnxEncoder, export_onnx
 from ssdistill.settings import Fraction, Positive, PositiveInt, Settings
+from ssdistill.settings.registry import RUNTIMES
 
 FEWEST_INPUTS = 8
 PRODUCTS = ("Conv", "MatMul", "Gemm")

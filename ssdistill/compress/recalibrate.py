@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ssdistill.compress import Context, Step
 from ssdistill.compress.fitting.consumers import dense_of, likeness
-from ssdistill.compress.given import refuse_non_finite
+from ssdistill.compress.preconditions import refuse_non_finite
 from ssdistill.errors import UserError
 from ssdistill.models.model import Model
 from ssdistill.settings import PositiveInt

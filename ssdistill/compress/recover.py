@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ssdistill.compress import Context, Step
-from ssdistill.compress.given import refuse_file
+from ssdistill.compress.preconditions import refuse_file
 from ssdistill.compress.zeros import zero_masks
 from ssdistill.errors import UserError
 from ssdistill.models.model import Model

@@ -21,7 +21,7 @@ from ssdistill.compress.fitting.consumers import (
 from ssdistill.compress.fitting.gram import Gram, best_map
 from ssdistill.compress.fitting.observe import Watched
 from ssdistill.compress.fitting.targets import BATCH, PLACES, Batches, Targets, split_batches
-from ssdistill.compress.given import refuse_non_finite
+from ssdistill.compress.preconditions import refuse_non_finite
 from ssdistill.errors import UserError
 from ssdistill.models.model import Model
 from ssdistill.settings import OpenFraction, Positive, PositiveInt

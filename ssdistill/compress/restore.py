@@ -3,10 +3,10 @@
 import copy
 from pathlib import Path
 
+from ssdistill.artifacts.description import DESCRIPTION, read_description
+from ssdistill.artifacts.files import find_artifact
 from ssdistill.compress import Context, Step
 from ssdistill.errors import UserError
-from ssdistill.models.artifact_files import find_artifact
-from ssdistill.models.description import DESCRIPTION, read_description
 from ssdistill.models.model import Model
 
 

@@ -6,8 +6,8 @@ from typing import Literal
 from pydantic import ValidationError
 
 from ssdistill.errors import UserError
-from ssdistill.registry import STEPS
 from ssdistill.settings import Settings
+from ssdistill.settings.registry import STEPS
 
 Schedule = Literal["linear", "cubic"]
 

@@ -9,15 +9,15 @@ from torch import Tensor
 
 from ssdistill.compress import Context, Step
 from ssdistill.compress.codes.mean_shifts import correct_shifts
-from ssdistill.compress.given import check_given
+from ssdistill.compress.preconditions import check_given
 from ssdistill.compress.searching.actions import Actions, Kind, Plan, embed, in_words
 from ssdistill.compress.searching.allocate import allocate, best_uniform, predicted, uniform_plans
 from ssdistill.compress.searching.damages import Damages, Measure, damage, measure_damages
-from ssdistill.compress.searching.meet import measuring, within
 from ssdistill.compress.searching.plan_costs import PlanCosts
+from ssdistill.compress.searching.solving import measuring, within
 from ssdistill.errors import UserError, nearest
+from ssdistill.measure.pareto import FRONT, Front, FrontPoint
 from ssdistill.models.model import Model
-from ssdistill.record.front import FRONT, Front, FrontPoint
 from ssdistill.settings import NonNegativeInt, OpenFraction, PositiveInt, Settings
 
 BUDGETS = ("bytes", "macs", "parameters", "latency")

@@ -10,16 +10,16 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from ssdistill.artifacts.coding.codes import Coded, Palette, Sparse
+from ssdistill.artifacts.coding.encoded import coded_bytes
+from ssdistill.artifacts.coding.file import current
+from ssdistill.artifacts.coding.huffman import entropy
 from ssdistill.compress import Context, Step
 from ssdistill.compress.codes import storage
 from ssdistill.compress.codes.fake_quant import weights_of
 from ssdistill.compress.codes.palettes import codebooks, nearest_index
-from ssdistill.compress.given import check_given
+from ssdistill.compress.preconditions import check_given
 from ssdistill.errors import UserError, nearest
-from ssdistill.models.coded_bytes import coded_bytes
-from ssdistill.models.coded_file import current
-from ssdistill.models.coding import Coded, Palette, Sparse
-from ssdistill.models.huffman import entropy
 from ssdistill.models.model import Model
 from ssdistill.settings import Settings
 

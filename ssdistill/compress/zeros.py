@@ -8,16 +8,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ssdistill.artifacts.coding.codes import Coded, Palette, Sparse
+from ssdistill.artifacts.coding.file import current
 from ssdistill.compress import Context, Step
 from ssdistill.compress.codes import storage
 from ssdistill.compress.codes.fake_quant import weights_of
 from ssdistill.compress.codes.masks import Criterion, mask_of_pattern, score, top
-from ssdistill.compress.given import check_given
+from ssdistill.compress.preconditions import check_given
 from ssdistill.compress.schedule import Schedule, between_rounds, done
 from ssdistill.errors import UserError
 from ssdistill.measure.parameters import count_parameters
-from ssdistill.models.coded_file import current
-from ssdistill.models.coding import Coded, Palette, Sparse
 from ssdistill.models.model import Model
 from ssdistill.settings import OpenFraction, Positive, PositiveInt, Settings
 

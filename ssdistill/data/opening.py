@@ -5,7 +5,7 @@ from pathlib import Path
 from ssdistill.data.settings import StoreSettings
 from ssdistill.data.splits import SPLITS, Source, Unlabeled
 from ssdistill.data.store import Store, open_store
-from ssdistill.registry import SOURCES
+from ssdistill.settings.registry import SOURCES
 
 
 def open_source(settings: StoreSettings) -> Source:

@@ -11,7 +11,7 @@ from ssdistill.data.bad_image import BadImage
 from ssdistill.data.deep_pixels import Window
 from ssdistill.data.labels import class_labels
 from ssdistill.errors import UserError, nearest
-from ssdistill.registry import settings_of
+from ssdistill.settings.registry import settings_of
 
 SPLITS = ("train", "test")
 

@@ -6,7 +6,7 @@ from ssdistill.distill.teachers import by_name, full_names
 from ssdistill.errors import UserError
 from ssdistill.losses import Loss, LossSettings, Shapes
 from ssdistill.models.backbones import Encoder
-from ssdistill.registry import LOSSES
+from ssdistill.settings.registry import LOSSES
 
 
 def build_losses(

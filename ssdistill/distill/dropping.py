@@ -7,15 +7,14 @@ dropped at random, each by itself, but never the one it is furthest from.
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ssdistill.data.batch import Batch
 from ssdistill.data.counter_rng import uniform
-from ssdistill.distill.gather import mean_over_processes
 from ssdistill.distill.teachers import Origin
 from ssdistill.errors import UserError
 from ssdistill.losses import Loss
+from ssdistill.losses.base.dropping import kept_shares
 
 _DROPS = 240805088
 """Stands where the views have their seed. Step and image number make a draw: images come in
@@ -74,18 +73,6 @@ def draw_dropped(batch: Batch, num_teachers: int, probability: float) -> Tensor:
     """Which teachers (rows, True is dropped) each image of the batch may do without, (T, B)."""
     draw_BT = uniform(_DROPS, batch.step, batch.index_B, 0, num_teachers, torch.float32)
     return (draw_BT < probability).T
-
-
-@torch.no_grad()
-def kept_shares(loss_TB: Tensor, dropped_TB: Tensor) -> Tensor:
-    """What each pair of teacher and image counts, (T, B): 0 if dropped, the others all the same.
-
-    The teacher with which an image has the largest loss is kept whatever ``dropped_TB`` says. The
-    mean over teachers and the images of all processes is 1.
-    """
-    worst_TB = F.one_hot(loss_TB.argmax(0), len(loss_TB)).bool().T
-    kept_TB = (worst_TB | ~dropped_TB).to(loss_TB.dtype)
-    return kept_TB / mean_over_processes(kept_TB.mean())
 
 
 def mean_pulled_by(loss_B: Tensor, share_B: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ssdistill.errors import UserError
-from ssdistill.evaluate.features import as_features
+from ssdistill.label_free.features import as_features
 
 QUERIES, BANK = 1024, 16384
 """Rows and columns of similarities held at a time (64 MiB)."""

@@ -11,7 +11,7 @@ def __getattr__(name: str) -> Any:
     # A file of this folder is itself; looking for protocols would open all of theirs.
     if not name.startswith("_") and find_spec(f"{__name__}.{name}") is None:
         from ssdistill.errors import nearest
-        from ssdistill.registry import PROTOCOLS
+        from ssdistill.settings.registry import PROTOCOLS
 
         if name in PROTOCOLS.classes:
             from ssdistill.evaluate.functions import protocol_function
@@ -25,6 +25,6 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    from ssdistill.registry import PROTOCOLS
+    from ssdistill.settings.registry import PROTOCOLS
 
     return sorted({*globals(), *PROTOCOLS.classes})

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from ssdistill.errors import UserError, nearest
-from ssdistill.evaluate.features import Precision
 from ssdistill.evaluate.opening.encoders import open_encoder, own_size
 from ssdistill.evaluate.opening.pictures import open_pictures
 from ssdistill.evaluate.protocols import Protocol
 from ssdistill.evaluate.result import Result
 from ssdistill.evaluate.subject import Subject
-from ssdistill.registry import PROTOCOLS
+from ssdistill.label_free.features import Precision
+from ssdistill.settings.registry import PROTOCOLS
 
 
 def open_subject(
@@ -106,7 +106,7 @@ def build_protocol(kind: str, settings: Mapping[str, Any], name: str | None = No
     Raises:
         UserError: no such kind or setting, or a value it cannot have.
     """
-    from ssdistill.config import validated
+    from ssdistill.settings.problems import validated
 
     _ = PROTOCOLS[kind]  # an unknown kind is refused with the nearest one
     schema = PROTOCOLS.schema(kind)

@@ -14,8 +14,8 @@ from pydantic import (
 
 from ssdistill.errors import UserError
 from ssdistill.evaluate.protocols import Protocol
-from ssdistill.registry import PROTOCOLS
 from ssdistill.settings import Settings
+from ssdistill.settings.registry import PROTOCOLS
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ssdistill.errors import UserError
-from ssdistill.evaluate.features import Precision, as_labels, extract
+from ssdistill.label_free.features import Precision, as_labels, extract
 from ssdistill.models.representation import Representation
 
 
@@ -95,7 +95,7 @@ class Subject:
         """Embeddings (N, D) of the ``train`` or ``test`` pictures, float32.
 
         Raises:
-            UserError: whatever :func:`ssdistill.evaluate.features.extract` raises.
+            UserError: whatever :func:`ssdistill.label_free.features.extract` raises.
         """
         if split not in self._features:
             began = time.perf_counter()

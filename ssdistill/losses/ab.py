@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from ssdistill.losses import Shapes
-from ssdistill.losses.maps import MapChoice, MapNames, MapPair, resize_map
-from ssdistill.losses.stage_maps import StageLoss, connector, deeper_counts_more
+from ssdistill.losses.base.maps import MapChoice, MapNames, MapPair, resize_map
+from ssdistill.losses.base.stage_maps import StageLoss, connector, deeper_counts_more
 from ssdistill.settings import Positive
 
 SCALE = 3 / 1000
@@ -46,7 +46,8 @@ class AB(StageLoss):
     ```
 
     Args:
-        maps: which maps are paired, see :class:`ssdistill.losses.maps.MapLoss`; named by stage.
+        maps: which maps are paired, see :class:`~ssdistill.losses.base.maps.MapLoss`;
+            named by stage.
         margin: m.
 
     Raises:

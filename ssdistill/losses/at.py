@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from ssdistill.losses import Shapes
-from ssdistill.losses.maps import MapChoice, MapNames
-from ssdistill.losses.stage_maps import StageLoss, on_the_coarser_grid, spatial_attention
+from ssdistill.losses.base.maps import MapChoice, MapNames
+from ssdistill.losses.base.stage_maps import StageLoss, on_the_coarser_grid, spatial_attention
 from ssdistill.settings import PositiveInt
 
 
@@ -31,7 +31,7 @@ class AT(StageLoss):
     ```
 
     Args:
-        maps: which maps are paired, see :class:`ssdistill.losses.maps.MapLoss`.
+        maps: which maps are paired, see :class:`ssdistill.losses.base.maps.MapLoss`.
         power: p.
 
     Raises:

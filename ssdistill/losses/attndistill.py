@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ssdistill.data.batch import Batch
 from ssdistill.losses import Shapes, vectors
-from ssdistill.losses.maps import MapChoice, MapNames, MapPair, resize_map
-from ssdistill.losses.stage_maps import StageLoss
+from ssdistill.losses.base.maps import MapChoice, MapNames, MapPair, resize_map
+from ssdistill.losses.base.stage_maps import StageLoss
 from ssdistill.models.representation import Outputs
 from ssdistill.settings import NonNegative, Positive
 
@@ -81,7 +81,7 @@ class AttnDistill(StageLoss):
     ```
 
     Args:
-        maps: whose attention, by block, see :class:`ssdistill.losses.maps.MapLoss`.
+        maps: whose attention, by block, see :class:`ssdistill.losses.base.maps.MapLoss`.
         attention_weight: w.
         temperature: T. Sums over more heads are sharper: it also makes up for those.
         head: P: ``mlp`` of four layers as published, or ``linear``.

@@ -5,9 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssdistill.data.batch import Batch
-from ssdistill.distill.bank import Bank, centring, default_queue_size
 from ssdistill.losses import Loss, Read, Shapes, vectors
-from ssdistill.losses.contrast import info_nce_each
+from ssdistill.losses.base.bank import Bank, centring, default_queue_size
+from ssdistill.losses.base.contrast import info_nce_each
 from ssdistill.models.heads import projector
 from ssdistill.models.representation import Outputs
 from ssdistill.settings import NonNegativeInt, Positive, PositiveInt

@@ -9,9 +9,9 @@ from lightly.loss import BarlowTwinsLoss
 from torch import Tensor
 
 from ssdistill.data.batch import Batch
-from ssdistill.distill.bank import centring
-from ssdistill.distill.gather import all_gather_rows, gather_with_gradient
+from ssdistill.distributed import all_gather_rows, gather_with_gradient
 from ssdistill.losses import Loss, Read, Shapes, vectors
+from ssdistill.losses.base.bank import centring
 from ssdistill.models.heads import predictor
 from ssdistill.models.representation import Outputs
 from ssdistill.settings import NonNegative, Positive, PositiveInt

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from ssdistill.losses import Read, Shapes
-from ssdistill.losses.relations import VectorRelation
+from ssdistill.losses.base.relations import VectorRelation
 from ssdistill.settings import PositiveInt
 
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ssdistill.data.batch import Batch
 from ssdistill.losses import Shapes, vectors
-from ssdistill.losses.similarity import QueueLoss, unit
+from ssdistill.losses.base.similarity import QueueLoss, unit
 from ssdistill.models.representation import Outputs
 from ssdistill.settings import Fraction, Positive, PositiveInt
 

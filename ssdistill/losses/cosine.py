@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssdistill.losses.matching import PlainRegression
+from ssdistill.losses.base.matching import PlainRegression
 
 
 class Cosine(PlainRegression):

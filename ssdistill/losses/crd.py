@@ -5,9 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssdistill.data.batch import Batch
-from ssdistill.distill.bank import IndexMemory, centring
-from ssdistill.distill.gather import mean_over_processes, rank, world_size
+from ssdistill.distributed import mean_over_processes, rank, world_size
 from ssdistill.losses import Loss, Shapes, vectors
+from ssdistill.losses.base.bank import IndexMemory, centring
 from ssdistill.models.representation import Outputs
 from ssdistill.settings import Fraction, Positive, PositiveInt
 

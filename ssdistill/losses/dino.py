@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from ssdistill.data.batch import Batch
-from ssdistill.distill.gather import mean_over_processes
+from ssdistill.distributed import mean_over_processes
 from ssdistill.losses import Shapes
-from ssdistill.losses.prototypes import (
+from ssdistill.losses.base.prototypes import (
     DINOHead,
     LogitLoss,
     TeacherLogits,

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from ssdistill.losses import Read, Shapes
-from ssdistill.losses.relations import RelationHead, VectorRelation, standardised, vector_head
+from ssdistill.losses.base.relations import RelationHead, VectorRelation, standardised, vector_head
 from ssdistill.settings import NonNegative, Positive
 
 

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from ssdistill.losses import Shapes
+from ssdistill.losses.base.prototypes import TeacherLogits
 from ssdistill.losses.kd import KD, softened_kl
-from ssdistill.losses.prototypes import TeacherLogits
 from ssdistill.models.heads import LogitHead
 from ssdistill.settings import NonNegative, Positive, PositiveInt
 

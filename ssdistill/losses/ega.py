@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ssdistill.losses import Read, Shapes
-from ssdistill.losses.relations import RelationHead, VectorRelation, standardised, vector_head
+from ssdistill.losses.base.relations import RelationHead, VectorRelation, standardised, vector_head
 from ssdistill.settings import NonNegative
 
 

@@ -5,8 +5,8 @@ from torch import Tensor
 
 from ssdistill.data.batch import Batch
 from ssdistill.losses import Shapes
-from ssdistill.losses.maps import MapChoice, MapNames
-from ssdistill.losses.matching import Regression
+from ssdistill.losses.base.maps import MapChoice, MapNames
+from ssdistill.losses.base.matching import Regression
 from ssdistill.models.heads import MapHead
 from ssdistill.settings import Positive
 

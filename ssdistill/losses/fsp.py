@@ -7,8 +7,8 @@ from einops import einsum
 from torch import Tensor, nn
 
 from ssdistill.losses import Shapes
-from ssdistill.losses.maps import MapChoice, MapNames
-from ssdistill.losses.stage_maps import Maps, StageLoss, on_the_coarser_grid
+from ssdistill.losses.base.maps import MapChoice, MapNames
+from ssdistill.losses.base.stage_maps import Maps, StageLoss, on_the_coarser_grid
 from ssdistill.models.heads import map_regressor
 
 
@@ -44,7 +44,7 @@ class FSP(StageLoss):
     ```
 
     Args:
-        maps: which maps are paired, at least two, see :class:`ssdistill.losses.maps.MapLoss`.
+        maps: which maps are paired, at least two, see :class:`ssdistill.losses.base.maps.MapLoss`.
 
     Raises:
         UserError: fewer than two maps, a network without feature maps, or without the one named.

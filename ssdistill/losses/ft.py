@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssdistill.losses import Shapes
-from ssdistill.losses.maps import MapChoice, MapNames, MapPair
-from ssdistill.losses.stage_maps import StageLoss, on_the_coarser_grid, spatial_attention
+from ssdistill.losses.base.maps import MapChoice, MapNames, MapPair
+from ssdistill.losses.base.stage_maps import StageLoss, on_the_coarser_grid, spatial_attention
 from ssdistill.settings import NonNegative, Positive
 
 
@@ -71,7 +71,7 @@ class FT(StageLoss):
     ```
 
     Args:
-        maps: which maps are paired, see :class:`ssdistill.losses.maps.MapLoss`.
+        maps: which maps are paired, see :class:`ssdistill.losses.base.maps.MapLoss`.
         rate: channels of the factor, as a share of the teacher's.
         reconstruction: r. The default is 1 / 200: with the published weight of 200 the
             paraphraser learns as it does in the paper's first stage.

@@ -4,8 +4,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssdistill.losses import Shapes
-from ssdistill.losses.maps import MapChoice, MapNames, resize_map, tokens
-from ssdistill.losses.relations import MapRelation
+from ssdistill.losses.base.maps import MapChoice, MapNames, resize_map, tokens
+from ssdistill.losses.base.relations import MapRelation
 
 
 def token_gram(x_BNC: Tensor, remove_negative: bool) -> Tensor:
@@ -36,7 +36,7 @@ class Gram(MapRelation):
     ```
 
     Args:
-        maps: which maps are compared, see :class:`ssdistill.losses.maps.MapLoss`.
+        maps: which maps are compared, see :class:`ssdistill.losses.base.maps.MapLoss`.
         remove_negative: count negative cosines as 0, the published code's default; the
             published training keeps them.
 

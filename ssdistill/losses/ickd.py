@@ -3,10 +3,10 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssdistill.distill.gather import world_size
+from ssdistill.distributed import world_size
 from ssdistill.losses import Shapes
-from ssdistill.losses.maps import MapChoice, MapNames
-from ssdistill.losses.relations import MapRelation, RelationHead
+from ssdistill.losses.base.maps import MapChoice, MapNames
+from ssdistill.losses.base.relations import MapRelation, RelationHead
 from ssdistill.models.heads import map_regressor
 
 
@@ -38,7 +38,7 @@ class ICKD(MapRelation):
     ```
 
     Args:
-        maps: which maps are compared, see :class:`ssdistill.losses.maps.MapLoss`.
+        maps: which maps are compared, see :class:`ssdistill.losses.base.maps.MapLoss`.
         head: from the student's channels to the teacher's: ``linear``, a 1x1 convolution, or
             ``mlp``, two of them with a ReLU between.
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from ssdistill.losses import Read, Shapes
-from ssdistill.losses.similarity import Target, TargetLoss
+from ssdistill.losses.base.similarity import Target, TargetLoss
 from ssdistill.models.heads import predictor
 from ssdistill.models.representation import Representation
 from ssdistill.settings import Fraction, Positive, PositiveInt

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ssdistill.data.batch import Batch
 from ssdistill.losses import Shapes
-from ssdistill.losses.prototypes import LogitLoss, TeacherLogits, for_each_pair
+from ssdistill.losses.base.prototypes import LogitLoss, TeacherLogits, for_each_pair
 from ssdistill.models.heads import LogitHead, logit_head
 from ssdistill.models.representation import Outputs
 from ssdistill.settings import Positive, PositiveInt

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssdistill.losses import Shapes
-from ssdistill.losses.maps import MapChoice, MapNames, tokens
-from ssdistill.losses.relations import MapRelation, RelationHead
+from ssdistill.losses.base.maps import MapChoice, MapNames, tokens
+from ssdistill.losses.base.relations import MapRelation, RelationHead
 from ssdistill.models.heads import map_regressor
 from ssdistill.settings import PositiveInt
 
@@ -122,7 +122,7 @@ class KDSVD(MapRelation):
 
     Args:
         maps: which maps are compared, from shallow to deep, two or more; see
-            :class:`ssdistill.losses.maps.MapLoss`.
+            :class:`ssdistill.losses.base.maps.MapLoss`.
         k: singular vectors of each map.
         fix_signs: turn the teacher's vectors so that their largest entry is positive; false
             takes the sign that the SVD returns, as published.

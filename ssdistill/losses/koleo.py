@@ -5,7 +5,7 @@ from lightly.loss import KoLeoLoss
 from torch import Tensor
 
 from ssdistill.data.batch import Batch
-from ssdistill.distill.gather import gather_with_gradient
+from ssdistill.distributed import gather_with_gradient
 from ssdistill.losses import Loss, Shapes
 from ssdistill.models.representation import Outputs
 

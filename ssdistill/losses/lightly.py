@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from ssdistill.data.batch import Batch
 from ssdistill.errors import UserError
 from ssdistill.losses import Shapes
-from ssdistill.losses.maps import MapChoice, MapLoss, MapNames, resize_map, tokens
-from ssdistill.losses.similarity import QueueLoss, divergences, unit
+from ssdistill.losses.base.maps import MapChoice, MapLoss, MapNames, resize_map, tokens
+from ssdistill.losses.base.similarity import QueueLoss, divergences, unit
 from ssdistill.models.heads import map_regressor
 from ssdistill.models.representation import Outputs
 from ssdistill.settings import NonNegative, Positive, PositiveInt

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssdistill.data.batch import Batch
-from ssdistill.distill.gather import rank, world_size
+from ssdistill.distributed import rank, world_size
 from ssdistill.losses import Shapes
-from ssdistill.losses.maps import MapChoice, MapLoss, MapNames, resize_map
+from ssdistill.losses.base.maps import MapChoice, MapLoss, MapNames, resize_map
 from ssdistill.models.heads import map_regressor
 from ssdistill.models.representation import Outputs
 from ssdistill.settings import Fraction

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssdistill.losses import Shapes
-from ssdistill.losses.maps import MapChoice, MapNames
-from ssdistill.losses.stage_maps import StageLoss, on_the_coarser_grid
+from ssdistill.losses.base.maps import MapChoice, MapNames
+from ssdistill.losses.base.stage_maps import StageLoss, on_the_coarser_grid
 
 
 def mean_kernel(x_BCN: Tensor, y_BDN: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ class NST(StageLoss):
     ```
 
     Args:
-        maps: which maps are paired, see :class:`ssdistill.losses.maps.MapLoss`.
+        maps: which maps are paired, see :class:`ssdistill.losses.base.maps.MapLoss`.
 
     Raises:
         UserError: a network without feature maps, or without the one named.

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ssdistill.losses import Shapes
-from ssdistill.losses.maps import MapChoice, MapNames, MapPair, resize_map
-from ssdistill.losses.stage_maps import StageLoss, connector, deeper_counts_more
+from ssdistill.losses.base.maps import MapChoice, MapNames, MapPair, resize_map
+from ssdistill.losses.base.stage_maps import StageLoss, connector, deeper_counts_more
 
 RARE = 1e-3
 """Probability of a negative value below which its mean is not computed."""
@@ -70,7 +70,8 @@ class OFD(StageLoss):
     ```
 
     Args:
-        maps: which maps are paired, see :class:`ssdistill.losses.maps.MapLoss`; named by stage.
+        maps: which maps are paired, see :class:`~ssdistill.losses.base.maps.MapLoss`;
+            named by stage.
 
     Raises:
         UserError: a network without a stage that ends in a ReLU, or without the one named, or a

@@ -6,10 +6,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ssdistill.data.batch import Batch
-from ssdistill.distill.bank import Bank, default_queue_size
 from ssdistill.losses import Shapes
-from ssdistill.losses.contrast import info_nce
-from ssdistill.losses.maps import MapChoice, MapLoss, MapNames, resize_map, tokens
+from ssdistill.losses.base.bank import Bank, default_queue_size
+from ssdistill.losses.base.contrast import info_nce
+from ssdistill.losses.base.maps import MapChoice, MapLoss, MapNames, resize_map, tokens
 from ssdistill.models.heads import predictor
 from ssdistill.models.representation import Outputs
 from ssdistill.settings import Positive, PositiveInt

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssdistill.losses import Read, Shapes
-from ssdistill.losses.relations import VectorRelation
+from ssdistill.losses.base.relations import VectorRelation
 
 EPS = 1e-7
 

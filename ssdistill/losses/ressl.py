@@ -1,7 +1,7 @@
 """ReSSL: a weak view's similarities to a queue (Zheng et al., NeurIPS 2021, arXiv:2107.09282)."""
 
 from ssdistill.losses import Read, Shapes
-from ssdistill.losses.similarity import Target, TargetLoss
+from ssdistill.losses.base.similarity import Target, TargetLoss
 from ssdistill.models.heads import projector
 from ssdistill.settings import Fraction, Positive, PositiveInt
 

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssdistill.losses import Shapes
-from ssdistill.losses.maps import MapChoice, MapNames
-from ssdistill.losses.stage_maps import Maps, StageLoss
+from ssdistill.losses.base.maps import MapChoice, MapNames
+from ssdistill.losses.base.stage_maps import Maps, StageLoss
 from ssdistill.models.representation import Representation
 from ssdistill.settings import PositiveInt
 
@@ -101,7 +101,7 @@ class ReviewKD(StageLoss):
     ```
 
     Args:
-        maps: which maps are paired, see :class:`ssdistill.losses.maps.MapLoss`.
+        maps: which maps are paired, see :class:`ssdistill.losses.base.maps.MapLoss`.
         width: channels in which maps are joined. By default those of the student's embedding, at
             most 512.
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ssdistill.losses import Read, Shapes
-from ssdistill.losses.relations import VectorRelation
+from ssdistill.losses.base.relations import VectorRelation
 from ssdistill.settings import NonNegative, PositiveInt
 
 EPS = 1e-12

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from ssdistill.data.batch import Batch
 from ssdistill.losses import Read, Shapes
-from ssdistill.losses.similarity import QueueLoss
+from ssdistill.losses.base.similarity import QueueLoss
 from ssdistill.models.heads import projector
 from ssdistill.models.representation import Outputs
 from ssdistill.settings import NonNegativeInt, Positive, PositiveInt

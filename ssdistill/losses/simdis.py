@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ssdistill.data.batch import Batch
 from ssdistill.losses import Loss, Read, Shapes, vectors
-from ssdistill.losses.matching import squared_distance
+from ssdistill.losses.base.matching import squared_distance
 from ssdistill.models.ema import cosine_momentum, momentum_copy, update_momentum
 from ssdistill.models.heads import predictor
 from ssdistill.models.representation import Outputs

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from ssdistill.data.batch import Batch
-from ssdistill.distill.bank import centring
 from ssdistill.losses import Loss, Shapes, vectors
-from ssdistill.losses.matching import squared_distance
+from ssdistill.losses.base.bank import centring
+from ssdistill.losses.base.matching import squared_distance
 from ssdistill.models.heads import Depth, regressor
 from ssdistill.models.representation import Outputs
 

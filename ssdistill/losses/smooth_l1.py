@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssdistill.losses import Shapes
-from ssdistill.losses.maps import MapChoice, MapNames
-from ssdistill.losses.matching import PlainRegression
+from ssdistill.losses.base.maps import MapChoice, MapNames
+from ssdistill.losses.base.matching import PlainRegression
 from ssdistill.models.heads import MapHead
 from ssdistill.settings import Positive
 

@@ -4,8 +4,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssdistill.losses import Shapes
-from ssdistill.losses.maps import MapChoice, MapNames
-from ssdistill.losses.relations import MapRelation, whole_batch
+from ssdistill.losses.base.maps import MapChoice, MapNames
+from ssdistill.losses.base.relations import MapRelation, whole_batch
 
 
 def similarity_difference(s_BD: Tensor, t_BE: Tensor) -> Tensor:
@@ -27,7 +27,7 @@ class SP(MapRelation):
     ```
 
     Args:
-        maps: which maps are compared, see :class:`ssdistill.losses.maps.MapLoss`.
+        maps: which maps are compared, see :class:`ssdistill.losses.base.maps.MapLoss`.
 
     Raises:
         UserError: a network without the maps asked for.

@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ssdistill.data.batch import Batch
-from ssdistill.distill.gather import all_gather_rows, gather_with_gradient
+from ssdistill.distributed import all_gather_rows, gather_with_gradient
 from ssdistill.losses import Loss, Shapes, vectors
 from ssdistill.models.representation import Outputs
 

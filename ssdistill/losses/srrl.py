@@ -4,8 +4,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssdistill.losses import Shapes
-from ssdistill.losses.maps import MapChoice, MapNames
-from ssdistill.losses.matching import Regression
+from ssdistill.losses.base.maps import MapChoice, MapNames
+from ssdistill.losses.base.matching import Regression
 from ssdistill.models.heads import MapHead
 
 

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from ssdistill.distill.gather import all_gather_rows
+from ssdistill.distributed import all_gather_rows
 from ssdistill.losses import Shapes
-from ssdistill.losses.maps import MapChoice, MapNames
-from ssdistill.losses.matching import Regression
+from ssdistill.losses.base.maps import MapChoice, MapNames
+from ssdistill.losses.base.matching import Regression
 from ssdistill.models.heads import MapHead
 from ssdistill.settings import PositiveInt
 

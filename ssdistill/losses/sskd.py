@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from ssdistill.data.batch import Batch
-from ssdistill.distill.gather import all_gather_rows, gather_with_gradient
+from ssdistill.distributed import all_gather_rows, gather_with_gradient
 from ssdistill.losses import Read, Shapes, vectors
-from ssdistill.losses.similarity import SimilarityLoss, divergences, unit
+from ssdistill.losses.base.similarity import SimilarityLoss, divergences, unit
 from ssdistill.models.heads import projector
 from ssdistill.models.representation import Outputs
 from ssdistill.settings import Fraction, Positive

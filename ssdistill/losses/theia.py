@@ -5,9 +5,9 @@ from torch import Tensor
 
 from ssdistill.data.batch import Batch
 from ssdistill.losses import Shapes
+from ssdistill.losses.base.maps import MapChoice, MapNames
+from ssdistill.losses.base.matching import StandardisedRegression
 from ssdistill.losses.cosine import Cosine
-from ssdistill.losses.maps import MapChoice, MapNames
-from ssdistill.losses.matching import StandardisedRegression
 from ssdistill.models.heads import MapHead
 from ssdistill.models.representation import Outputs
 from ssdistill.settings import Fraction, NonNegative

@@ -3,10 +3,10 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssdistill.distill.dropping import kept_shares
 from ssdistill.losses import Shapes
-from ssdistill.losses.maps import MapChoice, MapNames
-from ssdistill.losses.matching import StandardisedRegression
+from ssdistill.losses.base.dropping import kept_shares
+from ssdistill.losses.base.maps import MapChoice, MapNames
+from ssdistill.losses.base.matching import StandardisedRegression
 from ssdistill.models.heads import MapHead
 from ssdistill.settings import Fraction, NonNegative
 

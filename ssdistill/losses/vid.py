@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssdistill.losses import Shapes
-from ssdistill.losses.maps import MapChoice, MapNames, MapPair
-from ssdistill.losses.stage_maps import StageLoss, on_the_coarser_grid
+from ssdistill.losses.base.maps import MapChoice, MapNames, MapPair
+from ssdistill.losses.base.stage_maps import StageLoss, on_the_coarser_grid
 from ssdistill.settings import Positive
 
 EPS = 1e-5
@@ -62,7 +62,7 @@ class VID(StageLoss):
     ```
 
     Args:
-        maps: which maps are paired, see :class:`ssdistill.losses.maps.MapLoss`.
+        maps: which maps are paired, see :class:`ssdistill.losses.base.maps.MapLoss`.
         initial_variance: v at the start; above 1e-5.
 
     Raises:

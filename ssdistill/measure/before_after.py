@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ssdistill.artifacts.runtimes import RuntimeModel
+from ssdistill.artifacts.runtimes.onnx_cache import float_onnx
 from ssdistill.errors import UserError
-from ssdistill.evaluate.gauges.agreement import CKA_AT_LEAST, agreement
+from ssdistill.label_free.agreement import CKA_AT_LEAST, agreement
+from ssdistill.measure.interleaved import Clock
 from ssdistill.measure.latency import PairedLatency, paired_latency
 from ssdistill.measure.model_costs import costs_of
-from ssdistill.measure.turns import Clock
-from ssdistill.registry import RUNTIMES
-from ssdistill.runtimes import RuntimeModel
-from ssdistill.runtimes.lent import float_onnx
+from ssdistill.settings.registry import RUNTIMES
 
 BATCH = 64
 """Inputs embedded and timed at a time, beside single ones."""
@@ -56,7 +56,7 @@ def before_after(
         of ``before`` with ``_before`` at the end (``params_before``), ``speedup`` and
         ``speedup_batch64`` with the ends of their intervals (``speedup_low``, ``speedup_high``),
         and ``smaller`` (bytes before over bytes after); under ``agree/parent/`` what
-        :func:`ssdistill.evaluate.gauges.agreement.agreement` says of the two. What cannot be
+        :func:`ssdistill.label_free.agreement.agreement` says of the two. What cannot be
         measured (a model that no runtime can be timed with) is left out.
 
         The facts: ``bytes`` and ``latency`` of ``after`` as shares of those before, ``cka``, and
@@ -87,7 +87,7 @@ def before_after(
 def agreed_on(before: Any, after: Any, inputs: Tensor) -> dict[str, float]:
     """How the embeddings of two models agree.
 
-    See :func:`ssdistill.evaluate.gauges.agreement.agreement`.
+    See :func:`ssdistill.label_free.agreement.agreement`.
     Of a handful of inputs, as many neighbours as usual would be all there are; of fewer than
     ``CKA_AT_LEAST``, nothing can be said.
     """

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ssdistill.errors import UserError
-from ssdistill.measure.turns import Clock, Turns, ratio, take_turns
+from ssdistill.measure.interleaved import Clock, Turns, ratio, take_turns
 
 MemoryFormat = Literal["channels_last", "contiguous"]
 
@@ -52,7 +52,7 @@ class PairedLatency:
         reference_p50_ms: median of the reference's calls, in ms.
         speedup: how many times faster than the reference: the median over rounds of the ratio
             within a round; ``speedup_low`` and ``speedup_high`` its interval, see
-            :class:`ssdistill.measure.turns.Ratio`.
+            :class:`ssdistill.measure.interleaved.Ratio`.
         rounds: how many rounds it is the median of.
     """
 
@@ -83,7 +83,7 @@ def compare_latency(
     """Time models in interleaved rounds, so that a busy machine disturbs all of them alike.
 
     Most of what int8 seems to gain over PyTorch is the runtime: give the float model a second
-    time through :func:`ssdistill.runtimes.lent.float_onnx` and compare within ONNX
+    time through :func:`ssdistill.artifacts.runtimes.onnx_cache.float_onnx` and compare within ONNX
     Runtime.
 
     Args:

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssdistill.artifacts.files import find_artifact
 from ssdistill.errors import UserError
-from ssdistill.models.artifact_files import find_artifact
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_PEAK = "5"
@@ -66,7 +66,7 @@ def peak_memory(
     Raises:
         UserError: the artifact cannot be opened or run.
     """
-    from ssdistill.runtimes.compiled_here import is_known_artifact
+    from ssdistill.artifacts.runtimes.compiled_here import is_known_artifact
 
     artifact = find_artifact(Path(path))
     if not _tells():
@@ -112,9 +112,9 @@ def measure(
     path: str, batch_size: int, inputs: str | None, threads: int, trust: bool = False
 ) -> dict[str, int]:
     """What :func:`peak_memory` asks the fresh process to do."""
+    from ssdistill.artifacts.artifact import load
     from ssdistill.measure.latency import example
-    from ssdistill.models.artifacts import load
-    from ssdistill.registry import RUNTIMES
+    from ssdistill.settings.registry import RUNTIMES
 
     torch.set_num_threads(threads)
     # What a runtime is imported for is no memory of the model's.

@@ -4,8 +4,8 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from ssdistill.artifacts.files import DESCRIPTION, weight_files
 from ssdistill.errors import UserError
-from ssdistill.models.artifact_files import DESCRIPTION, weight_files
 
 GZIP = 16 + zlib.MAX_WBITS
 """zlib's word for a gzip header and trailer around its stream."""

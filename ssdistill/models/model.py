@@ -22,8 +22,8 @@ class Model(nn.Module):
             channels of the uncompressed network it still has, ascending.
         removed: names in ``net`` of the blocks that were taken out, in the order of the network.
         coded: how weights are to be stored, by state dict key of ``net``, where that is shorter
-            than their numbers; see :mod:`ssdistill.models.coding`. A weight that has changed
-            since is stored as it is.
+            than their numbers; see :mod:`ssdistill.artifacts.coding.codes`. A weight that has
+            changed since is stored as it is.
         checks_inputs: whether every batch is looked at before it is encoded, see
             :func:`ssdistill.models.inputs.call_checked`; for encoders that were loaded.
     """

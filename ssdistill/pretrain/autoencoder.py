@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ssdistill.data.batch import Batch
 from ssdistill.data.masking import shuffled
-from ssdistill.distill.gather import rank, world_size
+from ssdistill.distributed import rank, world_size
 from ssdistill.models.backbones import Encoder
 from ssdistill.pretrain import Method
 from ssdistill.settings import NonNegative, PositiveInt

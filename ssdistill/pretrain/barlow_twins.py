@@ -6,7 +6,7 @@ from lightly.models.modules.heads import ProjectionHead
 from torch import Tensor, nn
 
 from ssdistill.data.batch import Batch
-from ssdistill.distill.gather import gather_with_gradient
+from ssdistill.distributed import gather_with_gradient
 from ssdistill.models.backbones import Encoder
 from ssdistill.models.heads import MLPSettings
 from ssdistill.pretrain import Method

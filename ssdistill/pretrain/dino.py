@@ -9,8 +9,8 @@ from lightly.models.modules.heads import ProjectionHead
 from torch import Tensor, nn
 
 from ssdistill.data.batch import Batch
-from ssdistill.distill.gather import mean_over_processes
-from ssdistill.losses.prototypes import sinkhorn
+from ssdistill.distributed import mean_over_processes
+from ssdistill.losses.base.prototypes import sinkhorn
 from ssdistill.models.backbones import Encoder
 from ssdistill.models.ema import cosine_momentum, momentum_copy, update_momentum
 from ssdistill.models.heads import BatchNorm, MLPSettings

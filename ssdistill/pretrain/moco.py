@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssdistill.data.batch import Batch
-from ssdistill.distill.bank import Bank
-from ssdistill.losses.contrast import info_nce
-from ssdistill.losses.similarity import unit
+from ssdistill.losses.base.bank import Bank
+from ssdistill.losses.base.contrast import info_nce
+from ssdistill.losses.base.similarity import unit
 from ssdistill.models.backbones import Encoder
 from ssdistill.models.ema import cosine_momentum, momentum_copy, update_momentum
 from ssdistill.models.heads import BatchNorm, MLPSettings

@@ -5,7 +5,7 @@ from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
 from ssdistill.data.batch import Batch
-from ssdistill.losses.contrast import batch_contrast
+from ssdistill.losses.base.contrast import batch_contrast
 from ssdistill.models.backbones import Encoder
 from ssdistill.models.ema import cosine_momentum, momentum_copy, update_momentum
 from ssdistill.models.heads import BatchNorm, MLPSettings, PredictorSettings

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from ssdistill.data.batch import Batch
-from ssdistill.distill.bank import Bank
-from ssdistill.losses.contrast import batch_contrast
-from ssdistill.losses.similarity import unit
+from ssdistill.losses.base.bank import Bank
+from ssdistill.losses.base.contrast import batch_contrast
+from ssdistill.losses.base.similarity import unit
 from ssdistill.models.backbones import Encoder
 from ssdistill.models.heads import BatchNorm, MLPSettings, PredictorSettings
 from ssdistill.pretrain import Method

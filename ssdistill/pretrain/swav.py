@@ -6,9 +6,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ssdistill.data.batch import Batch
-from ssdistill.distill.bank import Bank
-from ssdistill.distill.gather import rank, world_size
-from ssdistill.losses.prototypes import sinkhorn
+from ssdistill.distributed import rank, world_size
+from ssdistill.losses.base.bank import Bank
+from ssdistill.losses.base.prototypes import sinkhorn
 from ssdistill.models.backbones import Encoder
 from ssdistill.models.heads import MLPSettings
 from ssdistill.pretrain import Method

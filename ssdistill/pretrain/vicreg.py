@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssdistill.data.batch import Batch
-from ssdistill.distill.gather import gather_with_gradient
+from ssdistill.distributed import gather_with_gradient
 from ssdistill.models.backbones import Encoder
 from ssdistill.pretrain import Method
 from ssdistill.pretrain.barlow_twins import WideProjector

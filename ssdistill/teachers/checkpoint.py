@@ -7,18 +7,18 @@ import timm
 from torch import Tensor
 
 from ssdistill.errors import UserError
-from ssdistill.foreign.fitting import Fit, fit
-from ssdistill.foreign.formats import FALLBACK, FORMATS, BranchName, first_names
-from ssdistill.foreign.heads import UnknownHead, build_head, widths
-from ssdistill.foreign.parts import Parts, take_apart
-from ssdistill.foreign.reading import read, sha256_of
-from ssdistill.foreign.states import flat_state
-from ssdistill.foreign.tensors import not_finite
 from ssdistill.models.backbones import Encoder, build_encoder, check_timm_name
 from ssdistill.models.spec import IMAGENET_MEAN, IMAGENET_STD, EncoderSettings
 from ssdistill.models.stems import SMALL_IMAGE, takes_small_stem
 from ssdistill.settings import PositiveInt
 from ssdistill.teachers import Pictures, Teacher
+from ssdistill.teachers.formats.fitting import Fit, fit
+from ssdistill.teachers.formats.heads import UnknownHead, build_head, widths
+from ssdistill.teachers.formats.layouts import FALLBACK, FORMATS, BranchName, first_names
+from ssdistill.teachers.formats.parts import Parts, take_apart
+from ssdistill.teachers.formats.reading import read, sha256_of
+from ssdistill.teachers.formats.states import flat_state
+from ssdistill.teachers.formats.tensors import not_finite
 from ssdistill.teachers.sizes import fit_size, size_notices
 
 Channels = tuple[float, float, float]

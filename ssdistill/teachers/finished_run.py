@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from ssdistill.artifacts.artifact import load_encoder
+from ssdistill.artifacts.description import Description, read_description
+from ssdistill.artifacts.files import ONNX_WEIGHTS, find_artifact
 from ssdistill.errors import UserError
-from ssdistill.models.artifact_files import ONNX_WEIGHTS, find_artifact
-from ssdistill.models.artifacts import load_encoder
 from ssdistill.models.backbones import Encoder
-from ssdistill.models.description import Description, read_description
 from ssdistill.teachers import Pictures, Teacher
 from ssdistill.teachers.sizes import fit_size, size_notices
 

@@ -11,13 +11,13 @@ from timm.models import PretrainedCfg
 from torch import nn
 
 from ssdistill.errors import UserError
-from ssdistill.foreign.reading import sha256_of
 from ssdistill.models.allowed_args import BuildingArgs, loading_argument, refused_argument
 from ssdistill.models.backbones import Encoder, EncoderSpec, check_timm_name, encoder_around
 from ssdistill.models.downloads import downloading
 from ssdistill.models.trial import check_arguments
 from ssdistill.settings import PositiveInt
 from ssdistill.teachers import Pictures, Teacher
+from ssdistill.teachers.formats.reading import sha256_of
 from ssdistill.teachers.sizes import fit_size, size_inside, size_notices
 from ssdistill.teachers.weights import check_keys, finite_notices, read_state, weights_file, why
 

@@ -9,7 +9,6 @@ from torch import Tensor
 from torchvision.models import WeightsEnum
 
 from ssdistill.errors import UserError, nearest
-from ssdistill.foreign.reading import sha256_of
 from ssdistill.models.backbones import Encoder, EncoderSpec, encoder_around
 from ssdistill.models.downloads import downloading
 from ssdistill.models.torchvision_net import (
@@ -17,10 +16,11 @@ from ssdistill.models.torchvision_net import (
     create_torchvision_net,
     torchvision_names,
 )
-from ssdistill.models.torchvision_twins import timm_twin
 from ssdistill.settings import PositiveInt
 from ssdistill.teachers import Pictures, Teacher
+from ssdistill.teachers.formats.reading import sha256_of
 from ssdistill.teachers.sizes import fit_size, size_inside, size_notices
+from ssdistill.teachers.torchvision_equivalents import timm_twin
 from ssdistill.teachers.weights import check_keys, finite_notices, read_state, weights_file
 
 AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")

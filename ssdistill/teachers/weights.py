@@ -8,9 +8,9 @@ import timm
 from torch import Tensor
 
 from ssdistill.errors import UserError
-from ssdistill.foreign.reading import check_zip
-from ssdistill.foreign.tensors import not_finite, unusable
 from ssdistill.models.backbones import Encoder
+from ssdistill.teachers.formats.reading import check_zip
+from ssdistill.teachers.formats.tensors import not_finite, unusable
 
 SHOWN_KEYS = 4
 

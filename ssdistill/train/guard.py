@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from ssdistill.errors import UserError
-from ssdistill.evaluate.gauges.collapse import is_collapsed
+from ssdistill.label_free.collapse import is_collapsed
 
 COLLAPSE_PATIENCE = 20
 """Gauges in a row that must say "collapsed" before a training is stopped."""

@@ -17,7 +17,7 @@ from ssdistill.data.mixing import MixSettings, mix_views
 from ssdistill.data.recipes import ViewRecipe
 from ssdistill.data.views import make_view
 from ssdistill.errors import UserError
-from ssdistill.evaluate.gauges.collapse import gauges
+from ssdistill.label_free.collapse import gauges
 from ssdistill.record.tracker import Tracker
 from ssdistill.train.checkpoint import ANEW, load_checkpoint, save_checkpoint
 from ssdistill.train.gradients import SharedLayer

@@ -6,7 +6,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ssdistill.terminal import mute
+from ssdistill.terminal.console import mute
 
 NARROW = 60
 """Columns below which a bar would break into lines."""

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import yaml
 
-from ssdistill import cli
-from ssdistill.config import load_experiment
+from ssdistill.commands import main as cli
+from ssdistill.experiment.reading import load_experiment
 
 ROOT = Path(__file__).parents[2]
 FENCE = re.compile(r"(?P<before>[^\n]*)\n```(?P<language>\w*)\n(?P<code>.*?)\n```$", re.M | re.S)
@@ -149,9 +149,9 @@ def check_command(words: list[str], resolve: bool = True) -> None:
 
 
 def _check_ssdistill(options: Namespace, resolve: bool) -> None:
-    from ssdistill.listing import description, listings
-    from ssdistill.probing.asking import ask, parse_words
-    from ssdistill.probing.command import _is_setting
+    from ssdistill.commands.listing import description, listings
+    from ssdistill.commands.probe.arguments import ask, parse_words
+    from ssdistill.commands.probe.command import _is_setting
 
     named = vars(options)
     if "config" in named and (resolve or named["config"] not in NO_CONFIG):

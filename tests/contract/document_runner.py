@@ -13,9 +13,9 @@ from pathlib import Path
 
 from document_blocks import Block, alternatives, blocks, commands, config_of, documents
 
-from ssdistill import cli
 from ssdistill.chain.run import dry_run
-from ssdistill.config import load_experiment
+from ssdistill.commands import main as cli
+from ssdistill.experiment.reading import load_experiment
 
 TINY = (
     "ssdistill run quickstart pretrain.steps=2 distill.steps=2 control=null evaluate.pixels=false "

@@ -11,7 +11,7 @@ SMOKE = {
     "test_backbones.py",
     "test_teacher_timm.py",
     "test_teacher_torchvision.py",
-    "test_foreign_reading.py",
+    "test_formats_reading.py",
     # Files: safetensors, pickles, YAML, pictures, arrays.
     "test_artifacts.py",
     "test_config.py",

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ssdistill.config import load_experiment
-from ssdistill.registry import LOSSES, METHODS, STEPS
+from ssdistill.experiment.reading import load_experiment
+from ssdistill.settings.registry import LOSSES, METHODS, STEPS
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs"
 FILES = sorted(FOLDER.rglob("*.yaml"))

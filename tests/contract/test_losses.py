@@ -18,7 +18,7 @@ from ssdistill.errors import UserError
 from ssdistill.losses import Loss, LossSettings, Shapes
 from ssdistill.models.backbones import EncoderSettings, build_encoder
 from ssdistill.models.representation import Outputs, Representation
-from ssdistill.registry import LOSSES
+from ssdistill.settings.registry import LOSSES
 
 KINDS = list(LOSSES.classes)
 FAMILIES = {

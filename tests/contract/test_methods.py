@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from ssdistill.artifacts.artifact import load_encoder, save_encoder
 from ssdistill.data.batch import Batch
 from ssdistill.data.recipes import RECIPES
 from ssdistill.errors import UserError
-from ssdistill.models.artifacts import load_encoder, save_encoder
 from ssdistill.models.backbones import EncoderSettings, build_encoder
-from ssdistill.registry import METHODS
+from ssdistill.settings.registry import METHODS
 
 HEAD = {"hidden_dim": 16, "output_dim": 8}
 SMALL = {

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from ssdistill.config import load_experiment
 from ssdistill.data.loader import Loader
 from ssdistill.data.recipes import expand
+from ssdistill.experiment.reading import load_experiment
 from ssdistill.models.backbones import EncoderSettings, build_encoder
-from ssdistill.registry import METHODS
+from ssdistill.settings.registry import METHODS
 from ssdistill.train.loop import Training
 from ssdistill.train.optim import build_optimizer, learning_rate, set_rates
 

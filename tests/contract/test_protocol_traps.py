@@ -11,7 +11,7 @@ from torch import nn
 from ssdistill.data.views import eval_view
 from ssdistill.evaluate.probes.online_probe import OnlineProbe
 from ssdistill.evaluate.subject import LabeledImages
-from ssdistill.registry import PROTOCOLS
+from ssdistill.settings.registry import PROTOCOLS
 
 LOOKS = {"transfer": 0}
 """How often a protocol encodes the clean test images, where it is not once."""

@@ -24,7 +24,7 @@ from tiny_subjects import (
 from ssdistill.errors import UserError
 from ssdistill.evaluate.protocols import Protocol
 from ssdistill.evaluate.subject import LabeledImages
-from ssdistill.registry import PROTOCOLS
+from ssdistill.settings.registry import PROTOCOLS
 
 TESTED = {
     "knn": {"top1_by_k_and_temperature"},

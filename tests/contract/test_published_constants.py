@@ -25,7 +25,7 @@ from ssdistill.data.recipes import RECIPES, ViewRecipe
 from ssdistill.distill.interpolate import InterpolateSettings
 from ssdistill.evaluate.settings import EvaluateSettings
 from ssdistill.losses import LossSettings
-from ssdistill.registry import LOSSES, METHODS, PROTOCOLS, RUNTIMES, STEPS, settings_of
+from ssdistill.settings.registry import LOSSES, METHODS, PROTOCOLS, RUNTIMES, STEPS, settings_of
 from ssdistill.train.optim import OptimSettings
 from ssdistill.train.settings import TrainSettings
 

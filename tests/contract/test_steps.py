@@ -7,8 +7,8 @@ import pytest
 
 from ssdistill import configs
 from ssdistill.compress import StepSettings
-from ssdistill.config import load_experiment
-from ssdistill.registry import STEPS
+from ssdistill.experiment.reading import load_experiment
+from ssdistill.settings.registry import STEPS
 
 FOLDER = Path(configs.__file__).parent / "compress"
 KINDS = list(STEPS.classes)

@@ -10,7 +10,7 @@ import torch
 
 from ssdistill.evaluate.subject import LabeledImages, Subject
 from ssdistill.models.backbones import EncoderSettings, build_encoder
-from ssdistill.registry import PROTOCOLS
+from ssdistill.settings.registry import PROTOCOLS
 
 CLASSES, SIDE = 10, 16
 KEPT = tempfile.TemporaryDirectory()

@@ -18,9 +18,9 @@ from reference import (
 from torch import Tensor, nn
 
 from ssdistill.losses import Shapes
+from ssdistill.losses.base.contrast import info_nce, info_nce_each
 from ssdistill.losses.bingo import BINGO
 from ssdistill.losses.cassle import CaSSLe
-from ssdistill.losses.contrast import info_nce, info_nce_each
 from ssdistill.losses.crd import CRD
 from ssdistill.losses.disco import DisCo, squared_distances
 from ssdistill.losses.pcd import PCD

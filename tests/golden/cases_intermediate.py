@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from ssdistill.losses.ab import AB
 from ssdistill.losses.at import AT
 from ssdistill.losses.attndistill import AttnDistill
+from ssdistill.losses.base.stage_maps import StageLoss
 from ssdistill.losses.fsp import FSP
 from ssdistill.losses.ft import FT
 from ssdistill.losses.nst import NST
 from ssdistill.losses.ofd import OFD
 from ssdistill.losses.reviewkd import ReviewKD
-from ssdistill.losses.stage_maps import StageLoss
 from ssdistill.losses.vid import VID
 from ssdistill.models.representation import Outputs, Representation
 

@@ -6,9 +6,9 @@ from reference import weights as stored
 from torch import Tensor, nn
 
 from ssdistill.losses import Loss, Shapes
+from ssdistill.losses.base.matching import Regression, Standardise
 from ssdistill.losses.fd import FD
 from ssdistill.losses.fitnet import FitNet
-from ssdistill.losses.matching import Regression, Standardise
 from ssdistill.losses.mgd import MGD
 from ssdistill.losses.mse import MSE
 from ssdistill.losses.simdis import SimDis, multi_target_distance, view_distance

@@ -6,13 +6,13 @@ import torch
 from reference import SHAPES, Compared, backward, batch_of, case, grid, leaf, number, outputs
 from torch import Tensor, nn
 
+from ssdistill.losses.base.similarity import QueueLoss, unit
 from ssdistill.losses.compress import CompRess
 from ssdistill.losses.dogo import DoGo
 from ssdistill.losses.isd import ISD
 from ssdistill.losses.lightly import Lightly
 from ssdistill.losses.ressl import ReSSL
 from ssdistill.losses.seed import SEED
-from ssdistill.losses.similarity import QueueLoss, unit
 from ssdistill.losses.sskd import kept_rows, rotation_divergence
 from ssdistill.models.representation import Outputs, Representation
 

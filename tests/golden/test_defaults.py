@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, TypeAdapter
 
-from ssdistill.experiment import Experiment
-from ssdistill.listing import REGISTRIES
+from ssdistill.commands.listing import REGISTRIES
+from ssdistill.experiment.schema import Experiment
 
 PLAIN = TypeAdapter(object)
 RECORDED = Path(__file__).with_name("defaults.json")
 """Defaults by setting. A new setting needs no entry; a default that is changed on purpose does,
-together with a new version of the stages that it changes (see ``ssdistill/stages.py``)."""
+together with a new version of the stages that it changes (see ``ssdistill/chain/stages.py``)."""
 
 
 def models_of(annotation, known):

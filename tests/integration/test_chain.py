@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 import ssdistill
+from ssdistill.chain.stages import Stage
 from ssdistill.data import splits
 from ssdistill.errors import UserError
-from ssdistill.stages import Stage
 
 CONFIG = """
 schema: 1
@@ -193,7 +193,15 @@ def test_a_checkpoint_of_another_architecture_is_refused_by_name(tmp_path):
 
 
 def start(config: Path, root: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "ssdistill.cli", "run", str(config), "--runs", str(root)]
+    command = [
+        sys.executable,
+        "-m",
+        "ssdistill.commands.main",
+        "run",
+        str(config),
+        "--runs",
+        str(root),
+    ]
     overrides = ["pretrain.steps=30", "distill=null", "compress=[]", "evaluate=null"]
     overrides.append("device.threads=1")
     return subprocess.Popen(

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from ssdistill.artifacts.artifact import load_weights, save_weights
 from ssdistill.compress import Context
 from ssdistill.compress.lowrank import LowRank
 from ssdistill.compress.matching import match_embeddings
@@ -12,9 +13,8 @@ from ssdistill.compress.prune import Prune
 from ssdistill.compress.quantize import Quantize
 from ssdistill.compress.recover import Recover
 from ssdistill.compress.refit import Refit
-from ssdistill.evaluate.gauges.agreement import agreement
+from ssdistill.label_free.agreement import agreement
 from ssdistill.measure.parameters import count_parameters
-from ssdistill.models.artifacts import load_weights, save_weights
 from ssdistill.models.wrapped import Wrapped
 
 transformers = pytest.importorskip("transformers")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import ssdistill
-from ssdistill.cli import main
+from ssdistill.commands.main import main
 
 PROGRAM = Path(__file__).resolve().parents[2] / "experiments" / "robustness" / "tiny.py"
 SPEC = importlib.util.spec_from_file_location("tiny_experiment", PROGRAM)

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from ssdistill.artifacts.artifact import load
 from ssdistill.chain.plan import models_of
 from ssdistill.chain.run import BODIES
+from ssdistill.chain.stages import Identity, execute
 from ssdistill.chain.workspace import MODEL, open_workspace
-from ssdistill.config import load_experiment
-from ssdistill.models.artifacts import load
+from ssdistill.experiment.reading import load_experiment
 from ssdistill.record.run import read_metrics
-from ssdistill.registry import LOSSES
-from ssdistill.stages import Identity, execute
+from ssdistill.settings.registry import LOSSES
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs" / "distill"
 KINDS = [path.stem for path in sorted(FOLDER.glob("*.yaml"))]

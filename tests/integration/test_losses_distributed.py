@@ -9,9 +9,9 @@ from synthetic import NUM_SAMPLES, make_outputs, make_shapes, make_teacher_fit, 
 from torch import Tensor
 
 from ssdistill.data.batch import Batch
-from ssdistill.distill.bank import Bank, IndexMemory, TeacherMean
 from ssdistill.losses import Loss
-from ssdistill.registry import LOSSES
+from ssdistill.losses.base.bank import Bank, IndexMemory, TeacherMean
+from ssdistill.settings.registry import LOSSES
 
 WORLD, BATCH, STEPS = 2, 12, 2
 KINDS = list(LOSSES.classes)

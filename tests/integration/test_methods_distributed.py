@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ssdistill.data.batch import Batch
 from ssdistill.models.backbones import EncoderSettings, build_encoder
 from ssdistill.pretrain import Method
-from ssdistill.registry import METHODS
+from ssdistill.settings.registry import METHODS
 
 WORLD, BATCH, STEPS = 2, 8, 3
 HEAD = {"hidden_dim": 16, "output_dim": 8, "batch_norm": "none"}

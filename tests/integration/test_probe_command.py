@@ -9,15 +9,15 @@ import pytest
 import torch
 
 import ssdistill
-from ssdistill.cli import main
+from ssdistill.artifacts.artifact import load, save_encoder
+from ssdistill.commands.main import main
 from ssdistill.compress import Context
 from ssdistill.compress.quantize import Quantize
-from ssdistill.data.sources import Digits
+from ssdistill.data.sources.digits import Digits
 from ssdistill.evaluate.protocols.knn import Knn
 from ssdistill.evaluate.subject import Subject
-from ssdistill.models.artifacts import load, save_encoder
 from ssdistill.models.backbones import EncoderSettings, build_encoder
-from ssdistill.registry import PROTOCOLS
+from ssdistill.settings.registry import PROTOCOLS
 
 
 def build(channels):

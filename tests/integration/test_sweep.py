@@ -15,7 +15,7 @@ from test_tracker_wandb import (
     offline_records,
 )
 
-from ssdistill.config import load_experiment
+from ssdistill.experiment.reading import load_experiment
 from ssdistill.record.run import Run, load_run
 from ssdistill.record.session import session
 from ssdistill.record.tracker import Tracker, TrackingSettings
@@ -165,7 +165,7 @@ def test_the_agent_starts_an_experiment(tmp_path, monkeypatch):
     # The agent's processes are others' children, of W&B's service, too.
     monkeypatch.delenv("WANDB_SERVICE", raising=False)
     agent = Agent(api=None, queue=None, sweep_id="sw33p")
-    program = [sys.executable, "-m", "ssdistill.cli", "run", str(config)]
+    program = [sys.executable, "-m", "ssdistill.commands.main", "run", str(config)]
     agent._sweep_command = ["${env}", *program, "--runs", str(tmp_path / "runs"), "${args}"]
     values = {"pretrain.steps": 4, "pretrain.optim.lr": 1e-03, "control": None, "seeds": [3]}
     agent._command_run(

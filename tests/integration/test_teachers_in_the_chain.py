@@ -10,8 +10,8 @@ from torch import nn
 
 import ssdistill
 from ssdistill.chain.run import run
-from ssdistill.config import load_experiment
 from ssdistill.errors import UserError
+from ssdistill.experiment.reading import load_experiment
 
 CONFIG = """
 schema: 1

@@ -9,16 +9,16 @@ from operators import Mutant, mutants_of, parses
 PACKAGE = "ssdistill"
 DEFAULTS = "defaults"
 """The room of defaults and named constants, whatever file they stand in."""
-CONFIG = "config"
+ROOT = "package"
 """The room of the files that stand directly in the package."""
 
 
 def room_of(mutant: Mutant) -> str:
-    """The folder of the package a mutant belongs to, :data:`CONFIG` or :data:`DEFAULTS`."""
+    """The folder of the package a mutant belongs to, :data:`ROOT` or :data:`DEFAULTS`."""
     if mutant.operator == "default":
         return DEFAULTS
     parts = Path(mutant.file).parts
-    return parts[1] if len(parts) > 2 else CONFIG
+    return parts[1] if len(parts) > 2 else ROOT
 
 
 def all_mutants(tree: Path) -> dict[str, list[Mutant]]:

@@ -7,7 +7,7 @@ from torch import Tensor
 from ssdistill.data.batch import Batch
 from ssdistill.losses import Loss, Shapes
 from ssdistill.models.representation import Outputs
-from ssdistill.registry import LOSSES
+from ssdistill.settings.registry import LOSSES
 
 COUNT = 8
 

@@ -8,7 +8,7 @@ from ssdistill.data.batch import Batch
 from ssdistill.losses import Loss
 from ssdistill.losses.rkd import angle_difference, centred_gram, distance_difference
 from ssdistill.models.representation import Outputs
-from ssdistill.registry import LOSSES
+from ssdistill.settings.registry import LOSSES
 
 COUNT = 8
 

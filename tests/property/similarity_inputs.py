@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 from ssdistill.data.batch import Batch
 from ssdistill.losses import Shapes
+from ssdistill.losses.base.similarity import QueueLoss
 from ssdistill.losses.isd import ISD
 from ssdistill.losses.ressl import ReSSL
-from ssdistill.losses.similarity import QueueLoss
 from ssdistill.models.representation import Outputs, Representation
 
 COUNT, WIDTH, QUEUE = 8, 16, 24

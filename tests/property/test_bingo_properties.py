@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from contrastive_inputs import KNOWN, batch_of, headless, outputs, rows, value
 
+from ssdistill.losses.base.contrast import info_nce
 from ssdistill.losses.bingo import BINGO
-from ssdistill.losses.contrast import info_nce
 
 
 def run_bingo(epoch: int, **settings: int) -> tuple[float, dict[str, float]]:

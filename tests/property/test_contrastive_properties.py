@@ -12,9 +12,9 @@ from synthetic import make_shapes, mapped
 from torch import Tensor
 
 from ssdistill.errors import UserError
+from ssdistill.losses.base.contrast import info_nce
 from ssdistill.losses.bingo import BINGO
 from ssdistill.losses.cassle import CaSSLe, contrastive, decorrelative
-from ssdistill.losses.contrast import info_nce
 from ssdistill.losses.disco import DisCo, squared_distances
 from ssdistill.losses.infonce import InfoNCE
 from ssdistill.losses.pcd import PCD

@@ -12,7 +12,7 @@ from ssdistill.losses.dist import relation_distances
 from ssdistill.losses.ega import graph_alignment
 from ssdistill.losses.gram import gram_difference
 from ssdistill.losses.pkt import affinity_divergence
-from ssdistill.registry import LOSSES
+from ssdistill.settings.registry import LOSSES
 
 
 def test_pkt_is_the_divergence_of_cosine_kernels():

@@ -9,7 +9,7 @@ from contrastive_inputs import COUNT, KNOWN, batch_of, headless, outputs, rows, 
 from torch import Tensor
 
 from ssdistill.errors import UserError
-from ssdistill.losses.contrast import info_nce
+from ssdistill.losses.base.contrast import info_nce
 from ssdistill.losses.disco import DisCo
 from ssdistill.models.representation import Outputs, Representation
 

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from contrastive_inputs import COUNT, KNOWN, WIDTH, batch_of, headless, number, outputs, rows
 from torch import Tensor
 
-from ssdistill.losses import contrast
-from ssdistill.losses.contrast import info_nce
+from ssdistill.losses.base import contrast
+from ssdistill.losses.base.contrast import info_nce
 from ssdistill.losses.disco import DisCo
 from ssdistill.losses.infonce import InfoNCE
 

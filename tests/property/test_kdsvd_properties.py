@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ssdistill.errors import UserError
 from ssdistill.losses.kdsvd import RightVectors, singular_vectors, stage_differences
-from ssdistill.registry import LOSSES
+from ssdistill.settings.registry import LOSSES
 
 
 def right_vectors(x_BNC: Tensor, count: int) -> tuple[Tensor, Tensor]:

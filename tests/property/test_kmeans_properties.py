@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from prototype_inputs import FEW, SEEDS, random
 from sklearn.cluster import KMeans
 
-from ssdistill.losses import prototypes
-from ssdistill.losses.prototypes import Prototypes, spherical_kmeans
+from ssdistill.losses.base import prototypes
+from ssdistill.losses.base.prototypes import Prototypes, spherical_kmeans
 
 
 @FEW

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from ssdistill.data.batch import Batch
 from ssdistill.errors import UserError
 from ssdistill.losses import Loss, Shapes
-from ssdistill.losses.matching import MapMean, Regression, Standardise, statistics_momentum
+from ssdistill.losses.base.matching import MapMean, Regression, Standardise, statistics_momentum
 from ssdistill.losses.unic import mean_over_kept_teachers
 from ssdistill.models.representation import Outputs
-from ssdistill.registry import LOSSES
+from ssdistill.settings.registry import LOSSES
 
 PLAIN = ["mse", "cosine", "smooth_l1"]
 MAPPED = ["fitnet", "fd", "unic", "srrl", "theia", "ssim", *PLAIN]

@@ -8,9 +8,9 @@ from similarity_inputs import BY_MOMENTUM, COUNT, KNOWN, batch_of, near
 from synthetic import make_outputs, make_shapes, mapped
 
 from ssdistill.errors import UserError
+from ssdistill.losses.base.similarity import unit
 from ssdistill.losses.isd import ISD
 from ssdistill.losses.ressl import ReSSL
-from ssdistill.losses.similarity import unit
 from ssdistill.models.representation import Outputs
 
 

@@ -8,7 +8,7 @@ from synthetic import NUM_SAMPLES, make_shapes
 from torch import Tensor
 
 from ssdistill.losses import Shapes
-from ssdistill.losses.contrast import info_nce
+from ssdistill.losses.base.contrast import info_nce
 from ssdistill.losses.pcd import PCD
 from ssdistill.models.representation import Outputs, Representation
 

@@ -8,11 +8,11 @@ from synthetic import make_shapes, make_teacher_fit, mapped
 
 from ssdistill.errors import UserError
 from ssdistill.losses import Shapes
+from ssdistill.losses.base.prototypes import default_prototypes, for_each_pair
 from ssdistill.losses.dino import DINO
 from ssdistill.losses.dkd import DKD
 from ssdistill.losses.kd import KD
 from ssdistill.losses.koleo import KoLeo
-from ssdistill.losses.prototypes import default_prototypes, for_each_pair
 from ssdistill.models.representation import Outputs, Representation
 
 LOSSES = [DINO, KD, DKD]

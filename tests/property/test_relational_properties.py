@@ -28,7 +28,7 @@ from ssdistill.losses.kdsvd import stage_differences
 from ssdistill.losses.pkt import affinity_divergence
 from ssdistill.losses.sp import similarity_difference
 from ssdistill.models.representation import Outputs
-from ssdistill.registry import LOSSES
+from ssdistill.settings.registry import LOSSES
 
 KINDS = ("rkd", "sp", "pkt", "cc", "ega", "gram", "ickd", "dist", "kdsvd")
 

@@ -9,14 +9,15 @@ from synthetic import make_outputs, make_shapes, mapped
 from torch import Tensor
 
 from ssdistill.data.batch import Batch
-from ssdistill.losses import Loss, Shapes, similarity
+from ssdistill.losses import Loss, Shapes
+from ssdistill.losses.base import similarity
+from ssdistill.losses.base.similarity import queue_divergence
 from ssdistill.losses.compress import CompRess
 from ssdistill.losses.dogo import DoGo
 from ssdistill.losses.isd import ISD
 from ssdistill.losses.lightly import Lightly
 from ssdistill.losses.ressl import ReSSL
 from ssdistill.losses.seed import SEED
-from ssdistill.losses.similarity import queue_divergence
 from ssdistill.losses.sskd import SSKD
 from ssdistill.models.representation import Outputs
 

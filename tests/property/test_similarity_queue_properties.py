@@ -8,14 +8,14 @@ import torch.nn.functional as F
 from similarity_inputs import COUNT, KNOWN, QUEUE, WIDTH, bare, batch_of, near, outputs, rows
 from torch import Tensor
 
-from ssdistill.distill.bank import Bank
 from ssdistill.errors import UserError
+from ssdistill.losses.base.bank import Bank
+from ssdistill.losses.base.similarity import queue_divergence, unit
 from ssdistill.losses.compress import CompRess
 from ssdistill.losses.isd import ISD
 from ssdistill.losses.lightly import Lightly
 from ssdistill.losses.ressl import ReSSL
 from ssdistill.losses.seed import SEED
-from ssdistill.losses.similarity import queue_divergence, unit
 from ssdistill.models.representation import Outputs, Representation
 
 OF_QUEUE = {

@@ -4,8 +4,8 @@ import pytest
 
 from ssdistill.chain.plan import models_of
 from ssdistill.chain.workspace import Workspace
-from ssdistill.config import load_experiment
-from ssdistill.registry import SOURCES
+from ssdistill.experiment.reading import load_experiment
+from ssdistill.settings.registry import SOURCES
 
 TINY = """
 schema: 1

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ssdistill.models.coding import Uniform
+from ssdistill.artifacts.coding.codes import Uniform
 
 Clip = Literal["mse", "max"]
 SHARES = (1.0, 0.92, 0.85, 0.78, 0.71, 0.64, 0.57, 0.5, 0.43, 0.36, 0.29)

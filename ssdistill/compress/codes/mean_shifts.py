@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ssdistill.evaluate.gauges.agreement import centred_cosine
+from ssdistill.label_free.agreement import centred_cosine
 from ssdistill.models.model import Model
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)

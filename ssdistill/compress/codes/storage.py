@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 from torch import nn
 
+from ssdistill.artifacts.coding.file import pack_state
 from ssdistill.compress import Context
-from ssdistill.models.coded_file import pack_state
 from ssdistill.models.model import Model
 
 STORAGE_ONLY = "unchanged: storage only"

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ssdistill.compress import Context
 from ssdistill.compress.fitting.calls import Call, layers_of
-from ssdistill.compress.given import refuse_file
+from ssdistill.compress.preconditions import refuse_file
 from ssdistill.errors import UserError
 from ssdistill.measure.before_after import agreed_on
 from ssdistill.models.model import Model

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssdistill.runtimes.tracing import quiet
+from ssdistill.artifacts.runtimes.tracing import quiet
 
 INPUT = "inputs"
 PRODUCTS = ("Conv", "Gemm", "MatMul")

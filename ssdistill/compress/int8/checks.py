@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
+from ssdistill.artifacts.runtimes import RuntimeModel
 from ssdistill.errors import UserError
-from ssdistill.evaluate.gauges.agreement import LinearCKA, centred_cosine
+from ssdistill.label_free.agreement import LinearCKA, centred_cosine
 from ssdistill.models.backbones import Encoder
 from ssdistill.models.model import Model
-from ssdistill.runtimes import RuntimeModel
 
 BATCH = 32
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ssdistill.artifacts.runtimes.tracing import Embedding, quiet
 from ssdistill.models.model import Model
-from ssdistill.runtimes.tracing import Embedding, quiet
 
 CONVOLUTIONS = ("conv2d", "linear")
 TRANSPARENT = ("relu", "relu_", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "dropout",

@@ -10,9 +10,9 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
+from ssdistill.artifacts.runtimes.tracing import quiet
 from ssdistill.compress.int8.ranges import mse_range
 from ssdistill.errors import UserError
-from ssdistill.runtimes.tracing import quiet
 
 LARGEST_BATCH = 32
 METHODS = {

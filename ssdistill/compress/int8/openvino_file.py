@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
+from ssdistill.artifacts.runtimes.onnx_runtime import export_onnx
+from ssdistill.artifacts.runtimes.openvino import OpenVino, OpenVinoModel, convert, save_graph
+from ssdistill.artifacts.runtimes.signal_stack import keep_signal_stack
+from ssdistill.artifacts.runtimes.tracing import quiet
 from ssdistill.compress.int8.onnx_layers import chosen_nodes, gate_nodes, has_attention
 from ssdistill.errors import UserError
 from ssdistill.models.model import Model
-from ssdistill.runtimes.onnx_runtime import export_onnx
-from ssdistill.runtimes.openvino import OpenVino, OpenVinoModel, convert, save_graph
-from ssdistill.runtimes.signal_stack import keep_signal_stack
-from ssdistill.runtimes.tracing import quiet
 
 FLOAT_TYPES = ["HSwish", "HSigmoid"]
 

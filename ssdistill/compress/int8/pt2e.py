@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from ssdistill.artifacts.runtimes import Runtime, RuntimeModel, on_arm
+from ssdistill.artifacts.runtimes.aot_inductor import AotInductor, compile_program
+from ssdistill.artifacts.runtimes.executorch import MOST, Executorch, write_pte
+from ssdistill.artifacts.runtimes.torch_export import TorchExport, save_program
+from ssdistill.artifacts.runtimes.tracing import explain, quiet, ready, trace
 from ssdistill.errors import UserError
 from ssdistill.models.model import Model
-from ssdistill.runtimes import Runtime, RuntimeModel, on_arm
-from ssdistill.runtimes.aot_inductor import AotInductor, compile_program
-from ssdistill.runtimes.executorch import MOST, Executorch, write_pte
-from ssdistill.runtimes.torch_export import TorchExport, save_program
-from ssdistill.runtimes.tracing import explain, quiet, ready, trace
 
 LARGEST_BATCH = 32
 Target = Literal["torchao", "executorch"]

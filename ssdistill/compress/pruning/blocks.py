@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ssdistill.errors import UserError
-from ssdistill.evaluate.gauges.agreement import LinearCKA
+from ssdistill.label_free.agreement import LinearCKA
 from ssdistill.models.model import Model
 
 LARGEST_BATCH = 64

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ssdistill.artifacts.coding.codes import Uniform
 from ssdistill.compress import Context
 from ssdistill.compress.codes.fake_quant import weights_of
 from ssdistill.compress.factors.decompose import decompose, layer_cost
@@ -18,7 +19,6 @@ from ssdistill.compress.pruning.criteria import score_groups
 from ssdistill.compress.pruning.graph import find_groups, remove
 from ssdistill.compress.pruning.narrow import ChannelGroup
 from ssdistill.compress.refit import refit
-from ssdistill.models.coding import Uniform
 from ssdistill.models.model import Model
 
 Kind = Literal["bits", "width", "rank"]

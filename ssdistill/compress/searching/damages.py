@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ssdistill.compress import Context
 from ssdistill.compress.searching.actions import Actions, Site, embed
-from ssdistill.evaluate.gauges.agreement import LinearCKA, centred_cosine
 from ssdistill.files import disk_errors, drop_half_line
+from ssdistill.label_free.agreement import LinearCKA, centred_cosine
 
 DAMAGES = "damages.jsonl"
 Measure = Literal["cosine", "cka"]

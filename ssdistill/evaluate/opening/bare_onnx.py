@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssdistill.artifacts.runtimes.onnx_runtime import INPUT_TYPES, OnnxEncoder
 from ssdistill.errors import UserError
 from ssdistill.models.inputs import as_images
 from ssdistill.models.representation import Representation
-from ssdistill.runtimes.onnx_runtime import INPUT_TYPES, OnnxEncoder
 
 
 class BareOnnx(OnnxEncoder):

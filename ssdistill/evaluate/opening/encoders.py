@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ssdistill.artifacts.description import read_description
+from ssdistill.artifacts.files import find_artifact, names_file, weight_files
 from ssdistill.errors import UserError, nearest
 from ssdistill.evaluate.opening.bare_onnx import BareOnnx
 from ssdistill.evaluate.opening.named_encoders import KINDS, named_encoder
-from ssdistill.models.artifact_files import find_artifact, names_file, weight_files
-from ssdistill.models.description import read_description
 from ssdistill.models.representation import Representation
 from ssdistill.teachers import Pictures
 
@@ -172,7 +172,7 @@ def _artifact(text: str) -> Path:
 
 
 def _open_artifact(text: str, image_size: int | None, trust: bool) -> Opened:
-    from ssdistill.models.artifacts import load
+    from ssdistill.artifacts.artifact import load
     from ssdistill.teachers.sizes import fit_size, size_notices
 
     folder = _artifact(text)

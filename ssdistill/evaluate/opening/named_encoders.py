@@ -8,7 +8,7 @@ from typing import Any
 
 from ssdistill.errors import UserError
 from ssdistill.models.backbones import Encoder, check_timm_name
-from ssdistill.registry import TEACHERS
+from ssdistill.settings.registry import TEACHERS
 from ssdistill.teachers import Pictures
 
 KINDS = ("timm", "torchvision", "checkpoint")

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 
 from ssdistill.data.array_file import check_image_array
-from ssdistill.data.folder import Folder
 from ssdistill.data.labels import IGNORE, class_labels
-from ssdistill.data.npz import Npz
 from ssdistill.data.opening import open_source, open_stores
+from ssdistill.data.sources.folder import Folder
+from ssdistill.data.sources.npz import Npz
 from ssdistill.data.splits import SPLITS
 from ssdistill.data.store import Store
 from ssdistill.errors import UserError, nearest
 from ssdistill.evaluate.subject import LabeledImages, Subject
-from ssdistill.registry import SOURCES
+from ssdistill.settings.registry import SOURCES
 from ssdistill.teachers import Pictures
 
 log = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ def open_pictures(
 
 
 def _source_settings(data: Any, overrides: Mapping[str, Any]) -> Any:
-    from ssdistill.config import validated
+    from ssdistill.settings.problems import validated
 
     if isinstance(data, Mapping):
         wanted = dict(data)

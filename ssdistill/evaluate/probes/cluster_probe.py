@@ -11,7 +11,7 @@ from rich import get_console
 from rich.progress import track
 
 from ssdistill.errors import UserError
-from ssdistill.evaluate.features import as_features, as_labels
+from ssdistill.label_free.features import as_features, as_labels
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,6 @@ from torch.nn import functional
 
 from ssdistill.data.batch import Batch
 from ssdistill.errors import UserError
-from ssdistill.evaluate.features import as_targets, extract
 from ssdistill.evaluate.probes.layer_decay import decayed_rates
 from ssdistill.evaluate.probes.supervised import (
     LabelledTraining,
@@ -20,6 +19,7 @@ from ssdistill.evaluate.probes.supervised import (
     fit_with_labels,
 )
 from ssdistill.evaluate.subject import Subject
+from ssdistill.label_free.features import as_targets, extract
 from ssdistill.train.optim import OptimSettings
 from ssdistill.train.task import Task
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ssdistill.errors import UserError, nearest
-from ssdistill.evaluate.features import as_labels, as_targets, binomial_error
-from ssdistill.evaluate.nearest import neighbours
-from ssdistill.evaluate.vectors import Distance, as_rows
+from ssdistill.label_free.features import as_labels, as_targets, binomial_error
+from ssdistill.label_free.nearest import neighbours
+from ssdistill.label_free.vectors import Distance, as_rows
 
 Weights = Literal["softmax", "inverse", "uniform"]
 SUITABLE = {"cosine": ("softmax", "uniform"), "euclidean": ("inverse", "uniform")}

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from ssdistill.errors import UserError
-from ssdistill.evaluate.features import as_probe_data, binomial_error
 from ssdistill.evaluate.probes.logistic import chunk_logits
 from ssdistill.evaluate.probes.strength import Folds, best_fit
-from ssdistill.evaluate.rows import Rows, standardisation
+from ssdistill.label_free.features import as_probe_data, binomial_error
+from ssdistill.label_free.rows import Rows, standardisation
 
 log = logging.getLogger(__name__)
 

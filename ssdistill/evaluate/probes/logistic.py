@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ssdistill.evaluate.rows import Rows
+from ssdistill.label_free.rows import Rows
 
 MEMORY = 20
 """Pairs of steps and gradient changes that L-BFGS remembers, ..."""

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ssdistill.errors import UserError
-from ssdistill.evaluate.features import as_probe_data
 from ssdistill.evaluate.probes.logistic import MEMORY, fit_logistic, score
-from ssdistill.evaluate.rows import Rows, standardisation
+from ssdistill.label_free.features import as_probe_data
+from ssdistill.label_free.rows import Rows, standardisation
 
 C = 1.0
 """scikit-learn's default inverse strength, however many labels are drawn: the penalty is a fixed

@@ -9,8 +9,8 @@ from torch.nn import functional
 
 from ssdistill.data.batch import Batch
 from ssdistill.data.store import Store
-from ssdistill.evaluate.features import as_labels
-from ssdistill.evaluate.rows import standardisation
+from ssdistill.label_free.features import as_labels
+from ssdistill.label_free.rows import standardisation
 from ssdistill.train.observers import Observer
 from ssdistill.train.task import Task
 

@@ -11,9 +11,9 @@ from rich.progress import track
 from torch import Tensor
 
 from ssdistill.errors import UserError
-from ssdistill.evaluate.features import as_labels
-from ssdistill.evaluate.nearest import exact, ranking_keys
-from ssdistill.evaluate.vectors import Vectors, as_rows
+from ssdistill.label_free.features import as_labels
+from ssdistill.label_free.nearest import exact, ranking_keys
+from ssdistill.label_free.vectors import Vectors, as_rows
 
 RANKED = 2**24
 """Ranks held at a time (128 MiB)."""

@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from ssdistill.errors import UserError
-from ssdistill.evaluate.features import as_probe_data, evaluating
 from ssdistill.evaluate.probes.sgd_heads import Heads, HeadsTask
 from ssdistill.evaluate.probes.strength import stratified_split
 from ssdistill.evaluate.probes.supervised import (
@@ -20,8 +19,9 @@ from ssdistill.evaluate.probes.supervised import (
     fit_with_labels,
     home_of,
 )
-from ssdistill.evaluate.rows import piece_rows, standardisation
 from ssdistill.evaluate.subject import Subject
+from ssdistill.label_free.features import as_probe_data, evaluating
+from ssdistill.label_free.rows import piece_rows, standardisation
 from ssdistill.train.optim import OptimSettings
 
 Scaling = Literal["raw", "standard", "unit_standard"]

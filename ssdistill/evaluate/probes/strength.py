@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ssdistill.errors import UserError
 from ssdistill.evaluate.probes.logistic import LogisticFit, fit_logistic, moments, score
-from ssdistill.evaluate.rows import Rows
+from ssdistill.label_free.rows import Rows
 
 ENOUGH = 2000
 """Held-out labels to choose by, where there are as many: with a hundred, chance would choose."""

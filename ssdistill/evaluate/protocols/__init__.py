@@ -10,7 +10,7 @@ from ssdistill.errors import UserError, nearest
 from ssdistill.evaluate.classification import Classification, classify
 from ssdistill.evaluate.result import Result
 from ssdistill.evaluate.subject import Subject
-from ssdistill.registry import settings_of
+from ssdistill.settings.registry import settings_of
 
 
 @dataclass(frozen=True, eq=False)

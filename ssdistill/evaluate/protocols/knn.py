@@ -9,7 +9,7 @@ from ssdistill.errors import UserError
 from ssdistill.evaluate.probes.knn_probe import Weights, knn_probe
 from ssdistill.evaluate.protocols import Found, Protocol, classified
 from ssdistill.evaluate.subject import Subject
-from ssdistill.evaluate.vectors import Distance
+from ssdistill.label_free.vectors import Distance
 from ssdistill.settings import Positive, PositiveInt
 
 ALWAYS = (1, 20)

@@ -13,13 +13,13 @@ from ssdistill.data.opening import open_source, open_stores
 from ssdistill.data.store import Store
 from ssdistill.errors import UserError
 from ssdistill.evaluate.classification import Classification, classify
-from ssdistill.evaluate.features import binomial_error
 from ssdistill.evaluate.probes.knn_probe import knn_probe
 from ssdistill.evaluate.probes.linear_probe import linear_probe
 from ssdistill.evaluate.protocols import Found, Protocol
 from ssdistill.evaluate.subject import Subject
-from ssdistill.registry import SOURCES
+from ssdistill.label_free.features import binomial_error
 from ssdistill.settings import Settings
+from ssdistill.settings.registry import SOURCES
 
 RUNS = Path("runs")
 """Where the command line keeps its runs, and with them its stores of pictures."""
@@ -130,7 +130,7 @@ def names(datasets: Sequence[Settings]) -> list[str]:
 
 
 def _validated(entry: Any) -> Settings:
-    from ssdistill.config import validated  # it reads this module's schema
+    from ssdistill.settings.problems import validated  # it reads this module's schema
 
     if isinstance(entry, Settings):
         return entry

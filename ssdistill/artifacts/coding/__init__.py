@@ -1,0 +1,1 @@
+"""Compressed weight files: palettes, sparse weights, Huffman codes and bit packing."""

@@ -1,0 +1,68 @@
+"""Encoders in ONNX Runtime for a while, each of them exported once."""
+
+import hashlib
+import tempfile
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ssdistill.artifacts.runtimes.onnx_runtime import OnnxEncoder, export_onnx
+from ssdistill.models.backbones import Encoder
+from ssdistill.models.model import Model
+
+MOST = 16
+"""Files that are kept; a chain of a few steps measures each of its models several times."""
+
+
+class _Shelf:
+    """The files of this process, removed with it; the one asked for longest ago goes first."""
+
+    def __init__(self) -> None:
+        self.folder = tempfile.TemporaryDirectory(prefix="ssdistill-")
+        self.paths: OrderedDict[str, Path] = OrderedDict()
+
+    def path(self, encoder: Encoder) -> Path:
+        key = _identity(encoder)
+        if key not in self.paths:
+            path = Path(self.folder.name) / f"{key[:24]}.onnx"
+            export_onnx(encoder, path)
+            self.paths[key] = path
+        self.paths.move_to_end(key)
+        while len(self.paths) > MOST:
+            self.paths.popitem(last=False)[1].unlink(missing_ok=True)
+        return self.paths[key]
+
+
+_shelves: list[_Shelf] = []
+
+
+@contextmanager
+def float_onnx(model: Model) -> Iterator[OnnxEncoder]:
+    """The same model in ONNX Runtime, for as long as the ``with`` lasts.
+
+    What an encoder of the same weights was exported to before is used again; the export takes
+    seconds, and each model of a chain is measured beside its parent, its children and all.
+
+    Raises:
+        UserError: see :func:`ssdistill.artifacts.runtimes.onnx_runtime.export_onnx`.
+    """
+    if isinstance(model, Encoder):
+        if not _shelves:
+            _shelves.append(_Shelf())
+        yield OnnxEncoder(_shelves[0].path(model), model.embed_dim, model.spec)
+        return
+    # Of another module it is not known what its ``embed`` does with the weights.
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        export_onnx(model, path)
+        yield OnnxEncoder(path, model.embed_dim)
+
+
+def _identity(encoder: Encoder) -> str:
+    """sha256 of everything that decides what is exported."""
+    digest = hashlib.sha256(f"{encoder.spec.model_dump_json()} {encoder.removed}".encode())
+    for name, tensor in encoder.net.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,109 @@
+"""A model's weights, with all that compression did to them, as one file and facts; and back."""
+
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ssdistill.artifacts.coding.codes import Coded
+from ssdistill.artifacts.coding.file import current, pack_state, unpack_state
+from ssdistill.artifacts.description import CODED_WEIGHTS, DESCRIPTION, TORCH_WEIGHTS, Description
+from ssdistill.artifacts.files import read_checked
+from ssdistill.errors import UserError
+from ssdistill.models.downloads import reason
+from ssdistill.models.model import Model
+from ssdistill.models.structure import fit_structure
+
+MISFITS = (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError,
+           ZeroDivisionError)  # fmt: skip
+"""What tensors of shapes that no compression has left behind end in."""
+
+
+def pack_weights(model: Model) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """The content of ``model.safetensors``, or of ``model.coded.safetensors`` where weights are
+    coded, and the facts that ``model.json`` keeps of them.
+
+    Facts are ``widths``: the shapes of tensors that the uncompressed network has not, or has in
+    another shape; and, where there are any, ``channels`` and ``removed`` as in
+    :class:`~ssdistill.models.model.Model` and ``coded``: bytes in the file by how they are
+    written.
+
+    Raises:
+        UserError: a state dict with an entry that is no tensor.
+    """
+    state = model.net.state_dict()
+    for key, value in state.items():
+        if not isinstance(value, Tensor):
+            raise UserError(f"'{model.name}' cannot be saved: '{key}' is no tensor")
+    dense = model.fresh_net().state_dict()
+    shapes = {key: tensor.shape for key, tensor in dense.items()}
+    facts: dict[str, Any] = {
+        "widths": {k: list(v.shape) for k, v in state.items() if v.shape != shapes.get(k)}
+    }
+    if model.channels:
+        facts["channels"] = {k: [int(i) for i in kept] for k, kept in model.channels.items()}
+    if model.removed:
+        facts["removed"] = list(model.removed)
+    if coded := current(state, model.coded):
+        content, facts["coded"] = pack_state(state, coded)
+        return {CODED_WEIGHTS: content}, facts
+    # safetensors refuses channels_last tensors and tensors that share memory.
+    state = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format)
+             for k, v in state.items()}  # fmt: skip
+    return {TORCH_WEIGHTS: safetensors.torch.save(state)}, facts
+
+
+def unpack_weights(model: Model, folder: Path, description: Description) -> None:
+    """Make of an uncompressed ``model`` the one whose weights lie in ``folder``.
+
+    Raises:
+        UserError: a missing, damaged or foreign file; the first key or shape at fault is named.
+    """
+    path = folder / description.first
+    state, coded = _read(path, description.names[description.first])
+    removed = description.removed
+    try:
+        if description.widths or removed:
+            fit_structure(model.net, state, removed)
+        _check_keys(model, state)
+        model.net.load_state_dict(state, strict=True)
+    except UserError as error:
+        raise UserError(f"{path} is no '{model.name}' of its {DESCRIPTION}: {error}") from None
+    except MISFITS as error:
+        raise UserError(
+            f"{path} is no '{model.name}' of its {DESCRIPTION}: {reason(error)}"
+        ) from error
+    model.channels, model.removed, model.coded = description.channels, tuple(removed), coded
+
+
+def _read(path: Path, sha256: str) -> tuple[dict[str, Tensor], dict[str, Coded]]:
+    content = read_checked(path, sha256)
+    if path.name == CODED_WEIGHTS:
+        try:
+            return unpack_state(content)
+        except UserError as error:
+            raise UserError(f"{path} cannot be read: {error}") from error
+    try:
+        return safetensors.torch.load(content), {}
+    except Exception as error:  # beside its own, whatever a header that is not valid ends in
+        raise UserError(f"{path} is not a safetensors file: {reason(error)}") from error
+
+
+def _check_keys(model: Model, state: dict[str, Tensor]) -> None:
+    known = model.net.state_dict()
+    for key in known:
+        if key not in state:
+            raise UserError(f"it lacks '{key}'")
+    for key in state:
+        if key not in known:
+            raise UserError(f"it has an unknown '{key}'")
+    for key, ours in known.items():
+        if ours.shape != state[key].shape:
+            shapes = f"{tuple(state[key].shape)} in the file, {tuple(ours.shape)} in the network"
+            raise UserError(f"tensor '{key}' has shape {shapes}")
+        if ours.is_floating_point() != state[key].is_floating_point():
+            raise UserError(f"tensor '{key}' holds {state[key].dtype}, the network {ours.dtype}")
+        if ours.is_floating_point() and ours.isfinite().all() and not state[key].isfinite().all():
+            raise UserError(f"tensor '{key}' has numbers that are NaN or infinite")

@@ -1,0 +1,295 @@
+"""Stages: a piece of work with an identity, done once, resumed when cut, shared by experiments.
+
+A stage is known by a digest of what it does, of what it is made from and of the data; the seed
+is kept apart. Its folder is ``<root>/stages/<kind>-<digest8>/s<seed>``: the same work wanted by
+another experiment is found there, changed work gets another folder.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, get_args
+
+from filelock import FileLock, Timeout
+
+from ssdistill.chain.grouping import experiment_columns, stage_columns
+from ssdistill.errors import DamagedFile, UserError, shortened
+from ssdistill.experiment.schema import Experiment
+from ssdistill.record.metrics_file import METRICS_FILE, read_metrics
+from ssdistill.record.run import Run
+from ssdistill.record.run_record import RUN_FILE, SCHEMA, RunRecord, Status, kind_of, load_run
+from ssdistill.record.tracker import Tracker, TrackingSettings
+from ssdistill.train.loop import CHECKPOINT
+from ssdistill.train.progress import console
+
+VERSIONS = {
+    "initialize": 1,
+    "load": 1,
+    "pretrain": 3,
+    "distill": 2,
+    "compress": 4,
+    "evaluate": 6,
+    "latency": 2,
+}
+"""Raised whenever the code of a kind changes what comes out, so that old results are not reused."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One node of the plan.
+
+    Attributes:
+        role: what it is in its experiment, e.g. ``teacher``; no part of the identity.
+        kind: which work, a key of :data:`VERSIONS`.
+        config: the settings that decide what comes out, ready for JSON.
+        parents: the stages it is made from, by the part they play.
+        fingerprint: of the training images.
+        seed: of everything random in it.
+    """
+
+    role: str
+    kind: str
+    config: dict[str, Any]
+    fingerprint: str
+    seed: int
+    parents: dict[str, "Stage"] = field(default_factory=dict)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over work, parents and data, in hexadecimal; the seed is not in it."""
+        identity = {
+            "kind": self.kind,
+            "version": VERSIONS[self.kind],
+            "config": self.config,
+            "parents": {name: parent.digest for name, parent in self.parents.items()},
+            "fingerprint": self.fingerprint,
+        }
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+    def folder(self, root: Path) -> Path:
+        """Where the stage lives under the runs folder ``root``."""
+        return root / "stages" / f"{self.kind}-{self.digest[:8]}" / f"s{self.seed}"
+
+    def record(self, root: Path) -> RunRecord | None:
+        """Its record, or None where it was never started."""
+        folder = self.folder(root)
+        if not os.path.lexists(folder / RUN_FILE):
+            return None
+        if not (folder / RUN_FILE).is_file():
+            raise DamagedFile(folder / RUN_FILE, "no file")
+        try:
+            record = load_run(folder)
+        except (UserError, RecursionError, TypeError) as error:
+            if _is_of_later_version(folder / RUN_FILE):
+                raise
+            raise DamagedFile(folder / RUN_FILE, _reason(error)) from error
+        if problem := _problem(record):
+            raise DamagedFile(folder / RUN_FILE, problem)
+        return record
+
+    def status(self, root: Path) -> str:
+        """``finished``, ``interrupted``, ``failed``, ``running``, ``damaged`` or ``missing``."""
+        try:
+            record = self.record(root)
+        except DamagedFile:
+            return "damaged"
+        return record.status if record else "missing"
+
+
+Body = Callable[[Stage, Tracker], dict[str, Any]]
+"""The work of one kind: fills the folder of the tracker's run and returns the final metrics."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What records and mirrors call the experiment a stage runs for.
+
+    Attributes:
+        name, profile: the experiment's.
+        digest: sha256 of its whole configuration.
+        tags: what to find it by in W&B.
+        group_digest: sha256 of the configuration without its seeds: more seeds join the group.
+        columns: what all its runs share, to group them by.
+    """
+
+    name: str
+    profile: str
+    digest: str
+    tags: tuple[str, ...] = ()
+    group_digest: str = ""
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> "Identity":
+        """The identity of an experiment; tracking and hardware are no part of it."""
+        aside = {"tracking", "device", "checkpoint_seconds"}
+        config = experiment.model_dump(mode="json", exclude=aside)
+        digest = _sha256(config)
+        group_digest = _sha256({key: value for key, value in config.items() if key != "seeds"})
+        data, paper = experiment.data.kind, experiment.paper
+        networks = (experiment.student, *experiment.all_teachers.values())
+        names = (n.encoder.name for n in networks if hasattr(n, "encoder"))
+        tags = (data, experiment.profile, *list(names)[:1])
+        arxiv = (paper.arxiv,) if paper and paper.arxiv else ()
+        return cls(
+            experiment.name,
+            experiment.profile,
+            digest,
+            (*tags, *arxiv),
+            group_digest,
+            experiment_columns(experiment),
+        )
+
+    @property
+    def folder(self) -> str:
+        """Name of the experiment's folder."""
+        return f"{self.name}-{self.digest[:8]}"
+
+    @property
+    def group(self) -> str:
+        """What its runs have in common in W&B, whatever their seeds."""
+        return f"{self.name}-{(self.group_digest or self.digest)[:8]}"
+
+
+def _sha256(config: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def execute(
+    stage: Stage, root: Path, body: Body, identity: Identity, tracking: TrackingSettings
+) -> RunRecord:
+    """Do the stage unless it is done; resume what was cut.
+
+    Raises:
+        UserError: another error of the user's, or a digest that clashes with another's folder.
+        KeyboardInterrupt: after Ctrl-C; the record says ``interrupted`` then.
+    """
+    folder = stage.folder(root)
+    with locked(folder):
+        _set_aside_if_damaged(stage, root)
+        record = stage.record(root)
+        if record and record.status == "finished":
+            if record.digest != stage.digest:
+                raise UserError(f"{folder}: holds a stage with another digest; move it away")
+            return record
+        run = Run(
+            folder,
+            stage=stage.kind,
+            kind=kind_of(stage.config),
+            role=stage.role,
+            columns={**identity.columns, **stage_columns(stage)},
+            digest=stage.digest,
+            seed=stage.seed,
+            name=identity.name,
+            group=identity.group,
+            profile=identity.profile,
+            fingerprint=stage.fingerprint,
+            parents=_lineage(stage, root),
+            config=stage.config,
+        )
+        with Tracker(run, tracking, (*identity.tags, stage.role)) as tracker:
+            tracker.finish(body(stage, tracker))
+        (folder / CHECKPOINT).unlink(missing_ok=True)
+        return load_run(folder)
+
+
+def _lineage(stage: Stage, root: Path) -> dict[str, Any]:
+    """Digest, seed and weights of each parent."""
+    lineage = {}
+    for name, parent in stage.parents.items():
+        artifacts = parent.record(root).artifacts
+        sha256 = next((entry["sha256"] for entry in artifacts.values()), None)
+        lineage[name] = {"digest": parent.digest, "seed": parent.seed, "sha256": sha256}
+    return lineage
+
+
+def set_aside(folder: Path, reason: object) -> Path:
+    """Rename a damaged stage's folder, aloud; nothing is deleted. Returns its new place."""
+    number = 1
+    while os.path.lexists(place := folder.with_name(f"damaged-{folder.name}-{number}")):
+        number += 1
+    os.rename(folder, place)
+    console.print(f"  {shortened(reason, 300)}: made anew, the old folder is now {place}")
+    return place
+
+
+def _set_aside_if_damaged(stage: Stage, root: Path) -> None:
+    """Whatever of a stage's own files would keep it from being run again."""
+    folder = stage.folder(root)
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise UserError(
+            f"{folder}: is no folder, though a stage belongs there; move it away: "
+            f"mv '{folder}' '{folder}.old'"
+        )
+    try:
+        stage.record(root)
+    except DamagedFile as error:
+        set_aside(folder, f"{error.path} is damaged ({error.reason})")
+        return
+    metrics = folder / METRICS_FILE
+    if os.path.lexists(metrics) and not metrics.is_file():
+        set_aside(folder, f"{metrics} is no file")
+        return
+    try:
+        read_metrics(folder)
+    except UserError as error:
+        set_aside(folder, error)
+
+
+def _is_of_later_version(path: Path) -> bool:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["schema"] > SCHEMA
+    except (OSError, LookupError, RecursionError, TypeError, ValueError):
+        return False
+
+
+def _reason(error: Exception) -> str:
+    """What :func:`ssdistill.record.run.load_run` says, without the path."""
+    return str(error).partition(": ")[2] or str(error)
+
+
+def _problem(record: RunRecord) -> str | None:
+    """Why a record cannot be one that this program wrote; None if it can."""
+    if record.status not in get_args(Status):
+        return f"status {shortened(record.status)!r}"
+    mappings = (record.metrics, record.parents, record.artifacts, record.config, record.provenance)
+    if not all(isinstance(value, dict) for value in mappings):
+        return "a section that is no mapping"
+    if not all(isinstance(value, int | float | None) for value in record.metrics.values()):
+        return "a metric that is no number"
+    if not isinstance(record.wall_seconds, int | float) or not isinstance(record.resumed, int):
+        return "a time that is no number"
+    entries = record.artifacts.values()
+    if not all(isinstance(entry, dict) and {"file", "sha256"} <= entry.keys() for entry in entries):
+        return "an artifact without file or sha256"
+    return None
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """A lock on the stage, waited for aloud; freed by the system if the process dies.
+
+    Raises:
+        UserError: something else stands in the place of the lock.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    path = folder.with_name(f".{folder.name}.lock")
+    if os.path.lexists(path) and not path.is_file():
+        raise UserError(
+            f"{path}: is no file, though a lock belongs there; remove it: rm -r '{path}'"
+        )
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        console.print(f"  {folder.parent.name}: waiting for another process that runs it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

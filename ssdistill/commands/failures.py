@@ -1,0 +1,107 @@
+"""What ends a command, on one line: a mistake that can be mended, or a fault and its report."""
+
+import contextlib
+import errno
+import os
+import platform
+import tempfile
+import time
+import traceback
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+from ssdistill.errors import UserError, shortened
+from ssdistill.files import disk_is_full
+
+REMEDIES = {
+    errno.ENOSPC: "free some space and run the same command again",
+    errno.EDQUOT: "free some space and run the same command again",
+    errno.EACCES: "change its permissions, or choose another folder with --runs",
+    errno.EPERM: "change its permissions, or choose another folder with --runs",
+    errno.EROFS: "choose another folder with --runs",
+    errno.EMFILE: "raise the limit of open files: ulimit -n 4096",
+    errno.ENAMETOOLONG: "shorten the name",
+    errno.ELOOP: "the symbolic links lead in a circle; remove one of them",
+    errno.ENOTDIR: "a file stands where a folder belongs; move it away",
+    errno.EEXIST: "a file stands where a folder belongs; move it away",
+    errno.EISDIR: "a folder stands where a file belongs; move it away",
+    errno.ENOENT: "check the path, and that nothing else removes files there",
+}
+NO_MEMORY = "lower batch_size, data.image_size or the sizes of the networks"
+PACKAGES = ("ssdistill", "torch", "torchvision", "timm", "lightning-fabric", "numpy", "onnxruntime")
+
+
+def explanation(error: BaseException) -> str | None:
+    """What the user can do about an error, on one line; None where it is a fault of ours."""
+    if isinstance(error, UserError):
+        return str(error)
+    if _is_out_of_memory(error):
+        return f"not enough memory ({_first_line(error)}); {NO_MEMORY}"
+    if disk_is_full(error) and not isinstance(error, OSError):
+        return f"no space left on the disk ({_first_line(error)}); {REMEDIES[errno.ENOSPC]}"
+    if isinstance(error, OSError) and error.errno is not None:
+        if error.errno == errno.ENOMEM:
+            return f"not enough memory ({error.strerror}); {NO_MEMORY}"
+        place = f"{shortened(error.filename, 300)}: " if error.filename is not None else ""
+        remedy = REMEDIES.get(error.errno, "see that the disk and the connection are in order")
+        reason = "no space left on the disk" if error.errno == errno.ENOSPC else error.strerror
+        return f"{place}{reason}; {remedy}"
+    return None
+
+
+def save_report(error: BaseException, words: Sequence[str], folder: Path | None) -> Path | None:
+    """Write down what is needed to find a fault; None where nothing can be written.
+
+    Args:
+        words: the command line.
+        folder: the runs folder, if there is one; the system's temporary folder otherwise.
+    """
+    name = f"crash-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
+    text = _report(error, words)
+    for place in (folder, Path(tempfile.gettempdir())):
+        if place is not None and place.is_dir():
+            with contextlib.suppress(OSError):
+                (place / name).write_text(text, encoding="utf-8", errors="backslashreplace")
+                return place / name
+    return None
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    import torch
+
+    words = ("can't allocate memory", "out of memory", "alloc_cpu", "CUDA_ERROR_OUT_OF_MEMORY")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).splitlines()
+    return shortened(lines[0], 150) if lines and lines[0].strip() else type(error).__name__
+
+
+def _report(error: BaseException, words: Sequence[str]) -> str:
+    versions = [f"python {platform.python_version()}, {platform.platform()}"]
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions.append(f"{package} {metadata.version(package)}")
+    parts = {
+        "command": " ".join(["ssdistill", *words]),
+        "folder": os.getcwd(),
+        "versions": "\n".join(versions),
+        "config": _config(words),
+        "traceback": "".join(traceback.format_exception(error)),
+    }
+    return "".join(f"== {title}\n{text.rstrip()}\n\n" for title, text in parts.items())
+
+
+def _config(words: Sequence[str]) -> str:
+    """The text of the config that the command line names."""
+    from ssdistill.experiment.reading import find_config
+
+    for word in words[1:]:
+        with contextlib.suppress(UserError, OSError):
+            file = find_config(word)
+            return f"# {file}\n{file.read_text(encoding='utf-8', errors='backslashreplace')}"
+    return "none"

@@ -1,0 +1,185 @@
+"""What `ssdistill list` and `--dry-run` print."""
+
+import inspect
+import re
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from ssdistill.data.settings import StoreSettings
+from ssdistill.errors import UserError, nearest
+from ssdistill.settings import Settings
+from ssdistill.settings.registry import (
+    LOSSES,
+    METHODS,
+    PROTOCOLS,
+    RUNTIMES,
+    SOURCES,
+    STEPS,
+    TEACHERS,
+    Registry,
+)
+from ssdistill.terminal.fitted_table import FittedTable
+
+if TYPE_CHECKING:
+    from ssdistill.chain.run import PlannedStage
+
+REGISTRIES = {
+    "losses": LOSSES,
+    "methods": METHODS,
+    "teachers": TEACHERS,
+    "steps": STEPS,
+    "runtimes": RUNTIMES,
+    "protocols": PROTOCOLS,
+    "sources": SOURCES,
+}
+
+
+def listings(what: str | None = None) -> list[FittedTable]:
+    """The tables asked for; all of them when nothing is.
+
+    Raises:
+        UserError: for a word that names no table.
+    """
+    makers = {name: lambda name=name: _registry_tables(name) for name in REGISTRIES}
+    makers |= {"views": lambda: [_views_table()], "configs": lambda: [_configs_table()]}
+    if what is None:
+        return [table for make in makers.values() for table in make()]
+    if what not in makers:
+        raise UserError(f"list: no '{what}'{nearest(what, makers)}; known: {', '.join(makers)}")
+    return makers[what]()
+
+
+def _registry_tables(name: str) -> list[FittedTable]:
+    """One table, or one for each family where kinds have families."""
+    classes = REGISTRIES[name].classes
+    families = sorted({getattr(cls, "family", "") for cls in classes.values()})
+    tables = []
+    for family in families:
+        known = {k: cls for k, cls in classes.items() if getattr(cls, "family", "") == family}
+        tables.append(_kinds_table(f"{name}: {family}" if family else name, known))
+    tables[-1].caption = f"ssdistill list {name} KIND shows one of them with its settings"
+    return tables
+
+
+def _kinds_table(title: str, known: dict[str, type]) -> FittedTable:
+    table = FittedTable(title=title)
+    shared = ("reads", "views", "paper")
+    columns = ["kind", *(c for c in shared if all(hasattr(cls, c) for cls in known.values()))]
+    for column in [*columns, "what it does"]:
+        table.add_column(column, no_wrap=column == "kind")
+    for kind, cls in known.items():
+        facts = {"kind": kind, "views": _views(cls)}
+        cells = [facts.get(column) or _text(getattr(cls, column, "")) for column in columns]
+        table.add_row(*map(Text, [*cells, _summary(cls)]))
+    return table
+
+
+def _summary(cls: type) -> str:
+    return plain_text((inspect.getdoc(cls) or "").splitlines()[0])
+
+
+def plain_text(documentation: str) -> str:
+    """A docstring as a terminal shows it, without the marks of reStructuredText and Markdown."""
+    text = re.sub(r"^ *```.*\n?", "", documentation, flags=re.M)
+    # ~ shows the last part of a name, and "title <target>" the title.
+    text = re.sub(r":[\w:+-]+:`~(?:[\w.]+\.)?(\w+)`", r"\1", text)
+    text = re.sub(r":[\w:+-]+:`([^`<]+?)(?:\s*<[^`>]*>)?`", r"\1", text)
+    return re.sub(r"(`{1,2})([^`]+)\1", r"\2", text)
+
+
+def _views(cls: type) -> str:
+    """How many views, which of them are paired, and those made for it."""
+    if not hasattr(cls, "pairing"):
+        return ""
+    extra = sorted({*cls.extra_student, *cls.extra_teacher})
+    pairing = cls.pairing if isinstance(cls.pairing, str) else str([list(p) for p in cls.pairing])
+    return f"{cls.views} {pairing}" + (f" + {', '.join(extra)}" if extra else "")
+
+
+def description(what: str, kind: str) -> list[FittedTable | Text]:
+    """One kind in full: its documentation and its settings.
+
+    Raises:
+        UserError: for a word that names no registry, or a kind that it has not.
+    """
+    if what not in REGISTRIES:
+        raise UserError(f"list: no '{what}'{nearest(what, REGISTRIES)} has kinds")
+    registry: Registry = REGISTRIES[what]
+    cls = registry[kind]
+    table = FittedTable("setting", "default")
+    for line in _settings(registry, kind):
+        table.add_row(*map(Text, line))
+    facts = ", ".join(_text(getattr(cls, f)) for f in ("family", "paper") if hasattr(cls, f))
+    heading = f"{kind}: {facts}\n" if facts else f"{kind}\n"
+    text = inspect.getdoc(cls) or ""
+    if what == "sources":
+        # The first line says what they are; their arguments follow those of the kind.
+        text += "\n\nOf every source:\n" + inspect.getdoc(StoreSettings).partition("Args:\n")[2]
+    return [Text(heading), Text(plain_text(text)), table]
+
+
+def _settings(registry: Registry, kind: str) -> list[tuple[str, str]]:
+    """Name and default of every setting, the kind's own first."""
+    fields = registry.schema(kind).model_fields
+    own = [name for name in fields if name in _keywords(registry[kind])]
+    shared = [name for name in fields if name not in own and name != "kind"]
+    lines = []
+    for name in own + shared:
+        default = fields[name].default
+        if name in own and isinstance(default, Settings):
+            lines += [(f"{name}.{key}", _text(value)) for key, value in default]
+            continue
+        text = "required" if fields[name].is_required() else _text(default)
+        # A group that all kinds share would fill the screen with its defaults.
+        lines.append((name, text if len(text) < 60 else "…"))
+    return lines
+
+
+def _keywords(cls: type) -> list[str]:
+    parameters = inspect.signature(cls.__init__).parameters.values()
+    return [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
+    return str(value)
+
+
+def _views_table() -> FittedTable:
+    from ssdistill.data.recipes import RECIPES
+
+    table = FittedTable("recipe", "settings", title="views", show_lines=True)
+    for name, recipe in RECIPES.items():
+        changed = recipe.model_dump(exclude_defaults=True)
+        settings = "  ".join(f"{key}={value}" for key, value in changed.items())
+        table.add_row(name, Text(settings or "all defaults"))
+    return table
+
+
+def _configs_table() -> FittedTable:
+    folder = Path(str(resources.files("ssdistill.configs")))
+    table = FittedTable("config", "what it is", title="configs")
+    for file in sorted(folder.rglob("*.yaml")):
+        first = file.read_text().splitlines()[0]
+        table.add_row(str(file.relative_to(folder).with_suffix("")), Text(first.lstrip("# ")))
+    return table
+
+
+def plan_table(planned: Iterable["PlannedStage"]) -> FittedTable:
+    """The stages of a dry run."""
+    table = FittedTable("stage", "role", "seed", "digest", "made from", "status", keys=3)
+    for entry in planned:
+        stage = entry.stage
+        parents = ", ".join(f"{name} {p.digest[:8]}" for name, p in stage.parents.items())
+        row = (stage.kind, stage.role, str(stage.seed), stage.digest[:8], parents, entry.status)
+        table.add_row(*map(Text, row))
+    return table

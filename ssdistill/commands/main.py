@@ -1,0 +1,275 @@
+"""The command line: parsing and printing only."""
+
+import argparse
+import logging
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from ssdistill.commands.failures import explanation, save_report
+from ssdistill.commands.probe.command import add_probe
+from ssdistill.errors import UserError, shortened
+from ssdistill.experiment.overrides import nearest_option, plain_overrides
+from ssdistill.terminal.console import forgiving_streams, say, show, tell
+
+EXIT_USER_ERROR, EXIT_INTERNAL, EXIT_INTERRUPTED = 2, 70, 130
+
+EPILOG = """\
+examples:
+  ssdistill run quickstart                          the whole chain on scikit-learn's digits
+  ssdistill run quickstart data=cifar10             the same on CIFAR-10 (downloads)
+  ssdistill run quickstart data.kind=folder data.path=photos
+  ssdistill run quickstart pretrain.kind=byol seeds=[0,1,2]
+  ssdistill run quickstart --dry-run                what would be done, and what exists
+  ssdistill probe student/ student_int8/ --data photos/   judge and compare finished encoders
+
+Opening a file never runs it, except compiled models (AOTInductor), which want --trust
+unless they were compiled here.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    with forgiving_streams():
+        return _main(arguments)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    # It may stand before the command or after it.
+    debug = "--debug" in words
+    options = _parse([word for word in words if word != "--debug"])
+    logging.basicConfig(level=logging.WARNING, format="  %(message)s")
+    try:
+        return options.command(options)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        return _failed(error, words, getattr(options, "runs", None), debug)
+
+
+def _failed(error: Exception, words: Sequence[str], runs: Path | None, debug: bool) -> int:
+    """Say on one line what ended the command; a fault of ours is written down, too."""
+    if debug:
+        traceback.print_exception(error)
+    if text := explanation(error):
+        print(f"error: {text}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    report = save_report(error, words, runs)
+    reason = shortened(f"{type(error).__name__}: {error}", 300)
+    place = f"a report for the developers is in {report}" if report else "add --debug to see where"
+    print(f"internal error: {reason}; {place}", file=sys.stderr)
+    return EXIT_INTERNAL
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse; overrides may also stand after options, which argparse alone refuses."""
+    parser = _parser()
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    command = next((word for word in words if not word.startswith("-")), None)
+    if command in ("run", "reproduce"):
+        words = _plain_words(words, parser, command)
+    options, rest = parser.parse_known_args(words)
+    named = vars(options)
+    loose = named.get("words", named.get("overrides"))
+    foreign = [w for w in rest if w.startswith("-") or not ("words" in named or "=" in w)]
+    if foreign or (rest and loose is None):
+        unknown = foreign or rest
+        hint = nearest_option(unknown[0], _options_of(parser, command)) if foreign else ""
+        parser.error(f"unknown arguments: {' '.join(unknown)}{hint}")
+    if rest:
+        loose += rest
+    return options
+
+
+def _plain_words(words: list[str], parser: argparse.ArgumentParser, command: str) -> list[str]:
+    """Settings in the spellings of other programs as ``key=value``."""
+    try:
+        return plain_overrides(words, _options_of(parser, command))
+    except UserError as error:
+        parser.error(str(error))
+
+
+def _options_of(parser: argparse.ArgumentParser, command: str | None) -> dict[str, bool]:
+    """The options of a command, and whether they take a value."""
+    commands = next(a for a in parser._actions if isinstance(a.choices, dict))
+    own = commands.choices[command]._actions if command in commands.choices else []
+    actions = [*parser._actions, *own]
+    return {name: a.nargs != 0 for a in actions for name in a.option_strings}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ssdistill",
+        description="Distil, prune and quantize self-supervised vision encoders without labels.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=_version())
+    parser.add_argument(
+        "--debug", action="store_true", help="show where an error was raised (after a command, too)"
+    )
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    run = _add(commands, "run", _run, "run an experiment; what is done already is not done again")
+    _experiment_arguments(run)
+    run.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    run.add_argument(
+        "--publish",
+        type=Path,
+        metavar="FOLDER",
+        help="also write the results to FOLDER/records.jsonl, from which tables are made",
+    )
+
+    reproduce = _add(
+        commands,
+        "reproduce",
+        _reproduce,
+        "run an experiment and hold its claims against the results",
+        "Exit status: 0 all claims hold, 1 one fails, 3 some cannot be decided, 2 an error.",
+    )
+    _experiment_arguments(reproduce)
+
+    add_probe(commands)
+
+    report = _add(commands, "report", _report, "rewrite the tables in README files from records")
+    report.add_argument("--check", action="store_true", help="only say which tables differ")
+    report.add_argument("--root", type=Path, default=Path("."), help="folder of the README")
+
+    restore = _add(
+        commands,
+        "restore",
+        _restore,
+        "find the dense model that a compressed one was made from",
+        "Prints its folder, or copies it.",
+    )
+    restore.add_argument("artifact", type=Path, help="folder of the compressed model")
+    restore.add_argument("--to", type=Path, metavar="FOLDER", help="copy the dense model there")
+
+    listing = _add(commands, "list", _list, "every kind there is, with its settings and source")
+    listing.add_argument(
+        "what",
+        nargs="?",
+        help="losses, methods, teachers, steps, runtimes, protocols, sources, views or configs; "
+        "default all",
+    )
+    listing.add_argument("kind", nargs="?", help="one of them, with all its settings")
+    return parser
+
+
+def _add(commands, name: str, command, summary: str, more: str = "") -> argparse.ArgumentParser:
+    description = f"{summary[0].upper()}{summary[1:]}. {more}"
+    parser = commands.add_parser(name, help=summary, description=description)
+    parser.set_defaults(command=command)
+    return parser
+
+
+def _experiment_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help="a YAML file, or the name of a packaged config")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="runs folder (runs)")
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="run compiled models (AOTInductor) in the runs folder that were not compiled here",
+    )
+
+
+def _run(options: argparse.Namespace) -> int:
+    experiment = _load(options)
+    if options.dry_run:
+        from ssdistill.chain.run import dry_run
+        from ssdistill.commands.listing import plan_table
+
+        show(plan_table(dry_run(experiment, options.runs)))
+        return 0
+    report = _execute(experiment, options.runs)
+    if options.publish:
+        report.publish(options.publish)
+        say(f"records: {options.publish / 'records.jsonl'}")
+    return 0
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    from ssdistill.report.verdict import exit_code
+
+    experiment = _load(options)
+    if experiment.paper is None or not experiment.paper.claims:
+        raise UserError(f"{options.config}: nothing to reproduce, it has no paper.claims")
+    return exit_code(_execute(experiment, options.runs).verdicts)
+
+
+def _restore(options: argparse.Namespace) -> int:
+    import shutil
+
+    from ssdistill.compress.restore import dense_parent
+
+    found = dense_parent(options.artifact)
+    if options.to:
+        if options.to.exists() and any(options.to.iterdir()):
+            raise UserError(f"restore --to {options.to}: the folder is not empty")
+        found = Path(shutil.copytree(found, options.to, dirs_exist_ok=True))
+    say(found)
+    return 0
+
+
+def _load(options: argparse.Namespace):
+    from ssdistill.chain.processes import refuse_several_processes
+    from ssdistill.experiment.reading import load_experiment
+
+    refuse_several_processes()
+    if options.trust:
+        from ssdistill.artifacts.runtimes.compiled_here import trust_stages
+
+        trust_stages(options.runs)
+    experiment, notices = load_experiment(options.config, options.overrides)
+    for notice in notices:
+        print(notice, file=sys.stderr)
+    return experiment
+
+
+def _execute(experiment, root: Path):
+    from ssdistill.chain.run import run
+
+    report = run(experiment, root)
+    for table in report.tables:
+        show(table.to_rich())
+    for notice in report.notices:
+        tell(notice)
+    last = list(report.models)[-1]
+    say(f"{last} model: {report.models[last]}")
+    say(f"report: {report.folder / 'report.html'}")
+    return report
+
+
+def _report(options: argparse.Namespace) -> int:
+    from ssdistill.report.readme import write_reports
+
+    outdated = write_reports(options.root, check=options.check)
+    for block in outdated:
+        say(block if options.check else f"{block.file}: block '{block.block}' rewritten")
+    if options.check and outdated:
+        print("run `ssdistill report` to rewrite them from the records", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _list(options: argparse.Namespace) -> int:
+    from ssdistill.commands.listing import description, listings
+
+    shown = description(options.what, options.kind) if options.kind else listings(options.what)
+    for table in shown:
+        show(table)
+    return 0
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return f"ssdistill {version('ssdistill')}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

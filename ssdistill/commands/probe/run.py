@@ -1,0 +1,162 @@
+"""Judge several encoders on the same pictures, and set each beside the first."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ssdistill.commands.probe.arguments import ask
+from ssdistill.commands.probe.findings import Findings, Probed, spread
+from ssdistill.commands.probe.names import short_names
+from ssdistill.errors import UserError
+from ssdistill.evaluate.functions import as_device
+from ssdistill.evaluate.opening.encoders import Opened, open_encoder, own_size, takes_statistics
+from ssdistill.evaluate.opening.pictures import Shown, open_pictures
+from ssdistill.evaluate.paired import MARGIN
+from ssdistill.evaluate.protocols import Protocol
+from ssdistill.evaluate.subject import Subject
+from ssdistill.label_free.agreement import agreement
+from ssdistill.label_free.collapse import gauges
+from ssdistill.label_free.features import Precision
+from ssdistill.train.progress import console
+
+
+def probe(
+    models: Any,
+    data: Any,
+    protocols: Sequence[str] | None = None,
+    *,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    data_settings: Mapping[str, Any] | None = None,
+    image_size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    margin: float = MARGIN,
+    device: str | None = "auto",
+    precision: Precision = "fp32",
+    root: str | Path = "runs",
+    progress: bool = True,
+    trust: bool = False,
+) -> Probed:
+    """Judge encoders, as ``ssdistill probe`` does.
+
+    Args:
+        models: one or several of what
+            :func:`ssdistill.evaluate.opening.encoders.open_encoder` takes; a mapping names them.
+        data: what :func:`ssdistill.evaluate.opening.pictures.open_pictures` takes.
+        protocols: names such as ``linear`` or ``knn_dinov2``; by default those of a config.
+        settings: of protocols, by name; data_settings: over those that ``data`` says.
+        image_size: side in pixels of the images encoders are given; each one's own by default.
+        mean, std: statistics that bare ``.onnx`` files and checkpoints expect images to be
+            normalised by; other models know their own.
+        margin: points of accuracy within which two models count as equally good.
+        device, precision, root: as for :func:`ssdistill.evaluate.functions.open_subject`.
+        progress: bars and a line for every model, on the terminal's error stream.
+        trust: open models that are native code and were not compiled here.
+
+    Raises:
+        UserError: anything that cannot be opened, or protocols of which none can judge.
+    """
+    sources = _sources(models)
+    asked = ask(protocols, settings)
+    _check(sources.values(), margin, mean, std)
+    where = as_device(device)
+    sizes = [image_size or own_size(what) for what in sources.values()]
+    shown = open_pictures(data, data_settings, sizes=[s for s in sizes if s], root=root)
+    if not shown.labeled:
+        asked = _without_labels(shown, protocols)
+    found: list[Findings] = []
+    for number, (name, what) in enumerate(sources.items(), start=1):
+        if progress and len(sources) > 1:
+            console.print(f"[{number}/{len(sources)}] {name}", style="dim")
+        own = {"mean": mean, "std": std} if takes_statistics(what) else {}
+        opened = open_encoder(what, shown.facts, image_size=image_size, trust=trust, **own)
+        subject = Subject(
+            opened.encoder,
+            shown.train,
+            shown.test,
+            name=name,
+            image_size=opened.image_size or shown.image_size,
+            device=where,
+            precision=precision,
+            progress=progress,
+        )
+        found.append(_judge(subject, opened, asked, found[0] if found else None))
+    if asked and not any(model.results for model in found):
+        raise UserError(next(why for model in found for why in model.refused.values()))
+    return Probed(tuple(found), shown, tuple(asked), margin)
+
+
+def _check(
+    models: Iterable[Any],
+    margin: float,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+) -> None:
+    if margin <= 0:
+        raise UserError(f"margin={margin}: it must be positive")
+    if (mean is None) != (std is None):
+        raise UserError("mean and std go together: give both or none")
+    if mean is not None and not any(map(takes_statistics, models)):
+        raise UserError("mean and std are for bare .onnx files: all models know their own")
+
+
+def _without_labels(shown: Shown, protocols: Sequence[str] | None) -> list[Protocol]:
+    """What can be asked then: nothing, which is an error where something was asked."""
+    if protocols is not None:
+        raise UserError(
+            f"{shown.description}: no labels, which {', '.join(protocols)} would need; "
+            "without --protocols the label-free gauges are shown"
+        )
+    return []
+
+
+def _sources(models: Any) -> dict[str, Any]:
+    if isinstance(models, Mapping):
+        found = dict(models)
+    else:
+        several = list(models) if isinstance(models, list | tuple) else [models]
+        paths = all(isinstance(what, str | Path) for what in several)
+        names = [str(what) if paths else f"encoder {i}" for i, what in enumerate(several, 1)]
+        found = dict(zip(short_names(names) if paths else names, several, strict=True))
+    if not found:
+        raise UserError("no model is given")
+    return found
+
+
+def _judge(
+    subject: Subject, opened: Opened, asked: Sequence[Protocol], first: Findings | None
+) -> Findings:
+    """Everything that is found of one model."""
+    results, refused, notices = {}, {}, list(opened.notices)
+    size = min(subject.test.images.shape[1:3])
+    if subject.image_size != size:
+        notices.append(f"pictures of {size} pixels are resized to {subject.image_size}")
+    test_ND = subject.features("test")
+    looked_at_ND = test_ND[spread(len(test_ND))].clone()
+    costs = {"compress/bytes": opened.bytes, "compress/params": opened.parameters}
+    metrics = {name: float(value) for name, value in costs.items() if value is not None}
+    metrics |= gauges(looked_at_ND)
+    if first is not None:
+        try:
+            # Of a handful of images, ten neighbours would be all of them.
+            k = min(10, len(looked_at_ND) // 2)
+            metrics |= agreement(looked_at_ND, first.looked_at_ND, k=k)
+        except UserError as error:
+            refused["agreement"] = str(error)
+    for protocol in asked:
+        try:
+            results[protocol.name] = protocol.run(subject)
+        except UserError as error:
+            refused[protocol.name] = str(error)
+        else:
+            metrics |= results[protocol.name].metrics
+    return Findings(
+        subject.name,
+        opened.source,
+        subject.image_size,
+        metrics,
+        results,
+        refused,
+        tuple(notices),
+        looked_at_ND,
+    )

@@ -1,1 +1,0 @@
-"""What can be said of an encoder without any label."""

@@ -1,0 +1,1 @@
+"""What a config may say: its sections, how YAML files and overrides are read and merged."""

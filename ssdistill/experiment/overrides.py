@@ -1,0 +1,122 @@
+"""Settings on the command line, in every spelling that agents of hyper-parameter sweeps use."""
+
+import ast
+import json
+import re
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from difflib import get_close_matches
+
+from ssdistill.errors import UserError, shortened
+
+KEY = re.compile(r"[A-Za-z_]\w*(\.[\w.-]+)*")
+"""The first part of a key is a field of an experiment and holds no hyphen; an option may."""
+
+
+def plain_overrides(words: Iterable[str], options: Mapping[str, bool]) -> list[str]:
+    """A command line in which every setting is written ``key=value``, behind all other words.
+
+    Understood are ``--key=value``, ``--key value``, ``--section.key`` for true, ``+key=value``
+    and ``++key=value``, and a JSON object of dotted keys: what W&B puts in place of ``${args}``,
+    ``${args_no_equals}``, ``${args_no_boolean_flags}``, ``${args_append_hydra}``,
+    ``${args_override_hydra}`` and ``${args_json}``. Python's None, which it writes, is null.
+
+    Args:
+        words: of the command line.
+        options: the command's own, such as ``--runs``, and whether they take a value. These, and
+            what is no setting in any spelling, are left as they are.
+
+    Raises:
+        UserError: a JSON object that cannot be read, or a misspelt option.
+    """
+    words, others, settings = list(words), [], []
+    while words:
+        word = words.pop(0)
+        if word == "--":
+            return [*others, *settings, word, *words]
+        if word.startswith("--"):
+            own, setting = _option(word, words, options)
+            others += own
+            settings += setting
+        elif word.startswith("{"):
+            settings += _json_settings(word)
+        elif _is_setting(setting := word.lstrip("+")):
+            _refuse_slip(setting.partition("=")[0], word, options)
+            settings.append(_without_none(setting))
+        else:
+            others.append(word)
+    return [*others, *settings]
+
+
+def _option(
+    word: str, following: list[str], options: Mapping[str, bool]
+) -> tuple[list[str], list[str]]:
+    """``word`` as an option of the command's own, or as a setting.
+
+    Its value is taken off ``following`` if it stands there.
+    """
+    name, equals, value = word[2:].partition("=")
+    own = [takes_value for option, takes_value in options.items() if option.startswith(f"--{name}")]
+    if own:
+        takes_next = own[0] and not equals and following
+        return [word, following.pop(0)] if takes_next else [word], []
+    _refuse_slip(name, word, options)
+    if not KEY.fullmatch(name):
+        return [word], []
+    if equals:
+        return [], [_without_none(f"{name}={value}")]
+    if following and not following[0].startswith("--") and not _is_setting(following[0]):
+        return [], [_without_none(f"{name}={following.pop(0)}")]
+    return ([], [f"{name}=true"]) if "." in name else ([word], [])
+
+
+def _refuse_slip(name: str, word: str, options: Mapping[str, bool]) -> None:
+    """Refuse a name that is like one of the options and is no section of a config.
+
+    Args:
+        name: of an option or a setting, without hyphens before it.
+        word: as it stands on the command line.
+    """
+    hint = "" if "." in name else nearest_option(name, options)
+    if hint and name not in _sections():
+        what = "option" if word.startswith("-") else "setting"
+        raise UserError(f"{shortened(word)}: no such {what}{hint}")
+
+
+def nearest_option(word: str, options: Iterable[str]) -> str:
+    """`` (did you mean '--runs'?)`` for ``runz``, or an empty string."""
+    name = word.partition("=")[0].strip("-").replace("_", "-")
+    known = {option.strip("-"): option for option in options if option.startswith("--")}
+    close = get_close_matches(name, known, n=1, cutoff=0.65)
+    return f" (did you mean '{known[close[0]]}'?)" if close else ""
+
+
+def _sections() -> set[str]:
+    """The first parts of all keys of a config."""
+    from ssdistill.experiment.schema import Experiment
+    from ssdistill.settings.places import names
+
+    return set(names(Experiment))
+
+
+def _is_setting(word: str) -> bool:
+    name, equals, _ = word.partition("=")
+    return bool(equals and KEY.fullmatch(name))
+
+
+def _json_settings(word: str) -> list[str]:
+    try:
+        settings = json.loads(word)
+    except ValueError as error:
+        raise UserError(f"'{word}': not JSON ({error}); write key=value") from None
+    return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+
+
+def _without_none(setting: str) -> str:
+    """``None``, also within lists and mappings as Python prints them, as YAML writes it."""
+    key, _, value = setting.partition("=")
+    if "None" not in value:
+        return setting
+    with suppress(ValueError, SyntaxError, TypeError):
+        return f"{key}={json.dumps(ast.literal_eval(value))}"
+    return setting

@@ -1,0 +1,159 @@
+"""The sections of a config: networks, trainings, rows of the table, compression."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
+
+from ssdistill.data.mixing import MixSettings
+from ssdistill.distill.interpolate import InterpolateSettings
+from ssdistill.models.backbones import EncoderSettings
+from ssdistill.settings import Name, OpenFraction, Settings
+from ssdistill.settings.registry import LOSSES, METHODS, STEPS, TEACHERS
+from ssdistill.train.optim import OptimSettings
+from ssdistill.train.settings import TrainSettings
+
+
+def kind_alone(value: Any) -> Any:
+    """``data: cifar10`` is short for ``data: {kind: cifar10}``."""
+    return {"kind": value} if isinstance(value, str) else value
+
+
+def _without_null(value: Any) -> Any:
+    """A null takes out what a file that is extended has put in."""
+    if not isinstance(value, dict):
+        return value
+    return {name: item for name, item in value.items() if item is not None}
+
+
+ROLES = {"pixels", "untrained", "teacher", "control", "distilled", "latency"}
+
+
+def _free(name: str, reserved: set[str]) -> str:
+    # pruned_2, control_time, …
+    if name.split("_")[0] in reserved:
+        raise ValueError(f"'{name}' is a name the chain gives to its own models")
+    return name
+
+
+def _own_row(name: str) -> str:
+    return _free(name, ROLES | {step.makes for step in STEPS.classes.values()})
+
+
+RowName = Annotated[Name, AfterValidator(_own_row)]
+PlanName = Annotated[Name, AfterValidator(lambda name: _free(name, ROLES))]
+TeacherName = Annotated[Name, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+
+
+class NetworkSettings(Settings):
+    """One network of the chain."""
+
+    encoder: EncoderSettings = EncoderSettings()
+
+
+Method = Annotated[METHODS.union, BeforeValidator(kind_alone)]
+
+
+class PretrainedTeacher(NetworkSettings):
+    """A teacher that the experiment trains itself.
+
+    Args:
+        encoder: its network.
+        pretrain: the method, with what differs from the experiment's ``pretrain``; null for that.
+    """
+
+    kind: Literal["pretrain"] = "pretrain"
+    pretrain: Method | None = None
+
+
+def _trained_here(value: Any) -> Any:
+    """``teacher: {encoder: …}`` is one that the experiment trains."""
+    if isinstance(value, dict) and "kind" not in value:
+        return {"kind": PretrainedTeacher().kind, **value}
+    return kind_alone(value)
+
+
+TeacherSettings = Annotated[
+    PretrainedTeacher | TEACHERS.union, Field(discriminator="kind"), BeforeValidator(_trained_here)
+]
+
+
+class ControlSettings(Settings):
+    """The student's encoder trained by the teacher's method, without a teacher.
+
+    Args:
+        budgets: what the control gets: ``steps``, as many as the distillation takes; ``time``,
+            as many as fit in the seconds the distillation takes; ``total``, as many as fit in
+            the seconds teacher and distillation take together.
+        optim: optimizer, where it differs from the teacher's.
+    """
+
+    budgets: tuple[Literal["steps", "time", "total"], ...] = ("steps",)
+    optim: OptimSettings | None = None
+
+
+class DistillSettings(TrainSettings):
+    """Distillation: the losses by name, and how long.
+
+    Args:
+        losses: each with its ``kind``, ``weight`` and settings; null takes one out.
+        mix: MixUp or CutMix of the views, the same for both networks; null for none.
+        interpolate: move the student's weights towards the teacher's; null for not.
+        teacher_dropping: of several teachers, the probability that an image does not learn from
+            one of them; the one it is furthest from always teaches it (UNIC, arXiv:2408.05088).
+        select: as in every training, or by ``agreement``: the weights whose embeddings of
+            unlabeled training images agree best with the teacher's (debiased CKA).
+    """
+
+    select: Literal["last", "rankme", "lidar", "agreement"] = "last"
+    losses: Annotated[dict[str, LOSSES.union], Field(min_length=1), BeforeValidator(_without_null)]
+    mix: MixSettings | None = None
+    interpolate: InterpolateSettings | None = None
+    teacher_dropping: OpenFraction | None = None
+
+    @model_validator(mode="after")
+    def _free_names(self) -> "DistillSettings":
+        # loss/total and grad/norm are those of all losses together.
+        taken = [name for name in ("total", "norm") if name in self.losses]
+        if taken:
+            raise ValueError(f"losses: '{taken[0]}' cannot be a loss's name, a metric has it")
+        return self
+
+
+class PretrainedRow(Settings):
+    """A row of the table that is the teacher's encoder, pretrained in another way.
+
+    Args:
+        pretrain: the method, with what differs from the experiment's ``pretrain``.
+        budget: ``steps``, those of the method's settings, or ``time``: as many as fit in the
+            seconds that the experiment's own pretraining takes.
+    """
+
+    pretrain: Method
+    budget: Literal["steps", "time"] = "steps"
+
+
+def _row_type(value: Any) -> str:
+    pretrains = "pretrain" in value if isinstance(value, dict) else hasattr(value, "pretrain")
+    return "pretrained" if pretrains else "distill"
+
+
+Row = Annotated[
+    Annotated[PretrainedRow, Tag("pretrained")] | Annotated[DistillSettings, Tag("distill")],
+    Discriminator(_row_type),
+]
+
+
+class MeasureSettings(Settings):
+    """What finished models are measured by beside their size and speed.
+
+    Args:
+        memory: peak memory of opening each model and running it on one image, in a process of
+            its own: ten seconds a model or so.
+    """
+
+    memory: bool = False
+
+
+RECOVERY_LOSSES = {"feature": LOSSES.schema("cosine")(kind="cosine")}
+"""What a compressed model learns by where nothing was distilled."""
+Steps = tuple[Annotated[STEPS.union, BeforeValidator(kind_alone)], ...]

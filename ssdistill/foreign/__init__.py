@@ -1,1 +1,0 @@
-"""Checkpoints of other projects: read without running them, recognised, and renamed to timm's."""

@@ -1,0 +1,201 @@
+"""Encode a whole store once; what every probe reads is what comes out here."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from rich import get_console
+from rich.progress import track
+from torch import Tensor, nn
+
+from ssdistill.data.views import eval_view
+from ssdistill.errors import UserError, nearest
+from ssdistill.label_free.rows import piece_rows
+from ssdistill.models.representation import Representation
+
+Precision = Literal["fp32", "bf16"]
+PRECISIONS = ("fp32", "bf16")
+
+
+def extract(
+    encoder: Callable[[Tensor], Representation],
+    images_NHWC: np.ndarray | Tensor,
+    image_size: int,
+    *,
+    batch_size: int | None = None,
+    device: str | torch.device | None = None,
+    precision: Precision = "fp32",
+    progress: bool = True,
+    out: Callable[[int, int], Tensor] = torch.empty,
+) -> Tensor:
+    """Embeddings of all images, in order, under the deterministic evaluation view.
+
+    A PyTorch encoder is used in eval mode and gets every module's own mode back afterwards, so
+    neither its buffers nor its mode change. It is moved to ``device`` for the duration.
+
+    Args:
+        encoder: anything that maps float BCHW images in [0, 1] to a Representation.
+        images_NHWC: uint8 RGB pixels; a memory map is read batch by batch.
+        image_size: side in pixels the encoder is given.
+        batch_size: images encoded at a time; by default 64 on a CPU, whose caches hold no more
+            and whose allocator gives larger tensors back each time, and 512 elsewhere.
+        device: where to encode; default: where the encoder is.
+        precision: ``bf16`` encodes under autocast; embeddings come back as float32 either way.
+        progress: a bar on the terminal (none where the output is not one).
+        out: makes the float32 (N, D) tensor to be filled, such as one mapped to a file, once D
+            is known.
+
+    Returns:
+        embedding_ND, float32 on the CPU: what ``out`` made.
+
+    Raises:
+        UserError: no images, pixels that are not uint8 NHWC RGB, or an unknown precision.
+    """
+    _check_images(images_NHWC)
+    if precision not in PRECISIONS:
+        raise UserError(
+            f"precision '{precision}' is not known{nearest(precision, PRECISIONS)}; "
+            f"it is one of {', '.join(PRECISIONS)}"
+        )
+    with evaluating(encoder, device) as where, torch.inference_mode(), _cast(where, precision):
+        embedding_ND, batch_size = None, batch_size or (64 if where.type == "cpu" else 512)
+        for start in _starts(len(images_NHWC), batch_size, progress):
+            part = images_NHWC[start : start + batch_size]
+            # A copy: what a read-only map lends must not become a writable tensor.
+            images_BHWC = part if isinstance(part, Tensor) else torch.from_numpy(np.array(part))
+            x_BCHW = eval_view(images_BHWC.to(where), image_size)
+            z_BD = encoder(x_BCHW.contiguous(memory_format=torch.channels_last)).embedding_BD
+            if embedding_ND is None:
+                # A tensor made in inference mode could be fed to nothing that differentiates.
+                with torch.inference_mode(False):
+                    embedding_ND = out(len(images_NHWC), z_BD.shape[1])
+            embedding_ND[start : start + len(z_BD)] = z_BD
+    return embedding_ND
+
+
+def as_features(features: Any, name: str) -> Tensor:
+    """``features`` as a finite float32 (N, D) tensor, on the device it is on.
+
+    Raises:
+        UserError: it is empty, not two-dimensional, or has NaN or infinite values.
+    """
+    z_ND = torch.as_tensor(features).detach().float()
+    if z_ND.ndim != 2 or z_ND.numel() == 0:
+        raise UserError(f"{name} must be a non-empty (N, D) array, got {tuple(z_ND.shape)}")
+    pieces = z_ND.split(piece_rows(z_ND.shape[1]))
+    broken = sum((~torch.isfinite(piece_nD).all(1)).sum().item() for piece_nD in pieces)
+    if broken:
+        raise UserError(
+            f"{name} have NaN or infinite values in {broken} of {len(z_ND)} rows: "
+            "the encoder diverged or was run outside its precision"
+        )
+    return z_ND
+
+
+def as_labels(labels: Any, z_ND: Tensor, name: str) -> Tensor:
+    """``labels`` as an int64 (N,) tensor beside its features.
+
+    Raises:
+        UserError: no labels, not integers, or not one per row.
+    """
+    if labels is None or len(labels) == 0:
+        raise UserError(f"{name} are missing: a probe needs a labelled data set")
+    if not isinstance(labels, Tensor):
+        labels = np.asarray(labels)
+    target_N = torch.as_tensor(labels)
+    if target_N.ndim != 1 or target_N.is_floating_point() or target_N.is_complex():
+        raise UserError(f"{name} must be one integer per image, got {tuple(target_N.shape)}")
+    if len(target_N) != len(z_ND):
+        raise UserError(f"{name}: {len(target_N)} labels for {len(z_ND)} feature rows")
+    return target_N.to(z_ND.device, torch.int64)
+
+
+def as_probe_data(
+    train_ND: Any, train_labels: Any, test_ND: Any, test_labels: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Checked features and labels, classes numbered from 0 as they come in ``classes_K``.
+
+    Returns:
+        train_ND, train_target_N, test_ND, test_target_N, classes_K.
+
+    Raises:
+        UserError: also for two widths, fewer than two classes, or a test class never trained on.
+    """
+    train_ND = as_features(train_ND, "training features")
+    test_ND = as_features(test_ND, "test features").to(train_ND.device)
+    if train_ND.shape[1] != test_ND.shape[1]:
+        raise UserError(
+            f"training features are {train_ND.shape[1]} wide, test features {test_ND.shape[1]}"
+        )
+    train_label_N = as_labels(train_labels, train_ND, "training labels")
+    test_label_N = as_labels(test_labels, test_ND, "test labels")
+    train_target_N, test_target_N, classes_K = as_targets(train_label_N, test_label_N)
+    return train_ND, train_target_N, test_ND, test_target_N, classes_K
+
+
+def as_targets(train_label_N: Tensor, test_label_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Classes numbered from 0 as they come in ``classes_K``.
+
+    Returns:
+        train_target_N, test_target_N, classes_K.
+
+    Raises:
+        UserError: fewer than two classes, or a test class never trained on.
+    """
+    classes_K, train_target_N = torch.unique(train_label_N, return_inverse=True)
+    if len(classes_K) < 2:
+        raise UserError(f"training labels have one class only ({classes_K.item()})")
+    unseen = test_label_N[~torch.isin(test_label_N, classes_K)].unique().tolist()
+    if unseen:
+        raise UserError(
+            f"test labels have classes the training labels lack: {', '.join(map(str, unseen[:5]))}"
+            f"{' …' if len(unseen) > 5 else ''}"
+        )
+    return train_target_N, torch.searchsorted(classes_K, test_label_N), classes_K
+
+
+def binomial_error(top1: float, n_test: int) -> float:
+    """Standard error in percent of an accuracy in percent measured on ``n_test`` images."""
+    share = top1 / 100
+    return 100 * (share * (1 - share) / n_test) ** 0.5
+
+
+def _check_images(images_NHWC: Any) -> None:
+    shape, dtype = tuple(images_NHWC.shape), images_NHWC.dtype
+    if dtype not in (np.uint8, torch.uint8) or len(shape) != 4 or shape[-1] != 3 or 0 in shape:
+        raise UserError(f"images must be uint8 (N, H, W, 3) and some, got {dtype} {shape}")
+
+
+def _starts(num_images: int, batch_size: int, progress: bool) -> Iterator[int]:
+    starts = range(0, num_images, batch_size)
+    shown = progress and get_console().is_terminal
+    return track(starts, "encoding", transient=True, disable=not shown)
+
+
+def _cast(device: torch.device, precision: Precision) -> Any:
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+@contextmanager
+def evaluating(encoder: Any, device: str | torch.device | None) -> Iterator[torch.device]:
+    """Eval mode on ``device``; every module's mode and the device are put back at the end."""
+    if not isinstance(encoder, nn.Module):
+        yield torch.device(device or "cpu")
+        return
+    home = next((t.device for t in encoder.parameters()), torch.device("cpu"))
+    where = torch.device(device) if device is not None else home
+    modes = [(module, module.training) for module in encoder.modules()]
+    try:
+        encoder.eval()
+        if where != home:
+            encoder.to(where)
+        yield where
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        if where != home:
+            encoder.to(home)

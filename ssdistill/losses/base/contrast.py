@@ -1,0 +1,87 @@
+"""A positive among the keys of a queue: the softmax that the contrastive losses share."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ssdistill.distributed import gather_with_gradient, rank
+
+LOGITS_AT_ONCE = 2**26
+"""Similarities held at a time, 256 MiB of them."""
+
+
+class _LogMass(torch.autograd.Function):
+    """The gradient, a weighted mean of the keys, is made on the way forward.
+
+    Of the (N, K) similarities nothing is kept for the way back: pixels against 65536 keys would
+    take gigabytes. The work is that of the usual two products.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, s_ND: Tensor, queue_KD: Tensor, temperature: float) -> Tensor:
+        masses, slopes = [], []
+        for s_BD in s_ND.split(max(1, LOGITS_AT_ONCE // len(queue_KD))):
+            logits_BK = (s_BD @ queue_KD.T).div_(temperature)
+            mass_B = logits_BK.logsumexp(1)
+            masses.append(mass_B)
+            if ctx.needs_input_grad[0]:
+                weight_BK = logits_BK.sub_(mass_B[:, None]).exp_()
+                slopes.append((weight_BK @ queue_KD).div_(temperature))
+        if slopes:
+            ctx.save_for_backward(torch.cat(slopes))
+        return torch.cat(masses)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor, None, None]:
+        (slope_ND,) = ctx.saved_tensors
+        return grad_N[:, None] * slope_ND, None, None
+
+
+def log_mass(s_ND: Tensor, queue_KD: Tensor, temperature: float) -> Tensor:
+    """log sum_k exp(s·q_k / T) of each row of ``s_ND``, with a gradient for that one only."""
+    return _LogMass.apply(s_ND, queue_KD, temperature)
+
+
+def info_nce_each(
+    s_BD: Tensor, positives: Sequence[Tensor], queue_KD: Tensor, temperature: float
+) -> list[Tensor]:
+    """:func:`info_nce` for each of several positives (B, D), which share the negatives.
+
+    A positive is no negative of another one (BINGO, arXiv:2107.01691).
+    """
+    with torch.autocast(s_BD.device.type, enabled=False):
+        s_BD = F.normalize(s_BD.float(), dim=1)
+        negatives_B = log_mass(s_BD, queue_KD, temperature)
+        losses = []
+        for t_BD in positives:
+            positive_B = (s_BD * F.normalize(t_BD.float(), dim=1)).sum(1) / temperature
+            losses.append(F.softplus(negatives_B - positive_B).mean())
+        return losses
+
+
+def info_nce(s_BD: Tensor, t_BD: Tensor, queue_KD: Tensor, temperature: float) -> Tensor:
+    """mean_b -log softmax([n(s)·n(t), n(s)·Q] / T)_0, n(x) = x / |x|, in float32.
+
+    ``t_BD`` holds the positives; the rows of ``queue_KD``, the negatives, have length 1.
+    """
+    return info_nce_each(s_BD, [t_BD], queue_KD, temperature)[0]
+
+
+def batch_contrast(x_BP: Tensor, y_BP: Tensor, temperature: float) -> Tensor:
+    """mean_b -log softmax_k(n(x_b)·n(y_k) / T)_b, n(x) = x / |x|, in float32.
+
+    k runs over the rows of all processes; gradients flow back through both arguments.
+    """
+    with torch.autocast(x_BP.device.type, enabled=False):
+        logits_BG = (
+            F.normalize(x_BP.float(), dim=1)
+            @ gather_with_gradient(F.normalize(y_BP.float(), dim=1)).T
+            / temperature
+        )
+        own_B = torch.arange(len(x_BP), device=x_BP.device) + rank() * len(x_BP)
+        return F.cross_entropy(logits_BG, own_B)

@@ -1,0 +1,19 @@
+"""Which teachers an image keeps when teachers are dropped at random (UNIC, arXiv:2408.05088)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssdistill.distributed import mean_over_processes
+
+
+@torch.no_grad()
+def kept_shares(loss_TB: Tensor, dropped_TB: Tensor) -> Tensor:
+    """What each pair of teacher and image counts, (T, B): 0 if dropped, the others all the same.
+
+    The teacher with which an image has the largest loss is kept whatever ``dropped_TB`` says. The
+    mean over teachers and the images of all processes is 1.
+    """
+    worst_TB = F.one_hot(loss_TB.argmax(0), len(loss_TB)).bool().T
+    kept_TB = (worst_TB | ~dropped_TB).to(loss_TB.dtype)
+    return kept_TB / mean_over_processes(kept_TB.mean())

@@ -1,0 +1,195 @@
+"""Feature matching: the student, through a head, is to output what the teacher outputs.
+
+An embedding is a map of one position here, so that one code serves both.
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from ssdistill.data.batch import Batch
+from ssdistill.distributed import mean_over_processes, world_size
+from ssdistill.losses import Loss, Shapes
+from ssdistill.losses.base.bank import TeacherMean
+from ssdistill.losses.base.maps import MapChoice, MapLoss, MapNames, resize_map
+from ssdistill.models.heads import MapHead, map_regressor
+from ssdistill.models.representation import Outputs, Representation
+
+EPS = 1e-6
+
+
+def squared_distance(s_BD: Tensor, t_BD: Tensor) -> Tensor:
+    """|n(s) - n(t)|^2 = 2 - 2 n(s)·n(t) of each row, (B,), n(x) = x / |x|, in float32."""
+    return 2 - 2 * F.cosine_similarity(s_BD.float(), t_BD.float(), dim=1)
+
+
+class Regression(MapLoss):
+    """Base: the mean over views and maps of ``distance(head(student), target(teacher))``.
+
+    The student's map is brought to the teacher's grid first. A subclass defines ``distance``
+    and, where the teacher's maps are not the targets as they are, ``targets``.
+
+    Args:
+        reads: ``embedding``, ``maps`` or ``embedding, maps``.
+        maps: which maps, see :class:`MapLoss`; None where none are read.
+        head: from the student's channels to the teacher's, see :func:`map_regressor`.
+
+    Attributes:
+        heads: one per pair, that of the embedding first.
+        widths: the teacher's channels, in the same order.
+    """
+
+    family = "feature matching"
+
+    def __init__(
+        self, shapes: Shapes, *, reads: str, maps: MapChoice | MapNames | None, head: MapHead
+    ):
+        if maps is None:
+            Loss.__init__(self, shapes)
+            self.map_pairs = []
+        else:
+            super().__init__(shapes, maps)
+        self.reads, self._with_embedding = reads, "embedding" in reads
+        channels = [(p.student_shape[0], p.teacher_shape[0]) for p in self.map_pairs]
+        if self._with_embedding:
+            channels.insert(0, (shapes.student_dim, shapes.teacher_dim))
+        self.heads = nn.ModuleList(map_regressor(ours, theirs, head) for ours, theirs in channels)
+        self.widths = [theirs for _, theirs in channels]
+
+    def pairs_of(
+        self, student: Representation, teacher: Representation
+    ) -> list[tuple[Tensor, Tensor]]:
+        """(student, teacher) maps in the order of ``heads``."""
+        pairs = super().pairs_of(student, teacher)
+        if self._with_embedding:
+            embeddings = student.embedding_BD, teacher.embedding_BD
+            pairs.insert(0, tuple(x_BD[:, :, None, None] for x_BD in embeddings))
+        return pairs
+
+    def targets(self, number: int, views: list[Tensor], batch: Batch) -> list[Tensor]:
+        """What the student must output, from the teacher's float32 maps of one pair."""
+        return views
+
+    def distance(self, s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:
+        """The loss of one pair in one view: a tensor (B, …) whose mean over all but B is taken."""
+        raise TypeError(f"{type(self).__name__} defines no distance")
+
+    def per_image(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        views = [self.pairs_of(s, t) for s, t in zip(student, teacher, strict=True)]
+        terms = []
+        for number, head in enumerate(self.heads):
+            theirs = [pairs[number][1].float() for pairs in views]
+            targets = self.targets(number, theirs, batch)
+            for pairs, t_BCHW in zip(views, targets, strict=True):
+                s_BCHW = head(resize_map(pairs[number][0], t_BCHW.shape[-2:]))
+                with torch.autocast(t_BCHW.device.type, enabled=False):
+                    distance = self.distance(s_BCHW.float(), t_BCHW)
+                    terms.append(distance.reshape(len(distance), -1).mean(1))
+        return torch.stack(terms).mean(0)
+
+
+class PlainRegression(Regression):
+    """Base of the plain losses, over embeddings or over the positions of maps.
+
+    Raises:
+        UserError: ``maps`` together with ``read: embedding``.
+    """
+
+    reads = "embedding, maps"
+    exact_under_sharding = True
+
+    def __init__(
+        self,
+        shapes: Shapes,
+        *,
+        read: Literal["embedding", "maps"] = "embedding",
+        maps: MapChoice | MapNames | None = None,
+        head: MapHead = "linear",
+        center_teacher: bool = False,
+    ):
+        if read == "embedding" and maps is not None:
+            raise self.fail("maps is set and read=embedding reads none; set read=maps")
+        maps = maps or ("last" if read == "maps" else None)
+        super().__init__(shapes, reads=read, maps=maps, head=head)
+        self.centres = nn.ModuleList(
+            MapMean(width) if center_teacher else nn.Identity() for width in self.widths
+        )
+
+    def targets(self, number: int, views: list[Tensor], batch: Batch) -> list[Tensor]:
+        return self.centres[number](views)
+
+
+class MapMean(TeacherMean):
+    """Subtracts each channel's mean over positions and all training batches so far."""
+
+    @torch.no_grad()
+    def forward(self, views: list[Tensor]) -> list[Tensor]:
+        """Centred float32 copies of the views' maps, each (B, C, H, W)."""
+        super().forward([t_BCHW.mean((2, 3)) for t_BCHW in views])
+        return [t_BCHW - self.mean_D[:, None, None] for t_BCHW in views]
+
+
+def statistics_momentum(step: int, num_steps: int, end: float) -> float:
+    """Share of the batch in running statistics: a cosine from 1 at step 0 to ``end``."""
+    return end + (1 - end) * (1 + math.cos(math.pi * step / num_steps)) / 2
+
+
+class Standardise(nn.Module):
+    """Maps standardised by running statistics of each channel, as UNIC does (arXiv:2408.05088).
+
+    The statistics are those from before the batch, 0 and 1 at first; then they move towards the
+    batch's, taken over the images and positions of all views and processes.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.register_buffer("mean_C", torch.zeros(width))
+        self.register_buffer("std_C", torch.ones(width))
+
+    @torch.no_grad()
+    def forward(self, views: list[Tensor], momentum: float) -> list[Tensor]:
+        """Standardised float32 maps (B, C, H, W); ``momentum`` is the share of the batch."""
+        mean_C11, std_C11 = (x_C[:, None, None].clone() for x_C in (self.mean_C, self.std_C))
+        if self.training:
+            self._update([t_BCHW.float() for t_BCHW in views], momentum)
+        return [(t_BCHW.float() - mean_C11) / (std_C11 + EPS) for t_BCHW in views]
+
+    def _update(self, views: list[Tensor], momentum: float) -> None:
+        rows_CN = torch.cat([rearrange(t_BCHW, "b c h w -> c (b h w)") for t_BCHW in views], 1)
+        count = rows_CN.shape[1] * world_size()
+        mean_C = mean_over_processes(rows_CN.mean(1))
+        squares_C = mean_over_processes((rows_CN - mean_C[:, None]).square().mean(1))
+        std_C = (squares_C * count / max(1, count - 1)).sqrt() + EPS
+        self.mean_C.lerp_(mean_C, momentum)
+        self.std_C.lerp_(std_C, momentum)
+
+
+class StandardisedRegression(Regression):
+    """Base of the losses whose targets are the teacher's maps after :class:`Standardise`.
+
+    Args:
+        statistics_end: see :func:`statistics_momentum`.
+    """
+
+    exact_under_sharding = True
+
+    def __init__(
+        self,
+        shapes: Shapes,
+        *,
+        reads: str,
+        maps: MapChoice | MapNames,
+        head: MapHead,
+        statistics_end: float,
+    ):
+        super().__init__(shapes, reads=reads, maps=maps, head=head)
+        self.statistics_end = statistics_end
+        self.standardise = nn.ModuleList(Standardise(width) for width in self.widths)
+
+    def targets(self, number: int, views: list[Tensor], batch: Batch) -> list[Tensor]:
+        momentum = statistics_momentum(batch.step, batch.num_steps, self.statistics_end)
+        return self.standardise[number](views, momentum)

@@ -1,0 +1,59 @@
+"""What the losses over pairs of feature maps have in common."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssdistill.data.batch import Batch
+from ssdistill.losses.base.maps import MapLoss, MapPair, resize_map
+from ssdistill.models.representation import Outputs
+
+Maps = list[tuple[Tensor, Tensor]]
+"""(student's map, teacher's map) of every pair, from shallow to deep."""
+
+
+class StageLoss(MapLoss):
+    """Base of the losses that add up what pairs of maps contribute, averaged over the views.
+
+    A subclass defines :meth:`pair_loss`, or :meth:`view_loss` where pairs depend on one another.
+    """
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        views = zip(student, teacher, strict=True)
+        return torch.stack([self.view_loss(self.pairs_of(s, t)) for s, t in views]).mean()
+
+    def view_loss(self, maps: Maps) -> Tensor:
+        """The loss of one view."""
+        return torch.stack([self.pair_loss(k, s, t) for k, (s, t) in enumerate(maps)]).sum()
+
+    def pair_loss(self, k: int, s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:
+        """What pair ``k`` contributes."""
+        raise TypeError(f"{type(self).__name__} defines neither pair_loss nor view_loss")
+
+
+def on_the_coarser_grid(s_BCHW: Tensor, t_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    """Both maps in float32, the one on the finer grid averaged onto that of the other."""
+    rows = min(s_BCHW.shape[2], t_BCHW.shape[2])
+    columns = min(s_BCHW.shape[3], t_BCHW.shape[3])
+    with torch.autocast(s_BCHW.device.type, enabled=False):
+        s_BCHW, t_BCHW = (resize_map(x.float(), (rows, columns)) for x in (s_BCHW, t_BCHW))
+    return s_BCHW, t_BCHW
+
+
+def spatial_attention(x_BCHW: Tensor, power: int) -> Tensor:
+    """n(mean_c |x_c|^p), n(x) = x / |x|: where a map is active, (B, H W)."""
+    return F.normalize(x_BCHW.abs().pow(power).mean(1).flatten(1), dim=1)
+
+
+def connector(in_channels: int, out_channels: int) -> nn.Module:
+    """1x1 convolution and batch norm, initialised as published for OFD (arXiv:1904.01866)."""
+    convolution = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+    nn.init.normal_(convolution.weight, std=math.sqrt(2 / out_channels))
+    return nn.Sequential(convolution, nn.BatchNorm2d(out_channels))
+
+
+def deeper_counts_more(pairs: list[MapPair]) -> list[float]:
+    """1 for the deepest pair, half as much for each pair before it."""
+    return [2.0 ** (k + 1 - len(pairs)) for k in range(len(pairs))]

@@ -1,0 +1,195 @@
+"""Is the last model of a plan worth having, beside the one it was made from?"""
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ssdistill.report.tables.columns import FIRST, protocol_words
+from ssdistill.report.tables.models import ResultRow, results_rows
+from ssdistill.report.tables.steps import PREFIX
+
+PARENT = "parent"
+"""Key of a compressed model's record: ``model``, the name of the one that its step was given, and
+``paired``, tests of its answers against that one's (see ``evaluate.paired.Paired``)."""
+LARGER = 1.01
+"""Bytes over the parent's from which on a file counts as larger; metadata alone may differ."""
+LESS_ALIKE = 0.01
+"""Fall of CKA that counts where one seed says nothing of its spread."""
+
+
+@dataclass(frozen=True)
+class Advice:
+    """A compressed model against its parent, as measured.
+
+    Attributes:
+        losses: what speaks against the model: it is slower, larger or less accurate, each beyond
+            what noise explains.
+        notes: what else a reader must know.
+        gains: what it has for it.
+    """
+
+    model: str
+    parent: str
+    losses: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    gains: tuple[str, ...] = ()
+
+    @property
+    def preferred(self) -> str:
+        """The model to use, unless a gain matters more."""
+        return self.parent if self.losses else self.model
+
+    def __str__(self) -> str:
+        said = f"{self.model} {' and '.join((*self.losses, *self.notes))}"
+        if not self.losses:
+            return said
+        unless = f", unless {' and '.join(self.gains)} matters more" if self.gains else ""
+        return f"{said}: prefer {self.parent}{unless}"
+
+
+def advise(records: Sequence[dict[str, Any]]) -> list[Advice]:
+    """What there is to say against the last model of each plan; those that are fine are left out.
+
+    Args:
+        records: one per model and seed. Those of compressed models have a :data:`PARENT`; of
+            records without one, as older versions wrote them, nothing is said.
+    """
+    parents = {r["model"]: r[PARENT]["model"] for r in records if r.get(PARENT)}
+    rows = {row.model: row for row in results_rows(records)}
+    judged = [
+        _judged(rows[model], rows[parent], _paired(records, model))
+        for model, parent in parents.items()
+        if model not in parents.values() and parent in rows
+    ]
+    return [advice for advice in judged if advice.losses or advice.notes]
+
+
+def _judged(row: ResultRow, parent: ResultRow, tests: dict[str, list[dict[str, Any]]]) -> Advice:
+    if row.mean(f"{PREFIX}accepted") == 0:
+        return Advice(row.model, parent.model)  # the step was left out
+    accuracy = _less_accurate(row, parent, tests)
+    alike = _less_alike(row, parent)
+    # Labels decide where there are any: training on may well leave the dense model's embedding.
+    labeled = bool(tests) or _measure(row, parent) is not None
+    losses = (_slower(row, parent), _larger(row, parent), accuracy, "" if labeled else alike)
+    return Advice(
+        row.model,
+        parent.model,
+        tuple(filter(None, losses)),
+        tuple(filter(None, (alike if labeled else "",))),
+        tuple(filter(None, _gains(row))),
+    )
+
+
+def _slower(row: ResultRow, parent: ResultRow) -> str:
+    """Timed in turns with the parent where a step was; else each for itself, against its spread."""
+    speedup = row.mean(f"{PREFIX}speedup")
+    if speedup is not None:
+        spread = row.spread(f"{PREFIX}speedup") or 0.0
+        high = max(row.mean(f"{PREFIX}speedup_high") or speedup, speedup + spread)
+        if high >= 1:
+            return ""
+        slower = 1 / speedup
+    else:
+        own, other = row.mean("compress/latency_ms"), parent.mean("compress/latency_ms")
+        if own is None or other is None or own - other <= max(_scatter(row), _scatter(parent)):
+            return ""
+        slower = own / other
+    low = row.mean(f"{PREFIX}speedup_batch64_low") or 0.0
+    batch = (
+        f"; {_times(row.mean(f'{PREFIX}speedup_batch64'))} faster at batch 64" if low > 1 else ""
+    )
+    return f"is {_times(slower)} slower than {parent.model} here (batch 1, 1 thread{batch})"
+
+
+def _scatter(row: ResultRow) -> float:
+    """Between the median and the 90 % quantile of a latency, or over seeds if that is more."""
+    median, high = row.mean("compress/latency_ms"), row.mean("compress/latency_p90_ms")
+    return max(row.spread("compress/latency_ms") or 0.0, (high or median) - median)
+
+
+def _larger(row: ResultRow, parent: ResultRow) -> str:
+    ratio = _bytes_ratio(row, parent)
+    return f"is {_times(ratio)} larger than {parent.model}" if ratio and ratio > LARGER else ""
+
+
+def _bytes_ratio(row: ResultRow, parent: ResultRow) -> float | None:
+    after = row.mean(f"{PREFIX}bytes") or row.mean("compress/bytes")
+    before = row.mean(f"{PREFIX}bytes_before") or parent.mean("compress/bytes")
+    return after / before if after and before else None
+
+
+def _less_accurate(
+    row: ResultRow, parent: ResultRow, tests: dict[str, list[dict[str, Any]]]
+) -> str:
+    """By the 95 % interval of a paired test; without one, by more than both spreads."""
+    for protocol in sorted(tests, key=_order):
+        low = statistics.fmean(test["low"] for test in tests[protocol])
+        high = statistics.fmean(test["high"] for test in tests[protocol])
+        lost = -statistics.fmean(test["difference"] for test in tests[protocol])
+        if high >= 0:
+            return ""
+        interval = f"95 % interval {-high:.2f} to {-low:.2f}"
+        return _lost(lost, protocol, parent.model, interval)
+    metric = _measure(row, parent)
+    if metric is None:
+        return ""
+    lost = parent.mean(metric) - row.mean(metric)
+    doubt = (parent.spread(metric) or 0.0) + (row.spread(metric) or 0.0)
+    if lost <= doubt or not doubt:
+        return ""
+    return _lost(lost, metric.split("/")[1], parent.model, f"both spreads: {doubt:.2f}")
+
+
+def _lost(points: float, protocol: str, parent: str, interval: str) -> str:
+    words = protocol_words(protocol)
+    return f"loses {points:.2f} points of {words} top-1 against {parent} ({interval})"
+
+
+def _measure(row: ResultRow, parent: ResultRow) -> str | None:
+    """The first accuracy that both have."""
+    shared = [m for m in row.values if m.startswith("probe/") and m.endswith("/top1")]
+    shared = [metric for metric in shared if metric in parent.values]
+    return min(shared, key=lambda metric: _order(metric.split("/")[1]), default=None)
+
+
+def _less_alike(row: ResultRow, parent: ResultRow) -> str:
+    before, after = (row.values.get(f"{PREFIX}cka{end}", {}) for end in ("_before", ""))
+    falls = [before[seed] - after[seed] for seed in before if seed in after]
+    if not falls:
+        return ""
+    fall = statistics.fmean(falls)
+    doubt = max(LESS_ALIKE, statistics.stdev(falls)) if len(falls) > 1 else LESS_ALIKE
+    if fall <= doubt:
+        return ""
+    values = (statistics.fmean(before.values()), statistics.fmean(after.values()))
+    return (
+        f"agrees less with the dense model than {parent.model} does "
+        f"(CKA {values[1]:.3f} after {values[0]:.3f})"
+    )
+
+
+def _gains(row: ResultRow) -> Iterable[str]:
+    smaller, fast = row.mean(f"{PREFIX}smaller"), row.mean(f"{PREFIX}speedup_low")
+    yield f"a {_times(smaller)} smaller file" if smaller and smaller > 1.05 else ""
+    yield f"{_times(row.mean(f'{PREFIX}speedup'))} the speed" if fast and fast > 1 else ""
+
+
+def _paired(records: Sequence[dict[str, Any]], model: str) -> dict[str, list[dict[str, Any]]]:
+    """Tests against the parent by protocol, one per seed."""
+    tests: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        if record["model"] == model:
+            for test in (record.get(PARENT) or {}).get("paired", ()):
+                tests.setdefault(test["protocol"], []).append(test)
+    return tests
+
+
+def _order(protocol: str) -> int:
+    return FIRST.index(protocol) if protocol in FIRST else len(FIRST)
+
+
+def _times(ratio: float) -> str:
+    """``1.8x``; ``1.04x`` and ``12x`` with digits that say something."""
+    return f"{ratio:.{2 if ratio < 1.095 else 1 if ratio < 9.95 else 0}f}x"

@@ -1,0 +1,1 @@
+"""SVG charts, one file for each kind."""

@@ -1,0 +1,134 @@
+"""Where images lie beside each other: embeddings in two dimensions, as SVG."""
+
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+
+from ssdistill.report.charts.axes import Scale, svg
+from ssdistill.report.charts.lettering import name, shortened, text_width
+
+WIDTH = 560
+SHAPE = 0.98
+"""Height of a map over its width, unless something else is asked for."""
+LEAST_SHAPE = 0.6
+"""Height of the part with the dots over the width, below a legend of any length."""
+LIGHT = ("#2563c9", "#d9660a", "#0b8f5b", "#c3304a", "#7a4fd0",
+         "#8a5a2b", "#d1489b", "#5e6b78", "#938000", "#0a8fb4")  # fmt: skip
+DARK = ("#7db0ff", "#ffa25e", "#5bd69a", "#ff7f8f", "#b6a2ff",
+        "#d0a574", "#ff96cf", "#b3bcc7", "#dcc65a", "#5fd3ef")  # fmt: skip
+MOST_NAMED = 20
+"""Classes that colours and shapes tell apart; of more, colours repeat and no names are given."""
+BOLD = 1.08
+NAMED_INSIDE = 12
+"""Classes up to which names also stand among their points."""
+
+
+def map_svg(
+    points_N2: np.ndarray,
+    labels_N: np.ndarray | None = None,
+    names: Sequence[str] = (),
+    title: str = "Embeddings",
+    plane: str = "",
+    width: float = WIDTH,
+    height: float | None = None,
+) -> str:
+    """One dot per image, coloured by its class where that is known.
+
+    Args:
+        points_N2: places; both axes have one unit, so that distances are true.
+        labels_N: position in ``names`` of every image's class.
+        names: of the classes.
+        plane: what the two dimensions are.
+    """
+    points_N2, height = np.asarray(points_N2, dtype=float), height or width * SHAPE
+    used = sorted(set(labels_N.tolist())) if labels_N is not None else []
+    named = 0 < len(used) <= MOST_NAMED
+    legend, top = _legend([(k, names[k]) for k in used], width) if named else ("", 30.0)
+    # A long legend takes no room from the dots.
+    height = max(height, top + LEAST_SHAPE * width)
+    x, y = _scales(points_N2, width, (top + 22, height - 26))
+    drawn_N2 = np.stack([[x(a) for a in points_N2[:, 0]], [y(b) for b in points_N2[:, 1]]], 1)
+    groups = [(k, drawn_N2[labels_N == k]) for k in used] if used else [(0, drawn_N2)]
+    frame = (
+        f'<rect x=".5" y="{top + 8:.1f}" width="{width - 1:g}" height="{height - top - 26:.1f}" '
+        'rx="6" style="fill:none;stroke:var(--rule)"/>'
+    )
+    dots = "".join(_dots(place_n2, k, len(points_N2)) for k, place_n2 in groups)
+    inside = _names_inside(groups, names, width) if named and len(used) <= NAMED_INSIDE else ""
+    under = name(0, height - 4, plane, width, kind="mute") if plane else ""
+    # Hex colours of its own: more of them than a chart of curves needs.
+    style = _palette(min(len(LIGHT), max(used, default=0) + 1))
+    described = f"{len(points_N2)} images" + (f" of {len(used)} classes" if used else "")
+    return svg(width, height, title, described, style + legend + frame + dots + inside + under)
+
+
+def _palette(count: int) -> str:
+    light = ";".join(f"--m{i}:{c}" for i, c in enumerate(LIGHT[:count]))
+    dark = ";".join(f"--m{i}:{c}" for i, c in enumerate(DARK[:count]))
+    return f"<style>.ssd{{{light}}}@media (prefers-color-scheme:dark){{.ssd{{{dark}}}}}</style>"
+
+
+def _scales(
+    points_N2: np.ndarray, width: float, between: tuple[float, float]
+) -> tuple[Scale, Scale]:
+    """The largest scales of one unit that show every point."""
+    low, high = points_N2.min(0), points_N2.max(0)
+    middle = (low + high) / 2
+    room = np.array([width - 24, between[1] - between[0]])
+    unit = float(np.max(np.maximum(high - low, 1e-9) / room))
+    half = room * unit / 2
+    return (
+        Scale(middle[0] - half[0], middle[0] + half[0], 12, width - 12),
+        Scale(middle[1] - half[1], middle[1] + half[1], between[1], between[0]),
+    )
+
+
+def _dots(place_n2: np.ndarray, colour: int, total: int) -> str:
+    """All dots of a class in one path: lines without length, with caps."""
+    size = 6.5 if total <= 300 else 5.6 if total <= 800 else 4.4
+    path = "".join(f"M{x:.1f},{y:.1f}h.01" for x, y in place_n2)
+    cap = "square" if (colour // len(LIGHT)) % 2 else "round"
+    return (
+        f'<path style="fill:none;stroke:var(--m{colour % len(LIGHT)});stroke-width:{size};'
+        f'stroke-linecap:{cap};opacity:.72" d="{path}"/>'
+    )
+
+
+def _names_inside(
+    groups: Sequence[tuple[int, np.ndarray]], names: Sequence[str], width: float
+) -> str:
+    """A class's name at the median of its dots, unless another stands there."""
+    parts, taken = [], []
+    for k, place_n2 in sorted(groups, key=lambda group: -len(group[1])):
+        # Bold letters are a little wider.
+        shown = shortened(names[k], (width - 8) / BOLD, 13)
+        half = text_width(shown, 13) * BOLD / 2
+        x, y = np.median(place_n2, 0)
+        x = min(max(x, half), width - half)
+        box = (x - half, y - 10, x + half, y + 5)
+        if any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
+            continue
+        taken.append(box)
+        parts.append(
+            f'<text x="{x:.1f}" y="{y + 4:.1f}" text-anchor="middle" style="font-size:13px;'
+            "font-weight:650;paint-order:stroke;stroke:var(--paper);stroke-width:4px;"
+            f'stroke-linejoin:round">{escape(shown)}</text>'
+        )
+    return "".join(parts)
+
+
+def _legend(entries: Sequence[tuple[int, str]], width: float) -> tuple[str, float]:
+    """Entries in as many lines as they need, and the y where they end."""
+    parts, x, y = [], 0.0, 36.0
+    for k, label in entries:
+        needed = 15 + min(text_width(label), width - 15)
+        if x and x + needed > width:
+            x, y = 0.0, y + 18
+        round_ = 5 if (k // len(LIGHT)) % 2 == 0 else 0
+        parts.append(
+            f'<rect x="{x:.1f}" y="{y - 9:.1f}" width="10" height="10" rx="{round_}" '
+            f'style="fill:var(--m{k % len(LIGHT)})"/>' + name(x + 15, y, label, width - 15)
+        )
+        x += needed + 12
+    return "".join(parts), y

@@ -1,0 +1,78 @@
+"""Damage against cost of searched and of uniform plans, as SVG."""
+
+from collections.abc import Sequence
+
+from ssdistill.measure.pareto import Front
+from ssdistill.report.charts.axes import (
+    bytes_label,
+    dot,
+    frame,
+    left_margin,
+    path,
+    spanning,
+    svg,
+    tick_label,
+    value_label,
+)
+from ssdistill.report.charts.lettering import text, text_width
+
+WIDTH = 400
+NAMES = {"bytes": "size on disk", "macs": "multiply-accumulates", "parameters": "parameters"}
+LEAST = 1e-6
+"""Damages below this are drawn there: a logarithm knows no zero."""
+Points = Sequence[tuple[float, float]]
+
+
+def front_svg(front: Front, width: float = WIDTH, height: float = 300) -> str:
+    """Measured damage over cost, both logarithmic: one line of searched, one of uniform plans.
+
+    Returns:
+        an SVG element that carries its colours, or an empty string without points.
+    """
+    searched = _sorted([(p.cost, p.measured) for p in front.points])
+    uniform = _sorted(
+        [
+            (p.uniform_cost, p.uniform_measured)
+            for p in front.points
+            if p.uniform_cost is not None and p.uniform_measured is not None
+        ]
+    )
+    if not searched:
+        return ""
+    every = [*searched, *uniform]
+    label = bytes_label if front.unit == "bytes" else tick_label
+    y = spanning([d for _, d in every], height - 42, 62, log=True, margin=0.08)
+    x = spanning([c for c, _ in every], left_margin(y), width - 14, log=True, margin=0.08)
+    title = f"{front.model}: what a search is worth"
+    what = "1 − cosine" if front.measure == "cosine" else "1 − CKA"
+    parts = [
+        _legend(("searched", "uniform") if uniform else ("searched",)),
+        frame(x, y, (NAMES[front.unit], f"damage ({what})"), width, label, top=50),
+    ]
+    for colour, points in ((1, uniform), (0, searched)):
+        drawn = [(x(cost), y(damage)) for cost, damage in points]
+        if len(drawn) > 1:
+            line = f'd="{path(drawn)}"'
+            parts.append(f'<path class="line" style="stroke:var(--c{colour})" {line}/>')
+        parts += [dot(at, colour, colour == 0) for at in drawn]
+    described = "; ".join(
+        f"{name} {value_label(damage)} at {label(cost)}"
+        for name, points in (("searched", searched), ("uniform", uniform))
+        for cost, damage in points
+    )
+    return svg(width, height, title, described, "".join(parts))
+
+
+def _sorted(points: Points) -> list[tuple[float, float]]:
+    return sorted({(cost, max(damage, LEAST)) for cost, damage in points})
+
+
+def _legend(names: Sequence[str]) -> str:
+    parts, x = [], 0.0
+    for i, name in enumerate(names):
+        parts.append(
+            f'<rect x="{x:.1f}" y="25" width="12" height="4" rx="2" style="fill:var(--c{i})"/>'
+        )
+        parts.append(text(x + 17, 32, name))
+        x += 27 + text_width(name)
+    return "".join(parts)

@@ -1,0 +1,1 @@
+"""Tables, one file for each kind, and the columns that they share."""

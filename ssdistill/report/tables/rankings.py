@@ -1,0 +1,69 @@
+"""Do gauges that need no label rank encoders as the probes do?"""
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+from ssdistill.report.tables.models import ResultRow, Table, results_rows
+
+GAUGES = (
+    "collapse/effective_rank",
+    "collapse/lidar",
+    "collapse/std",
+    "collapse/alignment",
+    "collapse/uniformity",
+)
+PROBES = ("probe/linear/top1", "probe/knn/top1")
+UNTRAINED = ("pixels", "untrained")
+ENOUGH = 4
+"""Fewer models than this have too few orders to tell one from chance."""
+
+
+def kendall_tau(xs: Sequence[float], ys: Sequence[float]) -> float:
+    """Kendall's tau-b: 1 where two lists order everything alike, -1 where they do it reversed.
+
+    NaN where one of them does not order at all.
+    """
+    from scipy.stats import kendalltau
+
+    return float(kendalltau(xs, ys).statistic)
+
+
+def rankings_table(records: Sequence[dict[str, Any]]) -> Table | None:
+    """How each gauge orders the trained models, against how each probe does, by seed means.
+
+    None where nothing was pretrained for comparison, or there are fewer than ``ENOUGH`` models.
+    """
+    if any("agree/cka" in record.get("metrics", {}) for record in records):
+        return None
+    rows = [row for row in results_rows(records) if row.model not in UNTRAINED and row.seeds]
+    gauges = [g for g in GAUGES if all(row.mean(g) is not None for row in rows)]
+    probes = [p for p in PROBES if all(row.mean(p) is not None for row in rows)]
+    if len(rows) < ENOUGH or not gauges or not probes:
+        return None
+    header = ("gauge", *(f"tau with {probe}" for probe in probes))
+    body = tuple((gauge, *(_compared(rows, gauge, probe) for probe in probes)) for gauge in gauges)
+    caption = (
+        f"Kendall's tau over {len(rows)} models, means over seeds: +1 where the gauge orders them "
+        "as the probe does, 0 by chance, -1 in reverse. Small alignment and uniformity are the "
+        "good ones. In brackets: of the pairs of models that the probe tells apart by more than "
+        "both spreads, those that the gauge orders as the probe does."
+    )
+    return Table(header, body, caption, "Gauges and probes")
+
+
+def _compared(rows: Sequence[ResultRow], gauge: str, probe: str) -> str:
+    gauged, probed = [row.mean(gauge) for row in rows], [row.mean(probe) for row in rows]
+    apart = [(a, b) for a, b in combinations(rows, 2) if _gap(a, b, probe) > _doubt(a, b, probe)]
+    alike = sum(
+        (a.mean(gauge) - b.mean(gauge)) * (a.mean(probe) - b.mean(probe)) > 0 for a, b in apart
+    )
+    return f"{kendall_tau(gauged, probed):+.2f} ({alike} of {len(apart)})"
+
+
+def _gap(a: ResultRow, b: ResultRow, metric: str) -> float:
+    return abs(a.mean(metric) - b.mean(metric))
+
+
+def _doubt(a: ResultRow, b: ResultRow, metric: str) -> float:
+    return (a.spread(metric) or 0.0) + (b.spread(metric) or 0.0)

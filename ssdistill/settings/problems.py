@@ -1,0 +1,94 @@
+"""All problems of a config at once, each with its key and the nearest known name."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from ssdistill.errors import UserError, nearest, shortened
+from ssdistill.settings.places import hint, is_model, item_types, kind_of, members, names, tag
+
+
+def describe(file: Path, error: ValidationError, model: type[BaseModel]) -> str:
+    """One line per problem, under a line that names the file."""
+    lines = []
+    problems = error.errors()
+    places = [problem["loc"] for problem in problems]
+    for problem in problems:
+        # A list whose one item is bad is also called too short.
+        if any(place[: len(problem["loc"])] == problem["loc"] != place for place in places):
+            continue
+        keys, siblings = _locate(problem["loc"], model)
+        key = shortened(".".join(keys), 200) or "the file"
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"  {key}: no such setting{hint(keys[-1], siblings, model)}")
+        elif problem["type"] == "missing":
+            lines.append(f"  {key}: must be given")
+        elif problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
+            tag = shortened(problem["ctx"].get("tag", ""))
+            known = [
+                name.strip(" '") for name in problem["ctx"].get("expected_tags", "").split(",")
+            ]
+            reason = f"'{tag}' is unknown{nearest(tag, known)}" if tag else "must be given"
+            lines.append(f"  {key}.kind: {reason}; known: {', '.join(known) or 'see list'}")
+        else:
+            message = shortened(problem["msg"].removeprefix("Value error, "), 1000)
+            message = message.replace("valid tuple", "list, such as [a, b]")
+            given = _given(problem["input"], problem["type"] == "string_type")
+            lines.append(f"  {key}: {message[0].lower()}{message[1:]}{given}")
+    unique = list(dict.fromkeys(lines))
+    count = f"{len(unique)} problem{'s' * (len(unique) > 1)}"
+    return f"{file}: {count}\n" + "\n".join(unique)
+
+
+def validated(schema: type[BaseModel], values: Any, name: str) -> Any:
+    """Settings outside of a config file.
+
+    Raises:
+        UserError: one line with every problem, each key below ``name``.
+    """
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        problems = describe(Path(name), error, schema).splitlines()[1:]
+        raise UserError("; ".join(f"{name}.{problem.strip()}" for problem in problems)) from None
+
+
+def _given(value: Any, text_asked: bool) -> str:
+    if isinstance(value, dict):
+        return ""
+    remedy = ""
+    if text_asked and isinstance(value, bool | int | float):
+        remedy = "; text that YAML reads otherwise needs quotes, in a shell '\"…\"'"
+    return f" (got {shortened(repr(value))}{remedy})"
+
+
+def _locate(location: tuple, model: Any) -> tuple[list[str], list[str]]:
+    """The key as written in YAML, and the names that could stand in its place.
+
+    pydantic's location also holds the names of union members, which no file contains.
+    """
+    keys: list[str] = []
+    here, siblings = model, []
+    for part in location:
+        if part == "[key]":
+            continue
+        types = members(here)
+        models = [m for m in types if is_model(m)]
+        fields = models[0] if models else None
+        tagged = [m for m in models if part in (kind_of(m), tag(m))]
+        # Of several models the location names one first, which may be called like a setting.
+        if tagged and (len(models) > 1 or part not in names(fields)):
+            here = tagged[0]
+            continue
+        if fields is not None and (part in names(fields) or isinstance(part, str)):
+            known = names(fields)
+            siblings = list(known)
+            keys.append(str(part))
+            here = known[part].annotation if part in known else Any
+            continue
+        inner = [arg for m in types for arg in item_types(m)]
+        if inner:
+            keys.append(str(part))
+            here, siblings = inner[0], []
+    return keys, siblings

@@ -1,0 +1,147 @@
+"""Kinds are found, not listed: a class's keyword-only arguments are its config schema.
+
+A registry looks through one package (or module) for subclasses of a base that carry their
+own ``kind``. ``schema(kind)`` turns the keyword-only part of the constructor into a frozen
+pydantic model; positional arguments are what the program supplies at run time (shapes, an
+encoder), never what a config may set. Adding a kind is therefore writing one file.
+"""
+
+import importlib
+import inspect
+import pkgutil
+from functools import cached_property
+from typing import Annotated, Any, Literal, Union, get_type_hints
+
+from pydantic import Field, create_model
+
+from ssdistill.errors import UserError, nearest
+from ssdistill.settings import Settings
+
+
+class Registry:
+    """All classes of one family.
+
+    Args:
+        noun: what one member is called in messages, e.g. ``"loss"``.
+        place: dotted name of the package or module to search.
+        base: dotted name (``module:Class``) of the base class; imported on first use.
+        schema_base: dotted name of the settings every member has in a config beside its own
+            arguments; they are not passed to the constructor. A class attribute ``paper_x``
+            is that kind's default of the shared setting ``x``.
+    """
+
+    def __init__(
+        self,
+        noun: str,
+        place: str,
+        base: str,
+        schema_base: str = "ssdistill.settings:Settings",
+    ):
+        self.noun, self.place, self.base, self.schema_base = noun, place, base, schema_base
+
+    @cached_property
+    def classes(self) -> dict[str, type]:
+        """Every class by its kind, in alphabetical order."""
+        base = _import(self.base)
+        root = importlib.import_module(self.place)
+        modules = [root]
+        for info in pkgutil.iter_modules(getattr(root, "__path__", [])):
+            modules.append(importlib.import_module(f"{self.place}.{info.name}"))
+        found: dict[str, type] = {}
+        for module in modules:
+            for cls in vars(module).values():
+                ours = inspect.isclass(cls) and issubclass(cls, base) and "kind" in vars(cls)
+                if ours and found.setdefault(cls.kind, cls) is not cls:
+                    raise TypeError(f"two {self.noun} classes are called '{cls.kind}'")
+        return dict(sorted(found.items()))
+
+    def __getitem__(self, kind: str) -> type:
+        if kind not in self.classes:
+            raise UserError(
+                f"no {self.noun} is called '{kind}'{nearest(kind, self.classes)}; "
+                f"known: {', '.join(self.classes)}"
+            )
+        return self.classes[kind]
+
+    def schema(self, kind: str) -> type[Settings]:
+        """The config model of one kind: the shared settings and the constructor's keywords."""
+        return self._schemas[kind]
+
+    @cached_property
+    def _schemas(self) -> dict[str, type[Settings]]:
+        return {kind: self._make_schema(cls) for kind, cls in self.classes.items()}
+
+    def _make_schema(self, cls: type) -> type[Settings]:
+        hints = get_type_hints(cls.__init__, include_extras=True)
+        base = _import(self.schema_base)
+        fields: dict[str, Any] = {"kind": (Literal[cls.kind], cls.kind)}
+        for name, parameter in inspect.signature(cls.__init__).parameters.items():
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+                default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+                fields[name] = (hints[name], default)
+        for name, field in base.model_fields.items():
+            if (default := getattr(cls, f"paper_{name}", None)) is not None:
+                fields[name] = (field.rebuild_annotation(), default)
+        return create_model(
+            f"{cls.__name__}Settings",
+            __base__=base,
+            __doc__=inspect.getdoc(cls),
+            **fields,
+        )
+
+    @property
+    def union(self) -> Any:
+        """A type for pydantic: any member's settings, told apart by ``kind``."""
+        schemas = tuple(self._schemas.values())
+        if len(schemas) == 1:
+            return schemas[0]
+        return Annotated[Union[schemas], Field(discriminator="kind")]  # noqa: UP007
+
+    def build(self, settings: Settings, *runtime: Any, **runtime_named: Any) -> Any:
+        """The object that ``settings`` describes; ``runtime`` goes in before the settings."""
+        skip = {"kind", *_import(self.schema_base).model_fields}
+        chosen = {name: getattr(settings, name) for name in type(settings).model_fields}
+        chosen = {name: value for name, value in chosen.items() if name not in skip}
+        return self[settings.kind](*runtime, **runtime_named, **chosen)
+
+
+def settings_of(made: Any) -> dict[str, Any]:
+    """The keyword-only constructor arguments of an object that keeps each under its name."""
+    parameters = inspect.signature(type(made).__init__).parameters.values()
+    names = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    return {name: getattr(made, name) for name in names}
+
+
+def _import(dotted: str) -> Any:
+    module, name = dotted.split(":")
+    return getattr(importlib.import_module(module), name)
+
+
+LOSSES = Registry(
+    "loss", "ssdistill.losses", "ssdistill.losses:Loss", "ssdistill.losses:LossSettings"
+)
+METHODS = Registry(
+    "pretraining method",
+    "ssdistill.pretrain",
+    "ssdistill.pretrain:Method",
+    "ssdistill.train.settings:TrainSettings",
+)
+TEACHERS = Registry("teacher", "ssdistill.teachers", "ssdistill.teachers:Teacher")
+STEPS = Registry(
+    "compression step",
+    "ssdistill.compress",
+    "ssdistill.compress:Step",
+    "ssdistill.compress:StepSettings",
+)
+PROTOCOLS = Registry(
+    "protocol", "ssdistill.evaluate.protocols", "ssdistill.evaluate.protocols:Protocol"
+)
+RUNTIMES = Registry(
+    "runtime", "ssdistill.artifacts.runtimes", "ssdistill.artifacts.runtimes:Runtime"
+)
+SOURCES = Registry(
+    "data source",
+    "ssdistill.data.sources",
+    "ssdistill.data.splits:Source",
+    "ssdistill.data.settings:StoreSettings",
+)

@@ -1,0 +1,1 @@
+"""Checkpoints of other projects: read without running code, recognized, renamed to timm's keys."""

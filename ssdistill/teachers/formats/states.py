@@ -1,0 +1,83 @@
+"""The tensors of a checkpoint under one flat name each, without what training wrapped round it."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ssdistill.errors import UserError
+from ssdistill.teachers.formats.safe_unpickler import Array, Inert, Unusable
+from ssdistill.teachers.formats.tensors import plain, unusable
+
+DEEPEST, MOST_ENTRIES = 64, 1_000_000
+"""Dicts inside of each other, and entries of all of them together."""
+
+TRAINING = {
+    "amp", "args", "callbacks", "cfg", "config", "hparams", "hyper_parameters", "loops",
+    "lr_scheduler", "lr_schedulers", "opt", "scaler", "scheduler", "schedulers",
+}  # fmt: skip
+"""Dicts that hold the state of a training, not of a network, beside all that begin with optim."""
+WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_forward_module"}
+"""Parts that parallel and compiled modules put into names, wherever they are."""
+CONTAINERS = {"state_dict", "model", "model_state_dict", "model_state"}
+"""Parts in front of a name that only say that a network follows."""
+
+
+def flat_state(loaded: Any, path: Path) -> dict[str, Tensor]:
+    """Every tensor in nested dicts by its dotted name.
+
+    Raises:
+        UserError: no tensors, two of one name, one that is no plain array of numbers, or dicts
+            that are nested without end.
+    """
+    found = _collect(loaded, path)
+    if not found and isinstance(loaded, Inert):
+        raise UserError(f"{path} holds a pickled object, not weights: save its state_dict instead")
+    if not found:
+        raise UserError(f"{path} holds no tensors under names")
+    state: dict[str, Tensor] = {}
+    for name, tensor in found.items():
+        clean = _clean(name)
+        if clean in state:
+            raise UserError(f"{path} holds two tensors '{clean}', one of them as '{name}'")
+        state[clean] = tensor
+    return state
+
+
+def _collect(loaded: Any, path: Path) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    waiting: list[tuple[tuple[str, ...], Any]] = [((), loaded)]
+    for _ in range(MOST_ENTRIES):
+        if not waiting:
+            return found
+        parts, value = waiting.pop()
+        if isinstance(value, Array):
+            value = value.tensor()
+        if isinstance(value, Tensor | Unusable):
+            name = ".".join(parts)
+            why = value.why if isinstance(value, Unusable) else unusable(value)
+            if why is not None:
+                raise UserError(f"{path}: tensor '{name}' {why}")
+            found[name] = plain(value)
+        elif isinstance(value, dict):
+            if len(parts) == DEEPEST:
+                start = ".".join(parts[:3])
+                raise UserError(
+                    f"{path}: '{start}…' is nested more than {DEEPEST} dicts deep: it is no "
+                    "checkpoint; save the state_dict"
+                )
+            named = [(name, item) for name, item in value.items() if isinstance(name, str)]
+            kept = [((*parts, name), item) for name, item in named if not _is_training(name, item)]
+            waiting += reversed(kept)
+    raise UserError(f"{path} holds more than {MOST_ENTRIES} entries: it is no checkpoint")
+
+
+def _is_training(name: str, item: Any) -> bool:
+    return not isinstance(item, Tensor) and (name in TRAINING or name.startswith("optim"))
+
+
+def _clean(name: str) -> str:
+    parts = [part for part in name.split(".") if part not in WRAPPERS]
+    while len(parts) > 1 and parts[0] in CONTAINERS:
+        parts = parts[1:]
+    return ".".join(parts)

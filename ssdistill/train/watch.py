@@ -1,0 +1,125 @@
+"""How closely a student follows its teachers while it learns; no label is needed."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ssdistill.data.batch import Batch
+from ssdistill.data.store import Store
+from ssdistill.errors import UserError
+from ssdistill.label_free.agreement import CKA_AT_LEAST, LinearCKA, side_by_side
+from ssdistill.label_free.collapse import gauges
+from ssdistill.label_free.features import extract
+from ssdistill.train.observers import Observer
+from ssdistill.train.task import Task
+
+IMAGES = 512
+"""Training images looked at, at most."""
+EVERY = 0.05
+"""Share of the training between two looks, at least."""
+TRAINED_PER_LOOK, TRAINED_AT_LEAST = 50, 100
+"""Images trained on between two looks, and in all, for each image that is looked at.
+
+A look encodes an image by the student; the first one also by the teacher. Training encodes it by
+both and goes back through the student, for twice as much, in every view. With one view and a
+teacher that costs t students that makes 1 / (50 (3 + t)) + t / (100 (3 + t)) of the work: 0.5 to
+1 % for any t from a small one up, and half of it with two views.
+"""
+
+
+class Following:
+    """Embeddings of fixed images under the evaluation view, by a student and by its teachers.
+
+    The teachers' are made at the first use; they do not change.
+
+    Args:
+        images_NHWC: uint8 training images.
+    """
+
+    def __init__(self, images_NHWC: np.ndarray):
+        self.images_NHWC = images_NHWC
+        self.teacher_ND: Tensor | None = None
+
+    def student(self, task: Task) -> Tensor:
+        """The student's, (N, D), on the device it is on."""
+        encoder, _ = task.exported
+        size = encoder.spec.image_size
+        return extract(encoder, self.images_NHWC, size, progress=False).to(encoder.device)
+
+    def cka(self, task: Task, student_ND: Tensor | None = None) -> float:
+        """CKA of the student with all of its teachers side by side; NaN where one is not finite.
+
+        Raises:
+            UserError: fewer than four images, or a task without teachers.
+        """
+        if self.teacher_ND is None:
+            teachers = getattr(task, "teachers", {})
+            if not teachers:
+                raise UserError("agreement with a teacher: this training has none")
+            size = task.exported[0].spec.image_size
+            self.teacher_ND = side_by_side(
+                [extract(t, self.images_NHWC, size, progress=False) for t in teachers.values()]
+            )
+        if student_ND is None:
+            student_ND = self.student(task)
+        cka = LinearCKA()
+        cka.update(student_ND, self.teacher_ND.to(student_ND.device))
+        return cka.compute()
+
+
+class AgreementWatch(Observer):
+    """Logs ``agree/cka`` of a student with its teachers, and the gauges of a fixed sample.
+
+    Both are of the same training images under the evaluation view, the student in eval mode, so
+    that steps, and trainings of other views and batch sizes, can be compared; beside
+    ``agree/cka`` these are ``collapse/sample/std``, ``collapse/sample/effective_rank`` and
+    ``collapse/sample/uniformity``. Between two looks the last one's values are repeated.
+
+    Nobody should pay for a curve: looks are so far apart (``TRAINED_PER_LOOK``) that they take
+    less than 1 % of the training, and one too short for that (``TRAINED_AT_LEAST``), or of fewer
+    images than a CKA needs, has none.
+
+    Args:
+        store: the training images.
+        num_steps: optimizer steps of the training.
+        batch_size: images a step.
+        seed: of the choice of images.
+    """
+
+    name = "agreement_watch"
+
+    def __init__(self, store: Store, num_steps: int, batch_size: int, seed: int):
+        chosen = sample_indices(len(store), IMAGES, seed)
+        self.following = Following(store.images[chosen])
+        looked_at = len(self.following.images_NHWC)
+        rare = -(-TRAINED_PER_LOOK * looked_at // batch_size)
+        self.interval = max(rare, round(EVERY * num_steps))
+        self.num_steps = num_steps
+        enough = num_steps * batch_size >= TRAINED_AT_LEAST * looked_at
+        self.looks = enough and looked_at >= CKA_AT_LEAST
+        self.found: dict[str, float] = {}
+
+    def after_step(self, step: int, batch: Batch, task: Task) -> dict[str, float]:
+        done = step + 1
+        # Counted from the end: the last look is at the finished student.
+        due = done >= self.interval and (self.num_steps - done) % self.interval == 0
+        if self.looks and due:
+            student_ND = self.following.student(task)
+            seen = gauges(student_ND)
+            self.found = {name.replace("/", "/sample/"): value for name, value in seen.items()}
+            self.found["agree/cka"] = self.following.cka(task, student_ND)
+        return dict(self.found)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"found": self.found}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.found = dict(state["found"])
+
+
+def sample_indices(count: int, wanted: int, seed: int) -> slice:
+    """At most ``wanted`` of ``count`` images, evenly spread, the first one chosen by ``seed``."""
+    stride = -(-count // wanted)
+    return slice(seed % stride, None, stride)

@@ -1,0 +1,129 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from ssdistill.chain import processes as launch
+from ssdistill.chain.processes import Launch, require_single_process, several_processes
+from ssdistill.errors import UserError
+from ssdistill.train.fabric import build_fabric
+
+
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch):
+    names = {name for _, size, ranks in launch.LAUNCHERS for name in (size, *ranks)}
+    for name in (*names, *(n for n in os.environ if n.startswith("SLURM"))):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(launch, "SECONDS_FOR_THE_FIRST", 0.0)
+
+
+ALONE = {
+    "nothing": {},
+    "batch script": {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"},
+    "batch script without a number": {"SLURM_NTASKS": "4"},
+    "srun of one": {"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"},
+    "tasks per node": {"SLURM_NTASKS": "8", "SLURM_NTASKS_PER_NODE": "4", "SLURM_NNODES": "2"},
+    "torchrun of one": {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"},
+    "mpirun of one": {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"},
+    "empty": {"WORLD_SIZE": ""},
+}
+SEVERAL = {
+    "torchrun": ({"WORLD_SIZE": "2", "RANK": "1"}, Launch("torchrun", 2, 1)),
+    "srun": (
+        {"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0"},
+        Launch("srun", 4, 0),
+    ),
+    "srun, second task": ({"SLURM_NTASKS": "4", "SLURM_PROCID": "1"}, Launch("srun", 4, 1)),
+    "torchrun in srun": (
+        {"WORLD_SIZE": "2", "RANK": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"},
+        Launch("torchrun", 2, 0),
+    ),
+    "Open MPI": (
+        {"OMPI_COMM_WORLD_SIZE": "3", "OMPI_COMM_WORLD_RANK": "2"},
+        Launch("mpirun", 3, 2),
+    ),
+    "MPICH": ({"PMI_SIZE": "2", "PMI_RANK": "1"}, Launch("mpirun", 2, 1)),
+}
+
+
+@pytest.mark.parametrize("variables", ALONE.values(), ids=ALONE)
+def test_one_process_is_one_whatever_the_cluster_says(monkeypatch, variables):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert several_processes() is None
+    require_single_process()
+    # What Fabric makes of the same variables, unless it is told: an error, or several processes.
+    assert build_fabric("cpu").world_size == 1
+
+
+@pytest.mark.parametrize("variables, expected", SEVERAL.values(), ids=SEVERAL)
+def test_several_processes_are_refused_with_what_to_do(monkeypatch, variables, expected):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert several_processes() == expected
+    with pytest.raises(UserError) as refused:
+        require_single_process()
+    said = str(refused.value)
+    assert f"{expected.launcher} started {expected.size} processes" in said
+    assert "\n" not in said
+    assert "one" in said.split(": ", 1)[1] or "--ntasks=1" in said
+
+
+COMMANDS = (["run", "nope"], ["reproduce", "nope"], ["run", "nope", "--dry-run"], ["probe", "nope"])
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_only_the_first_process_says_so_and_before_anything_is_read(monkeypatch, capsys, command):
+    from ssdistill.commands.main import main
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    assert main(command) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: torchrun started 2 processes")
+    assert err.count("\n") == 1
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit) as left:
+        main(command)
+    assert left.value.code == 2
+    assert capsys.readouterr() == ("", "")
+
+
+def test_looking_things_up_is_open_to_every_process(monkeypatch, capsys):
+    from ssdistill.commands.main import main
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["list", "steps"]) == 0
+    assert "prune" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_torchrun(processes, tmp_path):
+    """One process reads the config; two are refused in one line."""
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("SLURM")}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = ["-m", "ssdistill.commands.main", "run", str(tmp_path / "nope.yaml")]
+    done = subprocess.run(
+        [*torchrun, f"--nproc_per_node={processes}", *command],
+        env=environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode != 0
+    said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    (said,) = said
+    expected = "no such config file" if processes == 1 else "torchrun started 2 processes"
+    assert expected in said
+
+
+def test_what_only_a_training_needs_is_not_imported_before_one():
+    code = (
+        "import sys; import ssdistill.chain.run; from ssdistill.train.fabric import device_of; "
+        "device_of('cpu'); print({'lightning_fabric', 'onnx', 'onnxruntime', 'sklearn'} & "
+        "sys.modules.keys())"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "set()"

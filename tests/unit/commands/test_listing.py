@@ -1,0 +1,141 @@
+import io
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from ssdistill.chain.run import PlannedStage
+from ssdistill.chain.stages import Stage
+from ssdistill.commands.listing import REGISTRIES, description, listings, plain_text, plan_table
+from ssdistill.data.recipes import RECIPES
+from ssdistill.errors import UserError
+from ssdistill.settings.registry import LOSSES, METHODS
+
+
+def text_of(table):
+    console = Console(file=io.StringIO(), width=300)
+    console.print(table)
+    return console.file.getvalue()
+
+
+def cells_of(table, header):
+    column = next(c for c in table.columns if c.header == header)
+    return [str(cell) for cell in column.cells]
+
+
+def test_everything_is_listed_when_nothing_is_asked_for():
+    titles = [table.title for table in listings()]
+    assert len(titles) == len(set(titles)) == 8 + 6
+    named = dict.fromkeys(title.split(":")[0] for title in titles)
+    registries = ["losses", "methods", "teachers", "steps", "runtimes", "protocols", "sources"]
+    assert list(named) == [*registries, "views", "configs"]
+
+
+@pytest.mark.parametrize("name", REGISTRIES)
+def test_every_kind_has_a_row_with_what_it_does(name):
+    tables = listings(name)
+    kinds = [kind for table in tables for kind in cells_of(table, "kind")]
+    assert sorted(kinds) == list(REGISTRIES[name].classes)
+    summaries = [summary for table in tables for summary in cells_of(table, "what it does")]
+    for kind, summary in zip(kinds, summaries, strict=True):
+        assert summary and summary == plain_text(REGISTRIES[name][kind].__doc__.splitlines()[0])
+
+
+def test_one_kind_shows_its_settings_with_their_defaults_its_own_first():
+    heading, documentation, settings = description("losses", "simreg")
+    assert str(heading).startswith("simreg: feature matching, Navaneet et al.")
+    assert "arXiv:2201.05131" in str(documentation)
+    named = dict(zip(cells_of(settings, "setting"), cells_of(settings, "default"), strict=True))
+    assert list(named)[:3] == ["depth", "center_teacher", "weight"]
+    assert named["depth"] == "4" and named["center_teacher"] == "false"
+    *_, sources = description("sources", "npz")
+    defaults = dict(zip(cells_of(sources, "setting"), cells_of(sources, "default"), strict=True))
+    assert defaults["path"] == "required"
+
+
+@pytest.mark.parametrize(
+    ("what", "kind", "message"),
+    [
+        ("losses", "simre", "no loss is called 'simre' \\(did you mean 'simreg'"),
+        ("views", "weak", "list: no 'views'.* has kinds"),
+    ],
+)
+def test_what_has_no_settings_to_show_is_refused(what, kind, message):
+    with pytest.raises(UserError, match=message):
+        description(what, kind)
+
+
+def test_a_loss_is_listed_under_its_family_with_paper_and_what_it_reads():
+    for table in listings("losses"):
+        classes = [LOSSES[kind] for kind in cells_of(table, "kind")]
+        assert {f"losses: {cls.family}" for cls in classes} == {table.title}
+        for column in ("paper", "reads"):
+            assert cells_of(table, column) == [getattr(cls, column) for cls in classes]
+        views = dict(zip(cells_of(table, "kind"), cells_of(table, "views"), strict=True))
+        expected = {"simreg": "1 same", "infonce": "2 other"}
+        expected["bingo"] = "2 [[0, 1]] + cutmix, neighbour_0, neighbour_1"
+        assert {k: v for k, v in views.items() if expected.get(k, v) != v} == {}
+    assert cells_of(listings("methods")[0], "paper") == [
+        cls.paper for cls in METHODS.classes.values()
+    ]
+
+
+def test_markup_in_a_docstring_is_shown_as_it_is():
+    text = "".join(map(text_of, listings("losses")))
+    for cls in LOSSES.classes.values():
+        assert cls.paper in text
+
+
+def test_every_view_recipe_and_config_is_listed():
+    assert cells_of(listings("views")[0], "recipe") == list(RECIPES)
+    (configs,) = listings("configs")
+    named = dict(zip(cells_of(configs, "config"), cells_of(configs, "what it is"), strict=True))
+    assert named["quickstart"].startswith("The whole chain on scikit-learn's digits")
+
+
+def test_an_unknown_word_names_the_nearest():
+    with pytest.raises(UserError) as caught:
+        listings("lossess")
+    assert "list: no 'lossess' (did you mean 'losses'?); known: losses, " in str(caught.value)
+
+
+def test_a_plan_shows_stage_parents_and_status():
+    teacher = Stage("teacher", "pretrain", {}, "f" * 64, 0)
+    student = Stage("distilled", "distill", {}, "f" * 64, 3, {"teacher": teacher})
+    table = plan_table([PlannedStage(teacher, "finished"), PlannedStage(student, "missing")])
+    lines = text_of(table).splitlines()
+    (row,) = [line for line in lines if "distilled" in line]
+    for part in ("distill", "3", student.digest[:8], f"teacher {teacher.digest[:8]}", "missing"):
+        assert part in row
+
+
+@pytest.mark.parametrize(
+    ("documentation", "text"),
+    [
+        ("as :func:`ssdistill.load` does", "as ssdistill.load does"),
+        ("of :class:`~ssdistill.losses.base.maps.MapLoss`.", "of MapLoss."),
+        (":py:meth:`the call <a.b.C.call>` and :math:`x^2`", "the call and x^2"),
+        ("``embedding``, or `kd`: ``{size: 96}``", "embedding, or kd: {size: 96}"),
+        ("one\nline of ``a\nb``", "one\nline of a\nb"),
+        ("so:\n\n```yaml\na: [b, 'c*']  # d_e\n```\nend", "so:\n\na: [b, 'c*']  # d_e\nend"),
+    ],
+)
+def test_documentation_is_shown_without_its_marks(documentation, text):
+    assert plain_text(documentation) == text
+
+
+@pytest.mark.parametrize("name", REGISTRIES)
+def test_no_kind_is_shown_with_marks(name):
+    for kind in REGISTRIES[name].classes:
+        _, documentation, _ = description(name, kind)
+        assert "`" not in str(documentation), kind
+    assert "`" not in "".join(map(text_of, listings(name)))
+
+
+def test_digests_of_a_plan_are_shown_by_their_first_eight_characters():
+    parent = SimpleNamespace(digest="fedcba9876543210")
+    facts = {"kind": "distill", "role": "distilled", "seed": 0, "parents": {"teacher": parent}}
+    stage = SimpleNamespace(digest="0123456789abcdef", **facts)
+    table = plan_table([SimpleNamespace(stage=stage, status="missing")])
+    assert cells_of(table, "digest") == ["01234567"]
+    assert cells_of(table, "made from") == ["teacher fedcba98"]

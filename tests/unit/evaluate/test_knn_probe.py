@@ -1,0 +1,325 @@
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from judged import colour_subject
+from sklearn.datasets import load_digits
+from sklearn.neighbors import KNeighborsClassifier
+
+from ssdistill.errors import UserError
+from ssdistill.evaluate.probes import knn_probe as knn
+from ssdistill.evaluate.probes.knn_probe import knn_probe
+from ssdistill.evaluate.protocols.knn import Knn
+from ssdistill.label_free import nearest, vectors
+from ssdistill.label_free.nearest import neighbours
+from ssdistill.settings.registry import PROTOCOLS
+
+
+@pytest.fixture(scope="module")
+def data():
+    rng = np.random.default_rng(0)
+    label_N = rng.integers(0, 6, 900)
+    x_ND = rng.normal(size=(6, 16))[label_N] + 1.2 * rng.normal(size=(900, 16))
+    x_ND = x_ND.astype(np.float32)
+    return x_ND[:600], label_N[:600], x_ND[600:], label_N[600:]
+
+
+class Features:
+    """As much of a subject as the protocol asks for."""
+
+    device, progress, class_names = None, False, None
+
+    def __init__(self, data):
+        self.data = dict(zip(("train", "test"), (data[:2], data[2:]), strict=True))
+
+    def features(self, split):
+        return torch.as_tensor(self.data[split][0])
+
+    def labels(self, split):
+        return torch.as_tensor(self.data[split][1])
+
+    def probe_data(self):
+        return tuple(part(split) for split in self.data for part in (self.features, self.labels))
+
+
+@pytest.fixture(params=["as it is", "no bfloat16", "low precision"])
+def products(request, monkeypatch):
+    """Ways in which matrix products are made; none may change an answer."""
+    if request.param == "low precision":
+        monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
+    if request.param != "as it is":
+        monkeypatch.setattr(nearest, "has_fast_bf16", lambda device: False)
+
+
+def force_bfloat16(monkeypatch):
+    monkeypatch.setattr(nearest, "has_fast_bf16", lambda device: True)
+
+
+def brute_force(query_ND, bank_MD, k, distance="cosine"):
+    """Closeness in float64, rounded to float32; of equals the smaller index."""
+    q_ND, b_MD = (torch.as_tensor(z).float() for z in (query_ND, bank_MD))
+    if distance == "cosine":
+        q_ND, b_MD = (torch.nn.functional.normalize(z, dim=1) for z in (q_ND, b_MD))
+        close_NM = (q_ND.double()[:, None] * b_MD.double()[None]).sum(2).float()
+    else:
+        close_NM = -(q_ND.double()[:, None] - b_MD.double()[None]).square().sum(2).sqrt().float()
+    value_NM, index_NM = close_NM.sort(dim=1, descending=True, stable=True)
+    return value_NM[:, :k], index_NM[:, :k]
+
+
+def found(*args, **settings):
+    return tuple(torch.cat(parts) for parts in zip(*neighbours(*args, **settings), strict=True))
+
+
+def smaller_chunks(monkeypatch, queries, block, kept=0):
+    monkeypatch.setattr(nearest, "QUERIES", queries)
+    monkeypatch.setattr(vectors, "BLOCK", block)
+    monkeypatch.setattr(vectors, "KEPT", kept)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 20])
+def test_uniform_votes_are_scikit_learns(data, k):
+    model = KNeighborsClassifier(k, metric="cosine", algorithm="brute").fit(data[0], data[1])
+    probe = knn_probe(*data, k=k, weights="uniform")
+    assert (probe.predictions == model.predict(data[2])).all()
+    assert probe.top1 == pytest.approx(100 * model.score(data[2], data[3]))
+    assert np.allclose(probe.probabilities_NK, model.predict_proba(data[2]))
+
+
+@pytest.mark.parametrize("temperature", [0.02, 0.07, 1])
+def test_softmax_votes_are_scikit_learns_with_that_weight(data, temperature):
+    model = KNeighborsClassifier(
+        20,
+        metric="cosine",
+        algorithm="brute",
+        weights=lambda d_Nk: np.exp((1 - d_Nk) / temperature),
+    ).fit(data[0].astype(float), data[1])
+    probe = knn_probe(*data, temperature=temperature)
+    assert (probe.predictions == model.predict(data[2].astype(float))).all()
+    assert np.allclose(
+        probe.probabilities_NK, model.predict_proba(data[2].astype(float)), atol=1e-5
+    )
+
+
+def test_inverse_distances_are_scikit_learns_with_that_weight(data):
+    model = KNeighborsClassifier(20, algorithm="brute", weights=lambda d_Nk: 1 / (d_Nk + 1e-5))
+    model.fit(data[0], data[1])
+    probe = knn_probe(*data, distance="euclidean")
+    assert (probe.predictions == model.predict(data[2])).all()
+
+
+def test_softmax_votes_are_the_formula(data):
+    train_ND, label_N, test_ND, _ = (np.asarray(part) for part in data)
+    unit_ND = train_ND / np.linalg.norm(train_ND, axis=1, keepdims=True)
+    for query_D, guess in zip(test_ND, knn_probe(*data, k=7).predictions, strict=True):
+        similarity_N = unit_ND @ (query_D / np.linalg.norm(query_D))
+        nearest = np.argsort(-similarity_N)[:7]
+        votes = np.bincount(label_N[nearest], np.exp(similarity_N[nearest] / 0.07), minlength=6)
+        assert guess == votes.argmax()
+
+
+@pytest.mark.parametrize("distance", ["cosine", "euclidean"])
+@pytest.mark.parametrize("k", [1, 7, 60, 600])
+def test_neighbours_are_those_of_brute_force(data, products, k, distance):
+    value_Nk, index_Nk = found(data[2], data[0], k, distance=distance)
+    expected_value_Nk, expected_Nk = brute_force(data[2], data[0], k, distance)
+    assert torch.equal(index_Nk, expected_Nk)
+    assert torch.allclose(value_Nk, expected_value_Nk, rtol=0, atol=2e-7)
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_chunks_and_digits_change_nothing(monkeypatch, seed, bfloat16):
+    monkeypatch.setattr(nearest, "has_fast_bf16", lambda device: bfloat16)
+    rng = np.random.default_rng(seed)
+    # Few values and many copies: equal similarities everywhere.
+    bank_MD = rng.integers(-1, 2, (rng.integers(150, 400), 5)).astype(np.float32)
+    query_ND = rng.integers(-1, 2, (60, 5)).astype(np.float32)
+    k = int(rng.integers(1, 100))
+    expected = brute_force(query_ND, bank_MD, k)
+    assert torch.equal(found(query_ND, bank_MD, k)[1], expected[1])
+    for _ in range(4):
+        smaller_chunks(monkeypatch, *rng.integers(1, 200, 2).tolist(), kept=rng.choice([0, 10**6]))
+        value_Nk, index_Nk = found(query_ND, bank_MD, k)
+        assert torch.equal(index_Nk, expected[1])
+        assert torch.equal(value_Nk, expected[0])
+
+
+def test_collapsed_features_are_told_apart_by_their_last_digits(monkeypatch):
+    force_bfloat16(monkeypatch)
+    rng = np.random.default_rng(0)
+    bank_MD = (1 + 1e-6 * rng.normal(size=(300, 8))).astype(np.float32)
+    expected = brute_force(bank_MD[:50], bank_MD, 9)
+    assert torch.equal(found(bank_MD[:50], bank_MD, 9)[1], expected[1])
+
+
+@pytest.mark.parametrize("loser", ["bank", "query"])
+def test_what_bfloat16_loses_of_a_product_is_within_its_bound(loser):
+    """Every digit that one side loses points along the other: the bound's worst case."""
+    lost = 0.49 * 2**-11  # half a place of bfloat16 at 1.5 / 16
+    part_D = torch.tensor([1.5 / 16 + lost] * 32 + [-1.5 / 16 + lost] * 32)
+    lossy_D = torch.cat([part_D, (1 - part_D.square().sum()).sqrt()[None]])
+    exact_D = torch.cat([torch.full((64,), 1 / 8), torch.zeros(1)])
+    row_D, query_D = (lossy_D, exact_D) if loser == "bank" else (exact_D, lossy_D)
+    bank = vectors.Vectors(torch.stack([row_D, -row_D]))
+    value_BC, index_BC, error_B = nearest._rough(query_D[None], bank, 2, low=True)
+    away_C = (bank.take(index_BC[0]) @ query_D - value_BC[0]).abs()
+    assert 64 / 8 * lost * 0.99 < away_C.max() <= error_B
+
+
+def test_zero_vectors_are_equally_far_from_everything():
+    bank_MD = torch.tensor([[0.0, 0], [1, 0], [0, 1], [-1, 0]])
+    value_Nk, index_Nk = found(torch.tensor([[0.0, 0], [1, 0]]), bank_MD, 4)
+    assert index_Nk.tolist() == [[0, 1, 2, 3], [1, 0, 2, 3]]
+    assert value_Nk.tolist() == [[0, 0, 0, 0], [1, 0, 0, -1]]
+
+
+def test_equal_votes_go_to_the_smallest_label():
+    bank_MD, label_M = np.ones((4, 3), np.float32), np.array([7, 5, 5, 7])
+    assert knn_probe(bank_MD, label_M, bank_MD, label_M, k=4).predictions.tolist() == [5] * 4
+
+
+def test_a_map_of_halves_is_read_in_chunks(data, tmp_path, monkeypatch):
+    halves = [z_ND.astype(np.float16) for z_ND in data[::2]]
+    expected = knn_probe(
+        halves[0].astype(np.float32), data[1], halves[1].astype(np.float32), data[3]
+    )
+    for name, z_ND in zip("ab", halves, strict=True):
+        np.save(tmp_path / f"{name}.npy", z_ND)
+    bank_MD, query_ND = (np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in "ab")
+    smaller_chunks(monkeypatch, 50, 64)
+    sizes, plain = [], vectors.Vectors.take
+
+    def watched(self, rows):
+        part = plain(self, rows)
+        sizes.append(part.shape[0])
+        return part
+
+    monkeypatch.setattr(vectors.Vectors, "take", watched)
+    monkeypatch.setattr(vectors, "SAMPLE", 100)
+    monkeypatch.setattr(nearest, "NUMBERS", 1000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        probe = knn_probe(bank_MD, data[1], query_ND, data[3])
+    assert np.array_equal(probe.probabilities_NK, expected.probabilities_NK)
+    assert max(sizes) <= 100
+
+
+def test_a_grid_in_one_pass_is_each_pair_alone(data, monkeypatch):
+    monkeypatch.setattr(knn, "VOTES", 50)
+    probe = knn_probe(*data, k=20, ks=(1, 5, 50), temperatures=(0.05, 0.5))
+    assert probe.top1_by_k_and_temperature == {
+        k: {t: knn_probe(*data, k=k, ks=(), temperature=t).top1 for t in (0.05, 0.07, 0.5)}
+        for k in (1, 5, 20, 50)
+    }
+    assert probe.top1 == probe.top1_by_k_and_temperature[20][0.07]
+    assert probe.top1_by_k[5] == probe.top1_by_k_and_temperature[5][0.07]
+
+
+def test_own_images_are_their_own_nearest():
+    x_ND, label_N = load_digits(return_X_y=True)
+    assert knn_probe(x_ND, label_N + 5, x_ND, label_N + 5, k=1).top1 == 100
+
+
+def test_scale_of_a_row_does_not_matter(data):
+    x_ND, label_N, test_ND, test_label_N = data
+    scale_N1 = np.random.default_rng(1).uniform(0.1, 10, (600, 1)).astype(np.float32)
+    scaled = knn_probe(x_ND * scale_N1, label_N, torch.from_numpy(test_ND), test_label_N)
+    assert scaled.top1 == knn_probe(*data).top1
+    assert scaled.metrics() == {"probe/knn/top1": scaled.top1}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"k": 601}, "k=601 neighbours of 600"),
+        ({"ks": (0,)}, "k=0 neighbours"),
+        ({"temperature": 0.0}, "temperature=0.0"),
+        ({"weights": "unifrom"}, "weights='unifrom' .did you mean 'uniform'"),
+        ({"weights": "inverse"}, "with distance='cosine' they are softmax or uniform"),
+        ({"distance": "euclidian"}, "did you mean 'euclidean'"),
+    ],
+)
+def test_mistakes_are_named(data, change, says):
+    with pytest.raises(UserError, match=says):
+        knn_probe(*data, **change)
+
+
+def test_one_class_and_broken_features_are_refused(data):
+    with pytest.raises(UserError, match="one class only"):
+        knn_probe(data[0], np.zeros(600, int), data[2], np.zeros(300, int))
+    broken = data[0].astype(np.float16)
+    broken[3, 2] = np.nan
+    with pytest.raises(UserError, match=r"training features have NaN .* 1 of 600"):
+        knn_probe(broken, *data[1:])
+
+
+def test_a_preset_is_what_its_source_says(data):
+    settings = {name: Knn(preset=name) for name in Knn.presets}
+    of = {name: (one.k, one.temperature, one.ks) for name, one in settings.items()}
+    assert of["dinov2"] == (20, 0.07, (10, 20, 100, 200))
+    assert of["lightly"][:2] == (200, 0.1)
+    assert of["instdisc"][:2] == (200, 0.07)
+    assert of["compress"][0] == of["simreg"][0] == 1
+    solo = settings["solo_learn"]
+    assert (solo.k, solo.distance, solo.weights) == (20, "euclidean", "inverse")
+    found = settings["dinov2"].run(Features(data)).metrics
+    assert {f"probe/knn_dinov2/top1_k{k}" for k in (1, 10, 20, 100, 200)} < set(found)
+    assert found["probe/knn_dinov2/top1"] == found["probe/knn_dinov2/top1_k20"]
+
+
+def test_every_preset_can_be_written_in_a_config():
+    for name in Knn.presets:
+        assert PROTOCOLS.build(PROTOCOLS.schema("knn")(preset=name)).name == f"knn_{name}"
+
+
+def test_a_small_bank_limits_a_preset_and_refuses_what_was_asked(data):
+    few = Features((data[0][:15], np.arange(15) % 6, *data[2:]))
+    result = Knn(preset="lightly").run(few)
+    assert result.details["left_out"].startswith("k of 20, 200: there are 15 training images")
+    assert result.metrics["probe/knn_lightly/top1"] == result.metrics["probe/knn_lightly/top1_k15"]
+    assert "probe/knn_lightly/top1_k20" not in result.metrics
+    with pytest.raises(UserError, match="knn: k=16 neighbours of 15 training images"):
+        Knn(k=16).run(few)
+    with pytest.raises(UserError, match="knn: ks=30 neighbours"):
+        Knn(ks=(2, 30)).run(few)
+
+
+@pytest.mark.parametrize("columns", [50, 1024, 1600, 1603])
+def test_the_largest_of_groups_are_the_largest_of_all(columns):
+    generator = torch.Generator().manual_seed(columns)
+    # Few different values: most are equal to many others.
+    for levels in (4, 1000):
+        value_Bm = torch.randint(levels, (7, columns), generator=generator).bfloat16() / levels
+        found_Bk, column_Bk = nearest._largest(value_Bm, 20)
+        assert torch.equal(found_Bk, value_Bm.topk(20, dim=1).values)
+        assert torch.equal(value_Bm.gather(1, column_Bk), found_Bk)
+        assert all(len(set(row)) == 20 for row in column_Bk.tolist())
+
+
+def test_as_many_neighbours_as_there_are_images_can_vote():
+    z_ND = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
+    labels = np.arange(12) % 3
+    probe = knn_probe(z_ND, labels, z_ND, labels, k=3, ks=(1, 11, 12, 13))
+    assert set(probe.top1_by_k) == {1, 3, 11, 12}
+
+
+def test_twenty_neighbours_vote_unless_something_else_is_said():
+    assert (Knn().k, Knn().temperature, Knn().distance) == (20, 0.07, "cosine")
+    subject = colour_subject(spread=60.0)
+    found, twenty = Knn().run(subject), Knn(k=20).run(subject)
+    assert found["top1"] == twenty["top1"] == found["top1_k20"]
+
+
+def test_a_bar_is_drawn_where_one_is_asked_for(data, monkeypatch):
+    asked = []
+
+    def watched(*args, progress, **options):
+        asked.append(progress)
+        return neighbours(*args, **options)
+
+    monkeypatch.setattr(knn, "neighbours", watched)
+    for progress in (True, False):
+        knn_probe(*data, progress=progress)
+    assert asked == [True, False]

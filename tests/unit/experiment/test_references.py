@@ -1,0 +1,61 @@
+import pytest
+
+from ssdistill.errors import UserError
+from ssdistill.experiment.references import LONGEST, resolve
+
+
+def refusal(tree):
+    with pytest.raises(UserError) as caught:
+        resolve(tree)
+    return str(caught.value)
+
+
+def test_a_variable_a_default_and_another_key_take_the_place_of_their_references(monkeypatch):
+    monkeypatch.setenv("DATA_ROOT", "/data")
+    monkeypatch.delenv("NOPE", raising=False)
+    tree = {
+        "name": "mine",
+        "steps": 7,
+        "path": "${oc.env:DATA_ROOT}/${name}.npz",
+        "more": [{"steps": "${steps}"}, "${oc.env:NOPE,3}", "${path}", "${more.0.steps}"],
+    }
+    assert resolve(tree) == {
+        "name": "mine",
+        "steps": 7,
+        "path": "/data/mine.npz",
+        "more": [{"steps": 7}, "3", "/data/mine.npz", 7],
+    }
+
+
+def test_a_tree_without_references_stays_as_it_is():
+    tree = {"a": [1, None, {"b": "$x {y}"}]}
+    assert resolve(tree) == tree
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"a": "${a}"}, "a: references in a circle (a -> a)"),
+        ({"a": "x${b}", "b": "${c.0}", "c": ["${a}"]}, "in a circle (a -> b -> c.0 -> a)"),
+        ({"a": "${oc.env:SSDISTILL_NO}"}, "a: the environment variable SSDISTILL_NO is not set"),
+        ({"steps": 1, "a": {"b": "${stepz}"}}, "a.b: ${stepz} refers to a key that is not there "),
+        ({"a": "${b}", "b": {"c": 1}}, "a: ${b} refers to a section"),
+        ({"a": "${oc.decode:x}"}, "a: ${oc.decode:x} is unknown"),
+        ({"a": "${"}, "a: '${' is not a reference"),
+        ({"a": "${x${y}}", "y": "1"}, "a: "),
+        ({"a": "${oc.env:}"}, "a: the environment variable (no name) is not set"),
+        ({"a": "${}"}, "a: ${} refers to a key that is not there"),
+    ],
+)  # fmt: skip
+def test_a_reference_to_nothing_is_refused_with_its_key(tree, message):
+    assert message in refusal(tree)
+
+
+def test_references_that_double_each_other_have_an_end():
+    tree = {f"a{i}": f"${{a{i + 1}}}${{a{i + 1}}}" for i in range(40)} | {"a40": "x"}
+    assert f"longer than {LONGEST} characters" in refusal(tree)
+
+
+def test_references_to_references_have_an_end():
+    tree = {f"a{i}": f"${{a{i + 1}}}" for i in range(5000)} | {"a5000": "x"}
+    assert "over 100 deep" in refusal(tree)
