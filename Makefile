@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 RUN := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 LOW := $(LOWEST)/.installed
-ROOMS = $(sort $(shell git status --porcelain -uall -- ssdistill tests/unit | sed -nE 's,^...(ssdistill|tests/unit)/([a-z_]+)[/.].*,\2,p'))
+ROOMS ?= $(sort $(shell git status --porcelain -uall -- ssdistill tests/unit | sed -nE 's,^...(ssdistill|tests/unit)/([a-z_]+)[/.].*,\2,p'))
 PIP := -m pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
@@ -47,7 +47,7 @@ test: $(DEV) ## run the tests
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart=0
 
 test-fast: $(DEV) ## run the unit tests of the rooms that changed, or of ROOMS="losses train"
-	@test -n "$(ROOMS)" || { echo 'no room has changed; name some: make test-fast ROOMS="losses train"'; exit 2; }
+	@test -n "$(ROOMS)" || { echo 'no room has changed; name some: ROOMS="losses train" make test-fast'; exit 2; }
 	@$(BIN)/python -m pytest -n 2 --dist loadfile tests/contract/test_packaging.py $(wildcard $(addprefix tests/unit/,$(ROOMS)))
 
 smoke: $(LOW) ## run the smoke tests with the lowest versions that setup.cfg promises

@@ -83,7 +83,7 @@ def test_nothing_in_the_package_reads_a_file_in_a_way_that_runs_it():
             assert named.get("allow_pickle") is not True, place
             if name == "torch.load" and named.get("weights_only") is not True:
                 # With an unpickler of its own that runs nothing.
-                assert place == "foreign/reading.py" and "pickle_module" in named
+                assert place == "teachers/formats/reading.py" and "pickle_module" in named
 
 
 def test_yaml_builds_no_objects(tmp_path):

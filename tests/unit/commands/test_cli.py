@@ -189,7 +189,7 @@ def test_run_publishes_where_it_is_told(config, ran, tmp_path):
 
 def test_what_an_override_made_meaningless_is_said_on_stderr(config, ran, capsys):
     assert main(["run", config, "pretrain.kind=byol"]) == 0
-    assert "pretrain.temperature: left out" in capsys.readouterr().err
+    assert "pretrain.temperature of the config is ignored" in capsys.readouterr().err
 
 
 def test_a_dry_run_prints_the_plan_and_runs_nothing(config, ran, monkeypatch, capsys):
