@@ -1,1 +1,1 @@
-"""Where pictures come from: source → store → loader → views."""
+"""Where images come from: source → store → loader → views."""

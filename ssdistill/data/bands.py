@@ -1,4 +1,4 @@
-"""Which images are RGB, grey or CMYK, and which have bands or pages that would be lost."""
+"""Which images are RGB, gray or CMYK, and which have bands or pages that would be lost."""
 
 from PIL import Image
 
@@ -42,7 +42,7 @@ def _check_tiff(image: Image.Image) -> None:
 
 def _undeclared(bands: int, surplus: int) -> str:
     which = "one of them is" if surplus == 1 else f"{surplus} of them are"
-    return f"{bands} bands, {which} neither a color nor declared as alpha; save it as RGB or grey"
+    return f"{bands} bands, {which} neither a color nor declared as alpha; save it as RGB or gray"
 
 
 def is_stack(image: Image.Image) -> bool:

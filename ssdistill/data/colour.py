@@ -1,4 +1,4 @@
-"""Colour changes of a whole batch, every image with its own factors and order of operations.
+"""Color changes of a whole batch, every image with its own factors and order of operations.
 
 All functions work on float32 (B, 3, H, W) in [0, 1], in place where the name ends in ``_``, and
 equal torchvision's functional operations on float images up to rounding.
@@ -20,7 +20,7 @@ _LUMA = (0.2989, 0.587, 0.114)
 
 
 def luma(x_BCN: Tensor) -> Tensor:
-    """Grey value of each pixel, (B, N)."""
+    """Gray value of each pixel, (B, N)."""
     red_BN, green_BN, blue_BN = x_BCN.unbind(1)
     grey_BN = red_BN * _LUMA[0]
     return grey_BN.add_(green_BN, alpha=_LUMA[1]).add_(blue_BN, alpha=_LUMA[2])
@@ -60,7 +60,7 @@ def jitter_(x_BCHW: Tensor, order_B4: Tensor, factor_B4: Tensor, group_B: Tensor
 def _blend_(x_BCN: Tensor, operation_B: Tensor, factor_B4: Tensor) -> None:
     """One operation other than hue per image: f·x + (1 - f)·t, clamped.
 
-    t is black for brightness, the mean grey for contrast, the pixel's grey for saturation.
+    t is black for brightness, the mean gray for contrast, the pixel's gray for saturation.
     """
     if not len(x_BCN):
         return
@@ -90,7 +90,7 @@ def rotate_hue_(x_BCN: Tensor, turn_B: Tensor) -> None:
     torch.minimum(low_BN, red_BN, out=low_BN)
     chroma_BN = top_BN.sub_(low_BN)
     hue_BN = sum_BN.add_(chroma_BN).sub_(low_BN).sub_(red_BN)
-    # A grey pixel has no hue: its numerator is 0 and so is its chroma.
+    # A gray pixel has no hue: its numerator is 0 and so is its chroma.
     hue_BN.div_(chroma_BN.clamp_min(torch.finfo(torch.float32).tiny))
     hue_BN.copysign_(green_BN - blue_BN).add_(6.0 * turn_B[:, None])
     hue_BN.sub_(torch.round(hue_BN * (1.0 / 6.0)), alpha=6.0)
@@ -101,7 +101,7 @@ def rotate_hue_(x_BCN: Tensor, turn_B: Tensor) -> None:
 
 
 def grayscale_(x_BCHW: Tensor, chosen_K: Tensor) -> None:
-    """Grey out the images at positions ``chosen_K``."""
+    """Gray out the images at positions ``chosen_K``."""
     x_BCN = x_BCHW.view(*x_BCHW.shape[:2], -1)
     x_BCN[chosen_K] = luma(x_BCN[chosen_K])[:, None].expand(-1, x_BCN.shape[1], -1)
 
@@ -110,7 +110,9 @@ def blur_kernel_size(kernel: int | None, size: int) -> int:
     """``kernel``, or for None an odd tenth of the view's side, at least 3 (arXiv:2002.05709)."""
     kernel = kernel or max(3, int(0.1 * size) | 1)
     if kernel // 2 >= size:
-        raise UserError(f"blur_kernel {kernel} does not fit a view of {size}x{size} pixels")
+        raise UserError(
+            f"blur_kernel={kernel} does not fit a view of {size}x{size} pixels; lower it"
+        )
     return kernel
 
 

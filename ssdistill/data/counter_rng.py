@@ -75,7 +75,7 @@ def uniform(
         (B, slots) of ``dtype`` on the device of ``index_B``.
     """
     if dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"uniform numbers come as float32 or float64, not {dtype}")
+        raise TypeError(f"dtype must be float32 or float64, got {dtype}")
     digits = 24 if dtype == torch.float32 else 53
     bits_BK = random_bits(seed, epoch, index_B, view, slots)
     return _shift_right(bits_BK, 64 - digits).to(dtype) * 2.0**-digits

@@ -55,14 +55,14 @@ def read_image(path: str | Path) -> np.ndarray:
     if pixels.dtype == np.uint8:
         return pixels
     if pixels.dtype.itemsize > 2:
-        raise BadImage("32-bit pixels, whose black and white are not known")
+        raise BadImage("32-bit pixels without a known range")
     return render(pixels, full_range(pixels.dtype))
 
 
 def read_pixels(path: str | Path, note: Callable[[str], None] | None = None) -> np.ndarray:
     """The image in a file, upright: 8-bit images as RGB, deeper ones with the values they hold.
 
-    Grey becomes three equal channels; anything transparent (alpha, or a transparent palette
+    Gray becomes three equal channels; anything transparent (alpha, or a transparent palette
     entry or color) is composited on white; CMYK is read with inverted inks, as Adobe writes
     JPEGs and browsers read them, and without a color profile; an EXIF orientation is applied.
     The first frame of an animation counts. A TIFF whose pages are of one size is a stack, and
@@ -146,7 +146,7 @@ def pixel_limit(limit: int | None) -> Iterator[None]:
 def _check_regular(mode: int) -> None:
     if not stat.S_ISREG(mode):
         kind = FILE_TYPES.get(stat.S_IFMT(mode), "something else")
-        raise BadImage(f"not a regular file but {kind}")
+        raise BadImage(f"{kind}, not a regular file")
 
 
 def square(image_HWC: np.ndarray, size: int) -> np.ndarray:
@@ -173,7 +173,7 @@ def _too_large() -> str:
 
 def _check_frames(image: Image.Image, note: Callable[[str], None] | None) -> None:
     if is_stack(image):
-        raise BadImage(f"a stack of {image.n_frames} pages; save each page as a file of its own")
+        raise BadImage(f"a stack of {image.n_frames} pages; save each page as a separate file")
     if note and image.format in ANIMATIONS and getattr(image, "is_animated", False):
         note("animated: only the first frame is read")
 
@@ -184,7 +184,7 @@ def _unidentified(path: str | Path) -> str:
     with open(path, "rb") as file:
         tiff = file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
     more = " (a TIFF with an unusual number of bands or bits)" if tiff else ""
-    return f"not a picture Pillow can read{more}"
+    return f"Pillow cannot read this file{more}"
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -44,7 +44,7 @@ def deep_pixels(image: Image.Image, file: IO[bytes]) -> np.ndarray | None:
     """The values of an opened image of more than 8 bits a channel; None for any other.
 
     Returns:
-        (H, W), or of a 16-bit PNG with color or alpha (H, W, C): grey and alpha, RGB, or RGB
+        (H, W), or of a 16-bit PNG with color or alpha (H, W, C): gray and alpha, RGB, or RGB
         and alpha. The type is that of the file: uint16, int16, int32, uint32 or float32.
 
     Raises:
@@ -65,7 +65,7 @@ def deep_pixels(image: Image.Image, file: IO[bytes]) -> np.ndarray | None:
     elif image.mode.startswith("I;16"):
         pixels = pixels.astype(np.uint16)
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
-        raise BadImage("pixels that are NaN or infinite")
+        raise BadImage("NaN or infinite pixels")
     return pixels
 
 
@@ -109,7 +109,7 @@ def render(pixels: np.ndarray, window: Window) -> np.ndarray:
     Values beyond are clipped; alpha, which spans its type's full range, is composited on white.
 
     Args:
-        pixels: (H, W) grey, or (H, W, C): grey and alpha, RGB, or RGB and alpha.
+        pixels: (H, W) gray, or (H, W, C): gray and alpha, RGB, or RGB and alpha.
     """
     rows = max(1, STRIP_PIXELS // pixels.shape[1])
     strips = [pixels[top : top + rows] for top in range(0, len(pixels), rows)]

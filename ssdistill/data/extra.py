@@ -1,4 +1,4 @@
-"""Views made for one loss, beside those of the recipes: rotations, neighbours, mixtures."""
+"""Views made for one loss, beside those of the recipes: rotations, neighbors, mixtures."""
 
 import torch
 from torch import Tensor
@@ -43,13 +43,13 @@ def extra_views(
 ) -> list[Tensor]:
     """The extra views called ``names``, in the order of :data:`EXTRA`.
 
-    Neighbours are drawn by (seed, epoch, index), as every view is; the rectangle of ``cutmix``,
+    Neighbors are drawn by (seed, epoch, index), as every view is; the rectangle of ``cutmix``,
     one for the batch and the same in every process, by (seed, step). Where ``cutmix`` is made,
     ``batch.cutmix_share`` is set.
 
     Args:
         views: (B, 3, S, S) in [0, 1], one per recipe.
-        recipes: one per view. Neighbours are drawn by the first and the last of a full-size view.
+        recipes: one per view. Neighbors are drawn by the first and the last of a full-size view.
         size: side of a view whose recipe names none, pixels.
 
     Raises:
@@ -76,7 +76,9 @@ def _neighbour_views(
     size: int,
 ) -> dict[str, Tensor]:
     if batch.neighbours_BHWC is None:
-        raise ValueError(f"{', '.join(names)}: the loader was given no neighbours")
+        raise ValueError(
+            f"{', '.join(names)}: the loader has no neighbors; pass neighbours_NK to Loader"
+        )
     sides = [recipe.size or size for recipe in recipes]
     full = [r for r, side in zip(recipes, sides, strict=True) if side == max(sides)]
     wanted = {"neighbour_0": full[0], "neighbour_1": full[-1]}
@@ -103,8 +105,8 @@ def _cutmix(
     """BINGO's mixture (arXiv:2107.01691) and the share of it that is the image."""
     if views[0].shape != neighbour_BCHW.shape:
         raise UserError(
-            f"views: the first must be of full size to be mixed with neighbours, "
-            f"{neighbour_BCHW.shape[-1]} pixels and not {views[0].shape[-1]}"
+            f"views: the first view must have full size to be mixed with neighbors: expected "
+            f"{neighbour_BCHW.shape[-1]} pixels, got {views[0].shape[-1]}; reorder views"
         )
     step_1 = torch.tensor([batch.step])
     *three, centre_y, centre_x = uniform(seed, batch.epoch, step_1, _BOX, 5)[0].tolist()

@@ -34,7 +34,7 @@ def random_boxes(
     """Rectangles with the law of torchvision's ``RandomResizedCrop``.
 
     Ten (area, aspect) candidates per image, area uniform in ``scale`` and aspect log-uniform in
-    ``ratio``; the first that fits is placed uniformly, and if none fits the largest centred
+    ``ratio``; the first that fits is placed uniformly, and if none fits the largest centered
     rectangle of an allowed aspect is taken.
 
     Args:
@@ -78,7 +78,7 @@ def interpolation_matrix(
     """Rows that resample ``length`` pixels from ``start`` on to ``target`` pixels, linearly.
 
     Antialiased as in ``torch.nn.functional.interpolate(antialias=True)``: a triangle as wide as
-    the shrink factor (never narrower than 2 pixels), cut at the rectangle's edge and renormalised,
+    the shrink factor (never narrower than 2 pixels), cut at the rectangle's edge and renormalized,
     which on enlarging is the usual edge clamp. Where ``flip_B`` holds, rows run backwards.
 
     Returns:
@@ -96,7 +96,7 @@ def interpolation_matrix(
     pixel_BS = (pixel_BS + 0.5).masked_fill_(outside_BS, _FAR)
     width_B1 = step_B.clamp_min(1.0)[:, None]
     weight_BTS = (pixel_BS / width_B1)[:, None, :] - (centre_BT / width_B1)[:, :, None]
-    # Minus the triangle; the sign goes with the normalisation.
+    # Minus the triangle; the sign goes with the normalization.
     weight_BTS.abs_().clamp_max_(1.0).sub_(1.0)
     return weight_BTS.div_(weight_BTS.sum(dim=2, keepdim=True))
 

@@ -1,4 +1,4 @@
-"""Which files below a folder are pictures, without opening those whose name says so."""
+"""List the images below a folder; a file is opened only if it has no suffix."""
 
 import logging
 import os
@@ -21,7 +21,7 @@ EXTENSIONS = frozenset(
         *(".ppm", ".pgm", ".pbm", ".pnm"),
     )
 )
-"""What a picture's name may end in, in lower case."""
+"""Suffixes of image files, in lower case."""
 PASSED_OVER = ("__MACOSX",)
 """Folders that an archive program leaves behind."""
 NETPBM = tuple(b"P%d%c" % (number, space) for number in range(1, 7) for space in b" \n\t\r")
@@ -29,15 +29,15 @@ SIGNATURES = (
     *(b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*"),
     *(b"\0\0\0\x0cjP  ", *NETPBM),
 )
-"""How the content of a picture begins."""
+"""First bytes of image files."""
 
 
 SYSTEM = ("/", "/dev", "/proc", "/run", "/sys")
-"""Folders whose files are no pictures, or of which no end is seen."""
+"""Folders that hold no images, or whose listing might never end."""
 MOST_OTHERS = 1_000_000
-"""Files without a picture among them after which no picture is expected."""
+"""Number of files without a single image after which the listing gives up."""
 SECONDS = 10.0
-"""Between two lines about how far a listing is."""
+"""Interval between two progress messages."""
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Listing:
     """The files below a folder.
 
     Attributes:
-        names: of pictures, relative to the folder, with ``/``, sorted by code point.
+        names: of images, relative to the folder, with ``/``, sorted by code point.
         others: how many other files there are by suffix; hidden ones stand under ``hidden``.
     """
 
@@ -54,25 +54,25 @@ class Listing:
 
     @property
     def skipped(self) -> int:
-        """How many files are no pictures."""
+        """Number of files that are not images."""
         return self.others.total()
 
 
 def list_pictures(folder: Path) -> Listing:
-    """All pictures below ``folder``.
+    """List all images below ``folder``.
 
     Linked folders are followed, except into one the walk is already in. Hidden folders, and
-    those of ``PASSED_OVER``, are not entered. A file without a suffix is a picture if it begins
-    like one. A long listing says how far it is.
+    those of ``PASSED_OVER``, are not entered. A file without a suffix is an image if it begins
+    like one. A long listing logs its progress.
 
     Raises:
-        UserError: a folder of the system, or a great many files and no picture among the first.
+        UserError: a folder of the system, or a great many files and no image among the first.
     """
     listing = Listing()
     pending = [("", (os.path.realpath(folder),))]
     if os.path.realpath(folder) in SYSTEM:
-        raise UserError(f"data.path={shown(folder)} is a folder of the system; name the folder "
-                        "that holds the pictures")  # fmt: skip
+        raise UserError(f"data.path={shown(folder)} is a system folder; set data.path "
+                        "to the folder that holds the images")  # fmt: skip
     watch = _Watch(folder, listing)
     while pending:
         below, above = pending.pop()
@@ -96,24 +96,24 @@ def list_pictures(folder: Path) -> Listing:
 
 
 class _Watch:
-    """Says how far a long listing is, and ends one that finds no picture."""
+    """Log the progress of a long listing; raise UserError if it finds no image."""
 
     def __init__(self, folder: Path, listing: Listing):
         self.folder, self.listing = shown(folder), listing
         self.looks, self.said = 0, time.monotonic()
 
     def look(self) -> None:
-        """To be called for every file and folder."""
+        """Count one file or folder."""
         self.looks += 1
         if not self.listing.names and self.looks > MOST_OTHERS:
             raise UserError(
-                f"data.path={self.folder}: no picture among the first {MOST_OTHERS} files; name "
-                "the folder that holds the pictures"
+                f"data.path={self.folder}: no image among the first {MOST_OTHERS} files; set "
+                "data.path to the folder that holds the images"
             )
         if time.monotonic() - self.said > SECONDS:
             self.said = time.monotonic()
             log.warning(
-                "data.path=%s: %d pictures and %d other files so far",
+                "data.path=%s: %d images and %d other files so far",
                 *(self.folder, len(self.listing.names), self.listing.skipped),
             )
 

@@ -21,9 +21,9 @@ def open_source(settings: StoreSettings) -> Source:
 def open_stores(
     source: Source, settings: StoreSettings, image_size: int, root: Path
 ) -> dict[str, Store]:
-    """The training and test pictures, decoded where they are not yet.
+    """The training and test images, decoded where they are not yet.
 
-    A source without test pictures has its training pictures looked at in their place.
+    A source without test images has its training images looked at in their place.
 
     Raises:
         UserError: whatever :func:`ssdistill.data.store.open_store` raises.

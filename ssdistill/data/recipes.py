@@ -11,15 +11,15 @@ from ssdistill.settings import Fraction, NonNegative, PositiveInt, Settings
 
 
 class ViewRecipe(Settings):
-    """How a view is drawn. The defaults leave colours alone; names are torchvision's.
+    """How a view is drawn. The defaults leave colors alone; names are torchvision's.
 
     Attributes:
         scale: smallest and largest share of the image's area in the crop.
         ratio: smallest and largest width / height of the crop.
         flip: probability of a left-right flip.
-        jitter: probability of the colour jitter (its four operations in random order).
+        jitter: probability of the color jitter (its four operations in random order).
         brightness, contrast, saturation: a factor is drawn from [max(0, 1 - value), 1 + value].
-        hue: a shift is drawn from [-hue, hue], in turns of the colour wheel; at most 0.5.
+        hue: a shift is drawn from [-hue, hue], in turns of the color wheel; at most 0.5.
         grayscale, blur, solarize: probability of each.
         blur_sigma: smallest and largest standard deviation, in pixels of the view.
         blur_kernel: width in pixels, odd; None is an odd tenth of the view, at least 3.
@@ -50,7 +50,7 @@ class ViewRecipe(Settings):
         for name in ("scale", "ratio", "blur_sigma"):
             low, high = getattr(self, name)
             if not 0 < low <= high < math.inf:
-                raise ValueError(f"{name} must be (smallest, largest), both above 0")
+                raise ValueError(f"{name} must be (min, max), both above 0")
         if self.scale[1] > 1:
             raise ValueError("scale must not exceed 1, the whole image")
         if self.hue > 0.5:
@@ -72,12 +72,12 @@ RECIPES: dict[str, ViewRecipe] = {
     "crop_flip": ViewRecipe(scale=(0.08, 1.0)),
     # MoCo v2, arXiv:2003.04297.
     "strong": ViewRecipe(**_MILD, blur=0.5),
-    # SimCLR, arXiv:2002.05709, colour strength 1.
+    # SimCLR, arXiv:2002.05709, color strength 1.
     "simclr": ViewRecipe(**_FULL, scale=(0.08, 1.0), blur=0.5),
     # BYOL's two unlike views, arXiv:2006.07733, table 6.
     "byol_a": ViewRecipe(**_BYOL, blur=1.0),
     "byol_b": ViewRecipe(**_BYOL, blur=0.1, solarize=0.2),
-    # Grey digits: mirrored or tightly cropped ones would be other digits.
+    # Gray digits: mirrored or tightly cropped ones would be other digits.
     "digits": ViewRecipe(scale=(0.5, 1.0), flip=0.0, jitter=0.8, brightness=0.4, contrast=0.4),
     # DINO's local crops, arXiv:2104.14294; ask for them with a smaller `size`.
     "multicrop_small": ViewRecipe(**_BYOL | {"scale": (0.05, 0.4)}, blur=0.5),
@@ -107,7 +107,7 @@ def resolve_recipe(entry: Any) -> Any:
 def _recipe(name: Any) -> ViewRecipe:
     if not isinstance(name, str) or name not in RECIPES:
         hint, known = nearest(name, RECIPES), ", ".join(RECIPES)
-        raise ValueError(f"no recipe is called '{name}'{hint}; known: {known}")
+        raise ValueError(f"unknown recipe '{name}'{hint}; known: {known}")
     return RECIPES[name]
 
 

@@ -1,4 +1,4 @@
-"""What a source of pictures is: two splits, with labels only for who asks for them."""
+"""What a source of images is: two splits, with labels only for who asks for them."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -17,7 +17,7 @@ SPLITS = ("train", "test")
 
 
 class RawSplit(ABC):
-    """Pictures of any size, as the source has them; ``title`` names the split in messages."""
+    """Images of any size, as the source has them; ``title`` names the split in messages."""
 
     title: str
 
@@ -26,7 +26,7 @@ class RawSplit(ABC):
 
     @abstractmethod
     def image(self, i: int) -> np.ndarray:
-        """Picture ``i`` as (H, W, 3) uint8 RGB, or with its values where they have more bits.
+        """Image ``i`` as (H, W, 3) uint8 RGB, or with its values where they have more bits.
 
         The latter are what :func:`ssdistill.data.deep_pixels.render` takes. Raises BadImage where
         it cannot be read.
@@ -37,14 +37,14 @@ class RawSplit(ABC):
 
     @abstractmethod
     def identity(self) -> str:
-        """Changes whenever the pictures change; cheap, and says nothing of labels."""
+        """Changes whenever the images change; cheap, and says nothing of labels."""
 
     def array(self) -> np.ndarray | None:
-        """All pictures as (N, H, W, 3) uint8 where they are in memory anyway, else None."""
+        """All images as (N, H, W, 3) uint8 where they are in memory anyway, else None."""
         return None
 
     def deep_rows(self) -> list[int]:
-        """Pictures of more than 8 bits a channel; finding them decodes nothing."""
+        """Images of more than 8 bits a channel; finding them decodes nothing."""
         return []
 
     def auto_window(self, low: float, high: float) -> Window:
@@ -52,7 +52,7 @@ class RawSplit(ABC):
         return low, high
 
     def notes(self) -> list[str]:
-        """What was left out of each picture that was read; one phrase for every one of them."""
+        """What was left out of each image that was read; one phrase for every one of them."""
         return []
 
     def labels(self) -> np.ndarray:
@@ -66,11 +66,11 @@ class RawSplit(ABC):
 
 
 class ArraySplit(RawSplit):
-    """Pictures of one array, each part loaded when first asked for.
+    """Images of one array, each part loaded when first asked for.
 
     Args:
         images: gives (N, H, W, 3) or (N, H, W): uint8, or other numbers for a window.
-        labels: gives (N,) integers; None for unlabeled pictures.
+        labels: gives (N,) integers; None for unlabeled images.
         classes: gives the class names, if they are known apart from the labels.
     """
 
@@ -102,7 +102,7 @@ class ArraySplit(RawSplit):
     def image(self, i: int) -> np.ndarray:
         image = self._images[i]
         if image.dtype.kind == "f" and not np.isfinite(image).all():
-            raise BadImage("pixels that are NaN or infinite")
+            raise BadImage("NaN or infinite pixels")
         return image
 
     def deep_rows(self) -> list[int]:
@@ -116,8 +116,8 @@ class ArraySplit(RawSplit):
             return low, high
         if low < 0 or high > 1:
             raise UserError(
-                f"{self.title}: {self._images.dtype} pixels from {low:g} to {high:g} are not in "
-                f"[0, 1]; set data.window=[{low:g}, {high:g}], or whichever values are black and "
+                f"{self.title}: {self._images.dtype} pixels from {low:g} to {high:g} exceed "
+                f"[0, 1]; set data.window=[{low:g}, {high:g}], or to the values of black and "
                 "white"
             )
         return 0.0, 1.0
@@ -141,13 +141,13 @@ class ArraySplit(RawSplit):
 
 
 class Source(ABC):
-    """A place pictures come from; nothing is read before ``split`` is called.
+    """A place images come from; nothing is read before ``split`` is called.
 
     Keyword-only constructor arguments are the config, and each is kept as an attribute of the
     same name. A subclass sets ``kind``, ``has_labels``, ``default_image_size`` (pixels a side,
     used where the config leaves ``data.image_size`` open) and ``description``; where views for
-    natural pictures would be wrong, also ``default_recipe``, the name of a view recipe; and
-    where there may be no test pictures, ``has_test``.
+    natural images would be wrong, also ``default_recipe``, the name of a view recipe; and
+    where there may be no test images, ``has_test``.
     """
 
     kind: ClassVar[str]
@@ -158,15 +158,13 @@ class Source(ABC):
     default_recipe: str | None = None
 
     def split(self, name: str) -> RawSplit:
-        """The ``train`` or ``test`` pictures.
+        """The ``train`` or ``test`` images.
 
         Raises:
             UserError: another name, or the source's files are missing or not as expected.
         """
         if name not in SPLITS:
-            raise UserError(
-                f"data has no split '{name}'{nearest(name, SPLITS)}; it has train, test"
-            )
+            raise UserError(f"unknown split '{name}'{nearest(name, SPLITS)}; choose train or test")
         return self._split(name)
 
     @abstractmethod
@@ -183,10 +181,10 @@ class Source(ABC):
 
 
 class Unlabeled(Source):
-    """Another source without its labels: the same pictures in the same splits.
+    """Another source without its labels: the same images in the same splits.
 
     Args:
-        source: it is asked for pictures only.
+        source: it is asked for images only.
     """
 
     kind: ClassVar[str]
@@ -251,4 +249,4 @@ class _UnlabeledSplit(RawSplit):
         return self._pictures.notes()
 
     def labels(self) -> np.ndarray:
-        raise UserError(f"{self.title}: data.labels=none leaves its labels alone")
+        raise UserError(f"{self.title}: labels are disabled by data.labels=none")

@@ -2,8 +2,8 @@
 
 A view is drawn (:func:`view_parameters`) and then made (:func:`apply_parameters`), so that it can
 be made again later. The order of operations is that of SimCLR (arXiv:2002.05709, appendix A) and
-BYOL (arXiv:2006.07733, appendix B): crop, flip, colour jitter, greyscale, blur, solarize.
-Views are in [0, 1], not normalised: each encoder does that for itself.
+BYOL (arXiv:2006.07733, appendix B): crop, flip, color jitter, grayscale, blur, solarize.
+Views are in [0, 1], not normalized: each encoder does that for itself.
 """
 
 from dataclasses import dataclass, fields
@@ -132,7 +132,9 @@ def apply_parameters(images_BHWC: Tensor, params: ViewParameters, size: int) -> 
     _, height, width, channels = images_BHWC.shape
     batch = len(images_BHWC)
     if images_BHWC.dtype != torch.uint8 or channels != 3:
-        raise TypeError(f"views need uint8 BHWC images with 3 channels, not {images_BHWC.shape}")
+        raise TypeError(
+            f"images must be uint8 (B, H, W, 3), got {images_BHWC.dtype} {tuple(images_BHWC.shape)}"
+        )
     out_BCHW = torch.empty(batch, 3, size, size, device=images_BHWC.device)
     chunk = batch
     if images_BHWC.device.type == "cpu":
@@ -145,7 +147,7 @@ def apply_parameters(images_BHWC: Tensor, params: ViewParameters, size: int) -> 
 
 
 def _make(images_BHWC: Tensor, params: ViewParameters, out_BCHW: Tensor) -> None:
-    """Fill ``out_BCHW``; the images are put in the order the colour jitter works in."""
+    """Fill ``out_BCHW``; the images are put in the order the color jitter works in."""
     group_B = colour.jitter_groups(params.order_B4, params.jitter_B)
     group_B, sorted_B = group_B.sort(stable=True)
     params = params.take(sorted_B)
@@ -187,7 +189,7 @@ def make_view(
         (B, 3, size, size) float32 in [0, 1], on the device of ``images_BHWC``, without gradient.
     """
     if size < 1:
-        raise UserError(f"a view of size {size} has no pixels")
+        raise UserError(f"size={size}: a view needs at least one pixel")
     height, width = images_BHWC.shape[1:3]
     params = view_parameters(
         recipe,

@@ -15,7 +15,7 @@ def build_losses(
     settings: Mapping[str, LossSettings],
     num_samples: int,
 ) -> dict[str, Loss]:
-    """Every loss, heads freshly initialised, once for each teacher it learns from.
+    """Every loss, heads freshly initialized, once for each teacher it learns from.
 
     Args:
         teacher: one, or several by name.

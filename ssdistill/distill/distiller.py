@@ -32,7 +32,7 @@ class Distiller(Task):
 
     The teachers follow the distiller from device to device but are no submodules of it: they are
     in neither ``parameters()`` nor ``state_dict()``, and ``train()`` leaves them in eval mode. All
-    networks take images in [0, 1] and normalise them for themselves, and encode only the views
+    networks take images in [0, 1] and normalize them for themselves, and encode only the views
     that a loss pairs. Feature maps that the losses read are tapped here.
 
     Each of several teachers has losses of its own (:func:`ssdistill.distill.build.build_losses`),
@@ -64,7 +64,7 @@ class Distiller(Task):
     ):
         super().__init__()
         if not losses:
-            raise UserError("losses: at least one is needed to distil")
+            raise UserError("losses: at least one loss is required")
         self.encoder = student
         # In a dict, nn.Module does not see the teachers.
         self.teachers = {n: t.requires_grad_(False).eval() for n, t in by_name(teacher).items()}
@@ -74,7 +74,7 @@ class Distiller(Task):
             try:
                 self.losses[name] = loss
             except KeyError as error:
-                raise UserError(f"losses: '{name}' cannot be a loss's name") from error
+                raise UserError(f"losses: invalid name '{name}'; choose another") from error
         self.settings = settings_of(self.origins, settings or {})
         self.num_views = max(loss.views for loss in losses.values())
         wanted = {n for loss in losses.values() for n in (*loss.extra_student, *loss.extra_teacher)}
@@ -84,7 +84,7 @@ class Distiller(Task):
         if teacher_dropping:
             self.dropping = TeacherDropping(teacher_dropping, self.origins, losses)
         if interpolate and len(self.teachers) > 1:
-            raise UserError(f"interpolate: takes one teacher, and there are {len(self.teachers)}")
+            raise UserError(f"interpolate requires a single teacher, got {len(self.teachers)}")
         self.interpolation = interpolate and Interpolation(student, self.teacher, interpolate)
         if interpolate and interpolate.when == "before":
             self.interpolation.move()
@@ -242,7 +242,10 @@ class Distiller(Task):
             return None
         if len(set(momentums.values())) > 1:
             listed = ", ".join(f"losses.{n}.momentum={m}" for n, m in momentums.items())
-            raise UserError(f"the student has one moving average, not several: {listed}")
+            raise UserError(
+                f"losses disagree on the momentum of the student's moving average: {listed}; set "
+                "one value"
+            )
         return momentum_copy(self.encoder)
 
 

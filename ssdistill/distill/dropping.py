@@ -45,12 +45,14 @@ class TeacherDropping:
         self.teacher_of = {name: origin.teacher for name, origin in origins.items()}
         self.teachers = list(dict.fromkeys(self.teacher_of.values()))
         if len(self.teachers) == 1:
-            raise UserError("teacher_dropping: needs several teachers, and there is one")
+            raise UserError(
+                "teacher_dropping requires at least two teachers, got 1; set teacher_dropping=null"
+            )
         for name, loss in losses.items():
             if not loss.is_mean_over_images:
                 raise UserError(
-                    f"losses.{origins[name].loss}: no mean over images, so an image cannot do "
-                    "without a teacher; set teacher_dropping=null or take another kind"
+                    f"losses.{origins[name].loss}: not a mean over images, which "
+                    "teacher_dropping requires; set teacher_dropping=null or choose another loss"
                 )
 
     def __call__(

@@ -55,11 +55,12 @@ class Interpolation:
         if not self.names or self.share < settings.at_least:
             odd = next(name for name in ours if name not in self.names)
             raise UserError(
-                f"interpolate: {counted} have the teacher's name and shape ('{odd}' has not); "
-                "take equal architectures or set interpolate=null"
+                f"interpolate: only {counted} match a teacher tensor by name and shape "
+                f"(first without a match: '{odd}'); use the same architecture or set "
+                "interpolate=null"
             )
         if self.share < 1:
-            log.warning("interpolate: %s have a counterpart in the teacher and move", counted)
+            log.warning("interpolate: only %s match a teacher tensor and are interpolated", counted)
 
     def _tensors(self) -> list[dict[str, Tensor]]:
         # Looked up anew: moving a network to a device replaces its buffers.

@@ -32,7 +32,9 @@ def nearest_neighbours(embedding_ND: Tensor, k: int = 5) -> np.ndarray:
     z_ND = functional.normalize(as_features(embedding_ND, "embeddings"), dim=1)
     count = len(z_ND)
     if count <= k:
-        raise UserError(f"{k} neighbours of each image cannot be found among {count} images")
+        raise UserError(
+            f"k={k} neighbors requested, but only {count} images available; k + 1 images required"
+        )
     neighbours_NK = np.empty((count, k), dtype=np.int64)
     silent = not get_console().is_terminal
     for start in track(range(0, count, QUERIES), "neighbours", transient=True, disable=silent):

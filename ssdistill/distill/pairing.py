@@ -29,8 +29,6 @@ def resolve_pairs(wanted: Pairing | Sequence[Pair], sizes: Sequence[int]) -> lis
         return pairs or [(0, 0)]
     for pair in wanted:
         if max(pair) >= count:
-            known = "is view 0 only" if count == 1 else f"are views 0 to {count - 1}"
-            raise UserError(
-                f"pairs: [{pair[0]}, {pair[1]}] names view {max(pair)}, and there {known}"
-            )
+            known = "the only view is 0" if count == 1 else f"views are 0 to {count - 1}"
+            raise UserError(f"pairs: [{pair[0]}, {pair[1]}]: no view {max(pair)}; {known}")
     return [tuple(pair) for pair in wanted]

@@ -24,10 +24,12 @@ def by_name(teachers: Encoder | Mapping[str, Encoder]) -> dict[str, Encoder]:
     if not isinstance(teachers, Mapping):
         return {"teacher": teachers}
     if not teachers:
-        raise UserError("teachers: at least one is needed to distil")
+        raise UserError("teachers: at least one teacher is required")
     for name in teachers:
         if not name or set(name) & set("./"):
-            raise UserError(f"teachers: '{name}' cannot be a teacher's name, nor any with . or /")
+            raise UserError(
+                f"teachers: invalid name '{name}'; names must not be empty or contain . or /"
+            )
     return dict(teachers)
 
 
@@ -42,7 +44,7 @@ def full_names(settings: Mapping[str, LossSettings], teachers: Iterable[str]) ->
     for loss, chosen in settings.items():
         if chosen.teacher is not None and chosen.teacher not in teachers:
             raise UserError(
-                f"losses.{loss}.teacher: no teacher is called '{chosen.teacher}'"
+                f"losses.{loss}.teacher: unknown teacher '{chosen.teacher}'"
                 f"{nearest(chosen.teacher, teachers)}; known: {', '.join(teachers)}"
             )
         for teacher in teachers:
@@ -66,13 +68,13 @@ def origins(names: Iterable[str], teachers: Iterable[str]) -> dict[str, Origin]:
         loss, _, teacher = name.rpartition("/")
         if not loss or teacher not in teachers:
             raise UserError(
-                f"losses: '{name}' names none of the teachers {', '.join(teachers)}; "
-                f"there are several, and the name has to be <loss>/<teacher>"
+                f"losses: '{name}' does not name a teacher; with several teachers, call it "
+                f"<loss>/<teacher>, with one of {', '.join(teachers)}"
             )
         found[name] = Origin(loss, teacher)
     for teacher in teachers:
         if all(origin.teacher != teacher for origin in found.values()):
-            raise UserError(f"teachers.{teacher}: no loss learns from this teacher")
+            raise UserError(f"teachers.{teacher}: unused by every loss; remove it or add a loss")
     return found
 
 
@@ -87,5 +89,7 @@ def settings_of(
     names = list(dict.fromkeys(origin.loss for origin in origins.values()))
     for name in given:
         if name not in names:
-            raise UserError(f"losses: '{name}' has a weight but is no loss")
+            raise UserError(
+                f"losses: settings for unknown loss '{name}'; known: {', '.join(names)}"
+            )
     return {name: given.get(name, LossSettings()) for name in names}

@@ -28,16 +28,16 @@ def agreement(a_ND: Any, b_ND: Any, *, k: int = 10, max_queries: int = 2000) -> 
 
     Args:
         a_ND, b_ND: embeddings of the same images in the same order; widths may differ.
-        k: neighbours compared by ``agree/knn_overlap``.
-        max_queries: images whose neighbours are compared, evenly spaced; all are candidates.
+        k: neighbors compared by ``agree/knn_overlap``.
+        max_queries: images whose neighbors are compared, evenly spaced; all are candidates.
 
     Returns:
         ``agree/cka``: debiased linear CKA, 1 = equal up to rotation, scale and shift, about 0 =
-        unrelated. ``agree/mapped_cosine``: mean centred cosine after the best linear map from a
+        unrelated. ``agree/mapped_cosine``: mean centered cosine after the best linear map from a
         to b, on images the map was not fitted to. ``agree/cosine`` and ``agree/cosine_p01``:
-        mean and 1 % quantile of the centred cosine, without a map where the widths are equal
+        mean and 1 % quantile of the centered cosine, without a map where the widths are equal
         and through the map where they are not. ``agree/knn_overlap``: mean share of common
-        neighbours. ``agree/rank_correlation``: see :func:`rank_correlation`.
+        neighbors. ``agree/rank_correlation``: see :func:`rank_correlation`.
 
     Raises:
         UserError: different numbers of images, too few of them, or values that are not finite.
@@ -45,9 +45,14 @@ def agreement(a_ND: Any, b_ND: Any, *, k: int = 10, max_queries: int = 2000) -> 
     a_ND, b_ND = as_features(a_ND, "features"), as_features(b_ND, "reference features")
     b_ND = b_ND.to(a_ND.device)
     if len(a_ND) != len(b_ND):
-        raise UserError(f"agreement compares {len(a_ND)} embeddings with {len(b_ND)}")
+        raise UserError(
+            f"agreement requires the same images for both encoders, got {len(a_ND)} and "
+            f"{len(b_ND)} embeddings"
+        )
     if len(a_ND) < CKA_AT_LEAST or not 1 <= k < len(a_ND):
-        raise UserError(f"agreement needs at least 4 images and more than k={k}, got {len(a_ND)}")
+        raise UserError(
+            f"agreement requires at least 4 images and more than k={k}, got {len(a_ND)}"
+        )
     cka = LinearCKA()
     cka.update(a_ND, b_ND)
     mapped_N = mapped_cosine(a_ND, b_ND)
@@ -116,7 +121,7 @@ class LinearCKA:
             UserError: fewer than four images.
         """
         if self.count < CKA_AT_LEAST:
-            raise UserError(f"CKA needs at least 4 images, got {self.count}")
+            raise UserError(f"CKA requires at least 4 images, got {self.count}")
         ab, aa, bb = self._hsic(0, 1), self._hsic(0, 0), self._hsic(1, 1)
         if aa <= 0 or bb <= 0:
             return 0.0
@@ -125,7 +130,7 @@ class LinearCKA:
     def _hsic(self, i: int, j: int) -> float:
         """n (n - 3) times the unbiased HSIC of sets i and j, from the sums.
 
-        With centred rows x_n, y_n it is |X^T Y|^2 - n/(n-2) sum |x_n|^2 |y_n|^2
+        With centered rows x_n, y_n it is |X^T Y|^2 - n/(n-2) sum |x_n|^2 |y_n|^2
         + sum |x_n|^2 sum |y_n|^2 / ((n-1)(n-2)).
         """
         n, mean_E = self.count, self.total_E / self.count
@@ -156,7 +161,7 @@ def centred_cosine(a_ND: Tensor, b_ND: Tensor) -> Tensor:
 
 
 def mapped_cosine(a_ND: Tensor, b_NE: Tensor) -> Tensor:
-    """Centred cosine after the best linear map a -> b, on the half it was not fitted to.
+    """Centered cosine after the best linear map a -> b, on the half it was not fitted to.
 
     The map is ridge regression on the even rows; means are those of the even rows too.
     """

@@ -45,7 +45,7 @@ def gauges(z_BD: Tensor, z2_BD: Tensor | None = None) -> dict[str, float]:
 def is_collapsed(z_BD: Tensor, min_std: float = 0.01, min_rank: float = 1.1) -> bool:
     """True where the embeddings are (nearly) one point, (nearly) one line, or not finite.
 
-    One point: `relative_std` under ``min_std``. One line: effective rank of the centred
+    One point: `relative_std` under ``min_std``. One line: effective rank of the centered
     embeddings under ``min_rank``; asked only where two dimensions are possible. The mean is taken
     away for the line because rectified features always share a large one.
 
@@ -77,7 +77,7 @@ def relative_std(z_BD: Tensor) -> float:
 def effective_rank(z_BD: Tensor) -> float:
     """RankMe: exp of the entropy of the singular values scaled to sum 1 (arXiv:2210.02885, eq. 1).
 
-    Between 1 and min(B, D); of the embeddings as they are, not centred. 0 when all are zero,
+    Between 1 and min(B, D); of the embeddings as they are, not centered. 0 when all are zero,
     NaN when one is not finite.
     """
     z_BD = _checked(z_BD)
@@ -150,7 +150,9 @@ def alignment(z_BD: Tensor, z2_BD: Tensor) -> float:
     """
     z_BD, z2_BD = _checked(z_BD), _checked(z2_BD)
     if z_BD.shape != z2_BD.shape:
-        raise UserError(f"two views have embeddings {tuple(z_BD.shape)} and {tuple(z2_BD.shape)}")
+        raise UserError(
+            f"embeddings of two views differ in shape: {tuple(z_BD.shape)} and {tuple(z2_BD.shape)}"
+        )
     gap_BD = functional.normalize(z_BD, dim=1) - functional.normalize(z2_BD, dim=1)
     return gap_BD.square().sum(1).mean().item()
 
@@ -174,5 +176,8 @@ def _checked(z_BD: Tensor) -> Tensor:
     # float64: an entropy of many small singular values is a sum of what float32 rounds away.
     z_BD = torch.as_tensor(z_BD).detach().double()
     if z_BD.ndim != 2 or len(z_BD) < 2 or z_BD.shape[1] < 1:
-        raise UserError(f"gauges need at least two embeddings (B, D), got {tuple(z_BD.shape)}")
+        raise UserError(
+            "label-free metrics require embeddings (B, D) of two images or more, got "
+            f"{tuple(z_BD.shape)}"
+        )
     return z_BD

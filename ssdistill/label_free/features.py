@@ -56,8 +56,8 @@ def extract(
     _check_images(images_NHWC)
     if precision not in PRECISIONS:
         raise UserError(
-            f"precision '{precision}' is not known{nearest(precision, PRECISIONS)}; "
-            f"it is one of {', '.join(PRECISIONS)}"
+            f"unknown precision '{precision}'{nearest(precision, PRECISIONS)}; "
+            f"choose one of {', '.join(PRECISIONS)}"
         )
     with evaluating(encoder, device) as where, torch.inference_mode(), _cast(where, precision):
         embedding_ND, batch_size = None, batch_size or (64 if where.type == "cpu" else 512)
@@ -101,7 +101,7 @@ def as_labels(labels: Any, z_ND: Tensor, name: str) -> Tensor:
         UserError: no labels, not integers, or not one per row.
     """
     if labels is None or len(labels) == 0:
-        raise UserError(f"{name} are missing: a probe needs a labelled data set")
+        raise UserError(f"{name} are missing: evaluation requires a labeled data set")
     if not isinstance(labels, Tensor):
         labels = np.asarray(labels)
     target_N = torch.as_tensor(labels)
@@ -127,7 +127,8 @@ def as_probe_data(
     test_ND = as_features(test_ND, "test features").to(train_ND.device)
     if train_ND.shape[1] != test_ND.shape[1]:
         raise UserError(
-            f"training features are {train_ND.shape[1]} wide, test features {test_ND.shape[1]}"
+            f"training and test features differ in width: {train_ND.shape[1]} and "
+            f"{test_ND.shape[1]}"
         )
     train_label_N = as_labels(train_labels, train_ND, "training labels")
     test_label_N = as_labels(test_labels, test_ND, "test labels")
@@ -146,11 +147,14 @@ def as_targets(train_label_N: Tensor, test_label_N: Tensor) -> tuple[Tensor, Ten
     """
     classes_K, train_target_N = torch.unique(train_label_N, return_inverse=True)
     if len(classes_K) < 2:
-        raise UserError(f"training labels have one class only ({classes_K.item()})")
+        raise UserError(
+            f"training labels have a single class ({classes_K.item()}); evaluation requires two "
+            "or more"
+        )
     unseen = test_label_N[~torch.isin(test_label_N, classes_K)].unique().tolist()
     if unseen:
         raise UserError(
-            f"test labels have classes the training labels lack: {', '.join(map(str, unseen[:5]))}"
+            f"test labels have classes without training images: {', '.join(map(str, unseen[:5]))}"
             f"{' …' if len(unseen) > 5 else ''}"
         )
     return train_target_N, torch.searchsorted(classes_K, test_label_N), classes_K
@@ -165,7 +169,7 @@ def binomial_error(top1: float, n_test: int) -> float:
 def _check_images(images_NHWC: Any) -> None:
     shape, dtype = tuple(images_NHWC.shape), images_NHWC.dtype
     if dtype not in (np.uint8, torch.uint8) or len(shape) != 4 or shape[-1] != 3 or 0 in shape:
-        raise UserError(f"images must be uint8 (N, H, W, 3) and some, got {dtype} {shape}")
+        raise UserError(f"images must be a non-empty uint8 array (N, H, W, 3), got {dtype} {shape}")
 
 
 def _starts(num_images: int, batch_size: int, progress: bool) -> Iterator[int]:

@@ -55,7 +55,7 @@ def lidar(z_VND: Tensor, delta: float = DELTA) -> float:
     z_VND = torch.as_tensor(z_VND).detach()
     if z_VND.ndim != 3 or min(z_VND.shape[:2]) < 2 or z_VND.shape[2] < 1:
         raise UserError(
-            "lidar needs two views or more of two images or more (views, images, D), "
+            "lidar requires embeddings (views, images, D) of two or more views and images, "
             f"got {tuple(z_VND.shape)}"
         )
     if not torch.isfinite(z_VND).all():

@@ -1,4 +1,4 @@
-"""Standardised rows of a feature matrix, a chunk at a time: no probe needs a copy of them all."""
+"""Standardized rows of a feature matrix, a chunk at a time: no probe needs a copy of them all."""
 
 from copy import copy
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 KEEP = 2**28
-"""Bytes up to which standardised rows are made once and kept; beyond, again for every pass."""
+"""Bytes up to which standardized rows are made once and kept; beyond, again for every pass."""
 PIECE = 2**22
 """Numbers handled at a time (16 MiB): near enough to the cache, enough for the threads."""
 
@@ -45,7 +45,7 @@ def piece_rows(width: int) -> int:
 
 
 class Rows:
-    """Standardised rows of G data sets drawn from one matrix, each of N rows.
+    """Standardized rows of G data sets drawn from one matrix, each of N rows.
 
     Few of them are made once and kept; many are made again whenever they are asked for, which
     costs a pass over them in the cache. The numbers are the same either way.

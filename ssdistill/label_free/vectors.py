@@ -1,4 +1,4 @@
-"""Feature vectors as they are compared: checked, normalised for cosines, read in blocks."""
+"""Feature vectors as they are compared: checked, normalized for cosines, read in blocks."""
 
 from collections.abc import Iterator
 from functools import cached_property
@@ -27,7 +27,7 @@ class Vectors:
 
     Args:
         rows_ND: from :func:`as_rows`.
-        distance: ``cosine`` normalises them, a zero vector stays one.
+        distance: ``cosine`` normalizes them, a zero vector stays one.
         device: where to compare; default: where the rows are.
         keep: prepare them once, where they are few.
     """

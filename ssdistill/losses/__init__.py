@@ -106,7 +106,7 @@ class Loss(nn.Module):
         fits_teacher: True when :meth:`fit_teacher` must see the teacher's embeddings of the
             training images before the first step.
         exact_under_sharding: True when several processes compute what one would on the whole batch.
-        minimum_at_teacher: True when student == teacher minimises the loss (a test checks it).
+        minimum_at_teacher: True when student == teacher minimizes the loss (a test checks it).
 
     and may set on the instance:
         student_taps, teacher_taps: names of the feature maps it reads (:class:`MapLoss` does).
@@ -175,7 +175,9 @@ class Loss(nn.Module):
         if read == "embedding":
             return self.shapes.teacher_dim
         if self.shapes.teacher_projection_dim is None:
-            raise self.fail("the teacher has kept no projection head; set read=embedding")
+            raise self.fail(
+                "read=projection: the teacher has no projection head; set read=embedding"
+            )
         self.needs_projection = True
         return self.shapes.teacher_projection_dim
 

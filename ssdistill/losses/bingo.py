@@ -1,4 +1,4 @@
-"""BINGO: a student's image, its neighbour and their mixture (Xu et al., arXiv:2107.01691)."""
+"""BINGO: a student's image, its neighbor and their mixture (Xu et al., arXiv:2107.01691)."""
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +24,8 @@ def bag_loss(
     """1/3 sum over three queries of share nce(query, key) + (1 - share) nce(query, other key).
 
     Args:
-        queries: of the image q, of its neighbour p and of the mixture of both, (B, D) each.
-        keys: of the image k and of its neighbour k', (B, D) each.
+        queries: of the image q, of its neighbor p and of the mixture of both, (B, D) each.
+        keys: of the image k and of its neighbor k', (B, D) each.
         queue_KD: negatives of length 1.
         temperature: of the softmax.
         own_share: weight of q's own key k, and of p's own k'.
@@ -40,7 +40,7 @@ def bag_loss(
 
 
 class BINGO(Loss):
-    """An image, a neighbour from the teacher's bag and their CutMix find both images' teacher keys.
+    """An image, a neighbor from the teacher's bag and their CutMix find both images' teacher keys.
 
     With nce(x, y) = -log exp(x·y/T) / (exp(x·y/T) + sum_k exp(x·q_k/T)) of vectors of length 1,
     q and k the student's and the teacher's of two views of an image, p and k' those of an image
@@ -62,7 +62,7 @@ class BINGO(Loss):
         queue: keys kept (paper: 65536). By default 4096, or half the training images if fewer.
         temperature: T (paper: 0.12 for EfficientNets).
         hidden_dim: width of the hidden layer of the student's MLP.
-        warmup_epochs: the first epochs, without the terms across image and neighbour. The
+        warmup_epochs: the first epochs, without the terms across image and neighbor. The
             published code leaves them out until ``epoch > 10`` holds, counted from 0.
         read: the teacher's vector: ``embedding`` of the backbone, or ``projection`` of the
             self-supervised head it was trained with (the paper's), where it has kept one.

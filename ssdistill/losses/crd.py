@@ -28,7 +28,7 @@ def scores(v_BD: Tensor, memory_ND: Tensor, contrast_BK: Tensor, temperature: fl
 def noise_contrast(score_BK: Tensor, num_samples: int) -> Tensor:
     """-1/B sum_b [log(o_b0 / (o_b0 + c)) + sum_k log(c / (o_bk + c))], c = K / num_samples.
 
-    ``score_BK`` holds the normalised scores o, the positive in column 0 and K negatives after it.
+    ``score_BK`` holds the normalized scores o, the positive in column 0 and K negatives after it.
     """
     noise = (score_BK.shape[1] - 1) / num_samples
     positive_B, negative_BK = score_BK[:, 0], score_BK[:, 1:]
@@ -104,7 +104,7 @@ class CRD(Loss):
         super().__init__(shapes)
         self.num_samples, self.temperature = shapes.num_samples, temperature
         if self.num_samples < 2:
-            raise self.fail("needs at least two training images to contrast")
+            raise self.fail("at least two training images required for negatives")
         self.num_negatives = min(negatives, self.num_samples - 1)
         self.embed_student = nn.Linear(shapes.student_dim, dim)
         self.embed_teacher = nn.Linear(shapes.teacher_dim, dim)

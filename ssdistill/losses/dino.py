@@ -37,7 +37,7 @@ class DINO(LogitLoss):
     ```
 
     Args:
-        logits: the teacher's logits: cosines of its centred embedding to ``prototypes``, or the
+        logits: the teacher's logits: cosines of its centered embedding to ``prototypes``, or the
             ``projection`` of its self-supervised head as it is; the temperatures suit cosines.
         prototypes: how many, K; at most as many as there are training images. By default 1024,
             or an eighth of the images if fewer. DINO's heads have 65536 and more.
@@ -103,7 +103,7 @@ class DINO(LogitLoss):
 
     @torch.no_grad()
     def assign(self, logits_VK: Tensor, temperature: float) -> Tensor:
-        """The teacher's assignments (V, K) of all its views of a batch; moves the centre."""
+        """The teacher's assignments (V, K) of all its views of a batch; moves the center."""
         if self.targets == "sinkhorn":
             return sinkhorn(logits_VK, temperature)
         target_VK = ((logits_VK - self.centre_K) / temperature).softmax(1)

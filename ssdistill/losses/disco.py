@@ -93,7 +93,7 @@ class DisCo(Loss):
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         views = student.distinct
         if len(views) < 2:
-            raise self.fail("pairs give the student one view, and the loss contrasts two")
+            raise self.fail("pairs give the student one view; the loss requires two")
         targets = torch.cat(self.centre(vectors(teacher, self.read)))
         s_ND = self.head(torch.cat(vectors(student)))
         keys = self._keys(student, views[1:])

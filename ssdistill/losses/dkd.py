@@ -51,7 +51,7 @@ class DKD(KD):
             which is least where the teacher is sure.
         temperature: T. By default 4, the paper's, for a ``projection``, and 1 for
             ``prototypes``, whose cosines ``scale`` has sharpened already.
-        logits: the teacher's logits: cosines of its centred embedding to ``prototypes``, divided
+        logits: the teacher's logits: cosines of its centered embedding to ``prototypes``, divided
             by ``scale``, or the ``projection`` of its self-supervised head as it is.
         prototypes: how many, K; at most as many as there are training images. By default 1024,
             or an eighth of the images if fewer.

@@ -77,7 +77,7 @@ class DoGo(SimilarityLoss):
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         if len(student) < 2:
-            raise self.fail("two views are compared, and there is one pair")
+            raise self.fail("pairs name one pair of views; the loss requires two")
         ours = self.head(torch.cat(vectors(student))).chunk(len(student))
         with torch.autocast(ours[0].device.type, enabled=False):
             ours = [gather_with_gradient(unit(s_BD)) for s_BD in ours]

@@ -60,7 +60,7 @@ class FSP(StageLoss):
     def __init__(self, shapes: Shapes, *, maps: MapChoice | MapNames = "stages"):
         super().__init__(shapes, maps)
         if len(self.map_pairs) < 2:
-            raise self.fail("compares consecutive maps: set maps=stages or name at least two")
+            raise self.fail("maps names one map; set maps=stages or name at least two")
         widths = [(pair.student_shape[0], pair.teacher_shape[0]) for pair in self.map_pairs]
         self.heads = nn.ModuleList(
             nn.Identity() if ours == theirs else map_regressor(ours, theirs)

@@ -60,7 +60,7 @@ class FT(StageLoss):
     (arXiv:1802.04977).
 
     The paper first trains the paraphraser P with its inverse P' for 30 epochs and then fixes it.
-    Here there is one training: P learns to summarise the teacher from the first step on, by the
+    Here there is one training: P learns to summarize the teacher from the first step on, by the
     second term alone, while the student follows by the first. With stride 1 the paper's
     transposed convolutions in P' are convolutions. The factors are compared as published in
     code, squared before the mean over channels.

@@ -65,8 +65,8 @@ class Gram(MapRelation):
         if shape[1] * shape[2] == 1:
             architecture = getattr(self.shapes, f"{side}_name")
             raise self.fail(
-                f"map '{name}' of the {side} ({architecture}) has one position, and nothing to "
-                "relate; name an earlier one in maps"
+                f"map '{name}' of the {side} ({architecture}) has a single position, so no "
+                "pairs to compare; choose an earlier map in maps"
             )
 
     def compare(self, s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from ssdistill.settings import Positive
 def principal_directions(t_ND: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Mean (D) and the ``count`` directions of largest variance (D, count), largest first.
 
-    They are the first right singular vectors of the centred rows, each with the sign that makes
+    They are the first right singular vectors of the centered rows, each with the sign that makes
     its largest component positive, so that every machine finds the same.
     """
     # On the CPU, where every machine has float64.
@@ -35,7 +35,7 @@ class KDEP(Loss):
     """Without a head, the student outputs the teacher's leading principal components, flattened.
 
     L = mean (s - f)^2, f = sign(u) |u / T|^p, u = V (t - mean), V the first right singular
-    vectors of the centred embeddings of the training images (arXiv:2203.05180). The published
+    vectors of the centered embeddings of the training images (arXiv:2203.05180). The published
     weight is 3; its code has the paper's matching of variances commented out, and so it is
     absent here. Where the teacher is narrower than the student, only the student's first
     components, as many as the teacher has, are matched.

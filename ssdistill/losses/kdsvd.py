@@ -150,14 +150,14 @@ class KDSVD(MapRelation):
         super().__init__(shapes, maps)
         self.k, self.fix_signs = k, fix_signs
         if len(self.map_pairs) < 2:
-            raise self.fail("maps names one stage; it relates each to the one before, of two on")
+            raise self.fail("maps names one stage; set maps=stages or name at least two")
         heads = []
         for pair in self.map_pairs:
             ours, (theirs, height, width) = pair.student_shape[0], pair.teacher_shape
             if k > min(theirs, height * width):
                 raise self.fail(
-                    f"k={k} is more singular vectors than map '{pair.teacher}' of the teacher "
-                    f"({shapes.teacher_name}) has: {min(theirs, height * width)}"
+                    f"k={k} exceeds the {min(theirs, height * width)} singular vectors of map "
+                    f"'{pair.teacher}' of the teacher ({shapes.teacher_name}); lower k"
                 )
             heads.append(nn.Identity() if ours == theirs else map_regressor(ours, theirs, head))
         self.heads = nn.ModuleList(heads)

@@ -16,7 +16,7 @@ class MSE(PlainRegression):
 
     L = mean (h(s) - t)^2 over components, positions, images and views; the baseline "Reg" of
     arXiv:2010.14713. With ``read: maps`` and the linear head it is the loss of LightlyTrain's
-    distillation v2 (un-normalised patch tokens of the teacher).
+    distillation v2 (un-normalized patch tokens of the teacher).
 
     ```yaml
     losses:

@@ -33,7 +33,7 @@ def hierarchical_context(s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:
 
 
 def convolution(in_channels: int, out_channels: int, kernel: int) -> nn.Sequential:
-    """Convolution and batch norm, uniformly initialised as published."""
+    """Convolution and batch norm, uniformly initialized as published."""
     layer = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False)
     nn.init.kaiming_uniform_(layer.weight, a=1)
     return nn.Sequential(layer, nn.BatchNorm2d(out_channels))

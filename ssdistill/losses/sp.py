@@ -18,7 +18,7 @@ class SP(MapRelation):
     """Images that activate the teacher's feature map alike activate the student's alike.
 
     L = |R(S S^T) - R(T T^T)|_F^2 / B^2, summed over pairs of maps, where the rows of S and T are
-    the maps, flattened and not normalised, and R divides each row of a matrix by its length
+    the maps, flattened and not normalized, and R divides each row of a matrix by its length
     (arXiv:1907.09682). The maps may differ in channels and in size.
 
     ```yaml

@@ -14,10 +14,10 @@ from ssdistill.settings import Fraction, NonNegative
 
 
 class Theia(StandardisedRegression):
-    """The student's whole map, through a head, points where the teacher's standardised one does.
+    """The student's whole map, through a head, points where the teacher's standardized one does.
 
     L = 0.9 (1 - cos(h(s), t')) + 0.1 smooth_l1(h(s), t'), the cosine of the flattened maps and
-    t' the teacher's map standardised in each channel (arXiv:2407.20179). The paper's statistics
+    t' the teacher's map standardized in each channel (arXiv:2407.20179). The paper's statistics
     are those of ImageNet, and its code passes variances where it means deviations; here they
     are running ones, as in ``unic``. With ``summary_weight`` above 0 the ``cosine`` loss of the
     embeddings is added, as in AM-RADIO (arXiv:2312.06709), whose spatial loss has the same form.

@@ -1,4 +1,4 @@
-"""UNIC: cosine and smooth L1 to standardised targets (Sariyildiz et al., ECCV 2024)."""
+"""UNIC: cosine and smooth L1 to standardized targets (Sariyildiz et al., ECCV 2024)."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,11 +29,11 @@ def mean_over_kept_teachers(loss_TB: Tensor, dropped_TB: Tensor) -> Tensor:
 
 
 class UNIC(StandardisedRegression):
-    """The student predicts the teacher's standardised embedding and patches, in angle and value.
+    """The student predicts the teacher's standardized embedding and patches, in angle and value.
 
     L = mean over embedding and maps of 0.5 (1 - cos(h(s), t')) + 0.5 smooth_l1(h(s), t'),
     t' = (t - mean) / std by running statistics of each channel, which a batch updates after it
-    has been standardised (arXiv:2408.05088; so step 0 sees the teacher's own values). Beside
+    has been standardized (arXiv:2408.05088; so step 0 sees the teacher's own values). Beside
     this, the paper drops teachers of low loss at random, as ``teacher_dropping`` does where there
     are several (:func:`mean_over_kept_teachers`), and sums an MLP of every block where ``head``
     reads one.

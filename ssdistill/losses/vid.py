@@ -83,7 +83,7 @@ class VID(StageLoss):
     ):
         super().__init__(shapes, maps)
         if initial_variance <= EPS:
-            raise self.fail(f"initial_variance must be above {EPS}; got {initial_variance}")
+            raise self.fail(f"initial_variance={initial_variance} must be above {EPS}")
         self.guesses = nn.ModuleList(Guess(pair, initial_variance) for pair in self.map_pairs)
 
     def pair_loss(self, k: int, s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:

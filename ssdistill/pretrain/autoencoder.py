@@ -22,9 +22,9 @@ NARROWEST = 16
 
 
 class ImageDecoder(nn.Module):
-    """An embedding (B, D) to an image (B, 3, S, S) in normalised pixels, S = ``size``.
+    """An embedding (B, D) to an image (B, 3, S, S) in normalized pixels, S = ``size``.
 
-    A linear layer makes a 4x4 map, which is doubled in side by nearest neighbours and convolved
+    A linear layer makes a 4x4 map, which is doubled in side by nearest neighbors and convolved
     (3x3, batch norm, ReLU) until it reaches ``size``, with half the channels each time.
     """
 
@@ -60,8 +60,8 @@ class Autoencoder(Method):
     """The embedding of a corrupted image is decoded to the image as it was.
 
     L = mean over pixels of (d(f(q(x))) - x)², f the encoder, d a small convolutional decoder that
-    is thrown away, x in the pixels that the encoder normalises to. The corruption q adds Gaussian
-    noise, then paints cells of a square grid in the data's mean colour; it follows from the step
+    is thrown away, x in the pixels that the encoder normalizes to. The corruption q adds Gaussian
+    noise, then paints cells of a square grid in the data's mean color; it follows from the step
     and the position in the batch, or the image. All that the decoder knows of an image is the
     pooled embedding, which is what a probe reads; hence any encoder will do. The batch norms of
     encoder and decoder see the corrupted images of a batch. There is no projector.

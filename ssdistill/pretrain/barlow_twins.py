@@ -29,7 +29,7 @@ class WideProjector(MLPSettings):
 def cross_correlation(z0_BP: Tensor, z1_BP: Tensor) -> Tensor:
     """Pearson's correlation (P, P) of every dimension of one view with every one of the other.
 
-    Over the images of all processes: lightly's loss standardises those of each process alone.
+    Over the images of all processes: lightly's loss standardizes those of each process alone.
     """
     z0_NP, z1_NP = (
         F.batch_norm(gather_with_gradient(z_BP), None, None, training=True)

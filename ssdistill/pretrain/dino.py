@@ -48,7 +48,7 @@ class DINO(Method):
     teacher's momentum rises from ``momentum`` to ``momentum_end`` by a cosine and covers
     batch-norm statistics. Views of one size share a forward pass, and its batch statistics, in
     both networks; the teacher's batch norms are in training mode like the student's. The kept
-    projector ends before the normalisation to unit length. The paper's schedule of the weight
+    projector ends before the normalization to unit length. The paper's schedule of the weight
     decay is ``optim: {weight_decay: 0.04, weight_decay_end: 0.4}``.
 
     Args:
@@ -130,7 +130,7 @@ class DINO(Method):
 
     @torch.no_grad()
     def targets(self, views: Sequence[Tensor], temperature: float) -> Tensor:
-        """The teacher's assignments (V, K), in float32, of all ``views``; moves the centre."""
+        """The teacher's assignments (V, K), in float32, of all ``views``; moves the center."""
         encoder, projector, prototypes = self.teacher
         z_VP = projector(torch.cat(self.embeddings(encoder, views)))
         logits_VK = cosines(z_VP, prototypes.weight)
@@ -157,7 +157,7 @@ def cosines(z_BP: Tensor, direction_KP: Tensor) -> Tensor:
     """Cosine (B, K) of each row to each direction.
 
     In float32: over a temperature of 0.04, the rounding of bf16 would be a tenth of a logit.
-    Dividing by the length is the weight normalisation of the paper's last layer.
+    Dividing by the length is the weight normalization of the paper's last layer.
     """
     with torch.autocast(z_BP.device.type, enabled=False):
         return F.normalize(z_BP.float(), dim=1) @ F.normalize(direction_KP.float(), dim=1).T

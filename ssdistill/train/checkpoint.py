@@ -19,7 +19,7 @@ UNREADABLE = (
     ValueError,
     pickle.UnpicklingError,
 )
-ANEW = "move it away and run the same command again: the training then starts anew"
+ANEW = "move it away and run the same command to train from the start"
 """What to do about a checkpoint that cannot be resumed from."""
 
 
@@ -40,7 +40,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         partial.unlink(missing_ok=True)
         if disk_is_full(error) or "write" in str(error):
             raise UserError(
-                f"{path.parent}: no space left for the checkpoint; free some and run the same "
+                f"{path.parent}: no disk space for the checkpoint; free some and run the same "
                 "command again"
             ) from error
         raise

@@ -216,9 +216,7 @@ class _State:
                 restore_random_state(random)
             except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
                 reason = " ".join(str(error).split())[:200]
-                raise UserError(
-                    f"{path}: not a checkpoint of this network ({reason}); {ANEW}"
-                ) from error
+                raise UserError(f"{path}: does not fit this network ({reason}); {ANEW}") from error
 
     def advance(self, seconds: float) -> None:
         self.step += 1

@@ -24,9 +24,9 @@ class OptimSettings(Settings):
     Args:
         kind: ``sgd``, ``adamw``, or ``lars`` (arXiv:1708.03888).
         lr: peak learning rate, as used (never rescaled by the batch size).
-        weight_decay: on weights only; biases and normalisation parameters get none.
+        weight_decay: on weights only; biases and normalization parameters get none.
         weight_decay_end: weight decay at the last step, reached by a cosine; null keeps it.
-        decay_all: decay biases and normalisation parameters too; not for ``lars``.
+        decay_all: decay biases and normalization parameters too; not for ``lars``.
         momentum: of ``sgd`` and ``lars``.
         betas: of ``adamw``.
         trust_coefficient: LARS's eta.
@@ -65,9 +65,9 @@ class OptimSettings(Settings):
     @model_validator(mode="after")
     def _fits_the_kind(self) -> "OptimSettings":
         if self.kind == "lars" and self.decay_all:
-            raise ValueError("decay_all is for sgd and adamw: lars never decays vectors")
+            raise ValueError("decay_all requires sgd or adamw; lars never decays vectors")
         if self.kind != "lars" and self.clip_lr:
-            raise ValueError(f"clip_lr is for lars, not for {self.kind}")
+            raise ValueError(f"clip_lr requires lars, got {self.kind}")
         return self
 
     @model_serializer(mode="wrap")
@@ -103,14 +103,14 @@ def parameter_groups(
     """
     rates = rates or {}
     if strange := rates.keys() - {name for name, _ in module.named_parameters()}:
-        raise ValueError(f"rates are given for {sorted(strange)[0]}, which is no parameter")
+        raise ValueError(f"rates: unknown parameter '{sorted(strange)[0]}'")
     trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
     for inner in constant:
         if not any(_inside(name, inner) for name in trainable):
             known = sorted({name.split(".")[0] for name in trainable})
             raise UserError(
-                f"optim.constant: nothing to train is called '{inner}'{nearest(inner, known)}; "
-                f"there are {', '.join(known)}"
+                f"optim.constant: no trainable module '{inner}'{nearest(inner, known)}; "
+                f"known: {', '.join(known)}"
             )
     groups = []
     for still in (False, True):

@@ -57,7 +57,9 @@ class Following:
         if self.teacher_ND is None:
             teachers = getattr(task, "teachers", {})
             if not teachers:
-                raise UserError("agreement with a teacher: this training has none")
+                raise UserError(
+                    "agreement with a teacher requires a distillation; this task has no teacher"
+                )
             size = task.exported[0].spec.image_size
             self.teacher_ND = side_by_side(
                 [extract(t, self.images_NHWC, size, progress=False) for t in teachers.values()]

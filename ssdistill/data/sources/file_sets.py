@@ -1,4 +1,4 @@
-"""Data sets of picture files that torchvision downloads and lists; they are read one by one."""
+"""Data sets of image files that torchvision downloads and lists; they are read one by one."""
 
 from collections.abc import Callable
 from functools import cached_property
@@ -15,7 +15,7 @@ from ssdistill.errors import UserError
 
 
 class ListedFiles(RawSplit):
-    """Picture files that a data set lists, each read when it is asked for.
+    """Image files that a data set lists, each read when it is asked for.
 
     Args:
         load: gives files, labels and class names; called when one of them is first needed.
@@ -55,7 +55,7 @@ class ListedFiles(RawSplit):
 
 
 class _Files(Torchvision):
-    """One whose pictures are files of many sizes; stored as squares of 64 pixels by default.
+    """One whose images are files of many sizes; stored as squares of 64 pixels by default.
 
     A subclass sets ``parts``, torchvision's names of what makes up ``train`` and ``test``.
     """
@@ -81,7 +81,8 @@ class _Files(Torchvision):
                 if classes not in (None, named):
                     raise UserError(
                         f"data.kind={self.kind}: its parts {', '.join(self.parts[name])} in root "
-                        f"'{self.root}' have other classes each; delete it, it is loaded again"
+                        f"'{self.root}' list different classes; delete the folder to download it "
+                        "again"
                     )
                 classes = named
             return files, labels, classes
@@ -91,7 +92,7 @@ class _Files(Torchvision):
 
 
 class Flowers102(_Files):
-    """Oxford Flowers, 102 classes: 2040 train (its train and val) and 6149 test pictures.
+    """Oxford Flowers, 102 classes: 2040 train (its train and val) and 6149 test images.
 
     Args:
         root: folder of the files; they are downloaded there when missing.
@@ -107,7 +108,7 @@ class Flowers102(_Files):
 
 
 class Pets(_Files):
-    """Oxford-IIIT Pets, 37 breeds: 3680 train (its trainval) and 3669 test pictures.
+    """Oxford-IIIT Pets, 37 breeds: 3680 train (its trainval) and 3669 test images.
 
     Args:
         root: folder of the files; they are downloaded there when missing.
@@ -137,7 +138,7 @@ class Dtd(_Files):
 
 
 class Food101(_Files):
-    """Food-101, 101 dishes: 75 750 train and 25 250 test pictures.
+    """Food-101, 101 dishes: 75 750 train and 25 250 test images.
 
     Args:
         root: folder of the files; they are downloaded there when missing.

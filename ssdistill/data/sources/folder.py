@@ -1,4 +1,4 @@
-"""A folder of pictures: which files count, which class and which split each belongs to."""
+"""An image folder: find its files, splits and classes."""
 
 import hashlib
 import logging
@@ -21,22 +21,22 @@ log = logging.getLogger(__name__)
 
 TEST_FRACTION_LABELED, TEST_FRACTION_UNLABELED = 0.2, 0.1
 UNLABELED = 1 << 20
-"""A depth at which no picture has a folder."""
+"""A depth at which no image has a folder."""
 ONE_EACH = (
-    "each of the {} pictures is in a folder of its own, which is taken for no class: the pictures "
-    "are unlabeled; put pictures of one class into one folder"
+    "each of the {} images has a folder of its own, so folders are not classes and the images "
+    "are unlabeled; put all images of one class into one folder"
 )
 STRAY = (
-    "{} of {} pictures are in no class folder (first: {}), so all are unlabeled and no probe is "
-    "run; put them into class folders, or move them away"
+    "{} of {} images are in no class folder (first: {}), so all are unlabeled and evaluation "
+    "is skipped; move them into class folders or out of data.path"
 )
 TRAINABLE = 2
-"""Pictures that are not held out by default, where there are no more."""
+"""Images that are not held out by default, where there are no more."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How the pictures of a folder are split.
+    """How the images of a folder are split.
 
     Attributes:
         listing: all that is below the folder.
@@ -54,21 +54,21 @@ class Layout:
 
 
 def read_layout(folder: Path, test_fraction: float | None) -> Layout:
-    """Sort the pictures below ``folder`` into splits and classes.
+    """Sort the images below ``folder`` into splits and classes.
 
     A folder called ``train`` with one called ``test`` or ``val`` beside it, or other words for
     them (:mod:`ssdistill.data.split_names`), are taken as they are (of several, the first that
     has class folders where ``train`` has them), and anything else is left out; they may lie in a
     folder that holds everything and says nothing, such as ``data``. Otherwise the test
-    pictures are held out of all pictures, class by class. A picture's class is the topmost folder
-    it sits in; pictures outside any make the split unlabeled, and so does one folder for every
-    picture.
+    images are held out of all images, class by class. An image's class is the topmost folder
+    it sits in; images outside any make the split unlabeled, and so does one folder for every
+    image.
 
     Args:
         test_fraction: share to hold out; None takes 0.2 with classes and 0.1 without.
 
     Raises:
-        UserError: several folders that could be the training pictures.
+        UserError: several folders that could be the training images.
     """
     listing = list_pictures(folder)
     names, skipped = listing.names, listing.skipped
@@ -98,7 +98,7 @@ def read_layout(folder: Path, test_fraction: float | None) -> Layout:
 def _file_splits(
     folder: Path, parts: Sequence[list[str]], depths: Sequence[int]
 ) -> list[FileSplit]:
-    """Training and test pictures, with the classes at each one's depth."""
+    """Training and test images, with the classes at each one's depth."""
     classes = [_classes(names, depth) for names, depth in zip(parts, depths, strict=True)]
     all_classes = tuple(sorted({name for names in classes for name in names or ()}))
     return [
@@ -124,7 +124,7 @@ def _below_wrapping(names: list[str], depth: int) -> int:
 def _own_splits(
     names: list[str], first: str, others: list[str], top: int
 ) -> tuple[list[str], list[str]]:
-    """Training pictures, and those of the first test folder that is labeled as they are."""
+    """Training images, and those of the first test folder that is labeled as they are."""
 
     def labeled(part: list[str]) -> bool:
         return bool(_classes(part, _below_wrapping(part, top + 1)))
@@ -134,11 +134,11 @@ def _own_splits(
 
 
 def _stray(names: list[str], depth: int, test: list[str], test_depth: int) -> tuple[str, ...]:
-    """A warning where a few pictures outside any class leave all without one.
+    """A warning where a few images outside any class leave all without one.
 
     Args:
-        names: the training pictures, or all.
-        test: the test pictures where they have a folder of their own.
+        names: the training images, or all.
+        test: the test images where they have a folder of their own.
     """
     outside = [name for name in names if name.count("/") <= depth]
     classes = {name.split("/")[depth] for name in names if name.count("/") > depth}
@@ -179,24 +179,24 @@ def _hash(name: str) -> bytes:
 
 
 class Folder(Source):
-    """A folder of picture files, searched recursively.
+    """A folder of image files, searched recursively.
 
     With ``path/train`` and ``path/test`` (or ``val``, ``Training`` and ``Testing``, …) those are
-    the splits. Otherwise pictures are held out for ``test`` by a hash of their relative name, so
-    that the same files give the same split anywhere. Pictures in class folders
+    the splits. Otherwise images are held out for ``test`` by a hash of their relative name, so
+    that the same files give the same split anywhere. Images in class folders
     (``[train/]<class>/...``) are labeled; as soon as one lies outside any, or each has a folder
-    of its own, all are unlabeled and ``test`` serves label-free measurements only. A picture is
+    of its own, all are unlabeled and ``test`` serves label-free measurements only. An image is
     a file that is named like one (``.jpg``, ``.png``, ``.tif``, …) or begins like one and has no
     suffix; its content decides how it is read. One that cannot be read is left out and named, and
     more than ``data.max_bad`` of them are refused. Hidden files, ``__MACOSX`` and files that are
-    no pictures are skipped and counted.
+    no images are skipped and counted.
 
-    Pictures of a folder have no common size. They are stored as squares of 64 pixels, which
-    keeps 10 000 pictures at 123 MB and trains on a CPU; ``data.image_size`` sets another size.
+    Images of a folder have no common size. They are stored as squares of 64 pixels, which
+    keeps 10 000 images at 123 MB and trains on a CPU; ``data.image_size`` sets another size.
 
     Args:
         path: the folder.
-        test_fraction: share of each class held out where the folder has no test pictures of its
+        test_fraction: share of each class held out where the folder has no test images of its
             own; by default 0.2 with classes and 0.1 without. 0 trains on everything.
     """
 
@@ -243,7 +243,7 @@ class Folder(Source):
         return (
             f"folder {shown(Path(self.path).name)}, "
             f"{'labeled' if self.has_labels else 'unlabeled'}, "
-            f"{len(layout.train)} train and {len(layout.test)} test pictures, "
+            f"{len(layout.train)} train and {len(layout.test)} test images, "
             f"{layout.skipped} other files skipped"
         )
 
@@ -251,20 +251,20 @@ class Folder(Source):
         split = getattr(self._layout, name)
         if not len(split):
             raise UserError(
-                f"data.path={shown(self.path)} has no {name} pictures "
-                f"(test_fraction={self.test_fraction})"
+                f"data.path={shown(self.path)} has no {name} images; change "
+                f"data.test_fraction={self.test_fraction}"
             )
         return split
 
 
 def _nothing(layout: Layout) -> str:
-    """Why there is no picture to train on."""
+    """Explain why there is no image to train on."""
     if len(layout.test):
-        return "no pictures below its training folder"
+        return "no images below its training folder"
     known = ", ".join(sorted(EXTENSIONS))
     seen = ", ".join(f"{count} {suffix}" for suffix, count in layout.listing.others.most_common(5))
-    seen = f"; these are {shown(seen)}" if seen else ""
+    seen = f": {shown(seen)}" if seen else ""
     return (
-        f"no pictures below this folder ({layout.skipped} other files){seen}; a picture's name "
-        f"ends in {known}, or has no suffix"
+        f"no images below this folder ({layout.skipped} other files){seen}; image files "
+        f"end in {known}, or have no suffix"
     )

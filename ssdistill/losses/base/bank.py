@@ -65,11 +65,15 @@ class Bank(nn.Module):
             ValueError: unless exactly the bank's names are given, with equally many rows.
         """
         if rows_BD.keys() != set(self.names):
-            raise ValueError(f"push takes {', '.join(self.names)}; got {', '.join(rows_BD)}")
+            raise ValueError(
+                f"push requires rows for {', '.join(self.names)}; got {', '.join(rows_BD)}"
+            )
         rows_BD = {name: all_gather_rows(rows) for name, rows in rows_BD.items()}
         counts = {len(rows) for rows in rows_BD.values()}
         if len(counts) > 1:
-            raise ValueError(f"push takes equally many rows of each name; got {sorted(counts)}")
+            raise ValueError(
+                f"push requires the same number of rows for each name; got {sorted(counts)}"
+            )
         count = counts.pop()
         kept = min(count, self.size)
         order_B = torch.arange(count - kept, count, device=self.pushed.device)
@@ -137,7 +141,7 @@ class TeacherMean(nn.Module):
 
     @torch.no_grad()
     def forward(self, views: list[Tensor]) -> list[Tensor]:
-        """Centred float32 copies of the views' embeddings, each (B, width)."""
+        """Centered float32 copies of the views' embeddings, each (B, width)."""
         views = [t_BD.float() for t_BD in views]
         if self.training:
             batch_mean_D = mean_over_processes(torch.cat(views).mean(0))

@@ -105,7 +105,7 @@ class MapLoss(Loss):
             architecture = getattr(self.shapes, f"{side}_name")
             raise self.fail(
                 f"the {side} ({architecture}) has no map '{name}'{nearest(name, known)}; "
-                f"it has {', '.join(known)}"
+                f"known: {', '.join(known)}"
             )
         return f"{self.prefix}:{name}" if self.prefix else name
 

@@ -112,7 +112,7 @@ class PlainRegression(Regression):
         center_teacher: bool = False,
     ):
         if read == "embedding" and maps is not None:
-            raise self.fail("maps is set and read=embedding reads none; set read=maps")
+            raise self.fail("maps is set but read=embedding ignores it; set read=maps")
         maps = maps or ("last" if read == "maps" else None)
         super().__init__(shapes, reads=read, maps=maps, head=head)
         self.centres = nn.ModuleList(
@@ -128,7 +128,7 @@ class MapMean(TeacherMean):
 
     @torch.no_grad()
     def forward(self, views: list[Tensor]) -> list[Tensor]:
-        """Centred float32 copies of the views' maps, each (B, C, H, W)."""
+        """Centered float32 copies of the views' maps, each (B, C, H, W)."""
         super().forward([t_BCHW.mean((2, 3)) for t_BCHW in views])
         return [t_BCHW - self.mean_D[:, None, None] for t_BCHW in views]
 
@@ -139,7 +139,7 @@ def statistics_momentum(step: int, num_steps: int, end: float) -> float:
 
 
 class Standardise(nn.Module):
-    """Maps standardised by running statistics of each channel, as UNIC does (arXiv:2408.05088).
+    """Maps standardized by running statistics of each channel, as UNIC does (arXiv:2408.05088).
 
     The statistics are those from before the batch, 0 and 1 at first; then they move towards the
     batch's, taken over the images and positions of all views and processes.
@@ -152,7 +152,7 @@ class Standardise(nn.Module):
 
     @torch.no_grad()
     def forward(self, views: list[Tensor], momentum: float) -> list[Tensor]:
-        """Standardised float32 maps (B, C, H, W); ``momentum`` is the share of the batch."""
+        """Standardized float32 maps (B, C, H, W); ``momentum`` is the share of the batch."""
         mean_C11, std_C11 = (x_C[:, None, None].clone() for x_C in (self.mean_C, self.std_C))
         if self.training:
             self._update([t_BCHW.float() for t_BCHW in views], momentum)

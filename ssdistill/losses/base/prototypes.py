@@ -77,7 +77,7 @@ def _centres(x_ND: Tensor, cosine_N: Tensor, nearest_N: Tensor, count: int) -> T
 
 
 class Prototypes(nn.Module):
-    """Cosines of centred embeddings to prototypes found among the training images.
+    """Cosines of centered embeddings to prototypes found among the training images.
 
     Until :meth:`fit` or a checkpoint has filled them, the prototypes are NaN, and so is any loss.
 
@@ -108,7 +108,7 @@ class Prototypes(nn.Module):
 class LogitLoss(Loss):
     """Base of the losses that read the teacher's output as logits over classes without names.
 
-    With ``logits: prototypes`` these are the cosines of its centred embedding to ``prototypes``
+    With ``logits: prototypes`` these are the cosines of its centered embedding to ``prototypes``
     directions, which spherical k-means finds among its embeddings of the training images before
     the first step, divided by ``scale``. With ``logits: projection`` the output of the
     self-supervised head it has kept is taken as it is, and ``scale`` is 1.
@@ -131,7 +131,9 @@ class LogitLoss(Loss):
         super().__init__(shapes)
         self.read: Read = "projection" if logits == "projection" else "embedding"
         if self.read == "projection" and shapes.teacher_projection_dim is None:
-            raise self.fail("the teacher has kept no projection head; set logits=prototypes")
+            raise self.fail(
+                "logits=projection: the teacher has no projection head; set logits=prototypes"
+            )
         self.classify: nn.Module = nn.Identity()
         self.scale = 1.0 if self.read == "projection" else scale
         self.num_logits = width = self.teacher_width(self.read)
@@ -141,7 +143,7 @@ class LogitLoss(Loss):
             self.classify = Prototypes(self.num_logits, width)
         self.fits_teacher = self.read == "embedding"
         if self.num_logits < 2:
-            raise self.fail(f"needs at least two {logits} to tell apart, there is one")
+            raise self.fail(f"at least two {logits} required, got 1")
 
     def fit_teacher(self, teacher: Representation) -> None:
         """Find the prototypes in the teacher's embeddings of the training images.
@@ -153,7 +155,10 @@ class LogitLoss(Loss):
             return
         count = len(teacher.embedding_BD)
         if count < self.num_logits:
-            raise self.fail(f"prototypes={self.num_logits} need as many images, got {count}")
+            raise self.fail(
+                f"prototypes={self.num_logits} exceeds the {count} training images; lower "
+                "prototypes"
+            )
         self.classify.fit(teacher.embedding_BD)
 
     def teacher_logits(self, teacher_VD: Tensor) -> Tensor:
@@ -199,7 +204,7 @@ def sinkhorn(logits_BK: Tensor, temperature: float, iterations: int = 3) -> Tens
 class DINOHead(nn.Module):
     """Three linear layers with GELU between, then the cosine to K learned directions.
 
-    As in DINO (arXiv:2104.14294, app. C) with the weight normalisation of the last layer fixed to
+    As in DINO (arXiv:2104.14294, app. C) with the weight normalization of the last layer fixed to
     length 1; that layer is computed in float32.
     """
 

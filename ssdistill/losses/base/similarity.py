@@ -220,7 +220,9 @@ class TargetLoss(QueueLoss):
         super().__init__(shapes, *temperatures, **teacher)
         if target == "momentum":
             if teacher != {"read": "embedding", "center_teacher": False}:
-                raise self.fail("target=momentum leaves out the teacher; drop read, center_teacher")
+                raise self.fail(
+                    "target=momentum ignores the teacher; remove read and center_teacher"
+                )
             self.momentum = momentum
 
     def set_head(self, head: nn.Module) -> None:
@@ -233,7 +235,7 @@ class TargetLoss(QueueLoss):
             return super().forward(student, teacher, batch)
         views = student.distinct
         if len(views) < 2:
-            raise self.fail("target=momentum needs two views of the student; set pairs=same")
+            raise self.fail("target=momentum requires two student views; set pairs=same")
         keys = self._moved_keys([student.momentum[view] for view in views[:-1]])
         queries = self.queries([student[view] for view in views[1:]])
         loss = self.compare(queries, keys, self.bank.teacher, self.bank)

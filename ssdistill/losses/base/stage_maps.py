@@ -48,7 +48,7 @@ def spatial_attention(x_BCHW: Tensor, power: int) -> Tensor:
 
 
 def connector(in_channels: int, out_channels: int) -> nn.Module:
-    """1x1 convolution and batch norm, initialised as published for OFD (arXiv:1904.01866)."""
+    """1x1 convolution and batch norm, initialized as published for OFD (arXiv:1904.01866)."""
     convolution = nn.Conv2d(in_channels, out_channels, 1, bias=False)
     nn.init.normal_(convolution.weight, std=math.sqrt(2 / out_channels))
     return nn.Sequential(convolution, nn.BatchNorm2d(out_channels))

@@ -391,7 +391,7 @@ def test_a_compared_student_is_compressed_by_nobody(models):
         ("compare={other: {views: [weak]}}", "compare.other.views: the losses take 2 views"),
         (
             "distill.losses.feature.pairs=[[0,5]]",
-            r"distill.losses.feature.pairs: \[0, 5\] names view 5, and there are views 0 to 1",
+            r"distill.losses.feature.pairs: \[0, 5\]: no view 5; views are 0 to 1",
         ),
     ],
 )

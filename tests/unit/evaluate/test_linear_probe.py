@@ -314,7 +314,7 @@ def test_choice_of_folds_is_that_of_each_of_them_alone(digits):
         ({"train_labels": np.zeros(1200, int)}, "one class only"),
         ({"train_labels": None}, "training labels are missing"),
         ({"test_labels": None}, "test labels are missing"),
-        ({"test_labels": np.full(597, 11)}, "classes the training labels lack: 11"),
+        ({"test_labels": np.full(597, 11)}, "classes without training images: 11"),
         ({"train_labels": np.zeros(7, int)}, "7 labels for 1200"),
         ({"train_labels": np.zeros(1200)}, "one integer per image"),
         ({"train_ND": np.full((1200, 64), np.nan)}, "NaN or infinite values in 1200"),
