@@ -1,1 +1,1 @@
-"""Where images come from: source → store → loader → views."""
+"""Image data: source → store → loader → views."""

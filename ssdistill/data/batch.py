@@ -1,4 +1,4 @@
-"""What the loader hands on: pixels and where they come from, never a label."""
+"""The batch that the loader yields: pixels and their origin, never a label."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Color changes of a whole batch, every image with its own factors and order of operations.
+"""Color augmentation of a whole batch, with its own factors and order for every image.
 
 All functions work on float32 (B, 3, H, W) in [0, 1], in place where the name ends in ``_``, and
 equal torchvision's functional operations on float images up to rounding.
@@ -27,12 +27,12 @@ def luma(x_BCN: Tensor) -> Tensor:
 
 
 def jitter_groups(order_B4: Tensor, chosen_B: Tensor) -> Tensor:
-    """Where hue stands in each image's order: 0..3, or :data:`UNTOUCHED` for images left alone."""
+    """Return the position of hue in each image's order: 0..3, or :data:`UNTOUCHED`."""
     return torch.where(chosen_B, (order_B4 == HUE).int().argmax(dim=1), UNTOUCHED)
 
 
 def jitter_(x_BCHW: Tensor, order_B4: Tensor, factor_B4: Tensor, group_B: Tensor) -> None:
-    """Brightness, contrast, saturation and hue in each image's own order.
+    """Jitter brightness, contrast, saturation and hue in each image's own order.
 
     Hue is done once for all images; the operations an image has before and after it are done in
     up to three rounds each. With the images sorted by group every round is one slice.
@@ -58,7 +58,7 @@ def jitter_(x_BCHW: Tensor, order_B4: Tensor, factor_B4: Tensor, group_B: Tensor
 
 
 def _blend_(x_BCN: Tensor, operation_B: Tensor, factor_B4: Tensor) -> None:
-    """One operation other than hue per image: f·x + (1 - f)·t, clamped.
+    """Apply one operation other than hue to each image: f·x + (1 - f)·t, clamped.
 
     t is black for brightness, the mean gray for contrast, the pixel's gray for saturation.
     """
@@ -75,7 +75,7 @@ def _blend_(x_BCN: Tensor, operation_B: Tensor, factor_B4: Tensor) -> None:
 
 
 def rotate_hue_(x_BCN: Tensor, turn_B: Tensor) -> None:
-    """Turn the hue by ``turn_B`` (1 is a full turn), keeping HSV's value and saturation.
+    """Rotate the hue by ``turn_B`` (1 is a full turn); HSV's value and saturation stay.
 
     On the hexagon of hues, with red at 0, green at 2 and blue at -2 and each channel rescaled to
     u in [0, 1] by the pixel's own minimum and maximum, the hue is ±(1 + u_g + u_b - u_r), signed
@@ -101,7 +101,7 @@ def rotate_hue_(x_BCN: Tensor, turn_B: Tensor) -> None:
 
 
 def grayscale_(x_BCHW: Tensor, chosen_K: Tensor) -> None:
-    """Gray out the images at positions ``chosen_K``."""
+    """Convert the images at positions ``chosen_K`` to gray."""
     x_BCN = x_BCHW.view(*x_BCHW.shape[:2], -1)
     x_BCN[chosen_K] = luma(x_BCN[chosen_K])[:, None].expand(-1, x_BCN.shape[1], -1)
 

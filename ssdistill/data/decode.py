@@ -1,4 +1,4 @@
-"""The pixels of an image file, whatever its format, and how they become a square."""
+"""Decode image files of any format and crop them to squares."""
 
 import os
 import stat
@@ -46,7 +46,7 @@ _one_giant = threading.Lock()
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """The image in a file as (H, W, 3) uint8 RGB, upright; 16-bit values span their full range.
+    """Read a file as (H, W, 3) uint8 RGB, upright; 16-bit values are scaled from their full range.
 
     Raises:
         BadImage: as :func:`read_pixels`, and 32-bit pixels.
@@ -60,7 +60,7 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def read_pixels(path: str | Path, note: Callable[[str], None] | None = None) -> np.ndarray:
-    """The image in a file, upright: 8-bit images as RGB, deeper ones with the values they hold.
+    """Read a file, upright: 8-bit images as RGB, deeper ones with their own values.
 
     Gray becomes three equal channels; anything transparent (alpha, or a transparent palette
     entry or color) is composited on white; CMYK is read with inverted inks, as Adobe writes
@@ -107,7 +107,7 @@ def read_pixels(path: str | Path, note: Callable[[str], None] | None = None) -> 
 
 
 def is_deep_file(path: str | Path) -> bool:
-    """Whether the image in a file has more than 8 bits a channel; False for what gives none."""
+    """Whether the image in a file has more than 8 bits a channel; False if unreadable."""
     try:
         with open_regular(path) as file:
             return is_deep(file)
@@ -117,7 +117,7 @@ def is_deep_file(path: str | Path) -> bool:
 
 @contextmanager
 def open_regular(path: str | Path) -> Iterator[IO[bytes]]:
-    """Open a regular file, or a link to one, for reading; nothing else is even waited for.
+    """Open a regular file, or a link to one; never block on a pipe or device.
 
     Raises:
         BadImage: a pipe, a socket, a device or a folder.
@@ -133,7 +133,7 @@ def open_regular(path: str | Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def pixel_limit(limit: int | None) -> Iterator[None]:
-    """Images of at most so many pixels are decoded inside; None leaves Pillow's limit alone."""
+    """Within the context, decode images of at most ``limit`` pixels; None keeps Pillow's limit."""
     before = Image.MAX_IMAGE_PIXELS
     try:
         # Pillow has no other place for it, and asks at every opening.
@@ -150,7 +150,7 @@ def _check_regular(mode: int) -> None:
 
 
 def square(image_HWC: np.ndarray, size: int) -> np.ndarray:
-    """The central square of an image as (size, size, 3) uint8.
+    """Return the central square of an image as (size, size, 3) uint8.
 
     Cropped to the shorter side, then resized by Pillow's antialiased bicubic filter; an image
     of the right size comes back as it is.
@@ -197,7 +197,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _turned(pixels: np.ndarray, image: Image.Image) -> np.ndarray:
-    """Deep pixels in the orientation that the EXIF of their image asks for."""
+    """Return deep pixels in the orientation given by the image's EXIF."""
     try:
         orientation = image.getexif().get(ORIENTATION, 1)
     except Exception:
@@ -222,7 +222,7 @@ def _rgb(image: Image.Image) -> np.ndarray:
 
 
 def _flat(image: Image.Image) -> Image.Image:
-    """RGB, with anything transparent on white."""
+    """Convert to RGB, with anything transparent on white."""
     if image.mode in TRANSPARENT or "transparency" in image.info:
         canvas = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(canvas, image.convert("RGBA"))

@@ -1,4 +1,4 @@
-"""Views made for one loss, beside those of the recipes: rotations, neighbors, mixtures."""
+"""Extra views for single losses: rotations, neighbors, mixtures."""
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ def extra_views(
     seed: int,
     size: int,
 ) -> list[Tensor]:
-    """The extra views called ``names``, in the order of :data:`EXTRA`.
+    """Build the extra views called ``names``, in the order of :data:`EXTRA`.
 
     Neighbors are drawn by (seed, epoch, index), as every view is; the rectangle of ``cutmix``,
     one for the batch and the same in every process, by (seed, step). Where ``cutmix`` is made,
@@ -102,7 +102,7 @@ def _neighbour_views(
 def _cutmix(
     views: list[Tensor], neighbour_BCHW: Tensor, batch: Batch, seed: int
 ) -> tuple[Tensor, float]:
-    """BINGO's mixture (arXiv:2107.01691) and the share of it that is the image."""
+    """BINGO's CutMix (arXiv:2107.01691), and the fraction of it that is the image."""
     if views[0].shape != neighbour_BCHW.shape:
         raise UserError(
             f"views: the first view must have full size to be mixed with neighbors: expected "

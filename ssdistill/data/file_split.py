@@ -1,4 +1,4 @@
-"""Image files of one split, with their classes."""
+"""A split of image files with their classes."""
 
 import hashlib
 import os

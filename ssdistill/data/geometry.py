@@ -1,4 +1,4 @@
-"""Crop, resize and flip of a whole batch, every image with its own rectangle."""
+"""Crop, resize and flip a whole batch, with one rectangle per image."""
 
 import math
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ def random_boxes(
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> Boxes:
-    """Rectangles with the law of torchvision's ``RandomResizedCrop``.
+    """Draw rectangles from the distribution of torchvision's ``RandomResizedCrop``.
 
     Ten (area, aspect) candidates per image, area uniform in ``scale`` and aspect log-uniform in
     ``ratio``; the first that fits is placed uniformly, and if none fits the largest centered
@@ -64,7 +64,7 @@ def random_boxes(
 
 
 def _centred_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[int, int]:
-    """(height, width) that RandomResizedCrop falls back to."""
+    """Return the fallback (height, width) of RandomResizedCrop."""
     if width / height < min(ratio):
         return round(width / min(ratio)), width
     if width / height > max(ratio):
@@ -75,7 +75,7 @@ def _centred_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[i
 def interpolation_matrix(
     start_B: Tensor, length_B: Tensor, source: int, target: int, flip_B: Tensor | None = None
 ) -> Tensor:
-    """Rows that resample ``length`` pixels from ``start`` on to ``target`` pixels, linearly.
+    """Return the rows that resample ``length`` pixels from ``start`` to ``target``, linearly.
 
     Antialiased as in ``torch.nn.functional.interpolate(antialias=True)``: a triangle as wide as
     the shrink factor (never narrower than 2 pixels), cut at the rectangle's edge and renormalized,
@@ -114,7 +114,7 @@ def resample(x_BCHW: Tensor, rows_BTH: Tensor, columns_BTW: Tensor) -> Tensor:
 
 
 def crop_resize_flip(images_BHWC: Tensor, boxes: Boxes, flip_B: Tensor, size: int) -> Tensor:
-    """Cut each image's rectangle, resize it to ``size``, mirror it where ``flip_B`` holds.
+    """Crop each image's rectangle, resize it to ``size``, mirror it where ``flip_B`` holds.
 
     Equals torchvision's ``resized_crop(..., antialias=True)`` and ``horizontal_flip`` on float
     images up to rounding.
@@ -137,7 +137,7 @@ def crop_resize_flip(images_BHWC: Tensor, boxes: Boxes, flip_B: Tensor, size: in
 
 
 def resize_centre_crop(images_BHWC: Tensor, size: int) -> Tensor:
-    """Shorter side to ``size`` (bilinear, antialiased), then the central square.
+    """Resize the shorter side to ``size`` (bilinear, antialiased), then center-crop.
 
     Returns:
         (B, C, size, size) float32 in [0, 1]; the pixels themselves when they already fit.

@@ -1,4 +1,4 @@
-"""Seeded batches of a store: which images a step sees depends on (seed, step) alone."""
+"""Seeded batches of a store: the images of a step depend on (seed, step) alone."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +20,7 @@ _NEIGHBOUR = -2
 
 
 class Loader:
-    """Random access to the batches of a training.
+    """Random access to the batches of a training run.
 
     Every epoch is a new permutation of the store, drawn from (seed, epoch); a batch never
     crosses epochs, and images that do not fill a last batch wait for the next permutation.
@@ -85,7 +85,7 @@ class Loader:
                 self._resident_NHWC = torch.from_numpy(self._images_NHWC).to(self.device)
 
     def batch(self, step: int) -> Batch:
-        """The batch of one step, from 0; with several processes this process's slice of it."""
+        """Return the batch of one step, from 0; with several processes, this process's slice."""
         epoch, position = divmod(step, self.steps_per_epoch)
         start = position * self.batch_size
         rows_B = self._order(epoch)[start : start + self.batch_size][self._mine]
@@ -95,7 +95,7 @@ class Loader:
         return batch
 
     def iterate(self, start_step: int = 0) -> Iterator[Batch]:
-        """Batches from ``start_step`` to the end; a thread prepares the next one meanwhile."""
+        """Yield batches from ``start_step`` to the end; a thread prefetches the next one."""
         with ThreadPoolExecutor(1, thread_name_prefix="loader") as thread:
             ahead = thread.submit(self.batch, start_step)
             for step in range(start_step, self.num_steps):
@@ -104,13 +104,13 @@ class Loader:
                 yield ready
 
     def _neighbours_of(self, rows_B: np.ndarray, epoch: int) -> np.ndarray:
-        """The row of one neighbor of each image."""
+        """Return the row of one neighbor of each image."""
         number_B = uniform(self.seed, epoch, torch.from_numpy(rows_B), _NEIGHBOUR, 1)[:, 0]
         choice_B = (number_B * self._neighbours_NK.shape[1]).long().numpy()
         return self._neighbours_NK[rows_B, choice_B]
 
     def _pictures(self, rows_B: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Pixels and index of some rows, on the device."""
+        """Return pixels and indices of some rows, on the device."""
         index_B = self._to_device(torch.from_numpy(rows_B.astype(np.int64)))
         if self._resident_NHWC is not None:
             return self._resident_NHWC.index_select(0, index_B), index_B

@@ -1,4 +1,4 @@
-"""Which parts of an image are hidden from a network."""
+"""Choose the parts of an image that a network does not see."""
 
 from torch import Tensor
 
@@ -10,7 +10,7 @@ _MASK = 0x6D61736B
 
 
 def shuffled(batch: Batch, count: int) -> Tensor:
-    """The numbers 0 to ``count`` - 1 in a random order for each image, (B, count) int64.
+    """Return 0 to ``count`` - 1 in a random order for each image, (B, count) int64.
 
     A function of the step and the image, so a resumed training draws the same.
     """

@@ -1,4 +1,4 @@
-"""MixUp and CutMix of a batch's views, the same for both networks."""
+"""MixUp and CutMix of a batch's views, identical for both networks."""
 
 from typing import Literal
 
@@ -17,7 +17,7 @@ Box = tuple[float, float, float, float]
 
 
 class MixSettings(Settings):
-    """How the images of a batch are mixed with one another.
+    """How images of a batch are mixed.
 
     Args:
         kind: ``mixup`` (arXiv:1710.09412) or ``cutmix`` (arXiv:1905.04899).
@@ -33,7 +33,7 @@ class MixSettings(Settings):
 
 @torch.no_grad()
 def mix_views(views: list[Tensor], settings: MixSettings, *, seed: int, step: int) -> list[Tensor]:
-    """Each image mixed with another one of the batch, with one share or rectangle per batch.
+    """Mix each image with another one of the batch; one fraction or rectangle per batch.
 
     Partner, share and rectangle are those of (seed, step), for every view alike: views of
     different sizes get the same rectangle relative to their side, and a teacher and a student
@@ -78,7 +78,7 @@ def centred_box(area: float, centre_y: float, centre_x: float) -> Box:
 
 
 def paste(view_BCHW: Tensor, other_BCHW: Tensor, box: Box) -> tuple[Tensor, float]:
-    """``view_BCHW`` with the rectangle of ``other_BCHW`` in the same place, on whole pixels.
+    """Return ``view_BCHW`` with the rectangle of ``other_BCHW`` at the same place, on whole pixels.
 
     Returns:
         a new tensor, and the share of its pixels that are still those of ``view_BCHW``.

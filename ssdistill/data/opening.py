@@ -1,4 +1,4 @@
-"""From the data settings of a config to its source and its two stores."""
+"""Open the source and the two stores that the data settings of a config describe."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from ssdistill.settings.registry import SOURCES
 
 
 def open_source(settings: StoreSettings) -> Source:
-    """The source that settings describe, without its labels where they say so.
+    """Open the source of the settings, without its labels if they say so.
 
     Raises:
         UserError: whatever the source raises.
@@ -21,7 +21,7 @@ def open_source(settings: StoreSettings) -> Source:
 def open_stores(
     source: Source, settings: StoreSettings, image_size: int, root: Path
 ) -> dict[str, Store]:
-    """The training and test images, decoded where they are not yet.
+    """Open the training and test images, decoding them if necessary.
 
     A source without test images has its training images looked at in their place.
 

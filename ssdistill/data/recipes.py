@@ -1,4 +1,4 @@
-"""How views are drawn: recipes by name, and what a config's list of views may say."""
+"""View recipes by name, and the list of views in a config."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -11,7 +11,7 @@ from ssdistill.settings import Fraction, NonNegative, PositiveInt, Settings
 
 
 class ViewRecipe(Settings):
-    """How a view is drawn. The defaults leave colors alone; names are torchvision's.
+    """How a view is drawn. Defaults leave colors unchanged; names are torchvision's.
 
     Attributes:
         scale: smallest and largest share of the image's area in the crop.
@@ -87,7 +87,7 @@ RECIPES: dict[str, ViewRecipe] = {
 
 
 def resolve_recipe(entry: Any) -> Any:
-    """What one entry of a config's ``views`` stands for, for pydantic to judge.
+    """Resolve one entry of a config's ``views``, for pydantic to validate.
 
     A name is the recipe of that name. A mapping with a key ``recipe`` is the recipe named there
     with the mapping's other settings in place of its own: ``{recipe: multicrop_small, size: 16,
@@ -112,7 +112,7 @@ def _recipe(name: Any) -> ViewRecipe:
 
 
 def expand(recipes: Iterable[ViewRecipe]) -> tuple[ViewRecipe, ...]:
-    """One recipe per view: a recipe of ``count`` views becomes as many of one."""
+    """Return one recipe per view: a recipe of ``count`` views is repeated."""
     return tuple(
         recipe.model_copy(update={"count": 1}) for recipe in recipes for _ in range(recipe.count)
     )

@@ -1,4 +1,4 @@
-"""What every data source has in a config beside its own settings."""
+"""Settings shared by all data sources."""
 
 from typing import Annotated, Any, Literal
 
@@ -23,7 +23,7 @@ def _rising(window: Any) -> Any:
 
 
 class StoreSettings(Settings):
-    """How a source's images are stored, and what of them is read.
+    """How a source's images are stored, and which are read.
 
     Args:
         image_size: side of the stored squares in pixels; null takes the source's own default.

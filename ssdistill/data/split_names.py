@@ -17,7 +17,7 @@ BETWEEN = re.compile(r"[\W\d_]+")
 
 
 def split_of(name: str) -> str | None:
-    """``train``, ``test`` or ``val`` where a folder's name is a word for one, in any case.
+    """Return ``train``, ``test`` or ``val`` if a folder's name means one, in any case.
 
     ``Train``, ``TESTING``, ``val_set``, ``training-images`` and ``train2017`` are such names.
     """
@@ -29,12 +29,12 @@ def _split_of_word(word: str) -> str | None:
 
 
 def says_nothing(name: str) -> bool:
-    """Whether a folder's name, such as ``images`` or ``data``, is no class and no split."""
+    """Whether a folder's name, such as ``images`` or ``data``, is neither a class nor a split."""
     return not SURROUNDINGS.sub("", name.lower()) and any(map(str.isalpha, name))
 
 
 def _in_compound(name: str) -> tuple[str, str] | None:
-    """Split and other words of a name that begins or ends with one: ``seg_train``."""
+    """Return split and other words of a name that begins or ends with a split: ``seg_train``."""
     words = [word for word in BETWEEN.split(name.lower()) if word and not says_nothing(word)]
     for at in (-1, 0):
         if len(words) > 1 and (split := _split_of_word(words[at])):
@@ -43,7 +43,7 @@ def _in_compound(name: str) -> tuple[str, str] | None:
 
 
 def split_folders(tops: Iterable[str]) -> tuple[str | None, list[str]]:
-    """The folder of training images, and those of test images, the likeliest first.
+    """Return the training folder, and the test folders, likeliest first.
 
     Where no name is a word for a split, ``x_train`` and ``x_test`` are, if all folders are of
     this ``x``.

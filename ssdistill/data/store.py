@@ -79,7 +79,7 @@ class Store:
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """(N,) int64, asked of the source at the first use; UserError where it has none."""
+        """(N,) int64, read from the source on first use; UserError if it has none."""
         labels = self.source.split(self.split).labels()
         if len(labels) != len(self) + len(self.bad):
             raise UserError(
@@ -90,7 +90,7 @@ class Store:
 
     @cached_property
     def class_names(self) -> tuple[str, ...] | None:
-        """Names by label, where the source has them apart from the labels."""
+        """Names by label, if the source has them apart from the labels."""
         return self.source.split(self.split).class_names
 
 
@@ -108,7 +108,7 @@ def _damage_named(folder: Path) -> Iterator[None]:
 
 
 def _check_files(folder: Path) -> None:
-    """Nothing but regular files is opened: a pipe would be waited for, a device has no end.
+    """Check that all files are regular: a pipe would block, a device has no end.
 
     Raises:
         OSError, ValueError: what is wrong.
@@ -125,7 +125,7 @@ def _check_files(folder: Path) -> None:
 
 
 def _verify(folder: Path, meta: dict) -> None:
-    """Compare a store's files with their checksums; one that has none yet gets them.
+    """Compare a store's files with their checksums; write checksums if there are none yet.
 
     Raises:
         ValueError: what differs.
@@ -160,7 +160,7 @@ def open_store(
     window: WindowSetting = "auto",
     max_pixels: int = MAX_PIXELS,
 ) -> Store:
-    """The store of a split, made below ``root`` if it is not there.
+    """Open the store of a split; create it below ``root`` if missing.
 
     It is found again by the source's kind and settings, the identity of its images, the size
     and, of images with more than 8 bits, the window. Processes that want the same store at once
@@ -272,7 +272,7 @@ def _make(
     window: Window | None,
     automatic: bool,
 ) -> None:
-    """Fill ``<folder>.partial`` and rename it; the caller holds the lock."""
+    """Fill ``<folder>.partial`` and rename it; the caller must hold the lock."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()

@@ -30,7 +30,7 @@ def write_images(
     window: Window | None = None,
     automatic: bool = True,
 ) -> dict:
-    """Write a split's squares as one ``.npy``; return what the store's json says of them.
+    """Write a split's squares as one ``.npy``; return the metadata of the store's json.
 
     Bytes are written in order rather than through a memory map: on a full disk a write raises,
     where a store into mapped memory kills the process.
@@ -80,7 +80,7 @@ def write_images(
 
 
 def fingerprint_of(images_NHWC: np.ndarray, names: list[str], window: Window | None = None) -> str:
-    """The fingerprint of stored images, from their pixels."""
+    """Compute the fingerprint of stored images from their pixels."""
     digest = _digest(images_NHWC.shape[1])
     step = max(1, CHUNK_BYTES // images_NHWC[0].nbytes)
     for start in range(0, len(images_NHWC), step):
@@ -106,7 +106,7 @@ def _write_header(file: IO[bytes], count: int, size: int) -> None:
 
 
 class Squarer:
-    """Reads images of a split as squares of bytes.
+    """Read images of a split as squares of bytes.
 
     Attributes:
         clipped: of the deep images' pixels, the share that lies beyond the window.
@@ -134,7 +134,7 @@ class Squarer:
 
 
 def _chunks(raw: RawSplit, squarer: Squarer) -> Iterator[tuple[range, list[np.ndarray | BadImage]]]:
-    """Rows of a split and their squares, in order, decoded by one thread per core.
+    """Yield rows of a split and their squares, in order, decoded by one thread per core.
 
     Threads are enough: Pillow lets go of the interpreter while it decodes and resizes.
     """
@@ -152,7 +152,7 @@ def _chunks(raw: RawSplit, squarer: Squarer) -> Iterator[tuple[range, list[np.nd
 
 
 def _with_bar(chunks: Iterator, total: int, title: str) -> Iterator:
-    """Pass chunks on; a progress bar appears once they have taken two seconds."""
+    """Pass chunks through; show a progress bar after two seconds."""
     console = Console(stderr=True)
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=console, transient=True)

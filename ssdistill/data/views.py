@@ -1,4 +1,4 @@
-"""Random views of a batch: one recipe, every image with its own draw.
+"""Random views of a batch: one recipe, an independent draw for every image.
 
 A view is drawn (:func:`view_parameters`) and then made (:func:`apply_parameters`), so that it can
 be made again later. The order of operations is that of SimCLR (arXiv:2002.05709, appendix A) and
@@ -26,7 +26,7 @@ _SLOTS |= {"grayscale": 1, "blur": 1, "blur_sigma": 1, "solarize": 1}
 
 @dataclass(frozen=True)
 class ViewParameters:
-    """All that was drawn for a view of B images, enough to make it again.
+    """Everything drawn for a view of B images; enough to reproduce it.
 
     Attributes:
         top_B, left_B, height_B, width_B: int64 crop in source pixels.
@@ -57,7 +57,7 @@ class ViewParameters:
         return geometry.Boxes(self.top_B, self.left_B, self.height_B, self.width_B)
 
     def take(self, rows: Tensor | slice) -> "ViewParameters":
-        """The parameters of some of the images."""
+        """Select the parameters of some of the images."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return ViewParameters(
             **{k: v[rows] if isinstance(v, Tensor) else v for k, v in values.items()}
@@ -117,7 +117,7 @@ def _factors(recipe: ViewRecipe, number_B4: Tensor) -> Tensor:
 
 @torch.no_grad()
 def apply_parameters(images_BHWC: Tensor, params: ViewParameters, size: int) -> Tensor:
-    """Make the view that ``params`` describes.
+    """Build the view that ``params`` describes.
 
     Args:
         images_BHWC: uint8, three channels, on the device of ``params``.
@@ -147,7 +147,7 @@ def apply_parameters(images_BHWC: Tensor, params: ViewParameters, size: int) -> 
 
 
 def _make(images_BHWC: Tensor, params: ViewParameters, out_BCHW: Tensor) -> None:
-    """Fill ``out_BCHW``; the images are put in the order the color jitter works in."""
+    """Fill ``out_BCHW``; images are sorted by the order in which the color jitter works."""
     group_B = colour.jitter_groups(params.order_B4, params.jitter_B)
     group_B, sorted_B = group_B.sort(stable=True)
     params = params.take(sorted_B)
@@ -177,7 +177,7 @@ def make_view(
     view: int,
     size: int,
 ) -> Tensor:
-    """One random view of each image, a pure function of (seed, epoch, index, view).
+    """Build one random view of each image, a pure function of (seed, epoch, index, view).
 
     Args:
         images_BHWC: uint8, three channels.
@@ -205,7 +205,7 @@ def make_view(
 
 @torch.no_grad()
 def eval_view(images_BHWC: Tensor, size: int) -> Tensor:
-    """The deterministic view: shorter side to ``size``, then the central square.
+    """Build the deterministic view: shorter side to ``size``, then the central square.
 
     Args:
         images_BHWC: uint8, three channels.

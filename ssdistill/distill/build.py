@@ -1,4 +1,4 @@
-"""The losses between one student and its teachers, from their settings."""
+"""Build the losses between one student and its teachers from their settings."""
 
 from collections.abc import Mapping
 
@@ -15,7 +15,7 @@ def build_losses(
     settings: Mapping[str, LossSettings],
     num_samples: int,
 ) -> dict[str, Loss]:
-    """Every loss, heads freshly initialized, once for each teacher it learns from.
+    """Build every loss, with fresh heads, once for each teacher it learns from.
 
     Args:
         teacher: one, or several by name.
@@ -42,7 +42,7 @@ def build_losses(
 
 
 def shapes(student: Encoder, teacher: Encoder, num_samples: int) -> Shapes:
-    """What losses between these two encoders need to know before the first batch."""
+    """Collect the facts that losses between two encoders need before the first batch."""
     return Shapes(
         student_dim=student.embed_dim,
         teacher_dim=teacher.embed_dim,

@@ -1,4 +1,4 @@
-"""The figure in code: frozen teachers, one student, weighted losses between them."""
+"""The distiller: frozen teachers, one student, weighted losses between them."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +28,7 @@ Pairs = dict[str, list[Pair]]
 
 
 class Distiller(Task):
-    """Trains ``student`` by weighted losses against a frozen ``teacher``, or several.
+    """Train ``student`` by weighted losses against one or several frozen teachers.
 
     The teachers follow the distiller from device to device but are no submodules of it: they are
     in neither ``parameters()`` nor ``state_dict()``, and ``train()`` leaves them in eval mode. All
@@ -97,16 +97,16 @@ class Distiller(Task):
 
     @property
     def teacher(self) -> Encoder:
-        """The frozen encoder, where there is one only."""
+        """The frozen encoder, if there is only one."""
         (teacher,) = self.teachers.values()
         return teacher
 
     def losses_of(self, teacher: str) -> dict[str, Loss]:
-        """The losses that learn from one teacher, by their full names."""
+        """Return the losses that learn from one teacher, by their full names."""
         return {n: self.losses[n] for n in self.origins if self.origins[n].teacher == teacher}
 
     def weights_at(self, step: int, num_steps: int) -> dict[str, float]:
-        """Weight of each loss at one step, by name."""
+        """Return the weight of each loss at one step, by name."""
         teachers = Counter(origin.loss for origin in self.origins.values())
         return {
             name: self.settings[loss].weight_at(step, num_steps) / teachers[loss]
@@ -114,7 +114,7 @@ class Distiller(Task):
         }
 
     def pairs_of(self, name: str, sizes: Sequence[int]) -> list[Pair]:
-        """(student's view, teacher's view) that the loss called ``name`` compares.
+        """Return the (student's view, teacher's view) pairs that the loss ``name`` compares.
 
         Raises:
             UserError: pairs that name a view there is not; the loss is named.
@@ -126,7 +126,7 @@ class Distiller(Task):
             raise UserError(f"losses.{loss}.{error}") from None
 
     def forward(self, views: list[Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Unweighted losses by name.
+        """Return unweighted losses by name.
 
         Args:
             views: (B, 3, H, W) tensors in [0, 1]: ``num_views`` or more, and after them those
@@ -192,7 +192,7 @@ class Distiller(Task):
     def targets(
         self, views: dict[int | str, Tensor], batch: Batch, teacher: str | None = None
     ) -> dict[int | str, Representation]:
-        """The outputs of a teacher (of the only one, if none is named) by view, without gradient.
+        """Return a teacher's outputs by view, without gradient; ``name`` is optional for one.
 
         Not under ``inference_mode``: autograd cannot save its tensors, and the copies that would
         take cost what it gains.
@@ -200,7 +200,7 @@ class Distiller(Task):
         return encode_views(self.teacher if teacher is None else self.teachers[teacher], views)
 
     def after_step(self, step: int, num_steps: int) -> None:
-        """Move the student's weights, its moving average and those of the losses' heads."""
+        """Update the student's weights, its moving average and those of the losses' heads."""
         if self.interpolation:
             self.interpolation.after_step(step)
         for loss in self.losses.values():
@@ -211,7 +211,7 @@ class Distiller(Task):
             update_momentum(self.encoder, self.momentum_student, momentum)
 
     def train(self, mode: bool = True) -> "Distiller":
-        """Switch student and losses; the teachers stay in eval mode."""
+        """Switch student and losses to training mode; teachers stay in eval mode."""
         super().train(mode)
         for teacher in self.teachers.values():
             teacher.eval()
@@ -223,7 +223,7 @@ class Distiller(Task):
         return super()._apply(fn, recurse)
 
     def _tap(self) -> None:
-        """Let each network return the feature maps and projections that the losses read."""
+        """Make each network return the feature maps and projections that the losses read."""
         ours = dict.fromkeys(tap for loss in self.losses.values() for tap in loss.student_taps)
         self.student.set_taps(tuple(ours))
         for name, teacher in self.teachers.items():

@@ -1,4 +1,4 @@
-"""Teacher dropping: an image learns from some of its teachers only (UNIC, arXiv:2408.05088).
+"""Teacher dropping: an image learns from a random subset of its teachers (UNIC, arXiv:2408.05088).
 
 Left alone, a student follows the teacher that is easiest to follow. So an image's teachers are
 dropped at random, each by itself, but never the one it is furthest from.
@@ -22,7 +22,7 @@ another order with every seed of a training already."""
 
 
 class TeacherDropping:
-    """What the losses become where images do without some of their teachers.
+    """Reweight the losses where images learn from only some of their teachers.
 
     Teachers are compared by the weighted sum of their losses for an image, so that all losses of
     a teacher are dropped together. Values stay what they are without dropping; the gradient of
@@ -72,7 +72,7 @@ class TeacherDropping:
 
 
 def draw_dropped(batch: Batch, num_teachers: int, probability: float) -> Tensor:
-    """Which teachers (rows, True is dropped) each image of the batch may do without, (T, B)."""
+    """Draw which teachers (rows, True is dropped) each image of the batch drops, (T, B)."""
     draw_BT = uniform(_DROPS, batch.step, batch.index_B, 0, num_teachers, torch.float32)
     return (draw_BT < probability).T
 

@@ -1,4 +1,4 @@
-"""Weight-space transfer: move the student's weights towards the teacher's where shapes allow."""
+"""Weight interpolation: move the student's weights towards the teacher's where shapes allow."""
 
 import logging
 from typing import Literal
@@ -30,7 +30,7 @@ class InterpolateSettings(Settings):
 
 
 class Interpolation:
-    """Tensors of the student that have a counterpart in the teacher to move towards.
+    """Interpolate the student's tensors towards their counterparts in the teacher.
 
     Parameters and floating-point buffers (batch-norm statistics) count, by their names.
 
@@ -71,12 +71,12 @@ class Interpolation:
 
     @torch.no_grad()
     def move(self) -> None:
-        """One move of all tensors."""
+        """Move all tensors once."""
         ours, theirs = self._tensors()
         for name in self.names:
             ours[name].lerp_(theirs[name].to(ours[name]), self.settings.alpha)
 
     def after_step(self, step: int) -> None:
-        """Move where the settings say so after optimizer step ``step`` (from 0)."""
+        """Move after optimizer step ``step`` (from 0) if the settings say so."""
         if self.settings.when == "during" and (step + 1) % self.settings.every == 0:
             self.move()

@@ -1,4 +1,4 @@
-"""Which view of the student learns from which view of the teacher."""
+"""Pair views of the student with views of the teacher."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ Pair = tuple[int, int]
 
 
 def resolve_pairs(wanted: Pairing | Sequence[Pair], sizes: Sequence[int]) -> list[Pair]:
-    """Pairs of (student's view, teacher's view), numbered from 0.
+    """Return pairs of (student's view, teacher's view), numbered from 0.
 
     Args:
         wanted: ``same``: every view with itself. ``other``: every view with each of the others

@@ -1,4 +1,4 @@
-"""Teachers by name, and which loss learns from which of them."""
+"""Teachers by name, and the losses that learn from each of them."""
 
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -9,14 +9,14 @@ from ssdistill.models.backbones import Encoder
 
 
 class Origin(NamedTuple):
-    """The loss of the config, and the teacher, that one of the distiller's losses stands for."""
+    """The loss of the config and the teacher behind one of the distiller's losses."""
 
     loss: str
     teacher: str
 
 
 def by_name(teachers: Encoder | Mapping[str, Encoder]) -> dict[str, Encoder]:
-    """The encoders by name; one that comes without a name is called ``teacher``.
+    """Return the encoders by name; a single one without a name is called ``teacher``.
 
     Raises:
         UserError: no encoder, or a name with a dot or a slash.
@@ -34,7 +34,7 @@ def by_name(teachers: Encoder | Mapping[str, Encoder]) -> dict[str, Encoder]:
 
 
 def full_names(settings: Mapping[str, LossSettings], teachers: Iterable[str]) -> dict[str, Origin]:
-    """Every loss with each teacher it learns from: ``unic/dino``, or ``unic`` of one teacher.
+    """Name every loss with each teacher it learns from: ``unic/dino``, or ``unic`` for one teacher.
 
     Raises:
         UserError: a loss that learns from a teacher there is not.
@@ -55,7 +55,7 @@ def full_names(settings: Mapping[str, LossSettings], teachers: Iterable[str]) ->
 
 
 def origins(names: Iterable[str], teachers: Iterable[str]) -> dict[str, Origin]:
-    """What each name that :func:`full_names` gave stands for.
+    """Return the origin of each name made by :func:`full_names`.
 
     Raises:
         UserError: a name without a teacher where there are several, or a teacher without a loss.
@@ -81,7 +81,7 @@ def origins(names: Iterable[str], teachers: Iterable[str]) -> dict[str, Origin]:
 def settings_of(
     origins: Mapping[str, Origin], given: Mapping[str, LossSettings]
 ) -> dict[str, LossSettings]:
-    """Settings by the losses' names in a config, the defaults where ``given`` has none.
+    """Return settings by the losses' names in a config, with defaults for missing ones.
 
     Raises:
         UserError: settings without a loss.

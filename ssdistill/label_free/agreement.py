@@ -1,4 +1,4 @@
-"""How alike two encoders see the same images; no label is needed."""
+"""Agreement between two encoders on the same images, without labels."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,7 +24,7 @@ CHUNK = 2**21
 
 @torch.no_grad()
 def agreement(a_ND: Any, b_ND: Any, *, k: int = 10, max_queries: int = 2000) -> dict[str, float]:
-    """How well ``a`` (a student, a compressed encoder) agrees with ``b`` (its reference).
+    """Measure how well ``a`` (a student or compressed encoder) agrees with its reference ``b``.
 
     Args:
         a_ND, b_ND: embeddings of the same images in the same order; widths may differ.
@@ -68,7 +68,7 @@ def agreement(a_ND: Any, b_ND: Any, *, k: int = 10, max_queries: int = 2000) -> 
 
 
 def side_by_side(features: Sequence[Any]) -> Tensor:
-    """Features (N, D) of several encoders as those of one, in which each weighs the same."""
+    """Concatenate features (N, D) of several encoders with equal weight for each."""
     if len(features) == 1:
         return torch.as_tensor(features[0])
     centred = [z_ND - z_ND.mean(0) for z_ND in map(torch.as_tensor, features)]
@@ -79,7 +79,7 @@ def side_by_side(features: Sequence[Any]) -> Tensor:
 
 
 class LinearCKA:
-    """Linear CKA of two sets of features, batch by batch, with the bias of small samples removed.
+    """Linear CKA of two sets of features, batch by batch, debiased for small samples.
 
     CKA = HSIC(a, b) / sqrt(HSIC(a, a) HSIC(b, b)) (Kornblith et al., arXiv:1905.00414, eq. 3)
     with the unbiased HSIC of Song et al. (JMLR 13, 2012, eq. 5), written with sums over images,
@@ -115,7 +115,7 @@ class LinearCKA:
         self.norm_moment_2E += norm_B2.T @ joint_BE
 
     def compute(self) -> float:
-        """CKA of everything seen so far; at most 1, and slightly negative by chance near 0.
+        """Return the CKA of all batches so far; at most 1, slightly negative by chance near 0.
 
         Raises:
             UserError: fewer than four images.
@@ -156,12 +156,12 @@ class LinearCKA:
 
 
 def centred_cosine(a_ND: Tensor, b_ND: Tensor) -> Tensor:
-    """Cosine of every pair of rows after each set's mean is taken away, (N,)."""
+    """Cosine of every pair of rows after subtracting each set's mean, (N,)."""
     return functional.cosine_similarity(a_ND - a_ND.mean(0), b_ND - b_ND.mean(0), dim=1)
 
 
 def mapped_cosine(a_ND: Tensor, b_NE: Tensor) -> Tensor:
-    """Centered cosine after the best linear map a -> b, on the half it was not fitted to.
+    """Centered cosine after the best linear map a -> b, on the half that was held out.
 
     The map is ridge regression on the even rows; means are those of the even rows too.
     """
@@ -175,7 +175,7 @@ def mapped_cosine(a_ND: Tensor, b_NE: Tensor) -> Tensor:
 
 
 def knn_overlap(a_ND: Tensor, b_ND: Tensor, k: int = 10, max_queries: int = 2000) -> float:
-    """Mean share of an image's k nearest others (by cosine) that both encoders name."""
+    """Mean fraction of an image's k nearest neighbors (by cosine) that both encoders share."""
     rows_Q = torch.arange(0, len(a_ND), -(-len(a_ND) // max_queries), device=a_ND.device)
     in_a_Qk, in_b_Qk = (_others(z_ND, rows_Q, k) for z_ND in (a_ND, b_ND))
     return (in_a_Qk[:, :, None] == in_b_Qk[:, None, :]).any(2).double().mean().item()
@@ -189,7 +189,7 @@ def _others(z_ND: Tensor, rows_Q: Tensor, k: int) -> Tensor:
 
 
 def rank_correlation(a_ND: Any, b_ND: Any, max_anchors: int = ANCHORS) -> float:
-    """Do both encoders order the other images alike, from most to least similar to an image?
+    """Rank correlation of both encoders' similarities of an image to all others.
 
     Mean over anchor images of Spearman's correlation between an anchor's cosine similarities to
     all other images under ``a`` and those under ``b``; equal ones share their mean rank. It is
@@ -220,7 +220,7 @@ def rank_correlation(a_ND: Any, b_ND: Any, max_anchors: int = ANCHORS) -> float:
 
 
 def _centred_ranks(unit_ND: Tensor, rows_B: Tensor) -> np.ndarray:
-    """Ranks (B, N) of all images by similarity to each anchor, less their mean; 0 for itself."""
+    """Ranks (B, N) of all images by similarity to each anchor, minus their mean; 0 for itself."""
     # In numpy, which sorts floats several times faster on a CPU.
     similarity_BN = (unit_ND[rows_B] @ unit_ND.T).cpu().numpy()
     own_B = np.arange(len(rows_B)), rows_B.numpy()

@@ -1,4 +1,4 @@
-"""Is the representation alive? Gauges of a batch of embeddings that need no label."""
+"""Collapse metrics of a batch of embeddings, without labels."""
 
 import math
 
@@ -18,7 +18,7 @@ ALPHA_RANKS = (4, 100)
 
 @torch.no_grad()
 def gauges(z_BD: Tensor, z2_BD: Tensor | None = None) -> dict[str, float]:
-    """All gauges of one batch under the names of the record.
+    """Compute all metrics of one batch, under their names in the record.
 
     Args:
         z_BD: embeddings, B >= 2.
@@ -43,7 +43,7 @@ def gauges(z_BD: Tensor, z2_BD: Tensor | None = None) -> dict[str, float]:
 
 @torch.no_grad()
 def is_collapsed(z_BD: Tensor, min_std: float = 0.01, min_rank: float = 1.1) -> bool:
-    """True where the embeddings are (nearly) one point, (nearly) one line, or not finite.
+    """Whether the embeddings are (nearly) one point, (nearly) one line, or not finite.
 
     One point: `relative_std` under ``min_std``. One line: effective rank of the centered
     embeddings under ``min_rank``; asked only where two dimensions are possible. The mean is taken
@@ -87,7 +87,7 @@ def effective_rank(z_BD: Tensor) -> float:
 
 
 def entropy_rank(share_K: Tensor) -> float:
-    """exp of the entropy of non-negative numbers scaled to sum 1: how many there are, softly.
+    """exp of the entropy of non-negative numbers scaled to sum 1: their effective number.
 
     Between 1 and K, 0 when all are zero (Roy and Vetterli, EUSIPCO 2007, definition 1).
     """
@@ -98,7 +98,7 @@ def entropy_rank(share_K: Tensor) -> float:
 
 @torch.no_grad()
 def alpha(z_BD: Tensor) -> float:
-    """α-ReQ: how fast the eigenvalues of the covariance fall, i^-alpha (arXiv:2202.05808).
+    """α-ReQ: decay exponent of the covariance's eigenvalues, i^-alpha (arXiv:2202.05808).
 
     Near 1 in good encoders; larger where few directions carry nearly everything, near 0 where
     all carry alike. Weighted least squares of log(eigenvalue i) on log(i), weights 1 / i, over the
@@ -126,7 +126,7 @@ def alpha(z_BD: Tensor) -> float:
 
 
 def _gram(z_BD: Tensor) -> Tensor:
-    """The smaller of z z^T and z^T z: squared singular values of z are its eigenvalues."""
+    """Return the smaller of z z^T and z^T z; their eigenvalues are z's squared singular values."""
     return z_BD @ z_BD.T if z_BD.shape[1] > len(z_BD) else z_BD.T @ z_BD
 
 
@@ -135,7 +135,7 @@ def _entropy_rank(gram: Tensor) -> float:
 
 
 def _participation(gram: Tensor) -> float:
-    """(sum of eigenvalues)^2 / sum of their squares, found without them; NaN when all are zero.
+    """(sum of eigenvalues)^2 / sum of their squares, without computing them; NaN if all are zero.
 
     It is exp of the Rényi entropy of order 2 of the squared singular values' shares, and hence
     never above the effective rank: that entropy falls with the order, and squaring sharpens.

@@ -1,4 +1,4 @@
-"""Encode a whole store once; what every probe reads is what comes out here."""
+"""Extract the features of a whole store once, for all probes."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -30,7 +30,7 @@ def extract(
     progress: bool = True,
     out: Callable[[int, int], Tensor] = torch.empty,
 ) -> Tensor:
-    """Embeddings of all images, in order, under the deterministic evaluation view.
+    """Return embeddings of all images, in order, under the deterministic evaluation view.
 
     A PyTorch encoder is used in eval mode and gets every module's own mode back afterwards, so
     neither its buffers nor its mode change. It is moved to ``device`` for the duration.
@@ -76,7 +76,7 @@ def extract(
 
 
 def as_features(features: Any, name: str) -> Tensor:
-    """``features`` as a finite float32 (N, D) tensor, on the device it is on.
+    """Return ``features`` as a finite float32 (N, D) tensor, on their own device.
 
     Raises:
         UserError: it is empty, not two-dimensional, or has NaN or infinite values.
@@ -95,7 +95,7 @@ def as_features(features: Any, name: str) -> Tensor:
 
 
 def as_labels(labels: Any, z_ND: Tensor, name: str) -> Tensor:
-    """``labels`` as an int64 (N,) tensor beside its features.
+    """Return ``labels`` as an int64 (N,) tensor on the device of its features.
 
     Raises:
         UserError: no labels, not integers, or not one per row.
@@ -115,7 +115,7 @@ def as_labels(labels: Any, z_ND: Tensor, name: str) -> Tensor:
 def as_probe_data(
     train_ND: Any, train_labels: Any, test_ND: Any, test_labels: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Checked features and labels, classes numbered from 0 as they come in ``classes_K``.
+    """Validate features and labels; classes are numbered from 0 in the order of ``classes_K``.
 
     Returns:
         train_ND, train_target_N, test_ND, test_target_N, classes_K.
@@ -137,7 +137,7 @@ def as_probe_data(
 
 
 def as_targets(train_label_N: Tensor, test_label_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Classes numbered from 0 as they come in ``classes_K``.
+    """Number classes from 0 in the order of ``classes_K``.
 
     Returns:
         train_target_N, test_target_N, classes_K.
@@ -161,7 +161,7 @@ def as_targets(train_label_N: Tensor, test_label_N: Tensor) -> tuple[Tensor, Ten
 
 
 def binomial_error(top1: float, n_test: int) -> float:
-    """Standard error in percent of an accuracy in percent measured on ``n_test`` images."""
+    """Standard error, in percent, of an accuracy in percent on ``n_test`` images."""
     share = top1 / 100
     return 100 * (share * (1 - share) / n_test) ** 0.5
 
@@ -186,7 +186,7 @@ def _cast(device: torch.device, precision: Precision) -> Any:
 
 @contextmanager
 def evaluating(encoder: Any, device: str | torch.device | None) -> Iterator[torch.device]:
-    """Eval mode on ``device``; every module's mode and the device are put back at the end."""
+    """Eval mode on ``device``; restores every module's mode and device afterwards."""
     if not isinstance(encoder, nn.Module):
         yield torch.device(device or "cpu")
         return

@@ -1,4 +1,4 @@
-"""Does an embedding tell images apart, beyond what augmentation does to it? LiDAR; no label."""
+"""LiDAR: how well an embedding separates images from their augmentations, without labels."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ DELTA = 1e-4
 
 @torch.no_grad()
 def lidar(z_VND: Tensor, delta: float = DELTA) -> float:
-    """Rank of the linear discriminant analysis whose classes are the images (arXiv:2312.04000).
+    """Rank of the linear discriminant analysis with images as classes (arXiv:2312.04000).
 
     Of n images with q views each, mu_i the mean embedding of image i's views, mu that of all
     (section 3, eqs. 1 to 4; denominators of the unbiased estimates, which cancel but for delta):
@@ -88,7 +88,7 @@ def view_gauges(
     size: int,
     device: str | torch.device | None = None,
 ) -> dict[str, float]:
-    """Gauges of an encoder that need several views of an image.
+    """Compute the metrics that require several views of an image.
 
     Costs two views of every image, and ``VIEWS`` of ``IMAGES`` of them at most, evenly spread.
 
@@ -124,7 +124,7 @@ def view_embeddings(
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> Tensor:
-    """Embeddings of several augmented views of every image.
+    """Return embeddings of several augmented views of every image.
 
     A view is a pure function of its number and the image's index (seed and epoch are 0), so that
     every model is shown the same ones. The encoder is used in eval mode and left as it was.

@@ -1,4 +1,4 @@
-"""The nearest of many vectors: found in a hurry, then decided exactly."""
+"""Exact nearest neighbors: a fast approximate search, then an exact decision."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -31,7 +31,7 @@ def neighbours(
     device: Any = None,
     progress: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The k nearest bank rows of every query, chunk by chunk of queries.
+    """Yield the k nearest bank rows of every query, chunk by chunk of queries.
 
     Similarities are taken in float64 and rounded to float32; of equals the smaller index comes
     first. Answers do not depend on chunks: matrix products in few digits only say which rows
@@ -61,7 +61,7 @@ def neighbours(
 
 
 def exact(query_BD: Tensor, block_mD: Tensor, distance: Distance = "cosine") -> Tensor:
-    """Closeness (B, m) float32 of prepared rows, all pairs."""
+    """Exact closeness (B, m) float32 of prepared rows, all pairs."""
     query_BD, block_mD = query_BD.double(), block_mD.double()
     if distance == "cosine":
         return (query_BD @ block_mD.T).float()
@@ -71,7 +71,7 @@ def exact(query_BD: Tensor, block_mD: Tensor, distance: Distance = "cosine") -> 
 
 
 def ranking_keys(closeness: Tensor, tail: Tensor) -> Tensor:
-    """int64 that rise as closeness falls and, of equals, as ``tail`` (0 … 2**32 - 1) rises."""
+    """int64 keys that rise as closeness falls and, for ties, as ``tail`` (0 … 2**32 - 1) rises."""
     # Floats are ordered as their bits are, but for the sign; adding 0 turns -0 into 0.
     bits = (closeness + 0.0).view(torch.int32)
     falling = ~(bits ^ ((bits >> 31) & 0x7FFFFFFF))
@@ -84,7 +84,7 @@ def _decoded(keys: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _nearest(query_BD: Tensor, bank: Vectors, k: int) -> tuple[Tensor, Tensor]:
-    """Keys decide; rows of queries go from few digits to more until no doubt is left."""
+    """Decide by keys; queries in doubt are repeated with more digits."""
     keys_Bk = torch.empty(len(query_BD), k, dtype=torch.int64, device=bank.device)
     open_B = torch.arange(len(query_BD), device=bank.device)
     quick = bank.distance == "cosine" and has_fast_bf16(bank.device)
@@ -107,7 +107,7 @@ def _nearest(query_BD: Tensor, bank: Vectors, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _rough(query_BD: Tensor, bank: Vectors, k: int, low: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Rough values (B, C) of the best candidates, falling, their index, and the largest error.
+    """Return approximate values (B, C) of the best candidates, their index and error bound.
 
     What rounding q and b to bfloat16 changes of their product is at most |q| |b - b'| + |q - q'|
     |b'| (Cauchy-Schwarz), and the result is rounded too. For sums in float32 of D products the
@@ -137,7 +137,7 @@ def _rough(query_BD: Tensor, bank: Vectors, k: int, low: bool) -> tuple[Tensor, 
 
 
 def _largest(value_Bm: Tensor, kept: int) -> tuple[Tensor, Tensor]:
-    """The ``kept`` largest of every row, falling, and their columns.
+    """Return the ``kept`` largest of every row, falling, and their columns.
 
     They lie in the ``kept`` groups with the largest best: what is in another is no larger than
     any of these bests. Finding the bests is far cheaper than sorting.
@@ -156,7 +156,7 @@ def _largest(value_Bm: Tensor, kept: int) -> tuple[Tensor, Tensor]:
 def _error(
     query_BD: Tensor, used_BD: Tensor, best_BC: Tensor, bank: Vectors, reach: float, lost: float
 ) -> Tensor:
-    """Largest error (B,) of rough values and of closeness, which is rounded to float32 as well.
+    """Bound the error (B,) of approximate values and of closeness, which is rounded to float32.
 
     Args:
         used_BD: the queries as they were multiplied.
@@ -180,7 +180,7 @@ def _error(
 
 
 def _decide(query_BD: Tensor, bank: Vectors, index_BC: Tensor, near_B: Tensor, k: int) -> Tensor:
-    """Keys (B, k) of the nearest of the first ``near_B`` candidates of every row."""
+    """Return keys (B, k) of the nearest of the first ``near_B`` candidates of every row."""
     keys_Bk = index_BC.new_empty(len(query_BD), k)
     if not len(query_BD):
         return keys_Bk
@@ -200,7 +200,7 @@ def _decide(query_BD: Tensor, bank: Vectors, index_BC: Tensor, near_B: Tensor, k
 
 
 def _scan(query_BD: Tensor, bank: Vectors, k: int) -> Tensor:
-    """Keys (B, k) of the nearest, all pairs compared exactly."""
+    """Return keys (B, k) of the nearest, comparing all pairs exactly."""
     best_Bk = torch.empty(len(query_BD), 0, dtype=torch.int64, device=query_BD.device)
     for start, block_mD in bank.blocks():
         index_m = torch.arange(start, start + len(block_mD), device=query_BD.device)
@@ -211,6 +211,6 @@ def _scan(query_BD: Tensor, bank: Vectors, k: int) -> Tensor:
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Whether products of bfloat16 are many times faster than those of float32."""
+    """Whether bfloat16 products are many times faster than float32 ones."""
     known = getattr(torch.cpu, "_is_amx_tile_supported", None)
     return device.type == "cpu" and torch.backends.mkldnn.is_available() and bool(known and known())

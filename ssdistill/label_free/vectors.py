@@ -1,4 +1,4 @@
-"""Feature vectors as they are compared: checked, normalized for cosines, read in blocks."""
+"""Feature vectors for comparison: checked, normalized for cosines, read in blocks."""
 
 from collections.abc import Iterator
 from functools import cached_property
@@ -23,7 +23,7 @@ SAMPLE = 4096
 
 
 class Vectors:
-    """N vectors of width D; float32, as they are compared.
+    """N float32 vectors of width D, in the form in which they are compared.
 
     Args:
         rows_ND: from :func:`as_rows`.
@@ -51,11 +51,11 @@ class Vectors:
 
     @property
     def width(self) -> int:
-        """Numbers of a vector."""
+        """Width of a vector."""
         return self.rows_ND.shape[1]
 
     def take(self, rows: slice | Tensor) -> Tensor:
-        """Some of them."""
+        """Return some of the vectors."""
         indexed = isinstance(rows, Tensor)
         if self._kept_ND is not None:
             return self._kept_ND.index_select(0, rows) if indexed else self._kept_ND[rows]
@@ -69,19 +69,19 @@ class Vectors:
         return functional.normalize(part, dim=1) if self.distance == "cosine" else part
 
     def blocks(self, size: int | None = None) -> Iterator[tuple[int, Tensor]]:
-        """Number of the first and the vectors of every block."""
+        """Yield the start index and the vectors of every block."""
         size = size or BLOCK
         for start in range(0, len(self), size):
             yield start, self.take(slice(start, min(start + size, len(self))))
 
     @cached_property
     def centre_D(self) -> Tensor:
-        """About their mean."""
+        """Approximate mean of the vectors."""
         spread_S = torch.linspace(0, len(self) - 1, min(SAMPLE, len(self)), dtype=torch.float64)
         return self.take(spread_S.long().to(self.device)).mean(0)
 
     def low_blocks(self) -> Iterator[tuple[int, Tensor, float, float]]:
-        """As ``blocks``, in bfloat16 and without their mean.
+        """Yield blocks as ``blocks`` does, in bfloat16 and without their mean.
 
         Beside them, length of the longest, and of the most that one lost by rounding.
 
@@ -101,7 +101,7 @@ class Vectors:
 
 
 def as_rows(features: Any, name: str) -> Any:
-    """Features that are checked piece by piece and not copied; float16 may stay as it is.
+    """Check features chunk by chunk without a copy; float16 may stay as it is.
 
     Returns:
         A tensor, or where the features are a numpy array or map, that array.

@@ -40,7 +40,7 @@ def bag_loss(
 
 
 class BINGO(Loss):
-    """An image, a neighbor from the teacher's bag and their CutMix find both images' teacher keys.
+    """InfoNCE of an image, its teacher neighbor and their CutMix with both teacher keys.
 
     With nce(x, y) = -log exp(x·y/T) / (exp(x·y/T) + sum_k exp(x·q_k/T)) of vectors of length 1,
     q and k the student's and the teacher's of two views of an image, p and k' those of an image

@@ -57,13 +57,13 @@ def decorrelative(
 
 
 def positions(outputs: Outputs) -> list[int]:
-    """Which of the distinct representations each element is, from 0."""
+    """Return the index of each element among the distinct representations, from 0."""
     distinct = [id(outputs[view]) for view in outputs.distinct]
     return [distinct.index(id(representation)) for representation in outputs]
 
 
 class CaSSLe(Loss):
-    """From the student's vector a predictor must find the teacher's among those of the batch.
+    """InfoNCE with a predictor from student to teacher embedding.
 
     With p_v = MLP(s_v), for ``contrastive``, over all images and views in the batch:
 

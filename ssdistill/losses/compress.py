@@ -12,7 +12,7 @@ from ssdistill.settings import Fraction, Positive, PositiveInt
 
 
 class CompRess(QueueLoss):
-    """The student is like the images of a queue as the teacher is, each in its own space.
+    """Match similarity distributions over a queue, each network in its own space.
 
     L = KL(softmax(n(t)·A_t / T) || softmax(n(s)·A_s / T)) over a queue of images, the image itself
     not among them (arXiv:2010.14713). A_t holds the teacher's vectors of these images and A_s the

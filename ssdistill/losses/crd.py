@@ -15,7 +15,7 @@ EPS = 1e-7
 
 
 def scores(v_BD: Tensor, memory_ND: Tensor, contrast_BK: Tensor, temperature: float) -> Tensor:
-    """exp(M[i]·v / T) for the memory rows named in each row of ``contrast_BK``, in float32.
+    """exp(M[i]·v / T) for the memory rows indexed by each row of ``contrast_BK``, in float32.
 
     One product with the whole memory, (B, N), and a look-up in it: that moves B N numbers, where
     collecting the rows would move B K D.
@@ -38,7 +38,7 @@ def noise_contrast(score_BK: Tensor, num_samples: int) -> Tensor:
 
 
 def draw_contrast(index_B: Tensor, num_negatives: int, num_samples: int, step: int) -> Tensor:
-    """(B, 1 + K) indices: each image's own, then K of the others, uniform with replacement.
+    """Draw (B, 1 + K) indices: each image's own, then K others, uniform with replacement.
 
     The draw is a function of the step alone, made for the batches of all processes at once:
     a resumed or a sharded training contrasts the same images.
@@ -53,7 +53,7 @@ def draw_contrast(index_B: Tensor, num_negatives: int, num_samples: int, step: i
 
 
 class CRD(Loss):
-    """Tells the pair (student, teacher) of one image from pairs of different images.
+    """Contrast student–teacher pairs against a memory of negatives.
 
     With v_s = n(W_s s + b_s), v_t = n(W_t t + b_t), both maps trained, memories M_s, M_t of one
     vector per image, o_s = exp(M_t·v_s / T) / Z_s, o_t = exp(M_s·v_t / T) / Z_t, K negatives and
@@ -141,13 +141,13 @@ class CRD(Loss):
         return loss
 
     def _scores(self, v_ND: Tensor, memory: str, contrast_BK: Tensor) -> Tensor:
-        """Of one or more views of the batch, each against the same contrast."""
+        """Scores of one or more views of the batch, each against the same contrast."""
         contrast_NK = contrast_BK.repeat(len(v_ND) // len(contrast_BK), 1)
         return scores(v_ND, self.memory[memory], contrast_NK, self.temperature)
 
     @torch.no_grad()
     def _frozen_normaliser(self, *scores_NK: Tensor) -> Tensor:
-        """(Z_s, Z_t): set by the first batch (they are negative until then), kept ever after."""
+        """Return (Z_s, Z_t): set by the first batch (negative until then), then constant."""
         first = torch.stack([score_NK.mean() for score_NK in scores_NK]) * self.num_samples
         first = mean_over_processes(first)
         chosen = torch.where(self.normaliser < 0, first, self.normaliser)

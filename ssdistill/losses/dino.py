@@ -20,7 +20,7 @@ from ssdistill.settings import Fraction, Positive, PositiveInt
 
 
 class DINO(LogitLoss):
-    """From one view, the student assigns the image to classes as the teacher does from another.
+    """Cross-entropy between teacher and student cluster assignments of different views.
 
     L = mean over pairs of views and images of -sum_k p_k log softmax(h(s) / T_s)_k, h the
     student's own head, p the teacher's assignment: with ``targets: sinkhorn`` the result of three
@@ -96,7 +96,7 @@ class DINO(LogitLoss):
         return -(target_NK * log_NK).sum(1).mean()
 
     def temperature_at(self, step: int, num_steps: int) -> float:
-        """T_t at step ``step`` (from 0) of ``num_steps``."""
+        """Return T_t at step ``step`` (from 0) of ``num_steps``."""
         first, last = self.temperatures
         warmup_steps = self.temperature_warmup * num_steps
         return last if step >= warmup_steps else first + (last - first) * step / warmup_steps

@@ -27,7 +27,7 @@ def squared_distances(s_ND: Tensor, t_ND: Tensor, reduction: Reduction) -> Tenso
 
 
 class DisCo(Loss):
-    """The student learns by MoCo while its vector of every view stays at the teacher's.
+    """MoCo for the student plus regression of the teacher's embedding of every view.
 
     With z = MLP(s), k the same of the moving averages of student and MLP, and a queue of such k:
 
@@ -112,5 +112,5 @@ class DisCo(Loss):
         return list(self.key_head(torch.cat(moved)).chunk(len(views)))
 
     def after_step(self, step: int, num_steps: int) -> None:
-        """Move the moving average of the MLP, as the distiller moves the student's."""
+        """Update the moving average of the MLP, as the distiller updates the student's."""
         update_momentum(self.head, self.key_head, self.momentum_at(step, num_steps))

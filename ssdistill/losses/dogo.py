@@ -28,7 +28,7 @@ def view_divergence(
 
 
 class DoGo(SimilarityLoss):
-    """One view's images are like those of another view as they are for the teacher.
+    """Match the teacher's similarities between two views of a batch.
 
     L = 1/B^2 sum_b KL(softmax_c(t_b·t'_c / T) || softmax_c(z_b·z'_c / T)), b and c images of the
     batch in two views, t = n(teacher), z = n(MLP(s)); mean over the pairs of views

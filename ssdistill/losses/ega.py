@@ -18,7 +18,7 @@ def graph_alignment(s_BD: Tensor, t_BD: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class EGA(VectorRelation):
-    """Correlations between the images of a batch form one graph in student and teacher.
+    """Align the graphs of correlations between the images of a batch.
 
     L = w_n |C_ts - I|_F + w_e |C_tt - C_ss|_F, where C_ab holds Pearson's correlation of every
     vector of a with every one of b, over the coordinates, s being the student's vector through a

@@ -13,7 +13,7 @@ from ssdistill.models.heads import map_regressor
 
 
 def flow(x_BCHW: Tensor, y_BDHW: Tensor) -> Tensor:
-    """Mean over positions of x_c y_d, (B, C, D) in float32, on the coarser grid of the two."""
+    """Mean over positions of x_c y_d, (B, C, D) in float32, on the coarser of the two grids."""
     with torch.autocast(x_BCHW.device.type, enabled=False):
         x_BCHW, y_BDHW = on_the_coarser_grid(x_BCHW, y_BDHW)
         product_BCD = einsum(x_BCHW, y_BDHW, "b c h w, b d h w -> b c d")
@@ -21,7 +21,7 @@ def flow(x_BCHW: Tensor, y_BDHW: Tensor) -> Tensor:
 
 
 def flow_difference(s_maps: list[Tensor], t_maps: list[Tensor]) -> list[Tensor]:
-    """Mean squared difference of the flows between consecutive maps of each network."""
+    """Mean squared difference of both networks' flows between consecutive maps."""
     s_flows, t_flows = (
         [flow(first, second) for first, second in pairwise(maps)] for maps in (s_maps, t_maps)
     )
@@ -29,7 +29,7 @@ def flow_difference(s_maps: list[Tensor], t_maps: list[Tensor]) -> list[Tensor]:
 
 
 class FSP(StageLoss):
-    """From one stage to the next, channels go together in the student as in the teacher.
+    """Match channel Gram matrices between consecutive stages.
 
     L = sum over consecutive stages of mean_(b,c,d) (G_bcd(s) - G_bcd(t))^2 with
     G_cd(x) = mean over positions of x_c y_d, x and y the maps of a stage and of the next (Yim et

@@ -23,7 +23,7 @@ def factor_difference(s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:
 
 
 def three_convolutions(widths: tuple[int, int, int, int], norm: bool) -> nn.Sequential:
-    """3x3 convolutions between the ``widths``, each with LeakyReLU(0.1) and maybe batch norm."""
+    """3x3 convolutions between the ``widths``, with LeakyReLU(0.1) and optional batch norm."""
     layers: list[nn.Module] = []
     for in_channels, out_channels in pairwise(widths):
         layers.append(nn.Conv2d(in_channels, out_channels, 3, padding=1))
@@ -34,7 +34,7 @@ def three_convolutions(widths: tuple[int, int, int, int], norm: bool) -> nn.Sequ
 
 
 class Factors(nn.Module):
-    """Paraphraser of the teacher's map (there and back again) and translator of the student's."""
+    """Paraphraser (an autoencoder of the teacher's map) and translator of the student's map."""
 
     def __init__(self, pair: MapPair, rate: float):
         super().__init__()
@@ -45,7 +45,7 @@ class Factors(nn.Module):
         self.translator = three_convolutions((ours, ours, width, width), norm=True)
 
     def forward(self, s_BCHW: Tensor, t_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """(difference of the factors, mean squared error of the teacher's map put together)."""
+        """Return (factor difference, mean squared error of the reconstructed teacher map)."""
         factor_BCHW = self.paraphraser(t_BCHW)
         again_BCHW = self.back(factor_BCHW)
         difference = factor_difference(self.translator(s_BCHW), factor_BCHW.detach())
@@ -53,7 +53,7 @@ class Factors(nn.Module):
 
 
 class FT(StageLoss):
-    """A translation of the student's map agrees with a summary of the teacher's.
+    """Match factors: a translation of the student's map and a paraphrase of the teacher's.
 
     L = mean_(b,i) |f_bi(T(s)) - f_bi(P(t))| + r mean (P'(P(t)) - t)^2, f(x) = n(mean_c x_c^2)
     over the positions i, n(x) = x / |x|; P, P' and T are three 3x3 convolutions each

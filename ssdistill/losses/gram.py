@@ -22,7 +22,7 @@ def gram_difference(s_BNC: Tensor, t_BND: Tensor, remove_negative: bool) -> Tens
 
 
 class Gram(MapRelation):
-    """Patches of one image are as alike to the student as they are to the teacher.
+    """Match the similarities between the patches of an image (Gram anchoring).
 
     L = mean_b |X X^T - Y Y^T|_F^2 / N^2, summed over pairs of maps, where the rows of X and Y are
     the N positions of an image's map in student and teacher, each of length 1

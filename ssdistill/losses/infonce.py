@@ -14,7 +14,7 @@ from ssdistill.settings import Positive, PositiveInt
 
 
 class InfoNCE(Loss):
-    """Among a queue of teacher keys, the student finds the teacher's key of the other view.
+    """InfoNCE of the student with the teacher's key of another view, against a queue.
 
     L = -log exp(n(MLP(s_v))·n(t_w)/T) / (exp(n(MLP(s_v))·n(t_w)/T) + sum_k exp(n(MLP(s_v))·q_k/T)),
     w another view than v, averaged over the pairs of views. The

@@ -20,7 +20,7 @@ def softened_kl(s_BK: Tensor, t_BK: Tensor, temperature: float) -> Tensor:
 
 
 class KD(LogitLoss):
-    """The student's softened probabilities of the teacher's prototypes become the teacher's.
+    """Match softened probabilities over prototypes of the teacher's embedding.
 
     L = T^2 mean KL(softmax(t / T) || softmax(z / T)) over images and views, t the teacher's logits
     and z those of the student's own head (arXiv:1503.02531, sec. 2; the label term is left out).
@@ -69,5 +69,5 @@ class KD(LogitLoss):
         return self.compare(s_NK, t_NK)
 
     def compare(self, s_NK: Tensor, t_NK: Tensor) -> Tensor:
-        """The loss between logits (N, K) of the two networks."""
+        """Return the loss between logits (N, K) of the two networks."""
         return softened_kl(s_NK, t_NK, self.temperature)

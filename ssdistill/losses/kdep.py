@@ -32,7 +32,7 @@ def power_scale(x: Tensor, temperature: float, exponent: float) -> Tensor:
 
 
 class KDEP(Loss):
-    """Without a head, the student outputs the teacher's leading principal components, flattened.
+    """Regress the teacher's leading principal components, power-scaled, without a head.
 
     L = mean (s - f)^2, f = sign(u) |u / T|^p, u = V (t - mean), V the first right singular
     vectors of the centered embeddings of the training images (arXiv:2203.05180). The published

@@ -55,7 +55,7 @@ class RightVectors(torch.autograd.Function):
 
 
 def aligned(s_BCK: Tensor, t_BCk: Tensor) -> Tensor:
-    """For each vector of the teacher, the student's of the largest |cosine|, turned its way."""
+    """For each teacher vector, pick the student's of largest |cosine|, with the same sign."""
     cosine_BKk = s_BCK.mT @ t_BCk
     index_B1k = cosine_BKk.abs().argmax(1, keepdim=True)
     sign_B1k = torch.where(cosine_BKk.gather(1, index_B1k) < 0, -1.0, 1.0).to(s_BCK.dtype)
@@ -63,7 +63,7 @@ def aligned(s_BCK: Tensor, t_BCk: Tensor) -> Tensor:
 
 
 def with_fixed_signs(v_BCk: Tensor) -> Tensor:
-    """The vectors, turned so that their largest entry is positive."""
+    """Flip vectors so that their entry of largest magnitude is positive."""
     return v_BCk * v_BCk.gather(1, v_BCk.abs().argmax(1, keepdim=True)).sign()
 
 
@@ -100,7 +100,7 @@ def stage_differences(pairs: list[tuple[Tensor, Tensor]], k: int, fix_signs: boo
 
 
 class KDSVD(MapRelation):
-    """The main directions of a stage's map relate to the next stage's as in the teacher.
+    """Match relations between singular vectors of consecutive stages.
 
     A map of N positions and C channels is a matrix (N, C) with right singular vectors v_1, ...,
     v_k. With the student's vector nearest to each (of the first k + 3, either sign) and both times

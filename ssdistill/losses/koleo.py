@@ -11,7 +11,7 @@ from ssdistill.models.representation import Outputs
 
 
 class KoLeo(Loss):
-    """Pushes each of the student's embeddings away from its nearest neighbor in the batch.
+    """Push each student embedding away from its nearest neighbor in the batch.
 
     L = -mean_i log |n(s_i) - n(s_nearest(i))|, the Kozachenko-Leonenko estimate of entropy up to
     constants (arXiv:1806.03198), within each view and averaged over the views. It reads

@@ -22,7 +22,7 @@ def squares_per_image(s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:
 
 
 class Generator(nn.Sequential):
-    """Two 3x3 convolutions with a ReLU between, all of the same width."""
+    """Two 3x3 convolutions of equal width with a ReLU between."""
 
     def __init__(self, channels: int):
         first, second = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
@@ -30,7 +30,7 @@ class Generator(nn.Sequential):
 
 
 class MGD(MapLoss):
-    """A small network makes the teacher's whole map from the student's, parts of it blanked out.
+    """Generate the teacher's map from a masked student map.
 
     L = 1/B sum |G(keep * a(s)) - t|^2, summed over channels and positions; a is a 1x1
     convolution where the channels differ, G two 3x3 convolutions with a ReLU between, and keep
@@ -90,7 +90,7 @@ class MGD(MapLoss):
         return torch.stack(terms).mean()
 
     def draw_keep(self, t_BCHW: Tensor, generator: torch.Generator) -> Tensor:
-        """This process's part of a mask for the batches of all of them: False is blanked out."""
+        """Draw this process's part of a mask for the global batch; False is masked."""
         count, channels, height, width = t_BCHW.shape
         shape = (channels, 1, 1) if self.mask == "channels" else (1, height, width)
         drawn = torch.rand(

@@ -29,7 +29,7 @@ def selectivity_discrepancy(s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:
 
 
 class NST(StageLoss):
-    """The student's channels, as patterns over the image, are distributed like the teacher's.
+    """Maximum mean discrepancy (MMD) between channel activation patterns.
 
     L = sum over pairs of maps of MMD^2 between the channels of the student and those of the
     teacher, each normalized over the positions, with the paper's polynomial kernel,

@@ -16,7 +16,7 @@ from ssdistill.settings import Positive, PositiveInt
 
 
 def positions(pairs: list[tuple[Tensor, Tensor]], head: nn.Module) -> tuple[Tensor, Tensor]:
-    """Rows of the student, through ``head``, and of the teacher, one per position of its map."""
+    """Return one row per map position: the student's through ``head``, and the teacher's."""
     ours = [tokens(resize_map(s_BCHW, t_BCHW.shape[-2:])) for s_BCHW, t_BCHW in pairs]
     theirs = [tokens(t_BCHW) for _, t_BCHW in pairs]
     s_NC = torch.cat([head(rearrange(s_BNC, "b n c -> (b n) c")) for s_BNC in ours])
@@ -24,7 +24,7 @@ def positions(pairs: list[tuple[Tensor, Tensor]], head: nn.Module) -> tuple[Tens
 
 
 class PCD(MapLoss):
-    """At every position the student finds the teacher's vector of the other view's position.
+    """InfoNCE between positions of the student's map and the teacher's map of another view.
 
     With z = n(MLP(s)) and t the maps of two views of an image,
 

@@ -15,7 +15,7 @@ LEVELS = (4, 2, 1)
 
 
 def hierarchical_context(s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:
-    """Mean squared difference on the map's own grid and averaged onto coarser ones, in float32.
+    """Mean squared difference on a pyramid: the map's own grid and coarser ones, in float32.
 
     Each coarser grid counts half of the one before; the weights add up to 1.
     """
@@ -40,7 +40,7 @@ def convolution(in_channels: int, out_channels: int, kernel: int) -> nn.Sequenti
 
 
 class Fusion(nn.Module):
-    """A stage's map joined with what has been made of the deeper ones.
+    """Fuse a stage's map with the result of the deeper stages.
 
     Both are ``width`` channels wide. Where there is a ``deeper`` one, two attention maps that a
     1x1 convolution computes from the two say how much of each goes into their sum.
@@ -55,7 +55,7 @@ class Fusion(nn.Module):
     def forward(
         self, x_BCHW: Tensor, deeper_BCHW: Tensor | None, size: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        """(the sum, for the next shallower stage; the guess of the teacher's map), of ``size``."""
+        """Return (sum for the next shallower stage, predicted teacher map), both of ``size``."""
         x_BCHW = self.reduce(x_BCHW)
         if deeper_BCHW is not None:
             deeper_BCHW = F.interpolate(deeper_BCHW, x_BCHW.shape[2:])
@@ -66,7 +66,7 @@ class Fusion(nn.Module):
 
 
 class Review(nn.Module):
-    """One :class:`Fusion` per stage, the deepest first."""
+    """One :class:`Fusion` per stage, deepest first."""
 
     def __init__(self, ours: list[int], theirs: list[int], width: int):
         super().__init__()
@@ -77,7 +77,7 @@ class Review(nn.Module):
         )
 
     def forward(self, maps: list[Tensor], sizes: list[tuple[int, int]]) -> list[Tensor]:
-        """Guesses of the teacher's maps, of the ``sizes``, from the student's."""
+        """Predict the teacher's maps, of the ``sizes``, from the student's."""
         guesses, deeper = [], None
         for fusion, x_BCHW, size in reversed(list(zip(self.fusions, maps, sizes, strict=True))):
             deeper, guess = fusion(x_BCHW, deeper, size)
@@ -86,7 +86,7 @@ class Review(nn.Module):
 
 
 class ReviewKD(StageLoss):
-    """The student's deeper stages help to explain each stage of the teacher.
+    """Match each teacher stage by fusing the student's deeper stages.
 
     L = sum over stages of HCL(g_k, t_k), where g_k = F_k(s_k, F_(k+1)(s_(k+1), ...)) joins the
     student's map of stage k with what was made of the deeper ones (attention based fusion), and

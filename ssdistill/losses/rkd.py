@@ -43,7 +43,7 @@ def distance_difference(gram_s_BB: Tensor, gram_t_BB: Tensor) -> Tensor:
 
 
 def angles(gram_BB: Tensor, anchor_A: Tensor) -> Tensor:
-    """Cosines (A, B, B) of the angle that x_j and x_k make, seen from each anchor x_i.
+    """Cosines (A, B, B) of the angles between x_j and x_k as seen from each anchor x_i.
 
     Where x_j or x_k coincides with the anchor the cosine is 0, and has no gradient.
     """
@@ -83,7 +83,7 @@ def angle_difference(gram_s_BB: Tensor, gram_t_BB: Tensor, chunk: int) -> Tensor
 
 
 class RKD(VectorRelation):
-    """Distances between images, and angles between three of them, become the teacher's.
+    """Match pairwise distances and angles of triplets within a batch.
 
     With d_ij = |x_i - x_j| / mean |x_k - x_l| and a_ijk the cosine of the angle at x_i between
     x_j and x_k, for student and teacher vectors x:

@@ -11,7 +11,7 @@ from ssdistill.settings import NonNegativeInt, Positive, PositiveInt
 
 
 class SEED(QueueLoss):
-    """The student ranks a queue of the teacher's keys as the teacher does.
+    """Match the teacher's similarity distribution over a queue.
 
     L = -sum_k p_k log q_k, with p and q the softmax over [n(z)·n(t), n(z)·q_1, ..., n(z)·q_K] / T
     for z = t and z = MLP(s) (arXiv:2101.04731). Both see the same view; the teacher's

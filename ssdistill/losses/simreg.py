@@ -12,7 +12,7 @@ from ssdistill.models.representation import Outputs
 
 
 class SimReg(Loss):
-    """The student, through an MLP that is dropped afterwards, points where the teacher points.
+    """Cosine regression of the teacher embedding through an MLP head (discarded).
 
     L = mean (2 - 2 n(MLP(s))·n(t)) over images and views; student and teacher see the same view.
     arXiv:2201.05131.

@@ -15,7 +15,7 @@ def similarity_difference(s_BD: Tensor, t_BE: Tensor) -> Tensor:
 
 
 class SP(MapRelation):
-    """Images that activate the teacher's feature map alike activate the student's alike.
+    """Match similarities between the images of a batch, computed from feature maps.
 
     L = |R(S S^T) - R(T T^T)|_F^2 / B^2, summed over pairs of maps, where the rows of S and T are
     the maps, flattened and not normalized, and R divides each row of a matrix by its length

@@ -22,7 +22,7 @@ def log_sum(s_BD: Tensor, t_BD: Tensor, exponent: float) -> Tensor:
 
 
 class BatchStandardise(nn.Module):
-    """Each component to mean 0 and variance 1 over the batch: batch norm without parameters."""
+    """Scale each component to mean 0 and variance 1 over the batch: affine-free batch norm."""
 
     def forward(self, x_BD: Tensor) -> Tensor:
         with torch.autocast(x_BD.device.type, enabled=False):
@@ -31,7 +31,7 @@ class BatchStandardise(nn.Module):
 
 
 class SRD(Loss):
-    """The student's embedding, through a linear map, equals the teacher's, both batch-normed.
+    """Log-sum distance between batch-normalized embeddings, through a linear map.
 
     L = log sum_bd |bn(W s) - bn(t)|^a, bn without scale or shift, over the batch of all processes
     and averaged over views (arXiv:2303.11098). The published weight is 2; the term with the

@@ -1,4 +1,4 @@
-"""SSKD: telling rotated images apart as the teacher does (Xu et al., arXiv:2006.07114)."""
+"""SSKD: match similarities of rotated images to the batch (Xu et al., arXiv:2006.07114)."""
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ ROTATIONS = ("rotated_90", "rotated_180", "rotated_270")
 
 
 def kept_rows(cosine_RB: Tensor, own_R: Tensor, ratio: float) -> Tensor:
-    """(R,) bool: rows where the own image is the most alike, and a share of the others.
+    """(R,) bool: rows whose own image is the most similar, and a fraction of the others.
 
     Of those where images rank before it, ``ratio`` (rounded down) with the fewest are kept, in
     order of the rows among equals. ``own_R`` is the column of each row's own image.
@@ -41,7 +41,7 @@ def rotation_divergence(
 
 
 class SSKD(SimilarityLoss):
-    """Images turned by 90, 180 and 270 degrees are like the batch's as the teacher has it.
+    """Match the similarities of rotated images to the images of the batch.
 
     L = T^2 mean_r KL(softmax_b(t_r·t_b / T) || softmax_b(z_r·z_b / T)), r the rotated and b the
     upright images of a batch, t = n(teacher), z = n(MLP(s)) (arXiv:2006.07114). Of the rotated

@@ -14,7 +14,7 @@ from ssdistill.settings import Fraction, NonNegative
 
 
 class Theia(StandardisedRegression):
-    """The student's whole map, through a head, points where the teacher's standardized one does.
+    """Cosine and smooth L1 regression of the teacher's standardized map through a head.
 
     L = 0.9 (1 - cos(h(s), t')) + 0.1 smooth_l1(h(s), t'), the cosine of the flattened maps and
     t' the teacher's map standardized in each channel (arXiv:2407.20179). The paper's statistics

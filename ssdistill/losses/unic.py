@@ -14,14 +14,14 @@ from ssdistill.settings import Fraction, NonNegative
 def cosine_and_smooth_l1(
     s_BCHW: Tensor, t_BCHW: Tensor, cosine_weight: float, smooth_l1_weight: float
 ) -> Tensor:
-    """w_cos (1 - cos(s, t)) + w_l1 smooth_l1(s, t), averaged over positions: one per image."""
+    """w_cos (1 - cos(s, t)) + w_l1 smooth_l1(s, t), averaged over positions, per image."""
     cosine_B = (1 - F.cosine_similarity(s_BCHW, t_BCHW, dim=1)).mean((1, 2))
     smooth_l1_B = F.smooth_l1_loss(s_BCHW, t_BCHW, reduction="none").mean((1, 2, 3))
     return cosine_weight * cosine_B + smooth_l1_weight * smooth_l1_B
 
 
 def mean_over_kept_teachers(loss_TB: Tensor, dropped_TB: Tensor) -> Tensor:
-    """Mean loss over the pairs of teacher and image that are not dropped.
+    """Mean loss over the teacher-image pairs that are not dropped.
 
     The teacher an image has the largest loss with is kept whatever ``dropped_TB`` (bool) says.
     """
@@ -29,7 +29,7 @@ def mean_over_kept_teachers(loss_TB: Tensor, dropped_TB: Tensor) -> Tensor:
 
 
 class UNIC(StandardisedRegression):
-    """The student predicts the teacher's standardized embedding and patches, in angle and value.
+    """Cosine and smooth L1 regression of standardized teacher embeddings and patches.
 
     L = mean over embedding and maps of 0.5 (1 - cos(h(s), t')) + 0.5 smooth_l1(h(s), t'),
     t' = (t - mean) / std by running statistics of each channel, which a batch updates after it

@@ -24,7 +24,7 @@ def gaussian_surprise(mean_BCHW: Tensor, target_BCHW: Tensor, log_scale_C: Tenso
 
 
 class Guess(nn.Module):
-    """A Gaussian guess of the teacher's map from the student's.
+    """Gaussian prediction of the teacher's map from the student's.
 
     Three 1x1 convolutions without biases give its mean; the variance, one number per channel,
     is learned too and starts at ``variance``.
@@ -49,7 +49,7 @@ class Guess(nn.Module):
 
 
 class VID(StageLoss):
-    """The teacher's maps become probable under Gaussians that the student's maps predict.
+    """Variational lower bound on the mutual information of feature maps.
 
     L = sum over pairs of maps of mean ((mu(s) - t)^2 / v + log v) / 2, mu three 1x1
     convolutions, v = log(1 + e^a) + 1e-5 with one learned a per channel (arXiv:1904.05835): less

@@ -19,7 +19,7 @@ from ssdistill.settings import Fraction, Positive, PositiveInt
 
 
 class DINOProjector(MLPSettings):
-    """Linear layers with GELUs, in place of ReLUs, between them; weights start at N(0, 0.02²)."""
+    """Linear layers with GELUs instead of ReLUs; weights start at N(0, 0.02²)."""
 
     hidden_dim: PositiveInt | None = 2048
     output_dim: PositiveInt = 256
@@ -39,7 +39,7 @@ class DINOProjector(MLPSettings):
 
 
 class DINO(Method):
-    """The student assigns each view to classes as a momentum teacher assigns another view.
+    """Match a momentum teacher's cluster assignments of other views (self-distillation).
 
     L = mean over pairs of different views of -sum_k p_k log softmax(s / T_s)_k (eq. 2), s and t
     the cosines of the student's projection of any view and the teacher's of one of the two of
@@ -108,7 +108,7 @@ class DINO(Method):
 
     @property
     def exported(self) -> tuple[Encoder, nn.Module]:
-        """The teacher's, which does better than the student throughout (sec. 5.2)."""
+        """The momentum teacher's, which outperforms the student throughout (sec. 5.2)."""
         encoder, projector, _ = self.teacher
         return encoder, projector
 
@@ -143,7 +143,7 @@ class DINO(Method):
         return target_VK
 
     def temperature_at(self, step: int, num_steps: int) -> float:
-        """T_t at step ``step`` (from 0) of ``num_steps``."""
+        """Return T_t at step ``step`` (from 0) of ``num_steps``."""
         first, last = self.temperatures
         warmup_steps = self.temperature_warmup * num_steps
         return last if step >= warmup_steps else first + (last - first) * step / warmup_steps

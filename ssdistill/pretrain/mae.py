@@ -19,7 +19,7 @@ from ssdistill.settings import OpenFraction, PositiveInt
 
 
 class MAE(Method):
-    """A vision transformer sees a few patches of an image, a light decoder restores the others.
+    """Reconstruct masked patches with a light decoder from the few visible ones.
 
     L = mean over masked patches of |d - x|² / pixels (sec. 3), d the decoder's output, x the
     pixels of a patch as the encoder normalizes them, less their mean and over their standard
@@ -91,12 +91,12 @@ class MAE(Method):
             return {self.kind: F.mse_loss(predicted_BMP.float(), target_BMP)}
 
     def targets(self, x_BCHW: Tensor, masked_BM: Tensor) -> Tensor:
-        """Pixels (B, M, P) of the patches numbered in ``masked_BM``, of normalized images."""
+        """Pixels (B, M, P) of the patches indexed by ``masked_BM``, from normalized images."""
         target_BMP = get_at_index(patchify(x_BCHW, self.patch_size), masked_BM)
         return normalize_mean_var(target_BMP) if self.normalize_targets else target_BMP
 
     def encode(self, x_BCHW: Tensor, visible_BV: Tensor) -> Tensor:
-        """Tokens (B, prefix + V, D) of the patches numbered in ``visible_BV``, after the norm."""
+        """Encode the patches indexed by ``visible_BV`` to tokens (B, prefix + V, D), normed."""
         net: VisionTransformer = self.encoder.net
         prefix = net.num_prefix_tokens
 
@@ -117,7 +117,7 @@ class MAE(Method):
         return net.fc_norm(token_BLD)
 
     def restore(self, token_BLD: Tensor, order_BN: Tensor) -> Tensor:
-        """The decoder's pixels (B, M, P) of the patches that were not encoded."""
+        """Decode the pixels (B, M, P) of the patches that were not encoded."""
         prefix = self.decoder.num_prefix_tokens
         token_BLE = self.narrow(token_BLD)
         mask_BME = self.decoder.mask_token.to(token_BLE.dtype).expand(
@@ -135,7 +135,7 @@ def _num_visible(num_patches: int, mask_ratio: float) -> int:
 
 
 def _plain_transformer(encoder: Encoder) -> VisionTransformer:
-    """The encoder's network, if patches can be left out of it and restored."""
+    """Return the encoder's network if MAE can mask and restore its patches."""
     net, name = encoder.net, encoder.spec.name
     wants = "mae requires a plain vision transformer such as vit_small_patch16_224"
     patches = getattr(net, "patch_embed", None)

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent, and that never unpickle anything but tensors."""
+"""Checkpoints that are complete or absent, and unpickle nothing but tensors."""
 
 import os
 import pickle
@@ -24,7 +24,7 @@ ANEW = "move it away and run the same command to train from the start"
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write ``state`` so that a kill at any moment leaves the old file or the new one.
+    """Write ``state`` atomically: a kill at any moment leaves the old or the new file.
 
     Raises:
         UserError: when the disk is full; the previous checkpoint is still there then.
@@ -47,7 +47,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any] | None:
-    """The checkpoint at ``path``, or None where there is none.
+    """Load the checkpoint at ``path``; return None if there is none.
 
     Raises:
         UserError: for a file that is not a checkpoint, or holds more than tensors.

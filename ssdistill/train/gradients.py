@@ -1,4 +1,4 @@
-"""How strongly each loss pulls at a layer of the encoder that all of them reach."""
+"""Norm of each loss's gradient at the deepest layer that all of them reach."""
 
 from collections.abc import Callable, Mapping
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class SharedLayer:
-    """The deepest weight of a network that every loss has a gradient at.
+    """The deepest weight of a network at which every loss has a gradient.
 
     Found at the first call: a loss on an early feature map does not reach the last layers, so
     which layer is shared depends on the losses.
@@ -30,7 +30,7 @@ class SharedLayer:
         losses: Mapping[str, Tensor],
         backward: Callable[..., None] = torch.autograd.backward,
     ) -> dict[str, Tensor]:
-        """Norm of each loss's gradient at the shared weight, by name of the loss.
+        """Return the norm of each loss's gradient at the shared weight, by name of the loss.
 
         Costs one backward pass a loss; the graph is kept. Call it before the step's own backward
         pass: every weight's ``grad`` must be None, and is None again afterwards.

@@ -1,4 +1,4 @@
-"""Stops a training that has nothing left to learn from."""
+"""Stop training when a loss diverges or the embedding collapses."""
 
 from torch import Tensor
 
@@ -10,13 +10,13 @@ COLLAPSE_PATIENCE = 20
 
 
 class Guard:
-    """Looks at what is logged."""
+    """Check the logged metrics."""
 
     def __init__(self) -> None:
         self.collapsed_in_a_row = 0
 
     def check(self, metrics: dict[str, float], embedding_BD: Tensor | None, step: int) -> None:
-        """Let a healthy training go on; without an embedding only its losses are looked at.
+        """Raise UserError if training has failed; without an embedding, check the losses only.
 
         Raises:
             UserError: a loss is not finite, or the embedding has been collapsed for

@@ -1,4 +1,4 @@
-"""The training loop: the same page for pretraining, distillation, recovery and SGD probes."""
+"""The training loop, shared by pretraining, distillation, recovery and SGD probes."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -37,7 +37,7 @@ CHECKPOINT = "checkpoint.pt"
 
 @dataclass
 class Training:
-    """One training, ready to go.
+    """One training run, ready to start.
 
     Args:
         task: what is trained.
@@ -90,7 +90,7 @@ def fit(
     on_first_views: Callable[[list[Tensor]], None] = lambda views: None,
     observers: Sequence[Observer] = (),
 ) -> dict[str, float]:
-    """Train, resuming from the checkpoint in the run's folder where there is one.
+    """Train, resuming from the checkpoint in the run's folder if there is one.
 
     Returns:
         the last logged values, ``time/step_seconds`` as the median over all steps, and what
@@ -146,7 +146,7 @@ def fit(
 
 
 class _Update:
-    """One optimizer step after the other."""
+    """Take optimizer steps."""
 
     def __init__(self, training: Training, fabric: "Fabric", optimizer: torch.optim.Optimizer):
         self.task, self.optim = training.task, training.optim
@@ -158,7 +158,7 @@ class _Update:
     def __call__(
         self, views: list[Tensor], batch: Batch, measure: bool, compare: bool
     ) -> dict[str, Tensor | float]:
-        """Move the weights; what the record may want of it, still on the device.
+        """Take one step; return the values that may be logged, still on the device.
 
         Args:
             measure: give the gradient's norm even where nothing is clipped.
@@ -182,7 +182,7 @@ class _Update:
 
 
 def _clip(task: Task, limit: float | None, measure: bool) -> Tensor | float:
-    """Clip gradients to ``limit``; the global norm where it is clipped or wanted, else NaN."""
+    """Clip gradients to ``limit``; return the global norm if it is clipped or logged, else NaN."""
     if limit is None and not measure:
         return float("nan")
     gradients = [p.grad for p in task.parameters() if p.grad is not None]
@@ -192,7 +192,7 @@ def _clip(task: Task, limit: float | None, measure: bool) -> Tensor | float:
 
 
 class _State:
-    """What a checkpoint holds beside the configuration, and when it was last written."""
+    """Contents of a checkpoint besides the configuration, and when it was last written."""
 
     def __init__(
         self,
@@ -224,11 +224,11 @@ class _State:
 
     @property
     def age(self) -> float:
-        """Seconds since the last checkpoint."""
+        """Return seconds since the last checkpoint."""
         return time.monotonic() - self._saved
 
     def step_seconds(self, last: int = 0) -> float:
-        """Median seconds a step, the first one (warm-up) left out where there are more."""
+        """Return the median seconds per step, without the first (warm-up) if there are more."""
         return median(self.durations[1:][-last:] or self.durations)
 
     def save(self) -> None:

@@ -19,7 +19,7 @@ Decay = Annotated[float, Field(ge=0, le=LARGEST)]
 
 
 class OptimSettings(Settings):
-    """How parameters move.
+    """Settings of the optimizer and its schedule.
 
     Args:
         kind: ``sgd``, ``adamw``, or ``lars`` (arXiv:1708.03888).
@@ -92,7 +92,7 @@ def parameter_groups(
     constant: tuple[str, ...] = (),
     rates: Mapping[str, float] | None = None,
 ) -> list[dict]:
-    """Decayed weights, and undecayed vectors (biases, norm scales), of what can be trained.
+    """Group trainable parameters into decayed weights and undecayed vectors (biases, norms).
 
     Parameters of the submodules named in ``constant`` come in groups of their own, and so do
     those of each value in ``rates``, multipliers of the learning rate by parameter name.
@@ -135,7 +135,7 @@ def _inside(name: str, module: str) -> bool:
 
 
 def build_optimizer(module: nn.Module, settings: OptimSettings) -> torch.optim.Optimizer:
-    """The optimizer over every trainable parameter of ``module``, a task's own rates included."""
+    """Build the optimizer of all trainable parameters of ``module``, with the task's own rates."""
     groups = parameter_groups(
         module,
         settings.weight_decay,
@@ -159,7 +159,7 @@ def build_optimizer(module: nn.Module, settings: OptimSettings) -> torch.optim.O
 def set_rates(
     optimizer: torch.optim.Optimizer, settings: OptimSettings, step: int, num_steps: int
 ) -> float:
-    """Give every group its learning rate and weight decay of this step.
+    """Set learning rate and weight decay of every group for this step.
 
     Returns:
         the learning rate of the groups that follow the schedule, at rate 1.
@@ -174,7 +174,7 @@ def set_rates(
 
 
 def weight_decay(settings: OptimSettings, step: int, num_steps: int) -> float:
-    """Weight decay of optimizer step ``step`` (from 0) of ``num_steps``."""
+    """Return the weight decay of optimizer step ``step`` (from 0) of ``num_steps``."""
     if settings.weight_decay_end is None:
         return settings.weight_decay
     falling = (1 + math.cos(math.pi * step / num_steps)) / 2
@@ -182,7 +182,7 @@ def weight_decay(settings: OptimSettings, step: int, num_steps: int) -> float:
 
 
 def learning_rate(settings: OptimSettings, step: int, num_steps: int) -> float:
-    """Learning rate of optimizer step ``step`` (from 0) of ``num_steps``."""
+    """Return the learning rate of optimizer step ``step`` (from 0) of ``num_steps``."""
     warmup_steps = round(settings.warmup * num_steps)
     if step < warmup_steps:
         if settings.lr_start is None or warmup_steps == 1:

@@ -1,4 +1,4 @@
-"""Which weights of a training to keep, decided without labels."""
+"""Select the weights of a training run without labels."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ LIDAR_IMAGES, LIDAR_VIEWS = 500, 10
 
 
 class Criterion(ABC):
-    """A number that is large where an encoder in training is good; no label is read.
+    """A label-free score that is large for a good encoder in training.
 
     A subclass sets ``name``; ``select/<name>`` is the metric.
     """
@@ -33,7 +33,7 @@ class Criterion(ABC):
 
     @abstractmethod
     def measure(self, task: Task) -> float:
-        """The criterion for the encoder that ``task`` trains, in eval mode; nothing is changed."""
+        """Evaluate the encoder that ``task`` trains, in eval mode and without side effects."""
 
 
 class EffectiveRank(Criterion):
@@ -57,7 +57,7 @@ class EffectiveRank(Criterion):
 
 
 class Lidar(Criterion):
-    """LiDAR of ``LIDAR_VIEWS`` augmented views, the same ones at every look (arXiv:2312.04000).
+    """LiDAR of ``LIDAR_VIEWS`` augmented views, the same at every evaluation (arXiv:2312.04000).
 
     Args:
         store: the training images; ``LIDAR_IMAGES`` of them are looked at.
@@ -98,7 +98,7 @@ class Agreement(Criterion):
 
 
 class Selection(Observer):
-    """Keeps the weights for which a criterion was largest.
+    """Keep the weights with the largest value of a criterion.
 
     Every so often, and after the last step, the criterion is measured on a fixed part of the
     unlabeled training images, the encoder in eval mode. When the training ends the encoder, and
@@ -134,7 +134,7 @@ class Selection(Observer):
         return self._metrics()
 
     def after_training(self, task: Task) -> dict[str, float]:
-        """Give the task the kept weights."""
+        """Load the selected weights into the task."""
         for name, weights in self.weights.items():
             _exported(task)[name].load_state_dict(weights)
         return self._metrics()
@@ -154,12 +154,12 @@ class Selection(Observer):
 
 
 def _exported(task: Task) -> dict[str, nn.Module]:
-    """The parts of a task that outlive its training."""
+    """Return the parts of a task that outlive its training."""
     encoder, projector = task.exported
     found = {"encoder": encoder, "projector": projector}
     return {name: module for name, module in found.items() if module is not None}
 
 
 def _kept(module: nn.Module) -> dict[str, Tensor]:
-    """A copy that later steps leave alone, out of the device's memory."""
+    """Copy a state off the device, so that later steps do not change it."""
     return {name: t.to("cpu", copy=True) for name, t in module.state_dict().items()}

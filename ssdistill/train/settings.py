@@ -1,4 +1,4 @@
-"""Settings every training shares, whatever it trains."""
+"""Settings shared by all training runs."""
 
 from typing import Annotated, Any, Literal
 
@@ -18,7 +18,7 @@ Recipes = Annotated[tuple[ViewRecipe, ...], Field(min_length=1)]
 
 
 def _named_recipes(views: Any) -> Any:
-    """Entries replaced by the recipes they stand for."""
+    """Replace named entries by their recipes."""
     if views == "auto":
         return None
     if not isinstance(views, list | tuple):
@@ -27,7 +27,7 @@ def _named_recipes(views: Any) -> Any:
 
 
 class TrainSettings(Settings):
-    """Length, batches, views and optimizer of one training.
+    """Length, batches, views and optimizer of one training run.
 
     Args:
         steps: optimizer steps; give this or ``epochs``.
@@ -65,12 +65,12 @@ class TrainSettings(Settings):
         return {name: value for name, value in handler(self).items() if name not in idle}
 
     def num_steps(self, steps_per_epoch: int) -> int:
-        """Optimizer steps of the whole training."""
+        """Return the optimizer steps of the whole training run."""
         return self.steps or max(1, round(self.epochs * steps_per_epoch))
 
 
 class DeviceSettings(Settings):
-    """Where and in which number format training runs; in Lightning Fabric's words.
+    """Device and number format of training, in Lightning Fabric's terms.
 
     Args:
         accelerator: ``auto``, ``cpu``, ``cuda``, ``mps``, …

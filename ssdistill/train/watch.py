@@ -1,4 +1,4 @@
-"""How closely a student follows its teachers while it learns; no label is needed."""
+"""Monitor a student's agreement with its teachers during training, without labels."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -30,7 +30,7 @@ teacher that costs t students that makes 1 / (50 (3 + t)) + t / (100 (3 + t)) of
 
 
 class Following:
-    """Embeddings of fixed images under the evaluation view, by a student and by its teachers.
+    """Embeddings of fixed images under the evaluation view, by student and teachers.
 
     The teachers' are made at the first use; they do not change.
 
@@ -43,13 +43,13 @@ class Following:
         self.teacher_ND: Tensor | None = None
 
     def student(self, task: Task) -> Tensor:
-        """The student's, (N, D), on the device it is on."""
+        """Return the student's embeddings, (N, D), on its device."""
         encoder, _ = task.exported
         size = encoder.spec.image_size
         return extract(encoder, self.images_NHWC, size, progress=False).to(encoder.device)
 
     def cka(self, task: Task, student_ND: Tensor | None = None) -> float:
-        """CKA of the student with all of its teachers side by side; NaN where one is not finite.
+        """Return the CKA of the student with all teachers side by side; NaN if not finite.
 
         Raises:
             UserError: fewer than four images, or a task without teachers.
@@ -72,7 +72,7 @@ class Following:
 
 
 class AgreementWatch(Observer):
-    """Logs ``agree/cka`` of a student with its teachers, and the gauges of a fixed sample.
+    """Log ``agree/cka`` of a student with its teachers, and the metrics of a fixed sample.
 
     Both are of the same training images under the evaluation view, the student in eval mode, so
     that steps, and trainings of other views and batch sizes, can be compared; beside

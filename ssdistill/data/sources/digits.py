@@ -1,4 +1,4 @@
-"""The digits that come with scikit-learn: no download, for trials and tests."""
+"""The digits included in scikit-learn, for trials and tests without a download."""
 
 import hashlib
 from functools import cache
@@ -29,7 +29,7 @@ class Digits(Source):
 
 @cache
 def _digits() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Images (N, 8, 8), targets (N,), and the rows of training and test images."""
+    """Return images (N, 8, 8), targets (N,), and the rows of training and test images."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 

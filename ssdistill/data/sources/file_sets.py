@@ -1,4 +1,4 @@
-"""Data sets of image files that torchvision downloads and lists; they are read one by one."""
+"""Data sets of image files that torchvision downloads and lists; files are read one by one."""
 
 from collections.abc import Callable
 from functools import cached_property
@@ -15,7 +15,7 @@ from ssdistill.errors import UserError
 
 
 class ListedFiles(RawSplit):
-    """Image files that a data set lists, each read when it is asked for.
+    """Image files listed by a data set, read on demand.
 
     Args:
         load: gives files, labels and class names; called when one of them is first needed.
@@ -55,7 +55,7 @@ class ListedFiles(RawSplit):
 
 
 class _Files(Torchvision):
-    """One whose images are files of many sizes; stored as squares of 64 pixels by default.
+    """Base class of sources with image files of many sizes, stored as 64-pixel squares by default.
 
     A subclass sets ``parts``, torchvision's names of what makes up ``train`` and ``test``.
     """
@@ -65,7 +65,7 @@ class _Files(Torchvision):
     more: ClassVar[dict[str, Any]] = {}
 
     def _checksum(self) -> str:
-        """Of the archives, which is what torchvision knows its files by."""
+        """Checksums of the archives, by which torchvision identifies its files."""
         return str(self.library_class._MD5)
 
     def _split(self, name: str) -> RawSplit:

@@ -36,7 +36,7 @@ TRAINABLE = 2
 
 @dataclass(frozen=True)
 class Layout:
-    """How the images of a folder are split.
+    """Splits and classes of the images of a folder.
 
     Attributes:
         listing: all that is below the folder.
@@ -98,7 +98,7 @@ def read_layout(folder: Path, test_fraction: float | None) -> Layout:
 def _file_splits(
     folder: Path, parts: Sequence[list[str]], depths: Sequence[int]
 ) -> list[FileSplit]:
-    """Training and test images, with the classes at each one's depth."""
+    """Build the training and test split, with the classes at the depth of each."""
     classes = [_classes(names, depth) for names, depth in zip(parts, depths, strict=True)]
     all_classes = tuple(sorted({name for names in classes for name in names or ()}))
     return [
@@ -108,7 +108,7 @@ def _file_splits(
 
 
 def _below_wrapping(names: list[str], depth: int) -> int:
-    """The depth below folders that hold everything and say nothing, or nothing new.
+    """Return the depth below folders that wrap everything and carry no class.
 
     Such are ``images`` and ``data``, and a ``train`` within ``train``, as archives unpack.
     """
@@ -124,7 +124,7 @@ def _below_wrapping(names: list[str], depth: int) -> int:
 def _own_splits(
     names: list[str], first: str, others: list[str], top: int
 ) -> tuple[list[str], list[str]]:
-    """Training images, and those of the first test folder that is labeled as they are."""
+    """Return the training images, and those of the first test folder that is labeled alike."""
 
     def labeled(part: list[str]) -> bool:
         return bool(_classes(part, _below_wrapping(part, top + 1)))
@@ -134,7 +134,7 @@ def _own_splits(
 
 
 def _stray(names: list[str], depth: int, test: list[str], test_depth: int) -> tuple[str, ...]:
-    """A warning where a few images outside any class leave all without one.
+    """Warn if a few images outside any class folder make the whole set unlabeled.
 
     Args:
         names: the training images, or all.
@@ -150,7 +150,7 @@ def _stray(names: list[str], depth: int, test: list[str], test_depth: int) -> tu
 
 
 def _classes(names: list[str], depth: int) -> list[str] | None:
-    """Each name's folder at ``depth``; None where one has none there."""
+    """Return the folder of each name at ``depth``; None if one has none there."""
     parts = [name.split("/") for name in names]
     return [p[depth] for p in parts] if all(len(p) > depth + 1 for p in parts) else None
 
@@ -158,7 +158,7 @@ def _classes(names: list[str], depth: int) -> list[str] | None:
 def _hold_out(
     names: list[str], classes_N: list[str] | None, fraction: float | None
 ) -> tuple[list[str], list[str]]:
-    """(train, test), both sorted: of every class, the names with the smallest hashes are test."""
+    """Return (train, test), both sorted; in each class, names with the smallest hashes are test."""
     if fraction is None:
         fraction = TEST_FRACTION_UNLABELED if classes_N is None else TEST_FRACTION_LABELED
         if len(names) <= TRAINABLE:

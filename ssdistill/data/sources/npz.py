@@ -1,4 +1,4 @@
-"""Images in one ``.npz`` file: shapes and checksums are read without unpacking it."""
+"""Images in one ``.npz`` file; shapes and checksums are read without unpacking it."""
 
 from functools import cached_property
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Data sets of one array each that torchvision downloads and unpacks."""
+"""Data sets that torchvision downloads and unpacks into one array each."""
 
 from typing import Any, ClassVar, Literal
 
@@ -9,7 +9,7 @@ from ssdistill.errors import UserError
 
 
 class Torchvision(Source):
-    """A torchvision data set, downloaded to ``root`` when it is not there."""
+    """A torchvision data set, downloaded to ``root`` if missing."""
 
     dataset: ClassVar[str]
 
@@ -18,13 +18,13 @@ class Torchvision(Source):
 
     @property
     def library_class(self) -> Any:
-        """torchvision's own class."""
+        """Return torchvision's own class."""
         import torchvision
 
         return getattr(torchvision.datasets, self.dataset)
 
     def load(self, arguments: dict[str, Any]) -> Any:
-        """The data set itself, downloaded where it is missing."""
+        """Load the data set, downloading it if missing."""
         try:
             return self.library_class(self.root, download=True, **arguments)
         except (OSError, RuntimeError) as error:
@@ -36,13 +36,13 @@ class Torchvision(Source):
 
 
 class _Arrays(Torchvision):
-    """One whose images torchvision holds in one array."""
+    """Base class of sources whose images torchvision holds in one array."""
 
     def _split(self, name: str) -> RawSplit:
         return self._array_split(name, {"train": name == "train"}, labeled=True)
 
     def _checksum(self, arguments: dict[str, Any]) -> str:
-        """What torchvision checks its files against, so nothing need be read to know them."""
+        """Return torchvision's checksums of its files, so that none is read to identify them."""
         return self.library_class.tgz_md5
 
     def _array_split(self, name: str, arguments: dict[str, Any], labeled: bool) -> RawSplit:

@@ -1,4 +1,4 @@
-"""Vectors a loss remembers: queues, memories by image, and the teacher's mean.
+"""Vectors that a loss stores: queues, per-image memories and the teacher's mean.
 
 All of it lives in persistent buffers, so a checkpoint resumes exactly, and every write is
 gathered first, so that all processes hold the same rows.
@@ -16,7 +16,7 @@ Init = Literal["unit_normal", "uniform", "zeros"]
 
 
 def initial_rows(size: int, width: int, init: Init) -> Tensor:
-    """(size, width) rows to start from.
+    """Draw (size, width) initial rows.
 
     ``unit_normal`` is a random direction of length 1, ``uniform`` draws from
     U(-1/sqrt(width/3), 1/sqrt(width/3)), which has length 1 on average.
@@ -57,7 +57,7 @@ class Bank(nn.Module):
 
     @torch.no_grad()
     def push(self, **rows_BD: Tensor) -> None:
-        """Append the rows of all processes, in rank order, over the oldest ones.
+        """Append the rows of all processes, in rank order, replacing the oldest ones.
 
         Any number of rows will do; of more than ``size`` the last ``size`` are kept.
 
@@ -91,7 +91,7 @@ def default_queue_size(num_samples: int, at_most: int = 4096) -> int:
 
 
 class IndexMemory(nn.Module):
-    """One row per training image and name, moved towards each new vector of that image.
+    """Moving average of the vectors of each training image, one row per image and name.
 
     Args:
         num_samples: images in the training store.
@@ -114,7 +114,7 @@ class IndexMemory(nn.Module):
 
     @torch.no_grad()
     def write(self, index_B: Tensor, **rows_BD: Tensor) -> None:
-        """M[i] <- n(momentum M[i] + (1 - momentum) v), n(x) = x / |x|, for all processes' rows.
+        """M[i] <- n(momentum M[i] + (1 - momentum) v), n(x) = x / |x|, with rows of all processes.
 
         An index may occur once; of repeated ones an unspecified row wins.
         """
@@ -127,7 +127,7 @@ class IndexMemory(nn.Module):
 
 
 class TeacherMean(nn.Module):
-    """Subtracts the teacher's mean embedding, averaged over all training batches so far.
+    """Subtract the running mean of the teacher's embeddings over all training batches.
 
     Embeddings after a ReLU share a large mean and hence cosines near 1 with one another;
     without it, cosines tell images apart. The teacher is frozen, so the plain average over
@@ -151,5 +151,5 @@ class TeacherMean(nn.Module):
 
 
 def centring(center_teacher: bool, width: int) -> nn.Module:
-    """:class:`TeacherMean`, or a module that hands the views on as they are."""
+    """Return :class:`TeacherMean`, or an identity module if centering is off."""
     return TeacherMean(width) if center_teacher else nn.Identity()

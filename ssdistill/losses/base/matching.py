@@ -1,4 +1,4 @@
-"""Feature matching: the student, through a head, is to output what the teacher outputs.
+"""Feature matching: the student, through a head, regresses the teacher's outputs.
 
 An embedding is a map of one position here, so that one code serves both.
 """
@@ -28,7 +28,7 @@ def squared_distance(s_BD: Tensor, t_BD: Tensor) -> Tensor:
 
 
 class Regression(MapLoss):
-    """Base: the mean over views and maps of ``distance(head(student), target(teacher))``.
+    """Base class: mean over views and maps of ``distance(head(student), target(teacher))``.
 
     The student's map is brought to the teacher's grid first. A subclass defines ``distance``
     and, where the teacher's maps are not the targets as they are, ``targets``.
@@ -71,11 +71,11 @@ class Regression(MapLoss):
         return pairs
 
     def targets(self, number: int, views: list[Tensor], batch: Batch) -> list[Tensor]:
-        """What the student must output, from the teacher's float32 maps of one pair."""
+        """Return the regression targets of one pair, from the teacher's float32 maps."""
         return views
 
     def distance(self, s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:
-        """The loss of one pair in one view: a tensor (B, …) whose mean over all but B is taken."""
+        """Loss of one pair in one view: (B, …), averaged over all axes but B."""
         raise TypeError(f"{type(self).__name__} defines no distance")
 
     def per_image(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
@@ -93,7 +93,7 @@ class Regression(MapLoss):
 
 
 class PlainRegression(Regression):
-    """Base of the plain losses, over embeddings or over the positions of maps.
+    """Base class of regression losses over embeddings or the positions of maps.
 
     Raises:
         UserError: ``maps`` together with ``read: embedding``.
@@ -124,7 +124,7 @@ class PlainRegression(Regression):
 
 
 class MapMean(TeacherMean):
-    """Subtracts each channel's mean over positions and all training batches so far."""
+    """Subtract each channel's running mean over positions and all training batches."""
 
     @torch.no_grad()
     def forward(self, views: list[Tensor]) -> list[Tensor]:
@@ -134,12 +134,12 @@ class MapMean(TeacherMean):
 
 
 def statistics_momentum(step: int, num_steps: int, end: float) -> float:
-    """Share of the batch in running statistics: a cosine from 1 at step 0 to ``end``."""
+    """Weight of the batch in running statistics: a cosine from 1 at step 0 to ``end``."""
     return end + (1 - end) * (1 + math.cos(math.pi * step / num_steps)) / 2
 
 
 class Standardise(nn.Module):
-    """Maps standardized by running statistics of each channel, as UNIC does (arXiv:2408.05088).
+    """Standardize maps by running statistics of each channel, as in UNIC (arXiv:2408.05088).
 
     The statistics are those from before the batch, 0 and 1 at first; then they move towards the
     batch's, taken over the images and positions of all views and processes.
@@ -152,7 +152,7 @@ class Standardise(nn.Module):
 
     @torch.no_grad()
     def forward(self, views: list[Tensor], momentum: float) -> list[Tensor]:
-        """Standardized float32 maps (B, C, H, W); ``momentum`` is the share of the batch."""
+        """Return standardized float32 maps (B, C, H, W); ``momentum`` weighs the batch."""
         mean_C11, std_C11 = (x_C[:, None, None].clone() for x_C in (self.mean_C, self.std_C))
         if self.training:
             self._update([t_BCHW.float() for t_BCHW in views], momentum)
@@ -169,7 +169,7 @@ class Standardise(nn.Module):
 
 
 class StandardisedRegression(Regression):
-    """Base of the losses whose targets are the teacher's maps after :class:`Standardise`.
+    """Base class of losses whose targets are standardized teacher maps (:class:`Standardise`).
 
     Args:
         statistics_end: see :func:`statistics_momentum`.

@@ -1,4 +1,4 @@
-"""Classes without names: prototypes of the teacher's embeddings, and losses over their logits."""
+"""Pseudo-classes: prototypes of the teacher's embeddings, and losses over their logits."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ ROWS_AT_ONCE = 8192
 
 @torch.no_grad()
 def spherical_kmeans(x_ND: Tensor, count: int) -> Tensor:
-    """Directions (count, D) of length 1 that rows of ``x_ND`` cluster around, by cosine.
+    """Cluster the rows of ``x_ND`` by cosine; return unit directions (count, D).
 
     k-means++ on a sample of the rows, then at most 20 of Lloyd's iterations on all of them;
     a cluster left empty moves to one of the rows that are farthest from their direction. The
@@ -60,7 +60,7 @@ def _starting_points(x_ND: Tensor, count: int, generator: torch.Generator) -> Te
 
 
 def _nearest(x_ND: Tensor, centre_KD: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine to, and number of, the direction nearest to each row."""
+    """Return the cosine to, and the index of, the direction nearest to each row."""
     parts = [(rows @ centre_KD.T).max(1) for rows in x_ND.split(ROWS_AT_ONCE)]
     return torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
 
@@ -77,7 +77,7 @@ def _centres(x_ND: Tensor, cosine_N: Tensor, nearest_N: Tensor, count: int) -> T
 
 
 class Prototypes(nn.Module):
-    """Cosines of centered embeddings to prototypes found among the training images.
+    """Cosines of centered embeddings to prototypes of the training images.
 
     Until :meth:`fit` or a checkpoint has filled them, the prototypes are NaN, and so is any loss.
 
@@ -93,7 +93,7 @@ class Prototypes(nn.Module):
 
     @torch.no_grad()
     def fit(self, t_ND: Tensor) -> None:
-        """Take mean and prototypes from embeddings (N, D) of at least K training images."""
+        """Fit mean and prototypes to embeddings (N, D) of at least K training images."""
         mean_D = t_ND.float().mean(0)
         self.mean_D.copy_(mean_D)
         self.prototype_KD.copy_(spherical_kmeans(t_ND.float() - mean_D, len(self.prototype_KD)))
@@ -106,7 +106,7 @@ class Prototypes(nn.Module):
 
 
 class LogitLoss(Loss):
-    """Base of the losses that read the teacher's output as logits over classes without names.
+    """Base class of losses that read the teacher's output as logits over pseudo-classes.
 
     With ``logits: prototypes`` these are the cosines of its centered embedding to ``prototypes``
     directions, which spherical k-means finds among its embeddings of the training images before
@@ -146,7 +146,7 @@ class LogitLoss(Loss):
             raise self.fail(f"at least two {logits} required, got 1")
 
     def fit_teacher(self, teacher: Representation) -> None:
-        """Find the prototypes in the teacher's embeddings of the training images.
+        """Fit the prototypes to the teacher's embeddings of the training images.
 
         Raises:
             UserError: fewer images than prototypes.
@@ -162,19 +162,19 @@ class LogitLoss(Loss):
         self.classify.fit(teacher.embedding_BD)
 
     def teacher_logits(self, teacher_VD: Tensor) -> Tensor:
-        """Logits (V, K) of what :attr:`read` names of the teacher, in float32."""
+        """Return the teacher's logits (V, K) in float32, from what :attr:`read` names."""
         return self.classify(teacher_VD).float() / self.scale
 
 
 def default_prototypes(num_samples: int, at_most: int = 1024) -> int:
-    """Prototypes unless told otherwise: one for every eight images or more."""
+    """Default number of prototypes: at most one for every eight images."""
     return max(2, min(at_most, num_samples // 8))
 
 
 def for_each_pair(
     outputs: Sequence[Representation], read: Read, function: Callable[[Tensor], Tensor]
 ) -> list[Tensor]:
-    """``function`` of all distinct views stacked along the batch, handed out by pair.
+    """Apply ``function`` to all distinct views stacked along the batch; return results by pair.
 
     A view that is paired several times is computed, and counts among the rows, once.
     """
@@ -186,7 +186,7 @@ def for_each_pair(
 
 @torch.no_grad()
 def sinkhorn(logits_BK: Tensor, temperature: float, iterations: int = 3) -> Tensor:
-    """Rows of probabilities, (B, K), that use all classes about equally (arXiv:2006.09882).
+    """Assignment probabilities (B, K) that use all classes about equally (arXiv:2006.09882).
 
     ``iterations`` times in turn the columns of exp(logits / T), over the rows of all processes,
     and the rows are scaled to equal sums. Done on logarithms in float32, which neither overflow
@@ -202,7 +202,7 @@ def sinkhorn(logits_BK: Tensor, temperature: float, iterations: int = 3) -> Tens
 
 
 class DINOHead(nn.Module):
-    """Three linear layers with GELU between, then the cosine to K learned directions.
+    """Three linear layers with GELU between, then cosines to K learned directions.
 
     As in DINO (arXiv:2104.14294, app. C) with the weight normalization of the last layer fixed to
     length 1; that layer is computed in float32.

@@ -172,7 +172,7 @@ def test_what_is_no_file_of_arrays_is_refused_with_the_way_to_write_one(tmp_path
         "one.npy": "but a single array; save splits with numpy.savez",
         "folder.npz": "a folder, not a regular file",
         "empty.npz": "not an .npz file; create one with numpy.savez",
-        "pipe.npz": "not a regular file but a named pipe",
+        "pipe.npz": "a named pipe, not a regular file",
     }.items():
         with pytest.raises(UserError) as caught:
             Npz(path=str(tmp_path / name)).split("train")
