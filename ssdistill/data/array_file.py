@@ -28,8 +28,8 @@ def check_image_array(shape: tuple[int, ...], dtype: np.dtype, name: str) -> Non
     Raises:
         UserError: another rank, another number of channels, nothing in it, or no real numbers.
     """
-    grey, color = len(shape) == 3, len(shape) == 4 and shape[3] == 3
-    if dtype.kind in "buif" and (grey or color) and 0 not in shape:
+    gray, color = len(shape) == 3, len(shape) == 4 and shape[3] == 3
+    if dtype.kind in "buif" and (gray or color) and 0 not in shape:
         return
     facts = f"it is {dtype} of {' x '.join(map(str, shape)) or 'no shape'}"
     raise UserError(

@@ -22,8 +22,8 @@ _LUMA = (0.2989, 0.587, 0.114)
 def luma(x_BCN: Tensor) -> Tensor:
     """Gray value of each pixel, (B, N)."""
     red_BN, green_BN, blue_BN = x_BCN.unbind(1)
-    grey_BN = red_BN * _LUMA[0]
-    return grey_BN.add_(green_BN, alpha=_LUMA[1]).add_(blue_BN, alpha=_LUMA[2])
+    gray_BN = red_BN * _LUMA[0]
+    return gray_BN.add_(green_BN, alpha=_LUMA[1]).add_(blue_BN, alpha=_LUMA[2])
 
 
 def jitter_groups(order_B4: Tensor, chosen_B: Tensor) -> Tensor:
@@ -66,9 +66,9 @@ def _blend_(x_BCN: Tensor, operation_B: Tensor, factor_B4: Tensor) -> None:
         return
     factor_B = factor_B4.gather(1, operation_B[:, None])
     rest_B = 1.0 - factor_B
-    grey_BN = luma(x_BCN)
-    mean_B = grey_BN.mean(dim=1, keepdim=True)
-    target_BN = grey_BN.mul_(rest_B * (operation_B == SATURATION)[:, None])
+    gray_BN = luma(x_BCN)
+    mean_B = gray_BN.mean(dim=1, keepdim=True)
+    target_BN = gray_BN.mul_(rest_B * (operation_B == SATURATION)[:, None])
     target_BN.add_(mean_B * rest_B * (operation_B == CONTRAST)[:, None])
     torch.addcmul(target_BN[:, None], x_BCN, factor_B[:, :, None], out=x_BCN)
     x_BCN.clamp_(0.0, 1.0)

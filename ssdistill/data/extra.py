@@ -55,16 +55,18 @@ def extra_views(
     Raises:
         UserError: ``cutmix`` of a first view that is smaller than others.
     """
-    made = {
+    view_by_name = {
         name: torch.rot90(views[0], turns, dims=(2, 3))
         for turns, name in enumerate(EXTRA[:3], start=1)
         if name in names
     }
     if NEEDS_NEIGHBOURS & set(names):
-        made |= _neighbour_views(names, views, batch, recipes, seed, size)
+        view_by_name |= _neighbour_views(names, views, batch, recipes, seed, size)
     if "cutmix" in names:
-        made["cutmix"], batch.cutmix_share = _cutmix(views, made["neighbour_0"], batch, seed)
-    return [made[name] for name in EXTRA if name in names]
+        view_by_name["cutmix"], batch.cutmix_share = _cutmix(
+            views, view_by_name["neighbour_0"], batch, seed
+        )
+    return [view_by_name[name] for name in EXTRA if name in names]
 
 
 def _neighbour_views(
@@ -81,7 +83,7 @@ def _neighbour_views(
         )
     sides = [recipe.size or size for recipe in recipes]
     full = [r for r, side in zip(recipes, sides, strict=True) if side == max(sides)]
-    wanted = {"neighbour_0": full[0], "neighbour_1": full[-1]}
+    recipe_by_name = {"neighbour_0": full[0], "neighbour_1": full[-1]}
     # cutmix takes its rectangle from there.
     needed = {*names, "neighbour_0"} if "cutmix" in names else names
     return {
@@ -94,7 +96,7 @@ def _neighbour_views(
             view=len(views) + number,
             size=max(sides),
         )
-        for number, (name, recipe) in enumerate(wanted.items())
+        for number, (name, recipe) in enumerate(recipe_by_name.items())
         if name in needed
     }
 

@@ -58,7 +58,7 @@ class Listing:
         return self.others.total()
 
 
-def list_pictures(folder: Path) -> Listing:
+def list_images(folder: Path) -> Listing:
     """List all images below ``folder``.
 
     Linked folders are followed, except into one the walk is already in. Hidden folders, and
@@ -73,7 +73,7 @@ def list_pictures(folder: Path) -> Listing:
     if os.path.realpath(folder) in SYSTEM:
         raise UserError(f"data.path={shown(folder)} is a system folder; set data.path "
                         "to the folder that holds the images")  # fmt: skip
-    watch = _Watch(folder, listing)
+    progress = _Progress(folder, listing)
     while pending:
         below, above = pending.pop()
         with os.scandir(folder / below) as entries:
@@ -85,33 +85,33 @@ def list_pictures(folder: Path) -> Listing:
                         pending.append((f"{below}{entry.name}/", (*above, real)))
                 elif hidden:
                     listing.others["hidden"] += 1
-                elif _is_picture(entry):
+                elif _is_image(entry):
                     listing.names.append(below + entry.name)
                 else:
                     suffix = os.path.splitext(entry.name)[1].lower()
                     listing.others[suffix or "without a suffix"] += 1
-                watch.look()
+                progress.count()
     listing.names.sort()
     return listing
 
 
-class _Watch:
+class _Progress:
     """Log the progress of a long listing; raise UserError if it finds no image."""
 
     def __init__(self, folder: Path, listing: Listing):
         self.folder, self.listing = shown(folder), listing
-        self.looks, self.said = 0, time.monotonic()
+        self.num_entries, self.last_message = 0, time.monotonic()
 
-    def look(self) -> None:
+    def count(self) -> None:
         """Count one file or folder."""
-        self.looks += 1
-        if not self.listing.names and self.looks > MOST_OTHERS:
+        self.num_entries += 1
+        if not self.listing.names and self.num_entries > MOST_OTHERS:
             raise UserError(
                 f"data.path={self.folder}: no image among the first {MOST_OTHERS} files; set "
                 "data.path to the folder that holds the images"
             )
-        if time.monotonic() - self.said > SECONDS:
-            self.said = time.monotonic()
+        if time.monotonic() - self.last_message > SECONDS:
+            self.last_message = time.monotonic()
             log.warning(
                 "data.path=%s: %d images and %d other files so far",
                 *(self.folder, len(self.listing.names), self.listing.skipped),
@@ -125,18 +125,18 @@ def _is_folder(entry: os.DirEntry) -> bool:
         return False
 
 
-def _is_picture(entry: os.DirEntry) -> bool:
+def _is_image(entry: os.DirEntry) -> bool:
     suffix = os.path.splitext(entry.name)[1].lower()
     if suffix:
         return suffix in EXTENSIONS
     try:
         with open_regular(entry.path) as file:
-            return _begins_like_a_picture(file.read(16))
+            return _has_image_signature(file.read(16))
     except (OSError, BadImage):
         return False
 
 
-def _begins_like_a_picture(head: bytes) -> bool:
+def _has_image_signature(head: bytes) -> bool:
     bitmap = head.startswith(b"BM") and head[6:10] == bytes(4)
     webp = head.startswith(b"RIFF") and head[8:12] == b"WEBP"
     avif = head[4:12] == b"ftypavif"

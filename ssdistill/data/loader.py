@@ -89,9 +89,9 @@ class Loader:
         epoch, position = divmod(step, self.steps_per_epoch)
         start = position * self.batch_size
         rows_B = self._order(epoch)[start : start + self.batch_size][self._mine]
-        batch = Batch(*self._pictures(rows_B), epoch, step, self.num_steps)
+        batch = Batch(*self._pixels(rows_B), epoch, step, self.num_steps)
         if self._neighbours_NK is not None:
-            batch.neighbours_BHWC, _ = self._pictures(self._neighbours_of(rows_B, epoch))
+            batch.neighbours_BHWC, _ = self._pixels(self._neighbours_of(rows_B, epoch))
         return batch
 
     def iterate(self, start_step: int = 0) -> Iterator[Batch]:
@@ -109,7 +109,7 @@ class Loader:
         choice_B = (number_B * self._neighbours_NK.shape[1]).long().numpy()
         return self._neighbours_NK[rows_B, choice_B]
 
-    def _pictures(self, rows_B: np.ndarray) -> tuple[Tensor, Tensor]:
+    def _pixels(self, rows_B: np.ndarray) -> tuple[Tensor, Tensor]:
         """Return pixels and indices of some rows, on the device."""
         index_B = self._to_device(torch.from_numpy(rows_B.astype(np.int64)))
         if self._resident_NHWC is not None:

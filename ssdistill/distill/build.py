@@ -36,8 +36,8 @@ def build_losses(
         try:
             losses[full] = LOSSES.build(settings[name], facts[learns_from])
         except UserError as error:
-            where = f"losses.{name}" if full == name else f"losses.{name} from {learns_from}"
-            raise UserError(f"{where}: {error}") from None
+            config_path = f"losses.{name}" if full == name else f"losses.{name} from {learns_from}"
+            raise UserError(f"{config_path}: {error}") from None
     return losses
 
 

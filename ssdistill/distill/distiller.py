@@ -77,8 +77,10 @@ class Distiller(Task):
                 raise UserError(f"losses: invalid name '{name}'; choose another") from error
         self.settings = settings_of(self.origins, settings or {})
         self.num_views = max(loss.views for loss in losses.values())
-        wanted = {n for loss in losses.values() for n in (*loss.extra_student, *loss.extra_teacher)}
-        self.extra_views = tuple(name for name in EXTRA if name in wanted)
+        extra_names = {
+            n for loss in losses.values() for n in (*loss.extra_student, *loss.extra_teacher)
+        }
+        self.extra_views = tuple(name for name in EXTRA if name in extra_names)
         self._tap()
         self.dropping = None
         if teacher_dropping:
@@ -148,30 +150,30 @@ class Distiller(Task):
     def _student_outputs(
         self, views: list[Tensor], extra: dict[str, Tensor], pairs: Pairs
     ) -> dict[str, Outputs]:
-        ours = {name: [i for i, _ in pairs[name]] for name in pairs}
-        seen = {i: views[i] for i in sorted(set().union(*ours.values()))}
-        wanted = {n for loss in self.losses.values() for n in loss.extra_student}
-        found = encode_views(self.encoder, {**seen, **_some(extra, wanted)})
-        self.last_embeddings = [found[i].embedding_BD.detach() for i in seen]
-        moved = self._momentum_outputs(views, ours)
+        views_by_loss = {name: [i for i, _ in pairs[name]] for name in pairs}
+        used_views = {i: views[i] for i in sorted(set().union(*views_by_loss.values()))}
+        extra_names = {n for loss in self.losses.values() for n in loss.extra_student}
+        outputs = encode_views(self.encoder, {**used_views, **_select(extra, extra_names)})
+        self.last_embeddings = [outputs[i].embedding_BD.detach() for i in used_views]
+        moved = self._momentum_outputs(views, views_by_loss)
         return {
             name: Outputs(
-                [found[i] for i in ours[name]],
-                _some(found, loss.extra_student),
-                [moved[i] for i in ours[name]] if loss.momentum is not None else (),
+                [outputs[i] for i in views_by_loss[name]],
+                _select(outputs, loss.extra_student),
+                [moved[i] for i in views_by_loss[name]] if loss.momentum is not None else (),
             )
             for name, loss in self.losses.items()
         }
 
     @torch.no_grad()
     def _momentum_outputs(
-        self, views: list[Tensor], ours: dict[str, list[int]]
+        self, views: list[Tensor], views_by_loss: dict[str, list[int]]
     ) -> dict[int, Representation]:
         if self.momentum_student is None:
             return {}
         readers = [name for name, loss in self.losses.items() if loss.momentum is not None]
-        seen = sorted({i for name in readers for i in ours[name]})
-        return encode_views(self.momentum_student, {i: views[i] for i in seen})
+        used_views = sorted({i for name in readers for i in views_by_loss[name]})
+        return encode_views(self.momentum_student, {i: views[i] for i in used_views})
 
     def _teacher_outputs(
         self, views: list[Tensor], extra: dict[str, Tensor], pairs: Pairs, batch: Batch
@@ -179,20 +181,20 @@ class Distiller(Task):
         outputs = {}
         for teacher in self.teachers:
             losses = self.losses_of(teacher)
-            theirs = {name: [j for _, j in pairs[name]] for name in losses}
-            seen = {j: views[j] for j in sorted(set().union(*theirs.values()))}
-            wanted = {n for loss in losses.values() for n in loss.extra_teacher}
-            found = self.targets({**seen, **_some(extra, wanted)}, batch, teacher)
+            views_by_loss = {name: [j for _, j in pairs[name]] for name in losses}
+            used_views = {j: views[j] for j in sorted(set().union(*views_by_loss.values()))}
+            extra_names = {n for loss in losses.values() for n in loss.extra_teacher}
+            targets = self.targets({**used_views, **_select(extra, extra_names)}, batch, teacher)
             for name, loss in losses.items():
-                pair = [found[j] for j in theirs[name]]
-                outputs[name] = Outputs(pair, _some(found, loss.extra_teacher))
+                compared = [targets[j] for j in views_by_loss[name]]
+                outputs[name] = Outputs(compared, _select(targets, loss.extra_teacher))
         return outputs
 
     @torch.no_grad()
     def targets(
         self, views: dict[int | str, Tensor], batch: Batch, teacher: str | None = None
     ) -> dict[int | str, Representation]:
-        """Return a teacher's outputs by view, without gradient; ``name`` is optional for one.
+        """Return a teacher's outputs by view, without gradient; ``teacher`` is optional for one.
 
         Not under ``inference_mode``: autograd cannot save its tensors, and the copies that would
         take cost what it gains.
@@ -224,12 +226,14 @@ class Distiller(Task):
 
     def _tap(self) -> None:
         """Make each network return the feature maps and projections that the losses read."""
-        ours = dict.fromkeys(tap for loss in self.losses.values() for tap in loss.student_taps)
-        self.student.set_taps(tuple(ours))
+        student_taps = dict.fromkeys(
+            tap for loss in self.losses.values() for tap in loss.student_taps
+        )
+        self.student.set_taps(tuple(student_taps))
         for name, teacher in self.teachers.items():
             losses = self.losses_of(name).values()
-            theirs = dict.fromkeys(tap for loss in losses for tap in loss.teacher_taps)
-            teacher.set_taps(tuple(theirs))
+            teacher_taps = dict.fromkeys(tap for loss in losses for tap in loss.teacher_taps)
+            teacher.set_taps(tuple(teacher_taps))
             teacher.project = any(loss.needs_projection for loss in losses)
 
     def _moving_average(self, losses: Mapping[str, Loss]) -> Encoder | None:
@@ -249,5 +253,5 @@ class Distiller(Task):
         return momentum_copy(self.encoder)
 
 
-def _some(found: Mapping[str, object], names: Sequence[str] | set[str]) -> dict:
-    return {name: value for name, value in found.items() if name in names}
+def _select(items: Mapping[str, object], names: Sequence[str] | set[str]) -> dict:
+    return {name: item for name, item in items.items() if name in names}

@@ -45,18 +45,22 @@ class Interpolation:
 
     def __init__(self, student: Encoder, teacher: Encoder, settings: InterpolateSettings):
         self.settings, self._networks = settings, (student.net, teacher.net)
-        ours, theirs = self._tensors()
+        student_tensors, teacher_tensors = self._tensors()
         self.names = [
-            name for name, x in ours.items() if name in theirs and theirs[name].shape == x.shape
+            name
+            for name, x in student_tensors.items()
+            if name in teacher_tensors and teacher_tensors[name].shape == x.shape
         ]
-        numbers = sum(x.numel() for x in ours.values())
-        self.share = sum(ours[name].numel() for name in self.names) / numbers
-        counted = f"{len(self.names)} of the student's {len(ours)} tensors ({self.share:.1%})"
+        num_values = sum(x.numel() for x in student_tensors.values())
+        self.share = sum(student_tensors[name].numel() for name in self.names) / num_values
+        counted = (
+            f"{len(self.names)} of the student's {len(student_tensors)} tensors ({self.share:.1%})"
+        )
         if not self.names or self.share < settings.at_least:
-            odd = next(name for name in ours if name not in self.names)
+            unmatched = next(name for name in student_tensors if name not in self.names)
             raise UserError(
                 f"interpolate: only {counted} match a teacher tensor by name and shape "
-                f"(first without a match: '{odd}'); use the same architecture or set "
+                f"(first without a match: '{unmatched}'); use the same architecture or set "
                 "interpolate=null"
             )
         if self.share < 1:

@@ -40,7 +40,7 @@ def full_names(settings: Mapping[str, LossSettings], teachers: Iterable[str]) ->
         UserError: a loss that learns from a teacher there is not.
     """
     teachers = list(teachers)
-    found = {}
+    origin_by_name = {}
     for loss, chosen in settings.items():
         if chosen.teacher is not None and chosen.teacher not in teachers:
             raise UserError(
@@ -50,8 +50,8 @@ def full_names(settings: Mapping[str, LossSettings], teachers: Iterable[str]) ->
         for teacher in teachers:
             if chosen.teacher in (None, teacher):
                 full = f"{loss}/{teacher}" if len(teachers) > 1 else loss
-                found[full] = Origin(loss, teacher)
-    return found
+                origin_by_name[full] = Origin(loss, teacher)
+    return origin_by_name
 
 
 def origins(names: Iterable[str], teachers: Iterable[str]) -> dict[str, Origin]:
@@ -63,7 +63,7 @@ def origins(names: Iterable[str], teachers: Iterable[str]) -> dict[str, Origin]:
     teachers, names = list(teachers), list(names)
     if len(teachers) == 1:
         return {name: Origin(name, teachers[0]) for name in names}
-    found = {}
+    origin_by_name = {}
     for name in names:
         loss, _, teacher = name.rpartition("/")
         if not loss or teacher not in teachers:
@@ -71,15 +71,15 @@ def origins(names: Iterable[str], teachers: Iterable[str]) -> dict[str, Origin]:
                 f"losses: '{name}' does not name a teacher; with several teachers, call it "
                 f"<loss>/<teacher>, with one of {', '.join(teachers)}"
             )
-        found[name] = Origin(loss, teacher)
+        origin_by_name[name] = Origin(loss, teacher)
     for teacher in teachers:
-        if all(origin.teacher != teacher for origin in found.values()):
+        if all(origin.teacher != teacher for origin in origin_by_name.values()):
             raise UserError(f"teachers.{teacher}: unused by every loss; remove it or add a loss")
-    return found
+    return origin_by_name
 
 
 def settings_of(
-    origins: Mapping[str, Origin], given: Mapping[str, LossSettings]
+    origins: Mapping[str, Origin], settings: Mapping[str, LossSettings]
 ) -> dict[str, LossSettings]:
     """Return settings by the losses' names in a config, with defaults for missing ones.
 
@@ -87,9 +87,9 @@ def settings_of(
         UserError: settings without a loss.
     """
     names = list(dict.fromkeys(origin.loss for origin in origins.values()))
-    for name in given:
+    for name in settings:
         if name not in names:
             raise UserError(
                 f"losses: settings for unknown loss '{name}'; known: {', '.join(names)}"
             )
-    return {name: given.get(name, LossSettings()) for name in names}
+    return {name: settings.get(name, LossSettings()) for name in names}

@@ -31,14 +31,14 @@ def gauges(z_BD: Tensor, z2_BD: Tensor | None = None) -> dict[str, float]:
     Raises:
         UserError: fewer than two embeddings, or views of different shapes.
     """
-    found = {
+    metrics = {
         "collapse/std": relative_std(z_BD),
         "collapse/effective_rank": effective_rank(z_BD),
         "collapse/uniformity": uniformity(z_BD),
     }
     if z2_BD is not None:
-        found["collapse/alignment"] = alignment(z_BD, z2_BD)
-    return found
+        metrics["collapse/alignment"] = alignment(z_BD, z2_BD)
+    return metrics
 
 
 @torch.no_grad()

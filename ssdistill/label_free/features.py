@@ -59,13 +59,17 @@ def extract(
             f"unknown precision '{precision}'{nearest(precision, PRECISIONS)}; "
             f"choose one of {', '.join(PRECISIONS)}"
         )
-    with evaluating(encoder, device) as where, torch.inference_mode(), _cast(where, precision):
-        embedding_ND, batch_size = None, batch_size or (64 if where.type == "cpu" else 512)
+    with (
+        evaluating(encoder, device) as target_device,
+        torch.inference_mode(),
+        _cast(target_device, precision),
+    ):
+        embedding_ND, batch_size = None, batch_size or (64 if target_device.type == "cpu" else 512)
         for start in _starts(len(images_NHWC), batch_size, progress):
             part = images_NHWC[start : start + batch_size]
             # A copy: what a read-only map lends must not become a writable tensor.
             images_BHWC = part if isinstance(part, Tensor) else torch.from_numpy(np.array(part))
-            x_BCHW = eval_view(images_BHWC.to(where), image_size)
+            x_BCHW = eval_view(images_BHWC.to(target_device), image_size)
             z_BD = encoder(x_BCHW.contiguous(memory_format=torch.channels_last)).embedding_BD
             if embedding_ND is None:
                 # A tensor made in inference mode could be fed to nothing that differentiates.
@@ -191,15 +195,15 @@ def evaluating(encoder: Any, device: str | torch.device | None) -> Iterator[torc
         yield torch.device(device or "cpu")
         return
     home = next((t.device for t in encoder.parameters()), torch.device("cpu"))
-    where = torch.device(device) if device is not None else home
+    target_device = torch.device(device) if device is not None else home
     modes = [(module, module.training) for module in encoder.modules()]
     try:
         encoder.eval()
-        if where != home:
-            encoder.to(where)
-        yield where
+        if target_device != home:
+            encoder.to(target_device)
+        yield target_device
     finally:
         for module, mode in modes:
             module.training = mode
-        if where != home:
+        if target_device != home:
             encoder.to(home)

@@ -143,24 +143,24 @@ def view_embeddings(
     Returns:
         z_VND, float32 on the CPU.
     """
-    found: list[list[Tensor]] = [[] for _ in views]
+    embeddings_by_view: list[list[Tensor]] = [[] for _ in views]
     parts: list[Any] = [
         (number, slice(start, start + batch_size))
         for number in range(len(views))
         for start in range(0, len(images_NHWC), batch_size)
     ]
     shown = progress and get_console().is_terminal
-    with evaluating(encoder, device) as where, torch.inference_mode():
+    with evaluating(encoder, device) as target_device, torch.inference_mode():
         for number, rows in track(parts, "encoding views", transient=True, disable=not shown):
             x_BCHW = make_view(
-                torch.from_numpy(np.array(images_NHWC[rows])).to(where),
+                torch.from_numpy(np.array(images_NHWC[rows])).to(target_device),
                 recipe,
                 seed=0,
                 epoch=0,
-                index_B=index_N[rows].to(where),
+                index_B=index_N[rows].to(target_device),
                 view=views[number],
                 size=size,
             )
             z_BD = encoder(x_BCHW.contiguous(memory_format=torch.channels_last)).embedding_BD
-            found[number].append(z_BD.float().cpu())
-    return torch.stack([torch.cat(of_view) for of_view in found])
+            embeddings_by_view[number].append(z_BD.float().cpu())
+    return torch.stack([torch.cat(of_view) for of_view in embeddings_by_view])

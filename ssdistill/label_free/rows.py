@@ -99,12 +99,12 @@ class Rows:
 
     def part(self, start: int, stop: int) -> "Rows":
         """Return a view of rows ``start`` to ``stop`` only; nothing is copied."""
-        found = copy(self)
-        found.count = stop - start
+        subset = copy(self)
+        subset.count = stop - start
         if self.kept_GND is not None:
-            found.kept_GND = self.kept_GND[:, start:stop]
+            subset.kept_GND = self.kept_GND[:, start:stop]
         elif self.index_GN is not None:
-            found.index_GN = self.index_GN[:, start:stop]
+            subset.index_GN = self.index_GN[:, start:stop]
         else:
-            found.z_ND = self.z_ND[start:stop]
-        return found
+            subset.z_ND = self.z_ND[start:stop]
+        return subset

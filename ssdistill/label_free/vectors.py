@@ -89,15 +89,15 @@ class Vectors:
         is relative to how the vectors differ.
         """
         for start in range(0, len(self), BLOCK):
-            found = self._low.get(start)
-            if found is None:
+            block = self._low.get(start)
+            if block is None:
                 away_nD = self.take(slice(start, min(start + BLOCK, len(self)))) - self.centre_D
                 low_nD = away_nD.bfloat16()
                 lengths = (torch.linalg.vector_norm(x, dim=1) for x in (away_nD, away_nD - low_nD))
-                found = low_nD, *(length_n.max().item() for length_n in lengths)
+                block = low_nD, *(length_n.max().item() for length_n in lengths)
                 if self._kept_ND is not None:
-                    self._low[start] = found
-            yield start, *found
+                    self._low[start] = block
+            yield start, *block
 
 
 def as_rows(features: Any, name: str) -> Any:
@@ -111,21 +111,21 @@ def as_rows(features: Any, name: str) -> Any:
     """
     halves = (torch.float16, torch.bfloat16, torch.float32)
     if isinstance(features, Tensor) and features.dtype in halves:
-        found = features.detach()
+        rows_ND = features.detach()
     elif isinstance(features, np.ndarray) and features.dtype in (np.float16, np.float32):
-        found = features
+        rows_ND = features
     else:
-        found = as_features(features, name)
-    if found.ndim != 2 or 0 in found.shape:
-        raise UserError(f"{name} must be a non-empty (N, D) array, got {tuple(found.shape)}")
-    step, broken = piece_rows(found.shape[1]), 0
-    for start in range(0, len(found), step):
-        part = found[start : start + step]
+        rows_ND = as_features(features, name)
+    if rows_ND.ndim != 2 or 0 in rows_ND.shape:
+        raise UserError(f"{name} must be a non-empty (N, D) array, got {tuple(rows_ND.shape)}")
+    step, broken = piece_rows(rows_ND.shape[1]), 0
+    for start in range(0, len(rows_ND), step):
+        part = rows_ND[start : start + step]
         finite = torch.isfinite(part) if isinstance(part, Tensor) else np.isfinite(part)
         broken += int((~finite.all(1)).sum())
     if broken:
         raise UserError(
-            f"{name} have NaN or infinite values in {broken} of {len(found)} rows: "
+            f"{name} have NaN or infinite values in {broken} of {len(rows_ND)} rows: "
             "the encoder diverged or was run outside its precision"
         )
-    return found
+    return rows_ND

@@ -124,10 +124,10 @@ class AttnDistill(StageLoss):
             if self.grids[k] is None:
                 s_log_BHN, t_log_BHN = s_BHN.log_softmax(-1), t_BHN.log_softmax(-1)
             else:
-                ours, theirs = self.grids[k]
-                s_log_BHN = class_and_patches(s_BHN, ours).log_softmax(-1)
-                t_log_BHN = class_and_patches(t_BHN, theirs).log_softmax(-1)
-                t_log_BHN = on_another_grid(t_log_BHN, theirs, ours)
+                student_grid, teacher_grid = self.grids[k]
+                s_log_BHN = class_and_patches(s_BHN, student_grid).log_softmax(-1)
+                t_log_BHN = class_and_patches(t_BHN, teacher_grid).log_softmax(-1)
+                t_log_BHN = on_another_grid(t_log_BHN, teacher_grid, student_grid)
             return attention_divergence(s_log_BHN, t_log_BHN, self.temperature)
 
     def _grids(self, pair: MapPair) -> tuple[Grid, Grid] | None:
@@ -135,6 +135,6 @@ class AttnDistill(StageLoss):
         if pair.student_shape[-1] == pair.teacher_shape[-1]:
             return None
         lead = f"{self.prefix}:"
-        ours = self.shapes.student_maps[pair.student.removeprefix(lead)]
-        theirs = self.shapes.teacher_maps[pair.teacher.removeprefix(lead)]
-        return ours[1:], theirs[1:]
+        student_shape = self.shapes.student_maps[pair.student.removeprefix(lead)]
+        teacher_shape = self.shapes.teacher_maps[pair.teacher.removeprefix(lead)]
+        return student_shape[1:], teacher_shape[1:]

@@ -104,8 +104,10 @@ class BINGO(Loss):
         *keys, neighbour_key_BD = self.centre(
             vectors([*teacher, teacher.extra["neighbour_1"]], self.read)
         )
-        ours = vectors([*student, student.extra["neighbour_0"], student.extra["cutmix"]])
-        *queries, neighbour_BD, mixed_BD = self.head(torch.cat(ours)).chunk(len(ours))
+        student_views = vectors([*student, student.extra["neighbour_0"], student.extra["cutmix"]])
+        *queries, neighbour_BD, mixed_BD = self.head(torch.cat(student_views)).chunk(
+            len(student_views)
+        )
         own_share = 1.0 if batch.epoch < self.warmup_epochs else 0.5
         queue_KD = self.bank["teacher"]
         losses = [

@@ -64,7 +64,7 @@ class CompRess(QueueLoss):
             return super().forward(student, teacher, batch)
         keys, anchors_KD = self.keys(teacher), self.bank.student
         loss = self.compare(self.queries(student), keys, anchors_KD, self.bank)
-        ours = vectors(student if self.momentum is None else student.momentum)
+        student_views = vectors(student if self.momentum is None else student.momentum)
         for view in teacher.distinct:
-            self.bank.push(teacher=keys[view], student=unit(ours[view]))
+            self.bank.push(teacher=keys[view], student=unit(student_views[view]))
         return loss

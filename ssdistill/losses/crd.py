@@ -123,9 +123,12 @@ class CRD(Loss):
         index_B = batch.index_B
         if contrast_BK is None:
             contrast_BK = draw_contrast(index_B, self.num_negatives, self.num_samples, batch.step)
-        ours = vectors([student[view] for view in student.distinct])
-        theirs = self.centre(vectors([teacher[view] for view in teacher.distinct]))
-        s_ND, t_ND = self.embed_student(torch.cat(ours)), self.embed_teacher(torch.cat(theirs))
+        student_views = vectors([student[view] for view in student.distinct])
+        teacher_views = self.centre(vectors([teacher[view] for view in teacher.distinct]))
+        s_ND, t_ND = (
+            self.embed_student(torch.cat(student_views)),
+            self.embed_teacher(torch.cat(teacher_views)),
+        )
         s_ND, t_ND = F.normalize(s_ND.float(), dim=1), F.normalize(t_ND.float(), dim=1)
 
         score_s_NK = self._scores(s_ND, "teacher", contrast_BK)

@@ -78,12 +78,18 @@ class DoGo(SimilarityLoss):
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         if len(student) < 2:
             raise self.fail("pairs name one pair of views; the loss requires two")
-        ours = self.head(torch.cat(vectors(student))).chunk(len(student))
-        with torch.autocast(ours[0].device.type, enabled=False):
-            ours = [gather_with_gradient(unit(s_BD)) for s_BD in ours]
-            theirs = [all_gather_rows(t_BD) for t_BD in self.keys(teacher)]
+        student_views = self.head(torch.cat(vectors(student))).chunk(len(student))
+        with torch.autocast(student_views[0].device.type, enabled=False):
+            student_views = [gather_with_gradient(unit(s_BD)) for s_BD in student_views]
+            teacher_views = [all_gather_rows(t_BD) for t_BD in self.keys(teacher)]
             losses = [
-                view_divergence(ours[v], ours[w], theirs[v], theirs[w], self.temperature)
-                for v, w in combinations(range(len(ours)), 2)
+                view_divergence(
+                    student_views[v],
+                    student_views[w],
+                    teacher_views[v],
+                    teacher_views[w],
+                    self.temperature,
+                )
+                for v, w in combinations(range(len(student_views)), 2)
             ]
         return torch.stack(losses).mean()

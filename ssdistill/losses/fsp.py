@@ -63,10 +63,12 @@ class FSP(StageLoss):
             raise self.fail("maps names one map; set maps=stages or name at least two")
         widths = [(pair.student_shape[0], pair.teacher_shape[0]) for pair in self.map_pairs]
         self.heads = nn.ModuleList(
-            nn.Identity() if ours == theirs else map_regressor(ours, theirs)
-            for ours, theirs in widths
+            nn.Identity()
+            if student_width == teacher_width
+            else map_regressor(student_width, teacher_width)
+            for student_width, teacher_width in widths
         )
 
     def view_loss(self, maps: Maps) -> Tensor:
-        ours = [head(s) for head, (s, _) in zip(self.heads, maps, strict=True)]
-        return torch.stack(flow_difference(ours, [t for _, t in maps])).sum()
+        student_maps = [head(s) for head, (s, _) in zip(self.heads, maps, strict=True)]
+        return torch.stack(flow_difference(student_maps, [t for _, t in maps])).sum()

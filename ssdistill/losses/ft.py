@@ -38,11 +38,15 @@ class Factors(nn.Module):
 
     def __init__(self, pair: MapPair, rate: float):
         super().__init__()
-        ours, theirs = pair.student_shape[0], pair.teacher_shape[0]
-        width = max(1, int(rate * theirs))
-        self.paraphraser = three_convolutions((theirs, theirs, width, width), norm=False)
-        self.back = three_convolutions((width, width, theirs, theirs), norm=False)
-        self.translator = three_convolutions((ours, ours, width, width), norm=True)
+        student_width, teacher_width = pair.student_shape[0], pair.teacher_shape[0]
+        width = max(1, int(rate * teacher_width))
+        self.paraphraser = three_convolutions(
+            (teacher_width, teacher_width, width, width), norm=False
+        )
+        self.back = three_convolutions((width, width, teacher_width, teacher_width), norm=False)
+        self.translator = three_convolutions(
+            (student_width, student_width, width, width), norm=True
+        )
 
     def forward(self, s_BCHW: Tensor, t_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Return (factor difference, mean squared error of the reconstructed teacher map)."""

@@ -87,9 +87,9 @@ class KDEP(Loss):
             return power_scale(components_BK, self.temperature, self.exponent)
 
     def per_image(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        ours = torch.cat([self._feature(r) for r in student])[:, : self.width]
+        features_ND = torch.cat([self._feature(r) for r in student])[:, : self.width]
         targets = torch.cat([self.target(r.embedding_BD) for r in teacher])
-        squares_ND = F.mse_loss(ours, targets, reduction="none")
+        squares_ND = F.mse_loss(features_ND, targets, reduction="none")
         return squares_ND.mean(1).reshape(len(student), -1).mean(0)
 
     def _feature(self, student: Representation) -> Tensor:

@@ -91,11 +91,14 @@ def stage_differences(pairs: list[tuple[Tensor, Tensor]], k: int, fix_signs: boo
 
     Squares of the difference between both networks' radial basis functions.
     """
-    found = [singular_vectors(tokens(s), tokens(t), k, fix_signs) for s, t in pairs]
+    stage_vectors = [singular_vectors(tokens(s), tokens(t), k, fix_signs) for s, t in pairs]
     values = []
-    for (s_before, t_before), (s_after, t_after) in pairwise(found):
-        ours, theirs = radial_basis(s_after, s_before), radial_basis(t_after, t_before)
-        values.append((ours - theirs).square().sum() / len(ours))
+    for (s_before, t_before), (s_after, t_after) in pairwise(stage_vectors):
+        student_kernel, teacher_kernel = (
+            radial_basis(s_after, s_before),
+            radial_basis(t_after, t_before),
+        )
+        values.append((student_kernel - teacher_kernel).square().sum() / len(student_kernel))
     return values
 
 
@@ -153,13 +156,19 @@ class KDSVD(MapRelation):
             raise self.fail("maps names one stage; set maps=stages or name at least two")
         heads = []
         for pair in self.map_pairs:
-            ours, (theirs, height, width) = pair.student_shape[0], pair.teacher_shape
-            if k > min(theirs, height * width):
+            student_width, *_ = pair.student_shape
+            teacher_width, height, width = pair.teacher_shape
+            count = min(teacher_width, height * width)
+            if k > count:
                 raise self.fail(
-                    f"k={k} exceeds the {min(theirs, height * width)} singular vectors of map "
-                    f"'{pair.teacher}' of the teacher ({shapes.teacher_name}); lower k"
+                    f"k={k} exceeds the {count} singular vectors of map '{pair.teacher}' of the "
+                    f"teacher ({shapes.teacher_name}); lower k"
                 )
-            heads.append(nn.Identity() if ours == theirs else map_regressor(ours, theirs, head))
+            heads.append(
+                nn.Identity()
+                if student_width == teacher_width
+                else map_regressor(student_width, teacher_width, head)
+            )
         self.heads = nn.ModuleList(heads)
 
     def relation(self, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:

@@ -112,8 +112,8 @@ class TokenSimilarity(MapLoss):
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         losses = []
-        for ours, theirs in zip(student, teacher, strict=True):
-            maps = self.pairs_of(ours, theirs)
+        for student_view, teacher_view in zip(student, teacher, strict=True):
+            maps = self.pairs_of(student_view, teacher_view)
             for head, (s_BCHW, t_BDHW) in zip(self.heads, maps, strict=True):
                 s_BDHW = resize_map(head(s_BCHW), t_BDHW.shape[-2:])
                 losses.append(token_divergence(tokens(s_BDHW), tokens(t_BDHW), self.temperature))

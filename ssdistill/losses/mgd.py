@@ -70,10 +70,12 @@ class MGD(MapLoss):
         self.mask, self.masked = mask, masked
         channels = [(p.student_shape[0], p.teacher_shape[0]) for p in self.map_pairs]
         self.align = nn.ModuleList(
-            nn.Identity() if ours == theirs else map_regressor(ours, theirs)
-            for ours, theirs in channels
+            nn.Identity()
+            if student_width == teacher_width
+            else map_regressor(student_width, teacher_width)
+            for student_width, teacher_width in channels
         )
-        self.generate = nn.ModuleList(Generator(theirs) for _, theirs in channels)
+        self.generate = nn.ModuleList(Generator(teacher_width) for _, teacher_width in channels)
 
     def forward(
         self, student: Outputs, teacher: Outputs, batch: Batch, keep: Tensor | None = None
@@ -81,8 +83,8 @@ class MGD(MapLoss):
         """The loss; ``keep``, (B, C, 1, 1) or (B, 1, H, W), replaces the random draw."""
         generator = torch.Generator(batch.index_B.device).manual_seed(batch.step)
         terms = []
-        for ours, theirs in zip(student, teacher, strict=True):
-            for number, (s_BCHW, t_BCHW) in enumerate(self.pairs_of(ours, theirs)):
+        for student_view, teacher_view in zip(student, teacher, strict=True):
+            for number, (s_BCHW, t_BCHW) in enumerate(self.pairs_of(student_view, teacher_view)):
                 aligned_BCHW = self.align[number](resize_map(s_BCHW, t_BCHW.shape[-2:]))
                 drawn = self.draw_keep(t_BCHW, generator) if keep is None else keep
                 restored_BCHW = self.generate[number](aligned_BCHW * drawn)

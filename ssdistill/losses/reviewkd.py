@@ -26,8 +26,8 @@ def hierarchical_context(s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:
             if side >= s_BCHW.shape[2]:
                 continue
             weight /= 2
-            ours, theirs = (F.adaptive_avg_pool2d(x, side) for x in (s_BCHW, t_BCHW))
-            total = total + weight * F.mse_loss(ours, theirs)
+            student_map, teacher_map = (F.adaptive_avg_pool2d(x, side) for x in (s_BCHW, t_BCHW))
+            total = total + weight * F.mse_loss(student_map, teacher_map)
             weights += weight
         return total / weights
 
@@ -68,12 +68,14 @@ class Fusion(nn.Module):
 class Review(nn.Module):
     """One :class:`Fusion` per stage, deepest first."""
 
-    def __init__(self, ours: list[int], theirs: list[int], width: int):
+    def __init__(self, student_widths: list[int], teacher_widths: list[int], width: int):
         super().__init__()
-        last = len(ours) - 1
+        last = len(student_widths) - 1
         self.fusions = nn.ModuleList(
             Fusion(in_channels, width, out_channels, deeper=k < last)
-            for k, (in_channels, out_channels) in enumerate(zip(ours, theirs, strict=True))
+            for k, (in_channels, out_channels) in enumerate(
+                zip(student_widths, teacher_widths, strict=True)
+            )
         )
 
     def forward(self, maps: list[Tensor], sizes: list[tuple[int, int]]) -> list[Tensor]:
@@ -123,9 +125,9 @@ class ReviewKD(StageLoss):
         width: PositiveInt | None = None,
     ):
         super().__init__(shapes, maps)
-        ours = [pair.student_shape[0] for pair in self.map_pairs] + [shapes.student_dim]
-        theirs = [pair.teacher_shape[0] for pair in self.map_pairs] + [shapes.teacher_dim]
-        self.review = Review(ours, theirs, width or min(512, shapes.student_dim))
+        student_widths = [pair.student_shape[0] for pair in self.map_pairs] + [shapes.student_dim]
+        teacher_widths = [pair.teacher_shape[0] for pair in self.map_pairs] + [shapes.teacher_dim]
+        self.review = Review(student_widths, teacher_widths, width or min(512, shapes.student_dim))
 
     def pairs_of(self, student: Representation, teacher: Representation) -> Maps:
         pooled = student.embedding_BD[:, :, None, None], teacher.embedding_BD[:, :, None, None]

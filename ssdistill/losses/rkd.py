@@ -65,8 +65,8 @@ def angle_difference(gram_s_BB: Tensor, gram_t_BB: Tensor, chunk: int) -> Tensor
     """
 
     def of_anchors(gram_s_BB: Tensor, gram_t_BB: Tensor, anchor_A: Tensor) -> Tensor:
-        ours, theirs = angles(gram_s_BB, anchor_A), angles(gram_t_BB, anchor_A)
-        return F.smooth_l1_loss(ours, theirs, reduction="sum")
+        student_angles, teacher_angles = angles(gram_s_BB, anchor_A), angles(gram_t_BB, anchor_A)
+        return F.smooth_l1_loss(student_angles, teacher_angles, reduction="sum")
 
     count = len(gram_s_BB)
     total = gram_s_BB.new_zeros(())

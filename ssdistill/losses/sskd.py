@@ -86,18 +86,18 @@ class SSKD(SimilarityLoss):
         self.head = projector(shapes.student_dim, shapes.student_dim)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        ours = vectors([*student, *(student.extra[name] for name in ROTATIONS)])
-        ours = self.head(torch.cat(ours)).chunk(len(ours))
-        theirs = self.keys([*teacher, *(teacher.extra[name] for name in ROTATIONS)])
-        with torch.autocast(ours[0].device.type, enabled=False):
-            ours = [gather_with_gradient(unit(z_BD)) for z_BD in ours]
-            theirs = [all_gather_rows(t_BD) for t_BD in theirs]
-            own_R = torch.arange(len(ours[0]), device=ours[0].device).repeat(len(ROTATIONS))
-            turned_s_RD, turned_t_RD = (torch.cat(x[len(student) :]) for x in (ours, theirs))
+        s_views = vectors([*student, *(student.extra[name] for name in ROTATIONS)])
+        s_views = self.head(torch.cat(s_views)).chunk(len(s_views))
+        t_views = self.keys([*teacher, *(teacher.extra[name] for name in ROTATIONS)])
+        with torch.autocast(s_views[0].device.type, enabled=False):
+            s_views = [gather_with_gradient(unit(z_BD)) for z_BD in s_views]
+            t_views = [all_gather_rows(t_BD) for t_BD in t_views]
+            own_R = torch.arange(len(s_views[0]), device=s_views[0].device).repeat(len(ROTATIONS))
+            turned_s_RD, turned_t_RD = (torch.cat(x[len(student) :]) for x in (s_views, t_views))
             losses = [
                 rotation_divergence(
                     turned_s_RD @ s_BD.T, turned_t_RD @ t_BD.T, own_R, self.temperature, self.ratio
                 )
-                for s_BD, t_BD in zip(ours[: len(student)], theirs[: len(student)], strict=True)
+                for s_BD, t_BD in zip(s_views[: len(student)], t_views[: len(student)], strict=True)
             ]
         return torch.stack(losses).mean()

@@ -32,16 +32,16 @@ class Guess(nn.Module):
 
     def __init__(self, pair: MapPair, variance: float):
         super().__init__()
-        (ours, *_), (theirs, *_) = pair.student_shape, pair.teacher_shape
+        (student_width, *_), (teacher_width, *_) = pair.student_shape, pair.teacher_shape
         self.regressor = nn.Sequential(
-            nn.Conv2d(ours, theirs, 1, bias=False),
+            nn.Conv2d(student_width, teacher_width, 1, bias=False),
             nn.ReLU(),
-            nn.Conv2d(theirs, theirs, 1, bias=False),
+            nn.Conv2d(teacher_width, teacher_width, 1, bias=False),
             nn.ReLU(),
-            nn.Conv2d(theirs, theirs, 1, bias=False),
+            nn.Conv2d(teacher_width, teacher_width, 1, bias=False),
         )
         start = math.log(math.expm1(variance - EPS))
-        self.log_scale = nn.Parameter(torch.full((theirs,), start))
+        self.log_scale = nn.Parameter(torch.full((teacher_width,), start))
 
     def forward(self, s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:
         s_BCHW, t_BCHW = on_the_coarser_grid(s_BCHW, t_BCHW)

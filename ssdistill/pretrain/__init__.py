@@ -55,6 +55,6 @@ class Method(Task):
     def embeddings(self, encoder: Encoder, views: Sequence[Tensor]) -> list[Tensor]:
         """Return the embedding (B, D) of every view by ``encoder``, such as a momentum network."""
         if self.together:
-            found = encode_views(encoder, dict(enumerate(views)))
-            return [found[number].embedding_BD for number in range(len(views))]
+            output_by_view = encode_views(encoder, dict(enumerate(views)))
+            return [output_by_view[number].embedding_BD for number in range(len(views))]
         return [encoder(view_BCHW).embedding_BD for view_BCHW in views]

@@ -122,9 +122,9 @@ class DINO(Method):
         target_VK = self.targets(full_size, self.temperature_at(batch.step, batch.num_steps))
         terms = [
             -(p_BK * log_BK).sum(1).mean()
-            for theirs, p_BK in enumerate(target_VK.chunk(len(full_size)))
-            for ours, log_BK in enumerate(log_VK)
-            if ours != theirs
+            for teacher_view, p_BK in enumerate(target_VK.chunk(len(full_size)))
+            for student_view, log_BK in enumerate(log_VK)
+            if student_view != teacher_view
         ]
         return {self.kind: torch.stack(terms).mean()}
 

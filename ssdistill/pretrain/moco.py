@@ -73,9 +73,9 @@ class MoCo(Method):
         self.bn_splits = bn_splits if normed else 1
 
     def forward(self, views: list[Tensor], batch: Batch) -> dict[str, Tensor]:
-        asking, asked = (views, views[::-1]) if self.symmetric else (views[:1], views[1:])
-        queries = [self._project(self.projector, z_BD) for z_BD in self.embed(asking)]
-        keys = self._keys(asked, batch.step)
+        query_views, key_views = (views, views[::-1]) if self.symmetric else (views[:1], views[1:])
+        queries = [self._project(self.projector, z_BD) for z_BD in self.embed(query_views)]
+        keys = self._keys(key_views, batch.step)
         losses = [
             info_nce(q_BP, k_BP, self.bank.key, self.temperature)
             for q_BP, k_BP in zip(queries, keys, strict=True)

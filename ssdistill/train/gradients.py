@@ -40,16 +40,20 @@ class SharedLayer:
             backward: what runs a backward pass; Fabric insists on its own.
         """
         names = [self.name] if self.name else list(self._weights)
-        found = {}
+        gradients_by_loss = {}
         for loss, value in losses.items():
             if value.requires_grad:
-                found[loss] = self._gradients(value, names, backward)
-        shared = [i for i in range(len(names)) if all(g[i] is not None for g in found.values())]
-        if not shared or not found:
+                gradients_by_loss[loss] = self._gradients(value, names, backward)
+        shared = [
+            i
+            for i in range(len(names))
+            if all(g[i] is not None for g in gradients_by_loss.values())
+        ]
+        if not shared or not gradients_by_loss:
             return {}
         deepest = shared[-1]
         self.name = names[deepest]
-        return {loss: gradients[deepest].norm() for loss, gradients in found.items()}
+        return {loss: gradients[deepest].norm() for loss, gradients in gradients_by_loss.items()}
 
     def _gradients(
         self, loss: Tensor, names: list[str], backward: Callable[..., None]

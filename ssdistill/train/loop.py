@@ -121,13 +121,13 @@ def fit(
             if step == 0:
                 on_first_views(views)
             logged = tracker.due(step) or step == num_steps - 1
-            found = update(views, batch, logged, tracker.gradients_due(step))
+            values = update(views, batch, logged, tracker.gradients_due(step))
             state.advance(time.perf_counter() - began)
             for observer in observers:
-                found |= observer.after_step(step, batch, task)
+                values |= observer.after_step(step, batch, task)
             began = time.perf_counter()
             if logged:
-                metrics = {name: float(torch.as_tensor(v).detach()) for name, v in found.items()}
+                metrics = {name: float(torch.as_tensor(v).detach()) for name, v in values.items()}
                 seen = [z_BD.float() for z_BD in task.last_embeddings[:2]]
                 metrics |= gauges(*seen) if seen else {}
                 metrics["time/images_per_s"] = loader.batch_size / state.step_seconds(last=50)
@@ -175,10 +175,10 @@ class _Update:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.task.after_step(batch.step, self.num_steps)
-        found = {"loss/total": total, "optim/lr": lr, "grad/norm": grad_norm}
-        found |= {f"loss/{name}": loss for name, loss in losses.items()}
-        found |= {f"weighted/{name}": loss for name, loss in weighted.items()}
-        return found | {f"grad/{name}": norm for name, norm in pulls.items()}
+        values = {"loss/total": total, "optim/lr": lr, "grad/norm": grad_norm}
+        values |= {f"loss/{name}": loss for name, loss in losses.items()}
+        values |= {f"weighted/{name}": loss for name, loss in weighted.items()}
+        return values | {f"grad/{name}": norm for name, norm in pulls.items()}
 
 
 def _clip(task: Task, limit: float | None, measure: bool) -> Tensor | float:
@@ -211,8 +211,10 @@ class _State:
                 task.load_state_dict(checkpoint["task"])
                 optimizer.load_state_dict(checkpoint["optimizer"])
                 for observer in observers:
-                    if (kept := checkpoint.get("observers", {}).get(observer.name)) is not None:
-                        observer.load_state_dict(kept)
+                    if (
+                        observer_state := checkpoint.get("observers", {}).get(observer.name)
+                    ) is not None:
+                        observer.load_state_dict(observer_state)
                 restore_random_state(random)
             except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
                 reason = " ".join(str(error).split())[:200]

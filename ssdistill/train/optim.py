@@ -102,22 +102,22 @@ def parameter_groups(
         ValueError: for a name in ``rates`` that no parameter has.
     """
     rates = rates or {}
-    if strange := rates.keys() - {name for name, _ in module.named_parameters()}:
-        raise ValueError(f"rates: unknown parameter '{sorted(strange)[0]}'")
+    if unknown := rates.keys() - {name for name, _ in module.named_parameters()}:
+        raise ValueError(f"rates: unknown parameter '{sorted(unknown)[0]}'")
     trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    for inner in constant:
-        if not any(_inside(name, inner) for name in trainable):
+    for path in constant:
+        if not any(_inside(name, path) for name in trainable):
             known = sorted({name.split(".")[0] for name in trainable})
             raise UserError(
-                f"optim.constant: no trainable module '{inner}'{nearest(inner, known)}; "
+                f"optim.constant: no trainable module '{path}'{nearest(path, known)}; "
                 f"known: {', '.join(known)}"
             )
     groups = []
-    for still in (False, True):
+    for is_constant in (False, True):
         chosen = {
             name: p
             for name, p in trainable.items()
-            if any(_inside(name, inner) for inner in constant) == still
+            if any(_inside(name, path) for path in constant) == is_constant
         }
         for decayed in (True, False):
             by_rate: dict[float, list[nn.Parameter]] = {}
@@ -125,7 +125,7 @@ def parameter_groups(
                 if (decay_all or p.ndim > 1) == decayed:
                     by_rate.setdefault(rates.get(name, 1.0), []).append(p)
             facts = {"weight_decay": weight_decay if decayed else 0.0, "decayed": decayed}
-            facts["constant"] = still
+            facts["constant"] = is_constant
             groups += [{"params": p, "rate": rate} | facts for rate, p in by_rate.items()]
     return groups
 

@@ -74,8 +74,10 @@ class Lidar(Criterion):
 
     def measure(self, task: Task) -> float:
         encoder, _ = task.exported
-        given = self.images_NHWC, self.index_N, self.recipe, encoder.spec.image_size
-        return lidar(view_embeddings(encoder, *given, views=range(LIDAR_VIEWS), progress=False))
+        view_arguments = self.images_NHWC, self.index_N, self.recipe, encoder.spec.image_size
+        return lidar(
+            view_embeddings(encoder, *view_arguments, views=range(LIDAR_VIEWS), progress=False)
+        )
 
 
 class Agreement(Criterion):
@@ -156,8 +158,8 @@ class Selection(Observer):
 def _exported(task: Task) -> dict[str, nn.Module]:
     """Return the parts of a task that outlive its training."""
     encoder, projector = task.exported
-    found = {"encoder": encoder, "projector": projector}
-    return {name: module for name, module in found.items() if module is not None}
+    modules = {"encoder": encoder, "projector": projector}
+    return {name: module for name, module in modules.items() if module is not None}
 
 
 def _kept(module: nn.Module) -> dict[str, Tensor]:

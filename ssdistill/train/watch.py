@@ -101,7 +101,7 @@ class AgreementWatch(Observer):
         self.num_steps = num_steps
         enough = num_steps * batch_size >= TRAINED_AT_LEAST * looked_at
         self.looks = enough and looked_at >= CKA_AT_LEAST
-        self.found: dict[str, float] = {}
+        self.last_metrics: dict[str, float] = {}
 
     def after_step(self, step: int, batch: Batch, task: Task) -> dict[str, float]:
         done = step + 1
@@ -110,18 +110,20 @@ class AgreementWatch(Observer):
         if self.looks and due:
             student_ND = self.following.student(task)
             seen = gauges(student_ND)
-            self.found = {name.replace("/", "/sample/"): value for name, value in seen.items()}
-            self.found["agree/cka"] = self.following.cka(task, student_ND)
-        return dict(self.found)
+            self.last_metrics = {
+                name.replace("/", "/sample/"): value for name, value in seen.items()
+            }
+            self.last_metrics["agree/cka"] = self.following.cka(task, student_ND)
+        return dict(self.last_metrics)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"found": self.found}
+        return {"found": self.last_metrics}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.found = dict(state["found"])
+        self.last_metrics = dict(state["found"])
 
 
-def sample_indices(count: int, wanted: int, seed: int) -> slice:
-    """At most ``wanted`` of ``count`` images, evenly spread, the first one chosen by ``seed``."""
-    stride = -(-count // wanted)
+def sample_indices(count: int, limit: int, seed: int) -> slice:
+    """Choose at most ``limit`` of ``count`` images, evenly spaced, with an offset from ``seed``."""
+    stride = -(-count // limit)
     return slice(seed % stride, None, stride)

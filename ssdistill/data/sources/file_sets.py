@@ -74,10 +74,10 @@ class _Files(Torchvision):
             labels: list[int] = []
             classes: tuple[str, ...] | None = None
             for part in self.parts[name]:
-                found = self.load({"split": part, **self.more})
-                files += getattr(found, "_image_files", None) or found._images
-                labels += found._labels
-                named = tuple(found.classes) if hasattr(found, "classes") else None
+                data_set = self.load({"split": part, **self.more})
+                files += getattr(data_set, "_image_files", None) or data_set._images
+                labels += data_set._labels
+                named = tuple(data_set.classes) if hasattr(data_set, "classes") else None
                 if classes not in (None, named):
                     raise UserError(
                         f"data.kind={self.kind}: its parts {', '.join(self.parts[name])} in root "

@@ -12,7 +12,7 @@ from typing import Annotated
 from pydantic import Field
 
 from ssdistill.data.file_split import FileSplit
-from ssdistill.data.listing import EXTENSIONS, Listing, list_pictures
+from ssdistill.data.listing import EXTENSIONS, Listing, list_images
 from ssdistill.data.split_names import name_warnings, says_nothing, split_folders, split_of
 from ssdistill.data.splits import RawSplit, Source
 from ssdistill.errors import UserError, shown
@@ -70,7 +70,7 @@ def read_layout(folder: Path, test_fraction: float | None) -> Layout:
     Raises:
         UserError: several folders that could be the training images.
     """
-    listing = list_pictures(folder)
+    listing = list_images(folder)
     names, skipped = listing.names, listing.skipped
     top = _below_wrapping(names, 0)
     first, others = split_folders({n.split("/")[top] for n in names if n.count("/") > top})

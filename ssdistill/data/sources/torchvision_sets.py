@@ -52,8 +52,8 @@ class _Arrays(Torchvision):
             return pixels.transpose(0, 2, 3, 1) if colour_first else pixels
 
         def labels() -> np.ndarray:
-            found = self.load(arguments)
-            return np.asarray(getattr(found, "targets", getattr(found, "labels", None)))
+            data_set = self.load(arguments)
+            return np.asarray(getattr(data_set, "targets", getattr(data_set, "labels", None)))
 
         identity = f"{self._checksum(arguments)} {arguments}"
         title = f"{self.kind} {name}"

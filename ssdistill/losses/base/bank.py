@@ -75,12 +75,12 @@ class Bank(nn.Module):
                 f"push requires the same number of rows for each name; got {sorted(counts)}"
             )
         count = counts.pop()
-        kept = min(count, self.size)
-        order_B = torch.arange(count - kept, count, device=self.pushed.device)
+        num_kept = min(count, self.size)
+        order_B = torch.arange(count - num_kept, count, device=self.pushed.device)
         slot_B = (self.pushed + order_B) % self.size
         for name, rows in rows_BD.items():
             buffer_KD = getattr(self, name)
-            buffer_KD.index_copy_(0, slot_B, rows[count - kept :].to(buffer_KD.dtype))
+            buffer_KD.index_copy_(0, slot_B, rows[count - num_kept :].to(buffer_KD.dtype))
         self.pushed += count
 
 

@@ -68,22 +68,24 @@ class MapLoss(Loss):
         return [(student.maps[p.student], teacher.maps[p.teacher]) for p in self.map_pairs]
 
     def _resolve(self, maps: MapChoice | MapNames) -> list[MapPair]:
-        ours, theirs = self._known("student"), self._known("teacher")
+        student_shapes, teacher_shapes = self._known("student"), self._known("teacher")
         if isinstance(maps, str):
             count = {"last": 1, "middle": 2, "stages": MAX_STAGES}[maps]
-            count = min(count, len(ours), len(theirs))
-            names = list(zip(stages(ours, count), stages(theirs, count), strict=True))
+            count = min(count, len(student_shapes), len(teacher_shapes))
+            names = list(
+                zip(stages(student_shapes, count), stages(teacher_shapes, count), strict=True)
+            )
             names = names[:1] if maps == "middle" else names
         else:
             names = [(name, name) if isinstance(name, str) else name for name in maps]
         return [
             MapPair(
-                self._full("student", ours_name, ours),
-                self._full("teacher", theirs_name, theirs),
-                ours[ours_name],
-                theirs[theirs_name],
+                self._full("student", student_name, student_shapes),
+                self._full("teacher", teacher_name, teacher_shapes),
+                student_shapes[student_name],
+                teacher_shapes[teacher_name],
             )
-            for ours_name, theirs_name in names
+            for student_name, teacher_name in names
         ]
 
     def _known(self, side: str) -> dict[str, Shape]:

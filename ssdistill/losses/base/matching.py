@@ -57,8 +57,11 @@ class Regression(MapLoss):
         channels = [(p.student_shape[0], p.teacher_shape[0]) for p in self.map_pairs]
         if self._with_embedding:
             channels.insert(0, (shapes.student_dim, shapes.teacher_dim))
-        self.heads = nn.ModuleList(map_regressor(ours, theirs, head) for ours, theirs in channels)
-        self.widths = [theirs for _, theirs in channels]
+        self.heads = nn.ModuleList(
+            map_regressor(student_width, teacher_width, head)
+            for student_width, teacher_width in channels
+        )
+        self.widths = [teacher_width for _, teacher_width in channels]
 
     def pairs_of(
         self, student: Representation, teacher: Representation
@@ -82,8 +85,8 @@ class Regression(MapLoss):
         views = [self.pairs_of(s, t) for s, t in zip(student, teacher, strict=True)]
         terms = []
         for number, head in enumerate(self.heads):
-            theirs = [pairs[number][1].float() for pairs in views]
-            targets = self.targets(number, theirs, batch)
+            teacher_maps = [pairs[number][1].float() for pairs in views]
+            targets = self.targets(number, teacher_maps, batch)
             for pairs, t_BCHW in zip(views, targets, strict=True):
                 s_BCHW = head(resize_map(pairs[number][0], t_BCHW.shape[-2:]))
                 with torch.autocast(t_BCHW.device.type, enabled=False):

@@ -138,8 +138,8 @@ class LogitLoss(Loss):
         self.scale = 1.0 if self.read == "projection" else scale
         self.num_logits = width = self.teacher_width(self.read)
         if self.read == "embedding":
-            wanted = prototypes or default_prototypes(shapes.num_samples)
-            self.num_logits = min(wanted, shapes.num_samples)
+            num_prototypes = prototypes or default_prototypes(shapes.num_samples)
+            self.num_logits = min(num_prototypes, shapes.num_samples)
             self.classify = Prototypes(self.num_logits, width)
         self.fits_teacher = self.read == "embedding"
         if self.num_logits < 2:
@@ -180,8 +180,8 @@ def for_each_pair(
     """
     distinct = {id(view): view for view in outputs}
     stacked = torch.cat(vectors(list(distinct.values()), read))
-    found = dict(zip(distinct, function(stacked).chunk(len(distinct)), strict=True))
-    return [found[id(view)] for view in outputs]
+    result_by_view = dict(zip(distinct, function(stacked).chunk(len(distinct)), strict=True))
+    return [result_by_view[id(view)] for view in outputs]
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 import pytest
 
 from ssdistill.data import listing
-from ssdistill.data.listing import list_pictures
+from ssdistill.data.listing import list_images
 from ssdistill.data.sources.folder import Folder
 from ssdistill.errors import UserError
 
@@ -34,11 +34,11 @@ def test_many_files_beside_pictures_do_not(folder, monkeypatch):
     monkeypatch.setattr(listing, "MOST_OTHERS", 9)  # three folders, and five files of each
     for name in ("a", "b", "c"):
         (folder / name / "x.png").write_bytes(b"")
-    found = list_pictures(folder)
+    found = list_images(folder)
     assert (len(found.names), found.skipped) == (3, 12)
 
 
 def test_a_long_listing_says_how_far_it_is(folder, monkeypatch, caplog):
     monkeypatch.setattr(listing, "SECONDS", -1.0)
-    list_pictures(folder)
+    list_images(folder)
     assert f"data.path={folder}: 0 images and 12 other files so far" in caplog.text

@@ -5,7 +5,7 @@ import os
 import pytest
 from PIL import Image
 
-from ssdistill.data.listing import EXTENSIONS, list_pictures
+from ssdistill.data.listing import EXTENSIONS, list_images
 from ssdistill.data.opening import open_source
 from ssdistill.data.sources.folder import Folder
 from ssdistill.data.split_names import split_of
@@ -250,7 +250,7 @@ def test_labels_none_leaves_pictures_splits_and_stores_as_they_are(tmp_path):
 def test_every_name_of_a_jpeg_is_known(tmp_path):
     names = ["a.jpg", "b.JPG", "c.jpeg", "d.jpe", "e.jfif", "f.JFIF", "g.jif", "h.Jpeg"]
     put(tmp_path, *names)
-    assert list_pictures(tmp_path).names == names
+    assert list_images(tmp_path).names == names
     assert {".jpg", ".jfif", ".jpe"} <= EXTENSIONS
 
 
@@ -260,7 +260,7 @@ def test_a_file_without_a_suffix_is_a_picture_if_it_begins_like_one(tmp_path):
     (tmp_path / "empty").touch()
     (tmp_path / "broken").symlink_to("gone")
     os.mkfifo(tmp_path / "pipe")
-    listing = list_pictures(tmp_path)
+    listing = list_images(tmp_path)
     assert listing.names == ["a/0001", "scan"]
     assert listing.others["without a suffix"] == 4
 
@@ -268,14 +268,14 @@ def test_a_file_without_a_suffix_is_a_picture_if_it_begins_like_one(tmp_path):
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
 def test_each_format_is_known_by_its_beginning(tmp_path, kind):
     Image.new("RGB", (4, 4)).save(tmp_path / "scan", format=kind)
-    assert list_pictures(tmp_path).names == ["scan"]
+    assert list_images(tmp_path).names == ["scan"]
 
 
 def test_what_programs_leave_behind_is_passed_over(tmp_path):
     put(tmp_path, "a.png", "__MACOSX/b.png", "._x.png", ".cache/c.png", "d/._y.png")
     (tmp_path / "Thumbs.db").write_text("x")
     (tmp_path / "d" / ".DS_Store").write_text("x")
-    listing = list_pictures(tmp_path)
+    listing = list_images(tmp_path)
     assert listing.names == ["a.png"]
     assert listing.others == {"hidden": 3, ".db": 1}
 
@@ -284,7 +284,7 @@ def test_links_in_a_circle_are_bad_pictures_and_not_the_end(tmp_path):
     put(tmp_path, "a.png")
     (tmp_path / "b.png").symlink_to("b.png")
     (tmp_path / "c").symlink_to("c")
-    assert list_pictures(tmp_path).names == ["a.png", "b.png"]
+    assert list_images(tmp_path).names == ["a.png", "b.png"]
 
 
 def test_known_suffixes_are_said_where_there_is_no_picture(tmp_path):
