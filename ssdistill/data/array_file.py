@@ -17,7 +17,7 @@ DEFLATED_AT_MOST = 1100
 """No byte of a zip member unpacks to more than about 1032."""
 NPY = b"\x93NUMPY"
 MOST_NAMED = 10
-"""Arrays that a message lists."""
+"""Maximum number of arrays listed in a message."""
 EXAMPLE = "numpy.savez(FILE, train_images=…, test_images=…)"
 T = TypeVar("T")
 
@@ -53,7 +53,7 @@ def _hint(shape: tuple[int, ...], dtype: np.dtype) -> str:
 
 
 class NpzFile:
-    """A ``.npz`` file. Nothing in it is unpickled, and no size is believed before it is checked.
+    """A ``.npz`` file. Nothing is unpickled, and no declared size is trusted.
 
     Raises:
         UserError: from the constructor, when the file is missing, no regular file or no ``.npz``.

@@ -70,7 +70,7 @@ def read_pixels(path: str | Path, note: Callable[[str], None] | None = None) -> 
     The content decides the format, not the name.
 
     Args:
-        note: is told, in a short phrase, what was left out of an image that was read.
+        note: called with a short phrase if part of the image is ignored.
 
     Returns:
         (H, W, 3) uint8; or, of more than 8 bits a channel, what
@@ -111,7 +111,7 @@ def is_deep_file(path: str | Path) -> bool:
     try:
         with open_regular(path) as file:
             return is_deep(file)
-    except Exception:  # what is wrong with it is said when it is read
+    except Exception:  # reported when the image is read
         return False
 
 
@@ -136,7 +136,7 @@ def pixel_limit(limit: int | None) -> Iterator[None]:
     """Within the context, decode images of at most ``limit`` pixels; None keeps Pillow's limit."""
     before = Image.MAX_IMAGE_PIXELS
     try:
-        # Pillow has no other place for it, and asks at every opening.
+        # Pillow reads this global at every opening.
         Image.MAX_IMAGE_PIXELS = before if limit is None else limit
         yield
     finally:

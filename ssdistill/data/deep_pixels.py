@@ -11,18 +11,18 @@ from ssdistill.data.bands import BITS, PHOTOMETRIC
 
 SAMPLE_FORMAT, WHITE_IS_ZERO, UNSIGNED, SIGNED = 339, 0, 1, 2
 PNG, PNG_DEPTH = b"\x89PNG\r\n\x1a\n", 24
-"""Signature of a PNG, and where its bit depth stands."""
+"""Signature of a PNG, and the offset of its bit depth."""
 EIGHT_BIT = (b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF")
-"""How files begin whose format knows no more than 8 bits: JPEG, GIF, BMP, WebP."""
+"""First bytes of formats with at most 8 bits: JPEG, GIF, BMP, WebP."""
 Image.init()
 FORMATS = tuple(
     name
     for name in ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
     if name in Image.OPEN  # what this Pillow was built with
 )
-"""What Pillow may take a file for: it knows formats that other programs draw (EPS, WMF)."""
+"""Formats that Pillow may read; some others run external programs (EPS, WMF)."""
 STRIP_PIXELS = 1 << 20
-"""Pixels that are rendered at a time, in float64."""
+"""Pixels rendered at a time, in float64."""
 Window = tuple[float, float]
 WIDEST = 1e300
 """Width of a window, and one over its smallest, that 64-bit floats can be divided by."""

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ssdistill.data.batch import Batch
 from ssdistill.data.counter_rng import uniform
-from ssdistill.data.mixing import centred_box, paste
+from ssdistill.data.mixing import centered_box, paste
 from ssdistill.data.recipes import ViewRecipe
 from ssdistill.data.views import make_view
 from ssdistill.errors import UserError
@@ -18,7 +18,7 @@ EXTRA = (
     "neighbour_1",
     "cutmix",
 )
-"""Names of extra views, in the order in which a step hands them on.
+"""Names of extra views, in the order in which a step passes them on.
 
 ``rotated_90`` is the first view turned by 90 degrees, and so on; ``neighbour_0`` and
 ``neighbour_1`` are views, by the first and the last recipe, of an image like this one;
@@ -26,10 +26,10 @@ EXTRA = (
 """
 
 NEEDS_NEIGHBOURS = frozenset(("neighbour_0", "neighbour_1", "cutmix"))
-"""Those that are made of ``batch.neighbours_BHWC``."""
+"""Extra views built from ``batch.neighbours_BHWC``."""
 
 _BOX = -1
-"""Stands where other draws have the number of a view."""
+"""View number of these random draws."""
 
 
 def extra_views(
@@ -111,7 +111,7 @@ def _cutmix(
             f"{neighbour_BCHW.shape[-1]} pixels, got {views[0].shape[-1]}; reorder views"
         )
     step_1 = torch.tensor([batch.step])
-    *three, centre_y, centre_x = uniform(seed, batch.epoch, step_1, _BOX, 5)[0].tolist()
+    *three, center_y, center_x = uniform(seed, batch.epoch, step_1, _BOX, 5)[0].tolist()
     # The median of three uniform numbers has the law Beta(2, 2).
     share = sorted(three)[1]
-    return paste(views[0], neighbour_BCHW, centred_box(1.0 - share, centre_y, centre_x))
+    return paste(views[0], neighbour_BCHW, centered_box(1.0 - share, center_y, center_x))

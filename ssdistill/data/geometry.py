@@ -40,7 +40,7 @@ def random_boxes(
     Args:
         uniform_BK: (B, :data:`CROP_SLOTS`) float64 in [0, 1).
         height, width: of the source images, pixels.
-        scale: smallest and largest share of the source's area.
+        scale: smallest and largest fraction of the source's area.
         ratio: smallest and largest width / height.
     """
     area_u_BT, ratio_u_BT, place_B2 = uniform_BK.split([CROP_TRIES, CROP_TRIES, 2], dim=1)
@@ -53,7 +53,7 @@ def random_boxes(
     first_B1 = fits_BT.to(torch.uint8).argmax(dim=1, keepdim=True)
     found_B = fits_BT.any(dim=1)
 
-    last_height, last_width = _centred_box(height, width, ratio)
+    last_height, last_width = _centered_box(height, width, ratio)
     height_B = torch.where(found_B, height_BT.gather(1, first_B1)[:, 0], last_height)
     width_B = torch.where(found_B, width_BT.gather(1, first_B1)[:, 0], last_width)
     top_B = torch.floor(place_B2[:, 0] * (height - height_B + 1))
@@ -63,7 +63,7 @@ def random_boxes(
     return Boxes(*(edge_B.to(torch.int64) for edge_B in (top_B, left_B, height_B, width_B)))
 
 
-def _centred_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[int, int]:
+def _centered_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[int, int]:
     """Return the fallback (height, width) of RandomResizedCrop."""
     if width / height < min(ratio):
         return round(width / min(ratio)), width
@@ -136,7 +136,7 @@ def crop_resize_flip(images_BHWC: Tensor, boxes: Boxes, flip_B: Tensor, size: in
     return resample(x_BCHW, rows_BTH, columns_BTW.mul_(1.0 / 255.0))
 
 
-def resize_centre_crop(images_BHWC: Tensor, size: int) -> Tensor:
+def resize_center_crop(images_BHWC: Tensor, size: int) -> Tensor:
     """Resize the shorter side to ``size`` (bilinear, antialiased), then center-crop.
 
     Returns:

@@ -16,7 +16,7 @@ from ssdistill.errors import UserError
 RESIDENT_BYTES = 2 << 30
 """A store below this size is read once, into memory or onto the device; a larger one is mapped."""
 _NEIGHBOUR = -2
-"""Stands where other draws have the number of a view."""
+"""View number of these random draws."""
 
 
 class Loader:
@@ -24,7 +24,7 @@ class Loader:
 
     Every epoch is a new permutation of the store, drawn from (seed, epoch); a batch never
     crosses epochs, and images that do not fill a last batch wait for the next permutation.
-    Any step can be asked for at any time, so a resumed training continues where it stopped.
+    Any step can be requested at any time, so a resumed run continues where it stopped.
 
     Args:
         batch_size: images in a step, over all processes.

@@ -6,7 +6,7 @@ from ssdistill.data.batch import Batch
 from ssdistill.data.counter_rng import uniform
 
 _MASK = 0x6D61736B
-"""Stands for a view where the order of patches is drawn."""
+"""View number of the draws of patch orders."""
 
 
 def shuffled(batch: Batch, count: int) -> Tensor:

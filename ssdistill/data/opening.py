@@ -23,7 +23,7 @@ def open_stores(
 ) -> dict[str, Store]:
     """Open the training and test images, decoding them if necessary.
 
-    A source without test images has its training images looked at in their place.
+    If a source has no test images, its training images take their place.
 
     Raises:
         UserError: whatever :func:`ssdistill.data.store.open_store` raises.

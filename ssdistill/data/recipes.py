@@ -14,7 +14,7 @@ class ViewRecipe(Settings):
     """How a view is drawn. Defaults leave colors unchanged; names are torchvision's.
 
     Attributes:
-        scale: smallest and largest share of the image's area in the crop.
+        scale: smallest and largest fraction of the image's area in the crop.
         ratio: smallest and largest width / height of the crop.
         flip: probability of a left-right flip.
         jitter: probability of the color jitter (its four operations in random order).

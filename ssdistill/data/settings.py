@@ -8,11 +8,11 @@ from ssdistill.data.deep_pixels import has_usable_width
 from ssdistill.settings import Fraction, PositiveInt, Settings
 
 MAX_PIXELS = 89_478_485
-"""Pillow's own limit: a quarter of a gigabyte of RGB."""
+"""Pillow's default limit: a quarter of a gigabyte of RGB."""
 LARGEST_SIDE = 8192
 """Pixels a side of a stored image; no network takes more."""
 LATER = ("window", "labels", "max_pixels")
-"""Settings that version 0.1 did not have: at their defaults they are no part of any digest."""
+"""Settings that version 0.1 did not have; at their defaults they are excluded from digests."""
 
 
 def _rising(window: Any) -> Any:
@@ -27,7 +27,7 @@ class StoreSettings(Settings):
 
     Args:
         image_size: side of the stored squares in pixels; null takes the source's own default.
-        max_bad: largest share of unreadable images that is skipped rather than refused.
+        max_bad: largest fraction of unreadable images that is skipped rather than refused.
         window: of images with more than 8 bits, the values that are stored as black and white:
             ``[low, high]``; ``auto``, from the smallest to the largest value of the training
             images (of arrays of fractions, [0, 1]); or ``full``, all that the type can hold.

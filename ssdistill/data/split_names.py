@@ -10,10 +10,10 @@ WORDS = {
     "test": ("test", "testing", "tst", "heldout", "holdout"),
     "val": ("val", "valid", "validation", "validate", "dev", "devel", "eval", "evaluation"),
 }
-"""Names of folders by split, in lower case and without what only surrounds them."""
+"""Names of split folders, in lower case and without surrounding words."""
 SURROUNDINGS = re.compile(r"[\W\d_]+|(dataset|set|split|data|images?|imgs?|pictures)(?=$|[\W\d_])")
 BETWEEN = re.compile(r"[\W\d_]+")
-"""What separates the words of a name."""
+"""Separators between the words of a name."""
 
 
 def split_of(name: str) -> str | None:

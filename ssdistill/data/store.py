@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 """Part of every store's key: raise it when the same images would be stored differently."""
 LARGEST_JSON = 1 << 30
-"""Bytes; a store of millions of images names each of them."""
+"""Bytes; the metadata of millions of images list each name."""
 IMAGES, META, CHECKSUMS = "images.npy", "store.json", "checksums.json"
 
 
@@ -170,7 +170,7 @@ def open_store(
     Args:
         split: ``"train"`` or ``"test"``.
         image_size: side of a stored image in pixels.
-        max_bad: largest share of unreadable images.
+        max_bad: largest fraction of unreadable images.
         window: which values of images with more than 8 bits are black and white, see
             :class:`ssdistill.data.settings.StoreSettings`.
         max_pixels: images with more are not decoded.
@@ -187,7 +187,7 @@ def open_store(
         # Damaged EXIF, odd palettes: either the image is read or it is listed as bad.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         values = None
-        # Of deep images, the window is part of the name: this one has been looked at.
+        # The window is part of the store's name.
         if not (folder / CHECKSUMS).exists():
             values = window_of(source, split, window, root)
         if values:

@@ -214,4 +214,4 @@ def eval_view(images_BHWC: Tensor, size: int) -> Tensor:
         (B, 3, size, size) float32 in [0, 1]; the pixels themselves when they already fit.
     """
     with torch.autocast(images_BHWC.device.type, enabled=False):
-        return geometry.resize_centre_crop(images_BHWC, size)
+        return geometry.resize_center_crop(images_BHWC, size)

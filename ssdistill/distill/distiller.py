@@ -119,7 +119,7 @@ class Distiller(Task):
         """Return the (student's view, teacher's view) pairs that the loss ``name`` compares.
 
         Raises:
-            UserError: pairs that name a view there is not; the loss is named.
+            UserError: pairs with an unknown view; the message names the loss.
         """
         loss = self.origins[name].loss
         try:

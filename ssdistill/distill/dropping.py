@@ -17,8 +17,8 @@ from ssdistill.losses import Loss
 from ssdistill.losses.base.dropping import kept_shares
 
 _DROPS = 240805088
-"""Stands where the views have their seed. Step and image number make a draw: images come in
-another order with every seed of a training already."""
+"""Seed of these random draws, which depend on step and image number; the order of images already
+depends on the seed of the training."""
 
 
 class TeacherDropping:

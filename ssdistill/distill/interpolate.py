@@ -17,10 +17,10 @@ class InterpolateSettings(Settings):
     """student <- student + alpha (teacher - student), for tensors of equal name and shape.
 
     Args:
-        alpha: share of the way to go; 1 copies the teacher.
+        alpha: step size; 1 copies the teacher.
         when: ``before`` training, once, or ``during``, after every ``every`` steps.
         every: optimizer steps between two moves.
-        at_least: share of the student's weights that must have a counterpart.
+        at_least: fraction of the student's weights that must have a counterpart.
     """
 
     alpha: Fraction = 0.5
@@ -67,7 +67,7 @@ class Interpolation:
             log.warning("interpolate: only %s match a teacher tensor and are interpolated", counted)
 
     def _tensors(self) -> list[dict[str, Tensor]]:
-        # Looked up anew: moving a network to a device replaces its buffers.
+        # Not cached: moving a network to a device replaces its buffers.
         return [
             {n: x for n, x in net.state_dict(keep_vars=True).items() if x.is_floating_point()}
             for net in self._networks

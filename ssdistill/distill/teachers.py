@@ -37,7 +37,7 @@ def full_names(settings: Mapping[str, LossSettings], teachers: Iterable[str]) ->
     """Name every loss with each teacher it learns from: ``unic/dino``, or ``unic`` for one teacher.
 
     Raises:
-        UserError: a loss that learns from a teacher there is not.
+        UserError: a loss that learns from an unknown teacher.
     """
     teachers = list(teachers)
     origin_by_name = {}

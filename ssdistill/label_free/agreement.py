@@ -15,11 +15,11 @@ from ssdistill.label_free.nearest import neighbours
 RIDGE = 1e-4
 """Ridge of the linear map, in units of the mean variance of what it maps from."""
 ANCHORS = 500
-"""Images whose similarities to all others are ranked, at most."""
+"""Maximum number of images whose similarities to all others are ranked."""
 CKA_AT_LEAST = 4
-"""Images that a debiased CKA needs."""
+"""Minimum number of images for a debiased CKA."""
 CHUNK = 2**21
-"""Similarities ranked at a time."""
+"""Similarities in a chunk of rankings."""
 
 
 @torch.no_grad()
@@ -36,7 +36,7 @@ def agreement(a_ND: Any, b_ND: Any, *, k: int = 10, max_queries: int = 2000) -> 
         unrelated. ``agree/mapped_cosine``: mean centered cosine after the best linear map from a
         to b, on images the map was not fitted to. ``agree/cosine`` and ``agree/cosine_p01``:
         mean and 1 % quantile of the centered cosine, without a map where the widths are equal
-        and through the map where they are not. ``agree/knn_overlap``: mean share of common
+        and through the map where they are not. ``agree/knn_overlap``: mean fraction of common
         neighbors. ``agree/rank_correlation``: see :func:`rank_correlation`.
 
     Raises:
@@ -71,10 +71,10 @@ def side_by_side(features: Sequence[Any]) -> Tensor:
     """Concatenate features (N, D) of several encoders with equal weight for each."""
     if len(features) == 1:
         return torch.as_tensor(features[0])
-    centred = [z_ND - z_ND.mean(0) for z_ND in map(torch.as_tensor, features)]
+    centered = [z_ND - z_ND.mean(0) for z_ND in map(torch.as_tensor, features)]
     # An encoder that maps all images to one point has no spread to be scaled.
-    norms = [torch.linalg.norm(z_ND) for z_ND in centred]
-    pairs = zip(centred, norms, strict=True)
+    norms = [torch.linalg.norm(z_ND) for z_ND in centered]
+    pairs = zip(centered, norms, strict=True)
     return torch.cat([z_ND / norm if norm > 0 else z_ND for z_ND, norm in pairs], 1)
 
 
@@ -212,14 +212,14 @@ def rank_correlation(a_ND: Any, b_ND: Any, max_anchors: int = ANCHORS) -> float:
     anchor_Q = torch.arange(0, count, -(-count // max_anchors))
     total = 0.0
     for rows_B in anchor_Q.split(max(1, CHUNK // count)):
-        a_BN, b_BN = (_centred_ranks(z_ND, rows_B) for z_ND in unit)
+        a_BN, b_BN = (_centered_ranks(z_ND, rows_B) for z_ND in unit)
         scale_B = np.sqrt((a_BN**2).sum(1) * (b_BN**2).sum(1))
         shared_B = (a_BN * b_BN).sum(1)
         total += np.divide(shared_B, scale_B, where=scale_B > 0, out=np.zeros(len(rows_B))).sum()
     return float(total / len(anchor_Q))
 
 
-def _centred_ranks(unit_ND: Tensor, rows_B: Tensor) -> np.ndarray:
+def _centered_ranks(unit_ND: Tensor, rows_B: Tensor) -> np.ndarray:
     """Ranks (B, N) of all images by similarity to each anchor, minus their mean; 0 for itself."""
     # In numpy, which sorts floats several times faster on a CPU.
     similarity_BN = (unit_ND[rows_B] @ unit_ND.T).cpu().numpy()

@@ -9,11 +9,11 @@ from torch.nn import functional
 from ssdistill.errors import UserError
 
 CHUNK = 2**22
-"""Pairs held at a time."""
+"""Maximum number of pairs in memory."""
 ROUNDING = 1e-5
-"""What spreads less than this share of the embeddings' length is rounding of float32 networks."""
+"""Fraction of the embeddings' length below which their spread is float32 rounding."""
 ALPHA_RANKS = (4, 100)
-"""Eigenvalues, counted from the largest as 1, that the power law is fitted to."""
+"""Ranks of the eigenvalues to which the power law is fitted (1 is the largest)."""
 
 
 @torch.no_grad()
@@ -46,8 +46,8 @@ def is_collapsed(z_BD: Tensor, min_std: float = 0.01, min_rank: float = 1.1) -> 
     """Whether the embeddings are (nearly) one point, (nearly) one line, or not finite.
 
     One point: `relative_std` under ``min_std``. One line: effective rank of the centered
-    embeddings under ``min_rank``; asked only where two dimensions are possible. The mean is taken
-    away for the line because rectified features always share a large one.
+    embeddings under ``min_rank``, tested only if two dimensions are possible. The mean is
+    subtracted for the line because rectified features always share a large one.
 
     Raises:
         UserError: fewer than two embeddings.
@@ -112,8 +112,8 @@ def alpha(z_BD: Tensor) -> float:
     z_BD = _checked(z_BD)
     if not torch.isfinite(z_BD).all():
         return math.nan
-    centred_BD = z_BD - z_BD.mean(0)
-    value_K = torch.linalg.eigvalsh(_gram(centred_BD)).flip(0)
+    centered_BD = z_BD - z_BD.mean(0)
+    value_K = torch.linalg.eigvalsh(_gram(centered_BD)).flip(0)
     value_K = value_K[value_K > ROUNDING**2 * z_BD.square().sum()]
     if len(value_K) < 10:
         return math.nan

@@ -104,7 +104,7 @@ def view_gauges(
     few = slice(None, None, -(-len(images_NHWC) // IMAGES))
     encoded = partial(view_embeddings, encoder, recipe=recipe, size=size, device=device)
     pair_VND = encoded(images_NHWC, index_N, views=(0, 1))
-    # The first two of the views serve both gauges.
+    # The first two of the views serve both metrics.
     more_VND = encoded(images_NHWC[few], index_N[few], views=range(2, VIEWS))
     return {
         "collapse/alignment": alignment(*pair_VND),

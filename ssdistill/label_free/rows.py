@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 KEEP = 2**28
-"""Bytes up to which standardized rows are made once and kept; beyond, again for every pass."""
+"""Bytes up to which standardized rows are kept in memory; larger sets are recomputed every pass."""
 PIECE = 2**22
-"""Numbers handled at a time (16 MiB): near enough to the cache, enough for the threads."""
+"""Numbers in a chunk (16 MiB): close to the cache size, and enough for all threads."""
 
 
 def standardisation(z_ND: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,7 +47,7 @@ def piece_rows(width: int) -> int:
 class Rows:
     """Standardized rows of G data sets drawn from one matrix, each of N rows.
 
-    Few of them are made once and kept; many are made again whenever they are asked for, which
+    Small sets are computed once and kept; large ones are recomputed on every request, which
     costs a pass over them in the cache. The numbers are the same either way.
 
     Args:

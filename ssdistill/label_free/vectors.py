@@ -15,11 +15,11 @@ from ssdistill.label_free.rows import piece_rows
 
 Distance = Literal["cosine", "euclidean"]
 BLOCK = 16384
-"""Vectors read at a time."""
+"""Vectors in a block."""
 KEPT = 2**27
-"""Numbers up to which prepared vectors are kept (512 MiB); beyond, they are made again."""
+"""Numbers up to which prepared vectors are kept (512 MiB); larger banks are prepared again."""
 SAMPLE = 4096
-"""Vectors whose mean stands for that of all; any vector would give the same answers."""
+"""Vectors whose mean approximates that of all; any vector would give the same results."""
 
 
 class Vectors:

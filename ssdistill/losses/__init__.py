@@ -24,8 +24,8 @@ class LossSettings(Settings):
     Args:
         weight: its weight in the total.
         schedule: the weight over the training: ``constant``, or ``cosine`` to ``weight_end``.
-        warmup: share of the training over which the weight first rises linearly from 0.
-        weight_end: last weight of ``cosine``, as a share of ``weight``.
+        warmup: fraction of the training over which the weight rises linearly from 0.
+        weight_end: last weight of ``cosine``, as a fraction of ``weight``.
         pairs: which view of the student learns from which view of the teacher: ``same``,
             ``other`` (each from all the other full-size views), or pairs of numbers from 0, such
             as ``[[1, 0]]`` for weak/strong. null takes what the method's paper does.

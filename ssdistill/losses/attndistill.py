@@ -16,7 +16,7 @@ from ssdistill.models.representation import Outputs
 from ssdistill.settings import NonNegative, Positive
 
 LEAST, MOST = 1e-5, 0.996
-"""Bounds of a token's share of the attention."""
+"""Bounds of a token's attention."""
 
 Grid = tuple[int, int]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ssdistill.data.batch import Batch
 from ssdistill.distributed import all_gather_rows, gather_with_gradient
 from ssdistill.losses import Loss, Read, Shapes, vectors
-from ssdistill.losses.base.bank import centring
+from ssdistill.losses.base.bank import centering
 from ssdistill.models.heads import predictor
 from ssdistill.models.representation import Outputs
 from ssdistill.settings import NonNegative, Positive, PositiveInt
@@ -120,7 +120,7 @@ class CaSSLe(Loss):
         self.off_diagonal, self.scale = off_diagonal, scale
         width = self.teacher_width(read)
         self.head = predictor(shapes.student_dim, width, hidden_dim)
-        self.centre = centring(center_teacher, width)
+        self.centre = centering(center_teacher, width)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         student_views = vectors([student[view] for view in student.distinct])

@@ -7,7 +7,7 @@ from ssdistill.losses.base.relations import VectorRelation
 from ssdistill.settings import PositiveInt
 
 
-def neighbouring_differences(s_BD: Tensor, t_BD: Tensor) -> Tensor:
+def neighboring_differences(s_BD: Tensor, t_BD: Tensor) -> Tensor:
     """mean_i |s_i - t_i|·|s_(i+1) - t_(i+1)|, elementwise absolute values; B - 1 products."""
     difference_BD = (s_BD - t_BD).abs()
     return (difference_BD[:-1] * difference_BD[1:]).sum() / max(1, len(difference_BD) - 1)
@@ -50,4 +50,4 @@ class CC(VectorRelation):
         self.teacher_head = nn.Linear(self.teacher_dim, dim)
 
     def relation(self, s_BD: Tensor, t_BD: Tensor) -> Tensor:
-        return neighbouring_differences(s_BD, t_BD)
+        return neighboring_differences(s_BD, t_BD)

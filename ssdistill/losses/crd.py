@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ssdistill.data.batch import Batch
 from ssdistill.distributed import mean_over_processes, rank, world_size
 from ssdistill.losses import Loss, Shapes, vectors
-from ssdistill.losses.base.bank import IndexMemory, centring
+from ssdistill.losses.base.bank import IndexMemory, centering
 from ssdistill.models.representation import Outputs
 from ssdistill.settings import Fraction, Positive, PositiveInt
 
@@ -109,7 +109,7 @@ class CRD(Loss):
         self.embed_student = nn.Linear(shapes.student_dim, dim)
         self.embed_teacher = nn.Linear(shapes.teacher_dim, dim)
         self.memory = IndexMemory(self.num_samples, momentum, student=dim, teacher=dim)
-        self.centre = centring(center_teacher, shapes.teacher_dim)
+        self.centre = centering(center_teacher, shapes.teacher_dim)
         self.register_buffer("normaliser", torch.full((2,), -1.0))
 
     def forward(

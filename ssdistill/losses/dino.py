@@ -45,7 +45,7 @@ class DINO(LogitLoss):
         temperature_student: T_s.
         temperature_start: T_t at the first step.
         temperature_teacher: T_t once the warm-up is over.
-        temperature_warmup: share of the training over which T_t rises linearly.
+        temperature_warmup: fraction of the training over which T_t rises linearly.
         center_momentum: of the moving average c.
         hidden_dim: width of the two hidden layers of the student's head.
         bottleneck_dim: width of the space in which the head compares by cosine.

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ssdistill.data.batch import Batch
 from ssdistill.losses import Loss, Read, Shapes, vectors
-from ssdistill.losses.base.bank import Bank, centring, default_queue_size
+from ssdistill.losses.base.bank import Bank, centering, default_queue_size
 from ssdistill.losses.base.contrast import info_nce
 from ssdistill.models.ema import momentum_copy, update_momentum
 from ssdistill.models.heads import projector
@@ -88,7 +88,7 @@ class DisCo(Loss):
         self.head = projector(shapes.student_dim, width, hidden_dim)
         self.key_head = momentum_copy(self.head)
         self.bank = Bank(queue or default_queue_size(shapes.num_samples), key=width)
-        self.centre = centring(center_teacher, width)
+        self.centre = centering(center_teacher, width)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         views = student.distinct

@@ -76,7 +76,7 @@ class FT(StageLoss):
 
     Args:
         maps: which maps are paired, see :class:`ssdistill.losses.base.maps.MapLoss`.
-        rate: channels of the factor, as a share of the teacher's.
+        rate: channels of the factor, as a fraction of the teacher's.
         reconstruction: r. The default is 1 / 200: with the published weight of 200 the
             paraphraser learns as it does in the paper's first stage.
 

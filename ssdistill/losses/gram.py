@@ -41,7 +41,7 @@ class Gram(MapRelation):
             published training keeps them.
 
     Raises:
-        UserError: a network without the maps asked for, or one with a single position.
+        UserError: a network without the requested maps, or one with a single position.
     """
 
     kind = "gram"

@@ -43,7 +43,7 @@ class ICKD(MapRelation):
             ``mlp``, two of them with a ReLU between.
 
     Raises:
-        UserError: a network without the maps asked for.
+        UserError: a network without the requested maps.
     """
 
     kind = "ickd"

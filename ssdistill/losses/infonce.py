@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ssdistill.data.batch import Batch
 from ssdistill.losses import Loss, Read, Shapes, vectors
-from ssdistill.losses.base.bank import Bank, centring, default_queue_size
+from ssdistill.losses.base.bank import Bank, centering, default_queue_size
 from ssdistill.losses.base.contrast import info_nce
 from ssdistill.models.heads import projector
 from ssdistill.models.representation import Outputs
@@ -59,7 +59,7 @@ class InfoNCE(Loss):
         width = self.teacher_width(read)
         self.head = projector(shapes.student_dim, width)
         self.bank = Bank(queue or default_queue_size(shapes.num_samples), teacher=width)
-        self.centre = centring(center_teacher, width)
+        self.centre = centering(center_teacher, width)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         keys = self.centre(vectors(teacher, self.read))

@@ -19,8 +19,8 @@ def principal_directions(t_ND: Tensor, count: int) -> tuple[Tensor, Tensor]:
     # On the CPU, where every machine has float64.
     t_ND = t_ND.cpu().double()
     mean_D = t_ND.mean(0)
-    centred_ND = t_ND - mean_D
-    directions_DD = torch.linalg.eigh(centred_ND.T @ centred_ND).eigenvectors.flip(1)
+    centered_ND = t_ND - mean_D
+    directions_DD = torch.linalg.eigh(centered_ND.T @ centered_ND).eigenvectors.flip(1)
     directions_DK = directions_DD[:, :count]
     largest_K = directions_DK.gather(0, directions_DK.abs().argmax(0)[None])[0]
     return mean_D, directions_DK * largest_K.sign()

@@ -13,9 +13,9 @@ from ssdistill.models.heads import map_regressor
 from ssdistill.settings import PositiveInt
 
 SPARE = 3
-"""Vectors of the student that stand for election beside the k leading ones."""
+"""Candidate vectors of the student, besides the k leading ones."""
 TINY = 1e-4
-"""Of the largest squared singular value: two that differ by less count as one."""
+"""Fraction of the largest squared singular value below which two values count as equal."""
 EPS = 1e-12
 
 
@@ -133,7 +133,7 @@ class KDSVD(MapRelation):
             a ReLU between.
 
     Raises:
-        UserError: a network without the maps asked for, a single map, or one with fewer than k
+        UserError: a network without the requested maps, a single map, or one with fewer than k
             singular vectors.
     """
 

@@ -46,7 +46,7 @@ class MGD(MapLoss):
     Args:
         maps: which maps: ``last``, ``middle``, ``stages`` or names.
         mask: what is blanked out: ``channels`` or positions in ``space``.
-        masked: share of them.
+        masked: fraction that is masked.
 
     Raises:
         UserError: maps that a network does not have.

@@ -12,7 +12,7 @@ from ssdistill.settings import NonNegative, PositiveInt
 EPS = 1e-12
 
 
-def centred_gram(x_BD: Tensor) -> Tensor:
+def centered_gram(x_BD: Tensor) -> Tensor:
     """Inner products (B, B) about the batch mean.
 
     Distances and angles do not depend on the origin; what cancels in them does.
@@ -60,7 +60,7 @@ def angles(gram_BB: Tensor, anchor_A: Tensor) -> Tensor:
 def angle_difference(gram_s_BB: Tensor, gram_t_BB: Tensor, chunk: int) -> Tensor:
     """Mean of smooth_l1 over the B^3 cosines, ``chunk`` anchors at a time.
 
-    The backward pass computes each chunk's cosines anew: no more than chunk B^2 of them exist
+    The backward pass recomputes each chunk's cosines: no more than chunk B^2 of them exist
     at any time.
     """
 
@@ -128,7 +128,7 @@ class RKD(VectorRelation):
         self.chunk = chunk
 
     def relation(self, s_BD: Tensor, t_BD: Tensor) -> Tensor:
-        gram_s_BB, gram_t_BB = centred_gram(s_BD), centred_gram(t_BD)
+        gram_s_BB, gram_t_BB = centered_gram(s_BD), centered_gram(t_BD)
         loss = self.distance_weight * distance_difference(gram_s_BB, gram_t_BB)
         if self.angle_weight:
             loss = loss + self.angle_weight * angle_difference(gram_s_BB, gram_t_BB, self.chunk)

@@ -18,7 +18,7 @@ TARGETS: dict[int, dict[str, int]] = {
     2: {"sema_dv": 1, "t_dv": 1},
     7: {"s_dv": 1, "sema_sv": 1, "sema_dv": 1, "t_sv": 2, "t_dv": 2},
 }
-"""Share of each target: source (student, its moving average, teacher), same or different view."""
+"""Weight of each target: source (student, its moving average, teacher), same or different view."""
 
 Views = Sequence[Tensor]
 

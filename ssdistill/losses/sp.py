@@ -30,7 +30,7 @@ class SP(MapRelation):
         maps: which maps are compared, see :class:`ssdistill.losses.base.maps.MapLoss`.
 
     Raises:
-        UserError: a network without the maps asked for.
+        UserError: a network without the requested maps.
     """
 
     kind = "sp"

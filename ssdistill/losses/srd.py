@@ -21,7 +21,7 @@ def log_sum(s_BD: Tensor, t_BD: Tensor, exponent: float) -> Tensor:
         return total.clamp(min=1e-12).log()
 
 
-class BatchStandardise(nn.Module):
+class BatchStandardize(nn.Module):
     """Scale each component to mean 0 and variance 1 over the batch: affine-free batch norm."""
 
     def forward(self, x_BD: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ class SRD(Loss):
         self.exponent = exponent
         # The mean is taken off afterwards, so that a bias would do nothing.
         self.head = nn.Linear(shapes.student_dim, shapes.teacher_dim, bias=False)
-        self.standardise = BatchStandardise()
+        self.standardise = BatchStandardize()
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         terms = []

@@ -57,7 +57,7 @@ class SSKD(SimilarityLoss):
 
     Args:
         temperature: T of both.
-        ratio: share of the images that the teacher gets wrong that are kept all the same.
+        ratio: fraction of the images that the teacher gets wrong that are kept all the same.
         read: the teacher's vector: ``embedding``, or ``projection`` where it has kept one.
         center_teacher: subtract the teacher's mean first (not in the paper).
 

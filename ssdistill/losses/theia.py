@@ -6,14 +6,14 @@ from torch import Tensor
 from ssdistill.data.batch import Batch
 from ssdistill.losses import Shapes
 from ssdistill.losses.base.maps import MapChoice, MapNames
-from ssdistill.losses.base.matching import StandardisedRegression
+from ssdistill.losses.base.matching import StandardizedRegression
 from ssdistill.losses.cosine import Cosine
 from ssdistill.models.heads import MapHead
 from ssdistill.models.representation import Outputs
 from ssdistill.settings import Fraction, NonNegative
 
 
-class Theia(StandardisedRegression):
+class Theia(StandardizedRegression):
     """Cosine and smooth L1 regression of the teacher's standardized map through a head.
 
     L = 0.9 (1 - cos(h(s), t')) + 0.1 smooth_l1(h(s), t'), the cosine of the flattened maps and
@@ -34,7 +34,7 @@ class Theia(StandardisedRegression):
         cosine_weight: of the cosine distance.
         smooth_l1_weight: of the smooth L1 distance.
         summary_weight: of the cosine distance of the embeddings.
-        statistics_end: share of a batch in the running statistics at the end of the training;
+        statistics_end: fraction of a batch in the running statistics at the end of the training;
             it falls to it from 1 by a cosine.
 
     Raises:

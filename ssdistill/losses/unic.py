@@ -6,7 +6,7 @@ from torch import Tensor
 from ssdistill.losses import Shapes
 from ssdistill.losses.base.dropping import kept_shares
 from ssdistill.losses.base.maps import MapChoice, MapNames
-from ssdistill.losses.base.matching import StandardisedRegression
+from ssdistill.losses.base.matching import StandardizedRegression
 from ssdistill.models.heads import MapHead
 from ssdistill.settings import Fraction, NonNegative
 
@@ -28,7 +28,7 @@ def mean_over_kept_teachers(loss_TB: Tensor, dropped_TB: Tensor) -> Tensor:
     return (kept_shares(loss_TB, dropped_TB) * loss_TB).mean()
 
 
-class UNIC(StandardisedRegression):
+class UNIC(StandardizedRegression):
     """Cosine and smooth L1 regression of standardized teacher embeddings and patches.
 
     L = mean over embedding and maps of 0.5 (1 - cos(h(s), t')) + 0.5 smooth_l1(h(s), t'),
@@ -48,7 +48,7 @@ class UNIC(StandardisedRegression):
         head: ``mlp``, ``linear`` or ``conv``, at every position.
         cosine_weight: of the cosine distance.
         smooth_l1_weight: of the smooth L1 distance.
-        statistics_end: share of a batch in the running statistics at the end of the training;
+        statistics_end: fraction of a batch in the running statistics at the end of the training;
             it falls to it from 1 by a cosine.
 
     Raises:

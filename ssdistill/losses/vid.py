@@ -12,7 +12,7 @@ from ssdistill.losses.base.stage_maps import StageLoss, on_the_coarser_grid
 from ssdistill.settings import Positive
 
 EPS = 1e-5
-"""Least variance."""
+"""Minimum variance."""
 
 
 def gaussian_surprise(mean_BCHW: Tensor, target_BCHW: Tensor, log_scale_C: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ class Autoencoder(Method):
 
     Args:
         noise: standard deviation of the noise, for images in [0, 1].
-        mask: share of the cells that are painted over.
+        mask: fraction of the cells that are painted over.
         mask_grid: cells along a side of the image.
         decoder_width: channels of the decoder's first map, 4x4; each next one has half of them.
 

@@ -57,14 +57,14 @@ class DINO(Method):
         temperature_teacher: T_t after its warm-up; the published code starts from 0.04, the
             paper's ViTs end at 0.07.
         temperature_teacher_start: T_t at the first step.
-        temperature_warmup: share of the training over which T_t goes linearly from the one to
+        temperature_warmup: fraction of the training over which T_t goes linearly from the one to
             the other.
         centering: ``center`` as above, or ``sinkhorn``: p is the result of three Sinkhorn-Knopp
             iterations on exp(t / T_t), as in DINOv2 (arXiv:2304.07193).
         center_momentum: of c.
         momentum: of the teacher at the first step.
         momentum_end: and at the last.
-        freeze_last: share of the training, from its start, in which the prototypes stay fixed;
+        freeze_last: fraction of the training, from its start, in which the prototypes stay fixed;
             the paper's is the first of 100 epochs.
         projector: the layers between the embedding and the space of the prototypes.
     """

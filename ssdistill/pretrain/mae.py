@@ -27,12 +27,12 @@ class MAE(Method):
     patches only, beside its class and register tokens; the decoder, thrown away afterwards, adds
     mask tokens and fixed sine-cosine positions. The encoder keeps timm's initialization and its
     learned positions, where the paper's has fixed ones. There is no batch norm and no projector.
-    Which patches are masked follows from the step and the image alone. The gauges see the pooled
+    Which patches are masked follows from the step and the image alone. The metrics see the pooled
     tokens of the visible patches, not the embedding of whole images, which would cost a second
     forward pass.
 
     Args:
-        mask_ratio: share of the patches that are masked; at least one is, and one is not.
+        mask_ratio: fraction of the patches that are masked; at least one is, and one is not.
         decoder_dim: width of the decoder's tokens.
         decoder_depth: its transformer blocks.
         decoder_heads: attention heads of each.

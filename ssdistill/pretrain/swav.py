@@ -42,8 +42,8 @@ class SwAV(Method):
         sinkhorn_iterations: of which more make the use of the prototypes more equal.
         num_prototypes: prototypes.
         queue: projections kept of each of the two full-size views; 0 for none.
-        queue_start: share of the training after which the queue is used.
-        freeze_prototypes: share of the training during which they do not learn.
+        queue_start: fraction of the training after which the queue is used.
+        freeze_prototypes: fraction of the training during which they do not learn.
         projector: the head whose output, scaled to unit length, is z.
     """
 

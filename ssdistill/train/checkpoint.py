@@ -20,7 +20,7 @@ UNREADABLE = (
     pickle.UnpicklingError,
 )
 ANEW = "move it away and run the same command to train from the start"
-"""What to do about a checkpoint that cannot be resumed from."""
+"""Remedy for a checkpoint that cannot be resumed."""
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from ssdistill.errors import UserError
 from ssdistill.label_free.collapse import is_collapsed
 
 COLLAPSE_PATIENCE = 20
-"""Gauges in a row that must say "collapsed" before a training is stopped."""
+"""Consecutive collapsed measurements before training stops."""
 
 
 class Guard:
@@ -22,7 +22,7 @@ class Guard:
             UserError: a loss is not finite, or the embedding has been collapsed for
                 :data:`COLLAPSE_PATIENCE` calls.
         """
-        # The total last: a loss of its own says more.
+        # The total comes last: a single loss is more informative.
         for name, value in sorted(metrics.items(), key=lambda item: item[0] == "loss/total"):
             if name.startswith("loss/") and not abs(value) < float("inf"):
                 raise UserError(

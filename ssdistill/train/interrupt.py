@@ -8,7 +8,7 @@ from types import FrameType
 class Interruptible:
     """While active, the first Ctrl-C (or SIGTERM) sets a flag; the second stops at once.
 
-    The loop looks at ``requested`` after each whole step, saves, and raises
+    The loop checks ``requested`` after each whole step, saves, and raises
     :class:`KeyboardInterrupt` itself, so that a checkpoint never holds half an update.
     """
 

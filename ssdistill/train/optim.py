@@ -13,7 +13,7 @@ from ssdistill.settings import Fraction, NonNegative, OpenFraction, Positive, Se
 from ssdistill.train.lars import LARS
 
 LARGEST = 1e6
-"""Of a learning rate or a weight decay: optimizers overflow on far larger ones."""
+"""Maximum learning rate and weight decay; optimizers overflow on far larger ones."""
 Rate = Annotated[float, Field(gt=0, le=LARGEST)]
 Decay = Annotated[float, Field(ge=0, le=LARGEST)]
 
@@ -34,9 +34,9 @@ class OptimSettings(Settings):
         clip_grad_norm: largest global gradient norm, or null for no clipping.
         schedule: ``constant``, ``cosine`` (to ``lr_end``), ``step`` (times ``gamma`` at each of
             ``milestones``) or ``inverse_time`` (lr / (1 + decay * share)).
-        warmup: share of the training over which the rate rises linearly.
-        lr_start: first learning rate of the warm-up as a share of ``lr``; null is one even step.
-        lr_end: last learning rate of ``cosine`` as a share of ``lr``.
+        warmup: fraction of the training over which the rate rises linearly.
+        lr_start: first learning rate of the warm-up as a fraction of ``lr``; null is one even step.
+        lr_end: last learning rate of ``cosine`` as a fraction of ``lr``.
         milestones: shares of the training.
         gamma: factor at a milestone.
         decay: strength of ``inverse_time``.

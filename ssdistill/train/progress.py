@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from ssdistill.terminal.console import mute
 
 NARROW = 60
-"""Columns below which a bar would break into lines."""
+"""Minimum width of a bar, in columns."""
 
 
 class ProgressConsole(Console):
@@ -29,7 +29,7 @@ class ProgressConsole(Console):
 console = ProgressConsole(
     stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False
 )  # fmt: skip
-"""Where everything that is not a result is printed."""
+"""The console for everything that is not a result."""
 
 
 class TrainingProgress:
@@ -41,7 +41,7 @@ class TrainingProgress:
         num_steps: steps in all.
         batch_size: images a step, for the rate.
         every_seconds: pause between two plain lines.
-        shown: False says nothing at all.
+        shown: False prints nothing.
     """
 
     def __init__(

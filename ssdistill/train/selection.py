@@ -18,9 +18,9 @@ from ssdistill.train.task import Task
 from ssdistill.train.watch import Following, sample_indices
 
 IMAGES = 2000
-"""Training images that rank or agreement are measured on, at most."""
+"""Maximum number of training images for effective rank and agreement."""
 LIDAR_IMAGES, LIDAR_VIEWS = 500, 10
-"""Those that LiDAR is measured on, and augmented views of each."""
+"""Training images for LiDAR, and augmented views of each."""
 
 
 class Criterion(ABC):
@@ -114,7 +114,7 @@ class Selection(Observer):
     Args:
         criterion: what is measured.
         num_steps: optimizer steps of the training.
-        every: share of the training between two measurements.
+        every: fraction of the training between two measurements.
     """
 
     name = "selection"

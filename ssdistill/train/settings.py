@@ -40,7 +40,7 @@ class TrainSettings(Settings):
         select: the weights to keep: ``last``, or those that did best on unlabeled training
             images: by ``rankme``, the effective rank of their embeddings (arXiv:2210.02885), or
             by ``lidar``, the rank of what tells images apart (arXiv:2312.04000).
-        select_every: share of the training between two looks.
+        select_every: fraction of the training between two measurements.
     """
 
     steps: PositiveInt | None = None

@@ -22,7 +22,7 @@ class Task(nn.Module):
         rates: multipliers of the learning rate by parameter name; 1 for those not named.
 
     and, at every forward, ``last_embeddings``: what the encoder has just made of the views it
-    encoded, (B, D) each and detached, for the gauges. A task that trains with labels leaves it
+    encoded, (B, D) each and detached, for the metrics. A task that trains with labels leaves it
     empty: no collapse is to be feared.
     """
 

@@ -16,16 +16,16 @@ from ssdistill.train.observers import Observer
 from ssdistill.train.task import Task
 
 IMAGES = 512
-"""Training images looked at, at most."""
+"""Maximum number of training images in the sample."""
 EVERY = 0.05
-"""Share of the training between two looks, at least."""
+"""Minimum fraction of the training between two measurements."""
 TRAINED_PER_LOOK, TRAINED_AT_LEAST = 50, 100
-"""Images trained on between two looks, and in all, for each image that is looked at.
+"""Training images between two measurements, and in all, per image of the sample.
 
-A look encodes an image by the student; the first one also by the teacher. Training encodes it by
-both and goes back through the student, for twice as much, in every view. With one view and a
-teacher that costs t students that makes 1 / (50 (3 + t)) + t / (100 (3 + t)) of the work: 0.5 to
-1 % for any t from a small one up, and half of it with two views.
+A measurement encodes an image by the student; the first one also by the teacher. Training encodes
+it by both and backpropagates through the student, at twice the cost, in every view. With one view
+and a teacher that costs t students, the overhead is 1 / (50 (3 + t)) + t / (100 (3 + t)) of the
+work: 0.5 to 1 % for any t from a small one up, and half of it with two views.
 """
 
 
@@ -77,11 +77,11 @@ class AgreementWatch(Observer):
     Both are of the same training images under the evaluation view, the student in eval mode, so
     that steps, and trainings of other views and batch sizes, can be compared; beside
     ``agree/cka`` these are ``collapse/sample/std``, ``collapse/sample/effective_rank`` and
-    ``collapse/sample/uniformity``. Between two looks the last one's values are repeated.
+    ``collapse/sample/uniformity``. Between measurements the last values are repeated.
 
-    Nobody should pay for a curve: looks are so far apart (``TRAINED_PER_LOOK``) that they take
-    less than 1 % of the training, and one too short for that (``TRAINED_AT_LEAST``), or of fewer
-    images than a CKA needs, has none.
+    Measurements are so far apart (``TRAINED_PER_LOOK``) that they take less than 1 % of the
+    training time. Training runs too short for that (``TRAINED_AT_LEAST``), or with fewer images
+    than a CKA requires, are not measured.
 
     Args:
         store: the training images.
@@ -105,7 +105,7 @@ class AgreementWatch(Observer):
 
     def after_step(self, step: int, batch: Batch, task: Task) -> dict[str, float]:
         done = step + 1
-        # Counted from the end: the last look is at the finished student.
+        # Counted from the end: the last measurement is of the finished student.
         due = done >= self.interval and (self.num_steps - done) % self.interval == 0
         if self.looks and due:
             student_ND = self.following.student(task)

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 TEST_FRACTION_LABELED, TEST_FRACTION_UNLABELED = 0.2, 0.1
 UNLABELED = 1 << 20
-"""A depth at which no image has a folder."""
+"""A depth below every image, so that all are unlabeled."""
 ONE_EACH = (
     "each of the {} images has a folder of its own, so folders are not classes and the images "
     "are unlabeled; put all images of one class into one folder"
@@ -31,7 +31,7 @@ STRAY = (
     "is skipped; move them into class folders or out of data.path"
 )
 TRAINABLE = 2
-"""Images that are not held out by default, where there are no more."""
+"""With at most this many images, none is held out by default."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Layout:
     Attributes:
         listing: all that is below the folder.
         skipped: how many files are left out.
-        split_warnings: what looks like splits and is not taken as such, one line each.
+        split_warnings: what looks like splits but is not used as such, one line each.
         class_warnings: what speaks against class folders being classes.
     """
 
@@ -57,9 +57,9 @@ def read_layout(folder: Path, test_fraction: float | None) -> Layout:
     """Sort the images below ``folder`` into splits and classes.
 
     A folder called ``train`` with one called ``test`` or ``val`` beside it, or other words for
-    them (:mod:`ssdistill.data.split_names`), are taken as they are (of several, the first that
-    has class folders where ``train`` has them), and anything else is left out; they may lie in a
-    folder that holds everything and says nothing, such as ``data``. Otherwise the test
+    them (:mod:`ssdistill.data.split_names`), are used as splits (of several, the first that
+    has class folders where ``train`` has them), and anything else is ignored; they may lie in a
+    wrapping folder without a meaning, such as ``data``. Otherwise the test
     images are held out of all images, class by class. An image's class is the topmost folder
     it sits in; images outside any make the split unlabeled, and so does one folder for every
     image.
@@ -196,7 +196,7 @@ class Folder(Source):
 
     Args:
         path: the folder.
-        test_fraction: share of each class held out where the folder has no test images of its
+        test_fraction: fraction of each class held out where the folder has no test images of its
             own; by default 0.2 with classes and 0.1 without. 0 trains on everything.
     """
 

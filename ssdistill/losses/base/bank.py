@@ -85,8 +85,8 @@ class Bank(nn.Module):
 
 
 def default_queue_size(num_samples: int, at_most: int = 4096) -> int:
-    """Keys a queue holds unless told otherwise: never more than half the images, so that an
-    image seldom meets its own key of the epoch before."""
+    """Default size of a queue: at most half the images, so that an image seldom meets its own
+    key of the previous epoch."""
     return max(1, min(at_most, num_samples // 2))
 
 
@@ -95,7 +95,7 @@ class IndexMemory(nn.Module):
 
     Args:
         num_samples: images in the training store.
-        momentum: share of the old row that stays.
+        momentum: weight of the old row.
         init: as for :class:`Bank`.
         widths: name and width of each tensor.
     """
@@ -150,6 +150,6 @@ class TeacherMean(nn.Module):
         return [t_BD - self.mean_D for t_BD in views]
 
 
-def centring(center_teacher: bool, width: int) -> nn.Module:
+def centering(center_teacher: bool, width: int) -> nn.Module:
     """Return :class:`TeacherMean`, or an identity module if centering is off."""
     return TeacherMean(width) if center_teacher else nn.Identity()

@@ -11,13 +11,13 @@ from torch.autograd.function import once_differentiable
 from ssdistill.distributed import gather_with_gradient, rank
 
 LOGITS_AT_ONCE = 2**26
-"""Similarities held at a time, 256 MiB of them."""
+"""Maximum number of similarities in memory (256 MiB)."""
 
 
 class _LogMass(torch.autograd.Function):
     """Log-sum-exp over keys; the forward pass computes the gradient, a weighted mean of keys.
 
-    Of the (N, K) similarities nothing is kept for the way back: pixels against 65536 keys would
+    No (N, K) similarities are saved for the backward pass: pixels against 65536 keys would
     take gigabytes. The work is that of the usual two products.
     """
 

@@ -141,7 +141,7 @@ def statistics_momentum(step: int, num_steps: int, end: float) -> float:
     return end + (1 - end) * (1 + math.cos(math.pi * step / num_steps)) / 2
 
 
-class Standardise(nn.Module):
+class Standardize(nn.Module):
     """Standardize maps by running statistics of each channel, as in UNIC (arXiv:2408.05088).
 
     The statistics are those from before the batch, 0 and 1 at first; then they move towards the
@@ -171,8 +171,8 @@ class Standardise(nn.Module):
         self.std_C.lerp_(std_C, momentum)
 
 
-class StandardisedRegression(Regression):
-    """Base class of losses whose targets are standardized teacher maps (:class:`Standardise`).
+class StandardizedRegression(Regression):
+    """Base class of losses whose targets are standardized teacher maps (:class:`Standardize`).
 
     Args:
         statistics_end: see :func:`statistics_momentum`.
@@ -191,7 +191,7 @@ class StandardisedRegression(Regression):
     ):
         super().__init__(shapes, reads=reads, maps=maps, head=head)
         self.statistics_end = statistics_end
-        self.standardise = nn.ModuleList(Standardise(width) for width in self.widths)
+        self.standardise = nn.ModuleList(Standardize(width) for width in self.widths)
 
     def targets(self, number: int, views: list[Tensor], batch: Batch) -> list[Tensor]:
         momentum = statistics_momentum(batch.step, batch.num_steps, self.statistics_end)

@@ -31,17 +31,17 @@ def spherical_kmeans(x_ND: Tensor, count: int) -> Tensor:
     """
     x_ND = F.normalize(x_ND.float(), dim=1)
     generator = torch.Generator(x_ND.device).manual_seed(0)
-    centre_KD = _starting_points(x_ND, count, generator)
+    center_KD = _starting_points(x_ND, count, generator)
     previous_N = None
     iterations = range(LLOYD_ITERATIONS)
     hidden = not sys.stderr.isatty()
     for _ in track(iterations, "prototypes of the teacher", disable=hidden, transient=True):
-        cosine_N, nearest_N = _nearest(x_ND, centre_KD)
+        cosine_N, nearest_N = _nearest(x_ND, center_KD)
         if previous_N is not None and torch.equal(nearest_N, previous_N):
             break
-        centre_KD = _centres(x_ND, cosine_N, nearest_N, count)
+        center_KD = _centers(x_ND, cosine_N, nearest_N, count)
         previous_N = nearest_N
-    return centre_KD
+    return center_KD
 
 
 def _starting_points(x_ND: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -59,21 +59,21 @@ def _starting_points(x_ND: Tensor, count: int, generator: torch.Generator) -> Te
     return sample_MD[chosen_K]
 
 
-def _nearest(x_ND: Tensor, centre_KD: Tensor) -> tuple[Tensor, Tensor]:
+def _nearest(x_ND: Tensor, center_KD: Tensor) -> tuple[Tensor, Tensor]:
     """Return the cosine to, and the index of, the direction nearest to each row."""
-    parts = [(rows @ centre_KD.T).max(1) for rows in x_ND.split(ROWS_AT_ONCE)]
+    parts = [(rows @ center_KD.T).max(1) for rows in x_ND.split(ROWS_AT_ONCE)]
     return torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
 
 
-def _centres(x_ND: Tensor, cosine_N: Tensor, nearest_N: Tensor, count: int) -> Tensor:
+def _centers(x_ND: Tensor, cosine_N: Tensor, nearest_N: Tensor, count: int) -> Tensor:
     # Sums over sorted rows come out alike every time; a scatter on a GPU adds in any order.
     size_K = torch.bincount(nearest_N, minlength=count)
     sorted_ND = x_ND[nearest_N.argsort(stable=True)]
-    centre_KD = F.normalize(torch.segment_reduce(sorted_ND, "sum", lengths=size_K), dim=1)
+    center_KD = F.normalize(torch.segment_reduce(sorted_ND, "sum", lengths=size_K), dim=1)
     empty_K = size_K == 0
     farthest_K = cosine_N.topk(count, largest=False).indices
     spare_KD = x_ND[farthest_K[empty_K.cumsum(0) - 1]]
-    return torch.where(empty_K[:, None], spare_KD, centre_KD)
+    return torch.where(empty_K[:, None], spare_KD, center_KD)
 
 
 class Prototypes(nn.Module):

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from ssdistill.data.batch import Batch
 from ssdistill.losses import Loss, Read, Shapes, vectors
-from ssdistill.losses.base.bank import Bank, Init, centring, default_queue_size
+from ssdistill.losses.base.bank import Bank, Init, centering, default_queue_size
 from ssdistill.models.ema import momentum_copy, update_momentum
 from ssdistill.models.representation import Outputs, Representation
 
@@ -76,10 +76,19 @@ def queue_divergence(
 
 
 class _QueueDivergence(torch.autograd.Function):
-    """The mean divergence of softmax([own_s, s A_s^T]) from softmax([own_t, t A_t^T]).
+    """Mean divergence of softmax([own_s, s A_s^T]) from softmax([own_t, t A_t^T]).
 
-    Its gradient, (q - p) A_s / B, is made along with it, a few rows at a time. So no (B, K)
-    matrix outlives its rows, and the queue may change before the backward pass.
+    The forward pass also computes the gradient, (q - p) A_s / B, a chunk of rows at a time::
+
+        rows of s, t ──> log q, log p (R, K) ──> loss (R)
+                                             └─> q - p (R, K) ──> (q - p) A_s (R, D), saved
+
+    Invariants:
+        - No (B, K) matrix exists, only chunks of its rows.
+        - Backward reads saved gradients only, so the queue may change before it runs.
+        - Own logits (B, O), O = 0 or 1, share the softmax with the anchors and get a gradient.
+        - The teacher's side and the anchors get no gradient.
+        - The gradient is a constant: a second derivative raises an error.
     """
 
     @staticmethod
@@ -150,7 +159,7 @@ class SimilarityLoss(Loss):
         super().__init__(shapes)
         self.read = read
         self.width = self.teacher_width(read)
-        self.centre = centring(center_teacher, self.width)
+        self.centre = centering(center_teacher, self.width)
 
     def keys(self, teacher: Sequence[Representation]) -> list[Tensor]:
         """Return the teacher's unit vectors by view."""
