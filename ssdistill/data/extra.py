@@ -79,7 +79,7 @@ def _neighbour_views(
 ) -> dict[str, Tensor]:
     if batch.neighbours_BHWC is None:
         raise ValueError(
-            f"{', '.join(names)}: the loader has no neighbors; pass neighbours_NK to Loader"
+            f"{', '.join(names)}: the loader has no neighbors; pass neighbours to Loader"
         )
     sides = [recipe.size or size for recipe in recipes]
     full = [r for r, side in zip(recipes, sides, strict=True) if side == max(sides)]

@@ -222,31 +222,31 @@ class _UnlabeledSplit(RawSplit):
     """A split whose labels are never read."""
 
     def __init__(self, split: RawSplit):
-        self._pictures, self.title = split, split.title
+        self._split_data, self.title = split, split.title
 
     def __len__(self) -> int:
-        return len(self._pictures)
+        return len(self._split_data)
 
     def image(self, i: int) -> np.ndarray:
-        return self._pictures.image(i)
+        return self._split_data.image(i)
 
     def name(self, i: int) -> str:
-        return self._pictures.name(i)
+        return self._split_data.name(i)
 
     def identity(self) -> str:
-        return self._pictures.identity()
+        return self._split_data.identity()
 
     def array(self) -> np.ndarray | None:
-        return self._pictures.array()
+        return self._split_data.array()
 
     def deep_rows(self) -> list[int]:
-        return self._pictures.deep_rows()
+        return self._split_data.deep_rows()
 
     def auto_window(self, low: float, high: float) -> Window:
-        return self._pictures.auto_window(low, high)
+        return self._split_data.auto_window(low, high)
 
     def notes(self) -> list[str]:
-        return self._pictures.notes()
+        return self._split_data.notes()
 
     def labels(self) -> np.ndarray:
         raise UserError(f"{self.title}: labels are disabled by data.labels=none")

@@ -156,8 +156,8 @@ def _make(images_BHWC: Tensor, params: ViewParameters, out_BCHW: Tensor) -> None
         images_BHWC.index_select(0, sorted_B), params.boxes, params.flip_B, size
     )
     colour.jitter_(x_BCHW, params.order_B4, params.factor_B4, group_B)
-    if len(grey_K := params.grayscale_B.nonzero()[:, 0]):
-        colour.grayscale_(x_BCHW, grey_K)
+    if len(gray_K := params.grayscale_B.nonzero()[:, 0]):
+        colour.grayscale_(x_BCHW, gray_K)
     if len(blur_K := params.blur_B.nonzero()[:, 0]):
         kernel = colour.blur_kernel_size(params.blur_kernel, size)
         colour.gaussian_blur_(x_BCHW, blur_K, params.blur_sigma_B[blur_K], kernel)

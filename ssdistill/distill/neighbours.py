@@ -33,11 +33,11 @@ def nearest_neighbours(embedding_ND: Tensor, k: int = 5) -> np.ndarray:
     count = len(z_ND)
     if count <= k:
         raise UserError(
-            f"k={k} neighbors requested, but only {count} images available; k + 1 images required"
+            f"k={k} neighbors requested, but only {count} images available; at least k + 1 required"
         )
     neighbours_NK = np.empty((count, k), dtype=np.int64)
     silent = not get_console().is_terminal
-    for start in track(range(0, count, QUERIES), "neighbours", transient=True, disable=silent):
+    for start in track(range(0, count, QUERIES), "neighbors", transient=True, disable=silent):
         rows = slice(start, min(start + QUERIES, count))
         neighbours_NK[rows] = _nearest(z_ND, rows, k).cpu().numpy()
     return neighbours_NK

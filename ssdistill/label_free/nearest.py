@@ -51,7 +51,7 @@ def neighbours(
     queries = Vectors(query_ND, distance, bank.device, keep=False)
     chunks = track(
         queries.blocks(QUERIES),
-        "neighbours",
+        "neighbors",
         total=-(-len(queries) // QUERIES),
         transient=True,
         disable=not (progress and get_console().is_terminal),

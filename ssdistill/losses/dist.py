@@ -3,13 +3,13 @@
 from torch import Tensor
 
 from ssdistill.losses import Read, Shapes
-from ssdistill.losses.base.relations import RelationHead, VectorRelation, standardised, vector_head
+from ssdistill.losses.base.relations import RelationHead, VectorRelation, standardized, vector_head
 from ssdistill.settings import NonNegative, Positive
 
 
 def correlation_distance(s_BD: Tensor, t_BD: Tensor) -> Tensor:
     """mean_b (1 - Pearson correlation of row b of both)."""
-    return 1 - (standardised(s_BD) * standardised(t_BD)).sum(1).mean()
+    return 1 - (standardized(s_BD) * standardized(t_BD)).sum(1).mean()
 
 
 def relation_distances(s_BD: Tensor, t_BD: Tensor, tau: float) -> tuple[Tensor, Tensor]:

@@ -94,7 +94,10 @@ class OFD(StageLoss):
         stage = pair.teacher.removeprefix(f"{self.prefix}:")
         if stage not in self.shapes.teacher_norms:
             name = self.shapes.teacher_name
-            raise self.fail(f"the teacher ({name}) has no batch norm before the ReLU of '{stage}'")
+            raise self.fail(
+                f"the teacher ({name}) has no batch norm before the ReLU of '{stage}'; "
+                "choose other maps"
+            )
         return margins(*self.shapes.teacher_norms[stage])
 
     def pair_loss(self, k: int, s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:

@@ -251,8 +251,8 @@ class Folder(Source):
         split = getattr(self._layout, name)
         if not len(split):
             raise UserError(
-                f"data.path={shown(self.path)} has no {name} images; change "
-                f"data.test_fraction={self.test_fraction}"
+                f"data.path={shown(self.path)} has no {name} images; raise "
+                f"data.test_fraction (now {self.test_fraction})"
             )
         return split
 

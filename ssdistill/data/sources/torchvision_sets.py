@@ -31,7 +31,7 @@ class Torchvision(Source):
             reason = " ".join(str(error).split())
             raise UserError(
                 f"data.kind={self.kind}: not in root '{self.root}', and the download failed "
-                f"({reason})"
+                f"({reason}); check the connection, or set data.root"
             ) from error
 
 
@@ -48,8 +48,8 @@ class _Arrays(Torchvision):
     def _array_split(self, name: str, arguments: dict[str, Any], labeled: bool) -> RawSplit:
         def images() -> np.ndarray:
             pixels = np.asarray(self.load(arguments).data)
-            colour_first = pixels.ndim == 4 and pixels.shape[-1] != 3
-            return pixels.transpose(0, 2, 3, 1) if colour_first else pixels
+            channels_first = pixels.ndim == 4 and pixels.shape[-1] != 3
+            return pixels.transpose(0, 2, 3, 1) if channels_first else pixels
 
         def labels() -> np.ndarray:
             data_set = self.load(arguments)

@@ -27,7 +27,7 @@ def whole_batch(x: Tensor) -> Tensor:
     return gather_with_gradient(x.float())
 
 
-def standardised(x_BD: Tensor) -> Tensor:
+def standardized(x_BD: Tensor) -> Tensor:
     """Scale rows to mean 0 and length 1: their products are Pearson correlations.
 
     Constant rows become 0.

@@ -209,7 +209,7 @@ def test_test_fraction_sets_the_share_and_no_class_is_used_up(tmp_path):
     assert sorted(n.split("/")[0] for n in names_of(test)) == ["big"] * 9 + ["small"]
     all_train = Folder(path=str(tmp_path), test_fraction=0.0)
     assert len(all_train.split("train")) == 13
-    with pytest.raises(UserError, match=r"no test images; change data\.test_fraction=0\.0"):
+    with pytest.raises(UserError, match=r"no test images; raise data\.test_fraction \(now 0\.0\)"):
         all_train.split("test")
 
 
