@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ssdistill.data.batch import Batch
 from ssdistill.data.counter_rng import uniform
-from ssdistill.data.mixing import centered_box, paste
+from ssdistill.data.mixing import centred_box, paste
 from ssdistill.data.recipes import ViewRecipe
 from ssdistill.data.views import make_view
 from ssdistill.errors import UserError
@@ -114,4 +114,4 @@ def _cutmix(
     *three, center_y, center_x = uniform(seed, batch.epoch, step_1, _BOX, 5)[0].tolist()
     # The median of three uniform numbers has the law Beta(2, 2).
     share = sorted(three)[1]
-    return paste(views[0], neighbour_BCHW, centered_box(1.0 - share, center_y, center_x))
+    return paste(views[0], neighbour_BCHW, centred_box(1.0 - share, center_y, center_x))

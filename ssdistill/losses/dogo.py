@@ -1,4 +1,4 @@
-"""DoGo: likeness between two views of a batch (Bhat et al., CVPRW 2021, arXiv:2104.09866)."""
+"""DoGo: similarity between two views of a batch (Bhat et al., CVPRW 2021, arXiv:2104.09866)."""
 
 from itertools import combinations
 

@@ -1,4 +1,4 @@
-"""KD: soft targets (Hinton et al., 2015, arXiv:1503.02531), over classes without names."""
+"""KD: soft targets (Hinton et al., 2015, arXiv:1503.02531), over pseudo-classes."""
 
 import torch
 import torch.nn.functional as F

@@ -9,7 +9,7 @@ from scipy import stats
 
 from ssdistill.data.batch import Batch
 from ssdistill.data.extra import extra_views
-from ssdistill.data.mixing import MixSettings, centered_box, mix_views, paste
+from ssdistill.data.mixing import MixSettings, centred_box, mix_views, paste
 from ssdistill.data.recipes import RECIPES
 
 N = 2000
@@ -93,7 +93,7 @@ def test_rectangles_of_neighbours_have_the_law_of_beta_2_2():
 def test_a_pasted_rectangle_lies_in_the_image_and_its_share_is_counted(
     area, centre_y, centre_x, height, width
 ):
-    box = centered_box(area, centre_y, centre_x)
+    box = centred_box(area, centre_y, centre_x)
     assert 0 <= box[0] <= box[1] <= 1 and 0 <= box[2] <= box[3] <= 1
     zeros, ones = torch.zeros(1, 1, height, width), torch.ones(1, 1, height, width)
     pasted, left = paste(zeros, ones, box)

@@ -3,7 +3,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from ssdistill.data.mixing import MixSettings, centered_box, mix_views, paste
+from ssdistill.data.mixing import MixSettings, centred_box, mix_views, paste
 
 MIXUP, CUTMIX = MixSettings(), MixSettings(kind="cutmix")
 COUNT = 12
@@ -160,7 +160,7 @@ def test_zero_probability_hands_the_views_on():
     ],
 )
 def test_rectangles_are_squares_about_their_centre_clipped_at_the_edges(area, centre, edges):
-    assert centered_box(area, *centre) == pytest.approx(edges)
+    assert centred_box(area, *centre) == pytest.approx(edges)
 
 
 @pytest.mark.parametrize(
