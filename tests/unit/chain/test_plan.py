@@ -348,7 +348,7 @@ def test_views_are_the_datas_own_unless_named(models):
 
 
 def test_an_unknown_recipe_is_refused_with_the_nearest(models):
-    with pytest.raises(UserError, match=r"no recipe is called 'wek' \(did you mean 'weak'\?\)"):
+    with pytest.raises(UserError, match=r"unknown recipe 'wek' \(did you mean 'weak'\?\)"):
         models("pretrain.views=[wek, weak]")
 
 
