@@ -60,9 +60,7 @@ def write_images(
             digest.update(images_NHWC)
             moments.add(images_NHWC)
     if not names:
-        raise UserError(
-            f"{shown(raw.title)} has no readable image{_first(bad)}; replace or convert the files"
-        )
+        raise UserError(f"{shown(raw.title)} has no readable image{_first(bad)}; replace them")
     file.seek(0)
     _write_header(file, len(names), size)
     mean, std = moments.mean_std()

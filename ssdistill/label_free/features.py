@@ -59,17 +59,13 @@ def extract(
             f"unknown precision '{precision}'{nearest(precision, PRECISIONS)}; "
             f"choose one of {', '.join(PRECISIONS)}"
         )
-    with (
-        evaluating(encoder, device) as target_device,
-        torch.inference_mode(),
-        _cast(target_device, precision),
-    ):
-        embedding_ND, batch_size = None, batch_size or (64 if target_device.type == "cpu" else 512)
+    with evaluating(encoder, device) as target, torch.inference_mode(), _cast(target, precision):
+        embedding_ND, batch_size = None, batch_size or (64 if target.type == "cpu" else 512)
         for start in _starts(len(images_NHWC), batch_size, progress):
             part = images_NHWC[start : start + batch_size]
             # A copy: what a read-only map lends must not become a writable tensor.
             images_BHWC = part if isinstance(part, Tensor) else torch.from_numpy(np.array(part))
-            x_BCHW = eval_view(images_BHWC.to(target_device), image_size)
+            x_BCHW = eval_view(images_BHWC.to(target), image_size)
             z_BD = encoder(x_BCHW.contiguous(memory_format=torch.channels_last)).embedding_BD
             if embedding_ND is None:
                 # A tensor made in inference mode could be fed to nothing that differentiates.
