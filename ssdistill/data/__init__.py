@@ -1,1 +1,1 @@
-"""Where pictures come from: source → store → loader → views."""
+"""Image data: source → store → loader → views."""

@@ -1,4 +1,4 @@
-"""Arrays of users: in an ``.npz`` file or in memory, looked at before they are believed."""
+"""User-supplied arrays, in an ``.npz`` file or in memory, validated before use."""
 
 import math
 import zipfile
@@ -17,24 +17,24 @@ DEFLATED_AT_MOST = 1100
 """No byte of a zip member unpacks to more than about 1032."""
 NPY = b"\x93NUMPY"
 MOST_NAMED = 10
-"""Arrays that a message lists."""
+"""Maximum number of arrays listed in a message."""
 EXAMPLE = "numpy.savez(FILE, train_images=…, test_images=…)"
 T = TypeVar("T")
 
 
 def check_image_array(shape: tuple[int, ...], dtype: np.dtype, name: str) -> None:
-    """Refuse what is no array of pictures.
+    """Raise UserError unless an array holds images.
 
     Raises:
         UserError: another rank, another number of channels, nothing in it, or no real numbers.
     """
-    grey, color = len(shape) == 3, len(shape) == 4 and shape[3] == 3
-    if dtype.kind in "buif" and (grey or color) and 0 not in shape:
+    gray, color = len(shape) == 3, len(shape) == 4 and shape[3] == 3
+    if dtype.kind in "buif" and (gray or color) and 0 not in shape:
         return
     facts = f"it is {dtype} of {' x '.join(map(str, shape)) or 'no shape'}"
     raise UserError(
         f"{name} must be uint8 (or other real numbers, see data.window) of N x H x W or "
-        f"N x H x W x 3 and some, {facts}{_hint(shape, dtype)}"
+        f"N x H x W x 3, and not empty; {facts}{_hint(shape, dtype)}"
     )
 
 
@@ -53,7 +53,7 @@ def _hint(shape: tuple[int, ...], dtype: np.dtype) -> str:
 
 
 class NpzFile:
-    """A ``.npz`` file. Nothing in it is unpickled, and no size is believed before it is checked.
+    """A ``.npz`` file. Nothing is unpickled, and no declared size is trusted.
 
     Raises:
         UserError: from the constructor, when the file is missing, no regular file or no ``.npz``.
@@ -65,7 +65,7 @@ class NpzFile:
             with open_regular(path) as file, zipfile.ZipFile(file) as archive:
                 members = archive.infolist()
         except BadImage as error:
-            raise UserError(f"data.path={path}: {error.reason}; give an .npz file") from error
+            raise UserError(f"data.path={path}: {error.reason}; pass an .npz file") from error
         except Exception as error:  # zipfile raises anything on damaged bytes
             reason = getattr(error, "strerror", None) or self._not_npz()
             raise UserError(f"data.path={path}: {reason}") from error
@@ -77,32 +77,32 @@ class NpzFile:
                 single = file.read(len(NPY)) == NPY
         except OSError as error:
             return error.strerror or one_line(error)
-        more = f" but a single array; save splits with {EXAMPLE}" if single else f"; {EXAMPLE}"
-        return f"not an .npz file{more}" + ("" if single else " writes one")
+        remedy = " but a single array; save splits with" if single else "; create one with"
+        return f"not an .npz file{remedy} {EXAMPLE}"
 
     @property
     def keys(self) -> list[str]:
         return list(self._members)
 
     def require(self, *keys: str) -> None:
-        """Raises UserError for the first key that is not in the file."""
+        """Raise UserError for the first key that is not in the file."""
         for key in keys:
             if key not in self._members:
                 named = shown(", ".join(self.keys[:MOST_NAMED]))[:200] or "none"
                 more = len(self.keys) - MOST_NAMED
                 named += f" and {more} more" if more > 0 else ""
                 raise UserError(
-                    f"data.path={self.path} has no array '{key}'; it has {named}; {EXAMPLE} names "
-                    "them"
+                    f"data.path={self.path} has no array '{key}'; found {named}; save with "
+                    f"{EXAMPLE}"
                 )
 
     def checksum(self, key: str) -> str:
-        """Of the array's bytes, as the zip directory has it."""
+        """CRC-32 of the array's bytes, from the zip directory."""
         member = self._members[key]
         return f"{member.CRC:08x}-{member.file_size}"
 
     def header(self, key: str) -> tuple[tuple[int, ...], np.dtype]:
-        """Shape and type of an array.
+        """Return shape and dtype of an array without loading it.
 
         Raises:
             UserError: no such array, a damaged header, or one that does not fit the file's size.
@@ -110,7 +110,7 @@ class NpzFile:
         return self._read(key, lambda file: self._checked_header(key, file))
 
     def load(self, key: str) -> np.ndarray:
-        """The whole array.
+        """Load a whole array.
 
         Raises:
             UserError: as for :meth:`header`, and one of Python objects, damaged or encrypted
@@ -120,14 +120,14 @@ class NpzFile:
         def whole(file: IO[bytes]) -> np.ndarray:
             _, dtype = self._checked_header(key, file)
             if dtype.hasobject:
-                raise ValueError("it holds Python objects, which are never unpickled; save numbers")
+                raise ValueError("Python objects are never unpickled; save numbers")
             if self._members[key].file_size > memory_bytes():
                 raise MemoryError
             file.seek(0)
             array = np.lib.format.read_array(file, allow_pickle=False)
             # The checksum is compared at the end of the member.
             if file.read(1):
-                raise ValueError("it goes on after its array")
+                raise ValueError("trailing bytes after the array")
             return array
 
         return self._read(key, whole)
@@ -144,7 +144,8 @@ class NpzFile:
         except MemoryError as error:
             size = self._members[key].file_size
             raise UserError(
-                f"data.path={self.path}: '{key}' has {size / 1e9:.1f} GB, more than memory holds; "
+                f"data.path={self.path}: '{key}' takes {size / 1e9:.1f} GB and does not fit into "
+                "memory; "
                 "save fewer or smaller images"
             ) from error
         except Exception as error:  # zipfile, zlib and numpy raise anything on damaged bytes
@@ -163,16 +164,17 @@ class NpzFile:
         usual = member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
         if usual and member.file_size > DEFLATED_AT_MOST * (member.compress_size + 1):
             raise ValueError(
-                f"{member.compress_size} compressed bytes cannot hold {member.file_size}; save it "
-                "again"
+                f"{member.compress_size} compressed bytes cannot hold {member.file_size}; save the "
+                "file again"
             )
         if not dtype.hasobject and (min(shape, default=0) < 0 or promised != member.file_size):
             raise ValueError(
-                f"its header promises {promised} bytes and the member has {member.file_size}; save "
-                "it again"
+                f"the header promises {promised} bytes, but the member has {member.file_size}; "
+                "save "
+                "the file again"
             )
         return shape, dtype
 
     def check_images(self, key: str) -> None:
-        """Raises UserError unless the array is one of pictures."""
+        """Raise UserError unless the array holds images."""
         check_image_array(*self.header(key), f"data.path={self.path}: '{key}'")

@@ -1,8 +1,8 @@
-"""Why a file gives no image."""
+"""The error for files that yield no image."""
 
 
 class BadImage(Exception):
-    """A file that gives no image; ``reason`` is a short phrase without the file's name."""
+    """Raised for a file that yields no image; ``reason`` is a short phrase without its name."""
 
     def __init__(self, reason: str):
         super().__init__(reason)

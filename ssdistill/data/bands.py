@@ -1,4 +1,4 @@
-"""Which images are RGB, grey or CMYK, and which have bands or pages that would be lost."""
+"""Check the bands of RGB, gray and CMYK images, and the pages of TIFFs, before any is lost."""
 
 from PIL import Image
 
@@ -14,7 +14,7 @@ HEAD = 1 << 16
 
 
 def check_bands(image: Image.Image) -> None:
-    """Refuse an opened image of which Pillow would drop a band, or half of the bits of a color.
+    """Raise BadImage if Pillow would drop a band or half of the bits of a color.
 
     Raises:
         BadImage: a band that is neither a color nor declared as alpha, or 16-bit color that
@@ -42,11 +42,11 @@ def _check_tiff(image: Image.Image) -> None:
 
 def _undeclared(bands: int, surplus: int) -> str:
     which = "one of them is" if surplus == 1 else f"{surplus} of them are"
-    return f"{bands} bands, {which} neither a color nor declared as alpha; save it as RGB or grey"
+    return f"{bands} bands, {which} neither a color nor declared as alpha; save it as RGB or gray"
 
 
 def is_stack(image: Image.Image) -> bool:
-    """Whether a TIFF has further pages that are more than smaller copies of the first one."""
+    """Whether a TIFF has pages other than smaller copies of the first one."""
     if image.format != "TIFF" or getattr(image, "n_frames", 1) < 2:
         return False
     first = image.size

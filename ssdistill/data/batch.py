@@ -1,4 +1,4 @@
-"""What the loader hands on: pixels and where they come from, never a label."""
+"""The batch that the loader yields: pixels and their origin, never a label."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ class Batch:
         step: optimizer step the batch belongs to, from 0.
         num_steps: optimizer steps the whole training takes.
         neighbours_BHWC: uint8 pixels of an image like each of them, where a loss asked for it.
-        cutmix_share: share of the image itself in its ``cutmix`` view; set when views are made.
+        cutmix_share: fraction of the image itself in its ``cutmix`` view; set when views are made.
     """
 
     images_BHWC: Tensor

@@ -1,4 +1,4 @@
-"""Checksums of a file, block by block, so that one flipped bit is noticed and placed.
+"""Checksums of a file, block by block, to detect and locate a flipped bit.
 
 A gigabyte that is in memory takes 0.25 s of one core (``zlib.crc32``; 0.6 s where both cores of a
 machine were busy with other work), and blocks are checked on all cores at once; a cold file is
@@ -16,7 +16,7 @@ BLOCK_BYTES = 4 << 20
 
 
 def block_checksums(path: Path) -> list[int]:
-    """CRC-32 of every ``BLOCK_BYTES`` of a file; the last block may be shorter."""
+    """Return the CRC-32 of every ``BLOCK_BYTES`` of a file; the last block may be shorter."""
     size = os.path.getsize(path)
     if size == 0:
         return []

@@ -1,4 +1,4 @@
-"""Colour changes of a whole batch, every image with its own factors and order of operations.
+"""Color augmentation of a whole batch, with its own factors and order for every image.
 
 All functions work on float32 (B, 3, H, W) in [0, 1], in place where the name ends in ``_``, and
 equal torchvision's functional operations on float images up to rounding.
@@ -20,19 +20,19 @@ _LUMA = (0.2989, 0.587, 0.114)
 
 
 def luma(x_BCN: Tensor) -> Tensor:
-    """Grey value of each pixel, (B, N)."""
+    """Gray value of each pixel, (B, N)."""
     red_BN, green_BN, blue_BN = x_BCN.unbind(1)
-    grey_BN = red_BN * _LUMA[0]
-    return grey_BN.add_(green_BN, alpha=_LUMA[1]).add_(blue_BN, alpha=_LUMA[2])
+    gray_BN = red_BN * _LUMA[0]
+    return gray_BN.add_(green_BN, alpha=_LUMA[1]).add_(blue_BN, alpha=_LUMA[2])
 
 
 def jitter_groups(order_B4: Tensor, chosen_B: Tensor) -> Tensor:
-    """Where hue stands in each image's order: 0..3, or :data:`UNTOUCHED` for images left alone."""
+    """Return the position of hue in each image's order: 0..3, or :data:`UNTOUCHED`."""
     return torch.where(chosen_B, (order_B4 == HUE).int().argmax(dim=1), UNTOUCHED)
 
 
 def jitter_(x_BCHW: Tensor, order_B4: Tensor, factor_B4: Tensor, group_B: Tensor) -> None:
-    """Brightness, contrast, saturation and hue in each image's own order.
+    """Jitter brightness, contrast, saturation and hue in each image's own order.
 
     Hue is done once for all images; the operations an image has before and after it are done in
     up to three rounds each. With the images sorted by group every round is one slice.
@@ -58,24 +58,24 @@ def jitter_(x_BCHW: Tensor, order_B4: Tensor, factor_B4: Tensor, group_B: Tensor
 
 
 def _blend_(x_BCN: Tensor, operation_B: Tensor, factor_B4: Tensor) -> None:
-    """One operation other than hue per image: f·x + (1 - f)·t, clamped.
+    """Apply one operation other than hue to each image: f·x + (1 - f)·t, clamped.
 
-    t is black for brightness, the mean grey for contrast, the pixel's grey for saturation.
+    t is black for brightness, the mean gray for contrast, the pixel's gray for saturation.
     """
     if not len(x_BCN):
         return
     factor_B = factor_B4.gather(1, operation_B[:, None])
     rest_B = 1.0 - factor_B
-    grey_BN = luma(x_BCN)
-    mean_B = grey_BN.mean(dim=1, keepdim=True)
-    target_BN = grey_BN.mul_(rest_B * (operation_B == SATURATION)[:, None])
+    gray_BN = luma(x_BCN)
+    mean_B = gray_BN.mean(dim=1, keepdim=True)
+    target_BN = gray_BN.mul_(rest_B * (operation_B == SATURATION)[:, None])
     target_BN.add_(mean_B * rest_B * (operation_B == CONTRAST)[:, None])
     torch.addcmul(target_BN[:, None], x_BCN, factor_B[:, :, None], out=x_BCN)
     x_BCN.clamp_(0.0, 1.0)
 
 
 def rotate_hue_(x_BCN: Tensor, turn_B: Tensor) -> None:
-    """Turn the hue by ``turn_B`` (1 is a full turn), keeping HSV's value and saturation.
+    """Rotate the hue by ``turn_B`` (1 is a full turn); HSV's value and saturation stay.
 
     On the hexagon of hues, with red at 0, green at 2 and blue at -2 and each channel rescaled to
     u in [0, 1] by the pixel's own minimum and maximum, the hue is ±(1 + u_g + u_b - u_r), signed
@@ -90,7 +90,7 @@ def rotate_hue_(x_BCN: Tensor, turn_B: Tensor) -> None:
     torch.minimum(low_BN, red_BN, out=low_BN)
     chroma_BN = top_BN.sub_(low_BN)
     hue_BN = sum_BN.add_(chroma_BN).sub_(low_BN).sub_(red_BN)
-    # A grey pixel has no hue: its numerator is 0 and so is its chroma.
+    # A gray pixel has no hue: its numerator is 0 and so is its chroma.
     hue_BN.div_(chroma_BN.clamp_min(torch.finfo(torch.float32).tiny))
     hue_BN.copysign_(green_BN - blue_BN).add_(6.0 * turn_B[:, None])
     hue_BN.sub_(torch.round(hue_BN * (1.0 / 6.0)), alpha=6.0)
@@ -101,7 +101,7 @@ def rotate_hue_(x_BCN: Tensor, turn_B: Tensor) -> None:
 
 
 def grayscale_(x_BCHW: Tensor, chosen_K: Tensor) -> None:
-    """Grey out the images at positions ``chosen_K``."""
+    """Convert the images at positions ``chosen_K`` to gray."""
     x_BCN = x_BCHW.view(*x_BCHW.shape[:2], -1)
     x_BCN[chosen_K] = luma(x_BCN[chosen_K])[:, None].expand(-1, x_BCN.shape[1], -1)
 
@@ -110,7 +110,9 @@ def blur_kernel_size(kernel: int | None, size: int) -> int:
     """``kernel``, or for None an odd tenth of the view's side, at least 3 (arXiv:2002.05709)."""
     kernel = kernel or max(3, int(0.1 * size) | 1)
     if kernel // 2 >= size:
-        raise UserError(f"blur_kernel {kernel} does not fit a view of {size}x{size} pixels")
+        raise UserError(
+            f"blur_kernel={kernel} does not fit a view of {size}x{size} pixels; lower it"
+        )
     return kernel
 
 

@@ -1,4 +1,4 @@
-"""Random numbers that depend only on what they are for, never on what was drawn before.
+"""Counter-based random numbers: a function of their purpose, not of earlier draws.
 
 Every number is a hash of (seed, epoch, image index, view, slot), so a view can be drawn again
 alone, in another batch, on another device or after a resume. The hash is the output function of
@@ -28,7 +28,7 @@ def _mix_int(word: int) -> int:
 
 
 def _shift_right(word: Tensor, bits: int) -> Tensor:
-    """Logical shift: torch shifts int64 arithmetically, so the copied sign bits are cut off."""
+    """Shift right logically; torch shifts int64 arithmetically, so sign bits are masked."""
     return (word >> bits) & ((1 << (64 - bits)) - 1)
 
 
@@ -40,7 +40,7 @@ def _mix(word: Tensor) -> Tensor:
 
 
 def random_bits(seed: int, epoch: int, index_B: Tensor, view: int, slots: int) -> Tensor:
-    """64 random bits for every image and slot.
+    """Return 64 random bits for every image and slot.
 
     Args:
         seed, epoch, view: integers; each new value gives unrelated numbers.
@@ -66,7 +66,7 @@ def uniform(
     slots: int,
     dtype: torch.dtype = torch.float64,
 ) -> Tensor:
-    """Uniform numbers in [0, 1) for every image and slot; see :func:`random_bits`.
+    """Return uniform numbers in [0, 1) for every image and slot; see :func:`random_bits`.
 
     The top 24 (float32) or 53 (float64) bits are used, so the conversion is exact and 1 is never
     returned.
@@ -75,7 +75,7 @@ def uniform(
         (B, slots) of ``dtype`` on the device of ``index_B``.
     """
     if dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"uniform numbers come as float32 or float64, not {dtype}")
+        raise TypeError(f"dtype must be float32 or float64, got {dtype}")
     digits = 24 if dtype == torch.float32 else 53
     bits_BK = random_bits(seed, epoch, index_B, view, slots)
     return _shift_right(bits_BK, 64 - digits).to(dtype) * 2.0**-digits

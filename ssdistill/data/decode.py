@@ -1,4 +1,4 @@
-"""The pixels of an image file, whatever its format, and how they become a square."""
+"""Decode image files of any format and crop them to squares."""
 
 import os
 import stat
@@ -46,7 +46,7 @@ _one_giant = threading.Lock()
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """The image in a file as (H, W, 3) uint8 RGB, upright; 16-bit values span their full range.
+    """Read a file as (H, W, 3) uint8 RGB, upright; 16-bit values are scaled from their full range.
 
     Raises:
         BadImage: as :func:`read_pixels`, and 32-bit pixels.
@@ -55,14 +55,14 @@ def read_image(path: str | Path) -> np.ndarray:
     if pixels.dtype == np.uint8:
         return pixels
     if pixels.dtype.itemsize > 2:
-        raise BadImage("32-bit pixels, whose black and white are not known")
+        raise BadImage("32-bit pixels without a known range")
     return render(pixels, full_range(pixels.dtype))
 
 
 def read_pixels(path: str | Path, note: Callable[[str], None] | None = None) -> np.ndarray:
-    """The image in a file, upright: 8-bit images as RGB, deeper ones with the values they hold.
+    """Read a file, upright: 8-bit images as RGB, deeper ones with their own values.
 
-    Grey becomes three equal channels; anything transparent (alpha, or a transparent palette
+    Gray becomes three equal channels; anything transparent (alpha, or a transparent palette
     entry or color) is composited on white; CMYK is read with inverted inks, as Adobe writes
     JPEGs and browsers read them, and without a color profile; an EXIF orientation is applied.
     The first frame of an animation counts. A TIFF whose pages are of one size is a stack, and
@@ -70,7 +70,7 @@ def read_pixels(path: str | Path, note: Callable[[str], None] | None = None) -> 
     The content decides the format, not the name.
 
     Args:
-        note: is told, in a short phrase, what was left out of an image that was read.
+        note: called with a short phrase if part of the image is ignored.
 
     Returns:
         (H, W, 3) uint8; or, of more than 8 bits a channel, what
@@ -107,17 +107,17 @@ def read_pixels(path: str | Path, note: Callable[[str], None] | None = None) -> 
 
 
 def is_deep_file(path: str | Path) -> bool:
-    """Whether the image in a file has more than 8 bits a channel; False for what gives none."""
+    """Whether the image in a file has more than 8 bits a channel; False if unreadable."""
     try:
         with open_regular(path) as file:
             return is_deep(file)
-    except Exception:  # what is wrong with it is said when it is read
+    except Exception:  # reported when the image is read
         return False
 
 
 @contextmanager
 def open_regular(path: str | Path) -> Iterator[IO[bytes]]:
-    """Open a regular file, or a link to one, for reading; nothing else is even waited for.
+    """Open a regular file, or a link to one; never block on a pipe or device.
 
     Raises:
         BadImage: a pipe, a socket, a device or a folder.
@@ -133,10 +133,10 @@ def open_regular(path: str | Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def pixel_limit(limit: int | None) -> Iterator[None]:
-    """Images of at most so many pixels are decoded inside; None leaves Pillow's limit alone."""
+    """Within the context, decode images of at most ``limit`` pixels; None keeps Pillow's limit."""
     before = Image.MAX_IMAGE_PIXELS
     try:
-        # Pillow has no other place for it, and asks at every opening.
+        # Pillow reads this global at every opening.
         Image.MAX_IMAGE_PIXELS = before if limit is None else limit
         yield
     finally:
@@ -146,11 +146,11 @@ def pixel_limit(limit: int | None) -> Iterator[None]:
 def _check_regular(mode: int) -> None:
     if not stat.S_ISREG(mode):
         kind = FILE_TYPES.get(stat.S_IFMT(mode), "something else")
-        raise BadImage(f"not a regular file but {kind}")
+        raise BadImage(f"{kind}, not a regular file")
 
 
 def square(image_HWC: np.ndarray, size: int) -> np.ndarray:
-    """The central square of an image as (size, size, 3) uint8.
+    """Return the central square of an image as (size, size, 3) uint8.
 
     Cropped to the shorter side, then resized by Pillow's antialiased bicubic filter; an image
     of the right size comes back as it is.
@@ -173,7 +173,7 @@ def _too_large() -> str:
 
 def _check_frames(image: Image.Image, note: Callable[[str], None] | None) -> None:
     if is_stack(image):
-        raise BadImage(f"a stack of {image.n_frames} pages; save each page as a file of its own")
+        raise BadImage(f"a stack of {image.n_frames} pages; save each page as a separate file")
     if note and image.format in ANIMATIONS and getattr(image, "is_animated", False):
         note("animated: only the first frame is read")
 
@@ -184,7 +184,7 @@ def _unidentified(path: str | Path) -> str:
     with open(path, "rb") as file:
         tiff = file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
     more = " (a TIFF with an unusual number of bands or bits)" if tiff else ""
-    return f"not a picture Pillow can read{more}"
+    return f"Pillow cannot read this file{more}"
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -197,7 +197,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _turned(pixels: np.ndarray, image: Image.Image) -> np.ndarray:
-    """Deep pixels in the orientation that the EXIF of their image asks for."""
+    """Return deep pixels in the orientation given by the image's EXIF."""
     try:
         orientation = image.getexif().get(ORIENTATION, 1)
     except Exception:
@@ -222,7 +222,7 @@ def _rgb(image: Image.Image) -> np.ndarray:
 
 
 def _flat(image: Image.Image) -> Image.Image:
-    """RGB, with anything transparent on white."""
+    """Convert to RGB, with anything transparent on white."""
     if image.mode in TRANSPARENT or "transparency" in image.info:
         canvas = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(canvas, image.convert("RGBA"))

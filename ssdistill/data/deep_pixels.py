@@ -1,4 +1,4 @@
-"""Pixels of more than 8 bits: how they are read, and the window through which they become bytes."""
+"""Read pixels of more than 8 bits and map them to bytes through a window."""
 
 from typing import IO
 
@@ -11,25 +11,25 @@ from ssdistill.data.bands import BITS, PHOTOMETRIC
 
 SAMPLE_FORMAT, WHITE_IS_ZERO, UNSIGNED, SIGNED = 339, 0, 1, 2
 PNG, PNG_DEPTH = b"\x89PNG\r\n\x1a\n", 24
-"""Signature of a PNG, and where its bit depth stands."""
+"""Signature of a PNG, and the offset of its bit depth."""
 EIGHT_BIT = (b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF")
-"""How files begin whose format knows no more than 8 bits: JPEG, GIF, BMP, WebP."""
+"""First bytes of formats with at most 8 bits: JPEG, GIF, BMP, WebP."""
 Image.init()
 FORMATS = tuple(
     name
     for name in ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
     if name in Image.OPEN  # what this Pillow was built with
 )
-"""What Pillow may take a file for: it knows formats that other programs draw (EPS, WMF)."""
+"""Formats that Pillow may read; some others run external programs (EPS, WMF)."""
 STRIP_PIXELS = 1 << 20
-"""Pixels that are rendered at a time, in float64."""
+"""Pixels rendered at a time, in float64."""
 Window = tuple[float, float]
 WIDEST = 1e300
 """Width of a window, and one over its smallest, that 64-bit floats can be divided by."""
 
 
 def is_deep(file: IO[bytes]) -> bool:
-    """Whether an image file holds more than 8 bits a channel; nothing is decoded."""
+    """Whether an image file has more than 8 bits a channel; decodes nothing."""
     head = file.read(PNG_DEPTH + 1)
     file.seek(0)
     if head.startswith(PNG):
@@ -41,10 +41,10 @@ def is_deep(file: IO[bytes]) -> bool:
 
 
 def deep_pixels(image: Image.Image, file: IO[bytes]) -> np.ndarray | None:
-    """The values of an opened image of more than 8 bits a channel; None for any other.
+    """Return the values of an open image of more than 8 bits a channel; None for others.
 
     Returns:
-        (H, W), or of a 16-bit PNG with color or alpha (H, W, C): grey and alpha, RGB, or RGB
+        (H, W), or of a 16-bit PNG with color or alpha (H, W, C): gray and alpha, RGB, or RGB
         and alpha. The type is that of the file: uint16, int16, int32, uint32 or float32.
 
     Raises:
@@ -65,12 +65,12 @@ def deep_pixels(image: Image.Image, file: IO[bytes]) -> np.ndarray | None:
     elif image.mode.startswith("I;16"):
         pixels = pixels.astype(np.uint16)
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
-        raise BadImage("pixels that are NaN or infinite")
+        raise BadImage("NaN or infinite pixels")
     return pixels
 
 
 def _png(file: IO[bytes]) -> np.ndarray:
-    """A 16-bit PNG with color or alpha, of which Pillow would read the upper 8 bits."""
+    """Read a 16-bit PNG with color or alpha, of which Pillow keeps the upper 8 bits only."""
     from torchvision.io import decode_image
 
     file.seek(0)
@@ -79,7 +79,7 @@ def _png(file: IO[bytes]) -> np.ndarray:
 
 
 def _as_declared(pixels: np.ndarray, image: Image.Image) -> np.ndarray:
-    """A TIFF's values in the type its tags declare, with white above black."""
+    """Return a TIFF's values in the type its tags declare, with white above black."""
     bits = max(image.tag_v2.get(BITS, (1,)))
     kind = max(image.tag_v2.get(SAMPLE_FORMAT, (UNSIGNED,)))
     if kind in (UNSIGNED, SIGNED) and pixels.dtype.kind != "f":
@@ -91,25 +91,25 @@ def _as_declared(pixels: np.ndarray, image: Image.Image) -> np.ndarray:
 
 
 def full_range(dtype: np.dtype) -> Window:
-    """Smallest and largest value of a type; 0 and 1 for fractions."""
+    """Return the smallest and largest value of a type; 0 and 1 for floats."""
     if dtype.kind in "fb":
         return 0.0, 1.0
     return float(np.iinfo(dtype).min), float(np.iinfo(dtype).max)
 
 
 def has_usable_width(window: Window) -> bool:
-    """Whether values can be divided by the width of a window, and stay finite."""
+    """Whether dividing by the width of a window keeps values finite."""
     low, high = window
     return low < high and high - low < WIDEST and high - low > 1 / WIDEST
 
 
 def render(pixels: np.ndarray, window: Window) -> np.ndarray:
-    """Values as (H, W, 3) uint8: the lower end of the window is black, the upper end white.
+    """Map values to (H, W, 3) uint8: low end of the window to black, high end to white.
 
     Values beyond are clipped; alpha, which spans its type's full range, is composited on white.
 
     Args:
-        pixels: (H, W) grey, or (H, W, C): grey and alpha, RGB, or RGB and alpha.
+        pixels: (H, W) gray, or (H, W, C): gray and alpha, RGB, or RGB and alpha.
     """
     rows = max(1, STRIP_PIXELS // pixels.shape[1])
     strips = [pixels[top : top + rows] for top in range(0, len(pixels), rows)]
@@ -130,7 +130,7 @@ def _shaded(pixels: np.ndarray, window: Window) -> np.ndarray:
 
 
 def split_alpha(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """(H, W, 1 or 3) values and (H, W) alpha, or None where there is none."""
+    """Split into (H, W, 1 or 3) values and (H, W) alpha, None without alpha."""
     if pixels.ndim == 2:
         return pixels[..., None], None
     if pixels.shape[2] in (2, 4):
@@ -139,7 +139,7 @@ def split_alpha(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def visible_range(pixels: np.ndarray) -> Window:
-    """Smallest and largest value that is not wholly transparent."""
+    """Return the smallest and largest value that is not fully transparent."""
     color, alpha = split_alpha(pixels)
     if alpha is not None:
         color = color[alpha > 0]

@@ -1,4 +1,4 @@
-"""Views made for one loss, beside those of the recipes: rotations, neighbours, mixtures."""
+"""Extra views for single losses: rotations, neighbors, mixtures."""
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ EXTRA = (
     "neighbour_1",
     "cutmix",
 )
-"""Names of extra views, in the order in which a step hands them on.
+"""Names of extra views, in the order in which a step passes them on.
 
 ``rotated_90`` is the first view turned by 90 degrees, and so on; ``neighbour_0`` and
 ``neighbour_1`` are views, by the first and the last recipe, of an image like this one;
@@ -26,10 +26,10 @@ EXTRA = (
 """
 
 NEEDS_NEIGHBOURS = frozenset(("neighbour_0", "neighbour_1", "cutmix"))
-"""Those that are made of ``batch.neighbours_BHWC``."""
+"""Extra views built from ``batch.neighbours_BHWC``."""
 
 _BOX = -1
-"""Stands where other draws have the number of a view."""
+"""View number of these random draws."""
 
 
 def extra_views(
@@ -41,30 +41,32 @@ def extra_views(
     seed: int,
     size: int,
 ) -> list[Tensor]:
-    """The extra views called ``names``, in the order of :data:`EXTRA`.
+    """Build the extra views called ``names``, in the order of :data:`EXTRA`.
 
-    Neighbours are drawn by (seed, epoch, index), as every view is; the rectangle of ``cutmix``,
+    Neighbors are drawn by (seed, epoch, index), as every view is; the rectangle of ``cutmix``,
     one for the batch and the same in every process, by (seed, step). Where ``cutmix`` is made,
     ``batch.cutmix_share`` is set.
 
     Args:
         views: (B, 3, S, S) in [0, 1], one per recipe.
-        recipes: one per view. Neighbours are drawn by the first and the last of a full-size view.
+        recipes: one per view. Neighbors are drawn by the first and the last of a full-size view.
         size: side of a view whose recipe names none, pixels.
 
     Raises:
         UserError: ``cutmix`` of a first view that is smaller than others.
     """
-    made = {
+    view_by_name = {
         name: torch.rot90(views[0], turns, dims=(2, 3))
         for turns, name in enumerate(EXTRA[:3], start=1)
         if name in names
     }
     if NEEDS_NEIGHBOURS & set(names):
-        made |= _neighbour_views(names, views, batch, recipes, seed, size)
+        view_by_name |= _neighbour_views(names, views, batch, recipes, seed, size)
     if "cutmix" in names:
-        made["cutmix"], batch.cutmix_share = _cutmix(views, made["neighbour_0"], batch, seed)
-    return [made[name] for name in EXTRA if name in names]
+        view_by_name["cutmix"], batch.cutmix_share = _cutmix(
+            views, view_by_name["neighbour_0"], batch, seed
+        )
+    return [view_by_name[name] for name in EXTRA if name in names]
 
 
 def _neighbour_views(
@@ -76,10 +78,12 @@ def _neighbour_views(
     size: int,
 ) -> dict[str, Tensor]:
     if batch.neighbours_BHWC is None:
-        raise ValueError(f"{', '.join(names)}: the loader was given no neighbours")
+        raise ValueError(
+            f"{', '.join(names)}: the loader has no neighbors; pass neighbours to Loader"
+        )
     sides = [recipe.size or size for recipe in recipes]
     full = [r for r, side in zip(recipes, sides, strict=True) if side == max(sides)]
-    wanted = {"neighbour_0": full[0], "neighbour_1": full[-1]}
+    recipe_by_name = {"neighbour_0": full[0], "neighbour_1": full[-1]}
     # cutmix takes its rectangle from there.
     needed = {*names, "neighbour_0"} if "cutmix" in names else names
     return {
@@ -92,7 +96,7 @@ def _neighbour_views(
             view=len(views) + number,
             size=max(sides),
         )
-        for number, (name, recipe) in enumerate(wanted.items())
+        for number, (name, recipe) in enumerate(recipe_by_name.items())
         if name in needed
     }
 
@@ -100,14 +104,14 @@ def _neighbour_views(
 def _cutmix(
     views: list[Tensor], neighbour_BCHW: Tensor, batch: Batch, seed: int
 ) -> tuple[Tensor, float]:
-    """BINGO's mixture (arXiv:2107.01691) and the share of it that is the image."""
+    """BINGO's CutMix (arXiv:2107.01691), and the fraction of it that is the image."""
     if views[0].shape != neighbour_BCHW.shape:
         raise UserError(
-            f"views: the first must be of full size to be mixed with neighbours, "
-            f"{neighbour_BCHW.shape[-1]} pixels and not {views[0].shape[-1]}"
+            f"views: the first view must have full size to be mixed with neighbors: expected "
+            f"{neighbour_BCHW.shape[-1]} pixels, got {views[0].shape[-1]}; reorder views"
         )
     step_1 = torch.tensor([batch.step])
-    *three, centre_y, centre_x = uniform(seed, batch.epoch, step_1, _BOX, 5)[0].tolist()
+    *three, center_y, center_x = uniform(seed, batch.epoch, step_1, _BOX, 5)[0].tolist()
     # The median of three uniform numbers has the law Beta(2, 2).
     share = sorted(three)[1]
-    return paste(views[0], neighbour_BCHW, centred_box(1.0 - share, centre_y, centre_x))
+    return paste(views[0], neighbour_BCHW, centred_box(1.0 - share, center_y, center_x))

@@ -1,4 +1,4 @@
-"""Picture files of one split, with their classes."""
+"""A split of image files with their classes."""
 
 import hashlib
 import os
@@ -15,7 +15,7 @@ from ssdistill.data.splits import RawSplit
 
 @dataclass
 class FileSplit(RawSplit):
-    """Picture files below ``folder``; ``classes_N`` is each one's class, None if unlabeled."""
+    """Image files below ``folder``; ``classes_N`` is each one's class, None if unlabeled."""
 
     title: str
     folder: Path
@@ -52,7 +52,7 @@ class FileSplit(RawSplit):
             try:
                 status = os.stat(self.folder / name)
                 line = f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n"
-            except OSError:  # a link to nothing; a bad picture, once it is read
+            except OSError:  # a link to nothing; a bad image, once it is read
                 line = f"{name}\0missing\n"
             digest.update(line.encode("utf-8", "surrogateescape"))
         return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Crop, resize and flip of a whole batch, every image with its own rectangle."""
+"""Crop, resize and flip a whole batch, with one rectangle per image."""
 
 import math
 from dataclasses import dataclass
@@ -31,16 +31,16 @@ def random_boxes(
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> Boxes:
-    """Rectangles with the law of torchvision's ``RandomResizedCrop``.
+    """Draw rectangles from the distribution of torchvision's ``RandomResizedCrop``.
 
     Ten (area, aspect) candidates per image, area uniform in ``scale`` and aspect log-uniform in
-    ``ratio``; the first that fits is placed uniformly, and if none fits the largest centred
+    ``ratio``; the first that fits is placed uniformly, and if none fits the largest centered
     rectangle of an allowed aspect is taken.
 
     Args:
         uniform_BK: (B, :data:`CROP_SLOTS`) float64 in [0, 1).
         height, width: of the source images, pixels.
-        scale: smallest and largest share of the source's area.
+        scale: smallest and largest fraction of the source's area.
         ratio: smallest and largest width / height.
     """
     area_u_BT, ratio_u_BT, place_B2 = uniform_BK.split([CROP_TRIES, CROP_TRIES, 2], dim=1)
@@ -53,7 +53,7 @@ def random_boxes(
     first_B1 = fits_BT.to(torch.uint8).argmax(dim=1, keepdim=True)
     found_B = fits_BT.any(dim=1)
 
-    last_height, last_width = _centred_box(height, width, ratio)
+    last_height, last_width = _centered_box(height, width, ratio)
     height_B = torch.where(found_B, height_BT.gather(1, first_B1)[:, 0], last_height)
     width_B = torch.where(found_B, width_BT.gather(1, first_B1)[:, 0], last_width)
     top_B = torch.floor(place_B2[:, 0] * (height - height_B + 1))
@@ -63,8 +63,8 @@ def random_boxes(
     return Boxes(*(edge_B.to(torch.int64) for edge_B in (top_B, left_B, height_B, width_B)))
 
 
-def _centred_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[int, int]:
-    """(height, width) that RandomResizedCrop falls back to."""
+def _centered_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[int, int]:
+    """Return the fallback (height, width) of RandomResizedCrop."""
     if width / height < min(ratio):
         return round(width / min(ratio)), width
     if width / height > max(ratio):
@@ -75,10 +75,10 @@ def _centred_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[i
 def interpolation_matrix(
     start_B: Tensor, length_B: Tensor, source: int, target: int, flip_B: Tensor | None = None
 ) -> Tensor:
-    """Rows that resample ``length`` pixels from ``start`` on to ``target`` pixels, linearly.
+    """Return the rows that resample ``length`` pixels from ``start`` to ``target``, linearly.
 
     Antialiased as in ``torch.nn.functional.interpolate(antialias=True)``: a triangle as wide as
-    the shrink factor (never narrower than 2 pixels), cut at the rectangle's edge and renormalised,
+    the shrink factor (never narrower than 2 pixels), cut at the rectangle's edge and renormalized,
     which on enlarging is the usual edge clamp. Where ``flip_B`` holds, rows run backwards.
 
     Returns:
@@ -96,7 +96,7 @@ def interpolation_matrix(
     pixel_BS = (pixel_BS + 0.5).masked_fill_(outside_BS, _FAR)
     width_B1 = step_B.clamp_min(1.0)[:, None]
     weight_BTS = (pixel_BS / width_B1)[:, None, :] - (centre_BT / width_B1)[:, :, None]
-    # Minus the triangle; the sign goes with the normalisation.
+    # Minus the triangle; the sign goes with the normalization.
     weight_BTS.abs_().clamp_max_(1.0).sub_(1.0)
     return weight_BTS.div_(weight_BTS.sum(dim=2, keepdim=True))
 
@@ -114,7 +114,7 @@ def resample(x_BCHW: Tensor, rows_BTH: Tensor, columns_BTW: Tensor) -> Tensor:
 
 
 def crop_resize_flip(images_BHWC: Tensor, boxes: Boxes, flip_B: Tensor, size: int) -> Tensor:
-    """Cut each image's rectangle, resize it to ``size``, mirror it where ``flip_B`` holds.
+    """Crop each image's rectangle, resize it to ``size``, mirror it where ``flip_B`` holds.
 
     Equals torchvision's ``resized_crop(..., antialias=True)`` and ``horizontal_flip`` on float
     images up to rounding.
@@ -136,8 +136,8 @@ def crop_resize_flip(images_BHWC: Tensor, boxes: Boxes, flip_B: Tensor, size: in
     return resample(x_BCHW, rows_BTH, columns_BTW.mul_(1.0 / 255.0))
 
 
-def resize_centre_crop(images_BHWC: Tensor, size: int) -> Tensor:
-    """Shorter side to ``size`` (bilinear, antialiased), then the central square.
+def resize_center_crop(images_BHWC: Tensor, size: int) -> Tensor:
+    """Resize the shorter side to ``size`` (bilinear, antialiased), then center-crop.
 
     Returns:
         (B, C, size, size) float32 in [0, 1]; the pixels themselves when they already fit.

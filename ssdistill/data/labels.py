@@ -1,4 +1,4 @@
-"""What a label may be: one class a picture, a whole number from 0."""
+"""Validate labels: one class per image, a whole number from 0."""
 
 from typing import Any
 
@@ -16,11 +16,11 @@ def class_labels(labels: Any, name: str, count: int | None = None) -> np.ndarray
 
     Args:
         labels: anything that becomes an array.
-        name: what they are called in messages; a plural.
-        count: of the pictures, where it is known.
+        name: their name in messages; a plural.
+        count: number of images, if known.
 
     Raises:
-        UserError: several labels a picture, text, Python objects, another number than
+        UserError: several labels per image, text, Python objects, another number than
             ``count``, or values that are no whole numbers from 0.
     """
     values = np.asarray(labels)
@@ -29,7 +29,7 @@ def class_labels(labels: Any, name: str, count: int | None = None) -> np.ndarray
     facts = f"they are {values.dtype} of {' x '.join(map(str, values.shape)) or 'no shape'}"
     if values.ndim > 1:
         raise UserError(
-            f"{name} must be one whole number for each image, {facts}, several a picture: "
+            f"{name} must be one whole number for each image, {facts}, several per image: "
             f"{_several(values)}"
         )
     if values.ndim != 1 or len(values) != (len(values) if count is None else count):
@@ -44,16 +44,16 @@ def _several(values: np.ndarray) -> str:
     numbers = values.dtype.kind in "biuf" and values.size
     if numbers and values.ndim == 2 and ((values == 0) | (values == 1)).all():
         if (values.sum(1) == 1).all():
-            return f"one-hot, store labels.argmax(axis=1) instead, or {IGNORE}"
-        return f"multi-label probes do not exist yet; {IGNORE}"
-    return f"a probe takes one class a picture; {IGNORE}"
+            return f"one-hot labels; store labels.argmax(axis=1) instead, or {IGNORE}"
+        return f"multi-label evaluation is not supported; {IGNORE}"
+    return f"evaluation requires one class per image; {IGNORE}"
 
 
 def _whole(values: np.ndarray, name: str, facts: str) -> np.ndarray:
     if values.dtype.kind not in "biuf":
         raise UserError(
             f"{name} must be one whole number for each of the {len(values)} images, {facts}; "
-            f"number the classes from 0 (their names may stand in class_names), or {IGNORE}"
+            f"number the classes from 0 (store their names in class_names), or {IGNORE}"
         )
     if values.dtype.kind == "b":
         return values.astype(np.int64)
@@ -69,12 +69,14 @@ def _whole(values: np.ndarray, name: str, facts: str) -> np.ndarray:
                     f"them, or {IGNORE}"
                 )
     if len(values) and values.max() >= 2**63:
-        raise UserError(f"{name} must be below 2**63, one is {values.max()}; or {IGNORE}")
+        raise UserError(
+            f"{name} must be below 2**63, got {values.max()}; correct them, or {IGNORE}"
+        )
     if len(values) and values.min() < 0:
         negative = int((values < 0).sum())
         raise UserError(
             f"{name} must be one whole number from 0 for each image, {negative} of {len(values)} "
-            f"are negative (smallest {values.min()}, which often means unlabeled); leave those "
-            f"images out, or {IGNORE}"
+            f"are negative (smallest {values.min()}, which often means unlabeled); remove those "
+            f"images, or {IGNORE}"
         )
     return values.astype(np.int64)

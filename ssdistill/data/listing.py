@@ -1,4 +1,4 @@
-"""Which files below a folder are pictures, without opening those whose name says so."""
+"""List the images below a folder; a file is opened only if it has no suffix."""
 
 import logging
 import os
@@ -21,7 +21,7 @@ EXTENSIONS = frozenset(
         *(".ppm", ".pgm", ".pbm", ".pnm"),
     )
 )
-"""What a picture's name may end in, in lower case."""
+"""Suffixes of image files, in lower case."""
 PASSED_OVER = ("__MACOSX",)
 """Folders that an archive program leaves behind."""
 NETPBM = tuple(b"P%d%c" % (number, space) for number in range(1, 7) for space in b" \n\t\r")
@@ -29,15 +29,15 @@ SIGNATURES = (
     *(b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*"),
     *(b"\0\0\0\x0cjP  ", *NETPBM),
 )
-"""How the content of a picture begins."""
+"""First bytes of image files."""
 
 
 SYSTEM = ("/", "/dev", "/proc", "/run", "/sys")
-"""Folders whose files are no pictures, or of which no end is seen."""
+"""Folders that hold no images, or whose listing might never end."""
 MOST_OTHERS = 1_000_000
-"""Files without a picture among them after which no picture is expected."""
+"""Number of files without a single image after which the listing gives up."""
 SECONDS = 10.0
-"""Between two lines about how far a listing is."""
+"""Interval between two progress messages."""
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Listing:
     """The files below a folder.
 
     Attributes:
-        names: of pictures, relative to the folder, with ``/``, sorted by code point.
+        names: of images, relative to the folder, with ``/``, sorted by code point.
         others: how many other files there are by suffix; hidden ones stand under ``hidden``.
     """
 
@@ -54,26 +54,26 @@ class Listing:
 
     @property
     def skipped(self) -> int:
-        """How many files are no pictures."""
+        """Number of files that are not images."""
         return self.others.total()
 
 
-def list_pictures(folder: Path) -> Listing:
-    """All pictures below ``folder``.
+def list_images(folder: Path) -> Listing:
+    """List all images below ``folder``.
 
     Linked folders are followed, except into one the walk is already in. Hidden folders, and
-    those of ``PASSED_OVER``, are not entered. A file without a suffix is a picture if it begins
-    like one. A long listing says how far it is.
+    those of ``PASSED_OVER``, are not entered. A file without a suffix is an image if it begins
+    like one. A long listing logs its progress.
 
     Raises:
-        UserError: a folder of the system, or a great many files and no picture among the first.
+        UserError: a folder of the system, or a great many files and no image among the first.
     """
     listing = Listing()
     pending = [("", (os.path.realpath(folder),))]
     if os.path.realpath(folder) in SYSTEM:
-        raise UserError(f"data.path={shown(folder)} is a folder of the system; name the folder "
-                        "that holds the pictures")  # fmt: skip
-    watch = _Watch(folder, listing)
+        raise UserError(f"data.path={shown(folder)} is a system folder; set data.path "
+                        "to the folder that holds the images")  # fmt: skip
+    progress = _Progress(folder, listing)
     while pending:
         below, above = pending.pop()
         with os.scandir(folder / below) as entries:
@@ -85,35 +85,35 @@ def list_pictures(folder: Path) -> Listing:
                         pending.append((f"{below}{entry.name}/", (*above, real)))
                 elif hidden:
                     listing.others["hidden"] += 1
-                elif _is_picture(entry):
+                elif _is_image(entry):
                     listing.names.append(below + entry.name)
                 else:
                     suffix = os.path.splitext(entry.name)[1].lower()
                     listing.others[suffix or "without a suffix"] += 1
-                watch.look()
+                progress.count()
     listing.names.sort()
     return listing
 
 
-class _Watch:
-    """Says how far a long listing is, and ends one that finds no picture."""
+class _Progress:
+    """Log the progress of a long listing; raise UserError if it finds no image."""
 
     def __init__(self, folder: Path, listing: Listing):
         self.folder, self.listing = shown(folder), listing
-        self.looks, self.said = 0, time.monotonic()
+        self.num_entries, self.last_message = 0, time.monotonic()
 
-    def look(self) -> None:
-        """To be called for every file and folder."""
-        self.looks += 1
-        if not self.listing.names and self.looks > MOST_OTHERS:
+    def count(self) -> None:
+        """Count one file or folder."""
+        self.num_entries += 1
+        if not self.listing.names and self.num_entries > MOST_OTHERS:
             raise UserError(
-                f"data.path={self.folder}: no picture among the first {MOST_OTHERS} files; name "
-                "the folder that holds the pictures"
+                f"data.path={self.folder}: no image among the first {MOST_OTHERS} files; set "
+                "data.path to the folder that holds the images"
             )
-        if time.monotonic() - self.said > SECONDS:
-            self.said = time.monotonic()
+        if time.monotonic() - self.last_message > SECONDS:
+            self.last_message = time.monotonic()
             log.warning(
-                "data.path=%s: %d pictures and %d other files so far",
+                "data.path=%s: %d images and %d other files so far",
                 *(self.folder, len(self.listing.names), self.listing.skipped),
             )
 
@@ -125,18 +125,18 @@ def _is_folder(entry: os.DirEntry) -> bool:
         return False
 
 
-def _is_picture(entry: os.DirEntry) -> bool:
+def _is_image(entry: os.DirEntry) -> bool:
     suffix = os.path.splitext(entry.name)[1].lower()
     if suffix:
         return suffix in EXTENSIONS
     try:
         with open_regular(entry.path) as file:
-            return _begins_like_a_picture(file.read(16))
+            return _has_image_signature(file.read(16))
     except (OSError, BadImage):
         return False
 
 
-def _begins_like_a_picture(head: bytes) -> bool:
+def _has_image_signature(head: bytes) -> bool:
     bitmap = head.startswith(b"BM") and head[6:10] == bytes(4)
     webp = head.startswith(b"RIFF") and head[8:12] == b"WEBP"
     avif = head[4:12] == b"ftypavif"

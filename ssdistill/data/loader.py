@@ -1,4 +1,4 @@
-"""Seeded batches of a store: which pictures a step sees depends on (seed, step) alone."""
+"""Seeded batches of a store: the images of a step depend on (seed, step) alone."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,30 +16,30 @@ from ssdistill.errors import UserError
 RESIDENT_BYTES = 2 << 30
 """A store below this size is read once, into memory or onto the device; a larger one is mapped."""
 _NEIGHBOUR = -2
-"""Stands where other draws have the number of a view."""
+"""View number of these random draws."""
 
 
 class Loader:
-    """Random access to the batches of a training.
+    """Random access to the batches of a training run.
 
     Every epoch is a new permutation of the store, drawn from (seed, epoch); a batch never
-    crosses epochs, and pictures that do not fill a last batch wait for the next permutation.
-    Any step can be asked for at any time, so a resumed training continues where it stopped.
+    crosses epochs, and images that do not fill a last batch wait for the next permutation.
+    Any step can be requested at any time, so a resumed run continues where it stopped.
 
     Args:
-        batch_size: pictures in a step, over all processes.
+        batch_size: images in a step, over all processes.
         seed: of the order, from 0.
         num_steps: optimizer steps of the whole training.
         device: where batches are put.
         world_size, rank: with several processes, each takes its slice of the same batch.
-        neighbours: (N, k) rows of the store that are like each of its N pictures. A batch then
-            also holds one of the k for every picture, drawn by (seed, epoch, index).
-        rows: positions in the store of the pictures to be seen; default all.
+        neighbors: (N, k) rows of the store that are like each of its N images. A batch then
+            also holds one of the k for every image, drawn by (seed, epoch, index).
+        rows: positions in the store of the images to be seen; default all.
 
     Raises:
-        UserError: more pictures in a batch than in the store, or a batch size that
+        UserError: more images in a batch than in the store, or a batch size that
             ``world_size`` does not divide.
-        ValueError: neighbours that are not k rows of this store for each of its pictures.
+        ValueError: neighbors that are not k rows of this store for each of its images.
     """
 
     def __init__(
@@ -58,10 +58,13 @@ class Loader:
         rows = np.arange(len(store)) if rows is None else rows
         if batch_size > len(rows):
             raise UserError(
-                f"batch_size={batch_size} is more than the {len(rows)} images there are"
+                f"batch_size={batch_size} exceeds the {len(rows)} training images; lower batch_size"
             )
         if batch_size % world_size:
-            raise UserError(f"batch_size={batch_size} cannot be shared by {world_size} processes")
+            raise UserError(
+                f"batch_size={batch_size} is not divisible by the number of processes "
+                f"({world_size})"
+            )
         self.batch_size, self.seed, self.num_steps = batch_size, seed, num_steps
         self.device = torch.device(device)
         self.steps_per_epoch = len(rows) // batch_size
@@ -82,17 +85,17 @@ class Loader:
                 self._resident_NHWC = torch.from_numpy(self._images_NHWC).to(self.device)
 
     def batch(self, step: int) -> Batch:
-        """The batch of one step, from 0; with several processes this process's slice of it."""
+        """Return the batch of one step, from 0; with several processes, this process's slice."""
         epoch, position = divmod(step, self.steps_per_epoch)
         start = position * self.batch_size
         rows_B = self._order(epoch)[start : start + self.batch_size][self._mine]
-        batch = Batch(*self._pictures(rows_B), epoch, step, self.num_steps)
+        batch = Batch(*self._pixels(rows_B), epoch, step, self.num_steps)
         if self._neighbours_NK is not None:
-            batch.neighbours_BHWC, _ = self._pictures(self._neighbours_of(rows_B, epoch))
+            batch.neighbours_BHWC, _ = self._pixels(self._neighbours_of(rows_B, epoch))
         return batch
 
     def iterate(self, start_step: int = 0) -> Iterator[Batch]:
-        """Batches from ``start_step`` to the end; a thread prepares the next one meanwhile."""
+        """Yield batches from ``start_step`` to the end; a thread prefetches the next one."""
         with ThreadPoolExecutor(1, thread_name_prefix="loader") as thread:
             ahead = thread.submit(self.batch, start_step)
             for step in range(start_step, self.num_steps):
@@ -101,13 +104,13 @@ class Loader:
                 yield ready
 
     def _neighbours_of(self, rows_B: np.ndarray, epoch: int) -> np.ndarray:
-        """The row of one neighbour of each picture."""
+        """Return the row of one neighbor of each image."""
         number_B = uniform(self.seed, epoch, torch.from_numpy(rows_B), _NEIGHBOUR, 1)[:, 0]
         choice_B = (number_B * self._neighbours_NK.shape[1]).long().numpy()
         return self._neighbours_NK[rows_B, choice_B]
 
-    def _pictures(self, rows_B: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Pixels and index of some rows, on the device."""
+    def _pixels(self, rows_B: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Return pixels and indices of some rows, on the device."""
         index_B = self._to_device(torch.from_numpy(rows_B.astype(np.int64)))
         if self._resident_NHWC is not None:
             return self._resident_NHWC.index_select(0, index_B), index_B
@@ -134,6 +137,8 @@ class Loader:
 def _check_neighbours(neighbours_NK: np.ndarray, num_images: int) -> None:
     shape, dtype = neighbours_NK.shape, neighbours_NK.dtype
     if dtype.kind not in "iu" or len(shape) != 2 or shape[0] != num_images or shape[1] == 0:
-        raise ValueError(f"neighbours of {num_images} images cannot be {dtype} {shape}")
+        raise ValueError(
+            f"neighbors must be integers of shape ({num_images}, k), got {dtype} {shape}"
+        )
     if neighbours_NK.min() < 0 or neighbours_NK.max() >= num_images:
-        raise ValueError(f"neighbours must be numbers of images, from 0 to {num_images - 1}")
+        raise ValueError(f"neighbors must be image indices from 0 to {num_images - 1}")

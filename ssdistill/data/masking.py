@@ -1,4 +1,4 @@
-"""Which parts of an image are hidden from a network."""
+"""Choose the parts of an image that a network does not see."""
 
 from torch import Tensor
 
@@ -6,11 +6,11 @@ from ssdistill.data.batch import Batch
 from ssdistill.data.counter_rng import uniform
 
 _MASK = 0x6D61736B
-"""Stands for a view where the order of patches is drawn."""
+"""View number of the draws of patch orders."""
 
 
 def shuffled(batch: Batch, count: int) -> Tensor:
-    """The numbers 0 to ``count`` - 1 in a random order for each image, (B, count) int64.
+    """Return 0 to ``count`` - 1 in a random order for each image, (B, count) int64.
 
     A function of the step and the image, so a resumed training draws the same.
     """

@@ -1,4 +1,4 @@
-"""MixUp and CutMix of a batch's views, the same for both networks."""
+"""MixUp and CutMix of a batch's views, identical for both networks."""
 
 from typing import Literal
 
@@ -10,18 +10,18 @@ from ssdistill.data.counter_rng import uniform
 from ssdistill.settings import Fraction, Positive, Settings
 
 _MIX = 0x6D6978
-"""Tells these draws from others of the same seed."""
+"""Separates these draws from others with the same seed."""
 
 Box = tuple[float, float, float, float]
-"""Top, bottom, left and right edge of a rectangle, in shares of the image's side."""
+"""Top, bottom, left and right edge of a rectangle, as fractions of the image's side."""
 
 
 class MixSettings(Settings):
-    """How the images of a batch are mixed with one another.
+    """How images of a batch are mixed.
 
     Args:
         kind: ``mixup`` (arXiv:1710.09412) or ``cutmix`` (arXiv:1905.04899).
-        alpha: of Beta(alpha, alpha), which the share of the image itself is drawn from; 1 is
+        alpha: of Beta(alpha, alpha), from which the fraction of the image itself is drawn; 1 is
             the uniform distribution.
         probability: of a batch being mixed.
     """
@@ -33,7 +33,7 @@ class MixSettings(Settings):
 
 @torch.no_grad()
 def mix_views(views: list[Tensor], settings: MixSettings, *, seed: int, step: int) -> list[Tensor]:
-    """Each image mixed with another one of the batch, with one share or rectangle per batch.
+    """Mix each image with another one of the batch; one fraction or rectangle per batch.
 
     Partner, share and rectangle are those of (seed, step), for every view alike: views of
     different sizes get the same rectangle relative to their side, and a teacher and a student
@@ -42,19 +42,19 @@ def mix_views(views: list[Tensor], settings: MixSettings, *, seed: int, step: in
     batch, so the partners depend on how many processes there are.
 
     Args:
-        views: (B, 3, S, S) float in [0, 1], of the same images; they are left as they are.
+        views: (B, 3, S, S) float in [0, 1], of the same images; unchanged.
 
     Returns:
         new views, or those given where the batch is not mixed.
     """
     random = np.random.default_rng((seed, step, _MIX))
-    chosen, centre_y, centre_x = random.random(3).tolist()
+    chosen, center_y, center_x = random.random(3).tolist()
     if chosen >= settings.probability:
         return list(views)
     share = random.beta(settings.alpha, settings.alpha)
     # Apart from the others, so that the share does not depend on how many images there are.
     partner_B = uniform(seed, step, torch.arange(len(views[0])), _MIX, 1)[:, 0].argsort()
-    box = centred_box(1.0 - share, centre_y, centre_x)
+    box = centred_box(1.0 - share, center_y, center_x)
     mixed = []
     for view in views:
         other = view[partner_B.to(view.device)]
@@ -65,23 +65,23 @@ def mix_views(views: list[Tensor], settings: MixSettings, *, seed: int, step: in
     return mixed
 
 
-def centred_box(area: float, centre_y: float, centre_x: float) -> Box:
+def centred_box(area: float, center_y: float, center_x: float) -> Box:
     """CutMix's rectangle (arXiv:1905.04899, equation 2): a square that the edges may clip.
 
     Args:
-        area: share of the image it takes where nothing is clipped.
-        centre_y, centre_x: of the rectangle, in shares of the side.
+        area: fraction of the image it takes where nothing is clipped.
+        center_y, center_x: of the rectangle, as fractions of the side.
     """
     half = area**0.5 / 2
-    edges = (centre_y - half, centre_y + half, centre_x - half, centre_x + half)
+    edges = (center_y - half, center_y + half, center_x - half, center_x + half)
     return tuple(min(max(edge, 0.0), 1.0) for edge in edges)
 
 
 def paste(view_BCHW: Tensor, other_BCHW: Tensor, box: Box) -> tuple[Tensor, float]:
-    """``view_BCHW`` with the rectangle of ``other_BCHW`` in the same place, on whole pixels.
+    """Return ``view_BCHW`` with the rectangle of ``other_BCHW`` at the same place, on whole pixels.
 
     Returns:
-        a new tensor, and the share of its pixels that are still those of ``view_BCHW``.
+        a new tensor, and the fraction of its pixels that are still those of ``view_BCHW``.
     """
     height, width = view_BCHW.shape[-2:]
     rows = slice(round(box[0] * height), round(box[1] * height))

@@ -1,4 +1,4 @@
-"""Sums over the pixels of a store, and what they say of pictures that were stored badly."""
+"""Pixel statistics of a store, and warnings about images that use little of their range."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -8,11 +8,11 @@ import numpy as np
 from ssdistill.data.deep_pixels import Window
 
 NARROW = 255 / 10
-"""Levels below which stored pictures use too little of their range."""
+"""Levels below which stored images use too little of their range."""
 NARROW_STD = NARROW / 12**0.5
 """Standard deviation of levels that fill such a range evenly."""
 CLIPPED = 0.01
-"""Share of pixels beyond the window that is worth a line."""
+"""Fraction of pixels beyond the window that is worth a warning."""
 
 
 class Moments:
@@ -46,34 +46,33 @@ class Moments:
 def pixel_notices(
     moments: Moments, window: Window | None, clipped: float, notes: Sequence[str], total: int
 ) -> list[str]:
-    """What a user should know of pixels that were stored, one line each."""
+    """Warn about the stored pixels, one line each."""
     notices = []
     _, std = moments.mean_std()
     low, high = moments.low, moments.high
     narrow = high - low < NARROW
     if low < high and narrow:
         notices.append(
-            f"the stored pictures use only levels {low} to {high} of 0 to 255, less than a tenth "
+            f"the stored images use only levels {low} to {high} of 0 to 255, less than a tenth "
             f"of their range; {_remedy(window)}"
         )
     elif low < high and window and max(std) * 255 < NARROW_STD:
         notices.append(
-            "nearly all stored pixels lie within a tenth of the range 0 to 255, few reach its "
-            f"ends; {_remedy(window)}"
+            f"nearly all stored pixels lie within a tenth of the range 0 to 255; {_remedy(window)}"
         )
     if window and clipped > CLIPPED:
         notices.append(
             f"{clipped:.1%} of the pixels lie beyond data.window=[{window[0]:g}, {window[1]:g}], "
-            "which the training pictures set, and are clipped; set data.window=[low, high]"
+            "the range of the training images, and are clipped; set data.window=[low, high]"
         )
     counted = Counter(notes)
-    return notices + [f"{count} of {total} pictures are {note}" for note, count in counted.items()]
+    return notices + [f"{count} of {total} images are {note}" for note, count in counted.items()]
 
 
 def _remedy(window: Window | None) -> str:
     if window is None:
-        return "check the files, or scale them to 0 to 255"
+        return "check the files, or rescale them to 0 to 255"
     return (
-        f"data.window is [{window[0]:g}, {window[1]:g}] now, set it to the values that should be "
+        f"data.window is [{window[0]:g}, {window[1]:g}]; set it to the values that should be "
         "black and white"
     )

@@ -1,4 +1,4 @@
-"""From the data settings of a config to its source and its two stores."""
+"""Open the source and the two stores that the data settings of a config describe."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from ssdistill.settings.registry import SOURCES
 
 
 def open_source(settings: StoreSettings) -> Source:
-    """The source that settings describe, without its labels where they say so.
+    """Open the source of the settings, without its labels if they say so.
 
     Raises:
         UserError: whatever the source raises.
@@ -21,9 +21,9 @@ def open_source(settings: StoreSettings) -> Source:
 def open_stores(
     source: Source, settings: StoreSettings, image_size: int, root: Path
 ) -> dict[str, Store]:
-    """The training and test pictures, decoded where they are not yet.
+    """Open the training and test images, decoding them if necessary.
 
-    A source without test pictures has its training pictures looked at in their place.
+    If a source has no test images, its training images take their place.
 
     Raises:
         UserError: whatever :func:`ssdistill.data.store.open_store` raises.

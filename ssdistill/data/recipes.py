@@ -1,4 +1,4 @@
-"""How views are drawn: recipes by name, and what a config's list of views may say."""
+"""View recipes by name, and the list of views in a config."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -11,15 +11,15 @@ from ssdistill.settings import Fraction, NonNegative, PositiveInt, Settings
 
 
 class ViewRecipe(Settings):
-    """How a view is drawn. The defaults leave colours alone; names are torchvision's.
+    """How a view is drawn. Defaults leave colors unchanged; names are torchvision's.
 
     Attributes:
-        scale: smallest and largest share of the image's area in the crop.
+        scale: smallest and largest fraction of the image's area in the crop.
         ratio: smallest and largest width / height of the crop.
         flip: probability of a left-right flip.
-        jitter: probability of the colour jitter (its four operations in random order).
+        jitter: probability of the color jitter (its four operations in random order).
         brightness, contrast, saturation: a factor is drawn from [max(0, 1 - value), 1 + value].
-        hue: a shift is drawn from [-hue, hue], in turns of the colour wheel; at most 0.5.
+        hue: a shift is drawn from [-hue, hue], in turns of the color wheel; at most 0.5.
         grayscale, blur, solarize: probability of each.
         blur_sigma: smallest and largest standard deviation, in pixels of the view.
         blur_kernel: width in pixels, odd; None is an odd tenth of the view, at least 3.
@@ -50,7 +50,7 @@ class ViewRecipe(Settings):
         for name in ("scale", "ratio", "blur_sigma"):
             low, high = getattr(self, name)
             if not 0 < low <= high < math.inf:
-                raise ValueError(f"{name} must be (smallest, largest), both above 0")
+                raise ValueError(f"{name} must be (min, max), both above 0")
         if self.scale[1] > 1:
             raise ValueError("scale must not exceed 1, the whole image")
         if self.hue > 0.5:
@@ -60,9 +60,9 @@ class ViewRecipe(Settings):
         return self
 
 
-_COLOUR = {"jitter": 0.8, "grayscale": 0.2}
-_MILD = _COLOUR | {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
-_FULL = _COLOUR | {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}
+_COLOR = {"jitter": 0.8, "grayscale": 0.2}
+_MILD = _COLOR | {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
+_FULL = _COLOR | {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}
 _BYOL = _MILD | {"scale": (0.08, 1.0), "saturation": 0.2}
 
 RECIPES: dict[str, ViewRecipe] = {
@@ -72,12 +72,12 @@ RECIPES: dict[str, ViewRecipe] = {
     "crop_flip": ViewRecipe(scale=(0.08, 1.0)),
     # MoCo v2, arXiv:2003.04297.
     "strong": ViewRecipe(**_MILD, blur=0.5),
-    # SimCLR, arXiv:2002.05709, colour strength 1.
+    # SimCLR, arXiv:2002.05709, color strength 1.
     "simclr": ViewRecipe(**_FULL, scale=(0.08, 1.0), blur=0.5),
     # BYOL's two unlike views, arXiv:2006.07733, table 6.
     "byol_a": ViewRecipe(**_BYOL, blur=1.0),
     "byol_b": ViewRecipe(**_BYOL, blur=0.1, solarize=0.2),
-    # Grey digits: mirrored or tightly cropped ones would be other digits.
+    # Gray digits: mirrored or tightly cropped ones would be other digits.
     "digits": ViewRecipe(scale=(0.5, 1.0), flip=0.0, jitter=0.8, brightness=0.4, contrast=0.4),
     # DINO's local crops, arXiv:2104.14294; ask for them with a smaller `size`.
     "multicrop_small": ViewRecipe(**_BYOL | {"scale": (0.05, 0.4)}, blur=0.5),
@@ -87,7 +87,7 @@ RECIPES: dict[str, ViewRecipe] = {
 
 
 def resolve_recipe(entry: Any) -> Any:
-    """What one entry of a config's ``views`` stands for, for pydantic to judge.
+    """Resolve one entry of a config's ``views``, for pydantic to validate.
 
     A name is the recipe of that name. A mapping with a key ``recipe`` is the recipe named there
     with the mapping's other settings in place of its own: ``{recipe: multicrop_small, size: 16,
@@ -107,12 +107,12 @@ def resolve_recipe(entry: Any) -> Any:
 def _recipe(name: Any) -> ViewRecipe:
     if not isinstance(name, str) or name not in RECIPES:
         hint, known = nearest(name, RECIPES), ", ".join(RECIPES)
-        raise ValueError(f"no recipe is called '{name}'{hint}; known: {known}")
+        raise ValueError(f"unknown recipe '{name}'{hint}; known: {known}")
     return RECIPES[name]
 
 
 def expand(recipes: Iterable[ViewRecipe]) -> tuple[ViewRecipe, ...]:
-    """One recipe per view: a recipe of ``count`` views becomes as many of one."""
+    """Return one recipe per view: a recipe of ``count`` views is repeated."""
     return tuple(
         recipe.model_copy(update={"count": 1}) for recipe in recipes for _ in range(recipe.count)
     )

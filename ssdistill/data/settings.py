@@ -1,4 +1,4 @@
-"""What every data source has in a config beside its own settings."""
+"""Settings shared by all data sources."""
 
 from typing import Annotated, Any, Literal
 
@@ -8,31 +8,31 @@ from ssdistill.data.deep_pixels import has_usable_width
 from ssdistill.settings import Fraction, PositiveInt, Settings
 
 MAX_PIXELS = 89_478_485
-"""Pillow's own limit: a quarter of a gigabyte of RGB."""
+"""Pillow's default limit: a quarter of a gigabyte of RGB."""
 LARGEST_SIDE = 8192
-"""Pixels a side of a stored picture; no network takes more."""
+"""Pixels a side of a stored image; no network takes more."""
 LATER = ("window", "labels", "max_pixels")
-"""Settings that version 0.1 did not have: at their defaults they are no part of any digest."""
+"""Settings that version 0.1 did not have; at their defaults they are excluded from digests."""
 
 
 def _rising(window: Any) -> Any:
     if not isinstance(window, str) and not has_usable_width(window):
-        problem = "low < high" if window[0] >= window[1] else "another width"
-        raise ValueError(f"window: [low, high] needs {problem}, got {list(window)}")
+        problem = "low < high" if window[0] >= window[1] else "a narrower or wider range"
+        raise ValueError(f"window: [low, high] requires {problem}, got {list(window)}")
     return window
 
 
 class StoreSettings(Settings):
-    """How a source's pictures are stored, and what of them is read.
+    """How a source's images are stored, and which are read.
 
     Args:
         image_size: side of the stored squares in pixels; null takes the source's own default.
-        max_bad: largest share of unreadable pictures that is skipped rather than refused.
-        window: of pictures with more than 8 bits, the values that are stored as black and white:
+        max_bad: largest fraction of unreadable images that is skipped rather than refused.
+        window: of images with more than 8 bits, the values that are stored as black and white:
             ``[low, high]``; ``auto``, from the smallest to the largest value of the training
-            pictures (of arrays of fractions, [0, 1]); or ``full``, all that the type can hold.
+            images (of arrays of fractions, [0, 1]); or ``full``, all that the type can hold.
         labels: ``none`` ignores the labels; ``auto`` takes those the source has.
-        max_pixels: a picture with more pixels is not decoded and counts as unreadable.
+        max_pixels: an image with more pixels is not decoded and counts as unreadable.
     """
 
     image_size: Annotated[int, Field(gt=0, le=LARGEST_SIDE)] | None = None

@@ -1,4 +1,4 @@
-"""Which folders are splits: the words that people use for training and test pictures."""
+"""Recognize the folders of splits by the usual names for training and test images."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -10,14 +10,14 @@ WORDS = {
     "test": ("test", "testing", "tst", "heldout", "holdout"),
     "val": ("val", "valid", "validation", "validate", "dev", "devel", "eval", "evaluation"),
 }
-"""Names of folders by split, in lower case and without what only surrounds them."""
+"""Names of split folders, in lower case and without surrounding words."""
 SURROUNDINGS = re.compile(r"[\W\d_]+|(dataset|set|split|data|images?|imgs?|pictures)(?=$|[\W\d_])")
 BETWEEN = re.compile(r"[\W\d_]+")
-"""What separates the words of a name."""
+"""Separators between the words of a name."""
 
 
 def split_of(name: str) -> str | None:
-    """``train``, ``test`` or ``val`` where a folder's name is a word for one, in any case.
+    """Return ``train``, ``test`` or ``val`` if a folder's name means one, in any case.
 
     ``Train``, ``TESTING``, ``val_set``, ``training-images`` and ``train2017`` are such names.
     """
@@ -29,12 +29,12 @@ def _split_of_word(word: str) -> str | None:
 
 
 def says_nothing(name: str) -> bool:
-    """Whether a folder's name, such as ``images`` or ``data``, is no class and no split."""
+    """Whether a folder's name, such as ``images`` or ``data``, is neither a class nor a split."""
     return not SURROUNDINGS.sub("", name.lower()) and any(map(str.isalpha, name))
 
 
 def _in_compound(name: str) -> tuple[str, str] | None:
-    """Split and other words of a name that begins or ends with one: ``seg_train``."""
+    """Return split and other words of a name that begins or ends with a split: ``seg_train``."""
     words = [word for word in BETWEEN.split(name.lower()) if word and not says_nothing(word)]
     for at in (-1, 0):
         if len(words) > 1 and (split := _split_of_word(words[at])):
@@ -43,13 +43,13 @@ def _in_compound(name: str) -> tuple[str, str] | None:
 
 
 def split_folders(tops: Iterable[str]) -> tuple[str | None, list[str]]:
-    """The folder of training pictures, and those of test pictures, the likeliest first.
+    """Return the training folder, and the test folders, likeliest first.
 
     Where no name is a word for a split, ``x_train`` and ``x_test`` are, if all folders are of
     this ``x``.
 
     Raises:
-        UserError: several that could be the training pictures.
+        UserError: several that could be the training images.
     """
     # The plain word comes first.
     names = sorted(tops, key=lambda name: (name not in WORDS, name))
@@ -57,8 +57,8 @@ def split_folders(tops: Iterable[str]) -> tuple[str | None, list[str]]:
     trains, others = by_split["train"], by_split["test"] + by_split["val"]
     if len(trains) > 1 and others and trains[0] not in WORDS:
         raise UserError(
-            f"data.path: folders {', '.join(map(shown, trains))} could each be the training "
-            "pictures; call one of them train, or move the others away"
+            f"data.path: folders {', '.join(map(shown, trains))} could each hold the training "
+            "images; rename one of them to train, or move the others away"
         )
     return (trains[0] if trains else None), others
 
@@ -77,13 +77,13 @@ def _by_split(names: Sequence[str]) -> dict[str, list[str]]:
 def name_warnings(
     folder: str, names: Sequence[str], classes: Sequence[str], depth: int, held_out: bool
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What the names of class folders suggest to be otherwise than it is taken, one line each.
+    """Warn where names of class folders suggest another reading, one line each.
 
     Args:
         folder: data.path.
-        names: of all pictures, relative to it.
+        names: of all images, relative to it.
         classes: names of the class folders, at ``depth``.
-        held_out: whether the test pictures are held out here.
+        held_out: whether the test images are held out here.
 
     Returns:
         warnings about splits, and warnings about classes.
@@ -94,8 +94,8 @@ def name_warnings(
     # Of few folders; among many, a train is a vehicle.
     if held_out and classes and (suspicious or ("train" in parts and len(classes) <= 3)):
         of_splits.append(
-            f"class folders {_listed(classes)} look like splits and are taken for classes, since "
-            "train and test (or val) are not both there; call the splits train and test"
+            f"class folders {_listed(classes)} look like splits but are used as classes, since "
+            "train and test (or val) are not both present; rename the splits to train and test"
         )
     elif len(classes) == 1:
         of_classes.append(_one_class(folder, names, classes[0], depth))
@@ -103,14 +103,14 @@ def name_warnings(
     if classes and held_out and {"train"} < {split_of(name) for name in below} - {None}:
         inside = sorted(name for name in below if split_of(name))
         of_splits.append(
-            f"folders {_listed(inside)} inside the class folders are not taken for splits; put "
-            "them on top: train/CLASS and test/CLASS"
+            f"folders {_listed(inside)} inside the class folders are not used as splits; move "
+            "them to the top: train/CLASS and test/CLASS"
         )
     return tuple(of_splits), tuple(of_classes)
 
 
 def _one_class(folder: str, names: Sequence[str], name: str, depth: int) -> str:
-    """That all pictures are in the class folder ``name``, what is in it, and what to do."""
+    """Say that all images are in the class folder ``name``, what is in it, and what to do."""
     folders = [n.split("/")[:-1] for n in names]
     folders = [path for path in folders if path[depth : depth + 1] == [name]]
     inner, below = folders[0][: depth + 1], set[str]()
@@ -125,8 +125,8 @@ def _one_class(folder: str, names: Sequence[str], name: str, depth: int) -> str:
     if below:
         remedy = f"set data.path={path} if these are the classes or splits, or {remedy}"
     return (
-        f"one class only ({shown(name)}): every picture lies in this folder{inside}; there is "
-        f"nothing to tell apart, so no probe is run; {remedy}"
+        f"one class only ({shown(name)}): all images are in this folder{inside}, so "
+        f"evaluation is skipped; {remedy}"
     )
 
 

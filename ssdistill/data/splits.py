@@ -1,4 +1,4 @@
-"""What a source of pictures is: two splits, with labels only for who asks for them."""
+"""An image source: two splits, with labels on request only."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -17,7 +17,7 @@ SPLITS = ("train", "test")
 
 
 class RawSplit(ABC):
-    """Pictures of any size, as the source has them; ``title`` names the split in messages."""
+    """Images of any size, as in the source; ``title`` names the split in messages."""
 
     title: str
 
@@ -26,7 +26,7 @@ class RawSplit(ABC):
 
     @abstractmethod
     def image(self, i: int) -> np.ndarray:
-        """Picture ``i`` as (H, W, 3) uint8 RGB, or with its values where they have more bits.
+        """Return image ``i`` as (H, W, 3) uint8 RGB, or its own values if it has more bits.
 
         The latter are what :func:`ssdistill.data.deep_pixels.render` takes. Raises BadImage where
         it cannot be read.
@@ -37,40 +37,40 @@ class RawSplit(ABC):
 
     @abstractmethod
     def identity(self) -> str:
-        """Changes whenever the pictures change; cheap, and says nothing of labels."""
+        """Return a cheap key that changes whenever the images change; independent of labels."""
 
     def array(self) -> np.ndarray | None:
-        """All pictures as (N, H, W, 3) uint8 where they are in memory anyway, else None."""
+        """Return all images as (N, H, W, 3) uint8 if they are in memory anyway, else None."""
         return None
 
     def deep_rows(self) -> list[int]:
-        """Pictures of more than 8 bits a channel; finding them decodes nothing."""
+        """Return the rows of images of more than 8 bits a channel; decodes nothing."""
         return []
 
     def auto_window(self, low: float, high: float) -> Window:
-        """The window through which values from ``low`` to ``high`` become bytes by default."""
+        """Return the default window through which values from ``low`` to ``high`` become bytes."""
         return low, high
 
     def notes(self) -> list[str]:
-        """What was left out of each picture that was read; one phrase for every one of them."""
+        """Return a phrase for each image read of which something was left out."""
         return []
 
     def labels(self) -> np.ndarray:
-        """(N,) int64 classes, from 0; UserError where there are none."""
+        """Return (N,) int64 classes, from 0; raise UserError if there are none."""
         raise UserError(f"{self.title} has no labels")
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """Names by label; None where the source has none to give without reading labels."""
+        """Names by label; None if the source cannot give them without reading labels."""
         return None
 
 
 class ArraySplit(RawSplit):
-    """Pictures of one array, each part loaded when first asked for.
+    """Images of one array, loaded on first use.
 
     Args:
         images: gives (N, H, W, 3) or (N, H, W): uint8, or other numbers for a window.
-        labels: gives (N,) integers; None for unlabeled pictures.
+        labels: gives (N,) integers; None for unlabeled images.
         classes: gives the class names, if they are known apart from the labels.
     """
 
@@ -102,22 +102,22 @@ class ArraySplit(RawSplit):
     def image(self, i: int) -> np.ndarray:
         image = self._images[i]
         if image.dtype.kind == "f" and not np.isfinite(image).all():
-            raise BadImage("pixels that are NaN or infinite")
+            raise BadImage("NaN or infinite pixels")
         return image
 
     def deep_rows(self) -> list[int]:
         return [] if self._images.dtype == np.uint8 else list(range(len(self)))
 
     def auto_window(self, low: float, high: float) -> Window:
-        """Fractions are those of white; whole numbers fill the range from the smallest up."""
+        """Return [0, 1] for floats and booleans, the range of the values for integers."""
         if self._images.dtype.kind == "b":
             return 0.0, 1.0
         if self._images.dtype.kind != "f":
             return low, high
         if low < 0 or high > 1:
             raise UserError(
-                f"{self.title}: {self._images.dtype} pixels from {low:g} to {high:g} are not in "
-                f"[0, 1]; set data.window=[{low:g}, {high:g}], or whichever values are black and "
+                f"{self.title}: {self._images.dtype} pixels from {low:g} to {high:g} exceed "
+                f"[0, 1]; set data.window=[{low:g}, {high:g}], or to the values of black and "
                 "white"
             )
         return 0.0, 1.0
@@ -141,13 +141,13 @@ class ArraySplit(RawSplit):
 
 
 class Source(ABC):
-    """A place pictures come from; nothing is read before ``split`` is called.
+    """Base class of image sources; nothing is read before ``split`` is called.
 
     Keyword-only constructor arguments are the config, and each is kept as an attribute of the
     same name. A subclass sets ``kind``, ``has_labels``, ``default_image_size`` (pixels a side,
     used where the config leaves ``data.image_size`` open) and ``description``; where views for
-    natural pictures would be wrong, also ``default_recipe``, the name of a view recipe; and
-    where there may be no test pictures, ``has_test``.
+    natural images would be wrong, also ``default_recipe``, the name of a view recipe; and
+    where there may be no test images, ``has_test``.
     """
 
     kind: ClassVar[str]
@@ -158,35 +158,33 @@ class Source(ABC):
     default_recipe: str | None = None
 
     def split(self, name: str) -> RawSplit:
-        """The ``train`` or ``test`` pictures.
+        """Return the ``train`` or ``test`` images.
 
         Raises:
             UserError: another name, or the source's files are missing or not as expected.
         """
         if name not in SPLITS:
-            raise UserError(
-                f"data has no split '{name}'{nearest(name, SPLITS)}; it has train, test"
-            )
+            raise UserError(f"unknown split '{name}'{nearest(name, SPLITS)}; choose train or test")
         return self._split(name)
 
     @abstractmethod
     def _split(self, name: str) -> RawSplit: ...
 
     def warnings(self, labels: bool) -> tuple[str, ...]:
-        """What looks otherwise than it is taken, one line each; ``labels`` if they matter."""
+        """Return warnings about likely misreadings, one line each; ``labels``: are they read?"""
         return ()
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The keyword-only constructor arguments this source was made with."""
+        """The keyword-only constructor arguments of this source."""
         return settings_of(self)
 
 
 class Unlabeled(Source):
-    """Another source without its labels: the same pictures in the same splits.
+    """A source without its labels: the same images in the same splits.
 
     Args:
-        source: it is asked for pictures only.
+        source: it is asked for images only.
     """
 
     kind: ClassVar[str]
@@ -221,34 +219,34 @@ class Unlabeled(Source):
 
 
 class _UnlabeledSplit(RawSplit):
-    """A split whose labels are never asked for."""
+    """A split whose labels are never read."""
 
     def __init__(self, split: RawSplit):
-        self._pictures, self.title = split, split.title
+        self._split_data, self.title = split, split.title
 
     def __len__(self) -> int:
-        return len(self._pictures)
+        return len(self._split_data)
 
     def image(self, i: int) -> np.ndarray:
-        return self._pictures.image(i)
+        return self._split_data.image(i)
 
     def name(self, i: int) -> str:
-        return self._pictures.name(i)
+        return self._split_data.name(i)
 
     def identity(self) -> str:
-        return self._pictures.identity()
+        return self._split_data.identity()
 
     def array(self) -> np.ndarray | None:
-        return self._pictures.array()
+        return self._split_data.array()
 
     def deep_rows(self) -> list[int]:
-        return self._pictures.deep_rows()
+        return self._split_data.deep_rows()
 
     def auto_window(self, low: float, high: float) -> Window:
-        return self._pictures.auto_window(low, high)
+        return self._split_data.auto_window(low, high)
 
     def notes(self) -> list[str]:
-        return self._pictures.notes()
+        return self._split_data.notes()
 
     def labels(self) -> np.ndarray:
-        raise UserError(f"{self.title}: data.labels=none leaves its labels alone")
+        raise UserError(f"{self.title}: labels are disabled by data.labels=none")

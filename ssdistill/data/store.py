@@ -1,7 +1,7 @@
-"""Pictures decoded once into one memory-mapped uint8 array of squares.
+"""Images decoded once into one memory-mapped uint8 array of squares.
 
-A picture is cropped to its central square, so a wide one loses its sides, and resized. Square
-pictures of one size are what lets every later step work on whole batches, and a central crop is
+An image is cropped to its central square, so a wide one loses its sides, and resized. Square
+images of one size are what lets every later step work on whole batches, and a central crop is
 what evaluation reads anyway. No label is read or kept here: ``Store.labels`` asks the source.
 
 Every opening checks the pixels against checksums of their blocks: 0.25 s a gigabyte and core that
@@ -37,23 +37,23 @@ from ssdistill.files import write_atomically
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-"""Part of every store's key: raise it when the same pictures would be stored differently."""
+"""Part of every store's key: raise it when the same images would be stored differently."""
 LARGEST_JSON = 1 << 30
-"""Bytes; a store of millions of pictures names each of them."""
+"""Bytes; the metadata of millions of images list each name."""
 IMAGES, META, CHECKSUMS = "images.npy", "store.json", "checksums.json"
 
 
 class Store:
-    """One split's pictures at one size.
+    """One split's images at one size.
 
     Attributes:
         images: (N, H, W, 3) uint8, read-only, mapped from disk.
-        names: of the N pictures, as the source has them.
-        bad: (name, reason) of every picture left out.
+        names: of the N images, as the source has them.
+        bad: (name, reason) of every image left out.
         fingerprint: sha256 (hex) over pixels, names, size and window; labels are no part of it.
         mean, std: per channel over all pixels, in units of [0, 1]. A channel of one value has
             the std of one level of 255, by which it can be divided.
-        window: values that became black and white; None where all pictures had 8 bits.
+        window: values that became black and white; None where all images had 8 bits.
         notices: what a user should know of the pixels, one line each.
         source, split: where it came from.
     """
@@ -79,15 +79,18 @@ class Store:
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """(N,) int64, asked of the source at the first use; UserError where it has none."""
+        """(N,) int64, read from the source on first use; UserError if it has none."""
         labels = self.source.split(self.split).labels()
         if len(labels) != len(self) + len(self.bad):
-            raise UserError(f"the pictures of {self.folder} have changed since it was opened")
+            raise UserError(
+                f"the images of {self.folder} have changed since it was opened; run the command "
+                "again"
+            )
         return np.delete(labels, self._bad_rows)
 
     @cached_property
     def class_names(self) -> tuple[str, ...] | None:
-        """Names by label, where the source has them apart from the labels."""
+        """Names by label, if the source has them apart from the labels."""
         return self.source.split(self.split).class_names
 
 
@@ -100,12 +103,12 @@ def _damage_named(folder: Path) -> Iterator[None]:
     ) as error:  # fmt: skip
         reason = f"no {error}" if isinstance(error, KeyError) else one_line(error)
         raise UserError(
-            f"image store {folder} is damaged ({reason}); delete it, it is made again"
+            f"corrupt image store {folder} ({reason}); delete the folder to rebuild it"
         ) from error
 
 
 def _check_files(folder: Path) -> None:
-    """Nothing but regular files is opened: a pipe would be waited for, a device has no end.
+    """Check that all files are regular: a pipe would block, a device has no end.
 
     Raises:
         OSError, ValueError: what is wrong.
@@ -116,13 +119,13 @@ def _check_files(folder: Path) -> None:
             continue
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
-            raise ValueError(f"{name} is no regular file")
+            raise ValueError(f"{name} is not a regular file")
         if name != IMAGES and status.st_size > LARGEST_JSON:
             raise ValueError(f"{name} is too large")
 
 
 def _verify(folder: Path, meta: dict) -> None:
-    """Compare a store's files with their checksums; one that has none yet gets them.
+    """Compare a store's files with their checksums; write checksums if there are none yet.
 
     Raises:
         ValueError: what differs.
@@ -132,7 +135,7 @@ def _verify(folder: Path, meta: dict) -> None:
         # Of version 0.1, which left a fingerprint only.
         images_NHWC = np.load(folder / IMAGES, mmap_mode="r")
         if fingerprint_of(images_NHWC, meta["names"]) != meta["fingerprint"]:
-            raise ValueError("its pixels are not those of its fingerprint")
+            raise ValueError("the pixels do not match the fingerprint")
         with suppress(UserError, OSError):
             write_atomically(folder / CHECKSUMS, json.dumps(sums) + "\n")
         return
@@ -144,7 +147,7 @@ def _verify(folder: Path, meta: dict) -> None:
                 min(len(blocks), len(expected[name])),
             )
             at = f"from byte {first * BLOCK_BYTES} on" if first else "in its first block"
-            raise ValueError(f"{name} is not what was written, {at}")
+            raise ValueError(f"{name} does not match its checksum {at}")
 
 
 def open_store(
@@ -157,23 +160,23 @@ def open_store(
     window: WindowSetting = "auto",
     max_pixels: int = MAX_PIXELS,
 ) -> Store:
-    """The store of a split, made below ``root`` if it is not there.
+    """Open the store of a split; create it below ``root`` if missing.
 
-    It is found again by the source's kind and settings, the identity of its pictures, the size
-    and, of pictures with more than 8 bits, the window. Processes that want the same store at once
-    wait for the one that makes it; a store appears complete or not at all. Unreadable pictures
+    It is found again by the source's kind and settings, the identity of its images, the size
+    and, of images with more than 8 bits, the window. Processes that want the same store at once
+    wait for the one that makes it; a store appears complete or not at all. Unreadable images
     are left out and reported in one warning.
 
     Args:
         split: ``"train"`` or ``"test"``.
-        image_size: side of a stored picture in pixels.
-        max_bad: largest share of unreadable pictures.
-        window: which values of pictures with more than 8 bits are black and white, see
+        image_size: side of a stored image in pixels.
+        max_bad: largest fraction of unreadable images.
+        window: which values of images with more than 8 bits are black and white, see
             :class:`ssdistill.data.settings.StoreSettings`.
-        max_pixels: pictures with more are not decoded.
+        max_pixels: images with more are not decoded.
 
     Raises:
-        UserError: more unreadable pictures than ``max_bad``, none readable, a full disk, or a
+        UserError: more unreadable images than ``max_bad``, none readable, a full disk, or a
             folder that cannot be written; whatever the source raises.
     """
     raw = source.split(split)
@@ -181,10 +184,10 @@ def open_store(
     limits = [] if max_pixels == MAX_PIXELS else [["max_pixels", max_pixels]]
     folder = _folder(source, raw, split, image_size, root, limits)
     with pixel_limit(max_pixels), warnings.catch_warnings():
-        # Damaged EXIF, odd palettes: either the picture is read or it is listed as bad.
+        # Damaged EXIF, odd palettes: either the image is read or it is listed as bad.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         values = None
-        # Of deep pictures, the window is part of the name: this one has been looked at.
+        # The window is part of the store's name.
         if not (folder / CHECKSUMS).exists():
             values = window_of(source, split, window, root)
         if values:
@@ -208,11 +211,11 @@ def _warn(store: Store, title: str, max_bad: float, window: WindowSetting) -> No
     title = shown(title)
     if store.bad:
         name, reason = store.bad[0]
-        counts = f"{len(store.bad)} of {total} pictures cannot be read and are left out"
+        counts = f"{len(store.bad)} of {total} images cannot be read and are skipped"
         log.warning("%s: %s, first %s (%s)", title, counts, shown(name), reason)
     if window != "auto" and store.window is None:
         value = window if window == "full" else list(window)
-        log.warning("%s: data.window=%s is not used, all pictures have 8 bits", title, value)
+        log.warning("%s: ignoring data.window=%s, since all images have 8 bits", title, value)
     for notice in store.notices:
         log.warning("%s: %s", title, notice)
 
@@ -231,7 +234,7 @@ def _locked(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=1)
     except Timeout:
-        log.warning("waiting for another process that is making %s", folder)
+        log.warning("waiting for another process that is creating %s", folder)
         lock.acquire()
     try:
         yield
@@ -255,9 +258,9 @@ def _check_space(folder: Path, raw: RawSplit, image_size: int) -> None:
     needed, free = len(raw) * image_size**2 * 3, shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
-            f"data.image_size={image_size}: {len(raw)} pictures take {needed / 1e9:,.1f} GB, and "
-            f"{free / 1e9:,.1f} GB are free in {folder}; lower data.image_size, or choose another "
-            "folder with --runs"
+            f"data.image_size={image_size}: {len(raw)} images take {needed / 1e9:,.1f} GB, but "
+            f"only {free / 1e9:,.1f} GB are free in {folder}; lower data.image_size, or choose "
+            "another folder with --runs"
         )
 
 
@@ -269,7 +272,7 @@ def _make(
     window: Window | None,
     automatic: bool,
 ) -> None:
-    """Fill ``<folder>.partial`` and rename it; the caller holds the lock."""
+    """Fill ``<folder>.partial`` and rename it; the caller must hold the lock."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()

@@ -1,4 +1,4 @@
-"""Write a split's pictures as one array, decoding on all cores."""
+"""Write a split's images as one array, decoding on all cores."""
 
 import hashlib
 import os
@@ -30,14 +30,14 @@ def write_images(
     window: Window | None = None,
     automatic: bool = True,
 ) -> dict:
-    """Write a split's squares as one ``.npy``; return what the store's json says of them.
+    """Write a split's squares as one ``.npy``; return the metadata of the store's json.
 
     Bytes are written in order rather than through a memory map: on a full disk a write raises,
     where a store into mapped memory kills the process.
 
     Args:
-        window: values of deep pictures that become black and white.
-        automatic: whether the window follows from the pictures, so that clipping is not meant.
+        window: values of deep images that become black and white.
+        automatic: whether the window follows from the images, so that clipping is not meant.
     """
     digest, moments = _digest(size), Moments()
     names: list[str] = []
@@ -60,7 +60,7 @@ def write_images(
             digest.update(images_NHWC)
             moments.add(images_NHWC)
     if not names:
-        raise UserError(f"{shown(raw.title)} has no picture that can be read{_first(bad)}")
+        raise UserError(f"{shown(raw.title)} has no readable image{_first(bad)}; replace them")
     file.seek(0)
     _write_header(file, len(names), size)
     mean, std = moments.mean_std()
@@ -78,7 +78,7 @@ def write_images(
 
 
 def fingerprint_of(images_NHWC: np.ndarray, names: list[str], window: Window | None = None) -> str:
-    """The fingerprint of stored pictures, from their pixels."""
+    """Compute the fingerprint of stored images from their pixels."""
     digest = _digest(images_NHWC.shape[1])
     step = max(1, CHUNK_BYTES // images_NHWC[0].nbytes)
     for start in range(0, len(images_NHWC), step):
@@ -104,10 +104,10 @@ def _write_header(file: IO[bytes], count: int, size: int) -> None:
 
 
 class Squarer:
-    """Reads pictures of a split as squares of bytes.
+    """Read images of a split as squares of bytes.
 
     Attributes:
-        clipped: of the deep pictures' pixels, the share that lies beyond the window.
+        clipped: of the deep images' pixels, the share that lies beyond the window.
     """
 
     def __init__(self, raw: RawSplit, size: int, window: Window | None):
@@ -132,7 +132,7 @@ class Squarer:
 
 
 def _chunks(raw: RawSplit, squarer: Squarer) -> Iterator[tuple[range, list[np.ndarray | BadImage]]]:
-    """Rows of a split and their squares, in order, decoded by one thread per core.
+    """Yield rows of a split and their squares, in order, decoded by one thread per core.
 
     Threads are enough: Pillow lets go of the interpreter while it decodes and resizes.
     """
@@ -150,7 +150,7 @@ def _chunks(raw: RawSplit, squarer: Squarer) -> Iterator[tuple[range, list[np.nd
 
 
 def _with_bar(chunks: Iterator, total: int, title: str) -> Iterator:
-    """Pass chunks on; a progress bar appears once they have taken two seconds."""
+    """Pass chunks through; show a progress bar after two seconds."""
     console = Console(stderr=True)
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=console, transient=True)
@@ -167,11 +167,11 @@ def _with_bar(chunks: Iterator, total: int, title: str) -> Iterator:
 
 
 def refuse_bad(title: str, bad: list[tuple[str, str]], total: int, max_bad: float) -> None:
-    """Raises UserError when more than a share ``max_bad`` of ``total`` is in ``bad``."""
+    """Raise UserError if more than the fraction ``max_bad`` of ``total`` images is in ``bad``."""
     if len(bad) > max_bad * total:
         raise UserError(
-            f"{shown(title)}: more than {max_bad:.1%} of {total} pictures cannot be read"
-            f"{_first(bad)}; raise data.max_bad to leave them out"
+            f"{shown(title)}: more than {max_bad:.1%} of {total} images cannot be read"
+            f"{_first(bad)}; raise data.max_bad to skip them"
         )
 
 

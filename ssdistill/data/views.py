@@ -1,9 +1,9 @@
-"""Random views of a batch: one recipe, every image with its own draw.
+"""Random views of a batch: one recipe, an independent draw for every image.
 
 A view is drawn (:func:`view_parameters`) and then made (:func:`apply_parameters`), so that it can
 be made again later. The order of operations is that of SimCLR (arXiv:2002.05709, appendix A) and
-BYOL (arXiv:2006.07733, appendix B): crop, flip, colour jitter, greyscale, blur, solarize.
-Views are in [0, 1], not normalised: each encoder does that for itself.
+BYOL (arXiv:2006.07733, appendix B): crop, flip, color jitter, grayscale, blur, solarize.
+Views are in [0, 1], not normalized: each encoder does that for itself.
 """
 
 from dataclasses import dataclass, fields
@@ -26,7 +26,7 @@ _SLOTS |= {"grayscale": 1, "blur": 1, "blur_sigma": 1, "solarize": 1}
 
 @dataclass(frozen=True)
 class ViewParameters:
-    """All that was drawn for a view of B images, enough to make it again.
+    """Everything drawn for a view of B images; enough to reproduce it.
 
     Attributes:
         top_B, left_B, height_B, width_B: int64 crop in source pixels.
@@ -57,7 +57,7 @@ class ViewParameters:
         return geometry.Boxes(self.top_B, self.left_B, self.height_B, self.width_B)
 
     def take(self, rows: Tensor | slice) -> "ViewParameters":
-        """The parameters of some of the images."""
+        """Select the parameters of some of the images."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return ViewParameters(
             **{k: v[rows] if isinstance(v, Tensor) else v for k, v in values.items()}
@@ -117,7 +117,7 @@ def _factors(recipe: ViewRecipe, number_B4: Tensor) -> Tensor:
 
 @torch.no_grad()
 def apply_parameters(images_BHWC: Tensor, params: ViewParameters, size: int) -> Tensor:
-    """Make the view that ``params`` describes.
+    """Build the view that ``params`` describes.
 
     Args:
         images_BHWC: uint8, three channels, on the device of ``params``.
@@ -132,7 +132,9 @@ def apply_parameters(images_BHWC: Tensor, params: ViewParameters, size: int) -> 
     _, height, width, channels = images_BHWC.shape
     batch = len(images_BHWC)
     if images_BHWC.dtype != torch.uint8 or channels != 3:
-        raise TypeError(f"views need uint8 BHWC images with 3 channels, not {images_BHWC.shape}")
+        raise TypeError(
+            f"images must be uint8 (B, H, W, 3), got {images_BHWC.dtype} {tuple(images_BHWC.shape)}"
+        )
     out_BCHW = torch.empty(batch, 3, size, size, device=images_BHWC.device)
     chunk = batch
     if images_BHWC.device.type == "cpu":
@@ -145,7 +147,7 @@ def apply_parameters(images_BHWC: Tensor, params: ViewParameters, size: int) -> 
 
 
 def _make(images_BHWC: Tensor, params: ViewParameters, out_BCHW: Tensor) -> None:
-    """Fill ``out_BCHW``; the images are put in the order the colour jitter works in."""
+    """Fill ``out_BCHW``; images are sorted by the order in which the color jitter works."""
     group_B = colour.jitter_groups(params.order_B4, params.jitter_B)
     group_B, sorted_B = group_B.sort(stable=True)
     params = params.take(sorted_B)
@@ -154,8 +156,8 @@ def _make(images_BHWC: Tensor, params: ViewParameters, out_BCHW: Tensor) -> None
         images_BHWC.index_select(0, sorted_B), params.boxes, params.flip_B, size
     )
     colour.jitter_(x_BCHW, params.order_B4, params.factor_B4, group_B)
-    if len(grey_K := params.grayscale_B.nonzero()[:, 0]):
-        colour.grayscale_(x_BCHW, grey_K)
+    if len(gray_K := params.grayscale_B.nonzero()[:, 0]):
+        colour.grayscale_(x_BCHW, gray_K)
     if len(blur_K := params.blur_B.nonzero()[:, 0]):
         kernel = colour.blur_kernel_size(params.blur_kernel, size)
         colour.gaussian_blur_(x_BCHW, blur_K, params.blur_sigma_B[blur_K], kernel)
@@ -175,7 +177,7 @@ def make_view(
     view: int,
     size: int,
 ) -> Tensor:
-    """One random view of each image, a pure function of (seed, epoch, index, view).
+    """Build one random view of each image, a pure function of (seed, epoch, index, view).
 
     Args:
         images_BHWC: uint8, three channels.
@@ -187,7 +189,7 @@ def make_view(
         (B, 3, size, size) float32 in [0, 1], on the device of ``images_BHWC``, without gradient.
     """
     if size < 1:
-        raise UserError(f"a view of size {size} has no pixels")
+        raise UserError(f"size={size}: a view needs at least one pixel")
     height, width = images_BHWC.shape[1:3]
     params = view_parameters(
         recipe,
@@ -203,7 +205,7 @@ def make_view(
 
 @torch.no_grad()
 def eval_view(images_BHWC: Tensor, size: int) -> Tensor:
-    """The deterministic view: shorter side to ``size``, then the central square.
+    """Build the deterministic view: shorter side to ``size``, then the central square.
 
     Args:
         images_BHWC: uint8, three channels.
@@ -212,4 +214,4 @@ def eval_view(images_BHWC: Tensor, size: int) -> Tensor:
         (B, 3, size, size) float32 in [0, 1]; the pixels themselves when they already fit.
     """
     with torch.autocast(images_BHWC.device.type, enabled=False):
-        return geometry.resize_centre_crop(images_BHWC, size)
+        return geometry.resize_center_crop(images_BHWC, size)

@@ -1,4 +1,4 @@
-"""Which values of a data set of more than 8 bits are stored as black and as white."""
+"""Pixel values stored as black and white, for data with more than 8 bits a channel."""
 
 import hashlib
 import json
@@ -21,14 +21,14 @@ WindowSetting = Window | Literal["auto", "full"]
 
 
 def window_of(source: Source, split: str, setting: WindowSetting, root: Path) -> Window | None:
-    """The window of a split, or None where all its pictures have 8 bits.
+    """Return the window of a split, or None if all its images have 8 bits.
 
-    ``auto`` is from the smallest to the largest value of the training pictures, for both splits;
-    what is found is kept below ``root``, by the identity of the pictures.
+    ``auto`` is from the smallest to the largest value of the training images, for both splits;
+    what is found is kept below ``root``, by the identity of the images.
 
     Raises:
-        UserError: ``full`` of pictures of several types, values that no window suits, or no
-            picture that can be read.
+        UserError: ``full`` of images of several types, values that no window suits, or no
+            image that can be read.
     """
     raw = source.split(split)
     if not _has_deep(source, raw, split, root):
@@ -49,8 +49,8 @@ def window_of(source: Source, split: str, setting: WindowSetting, root: Path) ->
         return low, max(low + 1.0, float(np.nextafter(low, np.inf)))
     if not has_usable_width((low, high)):
         raise UserError(
-            f"{decides.title}: pixels from {low:g} to {high:g} are too far apart, or too close, to "
-            "be told apart; set data.window=[low, high]"
+            f"{decides.title}: pixels from {low:g} to {high:g} span too wide or too narrow a range "
+            "for float64; set data.window=[low, high]"
         )
     return low, high
 
@@ -60,7 +60,7 @@ def _has_deep(source: Source, raw: RawSplit, split: str, root: Path) -> bool:
 
 
 def _measured(raw: RawSplit) -> dict[str, float]:
-    """Smallest and largest value of all deep pictures that can be read."""
+    """Return the smallest and largest value of all readable deep images."""
 
     refused: dict[int, str] = {}
 
@@ -75,26 +75,26 @@ def _measured(raw: RawSplit) -> dict[str, float]:
         ends = list(pool.map(extremes, raw.deep_rows()))
     low, high = min(low for low, _ in ends), max(high for _, high in ends)
     if low > high:
-        # A picture that is wholly transparent is read, and shows nothing.
+        # An image that is wholly transparent is read, and shows nothing.
         reasons = [f", first {shown(raw.name(row))} ({refused[row]})" for row in sorted(refused)]
         raise UserError(
-            f"{shown(raw.title)}: no picture of more than 8 bits can be read"
+            f"{shown(raw.title)}: no readable image with more than 8 bits"
             f"{''.join(reasons[:1])}; replace or remove them"
         )
     return {"low": low, "high": high}
 
 
 def _full(raw: RawSplit) -> Window:
-    """The range of the one type that all deep pictures have."""
+    """Return the range of the pixel type that all deep images share."""
     ranges = set()
     for row in raw.deep_rows():
         with suppress(BadImage):
             ranges.add(full_range(raw.image(row).dtype))
     if len(ranges) == 1:
         return ranges.pop()
-    reason = "of several types" if ranges else "of more than 8 bits that cannot be read"
+    reason = "have several pixel types" if ranges else "with more than 8 bits are unreadable"
     raise UserError(
-        f"data.window=full: {raw.title} has pictures {reason}; set data.window=auto or "
+        f"data.window=full: the images of {raw.title} {reason}; set data.window=auto or "
         "data.window=[low, high]"
     )
 
@@ -106,7 +106,7 @@ def _path(source: Source, raw: RawSplit, split: str, root: Path) -> Path:
 
 
 def _remembered(path: Path, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """What was measured before, or is now; a folder that cannot be written to is no matter."""
+    """Read the values cached at ``path``, or measure them and try to cache them."""
     with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         if not path.is_file():
             raise FileNotFoundError(path)

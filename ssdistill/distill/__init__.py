@@ -1,1 +1,1 @@
-"""Frozen teacher, student, and the losses between them."""
+"""Distillation: frozen teachers, a student, and the losses between them."""

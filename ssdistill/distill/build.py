@@ -1,4 +1,4 @@
-"""The losses between one student and its teachers, from their settings."""
+"""Build the losses between one student and its teachers from their settings."""
 
 from collections.abc import Mapping
 
@@ -15,7 +15,7 @@ def build_losses(
     settings: Mapping[str, LossSettings],
     num_samples: int,
 ) -> dict[str, Loss]:
-    """Every loss, heads freshly initialised, once for each teacher it learns from.
+    """Build every loss, with fresh heads, once for each teacher it learns from.
 
     Args:
         teacher: one, or several by name.
@@ -36,13 +36,13 @@ def build_losses(
         try:
             losses[full] = LOSSES.build(settings[name], facts[learns_from])
         except UserError as error:
-            where = f"losses.{name}" if full == name else f"losses.{name} from {learns_from}"
-            raise UserError(f"{where}: {error}") from None
+            config_path = f"losses.{name}" if full == name else f"losses.{name} from {learns_from}"
+            raise UserError(f"{config_path}: {error}") from None
     return losses
 
 
 def shapes(student: Encoder, teacher: Encoder, num_samples: int) -> Shapes:
-    """What losses between these two encoders need to know before the first batch."""
+    """Collect the facts that losses between two encoders need before the first batch."""
     return Shapes(
         student_dim=student.embed_dim,
         teacher_dim=teacher.embed_dim,

@@ -1,4 +1,4 @@
-"""The figure in code: frozen teachers, one student, weighted losses between them."""
+"""The distiller: frozen teachers, one student, weighted losses between them."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -28,11 +28,11 @@ Pairs = dict[str, list[Pair]]
 
 
 class Distiller(Task):
-    """Trains ``student`` by weighted losses against a frozen ``teacher``, or several.
+    """Train ``student`` by weighted losses against one or several frozen teachers.
 
     The teachers follow the distiller from device to device but are no submodules of it: they are
     in neither ``parameters()`` nor ``state_dict()``, and ``train()`` leaves them in eval mode. All
-    networks take images in [0, 1] and normalise them for themselves, and encode only the views
+    networks take images in [0, 1] and normalize them for themselves, and encode only the views
     that a loss pairs. Feature maps that the losses read are tapped here.
 
     Each of several teachers has losses of its own (:func:`ssdistill.distill.build.build_losses`),
@@ -64,7 +64,7 @@ class Distiller(Task):
     ):
         super().__init__()
         if not losses:
-            raise UserError("losses: at least one is needed to distil")
+            raise UserError("losses: at least one loss is required")
         self.encoder = student
         # In a dict, nn.Module does not see the teachers.
         self.teachers = {n: t.requires_grad_(False).eval() for n, t in by_name(teacher).items()}
@@ -74,17 +74,19 @@ class Distiller(Task):
             try:
                 self.losses[name] = loss
             except KeyError as error:
-                raise UserError(f"losses: '{name}' cannot be a loss's name") from error
+                raise UserError(f"losses: invalid name '{name}'; choose another") from error
         self.settings = settings_of(self.origins, settings or {})
         self.num_views = max(loss.views for loss in losses.values())
-        wanted = {n for loss in losses.values() for n in (*loss.extra_student, *loss.extra_teacher)}
-        self.extra_views = tuple(name for name in EXTRA if name in wanted)
+        extra_names = {
+            n for loss in losses.values() for n in (*loss.extra_student, *loss.extra_teacher)
+        }
+        self.extra_views = tuple(name for name in EXTRA if name in extra_names)
         self._tap()
         self.dropping = None
         if teacher_dropping:
             self.dropping = TeacherDropping(teacher_dropping, self.origins, losses)
         if interpolate and len(self.teachers) > 1:
-            raise UserError(f"interpolate: takes one teacher, and there are {len(self.teachers)}")
+            raise UserError(f"interpolate requires a single teacher, got {len(self.teachers)}")
         self.interpolation = interpolate and Interpolation(student, self.teacher, interpolate)
         if interpolate and interpolate.when == "before":
             self.interpolation.move()
@@ -97,16 +99,16 @@ class Distiller(Task):
 
     @property
     def teacher(self) -> Encoder:
-        """The frozen encoder, where there is one only."""
+        """The frozen encoder, if there is only one."""
         (teacher,) = self.teachers.values()
         return teacher
 
     def losses_of(self, teacher: str) -> dict[str, Loss]:
-        """The losses that learn from one teacher, by their full names."""
+        """Return the losses that learn from one teacher, by their full names."""
         return {n: self.losses[n] for n in self.origins if self.origins[n].teacher == teacher}
 
     def weights_at(self, step: int, num_steps: int) -> dict[str, float]:
-        """Weight of each loss at one step, by name."""
+        """Return the weight of each loss at one step, by name."""
         teachers = Counter(origin.loss for origin in self.origins.values())
         return {
             name: self.settings[loss].weight_at(step, num_steps) / teachers[loss]
@@ -114,10 +116,10 @@ class Distiller(Task):
         }
 
     def pairs_of(self, name: str, sizes: Sequence[int]) -> list[Pair]:
-        """(student's view, teacher's view) that the loss called ``name`` compares.
+        """Return the (student's view, teacher's view) pairs that the loss ``name`` compares.
 
         Raises:
-            UserError: pairs that name a view there is not; the loss is named.
+            UserError: pairs with an unknown view; the message names the loss.
         """
         loss = self.origins[name].loss
         try:
@@ -126,7 +128,7 @@ class Distiller(Task):
             raise UserError(f"losses.{loss}.{error}") from None
 
     def forward(self, views: list[Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Unweighted losses by name.
+        """Return unweighted losses by name.
 
         Args:
             views: (B, 3, H, W) tensors in [0, 1]: ``num_views`` or more, and after them those
@@ -148,30 +150,30 @@ class Distiller(Task):
     def _student_outputs(
         self, views: list[Tensor], extra: dict[str, Tensor], pairs: Pairs
     ) -> dict[str, Outputs]:
-        ours = {name: [i for i, _ in pairs[name]] for name in pairs}
-        seen = {i: views[i] for i in sorted(set().union(*ours.values()))}
-        wanted = {n for loss in self.losses.values() for n in loss.extra_student}
-        found = encode_views(self.encoder, {**seen, **_some(extra, wanted)})
-        self.last_embeddings = [found[i].embedding_BD.detach() for i in seen]
-        moved = self._momentum_outputs(views, ours)
+        views_by_loss = {name: [i for i, _ in pairs[name]] for name in pairs}
+        used_views = {i: views[i] for i in sorted(set().union(*views_by_loss.values()))}
+        extra_names = {n for loss in self.losses.values() for n in loss.extra_student}
+        outputs = encode_views(self.encoder, {**used_views, **_select(extra, extra_names)})
+        self.last_embeddings = [outputs[i].embedding_BD.detach() for i in used_views]
+        moved = self._momentum_outputs(views, views_by_loss)
         return {
             name: Outputs(
-                [found[i] for i in ours[name]],
-                _some(found, loss.extra_student),
-                [moved[i] for i in ours[name]] if loss.momentum is not None else (),
+                [outputs[i] for i in views_by_loss[name]],
+                _select(outputs, loss.extra_student),
+                [moved[i] for i in views_by_loss[name]] if loss.momentum is not None else (),
             )
             for name, loss in self.losses.items()
         }
 
     @torch.no_grad()
     def _momentum_outputs(
-        self, views: list[Tensor], ours: dict[str, list[int]]
+        self, views: list[Tensor], views_by_loss: dict[str, list[int]]
     ) -> dict[int, Representation]:
         if self.momentum_student is None:
             return {}
         readers = [name for name, loss in self.losses.items() if loss.momentum is not None]
-        seen = sorted({i for name in readers for i in ours[name]})
-        return encode_views(self.momentum_student, {i: views[i] for i in seen})
+        used_views = sorted({i for name in readers for i in views_by_loss[name]})
+        return encode_views(self.momentum_student, {i: views[i] for i in used_views})
 
     def _teacher_outputs(
         self, views: list[Tensor], extra: dict[str, Tensor], pairs: Pairs, batch: Batch
@@ -179,20 +181,20 @@ class Distiller(Task):
         outputs = {}
         for teacher in self.teachers:
             losses = self.losses_of(teacher)
-            theirs = {name: [j for _, j in pairs[name]] for name in losses}
-            seen = {j: views[j] for j in sorted(set().union(*theirs.values()))}
-            wanted = {n for loss in losses.values() for n in loss.extra_teacher}
-            found = self.targets({**seen, **_some(extra, wanted)}, batch, teacher)
+            views_by_loss = {name: [j for _, j in pairs[name]] for name in losses}
+            used_views = {j: views[j] for j in sorted(set().union(*views_by_loss.values()))}
+            extra_names = {n for loss in losses.values() for n in loss.extra_teacher}
+            targets = self.targets({**used_views, **_select(extra, extra_names)}, batch, teacher)
             for name, loss in losses.items():
-                pair = [found[j] for j in theirs[name]]
-                outputs[name] = Outputs(pair, _some(found, loss.extra_teacher))
+                compared = [targets[j] for j in views_by_loss[name]]
+                outputs[name] = Outputs(compared, _select(targets, loss.extra_teacher))
         return outputs
 
     @torch.no_grad()
     def targets(
         self, views: dict[int | str, Tensor], batch: Batch, teacher: str | None = None
     ) -> dict[int | str, Representation]:
-        """The outputs of a teacher (of the only one, if none is named) by view, without gradient.
+        """Return a teacher's outputs by view, without gradient; ``teacher`` is optional for one.
 
         Not under ``inference_mode``: autograd cannot save its tensors, and the copies that would
         take cost what it gains.
@@ -200,7 +202,7 @@ class Distiller(Task):
         return encode_views(self.teacher if teacher is None else self.teachers[teacher], views)
 
     def after_step(self, step: int, num_steps: int) -> None:
-        """Move the student's weights, its moving average and those of the losses' heads."""
+        """Update the student's weights, its moving average and those of the losses' heads."""
         if self.interpolation:
             self.interpolation.after_step(step)
         for loss in self.losses.values():
@@ -211,7 +213,7 @@ class Distiller(Task):
             update_momentum(self.encoder, self.momentum_student, momentum)
 
     def train(self, mode: bool = True) -> "Distiller":
-        """Switch student and losses; the teachers stay in eval mode."""
+        """Switch student and losses to training mode; teachers stay in eval mode."""
         super().train(mode)
         for teacher in self.teachers.values():
             teacher.eval()
@@ -223,13 +225,15 @@ class Distiller(Task):
         return super()._apply(fn, recurse)
 
     def _tap(self) -> None:
-        """Let each network return the feature maps and projections that the losses read."""
-        ours = dict.fromkeys(tap for loss in self.losses.values() for tap in loss.student_taps)
-        self.student.set_taps(tuple(ours))
+        """Make each network return the feature maps and projections that the losses read."""
+        student_taps = dict.fromkeys(
+            tap for loss in self.losses.values() for tap in loss.student_taps
+        )
+        self.student.set_taps(tuple(student_taps))
         for name, teacher in self.teachers.items():
             losses = self.losses_of(name).values()
-            theirs = dict.fromkeys(tap for loss in losses for tap in loss.teacher_taps)
-            teacher.set_taps(tuple(theirs))
+            teacher_taps = dict.fromkeys(tap for loss in losses for tap in loss.teacher_taps)
+            teacher.set_taps(tuple(teacher_taps))
             teacher.project = any(loss.needs_projection for loss in losses)
 
     def _moving_average(self, losses: Mapping[str, Loss]) -> Encoder | None:
@@ -242,9 +246,12 @@ class Distiller(Task):
             return None
         if len(set(momentums.values())) > 1:
             listed = ", ".join(f"losses.{n}.momentum={m}" for n, m in momentums.items())
-            raise UserError(f"the student has one moving average, not several: {listed}")
+            raise UserError(
+                f"losses disagree on the momentum of the student's moving average: {listed}; set "
+                "one value"
+            )
         return momentum_copy(self.encoder)
 
 
-def _some(found: Mapping[str, object], names: Sequence[str] | set[str]) -> dict:
-    return {name: value for name, value in found.items() if name in names}
+def _select(items: Mapping[str, object], names: Sequence[str] | set[str]) -> dict:
+    return {name: item for name, item in items.items() if name in names}

@@ -1,4 +1,4 @@
-"""Teacher dropping: an image learns from some of its teachers only (UNIC, arXiv:2408.05088).
+"""Teacher dropping: an image learns from a random subset of its teachers (UNIC, arXiv:2408.05088).
 
 Left alone, a student follows the teacher that is easiest to follow. So an image's teachers are
 dropped at random, each by itself, but never the one it is furthest from.
@@ -17,12 +17,12 @@ from ssdistill.losses import Loss
 from ssdistill.losses.base.dropping import kept_shares
 
 _DROPS = 240805088
-"""Stands where the views have their seed. Step and image number make a draw: images come in
-another order with every seed of a training already."""
+"""Seed of these random draws, which depend on step and image number; the order of images already
+depends on the seed of the training."""
 
 
 class TeacherDropping:
-    """What the losses become where images do without some of their teachers.
+    """Reweight the losses where images learn from only some of their teachers.
 
     Teachers are compared by the weighted sum of their losses for an image, so that all losses of
     a teacher are dropped together. Values stay what they are without dropping; the gradient of
@@ -45,12 +45,14 @@ class TeacherDropping:
         self.teacher_of = {name: origin.teacher for name, origin in origins.items()}
         self.teachers = list(dict.fromkeys(self.teacher_of.values()))
         if len(self.teachers) == 1:
-            raise UserError("teacher_dropping: needs several teachers, and there is one")
+            raise UserError(
+                "teacher_dropping requires at least two teachers, got 1; set teacher_dropping=null"
+            )
         for name, loss in losses.items():
             if not loss.is_mean_over_images:
                 raise UserError(
-                    f"losses.{origins[name].loss}: no mean over images, so an image cannot do "
-                    "without a teacher; set teacher_dropping=null or take another kind"
+                    f"losses.{origins[name].loss}: not a mean over images, which "
+                    "teacher_dropping requires; set teacher_dropping=null or choose another loss"
                 )
 
     def __call__(
@@ -70,7 +72,7 @@ class TeacherDropping:
 
 
 def draw_dropped(batch: Batch, num_teachers: int, probability: float) -> Tensor:
-    """Which teachers (rows, True is dropped) each image of the batch may do without, (T, B)."""
+    """Draw which teachers (rows, True is dropped) each image of the batch drops, (T, B)."""
     draw_BT = uniform(_DROPS, batch.step, batch.index_B, 0, num_teachers, torch.float32)
     return (draw_BT < probability).T
 

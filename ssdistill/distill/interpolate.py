@@ -1,4 +1,4 @@
-"""Weight-space transfer: move the student's weights towards the teacher's where shapes allow."""
+"""Weight interpolation: move the student's weights towards the teacher's where shapes allow."""
 
 import logging
 from typing import Literal
@@ -17,10 +17,10 @@ class InterpolateSettings(Settings):
     """student <- student + alpha (teacher - student), for tensors of equal name and shape.
 
     Args:
-        alpha: share of the way to go; 1 copies the teacher.
+        alpha: step size; 1 copies the teacher.
         when: ``before`` training, once, or ``during``, after every ``every`` steps.
         every: optimizer steps between two moves.
-        at_least: share of the student's weights that must have a counterpart.
+        at_least: fraction of the student's weights that must have a counterpart.
     """
 
     alpha: Fraction = 0.5
@@ -30,7 +30,7 @@ class InterpolateSettings(Settings):
 
 
 class Interpolation:
-    """Tensors of the student that have a counterpart in the teacher to move towards.
+    """Interpolate the student's tensors towards their counterparts in the teacher.
 
     Parameters and floating-point buffers (batch-norm statistics) count, by their names.
 
@@ -45,24 +45,29 @@ class Interpolation:
 
     def __init__(self, student: Encoder, teacher: Encoder, settings: InterpolateSettings):
         self.settings, self._networks = settings, (student.net, teacher.net)
-        ours, theirs = self._tensors()
+        student_tensors, teacher_tensors = self._tensors()
         self.names = [
-            name for name, x in ours.items() if name in theirs and theirs[name].shape == x.shape
+            name
+            for name, x in student_tensors.items()
+            if name in teacher_tensors and teacher_tensors[name].shape == x.shape
         ]
-        numbers = sum(x.numel() for x in ours.values())
-        self.share = sum(ours[name].numel() for name in self.names) / numbers
-        counted = f"{len(self.names)} of the student's {len(ours)} tensors ({self.share:.1%})"
+        num_values = sum(x.numel() for x in student_tensors.values())
+        self.share = sum(student_tensors[name].numel() for name in self.names) / num_values
+        counted = (
+            f"{len(self.names)} of the student's {len(student_tensors)} tensors ({self.share:.1%})"
+        )
         if not self.names or self.share < settings.at_least:
-            odd = next(name for name in ours if name not in self.names)
+            unmatched = next(name for name in student_tensors if name not in self.names)
             raise UserError(
-                f"interpolate: {counted} have the teacher's name and shape ('{odd}' has not); "
-                "take equal architectures or set interpolate=null"
+                f"interpolate: only {counted} match a teacher tensor by name and shape "
+                f"(first without a match: '{unmatched}'); use the same architecture or set "
+                "interpolate=null"
             )
         if self.share < 1:
-            log.warning("interpolate: %s have a counterpart in the teacher and move", counted)
+            log.warning("interpolate: only %s match a teacher tensor and are interpolated", counted)
 
     def _tensors(self) -> list[dict[str, Tensor]]:
-        # Looked up anew: moving a network to a device replaces its buffers.
+        # Not cached: moving a network to a device replaces its buffers.
         return [
             {n: x for n, x in net.state_dict(keep_vars=True).items() if x.is_floating_point()}
             for net in self._networks
@@ -70,12 +75,12 @@ class Interpolation:
 
     @torch.no_grad()
     def move(self) -> None:
-        """One move of all tensors."""
+        """Move all tensors once."""
         ours, theirs = self._tensors()
         for name in self.names:
             ours[name].lerp_(theirs[name].to(ours[name]), self.settings.alpha)
 
     def after_step(self, step: int) -> None:
-        """Move where the settings say so after optimizer step ``step`` (from 0)."""
+        """Move after optimizer step ``step`` (from 0) if the settings say so."""
         if self.settings.when == "during" and (step + 1) % self.settings.every == 0:
             self.move()

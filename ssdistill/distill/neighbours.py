@@ -1,4 +1,4 @@
-"""Which training images look most alike to a network."""
+"""Nearest neighbors of training images by a network's embedding."""
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ QUERIES, BANK = 1024, 16384
 
 @torch.no_grad()
 def nearest_neighbours(embedding_ND: Tensor, k: int = 5) -> np.ndarray:
-    """The ``k`` images nearest to each image, itself left out, the nearest first.
+    """Return the ``k`` nearest other images of each image, nearest first.
 
     Distances are Euclidean between vectors of length 1, which orders images as cosine similarity
     does; this is how BINGO (arXiv:2107.01691) bags images. All pairs are compared, block by
@@ -32,17 +32,19 @@ def nearest_neighbours(embedding_ND: Tensor, k: int = 5) -> np.ndarray:
     z_ND = functional.normalize(as_features(embedding_ND, "embeddings"), dim=1)
     count = len(z_ND)
     if count <= k:
-        raise UserError(f"{k} neighbours of each image cannot be found among {count} images")
+        raise UserError(
+            f"k={k} neighbors requested, but only {count} images available; at least k + 1 required"
+        )
     neighbours_NK = np.empty((count, k), dtype=np.int64)
     silent = not get_console().is_terminal
-    for start in track(range(0, count, QUERIES), "neighbours", transient=True, disable=silent):
+    for start in track(range(0, count, QUERIES), "neighbors", transient=True, disable=silent):
         rows = slice(start, min(start + QUERIES, count))
         neighbours_NK[rows] = _nearest(z_ND, rows, k).cpu().numpy()
     return neighbours_NK
 
 
 def _nearest(z_ND: Tensor, rows: slice, k: int) -> Tensor:
-    """Numbers (Q, k) of the images nearest to those of ``rows``."""
+    """Return indices (Q, k) of the images nearest to those of ``rows``."""
     query_QD = z_ND[rows]
     own_Q = torch.arange(rows.start, rows.stop, device=z_ND.device)
     best_QK = query_QD.new_empty(len(own_Q), 0)
@@ -62,7 +64,7 @@ def _nearest(z_ND: Tensor, rows: slice, k: int) -> Tensor:
 
 
 def _largest(x_QM: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """``topk`` that prefers the lower column of equals, which torch's does not promise."""
+    """``topk`` that breaks ties by the lower column, which torch's does not promise."""
     more = min(k + 1, x_QM.shape[1])
     value_QK, column_QK = x_QM.topk(more, dim=1)
     equal_Q = (value_QK[:, 1:] == value_QK[:, :-1]).any(dim=1).nonzero()[:, 0]

@@ -1,4 +1,4 @@
-"""Which view of the student learns from which view of the teacher."""
+"""Pair views of the student with views of the teacher."""
 
 from collections.abc import Sequence
 
@@ -8,11 +8,11 @@ from ssdistill.losses import Pairing
 Pair = tuple[int, int]
 
 
-def resolve_pairs(wanted: Pairing | Sequence[Pair], sizes: Sequence[int]) -> list[Pair]:
-    """Pairs of (student's view, teacher's view), numbered from 0.
+def resolve_pairs(pairing: Pairing | Sequence[Pair], sizes: Sequence[int]) -> list[Pair]:
+    """Return pairs of (student's view, teacher's view), numbered from 0.
 
     Args:
-        wanted: ``same``: every view with itself. ``other``: every view with each of the others
+        pairing: ``same``: every view with itself. ``other``: every view with each of the others
             that is of full size, as in multi-crop training (arXiv:2006.09882); with itself where
             there is one view only. Or the pairs themselves.
         sizes: side of each view, in pixels.
@@ -21,16 +21,19 @@ def resolve_pairs(wanted: Pairing | Sequence[Pair], sizes: Sequence[int]) -> lis
         UserError: a number that names no view.
     """
     count = len(sizes)
-    if wanted == "same":
+    if pairing == "same":
         return [(view, view) for view in range(count)]
-    if wanted == "other":
+    if pairing == "other":
         full = [view for view in range(count) if sizes[view] == max(sizes)]
-        pairs = [(ours, theirs) for ours in range(count) for theirs in full if ours != theirs]
+        pairs = [
+            (student_view, teacher_view)
+            for student_view in range(count)
+            for teacher_view in full
+            if student_view != teacher_view
+        ]
         return pairs or [(0, 0)]
-    for pair in wanted:
+    for pair in pairing:
         if max(pair) >= count:
-            known = "is view 0 only" if count == 1 else f"are views 0 to {count - 1}"
-            raise UserError(
-                f"pairs: [{pair[0]}, {pair[1]}] names view {max(pair)}, and there {known}"
-            )
-    return [tuple(pair) for pair in wanted]
+            known = "the only view is 0" if count == 1 else f"views are 0 to {count - 1}"
+            raise UserError(f"pairs: [{pair[0]}, {pair[1]}]: no view {max(pair)}; {known}")
+    return [tuple(pair) for pair in pairing]

@@ -1,1 +1,1 @@
-"""What can be said of an encoder without labels: features, neighbors, similarity, collapse."""
+"""Label-free metrics of encoders: features, neighbors, similarity, collapse."""

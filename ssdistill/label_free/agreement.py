@@ -1,4 +1,4 @@
-"""How alike two encoders see the same images; no label is needed."""
+"""Agreement between two encoders on the same images, without labels."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,29 +15,29 @@ from ssdistill.label_free.nearest import neighbours
 RIDGE = 1e-4
 """Ridge of the linear map, in units of the mean variance of what it maps from."""
 ANCHORS = 500
-"""Images whose similarities to all others are ranked, at most."""
+"""Maximum number of images whose similarities to all others are ranked."""
 CKA_AT_LEAST = 4
-"""Images that a debiased CKA needs."""
+"""Minimum number of images for a debiased CKA."""
 CHUNK = 2**21
-"""Similarities ranked at a time."""
+"""Similarities in a chunk of rankings."""
 
 
 @torch.no_grad()
 def agreement(a_ND: Any, b_ND: Any, *, k: int = 10, max_queries: int = 2000) -> dict[str, float]:
-    """How well ``a`` (a student, a compressed encoder) agrees with ``b`` (its reference).
+    """Measure how well ``a`` (a student or compressed encoder) agrees with its reference ``b``.
 
     Args:
         a_ND, b_ND: embeddings of the same images in the same order; widths may differ.
-        k: neighbours compared by ``agree/knn_overlap``.
-        max_queries: images whose neighbours are compared, evenly spaced; all are candidates.
+        k: neighbors compared by ``agree/knn_overlap``.
+        max_queries: images whose neighbors are compared, evenly spaced; all are candidates.
 
     Returns:
         ``agree/cka``: debiased linear CKA, 1 = equal up to rotation, scale and shift, about 0 =
-        unrelated. ``agree/mapped_cosine``: mean centred cosine after the best linear map from a
+        unrelated. ``agree/mapped_cosine``: mean centered cosine after the best linear map from a
         to b, on images the map was not fitted to. ``agree/cosine`` and ``agree/cosine_p01``:
-        mean and 1 % quantile of the centred cosine, without a map where the widths are equal
-        and through the map where they are not. ``agree/knn_overlap``: mean share of common
-        neighbours. ``agree/rank_correlation``: see :func:`rank_correlation`.
+        mean and 1 % quantile of the centered cosine, without a map where the widths are equal
+        and through the map where they are not. ``agree/knn_overlap``: mean fraction of common
+        neighbors. ``agree/rank_correlation``: see :func:`rank_correlation`.
 
     Raises:
         UserError: different numbers of images, too few of them, or values that are not finite.
@@ -45,9 +45,14 @@ def agreement(a_ND: Any, b_ND: Any, *, k: int = 10, max_queries: int = 2000) -> 
     a_ND, b_ND = as_features(a_ND, "features"), as_features(b_ND, "reference features")
     b_ND = b_ND.to(a_ND.device)
     if len(a_ND) != len(b_ND):
-        raise UserError(f"agreement compares {len(a_ND)} embeddings with {len(b_ND)}")
+        raise UserError(
+            f"agreement requires the same images for both encoders, got {len(a_ND)} and "
+            f"{len(b_ND)} embeddings"
+        )
     if len(a_ND) < CKA_AT_LEAST or not 1 <= k < len(a_ND):
-        raise UserError(f"agreement needs at least 4 images and more than k={k}, got {len(a_ND)}")
+        raise UserError(
+            f"agreement requires at least 4 images and more than k={k}, got {len(a_ND)}"
+        )
     cka = LinearCKA()
     cka.update(a_ND, b_ND)
     mapped_N = mapped_cosine(a_ND, b_ND)
@@ -63,18 +68,18 @@ def agreement(a_ND: Any, b_ND: Any, *, k: int = 10, max_queries: int = 2000) -> 
 
 
 def side_by_side(features: Sequence[Any]) -> Tensor:
-    """Features (N, D) of several encoders as those of one, in which each weighs the same."""
+    """Concatenate features (N, D) of several encoders with equal weight for each."""
     if len(features) == 1:
         return torch.as_tensor(features[0])
-    centred = [z_ND - z_ND.mean(0) for z_ND in map(torch.as_tensor, features)]
+    centered = [z_ND - z_ND.mean(0) for z_ND in map(torch.as_tensor, features)]
     # An encoder that maps all images to one point has no spread to be scaled.
-    norms = [torch.linalg.norm(z_ND) for z_ND in centred]
-    pairs = zip(centred, norms, strict=True)
+    norms = [torch.linalg.norm(z_ND) for z_ND in centered]
+    pairs = zip(centered, norms, strict=True)
     return torch.cat([z_ND / norm if norm > 0 else z_ND for z_ND, norm in pairs], 1)
 
 
 class LinearCKA:
-    """Linear CKA of two sets of features, batch by batch, with the bias of small samples removed.
+    """Linear CKA of two sets of features, batch by batch, debiased for small samples.
 
     CKA = HSIC(a, b) / sqrt(HSIC(a, a) HSIC(b, b)) (Kornblith et al., arXiv:1905.00414, eq. 3)
     with the unbiased HSIC of Song et al. (JMLR 13, 2012, eq. 5), written with sums over images,
@@ -110,13 +115,13 @@ class LinearCKA:
         self.norm_moment_2E += norm_B2.T @ joint_BE
 
     def compute(self) -> float:
-        """CKA of everything seen so far; at most 1, and slightly negative by chance near 0.
+        """Return the CKA of all batches so far; at most 1, slightly negative by chance near 0.
 
         Raises:
             UserError: fewer than four images.
         """
         if self.count < CKA_AT_LEAST:
-            raise UserError(f"CKA needs at least 4 images, got {self.count}")
+            raise UserError(f"CKA requires at least 4 images, got {self.count}")
         ab, aa, bb = self._hsic(0, 1), self._hsic(0, 0), self._hsic(1, 1)
         if aa <= 0 or bb <= 0:
             return 0.0
@@ -125,7 +130,7 @@ class LinearCKA:
     def _hsic(self, i: int, j: int) -> float:
         """n (n - 3) times the unbiased HSIC of sets i and j, from the sums.
 
-        With centred rows x_n, y_n it is |X^T Y|^2 - n/(n-2) sum |x_n|^2 |y_n|^2
+        With centered rows x_n, y_n it is |X^T Y|^2 - n/(n-2) sum |x_n|^2 |y_n|^2
         + sum |x_n|^2 sum |y_n|^2 / ((n-1)(n-2)).
         """
         n, mean_E = self.count, self.total_E / self.count
@@ -151,12 +156,12 @@ class LinearCKA:
 
 
 def centred_cosine(a_ND: Tensor, b_ND: Tensor) -> Tensor:
-    """Cosine of every pair of rows after each set's mean is taken away, (N,)."""
+    """Cosine of every pair of rows after subtracting each set's mean, (N,)."""
     return functional.cosine_similarity(a_ND - a_ND.mean(0), b_ND - b_ND.mean(0), dim=1)
 
 
 def mapped_cosine(a_ND: Tensor, b_NE: Tensor) -> Tensor:
-    """Centred cosine after the best linear map a -> b, on the half it was not fitted to.
+    """Centered cosine after the best linear map a -> b, on the half that was held out.
 
     The map is ridge regression on the even rows; means are those of the even rows too.
     """
@@ -170,7 +175,7 @@ def mapped_cosine(a_ND: Tensor, b_NE: Tensor) -> Tensor:
 
 
 def knn_overlap(a_ND: Tensor, b_ND: Tensor, k: int = 10, max_queries: int = 2000) -> float:
-    """Mean share of an image's k nearest others (by cosine) that both encoders name."""
+    """Mean fraction of an image's k nearest neighbors (by cosine) that both encoders share."""
     rows_Q = torch.arange(0, len(a_ND), -(-len(a_ND) // max_queries), device=a_ND.device)
     in_a_Qk, in_b_Qk = (_others(z_ND, rows_Q, k) for z_ND in (a_ND, b_ND))
     return (in_a_Qk[:, :, None] == in_b_Qk[:, None, :]).any(2).double().mean().item()
@@ -184,7 +189,7 @@ def _others(z_ND: Tensor, rows_Q: Tensor, k: int) -> Tensor:
 
 
 def rank_correlation(a_ND: Any, b_ND: Any, max_anchors: int = ANCHORS) -> float:
-    """Do both encoders order the other images alike, from most to least similar to an image?
+    """Rank correlation of both encoders' similarities of an image to all others.
 
     Mean over anchor images of Spearman's correlation between an anchor's cosine similarities to
     all other images under ``a`` and those under ``b``; equal ones share their mean rank. It is
@@ -207,15 +212,15 @@ def rank_correlation(a_ND: Any, b_ND: Any, max_anchors: int = ANCHORS) -> float:
     anchor_Q = torch.arange(0, count, -(-count // max_anchors))
     total = 0.0
     for rows_B in anchor_Q.split(max(1, CHUNK // count)):
-        a_BN, b_BN = (_centred_ranks(z_ND, rows_B) for z_ND in unit)
+        a_BN, b_BN = (_centered_ranks(z_ND, rows_B) for z_ND in unit)
         scale_B = np.sqrt((a_BN**2).sum(1) * (b_BN**2).sum(1))
         shared_B = (a_BN * b_BN).sum(1)
         total += np.divide(shared_B, scale_B, where=scale_B > 0, out=np.zeros(len(rows_B))).sum()
     return float(total / len(anchor_Q))
 
 
-def _centred_ranks(unit_ND: Tensor, rows_B: Tensor) -> np.ndarray:
-    """Ranks (B, N) of all images by similarity to each anchor, less their mean; 0 for itself."""
+def _centered_ranks(unit_ND: Tensor, rows_B: Tensor) -> np.ndarray:
+    """Ranks (B, N) of all images by similarity to each anchor, minus their mean; 0 for itself."""
     # In numpy, which sorts floats several times faster on a CPU.
     similarity_BN = (unit_ND[rows_B] @ unit_ND.T).cpu().numpy()
     own_B = np.arange(len(rows_B)), rows_B.numpy()

@@ -1,4 +1,4 @@
-"""Is the representation alive? Gauges of a batch of embeddings that need no label."""
+"""Collapse metrics of a batch of embeddings, without labels."""
 
 import math
 
@@ -9,16 +9,16 @@ from torch.nn import functional
 from ssdistill.errors import UserError
 
 CHUNK = 2**22
-"""Pairs held at a time."""
+"""Maximum number of pairs in memory."""
 ROUNDING = 1e-5
-"""What spreads less than this share of the embeddings' length is rounding of float32 networks."""
+"""Fraction of the embeddings' length below which their spread is float32 rounding."""
 ALPHA_RANKS = (4, 100)
-"""Eigenvalues, counted from the largest as 1, that the power law is fitted to."""
+"""Ranks of the eigenvalues to which the power law is fitted (1 is the largest)."""
 
 
 @torch.no_grad()
 def gauges(z_BD: Tensor, z2_BD: Tensor | None = None) -> dict[str, float]:
-    """All gauges of one batch under the names of the record.
+    """Compute all metrics of one batch, under their names in the record.
 
     Args:
         z_BD: embeddings, B >= 2.
@@ -31,23 +31,23 @@ def gauges(z_BD: Tensor, z2_BD: Tensor | None = None) -> dict[str, float]:
     Raises:
         UserError: fewer than two embeddings, or views of different shapes.
     """
-    found = {
+    metrics = {
         "collapse/std": relative_std(z_BD),
         "collapse/effective_rank": effective_rank(z_BD),
         "collapse/uniformity": uniformity(z_BD),
     }
     if z2_BD is not None:
-        found["collapse/alignment"] = alignment(z_BD, z2_BD)
-    return found
+        metrics["collapse/alignment"] = alignment(z_BD, z2_BD)
+    return metrics
 
 
 @torch.no_grad()
 def is_collapsed(z_BD: Tensor, min_std: float = 0.01, min_rank: float = 1.1) -> bool:
-    """True where the embeddings are (nearly) one point, (nearly) one line, or not finite.
+    """Whether the embeddings are (nearly) one point, (nearly) one line, or not finite.
 
-    One point: `relative_std` under ``min_std``. One line: effective rank of the centred
-    embeddings under ``min_rank``; asked only where two dimensions are possible. The mean is taken
-    away for the line because rectified features always share a large one.
+    One point: `relative_std` under ``min_std``. One line: effective rank of the centered
+    embeddings under ``min_rank``, tested only if two dimensions are possible. The mean is
+    subtracted for the line because rectified features always share a large one.
 
     Raises:
         UserError: fewer than two embeddings.
@@ -77,7 +77,7 @@ def relative_std(z_BD: Tensor) -> float:
 def effective_rank(z_BD: Tensor) -> float:
     """RankMe: exp of the entropy of the singular values scaled to sum 1 (arXiv:2210.02885, eq. 1).
 
-    Between 1 and min(B, D); of the embeddings as they are, not centred. 0 when all are zero,
+    Between 1 and min(B, D); of the embeddings as they are, not centered. 0 when all are zero,
     NaN when one is not finite.
     """
     z_BD = _checked(z_BD)
@@ -87,7 +87,7 @@ def effective_rank(z_BD: Tensor) -> float:
 
 
 def entropy_rank(share_K: Tensor) -> float:
-    """exp of the entropy of non-negative numbers scaled to sum 1: how many there are, softly.
+    """exp of the entropy of non-negative numbers scaled to sum 1: their effective number.
 
     Between 1 and K, 0 when all are zero (Roy and Vetterli, EUSIPCO 2007, definition 1).
     """
@@ -98,7 +98,7 @@ def entropy_rank(share_K: Tensor) -> float:
 
 @torch.no_grad()
 def alpha(z_BD: Tensor) -> float:
-    """α-ReQ: how fast the eigenvalues of the covariance fall, i^-alpha (arXiv:2202.05808).
+    """α-ReQ: decay exponent of the covariance's eigenvalues, i^-alpha (arXiv:2202.05808).
 
     Near 1 in good encoders; larger where few directions carry nearly everything, near 0 where
     all carry alike. Weighted least squares of log(eigenvalue i) on log(i), weights 1 / i, over the
@@ -112,8 +112,8 @@ def alpha(z_BD: Tensor) -> float:
     z_BD = _checked(z_BD)
     if not torch.isfinite(z_BD).all():
         return math.nan
-    centred_BD = z_BD - z_BD.mean(0)
-    value_K = torch.linalg.eigvalsh(_gram(centred_BD)).flip(0)
+    centered_BD = z_BD - z_BD.mean(0)
+    value_K = torch.linalg.eigvalsh(_gram(centered_BD)).flip(0)
     value_K = value_K[value_K > ROUNDING**2 * z_BD.square().sum()]
     if len(value_K) < 10:
         return math.nan
@@ -126,7 +126,7 @@ def alpha(z_BD: Tensor) -> float:
 
 
 def _gram(z_BD: Tensor) -> Tensor:
-    """The smaller of z z^T and z^T z: squared singular values of z are its eigenvalues."""
+    """Return the smaller of z z^T and z^T z; their eigenvalues are z's squared singular values."""
     return z_BD @ z_BD.T if z_BD.shape[1] > len(z_BD) else z_BD.T @ z_BD
 
 
@@ -135,7 +135,7 @@ def _entropy_rank(gram: Tensor) -> float:
 
 
 def _participation(gram: Tensor) -> float:
-    """(sum of eigenvalues)^2 / sum of their squares, found without them; NaN when all are zero.
+    """(sum of eigenvalues)^2 / sum of their squares, without computing them; NaN if all are zero.
 
     It is exp of the Rényi entropy of order 2 of the squared singular values' shares, and hence
     never above the effective rank: that entropy falls with the order, and squaring sharpens.
@@ -150,7 +150,9 @@ def alignment(z_BD: Tensor, z2_BD: Tensor) -> float:
     """
     z_BD, z2_BD = _checked(z_BD), _checked(z2_BD)
     if z_BD.shape != z2_BD.shape:
-        raise UserError(f"two views have embeddings {tuple(z_BD.shape)} and {tuple(z2_BD.shape)}")
+        raise UserError(
+            f"embeddings of two views differ in shape: {tuple(z_BD.shape)} and {tuple(z2_BD.shape)}"
+        )
     gap_BD = functional.normalize(z_BD, dim=1) - functional.normalize(z2_BD, dim=1)
     return gap_BD.square().sum(1).mean().item()
 
@@ -174,5 +176,8 @@ def _checked(z_BD: Tensor) -> Tensor:
     # float64: an entropy of many small singular values is a sum of what float32 rounds away.
     z_BD = torch.as_tensor(z_BD).detach().double()
     if z_BD.ndim != 2 or len(z_BD) < 2 or z_BD.shape[1] < 1:
-        raise UserError(f"gauges need at least two embeddings (B, D), got {tuple(z_BD.shape)}")
+        raise UserError(
+            "label-free metrics require embeddings (B, D) of two images or more, got "
+            f"{tuple(z_BD.shape)}"
+        )
     return z_BD

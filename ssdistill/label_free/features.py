@@ -1,4 +1,4 @@
-"""Encode a whole store once; what every probe reads is what comes out here."""
+"""Extract the features of a whole store once, for all probes."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -30,7 +30,7 @@ def extract(
     progress: bool = True,
     out: Callable[[int, int], Tensor] = torch.empty,
 ) -> Tensor:
-    """Embeddings of all images, in order, under the deterministic evaluation view.
+    """Return embeddings of all images, in order, under the deterministic evaluation view.
 
     A PyTorch encoder is used in eval mode and gets every module's own mode back afterwards, so
     neither its buffers nor its mode change. It is moved to ``device`` for the duration.
@@ -56,16 +56,16 @@ def extract(
     _check_images(images_NHWC)
     if precision not in PRECISIONS:
         raise UserError(
-            f"precision '{precision}' is not known{nearest(precision, PRECISIONS)}; "
-            f"it is one of {', '.join(PRECISIONS)}"
+            f"unknown precision '{precision}'{nearest(precision, PRECISIONS)}; "
+            f"choose one of {', '.join(PRECISIONS)}"
         )
-    with evaluating(encoder, device) as where, torch.inference_mode(), _cast(where, precision):
-        embedding_ND, batch_size = None, batch_size or (64 if where.type == "cpu" else 512)
+    with evaluating(encoder, device) as target, torch.inference_mode(), _cast(target, precision):
+        embedding_ND, batch_size = None, batch_size or (64 if target.type == "cpu" else 512)
         for start in _starts(len(images_NHWC), batch_size, progress):
             part = images_NHWC[start : start + batch_size]
             # A copy: what a read-only map lends must not become a writable tensor.
             images_BHWC = part if isinstance(part, Tensor) else torch.from_numpy(np.array(part))
-            x_BCHW = eval_view(images_BHWC.to(where), image_size)
+            x_BCHW = eval_view(images_BHWC.to(target), image_size)
             z_BD = encoder(x_BCHW.contiguous(memory_format=torch.channels_last)).embedding_BD
             if embedding_ND is None:
                 # A tensor made in inference mode could be fed to nothing that differentiates.
@@ -76,7 +76,7 @@ def extract(
 
 
 def as_features(features: Any, name: str) -> Tensor:
-    """``features`` as a finite float32 (N, D) tensor, on the device it is on.
+    """Return ``features`` as a finite float32 (N, D) tensor, on their own device.
 
     Raises:
         UserError: it is empty, not two-dimensional, or has NaN or infinite values.
@@ -95,13 +95,13 @@ def as_features(features: Any, name: str) -> Tensor:
 
 
 def as_labels(labels: Any, z_ND: Tensor, name: str) -> Tensor:
-    """``labels`` as an int64 (N,) tensor beside its features.
+    """Return ``labels`` as an int64 (N,) tensor on the device of its features.
 
     Raises:
         UserError: no labels, not integers, or not one per row.
     """
     if labels is None or len(labels) == 0:
-        raise UserError(f"{name} are missing: a probe needs a labelled data set")
+        raise UserError(f"{name} are missing: evaluation requires a labeled data set")
     if not isinstance(labels, Tensor):
         labels = np.asarray(labels)
     target_N = torch.as_tensor(labels)
@@ -115,7 +115,7 @@ def as_labels(labels: Any, z_ND: Tensor, name: str) -> Tensor:
 def as_probe_data(
     train_ND: Any, train_labels: Any, test_ND: Any, test_labels: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Checked features and labels, classes numbered from 0 as they come in ``classes_K``.
+    """Validate features and labels; classes are numbered from 0 in the order of ``classes_K``.
 
     Returns:
         train_ND, train_target_N, test_ND, test_target_N, classes_K.
@@ -127,7 +127,8 @@ def as_probe_data(
     test_ND = as_features(test_ND, "test features").to(train_ND.device)
     if train_ND.shape[1] != test_ND.shape[1]:
         raise UserError(
-            f"training features are {train_ND.shape[1]} wide, test features {test_ND.shape[1]}"
+            f"training and test features differ in width: {train_ND.shape[1]} and "
+            f"{test_ND.shape[1]}"
         )
     train_label_N = as_labels(train_labels, train_ND, "training labels")
     test_label_N = as_labels(test_labels, test_ND, "test labels")
@@ -136,7 +137,7 @@ def as_probe_data(
 
 
 def as_targets(train_label_N: Tensor, test_label_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Classes numbered from 0 as they come in ``classes_K``.
+    """Number classes from 0 in the order of ``classes_K``.
 
     Returns:
         train_target_N, test_target_N, classes_K.
@@ -146,18 +147,21 @@ def as_targets(train_label_N: Tensor, test_label_N: Tensor) -> tuple[Tensor, Ten
     """
     classes_K, train_target_N = torch.unique(train_label_N, return_inverse=True)
     if len(classes_K) < 2:
-        raise UserError(f"training labels have one class only ({classes_K.item()})")
+        raise UserError(
+            f"training labels have a single class ({classes_K.item()}); evaluation requires two "
+            "or more"
+        )
     unseen = test_label_N[~torch.isin(test_label_N, classes_K)].unique().tolist()
     if unseen:
         raise UserError(
-            f"test labels have classes the training labels lack: {', '.join(map(str, unseen[:5]))}"
+            f"test labels have classes without training images: {', '.join(map(str, unseen[:5]))}"
             f"{' …' if len(unseen) > 5 else ''}"
         )
     return train_target_N, torch.searchsorted(classes_K, test_label_N), classes_K
 
 
 def binomial_error(top1: float, n_test: int) -> float:
-    """Standard error in percent of an accuracy in percent measured on ``n_test`` images."""
+    """Standard error, in percent, of an accuracy in percent on ``n_test`` images."""
     share = top1 / 100
     return 100 * (share * (1 - share) / n_test) ** 0.5
 
@@ -165,7 +169,7 @@ def binomial_error(top1: float, n_test: int) -> float:
 def _check_images(images_NHWC: Any) -> None:
     shape, dtype = tuple(images_NHWC.shape), images_NHWC.dtype
     if dtype not in (np.uint8, torch.uint8) or len(shape) != 4 or shape[-1] != 3 or 0 in shape:
-        raise UserError(f"images must be uint8 (N, H, W, 3) and some, got {dtype} {shape}")
+        raise UserError(f"images must be a non-empty uint8 array (N, H, W, 3), got {dtype} {shape}")
 
 
 def _starts(num_images: int, batch_size: int, progress: bool) -> Iterator[int]:
@@ -182,20 +186,20 @@ def _cast(device: torch.device, precision: Precision) -> Any:
 
 @contextmanager
 def evaluating(encoder: Any, device: str | torch.device | None) -> Iterator[torch.device]:
-    """Eval mode on ``device``; every module's mode and the device are put back at the end."""
+    """Eval mode on ``device``; restores every module's mode and device afterwards."""
     if not isinstance(encoder, nn.Module):
         yield torch.device(device or "cpu")
         return
     home = next((t.device for t in encoder.parameters()), torch.device("cpu"))
-    where = torch.device(device) if device is not None else home
+    target_device = torch.device(device) if device is not None else home
     modes = [(module, module.training) for module in encoder.modules()]
     try:
         encoder.eval()
-        if where != home:
-            encoder.to(where)
-        yield where
+        if target_device != home:
+            encoder.to(target_device)
+        yield target_device
     finally:
         for module, mode in modes:
             module.training = mode
-        if where != home:
+        if target_device != home:
             encoder.to(home)

@@ -1,4 +1,4 @@
-"""Does an embedding tell images apart, beyond what augmentation does to it? LiDAR; no label."""
+"""LiDAR: how well an embedding separates images from their augmentations, without labels."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ DELTA = 1e-4
 
 @torch.no_grad()
 def lidar(z_VND: Tensor, delta: float = DELTA) -> float:
-    """Rank of the linear discriminant analysis whose classes are the images (arXiv:2312.04000).
+    """Rank of the linear discriminant analysis with images as classes (arXiv:2312.04000).
 
     Of n images with q views each, mu_i the mean embedding of image i's views, mu that of all
     (section 3, eqs. 1 to 4; denominators of the unbiased estimates, which cancel but for delta):
@@ -55,7 +55,7 @@ def lidar(z_VND: Tensor, delta: float = DELTA) -> float:
     z_VND = torch.as_tensor(z_VND).detach()
     if z_VND.ndim != 3 or min(z_VND.shape[:2]) < 2 or z_VND.shape[2] < 1:
         raise UserError(
-            "lidar needs two views or more of two images or more (views, images, D), "
+            "lidar requires embeddings (views, images, D) of two or more views and images, "
             f"got {tuple(z_VND.shape)}"
         )
     if not torch.isfinite(z_VND).all():
@@ -88,7 +88,7 @@ def view_gauges(
     size: int,
     device: str | torch.device | None = None,
 ) -> dict[str, float]:
-    """Gauges of an encoder that need several views of an image.
+    """Compute the metrics that require several views of an image.
 
     Costs two views of every image, and ``VIEWS`` of ``IMAGES`` of them at most, evenly spread.
 
@@ -104,7 +104,7 @@ def view_gauges(
     few = slice(None, None, -(-len(images_NHWC) // IMAGES))
     encoded = partial(view_embeddings, encoder, recipe=recipe, size=size, device=device)
     pair_VND = encoded(images_NHWC, index_N, views=(0, 1))
-    # The first two of the views serve both gauges.
+    # The first two of the views serve both metrics.
     more_VND = encoded(images_NHWC[few], index_N[few], views=range(2, VIEWS))
     return {
         "collapse/alignment": alignment(*pair_VND),
@@ -124,7 +124,7 @@ def view_embeddings(
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> Tensor:
-    """Embeddings of several augmented views of every image.
+    """Return embeddings of several augmented views of every image.
 
     A view is a pure function of its number and the image's index (seed and epoch are 0), so that
     every model is shown the same ones. The encoder is used in eval mode and left as it was.
@@ -143,24 +143,24 @@ def view_embeddings(
     Returns:
         z_VND, float32 on the CPU.
     """
-    found: list[list[Tensor]] = [[] for _ in views]
+    embeddings_by_view: list[list[Tensor]] = [[] for _ in views]
     parts: list[Any] = [
         (number, slice(start, start + batch_size))
         for number in range(len(views))
         for start in range(0, len(images_NHWC), batch_size)
     ]
     shown = progress and get_console().is_terminal
-    with evaluating(encoder, device) as where, torch.inference_mode():
+    with evaluating(encoder, device) as target_device, torch.inference_mode():
         for number, rows in track(parts, "encoding views", transient=True, disable=not shown):
             x_BCHW = make_view(
-                torch.from_numpy(np.array(images_NHWC[rows])).to(where),
+                torch.from_numpy(np.array(images_NHWC[rows])).to(target_device),
                 recipe,
                 seed=0,
                 epoch=0,
-                index_B=index_N[rows].to(where),
+                index_B=index_N[rows].to(target_device),
                 view=views[number],
                 size=size,
             )
             z_BD = encoder(x_BCHW.contiguous(memory_format=torch.channels_last)).embedding_BD
-            found[number].append(z_BD.float().cpu())
-    return torch.stack([torch.cat(of_view) for of_view in found])
+            embeddings_by_view[number].append(z_BD.float().cpu())
+    return torch.stack([torch.cat(of_view) for of_view in embeddings_by_view])

@@ -1,4 +1,4 @@
-"""The nearest of many vectors: found in a hurry, then decided exactly."""
+"""Exact nearest neighbors: a fast approximate search, then an exact decision."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,13 +11,13 @@ from torch import Tensor
 from ssdistill.label_free.vectors import Distance, Vectors
 
 QUERIES = 2048
-"""Queries at a time; beside a block of the bank, their rough similarities take up to 128 MiB."""
+"""Queries in a chunk; their approximate similarities to a block take up to 128 MiB."""
 EXACT = 256
 """Queries compared exactly with a block of the bank at a time (32 MiB)."""
 GROUP = 16
-"""Rough similarities of which only the best is looked at where most are not needed."""
+"""Size of a group of approximate similarities; often only its best one is read."""
 NUMBERS = 2**20
-"""Numbers of candidates compared exactly at a time (8 MiB)."""
+"""Numbers in a chunk of exactly compared candidates (8 MiB)."""
 TAIL = 2**32
 
 
@@ -31,11 +31,11 @@ def neighbours(
     device: Any = None,
     progress: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The k nearest bank rows of every query, chunk by chunk of queries.
+    """Yield the k nearest bank rows of every query, chunk by chunk of queries.
 
-    Similarities are taken in float64 and rounded to float32; of equals the smaller index comes
-    first. Answers do not depend on chunks: matrix products in few digits only say which rows
-    are worth comparing, and where their rounding leaves room for doubt, more digits are used.
+    Similarities are computed in float64 and rounded to float32; ties go to the smaller index.
+    Results do not depend on chunks: low-precision products only select candidates, and queries
+    for which their rounding leaves doubt are repeated with higher precision.
 
     Args:
         query_ND, bank_MD: finite features, torch or numpy; maps and float16 are read in chunks.
@@ -51,7 +51,7 @@ def neighbours(
     queries = Vectors(query_ND, distance, bank.device, keep=False)
     chunks = track(
         queries.blocks(QUERIES),
-        "neighbours",
+        "neighbors",
         total=-(-len(queries) // QUERIES),
         transient=True,
         disable=not (progress and get_console().is_terminal),
@@ -61,7 +61,7 @@ def neighbours(
 
 
 def exact(query_BD: Tensor, block_mD: Tensor, distance: Distance = "cosine") -> Tensor:
-    """Closeness (B, m) float32 of prepared rows, all pairs."""
+    """Exact closeness (B, m) float32 of prepared rows, all pairs."""
     query_BD, block_mD = query_BD.double(), block_mD.double()
     if distance == "cosine":
         return (query_BD @ block_mD.T).float()
@@ -71,7 +71,7 @@ def exact(query_BD: Tensor, block_mD: Tensor, distance: Distance = "cosine") -> 
 
 
 def ranking_keys(closeness: Tensor, tail: Tensor) -> Tensor:
-    """int64 that rise as closeness falls and, of equals, as ``tail`` (0 … 2**32 - 1) rises."""
+    """int64 keys that rise as closeness falls and, for ties, as ``tail`` (0 … 2**32 - 1) rises."""
     # Floats are ordered as their bits are, but for the sign; adding 0 turns -0 into 0.
     bits = (closeness + 0.0).view(torch.int32)
     falling = ~(bits ^ ((bits >> 31) & 0x7FFFFFFF))
@@ -84,18 +84,34 @@ def _decoded(keys: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _nearest(query_BD: Tensor, bank: Vectors, k: int) -> tuple[Tensor, Tensor]:
-    """Keys decide; rows of queries go from few digits to more until no doubt is left."""
+    """Return the k nearest of every query, from the cheapest precision that decides them.
+
+    ::
+
+        all queries ──> bfloat16 ──> in doubt ──> float32 ──> in doubt ──> all pairs in float64
+                           │                         │                         │
+                           └── certain: candidates compared in float64 ────────┴──> keys (B, k)
+
+    Invariants:
+        - An approximate value differs from the exact one (the cosine; or minus half the squared
+          distance, up to a constant of the query) by at most ``error_B``.
+        - A row among the k nearest has an approximate value of at least ``floor_B1``: the k-th
+          best value minus twice the error.
+        - A query is certain if its worst candidate is below the floor (so that no row outside
+          the candidates can reach it), or if all rows are candidates.
+        - Keys are always computed from float64 closeness, so every path gives the same result.
+    """
     keys_Bk = torch.empty(len(query_BD), k, dtype=torch.int64, device=bank.device)
     open_B = torch.arange(len(query_BD), device=bank.device)
     quick = bank.distance == "cosine" and has_fast_bf16(bank.device)
     for low in (True, False) if quick else (False,):
         part_BD = query_BD[open_B]
         value_BC, index_BC, error_B = _rough(part_BD, bank, k, low)
-        # Whoever is among the k nearest comes this close to the k-th by rough values.
+        # The k nearest have approximate values of at least this.
         floor_B1 = value_BC[:, k - 1 : k] - 2 * error_B[:, None]
         complete = value_BC.shape[1] == len(bank)
         sure_B = (value_BC[:, -1] < floor_B1[:, 0]) | complete
-        # Values fall along a row: those that are near come first.
+        # Values fall along a row: rows above the floor come first.
         near_B = (value_BC[sure_B] >= floor_B1[sure_B]).sum(1)
         keys_Bk[open_B[sure_B]] = _decide(part_BD[sure_B], bank, index_BC[sure_B], near_B, k)
         open_B = open_B[~sure_B]
@@ -107,7 +123,7 @@ def _nearest(query_BD: Tensor, bank: Vectors, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _rough(query_BD: Tensor, bank: Vectors, k: int, low: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Rough values (B, C) of the best candidates, falling, their index, and the largest error.
+    """Return approximate values (B, C) of the best candidates, their index and error bound.
 
     What rounding q and b to bfloat16 changes of their product is at most |q| |b - b'| + |q - q'|
     |b'| (Cauchy-Schwarz), and the result is rounded too. For sums in float32 of D products the
@@ -137,10 +153,10 @@ def _rough(query_BD: Tensor, bank: Vectors, k: int, low: bool) -> tuple[Tensor, 
 
 
 def _largest(value_Bm: Tensor, kept: int) -> tuple[Tensor, Tensor]:
-    """The ``kept`` largest of every row, falling, and their columns.
+    """Return the ``kept`` largest of every row, falling, and their columns.
 
-    They lie in the ``kept`` groups with the largest best: what is in another is no larger than
-    any of these bests. Finding the bests is far cheaper than sorting.
+    They lie in the ``kept`` groups with the largest maxima: no other group holds a larger value.
+    Finding the maxima is far cheaper than sorting.
     """
     rows, columns = value_Bm.shape
     groups = columns // GROUP
@@ -156,11 +172,11 @@ def _largest(value_Bm: Tensor, kept: int) -> tuple[Tensor, Tensor]:
 def _error(
     query_BD: Tensor, used_BD: Tensor, best_BC: Tensor, bank: Vectors, reach: float, lost: float
 ) -> Tensor:
-    """Largest error (B,) of rough values and of closeness, which is rounded to float32 as well.
+    """Bound the error (B,) of approximate values and of closeness, which is rounded to float32.
 
     Args:
-        used_BD: the queries as they were multiplied.
-        reach, lost: length of the longest vector of the bank, and of the most that one lost.
+        used_BD: the queries as multiplied (rounded).
+        reach, lost: largest norm of a bank vector, and largest norm of its rounding error.
     """
     norm_B = torch.linalg.vector_norm(query_BD, dim=1)
     share = 2**-24 * (4 * bank.width**0.5 + 8)
@@ -171,7 +187,7 @@ def _error(
     if used_BD.dtype == torch.bfloat16:
         lost_B = torch.linalg.vector_norm(query_BD - used_BD, dim=1)
         error_B += 1.01 * (norm_B * lost + lost_B * (reach + lost))
-        # Of values below all of these it does not matter by how much they are.
+        # Covers the rounding of results; values below all candidates need no tighter bound.
         error_B += 2**-8 * best_BC.abs().amax(1)
     elif torch.get_float32_matmul_precision() != "highest":
         # Inputs are then rounded, at worst to bfloat16.
@@ -180,12 +196,12 @@ def _error(
 
 
 def _decide(query_BD: Tensor, bank: Vectors, index_BC: Tensor, near_B: Tensor, k: int) -> Tensor:
-    """Keys (B, k) of the nearest of the first ``near_B`` candidates of every row."""
+    """Return keys (B, k) of the nearest of the first ``near_B`` candidates of every row."""
     keys_Bk = index_BC.new_empty(len(query_BD), k)
     if not len(query_BD):
         return keys_Bk
     size = max(1, NUMBERS // (index_BC.shape[1] * bank.width))
-    # Those with about as many candidates together, so that few are compared in vain.
+    # Group queries with similar numbers of candidates, so that little padding is compared.
     for rows_b in near_B.argsort().split(size):
         index_bc = index_BC[rows_b, : int(near_B[rows_b[-1]])]
         candidate_bcD = bank.take(index_bc.reshape(-1)).double().view(*index_bc.shape, -1)
@@ -200,7 +216,7 @@ def _decide(query_BD: Tensor, bank: Vectors, index_BC: Tensor, near_B: Tensor, k
 
 
 def _scan(query_BD: Tensor, bank: Vectors, k: int) -> Tensor:
-    """Keys (B, k) of the nearest, all pairs compared exactly."""
+    """Return keys (B, k) of the nearest, comparing all pairs exactly."""
     best_Bk = torch.empty(len(query_BD), 0, dtype=torch.int64, device=query_BD.device)
     for start, block_mD in bank.blocks():
         index_m = torch.arange(start, start + len(block_mD), device=query_BD.device)
@@ -211,6 +227,6 @@ def _scan(query_BD: Tensor, bank: Vectors, k: int) -> Tensor:
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Whether products of bfloat16 are many times faster than those of float32."""
+    """Whether bfloat16 products are many times faster than float32 ones."""
     known = getattr(torch.cpu, "_is_amx_tile_supported", None)
     return device.type == "cpu" and torch.backends.mkldnn.is_available() and bool(known and known())

@@ -1,4 +1,4 @@
-"""Standardised rows of a feature matrix, a chunk at a time: no probe needs a copy of them all."""
+"""Standardized rows of a feature matrix, chunk by chunk, without a copy of all of them."""
 
 from copy import copy
 
@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 KEEP = 2**28
-"""Bytes up to which standardised rows are made once and kept; beyond, again for every pass."""
+"""Bytes up to which standardized rows are kept in memory; larger sets are recomputed every pass."""
 PIECE = 2**22
-"""Numbers handled at a time (16 MiB): near enough to the cache, enough for the threads."""
+"""Numbers in a chunk (16 MiB): close to the cache size, and enough for all threads."""
 
 
 def standardisation(z_ND: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of every feature; 1 where it does not vary.
+    """Return mean and standard deviation of every feature; 1 where it does not vary.
 
     Pieces of the rows are merged as in Chan, Golub and LeVeque 1983 (doi:10.2307/2683386): one
     pass, and no copy.
@@ -40,14 +40,14 @@ def standardisation(z_ND: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def piece_rows(width: int) -> int:
-    """How many rows of ``width`` numbers make a piece."""
+    """Return the number of rows of ``width`` numbers per chunk."""
     return max(1, PIECE // width)
 
 
 class Rows:
-    """Standardised rows of G data sets drawn from one matrix, each of N rows.
+    """Standardized rows of G data sets drawn from one matrix, each of N rows.
 
-    Few of them are made once and kept; many are made again whenever they are asked for, which
+    Small sets are computed once and kept; large ones are recomputed on every request, which
     costs a pass over them in the cache. The numbers are the same either way.
 
     Args:
@@ -84,11 +84,11 @@ class Rows:
 
     @property
     def most(self) -> int:
-        """Rows to ask for at a time, at most: all that are kept, else what goes into a piece."""
+        """Most rows to request at a time: all if they are kept, else one chunk."""
         return self.count if self.kept_GND is not None else piece_rows(self.groups * self.width)
 
     def __call__(self, start: int, stop: int) -> Tensor:
-        """Rows ``start`` to ``stop`` of every data set, (G, n, D); not to be written to."""
+        """Return rows ``start`` to ``stop`` of every data set, (G, n, D); read-only."""
         if self.kept_GND is not None:
             return self.kept_GND[:, start:stop]
         if self.index_GN is None:
@@ -98,13 +98,13 @@ class Rows:
         return torch.addcmul(self.shift_D, x_MD, self.gain_D, out=x_MD).view(*index_GN.shape, -1)
 
     def part(self, start: int, stop: int) -> "Rows":
-        """The same, of rows ``start`` to ``stop`` only; nothing is copied."""
-        found = copy(self)
-        found.count = stop - start
+        """Return a view of rows ``start`` to ``stop`` only; nothing is copied."""
+        subset = copy(self)
+        subset.count = stop - start
         if self.kept_GND is not None:
-            found.kept_GND = self.kept_GND[:, start:stop]
+            subset.kept_GND = self.kept_GND[:, start:stop]
         elif self.index_GN is not None:
-            found.index_GN = self.index_GN[:, start:stop]
+            subset.index_GN = self.index_GN[:, start:stop]
         else:
-            found.z_ND = self.z_ND[start:stop]
-        return found
+            subset.z_ND = self.z_ND[start:stop]
+        return subset

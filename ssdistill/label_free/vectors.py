@@ -1,4 +1,4 @@
-"""Feature vectors as they are compared: checked, normalised for cosines, read in blocks."""
+"""Feature vectors for comparison: checked, normalized for cosines, read in blocks."""
 
 from collections.abc import Iterator
 from functools import cached_property
@@ -15,19 +15,19 @@ from ssdistill.label_free.rows import piece_rows
 
 Distance = Literal["cosine", "euclidean"]
 BLOCK = 16384
-"""Vectors read at a time."""
+"""Vectors in a block."""
 KEPT = 2**27
-"""Numbers up to which prepared vectors are kept (512 MiB); beyond, they are made again."""
+"""Numbers up to which prepared vectors are kept (512 MiB); larger banks are prepared again."""
 SAMPLE = 4096
-"""Vectors whose mean stands for that of all; any vector would give the same answers."""
+"""Vectors whose mean approximates that of all; any vector would give the same results."""
 
 
 class Vectors:
-    """N vectors of width D; float32, as they are compared.
+    """N float32 vectors of width D, in the form in which they are compared.
 
     Args:
         rows_ND: from :func:`as_rows`.
-        distance: ``cosine`` normalises them, a zero vector stays one.
+        distance: ``cosine`` normalizes them, a zero vector stays one.
         device: where to compare; default: where the rows are.
         keep: prepare them once, where they are few.
     """
@@ -51,11 +51,11 @@ class Vectors:
 
     @property
     def width(self) -> int:
-        """Numbers of a vector."""
+        """Width of a vector."""
         return self.rows_ND.shape[1]
 
     def take(self, rows: slice | Tensor) -> Tensor:
-        """Some of them."""
+        """Return some of the vectors."""
         indexed = isinstance(rows, Tensor)
         if self._kept_ND is not None:
             return self._kept_ND.index_select(0, rows) if indexed else self._kept_ND[rows]
@@ -69,19 +69,19 @@ class Vectors:
         return functional.normalize(part, dim=1) if self.distance == "cosine" else part
 
     def blocks(self, size: int | None = None) -> Iterator[tuple[int, Tensor]]:
-        """Number of the first and the vectors of every block."""
+        """Yield the start index and the vectors of every block."""
         size = size or BLOCK
         for start in range(0, len(self), size):
             yield start, self.take(slice(start, min(start + size, len(self))))
 
     @cached_property
     def centre_D(self) -> Tensor:
-        """About their mean."""
+        """Approximate mean of the vectors."""
         spread_S = torch.linspace(0, len(self) - 1, min(SAMPLE, len(self)), dtype=torch.float64)
         return self.take(spread_S.long().to(self.device)).mean(0)
 
     def low_blocks(self) -> Iterator[tuple[int, Tensor, float, float]]:
-        """As ``blocks``, in bfloat16 and without their mean.
+        """Yield blocks as ``blocks`` does, in bfloat16 and without their mean.
 
         Beside them, length of the longest, and of the most that one lost by rounding.
 
@@ -89,19 +89,19 @@ class Vectors:
         is relative to how the vectors differ.
         """
         for start in range(0, len(self), BLOCK):
-            found = self._low.get(start)
-            if found is None:
+            block = self._low.get(start)
+            if block is None:
                 away_nD = self.take(slice(start, min(start + BLOCK, len(self)))) - self.centre_D
                 low_nD = away_nD.bfloat16()
                 lengths = (torch.linalg.vector_norm(x, dim=1) for x in (away_nD, away_nD - low_nD))
-                found = low_nD, *(length_n.max().item() for length_n in lengths)
+                block = low_nD, *(length_n.max().item() for length_n in lengths)
                 if self._kept_ND is not None:
-                    self._low[start] = found
-            yield start, *found
+                    self._low[start] = block
+            yield start, *block
 
 
 def as_rows(features: Any, name: str) -> Any:
-    """Features that are checked piece by piece and not copied; float16 may stay as it is.
+    """Check features chunk by chunk without a copy; float16 may stay as it is.
 
     Returns:
         A tensor, or where the features are a numpy array or map, that array.
@@ -111,21 +111,21 @@ def as_rows(features: Any, name: str) -> Any:
     """
     halves = (torch.float16, torch.bfloat16, torch.float32)
     if isinstance(features, Tensor) and features.dtype in halves:
-        found = features.detach()
+        rows_ND = features.detach()
     elif isinstance(features, np.ndarray) and features.dtype in (np.float16, np.float32):
-        found = features
+        rows_ND = features
     else:
-        found = as_features(features, name)
-    if found.ndim != 2 or 0 in found.shape:
-        raise UserError(f"{name} must be a non-empty (N, D) array, got {tuple(found.shape)}")
-    step, broken = piece_rows(found.shape[1]), 0
-    for start in range(0, len(found), step):
-        part = found[start : start + step]
+        rows_ND = as_features(features, name)
+    if rows_ND.ndim != 2 or 0 in rows_ND.shape:
+        raise UserError(f"{name} must be a non-empty (N, D) array, got {tuple(rows_ND.shape)}")
+    step, broken = piece_rows(rows_ND.shape[1]), 0
+    for start in range(0, len(rows_ND), step):
+        part = rows_ND[start : start + step]
         finite = torch.isfinite(part) if isinstance(part, Tensor) else np.isfinite(part)
         broken += int((~finite.all(1)).sum())
     if broken:
         raise UserError(
-            f"{name} have NaN or infinite values in {broken} of {len(found)} rows: "
+            f"{name} have NaN or infinite values in {broken} of {len(rows_ND)} rows: "
             "the encoder diverged or was run outside its precision"
         )
-    return found
+    return rows_ND

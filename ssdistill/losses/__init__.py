@@ -1,4 +1,4 @@
-"""One file = one distillation loss. A new file here is found by itself (see `registry`)."""
+"""One file per distillation loss; a new file is registered automatically (see `registry`)."""
 
 import math
 from collections.abc import Sequence
@@ -19,13 +19,13 @@ Read = Literal["embedding", "projection"]
 
 
 class LossSettings(Settings):
-    """What every loss has in a config beside its own settings.
+    """Settings that every loss has in a config, besides its own.
 
     Args:
         weight: its weight in the total.
         schedule: the weight over the training: ``constant``, or ``cosine`` to ``weight_end``.
-        warmup: share of the training over which the weight first rises linearly from 0.
-        weight_end: last weight of ``cosine``, as a share of ``weight``.
+        warmup: fraction of the training over which the weight rises linearly from 0.
+        weight_end: last weight of ``cosine``, as a fraction of ``weight``.
         pairs: which view of the student learns from which view of the teacher: ``same``,
             ``other`` (each from all the other full-size views), or pairs of numbers from 0, such
             as ``[[1, 0]]`` for weak/strong. null takes what the method's paper does.
@@ -41,7 +41,7 @@ class LossSettings(Settings):
     teacher: str | None = None
 
     def weight_at(self, step: int, num_steps: int) -> float:
-        """The weight of optimizer step ``step`` (from 0) of ``num_steps``."""
+        """Return the weight at optimizer step ``step`` (from 0) of ``num_steps``."""
         warmup_steps = round(self.warmup * num_steps)
         if step < warmup_steps:
             return self.weight * (step + 1) / warmup_steps
@@ -54,7 +54,7 @@ class LossSettings(Settings):
 
 @dataclass(frozen=True)
 class Shapes:
-    """What a loss must know of the two networks before the first batch.
+    """Facts about the two networks that a loss needs before the first batch.
 
     Attributes:
         student_dim, teacher_dim: width of ``embedding_BD``.
@@ -106,7 +106,7 @@ class Loss(nn.Module):
         fits_teacher: True when :meth:`fit_teacher` must see the teacher's embeddings of the
             training images before the first step.
         exact_under_sharding: True when several processes compute what one would on the whole batch.
-        minimum_at_teacher: True when student == teacher minimises the loss (a test checks it).
+        minimum_at_teacher: True when student == teacher minimizes the loss (a test checks it).
 
     and may set on the instance:
         student_taps, teacher_taps: names of the feature maps it reads (:class:`MapLoss` does).
@@ -140,12 +140,12 @@ class Loss(nn.Module):
         return self.per_image(student, teacher, batch).mean()
 
     def per_image(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        """The loss of each image, (B,), whose mean over the batch is the loss."""
+        """Return the loss of each image, (B,); the loss is its mean over the batch."""
         raise TypeError(f"{type(self).__name__} defines neither forward nor per_image")
 
     @property
     def is_mean_over_images(self) -> bool:
-        """Whether the loss is a mean over images, so that images can be left out of it."""
+        """Whether the loss is a mean over images, so that single images can be excluded."""
         return type(self).forward is Loss.forward
 
     def fit_teacher(self, teacher: Representation) -> None:
@@ -160,14 +160,14 @@ class Loss(nn.Module):
         return self.momentum
 
     def after_step(self, step: int, num_steps: int) -> None:
-        """Called after every optimizer step; moving averages of the loss's own heads move here."""
+        """Update moving averages of the loss's own heads; called after every optimizer step."""
 
     def fail(self, reason: str) -> UserError:
-        """The error to raise when the networks do not have what the loss needs."""
+        """Return the error to raise when the networks lack what the loss requires."""
         return UserError(f"{self.kind}: {reason}")
 
     def teacher_width(self, read: Read) -> int:
-        """Width of what :meth:`vectors` returns.
+        """Return the width of the vectors that :meth:`vectors` reads from the teacher.
 
         Raises:
             UserError: ``projection`` of a teacher without one.
@@ -175,13 +175,15 @@ class Loss(nn.Module):
         if read == "embedding":
             return self.shapes.teacher_dim
         if self.shapes.teacher_projection_dim is None:
-            raise self.fail("the teacher has kept no projection head; set read=embedding")
+            raise self.fail(
+                "read=projection: the teacher has no projection head; set read=embedding"
+            )
         self.needs_projection = True
         return self.shapes.teacher_projection_dim
 
 
 def vectors(outputs: Sequence[Representation], read: Read = "embedding") -> list[Tensor]:
-    """The embedding (B, D) or the projection (B, P) of each representation."""
+    """Return the embedding (B, D) or the projection (B, P) of each representation."""
     if read == "embedding":
         return [r.embedding_BD for r in outputs]
     return [r.projection_BP for r in outputs]

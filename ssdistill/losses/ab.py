@@ -13,7 +13,7 @@ SCALE = 3 / 1000
 
 
 def boundary_error(s_BCHW: Tensor, t_BCHW: Tensor, margin: float) -> Tensor:
-    """Squared distance of s from the right side of the margin, summed; mean over images.
+    """Squared distance of s to the correct side of the margin, summed; mean over images.
 
     (s + m)^2 where t <= 0 and s > -m; (s - m)^2 where t > 0 and s <= m; in float32.
     """
@@ -24,14 +24,14 @@ def boundary_error(s_BCHW: Tensor, t_BCHW: Tensor, margin: float) -> Tensor:
 
 
 def connect(pair: MapPair) -> nn.Module:
-    """1x1 convolution and batch norm where the maps differ in shape."""
+    """Return a 1x1 convolution with batch norm, or an identity if the maps have equal shapes."""
     if pair.student_shape == pair.teacher_shape:
         return nn.Identity()
     return connector(pair.student_shape[0], pair.teacher_shape[0])
 
 
 class AB(StageLoss):
-    """The student's neurons fire where the teacher's do, whatever the strength.
+    """Match activation boundaries: the signs of the teacher's pre-activations.
 
     L = 3/1000 sum_k 2^(k - K) E_k, E_k = sum over the channels and positions of stage k of
     max(0, m - sign(t) C(s))^2, averaged over images, with s and t the maps before the last ReLU

@@ -18,7 +18,7 @@ def attention_difference(s_BCHW: Tensor, t_BCHW: Tensor, power: int = 2) -> Tens
 
 
 class AT(StageLoss):
-    """The student is active at the places of the picture where the teacher is.
+    """Match spatial attention maps.
 
     L = sum over pairs of maps of mean_(b,i) (a_bi(s) - a_bi(t))^2, a(x) = n(mean_c |x_c|^p),
     n(x) = x / |x| over the positions i, the finer map averaged onto the grid of the coarser

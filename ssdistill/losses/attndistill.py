@@ -16,7 +16,7 @@ from ssdistill.models.representation import Outputs
 from ssdistill.settings import NonNegative, Positive
 
 LEAST, MOST = 1e-5, 0.996
-"""Bounds of a token's share of the attention."""
+"""Bounds of a token's attention."""
 
 Grid = tuple[int, int]
 
@@ -37,13 +37,13 @@ def attention_divergence(s_log_BHN: Tensor, t_log_BHN: Tensor, temperature: floa
 
 
 def class_and_patches(logits_BHN: Tensor, grid: Grid) -> Tensor:
-    """Logits of the class token and the patches: register and distillation tokens are left out."""
+    """Logits of the class token and the patches, without register or distillation tokens."""
     patches = grid[0] * grid[1]
     return torch.cat([logits_BHN[..., :1], logits_BHN[..., -patches:]], -1)
 
 
 def on_another_grid(log_p_BHN: Tensor, grid: Grid, size: Grid) -> Tensor:
-    """Log-attention to the class token and to the patches, these on a grid of ``size``.
+    """Resample log-attention to the patches onto a grid of ``size``; keep the class token's.
 
     The class token keeps its share, and the patches together theirs.
     """
@@ -57,7 +57,7 @@ def on_another_grid(log_p_BHN: Tensor, grid: Grid, size: Grid) -> Tensor:
 
 
 def projector(in_dim: int, out_dim: int) -> nn.Sequential:
-    """The published head: LayerNorm, four linear layers with GELU between, and LayerNorm."""
+    """Build the published head: LayerNorm, four linear layers with GELU between, LayerNorm."""
     widths = (in_dim, 2 * in_dim, in_dim, 2 * in_dim)
     layers: list[nn.Module] = [nn.LayerNorm(in_dim)]
     for width, wider in pairwise(widths):
@@ -66,7 +66,7 @@ def projector(in_dim: int, out_dim: int) -> nn.Sequential:
 
 
 class AttnDistill(StageLoss):
-    """The student's class token equals the teacher's and attends to the same patches.
+    """Match the teacher's class token and its attention to the patches.
 
     L = mean (P(s) - t)^2 + w KL(a(t) || a(s)), a = softmax(sum_h log p_h / T) with p_h the
     attention of head h from the class token to all tokens, cut to [1e-5, 0.996] and scaled to
@@ -124,17 +124,17 @@ class AttnDistill(StageLoss):
             if self.grids[k] is None:
                 s_log_BHN, t_log_BHN = s_BHN.log_softmax(-1), t_BHN.log_softmax(-1)
             else:
-                ours, theirs = self.grids[k]
-                s_log_BHN = class_and_patches(s_BHN, ours).log_softmax(-1)
-                t_log_BHN = class_and_patches(t_BHN, theirs).log_softmax(-1)
-                t_log_BHN = on_another_grid(t_log_BHN, theirs, ours)
+                student_grid, teacher_grid = self.grids[k]
+                s_log_BHN = class_and_patches(s_BHN, student_grid).log_softmax(-1)
+                t_log_BHN = class_and_patches(t_BHN, teacher_grid).log_softmax(-1)
+                t_log_BHN = on_another_grid(t_log_BHN, teacher_grid, student_grid)
             return attention_divergence(s_log_BHN, t_log_BHN, self.temperature)
 
     def _grids(self, pair: MapPair) -> tuple[Grid, Grid] | None:
-        """Rows and columns of both networks' patches, where the numbers of tokens differ."""
+        """Rows and columns of both networks' patches, if the numbers of tokens differ."""
         if pair.student_shape[-1] == pair.teacher_shape[-1]:
             return None
         lead = f"{self.prefix}:"
-        ours = self.shapes.student_maps[pair.student.removeprefix(lead)]
-        theirs = self.shapes.teacher_maps[pair.teacher.removeprefix(lead)]
-        return ours[1:], theirs[1:]
+        student_shape = self.shapes.student_maps[pair.student.removeprefix(lead)]
+        teacher_shape = self.shapes.teacher_maps[pair.teacher.removeprefix(lead)]
+        return student_shape[1:], teacher_shape[1:]

@@ -1,4 +1,4 @@
-"""BINGO: a student's image, its neighbour and their mixture (Xu et al., arXiv:2107.01691)."""
+"""BINGO: a student's image, its neighbor and their mixture (Xu et al., arXiv:2107.01691)."""
 
 import torch
 import torch.nn.functional as F
@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ssdistill.data.batch import Batch
 from ssdistill.losses import Loss, Read, Shapes, vectors
-from ssdistill.losses.base.bank import Bank, centring, default_queue_size
+from ssdistill.losses.base.bank import Bank, centering, default_queue_size
 from ssdistill.losses.base.contrast import info_nce_each
 from ssdistill.models.heads import projector
 from ssdistill.models.representation import Outputs
@@ -24,8 +24,8 @@ def bag_loss(
     """1/3 sum over three queries of share nce(query, key) + (1 - share) nce(query, other key).
 
     Args:
-        queries: of the image q, of its neighbour p and of the mixture of both, (B, D) each.
-        keys: of the image k and of its neighbour k', (B, D) each.
+        queries: of the image q, of its neighbor p and of the mixture of both, (B, D) each.
+        keys: of the image k and of its neighbor k', (B, D) each.
         queue_KD: negatives of length 1.
         temperature: of the softmax.
         own_share: weight of q's own key k, and of p's own k'.
@@ -40,7 +40,7 @@ def bag_loss(
 
 
 class BINGO(Loss):
-    """An image, a neighbour from the teacher's bag and their CutMix find both images' teacher keys.
+    """InfoNCE of an image, its teacher neighbor and their CutMix with both teacher keys.
 
     With nce(x, y) = -log exp(x·y/T) / (exp(x·y/T) + sum_k exp(x·q_k/T)) of vectors of length 1,
     q and k the student's and the teacher's of two views of an image, p and k' those of an image
@@ -62,7 +62,7 @@ class BINGO(Loss):
         queue: keys kept (paper: 65536). By default 4096, or half the training images if fewer.
         temperature: T (paper: 0.12 for EfficientNets).
         hidden_dim: width of the hidden layer of the student's MLP.
-        warmup_epochs: the first epochs, without the terms across image and neighbour. The
+        warmup_epochs: the first epochs, without the terms across image and neighbor. The
             published code leaves them out until ``epoch > 10`` holds, counted from 0.
         read: the teacher's vector: ``embedding`` of the backbone, or ``projection`` of the
             self-supervised head it was trained with (the paper's), where it has kept one.
@@ -98,14 +98,16 @@ class BINGO(Loss):
         width = self.teacher_width(read)
         self.head = projector(shapes.student_dim, width, hidden_dim)
         self.bank = Bank(queue or default_queue_size(shapes.num_samples), teacher=width)
-        self.centre = centring(center_teacher, width)
+        self.centre = centering(center_teacher, width)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         *keys, neighbour_key_BD = self.centre(
             vectors([*teacher, teacher.extra["neighbour_1"]], self.read)
         )
-        ours = vectors([*student, student.extra["neighbour_0"], student.extra["cutmix"]])
-        *queries, neighbour_BD, mixed_BD = self.head(torch.cat(ours)).chunk(len(ours))
+        student_views = vectors([*student, student.extra["neighbour_0"], student.extra["cutmix"]])
+        *queries, neighbour_BD, mixed_BD = self.head(torch.cat(student_views)).chunk(
+            len(student_views)
+        )
         own_share = 1.0 if batch.epoch < self.warmup_epochs else 0.5
         queue_KD = self.bank["teacher"]
         losses = [

@@ -11,7 +11,7 @@ from torch import Tensor
 from ssdistill.data.batch import Batch
 from ssdistill.distributed import all_gather_rows, gather_with_gradient
 from ssdistill.losses import Loss, Read, Shapes, vectors
-from ssdistill.losses.base.bank import centring
+from ssdistill.losses.base.bank import centering
 from ssdistill.models.heads import predictor
 from ssdistill.models.representation import Outputs
 from ssdistill.settings import NonNegative, Positive, PositiveInt
@@ -57,13 +57,13 @@ def decorrelative(
 
 
 def positions(outputs: Outputs) -> list[int]:
-    """Which of the distinct representations each element is, from 0."""
+    """Return the index of each element among the distinct representations, from 0."""
     distinct = [id(outputs[view]) for view in outputs.distinct]
     return [distinct.index(id(representation)) for representation in outputs]
 
 
 class CaSSLe(Loss):
-    """From the student's vector a predictor must find the teacher's among those of the batch.
+    """InfoNCE with a predictor from student to teacher embedding.
 
     With p_v = MLP(s_v), for ``contrastive``, over all images and views in the batch:
 
@@ -120,14 +120,14 @@ class CaSSLe(Loss):
         self.off_diagonal, self.scale = off_diagonal, scale
         width = self.teacher_width(read)
         self.head = predictor(shapes.student_dim, width, hidden_dim)
-        self.centre = centring(center_teacher, width)
+        self.centre = centering(center_teacher, width)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        ours = vectors([student[view] for view in student.distinct])
-        theirs = vectors([teacher[view] for view in teacher.distinct], self.read)
+        student_views = vectors([student[view] for view in student.distinct])
+        teacher_views = vectors([teacher[view] for view in teacher.distinct], self.read)
         # A view at a time, as published: each has its own batch statistics.
-        p_views = [gather_with_gradient(self.head(s_BD)) for s_BD in ours]
-        z_views = [all_gather_rows(t_BD) for t_BD in self.centre(theirs)]
+        p_views = [gather_with_gradient(self.head(s_BD)) for s_BD in student_views]
+        z_views = [all_gather_rows(t_BD) for t_BD in self.centre(teacher_views)]
         pairs = list(zip(positions(student), positions(teacher), strict=True))
         if self.variant == "contrastive":
             return contrastive(p_views, z_views, pairs, self.temperature)

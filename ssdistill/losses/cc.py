@@ -7,14 +7,14 @@ from ssdistill.losses.base.relations import VectorRelation
 from ssdistill.settings import PositiveInt
 
 
-def neighbouring_differences(s_BD: Tensor, t_BD: Tensor) -> Tensor:
-    """mean_i |s_i - t_i|·|s_(i+1) - t_(i+1)|, absolute values by element; B - 1 products."""
+def neighboring_differences(s_BD: Tensor, t_BD: Tensor) -> Tensor:
+    """mean_i |s_i - t_i|·|s_(i+1) - t_(i+1)|, elementwise absolute values; B - 1 products."""
     difference_BD = (s_BD - t_BD).abs()
     return (difference_BD[:-1] * difference_BD[1:]).sum() / max(1, len(difference_BD) - 1)
 
 
 class CC(VectorRelation):
-    """Differences from the teacher, of images next to each other in the batch, fade together.
+    """Products of the student-teacher differences of consecutive images (as published in code).
 
     L = 1/(B - 1) sum_i |d_i|·|d_(i+1)|, d = W_s s + b_s - (W_t t + b_t), absolute values by
     element, both maps trained. This is what the code that the authors passed on
@@ -50,4 +50,4 @@ class CC(VectorRelation):
         self.teacher_head = nn.Linear(self.teacher_dim, dim)
 
     def relation(self, s_BD: Tensor, t_BD: Tensor) -> Tensor:
-        return neighbouring_differences(s_BD, t_BD)
+        return neighboring_differences(s_BD, t_BD)

@@ -12,7 +12,7 @@ from ssdistill.settings import Fraction, Positive, PositiveInt
 
 
 class CompRess(QueueLoss):
-    """The student is like the images of a queue as the teacher is, each in its own space.
+    """Match similarity distributions over a queue, each network in its own space.
 
     L = KL(softmax(n(t)·A_t / T) || softmax(n(s)·A_s / T)) over a queue of images, the image itself
     not among them (arXiv:2010.14713). A_t holds the teacher's vectors of these images and A_s the
@@ -64,7 +64,7 @@ class CompRess(QueueLoss):
             return super().forward(student, teacher, batch)
         keys, anchors_KD = self.keys(teacher), self.bank.student
         loss = self.compare(self.queries(student), keys, anchors_KD, self.bank)
-        ours = vectors(student if self.momentum is None else student.momentum)
+        student_views = vectors(student if self.momentum is None else student.momentum)
         for view in teacher.distinct:
-            self.bank.push(teacher=keys[view], student=unit(ours[view]))
+            self.bank.push(teacher=keys[view], student=unit(student_views[view]))
         return loss

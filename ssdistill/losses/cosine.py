@@ -7,7 +7,7 @@ from ssdistill.losses.base.matching import PlainRegression
 
 
 class Cosine(PlainRegression):
-    """The student's embedding or maps, through a head, point where the teacher's point.
+    """Cosine regression of the teacher's embedding or maps through a head.
 
     L = mean (1 - cos(h(s), t)) over positions, images and views; the summary loss of
     arXiv:2312.06709. ``simreg`` is twice this with a deeper head.

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ssdistill.data.batch import Batch
 from ssdistill.distributed import mean_over_processes, rank, world_size
 from ssdistill.losses import Loss, Shapes, vectors
-from ssdistill.losses.base.bank import IndexMemory, centring
+from ssdistill.losses.base.bank import IndexMemory, centering
 from ssdistill.models.representation import Outputs
 from ssdistill.settings import Fraction, Positive, PositiveInt
 
@@ -15,7 +15,7 @@ EPS = 1e-7
 
 
 def scores(v_BD: Tensor, memory_ND: Tensor, contrast_BK: Tensor, temperature: float) -> Tensor:
-    """exp(M[i]·v / T) for the memory rows named in each row of ``contrast_BK``, in float32.
+    """exp(M[i]·v / T) for the memory rows indexed by each row of ``contrast_BK``, in float32.
 
     One product with the whole memory, (B, N), and a look-up in it: that moves B N numbers, where
     collecting the rows would move B K D.
@@ -28,7 +28,7 @@ def scores(v_BD: Tensor, memory_ND: Tensor, contrast_BK: Tensor, temperature: fl
 def noise_contrast(score_BK: Tensor, num_samples: int) -> Tensor:
     """-1/B sum_b [log(o_b0 / (o_b0 + c)) + sum_k log(c / (o_bk + c))], c = K / num_samples.
 
-    ``score_BK`` holds the normalised scores o, the positive in column 0 and K negatives after it.
+    ``score_BK`` holds the normalized scores o, the positive in column 0 and K negatives after it.
     """
     noise = (score_BK.shape[1] - 1) / num_samples
     positive_B, negative_BK = score_BK[:, 0], score_BK[:, 1:]
@@ -38,7 +38,7 @@ def noise_contrast(score_BK: Tensor, num_samples: int) -> Tensor:
 
 
 def draw_contrast(index_B: Tensor, num_negatives: int, num_samples: int, step: int) -> Tensor:
-    """(B, 1 + K) indices: each image's own, then K of the others, uniform with replacement.
+    """Draw (B, 1 + K) indices: each image's own, then K others, uniform with replacement.
 
     The draw is a function of the step alone, made for the batches of all processes at once:
     a resumed or a sharded training contrasts the same images.
@@ -53,7 +53,7 @@ def draw_contrast(index_B: Tensor, num_negatives: int, num_samples: int, step: i
 
 
 class CRD(Loss):
-    """Tells the pair (student, teacher) of one image from pairs of different images.
+    """Contrast student–teacher pairs against a memory of negatives.
 
     With v_s = n(W_s s + b_s), v_t = n(W_t t + b_t), both maps trained, memories M_s, M_t of one
     vector per image, o_s = exp(M_t·v_s / T) / Z_s, o_t = exp(M_s·v_t / T) / Z_t, K negatives and
@@ -104,12 +104,12 @@ class CRD(Loss):
         super().__init__(shapes)
         self.num_samples, self.temperature = shapes.num_samples, temperature
         if self.num_samples < 2:
-            raise self.fail("needs at least two training images to contrast")
+            raise self.fail("at least two training images required for negatives")
         self.num_negatives = min(negatives, self.num_samples - 1)
         self.embed_student = nn.Linear(shapes.student_dim, dim)
         self.embed_teacher = nn.Linear(shapes.teacher_dim, dim)
         self.memory = IndexMemory(self.num_samples, momentum, student=dim, teacher=dim)
-        self.centre = centring(center_teacher, shapes.teacher_dim)
+        self.centre = centering(center_teacher, shapes.teacher_dim)
         self.register_buffer("normaliser", torch.full((2,), -1.0))
 
     def forward(
@@ -123,9 +123,12 @@ class CRD(Loss):
         index_B = batch.index_B
         if contrast_BK is None:
             contrast_BK = draw_contrast(index_B, self.num_negatives, self.num_samples, batch.step)
-        ours = vectors([student[view] for view in student.distinct])
-        theirs = self.centre(vectors([teacher[view] for view in teacher.distinct]))
-        s_ND, t_ND = self.embed_student(torch.cat(ours)), self.embed_teacher(torch.cat(theirs))
+        student_views = vectors([student[view] for view in student.distinct])
+        teacher_views = self.centre(vectors([teacher[view] for view in teacher.distinct]))
+        s_ND, t_ND = (
+            self.embed_student(torch.cat(student_views)),
+            self.embed_teacher(torch.cat(teacher_views)),
+        )
         s_ND, t_ND = F.normalize(s_ND.float(), dim=1), F.normalize(t_ND.float(), dim=1)
 
         score_s_NK = self._scores(s_ND, "teacher", contrast_BK)
@@ -141,13 +144,13 @@ class CRD(Loss):
         return loss
 
     def _scores(self, v_ND: Tensor, memory: str, contrast_BK: Tensor) -> Tensor:
-        """Of one or more views of the batch, each against the same contrast."""
+        """Scores of one or more views of the batch, each against the same contrast."""
         contrast_NK = contrast_BK.repeat(len(v_ND) // len(contrast_BK), 1)
         return scores(v_ND, self.memory[memory], contrast_NK, self.temperature)
 
     @torch.no_grad()
     def _frozen_normaliser(self, *scores_NK: Tensor) -> Tensor:
-        """(Z_s, Z_t): set by the first batch (they are negative until then), kept ever after."""
+        """Return (Z_s, Z_t): set by the first batch (negative until then), then constant."""
         first = torch.stack([score_NK.mean() for score_NK in scores_NK]) * self.num_samples
         first = mean_over_processes(first)
         chosen = torch.where(self.normaliser < 0, first, self.normaliser)

@@ -20,7 +20,7 @@ from ssdistill.settings import Fraction, Positive, PositiveInt
 
 
 class DINO(LogitLoss):
-    """From one view, the student assigns the image to classes as the teacher does from another.
+    """Cross-entropy between teacher and student cluster assignments of different views.
 
     L = mean over pairs of views and images of -sum_k p_k log softmax(h(s) / T_s)_k, h the
     student's own head, p the teacher's assignment: with ``targets: sinkhorn`` the result of three
@@ -37,7 +37,7 @@ class DINO(LogitLoss):
     ```
 
     Args:
-        logits: the teacher's logits: cosines of its centred embedding to ``prototypes``, or the
+        logits: the teacher's logits: cosines of its centered embedding to ``prototypes``, or the
             ``projection`` of its self-supervised head as it is; the temperatures suit cosines.
         prototypes: how many, K; at most as many as there are training images. By default 1024,
             or an eighth of the images if fewer. DINO's heads have 65536 and more.
@@ -45,7 +45,7 @@ class DINO(LogitLoss):
         temperature_student: T_s.
         temperature_start: T_t at the first step.
         temperature_teacher: T_t once the warm-up is over.
-        temperature_warmup: share of the training over which T_t rises linearly.
+        temperature_warmup: fraction of the training over which T_t rises linearly.
         center_momentum: of the moving average c.
         hidden_dim: width of the two hidden layers of the student's head.
         bottleneck_dim: width of the space in which the head compares by cosine.
@@ -96,14 +96,14 @@ class DINO(LogitLoss):
         return -(target_NK * log_NK).sum(1).mean()
 
     def temperature_at(self, step: int, num_steps: int) -> float:
-        """T_t at step ``step`` (from 0) of ``num_steps``."""
+        """Return T_t at step ``step`` (from 0) of ``num_steps``."""
         first, last = self.temperatures
         warmup_steps = self.temperature_warmup * num_steps
         return last if step >= warmup_steps else first + (last - first) * step / warmup_steps
 
     @torch.no_grad()
     def assign(self, logits_VK: Tensor, temperature: float) -> Tensor:
-        """The teacher's assignments (V, K) of all its views of a batch; moves the centre."""
+        """The teacher's assignments (V, K) of all its views of a batch; moves the center."""
         if self.targets == "sinkhorn":
             return sinkhorn(logits_VK, temperature)
         target_VK = ((logits_VK - self.centre_K) / temperature).softmax(1)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ssdistill.data.batch import Batch
 from ssdistill.losses import Loss, Read, Shapes, vectors
-from ssdistill.losses.base.bank import Bank, centring, default_queue_size
+from ssdistill.losses.base.bank import Bank, centering, default_queue_size
 from ssdistill.losses.base.contrast import info_nce
 from ssdistill.models.ema import momentum_copy, update_momentum
 from ssdistill.models.heads import projector
@@ -27,7 +27,7 @@ def squared_distances(s_ND: Tensor, t_ND: Tensor, reduction: Reduction) -> Tenso
 
 
 class DisCo(Loss):
-    """The student learns by MoCo while its vector of every view stays at the teacher's.
+    """MoCo for the student plus regression of the teacher's embedding of every view.
 
     With z = MLP(s), k the same of the moving averages of student and MLP, and a queue of such k:
 
@@ -88,12 +88,12 @@ class DisCo(Loss):
         self.head = projector(shapes.student_dim, width, hidden_dim)
         self.key_head = momentum_copy(self.head)
         self.bank = Bank(queue or default_queue_size(shapes.num_samples), key=width)
-        self.centre = centring(center_teacher, width)
+        self.centre = centering(center_teacher, width)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         views = student.distinct
         if len(views) < 2:
-            raise self.fail("pairs give the student one view, and the loss contrasts two")
+            raise self.fail("pairs give the student one view; the loss requires two")
         targets = torch.cat(self.centre(vectors(teacher, self.read)))
         s_ND = self.head(torch.cat(vectors(student)))
         keys = self._keys(student, views[1:])
@@ -112,5 +112,5 @@ class DisCo(Loss):
         return list(self.key_head(torch.cat(moved)).chunk(len(views)))
 
     def after_step(self, step: int, num_steps: int) -> None:
-        """Move the moving average of the MLP, as the distiller moves the student's."""
+        """Update the moving average of the MLP, as the distiller updates the student's."""
         update_momentum(self.head, self.key_head, self.momentum_at(step, num_steps))

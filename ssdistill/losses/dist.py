@@ -3,13 +3,13 @@
 from torch import Tensor
 
 from ssdistill.losses import Read, Shapes
-from ssdistill.losses.base.relations import RelationHead, VectorRelation, standardised, vector_head
+from ssdistill.losses.base.relations import RelationHead, VectorRelation, standardized, vector_head
 from ssdistill.settings import NonNegative, Positive
 
 
 def correlation_distance(s_BD: Tensor, t_BD: Tensor) -> Tensor:
-    """mean_b (1 - Pearson's correlation of row b of both)."""
-    return 1 - (standardised(s_BD) * standardised(t_BD)).sum(1).mean()
+    """mean_b (1 - Pearson correlation of row b of both)."""
+    return 1 - (standardized(s_BD) * standardized(t_BD)).sum(1).mean()
 
 
 def relation_distances(s_BD: Tensor, t_BD: Tensor, tau: float) -> tuple[Tensor, Tensor]:
@@ -20,7 +20,7 @@ def relation_distances(s_BD: Tensor, t_BD: Tensor, tau: float) -> tuple[Tensor, 
 
 
 class DIST(VectorRelation):
-    """Correlates the student's softmax with the teacher's, image by image and entry by entry.
+    """Match softmax outputs by correlation, within each image and within each dimension.
 
     With y = softmax(x / tau), rho Pearson's correlation, rows b and columns d of both batches:
 

@@ -24,7 +24,7 @@ def decoupled_kl(
 
 
 def split_logits(x_BK: Tensor, target_B: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Logits (B, 2) of target class and all others together, and (B, K - 1) of the others."""
+    """Return logits (B, 2) of the target and all others, and (B, K - 1) among the others."""
     x_BK, target_B1 = x_BK.float(), target_B[:, None]
     others_BK = torch.arange(x_BK.shape[1] - 1, device=x_BK.device).expand(len(x_BK), -1)
     others_BK = x_BK.gather(1, others_BK + (others_BK >= target_B1))
@@ -33,7 +33,7 @@ def split_logits(x_BK: Tensor, target_B: Tensor, temperature: float) -> tuple[Te
 
 
 class DKD(KD):
-    """Like `kd`, with the likeness of the prototypes other than the nearest weighted apart.
+    """Decoupled KD: weigh the target prototype and all others separately.
 
     L = alpha TCKD + beta NCKD (arXiv:2203.08679, eq. 7), means over images and views: TCKD is
     T^2 KL between the probabilities (target, any other), NCKD T^2 KL between those of the others
@@ -51,7 +51,7 @@ class DKD(KD):
             which is least where the teacher is sure.
         temperature: T. By default 4, the paper's, for a ``projection``, and 1 for
             ``prototypes``, whose cosines ``scale`` has sharpened already.
-        logits: the teacher's logits: cosines of its centred embedding to ``prototypes``, divided
+        logits: the teacher's logits: cosines of its centered embedding to ``prototypes``, divided
             by ``scale``, or the ``projection`` of its self-supervised head as it is.
         prototypes: how many, K; at most as many as there are training images. By default 1024,
             or an eighth of the images if fewer.
@@ -93,5 +93,5 @@ class DKD(KD):
         return decoupled_kl(s_NK, t_NK, target_N, self.alpha, self.beta, self.temperature)
 
     def target_classes(self, t_NK: Tensor) -> Tensor:
-        """The class (N,) that stands for the label: the teacher's first choice."""
+        """Return the class (N,) used as the label: the teacher's first choice."""
         return t_NK.argmax(1)

@@ -1,4 +1,4 @@
-"""DoGo: likeness between two views of a batch (Bhat et al., CVPRW 2021, arXiv:2104.09866)."""
+"""DoGo: similarity between two views of a batch (Bhat et al., CVPRW 2021, arXiv:2104.09866)."""
 
 from itertools import combinations
 
@@ -28,7 +28,7 @@ def view_divergence(
 
 
 class DoGo(SimilarityLoss):
-    """One view's images are like those of another view as they are for the teacher.
+    """Match the teacher's similarities between two views of a batch.
 
     L = 1/B^2 sum_b KL(softmax_c(t_b·t'_c / T) || softmax_c(z_b·z'_c / T)), b and c images of the
     batch in two views, t = n(teacher), z = n(MLP(s)); mean over the pairs of views
@@ -77,13 +77,19 @@ class DoGo(SimilarityLoss):
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         if len(student) < 2:
-            raise self.fail("two views are compared, and there is one pair")
-        ours = self.head(torch.cat(vectors(student))).chunk(len(student))
-        with torch.autocast(ours[0].device.type, enabled=False):
-            ours = [gather_with_gradient(unit(s_BD)) for s_BD in ours]
-            theirs = [all_gather_rows(t_BD) for t_BD in self.keys(teacher)]
+            raise self.fail("pairs name one pair of views; the loss requires two")
+        student_views = self.head(torch.cat(vectors(student))).chunk(len(student))
+        with torch.autocast(student_views[0].device.type, enabled=False):
+            student_views = [gather_with_gradient(unit(s_BD)) for s_BD in student_views]
+            teacher_views = [all_gather_rows(t_BD) for t_BD in self.keys(teacher)]
             losses = [
-                view_divergence(ours[v], ours[w], theirs[v], theirs[w], self.temperature)
-                for v, w in combinations(range(len(ours)), 2)
+                view_divergence(
+                    student_views[v],
+                    student_views[w],
+                    teacher_views[v],
+                    teacher_views[w],
+                    self.temperature,
+                )
+                for v, w in combinations(range(len(student_views)), 2)
             ]
         return torch.stack(losses).mean()

@@ -4,13 +4,13 @@ import torch
 from torch import Tensor
 
 from ssdistill.losses import Read, Shapes
-from ssdistill.losses.base.relations import RelationHead, VectorRelation, standardised, vector_head
+from ssdistill.losses.base.relations import RelationHead, VectorRelation, standardized, vector_head
 from ssdistill.settings import NonNegative
 
 
 def graph_alignment(s_BD: Tensor, t_BD: Tensor) -> tuple[Tensor, Tensor]:
     """(node term |C_ts - I|_F, edge term |C_tt - C_ss|_F), C Pearson's correlation of rows."""
-    s_BD, t_BD = standardised(s_BD), standardised(t_BD)
+    s_BD, t_BD = standardized(s_BD), standardized(t_BD)
     identity_BB = torch.eye(len(s_BD), dtype=s_BD.dtype, device=s_BD.device)
     node = torch.linalg.matrix_norm(t_BD @ s_BD.T - identity_BB)
     edge = torch.linalg.matrix_norm(t_BD @ t_BD.T - s_BD @ s_BD.T)
@@ -18,7 +18,7 @@ def graph_alignment(s_BD: Tensor, t_BD: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class EGA(VectorRelation):
-    """Correlations between the images of a batch form one graph in student and teacher.
+    """Align the graphs of correlations between the images of a batch.
 
     L = w_n |C_ts - I|_F + w_e |C_tt - C_ss|_F, where C_ab holds Pearson's correlation of every
     vector of a with every one of b, over the coordinates, s being the student's vector through a

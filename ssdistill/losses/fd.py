@@ -12,7 +12,7 @@ from ssdistill.settings import Positive
 
 
 class FD(Regression):
-    """Every position of the student's map predicts the teacher's, which is layer-normed first.
+    """Regress the teacher's layer-normalized map at every position.
 
     L = mean smooth_l1(r(s), LN(t)), LN over the channels of a position without scale or shift, r
     a 1x1 convolution (arXiv:2205.14141). The paper also changes the student (shared relative

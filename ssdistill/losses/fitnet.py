@@ -10,7 +10,7 @@ from ssdistill.models.heads import MapHead
 
 
 class FitNet(Regression):
-    """The student's middle map, through a small regressor, equals the teacher's middle map.
+    """Regress the teacher's middle feature map through a small regressor (hints).
 
     L = mean (r(s) - t)^2 over components and images, r a 1x1 convolution with batch norm and
     ReLU after the map has been brought to the teacher's size (arXiv:1412.6550, eq. 3). The paper

@@ -13,7 +13,7 @@ from ssdistill.models.heads import map_regressor
 
 
 def flow(x_BCHW: Tensor, y_BDHW: Tensor) -> Tensor:
-    """Mean over positions of x_c y_d, (B, C, D) in float32, on the coarser grid of the two."""
+    """Mean over positions of x_c y_d, (B, C, D) in float32, on the coarser of the two grids."""
     with torch.autocast(x_BCHW.device.type, enabled=False):
         x_BCHW, y_BDHW = on_the_coarser_grid(x_BCHW, y_BDHW)
         product_BCD = einsum(x_BCHW, y_BDHW, "b c h w, b d h w -> b c d")
@@ -21,7 +21,7 @@ def flow(x_BCHW: Tensor, y_BDHW: Tensor) -> Tensor:
 
 
 def flow_difference(s_maps: list[Tensor], t_maps: list[Tensor]) -> list[Tensor]:
-    """Mean squared difference of the flows between consecutive maps of each network."""
+    """Mean squared difference of both networks' flows between consecutive maps."""
     s_flows, t_flows = (
         [flow(first, second) for first, second in pairwise(maps)] for maps in (s_maps, t_maps)
     )
@@ -29,7 +29,7 @@ def flow_difference(s_maps: list[Tensor], t_maps: list[Tensor]) -> list[Tensor]:
 
 
 class FSP(StageLoss):
-    """From one stage to the next, channels go together in the student as in the teacher.
+    """Match channel Gram matrices between consecutive stages.
 
     L = sum over consecutive stages of mean_(b,c,d) (G_bcd(s) - G_bcd(t))^2 with
     G_cd(x) = mean over positions of x_c y_d, x and y the maps of a stage and of the next (Yim et
@@ -60,13 +60,15 @@ class FSP(StageLoss):
     def __init__(self, shapes: Shapes, *, maps: MapChoice | MapNames = "stages"):
         super().__init__(shapes, maps)
         if len(self.map_pairs) < 2:
-            raise self.fail("compares consecutive maps: set maps=stages or name at least two")
+            raise self.fail("maps names one map; set maps=stages or name at least two")
         widths = [(pair.student_shape[0], pair.teacher_shape[0]) for pair in self.map_pairs]
         self.heads = nn.ModuleList(
-            nn.Identity() if ours == theirs else map_regressor(ours, theirs)
-            for ours, theirs in widths
+            nn.Identity()
+            if student_width == teacher_width
+            else map_regressor(student_width, teacher_width)
+            for student_width, teacher_width in widths
         )
 
     def view_loss(self, maps: Maps) -> Tensor:
-        ours = [head(s) for head, (s, _) in zip(self.heads, maps, strict=True)]
-        return torch.stack(flow_difference(ours, [t for _, t in maps])).sum()
+        student_maps = [head(s) for head, (s, _) in zip(self.heads, maps, strict=True)]
+        return torch.stack(flow_difference(student_maps, [t for _, t in maps])).sum()

@@ -23,7 +23,7 @@ def factor_difference(s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:
 
 
 def three_convolutions(widths: tuple[int, int, int, int], norm: bool) -> nn.Sequential:
-    """3x3 convolutions between the ``widths``, each with LeakyReLU(0.1) and maybe batch norm."""
+    """3x3 convolutions between the ``widths``, with LeakyReLU(0.1) and optional batch norm."""
     layers: list[nn.Module] = []
     for in_channels, out_channels in pairwise(widths):
         layers.append(nn.Conv2d(in_channels, out_channels, 3, padding=1))
@@ -34,18 +34,22 @@ def three_convolutions(widths: tuple[int, int, int, int], norm: bool) -> nn.Sequ
 
 
 class Factors(nn.Module):
-    """Paraphraser of the teacher's map (there and back again) and translator of the student's."""
+    """Paraphraser (an autoencoder of the teacher's map) and translator of the student's map."""
 
     def __init__(self, pair: MapPair, rate: float):
         super().__init__()
-        ours, theirs = pair.student_shape[0], pair.teacher_shape[0]
-        width = max(1, int(rate * theirs))
-        self.paraphraser = three_convolutions((theirs, theirs, width, width), norm=False)
-        self.back = three_convolutions((width, width, theirs, theirs), norm=False)
-        self.translator = three_convolutions((ours, ours, width, width), norm=True)
+        student_width, teacher_width = pair.student_shape[0], pair.teacher_shape[0]
+        width = max(1, int(rate * teacher_width))
+        self.paraphraser = three_convolutions(
+            (teacher_width, teacher_width, width, width), norm=False
+        )
+        self.back = three_convolutions((width, width, teacher_width, teacher_width), norm=False)
+        self.translator = three_convolutions(
+            (student_width, student_width, width, width), norm=True
+        )
 
     def forward(self, s_BCHW: Tensor, t_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """(difference of the factors, mean squared error of the teacher's map put together)."""
+        """Return (factor difference, mean squared error of the reconstructed teacher map)."""
         factor_BCHW = self.paraphraser(t_BCHW)
         again_BCHW = self.back(factor_BCHW)
         difference = factor_difference(self.translator(s_BCHW), factor_BCHW.detach())
@@ -53,14 +57,14 @@ class Factors(nn.Module):
 
 
 class FT(StageLoss):
-    """A translation of the student's map agrees with a summary of the teacher's.
+    """Match factors: a translation of the student's map and a paraphrase of the teacher's.
 
     L = mean_(b,i) |f_bi(T(s)) - f_bi(P(t))| + r mean (P'(P(t)) - t)^2, f(x) = n(mean_c x_c^2)
     over the positions i, n(x) = x / |x|; P, P' and T are three 3x3 convolutions each
     (arXiv:1802.04977).
 
     The paper first trains the paraphraser P with its inverse P' for 30 epochs and then fixes it.
-    Here there is one training: P learns to summarise the teacher from the first step on, by the
+    Here there is one training: P learns to summarize the teacher from the first step on, by the
     second term alone, while the student follows by the first. With stride 1 the paper's
     transposed convolutions in P' are convolutions. The factors are compared as published in
     code, squared before the mean over channels.
@@ -72,7 +76,7 @@ class FT(StageLoss):
 
     Args:
         maps: which maps are paired, see :class:`ssdistill.losses.base.maps.MapLoss`.
-        rate: channels of the factor, as a share of the teacher's.
+        rate: channels of the factor, as a fraction of the teacher's.
         reconstruction: r. The default is 1 / 200: with the published weight of 200 the
             paraphraser learns as it does in the paper's first stage.
 

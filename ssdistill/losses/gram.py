@@ -22,7 +22,7 @@ def gram_difference(s_BNC: Tensor, t_BND: Tensor, remove_negative: bool) -> Tens
 
 
 class Gram(MapRelation):
-    """Patches of one image are as alike to the student as they are to the teacher.
+    """Match the similarities between the patches of an image (Gram anchoring).
 
     L = mean_b |X X^T - Y Y^T|_F^2 / N^2, summed over pairs of maps, where the rows of X and Y are
     the N positions of an image's map in student and teacher, each of length 1
@@ -41,7 +41,7 @@ class Gram(MapRelation):
             published training keeps them.
 
     Raises:
-        UserError: a network without the maps asked for, or one with a single position.
+        UserError: a network without the requested maps, or one with a single position.
     """
 
     kind = "gram"
@@ -65,8 +65,8 @@ class Gram(MapRelation):
         if shape[1] * shape[2] == 1:
             architecture = getattr(self.shapes, f"{side}_name")
             raise self.fail(
-                f"map '{name}' of the {side} ({architecture}) has one position, and nothing to "
-                "relate; name an earlier one in maps"
+                f"map '{name}' of the {side} ({architecture}) has a single position, so no "
+                "pairs to compare; choose an earlier map in maps"
             )
 
     def compare(self, s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from ssdistill.models.heads import map_regressor
 
 
 def channel_relations(x_BCHW: Tensor) -> Tensor:
-    """Inner products (B, C, C) of the channels of each image, every row of length 1."""
+    """Inner products (B, C, C) of the channels of each image, with rows of length 1."""
     x_BCN = x_BCHW.flatten(2)
     return F.normalize(x_BCN @ x_BCN.mT, dim=2)
 
@@ -23,7 +23,7 @@ def channel_difference(s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:
 
 
 class ICKD(MapRelation):
-    """Two channels of the student's map agree over an image as two of the teacher's do.
+    """Match correlations between the channels of each image's map.
 
     L = 1/(C B^2) sum_b |R(F_b F_b^T) - R(T_b T_b^T)|_F^2, summed over pairs of maps, where T_b are
     the C channels of the teacher's map, F_b those of the student's through a 1x1 convolution, and
@@ -43,7 +43,7 @@ class ICKD(MapRelation):
             ``mlp``, two of them with a ReLU between.
 
     Raises:
-        UserError: a network without the maps asked for.
+        UserError: a network without the requested maps.
     """
 
     kind = "ickd"

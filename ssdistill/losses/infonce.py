@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ssdistill.data.batch import Batch
 from ssdistill.losses import Loss, Read, Shapes, vectors
-from ssdistill.losses.base.bank import Bank, centring, default_queue_size
+from ssdistill.losses.base.bank import Bank, centering, default_queue_size
 from ssdistill.losses.base.contrast import info_nce
 from ssdistill.models.heads import projector
 from ssdistill.models.representation import Outputs
@@ -14,7 +14,7 @@ from ssdistill.settings import Positive, PositiveInt
 
 
 class InfoNCE(Loss):
-    """Among a queue of teacher keys, the student finds the teacher's key of the other view.
+    """InfoNCE of the student with the teacher's key of another view, against a queue.
 
     L = -log exp(n(MLP(s_v))·n(t_w)/T) / (exp(n(MLP(s_v))·n(t_w)/T) + sum_k exp(n(MLP(s_v))·q_k/T)),
     w another view than v, averaged over the pairs of views. The
@@ -59,7 +59,7 @@ class InfoNCE(Loss):
         width = self.teacher_width(read)
         self.head = projector(shapes.student_dim, width)
         self.bank = Bank(queue or default_queue_size(shapes.num_samples), teacher=width)
-        self.centre = centring(center_teacher, width)
+        self.centre = centering(center_teacher, width)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         keys = self.centre(vectors(teacher, self.read))

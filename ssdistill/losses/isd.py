@@ -12,7 +12,7 @@ from ssdistill.settings import Fraction, Positive, PositiveInt
 
 
 class ISD(TargetLoss):
-    """From one view, the student's prediction is like a queue's keys as another view's key is.
+    """Match another view's similarities to a queue, through a predictor.
 
     L = KL(softmax(n(k)·Q / T_t) || softmax(n(MLP(s))·Q / T_s)), s of one view and k of the
     other; k joins the queue Q after scoring (arXiv:2012.09259). The paper distils a network into

@@ -1,4 +1,4 @@
-"""KD: soft targets (Hinton et al., 2015, arXiv:1503.02531), over classes without names."""
+"""KD: soft targets (Hinton et al., 2015, arXiv:1503.02531), over pseudo-classes."""
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ def softened_kl(s_BK: Tensor, t_BK: Tensor, temperature: float) -> Tensor:
 
 
 class KD(LogitLoss):
-    """The student's softened probabilities of the teacher's prototypes become the teacher's.
+    """Match softened probabilities over prototypes of the teacher's embedding.
 
     L = T^2 mean KL(softmax(t / T) || softmax(z / T)) over images and views, t the teacher's logits
     and z those of the student's own head (arXiv:1503.02531, sec. 2; the label term is left out).
@@ -34,7 +34,7 @@ class KD(LogitLoss):
     Args:
         temperature: T. By default 4, the paper's, for a ``projection``, and 1 for
             ``prototypes``, whose cosines ``scale`` has sharpened already.
-        logits: the teacher's logits: cosines of its centred embedding to ``prototypes``, divided
+        logits: the teacher's logits: cosines of its centered embedding to ``prototypes``, divided
             by ``scale``, or the ``projection`` of its self-supervised head as it is.
         prototypes: how many, K; at most as many as there are training images. By default 1024,
             or an eighth of the images if fewer.
@@ -69,5 +69,5 @@ class KD(LogitLoss):
         return self.compare(s_NK, t_NK)
 
     def compare(self, s_NK: Tensor, t_NK: Tensor) -> Tensor:
-        """The loss between logits (N, K) of the two networks."""
+        """Return the loss between logits (N, K) of the two networks."""
         return softened_kl(s_NK, t_NK, self.temperature)

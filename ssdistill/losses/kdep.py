@@ -13,14 +13,14 @@ from ssdistill.settings import Positive
 def principal_directions(t_ND: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Mean (D) and the ``count`` directions of largest variance (D, count), largest first.
 
-    They are the first right singular vectors of the centred rows, each with the sign that makes
+    They are the first right singular vectors of the centered rows, each with the sign that makes
     its largest component positive, so that every machine finds the same.
     """
     # On the CPU, where every machine has float64.
     t_ND = t_ND.cpu().double()
     mean_D = t_ND.mean(0)
-    centred_ND = t_ND - mean_D
-    directions_DD = torch.linalg.eigh(centred_ND.T @ centred_ND).eigenvectors.flip(1)
+    centered_ND = t_ND - mean_D
+    directions_DD = torch.linalg.eigh(centered_ND.T @ centered_ND).eigenvectors.flip(1)
     directions_DK = directions_DD[:, :count]
     largest_K = directions_DK.gather(0, directions_DK.abs().argmax(0)[None])[0]
     return mean_D, directions_DK * largest_K.sign()
@@ -32,10 +32,10 @@ def power_scale(x: Tensor, temperature: float, exponent: float) -> Tensor:
 
 
 class KDEP(Loss):
-    """Without a head, the student outputs the teacher's leading principal components, flattened.
+    """Regress the teacher's leading principal components, power-scaled, without a head.
 
     L = mean (s - f)^2, f = sign(u) |u / T|^p, u = V (t - mean), V the first right singular
-    vectors of the centred embeddings of the training images (arXiv:2203.05180). The published
+    vectors of the centered embeddings of the training images (arXiv:2203.05180). The published
     weight is 3; its code has the paper's matching of variances commented out, and so it is
     absent here. Where the teacher is narrower than the student, only the student's first
     components, as many as the teacher has, are matched.
@@ -87,9 +87,9 @@ class KDEP(Loss):
             return power_scale(components_BK, self.temperature, self.exponent)
 
     def per_image(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        ours = torch.cat([self._feature(r) for r in student])[:, : self.width]
+        features_ND = torch.cat([self._feature(r) for r in student])[:, : self.width]
         targets = torch.cat([self.target(r.embedding_BD) for r in teacher])
-        squares_ND = F.mse_loss(ours, targets, reduction="none")
+        squares_ND = F.mse_loss(features_ND, targets, reduction="none")
         return squares_ND.mean(1).reshape(len(student), -1).mean(0)
 
     def _feature(self, student: Representation) -> Tensor:

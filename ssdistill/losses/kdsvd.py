@@ -13,9 +13,9 @@ from ssdistill.models.heads import map_regressor
 from ssdistill.settings import PositiveInt
 
 SPARE = 3
-"""Vectors of the student that stand for election beside the k leading ones."""
+"""Candidate vectors of the student, besides the k leading ones."""
 TINY = 1e-4
-"""Of the largest squared singular value: two that differ by less count as one."""
+"""Fraction of the largest squared singular value below which two values count as equal."""
 EPS = 1e-12
 
 
@@ -55,7 +55,7 @@ class RightVectors(torch.autograd.Function):
 
 
 def aligned(s_BCK: Tensor, t_BCk: Tensor) -> Tensor:
-    """For each vector of the teacher, the student's of the largest |cosine|, turned its way."""
+    """For each teacher vector, pick the student's of largest |cosine|, with the same sign."""
     cosine_BKk = s_BCK.mT @ t_BCk
     index_B1k = cosine_BKk.abs().argmax(1, keepdim=True)
     sign_B1k = torch.where(cosine_BKk.gather(1, index_B1k) < 0, -1.0, 1.0).to(s_BCK.dtype)
@@ -63,7 +63,7 @@ def aligned(s_BCK: Tensor, t_BCk: Tensor) -> Tensor:
 
 
 def with_fixed_signs(v_BCk: Tensor) -> Tensor:
-    """The vectors, turned so that their largest entry is positive."""
+    """Flip vectors so that their entry of largest magnitude is positive."""
     return v_BCk * v_BCk.gather(1, v_BCk.abs().argmax(1, keepdim=True)).sign()
 
 
@@ -91,16 +91,19 @@ def stage_differences(pairs: list[tuple[Tensor, Tensor]], k: int, fix_signs: boo
 
     Squares of the difference between both networks' radial basis functions.
     """
-    found = [singular_vectors(tokens(s), tokens(t), k, fix_signs) for s, t in pairs]
+    stage_vectors = [singular_vectors(tokens(s), tokens(t), k, fix_signs) for s, t in pairs]
     values = []
-    for (s_before, t_before), (s_after, t_after) in pairwise(found):
-        ours, theirs = radial_basis(s_after, s_before), radial_basis(t_after, t_before)
-        values.append((ours - theirs).square().sum() / len(ours))
+    for (s_before, t_before), (s_after, t_after) in pairwise(stage_vectors):
+        student_kernel, teacher_kernel = (
+            radial_basis(s_after, s_before),
+            radial_basis(t_after, t_before),
+        )
+        values.append((student_kernel - teacher_kernel).square().sum() / len(student_kernel))
     return values
 
 
 class KDSVD(MapRelation):
-    """The main directions of a stage's map relate to the next stage's as in the teacher.
+    """Match relations between singular vectors of consecutive stages.
 
     A map of N positions and C channels is a matrix (N, C) with right singular vectors v_1, ...,
     v_k. With the student's vector nearest to each (of the first k + 3, either sign) and both times
@@ -130,7 +133,7 @@ class KDSVD(MapRelation):
             a ReLU between.
 
     Raises:
-        UserError: a network without the maps asked for, a single map, or one with fewer than k
+        UserError: a network without the requested maps, a single map, or one with fewer than k
             singular vectors.
     """
 
@@ -150,16 +153,22 @@ class KDSVD(MapRelation):
         super().__init__(shapes, maps)
         self.k, self.fix_signs = k, fix_signs
         if len(self.map_pairs) < 2:
-            raise self.fail("maps names one stage; it relates each to the one before, of two on")
+            raise self.fail("maps names one stage; set maps=stages or name at least two")
         heads = []
         for pair in self.map_pairs:
-            ours, (theirs, height, width) = pair.student_shape[0], pair.teacher_shape
-            if k > min(theirs, height * width):
+            student_width, *_ = pair.student_shape
+            teacher_width, height, width = pair.teacher_shape
+            count = min(teacher_width, height * width)
+            if k > count:
                 raise self.fail(
-                    f"k={k} is more singular vectors than map '{pair.teacher}' of the teacher "
-                    f"({shapes.teacher_name}) has: {min(theirs, height * width)}"
+                    f"k={k} exceeds the {count} singular vectors of map '{pair.teacher}' of the "
+                    f"teacher ({shapes.teacher_name}); lower k"
                 )
-            heads.append(nn.Identity() if ours == theirs else map_regressor(ours, theirs, head))
+            heads.append(
+                nn.Identity()
+                if student_width == teacher_width
+                else map_regressor(student_width, teacher_width, head)
+            )
         self.heads = nn.ModuleList(heads)
 
     def relation(self, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:

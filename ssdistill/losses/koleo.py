@@ -1,4 +1,4 @@
-"""KoLeo: a regulariser that spreads embeddings (Sablayrolles et al., ICLR 2019)."""
+"""KoLeo: a regularizer that spreads embeddings (Sablayrolles et al., ICLR 2019)."""
 
 import torch
 from lightly.loss import KoLeoLoss
@@ -11,12 +11,12 @@ from ssdistill.models.representation import Outputs
 
 
 class KoLeo(Loss):
-    """Pushes each of the student's embeddings away from its nearest neighbour in the batch.
+    """Push each student embedding away from its nearest neighbor in the batch.
 
     L = -mean_i log |n(s_i) - n(s_nearest(i))|, the Kozachenko-Leonenko estimate of entropy up to
     constants (arXiv:1806.03198), within each view and averaged over the views. It reads
     the student alone and teaches it nothing of the teacher: combine it with another loss.
-    Neighbours are sought among the images of all processes. DINOv3 (arXiv:2508.10104) seeks them
+    Neighbors are sought among the images of all processes. DINOv3 (arXiv:2508.10104) seeks them
     on each GPU alone by default, and sums over the two large crops, each with the weight 0.1.
 
     ```yaml

@@ -1,4 +1,4 @@
-"""What the library lightly-train distils by: a queue, and on request tokens (2025, no paper)."""
+"""Distillation as in lightly-train: a queue and, optionally, tokens (2025, no paper)."""
 
 import torch
 from torch import Tensor, nn
@@ -25,13 +25,13 @@ def token_divergence(s_BNC: Tensor, t_BND: Tensor, temperature: float) -> Tensor
 
 
 def small_weights(head: nn.Linear | nn.Conv2d) -> nn.Module:
-    """The head with weights drawn as the library draws them."""
+    """Initialize the head's weights as lightly-train does."""
     nn.init.trunc_normal_(head.weight, std=0.02)
     return head
 
 
 class Lightly(QueueLoss):
-    """The student is like a queue's teacher vectors, this batch's too, as the teacher is.
+    """Match similarities to a queue that includes the current batch.
 
     L = KL(softmax(n(t)·Q / T) || softmax(n(W s + b)·Q / T)) + local_weight L_local, the teacher's
     vectors of the batch joining the queue Q, at first all zeros, before they are scored: the loss
@@ -112,8 +112,8 @@ class TokenSimilarity(MapLoss):
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         losses = []
-        for ours, theirs in zip(student, teacher, strict=True):
-            maps = self.pairs_of(ours, theirs)
+        for student_view, teacher_view in zip(student, teacher, strict=True):
+            maps = self.pairs_of(student_view, teacher_view)
             for head, (s_BCHW, t_BDHW) in zip(self.heads, maps, strict=True):
                 s_BDHW = resize_map(head(s_BCHW), t_BDHW.shape[-2:])
                 losses.append(token_divergence(tokens(s_BDHW), tokens(t_BDHW), self.temperature))

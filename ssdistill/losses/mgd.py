@@ -22,7 +22,7 @@ def squares_per_image(s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:
 
 
 class Generator(nn.Sequential):
-    """Two 3x3 convolutions with a ReLU between, all of the same width."""
+    """Two 3x3 convolutions of equal width with a ReLU between."""
 
     def __init__(self, channels: int):
         first, second = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
@@ -30,7 +30,7 @@ class Generator(nn.Sequential):
 
 
 class MGD(MapLoss):
-    """A small network makes the teacher's whole map from the student's, parts of it blanked out.
+    """Generate the teacher's map from a masked student map.
 
     L = 1/B sum |G(keep * a(s)) - t|^2, summed over channels and positions; a is a 1x1
     convolution where the channels differ, G two 3x3 convolutions with a ReLU between, and keep
@@ -46,7 +46,7 @@ class MGD(MapLoss):
     Args:
         maps: which maps: ``last``, ``middle``, ``stages`` or names.
         mask: what is blanked out: ``channels`` or positions in ``space``.
-        masked: share of them.
+        masked: fraction that is masked.
 
     Raises:
         UserError: maps that a network does not have.
@@ -70,10 +70,12 @@ class MGD(MapLoss):
         self.mask, self.masked = mask, masked
         channels = [(p.student_shape[0], p.teacher_shape[0]) for p in self.map_pairs]
         self.align = nn.ModuleList(
-            nn.Identity() if ours == theirs else map_regressor(ours, theirs)
-            for ours, theirs in channels
+            nn.Identity()
+            if student_width == teacher_width
+            else map_regressor(student_width, teacher_width)
+            for student_width, teacher_width in channels
         )
-        self.generate = nn.ModuleList(Generator(theirs) for _, theirs in channels)
+        self.generate = nn.ModuleList(Generator(teacher_width) for _, teacher_width in channels)
 
     def forward(
         self, student: Outputs, teacher: Outputs, batch: Batch, keep: Tensor | None = None
@@ -81,8 +83,8 @@ class MGD(MapLoss):
         """The loss; ``keep``, (B, C, 1, 1) or (B, 1, H, W), replaces the random draw."""
         generator = torch.Generator(batch.index_B.device).manual_seed(batch.step)
         terms = []
-        for ours, theirs in zip(student, teacher, strict=True):
-            for number, (s_BCHW, t_BCHW) in enumerate(self.pairs_of(ours, theirs)):
+        for student_view, teacher_view in zip(student, teacher, strict=True):
+            for number, (s_BCHW, t_BCHW) in enumerate(self.pairs_of(student_view, teacher_view)):
                 aligned_BCHW = self.align[number](resize_map(s_BCHW, t_BCHW.shape[-2:]))
                 drawn = self.draw_keep(t_BCHW, generator) if keep is None else keep
                 restored_BCHW = self.generate[number](aligned_BCHW * drawn)
@@ -90,7 +92,7 @@ class MGD(MapLoss):
         return torch.stack(terms).mean()
 
     def draw_keep(self, t_BCHW: Tensor, generator: torch.Generator) -> Tensor:
-        """This process's part of a mask for the batches of all of them: False is blanked out."""
+        """Draw this process's part of a mask for the global batch; False is masked."""
         count, channels, height, width = t_BCHW.shape
         shape = (channels, 1, 1) if self.mask == "channels" else (1, height, width)
         drawn = torch.rand(

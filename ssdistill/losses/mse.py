@@ -12,11 +12,11 @@ from ssdistill.models.heads import MapHead
 
 
 class MSE(PlainRegression):
-    """The student's embedding or maps, through a head, equal the teacher's number by number.
+    """Mean squared error to the teacher's embedding or maps through a head.
 
     L = mean (h(s) - t)^2 over components, positions, images and views; the baseline "Reg" of
     arXiv:2010.14713. With ``read: maps`` and the linear head it is the loss of LightlyTrain's
-    distillation v2 (un-normalised patch tokens of the teacher).
+    distillation v2 (un-normalized patch tokens of the teacher).
 
     ```yaml
     losses:

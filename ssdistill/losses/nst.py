@@ -29,10 +29,10 @@ def selectivity_discrepancy(s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:
 
 
 class NST(StageLoss):
-    """The student's channels, as patterns over the picture, are distributed like the teacher's.
+    """Maximum mean discrepancy (MMD) between channel activation patterns.
 
     L = sum over pairs of maps of MMD^2 between the channels of the student and those of the
-    teacher, each normalised over the positions, with the paper's polynomial kernel,
+    teacher, each normalized over the positions, with the paper's polynomial kernel,
     k(x, y) = (x·y)^2 (arXiv:1707.01219). The finer map is averaged onto the grid of the coarser.
 
     ```yaml

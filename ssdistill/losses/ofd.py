@@ -14,7 +14,7 @@ RARE = 1e-3
 
 
 def margins(mean_C: Tensor, std_C: Tensor) -> Tensor:
-    """Mean of the negative part of a Gaussian, E[x | x < 0]; -3 std where that is rare.
+    """Mean of a Gaussian's negative part, E[x | x < 0]; -3 std if negative values are rare.
 
     mean - std phi(mean / std) / Phi(-mean / std), phi and Phi the standard normal density and
     distribution; -3 std where Phi(-mean / std) is not above 0.001.
@@ -40,7 +40,7 @@ def partial_distance(s_BCHW: Tensor, t_BCHW: Tensor, margin_C: Tensor) -> Tensor
 
 
 class Stage(nn.Module):
-    """Connector of the student's map, and distance from the teacher's."""
+    """Connector of the student's map, and its distance to the teacher's map."""
 
     def __init__(self, pair: MapPair, margin_C: Tensor):
         super().__init__()
@@ -53,7 +53,7 @@ class Stage(nn.Module):
 
 
 class OFD(StageLoss):
-    """The student matches the teacher before the ReLU, where that carries information.
+    """Match pre-ReLU feature maps with a margin for negative values.
 
     L = sum_k 2^(k - K) d(C(s), max(t, m)), with s and t the maps before the last ReLU of stage k,
     C a 1x1 convolution with batch norm, K the deepest stage and d the squared distance, summed
@@ -94,7 +94,10 @@ class OFD(StageLoss):
         stage = pair.teacher.removeprefix(f"{self.prefix}:")
         if stage not in self.shapes.teacher_norms:
             name = self.shapes.teacher_name
-            raise self.fail(f"the teacher ({name}) has no batch norm before the ReLU of '{stage}'")
+            raise self.fail(
+                f"the teacher ({name}) has no batch norm before the ReLU of '{stage}'; "
+                "choose other maps"
+            )
         return margins(*self.shapes.teacher_norms[stage])
 
     def pair_loss(self, k: int, s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:

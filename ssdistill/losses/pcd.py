@@ -16,15 +16,15 @@ from ssdistill.settings import Positive, PositiveInt
 
 
 def positions(pairs: list[tuple[Tensor, Tensor]], head: nn.Module) -> tuple[Tensor, Tensor]:
-    """Rows of the student, through ``head``, and of the teacher, one per position of its map."""
-    ours = [tokens(resize_map(s_BCHW, t_BCHW.shape[-2:])) for s_BCHW, t_BCHW in pairs]
-    theirs = [tokens(t_BCHW) for _, t_BCHW in pairs]
-    s_NC = torch.cat([head(rearrange(s_BNC, "b n c -> (b n) c")) for s_BNC in ours])
-    return s_NC, rearrange(torch.cat(theirs), "b n c -> (b n) c")
+    """Return one row per map position: the student's through ``head``, and the teacher's."""
+    student_tokens = [tokens(resize_map(s_BCHW, t_BCHW.shape[-2:])) for s_BCHW, t_BCHW in pairs]
+    teacher_tokens = [tokens(t_BCHW) for _, t_BCHW in pairs]
+    s_NC = torch.cat([head(rearrange(s_BNC, "b n c -> (b n) c")) for s_BNC in student_tokens])
+    return s_NC, rearrange(torch.cat(teacher_tokens), "b n c -> (b n) c")
 
 
 class PCD(MapLoss):
-    """At every position the student finds the teacher's vector of the other view's position.
+    """InfoNCE between positions of the student's map and the teacher's map of another view.
 
     With z = n(MLP(s)) and t the maps of two views of an image,
 
@@ -83,12 +83,12 @@ class PCD(MapLoss):
         self.bank = Bank(queue or default_queue_size(shapes.num_samples), **widths)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        found = [self.pairs_of(s, t) for s, t in zip(student, teacher, strict=True)]
+        pairs_by_view = [self.pairs_of(s, t) for s, t in zip(student, teacher, strict=True)]
         losses, keys = [], {}
         for i, (name, head) in enumerate(zip(self.bank.names, self.heads, strict=True)):
-            s_NC, t_NC = positions([pairs[i] for pairs in found], head)
+            s_NC, t_NC = positions([pairs[i] for pairs in pairs_by_view], head)
             losses.append(info_nce(s_NC, t_NC, self.bank[name], self.temperature))
-            _, last_BCHW = found[-1][i]
+            _, last_BCHW = pairs_by_view[-1][i]
             keys[name] = F.normalize(last_BCHW.float().mean((2, 3)), dim=1)
         self.bank.push(**keys)
         return torch.stack(losses).mean()

@@ -24,7 +24,7 @@ def affinity_divergence(s_BD: Tensor, t_BE: Tensor) -> Tensor:
 
 
 class PKT(VectorRelation):
-    """The student's affinities between the images of a batch follow the teacher's.
+    """Match affinities between the images of a batch as probabilities.
 
     L = 1/B^2 sum_ij p_ij log(p_ij / q_ij), with p_ij = k_ij / sum_l k_il, k_ij = (1 + cos_ij) / 2
     the cosine kernel of the teacher's vectors i and j, itself included, and q that of the

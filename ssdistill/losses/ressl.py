@@ -7,7 +7,7 @@ from ssdistill.settings import Fraction, Positive, PositiveInt
 
 
 class ReSSL(TargetLoss):
-    """From a strong view, the student is like a queue's keys as the weak view's key is.
+    """From a strong view, match the weak view's similarities to a queue.
 
     L = -sum_k p_k log q_k, p = softmax(n(k)·Q / T_t), q = softmax(n(MLP(s))·Q / T_s), s of a
     strong view and k of a weak one, which joins the queue Q after scoring (arXiv:2107.09282). The

@@ -15,7 +15,7 @@ LEVELS = (4, 2, 1)
 
 
 def hierarchical_context(s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:
-    """Mean squared difference on the map's own grid and averaged onto coarser ones, in float32.
+    """Mean squared difference on a pyramid: the map's own grid and coarser ones, in float32.
 
     Each coarser grid counts half of the one before; the weights add up to 1.
     """
@@ -26,21 +26,21 @@ def hierarchical_context(s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:
             if side >= s_BCHW.shape[2]:
                 continue
             weight /= 2
-            ours, theirs = (F.adaptive_avg_pool2d(x, side) for x in (s_BCHW, t_BCHW))
-            total = total + weight * F.mse_loss(ours, theirs)
+            student_map, teacher_map = (F.adaptive_avg_pool2d(x, side) for x in (s_BCHW, t_BCHW))
+            total = total + weight * F.mse_loss(student_map, teacher_map)
             weights += weight
         return total / weights
 
 
 def convolution(in_channels: int, out_channels: int, kernel: int) -> nn.Sequential:
-    """Convolution and batch norm, uniformly initialised as published."""
+    """Convolution and batch norm, uniformly initialized as published."""
     layer = nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False)
     nn.init.kaiming_uniform_(layer.weight, a=1)
     return nn.Sequential(layer, nn.BatchNorm2d(out_channels))
 
 
 class Fusion(nn.Module):
-    """A stage's map joined with what has been made of the deeper ones.
+    """Fuse a stage's map with the result of the deeper stages.
 
     Both are ``width`` channels wide. Where there is a ``deeper`` one, two attention maps that a
     1x1 convolution computes from the two say how much of each goes into their sum.
@@ -55,7 +55,7 @@ class Fusion(nn.Module):
     def forward(
         self, x_BCHW: Tensor, deeper_BCHW: Tensor | None, size: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        """(the sum, for the next shallower stage; the guess of the teacher's map), of ``size``."""
+        """Return (sum for the next shallower stage, predicted teacher map), both of ``size``."""
         x_BCHW = self.reduce(x_BCHW)
         if deeper_BCHW is not None:
             deeper_BCHW = F.interpolate(deeper_BCHW, x_BCHW.shape[2:])
@@ -66,18 +66,20 @@ class Fusion(nn.Module):
 
 
 class Review(nn.Module):
-    """One :class:`Fusion` per stage, the deepest first."""
+    """One :class:`Fusion` per stage, deepest first."""
 
-    def __init__(self, ours: list[int], theirs: list[int], width: int):
+    def __init__(self, student_widths: list[int], teacher_widths: list[int], width: int):
         super().__init__()
-        last = len(ours) - 1
+        last = len(student_widths) - 1
         self.fusions = nn.ModuleList(
             Fusion(in_channels, width, out_channels, deeper=k < last)
-            for k, (in_channels, out_channels) in enumerate(zip(ours, theirs, strict=True))
+            for k, (in_channels, out_channels) in enumerate(
+                zip(student_widths, teacher_widths, strict=True)
+            )
         )
 
     def forward(self, maps: list[Tensor], sizes: list[tuple[int, int]]) -> list[Tensor]:
-        """Guesses of the teacher's maps, of the ``sizes``, from the student's."""
+        """Predict the teacher's maps, of the ``sizes``, from the student's."""
         guesses, deeper = [], None
         for fusion, x_BCHW, size in reversed(list(zip(self.fusions, maps, sizes, strict=True))):
             deeper, guess = fusion(x_BCHW, deeper, size)
@@ -86,7 +88,7 @@ class Review(nn.Module):
 
 
 class ReviewKD(StageLoss):
-    """The student's deeper stages help to explain each stage of the teacher.
+    """Match each teacher stage by fusing the student's deeper stages.
 
     L = sum over stages of HCL(g_k, t_k), where g_k = F_k(s_k, F_(k+1)(s_(k+1), ...)) joins the
     student's map of stage k with what was made of the deeper ones (attention based fusion), and
@@ -123,9 +125,9 @@ class ReviewKD(StageLoss):
         width: PositiveInt | None = None,
     ):
         super().__init__(shapes, maps)
-        ours = [pair.student_shape[0] for pair in self.map_pairs] + [shapes.student_dim]
-        theirs = [pair.teacher_shape[0] for pair in self.map_pairs] + [shapes.teacher_dim]
-        self.review = Review(ours, theirs, width or min(512, shapes.student_dim))
+        student_widths = [pair.student_shape[0] for pair in self.map_pairs] + [shapes.student_dim]
+        teacher_widths = [pair.teacher_shape[0] for pair in self.map_pairs] + [shapes.teacher_dim]
+        self.review = Review(student_widths, teacher_widths, width or min(512, shapes.student_dim))
 
     def pairs_of(self, student: Representation, teacher: Representation) -> Maps:
         pooled = student.embedding_BD[:, :, None, None], teacher.embedding_BD[:, :, None, None]

@@ -12,7 +12,7 @@ from ssdistill.settings import NonNegative, PositiveInt
 EPS = 1e-12
 
 
-def centred_gram(x_BD: Tensor) -> Tensor:
+def centered_gram(x_BD: Tensor) -> Tensor:
     """Inner products (B, B) about the batch mean.
 
     Distances and angles do not depend on the origin; what cancels in them does.
@@ -43,7 +43,7 @@ def distance_difference(gram_s_BB: Tensor, gram_t_BB: Tensor) -> Tensor:
 
 
 def angles(gram_BB: Tensor, anchor_A: Tensor) -> Tensor:
-    """Cosines (A, B, B) of the angle that x_j and x_k make, seen from each anchor x_i.
+    """Cosines (A, B, B) of the angles between x_j and x_k as seen from each anchor x_i.
 
     Where x_j or x_k coincides with the anchor the cosine is 0, and has no gradient.
     """
@@ -60,13 +60,13 @@ def angles(gram_BB: Tensor, anchor_A: Tensor) -> Tensor:
 def angle_difference(gram_s_BB: Tensor, gram_t_BB: Tensor, chunk: int) -> Tensor:
     """Mean of smooth_l1 over the B^3 cosines, ``chunk`` anchors at a time.
 
-    The backward pass computes each chunk's cosines anew: no more than chunk B^2 of them exist
+    The backward pass recomputes each chunk's cosines: no more than chunk B^2 of them exist
     at any time.
     """
 
     def of_anchors(gram_s_BB: Tensor, gram_t_BB: Tensor, anchor_A: Tensor) -> Tensor:
-        ours, theirs = angles(gram_s_BB, anchor_A), angles(gram_t_BB, anchor_A)
-        return F.smooth_l1_loss(ours, theirs, reduction="sum")
+        student_angles, teacher_angles = angles(gram_s_BB, anchor_A), angles(gram_t_BB, anchor_A)
+        return F.smooth_l1_loss(student_angles, teacher_angles, reduction="sum")
 
     count = len(gram_s_BB)
     total = gram_s_BB.new_zeros(())
@@ -83,7 +83,7 @@ def angle_difference(gram_s_BB: Tensor, gram_t_BB: Tensor, chunk: int) -> Tensor
 
 
 class RKD(VectorRelation):
-    """Distances between images, and angles between three of them, become the teacher's.
+    """Match pairwise distances and angles of triplets within a batch.
 
     With d_ij = |x_i - x_j| / mean |x_k - x_l| and a_ijk the cosine of the angle at x_i between
     x_j and x_k, for student and teacher vectors x:
@@ -128,7 +128,7 @@ class RKD(VectorRelation):
         self.chunk = chunk
 
     def relation(self, s_BD: Tensor, t_BD: Tensor) -> Tensor:
-        gram_s_BB, gram_t_BB = centred_gram(s_BD), centred_gram(t_BD)
+        gram_s_BB, gram_t_BB = centered_gram(s_BD), centered_gram(t_BD)
         loss = self.distance_weight * distance_difference(gram_s_BB, gram_t_BB)
         if self.angle_weight:
             loss = loss + self.angle_weight * angle_difference(gram_s_BB, gram_t_BB, self.chunk)

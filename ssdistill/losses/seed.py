@@ -11,7 +11,7 @@ from ssdistill.settings import NonNegativeInt, Positive, PositiveInt
 
 
 class SEED(QueueLoss):
-    """The student ranks a queue of the teacher's keys as the teacher does.
+    """Match the teacher's similarity distribution over a queue.
 
     L = -sum_k p_k log q_k, with p and q the softmax over [n(z)·n(t), n(z)·q_1, ..., n(z)·q_K] / T
     for z = t and z = MLP(s) (arXiv:2101.04731). Both see the same view; the teacher's
@@ -20,7 +20,7 @@ class SEED(QueueLoss):
     Small patches, the last ``small_views`` of the pairs of views, have a queue of their own, which
     only the first of them joins: L = L(full-size views) + L(small patches), each a mean. The
     published code leaves the teacher's vectors of patches as they are, which is right for a
-    teacher that normalises its output; here they are always normalised.
+    teacher that normalizes its output; here they are always normalized.
 
     ```yaml
     losses:
@@ -74,7 +74,10 @@ class SEED(QueueLoss):
             return super().forward(student, teacher, batch)
         full = len(student) - self.small_views
         if full < 1:
-            raise self.fail(f"small_views={self.small_views} of {len(student)} pairs leaves none")
+            raise self.fail(
+                f"small_views={self.small_views} leaves no full-size view among {len(student)} "
+                "pairs"
+            )
         keys, s_ND = self.keys(teacher), self.queries(student)
         s_full_ND, s_small_ND = s_ND.tensor_split([full * len(keys[0])])
         loss = self.compare(s_full_ND, keys[:full], self.bank.teacher, self.bank)

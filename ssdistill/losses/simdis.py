@@ -18,7 +18,7 @@ TARGETS: dict[int, dict[str, int]] = {
     2: {"sema_dv": 1, "t_dv": 1},
     7: {"s_dv": 1, "sema_sv": 1, "sema_dv": 1, "t_sv": 2, "t_dv": 2},
 }
-"""Share of each target: source (student, its moving average, teacher), same or different view."""
+"""Weight of each target: source (student, its moving average, teacher), same or different view."""
 
 Views = Sequence[Tensor]
 
@@ -48,7 +48,7 @@ def multi_target_distance(
 
 
 class SimDis(Loss):
-    """Like BYOL, the student predicts its own moving average, and besides that the teacher.
+    """Predict the student's moving average (BYOL) and the teacher's embedding.
 
     L = mean over targets of 2 mean (2 - 2 n(q_k(z_v))·n(target_w)), z = projector(s), with a
     predictor q_k for each kind of target: the student's own z of another view, its moving
@@ -113,7 +113,7 @@ class SimDis(Loss):
 
     @torch.no_grad()
     def moved(self, s_ND: Tensor) -> Tensor:
-        """The moving averages' z."""
+        """Return the z of the moving averages."""
         return self.momentum_projector(s_ND)
 
     def momentum_at(self, step: int, num_steps: int) -> float:

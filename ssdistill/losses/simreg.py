@@ -5,14 +5,14 @@ from torch import Tensor
 
 from ssdistill.data.batch import Batch
 from ssdistill.losses import Loss, Shapes, vectors
-from ssdistill.losses.base.bank import centring
+from ssdistill.losses.base.bank import centering
 from ssdistill.losses.base.matching import squared_distance
 from ssdistill.models.heads import Depth, regressor
 from ssdistill.models.representation import Outputs
 
 
 class SimReg(Loss):
-    """The student, through an MLP that is dropped afterwards, points where the teacher points.
+    """Cosine regression of the teacher embedding through an MLP head (discarded).
 
     L = mean (2 - 2 n(MLP(s))·n(t)) over images and views; student and teacher see the same view.
     arXiv:2201.05131.
@@ -37,7 +37,7 @@ class SimReg(Loss):
     def __init__(self, shapes: Shapes, *, depth: Depth = 4, center_teacher: bool = False):
         super().__init__(shapes)
         self.head = regressor(shapes.student_dim, shapes.teacher_dim, depth)
-        self.centre = centring(center_teacher, shapes.teacher_dim)
+        self.centre = centering(center_teacher, shapes.teacher_dim)
 
     def per_image(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         targets = self.centre(vectors(teacher))

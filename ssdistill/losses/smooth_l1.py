@@ -13,7 +13,7 @@ from ssdistill.settings import Positive
 
 
 class SmoothL1(PlainRegression):
-    """Like mse, but linear in differences above beta, so that outliers pull less.
+    """Smooth L1 to the teacher's embedding or maps: mse, but linear above beta.
 
     L = mean f(h(s) - t), f(x) = x^2 / (2 beta) for |x| < beta, else |x| - beta / 2, over
     components, positions, images and views (arXiv:1504.08083, eq. 3, has beta = 1).

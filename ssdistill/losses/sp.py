@@ -15,10 +15,10 @@ def similarity_difference(s_BD: Tensor, t_BE: Tensor) -> Tensor:
 
 
 class SP(MapRelation):
-    """Images that activate the teacher's feature map alike activate the student's alike.
+    """Match similarities between the images of a batch, computed from feature maps.
 
     L = |R(S S^T) - R(T T^T)|_F^2 / B^2, summed over pairs of maps, where the rows of S and T are
-    the maps, flattened and not normalised, and R divides each row of a matrix by its length
+    the maps, flattened and not normalized, and R divides each row of a matrix by its length
     (arXiv:1907.09682). The maps may differ in channels and in size.
 
     ```yaml
@@ -30,7 +30,7 @@ class SP(MapRelation):
         maps: which maps are compared, see :class:`ssdistill.losses.base.maps.MapLoss`.
 
     Raises:
-        UserError: a network without the maps asked for.
+        UserError: a network without the requested maps.
     """
 
     kind = "sp"

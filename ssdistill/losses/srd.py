@@ -21,8 +21,8 @@ def log_sum(s_BD: Tensor, t_BD: Tensor, exponent: float) -> Tensor:
         return total.clamp(min=1e-12).log()
 
 
-class BatchStandardise(nn.Module):
-    """Each component to mean 0 and variance 1 over the batch: batch norm without parameters."""
+class BatchStandardize(nn.Module):
+    """Scale each component to mean 0 and variance 1 over the batch: affine-free batch norm."""
 
     def forward(self, x_BD: Tensor) -> Tensor:
         with torch.autocast(x_BD.device.type, enabled=False):
@@ -31,7 +31,7 @@ class BatchStandardise(nn.Module):
 
 
 class SRD(Loss):
-    """The student's embedding, through a linear map, equals the teacher's, both batch-normed.
+    """Log-sum distance between batch-normalized embeddings, through a linear map.
 
     L = log sum_bd |bn(W s) - bn(t)|^a, bn without scale or shift, over the batch of all processes
     and averaged over views (arXiv:2303.11098). The published weight is 2; the term with the
@@ -57,7 +57,7 @@ class SRD(Loss):
         self.exponent = exponent
         # The mean is taken off afterwards, so that a bias would do nothing.
         self.head = nn.Linear(shapes.student_dim, shapes.teacher_dim, bias=False)
-        self.standardise = BatchStandardise()
+        self.standardise = BatchStandardize()
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         terms = []

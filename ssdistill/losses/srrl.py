@@ -10,7 +10,7 @@ from ssdistill.models.heads import MapHead
 
 
 class SRRL(Regression):
-    """The student's last map, through an adapter, has the teacher's mean in every channel.
+    """Match the channel means of the last feature map through an adapter.
 
     L = mean (m(r(s)) - m(t))^2 over channels and images, m the mean over positions and r a 1x1
     convolution with batch norm and ReLU (Yang et al., ICLR 2021; the statistics of

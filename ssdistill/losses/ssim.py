@@ -64,7 +64,7 @@ def dynamic_range(t_BCHW: Tensor) -> Tensor:
 
 
 class SSIM(Regression):
-    """The student's maps, through a head, have the teacher's local mean, contrast and structure.
+    """Structural similarity (local mean, contrast, structure) of feature maps through a head.
 
     L = mean (1 - SSIM(r(s), t)) over places, channels, images and maps, r a 1x1 convolution
     (arXiv:2211.13133; structural similarity from Wang et al., IEEE TIP 2004). L of a channel is its

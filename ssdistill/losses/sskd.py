@@ -1,4 +1,4 @@
-"""SSKD: telling rotated images apart as the teacher does (Xu et al., arXiv:2006.07114)."""
+"""SSKD: match similarities of rotated images to the batch (Xu et al., arXiv:2006.07114)."""
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ ROTATIONS = ("rotated_90", "rotated_180", "rotated_270")
 
 
 def kept_rows(cosine_RB: Tensor, own_R: Tensor, ratio: float) -> Tensor:
-    """(R,) bool: rows where the own image is the most alike, and a share of the others.
+    """(R,) bool: rows whose own image is the most similar, and a fraction of the others.
 
     Of those where images rank before it, ``ratio`` (rounded down) with the fewest are kept, in
     order of the rows among equals. ``own_R`` is the column of each row's own image.
@@ -41,7 +41,7 @@ def rotation_divergence(
 
 
 class SSKD(SimilarityLoss):
-    """Images turned by 90, 180 and 270 degrees are like the batch's as the teacher has it.
+    """Match the similarities of rotated images to the images of the batch.
 
     L = T^2 mean_r KL(softmax_b(t_r·t_b / T) || softmax_b(z_r·z_b / T)), r the rotated and b the
     upright images of a batch, t = n(teacher), z = n(MLP(s)) (arXiv:2006.07114). Of the rotated
@@ -57,7 +57,7 @@ class SSKD(SimilarityLoss):
 
     Args:
         temperature: T of both.
-        ratio: share of the images that the teacher gets wrong that are kept all the same.
+        ratio: fraction of the images that the teacher gets wrong that are kept all the same.
         read: the teacher's vector: ``embedding``, or ``projection`` where it has kept one.
         center_teacher: subtract the teacher's mean first (not in the paper).
 
@@ -86,18 +86,18 @@ class SSKD(SimilarityLoss):
         self.head = projector(shapes.student_dim, shapes.student_dim)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        ours = vectors([*student, *(student.extra[name] for name in ROTATIONS)])
-        ours = self.head(torch.cat(ours)).chunk(len(ours))
-        theirs = self.keys([*teacher, *(teacher.extra[name] for name in ROTATIONS)])
-        with torch.autocast(ours[0].device.type, enabled=False):
-            ours = [gather_with_gradient(unit(z_BD)) for z_BD in ours]
-            theirs = [all_gather_rows(t_BD) for t_BD in theirs]
-            own_R = torch.arange(len(ours[0]), device=ours[0].device).repeat(len(ROTATIONS))
-            turned_s_RD, turned_t_RD = (torch.cat(x[len(student) :]) for x in (ours, theirs))
+        s_views = vectors([*student, *(student.extra[name] for name in ROTATIONS)])
+        s_views = self.head(torch.cat(s_views)).chunk(len(s_views))
+        t_views = self.keys([*teacher, *(teacher.extra[name] for name in ROTATIONS)])
+        with torch.autocast(s_views[0].device.type, enabled=False):
+            s_views = [gather_with_gradient(unit(z_BD)) for z_BD in s_views]
+            t_views = [all_gather_rows(t_BD) for t_BD in t_views]
+            own_R = torch.arange(len(s_views[0]), device=s_views[0].device).repeat(len(ROTATIONS))
+            turned_s_RD, turned_t_RD = (torch.cat(x[len(student) :]) for x in (s_views, t_views))
             losses = [
                 rotation_divergence(
                     turned_s_RD @ s_BD.T, turned_t_RD @ t_BD.T, own_R, self.temperature, self.ratio
                 )
-                for s_BD, t_BD in zip(ours[: len(student)], theirs[: len(student)], strict=True)
+                for s_BD, t_BD in zip(s_views[: len(student)], t_views[: len(student)], strict=True)
             ]
         return torch.stack(losses).mean()

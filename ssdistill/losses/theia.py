@@ -6,18 +6,18 @@ from torch import Tensor
 from ssdistill.data.batch import Batch
 from ssdistill.losses import Shapes
 from ssdistill.losses.base.maps import MapChoice, MapNames
-from ssdistill.losses.base.matching import StandardisedRegression
+from ssdistill.losses.base.matching import StandardizedRegression
 from ssdistill.losses.cosine import Cosine
 from ssdistill.models.heads import MapHead
 from ssdistill.models.representation import Outputs
 from ssdistill.settings import Fraction, NonNegative
 
 
-class Theia(StandardisedRegression):
-    """The student's whole map, through a head, points where the teacher's standardised one does.
+class Theia(StandardizedRegression):
+    """Cosine and smooth L1 regression of the teacher's standardized map through a head.
 
     L = 0.9 (1 - cos(h(s), t')) + 0.1 smooth_l1(h(s), t'), the cosine of the flattened maps and
-    t' the teacher's map standardised in each channel (arXiv:2407.20179). The paper's statistics
+    t' the teacher's map standardized in each channel (arXiv:2407.20179). The paper's statistics
     are those of ImageNet, and its code passes variances where it means deviations; here they
     are running ones, as in ``unic``. With ``summary_weight`` above 0 the ``cosine`` loss of the
     embeddings is added, as in AM-RADIO (arXiv:2312.06709), whose spatial loss has the same form.
@@ -34,7 +34,7 @@ class Theia(StandardisedRegression):
         cosine_weight: of the cosine distance.
         smooth_l1_weight: of the smooth L1 distance.
         summary_weight: of the cosine distance of the embeddings.
-        statistics_end: share of a batch in the running statistics at the end of the training;
+        statistics_end: fraction of a batch in the running statistics at the end of the training;
             it falls to it from 1 by a cosine.
 
     Raises:

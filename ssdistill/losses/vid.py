@@ -12,7 +12,7 @@ from ssdistill.losses.base.stage_maps import StageLoss, on_the_coarser_grid
 from ssdistill.settings import Positive
 
 EPS = 1e-5
-"""Least variance."""
+"""Minimum variance."""
 
 
 def gaussian_surprise(mean_BCHW: Tensor, target_BCHW: Tensor, log_scale_C: Tensor) -> Tensor:
@@ -24,7 +24,7 @@ def gaussian_surprise(mean_BCHW: Tensor, target_BCHW: Tensor, log_scale_C: Tenso
 
 
 class Guess(nn.Module):
-    """A Gaussian guess of the teacher's map from the student's.
+    """Gaussian prediction of the teacher's map from the student's.
 
     Three 1x1 convolutions without biases give its mean; the variance, one number per channel,
     is learned too and starts at ``variance``.
@@ -32,16 +32,16 @@ class Guess(nn.Module):
 
     def __init__(self, pair: MapPair, variance: float):
         super().__init__()
-        (ours, *_), (theirs, *_) = pair.student_shape, pair.teacher_shape
+        (student_width, *_), (teacher_width, *_) = pair.student_shape, pair.teacher_shape
         self.regressor = nn.Sequential(
-            nn.Conv2d(ours, theirs, 1, bias=False),
+            nn.Conv2d(student_width, teacher_width, 1, bias=False),
             nn.ReLU(),
-            nn.Conv2d(theirs, theirs, 1, bias=False),
+            nn.Conv2d(teacher_width, teacher_width, 1, bias=False),
             nn.ReLU(),
-            nn.Conv2d(theirs, theirs, 1, bias=False),
+            nn.Conv2d(teacher_width, teacher_width, 1, bias=False),
         )
         start = math.log(math.expm1(variance - EPS))
-        self.log_scale = nn.Parameter(torch.full((theirs,), start))
+        self.log_scale = nn.Parameter(torch.full((teacher_width,), start))
 
     def forward(self, s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:
         s_BCHW, t_BCHW = on_the_coarser_grid(s_BCHW, t_BCHW)
@@ -49,7 +49,7 @@ class Guess(nn.Module):
 
 
 class VID(StageLoss):
-    """The teacher's maps become probable under Gaussians that the student's maps predict.
+    """Variational lower bound on the mutual information of feature maps.
 
     L = sum over pairs of maps of mean ((mu(s) - t)^2 / v + log v) / 2, mu three 1x1
     convolutions, v = log(1 + e^a) + 1e-5 with one learned a per channel (arXiv:1904.05835): less
@@ -83,7 +83,7 @@ class VID(StageLoss):
     ):
         super().__init__(shapes, maps)
         if initial_variance <= EPS:
-            raise self.fail(f"initial_variance must be above {EPS}; got {initial_variance}")
+            raise self.fail(f"initial_variance={initial_variance} must be above {EPS}")
         self.guesses = nn.ModuleList(Guess(pair, initial_variance) for pair in self.map_pairs)
 
     def pair_loss(self, k: int, s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""One file = one self-supervised method. A new file here is found by itself (see `registry`)."""
+"""One file per self-supervised method; a new file is registered automatically (see `registry`)."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -47,14 +47,14 @@ class Method(Task):
         return {self.kind: 1.0}
 
     def embed(self, views: Sequence[Tensor]) -> list[Tensor]:
-        """The trained encoder's embedding (B, D) of every view; the gauges see them too."""
+        """Return the trained encoder's embedding (B, D) of every view; metrics read them too."""
         embeddings = self.embeddings(self.encoder, views)
         self.last_embeddings = [z_BD.detach() for z_BD in embeddings]
         return embeddings
 
     def embeddings(self, encoder: Encoder, views: Sequence[Tensor]) -> list[Tensor]:
-        """Embedding (B, D) of every view by ``encoder``, a momentum network say."""
+        """Return the embedding (B, D) of every view by ``encoder``, such as a momentum network."""
         if self.together:
-            found = encode_views(encoder, dict(enumerate(views)))
-            return [found[number].embedding_BD for number in range(len(views))]
+            output_by_view = encode_views(encoder, dict(enumerate(views)))
+            return [output_by_view[number].embedding_BD for number in range(len(views))]
         return [encoder(view_BCHW).embedding_BD for view_BCHW in views]

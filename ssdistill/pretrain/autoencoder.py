@@ -22,9 +22,9 @@ NARROWEST = 16
 
 
 class ImageDecoder(nn.Module):
-    """An embedding (B, D) to an image (B, 3, S, S) in normalised pixels, S = ``size``.
+    """Decode an embedding (B, D) to an image (B, 3, S, S) in normalized pixels, S = ``size``.
 
-    A linear layer makes a 4x4 map, which is doubled in side by nearest neighbours and convolved
+    A linear layer makes a 4x4 map, which is doubled in side by nearest neighbors and convolved
     (3x3, batch norm, ReLU) until it reaches ``size``, with half the channels each time.
     """
 
@@ -57,18 +57,18 @@ class ImageDecoder(nn.Module):
 
 
 class Autoencoder(Method):
-    """The embedding of a corrupted image is decoded to the image as it was.
+    """Reconstruct an image from the embedding of its corrupted version.
 
     L = mean over pixels of (d(f(q(x))) - x)², f the encoder, d a small convolutional decoder that
-    is thrown away, x in the pixels that the encoder normalises to. The corruption q adds Gaussian
-    noise, then paints cells of a square grid in the data's mean colour; it follows from the step
+    is thrown away, x in the pixels that the encoder normalizes to. The corruption q adds Gaussian
+    noise, then paints cells of a square grid in the data's mean color; it follows from the step
     and the position in the batch, or the image. All that the decoder knows of an image is the
     pooled embedding, which is what a probe reads; hence any encoder will do. The batch norms of
     encoder and decoder see the corrupted images of a batch. There is no projector.
 
     Args:
         noise: standard deviation of the noise, for images in [0, 1].
-        mask: share of the cells that are painted over.
+        mask: fraction of the cells that are painted over.
         mask_grid: cells along a side of the image.
         decoder_width: channels of the decoder's first map, 4x4; each next one has half of them.
 
@@ -101,7 +101,7 @@ class Autoencoder(Method):
         return {self.kind: F.mse_loss(restored_BCHW, target_BCHW.float())}
 
     def corrupt(self, x_BCHW: Tensor, batch: Batch) -> Tensor:
-        """What the encoder sees of images ``x_BCHW`` in [0, 1]."""
+        """Corrupt images ``x_BCHW`` in [0, 1] for the encoder."""
         if self.noise:
             x_BCHW = x_BCHW + self.noise * normal(x_BCHW, batch.step)
         if self.num_masked:
@@ -109,7 +109,7 @@ class Autoencoder(Method):
         return x_BCHW
 
     def cells(self, x_BCHW: Tensor, batch: Batch) -> Tensor:
-        """The pixels to paint over, (B, 1, H, W), as many cells in each image."""
+        """Draw the pixels to paint over, (B, 1, H, W), the same number of cells in each image."""
         side = self.mask_grid
         masked_BM = shuffled(batch, side**2)[:, : self.num_masked]
         mask_BN = x_BCHW.new_zeros(len(masked_BM), side**2).scatter_(1, masked_BM, 1.0)
@@ -118,7 +118,7 @@ class Autoencoder(Method):
 
 
 def normal(x_BCHW: Tensor, step: int) -> Tensor:
-    """This process's part of Gaussian noise for the batches of all of them, by the step."""
+    """Draw this process's part of Gaussian noise for the global batch, seeded by the step."""
     count = len(x_BCHW)
     generator = torch.Generator(x_BCHW.device).manual_seed(step)
     shape = (world_size() * count, *x_BCHW.shape[1:])

@@ -19,7 +19,7 @@ class WideProjector(MLPSettings):
     depth: PositiveInt = 3
 
     def build(self, input_dim: int, output_dim: int | None = None) -> ProjectionHead:
-        """The head; its last layer has no bias, which would leave the loss as it is."""
+        """Build the head; the last layer has no bias, since the loss does not depend on it."""
         head = super().build(input_dim, output_dim)
         if isinstance(head.layers[-1], nn.Linear):
             head.layers[-1].bias = None
@@ -27,9 +27,9 @@ class WideProjector(MLPSettings):
 
 
 def cross_correlation(z0_BP: Tensor, z1_BP: Tensor) -> Tensor:
-    """Pearson's correlation (P, P) of every dimension of one view with every one of the other.
+    """Pearson correlations (P, P) between the dimensions of two views.
 
-    Over the images of all processes: lightly's loss standardises those of each process alone.
+    Over the images of all processes: lightly's loss standardizes those of each process alone.
     """
     z0_NP, z1_NP = (
         F.batch_norm(gather_with_gradient(z_BP), None, None, training=True)
@@ -39,7 +39,7 @@ def cross_correlation(z0_BP: Tensor, z1_BP: Tensor) -> Tensor:
 
 
 class BarlowTwins(Method):
-    """Each dimension correlates with itself in the other view and with no other dimension.
+    """Make the cross-correlation matrix of two views' projections the identity.
 
     L = sum_i (1 - C_ii)^2 + off_diagonal_weight sum_{i != j} C_ij^2 (eq. 1), C the correlation of
     the two views' projections over the batch (eq. 2). L grows with the width of the projector and

@@ -22,7 +22,7 @@ class BYOLPredictor(PredictorSettings):
 
 
 class BYOL(Method):
-    """The online network predicts a momentum network's projection of the other view.
+    """Predict a momentum network's projection of the other view.
 
     L = sum over both directions of 2 - 2 cos(q(z_online), z_target) (eq. 2); the momentum rises
     from ``momentum`` to ``momentum_end`` by a cosine and covers batch-norm statistics.

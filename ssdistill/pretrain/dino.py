@@ -19,7 +19,7 @@ from ssdistill.settings import Fraction, Positive, PositiveInt
 
 
 class DINOProjector(MLPSettings):
-    """Linear layers with GELUs, in place of ReLUs, between them; weights start at N(0, 0.02²)."""
+    """Linear layers with GELUs instead of ReLUs; weights start at N(0, 0.02²)."""
 
     hidden_dim: PositiveInt | None = 2048
     output_dim: PositiveInt = 256
@@ -39,7 +39,7 @@ class DINOProjector(MLPSettings):
 
 
 class DINO(Method):
-    """The student assigns each view to classes as a momentum teacher assigns another view.
+    """Match a momentum teacher's cluster assignments of other views (self-distillation).
 
     L = mean over pairs of different views of -sum_k p_k log softmax(s / T_s)_k (eq. 2), s and t
     the cosines of the student's projection of any view and the teacher's of one of the two of
@@ -48,7 +48,7 @@ class DINO(Method):
     teacher's momentum rises from ``momentum`` to ``momentum_end`` by a cosine and covers
     batch-norm statistics. Views of one size share a forward pass, and its batch statistics, in
     both networks; the teacher's batch norms are in training mode like the student's. The kept
-    projector ends before the normalisation to unit length. The paper's schedule of the weight
+    projector ends before the normalization to unit length. The paper's schedule of the weight
     decay is ``optim: {weight_decay: 0.04, weight_decay_end: 0.4}``.
 
     Args:
@@ -57,14 +57,14 @@ class DINO(Method):
         temperature_teacher: T_t after its warm-up; the published code starts from 0.04, the
             paper's ViTs end at 0.07.
         temperature_teacher_start: T_t at the first step.
-        temperature_warmup: share of the training over which T_t goes linearly from the one to
+        temperature_warmup: fraction of the training over which T_t goes linearly from the one to
             the other.
         centering: ``center`` as above, or ``sinkhorn``: p is the result of three Sinkhorn-Knopp
             iterations on exp(t / T_t), as in DINOv2 (arXiv:2304.07193).
         center_momentum: of c.
         momentum: of the teacher at the first step.
         momentum_end: and at the last.
-        freeze_last: share of the training, from its start, in which the prototypes stay fixed;
+        freeze_last: fraction of the training, from its start, in which the prototypes stay fixed;
             the paper's is the first of 100 epochs.
         projector: the layers between the embedding and the space of the prototypes.
     """
@@ -108,7 +108,7 @@ class DINO(Method):
 
     @property
     def exported(self) -> tuple[Encoder, nn.Module]:
-        """The teacher's, which does better than the student throughout (sec. 5.2)."""
+        """The momentum teacher's, which outperforms the student throughout (sec. 5.2)."""
         encoder, projector, _ = self.teacher
         return encoder, projector
 
@@ -122,15 +122,15 @@ class DINO(Method):
         target_VK = self.targets(full_size, self.temperature_at(batch.step, batch.num_steps))
         terms = [
             -(p_BK * log_BK).sum(1).mean()
-            for theirs, p_BK in enumerate(target_VK.chunk(len(full_size)))
-            for ours, log_BK in enumerate(log_VK)
-            if ours != theirs
+            for teacher_view, p_BK in enumerate(target_VK.chunk(len(full_size)))
+            for student_view, log_BK in enumerate(log_VK)
+            if student_view != teacher_view
         ]
         return {self.kind: torch.stack(terms).mean()}
 
     @torch.no_grad()
     def targets(self, views: Sequence[Tensor], temperature: float) -> Tensor:
-        """The teacher's assignments (V, K), in float32, of all ``views``; moves the centre."""
+        """The teacher's assignments (V, K), in float32, of all ``views``; moves the center."""
         encoder, projector, prototypes = self.teacher
         z_VP = projector(torch.cat(self.embeddings(encoder, views)))
         logits_VK = cosines(z_VP, prototypes.weight)
@@ -143,7 +143,7 @@ class DINO(Method):
         return target_VK
 
     def temperature_at(self, step: int, num_steps: int) -> float:
-        """T_t at step ``step`` (from 0) of ``num_steps``."""
+        """Return T_t at step ``step`` (from 0) of ``num_steps``."""
         first, last = self.temperatures
         warmup_steps = self.temperature_warmup * num_steps
         return last if step >= warmup_steps else first + (last - first) * step / warmup_steps
@@ -157,7 +157,7 @@ def cosines(z_BP: Tensor, direction_KP: Tensor) -> Tensor:
     """Cosine (B, K) of each row to each direction.
 
     In float32: over a temperature of 0.04, the rounding of bf16 would be a tenth of a logit.
-    Dividing by the length is the weight normalisation of the paper's last layer.
+    Dividing by the length is the weight normalization of the paper's last layer.
     """
     with torch.autocast(z_BP.device.type, enabled=False):
         return F.normalize(z_BP.float(), dim=1) @ F.normalize(direction_KP.float(), dim=1).T

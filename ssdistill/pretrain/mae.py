@@ -19,20 +19,20 @@ from ssdistill.settings import OpenFraction, PositiveInt
 
 
 class MAE(Method):
-    """A vision transformer sees a few patches of an image, a light decoder restores the others.
+    """Reconstruct masked patches with a light decoder from the few visible ones.
 
     L = mean over masked patches of |d - x|² / pixels (sec. 3), d the decoder's output, x the
-    pixels of a patch as the encoder normalises them, less their mean and over their standard
+    pixels of a patch as the encoder normalizes them, less their mean and over their standard
     deviation in that patch unless ``normalize_targets`` is off. The encoder computes the visible
     patches only, beside its class and register tokens; the decoder, thrown away afterwards, adds
-    mask tokens and fixed sine-cosine positions. The encoder keeps timm's initialisation and its
+    mask tokens and fixed sine-cosine positions. The encoder keeps timm's initialization and its
     learned positions, where the paper's has fixed ones. There is no batch norm and no projector.
-    Which patches are masked follows from the step and the image alone. The gauges see the pooled
+    Which patches are masked follows from the step and the image alone. The metrics see the pooled
     tokens of the visible patches, not the embedding of whole images, which would cost a second
     forward pass.
 
     Args:
-        mask_ratio: share of the patches that are masked; at least one is, and one is not.
+        mask_ratio: fraction of the patches that are masked; at least one is, and one is not.
         decoder_dim: width of the decoder's tokens.
         decoder_depth: its transformer blocks.
         decoder_heads: attention heads of each.
@@ -91,12 +91,12 @@ class MAE(Method):
             return {self.kind: F.mse_loss(predicted_BMP.float(), target_BMP)}
 
     def targets(self, x_BCHW: Tensor, masked_BM: Tensor) -> Tensor:
-        """Pixels (B, M, P) of the patches numbered in ``masked_BM``, of normalised images."""
+        """Pixels (B, M, P) of the patches indexed by ``masked_BM``, from normalized images."""
         target_BMP = get_at_index(patchify(x_BCHW, self.patch_size), masked_BM)
         return normalize_mean_var(target_BMP) if self.normalize_targets else target_BMP
 
     def encode(self, x_BCHW: Tensor, visible_BV: Tensor) -> Tensor:
-        """Tokens (B, prefix + V, D) of the patches numbered in ``visible_BV``, after the norm."""
+        """Encode the patches indexed by ``visible_BV`` to tokens (B, prefix + V, D), normed."""
         net: VisionTransformer = self.encoder.net
         prefix = net.num_prefix_tokens
 
@@ -117,7 +117,7 @@ class MAE(Method):
         return net.fc_norm(token_BLD)
 
     def restore(self, token_BLD: Tensor, order_BN: Tensor) -> Tensor:
-        """The decoder's pixels (B, M, P) of the patches that were not encoded."""
+        """Decode the pixels (B, M, P) of the patches that were not encoded."""
         prefix = self.decoder.num_prefix_tokens
         token_BLE = self.narrow(token_BLD)
         mask_BME = self.decoder.mask_token.to(token_BLE.dtype).expand(
@@ -135,15 +135,15 @@ def _num_visible(num_patches: int, mask_ratio: float) -> int:
 
 
 def _plain_transformer(encoder: Encoder) -> VisionTransformer:
-    """The encoder's network, if patches can be left out of it and restored."""
+    """Return the encoder's network if MAE can mask and restore its patches."""
     net, name = encoder.net, encoder.spec.name
-    wants = "mae takes a plain vision transformer such as vit_small_patch16_224"
+    wants = "mae requires a plain vision transformer such as vit_small_patch16_224"
     patches = getattr(net, "patch_embed", None)
     if not isinstance(net, VisionTransformer) or not isinstance(patches, PatchEmbed):
-        raise UserError(f"{wants}; '{name}' is none")
+        raise UserError(f"{wants}; '{name}' is not one")
     height, width = patches.patch_size
     if height != width or patches.num_patches < 2:
         raise UserError(f"{wants}; '{name}' has no grid of several square patches")
     if net.attn_pool is not None:
-        raise UserError(f"{wants}; '{name}' pools by attention, which MAE would not train")
+        raise UserError(f"{wants}; '{name}' uses attention pooling, which MAE does not train")
     return net

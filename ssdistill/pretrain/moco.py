@@ -23,7 +23,7 @@ class MoCoProjector(MLPSettings):
 
 
 class MoCo(Method):
-    """A view finds a momentum network's key of the other view among a queue of earlier keys.
+    """InfoNCE of a view with a momentum network's key of the other view, against a queue.
 
     L = -log exp(q·k / T) / (exp(q·k / T) + sum_i exp(q·k_i / T)) (arXiv:1911.05722, eq. 1), with
     q of the first view, k the momentum network's of the second, both of length 1, and k_i the
@@ -73,9 +73,9 @@ class MoCo(Method):
         self.bn_splits = bn_splits if normed else 1
 
     def forward(self, views: list[Tensor], batch: Batch) -> dict[str, Tensor]:
-        asking, asked = (views, views[::-1]) if self.symmetric else (views[:1], views[1:])
-        queries = [self._project(self.projector, z_BD) for z_BD in self.embed(asking)]
-        keys = self._keys(asked, batch.step)
+        query_views, key_views = (views, views[::-1]) if self.symmetric else (views[:1], views[1:])
+        queries = [self._project(self.projector, z_BD) for z_BD in self.embed(query_views)]
+        keys = self._keys(key_views, batch.step)
         losses = [
             info_nce(q_BP, k_BP, self.bank.key, self.temperature)
             for q_BP, k_BP in zip(queries, keys, strict=True)
@@ -85,7 +85,7 @@ class MoCo(Method):
 
     @torch.no_grad()
     def _keys(self, views: Sequence[Tensor], step: int) -> list[Tensor]:
-        """The momentum network's unit rows (B, P) of every view, made in shuffled groups."""
+        """The momentum network's unit rows (B, P) of every view, encoded in shuffled groups."""
         encoder, projector = self.target
         # Drawn from the step alone, so that a resumed training draws the same groups.
         generator = torch.Generator().manual_seed(step)
@@ -95,7 +95,7 @@ class MoCo(Method):
         return [unit(self._project(projector, k_BD))[back_B] for k_BD in shuffled]
 
     def embeddings(self, encoder: Encoder, views: Sequence[Tensor]) -> list[Tensor]:
-        """Embedding (B, D) of every view, its batch-norm statistics those of each group."""
+        """Return the embedding (B, D) of every view, with batch-norm statistics per group."""
         return [
             torch.cat([encoder(part).embedding_BD for part in self._groups(view_BCHW)])
             for view_BCHW in views

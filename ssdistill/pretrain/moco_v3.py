@@ -32,7 +32,7 @@ class MoCoV3Predictor(PredictorSettings):
 
 
 class MoCoV3(Method):
-    """Each view predicts a momentum network's key of the other, among the keys of the batch.
+    """InfoNCE of a prediction with a momentum network's key of the other view, in the batch.
 
     L = 2T (CE(q_1·K_2 / T) + CE(q_2·K_1 / T)), with q = predictor(projector(z)) and K the
     momentum network's projections of the other view of all images, all of length 1, an image's
@@ -98,6 +98,6 @@ class MoCoV3(Method):
 
 
 def _filled(head: MLPSettings, **published: object) -> MLPSettings:
-    """The settings with what is published in place of null."""
+    """Replace null settings by the published ones."""
     missing = {name: value for name, value in published.items() if getattr(head, name) is None}
     return head.model_copy(update=missing)

@@ -25,7 +25,7 @@ class NNCLRPredictor(PredictorSettings):
 
 
 class NNCLR(Method):
-    """The nearest earlier embedding to a view attracts the other view's prediction.
+    """InfoNCE with the nearest earlier embedding of a view as the positive.
 
     L = (CE(NN(z_1)·P_2 / T) + CE(NN(z_2)·P_1 / T)) / 2 (arXiv:2104.14548, alg. 1), where NN is the
     nearest row, by cosine, of a queue of earlier z_1 and P the predictor's output for all images
@@ -73,7 +73,7 @@ class NNCLR(Method):
 
     @torch.no_grad()
     def nearest(self, z_BP: Tensor) -> Tensor:
-        """The row of the queue nearest to each of ``z_BP``, (B, P)."""
+        """Return the nearest row of the queue to each of ``z_BP``, (B, P)."""
         with torch.autocast(z_BP.device.type, enabled=False):
             nearest_B = (unit(z_BP) @ self.bank.embedding.T).argmax(1)
         return self.bank.embedding[nearest_B]

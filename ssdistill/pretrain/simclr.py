@@ -17,7 +17,7 @@ class SimCLRProjector(MLPSettings):
 
 
 class SimCLR(Method):
-    """Two views of an image attract, all other views of the batch repel (eq. 1: NT-Xent).
+    """Attract two views of an image and repel all other views of the batch (NT-Xent, eq. 1).
 
     L = -1/2B sum_i log( exp(z_i.z_j / T) / sum_{k != i} exp(z_i.z_k / T) ), z of unit length.
 

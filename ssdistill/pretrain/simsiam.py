@@ -24,7 +24,7 @@ class SimSiamPredictor(PredictorSettings):
 
 
 class SimSiam(Method):
-    """Each view predicts the other's projection, which no gradient moves.
+    """Predict the other view's projection, with stop-gradient.
 
     L = -1/2 cos(p_1, sg(z_2)) - 1/2 cos(p_2, sg(z_1)), p = q(z) (arXiv:2011.10566, eq. 4), -1 at
     best. There is neither a momentum network nor a negative: the stop-gradient sg and the

@@ -21,7 +21,7 @@ class SwAVProjector(MLPSettings):
 
 
 class SwAV(Method):
-    """Every view predicts which prototypes the image's full-size views belong to.
+    """Predict the prototype assignments of the image's full-size views (swapped prediction).
 
     L = mean over both full-size views i, all other views v and images of
     -sum_k q_ik log softmax(z_v.c / T)_k (eqs. 2 and 6), z and the prototypes c of unit length. The
@@ -42,8 +42,8 @@ class SwAV(Method):
         sinkhorn_iterations: of which more make the use of the prototypes more equal.
         num_prototypes: prototypes.
         queue: projections kept of each of the two full-size views; 0 for none.
-        queue_start: share of the training after which the queue is used.
-        freeze_prototypes: share of the training during which they do not learn.
+        queue_start: fraction of the training after which the queue is used.
+        freeze_prototypes: fraction of the training during which they do not learn.
         projector: the head whose output, scaled to unit length, is z.
     """
 
@@ -90,14 +90,14 @@ class SwAV(Method):
             return {self.kind: self.swapped_prediction(cosine_VBK, code_FBK)}
 
     def swapped_prediction(self, cosine_VBK: Tensor, code_FBK: Tensor) -> Tensor:
-        """Cross-entropy of each full-size view's codes and every other view's prediction."""
+        """Cross-entropy between each full-size view's codes and every other view's prediction."""
         log_VBK = (cosine_VBK / self.temperature).log_softmax(-1)
         others_FBK = log_VBK.sum(0) - log_VBK[: len(code_FBK)]
         return -(code_FBK * others_FBK).sum(-1).mean() / (len(log_VBK) - 1)
 
     @torch.no_grad()
     def codes(self, z_VBP: Tensor, cosine_VBK: Tensor, batch: Batch) -> Tensor:
-        """q (F, B, K) of the F = 2 full-size views; then puts these into the queue."""
+        """Compute q (F, B, K) of the F = 2 full-size views, then add these to the queue."""
         codes = []
         for number, cosine_BK in enumerate(cosine_VBK[: self.num_views]):
             rows_NK = torch.cat([cosine_BK, *self._queued(number, batch)])
@@ -108,7 +108,7 @@ class SwAV(Method):
         return torch.stack(codes)
 
     def _queued(self, number: int, batch: Batch) -> list[Tensor]:
-        """Cosines to the prototypes of earlier projections of one full-size view, where in use."""
+        """Cosines to the prototypes of queued projections of one full-size view, if in use."""
         if self.queue is None or batch.step < self.queue_start * batch.num_steps:
             return []
         if self.queue.pushed < self.queue.size:

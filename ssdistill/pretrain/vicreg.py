@@ -29,7 +29,7 @@ def squared_covariance(z_NP: Tensor) -> Tensor:
 
 
 class VICReg(Method):
-    """Two views' projections agree, each dimension varies, and no two dimensions vary together.
+    """Invariance between views, variance of each dimension, decorrelation of dimensions.
 
     L = invariance_weight s + variance_weight v + covariance_weight c (eq. 6) of the projections
     z and z': s = mean (z - z')^2 over images and dimensions, v the mean over both views of

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent, and that never unpickle anything but tensors."""
+"""Checkpoints that are complete or absent, and unpickle nothing but tensors."""
 
 import os
 import pickle
@@ -19,12 +19,12 @@ UNREADABLE = (
     ValueError,
     pickle.UnpicklingError,
 )
-ANEW = "move it away and run the same command again: the training then starts anew"
-"""What to do about a checkpoint that cannot be resumed from."""
+ANEW = "move it away and run the same command to train from the start"
+"""Remedy for a checkpoint that cannot be resumed."""
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write ``state`` so that a kill at any moment leaves the old file or the new one.
+    """Write ``state`` atomically: a kill at any moment leaves the old or the new file.
 
     Raises:
         UserError: when the disk is full; the previous checkpoint is still there then.
@@ -40,14 +40,14 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         partial.unlink(missing_ok=True)
         if disk_is_full(error) or "write" in str(error):
             raise UserError(
-                f"{path.parent}: no space left for the checkpoint; free some and run the same "
+                f"{path.parent}: no disk space for the checkpoint; free some and run the same "
                 "command again"
             ) from error
         raise
 
 
 def load_checkpoint(path: Path) -> dict[str, Any] | None:
-    """The checkpoint at ``path``, or None where there is none.
+    """Load the checkpoint at ``path``; return None if there is none.
 
     Raises:
         UserError: for a file that is not a checkpoint, or holds more than tensors.

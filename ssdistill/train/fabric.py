@@ -1,4 +1,4 @@
-"""Lightning Fabric on one device, whatever started the process."""
+"""Lightning Fabric on one device, however the process was started."""
 
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # whoever finds every stage finished need not wait for the im
 def build_fabric(
     accelerator: str, devices: int | list[int] = 1, precision: str | None = None
 ) -> "Fabric":
-    """Fabric in this one process.
+    """Build a Fabric for this one process.
 
     Left to itself, Fabric reads the variables of a cluster (SLURM's ``SLURM_NTASKS``, those of
     LSF and MPI) as a wish for as many processes, and refuses a batch script that asks for more
@@ -34,7 +34,7 @@ def build_fabric(
 
 
 def device_of(accelerator: str) -> torch.device:
-    """Where networks run; Fabric is asked only where it could say anything but the CPU.
+    """Return the device of the networks; ask Fabric only if it might not be the CPU.
 
     Args:
         accelerator: as :func:`build_fabric` takes it.
@@ -48,6 +48,6 @@ def device_of(accelerator: str) -> torch.device:
 
 
 def _has_accelerator() -> bool:
-    """Whether there may be a device that Fabric takes before the CPU."""
+    """Whether Fabric might prefer another device to the CPU."""
     mps = torch.backends.mps.is_available()
     return torch.cuda.is_available() or mps or find_spec("torch_xla") is not None

@@ -1,4 +1,4 @@
-"""How strongly each loss pulls at a layer of the encoder that all of them reach."""
+"""Norm of each loss's gradient at the deepest layer that all of them reach."""
 
 from collections.abc import Callable, Mapping
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class SharedLayer:
-    """The deepest weight of a network that every loss has a gradient at.
+    """The deepest weight of a network at which every loss has a gradient.
 
     Found at the first call: a loss on an early feature map does not reach the last layers, so
     which layer is shared depends on the losses.
@@ -30,7 +30,7 @@ class SharedLayer:
         losses: Mapping[str, Tensor],
         backward: Callable[..., None] = torch.autograd.backward,
     ) -> dict[str, Tensor]:
-        """Norm of each loss's gradient at the shared weight, by name of the loss.
+        """Return the norm of each loss's gradient at the shared weight, by name of the loss.
 
         Costs one backward pass a loss; the graph is kept. Call it before the step's own backward
         pass: every weight's ``grad`` must be None, and is None again afterwards.
@@ -40,16 +40,20 @@ class SharedLayer:
             backward: what runs a backward pass; Fabric insists on its own.
         """
         names = [self.name] if self.name else list(self._weights)
-        found = {}
+        gradients_by_loss = {}
         for loss, value in losses.items():
             if value.requires_grad:
-                found[loss] = self._gradients(value, names, backward)
-        shared = [i for i in range(len(names)) if all(g[i] is not None for g in found.values())]
-        if not shared or not found:
+                gradients_by_loss[loss] = self._gradients(value, names, backward)
+        shared = [
+            i
+            for i in range(len(names))
+            if all(g[i] is not None for g in gradients_by_loss.values())
+        ]
+        if not shared or not gradients_by_loss:
             return {}
         deepest = shared[-1]
         self.name = names[deepest]
-        return {loss: gradients[deepest].norm() for loss, gradients in found.items()}
+        return {loss: gradients[deepest].norm() for loss, gradients in gradients_by_loss.items()}
 
     def _gradients(
         self, loss: Tensor, names: list[str], backward: Callable[..., None]

@@ -1,4 +1,4 @@
-"""Stops a training that has nothing left to learn from."""
+"""Stop training when a loss diverges or the embedding collapses."""
 
 from torch import Tensor
 
@@ -6,23 +6,23 @@ from ssdistill.errors import UserError
 from ssdistill.label_free.collapse import is_collapsed
 
 COLLAPSE_PATIENCE = 20
-"""Gauges in a row that must say "collapsed" before a training is stopped."""
+"""Consecutive collapsed measurements before training stops."""
 
 
 class Guard:
-    """Looks at what is logged."""
+    """Check the logged metrics."""
 
     def __init__(self) -> None:
         self.collapsed_in_a_row = 0
 
     def check(self, metrics: dict[str, float], embedding_BD: Tensor | None, step: int) -> None:
-        """Let a healthy training go on; without an embedding only its losses are looked at.
+        """Raise UserError if training has failed; without an embedding, check the losses only.
 
         Raises:
             UserError: a loss is not finite, or the embedding has been collapsed for
                 :data:`COLLAPSE_PATIENCE` calls.
         """
-        # The total last: a loss of its own says more.
+        # The total comes last: a single loss is more informative.
         for name, value in sorted(metrics.items(), key=lambda item: item[0] == "loss/total"):
             if name.startswith("loss/") and not abs(value) < float("inf"):
                 raise UserError(

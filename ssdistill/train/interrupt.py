@@ -1,4 +1,4 @@
-"""Ctrl-C between two optimizer steps, never inside one."""
+"""Handle Ctrl-C between optimizer steps, never inside one."""
 
 import signal
 import threading
@@ -6,9 +6,9 @@ from types import FrameType
 
 
 class Interruptible:
-    """While active, the first Ctrl-C (or SIGTERM) only asks; a second one stops at once.
+    """While active, the first Ctrl-C (or SIGTERM) sets a flag; the second stops at once.
 
-    The loop looks at ``requested`` after each whole step, saves, and raises
+    The loop checks ``requested`` after each whole step, saves, and raises
     :class:`KeyboardInterrupt` itself, so that a checkpoint never holds half an update.
     """
 

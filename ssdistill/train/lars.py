@@ -1,4 +1,4 @@
-"""LARS: stochastic gradient descent whose rate follows the weights of each layer."""
+"""LARS: stochastic gradient descent with layer-wise adaptive rates."""
 
 from collections.abc import Callable, Iterable
 
@@ -57,7 +57,7 @@ class LARS(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One step; a parameter without gradient stays as it is, its momentum too."""
+        """Take one step; parameters without gradient and their momenta stay unchanged."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -89,7 +89,7 @@ class LARS(Optimizer):
 
 
 def _scaled_gradients(weights: list[Tensor], group: dict) -> list[Tensor]:
-    """r (g + d w) for every weight, without a transfer from the device."""
+    """Return r (g + d w) for every weight, without a transfer from the device."""
     gradients = [w.grad for w in weights]
     weight_norm_K = torch.stack(torch._foreach_norm(weights))
     gradient_norm_K = torch.stack(torch._foreach_norm(gradients))

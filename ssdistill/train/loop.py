@@ -1,4 +1,4 @@
-"""The training loop: the same page for pretraining, distillation, recovery and SGD probes."""
+"""The training loop, shared by pretraining, distillation, recovery and SGD probes."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -37,7 +37,7 @@ CHECKPOINT = "checkpoint.pt"
 
 @dataclass
 class Training:
-    """One training, ready to go.
+    """One training run, ready to start.
 
     Args:
         task: what is trained.
@@ -90,7 +90,7 @@ def fit(
     on_first_views: Callable[[list[Tensor]], None] = lambda views: None,
     observers: Sequence[Observer] = (),
 ) -> dict[str, float]:
-    """Train, resuming from the checkpoint in the run's folder where there is one.
+    """Train, resuming from the checkpoint in the run's folder if there is one.
 
     Returns:
         the last logged values, ``time/step_seconds`` as the median over all steps, and what
@@ -121,13 +121,13 @@ def fit(
             if step == 0:
                 on_first_views(views)
             logged = tracker.due(step) or step == num_steps - 1
-            found = update(views, batch, logged, tracker.gradients_due(step))
+            values = update(views, batch, logged, tracker.gradients_due(step))
             state.advance(time.perf_counter() - began)
             for observer in observers:
-                found |= observer.after_step(step, batch, task)
+                values |= observer.after_step(step, batch, task)
             began = time.perf_counter()
             if logged:
-                metrics = {name: float(torch.as_tensor(v).detach()) for name, v in found.items()}
+                metrics = {name: float(torch.as_tensor(v).detach()) for name, v in values.items()}
                 seen = [z_BD.float() for z_BD in task.last_embeddings[:2]]
                 metrics |= gauges(*seen) if seen else {}
                 metrics["time/images_per_s"] = loader.batch_size / state.step_seconds(last=50)
@@ -146,7 +146,7 @@ def fit(
 
 
 class _Update:
-    """One optimizer step after the other."""
+    """Take optimizer steps."""
 
     def __init__(self, training: Training, fabric: "Fabric", optimizer: torch.optim.Optimizer):
         self.task, self.optim = training.task, training.optim
@@ -158,7 +158,7 @@ class _Update:
     def __call__(
         self, views: list[Tensor], batch: Batch, measure: bool, compare: bool
     ) -> dict[str, Tensor | float]:
-        """Move the weights; what the record may want of it, still on the device.
+        """Take one step; return the values that may be logged, still on the device.
 
         Args:
             measure: give the gradient's norm even where nothing is clipped.
@@ -175,14 +175,14 @@ class _Update:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.task.after_step(batch.step, self.num_steps)
-        found = {"loss/total": total, "optim/lr": lr, "grad/norm": grad_norm}
-        found |= {f"loss/{name}": loss for name, loss in losses.items()}
-        found |= {f"weighted/{name}": loss for name, loss in weighted.items()}
-        return found | {f"grad/{name}": norm for name, norm in pulls.items()}
+        values = {"loss/total": total, "optim/lr": lr, "grad/norm": grad_norm}
+        values |= {f"loss/{name}": loss for name, loss in losses.items()}
+        values |= {f"weighted/{name}": loss for name, loss in weighted.items()}
+        return values | {f"grad/{name}": norm for name, norm in pulls.items()}
 
 
 def _clip(task: Task, limit: float | None, measure: bool) -> Tensor | float:
-    """Clip gradients to ``limit``; the global norm where it is clipped or wanted, else NaN."""
+    """Clip gradients to ``limit``; return the global norm if it is clipped or logged, else NaN."""
     if limit is None and not measure:
         return float("nan")
     gradients = [p.grad for p in task.parameters() if p.grad is not None]
@@ -192,7 +192,7 @@ def _clip(task: Task, limit: float | None, measure: bool) -> Tensor | float:
 
 
 class _State:
-    """What a checkpoint holds beside the configuration, and when it was last written."""
+    """Contents of a checkpoint besides the configuration, and when it was last written."""
 
     def __init__(
         self,
@@ -211,14 +211,14 @@ class _State:
                 task.load_state_dict(checkpoint["task"])
                 optimizer.load_state_dict(checkpoint["optimizer"])
                 for observer in observers:
-                    if (kept := checkpoint.get("observers", {}).get(observer.name)) is not None:
-                        observer.load_state_dict(kept)
+                    if (
+                        observer_state := checkpoint.get("observers", {}).get(observer.name)
+                    ) is not None:
+                        observer.load_state_dict(observer_state)
                 restore_random_state(random)
             except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
                 reason = " ".join(str(error).split())[:200]
-                raise UserError(
-                    f"{path}: not a checkpoint of this network ({reason}); {ANEW}"
-                ) from error
+                raise UserError(f"{path}: does not fit this network ({reason}); {ANEW}") from error
 
     def advance(self, seconds: float) -> None:
         self.step += 1
@@ -226,11 +226,11 @@ class _State:
 
     @property
     def age(self) -> float:
-        """Seconds since the last checkpoint."""
+        """Return seconds since the last checkpoint."""
         return time.monotonic() - self._saved
 
     def step_seconds(self, last: int = 0) -> float:
-        """Median seconds a step, the first one (warm-up) left out where there are more."""
+        """Return the median seconds per step, without the first (warm-up) if there are more."""
         return median(self.durations[1:][-last:] or self.durations)
 
     def save(self) -> None:

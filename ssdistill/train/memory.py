@@ -1,4 +1,4 @@
-"""Memory that a training step frees is kept for the next one."""
+"""Keep memory that a training step frees for the next one."""
 
 import ctypes
 import functools
@@ -9,7 +9,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 @functools.cache
 def keep_freed_memory() -> bool:
-    """Ask glibc not to hand freed activations back to the kernel; True where it agreed.
+    """Ask glibc to keep freed memory instead of returning it to the kernel; True if it agreed.
 
     A step on the CPU allocates and frees the same large tensors again and again; by default every
     one of them costs fresh pages, hundreds of thousands of page faults a step. The price is that

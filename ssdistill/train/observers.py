@@ -1,4 +1,4 @@
-"""What may look on while something trains, and has numbers of its own to say."""
+"""Observers of a training run, which contribute metrics of their own."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -10,7 +10,7 @@ from ssdistill.train.task import Task
 
 
 class Observer:
-    """Told of every optimizer step, once momentum networks have moved too.
+    """Called after every optimizer step, once momentum networks are updated.
 
     It leaves the training as it is: no weight or buffer of the task changes, no module's mode,
     and nothing is drawn from the global generators. Its own state is kept in the checkpoint
@@ -20,18 +20,18 @@ class Observer:
     name: ClassVar[str]
 
     def after_step(self, step: int, batch: Batch, task: Task) -> Mapping[str, Tensor | float]:
-        """What the record shall hold should this step be logged.
+        """Return the metrics to log if this step is logged.
 
         Called at every step: what is returned should stay on the device.
         """
         return {}
 
     def after_training(self, task: Task) -> Mapping[str, float]:
-        """Final metrics; here, and only here, an observer may change the task's weights."""
+        """Return final metrics; only here may an observer change the task's weights."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values to continue from."""
+        """Return tensors and plain values to resume from."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -13,20 +13,20 @@ from ssdistill.settings import Fraction, NonNegative, OpenFraction, Positive, Se
 from ssdistill.train.lars import LARS
 
 LARGEST = 1e6
-"""Of a learning rate or a weight decay: optimizers overflow on far larger ones."""
+"""Maximum learning rate and weight decay; optimizers overflow on far larger ones."""
 Rate = Annotated[float, Field(gt=0, le=LARGEST)]
 Decay = Annotated[float, Field(ge=0, le=LARGEST)]
 
 
 class OptimSettings(Settings):
-    """How parameters move.
+    """Settings of the optimizer and its schedule.
 
     Args:
         kind: ``sgd``, ``adamw``, or ``lars`` (arXiv:1708.03888).
         lr: peak learning rate, as used (never rescaled by the batch size).
-        weight_decay: on weights only; biases and normalisation parameters get none.
+        weight_decay: on weights only; biases and normalization parameters get none.
         weight_decay_end: weight decay at the last step, reached by a cosine; null keeps it.
-        decay_all: decay biases and normalisation parameters too; not for ``lars``.
+        decay_all: decay biases and normalization parameters too; not for ``lars``.
         momentum: of ``sgd`` and ``lars``.
         betas: of ``adamw``.
         trust_coefficient: LARS's eta.
@@ -34,9 +34,9 @@ class OptimSettings(Settings):
         clip_grad_norm: largest global gradient norm, or null for no clipping.
         schedule: ``constant``, ``cosine`` (to ``lr_end``), ``step`` (times ``gamma`` at each of
             ``milestones``) or ``inverse_time`` (lr / (1 + decay * share)).
-        warmup: share of the training over which the rate rises linearly.
-        lr_start: first learning rate of the warm-up as a share of ``lr``; null is one even step.
-        lr_end: last learning rate of ``cosine`` as a share of ``lr``.
+        warmup: fraction of the training over which the rate rises linearly.
+        lr_start: first learning rate of the warm-up as a fraction of ``lr``; null is one even step.
+        lr_end: last learning rate of ``cosine`` as a fraction of ``lr``.
         milestones: shares of the training.
         gamma: factor at a milestone.
         decay: strength of ``inverse_time``.
@@ -65,9 +65,9 @@ class OptimSettings(Settings):
     @model_validator(mode="after")
     def _fits_the_kind(self) -> "OptimSettings":
         if self.kind == "lars" and self.decay_all:
-            raise ValueError("decay_all is for sgd and adamw: lars never decays vectors")
+            raise ValueError("decay_all requires sgd or adamw; lars never decays vectors")
         if self.kind != "lars" and self.clip_lr:
-            raise ValueError(f"clip_lr is for lars, not for {self.kind}")
+            raise ValueError(f"clip_lr requires lars, got {self.kind}")
         return self
 
     @model_serializer(mode="wrap")
@@ -92,7 +92,7 @@ def parameter_groups(
     constant: tuple[str, ...] = (),
     rates: Mapping[str, float] | None = None,
 ) -> list[dict]:
-    """Decayed weights, and undecayed vectors (biases, norm scales), of what can be trained.
+    """Group trainable parameters into decayed weights and undecayed vectors (biases, norms).
 
     Parameters of the submodules named in ``constant`` come in groups of their own, and so do
     those of each value in ``rates``, multipliers of the learning rate by parameter name.
@@ -102,22 +102,22 @@ def parameter_groups(
         ValueError: for a name in ``rates`` that no parameter has.
     """
     rates = rates or {}
-    if strange := rates.keys() - {name for name, _ in module.named_parameters()}:
-        raise ValueError(f"rates are given for {sorted(strange)[0]}, which is no parameter")
+    if unknown := rates.keys() - {name for name, _ in module.named_parameters()}:
+        raise ValueError(f"rates: unknown parameter '{sorted(unknown)[0]}'")
     trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    for inner in constant:
-        if not any(_inside(name, inner) for name in trainable):
+    for path in constant:
+        if not any(_inside(name, path) for name in trainable):
             known = sorted({name.split(".")[0] for name in trainable})
             raise UserError(
-                f"optim.constant: nothing to train is called '{inner}'{nearest(inner, known)}; "
-                f"there are {', '.join(known)}"
+                f"optim.constant: no trainable module '{path}'{nearest(path, known)}; "
+                f"known: {', '.join(known)}"
             )
     groups = []
-    for still in (False, True):
+    for is_constant in (False, True):
         chosen = {
             name: p
             for name, p in trainable.items()
-            if any(_inside(name, inner) for inner in constant) == still
+            if any(_inside(name, path) for path in constant) == is_constant
         }
         for decayed in (True, False):
             by_rate: dict[float, list[nn.Parameter]] = {}
@@ -125,7 +125,7 @@ def parameter_groups(
                 if (decay_all or p.ndim > 1) == decayed:
                     by_rate.setdefault(rates.get(name, 1.0), []).append(p)
             facts = {"weight_decay": weight_decay if decayed else 0.0, "decayed": decayed}
-            facts["constant"] = still
+            facts["constant"] = is_constant
             groups += [{"params": p, "rate": rate} | facts for rate, p in by_rate.items()]
     return groups
 
@@ -135,7 +135,7 @@ def _inside(name: str, module: str) -> bool:
 
 
 def build_optimizer(module: nn.Module, settings: OptimSettings) -> torch.optim.Optimizer:
-    """The optimizer over every trainable parameter of ``module``, a task's own rates included."""
+    """Build the optimizer of all trainable parameters of ``module``, with the task's own rates."""
     groups = parameter_groups(
         module,
         settings.weight_decay,
@@ -159,7 +159,7 @@ def build_optimizer(module: nn.Module, settings: OptimSettings) -> torch.optim.O
 def set_rates(
     optimizer: torch.optim.Optimizer, settings: OptimSettings, step: int, num_steps: int
 ) -> float:
-    """Give every group its learning rate and weight decay of this step.
+    """Set learning rate and weight decay of every group for this step.
 
     Returns:
         the learning rate of the groups that follow the schedule, at rate 1.
@@ -174,7 +174,7 @@ def set_rates(
 
 
 def weight_decay(settings: OptimSettings, step: int, num_steps: int) -> float:
-    """Weight decay of optimizer step ``step`` (from 0) of ``num_steps``."""
+    """Return the weight decay of optimizer step ``step`` (from 0) of ``num_steps``."""
     if settings.weight_decay_end is None:
         return settings.weight_decay
     falling = (1 + math.cos(math.pi * step / num_steps)) / 2
@@ -182,7 +182,7 @@ def weight_decay(settings: OptimSettings, step: int, num_steps: int) -> float:
 
 
 def learning_rate(settings: OptimSettings, step: int, num_steps: int) -> float:
-    """Learning rate of optimizer step ``step`` (from 0) of ``num_steps``."""
+    """Return the learning rate of optimizer step ``step`` (from 0) of ``num_steps``."""
     warmup_steps = round(settings.warmup * num_steps)
     if step < warmup_steps:
         if settings.lr_start is None or warmup_steps == 1:

@@ -1,4 +1,4 @@
-"""The bar one sees while something trains."""
+"""The progress bar of training."""
 
 import sys
 import time
@@ -9,31 +9,31 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from ssdistill.terminal.console import mute
 
 NARROW = 60
-"""Columns below which a bar would break into lines."""
+"""Minimum width of a bar, in columns."""
 
 
 class ProgressConsole(Console):
-    """Standard error for progress: names are never markup, and a run outlives its reader."""
+    """Standard error for progress, without markup in names; survives a closed pipe."""
 
     def on_broken_pipe(self) -> None:
-        """Go on in silence, as ``2>&1 | head`` would otherwise end a training half-way."""
+        """Continue silently; ``2>&1 | head`` must not end a training run."""
         self.quiet = True
         mute(sys.stderr)
 
     @property
     def has_bars(self) -> bool:
-        """Whether a bar can be drawn: on a terminal that moves its cursor and is wide enough."""
+        """Whether a bar can be drawn: on a wide enough terminal that can move its cursor."""
         return self.is_terminal and not self.is_dumb_terminal and self.width >= NARROW
 
 
 console = ProgressConsole(
     stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False
 )  # fmt: skip
-"""Where everything that is not a result is printed."""
+"""The console for everything that is not a result."""
 
 
 class TrainingProgress:
-    """A bar with images per second, loss and time left; plain lines where there is no terminal.
+    """A bar with images per second, loss and time left; plain lines without a terminal.
 
     Args:
         title: what trains.
@@ -41,7 +41,7 @@ class TrainingProgress:
         num_steps: steps in all.
         batch_size: images a step, for the rate.
         every_seconds: pause between two plain lines.
-        shown: False says nothing at all.
+        shown: False prints nothing.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class TrainingProgress:
         return self
 
     def show(self, step: int, loss: float) -> None:
-        """``step`` steps are done and the last loss was ``loss``."""
+        """Show that ``step`` steps are done and the last loss was ``loss``."""
         now = time.monotonic()
         rate = (step - self.start) * self.batch_size / max(now - self._began, 1e-9)
         self._bar.update(self._line, completed=step, rate=f"{rate:>6.0f}", loss=f"{loss:.3f}")

@@ -1,4 +1,4 @@
-"""One seed, many independent generators."""
+"""Independent random generators derived from one seed."""
 
 import hashlib
 import random
@@ -10,7 +10,7 @@ import torch
 
 
 def derive_seed(seed: int, *roles: object) -> int:
-    """A 63-bit seed for one role, unrelated to that of any other role or seed."""
+    """Derive a 63-bit seed for one role, unrelated to that of any other role or seed."""
     text = "/".join(str(part) for part in (seed, *roles))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
@@ -25,7 +25,7 @@ def seed_generators(seed: int, *roles: object) -> None:
 
 @contextmanager
 def own_generators(seed: int, *roles: object) -> Iterator[None]:
-    """The global generators seeded for one role inside the block, as they were after it."""
+    """Seed the global generators for one role inside the block; restore them afterwards."""
     plain, numeric = random.getstate(), np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         seed_generators(seed, *roles)
@@ -37,7 +37,7 @@ def own_generators(seed: int, *roles: object) -> Iterator[None]:
 
 
 def random_state() -> dict[str, torch.Tensor]:
-    """State of the generators a training step may draw from."""
+    """Return the state of the generators that a training step may use."""
     state = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()

@@ -1,4 +1,4 @@
-"""Which weights of a training to keep, decided without labels."""
+"""Select the weights of a training run without labels."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -18,13 +18,13 @@ from ssdistill.train.task import Task
 from ssdistill.train.watch import Following, sample_indices
 
 IMAGES = 2000
-"""Training images that rank or agreement are measured on, at most."""
+"""Maximum number of training images for effective rank and agreement."""
 LIDAR_IMAGES, LIDAR_VIEWS = 500, 10
-"""Those that LiDAR is measured on, and augmented views of each."""
+"""Training images for LiDAR, and augmented views of each."""
 
 
 class Criterion(ABC):
-    """A number that is large where an encoder in training is good; no label is read.
+    """A label-free score that is large for a good encoder in training.
 
     A subclass sets ``name``; ``select/<name>`` is the metric.
     """
@@ -33,7 +33,7 @@ class Criterion(ABC):
 
     @abstractmethod
     def measure(self, task: Task) -> float:
-        """The criterion for the encoder that ``task`` trains, in eval mode; nothing is changed."""
+        """Evaluate the encoder that ``task`` trains, in eval mode and without side effects."""
 
 
 class EffectiveRank(Criterion):
@@ -57,7 +57,7 @@ class EffectiveRank(Criterion):
 
 
 class Lidar(Criterion):
-    """LiDAR of ``LIDAR_VIEWS`` augmented views, the same ones at every look (arXiv:2312.04000).
+    """LiDAR of ``LIDAR_VIEWS`` augmented views, the same at every evaluation (arXiv:2312.04000).
 
     Args:
         store: the training images; ``LIDAR_IMAGES`` of them are looked at.
@@ -74,8 +74,10 @@ class Lidar(Criterion):
 
     def measure(self, task: Task) -> float:
         encoder, _ = task.exported
-        given = self.images_NHWC, self.index_N, self.recipe, encoder.spec.image_size
-        return lidar(view_embeddings(encoder, *given, views=range(LIDAR_VIEWS), progress=False))
+        view_arguments = self.images_NHWC, self.index_N, self.recipe, encoder.spec.image_size
+        return lidar(
+            view_embeddings(encoder, *view_arguments, views=range(LIDAR_VIEWS), progress=False)
+        )
 
 
 class Agreement(Criterion):
@@ -98,7 +100,7 @@ class Agreement(Criterion):
 
 
 class Selection(Observer):
-    """Keeps the weights for which a criterion was largest.
+    """Keep the weights with the largest value of a criterion.
 
     Every so often, and after the last step, the criterion is measured on a fixed part of the
     unlabeled training images, the encoder in eval mode. When the training ends the encoder, and
@@ -112,7 +114,7 @@ class Selection(Observer):
     Args:
         criterion: what is measured.
         num_steps: optimizer steps of the training.
-        every: share of the training between two measurements.
+        every: fraction of the training between two measurements.
     """
 
     name = "selection"
@@ -134,7 +136,7 @@ class Selection(Observer):
         return self._metrics()
 
     def after_training(self, task: Task) -> dict[str, float]:
-        """Give the task the kept weights."""
+        """Load the selected weights into the task."""
         for name, weights in self.weights.items():
             _exported(task)[name].load_state_dict(weights)
         return self._metrics()
@@ -154,12 +156,12 @@ class Selection(Observer):
 
 
 def _exported(task: Task) -> dict[str, nn.Module]:
-    """The parts of a task that outlive its training."""
+    """Return the parts of a task that outlive its training."""
     encoder, projector = task.exported
-    found = {"encoder": encoder, "projector": projector}
-    return {name: module for name, module in found.items() if module is not None}
+    modules = {"encoder": encoder, "projector": projector}
+    return {name: module for name, module in modules.items() if module is not None}
 
 
 def _kept(module: nn.Module) -> dict[str, Tensor]:
-    """A copy that later steps leave alone, out of the device's memory."""
+    """Copy a state off the device, so that later steps do not change it."""
     return {name: t.to("cpu", copy=True) for name, t in module.state_dict().items()}

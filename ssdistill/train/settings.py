@@ -1,4 +1,4 @@
-"""Settings every training shares, whatever it trains."""
+"""Settings shared by all training runs."""
 
 from typing import Annotated, Any, Literal
 
@@ -18,7 +18,7 @@ Recipes = Annotated[tuple[ViewRecipe, ...], Field(min_length=1)]
 
 
 def _named_recipes(views: Any) -> Any:
-    """Entries replaced by the recipes they stand for."""
+    """Replace named entries by their recipes."""
     if views == "auto":
         return None
     if not isinstance(views, list | tuple):
@@ -27,7 +27,7 @@ def _named_recipes(views: Any) -> Any:
 
 
 class TrainSettings(Settings):
-    """Length, batches, views and optimizer of one training.
+    """Length, batches, views and optimizer of one training run.
 
     Args:
         steps: optimizer steps; give this or ``epochs``.
@@ -40,7 +40,7 @@ class TrainSettings(Settings):
         select: the weights to keep: ``last``, or those that did best on unlabeled training
             images: by ``rankme``, the effective rank of their embeddings (arXiv:2210.02885), or
             by ``lidar``, the rank of what tells images apart (arXiv:2312.04000).
-        select_every: share of the training between two looks.
+        select_every: fraction of the training between two measurements.
     """
 
     steps: PositiveInt | None = None
@@ -55,7 +55,7 @@ class TrainSettings(Settings):
     @model_validator(mode="after")
     def _one_length(self) -> "TrainSettings":
         if (self.steps is None) == (self.epochs is None):
-            raise ValueError("give exactly one of steps and epochs")
+            raise ValueError("specify exactly one of steps and epochs")
         return self
 
     @model_serializer(mode="wrap")
@@ -65,12 +65,12 @@ class TrainSettings(Settings):
         return {name: value for name, value in handler(self).items() if name not in idle}
 
     def num_steps(self, steps_per_epoch: int) -> int:
-        """Optimizer steps of the whole training."""
+        """Return the optimizer steps of the whole training run."""
         return self.steps or max(1, round(self.epochs * steps_per_epoch))
 
 
 class DeviceSettings(Settings):
-    """Where and in which number format training runs; in Lightning Fabric's words.
+    """Device and number format of training, in Lightning Fabric's terms.
 
     Args:
         accelerator: ``auto``, ``cpu``, ``cuda``, ``mps``, …

@@ -1,4 +1,4 @@
-"""What the training loop trains: a pretraining method, a distiller, or a judge with labels."""
+"""A task for the training loop: a pretraining method, a distiller or a supervised probe."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -22,7 +22,7 @@ class Task(nn.Module):
         rates: multipliers of the learning rate by parameter name; 1 for those not named.
 
     and, at every forward, ``last_embeddings``: what the encoder has just made of the views it
-    encoded, (B, D) each and detached, for the gauges. A task that trains with labels leaves it
+    encoded, (B, D) each and detached, for the metrics. A task that trains with labels leaves it
     empty: no collapse is to be feared.
     """
 
@@ -34,17 +34,17 @@ class Task(nn.Module):
     last_embeddings: list[Tensor]
 
     def forward(self, views: list[Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Unweighted losses by name, for ``num_views`` tensors (B, 3, H, W) in [0, 1]."""
+        """Return unweighted losses by name, for ``num_views`` tensors (B, 3, H, W) in [0, 1]."""
         raise TypeError(f"{type(self).__name__} defines no forward")
 
     def weights_at(self, step: int, num_steps: int) -> dict[str, float]:
-        """Weight of each loss in the total at one step, by name."""
+        """Return the weight of each loss in the total at one step, by name."""
         raise TypeError(f"{type(self).__name__} defines no weights")
 
     @property
     def exported(self) -> tuple[Encoder, nn.Module | None]:
-        """What outlives the training: the encoder, and the projector it was trained with."""
+        """The parts that outlive training: the encoder, and the projector it was trained with."""
         return self.encoder, None
 
     def after_step(self, step: int, num_steps: int) -> None:
-        """Called after every optimizer step; momentum networks move here."""
+        """Update momentum networks; called after every optimizer step."""

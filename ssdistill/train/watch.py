@@ -1,4 +1,4 @@
-"""How closely a student follows its teachers while it learns; no label is needed."""
+"""Monitor a student's agreement with its teachers during training, without labels."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,21 +16,21 @@ from ssdistill.train.observers import Observer
 from ssdistill.train.task import Task
 
 IMAGES = 512
-"""Training images looked at, at most."""
+"""Maximum number of training images in the sample."""
 EVERY = 0.05
-"""Share of the training between two looks, at least."""
+"""Minimum fraction of the training between two measurements."""
 TRAINED_PER_LOOK, TRAINED_AT_LEAST = 50, 100
-"""Images trained on between two looks, and in all, for each image that is looked at.
+"""Training images between two measurements, and in all, per image of the sample.
 
-A look encodes an image by the student; the first one also by the teacher. Training encodes it by
-both and goes back through the student, for twice as much, in every view. With one view and a
-teacher that costs t students that makes 1 / (50 (3 + t)) + t / (100 (3 + t)) of the work: 0.5 to
-1 % for any t from a small one up, and half of it with two views.
+A measurement encodes an image by the student; the first one also by the teacher. Training encodes
+it by both and backpropagates through the student, at twice the cost, in every view. With one view
+and a teacher that costs t students, the overhead is 1 / (50 (3 + t)) + t / (100 (3 + t)) of the
+work: 0.5 to 1 % for any t from a small one up, and half of it with two views.
 """
 
 
 class Following:
-    """Embeddings of fixed images under the evaluation view, by a student and by its teachers.
+    """Embeddings of fixed images under the evaluation view, by student and teachers.
 
     The teachers' are made at the first use; they do not change.
 
@@ -43,13 +43,13 @@ class Following:
         self.teacher_ND: Tensor | None = None
 
     def student(self, task: Task) -> Tensor:
-        """The student's, (N, D), on the device it is on."""
+        """Return the student's embeddings, (N, D), on its device."""
         encoder, _ = task.exported
         size = encoder.spec.image_size
         return extract(encoder, self.images_NHWC, size, progress=False).to(encoder.device)
 
     def cka(self, task: Task, student_ND: Tensor | None = None) -> float:
-        """CKA of the student with all of its teachers side by side; NaN where one is not finite.
+        """Return the CKA of the student with all teachers side by side; NaN if not finite.
 
         Raises:
             UserError: fewer than four images, or a task without teachers.
@@ -57,7 +57,9 @@ class Following:
         if self.teacher_ND is None:
             teachers = getattr(task, "teachers", {})
             if not teachers:
-                raise UserError("agreement with a teacher: this training has none")
+                raise UserError(
+                    "agreement with a teacher requires a distillation; this task has no teacher"
+                )
             size = task.exported[0].spec.image_size
             self.teacher_ND = side_by_side(
                 [extract(t, self.images_NHWC, size, progress=False) for t in teachers.values()]
@@ -70,16 +72,16 @@ class Following:
 
 
 class AgreementWatch(Observer):
-    """Logs ``agree/cka`` of a student with its teachers, and the gauges of a fixed sample.
+    """Log ``agree/cka`` of a student with its teachers, and the metrics of a fixed sample.
 
     Both are of the same training images under the evaluation view, the student in eval mode, so
     that steps, and trainings of other views and batch sizes, can be compared; beside
     ``agree/cka`` these are ``collapse/sample/std``, ``collapse/sample/effective_rank`` and
-    ``collapse/sample/uniformity``. Between two looks the last one's values are repeated.
+    ``collapse/sample/uniformity``. Between measurements the last values are repeated.
 
-    Nobody should pay for a curve: looks are so far apart (``TRAINED_PER_LOOK``) that they take
-    less than 1 % of the training, and one too short for that (``TRAINED_AT_LEAST``), or of fewer
-    images than a CKA needs, has none.
+    Measurements are so far apart (``TRAINED_PER_LOOK``) that they take less than 1 % of the
+    training time. Training runs too short for that (``TRAINED_AT_LEAST``), or with fewer images
+    than a CKA requires, are not measured.
 
     Args:
         store: the training images.
@@ -99,27 +101,29 @@ class AgreementWatch(Observer):
         self.num_steps = num_steps
         enough = num_steps * batch_size >= TRAINED_AT_LEAST * looked_at
         self.looks = enough and looked_at >= CKA_AT_LEAST
-        self.found: dict[str, float] = {}
+        self.last_metrics: dict[str, float] = {}
 
     def after_step(self, step: int, batch: Batch, task: Task) -> dict[str, float]:
         done = step + 1
-        # Counted from the end: the last look is at the finished student.
+        # Counted from the end: the last measurement is of the finished student.
         due = done >= self.interval and (self.num_steps - done) % self.interval == 0
         if self.looks and due:
             student_ND = self.following.student(task)
             seen = gauges(student_ND)
-            self.found = {name.replace("/", "/sample/"): value for name, value in seen.items()}
-            self.found["agree/cka"] = self.following.cka(task, student_ND)
-        return dict(self.found)
+            self.last_metrics = {
+                name.replace("/", "/sample/"): value for name, value in seen.items()
+            }
+            self.last_metrics["agree/cka"] = self.following.cka(task, student_ND)
+        return dict(self.last_metrics)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"found": self.found}
+        return {"found": self.last_metrics}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.found = dict(state["found"])
+        self.last_metrics = dict(state["found"])
 
 
-def sample_indices(count: int, wanted: int, seed: int) -> slice:
-    """At most ``wanted`` of ``count`` images, evenly spread, the first one chosen by ``seed``."""
-    stride = -(-count // wanted)
+def sample_indices(count: int, limit: int, seed: int) -> slice:
+    """Choose at most ``limit`` of ``count`` images, evenly spaced, with an offset from ``seed``."""
+    stride = -(-count // limit)
     return slice(seed % stride, None, stride)

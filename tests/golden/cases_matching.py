@@ -6,7 +6,7 @@ from reference import weights as stored
 from torch import Tensor, nn
 
 from ssdistill.losses import Loss, Shapes
-from ssdistill.losses.base.matching import Regression, Standardise
+from ssdistill.losses.base.matching import Regression, Standardize
 from ssdistill.losses.fd import FD
 from ssdistill.losses.fitnet import FitNet
 from ssdistill.losses.mgd import MGD
@@ -185,7 +185,7 @@ def unic() -> Compared:
     all_TB = torch.ones_like(loss_TB, dtype=torch.bool)
     yield "loss_drop_all_but_max", mean_over_kept_teachers(loss_TB, all_TB)
 
-    standardise = Standardise(16)
+    standardise = Standardize(16)
     for teacher, momentum, name, number_of in (("a", 1.0, "first", ""), ("b", 0.1, "second", "2")):
         t_BCHW = number(f"unic/in/t_{teacher}_cls")[:, :, None, None]
         yield f"norm_{name}", standardise([t_BCHW], momentum)[0]

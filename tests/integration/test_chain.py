@@ -188,7 +188,7 @@ def test_a_checkpoint_of_another_architecture_is_refused_by_name(tmp_path):
         {"task": {"x": torch.zeros(1)}, "optimizer": {}, "random": {}, "step": 1, "durations": []},
         folder / "checkpoint.pt",
     )
-    with pytest.raises(UserError, match=r"checkpoint\.pt: not a checkpoint of this network"):
+    with pytest.raises(UserError, match=r"checkpoint\.pt: does not fit this network"):
         ssdistill.run(config, "distill=null", "compress=[]", "evaluate=null", root=root)
 
 

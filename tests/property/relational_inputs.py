@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ssdistill.data.batch import Batch
 from ssdistill.losses import Loss
-from ssdistill.losses.rkd import angle_difference, centred_gram, distance_difference
+from ssdistill.losses.rkd import angle_difference, centered_gram, distance_difference
 from ssdistill.models.representation import Outputs
 from ssdistill.settings.registry import LOSSES
 
@@ -54,5 +54,5 @@ def token_pair(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
 
 def distance_and_angle(s_BD: Tensor, t_BD: Tensor, chunk: int) -> Tensor:
     """The two terms of RKD."""
-    grams = centred_gram(s_BD), centred_gram(t_BD)
+    grams = centered_gram(s_BD), centered_gram(t_BD)
     return torch.stack([distance_difference(*grams), angle_difference(*grams, chunk)])

@@ -59,5 +59,5 @@ def test_gram_forgives_negative_cosines_where_told_to():
 def test_gram_refuses_maps_of_one_position(side):
     sides = {"student": (4, 2, 2), "teacher": (4, 2, 2)} | {side: (4, 1, 1)}
     maps = {f"{name}_maps": {"a": shape} for name, shape in sides.items()}
-    with pytest.raises(UserError, match=f"gram: map 'a' of the {side} .* one position"):
+    with pytest.raises(UserError, match=f"gram: map 'a' of the {side} .* single position"):
         LOSSES["gram"](Shapes(4, 4, 10, **maps))

@@ -97,7 +97,10 @@ def test_kdsvd_has_heads_only_where_channels_differ():
     ("settings", "message"),
     [
         ({"maps": "last"}, "kdsvd: maps names one stage"),
-        ({"maps": ["layer1", "layer4"], "k": 5}, "k=5 is more .* map 'layer4' .* has: 4"),
+        (
+            {"maps": ["layer1", "layer4"], "k": 5},
+            "k=5 exceeds the 4 singular vectors .* 'layer4' of",
+        ),
     ],
 )
 def test_kdsvd_says_what_it_lacks(settings, message):

@@ -56,7 +56,7 @@ def test_fsp_asks_for_no_common_grid():
 
 
 def test_fsp_needs_two_maps_and_a_head_only_between_unlike_widths():
-    with pytest.raises(UserError, match=r"^fsp: compares consecutive maps: set maps=stages"):
+    with pytest.raises(UserError, match=r"^fsp: maps names one map; set maps=stages"):
         build("fsp", maps="last")
     assert [type(head) for head in build("fsp").heads] == [nn.Conv2d] * 4
     assert [type(head) for head in build("fsp", make_shapes(16, 16)).heads] == [nn.Identity] * 4

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ssdistill.data.batch import Batch
 from ssdistill.errors import UserError
 from ssdistill.losses import Loss, Shapes
-from ssdistill.losses.base.matching import MapMean, Regression, Standardise, statistics_momentum
+from ssdistill.losses.base.matching import MapMean, Regression, Standardize, statistics_momentum
 from ssdistill.losses.unic import mean_over_kept_teachers
 from ssdistill.models.representation import Outputs
 from ssdistill.settings.registry import LOSSES
@@ -183,7 +183,7 @@ def test_srrl_compares_only_the_mean_over_positions():
 
 def test_statistics_change_after_a_batch_has_been_standardised_by_the_old_ones():
     torch.manual_seed(0)
-    standardise = Standardise(5).train()
+    standardise = Standardize(5).train()
     views = [3 + 2 * torch.randn(4, 5, 3, 3) for _ in range(2)]
     first = standardise(views, 1.0)
     assert torch.allclose(first[1], views[1], rtol=1e-5)

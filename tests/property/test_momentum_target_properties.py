@@ -25,7 +25,7 @@ def test_with_the_moving_average_as_target_a_view_learns_from_the_one_before(nam
     assert float(value.detach()) == near(expected)
     assert loss.bank.pushed == COUNT and torch.equal(loss.bank.teacher[:COUNT], unit(key_BD))
     alone = Outputs(student[:1], momentum=student.momentum[:1])
-    with pytest.raises(UserError, match="two views of the student; set pairs=same"):
+    with pytest.raises(UserError, match="two student views; set pairs=same"):
         loss(alone, Outputs(teacher[:1]), batch_of())
 
 
@@ -48,5 +48,5 @@ def test_the_head_of_the_keys_follows_that_of_the_queries(name):
 def test_a_target_without_the_teacher_has_no_settings_for_the_teacher(kind, setting):
     known = replace(KNOWN, teacher_projection_dim=4)
     kind(known, **setting)
-    with pytest.raises(UserError, match=f"{kind.kind}: target=momentum leaves out the teacher"):
+    with pytest.raises(UserError, match=f"{kind.kind}: target=momentum ignores the teacher"):
         kind(known, target="momentum", **setting)

@@ -50,7 +50,7 @@ def test_the_number_of_prototypes_is_bounded_by_the_images(kind):
 @pytest.mark.parametrize("kind", LOSSES)
 def test_too_few_images_to_fit_are_refused(kind):
     loss = kind(make_shapes(), prototypes=20)
-    with pytest.raises(UserError, match="prototypes=20 need as many images, got 19"):
+    with pytest.raises(UserError, match="prototypes=20 exceeds the 19 training images"):
         loss.fit_teacher(make_teacher_fit(loss.shapes, 19))
 
 

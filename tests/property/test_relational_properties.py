@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ssdistill.errors import UserError
 from ssdistill.losses import Shapes
-from ssdistill.losses.cc import neighbouring_differences
+from ssdistill.losses.cc import neighboring_differences
 from ssdistill.losses.dist import relation_distances
 from ssdistill.losses.ega import graph_alignment
 from ssdistill.losses.gram import gram_difference
@@ -120,7 +120,7 @@ PURE = {
     "rkd": (vector_pair, lambda s, t: distance_and_angle(s, t, 3)),
     "sp": (vector_pair, similarity_difference),
     "pkt": (vector_pair, affinity_divergence),
-    "cc": (vector_pair, neighbouring_differences),
+    "cc": (vector_pair, neighboring_differences),
     "ega": (vector_pair, lambda s, t: torch.stack(graph_alignment(s, t))),
     "gram": (token_pair, lambda s, t: gram_difference(s, t, True)),
     "ickd": (map_pair, channel_difference),
@@ -170,5 +170,5 @@ def test_a_relation_reads_the_projection_only_where_there_is_one():
     other[0].embedding_BD = torch.randn_like(other[0].embedding_BD)
     assert value(loss_of, student, other) == value(loss_of, student, teacher)
     assert loss_of.needs_projection
-    with pytest.raises(UserError, match="rkd: the teacher has kept no projection"):
+    with pytest.raises(UserError, match="rkd: read=projection: the teacher has no projection"):
         LOSSES["rkd"](Shapes(4, 4, 10), read="projection")

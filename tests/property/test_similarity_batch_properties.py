@@ -65,5 +65,5 @@ def test_dogo_is_the_divergence_of_images_over_their_number():
     assert float(view_divergence(*views, 0.1)) == near(expected)
     loss = DoGo(KNOWN)
     assert float(loss(outputs(*views[:2]), outputs(*views[2:]), batch_of())) == near(expected)
-    with pytest.raises(UserError, match="dogo: two views"):
+    with pytest.raises(UserError, match="dogo: pairs name one pair"):
         loss(outputs(views[0]), outputs(views[1]), batch_of())

@@ -86,7 +86,7 @@ def test_small_patches_of_seed_have_a_queue_of_their_own():
     assert loss.bank.pushed == 2 * COUNT and loss.small_bank.pushed == COUNT
     assert torch.equal(loss.bank.teacher[: 2 * COUNT], unit(torch.cat(theirs[:2])))
     assert torch.equal(loss.small_bank.teacher[:COUNT], unit(theirs[2]))
-    with pytest.raises(UserError, match="small_views=2 of 2 pairs"):
+    with pytest.raises(UserError, match="small_views=2 leaves no full-size view among 2 pairs"):
         loss(outputs(*ours[:2]), outputs(*theirs[:2]), batch_of())
 
 

@@ -33,5 +33,5 @@ def test_vid_starts_at_its_variance_and_learns_it():
 
 
 def test_a_variance_below_the_least_is_refused():
-    with pytest.raises(UserError, match=r"^vid: initial_variance must be above 1e-05; got 1e-06"):
+    with pytest.raises(UserError, match=r"^vid: initial_variance=1e-06 must be above 1e-05"):
         build("vid", initial_variance=1e-6)

@@ -1,1 +1,1 @@
-"""One file = one source of images, or one family of them. A new file here is found by itself."""
+"""One file per image source or family; a new file is registered automatically."""

@@ -1,4 +1,4 @@
-"""The digits that come with scikit-learn: no download, for trials and tests."""
+"""The digits included in scikit-learn, for trials and tests without a download."""
 
 import hashlib
 from functools import cache
@@ -9,7 +9,7 @@ from ssdistill.data.splits import SPLITS, ArraySplit, RawSplit, Source
 
 
 class Digits(Source):
-    """scikit-learn's 1797 handwritten digits, 8x8 grey: 1297 to train, 500 to test."""
+    """scikit-learn's 1797 handwritten digits, 8x8 gray: 1297 to train, 500 to test."""
 
     kind = "digits"
     default_image_size = 16
@@ -19,7 +19,7 @@ class Digits(Source):
     def _split(self, name: str) -> RawSplit:
         images, targets, *parts = _digits()
         rows = np.sort(parts[SPLITS.index(name)])
-        # Grey runs from 0 to 16.
+        # Gray runs from 0 to 16.
         pixels = np.rint(images[rows] * (255 / 16)).astype(np.uint8)
         identity = hashlib.sha256(pixels.tobytes()).hexdigest()
         return ArraySplit(
@@ -29,7 +29,7 @@ class Digits(Source):
 
 @cache
 def _digits() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Images (N, 8, 8), targets (N,), and the rows of training and test images."""
+    """Return images (N, 8, 8), targets (N,), and the rows of training and test images."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 

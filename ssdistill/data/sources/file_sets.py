@@ -1,4 +1,4 @@
-"""Data sets of picture files that torchvision downloads and lists; they are read one by one."""
+"""Data sets of image files that torchvision downloads and lists; files are read one by one."""
 
 from collections.abc import Callable
 from functools import cached_property
@@ -15,7 +15,7 @@ from ssdistill.errors import UserError
 
 
 class ListedFiles(RawSplit):
-    """Picture files that a data set lists, each read when it is asked for.
+    """Image files listed by a data set, read on demand.
 
     Args:
         load: gives files, labels and class names; called when one of them is first needed.
@@ -55,7 +55,7 @@ class ListedFiles(RawSplit):
 
 
 class _Files(Torchvision):
-    """One whose pictures are files of many sizes; stored as squares of 64 pixels by default.
+    """Base class of sources with image files of many sizes, stored as 64-pixel squares by default.
 
     A subclass sets ``parts``, torchvision's names of what makes up ``train`` and ``test``.
     """
@@ -65,7 +65,7 @@ class _Files(Torchvision):
     more: ClassVar[dict[str, Any]] = {}
 
     def _checksum(self) -> str:
-        """Of the archives, which is what torchvision knows its files by."""
+        """Checksums of the archives, by which torchvision identifies its files."""
         return str(self.library_class._MD5)
 
     def _split(self, name: str) -> RawSplit:
@@ -74,14 +74,15 @@ class _Files(Torchvision):
             labels: list[int] = []
             classes: tuple[str, ...] | None = None
             for part in self.parts[name]:
-                found = self.load({"split": part, **self.more})
-                files += getattr(found, "_image_files", None) or found._images
-                labels += found._labels
-                named = tuple(found.classes) if hasattr(found, "classes") else None
+                data_set = self.load({"split": part, **self.more})
+                files += getattr(data_set, "_image_files", None) or data_set._images
+                labels += data_set._labels
+                named = tuple(data_set.classes) if hasattr(data_set, "classes") else None
                 if classes not in (None, named):
                     raise UserError(
                         f"data.kind={self.kind}: its parts {', '.join(self.parts[name])} in root "
-                        f"'{self.root}' have other classes each; delete it, it is loaded again"
+                        f"'{self.root}' list different classes; delete the folder to download it "
+                        "again"
                     )
                 classes = named
             return files, labels, classes
@@ -91,7 +92,7 @@ class _Files(Torchvision):
 
 
 class Flowers102(_Files):
-    """Oxford Flowers, 102 classes: 2040 train (its train and val) and 6149 test pictures.
+    """Oxford Flowers, 102 classes: 2040 train (its train and val) and 6149 test images.
 
     Args:
         root: folder of the files; they are downloaded there when missing.
@@ -107,7 +108,7 @@ class Flowers102(_Files):
 
 
 class Pets(_Files):
-    """Oxford-IIIT Pets, 37 breeds: 3680 train (its trainval) and 3669 test pictures.
+    """Oxford-IIIT Pets, 37 breeds: 3680 train (its trainval) and 3669 test images.
 
     Args:
         root: folder of the files; they are downloaded there when missing.
@@ -137,7 +138,7 @@ class Dtd(_Files):
 
 
 class Food101(_Files):
-    """Food-101, 101 dishes: 75 750 train and 25 250 test pictures.
+    """Food-101, 101 dishes: 75 750 train and 25 250 test images.
 
     Args:
         root: folder of the files; they are downloaded there when missing.

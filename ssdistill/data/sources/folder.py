@@ -1,4 +1,4 @@
-"""A folder of pictures: which files count, which class and which split each belongs to."""
+"""An image folder: find its files, splits and classes."""
 
 import hashlib
 import logging
@@ -12,7 +12,7 @@ from typing import Annotated
 from pydantic import Field
 
 from ssdistill.data.file_split import FileSplit
-from ssdistill.data.listing import EXTENSIONS, Listing, list_pictures
+from ssdistill.data.listing import EXTENSIONS, Listing, list_images
 from ssdistill.data.split_names import name_warnings, says_nothing, split_folders, split_of
 from ssdistill.data.splits import RawSplit, Source
 from ssdistill.errors import UserError, shown
@@ -21,27 +21,27 @@ log = logging.getLogger(__name__)
 
 TEST_FRACTION_LABELED, TEST_FRACTION_UNLABELED = 0.2, 0.1
 UNLABELED = 1 << 20
-"""A depth at which no picture has a folder."""
+"""A depth below every image, so that all are unlabeled."""
 ONE_EACH = (
-    "each of the {} pictures is in a folder of its own, which is taken for no class: the pictures "
-    "are unlabeled; put pictures of one class into one folder"
+    "each of the {} images has a folder of its own, so folders are not classes and the images "
+    "are unlabeled; put all images of one class into one folder"
 )
 STRAY = (
-    "{} of {} pictures are in no class folder (first: {}), so all are unlabeled and no probe is "
-    "run; put them into class folders, or move them away"
+    "{} of {} images are in no class folder (first: {}), so all are unlabeled and evaluation "
+    "is skipped; move them into class folders or out of data.path"
 )
 TRAINABLE = 2
-"""Pictures that are not held out by default, where there are no more."""
+"""With at most this many images, none is held out by default."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How the pictures of a folder are split.
+    """Splits and classes of the images of a folder.
 
     Attributes:
         listing: all that is below the folder.
         skipped: how many files are left out.
-        split_warnings: what looks like splits and is not taken as such, one line each.
+        split_warnings: what looks like splits but is not used as such, one line each.
         class_warnings: what speaks against class folders being classes.
     """
 
@@ -54,23 +54,23 @@ class Layout:
 
 
 def read_layout(folder: Path, test_fraction: float | None) -> Layout:
-    """Sort the pictures below ``folder`` into splits and classes.
+    """Sort the images below ``folder`` into splits and classes.
 
     A folder called ``train`` with one called ``test`` or ``val`` beside it, or other words for
-    them (:mod:`ssdistill.data.split_names`), are taken as they are (of several, the first that
-    has class folders where ``train`` has them), and anything else is left out; they may lie in a
-    folder that holds everything and says nothing, such as ``data``. Otherwise the test
-    pictures are held out of all pictures, class by class. A picture's class is the topmost folder
-    it sits in; pictures outside any make the split unlabeled, and so does one folder for every
-    picture.
+    them (:mod:`ssdistill.data.split_names`), are used as splits (of several, the first that
+    has class folders where ``train`` has them), and anything else is ignored; they may lie in a
+    wrapping folder without a meaning, such as ``data``. Otherwise the test
+    images are held out of all images, class by class. An image's class is the topmost folder
+    it sits in; images outside any make the split unlabeled, and so does one folder for every
+    image.
 
     Args:
         test_fraction: share to hold out; None takes 0.2 with classes and 0.1 without.
 
     Raises:
-        UserError: several folders that could be the training pictures.
+        UserError: several folders that could be the training images.
     """
-    listing = list_pictures(folder)
+    listing = list_images(folder)
     names, skipped = listing.names, listing.skipped
     top = _below_wrapping(names, 0)
     first, others = split_folders({n.split("/")[top] for n in names if n.count("/") > top})
@@ -98,7 +98,7 @@ def read_layout(folder: Path, test_fraction: float | None) -> Layout:
 def _file_splits(
     folder: Path, parts: Sequence[list[str]], depths: Sequence[int]
 ) -> list[FileSplit]:
-    """Training and test pictures, with the classes at each one's depth."""
+    """Build the training and test split, with the classes at the depth of each."""
     classes = [_classes(names, depth) for names, depth in zip(parts, depths, strict=True)]
     all_classes = tuple(sorted({name for names in classes for name in names or ()}))
     return [
@@ -108,7 +108,7 @@ def _file_splits(
 
 
 def _below_wrapping(names: list[str], depth: int) -> int:
-    """The depth below folders that hold everything and say nothing, or nothing new.
+    """Return the depth below folders that wrap everything and carry no class.
 
     Such are ``images`` and ``data``, and a ``train`` within ``train``, as archives unpack.
     """
@@ -124,7 +124,7 @@ def _below_wrapping(names: list[str], depth: int) -> int:
 def _own_splits(
     names: list[str], first: str, others: list[str], top: int
 ) -> tuple[list[str], list[str]]:
-    """Training pictures, and those of the first test folder that is labeled as they are."""
+    """Return the training images, and those of the first test folder that is labeled alike."""
 
     def labeled(part: list[str]) -> bool:
         return bool(_classes(part, _below_wrapping(part, top + 1)))
@@ -134,11 +134,11 @@ def _own_splits(
 
 
 def _stray(names: list[str], depth: int, test: list[str], test_depth: int) -> tuple[str, ...]:
-    """A warning where a few pictures outside any class leave all without one.
+    """Warn if a few images outside any class folder make the whole set unlabeled.
 
     Args:
-        names: the training pictures, or all.
-        test: the test pictures where they have a folder of their own.
+        names: the training images, or all.
+        test: the test images where they have a folder of their own.
     """
     outside = [name for name in names if name.count("/") <= depth]
     classes = {name.split("/")[depth] for name in names if name.count("/") > depth}
@@ -150,7 +150,7 @@ def _stray(names: list[str], depth: int, test: list[str], test_depth: int) -> tu
 
 
 def _classes(names: list[str], depth: int) -> list[str] | None:
-    """Each name's folder at ``depth``; None where one has none there."""
+    """Return the folder of each name at ``depth``; None if one has none there."""
     parts = [name.split("/") for name in names]
     return [p[depth] for p in parts] if all(len(p) > depth + 1 for p in parts) else None
 
@@ -158,7 +158,7 @@ def _classes(names: list[str], depth: int) -> list[str] | None:
 def _hold_out(
     names: list[str], classes_N: list[str] | None, fraction: float | None
 ) -> tuple[list[str], list[str]]:
-    """(train, test), both sorted: of every class, the names with the smallest hashes are test."""
+    """Return (train, test), both sorted; in each class, names with the smallest hashes are test."""
     if fraction is None:
         fraction = TEST_FRACTION_UNLABELED if classes_N is None else TEST_FRACTION_LABELED
         if len(names) <= TRAINABLE:
@@ -179,24 +179,24 @@ def _hash(name: str) -> bytes:
 
 
 class Folder(Source):
-    """A folder of picture files, searched recursively.
+    """A folder of image files, searched recursively.
 
     With ``path/train`` and ``path/test`` (or ``val``, ``Training`` and ``Testing``, …) those are
-    the splits. Otherwise pictures are held out for ``test`` by a hash of their relative name, so
-    that the same files give the same split anywhere. Pictures in class folders
+    the splits. Otherwise images are held out for ``test`` by a hash of their relative name, so
+    that the same files give the same split anywhere. Images in class folders
     (``[train/]<class>/...``) are labeled; as soon as one lies outside any, or each has a folder
-    of its own, all are unlabeled and ``test`` serves label-free measurements only. A picture is
+    of its own, all are unlabeled and ``test`` serves label-free measurements only. An image is
     a file that is named like one (``.jpg``, ``.png``, ``.tif``, …) or begins like one and has no
     suffix; its content decides how it is read. One that cannot be read is left out and named, and
     more than ``data.max_bad`` of them are refused. Hidden files, ``__MACOSX`` and files that are
-    no pictures are skipped and counted.
+    no images are skipped and counted.
 
-    Pictures of a folder have no common size. They are stored as squares of 64 pixels, which
-    keeps 10 000 pictures at 123 MB and trains on a CPU; ``data.image_size`` sets another size.
+    Images of a folder have no common size. They are stored as squares of 64 pixels, which
+    keeps 10 000 images at 123 MB and trains on a CPU; ``data.image_size`` sets another size.
 
     Args:
         path: the folder.
-        test_fraction: share of each class held out where the folder has no test pictures of its
+        test_fraction: fraction of each class held out where the folder has no test images of its
             own; by default 0.2 with classes and 0.1 without. 0 trains on everything.
     """
 
@@ -243,7 +243,7 @@ class Folder(Source):
         return (
             f"folder {shown(Path(self.path).name)}, "
             f"{'labeled' if self.has_labels else 'unlabeled'}, "
-            f"{len(layout.train)} train and {len(layout.test)} test pictures, "
+            f"{len(layout.train)} train and {len(layout.test)} test images, "
             f"{layout.skipped} other files skipped"
         )
 
@@ -251,20 +251,20 @@ class Folder(Source):
         split = getattr(self._layout, name)
         if not len(split):
             raise UserError(
-                f"data.path={shown(self.path)} has no {name} pictures "
-                f"(test_fraction={self.test_fraction})"
+                f"data.path={shown(self.path)} has no {name} images; raise "
+                f"data.test_fraction (now {self.test_fraction})"
             )
         return split
 
 
 def _nothing(layout: Layout) -> str:
-    """Why there is no picture to train on."""
+    """Explain why there is no image to train on."""
     if len(layout.test):
-        return "no pictures below its training folder"
+        return "no images below its training folder"
     known = ", ".join(sorted(EXTENSIONS))
     seen = ", ".join(f"{count} {suffix}" for suffix, count in layout.listing.others.most_common(5))
-    seen = f"; these are {shown(seen)}" if seen else ""
+    seen = f": {shown(seen)}" if seen else ""
     return (
-        f"no pictures below this folder ({layout.skipped} other files){seen}; a picture's name "
-        f"ends in {known}, or has no suffix"
+        f"no images below this folder ({layout.skipped} other files){seen}; image files "
+        f"end in {known}, or have no suffix"
     )

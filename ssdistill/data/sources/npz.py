@@ -1,4 +1,4 @@
-"""Pictures in one ``.npz`` file: shapes and checksums are read without unpacking it."""
+"""Images in one ``.npz`` file; shapes and checksums are read without unpacking it."""
 
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ class Npz(Source):
     ``train_images`` and ``test_images`` (N, H, W) or (N, H, W, 3): uint8, fractions in [0, 1], or
     any other real numbers, see ``data.window``; optionally ``train_labels`` and ``test_labels``
     (N,) or (N, 1), and ``class_names``. Other arrays, such as MedMNIST's ``val_images``, are
-    ignored. The size of a stored picture is that of the train images, unless
+    ignored. The size of a stored image is that of the train images, unless
     ``data.image_size`` says otherwise.
 
     Args:
@@ -35,8 +35,8 @@ class Npz(Source):
         types = [file.header(f"{name}_images")[1] for name in SPLITS]
         if len({dtype.newbyteorder("=") for dtype in types}) > 1:
             raise UserError(
-                f"data.path={self.path}: 'train_images' must be {types[1]} as 'test_images' are, "
-                f"they are {types[0]}; save both as the same type"
+                f"data.path={self.path}: 'train_images' are {types[0]}, but 'test_images' are "
+                f"{types[1]}; save both with the same type"
             )
         return file
 
@@ -53,19 +53,20 @@ class Npz(Source):
         return f"{Path(self.path).name}, {'labeled' if self.has_labels else 'unlabeled'}"
 
     def warnings(self, labels: bool) -> tuple[str, ...]:
-        """Arrays of further pictures, which a user may have meant to be used."""
+        """Name arrays of further images, which are ignored."""
         left_out = []
         for key in self._file.keys:
             if key.endswith("_images") and key.removesuffix("_images") not in SPLITS:
                 shape, _ = self._file.header(key)
-                left_out.append(f"{shown(key)} ({shape[0] if shape else 0} pictures)")
+                left_out.append(f"{shown(key)} ({shape[0] if shape else 0} images)")
         if not left_out:
             return ()
         more = f" and {len(left_out) - MOST_NAMED} more" if len(left_out) > MOST_NAMED else ""
         named = ", ".join(left_out[:MOST_NAMED]) + more
         return (
-            f"not used: {named}; only train_images and test_images are read: append the others to "
-            "train_images if they are to be learned from",
+            f"ignored: {named}; only train_images and test_images are read; to train on the "
+            "others, "
+            "append them to train_images",
         )
 
     def _split(self, name: str) -> RawSplit:
@@ -88,8 +89,8 @@ def _names(file: NpzFile) -> list[str]:
     names = file.load("class_names")
     if names.ndim != 1 or names.dtype.kind not in "USiu":
         raise UserError(
-            f"data.path={file.path}: 'class_names' must be one text a class, they are "
+            f"data.path={file.path}: 'class_names' must be one string per class, they are "
             f"{names.dtype} of {' x '.join(map(str, names.shape)) or 'no shape'}; save a list of "
-            "texts, or leave them out"
+            "strings, or omit them"
         )
     return [name.decode("utf-8", "replace") if isinstance(name, bytes) else name for name in names]

@@ -1,4 +1,4 @@
-"""Data sets of one array each that torchvision downloads and unpacks."""
+"""Data sets that torchvision downloads and unpacks into one array each."""
 
 from typing import Any, ClassVar, Literal
 
@@ -9,7 +9,7 @@ from ssdistill.errors import UserError
 
 
 class Torchvision(Source):
-    """A torchvision data set, downloaded to ``root`` when it is not there."""
+    """A torchvision data set, downloaded to ``root`` if missing."""
 
     dataset: ClassVar[str]
 
@@ -18,42 +18,42 @@ class Torchvision(Source):
 
     @property
     def library_class(self) -> Any:
-        """torchvision's own class."""
+        """Return torchvision's own class."""
         import torchvision
 
         return getattr(torchvision.datasets, self.dataset)
 
     def load(self, arguments: dict[str, Any]) -> Any:
-        """The data set itself, downloaded where it is missing."""
+        """Load the data set, downloading it if missing."""
         try:
             return self.library_class(self.root, download=True, **arguments)
         except (OSError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise UserError(
                 f"data.kind={self.kind}: not in root '{self.root}', and the download failed "
-                f"({reason})"
+                f"({reason}); check the connection, or set data.root"
             ) from error
 
 
 class _Arrays(Torchvision):
-    """One whose pictures torchvision holds in one array."""
+    """Base class of sources whose images torchvision holds in one array."""
 
     def _split(self, name: str) -> RawSplit:
         return self._array_split(name, {"train": name == "train"}, labeled=True)
 
     def _checksum(self, arguments: dict[str, Any]) -> str:
-        """What torchvision checks its files against, so nothing need be read to know them."""
+        """Return torchvision's checksums of its files, so that none is read to identify them."""
         return self.library_class.tgz_md5
 
     def _array_split(self, name: str, arguments: dict[str, Any], labeled: bool) -> RawSplit:
         def images() -> np.ndarray:
             pixels = np.asarray(self.load(arguments).data)
-            colour_first = pixels.ndim == 4 and pixels.shape[-1] != 3
-            return pixels.transpose(0, 2, 3, 1) if colour_first else pixels
+            channels_first = pixels.ndim == 4 and pixels.shape[-1] != 3
+            return pixels.transpose(0, 2, 3, 1) if channels_first else pixels
 
         def labels() -> np.ndarray:
-            found = self.load(arguments)
-            return np.asarray(getattr(found, "targets", getattr(found, "labels", None)))
+            data_set = self.load(arguments)
+            return np.asarray(getattr(data_set, "targets", getattr(data_set, "labels", None)))
 
         identity = f"{self._checksum(arguments)} {arguments}"
         title = f"{self.kind} {name}"
@@ -61,7 +61,7 @@ class _Arrays(Torchvision):
 
 
 class Cifar10(_Arrays):
-    """CIFAR-10: 50 000 train and 10 000 test pictures of 32x32 pixels, 10 classes.
+    """CIFAR-10: 50 000 train and 10 000 test images of 32x32 pixels, 10 classes.
 
     Args:
         root: folder of the files; they are downloaded there when missing.
@@ -74,7 +74,7 @@ class Cifar10(_Arrays):
 
 
 class Cifar100(_Arrays):
-    """CIFAR-100: 50 000 train and 10 000 test pictures of 32x32 pixels, 100 classes.
+    """CIFAR-100: 50 000 train and 10 000 test images of 32x32 pixels, 100 classes.
 
     Args:
         root: folder of the files; they are downloaded there when missing.
@@ -87,7 +87,7 @@ class Cifar100(_Arrays):
 
 
 class Stl10(_Arrays):
-    """STL-10, 96x96 pixels, 10 classes: 5000 train, 8000 test and 100 000 unlabeled pictures.
+    """STL-10, 96x96 pixels, 10 classes: 5000 train, 8000 test and 100 000 unlabeled images.
 
     Args:
         root: folder of the files; they are downloaded there when missing.
@@ -111,7 +111,7 @@ class Stl10(_Arrays):
 
 
 class FashionMnist(_Arrays):
-    """Fashion-MNIST: 60 000 train and 10 000 test pictures of 28x28 pixels, grey, 10 classes.
+    """Fashion-MNIST: 60 000 train and 10 000 test images of 28x28 pixels, gray, 10 classes.
 
     Args:
         root: folder of the files; they are downloaded there when missing.
@@ -127,9 +127,9 @@ class FashionMnist(_Arrays):
 
 
 class Svhn(_Arrays):
-    """Street View House Numbers: 73 257 train, 26 032 test pictures of 32x32 pixels, 10 digits.
+    """Street View House Numbers: 73 257 train, 26 032 test images of 32x32 pixels, 10 digits.
 
-    The 531 131 easier pictures of its part ``extra`` are left out.
+    The 531 131 easier images of its part ``extra`` are left out.
 
     Args:
         root: folder of the files; they are downloaded there when missing.

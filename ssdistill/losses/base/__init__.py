@@ -1,1 +1,1 @@
-"""The parts that losses share: banks, similarities, matching, maps, prototypes. No loss itself."""
+"""Parts that losses share: banks, similarities, matching, maps, prototypes."""

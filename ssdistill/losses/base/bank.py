@@ -1,4 +1,4 @@
-"""Vectors a loss remembers: queues, memories by image, and the teacher's mean.
+"""Vectors that a loss stores: queues, per-image memories and the teacher's mean.
 
 All of it lives in persistent buffers, so a checkpoint resumes exactly, and every write is
 gathered first, so that all processes hold the same rows.
@@ -16,7 +16,7 @@ Init = Literal["unit_normal", "uniform", "zeros"]
 
 
 def initial_rows(size: int, width: int, init: Init) -> Tensor:
-    """(size, width) rows to start from.
+    """Draw (size, width) initial rows.
 
     ``unit_normal`` is a random direction of length 1, ``uniform`` draws from
     U(-1/sqrt(width/3), 1/sqrt(width/3)), which has length 1 on average.
@@ -57,7 +57,7 @@ class Bank(nn.Module):
 
     @torch.no_grad()
     def push(self, **rows_BD: Tensor) -> None:
-        """Append the rows of all processes, in rank order, over the oldest ones.
+        """Append the rows of all processes, in rank order, replacing the oldest ones.
 
         Any number of rows will do; of more than ``size`` the last ``size`` are kept.
 
@@ -65,33 +65,37 @@ class Bank(nn.Module):
             ValueError: unless exactly the bank's names are given, with equally many rows.
         """
         if rows_BD.keys() != set(self.names):
-            raise ValueError(f"push takes {', '.join(self.names)}; got {', '.join(rows_BD)}")
+            raise ValueError(
+                f"push requires rows for {', '.join(self.names)}; got {', '.join(rows_BD)}"
+            )
         rows_BD = {name: all_gather_rows(rows) for name, rows in rows_BD.items()}
         counts = {len(rows) for rows in rows_BD.values()}
         if len(counts) > 1:
-            raise ValueError(f"push takes equally many rows of each name; got {sorted(counts)}")
+            raise ValueError(
+                f"push requires the same number of rows for each name; got {sorted(counts)}"
+            )
         count = counts.pop()
-        kept = min(count, self.size)
-        order_B = torch.arange(count - kept, count, device=self.pushed.device)
+        num_kept = min(count, self.size)
+        order_B = torch.arange(count - num_kept, count, device=self.pushed.device)
         slot_B = (self.pushed + order_B) % self.size
         for name, rows in rows_BD.items():
             buffer_KD = getattr(self, name)
-            buffer_KD.index_copy_(0, slot_B, rows[count - kept :].to(buffer_KD.dtype))
+            buffer_KD.index_copy_(0, slot_B, rows[count - num_kept :].to(buffer_KD.dtype))
         self.pushed += count
 
 
 def default_queue_size(num_samples: int, at_most: int = 4096) -> int:
-    """Keys a queue holds unless told otherwise: never more than half the images, so that an
-    image seldom meets its own key of the epoch before."""
+    """Default size of a queue: at most half the images, so that an image seldom meets its own
+    key of the previous epoch."""
     return max(1, min(at_most, num_samples // 2))
 
 
 class IndexMemory(nn.Module):
-    """One row per training image and name, moved towards each new vector of that image.
+    """Moving average of the vectors of each training image, one row per image and name.
 
     Args:
         num_samples: images in the training store.
-        momentum: share of the old row that stays.
+        momentum: weight of the old row.
         init: as for :class:`Bank`.
         widths: name and width of each tensor.
     """
@@ -110,7 +114,7 @@ class IndexMemory(nn.Module):
 
     @torch.no_grad()
     def write(self, index_B: Tensor, **rows_BD: Tensor) -> None:
-        """M[i] <- n(momentum M[i] + (1 - momentum) v), n(x) = x / |x|, for all processes' rows.
+        """M[i] <- n(momentum M[i] + (1 - momentum) v), n(x) = x / |x|, with rows of all processes.
 
         An index may occur once; of repeated ones an unspecified row wins.
         """
@@ -123,7 +127,7 @@ class IndexMemory(nn.Module):
 
 
 class TeacherMean(nn.Module):
-    """Subtracts the teacher's mean embedding, averaged over all training batches so far.
+    """Subtract the running mean of the teacher's embeddings over all training batches.
 
     Embeddings after a ReLU share a large mean and hence cosines near 1 with one another;
     without it, cosines tell images apart. The teacher is frozen, so the plain average over
@@ -137,7 +141,7 @@ class TeacherMean(nn.Module):
 
     @torch.no_grad()
     def forward(self, views: list[Tensor]) -> list[Tensor]:
-        """Centred float32 copies of the views' embeddings, each (B, width)."""
+        """Centered float32 copies of the views' embeddings, each (B, width)."""
         views = [t_BD.float() for t_BD in views]
         if self.training:
             batch_mean_D = mean_over_processes(torch.cat(views).mean(0))
@@ -146,6 +150,6 @@ class TeacherMean(nn.Module):
         return [t_BD - self.mean_D for t_BD in views]
 
 
-def centring(center_teacher: bool, width: int) -> nn.Module:
-    """:class:`TeacherMean`, or a module that hands the views on as they are."""
+def centering(center_teacher: bool, width: int) -> nn.Module:
+    """Return :class:`TeacherMean`, or an identity module if centering is off."""
     return TeacherMean(width) if center_teacher else nn.Identity()

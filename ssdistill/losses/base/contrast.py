@@ -1,4 +1,4 @@
-"""A positive among the keys of a queue: the softmax that the contrastive losses share."""
+"""The softmax that contrastive losses share: a positive among the keys of a queue."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,13 +11,13 @@ from torch.autograd.function import once_differentiable
 from ssdistill.distributed import gather_with_gradient, rank
 
 LOGITS_AT_ONCE = 2**26
-"""Similarities held at a time, 256 MiB of them."""
+"""Maximum number of similarities in memory (256 MiB)."""
 
 
 class _LogMass(torch.autograd.Function):
-    """The gradient, a weighted mean of the keys, is made on the way forward.
+    """Log-sum-exp over keys; the forward pass computes the gradient, a weighted mean of keys.
 
-    Of the (N, K) similarities nothing is kept for the way back: pixels against 65536 keys would
+    No (N, K) similarities are saved for the backward pass: pixels against 65536 keys would
     take gigabytes. The work is that of the usual two products.
     """
 
@@ -43,14 +43,14 @@ class _LogMass(torch.autograd.Function):
 
 
 def log_mass(s_ND: Tensor, queue_KD: Tensor, temperature: float) -> Tensor:
-    """log sum_k exp(s·q_k / T) of each row of ``s_ND``, with a gradient for that one only."""
+    """log sum_k exp(s·q_k / T) of each row of ``s_ND``, differentiable in ``s_ND`` only."""
     return _LogMass.apply(s_ND, queue_KD, temperature)
 
 
 def info_nce_each(
     s_BD: Tensor, positives: Sequence[Tensor], queue_KD: Tensor, temperature: float
 ) -> list[Tensor]:
-    """:func:`info_nce` for each of several positives (B, D), which share the negatives.
+    """Compute :func:`info_nce` for each of several positives (B, D) with shared negatives.
 
     A positive is no negative of another one (BINGO, arXiv:2107.01691).
     """

@@ -1,4 +1,4 @@
-"""Which teachers an image keeps when teachers are dropped at random (UNIC, arXiv:2408.05088)."""
+"""Random teacher dropping: choose which teachers each image keeps (UNIC, arXiv:2408.05088)."""
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ from ssdistill.distributed import mean_over_processes
 
 @torch.no_grad()
 def kept_shares(loss_TB: Tensor, dropped_TB: Tensor) -> Tensor:
-    """What each pair of teacher and image counts, (T, B): 0 if dropped, the others all the same.
+    """Weights (T, B) of teacher-image pairs: 0 if dropped, one common value otherwise.
 
     The teacher with which an image has the largest loss is kept whatever ``dropped_TB`` says. The
     mean over teachers and the images of all processes is 1.

@@ -1,4 +1,4 @@
-"""Losses over feature maps: which map of the student learns from which map of the teacher."""
+"""Losses over feature maps: pair maps of the student with maps of the teacher."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
@@ -22,7 +22,7 @@ Shape = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class MapPair:
-    """One map of each network, by tap name, and their (C, H, W)."""
+    """A student map and a teacher map by tap name, with their shapes (C, H, W)."""
 
     student: str
     teacher: str
@@ -31,13 +31,13 @@ class MapPair:
 
 
 def stages(maps: dict[str, Shape], count: int) -> list[str]:
-    """``count`` names of stages spread evenly over the depth, the deepest included."""
+    """Return ``count`` stage names spread evenly over the depth, including the deepest."""
     names = [name for name in maps if ":" not in name]
     return [names[-(-(i + 1) * len(names) // count) - 1] for i in range(count)]
 
 
 class MapLoss(Loss):
-    """Base of the losses that compare feature maps.
+    """Base class of losses that compare feature maps.
 
     ``maps`` names them: ``last`` (the deepest of both), ``middle`` (the stage at half depth),
     ``stages`` (up to four, evenly spread over the depth of each network), or a list of names,
@@ -68,26 +68,28 @@ class MapLoss(Loss):
         return [(student.maps[p.student], teacher.maps[p.teacher]) for p in self.map_pairs]
 
     def _resolve(self, maps: MapChoice | MapNames) -> list[MapPair]:
-        ours, theirs = self._known("student"), self._known("teacher")
+        student_shapes, teacher_shapes = self._known("student"), self._known("teacher")
         if isinstance(maps, str):
             count = {"last": 1, "middle": 2, "stages": MAX_STAGES}[maps]
-            count = min(count, len(ours), len(theirs))
-            names = list(zip(stages(ours, count), stages(theirs, count), strict=True))
+            count = min(count, len(student_shapes), len(teacher_shapes))
+            names = list(
+                zip(stages(student_shapes, count), stages(teacher_shapes, count), strict=True)
+            )
             names = names[:1] if maps == "middle" else names
         else:
             names = [(name, name) if isinstance(name, str) else name for name in maps]
         return [
             MapPair(
-                self._full("student", ours_name, ours),
-                self._full("teacher", theirs_name, theirs),
-                ours[ours_name],
-                theirs[theirs_name],
+                self._full("student", student_name, student_shapes),
+                self._full("teacher", teacher_name, teacher_shapes),
+                student_shapes[student_name],
+                teacher_shapes[teacher_name],
             )
-            for ours_name, theirs_name in names
+            for student_name, teacher_name in names
         ]
 
     def _known(self, side: str) -> dict[str, Shape]:
-        """Maps of the wanted kind by stage name, without the prefix."""
+        """Return maps with the required prefix by stage name, without the prefix."""
         maps: dict[str, Shape] = getattr(self.shapes, f"{side}_maps")
         lead = f"{self.prefix}:" if self.prefix else ""
         known = {
@@ -105,13 +107,13 @@ class MapLoss(Loss):
             architecture = getattr(self.shapes, f"{side}_name")
             raise self.fail(
                 f"the {side} ({architecture}) has no map '{name}'{nearest(name, known)}; "
-                f"it has {', '.join(known)}"
+                f"known: {', '.join(known)}"
             )
         return f"{self.prefix}:{name}" if self.prefix else name
 
 
 def resize_map(x_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
-    """The map on another grid: averaged onto a coarser one, interpolated onto a finer one."""
+    """Resize a map: average onto a coarser grid, interpolate onto a finer one."""
     height, width = x_BCHW.shape[-2:]
     if (height, width) == tuple(size):
         return x_BCHW
@@ -121,5 +123,5 @@ def resize_map(x_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def tokens(x_BCHW: Tensor) -> Tensor:
-    """Positions of a map as rows: (B, H W, C)."""
+    """Flatten the positions of a map to rows: (B, H W, C)."""
     return rearrange(x_BCHW, "b c h w -> b (h w) c")

@@ -1,4 +1,4 @@
-"""Feature matching: the student, through a head, is to output what the teacher outputs.
+"""Feature matching: the student, through a head, regresses the teacher's outputs.
 
 An embedding is a map of one position here, so that one code serves both.
 """
@@ -28,7 +28,7 @@ def squared_distance(s_BD: Tensor, t_BD: Tensor) -> Tensor:
 
 
 class Regression(MapLoss):
-    """Base: the mean over views and maps of ``distance(head(student), target(teacher))``.
+    """Base class: mean over views and maps of ``distance(head(student), target(teacher))``.
 
     The student's map is brought to the teacher's grid first. A subclass defines ``distance``
     and, where the teacher's maps are not the targets as they are, ``targets``.
@@ -57,8 +57,11 @@ class Regression(MapLoss):
         channels = [(p.student_shape[0], p.teacher_shape[0]) for p in self.map_pairs]
         if self._with_embedding:
             channels.insert(0, (shapes.student_dim, shapes.teacher_dim))
-        self.heads = nn.ModuleList(map_regressor(ours, theirs, head) for ours, theirs in channels)
-        self.widths = [theirs for _, theirs in channels]
+        self.heads = nn.ModuleList(
+            map_regressor(student_width, teacher_width, head)
+            for student_width, teacher_width in channels
+        )
+        self.widths = [teacher_width for _, teacher_width in channels]
 
     def pairs_of(
         self, student: Representation, teacher: Representation
@@ -71,19 +74,19 @@ class Regression(MapLoss):
         return pairs
 
     def targets(self, number: int, views: list[Tensor], batch: Batch) -> list[Tensor]:
-        """What the student must output, from the teacher's float32 maps of one pair."""
+        """Return the regression targets of one pair, from the teacher's float32 maps."""
         return views
 
     def distance(self, s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:
-        """The loss of one pair in one view: a tensor (B, …) whose mean over all but B is taken."""
+        """Loss of one pair in one view: (B, …), averaged over all axes but B."""
         raise TypeError(f"{type(self).__name__} defines no distance")
 
     def per_image(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         views = [self.pairs_of(s, t) for s, t in zip(student, teacher, strict=True)]
         terms = []
         for number, head in enumerate(self.heads):
-            theirs = [pairs[number][1].float() for pairs in views]
-            targets = self.targets(number, theirs, batch)
+            teacher_maps = [pairs[number][1].float() for pairs in views]
+            targets = self.targets(number, teacher_maps, batch)
             for pairs, t_BCHW in zip(views, targets, strict=True):
                 s_BCHW = head(resize_map(pairs[number][0], t_BCHW.shape[-2:]))
                 with torch.autocast(t_BCHW.device.type, enabled=False):
@@ -93,7 +96,7 @@ class Regression(MapLoss):
 
 
 class PlainRegression(Regression):
-    """Base of the plain losses, over embeddings or over the positions of maps.
+    """Base class of regression losses over embeddings or the positions of maps.
 
     Raises:
         UserError: ``maps`` together with ``read: embedding``.
@@ -112,7 +115,7 @@ class PlainRegression(Regression):
         center_teacher: bool = False,
     ):
         if read == "embedding" and maps is not None:
-            raise self.fail("maps is set and read=embedding reads none; set read=maps")
+            raise self.fail("maps is set but read=embedding ignores it; set read=maps")
         maps = maps or ("last" if read == "maps" else None)
         super().__init__(shapes, reads=read, maps=maps, head=head)
         self.centres = nn.ModuleList(
@@ -124,22 +127,22 @@ class PlainRegression(Regression):
 
 
 class MapMean(TeacherMean):
-    """Subtracts each channel's mean over positions and all training batches so far."""
+    """Subtract each channel's running mean over positions and all training batches."""
 
     @torch.no_grad()
     def forward(self, views: list[Tensor]) -> list[Tensor]:
-        """Centred float32 copies of the views' maps, each (B, C, H, W)."""
+        """Centered float32 copies of the views' maps, each (B, C, H, W)."""
         super().forward([t_BCHW.mean((2, 3)) for t_BCHW in views])
         return [t_BCHW - self.mean_D[:, None, None] for t_BCHW in views]
 
 
 def statistics_momentum(step: int, num_steps: int, end: float) -> float:
-    """Share of the batch in running statistics: a cosine from 1 at step 0 to ``end``."""
+    """Weight of the batch in running statistics: a cosine from 1 at step 0 to ``end``."""
     return end + (1 - end) * (1 + math.cos(math.pi * step / num_steps)) / 2
 
 
-class Standardise(nn.Module):
-    """Maps standardised by running statistics of each channel, as UNIC does (arXiv:2408.05088).
+class Standardize(nn.Module):
+    """Standardize maps by running statistics of each channel, as in UNIC (arXiv:2408.05088).
 
     The statistics are those from before the batch, 0 and 1 at first; then they move towards the
     batch's, taken over the images and positions of all views and processes.
@@ -152,7 +155,7 @@ class Standardise(nn.Module):
 
     @torch.no_grad()
     def forward(self, views: list[Tensor], momentum: float) -> list[Tensor]:
-        """Standardised float32 maps (B, C, H, W); ``momentum`` is the share of the batch."""
+        """Return standardized float32 maps (B, C, H, W); ``momentum`` weighs the batch."""
         mean_C11, std_C11 = (x_C[:, None, None].clone() for x_C in (self.mean_C, self.std_C))
         if self.training:
             self._update([t_BCHW.float() for t_BCHW in views], momentum)
@@ -168,8 +171,8 @@ class Standardise(nn.Module):
         self.std_C.lerp_(std_C, momentum)
 
 
-class StandardisedRegression(Regression):
-    """Base of the losses whose targets are the teacher's maps after :class:`Standardise`.
+class StandardizedRegression(Regression):
+    """Base class of losses whose targets are standardized teacher maps (:class:`Standardize`).
 
     Args:
         statistics_end: see :func:`statistics_momentum`.
@@ -188,7 +191,7 @@ class StandardisedRegression(Regression):
     ):
         super().__init__(shapes, reads=reads, maps=maps, head=head)
         self.statistics_end = statistics_end
-        self.standardise = nn.ModuleList(Standardise(width) for width in self.widths)
+        self.standardise = nn.ModuleList(Standardize(width) for width in self.widths)
 
     def targets(self, number: int, views: list[Tensor], batch: Batch) -> list[Tensor]:
         momentum = statistics_momentum(batch.step, batch.num_steps, self.statistics_end)

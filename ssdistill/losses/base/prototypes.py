@@ -1,4 +1,4 @@
-"""Classes without names: prototypes of the teacher's embeddings, and losses over their logits."""
+"""Pseudo-classes: prototypes of the teacher's embeddings, and losses over their logits."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ ROWS_AT_ONCE = 8192
 
 @torch.no_grad()
 def spherical_kmeans(x_ND: Tensor, count: int) -> Tensor:
-    """Directions (count, D) of length 1 that rows of ``x_ND`` cluster around, by cosine.
+    """Cluster the rows of ``x_ND`` by cosine; return unit directions (count, D).
 
     k-means++ on a sample of the rows, then at most 20 of Lloyd's iterations on all of them;
     a cluster left empty moves to one of the rows that are farthest from their direction. The
@@ -31,17 +31,17 @@ def spherical_kmeans(x_ND: Tensor, count: int) -> Tensor:
     """
     x_ND = F.normalize(x_ND.float(), dim=1)
     generator = torch.Generator(x_ND.device).manual_seed(0)
-    centre_KD = _starting_points(x_ND, count, generator)
+    center_KD = _starting_points(x_ND, count, generator)
     previous_N = None
     iterations = range(LLOYD_ITERATIONS)
     hidden = not sys.stderr.isatty()
     for _ in track(iterations, "prototypes of the teacher", disable=hidden, transient=True):
-        cosine_N, nearest_N = _nearest(x_ND, centre_KD)
+        cosine_N, nearest_N = _nearest(x_ND, center_KD)
         if previous_N is not None and torch.equal(nearest_N, previous_N):
             break
-        centre_KD = _centres(x_ND, cosine_N, nearest_N, count)
+        center_KD = _centers(x_ND, cosine_N, nearest_N, count)
         previous_N = nearest_N
-    return centre_KD
+    return center_KD
 
 
 def _starting_points(x_ND: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -59,25 +59,25 @@ def _starting_points(x_ND: Tensor, count: int, generator: torch.Generator) -> Te
     return sample_MD[chosen_K]
 
 
-def _nearest(x_ND: Tensor, centre_KD: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine to, and number of, the direction nearest to each row."""
-    parts = [(rows @ centre_KD.T).max(1) for rows in x_ND.split(ROWS_AT_ONCE)]
+def _nearest(x_ND: Tensor, center_KD: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the cosine to, and the index of, the direction nearest to each row."""
+    parts = [(rows @ center_KD.T).max(1) for rows in x_ND.split(ROWS_AT_ONCE)]
     return torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
 
 
-def _centres(x_ND: Tensor, cosine_N: Tensor, nearest_N: Tensor, count: int) -> Tensor:
+def _centers(x_ND: Tensor, cosine_N: Tensor, nearest_N: Tensor, count: int) -> Tensor:
     # Sums over sorted rows come out alike every time; a scatter on a GPU adds in any order.
     size_K = torch.bincount(nearest_N, minlength=count)
     sorted_ND = x_ND[nearest_N.argsort(stable=True)]
-    centre_KD = F.normalize(torch.segment_reduce(sorted_ND, "sum", lengths=size_K), dim=1)
+    center_KD = F.normalize(torch.segment_reduce(sorted_ND, "sum", lengths=size_K), dim=1)
     empty_K = size_K == 0
     farthest_K = cosine_N.topk(count, largest=False).indices
     spare_KD = x_ND[farthest_K[empty_K.cumsum(0) - 1]]
-    return torch.where(empty_K[:, None], spare_KD, centre_KD)
+    return torch.where(empty_K[:, None], spare_KD, center_KD)
 
 
 class Prototypes(nn.Module):
-    """Cosines of centred embeddings to prototypes found among the training images.
+    """Cosines of centered embeddings to prototypes of the training images.
 
     Until :meth:`fit` or a checkpoint has filled them, the prototypes are NaN, and so is any loss.
 
@@ -93,7 +93,7 @@ class Prototypes(nn.Module):
 
     @torch.no_grad()
     def fit(self, t_ND: Tensor) -> None:
-        """Take mean and prototypes from embeddings (N, D) of at least K training images."""
+        """Fit mean and prototypes to embeddings (N, D) of at least K training images."""
         mean_D = t_ND.float().mean(0)
         self.mean_D.copy_(mean_D)
         self.prototype_KD.copy_(spherical_kmeans(t_ND.float() - mean_D, len(self.prototype_KD)))
@@ -106,9 +106,9 @@ class Prototypes(nn.Module):
 
 
 class LogitLoss(Loss):
-    """Base of the losses that read the teacher's output as logits over classes without names.
+    """Base class of losses that read the teacher's output as logits over pseudo-classes.
 
-    With ``logits: prototypes`` these are the cosines of its centred embedding to ``prototypes``
+    With ``logits: prototypes`` these are the cosines of its centered embedding to ``prototypes``
     directions, which spherical k-means finds among its embeddings of the training images before
     the first step, divided by ``scale``. With ``logits: projection`` the output of the
     self-supervised head it has kept is taken as it is, and ``scale`` is 1.
@@ -131,20 +131,22 @@ class LogitLoss(Loss):
         super().__init__(shapes)
         self.read: Read = "projection" if logits == "projection" else "embedding"
         if self.read == "projection" and shapes.teacher_projection_dim is None:
-            raise self.fail("the teacher has kept no projection head; set logits=prototypes")
+            raise self.fail(
+                "logits=projection: the teacher has no projection head; set logits=prototypes"
+            )
         self.classify: nn.Module = nn.Identity()
         self.scale = 1.0 if self.read == "projection" else scale
         self.num_logits = width = self.teacher_width(self.read)
         if self.read == "embedding":
-            wanted = prototypes or default_prototypes(shapes.num_samples)
-            self.num_logits = min(wanted, shapes.num_samples)
+            num_prototypes = prototypes or default_prototypes(shapes.num_samples)
+            self.num_logits = min(num_prototypes, shapes.num_samples)
             self.classify = Prototypes(self.num_logits, width)
         self.fits_teacher = self.read == "embedding"
         if self.num_logits < 2:
-            raise self.fail(f"needs at least two {logits} to tell apart, there is one")
+            raise self.fail(f"at least two {logits} required, got 1")
 
     def fit_teacher(self, teacher: Representation) -> None:
-        """Find the prototypes in the teacher's embeddings of the training images.
+        """Fit the prototypes to the teacher's embeddings of the training images.
 
         Raises:
             UserError: fewer images than prototypes.
@@ -153,35 +155,38 @@ class LogitLoss(Loss):
             return
         count = len(teacher.embedding_BD)
         if count < self.num_logits:
-            raise self.fail(f"prototypes={self.num_logits} need as many images, got {count}")
+            raise self.fail(
+                f"prototypes={self.num_logits} exceeds the {count} training images; lower "
+                "prototypes"
+            )
         self.classify.fit(teacher.embedding_BD)
 
     def teacher_logits(self, teacher_VD: Tensor) -> Tensor:
-        """Logits (V, K) of what :attr:`read` names of the teacher, in float32."""
+        """Return the teacher's logits (V, K) in float32, from what :attr:`read` names."""
         return self.classify(teacher_VD).float() / self.scale
 
 
 def default_prototypes(num_samples: int, at_most: int = 1024) -> int:
-    """Prototypes unless told otherwise: one for every eight images or more."""
+    """Default number of prototypes: at most one for every eight images."""
     return max(2, min(at_most, num_samples // 8))
 
 
 def for_each_pair(
     outputs: Sequence[Representation], read: Read, function: Callable[[Tensor], Tensor]
 ) -> list[Tensor]:
-    """``function`` of all distinct views stacked along the batch, handed out by pair.
+    """Apply ``function`` to all distinct views stacked along the batch; return results by pair.
 
     A view that is paired several times is computed, and counts among the rows, once.
     """
     distinct = {id(view): view for view in outputs}
     stacked = torch.cat(vectors(list(distinct.values()), read))
-    found = dict(zip(distinct, function(stacked).chunk(len(distinct)), strict=True))
-    return [found[id(view)] for view in outputs]
+    result_by_view = dict(zip(distinct, function(stacked).chunk(len(distinct)), strict=True))
+    return [result_by_view[id(view)] for view in outputs]
 
 
 @torch.no_grad()
 def sinkhorn(logits_BK: Tensor, temperature: float, iterations: int = 3) -> Tensor:
-    """Rows of probabilities, (B, K), that use all classes about equally (arXiv:2006.09882).
+    """Assignment probabilities (B, K) that use all classes about equally (arXiv:2006.09882).
 
     ``iterations`` times in turn the columns of exp(logits / T), over the rows of all processes,
     and the rows are scaled to equal sums. Done on logarithms in float32, which neither overflow
@@ -197,9 +202,9 @@ def sinkhorn(logits_BK: Tensor, temperature: float, iterations: int = 3) -> Tens
 
 
 class DINOHead(nn.Module):
-    """Three linear layers with GELU between, then the cosine to K learned directions.
+    """Three linear layers with GELU between, then cosines to K learned directions.
 
-    As in DINO (arXiv:2104.14294, app. C) with the weight normalisation of the last layer fixed to
+    As in DINO (arXiv:2104.14294, app. C) with the weight normalization of the last layer fixed to
     length 1; that layer is computed in float32.
     """
 

@@ -1,4 +1,4 @@
-"""Losses over relations: how a network's outputs stand to one another, not where they lie."""
+"""Relational losses: compare relations between outputs instead of the outputs themselves."""
 
 from typing import Literal
 
@@ -18,17 +18,17 @@ RelationHead = Literal["linear", "mlp"]
 
 
 def vector_head(in_dim: int, out_dim: int, head: RelationHead) -> nn.Module:
-    """``linear``, or ``mlp``: Linear-ReLU-Linear."""
+    """Build the head: ``linear``, or ``mlp``, which is Linear-ReLU-Linear."""
     return nn.Linear(in_dim, out_dim) if head == "linear" else projector(in_dim, out_dim)
 
 
 def whole_batch(x: Tensor) -> Tensor:
-    """The rows of all processes in float32, through which gradients flow back."""
+    """Gather the rows of all processes in float32; gradients flow back."""
     return gather_with_gradient(x.float())
 
 
-def standardised(x_BD: Tensor) -> Tensor:
-    """Rows of mean 0 and length 1: their products are Pearson correlations.
+def standardized(x_BD: Tensor) -> Tensor:
+    """Scale rows to mean 0 and length 1: their products are Pearson correlations.
 
     Constant rows become 0.
     """
@@ -36,7 +36,7 @@ def standardised(x_BD: Tensor) -> Tensor:
 
 
 class VectorRelation(Loss):
-    """Base: compares the relations among one vector per image, view by view.
+    """Base class: compare relations between one vector per image, view by view.
 
     A subclass sets ``head`` or ``teacher_head`` where the vectors must have one width, and
     defines :meth:`relation`, which sees the batch of all processes.
@@ -56,7 +56,7 @@ class VectorRelation(Loss):
         self.teacher_head: nn.Module = nn.Identity()
 
     def relation(self, s_BD: Tensor, t_BD: Tensor) -> Tensor:
-        """The loss of one view, from float32 vectors outside of autocast."""
+        """Return the loss of one view from float32 vectors, outside of autocast."""
         raise TypeError(f"{type(self).__name__} defines no relation")
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
@@ -69,7 +69,7 @@ class VectorRelation(Loss):
 
 
 class MapRelation(MapLoss):
-    """Base: compares relations within or among feature maps, view by view.
+    """Base class: compare relations within or between feature maps, view by view.
 
     A subclass fills ``heads`` where both maps of a pair must have as many channels, and defines
     :meth:`compare`, or :meth:`relation` where it needs all pairs of maps at once. Both see the
@@ -84,11 +84,11 @@ class MapRelation(MapLoss):
         self.heads = nn.ModuleList(nn.Identity() for _ in self.map_pairs)
 
     def compare(self, s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:
-        """The loss of one pair of maps of one view, in float32 outside of autocast."""
+        """Return the loss of one pair of maps in one view, in float32 outside of autocast."""
         raise TypeError(f"{type(self).__name__} defines no compare")
 
     def relation(self, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """The loss of one view: the sum over pairs of maps."""
+        """Return the loss of one view: the sum over pairs of maps."""
         return torch.stack([self.compare(*pair) for pair in pairs]).sum()
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:

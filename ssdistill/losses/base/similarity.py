@@ -1,4 +1,4 @@
-"""Distributions over anchors: how alike a vector is to each of them, by softmax of cosines.
+"""Similarity distributions: softmax over a vector's cosines to a set of anchors.
 
 One primitive makes a family of losses, which differ in the anchors (a queue of the teacher's
 keys, one queue for each network, the batch), the two temperatures, and the form: KL divergence,
@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from ssdistill.data.batch import Batch
 from ssdistill.losses import Loss, Read, Shapes, vectors
-from ssdistill.losses.base.bank import Bank, Init, centring, default_queue_size
+from ssdistill.losses.base.bank import Bank, Init, centering, default_queue_size
 from ssdistill.models.ema import momentum_copy, update_momentum
 from ssdistill.models.representation import Outputs, Representation
 
@@ -29,7 +29,7 @@ _CPU_CHUNK, _CHUNK = 1 << 22, 1 << 25
 
 
 def unit(x_BD: Tensor) -> Tensor:
-    """Rows of length 1 in float32; a row of zeros stays."""
+    """Scale rows to length 1 in float32; zero rows stay zero."""
     return F.normalize(x_BD.float(), dim=-1)
 
 
@@ -76,10 +76,19 @@ def queue_divergence(
 
 
 class _QueueDivergence(torch.autograd.Function):
-    """The mean divergence of softmax([own_s, s A_s^T]) from softmax([own_t, t A_t^T]).
+    """Mean divergence of softmax([own_s, s A_s^T]) from softmax([own_t, t A_t^T]).
 
-    Its gradient, (q - p) A_s / B, is made along with it, a few rows at a time. So no (B, K)
-    matrix outlives its rows, and the queue may change before the backward pass.
+    The forward pass also computes the gradient, (q - p) A_s / B, a chunk of rows at a time::
+
+        rows of s, t ──> log q, log p (R, K) ──> loss (R)
+                                             └─> q - p (R, K) ──> (q - p) A_s (R, D), saved
+
+    Invariants:
+        - No (B, K) matrix exists, only chunks of its rows.
+        - Backward reads saved gradients only, so the queue may change before it runs.
+        - Own logits (B, O), O = 0 or 1, share the softmax with the anchors and get a gradient.
+        - The teacher's side and the anchors get no gradient.
+        - The gradient is a constant: a second derivative raises an error.
     """
 
     @staticmethod
@@ -118,7 +127,7 @@ def _row_chunks(count: int, width: int, device: str) -> Iterator[slice]:
 
 
 def _log_shares(x_RD: Tensor, anchors_KD: Tensor, own_RO: Tensor) -> tuple[Tensor, Tensor]:
-    """Log of the softmax over the anchors' and the own logits, (R, K) and (R, O)."""
+    """Log-softmax over the anchors' and the own logits: (R, K) and (R, O)."""
     logits_RK = x_RD @ anchors_KD.T
     top_R1 = logits_RK.amax(1, keepdim=True)
     logits_RK, own_RO = logits_RK.sub_(top_R1), own_RO - top_R1
@@ -129,7 +138,7 @@ def _log_shares(x_RD: Tensor, anchors_KD: Tensor, own_RO: Tensor) -> tuple[Tenso
 
 
 def _divergence_(log_q_RK: Tensor, log_p_RK: Tensor, kl: bool) -> tuple[Tensor, Tensor]:
-    """Sum of p log(p / q), or -p log q, over each row, and q - p; both arguments are used up."""
+    """Sum of p log(p / q), or -p log q, over each row, and q - p; overwrites both arguments."""
     p_RK = log_p_RK.clamp_(min=_NO_LESS).exp()
     surprise_RK = log_p_RK.sub_(log_q_RK) if kl else log_q_RK.neg()
     loss_R = surprise_RK.mul_(p_RK).sum(1)
@@ -137,7 +146,7 @@ def _divergence_(log_q_RK: Tensor, log_p_RK: Tensor, kl: bool) -> tuple[Tensor, 
 
 
 class SimilarityLoss(Loss):
-    """Base of the losses that compare distributions of cosines.
+    """Base class of losses that compare distributions of cosines.
 
     Args:
         read: the teacher's vector, ``embedding`` or ``projection``.
@@ -150,15 +159,15 @@ class SimilarityLoss(Loss):
         super().__init__(shapes)
         self.read = read
         self.width = self.teacher_width(read)
-        self.centre = centring(center_teacher, self.width)
+        self.centre = centering(center_teacher, self.width)
 
     def keys(self, teacher: Sequence[Representation]) -> list[Tensor]:
-        """The teacher's vectors, of length 1, by view."""
+        """Return the teacher's unit vectors by view."""
         return [unit(t_BD) for t_BD in self.centre(vectors(teacher, self.read))]
 
 
 class QueueLoss(SimilarityLoss):
-    """Base of the losses whose anchors are a queue; the keys join it after scoring.
+    """Base class of losses whose anchors are a queue; keys are added after scoring.
 
     A subclass sets ``head``, what the student's embedding goes through, and ``bank``, by
     :meth:`make_bank`, with the keys of the teacher's side under the name ``teacher``.
@@ -179,15 +188,15 @@ class QueueLoss(SimilarityLoss):
         self.temperatures = temperature_student, temperature_teacher
 
     def make_bank(self, queue: int | None, **widths: int) -> Bank:
-        """A bank of ``queue`` rows, or of as many as suit the training set."""
+        """Build a bank of ``queue`` rows, or of a size that suits the training set."""
         return Bank(queue or default_queue_size(self.shapes.num_samples), self.init, **widths)
 
     def queries(self, student: Sequence[Representation]) -> Tensor:
-        """The student's vectors of all views, one below the other."""
+        """Return the student's vectors of all views, concatenated."""
         return self.head(torch.cat(vectors(student)))
 
     def compare(self, s_ND: Tensor, keys: list[Tensor], student_KD: Tensor, bank: Bank) -> Tensor:
-        """Divergence of the student's rows, on its anchors, from the keys on theirs."""
+        """Divergence of the student's distributions from the teacher's, each over its anchors."""
         anchors = student_KD, bank.teacher
         t_NE = torch.cat(keys)
         return queue_divergence(s_ND, t_NE, *anchors, *self.temperatures, own=self.own, kl=self.kl)
@@ -201,7 +210,7 @@ class QueueLoss(SimilarityLoss):
 
 
 class TargetLoss(QueueLoss):
-    """Base of self-distillation methods, in which a frozen teacher can be the target instead.
+    """Base class of self-distillation methods; the target can be a frozen teacher instead.
 
     With ``target="teacher"`` the keys are the teacher's. With ``"momentum"``, as published, they
     are those of the moving averages of the student and of ``head``, which :meth:`set_head` sets,
@@ -220,11 +229,13 @@ class TargetLoss(QueueLoss):
         super().__init__(shapes, *temperatures, **teacher)
         if target == "momentum":
             if teacher != {"read": "embedding", "center_teacher": False}:
-                raise self.fail("target=momentum leaves out the teacher; drop read, center_teacher")
+                raise self.fail(
+                    "target=momentum ignores the teacher; remove read and center_teacher"
+                )
             self.momentum = momentum
 
     def set_head(self, head: nn.Module) -> None:
-        """Queries and keys both go through ``head``; the keys through its moving average."""
+        """Set the head of the queries; keys go through its moving average."""
         self.head = head
         self.momentum_head = None if self.momentum is None else momentum_copy(head)
 
@@ -233,7 +244,7 @@ class TargetLoss(QueueLoss):
             return super().forward(student, teacher, batch)
         views = student.distinct
         if len(views) < 2:
-            raise self.fail("target=momentum needs two views of the student; set pairs=same")
+            raise self.fail("target=momentum requires two student views; set pairs=same")
         keys = self._moved_keys([student.momentum[view] for view in views[:-1]])
         queries = self.queries([student[view] for view in views[1:]])
         loss = self.compare(queries, keys, self.bank.teacher, self.bank)
@@ -246,6 +257,6 @@ class TargetLoss(QueueLoss):
         return [unit(self.momentum_head(k_BD)) for k_BD in vectors(moved)]
 
     def after_step(self, step: int, num_steps: int) -> None:
-        """Move the moving average of the head, as the distiller moves the student's."""
+        """Update the moving average of the head, as the distiller updates the student's."""
         if self.momentum_head is not None and list(self.head.parameters()):
             update_momentum(self.head, self.momentum_head, self.momentum_at(step, num_steps))

@@ -1,4 +1,4 @@
-"""What the losses over pairs of feature maps have in common."""
+"""Base class and parts of losses over pairs of stage feature maps."""
 
 import math
 
@@ -15,7 +15,7 @@ Maps = list[tuple[Tensor, Tensor]]
 
 
 class StageLoss(MapLoss):
-    """Base of the losses that add up what pairs of maps contribute, averaged over the views.
+    """Base class of losses that sum over pairs of maps and average over views.
 
     A subclass defines :meth:`pair_loss`, or :meth:`view_loss` where pairs depend on one another.
     """
@@ -25,16 +25,16 @@ class StageLoss(MapLoss):
         return torch.stack([self.view_loss(self.pairs_of(s, t)) for s, t in views]).mean()
 
     def view_loss(self, maps: Maps) -> Tensor:
-        """The loss of one view."""
+        """Return the loss of one view."""
         return torch.stack([self.pair_loss(k, s, t) for k, (s, t) in enumerate(maps)]).sum()
 
     def pair_loss(self, k: int, s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:
-        """What pair ``k`` contributes."""
+        """Return the loss of pair ``k``."""
         raise TypeError(f"{type(self).__name__} defines neither pair_loss nor view_loss")
 
 
 def on_the_coarser_grid(s_BCHW: Tensor, t_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Both maps in float32, the one on the finer grid averaged onto that of the other."""
+    """Return both maps in float32 on the coarser of their grids, by average pooling."""
     rows = min(s_BCHW.shape[2], t_BCHW.shape[2])
     columns = min(s_BCHW.shape[3], t_BCHW.shape[3])
     with torch.autocast(s_BCHW.device.type, enabled=False):
@@ -43,17 +43,17 @@ def on_the_coarser_grid(s_BCHW: Tensor, t_BCHW: Tensor) -> tuple[Tensor, Tensor]
 
 
 def spatial_attention(x_BCHW: Tensor, power: int) -> Tensor:
-    """n(mean_c |x_c|^p), n(x) = x / |x|: where a map is active, (B, H W)."""
+    """Spatial attention n(mean_c |x_c|^p), n(x) = x / |x|, (B, H W)."""
     return F.normalize(x_BCHW.abs().pow(power).mean(1).flatten(1), dim=1)
 
 
 def connector(in_channels: int, out_channels: int) -> nn.Module:
-    """1x1 convolution and batch norm, initialised as published for OFD (arXiv:1904.01866)."""
+    """1x1 convolution and batch norm, initialized as published for OFD (arXiv:1904.01866)."""
     convolution = nn.Conv2d(in_channels, out_channels, 1, bias=False)
     nn.init.normal_(convolution.weight, std=math.sqrt(2 / out_channels))
     return nn.Sequential(convolution, nn.BatchNorm2d(out_channels))
 
 
 def deeper_counts_more(pairs: list[MapPair]) -> list[float]:
-    """1 for the deepest pair, half as much for each pair before it."""
+    """Return weights of the pairs: 1 for the deepest, halved for each earlier pair."""
     return [2.0 ** (k + 1 - len(pairs)) for k in range(len(pairs))]

@@ -66,7 +66,7 @@ def test_a_queue_of_more_keys_than_images_is_noticed(check):
         ),
         (
             "distill.interpolate={at_least: 0.9}",
-            r"^distill\.interpolate: .*have the teacher's name and shape",
+            r"^distill\.interpolate: .*match a teacher tensor by name and shape",
         ),
         (
             "distill={mix: {kind: mixup}, losses: {bag: {kind: bingo}}}",

@@ -348,7 +348,7 @@ def test_views_are_the_datas_own_unless_named(models):
 
 
 def test_an_unknown_recipe_is_refused_with_the_nearest(models):
-    with pytest.raises(UserError, match=r"no recipe is called 'wek' \(did you mean 'weak'\?\)"):
+    with pytest.raises(UserError, match=r"unknown recipe 'wek' \(did you mean 'weak'\?\)"):
         models("pretrain.views=[wek, weak]")
 
 
@@ -391,7 +391,7 @@ def test_a_compared_student_is_compressed_by_nobody(models):
         ("compare={other: {views: [weak]}}", "compare.other.views: the losses take 2 views"),
         (
             "distill.losses.feature.pairs=[[0,5]]",
-            r"distill.losses.feature.pairs: \[0, 5\] names view 5, and there are views 0 to 1",
+            r"distill.losses.feature.pairs: \[0, 5\]: no view 5; views are 0 to 1",
         ),
     ],
 )

@@ -134,7 +134,7 @@ def test_a_protocol_that_cannot_judge_is_left_out_aloud():
     with pytest.raises(UserError, match="class 0 has 30"):
         ssdistill.probe({"c": colours}, pairs(), ["low_shot"], settings=asked)
     (x, y), (u, v) = pairs()
-    with pytest.raises(UserError, match="classes the training labels lack: 9"):
+    with pytest.raises(UserError, match="classes without training images: 9"):
         ssdistill.probe({"c": colours}, ((x, y), (u, np.where(v == 3, 9, v))), ["knn"])
 
 

@@ -82,7 +82,7 @@ def refusal(path, tmp_path):
         (npy(np.zeros((6, 5, 5), complex)), "complex128"),
         (npy(np.full((6, 5, 5), "a")), "save numbers"),
         (npy(np.zeros((6, 5, 5), [("a", "u1")])), "save numbers"),
-        (npy(np.full((6, 5, 5), 2.0)), "save both as the same type"),
+        (npy(np.full((6, 5, 5), 2.0)), "save both with the same type"),
     ],
 )
 def test_what_is_no_array_of_pictures_is_named_with_its_member(written, tmp_path, content, words):
@@ -141,7 +141,7 @@ def test_an_unknown_compression_is_no_traceback(written, tmp_path):
 
 def test_a_missing_member_is_named_with_those_there_are(written, tmp_path):
     message = refusal(written(test_images=None, x=npy(IMAGES)), tmp_path)
-    assert "no array 'test_images'; it has train_images, x" in message
+    assert "no array 'test_images'; found train_images, x" in message
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
@@ -170,9 +170,9 @@ def test_what_is_no_file_of_arrays_is_refused_with_the_way_to_write_one(tmp_path
     os.mkfifo(tmp_path / "pipe.npz")
     for name, words in {
         "one.npy": "but a single array; save splits with numpy.savez",
-        "folder.npz": "not a regular file but a folder",
-        "empty.npz": "not an .npz file; numpy.savez",
-        "pipe.npz": "not a regular file but a named pipe",
+        "folder.npz": "a folder, not a regular file",
+        "empty.npz": "not an .npz file; create one with numpy.savez",
+        "pipe.npz": "a named pipe, not a regular file",
     }.items():
         with pytest.raises(UserError) as caught:
             Npz(path=str(tmp_path / name)).split("train")
@@ -186,7 +186,7 @@ def test_what_is_no_file_of_arrays_is_refused_with_the_way_to_write_one(tmp_path
 def test_class_names_that_are_none_are_refused(written, tmp_path, names):
     labels = {"train_labels": npy(np.arange(6)), "test_labels": npy(np.arange(2))}
     source = Npz(path=str(written(**labels, class_names=npy(names))))
-    with pytest.raises(UserError, match=r"a\.npz: 'class_names' must be one text a class"):
+    with pytest.raises(UserError, match=r"a\.npz: 'class_names' must be one string per class"):
         source.split("train").class_names  # noqa: B018
 
 
@@ -194,13 +194,13 @@ def test_names_in_a_file_neither_fill_the_screen_nor_write_to_it(written, tmp_pa
     many = {f"k{number}": b"" for number in range(3000)}
     message = refusal(written(train_images=None, **{"a\nb\x1b[31m": b""}, **many), tmp_path)
     assert len(message) < 600 and message.isprintable()
-    assert "more; numpy.savez(FILE" in message
+    assert "more; save with numpy.savez(FILE" in message
 
 
 def test_an_array_larger_than_memory_is_refused_before_it_takes_any(written, tmp_path, monkeypatch):
     path = written(zipfile.ZIP_LZMA)
     monkeypatch.setattr("ssdistill.data.array_file.memory_bytes", lambda: 300)
-    assert "'train_images' has 0.0 GB, more than memory holds" in refusal(path, tmp_path)
+    assert "'train_images' takes 0.0 GB and does not fit into memory" in refusal(path, tmp_path)
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path):

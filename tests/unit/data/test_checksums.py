@@ -32,7 +32,7 @@ def test_one_flipped_bit_anywhere_is_found_and_the_store_named(source, tmp_path,
     rng = np.random.default_rng(1)
     for byte in (0, len(content) - 1, *rng.integers(0, len(content), 12)):
         flip(folder / name, int(byte), bit=int(rng.integers(8)))
-        with pytest.raises(UserError, match=r"image store .* is damaged .*; delete it") as caught:
+        with pytest.raises(UserError, match=r"corrupt image store .*; delete the folder") as caught:
             open_store(source, "train", 8, tmp_path)
         assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
         (folder / name).write_bytes(content)
@@ -44,7 +44,9 @@ def test_the_block_is_told(source, tmp_path, monkeypatch):
         monkeypatch.setattr(module, "BLOCK_BYTES", 1000)
     folder = open_store(source, "train", 8, tmp_path).folder
     flip(folder / "images.npy", 4321)
-    with pytest.raises(UserError, match=r"images\.npy is not what was written, from byte 4000 on"):
+    with pytest.raises(
+        UserError, match=r"images\.npy does not match its checksum from byte 4000 on"
+    ):
         open_store(source, "train", 8, tmp_path)
 
 
@@ -76,7 +78,7 @@ def test_an_older_store_opens_and_gets_its_checksums(source, tmp_path):
     assert again.folder == first.folder and again.fingerprint == first.fingerprint
     assert (first.folder / "checksums.json").exists()
     flip(first.folder / "images.npy", 5000)
-    with pytest.raises(UserError, match="is damaged"):
+    with pytest.raises(UserError, match="corrupt image store"):
         open_store(source, "train", 8, tmp_path)
 
 
@@ -84,7 +86,7 @@ def test_an_older_store_is_held_against_its_fingerprint(source, tmp_path):
     folder = open_store(source, "train", 8, tmp_path).folder
     old(folder)
     flip(folder / "images.npy", 5000)
-    with pytest.raises(UserError, match="not those of its fingerprint"):
+    with pytest.raises(UserError, match="the pixels do not match the fingerprint"):
         open_store(source, "train", 8, tmp_path)
     assert not (folder / "checksums.json").exists()
 

@@ -11,7 +11,7 @@ RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
 @pytest.fixture
 def saved(tmp_path):
-    """Saves a picture and reads it back through `read_image`."""
+    """Saves an image and reads it back through `read_image`."""
 
     def save_and_read(image, name, **options):
         image.save(tmp_path / name, **options)
@@ -141,7 +141,7 @@ def jpeg_bytes():
     ("content", "reason"),
     [
         (b"", "empty file"),
-        (b"<html>not found</html>", "not a picture"),
+        (b"<html>not found</html>", "Pillow cannot read"),
         (jpeg_bytes()[:1500], "truncated"),
         (jpeg_bytes()[:20], "."),
     ],

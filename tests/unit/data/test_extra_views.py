@@ -78,7 +78,7 @@ def test_rotations_need_no_neighbours():
 @pytest.mark.parametrize("name", sorted(NEEDS_NEIGHBOURS))
 def test_a_view_of_neighbours_without_any_says_so(name):
     batch = dataclasses.replace(make_batch(), neighbours_BHWC=None)
-    with pytest.raises(ValueError, match=f"{name}: the loader was given no neighbours"):
+    with pytest.raises(ValueError, match=f"{name}: the loader has no neighbors; pass neighbours"):
         extras((name,), batch)
 
 
@@ -162,7 +162,9 @@ def test_the_first_view_itself_is_left_alone():
 
 
 def test_mixing_a_small_first_view_is_refused():
-    with pytest.raises(UserError, match=r"first must be of full size.* 12 pixels and not 6"):
+    with pytest.raises(
+        UserError, match=r"first view must have full size.*expected 12 pixels, got 6"
+    ):
         extras(("cutmix",), make_batch(), (ViewRecipe(size=6), RECIPES["weak"]))
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from ssdistill.data import listing
-from ssdistill.data.listing import list_pictures
+from ssdistill.data.listing import list_images
 from ssdistill.data.sources.folder import Folder
 from ssdistill.errors import UserError
 
@@ -18,13 +18,15 @@ def folder(tmp_path):
 @pytest.mark.parametrize("path", ["/", "/proc", "/sys/", "/proc/..", "/dev"])
 def test_a_folder_of_the_system_is_refused_at_once(path, monkeypatch):
     monkeypatch.setattr(listing.os, "scandir", lambda _: pytest.fail("listed"))
-    with pytest.raises(UserError, match="is a folder of the system; name the folder that holds"):
+    with pytest.raises(
+        UserError, match=r"is a system folder; set data\.path to the folder that holds"
+    ):
         Folder(path=path).split("train")
 
 
 def test_many_files_without_a_picture_end_the_listing(folder, monkeypatch):
     monkeypatch.setattr(listing, "MOST_OTHERS", 5)
-    with pytest.raises(UserError, match=r"^data\.path=.*no picture among the first 5 files; name"):
+    with pytest.raises(UserError, match=r"^data\.path=.*no image among the first 5 files; set"):
         Folder(path=str(folder)).split("train")
 
 
@@ -32,11 +34,11 @@ def test_many_files_beside_pictures_do_not(folder, monkeypatch):
     monkeypatch.setattr(listing, "MOST_OTHERS", 9)  # three folders, and five files of each
     for name in ("a", "b", "c"):
         (folder / name / "x.png").write_bytes(b"")
-    found = list_pictures(folder)
+    found = list_images(folder)
     assert (len(found.names), found.skipped) == (3, 12)
 
 
 def test_a_long_listing_says_how_far_it_is(folder, monkeypatch, caplog):
     monkeypatch.setattr(listing, "SECONDS", -1.0)
-    list_pictures(folder)
-    assert f"data.path={folder}: 0 pictures and 12 other files so far" in caplog.text
+    list_images(folder)
+    assert f"data.path={folder}: 0 images and 12 other files so far" in caplog.text

@@ -10,7 +10,7 @@ from ssdistill.errors import UserError
 
 
 class UnlabeledOrElse(Source):
-    """Twenty-three pictures whose pixels say their row, and labels that must not be read."""
+    """Twenty-three images whose pixels say their row, and labels that must not be read."""
 
     kind = "or_else"
 
@@ -38,7 +38,7 @@ def rows(batch):
 
 
 def make_neighbours(k=3):
-    """(23, k) rows, k different ones for every picture and none its own."""
+    """(23, k) rows, k different ones for every image and none its own."""
     return (np.arange(23)[:, None] + 1 + 5 * np.arange(k)) % 23
 
 
@@ -143,12 +143,14 @@ def test_batches_on_a_gpu_are_the_same(store, memory):
 
 
 def test_a_batch_larger_than_the_store_is_refused(store):
-    with pytest.raises(UserError, match="batch_size=24 is more than the 23 images"):
+    with pytest.raises(UserError, match="batch_size=24 exceeds the 23 training images"):
         Loader(store, 24, seed=0, num_steps=1)
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(store):
-    with pytest.raises(UserError, match="batch_size=5 cannot be shared by 2 processes"):
+    with pytest.raises(
+        UserError, match="batch_size=5 is not divisible by the number of processes \(2\)"
+    ):
         Loader(store, 5, seed=0, num_steps=1, world_size=2)
 
 
@@ -232,7 +234,7 @@ def test_asking_for_neighbours_moves_no_picture(store):
     ids=["too few", "flat", "none each", "floats", "too high", "negative"],
 )
 def test_neighbours_of_another_store_are_refused(store, neighbours):
-    with pytest.raises(ValueError, match="neighbours"):
+    with pytest.raises(ValueError, match="neighbors"):
         Loader(store, 5, seed=0, num_steps=1, neighbours=neighbours)
 
 
@@ -243,5 +245,5 @@ def test_only_the_rows_asked_for_are_seen_under_their_own_numbers(store, memory)
     batches = list(loader.iterate())
     assert sorted(rows(batches[0]) + rows(batches[1])) == wanted.tolist()
     assert all(torch.equal(b.images_BHWC[:, 0, 0, 0].long(), b.index_B) for b in batches)
-    with pytest.raises(UserError, match="more than the 6 images"):
+    with pytest.raises(UserError, match="exceeds the 6 training images"):
         Loader(store, 7, seed=0, num_steps=1, rows=wanted)

@@ -38,7 +38,7 @@ def test_an_unknown_recipe_is_refused_with_the_nearest_and_the_known(entry):
 
 @pytest.mark.parametrize("name", [3, None, ["weak"]])
 def test_a_recipe_that_is_no_name_is_refused(name):
-    with pytest.raises(ValueError, match="no recipe is called"):
+    with pytest.raises(ValueError, match="unknown recipe"):
         resolve_recipe({"recipe": name})
 
 

@@ -1,11 +1,11 @@
-"""Which folders are splits, which are classes, and which files are pictures."""
+"""Which folders are splits, which are classes, and which files are images."""
 
 import os
 
 import pytest
 from PIL import Image
 
-from ssdistill.data.listing import EXTENSIONS, list_pictures
+from ssdistill.data.listing import EXTENSIONS, list_images
 from ssdistill.data.opening import open_source
 from ssdistill.data.sources.folder import Folder
 from ssdistill.data.split_names import split_of
@@ -113,9 +113,9 @@ def test_pictures_in_such_a_folder_are_unlabeled(tmp_path):
 @pytest.mark.parametrize(
     ("stray", "first"),
     [
-        (["cover.png"], "1 of 11 pictures are in no class folder (first: cover.png)"),
-        (["test/1.png", "test/2.png"], "2 of 12 pictures are in no class folder (first: test/1"),
-        (["test/a/1.png", "train/0.png"], "1 of 12 pictures are in no class folder (first: train"),
+        (["cover.png"], "1 of 11 images are in no class folder (first: cover.png)"),
+        (["test/1.png", "test/2.png"], "2 of 12 images are in no class folder (first: test/1"),
+        (["test/a/1.png", "train/0.png"], "1 of 12 images are in no class folder (first: train"),
     ],
 )
 def test_a_few_pictures_outside_the_classes_that_unlabel_all_are_warned_of(tmp_path, stray, first):
@@ -124,7 +124,7 @@ def test_a_few_pictures_outside_the_classes_that_unlabel_all_are_warned_of(tmp_p
     source = Folder(path=str(tmp_path))
     assert not source.has_labels
     (warning,) = source.warnings(True)
-    assert warning.startswith(first) and "no probe is run" in warning
+    assert warning.startswith(first) and "evaluation is skipped" in warning
     assert source.warnings(False) == ()
 
 
@@ -132,7 +132,7 @@ def test_a_stray_test_image_is_warned_of_where_only_the_training_ones_lie_a_fold
     train = [f"train/images/{c}/{i}.png" for c in "ab" for i in range(5)]
     put(tmp_path, *train, "test/a/1.png", "test/b/1.png", "test/0.png")
     (warning,) = Folder(path=str(tmp_path)).warnings(True)
-    assert warning.startswith("1 of 13 pictures are in no class folder (first: test/0.png)")
+    assert warning.startswith("1 of 13 images are in no class folder (first: test/0.png)")
 
 
 def test_the_plain_words_win_over_others(tmp_path):
@@ -144,7 +144,7 @@ def test_the_plain_words_win_over_others(tmp_path):
 
 def test_two_folders_that_could_be_the_training_pictures_are_refused(tmp_path):
     put(tmp_path, "Train/a/1.png", "Training/a/1.png", "test/a/1.png")
-    with pytest.raises(UserError, match=r"folders Train, Training could each be the training"):
+    with pytest.raises(UserError, match=r"folders Train, Training could each hold the training"):
         Folder(path=str(tmp_path)).split("train")
 
 
@@ -161,7 +161,7 @@ def test_classes_that_look_like_splits_are_warned_of_with_or_without_labels(tmp_
     for labels in ("auto", "none"):
         source = open_source(SOURCES.schema("folder")(path=str(tmp_path), labels=labels))
         (warning,) = source.warnings(True)
-        assert "look like splits" in warning and "call the splits train and test" in warning
+        assert "look like splits" in warning and "rename the splits to train and test" in warning
 
 
 def test_one_class_is_warned_of_with_the_folder_that_may_be_meant(tmp_path):
@@ -175,9 +175,9 @@ def test_one_class_is_warned_of_with_the_folder_that_may_be_meant(tmp_path):
 @pytest.mark.parametrize(
     ("wrapping", "inner", "inside"),
     [
-        ("only", "only", ", in its folders a, b;"),
-        ("flowers/set1/v2", "flowers/set1/v2", ", in its folders a, b;"),
-        ("train/flowers/set1", "train/flowers/set1", ", in its folders a, b;"),
+        ("only", "only", ", in its folders a, b, so"),
+        ("flowers/set1/v2", "flowers/set1/v2", ", in its folders a, b, so"),
+        ("train/flowers/set1", "train/flowers/set1", ", in its folders a, b, so"),
     ],
 )
 def test_what_a_wrapping_folder_holds_is_said_and_what_to_set(tmp_path, wrapping, inner, inside):
@@ -212,7 +212,7 @@ def test_a_folder_for_each_picture_makes_no_classes(tmp_path):
     source = Folder(path=str(tmp_path))
     assert not source.has_labels and source.split("train").class_names is None
     assert (len(source.split("train")), len(source.split("test"))) == (18, 2)
-    assert "each of the 20 pictures is in a folder of its own" in source.warnings(True)[0]
+    assert "each of the 20 images has a folder of its own" in source.warnings(True)[0]
 
 
 @pytest.mark.parametrize(("count", "sizes"), [(1, (1, 0)), (2, (2, 0)), (3, (2, 1)), (24, (22, 2))])
@@ -244,23 +244,23 @@ def test_labels_none_leaves_pictures_splits_and_stores_as_they_are(tmp_path):
         split.labels()
 
 
-# which files are pictures
+# which files are images
 
 
 def test_every_name_of_a_jpeg_is_known(tmp_path):
     names = ["a.jpg", "b.JPG", "c.jpeg", "d.jpe", "e.jfif", "f.JFIF", "g.jif", "h.Jpeg"]
     put(tmp_path, *names)
-    assert list_pictures(tmp_path).names == names
+    assert list_images(tmp_path).names == names
     assert {".jpg", ".jfif", ".jpe"} <= EXTENSIONS
 
 
 def test_a_file_without_a_suffix_is_a_picture_if_it_begins_like_one(tmp_path):
     put(tmp_path, "scan", "a/0001")
-    (tmp_path / "README").write_text("BMW, P5 and GIF pictures")
+    (tmp_path / "README").write_text("BMW, P5 and GIF images")
     (tmp_path / "empty").touch()
     (tmp_path / "broken").symlink_to("gone")
     os.mkfifo(tmp_path / "pipe")
-    listing = list_pictures(tmp_path)
+    listing = list_images(tmp_path)
     assert listing.names == ["a/0001", "scan"]
     assert listing.others["without a suffix"] == 4
 
@@ -268,14 +268,14 @@ def test_a_file_without_a_suffix_is_a_picture_if_it_begins_like_one(tmp_path):
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
 def test_each_format_is_known_by_its_beginning(tmp_path, kind):
     Image.new("RGB", (4, 4)).save(tmp_path / "scan", format=kind)
-    assert list_pictures(tmp_path).names == ["scan"]
+    assert list_images(tmp_path).names == ["scan"]
 
 
 def test_what_programs_leave_behind_is_passed_over(tmp_path):
     put(tmp_path, "a.png", "__MACOSX/b.png", "._x.png", ".cache/c.png", "d/._y.png")
     (tmp_path / "Thumbs.db").write_text("x")
     (tmp_path / "d" / ".DS_Store").write_text("x")
-    listing = list_pictures(tmp_path)
+    listing = list_images(tmp_path)
     assert listing.names == ["a.png"]
     assert listing.others == {"hidden": 3, ".db": 1}
 
@@ -284,7 +284,7 @@ def test_links_in_a_circle_are_bad_pictures_and_not_the_end(tmp_path):
     put(tmp_path, "a.png")
     (tmp_path / "b.png").symlink_to("b.png")
     (tmp_path / "c").symlink_to("c")
-    assert list_pictures(tmp_path).names == ["a.png", "b.png"]
+    assert list_images(tmp_path).names == ["a.png", "b.png"]
 
 
 def test_known_suffixes_are_said_where_there_is_no_picture(tmp_path):
@@ -293,7 +293,7 @@ def test_known_suffixes_are_said_where_there_is_no_picture(tmp_path):
     with pytest.raises(UserError) as caught:
         Folder(path=str(tmp_path)).split("train")
     message = str(caught.value)
-    assert "(3 other files); these are 2 .dcm, 1 .txt" in message
+    assert "(3 other files): 2 .dcm, 1 .txt" in message
     assert ".jfif" in message and ".tif" in message and "\n" not in message
 
 

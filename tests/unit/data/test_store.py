@@ -245,7 +245,7 @@ def test_too_many_bad_pictures_are_refused_and_leave_nothing(tmp_path):
 
 
 def test_a_split_without_one_readable_picture_is_refused(tmp_path):
-    with pytest.raises(UserError, match="no picture that can be read"):
+    with pytest.raises(UserError, match="has no readable image"):
         open_store(FakeSource(count=2, bad={0, 1}), "train", 4, tmp_path, max_bad=1.0)
 
 
@@ -291,7 +291,7 @@ def test_what_a_killed_process_left_is_made_anew(tmp_path):
 def test_a_cut_store_is_named(tmp_path):
     folder = open_store(FakeSource(), "train", 4, tmp_path).folder
     os.truncate(folder / store_module.IMAGES, 500)
-    with pytest.raises(UserError, match=r"image store .* is damaged .*delete it"):
+    with pytest.raises(UserError, match=r"corrupt image store .*delete the folder"):
         open_store(FakeSource(), "train", 4, tmp_path)
 
 
@@ -336,7 +336,7 @@ def test_who_has_waited_long_still_waits_for_the_maker(tmp_path, caplog):
 def test_a_store_larger_than_the_disk_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     free = shutil.disk_usage(tmp_path)._replace(free=10_000)
     monkeypatch.setattr("ssdistill.data.store.shutil.disk_usage", lambda path: free)
-    with pytest.raises(UserError, match=r"data.image_size=32: 1297 pictures take 0.0 GB, and"):
+    with pytest.raises(UserError, match=r"data.image_size=32: 1297 images take 0.0 GB, but only"):
         open_store(Digits(), "train", 32, tmp_path)
     assert not list(tmp_path.glob("digits*/*"))
 
@@ -361,11 +361,11 @@ def test_pillow_says_nothing_of_a_damaged_picture(tmp_path):
 
 
 DAMAGES = {
-    "a pipe": (os.mkfifo, "is no regular file"),
-    "a device": (lambda path: path.symlink_to("/dev/zero"), "is no regular file"),
-    "a folder": (os.mkdir, "is no regular file"),
-    "nesting": (lambda path: path.write_text("[" * 200_000), "is damaged"),
-    "no text": (lambda path: path.write_bytes(b"\xff\xfe"), "is damaged"),
+    "a pipe": (os.mkfifo, "is not a regular file"),
+    "a device": (lambda path: path.symlink_to("/dev/zero"), "is not a regular file"),
+    "a folder": (os.mkdir, "is not a regular file"),
+    "nesting": (lambda path: path.write_text("[" * 200_000), "corrupt image store"),
+    "no text": (lambda path: path.write_bytes(b"\xff\xfe"), "corrupt image store"),
 }
 
 
@@ -376,6 +376,6 @@ def test_whatever_stands_in_place_of_a_stores_file_is_told(tmp_path, name, damag
     path.unlink()
     make, message = DAMAGES[damage]
     make(path)
-    with pytest.raises(UserError, match=f"{message}.*delete it, it is made again") as caught:
+    with pytest.raises(UserError, match=f"{message}.*delete the folder to rebuild it") as caught:
         open_store(Digits(), "test", 8, tmp_path)
     assert str(path.parent) in str(caught.value) and "\n" not in str(caught.value)

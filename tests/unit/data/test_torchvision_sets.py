@@ -27,7 +27,7 @@ SIZES = {
     "dtd": (4, 2),
     "food101": (4, 2),
 }
-"""Train and test pictures of each fake."""
+"""Train and test images of each fake."""
 FILES = {"flowers102", "pets", "dtd", "food101"}
 
 
@@ -208,7 +208,9 @@ def test_parts_with_other_classes_are_refused(fake, tmp_path):
     source = fake("dtd")
     labels = tmp_path / "root" / "dtd" / "dtd" / "labels" / "val1.txt"
     labels.write_text("banded/banded_val.jpg\nknitted/x.jpg\n")
-    with pytest.raises(UserError, match=r"data.kind=dtd: its parts train, val .* other classes"):
+    with pytest.raises(
+        UserError, match=r"data.kind=dtd: its parts train, val .* different classes"
+    ):
         len(source.split("train"))
 
 
@@ -216,7 +218,7 @@ def test_files_are_read_when_they_are_asked_for(fake, tmp_path):
     split = fake("food101").split("test")
     assert len(split) == 2
     broken = tmp_path / "root" / "food-101" / "images" / split.name(1)
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     assert split.image(0).shape == (9, 12, 3)
     with pytest.raises(BadImage):
         split.image(1)

@@ -130,7 +130,7 @@ def test_automatic_blur_kernel_is_an_odd_tenth_of_the_view():
 
 def test_blur_kernel_wider_than_the_view_is_named():
     images = pictures(2)
-    with pytest.raises(UserError, match="blur_kernel 17 does not fit a view of 8x8"):
+    with pytest.raises(UserError, match="blur_kernel=17 does not fit a view of 8x8"):
         make_view(
             images,
             ViewRecipe(blur=1.0, blur_kernel=17),
@@ -246,7 +246,7 @@ def test_float_images_are_refused():
 
 
 def test_view_without_pixels_is_refused():
-    with pytest.raises(UserError, match="size 0"):
+    with pytest.raises(UserError, match="size=0"):
         make_view(pictures(2), SIMCLR, index_B=torch.arange(2), size=0, **KEY)
 
 

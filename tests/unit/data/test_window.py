@@ -1,4 +1,4 @@
-"""Which values of deep pictures are stored as black and white, and how that is told."""
+"""Which values of deep images are stored as black and white, and how that is told."""
 
 import json
 import logging
@@ -19,7 +19,7 @@ from ssdistill.settings.registry import SOURCES
 
 
 def put(folder, values, name="{}.png", classes=("a", "b")):
-    """One picture of the values for each class and each of ten numbers."""
+    """One image of the values for each class and each of ten numbers."""
     for label in classes:
         (folder / label).mkdir(parents=True, exist_ok=True)
         for number in range(10):
@@ -76,7 +76,7 @@ def test_less_than_a_tenth_of_the_range_is_warned_of_with_the_key(twelve_bit, tm
     with caplog.at_level(logging.WARNING):
         opened(twelve_bit, tmp_path, window="full")
     assert "use only levels 1 to 16 of 0 to 255" in caplog.text
-    assert "data.window is [0, 65535] now" in caplog.text
+    assert "data.window is [0, 65535]; set it" in caplog.text
     assert "\n" not in caplog.messages[0]
 
 
@@ -94,14 +94,14 @@ def test_narrow_8_bit_pictures_are_warned_of_and_stored_as_they_are(tmp_path, ca
     with caplog.at_level(logging.WARNING):
         store = open_store(Folder(path=str(tmp_path / "set")), "train", 4, tmp_path)
     assert store.images.max() == 15 and store.window is None
-    assert "levels 0 to 15" in caplog.text and "scale them" in caplog.text
+    assert "levels 0 to 15" in caplog.text and "rescale them" in caplog.text
 
 
 def test_a_window_that_nothing_uses_is_said(tmp_path, caplog):
     put(tmp_path / "set", np.arange(0, 256, 4, dtype=np.uint8).reshape(8, 8))
     with caplog.at_level(logging.WARNING):
         stores = opened(tmp_path / "set", tmp_path, window=(0, 100))
-    assert "data.window=[0.0, 100.0] is not used, all pictures have 8 bits" in caplog.text
+    assert "ignoring data.window=[0.0, 100.0], since all images have 8 bits" in caplog.text
     assert stores["train"].folder == opened(tmp_path / "set", tmp_path)["train"].folder
 
 
@@ -129,7 +129,9 @@ def test_full_of_several_types_is_refused(tmp_path):
     for number, kind in enumerate((np.uint16, np.float32)):
         values = np.linspace(0, 1000, 16).astype(kind).reshape(4, 4)
         (tmp_path / f"{number}.tif").write_bytes(tiff(values))
-    with pytest.raises(UserError, match=r"data\.window=full: .* several types; set data\.window"):
+    with pytest.raises(
+        UserError, match=r"data\.window=full: .* several pixel types; set data\.window"
+    ):
         open_store(Folder(path=str(tmp_path)), "train", 4, tmp_path / "stores", window="full")
 
 
@@ -173,7 +175,7 @@ def test_fractions_beyond_0_to_1_need_a_window(tmp_path, high):
 def test_arrays_with_values_that_are_not_finite_are_refused_by_row(tmp_path):
     images = np.full((4, 4, 4), 0.5)
     images[2, 1, 1] = np.nan
-    with pytest.raises(UserError, match=r"first 000002 \(pixels that are NaN or infinite\)"):
+    with pytest.raises(UserError, match=r"first 000002 \(NaN or infinite pixels\)"):
         open_store(npz(tmp_path, images), "train", 4, tmp_path)
 
 
@@ -210,7 +212,7 @@ def test_settings_at_their_defaults_leave_no_trace():
 
 def test_the_settings_of_every_source_are_explained_where_they_are_listed():
     _, text, table = description("sources", "folder")
-    assert "window: of pictures with more than 8 bits" in text.plain
+    assert "window: of images with more than 8 bits" in text.plain
     assert "labels: none ignores the labels" in text.plain
     assert {"window", "labels", "max_pixels"} <= {str(cell) for cell in table.columns[0].cells}
 
@@ -237,10 +239,10 @@ def test_one_value_is_black_however_large_it_is(tmp_path, value):
 
 @pytest.mark.parametrize("window", [(-1e308, 1e308), (0, 1e-320), (5, 1), (1, 1)])
 def test_a_window_that_nothing_can_be_divided_by_is_refused(window):
-    with pytest.raises(ValueError, match=r"needs (another width|low < high)"):
+    with pytest.raises(ValueError, match=r"requires (a narrower or wider range|low < high)"):
         SOURCES.schema("npz")(path="a.npz", window=window)
 
 
 def test_pictures_that_all_have_no_value_get_the_reason(tmp_path):
-    with pytest.raises(UserError, match=r"first 000000 \(pixels that are NaN or infinite\)"):
+    with pytest.raises(UserError, match=r"first 000000 \(NaN or infinite pixels\)"):
         stored(tmp_path, np.full((4, 8, 8), np.nan))

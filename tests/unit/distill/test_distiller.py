@@ -154,9 +154,9 @@ def test_shapes_name_every_map_and_leave_the_taps_alone():
     ("names", "weights", "message"),
     [
         ([], [], "at least one"),
-        (["a"], ["b"], "'b' has a weight but is no loss"),
-        (["a.b"], ["a.b"], "'a.b' cannot be a loss's name"),
-        (["train"], ["train"], "'train' cannot be a loss's name"),
+        (["a"], ["b"], "settings for unknown loss 'b'"),
+        (["a.b"], ["a.b"], "invalid name 'a.b'"),
+        (["train"], ["train"], "invalid name 'train'"),
     ],
 )
 def test_names_that_cannot_work_are_refused(names, weights, message):
@@ -224,7 +224,7 @@ def test_no_network_encodes_a_view_it_is_not_asked_for():
 
 def test_pairs_that_name_no_view_are_refused_with_the_loss():
     distiller, _ = remember(pairs=((0, 2),))
-    with pytest.raises(UserError, match=r"losses\.kept\.pairs: \[0, 2\] names view 2"):
+    with pytest.raises(UserError, match=r"losses\.kept\.pairs: \[0, 2\]: no view 2"):
         distiller(make_views(2), make_batch())
 
 

@@ -38,7 +38,7 @@ def test_only_tensors_of_equal_shape_move(caplog):
     wider = student.net.layer2[0].conv1.weight.detach().clone()
     interpolation = Interpolation(student, teacher, InterpolateSettings(alpha=1.0))
     interpolation.move()
-    assert "have a counterpart in the teacher and move" in caplog.text
+    assert "match a teacher tensor and are interpolated" in caplog.text
     assert 0 < interpolation.share < 1
     assert torch.equal(student.net.layer1[0].conv1.weight, teacher.net.layer1[0].conv1.weight)
     assert torch.equal(student.net.layer2[0].conv1.weight, wider)
@@ -57,11 +57,13 @@ def test_during_training_every_so_many_steps_move():
 def test_networks_with_nothing_in_common_are_refused():
     args = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
     teacher = build_encoder(EncoderSettings(name="vit_tiny_patch16_224", args=args), 16)
-    with pytest.raises(UserError, match=r"interpolate: 0 of the student's .* interpolate=null"):
+    with pytest.raises(
+        UserError, match=r"interpolate: only 0 of the student's .* interpolate=null"
+    ):
         Interpolation(encoder(), teacher, InterpolateSettings())
 
 
 def test_a_share_below_what_was_asked_for_is_refused():
     teacher = encoder((8, 24, 24, 24))
-    with pytest.raises(UserError, match=r"\('layer2\..*' has not\)"):
+    with pytest.raises(UserError, match=r"\(first without a match: 'layer2\..*'\)"):
         Interpolation(encoder(), teacher, InterpolateSettings(at_least=0.9))

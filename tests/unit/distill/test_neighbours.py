@@ -92,7 +92,7 @@ def test_what_is_held_at_a_time_does_not_grow_with_the_number_of_images(monkeypa
 
 @pytest.mark.parametrize("count", [1, 5])
 def test_too_few_images_are_refused(count):
-    with pytest.raises(UserError, match=f"5 neighbours .* among {count} images"):
+    with pytest.raises(UserError, match=f"k=5 neighbors requested, but only {count} images"):
         nearest_neighbours(embeddings(count))
 
 

@@ -37,11 +37,13 @@ def test_written_pairs_are_taken_in_their_order_whatever_the_sizes():
 
 @pytest.mark.parametrize("pair", [(0, 2), (2, 0)])
 def test_a_pair_of_a_view_there_is_not_is_named(pair):
-    with pytest.raises(UserError, match=rf"pairs: \[{pair[0]}, {pair[1]}\] names view 2, and the"):
+    with pytest.raises(UserError, match=rf"pairs: \[{pair[0]}, {pair[1]}\]: no view 2; "):
         resolve_pairs([(0, 0), pair], [32, 32])
 
 
-@pytest.mark.parametrize("sizes,known", [([32], "is view 0 only"), ([32] * 3, "are views 0 to 2")])
+@pytest.mark.parametrize(
+    "sizes,known", [([32], "the only view is 0"), ([32] * 3, "views are 0 to 2")]
+)
 def test_the_views_there_are_are_named(sizes, known):
-    with pytest.raises(UserError, match=f"names view 7, and there {known}$"):
+    with pytest.raises(UserError, match=f"no view 7; {known}$"):
         resolve_pairs([(7, 0)], sizes)

@@ -33,11 +33,11 @@ def test_truth_values_are_two_classes():
 @pytest.mark.parametrize(
     ("labels", "words"),
     [
-        (np.zeros((4, 14)), "several a picture: multi-label probes do not exist yet"),
+        (np.zeros((4, 14)), "several per image: multi-label evaluation is not supported"),
         (np.array([[1, 1, 0], [0, 0, 0], [1, 0, 0], [0, 1, 1]]), "multi-label"),
-        (np.eye(4), "one-hot, store labels.argmax(axis=1)"),
-        (np.zeros((4, 2, 2)), "several a picture"),
-        (np.full((4, 3), 0.3), "several a picture"),
+        (np.eye(4), "one-hot labels; store labels.argmax(axis=1)"),
+        (np.zeros((4, 2, 2)), "several per image"),
+        (np.full((4, 3), 0.3), "several per image"),
         (np.array([0, 1, np.nan, np.nan]), "2 of 4 are NaN or infinite (first: nan of image 2"),
         (np.array([0, 1, np.inf, 1]), "NaN or infinite"),
         (np.array([0, 1.5, 2, 3]), "1 of 4 are fractions (first: 1.5 of image 1"),

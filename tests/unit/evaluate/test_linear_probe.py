@@ -311,14 +311,14 @@ def test_choice_of_folds_is_that_of_each_of_them_alone(digits):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"train_labels": np.zeros(1200, int)}, "one class only"),
+        ({"train_labels": np.zeros(1200, int)}, "a single class"),
         ({"train_labels": None}, "training labels are missing"),
         ({"test_labels": None}, "test labels are missing"),
-        ({"test_labels": np.full(597, 11)}, "classes the training labels lack: 11"),
+        ({"test_labels": np.full(597, 11)}, "classes without training images: 11"),
         ({"train_labels": np.zeros(7, int)}, "7 labels for 1200"),
         ({"train_labels": np.zeros(1200)}, "one integer per image"),
         ({"train_ND": np.full((1200, 64), np.nan)}, "NaN or infinite values in 1200"),
-        ({"test_ND": np.zeros((597, 5))}, "64 wide, test features 5"),
+        ({"test_ND": np.zeros((597, 5))}, "differ in width: 64 and 5"),
         ({"test_ND": np.zeros((0, 64))}, "non-empty"),
         ({"strengths": [0.0]}, "positive"),
         ({"holdout": 1.0}, "holdout"),

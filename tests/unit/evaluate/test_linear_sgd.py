@@ -106,7 +106,7 @@ def test_a_length_replaces_that_of_the_preset_and_two_are_refused():
 
 
 def test_a_wrong_recipe_is_refused_by_its_name():
-    with pytest.raises(UserError, match=r"recipe: no recipe is called 'crop'"):
+    with pytest.raises(UserError, match=r"recipe: unknown recipe 'crop'"):
         LinearSGD(recipe="crop")
     with pytest.raises(UserError, match=r"recipe\.flip"):
         LinearSGD(recipe={"recipe": "weak", "flip": 2})

@@ -72,7 +72,7 @@ def test_a_name_that_is_no_protocol_gets_the_nearest():
     [
         ({"holdut": 0.2}, "linear has no setting 'holdut' (did you mean 'holdout'?)"),
         ({"holdout": 2}, "linear.holdout: input should be less than 1"),
-        ({"precision": "fp8"}, "precision 'fp8' is not known"),
+        ({"precision": "fp8"}, "unknown precision 'fp8'"),
         ({"device": "cudda"}, "device=cudda: give auto, cpu"),
     ],
 )

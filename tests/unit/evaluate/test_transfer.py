@@ -178,7 +178,9 @@ def test_one_without_labels_is_named(tmp_path, subject):
 
 
 def test_what_a_probe_refuses_is_said_of_its_data_set(tmp_path, subject):
-    with pytest.raises(UserError, match=r"^transfer: data set 'same': training labels have one"):
+    with pytest.raises(
+        UserError, match=r"^transfer: data set 'same': training labels have a single"
+    ):
         Transfer(datasets=(write(tmp_path / "same.npz", 1, classes=1),)).run(subject())
 
 

@@ -208,7 +208,7 @@ def test_collapsed_side_agrees_with_nothing():
 @pytest.mark.parametrize(
     ("a_ND", "b_ND", "says"),
     [
-        (gaussian(20), gaussian(21), "compares 20 embeddings with 21"),
+        (gaussian(20), gaussian(21), "got 20 and 21 embeddings"),
         (gaussian(9), gaussian(9), "more than k=10"),
         (gaussian().log(), gaussian(), "features have NaN"),
     ],

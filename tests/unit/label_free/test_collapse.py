@@ -194,7 +194,7 @@ def test_uniformity_is_the_same_in_small_chunks(monkeypatch):
 
 
 def test_mistakes_are_named():
-    with pytest.raises(UserError, match="at least two embeddings"):
+    with pytest.raises(UserError, match="of two images or more"):
         gauges(gaussian(1))
     with pytest.raises(UserError, match=r"\(500, 64\) and \(500, 32\)"):
         gauges(gaussian(), gaussian(500, 32))

@@ -120,7 +120,7 @@ def test_embeddings_that_are_not_finite_have_no_score(value):
 
 @pytest.mark.parametrize("shape", [(1, 5, 3), (5, 1, 3), (5, 3), (2, 2, 0)])
 def test_too_few_views_or_images_are_named(shape):
-    with pytest.raises(UserError, match="two views or more of two images or more"):
+    with pytest.raises(UserError, match="two or more views and images"):
         lidar(torch.zeros(shape))
 
 

@@ -54,7 +54,7 @@ def test_rows_pushed_together_stay_aligned():
 )
 def test_a_push_that_would_break_the_alignment_is_refused(rows):
     bank = Bank(4, teacher=3, student=2)
-    with pytest.raises(ValueError, match="push takes"):
+    with pytest.raises(ValueError, match="push requires"):
         bank.push(**rows)
     assert bank.pushed == 0
 

@@ -195,9 +195,9 @@ def test_mae_resumes_bit_by_bit():
 
 
 def test_mae_refuses_what_is_no_plain_vision_transformer(make_encoder):
-    with pytest.raises(UserError, match=r"^mae takes .*'resnet10t' is none$"):
+    with pytest.raises(UserError, match=r"^mae requires .*'resnet10t' is not one$"):
         MAE(make_encoder())
-    with pytest.raises(UserError, match="pools by attention"):
+    with pytest.raises(UserError, match="uses attention pooling"):
         MAE(make_vit(global_pool="map", class_token=False))
     with pytest.raises(UserError, match="no grid of several square patches"):
         MAE(make_vit(patch_size=16))

@@ -57,7 +57,7 @@ def test_no_space_is_the_users_to_mend_and_costs_nothing(path, monkeypatch, numb
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match="no space left for the checkpoint") as caught:
+    with pytest.raises(UserError, match="no disk space for the checkpoint") as caught:
         save_checkpoint(path, {"step": 2})
     assert str(path.parent) in str(caught.value)
     assert load_checkpoint(path)["step"] == 1
@@ -71,7 +71,7 @@ def test_a_disk_that_fills_while_writing_is_recognised(path, monkeypatch, number
         return builtins.open("/dev/full", mode)
 
     monkeypatch.setattr(checkpoint, "open", on_full_disk, raising=False)
-    with pytest.raises(UserError, match="no space left for the checkpoint"):
+    with pytest.raises(UserError, match="no disk space for the checkpoint"):
         save_checkpoint(path, {"step": 2, "task": torch.zeros(numbers)})
     assert load_checkpoint(path)["step"] == 1
 
@@ -92,7 +92,7 @@ class Filling(io.FileIO):
 @pytest.mark.parametrize("room", [1, 1000, 100_000, 400_000])
 def test_a_disk_that_fills_within_a_tensor_is_recognised(path, monkeypatch, room):
     monkeypatch.setattr(checkpoint, "open", lambda name, _: Filling(name, room), raising=False)
-    with pytest.raises(UserError, match="no space left for the checkpoint"):
+    with pytest.raises(UserError, match="no disk space for the checkpoint"):
         save_checkpoint(path, {"step": 2, "task": torch.zeros(50_000), "more": torch.ones(50_001)})
     assert load_checkpoint(path)["step"] == 1
     assert [p.name for p in path.parent.iterdir()] == ["checkpoint.pt"]

@@ -257,7 +257,7 @@ def test_no_checkpoint_is_written_before_its_time(start, runs):
 
 def test_a_checkpoint_of_another_network_is_named(start, runs):
     start(runs / "run", "simclr", checkpoint_seconds=0)
-    with pytest.raises(UserError, match="not a checkpoint of this network") as caught:
+    with pytest.raises(UserError, match="does not fit this network") as caught:
         start(runs / "run", "byol")
     assert str(runs / "run" / CHECKPOINT) in str(caught.value)
 

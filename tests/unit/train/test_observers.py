@@ -185,7 +185,7 @@ def test_a_probe_of_other_classes_is_named_at_resume(start, store, observers, ru
     with pytest.raises(Cut):
         start(runs / "run", observers["online_probe"](), Cutter(3))
     store.labels = np.arange(len(store)) % 4
-    with pytest.raises(UserError, match="not a checkpoint of this network"):
+    with pytest.raises(UserError, match="does not fit this network"):
         start(runs / "run", observers["online_probe"]())
 
 

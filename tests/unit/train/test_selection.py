@@ -193,7 +193,7 @@ def test_large_stores_are_looked_at_in_part(monkeypatch, make_store):
 
 
 def test_agreement_needs_a_teacher(make_store, make_encoder):
-    with pytest.raises(UserError, match="this training has none"):
+    with pytest.raises(UserError, match="this task has no teacher"):
         Agreement(make_store(), 0).measure(Counting(make_encoder()))
 
 
