@@ -58,7 +58,10 @@ def choose_arithmetic(training: Training, device: DeviceSettings, cache: Path) -
             )
         precision, memory_format = choice.precision, choice.memory_format
         if not choice.remembered:
-            console.print(f"  {precision}, {memory_format} measured fastest", style="dim")
+            console.print(
+                f"  precision {precision}, memory format {memory_format} (fastest here)",
+                style="dim",
+            )
     training.precision = precision
     training.memory_format = MEMORY_FORMATS[memory_format]
     if device.compile:

@@ -128,7 +128,9 @@ def _check(
         raise UserError(f"{key}: {reason_of(error)}; check the settings of its losses") from error
     neighbours = sorted(NEEDS_NEIGHBOURS & set(distiller.extra_views))
     if settings.mix and neighbours:
-        raise UserError(f"{key}.mix: a mixture has no neighbours, and a loss reads {neighbours[0]}")
+        raise UserError(
+            f"{key}.mix: mixed images have no neighbors, which a loss reads ({neighbours[0]})"
+        )
     for teacher in distiller.teachers.values():
         notices += check_sizes(teacher, key, sizes, "teacher")
     if tried:
@@ -142,8 +144,8 @@ def _check(
 def _large_queues(key: str, settings: DistillSettings, num_samples: int) -> list[str]:
     queues = {name: getattr(loss, "queue", None) for name, loss in settings.losses.items()}
     return [
-        f"{key}.losses.{name}.queue={queue} is more than the {num_samples} images: "
-        "images meet their own keys of epochs before"
+        f"{key}.losses.{name}.queue={queue} exceeds the {num_samples} images: "
+        "images are contrasted with their own keys of earlier epochs"
         for name, queue in queues.items()
         if queue and queue > num_samples
     ]

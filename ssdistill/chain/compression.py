@@ -68,9 +68,11 @@ def _passes(stage: Stage, settings: StepSettings, facts: Mapping[str, Any]) -> b
     """
     complaints = settings.gate.complaints(facts) if settings.gate else []
     if complaints and settings.gate.otherwise == "refuse":
-        raise UserError(f"{settings.kind} ({stage.role}) was refused: {'; '.join(complaints)}")
+        raise UserError(
+            f"{settings.kind} ({stage.role}) was rejected by its gate: {'; '.join(complaints)}"
+        )
     for complaint in complaints:
-        console.print(f"  {settings.kind} is left out: {complaint}")
+        console.print(f"  {settings.kind} skipped by its gate: {complaint}")
     return not complaints
 
 

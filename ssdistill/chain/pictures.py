@@ -149,10 +149,10 @@ def _logged(folder: Path) -> list[dict[str, Any]]:
     """What a stage logged; nothing, and a word about it, where that is damaged."""
     try:
         if os.path.lexists(folder / METRICS_FILE) and not (folder / METRICS_FILE).is_file():
-            raise UserError(f"{folder / METRICS_FILE} is no file")
+            raise UserError(f"{folder / METRICS_FILE} is not a file")
         return read_metrics(folder)
     except UserError as error:
-        console.print(f"  no curves of {folder.parent.name}: {shortened(error, 300)}")
+        console.print(f"  no curves for {folder.parent.name}: {shortened(error, 300)}")
         return []
 
 

@@ -73,7 +73,7 @@ def require_single_process() -> None:
     if launch := several_processes():
         remedy = REMEDY.get(launch.launcher, f"use {launch.launcher} with one process")
         raise UserError(
-            f"{launch.launcher} started {launch.size} processes and ssdistill runs in one: {remedy}"
+            f"{launch.launcher} started {launch.size} processes; ssdistill runs in one: {remedy}"
         )
 
 

@@ -133,14 +133,16 @@ def notices_of(workspace: Workspace) -> list[str]:
             "configs/cifar10_cpu.yaml carries that claim."
         )
     if not workspace.source.has_labels:
-        notices.append("The data has no labels: nothing was probed; the gauges need none.")
+        notices.append("No labels: evaluation skipped, label-free metrics shown.")
     for role, stage in models_of(workspace, experiment.seeds[0]).items():
         path = stage.folder(workspace.root) / NOTICES
         if path.exists():
             lines = read_json(path, lambda content: isinstance(content, list))
             notices += [f"{role}: {notice}." for notice in lines]
         if stage.record(workspace.root).metrics.get("compress/accepted") == 0:
-            notices.append(f"{role}: the step was left out, the row is the model before it.")
+            notices.append(
+                f"{role}: the step was skipped by its gate; the row shows the model before it."
+            )
     if experiment.paper and experiment.paper.title:
         paper = experiment.paper
         where = ", ".join(filter(None, (paper.arxiv, paper.table)))
@@ -192,14 +194,14 @@ def _set_aside_damaged_record(folder: Path) -> None:
             continue
         try:
             if not path.is_file():
-                raise UserError(f"{path} is no file")
+                raise UserError(f"{path} is not a file")
             read(folder)
         except (UserError, OSError, RecursionError, TypeError) as error:
             number = 1
             while os.path.lexists(place := folder / f"damaged-{name}-{number}"):
                 number += 1
             os.rename(path, place)
-            console.print(f"  {shortened(error, 300)}: made anew, the old one is now {place}")
+            console.print(f"  {shortened(error, 300)}: rebuilding it; the old one is now {place}")
 
 
 def _digests(workspace: Workspace, role: str) -> dict[str, str]:

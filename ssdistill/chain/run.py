@@ -130,7 +130,7 @@ def _do(stage: Stage, workspace: Workspace, identity: Identity, position: str) -
     label = f"{position} {names}, seed {stage.seed}"
     if stage.status(workspace.root) == "finished":
         workspace.check_finished(stage)
-        console.print(f"{label}: done before", style="dim")
+        console.print(f"{label}: cached", style="dim")
         return
     console.print(label)
 
@@ -146,10 +146,7 @@ def _do(stage: Stage, workspace: Workspace, identity: Identity, position: str) -
 def announce(workspace: Workspace, stages: list[Stage]) -> None:
     """Say what is about to happen, and what will not."""
     if not workspace.source.has_labels:
-        console.print(
-            "the data has no labels: the chain stops before the probes and reports the "
-            "label-free gauges"
-        )
+        console.print("no labels: skipping evaluation; label-free metrics only")
     missing = sum(stage.status(workspace.root) != "finished" for stage in stages)
     console.print(f"{len(stages)} stages, {missing} to do")
 

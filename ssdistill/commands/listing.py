@@ -49,7 +49,9 @@ def listings(what: str | None = None) -> list[FittedTable]:
     if what is None:
         return [table for make in makers.values() for table in make()]
     if what not in makers:
-        raise UserError(f"list: no '{what}'{nearest(what, makers)}; known: {', '.join(makers)}")
+        raise UserError(
+            f"list: unknown table '{what}'{nearest(what, makers)}; known: {', '.join(makers)}"
+        )
     return makers[what]()
 
 
@@ -107,7 +109,10 @@ def description(what: str, kind: str) -> list[FittedTable | Text]:
         UserError: for a word that names no registry, or a kind that it has not.
     """
     if what not in REGISTRIES:
-        raise UserError(f"list: no '{what}'{nearest(what, REGISTRIES)} has kinds")
+        raise UserError(
+            f"list: '{what}' has no kinds{nearest(what, REGISTRIES)}; use one of "
+            f"{', '.join(REGISTRIES)}"
+        )
     registry: Registry = REGISTRIES[what]
     cls = registry[kind]
     table = FittedTable("setting", "default")

@@ -18,7 +18,7 @@ def __getattr__(name: str) -> Any:
 
             return protocol_function(name)
         raise AttributeError(
-            f"no protocol is called '{name}'{nearest(name, PROTOCOLS.classes)}; "
+            f"unknown protocol '{name}'{nearest(name, PROTOCOLS.classes)}; "
             f"known: {', '.join(PROTOCOLS.classes)}"
         )
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -118,7 +118,7 @@ def classify(
     """
     targets = _integers(targets, "test labels")
     if (probabilities_NK is None) == (predictions is None):
-        raise UserError("classify takes either probabilities or predictions")
+        raise UserError("classify: pass either probabilities or predictions")
     if probabilities_NK is not None:
         probabilities_NK = _probabilities(probabilities_NK)
         width = probabilities_NK.shape[1]
@@ -130,7 +130,7 @@ def classify(
         answer_N = _position(predictions, classes, "predictions")
     true_N = _position(targets, classes, "test labels")
     if len(true_N) != len(answer_N):
-        raise UserError(f"{len(answer_N)} answers for {len(true_N)} test labels")
+        raise UserError(f"{len(answer_N)} predictions for {len(true_N)} test labels")
     return Classification(
         classes=classes,
         targets=targets,
@@ -194,14 +194,19 @@ def _top5(probabilities_NK: np.ndarray, true_N: np.ndarray) -> float:
 def _integers(labels: Any, name: str) -> np.ndarray:
     found = np.asarray(labels)
     if found.ndim != 1 or len(found) == 0 or found.dtype.kind not in "iu":
-        raise UserError(f"{name} must be integers (N,) and some, got {found.dtype} {found.shape}")
+        raise UserError(
+            f"{name} must be a non-empty integer array of shape (N,), got {found.dtype} "
+            f"{found.shape}"
+        )
     return found.astype(np.int64)
 
 
 def _probabilities(values: Any) -> np.ndarray:
     found = np.asarray(values, dtype=np.float64)
     if found.ndim != 2 or 0 in found.shape:
-        raise UserError(f"probabilities must be (N, K) and some, got {found.shape}")
+        raise UserError(
+            f"probabilities must be a non-empty array of shape (N, K), got {found.shape}"
+        )
     wrong_N = ~(np.abs(found.sum(1) - 1) < 1e-3) | (found < 0).any(1)
     if wrong_N.any():
         raise UserError(
@@ -214,9 +219,9 @@ def _probabilities(values: Any) -> np.ndarray:
 def _classes(labels: Any, width: int | None = None) -> np.ndarray:
     found = _integers(labels, "classes")
     if len(np.unique(found)) != len(found):
-        raise UserError("classes has a label twice")
+        raise UserError("classes lists a label twice")
     if width not in (None, len(found)):
-        raise UserError(f"{len(found)} classes for probabilities of {width}")
+        raise UserError(f"{len(found)} classes, but {width} probabilities per image")
     return found
 
 
@@ -226,7 +231,7 @@ def _position(labels: np.ndarray, classes: np.ndarray, name: str) -> np.ndarray:
     found = order[place]
     if (unknown := np.unique(labels[classes[found] != labels])).size:
         shown = ", ".join(map(str, unknown[:5].tolist()))
-        raise UserError(f"{name} have classes that are not known: {shown}")
+        raise UserError(f"{name} contain unknown classes: {shown}")
     return found
 
 

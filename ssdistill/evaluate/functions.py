@@ -55,10 +55,10 @@ def open_subject(
     """
     if isinstance(encoder, Subject):
         if data is not None:
-            raise UserError("a subject brings its own pictures: leave data out")
+            raise UserError("a subject has its own images: omit data")
         return encoder
     if data is None:
-        raise UserError("data is missing: a kind, a path, settings or two pairs of arrays")
+        raise UserError("data missing: pass a kind, a path, settings or two pairs of arrays")
     sizes = [size for size in (image_size or own_size(encoder),) if size]
     shown = open_pictures(data, sizes=sizes, root=root)
     own = {"image_size": image_size, "mean": mean, "std": std, "trust": trust}
@@ -86,11 +86,11 @@ def as_device(name: str | torch.device | None) -> torch.device | None:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"device={name}: give auto, cpu, cuda, cuda:1, mps, …") from None
+        raise UserError(f"device={name}: use auto, cpu, cuda, cuda:1, mps, …") from None
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0].split(". ")[0] if str(error) else "not there"
+        reason = str(error).splitlines()[0].split(". ")[0] if str(error) else "not available"
         raise UserError(f"device={name}: {reason}") from error
     return device
 

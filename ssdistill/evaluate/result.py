@@ -64,7 +64,7 @@ class Result:
                     f"{name}={other.settings[name]}"
                 )
         if mine is None or theirs is None:
-            raise UserError(f"'{self.protocol}' has no answer per image to compare")
+            raise UserError(f"'{self.protocol}' has no per-image predictions to compare")
         if len(mine.targets) != len(theirs.targets) or (mine.targets != theirs.targets).any():
             raise UserError("a paired test needs the same test images in the same order")
         return paired_test(mine.targets, mine.predictions, theirs.predictions, margin=margin)

@@ -43,7 +43,7 @@ class _Looks(Settings):
         switch = info.field_name in PROTOCOLS.classes and value is not None
         if switch and not isinstance(value, (dict, Settings)):
             raise ValueError(
-                "write its settings, {} for the defaults of all, or null to leave it out"
+                "write its settings, {} for the defaults of all, or null to disable it"
             )
         return value
 
@@ -67,7 +67,7 @@ class _Looks(Settings):
             if (first := keys.setdefault(protocol.name, key)) != key:
                 raise ValueError(
                     f"{first} and {key} would both write probe/{protocol.name}/…: "
-                    "give one of them another preset, or leave it out"
+                    "set another preset for one of them, or null to disable it"
                 )
         return self
 
@@ -86,7 +86,7 @@ class _Looks(Settings):
 
 def _field(kind: str) -> Any:
     if kind in _Looks.model_fields or hasattr(_Looks, kind):
-        raise TypeError(f"protocol '{kind}' is called like another setting of evaluate")
+        raise TypeError(f"protocol '{kind}' has the name of another setting of evaluate")
     schema = PROTOCOLS.schema(kind)
     return (schema | None, schema() if PROTOCOLS[kind].by_default else None)
 

@@ -195,7 +195,7 @@ class Subject:
         """
         if not isinstance(self.encoder, torch.nn.Module):
             raise UserError(
-                f"{protocol} trains the encoder, and '{self.name}' is a file for a runtime: "
-                "give the PyTorch model it was made from"
+                f"{protocol} trains the encoder, but '{self.name}' is exported for a runtime; "
+                "pass the PyTorch model it was made from"
             )
         return self.encoder

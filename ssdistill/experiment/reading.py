@@ -77,11 +77,11 @@ def parse_override(text: str) -> dict[str, Any]:
     parts = re.split(r"[.\[]", key.replace("]", ""))
     shown = shortened(text, 100)
     if not equals or not all(parts):
-        raise UserError(f"'{shown}' is taken for a setting to change, and is none{_instead(text)}")
+        raise UserError(f"invalid override '{shown}'{_instead(text)}")
     if reason := text_problem(text):
         raise UserError(f"override '{shown}' {reason}")
     if len(parts) > DEEPEST:
-        raise UserError(f"override '{shown}': more than {DEEPEST} keys below each other")
+        raise UserError(f"override '{shown}': nested more than {DEEPEST} keys deep")
     tree: Any = value
     if not COMMENTED.match(value):
         tree = read_text(value, f"override '{shown}'", ".".join(parts))
@@ -146,7 +146,7 @@ def find_config(path: str | Path) -> Path:
         if _is_file(candidate):
             return candidate
     if os.path.isdir(given):
-        raise UserError(f"{path}: no such config file, it is a folder; name a YAML file in it")
+        raise UserError(f"{path}: is a folder; name a YAML file in it")
     known = sorted(str(p.relative_to(packaged)) for p in packaged.rglob("*.yaml"))
     name = shortened(path, 200)
     raise UserError(f"{name}: no such config file{nearest(name, known)}")
@@ -173,21 +173,21 @@ def _compose(
     """
     resolved = file.resolve()
     if resolved in seen:
-        raise UserError(f"{file}: extends itself, by way of {seen[-1].name}")
+        raise UserError(f"{file}: extends itself through {seen[-1].name}")
     if len(seen) > MOST_ANCESTORS:
-        raise UserError(f"{file}: more than {MOST_ANCESTORS} files extend each other")
+        raise UserError(f"{file}: extends chain of more than {MOST_ANCESTORS} files")
     if resolved in composed:
         return composed[resolved]
     own = read_file(file)
     own = {} if own is None else own
     if not isinstance(own, dict):
-        raise UserError(f"{file}: a config is a mapping of keys to values")
+        raise UserError(f"{file}: expected a mapping of keys to values")
     parents = own.pop("extends", None) or []
     tree: dict[str, Any] = {}
     parents = [parents] if isinstance(parents, str) else parents
     if not isinstance(parents, list) or not all(isinstance(p, str) for p in parents):
         shown = shortened(repr(parents))
-        raise UserError(f"{file}: extends names a file or a list of files (got {shown})")
+        raise UserError(f"{file}: extends must name a file or a list of files (got {shown})")
     for parent in parents:
         parent = str(resolve({"extends": parent})["extends"])
         beside = file.parent / Path(parent).expanduser()
@@ -218,7 +218,7 @@ def _merge(base: dict, over: dict, where: str, notices: list[str]) -> dict[str, 
     for key, reason in _foreign(base, over, where).items():
         del merged[key]
         if key not in over:
-            notices.append(f"{where}.{key} of the config is ignored: {reason}")
+            notices.append(f"ignoring {where}.{key}: {reason}")
     for key, value in over.items():
         path = f"{where}.{key}" if where else str(key)
         old = merged.get(key)
@@ -239,10 +239,10 @@ def _foreign(base: dict, over: dict, where: str) -> dict[str, str]:
     known = _settings_of(registry, kind) if registry and isinstance(kind, str) else None
     if known is not None and kind != base.get("kind"):
         unknown = [key for key in base if key not in known and key not in over]
-        dropped = dict.fromkeys(unknown, f"{where}.kind={kind} has no such setting")
+        dropped = dict.fromkeys(unknown, f"not a setting of {where}.kind={kind}")
         # The network of one kind of teacher says nothing about that of another.
         if registry is TEACHERS and "encoder" in base and "encoder" not in unknown:
-            dropped["encoder"] = f"it was for another {where}.kind than {kind}"
+            dropped["encoder"] = f"it was set for another {where}.kind than {kind}"
         return dropped
     former = base.get("name", EncoderSettings().name)
     if where.endswith(".encoder") and isinstance(name, str) and name != former:

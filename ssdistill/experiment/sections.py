@@ -31,7 +31,7 @@ ROLES = {"pixels", "untrained", "teacher", "control", "distilled", "latency"}
 def _free(name: str, reserved: set[str]) -> str:
     # pruned_2, control_time, …
     if name.split("_")[0] in reserved:
-        raise ValueError(f"'{name}' is a name the chain gives to its own models")
+        raise ValueError(f"'{name}' is reserved for the chain's own models; choose another name")
     return name
 
 
@@ -115,7 +115,9 @@ class DistillSettings(TrainSettings):
         # loss/total and grad/norm are those of all losses together.
         taken = [name for name in ("total", "norm") if name in self.losses]
         if taken:
-            raise ValueError(f"losses: '{taken[0]}' cannot be a loss's name, a metric has it")
+            raise ValueError(
+                f"losses: '{taken[0]}' is the name of a metric; choose another name for the loss"
+            )
         return self
 
 

@@ -112,5 +112,5 @@ def session(config: Mapping[str, Any], tags: Sequence[str], num_seeds: int) -> I
         try:
             ended.close(failed)
         except Exception as error:
-            ended.warn(f"wandb did not finish ({one_line(error)}); the record is whole")
+            ended.warn(f"wandb did not finish ({one_line(error)}); the local logs are complete")
             forget_wandb()

@@ -139,7 +139,7 @@ class Tracker:
             except Exception as error:
                 forget_wandb()
                 reason = one_line(error)
-                current_session().warn(f"wandb is not online ({reason}); mirroring offline")
+                current_session().warn(f"wandb is not reachable ({reason}); logging offline")
         return self._open_wandb("offline", tags)
 
     def _open_wandb(self, mode: Literal["online", "offline"], tags: Sequence[str]) -> Mirror:
@@ -156,7 +156,7 @@ class Tracker:
         # Whatever goes wrong inside a mirror, hours of training must not go with it.
         except Exception as error:
             reason = one_line(error)
-            current_session().warn(f"{name} stopped mirroring ({reason}); the record goes on")
+            current_session().warn(f"{name} logging failed ({reason}); continuing with local logs")
             if name == WandbMirror.name:
                 current_session().abandon()
             return False

@@ -165,7 +165,7 @@ def _less_alike(row: ResultRow, parent: ResultRow) -> str:
         return ""
     values = (statistics.fmean(before.values()), statistics.fmean(after.values()))
     return (
-        f"agrees less with the dense model than {parent.model} does "
+        f"agrees less with the dense model than {parent.model} "
         f"(CKA {values[1]:.3f} after {values[0]:.3f})"
     )
 

@@ -238,7 +238,7 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
         "Obtained is mean ± standard deviation over n seeds."
     )
     numeric = (False, True, True, True, True, False)
-    return Table(header, body, caption, "Expected and obtained", numeric)
+    return Table(header, body, caption, "Claims", numeric)
 
 
 def exit_code(verdicts: Iterable[Verdict]) -> int:

@@ -23,13 +23,13 @@ def describe(file: Path, error: ValidationError, model: type[BaseModel]) -> str:
         if problem["type"] == "extra_forbidden":
             lines.append(f"  {key}: no such setting{hint(keys[-1], siblings, model)}")
         elif problem["type"] == "missing":
-            lines.append(f"  {key}: must be given")
+            lines.append(f"  {key}: required")
         elif problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
             tag = shortened(problem["ctx"].get("tag", ""))
             known = [
                 name.strip(" '") for name in problem["ctx"].get("expected_tags", "").split(",")
             ]
-            reason = f"'{tag}' is unknown{nearest(tag, known)}" if tag else "must be given"
+            reason = f"'{tag}' is unknown{nearest(tag, known)}" if tag else "required"
             lines.append(f"  {key}.kind: {reason}; known: {', '.join(known) or 'see list'}")
         else:
             message = shortened(problem["msg"].removeprefix("Value error, "), 1000)

@@ -52,13 +52,13 @@ class Registry:
             for cls in vars(module).values():
                 ours = inspect.isclass(cls) and issubclass(cls, base) and "kind" in vars(cls)
                 if ours and found.setdefault(cls.kind, cls) is not cls:
-                    raise TypeError(f"two {self.noun} classes are called '{cls.kind}'")
+                    raise TypeError(f"two {self.noun} classes have the kind '{cls.kind}'")
         return dict(sorted(found.items()))
 
     def __getitem__(self, kind: str) -> type:
         if kind not in self.classes:
             raise UserError(
-                f"no {self.noun} is called '{kind}'{nearest(kind, self.classes)}; "
+                f"unknown {self.noun} '{kind}'{nearest(kind, self.classes)}; "
                 f"known: {', '.join(self.classes)}"
             )
         return self.classes[kind]

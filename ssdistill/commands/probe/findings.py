@@ -98,10 +98,10 @@ class Probed:
         """All that must be said beside the tables."""
         said = []
         if not self.shown.labeled:
-            said.append("the data has no labels: no protocol can judge, the gauges need none")
+            said.append("no labels: skipping evaluation; label-free metrics only")
         names: dict[str, list[str]] = {}
         for model in self.models:
-            refused = [f"{name} left out: {why}" for name, why in model.refused.items()]
+            refused = [f"{name} skipped: {why}" for name, why in model.refused.items()]
             for notice in (*model.notices, *refused):
                 names.setdefault(notice, []).append(model.name)
         return said + [f"{', '.join(whose)}: {notice}" for notice, whose in names.items()]

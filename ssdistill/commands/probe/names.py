@@ -21,11 +21,11 @@ def short_names(sources: Sequence[str]) -> list[str]:
     ``teacher`` and ``timm:resnet18@w.pth`` ``resnet18``, unless there is another.
 
     Raises:
-        UserError: one is given twice.
+        UserError: one is listed twice; list it once.
     """
     twice = [source for source in sources if sources.count(source) > 1]
     if twice:
-        raise UserError(f"{twice[0]} is given twice")
+        raise UserError(f"{twice[0]} is listed twice; list it once")
     for parts_of in (_bare, _telling, _all):
         parts = [parts_of(source) for source in sources]
         names = [_shortest(one, [p for p in parts if p is not one]) for one in parts]

@@ -59,7 +59,7 @@ def check_method(method: str) -> None:
     from importlib.util import find_spec
 
     if method == "umap" and find_spec("umap") is None:
-        raise UserError("a map by UMAP needs umap-learn: pip install 'ssdistill[umap]'")
+        raise UserError("a UMAP projection requires umap-learn: pip install 'ssdistill[umap]'")
 
 
 def _umap(unit_ND: np.ndarray) -> np.ndarray:

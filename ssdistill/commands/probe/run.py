@@ -93,19 +93,19 @@ def _check(
     std: Sequence[float] | None,
 ) -> None:
     if margin <= 0:
-        raise UserError(f"margin={margin}: it must be positive")
+        raise UserError(f"margin={margin}: must be positive")
     if (mean is None) != (std is None):
-        raise UserError("mean and std go together: give both or none")
+        raise UserError("mean and std belong together: pass both or neither")
     if mean is not None and not any(map(takes_statistics, models)):
-        raise UserError("mean and std are for bare .onnx files: all models know their own")
+        raise UserError("mean and std apply to bare .onnx files only: other models store their own")
 
 
 def _without_labels(shown: Shown, protocols: Sequence[str] | None) -> list[Protocol]:
     """What can be asked then: nothing, which is an error where something was asked."""
     if protocols is not None:
         raise UserError(
-            f"{shown.description}: no labels, which {', '.join(protocols)} would need; "
-            "without --protocols the label-free gauges are shown"
+            f"{shown.description}: no labels, required by {', '.join(protocols)}; "
+            "omit --protocols to get label-free metrics"
         )
     return []
 
@@ -119,7 +119,7 @@ def _sources(models: Any) -> dict[str, Any]:
         names = [str(what) if paths else f"encoder {i}" for i, what in enumerate(several, 1)]
         found = dict(zip(short_names(names) if paths else names, several, strict=True))
     if not found:
-        raise UserError("no model is given")
+        raise UserError("no model given; pass at least one")
     return found
 
 
@@ -130,7 +130,7 @@ def _judge(
     results, refused, notices = {}, {}, list(opened.notices)
     size = min(subject.test.images.shape[1:3])
     if subject.image_size != size:
-        notices.append(f"pictures of {size} pixels are resized to {subject.image_size}")
+        notices.append(f"images of {size} pixels are resized to {subject.image_size}")
     test_ND = subject.features("test")
     looked_at_ND = test_ND[spread(len(test_ND))].clone()
     costs = {"compress/bytes": opened.bytes, "compress/params": opened.parameters}

@@ -150,7 +150,7 @@ def paired_table(probed: Probed) -> Table | None:
     ]
     reference, margin = probed.models[0].name, probed.margin
     caption = (
-        f"Both models answer the same {len(probed.shown.test.images)} test images. Difference in "
+        f"Both models classify the same {len(probed.shown.test.images)} test images. Difference in "
         f"points of accuracy; p: McNemar's exact test. Equivalent: the 90 % interval lies within "
         f"± {margin:g} points."
     )
@@ -174,7 +174,7 @@ def gauges_table(probed: Probed) -> Table:
             f"{probed.models[0].name}, 1 is complete."
         )
     header = ("model", *(heading for _, heading, _ in shown))
-    return Table(header, rows, caption, "Label-free gauges")
+    return Table(header, rows, caption, "Label-free metrics")
 
 
 def quoted(probed: Probed) -> list[Column]:

@@ -75,11 +75,11 @@ def corrupt(
     """
     if name not in CORRUPTIONS:
         raise UserError(
-            f"no corruption is called '{name}'{nearest(name, CORRUPTIONS)}; "
+            f"unknown corruption '{name}'{nearest(name, CORRUPTIONS)}; "
             f"known: {', '.join(CORRUPTIONS)}"
         )
     if isinstance(severity, bool) or severity not in SEVERITIES:
-        raise UserError(f"severity={severity} of '{name}': it is 1, 2, 3, 4 or 5")
+        raise UserError(f"severity={severity} of '{name}': must be 1, 2, 3, 4 or 5")
     shape, dtype = tuple(images_NHWC.shape), images_NHWC.dtype
     rgb = len(shape) == 4 and shape[3] == 3 and min(shape[1:3]) >= SMALLEST
     if dtype not in (np.uint8, torch.uint8) or not rgb:
@@ -89,7 +89,7 @@ def corrupt(
         )
     index_N = torch.arange(shape[0]) if index_N is None else torch.as_tensor(index_N)
     if index_N.shape != shape[:1]:
-        raise UserError(f"{len(index_N)} positions for {shape[0]} pictures")
+        raise UserError(f"{len(index_N)} positions for {shape[0]} images")
     given = isinstance(images_NHWC, Tensor)
     out_NHWC = torch.empty(shape, dtype=torch.uint8, device=images_NHWC.device if given else None)
     step = max(1, CHUNK // (shape[1] * shape[2]))

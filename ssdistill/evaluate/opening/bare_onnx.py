@@ -45,7 +45,7 @@ class BareOnnx(OnnxEncoder):
         self.embed_dim = self._checked_width()
         if mean is not None and std is not None:
             if self.input_dtype == np.uint8:
-                raise UserError(f"{self.path} takes uint8 pictures: mean and std have no place")
+                raise UserError(f"{self.path} takes uint8 images: omit mean and std")
             self.statistics = tuple(torch.tensor(v).view(1, 3, 1, 1) for v in (mean, std))
 
     def __call__(self, x: Tensor) -> Representation:
@@ -74,16 +74,16 @@ class BareOnnx(OnnxEncoder):
         inputs = self.session.get_inputs()
         if len(inputs) != 1:
             names = ", ".join(one.name for one in inputs)
-            raise UserError(f"{self.path} takes {len(inputs)} inputs ({names}), an encoder one")
+            raise UserError(f"{self.path} has {len(inputs)} inputs ({names}); an encoder has one")
         kind, shape = inputs[0].type, inputs[0].shape
         if INPUT_TYPES.get(kind) not in (np.float32, np.uint8):
-            raise UserError(f"{self.path} takes {kind}: an encoder takes float or uint8 pictures")
+            raise UserError(f"{self.path} takes {kind}; an encoder takes float or uint8 images")
         # Names stand for sizes that are open.
         fits = len(shape) == 4 and (shape[1] == 3 or not isinstance(shape[1], int))
         known = [size for size in shape[2:] if isinstance(size, int)]
         if not fits or len(set(known)) > 1:
             raise UserError(
-                f"{self.path} takes {_shown(shape)}: an encoder takes squares (B, 3, H, W)"
+                f"{self.path} takes {_shown(shape)}; an encoder takes square images (B, 3, H, W)"
             )
         return known[0] if known else None
 
@@ -98,7 +98,7 @@ class BareOnnx(OnnxEncoder):
     def _wrong_output(self, shape: Sequence[int | str | None]) -> UserError:
         name = self.session.get_outputs()[0].name
         return UserError(
-            f"{self.path}: output '{name}' is {_shown(shape)}, an encoder gives (B, D): "
+            f"{self.path}: output '{name}' is {_shown(shape)}; an encoder returns (B, D): "
             "export the pooled features"
         )
 

@@ -96,7 +96,7 @@ def open_encoder(
         UserError: nothing to open there, or something that is no encoder.
     """
     if (mean is None) != (std is None):
-        raise UserError("mean and std go together: give both or none")
+        raise UserError("mean and std belong together: pass both or neither")
     if not isinstance(what, str | Path):
         return _open_object(what, image_size)
     text = str(what)
@@ -107,7 +107,9 @@ def open_encoder(
     if _is_bare(Path(text)):
         return _open_onnx(Path(text), image_size, mean, std)
     if mean is not None:
-        raise UserError(f"{text} normalises images itself: mean and std are for bare .onnx files")
+        raise UserError(
+            f"{text} normalizes images itself: mean and std apply to bare .onnx files only"
+        )
     return _open_artifact(text, image_size, trust)
 
 
@@ -147,7 +149,7 @@ def as_representation(found: Any, name: str) -> Representation:
         return found
     if not isinstance(found, Tensor) or found.ndim != 2:
         shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise UserError(f"{name} answers with {shape}, an encoder with embeddings (B, D)")
+        raise UserError(f"{name} returns {shape}; an encoder returns embeddings (B, D)")
     return Representation(found)
 
 
@@ -167,7 +169,7 @@ def _artifact(text: str) -> Path:
     if colon and rest:
         hint = nearest(kind, KINDS)
     elif timm.is_model(text):
-        hint = f"; the network of timm's is timm:{text}"
+        hint = f"; for the network of timm write timm:{text}"
     raise UserError(f"no file or folder {text}{hint}")
 
 
@@ -186,7 +188,7 @@ def _open_artifact(text: str, image_size: int | None, trust: bool) -> Opened:
         if image_size and image_size != own:
             encoder.spec = spec.model_copy(update={"image_size": image_size})
             fit_size(encoder, own)
-            notices.append(f"was trained on images of {own} pixels and sees {image_size}")
+            notices.append(f"was trained on images of {own} pixels and gets {image_size}")
             notices += size_notices(encoder)
         return Opened(encoder, text, image_size or own, tuple(notices), files)
     size, notices = _fitting(encoder.input_shape, own, image_size)
@@ -199,10 +201,10 @@ def _open_onnx(
     encoder = BareOnnx(path, mean, std)
     size, notices = _fitting(encoder.input_shape, encoder.side, image_size)
     if mean is None:
-        takes = "pictures of 0 to 255" if encoder.input_dtype.kind == "u" else "images in [0, 1]"
+        takes = "images of 0 to 255" if encoder.input_dtype.kind == "u" else "images in [0, 1]"
         notices.append(
-            f"its graph does not say how {takes} are normalised, and is taken to do it itself; "
-            "mean and std say otherwise"
+            f"its graph does not say how {takes} are normalized; assuming that it does so; "
+            "otherwise pass mean and std"
         )
     return Opened(encoder, str(path), size, tuple(notices), (path,))
 
@@ -213,13 +215,13 @@ def _fitting(
     """Side of the images that a file for a runtime is given, and what there is to say of it."""
     fixed = input_shape[-1] if input_shape else None
     if fixed is not None and wanted not in (None, fixed):
-        return fixed, [f"takes images of {fixed} pixels only and is given these, not {wanted}"]
+        return fixed, [f"takes images of {fixed} pixels only; using these, not {wanted}"]
     return wanted or own or fixed, []
 
 
 def _open_object(what: Any, image_size: int | None) -> Opened:
     if not callable(what):
-        raise UserError(f"an encoder is a path, a name or a function of images, not {what!r}")
+        raise UserError(f"expected a path, a name or a function of images, got {what!r}")
     size = image_size or own_size(what)
     name = type(what).__name__
     if hasattr(what, "embed_dim"):

@@ -55,7 +55,7 @@ class NamedEncoder:
             UserError: no such file, or none where one is needed.
         """
         if self.kind == "checkpoint" and not self.file:
-            raise UserError(f"{self}: which file? write checkpoint:{self.name}@FILE")
+            raise UserError(f"{self}: no file given; write checkpoint:{self.name}@FILE")
         if self.file and not Path(self.file).expanduser().is_file():
             raise UserError(f"{self}: no file {self.file}")
 
@@ -94,7 +94,7 @@ class NamedEncoder:
             encoder = {"name": self.name}
             return {"path": self.file, "encoder": encoder, "mean": mean, "std": std}
         if mean is not None:
-            raise UserError(f"{self} knows its own mean and std")
+            raise UserError(f"{self} stores its own mean and std; omit them")
         return {"name": self.name} | ({"weights": self.file} if self.file else {})
 
     def _reworded(self, message: str) -> str:

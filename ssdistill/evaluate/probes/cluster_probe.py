@@ -74,9 +74,9 @@ def cluster(
     z_ND = torch.nn.functional.normalize(z_ND, dim=1).cpu().numpy()
     size = len(np.unique(label_N)) if clusters is None else clusters
     if not 1 <= size <= len(z_ND):
-        raise UserError(f"clusters={size} of {len(z_ND)} images: between 1 and {len(z_ND)}")
+        raise UserError(f"clusters={size} of {len(z_ND)} images: must be between 1 and {len(z_ND)}")
     if restarts < 1:
-        raise UserError(f"restarts={restarts} of k-means: at least 1")
+        raise UserError(f"restarts={restarts} of k-means: must be at least 1")
     shown = progress and get_console().is_terminal
     runs = list(
         track(

@@ -137,7 +137,7 @@ def trainable_copy(encoder: nn.Module, name: str) -> nn.Module:
     for parameter in made.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     if not any(parameter.requires_grad for parameter in made.parameters()):
-        raise UserError(f"finetune: '{name}' has no weights that can be trained")
+        raise UserError(f"finetune: '{name}' has no trainable weights")
     return made
 
 

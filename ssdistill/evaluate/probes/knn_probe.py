@@ -152,11 +152,11 @@ def _checked(
     """
     if wrong := [size for size in (k, *ks) if size < 1] or [k] * (k > bank_size):
         raise UserError(
-            f"k={wrong[0]} neighbours of {bank_size} training images: "
-            f"it is at least 1 and at most {bank_size}"
+            f"k={wrong[0]} neighbors of {bank_size} training images: "
+            f"must be between 1 and {bank_size}"
         )
     if wrong := [heat for heat in temperatures if not heat > 0]:
-        raise UserError(f"temperature={wrong[0]} of a k-NN vote: it must be positive")
+        raise UserError(f"temperature={wrong[0]} of a k-NN vote: must be positive")
     if distance not in get_args(Distance):
         known = get_args(Distance)
         raise UserError(f"distance='{distance}'{nearest(distance, known)}: {' or '.join(known)}")

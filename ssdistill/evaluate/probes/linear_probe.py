@@ -154,7 +154,7 @@ def _at_an_end(strength: float, held_out_top1: dict[float, float]) -> str | None
         return None
     warning = (
         f"the {side} of the L2 strengths, {strength:g}, is better on held-out labels than its "
-        f"neighbour {neighbour:g} ({held_out_top1[strength]:.2f} against "
+        f"neighbor {neighbour:g} ({held_out_top1[strength]:.2f} against "
         f"{held_out_top1[neighbour]:.2f} %): widen evaluate.linear.strengths"
     )
     log.warning("%s", warning)

@@ -124,16 +124,16 @@ def labels_to_draw(
     count_K = torch.bincount(target_N.cpu(), minlength=len(classes_K))
     if fraction is not None:
         if not 0 < fraction < 1:
-            raise UserError(f"low_shot.fraction={fraction:g}: it must be between 0 and 1")
+            raise UserError(f"low_shot.fraction={fraction:g}: must be between 0 and 1")
         return (fraction * count_K).round().long().clamp(min=1)
     wanted = 5 if labels_per_class is None else labels_per_class
     if wanted < 1:
-        raise UserError(f"low_shot.labels_per_class={wanted}: it must be at least 1")
+        raise UserError(f"low_shot.labels_per_class={wanted}: must be at least 1")
     for label, count in zip(classes_K.tolist(), count_K.tolist(), strict=True):
         if count < wanted:
             raise UserError(
                 f"class {label} has {count} training labels, "
-                f"low_shot.labels_per_class={wanted} needs more"
+                f"low_shot.labels_per_class={wanted} needs more; lower it"
             )
     return torch.full_like(count_K, wanted)
 

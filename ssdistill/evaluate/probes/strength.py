@@ -75,7 +75,7 @@ class Folds:
             raise UserError(f"holdout must be between 0 and 1, got {self.share}")
         if self.folds is not None and not 1 <= self.folds <= self.most:
             raise UserError(
-                f"folds={self.folds}: with holdout={self.share:g} there are {self.most} at most"
+                f"folds={self.folds}: with holdout={self.share:g} at most {self.most} are possible"
             )
 
     @property

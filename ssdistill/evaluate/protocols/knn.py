@@ -106,8 +106,8 @@ class Knn(Protocol):
         for key, most in self._asked.items():
             if most is not None and most > bank:
                 raise UserError(
-                    f"{self.name}: {key}={most} neighbours of {bank} training images; "
-                    f"it is at most {bank}"
+                    f"{self.name}: {key}={most} neighbors of {bank} training images; "
+                    f"use at most {bank}"
                 )
         k = min(self.k, bank)
         beyond = sorted({size for size in (self.k, *ALWAYS, *self.ks) if size > bank})

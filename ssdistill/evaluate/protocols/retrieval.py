@@ -45,7 +45,7 @@ class Retrieval(Protocol):
         if beyond and (self._asked or len(beyond) == len(self.ks)):
             raise UserError(
                 f"{self.name}: ks has {beyond[0]}, and there are {count} {self.gallery} images "
-                "to be found"
+                "to search"
             )
         rows = () if others else (subject.features("train"), subject.labels("train"))
         found = retrieve(

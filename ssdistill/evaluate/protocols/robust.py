@@ -52,7 +52,9 @@ class Robust(Protocol):
     ):
         for key, chosen in (("corruptions", corruptions), ("severities", severities)):
             if not chosen or len(set(chosen)) < len(chosen):
-                raise UserError(f"robust.{key}: some, and none twice, not {tuple(chosen)}")
+                raise UserError(
+                    f"robust.{key}: must be non-empty, without duplicates, got {tuple(chosen)}"
+                )
         self.corruptions, self.severities = tuple(corruptions), tuple(severities)
         self.images, self.seed = images, seed
 

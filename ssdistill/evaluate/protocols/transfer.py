@@ -67,7 +67,7 @@ class Transfer(Protocol):
         protocol: Literal["linear", "knn"] = "linear",
     ):
         if protocol not in ("linear", "knn"):
-            raise UserError(f"transfer.protocol='{protocol}': it is linear or knn")
+            raise UserError(f"transfer.protocol='{protocol}': must be linear or knn")
         self._settings = [_validated(entry) for entry in datasets]
         # Plain values: they are written down with the result.
         self.datasets = tuple(
@@ -136,7 +136,9 @@ def _validated(entry: Any) -> Settings:
         return entry
     values = _kind_alone(entry)
     if not isinstance(values, dict):
-        raise UserError(f"transfer.datasets: a kind, or a kind and its settings, not {entry!r}")
+        raise UserError(
+            f"transfer.datasets: expected a kind, or a kind and its settings, got {entry!r}"
+        )
     kind = values.get("kind", "")
     SOURCES[kind]  # an unknown kind is refused with the nearest one
     return validated(SOURCES.schema(kind), values, "transfer.datasets")
@@ -152,7 +154,7 @@ def _open(settings: Settings, name: str, subject: Subject) -> _Opened:
     size = settings.image_size or subject.image_size
     try:
         if not source.has_labels:
-            raise UserError(f"{source.description} has no labels: a probe needs them")
+            raise UserError(f"{source.description} has no labels, but a probe needs them")
         splits = open_stores(source, settings, size, data_folder(subject))
         for store in splits.values():
             store.labels  # noqa: B018  # read now, so that what is wrong with them is said now

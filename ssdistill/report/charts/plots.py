@@ -82,7 +82,7 @@ def gauges_side_by_side(lines: Mapping[str, Iterable[dict[str, Any]]]) -> list[C
 
 GAUGES = (
     ("Effective rank", "dimensions", "collapse/effective_rank"),
-    ("Spread of the embedding", "standard deviation", "collapse/std"),
+    ("Embedding std", "standard deviation", "collapse/std"),
     ("Alignment of two views", "squared distance", "collapse/alignment"),
     ("Uniformity", "", "collapse/uniformity"),
     ("Online probe", "top-1 (%)", "probe/online/top1"),
@@ -92,7 +92,7 @@ GAUGES = (
 CHARTS = (
     ("losses", "loss", True, "loss/"),
     ("agreement with the teacher", "1 = same", True, "agree/"),
-    ("spread of the embedding", "standard deviation", True, "collapse/std"),
+    ("embedding std", "standard deviation", True, "collapse/std"),
     ("effective rank", "dimensions", True, "collapse/effective_rank"),
     ("learning rate", "", False, "optim/lr"),
 )

@@ -40,7 +40,7 @@ def paired_table(records: Sequence[dict[str, Any]]) -> Table | None:
         "better or worse if p < 0.05; otherwise undecided. If seeds disagree, the number of seeds "
         "with each verdict is given."
     )
-    return Table(header, body, caption, "On the same test images")
+    return Table(header, body, caption, "Paired comparison")
 
 
 def _cells(tests: Sequence[dict[str, Any]]) -> tuple[str, str, str]:

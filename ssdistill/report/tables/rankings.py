@@ -49,7 +49,7 @@ def rankings_table(records: Sequence[dict[str, Any]]) -> Table | None:
         "good ones. In brackets: of the pairs of models that the probe tells apart by more than "
         "both spreads, those that the gauge orders as the probe does."
     )
-    return Table(header, body, caption, "Gauges and probes")
+    return Table(header, body, caption, "Label-free metrics vs. probes")
 
 
 def _compared(rows: Sequence[ResultRow], gauge: str, probe: str) -> str:

@@ -193,7 +193,7 @@ def test_the_terminal_says_what_is_done(chain):
     assert f"[1/{count}] initialize untrained, seed 0" in chain.said
     assert f"[{count}/{count}] latency, seed 3" in chain.said
     assert ", 4 steps" in chain.said and "no labels" not in chain.said
-    assert "zeros is left out: CKA" in chain.said
+    assert "zeros skipped by its gate: CKA" in chain.said
 
 
 def test_a_second_run_does_nothing_again(chain, monkeypatch):
@@ -201,7 +201,7 @@ def test_a_second_run_does_nothing_again(chain, monkeypatch):
     with run_module.console.capture() as said:
         again = run_module.run(chain.workspace.experiment, chain.workspace.root)
     count = len(plan(chain.workspace))
-    assert said.get().count(": done before") == count and f"{count} stages, 0 to do" in said.get()
+    assert said.get().count(": cached") == count and f"{count} stages, 0 to do" in said.get()
     assert again.records == chain.report.records
     planned = run_module.dry_run(chain.workspace.experiment, chain.workspace.root)
     assert {p.status for p in planned} == {"finished"} and len(planned) == count
@@ -395,7 +395,7 @@ def test_a_step_whose_gate_is_closed_hands_on_its_input(chain):
     recovered, zeroed = (chain.workspace.encoder(stages[r]) for r in ("recovered", "zeroed_90"))
     assert record(chain, stages["zeroed_90"]).metrics["compress/accepted"] == 0
     assert same_weights(recovered, zeroed) and not zero_masks(zeroed)
-    notice = "zeroed_90: the step was left out, the row is the model before it."
+    notice = "zeroed_90: the step was skipped by its gate; the row shows the model before it."
     assert notice in chain.report.notices
     assert sum("left out" in n for n in chain.report.notices) == 1
 

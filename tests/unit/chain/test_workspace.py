@@ -131,7 +131,7 @@ def test_one_class_is_told_aloud_and_taken_for_no_labels(tmp_path, classes, labe
 def test_a_runs_folder_that_is_a_file_is_refused(tmp_path):
     experiment, _ = load_experiment("quickstart", [])
     (tmp_path / "runs").write_text("")
-    with pytest.raises(UserError, match=r"--runs .*runs: it is a file; name a folder"):
+    with pytest.raises(UserError, match=r"--runs .*runs: is a file; pass a folder"):
         open_workspace(experiment, tmp_path / "runs")
 
 

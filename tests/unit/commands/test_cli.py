@@ -99,7 +99,7 @@ def test_the_help_of_probe_says_what_each_file_will_hold(capsys):
         ("json", "everything"),
         ("csv", "every number"),
         ("markdown", "tables"),
-        ("page", "tables and pictures, one HTML file"),
+        ("page", "tables and charts (one HTML file)"),
     ):
         assert f"--{option} FILE write {content} to FILE" in text
 
@@ -283,12 +283,12 @@ def test_ctrl_c_has_status_130_and_says_how_to_go_on(config, ran, capsys):
     ran.error = KeyboardInterrupt()
     assert main(["run", config]) == 130
     err = capsys.readouterr().err
-    assert "the same command goes on" in err and "Traceback" not in err
+    assert "Run the same command to resume." in err and "Traceback" not in err
 
 
 def test_reproduce_needs_claims(config, ran, capsys):
     assert main(["reproduce", config]) == 2
-    assert "it has no paper.claims" in one_error_line(capsys)
+    assert "the config has no paper.claims" in one_error_line(capsys)
     assert ran.experiments == []
 
 
@@ -359,7 +359,7 @@ def test_report_check_finds_a_number_changed_by_hand_and_leaves_it(published, ca
     capsys.readouterr()
     assert main(["report", "--check", "--root", str(published)]) == 1
     out, err = capsys.readouterr()
-    assert "README.md: block 'digits' is not what the records say" in out
+    assert "README.md: block 'digits' differs from the records" in out
     assert "run `ssdistill report`" in err
     assert (published / "README.md").read_text() == edited
 

@@ -78,7 +78,7 @@ def test_other_sizes_are_served(name, shape):
 
 @pytest.mark.parametrize("severity", [0, 6, -1, 2.5, True, "3"])
 def test_a_severity_that_is_none_is_refused(severity):
-    with pytest.raises(UserError, match=r"severity=.* of 'snow': it is 1, 2, 3, 4 or 5"):
+    with pytest.raises(UserError, match=r"severity=.* of 'snow': must be 1, 2, 3, 4 or 5"):
         corrupt(plain(0), "snow", severity)
 
 

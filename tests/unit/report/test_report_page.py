@@ -119,7 +119,7 @@ def test_page_shows_every_part_and_escapes_text():
         "0123abcd",
         "# &lt;none&gt;",
         "(1 of 2 shown)",
-        "Which classes are taken for which",
+        "Confusion matrix",
     ):
         assert shown in html
     assert "<digits>" not in html and "<none>" not in html
