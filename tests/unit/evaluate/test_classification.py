@@ -205,7 +205,7 @@ def test_names_that_do_not_reach_are_left_out():
         ({"targets": [0]}, "either probabilities or predictions"),
         ({"targets": [0], "predictions": [0], "probabilities_NK": [[1]]}, "either"),
         ({"targets": [0, 1], "predictions": [0]}, "1 predictions for 2 test labels"),
-        ({"targets": [0], "predictions": [3], "classes": [0, 1]}, "predictions .*unknown classes: 3"),
+        ({"targets": [0], "predictions": [3], "classes": [0, 1]}, ".*unknown classes: 3"),
         ({"targets": [0, 7, 9], "probabilities_NK": [[1, 0]] * 3}, "labels .* classes: 7, 9"),
         ({"targets": [0], "probabilities_NK": [1.0]}, r"non-empty array of shape \(N, K\)"),
         ({"targets": [0], "probabilities_NK": [[np.nan, 1]]}, "of 1 of 1 images are .* not finite"),
