@@ -1,4 +1,4 @@
-"""What can be said of the pictures before anything is trained: what is wrong, what is missing."""
+"""What can be said of the images before anything is trained: what is wrong, what is missing."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,19 +13,19 @@ from ssdistill.experiment.schema import Experiment
 from ssdistill.label_free.agreement import CKA_AT_LEAST
 
 TRAINABLE = 2
-"""Pictures that a training needs at least."""
+"""Images that a training needs at least."""
 GAUGED_AT_LEAST = 2
-"""Pictures that gauges of one encoder need; those that compare two need ``CKA_AT_LEAST``."""
+"""Images that gauges of one encoder need; those that compare two need ``CKA_AT_LEAST``."""
 FEW_IMAGES = 12
-"""Training pictures below which compression gets augmented views beside them."""
+"""Training images below which compression gets augmented views beside them."""
 SAMPLE = 64
-"""Pictures that are compared first; all are where these are alike."""
+"""Images that are compared first; all are where these are alike."""
 PIECE = 4096
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What is known of the pictures.
+    """What is known of the images.
 
     Attributes:
         source: where they come from, without labels where those cannot serve a probe.
@@ -39,10 +39,10 @@ class Findings:
 
 
 def check_data(experiment: Experiment, source: Source, stores: dict[str, Store]) -> Findings:
-    """Look at pictures and, where something will be probed, at labels.
+    """Look at images and, where something will be probed, at labels.
 
     Raises:
-        UserError: pictures that nothing can be learned from, or labels that no probe can read.
+        UserError: images that nothing can be learned from, or labels that no probe can read.
     """
     train, test = stores["train"], stores["test"]
     if len(train) < TRAINABLE:

@@ -28,7 +28,7 @@ from ssdistill.models.representation import Representation
 from ssdistill.record.tracker import Tracker
 
 GAUGED = "gauged_features.npy"
-"""Embeddings of the gauged test images, kept for agreement and for the report's neighbours."""
+"""Embeddings of the gauged test images, kept for agreement and for the report's neighbors."""
 ANSWERS = "answers.npz"
 """Labels of the test images, true (``targets``) and answered, by protocol."""
 PIXELS = 16
@@ -69,7 +69,7 @@ def evaluate(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str, 
             [gauged_features(reference, workspace) for reference in references]
             or [shown_ND.numpy()]
         )
-        # Of a handful of images, ten neighbours would be all of them.
+        # Of a handful of images, ten neighbors would be all of them.
         metrics |= agreement(shown_ND, teacher_ND, k=min(10, len(shown_ND) // 2))
     if stage.config["labels"]:
         metrics |= judge(subject, settings.protocols, tracker.run.folder)
@@ -94,7 +94,7 @@ def of_views(subject: Subject, workspace: Workspace, shown: slice) -> dict[str, 
 def raw_pixels(workspace: Workspace) -> Callable[[Tensor], Representation]:
     """No encoder at all: the image itself, at most ``PIXELS`` a side, as its embedding."""
     images = workspace.train.images
-    # Of a grey image, three equal channels would be two too many for the probe to solve.
+    # Of a gray image, three equal channels would be two too many for the probe to solve.
     channels = 1 if (images == images[..., :1]).all() else 3
 
     def encode(x_BCHW: Tensor) -> Representation:

@@ -1,4 +1,4 @@
-"""The pictures of a report: charts, views, neighbours."""
+"""The images of a report: charts, views, neighbors."""
 
 import os
 from collections.abc import Callable
@@ -167,7 +167,7 @@ def _views(workspace: Workspace) -> ViewGrid | None:
     try:
         rows = [list(view) for view in read_array(path, 5, "u")]
     except UserError as error:
-        # To train again for a picture would be too much.
+        # To train again for an image would be too much.
         console.print(f"  no views in the report: {shortened(error, 300)}")
         return None
     columns = [str(number + 1) for number in range(len(rows[0]))]

@@ -152,7 +152,7 @@ def announce(workspace: Workspace, stages: list[Stage]) -> None:
 
 
 def describe_data(workspace: Workspace) -> None:
-    """The pictures, their classes and window, and what is probably wrong with them."""
+    """The images, their classes and window, and what is probably wrong with them."""
     train, test, size = workspace.train, workspace.test, workspace.image_size
     lines = [
         f"{workspace.source.description}: {len(train)} training and {len(test)} test images, "

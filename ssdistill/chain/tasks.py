@@ -76,7 +76,7 @@ def build_distiller(
     stage: Stage,
     workspace: Workspace,
 ) -> Distiller:
-    """Student, teachers and the losses between them, heads freshly initialised."""
+    """Student, teachers and the losses between them, heads freshly initialized."""
     seed_generators(stage.seed, stage.digest)
     distiller = assemble(student, teachers, settings, len(workspace.train))
     if NEEDS_NEIGHBOURS & set(distiller.extra_views):

@@ -1,4 +1,4 @@
-"""What the stages of one run share: the experiment, its pictures, the runs folder."""
+"""What the stages of one run share: the experiment, its images, the runs folder."""
 
 import copy
 import hashlib
@@ -57,10 +57,10 @@ class Workspace:
     Attributes:
         experiment: what is run.
         root: the runs folder.
-        source: where the pictures come from.
-        train, test: the pictures, decoded.
+        source: where the images come from.
+        train, test: the images, decoded.
         classes: one line about the classes; None where no label is read.
-        warnings: what is probably wrong with the pictures, one line each.
+        warnings: what is probably wrong with the images, one line each.
     """
 
     experiment: Experiment

@@ -187,7 +187,7 @@ def _top5(probabilities_NK: np.ndarray, true_N: np.ndarray) -> float:
     own_N1 = np.take_along_axis(probabilities_NK, true_N[:, None], 1)
     earlier_NK = np.arange(probabilities_NK.shape[1]) < true_N[:, None]
     before_N = ((probabilities_NK > own_N1) | ((probabilities_NK == own_N1) & earlier_NK)).sum(1)
-    # Neighbours vote for few classes: one without a vote is no answer, whatever its number.
+    # Neighbors vote for few classes: one without a vote is no answer, whatever its number.
     return 100 * float(((before_N < 5) & (own_N1[:, 0] > 0)).mean())
 
 

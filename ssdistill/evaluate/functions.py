@@ -32,7 +32,7 @@ def open_subject(
     progress: bool = True,
     trust: bool = False,
 ) -> Subject:
-    """An encoder and the pictures it is asked about.
+    """An encoder and the images it is asked about.
 
     Protocols that are given one subject share its features, which are extracted once.
 
@@ -42,11 +42,11 @@ def open_subject(
             ``encoder`` is a subject.
         name: what it is called in messages.
         image_size: side in pixels of the images it is given; its own by default.
-        mean, std: statistics that a bare ``.onnx`` file expects to be normalised by.
+        mean, std: statistics that a bare ``.onnx`` file expects to be normalized by.
         device: where to encode and fit, ``auto`` for a GPU where there is one; by default
             where the encoder is.
         precision: of the encoding, ``fp32`` or ``bf16``.
-        root: runs folder, below which decoded pictures are kept.
+        root: runs folder, below which decoded images are kept.
         progress: bars on the terminal.
         trust: open a model that is native code and was not compiled here.
 

@@ -13,7 +13,7 @@ NAMED = 10
 
 
 def look_at_labels(train: Any, test: Any) -> str:
-    """Check the labels of both splits, and say how many pictures each class has.
+    """Check the labels of both splits, and say how many images each class has.
 
     Args:
         train, test: with ``labels``, (N,) integers, and ``class_names`` by label or None.

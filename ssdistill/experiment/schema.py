@@ -75,7 +75,7 @@ class Experiment(Settings):
         name: names the report and the W&B group.
         profile: ``paper`` runs may be compared with a paper's numbers, others never.
         seeds: every stage runs once per seed, unless it fixes its own; a list, or one number.
-        data: where the pictures come from.
+        data: where the images come from.
         teacher: the network to learn from: one that is pretrained here, or, by ``kind``, one
             that exists already (``ssdistill list teachers``).
         teachers: several of them by name, in place of ``teacher``; each loss then learns from

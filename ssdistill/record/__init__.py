@@ -1,1 +1,1 @@
-"""What a run leaves behind: records first, mirrors and pictures from them."""
+"""What a run leaves behind: records first, mirrors and images from them."""

@@ -81,7 +81,7 @@ class Tracker:
         self._each(lambda mirror: mirror.log(step, finite, epoch))
 
     def log_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        """Show pictures, (H, W, 3) uint8 by name; mirrors only."""
+        """Show images, (H, W, 3) uint8 by name; mirrors only."""
         self._catch_up(step)
         self._each(lambda mirror: mirror.log_images(step, images))
 

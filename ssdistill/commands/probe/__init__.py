@@ -1,1 +1,1 @@
-"""`ssdistill probe`: any encoders, judged on any labelled (or unlabelled) pictures."""
+"""`ssdistill probe`: any encoders, judged on any labeled (or unlabeled) images."""

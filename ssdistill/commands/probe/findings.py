@@ -1,4 +1,4 @@
-"""What is found of several encoders on the same pictures."""
+"""What is found of several encoders on the same images."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -55,8 +55,8 @@ class Probed:
 
     Attributes:
         models: in the order they were given; the first is what the others are compared with.
-        shown: the pictures.
-        protocols: that were asked; none where the pictures have no labels.
+        shown: the images.
+        protocols: that were asked; none where the images have no labels.
         margin: points of accuracy within which two models count as equally good.
     """
 

@@ -1,4 +1,4 @@
-"""What `ssdistill probe` found, as one page with pictures."""
+"""What `ssdistill probe` found, as one page with images."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -35,7 +35,7 @@ MOST_HEADLINES = 6
 
 
 def render(probed: Probed, method: Method = "pca") -> str:
-    """The page as text: HTML with its style and pictures inside."""
+    """The page as text: HTML with its style and images inside."""
     names = ", ".join(model.name for model in probed.models)
     shown = probed.shown
     summary = (

@@ -14,12 +14,12 @@ METHODS = ("pca", "umap")
 
 
 def project(z_ND: Tensor, method: Method = "pca") -> tuple[np.ndarray, str]:
-    """Places (N, 2) of embeddings of unit length, centred, and what the plane is.
+    """Places (N, 2) of embeddings of unit length, centered, and what the plane is.
 
     Args:
         z_ND: embeddings, N >= 2.
         method: ``pca`` is linear, and distances in it are true ones, seen from one side;
-            ``umap`` keeps neighbourhoods only (McInnes et al., arXiv:1802.03426).
+            ``umap`` keeps neighborhoods only (McInnes et al., arXiv:1802.03426).
 
     Raises:
         UserError: UMAP is asked for and ``umap-learn`` is not installed.

@@ -1,4 +1,4 @@
-"""Judge several encoders on the same pictures, and set each beside the first."""
+"""Judge several encoders on the same images, and set each beside the first."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -47,7 +47,7 @@ def probe(
         settings: of protocols, by name; data_settings: over those that ``data`` says.
         image_size: side in pixels of the images encoders are given; each one's own by default.
         mean, std: statistics that bare ``.onnx`` files and checkpoints expect images to be
-            normalised by; other models know their own.
+            normalized by; other models know their own.
         margin: points of accuracy within which two models count as equally good.
         device, precision, root: as for :func:`ssdistill.evaluate.functions.open_subject`.
         progress: bars and a line for every model, on the terminal's error stream.
@@ -138,7 +138,7 @@ def _judge(
     metrics |= gauges(looked_at_ND)
     if first is not None:
         try:
-            # Of a handful of images, ten neighbours would be all of them.
+            # Of a handful of images, ten neighbors would be all of them.
             k = min(10, len(looked_at_ND) // 2)
             metrics |= agreement(looked_at_ND, first.looked_at_ND, k=k)
         except UserError as error:

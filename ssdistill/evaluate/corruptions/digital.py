@@ -1,4 +1,4 @@
-"""What light, lenses and file formats do to colours and positions."""
+"""What light, lenses and file formats do to colors and positions."""
 
 import io
 
@@ -20,7 +20,7 @@ ELASTIC = ((0.05, 0.08, 0.01), (0.065, 0.07, 0.02), (0.08, 0.06, 0.03), (0.1, 0.
 """Strength and smoothness of the field, and how far three points are moved, in sides.
 
 The paper's field from severity 3 on. Its three points move less as severity rises (0.08 to
-0.03), so that the picture changes least where it should change most; here they move more, up to
+0.03), so that the image changes least where it should change most; here they move more, up to
 the paper's last value."""
 PIXELATE = (0.95, 0.9, 0.85, 0.75, 0.65)
 """Pixels a side that are left, as a share."""
@@ -37,7 +37,7 @@ def brightness(x_BCHW: Tensor, severity: int, scale: float, draws: Draws) -> Ten
 
 
 def contrast(x_BCHW: Tensor, severity: int, scale: float, draws: Draws) -> Tensor:
-    """Every channel is drawn to its own mean over the picture."""
+    """Every channel is drawn to its own mean over the image."""
     # A sum of whole numbers is exact in any order; a mean of quotients would not be.
     mean_BC11 = x_BCHW.double().sum((2, 3), keepdim=True) / x_BCHW[0, 0].numel()
     return (x_BCHW - mean_BC11) * CONTRAST[severity - 1] + mean_BC11
@@ -52,7 +52,7 @@ def elastic_transform(x_BCHW: Tensor, severity: int, scale: float, draws: Draws)
     words_B2HW = draws.words(0, 2, height, width)
     field_B2HW = resample(words_B2HW * 2 + 1, *rows) / 2**16 - 1
     jitter_B32 = draws.uniform(1, -moved * side, moved * side, 3, 2)
-    # A wider Gaussian averages more of the field away; on a larger picture it must reach farther.
+    # A wider Gaussian averages more of the field away; on a larger image it must reach farther.
     shift_B2HW = field_B2HW * (strength * side * scale) + _affine(height, width, jitter_B32)
     place_2HW = torch.stack(
         torch.meshgrid(torch.arange(width), torch.arange(height), indexing="xy")
@@ -70,7 +70,7 @@ def elastic_transform(x_BCHW: Tensor, severity: int, scale: float, draws: Draws)
 
 
 def _affine(height: int, width: int, jitter_B32: Tensor) -> Tensor:
-    """(B, 2, H, W) shift in x and y that is ``jitter`` at three corners of a centred square."""
+    """(B, 2, H, W) shift in x and y that is ``jitter`` at three corners of a centered square."""
     half = min(height, width) // 3
     middle = (width // 2, height // 2)
     corners = [(half, half), (half, -half), (-half, -half)]

@@ -1,1 +1,1 @@
-"""What a path or a name stands for: encoders to judge, and pictures to judge them by."""
+"""What a path or a name stands for: encoders to judge, and images to judge them by."""

@@ -21,7 +21,7 @@ class BareOnnx(OnnxEncoder):
 
     Args:
         path: the file.
-        mean, std: what is to be done to pictures in [0, 1], per channel, before the file sees
+        mean, std: what is to be done to images in [0, 1], per channel, before the file sees
             them; None where the file does it itself.
 
     Raises:
@@ -29,7 +29,7 @@ class BareOnnx(OnnxEncoder):
             batch (B, 3, H, W) of squares, or its first output is not (B, D).
 
     Attributes:
-        side: of the pictures it takes, in pixels; None where any will do.
+        side: of the images it takes, in pixels; None where any will do.
     """
 
     def __init__(

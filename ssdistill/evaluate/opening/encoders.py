@@ -89,7 +89,7 @@ def open_encoder(
         pictures: of the images it will see; a checkpoint from elsewhere may need to know them.
         image_size: side of the images it is to be given; its own size by default.
         mean, std: statistics that an ``.onnx`` file or a checkpoint expects images to be
-            normalised by.
+            normalized by.
         trust: open a saved model that is native code and was not compiled here.
 
     Raises:
@@ -114,7 +114,7 @@ def open_encoder(
 
 
 def own_size(what: Any) -> int | None:
-    """Side of the pictures an encoder was made for, found without loading its weights.
+    """Side of the images an encoder was made for, found without loading its weights.
 
     Raises:
         UserError: nothing to open there.

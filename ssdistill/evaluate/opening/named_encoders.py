@@ -71,7 +71,7 @@ class NamedEncoder:
         Args:
             pictures: of the images it will see.
             image_size: side of these; its own by default.
-            mean, std: what a checkpoint's images were normalised by, where it is known.
+            mean, std: what a checkpoint's images were normalized by, where it is known.
 
         Raises:
             UserError: no such network or file, or weights that are not the network's.

@@ -1,4 +1,4 @@
-"""The pictures an encoder is asked about, from whatever names them."""
+"""The images an encoder is asked about, from whatever names them."""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,7 +29,7 @@ SAMPLED = 10_000
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """Training and test pictures.
+    """Training and test images.
 
     Attributes:
         train, test: ``images`` (N, H, W, 3) uint8 and ``labels`` of the two splits.
@@ -46,7 +46,7 @@ class Shown:
 
     @property
     def image_size(self) -> int:
-        """Side of the test pictures, in pixels."""
+        """Side of the test images, in pixels."""
         return min(self.test.images.shape[1:3])
 
     @cached_property
@@ -69,20 +69,20 @@ def open_pictures(
     sizes: Iterable[int] = (),
     root: str | Path = "runs",
 ) -> Shown:
-    """Training and test pictures, decoded the first time they are asked for.
+    """Training and test images, decoded the first time they are asked for.
 
     Args:
         data: kind of a data source (``ssdistill list sources``), an ``.npz`` file, a folder, a
             mapping of a source's settings, ``((x_train, y_train), (x_test, y_test))`` of
-            arrays, or a :class:`Subject` or :class:`Shown`, whose pictures are taken.
+            arrays, or a :class:`Subject` or :class:`Shown`, whose images are taken.
         overrides: settings over those that ``data`` says.
         sizes: sides of the images that encoders will be given; those of a folder, which have
             no size of their own, are stored at the largest.
-        root: runs folder; decoded pictures are kept in ``data`` below it.
+        root: runs folder; decoded images are kept in ``data`` below it.
 
     Raises:
         UserError: no such source or file, settings that it has not, or arrays that are no
-            pictures.
+            images.
     """
     if isinstance(data, Shown):
         return data

@@ -1,1 +1,1 @@
-"""How protocols find their numbers: regressions, neighbours, trainings, with features given."""
+"""How protocols find their numbers: regressions, neighbors, trainings, with features given."""

@@ -28,14 +28,14 @@ class KnnProbe:
     """What a k-NN probe found. Accuracies in percent.
 
     Attributes:
-        top1: test accuracy with ``k`` neighbours and ``temperature``, both fixed beforehand.
-        top1_by_k: test accuracy of every number of neighbours asked for, at ``temperature``.
+        top1: test accuracy with ``k`` neighbors and ``temperature``, both fixed beforehand.
+        top1_by_k: test accuracy of every number of neighbors asked for, at ``temperature``.
         top1_by_k_and_temperature: the same at every temperature; ``softmax`` only, else at the
             one that plays no part.
         standard_error: binomial standard error of ``top1``.
         classes: labels, in the order of the columns of ``probabilities_NK``.
-        predictions: predicted label of every test image with ``k`` neighbours.
-        probabilities_NK: every class's share of the votes of ``k`` neighbours.
+        predictions: predicted label of every test image with ``k`` neighbors.
+        probabilities_NK: every class's share of the votes of ``k`` neighbors.
         seconds: wall time, features given.
     """
 
@@ -75,7 +75,7 @@ def knn_probe(
 ) -> KnnProbe:
     """Classify every test image by its ``k`` nearest training images.
 
-    Neighbour i of a query has the vote exp(cosine_i / temperature) (``softmax``; Wu et al.,
+    Neighbor i of a query has the vote exp(cosine_i / temperature) (``softmax``; Wu et al.,
     arXiv:1805.01978, section 3.4), 1 / (distance_i + 1e-5) (``inverse``) or one (``uniform``).
     Equally near images come in their order, equal shares go to the smallest label. Every k and
     temperature is answered from one search. Memory is bounded whatever the number of images;
@@ -85,7 +85,7 @@ def knn_probe(
         train_ND, test_ND: features, numpy or torch.
         train_labels, test_labels: integers, one per row.
         k, temperature: of ``top1``, the predictions and the probabilities.
-        ks, temperatures: further ones; numbers of neighbours beyond the training images are
+        ks, temperatures: further ones; numbers of neighbors beyond the training images are
             left out.
         distance: ``cosine``, or ``euclidean`` between features as they are.
         weights: by default ``softmax`` of cosines and ``inverse`` of distances.
@@ -177,7 +177,7 @@ def _shares_of(
     heats: Sequence[float],
     weights: str,
 ) -> Iterator[tuple[int, int, float, Tensor]]:
-    """Shares (B, K) float32 of the votes, by first query, number of neighbours, temperature."""
+    """Shares (B, K) float32 of the votes, by first query, number of neighbors, temperature."""
     first = 0
     for closeness_Nk, index_Nk in found:
         # Where labels are, one vote is added after the other: equal votes have equal sums.

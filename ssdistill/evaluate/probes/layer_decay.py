@@ -10,7 +10,7 @@ def decayed_rates(encoder: nn.Module, decay: float, prefix: str = "") -> dict[st
 
     With L layers, number i from 0 at the input, it is decay^(L - i): the last layer of the
     encoder gets ``decay``, and a classifier on top of it 1 (BEiT, arXiv:2106.08254; MAE,
-    arXiv:2111.06377, appendix A.2, counts the last normalisation with the classifier).
+    arXiv:2111.06377, appendix A.2, counts the last normalization with the classifier).
 
     Args:
         prefix: put before every name.

@@ -1,4 +1,4 @@
-"""Protocol ``linear``: multinomial logistic regression on frozen, standardised features.
+"""Protocol ``linear``: multinomial logistic regression on frozen, standardized features.
 
 The strength of the L2 penalty is chosen on parts of the training labels, the regression is then
 fitted to all of them, and the test set is looked at once.
@@ -40,7 +40,7 @@ class LinearProbe:
             is made by (empty: no choice).
         held_out_top1: accuracy on them, likewise.
         held_out: how many labels that is, all folds together.
-        weight_KD, bias_K: the classifier for raw, not standardised, features.
+        weight_KD, bias_K: the classifier for raw, not standardized, features.
         classes: label of every row of the weight.
         predictions: predicted label of every test image.
         probabilities_NK: probability of every class for every test image.
@@ -86,7 +86,7 @@ def linear_probe(
 ) -> LinearProbe:
     """Fit on the training features, choose on parts of them, report on the test features.
 
-    Features are standardised with the mean and standard deviation of the training features. The
+    Features are standardized with the mean and standard deviation of the training features. The
     least held-out cross-entropy wins.
 
     Args:

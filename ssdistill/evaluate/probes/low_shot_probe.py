@@ -62,7 +62,7 @@ def low_shot_probe(
 ) -> LowShotProbe:
     """Mean and spread of the test accuracy when only a few training labels are known.
 
-    Features are standardised with the statistics of all training features, which needs no
+    Features are standardized with the statistics of all training features, which needs no
     label. The L2 strength is fixed: scikit-learn's ``C = 1`` on the drawn labels. As many draws
     as fit into ``together`` bytes are solved at once.
 
@@ -157,7 +157,7 @@ def draw_labels(target_N: Tensor, quota_K: Tensor, draws: int, seed: int) -> Ten
 def bytes_of_a_draw(labels: int, width: int, classes: int) -> int:
     """About how much memory a draw takes while it is solved with others.
 
-    Its standardised rows, the steps that L-BFGS remembers, and the moments and factors of E^2
+    Its standardized rows, the steps that L-BFGS remembers, and the moments and factors of E^2
     float64 numbers.
     """
     return 4 * labels * width + 8 * (2 * MEMORY + 8) * classes * width + 4 * 8 * width**2

@@ -112,7 +112,7 @@ def best_fit(
     another strength. In cross-entropy every label has its say.
 
     Args:
-        rows_of: standardised rows in the order of an index (1, N).
+        rows_of: standardized rows in the order of an index (1, N).
 
     Raises:
         UserError: nothing can be held out.

@@ -111,7 +111,7 @@ def plain_recipe(given: Any) -> dict[str, Any] | None:
 def recipe_for(subject: Subject, given: dict[str, Any] | None) -> ViewRecipe:
     """The views to train on: what is given, else crops and mirror images.
 
-    Pictures that natural views would spoil are cropped and mirrored as their own recipe says,
+    Images that natural views would spoil are cropped and mirrored as their own recipe says,
     which for digits is: gently, and not at all.
     """
     if given is not None:
@@ -154,13 +154,13 @@ def fit_with_labels(
     optim: OptimSettings,
     precision: str = "32-true",
 ) -> list[float]:
-    """Train ``task`` on some of the training pictures; it holds their labels itself.
+    """Train ``task`` on some of the training images; it holds their labels itself.
 
     Nothing is kept between two calls: a training that is interrupted starts anew. The global
     generators are left as they were.
 
     Args:
-        rows_M: positions of the training pictures.
+        rows_M: positions of the training images.
         optim: from ``how.optim``.
         precision: of the whole task, in Lightning Fabric's words.
 

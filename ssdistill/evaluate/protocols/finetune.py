@@ -48,14 +48,14 @@ class Finetune(Protocol):
 
     Args:
         preset: whose values hold for what is not given here.
-        epochs: passes over the labelled images; give this or ``steps``.
+        epochs: passes over the labeled images; give this or ``steps``.
         steps: optimizer steps.
         batch_size: images a step (all there are where there are fewer). The learning rate of
             ``lightly`` is proportional to it.
         optimizer: ``adamw`` or ``sgd``.
         lr: peak learning rate, as used; by default 1e-3 for ``adamw`` and 0.05 for ``sgd``.
         momentum: of ``sgd``.
-        weight_decay: of weights; biases and normalisation parameters get none.
+        weight_decay: of weights; biases and normalization parameters get none.
         warmup: share of the training over which the rate rises; it then falls by a cosine.
         lr_end: last learning rate as a share of the peak.
         layer_decay: factor of the learning rate from layer to layer towards the input.

@@ -27,7 +27,7 @@ class Robust(Protocol):
     The 15 common corruptions of CIFAR-10-C at 5 severities, made on the fly. The classifier is
     protocol ``linear``'s, fitted once to clean training features. ``top1`` is the mean over
     corruptions and severities, ``error`` what it lacks of 100 (the mean corruption error, not
-    normalised by another model's), ``top1_clean`` the accuracy on the same images uncorrupted.
+    normalized by another model's), ``top1_clean`` the accuracy on the same images uncorrupted.
     Frost is drawn rather than photographed and some parameters are derived anew (see
     ``ssdistill.evaluate.corruptions``): the numbers are not comparable with those published on
     CIFAR-10-C.
@@ -84,7 +84,7 @@ class Robust(Protocol):
 
     def _found(self, hit_CSN: np.ndarray, clean_N: np.ndarray, strength: float) -> Found:
         top1_CS = 100 * hit_CSN.mean(2)
-        # Versions of one picture are no independent trials; pictures are.
+        # Versions of one image are no independent trials; images are.
         share_N = 100 * hit_CSN.mean((0, 1))
         measures = {
             "top1": float(top1_CS.mean()),
@@ -106,7 +106,7 @@ class Robust(Protocol):
 
 
 class _Corrupted:
-    """Test pictures that are corrupted when a slice of them is read: memory stays small."""
+    """Test images that are corrupted when a slice of them is read: memory stays small."""
 
     def __init__(self, images_NHWC: Any, index_N: Tensor, name: str, severity: int, seed: int):
         self.images_NHWC, self.index_N = images_NHWC, index_N

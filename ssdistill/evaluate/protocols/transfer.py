@@ -22,7 +22,7 @@ from ssdistill.settings import Settings
 from ssdistill.settings.registry import SOURCES
 
 RUNS = Path("runs")
-"""Where the command line keeps its runs, and with them its stores of pictures."""
+"""Where the command line keeps its runs, and with them its stores of images."""
 
 
 def _kind_alone(value: Any) -> Any:
@@ -43,12 +43,12 @@ class _Opened:
 class Transfer(Protocol):
     """The encoder as it is, probed on the training and test images of other data sets.
 
-    Pictures are given at the encoder's own image size and normalised by the encoder itself,
+    Images are given at the encoder's own image size and normalized by the encoder itself,
     with the statistics it was trained with: those of the other data set are not looked at.
     Accuracy is the share of right answers, also where a data set's authors use the mean over
     classes (flowers102, pets), which is in the details as ``balanced_accuracy``.
 
-    Decoded pictures are kept beside those of the subject: in the folder of its own store, else
+    Decoded images are kept beside those of the subject: in the folder of its own store, else
     in ``data`` of the subject's folder, else in ``runs/data``.
 
     Args:
@@ -164,7 +164,7 @@ def _open(settings: Settings, name: str, subject: Subject) -> _Opened:
 
 
 def data_folder(subject: Subject) -> Path:
-    """Where the pictures of other data sets are kept: where the subject's own are, if it can be."""
+    """Where the images of other data sets are kept: where the subject's own are, if it can be."""
     if isinstance(subject.train, Store):
         return subject.train.folder.parent
     return (Path(subject.folder) if subject.folder else RUNS) / "data"

@@ -27,7 +27,7 @@ font-variant-numeric:tabular-nums}
 .ssd .line{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}
 .ssd .raw{fill:none;stroke-width:1;opacity:.28}
 """
-"""Colours for light and dark paper; scoped to ``.ssd``, so that a page may hold many plots."""
+"""Colors for light and dark paper; scoped to ``.ssd``, so that a page may hold many plots."""
 
 COLOURS = 6
 SAME = 1e-9
@@ -134,7 +134,7 @@ def path(points: list[tuple[float, float]]) -> str:
 
 
 def dot(at: tuple[float, float], colour: int, filled: bool = True) -> str:
-    """A point with a rim in the colour of the paper, so that it stands off lines."""
+    """A point with a rim in the color of the paper, so that it stands off lines."""
     ink = f"var(--c{colour % COLOURS})"
     fill, rim = (ink, "var(--paper)") if filled else ("var(--paper)", ink)
     return (
@@ -195,7 +195,7 @@ def _x_axis(
 
 
 def svg(width: float, height: float, title: str, description: str, content: str) -> str:
-    """A whole image, alone or inside a page: it carries its colours and its description."""
+    """A whole image, alone or inside a page: it carries its colors and its description."""
     # Semi-bold letters are a little wider.
     heading = shortened(title, width / 1.06, TITLE)
     return (

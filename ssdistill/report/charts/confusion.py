@@ -14,9 +14,9 @@ CONFUSIONS = "Confusion matrix"
 CONFUSION_LEDE = "Blue: correct. Orange: misclassified."
 WIDTH = 560
 MOST_NUMBERED = 20
-"""With more classes the cells are too small for numbers, and are drawn as one picture."""
+"""With more classes the cells are too small for numbers, and are drawn as one image."""
 FULL_ERROR = 0.3
-"""Share of a class from which on a wrong answer has its full colour."""
+"""Share of a class from which on a wrong answer has its full color."""
 RIGHT_RGB, WRONG_RGB = (37, 99, 201), (208, 96, 20)
 TURN = 50
 """Degrees by which names above the columns are turned where they have no room."""
@@ -32,7 +32,7 @@ def confusion_svg(
     title: str = "Confusion",
     width: float = WIDTH,
 ) -> str:
-    """True classes in rows, answers in columns; the colour is the share of the row.
+    """True classes in rows, answers in columns; the color is the share of the row.
 
     Up to 20 classes every cell has its number of images and every row its recall.
 
@@ -94,7 +94,7 @@ def _cells(confusion_KK: np.ndarray, names: Sequence[str], width: float) -> tupl
 def _cell(at: tuple[float, float], cell: float, share: float, right: bool, count: int) -> str:
     strength = _strength(np.float64(share), right)
     side = cell - 1.5
-    # Numbers stay readable: smaller where cells are, in the colour of the paper on strong ones.
+    # Numbers stay readable: smaller where cells are, in the color of the paper on strong ones.
     font = min(12.5, 0.92 * side / (0.58 * max(len(str(count)), 2)))
     ink = "fill:var(--paper);font-weight:600" if strength > 0.6 else "fill:var(--ink)"
     return (

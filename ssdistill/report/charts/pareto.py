@@ -27,7 +27,7 @@ def front_svg(front: Front, width: float = WIDTH, height: float = 300) -> str:
     """Measured damage over cost, both logarithmic: one line of searched, one of uniform plans.
 
     Returns:
-        an SVG element that carries its colours, or an empty string without points.
+        an SVG element that carries its colors, or an empty string without points.
     """
     searched = _sorted([(p.cost, p.measured) for p in front.points])
     uniform = _sorted(

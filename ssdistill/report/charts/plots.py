@@ -100,9 +100,9 @@ CHARTS = (
 
 
 def smoothed(values: Sequence[float], window: float) -> list[float]:
-    """Mean of the neighbourhood, centred so that the curve does not lag behind the data.
+    """Mean of the neighborhood, centered so that the curve does not lag behind the data.
 
-    The neighbourhood shrinks towards both ends: first and last value stay what they are.
+    The neighborhood shrinks towards both ends: first and last value stay what they are.
     """
     half, sums = int(window / 2), [0.0, *accumulate(values)]
     last = len(values) - 1
