@@ -1,4 +1,4 @@
-"""What can be found wrong with methods and losses before anything has been trained."""
+"""Check methods and losses before anything is trained."""
 
 import copy
 from collections.abc import Collection
@@ -18,7 +18,7 @@ from ssdistill.settings.registry import LOSSES, METHODS, RUNTIMES, STEPS
 from ssdistill.train.task import Task
 
 ENOUGH_SAMPLES = 4096
-"""Images a loss is told of here: a memory of all of them would be made only to be dropped."""
+"""Number of images that losses are built for here; a full memory bank would be thrown away."""
 
 
 def check_trainings(workspace: Workspace, finished: Collection[str] = ()) -> list[str]:

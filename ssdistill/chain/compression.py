@@ -1,4 +1,4 @@
-"""The stage that applies one compression step, measures it and decides whether it counts."""
+"""Stage that applies one compression step, measures it and applies its gate."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -25,11 +25,11 @@ from ssdistill.train.settings import TrainSettings
 MEASURED_IMAGES = 1024
 """Unlabeled images on which a step's input and result are compared."""
 OWN = ("model", "before", "original")
-"""Parents of a step that are no teachers."""
+"""Parents of a compression step other than teachers."""
 
 
 def compress(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str, Any]:
-    """The parent's encoder after one step; what the step reports becomes the metrics."""
+    """Apply one step to the parent's encoder; its report becomes the metrics."""
     settings = STEPS.schema(stage.config["step"]["kind"]).model_validate(stage.config["step"])
     step, given = STEPS.build(settings), workspace.encoder(stage.parents["model"])
     metrics: dict[str, Any] = {}
@@ -134,6 +134,6 @@ class _Training:
 
 
 def _from_one(settings: DistillSettings) -> DistillSettings:
-    """The settings without what they say of several teachers."""
+    """Reduce settings for several teachers to those for one."""
     losses = {n: loss.model_copy(update={"teacher": None}) for n, loss in settings.losses.items()}
     return settings.model_copy(update={"losses": losses, "teacher_dropping": None})

@@ -1,4 +1,4 @@
-"""What can be said of the images before anything is trained: what is wrong, what is missing."""
+"""Check images and labels before anything is trained."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,19 +13,19 @@ from ssdistill.experiment.schema import Experiment
 from ssdistill.label_free.agreement import CKA_AT_LEAST
 
 TRAINABLE = 2
-"""Images that a training needs at least."""
+"""Smallest number of images for training."""
 GAUGED_AT_LEAST = 2
-"""Images that gauges of one encoder need; those that compare two need ``CKA_AT_LEAST``."""
+"""Smallest number of images for label-free metrics of one encoder (two: ``CKA_AT_LEAST``)."""
 FEW_IMAGES = 12
 """Training images below which compression gets augmented views beside them."""
 SAMPLE = 64
-"""Images that are compared first; all are where these are alike."""
+"""Size of the sample compared first; all images are compared if these are alike."""
 PIECE = 4096
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What is known of the images.
+    """Results of the data checks.
 
     Attributes:
         source: where they come from, without labels where those cannot serve a probe.
@@ -39,7 +39,7 @@ class Findings:
 
 
 def check_data(experiment: Experiment, source: Source, stores: dict[str, Store]) -> Findings:
-    """Look at images and, where something will be probed, at labels.
+    """Check images and, if labels will be used, labels.
 
     Raises:
         UserError: images that nothing can be learned from, or labels that no probe can read.
@@ -111,7 +111,7 @@ def _constant_warnings(train: Store, test: Store) -> list[str]:
 
 
 def _all(store: Store, holds: Callable[[np.ndarray], np.ndarray]) -> bool:
-    """Whether something holds of every pixel; a sample decides where it does not."""
+    """Whether a property holds for every pixel; a sample is checked first."""
     images_NHWC = store.images
     sample = images_NHWC[:: -(-len(store) // SAMPLE)]
     pieces = range(0, len(store), PIECE)

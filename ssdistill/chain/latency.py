@@ -1,4 +1,4 @@
-"""The stage that times all models side by side, in one process."""
+"""Benchmark stage: interleaved timing of all models in one process."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -34,7 +34,7 @@ ROUNDS_ALL_THREADS, SECONDS_ALL_THREADS = 10, 5.0
 
 
 def latency(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str, Any]:
-    """What every model takes, and what of it is the runtime's gain and what compression's.
+    """Time every model and separate the speed-ups of runtime and compression.
 
     A PyTorch model is written for ONNX Runtime for the occasion: int8 against PyTorch would
     mostly compare runtimes. A file for another runtime is timed there.

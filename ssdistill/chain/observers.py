@@ -1,4 +1,4 @@
-"""Who looks on while a stage trains."""
+"""Observers of a training stage: checkpoint selection, label-free metrics, online probe."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""The images of a report: charts, views, neighbors."""
+"""Charts and images of a report: curves, views, nearest neighbors."""
 
 import os
 from collections.abc import Callable
@@ -146,7 +146,7 @@ def _confusions(workspace: Workspace) -> list[Callable[[float], str]]:
 
 
 def _logged(folder: Path) -> list[dict[str, Any]]:
-    """What a stage logged; nothing, and a word about it, where that is damaged."""
+    """Logged metrics of a stage; empty, with a warning, if the file is damaged."""
     try:
         if os.path.lexists(folder / METRICS_FILE) and not (folder / METRICS_FILE).is_file():
             raise UserError(f"{folder / METRICS_FILE} is not a file")
@@ -167,7 +167,7 @@ def _views(workspace: Workspace) -> ViewGrid | None:
     try:
         rows = [list(view) for view in read_array(path, 5, "u")]
     except UserError as error:
-        # To train again for an image would be too much.
+        # A missing chart is no reason to train again.
         console.print(f"  no views in the report: {shortened(error, 300)}")
         return None
     columns = [str(number + 1) for number in range(len(rows[0]))]

@@ -1,4 +1,4 @@
-"""An experiment as a list of stages: which, made from which, in which order."""
+"""Plan an experiment as a list of stages, parents first."""
 
 from typing import Any
 
@@ -226,7 +226,7 @@ class _Planner:
 
 
 def _sized(experiment: Experiment) -> bool:
-    """Whether its models differ in size and not in their training alone."""
+    """Whether the experiment's models differ in size, not only in training."""
     return experiment.distill is not None or experiment.compressed is not None
 
 

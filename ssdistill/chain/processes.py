@@ -1,4 +1,4 @@
-"""What started this process: one command, or one of several copies that a launcher made.
+"""Detect launchers that start several copies of one command.
 
 Several processes do not share a training yet. They would repeat the same work beside each
 other, so they are refused before anything starts.

@@ -1,4 +1,4 @@
-"""From the records of a run to its table, its page and its own record."""
+"""Write the tables, page and record of an experiment from the records of its stages."""
 
 import json
 import os
@@ -124,7 +124,7 @@ def as_lines(records: Sequence[dict[str, Any]]) -> str:
 
 
 def notices_of(workspace: Workspace) -> list[str]:
-    """What a reader must know before believing the numbers."""
+    """Notices needed to interpret the numbers, one line each."""
     experiment, notices = workspace.experiment, []
     if workspace.source.kind == "digits":
         notices.append(

@@ -1,4 +1,4 @@
-"""What an experiment needs of this machine, of its networks and of its data."""
+"""Check that machine, networks and data meet the needs of an experiment."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Run an experiment: open the data, do the stages that are missing, report."""
+"""Run an experiment: open the data, run missing stages, write the report."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +54,7 @@ def dry_run(experiment: Experiment, root: Path) -> list[PlannedStage]:
 
 
 def run(experiment: Experiment, root: str | Path = "runs") -> Report:
-    """Do everything an experiment asks for that is not done yet.
+    """Run every stage of an experiment that is not finished yet.
 
     Args:
         experiment: from :func:`ssdistill.experiment.reading.load_experiment`.
@@ -144,7 +144,7 @@ def _do(stage: Stage, workspace: Workspace, identity: Identity, position: str) -
 
 
 def announce(workspace: Workspace, stages: list[Stage]) -> None:
-    """Say what is about to happen, and what will not."""
+    """Print how many stages will run, and whether evaluation is skipped."""
     if not workspace.source.has_labels:
         console.print("no labels: skipping evaluation; label-free metrics only")
     missing = sum(stage.status(workspace.root) != "finished" for stage in stages)

@@ -1,4 +1,4 @@
-"""Whether a network takes images of a size, and which pixels of them it never looks at."""
+"""Check that networks accept the image and view sizes, and find pixels they ignore."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""What decides the outcome of a training stage, ready for JSON: it makes the stage's digest."""
+"""JSON-ready settings that determine the result of a training stage; its hash covers them."""
 
 from typing import Any
 

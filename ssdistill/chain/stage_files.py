@@ -1,4 +1,4 @@
-"""Readers of what finished stages leave behind: whole and of the right form, or by name damaged."""
+"""Read and validate files of finished stages; damaged files are reported by name."""
 
 import json
 import zipfile
@@ -23,7 +23,7 @@ UNREADABLE = (
     zipfile.BadZipFile,
     zlib.error,
 )
-"""What JSON and NumPy raise for content that is not theirs."""
+"""Exceptions of JSON and NumPy for invalid content."""
 
 
 def read_json(path: Path, holds: Callable[[Any], bool]) -> Any:

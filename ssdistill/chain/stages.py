@@ -1,4 +1,4 @@
-"""Stages: a piece of work with an identity, done once, resumed when cut, shared by experiments.
+"""Stages: cached units of work, run once, resumed if interrupted, shared by experiments.
 
 A stage is known by a digest of what it does, of what it is made from and of the data; the seed
 is kept apart. Its folder is ``<root>/stages/<kind>-<digest8>/s<seed>``: the same work wanted by
@@ -163,7 +163,7 @@ def _sha256(config: dict[str, Any]) -> str:
 def execute(
     stage: Stage, root: Path, body: Body, identity: Identity, tracking: TrackingSettings
 ) -> RunRecord:
-    """Do the stage unless it is done; resume what was cut.
+    """Run the stage unless it is finished; resume it if interrupted.
 
     Raises:
         UserError: another error of the user's, or a digest that clashes with another's folder.
@@ -209,7 +209,7 @@ def _lineage(stage: Stage, root: Path) -> dict[str, Any]:
 
 
 def set_aside(folder: Path, reason: object) -> Path:
-    """Rename a damaged stage's folder, aloud; nothing is deleted. Returns its new place."""
+    """Rename a damaged stage's folder with a warning and return its new path; deletes nothing."""
     number = 1
     while os.path.lexists(place := folder.with_name(f"damaged-{folder.name}-{number}")):
         number += 1
@@ -219,7 +219,7 @@ def set_aside(folder: Path, reason: object) -> Path:
 
 
 def _set_aside_if_damaged(stage: Stage, root: Path) -> None:
-    """Whatever of a stage's own files would keep it from being run again."""
+    """Move a stage's folder away if its own files would prevent a rerun."""
     folder = stage.folder(root)
     if os.path.lexists(folder) and not folder.is_dir():
         raise UserError(
@@ -272,7 +272,7 @@ def _problem(record: RunRecord) -> str | None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """A lock on the stage, waited for aloud; freed by the system if the process dies.
+    """Lock the stage, with a message while waiting; the system frees it if the process dies.
 
     Raises:
         UserError: something else stands in the place of the lock.

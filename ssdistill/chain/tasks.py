@@ -1,4 +1,4 @@
-"""What the training stages train, at its initial weights."""
+"""Build what the training stages train, with initial weights."""
 
 from collections.abc import Iterable, Mapping
 
@@ -89,7 +89,7 @@ def build_distiller(
 
 
 def _look_at_teacher(teacher: Encoder, losses: Iterable[Loss], workspace: Workspace) -> None:
-    """Give the losses what they need of the teacher's embeddings of the training images."""
+    """Initialize losses that need the teacher's embeddings of the training images."""
     fitted = [loss for loss in losses if loss.fits_teacher]
     if not fitted:
         return

@@ -1,4 +1,4 @@
-"""The stages that train: teacher, control, distilled student, recovery after pruning."""
+"""Training stages: teacher, control, distilled student, recovery after pruning."""
 
 import json
 from pathlib import Path
@@ -60,7 +60,7 @@ def pretrain(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str, 
 
 
 def load_teacher(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str, Any]:
-    """A teacher from elsewhere, brought into the chain as an encoder like any other."""
+    """Load an external teacher and save it as an encoder of the chain."""
     kind = stage.config["teacher"]["kind"]
     settings = TEACHERS.schema(kind).model_validate(stage.config["teacher"])
     encoder, notices = TEACHERS.build(settings).load(Pictures(**stage.config["pictures"]))

@@ -1,4 +1,4 @@
-"""One training step before the plan is run: what fails at the first step fails at once."""
+"""Try one training step before the plan runs, so that errors surface early."""
 
 import math
 from collections.abc import Callable, Sequence

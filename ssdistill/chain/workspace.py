@@ -1,4 +1,4 @@
-"""What the stages of one run share: the experiment, its images, the runs folder."""
+"""Shared state of a run's stages: the experiment, its images, the runs folder."""
 
 import copy
 import hashlib
@@ -52,7 +52,7 @@ FILLED_UP = 16
 
 @dataclass
 class Workspace:
-    """Everything a stage may look at.
+    """Everything a stage may read.
 
     Attributes:
         experiment: what is run.

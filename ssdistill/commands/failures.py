@@ -1,4 +1,4 @@
-"""What ends a command, on one line: a mistake that can be mended, or a fault and its report."""
+"""One-line explanations of errors that end a command, and reports of internal errors."""
 
 import contextlib
 import errno
@@ -33,7 +33,7 @@ PACKAGES = ("ssdistill", "torch", "torchvision", "timm", "lightning-fabric", "nu
 
 
 def explanation(error: BaseException) -> str | None:
-    """What the user can do about an error, on one line; None where it is a fault of ours."""
+    """Explain an error and its remedy on one line; None if it is an internal error."""
     if isinstance(error, UserError):
         return str(error)
     if _is_out_of_memory(error):
@@ -51,7 +51,7 @@ def explanation(error: BaseException) -> str | None:
 
 
 def save_report(error: BaseException, words: Sequence[str], folder: Path | None) -> Path | None:
-    """Write down what is needed to find a fault; None where nothing can be written.
+    """Write a report of an internal error; None if it cannot be written.
 
     Args:
         words: the command line.

@@ -1,4 +1,4 @@
-"""What `ssdistill list` and `--dry-run` print."""
+"""Output of `ssdistill list` and `--dry-run`."""
 
 import inspect
 import re
@@ -39,7 +39,7 @@ REGISTRIES = {
 
 
 def listings(what: str | None = None) -> list[FittedTable]:
-    """The tables asked for; all of them when nothing is.
+    """Return the requested tables, or all of them.
 
     Raises:
         UserError: for a word that names no table.

@@ -51,7 +51,7 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 
 def _failed(error: Exception, words: Sequence[str], runs: Path | None, debug: bool) -> int:
-    """Say on one line what ended the command; a fault of ours is written down, too."""
+    """Print a one-line error; write a report if it is an internal error."""
     if debug:
         traceback.print_exception(error)
     if text := explanation(error):
@@ -65,7 +65,7 @@ def _failed(error: Exception, words: Sequence[str], runs: Path | None, debug: bo
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse; overrides may also stand after options, which argparse alone refuses."""
+    """Parse the command line; overrides may also follow options, unlike in argparse alone."""
     parser = _parser()
     words = list(sys.argv[1:] if arguments is None else arguments)
     command = next((word for word in words if not word.startswith("-")), None)

@@ -1,4 +1,4 @@
-"""Settings on the command line, in every spelling that agents of hyper-parameter sweeps use."""
+"""Normalize command-line overrides, including the spellings of sweep agents."""
 
 import ast
 import json

@@ -91,7 +91,7 @@ def parse_override(text: str) -> dict[str, Any]:
 
 
 def _instead(word: str) -> str:
-    """What to write in place of a word that has no key or no ``=``."""
+    """Suggest a remedy for a word without a key or without ``=``."""
     if word.endswith((".yaml", ".yml")):
         return "; one config is run at a time: name the other one in its 'extends'"
     remedy = "; write key.sub=value without blanks, such as pretrain.steps=100"
@@ -213,7 +213,7 @@ def _is_packaged(file: Path) -> bool:
 
 
 def _merge(base: dict, over: dict, where: str, notices: list[str]) -> dict[str, Any]:
-    """``over`` over ``base``; what only the old kind (or network) knew is ignored, aloud."""
+    """Merge ``over`` into ``base``; drop settings of a replaced kind or network with a notice."""
     merged = dict(base)
     for key, reason in _foreign(base, over, where).items():
         del merged[key]

@@ -1,4 +1,4 @@
-"""What may be written in a config: everything a run does, as frozen pydantic models."""
+"""Schema of a config, as frozen pydantic models."""
 
 from itertools import pairwise
 from typing import Annotated, Any, Literal

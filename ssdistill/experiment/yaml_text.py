@@ -1,4 +1,4 @@
-"""YAML as a config may hold it: mappings with text keys, lists, text, numbers, true, false, null.
+"""Read the YAML subset of configs: mappings with text keys, lists, text, numbers, booleans, null.
 
 Whatever else YAML can say is refused before it is built: tags, values that contain themselves,
 aliases that multiply, numbers that are not finite, nesting without end.

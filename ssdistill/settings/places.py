@@ -1,4 +1,4 @@
-"""The schema of a config, taken apart into the keys a file may hold and the places they have."""
+"""Find where a key may stand in a config, from its schema."""
 
 import re
 import types
@@ -17,7 +17,7 @@ REPEATED = ("teacher.pretrain.", "teachers.", "compare.", "plans.", "evaluate.al
 
 
 def hint(key: str, siblings: Iterable[str], model: type[BaseModel]) -> str:
-    """What an unknown key may have been meant for, as the end of a sentence.
+    """Suggest the intended key or section for an unknown key, as the end of a sentence.
 
     Args:
         key: the last part of the unknown key.

@@ -1,4 +1,4 @@
-"""All problems of a config at once, each with its key and the nearest known name."""
+"""Describe all problems of a config at once, each with its key and the nearest known name."""
 
 from pathlib import Path
 from typing import Any

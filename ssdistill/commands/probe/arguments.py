@@ -1,4 +1,4 @@
-"""Which protocols are asked, and with which settings."""
+"""Parse the requested protocols and their settings."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""What is found of several encoders on the same images."""
+"""Results of evaluating several encoders on the same images."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,12 +12,12 @@ from ssdistill.evaluate.protocols import Protocol
 from ssdistill.evaluate.result import Result
 
 LOOKED_AT = 2000
-"""Test images that the label-free gauges and the map look at, at most; evenly spread."""
+"""Largest number of test images used by label-free metrics and the map; evenly spread."""
 
 
 @dataclass(frozen=True, eq=False)
 class Findings:
-    """What was found of one model.
+    """Results of one model.
 
     Attributes:
         name: short, for tables; source: what was opened.
@@ -51,7 +51,7 @@ class Comparison:
 
 @dataclass(frozen=True, eq=False)
 class Probed:
-    """What ``ssdistill probe`` found.
+    """Results of ``ssdistill probe``.
 
     Attributes:
         models: in the order they were given; the first is what the others are compared with.
@@ -95,7 +95,7 @@ class Probed:
 
     @property
     def notices(self) -> list[str]:
-        """All that must be said beside the tables."""
+        """Notices to print beside the tables, one line each."""
         said = []
         if not self.shown.labeled:
             said.append("no labels: skipping evaluation; label-free metrics only")
@@ -108,5 +108,5 @@ class Probed:
 
 
 def spread(count: int) -> slice:
-    """Of ``count`` images the ones looked at."""
+    """Evenly spread positions of the images used by label-free metrics and the map."""
     return slice(0, count, -(-count // LOOKED_AT))

@@ -1,4 +1,4 @@
-"""What `ssdistill probe` found, as one page with images."""
+"""Results of `ssdistill probe` as one HTML page with charts."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -35,7 +35,7 @@ MOST_HEADLINES = 6
 
 
 def render(probed: Probed, method: Method = "pca") -> str:
-    """The page as text: HTML with its style and images inside."""
+    """Render the page as self-contained HTML."""
     names = ", ".join(model.name for model in probed.models)
     shown = probed.shown
     summary = (
@@ -85,7 +85,7 @@ def _sections(probed: Probed, method: Method) -> Iterator[str]:
 
 
 def _pictures(probed: Probed, method: Method) -> Iterator[str]:
-    """Confusions and maps, of one model beside each other."""
+    """Confusion matrices and embedding maps; side by side for a single model."""
     models = probed.models[:MOST_DRAWN]
     confusions = [chart for model in models if (chart := _confusion(model))]
     maps = _maps(probed, method)
@@ -100,7 +100,7 @@ def _pictures(probed: Probed, method: Method) -> Iterator[str]:
 
 
 def _headlines(probed: Probed) -> list[Headline]:
-    """Of one model each protocol's number, of several each model's by the first protocol."""
+    """One number per protocol for a single model, else one per model by the first protocol."""
     columns = quoted(probed)
     if not columns:
         return []
@@ -146,7 +146,7 @@ def _confusion(model: Findings) -> partial[str] | None:
 
 
 def _maps(probed: Probed, method: Method) -> list[Callable[[float], str]]:
-    """The same images as each model sees them, turned to lie as they do for the first."""
+    """One embedding map per model, each rotated to match the first (Procrustes)."""
     labels, names = probed.labels_N, ()
     if labels is not None:
         classes, labels = np.unique(labels, return_inverse=True)

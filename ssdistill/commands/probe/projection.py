@@ -1,4 +1,4 @@
-"""Embeddings in two dimensions, to be looked at."""
+"""Two-dimensional projections of embeddings."""
 
 from typing import Literal
 
@@ -14,7 +14,7 @@ METHODS = ("pca", "umap")
 
 
 def project(z_ND: Tensor, method: Method = "pca") -> tuple[np.ndarray, str]:
-    """Places (N, 2) of embeddings of unit length, centered, and what the plane is.
+    """Project unit-length embeddings to centered points (N, 2); also returns a description.
 
     Args:
         z_ND: embeddings, N >= 2.

@@ -1,4 +1,4 @@
-"""Judge several encoders on the same images, and set each beside the first."""
+"""Evaluate several encoders on the same images and compare each with the first."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -37,7 +37,7 @@ def probe(
     progress: bool = True,
     trust: bool = False,
 ) -> Probed:
-    """Judge encoders, as ``ssdistill probe`` does.
+    """Evaluate encoders, as ``ssdistill probe`` does.
 
     Args:
         models: one or several of what
@@ -101,7 +101,7 @@ def _check(
 
 
 def _without_labels(shown: Shown, protocols: Sequence[str] | None) -> list[Protocol]:
-    """What can be asked then: nothing, which is an error where something was asked."""
+    """Return no protocols for unlabeled data; an error if any were requested."""
     if protocols is not None:
         raise UserError(
             f"{shown.description}: no labels, required by {', '.join(protocols)}; "
@@ -126,7 +126,7 @@ def _sources(models: Any) -> dict[str, Any]:
 def _judge(
     subject: Subject, opened: Opened, asked: Sequence[Protocol], first: Findings | None
 ) -> Findings:
-    """Everything that is found of one model."""
+    """Evaluate one model: cost, label-free metrics and every protocol."""
     results, refused, notices = {}, {}, list(opened.notices)
     size = min(subject.test.images.shape[1:3])
     if subject.image_size != size:

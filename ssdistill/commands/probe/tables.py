@@ -1,4 +1,4 @@
-"""What `ssdistill probe` found, as tables."""
+"""Results of `ssdistill probe` as tables."""
 
 import math
 from typing import Any
@@ -10,13 +10,13 @@ from ssdistill.report.tables.models import MISSING, scaled
 from ssdistill.report.tables.table import Table
 
 FOLDED = ("_low", "_high", "_stderr")
-"""Ends of measures that are shown as the interval of another."""
+"""Suffixes of measures that are shown as the interval of another measure."""
 NORMAL = 1.96
-"""Standard errors on either side in a 95 % interval."""
+"""Half-width of a 95 % interval in standard errors."""
 MOST_CLASSES, WORST = 20, 10
-"""Classes up to which all are shown; of more, as many as this of the worst."""
+"""Show all classes up to this number; beyond it, only this many of the worst."""
 WIDE = 4
-"""Protocols up to which each has a column."""
+"""Give each protocol a column of its own up to this number of protocols."""
 GAUGES = (
     ("collapse/std", "std", 3),
     ("collapse/effective_rank", "effective rank", 1),
@@ -29,7 +29,7 @@ GAUGES = (
 
 
 def tables(probed: Probed) -> list[Table]:
-    """Everything worth reading, in order."""
+    """All tables of a probe, in reading order."""
     several = len(probed.models) > 1
     wanted = [
         models_table(probed) if several else measures_table(probed.models[0], probed),
