@@ -1,4 +1,4 @@
-"""The only room with labels, and the gauges that need none.
+"""Evaluate encoders with labels; no other room reads a label.
 
 Every protocol is a function of this package: ``ssdistill.evaluate.linear(encoder, data)``.
 """

@@ -1,4 +1,4 @@
-"""Everything a classifier's answers on the test images say, with intervals."""
+"""Classification metrics from predictions on the test images, with intervals."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +15,7 @@ BINS = 15
 
 @dataclass(frozen=True, eq=False)
 class Classification:
-    """Answers on one test set, and what follows from them. Shares are in percent.
+    """Predictions on one test set and their metrics, in percent.
 
     A class that never occurs in the test images has no recall (NaN) and is left out of the
     balanced accuracy. One that is never answered has no precision (NaN), which counts as 0 in
@@ -100,7 +100,7 @@ def classify(
     class_names: tuple[str, ...] | None = None,
     seed: int = 0,
 ) -> Classification:
-    """Judge answers.
+    """Compute classification metrics of predictions or probabilities.
 
     Args:
         targets: true label of every test image, (N,) integers.
@@ -145,7 +145,7 @@ def classify(
 
 
 def _counted(true_N: np.ndarray, answer_N: np.ndarray, size: int, seed: int) -> dict[str, Any]:
-    """All that follows from how often each class was answered for each."""
+    """Metrics that follow from the confusion matrix."""
     confusion_KK = np.bincount(true_N * size + answer_N, minlength=size * size)
     confusion_KK = confusion_KK.reshape(size, size)
     hit_K, true_K, answered_K = confusion_KK.diagonal(), confusion_KK.sum(1), confusion_KK.sum(0)

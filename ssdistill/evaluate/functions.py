@@ -32,7 +32,7 @@ def open_subject(
     progress: bool = True,
     trust: bool = False,
 ) -> Subject:
-    """An encoder and the images it is asked about.
+    """Open an encoder and the images to evaluate it on.
 
     Protocols that are given one subject share its features, which are extracted once.
 
@@ -76,7 +76,7 @@ def open_subject(
 
 
 def as_device(name: str | torch.device | None) -> torch.device | None:
-    """The device of that name; None where none is named, or ``auto`` finds no GPU.
+    """Parse a device name; None if no device is named or ``auto`` finds no GPU.
 
     Raises:
         UserError: it is not a device, or not one of this machine.
@@ -96,7 +96,7 @@ def as_device(name: str | torch.device | None) -> torch.device | None:
 
 
 def build_protocol(kind: str, settings: Mapping[str, Any], name: str | None = None) -> Protocol:
-    """A protocol from plain values.
+    """Build a protocol from plain values.
 
     Args:
         kind: one of ``ssdistill list protocols``.

@@ -1,4 +1,4 @@
-"""Labels looked at before anything is trained, so that no probe refuses them afterwards."""
+"""Check labels before anything is trained, so that no probe rejects them afterwards."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ NAMED = 10
 
 
 def look_at_labels(train: Any, test: Any) -> str:
-    """Check the labels of both splits, and say how many images each class has.
+    """Check the labels of both splits and describe the class counts.
 
     Args:
         train, test: with ``labels``, (N,) integers, and ``class_names`` by label or None.

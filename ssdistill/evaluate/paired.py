@@ -1,4 +1,4 @@
-"""Two classifiers on the same test images: is one better, or are they equally good?"""
+"""Paired comparison of two classifiers on the same test images."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -51,7 +51,7 @@ class Paired:
 
 
 def paired_test(targets: Any, first: Any, second: Any, *, margin: float = MARGIN) -> Paired:
-    """Compare two classifiers' answers on the same images.
+    """Compare the predictions of two classifiers on the same images.
 
     The p-value is McNemar's exact one: of the images that only one of them gets right, half
     should be the first's.

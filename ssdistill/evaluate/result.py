@@ -1,4 +1,4 @@
-"""What a protocol found."""
+"""Result of a protocol."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +10,7 @@ from ssdistill.evaluate.paired import MARGIN, Paired, paired_test
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """One protocol's answer about one encoder.
+    """Result of one protocol for one encoder.
 
     Attributes:
         protocol: its full name, preset included: the second part of every metric's name.

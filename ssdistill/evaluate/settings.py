@@ -1,4 +1,4 @@
-"""What is asked of an encoder once it is finished."""
+"""Settings of the evaluation of finished encoders."""
 
 from typing import Annotated, Any
 
@@ -61,7 +61,7 @@ class _Looks(Settings):
 
     @model_validator(mode="after")
     def _told_apart(self) -> "_Looks":
-        """Two protocols of one name would write the same metrics."""
+        """Reject two protocols of one name, which would write the same metrics."""
         keys: dict[str, str] = {}
         for key, protocol in self._by_key().items():
             if (first := keys.setdefault(protocol.name, key)) != key:

@@ -1,4 +1,4 @@
-"""Who is judged, on which pictures: what every protocol is given."""
+"""The encoder and the images that a protocol evaluates."""
 
 import os
 import shutil
@@ -38,7 +38,7 @@ class LabeledImages:
 
 
 class Subject:
-    """A finished encoder and the images it is asked about.
+    """A finished encoder and the images it is evaluated on.
 
     Features are extracted once per split, when a protocol first asks for them, in eval mode and
     without gradients: protocols that read features cannot change the encoder.

@@ -1,4 +1,4 @@
-"""run.json and metrics.jsonl: the truth about one stage; everything else is a mirror of them."""
+"""run.json and metrics.jsonl: the source of truth about one stage."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""What run.json holds, and reading it: of this version and of those before."""
+"""Contents of run.json, and reading it, including older versions."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ Number = int | bool | Annotated[float, Field(allow_inf_nan=False)]
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What run.json holds.
+    """Contents of run.json.
 
     Attributes:
         stage: ``pretrain``, ``distill``, …; kind: the method, losses or step of the stage.

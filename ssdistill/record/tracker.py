@@ -1,4 +1,4 @@
-"""The record and its mirrors, W&B and TensorBoard, behind one set of calls."""
+"""One logging interface for the record and its mirrors, W&B and TensorBoard."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ __all__ = [
 
 
 class Mirror(Protocol):
-    """What a mirror can show; every call may fail without harm to the run."""
+    """Interface of a mirror; every call may fail without harm to the run."""
 
     name: str
 

@@ -1,4 +1,4 @@
-"""Is the last model of a plan worth having, beside the one it was made from?"""
+"""Recommend the last model of a compression plan, or the model before it."""
 
 import statistics
 from collections.abc import Iterable, Sequence
@@ -49,7 +49,7 @@ class Advice:
 
 
 def advise(records: Sequence[dict[str, Any]]) -> list[Advice]:
-    """What there is to say against the last model of each plan; those that are fine are left out.
+    """Objections to the last model of each plan; models without any are omitted.
 
     Args:
         records: one per model and seed. Those of compressed models have a :data:`PARENT`; of

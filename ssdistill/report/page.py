@@ -1,4 +1,4 @@
-"""report.html: one file that needs no network, no script and no explanation."""
+"""report.html: one self-contained file without scripts or network access."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -40,10 +40,10 @@ SEARCH_LEDE = (
 
 @dataclass(frozen=True)
 class PageData:
-    """What the page shows; whatever is left empty is left out.
+    """Contents of the page; empty fields are omitted.
 
     Attributes:
-        title, summary: plain text; the summary is one honest paragraph.
+        title, summary: plain text; the summary is one paragraph.
         notices: what a reader must know before believing the numbers.
         headline: two to six big numbers.
         results, protocols, paired, steps, rankings, claims: tables (see ``all_tables`` and

@@ -1,4 +1,4 @@
-"""Tables in README files come from records: blocks between markers are written, never typed."""
+"""Generate the marked tables of README files from records."""
 
 import re
 from collections.abc import Iterable, Mapping

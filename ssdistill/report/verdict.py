@@ -1,4 +1,4 @@
-"""Expected against obtained: what the seeds can and cannot decide."""
+"""Verify claims with confidence intervals over seeds."""
 
 import math
 import statistics
@@ -109,7 +109,7 @@ def judge(
     records: Iterable[dict[str, Any]],
     profile: str = "paper",
 ) -> list[Verdict]:
-    """Hold every claim against the records of one profile.
+    """Check every claim against the records of one profile.
 
     Absolute claims are an equivalence test (two one-sided t tests at 5 % each: the 90 % interval
     must lie within the tolerance; Schuirmann 1987) and are scored for ``paper`` only. Orderings

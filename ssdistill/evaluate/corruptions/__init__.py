@@ -1,4 +1,4 @@
-"""The 15 common corruptions of CIFAR-10-C at 5 severities, made on the fly.
+"""The 15 common corruptions of CIFAR-10-C at 5 severities, generated on the fly.
 
 After Hendrycks and Dietterich, arXiv:1903.12261, with the severities that its authors published
 for images of 32 pixels, but made anew: frost is drawn rather than cropped from photographs,
@@ -57,7 +57,7 @@ CHUNK = 2**18
 def corrupt(
     images_NHWC: Any, name: str, severity: int, *, seed: int = 0, index_N: Any = None
 ) -> Any:
-    """Images as a corruption leaves them.
+    """Apply a corruption to images.
 
     Args:
         images_NHWC: uint8 RGB, numpy (a memory map is read piece by piece) or torch.

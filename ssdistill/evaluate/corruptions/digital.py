@@ -1,4 +1,4 @@
-"""What light, lenses and file formats do to colors and positions."""
+"""Digital corruptions: brightness, contrast, elastic transform, pixelation, JPEG."""
 
 import io
 
@@ -29,7 +29,7 @@ QUALITY = (80, 65, 58, 50, 40)
 
 
 def brightness(x_BCHW: Tensor, severity: int, scale: float, draws: Draws) -> Tensor:
-    """More light: the largest channel rises, hue and saturation stay."""
+    """Add to the HSV value; hue and saturation stay."""
     added = 255 * BRIGHTNESS[severity - 1]
     value_B1HW = x_BCHW.double().amax(1, keepdim=True)
     gain_B1HW = (value_B1HW + added).clamp_(max=255) / value_B1HW.clamp_min(1)
@@ -37,14 +37,14 @@ def brightness(x_BCHW: Tensor, severity: int, scale: float, draws: Draws) -> Ten
 
 
 def contrast(x_BCHW: Tensor, severity: int, scale: float, draws: Draws) -> Tensor:
-    """Every channel is drawn to its own mean over the image."""
+    """Shrink every channel towards its mean over the image."""
     # A sum of whole numbers is exact in any order; a mean of quotients would not be.
     mean_BC11 = x_BCHW.double().sum((2, 3), keepdim=True) / x_BCHW[0, 0].numel()
     return (x_BCHW - mean_BC11) * CONTRAST[severity - 1] + mean_BC11
 
 
 def elastic_transform(x_BCHW: Tensor, severity: int, scale: float, draws: Draws) -> Tensor:
-    """Stretched: an affine map that moves three points, and a smooth random field on top."""
+    """Apply a random affine map of three points plus a smooth random displacement field."""
     strength, smooth, moved = ELASTIC[severity - 1]
     height, width = x_BCHW.shape[2:]
     side = min(height, width)
@@ -98,7 +98,7 @@ def pixelate(x_BCHW: Tensor, severity: int, scale: float, draws: Draws) -> Tenso
 
 
 def jpeg_compression(x_BCHW: Tensor, severity: int, scale: float, draws: Draws) -> Tensor:
-    """Written as a JPEG file and read again, one by one: the only one that is no batch's work."""
+    """Compress as JPEG and decode again, image by image."""
     images_BHWC = x_BCHW.movedim(1, 3).cpu().numpy()
     changed_BHWC = np.empty_like(images_BHWC)
     for image_HWC, changed_HWC in zip(images_BHWC, changed_BHWC, strict=True):

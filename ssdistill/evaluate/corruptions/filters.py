@@ -1,4 +1,4 @@
-"""Blurs and changes of size whose sums are exact, in whatever order they are made.
+"""Blurring and resampling with exact sums, whatever the order of summation.
 
 Weights are whole multiples of 2^-16 and pixels whole numbers, so every product and partial sum
 is a whole number that double precision holds. An image is therefore filtered to the same bits

@@ -35,7 +35,7 @@ ICE = (0.86, 0.94, 1.0)
 
 
 def snow(x_BCHW: Tensor, severity: int, scale: float, draws: Draws) -> Tensor:
-    """Falling flakes over an image that is whitened."""
+    """Add falling snowflakes to a whitened image."""
     mean, deviation, zoom, level, radius, sigma, kept = SNOW[severity - 1]
     height, width = x_BCHW.shape[2:]
     noise_B1HW = draws.normal(0, 1, height, width).double().mul_(deviation).add_(mean)
@@ -55,7 +55,7 @@ def snow(x_BCHW: Tensor, severity: int, scale: float, draws: Draws) -> Tensor:
 
 
 def frost(x_BCHW: Tensor, severity: int, scale: float, draws: Draws) -> Tensor:
-    """Ice on the pane: needles in three directions 60 degrees apart, denser in some places.
+    """Add frost: needles in three directions 60 degrees apart, of varying density.
 
     The paper crops photographs of frost; these crystals are drawn.
     """
@@ -86,7 +86,7 @@ def _ice(height: int, width: int, scale: float, draws: Draws) -> Tensor:
 
 
 def fog(x_BCHW: Tensor, severity: int, scale: float, draws: Draws) -> Tensor:
-    """Clouds added to the image, which is dimmed so that its brightest value stays."""
+    """Add fog and rescale so that the brightest value stays."""
     thickness, decay = FOG[severity - 1]
     brightest_B111 = x_BCHW.double().amax((1, 2, 3), keepdim=True)
     clouds_B1HW = _clouds(*x_BCHW.shape[2:], decay**2, draws) * (255 * thickness)

@@ -1,4 +1,4 @@
-"""An ONNX file that comes without a word about itself."""
+"""Bare ONNX files, without a `model.json` that describes them."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Anything that encodes, opened: a saved model, an ONNX file, a name of timm's, a network."""
+"""Open an encoder: a saved model, an ONNX file, a timm name or a network."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ Channels = Sequence[float]
 
 @dataclass(frozen=True, eq=False)
 class Opened:
-    """An encoder that can be asked.
+    """An opened encoder.
 
     Attributes:
         encoder: maps float BCHW images in [0, 1] to a Representation.
@@ -60,7 +60,7 @@ class Opened:
 
 
 class TensorEncoder(nn.Module):
-    """A network that answers with a tensor (B, D), with the call of an encoder."""
+    """Wrap a network that returns a tensor (B, D) as an encoder."""
 
     def __init__(self, net: nn.Module):
         super().__init__()
@@ -79,7 +79,7 @@ def open_encoder(
     std: Channels | None = None,
     trust: bool = False,
 ) -> Opened:
-    """An encoder in eval mode, from whatever names it.
+    """Open an encoder in eval mode.
 
     Args:
         what: the folder of a saved model (or of the finished stage around it), of whatever
@@ -140,7 +140,7 @@ def takes_statistics(what: Any) -> bool:
 
 
 def as_representation(found: Any, name: str) -> Representation:
-    """What an encoder answers; a tensor (B, D) is its embedding.
+    """Convert the output of an encoder; a tensor (B, D) is its embedding.
 
     Raises:
         UserError: it is something else.
@@ -212,7 +212,7 @@ def _open_onnx(
 def _fitting(
     input_shape: tuple[int | None, ...] | None, own: int | None, wanted: int | None
 ) -> tuple[int | None, list[str]]:
-    """Side of the images that a file for a runtime is given, and what there is to say of it."""
+    """Image size for an exported model, and notices about it."""
     fixed = input_shape[-1] if input_shape else None
     if fixed is not None and wanted not in (None, fixed):
         return fixed, [f"takes images of {fixed} pixels only; using these, not {wanted}"]

@@ -1,4 +1,4 @@
-"""The images an encoder is asked about, from whatever names them."""
+"""Open the images to evaluate an encoder on, from a kind, a path, settings or arrays."""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -69,7 +69,7 @@ def open_pictures(
     sizes: Iterable[int] = (),
     root: str | Path = "runs",
 ) -> Shown:
-    """Training and test images, decoded the first time they are asked for.
+    """Open training and test images; they are decoded the first time.
 
     Args:
         data: kind of a data source (``ssdistill list sources``), an ``.npz`` file, a folder, a

@@ -1,1 +1,1 @@
-"""How protocols find their numbers: regressions, neighbors, trainings, with features given."""
+"""Algorithms of the protocols: regression, k-NN, clustering, training on labels."""

@@ -1,4 +1,4 @@
-"""Clusters found without labels, compared with the classes."""
+"""k-means clustering of embeddings, compared with the classes."""
 
 import warnings
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A copy of the encoder trained further, with labels, under a linear layer."""
+"""Fine-tune a copy of the encoder with a linear layer on labels."""
 
 import copy
 import time

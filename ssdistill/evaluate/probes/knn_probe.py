@@ -1,4 +1,4 @@
-"""Protocol ``knn``: the label its nearest training images vote for."""
+"""Protocol ``knn``: weighted vote of the nearest training images."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from ssdistill.label_free.vectors import Distance, as_rows
 
 Weights = Literal["softmax", "inverse", "uniform"]
 SUITABLE = {"cosine": ("softmax", "uniform"), "euclidean": ("inverse", "uniform")}
-"""Weights by distance."""
+"""Vote weights that suit each distance."""
 VOTES = 2**23
 """Votes held at a time, all classes counted (64 MiB)."""
 NO_DISTANCE = 1e-5
@@ -25,7 +25,7 @@ NO_DISTANCE = 1e-5
 
 @dataclass(frozen=True, eq=False)
 class KnnProbe:
-    """What a k-NN probe found. Accuracies in percent.
+    """Result of a k-NN probe. Accuracies in percent.
 
     Attributes:
         top1: test accuracy with ``k`` neighbors and ``temperature``, both fixed beforehand.

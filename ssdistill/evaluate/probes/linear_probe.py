@@ -30,7 +30,7 @@ the last."""
 
 @dataclass(frozen=True, eq=False)
 class LinearProbe:
-    """What a linear probe found. Accuracies in percent.
+    """Result of a linear probe. Accuracies in percent.
 
     Attributes:
         top1, top5: test accuracy (top5 is 100 with five classes or fewer).
@@ -145,7 +145,7 @@ def linear_probe(
 
 
 def _at_an_end(strength: float, held_out_top1: dict[float, float]) -> str | None:
-    """What to say where the best strength may lie beyond the ones that were tried; it is logged."""
+    """Warn, and log, if the best strength may lie outside the range that was tried."""
     tried = list(held_out_top1)
     if not tried or strength not in (tried[0], tried[-1]):
         return None

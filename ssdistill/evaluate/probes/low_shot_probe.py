@@ -22,7 +22,7 @@ TOGETHER = 2**29
 
 @dataclass(frozen=True, eq=False)
 class LowShotProbe:
-    """What a low-shot probe found. Accuracies in percent, on the same test images every draw.
+    """Result of a low-shot probe. Accuracies in percent, on the same test images every draw.
 
     Attributes:
         top1: mean test accuracy over the draws.

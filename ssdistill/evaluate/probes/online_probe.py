@@ -1,4 +1,4 @@
-"""A classifier that reads along while an encoder trains: a gauge with labels, off by default."""
+"""Online linear probe during training; it reads labels and is off by default."""
 
 from collections.abc import Mapping
 from typing import Any

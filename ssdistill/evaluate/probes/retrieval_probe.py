@@ -1,4 +1,4 @@
-"""Retrieval: whether the images nearest to one show the same class."""
+"""Image retrieval: recall@k and mean average precision by cosine similarity."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ LAST = torch.iinfo(torch.int64).max
 
 @dataclass(frozen=True, eq=False)
 class Retrieval:
-    """What retrieval found, in percent, over the queries whose class the gallery has.
+    """Retrieval metrics in percent, over the queries whose class the gallery has.
 
     Attributes:
         recall_at_k: share of queries with their class among the k nearest.

@@ -44,7 +44,7 @@ class HeadTraining(LabelledTraining):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class SGDProbe(SupervisedResult):
-    """What the heads found; ``loss`` is that of all heads together, summed.
+    """Result of the heads; ``loss`` is summed over all heads.
 
     Attributes:
         lr: learning rate of the head that is reported.

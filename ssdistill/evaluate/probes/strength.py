@@ -1,4 +1,4 @@
-"""The L2 strength of a linear probe, chosen on training labels that are held out."""
+"""Choose the L2 strength of a linear probe on held-out training labels."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Training with labels on the one training loop: linear heads, and encoders to be fine-tuned."""
+"""Supervised training of linear heads and encoders on the common training loop."""
 
 import tempfile
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ LINES = 50
 
 @dataclass(frozen=True)
 class LabelledTraining:
-    """How something is trained with labels.
+    """Settings of a supervised training.
 
     Attributes:
         optim: settings of :class:`~ssdistill.train.optim.OptimSettings`.
@@ -62,7 +62,7 @@ class LabelledTraining:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class SupervisedResult:
-    """What a training with labels found.
+    """Result of a training with labels.
 
     Attributes:
         classes: labels in the order of the columns.

@@ -1,4 +1,4 @@
-"""Protocol ``finetune``: how good a start the encoder is, on all labels or on a few."""
+"""Protocol ``finetune``: fine-tuning of the whole encoder on all or few labels."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
@@ -36,7 +36,7 @@ Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class Finetune(Protocol):
-    """The whole encoder trained further, with labels, under a linear layer.
+    """Fine-tune the whole encoder with a linear layer on labels.
 
     A copy is trained; the encoder itself stays as it is. What is reported is the state after the
     last step, never the best epoch. Compressed PyTorch encoders train as any other, and their

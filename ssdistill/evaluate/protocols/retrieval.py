@@ -1,4 +1,4 @@
-"""Protocol ``retrieval``: whether images of a class find one another."""
+"""Protocol ``retrieval``: image retrieval by cosine similarity."""
 
 from typing import Annotated, Literal
 

@@ -1,4 +1,4 @@
-"""Protocol ``robust``: what is left of the accuracy when test images are corrupted."""
+"""Protocol ``robust``: accuracy on corrupted test images."""
 
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal

@@ -1,4 +1,4 @@
-"""Where images lie beside each other: embeddings in two dimensions, as SVG."""
+"""Scatter plot of two-dimensional embeddings, as SVG."""
 
 from collections.abc import Sequence
 from html import escape

@@ -1,4 +1,4 @@
-"""Are two models' accuracies on the same test images really different?"""
+"""Paired comparison of models on the same test images, as a table."""
 
 import statistics
 from collections.abc import Sequence

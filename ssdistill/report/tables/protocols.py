@@ -1,4 +1,4 @@
-"""Every protocol's answer about the same models."""
+"""Results of every protocol for the same models."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Do gauges that need no label rank encoders as the probes do?"""
+"""Rank correlation of label-free metrics with probe accuracies."""
 
 from collections.abc import Sequence
 from itertools import combinations

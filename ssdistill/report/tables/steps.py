@@ -1,4 +1,4 @@
-"""What each compression step did to the model that it was given."""
+"""Effect of each compression step on its input model."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -130,7 +130,7 @@ def test_a_protocol_that_cannot_judge_is_left_out_aloud():
     asked = {"low_shot": {"labels_per_class": 1000}}
     found = ssdistill.probe({"c": colours}, pairs(), ["knn", "low_shot"], settings=asked)
     assert set(found.models[0].results) == {"knn"}
-    assert any("c: low_shot left out: class 0 has 30" in notice for notice in found.notices)
+    assert any("c: low_shot skipped: class 0 has 30" in notice for notice in found.notices)
     with pytest.raises(UserError, match="class 0 has 30"):
         ssdistill.probe({"c": colours}, pairs(), ["low_shot"], settings=asked)
     (x, y), (u, v) = pairs()

@@ -234,7 +234,7 @@ def test_scale_of_a_row_does_not_matter(data):
     ("change", "says"),
     [
         ({"k": 601}, "k=601 neighbors of 600"),
-        ({"ks": (0,)}, "k=0 neighbours"),
+        ({"ks": (0,)}, "k=0 neighbors"),
         ({"temperature": 0.0}, "temperature=0.0"),
         ({"weights": "unifrom"}, "weights='unifrom' .did you mean 'uniform'"),
         ({"weights": "inverse"}, "with distance='cosine' they are softmax or uniform"),

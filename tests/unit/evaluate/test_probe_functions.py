@@ -120,7 +120,7 @@ def test_pictures_come_from_arrays_files_and_folders(tmp_path):
         ({"kind": "nzp"}, "unknown data source 'nzp' (did you mean 'npz'?)"),
         (3, "data: expected a kind, a path, settings or two pairs of arrays, got 3"),
         ((1, 2, 3), "((x_train, y_train), (x_test, y_test))"),
-        (((np.zeros((2, 4, 4, 3)),),) * 2, "training images must be uint8"),
+        (((np.zeros((2, 4, 4, 3)),),) * 2, "training images must be non-empty uint8"),
     ],
 )
 def test_pictures_that_are_none_are_refused_in_one_line(data, words):

@@ -84,7 +84,7 @@ def test_a_file_that_takes_bytes_is_given_bytes(tmp_path):
             {"nodes": (POOL,), "output": ("pooled", ["b", 3, 1, 1])},
             "returns (B, D)",
         ),
-        (["b", 8, 8, 3], {}, "takes (b, 8, 8, 3): an encoder takes square images"),
+        (["b", 8, 8, 3], {}, "takes (b, 8, 8, 3); an encoder takes square images"),
         (["b", 3, 8, 6], {}, "takes square images (B, 3, H, W)"),
         (["b", 3, 8, 8], {"more": ("mask",)}, "has 2 inputs (x, mask)"),
         (["b", 3, 8, 8], {"kind": TensorProto.DOUBLE}, "takes tensor(double)"),
@@ -195,9 +195,9 @@ def test_networks_and_functions_become_encoders(make_encoder):
     "what, words",
     [
         (lambda x: x, r"returns \(6, 3, 8, 8\); an encoder returns embeddings"),
-        (nn.Identity(), r"Identity answers with \(6, 3, 8, 8\)"),
-        (lambda x: x.numpy(), "answers with ndarray"),
-        (3, "not 3"),
+        (nn.Identity(), r"Identity returns \(6, 3, 8, 8\)"),
+        (lambda x: x.numpy(), "returns ndarray"),
+        (3, "got 3"),
     ],
 )
 def test_what_answers_with_something_else_is_refused(what, words):
