@@ -31,32 +31,32 @@ OWN = ("model", "before", "original")
 def compress(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str, Any]:
     """Apply one step to the parent's encoder; its report becomes the metrics."""
     settings = STEPS.schema(stage.config["step"]["kind"]).model_validate(stage.config["step"])
-    step, given = STEPS.build(settings), workspace.encoder(stage.parents["model"])
+    step, input_encoder = STEPS.build(settings), workspace.encoder(stage.parents["model"])
     metrics: dict[str, Any] = {}
     context = _context(stage, workspace, tracker, step.learns(settings), metrics)
     seed_generators(stage.seed, stage.digest)
-    made = step.apply(given, context)
+    compressed = step.apply(input_encoder, context)
     words = {name: value for name, value in context.record.items() if isinstance(value, str)}
     numbers = {k: v for k, v in context.record.items() if isinstance(v, int | float)}
     metrics |= {f"compress/{name}": value for name, value in numbers.items()}
-    save_encoder(made, context.folder)
+    save_encoder(compressed, context.folder)
     # What is measured is what a user gets: the file, opened again.
-    made = load(context.folder, check_inputs=False)
+    compressed = load(context.folder, check_inputs=False)
     images = workspace.images(MEASURED_IMAGES, derive_seed(0, "measured"))
     measured, facts = before_after(
-        given,
-        made,
+        input_encoder,
+        compressed,
         images,
         stage.parents["model"].folder(workspace.root) / MODEL,
         context.folder,
     )
-    for end, model in (("_before", given), ("", made)):
+    for end, model in (("_before", input_encoder), ("", compressed)):
         agreed = agreed_on(context.original, model, images)
         measured |= {f"{k.replace('agree/', 'agree/original/')}{end}": v for k, v in agreed.items()}
     # A step may have found for itself that its input was better.
     accepted = _passes(stage, settings, facts) and context.record.get("accepted", 1)
     words["runtime"] = facts["runtime"]
-    export(made if accepted else given, stage, tracker, parent="model", **words)
+    export(compressed if accepted else input_encoder, stage, tracker, parent="model", **words)
     return metrics | measured | {"compress/accepted": int(accepted)}
 
 

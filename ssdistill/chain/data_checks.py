@@ -80,7 +80,7 @@ def _refuse_selection(train: Store, experiment: Experiment) -> None:
 
 def _refuse_constant(train: Store, experiment: Experiment) -> None:
     first = np.asarray(train.images[0])
-    if not _all(train, lambda images_NHWC: images_NHWC == first):
+    if not _holds_everywhere(train, lambda images_NHWC: images_NHWC == first):
         return
     values = np.unique(first)
     window = f", or data.window={experiment.data.window}" if train.window else ""
@@ -97,12 +97,12 @@ def _refuse_constant(train: Store, experiment: Experiment) -> None:
 
 def _constant_warnings(train: Store, test: Store) -> list[str]:
     warnings = []
-    if _all(train, lambda images_NHWC: images_NHWC == images_NHWC[:, :1, :1]):
+    if _holds_everywhere(train, lambda images_NHWC: images_NHWC == images_NHWC[:, :1, :1]):
         warnings.append(
             "each training image has a single color, so all its crops are alike; check the files"
         )
     first = np.asarray(test.images[0])
-    if len(test) > 1 and _all(test, lambda images_NHWC: images_NHWC == first):
+    if len(test) > 1 and _holds_everywhere(test, lambda images_NHWC: images_NHWC == first):
         warnings.append(
             f"the {len(test)} test images are identical, so no metric of them means "
             "anything; check the files"
@@ -110,7 +110,7 @@ def _constant_warnings(train: Store, test: Store) -> list[str]:
     return warnings
 
 
-def _all(store: Store, holds: Callable[[np.ndarray], np.ndarray]) -> bool:
+def _holds_everywhere(store: Store, holds: Callable[[np.ndarray], np.ndarray]) -> bool:
     """Whether a property holds for every pixel; a sample is checked first."""
     images_NHWC = store.images
     sample = images_NHWC[:: -(-len(store) // SAMPLE)]
@@ -134,7 +134,7 @@ def _few_to_compress(experiment: Experiment, train: Store) -> list[str]:
     if len(train) >= FEW_IMAGES or experiment.compressed is None:
         return []
     return [
-        f"{_pictures(len(train), 'training')}: too few for compress, so its steps also use "
+        f"{_count_of_images(len(train), 'training')}: too few for compress, so its steps also use "
         "augmented views of them; add images"
     ]
 
@@ -146,8 +146,8 @@ def _few(source: Source, test: Store) -> list[str]:
     if len(test) < GAUGED_AT_LEAST:
         lost = "collapse/* (needs 2) and agree/* (needs 4)"
     key = "raise data.test_fraction, or add images" if source.has_test else "add images"
-    return [f"{_pictures(len(test), 'test')}: too few for {lost}, which are skipped; {key}"]
+    return [f"{_count_of_images(len(test), 'test')}: too few for {lost}, which are skipped; {key}"]
 
 
-def _pictures(count: int, split: str) -> str:
+def _count_of_images(count: int, split: str) -> str:
     return f"{count} {split} image{'s' if count != 1 else ''}"

@@ -135,13 +135,15 @@ def _confusions(workspace: Workspace) -> list[Callable[[float], str]]:
         asked = sorted(answers.keys() - {"targets"}, key=lambda name: (name != "linear", name))
         if not asked:
             continue
-        found = classify(
+        classification = classify(
             answers["targets"],
             predictions=answers[asked[0]],
             class_names=workspace.test.class_names,
         )
         title = f"{role}, {protocol_words(asked[0])}"
-        charts.append(partial(confusion_svg, found.confusion_KK, found.names, title))
+        charts.append(
+            partial(confusion_svg, classification.confusion_KK, classification.names, title)
+        )
     return charts
 
 
@@ -189,14 +191,15 @@ def _neighbours(workspace: Workspace) -> Neighbours | None:
     for role in (teacher, "distilled"):
         z_ND = torch.as_tensor(gauged_features(evaluations[role], workspace))
         k = min(SHOWN_NEIGHBOURS, len(z_ND) - 1)
-        found = torch.cat([index_Bk for _, index_Bk in neighbours(z_ND[queries], z_ND, k + 1)])
+        index_Qk = torch.cat([index_Bk for _, index_Bk in neighbours(z_ND[queries], z_ND, k + 1)])
         # The nearest of all is the query itself.
         nearest[role] = [
-            [i for i in row if i != q][:k] for q, row in zip(queries, found.tolist(), strict=True)
+            [i for i in row if i != q][:k]
+            for q, row in zip(queries, index_Qk.tolist(), strict=True)
         ]
     shared = [
-        [i in theirs for i in ours]
-        for ours, theirs in zip(nearest["distilled"], nearest[teacher], strict=True)
+        [i in teacher_row for i in student_row]
+        for student_row, teacher_row in zip(nearest["distilled"], nearest[teacher], strict=True)
     ]
     return Neighbours(
         queries=[pictures[q] for q in queries],

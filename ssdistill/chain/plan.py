@@ -52,7 +52,7 @@ def latency_stage(workspace: Workspace, seed: int) -> Stage | None:
     None where nothing is distilled or compressed: rows that differ in their training alone are
     equally fast.
     """
-    if not _sized(workspace.experiment):
+    if not _models_differ_in_size(workspace.experiment):
         return None
     planner = _Planner(workspace, seed)
     return planner.latency(planner.models())
@@ -66,7 +66,7 @@ class _Planner:
 
     def stages(self) -> list[Stage]:
         models = self.models()
-        last = [self.latency(models)] if _sized(self.experiment) else []
+        last = [self.latency(models)] if _models_differ_in_size(self.experiment) else []
         return [*models.values(), *self.evaluations(models).values(), *last]
 
     def models(self) -> dict[str, Stage]:
@@ -105,7 +105,7 @@ class _Planner:
             role: self._stage(role, "evaluate", config, {"model": models[role]})
             for role in self.experiment.all_teachers
         }
-        references = dict(evaluations) if _sized(self.experiment) else {}
+        references = dict(evaluations) if _models_differ_in_size(self.experiment) else {}
         for role, model in models.items():
             if role not in evaluations:
                 parents = {"model": model, **references}
@@ -225,7 +225,7 @@ class _Planner:
         )
 
 
-def _sized(experiment: Experiment) -> bool:
+def _models_differ_in_size(experiment: Experiment) -> bool:
     """Whether the experiment's models differ in size, not only in training."""
     return experiment.distill is not None or experiment.compressed is not None
 

@@ -84,11 +84,11 @@ def build_distiller(
         where = workspace.device
         distiller.neighbours_NK = nearest_neighbours(workspace.embeddings(first).to(where))
     for name, teacher in distiller.teachers.items():
-        _look_at_teacher(teacher, distiller.losses_of(name).values(), workspace)
+        _initialize_losses(teacher, distiller.losses_of(name).values(), workspace)
     return distiller
 
 
-def _look_at_teacher(teacher: Encoder, losses: Iterable[Loss], workspace: Workspace) -> None:
+def _initialize_losses(teacher: Encoder, losses: Iterable[Loss], workspace: Workspace) -> None:
     """Initialize losses that need the teacher's embeddings of the training images."""
     fitted = [loss for loss in losses if loss.fits_teacher]
     if not fitted:

@@ -88,7 +88,7 @@ def train(
 
     def show(views: list[Tensor]) -> None:
         side = max(view.shape[-1] for view in views)
-        pictures = np.stack([_pictures(view, side) for view in views])
+        pictures = np.stack([_first_images(view, side) for view in views])
         np.save(tracker.run.folder / VIEWS, pictures)
         rows = pictures.transpose(1, 2, 0, 3, 4)
         images, height, count, width, _ = rows.shape
@@ -165,7 +165,7 @@ def budgeted_steps(stage: Stage, workspace: Workspace, folder: Path) -> int | No
     return read_json(found, lambda content: isinstance(content["steps"], int))["steps"]
 
 
-def _pictures(view_BCHW: Tensor, side: int) -> np.ndarray:
+def _first_images(view_BCHW: Tensor, side: int) -> np.ndarray:
     """The first images of a view as uint8 (N, side, side, 3), small ones on white."""
     shown = view_BCHW[:SHOWN_IMAGES].detach().float().cpu().mul(255).round().clamp(0, 255)
     margin = side - shown.shape[-1]

@@ -107,15 +107,15 @@ class Workspace:
 
     def teachers(self) -> dict[str, Encoder]:
         """Every teacher by its row's name, to be looked at: those to be trained are untrained."""
-        found = {}
+        encoders = {}
         for role in self.experiment.all_teachers:
             if role in self._loaded:
-                found[role] = self._loaded[role]
+                encoders[role] = self._loaded[role]
                 continue
             network, method = self.experiment.pretrained[role]
-            found[role] = self.build(network)
-            found[role].projector = METHODS.build(method, found[role]).projector
-        return found
+            encoders[role] = self.build(network)
+            encoders[role].projector = METHODS.build(method, encoders[role]).projector
+        return encoders
 
     @cached_property
     def _loaded(self) -> dict[str, Encoder]:
@@ -284,11 +284,11 @@ def open_workspace(experiment: Experiment, root: Path) -> Workspace:
 
 
 def resolve_recipes(
-    wanted: tuple[ViewRecipe, ...] | None, natural: tuple[str, ...], source: Source
+    requested: tuple[ViewRecipe, ...] | None, natural: tuple[str, ...], source: Source
 ) -> tuple[ViewRecipe, ...]:
-    """The recipes ``wanted``, or else ``natural``, what the method asks for on natural images,
+    """The recipes ``requested``, or else ``natural``, what the method asks for on natural images,
     unless the data has a recipe of its own.
     """
-    if (count := sum(recipe.count for recipe in wanted or ())) > MOST_VIEWS:
+    if (count := sum(recipe.count for recipe in requested or ())) > MOST_VIEWS:
         raise UserError(f"views: {count} views of each image; use at most {MOST_VIEWS}")
-    return wanted or tuple(RECIPES[source.default_recipe or name] for name in natural)
+    return requested or tuple(RECIPES[source.default_recipe or name] for name in natural)

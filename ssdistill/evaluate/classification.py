@@ -74,8 +74,8 @@ class Classification:
         """What a record keeps, by short names; without what is not known."""
         names = ("top1", "top5", "top1_stderr", "top1_low", "top1_high", "balanced_accuracy",
                  "macro_precision", "macro_f1", "calibration_error")  # fmt: skip
-        found = {name: getattr(self, name) for name in names}
-        return {name: value for name, value in found.items() if value is not None}
+        values = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in values.items() if value is not None}
 
     def by_class(self) -> list[dict[str, Any]]:
         """One row per class: label, name, test images, precision, recall and F1 in percent.
@@ -192,28 +192,28 @@ def _top5(probabilities_NK: np.ndarray, true_N: np.ndarray) -> float:
 
 
 def _integers(labels: Any, name: str) -> np.ndarray:
-    found = np.asarray(labels)
-    if found.ndim != 1 or len(found) == 0 or found.dtype.kind not in "iu":
+    label_N = np.asarray(labels)
+    if label_N.ndim != 1 or len(label_N) == 0 or label_N.dtype.kind not in "iu":
         raise UserError(
-            f"{name} must be a non-empty integer array of shape (N,), got {found.dtype} "
-            f"{found.shape}"
+            f"{name} must be a non-empty integer array of shape (N,), got {label_N.dtype} "
+            f"{label_N.shape}"
         )
-    return found.astype(np.int64)
+    return label_N.astype(np.int64)
 
 
 def _probabilities(values: Any) -> np.ndarray:
-    found = np.asarray(values, dtype=np.float64)
-    if found.ndim != 2 or 0 in found.shape:
+    probability_NK = np.asarray(values, dtype=np.float64)
+    if probability_NK.ndim != 2 or 0 in probability_NK.shape:
         raise UserError(
-            f"probabilities must be a non-empty array of shape (N, K), got {found.shape}"
+            f"probabilities must be a non-empty array of shape (N, K), got {probability_NK.shape}"
         )
-    wrong_N = ~(np.abs(found.sum(1) - 1) < 1e-3) | (found < 0).any(1)
+    wrong_N = ~(np.abs(probability_NK.sum(1) - 1) < 1e-3) | (probability_NK < 0).any(1)
     if wrong_N.any():
         raise UserError(
-            f"probabilities of {wrong_N.sum()} of {len(found)} images are negative, not finite "
-            "or do not add up to 1"
+            f"probabilities of {wrong_N.sum()} of {len(probability_NK)} images are negative, "
+            "not finite or do not add up to 1"
         )
-    return found
+    return probability_NK
 
 
 def _classes(labels: Any, width: int | None = None) -> np.ndarray:

@@ -141,11 +141,11 @@ def _without_length(shared: Any, own: Any) -> Any:
 def find_config(path: str | Path) -> Path:
     """The file ``path`` names: as given, or among the packaged configs, with or without .yaml."""
     packaged = Path(str(resources.files("ssdistill.configs")))
-    given = Path(path).expanduser()
-    for candidate in (given, packaged / path, packaged / f"{path}.yaml"):
+    file = Path(path).expanduser()
+    for candidate in (file, packaged / path, packaged / f"{path}.yaml"):
         if _is_file(candidate):
             return candidate
-    if os.path.isdir(given):
+    if os.path.isdir(file):
         raise UserError(f"{path}: is a folder; name a YAML file in it")
     known = sorted(str(p.relative_to(packaged)) for p in packaged.rglob("*.yaml"))
     name = shortened(path, 200)
@@ -212,15 +212,15 @@ def _is_packaged(file: Path) -> bool:
     )
 
 
-def _merge(base: dict, over: dict, where: str, notices: list[str]) -> dict[str, Any]:
+def _merge(base: dict, over: dict, section: str, notices: list[str]) -> dict[str, Any]:
     """Merge ``over`` into ``base``; drop settings of a replaced kind or network with a notice."""
     merged = dict(base)
-    for key, reason in _foreign(base, over, where).items():
+    for key, reason in _foreign(base, over, section).items():
         del merged[key]
         if key not in over:
-            notices.append(f"ignoring {where}.{key}: {reason}")
+            notices.append(f"ignoring {section}.{key}: {reason}")
     for key, value in over.items():
-        path = f"{where}.{key}" if where else str(key)
+        path = f"{section}.{key}" if section else str(key)
         old = merged.get(key)
         if isinstance(old, str) and isinstance(value, dict) and _registry_at(path):
             old = kind_alone(old)
@@ -233,20 +233,20 @@ def _merge(base: dict, over: dict, where: str, notices: list[str]) -> dict[str, 
     return merged
 
 
-def _foreign(base: dict, over: dict, where: str) -> dict[str, str]:
+def _foreign(base: dict, over: dict, section: str) -> dict[str, str]:
     """Keys of ``base`` that mean nothing once ``over`` has chosen another kind, and why."""
-    registry, kind, name = _registry_at(where), over.get("kind"), over.get("name")
+    registry, kind, name = _registry_at(section), over.get("kind"), over.get("name")
     known = _settings_of(registry, kind) if registry and isinstance(kind, str) else None
     if known is not None and kind != base.get("kind"):
         unknown = [key for key in base if key not in known and key not in over]
-        dropped = dict.fromkeys(unknown, f"not a setting of {where}.kind={kind}")
+        dropped = dict.fromkeys(unknown, f"not a setting of {section}.kind={kind}")
         # The network of one kind of teacher says nothing about that of another.
         if registry is TEACHERS and "encoder" in base and "encoder" not in unknown:
-            dropped["encoder"] = f"it was set for another {where}.kind than {kind}"
+            dropped["encoder"] = f"it was set for another {section}.kind than {kind}"
         return dropped
-    former = base.get("name", EncoderSettings().name)
-    if where.endswith(".encoder") and isinstance(name, str) and name != former:
-        return _of_other_network(base, former, name)
+    old_name = base.get("name", EncoderSettings().name)
+    if section.endswith(".encoder") and isinstance(name, str) and name != old_name:
+        return _of_other_network(base, old_name, name)
     return {}
 
 
@@ -257,37 +257,37 @@ def _settings_of(registry: Registry, kind: str) -> Iterable[str] | None:
     return registry.schema(kind).model_fields if kind in registry.classes else None
 
 
-def _of_other_network(base: dict, former: Any, name: str) -> dict[str, str]:
+def _of_other_network(base: dict, old_name: Any, name: str) -> dict[str, str]:
     """Settings of an encoder that another network cannot take over, and why."""
     dropped = {}
     if base.get("args"):
-        dropped["args"] = f"they are arguments of {former}"
+        dropped["args"] = f"they are arguments of {old_name}"
     if base.get("stem", "auto") != "native" and not has_small_stem(name):
         stem = [key for key in STEM_SETTINGS if key in base]
         dropped |= dict.fromkeys(stem, f"no small stem is known for {shortened(name)}")
     return dropped
 
 
-def _merge_items(items: list, over: dict, where: str, notices: list[str]) -> list[Any]:
+def _merge_items(items: list, over: dict, section: str, notices: list[str]) -> list[Any]:
     """``compress.0.ratio=0.5`` changes one item of a list."""
     numbered = {str(i): item for i, item in enumerate(items)}
     for key in over:
         if str(key) not in numbered:
             extent = f"has items 0 to {len(items) - 1}" if items else "is an empty list"
-            raise UserError(f"{where}.{key}: {where} {extent}")
-    return list(_merge(numbered, {str(k): v for k, v in over.items()}, where, notices).values())
+            raise UserError(f"{section}.{key}: {section} {extent}")
+    return list(_merge(numbered, {str(k): v for k, v in over.items()}, section, notices).values())
 
 
-def _registry_at(where: str) -> Registry | None:
+def _registry_at(section: str) -> Registry | None:
     """Whose kinds the mapping at this key holds."""
-    if re.match(r"(distill|compare\.[^.]+)\.losses\.", where):
+    if re.match(r"(distill|compare\.[^.]+)\.losses\.", section):
         return LOSSES
-    if re.fullmatch(r"evaluate\.also\.[^.]+", where):
+    if re.fullmatch(r"evaluate\.also\.[^.]+", section):
         return PROTOCOLS
-    if re.fullmatch(r"compress\.\d+|plans\.[^.]+\.\d+", where):
+    if re.fullmatch(r"compress\.\d+|plans\.[^.]+\.\d+", section):
         return STEPS
-    if where == "teacher" or where.startswith("teachers."):
-        return TEACHERS if where.count(".") < 2 else None
-    if re.fullmatch(r"((compare|teachers)\.[^.]+\.|teacher\.)?pretrain", where):
+    if section == "teacher" or section.startswith("teachers."):
+        return TEACHERS if section.count(".") < 2 else None
+    if re.fullmatch(r"((compare|teachers)\.[^.]+\.|teacher\.)?pretrain", section):
         return METHODS
-    return SOURCES if where == "data" else None
+    return SOURCES if section == "data" else None

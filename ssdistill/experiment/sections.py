@@ -28,7 +28,7 @@ def _without_null(value: Any) -> Any:
 ROLES = {"pixels", "untrained", "teacher", "control", "distilled", "latency"}
 
 
-def _free(name: str, reserved: set[str]) -> str:
+def _not_reserved(name: str, reserved: set[str]) -> str:
     # pruned_2, control_time, …
     if name.split("_")[0] in reserved:
         raise ValueError(f"'{name}' is reserved for the chain's own models; choose another name")
@@ -36,11 +36,11 @@ def _free(name: str, reserved: set[str]) -> str:
 
 
 def _own_row(name: str) -> str:
-    return _free(name, ROLES | {step.makes for step in STEPS.classes.values()})
+    return _not_reserved(name, ROLES | {step.makes for step in STEPS.classes.values()})
 
 
 RowName = Annotated[Name, AfterValidator(_own_row)]
-PlanName = Annotated[Name, AfterValidator(lambda name: _free(name, ROLES))]
+PlanName = Annotated[Name, AfterValidator(lambda name: _not_reserved(name, ROLES))]
 TeacherName = Annotated[Name, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 

@@ -151,25 +151,25 @@ def _accuracy(page: PageData) -> str:
 
 def _views(grid: ViewGrid) -> str:
     alt = f"{len(grid.rows)} views in rows; columns: {', '.join(grid.columns)}"
-    content = _heads(grid.columns) + _picture(image_grid(grid.rows), alt)
+    content = _heads(grid.columns) + _image_tag(image_grid(grid.rows), alt)
     return card(content + caption(escape(grid.caption)), "views")
 
 
-def _neighbours(found: Neighbours) -> str:
-    unframed = [[False] * (1 + len(row)) for row in found.shared]
-    framed = [[False, *row] for row in found.shared]
-    shared, asked = sum(map(sum, found.shared)), sum(map(len, found.shared))
+def _neighbours(neighbors: Neighbours) -> str:
+    unframed = [[False] * (1 + len(row)) for row in neighbors.shared]
+    framed = [[False, *row] for row in neighbors.shared]
+    shared, total = sum(map(sum, neighbors.shared)), sum(map(len, neighbors.shared))
     blocks = []
     for name, pictures, frames in (
-        ("Teacher", found.teacher, unframed),
-        ("Student", found.student, framed),
+        ("Teacher", neighbors.teacher, unframed),
+        ("Student", neighbors.student, framed),
     ):
-        rows = [[query, *row] for query, row in zip(found.queries, pictures, strict=True)]
+        rows = [[query, *row] for query, row in zip(neighbors.queries, pictures, strict=True)]
         heads = ("query", *(str(i + 1) for i in range(len(pictures[0]))))
         alt = f"{len(rows)} queries, each with its {len(heads) - 1} nearest by the {name.lower()}"
-        image = _picture(image_grid(rows, frames), alt)
+        image = _image_tag(image_grid(rows, frames), alt)
         blocks.append(card(f"<h3>{name}</h3>{_heads(heads)}{image}"))
-    counted = f"the teacher found it too ({shared} of {asked} shown). {found.caption}"
+    counted = f"the teacher found it too ({shared} of {total} shown). {neighbors.caption}"
     under = f'<span class="key"></span>{escape(counted.strip())}'
     return f'<figure><div class="neighbours">{"".join(blocks)}</div>{caption(under)}</figure>'
 
@@ -179,7 +179,7 @@ def _heads(names: Sequence[str]) -> str:
     return f'<div class="heads" style="--n:{len(names)}">{spans}</div>'
 
 
-def _picture(image_HWC: Any, alt: str) -> str:
+def _image_tag(image_HWC: Any, alt: str) -> str:
     height, width = image_HWC.shape[:2]
     return (
         f'<img class="pictures" alt="{escape(alt, quote=True)}" width="{width}" '

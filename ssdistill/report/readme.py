@@ -56,8 +56,8 @@ def write_reports(root: Path | str, check: bool = False) -> list[Outdated]:
         if not file.exists():
             continue
         text = file.read_text(encoding="utf-8")
-        new, found = _rewritten(root, file, text, check)
-        outdated += found
+        new, differing = _rewritten(root, file, text, check)
+        outdated += differing
         if new != text:
             changed[file] = new
     if not check:
@@ -71,15 +71,15 @@ def _rewritten(root: Path, file: Path, text: str, check: bool) -> tuple[str, lis
     pieces, outdated, position = [], [], 0
     for name, start, end in _blocks(shown, text):
         try:
-            wanted = f"\n{render_block(root, name)}\n"
+            rendered = f"\n{render_block(root, name)}\n"
         except UserError as error:
             if not check:
                 raise UserError(f"{shown}: {error}") from error
             outdated.append(Outdated(shown, name, f"cannot be generated: {error}"))
             continue
-        if text[start:end] != wanted:
+        if text[start:end] != rendered:
             outdated.append(Outdated(shown, name, "differs from the records"))
-        pieces += [text[position:start], wanted]
+        pieces += [text[position:start], rendered]
         position = end
     return "".join(pieces) + text[position:], outdated
 

@@ -69,7 +69,7 @@ def _sections(probed: Probed, method: Method) -> Iterator[str]:
     if paired := paired_table(probed):
         lede = f"Every model is compared with {probed.models[0].name}, the first one."
         yield section("Paired comparison", paired.to_html(), lede)
-    yield from _pictures(probed, method)
+    yield from _charts(probed, method)
     if classes := classes_beside_table(probed) if several else classes_table(probed.models[0]):
         yield section("Classes", classes.to_html())
     yield section("Without labels", gauges_table(probed).to_html())
@@ -84,7 +84,7 @@ def _sections(probed: Probed, method: Method) -> Iterator[str]:
     yield section("Provenance", origin(provenance(), config))
 
 
-def _pictures(probed: Probed, method: Method) -> Iterator[str]:
+def _charts(probed: Probed, method: Method) -> Iterator[str]:
     """Confusion matrices and embedding maps; side by side for a single model."""
     models = probed.models[:MOST_DRAWN]
     confusions = [chart for model in models if (chart := _confusion(model))]
@@ -108,7 +108,7 @@ def _headlines(probed: Probed) -> list[Headline]:
         pairs = [(probed.models[0], column, column.header) for column in columns]
     else:
         pairs = [(model, columns[0], model.name) for model in probed.models]
-    made = []
+    headlines = []
     for model, column, name in pairs[:MOST_HEADLINES]:
         value = model.metrics.get(column.metric)
         if value is None:
@@ -119,8 +119,8 @@ def _headlines(probed: Probed) -> list[Headline]:
             note = f"95 %: {words}" if words else ""
         else:
             note = column.header + (f", {scaled(size, 'bytes')}" if size else "")
-        made.append(Headline(name, f"{value:.1f}", note))
-    return made
+        headlines.append(Headline(name, f"{value:.1f}", note))
+    return headlines
 
 
 def _sized(probed: Probed) -> list[SizePoint]:

@@ -57,14 +57,14 @@ def probe(
         UserError: anything that cannot be opened, or protocols of which none can judge.
     """
     sources = _sources(models)
-    asked = ask(protocols, settings)
+    requested = ask(protocols, settings)
     _check(sources.values(), margin, mean, std)
-    where = as_device(device)
+    torch_device = as_device(device)
     sizes = [image_size or own_size(what) for what in sources.values()]
     shown = open_pictures(data, data_settings, sizes=[s for s in sizes if s], root=root)
     if not shown.labeled:
-        asked = _without_labels(shown, protocols)
-    found: list[Findings] = []
+        requested = _without_labels(shown, protocols)
+    findings: list[Findings] = []
     for number, (name, what) in enumerate(sources.items(), start=1):
         if progress and len(sources) > 1:
             console.print(f"[{number}/{len(sources)}] {name}", style="dim")
@@ -76,14 +76,14 @@ def probe(
             shown.test,
             name=name,
             image_size=opened.image_size or shown.image_size,
-            device=where,
+            device=torch_device,
             precision=precision,
             progress=progress,
         )
-        found.append(_judge(subject, opened, asked, found[0] if found else None))
-    if asked and not any(model.results for model in found):
-        raise UserError(next(why for model in found for why in model.refused.values()))
-    return Probed(tuple(found), shown, tuple(asked), margin)
+        findings.append(_judge(subject, opened, requested, findings[0] if findings else None))
+    if requested and not any(model.results for model in findings):
+        raise UserError(next(why for model in findings for why in model.refused.values()))
+    return Probed(tuple(findings), shown, tuple(requested), margin)
 
 
 def _check(

@@ -29,7 +29,7 @@ FROST = ((1.0, 0.2), (1.0, 0.3), (0.95, 0.4), (0.9, 0.5), (0.85, 0.6))
 and 0.45, dim the image by about what the ice adds, so that it is less and less changed."""
 FOG = ((0.2, 3.0), (0.5, 3.0), (0.75, 2.5), (1.0, 2.0), (1.5, 1.75))
 """Thickness, and by how much the amplitude falls at each halving of size, squared."""
-GREY = (0.299, 0.587, 0.114)
+GRAY = (0.299, 0.587, 0.114)
 ICE = (0.86, 0.94, 1.0)
 """Color of frost."""
 
@@ -48,7 +48,7 @@ def snow(x_BCHW: Tensor, severity: int, scale: float, draws: Draws) -> Tensor:
     flakes_B1HW = resample((flakes_B1HW * 255).round_(), *rows).round_().to(torch.uint8)
     flakes_B1HW = trail(flakes_B1HW, angle_B, sigma, 2 * radius)
     red, green, blue = x_BCHW.double().unbind(1)
-    grey_B1HW = (red * GREY[0] + green * GREY[1] + blue * GREY[2])[:, None]
+    grey_B1HW = (red * GRAY[0] + green * GRAY[1] + blue * GRAY[2])[:, None]
     white_BCHW = torch.maximum(x_BCHW.double(), grey_B1HW * 1.5 + 127.5)
     # The layer is laid over itself upside down: flakes fall from both sides.
     return x_BCHW * kept + white_BCHW * (1 - kept) + flakes_B1HW + flakes_B1HW.flip(2, 3)

@@ -139,18 +139,18 @@ def takes_statistics(what: Any) -> bool:
     return named.kind == "checkpoint" if named else _is_bare(Path(what))
 
 
-def as_representation(found: Any, name: str) -> Representation:
+def as_representation(output: Any, name: str) -> Representation:
     """Convert the output of an encoder; a tensor (B, D) is its embedding.
 
     Raises:
         UserError: it is something else.
     """
-    if isinstance(found, Representation):
-        return found
-    if not isinstance(found, Tensor) or found.ndim != 2:
-        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    if isinstance(output, Representation):
+        return output
+    if not isinstance(output, Tensor) or output.ndim != 2:
+        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise UserError(f"{name} returns {shape}; an encoder returns embeddings (B, D)")
-    return Representation(found)
+    return Representation(output)
 
 
 def _is_bare(path: Path) -> bool:
@@ -210,13 +210,13 @@ def _open_onnx(
 
 
 def _fitting(
-    input_shape: tuple[int | None, ...] | None, own: int | None, wanted: int | None
+    input_shape: tuple[int | None, ...] | None, native_size: int | None, requested_size: int | None
 ) -> tuple[int | None, list[str]]:
     """Image size for an exported model, and notices about it."""
     fixed = input_shape[-1] if input_shape else None
-    if fixed is not None and wanted not in (None, fixed):
-        return fixed, [f"takes images of {fixed} pixels only; using these, not {wanted}"]
-    return wanted or own or fixed, []
+    if fixed is not None and requested_size not in (None, fixed):
+        return fixed, [f"takes images of {fixed} pixels only; using these, not {requested_size}"]
+    return requested_size or native_size or fixed, []
 
 
 def _open_object(what: Any, image_size: int | None) -> Opened:

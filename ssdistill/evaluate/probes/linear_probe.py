@@ -149,13 +149,13 @@ def _at_an_end(strength: float, held_out_top1: dict[float, float]) -> str | None
     tried = list(held_out_top1)
     if not tried or strength not in (tried[0], tried[-1]):
         return None
-    side, neighbour = ("strongest", tried[1]) if strength == tried[0] else ("weakest", tried[-2])
-    if held_out_top1[strength] <= held_out_top1[neighbour]:
+    side, neighbor = ("strongest", tried[1]) if strength == tried[0] else ("weakest", tried[-2])
+    if held_out_top1[strength] <= held_out_top1[neighbor]:
         return None
     warning = (
         f"the {side} of the L2 strengths, {strength:g}, is better on held-out labels than its "
-        f"neighbor {neighbour:g} ({held_out_top1[strength]:.2f} against "
-        f"{held_out_top1[neighbour]:.2f} %): widen evaluate.linear.strengths"
+        f"neighbor {neighbor:g} ({held_out_top1[strength]:.2f} against "
+        f"{held_out_top1[neighbor]:.2f} %): widen evaluate.linear.strengths"
     )
     log.warning("%s", warning)
     return warning

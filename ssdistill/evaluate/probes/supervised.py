@@ -28,7 +28,7 @@ LINES = 50
 
 
 @dataclass(frozen=True)
-class LabelledTraining:
+class LabeledTraining:
     """Settings of a supervised training.
 
     Attributes:
@@ -150,7 +150,7 @@ def fit_with_labels(
     task: Task,
     subject: Subject,
     rows_M: Tensor,
-    how: LabelledTraining,
+    how: LabeledTraining,
     optim: OptimSettings,
     precision: str = "32-true",
 ) -> list[float]:

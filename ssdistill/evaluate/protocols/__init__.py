@@ -65,17 +65,17 @@ class Protocol(ABC):
             UserError: missing labels, broken features, or settings that do not suit the data.
         """
         began = time.perf_counter()
-        found = self.judge(subject)
-        measures = {**(found.classification.measures if found.classification else {})}
-        measures |= found.measures
+        output = self.judge(subject)
+        measures = {**(output.classification.measures if output.classification else {})}
+        measures |= output.measures
         return Result(
             protocol=self.name,
             metrics={f"probe/{self.name}/{name}": value for name, value in measures.items()},
             seconds=time.perf_counter() - began,
             settings=settings_of(self),
-            details=dict(found.details),
-            classification=found.classification,
-            arrays=dict(found.arrays),
+            details=dict(output.details),
+            classification=output.classification,
+            arrays=dict(output.arrays),
         )
 
     @abstractmethod

@@ -85,14 +85,16 @@ class Transfer(Protocol):
         measures: dict[str, float] = {}
         details: dict[str, Any] = {}
         for entry in opened:
-            found, chosen = self._probed(entry, subject)
-            measures[f"{entry.name}_top1"] = found.top1
-            measures[f"{entry.name}_top1_stderr"] = binomial_error(found.top1, len(found.targets))
+            classification, chosen = self._probed(entry, subject)
+            measures[f"{entry.name}_top1"] = classification.top1
+            measures[f"{entry.name}_top1_stderr"] = binomial_error(
+                classification.top1, len(classification.targets)
+            )
             details[entry.name] = {
                 "train_images": len(entry.splits["train"]),
                 "test_images": len(entry.splits["test"]),
-                "classes": len(found.classes),
-                "balanced_accuracy": found.balanced_accuracy,
+                "classes": len(classification.classes),
+                "balanced_accuracy": classification.balanced_accuracy,
                 **chosen,
             }
         top1s = [measures[f"{entry.name}_top1"] for entry in opened]
@@ -112,21 +114,23 @@ class Transfer(Protocol):
                 chosen = {"k": probe.k}
         except UserError as error:
             raise _named(entry.name, error) from None
-        found = classify(data[3], probabilities_NK=probe.probabilities_NK, classes=probe.classes)
-        return found, chosen
+        classification = classify(
+            data[3], probabilities_NK=probe.probabilities_NK, classes=probe.classes
+        )
+        return classification, chosen
 
 
 def names(datasets: Sequence[Settings]) -> list[str]:
     """One name for each, of letters, digits and ``_``; equal ones are numbered from 2."""
-    found: list[str] = []
+    names_in_use: list[str] = []
     for settings in datasets:
         path = getattr(settings, "path", None)
         stem = re.sub(r"\W+", "_", Path(path).stem, flags=re.ASCII).strip("_") if path else ""
         name, number = stem or settings.kind, 1
-        while (unique := name if number == 1 else f"{name}_{number}") in found:
+        while (unique := name if number == 1 else f"{name}_{number}") in names_in_use:
             number += 1
-        found.append(unique)
-    return found
+        names_in_use.append(unique)
+    return names_in_use
 
 
 def _validated(entry: Any) -> Settings:

@@ -29,7 +29,7 @@ font-variant-numeric:tabular-nums}
 """
 """Colors for light and dark paper; scoped to ``.ssd``, so that a page may hold many plots."""
 
-COLOURS = 6
+COLORS = 6
 SAME = 1e-9
 """Relative difference below which numbers are drawn as one."""
 LINE = 14
@@ -133,9 +133,9 @@ def path(points: list[tuple[float, float]]) -> str:
     return "M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in points)
 
 
-def dot(at: tuple[float, float], colour: int, filled: bool = True) -> str:
+def dot(at: tuple[float, float], color: int, filled: bool = True) -> str:
     """A point with a rim in the color of the paper, so that it stands off lines."""
-    ink = f"var(--c{colour % COLOURS})"
+    ink = f"var(--c{color % COLORS})"
     fill, rim = (ink, "var(--paper)") if filled else ("var(--paper)", ink)
     return (
         f'<circle cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="5" '

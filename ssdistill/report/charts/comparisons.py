@@ -115,13 +115,13 @@ def _cost_chart(
     taken += [(px - 2, py - 2, px + 2, py + 2) for px, py in _along(steps)]
     for point in points:
         here = at[point.label]
-        colour = 0 if point.label in chain else 1
+        color = 0 if point.label in chain else 1
         if point.error:
-            parts.append(_whisker(here[0], y, point, colour))
+            parts.append(_whisker(here[0], y, point, color))
             reach = abs(y(point.accuracy + point.error) - here[1])
             taken.append((here[0] - 4, here[1] - reach, here[0] + 4, here[1] + reach))
         named = f"<title>{escape(point.label)}</title>"
-        parts.append(f"<g>{named}{dot(here, colour, point.label in chain)}</g>")
+        parts.append(f"<g>{named}{dot(here, color, point.label in chain)}</g>")
     crowded = len(points) > ALL_NAMED
     for point in sorted(points, key=lambda p: p.label not in chain):
         on_line = point.label in chain
@@ -198,10 +198,10 @@ def _with_error(score: Score) -> str:
     return f"{score.value:.2f}" + (f" ± {score.error:.2f}" if score.error is not None else "")
 
 
-def _whisker(px: float, y: Scale, point: SizePoint | LatencyPoint, colour: int) -> str:
+def _whisker(px: float, y: Scale, point: SizePoint | LatencyPoint, color: int) -> str:
     low, high = y(point.accuracy - (point.error or 0)), y(point.accuracy + (point.error or 0))
     return (
-        f'<path style="stroke:var(--c{colour});stroke-width:1.5;opacity:.6;fill:none" '
+        f'<path style="stroke:var(--c{color});stroke-width:1.5;opacity:.6;fill:none" '
         f'd="M{px:.1f},{low:.1f}V{high:.1f}M{px - 4:.1f},{low:.1f}h8M{px - 4:.1f},{high:.1f}h8"/>'
     )
 

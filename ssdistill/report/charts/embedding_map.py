@@ -84,13 +84,13 @@ def _scales(
     )
 
 
-def _dots(place_n2: np.ndarray, colour: int, total: int) -> str:
+def _dots(place_n2: np.ndarray, color: int, total: int) -> str:
     """All dots of a class in one path: lines without length, with caps."""
     size = 6.5 if total <= 300 else 5.6 if total <= 800 else 4.4
     path = "".join(f"M{x:.1f},{y:.1f}h.01" for x, y in place_n2)
-    cap = "square" if (colour // len(LIGHT)) % 2 else "round"
+    cap = "square" if (color // len(LIGHT)) % 2 else "round"
     return (
-        f'<path style="fill:none;stroke:var(--m{colour % len(LIGHT)});stroke-width:{size};'
+        f'<path style="fill:none;stroke:var(--m{color % len(LIGHT)});stroke-width:{size};'
         f'stroke-linecap:{cap};opacity:.72" d="{path}"/>'
     )
 

@@ -250,7 +250,7 @@ def caused(error, cause):
         (OSError(errno.ENOSPC, "No space left", "a/b"), "a/b: no space left", "free some"),
         (PermissionError(errno.EACCES, "Permission denied", "a"), "a: Permission", "permissions"),
         (OSError(errno.EROFS, "Read-only file system", "a"), "a: Read-only", "--runs"),
-        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "a"), "a: Not a dir", "the file away"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "a"), "a: Not a dir", "file away"),
         (OSError(errno.ELOOP, "Too many levels of symbolic links", "a"), "a: Too many", "loop"),
         (OSError(errno.EIO, "Input/output error"), "Input/output error", "disk"),
         (MemoryError(), "not enough memory", "batch_size"),
