@@ -106,7 +106,7 @@ def _complete(tree: dict[str, Any]) -> dict[str, Any]:
     if isinstance(teacher, dict):
         complete["teacher"] = _complete_row(tree, teacher, "teacher")
         if tree.get("teachers") and teacher.keys() <= {"encoder"}:
-            # A file that this one extends may have given the encoder of a single teacher.
+            # The encoder of a single teacher may come from an extended file.
             del complete["teacher"]
     for section in ("compare", "teachers"):
         if isinstance(tree.get(section), dict):
@@ -123,7 +123,7 @@ def _complete_row(tree: dict[str, Any], own: Any, section: str) -> Any:
     if isinstance(own, dict) and own.get("pretrain") is not None:
         own = {**own, "pretrain": kind_alone(own["pretrain"])}
         shared = {"pretrain": _without_length(tree.get("pretrain") or {}, own["pretrain"])}
-        # Aloud it would be said of every row that its method differs.
+        # No notices: every row would report that its method differs.
         return _merge(shared, own, "", [])
     if section == "compare" and isinstance(own, dict) and isinstance(tree.get("distill"), dict):
         return {**_without_length(tree["distill"], own), **own}
@@ -198,7 +198,7 @@ def _compose(
         tree = _merge(
             tree, _compose(parent_file, notices, (*seen, resolved), composed), "", notices
         )
-    # Whoever wrote the packaged files knows what one drops of another.
+    # Packaged files drop settings of each other on purpose: no notices.
     composed[resolved] = _merge(tree, own, "", [] if _is_packaged(resolved) else notices)
     return composed[resolved]
 
@@ -213,7 +213,13 @@ def _is_packaged(file: Path) -> bool:
 
 
 def _merge(base: dict, over: dict, section: str, notices: list[str]) -> dict[str, Any]:
-    """Merge ``over`` into ``base``; drop settings of a replaced kind or network with a notice."""
+    """Merge ``over`` into ``base``, mapping by mapping; other values of ``over`` replace.
+
+    - A new ``kind`` (or the ``name`` of an encoder) drops settings that it does not have, with a
+      notice unless ``over`` sets them itself; settings that both kinds have stay.
+    - ``data: x`` is short for ``data: {kind: x}`` wherever kinds are chosen.
+    - A mapping with item numbers changes single items of a list; a list replaces a list.
+    """
     merged = dict(base)
     for key, reason in _foreign(base, over, section).items():
         del merged[key]
