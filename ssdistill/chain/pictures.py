@@ -97,10 +97,10 @@ def _curves(workspace: Workspace) -> list[Curves]:
         if stage.kind != "initialize"
     }
     lines = {role: _logged(stage.folder(workspace.root)) for role, stage in trained.items()}
-    wanted: tuple[str, ...] = ("losses", "spread", "rank")
+    title_words: tuple[str, ...] = ("losses", "std", "rank")
     charts = []
     if experiment.distill is None and experiment.compare:
-        charts, wanted = gauges_side_by_side(lines), ("losses",)
+        charts, title_words = gauges_side_by_side(lines), ("losses",)
         drawn = list(trained)
     else:
         usual = (*experiment.all_teachers, *CURVED)
@@ -110,7 +110,9 @@ def _curves(workspace: Workspace) -> list[Curves]:
             if role in usual or (stage.kind == "compress" and lines[role])
         ]
     for role in drawn:
-        charts += [c for c in curves_of(lines[role], role) if any(w in c.title for w in wanted)]
+        charts += [
+            c for c in curves_of(lines[role], role) if any(w in c.title for w in title_words)
+        ]
     return charts
 
 

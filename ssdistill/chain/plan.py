@@ -178,9 +178,9 @@ class _Planner:
             original ── prune ── prune ── refit ─┬─ quantize (leaf)
                 └ ``before`` of all five steps   └─ export (leaf)
 
-        A leaf is a file for a runtime, never the input of another step. Two plans whose steps have the same
-        hash share one stage and one row of the table; the last step of a named plan takes the
-        plan's name.
+        A leaf is a file for a runtime, never the input of another step. Two plans whose steps
+        have the same hash share one stage and one row of the table; the last step of a named
+        plan takes the plan's name.
         """
         models: dict[str, Stage] = {}
         for plan, steps in self.experiment.all_plans.items():

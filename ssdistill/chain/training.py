@@ -152,8 +152,8 @@ def budgeted_steps(stage: Stage, workspace: Workspace, folder: Path) -> int | No
     """
     if "budget" not in stage.config:
         return None
-    found = folder / BUDGET
-    if not found.exists():
+    cache = folder / BUDGET
+    if not cache.exists():
         trainings = {
             role: prepare(*task_of(s, workspace), s, workspace)
             for role, s in {**stage.parents, stage.role: stage}.items()
@@ -161,8 +161,8 @@ def budgeted_steps(stage: Stage, workspace: Workspace, folder: Path) -> int | No
         ratios = step_ratios(trainings, to=stage.role)
         steps = sum(ratios[r] * trainings[r][0].loader.num_steps for r in stage.parents)
         content = {"steps": max(1, round(steps)), f"seconds_per_{stage.role}_step": ratios}
-        write_atomically(found, json.dumps(content, indent=1) + "\n")
-    return read_json(found, lambda content: isinstance(content["steps"], int))["steps"]
+        write_atomically(cache, json.dumps(content, indent=1) + "\n")
+    return read_json(cache, lambda content: isinstance(content["steps"], int))["steps"]
 
 
 def _first_images(view_BCHW: Tensor, side: int) -> np.ndarray:

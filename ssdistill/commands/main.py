@@ -212,14 +212,14 @@ def _restore(options: argparse.Namespace) -> int:
 
     from ssdistill.compress.restore import dense_parent
 
-    found = dense_parent(options.artifact)
+    folder = dense_parent(options.artifact)
     if options.to:
         if options.to.exists() and any(options.to.iterdir()):
             raise UserError(
                 f"restore --to {options.to}: the folder is not empty; choose another one"
             )
-        found = Path(shutil.copytree(found, options.to, dirs_exist_ok=True))
-    say(found)
+        folder = Path(shutil.copytree(folder, options.to, dirs_exist_ok=True))
+    say(folder)
     return 0
 
 

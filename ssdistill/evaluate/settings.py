@@ -75,13 +75,13 @@ class _Looks(Settings):
     def _without_unasked(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # A protocol that nobody asked for, say because it is new, must not tell one stage from
         # another; that one of the defaults is left out must.
-        found = {
+        merged = {
             name: value
             for name, value in handler(self).items()
             if value is not None or name not in PROTOCOLS.classes or PROTOCOLS[name].by_default
         }
-        also = {name: value for name, value in found.pop("also", {}).items() if value is not None}
-        return found | ({"also": also} if also else {})
+        also = {name: value for name, value in merged.pop("also", {}).items() if value is not None}
+        return merged | ({"also": also} if also else {})
 
 
 def _field(kind: str) -> Any:

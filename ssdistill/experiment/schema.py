@@ -127,8 +127,8 @@ class Experiment(Settings):
             raise ValueError("teachers: give teacher or teachers, not both")
         if any(method is None for _, method in self.pretrained.values()):
             raise ValueError("pretrain: required, unless teacher.kind names an existing teacher")
-        wanted = "control" in self.model_fields_set and self.control is not None
-        if self.distill and wanted and self.pretrain is None:
+        control_requested = "control" in self.model_fields_set and self.control is not None
+        if self.distill and control_requested and self.pretrain is None:
             raise ValueError("control: requires a pretrain section (the method it is trained by)")
         if self.distill and self.student is None:
             raise ValueError("student: required with distill")

@@ -34,7 +34,7 @@ def describe(file: Path, error: ValidationError, model: type[BaseModel]) -> str:
         else:
             message = shortened(problem["msg"].removeprefix("Value error, "), 1000)
             message = message.replace("valid tuple", "list, such as [a, b]")
-            given = _given(problem["input"], problem["type"] == "string_type")
+            given = _shown_value(problem["input"], problem["type"] == "string_type")
             lines.append(f"  {key}: {message[0].lower()}{message[1:]}{given}")
     unique = list(dict.fromkeys(lines))
     count = f"{len(unique)} problem{'s' * (len(unique) > 1)}"
@@ -54,7 +54,7 @@ def validated(schema: type[BaseModel], values: Any, name: str) -> Any:
         raise UserError("; ".join(f"{name}.{problem.strip()}" for problem in problems)) from None
 
 
-def _given(value: Any, text_asked: bool) -> str:
+def _shown_value(value: Any, text_asked: bool) -> str:
     if isinstance(value, dict):
         return ""
     remedy = ""

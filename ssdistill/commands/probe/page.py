@@ -63,7 +63,7 @@ def _sections(probed: Probed, method: Method) -> Iterator[str]:
     main = models_table(probed) if several else measures_table(probed.models[0], probed)
     if main:
         yield section("Results", main.to_html())
-    if several and (points := _sized(probed)):
+    if several and (points := _accuracy_points(probed)):
         chart = partial(size_chart, points, (), measure=quoted(probed)[0].header)
         yield section("Accuracy against size", side_by_side([chart]))
     if paired := paired_table(probed):
@@ -123,7 +123,7 @@ def _headlines(probed: Probed) -> list[Headline]:
     return headlines
 
 
-def _sized(probed: Probed) -> list[SizePoint]:
+def _accuracy_points(probed: Probed) -> list[SizePoint]:
     columns = quoted(probed)
     if not columns:
         return []

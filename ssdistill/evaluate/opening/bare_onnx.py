@@ -65,10 +65,10 @@ class BareOnnx(OnnxEncoder):
         return np.concatenate(parts)[:count]
 
     def _embedded(self, inputs: np.ndarray) -> np.ndarray:
-        found = super()._run(inputs)
-        if found.ndim != 2 or len(found) != len(inputs):
-            raise self._wrong_output(found.shape)
-        return found.astype(np.float32, copy=False)
+        embedding_BD = super()._run(inputs)
+        if embedding_BD.ndim != 2 or len(embedding_BD) != len(inputs):
+            raise self._wrong_output(embedding_BD.shape)
+        return embedding_BD.astype(np.float32, copy=False)
 
     def _checked_side(self) -> int | None:
         inputs = self.session.get_inputs()

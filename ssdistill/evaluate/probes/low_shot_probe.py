@@ -126,16 +126,16 @@ def labels_to_draw(
         if not 0 < fraction < 1:
             raise UserError(f"low_shot.fraction={fraction:g}: must be between 0 and 1")
         return (fraction * count_K).round().long().clamp(min=1)
-    wanted = 5 if labels_per_class is None else labels_per_class
-    if wanted < 1:
-        raise UserError(f"low_shot.labels_per_class={wanted}: must be at least 1")
+    per_class = 5 if labels_per_class is None else labels_per_class
+    if per_class < 1:
+        raise UserError(f"low_shot.labels_per_class={per_class}: must be at least 1")
     for label, count in zip(classes_K.tolist(), count_K.tolist(), strict=True):
-        if count < wanted:
+        if count < per_class:
             raise UserError(
                 f"class {label} has {count} training labels, "
-                f"low_shot.labels_per_class={wanted} needs more; lower it"
+                f"low_shot.labels_per_class={per_class} needs more; lower it"
             )
-    return torch.full_like(count_K, wanted)
+    return torch.full_like(count_K, per_class)
 
 
 def draw_labels(target_N: Tensor, quota_K: Tensor, draws: int, seed: int) -> Tensor:

@@ -60,13 +60,13 @@ class Robust(Protocol):
 
     def judge(self, subject: Subject) -> Found:
         count = len(subject.test.images)
-        wanted = min(self.images, count)
-        index_N = torch.arange(wanted) * count // wanted
+        num_images = min(self.images, count)
+        index_N = torch.arange(num_images) * count // num_images
         labels_N = subject.labels("test")[index_N]
         clean_ND = subject.features("test")[index_N]
         probe = linear_probe(subject.features("train"), subject.labels("train"), clean_ND, labels_N)
         target_N = labels_N.numpy()
-        hit_CSN = np.zeros((len(self.corruptions), len(self.severities), wanted), dtype=bool)
+        hit_CSN = np.zeros((len(self.corruptions), len(self.severities), num_images), dtype=bool)
         for c, s in self._cells(subject):
             pictures = _Corrupted(
                 subject.test.images, index_N, self.corruptions[c], self.severities[s], self.seed
