@@ -498,7 +498,7 @@ def test_curves_are_those_of_the_trainings_a_reader_compares(chain):
     assert stages == ["teacher", "control", "distilled", "recovered"]
     assert {title.split(": ")[1].split()[0] for title in titles} <= {
         "losses",
-        "spread",
+        "embedding",
         "effective",
     }
     assert "distilled: losses" in titles
