@@ -89,7 +89,7 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         if path.exists() and not path.is_file():
             # Opening a named pipe would wait for a writer.
-            raise DamagedFile(path, "is a folder" if path.is_dir() else "missing")
+            raise DamagedFile(path, "is a folder" if path.is_dir() else "not a file")
         yield
     except FileNotFoundError as error:
         raise DamagedFile(path, "missing") from error

@@ -50,7 +50,7 @@ def test_losses_that_fit_pass(check):
 
 def test_a_queue_of_more_keys_than_images_is_noticed(check):
     (notice,) = check("distill.losses.queue={kind: seed, queue: 5000}")
-    assert notice.startswith("distill.losses.queue.queue=5000 is more than the ")
+    assert notice.startswith("distill.losses.queue.queue=5000 exceeds the ")
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_one_image_is_enough_where_images_are_not_compared(check):
             r"^distill\.losses\.a: what it trains needs",
         ),
         ("distill.views=[{recipe: weak, size: 100000}]", r"^distill\.views: .* choose a smaller"),
-        ("distill.views=[{recipe: weak, count: 1000000000}]", r"more than 100$"),
+        ("distill.views=[{recipe: weak, count: 1000000000}]", r"use at most 100$"),
         ("pretrain.views=[{recipe: weak, count: 101}, weak]", r"102 views of each image"),
     ],
 )

@@ -397,7 +397,7 @@ def test_a_step_whose_gate_is_closed_hands_on_its_input(chain):
     assert same_weights(recovered, zeroed) and not zero_masks(zeroed)
     notice = "zeroed_90: the step was skipped by its gate; the row shows the model before it."
     assert notice in chain.report.notices
-    assert sum("left out" in n for n in chain.report.notices) == 1
+    assert sum("skipped" in n for n in chain.report.notices) == 1
 
 
 def test_the_report_says_what_its_reader_must_know(chain):
@@ -563,7 +563,7 @@ def test_without_labels_only_what_needs_none_is_announced(chain, monkeypatch):
     monkeypatch.setattr(type(chain.workspace.source), "has_labels", False)
     with run_module.console.capture() as said:
         run_module.announce(chain.workspace, plan(chain.workspace))
-    assert "the data has no labels" in said.get()
+    assert "no labels: skipping evaluation" in said.get()
     assert any("no labels" in n for n in notices_of(chain.workspace))
 
 
