@@ -146,7 +146,7 @@ Row = Annotated[
 
 
 class MeasureSettings(Settings):
-    """What finished models are measured by beside their size and speed.
+    """Measurements of finished models beside size and speed.
 
     Args:
         memory: peak memory of opening each model and running it on one image, in a process of

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one line a logged step, as it was logged."""
+"""metrics.jsonl: one line per logged step."""
 
 import hashlib
 import json

@@ -124,7 +124,7 @@ class Tracker:
         self.close()
 
     def _catch_up(self, step: int | None) -> None:
-        """Once, before the first call of this process: what the record holds from others."""
+        """Replay what earlier processes logged, once, before the first call of this process."""
         if self._must_catch_up and self.mirrors:
             lines = read_metrics(self.run.folder)
             lines = [line for line in lines if step is None or line["step"] < step]

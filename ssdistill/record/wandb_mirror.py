@@ -144,10 +144,10 @@ class SharedReport(WandbMirror):
         self._run, self._prefix = run, ""
 
     def log(self, step: int, metrics: Mapping[str, float], epoch: int | None) -> None:
-        """Nothing: by seed, the stages have said it before."""
+        """Do nothing: the stages have logged these metrics by seed."""
 
     def catch_up(self, lines: Sequence[Mapping[str, Any]], step: int | None) -> None:
-        """Nothing, likewise."""
+        """Do nothing, for the same reason."""
 
     def finish(self, status: str, metrics: Mapping[str, float]) -> None:
         self._run.log(dict(metrics))

@@ -83,7 +83,7 @@ def _judged(row: ResultRow, parent: ResultRow, tests: dict[str, list[dict[str, A
 
 
 def _slower(row: ResultRow, parent: ResultRow) -> str:
-    """Timed in turns with the parent where a step was; else each for itself, against its spread."""
+    """Slowdown by interleaved timing if available, else beyond the spread of separate timings."""
     speedup = row.mean(f"{PREFIX}speedup")
     if speedup is not None:
         spread = row.spread(f"{PREFIX}speedup") or 0.0
@@ -123,7 +123,7 @@ def _bytes_ratio(row: ResultRow, parent: ResultRow) -> float | None:
 def _less_accurate(
     row: ResultRow, parent: ResultRow, tests: dict[str, list[dict[str, Any]]]
 ) -> str:
-    """By the 95 % interval of a paired test; without one, by more than both spreads."""
+    """Loss of accuracy by the 95 % interval of a paired test, else beyond both spreads."""
     for protocol in sorted(tests, key=_order):
         low = statistics.fmean(test["low"] for test in tests[protocol])
         high = statistics.fmean(test["high"] for test in tests[protocol])

@@ -67,7 +67,7 @@ class Probed:
 
     @property
     def rows(self) -> slice:
-        """Which test images the gauges and the map look at."""
+        """Positions of the test images used by label-free metrics and the map."""
         return spread(len(self.shown.test.images))
 
     @property

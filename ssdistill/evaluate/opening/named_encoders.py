@@ -1,4 +1,4 @@
-"""Encoders of other projects, by a short name: ``timm:resnet18``, ``timm:resnet18@file.pth``."""
+"""Open external encoders by short name: ``timm:resnet18``, ``timm:resnet18@file.pth``."""
 
 import re
 from collections.abc import Sequence
@@ -98,7 +98,7 @@ class NamedEncoder:
         return {"name": self.name} | ({"weights": self.file} if self.file else {})
 
     def _reworded(self, message: str) -> str:
-        """What the teacher of a config would be told."""
+        """Reword the message of a teacher's settings for a short name."""
         message = message.replace("set teacher.weights=FILE", f"write {self.kind}:{self.name}@FILE")
         message = re.sub(r"teacher\.(name|weights|path)(: |=)", "", message)
         return message if str(self) in message else f"{self}: {message}"

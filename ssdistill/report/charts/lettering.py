@@ -1,4 +1,4 @@
-"""Text in charts: how wide it is at most, and what of it fits."""
+"""Text in charts: upper bounds of its width, and shortening."""
 
 import unicodedata
 from html import escape

@@ -44,7 +44,7 @@ class Curves:
 
 
 def curves_of(lines: Iterable[dict[str, Any]], stage: str) -> list[Curves]:
-    """The charts worth a look in a stage's metrics.jsonl: losses, agreement, collapse, schedule."""
+    """Charts of a stage's metrics.jsonl: losses, agreement, collapse, schedule."""
     lines = list(lines)
     names = list(dict.fromkeys(name for line in lines for name in line))
     charts = []
@@ -66,7 +66,7 @@ def curves_of(lines: Iterable[dict[str, Any]], stage: str) -> list[Curves]:
 
 
 def gauges_side_by_side(lines: Mapping[str, Iterable[dict[str, Any]]]) -> list[Curves]:
-    """One chart a gauge, with a curve for each of several stages' metrics.jsonl, by role."""
+    """One chart per label-free metric, with one curve per stage, by role."""
     kept = {role: list(of_role) for role, of_role in lines.items()}
     charts = []
     for title, label, metric in GAUGES:

@@ -30,7 +30,7 @@ def kendall_tau(xs: Sequence[float], ys: Sequence[float]) -> float:
 
 
 def rankings_table(records: Sequence[dict[str, Any]]) -> Table | None:
-    """How each gauge orders the trained models, against how each probe does, by seed means.
+    """Rank correlation of each label-free metric with each probe over the models, by seed means.
 
     None where nothing was pretrained for comparison, or there are fewer than ``ENOUGH`` models.
     """
