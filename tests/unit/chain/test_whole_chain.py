@@ -405,7 +405,7 @@ def test_the_report_says_what_its_reader_must_know(chain):
     assert "Claims of: A paper (1234.56789, Table 1)." in notices
     assert "Deviations: smaller; shorter." in notices
     assert any(n.startswith("Profile smoke: not comparable") for n in notices)
-    assert not any("Digits" in n or "no labels" in n for n in notices)
+    assert not any("Digits" in n or "No labels" in n for n in notices)
     page = (chain.report.folder / "report.html").read_text()
     assert "60 training and 66 test images of 16 pixels a side" in page
     assert "A simclr teacher, distilled into a smaller student, compressed by prune" in page
@@ -564,7 +564,7 @@ def test_without_labels_only_what_needs_none_is_announced(chain, monkeypatch):
     with run_module.console.capture() as said:
         run_module.announce(chain.workspace, plan(chain.workspace))
     assert "no labels: skipping evaluation" in said.get()
-    assert any("no labels" in n for n in notices_of(chain.workspace))
+    assert any("No labels: evaluation skipped" in n for n in notices_of(chain.workspace))
 
 
 def test_drawing_needs_at_least_two_latencies(chain):
