@@ -1,4 +1,4 @@
-"""Which number format and memory layout a training gets: as told, or as measured here."""
+"""Choose precision and memory format of a training: as configured, or by a benchmark."""
 
 import copy
 import logging
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)
 
 ROUNDS = 25
-"""Rounds of timed steps that a ratio is found in."""
+"""Rounds of timed steps per ratio."""
 FABRIC_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed"}
 MEMORY_FORMATS = {
     "contiguous": torch.contiguous_format,
@@ -58,7 +58,10 @@ def choose_arithmetic(training: Training, device: DeviceSettings, cache: Path) -
             )
         precision, memory_format = choice.precision, choice.memory_format
         if not choice.remembered:
-            console.print(f"  {precision}, {memory_format} measured fastest", style="dim")
+            console.print(
+                f"  precision {precision}, memory format {memory_format} (fastest here)",
+                style="dim",
+            )
     training.precision = precision
     training.memory_format = MEMORY_FORMATS[memory_format]
     if device.compile:

@@ -1,4 +1,4 @@
-"""What can be found wrong with methods and losses before anything has been trained."""
+"""Check methods and losses before anything is trained."""
 
 import copy
 from collections.abc import Collection
@@ -18,7 +18,7 @@ from ssdistill.settings.registry import LOSSES, METHODS, RUNTIMES, STEPS
 from ssdistill.train.task import Task
 
 ENOUGH_SAMPLES = 4096
-"""Images a loss is told of here: a memory of all of them would be made only to be dropped."""
+"""Number of images that losses are built for here; a full memory bank would be thrown away."""
 
 
 def check_trainings(workspace: Workspace, finished: Collection[str] = ()) -> list[str]:
@@ -128,7 +128,9 @@ def _check(
         raise UserError(f"{key}: {reason_of(error)}; check the settings of its losses") from error
     neighbours = sorted(NEEDS_NEIGHBOURS & set(distiller.extra_views))
     if settings.mix and neighbours:
-        raise UserError(f"{key}.mix: a mixture has no neighbours, and a loss reads {neighbours[0]}")
+        raise UserError(
+            f"{key}.mix: mixed images have no neighbors, which a loss reads ({neighbours[0]})"
+        )
     for teacher in distiller.teachers.values():
         notices += check_sizes(teacher, key, sizes, "teacher")
     if tried:
@@ -142,8 +144,8 @@ def _check(
 def _large_queues(key: str, settings: DistillSettings, num_samples: int) -> list[str]:
     queues = {name: getattr(loss, "queue", None) for name, loss in settings.losses.items()}
     return [
-        f"{key}.losses.{name}.queue={queue} is more than the {num_samples} images: "
-        "images meet their own keys of epochs before"
+        f"{key}.losses.{name}.queue={queue} exceeds the {num_samples} images: "
+        "images are contrasted with their own keys of earlier epochs"
         for name, queue in queues.items()
         if queue and queue > num_samples
     ]

@@ -1,4 +1,4 @@
-"""One record per model and seed, out of the stages that made, judged and timed it."""
+"""Collect one record per model and seed from its training, evaluation and benchmark stages."""
 
 from dataclasses import asdict
 from typing import Any
@@ -85,7 +85,7 @@ def _paired(role: str, evaluations: dict[str, Stage], workspace: Workspace) -> l
 def _tests(
     role: str, reference: str, evaluations: dict[str, Stage], workspace: Workspace
 ) -> list[dict[str, Any]]:
-    """A model against another, by every protocol that both answered image by image."""
+    """Paired tests of two models, for every protocol with per-image predictions of both."""
     own, other = (answers_of(evaluations[name], workspace) for name in (role, reference))
     return [
         {
@@ -101,7 +101,7 @@ def _tests(
 def _parent(
     stage: Stage | None, evaluations: dict[str, Stage], workspace: Workspace
 ) -> dict[str, Any]:
-    """The model that a compression step was given, and tests against it; empty of all others."""
+    """The input model of a compression step and paired tests against it; else empty."""
     if stage is None or stage.kind != "compress":
         return {}
     parent = stage.parents["model"].role
@@ -109,7 +109,7 @@ def _parent(
 
 
 def step_metrics(metrics: dict[str, Any]) -> dict[str, Any]:
-    """What a compression stage measured of its step, under the names of a step."""
+    """Metrics of a compression stage under the names of a step."""
     if "compress/accepted" not in metrics:
         return {}
     compared = ("compress/", "agree/original/")

@@ -1,4 +1,4 @@
-"""The stage that applies one compression step, measures it and decides whether it counts."""
+"""Stage that applies one compression step, measures it and applies its gate."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -25,38 +25,38 @@ from ssdistill.train.settings import TrainSettings
 MEASURED_IMAGES = 1024
 """Unlabeled images on which a step's input and result are compared."""
 OWN = ("model", "before", "original")
-"""Parents of a step that are no teachers."""
+"""Parents of a compression step other than teachers."""
 
 
 def compress(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str, Any]:
-    """The parent's encoder after one step; what the step reports becomes the metrics."""
+    """Apply one step to the parent's encoder; its report becomes the metrics."""
     settings = STEPS.schema(stage.config["step"]["kind"]).model_validate(stage.config["step"])
-    step, given = STEPS.build(settings), workspace.encoder(stage.parents["model"])
+    step, input_encoder = STEPS.build(settings), workspace.encoder(stage.parents["model"])
     metrics: dict[str, Any] = {}
     context = _context(stage, workspace, tracker, step.learns(settings), metrics)
     seed_generators(stage.seed, stage.digest)
-    made = step.apply(given, context)
+    compressed = step.apply(input_encoder, context)
     words = {name: value for name, value in context.record.items() if isinstance(value, str)}
     numbers = {k: v for k, v in context.record.items() if isinstance(v, int | float)}
     metrics |= {f"compress/{name}": value for name, value in numbers.items()}
-    save_encoder(made, context.folder)
+    save_encoder(compressed, context.folder)
     # What is measured is what a user gets: the file, opened again.
-    made = load(context.folder, check_inputs=False)
+    compressed = load(context.folder, check_inputs=False)
     images = workspace.images(MEASURED_IMAGES, derive_seed(0, "measured"))
     measured, facts = before_after(
-        given,
-        made,
+        input_encoder,
+        compressed,
         images,
         stage.parents["model"].folder(workspace.root) / MODEL,
         context.folder,
     )
-    for end, model in (("_before", given), ("", made)):
+    for end, model in (("_before", input_encoder), ("", compressed)):
         agreed = agreed_on(context.original, model, images)
         measured |= {f"{k.replace('agree/', 'agree/original/')}{end}": v for k, v in agreed.items()}
     # A step may have found for itself that its input was better.
     accepted = _passes(stage, settings, facts) and context.record.get("accepted", 1)
     words["runtime"] = facts["runtime"]
-    export(made if accepted else given, stage, tracker, parent="model", **words)
+    export(compressed if accepted else input_encoder, stage, tracker, parent="model", **words)
     return metrics | measured | {"compress/accepted": int(accepted)}
 
 
@@ -68,9 +68,11 @@ def _passes(stage: Stage, settings: StepSettings, facts: Mapping[str, Any]) -> b
     """
     complaints = settings.gate.complaints(facts) if settings.gate else []
     if complaints and settings.gate.otherwise == "refuse":
-        raise UserError(f"{settings.kind} ({stage.role}) was refused: {'; '.join(complaints)}")
+        raise UserError(
+            f"{settings.kind} ({stage.role}) was rejected by its gate: {'; '.join(complaints)}"
+        )
     for complaint in complaints:
-        console.print(f"  {settings.kind} is left out: {complaint}")
+        console.print(f"  {settings.kind} skipped by its gate: {complaint}")
     return not complaints
 
 
@@ -132,6 +134,6 @@ class _Training:
 
 
 def _from_one(settings: DistillSettings) -> DistillSettings:
-    """The settings without what they say of several teachers."""
+    """Reduce settings for several teachers to those for one."""
     losses = {n: loss.model_copy(update={"teacher": None}) for n, loss in settings.losses.items()}
     return settings.model_copy(update={"losses": losses, "teacher_dropping": None})

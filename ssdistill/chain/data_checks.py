@@ -1,4 +1,4 @@
-"""What can be said of the pictures before anything is trained: what is wrong, what is missing."""
+"""Check images and labels before anything is trained."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,19 +13,19 @@ from ssdistill.experiment.schema import Experiment
 from ssdistill.label_free.agreement import CKA_AT_LEAST
 
 TRAINABLE = 2
-"""Pictures that a training needs at least."""
+"""Smallest number of images for training."""
 GAUGED_AT_LEAST = 2
-"""Pictures that gauges of one encoder need; those that compare two need ``CKA_AT_LEAST``."""
+"""Smallest number of images for label-free metrics of one encoder (two: ``CKA_AT_LEAST``)."""
 FEW_IMAGES = 12
-"""Training pictures below which compression gets augmented views beside them."""
+"""Training images below which compression gets augmented views beside them."""
 SAMPLE = 64
-"""Pictures that are compared first; all are where these are alike."""
+"""Size of the sample compared first; all images are compared if these are alike."""
 PIECE = 4096
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What is known of the pictures.
+    """Results of the data checks.
 
     Attributes:
         source: where they come from, without labels where those cannot serve a probe.
@@ -39,16 +39,16 @@ class Findings:
 
 
 def check_data(experiment: Experiment, source: Source, stores: dict[str, Store]) -> Findings:
-    """Look at pictures and, where something will be probed, at labels.
+    """Check images and, if labels will be used, labels.
 
     Raises:
-        UserError: pictures that nothing can be learned from, or labels that no probe can read.
+        UserError: images that nothing can be learned from, or labels that no probe can read.
     """
     train, test = stores["train"], stores["test"]
     if len(train) < TRAINABLE:
         raise UserError(
-            f"data: {len(train)} training picture, and a training needs two or more; "
-            "add pictures, or lower data.test_fraction where some are held out"
+            f"data: {len(train)} training image, but training needs at least 2; "
+            "add images, or lower data.test_fraction if some are held out"
         )
     _refuse_selection(train, experiment)
     _refuse_constant(train, experiment)
@@ -73,46 +73,45 @@ def _refuse_selection(train: Store, experiment: Experiment) -> None:
     for key, settings in rows.items():
         if getattr(settings, "select", None) == "agreement" and len(train) < CKA_AT_LEAST:
             raise UserError(
-                f"{key}.select=agreement needs {CKA_AT_LEAST} training pictures, there are "
-                f"{len(train)}; set {key}.select=last, or add pictures"
+                f"{key}.select=agreement needs {CKA_AT_LEAST} training images, there are "
+                f"{len(train)}; set {key}.select=last, or add images"
             )
 
 
 def _refuse_constant(train: Store, experiment: Experiment) -> None:
     first = np.asarray(train.images[0])
-    if not _all(train, lambda images_NHWC: images_NHWC == first):
+    if not _holds_everywhere(train, lambda images_NHWC: images_NHWC == first):
         return
     values = np.unique(first)
     window = f", or data.window={experiment.data.window}" if train.window else ""
     if len(values) == 1:
         raise UserError(
-            f"data: every pixel of the {len(train)} training pictures has the value {values[0]} "
+            f"data: every pixel of the {len(train)} training images has the value {values[0]} "
             f"(of 0 to 255), so there is nothing to learn; check the files{window}"
         )
     raise UserError(
-        f"data: the {len(train)} training pictures are all equal, so there is nothing to tell "
+        f"data: the {len(train)} training images are identical, so there is nothing to tell "
         f"apart; check the files{window}"
     )
 
 
 def _constant_warnings(train: Store, test: Store) -> list[str]:
     warnings = []
-    if _all(train, lambda images_NHWC: images_NHWC == images_NHWC[:, :1, :1]):
+    if _holds_everywhere(train, lambda images_NHWC: images_NHWC == images_NHWC[:, :1, :1]):
         warnings.append(
-            "each training picture has one color all over, so crops of it are all alike; check "
-            "the files"
+            "each training image has a single color, so all its crops are alike; check the files"
         )
     first = np.asarray(test.images[0])
-    if len(test) > 1 and _all(test, lambda images_NHWC: images_NHWC == first):
+    if len(test) > 1 and _holds_everywhere(test, lambda images_NHWC: images_NHWC == first):
         warnings.append(
-            f"the {len(test)} test pictures are all equal, so no gauge or probe of them says "
+            f"the {len(test)} test images are identical, so no metric of them means "
             "anything; check the files"
         )
     return warnings
 
 
-def _all(store: Store, holds: Callable[[np.ndarray], np.ndarray]) -> bool:
-    """Whether something holds of every pixel; a sample decides where it does not."""
+def _holds_everywhere(store: Store, holds: Callable[[np.ndarray], np.ndarray]) -> bool:
+    """Whether a property holds for every pixel; a sample is checked first."""
     images_NHWC = store.images
     sample = images_NHWC[:: -(-len(store) // SAMPLE)]
     pieces = range(0, len(store), PIECE)
@@ -126,8 +125,8 @@ def _missing_test(experiment: Experiment, source: Source) -> list[str]:
         return []
     probes = "; no probe is run" if experiment.evaluate is not None else ""
     return [
-        "there are no test pictures, so the gauges look at the training pictures"
-        f"{probes}; for test pictures raise data.test_fraction, or add a folder called test"
+        "there are no test images, so label-free metrics use the training images"
+        f"{probes}; to get test images, raise data.test_fraction or add a folder named test"
     ]
 
 
@@ -135,8 +134,8 @@ def _few_to_compress(experiment: Experiment, train: Store) -> list[str]:
     if len(train) >= FEW_IMAGES or experiment.compressed is None:
         return []
     return [
-        f"{_pictures(len(train), 'training')}: too few for compress, so its steps are fitted to "
-        "and compared on augmented views of them too; add pictures"
+        f"{_count_of_images(len(train), 'training')}: too few for compress, so its steps also use "
+        "augmented views of them; add images"
     ]
 
 
@@ -146,9 +145,9 @@ def _few(source: Source, test: Store) -> list[str]:
     lost = "agree/* (needs 4)"
     if len(test) < GAUGED_AT_LEAST:
         lost = "collapse/* (needs 2) and agree/* (needs 4)"
-    key = "raise data.test_fraction, or add pictures" if source.has_test else "add pictures"
-    return [f"{_pictures(len(test), 'test')}: too few for {lost}, which are left out; {key}"]
+    key = "raise data.test_fraction, or add images" if source.has_test else "add images"
+    return [f"{_count_of_images(len(test), 'test')}: too few for {lost}, which are skipped; {key}"]
 
 
-def _pictures(count: int, split: str) -> str:
-    return f"{count} {split} picture{'s' if count != 1 else ''}"
+def _count_of_images(count: int, split: str) -> str:
+    return f"{count} {split} image{'s' if count != 1 else ''}"

@@ -1,4 +1,4 @@
-"""The stages that judge: gauges without labels, then the probes, and latencies side by side."""
+"""Evaluation stages: label-free metrics, then protocols with labels."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ from ssdistill.models.representation import Representation
 from ssdistill.record.tracker import Tracker
 
 GAUGED = "gauged_features.npy"
-"""Embeddings of the gauged test images, kept for agreement and for the report's neighbours."""
+"""Embeddings of the gauged test images, kept for agreement and for the report's neighbors."""
 ANSWERS = "answers.npz"
 """Labels of the test images, true (``targets``) and answered, by protocol."""
 PIXELS = 16
@@ -36,13 +36,13 @@ PIXELS = 16
 
 
 def gauged(num_images: int, wanted: int) -> slice:
-    """Which test images the label-free gauges look at: evenly spread, at most ``wanted``."""
+    """Evenly spread positions of at most ``wanted`` test images for label-free metrics."""
     step = -(-num_images // wanted)
     return slice(0, num_images, step)
 
 
 def evaluate(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str, Any]:
-    """What a model costs, how it agrees with the teacher and, with labels, what it knows."""
+    """Measure cost, similarity to the teacher and, with labels, every protocol."""
     model = stage.parents.get("model")
     encoder = workspace.encoder(model) if model else raw_pixels(workspace)
     settings = EvaluateSettings.model_validate(stage.config["evaluate"])
@@ -69,7 +69,7 @@ def evaluate(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str, 
             [gauged_features(reference, workspace) for reference in references]
             or [shown_ND.numpy()]
         )
-        # Of a handful of images, ten neighbours would be all of them.
+        # Of a handful of images, ten neighbors would be all of them.
         metrics |= agreement(shown_ND, teacher_ND, k=min(10, len(shown_ND) // 2))
     if stage.config["labels"]:
         metrics |= judge(subject, settings.protocols, tracker.run.folder)
@@ -92,9 +92,9 @@ def of_views(subject: Subject, workspace: Workspace, shown: slice) -> dict[str, 
 
 
 def raw_pixels(workspace: Workspace) -> Callable[[Tensor], Representation]:
-    """No encoder at all: the image itself, at most ``PIXELS`` a side, as its embedding."""
+    """Baseline without an encoder: raw pixels, at most ``PIXELS`` a side, as the embedding."""
     images = workspace.train.images
-    # Of a grey image, three equal channels would be two too many for the probe to solve.
+    # Of a gray image, three equal channels would be two too many for the probe to solve.
     channels = 1 if (images == images[..., :1]).all() else 3
 
     def encode(x_BCHW: Tensor) -> Representation:
@@ -105,7 +105,7 @@ def raw_pixels(workspace: Workspace) -> Callable[[Tensor], Representation]:
 
 
 def judge(subject: Subject, protocols: Sequence[Protocol], folder: Path) -> dict[str, float]:
-    """Every protocol's numbers; the answers on the test images are kept in ``folder``."""
+    """Run every protocol; predictions on the test images are saved in ``folder``."""
     metrics: dict[str, float] = {}
     answers: dict[str, np.ndarray] = {}
     for protocol in protocols:

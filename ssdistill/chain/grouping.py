@@ -1,4 +1,4 @@
-"""Short facts about a stage that runs are told apart and grouped by, such as ``losses``."""
+"""Columns to filter and group runs by, such as ``losses``."""
 
 from typing import TYPE_CHECKING
 
@@ -58,7 +58,7 @@ def stage_columns(stage: "Stage") -> dict[str, str | int]:
 
 
 def _history(stage: "Stage") -> list["Stage"]:
-    """The stage, the one that made its model, and so on back to the training."""
+    """Follow the lineage of a stage's model back to its training."""
     history = [stage]
     while (parent := history[-1].parents.get("model")) is not None:
         history.append(parent)

@@ -1,4 +1,4 @@
-"""The stage that times all models side by side, in one process."""
+"""Benchmark stage: interleaved timing of all models in one process."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -34,7 +34,7 @@ ROUNDS_ALL_THREADS, SECONDS_ALL_THREADS = 10, 5.0
 
 
 def latency(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str, Any]:
-    """What every model takes, and what of it is the runtime's gain and what compression's.
+    """Time every model and separate the speed-ups of runtime and compression.
 
     A PyTorch model is written for ONNX Runtime for the occasion: int8 against PyTorch would
     mostly compare runtimes. A file for another runtime is timed there.
@@ -67,8 +67,10 @@ def latency(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str, A
         }
         metrics |= _compression_gains(models, ready, x, dense, sizes)
     folders = {role: p.folder(workspace.root) / MODEL for role, p in stage.parents.items()}
-    for role, given in dense.items():
-        metrics[f"compress/smaller/{role}"] = file_bytes(folders[given]) / file_bytes(folders[role])
+    for role, dense_role in dense.items():
+        metrics[f"compress/smaller/{role}"] = file_bytes(folders[dense_role]) / file_bytes(
+            folders[role]
+        )
     if stage.config["memory"]:
         metrics |= _memories(folders)
     words = {
@@ -86,14 +88,14 @@ def latency(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str, A
 def dense_roles(stage: Stage) -> dict[str, str]:
     """By role of every compressed model, the role of what its first step was given."""
     names = {(parent.digest, parent.seed): role for role, parent in stage.parents.items()}
-    found = {}
+    dense = {}
     for role, parent in stage.parents.items():
-        given = parent
-        while given.kind == "compress":
-            given = given.parents["model"]
-        if given is not parent:
-            found[role] = names[given.digest, given.seed]
-    return found
+        source = parent
+        while source.kind == "compress":
+            source = source.parents["model"]
+        if source is not parent:
+            dense[role] = names[source.digest, source.seed]
+    return dense
 
 
 def timing_of(stage: Stage, root: Path) -> dict[str, dict[str, Any]]:
@@ -102,9 +104,9 @@ def timing_of(stage: Stage, root: Path) -> dict[str, dict[str, Any]]:
     path = stage.folder(root) / TIMING
     if not path.exists():
         return {}
-    found = read_json(path, lambda content: _is_timing(content, stage.parents))
-    shared = {"instructions": found["instructions"], "threads": found["threads"]}
-    return {role: {**words, **shared} for role, words in found["models"].items()}
+    timing = read_json(path, lambda content: _is_timing(content, stage.parents))
+    shared = {"instructions": timing["instructions"], "threads": timing["threads"]}
+    return {role: {**words, **shared} for role, words in timing["models"].items()}
 
 
 def _is_timing(content: Any, roles: Iterable[str]) -> bool:
@@ -190,9 +192,11 @@ def _compression_gains(
 ) -> dict[str, float]:
     """Every compressed model in turns with the dense one, which is written for its runtime."""
     metrics = {}
-    for role, given in dense.items():
+    for role, dense_role in dense.items():
         with ExitStack() as stack:
-            reference = stack.enter_context(_reference(models[given], ready[given], ready[role]))
+            reference = stack.enter_context(
+                _reference(models[dense_role], ready[dense_role], ready[role])
+            )
             if reference is None:
                 continue
             for size in sizes:

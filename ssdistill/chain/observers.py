@@ -1,4 +1,4 @@
-"""Who looks on while a stage trains."""
+"""Observers of a training stage: checkpoint selection, label-free metrics, online probe."""
 
 import torch
 
@@ -43,7 +43,7 @@ def observers_of(
         if not workspace.source.has_labels:
             console.print("  no online probe: the data has no labels", style="dim")
         elif workspace.experiment.evaluate is None:
-            console.print("  no online probe: evaluate=null leaves labels alone", style="dim")
+            console.print("  no online probe: evaluate=null forbids reading labels", style="dim")
         else:
             embed_dim = training.task.encoder.embed_dim
             observers.append(OnlineProbe(workspace.train, embed_dim, device))

@@ -1,4 +1,4 @@
-"""The pictures of a report: charts, views, neighbours."""
+"""Charts and images of a report: curves, views, nearest neighbors."""
 
 import os
 from collections.abc import Callable
@@ -97,10 +97,10 @@ def _curves(workspace: Workspace) -> list[Curves]:
         if stage.kind != "initialize"
     }
     lines = {role: _logged(stage.folder(workspace.root)) for role, stage in trained.items()}
-    wanted: tuple[str, ...] = ("losses", "spread", "rank")
+    title_words: tuple[str, ...] = ("losses", "std", "rank")
     charts = []
     if experiment.distill is None and experiment.compare:
-        charts, wanted = gauges_side_by_side(lines), ("losses",)
+        charts, title_words = gauges_side_by_side(lines), ("losses",)
         drawn = list(trained)
     else:
         usual = (*experiment.all_teachers, *CURVED)
@@ -110,7 +110,9 @@ def _curves(workspace: Workspace) -> list[Curves]:
             if role in usual or (stage.kind == "compress" and lines[role])
         ]
     for role in drawn:
-        charts += [c for c in curves_of(lines[role], role) if any(w in c.title for w in wanted)]
+        charts += [
+            c for c in curves_of(lines[role], role) if any(w in c.title for w in title_words)
+        ]
     return charts
 
 
@@ -135,24 +137,26 @@ def _confusions(workspace: Workspace) -> list[Callable[[float], str]]:
         asked = sorted(answers.keys() - {"targets"}, key=lambda name: (name != "linear", name))
         if not asked:
             continue
-        found = classify(
+        classification = classify(
             answers["targets"],
             predictions=answers[asked[0]],
             class_names=workspace.test.class_names,
         )
         title = f"{role}, {protocol_words(asked[0])}"
-        charts.append(partial(confusion_svg, found.confusion_KK, found.names, title))
+        charts.append(
+            partial(confusion_svg, classification.confusion_KK, classification.names, title)
+        )
     return charts
 
 
 def _logged(folder: Path) -> list[dict[str, Any]]:
-    """What a stage logged; nothing, and a word about it, where that is damaged."""
+    """Logged metrics of a stage; empty, with a warning, if the file is damaged."""
     try:
         if os.path.lexists(folder / METRICS_FILE) and not (folder / METRICS_FILE).is_file():
-            raise UserError(f"{folder / METRICS_FILE} is no file")
+            raise UserError(f"{folder / METRICS_FILE} is not a file")
         return read_metrics(folder)
     except UserError as error:
-        console.print(f"  no curves of {folder.parent.name}: {shortened(error, 300)}")
+        console.print(f"  no curves for {folder.parent.name}: {shortened(error, 300)}")
         return []
 
 
@@ -167,7 +171,7 @@ def _views(workspace: Workspace) -> ViewGrid | None:
     try:
         rows = [list(view) for view in read_array(path, 5, "u")]
     except UserError as error:
-        # To train again for a picture would be too much.
+        # A missing chart is no reason to train again.
         console.print(f"  no views in the report: {shortened(error, 300)}")
         return None
     columns = [str(number + 1) for number in range(len(rows[0]))]
@@ -189,14 +193,15 @@ def _neighbours(workspace: Workspace) -> Neighbours | None:
     for role in (teacher, "distilled"):
         z_ND = torch.as_tensor(gauged_features(evaluations[role], workspace))
         k = min(SHOWN_NEIGHBOURS, len(z_ND) - 1)
-        found = torch.cat([index_Bk for _, index_Bk in neighbours(z_ND[queries], z_ND, k + 1)])
+        index_Qk = torch.cat([index_Bk for _, index_Bk in neighbours(z_ND[queries], z_ND, k + 1)])
         # The nearest of all is the query itself.
         nearest[role] = [
-            [i for i in row if i != q][:k] for q, row in zip(queries, found.tolist(), strict=True)
+            [i for i in row if i != q][:k]
+            for q, row in zip(queries, index_Qk.tolist(), strict=True)
         ]
     shared = [
-        [i in theirs for i in ours]
-        for ours, theirs in zip(nearest["distilled"], nearest[teacher], strict=True)
+        [i in teacher_row for i in student_row]
+        for student_row, teacher_row in zip(nearest["distilled"], nearest[teacher], strict=True)
     ]
     return Neighbours(
         queries=[pictures[q] for q in queries],

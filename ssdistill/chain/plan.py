@@ -1,4 +1,4 @@
-"""An experiment as a list of stages: which, made from which, in which order."""
+"""Plan an experiment as a list of stages, parents first."""
 
 from typing import Any
 
@@ -52,7 +52,7 @@ def latency_stage(workspace: Workspace, seed: int) -> Stage | None:
     None where nothing is distilled or compressed: rows that differ in their training alone are
     equally fast.
     """
-    if not _sized(workspace.experiment):
+    if not _models_differ_in_size(workspace.experiment):
         return None
     planner = _Planner(workspace, seed)
     return planner.latency(planner.models())
@@ -66,7 +66,7 @@ class _Planner:
 
     def stages(self) -> list[Stage]:
         models = self.models()
-        last = [self.latency(models)] if _sized(self.experiment) else []
+        last = [self.latency(models)] if _models_differ_in_size(self.experiment) else []
         return [*models.values(), *self.evaluations(models).values(), *last]
 
     def models(self) -> dict[str, Stage]:
@@ -87,14 +87,13 @@ class _Planner:
         for row, settings in experiment.compare.items():
             if isinstance(settings, DistillSettings):
                 models[row] = self._distill(teachers, settings, row)
-        # After its rivals: what is made from it follows.
+        # Last of the students, so that its compressed models follow it in the table.
         models["distilled"] = distilled
         models |= self._compressed(distilled, teachers)
         return models
 
     def evaluations(self, models: dict[str, Stage]) -> dict[str, Stage]:
-        """The teachers' come first: where something is distilled, the others are compared with
-        their features."""
+        """Plan the evaluations, teachers first: others may be compared with their features."""
         settings = self.experiment.evaluate
         config = {
             "labels": settings is not None and self.workspace.source.has_labels,
@@ -105,7 +104,7 @@ class _Planner:
             role: self._stage(role, "evaluate", config, {"model": models[role]})
             for role in self.experiment.all_teachers
         }
-        references = dict(evaluations) if _sized(self.experiment) else {}
+        references = dict(evaluations) if _models_differ_in_size(self.experiment) else {}
         for role, model in models.items():
             if role not in evaluations:
                 parents = {"model": model, **references}
@@ -170,11 +169,24 @@ class _Planner:
         return self._stage(role, "distill", config, teachers)
 
     def _compressed(self, original: Stage, teachers: dict[str, Stage]) -> dict[str, Stage]:
+        """Plan the compression steps: one chain of stages per plan, common prefixes shared.
+
+        A step has three models as parents. ``original`` is what the first step of the plan gets,
+        ``model`` what this step gets, and ``before`` what the last run of reshaping steps got
+        (refit compares its layers with those of ``model``)::
+
+            original ── prune ── prune ── refit ─┬─ quantize (leaf)
+                └ ``before`` of all five steps   └─ export (leaf)
+
+        A leaf is a file for a runtime, never the input of another step. Two plans whose steps
+        have the same hash share one stage and one row of the table; the last step of a named
+        plan takes the plan's name.
+        """
         models: dict[str, Stage] = {}
         for plan, steps in self.experiment.all_plans.items():
             parent = before = original
-            taking = False
-            expanded = [one for s in steps for one in STEPS[s.kind].expand(s)]
+            follows_reshaping = False
+            expanded = [part for s in steps for part in STEPS[s.kind].expand(s)]
             for settings in expanded:
                 step = STEPS[settings.kind]
                 row = f"{plan}_{step.row(settings)}" if plan else step.row(settings)
@@ -182,12 +194,12 @@ class _Planner:
                     row = plan
                 parents = {"model": parent, "before": before, "original": original}
                 stage = self._step(_numbered(row, models), settings, parents, teachers)
-                # Where another plan does the same, its row stands for both.
+                # A stage that another plan already has is shared, row included.
                 stage = next((s for s in models.values() if s.digest == stage.digest), stage)
                 models[stage.role] = stage
                 if not step.leaf:
-                    before = parent if step.reshapes and not taking else before
-                    taking = step.reshapes
+                    before = parent if step.reshapes and not follows_reshaping else before
+                    follows_reshaping = step.reshapes
                     parent = stage
         return models
 
@@ -210,10 +222,10 @@ class _Planner:
     ) -> Stage:
         pinned = (config.get("method") or config.get("training") or {}).get("seed")
         if kind == "load":
-            # Nothing in it is random: every seed of every experiment finds the same.
+            # Loading is deterministic: every seed of every experiment shares one stage.
             pinned = 0
         if kind == "evaluate":
-            # A shared model, and the pixels of the images, are judged once.
+            # A model that seeds share, and the raw pixels, are evaluated once.
             pinned = parents["model"].seed if "model" in parents else self.experiment.seeds[0]
         return Stage(
             role=role,
@@ -225,8 +237,8 @@ class _Planner:
         )
 
 
-def _sized(experiment: Experiment) -> bool:
-    """Whether its models differ in size and not in their training alone."""
+def _models_differ_in_size(experiment: Experiment) -> bool:
+    """Whether the experiment's models differ in size, not only in training."""
     return experiment.distill is not None or experiment.compressed is not None
 
 

@@ -1,4 +1,4 @@
-"""What started this process: one command, or one of several copies that a launcher made.
+"""Detect launchers that start several copies of one command.
 
 Several processes do not share a training yet. They would repeat the same work beside each
 other, so they are refused before anything starts.
@@ -73,7 +73,7 @@ def require_single_process() -> None:
     if launch := several_processes():
         remedy = REMEDY.get(launch.launcher, f"use {launch.launcher} with one process")
         raise UserError(
-            f"{launch.launcher} started {launch.size} processes and ssdistill runs in one: {remedy}"
+            f"{launch.launcher} started {launch.size} processes; ssdistill runs in one: {remedy}"
         )
 
 

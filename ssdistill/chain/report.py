@@ -1,4 +1,4 @@
-"""From the records of a run to its table, its page and its own record."""
+"""Write the tables, page and record of an experiment from the records of its stages."""
 
 import json
 import os
@@ -124,7 +124,7 @@ def as_lines(records: Sequence[dict[str, Any]]) -> str:
 
 
 def notices_of(workspace: Workspace) -> list[str]:
-    """What a reader must know before believing the numbers."""
+    """Notices needed to interpret the numbers, one line each."""
     experiment, notices = workspace.experiment, []
     if workspace.source.kind == "digits":
         notices.append(
@@ -133,14 +133,16 @@ def notices_of(workspace: Workspace) -> list[str]:
             "configs/cifar10_cpu.yaml carries that claim."
         )
     if not workspace.source.has_labels:
-        notices.append("The data has no labels: nothing was probed; the gauges need none.")
+        notices.append("No labels: evaluation skipped, label-free metrics shown.")
     for role, stage in models_of(workspace, experiment.seeds[0]).items():
         path = stage.folder(workspace.root) / NOTICES
         if path.exists():
             lines = read_json(path, lambda content: isinstance(content, list))
             notices += [f"{role}: {notice}." for notice in lines]
         if stage.record(workspace.root).metrics.get("compress/accepted") == 0:
-            notices.append(f"{role}: the step was left out, the row is the model before it.")
+            notices.append(
+                f"{role}: the step was skipped by its gate; the row shows the model before it."
+            )
     if experiment.paper and experiment.paper.title:
         paper = experiment.paper
         where = ", ".join(filter(None, (paper.arxiv, paper.table)))
@@ -192,21 +194,21 @@ def _set_aside_damaged_record(folder: Path) -> None:
             continue
         try:
             if not path.is_file():
-                raise UserError(f"{path} is no file")
+                raise UserError(f"{path} is not a file")
             read(folder)
         except (UserError, OSError, RecursionError, TypeError) as error:
             number = 1
             while os.path.lexists(place := folder / f"damaged-{name}-{number}"):
                 number += 1
             os.rename(path, place)
-            console.print(f"  {shortened(error, 300)}: made anew, the old one is now {place}")
+            console.print(f"  {shortened(error, 300)}: rebuilding it; the old one is now {place}")
 
 
 def _digests(workspace: Workspace, role: str) -> dict[str, str]:
     """Digest of the model's stage, by seed."""
     seeds = workspace.experiment.seeds
-    found = {str(seed): models_of(workspace, seed).get(role) for seed in seeds}
-    return {seed: stage.digest for seed, stage in found.items() if stage}
+    stage_by_seed = {str(seed): models_of(workspace, seed).get(role) for seed in seeds}
+    return {seed: stage.digest for seed, stage in stage_by_seed.items() if stage}
 
 
 def _summary(workspace: Workspace, records: list[dict[str, Any]]) -> str:

@@ -1,4 +1,4 @@
-"""What an experiment needs of this machine, of its networks and of its data."""
+"""Check that machine, networks and data meet the needs of an experiment."""
 
 from typing import TYPE_CHECKING
 
@@ -52,8 +52,8 @@ def check_networks(workspace: "Workspace") -> None:
                 _, width = check_encodes(encoder, workspace.image_size)
                 if width != encoder.embed_dim:
                     raise UserError(
-                        f"'{encoder.name}' gives embeddings of {width} numbers where timm says "
-                        f"{encoder.embed_dim}: check encoder.args (the last of channels, say)"
+                        f"'{encoder.name}' returns embeddings of width {width}, but timm declares "
+                        f"{encoder.embed_dim}: check encoder.args (such as the last of channels)"
                     )
             except UserError as error:
                 text = str(error).replace("encoder.", f"{key}.encoder.")
@@ -73,7 +73,7 @@ def check_device(device: DeviceSettings) -> None:
         torch.zeros(1, device=where)
     except Exception as error:
         raise UserError(
-            f"device.accelerator={shortened(device.accelerator)} cannot be used here "
+            f"device.accelerator={shortened(device.accelerator)} is not available "
             f"({reason_of(error)}); set device.accelerator=auto"
         ) from error
     on_cuda = where.type == "cuda"
@@ -100,8 +100,7 @@ def check_batches(experiment: Experiment, num_images: int) -> None:
         if getattr(settings, "batch_size", 0) > num_images
     ]
     if large:
-        verb = "is" if len(large) == 1 else "are"
+        verb = "exceeds" if len(large) == 1 else "exceed"
         raise UserError(
-            f"{', '.join(large)} {verb} more than the {num_images} training images; set at most "
-            f"{num_images}"
+            f"{', '.join(large)} {verb} the {num_images} training images; set at most {num_images}"
         )

@@ -1,4 +1,4 @@
-"""Run an experiment: open the data, do the stages that are missing, report."""
+"""Run an experiment: open the data, run missing stages, write the report."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +54,7 @@ def dry_run(experiment: Experiment, root: Path) -> list[PlannedStage]:
 
 
 def run(experiment: Experiment, root: str | Path = "runs") -> Report:
-    """Do everything an experiment asks for that is not done yet.
+    """Run every stage of an experiment that is not finished yet.
 
     Args:
         experiment: from :func:`ssdistill.experiment.reading.load_experiment`.
@@ -130,7 +130,7 @@ def _do(stage: Stage, workspace: Workspace, identity: Identity, position: str) -
     label = f"{position} {names}, seed {stage.seed}"
     if stage.status(workspace.root) == "finished":
         workspace.check_finished(stage)
-        console.print(f"{label}: done before", style="dim")
+        console.print(f"{label}: cached", style="dim")
         return
     console.print(label)
 
@@ -144,18 +144,15 @@ def _do(stage: Stage, workspace: Workspace, identity: Identity, position: str) -
 
 
 def announce(workspace: Workspace, stages: list[Stage]) -> None:
-    """Say what is about to happen, and what will not."""
+    """Print how many stages will run, and whether evaluation is skipped."""
     if not workspace.source.has_labels:
-        console.print(
-            "the data has no labels: the chain stops before the probes and reports the "
-            "label-free gauges"
-        )
+        console.print("no labels: skipping evaluation; label-free metrics only")
     missing = sum(stage.status(workspace.root) != "finished" for stage in stages)
     console.print(f"{len(stages)} stages, {missing} to do")
 
 
 def describe_data(workspace: Workspace) -> None:
-    """The pictures, their classes and window, and what is probably wrong with them."""
+    """The images, their classes and window, and what is probably wrong with them."""
     train, test, size = workspace.train, workspace.test, workspace.image_size
     lines = [
         f"{workspace.source.description}: {len(train)} training and {len(test)} test images, "

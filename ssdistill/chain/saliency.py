@@ -1,4 +1,4 @@
-"""The distillation loss as a measure: what its gradient says of a student that stays as it is."""
+"""Total distillation loss of a frozen student, for saliency by its gradient."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ssdistill.train.loop import Training
 
 HEAD_STEPS = 30
-"""Batches on which the losses' own heads learn before the loss is believed."""
+"""Batches that train the losses' own heads before the loss is used."""
 HEAD_RATE = 1e-3
 
 

@@ -1,4 +1,4 @@
-"""Whether a network takes images of a size, and which pixels of them it never looks at."""
+"""Check that networks accept the image and view sizes, and find pixels they ignore."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -43,9 +43,9 @@ def check_sizes(encoder: Encoder, key: str, sizes: Iterable[int], network: str) 
     pixels, layer = max(missed)
     side = encoder.spec.side
     return [
-        f"{network}.encoder: {name} does not see the last {pixels} of {side} pixels of each row "
+        f"{network}.encoder: {name} ignores the last {pixels} of {side} pixels of each row "
         f"and column ({layer} leaves a remainder); an image of {side - pixels} pixels is used "
-        "whole (data.image_size, or encoder.input_size to resize)"
+        "completely (data.image_size, or encoder.input_size to resize)"
     ]
 
 

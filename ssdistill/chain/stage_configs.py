@@ -1,4 +1,4 @@
-"""What decides the outcome of a training stage, ready for JSON: it makes the stage's digest."""
+"""JSON-ready settings that determine the result of a training stage; its hash covers them."""
 
 from typing import Any
 
@@ -67,9 +67,9 @@ def distillation_config(workspace: Workspace, distill: DistillSettings, key: str
 
 
 def _recipes(
-    workspace: Workspace, wanted: tuple[ViewRecipe, ...] | None, natural: tuple[str, ...]
+    workspace: Workspace, requested: tuple[ViewRecipe, ...] | None, natural: tuple[str, ...]
 ) -> tuple[ViewRecipe, ...]:
-    return expand(resolve_recipes(wanted, natural, workspace.source))
+    return expand(resolve_recipes(requested, natural, workspace.source))
 
 
 def _views_and_arithmetic(workspace: Workspace, recipes: tuple[ViewRecipe, ...]) -> dict[str, Any]:

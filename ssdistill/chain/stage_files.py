@@ -1,4 +1,4 @@
-"""Readers of what finished stages leave behind: whole and of the right form, or by name damaged."""
+"""Read and validate files of finished stages; damaged files are reported by name."""
 
 import json
 import zipfile
@@ -23,7 +23,7 @@ UNREADABLE = (
     zipfile.BadZipFile,
     zlib.error,
 )
-"""What JSON and NumPy raise for content that is not theirs."""
+"""Exceptions of JSON and NumPy for invalid content."""
 
 
 def read_json(path: Path, holds: Callable[[Any], bool]) -> Any:
@@ -39,7 +39,7 @@ def read_json(path: Path, holds: Callable[[Any], bool]) -> Any:
     with _reading(path):
         content = json.loads(path.read_text(encoding="utf-8"))
         if not holds(content):
-            raise ValueError("of another form than what was written")
+            raise ValueError("unexpected structure")
     return content
 
 
@@ -80,7 +80,7 @@ def read_arrays(path: Path, ndim: int, kind: str) -> dict[str, np.ndarray]:
 
 def _check_array(array: Any, ndim: int, kind: str) -> None:
     if not isinstance(array, np.ndarray) or array.ndim != ndim or array.dtype.kind not in kind:
-        shown = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "no array"
+        shown = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "not an array"
         raise ValueError(shown)
 
 
@@ -89,7 +89,7 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         if path.exists() and not path.is_file():
             # Opening a named pipe would wait for a writer.
-            raise DamagedFile(path, "a folder" if path.is_dir() else "no file")
+            raise DamagedFile(path, "is a folder" if path.is_dir() else "not a file")
         yield
     except FileNotFoundError as error:
         raise DamagedFile(path, "missing") from error

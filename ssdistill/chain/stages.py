@@ -1,4 +1,4 @@
-"""Stages: a piece of work with an identity, done once, resumed when cut, shared by experiments.
+"""Stages: cached units of work, run once, resumed if interrupted, shared by experiments.
 
 A stage is known by a digest of what it does, of what it is made from and of the data; the seed
 is kept apart. Its folder is ``<root>/stages/<kind>-<digest8>/s<seed>``: the same work wanted by
@@ -81,7 +81,7 @@ class Stage:
         if not os.path.lexists(folder / RUN_FILE):
             return None
         if not (folder / RUN_FILE).is_file():
-            raise DamagedFile(folder / RUN_FILE, "no file")
+            raise DamagedFile(folder / RUN_FILE, "not a file")
         try:
             record = load_run(folder)
         except (UserError, RecursionError, TypeError) as error:
@@ -163,7 +163,7 @@ def _sha256(config: dict[str, Any]) -> str:
 def execute(
     stage: Stage, root: Path, body: Body, identity: Identity, tracking: TrackingSettings
 ) -> RunRecord:
-    """Do the stage unless it is done; resume what was cut.
+    """Run the stage unless it is finished; resume it if interrupted.
 
     Raises:
         UserError: another error of the user's, or a digest that clashes with another's folder.
@@ -175,7 +175,7 @@ def execute(
         record = stage.record(root)
         if record and record.status == "finished":
             if record.digest != stage.digest:
-                raise UserError(f"{folder}: holds a stage with another digest; move it away")
+                raise UserError(f"{folder}: holds a stage with a different hash; move it away")
             return record
         run = Run(
             folder,
@@ -209,21 +209,21 @@ def _lineage(stage: Stage, root: Path) -> dict[str, Any]:
 
 
 def set_aside(folder: Path, reason: object) -> Path:
-    """Rename a damaged stage's folder, aloud; nothing is deleted. Returns its new place."""
+    """Rename a damaged stage's folder with a warning and return its new path; deletes nothing."""
     number = 1
     while os.path.lexists(place := folder.with_name(f"damaged-{folder.name}-{number}")):
         number += 1
     os.rename(folder, place)
-    console.print(f"  {shortened(reason, 300)}: made anew, the old folder is now {place}")
+    console.print(f"  {shortened(reason, 300)}: rerunning it; the old folder is now {place}")
     return place
 
 
 def _set_aside_if_damaged(stage: Stage, root: Path) -> None:
-    """Whatever of a stage's own files would keep it from being run again."""
+    """Move a stage's folder away if its own files would prevent a rerun."""
     folder = stage.folder(root)
     if os.path.lexists(folder) and not folder.is_dir():
         raise UserError(
-            f"{folder}: is no folder, though a stage belongs there; move it away: "
+            f"{folder}: expected a stage's folder, found a file; move it away: "
             f"mv '{folder}' '{folder}.old'"
         )
     try:
@@ -233,7 +233,7 @@ def _set_aside_if_damaged(stage: Stage, root: Path) -> None:
         return
     metrics = folder / METRICS_FILE
     if os.path.lexists(metrics) and not metrics.is_file():
-        set_aside(folder, f"{metrics} is no file")
+        set_aside(folder, f"{metrics} is not a file")
         return
     try:
         read_metrics(folder)
@@ -259,11 +259,11 @@ def _problem(record: RunRecord) -> str | None:
         return f"status {shortened(record.status)!r}"
     mappings = (record.metrics, record.parents, record.artifacts, record.config, record.provenance)
     if not all(isinstance(value, dict) for value in mappings):
-        return "a section that is no mapping"
+        return "a section that is not a mapping"
     if not all(isinstance(value, int | float | None) for value in record.metrics.values()):
-        return "a metric that is no number"
+        return "a metric that is not a number"
     if not isinstance(record.wall_seconds, int | float) or not isinstance(record.resumed, int):
-        return "a time that is no number"
+        return "a time that is not a number"
     entries = record.artifacts.values()
     if not all(isinstance(entry, dict) and {"file", "sha256"} <= entry.keys() for entry in entries):
         return "an artifact without file or sha256"
@@ -272,7 +272,7 @@ def _problem(record: RunRecord) -> str | None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """A lock on the stage, waited for aloud; freed by the system if the process dies.
+    """Lock the stage, with a message while waiting; the system frees it if the process dies.
 
     Raises:
         UserError: something else stands in the place of the lock.
@@ -280,14 +280,12 @@ def locked(folder: Path) -> Iterator[None]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     path = folder.with_name(f".{folder.name}.lock")
     if os.path.lexists(path) and not path.is_file():
-        raise UserError(
-            f"{path}: is no file, though a lock belongs there; remove it: rm -r '{path}'"
-        )
+        raise UserError(f"{path}: expected a lock file; remove what is there: rm -r '{path}'")
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        console.print(f"  {folder.parent.name}: waiting for another process that runs it")
+        console.print(f"  {folder.parent.name}: waiting for another process to finish it")
         lock.acquire()
     try:
         yield

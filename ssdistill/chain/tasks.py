@@ -1,4 +1,4 @@
-"""What the training stages train, at its initial weights."""
+"""Build what the training stages train, with initial weights."""
 
 from collections.abc import Iterable, Mapping
 
@@ -76,7 +76,7 @@ def build_distiller(
     stage: Stage,
     workspace: Workspace,
 ) -> Distiller:
-    """Student, teachers and the losses between them, heads freshly initialised."""
+    """Student, teachers and the losses between them, heads freshly initialized."""
     seed_generators(stage.seed, stage.digest)
     distiller = assemble(student, teachers, settings, len(workspace.train))
     if NEEDS_NEIGHBOURS & set(distiller.extra_views):
@@ -84,12 +84,12 @@ def build_distiller(
         where = workspace.device
         distiller.neighbours_NK = nearest_neighbours(workspace.embeddings(first).to(where))
     for name, teacher in distiller.teachers.items():
-        _look_at_teacher(teacher, distiller.losses_of(name).values(), workspace)
+        _initialize_losses(teacher, distiller.losses_of(name).values(), workspace)
     return distiller
 
 
-def _look_at_teacher(teacher: Encoder, losses: Iterable[Loss], workspace: Workspace) -> None:
-    """Give the losses what they need of the teacher's embeddings of the training images."""
+def _initialize_losses(teacher: Encoder, losses: Iterable[Loss], workspace: Workspace) -> None:
+    """Initialize losses that need the teacher's embeddings of the training images."""
     fitted = [loss for loss in losses if loss.fits_teacher]
     if not fitted:
         return

@@ -1,4 +1,4 @@
-"""The stages that train: teacher, control, distilled student, recovery after pruning."""
+"""Training stages: teacher, control, distilled student, recovery after pruning."""
 
 import json
 from pathlib import Path
@@ -60,7 +60,7 @@ def pretrain(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str, 
 
 
 def load_teacher(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str, Any]:
-    """A teacher from elsewhere, brought into the chain as an encoder like any other."""
+    """Load an external teacher and save it as an encoder of the chain."""
     kind = stage.config["teacher"]["kind"]
     settings = TEACHERS.schema(kind).model_validate(stage.config["teacher"])
     encoder, notices = TEACHERS.build(settings).load(Pictures(**stage.config["pictures"]))
@@ -88,7 +88,7 @@ def train(
 
     def show(views: list[Tensor]) -> None:
         side = max(view.shape[-1] for view in views)
-        pictures = np.stack([_pictures(view, side) for view in views])
+        pictures = np.stack([_first_images(view, side) for view in views])
         np.save(tracker.run.folder / VIEWS, pictures)
         rows = pictures.transpose(1, 2, 0, 3, 4)
         images, height, count, width, _ = rows.shape
@@ -152,8 +152,8 @@ def budgeted_steps(stage: Stage, workspace: Workspace, folder: Path) -> int | No
     """
     if "budget" not in stage.config:
         return None
-    found = folder / BUDGET
-    if not found.exists():
+    cache = folder / BUDGET
+    if not cache.exists():
         trainings = {
             role: prepare(*task_of(s, workspace), s, workspace)
             for role, s in {**stage.parents, stage.role: stage}.items()
@@ -161,11 +161,11 @@ def budgeted_steps(stage: Stage, workspace: Workspace, folder: Path) -> int | No
         ratios = step_ratios(trainings, to=stage.role)
         steps = sum(ratios[r] * trainings[r][0].loader.num_steps for r in stage.parents)
         content = {"steps": max(1, round(steps)), f"seconds_per_{stage.role}_step": ratios}
-        write_atomically(found, json.dumps(content, indent=1) + "\n")
-    return read_json(found, lambda content: isinstance(content["steps"], int))["steps"]
+        write_atomically(cache, json.dumps(content, indent=1) + "\n")
+    return read_json(cache, lambda content: isinstance(content["steps"], int))["steps"]
 
 
-def _pictures(view_BCHW: Tensor, side: int) -> np.ndarray:
+def _first_images(view_BCHW: Tensor, side: int) -> np.ndarray:
     """The first images of a view as uint8 (N, side, side, 3), small ones on white."""
     shown = view_BCHW[:SHOWN_IMAGES].detach().float().cpu().mul(255).round().clamp(0, 255)
     margin = side - shown.shape[-1]

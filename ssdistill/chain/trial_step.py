@@ -1,4 +1,4 @@
-"""One training step before the plan is run: what fails at the first step fails at once."""
+"""Try one training step before the plan runs, so that errors surface early."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -62,7 +62,7 @@ def check_step(
     pixels = batch_size * sum(side**2 for side in _seen_sides(task, sides))
     layers = sum(1 for network in _networks(task) for _ in network.modules())
     if batch_size > 1 and layers > MOST_LAYERS:
-        return [f"{key}: a step through {layers} layers was not tried, for its size"]
+        return [f"{key}: skipped the trial step: {layers} layers take too long"]
     failure = _failure_without_memory(task, sides, batch_size)
     if batch_size > 1 and (failure is None or pixels > CHEAP_PIXELS):
         if isinstance(failure, ValueError):  # raised by checks, which need no numbers
@@ -93,7 +93,7 @@ def _networks(task: Task) -> list[nn.Module]:
 
 
 def _untried(key: str, pixels: int) -> str:
-    return f"{key}: a step of {pixels / 1e6:.1f} million pixels was not tried, for its size"
+    return f"{key}: skipped the trial step: {pixels / 1e6:.1f} million pixels take too long"
 
 
 def check_size(build: Callable[[], Task], key: str) -> None:

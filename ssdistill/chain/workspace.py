@@ -1,4 +1,4 @@
-"""What the stages of one run share: the experiment, its pictures, the runs folder."""
+"""Shared state of a run's stages: the experiment, its images, the runs folder."""
 
 import copy
 import hashlib
@@ -52,15 +52,15 @@ FILLED_UP = 16
 
 @dataclass
 class Workspace:
-    """Everything a stage may look at.
+    """Everything a stage may read.
 
     Attributes:
         experiment: what is run.
         root: the runs folder.
-        source: where the pictures come from.
-        train, test: the pictures, decoded.
+        source: where the images come from.
+        train, test: the images, decoded.
         classes: one line about the classes; None where no label is read.
-        warnings: what is probably wrong with the pictures, one line each.
+        warnings: what is probably wrong with the images, one line each.
     """
 
     experiment: Experiment
@@ -107,15 +107,15 @@ class Workspace:
 
     def teachers(self) -> dict[str, Encoder]:
         """Every teacher by its row's name, to be looked at: those to be trained are untrained."""
-        found = {}
+        encoders = {}
         for role in self.experiment.all_teachers:
             if role in self._loaded:
-                found[role] = self._loaded[role]
+                encoders[role] = self._loaded[role]
                 continue
             network, method = self.experiment.pretrained[role]
-            found[role] = self.build(network)
-            found[role].projector = METHODS.build(method, found[role]).projector
-        return found
+            encoders[role] = self.build(network)
+            encoders[role].projector = METHODS.build(method, encoders[role]).projector
+        return encoders
 
     @cached_property
     def _loaded(self) -> dict[str, Encoder]:
@@ -192,7 +192,7 @@ class Workspace:
         if record.metrics_sha256 not in ("", metrics_sha256(folder)):
             console.print(
                 f"warning: {folder / METRICS_FILE} has changed since the stage was finished; copy "
-                f"it back, or move {folder} away to make the stage anew",
+                f"it back, or move {folder} away to rerun the stage",
                 style="yellow",
                 markup=False,
             )
@@ -207,9 +207,9 @@ class Workspace:
             if entry.get("description_sha256", description_sha256(folder)) != description_sha256(
                 folder
             ):
-                raise UserError(f"{folder / DESCRIPTION}: not what was written")
+                raise UserError(f"{folder / DESCRIPTION}: checksum mismatch")
             if description.sha256 != entry["sha256"]:
-                raise UserError(f"{folder}: not the weights that {RUN_FILE} names")
+                raise UserError(f"{folder}: weights differ from those recorded in {RUN_FILE}")
             for name, sha256 in description.names.items():
                 read_checked(folder / name, sha256)
         except UserError as error:
@@ -231,7 +231,7 @@ class Workspace:
             return torch.from_numpy(self._cached(path, encoder.embed_dim))
         except DamagedFile as error:
             if path.exists():
-                console.print(f"  {path}: damaged ({error.reason}), computed again")
+                console.print(f"  {path}: damaged ({error.reason}); recomputing it")
         embedding_ND = extract(encoder, self.train.images, self.image_size, device=self.device)
         path.parent.mkdir(parents=True, exist_ok=True)
         content = io.BytesIO()
@@ -271,7 +271,7 @@ def open_workspace(experiment: Experiment, root: Path) -> Workspace:
     check_device(experiment.device)
     wandb_mode(experiment.tracking)
     if root.exists() and not root.is_dir():
-        raise UserError(f"--runs {root}: it is a file; name a folder")
+        raise UserError(f"--runs {root}: is a file; pass a folder")
     source = open_source(experiment.data)
     size = experiment.data.image_size or source.default_image_size
     stores = open_stores(source, experiment.data, size, root / "data")
@@ -284,11 +284,11 @@ def open_workspace(experiment: Experiment, root: Path) -> Workspace:
 
 
 def resolve_recipes(
-    wanted: tuple[ViewRecipe, ...] | None, natural: tuple[str, ...], source: Source
+    requested: tuple[ViewRecipe, ...] | None, natural: tuple[str, ...], source: Source
 ) -> tuple[ViewRecipe, ...]:
-    """The recipes ``wanted``, or else ``natural``, what the method asks for on natural images,
+    """The recipes ``requested``, or else ``natural``, what the method asks for on natural images,
     unless the data has a recipe of its own.
     """
-    if (count := sum(recipe.count for recipe in wanted or ())) > MOST_VIEWS:
-        raise UserError(f"views: {count} views of each image, more than {MOST_VIEWS}")
-    return wanted or tuple(RECIPES[source.default_recipe or name] for name in natural)
+    if (count := sum(recipe.count for recipe in requested or ())) > MOST_VIEWS:
+        raise UserError(f"views: {count} views of each image; use at most {MOST_VIEWS}")
+    return requested or tuple(RECIPES[source.default_recipe or name] for name in natural)

@@ -1,4 +1,4 @@
-"""What ends a command, on one line: a mistake that can be mended, or a fault and its report."""
+"""One-line explanations of errors that end a command, and reports of internal errors."""
 
 import contextlib
 import errno
@@ -22,18 +22,18 @@ REMEDIES = {
     errno.EROFS: "choose another folder with --runs",
     errno.EMFILE: "raise the limit of open files: ulimit -n 4096",
     errno.ENAMETOOLONG: "shorten the name",
-    errno.ELOOP: "the symbolic links lead in a circle; remove one of them",
-    errno.ENOTDIR: "a file stands where a folder belongs; move it away",
-    errno.EEXIST: "a file stands where a folder belongs; move it away",
-    errno.EISDIR: "a folder stands where a file belongs; move it away",
-    errno.ENOENT: "check the path, and that nothing else removes files there",
+    errno.ELOOP: "the symbolic links form a loop; remove one of them",
+    errno.ENOTDIR: "expected a folder, found a file; move the file away",
+    errno.EEXIST: "expected a folder, found a file; move the file away",
+    errno.EISDIR: "expected a file, found a folder; move the folder away",
+    errno.ENOENT: "check the path; another program may have removed the file",
 }
 NO_MEMORY = "lower batch_size, data.image_size or the sizes of the networks"
 PACKAGES = ("ssdistill", "torch", "torchvision", "timm", "lightning-fabric", "numpy", "onnxruntime")
 
 
 def explanation(error: BaseException) -> str | None:
-    """What the user can do about an error, on one line; None where it is a fault of ours."""
+    """Explain an error and its remedy on one line; None if it is an internal error."""
     if isinstance(error, UserError):
         return str(error)
     if _is_out_of_memory(error):
@@ -44,14 +44,14 @@ def explanation(error: BaseException) -> str | None:
         if error.errno == errno.ENOMEM:
             return f"not enough memory ({error.strerror}); {NO_MEMORY}"
         place = f"{shortened(error.filename, 300)}: " if error.filename is not None else ""
-        remedy = REMEDIES.get(error.errno, "see that the disk and the connection are in order")
+        remedy = REMEDIES.get(error.errno, "check the disk and the network connection")
         reason = "no space left on the disk" if error.errno == errno.ENOSPC else error.strerror
         return f"{place}{reason}; {remedy}"
     return None
 
 
 def save_report(error: BaseException, words: Sequence[str], folder: Path | None) -> Path | None:
-    """Write down what is needed to find a fault; None where nothing can be written.
+    """Write a report of an internal error; None if it cannot be written.
 
     Args:
         words: the command line.

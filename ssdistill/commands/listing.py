@@ -1,4 +1,4 @@
-"""What `ssdistill list` and `--dry-run` print."""
+"""Output of `ssdistill list` and `--dry-run`."""
 
 import inspect
 import re
@@ -39,7 +39,7 @@ REGISTRIES = {
 
 
 def listings(what: str | None = None) -> list[FittedTable]:
-    """The tables asked for; all of them when nothing is.
+    """Return the requested tables, or all of them.
 
     Raises:
         UserError: for a word that names no table.
@@ -49,7 +49,9 @@ def listings(what: str | None = None) -> list[FittedTable]:
     if what is None:
         return [table for make in makers.values() for table in make()]
     if what not in makers:
-        raise UserError(f"list: no '{what}'{nearest(what, makers)}; known: {', '.join(makers)}")
+        raise UserError(
+            f"list: unknown table '{what}'{nearest(what, makers)}; known: {', '.join(makers)}"
+        )
     return makers[what]()
 
 
@@ -107,7 +109,10 @@ def description(what: str, kind: str) -> list[FittedTable | Text]:
         UserError: for a word that names no registry, or a kind that it has not.
     """
     if what not in REGISTRIES:
-        raise UserError(f"list: no '{what}'{nearest(what, REGISTRIES)} has kinds")
+        raise UserError(
+            f"list: '{what}' has no kinds{nearest(what, REGISTRIES)}; use one of "
+            f"{', '.join(REGISTRIES)}"
+        )
     registry: Registry = REGISTRIES[what]
     cls = registry[kind]
     table = FittedTable("setting", "default")

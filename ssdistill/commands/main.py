@@ -21,10 +21,10 @@ examples:
   ssdistill run quickstart data=cifar10             the same on CIFAR-10 (downloads)
   ssdistill run quickstart data.kind=folder data.path=photos
   ssdistill run quickstart pretrain.kind=byol seeds=[0,1,2]
-  ssdistill run quickstart --dry-run                what would be done, and what exists
-  ssdistill probe student/ student_int8/ --data photos/   judge and compare finished encoders
+  ssdistill run quickstart --dry-run                show the plan: what runs, what is cached
+  ssdistill probe student/ student_int8/ --data photos/   evaluate and compare encoders
 
-Opening a file never runs it, except compiled models (AOTInductor), which want --trust
+Opening a file never runs it, except compiled models (AOTInductor), which need --trust
 unless they were compiled here.
 """
 
@@ -44,14 +44,14 @@ def _main(arguments: Sequence[str] | None) -> int:
     try:
         return options.command(options)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        print("Interrupted. Run the same command to resume.", file=sys.stderr)
         return EXIT_INTERRUPTED
     except Exception as error:
         return _failed(error, words, getattr(options, "runs", None), debug)
 
 
 def _failed(error: Exception, words: Sequence[str], runs: Path | None, debug: bool) -> int:
-    """Say on one line what ended the command; a fault of ours is written down, too."""
+    """Print a one-line error; write a report if it is an internal error."""
     if debug:
         traceback.print_exception(error)
     if text := explanation(error):
@@ -65,7 +65,7 @@ def _failed(error: Exception, words: Sequence[str], runs: Path | None, debug: bo
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse; overrides may also stand after options, which argparse alone refuses."""
+    """Parse the command line; overrides may also follow options, unlike in argparse alone."""
     parser = _parser()
     words = list(sys.argv[1:] if arguments is None else arguments)
     command = next((word for word in words if not word.startswith("-")), None)
@@ -109,53 +109,59 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=_version())
     parser.add_argument(
-        "--debug", action="store_true", help="show where an error was raised (after a command, too)"
+        "--debug",
+        action="store_true",
+        help="print the traceback of an error (also after a command)",
     )
     commands = parser.add_subparsers(required=True, metavar="command")
 
-    run = _add(commands, "run", _run, "run an experiment; what is done already is not done again")
+    run = _add(commands, "run", _run, "run an experiment (resumes, reuses cached stages)")
     _experiment_arguments(run)
     run.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     run.add_argument(
         "--publish",
         type=Path,
         metavar="FOLDER",
-        help="also write the results to FOLDER/records.jsonl, from which tables are made",
+        help="also write the results to FOLDER/records.jsonl, the source of README tables",
     )
 
     reproduce = _add(
         commands,
         "reproduce",
         _reproduce,
-        "run an experiment and hold its claims against the results",
-        "Exit status: 0 all claims hold, 1 one fails, 3 some cannot be decided, 2 an error.",
+        "run an experiment and verify its claims",
+        "Exit status: 0 all claims hold, 1 one fails, 3 some are undecided, 2 an error.",
     )
     _experiment_arguments(reproduce)
 
     add_probe(commands)
 
-    report = _add(commands, "report", _report, "rewrite the tables in README files from records")
-    report.add_argument("--check", action="store_true", help="only say which tables differ")
+    report = _add(commands, "report", _report, "update the tables in README files from records")
+    report.add_argument(
+        "--check", action="store_true", help="check only; exit 1 if a table is out of date"
+    )
     report.add_argument("--root", type=Path, default=Path("."), help="folder of the README")
 
     restore = _add(
         commands,
         "restore",
         _restore,
-        "find the dense model that a compressed one was made from",
+        "find the uncompressed model of a compressed one",
         "Prints its folder, or copies it.",
     )
     restore.add_argument("artifact", type=Path, help="folder of the compressed model")
-    restore.add_argument("--to", type=Path, metavar="FOLDER", help="copy the dense model there")
+    restore.add_argument(
+        "--to", type=Path, metavar="FOLDER", help="copy the uncompressed model to FOLDER"
+    )
 
-    listing = _add(commands, "list", _list, "every kind there is, with its settings and source")
+    listing = _add(commands, "list", _list, "list losses, methods, teachers, … and their settings")
     listing.add_argument(
         "what",
         nargs="?",
         help="losses, methods, teachers, steps, runtimes, protocols, sources, views or configs; "
         "default all",
     )
-    listing.add_argument("kind", nargs="?", help="one of them, with all its settings")
+    listing.add_argument("kind", nargs="?", help="show one of them with all its settings")
     return parser
 
 
@@ -168,7 +174,7 @@ def _add(commands, name: str, command, summary: str, more: str = "") -> argparse
 
 def _experiment_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="a YAML file, or the name of a packaged config")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to override")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="runs folder (runs)")
     parser.add_argument(
         "--trust",
@@ -197,7 +203,7 @@ def _reproduce(options: argparse.Namespace) -> int:
 
     experiment = _load(options)
     if experiment.paper is None or not experiment.paper.claims:
-        raise UserError(f"{options.config}: nothing to reproduce, it has no paper.claims")
+        raise UserError(f"{options.config}: the config has no paper.claims to verify; use `run`")
     return exit_code(_execute(experiment, options.runs).verdicts)
 
 
@@ -206,12 +212,14 @@ def _restore(options: argparse.Namespace) -> int:
 
     from ssdistill.compress.restore import dense_parent
 
-    found = dense_parent(options.artifact)
+    folder = dense_parent(options.artifact)
     if options.to:
         if options.to.exists() and any(options.to.iterdir()):
-            raise UserError(f"restore --to {options.to}: the folder is not empty")
-        found = Path(shutil.copytree(found, options.to, dirs_exist_ok=True))
-    say(found)
+            raise UserError(
+                f"restore --to {options.to}: the folder is not empty; choose another one"
+            )
+        folder = Path(shutil.copytree(folder, options.to, dirs_exist_ok=True))
+    say(folder)
     return 0
 
 

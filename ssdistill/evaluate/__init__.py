@@ -1,4 +1,4 @@
-"""The only room with labels, and the gauges that need none.
+"""Evaluate encoders with labels; no other room reads a label.
 
 Every protocol is a function of this package: ``ssdistill.evaluate.linear(encoder, data)``.
 """
@@ -18,7 +18,7 @@ def __getattr__(name: str) -> Any:
 
             return protocol_function(name)
         raise AttributeError(
-            f"no protocol is called '{name}'{nearest(name, PROTOCOLS.classes)}; "
+            f"unknown protocol '{name}'{nearest(name, PROTOCOLS.classes)}; "
             f"known: {', '.join(PROTOCOLS.classes)}"
         )
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

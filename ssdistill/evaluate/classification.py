@@ -1,4 +1,4 @@
-"""Everything a classifier's answers on the test images say, with intervals."""
+"""Classification metrics from predictions on the test images, with intervals."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +15,7 @@ BINS = 15
 
 @dataclass(frozen=True, eq=False)
 class Classification:
-    """Answers on one test set, and what follows from them. Shares are in percent.
+    """Predictions on one test set and their metrics, in percent.
 
     A class that never occurs in the test images has no recall (NaN) and is left out of the
     balanced accuracy. One that is never answered has no precision (NaN), which counts as 0 in
@@ -74,8 +74,8 @@ class Classification:
         """What a record keeps, by short names; without what is not known."""
         names = ("top1", "top5", "top1_stderr", "top1_low", "top1_high", "balanced_accuracy",
                  "macro_precision", "macro_f1", "calibration_error")  # fmt: skip
-        found = {name: getattr(self, name) for name in names}
-        return {name: value for name, value in found.items() if value is not None}
+        values = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in values.items() if value is not None}
 
     def by_class(self) -> list[dict[str, Any]]:
         """One row per class: label, name, test images, precision, recall and F1 in percent.
@@ -100,7 +100,7 @@ def classify(
     class_names: tuple[str, ...] | None = None,
     seed: int = 0,
 ) -> Classification:
-    """Judge answers.
+    """Compute classification metrics of predictions or probabilities.
 
     Args:
         targets: true label of every test image, (N,) integers.
@@ -118,7 +118,7 @@ def classify(
     """
     targets = _integers(targets, "test labels")
     if (probabilities_NK is None) == (predictions is None):
-        raise UserError("classify takes either probabilities or predictions")
+        raise UserError("classify: pass either probabilities or predictions")
     if probabilities_NK is not None:
         probabilities_NK = _probabilities(probabilities_NK)
         width = probabilities_NK.shape[1]
@@ -130,7 +130,7 @@ def classify(
         answer_N = _position(predictions, classes, "predictions")
     true_N = _position(targets, classes, "test labels")
     if len(true_N) != len(answer_N):
-        raise UserError(f"{len(answer_N)} answers for {len(true_N)} test labels")
+        raise UserError(f"{len(answer_N)} predictions for {len(true_N)} test labels")
     return Classification(
         classes=classes,
         targets=targets,
@@ -145,7 +145,7 @@ def classify(
 
 
 def _counted(true_N: np.ndarray, answer_N: np.ndarray, size: int, seed: int) -> dict[str, Any]:
-    """All that follows from how often each class was answered for each."""
+    """Metrics that follow from the confusion matrix."""
     confusion_KK = np.bincount(true_N * size + answer_N, minlength=size * size)
     confusion_KK = confusion_KK.reshape(size, size)
     hit_K, true_K, answered_K = confusion_KK.diagonal(), confusion_KK.sum(1), confusion_KK.sum(0)
@@ -187,36 +187,41 @@ def _top5(probabilities_NK: np.ndarray, true_N: np.ndarray) -> float:
     own_N1 = np.take_along_axis(probabilities_NK, true_N[:, None], 1)
     earlier_NK = np.arange(probabilities_NK.shape[1]) < true_N[:, None]
     before_N = ((probabilities_NK > own_N1) | ((probabilities_NK == own_N1) & earlier_NK)).sum(1)
-    # Neighbours vote for few classes: one without a vote is no answer, whatever its number.
+    # Neighbors vote for few classes: one without a vote is no answer, whatever its number.
     return 100 * float(((before_N < 5) & (own_N1[:, 0] > 0)).mean())
 
 
 def _integers(labels: Any, name: str) -> np.ndarray:
-    found = np.asarray(labels)
-    if found.ndim != 1 or len(found) == 0 or found.dtype.kind not in "iu":
-        raise UserError(f"{name} must be integers (N,) and some, got {found.dtype} {found.shape}")
-    return found.astype(np.int64)
+    label_N = np.asarray(labels)
+    if label_N.ndim != 1 or len(label_N) == 0 or label_N.dtype.kind not in "iu":
+        raise UserError(
+            f"{name} must be a non-empty integer array of shape (N,), got {label_N.dtype} "
+            f"{label_N.shape}"
+        )
+    return label_N.astype(np.int64)
 
 
 def _probabilities(values: Any) -> np.ndarray:
-    found = np.asarray(values, dtype=np.float64)
-    if found.ndim != 2 or 0 in found.shape:
-        raise UserError(f"probabilities must be (N, K) and some, got {found.shape}")
-    wrong_N = ~(np.abs(found.sum(1) - 1) < 1e-3) | (found < 0).any(1)
+    probability_NK = np.asarray(values, dtype=np.float64)
+    if probability_NK.ndim != 2 or 0 in probability_NK.shape:
+        raise UserError(
+            f"probabilities must be a non-empty array of shape (N, K), got {probability_NK.shape}"
+        )
+    wrong_N = ~(np.abs(probability_NK.sum(1) - 1) < 1e-3) | (probability_NK < 0).any(1)
     if wrong_N.any():
         raise UserError(
-            f"probabilities of {wrong_N.sum()} of {len(found)} images are negative, not finite "
-            "or do not add up to 1"
+            f"probabilities of {wrong_N.sum()} of {len(probability_NK)} images are negative, "
+            "not finite or do not add up to 1"
         )
-    return found
+    return probability_NK
 
 
 def _classes(labels: Any, width: int | None = None) -> np.ndarray:
     found = _integers(labels, "classes")
     if len(np.unique(found)) != len(found):
-        raise UserError("classes has a label twice")
+        raise UserError("classes lists a label twice")
     if width not in (None, len(found)):
-        raise UserError(f"{len(found)} classes for probabilities of {width}")
+        raise UserError(f"{len(found)} classes, but {width} probabilities per image")
     return found
 
 
@@ -226,7 +231,7 @@ def _position(labels: np.ndarray, classes: np.ndarray, name: str) -> np.ndarray:
     found = order[place]
     if (unknown := np.unique(labels[classes[found] != labels])).size:
         shown = ", ".join(map(str, unknown[:5].tolist()))
-        raise UserError(f"{name} have classes that are not known: {shown}")
+        raise UserError(f"{name} contain unknown classes: {shown}")
     return found
 
 

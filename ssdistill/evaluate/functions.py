@@ -32,7 +32,7 @@ def open_subject(
     progress: bool = True,
     trust: bool = False,
 ) -> Subject:
-    """An encoder and the pictures it is asked about.
+    """Open an encoder and the images to evaluate it on.
 
     Protocols that are given one subject share its features, which are extracted once.
 
@@ -42,11 +42,11 @@ def open_subject(
             ``encoder`` is a subject.
         name: what it is called in messages.
         image_size: side in pixels of the images it is given; its own by default.
-        mean, std: statistics that a bare ``.onnx`` file expects to be normalised by.
+        mean, std: statistics that a bare ``.onnx`` file expects to be normalized by.
         device: where to encode and fit, ``auto`` for a GPU where there is one; by default
             where the encoder is.
         precision: of the encoding, ``fp32`` or ``bf16``.
-        root: runs folder, below which decoded pictures are kept.
+        root: runs folder, below which decoded images are kept.
         progress: bars on the terminal.
         trust: open a model that is native code and was not compiled here.
 
@@ -55,10 +55,10 @@ def open_subject(
     """
     if isinstance(encoder, Subject):
         if data is not None:
-            raise UserError("a subject brings its own pictures: leave data out")
+            raise UserError("a subject has its own images: omit data")
         return encoder
     if data is None:
-        raise UserError("data is missing: a kind, a path, settings or two pairs of arrays")
+        raise UserError("data missing: pass a kind, a path, settings or two pairs of arrays")
     sizes = [size for size in (image_size or own_size(encoder),) if size]
     shown = open_pictures(data, sizes=sizes, root=root)
     own = {"image_size": image_size, "mean": mean, "std": std, "trust": trust}
@@ -76,7 +76,7 @@ def open_subject(
 
 
 def as_device(name: str | torch.device | None) -> torch.device | None:
-    """The device of that name; None where none is named, or ``auto`` finds no GPU.
+    """Parse a device name; None if no device is named or ``auto`` finds no GPU.
 
     Raises:
         UserError: it is not a device, or not one of this machine.
@@ -86,17 +86,17 @@ def as_device(name: str | torch.device | None) -> torch.device | None:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"device={name}: give auto, cpu, cuda, cuda:1, mps, …") from None
+        raise UserError(f"device={name}: use auto, cpu, cuda, cuda:1, mps, …") from None
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0].split(". ")[0] if str(error) else "not there"
+        reason = str(error).splitlines()[0].split(". ")[0] if str(error) else "not available"
         raise UserError(f"device={name}: {reason}") from error
     return device
 
 
 def build_protocol(kind: str, settings: Mapping[str, Any], name: str | None = None) -> Protocol:
-    """A protocol from plain values.
+    """Build a protocol from plain values.
 
     Args:
         kind: one of ``ssdistill list protocols``.

@@ -1,4 +1,4 @@
-"""How far a share of some hundred or thousand images is from the share of all images."""
+"""Confidence intervals of accuracies and of paired differences."""
 
 import numpy as np
 

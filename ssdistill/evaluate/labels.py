@@ -1,4 +1,4 @@
-"""Labels looked at before anything is trained, so that no probe refuses them afterwards."""
+"""Check labels before anything is trained, so that no probe rejects them afterwards."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ NAMED = 10
 
 
 def look_at_labels(train: Any, test: Any) -> str:
-    """Check the labels of both splits, and say how many pictures each class has.
+    """Check the labels of both splits and describe the class counts.
 
     Args:
         train, test: with ``labels``, (N,) integers, and ``class_names`` by label or None.
@@ -30,15 +30,15 @@ def look_at_labels(train: Any, test: Any) -> str:
     if len(classes_K) < 2:
         only = ", ".join(_named(classes_K, names)) or "none"
         raise UserError(
-            f"data: the training labels have one class only ({only}), and a probe needs two; "
+            f"data: the training labels have a single class ({only}), but a probe needs two; "
             f"correct them, or {IGNORE}"
         )
     unknown = np.setdiff1d(test_N, classes_K)
     if len(unknown):
         listed = _few(_named(unknown, names))
         raise UserError(
-            f"data: the test labels have classes that no training picture has ({listed}); "
-            f"add training pictures of them, leave them out, or {IGNORE}"
+            f"data: the test labels have classes without training images ({listed}); "
+            f"add training images of them, remove them, or {IGNORE}"
         )
     tested_K = np.array([(test_N == label).sum() for label in classes_K])
     return _summary(_named(classes_K, names), counts_K, tested_K)
@@ -48,9 +48,9 @@ def _summary(names: Sequence[str], counts_K: np.ndarray, tested_K: np.ndarray) -
     if len(names) <= NAMED:
         pairs = zip(names, counts_K, tested_K, strict=True)
         listed = ", ".join(f"{name} {count}+{tested}" for name, count, tested in pairs)
-        return f"{len(names)} classes (training+test pictures): {listed}"
+        return f"{len(names)} classes (training+test images): {listed}"
     return (
-        f"{len(names)} classes of {_span(counts_K)} training and {_span(tested_K)} test pictures: "
+        f"{len(names)} classes of {_span(counts_K)} training and {_span(tested_K)} test images: "
         f"{_few(names)}"
     )
 

@@ -1,4 +1,4 @@
-"""Two classifiers on the same test images: is one better, or are they equally good?"""
+"""Paired comparison of two classifiers on the same test images."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -51,7 +51,7 @@ class Paired:
 
 
 def paired_test(targets: Any, first: Any, second: Any, *, margin: float = MARGIN) -> Paired:
-    """Compare two classifiers' answers on the same images.
+    """Compare the predictions of two classifiers on the same images.
 
     The p-value is McNemar's exact one: of the images that only one of them gets right, half
     should be the first's.
@@ -69,11 +69,11 @@ def paired_test(targets: Any, first: Any, second: Any, *, margin: float = MARGIN
     targets, first, second = (np.asarray(a) for a in (targets, first, second))
     if targets.ndim != 1 or not len(targets) or not targets.shape == first.shape == second.shape:
         raise UserError(
-            f"a paired test needs one label and two answers per image: got {targets.shape}, "
+            f"a paired test needs one label and two predictions per image, got {targets.shape}, "
             f"{first.shape} and {second.shape}"
         )
     if not margin > 0:
-        raise UserError(f"margin={margin}: it must be positive")
+        raise UserError(f"margin={margin}: must be positive")
     hit, other = first == targets, second == targets
     only_first, only_second = int((hit & ~other).sum()), int((other & ~hit).sum())
     counts = (only_first, only_second, len(targets))

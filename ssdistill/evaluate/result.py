@@ -1,4 +1,4 @@
-"""What a protocol found."""
+"""Result of a protocol."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +10,7 @@ from ssdistill.evaluate.paired import MARGIN, Paired, paired_test
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """One protocol's answer about one encoder.
+    """Result of one protocol for one encoder.
 
     Attributes:
         protocol: its full name, preset included: the second part of every metric's name.
@@ -54,7 +54,7 @@ class Result:
             UserError: other protocols, other settings (but for the seed), other test images, or
                 no answer per image.
         """
-        mine, theirs = self.classification, other.classification
+        own, theirs = self.classification, other.classification
         if self.protocol != other.protocol:
             raise UserError(f"'{self.protocol}' cannot be compared with '{other.protocol}'")
         for name, value in self.settings.items():
@@ -63,8 +63,8 @@ class Result:
                     f"'{self.protocol}' with {name}={value} cannot be compared with "
                     f"{name}={other.settings[name]}"
                 )
-        if mine is None or theirs is None:
-            raise UserError(f"'{self.protocol}' has no answer per image to compare")
-        if len(mine.targets) != len(theirs.targets) or (mine.targets != theirs.targets).any():
+        if own is None or theirs is None:
+            raise UserError(f"'{self.protocol}' has no per-image predictions to compare")
+        if len(own.targets) != len(theirs.targets) or (own.targets != theirs.targets).any():
             raise UserError("a paired test needs the same test images in the same order")
-        return paired_test(mine.targets, mine.predictions, theirs.predictions, margin=margin)
+        return paired_test(own.targets, own.predictions, theirs.predictions, margin=margin)

@@ -1,4 +1,4 @@
-"""What is asked of an encoder once it is finished."""
+"""Settings of the evaluation of finished encoders."""
 
 from typing import Annotated, Any
 
@@ -43,7 +43,7 @@ class _Looks(Settings):
         switch = info.field_name in PROTOCOLS.classes and value is not None
         if switch and not isinstance(value, (dict, Settings)):
             raise ValueError(
-                "write its settings, {} for the defaults of all, or null to leave it out"
+                "write its settings, {} for the defaults of all, or null to disable it"
             )
         return value
 
@@ -61,13 +61,13 @@ class _Looks(Settings):
 
     @model_validator(mode="after")
     def _told_apart(self) -> "_Looks":
-        """Two protocols of one name would write the same metrics."""
+        """Reject two protocols of one name, which would write the same metrics."""
         keys: dict[str, str] = {}
         for key, protocol in self._by_key().items():
             if (first := keys.setdefault(protocol.name, key)) != key:
                 raise ValueError(
                     f"{first} and {key} would both write probe/{protocol.name}/…: "
-                    "give one of them another preset, or leave it out"
+                    "set another preset for one of them, or null to disable it"
                 )
         return self
 
@@ -75,18 +75,18 @@ class _Looks(Settings):
     def _without_unasked(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # A protocol that nobody asked for, say because it is new, must not tell one stage from
         # another; that one of the defaults is left out must.
-        found = {
+        merged = {
             name: value
             for name, value in handler(self).items()
             if value is not None or name not in PROTOCOLS.classes or PROTOCOLS[name].by_default
         }
-        also = {name: value for name, value in found.pop("also", {}).items() if value is not None}
-        return found | ({"also": also} if also else {})
+        also = {name: value for name, value in merged.pop("also", {}).items() if value is not None}
+        return merged | ({"also": also} if also else {})
 
 
 def _field(kind: str) -> Any:
     if kind in _Looks.model_fields or hasattr(_Looks, kind):
-        raise TypeError(f"protocol '{kind}' is called like another setting of evaluate")
+        raise TypeError(f"protocol '{kind}' has the name of another setting of evaluate")
     schema = PROTOCOLS.schema(kind)
     return (schema | None, schema() if PROTOCOLS[kind].by_default else None)
 

@@ -1,4 +1,4 @@
-"""Who is judged, on which pictures: what every protocol is given."""
+"""The encoder and the images that a protocol evaluates."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ from ssdistill.models.representation import Representation
 
 @dataclass(frozen=True, eq=False)
 class LabeledImages:
-    """Pictures of one split in memory; a :class:`ssdistill.data.store.Store` does as well.
+    """Images of one split in memory; a :class:`ssdistill.data.store.Store` does as well.
 
     Attributes:
         images: (N, H, W, 3) uint8 RGB, all of one size.
@@ -38,7 +38,7 @@ class LabeledImages:
 
 
 class Subject:
-    """A finished encoder and the pictures it is asked about.
+    """A finished encoder and the images it is evaluated on.
 
     Features are extracted once per split, when a protocol first asks for them, in eval mode and
     without gradients: protocols that read features cannot change the encoder.
@@ -47,7 +47,7 @@ class Subject:
         encoder: anything that maps float BCHW images in [0, 1] to a Representation.
         train, test: ``images`` and ``labels`` of the two splits.
         name: what it is called in messages and tables.
-        image_size: side in pixels the encoder is given; that of the pictures by default.
+        image_size: side in pixels the encoder is given; that of the images by default.
         device: where to encode and fit; default: where the encoder is.
         precision: of the encoding, ``fp32`` or ``bf16``.
         batch_size: images encoded at a time; the default is :func:`extract`'s.
@@ -83,16 +83,16 @@ class Subject:
 
     @property
     def train(self) -> Any:
-        """Training pictures, labels included."""
+        """Training images, labels included."""
         return self.splits["train"]
 
     @property
     def test(self) -> Any:
-        """Test pictures, labels included."""
+        """Test images, labels included."""
         return self.splits["test"]
 
     def features(self, split: str) -> Tensor:
-        """Embeddings (N, D) of the ``train`` or ``test`` pictures, float32.
+        """Embeddings (N, D) of the ``train`` or ``test`` images, float32.
 
         Raises:
             UserError: whatever :func:`ssdistill.label_free.features.extract` raises.
@@ -104,7 +104,7 @@ class Subject:
         return self._features[split]
 
     def encode(self, images_NHWC: Any, progress: bool | None = None) -> Tensor:
-        """Embeddings (N, D) of any uint8 pictures, encoded as :meth:`features` are.
+        """Embeddings (N, D) of any uint8 images, encoded as :meth:`features` are.
 
         Args:
             progress: a bar on the terminal; by default where the subject shows them.
@@ -165,7 +165,7 @@ class Subject:
         """Labels (N,) int64.
 
         Raises:
-            UserError: the pictures have none, or not one integer each.
+            UserError: the images have none, or not one integer each.
         """
         data = self.splits[split]
         name = "training labels" if split == "train" else "test labels"
@@ -179,12 +179,12 @@ class Subject:
 
     @property
     def default_recipe(self) -> str | None:
-        """Name of the views that suit pictures which those for natural ones would spoil."""
+        """Name of the views that suit images which those for natural ones would spoil."""
         return getattr(getattr(self.train, "source", None), "default_recipe", None)
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """By label, where the pictures come with names."""
+        """By label, where the images come with names."""
         return getattr(self.test, "class_names", None)
 
     def network(self, protocol: str) -> torch.nn.Module:
@@ -195,7 +195,7 @@ class Subject:
         """
         if not isinstance(self.encoder, torch.nn.Module):
             raise UserError(
-                f"{protocol} trains the encoder, and '{self.name}' is a file for a runtime: "
-                "give the PyTorch model it was made from"
+                f"{protocol} trains the encoder, but '{self.name}' is exported for a runtime; "
+                "pass the PyTorch model it was made from"
             )
         return self.encoder

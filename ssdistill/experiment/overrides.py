@@ -1,4 +1,4 @@
-"""Settings on the command line, in every spelling that agents of hyper-parameter sweeps use."""
+"""Normalize command-line overrides, including the spellings of sweep agents."""
 
 import ast
 import json
@@ -108,7 +108,7 @@ def _json_settings(word: str) -> list[str]:
     try:
         settings = json.loads(word)
     except ValueError as error:
-        raise UserError(f"'{word}': not JSON ({error}); write key=value") from None
+        raise UserError(f"'{word}': invalid JSON ({error}); write key=value") from None
     return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
 
 

@@ -77,11 +77,11 @@ def parse_override(text: str) -> dict[str, Any]:
     parts = re.split(r"[.\[]", key.replace("]", ""))
     shown = shortened(text, 100)
     if not equals or not all(parts):
-        raise UserError(f"'{shown}' is taken for a setting to change, and is none{_instead(text)}")
+        raise UserError(f"invalid override '{shown}'{_instead(text)}")
     if reason := text_problem(text):
         raise UserError(f"override '{shown}' {reason}")
     if len(parts) > DEEPEST:
-        raise UserError(f"override '{shown}': more than {DEEPEST} keys below each other")
+        raise UserError(f"override '{shown}': nested more than {DEEPEST} keys deep")
     tree: Any = value
     if not COMMENTED.match(value):
         tree = read_text(value, f"override '{shown}'", ".".join(parts))
@@ -91,7 +91,7 @@ def parse_override(text: str) -> dict[str, Any]:
 
 
 def _instead(word: str) -> str:
-    """What to write in place of a word that has no key or no ``=``."""
+    """Suggest a remedy for a word without a key or without ``=``."""
     if word.endswith((".yaml", ".yml")):
         return "; one config is run at a time: name the other one in its 'extends'"
     remedy = "; write key.sub=value without blanks, such as pretrain.steps=100"
@@ -106,7 +106,7 @@ def _complete(tree: dict[str, Any]) -> dict[str, Any]:
     if isinstance(teacher, dict):
         complete["teacher"] = _complete_row(tree, teacher, "teacher")
         if tree.get("teachers") and teacher.keys() <= {"encoder"}:
-            # A file that this one extends may have given the encoder of a single teacher.
+            # The encoder of a single teacher may come from an extended file.
             del complete["teacher"]
     for section in ("compare", "teachers"):
         if isinstance(tree.get(section), dict):
@@ -123,7 +123,7 @@ def _complete_row(tree: dict[str, Any], own: Any, section: str) -> Any:
     if isinstance(own, dict) and own.get("pretrain") is not None:
         own = {**own, "pretrain": kind_alone(own["pretrain"])}
         shared = {"pretrain": _without_length(tree.get("pretrain") or {}, own["pretrain"])}
-        # Aloud it would be said of every row that its method differs.
+        # No notices: every row would report that its method differs.
         return _merge(shared, own, "", [])
     if section == "compare" and isinstance(own, dict) and isinstance(tree.get("distill"), dict):
         return {**_without_length(tree["distill"], own), **own}
@@ -141,12 +141,12 @@ def _without_length(shared: Any, own: Any) -> Any:
 def find_config(path: str | Path) -> Path:
     """The file ``path`` names: as given, or among the packaged configs, with or without .yaml."""
     packaged = Path(str(resources.files("ssdistill.configs")))
-    given = Path(path).expanduser()
-    for candidate in (given, packaged / path, packaged / f"{path}.yaml"):
+    file = Path(path).expanduser()
+    for candidate in (file, packaged / path, packaged / f"{path}.yaml"):
         if _is_file(candidate):
             return candidate
-    if os.path.isdir(given):
-        raise UserError(f"{path}: no such config file, it is a folder; name a YAML file in it")
+    if os.path.isdir(file):
+        raise UserError(f"{path}: is a folder; name a YAML file in it")
     known = sorted(str(p.relative_to(packaged)) for p in packaged.rglob("*.yaml"))
     name = shortened(path, 200)
     raise UserError(f"{name}: no such config file{nearest(name, known)}")
@@ -173,21 +173,21 @@ def _compose(
     """
     resolved = file.resolve()
     if resolved in seen:
-        raise UserError(f"{file}: extends itself, by way of {seen[-1].name}")
+        raise UserError(f"{file}: extends itself through {seen[-1].name}")
     if len(seen) > MOST_ANCESTORS:
-        raise UserError(f"{file}: more than {MOST_ANCESTORS} files extend each other")
+        raise UserError(f"{file}: extends chain of more than {MOST_ANCESTORS} files")
     if resolved in composed:
         return composed[resolved]
     own = read_file(file)
     own = {} if own is None else own
     if not isinstance(own, dict):
-        raise UserError(f"{file}: a config is a mapping of keys to values")
+        raise UserError(f"{file}: expected a mapping of keys to values")
     parents = own.pop("extends", None) or []
     tree: dict[str, Any] = {}
     parents = [parents] if isinstance(parents, str) else parents
     if not isinstance(parents, list) or not all(isinstance(p, str) for p in parents):
         shown = shortened(repr(parents))
-        raise UserError(f"{file}: extends names a file or a list of files (got {shown})")
+        raise UserError(f"{file}: extends must name a file or a list of files (got {shown})")
     for parent in parents:
         parent = str(resolve({"extends": parent})["extends"])
         beside = file.parent / Path(parent).expanduser()
@@ -198,7 +198,7 @@ def _compose(
         tree = _merge(
             tree, _compose(parent_file, notices, (*seen, resolved), composed), "", notices
         )
-    # Whoever wrote the packaged files knows what one drops of another.
+    # Packaged files drop settings of each other on purpose: no notices.
     composed[resolved] = _merge(tree, own, "", [] if _is_packaged(resolved) else notices)
     return composed[resolved]
 
@@ -212,15 +212,21 @@ def _is_packaged(file: Path) -> bool:
     )
 
 
-def _merge(base: dict, over: dict, where: str, notices: list[str]) -> dict[str, Any]:
-    """``over`` over ``base``; what only the old kind (or network) knew is ignored, aloud."""
+def _merge(base: dict, over: dict, section: str, notices: list[str]) -> dict[str, Any]:
+    """Merge ``over`` into ``base``, mapping by mapping; other values of ``over`` replace.
+
+    - A new ``kind`` (or the ``name`` of an encoder) drops settings that it does not have, with a
+      notice unless ``over`` sets them itself; settings that both kinds have stay.
+    - ``data: x`` is short for ``data: {kind: x}`` wherever kinds are chosen.
+    - A mapping with item numbers changes single items of a list; a list replaces a list.
+    """
     merged = dict(base)
-    for key, reason in _foreign(base, over, where).items():
+    for key, reason in _foreign(base, over, section).items():
         del merged[key]
         if key not in over:
-            notices.append(f"{where}.{key} of the config is ignored: {reason}")
+            notices.append(f"ignoring {section}.{key}: {reason}")
     for key, value in over.items():
-        path = f"{where}.{key}" if where else str(key)
+        path = f"{section}.{key}" if section else str(key)
         old = merged.get(key)
         if isinstance(old, str) and isinstance(value, dict) and _registry_at(path):
             old = kind_alone(old)
@@ -233,20 +239,20 @@ def _merge(base: dict, over: dict, where: str, notices: list[str]) -> dict[str, 
     return merged
 
 
-def _foreign(base: dict, over: dict, where: str) -> dict[str, str]:
+def _foreign(base: dict, over: dict, section: str) -> dict[str, str]:
     """Keys of ``base`` that mean nothing once ``over`` has chosen another kind, and why."""
-    registry, kind, name = _registry_at(where), over.get("kind"), over.get("name")
+    registry, kind, name = _registry_at(section), over.get("kind"), over.get("name")
     known = _settings_of(registry, kind) if registry and isinstance(kind, str) else None
     if known is not None and kind != base.get("kind"):
         unknown = [key for key in base if key not in known and key not in over]
-        dropped = dict.fromkeys(unknown, f"{where}.kind={kind} has no such setting")
+        dropped = dict.fromkeys(unknown, f"not a setting of {section}.kind={kind}")
         # The network of one kind of teacher says nothing about that of another.
         if registry is TEACHERS and "encoder" in base and "encoder" not in unknown:
-            dropped["encoder"] = f"it was for another {where}.kind than {kind}"
+            dropped["encoder"] = f"it was set for another {section}.kind than {kind}"
         return dropped
-    former = base.get("name", EncoderSettings().name)
-    if where.endswith(".encoder") and isinstance(name, str) and name != former:
-        return _of_other_network(base, former, name)
+    old_name = base.get("name", EncoderSettings().name)
+    if section.endswith(".encoder") and isinstance(name, str) and name != old_name:
+        return _of_other_network(base, old_name, name)
     return {}
 
 
@@ -257,37 +263,37 @@ def _settings_of(registry: Registry, kind: str) -> Iterable[str] | None:
     return registry.schema(kind).model_fields if kind in registry.classes else None
 
 
-def _of_other_network(base: dict, former: Any, name: str) -> dict[str, str]:
+def _of_other_network(base: dict, old_name: Any, name: str) -> dict[str, str]:
     """Settings of an encoder that another network cannot take over, and why."""
     dropped = {}
     if base.get("args"):
-        dropped["args"] = f"they are arguments of {former}"
+        dropped["args"] = f"they are arguments of {old_name}"
     if base.get("stem", "auto") != "native" and not has_small_stem(name):
         stem = [key for key in STEM_SETTINGS if key in base]
         dropped |= dict.fromkeys(stem, f"no small stem is known for {shortened(name)}")
     return dropped
 
 
-def _merge_items(items: list, over: dict, where: str, notices: list[str]) -> list[Any]:
+def _merge_items(items: list, over: dict, section: str, notices: list[str]) -> list[Any]:
     """``compress.0.ratio=0.5`` changes one item of a list."""
     numbered = {str(i): item for i, item in enumerate(items)}
     for key in over:
         if str(key) not in numbered:
             extent = f"has items 0 to {len(items) - 1}" if items else "is an empty list"
-            raise UserError(f"{where}.{key}: {where} {extent}")
-    return list(_merge(numbered, {str(k): v for k, v in over.items()}, where, notices).values())
+            raise UserError(f"{section}.{key}: {section} {extent}")
+    return list(_merge(numbered, {str(k): v for k, v in over.items()}, section, notices).values())
 
 
-def _registry_at(where: str) -> Registry | None:
+def _registry_at(section: str) -> Registry | None:
     """Whose kinds the mapping at this key holds."""
-    if re.match(r"(distill|compare\.[^.]+)\.losses\.", where):
+    if re.match(r"(distill|compare\.[^.]+)\.losses\.", section):
         return LOSSES
-    if re.fullmatch(r"evaluate\.also\.[^.]+", where):
+    if re.fullmatch(r"evaluate\.also\.[^.]+", section):
         return PROTOCOLS
-    if re.fullmatch(r"compress\.\d+|plans\.[^.]+\.\d+", where):
+    if re.fullmatch(r"compress\.\d+|plans\.[^.]+\.\d+", section):
         return STEPS
-    if where == "teacher" or where.startswith("teachers."):
-        return TEACHERS if where.count(".") < 2 else None
-    if re.fullmatch(r"((compare|teachers)\.[^.]+\.|teacher\.)?pretrain", where):
+    if section == "teacher" or section.startswith("teachers."):
+        return TEACHERS if section.count(".") < 2 else None
+    if re.fullmatch(r"((compare|teachers)\.[^.]+\.|teacher\.)?pretrain", section):
         return METHODS
-    return SOURCES if where == "data" else None
+    return SOURCES if section == "data" else None

@@ -41,9 +41,9 @@ class _Resolver:
         key = ".".join(path)
         if path in self.open:
             circle = " -> ".join(".".join(p) for p in (*self.open[self.open.index(path) :], path))
-            raise UserError(f"{key}: references in a circle ({circle})")
+            raise UserError(f"{key}: circular references ({circle})")
         if len(self.open) > 100:
-            raise UserError(f"{key}: a reference to a reference to a reference, over 100 deep")
+            raise UserError(f"{key}: references nested more than 100 deep")
         self.open.append(path)
         whole = REFERENCE.fullmatch(text)
         if whole:
@@ -86,9 +86,9 @@ class _Resolver:
             items = {str(k): v for k, v in items.items()} if isinstance(items, dict) else {}
             if part not in items:
                 raise UserError(
-                    f"{key}: ${{{name}}} refers to a key that is not there{nearest(part, items)}"
+                    f"{key}: ${{{name}}} refers to an unknown key{nearest(part, items)}"
                 )
             value = items[part]
         if isinstance(value, dict | list):
-            raise UserError(f"{key}: ${{{name}}} refers to a section; only single values can be")
+            raise UserError(f"{key}: ${{{name}}} refers to a section; refer to a single value")
         return self.text(value, path) if isinstance(value, str) and "${" in value else value

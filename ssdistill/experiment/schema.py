@@ -1,4 +1,4 @@
-"""What may be written in a config: everything a run does, as frozen pydantic models."""
+"""Schema of a config, as frozen pydantic models."""
 
 from itertools import pairwise
 from typing import Annotated, Any, Literal
@@ -75,7 +75,7 @@ class Experiment(Settings):
         name: names the report and the W&B group.
         profile: ``paper`` runs may be compared with a paper's numbers, others never.
         seeds: every stage runs once per seed, unless it fixes its own; a list, or one number.
-        data: where the pictures come from.
+        data: where the images come from.
         teacher: the network to learn from: one that is pretrained here, or, by ``kind``, one
             that exists already (``ssdistill list teachers``).
         teachers: several of them by name, in place of ``teacher``; each loss then learns from
@@ -126,29 +126,37 @@ class Experiment(Settings):
         if self.teachers and "teacher" in self.model_fields_set:
             raise ValueError("teachers: give teacher or teachers, not both")
         if any(method is None for _, method in self.pretrained.values()):
-            raise ValueError("pretrain: needed, unless teacher.kind names a teacher that exists")
-        wanted = "control" in self.model_fields_set and self.control is not None
-        if self.distill and wanted and self.pretrain is None:
-            raise ValueError("control: needs a pretrain section, the method it learns by")
+            raise ValueError("pretrain: required, unless teacher.kind names an existing teacher")
+        control_requested = "control" in self.model_fields_set and self.control is not None
+        if self.distill and control_requested and self.pretrain is None:
+            raise ValueError("control: requires a pretrain section (the method it is trained by)")
         if self.distill and self.student is None:
-            raise ValueError("student: needed with distill")
+            raise ValueError("student: required with distill")
         for name, row in self.compare.items():
             if name in self.all_teachers:
-                raise ValueError(f"compare.{name}: the row of 'pretrain' has this name already")
+                raise ValueError(
+                    f"compare.{name}: the row of 'pretrain' already has this name; choose another"
+                )
             if isinstance(row, DistillSettings) and self.distill is None:
-                raise ValueError(f"compare.{name}: needs a distill section to compare with")
+                raise ValueError(f"compare.{name}: requires a distill section to compare with")
             if isinstance(row, PretrainedRow) and self.teachers:
-                raise ValueError(f"compare.{name}: pretrain compares with one teacher, not several")
+                raise ValueError(
+                    f"compare.{name}: pretrain requires a single teacher to compare with"
+                )
             if isinstance(row, PretrainedRow) and not self.pretrained:
-                raise ValueError(f"compare.{name}: the teacher is not pretrained here")
+                raise ValueError(f"compare.{name}: requires a teacher that is pretrained here")
         self._check_plans()
         return self
 
     def _check_plans(self) -> None:
         if clash := self.plans.keys() & self.compare.keys():
-            raise ValueError(f"plans.{min(clash)}: compare has a row of this name already")
+            raise ValueError(
+                f"plans.{min(clash)}: compare already has a row of this name; choose another"
+            )
         if self.distill is None and self.teachers and any(self.all_plans.values()):
-            raise ValueError("compress: several teachers and no distill, which is compressed?")
+            raise ValueError(
+                "compress: ambiguous with several teachers; add distill, or keep one teacher"
+            )
         for plan, steps in self.all_plans.items():
             for number, (first, then) in enumerate(pairwise(steps), start=1):
                 if STEPS[first.kind].leaf and not STEPS[then.kind].leaf:

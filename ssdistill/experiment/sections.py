@@ -28,19 +28,19 @@ def _without_null(value: Any) -> Any:
 ROLES = {"pixels", "untrained", "teacher", "control", "distilled", "latency"}
 
 
-def _free(name: str, reserved: set[str]) -> str:
+def _not_reserved(name: str, reserved: set[str]) -> str:
     # pruned_2, control_time, …
     if name.split("_")[0] in reserved:
-        raise ValueError(f"'{name}' is a name the chain gives to its own models")
+        raise ValueError(f"'{name}' is reserved for the chain's own models; choose another name")
     return name
 
 
 def _own_row(name: str) -> str:
-    return _free(name, ROLES | {step.makes for step in STEPS.classes.values()})
+    return _not_reserved(name, ROLES | {step.makes for step in STEPS.classes.values()})
 
 
 RowName = Annotated[Name, AfterValidator(_own_row)]
-PlanName = Annotated[Name, AfterValidator(lambda name: _free(name, ROLES))]
+PlanName = Annotated[Name, AfterValidator(lambda name: _not_reserved(name, ROLES))]
 TeacherName = Annotated[Name, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 
@@ -115,7 +115,9 @@ class DistillSettings(TrainSettings):
         # loss/total and grad/norm are those of all losses together.
         taken = [name for name in ("total", "norm") if name in self.losses]
         if taken:
-            raise ValueError(f"losses: '{taken[0]}' cannot be a loss's name, a metric has it")
+            raise ValueError(
+                f"losses: '{taken[0]}' is the name of a metric; choose another name for the loss"
+            )
         return self
 
 
@@ -144,7 +146,7 @@ Row = Annotated[
 
 
 class MeasureSettings(Settings):
-    """What finished models are measured by beside their size and speed.
+    """Measurements of finished models beside size and speed.
 
     Args:
         memory: peak memory of opening each model and running it on one image, in a process of

@@ -1,4 +1,4 @@
-"""YAML as a config may hold it: mappings with text keys, lists, text, numbers, true, false, null.
+"""Read the YAML subset of configs: mappings with text keys, lists, text, numbers, booleans, null.
 
 Whatever else YAML can say is refused before it is built: tags, values that contain themselves,
 aliases that multiply, numbers that are not finite, nesting without end.
@@ -161,7 +161,9 @@ def _value(loader: yaml.Loader, node: yaml.Node, path: str, problems: list[str])
         value = loader.construct_object(node)
     except (ValueError, LookupError):  # `!!bool 5`, `!!int x`
         kind = node.tag.rsplit(":", 1)[-1]
-        problems.append(f"{path or 'the value'}: {shortened(node.value)} is no {kind}{_line(node)}")
+        problems.append(
+            f"{path or 'the value'}: {shortened(node.value)} is not of type {kind}{_line(node)}"
+        )
         return None
     if reason := _scalar_problem(value):
         problems.append(f"{path or 'the value'}: {shortened(node.value)} {reason}{_line(node)}")

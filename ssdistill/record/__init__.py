@@ -1,1 +1,1 @@
-"""What a run leaves behind: records first, mirrors and pictures from them."""
+"""Records of runs, and the loggers that mirror them."""

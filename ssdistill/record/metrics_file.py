@@ -1,4 +1,4 @@
-"""metrics.jsonl: one line a logged step, as it was logged."""
+"""metrics.jsonl: one line per logged step."""
 
 import hashlib
 import json
@@ -41,7 +41,7 @@ def read_metrics(folder: Path | str) -> list[dict[str, Any]]:
             reason = " ".join(str(error).split())
             raise UserError(
                 f"{path}, line {number}: damaged ({reason}); delete the line, or move the folder "
-                f"{path.parent} away to make it anew"
+                f"{path.parent} away to rerun it"
             ) from error
     return lines
 
@@ -49,14 +49,14 @@ def read_metrics(folder: Path | str) -> list[dict[str, Any]]:
 def _parsed(line: bytes) -> dict[str, Any]:
     content = json.loads(line.decode("utf-8"), parse_constant=_refuse)
     if not isinstance(content, dict):
-        raise ValueError("no object")
+        raise ValueError("not a JSON object")
     if "step" not in content:
-        raise ValueError("it has no step")
+        raise ValueError("no step")
     for name, value in content.items():
         whole = name in ("step", "epoch")
         known = (int,) if whole else (int, float, bool, type(None))
         if type(value) not in known or (isinstance(value, float) and not math.isfinite(value)):
-            raise ValueError(f"{name} is no {'whole ' if whole else ''}number")
+            raise ValueError(f"{name} is not a {'whole ' if whole else ''}number")
     return content
 
 

@@ -1,4 +1,4 @@
-"""Which code, which versions, which machine. Never a path, a user or a host name."""
+"""Provenance: code, versions and machine; never a path, user or host name."""
 
 import copy
 import hashlib

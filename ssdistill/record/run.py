@@ -1,4 +1,4 @@
-"""run.json and metrics.jsonl: the truth about one stage; everything else is a mirror of them."""
+"""run.json and metrics.jsonl: the source of truth about one stage."""
 
 import json
 import math
@@ -166,7 +166,7 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         file = next(p for p in (folder, *folder.parents) if p.exists() or p.is_symlink())
-        raise UserError(f"{file}: a file stands in the place of a folder; move it away") from error
+        raise UserError(f"{file}: expected a folder, found a file; move the file away") from error
 
 
 def _resumed(new: RunRecord, old: RunRecord, folder: Path) -> RunRecord:

@@ -1,4 +1,4 @@
-"""What run.json holds, and reading it: of this version and of those before."""
+"""Contents of run.json, and reading it, including older versions."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ Number = int | bool | Annotated[float, Field(allow_inf_nan=False)]
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What run.json holds.
+    """Contents of run.json.
 
     Attributes:
         stage: ``pretrain``, ``distill``, …; kind: the method, losses or step of the stage.
@@ -86,7 +86,7 @@ def load_run(folder: Path | str) -> RunRecord:
             f"install the ssdistill that wrote it, or {_remedy(path)}"
         )
     if content.get("checksum", "") not in ("", checksum_of(content)):
-        raise UserError(f"{path}: not what was written (other checksum); {_remedy(path)}")
+        raise UserError(f"{path}: checksum mismatch; {_remedy(path)}")
     for version in range(schema, SCHEMA):
         content = UPGRADES[version](content)
     known = {f.name for f in fields(RunRecord)}
@@ -150,12 +150,12 @@ def _object(path: Path) -> dict[str, Any]:
         reason = " ".join(str(error).split()) or "empty"
         raise UserError(f"{path}: not JSON ({reason}); {_remedy(path)}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path}: not a run record (no object); {_remedy(path)}")
+        raise UserError(f"{path}: not a run record (not a JSON object); {_remedy(path)}")
     return content
 
 
 def _remedy(path: Path) -> str:
-    return f"move the folder {path.parent} away to make it anew"
+    return f"move the folder {path.parent} away to rerun it"
 
 
 def _first(error: ValidationError) -> str:

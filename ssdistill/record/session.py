@@ -1,4 +1,4 @@
-"""What the stages of one experiment share while they are mirrored."""
+"""State shared by the loggers of one experiment's stages."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,7 +42,7 @@ class Session:
     _key: tuple[str | None, str | None] = (None, None)
 
     def warn(self, text: str) -> None:
-        """Say a thing that went wrong and does no harm."""
+        """Print a warning about a harmless failure, once."""
         if not (self.once and text in self._warned):
             log.warning(text)
         self._warned.add(text)
@@ -112,5 +112,5 @@ def session(config: Mapping[str, Any], tags: Sequence[str], num_seeds: int) -> I
         try:
             ended.close(failed)
         except Exception as error:
-            ended.warn(f"wandb did not finish ({one_line(error)}); the record is whole")
+            ended.warn(f"wandb did not finish ({one_line(error)}); the local logs are complete")
             forget_wandb()

@@ -1,4 +1,4 @@
-"""The record and its mirrors, W&B and TensorBoard, behind one set of calls."""
+"""One logging interface for the record and its mirrors, W&B and TensorBoard."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ __all__ = [
 
 
 class Mirror(Protocol):
-    """What a mirror can show; every call may fail without harm to the run."""
+    """Interface of a mirror; every call may fail without harm to the run."""
 
     name: str
 
@@ -81,7 +81,7 @@ class Tracker:
         self._each(lambda mirror: mirror.log(step, finite, epoch))
 
     def log_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        """Show pictures, (H, W, 3) uint8 by name; mirrors only."""
+        """Show images, (H, W, 3) uint8 by name; mirrors only."""
         self._catch_up(step)
         self._each(lambda mirror: mirror.log_images(step, images))
 
@@ -124,7 +124,7 @@ class Tracker:
         self.close()
 
     def _catch_up(self, step: int | None) -> None:
-        """Once, before the first call of this process: what the record holds from others."""
+        """Replay what earlier processes logged, once, before the first call of this process."""
         if self._must_catch_up and self.mirrors:
             lines = read_metrics(self.run.folder)
             lines = [line for line in lines if step is None or line["step"] < step]
@@ -139,7 +139,7 @@ class Tracker:
             except Exception as error:
                 forget_wandb()
                 reason = one_line(error)
-                current_session().warn(f"wandb is not online ({reason}); mirroring offline")
+                current_session().warn(f"wandb is not reachable ({reason}); logging offline")
         return self._open_wandb("offline", tags)
 
     def _open_wandb(self, mode: Literal["online", "offline"], tags: Sequence[str]) -> Mirror:
@@ -156,7 +156,7 @@ class Tracker:
         # Whatever goes wrong inside a mirror, hours of training must not go with it.
         except Exception as error:
             reason = one_line(error)
-            current_session().warn(f"{name} stopped mirroring ({reason}); the record goes on")
+            current_session().warn(f"{name} logging failed ({reason}); continuing with local logs")
             if name == WandbMirror.name:
                 current_session().abandon()
             return False

@@ -1,4 +1,4 @@
-"""What a config says about mirrors of the record."""
+"""Settings of logging to W&B and TensorBoard."""
 
 from typing import Literal
 
@@ -6,7 +6,7 @@ from ssdistill.settings import PositiveInt, Settings
 
 
 class TrackingSettings(Settings):
-    """Where a run is mirrored to.
+    """Where and how often a run is logged.
 
     Args:
         wandb: ``auto`` follows ``WANDB_MODE``; where that is silent, too, it is online if an API

@@ -1,4 +1,4 @@
-"""What W&B's environment variables say, where the config leaves a choice."""
+"""W&B settings from environment variables, unless the config decides."""
 
 import netrc
 import os

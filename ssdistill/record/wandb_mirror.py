@@ -144,10 +144,10 @@ class SharedReport(WandbMirror):
         self._run, self._prefix = run, ""
 
     def log(self, step: int, metrics: Mapping[str, float], epoch: int | None) -> None:
-        """Nothing: by seed, the stages have said it before."""
+        """Do nothing: the stages have logged these metrics by seed."""
 
     def catch_up(self, lines: Sequence[Mapping[str, Any]], step: int | None) -> None:
-        """Nothing, likewise."""
+        """Do nothing, for the same reason."""
 
     def finish(self, status: str, metrics: Mapping[str, float]) -> None:
         self._run.log(dict(metrics))
@@ -279,7 +279,7 @@ def _check_written(folder: Path) -> None:
     log_file = folder / "logs" / "debug-internal.log"
     content = log_file.read_bytes() if log_file.exists() else b""
     if b"failed to save record" in content:
-        raise OSError(f"not all could be written to {folder}")
+        raise OSError(f"could not write all files to {folder}")
 
 
 def _plain(name: str) -> str:

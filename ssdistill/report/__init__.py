@@ -1,1 +1,1 @@
-"""What people read: tables, charts and pages, made from records alone."""
+"""Tables, charts and pages, generated from records alone."""

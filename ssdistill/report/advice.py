@@ -1,4 +1,4 @@
-"""Is the last model of a plan worth having, beside the one it was made from?"""
+"""Recommend the last model of a compression plan, or the model before it."""
 
 import statistics
 from collections.abc import Iterable, Sequence
@@ -49,7 +49,7 @@ class Advice:
 
 
 def advise(records: Sequence[dict[str, Any]]) -> list[Advice]:
-    """What there is to say against the last model of each plan; those that are fine are left out.
+    """Objections to the last model of each plan; models without any are omitted.
 
     Args:
         records: one per model and seed. Those of compressed models have a :data:`PARENT`; of
@@ -83,7 +83,7 @@ def _judged(row: ResultRow, parent: ResultRow, tests: dict[str, list[dict[str, A
 
 
 def _slower(row: ResultRow, parent: ResultRow) -> str:
-    """Timed in turns with the parent where a step was; else each for itself, against its spread."""
+    """Slowdown by interleaved timing if available, else beyond the spread of separate timings."""
     speedup = row.mean(f"{PREFIX}speedup")
     if speedup is not None:
         spread = row.spread(f"{PREFIX}speedup") or 0.0
@@ -123,7 +123,7 @@ def _bytes_ratio(row: ResultRow, parent: ResultRow) -> float | None:
 def _less_accurate(
     row: ResultRow, parent: ResultRow, tests: dict[str, list[dict[str, Any]]]
 ) -> str:
-    """By the 95 % interval of a paired test; without one, by more than both spreads."""
+    """Loss of accuracy by the 95 % interval of a paired test, else beyond both spreads."""
     for protocol in sorted(tests, key=_order):
         low = statistics.fmean(test["low"] for test in tests[protocol])
         high = statistics.fmean(test["high"] for test in tests[protocol])
@@ -165,7 +165,7 @@ def _less_alike(row: ResultRow, parent: ResultRow) -> str:
         return ""
     values = (statistics.fmean(before.values()), statistics.fmean(after.values()))
     return (
-        f"agrees less with the dense model than {parent.model} does "
+        f"agrees less with the dense model than {parent.model} "
         f"(CKA {values[1]:.3f} after {values[0]:.3f})"
     )
 

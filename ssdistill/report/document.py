@@ -104,7 +104,7 @@ def caption(html: str) -> str:
 
 
 def origin(provenance: Mapping[str, Any], config: str) -> str:
-    """Where numbers come from, folded: nested facts, and the configuration as text."""
+    """Collapsed provenance: nested facts, and the configuration as text."""
     facts = "".join(
         f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in flat(provenance)
     )

@@ -1,4 +1,4 @@
-"""Tables in README files come from records: blocks between markers are written, never typed."""
+"""Generate the marked tables of README files from records."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -21,7 +21,7 @@ MARKER = re.compile(r"^<!-- results:(begin|end) (\S+) -->$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Outdated:
-    """A block that is not what the records say."""
+    """A block that differs from the records."""
 
     file: Path
     block: str
@@ -56,8 +56,8 @@ def write_reports(root: Path | str, check: bool = False) -> list[Outdated]:
         if not file.exists():
             continue
         text = file.read_text(encoding="utf-8")
-        new, found = _rewritten(root, file, text, check)
-        outdated += found
+        new, differing = _rewritten(root, file, text, check)
+        outdated += differing
         if new != text:
             changed[file] = new
     if not check:
@@ -71,15 +71,15 @@ def _rewritten(root: Path, file: Path, text: str, check: bool) -> tuple[str, lis
     pieces, outdated, position = [], [], 0
     for name, start, end in _blocks(shown, text):
         try:
-            wanted = f"\n{render_block(root, name)}\n"
+            rendered = f"\n{render_block(root, name)}\n"
         except UserError as error:
             if not check:
                 raise UserError(f"{shown}: {error}") from error
-            outdated.append(Outdated(shown, name, f"cannot be made: {error}"))
+            outdated.append(Outdated(shown, name, f"cannot be generated: {error}"))
             continue
-        if text[start:end] != wanted:
-            outdated.append(Outdated(shown, name, "is not what the records say"))
-        pieces += [text[position:start], wanted]
+        if text[start:end] != rendered:
+            outdated.append(Outdated(shown, name, "differs from the records"))
+        pieces += [text[position:start], rendered]
         position = end
     return "".join(pieces) + text[position:], outdated
 
@@ -110,11 +110,11 @@ def render_block(root: Path, name: str) -> str:
     experiment, _, benchmark = name.partition("/")
     folders = sorted(p.name for p in (root / "experiments").glob("*") if p.is_dir())
     if experiment not in folders or (benchmark and experiment != BENCHMARKS):
-        raise UserError(f"no experiment is called '{name}'{nearest(name, folders)}")
+        raise UserError(f"unknown experiment '{name}'{nearest(name, folders)}")
     path = Path("experiments") / experiment / "records.jsonl"
     records = read_records(root / path)
     if not records:
-        raise UserError(f"{path} holds no records")
+        raise UserError(f"{path} contains no records")
     if experiment == BENCHMARKS:
         return _benchmarks(records, benchmark)
     results = "\n\n".join(table.to_markdown() for table in all_tables(records).values())
@@ -129,7 +129,7 @@ def render_block(root: Path, name: str) -> str:
 def _benchmarks(records: list[dict[str, Any]], wanted: str) -> str:
     latest = {record["benchmark"]: record for record in records}  # a later line replaces
     if wanted and wanted not in latest:
-        raise UserError(f"no benchmark is called '{wanted}'{nearest(wanted, latest)}")
+        raise UserError(f"unknown benchmark '{wanted}'{nearest(wanted, latest)}")
     shown = [latest[wanted]] if wanted else list(latest.values())
     return "\n\n".join(
         f"**{r.get('title', r['benchmark'])}**\n\n" + benchmark_table(r).to_markdown()

@@ -1,4 +1,4 @@
-"""Expected against obtained: what the seeds can and cannot decide."""
+"""Verify claims with confidence intervals over seeds."""
 
 import math
 import statistics
@@ -109,7 +109,7 @@ def judge(
     records: Iterable[dict[str, Any]],
     profile: str = "paper",
 ) -> list[Verdict]:
-    """Hold every claim against the records of one profile.
+    """Check every claim against the records of one profile.
 
     Absolute claims are an equivalence test (two one-sided t tests at 5 % each: the 90 % interval
     must lie within the tolerance; Schuirmann 1987) and are scored for ``paper`` only. Orderings
@@ -163,11 +163,14 @@ def _ordering(claim: OrderingClaim, rows: dict[str, ResultRow]) -> Verdict:
     sign, symbol = (1, ">") if claim.direction == "higher" else (-1, "<")
     text = f"{claim.metric}: {claim.model} {symbol} {claim.better_than}"
     expected = f"by {_number(claim.by)}"
-    ours, theirs = (
+    model_values, baseline_values = (
         rows[name].values.get(claim.metric, {}) if name in rows else {}
         for name in (claim.model, claim.better_than)
     )
-    gains = [sign * (ours[seed] - theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
+    gains = [
+        sign * (model_values[seed] - baseline_values[seed])
+        for seed in sorted(model_values.keys() & baseline_values.keys())
+    ]
     return Verdict(text, expected, **_one_sided(gains, claim.by))
 
 
@@ -177,10 +180,10 @@ def _bound(claim: BoundClaim, rows: dict[str, ResultRow]) -> Verdict:
     if claim.at_most is None:
         expected = f"at least {_number(claim.at_least)}"
         return Verdict(text, expected, **_one_sided(values, claim.at_least))
-    found = _one_sided([-value for value in values], -claim.at_most)
-    mirrored = {"mean": found["mean"], "low": found.get("high"), "high": found.get("low")}
-    found |= {name: value if value is None else -value for name, value in mirrored.items()}
-    return Verdict(text, f"at most {_number(claim.at_most)}", **found)
+    test = _one_sided([-value for value in values], -claim.at_most)
+    mirrored = {"mean": test["mean"], "low": test.get("high"), "high": test.get("low")}
+    test |= {name: value if value is None else -value for name, value in mirrored.items()}
+    return Verdict(text, f"at most {_number(claim.at_most)}", **test)
 
 
 def _one_sided(gains: Sequence[float], by: float) -> dict[str, Any]:
@@ -238,7 +241,7 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
         "Obtained is mean ± standard deviation over n seeds."
     )
     numeric = (False, True, True, True, True, False)
-    return Table(header, body, caption, "Expected and obtained", numeric)
+    return Table(header, body, caption, "Claims", numeric)
 
 
 def exit_code(verdicts: Iterable[Verdict]) -> int:

@@ -1,4 +1,4 @@
-"""The schema of a config, taken apart into the keys a file may hold and the places they have."""
+"""Find where a key may stand in a config, from its schema."""
 
 import re
 import types
@@ -17,7 +17,7 @@ REPEATED = ("teacher.pretrain.", "teachers.", "compare.", "plans.", "evaluate.al
 
 
 def hint(key: str, siblings: Iterable[str], model: type[BaseModel]) -> str:
-    """What an unknown key may have been meant for, as the end of a sentence.
+    """Suggest the intended key or section for an unknown key, as the end of a sentence.
 
     Args:
         key: the last part of the unknown key.
@@ -61,15 +61,17 @@ def setting_places(model: type[BaseModel]) -> dict[str, dict[str, tuple[str, ...
         that a user chooses are ``NAME`` in a place, numbers of a list's items ``N``. The places
         least deep come first, in the order of the fields.
     """
-    found: dict[str, dict[str, list[tuple[str, ...]]]] = {}
+    occurrences: dict[str, dict[str, list[tuple[str, ...]]]] = {}
     for path, kinds in _settings_below(model, (), ()):
-        found.setdefault(path[-1], {}).setdefault(".".join(path), []).append(kinds)
+        occurrences.setdefault(path[-1], {}).setdefault(".".join(path), []).append(kinds)
     return {
         name: {
-            place: _kinds_of(found[name][place])
-            for place in sorted(_first_places(found[name]), key=lambda place: place.count("."))
+            place: _kinds_of(occurrences[name][place])
+            for place in sorted(
+                _first_places(occurrences[name]), key=lambda place: place.count(".")
+            )
         }
-        for name in found
+        for name in occurrences
     }
 
 
@@ -78,9 +80,13 @@ def _first_places(places: Iterable[str]) -> list[str]:
     return [place for place in places if not place.startswith(REPEATED)] or list(places)
 
 
-def _kinds_of(found: list[tuple[str, ...]]) -> tuple[str, ...]:
-    """The kinds in ``found``; () where one of the places is that of every kind."""
-    return () if () in found else tuple(dict.fromkeys(k for kinds in found for k in kinds))
+def _kinds_of(kinds_by_path: list[tuple[str, ...]]) -> tuple[str, ...]:
+    """The kinds in ``kinds_by_path``; () where one of the places is that of every kind."""
+    return (
+        ()
+        if () in kinds_by_path
+        else tuple(dict.fromkeys(k for kinds in kinds_by_path for k in kinds))
+    )
 
 
 def _settings_below(

@@ -1,4 +1,4 @@
-"""All problems of a config at once, each with its key and the nearest known name."""
+"""Describe all problems of a config at once, each with its key and the nearest known name."""
 
 from pathlib import Path
 from typing import Any
@@ -23,18 +23,18 @@ def describe(file: Path, error: ValidationError, model: type[BaseModel]) -> str:
         if problem["type"] == "extra_forbidden":
             lines.append(f"  {key}: no such setting{hint(keys[-1], siblings, model)}")
         elif problem["type"] == "missing":
-            lines.append(f"  {key}: must be given")
+            lines.append(f"  {key}: required")
         elif problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
             tag = shortened(problem["ctx"].get("tag", ""))
             known = [
                 name.strip(" '") for name in problem["ctx"].get("expected_tags", "").split(",")
             ]
-            reason = f"'{tag}' is unknown{nearest(tag, known)}" if tag else "must be given"
+            reason = f"'{tag}' is unknown{nearest(tag, known)}" if tag else "required"
             lines.append(f"  {key}.kind: {reason}; known: {', '.join(known) or 'see list'}")
         else:
             message = shortened(problem["msg"].removeprefix("Value error, "), 1000)
             message = message.replace("valid tuple", "list, such as [a, b]")
-            given = _given(problem["input"], problem["type"] == "string_type")
+            given = _shown_value(problem["input"], problem["type"] == "string_type")
             lines.append(f"  {key}: {message[0].lower()}{message[1:]}{given}")
     unique = list(dict.fromkeys(lines))
     count = f"{len(unique)} problem{'s' * (len(unique) > 1)}"
@@ -54,7 +54,7 @@ def validated(schema: type[BaseModel], values: Any, name: str) -> Any:
         raise UserError("; ".join(f"{name}.{problem.strip()}" for problem in problems)) from None
 
 
-def _given(value: Any, text_asked: bool) -> str:
+def _shown_value(value: Any, text_asked: bool) -> str:
     if isinstance(value, dict):
         return ""
     remedy = ""

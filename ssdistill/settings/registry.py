@@ -47,18 +47,18 @@ class Registry:
         modules = [root]
         for info in pkgutil.iter_modules(getattr(root, "__path__", [])):
             modules.append(importlib.import_module(f"{self.place}.{info.name}"))
-        found: dict[str, type] = {}
+        by_kind: dict[str, type] = {}
         for module in modules:
             for cls in vars(module).values():
-                ours = inspect.isclass(cls) and issubclass(cls, base) and "kind" in vars(cls)
-                if ours and found.setdefault(cls.kind, cls) is not cls:
-                    raise TypeError(f"two {self.noun} classes are called '{cls.kind}'")
-        return dict(sorted(found.items()))
+                is_member = inspect.isclass(cls) and issubclass(cls, base) and "kind" in vars(cls)
+                if is_member and by_kind.setdefault(cls.kind, cls) is not cls:
+                    raise TypeError(f"two {self.noun} classes have the kind '{cls.kind}'")
+        return dict(sorted(by_kind.items()))
 
     def __getitem__(self, kind: str) -> type:
         if kind not in self.classes:
             raise UserError(
-                f"no {self.noun} is called '{kind}'{nearest(kind, self.classes)}; "
+                f"unknown {self.noun} '{kind}'{nearest(kind, self.classes)}; "
                 f"known: {', '.join(self.classes)}"
             )
         return self.classes[kind]
@@ -105,11 +105,11 @@ class Registry:
         return self[settings.kind](*runtime, **runtime_named, **chosen)
 
 
-def settings_of(made: Any) -> dict[str, Any]:
+def settings_of(instance: Any) -> dict[str, Any]:
     """The keyword-only constructor arguments of an object that keeps each under its name."""
-    parameters = inspect.signature(type(made).__init__).parameters.values()
+    parameters = inspect.signature(type(instance).__init__).parameters.values()
     names = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
-    return {name: getattr(made, name) for name in names}
+    return {name: getattr(instance, name) for name in names}
 
 
 def _import(dotted: str) -> Any:

@@ -1,4 +1,4 @@
-"""Results on standard output: tables that fit the terminal, and pipes whose reader may leave."""
+"""Print results: tables that fit the terminal, and pipes whose reader may close early."""
 
 import os
 import sys

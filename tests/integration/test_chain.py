@@ -156,13 +156,15 @@ def test_a_step_that_its_gate_leaves_out_changes_nothing_and_is_named(tmp_path):
     report = ssdistill.run(
         write_config(tmp_path), *overrides, f"compress=[{gate}]", root=tmp_path / "runs"
     )
-    assert any("int8: the step was left out" in notice for notice in report.notices)
+    assert any("int8: the step was skipped by its gate" in notice for notice in report.notices)
     images_BCHW = torch.rand(2, 3, 16, 16)
     dense, kept = (ssdistill.load(report.models[role]) for role in ("simclr", "int8"))
     with torch.no_grad():
         pair = [encoder(images_BCHW).embedding_BD for encoder in (dense, kept)]
     assert torch.equal(*pair)
-    with pytest.raises(UserError, match=r"quantize \(int8\) was refused: bytes 0\.\d+ of those"):
+    with pytest.raises(
+        UserError, match=r"quantize \(int8\) was rejected by its gate: bytes 0\.\d+ of those"
+    ):
         ssdistill.run(
             tmp_path / "tiny.yaml",
             *overrides,

@@ -77,7 +77,7 @@ def test_a_damaged_stage_is_made_anew_and_nothing_is_lost(finished, tmp_path, ca
     ("kind", "role", "file", "said"),
     [
         ("distill", "distilled", "views.npy", "no views in the report"),
-        ("pretrain", "teacher", "metrics.jsonl", "no curves of pretrain-"),
+        ("pretrain", "teacher", "metrics.jsonl", "no curves for pretrain-"),
     ],
 )
 def test_no_training_is_repeated_for_a_picture(finished, tmp_path, capfd, kind, role, file, said):

@@ -126,7 +126,7 @@ def test_every_protocol_can_be_asked_for_and_a_file_is_not_trained(folder, cache
     assert student["results"].keys() == PROTOCOLS.classes.keys()
     assert student["results"].keys() - int8["results"].keys() == {"finetune"}
     out = " ".join(out.split())
-    assert "int8: finetune left out" in out and "is a file for a runtime" in out
+    assert "int8: finetune skipped" in out and "is exported for a runtime" in out
     assert "robust top-1 (%)" in out and "retrieval mAP (%)" in out
 
 
@@ -156,16 +156,16 @@ def test_without_labels_the_gauges_are_shown_and_said_to_be_all(folder, cache, t
     status, out, _ = probe(capsys, *words, "--runs", cache)
     out = " ".join(out.split())
     assert status == 0 and "neighbours" in out and "top-1" not in out
-    assert "note: the data has no labels" in out
+    assert "note: no labels: skipping evaluation" in out
     status, out, err = probe(capsys, *words, "--protocols", "knn", "--runs", cache)
-    assert (status, out) == (2, "") and "no labels, which knn would need" in err
+    assert (status, out) == (2, "") and "no labels, required by knn" in err
 
 
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["--data", "digits"], "which model?"),
-        (["{teacher}"], "on which pictures?"),
+        (["--data", "digits"], "no model given"),
+        (["{teacher}"], "no data given"),
         (["{teacher}", "--data", "digts"], "did you mean 'digits'"),
         (["{teacher}", "--data", "digits", "--protocols", "lnear"], "did you mean 'linear'"),
         (["{teacher}", "--data", "digits", "knn.kk=3"], "did you mean 'k'"),
@@ -173,8 +173,8 @@ def test_without_labels_the_gauges_are_shown_and_said_to_be_all(folder, cache, t
         (["/nowhere/model", "--data", "digits"], "no file or folder /nowhere/model"),
         (["{folder}/work", "--data", "digits"], "holds no saved encoder"),
         (["timm:resnet188", "--data", "digits"], "did you mean 'resnet18'"),
-        (["{teacher}", "{teacher}", "--data", "digits"], "is given twice"),
-        (["{teacher}", "--data", "digits", "--mean", "0", "0", "0"], "give both or none"),
+        (["{teacher}", "{teacher}", "--data", "digits"], "is listed twice"),
+        (["{teacher}", "--data", "digits", "--mean", "0", "0", "0"], "pass both or neither"),
         (["{teacher}", "--data", "digits", "--page", "{folder}"], "it is a folder"),
         (["{teacher}", "--data", "digits", "--json", "/proc/nope/x.json"], "name a place that can"),
     ],

@@ -132,7 +132,7 @@ def test_ways_to_pretrain_are_compared_in_the_same_time(config, runs):
     assert {"effective rank", "alignment", "steps"} <= set(results.header)
     assert not any("CKA" in name for name in results.header)
     assert rankings.rows[0][0] == "collapse/effective_rank"
-    assert "Gauges and probes" in (report.folder / "report.html").read_text()
+    assert "Label-free metrics vs. probes" in (report.folder / "report.html").read_text()
     (stage,) = {path.parent for path in runs.glob("stages/pretrain-*/s0/budget.json")}
     logged = json.loads((stage / "metrics.jsonl").read_text().splitlines()[-1])
     assert {"probe/online/top1", "collapse/alignment", "select/effective_rank"} <= logged.keys()

@@ -202,7 +202,7 @@ def test_run_finishes_when_no_socket_may_be_opened(tmp_path, monkeypatch, caplog
         tracker.finish({"probe/linear/top1": 90.0})
     assert load_run(tmp_path).status == "finished"
     assert len(read_metrics(tmp_path)) == 3
-    said = [r for r in caplog.records if "wandb stopped mirroring" in r.getMessage()]
+    said = [r for r in caplog.records if "wandb logging failed" in r.getMessage()]
     assert len(said) <= 1
 
 
@@ -241,7 +241,7 @@ def test_server_out_of_reach_means_offline_and_is_said_once(tmp_path, monkeypatc
     (records,) = offline_records(tmp_path)
     assert [h["step"] for h in histories(records)] == [0]
     (said,) = [r.getMessage() for r in caplog.records if r.name == "ssdistill"]
-    assert said == "wandb is not online (no route to host); mirroring offline"
+    assert said == "wandb is not reachable (no route to host); logging offline"
 
 
 def test_failing_mirror_is_said_once_and_training_goes_on(tmp_path, caplog):
@@ -523,7 +523,7 @@ def test_a_dead_service_is_said_once_and_the_next_stage_starts_another(tmp_path,
     assert len(read_metrics(tmp_path / "a")) == 8
     assert load_run(tmp_path / "a").status == "finished"
     (said,) = [r.getMessage() for r in caplog.records if r.name == "ssdistill"]
-    assert said.startswith("wandb stopped mirroring (") and "\n" not in said
+    assert said.startswith("wandb logging failed (") and "\n" not in said
     (records,) = offline_records(tmp_path / "b")
     assert steps_of(records) == [0]
 
@@ -560,7 +560,7 @@ def test_what_the_service_could_not_write_is_said(tmp_path, caplog):
         with open(Path(mirror._run.dir).parent / "logs" / "debug-internal.log", "a") as file:
             file.write('"msg":"writer: failed to save record: file too large"')
     (said,) = [r.getMessage() for r in caplog.records if r.name == "ssdistill"]
-    assert "not all could be written" in said
+    assert "could not write all files" in said
 
 
 @pytest.mark.parametrize("folder", ["/proc/nowhere", "file/below"])

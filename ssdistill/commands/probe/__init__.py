@@ -1,1 +1,1 @@
-"""`ssdistill probe`: any encoders, judged on any labelled (or unlabelled) pictures."""
+"""`ssdistill probe`: evaluate any encoders on any labeled (or unlabeled) images."""

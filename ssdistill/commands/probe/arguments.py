@@ -1,4 +1,4 @@
-"""Which protocols are asked, and with which settings."""
+"""Parse the requested protocols and their settings."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -30,20 +30,20 @@ def ask(
     # The first is the one that is drawn, and that stands first in every table.
     names = sorted(names, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
     if not names:
-        raise UserError("no protocol is asked for")
+        raise UserError("no protocol requested; name at least one, such as linear")
     for name, own in settings.items():
         if not isinstance(own, Mapping):
-            raise UserError(f"{name}={own}: a setting is written protocol.key=value")
+            raise UserError(f"{name}={own}: expected settings as protocol.key=value")
         if name not in names:
             kind, _ = _kind_and_preset(name)
             raise UserError(
-                f"{name}.{next(iter(own))}: {kind} is not among the protocols "
-                f"{', '.join(names)}; name it in --protocols"
+                f"{name}.{next(iter(own))}: {kind} is not one of the requested protocols "
+                f"{', '.join(names)}; add it to --protocols"
             )
     asked = [_protocol(name, settings.get(name, {})) for name in names]
     full = [protocol.name for protocol in asked]
     if twice := [name for name in full if full.count(name) > 1]:
-        raise UserError(f"protocol {twice[0]} is asked for twice")
+        raise UserError(f"protocol {twice[0]} is listed twice; list it once")
     return asked
 
 
@@ -57,7 +57,9 @@ def parse_words(words: Iterable[str]) -> dict[str, dict[str, Any]]:
     for word in words:
         for section, values in parse_override(word).items():
             if not isinstance(values, dict):
-                raise UserError(f"'{word}': write data.key=value or protocol.key=value")
+                raise UserError(
+                    f"invalid setting '{word}': expected data.key=value or protocol.key=value"
+                )
             tree.setdefault(section, {}).update(values)
     return tree
 
@@ -80,7 +82,7 @@ def _kind_and_preset(name: str) -> tuple[str, str | None]:
         for preset in (None, *cls.presets)
     ]
     if name not in known:
-        raise UserError(f"no protocol is called '{name}'{nearest(name, known)}; known: "
+        raise UserError(f"unknown protocol '{name}'{nearest(name, known)}; known: "
                         f"{', '.join(classes)}")  # fmt: skip
     if name in classes:
         return name, None

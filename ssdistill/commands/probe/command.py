@@ -5,11 +5,11 @@ from pathlib import Path
 
 from ssdistill.errors import UserError
 
-SUMMARY = "judge finished encoders on labelled pictures, and compare them"
+SUMMARY = "evaluate and compare encoders on labeled images"
 DESCRIPTION = """\
-Judge finished encoders on labelled pictures: no training config is needed, and nothing is
-trained but the probes. Several models are shown beside each other, each compared with the first
-on the same test images. Without labels, label-free gauges are shown.
+Evaluate encoders on labeled images. No training config is needed, and only the probes are
+trained. Several models are shown side by side, each compared with the first on the same test
+images. Without labels, label-free metrics are shown.
 
 PATH is one of
   a folder                 of a saved model, or of a finished stage of a run: PyTorch, compressed,
@@ -32,7 +32,7 @@ examples:
 
 
 def add_probe(commands: argparse._SubParsersAction) -> None:
-    """Add the command to the program's."""
+    """Add the `probe` command to the parser."""
     parser = commands.add_parser(
         "probe",
         help=SUMMARY,
@@ -43,31 +43,41 @@ def add_probe(commands: argparse._SubParsersAction) -> None:
     )
     parser.set_defaults(command=run_probe)
     add = parser.add_argument
-    add("words", nargs="*", metavar="PATH | key=value", help="models, and settings to change")
-    add("--data", metavar="DATA", help="a kind of source, an .npz file or a folder of pictures")
-    add("--protocols", metavar="A,B", help="linear, knn, … (default: those a config asks)")
+    add("words", nargs="*", metavar="PATH | key=value", help="models to evaluate, and settings")
+    add("--data", metavar="DATA", help="a data source kind, an .npz file or an image folder")
+    add("--protocols", metavar="A,B", help="linear, knn, … (default: those of a config)")
     add("--margin", type=float, default=1.0, metavar="POINTS",
-        help="accuracies this close count as equivalent (1.0)")  # fmt: skip
+        help="equivalence margin in points of accuracy (1.0)")  # fmt: skip
     add("--image-size", type=_positive, metavar="PIXELS",
-        help="side of the images encoders are given (each one's own)")  # fmt: skip
+        help="image size in pixels (default: each encoder's own)")  # fmt: skip
     for name in ("mean", "std"):
         add(f"--{name}", nargs=3, type=float, metavar=("R", "G", "B"),
-            help="that a bare .onnx file expects images to be normalised by")  # fmt: skip
+            help="normalization statistics of a bare .onnx file")  # fmt: skip
     add("--device", default="auto", help="cpu, cuda, … (auto: a GPU where there is one)")
-    add("--precision", default="fp32", choices=("fp32", "bf16"), help="of the encoding (fp32)")
-    add("--map", default="pca", choices=("pca", "umap"), help="of embeddings on the page (pca)")
+    add(
+        "--precision",
+        default="fp32",
+        choices=("fp32", "bf16"),
+        help="precision of the encoding (fp32)",
+    )
+    add(
+        "--map",
+        default="pca",
+        choices=("pca", "umap"),
+        help="projection of embeddings on the page (pca)",
+    )
     add("--runs", "--cache", type=Path, default=Path("runs"), metavar="FOLDER",
-        help="decoded pictures are kept in FOLDER/data (runs)")  # fmt: skip
+        help="cache decoded images in FOLDER/data (runs)")  # fmt: skip
     add("--trust", action="store_true",
-        help="open compiled models (AOTInductor) from elsewhere, which run code")  # fmt: skip
+        help="open compiled models (AOTInductor) from other machines, which run code")  # fmt: skip
     for name in ("json", "csv", "markdown", "page"):
         what = "everything" if name == "json" else "every number" if name == "csv" else "tables"
-        what = "tables and pictures, one HTML file" if name == "page" else what
+        what = "tables and charts (one HTML file)" if name == "page" else what
         add(f"--{name}", type=Path, metavar="FILE", help=f"write {what} to FILE")
 
 
 def run_probe(options: argparse.Namespace) -> int:
-    """Judge, print, write; returns the exit status."""
+    """Evaluate, print and write the files; return the exit status."""
     from ssdistill.chain.processes import refuse_several_processes
     from ssdistill.commands.probe.arguments import parse_words
     from ssdistill.commands.probe.projection import check_method
@@ -81,9 +91,9 @@ def run_probe(options: argparse.Namespace) -> int:
     of_data = settings.pop("data", {})
     data = options.data or of_data.get("kind")
     if not paths:
-        raise UserError("probe: which model? give a folder, an .onnx file or timm:NAME")
+        raise UserError("probe: no model given; pass a folder, an .onnx file or timm:NAME")
     if not data:
-        raise UserError("probe: on which pictures? give --data KIND, FILE.npz or FOLDER")
+        raise UserError("probe: no data given; pass --data KIND, FILE.npz or FOLDER")
     check_method(options.map)
     _check_files(options)
     found = probe(
@@ -129,13 +139,13 @@ def _write(found, options: argparse.Namespace) -> None:
 
 
 def _check_files(options: argparse.Namespace) -> None:
-    """Nobody waits for a probe whose file could not be written."""
+    """Refuse output files that cannot be written, before the probe starts."""
     from ssdistill.files import check_writable
 
     for name in ("json", "csv", "markdown", "page"):
         path = getattr(options, name)
         if path and path.is_dir():
-            raise UserError(f"--{name} {path}: it is a folder; name a file")
+            raise UserError(f"--{name} {path}: is a folder; pass a file name")
         if path:
             check_writable(path, f"--{name}")
 
@@ -148,5 +158,5 @@ def _is_setting(word: str) -> bool:
 
 def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a number of pixels")
+        raise argparse.ArgumentTypeError(f"{text} is not an image size in pixels")
     return int(text)

@@ -1,4 +1,4 @@
-"""What `ssdistill probe` found, as JSON, CSV and Markdown."""
+"""Results of `ssdistill probe` as JSON, CSV and Markdown."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""What is found of several encoders on the same pictures."""
+"""Results of evaluating several encoders on the same images."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,12 +12,12 @@ from ssdistill.evaluate.protocols import Protocol
 from ssdistill.evaluate.result import Result
 
 LOOKED_AT = 2000
-"""Test images that the label-free gauges and the map look at, at most; evenly spread."""
+"""Largest number of test images used by label-free metrics and the map; evenly spread."""
 
 
 @dataclass(frozen=True, eq=False)
 class Findings:
-    """What was found of one model.
+    """Results of one model.
 
     Attributes:
         name: short, for tables; source: what was opened.
@@ -51,12 +51,12 @@ class Comparison:
 
 @dataclass(frozen=True, eq=False)
 class Probed:
-    """What ``ssdistill probe`` found.
+    """Results of ``ssdistill probe``.
 
     Attributes:
         models: in the order they were given; the first is what the others are compared with.
-        shown: the pictures.
-        protocols: that were asked; none where the pictures have no labels.
+        shown: the images.
+        protocols: that were asked; none where the images have no labels.
         margin: points of accuracy within which two models count as equally good.
     """
 
@@ -67,7 +67,7 @@ class Probed:
 
     @property
     def rows(self) -> slice:
-        """Which test images the gauges and the map look at."""
+        """Positions of the test images used by label-free metrics and the map."""
         return spread(len(self.shown.test.images))
 
     @property
@@ -95,18 +95,18 @@ class Probed:
 
     @property
     def notices(self) -> list[str]:
-        """All that must be said beside the tables."""
+        """Notices to print beside the tables, one line each."""
         said = []
         if not self.shown.labeled:
-            said.append("the data has no labels: no protocol can judge, the gauges need none")
+            said.append("no labels: skipping evaluation; label-free metrics only")
         names: dict[str, list[str]] = {}
         for model in self.models:
-            refused = [f"{name} left out: {why}" for name, why in model.refused.items()]
+            refused = [f"{name} skipped: {why}" for name, why in model.refused.items()]
             for notice in (*model.notices, *refused):
                 names.setdefault(notice, []).append(model.name)
         return said + [f"{', '.join(whose)}: {notice}" for notice, whose in names.items()]
 
 
 def spread(count: int) -> slice:
-    """Of ``count`` images the ones looked at."""
+    """Evenly spread positions of the images used by label-free metrics and the map."""
     return slice(0, count, -(-count // LOOKED_AT))

@@ -21,12 +21,12 @@ def short_names(sources: Sequence[str]) -> list[str]:
     ``teacher`` and ``timm:resnet18@w.pth`` ``resnet18``, unless there is another.
 
     Raises:
-        UserError: one is given twice.
+        UserError: one is listed twice; list it once.
     """
     twice = [source for source in sources if sources.count(source) > 1]
     if twice:
-        raise UserError(f"{twice[0]} is given twice")
-    for parts_of in (_bare, _telling, _all):
+        raise UserError(f"{twice[0]} is listed twice; list it once")
+    for parts_of in (_bare, _telling, _with_file):
         parts = [parts_of(source) for source in sources]
         names = [_shortest(one, [p for p in parts if p is not one]) for one in parts]
         if len(set(names)) == len(names):
@@ -34,7 +34,7 @@ def short_names(sources: Sequence[str]) -> list[str]:
     return list(sources)
 
 
-def _all(source: str) -> list[str]:
+def _with_file(source: str) -> list[str]:
     """Of a name of timm's also the file, which tells two weights of a network apart."""
     return [part for part in re.split(r"[/\\@:]", source) if part not in ("", ".", "..")]
 

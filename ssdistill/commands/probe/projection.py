@@ -1,4 +1,4 @@
-"""Embeddings in two dimensions, to be looked at."""
+"""Two-dimensional projections of embeddings."""
 
 from typing import Literal
 
@@ -14,12 +14,12 @@ METHODS = ("pca", "umap")
 
 
 def project(z_ND: Tensor, method: Method = "pca") -> tuple[np.ndarray, str]:
-    """Places (N, 2) of embeddings of unit length, centred, and what the plane is.
+    """Project unit-length embeddings to centered points (N, 2); also returns a description.
 
     Args:
         z_ND: embeddings, N >= 2.
         method: ``pca`` is linear, and distances in it are true ones, seen from one side;
-            ``umap`` keeps neighbourhoods only (McInnes et al., arXiv:1802.03426).
+            ``umap`` keeps neighborhoods only (McInnes et al., arXiv:1802.03426).
 
     Raises:
         UserError: UMAP is asked for and ``umap-learn`` is not installed.
@@ -59,7 +59,7 @@ def check_method(method: str) -> None:
     from importlib.util import find_spec
 
     if method == "umap" and find_spec("umap") is None:
-        raise UserError("a map by UMAP needs umap-learn: pip install 'ssdistill[umap]'")
+        raise UserError("a UMAP projection requires umap-learn: pip install 'ssdistill[umap]'")
 
 
 def _umap(unit_ND: np.ndarray) -> np.ndarray:

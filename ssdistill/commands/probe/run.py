@@ -1,4 +1,4 @@
-"""Judge several encoders on the same pictures, and set each beside the first."""
+"""Evaluate several encoders on the same images and compare each with the first."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -37,7 +37,7 @@ def probe(
     progress: bool = True,
     trust: bool = False,
 ) -> Probed:
-    """Judge encoders, as ``ssdistill probe`` does.
+    """Evaluate encoders, as ``ssdistill probe`` does.
 
     Args:
         models: one or several of what
@@ -47,7 +47,7 @@ def probe(
         settings: of protocols, by name; data_settings: over those that ``data`` says.
         image_size: side in pixels of the images encoders are given; each one's own by default.
         mean, std: statistics that bare ``.onnx`` files and checkpoints expect images to be
-            normalised by; other models know their own.
+            normalized by; other models know their own.
         margin: points of accuracy within which two models count as equally good.
         device, precision, root: as for :func:`ssdistill.evaluate.functions.open_subject`.
         progress: bars and a line for every model, on the terminal's error stream.
@@ -57,14 +57,14 @@ def probe(
         UserError: anything that cannot be opened, or protocols of which none can judge.
     """
     sources = _sources(models)
-    asked = ask(protocols, settings)
+    requested = ask(protocols, settings)
     _check(sources.values(), margin, mean, std)
-    where = as_device(device)
+    torch_device = as_device(device)
     sizes = [image_size or own_size(what) for what in sources.values()]
     shown = open_pictures(data, data_settings, sizes=[s for s in sizes if s], root=root)
     if not shown.labeled:
-        asked = _without_labels(shown, protocols)
-    found: list[Findings] = []
+        requested = _without_labels(shown, protocols)
+    findings: list[Findings] = []
     for number, (name, what) in enumerate(sources.items(), start=1):
         if progress and len(sources) > 1:
             console.print(f"[{number}/{len(sources)}] {name}", style="dim")
@@ -76,14 +76,14 @@ def probe(
             shown.test,
             name=name,
             image_size=opened.image_size or shown.image_size,
-            device=where,
+            device=torch_device,
             precision=precision,
             progress=progress,
         )
-        found.append(_judge(subject, opened, asked, found[0] if found else None))
-    if asked and not any(model.results for model in found):
-        raise UserError(next(why for model in found for why in model.refused.values()))
-    return Probed(tuple(found), shown, tuple(asked), margin)
+        findings.append(_judge(subject, opened, requested, findings[0] if findings else None))
+    if requested and not any(model.results for model in findings):
+        raise UserError(next(why for model in findings for why in model.refused.values()))
+    return Probed(tuple(findings), shown, tuple(requested), margin)
 
 
 def _check(
@@ -93,19 +93,19 @@ def _check(
     std: Sequence[float] | None,
 ) -> None:
     if margin <= 0:
-        raise UserError(f"margin={margin}: it must be positive")
+        raise UserError(f"margin={margin}: must be positive")
     if (mean is None) != (std is None):
-        raise UserError("mean and std go together: give both or none")
+        raise UserError("mean and std belong together: pass both or neither")
     if mean is not None and not any(map(takes_statistics, models)):
-        raise UserError("mean and std are for bare .onnx files: all models know their own")
+        raise UserError("mean and std apply to bare .onnx files only: other models store their own")
 
 
 def _without_labels(shown: Shown, protocols: Sequence[str] | None) -> list[Protocol]:
-    """What can be asked then: nothing, which is an error where something was asked."""
+    """Return no protocols for unlabeled data; an error if any were requested."""
     if protocols is not None:
         raise UserError(
-            f"{shown.description}: no labels, which {', '.join(protocols)} would need; "
-            "without --protocols the label-free gauges are shown"
+            f"{shown.description}: no labels, required by {', '.join(protocols)}; "
+            "omit --protocols to get label-free metrics"
         )
     return []
 
@@ -119,18 +119,18 @@ def _sources(models: Any) -> dict[str, Any]:
         names = [str(what) if paths else f"encoder {i}" for i, what in enumerate(several, 1)]
         found = dict(zip(short_names(names) if paths else names, several, strict=True))
     if not found:
-        raise UserError("no model is given")
+        raise UserError("no model given; pass at least one")
     return found
 
 
 def _judge(
     subject: Subject, opened: Opened, asked: Sequence[Protocol], first: Findings | None
 ) -> Findings:
-    """Everything that is found of one model."""
+    """Evaluate one model: cost, label-free metrics and every protocol."""
     results, refused, notices = {}, {}, list(opened.notices)
     size = min(subject.test.images.shape[1:3])
     if subject.image_size != size:
-        notices.append(f"pictures of {size} pixels are resized to {subject.image_size}")
+        notices.append(f"images of {size} pixels are resized to {subject.image_size}")
     test_ND = subject.features("test")
     looked_at_ND = test_ND[spread(len(test_ND))].clone()
     costs = {"compress/bytes": opened.bytes, "compress/params": opened.parameters}
@@ -138,7 +138,7 @@ def _judge(
     metrics |= gauges(looked_at_ND)
     if first is not None:
         try:
-            # Of a handful of images, ten neighbours would be all of them.
+            # Of a handful of images, ten neighbors would be all of them.
             k = min(10, len(looked_at_ND) // 2)
             metrics |= agreement(looked_at_ND, first.looked_at_ND, k=k)
         except UserError as error:

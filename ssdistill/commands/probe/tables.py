@@ -1,4 +1,4 @@
-"""What `ssdistill probe` found, as tables."""
+"""Results of `ssdistill probe` as tables."""
 
 import math
 from typing import Any
@@ -10,13 +10,13 @@ from ssdistill.report.tables.models import MISSING, scaled
 from ssdistill.report.tables.table import Table
 
 FOLDED = ("_low", "_high", "_stderr")
-"""Ends of measures that are shown as the interval of another."""
+"""Suffixes of measures that are shown as the interval of another measure."""
 NORMAL = 1.96
-"""Standard errors on either side in a 95 % interval."""
+"""Half-width of a 95 % interval in standard errors."""
 MOST_CLASSES, WORST = 20, 10
-"""Classes up to which all are shown; of more, as many as this of the worst."""
+"""Show all classes up to this number; beyond it, only this many of the worst."""
 WIDE = 4
-"""Protocols up to which each has a column."""
+"""Give each protocol a column of its own up to this number of protocols."""
 GAUGES = (
     ("collapse/std", "std", 3),
     ("collapse/effective_rank", "effective rank", 1),
@@ -29,14 +29,14 @@ GAUGES = (
 
 
 def tables(probed: Probed) -> list[Table]:
-    """Everything worth reading, in order."""
+    """All tables of a probe, in reading order."""
     several = len(probed.models) > 1
-    wanted = [
+    candidates = [
         models_table(probed) if several else measures_table(probed.models[0], probed),
         paired_table(probed) if several else classes_table(probed.models[0]),
         gauges_table(probed),
     ]
-    return [table for table in wanted if table is not None]
+    return [table for table in candidates if table is not None]
 
 
 def measures_table(model: Findings, probed: Probed) -> Table | None:
@@ -81,9 +81,9 @@ def classes_beside_table(probed: Probed) -> Table | None:
         return None
     worst, caption = _worst(by_class)
     models = [model for model in probed.models if _by_class(model)[0] == name]
-    found = [{row["class"]: row["f1"] for row in _by_class(model)[1]} for model in models]
+    f1_by_class = [{row["class"]: row["f1"] for row in _by_class(model)[1]} for model in models]
     rows = tuple(
-        (row["name"], str(row["images"]), *(_number(f.get(row["class"]), 1) for f in found))
+        (row["name"], str(row["images"]), *(_number(f.get(row["class"]), 1) for f in f1_by_class))
         for row in worst
     )
     header = ("class", "images", *(model.name for model in models))
@@ -150,7 +150,7 @@ def paired_table(probed: Probed) -> Table | None:
     ]
     reference, margin = probed.models[0].name, probed.margin
     caption = (
-        f"Both models answer the same {len(probed.shown.test.images)} test images. Difference in "
+        f"Both models classify the same {len(probed.shown.test.images)} test images. Difference in "
         f"points of accuracy; p: McNemar's exact test. Equivalent: the 90 % interval lies within "
         f"± {margin:g} points."
     )
@@ -174,7 +174,7 @@ def gauges_table(probed: Probed) -> Table:
             f"{probed.models[0].name}, 1 is complete."
         )
     header = ("model", *(heading for _, heading, _ in shown))
-    return Table(header, rows, caption, "Label-free gauges")
+    return Table(header, rows, caption, "Label-free metrics")
 
 
 def quoted(probed: Probed) -> list[Column]:
@@ -182,10 +182,10 @@ def quoted(probed: Probed) -> list[Column]:
     columns: dict[str, Column] = {}
     for model in probed.models:
         for name, result in model.results.items():
-            found = measures_of(result.metrics)
-            if name in columns or not found:
+            measures = measures_of(result.metrics)
+            if name in columns or not measures:
                 continue
-            measure = next((m for m in MEASURES if m in found), found[0])
+            measure = next((m for m in MEASURES if m in measures), measures[0])
             heading = f"{protocol_words(name)} {MEASURES.get(measure, measure)}"
             columns[name] = Column(f"{PROBE}{name}/{measure}", heading)
     return list(columns.values())
@@ -208,8 +208,8 @@ def interval_of(metrics: dict[str, float], metric: str) -> tuple[float, float] |
 
 def interval_words(metrics: dict[str, float], metric: str) -> str:
     """``83.2 to 89.4``; nothing where there is no interval."""
-    found = interval_of(metrics, metric)
-    return f"{found[0]:.1f} to {found[1]:.1f}" if found else ""
+    interval = interval_of(metrics, metric)
+    return f"{interval[0]:.1f} to {interval[1]:.1f}" if interval else ""
 
 
 def verdict_words(paired: Paired) -> str:

@@ -1,18 +1,18 @@
-"""The 15 common corruptions of CIFAR-10-C at 5 severities, made on the fly.
+"""The 15 common corruptions of CIFAR-10-C at 5 severities, generated on the fly.
 
 After Hendrycks and Dietterich, arXiv:1903.12261, with the severities that its authors published
-for pictures of 32 pixels, but made anew: frost is drawn rather than cropped from photographs,
+for images of 32 pixels, but made anew: frost is drawn rather than cropped from photographs,
 motion blur and clouds are computed here, a few severities are changed so that each changes a
-picture more than the one before (see ``GLASS``, ``MOTION``, ``SNOW``, ``FROST`` and
+image more than the one before (see ``GLASS``, ``MOTION``, ``SNOW``, ``FROST`` and
 ``ELASTIC``), and values are rounded rather than cut. Numbers are therefore not comparable with
 those published on CIFAR-10-C.
 
 Above 32 pixels a side lengths grow in proportion to it, and noise, pixelation, glass and flakes
 with its root, which is about how ImageNet-C's constants at 224 pixels relate to those of
-CIFAR-10-C; colours and JPEG quality stay. Below 32 pixels the constants of 32 are kept.
+CIFAR-10-C; colors and JPEG quality stay. Below 32 pixels the constants of 32 are kept.
 
-What is drawn for a picture depends on the seed, the corruption and its position in the test
-set: not on the batch, and not on the severity, so a picture's five versions differ in strength
+What is drawn for an image depends on the seed, the corruption and its position in the test
+set: not on the batch, and not on the severity, so an image's five versions differ in strength
 alone.
 """
 
@@ -57,29 +57,29 @@ CHUNK = 2**18
 def corrupt(
     images_NHWC: Any, name: str, severity: int, *, seed: int = 0, index_N: Any = None
 ) -> Any:
-    """Pictures as a corruption leaves them.
+    """Apply a corruption to images.
 
     Args:
         images_NHWC: uint8 RGB, numpy (a memory map is read piece by piece) or torch.
         name: a key of :data:`CORRUPTIONS`.
         severity: 1 to 5.
         seed: of all that is drawn.
-        index_N: position of every picture in its test set; 0, 1, … by default.
+        index_N: position of every image in its test set; 0, 1, … by default.
 
     Returns:
         (N, H, W, 3) uint8, numpy or torch as given.
 
     Raises:
-        UserError: a corruption or severity that is not known, or pictures that are not uint8
+        UserError: a corruption or severity that is not known, or images that are not uint8
             RGB of at least 8 pixels a side.
     """
     if name not in CORRUPTIONS:
         raise UserError(
-            f"no corruption is called '{name}'{nearest(name, CORRUPTIONS)}; "
+            f"unknown corruption '{name}'{nearest(name, CORRUPTIONS)}; "
             f"known: {', '.join(CORRUPTIONS)}"
         )
     if isinstance(severity, bool) or severity not in SEVERITIES:
-        raise UserError(f"severity={severity} of '{name}': it is 1, 2, 3, 4 or 5")
+        raise UserError(f"severity={severity} of '{name}': must be 1, 2, 3, 4 or 5")
     shape, dtype = tuple(images_NHWC.shape), images_NHWC.dtype
     rgb = len(shape) == 4 and shape[3] == 3 and min(shape[1:3]) >= SMALLEST
     if dtype not in (np.uint8, torch.uint8) or not rgb:
@@ -89,7 +89,7 @@ def corrupt(
         )
     index_N = torch.arange(shape[0]) if index_N is None else torch.as_tensor(index_N)
     if index_N.shape != shape[:1]:
-        raise UserError(f"{len(index_N)} positions for {shape[0]} pictures")
+        raise UserError(f"{len(index_N)} positions for {shape[0]} images")
     given = isinstance(images_NHWC, Tensor)
     out_NHWC = torch.empty(shape, dtype=torch.uint8, device=images_NHWC.device if given else None)
     step = max(1, CHUNK // (shape[1] * shape[2]))

@@ -1,4 +1,4 @@
-"""Blurs. Lengths grow with the side of the picture; those of glass with its root."""
+"""Blurs. Lengths grow with the side of the image; those of glass with its root."""
 
 import math
 
@@ -21,7 +21,7 @@ GLASS = ((0.05, 1, 0.5), (0.25, 1, 0.75), (0.4, 1, 1.0), (0.25, 1, 2.0), (0.4, 1
 """Sigma, how far pixels change places, and how often each does so.
 
 The paper's rounds are 1, 1, 1, 2, 2: its second severity hardly differs from its first, and its
-third and fifth, which blur more what was mixed as much, are nearer to the picture than those
+third and fifth, which blur more what was mixed as much, are nearer to the image than those
 before them."""
 MOTION = ((6, 1.0), (6, 1.5), (6, 2.0), (8, 2.25), (9, 2.5))
 """Radius and sigma. The paper's fourth sigma is 2.0, which is its third over again."""
@@ -30,13 +30,13 @@ ZOOM = (0.05, 0.10, 0.15, 0.20, 0.25)
 
 
 def defocus_blur(x_BCHW: Tensor, severity: int, scale: float, draws: Draws) -> Tensor:
-    """A lens out of focus: the mean over a disk with a soft edge."""
+    """Defocus blur: mean over a disk with a soft edge."""
     radius, sigma = DEFOCUS[severity - 1]
     return filter_2d(x_BCHW, disk_kernel(radius * scale, sigma * scale))
 
 
 def glass_blur(x_BCHW: Tensor, severity: int, scale: float, draws: Draws) -> Tensor:
-    """Frosted glass: pixels change places with near ones, between two soft blurs."""
+    """Glass blur: swap pixels with nearby ones, between two Gaussian blurs."""
     sigma, reach, rounds = GLASS[severity - 1]
     height, width = x_BCHW.shape[2:]
     blurs = [gaussian_rows(size, sigma * scale**0.5) for size in (height, width)]
@@ -50,7 +50,7 @@ def _shuffled(height: int, width: int, reach: int, rounds: float, draws: Draws) 
     """(B, H·W) int64: whence each pixel comes after every pixel has swapped with a near one.
 
     A raster scan would do one pixel at a time. Here those that are too far apart to meet swap
-    at once, which takes (2 · reach + 1)^2 turns whatever the size of the picture.
+    at once, which takes (2 · reach + 1)^2 turns whatever the size of the image.
 
     Args:
         rounds: swaps per pixel; of a fraction, so many pixels take part.
@@ -76,14 +76,14 @@ def _shuffled(height: int, width: int, reach: int, rounds: float, draws: Draws) 
 
 
 def motion_blur(x_BCHW: Tensor, severity: int, scale: float, draws: Draws) -> Tensor:
-    """A moving camera: a trail at an angle of at most 45 degrees, each picture's own."""
+    """Motion blur along a random angle of at most 45 degrees per image."""
     radius, sigma = MOTION[severity - 1]
     angle_B = draws.uniform(0, -math.pi / 4, math.pi / 4, 1)[:, 0]
     return trail(x_BCHW, angle_B, sigma * scale, round(2 * radius * scale))
 
 
 def zoom_blur(x_BCHW: Tensor, severity: int, scale: float, draws: Draws) -> Tensor:
-    """A moving lens: the mean over the picture and its enlargements in steps of 0.01."""
+    """Zoom blur: mean over the image and its enlargements in steps of 0.01."""
     steps = round(100 * ZOOM[severity - 1])
     total_BCHW = 2.0 * x_BCHW.double()
     for step in range(1, steps + 1):

@@ -1,4 +1,4 @@
-"""What light, lenses and file formats do to colours and positions."""
+"""Digital corruptions: brightness, contrast, elastic transform, pixelation, JPEG."""
 
 import io
 
@@ -20,7 +20,7 @@ ELASTIC = ((0.05, 0.08, 0.01), (0.065, 0.07, 0.02), (0.08, 0.06, 0.03), (0.1, 0.
 """Strength and smoothness of the field, and how far three points are moved, in sides.
 
 The paper's field from severity 3 on. Its three points move less as severity rises (0.08 to
-0.03), so that the picture changes least where it should change most; here they move more, up to
+0.03), so that the image changes least where it should change most; here they move more, up to
 the paper's last value."""
 PIXELATE = (0.95, 0.9, 0.85, 0.75, 0.65)
 """Pixels a side that are left, as a share."""
@@ -29,7 +29,7 @@ QUALITY = (80, 65, 58, 50, 40)
 
 
 def brightness(x_BCHW: Tensor, severity: int, scale: float, draws: Draws) -> Tensor:
-    """More light: the largest channel rises, hue and saturation stay."""
+    """Add to the HSV value; hue and saturation stay."""
     added = 255 * BRIGHTNESS[severity - 1]
     value_B1HW = x_BCHW.double().amax(1, keepdim=True)
     gain_B1HW = (value_B1HW + added).clamp_(max=255) / value_B1HW.clamp_min(1)
@@ -37,14 +37,14 @@ def brightness(x_BCHW: Tensor, severity: int, scale: float, draws: Draws) -> Ten
 
 
 def contrast(x_BCHW: Tensor, severity: int, scale: float, draws: Draws) -> Tensor:
-    """Every channel is drawn to its own mean over the picture."""
+    """Shrink every channel towards its mean over the image."""
     # A sum of whole numbers is exact in any order; a mean of quotients would not be.
     mean_BC11 = x_BCHW.double().sum((2, 3), keepdim=True) / x_BCHW[0, 0].numel()
     return (x_BCHW - mean_BC11) * CONTRAST[severity - 1] + mean_BC11
 
 
 def elastic_transform(x_BCHW: Tensor, severity: int, scale: float, draws: Draws) -> Tensor:
-    """Stretched: an affine map that moves three points, and a smooth random field on top."""
+    """Apply a random affine map of three points plus a smooth random displacement field."""
     strength, smooth, moved = ELASTIC[severity - 1]
     height, width = x_BCHW.shape[2:]
     side = min(height, width)
@@ -52,7 +52,7 @@ def elastic_transform(x_BCHW: Tensor, severity: int, scale: float, draws: Draws)
     words_B2HW = draws.words(0, 2, height, width)
     field_B2HW = resample(words_B2HW * 2 + 1, *rows) / 2**16 - 1
     jitter_B32 = draws.uniform(1, -moved * side, moved * side, 3, 2)
-    # A wider Gaussian averages more of the field away; on a larger picture it must reach farther.
+    # A wider Gaussian averages more of the field away; on a larger image it must reach farther.
     shift_B2HW = field_B2HW * (strength * side * scale) + _affine(height, width, jitter_B32)
     place_2HW = torch.stack(
         torch.meshgrid(torch.arange(width), torch.arange(height), indexing="xy")
@@ -70,7 +70,7 @@ def elastic_transform(x_BCHW: Tensor, severity: int, scale: float, draws: Draws)
 
 
 def _affine(height: int, width: int, jitter_B32: Tensor) -> Tensor:
-    """(B, 2, H, W) shift in x and y that is ``jitter`` at three corners of a centred square."""
+    """(B, 2, H, W) shift in x and y that is ``jitter`` at three corners of a centered square."""
     half = min(height, width) // 3
     middle = (width // 2, height // 2)
     corners = [(half, half), (half, -half), (-half, -half)]
@@ -98,7 +98,7 @@ def pixelate(x_BCHW: Tensor, severity: int, scale: float, draws: Draws) -> Tenso
 
 
 def jpeg_compression(x_BCHW: Tensor, severity: int, scale: float, draws: Draws) -> Tensor:
-    """Written as a JPEG file and read again, one by one: the only one that is no batch's work."""
+    """Compress as JPEG and decode again, image by image."""
     images_BHWC = x_BCHW.movedim(1, 3).cpu().numpy()
     changed_BHWC = np.empty_like(images_BHWC)
     for image_HWC, changed_HWC in zip(images_BHWC, changed_BHWC, strict=True):

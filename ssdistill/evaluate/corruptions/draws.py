@@ -14,7 +14,7 @@ from ssdistill.data.counter_rng import random_bits
 
 WORDS = 1 << 16
 PURPOSES = 32
-"""Independent fields a corruption may draw for one picture."""
+"""Independent fields a corruption may draw for one image."""
 
 
 class Draws:
@@ -23,7 +23,7 @@ class Draws:
     Args:
         seed: of the corrupted test set.
         stream: number of the corruption: each has its own numbers.
-        index_B: position of every picture in its test set.
+        index_B: position of every image in its test set.
     """
 
     def __init__(self, seed: int, stream: int, index_B: Tensor):

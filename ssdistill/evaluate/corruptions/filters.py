@@ -1,7 +1,7 @@
-"""Blurs and changes of size whose sums are exact, in whatever order they are made.
+"""Blurring and resampling with exact sums, whatever the order of summation.
 
 Weights are whole multiples of 2^-16 and pixels whole numbers, so every product and partial sum
-is a whole number that double precision holds. A picture is therefore filtered to the same bits
+is a whole number that double precision holds. An image is therefore filtered to the same bits
 in a batch of one and of a thousand.
 """
 
@@ -51,7 +51,7 @@ def gaussian_rows(size: int, sigma: float) -> Tensor:
 
 @lru_cache(maxsize=256)
 def zoom_rows(size: int, factor: float) -> Tensor:
-    """(size, size) enlargement about the centre by ``factor`` >= 1, linear."""
+    """(size, size) enlargement about the center by ``factor`` >= 1, linear."""
     middle = (size - 1) / 2
     position_S = (torch.arange(size, dtype=torch.float64) - middle) / factor + middle
     return _linear_rows(position_S, size)
@@ -110,7 +110,7 @@ def filter_2d(x_BCHW: Tensor, kernel_KK: Tensor) -> Tensor:
 def trail(
     x_BCHW: Tensor, angle_B: Tensor, sigma: float, longest: int, both: bool = False
 ) -> Tensor:
-    """Smear every picture along its own angle: float32, in the units of ``x``.
+    """Smear every image along its own angle: float32, in the units of ``x``.
 
     The weights are a Gaussian that is cut in half, as in ImageMagick's motion blur, and read at
     the nearest pixels; beyond the edge the outermost pixel goes on.

@@ -1,4 +1,4 @@
-"""Weather. Crystals and clouds grow with the side of the picture, flakes with its root."""
+"""Weather. Crystals and clouds grow with the side of the image, flakes with its root."""
 
 import math
 
@@ -22,20 +22,20 @@ SNOW = (
     (0.3, 0.3, 1.25, 0.65, 14, 12.0, 0.8),
 )
 """Mean and deviation of the noise, its enlargement, the level where flakes begin, radius and
-sigma of their fall, and the share of the picture that is not whitened. The paper's third level
+sigma of their fall, and the share of the image that is not whitened. The paper's third level
 is 0.55, which snows no more than its second severity does."""
 FROST = ((1.0, 0.2), (1.0, 0.3), (0.95, 0.4), (0.9, 0.5), (0.85, 0.6))
-"""Weight of the picture and of the ice. The paper's last three, 0.9, 0.85 and 0.75 with 0.4, 0.4
-and 0.45, dim the picture by about what the ice adds, so that it is less and less changed."""
+"""Weight of the image and of the ice. The paper's last three, 0.9, 0.85 and 0.75 with 0.4, 0.4
+and 0.45, dim the image by about what the ice adds, so that it is less and less changed."""
 FOG = ((0.2, 3.0), (0.5, 3.0), (0.75, 2.5), (1.0, 2.0), (1.5, 1.75))
 """Thickness, and by how much the amplitude falls at each halving of size, squared."""
-GREY = (0.299, 0.587, 0.114)
+GRAY = (0.299, 0.587, 0.114)
 ICE = (0.86, 0.94, 1.0)
-"""Colour of frost."""
+"""Color of frost."""
 
 
 def snow(x_BCHW: Tensor, severity: int, scale: float, draws: Draws) -> Tensor:
-    """Falling flakes over a picture that is whitened."""
+    """Add falling snowflakes to a whitened image."""
     mean, deviation, zoom, level, radius, sigma, kept = SNOW[severity - 1]
     height, width = x_BCHW.shape[2:]
     noise_B1HW = draws.normal(0, 1, height, width).double().mul_(deviation).add_(mean)
@@ -48,14 +48,14 @@ def snow(x_BCHW: Tensor, severity: int, scale: float, draws: Draws) -> Tensor:
     flakes_B1HW = resample((flakes_B1HW * 255).round_(), *rows).round_().to(torch.uint8)
     flakes_B1HW = trail(flakes_B1HW, angle_B, sigma, 2 * radius)
     red, green, blue = x_BCHW.double().unbind(1)
-    grey_B1HW = (red * GREY[0] + green * GREY[1] + blue * GREY[2])[:, None]
+    grey_B1HW = (red * GRAY[0] + green * GRAY[1] + blue * GRAY[2])[:, None]
     white_BCHW = torch.maximum(x_BCHW.double(), grey_B1HW * 1.5 + 127.5)
     # The layer is laid over itself upside down: flakes fall from both sides.
     return x_BCHW * kept + white_BCHW * (1 - kept) + flakes_B1HW + flakes_B1HW.flip(2, 3)
 
 
 def frost(x_BCHW: Tensor, severity: int, scale: float, draws: Draws) -> Tensor:
-    """Ice on the pane: needles in three directions 60 degrees apart, denser in some places.
+    """Add frost: needles in three directions 60 degrees apart, of varying density.
 
     The paper crops photographs of frost; these crystals are drawn.
     """
@@ -86,7 +86,7 @@ def _ice(height: int, width: int, scale: float, draws: Draws) -> Tensor:
 
 
 def fog(x_BCHW: Tensor, severity: int, scale: float, draws: Draws) -> Tensor:
-    """Clouds added to the picture, which is dimmed so that its brightest value stays."""
+    """Add fog and rescale so that the brightest value stays."""
     thickness, decay = FOG[severity - 1]
     brightest_B111 = x_BCHW.double().amax((1, 2, 3), keepdim=True)
     clouds_B1HW = _clouds(*x_BCHW.shape[2:], decay**2, draws) * (255 * thickness)

@@ -1,1 +1,1 @@
-"""What a path or a name stands for: encoders to judge, and pictures to judge them by."""
+"""Open encoders and images from paths, names or objects."""

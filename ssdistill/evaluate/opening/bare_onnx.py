@@ -1,4 +1,4 @@
-"""An ONNX file that comes without a word about itself."""
+"""Bare ONNX files, without a `model.json` that describes them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ class BareOnnx(OnnxEncoder):
 
     Args:
         path: the file.
-        mean, std: what is to be done to pictures in [0, 1], per channel, before the file sees
+        mean, std: what is to be done to images in [0, 1], per channel, before the file sees
             them; None where the file does it itself.
 
     Raises:
@@ -29,7 +29,7 @@ class BareOnnx(OnnxEncoder):
             batch (B, 3, H, W) of squares, or its first output is not (B, D).
 
     Attributes:
-        side: of the pictures it takes, in pixels; None where any will do.
+        side: of the images it takes, in pixels; None where any will do.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class BareOnnx(OnnxEncoder):
         self.embed_dim = self._checked_width()
         if mean is not None and std is not None:
             if self.input_dtype == np.uint8:
-                raise UserError(f"{self.path} takes uint8 pictures: mean and std have no place")
+                raise UserError(f"{self.path} takes uint8 images: omit mean and std")
             self.statistics = tuple(torch.tensor(v).view(1, 3, 1, 1) for v in (mean, std))
 
     def __call__(self, x: Tensor) -> Representation:
@@ -65,25 +65,25 @@ class BareOnnx(OnnxEncoder):
         return np.concatenate(parts)[:count]
 
     def _embedded(self, inputs: np.ndarray) -> np.ndarray:
-        found = super()._run(inputs)
-        if found.ndim != 2 or len(found) != len(inputs):
-            raise self._wrong_output(found.shape)
-        return found.astype(np.float32, copy=False)
+        embedding_BD = super()._run(inputs)
+        if embedding_BD.ndim != 2 or len(embedding_BD) != len(inputs):
+            raise self._wrong_output(embedding_BD.shape)
+        return embedding_BD.astype(np.float32, copy=False)
 
     def _checked_side(self) -> int | None:
         inputs = self.session.get_inputs()
         if len(inputs) != 1:
             names = ", ".join(one.name for one in inputs)
-            raise UserError(f"{self.path} takes {len(inputs)} inputs ({names}), an encoder one")
+            raise UserError(f"{self.path} has {len(inputs)} inputs ({names}); an encoder has one")
         kind, shape = inputs[0].type, inputs[0].shape
         if INPUT_TYPES.get(kind) not in (np.float32, np.uint8):
-            raise UserError(f"{self.path} takes {kind}: an encoder takes float or uint8 pictures")
+            raise UserError(f"{self.path} takes {kind}; an encoder takes float or uint8 images")
         # Names stand for sizes that are open.
         fits = len(shape) == 4 and (shape[1] == 3 or not isinstance(shape[1], int))
         known = [size for size in shape[2:] if isinstance(size, int)]
         if not fits or len(set(known)) > 1:
             raise UserError(
-                f"{self.path} takes {_shown(shape)}: an encoder takes squares (B, 3, H, W)"
+                f"{self.path} takes {_shown(shape)}; an encoder takes square images (B, 3, H, W)"
             )
         return known[0] if known else None
 
@@ -98,7 +98,7 @@ class BareOnnx(OnnxEncoder):
     def _wrong_output(self, shape: Sequence[int | str | None]) -> UserError:
         name = self.session.get_outputs()[0].name
         return UserError(
-            f"{self.path}: output '{name}' is {_shown(shape)}, an encoder gives (B, D): "
+            f"{self.path}: output '{name}' is {_shown(shape)}; an encoder returns (B, D): "
             "export the pooled features"
         )
 

@@ -1,4 +1,4 @@
-"""Anything that encodes, opened: a saved model, an ONNX file, a name of timm's, a network."""
+"""Open an encoder: a saved model, an ONNX file, a timm name or a network."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ Channels = Sequence[float]
 
 @dataclass(frozen=True, eq=False)
 class Opened:
-    """An encoder that can be asked.
+    """An opened encoder.
 
     Attributes:
         encoder: maps float BCHW images in [0, 1] to a Representation.
@@ -60,7 +60,7 @@ class Opened:
 
 
 class TensorEncoder(nn.Module):
-    """A network that answers with a tensor (B, D), with the call of an encoder."""
+    """Wrap a network that returns a tensor (B, D) as an encoder."""
 
     def __init__(self, net: nn.Module):
         super().__init__()
@@ -79,7 +79,7 @@ def open_encoder(
     std: Channels | None = None,
     trust: bool = False,
 ) -> Opened:
-    """An encoder in eval mode, from whatever names it.
+    """Open an encoder in eval mode.
 
     Args:
         what: the folder of a saved model (or of the finished stage around it), of whatever
@@ -89,14 +89,14 @@ def open_encoder(
         pictures: of the images it will see; a checkpoint from elsewhere may need to know them.
         image_size: side of the images it is to be given; its own size by default.
         mean, std: statistics that an ``.onnx`` file or a checkpoint expects images to be
-            normalised by.
+            normalized by.
         trust: open a saved model that is native code and was not compiled here.
 
     Raises:
         UserError: nothing to open there, or something that is no encoder.
     """
     if (mean is None) != (std is None):
-        raise UserError("mean and std go together: give both or none")
+        raise UserError("mean and std belong together: pass both or neither")
     if not isinstance(what, str | Path):
         return _open_object(what, image_size)
     text = str(what)
@@ -107,12 +107,14 @@ def open_encoder(
     if _is_bare(Path(text)):
         return _open_onnx(Path(text), image_size, mean, std)
     if mean is not None:
-        raise UserError(f"{text} normalises images itself: mean and std are for bare .onnx files")
+        raise UserError(
+            f"{text} normalizes images itself: mean and std apply to bare .onnx files only"
+        )
     return _open_artifact(text, image_size, trust)
 
 
 def own_size(what: Any) -> int | None:
-    """Side of the pictures an encoder was made for, found without loading its weights.
+    """Side of the images an encoder was made for, found without loading its weights.
 
     Raises:
         UserError: nothing to open there.
@@ -137,18 +139,18 @@ def takes_statistics(what: Any) -> bool:
     return named.kind == "checkpoint" if named else _is_bare(Path(what))
 
 
-def as_representation(found: Any, name: str) -> Representation:
-    """What an encoder answers; a tensor (B, D) is its embedding.
+def as_representation(output: Any, name: str) -> Representation:
+    """Convert the output of an encoder; a tensor (B, D) is its embedding.
 
     Raises:
         UserError: it is something else.
     """
-    if isinstance(found, Representation):
-        return found
-    if not isinstance(found, Tensor) or found.ndim != 2:
-        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise UserError(f"{name} answers with {shape}, an encoder with embeddings (B, D)")
-    return Representation(found)
+    if isinstance(output, Representation):
+        return output
+    if not isinstance(output, Tensor) or output.ndim != 2:
+        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise UserError(f"{name} returns {shape}; an encoder returns embeddings (B, D)")
+    return Representation(output)
 
 
 def _is_bare(path: Path) -> bool:
@@ -167,7 +169,7 @@ def _artifact(text: str) -> Path:
     if colon and rest:
         hint = nearest(kind, KINDS)
     elif timm.is_model(text):
-        hint = f"; the network of timm's is timm:{text}"
+        hint = f"; for the network of timm write timm:{text}"
     raise UserError(f"no file or folder {text}{hint}")
 
 
@@ -186,7 +188,7 @@ def _open_artifact(text: str, image_size: int | None, trust: bool) -> Opened:
         if image_size and image_size != own:
             encoder.spec = spec.model_copy(update={"image_size": image_size})
             fit_size(encoder, own)
-            notices.append(f"was trained on images of {own} pixels and sees {image_size}")
+            notices.append(f"was trained on images of {own} pixels and gets {image_size}")
             notices += size_notices(encoder)
         return Opened(encoder, text, image_size or own, tuple(notices), files)
     size, notices = _fitting(encoder.input_shape, own, image_size)
@@ -199,27 +201,27 @@ def _open_onnx(
     encoder = BareOnnx(path, mean, std)
     size, notices = _fitting(encoder.input_shape, encoder.side, image_size)
     if mean is None:
-        takes = "pictures of 0 to 255" if encoder.input_dtype.kind == "u" else "images in [0, 1]"
+        takes = "images of 0 to 255" if encoder.input_dtype.kind == "u" else "images in [0, 1]"
         notices.append(
-            f"its graph does not say how {takes} are normalised, and is taken to do it itself; "
-            "mean and std say otherwise"
+            f"its graph does not say how {takes} are normalized; assuming that it does so; "
+            "otherwise pass mean and std"
         )
     return Opened(encoder, str(path), size, tuple(notices), (path,))
 
 
 def _fitting(
-    input_shape: tuple[int | None, ...] | None, own: int | None, wanted: int | None
+    input_shape: tuple[int | None, ...] | None, native_size: int | None, requested_size: int | None
 ) -> tuple[int | None, list[str]]:
-    """Side of the images that a file for a runtime is given, and what there is to say of it."""
+    """Image size for an exported model, and notices about it."""
     fixed = input_shape[-1] if input_shape else None
-    if fixed is not None and wanted not in (None, fixed):
-        return fixed, [f"takes images of {fixed} pixels only and is given these, not {wanted}"]
-    return wanted or own or fixed, []
+    if fixed is not None and requested_size not in (None, fixed):
+        return fixed, [f"takes images of {fixed} pixels only; using these, not {requested_size}"]
+    return requested_size or native_size or fixed, []
 
 
 def _open_object(what: Any, image_size: int | None) -> Opened:
     if not callable(what):
-        raise UserError(f"an encoder is a path, a name or a function of images, not {what!r}")
+        raise UserError(f"expected a path, a name or a function of images, got {what!r}")
     size = image_size or own_size(what)
     name = type(what).__name__
     if hasattr(what, "embed_dim"):

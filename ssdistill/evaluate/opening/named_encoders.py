@@ -1,4 +1,4 @@
-"""Encoders of other projects, by a short name: ``timm:resnet18``, ``timm:resnet18@file.pth``."""
+"""Open external encoders by short name: ``timm:resnet18``, ``timm:resnet18@file.pth``."""
 
 import re
 from collections.abc import Sequence
@@ -55,7 +55,7 @@ class NamedEncoder:
             UserError: no such file, or none where one is needed.
         """
         if self.kind == "checkpoint" and not self.file:
-            raise UserError(f"{self}: which file? write checkpoint:{self.name}@FILE")
+            raise UserError(f"{self}: no file given; write checkpoint:{self.name}@FILE")
         if self.file and not Path(self.file).expanduser().is_file():
             raise UserError(f"{self}: no file {self.file}")
 
@@ -71,7 +71,7 @@ class NamedEncoder:
         Args:
             pictures: of the images it will see.
             image_size: side of these; its own by default.
-            mean, std: what a checkpoint's images were normalised by, where it is known.
+            mean, std: what a checkpoint's images were normalized by, where it is known.
 
         Raises:
             UserError: no such network or file, or weights that are not the network's.
@@ -94,11 +94,11 @@ class NamedEncoder:
             encoder = {"name": self.name}
             return {"path": self.file, "encoder": encoder, "mean": mean, "std": std}
         if mean is not None:
-            raise UserError(f"{self} knows its own mean and std")
+            raise UserError(f"{self} stores its own mean and std; omit them")
         return {"name": self.name} | ({"weights": self.file} if self.file else {})
 
     def _reworded(self, message: str) -> str:
-        """What the teacher of a config would be told."""
+        """Reword the message of a teacher's settings for a short name."""
         message = message.replace("set teacher.weights=FILE", f"write {self.kind}:{self.name}@FILE")
         message = re.sub(r"teacher\.(name|weights|path)(: |=)", "", message)
         return message if str(self) in message else f"{self}: {message}"

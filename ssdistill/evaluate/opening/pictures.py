@@ -1,4 +1,4 @@
-"""The pictures an encoder is asked about, from whatever names them."""
+"""Open the images to evaluate an encoder on, from a kind, a path, settings or arrays."""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,7 +29,7 @@ SAMPLED = 10_000
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """Training and test pictures.
+    """Training and test images.
 
     Attributes:
         train, test: ``images`` (N, H, W, 3) uint8 and ``labels`` of the two splits.
@@ -46,7 +46,7 @@ class Shown:
 
     @property
     def image_size(self) -> int:
-        """Side of the test pictures, in pixels."""
+        """Side of the test images, in pixels."""
         return min(self.test.images.shape[1:3])
 
     @cached_property
@@ -69,20 +69,20 @@ def open_pictures(
     sizes: Iterable[int] = (),
     root: str | Path = "runs",
 ) -> Shown:
-    """Training and test pictures, decoded the first time they are asked for.
+    """Open training and test images; they are decoded the first time.
 
     Args:
         data: kind of a data source (``ssdistill list sources``), an ``.npz`` file, a folder, a
             mapping of a source's settings, ``((x_train, y_train), (x_test, y_test))`` of
-            arrays, or a :class:`Subject` or :class:`Shown`, whose pictures are taken.
+            arrays, or a :class:`Subject` or :class:`Shown`, whose images are taken.
         overrides: settings over those that ``data`` says.
         sizes: sides of the images that encoders will be given; those of a folder, which have
             no size of their own, are stored at the largest.
-        root: runs folder; decoded pictures are kept in ``data`` below it.
+        root: runs folder; decoded images are kept in ``data`` below it.
 
     Raises:
         UserError: no such source or file, settings that it has not, or arrays that are no
-            pictures.
+            images.
     """
     if isinstance(data, Shown):
         return data
@@ -101,7 +101,7 @@ def open_pictures(
     for warning in source.warnings(labels=True):
         log.warning("%s", warning)
     if not source.has_test:
-        log.warning("data: there are no test pictures, the training pictures are looked at instead")
+        log.warning("data: no test images; using the training images instead")
     if source.has_labels:
         for store in splits:
             store.labels  # noqa: B018  # what is wrong with them is said before anything is encoded
@@ -118,7 +118,9 @@ def _source_settings(data: Any, overrides: Mapping[str, Any]) -> Any:
     if isinstance(data, Mapping):
         wanted = dict(data)
     elif not isinstance(data, str | Path):
-        raise UserError(f"data: a kind, a path, settings or two pairs of arrays, not {data!r}")
+        raise UserError(
+            f"data: expected a kind, a path, settings or two pairs of arrays, got {data!r}"
+        )
     elif str(data) in SOURCES.classes:
         wanted = {"kind": str(data)}
     elif Path(data).is_dir():
@@ -128,7 +130,7 @@ def _source_settings(data: Any, overrides: Mapping[str, Any]) -> Any:
     else:
         known = ", ".join(SOURCES.classes)
         hint = nearest(str(data), SOURCES.classes)
-        raise UserError(f"data: '{data}' is no file or folder, nor one of {known}{hint}")
+        raise UserError(f"data: '{data}' is not a file, a folder or one of {known}{hint}")
     wanted |= overrides
     SOURCES[wanted.get("kind", "")]  # an unknown kind is refused with the nearest one
     return validated(SOURCES.schema(wanted["kind"]), wanted, "data")
@@ -139,7 +141,7 @@ def _of_arrays(pairs: Sequence[Any]) -> Shown:
         not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) not in (1, 2)
         for pair in pairs
     ):
-        raise UserError("data: arrays come as ((x_train, y_train), (x_test, y_test))")
+        raise UserError("data: pass arrays as ((x_train, y_train), (x_test, y_test))")
     train, test = (
         _of_array(pair, name) for pair, name in zip(pairs, ("training", "test"), strict=True)
     )
@@ -155,7 +157,7 @@ def _of_array(pair: Sequence[Any], name: str) -> LabeledImages:
         labels = class_labels(pair[1], f"data: {name} labels", len(images))
     except UserError as error:
         # Arrays have no settings: without labels is to leave them out.
-        raise UserError(str(error).replace(IGNORE, "leave them out: (x,) alone")) from None
+        raise UserError(str(error).replace(IGNORE, "omit them: (x,) alone")) from None
     return LabeledImages(images, labels)
 
 
@@ -163,8 +165,8 @@ def _pixels(images: Any, name: str) -> np.ndarray:
     array = np.asarray(images)
     if array.dtype != np.uint8:
         raise UserError(
-            f"data: {name} images must be uint8 (N, H, W, 3) or (N, H, W) and some, "
-            f"got {array.dtype} {array.shape}; fractions become bytes by "
+            f"data: {name} images must be non-empty uint8 (N, H, W, 3) or (N, H, W), "
+            f"got {array.dtype} {array.shape}; convert fractions with "
             "(x * 255).round().astype('uint8')"
         )
     check_image_array(array.shape, array.dtype, f"data: {name} images")

@@ -1,1 +1,1 @@
-"""How protocols find their numbers: regressions, neighbours, trainings, with features given."""
+"""Algorithms of the protocols: regression, k-NN, clustering, training on labels."""

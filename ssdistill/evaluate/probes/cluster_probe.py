@@ -1,4 +1,4 @@
-"""Clusters found without labels, compared with the classes."""
+"""k-means clustering of embeddings, compared with the classes."""
 
 import warnings
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ class Clusters:
         purity: images of the commonest class of their cluster.
         accuracy: images of the class their cluster is matched with, one to one, at best.
         assignment_N: cluster of every image.
-        inertia: squared distances to the centres, summed; decides between restarts.
+        inertia: squared distances to the centers, summed; decides between restarts.
         nmi_by_restart, inertia_by_restart: in their order.
         clusters: asked for.
         found: that are not empty, fewer where there are fewer different embeddings.
@@ -59,7 +59,7 @@ def cluster(
     Args:
         features_ND, labels: embeddings and an integer for each.
         clusters: how many; default: as there are classes.
-        restarts: with other first centres (k-means++).
+        restarts: with other first centers (k-means++).
         seed: of the restarts.
         batch_size: images a step of mini-batch k-means (Sculley 2010); default: Lloyd's.
         progress: a bar on the terminal.
@@ -74,9 +74,9 @@ def cluster(
     z_ND = torch.nn.functional.normalize(z_ND, dim=1).cpu().numpy()
     size = len(np.unique(label_N)) if clusters is None else clusters
     if not 1 <= size <= len(z_ND):
-        raise UserError(f"clusters={size} of {len(z_ND)} images: between 1 and {len(z_ND)}")
+        raise UserError(f"clusters={size} of {len(z_ND)} images: must be between 1 and {len(z_ND)}")
     if restarts < 1:
-        raise UserError(f"restarts={restarts} of k-means: at least 1")
+        raise UserError(f"restarts={restarts} of k-means: must be at least 1")
     shown = progress and get_console().is_terminal
     runs = list(
         track(

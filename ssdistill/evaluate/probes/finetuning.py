@@ -1,4 +1,4 @@
-"""A copy of the encoder trained further, with labels, under a linear layer."""
+"""Fine-tune a copy of the encoder with a linear layer on labels."""
 
 import copy
 import time
@@ -13,7 +13,7 @@ from ssdistill.data.batch import Batch
 from ssdistill.errors import UserError
 from ssdistill.evaluate.probes.layer_decay import decayed_rates
 from ssdistill.evaluate.probes.supervised import (
-    LabelledTraining,
+    LabeledTraining,
     SupervisedResult,
     first_weights,
     fit_with_labels,
@@ -25,7 +25,7 @@ from ssdistill.train.task import Task
 
 
 @dataclass(frozen=True)
-class FineTuning(LabelledTraining):
+class FineTuning(LabeledTraining):
     """How an encoder is fine-tuned.
 
     Attributes:
@@ -133,12 +133,12 @@ def trainable_copy(encoder: nn.Module, name: str) -> nn.Module:
     Raises:
         UserError: it has no weights of floating point.
     """
-    made = copy.deepcopy(encoder).float()
-    for parameter in made.parameters():
+    copied = copy.deepcopy(encoder).float()
+    for parameter in copied.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
-    if not any(parameter.requires_grad for parameter in made.parameters()):
-        raise UserError(f"finetune: '{name}' has no weights that can be trained")
-    return made
+    if not any(parameter.requires_grad for parameter in copied.parameters()):
+        raise UserError(f"finetune: '{name}' has no trainable weights")
+    return copied
 
 
 def draw_fraction(target_N: Tensor, fraction: float, seed: int) -> Tensor:

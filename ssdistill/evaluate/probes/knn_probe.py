@@ -1,4 +1,4 @@
-"""Protocol ``knn``: the label its nearest training images vote for."""
+"""Protocol ``knn``: weighted vote of the nearest training images."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from ssdistill.label_free.vectors import Distance, as_rows
 
 Weights = Literal["softmax", "inverse", "uniform"]
 SUITABLE = {"cosine": ("softmax", "uniform"), "euclidean": ("inverse", "uniform")}
-"""Weights by distance."""
+"""Vote weights that suit each distance."""
 VOTES = 2**23
 """Votes held at a time, all classes counted (64 MiB)."""
 NO_DISTANCE = 1e-5
@@ -25,17 +25,17 @@ NO_DISTANCE = 1e-5
 
 @dataclass(frozen=True, eq=False)
 class KnnProbe:
-    """What a k-NN probe found. Accuracies in percent.
+    """Result of a k-NN probe. Accuracies in percent.
 
     Attributes:
-        top1: test accuracy with ``k`` neighbours and ``temperature``, both fixed beforehand.
-        top1_by_k: test accuracy of every number of neighbours asked for, at ``temperature``.
+        top1: test accuracy with ``k`` neighbors and ``temperature``, both fixed beforehand.
+        top1_by_k: test accuracy of every number of neighbors asked for, at ``temperature``.
         top1_by_k_and_temperature: the same at every temperature; ``softmax`` only, else at the
             one that plays no part.
         standard_error: binomial standard error of ``top1``.
         classes: labels, in the order of the columns of ``probabilities_NK``.
-        predictions: predicted label of every test image with ``k`` neighbours.
-        probabilities_NK: every class's share of the votes of ``k`` neighbours.
+        predictions: predicted label of every test image with ``k`` neighbors.
+        probabilities_NK: every class's share of the votes of ``k`` neighbors.
         seconds: wall time, features given.
     """
 
@@ -75,7 +75,7 @@ def knn_probe(
 ) -> KnnProbe:
     """Classify every test image by its ``k`` nearest training images.
 
-    Neighbour i of a query has the vote exp(cosine_i / temperature) (``softmax``; Wu et al.,
+    Neighbor i of a query has the vote exp(cosine_i / temperature) (``softmax``; Wu et al.,
     arXiv:1805.01978, section 3.4), 1 / (distance_i + 1e-5) (``inverse``) or one (``uniform``).
     Equally near images come in their order, equal shares go to the smallest label. Every k and
     temperature is answered from one search. Memory is bounded whatever the number of images;
@@ -85,7 +85,7 @@ def knn_probe(
         train_ND, test_ND: features, numpy or torch.
         train_labels, test_labels: integers, one per row.
         k, temperature: of ``top1``, the predictions and the probabilities.
-        ks, temperatures: further ones; numbers of neighbours beyond the training images are
+        ks, temperatures: further ones; numbers of neighbors beyond the training images are
             left out.
         distance: ``cosine``, or ``euclidean`` between features as they are.
         weights: by default ``softmax`` of cosines and ``inverse`` of distances.
@@ -152,11 +152,11 @@ def _checked(
     """
     if wrong := [size for size in (k, *ks) if size < 1] or [k] * (k > bank_size):
         raise UserError(
-            f"k={wrong[0]} neighbours of {bank_size} training images: "
-            f"it is at least 1 and at most {bank_size}"
+            f"k={wrong[0]} neighbors of {bank_size} training images: "
+            f"must be between 1 and {bank_size}"
         )
     if wrong := [heat for heat in temperatures if not heat > 0]:
-        raise UserError(f"temperature={wrong[0]} of a k-NN vote: it must be positive")
+        raise UserError(f"temperature={wrong[0]} of a k-NN vote: must be positive")
     if distance not in get_args(Distance):
         known = get_args(Distance)
         raise UserError(f"distance='{distance}'{nearest(distance, known)}: {' or '.join(known)}")
@@ -177,7 +177,7 @@ def _shares_of(
     heats: Sequence[float],
     weights: str,
 ) -> Iterator[tuple[int, int, float, Tensor]]:
-    """Shares (B, K) float32 of the votes, by first query, number of neighbours, temperature."""
+    """Shares (B, K) float32 of the votes, by first query, number of neighbors, temperature."""
     first = 0
     for closeness_Nk, index_Nk in found:
         # Where labels are, one vote is added after the other: equal votes have equal sums.

@@ -10,7 +10,7 @@ def decayed_rates(encoder: nn.Module, decay: float, prefix: str = "") -> dict[st
 
     With L layers, number i from 0 at the input, it is decay^(L - i): the last layer of the
     encoder gets ``decay``, and a classifier on top of it 1 (BEiT, arXiv:2106.08254; MAE,
-    arXiv:2111.06377, appendix A.2, counts the last normalisation with the classifier).
+    arXiv:2111.06377, appendix A.2, counts the last normalization with the classifier).
 
     Args:
         prefix: put before every name.
@@ -43,15 +43,15 @@ def _layers(net: nn.Module) -> dict[str, int]:
     if not hasattr(net, "group_matcher"):
         order = {child: i for i, child in enumerate(_with_parameters(net))}
         # Parameters of the network itself, such as a class token, come in at its input.
-        found = {name: order.get(name.split(".")[0], 0) for name in names}
+        layer_by_name = {name: order.get(name.split(".")[0], 0) for name in names}
     else:
         from timm.models import group_parameters
 
         by_name = group_parameters(net, net.group_matcher(coarse=False), reverse=True)
-        found = {name: by_name[name] for name in names if name in by_name}
+        layer_by_name = {name: by_name[name] for name in names if name in by_name}
     # Blocks that were taken out leave no gap.
-    dense = {old: new for new, old in enumerate(sorted(set(found.values())))}
-    return {name: dense[old] for name, old in found.items()}
+    dense = {old: new for new, old in enumerate(sorted(set(layer_by_name.values())))}
+    return {name: dense[old] for name, old in layer_by_name.items()}
 
 
 def _with_parameters(net: nn.Module) -> dict[str, nn.Module]:

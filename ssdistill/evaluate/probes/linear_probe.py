@@ -1,4 +1,4 @@
-"""Protocol ``linear``: multinomial logistic regression on frozen, standardised features.
+"""Protocol ``linear``: multinomial logistic regression on frozen, standardized features.
 
 The strength of the L2 penalty is chosen on parts of the training labels, the regression is then
 fitted to all of them, and the test set is looked at once.
@@ -30,7 +30,7 @@ the last."""
 
 @dataclass(frozen=True, eq=False)
 class LinearProbe:
-    """What a linear probe found. Accuracies in percent.
+    """Result of a linear probe. Accuracies in percent.
 
     Attributes:
         top1, top5: test accuracy (top5 is 100 with five classes or fewer).
@@ -40,7 +40,7 @@ class LinearProbe:
             is made by (empty: no choice).
         held_out_top1: accuracy on them, likewise.
         held_out: how many labels that is, all folds together.
-        weight_KD, bias_K: the classifier for raw, not standardised, features.
+        weight_KD, bias_K: the classifier for raw, not standardized, features.
         classes: label of every row of the weight.
         predictions: predicted label of every test image.
         probabilities_NK: probability of every class for every test image.
@@ -86,7 +86,7 @@ def linear_probe(
 ) -> LinearProbe:
     """Fit on the training features, choose on parts of them, report on the test features.
 
-    Features are standardised with the mean and standard deviation of the training features. The
+    Features are standardized with the mean and standard deviation of the training features. The
     least held-out cross-entropy wins.
 
     Args:
@@ -145,17 +145,17 @@ def linear_probe(
 
 
 def _at_an_end(strength: float, held_out_top1: dict[float, float]) -> str | None:
-    """What to say where the best strength may lie beyond the ones that were tried; it is logged."""
+    """Warn, and log, if the best strength may lie outside the range that was tried."""
     tried = list(held_out_top1)
     if not tried or strength not in (tried[0], tried[-1]):
         return None
-    side, neighbour = ("strongest", tried[1]) if strength == tried[0] else ("weakest", tried[-2])
-    if held_out_top1[strength] <= held_out_top1[neighbour]:
+    side, neighbor = ("strongest", tried[1]) if strength == tried[0] else ("weakest", tried[-2])
+    if held_out_top1[strength] <= held_out_top1[neighbor]:
         return None
     warning = (
         f"the {side} of the L2 strengths, {strength:g}, is better on held-out labels than its "
-        f"neighbour {neighbour:g} ({held_out_top1[strength]:.2f} against "
-        f"{held_out_top1[neighbour]:.2f} %): widen evaluate.linear.strengths"
+        f"neighbor {neighbor:g} ({held_out_top1[strength]:.2f} against "
+        f"{held_out_top1[neighbor]:.2f} %): widen evaluate.linear.strengths"
     )
     log.warning("%s", warning)
     return warning

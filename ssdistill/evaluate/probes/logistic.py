@@ -25,7 +25,7 @@ class LogisticFit:
     steps: int
 
     def raw(self, mean_D: Tensor, scale_D: Tensor) -> tuple[Tensor, Tensor]:
-        """Weight (P, K, D) and bias (P, K) for features that are not standardised."""
+        """Weight (P, K, D) and bias (P, K) for features that are not standardized."""
         weight_PKD = self.theta_PKE[..., :-1] / scale_D.double()
         bias_PK = self.theta_PKE[..., -1] - weight_PKD @ mean_D.double()
         return weight_PKD.float(), bias_PK.float()
@@ -41,7 +41,7 @@ def fit_logistic(
     max_steps: int = 300,
     moments_GEE: Tensor | None = None,
 ) -> LogisticFit:
-    """Minimise mean cross-entropy + strength / 2 * |weight|^2 for P problems side by side.
+    """Minimize mean cross-entropy + strength / 2 * |weight|^2 for P problems side by side.
 
     L-BFGS (Liu and Nocedal 1989) whose first inverse Hessian is that of Böhning's bound,
     1/2 X^T X / N + strength (Böhning 1992, doi:10.1007/BF00048682): with it correlated features

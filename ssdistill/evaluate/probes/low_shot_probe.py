@@ -22,7 +22,7 @@ TOGETHER = 2**29
 
 @dataclass(frozen=True, eq=False)
 class LowShotProbe:
-    """What a low-shot probe found. Accuracies in percent, on the same test images every draw.
+    """Result of a low-shot probe. Accuracies in percent, on the same test images every draw.
 
     Attributes:
         top1: mean test accuracy over the draws.
@@ -62,7 +62,7 @@ def low_shot_probe(
 ) -> LowShotProbe:
     """Mean and spread of the test accuracy when only a few training labels are known.
 
-    Features are standardised with the statistics of all training features, which needs no
+    Features are standardized with the statistics of all training features, which needs no
     label. The L2 strength is fixed: scikit-learn's ``C = 1`` on the drawn labels. As many draws
     as fit into ``together`` bytes are solved at once.
 
@@ -124,18 +124,18 @@ def labels_to_draw(
     count_K = torch.bincount(target_N.cpu(), minlength=len(classes_K))
     if fraction is not None:
         if not 0 < fraction < 1:
-            raise UserError(f"low_shot.fraction={fraction:g}: it must be between 0 and 1")
+            raise UserError(f"low_shot.fraction={fraction:g}: must be between 0 and 1")
         return (fraction * count_K).round().long().clamp(min=1)
-    wanted = 5 if labels_per_class is None else labels_per_class
-    if wanted < 1:
-        raise UserError(f"low_shot.labels_per_class={wanted}: it must be at least 1")
+    per_class = 5 if labels_per_class is None else labels_per_class
+    if per_class < 1:
+        raise UserError(f"low_shot.labels_per_class={per_class}: must be at least 1")
     for label, count in zip(classes_K.tolist(), count_K.tolist(), strict=True):
-        if count < wanted:
+        if count < per_class:
             raise UserError(
                 f"class {label} has {count} training labels, "
-                f"low_shot.labels_per_class={wanted} needs more"
+                f"low_shot.labels_per_class={per_class} needs more; lower it"
             )
-    return torch.full_like(count_K, wanted)
+    return torch.full_like(count_K, per_class)
 
 
 def draw_labels(target_N: Tensor, quota_K: Tensor, draws: int, seed: int) -> Tensor:
@@ -157,7 +157,7 @@ def draw_labels(target_N: Tensor, quota_K: Tensor, draws: int, seed: int) -> Ten
 def bytes_of_a_draw(labels: int, width: int, classes: int) -> int:
     """About how much memory a draw takes while it is solved with others.
 
-    Its standardised rows, the steps that L-BFGS remembers, and the moments and factors of E^2
+    Its standardized rows, the steps that L-BFGS remembers, and the moments and factors of E^2
     float64 numbers.
     """
     return 4 * labels * width + 8 * (2 * MEMORY + 8) * classes * width + 4 * 8 * width**2

@@ -1,4 +1,4 @@
-"""A classifier that reads along while an encoder trains: a gauge with labels, off by default."""
+"""Online linear probe during training; it reads labels and is off by default."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,13 +22,13 @@ LEARNING_RATE = 2e-3
 class OnlineProbe(Observer):
     """Linear classifier on detached embeddings of the first two training views.
 
-    ``probe/online/top1`` is its running accuracy in percent on views it has not yet learnt from.
+    ``probe/online/top1`` is its running accuracy in percent on views it has not yet learned from.
     These are augmented (and, where asked for, mixed) views of training images, and the encoder
     changes under the classifier: the number shows whether a training gets anywhere, and is not
     to be compared with a probe of the finished encoder. Test images are not looked at.
 
     The encoder cannot notice: embeddings come without a graph, the classifier starts at zero
-    and has an optimizer (Adam) of its own, nothing random is drawn. Features are standardised
+    and has an optimizer (Adam) of its own, nothing random is drawn. Features are standardized
     by the batch, so that one learning rate suits every method.
 
     Args:

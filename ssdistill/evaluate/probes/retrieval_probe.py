@@ -1,4 +1,4 @@
-"""Retrieval: whether the images nearest to one show the same class."""
+"""Image retrieval: recall@k and mean average precision by cosine similarity."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ LAST = torch.iinfo(torch.int64).max
 
 @dataclass(frozen=True, eq=False)
 class Retrieval:
-    """What retrieval found, in percent, over the queries whose class the gallery has.
+    """Retrieval metrics in percent, over the queries whose class the gallery has.
 
     Attributes:
         recall_at_k: share of queries with their class among the k nearest.
@@ -81,7 +81,9 @@ def retrieve(
         raise UserError(f"gallery features are {rows.shape[1]} wide, queries {queries.shape[1]}")
     count = len(rows) - others
     if not ks or min(ks) < 1 or max(ks) > count:
-        raise UserError(f"ks={tuple(ks)} of retrieval: between 1 and the {count} images to find")
+        raise UserError(
+            f"ks={tuple(ks)} of retrieval: must be between 1 and {count}, the images to search"
+        )
     gallery = Vectors(rows, device=device)
     label_M = label_M.to(gallery.device)
     size = max(1, RANKED // len(gallery))
@@ -103,7 +105,7 @@ def retrieve(
     first_N, (whole_N, within_N) = torch.cat(first_N), torch.cat(sums_2N, 1)
     known_N = first_N > 0
     if not known_N.any():
-        raise UserError("retrieval: no query has an image of its class to be found")
+        raise UserError("retrieval: no query has an image of its class in the gallery")
     return Retrieval(
         recall_at_k={k: 100 * (first_N[known_N] <= k).double().mean().item() for k in ks},
         map=100 * whole_N[known_N].mean().item(),

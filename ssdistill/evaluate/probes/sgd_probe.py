@@ -13,7 +13,7 @@ from ssdistill.errors import UserError
 from ssdistill.evaluate.probes.sgd_heads import Heads, HeadsTask
 from ssdistill.evaluate.probes.strength import stratified_split
 from ssdistill.evaluate.probes.supervised import (
-    LabelledTraining,
+    LabeledTraining,
     SupervisedResult,
     first_weights,
     fit_with_labels,
@@ -28,7 +28,7 @@ Scaling = Literal["raw", "standard", "unit_standard"]
 
 
 @dataclass(frozen=True)
-class HeadTraining(LabelledTraining):
+class HeadTraining(LabeledTraining):
     """How heads are trained; ``optim`` without ``kind``, ``lr`` and ``decay_all``.
 
     Weight decay shrinks biases too, as it does in the papers' code.
@@ -44,7 +44,7 @@ class HeadTraining(LabelledTraining):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class SGDProbe(SupervisedResult):
-    """What the heads found; ``loss`` is that of all heads together, summed.
+    """Result of the heads; ``loss`` is summed over all heads.
 
     Attributes:
         lr: learning rate of the head that is reported.

@@ -1,4 +1,4 @@
-"""The L2 strength of a linear probe, chosen on training labels that are held out."""
+"""Choose the L2 strength of a linear probe on held-out training labels."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -75,7 +75,7 @@ class Folds:
             raise UserError(f"holdout must be between 0 and 1, got {self.share}")
         if self.folds is not None and not 1 <= self.folds <= self.most:
             raise UserError(
-                f"folds={self.folds}: with holdout={self.share:g} there are {self.most} at most"
+                f"folds={self.folds}: with holdout={self.share:g} at most {self.most} are possible"
             )
 
     @property
@@ -112,7 +112,7 @@ def best_fit(
     another strength. In cross-entropy every label has its say.
 
     Args:
-        rows_of: standardised rows in the order of an index (1, N).
+        rows_of: standardized rows in the order of an index (1, N).
 
     Raises:
         UserError: nothing can be held out.

@@ -1,4 +1,4 @@
-"""Training with labels on the one training loop: linear heads, and encoders to be fine-tuned."""
+"""Supervised training of linear heads and encoders on the common training loop."""
 
 import tempfile
 from collections.abc import Mapping
@@ -28,8 +28,8 @@ LINES = 50
 
 
 @dataclass(frozen=True)
-class LabelledTraining:
-    """How something is trained with labels.
+class LabeledTraining:
+    """Settings of a supervised training.
 
     Attributes:
         optim: settings of :class:`~ssdistill.train.optim.OptimSettings`.
@@ -62,7 +62,7 @@ class LabelledTraining:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class SupervisedResult:
-    """What a training with labels found.
+    """Result of a training with labels.
 
     Attributes:
         classes: labels in the order of the columns.
@@ -111,7 +111,7 @@ def plain_recipe(given: Any) -> dict[str, Any] | None:
 def recipe_for(subject: Subject, given: dict[str, Any] | None) -> ViewRecipe:
     """The views to train on: what is given, else crops and mirror images.
 
-    Pictures that natural views would spoil are cropped and mirrored as their own recipe says,
+    Images that natural views would spoil are cropped and mirrored as their own recipe says,
     which for digits is: gently, and not at all.
     """
     if given is not None:
@@ -150,17 +150,17 @@ def fit_with_labels(
     task: Task,
     subject: Subject,
     rows_M: Tensor,
-    how: LabelledTraining,
+    how: LabeledTraining,
     optim: OptimSettings,
     precision: str = "32-true",
 ) -> list[float]:
-    """Train ``task`` on some of the training pictures; it holds their labels itself.
+    """Train ``task`` on some of the training images; it holds their labels itself.
 
     Nothing is kept between two calls: a training that is interrupted starts anew. The global
     generators are left as they were.
 
     Args:
-        rows_M: positions of the training pictures.
+        rows_M: positions of the training images.
         optim: from ``how.optim``.
         precision: of the whole task, in Lightning Fabric's words.
 

@@ -1,4 +1,4 @@
-"""One file = one protocol, a way to judge an encoder with labels. A new file is found by itself."""
+"""Evaluation protocols with labels: one file each, found automatically."""
 
 import time
 from abc import ABC, abstractmethod
@@ -15,7 +15,7 @@ from ssdistill.settings.registry import settings_of
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """What a protocol hands back, before it is named and timed.
+    """Return value of a protocol, before it is named and timed.
 
     Attributes:
         measures: numbers by their short names, beside those of ``classification``.
@@ -31,7 +31,7 @@ class Found:
 
 
 class Protocol(ABC):
-    """A way to judge an encoder: ``run(subject) -> Result``.
+    """A way to evaluate an encoder: ``run(subject) -> Result``.
 
     Keyword-only constructor arguments are the config, each kept as an attribute of the same
     name. Where a protocol has presets, one argument is called ``preset``, the arguments that a
@@ -59,28 +59,28 @@ class Protocol(ABC):
         return f"{self.kind}_{self.preset}" if self.preset else self.kind
 
     def run(self, subject: Subject) -> Result:
-        """Judge an encoder; it is left as it was.
+        """Evaluate an encoder, which stays unchanged.
 
         Raises:
             UserError: missing labels, broken features, or settings that do not suit the data.
         """
         began = time.perf_counter()
-        found = self.judge(subject)
-        measures = {**(found.classification.measures if found.classification else {})}
-        measures |= found.measures
+        output = self.judge(subject)
+        measures = {**(output.classification.measures if output.classification else {})}
+        measures |= output.measures
         return Result(
             protocol=self.name,
             metrics={f"probe/{self.name}/{name}": value for name, value in measures.items()},
             seconds=time.perf_counter() - began,
             settings=settings_of(self),
-            details=dict(found.details),
-            classification=found.classification,
-            arrays=dict(found.arrays),
+            details=dict(output.details),
+            classification=output.classification,
+            arrays=dict(output.arrays),
         )
 
     @abstractmethod
     def judge(self, subject: Subject) -> Found:
-        """What is found of this subject; :meth:`run` names and times it."""
+        """Compute the metrics of this subject; :meth:`run` names and times them."""
 
     def chosen(self, name: str, given: Any, default: Any) -> Any:
         """``given`` unless None, else what the preset says of ``name``, else ``default``.

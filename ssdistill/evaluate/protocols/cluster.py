@@ -1,4 +1,4 @@
-"""Protocol ``cluster``: whether classes are where the embeddings crowd."""
+"""Protocol ``cluster``: agreement of k-means clusters with the classes."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""Protocol ``finetune``: how good a start the encoder is, on all labels or on a few."""
+"""Protocol ``finetune``: fine-tuning of the whole encoder on all or few labels."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
@@ -36,7 +36,7 @@ Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class Finetune(Protocol):
-    """The whole encoder trained further, with labels, under a linear layer.
+    """Fine-tune the whole encoder with a linear layer on labels.
 
     A copy is trained; the encoder itself stays as it is. What is reported is the state after the
     last step, never the best epoch. Compressed PyTorch encoders train as any other, and their
@@ -48,14 +48,14 @@ class Finetune(Protocol):
 
     Args:
         preset: whose values hold for what is not given here.
-        epochs: passes over the labelled images; give this or ``steps``.
+        epochs: passes over the labeled images; give this or ``steps``.
         steps: optimizer steps.
         batch_size: images a step (all there are where there are fewer). The learning rate of
             ``lightly`` is proportional to it.
         optimizer: ``adamw`` or ``sgd``.
         lr: peak learning rate, as used; by default 1e-3 for ``adamw`` and 0.05 for ``sgd``.
         momentum: of ``sgd``.
-        weight_decay: of weights; biases and normalisation parameters get none.
+        weight_decay: of weights; biases and normalization parameters get none.
         warmup: share of the training over which the rate rises; it then falls by a cosine.
         lr_end: last learning rate as a share of the peak.
         layer_decay: factor of the learning rate from layer to layer towards the input.

@@ -13,30 +13,30 @@ from ssdistill.label_free.vectors import Distance
 from ssdistill.settings import Positive, PositiveInt
 
 ALWAYS = (1, 20)
-"""Numbers of neighbours that are reported whatever else is asked."""
+"""Numbers of neighbors that are reported whatever else is asked."""
 
 
 class Knn(Protocol):
     """Weighted vote of the nearest training images.
 
     ``top1`` and all that follows from answers are of ``k`` and ``temperature``, fixed beforehand
-    and never chosen on the test images. Beside it stand 1 and 20 neighbours and those of ``ks``,
+    and never chosen on the test images. Beside it stand 1 and 20 neighbors and those of ``ks``,
     ``top1_k20`` and so on, and in the details every pair of k and temperature. Presets:
 
     - ``dinov2``: k of 10, 20, 100, 200, temperature 0.07 (dinov2/eval/knn.py, DINOv3's the
       same). ``top1`` is of 20, the number that DINO (arXiv:2104.14294) reports.
-    - ``instdisc``: 200 neighbours, temperature 0.07 (arXiv:1805.01978).
-    - ``lightly``: 200 neighbours, temperature 0.1 (lightly's benchmarks).
+    - ``instdisc``: 200 neighbors, temperature 0.07 (arXiv:1805.01978).
+    - ``lightly``: 200 neighbors, temperature 0.1 (lightly's benchmarks).
     - ``compress``, ``simreg``: the nearest image by cosine (CompRess, NeurIPS 2020; SimReg,
       BMVC 2021).
-    - ``solo_learn``: 20 neighbours by Euclidean distance with weights 1 / distance, as its
+    - ``solo_learn``: 20 neighbors by Euclidean distance with weights 1 / distance, as its
       online k-NN; the bank there is of augmented views, here of plain images.
 
     Args:
         preset: whose values hold for what is not given here.
-        k: neighbours that vote; by default 20.
+        k: neighbors that vote; by default 20.
         temperature: of the weights exp(cosine / temperature); by default 0.07.
-        ks: further numbers of neighbours.
+        ks: further numbers of neighbors.
         temperatures: further temperatures, answered for every k.
         distance: ``cosine`` or ``euclidean``.
         weights: ``softmax`` (of cosines), ``inverse`` (of distances) or ``uniform``.
@@ -98,7 +98,7 @@ class Knn(Protocol):
         return Found(measures=at_k, classification=classification, details=details)
 
     def _within(self, bank: int) -> tuple[int, str]:
-        """Neighbours that vote, and which numbers there are too few training images for.
+        """Neighbors that vote, and which numbers there are too few training images for.
 
         Raises:
             UserError: there are too few for a number that was asked for itself.
@@ -106,8 +106,8 @@ class Knn(Protocol):
         for key, most in self._asked.items():
             if most is not None and most > bank:
                 raise UserError(
-                    f"{self.name}: {key}={most} neighbours of {bank} training images; "
-                    f"it is at most {bank}"
+                    f"{self.name}: {key}={most} neighbors of {bank} training images; "
+                    f"use at most {bank}"
                 )
         k = min(self.k, bank)
         beyond = sorted({size for size in (self.k, *ALWAYS, *self.ks) if size > bank})

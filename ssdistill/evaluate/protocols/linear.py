@@ -1,4 +1,4 @@
-"""Protocol ``linear``: the best regularised logistic regression on frozen features."""
+"""Protocol ``linear``: the best regularized logistic regression on frozen features."""
 
 from collections.abc import Sequence
 from typing import Annotated
@@ -13,7 +13,7 @@ from ssdistill.settings import NonNegativeInt, OpenFraction, Positive, PositiveI
 
 
 class Linear(Protocol):
-    """Multinomial logistic regression on standardised frozen features.
+    """Multinomial logistic regression on standardized frozen features.
 
     The L2 strength of the least cross-entropy on held-out training labels is chosen, the
     regression fitted again to all of them, and the test images are looked at once.

@@ -59,7 +59,7 @@ class LinearSGD(Protocol):
       configs tune it by method: 0.1 Barlow Twins, 0.15 SwAV, 1 SimCLR, 3 MoCo v2+, 30 SimSiam.
     - ``lightly``: lightly's benchmarks.
     - ``moco``: MoCo, arXiv:1911.05722; ``seed``: SEED, arXiv:2101.04731, the same.
-    - ``compress``: CompRess, arXiv:2010.14713, on features of length 1, then standardised;
+    - ``compress``: CompRess, arXiv:2010.14713, on features of length 1, then standardized;
       ``simreg``: SimReg, arXiv:2201.05131, the same.
     - ``dinov2``: DINOv2, arXiv:2304.07193, with 13 learning rates, on the encoder's embedding
       alone (DINOv2 also tries four blocks and the mean of the patches).

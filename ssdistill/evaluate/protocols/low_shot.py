@@ -1,4 +1,4 @@
-"""Protocol ``low_shot``: how far a few labels go."""
+"""Protocol ``low_shot``: few-shot classification on frozen features."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal

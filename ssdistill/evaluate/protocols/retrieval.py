@@ -1,4 +1,4 @@
-"""Protocol ``retrieval``: whether images of a class find one another."""
+"""Protocol ``retrieval``: image retrieval by cosine similarity."""
 
 from typing import Annotated, Literal
 
@@ -45,10 +45,10 @@ class Retrieval(Protocol):
         if beyond and (self._asked or len(beyond) == len(self.ks)):
             raise UserError(
                 f"{self.name}: ks has {beyond[0]}, and there are {count} {self.gallery} images "
-                "to be found"
+                "to search"
             )
         rows = () if others else (subject.features("train"), subject.labels("train"))
-        found = retrieve(
+        retrieval = retrieve(
             subject.features("test"),
             query_labels,
             *rows,
@@ -56,13 +56,13 @@ class Retrieval(Protocol):
             device=subject.device,
             progress=subject.progress,
         )
-        measures = {f"recall_at_{k}": share for k, share in found.recall_at_k.items()}
-        details = {"queries": found.n_queries, "gallery": found.n_gallery}
-        details["queries_without_match"] = found.unmatched
+        measures = {f"recall_at_{k}": share for k, share in retrieval.recall_at_k.items()}
+        details = {"queries": retrieval.n_queries, "gallery": retrieval.n_gallery}
+        details["queries_without_match"] = retrieval.unmatched
         if beyond:
             details["left_out"] = f"recall at {', '.join(map(str, beyond))}: {count} images"
         return Found(
-            measures=measures | {"map": found.map, "map_r": found.map_r},
+            measures=measures | {"map": retrieval.map, "map_r": retrieval.map_r},
             details=details,
-            arrays={"average_precision_N": found.average_precision_N},
+            arrays={"average_precision_N": retrieval.average_precision_N},
         )

@@ -1,4 +1,4 @@
-"""Protocol ``robust``: what is left of the accuracy when test images are corrupted."""
+"""Protocol ``robust``: accuracy on corrupted test images."""
 
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
@@ -27,7 +27,7 @@ class Robust(Protocol):
     The 15 common corruptions of CIFAR-10-C at 5 severities, made on the fly. The classifier is
     protocol ``linear``'s, fitted once to clean training features. ``top1`` is the mean over
     corruptions and severities, ``error`` what it lacks of 100 (the mean corruption error, not
-    normalised by another model's), ``top1_clean`` the accuracy on the same images uncorrupted.
+    normalized by another model's), ``top1_clean`` the accuracy on the same images uncorrupted.
     Frost is drawn rather than photographed and some parameters are derived anew (see
     ``ssdistill.evaluate.corruptions``): the numbers are not comparable with those published on
     CIFAR-10-C.
@@ -52,19 +52,21 @@ class Robust(Protocol):
     ):
         for key, chosen in (("corruptions", corruptions), ("severities", severities)):
             if not chosen or len(set(chosen)) < len(chosen):
-                raise UserError(f"robust.{key}: some, and none twice, not {tuple(chosen)}")
+                raise UserError(
+                    f"robust.{key}: must be non-empty, without duplicates, got {tuple(chosen)}"
+                )
         self.corruptions, self.severities = tuple(corruptions), tuple(severities)
         self.images, self.seed = images, seed
 
     def judge(self, subject: Subject) -> Found:
         count = len(subject.test.images)
-        wanted = min(self.images, count)
-        index_N = torch.arange(wanted) * count // wanted
+        num_images = min(self.images, count)
+        index_N = torch.arange(num_images) * count // num_images
         labels_N = subject.labels("test")[index_N]
         clean_ND = subject.features("test")[index_N]
         probe = linear_probe(subject.features("train"), subject.labels("train"), clean_ND, labels_N)
         target_N = labels_N.numpy()
-        hit_CSN = np.zeros((len(self.corruptions), len(self.severities), wanted), dtype=bool)
+        hit_CSN = np.zeros((len(self.corruptions), len(self.severities), num_images), dtype=bool)
         for c, s in self._cells(subject):
             pictures = _Corrupted(
                 subject.test.images, index_N, self.corruptions[c], self.severities[s], self.seed
@@ -82,7 +84,7 @@ class Robust(Protocol):
 
     def _found(self, hit_CSN: np.ndarray, clean_N: np.ndarray, strength: float) -> Found:
         top1_CS = 100 * hit_CSN.mean(2)
-        # Versions of one picture are no independent trials; pictures are.
+        # Versions of one image are no independent trials; images are.
         share_N = 100 * hit_CSN.mean((0, 1))
         measures = {
             "top1": float(top1_CS.mean()),
@@ -104,7 +106,7 @@ class Robust(Protocol):
 
 
 class _Corrupted:
-    """Test pictures that are corrupted when a slice of them is read: memory stays small."""
+    """Test images that are corrupted when a slice of them is read: memory stays small."""
 
     def __init__(self, images_NHWC: Any, index_N: Tensor, name: str, severity: int, seed: int):
         self.images_NHWC, self.index_N = images_NHWC, index_N

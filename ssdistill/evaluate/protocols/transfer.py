@@ -22,7 +22,7 @@ from ssdistill.settings import Settings
 from ssdistill.settings.registry import SOURCES
 
 RUNS = Path("runs")
-"""Where the command line keeps its runs, and with them its stores of pictures."""
+"""Where the command line keeps its runs, and with them its stores of images."""
 
 
 def _kind_alone(value: Any) -> Any:
@@ -43,12 +43,12 @@ class _Opened:
 class Transfer(Protocol):
     """The encoder as it is, probed on the training and test images of other data sets.
 
-    Pictures are given at the encoder's own image size and normalised by the encoder itself,
+    Images are given at the encoder's own image size and normalized by the encoder itself,
     with the statistics it was trained with: those of the other data set are not looked at.
     Accuracy is the share of right answers, also where a data set's authors use the mean over
     classes (flowers102, pets), which is in the details as ``balanced_accuracy``.
 
-    Decoded pictures are kept beside those of the subject: in the folder of its own store, else
+    Decoded images are kept beside those of the subject: in the folder of its own store, else
     in ``data`` of the subject's folder, else in ``runs/data``.
 
     Args:
@@ -67,7 +67,7 @@ class Transfer(Protocol):
         protocol: Literal["linear", "knn"] = "linear",
     ):
         if protocol not in ("linear", "knn"):
-            raise UserError(f"transfer.protocol='{protocol}': it is linear or knn")
+            raise UserError(f"transfer.protocol='{protocol}': must be linear or knn")
         self._settings = [_validated(entry) for entry in datasets]
         # Plain values: they are written down with the result.
         self.datasets = tuple(
@@ -85,14 +85,16 @@ class Transfer(Protocol):
         measures: dict[str, float] = {}
         details: dict[str, Any] = {}
         for entry in opened:
-            found, chosen = self._probed(entry, subject)
-            measures[f"{entry.name}_top1"] = found.top1
-            measures[f"{entry.name}_top1_stderr"] = binomial_error(found.top1, len(found.targets))
+            classification, chosen = self._probed(entry, subject)
+            measures[f"{entry.name}_top1"] = classification.top1
+            measures[f"{entry.name}_top1_stderr"] = binomial_error(
+                classification.top1, len(classification.targets)
+            )
             details[entry.name] = {
                 "train_images": len(entry.splits["train"]),
                 "test_images": len(entry.splits["test"]),
-                "classes": len(found.classes),
-                "balanced_accuracy": found.balanced_accuracy,
+                "classes": len(classification.classes),
+                "balanced_accuracy": classification.balanced_accuracy,
                 **chosen,
             }
         top1s = [measures[f"{entry.name}_top1"] for entry in opened]
@@ -112,21 +114,23 @@ class Transfer(Protocol):
                 chosen = {"k": probe.k}
         except UserError as error:
             raise _named(entry.name, error) from None
-        found = classify(data[3], probabilities_NK=probe.probabilities_NK, classes=probe.classes)
-        return found, chosen
+        classification = classify(
+            data[3], probabilities_NK=probe.probabilities_NK, classes=probe.classes
+        )
+        return classification, chosen
 
 
 def names(datasets: Sequence[Settings]) -> list[str]:
     """One name for each, of letters, digits and ``_``; equal ones are numbered from 2."""
-    found: list[str] = []
+    names_in_use: list[str] = []
     for settings in datasets:
         path = getattr(settings, "path", None)
         stem = re.sub(r"\W+", "_", Path(path).stem, flags=re.ASCII).strip("_") if path else ""
         name, number = stem or settings.kind, 1
-        while (unique := name if number == 1 else f"{name}_{number}") in found:
+        while (unique := name if number == 1 else f"{name}_{number}") in names_in_use:
             number += 1
-        found.append(unique)
-    return found
+        names_in_use.append(unique)
+    return names_in_use
 
 
 def _validated(entry: Any) -> Settings:
@@ -136,7 +140,9 @@ def _validated(entry: Any) -> Settings:
         return entry
     values = _kind_alone(entry)
     if not isinstance(values, dict):
-        raise UserError(f"transfer.datasets: a kind, or a kind and its settings, not {entry!r}")
+        raise UserError(
+            f"transfer.datasets: expected a kind, or a kind and its settings, got {entry!r}"
+        )
     kind = values.get("kind", "")
     SOURCES[kind]  # an unknown kind is refused with the nearest one
     return validated(SOURCES.schema(kind), values, "transfer.datasets")
@@ -152,7 +158,7 @@ def _open(settings: Settings, name: str, subject: Subject) -> _Opened:
     size = settings.image_size or subject.image_size
     try:
         if not source.has_labels:
-            raise UserError(f"{source.description} has no labels: a probe needs them")
+            raise UserError(f"{source.description} has no labels, but a probe needs them")
         splits = open_stores(source, settings, size, data_folder(subject))
         for store in splits.values():
             store.labels  # noqa: B018  # read now, so that what is wrong with them is said now
@@ -162,7 +168,7 @@ def _open(settings: Settings, name: str, subject: Subject) -> _Opened:
 
 
 def data_folder(subject: Subject) -> Path:
-    """Where the pictures of other data sets are kept: where the subject's own are, if it can be."""
+    """Where the images of other data sets are kept: where the subject's own are, if it can be."""
     if isinstance(subject.train, Store):
         return subject.train.folder.parent
     return (Path(subject.folder) if subject.folder else RUNS) / "data"

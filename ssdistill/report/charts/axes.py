@@ -27,9 +27,9 @@ font-variant-numeric:tabular-nums}
 .ssd .line{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}
 .ssd .raw{fill:none;stroke-width:1;opacity:.28}
 """
-"""Colours for light and dark paper; scoped to ``.ssd``, so that a page may hold many plots."""
+"""Colors for light and dark paper; scoped to ``.ssd``, so that a page may hold many plots."""
 
-COLOURS = 6
+COLORS = 6
 SAME = 1e-9
 """Relative difference below which numbers are drawn as one."""
 LINE = 14
@@ -133,9 +133,9 @@ def path(points: list[tuple[float, float]]) -> str:
     return "M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in points)
 
 
-def dot(at: tuple[float, float], colour: int, filled: bool = True) -> str:
-    """A point with a rim in the colour of the paper, so that it stands off lines."""
-    ink = f"var(--c{colour % COLOURS})"
+def dot(at: tuple[float, float], color: int, filled: bool = True) -> str:
+    """A point with a rim in the color of the paper, so that it stands off lines."""
+    ink = f"var(--c{color % COLORS})"
     fill, rim = (ink, "var(--paper)") if filled else ("var(--paper)", ink)
     return (
         f'<circle cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="5" '
@@ -195,7 +195,7 @@ def _x_axis(
 
 
 def svg(width: float, height: float, title: str, description: str, content: str) -> str:
-    """A whole image, alone or inside a page: it carries its colours and its description."""
+    """A whole image, alone or inside a page: it carries its colors and its description."""
     # Semi-bold letters are a little wider.
     heading = shortened(title, width / 1.06, TITLE)
     return (

@@ -111,22 +111,22 @@ def _cost_chart(
     steps = [at[name] for name in chain if name in at]
     if len(steps) > 1:
         parts.append(f'<path class="line" style="stroke:var(--c0)" d="{path(steps)}"/>')
-    taken = [(px - 6, py - 6, px + 6, py + 6) for px, py in at.values()]
-    taken += [(px - 2, py - 2, px + 2, py + 2) for px, py in _along(steps)]
+    occupied = [(px - 6, py - 6, px + 6, py + 6) for px, py in at.values()]
+    occupied += [(px - 2, py - 2, px + 2, py + 2) for px, py in _along(steps)]
     for point in points:
         here = at[point.label]
-        colour = 0 if point.label in chain else 1
+        color = 0 if point.label in chain else 1
         if point.error:
-            parts.append(_whisker(here[0], y, point, colour))
+            parts.append(_whisker(here[0], y, point, color))
             reach = abs(y(point.accuracy + point.error) - here[1])
-            taken.append((here[0] - 4, here[1] - reach, here[0] + 4, here[1] + reach))
+            occupied.append((here[0] - 4, here[1] - reach, here[0] + 4, here[1] + reach))
         named = f"<title>{escape(point.label)}</title>"
-        parts.append(f"<g>{named}{dot(here, colour, point.label in chain)}</g>")
+        parts.append(f"<g>{named}{dot(here, color, point.label in chain)}</g>")
     crowded = len(points) > ALL_NAMED
     for point in sorted(points, key=lambda p: p.label not in chain):
         on_line = point.label in chain
         room = (x.start, 46.0, width, height - 45)
-        parts.append(_label(point, at[point.label], on_line, room, taken, crowded))
+        parts.append(_label(point, at[point.label], on_line, room, occupied, crowded))
     described = "; ".join(f"{p.label} {p.accuracy:.1f} % at {shown(p.cost)}" for p in points)
     return svg(width, height, title, described, "".join(parts))
 
@@ -198,10 +198,10 @@ def _with_error(score: Score) -> str:
     return f"{score.value:.2f}" + (f" ± {score.error:.2f}" if score.error is not None else "")
 
 
-def _whisker(px: float, y: Scale, point: SizePoint | LatencyPoint, colour: int) -> str:
+def _whisker(px: float, y: Scale, point: SizePoint | LatencyPoint, color: int) -> str:
     low, high = y(point.accuracy - (point.error or 0)), y(point.accuracy + (point.error or 0))
     return (
-        f'<path style="stroke:var(--c{colour});stroke-width:1.5;opacity:.6;fill:none" '
+        f'<path style="stroke:var(--c{color});stroke-width:1.5;opacity:.6;fill:none" '
         f'd="M{px:.1f},{low:.1f}V{high:.1f}M{px - 4:.1f},{low:.1f}h8M{px - 4:.1f},{high:.1f}h8"/>'
     )
 
@@ -211,10 +211,10 @@ def _label(
     at: tuple[float, float],
     on_line: bool,
     room: tuple[float, float, float, float],
-    taken: list[tuple[float, float, float, float]],
+    occupied: list[tuple[float, float, float, float]],
     crowded: bool,
 ) -> str:
-    """The label where it covers nothing; ``taken`` boxes grow by the one it gets.
+    """The label where it covers nothing; ``occupied`` boxes grow by the one it gets.
 
     Points on the line are named above it if they can, the others at their side. Where it is
     ``crowded`` there is no label that covers something. ``room``: left, top, right and bottom of
@@ -229,7 +229,7 @@ def _label(
         box = (left, y - 11, left + w, y + 3)
         outside = left < room[0] or left + w > room[2] or y < room[1] or y > room[3]
         hits = sum(
-            box[0] < t[2] and t[0] < box[2] and box[1] < t[3] and t[1] < box[3] for t in taken
+            box[0] < t[2] and t[0] < box[2] and box[1] < t[3] and t[1] < box[3] for t in occupied
         )
         return hits + 100 * outside
 
@@ -237,7 +237,7 @@ def _label(
     if crowded and cost(place):
         return ""
     x, y = min(max(place[0], room[0]), room[2] - w), min(max(place[1], room[1]), room[3])
-    taken.append((x, y - 11, x + w, y + 3))
+    occupied.append((x, y - 11, x + w, y + 3))
     leader = ""
     if place in far:
         end = y + 5 if y < py else y - 13

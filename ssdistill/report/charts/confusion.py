@@ -1,4 +1,4 @@
-"""Which classes are taken for which: a confusion matrix as SVG."""
+"""Confusion matrix: a confusion matrix as SVG."""
 
 import math
 from collections.abc import Sequence
@@ -10,13 +10,13 @@ from ssdistill.report.charts.axes import svg
 from ssdistill.report.charts.grids import png_uri
 from ssdistill.report.charts.lettering import shortened, text, text_width
 
-CONFUSIONS = "Which classes are taken for which"
-CONFUSION_LEDE = "Blue: answered right; orange: taken for another class."
+CONFUSIONS = "Confusion matrix"
+CONFUSION_LEDE = "Blue: correct. Orange: misclassified."
 WIDTH = 560
 MOST_NUMBERED = 20
-"""With more classes the cells are too small for numbers, and are drawn as one picture."""
+"""With more classes the cells are too small for numbers, and are drawn as one image."""
 FULL_ERROR = 0.3
-"""Share of a class from which on a wrong answer has its full colour."""
+"""Share of a class from which on a wrong answer has its full color."""
 RIGHT_RGB, WRONG_RGB = (37, 99, 201), (208, 96, 20)
 TURN = 50
 """Degrees by which names above the columns are turned where they have no room."""
@@ -32,7 +32,7 @@ def confusion_svg(
     title: str = "Confusion",
     width: float = WIDTH,
 ) -> str:
-    """True classes in rows, answers in columns; the colour is the share of the row.
+    """True classes in rows, answers in columns; the color is the share of the row.
 
     Up to 20 classes every cell has its number of images and every row its recall.
 
@@ -67,7 +67,7 @@ def _cells(confusion_KK: np.ndarray, names: Sequence[str], width: float) -> tupl
         for k in range(size)
     )
     parts = [
-        text(0, 35, "rows: true class, columns: answer; images", kind="mute"),
+        text(0, 35, "rows: true class, columns: predicted", kind="mute"),
         f'<path style="fill:var(--rule);opacity:.32" d="{squares}"/>',
     ]
     for k, (label, whole) in enumerate(zip(short, names, strict=True)):
@@ -94,7 +94,7 @@ def _cells(confusion_KK: np.ndarray, names: Sequence[str], width: float) -> tupl
 def _cell(at: tuple[float, float], cell: float, share: float, right: bool, count: int) -> str:
     strength = _strength(np.float64(share), right)
     side = cell - 1.5
-    # Numbers stay readable: smaller where cells are, in the colour of the paper on strong ones.
+    # Numbers stay readable: smaller where cells are, in the color of the paper on strong ones.
     font = min(12.5, 0.92 * side / (0.58 * max(len(str(count)), 2)))
     ink = "fill:var(--paper);font-weight:600" if strength > 0.6 else "fill:var(--ink)"
     return (
@@ -116,7 +116,7 @@ def _picture(confusion_KK: np.ndarray, width: float) -> tuple[str, float]:
     rgba_KK4[..., 3] = np.where(confusion_KK > 0, 255 * strength_KK, 0)
     side = width - 24
     content = (
-        text(24, 35, "answered class →", kind="mute")
+        text(24, 35, "predicted class →", kind="mute")
         + '<text class="mute" transform="rotate(90 8 46)" x="8" y="46">true class →</text>'
         + f'<rect x="24" y="42" width="{side:g}" height="{side:g}" '
         + 'style="fill:var(--rule);opacity:.25"/>'

@@ -1,4 +1,4 @@
-"""Where images lie beside each other: embeddings in two dimensions, as SVG."""
+"""Scatter plot of two-dimensional embeddings, as SVG."""
 
 from collections.abc import Sequence
 from html import escape
@@ -18,7 +18,7 @@ LIGHT = ("#2563c9", "#d9660a", "#0b8f5b", "#c3304a", "#7a4fd0",
 DARK = ("#7db0ff", "#ffa25e", "#5bd69a", "#ff7f8f", "#b6a2ff",
         "#d0a574", "#ff96cf", "#b3bcc7", "#dcc65a", "#5fd3ef")  # fmt: skip
 MOST_NAMED = 20
-"""Classes that colours and shapes tell apart; of more, colours repeat and no names are given."""
+"""Classes that colors and shapes tell apart; of more, colors repeat and no names are given."""
 BOLD = 1.08
 NAMED_INSIDE = 12
 """Classes up to which names also stand among their points."""
@@ -33,7 +33,7 @@ def map_svg(
     width: float = WIDTH,
     height: float | None = None,
 ) -> str:
-    """One dot per image, coloured by its class where that is known.
+    """One dot per image, colored by its class where that is known.
 
     Args:
         points_N2: places; both axes have one unit, so that distances are true.
@@ -57,7 +57,7 @@ def map_svg(
     dots = "".join(_dots(place_n2, k, len(points_N2)) for k, place_n2 in groups)
     inside = _names_inside(groups, names, width) if named and len(used) <= NAMED_INSIDE else ""
     under = name(0, height - 4, plane, width, kind="mute") if plane else ""
-    # Hex colours of its own: more of them than a chart of curves needs.
+    # Hex colors of its own: more of them than a chart of curves needs.
     style = _palette(min(len(LIGHT), max(used, default=0) + 1))
     described = f"{len(points_N2)} images" + (f" of {len(used)} classes" if used else "")
     return svg(width, height, title, described, style + legend + frame + dots + inside + under)
@@ -84,13 +84,13 @@ def _scales(
     )
 
 
-def _dots(place_n2: np.ndarray, colour: int, total: int) -> str:
+def _dots(place_n2: np.ndarray, color: int, total: int) -> str:
     """All dots of a class in one path: lines without length, with caps."""
     size = 6.5 if total <= 300 else 5.6 if total <= 800 else 4.4
     path = "".join(f"M{x:.1f},{y:.1f}h.01" for x, y in place_n2)
-    cap = "square" if (colour // len(LIGHT)) % 2 else "round"
+    cap = "square" if (color // len(LIGHT)) % 2 else "round"
     return (
-        f'<path style="fill:none;stroke:var(--m{colour % len(LIGHT)});stroke-width:{size};'
+        f'<path style="fill:none;stroke:var(--m{color % len(LIGHT)});stroke-width:{size};'
         f'stroke-linecap:{cap};opacity:.72" d="{path}"/>'
     )
 

@@ -1,4 +1,4 @@
-"""Pictures in rows and columns, as PNG data URIs."""
+"""Images in rows and columns, as PNG data URIs."""
 
 import base64
 import io
@@ -28,8 +28,8 @@ class Neighbours:
     """The nearest test images of a few queries, by teacher and by student.
 
     Attributes:
-        queries: pictures (H, W, 3) uint8.
-        teacher, student: k pictures per query, nearest first.
+        queries: images (H, W, 3) uint8.
+        teacher, student: k images per query, nearest first.
         shared: for each of the student's, whether the teacher found it too.
     """
 
@@ -41,7 +41,7 @@ class Neighbours:
 
 
 def png_uri(image_HWC: np.ndarray) -> str:
-    """``data:image/png;base64,…`` of an RGB or RGBA uint8 picture."""
+    """``data:image/png;base64,…`` of an RGB or RGBA uint8 image."""
     buffer = io.BytesIO()
     Image.fromarray(image_HWC).save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
@@ -52,11 +52,11 @@ def image_grid(
     framed: Sequence[Sequence[bool]] | None = None,
     cell: int = CELL,
 ) -> np.ndarray:
-    """Pictures side by side on a transparent ground, each ``cell`` pixels a side.
+    """Images side by side on a transparent ground, each ``cell`` pixels a side.
 
     Args:
-        rows: equally long rows of (H, W, 3) uint8 pictures of any size.
-        framed: which of them get a coloured rim.
+        rows: equally long rows of (H, W, 3) uint8 images of any size.
+        framed: which of them get a colored rim.
     """
     step = cell + GAP
     columns = len(rows[0])
@@ -73,7 +73,7 @@ def image_grid(
 
 
 def _tile(picture: np.ndarray, cell: int) -> np.ndarray:
-    """The picture at the size of a cell: its own pixels shown as squares when it is smaller."""
+    """The image at the size of a cell: its own pixels shown as squares when it is smaller."""
     image = Image.fromarray(picture).convert("RGBA")
     method = Image.Resampling.NEAREST if max(image.size) < cell else Image.Resampling.LANCZOS
     return np.array(image.resize((cell, cell), method))

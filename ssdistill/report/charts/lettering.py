@@ -1,4 +1,4 @@
-"""Text in charts: how wide it is at most, and what of it fits."""
+"""Text in charts: upper bounds of its width, and shortening."""
 
 import unicodedata
 from html import escape
@@ -59,6 +59,6 @@ def name(
 
 
 def between(x: float, content: str, low: float, high: float, size: float = 12.0) -> float:
-    """The middle of a centred text, moved so that it lies between ``low`` and ``high``."""
+    """The middle of a centered text, moved so that it lies between ``low`` and ``high``."""
     half = text_width(content, size) / 2
     return min(max(x, low + half), high - half)

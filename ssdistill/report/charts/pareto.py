@@ -27,7 +27,7 @@ def front_svg(front: Front, width: float = WIDTH, height: float = 300) -> str:
     """Measured damage over cost, both logarithmic: one line of searched, one of uniform plans.
 
     Returns:
-        an SVG element that carries its colours, or an empty string without points.
+        an SVG element that carries its colors, or an empty string without points.
     """
     searched = _sorted([(p.cost, p.measured) for p in front.points])
     uniform = _sorted(
@@ -49,12 +49,12 @@ def front_svg(front: Front, width: float = WIDTH, height: float = 300) -> str:
         _legend(("searched", "uniform") if uniform else ("searched",)),
         frame(x, y, (NAMES[front.unit], f"damage ({what})"), width, label, top=50),
     ]
-    for colour, points in ((1, uniform), (0, searched)):
+    for color, points in ((1, uniform), (0, searched)):
         drawn = [(x(cost), y(damage)) for cost, damage in points]
         if len(drawn) > 1:
             line = f'd="{path(drawn)}"'
-            parts.append(f'<path class="line" style="stroke:var(--c{colour})" {line}/>')
-        parts += [dot(at, colour, colour == 0) for at in drawn]
+            parts.append(f'<path class="line" style="stroke:var(--c{color})" {line}/>')
+        parts += [dot(at, color, color == 0) for at in drawn]
     described = "; ".join(
         f"{name} {value_label(damage)} at {label(cost)}"
         for name, points in (("searched", searched), ("uniform", uniform))

@@ -8,7 +8,7 @@ from itertools import accumulate
 from typing import Any
 
 from ssdistill.report.charts.axes import (
-    COLOURS,
+    COLORS,
     dot,
     frame,
     left_margin,
@@ -44,29 +44,29 @@ class Curves:
 
 
 def curves_of(lines: Iterable[dict[str, Any]], stage: str) -> list[Curves]:
-    """The charts worth a look in a stage's metrics.jsonl: losses, agreement, collapse, schedule."""
+    """Charts of a stage's metrics.jsonl: losses, agreement, collapse, schedule."""
     lines = list(lines)
     names = list(dict.fromkeys(name for line in lines for name in line))
     charts = []
-    for title, label, smooth, wanted in CHARTS:
-        found = [
+    for title, label, smooth, metric in CHARTS:
+        matches = [
             Series(
                 name.split("/", 1)[1],
                 tuple((line["step"], line[name]) for line in lines if line.get(name) is not None),
             )
             for name in names
-            if name == wanted or (wanted.endswith("/") and name.startswith(wanted))
+            if name == metric or (metric.endswith("/") and name.startswith(metric))
         ]
         # With one loss of weight 1 the total is the same curve: the first to come stays.
-        series = {s.points: s for s in reversed(found) if s.points}
+        series = {s.points: s for s in reversed(matches) if s.points}
         if series:
-            kept = tuple(reversed(series.values()))
-            charts.append(Curves(f"{stage}: {title}", kept, label, smooth=smooth))
+            distinct = tuple(reversed(series.values()))
+            charts.append(Curves(f"{stage}: {title}", distinct, label, smooth=smooth))
     return charts
 
 
 def gauges_side_by_side(lines: Mapping[str, Iterable[dict[str, Any]]]) -> list[Curves]:
-    """One chart a gauge, with a curve for each of several stages' metrics.jsonl, by role."""
+    """One chart per label-free metric, with one curve per stage, by role."""
     kept = {role: list(of_role) for role, of_role in lines.items()}
     charts = []
     for title, label, metric in GAUGES:
@@ -82,7 +82,7 @@ def gauges_side_by_side(lines: Mapping[str, Iterable[dict[str, Any]]]) -> list[C
 
 GAUGES = (
     ("Effective rank", "dimensions", "collapse/effective_rank"),
-    ("Spread of the embedding", "standard deviation", "collapse/std"),
+    ("Embedding std", "standard deviation", "collapse/std"),
     ("Alignment of two views", "squared distance", "collapse/alignment"),
     ("Uniformity", "", "collapse/uniformity"),
     ("Online probe", "top-1 (%)", "probe/online/top1"),
@@ -92,7 +92,7 @@ GAUGES = (
 CHARTS = (
     ("losses", "loss", True, "loss/"),
     ("agreement with the teacher", "1 = same", True, "agree/"),
-    ("spread of the embedding", "standard deviation", True, "collapse/std"),
+    ("embedding std", "standard deviation", True, "collapse/std"),
     ("effective rank", "dimensions", True, "collapse/effective_rank"),
     ("learning rate", "", False, "optim/lr"),
 )
@@ -100,9 +100,9 @@ CHARTS = (
 
 
 def smoothed(values: Sequence[float], window: float) -> list[float]:
-    """Mean of the neighbourhood, centred so that the curve does not lag behind the data.
+    """Mean of the neighborhood, centered so that the curve does not lag behind the data.
 
-    The neighbourhood shrinks towards both ends: first and last value stay what they are.
+    The neighborhood shrinks towards both ends: first and last value stay what they are.
     """
     half, sums = int(window / 2), [0.0, *accumulate(values)]
     last = len(values) - 1
@@ -138,13 +138,13 @@ def line_chart(curves: Curves, width: float = WIDTH, height: float = 250) -> str
     x = spanning([p[0] for p in points], left_margin(y), width - 8, margin=0.0)
     parts = [legend, frame(x, y, (curves.x_label, curves.y_label), width, top=top + 8)]
     for i, series in enumerate(drawable):
-        colour = f"stroke:var(--c{i % COLOURS})"
+        color = f"stroke:var(--c{i % COLORS})"
         window = len(series.points) / 20 if curves.smooth else 1
         soft = smoothed([v for _, v in series.points], window)
         even = list(zip([s for s, _ in series.points], soft, strict=True))
         for kind, line in (("raw", series.points), ("line", even)):
             drawn = [(x(a), y(b)) for a, b in thinned(line)]
-            parts.append(f'<path class="{kind}" style="{colour}" d="{path(drawn)}"/>')
+            parts.append(f'<path class="{kind}" style="{color}" d="{path(drawn)}"/>')
         if len(series.points) == 1:
             parts.append(dot(drawn[0], i))
     described = "; ".join(
@@ -173,7 +173,7 @@ def _legend(series: Sequence[Series], width: float) -> tuple[str, float]:
             x, y = 0.0, y + 17
         entry = (
             f'<rect x="{x:.1f}" y="{y - 7:.1f}" width="12" height="4" rx="2" '
-            f'style="fill:var(--c{i % COLOURS})"/>'
+            f'style="fill:var(--c{i % COLORS})"/>'
             f'<text x="{x + 17:.1f}" y="{y:.1f}">{escape(label)}'
             f'<tspan class="mute" dx="5">{value}</tspan></text>'
         )

@@ -1,4 +1,4 @@
-"""Which metrics a table of results shows, and under which heading."""
+"""Columns of the results table: metrics and their headings."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -57,7 +57,7 @@ WORDS = {"knn": "k-NN", "sgd": "SGD", "low": "low-shot", "shot": "", "1pct": "1 
 
 
 def columns_for(records: Sequence[dict[str, Any]]) -> tuple[Column, ...]:
-    """What there is to be seen of these records."""
+    """Columns that these records have values for."""
     shown = shown_measures(records)
     probes = [
         Column(f"{PROBE}{name}/{measure}", f"{protocol_words(name)} {MEASURES[measure]}")

@@ -1,4 +1,4 @@
-"""From records to a table: one row per model, over its seeds."""
+"""Results table from records: one row per model, over its seeds."""
 
 import json
 import statistics
@@ -101,7 +101,7 @@ def results_table(
 
 
 def _lead(columns: Sequence[Column]) -> tuple[str, ...]:
-    """What to see first where not all fits: one accuracy, and what it costs."""
+    """Columns to show first in a narrow terminal: one accuracy and its costs."""
     probe = [column for column in columns if column.metric.startswith(PROBE)][:1]
     return tuple(c.header for c in (*probe, *(c for c in columns if c.metric in COSTS_SHOWN_FIRST)))
 

@@ -1,4 +1,4 @@
-"""Are two models' accuracies on the same test images really different?"""
+"""Paired comparison of models on the same test images, as a table."""
 
 import statistics
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ def paired_table(records: Sequence[dict[str, Any]]) -> Table | None:
         "better or worse if p < 0.05; otherwise undecided. If seeds disagree, the number of seeds "
         "with each verdict is given."
     )
-    return Table(header, body, caption, "On the same test images")
+    return Table(header, body, caption, "Paired comparison")
 
 
 def _cells(tests: Sequence[dict[str, Any]]) -> tuple[str, str, str]:

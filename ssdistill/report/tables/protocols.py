@@ -1,4 +1,4 @@
-"""Every protocol's answer about the same models."""
+"""Results of every protocol for the same models."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -38,7 +38,7 @@ def protocols_table(records: Sequence[dict[str, Any]]) -> Table | None:
         "images that protocols share",
         *origins(records),
     ]
-    return Table(header, body, "; ".join(parts) + ".", "Protocol by protocol", keys=2)
+    return Table(header, body, "; ".join(parts) + ".", "Evaluation protocols", keys=2)
 
 
 def _cell(row: ResultRow, metric: str) -> str:

@@ -1,4 +1,4 @@
-"""Do gauges that need no label rank encoders as the probes do?"""
+"""Rank correlation of label-free metrics with probe accuracies."""
 
 from collections.abc import Sequence
 from itertools import combinations
@@ -30,7 +30,7 @@ def kendall_tau(xs: Sequence[float], ys: Sequence[float]) -> float:
 
 
 def rankings_table(records: Sequence[dict[str, Any]]) -> Table | None:
-    """How each gauge orders the trained models, against how each probe does, by seed means.
+    """Rank correlation of each label-free metric with each probe over the models, by seed means.
 
     None where nothing was pretrained for comparison, or there are fewer than ``ENOUGH`` models.
     """
@@ -49,7 +49,7 @@ def rankings_table(records: Sequence[dict[str, Any]]) -> Table | None:
         "good ones. In brackets: of the pairs of models that the probe tells apart by more than "
         "both spreads, those that the gauge orders as the probe does."
     )
-    return Table(header, body, caption, "Gauges and probes")
+    return Table(header, body, caption, "Label-free metrics vs. probes")
 
 
 def _compared(rows: Sequence[ResultRow], gauge: str, probe: str) -> str:

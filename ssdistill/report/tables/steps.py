@@ -1,4 +1,4 @@
-"""What each compression step did to the model that it was given."""
+"""Effect of each compression step on its input model."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -42,7 +42,7 @@ def steps_table(records: Sequence[dict[str, Any]]) -> Table | None:
     if any(row.mean(f"{PREFIX}accepted") == 0 for row in rows):
         caption += " A model marked * is the one before: a gate left the step out."
     body = tuple(_cells(row) for row in rows)
-    return Table(HEADER, body, caption, "Compression, step by step", lead=LEAD)
+    return Table(HEADER, body, caption, "Compression steps", lead=LEAD)
 
 
 def _cells(row: ResultRow) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What latencies are of, in words: runtimes, instructions, and what a ratio is over."""
+"""Describe timings: runtimes, instructions and the reference of a ratio."""
 
 from collections.abc import Sequence
 from typing import Any

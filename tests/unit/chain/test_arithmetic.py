@@ -92,4 +92,6 @@ def test_a_choice_is_announced_when_it_is_made(training, tmp_path, monkeypatch, 
     with arithmetic.console.capture() as said:
         choose_arithmetic(training, DeviceSettings(accelerator="cpu"), tmp_path)
     assert training.precision == "bf16" and training.memory_format == torch.channels_last
-    assert ("bf16, channels_last measured fastest" in said.get()) is not remembered
+    assert (
+        "precision bf16, memory format channels_last (fastest here)" in said.get()
+    ) is not remembered

@@ -55,7 +55,7 @@ def check(tmp_path, experiment_of):
 def test_ordinary_pictures_have_classes_and_no_warning(tmp_path, check):
     put(tmp_path / "set", [f"{c}/{i}.png" for c in "ab" for i in range(20)])
     findings = check()
-    assert findings.classes == "2 classes (training+test pictures): a 16+4, b 16+4"
+    assert findings.classes == "2 classes (training+test images): a 16+4, b 16+4"
     assert findings.warnings == [] and findings.source.has_labels
     assert check("evaluate=null").classes is None
     assert check("data.labels=none").classes is None
@@ -63,13 +63,13 @@ def test_ordinary_pictures_have_classes_and_no_warning(tmp_path, check):
 
 def test_black_pictures_are_refused_for_what_they_are(tmp_path, check):
     put(tmp_path / "set", [f"{i}.png" for i in range(24)], lambda _: noise() * 0 + 7)
-    with pytest.raises(UserError, match="every pixel of the 22 training pictures has the value 7"):
+    with pytest.raises(UserError, match="every pixel of the 22 training images has the value 7"):
         check()
 
 
 def test_equal_pictures_are_refused_for_what_they_are(tmp_path, check):
     put(tmp_path / "set", [f"{i}.png" for i in range(24)], lambda _: noise(0))
-    with pytest.raises(UserError, match="the 22 training pictures are all equal"):
+    with pytest.raises(UserError, match="the 22 training images are identical"):
         check()
 
 
@@ -81,7 +81,7 @@ def test_pictures_that_are_alike_in_a_sample_only_pass(tmp_path, check):
 def test_pictures_of_one_color_each_are_warned_of(tmp_path, check):
     put(tmp_path / "set", [f"{i}.png" for i in range(50)], lambda i: noise() * 0 + np.uint8(5 * i))
     (warning,) = check().warnings
-    assert "one color all over" in warning
+    assert "has a single color" in warning
 
 
 def test_a_channel_of_one_value_can_be_divided_by_its_std(tmp_path, experiment_of):
@@ -97,11 +97,11 @@ def test_a_channel_of_one_value_can_be_divided_by_its_std(tmp_path, experiment_o
 @pytest.mark.parametrize(
     ("count", "words"),
     [
-        (2, ["no test pictures", "2 test pictures: too few for agree/* (needs 4)"]),
-        (3, ["1 test picture: too few for collapse/* (needs 2) and agree/* (needs 4)"]),
+        (2, ["no test images", "2 test images: too few for agree/* (needs 4)"]),
+        (3, ["1 test image: too few for collapse/* (needs 2) and agree/* (needs 4)"]),
         (
             24,
-            ["2 test pictures: too few for agree/* (needs 4), which are left out; raise data."],
+            ["2 test images: too few for agree/* (needs 4), which are skipped; raise data."],
         ),
         (40, []),
     ],
@@ -115,7 +115,7 @@ def test_few_pictures_are_said_with_the_key(tmp_path, check, count, words):
 
 def test_one_picture_is_one_clear_line(tmp_path, check):
     put(tmp_path / "set", ["0.png"])
-    with pytest.raises(UserError, match="1 training picture, and a training needs two or more"):
+    with pytest.raises(UserError, match="1 training image, but training needs at least 2"):
         check()
 
 
@@ -123,9 +123,8 @@ def test_no_test_fraction_looks_at_the_training_pictures(tmp_path, check):
     put(tmp_path / "set", [f"{c}/{i}.png" for c in "ab" for i in range(5)])
     findings = check("data.test_fraction=0")
     (warning,) = findings.warnings
-    assert (
-        "look at the training pictures; no probe is run; for test pictures raise data.test_fr"
-        in (warning)
+    assert "use the training images; no probe is run; to get test images, raise data.test_fr" in (
+        warning
     )
     assert not findings.source.has_labels
 
@@ -140,7 +139,7 @@ def test_one_class_is_warned_of_and_not_probed(tmp_path, check):
 def test_too_few_pictures_for_compression_are_said(tmp_path, check):
     put(tmp_path / "set", [f"{i}.png" for i in range(10)])
     warnings = check("compress=[{kind: quantize}]", "data.test_fraction=0.4").warnings
-    assert ["6 training pictures: too few for compress" in w for w in warnings] == [True]
+    assert ["6 training images: too few for compress" in w for w in warnings] == [True]
 
 
 def test_a_dry_run_says_it_too(tmp_path, experiment_of, monkeypatch):
@@ -149,7 +148,7 @@ def test_a_dry_run_says_it_too(tmp_path, experiment_of, monkeypatch):
     monkeypatch.setattr(run_module.console, "print", lambda text, **_: lines.append(text))
     dry_run(experiment_of(), tmp_path / "runs")
     assert lines[0].endswith("22 training and 2 test images, 16x16")
-    assert lines[1].startswith("warning: 2 test pictures: too few")
+    assert lines[1].startswith("warning: 2 test images: too few")
 
 
 def test_labels_are_refused_by_a_dry_run(tmp_path, experiment_of):

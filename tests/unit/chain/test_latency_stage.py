@@ -176,7 +176,7 @@ def test_the_words_name_instructions_and_threads_and_old_stages_have_none(timed,
 
 def test_a_runtime_that_nobody_knows_is_an_error():
     opened = before_after.written_for("nowhere", Eager("pruned"))
-    with pytest.raises(UserError, match="no runtime is called 'nowhere'"), opened:
+    with pytest.raises(UserError, match="unknown runtime 'nowhere'"), opened:
         pass
 
 

@@ -112,9 +112,9 @@ def test_a_plan_may_not_go_on_from_a_file_for_a_runtime(models):
 
 
 def test_a_plan_may_not_be_called_like_another_row(models):
-    with pytest.raises(UserError, match=r"plans\.distilled: 'distilled' is a name the chain gives"):
+    with pytest.raises(UserError, match=r"plans\.distilled: 'distilled' is reserved for the chain"):
         models("plans={distilled: [quantize]}")
-    with pytest.raises(UserError, match=r"plans\.a: compare has a row of this name already"):
+    with pytest.raises(UserError, match=r"plans\.a: compare already has a row of this name"):
         models("plans={a: [quantize]}", "compare={a: {steps: 9}}")
 
 
@@ -131,7 +131,7 @@ def test_without_distillation_the_teacher_is_compressed(models):
 
 def test_one_of_several_teachers_cannot_be_compressed_unnamed(models):
     teachers = "teachers={a: {kind: pretrain}, b: {kind: pretrain}}"
-    with pytest.raises(UserError, match="several teachers and no distill, which is compressed"):
+    with pytest.raises(UserError, match="compress: ambiguous with several teachers"):
         models(teachers, "distill=null", teacher=False)
 
 

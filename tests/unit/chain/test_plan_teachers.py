@@ -100,9 +100,9 @@ def test_ways_to_pretrain_are_rows_of_one_encoder(make_workspace):
 @pytest.mark.parametrize(
     "overrides, reason",
     [
-        (("compare.simclr={pretrain: byol}",), "has this name already"),
-        (("pretrain=null",), "pretrain: needed"),
-        (("student=null", "distill={steps: 3, losses: {a: {kind: simreg}}}"), "student: needed"),
+        (("compare.simclr={pretrain: byol}",), "already has this name"),
+        (("pretrain=null",), "pretrain: required"),
+        (("student=null", "distill={steps: 3, losses: {a: {kind: simreg}}}"), "student: required"),
         (("compare.other={pretrain: {kind: bioyl}}",), "compare.other.pretrain"),
         (("teachers.a={kind: pretrain}", "teacher.kind=pretrain"), "teacher or teachers"),
         (("teacher.pretrain={kind: byol, hiden: 3}",), r"teacher\.pretrain\.hiden: no such"),
@@ -115,7 +115,7 @@ def test_ways_to_pretrain_are_rows_of_one_encoder(make_workspace):
                 "control={}",
                 "distill={steps: 3, losses: {a: {kind: simreg}}}",
             ),
-            "control: needs a pretrain",
+            "control: requires a pretrain",
         ),
     ],
 )

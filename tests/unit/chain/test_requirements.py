@@ -28,7 +28,7 @@ def test_what_is_chosen_by_the_user_is_not_said(make_workspace):
         ("args.in_chans=1", "{role}.encoder.args.in_chans=1: images have 3 channels"),
         ("args.layers=[1,1,1,1]", None),
         ("args.layers=[1,1,1,0]", None),
-        ("args.channels=[8,16,16,24]", "{role}.encoder: 'resnet10t' gives embeddings of"),
+        ("args.channels=[8,16,16,24]", "{role}.encoder: 'resnet10t' returns embeddings of"),
     ],
 )  # fmt: skip
 def test_a_network_is_told_with_the_key_that_names_it(make_workspace, role, override, message):

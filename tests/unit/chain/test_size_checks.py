@@ -51,7 +51,7 @@ def vit(**args):
 def test_a_patch_size_that_does_not_divide_the_image_says_what_is_cut():
     (notice,) = check_sizes(vit(), "pretrain", (), "teacher")
     assert notice.startswith(
-        "teacher.encoder: vit_tiny_patch16_224 does not see the last 4 of 20 pixels"
+        "teacher.encoder: vit_tiny_patch16_224 ignores the last 4 of 20 pixels"
     )
     assert "an image of 16 pixels" in notice
     assert check_sizes(vit(patch_size=5), "pretrain", (), "teacher") == []
@@ -61,7 +61,7 @@ def test_a_patchifying_stem_says_what_is_cut():
     args = {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 8]}
     encoder = build_encoder(EncoderSettings(name="convnext_atto", args=args), 66)
     (notice,) = check_sizes(encoder, "distill", (), "student")
-    assert notice.startswith("student.encoder: convnext_atto does not see the last")
+    assert notice.startswith("student.encoder: convnext_atto ignores the last")
 
 
 def test_a_residual_network_sees_every_pixel(make_encoder):

@@ -86,7 +86,7 @@ def test_what_is_no_file_is_told(path, read):
 @pytest.mark.parametrize("read", READERS, ids=["json", "npy", "npz"])
 def test_a_named_pipe_is_not_waited_for(path, read):
     os.mkfifo(path)
-    with pytest.raises(DamagedFile, match="no file"):
+    with pytest.raises(DamagedFile, match="not a file"):
         read(path)
 
 

@@ -205,7 +205,7 @@ def test_a_folder_with_another_stage_in_it_is_not_taken_for_this_one(runs):
     other = make_stage(config={"steps": 99})
     # As if the first eight digits of two digests were the same.
     stage.folder(runs).parent.rename(other.folder(runs).parent)
-    with pytest.raises(UserError, match="another digest; move it away"):
+    with pytest.raises(UserError, match="a different hash; move it away"):
         run_stage(other, runs, nothing)
 
 
@@ -308,7 +308,7 @@ def test_what_stands_in_the_place_of_a_stage_is_named_and_not_removed(runs, kind
         folder.symlink_to(folder)
     else:
         os.mkfifo(folder)
-    with pytest.raises(UserError, match=r"is no folder, .*; move it away: mv ") as caught:
+    with pytest.raises(UserError, match=r"found a file; move it away: mv ") as caught:
         run_stage(stage, runs, nothing)
     assert str(folder) in str(caught.value) and os.path.lexists(folder)
 
@@ -324,5 +324,5 @@ def test_what_stands_in_the_place_of_a_lock_is_named(runs, kind):
         lock.symlink_to(lock)
     else:
         os.mkfifo(lock)
-    with pytest.raises(UserError, match=r"is no file, .* remove it: rm -r"):
+    with pytest.raises(UserError, match=r"expected a lock file; remove what is there: rm -r"):
         run_stage(stage, runs, nothing)

@@ -193,7 +193,7 @@ def test_the_terminal_says_what_is_done(chain):
     assert f"[1/{count}] initialize untrained, seed 0" in chain.said
     assert f"[{count}/{count}] latency, seed 3" in chain.said
     assert ", 4 steps" in chain.said and "no labels" not in chain.said
-    assert "zeros is left out: CKA" in chain.said
+    assert "zeros skipped by its gate: CKA" in chain.said
 
 
 def test_a_second_run_does_nothing_again(chain, monkeypatch):
@@ -201,7 +201,7 @@ def test_a_second_run_does_nothing_again(chain, monkeypatch):
     with run_module.console.capture() as said:
         again = run_module.run(chain.workspace.experiment, chain.workspace.root)
     count = len(plan(chain.workspace))
-    assert said.get().count(": done before") == count and f"{count} stages, 0 to do" in said.get()
+    assert said.get().count(": cached") == count and f"{count} stages, 0 to do" in said.get()
     assert again.records == chain.report.records
     planned = run_module.dry_run(chain.workspace.experiment, chain.workspace.root)
     assert {p.status for p in planned} == {"finished"} and len(planned) == count
@@ -395,9 +395,9 @@ def test_a_step_whose_gate_is_closed_hands_on_its_input(chain):
     recovered, zeroed = (chain.workspace.encoder(stages[r]) for r in ("recovered", "zeroed_90"))
     assert record(chain, stages["zeroed_90"]).metrics["compress/accepted"] == 0
     assert same_weights(recovered, zeroed) and not zero_masks(zeroed)
-    notice = "zeroed_90: the step was left out, the row is the model before it."
+    notice = "zeroed_90: the step was skipped by its gate; the row shows the model before it."
     assert notice in chain.report.notices
-    assert sum("left out" in n for n in chain.report.notices) == 1
+    assert sum("skipped" in n for n in chain.report.notices) == 1
 
 
 def test_the_report_says_what_its_reader_must_know(chain):
@@ -405,7 +405,7 @@ def test_the_report_says_what_its_reader_must_know(chain):
     assert "Claims of: A paper (1234.56789, Table 1)." in notices
     assert "Deviations: smaller; shorter." in notices
     assert any(n.startswith("Profile smoke: not comparable") for n in notices)
-    assert not any("Digits" in n or "no labels" in n for n in notices)
+    assert not any("Digits" in n or "No labels" in n for n in notices)
     page = (chain.report.folder / "report.html").read_text()
     assert "60 training and 66 test images of 16 pixels a side" in page
     assert "A simclr teacher, distilled into a smaller student, compressed by prune" in page
@@ -498,7 +498,7 @@ def test_curves_are_those_of_the_trainings_a_reader_compares(chain):
     assert stages == ["teacher", "control", "distilled", "recovered"]
     assert {title.split(": ")[1].split()[0] for title in titles} <= {
         "losses",
-        "spread",
+        "embedding",
         "effective",
     }
     assert "distilled: losses" in titles
@@ -563,8 +563,8 @@ def test_without_labels_only_what_needs_none_is_announced(chain, monkeypatch):
     monkeypatch.setattr(type(chain.workspace.source), "has_labels", False)
     with run_module.console.capture() as said:
         run_module.announce(chain.workspace, plan(chain.workspace))
-    assert "the data has no labels" in said.get()
-    assert any("no labels" in n for n in notices_of(chain.workspace))
+    assert "no labels: skipping evaluation" in said.get()
+    assert any("No labels: evaluation skipped" in n for n in notices_of(chain.workspace))
 
 
 def test_drawing_needs_at_least_two_latencies(chain):

@@ -91,7 +91,7 @@ def test_a_teacher_to_be_trained_is_looked_at_with_its_projector(make_workspace)
 )
 def test_a_batch_larger_than_the_data_is_refused_by_its_key(make_workspace, change, key):
     workspace = make_workspace(change)
-    with pytest.raises(UserError, match=rf"^{key}\.batch_size=25 is more than the 24 training"):
+    with pytest.raises(UserError, match=rf"^{key}\.batch_size=25 exceeds the 24 training"):
         check_batches(workspace.experiment, 24)
     check_batches(workspace.experiment, 256)
 
@@ -131,7 +131,7 @@ def test_one_class_is_told_aloud_and_taken_for_no_labels(tmp_path, classes, labe
 def test_a_runs_folder_that_is_a_file_is_refused(tmp_path):
     experiment, _ = load_experiment("quickstart", [])
     (tmp_path / "runs").write_text("")
-    with pytest.raises(UserError, match=r"--runs .*runs: it is a file; name a folder"):
+    with pytest.raises(UserError, match=r"--runs .*runs: is a file; pass a folder"):
         open_workspace(experiment, tmp_path / "runs")
 
 

@@ -99,7 +99,7 @@ def test_the_help_of_probe_says_what_each_file_will_hold(capsys):
         ("json", "everything"),
         ("csv", "every number"),
         ("markdown", "tables"),
-        ("page", "tables and pictures, one HTML file"),
+        ("page", "tables and charts (one HTML file)"),
     ):
         assert f"--{option} FILE write {content} to FILE" in text
 
@@ -189,7 +189,7 @@ def test_run_publishes_where_it_is_told(config, ran, tmp_path):
 
 def test_what_an_override_made_meaningless_is_said_on_stderr(config, ran, capsys):
     assert main(["run", config, "pretrain.kind=byol"]) == 0
-    assert "pretrain.temperature of the config is ignored" in capsys.readouterr().err
+    assert "ignoring pretrain.temperature: " in capsys.readouterr().err
 
 
 def test_a_dry_run_prints_the_plan_and_runs_nothing(config, ran, monkeypatch, capsys):
@@ -250,8 +250,8 @@ def caused(error, cause):
         (OSError(errno.ENOSPC, "No space left", "a/b"), "a/b: no space left", "free some"),
         (PermissionError(errno.EACCES, "Permission denied", "a"), "a: Permission", "permissions"),
         (OSError(errno.EROFS, "Read-only file system", "a"), "a: Read-only", "--runs"),
-        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "a"), "a: Not a dir", "move it away"),
-        (OSError(errno.ELOOP, "Too many levels of symbolic links", "a"), "a: Too many", "circle"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "a"), "a: Not a dir", "file away"),
+        (OSError(errno.ELOOP, "Too many levels of symbolic links", "a"), "a: Too many", "loop"),
         (OSError(errno.EIO, "Input/output error"), "Input/output error", "disk"),
         (MemoryError(), "not enough memory", "batch_size"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried…"), "not enough memory", "batch_size"),
@@ -283,12 +283,12 @@ def test_ctrl_c_has_status_130_and_says_how_to_go_on(config, ran, capsys):
     ran.error = KeyboardInterrupt()
     assert main(["run", config]) == 130
     err = capsys.readouterr().err
-    assert "the same command goes on" in err and "Traceback" not in err
+    assert "Run the same command to resume." in err and "Traceback" not in err
 
 
 def test_reproduce_needs_claims(config, ran, capsys):
     assert main(["reproduce", config]) == 2
-    assert "it has no paper.claims" in one_error_line(capsys)
+    assert "the config has no paper.claims" in one_error_line(capsys)
     assert ran.experiments == []
 
 
@@ -359,7 +359,7 @@ def test_report_check_finds_a_number_changed_by_hand_and_leaves_it(published, ca
     capsys.readouterr()
     assert main(["report", "--check", "--root", str(published)]) == 1
     out, err = capsys.readouterr()
-    assert "README.md: block 'digits' is not what the records say" in out
+    assert "README.md: block 'digits' differs from the records" in out
     assert "run `ssdistill report`" in err
     assert (published / "README.md").read_text() == edited
 

@@ -119,10 +119,10 @@ def test_a_model_against_itself_is_equivalent():
 def test_without_labels_only_the_gauges_are_shown_and_why():
     data = pairs(labels=False)
     found = ssdistill.probe({"colours": colours, "pixels": pixels}, data)
-    assert [table.title for table in tables(found)] == ["Models", "Label-free gauges"]
+    assert [table.title for table in tables(found)] == ["Models", "Label-free metrics"]
     assert "no labels" in found.notices[0] and not found.comparisons
     assert "no labels" in render(found)
-    with pytest.raises(UserError, match="which knn would need"):
+    with pytest.raises(UserError, match="required by knn"):
         ssdistill.probe({"colours": colours}, data, ["knn"])
 
 
@@ -130,7 +130,7 @@ def test_a_protocol_that_cannot_judge_is_left_out_aloud():
     asked = {"low_shot": {"labels_per_class": 1000}}
     found = ssdistill.probe({"c": colours}, pairs(), ["knn", "low_shot"], settings=asked)
     assert set(found.models[0].results) == {"knn"}
-    assert any("c: low_shot left out: class 0 has 30" in notice for notice in found.notices)
+    assert any("c: low_shot skipped: class 0 has 30" in notice for notice in found.notices)
     with pytest.raises(UserError, match="class 0 has 30"):
         ssdistill.probe({"c": colours}, pairs(), ["low_shot"], settings=asked)
     (x, y), (u, v) = pairs()
@@ -185,7 +185,7 @@ def test_the_page_has_every_picture_and_no_script(one, several):
     for name in ("colours", "pixels", "corner"):
         assert page.count(f"<title>{name}, k-NN</title>") == 2  # for wide and for narrow pages
         assert page.count(f"<title>{name}</title>") == 2
-    assert "On the same test images" in page and "On the same" not in render(one)
+    assert "Paired comparison" in page and "Paired" not in render(one)
     assert "<script" not in page and "http://" not in page.replace("http://www.w3.org/", "")
     alone = render(one)
     assert "Probe of colours" in alone and "Accuracy against size" not in alone
@@ -246,6 +246,6 @@ def test_pictures_are_resized_aloud_and_models_may_be_a_list():
     found = ssdistill.probe([colours, pixels], pairs(), ["knn"], image_size=4)
     assert [model.name for model in found.models] == ["encoder 1", "encoder 2"]
     assert found.models[1].image_size == 4
-    assert found.notices == ["encoder 1, encoder 2: pictures of 5 pixels are resized to 4"]
-    with pytest.raises(UserError, match="no model is given"):
+    assert found.notices == ["encoder 1, encoder 2: images of 5 pixels are resized to 4"]
+    with pytest.raises(UserError, match="no model given"):
         ssdistill.probe([], pairs())

@@ -167,7 +167,7 @@ def test_check_finds_a_hand_edited_number_and_does_not_write(project):
     edited = (project / "README.md").read_text().replace("92.00", "93.00")
     (project / "README.md").write_text(edited)
     (found,) = write_reports(project, check=True)
-    assert str(found) == "README.md: block 'quickstart' is not what the records say"
+    assert str(found) == "README.md: block 'quickstart' differs from the records"
     assert (project / "README.md").read_text() == edited
 
 
@@ -175,7 +175,7 @@ def test_check_finds_a_hand_edited_number_and_does_not_write(project):
 def test_unknown_name_fails_the_check_and_stops_the_writing(project, name):
     (project / "README.md").write_text(block(name))
     (found, *_) = write_reports(project, check=True)
-    assert found.block == name and "no experiment" in str(found)
+    assert found.block == name and "unknown experiment" in str(found)
     with pytest.raises(UserError, match=rf"README\.md.*{name}"):
         write_reports(project)
     assert "| distilled" not in (project / "experiments/quickstart/README.md").read_text()
@@ -184,7 +184,7 @@ def test_unknown_name_fails_the_check_and_stops_the_writing(project, name):
 def test_missing_records_fail_the_check(project):
     (project / "experiments/quickstart/records.jsonl").unlink()
     found = write_reports(project, check=True)
-    assert len(found) == 2 and all("holds no records" in str(f) for f in found)
+    assert len(found) == 2 and all("contains no records" in str(f) for f in found)
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def test_weights_that_are_no_numbers_are_named(encoder, tmp_path):
 def test_settings_that_make_no_sense_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"resize_from needs export.uint8"):
         Export(resize_from=32)
-    with pytest.raises(UserError, match=r"no runtime is called 'onnxruntme'.*onnxruntime"):
+    with pytest.raises(UserError, match=r"unknown runtime 'onnxruntme'.*onnxruntime"):
         Export(runtime="onnxruntme")
     ids = Wrapped(nn.Embedding(9, 4), torch.randint(0, 9, (2, 3)), lambda net, x: net(x).mean(1))
     with pytest.raises(UserError, match="uint8 is for encoders; 'Embedding' takes no pictures"):

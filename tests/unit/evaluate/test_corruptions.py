@@ -78,7 +78,7 @@ def test_other_sizes_are_served(name, shape):
 
 @pytest.mark.parametrize("severity", [0, 6, -1, 2.5, True, "3"])
 def test_a_severity_that_is_none_is_refused(severity):
-    with pytest.raises(UserError, match=r"severity=.* of 'snow': it is 1, 2, 3, 4 or 5"):
+    with pytest.raises(UserError, match=r"severity=.* of 'snow': must be 1, 2, 3, 4 or 5"):
         corrupt(plain(0), "snow", severity)
 
 
@@ -89,7 +89,7 @@ def test_a_severity_that_is_none_is_refused(severity):
         (plain(0).astype(float), "snow", None, "need uint8 .* got float64"),
         (plain(0, side=7), "snow", None, "at least 8 pixels a side"),
         (plain(0)[..., :1], "snow", None, r"got uint8 \(16, 32, 32, 1\)"),
-        (plain(0), "snow", [1, 2], "2 positions for 16 pictures"),
+        (plain(0), "snow", [1, 2], "2 positions for 16 images"),
     ],
 )
 def test_what_cannot_be_corrupted_is_named(images, name, positions, message):

@@ -73,7 +73,7 @@ def test_an_override_changes_one_setting_and_leaves_the_others(load):
         ("evaluate.linear.strengths=[-1]", "evaluate.linear.strengths.0: input should be greater"),
         ("evaluate.gauge_images=3", "evaluate.gauge_images: input should be greater than"),
         ("evaluate.also.a.kind=knnn", "evaluate.also.a.kind: 'knnn' is unknown (did you mean"),
-        ("evaluate.also={a: {k: 3}}", "evaluate.also.a.kind: must be given"),
+        ("evaluate.also={a: {k: 3}}", "evaluate.also.a.kind: required"),
         ("evaluate.also={a: {kind: knn, kk: 3}}", "evaluate.also.a.kk: no such setting (did you"),
         ("evaluate.also={a: {kind: knn, k: -3}}", "evaluate.also.a.k: input should be greater"),
         ("evaluate.also={a b: {kind: knn}}", "evaluate.also.a b: string should match pattern"),
@@ -162,7 +162,7 @@ def test_settings_are_frozen_and_describe_themselves():
 
 def test_a_protocol_may_not_be_called_like_another_setting():
     for name in ("also", "pixels", "protocols"):
-        with pytest.raises(TypeError, match=f"'{name}' is called like another setting"):
+        with pytest.raises(TypeError, match=f"'{name}' has the name of another setting"):
             settings_file._field(name)
 
 

@@ -120,12 +120,12 @@ def test_sixteen_bits_learn_too():
 
 def test_a_file_for_a_runtime_is_refused():
     subject = colour_subject(encoder=lambda x_BCHW: Colours()(x_BCHW))
-    with pytest.raises(UserError, match="finetune trains the encoder, and 'encoder' is a file"):
+    with pytest.raises(UserError, match="finetune trains the encoder, but 'encoder' is exported"):
         Finetune(steps=1).run(subject)
 
 
 def test_an_encoder_without_weights_is_refused():
-    with pytest.raises(UserError, match="'thin' has no weights that can be trained"):
+    with pytest.raises(UserError, match="'thin' has no trainable weights"):
         trainable_copy(nn.Flatten(), "thin")
 
 

@@ -233,8 +233,8 @@ def test_scale_of_a_row_does_not_matter(data):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"k": 601}, "k=601 neighbours of 600"),
-        ({"ks": (0,)}, "k=0 neighbours"),
+        ({"k": 601}, "k=601 neighbors of 600"),
+        ({"ks": (0,)}, "k=0 neighbors"),
         ({"temperature": 0.0}, "temperature=0.0"),
         ({"weights": "unifrom"}, "weights='unifrom' .did you mean 'uniform'"),
         ({"weights": "inverse"}, "with distance='cosine' they are softmax or uniform"),
@@ -280,9 +280,9 @@ def test_a_small_bank_limits_a_preset_and_refuses_what_was_asked(data):
     assert result.details["left_out"].startswith("k of 20, 200: there are 15 training images")
     assert result.metrics["probe/knn_lightly/top1"] == result.metrics["probe/knn_lightly/top1_k15"]
     assert "probe/knn_lightly/top1_k20" not in result.metrics
-    with pytest.raises(UserError, match="knn: k=16 neighbours of 15 training images"):
+    with pytest.raises(UserError, match="knn: k=16 neighbors of 15 training images"):
         Knn(k=16).run(few)
-    with pytest.raises(UserError, match="knn: ks=30 neighbours"):
+    with pytest.raises(UserError, match="knn: ks=30 neighbors"):
         Knn(ks=(2, 30)).run(few)
 
 

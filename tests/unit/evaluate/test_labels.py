@@ -77,7 +77,7 @@ def pairs(train, test):
 @pytest.mark.parametrize("labels", [np.eye(3), [-1, 0, 1], ["a", "b", "c"], [0, 1], [0.5, 1, 2]])
 def test_arrays_given_in_memory_are_looked_at_too(labels):
     images = np.zeros((3, 4, 4, 3), np.uint8)
-    with pytest.raises(UserError, match=r"data: training labels .*leave them out: \(x,\) alone"):
+    with pytest.raises(UserError, match=r"data: training labels .*omit them: \(x,\) alone"):
         open_pictures(((images, labels), (images, [0, 1, 2])))
 
 
@@ -101,14 +101,14 @@ def images_of(labels, names=None):
 
 def test_few_classes_are_named_with_both_counts_and_many_in_short():
     line = look_at_labels(images_of([0, 1, 1], ("cat", "dog")), images_of([1, 1]))
-    assert line == "2 classes (training+test pictures): cat 1+0, dog 2+2"
+    assert line == "2 classes (training+test images): cat 1+0, dog 2+2"
     many = look_at_labels(images_of([*range(40), 0]), images_of(range(40)))
-    assert many == "40 classes of 1 to 2 training and 1 test pictures: 0, 1, 2, 3, 4, …"
+    assert many == "40 classes of 1 to 2 training and 1 test images: 0, 1, 2, 3, 4, …"
 
 
 def test_one_class_and_test_classes_unknown_to_training_are_refused():
-    with pytest.raises(UserError, match=r"one class only \(cat\), and a probe needs two"):
+    with pytest.raises(UserError, match=r"a single class \(cat\), but a probe needs two"):
         look_at_labels(images_of([0, 0], ("cat",)), images_of([0]))
     names = ("cat", "dog", "emu")
-    with pytest.raises(UserError, match=r"classes that no training picture has \(emu\)"):
+    with pytest.raises(UserError, match=r"classes without training images \(emu\)"):
         look_at_labels(images_of([0, 1], names), images_of([2, 0], names))

@@ -148,10 +148,10 @@ def test_equal_models_are_found_equivalent_with_many_images(simulated):
 @pytest.mark.parametrize(
     ("arrays", "margin", "says"),
     [
-        (([], [], []), 1, "one label and two answers per image"),
+        (([], [], []), 1, "one label and two predictions per image"),
         (([1, 2], [1, 2], [1]), 1, r"\(2,\), \(2,\) and \(1,\)"),
         (([[1], [2]], [[1], [2]], [[1], [2]]), 1, r"\(2, 1\)"),
-        (([1], [1], [1]), 0, "margin=0: it must be positive"),
+        (([1], [1], [1]), 0, "margin=0: must be positive"),
         (([1], [1], [1]), float("nan"), "margin=nan"),
     ],
 )

@@ -73,7 +73,7 @@ def test_a_name_that_is_no_protocol_gets_the_nearest():
         ({"holdut": 0.2}, "linear has no setting 'holdut' (did you mean 'holdout'?)"),
         ({"holdout": 2}, "linear.holdout: input should be less than 1"),
         ({"precision": "fp8"}, "unknown precision 'fp8'"),
-        ({"device": "cudda"}, "device=cudda: give auto, cpu"),
+        ({"device": "cudda"}, "device=cudda: use auto, cpu"),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused_in_one_line(settings, words):
@@ -117,10 +117,10 @@ def test_pictures_come_from_arrays_files_and_folders(tmp_path):
         ("digts", "did you mean 'digits'"),
         ("no.npz", "data.path=no.npz"),
         ({"kind": "npz", "pth": "x"}, "data.pth: no such setting (did you mean 'path'?)"),
-        ({"kind": "nzp"}, "no data source is called 'nzp' (did you mean 'npz'?)"),
-        (3, "data: a kind, a path, settings or two pairs of arrays, not 3"),
+        ({"kind": "nzp"}, "unknown data source 'nzp' (did you mean 'npz'?)"),
+        (3, "data: expected a kind, a path, settings or two pairs of arrays, got 3"),
         ((1, 2, 3), "((x_train, y_train), (x_test, y_test))"),
-        (((np.zeros((2, 4, 4, 3)),),) * 2, "training images must be uint8"),
+        (((np.zeros((2, 4, 4, 3)),),) * 2, "training images must be non-empty uint8"),
     ],
 )
 def test_pictures_that_are_none_are_refused_in_one_line(data, words):
@@ -134,9 +134,9 @@ def test_a_subject_is_given_alone_and_lends_its_pictures():
     assert open_subject(subject) is subject
     other = open_subject(lambda x: x.mean((2, 3)), subject)
     assert isinstance(other, Subject) and other.train is subject.train
-    with pytest.raises(UserError, match="leave data out"):
+    with pytest.raises(UserError, match="omit data"):
         open_subject(subject, "digits")
-    with pytest.raises(UserError, match="data is missing"):
+    with pytest.raises(UserError, match="data missing"):
         open_subject(flat)
 
 
@@ -168,7 +168,7 @@ def test_a_model_of_a_run_is_called_as_in_the_run(tmp_path):
         (tmp_path / folder / "s0" / "run.json").write_text(f'{{"kind": "{role}"}}')
     paths = [str(tmp_path / "distill-1a2b3c4d/s0"), str(tmp_path / "pretrain-1a2b3c4d/s0/model")]
     assert short_names(paths) == ["distilled", "teacher"]
-    with pytest.raises(UserError, match="is given twice"):
+    with pytest.raises(UserError, match="is listed twice"):
         short_names([paths[0]] * 2)
 
 
@@ -188,13 +188,17 @@ def test_protocols_are_asked_by_name_with_their_settings():
 @pytest.mark.parametrize(
     "names, words, message",
     [
-        (["lnear"], [], "no protocol is called 'lnear' (did you mean 'linear'?)"),
-        (["knn", "knn"], [], "asked for twice"),
-        (["knn"], ["linear.seed=1"], "linear.seed: linear is not among the protocols knn"),
-        (["knn"], ["knm.k=1"], "no protocol is called 'knm' (did you mean 'knn'?)"),
+        (["lnear"], [], "unknown protocol 'lnear' (did you mean 'linear'?)"),
+        (["knn", "knn"], [], "listed twice"),
+        (
+            ["knn"],
+            ["linear.seed=1"],
+            "linear.seed: linear is not one of the requested protocols knn",
+        ),
+        (["knn"], ["knm.k=1"], "unknown protocol 'knm' (did you mean 'knn'?)"),
         (["knn"], ["knn.kk=1"], "knn.kk: no such setting (did you mean 'k'?)"),
-        (["knn"], ["knn=1"], "write data.key=value or protocol.key=value"),
-        ([], [], "no protocol is asked for"),
+        (["knn"], ["knn=1"], "expected data.key=value or protocol.key=value"),
+        ([], [], "no protocol requested"),
     ],
 )
 def test_what_cannot_be_asked_is_refused_in_one_line(names, words, message):

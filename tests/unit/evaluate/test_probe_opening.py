@@ -61,7 +61,7 @@ def test_mean_and_std_are_applied_before_the_file(tmp_path):
     assert torch.allclose(opened.encoder(x_BCHW).embedding_BD, expected, atol=1e-5)
     assert opened.notices == () and opened.image_size == 8 and opened.bytes == path.stat().st_size
     (notice,) = open_encoder(path).notices
-    assert "normalised" in notice
+    assert "normalized" in notice
 
 
 def test_a_file_that_takes_bytes_is_given_bytes(tmp_path):
@@ -72,17 +72,21 @@ def test_a_file_that_takes_bytes_is_given_bytes(tmp_path):
     x_BCHW = images()
     expected = x_BCHW.mul(255).round().mean((2, 3))
     assert torch.allclose(BareOnnx(path)(x_BCHW).embedding_BD, expected, atol=1e-3)
-    with pytest.raises(UserError, match="uint8 pictures: mean and std"):
+    with pytest.raises(UserError, match="uint8 images: omit mean and std"):
         BareOnnx(path, (0, 0, 0), (1, 1, 1))
 
 
 @pytest.mark.parametrize(
     "shape, facts, words",
     [
-        (["b", 3, 8, 8], {"nodes": (POOL,), "output": ("pooled", ["b", 3, 1, 1])}, "gives (B, D)"),
-        (["b", 8, 8, 3], {}, "takes (b, 8, 8, 3): an encoder takes squares"),
-        (["b", 3, 8, 6], {}, "takes squares (B, 3, H, W)"),
-        (["b", 3, 8, 8], {"more": ("mask",)}, "takes 2 inputs (x, mask)"),
+        (
+            ["b", 3, 8, 8],
+            {"nodes": (POOL,), "output": ("pooled", ["b", 3, 1, 1])},
+            "returns (B, D)",
+        ),
+        (["b", 8, 8, 3], {}, "takes (b, 8, 8, 3); an encoder takes square images"),
+        (["b", 3, 8, 6], {}, "takes square images (B, 3, H, W)"),
+        (["b", 3, 8, 8], {"more": ("mask",)}, "has 2 inputs (x, mask)"),
         (["b", 3, 8, 8], {"kind": TensorProto.DOUBLE}, "takes tensor(double)"),
     ],
 )
@@ -157,7 +161,7 @@ def test_timms_network_is_opened_by_name_and_file_with_its_own_statistics(tmp_pa
         ("timm:resnet18@/no/file.pth", "no file /no/file.pth"),
         ("checkpoint:resnet18", "write checkpoint:resnet18@FILE"),
         ("timn:resnet18", "no file or folder timn:resnet18 (did you mean 'timm'?)"),
-        ("resnet18", "no file or folder resnet18; the network of timm's is timm:resnet18"),
+        ("resnet18", "no file or folder resnet18; for the network of timm write timm:resnet18"),
         ("nowhere", "no file or folder nowhere"),
     ],
 )
@@ -190,10 +194,10 @@ def test_networks_and_functions_become_encoders(make_encoder):
 @pytest.mark.parametrize(
     "what, words",
     [
-        (lambda x: x, r"answers with \(6, 3, 8, 8\), an encoder with embeddings"),
-        (nn.Identity(), r"Identity answers with \(6, 3, 8, 8\)"),
-        (lambda x: x.numpy(), "answers with ndarray"),
-        (3, "not 3"),
+        (lambda x: x, r"returns \(6, 3, 8, 8\); an encoder returns embeddings"),
+        (nn.Identity(), r"Identity returns \(6, 3, 8, 8\)"),
+        (lambda x: x.numpy(), "returns ndarray"),
+        (3, "got 3"),
     ],
 )
 def test_what_answers_with_something_else_is_refused(what, words):
@@ -203,8 +207,8 @@ def test_what_answers_with_something_else_is_refused(what, words):
 
 def test_mean_and_std_belong_together_and_to_those_that_need_them(make_encoder, tmp_path):
     save_encoder(make_encoder(0), tmp_path)
-    with pytest.raises(UserError, match="give both or none"):
+    with pytest.raises(UserError, match="pass both or neither"):
         open_encoder(tmp_path, mean=(0, 0, 0))
-    with pytest.raises(UserError, match="normalises images itself"):
+    with pytest.raises(UserError, match="normalizes images itself"):
         open_encoder(tmp_path, mean=(0, 0, 0), std=(1, 1, 1))
     assert np.array_equal([takes_statistics(w) for w in (tmp_path, nn.Flatten())], [False, False])

@@ -109,7 +109,7 @@ def test_queries_whose_class_is_not_there_are_left_out():
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"ks": (201,)}, "between 1 and the 200 images"),
+        ({"ks": (201,)}, "between 1 and 200, the images"),
         ({"ks": (0, 1)}, "between 1 and"),
         ({"gallery_MD": np.ones((200, 3), np.float32)}, "gallery features are 3 wide, queries 12"),
         ({"gallery_labels": None}, "gallery labels are missing"),

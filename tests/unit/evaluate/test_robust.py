@@ -146,7 +146,9 @@ def test_a_config_asks_for_it_and_a_slip_is_found_there():
     "wrong", [{"severities": (1, 1)}, {"corruptions": ()}, {"corruptions": ("fog", "fog")}]
 )
 def test_nothing_and_twice_are_refused(wrong):
-    with pytest.raises(UserError, match=rf"robust.{next(iter(wrong))}: some, and none twice"):
+    with pytest.raises(
+        UserError, match=rf"robust.{next(iter(wrong))}: must be non-empty, without duplicates"
+    ):
         Robust(**wrong)
 
 

@@ -188,7 +188,7 @@ def test_what_a_probe_refuses_is_said_of_its_data_set(tmp_path, subject):
     ("datasets", "message"),
     [
         (("svhm",), r"'svhm' \(did you mean 'svhn'\?\)"),
-        ((3,), "transfer.datasets: a kind, or a kind and its settings, not 3"),
+        ((3,), "transfer.datasets: expected a kind, or a kind and its settings, got 3"),
         (({"kind": "npz"},), "transfer.datasets.path"),
         (({"kind": "svhn", "sise": 3},), "transfer.datasets.sise"),
     ],

@@ -87,9 +87,7 @@ def test_threads_are_as_many_as_a_machine_may_have(refusal, threads):
 
 @pytest.mark.parametrize("key", [".", "a.", ".a", "a..b", "a[", ""])
 def test_a_key_with_an_empty_part_is_no_override(refusal, key):
-    assert "is taken for a setting to change, and is none; write key.sub=value" in refusal(
-        f"{key}=1"
-    )
+    assert f"invalid override '{key}=1'; write key.sub=value" in refusal(f"{key}=1")
 
 
 def test_an_override_that_is_too_deep_or_no_unicode_is_refused_shortly(refusal):
@@ -115,7 +113,7 @@ def test_files_that_extend_each_other_thirty_deep_or_doubled_have_an_end(tmp_pat
         parents = f"extends: [e{number + 1}.yaml, e{number + 1}.yaml]\n"
         (tmp_path / f"e{number}.yaml").write_text(parents)
     (tmp_path / "e40.yaml").write_text(BASE)
-    with pytest.raises(UserError, match="more than 20 files extend each other"):
+    with pytest.raises(UserError, match="extends chain of more than 20 files"):
         load(text="extends: e0.yaml\n")
     assert load(text="extends: e22.yaml\n")[0].name == "tiny"
 
@@ -129,16 +127,16 @@ def test_another_network_keeps_what_it_can_use_and_the_rest_is_said(load):
     encoder = experiment.student.encoder
     assert (encoder.stem, encoder.stem_stride, encoder.input_size) == ("small", 2, 32)
     assert encoder.args == {}
-    assert notices == [
-        "student.encoder.args of the config is ignored: they are arguments of resnet10t"
-    ]
+    assert notices == ["ignoring student.encoder.args: they are arguments of resnet10t"]
 
 
 def test_a_stem_is_left_out_where_the_network_has_none_that_is_known(load):
     experiment, notices = load("student.encoder.name=convnext_atto", "student.encoder.args={a: 1}")
     assert experiment.student.encoder.stem == "auto" and experiment.student.encoder.input_size == 32
-    reason = "of the config is ignored: no small stem is known for convnext_atto"
-    assert notices[1:] == [f"student.encoder.{key} {reason}" for key in ("stem", "stem_stride")]
+    reason = "no small stem is known for convnext_atto"
+    assert notices[1:] == [
+        f"ignoring student.encoder.{key}: {reason}" for key in ("stem", "stem_stride")
+    ]
 
 
 def test_a_native_stem_is_kept_by_any_network(load):
@@ -154,9 +152,7 @@ def test_the_same_network_keeps_everything(load):
 def test_a_file_says_what_it_drops_of_the_one_it_extends(tmp_path, load):
     (tmp_path / "base.yaml").write_text(BASE.replace("steps: 3", "steps: 3, temperature: 0.3"))
     _, notices = load(text="extends: base.yaml\npretrain: {kind: byol}\n")
-    assert notices == [
-        "pretrain.temperature of the config is ignored: pretrain.kind=byol has no such setting"
-    ]
+    assert notices == ["ignoring pretrain.temperature: not a setting of pretrain.kind=byol"]
 
 
 def test_the_network_of_another_kind_of_teacher_is_not_taken_over(load):
@@ -170,17 +166,13 @@ def test_a_teacher_that_is_pretrained_again_drops_the_path_of_its_checkpoint(loa
     text = BASE + "teacher: {kind: checkpoint, path: x.ckpt}\n"
     experiment, notices = load("teacher.kind=pretrain", text=text)
     assert experiment.teacher.kind == "pretrain"
-    assert notices == [
-        "teacher.path of the config is ignored: teacher.kind=pretrain has no such setting"
-    ]
+    assert notices == ["ignoring teacher.path: not a setting of teacher.kind=pretrain"]
 
 
 def test_a_row_pretrained_in_another_way_drops_what_only_the_former_method_knew(load):
     text = BASE + "compare: {a: {pretrain: {kind: simclr, temperature: 0.2}}}\n"
     _, notices = load("compare.a.pretrain.kind=byol", text=text)
-    assert any(
-        "compare.a.pretrain.temperature of the config is ignored" in notice for notice in notices
-    )
+    assert any("ignoring compare.a.pretrain.temperature" in notice for notice in notices)
 
 
 @pytest.mark.parametrize(

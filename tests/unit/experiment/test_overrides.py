@@ -36,7 +36,7 @@ def test_every_spelling_of_a_setting_is_key_and_value(words, expected):
 
 
 def test_damaged_json_is_one_line():
-    with pytest.raises(UserError, match=r"not JSON .*write key=value"):
+    with pytest.raises(UserError, match=r"invalid JSON .*write key=value"):
         plain_overrides(['{"a": '], OPTIONS)
 
 

@@ -176,4 +176,4 @@ def test_what_is_no_file_is_named(tmp_path):
 @pytest.mark.parametrize("kind", ["bool", "int", "float"])
 def test_a_tag_that_does_not_suit_its_value_is_told(kind):
     """``!!bool 5`` was a KeyError."""
-    assert refusal(f"a: !!{kind} x5") == f"tiny.yaml: a: x5 is no {kind} (line 1)"
+    assert refusal(f"a: !!{kind} x5") == f"tiny.yaml: a: x5 is not of type {kind} (line 1)"

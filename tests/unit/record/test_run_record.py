@@ -342,7 +342,7 @@ def test_a_record_that_is_a_folder_is_named(tmp_path):
 def test_a_file_in_the_place_of_a_run_is_named(tmp_path):
     (tmp_path / "s0").write_text("")
     for folder in (tmp_path / "s0", tmp_path / "s0" / "deeper"):
-        with pytest.raises(UserError, match=f"{tmp_path / 's0'}: a file stands"):
+        with pytest.raises(UserError, match=f"{tmp_path / 's0'}: expected a folder, found a file"):
             Run(folder, **FACTS)
 
 

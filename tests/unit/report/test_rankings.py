@@ -66,7 +66,7 @@ def test_a_chart_holds_the_curves_of_all_that_have_the_gauge():
         "moco": [{"step": 0, "collapse/std": 0.4}, {"step": 10, "loss/total": 1.0}],
     }
     charts = {chart.title: chart for chart in gauges_side_by_side(lines)}
-    assert list(charts) == ["Spread of the embedding", "Alignment of two views"]
-    spread = {series.label: series.points for series in charts["Spread of the embedding"].series}
+    assert list(charts) == ["Embedding std", "Alignment of two views"]
+    spread = {series.label: series.points for series in charts["Embedding std"].series}
     assert spread == {"simclr": ((0, 0.5), (10, 0.5)), "moco": ((0, 0.4),)}
     assert [s.label for s in charts["Alignment of two views"].series] == ["simclr"]

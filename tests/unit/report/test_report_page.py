@@ -119,7 +119,7 @@ def test_page_shows_every_part_and_escapes_text():
         "0123abcd",
         "# &lt;none&gt;",
         "(1 of 2 shown)",
-        "Which classes are taken for which",
+        "Confusion matrix",
     ):
         assert shown in html
     assert "<digits>" not in html and "<none>" not in html
@@ -292,7 +292,7 @@ def test_only_the_students_neighbours_that_the_teacher_has_too_are_framed(monkey
     monkeypatch.setattr(
         page_module, "image_grid", lambda rows, frames: drawn.append(frames) or rows
     )
-    monkeypatch.setattr(page_module, "_picture", lambda *_: "")
+    monkeypatch.setattr(page_module, "_image_tag", lambda *_: "")
     image = np.zeros((4, 4, 3), np.uint8)
     row = [image, image]
     page_module._neighbours(Neighbours([image], [row], [row], [[True, False]], "caption"))

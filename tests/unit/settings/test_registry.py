@@ -99,14 +99,14 @@ def test_settings_shared_by_a_family_stay_out_of_the_constructor():
 
 def test_two_classes_of_one_kind_are_refused(make_registry):
     registry = make_registry(cat=CAT, dog=DOG.replace('"dog"', '"cat"'))
-    with pytest.raises(TypeError, match="two animal classes are called 'cat'"):
+    with pytest.raises(TypeError, match="two animal classes have the kind 'cat'"):
         _ = registry.classes
 
 
 def test_an_unknown_kind_names_the_nearest_and_all(make_registry):
     with pytest.raises(UserError) as caught:
         make_registry(cat=CAT, dog=DOG)["cta"]
-    assert str(caught.value) == "no animal is called 'cta' (did you mean 'cat'?); known: cat, dog"
+    assert str(caught.value) == "unknown animal 'cta' (did you mean 'cat'?); known: cat, dog"
 
 
 @pytest.mark.parametrize(
