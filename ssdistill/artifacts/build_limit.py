@@ -37,7 +37,7 @@ def build_limit(file_bytes: int, what: str, remedy: str) -> Iterator[None]:
     Raises:
         TooLarge: more numbers or tensors than :func:`most_numbers`, or than fit in memory.
     """
-    refusal = f"{what} asks for a network that is too large for its weights; {remedy}"
+    refusal = f"{what} describes a network too large for its weights file; {remedy}"
     try:
         with _Count(most_numbers(file_bytes), refusal):
             yield

@@ -20,12 +20,12 @@ LARGEST_DESCRIPTION = 2**26
 SMALLEST_DEVIATION = 1e-6
 """Images are divided by it."""
 LARGEST_SIDE, LARGEST_COUNT = 2**15, 2**31 - 1
-REMEDY = "copy the model's folder again from where it came, or save the model again"
+REMEDY = "copy the model's folder again from its source, or save the model again"
 
 
 def _plain_name(name: str) -> str:
     if name in ("", ".", "..") or Path(name).name != name or "\\" in name or "\0" in name:
-        raise ValueError(f"{name!r} is no file in its folder")
+        raise ValueError(f"{name!r} is not a file in its folder")
     return name
 
 
@@ -153,7 +153,7 @@ def read_description(folder: Path) -> Description:
         version = _Format.model_validate_json(content).format
         if version != FORMAT:
             raise UserError(
-                f"{path} has format {version}, this version reads {FORMAT}: "
+                f"{path} has format {version}, but this version reads {FORMAT}: "
                 "install the version of ssdistill that wrote it"
             )
         description = Description.model_validate_json(content)
@@ -161,7 +161,7 @@ def read_description(folder: Path) -> Description:
         raise UserError(_one_line(path, error)) from error
     spec = description.spec
     if spec is not None and (reason := refused_argument(spec.name, spec.library, spec.args)):
-        raise UserError(f"the spec in {path} is not valid (spec.args.{reason}); {REMEDY}")
+        raise UserError(f"the spec in {path} is invalid (spec.args.{reason}); {REMEDY}")
     return description
 
 
@@ -179,7 +179,7 @@ def _content(path: Path) -> bytes:
             raise UserError(f"{path} is too large for a {path.name}; {REMEDY}")
         return path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
+        raise UserError(f"cannot read {path} ({error.strerror or error})") from error
 
 
 def _one_line(path: Path, error: pydantic.ValidationError, *inside: str) -> str:
@@ -192,4 +192,4 @@ def _one_line(path: Path, error: pydantic.ValidationError, *inside: str) -> str:
     given = "" if problem["type"] == "missing" else f", got {shortened(repr(problem['input']))}"
     key = shortened(".".join(place), 100)
     reason = f"{reason[:1].lower()}{reason[1:]}{given}"
-    return f"the {shortened(place[0])} in {path} is not valid ({key}: {reason}); {REMEDY}"
+    return f"the {shortened(place[0])} in {path} is invalid ({key}: {reason}); {REMEDY}"

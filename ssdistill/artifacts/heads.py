@@ -102,7 +102,7 @@ def _in_a_row(head: nn.Module) -> list[nn.Module]:
         return [head]
     # Only of these is the order of the children known to be the order of the computation.
     if type(head).forward not in (ProjectionHead.forward, nn.Sequential.forward):
-        raise UserError(f"a projector of type {type(head).__name__} cannot be saved")
+        raise UserError(f"cannot save a projector of type {type(head).__name__}")
     return [layer for child in children for layer in _in_a_row(child)]
 
 
@@ -125,7 +125,7 @@ def _describe(layer: nn.Module) -> AnyLayer:
         )
     if isinstance(layer, UnitLength):
         return UnitLengthLayer()
-    raise UserError(f"a projector with a layer of type {type(layer).__name__} cannot be saved")
+    raise UserError(f"cannot save a projector with a layer of type {type(layer).__name__}")
 
 
 def unpack_head(content: bytes, layers: list[Layer], in_dim: int) -> nn.Sequential:
@@ -144,7 +144,7 @@ def unpack_head(content: bytes, layers: list[Layer], in_dim: int) -> nn.Sequenti
             head = nn.Sequential(*(layer.build() for layer in layers)).eval()
             head(torch.empty(1, in_dim))
         except (RuntimeError, ValueError) as error:
-            raise UserError(f"has layers that do not fit each other: {reason(error)}") from error
+            raise UserError(f"has layers of incompatible widths: {reason(error)}") from error
     for name, ours in head.state_dict().items():
         if name not in state:
             raise UserError(f"lacks '{name}'")
@@ -155,6 +155,6 @@ def unpack_head(content: bytes, layers: list[Layer], in_dim: int) -> nn.Sequenti
         if name not in head.state_dict():
             raise UserError(f"has an unknown '{name}'")
         if not state[name].is_floating_point() and not name.endswith("num_batches_tracked"):
-            raise UserError(f"has a '{name}' of {state[name].dtype}, no floating-point numbers")
+            raise UserError(f"has a '{name}' of {state[name].dtype}, expected floating point")
     head.load_state_dict(state, assign=True)
     return head

@@ -36,7 +36,7 @@ def pack_weights(model: Model) -> tuple[dict[str, bytes], dict[str, Any]]:
     state = model.net.state_dict()
     for key, value in state.items():
         if not isinstance(value, Tensor):
-            raise UserError(f"'{model.name}' cannot be saved: '{key}' is no tensor")
+            raise UserError(f"cannot save '{model.name}': '{key}' is not a tensor")
     dense = model.fresh_net().state_dict()
     shapes = {key: tensor.shape for key, tensor in dense.items()}
     facts: dict[str, Any] = {
@@ -70,10 +70,12 @@ def unpack_weights(model: Model, folder: Path, description: Description) -> None
         _check_keys(model, state)
         model.net.load_state_dict(state, strict=True)
     except UserError as error:
-        raise UserError(f"{path} is no '{model.name}' of its {DESCRIPTION}: {error}") from None
+        raise UserError(
+            f"{path} does not match the '{model.name}' in its {DESCRIPTION}: {error}"
+        ) from None
     except MISFITS as error:
         raise UserError(
-            f"{path} is no '{model.name}' of its {DESCRIPTION}: {reason(error)}"
+            f"{path} does not match the '{model.name}' in its {DESCRIPTION}: {reason(error)}"
         ) from error
     model.channels, model.removed, model.coded = description.channels, tuple(removed), coded
 
@@ -84,7 +86,7 @@ def _read(path: Path, sha256: str) -> tuple[dict[str, Tensor], dict[str, Coded]]
         try:
             return unpack_state(content)
         except UserError as error:
-            raise UserError(f"{path} cannot be read: {error}") from error
+            raise UserError(f"cannot read {path}: {error}") from error
     try:
         return safetensors.torch.load(content), {}
     except Exception as error:  # beside its own, whatever a header that is not valid ends in
@@ -101,9 +103,11 @@ def _check_keys(model: Model, state: dict[str, Tensor]) -> None:
             raise UserError(f"it has an unknown '{key}'")
     for key, ours in known.items():
         if ours.shape != state[key].shape:
-            shapes = f"{tuple(state[key].shape)} in the file, {tuple(ours.shape)} in the network"
+            shapes = f"{tuple(state[key].shape)} in the file but {tuple(ours.shape)} in the network"
             raise UserError(f"tensor '{key}' has shape {shapes}")
         if ours.is_floating_point() != state[key].is_floating_point():
-            raise UserError(f"tensor '{key}' holds {state[key].dtype}, the network {ours.dtype}")
+            raise UserError(
+                f"tensor '{key}' is {state[key].dtype} in the file but {ours.dtype} in the network"
+            )
         if ours.is_floating_point() and ours.isfinite().all() and not state[key].isfinite().all():
-            raise UserError(f"tensor '{key}' has numbers that are NaN or infinite")
+            raise UserError(f"tensor '{key}' contains NaN or infinity")

@@ -72,8 +72,8 @@ def search(
         smallest = share(make(1.0))
         if smallest > budget:
             raise UserError(
-                f"prune: {key}={budget:g} is out of reach for '{reference.name}': "
-                f"{least} leave at least {smallest:.3f}"
+                f"prune: {key}={budget:g} cannot be reached for '{reference.name}': "
+                f"{least} still leave {smallest:.3f}"
             )
         if (already := share(make(0.0))) <= budget:
             return 0.0, already

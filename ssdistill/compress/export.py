@@ -94,7 +94,7 @@ class Export(Step):
     ):
         self.runtime = RUNTIMES[runtime]
         if resize_from is not None and not uint8:
-            raise UserError("export.resize_from needs export.uint8=true")
+            raise UserError("export.resize_from requires export.uint8=true")
         self.uint8, self.resize_from, self.tolerance = uint8, resize_from, tolerance
 
     @classmethod
@@ -116,7 +116,9 @@ class Export(Step):
         """
         check_given(self.kind, model)
         if self.uint8 and not isinstance(model, Encoder):
-            raise UserError(f"export.uint8 is for encoders; '{model.name}' takes no pictures")
+            raise UserError(
+                f"export.uint8 requires an image encoder, but '{model.name}' is not one"
+            )
         self.runtime.require()
         source = Pictures(model, self.resize_from) if self.uint8 else model
         runtime, path = self.runtime(), context.folder / self.runtime.file

@@ -84,7 +84,10 @@ class LowBit(Step):
         qat: TrainingOnGrid | None = None,
     ):
         if cka is not None and not isinstance(bits, int):
-            raise UserError("lowbit.cka: chooses one number of bits for all, and bits names layers")
+            raise UserError(
+                "lowbit.cka chooses one bit width for all layers: give bits as one number, not by "
+                "layer"
+            )
         self.bits, self.edges, self.bias_correction = bits, edges, bias_correction
         self.cka = cka
         self.grid = {"clip": clip, "per_channel": per_channel, "symmetric": symmetric}
@@ -146,14 +149,17 @@ class LowBit(Step):
             if context.record["cka"] >= self.cka:
                 return bits, made
         raise UserError(
-            f"lowbit.cka={self.cka:.8g}: with {MOST_BITS} bits '{model.name}' keeps "
+            f"lowbit.cka={self.cka:.8g}: out of reach, even {MOST_BITS} bits give '{model.name}' "
+            "a CKA of "
             f"{context.record['cka']:.8g}"
         )
 
     def _bits_by_key(self, model: Model, bits: int | dict[str, int]) -> dict[str, int]:
         keys = list(weights_of(model.net))
         if not keys:
-            raise UserError(f"lowbit: '{model.name}' has no convolution, linear layer or embedding")
+            raise UserError(
+                f"lowbit: '{model.name}' has no convolution, linear or embedding layer to quantize"
+            )
         if isinstance(bits, int):
             edges = {keys[0], keys[-1]} if self.edges else set()
             return {key: self.edges if key in edges else bits for key in keys}
@@ -166,7 +172,7 @@ class LowBit(Step):
         chosen = {"teacher": context.teachers, "original": original}
         chosen["auto"] = context.teachers or original
         if context.train is None or not chosen[self.qat.target]:
-            raise UserError("lowbit.qat: there is nothing to learn from")
+            raise UserError("lowbit.qat requires a distill section or context.train")
         return chosen[self.qat.target]
 
     def _train(
@@ -200,7 +206,7 @@ def bits_by_pattern(patterns: Mapping[str, int], keys: list[str]) -> dict[str, i
     for pattern in patterns:
         if not any(fnmatch(name, pattern) for name in names.values()):
             raise UserError(
-                f"lowbit.bits: no layer is called '{pattern}'{nearest(pattern, names.values())}"
+                f"lowbit.bits: no layer matches '{pattern}'{nearest(pattern, names.values())}"
             )
     matched = {
         key: next((bits for pattern, bits in patterns.items() if fnmatch(name, pattern)), None)

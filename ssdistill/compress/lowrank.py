@@ -107,7 +107,7 @@ class LowRank(Step):
         if len(given) != 1:
             raise UserError(f"lowrank: give exactly one of {', '.join(goals)}, got {len(given)}")
         if compensate and method != "data":
-            raise UserError(f"lowrank: compensate goes with method=data, not {method}")
+            raise UserError(f"lowrank: compensate requires method=data, got method={method}")
         ((self.goal, self.share),) = given
         self.method, self.layers, self.exclude = method, layers, exclude
         self.round_to, self.compensate = round_to, compensate
@@ -155,7 +155,7 @@ class LowRank(Step):
             choices[name] = choices_of(layer, self.method, place, self.round_to, stats.get(name))
         if not any(layer.factors for layer in choices.values()):
             raise UserError(
-                f"lowrank: no layer of '{model.name}' becomes cheaper in ranks that are "
+                f"lowrank: no layer of '{model.name}' becomes cheaper at ranks that are "
                 f"multiples of round_to={self.round_to}"
             )
         chosen = self._choose(work, choices, stats, context)
@@ -180,12 +180,14 @@ class LowRank(Step):
         """Layers that may be factorized, in the order in which they are called."""
         places = called_layers(model)
         if not places:
-            raise UserError(f"lowrank: '{model.name}' has no layer that can be factorized")
+            raise UserError(
+                f"lowrank: '{model.name}' has no convolution or linear layer that can be factorized"
+            )
         for pattern in (*self.layers, *self.exclude):
             if not any(fnmatchcase(name, pattern) for name in places):
                 known = {name[:end] for name in places for end in _ends(name)}
                 raise UserError(
-                    f"lowrank: no layer that can be factorized in '{model.name}' is called "
+                    f"lowrank: no layer of '{model.name}' that can be factorized matches "
                     f"'{pattern}'{nearest(pattern.rstrip('.*'), sorted(known))}"
                 )
         wanted = {

@@ -47,8 +47,9 @@ def _train(
     for name, target in targets.items():
         if target.embed_dim != student.embed_dim:
             raise UserError(
-                f"'{student.name}' has {student.embed_dim} numbers and its target {name} "
-                f"{target.embed_dim}: match_embeddings compares equal widths only"
+                f"'{student.name}' has embeddings of width {student.embed_dim}, but its target "
+                f"{name} of width "
+                f"{target.embed_dim}: match_embeddings requires equal widths"
             )
     size = min(settings.batch_size, len(inputs))
     steps = settings.num_steps(len(inputs) // size)
@@ -62,7 +63,10 @@ def _train(
         found_BD = student(batch).embedding_BD
         loss = sum(_distance(found_BD, t, batch) for t in targets.values()) / len(targets)
         if not loss.isfinite():
-            raise UserError(f"training '{student.name}': the loss is {float(loss)} at step {step}")
+            raise UserError(
+                f"training '{student.name}': loss is {float(loss)} at step {step}; lower the "
+                "learning rate"
+            )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

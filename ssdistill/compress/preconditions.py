@@ -17,7 +17,8 @@ def refuse_file(kind: str, model: Any) -> None:
     """
     if not isinstance(model, nn.Module):
         raise UserError(
-            f"{kind} cannot follow quantize or export: {model.path} is a file for {model.runtime}"
+            f"{kind} cannot follow quantize or export: {model.path} is a file for "
+            f"{model.runtime}; place {kind} before them"
         )
 
 
@@ -29,7 +30,7 @@ def refuse_non_finite(kind: str, model: Model) -> None:
     """
     for name, tensor in tensors(model):
         if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise UserError(f"{kind}: tensor '{name}' of '{model.name}' has values not finite")
+            raise UserError(f"{kind}: tensor '{name}' of '{model.name}' contains NaN or infinity")
 
 
 def check_given(kind: str, model: Any) -> None:

@@ -102,9 +102,12 @@ class Prune(Step):
         if len(given) != 1:
             raise UserError(f"prune: give exactly one of {', '.join(TARGETS)}")
         if "blocks" in units and len(units) > 1:
-            raise UserError("prune: units=[blocks] stands alone: use one step for them")
+            raise UserError(
+                "prune: units=[blocks] cannot be combined with other units: use separate prune "
+                "steps"
+            )
         if rounds == 1 and (recover is not None or refit):
-            raise UserError("prune: recover and refit go between rounds: set rounds")
+            raise UserError("prune: recover and refit run between rounds: set rounds above 1")
         (self.target,) = given.items()
         self.ratio = ratio
         self.units, self.criterion, self.scope, self.of = units, criterion, scope, of
@@ -132,9 +135,9 @@ class Prune(Step):
         """
         refuse_file(self.kind, model)
         if self.rounds > 1:
-            raise UserError("prune: rounds are steps of their own, see Prune.expand")
+            raise UserError("prune: rounds above 1 must be expanded into steps: call Prune.expand")
         if self.of == "original" and context.original is None:
-            raise UserError("prune: of=original, but there is no original")
+            raise UserError("prune: of=original requires context.original")
         refuse_non_finite(self.kind, model)
         make, limits = (self._blocks if "blocks" in self.units else self._units)(model, context)
         key, value = self.target
@@ -149,10 +152,13 @@ class Prune(Step):
         changed = self._report(model, pruned, context)
         if not changed and self.of == "parent":
             if "blocks" in self.units:
-                raise UserError(f"prune: ratio={ratio:.3g} of the blocks of '{model.name}' is none")
+                raise UserError(
+                    f"prune: ratio={ratio:.3g} of the blocks of '{model.name}' rounds to zero "
+                    "blocks; raise it"
+                )
             raise UserError(
-                f"prune: round_to={self.round_to} leaves every width of '{model.name}' "
-                f"as it is at ratio {ratio:.3g}; lower round_to or remove more"
+                f"prune: round_to={self.round_to} leaves all widths of '{model.name}' "
+                f"unchanged at ratio {ratio:.3g}; lower round_to or raise the ratio"
             )
         if changed:
             verify(model, pruned)
@@ -170,7 +176,7 @@ class Prune(Step):
             count = int(ratio * (len(blocks) + gone) + 0.5) - gone
             return without(model, blocks[: min(max(count, 0), max(len(blocks) - 1, 1))])
 
-        return make, f"{len(blocks)} blocks, of which one stays,"
+        return make, f"all but one of {len(blocks)} blocks,"
 
     def _units(self, model: Model, context: Context) -> tuple[Callable[[float], Model], str]:
         """What gives the model without a ratio of its channels and heads, and the settings that
@@ -203,7 +209,7 @@ class Prune(Step):
                 )
         found = survey(model, self.scope, self.units, self.protect)
         if not found.groups:
-            why = "; try scope=all" if self.scope == "inner" and "channels" in self.units else ""
+            why = "; set scope=all" if self.scope == "inner" and "channels" in self.units else ""
             if found.whole:
                 why = f": {_in_words(found.whole)}"
             raise UserError(

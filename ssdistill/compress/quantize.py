@@ -28,7 +28,7 @@ PRODUCTS = ("Conv", "MatMul", "Gemm")
 MODES = {"onnxruntime": ("static", "dynamic"), "openvino": ("static", "bf16"),
          "torchao": ("static",), "executorch": ("static",)}  # fmt: skip
 WHY_NOT = {
-    "bf16": "computes in bf16 nowhere but in runtime=openvino; weights alone in 16 bits would be "
+    "bf16": "computes in bf16 only with runtime=openvino; 16-bit weights alone would be "
     "storage only",
     "dynamic": "has no dynamic int8: use runtime=onnxruntime",
 }
@@ -118,10 +118,12 @@ class Quantize(Step):
     def _check(self, scheme: str) -> None:
         """Refuse what a runtime does not have, before anything is computed."""
         if self.mode not in MODES[self.runtime]:
-            raise UserError(f"quantize.mode={self.mode}: {self.runtime} {WHY_NOT[self.mode]}")
+            raise UserError(
+                f"quantize.mode={self.mode}: runtime={self.runtime} {WHY_NOT[self.mode]}"
+            )
         static = self.mode == "static"
         onnx, openvino = self.runtime == "onnxruntime", self.runtime == "openvino"
-        foreign = {
+        unsupported = {
             f"scheme={scheme}": scheme != "auto" and not (onnx and static),
             f"operators={self.operators}": bool(self.operators) and not onnx,
             f"calibration={self.calibration}": self.calibration != "minmax"
@@ -131,11 +133,11 @@ class Quantize(Step):
             f"float_layers={self.float_layers}": bool(self.float_layers)
             and not (onnx or (openvino and static)),
         }
-        for setting, wrong in foreign.items():
-            if wrong:
+        for setting, is_set in unsupported.items():
+            if is_set:
                 raise UserError(
-                    f"quantize.{setting}: runtime={self.runtime} with mode={self.mode} has no such"
-                    " setting"
+                    f"quantize.{setting}: not supported by runtime={self.runtime} with "
+                    f"mode={self.mode}: remove it"
                 )
 
     def apply(self, model: Model, context: Context) -> RuntimeModel:
@@ -163,9 +165,9 @@ class Quantize(Step):
         for name, least in (("cosine", self.min_cosine), ("cka", self.min_cka)):
             if not agreement[name] >= least:
                 raise UserError(
-                    f"quantize: {self.row(self)} agrees with '{model.name}' only to a {name} of "
-                    f"{agreement[name]:.3f} (min_{name}={least}); try another calibration, fewer "
-                    "operators, float_layers or bias_correction"
+                    f"quantize: {self.row(self)} agrees too little with '{model.name}': {name} is "
+                    f"{agreement[name]:.3f} and min_{name} is {least}; try another calibration, "
+                    "fewer operators, float_layers or bias_correction"
                 )
         return quantized
 
@@ -174,7 +176,7 @@ class Quantize(Step):
         wanted = self.calibration_images + self.check_images
         inputs = context.images(wanted, self.seed)
         if len(inputs) < FEWEST_INPUTS:
-            raise UserError(f"quantize needs at least {FEWEST_INPUTS} inputs, got {len(inputs)}")
+            raise UserError(f"quantize requires at least {FEWEST_INPUTS} inputs, got {len(inputs)}")
         # They may come in the order of the data set, where one class follows the other.
         generator = torch.Generator().manual_seed(self.seed)
         inputs = inputs[torch.randperm(len(inputs), generator=generator)]

@@ -58,10 +58,10 @@ class Recalibrate(Step):
         dense = dense_of(model, context, self.kind)
         refuse_non_finite(self.kind, model)
         if not (norms := norms_of(model)):
-            raise UserError(f"recalibrate: '{model.name}' has no batch norm: leave the step out")
+            raise UserError(f"recalibrate: '{model.name}' has no batch norm: remove this step")
         inputs = context.images(self.images * 3 // 2, self.seed)
         if len(inputs) < SMALLEST:
-            raise UserError(f"recalibrate needs at least {SMALLEST} inputs, got {len(inputs)}")
+            raise UserError(f"recalibrate requires at least {SMALLEST} inputs, got {len(inputs)}")
         count = min(self.images, len(inputs) * 3 // 4)
         # Parts of almost equal size: a single input left over would have no variance.
         batches = inputs[:count].tensor_split(-(-count // self.batch_size))

@@ -177,7 +177,7 @@ def refit_layers(
     narrow, wide = (Watched(m, inputs[:2], streams, BATCH * PLACES, seed) for m in (pruned, dense))
     pairs = consumers(pruned, dense, wide.traced, depthwise)
     if not pairs:
-        raise UserError(f"refit follows prune: no layer of '{pruned.name}' lost inputs")
+        raise UserError(f"refit must follow prune: no layer of '{pruned.name}' has lost inputs")
     kept = {name: kept_outputs(pruned, dense, name, twin) for name, twin in pairs.items()}
     order = [
         name

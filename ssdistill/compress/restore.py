@@ -28,7 +28,7 @@ class Restore(Step):
             UserError: there is no original.
         """
         if context.original is None:
-            raise UserError("restore: there is no original to go back to")
+            raise UserError("restore requires context.original")
         return copy.deepcopy(context.original)
 
 
@@ -49,19 +49,21 @@ def dense_parent(path: str | Path) -> Path:
     description = read_description(folder)
     parent = description.original(folder)
     if parent is None:
-        raise UserError(f"{folder / DESCRIPTION}: not compressed, its lineage has no original")
+        raise UserError(
+            f"{folder / DESCRIPTION}: not a compressed model: its lineage names no original"
+        )
     name = f"*-{parent.digest[:8]}/s{parent.seed}/model/{DESCRIPTION}"
     stages = folder.parents[2]
     found = next((p for p in sorted(stages.glob(name))), None)
     if found is None:
         raise UserError(
-            f"{folder}: its dense parent {parent.digest[:8]}, seed {parent.seed}, is not "
-            f"in {stages}"
+            f"{folder}: its dense parent {parent.digest[:8]}, seed {parent.seed}, is missing "
+            f"from {stages}"
         )
     sha256 = read_description(found.parent).sha256
     if sha256 != parent.sha256:
         raise UserError(
-            f"{found.parent}: sha256 {sha256[:12]}…, and {folder} was made from "
+            f"{found.parent}: sha256 {sha256[:12]}…, but {folder} was made from "
             f"{parent.sha256[:12]}…"
         )
     return found.parent

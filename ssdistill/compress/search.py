@@ -83,7 +83,9 @@ class Search(Step):
         ((self.budget, self.share),) = budgets.items()
         self.actions = actions or (("bits",) if self.budget == "bytes" else ("width",))
         if "bits" in self.actions and self.budget != "bytes":
-            raise UserError(f"search: actions=bits save bytes, not {self.budget}")
+            raise UserError(
+                f"search: actions=[bits] reduces only bytes: set bytes instead of {self.budget}"
+            )
         self.measure, self.layers, self.images, self.seed = damage, layers, images, seed
         self.refit, self.round_to = refit, round_to
         self.bias_correction, self.front = bias_correction, front
@@ -139,12 +141,14 @@ class Search(Step):
         actions = Actions(model, context, inputs, self.actions, **options)
         if not actions.levels:
             kinds = " or ".join(self.actions)
-            raise UserError(f"search: '{model.name}' has nothing whose {kinds} could change")
+            raise UserError(f"search: '{model.name}' has no layer whose {kinds} can change")
         names = {site: site.layer.removesuffix(".weight") for site in actions.levels}
         for pattern in self.layers:
             if not any(fnmatch(name, pattern) for name in names.values()):
                 known = nearest(pattern, names.values())
-                raise UserError(f"search.layers: no layer that can change is '{pattern}'{known}")
+                raise UserError(
+                    f"search.layers: no layer that can change matches '{pattern}'{known}"
+                )
         actions.levels = {
             site: levels
             for site, levels in actions.levels.items()

@@ -60,9 +60,11 @@ class Share(Step):
     ):
         self.size = 2**bits if clusters is None else clusters
         if not 2 <= self.size <= 256:
-            raise UserError(f"share: a codebook has 2 to 256 numbers, not {self.size}")
+            raise UserError(f"share.size={self.size}: must be between 2 and 256")
         if per == "channel" and across != "none":
-            raise UserError(f"share: per=channel has codebooks of its own, across={across} has not")
+            raise UserError(
+                f"share: per=channel cannot be combined with across={across}: set only one of them"
+            )
         self.per, self.across, self.codebook, self.skip = per, across, codebook, skip
 
     @classmethod
@@ -94,7 +96,8 @@ class Share(Step):
             codes |= self._share({key: weights[key] for key in keys}, masks)
         if not codes:
             raise UserError(
-                f"share: no layer of '{model.name}' is shorter with {self.size} numbers"
+                f"share: no layer of '{model.name}' becomes smaller with a codebook of "
+                f"{self.size} values; lower size"
             )
         shared = copy.deepcopy(model)
         for name, key in storage.names(shared.net, codes).items():
@@ -110,7 +113,7 @@ class Share(Step):
         for pattern in self.skip:
             if not any(fnmatch(name, pattern) for name in names.values()):
                 raise UserError(
-                    f"share.skip: no layer is called '{pattern}'{nearest(pattern, names.values())}"
+                    f"share.skip: no layer matches '{pattern}'{nearest(pattern, names.values())}"
                 )
         return {
             key: weight

@@ -106,7 +106,7 @@ def ratio(slower: Sequence[Sequence[float]], faster: Sequence[Sequence[float]]) 
     pairs = [(a, b) for a, b in zip(slower, faster, strict=True) if a and b]
     found = sorted(statistics.median(a) / statistics.median(b) for a, b in pairs)
     if not found:
-        raise ValueError("no round in which both were timed")
+        raise ValueError("both were never timed in the same round")
     outside = _outside(len(found))
     return Ratio(statistics.median(found), found[outside], found[-1 - outside], len(found))
 

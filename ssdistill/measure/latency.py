@@ -182,7 +182,7 @@ def example(models: Any, batch_size: int, inputs: Tensor | None = None) -> Tenso
         if getattr(model, "spec", None) is not None:
             side, generator = model.spec.image_size, torch.Generator().manual_seed(0)
             return torch.rand(batch_size, 3, side, side, generator=generator)
-    raise UserError("a file for a runtime has no example inputs: give some to time it with")
+    raise UserError("a model file has no example inputs: pass inputs to time it with")
 
 
 def runtime_of(model: Any, memory_format: MemoryFormat = "channels_last", axes: int = 4) -> str:

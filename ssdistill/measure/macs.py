@@ -37,8 +37,8 @@ def count_macs(model: Any, image_size: int | None = None) -> int:
     """
     if not isinstance(model, nn.Module):
         raise UserError(
-            f"MACs are counted in PyTorch, not for {model.path}: count its parent, "
-            "quantization changes no MACs"
+            f"cannot count MACs of {model.path}: count its PyTorch parent, "
+            "which has the same number"
         )
     modes = {module: module.training for module in model.modules()}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -56,8 +56,8 @@ def count_macs(model: Any, image_size: int | None = None) -> int:
     except (NotImplementedError, TypeError) as error:
         # An operator that has no rule for counters.
         raise UserError(
-            f"the MACs of this network cannot be counted ({shortened(str(error), 150)}); count one "
-            "that calls torch.nn.functional.scaled_dot_product_attention in its place"
+            f"cannot count the MACs of this network ({shortened(str(error), 150)}); count one "
+            "that calls torch.nn.functional.scaled_dot_product_attention instead"
         ) from error
     finally:
         for parameter in trained:
@@ -65,7 +65,7 @@ def count_macs(model: Any, image_size: int | None = None) -> int:
         for module, mode in modes.items():
             module.training = mode
     if uncounted := sorted(operations.names & UNCOUNTED | whole.uncounted):
-        logger.warning("the MACs are too low: %s cannot be counted", ", ".join(uncounted))
+        logger.warning("MACs are underestimated: cannot count %s", ", ".join(uncounted))
     return (counter.get_total_flops() + whole.flops) // 2
 
 

@@ -82,8 +82,8 @@ def peak_memory(
         command = [sys.executable, "-m", "ssdistill.measure.memory", json.dumps(order)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["it was killed"])[-1]
-        raise UserError(f"the memory of {path} cannot be measured: {reason}")
+        reason = (done.stderr.strip().splitlines() or ["its process was killed"])[-1]
+        raise UserError(f"cannot measure the memory of {path}: {reason}")
     return PeakMemory(**json.loads(done.stdout.splitlines()[-1]))
 
 

@@ -33,7 +33,7 @@ def count_parameters(model: Any, nonzero: bool = False) -> int:
         return sum(int(p.count_nonzero()) if nonzero else p.numel() for p in tensors)
     path = Path(model.path)
     if path.suffix != ".onnx":
-        raise UserError(f"parameters cannot be counted in {path}: count those of its parent")
+        raise UserError(f"cannot count parameters of {path}: count those of its PyTorch parent")
     return _count_onnx(path, nonzero)
 
 

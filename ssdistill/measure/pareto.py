@@ -78,4 +78,4 @@ def load_front(path: Path) -> Front:
     except FileNotFoundError:
         raise UserError(f"no file {path}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no front of a search: {error!r}") from error
+        raise UserError(f"{path} is not a Pareto front written by search: {error!r}") from error

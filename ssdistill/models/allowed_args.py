@@ -59,8 +59,8 @@ def loading_refusal(args: Mapping[str, Any]) -> str | None:
     if (name := loading_argument(args)) is None:
         return None
     return (
-        f"'{name}' would decide which weights are read: use encoder.pretrained=true for "
-        "timm's, teacher.weights=FILE with teacher.kind=timm, or teacher.kind=checkpoint"
+        f"'{name}' selects which weights to load: use encoder.pretrained=true for timm's, "
+        "teacher.weights=FILE with teacher.kind=timm, or teacher.kind=checkpoint"
     )
 
 
@@ -85,9 +85,9 @@ def refused_argument(name: str, library: str, args: Mapping[str, Any]) -> str | 
     allowed = _constructor_arguments(name, library) if args else frozenset()
     for key, value in args.items():
         if key in loading_arguments():
-            return f"{key}: a file may not say what is loaded"
+            return f"{key}: a file may not choose which weights are loaded"
         if allowed and key not in allowed | TAKEN_BEFORE | HARMLESS:
-            return f"{shortened(key)}: '{name}' has no size, width, depth or choice of that name"
+            return f"{shortened(key)}: not a size, width, depth or option of '{name}'"
         if reason := _refused_value(value):
             return f"{shortened(key)}: {reason}"
     return None
@@ -98,9 +98,9 @@ def _refused_value(value: Any, depth: int = 0) -> str | None:
         return None
     if isinstance(value, int | float):
         fits = math.isfinite(value) and abs(value) <= LARGEST
-        return None if fits else f"{value!r:.40} is no number up to {LARGEST}"
+        return None if fits else f"{value!r:.40} is not a number up to {LARGEST}"
     if isinstance(value, str):
-        return None if PLAIN.fullmatch(value) else f"{value[:40]!r} is no plain name"
+        return None if PLAIN.fullmatch(value) else f"{value[:40]!r} is not a plain name"
     if not isinstance(value, list | tuple | dict) or depth == DEEPEST or len(value) > LONGEST:
         return "only numbers, names and short lists of them are allowed"
     if isinstance(value, dict):

@@ -146,7 +146,8 @@ class Encoder(Model):
                 if name not in known:
                     raise UserError(
                         f"{self.spec.name} has no feature map '{name}'{nearest(name, known)}; "
-                        f"it has {', '.join(known) or 'none'}"
+                        "available: "
+                        f"{', '.join(known) or 'none'}"
                     )
         self.taps = taps
 
@@ -194,7 +195,7 @@ def build_encoder(
     """
     side = settings.input_size or image_size
     if side > LARGEST_SIDE:
-        raise UserError(f"encoder.input_size={side} is larger than any network takes")
+        raise UserError(f"encoder.input_size={side} is too large: use at most {LARGEST_SIDE}")
     small = settings.stem == "small"
     if settings.stem == "auto":
         small = takes_small_stem(settings.name, side)
@@ -232,8 +233,10 @@ def encoder_from_spec(spec: EncoderSpec, pretrained: bool = False) -> Encoder:
     _check_fits(spec.name, repr(sorted(spec.args.items())), spec)
     config = timm.get_pretrained_cfg(spec.name)
     if pretrained and not (config and config.has_weights):
-        raise UserError(f"timm has no weights of '{spec.name}': set encoder.pretrained=false")
-    remedy = "encoder.pretrained=false needs none"
+        raise UserError(
+            f"timm has no pretrained weights for '{spec.name}': set encoder.pretrained=false"
+        )
+    remedy = "set encoder.pretrained=false to start from random weights"
     with (
         refusing(f"encoder.args of '{spec.name}'"),
         downloading(f"weights of '{spec.name}'", remedy, hub=pretrained),
@@ -248,7 +251,7 @@ def _refuse_no_width(name: str, net: nn.Module) -> None:
     for layer, module in net.named_modules():
         if isinstance(module, nn.Conv2d) and module.weight.numel() == 0:
             raise UserError(
-                f"encoder.args of '{name}': its layer {layer} has no channels; set larger widths"
+                f"encoder.args of '{name}': layer {layer} has no channels; increase the widths"
             )
 
 
@@ -274,9 +277,9 @@ def encoder_around(spec: EncoderSpec, net: nn.Module) -> Encoder:
     fixed = getattr(patches, "img_size", None)
     strict = getattr(patches, "strict_img_size", True)
     if fixed and strict and tuple(fixed) != (spec.side, spec.side):
-        given = "encoder.input_size" if spec.input_size else "the data"
+        size_key = "encoder.input_size" if spec.input_size else "the data"
         raise UserError(
-            f"'{spec.name}' takes {fixed[0]}x{fixed[1]} images, {given} is "
+            f"'{spec.name}' takes {fixed[0]}x{fixed[1]} images, but {size_key} is "
             f"{spec.side}x{spec.side}: set encoder.args.img_size={spec.side}, "
             f"encoder.input_size={fixed[0]} or data.image_size={fixed[0]}"
         )
@@ -297,4 +300,4 @@ def check_timm_name(name: str) -> None:
     architecture, tag = timm.models.split_model_name_tag(name)
     known = timm.models.get_arch_pretrained_cfgs(architecture)
     if tag and name not in known:
-        raise UserError(f"timm has no weights '{name}'{nearest(name, known)}")
+        raise UserError(f"timm has no pretrained weights '{name}'{nearest(name, known)}")

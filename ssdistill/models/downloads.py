@@ -38,9 +38,9 @@ def downloading(what: str, remedy: str, hub: bool = False) -> Iterator[None]:
             yield
     except FAILURES as error:
         why = "" if reached else f": no connection to {constants.ENDPOINT}"
-        why = ": HF_HUB_OFFLINE forbids downloads, unset it" if forbidden else why
+        why = ": HF_HUB_OFFLINE forbids downloads; unset it" if forbidden else why
         if hub:
-            remedy += f", or put them into the cache {constants.HF_HUB_CACHE} (HF_HUB_CACHE)"
+            remedy += f", or add them to the cache {constants.HF_HUB_CACHE} (HF_HUB_CACHE)"
         raise UserError(f"{what} cannot be downloaded ({reason(error)}){why}; {remedy}") from error
 
 

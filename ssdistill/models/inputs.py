@@ -59,9 +59,9 @@ def check_images(x_BCHW: Tensor, name: str, look_at_values: bool = True) -> None
         return
     expected = f"{name} takes uint8 images or float images in [0, 1]"
     if low != low or high != high:
-        raise UserError(f"{expected}, got NaN: remove or replace such values")
+        raise UserError(f"{expected}, got NaN: remove or replace NaN values")
     remedy = "divide by 255 or pass uint8" if low >= 0 and high <= 255 else (
-        "pass images as they are, normalization is built in"
+        "pass unnormalized images; normalization is built in"
     )  # fmt: skip
     raise UserError(f"{expected}, got values from {low:.4g} to {high:.4g}: {remedy}")
 

@@ -62,6 +62,6 @@ def create_torchvision_net(name: str, args: dict[str, Any]) -> TorchvisionNet:
     if name not in known:
         raise UserError(f"torchvision has no classifier '{name}'{nearest(name, known)}")
     check_arguments(args, "args")
-    with refusing(f"args of torchvision's '{name}'"):
+    with refusing(f"arguments of torchvision's '{name}'"):
         net = torchvision.models.get_model(name, weights=None, **IMPLIED.get(name, {}) | args)
     return TorchvisionNet(net)

@@ -46,4 +46,4 @@ class Teacher:
         Raises:
             UserError: weights that are not there, or are not those of the network.
         """
-        raise TypeError(f"{type(self).__name__} defines no load")
+        raise TypeError(f"{type(self).__name__} must define load")

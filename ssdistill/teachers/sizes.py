@@ -33,7 +33,7 @@ def fit_size(encoder: Encoder, native: int) -> None:
     if refused:
         raise UserError(
             f"'{encoder.spec.name}' cannot encode images of {encoder.spec.side} pixels "
-            f"({reason(refused)}); it was trained at {native}"
+            f"({reason(refused)}); it was trained at {native} pixels"
         )
 
 
@@ -43,12 +43,11 @@ def size_notices(encoder: Encoder) -> list[str]:
     if spec.side == spec.image_size:
         return []
     macs, plain = count_macs(encoder), _macs_as_they_come(encoder)
-    verb = "enlarged" if spec.side > spec.image_size else "reduced"
-    text = f"{spec.name} sees images of {spec.image_size} pixels {verb} to {spec.side} inside: "
+    text = f"{spec.name} resizes images from {spec.image_size} to {spec.side} pixels internally: "
     unit, name = (1e9, "G") if macs >= 1e9 else (1e6, "M")
-    text += f"{_two_digits(macs / unit)} {name} MACs an image"
+    text += f"{_two_digits(macs / unit)} {name} MACs per image"
     if plain:
-        text += f", {_two_digits(macs / plain)} times as many as at {spec.image_size}"
+        text += f", {_two_digits(macs / plain)} times those at {spec.image_size} pixels"
     return [text]
 
 

@@ -102,7 +102,7 @@ class Uniform(Coded):
 
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= WIDEST:
-            raise UserError(f"weights take 1 to {WIDEST} bits, not {self.bits}")
+            raise UserError(f"bits must be between 1 and {WIDEST}, got {self.bits}")
         least, most = (int(f()) for f in (self.integers.min, self.integers.max))
         if least < self.low or most >= self.low + 2**self.bits:
             raise UserError(f"integers from {least} to {most} do not fit in {self.bits} bits")
@@ -145,7 +145,10 @@ class Sparse(Coded):
     def __post_init__(self) -> None:
         numbers = self.values if self.index is None else self.index
         if numbers.shape != (int(self.mask.sum()),):
-            raise UserError(f"{tuple(numbers.shape)} numbers for {int(self.mask.sum())} places")
+            raise UserError(
+                f"got values of shape {tuple(numbers.shape)} for {int(self.mask.sum())} nonzero "
+                "entries"
+            )
         if self.index is not None:
             _check_book(self.values, self.index, self.shape)
 
@@ -189,8 +192,10 @@ def _check_book(book: Tensor, index: Tensor, shape: tuple[int, ...]) -> None:
     rows = book.ndim == 1 or (book.ndim == 2 and len(shape) and book.shape[0] == shape[0])
     if not rows or not 1 <= book.shape[-1] <= MOST:
         raise UserError(
-            f"a codebook has 1 to {MOST} numbers, or as many for each of the {shape[:1]} output "
-            f"channels, not the shape {tuple(book.shape)}"
+            f"a codebook must hold 1 to {MOST} values, or as many for each of {shape[:1]} output "
+            f"channels, got shape {tuple(book.shape)}"
         )
     if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < book.shape[-1]:
-        raise UserError(f"an index up to {int(index.max())} into {book.shape[-1]} numbers")
+        raise UserError(
+            f"index {int(index.max())} is out of range for a codebook of {book.shape[-1]} values"
+        )

@@ -95,7 +95,7 @@ def read(content: bytes, facts: Facts, book: Tensor | None = None) -> Coded:
         if "k" not in facts:
             return Sparse(mask, _read_floats(content, count, facts["half"])[0])
     elif facts["kind"] != Palette.kind:
-        raise UserError(f"there are no codes of kind {facts['kind']!r}")
+        raise UserError(f"unknown kind of code {facts['kind']!r}")
     if book is None:
         rows = shape[0] if facts["rows"] else 1
         book, content = _read_floats(content, rows * facts["k"], facts["half"])

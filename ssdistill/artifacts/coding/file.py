@@ -113,16 +113,16 @@ def unpack_state(content: bytes) -> tuple[dict[str, Tensor], dict[str, Coded]]:
             book = tensors[fact["book"]] if "book" in fact else None
             coded[key] = coded_bytes.read(tensors[key].numpy().tobytes(), fact, book)
         except UserError as error:
-            raise UserError(f"the codes of '{key}' cannot be read: {error}") from error
+            raise UserError(f"cannot decode '{key}': {error}") from error
         except Exception as error:  # codes that do not fit their facts fail anywhere
-            raise UserError(f"the codes of '{key}' cannot be read: {reason(error)}") from error
+            raise UserError(f"cannot decode '{key}': {reason(error)}") from error
     state = {key: tensor for key, tensor in tensors.items() if not key.startswith(BOOK)}
     state |= {key: code.decode() for key, code in coded.items()}
     for key, fact in facts.items():
         if (same := fact.get("same")) is None:
             continue
         if same not in state:
-            raise UserError(f"'{key}' is to be the same as '{same}', which is not there")
+            raise UserError(f"'{key}' refers to '{same}', which is missing")
         state[key] = state[same]
         if same in coded:
             coded[key] = coded[same]
@@ -142,8 +142,8 @@ def _unpack_facts(content: bytes) -> tuple[dict[str, Tensor], dict[str, dict[str
         facts = coded_bytes.FACTS.validate_json(header)
     except Exception as error:  # of a damaged header almost anything
         raise UserError(
-            f"it is no safetensors file of coded weights: {' '.join(str(error).split())[:300]}"
+            f"not a safetensors file of coded weights: {' '.join(str(error).split())[:300]}"
         ) from error
     if sum(fact.numbers for fact in facts.values()) > most_numbers(len(content)):
-        raise UserError("its coded weights are too large for the file")
+        raise UserError("its coded weights decode to more values than a file of this size can hold")
     return tensors, {key: fact.model_dump(exclude_unset=True) for key, fact in facts.items()}

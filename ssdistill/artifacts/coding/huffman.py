@@ -94,7 +94,7 @@ def decode(content: bytes, kinds: int, count: int) -> np.ndarray:
     sizes = np.frombuffer(rest[: 2 * runs], "<u2", count=min(runs, len(rest) // 2))
     payload = np.frombuffer(rest[2 * runs :], np.uint8)
     if len(sizes) != runs or -(-int(sizes.sum(dtype=np.int64)) // 8) != len(payload):
-        raise UserError(f"{len(content)} bytes are no Huffman code of {count} symbols")
+        raise UserError(f"{len(content)} bytes are not a valid Huffman code of {count} symbols")
     symbol_of, length_of = _lookup(np.stack([table >> 4, table & 15], axis=1).flatten())
     # The last run is read on to the length of the others: zeros for what is not there.
     padded = np.append(payload, np.zeros(RUN * LONGEST // 8 + 4, np.uint8)).astype(np.uint32)
@@ -120,7 +120,7 @@ def _lookup(lengths_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     used = np.flatnonzero(lengths_K)
     # Kraft's inequality: else two codes would begin alike.
     if (2.0 ** -lengths_K[used].astype(float)).sum() > 1:
-        raise UserError("the lengths of a Huffman code contradict each other")
+        raise UserError("the code lengths of a Huffman table are inconsistent")
     for symbol, code in zip(used, _codes(lengths_K)[used], strict=True):
         free = LONGEST - int(lengths_K[symbol])
         span = slice(int(code) << free, (int(code) + 1) << free)

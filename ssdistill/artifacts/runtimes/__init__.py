@@ -130,7 +130,7 @@ class RuntimeModel(ABC):
             ) from error
         if found.ndim != 2 or len(found) != len(array):
             raise UserError(
-                f"{self.path} gives {found.shape} for {len(array)} inputs, an encoder gives "
+                f"{self.path} returns shape {found.shape} for {len(array)} inputs, expected "
                 "embeddings (B, D): export it again"
             )
         return Representation(torch.from_numpy(found).to(x.device))
@@ -151,7 +151,7 @@ class RuntimeModel(ABC):
         if takes == np.uint8 and floating:
             inputs = self._pixels(inputs.float())
         elif np.issubdtype(takes, np.integer) and floating:
-            raise UserError(f"{self.path} takes {takes}, its input is {inputs.dtype}")
+            raise UserError(f"{self.path} takes {takes}, got {inputs.dtype}")
         found, expected = tuple(inputs.shape[1:]), self.input_shape
         if expected is not None and not _fits(found, expected):
             raise UserError(f"{self.path} takes inputs of shape {expected}, got {found}")
@@ -177,7 +177,10 @@ class RuntimeModel(ABC):
             UserError: for ``mode=True``.
         """
         if mode:
-            raise UserError(f"{self.path} is a file for {self.runtime}: it cannot be trained")
+            raise UserError(
+                f"{self.path} is a file for {self.runtime} and cannot be trained: train the "
+                "PyTorch model"
+            )
         return self
 
     def to(self, *_: Any, **__: Any) -> "RuntimeModel":
@@ -221,7 +224,7 @@ class Runtime(ABC):
             importlib.import_module(cls.module)
         except ImportError as error:
             remedy = f": pip install 'ssdistill[{cls.extra}]'" if cls.extra else ""
-            raise UserError(f"{cls.kind} needs {cls.module} ({error}){remedy}") from error
+            raise UserError(f"{cls.kind} requires {cls.module} ({error}){remedy}") from error
 
     def verify(self, model: Model, path: Path) -> float:
         """Open the file that was written from ``model`` and compare them, see :func:`check`."""
@@ -254,7 +257,8 @@ def check(model: Model, written: RuntimeModel, tolerance: float = MAX_DIFFERENCE
     # "not <=" so that NaN fails as well.
     if not difference <= tolerance * max(1.0, float(expected_BD.abs().max())):
         raise UserError(
-            f"{written.version()} disagrees with PyTorch on '{model.name}' by {difference:.2g}"
+            f"{written.version()} differs from PyTorch on '{model.name}' by {difference:.2g}, "
+            "more than allowed"
         )
     return difference
 

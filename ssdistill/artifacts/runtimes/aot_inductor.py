@@ -44,8 +44,8 @@ class CompiledModel(RuntimeModel):
         _check_machine(self.path, _machine(self.path))
         if not (self.trust or is_known(self.path)):
             raise UserError(
-                f"{self.path} is native code, which runs with all your rights once it is opened, "
-                "and was not compiled here: if you trust whoever made it, open it with "
+                f"{self.path} is native code that runs with your full permissions when opened, "
+                "and it was not compiled on this machine: if you trust its source, open it with "
                 "trust=True (--trust)"
             )
         try:
@@ -77,7 +77,7 @@ def _machine(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             check_sizes(path, archive.infolist(), path.stat().st_size)
             if damaged := archive.testzip():
-                raise zipfile.BadZipFile(f"'{damaged}' is damaged")
+                raise zipfile.BadZipFile(f"'{damaged}' is corrupt")
             names = [n for n in archive.namelist() if n.endswith("_metadata.json")]
             facts = json.loads(archive.read(names[0])) if names else {}
             return facts if isinstance(facts, dict) else {}
@@ -90,13 +90,17 @@ def _check_machine(path: Path, needs: dict[str, Any]) -> None:
     """Refuse what this processor cannot run: it would end the process without a message."""
     machine, instructions = needs.get("AOTI_MACHINE"), str(needs.get("AOTI_CPU_ISA", "")).split()
     if machine is None:
-        raise UserError(f"AOTInductor cannot open {path}: it is no package for a CPU; {REMEDY}")
+        raise UserError(
+            f"AOTInductor cannot open {path}: not an AOTInductor package for a CPU; {REMEDY}"
+        )
     ours = torch.backends.cpu.get_cpu_capability()
     has = LEVELS[: LEVELS.index(ours) + 1] if ours in LEVELS else (ours,)
     lacking = [name for name in instructions if name in LEVELS and name not in has]
     if machine != platform.machine() or lacking:
         wanted = " ".join([machine, *instructions])
-        raise UserError(f"{path} was compiled for {wanted}; this is {platform.machine()} {ours}")
+        raise UserError(
+            f"{path} was compiled for {wanted}, but this machine is {platform.machine()} {ours}"
+        )
 
 
 def compile_program(program: ExportedProgram, path: Path) -> None:
@@ -162,7 +166,9 @@ class AotInductor(Runtime):
         try:
             cpp_builder.get_cpp_compiler()
         except (exc.InvalidCxxCompiler, RuntimeError) as error:
-            raise UserError(f"{cls.kind} needs a C++ compiler, such as g++") from error
+            raise UserError(
+                f"{cls.kind} requires a C++ compiler: install one, such as g++"
+            ) from error
 
     def write(self, model: Model, path: Path) -> None:
         self.require()

@@ -47,7 +47,7 @@ class PteModel(RuntimeModel):
         content = self.path.read_bytes()
         if content[4:8] not in IDENTIFIERS:
             raise UserError(
-                f"ExecuTorch cannot open {self.path}: it is no ExecuTorch program; {REMEDY}"
+                f"ExecuTorch cannot open {self.path}: not an ExecuTorch program; {REMEDY}"
             )
         return content
 

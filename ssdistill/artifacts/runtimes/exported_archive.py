@@ -75,7 +75,7 @@ def checked_archive(path: Path) -> io.BytesIO:
             checked.writestr(zipfile.ZipInfo(f"archive/{name}"), content)
     if PROGRAM not in seen or "archive_format" not in seen:
         raise UserError(
-            f"PyTorch cannot open {path}: it is no torch.export program of PyTorch 2.8 or newer; "
+            f"PyTorch cannot open {path}: not a torch.export program of PyTorch 2.8 or newer; "
             "export the model again"
         )
     copy.seek(0)
@@ -92,21 +92,23 @@ def check_sizes(path: Path, members: list[zipfile.ZipInfo], size: int) -> None:
         packed = member.compress_type != zipfile.ZIP_STORED
         if packed or member.file_size > size or member.flag_bits & 1:
             why = "is compressed or encrypted" if packed or member.flag_bits & 1 else (
-                f"claims {member.file_size} bytes in a file of {size}"
+                f"declares {member.file_size} bytes in a file of {size}"
             )  # fmt: skip
             raise UserError(
-                f"{path} is refused: '{shortened(member.filename)}' {why}; export the model again"
+                f"refused to open {path}: '{shortened(member.filename)}' {why}; export the model "
+                "again"
             )
     if sum(member.file_size for member in members) > size:
         raise UserError(
-            f"{path} is refused: its members claim more bytes than the file has; export the model "
+            f"refused to open {path}: its members declare more bytes than the file can hold; "
+            "export the model "
             "again"
         )
 
 
 def _refused(path: Path, found: str) -> UserError:
     return UserError(
-        f"{path} is refused: {shortened(found, 120)} would be run as it is opened; export the "
+        f"refused to open {path}: {shortened(found, 120)} would be executed on opening; export the "
         "model again with ssdistill"
     )
 
@@ -163,11 +165,11 @@ def _operator(value: Any) -> str:
 
 def _metadata(value: Any) -> str:
     plain = isinstance(value, dict) and not value.keys() - {"stack_trace"}
-    return "" if plain else "metadata that names classes"
+    return "" if plain else "metadata naming classes"
 
 
 def _object(value: Any) -> str:
-    return "" if value is None else "an object of a class"
+    return "" if value is None else "a class instance"
 
 
 def _tree(value: Any) -> str:

@@ -52,11 +52,9 @@ class OnnxEncoder(RuntimeModel):
         """Refuse a graph without an input of known numbers or without an output."""
         kinds = [one.type for one in self.session.get_inputs()]
         if not kinds or not self.session.get_outputs():
-            raise UserError(f"{self.path} has no input or no output: it is no encoder")
+            raise UserError(f"{self.path} has no input or no output: not an encoder")
         if kinds[0] not in INPUT_TYPES:
-            raise UserError(
-                f"{self.path} takes {kinds[0]}: an encoder takes float or uint8 pictures"
-            )
+            raise UserError(f"{self.path} takes {kinds[0]}: an encoder takes float or uint8 images")
 
     def _run(self, inputs: np.ndarray) -> np.ndarray:
         return self.session.run(None, {self.session.get_inputs()[0].name: inputs})[0]

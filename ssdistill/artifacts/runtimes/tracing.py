@@ -119,12 +119,12 @@ def explain(error: BaseException, model: Model, runtime: str) -> UserError:
     kinds = {cls.__name__ for part in chain for cls in type(part).__mro__}
     text = "\n".join(str(part) for part in chain)
     if "GuardOnDataDependentSymNode" in kinds or "data-dependent" in text:
-        reason = "what it does depends on the values of its input"
+        reason = "its control flow depends on the values of its input"
     elif "Constraints violated" in text or "specialized" in text:
-        reason = "it does not take every number of inputs from one up"
+        reason = "it does not accept every batch size from 1 up"
     else:
         reason = _reason(chain[-1])
-    return UserError(f"'{model.name}' cannot be exported to {runtime}{where}: {reason}")
+    return UserError(f"cannot export '{model.name}' to {runtime}{where}: {reason}")
 
 
 def _place(error: BaseException, names: dict[int, str]) -> str:

@@ -122,7 +122,7 @@ def decompose(
     limits = largest_ranks(layer, method)
     if any(not 1 <= r <= limit for r, limit in zip(ranks, limits, strict=False)):
         limit = " and ".join(map(str, limits))
-        raise UserError(f"{method}: rank {rank} is not between 1 and {limit}")
+        raise UserError(f"{method}: rank must be between 1 and {limit}, got {rank}")
     factors = Factorized.like(layer, rank, form)
     weight = layer.weight.detach().double()
     bias = None if layer.bias is None else layer.bias.double()
@@ -239,5 +239,5 @@ def _leading(matrix: Tensor, rank: int) -> Tensor:
 
 def _needed(stats: Moments | None) -> Moments:
     if stats is None:
-        raise UserError("data: the statistics of the layer's outputs are missing")
+        raise UserError("method=data requires statistics of the layer's outputs")
     return stats

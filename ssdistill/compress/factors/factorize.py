@@ -69,8 +69,9 @@ def fast_enough(
 def out_of_reach(model: Model, key: str, budget: float, least: float) -> UserError:
     """What to raise where the smallest ranks leave the share ``least`` of ``key``."""
     return UserError(
-        f"lowrank: {key}={budget:g} is out of reach for '{model.name}': the smallest ranks leave "
-        f"{least:.3f}; lower round_to or name more layers"
+        f"lowrank: {key}={budget:g} cannot be reached for '{model.name}': the smallest ranks "
+        "still leave "
+        f"{least:.3f}; lower round_to or select more layers"
     )
 
 
@@ -101,11 +102,17 @@ def verify(model: Model, result: Model) -> None:
         embedding_BD = result(model.example(2)).embedding_BD
     except Exception as error:  # whatever a network's own code stumbles upon
         reason = (str(error).strip().splitlines() or [repr(error)])[0]
-        raise UserError(f"lowrank: '{model.name}' does not run factorized: {reason}") from error
+        raise UserError(
+            f"lowrank: '{model.name}' fails to run once factorized: {reason}"
+        ) from error
     if embedding_BD.shape[1] != model.embed_dim or not embedding_BD.isfinite().all():
-        raise UserError(f"lowrank: '{model.name}' gives no usable embeddings factorized")
+        raise UserError(
+            f"lowrank: '{model.name}' returns invalid embeddings once factorized; use larger ranks"
+        )
     try:
         with torch.random.fork_rng(devices=[]):  # a fresh network draws its weights
             fit_structure(model.fresh_net(), result.net.state_dict(), model.removed)
     except UserError as error:
-        raise UserError(f"lowrank: '{model.name}' could not be loaded again: {error}") from error
+        raise UserError(
+            f"lowrank: the factorized '{model.name}' cannot be saved and loaded: {error}"
+        ) from error

@@ -67,11 +67,11 @@ class Running:
             UserError: no row came, or one was not finite; the message begins with ``whose``.
         """
         if not self.count:
-            raise UserError(f"{whose} is not called when the model runs")
+            raise UserError(f"{whose} is never called in a forward pass")
         mean_O = self.total_O / self.count
         covariance_OO = self.gram_OO / self.count - torch.outer(mean_O, mean_O)
         if not covariance_OO.isfinite().all():
-            raise UserError(f"{whose} puts out values that are not finite")
+            raise UserError(f"{whose} outputs NaN or infinity")
         return Moments(self.shift_O + mean_O, covariance_OO, self.count)
 
 

@@ -64,7 +64,8 @@ def kept_outputs(pruned: Model, dense: Model, name: str, twin: str) -> Tensor:
     kept = pruned.channels.get(name, pruned.channels.get(twin))
     if kept is None or len(kept) != width or not set(kept) <= set(available):
         raise UserError(
-            f"refit: channels of '{pruned.name}' do not say which outputs of '{twin}' it still has"
+            f"refit: the channels recorded for '{pruned.name}' do not identify the remaining "
+            f"outputs of '{twin}'"
         )
     place = {channel: i for i, channel in enumerate(available)}
     return Tensor([place[channel] for channel in kept]).long()
@@ -104,5 +105,7 @@ def dense_of(model: Model, context: Context, kind: str) -> Model:
     refuse_file(kind, model)
     dense = context.before or context.original
     if dense is None:
-        raise UserError(f"{kind} needs the dense network: the context has no before or original")
+        raise UserError(
+            f"{kind} requires the uncompressed network: set before or original in the context"
+        )
     return dense

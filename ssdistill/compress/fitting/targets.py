@@ -25,9 +25,9 @@ def split_batches(inputs: Tensor, held_out: float) -> Batches:
         UserError: fewer than eight inputs, or values that are not finite.
     """
     if len(inputs) < SMALLEST:
-        raise UserError(f"refit needs at least {SMALLEST} inputs, got {len(inputs)}")
+        raise UserError(f"refit requires at least {SMALLEST} inputs, got {len(inputs)}")
     if not inputs.isfinite().all():
-        raise UserError("refit: the inputs have values that are not finite")
+        raise UserError("refit: the inputs contain NaN or infinity")
     count = min(max(round(held_out * len(inputs)), 1), len(inputs) - 1)
     chosen = torch.zeros(len(inputs), dtype=torch.bool)
     chosen[torch.arange(count) * len(inputs) // count] = True

@@ -71,7 +71,7 @@ def chosen_nodes(graph: Any, net: nn.Module, patterns: Sequence[str]) -> list[st
                 if fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")]  # fmt: skip
         if not fits:
             raise UserError(
-                f"quantize.float_layers: no convolution or linear layer is called '{pattern}'"
+                f"quantize.float_layers: no convolution or linear layer matches '{pattern}'"
                 f"{nearest(pattern, nodes)}"
             )
         chosen += [nodes[name] for name in fits]

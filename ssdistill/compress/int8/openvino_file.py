@@ -87,7 +87,7 @@ def _require_nncf() -> Any:
             import nncf
     except ImportError as error:
         raise UserError(
-            f"int8 for openvino needs nncf ({error}): pip install 'ssdistill[openvino]'"
+            f"int8 for openvino requires nncf ({error}): pip install 'ssdistill[openvino]'"
         ) from error
     return nncf
 
@@ -143,5 +143,5 @@ def count_int8(graph: Any) -> dict[str, int]:
         "int8_weights": sum(len(c.shape) > 1 for c in integers),
     }
     if not all(counts.values()):
-        raise UserError(f"quantize: nothing became int8 for openvino: {counts}")
+        raise UserError(f"quantize: no operator became int8 for openvino: {counts}")
     return counts

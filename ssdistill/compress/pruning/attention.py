@@ -39,7 +39,7 @@ def find_attention(net: nn.Module) -> Iterator[Attention]:
         prefix = f"{name}." if name else ""
         if isinstance(module, nn.MultiheadAttention):
             yield Attention(name, f"{prefix}out_proj", module.num_heads, module.head_dim,
-                            reason="torch's attention has heads of one width in all")  # fmt: skip
+                            reason="torch's attention needs heads of equal width")  # fmt: skip
         elif isinstance(getattr(module, "qkv", None), nn.Linear):
             yield _fused(prefix, module)
         elif all(isinstance(getattr(module, k, None), nn.Linear) for k in ("query", "key")):
@@ -55,7 +55,7 @@ def _fused(prefix: str, module: nn.Module) -> Attention:
     others = [k for k in others if k not in ("q_norm", "k_norm")]
     fits = heads and width and getattr(module, "attn_dim", 0) == heads * width
     if not fits or module.qkv.out_features != 3 * heads * width or module._parameters or others:
-        return _whole(found, "attention of an unknown kind")
+        return _whole(found, "unsupported type of attention")
     members = [_member(f"{prefix}qkv", "out", heads, width, 3)]
     if getattr(module, "gate", None) is not None:
         members.append(_member(f"{prefix}gate", "out", heads, width))
@@ -75,7 +75,7 @@ def _separate(net: nn.Module, name: str, prefix: str, module: nn.Module) -> Atte
     others = [k for k, m in module.named_children() if f"{prefix}{k}" not in writers]
     others = [k for k in others if _has_weights(getattr(module, k))]
     if not fits or others or module._parameters or not isinstance(layers.get(reader), nn.Linear):
-        return _whole(found, "attention of an unknown kind")
+        return _whole(found, "unsupported type of attention")
     members = [_member(key, "out", heads, width) for key in writers]
     members.append(_member(reader, "in", heads, width))
     return Attention(name, found.root, heads, width, tuple(members))

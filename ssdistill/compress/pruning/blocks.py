@@ -116,7 +116,7 @@ def rank_blocks(model: Model, protect: Sequence[str], x: Tensor, progress: Any) 
     ]
     if not blocks:
         raise UserError(
-            f"prune: '{model.name}' has no residual block with an output like its input"
+            f"prune: '{model.name}' has no residual block whose output has the shape of its input"
         )
     damage = damages(model, blocks, x, progress)
     return [blocks[i] for i in damage.argsort(stable=True).tolist()]
@@ -134,10 +134,10 @@ def damages(model: Model, blocks: Sequence[str], x: Tensor, progress: Any) -> Te
         UserError: fewer than four inputs.
     """
     if len(x) < 4:
-        raise UserError(f"prune: units=[blocks] needs at least 4 images, there are {len(x)}")
+        raise UserError(f"prune: units=[blocks] requires at least 4 images, got {len(x)}")
     model, found = copy.deepcopy(model).eval(), []
     reference_BD = _embed(model, x)
-    for name in progress(blocks, "what every block is worth"):
+    for name in progress(blocks, "scoring blocks"):
         cka = LinearCKA()
         cka.update(_embed(without(model, [name]), x), reference_BD)
         found.append(1 - cka.compute())

@@ -128,7 +128,7 @@ def _lamp(score_C: Tensor) -> Tensor:
 @torch.no_grad()
 def _activation(model: Model, groups: Sequence[ChannelGroup], x: Tensor) -> Scores:
     if not len(x):
-        raise UserError("prune: criterion=activation needs images, there are none")
+        raise UserError("prune: criterion=activation requires images, got none")
     layers = dict(model.net.named_modules())
     readers = {m.layer for g in groups for m in g.members if _reads(layers.get(m.layer), m)}
     norms = _input_norms(model, sorted(readers), x)
@@ -171,7 +171,7 @@ def _from_loss(
 ) -> Scores:
     targets = context.teachers or ({"original": context.original} if context.original else {})
     if context.losses is None or not targets:
-        raise UserError(f"prune: criterion={criterion} needs a distill section")
+        raise UserError(f"prune: criterion={criterion} requires a distill section")
     student = copy.deepcopy(model).eval().requires_grad_(True)
     layers = dict(student.net.named_modules())
     readers = sorted({m.layer for g in groups for m in g.members if _reads(layers.get(m.layer), m)})

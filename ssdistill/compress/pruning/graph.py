@@ -96,7 +96,7 @@ def survey(
             blocked = protect & {member.layer for member in attention.members}
             _add(found, group, _protected(blocked) if blocked else attention.reason)
     for root in unsound(model, found.groups):
-        found.whole[root] = "an operator between it and what reads it mixes or counts channels"
+        found.whole[root] = "an operator between it and its consumers mixes or counts channels"
     found.groups = [group for group in found.groups if group.root not in found.whole]
     return found
 
@@ -222,11 +222,11 @@ def _mixes(known: dict[str, nn.Module], member: Member) -> bool:
 
 def _uneven(known: dict[str, nn.Module], group: ChannelGroup, width_C: Tensor) -> str:
     if len(width_C.unique()) > 1:
-        return "its channels come in unequal bundles"
+        return "its channels are coupled in groups of unequal size"
     for member in group.members:
         module = known.get(member.layer)
         if isinstance(module, nn.GroupNorm) and module.num_groups == own_width(module):
-            return f"every channel is a group of {member.layer}"
+            return f"each channel is a group of its own in {member.layer}"
         if isinstance(module, nn.Conv2d) and module.groups > 1 and not _even(module, member):
             return f"the groups of {member.layer} would lose unequal parts"
     return ""

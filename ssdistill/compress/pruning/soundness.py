@@ -90,16 +90,16 @@ def verify(model: Model, pruned: Model) -> None:
     if embedding_BD.shape[1] != model.embed_dim:
         raise unsupported(model, f"the embedding shrank to {embedding_BD.shape[1]}")
     if not embedding_BD.isfinite().all():
-        raise UserError(f"prune: the pruned '{model.name}' gives non-finite embeddings")
+        raise UserError(f"prune: the pruned '{model.name}' returns non-finite embeddings")
     if count_parameters(pruned) >= count_parameters(model):
         raise unsupported(model, "no parameter was removed")
     try:
         again = fit_structure(pruned.fresh_net(), pruned.net.state_dict(), pruned.removed)
     except UserError as error:
-        raise unsupported(model, f"it could not be loaded again, {error}") from error
+        raise unsupported(model, f"it cannot be saved and loaded: {error}") from error
     for name, module in again.named_modules():
         if _shape(module) != _shape(pruned.net.get_submodule(name)):
-            raise unsupported(model, f"it could not be loaded again, {name} would differ")
+            raise unsupported(model, f"it cannot be saved and loaded: {name} would differ")
 
 
 def _shape(module: nn.Module) -> list:

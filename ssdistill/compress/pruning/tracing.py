@@ -67,8 +67,8 @@ def trace(model: Model) -> Dependencies:
     """
     for name, module in model.net.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
-            where = f"its module '{name}'" if name else "it"
-            raise unsupported(model, f"{where} is TorchScript, whose layers cannot be seen")
+            part = f"its module '{name}'" if name else "it"
+            raise unsupported(model, f"{part} is TorchScript, whose layers cannot be traced")
     # The tracer follows gradients: a frozen parameter would be invisible to it.
     model.eval().requires_grad_(True)
     model.set_taps(())
@@ -152,11 +152,11 @@ class _Watch(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.running: list[str] = [""]
-        self.found: str | None = None
+        self.branching: str | None = None
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):
-        if function is torch.ops.aten._local_scalar_dense.default and self.found is None:
-            self.found = self.running[-1]
+        if function is torch.ops.aten._local_scalar_dense.default and self.branching is None:
+            self.branching = self.running[-1]
         return function(*args, **(kwargs or {}))
 
 
@@ -177,11 +177,11 @@ def _refuse_branches(model: Model) -> None:
         with watch:
             model(x)
     except Exception as error:  # whatever the network raises
-        where = f"its module '{watch.running[-1]}' fails: " if watch.running[-1] else ""
-        raise unsupported(model, f"{where}{error}") from error
+        prefix = f"its module '{watch.running[-1]}' fails: " if watch.running[-1] else ""
+        raise unsupported(model, f"{prefix}{error}") from error
     finally:
         for hook in hooks:
             hook.remove()
-    if watch.found is not None:
-        where = f"its module '{watch.found}'" if watch.found else "it"
-        raise unsupported(model, f"{where} takes another path for other inputs (control flow)")
+    if watch.branching is not None:
+        part = f"its module '{watch.branching}'" if watch.branching else "it"
+        raise unsupported(model, f"{part} has control flow that depends on its inputs")

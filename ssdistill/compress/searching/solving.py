@@ -97,6 +97,6 @@ def _out_of_reach(
             severest[site] = levels[-1]
     least = measure(actions.build(severest))
     return (
-        f"search: {budget}={share:g} is out of reach for '{actions.model.name}': the severest "
-        f"actions on all of its {len(severest)} places leave {least:.3f}"
+        f"search: {budget}={share:g} cannot be reached for '{actions.model.name}': the most severe "
+        f"actions on all {len(severest)} of its sites still leave {least:.3f}"
     )

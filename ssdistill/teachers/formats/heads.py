@@ -39,7 +39,7 @@ def build_head(
     built: list[nn.Module] = []
     for number, (linear, norm) in enumerate(blocks):
         if linear["weight"].shape[1] != in_dim:
-            raise UnknownHead(f"a layer takes {linear['weight'].shape[1]} inputs, not {in_dim}")
+            raise UnknownHead(f"a layer has {linear['weight'].shape[1]} inputs, expected {in_dim}")
         if number:
             built.append(nn.GELU() if gelu else nn.ReLU())
         width = linear["weight"].shape[0]
@@ -104,7 +104,7 @@ def _blocks(
             blocks[-1] = (blocks[-1][0], layer)
             expected = number + 2
         else:
-            raise UnknownHead(f"layer {number} ({', '.join(layer)}) is not where one is known")
+            raise UnknownHead(f"layer {number} ({', '.join(layer)}) is in an unexpected position")
     return blocks
 
 
@@ -119,7 +119,7 @@ def _is_norm(layer: dict[str, Tensor]) -> bool:
 def _filled(module: nn.Module, state: dict[str, Tensor]) -> nn.Module:
     missing, extra = module.load_state_dict(_counted(module, state), strict=False)
     if missing or extra:
-        raise UnknownHead(f"a layer with {', '.join(state)} is not known")
+        raise UnknownHead(f"a layer with tensors {', '.join(state)} is not supported")
     return module
 
 

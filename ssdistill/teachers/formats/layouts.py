@@ -185,7 +185,7 @@ FALLBACK = "timm"
 """It has no marks: its names are those of the network."""
 
 
-def recognise(state: dict[str, Tensor], path: Path) -> str:
+def recognize(state: dict[str, Tensor], path: Path) -> str:
     """The format that has the names of a file; timm's if no other has them.
 
     Raises:
@@ -194,7 +194,8 @@ def recognise(state: dict[str, Tensor], path: Path) -> str:
     fitting = [name for name, layout in FORMATS.items() if _has_marks(layout, state)]
     if len(fitting) > 1:
         raise UserError(
-            f"{path} could be of {' or '.join(fitting)} (it has {first_names(state)}): "
+            f"{path} matches the formats {' and '.join(fitting)} (its tensors: "
+            f"{first_names(state)}): "
             "set teacher.format"
         )
     return fitting[0] if fitting else FALLBACK
@@ -222,11 +223,11 @@ def find_place(state: dict[str, Tensor], name: str, branch: BranchName, path: Pa
             return place
     if known:
         raise UserError(
-            f"{path} has no {branch} network of {name}, only its {known[0].branch} one: "
+            f"{path} has no {branch} network in {name} format, only a {known[0].branch} one: "
             "set teacher.branch"
         )
     raise UserError(
-        f"{path} is no checkpoint of {name}: it has {first_names(state)}; set teacher.format"
+        f"{path} is not a {name} checkpoint (its tensors: {first_names(state)}); set teacher.format"
     )
 
 

@@ -147,9 +147,9 @@ TENSORS = re.compile(r"torch\.(_utils|_tensor|nested\._internal\.\w+)\.(_?rebuil
 KINDS = {
     "_rebuild_sparse_tensor": "is sparse: save tensor.to_dense()",
     "_rebuild_qtensor": "is quantized: save tensor.dequantize()",
-    "_rebuild_meta_tensor_no_storage": "is on the meta device, without numbers: save the weights "
-    "after they were loaded",
-    "_rebuild_nested_tensor": "is a nested tensor: save its parts on their own",
+    "_rebuild_meta_tensor_no_storage": "is on the meta device and has no data: save the weights "
+    "after loading them",
+    "_rebuild_nested_tensor": "is a nested tensor: save its parts separately",
 }
 CLASSES = {
     "collections.OrderedDict": Mapping,
@@ -173,7 +173,7 @@ def refuse_bombs(file: Any) -> None:
     start = file.tell()
     for opcode, argument, _ in pickletools.genops(file):
         if opcode.name in ("PUT", "LONG_BINPUT") and argument > LARGEST_MEMO:
-            raise pickle.UnpicklingError(f"it asks for a memo of {argument} places")
+            raise pickle.UnpicklingError(f"it requests a memo of {argument} entries")
     file.seek(start)
 
 
@@ -189,7 +189,7 @@ class Unpickler(pickle.Unpickler):
         if dotted in FUNCTIONS:
             return _Function(FUNCTIONS[dotted])
         if dotted not in CLASSES and (match := TENSORS.fullmatch(dotted)):
-            why = KINDS.get(match[2], f"is of a kind that only {dotted} knows: save a plain tensor")
+            why = KINDS.get(match[2], f"is of a type that requires {dotted}: save a plain tensor")
             return _Function(lambda *args, **named: Unusable(why))
         return (CLASSES | DTYPES).get(dotted, Inert)
 

@@ -34,12 +34,15 @@ def flat_state(loaded: Any, path: Path) -> dict[str, Tensor]:
     if not found and isinstance(loaded, Inert):
         raise UserError(f"{path} holds a pickled object, not weights: save its state_dict instead")
     if not found:
-        raise UserError(f"{path} holds no tensors under names")
+        raise UserError(f"{path} holds no named tensors: save a state_dict")
     state: dict[str, Tensor] = {}
     for name, tensor in found.items():
         clean = _clean(name)
         if clean in state:
-            raise UserError(f"{path} holds two tensors '{clean}', one of them as '{name}'")
+            raise UserError(
+                f"{path} holds two tensors named '{clean}' once prefixes are removed, one as "
+                f"'{name}'"
+            )
         state[clean] = tensor
     return state
 
@@ -63,13 +66,13 @@ def _collect(loaded: Any, path: Path) -> dict[str, Tensor]:
             if len(parts) == DEEPEST:
                 start = ".".join(parts[:3])
                 raise UserError(
-                    f"{path}: '{start}…' is nested more than {DEEPEST} dicts deep: it is no "
+                    f"{path}: '{start}…' is nested more than {DEEPEST} dicts deep: not a "
                     "checkpoint; save the state_dict"
                 )
             named = [(name, item) for name, item in value.items() if isinstance(name, str)]
             kept = [((*parts, name), item) for name, item in named if not _is_training(name, item)]
             waiting += reversed(kept)
-    raise UserError(f"{path} holds more than {MOST_ENTRIES} entries: it is no checkpoint")
+    raise UserError(f"{path} holds more than {MOST_ENTRIES} entries: not a checkpoint")
 
 
 def _is_training(name: str, item: Any) -> bool:

@@ -110,7 +110,7 @@ def test_load_finds_the_artifact_below_a_stage_folder(tmp_path):
     assert load(tmp_path / "stage").embed_dim == 64
     assert load(tmp_path / "stage" / "model" / "model.safetensors").embed_dim == 64
     save_encoder(encoder_of(), tmp_path / "stage" / "other")
-    with pytest.raises(UserError, match="several models: choose one of model, other"):
+    with pytest.raises(UserError, match="several models: specify one of model, other"):
         load(tmp_path / "stage")
 
 
@@ -367,7 +367,7 @@ def test_a_module_that_is_no_encoder_comes_back_into_its_like(tmp_path):
     other = Wrapped(nn.Sequential(nn.Linear(8, 4)), torch.randn(3, 8))
     with pytest.raises(UserError, match=r"is no 'Sequential' of its model\.json"):
         load_weights(other, tmp_path)
-    with pytest.raises(UserError, match="which is no encoder"):
+    with pytest.raises(UserError, match="which is not an encoder"):
         load(tmp_path)
 
 
@@ -386,7 +386,7 @@ def test_a_description_cannot_name_files_elsewhere(tmp_path, name):
     save_encoder(encoder_of(), tmp_path)
     path = tmp_path / "model.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"weights": name}))
-    with pytest.raises(UserError, match="no file in its folder"):
+    with pytest.raises(UserError, match="not a file in its folder"):
         load(tmp_path)
 
 

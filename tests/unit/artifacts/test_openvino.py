@@ -183,7 +183,7 @@ def test_a_file_in_which_nothing_is_int8_is_refused(nncf):
         def get_ops(self):
             return []
 
-    with pytest.raises(UserError, match="nothing became int8 for openvino"):
+    with pytest.raises(UserError, match="no operator became int8 for openvino"):
         int8_module.count_int8(Nothing())
 
 
@@ -223,7 +223,7 @@ def test_why_a_graph_is_not_converted_is_said_by_the_last_line(tmp_path):
     def convert_model(source):
         raise RuntimeError("a long story\nno such operator: Foo\n")
 
-    with pytest.raises(UserError, match="'net' cannot be converted to OpenVINO: no such operator"):
+    with pytest.raises(UserError, match="cannot convert 'net' to OpenVINO: no such operator"):
         openvino_module.convert(
             tmp_path / "net.onnx", "net", SimpleNamespace(convert_model=convert_model)
         )

@@ -83,7 +83,7 @@ class Spy(nn.Module):
 
 
 def test_a_difference_above_the_tolerance_is_an_error(encoder, tmp_path):
-    with pytest.raises(UserError, match="disagrees with PyTorch on 'resnet10t'"):
+    with pytest.raises(UserError, match="differs from PyTorch on 'resnet10t'"):
         export(encoder, tmp_path, runtime="onnxruntime", tolerance=1e-12)
 
 
@@ -102,10 +102,12 @@ def test_weights_that_are_no_numbers_are_named(encoder, tmp_path):
 
 
 def test_settings_that_make_no_sense_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"resize_from needs export.uint8"):
+    with pytest.raises(UserError, match=r"resize_from requires export.uint8"):
         Export(resize_from=32)
     with pytest.raises(UserError, match=r"no runtime is called 'onnxruntme'.*onnxruntime"):
         Export(runtime="onnxruntme")
     ids = Wrapped(nn.Embedding(9, 4), torch.randint(0, 9, (2, 3)), lambda net, x: net(x).mean(1))
-    with pytest.raises(UserError, match="uint8 is for encoders; 'Embedding' takes no pictures"):
+    with pytest.raises(
+        UserError, match="uint8 requires an image encoder, but 'Embedding' is not one"
+    ):
         export(ids, tmp_path, uint8=True)

@@ -88,5 +88,5 @@ def test_the_runtime_follows_from_path_and_target():
 
 def test_without_torchao_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao.quantization.pt2e.quantize_pt2e", None)
-    with pytest.raises(UserError, match=r"needs torchao .*ssdistill\[torchao\]"):
+    with pytest.raises(UserError, match=r"requires torchao .*ssdistill\[torchao\]"):
         module.require_torchao()

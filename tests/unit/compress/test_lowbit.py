@@ -205,12 +205,12 @@ def test_mistakes_are_named_in_one_line(encoder, tmp_path):
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
-    assert "no layer is called 'layer7.*'" in message(encoder, bits={"layer7.*": 4})
+    assert "no layer matches 'layer7.*'" in message(encoder, bits={"layer7.*": 4})
     context = Context(pictures, tmp_path)
-    with pytest.raises(UserError, match=r"lowbit\.qat: there is nothing to learn from"):
+    with pytest.raises(UserError, match=r"lowbit\.qat requires a distill section"):
         LowBit(qat=TrainingOnGrid()).apply(encoder, context)
     broken = copy.deepcopy(encoder)
     broken.net.layer1[0].conv1.weight.data[0, 0, 0, 0] = float("nan")
     assert "lowbit: tensor 'layer1.0.conv1.weight'" in message(broken)
     bare = Wrapped(nn.BatchNorm1d(6), torch.randn(4, 6), name="bare")
-    assert "'bare' has no convolution, linear layer or embedding" in message(bare)
+    assert "'bare' has no convolution, linear or embedding layer" in message(bare)

@@ -158,12 +158,12 @@ def test_random_choice_follows_the_seed():
     [
         ({}, "exactly one"),
         ({"ratio": 0.5, "macs": 0.5}, "exactly one"),
-        ({"ratio": 0.5, "round_to": 64}, "round_to=64 leaves every width of 'resnet10t'"),
-        ({"macs": 0.05}, r"macs=0.05 is out of reach .* leave at least 0\.\d"),
+        ({"ratio": 0.5, "round_to": 64}, "round_to=64 leaves all widths of 'resnet10t'"),
+        ({"macs": 0.05}, r"macs=0.05 cannot be reached .* still leave 0\.\d"),
         ({"ratio": 0.5, "units": ("heads",)}, "'resnet10t' has no heads that scope=inner may"),
-        ({"ratio": 0.5, "units": ("blocks",)}, "at least 4 images, there are 0"),
-        ({"ratio": 0.5, "units": ("blocks", "heads")}, "stands alone"),
-        ({"ratio": 0.5, "refit": True}, "go between rounds"),
+        ({"ratio": 0.5, "units": ("blocks",)}, "at least 4 images, got 0"),
+        ({"ratio": 0.5, "units": ("blocks", "heads")}, "cannot be combined with other units"),
+        ({"ratio": 0.5, "refit": True}, "run between rounds"),
     ],
 )
 def test_what_cannot_be_done_is_said_and_changes_nothing(settings, words):
@@ -226,7 +226,7 @@ def test_a_share_of_the_original_is_not_one_of_what_is_left():
         prune(encoder, ratio=0.5, round_to=4)[0], context
     )
     assert rest.net.layer3[0].conv1.out_channels == 16
-    with pytest.raises(UserError, match="of=original, but there is no original"):
+    with pytest.raises(UserError, match=r"of=original requires context\.original"):
         prune(half, macs=0.5, of="original")
 
 

@@ -218,15 +218,15 @@ def test_mistakes_are_named_in_one_line(encoder, tmp_path):
         return str(caught.value)
 
     assert message() == message(bytes=0.5, macs=0.5).replace("got 2", "got 0")
-    assert "actions=bits save bytes, not macs" in message(macs=0.5, actions=("bits",))
-    assert "no layer that can change is 'layer9.*'" in message(bytes=0.5, layers=("layer9.*",))
-    assert "bytes=0.01 is out of reach for 'resnet10t'" in message(bytes=0.01)
+    assert "actions=\\[bits\\] reduces only bytes" in message(macs=0.5, actions=("bits",))
+    assert "no layer that can change matches 'layer9.*'" in message(bytes=0.5, layers=("layer9.*",))
+    assert "bytes=0.01 cannot be reached for 'resnet10t'" in message(bytes=0.01)
     assert "leave 0." in message(macs=0.05, round_to=2)
     broken = copy.deepcopy(encoder)
     broken.net.layer1[0].conv1.weight.data[0, 0, 0, 0] = float("inf")
     assert "search: tensor" in message(broken, bytes=0.5)
     bare = Wrapped(nn.BatchNorm1d(48), vectors(4), name="bare")
-    with pytest.raises(UserError, match="'bare' has nothing whose bits"):
+    with pytest.raises(UserError, match="'bare' has no layer whose bits"):
         search(bare, tmp_path, vectors, bytes=0.5)
 
 
@@ -244,7 +244,7 @@ def test_a_front_comes_back_from_its_file_and_knows_what_nothing_beats(tmp_path)
     assert load_front(tmp_path / "front.json") == front
     assert [p.cost for p in front.pareto] == [125.0, 250.0]
     (tmp_path / "other.json").write_text(json.dumps({"points": [{"share": 1}]}))
-    with pytest.raises(UserError, match=r"other\.json is no front of a search"):
+    with pytest.raises(UserError, match=r"other\.json is not a Pareto front written by search"):
         load_front(tmp_path / "other.json")
     with pytest.raises(UserError, match="no file"):
         load_front(tmp_path / "none.json")

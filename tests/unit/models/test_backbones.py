@@ -61,7 +61,9 @@ def test_auto_takes_the_small_stem_for_small_images_where_one_is_known(size, nam
 
 
 def test_a_small_stem_is_refused_where_none_is_known():
-    with pytest.raises(UserError, match="stem=small is not known for ConvNeXt; use stem=native"):
+    with pytest.raises(
+        UserError, match="stem=small is not supported for ConvNeXt; use stem=native"
+    ):
         build(32, name="convnext_atto", args={}, stem="small")
 
 
@@ -183,7 +185,9 @@ def test_a_name_with_a_dot_and_no_tag_is_unknown():
 
 
 def test_pretrained_weights_that_nobody_published_are_refused():
-    with pytest.raises(UserError, match="timm has no weights of 'vit_small_patch16_36x1_224'"):
+    with pytest.raises(
+        UserError, match="timm has no pretrained weights for 'vit_small_patch16_36x1_224'"
+    ):
         build(name="vit_small_patch16_36x1_224", args={}, pretrained=True)
 
 

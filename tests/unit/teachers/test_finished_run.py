@@ -96,7 +96,10 @@ def test_an_encoder_that_resizes_goes_on_to_do_so(tmp_path, make_encoder):
     save_encoder(encoder, tmp_path)
     found, notices = FinishedRun(path=str(tmp_path)).load(pictures(8))
     assert (found.spec.image_size, found.spec.input_size) == (8, 32)
-    assert "enlarged to 32 inside" in notices[0] and "16 times as many as at 8" in notices[0]
+    assert (
+        "from 8 to 32 pixels internally" in notices[0]
+        and "16 times those at 8 pixels" in notices[0]
+    )
 
 
 def test_an_onnx_model_is_refused(tmp_path, make_encoder):

@@ -242,7 +242,7 @@ def test_two_tensors_of_one_name_are_refused(tmp_path):
 
 
 def test_a_file_without_tensors_is_refused(tmp_path):
-    with pytest.raises(UserError, match="holds no tensors"):
+    with pytest.raises(UserError, match="holds no named tensors"):
         flat_state({"epoch": 1}, tmp_path)
 
 

@@ -70,7 +70,7 @@ ODD = {
     "nested": (lambda w: torch.nested.nested_tensor([w[0], w[1]]), "is a nested tensor"),
     "masked": (lambda w: torch.masked.masked_tensor(w, w > 0), "save a plain tensor"),
     "complex": (lambda w: w.to(torch.complex64), "holds complex numbers"),
-    "repeated": (lambda w: torch.zeros(1).expand(10**6, 10**6), "of which the file holds 1"),
+    "repeated": (lambda w: torch.zeros(1).expand(10**6, 10**6), "but the file stores only 1"),
     "integers": (lambda w: w.long(), "of int64 numbers"),
     "booleans": (lambda w: w > 0, "of bool numbers"),
     "bytes": (lambda w: w.to(torch.uint8), "of uint8 numbers"),

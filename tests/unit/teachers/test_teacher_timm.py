@@ -109,8 +109,8 @@ def test_the_notice_says_what_enlarging_costs(tmp_path):
     path = stored(timms("resnet10t", **RESNET), tmp_path / "w.safetensors")
     teacher = TimmModel(name="resnet10t", args=RESNET, weights=path, input_size=128)
     (notice,) = teacher.load(pictures(32))[1]
-    assert notice.startswith("resnet10t sees images of 32 pixels enlarged to 128 inside: ")
-    assert notice.endswith(" M MACs an image, 16 times as many as at 32")
+    assert notice.startswith("resnet10t resizes images from 32 to 128 pixels internally: ")
+    assert notice.endswith(" M MACs per image, 16 times those at 32 pixels")
 
 
 def as_dinov2(net):
@@ -219,9 +219,9 @@ def test_identity_is_the_file_or_the_tag(tmp_path):
     "name, complaint",
     [
         ("resnet18x", r"timm has no model 'resnet18x' \(did you mean 'resnet18"),
-        ("resnet18.a1_in", r"timm has no weights 'resnet18.a1_in' \(did you mean"),
-        ("timm/resnet18", "neither a model of timm nor hf-hub:owner/model"),
-        ("vit_small_patch16_36x1_224", r"no weights of .*set teacher\.weights=FILE"),
+        ("resnet18.a1_in", r"timm has no pretrained weights 'resnet18.a1_in' \(did you mean"),
+        ("timm/resnet18", "neither a timm model nor hf-hub:owner/model"),
+        ("vit_small_patch16_36x1_224", r"no pretrained weights for .*set teacher\.weights=FILE"),
     ],
 )
 def test_a_wrong_name_is_refused(name, complaint):
