@@ -223,7 +223,7 @@ def find_place(state: dict[str, Tensor], name: str, branch: BranchName, path: Pa
             return place
     if known:
         raise UserError(
-            f"{path} has no {branch} network in {name} format, only a {known[0].branch} one: "
+            f"{path} has no {branch} network in {name} format, only this one: {known[0].branch}; "
             "set teacher.branch"
         )
     raise UserError(

@@ -265,9 +265,9 @@ def test_a_damaged_projector_is_refused(tmp_path):
         ({"layers": [{"kind": "linear", "in_dim": 64, "out_dim": 16, "bias": True}]}, "'0.bias'"),
         ({"layers": [{"kind": "linear", "in_dim": 64, "out_dim": 16, "bias": False}]}, "unknown"),
         ({"layers": [{"kind": "linear", "in_dim": 32, "out_dim": 16, "bias": False}]}, "fit"),
-        ({"layers": [{"kind": "call", "name": "os.system"}]}, r"model\.json is not valid"),
-        ({"layers": []}, r"model\.json is not valid"),
-        ({"layers": None}, r"model\.json is not valid"),
+        ({"layers": [{"kind": "call", "name": "os.system"}]}, r"model\.json is invalid"),
+        ({"layers": []}, r"model\.json is invalid"),
+        ({"layers": None}, r"model\.json is invalid"),
     ],
 )
 def test_a_projector_that_is_not_its_descriptions_is_refused(tmp_path, change, words):
@@ -286,7 +286,7 @@ def test_a_foreign_projector_entry_is_refused(tmp_path, entry):
     save_encoder(encoder_of(), tmp_path)
     path = tmp_path / "model.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"projector": entry}))
-    with pytest.raises(UserError, match=r"projector in .*model\.json is not valid"):
+    with pytest.raises(UserError, match=r"projector in .*model\.json is invalid"):
         load(tmp_path)
 
 

@@ -211,7 +211,7 @@ def test_weights_of_another_kind_of_number_are_refused(saved, changed):
     description = json.loads((folder / "model.json").read_text())
     description["sha256"] = sha256_of({"x": content})
     (folder / "model.json").write_text(json.dumps(description))
-    assert "tensor 'conv1.0.weight' holds torch.int64" in refused(folder)
+    assert "tensor 'conv1.0.weight' is torch.int64 in the file" in refused(folder)
 
 
 def test_the_command_line_says_it_in_one_line(changed):

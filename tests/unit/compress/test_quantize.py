@@ -299,7 +299,7 @@ def test_an_equalized_encoder_is_quantized_and_the_given_one_left_alone(encoder,
 
 def test_inputs_the_model_cannot_take_are_refused(encoder, tmp_path):
     for images, message in (
-        (lambda n, seed: pictures(n, seed)[..., :16], r"\(3, 32, 16\) each, 'resnet10t' takes"),
+        (lambda n, seed: pictures(n, seed)[..., :16], r"\(3, 32, 16\), but 'resnet10t' takes"),
         (lambda n, seed: (pictures(n, seed) * 255).long(), "torch.int64 of"),
         (lambda n, seed: pictures(n, seed) * 4 - 2, r"must be in \[0, 1\]"),
         (lambda n, seed: pictures(7, seed), "at least 8 inputs, got 7"),

@@ -147,7 +147,7 @@ def test_a_vit_of_another_size_says_every_way_out():
     with pytest.raises(UserError) as caught:
         build(32, name="vit_tiny_patch16_224", args={"depth": 1})
     message = str(caught.value)
-    assert "takes 224x224 images, the data is 32x32" in message
+    assert "takes 224x224 images, but the data is 32x32" in message
     remedies = ("encoder.args.img_size=32", "encoder.input_size=224", "data.image_size=224")
     assert all(remedy in message for remedy in remedies)
 

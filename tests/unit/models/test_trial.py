@@ -78,7 +78,7 @@ def test_the_remedy_is_the_size_the_network_was_made_for():
 
 @pytest.mark.parametrize("side", [8193, 10**6, 10**12])
 def test_a_size_that_no_network_takes_is_refused_before_memory_is_asked_for(side):
-    assert f"encoder.input_size={side} is larger" in refusal(input_size=side)
+    assert f"encoder.input_size={side} is too large" in refusal(input_size=side)
 
 
 def test_a_stem_that_is_not_known_is_refused():

@@ -237,7 +237,7 @@ def test_wrappers_are_stripped_and_the_state_of_training_is_left_out(tmp_path):
 
 def test_two_tensors_of_one_name_are_refused(tmp_path):
     saved = {"model": {"w": WEIGHT}, "state_dict": {"w": WEIGHT}}
-    with pytest.raises(UserError, match="two tensors 'w'"):
+    with pytest.raises(UserError, match="two tensors named 'w'"):
         flat_state(saved, tmp_path)
 
 

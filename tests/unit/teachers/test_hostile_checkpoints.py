@@ -174,7 +174,7 @@ def test_a_zip_that_unpacks_to_far_more_is_refused_before_it_is_unpacked(state, 
     for opened in (load, TimmModel(name="resnet10t", args=ARGS, weights=str(path)).load):
         given = path if opened is load else PICTURES
         text = refused(opened, given)
-        assert "claims 33554432 bytes" in text and "data/0" in text
+        assert "declares 33554432 bytes" in text and "data/0" in text
 
 
 def test_a_zip_that_claims_sizes_is_refused(state, tmp_path):
@@ -183,7 +183,7 @@ def test_a_zip_that_claims_sizes_is_refused(state, tmp_path):
     first = content.find(b"PK\x01\x02")
     content[first + 24 : first + 28] = (2**32 - 2).to_bytes(4, "little")
     path.write_bytes(content)
-    assert "claims 4294967294 bytes" in refused(load, path)
+    assert "declares 4294967294 bytes" in refused(load, path)
 
 
 def test_a_storage_that_claims_more_numbers_than_the_file_has_is_refused(tmp_path):

@@ -193,7 +193,7 @@ def test_a_timm_transformer_is_normalised_as_timm_notes_and_keeps_its_side(teach
     state = timm.create_model(big.name, num_classes=0, **big.args).state_dict()
     encoder, notices = teacher(state, encoder=big).load(PICTURES)
     assert encoder.spec.mean == (0.5, 0.5, 0.5) and encoder.spec.side == 96
-    assert "enlarged to 96" in notices[-1]
+    assert "to 96 pixels internally" in notices[-1]
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_a_timm_transformer_is_normalised_as_timm_notes_and_keeps_its_side(teach
         ({"mean": (0.5, 0.5, 0.5)}, "teacher.mean and teacher.std"),
         ({"encoder": EncoderSettings(pretrained=True)}, "teacher.encoder.pretrained"),
         ({"encoder": EncoderSettings(name="resnet1")}, "no model 'resnet1'"),
-        ({"branch": "momentum"}, "has no momentum network of torchvision"),
+        ({"branch": "momentum"}, "has no momentum network in torchvision format"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings, message, teacher):

@@ -72,7 +72,7 @@ def test_a_transformer_sees_small_images_at_the_size_of_its_weights(name, side, 
     assert not encoder.training and encoder.embed_dim == 32
     assert (encoder.spec.image_size, encoder.spec.input_size) == (64, side)
     assert encoder.spec.mean == pytest.approx(net.pretrained_cfg["mean"])
-    assert len(notices) == 1 and f"64 pixels enlarged to {side} inside" in notices[0]
+    assert len(notices) == 1 and f"from 64 to {side} pixels internally" in notices[0]
     assert_sees_like(encoder, net, side)
     assert encoder.tap_names == taps
     encoder.set_taps(tuple(taps))

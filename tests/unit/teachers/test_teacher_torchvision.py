@@ -106,7 +106,7 @@ def test_a_network_that_timm_lacks_gives_embeddings_without_maps(name, nets, tmp
     net, path = nets(name)
     encoder, notices = TorchvisionModel(name=name, weights=path, input_size=96).load(pictures())
     assert (encoder.spec.library, encoder.spec.name) == ("torchvision", name)
-    assert "has no timm equivalent" in notices[0] and "enlarged to 96" in notices[1]
+    assert "has no timm equivalent" in notices[0] and "to 96 pixels internally" in notices[1]
     assert_sees_like(encoder, net, 96)
     assert encoder.tap_names == []
     with pytest.raises(UserError, match="it has none"):
