@@ -22,11 +22,11 @@ from ssdistill.settings.registry import RUNTIMES
 
 
 class Pictures(Model):
-    """An encoder that takes pictures as files hold them: uint8, 0 to 255.
+    """An encoder that takes images as files hold them: uint8, 0 to 255.
 
     Args:
         encoder: is used, not copied.
-        side: pixels a side of the pictures, which are brought to the encoder's image size by a
+        side: pixels a side of the images, which are brought to the encoder's image size by a
             bicubic, antialiased filter; None where they have that size.
     """
 
@@ -55,7 +55,7 @@ class Pictures(Model):
         self.net.set_taps(taps)
 
     def forward(self, x_BCHW: Tensor) -> Representation:
-        """Encode uint8 pictures (B, 3, side, side)."""
+        """Encode uint8 images (B, 3, side, side)."""
         x_BCHW = x_BCHW.float() / 255
         if self.filter_SH is not None:
             # With an axis more: of four, OpenVINO takes the last for the channels of what follows.
@@ -67,14 +67,14 @@ class Pictures(Model):
 class Export(Step):
     """Write the network for a runtime, in float32, and measure what that alone changes.
 
-    The file is opened again and compared with PyTorch. An encoder's normalisation is in it; with
-    ``uint8`` it takes pictures as files hold them, so that a program that uses it needs neither
+    The file is opened again and compared with PyTorch. An encoder's normalization is in it; with
+    ``uint8`` it takes images as files hold them, so that a program that uses it needs neither
     mean nor deviation nor PyTorch.
 
     Args:
         runtime: what the file is for.
         uint8: fold the conversion from uint8 (B, 3, H, W) into the file; encoders only.
-        resize_from: height and width of the pictures, where the file is to bring them to the
+        resize_from: height and width of the images, where the file is to bring them to the
             encoder's image size; needs ``uint8``.
         tolerance: largest accepted difference to PyTorch, relative to the largest value.
     """

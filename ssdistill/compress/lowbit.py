@@ -107,7 +107,7 @@ class LowBit(Step):
         """A copy of ``model`` whose weights lie on their grids, and whose ``coded`` says so.
 
         ``context.record`` receives ``weights`` (how many tensors), ``mean_bits`` (of one number
-        in them), ``corrected`` (1 where the bias correction helped), ``lowbit_cosine`` (centred
+        in them), ``corrected`` (1 where the bias correction helped), ``lowbit_cosine`` (centered
         cosine of the embeddings with those of ``model``) and ``storage`` (that it is only that).
 
         Raises:

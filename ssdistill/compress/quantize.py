@@ -38,9 +38,9 @@ OWN_FILES = {"torchao": "aot_inductor", "executorch": "executorch"}
 class Quantize(Step):
     """Post-training quantization: the model as a file that a runtime computes in 8 bits.
 
-    The model is written with its normalisation, so that calibration cannot use another one, and
+    The model is written with its normalization, so that calibration cannot use another one, and
     calibrated on unlabeled inputs. The file is opened again and compared with the float model on
-    other inputs of the same kind, by centred cosine and CKA: features after a ReLU share a
+    other inputs of the same kind, by centered cosine and CKA: features after a ReLU share a
     direction that makes any two encoders look alike to a plain cosine.
 
     Args:
@@ -57,7 +57,7 @@ class Quantize(Step):
         percentile: in percent, for ``calibration: percentile``.
         calibration_images: inputs the ranges are taken from.
         check_images: further inputs the result is checked on.
-        min_cosine: smallest accepted mean centred cosine to the float embedding.
+        min_cosine: smallest accepted mean centered cosine to the float embedding.
         min_cka: smallest accepted debiased CKA with it.
         reduce_range: 7-bit weights, for x86 processors without VNNI, whose ``u8s8`` saturates.
         operators: ONNX operators to quantize, e.g. ``[MatMul, Gemm]``, for onnxruntime. By
@@ -144,7 +144,7 @@ class Quantize(Step):
         """The quantized model, whose file is in ``context.folder``.
 
         ``context.record`` receives ``runtime``, ``mode``, how much was quantized, and from the
-        check inputs ``cosine`` (centred), its 1 % quantile ``cosine_p01`` and ``cka``.
+        check inputs ``cosine`` (centered), its 1 % quantile ``cosine_p01`` and ``cka``.
 
         Raises:
             UserError: a model that is a file already, weights or inputs that cannot be right, a

@@ -148,7 +148,7 @@ def refit_layers(
     (after He et al., ICCV 2017, arXiv:1707.06168, eq. 5 and section 3.3). Batch norms and layer
     scales in between are accounted for. The ridge, in units of the mean variance of x', is
     chosen by layer on held-out inputs. A layer that none improves is kept, and so is one whose
-    weight is standardised or parametrised on its way to the convolution.
+    weight is standardized or parametrized on its way to the convolution.
 
     Inputs are read in batches, at most 64 places of a feature map each; only sums as large as
     one layer and up to half a gigabyte of dense outputs stay in memory.

@@ -44,7 +44,7 @@ class Search(Step):
         latency: share of the time for one input to keep at most.
         actions: ``bits`` (2 to 8 a weight), ``width`` (fewer channels within blocks), ``rank``
             (a layer as two); by default ``bits`` for bytes and ``width`` for the others.
-        damage: ``cosine`` (1 - centred cosine) or ``cka`` (1 - debiased CKA).
+        damage: ``cosine`` (1 - centered cosine) or ``cka`` (1 - debiased CKA).
         layers: patterns of the layers that may be changed.
         images: unlabeled inputs for the damages; as many others judge the plans.
         seed: which images.

@@ -88,7 +88,7 @@ def agreed_on(before: Any, after: Any, inputs: Tensor) -> dict[str, float]:
     """How the embeddings of two models agree.
 
     See :func:`ssdistill.label_free.agreement.agreement`.
-    Of a handful of inputs, as many neighbours as usual would be all there are; of fewer than
+    Of a handful of inputs, as many neighbors as usual would be all there are; of fewer than
     ``CKA_AT_LEAST``, nothing can be said.
     """
     if len(inputs) < CKA_AT_LEAST:

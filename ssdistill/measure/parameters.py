@@ -16,7 +16,7 @@ def count_parameters(model: Any, nonzero: bool = False) -> int:
     """Number of parameters, whatever their width in bits.
 
     For an ONNX file these are its stored tensors of at least one axis, except the scales
-    and zero points of quantization (whose size :func:`file_bytes` includes). Normalisation
+    and zero points of quantization (whose size :func:`file_bytes` includes). Normalization
     statistics are not parameters in PyTorch; an exporter folds them into the weights. A kept
     projector is not counted.
 

@@ -60,7 +60,7 @@ def choose_precision(
 
     Args:
         make_step: ``make_step(precision, memory_format)`` builds what one training step runs,
-            on its own copy of the model (and synchronises, on a device that runs ahead).
+            on its own copy of the model (and synchronizes, on a device that runs ahead).
         candidates: what to try, plainest first.
         rounds: timed steps per candidate, after one that warms it up.
         cache: folder of ``precision.json``, where choices are remembered so that an interrupted

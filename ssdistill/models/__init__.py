@@ -1,1 +1,1 @@
-"""What turns pictures into vectors."""
+"""What turns images into vectors."""

@@ -1,4 +1,4 @@
-"""timm encoders that carry their own normalisation, input size and feature taps."""
+"""timm encoders that carry their own normalization, input size and feature taps."""
 
 import timm
 import torch
@@ -32,7 +32,7 @@ from ssdistill.models.trial import (
 
 
 class Encoder(Model):
-    """A backbone that takes images in [0, 1], and resizes and normalises them itself.
+    """A backbone that takes images in [0, 1], and resizes and normalizes them itself.
 
     Attributes:
         spec: how it was built.
@@ -74,7 +74,7 @@ class Encoder(Model):
         """Encode images.
 
         Args:
-            x_BCHW: float images in [0, 1], un-normalised. Where the spec has an ``input_size``,
+            x_BCHW: float images in [0, 1], unnormalized. Where the spec has an ``input_size``,
                 views of every size are brought to it (bicubic, antialiased, kept in [0, 1]).
 
         Returns:

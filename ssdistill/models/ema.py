@@ -17,7 +17,7 @@ def update_momentum(online: nn.Module, target: nn.Module, momentum: float) -> No
     """``target = momentum * target + (1 - momentum) * online``, in place.
 
     Floating-point buffers (batch-norm statistics) move like the parameters; counters are copied.
-    lightly's function of the same name leaves buffers where they were initialised.
+    lightly's function of the same name leaves buffers where they were initialized.
     """
     ours, theirs = list(target.parameters()), list(online.parameters())
     if ours:  # a head may be nn.Identity

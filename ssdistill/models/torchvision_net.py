@@ -36,7 +36,7 @@ class TorchvisionNet(nn.Module):
         self.net = net
 
     def forward_features(self, x_BCHW: Tensor) -> Tensor:
-        """The embedding (B, num_features) of normalised images."""
+        """The embedding (B, num_features) of normalized images."""
         return self.net(x_BCHW)
 
     def forward_head(self, features_BD: Tensor, pre_logits: bool = True) -> Tensor:

@@ -40,7 +40,7 @@ class Teacher:
     def load(self, pictures: Pictures) -> tuple[Encoder, list[str]]:
         """The encoder in eval mode, with its projector where one was kept, and notices.
 
-        It brings its own normalisation and input size, and takes images of
+        It brings its own normalization and input size, and takes images of
         ``pictures.image_size`` pixels in [0, 1].
 
         Raises:

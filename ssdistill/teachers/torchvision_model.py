@@ -36,7 +36,7 @@ class TorchvisionModel(Teacher):
     Args:
         name: any of torchvision's classifiers.
         weights: ``DEFAULT`` or null, the best torchvision has; the name of others, e.g.
-            ``IMAGENET1K_V1``; or a file with torchvision's keys, which is normalised like the
+            ``IMAGENET1K_V1``; or a file with torchvision's keys, which is normalized like the
             default.
         input_size: side, in pixels, to which images are resized inside. Null is the size of
             the weights where images are smaller or the architecture has a fixed size.

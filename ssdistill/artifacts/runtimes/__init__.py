@@ -99,7 +99,7 @@ class RuntimeModel(ABC):
     @property
     @abstractmethod
     def input_dtype(self) -> np.dtype:
-        """What the file takes: float32, int64, or uint8 for pictures of 0 to 255."""
+        """What the file takes: float32, int64, or uint8 for images of 0 to 255."""
 
     @classmethod
     @abstractmethod
@@ -109,7 +109,7 @@ class RuntimeModel(ABC):
     def __call__(self, x: Tensor) -> Representation:
         """Embed a batch; the embedding comes back on the inputs' device.
 
-        A file that takes pictures of 0 to 255 is given them rounded and, where it resizes them
+        A file that takes images of 0 to 255 is given them rounded and, where it resizes them
         itself, in the size that it resizes.
 
         Raises:
@@ -159,7 +159,7 @@ class RuntimeModel(ABC):
         return np.ascontiguousarray(inputs.numpy(), dtype=takes)
 
     def _pixels(self, x_BCHW: Tensor) -> Tensor:
-        """Pictures in [0, 1] as whole numbers up to 255, in the size that the file takes."""
+        """Images in [0, 1] as whole numbers up to 255, in the size that the file takes."""
         expected = self.input_shape
         if expected is not None and x_BCHW.ndim == 4 and not _fits(x_BCHW.shape[1:], expected):
             size = expected[1:]

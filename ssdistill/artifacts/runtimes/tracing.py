@@ -79,7 +79,7 @@ def _traced(graph: nn.Module, model: Model, most: int | None) -> ExportedProgram
 
 
 def _trace(graph: nn.Module, example: Tensor, most: int | None) -> ExportedProgram:
-    # An example batch of 1 would be taken for a constant (torch.export specialises 0 and 1).
+    # An example batch of 1 would be taken for a constant (torch.export specializes 0 and 1).
     sizes = ({0: torch.export.Dim("batch", min=1, max=most)},)
     return torch.export.export(graph, (example,), dynamic_shapes=sizes, strict=False)
 
@@ -90,7 +90,7 @@ def strip(graph: torch.fx.GraphModule) -> int:
     graph.recompile()
     read, numbers = {node.target for node in graph.graph.nodes if node.op == "get_attr"}, 0
     for name, tensor in [*graph.named_parameters(), *graph.named_buffers()]:
-        # The counters of batch normalisation are worth no second tracing.
+        # The counters of batch normalization are worth no second tracing.
         if name not in read and tensor.numel() > 1:
             parent, _, leaf = name.rpartition(".")
             delattr(graph.get_submodule(parent), leaf)

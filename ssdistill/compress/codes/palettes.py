@@ -78,7 +78,7 @@ def _lloyd(rows: Rows, book_RK: Tensor, rounds: int = ROUNDS) -> tuple[Tensor, T
 
 
 def _move(rows: Rows, book_RK: Tensor, moves: int) -> Tensor:
-    """Codebooks in which ``moves`` pairs of neighbours have become one and as many clusters two."""
+    """Codebooks in which ``moves`` pairs of neighbors have become one and as many clusters two."""
     numbers_RK, totals_RK = _clusters(rows, book_RK)
     left_RK, left_totals_RK = _clusters(rows, book_RK, halves=True)
     right_RK = numbers_RK - left_RK
@@ -94,7 +94,7 @@ def _move(rows: Rows, book_RK: Tensor, moves: int) -> Tensor:
     for shift in (0, -1):
         loss_RK.scatter_(1, (split_RM + shift).clamp(0, loss_RK.shape[1] - 1), torch.inf)
     join_RM = loss_RK.topk(moves, dim=1, largest=False).indices
-    # Of two neighbours the first takes the middle; the second is free for half a split cluster.
+    # Of two neighbors the first takes the middle; the second is free for half a split cluster.
     book_RK = book_RK.scatter(1, split_RM, ends[0].gather(1, split_RM))
     middle_RM = (totals_RK.gather(1, join_RM) + totals_RK.gather(1, join_RM + 1)) / (
         numbers_RK.gather(1, join_RM) + numbers_RK.gather(1, join_RM + 1)

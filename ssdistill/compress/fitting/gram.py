@@ -45,10 +45,10 @@ class Gram:
         self.count += other.count
 
     def solve(self, ridge_G: Tensor) -> tuple[Tensor, Tensor] | None:
-        """The map that minimises |x W + b - y|^2 / N + ridge s |W|^2, s the mean variance of x.
+        """The map that minimizes |x W + b - y|^2 / N + ridge s |W|^2, s the mean variance of x.
 
         Args:
-            ridge_G: penalty of every regression, without a unit; b is not penalised.
+            ridge_G: penalty of every regression, without a unit; b is not penalized.
 
         Returns:
             W (G, K, O) and b (G, O); None where the equations have no stable solution.

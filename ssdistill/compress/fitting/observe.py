@@ -37,7 +37,7 @@ class Observer(TorchFunctionMode):
 
     It knows a layer by its weight among the arguments of ``conv2d`` and ``linear``: it sees
     what the layer really computes, whatever its module pads before. A weight that is
-    standardised or parametrised on the way there is not the layer's own and goes unseen.
+    standardized or parametrized on the way there is not the layer's own and goes unseen.
 
     Args:
         net: the network that will run.
@@ -62,7 +62,7 @@ class Observer(TorchFunctionMode):
         self.places, self.inputs, self.streams, self.events = places, inputs, streams, events
         self.calls: dict[str, list[Call]] = {}
         modules = dict(net.named_modules())
-        # A parametrised weight is made anew at every look: its identity says nothing.
+        # A parametrized weight is made anew at every look: its identity says nothing.
         weights = {name: modules[name]._parameters.get("weight") for name in layers}
         self._layers = {id(w): (n, modules[n]) for n, w in weights.items() if w is not None}
         self._norms = {id(m.running_mean): n for n, m in modules.items() if isinstance(m, NORMS)}

@@ -8,7 +8,7 @@ from ssdistill.errors import UserError
 
 BATCH = 32
 PLACES = 64
-"""Places of a feature map looked at per input; neighbouring ones say much the same."""
+"""Places of a feature map looked at per input; neighboring ones say much the same."""
 TARGET_BYTES = 2**29
 """How much of the dense network's outputs is kept at a time; the rest takes another pass."""
 SMALLEST = 8

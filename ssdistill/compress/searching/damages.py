@@ -40,7 +40,7 @@ class Damages:
 
 
 def damage(found_ND: Tensor, wanted_ND: Tensor, measure: Measure) -> float:
-    """1 - mean centred cosine, or 1 - debiased CKA, of two embeddings of the same inputs."""
+    """1 - mean centered cosine, or 1 - debiased CKA, of two embeddings of the same inputs."""
     if measure == "cosine":
         value = 1 - centred_cosine(found_ND, wanted_ND).mean().item()
     else:

@@ -15,7 +15,7 @@ from ssdistill.models.wrapped import Wrapped
 
 
 class Secret(nn.Module):
-    """The mean picture through a linear layer, over pictures nobody else may see."""
+    """The mean image through a linear layer, over images nobody else may see."""
 
     def __init__(self):
         super().__init__()

@@ -329,7 +329,7 @@ class Branching(torch.nn.Module):
 
 
 class Rolled(torch.nn.Module):
-    """Gives every channel to its neighbour."""
+    """Gives every channel to its neighbor."""
 
     def forward(self, x):
         return x.roll(1, 1)

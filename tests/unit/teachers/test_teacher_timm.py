@@ -28,7 +28,7 @@ def pictures(size=64):
 
 
 def timms(name, **args):
-    """timm's network at random weights that no initialisation gives."""
+    """timm's network at random weights that no initialization gives."""
     torch.manual_seed(0)
     net = timm.create_model(name, **args).eval()
     for value in net.state_dict().values():

@@ -34,7 +34,7 @@ def pictures(size=64):
 
 
 def scramble(net):
-    """Values that no initialisation gives, so that every tensor counts."""
+    """Values that no initialization gives, so that every tensor counts."""
     for value in net.state_dict().values():
         if value.is_floating_point():
             value.add_(torch.rand_like(value), alpha=0.02)
