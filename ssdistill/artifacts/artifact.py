@@ -67,7 +67,7 @@ def save_encoder(
     Raises:
         UserError: the disk is full, or the projector has layers that no file can describe.
     """
-    head, kept = _describe_projector(getattr(encoder, "projector", None))
+    head, projector_facts = _describe_projector(getattr(encoder, "projector", None))
     facts: dict[str, Any] = {"embed_dim": encoder.embed_dim}
     if encoder.spec is not None:
         facts["input"] = (
@@ -80,7 +80,7 @@ def save_encoder(
     else:
         facts["runtime"] = getattr(encoder, "runtime", "onnxruntime")
         files = _runtime_files(encoder, facts["runtime"])
-    facts |= {**kept, "lineage": lineage or {}, "libraries": _versions()}
+    facts |= {**projector_facts, "lineage": lineage or {}, "libraries": _versions()}
     return write_artifact(Path(folder), files, head, facts)
 
 

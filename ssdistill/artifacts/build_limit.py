@@ -39,7 +39,7 @@ def build_limit(file_bytes: int, what: str, remedy: str) -> Iterator[None]:
     """
     refusal = f"{what} describes a network too large for its weights file; {remedy}"
     try:
-        with _Count(most_numbers(file_bytes), refusal):
+        with _TensorCounter(most_numbers(file_bytes), refusal):
             yield
     except (MemoryError, OverflowError) as error:
         raise TooLarge(refusal) from error
@@ -49,7 +49,7 @@ def build_limit(file_bytes: int, what: str, remedy: str) -> Iterator[None]:
         raise
 
 
-class _Count(TorchDispatchMode):
+class _TensorCounter(TorchDispatchMode):
     """Counts the numbers of all tensors that are made, before they are."""
 
     def __init__(self, most: int, refusal: str):

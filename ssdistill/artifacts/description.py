@@ -189,7 +189,7 @@ def _one_line(path: Path, error: pydantic.ValidationError, *inside: str) -> str:
     if not place:
         return f"{path} does not describe a model ({reason}); {REMEDY}"
     # What is wrong with a value that is absent is that it is absent.
-    given = "" if problem["type"] == "missing" else f", got {shortened(repr(problem['input']))}"
+    received = "" if problem["type"] == "missing" else f", got {shortened(repr(problem['input']))}"
     key = shortened(".".join(place), 100)
-    reason = f"{reason[:1].lower()}{reason[1:]}{given}"
+    reason = f"{reason[:1].lower()}{reason[1:]}{received}"
     return f"the {shortened(place[0])} in {path} is invalid ({key}: {reason}); {REMEDY}"

@@ -145,12 +145,12 @@ def unpack_head(content: bytes, layers: list[Layer], in_dim: int) -> nn.Sequenti
             head(torch.empty(1, in_dim))
         except (RuntimeError, ValueError) as error:
             raise UserError(f"has layers of incompatible widths: {reason(error)}") from error
-    for name, ours in head.state_dict().items():
+    for name, expected in head.state_dict().items():
         if name not in state:
             raise UserError(f"lacks '{name}'")
-        found, wanted = tuple(state[name].shape), tuple(ours.shape)
-        if found != wanted:
-            raise UserError(f"has a '{name}' of shape {found}, not {wanted}")
+        shape, expected_shape = tuple(state[name].shape), tuple(expected.shape)
+        if shape != expected_shape:
+            raise UserError(f"has a '{name}' of shape {shape}, not {expected_shape}")
     for name in state:
         if name not in head.state_dict():
             raise UserError(f"has an unknown '{name}'")

@@ -43,7 +43,9 @@ def pack_weights(model: Model) -> tuple[dict[str, bytes], dict[str, Any]]:
         "widths": {k: list(v.shape) for k, v in state.items() if v.shape != shapes.get(k)}
     }
     if model.channels:
-        facts["channels"] = {k: [int(i) for i in kept] for k, kept in model.channels.items()}
+        facts["channels"] = {
+            k: [int(i) for i in channels] for k, channels in model.channels.items()
+        }
     if model.removed:
         facts["removed"] = list(model.removed)
     if coded := current(state, model.coded):
@@ -101,13 +103,20 @@ def _check_keys(model: Model, state: dict[str, Tensor]) -> None:
     for key in state:
         if key not in known:
             raise UserError(f"it has an unknown '{key}'")
-    for key, ours in known.items():
-        if ours.shape != state[key].shape:
-            shapes = f"{tuple(state[key].shape)} in the file but {tuple(ours.shape)} in the network"
-            raise UserError(f"tensor '{key}' has shape {shapes}")
-        if ours.is_floating_point() != state[key].is_floating_point():
-            raise UserError(
-                f"tensor '{key}' is {state[key].dtype} in the file but {ours.dtype} in the network"
+    for key, expected in known.items():
+        if expected.shape != state[key].shape:
+            shapes = (
+                f"{tuple(state[key].shape)} in the file but {tuple(expected.shape)} in the network"
             )
-        if ours.is_floating_point() and ours.isfinite().all() and not state[key].isfinite().all():
+            raise UserError(f"tensor '{key}' has shape {shapes}")
+        if expected.is_floating_point() != state[key].is_floating_point():
+            raise UserError(
+                f"tensor '{key}' is {state[key].dtype} in the file but {expected.dtype} in the "
+                "network"
+            )
+        if (
+            expected.is_floating_point()
+            and expected.isfinite().all()
+            and not state[key].isfinite().all()
+        ):
             raise UserError(f"tensor '{key}' contains NaN or infinity")

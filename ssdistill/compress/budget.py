@@ -45,8 +45,10 @@ def share_of(key: str, reference: Model) -> Iterator[Share]:
 
 
 def _latency_share(model: Model, dense: object) -> float:
-    with float_onnx(model) as ours:
-        return 1 / paired_latency(ours, dense, model.example(1), batch_size=1, threads=1).speedup
+    with float_onnx(model) as candidate:
+        return (
+            1 / paired_latency(candidate, dense, model.example(1), batch_size=1, threads=1).speedup
+        )
 
 
 def search(
@@ -77,9 +79,11 @@ def search(
             )
         if (already := share(make(0.0))) <= budget:
             return 0.0, already
-        low, high, found = 0.0, 1.0, smallest
+        low, high, share_at_high = 0.0, 1.0, smallest
         for _ in context.progress(range(HALVINGS[key]), f"prune to {budget:.0%} of {key}"):
             middle = (low + high) / 2
             cost = share(make(middle))
-            low, high, found = (low, middle, cost) if cost <= budget else (middle, high, found)
-    return high, found
+            low, high, share_at_high = (
+                (low, middle, cost) if cost <= budget else (middle, high, share_at_high)
+            )
+    return high, share_at_high

@@ -21,7 +21,7 @@ from ssdistill.settings import Positive, PositiveInt, Settings
 from ssdistill.settings.registry import RUNTIMES
 
 
-class Pictures(Model):
+class Uint8Encoder(Model):
     """An encoder that takes images as files hold them: uint8, 0 to 255.
 
     Args:
@@ -120,7 +120,7 @@ class Export(Step):
                 f"export.uint8 requires an image encoder, but '{model.name}' is not one"
             )
         self.runtime.require()
-        source = Pictures(model, self.resize_from) if self.uint8 else model
+        source = Uint8Encoder(model, self.resize_from) if self.uint8 else model
         runtime, path = self.runtime(), context.folder / self.runtime.file
         runtime.tolerance = self.tolerance
         start = time.perf_counter()

@@ -29,13 +29,13 @@ class Gate(Settings):
         """
         limits = {"bytes": self.bytes, "latency": self.latency}
         # "not <=" so that NaN fails as well.
-        found = [
+        failures = [
             f"{name} ratio {measured[name]:.3f} exceeds gate.{name}={limit:g}"
             for name, limit in limits.items()
             if limit is not None and not measured[name] <= limit
         ]
         if self.cka is not None and not measured["cka"] >= self.cka:
-            found.append(
+            failures.append(
                 f"CKA {measured['cka']:.3f} with the previous model is below gate.cka={self.cka:g}"
             )
-        return found
+        return failures

@@ -116,23 +116,23 @@ class LowBit(Step):
         """
         check_given(self.kind, model)
         targets, inputs = self._targets(context), context.images(self.images, self.seed)
-        bits, made = self._rounded(model, inputs, context)
+        bits, quantized = self._rounded(model, inputs, context)
         corrected = False
         if self.bias_correction:
-            coded = made.coded
-            made, corrected = correct_shifts(made, model, inputs)
-            made.coded = coded
+            coded = quantized.coded
+            quantized, corrected = correct_shifts(quantized, model, inputs)
+            quantized.coded = coded
         if self.qat:
-            made = self._train(made, model, list(bits), targets, context)
-        numbers = {key: made.coded[key].integers.numel() for key in bits}
+            quantized = self._train(quantized, model, list(bits), targets, context)
+        numbers = {key: quantized.coded[key].integers.numel() for key in bits}
         context.record.update(
             weights=len(bits),
             mean_bits=sum(bits[k] * n for k, n in numbers.items()) / sum(numbers.values()),
             corrected=int(corrected),
-            lowbit_cosine=_cosine(made, model, inputs),
+            lowbit_cosine=_cosine(quantized, model, inputs),
             storage="fewer bits in the file; memory and speed as before",
         )
-        return made
+        return quantized
 
     def _rounded(
         self, model: Model, inputs: torch.Tensor, context: Context
@@ -144,14 +144,13 @@ class LowBit(Step):
         cka = likeness_to(model, inputs)
         for width in range(self.bits, MOST_BITS + 1):
             bits = self._bits_by_key(model, width)
-            made = put_on_grid(model, bits, **self.grid)
-            context.record["cka"] = cka(made)
+            quantized = put_on_grid(model, bits, **self.grid)
+            context.record["cka"] = cka(quantized)
             if context.record["cka"] >= self.cka:
-                return bits, made
+                return bits, quantized
         raise UserError(
             f"lowbit.cka={self.cka:.8g}: out of reach, even {MOST_BITS} bits give '{model.name}' "
-            "a CKA of "
-            f"{context.record['cka']:.8g}"
+            f"a CKA of {context.record['cka']:.8g}"
         )
 
     def _bits_by_key(self, model: Model, bits: int | dict[str, int]) -> dict[str, int]:
@@ -177,23 +176,23 @@ class LowBit(Step):
 
     def _train(
         self,
-        made: Model,
+        quantized: Model,
         model: Model,
         keys: list[str],
         targets: Mapping[str, Model],
         context: Context,
     ) -> Model:
-        """``made`` after training from the weights that ``model`` had before rounding."""
-        made, coded, layers = copy.deepcopy(made), made.coded, weights_of(model.net)
-        inside = weights_of(made.net)
+        """``quantized`` after training from the weights that ``model`` had before rounding."""
+        quantized, coded, layers = copy.deepcopy(quantized), quantized.coded, weights_of(model.net)
+        inside = weights_of(quantized.net)
         with torch.no_grad():
             for key in keys:
                 inside[key].weight.copy_(layers[key].weight)
         training = self.qat.model_dump(exclude={"target"})
-        with on_grid(made.net, {key: coded[key] for key in keys}) as found:
-            context.train(made, targets, TrainSettings(**training))
-        made.coded = coded | _with_ties(made.net, found)
-        return made
+        with on_grid(quantized.net, {key: coded[key] for key in keys}) as grids:
+            context.train(quantized, targets, TrainSettings(**training))
+        quantized.coded = coded | _with_ties(quantized.net, grids)
+        return quantized
 
 
 def bits_by_pattern(patterns: Mapping[str, int], keys: list[str]) -> dict[str, int]:
@@ -224,13 +223,13 @@ def put_on_grid(model: Model, bits: Mapping[str, int], **grid: bool | Clip) -> M
         bits: by the keys of :func:`weights_of`.
         grid: as for :func:`quantize_weight`.
     """
-    made, found = copy.deepcopy(model), {}
-    layers = weights_of(made.net)
+    quantized, codes = copy.deepcopy(model), {}
+    layers = weights_of(quantized.net)
     for key, width in bits.items():
-        rounded, found[key] = quantize_weight(layers[key].weight, width, **grid)
+        rounded, codes[key] = quantize_weight(layers[key].weight, width, **grid)
         layers[key].weight.copy_(rounded)
-    made.coded = made.coded | _with_ties(made.net, found)
-    return made
+    quantized.coded = quantized.coded | _with_ties(quantized.net, codes)
+    return quantized
 
 
 def _with_ties(net: nn.Module, coded: Mapping[str, Uniform]) -> dict[str, Uniform]:
@@ -241,8 +240,8 @@ def _with_ties(net: nn.Module, coded: Mapping[str, Uniform]) -> dict[str, Unifor
 
 
 @torch.inference_mode()
-def _cosine(made: Model, model: Model, inputs: torch.Tensor) -> float:
-    inputs, was_training = inputs.to(model.device), (made.training, model.training)
-    pair = [m.eval()(inputs).embedding_BD for m in (made, model)]
-    made.train(was_training[0]), model.train(was_training[1])
+def _cosine(quantized: Model, model: Model, inputs: torch.Tensor) -> float:
+    inputs, was_training = inputs.to(model.device), (quantized.training, model.training)
+    pair = [m.eval()(inputs).embedding_BD for m in (quantized, model)]
+    quantized.train(was_training[0]), model.train(was_training[1])
     return centred_cosine(*pair).mean().item()

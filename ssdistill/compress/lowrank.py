@@ -103,12 +103,14 @@ class LowRank(Step):
             "bytes": bytes,
             "latency": latency,
         }
-        given = [(key, value) for key, value in goals.items() if value is not None]
-        if len(given) != 1:
-            raise UserError(f"lowrank: give exactly one of {', '.join(goals)}, got {len(given)}")
+        chosen_goals = [(key, value) for key, value in goals.items() if value is not None]
+        if len(chosen_goals) != 1:
+            raise UserError(
+                f"lowrank: give exactly one of {', '.join(goals)}, got {len(chosen_goals)}"
+            )
         if compensate and method != "data":
             raise UserError(f"lowrank: compensate requires method=data, got method={method}")
-        ((self.goal, self.share),) = given
+        ((self.goal, self.share),) = chosen_goals
         self.method, self.layers, self.exclude = method, layers, exclude
         self.round_to, self.compensate = round_to, compensate
         self.images, self.seed = images, seed
@@ -190,15 +192,15 @@ class LowRank(Step):
                     f"lowrank: no layer of '{model.name}' that can be factorized matches "
                     f"'{pattern}'{nearest(pattern.rstrip('.*'), sorted(known))}"
                 )
-        wanted = {
+        selected = {
             name: place
             for name, place in places.items()
             if any(fnmatchcase(name, pattern) for pattern in self.layers)
             and not any(fnmatchcase(name, pattern) for pattern in self.exclude)
         }
-        if not wanted:
+        if not selected:
             raise UserError(f"lowrank: exclude leaves no layer of '{model.name}' to factorize")
-        return wanted
+        return selected
 
     def _choose(
         self,

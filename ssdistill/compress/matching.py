@@ -48,8 +48,7 @@ def _train(
         if target.embed_dim != student.embed_dim:
             raise UserError(
                 f"'{student.name}' has embeddings of width {student.embed_dim}, but its target "
-                f"{name} of width "
-                f"{target.embed_dim}: match_embeddings requires equal widths"
+                f"{name} of width {target.embed_dim}: match_embeddings requires equal widths"
             )
     size = min(settings.batch_size, len(inputs))
     steps = settings.num_steps(len(inputs) // size)

@@ -98,8 +98,8 @@ class Prune(Step):
         seed: int = 0,
     ):
         targets = dict(zip(TARGETS, (ratio, macs, parameters, bytes, latency, cka), strict=True))
-        given = {key: value for key, value in targets.items() if value is not None}
-        if len(given) != 1:
+        chosen_targets = {key: value for key, value in targets.items() if value is not None}
+        if len(chosen_targets) != 1:
             raise UserError(f"prune: give exactly one of {', '.join(TARGETS)}")
         if "blocks" in units and len(units) > 1:
             raise UserError(
@@ -108,7 +108,7 @@ class Prune(Step):
             )
         if rounds == 1 and (recover is not None or refit):
             raise UserError("prune: recover and refit run between rounds: set rounds above 1")
-        (self.target,) = given.items()
+        (self.target,) = chosen_targets.items()
         self.ratio = ratio
         self.units, self.criterion, self.scope, self.of = units, criterion, scope, of
         self.round_to, self.global_ranking, self.protect = round_to, global_ranking, protect
@@ -181,9 +181,11 @@ class Prune(Step):
     def _units(self, model: Model, context: Context) -> tuple[Callable[[float], Model], str]:
         """What gives the model without a ratio of its channels and heads, and the settings that
         bound it."""
-        found = self._survey(model)
-        scores = score_groups(self.criterion, model, found.groups, context, self.images, self.seed)
-        pairs = zip(found.groups, scores, strict=True)
+        prunable = self._survey(model)
+        scores = score_groups(
+            self.criterion, model, prunable.groups, context, self.images, self.seed
+        )
+        pairs = zip(prunable.groups, scores, strict=True)
         groups = [replace(group, score_C=s) for group, s in pairs if s is not None]
         if not groups:
             raise UserError(
@@ -194,8 +196,8 @@ class Prune(Step):
         widths = dense_units(groups, model, context.original) if fixed else None
         relative = self.criterion != "lamp"
         context.record["prunable"] = len(groups)
-        if found.whole:
-            context.record["whole"] = _in_words(found.whole)
+        if prunable.whole:
+            context.record["whole"] = _in_words(prunable.whole)
         limits = f"scope={self.scope}, round_to={self.round_to}"
         keep = partial(best, groups, widths, self.round_to, self.global_ranking, relative)
         return lambda ratio: remove(model, groups, keep(ratio)), limits
@@ -207,22 +209,24 @@ class Prune(Step):
                 raise UserError(
                     f"prune.protect: '{model.name}' has no layer '{name}'{nearest(name, layers)}"
                 )
-        found = survey(model, self.scope, self.units, self.protect)
-        if not found.groups:
+        prunable = survey(model, self.scope, self.units, self.protect)
+        if not prunable.groups:
             why = "; set scope=all" if self.scope == "inner" and "channels" in self.units else ""
-            if found.whole:
-                why = f": {_in_words(found.whole)}"
+            if prunable.whole:
+                why = f": {_in_words(prunable.whole)}"
             raise UserError(
                 f"prune: '{model.name}' has no {' or '.join(self.units)} that "
                 f"scope={self.scope} may remove{why}"
             )
-        return found
+        return prunable
 
     def _report(self, model: Model, pruned: Model, context: Context) -> int:
         """Record what has gone; how many layers or blocks that were."""
         before, after = count_parameters(model), count_parameters(pruned)
         narrowed = [
-            name for name, kept in pruned.channels.items() if model.channels.get(name) != kept
+            name
+            for name, remaining in pruned.channels.items()
+            if model.channels.get(name) != remaining
         ]
         blocks = [name for name in pruned.removed if name not in model.removed]
         context.record.update(

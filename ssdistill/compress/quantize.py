@@ -173,14 +173,14 @@ class Quantize(Step):
 
     def _images(self, context: Context) -> tuple[Tensor, Tensor]:
         """Distinct inputs for calibration and check, drawn at once so that they cannot overlap."""
-        wanted = self.calibration_images + self.check_images
-        inputs = context.images(wanted, self.seed)
+        image_count = self.calibration_images + self.check_images
+        inputs = context.images(image_count, self.seed)
         if len(inputs) < FEWEST_INPUTS:
             raise UserError(f"quantize requires at least {FEWEST_INPUTS} inputs, got {len(inputs)}")
         # They may come in the order of the data set, where one class follows the other.
         generator = torch.Generator().manual_seed(self.seed)
         inputs = inputs[torch.randperm(len(inputs), generator=generator)]
-        cut = round(len(inputs) * self.calibration_images / wanted)
+        cut = round(len(inputs) * self.calibration_images / image_count)
         cut = min(max(cut, FEWEST_INPUTS // 2), len(inputs) - FEWEST_INPUTS // 2)
         return inputs[:cut], inputs[cut:]
 

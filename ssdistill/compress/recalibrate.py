@@ -76,8 +76,8 @@ class Recalibrate(Step):
 def norms_of(model: Model) -> list[nn.Module]:
     """The batch norms that keep statistics."""
     kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-    found = [m for m in model.net.modules() if isinstance(m, kinds)]
-    return [norm for norm in found if norm.running_mean is not None]
+    norms = [m for m in model.net.modules() if isinstance(m, kinds)]
+    return [norm for norm in norms if norm.running_mean is not None]
 
 
 @torch.no_grad()
@@ -97,6 +97,6 @@ def recalibrate(model: Model, batches: Iterable[Tensor]) -> Model:
         changed(batch.to(changed.device))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-    for module, given in zip(changed.modules(), model.modules(), strict=True):
-        module.training = given.training
+    for module, original_module in zip(changed.modules(), model.modules(), strict=True):
+        module.training = original_module.training
     return changed

@@ -95,14 +95,14 @@ class Recover(Step):
 def _rewind(model: Model, original: Model | None) -> None:
     if original is None:
         raise UserError("recover.rewind=weights requires context.original")
-    ours, theirs = model.net.state_dict(), original.net.state_dict()
-    for name, tensor in ours.items():
-        if name not in theirs or theirs[name].shape != tensor.shape:
+    state, original_state = model.net.state_dict(), original.net.state_dict()
+    for name, tensor in state.items():
+        if name not in original_state or original_state[name].shape != tensor.shape:
             raise UserError(
                 f"recover.rewind=weights: '{name}' of '{model.name}' no longer has the shape it "
                 "had in the original; only models without removed channels can be rewound"
             )
-        tensor.copy_(theirs[name])
+        tensor.copy_(original_state[name])
 
 
 @torch.no_grad()

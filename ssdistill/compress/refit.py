@@ -178,23 +178,26 @@ def refit_layers(
     pairs = consumers(pruned, dense, wide.traced, depthwise)
     if not pairs:
         raise UserError(f"refit must follow prune: no layer of '{pruned.name}' has lost inputs")
-    kept = {name: kept_outputs(pruned, dense, name, twin) for name, twin in pairs.items()}
+    remaining_outputs = {
+        name: kept_outputs(pruned, dense, name, twin) for name, twin in pairs.items()
+    }
     order = [
         name
         for name, calls in narrow.traced.items()
-        if name in pairs and comparable(calls, wide.traced.get(pairs[name], []), kept[name])
+        if name in pairs
+        and comparable(calls, wide.traced.get(pairs[name], []), remaining_outputs[name])
     ]
     targets = Targets(wide, batches, {name: pairs[name] for name in order})
     fits = {name: Fit(name, 1.0) for name in pairs}
     for name in progress(order, "refit"):
-        sums = _sums(narrow, batches, name, kept[name], targets)
+        sums = _sums(narrow, batches, name, remaining_outputs[name], targets)
         weight_GO = narrow.traced[name][0].scale_O.square().view_as(sums[0].y_GO)
         map_GKO, bias_GO, left = best_map(*sums, ridges, weight_GO)
         if left < 1:
             _change(narrow, name, map_GKO, bias_GO)
             fits[name] = Fit(name, left)
-    for module, given in zip(narrow.model.modules(), pruned.modules(), strict=True):
-        module.training = given.training
+    for module, original_module in zip(narrow.model.modules(), pruned.modules(), strict=True):
+        module.training = original_module.training
     return narrow.model, list(fits.values())
 
 
@@ -207,10 +210,10 @@ def _sums(
 ) -> tuple[Gram, Gram]:
     """What determines the change of one layer: from the inputs to fit, and those held out."""
     sums = Gram(), Gram()
-    wanted = targets.of(name)
+    target_outputs = targets.of(name)
     for index, (batch, held) in enumerate(batches):
         calls = narrow.watch(batch, index, [name], True)[name]
-        for call, target_NO in zip(calls, wanted[index], strict=True):
+        for call, target_NO in zip(calls, target_outputs[index], strict=True):
             missing_NO = target_NO[:, kept_O.to(target_NO.device)] - call.end_NO
             scale_O = call.scale_O
             # An output that is multiplied by nothing needs no change.

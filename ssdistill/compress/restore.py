@@ -54,16 +54,16 @@ def dense_parent(path: str | Path) -> Path:
         )
     name = f"*-{parent.digest[:8]}/s{parent.seed}/model/{DESCRIPTION}"
     stages = folder.parents[2]
-    found = next((p for p in sorted(stages.glob(name))), None)
-    if found is None:
+    description_file = next((p for p in sorted(stages.glob(name))), None)
+    if description_file is None:
         raise UserError(
             f"{folder}: its dense parent {parent.digest[:8]}, seed {parent.seed}, is missing "
             f"from {stages}"
         )
-    sha256 = read_description(found.parent).sha256
+    sha256 = read_description(description_file.parent).sha256
     if sha256 != parent.sha256:
         raise UserError(
-            f"{found.parent}: sha256 {sha256[:12]}…, but {folder} was made from "
+            f"{description_file.parent}: sha256 {sha256[:12]}…, but {folder} was made from "
             f"{parent.sha256[:12]}…"
         )
-    return found.parent
+    return description_file.parent

@@ -76,8 +76,8 @@ class Search(Step):
         bias_correction: bool = True,
         front: NonNegativeInt = 4,
     ):
-        given = dict(zip(BUDGETS, (bytes, macs, parameters, latency), strict=True))
-        budgets = {key: share for key, share in given.items() if share is not None}
+        requested = dict(zip(BUDGETS, (bytes, macs, parameters, latency), strict=True))
+        budgets = {key: share for key, share in requested.items() if share is not None}
         if len(budgets) != 1:
             raise UserError(f"search: give exactly one of {', '.join(BUDGETS)}, got {len(budgets)}")
         ((self.budget, self.share),) = budgets.items()
@@ -118,23 +118,23 @@ class Search(Step):
         with measuring(self.budget, model) as (measure, whole):
             costs = PlanCosts(actions, unit, whole, damages.coded)
             facts = actions, damages, costs
-            plan, made, share = within(self.budget, self.share, *facts, measure, context)
-            judge = _Judge(actions, held_out, self.measure)
-            front = self._front(plan, judge.of(made), *facts, judge, context)
+            plan, compressed, share = within(self.budget, self.share, *facts, measure, context)
+            judge = _PlanJudge(actions, held_out, self.measure)
+            front = self._front(plan, judge.of(compressed), *facts, judge, context)
             self._report(front.points[0], share, costs, context)
         corrected = False
         if self.bias_correction:
-            coded = made.coded
-            made, corrected = correct_shifts(made, model, looked)
-            made.coded = coded
+            coded = compressed.coded
+            compressed, corrected = correct_shifts(compressed, model, looked)
+            compressed.coded = coded
         context.record.update(
             changed=len(plan),
-            damage=judge.of(made),
+            damage=judge.of(compressed),
             corrected=int(corrected),
             evaluated=damages.evaluated,
             reused=damages.reused,
         )
-        return made
+        return compressed
 
     def _actions(self, model: Model, context: Context, inputs: Tensor) -> Actions:
         options = {"with_refit": self.refit, "round_to": self.round_to}
@@ -163,13 +163,13 @@ class Search(Step):
         actions: Actions,
         damages: Damages,
         costs: PlanCosts,
-        judge: "_Judge",
+        judge: "_PlanJudge",
         context: Context,
     ) -> Front:
         """The result's point, and those of budgets at which uniform plans spend all they may."""
         uniform = [(p, costs.total(p)) for p in uniform_plans(actions)]
         own = costs.total(plan)
-        budgets = _spread(sorted({c for _, c in uniform if c < costs.whole}), self.front)
+        budgets = _evenly_spaced(sorted({c for _, c in uniform if c < costs.whole}), self.front)
         plans = [plan, *allocate(actions, damages.of, costs, budgets)]
         points = []
         pairs = list(zip([max(own, self.share * costs.whole), *budgets], plans, strict=True))
@@ -215,7 +215,7 @@ class Search(Step):
             context.record["storage"] = "fewer bits in the file; memory and speed as before"
 
 
-class _Judge:
+class _PlanJudge:
     """Damage of whole models, on inputs that no choice was made with."""
 
     def __init__(self, actions: Actions, inputs: Tensor, measure: Measure):
@@ -229,7 +229,7 @@ class _Judge:
         return self.of(self.actions.build(plan))
 
 
-def _spread(values: Sequence[float], count: int) -> list[float]:
+def _evenly_spaced(values: Sequence[float], count: int) -> list[float]:
     """``count`` of the values, evenly spaced with both ends, or all where there are no more."""
     if count >= len(values):
         return list(values)

@@ -134,28 +134,28 @@ class Share(Step):
         self, weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]
     ) -> dict[str, Coded]:
         """Codes of weights that have one codebook, or one for each channel of the only weight."""
-        kept = {k: weight[masks[k]] if k in masks else weight for k, weight in weights.items()}
-        if not any(values.numel() for values in kept.values()):
+        nonzero = {k: weight[masks[k]] if k in masks else weight for k, weight in weights.items()}
+        if not any(values.numel() for values in nonzero.values()):
             return {}
         if self.per == "channel":
             (key, weight), *_ = weights.items()
             code = self._by_channel(weight, masks.get(key))
-            found = {key: code} if code is not None else {}
+            codes = {key: code} if code is not None else {}
         else:
-            values_1N = torch.cat([values.flatten() for values in kept.values()])[None]
+            values_1N = torch.cat([values.flatten() for values in nonzero.values()])[None]
             book_K = self._stored(codebooks(values_1N, self.size)).unique()
             index = {k: nearest_index(v.view(1, -1), book_K[None]).view(v.shape)
-                     for k, v in kept.items()}  # fmt: skip
-            found = {
+                     for k, v in nonzero.items()}  # fmt: skip
+            codes = {
                 key: Sparse(masks[key], book_K, index[key])
                 if key in masks
                 else Palette(book_K, index[key])
                 for key in weights
             }
-        alone = len(found) == 1
+        alone = len(codes) == 1
         return {
             key: code
-            for key, code in found.items()
+            for key, code in codes.items()
             if isinstance(code, Sparse) or not alone or coded_bytes(code) < weights[key].nbytes
         }
 

@@ -104,11 +104,16 @@ def ratio(slower: Sequence[Sequence[float]], faster: Sequence[Sequence[float]]) 
         ValueError: no round in which both took a turn.
     """
     pairs = [(a, b) for a, b in zip(slower, faster, strict=True) if a and b]
-    found = sorted(statistics.median(a) / statistics.median(b) for a, b in pairs)
-    if not found:
+    round_ratios = sorted(statistics.median(a) / statistics.median(b) for a, b in pairs)
+    if not round_ratios:
         raise ValueError("both were never timed in the same round")
-    outside = _outside(len(found))
-    return Ratio(statistics.median(found), found[outside], found[-1 - outside], len(found))
+    outside = _outside(len(round_ratios))
+    return Ratio(
+        statistics.median(round_ratios),
+        round_ratios[outside],
+        round_ratios[-1 - outside],
+        len(round_ratios),
+    )
 
 
 def _outside(count: int) -> int:

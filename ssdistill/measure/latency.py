@@ -232,8 +232,8 @@ def _timed(
     calls: dict[str, Callable[[], Any]] = {}
     for name, model in models.items():
         images = isinstance(model, nn.Module) and x.ndim == 4
-        given = x.contiguous(memory_format=_torch_format(memory_format)) if images else x
-        calls[name] = partial(model, given)
+        inputs = x.contiguous(memory_format=_torch_format(memory_format)) if images else x
+        calls[name] = partial(model, inputs)
     return take_turns(calls, rounds, repeats, seconds_each, clock)
 
 

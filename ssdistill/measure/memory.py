@@ -72,11 +72,11 @@ def peak_memory(
     if not _tells():
         return None
     with tempfile.TemporaryDirectory() as folder:
-        given = Path(folder) / "inputs.npy"
+        inputs_file = Path(folder) / "inputs.npy"
         if inputs is not None:
-            np.save(given, inputs.detach().cpu().numpy())
+            np.save(inputs_file, inputs.detach().cpu().numpy())
         order = {"path": str(artifact), "batch_size": batch_size, "threads": threads}
-        order["inputs"] = str(given) if inputs is not None else None
+        order["inputs"] = str(inputs_file) if inputs is not None else None
         # The fresh process must not know less of what was compiled here than this one.
         order["trust"] = trust or is_known_artifact(artifact)
         command = [sys.executable, "-m", "ssdistill.measure.memory", json.dumps(order)]
@@ -122,12 +122,12 @@ def measure(
     for runtime in RUNTIMES.classes.values():
         if (folder / runtime.file).exists():
             runtime.require()
-    given = torch.from_numpy(np.load(inputs)) if inputs else None
+    batch = torch.from_numpy(np.load(inputs)) if inputs else None
     baseline = _status("VmRSS")
     model, opening = _peak(lambda: load(folder, trust, check_inputs=False), baseline)
     if not isinstance(model, torch.nn.Module):
         model.session_threads = threads
-    x = example([model], batch_size, given)
+    x = example([model], batch_size, batch)
 
     @torch.inference_mode()
     def run() -> None:

@@ -86,10 +86,10 @@ def _gzipped(path: Path) -> int:
 def _files(folder: Path) -> list[Path]:
     # A step's own file is not described yet.
     described = (folder / DESCRIPTION).is_file()
-    found = weight_files(folder) if described else sorted(folder.glob("model.*"))
-    for path in found:
+    files = weight_files(folder) if described else sorted(folder.glob("model.*"))
+    for path in files:
         if not path.is_file():
             raise UserError(f"no {path.name} in {folder}")
-    if not found:
+    if not files:
         raise UserError(f"no model in {folder}")
-    return found
+    return files

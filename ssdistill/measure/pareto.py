@@ -54,11 +54,11 @@ class Front:
     @property
     def pareto(self) -> tuple[FrontPoint, ...]:
         """The searched plans that no cheaper one equals in measured damage, cheapest first."""
-        kept: list[FrontPoint] = []
+        front: list[FrontPoint] = []
         for point in sorted(self.points, key=lambda p: (p.cost, p.measured)):
-            if not kept or point.measured < kept[-1].measured:
-                kept.append(point)
-        return tuple(kept)
+            if not front or point.measured < front[-1].measured:
+                front.append(point)
+        return tuple(front)
 
     def save(self, path: Path) -> None:
         """Write it as JSON."""

@@ -146,8 +146,7 @@ class Encoder(Model):
                 if name not in known:
                     raise UserError(
                         f"{self.spec.name} has no feature map '{name}'{nearest(name, known)}; "
-                        "available: "
-                        f"{', '.join(known) or 'none'}"
+                        f"available: {', '.join(known) or 'none'}"
                     )
         self.taps = taps
 

@@ -16,11 +16,11 @@ def encode_views(
     together: dict[torch.Size, list[int | str]] = {}
     for name, view in views.items():
         together.setdefault(view.shape, []).append(name)
-    found: dict[int | str, Representation] = {}
+    by_view: dict[int | str, Representation] = {}
     for names in together.values():
         stacked = torch.cat([views[name] for name in names])
-        found.update(zip(names, _split(encoder(stacked), len(names)), strict=True))
-    return found
+        by_view.update(zip(names, _split(encoder(stacked), len(names)), strict=True))
+    return by_view
 
 
 def _split(stacked: Representation, count: int) -> list[Representation]:

@@ -44,8 +44,12 @@ def class_token_attention(net: nn.Module) -> dict[str, Attention]:
     """
     if not isinstance(net, VisionTransformer) or net.cls_token is None:
         return {}
-    found = ((name, getattr(net.get_submodule(name), "attn", None)) for name in stage_names(net))
-    return {name: attention for name, attention in found if type(attention) is Attention}
+    attention_modules = (
+        (name, getattr(net.get_submodule(name), "attn", None)) for name in stage_names(net)
+    )
+    return {
+        name: attention for name, attention in attention_modules if type(attention) is Attention
+    }
 
 
 @dataclass(frozen=True)
@@ -101,14 +105,14 @@ def closing_relus(net: nn.Module, x_BCHW: Tensor) -> dict[str, Closing]:
 
 
 def _norm_before(net: nn.Module, relu: str, channels: int) -> str | None:
-    found = None
+    norm_name = None
     for name, module in net.named_modules():
         if name == relu:
             break
         wide = isinstance(module, _BatchNorm) and module.num_features == channels
         if wide and module.affine:
-            found = name
-    return found
+            norm_name = name
+    return norm_name
 
 
 def norm_outputs(net: nn.Module, closing: dict[str, Closing]) -> dict[str, tuple[Tensor, Tensor]]:

@@ -55,7 +55,6 @@ class FinishedRun(Teacher):
         if description.weights == ONNX_WEIGHTS:
             raise UserError(
                 f"teacher.path: {folder} holds an ONNX model, which has no feature maps or "
-                "gradients: "
-                "specify the PyTorch model it was exported from"
+                "gradients: specify the PyTorch model it was exported from"
             )
         return folder, description

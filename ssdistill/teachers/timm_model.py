@@ -104,16 +104,18 @@ class TimmModel(Teacher):
             return self.name, self._registered(), dict(self.args), {}
         what = f"teacher.name: the description of '{self.name}'"
         with downloading(what, "connect to the internet to fetch it", hub=True):
-            found, name, args = timm.models.load_model_config_from_hf(self.name.removeprefix(HUB))
+            pretrained_cfg, name, args = timm.models.load_model_config_from_hf(
+                self.name.removeprefix(HUB)
+            )
         try:
             check_timm_name(name)
-            config = PretrainedCfg(**found)
+            config = PretrainedCfg(**pretrained_cfg)
         except (UserError, TypeError) as error:
             raise UserError(f"teacher.name: '{self.name}' is not a timm model: {error}") from error
         if refused := refused_argument(name, "timm", args or {}):
             raise UserError(f"teacher.name: refused to build '{self.name}' (model_args.{refused})")
-        found = {key: value for key, value in found.items() if key not in LOCAL}
-        return name, config, {**(args or {}), **self.args}, {"pretrained_cfg": found}
+        pretrained_cfg = {key: value for key, value in pretrained_cfg.items() if key not in LOCAL}
+        return name, config, {**(args or {}), **self.args}, {"pretrained_cfg": pretrained_cfg}
 
     def _spec(
         self, name: str, config: PretrainedCfg, args: dict[str, Any], image_size: int
@@ -123,8 +125,7 @@ class TimmModel(Teacher):
         if "img_size" in args and self.input_size not in (None, native):
             raise UserError(
                 f"teacher.input_size={self.input_size} and teacher.args.img_size={native} "
-                "disagree: "
-                "set only one of them"
+                "disagree: set only one of them"
             )
         fixed = config.fixed_input_size and not args.get("dynamic_img_size")
         size = size_inside(self.input_size, native, image_size, fixed)

@@ -21,10 +21,10 @@ def weights_file(path: str) -> Path:
     Raises:
         UserError: there is none.
     """
-    found = Path(path).expanduser()
-    if not found.is_file():
+    file = Path(path).expanduser()
+    if not file.is_file():
         raise UserError(f"teacher.weights: no file {path}")
-    return found
+    return file
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -25,8 +25,8 @@ BOOK = "codebook:"
 
 def current(state: Mapping[str, Tensor], coded: Mapping[str, Coded]) -> dict[str, Coded]:
     """The codes that still say what the weights of ``state`` are."""
-    found = {k: refresh(code, state[k]) for k, code in coded.items() if k in state}
-    return {key: code for key, code in found.items() if code is not None}
+    codes = {k: refresh(code, state[k]) for k, code in coded.items() if k in state}
+    return {key: code for key, code in codes.items() if code is not None}
 
 
 def pack_state(
@@ -48,7 +48,7 @@ def pack_state(
         the content, and bytes by kind: of a :class:`Coded`, ``codebook``, ``raw``, and
         ``header`` for the rest of the file.
     """
-    same = _same(state)
+    same = _aliases(state)
     coded = {key: code for key, code in current(state, coded).items() if key not in same}
     uses = Counter(id(code.book) for code in coded.values())
     tensors: dict[str, Tensor] = {}
@@ -82,16 +82,16 @@ def pack_state(
     return content, dict(sizes)
 
 
-def _same(state: Mapping[str, Tensor]) -> dict[str, str]:
+def _aliases(state: Mapping[str, Tensor]) -> dict[str, str]:
     """Keys of tensors that are one and the same as one with a lesser key, to that key."""
     first: dict[tuple, str] = {}
-    found = {}
+    aliases = {}
     for key in sorted(state):
         tensor = state[key]
         place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device)
         if tensor.numel() and first.setdefault(place, key) != key:
-            found[key] = first[place]
-    return found
+            aliases[key] = first[place]
+    return aliases
 
 
 def _write(code: Coded | None, entropy: bool, shared: bool) -> tuple[bytes, dict[str, Any]]:

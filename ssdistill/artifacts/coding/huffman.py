@@ -100,13 +100,13 @@ def decode(content: bytes, kinds: int, count: int) -> np.ndarray:
     padded = np.append(payload, np.zeros(RUN * LONGEST // 8 + 4, np.uint8)).astype(np.uint32)
     windows = padded[:-2] << 16 | padded[1:-1] << 8 | padded[2:]
     position = np.cumsum(sizes, dtype=np.int64) - sizes
-    found = np.empty((min(RUN, count), runs), np.uint8)
-    for row in found:
+    symbols = np.empty((min(RUN, count), runs), np.uint8)
+    for row in symbols:
         shift = (24 - LONGEST - (position & 7)).astype(np.uint32)
         code = (windows[position >> 3] >> shift) & (2**LONGEST - 1)
         row[:] = symbol_of[code]
         position += length_of[code]
-    return found.T.reshape(-1)[:count]
+    return symbols.T.reshape(-1)[:count]
 
 
 def _lookup(lengths_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

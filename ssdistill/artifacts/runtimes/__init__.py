@@ -120,7 +120,7 @@ class RuntimeModel(ABC):
         if not len(array):
             return Representation(torch.zeros(0, self.embed_dim, device=x.device))
         try:
-            found = self._run(array)
+            embedding = self._run(array)
         except UserError:
             raise
         except Exception as error:  # every runtime has errors of its own
@@ -128,12 +128,12 @@ class RuntimeModel(ABC):
                 f"{self.path}: {self.runtime} cannot run inputs of shape {array.shape} "
                 f"({reason(error)})"
             ) from error
-        if found.ndim != 2 or len(found) != len(array):
+        if embedding.ndim != 2 or len(embedding) != len(array):
             raise UserError(
-                f"{self.path} returns shape {found.shape} for {len(array)} inputs, expected "
+                f"{self.path} returns shape {embedding.shape} for {len(array)} inputs, expected "
                 "embeddings (B, D): export it again"
             )
-        return Representation(torch.from_numpy(found).to(x.device))
+        return Representation(torch.from_numpy(embedding).to(x.device))
 
     def _as_images(self, x: Tensor) -> Tensor:
         if not (isinstance(x, Tensor) and x.dtype == torch.uint8 == self._torch_dtype):
@@ -152,9 +152,9 @@ class RuntimeModel(ABC):
             inputs = self._pixels(inputs.float())
         elif np.issubdtype(takes, np.integer) and floating:
             raise UserError(f"{self.path} takes {takes}, got {inputs.dtype}")
-        found, expected = tuple(inputs.shape[1:]), self.input_shape
-        if expected is not None and not _fits(found, expected):
-            raise UserError(f"{self.path} takes inputs of shape {expected}, got {found}")
+        shape, expected = tuple(inputs.shape[1:]), self.input_shape
+        if expected is not None and not _fits(shape, expected):
+            raise UserError(f"{self.path} takes inputs of shape {expected}, got {shape}")
         inputs = inputs.float() if inputs.is_floating_point() else inputs
         return np.ascontiguousarray(inputs.numpy(), dtype=takes)
 
@@ -263,9 +263,9 @@ def check(model: Model, written: RuntimeModel, tolerance: float = MAX_DIFFERENCE
     return difference
 
 
-def _fits(found: Sequence[int], expected: Sequence[int | None]) -> bool:
-    return len(found) == len(expected) and all(
-        ours in (None, theirs) for theirs, ours in zip(found, expected, strict=True)
+def _fits(shape: Sequence[int], expected: Sequence[int | None]) -> bool:
+    return len(shape) == len(expected) and all(
+        expected_size in (None, size) for size, expected_size in zip(shape, expected, strict=True)
     )
 
 

@@ -93,13 +93,18 @@ def _check_machine(path: Path, needs: dict[str, Any]) -> None:
         raise UserError(
             f"AOTInductor cannot open {path}: not an AOTInductor package for a CPU; {REMEDY}"
         )
-    ours = torch.backends.cpu.get_cpu_capability()
-    has = LEVELS[: LEVELS.index(ours) + 1] if ours in LEVELS else (ours,)
+    instruction_set = torch.backends.cpu.get_cpu_capability()
+    has = (
+        LEVELS[: LEVELS.index(instruction_set) + 1]
+        if instruction_set in LEVELS
+        else (instruction_set,)
+    )
     lacking = [name for name in instructions if name in LEVELS and name not in has]
     if machine != platform.machine() or lacking:
-        wanted = " ".join([machine, *instructions])
+        compiled_for = " ".join([machine, *instructions])
         raise UserError(
-            f"{path} was compiled for {wanted}, but this machine is {platform.machine()} {ours}"
+            f"{path} was compiled for {compiled_for}, but this machine is {platform.machine()} "
+            f"{instruction_set}"
         )
 
 
@@ -117,11 +122,16 @@ def compile_program(program: ExportedProgram, path: Path) -> None:
 
     shape, dtype = input_of(program)
     facts = {"shape": json.dumps(shape), "dtype": str(dtype)}
-    wanted = {"freezing": True, "cpp.dynamic_threads": True, "cpp.threads": os.cpu_count() or 1,
-              "aot_inductor.metadata": facts, "aot_inductor.enable_line_tables": False,
-              "compile_threads": 1}  # fmt: skip
+    inductor_options = {
+        "freezing": True,
+        "cpp.dynamic_threads": True,
+        "cpp.threads": os.cpu_count() or 1,
+        "aot_inductor.metadata": facts,
+        "aot_inductor.enable_line_tables": False,
+        "compile_threads": 1,
+    }
     known = config.get_config_copy()
-    options = {name: value for name, value in wanted.items() if name in known}
+    options = {name: value for name, value in inductor_options.items() if name in known}
     with quiet(), torch.no_grad(), tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "model.pt2"
         torch._inductor.aoti_compile_and_package(
@@ -134,12 +144,12 @@ def compile_program(program: ExportedProgram, path: Path) -> None:
 def _without_sources(package: Path, path: Path) -> None:
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
-    with zipfile.ZipFile(package) as whole, zipfile.ZipFile(path, "w") as kept:
+    with zipfile.ZipFile(package) as whole, zipfile.ZipFile(path, "w") as stripped:
         for name in whole.namelist():
             # A source stays as an empty file: torch 2.11 finds the others by its name. And without
             # the time of day, which would make every file another one.
             content = b"" if name.endswith(SOURCES) else whole.read(name)
-            kept.writestr(zipfile.ZipInfo(name), content)
+            stripped.writestr(zipfile.ZipInfo(name), content)
             if name.endswith(".so"):
                 # Every compilation leaves two more copies of the weights in inductor's cache.
                 for left in Path(cache_dir()).glob(f"*/{Path(name).name.partition('.')[0]}*"):

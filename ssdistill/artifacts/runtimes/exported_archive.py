@@ -70,8 +70,8 @@ def checked_archive(path: Path) -> io.BytesIO:
                 raise _refused(path, f"'{member.filename}'")
             seen.add(name)
             content = archive.read(member)
-            if found := _what_would_run(name, content):
-                raise _refused(path, found)
+            if unsafe_part := _what_would_run(name, content):
+                raise _refused(path, unsafe_part)
             checked.writestr(zipfile.ZipInfo(f"archive/{name}"), content)
     if PROGRAM not in seen or "archive_format" not in seen:
         raise UserError(
@@ -101,14 +101,14 @@ def check_sizes(path: Path, members: list[zipfile.ZipInfo], size: int) -> None:
     if sum(member.file_size for member in members) > size:
         raise UserError(
             f"refused to open {path}: its members declare more bytes than the file can hold; "
-            "export the model "
-            "again"
+            "export the model again"
         )
 
 
-def _refused(path: Path, found: str) -> UserError:
+def _refused(path: Path, unsafe_part: str) -> UserError:
     return UserError(
-        f"refused to open {path}: {shortened(found, 120)} would be executed on opening; export the "
+        f"refused to open {path}: {shortened(unsafe_part, 120)} would be executed on opening; "
+        "export the "
         "model again with ssdistill"
     )
 
@@ -134,8 +134,8 @@ def _evaluated(value: Any) -> Iterator[str]:
             check = CHECKS.get(key)
             if check is None:
                 yield from _evaluated(part)
-            elif found := check(part):
-                yield found
+            elif unsafe_part := check(part):
+                yield unsafe_part
 
 
 def _pickled(value: Any) -> str:

@@ -15,7 +15,7 @@ MOST = 16
 """Files that are kept; a chain of a few steps measures each of its models several times."""
 
 
-class _Shelf:
+class _ExportCache:
     """The files of this process, removed with it; the one asked for longest ago goes first."""
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class _Shelf:
         return self.paths[key]
 
 
-_shelves: list[_Shelf] = []
+_caches: list[_ExportCache] = []
 
 
 @contextmanager
@@ -48,9 +48,9 @@ def float_onnx(model: Model) -> Iterator[OnnxEncoder]:
         UserError: see :func:`ssdistill.artifacts.runtimes.onnx_runtime.export_onnx`.
     """
     if isinstance(model, Encoder):
-        if not _shelves:
-            _shelves.append(_Shelf())
-        yield OnnxEncoder(_shelves[0].path(model), model.embed_dim, model.spec)
+        if not _caches:
+            _caches.append(_ExportCache())
+        yield OnnxEncoder(_caches[0].path(model), model.embed_dim, model.spec)
         return
     # Of another module it is not known what its ``embed`` does with the weights.
     with tempfile.TemporaryDirectory() as folder:

@@ -114,7 +114,7 @@ def explain(error: BaseException, model: Model, runtime: str) -> UserError:
     while following := chain[-1].__cause__ or chain[-1].__context__:
         chain.append(following)
     names = {id(module): name for name, module in model.named_modules()}
-    place = next(filter(None, (_place(part, names) for part in chain)), "")
+    place = next(filter(None, (_innermost_module(part, names) for part in chain)), "")
     where = f" ('{place}')" if place else ""
     kinds = {cls.__name__ for part in chain for cls in type(part).__mro__}
     text = "\n".join(str(part) for part in chain)
@@ -127,12 +127,12 @@ def explain(error: BaseException, model: Model, runtime: str) -> UserError:
     return UserError(f"cannot export '{model.name}' to {runtime}{where}: {reason}")
 
 
-def _place(error: BaseException, names: dict[int, str]) -> str:
+def _innermost_module(error: BaseException, names: dict[int, str]) -> str:
     """The name of the innermost module of the model whose code was running."""
-    found = ""
+    module_name = ""
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        found = names.get(id(frame.f_locals.get("self")), "") or found
-    return found.removeprefix("net.")
+        module_name = names.get(id(frame.f_locals.get("self")), "") or module_name
+    return module_name.removeprefix("net.")
 
 
 def _reason(error: BaseException) -> str:

@@ -24,14 +24,14 @@ def weights_of(net: nn.Module) -> dict[str, nn.Module]:
 
     A weight that several layers share is named once, after the first of them.
     """
-    found: dict[str, nn.Module] = {}
+    layers: dict[str, nn.Module] = {}
     seen: set[int] = set()
     for name, module in net.named_modules():
         # An attention layer takes its output projection apart: it never calls it.
         if isinstance(module, KINDS) and id(module.weight) not in seen:
             seen.add(id(module.weight))
-            found[f"{name}.weight" if name else "weight"] = module
-    return found
+            layers[f"{name}.weight" if name else "weight"] = module
+    return layers
 
 
 def quantize_weight(
@@ -64,10 +64,10 @@ def quantize_weight(
     whole = bool((rows_CK == 0).any())
     best = None
     for share in SHARES if clip == "mse" else SHARES[:1]:
-        best = _better(rows_CK, _grid(rows_CK * share, low, high, whole), best, (low, high))
+        best = _better_grid(rows_CK, _grid(rows_CK * share, low, high, whole), best, (low, high))
     for _ in range(REFINEMENTS if clip == "mse" else 0):
         fitted = _fitted(rows_CK, best[0], (low, high), whole)
-        best = _better(rows_CK, fitted, best, (low, high))
+        best = _better_grid(rows_CK, fitted, best, (low, high))
     coded = _coded(weight, rows_CK, best[0], bits, symmetric)
     return coded.decode().to(weight), coded
 
@@ -128,7 +128,7 @@ def _integers(rows_CK: Tensor, grid: Grid, low: int, high: int) -> Tensor:
     return (rows_CK / scale_C[:, None]).add_(zero_C[:, None]).round_().clamp_(low, high)
 
 
-def _better(
+def _better_grid(
     rows_CK: Tensor, grid: Grid, best: tuple[Grid, Tensor] | None, limits: tuple[int, int]
 ) -> tuple[Grid, Tensor]:
     """Row by row the grid of the smaller squared error, and that error."""
@@ -140,8 +140,8 @@ def _better(
         return grid, error_C
     (old_scale_C, old_zero_C), old_error_C = best
     won_C = error_C < old_error_C
-    kept = torch.where(won_C, scale_C, old_scale_C), torch.where(won_C, zero_C, old_zero_C)
-    return kept, torch.where(won_C, error_C, old_error_C)
+    better_grid = torch.where(won_C, scale_C, old_scale_C), torch.where(won_C, zero_C, old_zero_C)
+    return better_grid, torch.where(won_C, error_C, old_error_C)
 
 
 def _coded(weight: Tensor, rows_CK: Tensor, grid: Grid, bits: int, symmetric: bool) -> Uniform:
@@ -173,8 +173,8 @@ class OnGrid(nn.Module):
         self.log_scale_C = nn.Parameter(scale_C.log())
         zero_C = torch.zeros_like(scale_C) if coded.zero is None else coded.zero.to(weight)
         self.register_buffer("zero_C", zero_C)
-        kept = weight.detach() != 0
-        self.register_buffer("kept", None if kept.all() else kept)
+        nonzero = weight.detach() != 0
+        self.register_buffer("kept", None if nonzero.all() else nonzero)
 
     def forward(self, weight: Tensor) -> Tensor:
         """(C, …) -> the same shape, on the grid."""
@@ -209,16 +209,16 @@ def on_grid(net: nn.Module, coded: Mapping[str, Uniform]) -> Iterator[dict[str, 
     Yields:
         an empty dictionary that holds the codes found, by the same keys, after leaving.
     """
-    layers, found = weights_of(net), {}
+    layers, grids = weights_of(net), {}
     for key, code in coded.items():
         held = OnGrid(code, layers[key].weight)
         parametrize.register_parametrization(layers[key], "weight", held, unsafe=True)
     try:
-        yield found
+        yield grids
     finally:
         for key in coded:
             held = layers[key].parametrizations["weight"]
-            found[key] = held[0].coded(held.original)
+            grids[key] = held[0].coded(held.original)
             parametrize.remove_parametrizations(layers[key], "weight")
             with torch.no_grad():
-                layers[key].weight.copy_(found[key].decode())
+                layers[key].weight.copy_(grids[key].decode())

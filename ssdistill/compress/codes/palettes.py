@@ -58,10 +58,10 @@ def _codebooks(values_RN: Tensor, counts_R: Tensor, size: int) -> Tensor:
 
 def _halvings(size: int) -> list[int]:
     """How many clusters are moved at once: many at first, one in the end; none of two."""
-    found = [size // 8] if size >= 8 else [1] if size > 2 else []
-    while found and found[-1] > 1:
-        found.append(found[-1] // 2)
-    return found
+    counts = [size // 8] if size >= 8 else [1] if size > 2 else []
+    while counts and counts[-1] > 1:
+        counts.append(counts[-1] // 2)
+    return counts
 
 
 def _lloyd(rows: Rows, book_RK: Tensor, rounds: int = ROUNDS) -> tuple[Tensor, Tensor]:

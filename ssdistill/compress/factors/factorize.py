@@ -58,8 +58,8 @@ def fast_enough(
         title = f"factorize to {latency:.0%} of the latency"
         for _ in context.progress(range(HALVINGS["latency"]), title):
             middle = (low + high) / 2
-            found, options = measure(middle)
-            if found <= latency:
+            latency_share, options = measure(middle)
+            if latency_share <= latency:
                 high, chosen = middle, options
             else:
                 low = middle
@@ -70,8 +70,7 @@ def out_of_reach(model: Model, key: str, budget: float, least: float) -> UserErr
     """What to raise where the smallest ranks leave the share ``least`` of ``key``."""
     return UserError(
         f"lowrank: {key}={budget:g} cannot be reached for '{model.name}': the smallest ranks "
-        "still leave "
-        f"{least:.3f}; lower round_to or select more layers"
+        f"still leave {least:.3f}; lower round_to or select more layers"
     )
 
 

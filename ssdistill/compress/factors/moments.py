@@ -124,23 +124,23 @@ def joint_stats(
     return total.compute(f"{pair[0].name}: layer '{layer}'")
 
 
-class _Enough(Exception):
+class _StopForward(Exception):
     """Raised in a layer to end the forward pass there."""
 
 
 def _outputs(model: Model, batch: Tensor, layer: str, calls: int) -> list[Tensor]:
     """What the layer puts out, by call; from the last of ``calls`` on, 0 = unknown, the rest of
     the network need not run."""
-    found: list[Tensor] = []
+    outputs: list[Tensor] = []
 
     def hear(_: str, module: nn.Module, __: Tensor, output: Tensor) -> None:
-        found.append(rows_of(module, output))
-        if len(found) == calls:
-            raise _Enough
+        outputs.append(rows_of(module, output))
+        if len(outputs) == calls:
+            raise _StopForward
 
-    with listening(model, [layer], hear), suppress(_Enough):
+    with listening(model, [layer], hear), suppress(_StopForward):
         model(batch.to(model.device))
-    return found
+    return outputs
 
 
 def rows_of(layer: nn.Module, output: Tensor) -> Tensor:
@@ -168,20 +168,20 @@ def called_layers(model: Model) -> dict[str, Positions]:
         and module not in parts
         and holders[module.weight] == 1
     ]
-    inputs, found = model.example(2), {}
+    inputs, layers = model.example(2), {}
 
     def note(name: str, layer: nn.Module, given: Tensor, output: Tensor) -> None:
         before, after = (t.numel() / t.shape[_axis(layer)] / len(inputs) for t in (given, output))
         between = after
         if isinstance(layer, nn.Conv2d):
             between = after / output.shape[3] * given.shape[3]
-        earlier = found.get(name, Positions())
+        earlier = layers.get(name, Positions())
         new = (before, between, after)
-        found[name] = Positions(*(a + b for a, b in zip(earlier, new, strict=True)))
+        layers[name] = Positions(*(a + b for a, b in zip(earlier, new, strict=True)))
 
     with listening(model, names, note):
         model(inputs)
-    return found
+    return layers
 
 
 def _axis(layer: nn.Module) -> int:

@@ -50,14 +50,14 @@ def choices_of(
     """Every rank that is a multiple of ``round_to`` and pays."""
     tails = [_tail_shares(values) for values in spectrum(layer, method, stats)]
     dense = Option(None, 0.0, layer_cost(layer, None, method, positions))
-    found = []
+    choices = []
     for ranks in product(*(range(round_to, len(tail), round_to) for tail in tails)):
         rank = ranks if len(ranks) > 1 else ranks[0]
         cost = layer_cost(layer, rank, method, positions)
         if cost.parameters < dense.cost.parameters and cost.macs < dense.cost.macs:
             loss = sum(tail[r] for tail, r in zip(tails, ranks, strict=True))
-            found.append(Option(rank, min(loss, 1.0), cost))
-    return Choices(dense, sorted(found, key=lambda option: -option.cost.parameters))
+            choices.append(Option(rank, min(loss, 1.0), cost))
+    return Choices(dense, sorted(choices, key=lambda option: -option.cost.parameters))
 
 
 def _tail_shares(energies_R: Tensor) -> list[float]:

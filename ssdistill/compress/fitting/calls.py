@@ -42,7 +42,7 @@ class Call:
         end_NO = self.scale_O * self.y_NO.double() + self.shift_O
         return end_NO if self.stream_NO is None else end_NO + self.stream_NO
 
-    def normalise(self, norm: "NormArguments") -> None:
+    def apply_norm(self, norm: "NormArguments") -> None:
         """Follow the output through a batch norm in eval mode."""
         scale_O = (norm.running_var.double() + norm.eps).rsqrt()
         if norm.weight is not None:

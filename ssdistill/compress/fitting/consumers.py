@@ -61,14 +61,14 @@ def kept_outputs(pruned: Model, dense: Model, name: str, twin: str) -> Tensor:
     available = dense.channels.get(twin, range(len(dense.net.get_submodule(twin).weight)))
     if width == len(available):
         return Tensor([*range(width)]).long()
-    kept = pruned.channels.get(name, pruned.channels.get(twin))
-    if kept is None or len(kept) != width or not set(kept) <= set(available):
+    remaining = pruned.channels.get(name, pruned.channels.get(twin))
+    if remaining is None or len(remaining) != width or not set(remaining) <= set(available):
         raise UserError(
             f"refit: the channels recorded for '{pruned.name}' do not identify the remaining "
             f"outputs of '{twin}'"
         )
     place = {channel: i for i, channel in enumerate(available)}
-    return Tensor([place[channel] for channel in kept]).long()
+    return Tensor([place[channel] for channel in remaining]).long()
 
 
 def comparable(calls: list[Call], twins: list[Call], kept_O: Tensor) -> bool:

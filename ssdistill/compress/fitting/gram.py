@@ -96,8 +96,8 @@ def best_map(
     best_G, ridge_G = before_G.clone(), torch.zeros_like(before_G)
     in_vain = 0
     for ridge in sorted(ridges, reverse=True):
-        found = fitted.solve(torch.full_like(ridge_G, ridge))
-        error_G = best_G if found is None else (weight_GO * held_out.error(*found)).sum(1)
+        fitted_map = fitted.solve(torch.full_like(ridge_G, ridge))
+        error_G = best_G if fitted_map is None else (weight_GO * held_out.error(*fitted_map)).sum(1)
         better_G = error_G < best_G
         best_G, ridge_G[better_G] = torch.where(better_G, error_G, best_G), ridge
         in_vain = 0 if better_G.any() else in_vain + 1
@@ -107,9 +107,9 @@ def best_map(
         return *nothing, 1.0
     fitted.merge(held_out)
     # Regressions that found nothing get some ridge so that all can be solved together.
-    found = fitted.solve(torch.where(ridge_G > 0, ridge_G, 1.0))
-    if found is None:
+    fitted_map = fitted.solve(torch.where(ridge_G > 0, ridge_G, 1.0))
+    if fitted_map is None:
         return *nothing, 1.0
-    map_GKO, bias_GO = found
+    map_GKO, bias_GO = fitted_map
     map_GKO[ridge_G == 0], bias_GO[ridge_G == 0] = 0, 0
     return map_GKO, bias_GO, (best_G.sum() / before_G.sum()).item()

@@ -28,7 +28,7 @@ NORMS = nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm
 Places = Callable[[int, int], Tensor | None]
 
 
-class _Seen(Exception):
+class _AllEventsSeen(Exception):
     """All that was wanted has been seen."""
 
 
@@ -74,10 +74,10 @@ class Observer(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        given = [*args, *kwargs.values()]
-        if given and isinstance(given[0], tuple | list):
-            given = [*given[0], *given[1:]]
-        linked = [self._links[i] for i in {id(a): 0 for a in given} if i in self._links]
+        operands = [*args, *kwargs.values()]
+        if operands and isinstance(operands[0], tuple | list):
+            operands = [*operands[0], *operands[1:]]
+        linked = [self._links[i] for i in {id(a): 0 for a in operands} if i in self._links]
         # Before the operation: an addition in place overwrites one of the two.
         if self.streams and name in ADDITIONS:
             for link in linked:
@@ -86,19 +86,19 @@ class Observer(TorchFunctionMode):
         parts = result if isinstance(result, tuple | list) else (result,)
         if not any(isinstance(part, Tensor) for part in parts):
             return result
-        for argument in given:
+        for argument in operands:
             if id(argument) in self._outputs:
                 self._outputs[id(argument)][1].uses += 1
         for link in linked:
             self._follow(link, name, args, kwargs, result)
         if name in ARGUMENTS:
-            self._look(ARGUMENTS[name](*args, **kwargs), result)
+            self._record_call(ARGUMENTS[name](*args, **kwargs), result)
         calls = [call for calls in self.calls.values() for call in calls]
         if self.events and sum(call.events for call in calls) >= self.events:
-            raise _Seen
+            raise _AllEventsSeen
         return result
 
-    def _look(self, arguments: ConvArguments | LinearArguments, y: Tensor) -> None:
+    def _record_call(self, arguments: ConvArguments | LinearArguments, y: Tensor) -> None:
         name, layer = self._layers.get(id(arguments.weight), (None, None))
         if layer is None:
             return
@@ -135,7 +135,7 @@ class Observer(TorchFunctionMode):
         if name == "batch_norm" and link.channel == 1 and args[1] is not None:
             norm = NormArguments(*args, **kwargs)
             call.norm = self._norms.get(id(norm.running_mean)) if link.direct else call.norm
-            call.normalise(norm)
+            call.apply_norm(norm)
         elif name in PRODUCTS and (factor_O := link.factor(args)) is not None:
             call.scale_O, call.shift_O = call.scale_O * factor_O, call.shift_O * factor_O
         elif name == "permute":
@@ -184,13 +184,13 @@ class Watched:
         events = sum(call.events for name in layers for call in self.traced[name])
 
         def places(count: int, length: int) -> Tensor | None:
-            wanted = max(self.limit // count, 1)
-            if wanted >= length:
+            place_count = max(self.limit // count, 1)
+            if place_count >= length:
                 return None
             # Generators look at 32 bits only.
             seed = (self.seed * 1_000_003 + index * 65_537 + length) % 2**32
             generator = torch.Generator().manual_seed(seed)
-            return torch.randperm(length, generator=generator)[:wanted].sort().values
+            return torch.randperm(length, generator=generator)[:place_count].sort().values
 
         return self._run(batch, layers, places, inputs, events)
 
@@ -202,6 +202,6 @@ class Watched:
         try:
             with observer:
                 self.model(x.to(self.model.device))
-        except _Seen:
+        except _AllEventsSeen:
             pass
         return observer.calls

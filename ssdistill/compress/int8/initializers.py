@@ -47,14 +47,14 @@ def _merge_equal(graph: Any) -> dict[str, str]:
     from onnx import numpy_helper
 
     first: dict[tuple, str] = {}
-    merged, kept = {}, []
+    merged, unique = {}, []
     for tensor in graph.initializer:
         content = tensor.data_type, tuple(tensor.dims), numpy_helper.to_array(tensor).tobytes()
         name = first.setdefault(content, tensor.name)
         if name == tensor.name:
-            kept.append(tensor)
+            unique.append(tensor)
         else:
             merged[tensor.name] = name
     del graph.initializer[:]
-    graph.initializer.extend(kept)
+    graph.initializer.extend(unique)
     return merged

@@ -94,9 +94,9 @@ def _require_nncf() -> Any:
 
 def _scope(nncf: Any, graph: Any, names: Sequence[str], types: list[str]) -> Any:
     """OpenVINO splits a convolution with a bias in two, whose names begin with the node's."""
-    wanted = set(names)
-    found = [op.get_friendly_name() for op in graph.get_ops()]
-    chosen = [name for name in found if name.split("/")[0] in wanted]
+    excluded = set(names)
+    operators = [op.get_friendly_name() for op in graph.get_ops()]
+    chosen = [name for name in operators if name.split("/")[0] in excluded]
     return nncf.IgnoredScope(names=chosen, types=types, validate=False)
 
 

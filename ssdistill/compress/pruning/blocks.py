@@ -43,12 +43,12 @@ def find_blocks(model: Model) -> list[str]:
         model(model.example(2))
     for hook in hooks:
         hook.remove()
-    found = [
+    blocks = [
         name
         for name, inputs in seen.items()
         if len(inputs) == 1 and inputs[0] is not None and _residual(inside[name], inputs[0])
     ]
-    return [name for name in found if not any(name.startswith(f"{other}.") for other in found)]
+    return [name for name in blocks if not any(name.startswith(f"{other}.") for other in blocks)]
 
 
 def _residual(block: nn.Module, x: Tensor) -> bool:
@@ -135,13 +135,13 @@ def damages(model: Model, blocks: Sequence[str], x: Tensor, progress: Any) -> Te
     """
     if len(x) < 4:
         raise UserError(f"prune: units=[blocks] requires at least 4 images, got {len(x)}")
-    model, found = copy.deepcopy(model).eval(), []
+    model, damage_list = copy.deepcopy(model).eval(), []
     reference_BD = _embed(model, x)
     for name in progress(blocks, "scoring blocks"):
         cka = LinearCKA()
         cka.update(_embed(without(model, [name]), x), reference_BD)
-        found.append(1 - cka.compute())
-    return torch.tensor(found)
+        damage_list.append(1 - cka.compute())
+    return torch.tensor(damage_list)
 
 
 def _embed(model: Model, x: Tensor) -> Tensor:

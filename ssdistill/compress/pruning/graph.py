@@ -82,11 +82,11 @@ def survey(
     Raises:
         UserError: a network whose graph cannot be traced.
     """
-    found, protect = Prunable(), set(protect)
+    prunable, protect = Prunable(), set(protect)
     if "channels" in units:
         dense = copy.deepcopy(model)
         for group, reason in _channel_groups(dense, trace(dense), scope, protect):
-            _add(found, group, reason)
+            _add(prunable, group, reason)
     if "heads" in units:
         for attention in find_attention(model.net):
             group = ChannelGroup(
@@ -94,18 +94,18 @@ def survey(
                 attention.members,
             )  # fmt: skip
             blocked = protect & {member.layer for member in attention.members}
-            _add(found, group, _protected(blocked) if blocked else attention.reason)
-    for root in unsound(model, found.groups):
-        found.whole[root] = "an operator between it and its consumers mixes or counts channels"
-    found.groups = [group for group in found.groups if group.root not in found.whole]
-    return found
+            _add(prunable, group, _protected(blocked) if blocked else attention.reason)
+    for root in unsound(model, prunable.groups):
+        prunable.whole[root] = "an operator between it and its consumers mixes or counts channels"
+    prunable.groups = [group for group in prunable.groups if group.root not in prunable.whole]
+    return prunable
 
 
-def _add(found: Prunable, group: ChannelGroup, reason: str) -> None:
+def _add(prunable: Prunable, group: ChannelGroup, reason: str) -> None:
     if reason:
-        found.whole[group.root] = reason
+        prunable.whole[group.root] = reason
     elif len(group.score_C) > 1:
-        found.groups.append(group)
+        prunable.groups.append(group)
 
 
 def _protected(layers: Iterable[str]) -> str:
@@ -202,14 +202,14 @@ def _group(known: dict[str, nn.Module], parts: list[Part]) -> tuple[ChannelGroup
             channels.append(key[3])
             units.append(number[sets.find(unit)])
     root = parts[0].root
-    made = tuple(
+    unique_members = tuple(
         Member(name, side, torch.tensor(channels), torch.tensor(units), axis)
         for (name, side, axis), (channels, units) in members.items()
     )
-    exact = not any(_mixes(known, member) for member in made)
+    exact = not any(_mixes(known, member) for member in unique_members)
     width_C = torch.tensor(members[root, "out", 0][1]).bincount(minlength=len(firsts))
     group = ChannelGroup(
-        root, torch.zeros(len(firsts)), "channels", int(width_C[0]), made, exact
+        root, torch.zeros(len(firsts)), "channels", int(width_C[0]), unique_members, exact
     )  # fmt: skip
     return group, _uneven(known, group, width_C)
 
@@ -227,12 +227,16 @@ def _uneven(known: dict[str, nn.Module], group: ChannelGroup, width_C: Tensor) -
         module = known.get(member.layer)
         if isinstance(module, nn.GroupNorm) and module.num_groups == own_width(module):
             return f"each channel is a group of its own in {member.layer}"
-        if isinstance(module, nn.Conv2d) and module.groups > 1 and not _even(module, member):
+        if (
+            isinstance(module, nn.Conv2d)
+            and module.groups > 1
+            and not _whole_groups(module, member)
+        ):
             return f"the groups of {member.layer} would lose unequal parts"
     return ""
 
 
-def _even(conv: nn.Conv2d, member: Member) -> bool:
+def _whole_groups(conv: nn.Conv2d, member: Member) -> bool:
     """Whether whole groups of a grouped convolution go with every unit."""
     width = conv.out_channels if member.side == "out" else conv.in_channels
     counts = member.unit_N.bincount()

@@ -29,13 +29,13 @@ def unsound(model: Model, groups: Sequence[ChannelGroup]) -> list[str]:
     """
     if not groups:
         return []
-    model = _awake(model)
+    model = _with_visible_scales(model)
     if _sound(model, groups):
         return []
     return [group.root for group in groups if not _sound(model, [group])]
 
 
-def _awake(model: Model) -> Model:
+def _with_visible_scales(model: Model) -> Model:
     """A copy in which every scale counts: fresh norms and layer scales may begin at zero, and
     then nothing that is wrong within a residual branch would show."""
     model, generator = copy.deepcopy(model), torch.Generator().manual_seed(0)
@@ -51,9 +51,9 @@ def _sound(model: Model, groups: Sequence[ChannelGroup]) -> bool:
     others = [group for group in groups if not group.exact]
     try:
         if exact:
-            kept = [torch.arange(0, len(group.score_C), 2) for group in exact]
-            expected_BD = _embed(masked(model, exact, kept))
-            found_BD = _embed(remove(model, exact, kept))
+            kept_units = [torch.arange(0, len(group.score_C), 2) for group in exact]
+            expected_BD = _embed(masked(model, exact, kept_units))
+            found_BD = _embed(remove(model, exact, kept_units))
             limit = TOLERANCE * expected_BD.abs().max().clamp(min=1e-6)
             # "not <=" so that NaN fails as well.
             if expected_BD.shape != found_BD.shape:
@@ -61,8 +61,8 @@ def _sound(model: Model, groups: Sequence[ChannelGroup]) -> bool:
             if not (expected_BD - found_BD).abs().max() <= limit:
                 return False
         if others:
-            kept = [torch.arange(0, len(group.score_C), 2) for group in others]
-            _embed(remove(model, others, kept))
+            kept_units = [torch.arange(0, len(group.score_C), 2) for group in others]
+            _embed(remove(model, others, kept_units))
     except (RuntimeError, ValueError, IndexError, TypeError, AssertionError):
         return False
     return True

@@ -104,7 +104,7 @@ def _part(graph: torch_pruning.DependencyGraph, group: Any, names: dict[Any, str
     for dependency, _ in group:
         module = dependency.target.module
         if module in names:
-            if type(module) is not nn.Parameter and not _known(module):
+            if type(module) is not nn.Parameter and not _is_prunable_layer(module):
                 part.unknown = f"{names[module]} is a {type(module).__name__}"
         else:
             part.operations.append(dependency.target)
@@ -135,7 +135,7 @@ def _elements(graph: torch_pruning.DependencyGraph, group: Any, names: dict[Any,
                 yield (name, "in" if out else "out", axis, channel), unit
 
 
-def _known(module: nn.Module) -> bool:
+def _is_prunable_layer(module: nn.Module) -> bool:
     """Whether it is a layer whose channels can be taken out, with the tensors such a layer has."""
     if not isinstance(module, KNOWN) or (isinstance(module, nn.LayerNorm) and _deep(module)):
         return False

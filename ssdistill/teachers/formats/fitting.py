@@ -44,11 +44,11 @@ def fit(
             allowed; or one of another shape. The text reads as a predicate of the file.
     """
     own = net.state_dict()
-    found = _through_timm(net, name, state)
-    kept = {k: v for k, v in found.items() if k in own}
-    if not any(k for k in kept if not k.endswith(COUNT)):
+    renamed = _through_timm(net, name, state)
+    loadable = {k: v for k, v in renamed.items() if k in own}
+    if not any(k for k in loadable if not k.endswith(COUNT)):
         raise UserError(f"has none of the tensors of '{name}'")
-    for key, tensor in kept.items():
+    for key, tensor in loadable.items():
         if tensor.shape != own[key].shape:
             raise UserError(_shape_message(name, key, tensor, own[key]))
         counts = key.endswith(COUNT)
@@ -57,14 +57,13 @@ def fit(
                 str(t.dtype).removeprefix("torch.") for t in (tensor, own[key])
             )
             raise UserError(f"has a '{key}' of type {file_dtype}, but '{name}' expects {net_dtype}")
-    left_out = [k for k in found if k not in own and _is_no_backbone(k)]
-    extra = [k for k in found if k not in own and not _is_no_backbone(k)]
-    missing = [k for k in own if k not in kept and not k.endswith(COUNT)]
+    left_out = [k for k in renamed if k not in own and _is_no_backbone(k)]
+    extra = [k for k in renamed if k not in own and not _is_no_backbone(k)]
+    missing = [k for k in own if k not in loadable and not k.endswith(COUNT)]
     if missing and not allow_missing:
         raise UserError(
-            f"lacks {len(missing)} of the {len(own)} tensors of '{name}' ({_few(missing)}): "
-            "check teacher.encoder.name, or set teacher.allow_missing=true to initialize them "
-            "randomly"
+            f"lacks {len(missing)} of the {len(own)} tensors of '{name}' ({_few(missing)}): check "
+            "teacher.encoder.name, or set teacher.allow_missing=true to initialize them randomly"
         )
     if extra and not allow_extra:
         raise UserError(
@@ -72,17 +71,17 @@ def fit(
             "check teacher.encoder.name, or set teacher.allow_extra=true to ignore them"
         )
     try:
-        net.load_state_dict(own | kept)
+        net.load_state_dict(own | loadable)
     except RuntimeError as error:
         raise UserError(
             f"cannot be loaded into '{name}': {' '.join(str(error).split())}"
         ) from error
     resized = [
         f"{k} from {tuple(state[k].shape)} to {tuple(v.shape)}"
-        for k, v in kept.items()
+        for k, v in loadable.items()
         if k in state and state[k].shape != v.shape
     ]
-    return Fit(len(kept), left_out, missing, extra, resized)
+    return Fit(len(loadable), left_out, missing, extra, resized)
 
 
 def _through_timm(net: nn.Module, name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:

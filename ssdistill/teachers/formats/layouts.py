@@ -195,8 +195,7 @@ def recognize(state: dict[str, Tensor], path: Path) -> str:
     if len(fitting) > 1:
         raise UserError(
             f"{path} matches the formats {' and '.join(fitting)} (its tensors: "
-            f"{first_names(state)}): "
-            "set teacher.format"
+            f"{first_names(state)}): set teacher.format"
         )
     return fitting[0] if fitting else FALLBACK
 
@@ -216,10 +215,10 @@ def find_place(state: dict[str, Tensor], name: str, branch: BranchName, path: Pa
     Raises:
         UserError: it has none there.
     """
-    wanted = ALIASES.get(branch, branch)
+    wanted_branch = ALIASES.get(branch, branch)
     known = [p for p in FORMATS[name].places if _is_there(p, state)]
     for place in known:
-        if wanted in ("auto", place.branch):
+        if wanted_branch in ("auto", place.branch):
             return place
     if known:
         raise UserError(

@@ -104,9 +104,9 @@ class Array:
             return None
         if isinstance(content, str):
             content = content.encode("latin1")
-        found = np.dtype(name).newbyteorder("=" if dtype.order == "|" else dtype.order)
-        array = np.frombuffer(content, found).reshape(shape, order="F" if by_column else "C")
-        return torch.from_numpy(np.array(array, found.newbyteorder("="), order="C"))
+        plain_dtype = np.dtype(name).newbyteorder("=" if dtype.order == "|" else dtype.order)
+        array = np.frombuffer(content, plain_dtype).reshape(shape, order="F" if by_column else "C")
+        return torch.from_numpy(np.array(array, plain_dtype.newbyteorder("="), order="C"))
 
 
 class _Function:

@@ -30,13 +30,13 @@ def flat_state(loaded: Any, path: Path) -> dict[str, Tensor]:
         UserError: no tensors, two of one name, one that is no plain array of numbers, or dicts
             that are nested without end.
     """
-    found = _collect(loaded, path)
-    if not found and isinstance(loaded, Inert):
+    tensors = _collect(loaded, path)
+    if not tensors and isinstance(loaded, Inert):
         raise UserError(f"{path} holds a pickled object, not weights: save its state_dict instead")
-    if not found:
+    if not tensors:
         raise UserError(f"{path} holds no named tensors: save a state_dict")
     state: dict[str, Tensor] = {}
-    for name, tensor in found.items():
+    for name, tensor in tensors.items():
         clean = _clean(name)
         if clean in state:
             raise UserError(
@@ -48,11 +48,11 @@ def flat_state(loaded: Any, path: Path) -> dict[str, Tensor]:
 
 
 def _collect(loaded: Any, path: Path) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     waiting: list[tuple[tuple[str, ...], Any]] = [((), loaded)]
     for _ in range(MOST_ENTRIES):
         if not waiting:
-            return found
+            return tensors
         parts, value = waiting.pop()
         if isinstance(value, Array):
             value = value.tensor()
@@ -61,7 +61,7 @@ def _collect(loaded: Any, path: Path) -> dict[str, Tensor]:
             why = value.why if isinstance(value, Unusable) else unusable(value)
             if why is not None:
                 raise UserError(f"{path}: tensor '{name}' {why}")
-            found[name] = plain(value)
+            tensors[name] = plain(value)
         elif isinstance(value, dict):
             if len(parts) == DEEPEST:
                 start = ".".join(parts[:3])
@@ -70,8 +70,10 @@ def _collect(loaded: Any, path: Path) -> dict[str, Tensor]:
                     "checkpoint; save the state_dict"
                 )
             named = [(name, item) for name, item in value.items() if isinstance(name, str)]
-            kept = [((*parts, name), item) for name, item in named if not _is_training(name, item)]
-            waiting += reversed(kept)
+            weight_items = [
+                ((*parts, name), item) for name, item in named if not _is_training(name, item)
+            ]
+            waiting += reversed(weight_items)
     raise UserError(f"{path} holds more than {MOST_ENTRIES} entries: not a checkpoint")
 
 

@@ -9,7 +9,7 @@ from ssdistill.artifacts.artifact import load, save_encoder
 from ssdistill.artifacts.runtimes import compiled_here
 from ssdistill.artifacts.runtimes.aot_inductor import CompiledModel
 from ssdistill.artifacts.runtimes.compiled_here import trust_stages
-from ssdistill.compress.export import Pictures
+from ssdistill.compress.export import Uint8Encoder
 from ssdistill.errors import UserError
 from ssdistill.measure.memory import peak_memory
 from ssdistill.models.backbones import EncoderSettings, build_encoder
@@ -28,7 +28,7 @@ def compiled(tmp_path_factory):
         pytest.skip(str(error))
     torch.manual_seed(0)
     settings = EncoderSettings(name="resnet10t", args=SMALL, stem_stride=2)
-    source = Pictures(build_encoder(settings, 16).eval(), 24)
+    source = Uint8Encoder(build_encoder(settings, 16).eval(), 24)
     path = tmp_path_factory.mktemp("aoti") / runtime.file
     runtime().write(source, path)
     return path, source

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ssdistill.artifacts.runtimes import RuntimeModel, check
-from ssdistill.compress.export import Pictures
+from ssdistill.compress.export import Uint8Encoder
 from ssdistill.errors import UserError
 from ssdistill.models.backbones import EncoderSettings, build_encoder
 from ssdistill.models.factorized import Factorized
@@ -198,7 +198,7 @@ def test_uint8_pictures_of_another_size_through_pruned_and_factorized_layers(kin
     second.conv2 = Factorized.like(second.conv2, (3, 4), "tucker")
     for parameter in (*second.conv1.parameters(), *second.conv2.parameters()):
         nn.init.normal_(parameter, std=0.3)
-    source = Pictures(encoder.eval(), 24)
+    source = Uint8Encoder(encoder.eval(), 24)
     found = write(kind, source, tmp_path)
     pictures_BCHW = source.example(5)
     expected_BD = source(pictures_BCHW).embedding_BD

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ssdistill.compress import Context
-from ssdistill.compress.export import Export, Pictures
+from ssdistill.compress.export import Export, Uint8Encoder
 from ssdistill.data.decode import square
 from ssdistill.errors import UserError
 from ssdistill.models.backbones import EncoderSettings, build_encoder
@@ -63,7 +63,7 @@ def test_pictures_are_resized_as_data_sets_are(encoder, side):
     generator = torch.Generator().manual_seed(0)
     pictures_BCHW = torch.randint(60, 190, (2, 3, side, side), generator=generator).byte()
     seen = []
-    source = Pictures(encoder, side)
+    source = Uint8Encoder(encoder, side)
     source.net = Spy(encoder, seen)
     source(pictures_BCHW)
     small = [torch.tensor(square(p.permute(1, 2, 0).numpy(), 16)) for p in pictures_BCHW]
