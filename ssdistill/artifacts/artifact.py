@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from ssdistill.artifacts.runtimes import RuntimeModel
 
 TRIED_SIDE = 256
-"""Pixels a side up to which a network is tried on one image as it is opened."""
+"""Largest image side on which a network is tried when it is opened."""
 LIBRARIES = ("torch", "timm", "safetensors", "onnx", "onnxruntime")
 
 
@@ -135,7 +135,7 @@ def _runtime_files(model: "RuntimeModel", kind: str) -> dict[str, bytes]:
 
 
 def _for_timm(encoder: Encoder, facts: dict[str, Any], weights: str) -> dict[str, Any]:
-    """How timm opens the file by itself, or why it cannot."""
+    """Describe how timm opens the file directly, or why it cannot."""
     own = {
         f"torchvision's {encoder.spec.name}": encoder.spec.library == "torchvision",
         f"the {encoder.spec.stem} stem": encoder.spec.stem != "native",
@@ -221,7 +221,7 @@ def _built(spec: EncoderSpec, folder: Path) -> Encoder:
 
 
 def _check_encodes(encoder: Encoder, folder: Path) -> None:
-    """Arguments that a network is built with, and cannot be called with, are found out here."""
+    """Check that a network can also be called with the arguments it was built with."""
     try:
         check_encodes(encoder, encoder.spec.image_size)
     except UserError as error:

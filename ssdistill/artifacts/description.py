@@ -1,4 +1,4 @@
-"""``model.json``: what an artifact's description may say, and the one way of reading it."""
+"""``model.json``: schema of an artifact's description, and its reader."""
 
 import os
 from pathlib import Path
@@ -80,7 +80,7 @@ class Parent(BaseModel):
 
 
 class Description(BaseModel):
-    """What ``model.json`` says; keys that this version does not know are left aside.
+    """Content of ``model.json``; unknown keys are ignored.
 
     Attributes:
         weights, sha256: the file to open first; of it, or of all ``files`` together.
@@ -125,7 +125,7 @@ class Description(BaseModel):
         return self.first in (TORCH_WEIGHTS, CODED_WEIGHTS)
 
     def original(self, folder: Path) -> Parent | None:
-        """What the model in ``folder`` was before any compression; None where that is unknown.
+        """The uncompressed ancestor of the model in ``folder``; None if unknown.
 
         Raises:
             UserError: a lineage that is none.
@@ -166,7 +166,7 @@ def read_description(folder: Path) -> Description:
 
 
 def spec_of(description: Description) -> EncoderSpec | None:
-    """The spec as the rest of the program knows it."""
+    """Convert the stored spec to an :class:`EncoderSpec`."""
     stored = description.spec
     return None if stored is None else EncoderSpec(**stored.model_dump(mode="json"))
 

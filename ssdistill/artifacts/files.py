@@ -1,4 +1,4 @@
-"""The files of a model's folder: which there are, and whether they are what they should be."""
+"""Files of a model's folder: find them, write them, verify their sha256."""
 
 import hashlib
 import json
@@ -118,7 +118,7 @@ def description_sha256(folder: Path) -> str:
 
 
 def read_checked(path: Path, expected: str) -> bytes:
-    """The file's content, if its sha256 is the one expected.
+    """Read a file and verify its sha256.
 
     Raises:
         UserError: no file (but a folder, a pipe, a broken link), one that cannot be read, or

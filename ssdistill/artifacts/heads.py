@@ -1,4 +1,4 @@
-"""Heads on disk: safetensors and a plain description of the layers; nothing is unpickled."""
+"""Heads on disk: safetensors and a JSON description of the layers, without pickle."""
 
 from typing import Annotated, Any, Literal
 
@@ -79,7 +79,7 @@ class UnitLengthLayer(Settings):
 AnyLayer = LinearLayer | BatchNormLayer | ReLULayer | GELULayer | LayerNormLayer | UnitLengthLayer
 Layer = Annotated[AnyLayer, Field(discriminator="kind")]
 LAYERS = TypeAdapter(Annotated[list[Layer], Field(min_length=1)])
-"""What a head in a file consists of; plain data, so that nothing is unpickled."""
+"""Layer types that a stored head may contain, as plain data."""
 
 
 def pack_head(head: nn.Module) -> tuple[bytes, list[dict[str, Any]]]:

@@ -1,4 +1,4 @@
-"""A model's weights, with all that compression did to them, as one file and facts; and back."""
+"""Pack a model's weights and compressed structure into one file and facts, and unpack them."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The network as a file for a runtime, whose numbers stay what they are."""
+"""Export the network to a runtime in float32."""
 
 import contextlib
 import time
@@ -22,7 +22,7 @@ from ssdistill.settings.registry import RUNTIMES
 
 
 class Uint8Encoder(Model):
-    """An encoder that takes images as files hold them: uint8, 0 to 255.
+    """An encoder with uint8 input, as image files hold it: 0 to 255.
 
     Args:
         encoder: is used, not copied.
@@ -102,7 +102,7 @@ class Export(Step):
         return f"{cls.makes}_{settings.runtime}"
 
     def apply(self, model: Model, context: Context) -> RuntimeModel:
-        """The file, opened; it lies in ``context.folder``.
+        """Write the file to ``context.folder`` and open it.
 
         ``context.record`` receives the largest ``difference`` to PyTorch, ``file_bytes``,
         ``write_seconds``, and the median time in ms of one input with one thread as

@@ -1,4 +1,4 @@
-"""Whether a compression step was worth it: decided by what was measured, without labels."""
+"""Acceptance thresholds of a compression step, measured without labels."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -7,7 +7,7 @@ from ssdistill.settings import Fraction, Positive, Settings
 
 
 class Gate(Settings):
-    """What the result of a step must be, measured against the model the step was given.
+    """Thresholds for the result of a step, relative to the step's input model.
 
     Args:
         bytes: at most this share of the bytes on disk.
@@ -22,7 +22,7 @@ class Gate(Settings):
     otherwise: Literal["refuse", "keep"] = "refuse"
 
     def complaints(self, measured: Mapping[str, float]) -> list[str]:
-        """Everything that is not as it must be, in words; empty where the step passes.
+        """List violated thresholds as text; empty if the step passes.
 
         Args:
             measured: ``bytes`` and ``latency`` as shares of those before, and ``cka``.

@@ -1,4 +1,4 @@
-"""How much can go while the embeddings of unlabeled images agree as closely as they must."""
+"""Bisect a compression ratio to a CKA floor on unlabeled images."""
 
 from collections.abc import Callable
 
@@ -10,11 +10,11 @@ from ssdistill.measure.before_after import embeddings
 from ssdistill.models.model import Model
 
 HALVINGS = 8
-"""Of the ratio: 1/256 is finer than any rounding of widths."""
+"""Bisections of the ratio: 1/256 is finer than any rounding of widths."""
 
 
 def likeness_to(reference: Model, inputs: Tensor) -> Callable[[Model], float]:
-    """``cka(model)``: debiased CKA between embeddings of a model and of ``reference``.
+    """Return ``cka(model)``, the debiased CKA with the embeddings of ``reference``.
 
     Args:
         inputs: unlabeled, at least four.

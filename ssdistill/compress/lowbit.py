@@ -1,4 +1,4 @@
-"""Weights of two to eight bits: a file a fraction as long, with or without training."""
+"""Low-bit weight storage (2 to 8 bits), with or without quantization-aware training."""
 
 import copy
 from collections.abc import Mapping
@@ -137,7 +137,7 @@ class LowBit(Step):
     def _rounded(
         self, model: Model, inputs: torch.Tensor, context: Context
     ) -> tuple[dict[str, int], Model]:
-        """Bits by state dict key, and the model on its grids."""
+        """Choose bits by state dict key and round the model to its grids."""
         if self.cka is None:
             bits = self._bits_by_key(model, self.bits)
             return bits, put_on_grid(model, bits, **self.grid)

@@ -1,4 +1,4 @@
-"""Replace layers by products of smaller ones."""
+"""Low-rank factorization step."""
 
 import copy
 from collections.abc import Mapping
@@ -242,5 +242,5 @@ class LowRank(Step):
 
 
 def _ends(name: str) -> list[int]:
-    """Where the dotted names that ``name`` begins with end."""
+    """End positions of the dotted prefixes of ``name``."""
     return [i for i, letter in enumerate(f"{name}.") if letter == "."]

@@ -1,4 +1,4 @@
-"""Training outside a chain: a compressed module learns to give the vectors it gave before."""
+"""Embedding matching: train a compressed module to reproduce its previous embeddings."""
 
 from collections.abc import Callable, Mapping
 
@@ -16,7 +16,7 @@ Train = Callable[[Model, Mapping[str, Model], TrainSettings], Model]
 
 
 def match_embeddings(inputs: Tensor, seed: int = 0) -> Train:
-    """A ``Context.train`` for any module: embeddings of unlabeled inputs are to stay as they were.
+    """Build a ``Context.train`` for any module, which matches its previous embeddings.
 
     L = mean over inputs and targets of 1 - cos(s, t) + |s - t|^2 / |t|^2: direction and length,
     both without units, so that no weight has to be chosen. In a chain the distillation losses,

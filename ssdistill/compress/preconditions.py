@@ -1,4 +1,4 @@
-"""What every step asks of the model that it is given."""
+"""Checks of a compression step's input model."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from ssdistill.models.model import Model
 
 
 def refuse_file(kind: str, model: Any) -> None:
-    """Make sure that a step was given a network.
+    """Check that the input of a step is a PyTorch network.
 
     Raises:
         UserError: a file for a runtime.
@@ -23,7 +23,7 @@ def refuse_file(kind: str, model: Any) -> None:
 
 
 def refuse_non_finite(kind: str, model: Model) -> None:
-    """Make sure that every weight is a number.
+    """Check that all weights are finite.
 
     Raises:
         UserError: NaN or infinity in a weight; the tensor is named.
@@ -34,7 +34,7 @@ def refuse_non_finite(kind: str, model: Model) -> None:
 
 
 def check_given(kind: str, model: Any) -> None:
-    """Make sure that a step was given a network with finite weights.
+    """Check that the input of a step is a PyTorch network with finite weights.
 
     Raises:
         UserError: a file for a runtime, or a tensor that is not finite; it is named.

@@ -1,4 +1,4 @@
-"""Remove whole channels, heads and blocks, so that the tensors really get smaller."""
+"""Structured pruning step: remove whole channels, heads and blocks."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -166,7 +166,7 @@ class Prune(Step):
         return pruned
 
     def _blocks(self, model: Model, context: Context) -> tuple[Callable[[float], Model], str]:
-        """What gives the model without a ratio of its blocks, and what bounds it."""
+        """Return a function that removes a ratio of the blocks, and a phrase for its limit."""
         blocks = rank_blocks(
             model, self.protect, context.images(self.images, self.seed), context.progress
         )
@@ -221,7 +221,7 @@ class Prune(Step):
         return prunable
 
     def _report(self, model: Model, pruned: Model, context: Context) -> int:
-        """Record what has gone; how many layers or blocks that were."""
+        """Record what was removed; return the number of changed layers or blocks."""
         before, after = count_parameters(model), count_parameters(pruned)
         narrowed = [
             name

@@ -1,4 +1,4 @@
-"""int8: a quarter of the bytes, and faster on processors with int8 products."""
+"""Post-training quantization step: int8 files for ONNX Runtime, OpenVINO and PyTorch."""
 
 import tempfile
 from collections.abc import Callable
@@ -116,7 +116,7 @@ class Quantize(Step):
         return "_".join([cls.makes, *parts])
 
     def _check(self, scheme: str) -> None:
-        """Refuse what a runtime does not have, before anything is computed."""
+        """Reject settings that the runtime does not support, before computing anything."""
         if self.mode not in MODES[self.runtime]:
             raise UserError(
                 f"quantize.mode={self.mode}: runtime={self.runtime} {WHY_NOT[self.mode]}"
@@ -141,7 +141,7 @@ class Quantize(Step):
                 )
 
     def apply(self, model: Model, context: Context) -> RuntimeModel:
-        """The quantized model, whose file is in ``context.folder``.
+        """Write the quantized file to ``context.folder`` and open it.
 
         ``context.record`` receives ``runtime``, ``mode``, how much was quantized, and from the
         check inputs ``cosine`` (centered), its 1 % quantile ``cosine_p01`` and ``cka``.
@@ -172,7 +172,7 @@ class Quantize(Step):
         return quantized
 
     def _images(self, context: Context) -> tuple[Tensor, Tensor]:
-        """Distinct inputs for calibration and check, drawn at once so that they cannot overlap."""
+        """Draw disjoint inputs for calibration and for the agreement check."""
         image_count = self.calibration_images + self.check_images
         inputs = context.images(image_count, self.seed)
         if len(inputs) < FEWEST_INPUTS:

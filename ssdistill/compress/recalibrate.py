@@ -1,4 +1,4 @@
-"""Batch-norm statistics of a changed network, estimated anew from unlabeled inputs."""
+"""Re-estimate batch-norm statistics from unlabeled inputs."""
 
 import copy
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ from ssdistill.models.model import Model
 from ssdistill.settings import PositiveInt
 
 SMALLEST = 8
-"""Inputs without which there is nothing to estimate from and to judge by."""
+"""Fewest inputs for estimation and for the held-out comparison."""
 
 
 class Recalibrate(Step):
@@ -74,7 +74,7 @@ class Recalibrate(Step):
 
 
 def norms_of(model: Model) -> list[nn.Module]:
-    """The batch norms that keep statistics."""
+    """Batch-norm modules with running statistics."""
     kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
     norms = [m for m in model.net.modules() if isinstance(m, kinds)]
     return [norm for norm in norms if norm.running_mean is not None]

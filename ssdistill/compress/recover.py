@@ -1,4 +1,4 @@
-"""Training after compression: the distillation losses again, still without labels."""
+"""Fine-tune after compression with the distillation losses, without labels."""
 
 import copy
 from collections.abc import Mapping

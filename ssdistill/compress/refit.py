@@ -1,4 +1,4 @@
-"""Closed-form repair after pruning: layers that lost inputs learn to do without them."""
+"""Least-squares reconstruction after pruning, for layers that lost inputs."""
 
 import copy
 import time
@@ -28,7 +28,7 @@ from ssdistill.settings import OpenFraction, Positive, PositiveInt
 
 RIDGES = (1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 CHECKS = 256
-"""Further inputs by which the step judges its result."""
+"""Further inputs on which the result is evaluated."""
 
 
 class Refit(Step):
@@ -107,7 +107,7 @@ class Refit(Step):
 
 @dataclass(frozen=True)
 class Fit:
-    """What became of one layer.
+    """Outcome of one layer's reconstruction.
 
     Attributes:
         layer: its name in ``net``.

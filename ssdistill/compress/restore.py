@@ -1,4 +1,4 @@
-"""Back from a compressed model to what it was made from."""
+"""Restore step: return to the uncompressed model."""
 
 import copy
 from pathlib import Path
@@ -33,7 +33,7 @@ class Restore(Step):
 
 
 def dense_parent(path: str | Path) -> Path:
-    """The artifact that a compressed one was made from, before any compression step.
+    """Find the uncompressed artifact that a compressed one descends from.
 
     It is looked for in the runs folder that the compressed one lies in, by the digest and the
     seed of its lineage, and known by the sha256 of its weights.

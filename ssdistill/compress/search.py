@@ -1,4 +1,4 @@
-"""Find out which layer can spare how much, and let each give that."""
+"""Search step: a compression level per layer, under one budget."""
 
 from collections.abc import Sequence
 from fnmatch import fnmatch
@@ -216,7 +216,7 @@ class Search(Step):
 
 
 class _PlanJudge:
-    """Damage of whole models, on inputs that no choice was made with."""
+    """Damage of whole models, on inputs held out from the search."""
 
     def __init__(self, actions: Actions, inputs: Tensor, measure: Measure):
         self.actions, self.inputs, self.measure = actions, inputs, measure

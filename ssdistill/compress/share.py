@@ -1,4 +1,4 @@
-"""Let many weights share few numbers: a shorter file, and nothing else."""
+"""Weight sharing (palettization) step: smaller files, no speed-up."""
 
 import copy
 from collections.abc import Mapping
@@ -173,7 +173,7 @@ class Share(Step):
         return Sparse(mask, book_CK, index_CN[there_CN])
 
     def _stored(self, book: Tensor) -> Tensor:
-        """The numbers as the file has them."""
+        """Values as stored in the file."""
         return book.half().float() if self.codebook == "float16" else book
 
 

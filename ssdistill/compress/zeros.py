@@ -1,4 +1,4 @@
-"""Set single weights to zero: a shorter file, and nothing else."""
+"""Unstructured pruning step: smaller files, no speed-up."""
 
 import copy
 from collections.abc import Mapping

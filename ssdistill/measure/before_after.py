@@ -1,4 +1,4 @@
-"""What one compression step did to a model: its costs, its speed and its embeddings."""
+"""Compare a model before and after a compression step: cost, speed, embeddings."""
 
 import time
 from collections.abc import Iterator
@@ -85,7 +85,7 @@ def before_after(
 
 
 def agreed_on(before: Any, after: Any, inputs: Tensor) -> dict[str, float]:
-    """How the embeddings of two models agree.
+    """Measure the agreement between the embeddings of two models.
 
     See :func:`ssdistill.label_free.agreement.agreement`.
     Of a handful of inputs, as many neighbors as usual would be all there are; of fewer than

@@ -1,4 +1,4 @@
-"""What of a processor decides how fast a network runs on it."""
+"""Processor features that determine how fast a network runs."""
 
 import os
 from pathlib import Path

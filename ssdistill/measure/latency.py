@@ -1,4 +1,4 @@
-"""How long one call takes: several models side by side in one process."""
+"""Latency of one forward pass, with several models interleaved in one process."""
 
 import copy
 import time
@@ -130,7 +130,7 @@ def paired_latency(
     memory_format: MemoryFormat = "channels_last",
     clock: Clock = time.perf_counter,
 ) -> PairedLatency:
-    """Time a model in turns with what it is to be compared with.
+    """Time a model interleaved with a reference.
 
     Arguments as for :func:`compare_latency`. For what compression alone has gained, both must
     be files for the same runtime, or both PyTorch models.

@@ -1,4 +1,4 @@
-"""Multiply-accumulates of one input."""
+"""Count multiply-accumulates (MACs) of one forward pass."""
 
 import logging
 import math
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 @torch.no_grad()
 def count_macs(model: Any, image_size: int | None = None) -> int:
-    """Multiply-accumulates of one forward pass on one input.
+    """Count multiply-accumulates (MACs) of one forward pass on one input.
 
     Convolutions, matrix products and attention, whichever kernel computes them. Element-wise
     work (normalization, activations, pooling) and the look-up of embeddings are not counted;
@@ -77,7 +77,7 @@ def _input(model: nn.Module, image_size: int | None) -> Tensor:
 
 @contextmanager
 def _plain_kernels() -> Iterator[None]:
-    """Without the kernels that do a whole layer at once, in which no counter sees a product.
+    """Disable fused whole-layer kernels, whose products the counter cannot see.
 
     In evaluation ``nn.MultiheadAttention`` and ``nn.TransformerEncoderLayer`` take a fused path,
     and a recurrent layer is one call of oneDNN.

@@ -1,4 +1,4 @@
-"""How much memory it takes to run a saved model."""
+"""Peak memory of running a saved model."""
 
 import json
 import subprocess
@@ -46,7 +46,7 @@ def peak_memory(
     threads: int = 1,
     trust: bool = False,
 ) -> PeakMemory | None:
-    """Bytes of memory that opening and running a saved model adds, in a fresh process.
+    """Measure the memory, in bytes, added by opening and running a saved model in a new process.
 
     They are the kernel's count of resident pages (VmHWM). The usual ``ru_maxrss`` will not do:
     a process inherits it from the one that started it, so a large parent hides everything.
@@ -111,7 +111,7 @@ def _peak(work: Callable[[], Any], baseline: int) -> tuple[Any, int]:
 def measure(
     path: str, batch_size: int, inputs: str | None, threads: int, trust: bool = False
 ) -> dict[str, int]:
-    """What :func:`peak_memory` asks the fresh process to do."""
+    """Body of the new process of :func:`peak_memory`."""
     from ssdistill.artifacts.artifact import load
     from ssdistill.measure.latency import example
     from ssdistill.settings.registry import RUNTIMES

@@ -1,4 +1,4 @@
-"""How many numbers a model consists of, and how many bytes it ships as."""
+"""Parameter count and file size of a model."""
 
 import zlib
 from pathlib import Path
@@ -58,7 +58,7 @@ def _count_onnx(path: Path, nonzero: bool) -> int:
 
 
 def file_bytes(folder: str | Path) -> int:
-    """Bytes of what a user ships of an artifact folder: its weights file, or files.
+    """Bytes of the weights file or files in an artifact folder.
 
     Raises:
         UserError: the folder holds no model, or not all of its files.
@@ -67,7 +67,7 @@ def file_bytes(folder: str | Path) -> int:
 
 
 def gzip_bytes(folder: str | Path) -> int:
-    """Bytes of the same files, each after gzip: what a download or an app package costs.
+    """Bytes of the same files after gzip, as in a download or an app package.
 
     Raises:
         UserError: the folder holds no model, or not all of its files.

@@ -1,4 +1,4 @@
-"""What searched and uniform plans of many budgets lead to: the front as data."""
+"""Pareto front of searched and uniform plans over many budgets."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -13,7 +13,7 @@ FRONT = "front.json"
 
 @dataclass(frozen=True)
 class FrontPoint:
-    """A searched plan, and the best that does the same to every layer, at one budget.
+    """The searched plan and the best uniform plan at one budget.
 
     Attributes:
         share: what may be kept of the cost, at most.
@@ -66,7 +66,7 @@ class Front:
 
 
 def load_front(path: Path) -> Front:
-    """What :meth:`Front.save` has written.
+    """Load a front written by :meth:`Front.save`.
 
     Raises:
         UserError: no such file, or another one.

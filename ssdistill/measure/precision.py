@@ -1,4 +1,4 @@
-"""Which precision and memory format trains a model fastest here: measured, and remembered."""
+"""Choose the fastest training precision and memory format by a cached measurement."""
 
 import hashlib
 import json
@@ -24,11 +24,11 @@ CANDIDATES: tuple[Candidate, ...] = (
     ("bf16", "contiguous"),
     ("bf16", "channels_last"),
 )
-"""Plainest first: an earlier one wins when a later one is hardly faster."""
+"""Simplest first: an earlier candidate wins unless a later one is clearly faster."""
 TOLERANCE = 1.03
-"""A plainer candidate may be this much slower than the fastest and still be taken."""
+"""A simpler candidate is chosen if it is at most this much slower than the fastest."""
 HOPELESS = 2.0
-"""A candidate this much slower than the best so far is not measured again."""
+"""A candidate this much slower than the best so far is dropped."""
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""What turns images into vectors."""
+"""Networks that map images to embeddings."""

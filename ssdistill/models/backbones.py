@@ -1,4 +1,4 @@
-"""timm encoders that carry their own normalization, input size and feature taps."""
+"""timm encoders with built-in normalization, resizing and feature taps."""
 
 import timm
 import torch
@@ -219,7 +219,7 @@ def build_encoder(
 
 
 def encoder_from_spec(spec: EncoderSpec, pretrained: bool = False) -> Encoder:
-    """The encoder a spec describes, with fresh (or timm's pretrained) weights.
+    """Build the encoder of a spec, with random or timm's pretrained weights.
 
     Raises:
         UserError: an unknown name or argument, a size the architecture cannot take, or
@@ -246,7 +246,7 @@ def encoder_from_spec(spec: EncoderSpec, pretrained: bool = False) -> Encoder:
 
 
 def _refuse_no_width(name: str, net: nn.Module) -> None:
-    """Behind a convolution without channels nothing depends on the image any more."""
+    """Reject a network with a convolution of zero channels: its output ignores the image."""
     for layer, module in net.named_modules():
         if isinstance(module, nn.Conv2d) and module.weight.numel() == 0:
             raise UserError(
@@ -255,7 +255,7 @@ def _refuse_no_width(name: str, net: nn.Module) -> None:
 
 
 _FITTING: set[tuple[str, str]] = set()
-"""Names and arguments of networks that are known to fit."""
+"""Names and arguments of networks already known to fit in memory."""
 
 
 def _check_fits(name: str, args: str, spec: EncoderSpec) -> None:
@@ -267,7 +267,7 @@ def _check_fits(name: str, args: str, spec: EncoderSpec) -> None:
 
 
 def encoder_around(spec: EncoderSpec, net: nn.Module) -> Encoder:
-    """The encoder of a spec around its network, which gets the small stem here if it has one.
+    """Wrap a network as the encoder of a spec, replacing its stem if the spec says so.
 
     Raises:
         UserError: a size the network cannot take, or a stem it cannot have.
@@ -289,7 +289,7 @@ def encoder_around(spec: EncoderSpec, net: nn.Module) -> Encoder:
 
 
 def check_timm_name(name: str) -> None:
-    """Refuse a name, or the tag of weights after its dot, that timm does not know.
+    """Reject a model name or weights tag unknown to timm.
 
     Raises:
         UserError: with the nearest one.

@@ -8,7 +8,7 @@ from torch import nn
 
 
 def momentum_copy(module: nn.Module) -> nn.Module:
-    """A copy that no gradient reaches."""
+    """Copy a network and freeze the copy."""
     return copy.deepcopy(module).requires_grad_(False)
 
 

@@ -1,4 +1,4 @@
-"""Several views through one encoder."""
+"""Encode several views of a batch with one encoder."""
 
 from collections.abc import Mapping
 
@@ -24,7 +24,7 @@ def encode_views(
 
 
 def _split(stacked: Representation, count: int) -> list[Representation]:
-    """The ``count`` equal parts, along the batch, of a representation of stacked views."""
+    """Split a representation of stacked views into ``count`` equal parts along the batch."""
     embedding = stacked.embedding_BD.chunk(count)
     projection = [None] * count
     if stacked.projection_BP is not None:

@@ -1,4 +1,4 @@
-"""One layer as a product of smaller ones: what low-rank factorization puts in its place."""
+"""Factorized layers: one layer as a product of two or three smaller ones."""
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -172,7 +172,7 @@ class Factorized(nn.Sequential):
 
 
 def form_of(layer: nn.Module, form: Form) -> Form:
-    """The form that ``layer`` takes where ``form`` is asked for.
+    """Factorization form that applies to ``layer`` when ``form`` is requested.
 
     Raises:
         UserError: a layer that is not factorized at all.
@@ -190,7 +190,7 @@ def form_of(layer: nn.Module, form: Form) -> Form:
 
 
 def _geometry(conv: nn.Conv2d, form: Form) -> dict[str, dict[str, Any]]:
-    """What the parts take of the kernel, stride, padding and dilation of ``conv``."""
+    """Split the kernel, stride, padding and dilation of ``conv`` among its factors."""
     one = {"kernel_size": 1}
     whole = {
         "kernel_size": conv.kernel_size,

@@ -13,13 +13,13 @@ from ssdistill.errors import UserError
 from ssdistill.models.factorized import Factorized
 
 WIDTHS = ("num_features", "num_channels", "embedding_dim", "normalized_shape")
-"""What modules call the number of their channels, where nothing else tells it."""
+"""Attributes that hold the number of channels of a module."""
 HEADS = ("num_heads", "num_attention_heads", "n_heads")
 HEAD_WIDTH = ("head_dim", "attention_head_size", "key_value_proj_dim")
 ALL_HEADS = ("attn_dim", "all_head_size", "inner_dim")
-"""What timm and transformers call the heads of attention, the width of one and that of all."""
+"""Attributes of attention in timm and transformers: heads, width of one head, of all heads."""
 QUERIES = {"qkv": 3, "query": 1, "q_proj": 1, "q_lin": 1, "q": 1}
-"""Layers that write the queries, and how many times the width of all heads they write."""
+"""Layers that output the queries, and their output width in units of all heads' width."""
 
 
 def fit_structure(
@@ -100,7 +100,7 @@ def _fit_heads(prefix: str, module: nn.Module, state: dict[str, Tensor]) -> None
 def _fit(
     prefix: str, module: nn.Module, stored: dict[str, Tensor], feeding: tuple[int, int] | None
 ) -> tuple[int, int] | None:
-    """Give one module the widths of its tensors.
+    """Set one module's widths from the shapes of its tensors.
 
     Args:
         feeding: old and new output width of the layer before it, in the order of registration.
@@ -148,7 +148,7 @@ def _fits_layer(key: str, value: Tensor, old: dict, stored: dict, widths: tuple)
 
 
 def _fits_plain(key: str, value: Tensor, old: dict, stored: dict, widths: tuple | None) -> bool:
-    """Whether a tensor that is no layer's weight differs from the old one only by a width."""
+    """Whether a tensor other than a layer's weight differs only in one width."""
     if key not in old:
         return key == "bias" and widths is not None and tuple(value.shape) == widths[1:]
     own_size = old[key].shape

@@ -1,4 +1,4 @@
-"""Places inside a timm network whose values an encoder returns on request.
+"""Taps: intermediate values of a timm network that an encoder can return.
 
 They are named after modules: ``layer3`` is the feature map of a stage, ``before_relu:layer3``
 that map before the ReLU which closes the stage, and ``attention:blocks.11`` what the class token
@@ -129,7 +129,7 @@ def norm_outputs(net: nn.Module, closing: dict[str, Closing]) -> dict[str, tuple
 
 @contextmanager
 def looking(module: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients, for a look at the shapes; the mode comes back afterwards."""
+    """Run in eval mode without gradients, and restore the mode afterwards."""
     was_training = module.training
     module.eval()
     try:
@@ -170,7 +170,7 @@ class _CatchAttention:
 def catch(
     net: nn.Module, names: Iterable[str], closing: dict[str, Closing], caught: dict[str, Tensor]
 ) -> list[RemovableHandle]:
-    """Let every forward pass write the values of the taps with a colon into ``caught``.
+    """Record the values of taps with a colon in ``caught`` on each forward pass.
 
     Returns:
         handles that end it.

@@ -1,4 +1,4 @@
-"""torchvision classifiers with the few methods an encoder needs."""
+"""torchvision classifiers behind the methods that an encoder calls."""
 
 from typing import Any
 
@@ -40,7 +40,7 @@ class TorchvisionNet(nn.Module):
         return self.net(x_BCHW)
 
     def forward_head(self, features_BD: Tensor, pre_logits: bool = True) -> Tensor:
-        """Nothing comes after :meth:`forward_features`."""
+        """Return the embedding unchanged."""
         return features_BD
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ def torchvision_names() -> list[str]:
 
 
 def create_torchvision_net(name: str, args: dict[str, Any]) -> TorchvisionNet:
-    """The network called ``name`` at fresh weights; nothing is downloaded.
+    """Build the network called ``name`` with random weights, without downloading.
 
     Raises:
         UserError: a name or an argument torchvision does not know.

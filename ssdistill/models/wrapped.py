@@ -17,7 +17,7 @@ def output_itself(net: nn.Module, x: Tensor) -> Tensor:
 
 
 class Wrapped(Model):
-    """A module of whatever kind: a language model's encoder, a detector's backbone.
+    """Any module, such as a language model's encoder or a detector's backbone.
 
     Compression looks at three things of a network: its layers, inputs to run it on, and one
     vector per input that must stay as it is.
@@ -82,7 +82,7 @@ class Wrapped(Model):
         return copy.deepcopy(self._fresh[0])
 
     def set_taps(self, taps: tuple[str, ...]) -> None:
-        """There are none.
+        """Reject any tap: wrapped modules have no feature maps.
 
         Raises:
             UserError: for any name.

@@ -1,4 +1,4 @@
-"""A teacher out of timm's collection."""
+"""Teachers from timm's model collection."""
 
 import logging
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from ssdistill.teachers.weights import check_keys, finite_notices, read_state, w
 
 HUB = "hf-hub:"
 LOCAL = {"file", "url", "state_dict"}
-"""What a description from the hub may not say: other places for its weights."""
+"""Keys ignored in a hub description: other locations of its weights."""
 REMEDY = "set teacher.weights=FILE to load them from a file"
 
 

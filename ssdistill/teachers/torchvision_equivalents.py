@@ -1,4 +1,4 @@
-"""torchvision's networks as timm's, where the two compute the same."""
+"""timm equivalents of torchvision's networks."""
 
 import re
 from typing import Any
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ssdistill.models.torchvision_net import TorchvisionNet
 
 TOLERANCE = 1e-4
-"""Largest difference of two embeddings, as a share of the largest value."""
+"""Largest difference between embeddings, relative to the largest value."""
 # torchvision's MobileNetV3 and EfficientNetV2 have a larger epsilon in their batch norms.
 LARGE_EPS = {"bn_eps": 1e-3}
 TWINS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -27,7 +27,7 @@ TWINS: dict[str, tuple[str, dict[str, Any]]] = {
     "vit_l_16": ("vit_large_patch16_224", {}),
     "vit_h_14": ("vit_huge_patch14_224", {}),
 }
-"""timm's name and arguments for a network it calls otherwise."""
+"""timm's name and arguments for networks that it names differently."""
 VIT_KEYS = (
     (r"^class_token$", "cls_token"),
     (r"^encoder\.pos_embedding$", "pos_embed"),
@@ -47,7 +47,7 @@ VIT_KEYS = (
 def timm_twin(
     name: str, torchvision_net: TorchvisionNet, side: int
 ) -> tuple[str, dict[str, Any], nn.Module] | None:
-    """timm's network with the weights and the embeddings of torchvision's.
+    """Build timm's equivalent with torchvision's weights, and verify equal embeddings.
 
     Args:
         name: torchvision's.

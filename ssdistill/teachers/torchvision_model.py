@@ -1,4 +1,4 @@
-"""A teacher out of torchvision's collection."""
+"""Teachers from torchvision's model collection."""
 
 import re
 from collections import OrderedDict
@@ -24,7 +24,7 @@ from ssdistill.teachers.torchvision_equivalents import timm_twin
 from ssdistill.teachers.weights import check_keys, finite_notices, read_state, weights_file
 
 AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
-"""Classifiers on the way that only training uses."""
+"""Auxiliary classifiers, used only in training."""
 
 
 class TorchvisionModel(Teacher):

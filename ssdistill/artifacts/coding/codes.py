@@ -1,4 +1,4 @@
-"""How a weight is written down in fewer bits than its numbers take.
+"""Codes that store a weight in fewer bits than its values take.
 
 This changes the file, not the network: decoded, a weight is a float tensor like any other.
 """
@@ -18,7 +18,7 @@ MOST = 2**WIDEST
 
 
 class Coded(ABC):
-    """A weight in another form than its numbers.
+    """A weight in coded form.
 
     A subclass sets:
         kind: name of the form in files.
@@ -32,7 +32,7 @@ class Coded(ABC):
     @property
     @abstractmethod
     def shape(self) -> tuple[int, ...]:
-        """Of the weight; its first axis are the output channels."""
+        """Shape of the weight; output channels come first."""
 
     @abstractmethod
     def decode(self) -> Tensor:
@@ -46,7 +46,7 @@ class Coded(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Palette(Coded):
-    """Every weight is one of the K numbers of a codebook.
+    """Palette code: every value is one of K codebook entries.
 
     Attributes:
         codebook: float (K,), or (C, K) with one row per output channel; at most 256 numbers.
@@ -161,7 +161,7 @@ class Sparse(Coded):
         return self.values if self.index is not None else None
 
     def kept(self) -> Tensor:
-        """The numbers (N,) that are not left out."""
+        """Values (N,) that are stored: those not masked out."""
         if self.index is None:
             return self.values.float()
         if self.values.ndim == 1:
@@ -174,7 +174,7 @@ class Sparse(Coded):
 
 
 def refresh(coded: Coded, weight: Tensor) -> Coded | None:
-    """The codes of a weight as it is now; None where it has changed beyond them.
+    """Code a changed weight again; None if its values no longer fit the code.
 
     A sparse one stays sparse as long as its zeros are zeros, whatever the other numbers became.
     """

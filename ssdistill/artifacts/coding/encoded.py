@@ -1,4 +1,4 @@
-"""The bytes of a coded weight, and what beside them is needed to read them."""
+"""Serialization of coded weights: bytes, and the facts needed to decode them."""
 
 import math
 from typing import Annotated, Any, Literal
@@ -17,7 +17,7 @@ Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
 class CodeFacts(BaseModel):
-    """What the header of a file says of one coded weight, or of one that is as another is."""
+    """Header entry of one coded weight, or of an alias of another weight."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 

@@ -1,4 +1,4 @@
-"""One safetensors file for a state dict of which some tensors are coded.
+"""A safetensors file for a state dict with coded tensors.
 
 A coded tensor is an entry of bytes under its own name; what those mean is in the header of the
 same file, so the bytes of the file are all there is to ship.
@@ -24,7 +24,7 @@ BOOK = "codebook:"
 
 
 def current(state: Mapping[str, Tensor], coded: Mapping[str, Coded]) -> dict[str, Coded]:
-    """The codes that still say what the weights of ``state`` are."""
+    """Select the codes that still match the weights of ``state``."""
     codes = {k: refresh(code, state[k]) for k, code in coded.items() if k in state}
     return {key: code for key, code in codes.items() if code is not None}
 
@@ -83,7 +83,7 @@ def pack_state(
 
 
 def _aliases(state: Mapping[str, Tensor]) -> dict[str, str]:
-    """Keys of tensors that are one and the same as one with a lesser key, to that key."""
+    """Map keys of shared tensors to the first key of the same tensor."""
     first: dict[tuple, str] = {}
     aliases = {}
     for key in sorted(state):
@@ -130,7 +130,7 @@ def unpack_state(content: bytes) -> tuple[dict[str, Tensor], dict[str, Coded]]:
 
 
 def _unpack_facts(content: bytes) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
-    """Tensors as they are in the file, and the checked facts of those that are coded.
+    """Read the raw tensors of a file, and the checked facts of coded ones.
 
     Raises:
         UserError: no such file, or one that stands for too many numbers.

@@ -1,4 +1,4 @@
-"""Huffman's code (Proc. IRE 1952), canonical, written so that arrays can read it.
+"""Canonical Huffman coding (Proc. IRE 1952), decoded in parallel with arrays.
 
 The bytes are: the length of every symbol's code, half a byte each; how many bits every run of
 ``RUN`` symbols takes, two bytes each; the codes. Knowing where each run begins, all runs are

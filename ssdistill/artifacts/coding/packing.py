@@ -1,4 +1,4 @@
-"""Numbers in as few bytes as they take; small integers at a fixed width or by Huffman's code."""
+"""Bit packing: small integers at a fixed width or by Huffman coding; masks; floats."""
 
 import numpy as np
 

@@ -75,7 +75,7 @@ class RuntimeModel(ABC):
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Name used in messages."""
         return self.spec.name if self.spec else self.path.stem
 
     @property
@@ -90,7 +90,7 @@ class RuntimeModel(ABC):
 
     @abstractmethod
     def _open(self, threads: int) -> None:
-        """Get ready to run with so many threads."""
+        """Open a session with this many threads."""
 
     @abstractmethod
     def _run(self, inputs: np.ndarray) -> np.ndarray:
@@ -159,7 +159,7 @@ class RuntimeModel(ABC):
         return np.ascontiguousarray(inputs.numpy(), dtype=takes)
 
     def _pixels(self, x_BCHW: Tensor) -> Tensor:
-        """Images in [0, 1] as whole numbers up to 255, in the size that the file takes."""
+        """Convert images in [0, 1] to uint8, in the size that the file takes."""
         expected = self.input_shape
         if expected is not None and x_BCHW.ndim == 4 and not _fits(x_BCHW.shape[1:], expected):
             size = expected[1:]
@@ -167,11 +167,11 @@ class RuntimeModel(ABC):
         return x_BCHW.mul(255).round().clamp(0, 255).to(torch.uint8)
 
     def eval(self) -> "RuntimeModel":
-        """Itself: it knows no other mode."""
+        """Return itself: a runtime model is always in eval mode."""
         return self
 
     def train(self, mode: bool = True) -> "RuntimeModel":
-        """Itself; such a file cannot be trained.
+        """Return itself for ``train(False)``; a file cannot be trained.
 
         Raises:
             UserError: for ``mode=True``.
@@ -184,7 +184,7 @@ class RuntimeModel(ABC):
         return self
 
     def to(self, *_: Any, **__: Any) -> "RuntimeModel":
-        """Itself: the runtime keeps it on the CPU."""
+        """Return itself: the runtime runs on the CPU."""
         return self
 
 
@@ -242,7 +242,7 @@ class Runtime(ABC):
 
 
 def check(model: Model, written: RuntimeModel, tolerance: float = MAX_DIFFERENCE) -> float:
-    """The largest absolute difference between a file and the model it was written from.
+    """Compare a file with the model it was written from; return the largest absolute difference.
 
     They are compared on a batch of another size than the one a file is traced with.
 

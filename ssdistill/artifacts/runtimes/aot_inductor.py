@@ -72,7 +72,7 @@ class CompiledModel(RuntimeModel):
 
 
 def _machine(path: Path) -> dict[str, Any]:
-    """For what a package was compiled."""
+    """Read which processor a package was compiled for."""
     try:
         with zipfile.ZipFile(path) as archive:
             check_sizes(path, archive.infolist(), path.stat().st_size)
@@ -87,7 +87,7 @@ def _machine(path: Path) -> dict[str, Any]:
 
 
 def _check_machine(path: Path, needs: dict[str, Any]) -> None:
-    """Refuse what this processor cannot run: it would end the process without a message."""
+    """Reject a package for another processor: running it would crash the process."""
     machine, instructions = needs.get("AOTI_MACHINE"), str(needs.get("AOTI_CPU_ISA", "")).split()
     if machine is None:
         raise UserError(

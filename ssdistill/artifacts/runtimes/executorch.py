@@ -127,7 +127,7 @@ def _compiler_beside_python() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _silenced() -> Iterator[None]:
-    """Silence the runtime, which narrates from native code past Python's streams."""
+    """Silence the runtime's native code, which writes past Python's streams."""
     with quiet(), open(os.devnull, "w") as void:
         saved_streams = [(stream, os.dup(stream)) for stream in (1, 2)]
         try:

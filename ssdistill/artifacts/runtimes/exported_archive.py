@@ -1,4 +1,4 @@
-"""What may be in the archive of an exported program, so that PyTorch runs nothing of it.
+"""Checks of an exported program's archive: opening it must execute no code.
 
 PyTorch's reader of ``.pt2`` archives unpickles some members, evaluates some strings, imports
 modules that others name, loads native libraries, and falls back to layouts of earlier versions
@@ -50,7 +50,7 @@ CONTAINERS = {None, "builtins.tuple", "builtins.list", "builtins.dict"}
 
 
 def checked_archive(path: Path) -> io.BytesIO:
-    """A copy of an exported program that is safe to give to ``torch.export.load``.
+    """Copy an exported program after checking that ``torch.export.load`` runs no code of it.
 
     Raises:
         UserError: no zip, a damaged one, or one with anything in it that would be run, imported
@@ -83,7 +83,7 @@ def checked_archive(path: Path) -> io.BytesIO:
 
 
 def check_sizes(path: Path, members: list[zipfile.ZipInfo], size: int) -> None:
-    """Refuse members that claim to be larger than the file which they are in.
+    """Reject members that declare a larger size than the file can hold.
 
     Raises:
         UserError: of compressed members too, which no program that writes such files has.
@@ -114,7 +114,7 @@ def _refused(path: Path, unsafe_part: str) -> UserError:
 
 
 def _what_would_run(name: str, content: bytes) -> str:
-    """The first part of a member that is more than data; empty where there is none."""
+    """First part of a member that would execute code; empty if there is none."""
     if name in PLAIN:
         return "" if PLAIN[name].fullmatch(content) else f"'{name}'"
     if TENSORS.fullmatch(name):
@@ -125,7 +125,7 @@ def _what_would_run(name: str, content: bytes) -> str:
 
 
 def _evaluated(value: Any) -> Iterator[str]:
-    """What the reader would unpickle, evaluate or import, anywhere in a JSON value."""
+    """Find what the reader would unpickle, evaluate or import in a JSON value."""
     if isinstance(value, list):
         for part in value:
             yield from _evaluated(part)

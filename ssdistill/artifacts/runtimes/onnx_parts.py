@@ -1,4 +1,4 @@
-"""What an ONNX file would make its runtime open beside itself."""
+"""Checks of the external files that an ONNX model refers to."""
 
 from collections.abc import Iterator
 from pathlib import Path

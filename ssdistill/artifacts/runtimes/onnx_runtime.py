@@ -110,7 +110,7 @@ def _write_onnx(model: Model, path: Path, opset: int) -> None:
 
 
 def _save_bare(model: Any, path: Path) -> None:
-    """Save without the exporter's notes: they are stack traces with paths of this machine."""
+    """Save without the exporter's metadata, which holds stack traces with local paths."""
     import onnx
 
     graph = model.graph

@@ -31,7 +31,7 @@ class Embedding(nn.Module):
 
 
 def ready(model: Model) -> Model:
-    """A copy as files are written from: on the CPU, in eval mode, without feature maps."""
+    """Copy a model for export: on the CPU, in eval mode, without feature maps."""
     # A copy: putting back the mode of the whole would change parts that were frozen in another.
     model = copy.deepcopy(model).eval().cpu()
     # A training leaves weights in channels_last, which slows down some of the written files.
@@ -85,7 +85,7 @@ def _trace(graph: nn.Module, example: Tensor, most: int | None) -> ExportedProgr
 
 
 def strip(graph: torch.fx.GraphModule) -> int:
-    """Take away the tensors that nothing in a graph uses; how many numbers they had."""
+    """Remove a graph's unused tensors; return how many elements they had."""
     graph.graph.eliminate_dead_code()
     graph.recompile()
     read, numbers = {node.target for node in graph.graph.nodes if node.op == "get_attr"}, 0
@@ -109,7 +109,7 @@ def one_is_no_constant() -> contextlib.AbstractContextManager[None]:
 
 
 def explain(error: BaseException, model: Model, runtime: str) -> UserError:
-    """What an exporter says in a hundred lines, in one, with the module it happened in."""
+    """Summarize an exporter's error in one line that names the failing module."""
     chain = [error]
     while following := chain[-1].__cause__ or chain[-1].__context__:
         chain.append(following)
@@ -161,7 +161,7 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Let PyTorch use so many threads for as long as the ``with``; 0 changes nothing."""
+    """Set PyTorch's thread count inside the ``with`` block; 0 leaves it unchanged."""
     before = torch.get_num_threads()
     if count in (0, before):
         yield

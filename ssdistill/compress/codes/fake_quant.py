@@ -1,4 +1,4 @@
-"""Weights on a grid of a few bits: finding the grid, and training on it."""
+"""Low-bit weight grids: fit them, and train on them with a straight-through estimator."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -73,7 +73,7 @@ def quantize_weight(
 
 
 Grid = tuple[Tensor, Tensor]
-"""Scale and zero point, one a row."""
+"""Scale and zero point of every row."""
 
 
 def _limits(bits: int, symmetric: bool) -> tuple[int, int]:
@@ -82,7 +82,7 @@ def _limits(bits: int, symmetric: bool) -> tuple[int, int]:
 
 
 def _grid(rows_CK: Tensor, low: int, high: int, whole: bool) -> Grid:
-    """The grid that just holds every row, and zero."""
+    """Min-max grid of every row, zero included."""
     if low < 0:
         scale_C = rows_CK.abs().amax(1) / high
         return _storable(scale_C), torch.zeros_like(scale_C)
@@ -92,7 +92,7 @@ def _grid(rows_CK: Tensor, low: int, high: int, whole: bool) -> Grid:
 
 
 def _fitted(rows_CK: Tensor, grid: Grid, limits: tuple[int, int], whole: bool) -> Grid:
-    """The grid with the least squared error for the integers that ``grid`` gives."""
+    """Least-squares grid for the integers that ``grid`` assigns."""
     scale_C, zero_C = grid
     steps_CK = _integers(rows_CK, grid, *limits)
     if limits[0] < 0 or whole:
@@ -110,7 +110,7 @@ def _fitted(rows_CK: Tensor, grid: Grid, limits: tuple[int, int], whole: bool) -
 
 
 def _zero(zero_C: Tensor, high: int, whole: bool) -> Tensor:
-    """A zero point that 16 bits hold; between two integers, unless ``whole``."""
+    """Zero point rounded to 16 bits; fractional unless ``whole``."""
     return (zero_C.round() if whole else zero_C.half().float()).clamp(0, high)
 
 
@@ -131,7 +131,7 @@ def _integers(rows_CK: Tensor, grid: Grid, low: int, high: int) -> Tensor:
 def _better_grid(
     rows_CK: Tensor, grid: Grid, best: tuple[Grid, Tensor] | None, limits: tuple[int, int]
 ) -> tuple[Grid, Tensor]:
-    """Row by row the grid of the smaller squared error, and that error."""
+    """Choose the grid of smaller squared error row by row; return it and its error."""
     scale_C, zero_C = grid
     found_CK = _integers(rows_CK, grid, *limits)
     found_CK.sub_(zero_C[:, None]).mul_(scale_C[:, None]).sub_(rows_CK)
@@ -197,7 +197,7 @@ class OnGrid(nn.Module):
 
 @contextmanager
 def on_grid(net: nn.Module, coded: Mapping[str, Uniform]) -> Iterator[dict[str, Uniform]]:
-    """Inside, the weights of ``net`` can be trained and are on their grids all the same.
+    """Train the weights of ``net`` on their grids inside the ``with`` block.
 
     On leaving they are plain weights again, exactly on the grid that was learned, without a
     trace of what held them there.

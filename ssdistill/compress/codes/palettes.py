@@ -1,4 +1,4 @@
-"""Codebooks for weights: k-means in one dimension, for many rows of numbers at once."""
+"""Codebooks of weights: batched one-dimensional k-means."""
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ Rows = tuple[Tensor, Tensor, Tensor]
 
 
 def codebooks(values_RN: Tensor, size: int, counts_R: Tensor | None = None) -> Tensor:
-    """The ``size`` numbers that are nearest to the numbers of each row, in squares.
+    """Fit a codebook of ``size`` values to each row by least squares.
 
     Lloyd's iterations (IEEE Trans. Inf. Theory 1982) on sorted numbers, from clusters as dense as
     the cube root of the density of the numbers, which is best for many of them (Panter and Dite,
@@ -150,7 +150,7 @@ def _exact(sorted_RN: Tensor, outside_RN: Tensor, book_RK: Tensor) -> Tensor:
 
 
 def nearest_index(values_RN: Tensor, book_RK: Tensor) -> Tensor:
-    """Which number of its row's codebook is nearest to each number; uint8 (R, N).
+    """Index of the nearest codebook value for each number; uint8 (R, N).
 
     Args:
         book_RK: ascending, at most 256 numbers a row.

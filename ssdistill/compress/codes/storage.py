@@ -1,4 +1,4 @@
-"""What steps that only shorten the file have in common."""
+"""Shared parts of steps that only reduce the file size."""
 
 from collections.abc import Iterable
 

@@ -1,4 +1,4 @@
-"""Putting factors in the places of layers, and making sure that the network still works."""
+"""Replace layers by factors, and verify the result."""
 
 import copy
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ def fast_enough(
     latency: float,
     context: Context,
 ) -> dict[str, Option]:
-    """The ranks that save the fewest MACs of those measured to be as fast as asked.
+    """Bisect to the mildest ranks that meet a latency budget.
 
     Args:
         latency: share of the time for one input to keep at most, in ONNX Runtime on one thread,
@@ -67,7 +67,7 @@ def fast_enough(
 
 
 def out_of_reach(model: Model, key: str, budget: float, least: float) -> UserError:
-    """What to raise where the smallest ranks leave the share ``least`` of ``key``."""
+    """Error for a budget below ``least``, which the smallest ranks reach."""
     return UserError(
         f"lowrank: {key}={budget:g} cannot be reached for '{model.name}': the smallest ranks "
         f"still leave {least:.3f}; lower round_to or select more layers"
@@ -91,7 +91,7 @@ def replace(model: Model, name: str, factors: Factorized) -> None:
 
 @torch.no_grad()
 def verify(model: Model, result: Model) -> None:
-    """Make sure that the result, in eval mode, works and that a saved one could be loaded.
+    """Check that the result runs in eval mode and can be saved and loaded.
 
     Raises:
         UserError: code of the network that cannot do without the layer as it was, embeddings

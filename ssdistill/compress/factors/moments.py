@@ -1,4 +1,4 @@
-"""Means and covariances of what layers put out on unlabeled inputs, batch by batch."""
+"""Streaming means and covariances of layer outputs on unlabeled inputs."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -44,7 +44,7 @@ class Positions(NamedTuple):
 
 
 class Running:
-    """Moments of rows that come one batch at a time; the order of the batches is immaterial."""
+    """Streaming moments of rows; independent of the order of batches."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -79,7 +79,7 @@ class Running:
 def output_stats(
     model: Model, inputs: Tensor, layers: Iterable[str], batch_size: int = 32
 ) -> dict[str, Moments]:
-    """Mean and covariance of what layers put out.
+    """Compute the mean and covariance of layer outputs.
 
     Args:
         model: runs in eval mode, and is left as it was.
@@ -125,7 +125,7 @@ def joint_stats(
 
 
 class _StopForward(Exception):
-    """Raised in a layer to end the forward pass there."""
+    """Raised in a layer to end the forward pass early."""
 
 
 def _outputs(model: Model, batch: Tensor, layer: str, calls: int) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""What can be learnt of one use of a layer's weight, and how such uses are written."""
+"""Data model of one use of a layer's weight, and the argument lists of such uses."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +38,7 @@ class Call:
 
     @property
     def end_NO(self) -> Tensor:
-        """Where the output was followed to, in float64."""
+        """Output after the affine map and the residual addition, in float64."""
         end_NO = self.scale_O * self.y_NO.double() + self.shift_O
         return end_NO if self.stream_NO is None else end_NO + self.stream_NO
 

@@ -1,4 +1,4 @@
-"""Where a pruned network differs from the network it was made of."""
+"""Layers whose inputs differ between a pruned network and its dense original."""
 
 import copy
 
@@ -24,7 +24,7 @@ def is_depthwise(layer: nn.Module) -> bool:
 def consumers(
     pruned: Model, dense: Model, calls: dict[str, list[Call]], depthwise: bool
 ) -> dict[str, str]:
-    """The layers whose inputs are not what they were, and what they are called in ``dense``.
+    """Find layers with changed inputs, and their names in ``dense``.
 
     Those are layers with fewer inputs, the last factor of a factorized layer and, after a block
     that was removed, the next layer and the next one that ends in a residual addition.
@@ -52,7 +52,7 @@ def consumers(
 
 
 def kept_outputs(pruned: Model, dense: Model, name: str, twin: str) -> Tensor:
-    """Which outputs of layer ``twin`` of ``dense`` the layer ``name`` of ``pruned`` still has.
+    """Indices of the outputs of dense layer ``twin`` that pruned layer ``name`` still has.
 
     Raises:
         UserError: ``pruned.channels`` does not say.
@@ -91,13 +91,13 @@ def comparable(calls: list[Call], twins: list[Call], kept_O: Tensor) -> bool:
 
 
 def likeness(model: Model, dense: Model, inputs: Tensor) -> float:
-    """Debiased CKA between the embeddings of two models, neither of which is touched."""
+    """Debiased CKA between the embeddings of two models, computed on copies."""
     before, after = (copy.deepcopy(m).eval() for m in (dense, model))
     return agreed_on(before, after, inputs)["agree/cka"]
 
 
 def dense_of(model: Model, context: Context, kind: str) -> Model:
-    """The network that a step may compare ``model`` with.
+    """Dense reference network of a step.
 
     Raises:
         UserError: ``model`` is a file for a runtime, or there is nothing to compare it with.

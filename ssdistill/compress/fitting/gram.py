@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 PATIENCE = 2
-"""Ridges in a row that may be worse than the best before weaker ones are not tried any more."""
+"""Stop after this many successive ridges without improvement."""
 
 
 class Gram:
@@ -19,7 +19,7 @@ class Gram:
         self.count = 0
 
     def add(self, x_NGK: Tensor, y_NGO: Tensor) -> None:
-        """Take in N samples; they are not kept."""
+        """Accumulate N samples without storing them."""
         x_GNK, y_GNO = (z.double().transpose(0, 1) for z in (x_NGK, y_NGO))
         sums = (
             x_GNK.sum(1),
@@ -39,7 +39,7 @@ class Gram:
         return self.x_GK, self.y_GO, self.xx_GKK, self.xy_GKO, self.yy_GO
 
     def merge(self, other: "Gram") -> None:
-        """Take in all that ``other`` has seen."""
+        """Add the sums of ``other``."""
         for total, part in zip(self._sums(), other._sums(), strict=True):
             total += part
         self.count += other.count
@@ -77,7 +77,7 @@ class Gram:
 def best_map(
     fitted: Gram, held_out: Gram, ridges: Sequence[float], weight_GO: Tensor
 ) -> tuple[Tensor, Tensor, float]:
-    """The map whose ridge does best on samples it was not fitted to; no map at all included.
+    """Choose the ridge by held-out error; the zero map is a candidate.
 
     Ridges are tried from the strongest to the weakest, for each regression on its own, until
     ``PATIENCE`` in a row helped none; the chosen one is then fitted to all samples.

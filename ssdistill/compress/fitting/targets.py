@@ -1,4 +1,4 @@
-"""What a refitted layer has to reach: the dense network's outputs, batch by batch."""
+"""Reconstruction targets: the dense network's outputs, batch by batch."""
 
 import torch
 from torch import Tensor
@@ -8,11 +8,11 @@ from ssdistill.errors import UserError
 
 BATCH = 32
 PLACES = 64
-"""Places of a feature map looked at per input; neighboring ones say much the same."""
+"""Positions sampled per input and feature map; neighboring ones are redundant."""
 TARGET_BYTES = 2**29
-"""How much of the dense network's outputs is kept at a time; the rest takes another pass."""
+"""Bytes of dense outputs held at a time; the rest takes another pass."""
 SMALLEST = 8
-"""Inputs without which there is nothing to fit and to judge by."""
+"""Fewest inputs for a fit and its held-out evaluation."""
 
 
 Batches = list[tuple[Tensor, bool]]

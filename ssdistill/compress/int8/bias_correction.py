@@ -1,4 +1,4 @@
-"""Rounding weights shifts what a layer gives on average; its bias can take the shift back."""
+"""Bias correction of int8 ONNX files: rounded weights shift output means."""
 
 from collections.abc import Sequence
 from pathlib import Path

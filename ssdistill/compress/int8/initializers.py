@@ -1,4 +1,4 @@
-"""What an int8 file says twice, said once: the smaller the network, the more of its bytes."""
+"""Remove duplicate initializers from an int8 ONNX file."""
 
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ def slim(path: Path) -> int:
 
 
 def _merge_equal(graph: Any) -> dict[str, str]:
-    """Take out tensors that another is equal to; the other's name by theirs."""
+    """Drop tensors equal to an earlier one; map their names to its name."""
     from onnx import numpy_helper
 
     first: dict[tuple, str] = {}

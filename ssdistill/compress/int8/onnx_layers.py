@@ -1,4 +1,4 @@
-"""Which nodes of an exported graph do the work of which layer of the network."""
+"""Map layers of the network to nodes of the exported ONNX graph."""
 
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase

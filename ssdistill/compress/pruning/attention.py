@@ -1,4 +1,4 @@
-"""Attention whose heads can be taken out: which modules it is, and what belongs to a head."""
+"""Attention modules with removable heads, and the channels of each head."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Residual blocks that can be taken out whole, and what each of them is worth."""
+"""Residual blocks that can be removed whole, and their importance."""
 
 import copy
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,7 @@ LARGEST_BATCH = 64
 
 
 def find_blocks(model: Model) -> list[str]:
-    """Names in ``net`` of the blocks that ``nn.Identity`` could stand for, in its order.
+    """Names of the blocks that ``nn.Identity`` can replace, in network order.
 
     They are modules of a list or sequence, run once on one tensor and nothing else, that add
     what they compute to that tensor.
@@ -85,7 +85,7 @@ def _weight(node: Any, own: set[int], depth: int = 3) -> bool:
 
 
 def without(model: Model, names: Iterable[str]) -> Model:
-    """A copy of ``model`` in which ``nn.Identity`` stands for the named blocks."""
+    """Copy ``model`` with the named blocks replaced by ``nn.Identity``."""
     short, gone = copy.deepcopy(model), set(names)
     short.set_taps(())
     for name in gone:
@@ -100,7 +100,7 @@ def without(model: Model, names: Iterable[str]) -> Model:
 
 
 def rank_blocks(model: Model, protect: Sequence[str], x: Tensor, progress: Any) -> list[str]:
-    """Residual blocks, those that do the least damage when they are out first.
+    """Rank residual blocks by the damage of removing them, least first.
 
     Args:
         protect: names of blocks, or of layers in blocks, that stay.

@@ -1,4 +1,4 @@
-"""How important a channel or head is: from the weights, from inputs, or from the loss."""
+"""Importance of channels and heads: from weights, inputs, or the loss."""
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +30,7 @@ def score_groups(
     images: int = 256,
     seed: int = 0,
 ) -> Scores:
-    """The importance of every unit of every group.
+    """Score the importance of every unit of every group.
 
     - ``l1``, ``l2``: norm of all weights the unit touches, the mean over the layers.
     - ``bn_scale``: mean absolute scale in batch norms (Liu et al., ICCV 2017, arXiv:1708.06519).

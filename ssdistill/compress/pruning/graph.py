@@ -1,4 +1,4 @@
-"""Which channels and heads of a network belong together, and which of them can go."""
+"""Groups of coupled channels and heads, and which of them can be removed."""
 
 import copy
 import math
@@ -25,12 +25,12 @@ Score = Callable[[Model, Sequence[ChannelGroup]], Sequence[Tensor | None]]
 JOINTS = (graph_ops._ConcatOp, graph_ops._SplitOp, graph_ops._SliceOp, graph_ops._ExpandOp)
 ATTENTION = ("ScaledDotProduct", "Bmm", "Softmax")
 MIXING = ("LayerNorm", "GlobalResponseNorm", "GroupNorm", "RmsNorm", "RMSNorm")
-"""Modules whose statistics run over channels: without one of them, all others change."""
+"""Modules with statistics across channels: removing one channel changes all others."""
 
 
 @dataclass
 class Prunable:
-    """What may be removed from a network.
+    """Removable groups of a network, and reasons for the others.
 
     Attributes:
         groups: with scores of zero.
@@ -74,7 +74,7 @@ def survey(
     units: Iterable[str] = ("channels", "heads"),
     protect: Iterable[str] = (),
 ) -> Prunable:
-    """What can be removed from ``model``, and what cannot and why.
+    """Survey what can be removed from ``model``, and why the rest cannot.
 
     Args:
         protect: names of layers in ``net`` that keep their shape.
@@ -153,7 +153,7 @@ def _inner(graph: Dependencies, parts: list[Part], operations: list[Any], layers
 
 
 def _merge(graph: Dependencies) -> list[list[Part]]:
-    """The parts of the graph, those with a grouped convolution in common together."""
+    """Merge parts of the graph that share a grouped convolution."""
     sets, holder = Sets(len(graph.parts)), {}
     for number, part in enumerate(graph.parts):
         for name, *_ in part.elements:
@@ -180,7 +180,7 @@ def _bundle(module: nn.Module | None, side: str, index: int) -> tuple | None:
 
 
 def _group(known: dict[str, nn.Module], parts: list[Part]) -> tuple[ChannelGroup, str]:
-    """One group out of parts of the graph, and why it has to stay whole."""
+    """Build one group from parts of the graph; return it and why it cannot be pruned, if so."""
     starts = [0]
     for part in parts:
         starts.append(starts[-1] + part.width)

@@ -1,4 +1,4 @@
-"""Taking channels and heads out of layers, and zeroing them as if they had been taken out."""
+"""Remove channels and heads from layers, or mask them to the same effect."""
 
 import copy
 from collections import defaultdict

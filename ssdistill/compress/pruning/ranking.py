@@ -1,4 +1,4 @@
-"""Which channels and heads stay, from what they are worth."""
+"""Select the channels and heads that stay, by importance."""
 
 from collections.abc import Sequence
 from math import gcd

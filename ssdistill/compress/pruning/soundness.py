@@ -1,4 +1,4 @@
-"""Whether a pruned network computes what it should, and can be saved and loaded again."""
+"""Verify that a pruned network matches the masked one and can be saved and loaded."""
 
 import copy
 from collections.abc import Sequence
@@ -74,7 +74,7 @@ def _embed(model: Model) -> Tensor:
 
 @torch.no_grad()
 def verify(model: Model, pruned: Model) -> None:
-    """Make sure that pruning left a model that works and can be saved and loaded again.
+    """Check that the pruned model runs and can be saved and loaded.
 
     Raises:
         UserError: another embedding width, values that are not finite, no parameter fewer, or

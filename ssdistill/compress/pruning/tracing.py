@@ -1,4 +1,4 @@
-"""The dependency graph of a network, from Torch-Pruning, in plain names and numbers."""
+"""Dependency graph of a network, from Torch-Pruning, as plain names and indices."""
 
 import warnings
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ KNOWN = (
 )
 SPLITS = (graph_ops._ConcatOp, graph_ops._SplitOp, graph_ops._SliceOp)
 Key = tuple[str, str, int, int]
-"""Name of a layer in ``net``, side, axis and channel."""
+"""Key of one channel: name of a layer in ``net``, side, axis and channel."""
 
 
 @dataclass
@@ -93,7 +93,7 @@ def trace(model: Model) -> Dependencies:
 
 
 def unsupported(model: Model, reason: Exception | str) -> UserError:
-    """One line about a network that cannot be pruned."""
+    """One-line error for a network that cannot be pruned."""
     text = (str(reason).strip().splitlines() or [repr(reason)])[0]
     return UserError(f"prune does not support '{model.name}': {text}")
 
@@ -147,7 +147,7 @@ def _deep(norm: nn.LayerNorm) -> bool:
 
 
 class _Watch(TorchDispatchMode):
-    """Notes in which module a tensor's value became a number of Python, to branch upon."""
+    """Record the module in which a tensor's value became a Python number, to branch on."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -162,7 +162,7 @@ class _Watch(TorchDispatchMode):
 
 @torch.no_grad()
 def _refuse_branches(model: Model) -> None:
-    """A trace sees one branch only: what the other one would read is lost."""
+    """Reject data-dependent branches, of which a trace sees only one."""
     watch, hooks = _Watch(), []
 
     def leave(*_: Any) -> None:

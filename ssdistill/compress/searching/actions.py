@@ -1,4 +1,4 @@
-"""What can be done to one layer, how severe it can be, and doing it to many layers at once."""
+"""Actions on layers, their levels, and building a model from a plan of them."""
 
 import copy
 import math
@@ -26,12 +26,12 @@ BITS = (8, 7, 6, 5, 4, 3, 2)
 WIDTHS = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25)
 RANKS = (0.8, 0.65, 0.5, 0.4, 0.3, 0.2)
 SLACK = 0.03
-"""Bits a number by which Huffman's code is longer than the entropy, about."""
+"""Approximate excess of a Huffman code over the entropy, in bits per symbol."""
 GRID = {"clip": "mse", "per_channel": True, "symmetric": False}
 
 
 class Site(NamedTuple):
-    """Where something is decided: the weight of a layer, or channels by the layer they leave."""
+    """Site of one decision: a layer's weight, or channels by the layer that writes them."""
 
     kind: Kind
     layer: str
@@ -41,7 +41,7 @@ class Site(NamedTuple):
 
 
 Plan = dict[Site, float]
-"""What is done where: bits of a number, share of the channels or of the weights that is kept."""
+"""Level by site: bits per weight, or the fraction of channels or weights that stays."""
 
 
 class Actions:

@@ -1,4 +1,4 @@
-"""Which layer gives how much, so that a budget is met at the least damage."""
+"""Allocate compression to layers: least predicted damage within a budget."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence

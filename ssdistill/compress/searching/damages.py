@@ -1,4 +1,4 @@
-"""What every action does to the embeddings when it is the only one; kept across interruptions."""
+"""Damage of every single action to the embeddings, cached across interruptions."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from ssdistill.label_free.agreement import LinearCKA, centred_cosine
 DAMAGES = "damages.jsonl"
 Measure = Literal["cosine", "cka"]
 WORST = 2.0
-"""Damage of embeddings that are not finite: that of opposite directions."""
+"""Damage assigned to non-finite embeddings: that of opposite directions."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""What a plan costs, from what its layers cost: without building the model."""
+"""Predict the cost of a plan from its layers, without building the model."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from ssdistill.models.model import Model
 Unit = Literal["bytes", "macs", "parameters"]
 COMPUTING = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 DESCRIBED = 110
-"""Bytes by which the header of a file grows with each weight that is coded."""
+"""Bytes of file header per coded weight."""
 
 
 class PlanCosts:

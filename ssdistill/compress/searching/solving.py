@@ -1,4 +1,4 @@
-"""Meeting a budget by what a model measures, not by what its plan was estimated to cost."""
+"""Meet a budget by measured rather than predicted cost."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,9 +16,9 @@ from ssdistill.measure.parameters import count_parameters
 from ssdistill.models.model import Model
 
 TRIES = 7
-"""Models built to meet a budget."""
+"""Most models built to meet a budget."""
 CLOSE = 0.95
-"""A latency that is this much of its budget, or more, is near enough."""
+"""Fraction of a latency budget that counts as reached."""
 Share = Callable[[Model], float]
 
 

@@ -1,4 +1,4 @@
-"""Projectors of other projects, built again from their tensors.
+"""Rebuild projectors of other projects from their tensors.
 
 Weights do not tell activations. These projects number the layers of a projector through, and
 the gaps in the numbers tell where one must be: linear layer, batch norm if any, activation, and
@@ -17,7 +17,7 @@ VISSL = re.compile(r"^(\d+)\.(?:clf|projection_head)\.(\d+\..*)")
 
 
 class UnknownHead(Exception):
-    """The tensors are not those of a structure that is known; says in what."""
+    """Tensors of an unknown head structure; the message says which."""
 
 
 def build_head(
@@ -59,7 +59,7 @@ def widths(head: nn.Sequential) -> str:
 
 
 def _joined(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """VISSL's row of heads as one, each but the last with an activation at its end."""
+    """Join VISSL's list of heads into one MLP; all but the last end in an activation."""
     parts = {name: VISSL.match(name) for name in state}
     if not any(parts.values()):
         return state

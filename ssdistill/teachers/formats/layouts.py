@@ -1,4 +1,4 @@
-"""Layouts of other projects' checkpoints: where backbone and projector are, and how to tell."""
+"""Checkpoint layouts of other projects: key prefixes of backbone and projector."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -186,7 +186,7 @@ FALLBACK = "timm"
 
 
 def recognize(state: dict[str, Tensor], path: Path) -> str:
-    """The format that has the names of a file; timm's if no other has them.
+    """Recognize a file's format by its tensor names; timm if no other matches.
 
     Raises:
         UserError: more than one has them.
@@ -210,7 +210,7 @@ def _has_marks(layout: Format, state: dict[str, Tensor]) -> bool:
 
 
 def find_place(state: dict[str, Tensor], name: str, branch: BranchName, path: Path) -> Place:
-    """Where a file of format ``name`` has the network that is wanted.
+    """Locate the requested network in a file of format ``name``.
 
     Raises:
         UserError: it has none there.

@@ -1,4 +1,4 @@
-"""A checkpoint taken apart: backbone under timm's names, projector, and what is neither."""
+"""Split a checkpoint into backbone (timm's keys), projector and the rest."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from ssdistill.teachers.formats.names import lacks_first_relu, to_timm
 
 @dataclass(frozen=True)
 class Parts:
-    """What a file holds of the one network that is wanted.
+    """Tensors of the requested network in a file.
 
     Attributes:
         format: whose layout it is.
@@ -33,7 +33,7 @@ class Parts:
 
 
 def take_apart(state: dict[str, Tensor], name: str, branch: BranchName, path: Path) -> Parts:
-    """The parts of a file.
+    """Split a file into its parts.
 
     Args:
         state: all its tensors by name.

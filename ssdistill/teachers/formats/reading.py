@@ -1,4 +1,4 @@
-"""Files of weights, read without running anything that is in them."""
+"""Read weight files without executing any code from them."""
 
 import hashlib
 import io
@@ -18,9 +18,9 @@ from ssdistill.errors import UserError
 from ssdistill.teachers.formats import safe_unpickler as inert
 
 ZIP = b"PK\x03\x04"
-"""How a file begins that torch takes for a zip."""
+"""First bytes of a file that torch opens as a zip."""
 UNPACKED, SMALL = 16, 2**20
-"""How many times larger than in the file a member may be; and up to which size it may be so."""
+"""Largest compression ratio of a member, and the size below which any ratio is accepted."""
 
 
 def sha256_of(path: Path) -> str:
@@ -71,7 +71,7 @@ def read(path: Path) -> Any:
 
 
 def check_zip(path: Path) -> bool:
-    """Whether torch takes a file for a zip; its members are no larger than they can be.
+    """Whether torch opens a file as a zip; check the declared sizes of its members.
 
     Raises:
         UserError: a member is larger than it can be, or the zip is damaged.

@@ -1,4 +1,4 @@
-"""An unpickler that runs nothing: tensors and containers come back, all else is inert.
+"""A safe unpickler: restores tensors and containers, replaces all else by inert objects.
 
 A pickle is a program that may name any function and have it called. Here the names it looks up
 lead only to what this module defines, so there is nothing else it could call. To set an attribute
@@ -21,7 +21,7 @@ NUMBERS = re.compile(r"[<>=|]?(f2|f4|f8|i1|i2|i4|i8|u1|b1)")
 
 
 class Inert:
-    """Stands for any object that is not needed: takes everything, keeps and does nothing."""
+    """Stand-in for any other object: accepts any call and does nothing."""
 
     __slots__ = ()
     # torch looks this up on pickled modules, and would write a file if it were true.
@@ -43,7 +43,7 @@ class Inert:
 
 
 class Mapping(dict):
-    """In place of the standard library's dicts."""
+    """Stand-in for the standard library's dict types."""
 
     __slots__ = ()
 
@@ -56,7 +56,7 @@ class Mapping(dict):
 
 
 class Unusable:
-    """In place of a tensor that is no plain array of numbers."""
+    """Stand-in for a tensor that is not a plain array of numbers."""
 
     __slots__ = ("why",)
 
@@ -163,7 +163,7 @@ LARGEST_MEMO = 10_000_000
 
 
 def refuse_bombs(file: Any) -> None:
-    """Read the opcodes of the next pickle in a file, and leave the file where it was.
+    """Reject a pickle that would exhaust memory, by its opcodes; the file position is restored.
 
     Raises:
         pickle.UnpicklingError: it would take memory out of proportion to its size, by the number
@@ -178,7 +178,7 @@ def refuse_bombs(file: Any) -> None:
 
 
 class Unpickler(pickle.Unpickler):
-    """Looks every name up here and nowhere else."""
+    """Unpickler that resolves every global name from an allowlist."""
 
     def __init__(self, file: Any, **settings: Any):
         refuse_bombs(file)

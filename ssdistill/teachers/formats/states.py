@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint under one flat name each, without what training wrapped round it."""
+"""Flatten a checkpoint to named tensors, without training state and wrapper prefixes."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from ssdistill.teachers.formats.safe_unpickler import Array, Inert, Unusable
 from ssdistill.teachers.formats.tensors import plain, unusable
 
 DEEPEST, MOST_ENTRIES = 64, 1_000_000
-"""Dicts inside of each other, and entries of all of them together."""
+"""Limits: nesting depth of dicts, and entries of all dicts together."""
 
 TRAINING = {
     "amp", "args", "callbacks", "cfg", "config", "hparams", "hyper_parameters", "loops",
@@ -18,9 +18,9 @@ TRAINING = {
 }  # fmt: skip
 """Dicts that hold the state of a training, not of a network, beside all that begin with optim."""
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_forward_module"}
-"""Parts that parallel and compiled modules put into names, wherever they are."""
+"""Name parts inserted by parallel and compiled modules, at any position."""
 CONTAINERS = {"state_dict", "model", "model_state_dict", "model_state"}
-"""Parts in front of a name that only say that a network follows."""
+"""Leading name parts that only mark a network."""
 
 
 def flat_state(loaded: Any, path: Path) -> dict[str, Tensor]:

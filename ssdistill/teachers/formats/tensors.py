@@ -1,11 +1,11 @@
-"""Which tensors of a checkpoint are weights that can be put into a network."""
+"""Checks that a checkpoint's tensors are usable weights."""
 
 import torch
 from torch import Tensor
 
 FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 REPEATED = 2**20
-"""Numbers up to which a tensor may be a view that repeats those of its storage."""
+"""Largest number of elements of a tensor that repeats elements of its storage."""
 
 
 def unusable(tensor: Tensor) -> str | None:
