@@ -246,9 +246,7 @@ def _read_projector(entry: StoredHead, folder: Path, encoder: Encoder) -> nn.Mod
     try:
         return unpack_head(content, entry.layers, encoder.embed_dim)
     except UserError as error:
-        raise UserError(
-            f"{path} does not match the projector in its {DESCRIPTION}: it {error}"
-        ) from None
+        raise UserError(f"{path} does not match its {DESCRIPTION}: it {error}") from None
 
 
 def load(
@@ -293,7 +291,7 @@ def _load_for_runtime(description: Description, folder: Path, trust: bool) -> "R
     expected = getattr(runtime, "files", (runtime.file,))
     if tuple(description.names) != expected:
         raise UserError(
-            f"the weights in {path} are not valid: {runtime.kind} expects "
+            f"the weights in {path} are invalid: {runtime.kind} expects "
             f"{' and '.join(expected)}, got {' and '.join(description.names)}; {REMEDY}"
         )
     for name, sha256 in description.names.items():

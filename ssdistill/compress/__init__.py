@@ -97,8 +97,8 @@ class Step:
 
     @classmethod
     def expand(cls, settings: Settings) -> list[Settings]:
-        """The settings of the steps that are done in its place, one stage each: a schedule of
-        many rounds can then be interrupted between any two of them."""
+        """Expand into the settings of several steps, one stage each, so that a schedule of many
+        rounds can be interrupted between any two of them."""
         return [settings]
 
     @classmethod

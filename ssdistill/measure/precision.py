@@ -33,7 +33,7 @@ HOPELESS = 2.0
 
 @dataclass(frozen=True)
 class Choice:
-    """What to train with.
+    """Precision and memory format to train with.
 
     Attributes:
         precision, memory_format: the chosen candidate.

@@ -232,9 +232,7 @@ def encoder_from_spec(spec: EncoderSpec, pretrained: bool = False) -> Encoder:
     _check_fits(spec.name, repr(sorted(spec.args.items())), spec)
     config = timm.get_pretrained_cfg(spec.name)
     if pretrained and not (config and config.has_weights):
-        raise UserError(
-            f"timm has no pretrained weights for '{spec.name}': set encoder.pretrained=false"
-        )
+        raise UserError(f"timm has no weights for '{spec.name}': set encoder.pretrained=false")
     remedy = "set encoder.pretrained=false to start from random weights"
     with (
         refusing(f"encoder.args of '{spec.name}'"),

@@ -190,8 +190,8 @@ def _axis(layer: nn.Module) -> int:
 
 @contextmanager
 def listening(model: Model, layers: Iterable[str], hear: Hear) -> Iterator[None]:
-    """While open, ``hear(name, layer, input, output)`` is told of every call of the layers, and
-    the model is in eval mode."""
+    """Call ``hear(name, layer, input, output)`` for every call of the layers inside the ``with``
+    block; the model is in eval mode."""
 
     def hook(name: str, layer: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
         hear(name, layer, args[0] if args else kwargs["input"], output)
@@ -212,7 +212,7 @@ def listening(model: Model, layers: Iterable[str], hear: Hear) -> Iterator[None]
 
 @contextmanager
 def evaluating(*models: Model) -> Iterator[None]:
-    """While open, the models are in eval mode; then every part is in its own mode again."""
+    """Put models in eval mode inside the ``with`` block, and restore the mode of every module."""
     modes = [(part, part.training) for model in models for part in model.modules()]
     for model in models:
         model.eval()
