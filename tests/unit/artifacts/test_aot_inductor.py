@@ -20,7 +20,7 @@ SMALL = {"layers": (1, 1, 0, 0), "channels": (8, 8, 8, 8), "stem_type": "deep", 
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
-    """Compiling takes tens of seconds: one file for all tests, of uint8 pictures."""
+    """Compiling takes tens of seconds: one file for all tests, of uint8 images."""
     runtime = RUNTIMES["aot_inductor"]
     try:
         runtime.require()
@@ -51,9 +51,9 @@ def test_it_takes_uint8_pictures_of_another_size_in_any_number(compiled):
     found = CompiledModel(path, 8)
     assert found.input_dtype == "uint8" and found.input_shape == (3, 24, 24)
     for batch in (1, 5):
-        pictures_BCHW = source.example(batch)
-        expected_BD = source(pictures_BCHW).embedding_BD
-        assert torch.allclose(found(pictures_BCHW).embedding_BD, expected_BD, atol=1e-4)
+        images_BCHW = source.example(batch)
+        expected_BD = source(images_BCHW).embedding_BD
+        assert torch.allclose(found(images_BCHW).embedding_BD, expected_BD, atol=1e-4)
 
 
 def test_it_has_neither_sources_nor_their_places(compiled):
@@ -80,21 +80,21 @@ def test_what_was_compiled_here_opens_and_from_elsewhere_only_with_trust(
 ):
     path, source = compiled
     save_encoder(CompiledModel(path, 8, source.spec), tmp_path / "model")
-    pictures_BCHW = source.example(2)
+    images_BCHW = source.example(2)
     with torch.no_grad():
-        expected_BD = source(pictures_BCHW).embedding_BD
+        expected_BD = source(images_BCHW).embedding_BD
     # As in a later process of the same installation.
     monkeypatch.setattr(compiled_here, "_this_process", set())
-    for given in (pictures_BCHW, pictures_BCHW.float() / 255):
+    for given in (images_BCHW, images_BCHW.float() / 255):
         found_BD = load(tmp_path / "model")(given).embedding_BD
         assert torch.allclose(found_BD, expected_BD, atol=1e-3)
-    memory = peak_memory(tmp_path / "model", inputs=pictures_BCHW[:1])
+    memory = peak_memory(tmp_path / "model", inputs=images_BCHW[:1])
     assert memory is None or memory.running > 0
     # And on another machine.
     monkeypatch.setenv(compiled_here.STATE, str(tmp_path / "elsewhere"))
     with pytest.raises(UserError, match=r"native code, .*trust=True \(--trust\)"):
         load(tmp_path / "model")
-    found_BD = load(tmp_path / "model", trust=True)(pictures_BCHW).embedding_BD
+    found_BD = load(tmp_path / "model", trust=True)(images_BCHW).embedding_BD
     assert torch.allclose(found_BD, expected_BD, atol=1e-4)
     assert trust_stages(tmp_path) == []
     stage = tmp_path / "runs" / "stages" / "compress-01234567" / "s0"

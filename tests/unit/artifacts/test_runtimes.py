@@ -200,11 +200,11 @@ def test_uint8_pictures_of_another_size_through_pruned_and_factorized_layers(kin
         nn.init.normal_(parameter, std=0.3)
     source = Uint8Encoder(encoder.eval(), 24)
     found = write(kind, source, tmp_path)
-    pictures_BCHW = source.example(5)
-    expected_BD = source(pictures_BCHW).embedding_BD
+    images_BCHW = source.example(5)
+    expected_BD = source(images_BCHW).embedding_BD
     assert found.input_dtype == "uint8"
-    assert torch.allclose(found(pictures_BCHW).embedding_BD, expected_BD, atol=1e-4)
-    floats_BCHW = pictures_BCHW.float() / 255
+    assert torch.allclose(found(images_BCHW).embedding_BD, expected_BD, atol=1e-4)
+    floats_BCHW = images_BCHW.float() / 255
     assert torch.allclose(found(floats_BCHW).embedding_BD, expected_BD, atol=1e-4)
 
 

@@ -50,10 +50,10 @@ def test_a_file_is_written_compared_and_timed_beside_onnx_runtime(encoder, tmp_p
 @torch.no_grad()
 def test_uint8_folds_conversion_and_normalisation_into_the_file(encoder, tmp_path):
     found, record = export(encoder, tmp_path, runtime="onnxruntime", uint8=True)
-    pictures_BCHW = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
-    expected_BD = encoder(pictures_BCHW / 255).embedding_BD
+    images_BCHW = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
+    expected_BD = encoder(images_BCHW / 255).embedding_BD
     assert found.input_dtype == "uint8" and record["file_ms"] > 0
-    for x_BCHW in (pictures_BCHW, pictures_BCHW / 255):
+    for x_BCHW in (images_BCHW, images_BCHW / 255):
         assert torch.allclose(found(x_BCHW).embedding_BD, expected_BD, atol=1e-4)
 
 
@@ -61,12 +61,12 @@ def test_uint8_folds_conversion_and_normalisation_into_the_file(encoder, tmp_pat
 @torch.no_grad()
 def test_pictures_are_resized_as_data_sets_are(encoder, side):
     generator = torch.Generator().manual_seed(0)
-    pictures_BCHW = torch.randint(60, 190, (2, 3, side, side), generator=generator).byte()
+    images_BCHW = torch.randint(60, 190, (2, 3, side, side), generator=generator).byte()
     seen = []
     source = Uint8Encoder(encoder, side)
     source.net = Spy(encoder, seen)
-    source(pictures_BCHW)
-    small = [torch.tensor(square(p.permute(1, 2, 0).numpy(), 16)) for p in pictures_BCHW]
+    source(images_BCHW)
+    small = [torch.tensor(square(p.permute(1, 2, 0).numpy(), 16)) for p in images_BCHW]
     expected_BCHW = torch.stack(small).permute(0, 3, 1, 2) / 255
     # Pillow rounds to whole numbers and clips, after each of two passes.
     assert (seen[0] - expected_BCHW).abs().max() < 1.6 / 255

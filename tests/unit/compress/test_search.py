@@ -21,7 +21,7 @@ from ssdistill.report.charts.pareto import front_svg
 from ssdistill.settings.registry import STEPS
 
 
-def pictures(n, seed=0):
+def images(n, seed=0):
     """Smooth random images: coarse noise, enlarged."""
     coarse_BCHW = torch.rand(n, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
     return nn.functional.interpolate(coarse_BCHW, 16, mode="bilinear")
@@ -58,11 +58,11 @@ def encoder(make_encoder):
             nn.init.uniform_(norm.weight, 0.5, 1.5)  # branches begin at zero otherwise
     with torch.no_grad():
         for seed in range(10):
-            encoder(pictures(64, seed))
+            encoder(images(64, seed))
     return encoder.eval()
 
 
-def search(model, folder, inputs=pictures, **settings):
+def search(model, folder, inputs=images, **settings):
     context = Context(inputs, folder, scratch=folder)
     return Search(**({"images": 64} | settings)).apply(model, context), context.record
 
@@ -108,7 +108,7 @@ def test_the_budget_is_met_by_the_file_and_the_given_model_stays(encoder, tmp_pa
     save_encoder(made, folder)
     assert (folder / "model.coded.safetensors").stat().st_size <= 0.3 * whole + 500
     again = load_encoder(folder)
-    assert torch.equal(again(pictures(4)).embedding_BD, made(pictures(4)).embedding_BD)
+    assert torch.equal(again(images(4)).embedding_BD, made(images(4)).embedding_BD)
     assert {code.bits for code in made.coded.values()} <= set(range(2, 9))
 
 
@@ -126,12 +126,10 @@ def test_widths_and_ranks_meet_a_budget_of_computation(encoder, tmp_path, budget
     count = count_macs if budget == "macs" else count_parameters
     assert count(made) <= 0.75 * count(encoder)
     assert record["share"] == pytest.approx(count(made) / count(encoder))
-    assert made(pictures(2)).embedding_BD.shape == encoder(pictures(2)).embedding_BD.shape
+    assert made(images(2)).embedding_BD.shape == encoder(images(2)).embedding_BD.shape
     save_encoder(made, tmp_path / "saved")
     again = load_encoder(tmp_path / "saved")
-    assert torch.allclose(
-        again(pictures(4)).embedding_BD, made(pictures(4)).embedding_BD, atol=1e-5
-    )
+    assert torch.allclose(again(images(4)).embedding_BD, made(images(4)).embedding_BD, atol=1e-5)
 
 
 def test_channels_and_bits_together_meet_a_budget_of_bytes(encoder, tmp_path):
