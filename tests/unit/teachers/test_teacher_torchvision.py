@@ -249,7 +249,7 @@ def test_weights_with_other_keys_are_refused_by_name(nets, tmp_path):
 def test_a_file_that_is_no_file_of_tensors_is_refused(tmp_path):
     (tmp_path / "w.pth").write_text("not weights")
     teacher = TorchvisionModel(name="shufflenet_v2_x0_5", weights=str(tmp_path / "w.pth"))
-    with pytest.raises(UserError, match=r"teacher\.weights: .*w\.pth cannot be read") as caught:
+    with pytest.raises(UserError, match=r"teacher\.weights: cannot read .*w\.pth") as caught:
         teacher.load(pictures())
     assert "\n" not in str(caught.value)
 
