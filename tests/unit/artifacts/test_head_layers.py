@@ -57,5 +57,5 @@ def test_a_layer_norm_of_another_width_is_refused():
 
 
 def test_a_layer_norm_over_maps_cannot_be_saved():
-    with pytest.raises(UserError, match="cannot save .* LayerNorm"):
+    with pytest.raises(UserError, match=r"cannot save .* LayerNorm"):
         pack_head(nn.Sequential(nn.LayerNorm((2, 3))))

@@ -158,7 +158,7 @@ def test_a_difference_is_tolerated_in_units_of_the_largest_number_if_that_is_abo
             return "off 1.0"
 
     assert check(model, Off(0.09 * unit), 0.1) == pytest.approx(0.09 * unit, rel=1e-4)
-    with pytest.raises(UserError, match="disagrees"):
+    with pytest.raises(UserError, match="differs from PyTorch"):
         check(model, Off(0.11 * unit), 0.1)
 
 

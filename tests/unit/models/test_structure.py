@@ -167,7 +167,7 @@ def test_biases_that_a_layer_did_not_have_are_added():
     richer = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Flatten(), nn.Linear(6, 4))
     assert_same(refit(copy.deepcopy(dense), richer), richer, torch.rand(2, 3, 3, 3))
     state = richer.state_dict() | {"0.bias": torch.zeros(5)}
-    with pytest.raises(UserError, match=r"'0\.bias' has shape \(5,\) in the file, absent"):
+    with pytest.raises(UserError, match=r"'0\.bias' has shape \(5,\) in the file but absent"):
         fit_structure(dense, state)
 
 

@@ -193,7 +193,7 @@ def test_weights_of_other_shapes_are_refused_in_one_line(tmp_path):
 
 def test_a_file_that_would_run_code_is_refused(tmp_path):
     torch.save({"model": types.SimpleNamespace()}, tmp_path / "w.pth")
-    with pytest.raises(UserError, match=r"teacher\.weights: .*unpickled"):
+    with pytest.raises(UserError, match=r"teacher\.weights: .*unpickling"):
         TimmModel(name="resnet18", weights=str(tmp_path / "w.pth")).load(pictures())
 
 
