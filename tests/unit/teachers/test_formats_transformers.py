@@ -142,7 +142,7 @@ def test_torchvisions_transformer(tmp_path):
     encoder, notices = load(net.state_dict(), tmp_path, encoder=settings)
     net.heads = nn.Identity()
     compare(encoder, net)
-    assert "left out: heads (2)" in notices[0]
+    assert "ignored: heads (2)" in notices[0]
 
 
 def test_lightlys_masked_transformer_has_timms_inside(tmp_path):
