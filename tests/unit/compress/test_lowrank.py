@@ -356,7 +356,7 @@ class RuntimeFile:
         ),
         ({"energy": 0.999999}, r"becomes cheaper at energy=0.999999; the nearest is 0\.9\d+$"),
         ({"keep": 0.01}, r"becomes cheaper at keep=0.01; the nearest is 0\.0\d+$"),
-        ({"keep": 0.5, "layers": ("layr1.*",)}, "is called 'layr1.\\*' .did you mean 'layer1'"),
+        ({"keep": 0.5, "layers": ("layr1.*",)}, "matches 'layr1.\\*' .did you mean 'layer1'"),
         ({"keep": 0.5, "exclude": ("*",)}, "exclude leaves no layer of 'resnet10t' to factorize"),
     ],
 )
