@@ -38,10 +38,10 @@ def share_exports(folder: Path) -> None:
     from ssdistill.artifacts.runtimes import onnx_cache as lent
 
     folder.mkdir(parents=True, exist_ok=True)
-    lent._shelves[:] = [_Shelf(folder)]
+    lent._caches[:] = [_ExportCache(folder)]
 
 
-class _Shelf:
+class _ExportCache:
     """The files of all children."""
 
     def __init__(self, folder: Path):

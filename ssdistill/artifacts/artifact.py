@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from ssdistill.artifacts.runtimes import RuntimeModel
 
 TRIED_SIDE = 256
-"""Pixels a side up to which a network is tried on one image as it is opened."""
+"""Largest image side on which a network is tried when it is opened."""
 LIBRARIES = ("torch", "timm", "safetensors", "onnx", "onnxruntime")
 
 
@@ -67,11 +67,11 @@ def save_encoder(
     Raises:
         UserError: the disk is full, or the projector has layers that no file can describe.
     """
-    head, kept = _describe_projector(getattr(encoder, "projector", None))
+    head, projector_facts = _describe_projector(getattr(encoder, "projector", None))
     facts: dict[str, Any] = {"embed_dim": encoder.embed_dim}
     if encoder.spec is not None:
         facts["input"] = (
-            "float32 images (B, 3, image_size, image_size) in [0, 1], normalised inside"
+            "float32 images (B, 3, image_size, image_size) in [0, 1]; normalization is built in"
         )
         facts["spec"] = encoder.spec.model_dump(mode="json")
     if isinstance(encoder, nn.Module):
@@ -80,7 +80,7 @@ def save_encoder(
     else:
         facts["runtime"] = getattr(encoder, "runtime", "onnxruntime")
         files = _runtime_files(encoder, facts["runtime"])
-    facts |= {**kept, "lineage": lineage or {}, "libraries": _versions()}
+    facts |= {**projector_facts, "lineage": lineage or {}, "libraries": _versions()}
     return write_artifact(Path(folder), files, head, facts)
 
 
@@ -135,7 +135,7 @@ def _runtime_files(model: "RuntimeModel", kind: str) -> dict[str, bytes]:
 
 
 def _for_timm(encoder: Encoder, facts: dict[str, Any], weights: str) -> dict[str, Any]:
-    """How timm opens the file by itself, or why it cannot."""
+    """Describe how timm opens the file directly, or why it cannot."""
     own = {
         f"torchvision's {encoder.spec.name}": encoder.spec.library == "torchvision",
         f"the {encoder.spec.stem} stem": encoder.spec.stem != "native",
@@ -144,13 +144,13 @@ def _for_timm(encoder: Encoder, facts: dict[str, Any], weights: str) -> dict[str
         "the coded weights": "coded" in facts,
     }
     names = " and ".join(name for name, has in own.items() if has)
-    note = f"{names}: not timm's, open it with ssdistill.load" if names else None
+    note = f"timm does not know {names}; open it with ssdistill.load" if names else None
     arguments = {"model_name": encoder.spec.name, "num_classes": 0, **encoder.spec.args}
     return {
         "timm": None if note else arguments,
         "timm_note": note
         or f"timm.create_model(**timm, checkpoint_path='{weights}') expects images "
-        "normalised with the spec's mean and std"
+        "normalized with the spec's mean and std"
         + (f", {encoder.spec.input_size} pixels a side" if encoder.spec.input_size else ""),
     }
 
@@ -184,12 +184,12 @@ def load_encoder(folder: str | Path) -> Encoder:
     _refuse_runtimes(description, folder)
     if description.module is not None:
         raise UserError(
-            f"{folder} holds weights of {description.module}, which is no encoder: "
+            f"{folder} holds weights of {description.module}, which is not an encoder: "
             "open it with ssdistill.artifacts.artifact.load_weights"
         )
     spec = spec_of(description)
     if spec is None:
-        raise UserError(f"{folder / DESCRIPTION} has no spec of the encoder; {REMEDY}")
+        raise UserError(f"{folder / DESCRIPTION} lacks the encoder's spec; {REMEDY}")
     path = folder / description.first
     size = path.stat().st_size if path.is_file() else 0
     with build_limit(size, f"the spec in {folder / DESCRIPTION}", REMEDY):
@@ -209,24 +209,24 @@ def _built(spec: EncoderSpec, folder: Path) -> Encoder:
         raise
     except UserError as error:
         raise UserError(
-            f"the spec in {folder / DESCRIPTION} is not valid: {error}; {REMEDY}"
+            f"the spec in {folder / DESCRIPTION} is invalid: {error}; {REMEDY}"
         ) from error
     except Exception as error:  # networks raise anything for sizes that they cannot have
         if "allocate" in str(error):
             raise
         raise UserError(
-            f"the spec in {folder / DESCRIPTION} is not valid: '{spec.name}' cannot be built "
+            f"the spec in {folder / DESCRIPTION} is invalid: '{spec.name}' cannot be built "
             f"with its args ({reason(error)}); {REMEDY}"
         ) from error
 
 
 def _check_encodes(encoder: Encoder, folder: Path) -> None:
-    """Arguments that a network is built with, and cannot be called with, are found out here."""
+    """Check that a network can also be called with the arguments it was built with."""
     try:
         check_encodes(encoder, encoder.spec.image_size)
     except UserError as error:
         raise UserError(
-            f"the spec in {folder / DESCRIPTION} is not valid: {error}; {REMEDY}"
+            f"the spec in {folder / DESCRIPTION} is invalid: {error}; {REMEDY}"
         ) from error
 
 
@@ -235,7 +235,7 @@ def _refuse_runtimes(description: Description, folder: Path) -> None:
         raise UserError(f"no {TORCH_WEIGHTS} in {folder}: it holds {description.first}")
     if description.runtime is not None:
         raise UserError(
-            f"the runtime in {folder / DESCRIPTION} is not valid: {description.first} is no file "
+            f"the runtime in {folder / DESCRIPTION} is invalid: {description.first} is not a file "
             f"for {description.runtime}; {REMEDY}"
         )
 
@@ -246,7 +246,7 @@ def _read_projector(entry: StoredHead, folder: Path, encoder: Encoder) -> nn.Mod
     try:
         return unpack_head(content, entry.layers, encoder.embed_dim)
     except UserError as error:
-        raise UserError(f"{path} is no projector of its {DESCRIPTION}: it {error}") from None
+        raise UserError(f"{path} does not match its {DESCRIPTION}: it {error}") from None
 
 
 def load(
@@ -287,12 +287,12 @@ def _load_for_runtime(description: Description, folder: Path, trust: bool) -> "R
         # Files from before there were several runtimes do not name theirs.
         runtime = RUNTIMES[description.runtime or "onnxruntime"]
     except UserError as error:
-        raise UserError(f"the runtime in {path} is not valid: {error}") from None
+        raise UserError(f"the runtime in {path} is invalid: {error}") from None
     expected = getattr(runtime, "files", (runtime.file,))
     if tuple(description.names) != expected:
         raise UserError(
-            f"the weights in {path} are not valid: files for {runtime.kind} are called "
-            f"{' and '.join(expected)}, not {' and '.join(description.names)}; {REMEDY}"
+            f"the weights in {path} are invalid: {runtime.kind} expects "
+            f"{' and '.join(expected)}, got {' and '.join(description.names)}; {REMEDY}"
         )
     for name, sha256 in description.names.items():
         read_checked(folder / name, sha256)

@@ -1,4 +1,4 @@
-"""Networks that a small file asks for must not take all memory before a weight is compared."""
+"""A memory limit on building the network that a file describes."""
 
 import math
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ssdistill.errors import UserError
 
 SMALLEST, RATIO = 2**28, 4096
-"""Numbers that any file may ask for; more of them for each byte of the file."""
+"""Elements allowed for any file, and elements allowed per byte; the larger limit applies."""
 MOST_TENSORS = 50_000
 NEW = ("empty", "zeros", "ones", "full", "rand", "randn", "empty_strided", "new_empty", "new_zeros",
        "new_ones", "new_full", "randint", "normal")  # fmt: skip
@@ -22,13 +22,13 @@ class TooLarge(UserError):
 
 
 def most_numbers(file_bytes: int) -> int:
-    """How many numbers a file of so many bytes may stand for, pruned and coded as it may be."""
+    """Largest number of weights that a file of ``file_bytes`` may describe, however coded."""
     return max(SMALLEST, RATIO * file_bytes)
 
 
 @contextmanager
 def build_limit(file_bytes: int, what: str, remedy: str) -> Iterator[None]:
-    """Stop the building of a network that is out of proportion to its file.
+    """Stop building a network that is out of proportion to its file.
 
     Args:
         file_bytes: size of the file with its weights.
@@ -37,9 +37,9 @@ def build_limit(file_bytes: int, what: str, remedy: str) -> Iterator[None]:
     Raises:
         TooLarge: more numbers or tensors than :func:`most_numbers`, or than fit in memory.
     """
-    refusal = f"{what} asks for a network that is too large for its weights; {remedy}"
+    refusal = f"{what} describes a network too large for its weights file; {remedy}"
     try:
-        with _Count(most_numbers(file_bytes), refusal):
+        with _TensorCounter(most_numbers(file_bytes), refusal):
             yield
     except (MemoryError, OverflowError) as error:
         raise TooLarge(refusal) from error
@@ -49,8 +49,8 @@ def build_limit(file_bytes: int, what: str, remedy: str) -> Iterator[None]:
         raise
 
 
-class _Count(TorchDispatchMode):
-    """Counts the numbers of all tensors that are made, before they are."""
+class _TensorCounter(TorchDispatchMode):
+    """Count the elements of all tensors before they are allocated."""
 
     def __init__(self, most: int, refusal: str):
         super().__init__()

@@ -1,4 +1,4 @@
-"""``model.json``: what an artifact's description may say, and the one way of reading it."""
+"""``model.json``: schema of an artifact's description, and its reader."""
 
 import os
 from pathlib import Path
@@ -20,12 +20,12 @@ LARGEST_DESCRIPTION = 2**26
 SMALLEST_DEVIATION = 1e-6
 """Images are divided by it."""
 LARGEST_SIDE, LARGEST_COUNT = 2**15, 2**31 - 1
-REMEDY = "copy the model's folder again from where it came, or save the model again"
+REMEDY = "copy the model's folder again from its source, or save the model again"
 
 
 def _plain_name(name: str) -> str:
     if name in ("", ".", "..") or Path(name).name != name or "\\" in name or "\0" in name:
-        raise ValueError(f"{name!r} is no file in its folder")
+        raise ValueError(f"{name!r} is not a file in its folder")
     return name
 
 
@@ -80,7 +80,7 @@ class Parent(BaseModel):
 
 
 class Description(BaseModel):
-    """What ``model.json`` says; keys that this version does not know are left aside.
+    """Content of ``model.json``; unknown keys are ignored.
 
     Attributes:
         weights, sha256: the file to open first; of it, or of all ``files`` together.
@@ -125,7 +125,7 @@ class Description(BaseModel):
         return self.first in (TORCH_WEIGHTS, CODED_WEIGHTS)
 
     def original(self, folder: Path) -> Parent | None:
-        """What the model in ``folder`` was before any compression; None where that is unknown.
+        """The uncompressed ancestor of the model in ``folder``; None if unknown.
 
         Raises:
             UserError: a lineage that is none.
@@ -153,7 +153,7 @@ def read_description(folder: Path) -> Description:
         version = _Format.model_validate_json(content).format
         if version != FORMAT:
             raise UserError(
-                f"{path} has format {version}, this version reads {FORMAT}: "
+                f"{path} has format {version}, but this version reads {FORMAT}: "
                 "install the version of ssdistill that wrote it"
             )
         description = Description.model_validate_json(content)
@@ -161,12 +161,12 @@ def read_description(folder: Path) -> Description:
         raise UserError(_one_line(path, error)) from error
     spec = description.spec
     if spec is not None and (reason := refused_argument(spec.name, spec.library, spec.args)):
-        raise UserError(f"the spec in {path} is not valid (spec.args.{reason}); {REMEDY}")
+        raise UserError(f"the spec in {path} is invalid (spec.args.{reason}); {REMEDY}")
     return description
 
 
 def spec_of(description: Description) -> EncoderSpec | None:
-    """The spec as the rest of the program knows it."""
+    """Convert the stored spec to an :class:`EncoderSpec`."""
     stored = description.spec
     return None if stored is None else EncoderSpec(**stored.model_dump(mode="json"))
 
@@ -179,7 +179,7 @@ def _content(path: Path) -> bytes:
             raise UserError(f"{path} is too large for a {path.name}; {REMEDY}")
         return path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
+        raise UserError(f"cannot read {path} ({error.strerror or error})") from error
 
 
 def _one_line(path: Path, error: pydantic.ValidationError, *inside: str) -> str:
@@ -189,7 +189,7 @@ def _one_line(path: Path, error: pydantic.ValidationError, *inside: str) -> str:
     if not place:
         return f"{path} does not describe a model ({reason}); {REMEDY}"
     # What is wrong with a value that is absent is that it is absent.
-    given = "" if problem["type"] == "missing" else f", got {shortened(repr(problem['input']))}"
+    received = "" if problem["type"] == "missing" else f", got {shortened(repr(problem['input']))}"
     key = shortened(".".join(place), 100)
-    reason = f"{reason[:1].lower()}{reason[1:]}{given}"
-    return f"the {shortened(place[0])} in {path} is not valid ({key}: {reason}); {REMEDY}"
+    reason = f"{reason[:1].lower()}{reason[1:]}{received}"
+    return f"the {shortened(place[0])} in {path} is invalid ({key}: {reason}); {REMEDY}"

@@ -1,4 +1,4 @@
-"""The files of a model's folder: which there are, and whether they are what they should be."""
+"""Files of a model's folder: find them, write them, verify their sha256."""
 
 import hashlib
 import json
@@ -23,12 +23,12 @@ def find_artifact(path: Path) -> Path:
         return _find(path)
     except (OSError, ValueError, RuntimeError) as error:  # of a name too long, a loop of links
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path} cannot be opened ({reason})") from error
+        raise UserError(f"cannot open {path} ({reason})") from error
 
 
 def _find(path: Path) -> Path:
     if not path.exists():
-        broken = " (a symbolic link to nothing)" if path.is_symlink() else ""
+        broken = "(broken symbolic link)" if path.is_symlink() else ""
         raise UserError(f"no file or folder {path}{broken}")
     if not path.is_dir():
         path = path.parent
@@ -37,9 +37,9 @@ def _find(path: Path) -> Path:
     below = sorted({p.parent for p in path.rglob(DESCRIPTION) if p.is_file()})
     if len(below) > 1:
         names = ", ".join(str(p.relative_to(path)) for p in below[:4])
-        raise UserError(f"{path} holds several models: choose one of {names}")
+        raise UserError(f"{path} contains several models: specify one of {names}")
     if not below:
-        raise UserError(f"no {DESCRIPTION} in {path}: it holds no saved encoder")
+        raise UserError(f"no {DESCRIPTION} in {path}: not the folder of a saved model")
     return below[0]
 
 
@@ -118,7 +118,7 @@ def description_sha256(folder: Path) -> str:
 
 
 def read_checked(path: Path, expected: str) -> bytes:
-    """The file's content, if its sha256 is the one expected.
+    """Read a file and verify its sha256.
 
     Raises:
         UserError: no file (but a folder, a pipe, a broken link), one that cannot be read, or
@@ -130,13 +130,13 @@ def read_checked(path: Path, expected: str) -> bytes:
             raise UserError(f"no {path.name} in {path.parent}{found}")
         content = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error})") from error
+        raise UserError(f"cannot read {path} ({error.strerror or error})") from error
     except MemoryError as error:
         raise UserError(f"{path} does not fit in memory") from error
     found = hashlib.sha256(content).hexdigest()
     if found != expected:
         raise UserError(
-            f"{path} is damaged or not the file of its {DESCRIPTION}: "
+            f"{path} is corrupt or does not belong to its {DESCRIPTION}: "
             f"sha256 {found[:12]}…, expected {expected[:12]}…; {REMEDY}"
         )
     return content

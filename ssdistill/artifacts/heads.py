@@ -1,4 +1,4 @@
-"""Heads on disk: safetensors and a plain description of the layers; nothing is unpickled."""
+"""Heads on disk: safetensors and a JSON description of the layers, without pickle."""
 
 from typing import Annotated, Any, Literal
 
@@ -79,7 +79,7 @@ class UnitLengthLayer(Settings):
 AnyLayer = LinearLayer | BatchNormLayer | ReLULayer | GELULayer | LayerNormLayer | UnitLengthLayer
 Layer = Annotated[AnyLayer, Field(discriminator="kind")]
 LAYERS = TypeAdapter(Annotated[list[Layer], Field(min_length=1)])
-"""What a head in a file consists of; plain data, so that nothing is unpickled."""
+"""Layer types that a stored head may contain, as plain data."""
 
 
 def pack_head(head: nn.Module) -> tuple[bytes, list[dict[str, Any]]]:
@@ -102,7 +102,7 @@ def _in_a_row(head: nn.Module) -> list[nn.Module]:
         return [head]
     # Only of these is the order of the children known to be the order of the computation.
     if type(head).forward not in (ProjectionHead.forward, nn.Sequential.forward):
-        raise UserError(f"a projector of type {type(head).__name__} cannot be saved")
+        raise UserError(f"cannot save a projector of type {type(head).__name__}")
     return [layer for child in children for layer in _in_a_row(child)]
 
 
@@ -125,7 +125,7 @@ def _describe(layer: nn.Module) -> AnyLayer:
         )
     if isinstance(layer, UnitLength):
         return UnitLengthLayer()
-    raise UserError(f"a projector with a layer of type {type(layer).__name__} cannot be saved")
+    raise UserError(f"cannot save a projector with a layer of type {type(layer).__name__}")
 
 
 def unpack_head(content: bytes, layers: list[Layer], in_dim: int) -> nn.Sequential:
@@ -144,17 +144,17 @@ def unpack_head(content: bytes, layers: list[Layer], in_dim: int) -> nn.Sequenti
             head = nn.Sequential(*(layer.build() for layer in layers)).eval()
             head(torch.empty(1, in_dim))
         except (RuntimeError, ValueError) as error:
-            raise UserError(f"has layers that do not fit each other: {reason(error)}") from error
-    for name, ours in head.state_dict().items():
+            raise UserError(f"has layers of incompatible widths: {reason(error)}") from error
+    for name, expected in head.state_dict().items():
         if name not in state:
             raise UserError(f"lacks '{name}'")
-        found, wanted = tuple(state[name].shape), tuple(ours.shape)
-        if found != wanted:
-            raise UserError(f"has a '{name}' of shape {found}, not {wanted}")
+        shape, expected_shape = tuple(state[name].shape), tuple(expected.shape)
+        if shape != expected_shape:
+            raise UserError(f"has a '{name}' of shape {shape}, not {expected_shape}")
     for name in state:
         if name not in head.state_dict():
             raise UserError(f"has an unknown '{name}'")
         if not state[name].is_floating_point() and not name.endswith("num_batches_tracked"):
-            raise UserError(f"has a '{name}' of {state[name].dtype}, no floating-point numbers")
+            raise UserError(f"has a '{name}' of {state[name].dtype}, expected floating point")
     head.load_state_dict(state, assign=True)
     return head

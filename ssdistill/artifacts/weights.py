@@ -1,4 +1,4 @@
-"""A model's weights, with all that compression did to them, as one file and facts; and back."""
+"""Pack a model's weights and compressed structure into one file and facts, and unpack them."""
 
 from pathlib import Path
 from typing import Any
@@ -36,14 +36,16 @@ def pack_weights(model: Model) -> tuple[dict[str, bytes], dict[str, Any]]:
     state = model.net.state_dict()
     for key, value in state.items():
         if not isinstance(value, Tensor):
-            raise UserError(f"'{model.name}' cannot be saved: '{key}' is no tensor")
+            raise UserError(f"cannot save '{model.name}': '{key}' is not a tensor")
     dense = model.fresh_net().state_dict()
     shapes = {key: tensor.shape for key, tensor in dense.items()}
     facts: dict[str, Any] = {
         "widths": {k: list(v.shape) for k, v in state.items() if v.shape != shapes.get(k)}
     }
     if model.channels:
-        facts["channels"] = {k: [int(i) for i in kept] for k, kept in model.channels.items()}
+        facts["channels"] = {
+            k: [int(i) for i in channels] for k, channels in model.channels.items()
+        }
     if model.removed:
         facts["removed"] = list(model.removed)
     if coded := current(state, model.coded):
@@ -70,10 +72,12 @@ def unpack_weights(model: Model, folder: Path, description: Description) -> None
         _check_keys(model, state)
         model.net.load_state_dict(state, strict=True)
     except UserError as error:
-        raise UserError(f"{path} is no '{model.name}' of its {DESCRIPTION}: {error}") from None
+        raise UserError(
+            f"{path} does not match the '{model.name}' in its {DESCRIPTION}: {error}"
+        ) from None
     except MISFITS as error:
         raise UserError(
-            f"{path} is no '{model.name}' of its {DESCRIPTION}: {reason(error)}"
+            f"{path} does not match the '{model.name}' in its {DESCRIPTION}: {reason(error)}"
         ) from error
     model.channels, model.removed, model.coded = description.channels, tuple(removed), coded
 
@@ -84,7 +88,7 @@ def _read(path: Path, sha256: str) -> tuple[dict[str, Tensor], dict[str, Coded]]
         try:
             return unpack_state(content)
         except UserError as error:
-            raise UserError(f"{path} cannot be read: {error}") from error
+            raise UserError(f"cannot read {path}: {error}") from error
     try:
         return safetensors.torch.load(content), {}
     except Exception as error:  # beside its own, whatever a header that is not valid ends in
@@ -99,11 +103,20 @@ def _check_keys(model: Model, state: dict[str, Tensor]) -> None:
     for key in state:
         if key not in known:
             raise UserError(f"it has an unknown '{key}'")
-    for key, ours in known.items():
-        if ours.shape != state[key].shape:
-            shapes = f"{tuple(state[key].shape)} in the file, {tuple(ours.shape)} in the network"
+    for key, expected in known.items():
+        if expected.shape != state[key].shape:
+            shapes = (
+                f"{tuple(state[key].shape)} in the file but {tuple(expected.shape)} in the network"
+            )
             raise UserError(f"tensor '{key}' has shape {shapes}")
-        if ours.is_floating_point() != state[key].is_floating_point():
-            raise UserError(f"tensor '{key}' holds {state[key].dtype}, the network {ours.dtype}")
-        if ours.is_floating_point() and ours.isfinite().all() and not state[key].isfinite().all():
-            raise UserError(f"tensor '{key}' has numbers that are NaN or infinite")
+        if expected.is_floating_point() != state[key].is_floating_point():
+            raise UserError(
+                f"tensor '{key}' is {state[key].dtype} in the file but {expected.dtype} in the "
+                "network"
+            )
+        if (
+            expected.is_floating_point()
+            and expected.isfinite().all()
+            and not state[key].isfinite().all()
+        ):
+            raise UserError(f"tensor '{key}' contains NaN or infinity")

@@ -16,12 +16,12 @@ from ssdistill.settings import Settings
 
 
 def bar(items: Sequence[Any], title: str) -> Iterable[Any]:
-    """``items`` with a progress bar, silent when nobody watches."""
+    """Iterate over ``items`` with a progress bar, hidden without a terminal."""
     return track(items, description=escape(title), disable=not sys.stderr.isatty(), transient=True)
 
 
 class StepSettings(Settings):
-    """What every step has in a config beside its own settings.
+    """Settings shared by all steps.
 
     Args:
         gate: what the result must be for the step to count; null takes it as it comes.
@@ -32,7 +32,7 @@ class StepSettings(Settings):
 
 @dataclass
 class Context:
-    """What a step may use besides the model it is given; no label among it.
+    """Inputs of a step besides the model; none of them a label.
 
     Attributes:
         images: ``images(n, seed)`` gives up to ``n`` distinct unlabeled training inputs, chosen
@@ -97,13 +97,13 @@ class Step:
 
     @classmethod
     def expand(cls, settings: Settings) -> list[Settings]:
-        """The settings of the steps that are done in its place, one stage each: a schedule of
-        many rounds can then be interrupted between any two of them."""
+        """Expand into the settings of several steps, one stage each, so that a schedule of many
+        rounds can be interrupted between any two of them."""
         return [settings]
 
     @classmethod
     def row(cls, settings: Settings) -> str:
-        """What the result is called in tables; it begins with ``makes``."""
+        """Name of the result in tables; it begins with ``makes``."""
         return cls.makes
 
     def apply(self, model: Model, context: Context) -> Model:

@@ -1,4 +1,4 @@
-"""What a budget counts, and how much has to go to meet it."""
+"""Cost budgets, and bisection to the ratio that meets one."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -15,13 +15,13 @@ from ssdistill.measure.parameters import count_parameters
 from ssdistill.models.model import Model
 
 HALVINGS = {"macs": 8, "parameters": 8, "bytes": 8, "latency": 5}
-"""Of the ratio: 1/256 is finer than any rounding to multiples of 8, and 1/32 finer than a time
+"""Bisections of the ratio: 1/256 is finer than any rounding to multiples of 8, 1/32 than a time
 can be measured."""
 Share = Callable[[Model], float]
 
 
 def weight_bytes(model: Model) -> int:
-    """Bytes of ``model.safetensors`` of the model as it is, its header included."""
+    """Bytes of the model's uncompressed ``model.safetensors``, header included."""
     layout = torch.contiguous_format
     state = model.net.state_dict()
     return len(save({k: v.detach().cpu().clone(memory_format=layout) for k, v in state.items()}))
@@ -29,7 +29,7 @@ def weight_bytes(model: Model) -> int:
 
 @contextlib.contextmanager
 def share_of(key: str, reference: Model) -> Iterator[Share]:
-    """``share(model)``: what ``model`` costs as a share of ``reference``.
+    """Yield ``share(model)``, the cost of ``model`` as a fraction of ``reference``.
 
     Args:
         key: ``macs``, ``parameters``, ``bytes``, or ``latency``: the time for one input in ONNX
@@ -45,8 +45,10 @@ def share_of(key: str, reference: Model) -> Iterator[Share]:
 
 
 def _latency_share(model: Model, dense: object) -> float:
-    with float_onnx(model) as ours:
-        return 1 / paired_latency(ours, dense, model.example(1), batch_size=1, threads=1).speedup
+    with float_onnx(model) as candidate:
+        return (
+            1 / paired_latency(candidate, dense, model.example(1), batch_size=1, threads=1).speedup
+        )
 
 
 def search(
@@ -57,7 +59,7 @@ def search(
     context: Context,
     least: str,
 ) -> tuple[float, float]:
-    """The smallest ratio whose model costs at most ``budget`` of the reference, and its share.
+    """Bisect to the smallest ratio within ``budget``; return it and its cost fraction.
 
     Args:
         key: of :func:`share_of`.
@@ -72,14 +74,16 @@ def search(
         smallest = share(make(1.0))
         if smallest > budget:
             raise UserError(
-                f"prune: {key}={budget:g} is out of reach for '{reference.name}': "
-                f"{least} leave at least {smallest:.3f}"
+                f"prune: {key}={budget:g} cannot be reached for '{reference.name}': "
+                f"{least} still leave {smallest:.3f}"
             )
         if (already := share(make(0.0))) <= budget:
             return 0.0, already
-        low, high, found = 0.0, 1.0, smallest
+        low, high, share_at_high = 0.0, 1.0, smallest
         for _ in context.progress(range(HALVINGS[key]), f"prune to {budget:.0%} of {key}"):
             middle = (low + high) / 2
             cost = share(make(middle))
-            low, high, found = (low, middle, cost) if cost <= budget else (middle, high, found)
-    return high, found
+            low, high, share_at_high = (
+                (low, middle, cost) if cost <= budget else (middle, high, share_at_high)
+            )
+    return high, share_at_high

@@ -1,4 +1,4 @@
-"""The network as a file for a runtime, whose numbers stay what they are."""
+"""Export the network to a runtime in float32."""
 
 import contextlib
 import time
@@ -21,12 +21,12 @@ from ssdistill.settings import Positive, PositiveInt, Settings
 from ssdistill.settings.registry import RUNTIMES
 
 
-class Pictures(Model):
-    """An encoder that takes pictures as files hold them: uint8, 0 to 255.
+class Uint8Encoder(Model):
+    """An encoder with uint8 input, as image files hold it: 0 to 255.
 
     Args:
         encoder: is used, not copied.
-        side: pixels a side of the pictures, which are brought to the encoder's image size by a
+        side: pixels a side of the images, which are brought to the encoder's image size by a
             bicubic, antialiased filter; None where they have that size.
     """
 
@@ -55,7 +55,7 @@ class Pictures(Model):
         self.net.set_taps(taps)
 
     def forward(self, x_BCHW: Tensor) -> Representation:
-        """Encode uint8 pictures (B, 3, side, side)."""
+        """Encode uint8 images (B, 3, side, side)."""
         x_BCHW = x_BCHW.float() / 255
         if self.filter_SH is not None:
             # With an axis more: of four, OpenVINO takes the last for the channels of what follows.
@@ -67,14 +67,14 @@ class Pictures(Model):
 class Export(Step):
     """Write the network for a runtime, in float32, and measure what that alone changes.
 
-    The file is opened again and compared with PyTorch. An encoder's normalisation is in it; with
-    ``uint8`` it takes pictures as files hold them, so that a program that uses it needs neither
+    The file is opened again and compared with PyTorch. An encoder's normalization is in it; with
+    ``uint8`` it takes images as files hold them, so that a program that uses it needs neither
     mean nor deviation nor PyTorch.
 
     Args:
         runtime: what the file is for.
         uint8: fold the conversion from uint8 (B, 3, H, W) into the file; encoders only.
-        resize_from: height and width of the pictures, where the file is to bring them to the
+        resize_from: height and width of the images, where the file is to bring them to the
             encoder's image size; needs ``uint8``.
         tolerance: largest accepted difference to PyTorch, relative to the largest value.
     """
@@ -94,7 +94,7 @@ class Export(Step):
     ):
         self.runtime = RUNTIMES[runtime]
         if resize_from is not None and not uint8:
-            raise UserError("export.resize_from needs export.uint8=true")
+            raise UserError("export.resize_from requires export.uint8=true")
         self.uint8, self.resize_from, self.tolerance = uint8, resize_from, tolerance
 
     @classmethod
@@ -102,7 +102,7 @@ class Export(Step):
         return f"{cls.makes}_{settings.runtime}"
 
     def apply(self, model: Model, context: Context) -> RuntimeModel:
-        """The file, opened; it lies in ``context.folder``.
+        """Write the file to ``context.folder`` and open it.
 
         ``context.record`` receives the largest ``difference`` to PyTorch, ``file_bytes``,
         ``write_seconds``, and the median time in ms of one input with one thread as
@@ -116,9 +116,11 @@ class Export(Step):
         """
         check_given(self.kind, model)
         if self.uint8 and not isinstance(model, Encoder):
-            raise UserError(f"export.uint8 is for encoders; '{model.name}' takes no pictures")
+            raise UserError(
+                f"export.uint8 requires an image encoder, but '{model.name}' is not one"
+            )
         self.runtime.require()
-        source = Pictures(model, self.resize_from) if self.uint8 else model
+        source = Uint8Encoder(model, self.resize_from) if self.uint8 else model
         runtime, path = self.runtime(), context.folder / self.runtime.file
         runtime.tolerance = self.tolerance
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Whether a compression step was worth it: decided by what was measured, without labels."""
+"""Acceptance thresholds of a compression step, measured without labels."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -7,7 +7,7 @@ from ssdistill.settings import Fraction, Positive, Settings
 
 
 class Gate(Settings):
-    """What the result of a step must be, measured against the model the step was given.
+    """Thresholds for the result of a step, relative to the step's input model.
 
     Args:
         bytes: at most this share of the bytes on disk.
@@ -22,18 +22,20 @@ class Gate(Settings):
     otherwise: Literal["refuse", "keep"] = "refuse"
 
     def complaints(self, measured: Mapping[str, float]) -> list[str]:
-        """Everything that is not as it must be, in words; empty where the step passes.
+        """List violated thresholds as text; empty if the step passes.
 
         Args:
             measured: ``bytes`` and ``latency`` as shares of those before, and ``cka``.
         """
         limits = {"bytes": self.bytes, "latency": self.latency}
         # "not <=" so that NaN fails as well.
-        found = [
-            f"{name} {measured[name]:.3f} of those before, gate.{name}={limit:g} allows no more"
+        failures = [
+            f"{name} ratio {measured[name]:.3f} exceeds gate.{name}={limit:g}"
             for name, limit in limits.items()
             if limit is not None and not measured[name] <= limit
         ]
         if self.cka is not None and not measured["cka"] >= self.cka:
-            found.append(f"CKA {measured['cka']:.3f} with the model before, gate.cka={self.cka:g}")
-        return found
+            failures.append(
+                f"CKA {measured['cka']:.3f} with the previous model is below gate.cka={self.cka:g}"
+            )
+        return failures

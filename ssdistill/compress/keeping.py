@@ -1,4 +1,4 @@
-"""How much can go while the embeddings of unlabeled images agree as closely as they must."""
+"""Bisect a compression ratio to a CKA floor on unlabeled images."""
 
 from collections.abc import Callable
 
@@ -10,21 +10,21 @@ from ssdistill.measure.before_after import embeddings
 from ssdistill.models.model import Model
 
 HALVINGS = 8
-"""Of the ratio: 1/256 is finer than any rounding of widths."""
+"""Bisections of the ratio: 1/256 is finer than any rounding of widths."""
 
 
 def likeness_to(reference: Model, inputs: Tensor) -> Callable[[Model], float]:
-    """``cka(model)``: debiased CKA between embeddings of a model and of ``reference``.
+    """Return ``cka(model)``, the debiased CKA with the embeddings of ``reference``.
 
     Args:
         inputs: unlabeled, at least four.
     """
-    wanted_ND = embeddings(reference, inputs)
+    reference_ND = embeddings(reference, inputs)
 
     def cka(model: Model) -> float:
-        found = LinearCKA()
-        found.update(embeddings(model, inputs), wanted_ND)
-        return found.compute()
+        agreement = LinearCKA()
+        agreement.update(embeddings(model, inputs), reference_ND)
+        return agreement.compute()
 
     return cka
 
@@ -44,10 +44,12 @@ def largest_ratio(
         make: the model after removing that ratio of what can be removed; 0 removes nothing.
         cka: of :func:`likeness_to`.
     """
-    low, high, found = 0.0, 1.0, cka(make(0.0))
+    low, high, cka_at_low = 0.0, 1.0, cka(make(0.0))
     for _ in context.progress(range(HALVINGS), f"prune to a CKA of {floor:g}"):
         middle = (low + high) / 2
-        kept = cka(make(middle))
+        cka_at_middle = cka(make(middle))
         # False for NaN.
-        low, high, found = (middle, high, kept) if kept >= floor else (low, middle, found)
-    return low, found
+        low, high, cka_at_low = (
+            (middle, high, cka_at_middle) if cka_at_middle >= floor else (low, middle, cka_at_low)
+        )
+    return low, cka_at_low

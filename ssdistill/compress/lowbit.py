@@ -1,4 +1,4 @@
-"""Weights of two to eight bits: a file a fraction as long, with or without training."""
+"""Low-bit weight storage (2 to 8 bits), with or without quantization-aware training."""
 
 import copy
 from collections.abc import Mapping
@@ -84,7 +84,10 @@ class LowBit(Step):
         qat: TrainingOnGrid | None = None,
     ):
         if cka is not None and not isinstance(bits, int):
-            raise UserError("lowbit.cka: chooses one number of bits for all, and bits names layers")
+            raise UserError(
+                "lowbit.cka chooses one bit width for all layers: give bits as one number, not by "
+                "layer"
+            )
         self.bits, self.edges, self.bias_correction = bits, edges, bias_correction
         self.cka = cka
         self.grid = {"clip": clip, "per_channel": per_channel, "symmetric": symmetric}
@@ -104,7 +107,7 @@ class LowBit(Step):
         """A copy of ``model`` whose weights lie on their grids, and whose ``coded`` says so.
 
         ``context.record`` receives ``weights`` (how many tensors), ``mean_bits`` (of one number
-        in them), ``corrected`` (1 where the bias correction helped), ``lowbit_cosine`` (centred
+        in them), ``corrected`` (1 where the bias correction helped), ``lowbit_cosine`` (centered
         cosine of the embeddings with those of ``model``) and ``storage`` (that it is only that).
 
         Raises:
@@ -113,47 +116,49 @@ class LowBit(Step):
         """
         check_given(self.kind, model)
         targets, inputs = self._targets(context), context.images(self.images, self.seed)
-        bits, made = self._rounded(model, inputs, context)
+        bits, quantized = self._rounded(model, inputs, context)
         corrected = False
         if self.bias_correction:
-            coded = made.coded
-            made, corrected = correct_shifts(made, model, inputs)
-            made.coded = coded
+            coded = quantized.coded
+            quantized, corrected = correct_shifts(quantized, model, inputs)
+            quantized.coded = coded
         if self.qat:
-            made = self._train(made, model, list(bits), targets, context)
-        numbers = {key: made.coded[key].integers.numel() for key in bits}
+            quantized = self._train(quantized, model, list(bits), targets, context)
+        numbers = {key: quantized.coded[key].integers.numel() for key in bits}
         context.record.update(
             weights=len(bits),
             mean_bits=sum(bits[k] * n for k, n in numbers.items()) / sum(numbers.values()),
             corrected=int(corrected),
-            lowbit_cosine=_cosine(made, model, inputs),
+            lowbit_cosine=_cosine(quantized, model, inputs),
             storage="fewer bits in the file; memory and speed as before",
         )
-        return made
+        return quantized
 
     def _rounded(
         self, model: Model, inputs: torch.Tensor, context: Context
     ) -> tuple[dict[str, int], Model]:
-        """Bits by state dict key, and the model on its grids."""
+        """Choose bits by state dict key and round the model to its grids."""
         if self.cka is None:
             bits = self._bits_by_key(model, self.bits)
             return bits, put_on_grid(model, bits, **self.grid)
         cka = likeness_to(model, inputs)
         for width in range(self.bits, MOST_BITS + 1):
             bits = self._bits_by_key(model, width)
-            made = put_on_grid(model, bits, **self.grid)
-            context.record["cka"] = cka(made)
+            quantized = put_on_grid(model, bits, **self.grid)
+            context.record["cka"] = cka(quantized)
             if context.record["cka"] >= self.cka:
-                return bits, made
+                return bits, quantized
         raise UserError(
-            f"lowbit.cka={self.cka:.8g}: with {MOST_BITS} bits '{model.name}' keeps "
-            f"{context.record['cka']:.8g}"
+            f"lowbit.cka={self.cka:.8g}: out of reach, even {MOST_BITS} bits give '{model.name}' "
+            f"a CKA of {context.record['cka']:.8g}"
         )
 
     def _bits_by_key(self, model: Model, bits: int | dict[str, int]) -> dict[str, int]:
         keys = list(weights_of(model.net))
         if not keys:
-            raise UserError(f"lowbit: '{model.name}' has no convolution, linear layer or embedding")
+            raise UserError(
+                f"lowbit: '{model.name}' has no convolution, linear or embedding layer to quantize"
+            )
         if isinstance(bits, int):
             edges = {keys[0], keys[-1]} if self.edges else set()
             return {key: self.edges if key in edges else bits for key in keys}
@@ -166,28 +171,28 @@ class LowBit(Step):
         chosen = {"teacher": context.teachers, "original": original}
         chosen["auto"] = context.teachers or original
         if context.train is None or not chosen[self.qat.target]:
-            raise UserError("lowbit.qat: there is nothing to learn from")
+            raise UserError("lowbit.qat requires a distill section or context.train")
         return chosen[self.qat.target]
 
     def _train(
         self,
-        made: Model,
+        quantized: Model,
         model: Model,
         keys: list[str],
         targets: Mapping[str, Model],
         context: Context,
     ) -> Model:
-        """``made`` after training from the weights that ``model`` had before rounding."""
-        made, coded, layers = copy.deepcopy(made), made.coded, weights_of(model.net)
-        inside = weights_of(made.net)
+        """``quantized`` after training from the weights that ``model`` had before rounding."""
+        quantized, coded, layers = copy.deepcopy(quantized), quantized.coded, weights_of(model.net)
+        inside = weights_of(quantized.net)
         with torch.no_grad():
             for key in keys:
                 inside[key].weight.copy_(layers[key].weight)
         training = self.qat.model_dump(exclude={"target"})
-        with on_grid(made.net, {key: coded[key] for key in keys}) as found:
-            context.train(made, targets, TrainSettings(**training))
-        made.coded = coded | _with_ties(made.net, found)
-        return made
+        with on_grid(quantized.net, {key: coded[key] for key in keys}) as grids:
+            context.train(quantized, targets, TrainSettings(**training))
+        quantized.coded = coded | _with_ties(quantized.net, grids)
+        return quantized
 
 
 def bits_by_pattern(patterns: Mapping[str, int], keys: list[str]) -> dict[str, int]:
@@ -200,7 +205,7 @@ def bits_by_pattern(patterns: Mapping[str, int], keys: list[str]) -> dict[str, i
     for pattern in patterns:
         if not any(fnmatch(name, pattern) for name in names.values()):
             raise UserError(
-                f"lowbit.bits: no layer is called '{pattern}'{nearest(pattern, names.values())}"
+                f"lowbit.bits: no layer matches '{pattern}'{nearest(pattern, names.values())}"
             )
     matched = {
         key: next((bits for pattern, bits in patterns.items() if fnmatch(name, pattern)), None)
@@ -218,13 +223,13 @@ def put_on_grid(model: Model, bits: Mapping[str, int], **grid: bool | Clip) -> M
         bits: by the keys of :func:`weights_of`.
         grid: as for :func:`quantize_weight`.
     """
-    made, found = copy.deepcopy(model), {}
-    layers = weights_of(made.net)
+    quantized, codes = copy.deepcopy(model), {}
+    layers = weights_of(quantized.net)
     for key, width in bits.items():
-        rounded, found[key] = quantize_weight(layers[key].weight, width, **grid)
+        rounded, codes[key] = quantize_weight(layers[key].weight, width, **grid)
         layers[key].weight.copy_(rounded)
-    made.coded = made.coded | _with_ties(made.net, found)
-    return made
+    quantized.coded = quantized.coded | _with_ties(quantized.net, codes)
+    return quantized
 
 
 def _with_ties(net: nn.Module, coded: Mapping[str, Uniform]) -> dict[str, Uniform]:
@@ -235,8 +240,8 @@ def _with_ties(net: nn.Module, coded: Mapping[str, Uniform]) -> dict[str, Unifor
 
 
 @torch.inference_mode()
-def _cosine(made: Model, model: Model, inputs: torch.Tensor) -> float:
-    inputs, was_training = inputs.to(model.device), (made.training, model.training)
-    pair = [m.eval()(inputs).embedding_BD for m in (made, model)]
-    made.train(was_training[0]), model.train(was_training[1])
+def _cosine(quantized: Model, model: Model, inputs: torch.Tensor) -> float:
+    inputs, was_training = inputs.to(model.device), (quantized.training, model.training)
+    pair = [m.eval()(inputs).embedding_BD for m in (quantized, model)]
+    quantized.train(was_training[0]), model.train(was_training[1])
     return centred_cosine(*pair).mean().item()

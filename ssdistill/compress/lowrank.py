@@ -1,4 +1,4 @@
-"""Replace layers by products of smaller ones."""
+"""Low-rank factorization step."""
 
 import copy
 from collections.abc import Mapping
@@ -103,12 +103,14 @@ class LowRank(Step):
             "bytes": bytes,
             "latency": latency,
         }
-        given = [(key, value) for key, value in goals.items() if value is not None]
-        if len(given) != 1:
-            raise UserError(f"lowrank: give exactly one of {', '.join(goals)}, got {len(given)}")
+        chosen_goals = [(key, value) for key, value in goals.items() if value is not None]
+        if len(chosen_goals) != 1:
+            raise UserError(
+                f"lowrank: give exactly one of {', '.join(goals)}, got {len(chosen_goals)}"
+            )
         if compensate and method != "data":
-            raise UserError(f"lowrank: compensate goes with method=data, not {method}")
-        ((self.goal, self.share),) = given
+            raise UserError(f"lowrank: compensate requires method=data, got method={method}")
+        ((self.goal, self.share),) = chosen_goals
         self.method, self.layers, self.exclude = method, layers, exclude
         self.round_to, self.compensate = round_to, compensate
         self.images, self.seed = images, seed
@@ -155,7 +157,7 @@ class LowRank(Step):
             choices[name] = choices_of(layer, self.method, place, self.round_to, stats.get(name))
         if not any(layer.factors for layer in choices.values()):
             raise UserError(
-                f"lowrank: no layer of '{model.name}' becomes cheaper in ranks that are "
+                f"lowrank: no layer of '{model.name}' becomes cheaper at ranks that are "
                 f"multiples of round_to={self.round_to}"
             )
         chosen = self._choose(work, choices, stats, context)
@@ -180,23 +182,25 @@ class LowRank(Step):
         """Layers that may be factorized, in the order in which they are called."""
         places = called_layers(model)
         if not places:
-            raise UserError(f"lowrank: '{model.name}' has no layer that can be factorized")
+            raise UserError(
+                f"lowrank: '{model.name}' has no convolution or linear layer that can be factorized"
+            )
         for pattern in (*self.layers, *self.exclude):
             if not any(fnmatchcase(name, pattern) for name in places):
                 known = {name[:end] for name in places for end in _ends(name)}
                 raise UserError(
-                    f"lowrank: no layer that can be factorized in '{model.name}' is called "
+                    f"lowrank: no layer of '{model.name}' that can be factorized matches "
                     f"'{pattern}'{nearest(pattern.rstrip('.*'), sorted(known))}"
                 )
-        wanted = {
+        selected = {
             name: place
             for name, place in places.items()
             if any(fnmatchcase(name, pattern) for pattern in self.layers)
             and not any(fnmatchcase(name, pattern) for pattern in self.exclude)
         }
-        if not wanted:
+        if not selected:
             raise UserError(f"lowrank: exclude leaves no layer of '{model.name}' to factorize")
-        return wanted
+        return selected
 
     def _choose(
         self,
@@ -238,5 +242,5 @@ class LowRank(Step):
 
 
 def _ends(name: str) -> list[int]:
-    """Where the dotted names that ``name`` begins with end."""
+    """End positions of the dotted prefixes of ``name``."""
     return [i for i, letter in enumerate(f"{name}.") if letter == "."]

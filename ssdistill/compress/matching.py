@@ -1,4 +1,4 @@
-"""Training outside a chain: a compressed module learns to give the vectors it gave before."""
+"""Embedding matching: train a compressed module to reproduce its previous embeddings."""
 
 from collections.abc import Callable, Mapping
 
@@ -16,7 +16,7 @@ Train = Callable[[Model, Mapping[str, Model], TrainSettings], Model]
 
 
 def match_embeddings(inputs: Tensor, seed: int = 0) -> Train:
-    """A ``Context.train`` for any module: embeddings of unlabeled inputs are to stay as they were.
+    """Build a ``Context.train`` for any module, which matches its previous embeddings.
 
     L = mean over inputs and targets of 1 - cos(s, t) + |s - t|^2 / |t|^2: direction and length,
     both without units, so that no weight has to be chosen. In a chain the distillation losses,
@@ -47,8 +47,8 @@ def _train(
     for name, target in targets.items():
         if target.embed_dim != student.embed_dim:
             raise UserError(
-                f"'{student.name}' has {student.embed_dim} numbers and its target {name} "
-                f"{target.embed_dim}: match_embeddings compares equal widths only"
+                f"'{student.name}' has embeddings of width {student.embed_dim}, but its target "
+                f"{name} of width {target.embed_dim}: match_embeddings requires equal widths"
             )
     size = min(settings.batch_size, len(inputs))
     steps = settings.num_steps(len(inputs) // size)
@@ -62,7 +62,10 @@ def _train(
         found_BD = student(batch).embedding_BD
         loss = sum(_distance(found_BD, t, batch) for t in targets.values()) / len(targets)
         if not loss.isfinite():
-            raise UserError(f"training '{student.name}': the loss is {float(loss)} at step {step}")
+            raise UserError(
+                f"training '{student.name}': loss is {float(loss)} at step {step}; lower the "
+                "learning rate"
+            )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -1,4 +1,4 @@
-"""What every step asks of the model that it is given."""
+"""Checks of a compression step's input model."""
 
 from typing import Any
 
@@ -10,30 +10,31 @@ from ssdistill.models.model import Model
 
 
 def refuse_file(kind: str, model: Any) -> None:
-    """Make sure that a step was given a network.
+    """Check that the input of a step is a PyTorch network.
 
     Raises:
         UserError: a file for a runtime.
     """
     if not isinstance(model, nn.Module):
         raise UserError(
-            f"{kind} cannot follow quantize or export: {model.path} is a file for {model.runtime}"
+            f"{kind} cannot follow quantize or export: {model.path} is a file for "
+            f"{model.runtime}; place {kind} before them"
         )
 
 
 def refuse_non_finite(kind: str, model: Model) -> None:
-    """Make sure that every weight is a number.
+    """Check that all weights are finite.
 
     Raises:
         UserError: NaN or infinity in a weight; the tensor is named.
     """
     for name, tensor in tensors(model):
         if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise UserError(f"{kind}: tensor '{name}' of '{model.name}' has values not finite")
+            raise UserError(f"{kind}: tensor '{name}' of '{model.name}' contains NaN or infinity")
 
 
 def check_given(kind: str, model: Any) -> None:
-    """Make sure that a step was given a network with finite weights.
+    """Check that the input of a step is a PyTorch network with finite weights.
 
     Raises:
         UserError: a file for a runtime, or a tensor that is not finite; it is named.

@@ -1,4 +1,4 @@
-"""Remove whole channels, heads and blocks, so that the tensors really get smaller."""
+"""Structured pruning step: remove whole channels, heads and blocks."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -98,14 +98,17 @@ class Prune(Step):
         seed: int = 0,
     ):
         targets = dict(zip(TARGETS, (ratio, macs, parameters, bytes, latency, cka), strict=True))
-        given = {key: value for key, value in targets.items() if value is not None}
-        if len(given) != 1:
+        chosen_targets = {key: value for key, value in targets.items() if value is not None}
+        if len(chosen_targets) != 1:
             raise UserError(f"prune: give exactly one of {', '.join(TARGETS)}")
         if "blocks" in units and len(units) > 1:
-            raise UserError("prune: units=[blocks] stands alone: use one step for them")
+            raise UserError(
+                "prune: units=[blocks] cannot be combined with other units: use separate prune "
+                "steps"
+            )
         if rounds == 1 and (recover is not None or refit):
-            raise UserError("prune: recover and refit go between rounds: set rounds")
-        (self.target,) = given.items()
+            raise UserError("prune: recover and refit run between rounds: set rounds above 1")
+        (self.target,) = chosen_targets.items()
         self.ratio = ratio
         self.units, self.criterion, self.scope, self.of = units, criterion, scope, of
         self.round_to, self.global_ranking, self.protect = round_to, global_ranking, protect
@@ -132,9 +135,9 @@ class Prune(Step):
         """
         refuse_file(self.kind, model)
         if self.rounds > 1:
-            raise UserError("prune: rounds are steps of their own, see Prune.expand")
+            raise UserError("prune: rounds above 1 must be expanded into steps: call Prune.expand")
         if self.of == "original" and context.original is None:
-            raise UserError("prune: of=original, but there is no original")
+            raise UserError("prune: of=original requires context.original")
         refuse_non_finite(self.kind, model)
         make, limits = (self._blocks if "blocks" in self.units else self._units)(model, context)
         key, value = self.target
@@ -149,10 +152,13 @@ class Prune(Step):
         changed = self._report(model, pruned, context)
         if not changed and self.of == "parent":
             if "blocks" in self.units:
-                raise UserError(f"prune: ratio={ratio:.3g} of the blocks of '{model.name}' is none")
+                raise UserError(
+                    f"prune: ratio={ratio:.3g} of the blocks of '{model.name}' rounds to zero "
+                    "blocks; raise it"
+                )
             raise UserError(
-                f"prune: round_to={self.round_to} leaves every width of '{model.name}' "
-                f"as it is at ratio {ratio:.3g}; lower round_to or remove more"
+                f"prune: round_to={self.round_to} leaves all widths of '{model.name}' "
+                f"unchanged at ratio {ratio:.3g}; lower round_to or raise the ratio"
             )
         if changed:
             verify(model, pruned)
@@ -160,7 +166,7 @@ class Prune(Step):
         return pruned
 
     def _blocks(self, model: Model, context: Context) -> tuple[Callable[[float], Model], str]:
-        """What gives the model without a ratio of its blocks, and what bounds it."""
+        """Return a function that removes a ratio of the blocks, and a phrase for its limit."""
         blocks = rank_blocks(
             model, self.protect, context.images(self.images, self.seed), context.progress
         )
@@ -170,14 +176,16 @@ class Prune(Step):
             count = int(ratio * (len(blocks) + gone) + 0.5) - gone
             return without(model, blocks[: min(max(count, 0), max(len(blocks) - 1, 1))])
 
-        return make, f"{len(blocks)} blocks, of which one stays,"
+        return make, f"all but one of {len(blocks)} blocks,"
 
     def _units(self, model: Model, context: Context) -> tuple[Callable[[float], Model], str]:
-        """What gives the model without a ratio of its channels and heads, and the settings that
-        bound it."""
-        found = self._survey(model)
-        scores = score_groups(self.criterion, model, found.groups, context, self.images, self.seed)
-        pairs = zip(found.groups, scores, strict=True)
+        """Return a function that removes a ratio of channels and heads, and a phrase for its
+        limit."""
+        prunable = self._survey(model)
+        scores = score_groups(
+            self.criterion, model, prunable.groups, context, self.images, self.seed
+        )
+        pairs = zip(prunable.groups, scores, strict=True)
         groups = [replace(group, score_C=s) for group, s in pairs if s is not None]
         if not groups:
             raise UserError(
@@ -188,8 +196,8 @@ class Prune(Step):
         widths = dense_units(groups, model, context.original) if fixed else None
         relative = self.criterion != "lamp"
         context.record["prunable"] = len(groups)
-        if found.whole:
-            context.record["whole"] = _in_words(found.whole)
+        if prunable.whole:
+            context.record["whole"] = _in_words(prunable.whole)
         limits = f"scope={self.scope}, round_to={self.round_to}"
         keep = partial(best, groups, widths, self.round_to, self.global_ranking, relative)
         return lambda ratio: remove(model, groups, keep(ratio)), limits
@@ -201,22 +209,24 @@ class Prune(Step):
                 raise UserError(
                     f"prune.protect: '{model.name}' has no layer '{name}'{nearest(name, layers)}"
                 )
-        found = survey(model, self.scope, self.units, self.protect)
-        if not found.groups:
-            why = "; try scope=all" if self.scope == "inner" and "channels" in self.units else ""
-            if found.whole:
-                why = f": {_in_words(found.whole)}"
+        prunable = survey(model, self.scope, self.units, self.protect)
+        if not prunable.groups:
+            why = "; set scope=all" if self.scope == "inner" and "channels" in self.units else ""
+            if prunable.whole:
+                why = f": {_in_words(prunable.whole)}"
             raise UserError(
                 f"prune: '{model.name}' has no {' or '.join(self.units)} that "
                 f"scope={self.scope} may remove{why}"
             )
-        return found
+        return prunable
 
     def _report(self, model: Model, pruned: Model, context: Context) -> int:
-        """Record what has gone; how many layers or blocks that were."""
+        """Record what was removed; return the number of changed layers or blocks."""
         before, after = count_parameters(model), count_parameters(pruned)
         narrowed = [
-            name for name, kept in pruned.channels.items() if model.channels.get(name) != kept
+            name
+            for name, remaining in pruned.channels.items()
+            if model.channels.get(name) != remaining
         ]
         blocks = [name for name in pruned.removed if name not in model.removed]
         context.record.update(

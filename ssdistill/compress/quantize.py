@@ -1,4 +1,4 @@
-"""int8: a quarter of the bytes, and faster on processors with int8 products."""
+"""Post-training quantization step: int8 files for ONNX Runtime, OpenVINO and PyTorch."""
 
 import tempfile
 from collections.abc import Callable
@@ -28,7 +28,7 @@ PRODUCTS = ("Conv", "MatMul", "Gemm")
 MODES = {"onnxruntime": ("static", "dynamic"), "openvino": ("static", "bf16"),
          "torchao": ("static",), "executorch": ("static",)}  # fmt: skip
 WHY_NOT = {
-    "bf16": "computes in bf16 nowhere but in runtime=openvino; weights alone in 16 bits would be "
+    "bf16": "computes in bf16 only with runtime=openvino; 16-bit weights alone would be "
     "storage only",
     "dynamic": "has no dynamic int8: use runtime=onnxruntime",
 }
@@ -38,9 +38,9 @@ OWN_FILES = {"torchao": "aot_inductor", "executorch": "executorch"}
 class Quantize(Step):
     """Post-training quantization: the model as a file that a runtime computes in 8 bits.
 
-    The model is written with its normalisation, so that calibration cannot use another one, and
+    The model is written with its normalization, so that calibration cannot use another one, and
     calibrated on unlabeled inputs. The file is opened again and compared with the float model on
-    other inputs of the same kind, by centred cosine and CKA: features after a ReLU share a
+    other inputs of the same kind, by centered cosine and CKA: features after a ReLU share a
     direction that makes any two encoders look alike to a plain cosine.
 
     Args:
@@ -57,7 +57,7 @@ class Quantize(Step):
         percentile: in percent, for ``calibration: percentile``.
         calibration_images: inputs the ranges are taken from.
         check_images: further inputs the result is checked on.
-        min_cosine: smallest accepted mean centred cosine to the float embedding.
+        min_cosine: smallest accepted mean centered cosine to the float embedding.
         min_cka: smallest accepted debiased CKA with it.
         reduce_range: 7-bit weights, for x86 processors without VNNI, whose ``u8s8`` saturates.
         operators: ONNX operators to quantize, e.g. ``[MatMul, Gemm]``, for onnxruntime. By
@@ -116,12 +116,14 @@ class Quantize(Step):
         return "_".join([cls.makes, *parts])
 
     def _check(self, scheme: str) -> None:
-        """Refuse what a runtime does not have, before anything is computed."""
+        """Reject settings that the runtime does not support, before computing anything."""
         if self.mode not in MODES[self.runtime]:
-            raise UserError(f"quantize.mode={self.mode}: {self.runtime} {WHY_NOT[self.mode]}")
+            raise UserError(
+                f"quantize.mode={self.mode}: runtime={self.runtime} {WHY_NOT[self.mode]}"
+            )
         static = self.mode == "static"
         onnx, openvino = self.runtime == "onnxruntime", self.runtime == "openvino"
-        foreign = {
+        unsupported = {
             f"scheme={scheme}": scheme != "auto" and not (onnx and static),
             f"operators={self.operators}": bool(self.operators) and not onnx,
             f"calibration={self.calibration}": self.calibration != "minmax"
@@ -131,18 +133,18 @@ class Quantize(Step):
             f"float_layers={self.float_layers}": bool(self.float_layers)
             and not (onnx or (openvino and static)),
         }
-        for setting, wrong in foreign.items():
-            if wrong:
+        for setting, is_set in unsupported.items():
+            if is_set:
                 raise UserError(
-                    f"quantize.{setting}: runtime={self.runtime} with mode={self.mode} has no such"
-                    " setting"
+                    f"quantize.{setting}: not supported by runtime={self.runtime} with "
+                    f"mode={self.mode}: remove it"
                 )
 
     def apply(self, model: Model, context: Context) -> RuntimeModel:
-        """The quantized model, whose file is in ``context.folder``.
+        """Write the quantized file to ``context.folder`` and open it.
 
         ``context.record`` receives ``runtime``, ``mode``, how much was quantized, and from the
-        check inputs ``cosine`` (centred), its 1 % quantile ``cosine_p01`` and ``cka``.
+        check inputs ``cosine`` (centered), its 1 % quantile ``cosine_p01`` and ``cka``.
 
         Raises:
             UserError: a model that is a file already, weights or inputs that cannot be right, a
@@ -163,22 +165,22 @@ class Quantize(Step):
         for name, least in (("cosine", self.min_cosine), ("cka", self.min_cka)):
             if not agreement[name] >= least:
                 raise UserError(
-                    f"quantize: {self.row(self)} agrees with '{model.name}' only to a {name} of "
-                    f"{agreement[name]:.3f} (min_{name}={least}); try another calibration, fewer "
-                    "operators, float_layers or bias_correction"
+                    f"quantize: {self.row(self)} agrees too little with '{model.name}': {name} is "
+                    f"{agreement[name]:.3f} and min_{name} is {least}; try another calibration, "
+                    "fewer operators, float_layers or bias_correction"
                 )
         return quantized
 
     def _images(self, context: Context) -> tuple[Tensor, Tensor]:
-        """Distinct inputs for calibration and check, drawn at once so that they cannot overlap."""
-        wanted = self.calibration_images + self.check_images
-        inputs = context.images(wanted, self.seed)
+        """Draw disjoint inputs for calibration and for the agreement check."""
+        image_count = self.calibration_images + self.check_images
+        inputs = context.images(image_count, self.seed)
         if len(inputs) < FEWEST_INPUTS:
-            raise UserError(f"quantize needs at least {FEWEST_INPUTS} inputs, got {len(inputs)}")
+            raise UserError(f"quantize requires at least {FEWEST_INPUTS} inputs, got {len(inputs)}")
         # They may come in the order of the data set, where one class follows the other.
         generator = torch.Generator().manual_seed(self.seed)
         inputs = inputs[torch.randperm(len(inputs), generator=generator)]
-        cut = round(len(inputs) * self.calibration_images / wanted)
+        cut = round(len(inputs) * self.calibration_images / image_count)
         cut = min(max(cut, FEWEST_INPUTS // 2), len(inputs) - FEWEST_INPUTS // 2)
         return inputs[:cut], inputs[cut:]
 

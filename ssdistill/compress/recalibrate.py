@@ -1,4 +1,4 @@
-"""Batch-norm statistics of a changed network, estimated anew from unlabeled inputs."""
+"""Re-estimate batch-norm statistics from unlabeled inputs."""
 
 import copy
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ from ssdistill.models.model import Model
 from ssdistill.settings import PositiveInt
 
 SMALLEST = 8
-"""Inputs without which there is nothing to estimate from and to judge by."""
+"""Fewest inputs for estimation and for the held-out comparison."""
 
 
 class Recalibrate(Step):
@@ -58,10 +58,10 @@ class Recalibrate(Step):
         dense = dense_of(model, context, self.kind)
         refuse_non_finite(self.kind, model)
         if not (norms := norms_of(model)):
-            raise UserError(f"recalibrate: '{model.name}' has no batch norm: leave the step out")
+            raise UserError(f"recalibrate: '{model.name}' has no batch norm: remove this step")
         inputs = context.images(self.images * 3 // 2, self.seed)
         if len(inputs) < SMALLEST:
-            raise UserError(f"recalibrate needs at least {SMALLEST} inputs, got {len(inputs)}")
+            raise UserError(f"recalibrate requires at least {SMALLEST} inputs, got {len(inputs)}")
         count = min(self.images, len(inputs) * 3 // 4)
         # Parts of almost equal size: a single input left over would have no variance.
         batches = inputs[:count].tensor_split(-(-count // self.batch_size))
@@ -74,10 +74,10 @@ class Recalibrate(Step):
 
 
 def norms_of(model: Model) -> list[nn.Module]:
-    """The batch norms that keep statistics."""
+    """Batch-norm modules with running statistics."""
     kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-    found = [m for m in model.net.modules() if isinstance(m, kinds)]
-    return [norm for norm in found if norm.running_mean is not None]
+    norms = [m for m in model.net.modules() if isinstance(m, kinds)]
+    return [norm for norm in norms if norm.running_mean is not None]
 
 
 @torch.no_grad()
@@ -97,6 +97,6 @@ def recalibrate(model: Model, batches: Iterable[Tensor]) -> Model:
         changed(batch.to(changed.device))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-    for module, given in zip(changed.modules(), model.modules(), strict=True):
-        module.training = given.training
+    for module, original_module in zip(changed.modules(), model.modules(), strict=True):
+        module.training = original_module.training
     return changed

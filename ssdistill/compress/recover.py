@@ -1,4 +1,4 @@
-"""Training after compression: the distillation losses again, still without labels."""
+"""Fine-tune after compression with the distillation losses, without labels."""
 
 import copy
 from collections.abc import Mapping
@@ -70,7 +70,7 @@ class Recover(Step):
         refuse_file(self.kind, model)
         targets = self._targets(context)
         if context.train is None or not targets:
-            raise UserError("recover: there is nothing to learn from")
+            raise UserError("recover requires a distill section or context.train")
         masks = zero_masks(model)
         model = copy.deepcopy(model)
         if self.rewind == "weights":
@@ -94,15 +94,15 @@ class Recover(Step):
 @torch.no_grad()
 def _rewind(model: Model, original: Model | None) -> None:
     if original is None:
-        raise UserError("recover.rewind=weights: there is no original to rewind to")
-    ours, theirs = model.net.state_dict(), original.net.state_dict()
-    for name, tensor in ours.items():
-        if name not in theirs or theirs[name].shape != tensor.shape:
+        raise UserError("recover.rewind=weights requires context.original")
+    state, original_state = model.net.state_dict(), original.net.state_dict()
+    for name, tensor in state.items():
+        if name not in original_state or original_state[name].shape != tensor.shape:
             raise UserError(
-                f"recover.rewind=weights: '{name}' of '{model.name}' is no longer what it was "
-                "in the original; only models that have lost no channels can be rewound"
+                f"recover.rewind=weights: '{name}' of '{model.name}' no longer has the shape it "
+                "had in the original; only models without removed channels can be rewound"
             )
-        tensor.copy_(theirs[name])
+        tensor.copy_(original_state[name])
 
 
 @torch.no_grad()

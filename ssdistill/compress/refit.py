@@ -1,4 +1,4 @@
-"""Closed-form repair after pruning: layers that lost inputs learn to do without them."""
+"""Least-squares reconstruction after pruning, for layers that lost inputs."""
 
 import copy
 import time
@@ -28,7 +28,7 @@ from ssdistill.settings import OpenFraction, Positive, PositiveInt
 
 RIDGES = (1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 CHECKS = 256
-"""Further inputs by which the step judges its result."""
+"""Further inputs on which the result is evaluated."""
 
 
 class Refit(Step):
@@ -107,7 +107,7 @@ class Refit(Step):
 
 @dataclass(frozen=True)
 class Fit:
-    """What became of one layer.
+    """Outcome of one layer's reconstruction.
 
     Attributes:
         layer: its name in ``net``.
@@ -148,7 +148,7 @@ def refit_layers(
     (after He et al., ICCV 2017, arXiv:1707.06168, eq. 5 and section 3.3). Batch norms and layer
     scales in between are accounted for. The ridge, in units of the mean variance of x', is
     chosen by layer on held-out inputs. A layer that none improves is kept, and so is one whose
-    weight is standardised or parametrised on its way to the convolution.
+    weight is standardized or parametrized on its way to the convolution.
 
     Inputs are read in batches, at most 64 places of a feature map each; only sums as large as
     one layer and up to half a gigabyte of dense outputs stay in memory.
@@ -177,24 +177,27 @@ def refit_layers(
     narrow, wide = (Watched(m, inputs[:2], streams, BATCH * PLACES, seed) for m in (pruned, dense))
     pairs = consumers(pruned, dense, wide.traced, depthwise)
     if not pairs:
-        raise UserError(f"refit follows prune: no layer of '{pruned.name}' lost inputs")
-    kept = {name: kept_outputs(pruned, dense, name, twin) for name, twin in pairs.items()}
+        raise UserError(f"refit must follow prune: no layer of '{pruned.name}' has lost inputs")
+    remaining_outputs = {
+        name: kept_outputs(pruned, dense, name, twin) for name, twin in pairs.items()
+    }
     order = [
         name
         for name, calls in narrow.traced.items()
-        if name in pairs and comparable(calls, wide.traced.get(pairs[name], []), kept[name])
+        if name in pairs
+        and comparable(calls, wide.traced.get(pairs[name], []), remaining_outputs[name])
     ]
     targets = Targets(wide, batches, {name: pairs[name] for name in order})
     fits = {name: Fit(name, 1.0) for name in pairs}
     for name in progress(order, "refit"):
-        sums = _sums(narrow, batches, name, kept[name], targets)
+        sums = _sums(narrow, batches, name, remaining_outputs[name], targets)
         weight_GO = narrow.traced[name][0].scale_O.square().view_as(sums[0].y_GO)
         map_GKO, bias_GO, left = best_map(*sums, ridges, weight_GO)
         if left < 1:
             _change(narrow, name, map_GKO, bias_GO)
             fits[name] = Fit(name, left)
-    for module, given in zip(narrow.model.modules(), pruned.modules(), strict=True):
-        module.training = given.training
+    for module, original_module in zip(narrow.model.modules(), pruned.modules(), strict=True):
+        module.training = original_module.training
     return narrow.model, list(fits.values())
 
 
@@ -207,10 +210,10 @@ def _sums(
 ) -> tuple[Gram, Gram]:
     """What determines the change of one layer: from the inputs to fit, and those held out."""
     sums = Gram(), Gram()
-    wanted = targets.of(name)
+    target_outputs = targets.of(name)
     for index, (batch, held) in enumerate(batches):
         calls = narrow.watch(batch, index, [name], True)[name]
-        for call, target_NO in zip(calls, wanted[index], strict=True):
+        for call, target_NO in zip(calls, target_outputs[index], strict=True):
             missing_NO = target_NO[:, kept_O.to(target_NO.device)] - call.end_NO
             scale_O = call.scale_O
             # An output that is multiplied by nothing needs no change.

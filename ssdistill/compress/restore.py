@@ -1,4 +1,4 @@
-"""Back from a compressed model to what it was made from."""
+"""Restore step: return to the uncompressed model."""
 
 import copy
 from pathlib import Path
@@ -28,12 +28,12 @@ class Restore(Step):
             UserError: there is no original.
         """
         if context.original is None:
-            raise UserError("restore: there is no original to go back to")
+            raise UserError("restore requires context.original")
         return copy.deepcopy(context.original)
 
 
 def dense_parent(path: str | Path) -> Path:
-    """The artifact that a compressed one was made from, before any compression step.
+    """Find the uncompressed artifact that a compressed one descends from.
 
     It is looked for in the runs folder that the compressed one lies in, by the digest and the
     seed of its lineage, and known by the sha256 of its weights.
@@ -49,19 +49,21 @@ def dense_parent(path: str | Path) -> Path:
     description = read_description(folder)
     parent = description.original(folder)
     if parent is None:
-        raise UserError(f"{folder / DESCRIPTION}: not compressed, its lineage has no original")
+        raise UserError(
+            f"{folder / DESCRIPTION}: not a compressed model: its lineage names no original"
+        )
     name = f"*-{parent.digest[:8]}/s{parent.seed}/model/{DESCRIPTION}"
     stages = folder.parents[2]
-    found = next((p for p in sorted(stages.glob(name))), None)
-    if found is None:
+    description_file = next((p for p in sorted(stages.glob(name))), None)
+    if description_file is None:
         raise UserError(
-            f"{folder}: its dense parent {parent.digest[:8]}, seed {parent.seed}, is not "
-            f"in {stages}"
+            f"{folder}: its dense parent {parent.digest[:8]}, seed {parent.seed}, is missing "
+            f"from {stages}"
         )
-    sha256 = read_description(found.parent).sha256
+    sha256 = read_description(description_file.parent).sha256
     if sha256 != parent.sha256:
         raise UserError(
-            f"{found.parent}: sha256 {sha256[:12]}…, and {folder} was made from "
+            f"{description_file.parent}: sha256 {sha256[:12]}…, but {folder} was made from "
             f"{parent.sha256[:12]}…"
         )
-    return found.parent
+    return description_file.parent

@@ -1,4 +1,4 @@
-"""Pruning in rounds: one prune step becomes a list of steps."""
+"""Pruning schedules: expand one prune step into rounds."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -13,7 +13,7 @@ Schedule = Literal["linear", "cubic"]
 
 
 def done(schedule: Schedule, part: float) -> float:
-    """How much of the target is reached after ``part`` of the rounds, from 0 to 1.
+    """Fraction of the target reached after ``part`` of the rounds, from 0 to 1.
 
     ``cubic`` is 1 - (1 - part)^3 (Zhu and Gupta, arXiv:1710.01878, eq. 1, from sparsity 0).
     """

@@ -1,4 +1,4 @@
-"""Find out which layer can spare how much, and let each give that."""
+"""Search step: a compression level per layer, under one budget."""
 
 from collections.abc import Sequence
 from fnmatch import fnmatch
@@ -44,7 +44,7 @@ class Search(Step):
         latency: share of the time for one input to keep at most.
         actions: ``bits`` (2 to 8 a weight), ``width`` (fewer channels within blocks), ``rank``
             (a layer as two); by default ``bits`` for bytes and ``width`` for the others.
-        damage: ``cosine`` (1 - centred cosine) or ``cka`` (1 - debiased CKA).
+        damage: ``cosine`` (1 - centered cosine) or ``cka`` (1 - debiased CKA).
         layers: patterns of the layers that may be changed.
         images: unlabeled inputs for the damages; as many others judge the plans.
         seed: which images.
@@ -76,14 +76,16 @@ class Search(Step):
         bias_correction: bool = True,
         front: NonNegativeInt = 4,
     ):
-        given = dict(zip(BUDGETS, (bytes, macs, parameters, latency), strict=True))
-        budgets = {key: share for key, share in given.items() if share is not None}
+        requested = dict(zip(BUDGETS, (bytes, macs, parameters, latency), strict=True))
+        budgets = {key: share for key, share in requested.items() if share is not None}
         if len(budgets) != 1:
             raise UserError(f"search: give exactly one of {', '.join(BUDGETS)}, got {len(budgets)}")
         ((self.budget, self.share),) = budgets.items()
         self.actions = actions or (("bits",) if self.budget == "bytes" else ("width",))
         if "bits" in self.actions and self.budget != "bytes":
-            raise UserError(f"search: actions=bits save bytes, not {self.budget}")
+            raise UserError(
+                f"search: actions=[bits] reduces only bytes: set bytes instead of {self.budget}"
+            )
         self.measure, self.layers, self.images, self.seed = damage, layers, images, seed
         self.refit, self.round_to = refit, round_to
         self.bias_correction, self.front = bias_correction, front
@@ -116,35 +118,37 @@ class Search(Step):
         with measuring(self.budget, model) as (measure, whole):
             costs = PlanCosts(actions, unit, whole, damages.coded)
             facts = actions, damages, costs
-            plan, made, share = within(self.budget, self.share, *facts, measure, context)
-            judge = _Judge(actions, held_out, self.measure)
-            front = self._front(plan, judge.of(made), *facts, judge, context)
+            plan, compressed, share = within(self.budget, self.share, *facts, measure, context)
+            judge = _PlanJudge(actions, held_out, self.measure)
+            front = self._front(plan, judge.of(compressed), *facts, judge, context)
             self._report(front.points[0], share, costs, context)
         corrected = False
         if self.bias_correction:
-            coded = made.coded
-            made, corrected = correct_shifts(made, model, looked)
-            made.coded = coded
+            coded = compressed.coded
+            compressed, corrected = correct_shifts(compressed, model, looked)
+            compressed.coded = coded
         context.record.update(
             changed=len(plan),
-            damage=judge.of(made),
+            damage=judge.of(compressed),
             corrected=int(corrected),
             evaluated=damages.evaluated,
             reused=damages.reused,
         )
-        return made
+        return compressed
 
     def _actions(self, model: Model, context: Context, inputs: Tensor) -> Actions:
         options = {"with_refit": self.refit, "round_to": self.round_to}
         actions = Actions(model, context, inputs, self.actions, **options)
         if not actions.levels:
             kinds = " or ".join(self.actions)
-            raise UserError(f"search: '{model.name}' has nothing whose {kinds} could change")
+            raise UserError(f"search: '{model.name}' has no layer whose {kinds} can change")
         names = {site: site.layer.removesuffix(".weight") for site in actions.levels}
         for pattern in self.layers:
             if not any(fnmatch(name, pattern) for name in names.values()):
                 known = nearest(pattern, names.values())
-                raise UserError(f"search.layers: no layer that can change is '{pattern}'{known}")
+                raise UserError(
+                    f"search.layers: no layer that can change matches '{pattern}'{known}"
+                )
         actions.levels = {
             site: levels
             for site, levels in actions.levels.items()
@@ -159,13 +163,13 @@ class Search(Step):
         actions: Actions,
         damages: Damages,
         costs: PlanCosts,
-        judge: "_Judge",
+        judge: "_PlanJudge",
         context: Context,
     ) -> Front:
         """The result's point, and those of budgets at which uniform plans spend all they may."""
         uniform = [(p, costs.total(p)) for p in uniform_plans(actions)]
         own = costs.total(plan)
-        budgets = _spread(sorted({c for _, c in uniform if c < costs.whole}), self.front)
+        budgets = _evenly_spaced(sorted({c for _, c in uniform if c < costs.whole}), self.front)
         plans = [plan, *allocate(actions, damages.of, costs, budgets)]
         points = []
         pairs = list(zip([max(own, self.share * costs.whole), *budgets], plans, strict=True))
@@ -211,8 +215,8 @@ class Search(Step):
             context.record["storage"] = "fewer bits in the file; memory and speed as before"
 
 
-class _Judge:
-    """Damage of whole models, on inputs that no choice was made with."""
+class _PlanJudge:
+    """Damage of whole models, on inputs held out from the search."""
 
     def __init__(self, actions: Actions, inputs: Tensor, measure: Measure):
         self.actions, self.inputs, self.measure = actions, inputs, measure
@@ -225,7 +229,7 @@ class _Judge:
         return self.of(self.actions.build(plan))
 
 
-def _spread(values: Sequence[float], count: int) -> list[float]:
+def _evenly_spaced(values: Sequence[float], count: int) -> list[float]:
     """``count`` of the values, evenly spaced with both ends, or all where there are no more."""
     if count >= len(values):
         return list(values)

@@ -1,4 +1,4 @@
-"""Let many weights share few numbers: a shorter file, and nothing else."""
+"""Weight sharing (palettization) step: smaller files, no speed-up."""
 
 import copy
 from collections.abc import Mapping
@@ -60,9 +60,11 @@ class Share(Step):
     ):
         self.size = 2**bits if clusters is None else clusters
         if not 2 <= self.size <= 256:
-            raise UserError(f"share: a codebook has 2 to 256 numbers, not {self.size}")
+            raise UserError(f"share.size={self.size}: must be between 2 and 256")
         if per == "channel" and across != "none":
-            raise UserError(f"share: per=channel has codebooks of its own, across={across} has not")
+            raise UserError(
+                f"share: per=channel cannot be combined with across={across}: set only one of them"
+            )
         self.per, self.across, self.codebook, self.skip = per, across, codebook, skip
 
     @classmethod
@@ -94,7 +96,8 @@ class Share(Step):
             codes |= self._share({key: weights[key] for key in keys}, masks)
         if not codes:
             raise UserError(
-                f"share: no layer of '{model.name}' is shorter with {self.size} numbers"
+                f"share: no layer of '{model.name}' becomes smaller with a codebook of "
+                f"{self.size} values; lower size"
             )
         shared = copy.deepcopy(model)
         for name, key in storage.names(shared.net, codes).items():
@@ -110,7 +113,7 @@ class Share(Step):
         for pattern in self.skip:
             if not any(fnmatch(name, pattern) for name in names.values()):
                 raise UserError(
-                    f"share.skip: no layer is called '{pattern}'{nearest(pattern, names.values())}"
+                    f"share.skip: no layer matches '{pattern}'{nearest(pattern, names.values())}"
                 )
         return {
             key: weight
@@ -131,28 +134,28 @@ class Share(Step):
         self, weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]
     ) -> dict[str, Coded]:
         """Codes of weights that have one codebook, or one for each channel of the only weight."""
-        kept = {k: weight[masks[k]] if k in masks else weight for k, weight in weights.items()}
-        if not any(values.numel() for values in kept.values()):
+        nonzero = {k: weight[masks[k]] if k in masks else weight for k, weight in weights.items()}
+        if not any(values.numel() for values in nonzero.values()):
             return {}
         if self.per == "channel":
             (key, weight), *_ = weights.items()
             code = self._by_channel(weight, masks.get(key))
-            found = {key: code} if code is not None else {}
+            codes = {key: code} if code is not None else {}
         else:
-            values_1N = torch.cat([values.flatten() for values in kept.values()])[None]
+            values_1N = torch.cat([values.flatten() for values in nonzero.values()])[None]
             book_K = self._stored(codebooks(values_1N, self.size)).unique()
             index = {k: nearest_index(v.view(1, -1), book_K[None]).view(v.shape)
-                     for k, v in kept.items()}  # fmt: skip
-            found = {
+                     for k, v in nonzero.items()}  # fmt: skip
+            codes = {
                 key: Sparse(masks[key], book_K, index[key])
                 if key in masks
                 else Palette(book_K, index[key])
                 for key in weights
             }
-        alone = len(found) == 1
+        alone = len(codes) == 1
         return {
             key: code
-            for key, code in found.items()
+            for key, code in codes.items()
             if isinstance(code, Sparse) or not alone or coded_bytes(code) < weights[key].nbytes
         }
 
@@ -170,7 +173,7 @@ class Share(Step):
         return Sparse(mask, book_CK, index_CN[there_CN])
 
     def _stored(self, book: Tensor) -> Tensor:
-        """The numbers as the file has them."""
+        """Values as stored in the file."""
         return book.half().float() if self.codebook == "float16" else book
 
 

@@ -1,4 +1,4 @@
-"""Set single weights to zero: a shorter file, and nothing else."""
+"""Unstructured pruning step: smaller files, no speed-up."""
 
 import copy
 from collections.abc import Mapping
@@ -67,11 +67,14 @@ class Zeros(Step):
         if sum(x is not None for x in (sparsity, threshold, pattern)) != 1:
             raise UserError("zeros: give exactly one of sparsity, threshold and pattern")
         if sparsity is not None and not 0 < sparsity < 1:
-            raise UserError(f"zeros.sparsity={sparsity}: a share of the weights, between 0 and 1")
+            raise UserError(f"zeros.sparsity={sparsity}: must be a fraction between 0 and 1")
         if pattern is not None and not 0 < pattern[0] < pattern[1]:
-            raise UserError(f"zeros.pattern={list(pattern)}: [n, m] leaves n of m, so n < m")
+            raise UserError(
+                f"zeros.pattern={list(pattern)}: [n, m] keeps n of every m weights, so n must be "
+                "less than m"
+            )
         if rounds > 1:
-            raise UserError("zeros: rounds are steps of their own, see Zeros.expand")
+            raise UserError("zeros: rounds above 1 must be expanded into steps: call Zeros.expand")
         self.sparsity, self.threshold, self.pattern = sparsity, threshold, pattern
         self.criterion, self.scope = criterion, scope
 
@@ -86,7 +89,9 @@ class Zeros(Step):
         if settings.rounds == 1 and settings.recover is None:
             return [settings]
         if settings.sparsity is None or settings.recover is None or settings.rounds == 1:
-            raise UserError("zeros: rounds need sparsity, and recover to train between them")
+            raise UserError(
+                "zeros: rounds above 1 require sparsity, and recover to train between them"
+            )
         (between,) = between_rounds(settings)
         steps: list[Settings] = []
         for number in range(1, settings.rounds + 1):
@@ -145,11 +150,11 @@ class Zeros(Step):
             keep = self._best(scores)
         keep = {key: mask & (layers[key] != 0) for key, mask in keep.items()}
         if all(mask.all() for mask in keep.values()):
-            raise UserError(f"zeros: no weight of '{name}' is to become zero")
+            raise UserError(f"zeros: no weight of '{name}' would become zero; remove more")
         for key, mask in keep.items():
             if not mask.any():
                 raise UserError(
-                    f"zeros: nothing would be left of '{key}' of '{name}'; remove less, or take "
+                    f"zeros: '{key}' of '{name}' would lose all its weights; remove fewer, or set "
                     "scope=layer or criterion=lamp"
                 )
         return keep

@@ -1,1 +1,1 @@
-"""What a model costs: parameters, MACs, bytes on disk, latency, memory."""
+"""Cost of a model: parameters, MACs, bytes on disk, latency, memory."""

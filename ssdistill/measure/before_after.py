@@ -1,4 +1,4 @@
-"""What one compression step did to a model: its costs, its speed and its embeddings."""
+"""Compare a model before and after a compression step: cost, speed, embeddings."""
 
 import time
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from ssdistill.settings.registry import RUNTIMES
 BATCH = 64
 """Inputs embedded and timed at a time, beside single ones."""
 ROUNDS, SECONDS_EACH = 9, 1.5
-NEIGHBOURS = 10
+NEIGHBORS = 10
 
 
 def before_after(
@@ -85,15 +85,15 @@ def before_after(
 
 
 def agreed_on(before: Any, after: Any, inputs: Tensor) -> dict[str, float]:
-    """How the embeddings of two models agree.
+    """Measure the agreement between the embeddings of two models.
 
     See :func:`ssdistill.label_free.agreement.agreement`.
-    Of a handful of inputs, as many neighbours as usual would be all there are; of fewer than
+    Of a handful of inputs, as many neighbors as usual would be all there are; of fewer than
     ``CKA_AT_LEAST``, nothing can be said.
     """
     if len(inputs) < CKA_AT_LEAST:
         return {}
-    k = max(1, min(NEIGHBOURS, len(inputs) // 2))
+    k = max(1, min(NEIGHBORS, len(inputs) // 2))
     return agreement(embeddings(after, inputs), embeddings(before, inputs), k=k)
 
 
@@ -104,11 +104,13 @@ def embeddings(model: Any, inputs: Tensor) -> Tensor:
     model.eval()
     device = model.device if isinstance(model, nn.Module) else torch.device("cpu")
     try:
-        found = [model(part.to(device)).embedding_BD.float().cpu() for part in inputs.split(BATCH)]
+        batches = [
+            model(part.to(device)).embedding_BD.float().cpu() for part in inputs.split(BATCH)
+        ]
     finally:
         for module, mode in modes.items():
             module.training = mode
-    return torch.cat(found)
+    return torch.cat(batches)
 
 
 def _timed(
@@ -116,11 +118,11 @@ def _timed(
 ) -> tuple[dict[str, float], str]:
     """Metrics of latency and what ran both models; no metrics where nothing can run both."""
     try:
-        with same_runtime(before, after) as (ours, theirs):
-            found = {
+        with same_runtime(before, after) as (timed_after, timed_before):
+            metrics = {
                 size: paired_latency(
-                    ours,
-                    theirs,
+                    timed_after,
+                    timed_before,
                     inputs[:BATCH],
                     batch_size=size,
                     threads=threads,
@@ -132,7 +134,9 @@ def _timed(
             }
     except UserError as error:
         return {}, f"not timed: {error}"
-    return {**_metrics(found[1], ""), **_metrics(found[BATCH], f"_batch{BATCH}")}, found[1].runtime
+    return {**_metrics(metrics[1], ""), **_metrics(metrics[BATCH], f"_batch{BATCH}")}, metrics[
+        1
+    ].runtime
 
 
 def _metrics(paired: PairedLatency, size: str) -> dict[str, float]:

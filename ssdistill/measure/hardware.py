@@ -1,4 +1,4 @@
-"""What of a processor decides how fast a network runs on it."""
+"""Processor features that determine how fast a network runs."""
 
 import os
 from pathlib import Path
@@ -44,5 +44,5 @@ def instruction_set(facts: Path = CPU_FACTS) -> str:
     # "flags" on x86, "Features" on ARM.
     line = next((x for x in lines if x.lower().startswith(("flags", "features"))), "")
     known = set(line.partition(":")[2].split())
-    found = ", ".join(flag for flag in FLAGS if flag in known)
-    return f"{used} ({found})" if found else used
+    flags = ", ".join(flag for flag in FLAGS if flag in known)
+    return f"{used} ({flags})" if flags else used

@@ -1,4 +1,4 @@
-"""Several calls timed in turns, so that a busy machine disturbs all of them alike."""
+"""Interleaved timing: a busy machine slows all timed calls alike."""
 
 import math
 import statistics
@@ -9,14 +9,14 @@ from typing import Any
 
 Clock = Callable[[], float]
 Turns = dict[str, list[list[float]]]
-"""By name, the seconds of every call of every turn; a turn that was not taken is empty."""
+"""Seconds of every call, by name and turn; a skipped turn is empty."""
 
 WARM_UP = 3
 FEWEST_ROUNDS = 3
 SLOW = 0.1
-"""A call of so many seconds needs no warm-up in every turn and is timed once in it."""
+"""Calls of at least this many seconds get one timed call a turn, without warm-up."""
 TURN, MOST = 0.005, 30
-"""A turn of quick calls goes on for so many seconds, or so many calls."""
+"""A turn of quick calls lasts this many seconds, or this many calls at most."""
 CONFIDENCE = 0.95
 
 
@@ -27,7 +27,7 @@ def take_turns(
     seconds_each: float,
     clock: Clock = time.perf_counter,
 ) -> Turns:
-    """Time every call in turns; the order of a round is that of the one before, reversed.
+    """Time calls in interleaved turns; every round reverses the order of the previous one.
 
     Args:
         calls: what to time, by name.
@@ -55,7 +55,7 @@ def take_turns(
 
 
 def _count(seconds: float, repeats: int) -> int:
-    """Timed calls in a turn, of calls that take so long."""
+    """Number of timed calls in a turn, for calls of this duration."""
     if seconds >= SLOW:
         return 1
     return max(repeats, min(MOST, int(TURN / max(seconds, 1e-9))))
@@ -79,7 +79,7 @@ def _seconds(call: Callable[[], Any], clock: Clock) -> float:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times faster, from turns taken beside each other.
+    """Speed-up, from the paired turns of each round.
 
     Attributes:
         median: over the rounds.
@@ -104,11 +104,16 @@ def ratio(slower: Sequence[Sequence[float]], faster: Sequence[Sequence[float]]) 
         ValueError: no round in which both took a turn.
     """
     pairs = [(a, b) for a, b in zip(slower, faster, strict=True) if a and b]
-    found = sorted(statistics.median(a) / statistics.median(b) for a, b in pairs)
-    if not found:
-        raise ValueError("no round in which both were timed")
-    outside = _outside(len(found))
-    return Ratio(statistics.median(found), found[outside], found[-1 - outside], len(found))
+    round_ratios = sorted(statistics.median(a) / statistics.median(b) for a, b in pairs)
+    if not round_ratios:
+        raise ValueError("both were never timed in the same round")
+    outside = _outside(len(round_ratios))
+    return Ratio(
+        statistics.median(round_ratios),
+        round_ratios[outside],
+        round_ratios[-1 - outside],
+        len(round_ratios),
+    )
 
 
 def _outside(count: int) -> int:

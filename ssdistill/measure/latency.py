@@ -1,4 +1,4 @@
-"""How long one call takes: several models side by side in one process."""
+"""Latency of one forward pass, with several models interleaved in one process."""
 
 import copy
 import time
@@ -130,7 +130,7 @@ def paired_latency(
     memory_format: MemoryFormat = "channels_last",
     clock: Clock = time.perf_counter,
 ) -> PairedLatency:
-    """Time a model in turns with what it is to be compared with.
+    """Time a model interleaved with a reference.
 
     Arguments as for :func:`compare_latency`. For what compression alone has gained, both must
     be files for the same runtime, or both PyTorch models.
@@ -182,7 +182,7 @@ def example(models: Any, batch_size: int, inputs: Tensor | None = None) -> Tenso
         if getattr(model, "spec", None) is not None:
             side, generator = model.spec.image_size, torch.Generator().manual_seed(0)
             return torch.rand(batch_size, 3, side, side, generator=generator)
-    raise UserError("a file for a runtime has no example inputs: give some to time it with")
+    raise UserError("a model file has no example inputs: pass inputs to time it with")
 
 
 def runtime_of(model: Any, memory_format: MemoryFormat = "channels_last", axes: int = 4) -> str:
@@ -232,8 +232,8 @@ def _timed(
     calls: dict[str, Callable[[], Any]] = {}
     for name, model in models.items():
         images = isinstance(model, nn.Module) and x.ndim == 4
-        given = x.contiguous(memory_format=_torch_format(memory_format)) if images else x
-        calls[name] = partial(model, given)
+        inputs = x.contiguous(memory_format=_torch_format(memory_format)) if images else x
+        calls[name] = partial(model, inputs)
     return take_turns(calls, rounds, repeats, seconds_each, clock)
 
 

@@ -1,4 +1,4 @@
-"""Multiply-accumulates of one input."""
+"""Count multiply-accumulates (MACs) of one forward pass."""
 
 import logging
 import math
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 @torch.no_grad()
 def count_macs(model: Any, image_size: int | None = None) -> int:
-    """Multiply-accumulates of one forward pass on one input.
+    """Count multiply-accumulates (MACs) of one forward pass on one input.
 
     Convolutions, matrix products and attention, whichever kernel computes them. Element-wise
     work (normalization, activations, pooling) and the look-up of embeddings are not counted;
@@ -37,8 +37,8 @@ def count_macs(model: Any, image_size: int | None = None) -> int:
     """
     if not isinstance(model, nn.Module):
         raise UserError(
-            f"MACs are counted in PyTorch, not for {model.path}: count its parent, "
-            "quantization changes no MACs"
+            f"cannot count MACs of {model.path}: count its PyTorch parent, "
+            "which has the same number"
         )
     modes = {module: module.training for module in model.modules()}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -56,8 +56,8 @@ def count_macs(model: Any, image_size: int | None = None) -> int:
     except (NotImplementedError, TypeError) as error:
         # An operator that has no rule for counters.
         raise UserError(
-            f"the MACs of this network cannot be counted ({shortened(str(error), 150)}); count one "
-            "that calls torch.nn.functional.scaled_dot_product_attention in its place"
+            f"cannot count the MACs of this network ({shortened(str(error), 150)}); count one "
+            "that calls torch.nn.functional.scaled_dot_product_attention instead"
         ) from error
     finally:
         for parameter in trained:
@@ -65,7 +65,7 @@ def count_macs(model: Any, image_size: int | None = None) -> int:
         for module, mode in modes.items():
             module.training = mode
     if uncounted := sorted(operations.names & UNCOUNTED | whole.uncounted):
-        logger.warning("the MACs are too low: %s cannot be counted", ", ".join(uncounted))
+        logger.warning("MACs are underestimated: cannot count %s", ", ".join(uncounted))
     return (counter.get_total_flops() + whole.flops) // 2
 
 
@@ -77,7 +77,7 @@ def _input(model: nn.Module, image_size: int | None) -> Tensor:
 
 @contextmanager
 def _plain_kernels() -> Iterator[None]:
-    """Without the kernels that do a whole layer at once, in which no counter sees a product.
+    """Disable fused whole-layer kernels, whose products the counter cannot see.
 
     In evaluation ``nn.MultiheadAttention`` and ``nn.TransformerEncoderLayer`` take a fused path,
     and a recurrent layer is one call of oneDNN.

@@ -1,4 +1,4 @@
-"""How much memory it takes to run a saved model."""
+"""Peak memory of running a saved model."""
 
 import json
 import subprocess
@@ -46,7 +46,7 @@ def peak_memory(
     threads: int = 1,
     trust: bool = False,
 ) -> PeakMemory | None:
-    """Bytes of memory that opening and running a saved model adds, in a fresh process.
+    """Measure the memory, in bytes, added by opening and running a saved model in a new process.
 
     They are the kernel's count of resident pages (VmHWM). The usual ``ru_maxrss`` will not do:
     a process inherits it from the one that started it, so a large parent hides everything.
@@ -72,18 +72,18 @@ def peak_memory(
     if not _tells():
         return None
     with tempfile.TemporaryDirectory() as folder:
-        given = Path(folder) / "inputs.npy"
+        inputs_file = Path(folder) / "inputs.npy"
         if inputs is not None:
-            np.save(given, inputs.detach().cpu().numpy())
+            np.save(inputs_file, inputs.detach().cpu().numpy())
         order = {"path": str(artifact), "batch_size": batch_size, "threads": threads}
-        order["inputs"] = str(given) if inputs is not None else None
+        order["inputs"] = str(inputs_file) if inputs is not None else None
         # The fresh process must not know less of what was compiled here than this one.
         order["trust"] = trust or is_known_artifact(artifact)
         command = [sys.executable, "-m", "ssdistill.measure.memory", json.dumps(order)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["it was killed"])[-1]
-        raise UserError(f"the memory of {path} cannot be measured: {reason}")
+        reason = (done.stderr.strip().splitlines() or ["its process was killed"])[-1]
+        raise UserError(f"cannot measure the memory of {path}: {reason}")
     return PeakMemory(**json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -111,7 +111,7 @@ def _peak(work: Callable[[], Any], baseline: int) -> tuple[Any, int]:
 def measure(
     path: str, batch_size: int, inputs: str | None, threads: int, trust: bool = False
 ) -> dict[str, int]:
-    """What :func:`peak_memory` asks the fresh process to do."""
+    """Body of the new process of :func:`peak_memory`."""
     from ssdistill.artifacts.artifact import load
     from ssdistill.measure.latency import example
     from ssdistill.settings.registry import RUNTIMES
@@ -122,12 +122,12 @@ def measure(
     for runtime in RUNTIMES.classes.values():
         if (folder / runtime.file).exists():
             runtime.require()
-    given = torch.from_numpy(np.load(inputs)) if inputs else None
+    batch = torch.from_numpy(np.load(inputs)) if inputs else None
     baseline = _status("VmRSS")
     model, opening = _peak(lambda: load(folder, trust, check_inputs=False), baseline)
     if not isinstance(model, torch.nn.Module):
         model.session_threads = threads
-    x = example([model], batch_size, given)
+    x = example([model], batch_size, batch)
 
     @torch.inference_mode()
     def run() -> None:

@@ -1,4 +1,4 @@
-"""Everything that one finished model costs and that does not depend on the machine."""
+"""Machine-independent costs of a saved model."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from ssdistill.measure.parameters import count_parameters, file_bytes, gzip_byte
 
 
 def costs_of(model: Any, folder: str | Path, parent: nn.Module | None = None) -> dict[str, float]:
-    """What a saved model costs, as metrics.
+    """Compute the costs of a saved model, as metrics.
 
     Args:
         model: a PyTorch model, or a file for a runtime.

@@ -1,4 +1,4 @@
-"""How many numbers a model consists of, and how many bytes it ships as."""
+"""Parameter count and file size of a model."""
 
 import zlib
 from pathlib import Path
@@ -16,7 +16,7 @@ def count_parameters(model: Any, nonzero: bool = False) -> int:
     """Number of parameters, whatever their width in bits.
 
     For an ONNX file these are its stored tensors of at least one axis, except the scales
-    and zero points of quantization (whose size :func:`file_bytes` includes). Normalisation
+    and zero points of quantization (whose size :func:`file_bytes` includes). Normalization
     statistics are not parameters in PyTorch; an exporter folds them into the weights. A kept
     projector is not counted.
 
@@ -33,7 +33,7 @@ def count_parameters(model: Any, nonzero: bool = False) -> int:
         return sum(int(p.count_nonzero()) if nonzero else p.numel() for p in tensors)
     path = Path(model.path)
     if path.suffix != ".onnx":
-        raise UserError(f"parameters cannot be counted in {path}: count those of its parent")
+        raise UserError(f"cannot count parameters of {path}: count those of its PyTorch parent")
     return _count_onnx(path, nonzero)
 
 
@@ -58,7 +58,7 @@ def _count_onnx(path: Path, nonzero: bool) -> int:
 
 
 def file_bytes(folder: str | Path) -> int:
-    """Bytes of what a user ships of an artifact folder: its weights file, or files.
+    """Bytes of the weights file or files in an artifact folder.
 
     Raises:
         UserError: the folder holds no model, or not all of its files.
@@ -67,7 +67,7 @@ def file_bytes(folder: str | Path) -> int:
 
 
 def gzip_bytes(folder: str | Path) -> int:
-    """Bytes of the same files, each after gzip: what a download or an app package costs.
+    """Bytes of the same files after gzip, as in a download or an app package.
 
     Raises:
         UserError: the folder holds no model, or not all of its files.
@@ -86,10 +86,10 @@ def _gzipped(path: Path) -> int:
 def _files(folder: Path) -> list[Path]:
     # A step's own file is not described yet.
     described = (folder / DESCRIPTION).is_file()
-    found = weight_files(folder) if described else sorted(folder.glob("model.*"))
-    for path in found:
+    files = weight_files(folder) if described else sorted(folder.glob("model.*"))
+    for path in files:
         if not path.is_file():
             raise UserError(f"no {path.name} in {folder}")
-    if not found:
+    if not files:
         raise UserError(f"no model in {folder}")
-    return found
+    return files

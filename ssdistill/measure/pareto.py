@@ -1,4 +1,4 @@
-"""What searched and uniform plans of many budgets lead to: the front as data."""
+"""Pareto front of searched and uniform plans over many budgets."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -13,7 +13,7 @@ FRONT = "front.json"
 
 @dataclass(frozen=True)
 class FrontPoint:
-    """A searched plan, and the best that does the same to every layer, at one budget.
+    """The searched plan and the best uniform plan at one budget.
 
     Attributes:
         share: what may be kept of the cost, at most.
@@ -54,11 +54,11 @@ class Front:
     @property
     def pareto(self) -> tuple[FrontPoint, ...]:
         """The searched plans that no cheaper one equals in measured damage, cheapest first."""
-        kept: list[FrontPoint] = []
+        front: list[FrontPoint] = []
         for point in sorted(self.points, key=lambda p: (p.cost, p.measured)):
-            if not kept or point.measured < kept[-1].measured:
-                kept.append(point)
-        return tuple(kept)
+            if not front or point.measured < front[-1].measured:
+                front.append(point)
+        return tuple(front)
 
     def save(self, path: Path) -> None:
         """Write it as JSON."""
@@ -66,7 +66,7 @@ class Front:
 
 
 def load_front(path: Path) -> Front:
-    """What :meth:`Front.save` has written.
+    """Load a front written by :meth:`Front.save`.
 
     Raises:
         UserError: no such file, or another one.
@@ -78,4 +78,4 @@ def load_front(path: Path) -> Front:
     except FileNotFoundError:
         raise UserError(f"no file {path}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no front of a search: {error!r}") from error
+        raise UserError(f"{path} is not a Pareto front written by search: {error!r}") from error

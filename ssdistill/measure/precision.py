@@ -1,4 +1,4 @@
-"""Which precision and memory format trains a model fastest here: measured, and remembered."""
+"""Choose the fastest training precision and memory format by a cached measurement."""
 
 import hashlib
 import json
@@ -24,16 +24,16 @@ CANDIDATES: tuple[Candidate, ...] = (
     ("bf16", "contiguous"),
     ("bf16", "channels_last"),
 )
-"""Plainest first: an earlier one wins when a later one is hardly faster."""
+"""Simplest first: an earlier candidate wins unless a later one is clearly faster."""
 TOLERANCE = 1.03
-"""A plainer candidate may be this much slower than the fastest and still be taken."""
+"""A simpler candidate is chosen if it is at most this much slower than the fastest."""
 HOPELESS = 2.0
-"""A candidate this much slower than the best so far is not measured again."""
+"""A candidate this much slower than the best so far is dropped."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What to train with.
+    """Precision and memory format to train with.
 
     Attributes:
         precision, memory_format: the chosen candidate.
@@ -60,7 +60,7 @@ def choose_precision(
 
     Args:
         make_step: ``make_step(precision, memory_format)`` builds what one training step runs,
-            on its own copy of the model (and synchronises, on a device that runs ahead).
+            on its own copy of the model (and synchronizes, on a device that runs ahead).
         candidates: what to try, plainest first.
         rounds: timed steps per candidate, after one that warms it up.
         cache: folder of ``precision.json``, where choices are remembered so that an interrupted

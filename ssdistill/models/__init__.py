@@ -1,1 +1,1 @@
-"""What turns pictures into vectors."""
+"""Networks that map images to embeddings."""

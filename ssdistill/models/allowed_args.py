@@ -23,9 +23,9 @@ from ssdistill.errors import shortened
 PLAIN = re.compile(r"[A-Za-z0-9_+-]{0,64}")
 """A named choice such as ``deep_tiered``: no path, address, hub id or expression."""
 LARGEST, DEEPEST, LONGEST = 2**20, 4, 4096
-"""Of a number; of lists in lists; of a list."""
+"""Limits of a number, of the nesting of lists, and of the length of a list."""
 NO_CHOICES = {"args", "kwargs", "_", "cfg", "device", "dtype", "hooks", "named_modules"}
-"""Parameters of constructors that take no size and no choice by name; nor does any ``…_fn``."""
+"""Constructor parameters that are neither a size nor a named option; ``…_fn`` neither."""
 TAKEN_BEFORE = {
     "attn_type", "bias", "bn_eps", "bn_momentum", "bn_tf", "class_token", "depthwise", "dilated",
     "dynamic_img_size", "embed_layer", "eps", "final_norm", "head_conv_bias", "inplace",
@@ -36,31 +36,31 @@ TAKEN_BEFORE = {
     "strict_img_size", "swiglu_mlp", "use_abs_pos_emb", "use_fc_norm", "use_naflex",
     "use_post_transformer_norm", "use_pre_transformer_norm", "use_rot_pos_emb", "width_mult",
 }  # fmt: skip
-"""Sizes and choices that timm's and torchvision's functions take out before a constructor."""
+"""Sizes and options that timm's and torchvision's functions consume before a constructor."""
 HARMLESS = {"scriptable", "exportable", "no_jit"}
 SOURCES = {"file", "url", "hf_hub_id", "state_dict", "weights", "weights_backbone", "progress"}
 
 
 @cache
 def loading_arguments() -> frozenset[str]:
-    """Names of arguments that decide what is loaded, and from where, not what is built."""
+    """Arguments that select which weights are loaded, and from where."""
     functions = timm.create_model, build_model_with_cfg
     names = {name for function in functions for name in inspect.signature(function).parameters}
     return frozenset(names | SOURCES) - HARMLESS - {"kwargs"}
 
 
 def loading_argument(args: Mapping[str, Any]) -> str | None:
-    """The first argument that would make timm load something; None without any."""
+    """First argument that would make timm load weights; None if there is none."""
     return next((name for name in args if name in loading_arguments()), None)
 
 
 def loading_refusal(args: Mapping[str, Any]) -> str | None:
-    """What is wrong with the first argument that loads something; None without any."""
+    """Explain why a weight-loading argument is rejected; None if there is none."""
     if (name := loading_argument(args)) is None:
         return None
     return (
-        f"'{name}' would decide which weights are read: use encoder.pretrained=true for "
-        "timm's, teacher.weights=FILE with teacher.kind=timm, or teacher.kind=checkpoint"
+        f"'{name}' selects which weights to load: use encoder.pretrained=true for timm's, "
+        "teacher.weights=FILE with teacher.kind=timm, or teacher.kind=checkpoint"
     )
 
 
@@ -71,11 +71,11 @@ def _build_only(args: dict[str, Any]) -> dict[str, Any]:
 
 
 BuildingArgs = Annotated[dict[str, Any], AfterValidator(_build_only)]
-"""Arguments in a config: weights that came by way of one would be in no stage's digest."""
+"""Arguments from a config; any that load weights are rejected, for no hash would cover them."""
 
 
 def refused_argument(name: str, library: str, args: Mapping[str, Any]) -> str | None:
-    """What is wrong with arguments from a file, as ``key: reason``; None for allowed ones.
+    """Find a disallowed argument in a file, as ``key: reason``; None if all are allowed.
 
     Args:
         name: of the network; an unknown one is left for whoever builds it to refuse.
@@ -85,9 +85,9 @@ def refused_argument(name: str, library: str, args: Mapping[str, Any]) -> str | 
     allowed = _constructor_arguments(name, library) if args else frozenset()
     for key, value in args.items():
         if key in loading_arguments():
-            return f"{key}: a file may not say what is loaded"
+            return f"{key}: a file may not choose which weights are loaded"
         if allowed and key not in allowed | TAKEN_BEFORE | HARMLESS:
-            return f"{shortened(key)}: '{name}' has no size, width, depth or choice of that name"
+            return f"{shortened(key)}: not a size, width, depth or option of '{name}'"
         if reason := _refused_value(value):
             return f"{shortened(key)}: {reason}"
     return None
@@ -98,9 +98,9 @@ def _refused_value(value: Any, depth: int = 0) -> str | None:
         return None
     if isinstance(value, int | float):
         fits = math.isfinite(value) and abs(value) <= LARGEST
-        return None if fits else f"{value!r:.40} is no number up to {LARGEST}"
+        return None if fits else f"{value!r:.40} is not a number up to {LARGEST}"
     if isinstance(value, str):
-        return None if PLAIN.fullmatch(value) else f"{value[:40]!r} is no plain name"
+        return None if PLAIN.fullmatch(value) else f"{value[:40]!r} is not a plain name"
     if not isinstance(value, list | tuple | dict) or depth == DEEPEST or len(value) > LONGEST:
         return "only numbers, names and short lists of them are allowed"
     if isinstance(value, dict):
@@ -111,7 +111,7 @@ def _refused_value(value: Any, depth: int = 0) -> str | None:
 
 @cache
 def _constructor_arguments(name: str, library: str) -> frozenset[str]:
-    """Parameters of all classes beside the function that builds a network; empty for none."""
+    """Constructor parameters of all classes in the module that builds a network."""
     if library == "torchvision":
         builders = torchvision.models.list_models(module=torchvision.models)
         builder = torchvision.models.get_model_builder(name) if name in builders else None

@@ -1,4 +1,4 @@
-"""timm encoders that carry their own normalisation, input size and feature taps."""
+"""timm encoders with built-in normalization, resizing and feature taps."""
 
 import timm
 import torch
@@ -32,7 +32,7 @@ from ssdistill.models.trial import (
 
 
 class Encoder(Model):
-    """A backbone that takes images in [0, 1], and resizes and normalises them itself.
+    """A backbone that takes images in [0, 1], and resizes and normalizes them itself.
 
     Attributes:
         spec: how it was built.
@@ -74,7 +74,7 @@ class Encoder(Model):
         """Encode images.
 
         Args:
-            x_BCHW: float images in [0, 1], un-normalised. Where the spec has an ``input_size``,
+            x_BCHW: float images in [0, 1], unnormalized. Where the spec has an ``input_size``,
                 views of every size are brought to it (bicubic, antialiased, kept in [0, 1]).
 
         Returns:
@@ -146,7 +146,7 @@ class Encoder(Model):
                 if name not in known:
                     raise UserError(
                         f"{self.spec.name} has no feature map '{name}'{nearest(name, known)}; "
-                        f"it has {', '.join(known) or 'none'}"
+                        f"available: {', '.join(known) or 'none'}"
                     )
         self.taps = taps
 
@@ -194,7 +194,7 @@ def build_encoder(
     """
     side = settings.input_size or image_size
     if side > LARGEST_SIDE:
-        raise UserError(f"encoder.input_size={side} is larger than any network takes")
+        raise UserError(f"encoder.input_size={side} is too large: use at most {LARGEST_SIDE}")
     small = settings.stem == "small"
     if settings.stem == "auto":
         small = takes_small_stem(settings.name, side)
@@ -219,7 +219,7 @@ def build_encoder(
 
 
 def encoder_from_spec(spec: EncoderSpec, pretrained: bool = False) -> Encoder:
-    """The encoder a spec describes, with fresh (or timm's pretrained) weights.
+    """Build the encoder of a spec, with random or timm's pretrained weights.
 
     Raises:
         UserError: an unknown name or argument, a size the architecture cannot take, or
@@ -232,8 +232,8 @@ def encoder_from_spec(spec: EncoderSpec, pretrained: bool = False) -> Encoder:
     _check_fits(spec.name, repr(sorted(spec.args.items())), spec)
     config = timm.get_pretrained_cfg(spec.name)
     if pretrained and not (config and config.has_weights):
-        raise UserError(f"timm has no weights of '{spec.name}': set encoder.pretrained=false")
-    remedy = "encoder.pretrained=false needs none"
+        raise UserError(f"timm has no weights for '{spec.name}': set encoder.pretrained=false")
+    remedy = "set encoder.pretrained=false to start from random weights"
     with (
         refusing(f"encoder.args of '{spec.name}'"),
         downloading(f"weights of '{spec.name}'", remedy, hub=pretrained),
@@ -244,16 +244,16 @@ def encoder_from_spec(spec: EncoderSpec, pretrained: bool = False) -> Encoder:
 
 
 def _refuse_no_width(name: str, net: nn.Module) -> None:
-    """Behind a convolution without channels nothing depends on the image any more."""
+    """Reject a network with a convolution of zero channels: its output ignores the image."""
     for layer, module in net.named_modules():
         if isinstance(module, nn.Conv2d) and module.weight.numel() == 0:
             raise UserError(
-                f"encoder.args of '{name}': its layer {layer} has no channels; set larger widths"
+                f"encoder.args of '{name}': layer {layer} has no channels; increase the widths"
             )
 
 
 _FITTING: set[tuple[str, str]] = set()
-"""Names and arguments of networks that are known to fit."""
+"""Names and arguments of networks already known to fit in memory."""
 
 
 def _check_fits(name: str, args: str, spec: EncoderSpec) -> None:
@@ -265,7 +265,7 @@ def _check_fits(name: str, args: str, spec: EncoderSpec) -> None:
 
 
 def encoder_around(spec: EncoderSpec, net: nn.Module) -> Encoder:
-    """The encoder of a spec around its network, which gets the small stem here if it has one.
+    """Wrap a network as the encoder of a spec, replacing its stem if the spec says so.
 
     Raises:
         UserError: a size the network cannot take, or a stem it cannot have.
@@ -274,9 +274,9 @@ def encoder_around(spec: EncoderSpec, net: nn.Module) -> Encoder:
     fixed = getattr(patches, "img_size", None)
     strict = getattr(patches, "strict_img_size", True)
     if fixed and strict and tuple(fixed) != (spec.side, spec.side):
-        given = "encoder.input_size" if spec.input_size else "the data"
+        size_key = "encoder.input_size" if spec.input_size else "the data"
         raise UserError(
-            f"'{spec.name}' takes {fixed[0]}x{fixed[1]} images, {given} is "
+            f"'{spec.name}' takes {fixed[0]}x{fixed[1]} images, but {size_key} is "
             f"{spec.side}x{spec.side}: set encoder.args.img_size={spec.side}, "
             f"encoder.input_size={fixed[0]} or data.image_size={fixed[0]}"
         )
@@ -287,7 +287,7 @@ def encoder_around(spec: EncoderSpec, net: nn.Module) -> Encoder:
 
 
 def check_timm_name(name: str) -> None:
-    """Refuse a name, or the tag of weights after its dot, that timm does not know.
+    """Reject a model name or weights tag unknown to timm.
 
     Raises:
         UserError: with the nearest one.
@@ -297,4 +297,4 @@ def check_timm_name(name: str) -> None:
     architecture, tag = timm.models.split_model_name_tag(name)
     known = timm.models.get_arch_pretrained_cfgs(architecture)
     if tag and name not in known:
-        raise UserError(f"timm has no weights '{name}'{nearest(name, known)}")
+        raise UserError(f"timm has no pretrained weights '{name}'{nearest(name, known)}")

@@ -1,4 +1,4 @@
-"""Weights from the internet, which may not be there."""
+"""Downloads of pretrained weights, with one-line errors when they fail."""
 
 import contextlib
 import socket
@@ -18,7 +18,7 @@ from ssdistill.errors import UserError, shortened
 # raises URLError, an OSError.
 FAILURES = (OSError, HTTPException, HFValidationError, *HfHubHTTPError.__bases__)
 HUB_SECONDS, STALLED_SECONDS = 5.0, 30.0
-"""How long the hub may take to answer at all; and how long a download may stand still."""
+"""Seconds the hub may take to answer, and seconds a download may stall."""
 
 
 @contextmanager
@@ -38,14 +38,14 @@ def downloading(what: str, remedy: str, hub: bool = False) -> Iterator[None]:
             yield
     except FAILURES as error:
         why = "" if reached else f": no connection to {constants.ENDPOINT}"
-        why = ": HF_HUB_OFFLINE forbids downloads, unset it" if forbidden else why
+        why = ": HF_HUB_OFFLINE forbids downloads; unset it" if forbidden else why
         if hub:
-            remedy += f", or put them into the cache {constants.HF_HUB_CACHE} (HF_HUB_CACHE)"
+            remedy += f", or add them to the cache {constants.HF_HUB_CACHE} (HF_HUB_CACHE)"
         raise UserError(f"{what} cannot be downloaded ({reason(error)}){why}; {remedy}") from error
 
 
 def _hub_answers() -> bool:
-    """Whether the hub says anything at all within seconds."""
+    """Whether the hub answers any request within ``HUB_SECONDS``."""
     answers: list[Any] = []
 
     def ask() -> None:
@@ -62,7 +62,7 @@ def _hub_answers() -> bool:
 
 @contextmanager
 def _offline() -> Iterator[None]:
-    """The hub's client looks into its cache alone for as long as the ``with``."""
+    """Restrict the hub's client to its cache inside the ``with`` block."""
     # Sessions of earlier versions know only what held when they were opened.
     reset = getattr(_http, "reset_sessions", lambda: None)
     constants.HF_HUB_OFFLINE = True
@@ -85,6 +85,6 @@ def _no_stalling() -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """The type and the first line of an error from elsewhere."""
+    """Type and first line of a library's error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {shortened(lines[0], 150)}" if lines else type(error).__name__

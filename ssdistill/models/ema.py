@@ -8,7 +8,7 @@ from torch import nn
 
 
 def momentum_copy(module: nn.Module) -> nn.Module:
-    """A copy that no gradient reaches."""
+    """Copy a network and freeze the copy."""
     return copy.deepcopy(module).requires_grad_(False)
 
 
@@ -17,11 +17,11 @@ def update_momentum(online: nn.Module, target: nn.Module, momentum: float) -> No
     """``target = momentum * target + (1 - momentum) * online``, in place.
 
     Floating-point buffers (batch-norm statistics) move like the parameters; counters are copied.
-    lightly's function of the same name leaves buffers where they were initialised.
+    lightly's function of the same name leaves buffers where they were initialized.
     """
-    ours, theirs = list(target.parameters()), list(online.parameters())
-    if ours:  # a head may be nn.Identity
-        torch._foreach_lerp_(ours, theirs, 1 - momentum)
+    target_params, online_params = list(target.parameters()), list(online.parameters())
+    if target_params:  # a head may be nn.Identity
+        torch._foreach_lerp_(target_params, online_params, 1 - momentum)
     for old, new in zip(target.buffers(), online.buffers(), strict=True):
         if old.is_floating_point():
             old.lerp_(new, 1 - momentum)

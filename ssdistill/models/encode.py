@@ -1,4 +1,4 @@
-"""Several views through one encoder."""
+"""Encode several views of a batch with one encoder."""
 
 from collections.abc import Mapping
 
@@ -16,15 +16,15 @@ def encode_views(
     together: dict[torch.Size, list[int | str]] = {}
     for name, view in views.items():
         together.setdefault(view.shape, []).append(name)
-    found: dict[int | str, Representation] = {}
+    by_view: dict[int | str, Representation] = {}
     for names in together.values():
         stacked = torch.cat([views[name] for name in names])
-        found.update(zip(names, _split(encoder(stacked), len(names)), strict=True))
-    return found
+        by_view.update(zip(names, _split(encoder(stacked), len(names)), strict=True))
+    return by_view
 
 
 def _split(stacked: Representation, count: int) -> list[Representation]:
-    """The ``count`` equal parts, along the batch, of a representation of stacked views."""
+    """Split a representation of stacked views into ``count`` equal parts along the batch."""
     embedding = stacked.embedding_BD.chunk(count)
     projection = [None] * count
     if stacked.projection_BP is not None:

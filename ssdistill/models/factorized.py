@@ -1,4 +1,4 @@
-"""One layer as a product of smaller ones: what low-rank factorization puts in its place."""
+"""Factorized layers: one layer as a product of two or three smaller ones."""
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -153,7 +153,9 @@ class Factorized(nn.Sequential):
             return self.expand.bias
         # Beyond ``channel`` a bias in between is padded with zeros: no single bias equals it.
         if self.form != "channel":
-            raise AttributeError(f"a {self.form} factorization with an inner bias has no bias")
+            raise AttributeError(
+                f"a {self.form} factorization with an inner bias has no single bias"
+            )
         outer = self.expand.weight.flatten(1) @ inner
         return outer if self.expand.bias is None else outer + self.expand.bias
 
@@ -170,7 +172,7 @@ class Factorized(nn.Sequential):
 
 
 def form_of(layer: nn.Module, form: Form) -> Form:
-    """The form that ``layer`` takes where ``form`` is asked for.
+    """Factorization form that applies to ``layer`` when ``form`` is requested.
 
     Raises:
         UserError: a layer that is not factorized at all.
@@ -178,7 +180,9 @@ def form_of(layer: nn.Module, form: Form) -> Form:
     if isinstance(layer, nn.Linear):
         return "channel"
     if not isinstance(layer, nn.Conv2d) or layer.groups > 1:
-        raise UserError(f"{_describe(layer)} is not factorized: only Linear and Conv2d, no groups")
+        raise UserError(
+            f"{_describe(layer)} cannot be factorized: only Linear and ungrouped Conv2d layers can"
+        )
     height, width = layer.kernel_size
     if height * width == 1 or (form == "spatial" and width == 1):
         return "channel"
@@ -186,7 +190,7 @@ def form_of(layer: nn.Module, form: Form) -> Form:
 
 
 def _geometry(conv: nn.Conv2d, form: Form) -> dict[str, dict[str, Any]]:
-    """What the parts take of the kernel, stride, padding and dilation of ``conv``."""
+    """Split the kernel, stride, padding and dilation of ``conv`` among its factors."""
     one = {"kernel_size": 1}
     whole = {
         "kernel_size": conv.kernel_size,

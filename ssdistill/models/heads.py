@@ -1,4 +1,4 @@
-"""Projectors, predictors and regressors: heads that training uses and the student drops."""
+"""Projectors, predictors and regressors: training-only heads, absent from the exported student."""
 
 from itertools import pairwise
 from typing import Annotated, Literal

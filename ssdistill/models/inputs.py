@@ -1,4 +1,4 @@
-"""What an encoder may be called with: uint8 images, or float images in [0, 1]."""
+"""Checks of an encoder's input: uint8 images, or float images in [0, 1]."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,9 +10,9 @@ from ssdistill.errors import UserError
 from ssdistill.models.downloads import reason
 
 MARGIN = 1e-3
-"""How far beyond [0, 1] rounding and resizing may bring a value."""
+"""Tolerance beyond [0, 1] for values changed by rounding and resizing."""
 SIZE_ERRORS = (AssertionError, RuntimeError, ValueError, IndexError)
-"""What networks raise for images of a size they cannot take."""
+"""Exceptions of networks for an unsupported image size."""
 
 
 def as_images(x: Any, name: str) -> Tensor:
@@ -41,7 +41,7 @@ def as_images(x: Any, name: str) -> Tensor:
 
 
 def check_images(x_BCHW: Tensor, name: str, look_at_values: bool = True) -> None:
-    """Refuse a batch that is not one of images in [0, 1].
+    """Reject a batch that is not made of images in [0, 1].
 
     Args:
         x_BCHW: of floats.
@@ -59,9 +59,9 @@ def check_images(x_BCHW: Tensor, name: str, look_at_values: bool = True) -> None
         return
     expected = f"{name} takes uint8 images or float images in [0, 1]"
     if low != low or high != high:
-        raise UserError(f"{expected}, got NaN: remove or replace such values")
+        raise UserError(f"{expected}, got NaN: remove or replace NaN values")
     remedy = "divide by 255 or pass uint8" if low >= 0 and high <= 255 else (
-        "pass images as they are, normalization is built in"
+        "pass unnormalized images; normalization is built in"
     )  # fmt: skip
     raise UserError(f"{expected}, got values from {low:.4g} to {high:.4g}: {remedy}")
 
@@ -81,7 +81,7 @@ def _check_shape(x_BCHW: Tensor, name: str) -> None:
 
 
 def call_checked(encoder: Any, call: Callable[[Tensor], Any], x: Any) -> Any:
-    """Call a PyTorch encoder with images of which nothing is known yet.
+    """Check images, then encode them with a PyTorch encoder.
 
     While the network is traced or trained only shapes and types are looked at.
 

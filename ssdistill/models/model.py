@@ -1,4 +1,4 @@
-"""What everything that measures, compresses and exports needs to know of a network."""
+"""Interface of a network as measuring, compression and export use it."""
 
 from typing import Any
 
@@ -44,12 +44,12 @@ class Model(nn.Module):
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Name used in messages."""
         raise NotImplementedError(f"{type(self).__name__}.name")
 
     @property
     def device(self) -> torch.device:
-        """Where its parameters are; the CPU for a network without any."""
+        """Device of its parameters; the CPU if it has none."""
         first = next(self.net.parameters(), None)
         return torch.device("cpu") if first is None else first.device
 
@@ -58,7 +58,7 @@ class Model(nn.Module):
         raise NotImplementedError(f"{type(self).__name__}.example")
 
     def fresh_net(self) -> nn.Module:
-        """The uncompressed network with weights of no meaning."""
+        """Uncompressed network with arbitrary weights."""
         raise NotImplementedError(f"{type(self).__name__}.fresh_net")
 
     @property
@@ -72,7 +72,7 @@ class Model(nn.Module):
 
     @property
     def tap_names(self) -> list[str]:
-        """Names of the feature maps it can return; only encoders have any."""
+        """Names of the feature maps it can return; empty unless it is an encoder."""
         return []
 
     def map_shapes(self) -> dict[str, tuple[int, int, int]]:
@@ -80,7 +80,7 @@ class Model(nn.Module):
         return {}
 
     def set_taps(self, taps: tuple[str, ...]) -> None:
-        """Choose which feature maps come beside the embedding."""
+        """Choose which feature maps are returned with the embedding."""
         raise NotImplementedError(f"{type(self).__name__}.set_taps")
 
     def forward(self, x: Tensor) -> Representation:

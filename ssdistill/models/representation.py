@@ -1,4 +1,4 @@
-"""What an encoder says of a batch of images."""
+"""Outputs of an encoder for a batch of images."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ class Representation:
     maps: dict[str, Tensor] = field(default_factory=dict)
 
     def detach(self) -> "Representation":
-        """The same values, cut from the graph."""
+        """Same values, detached from the autograd graph."""
         return Representation(
             self.embedding_BD.detach(),
             None if self.projection_BP is None else self.projection_BP.detach(),

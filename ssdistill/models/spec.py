@@ -1,4 +1,4 @@
-"""What an encoder is built from: as a config says it, and as ``model.json`` keeps it."""
+"""Description of an encoder: in a config, and as stored in ``model.json``."""
 
 from typing import Annotated, Any, Literal
 

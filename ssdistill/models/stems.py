@@ -30,7 +30,7 @@ def fit_small_stem(net: nn.Module, stride: int, padding: int) -> None:
     """
     attribute = next((a for a in ("conv1", "conv_stem") if hasattr(net, a)), None)
     if attribute is None:
-        raise UserError(f"stem=small is not known for {type(net).__name__}; use stem=native")
+        raise UserError(f"stem=small is not supported for {type(net).__name__}; use stem=native")
     old = getattr(net, attribute)
     first = next(m for m in old.modules() if isinstance(m, nn.Conv2d))
     last = [m for m in old.modules() if isinstance(m, nn.Conv2d)][-1]

@@ -13,13 +13,13 @@ from ssdistill.errors import UserError
 from ssdistill.models.factorized import Factorized
 
 WIDTHS = ("num_features", "num_channels", "embedding_dim", "normalized_shape")
-"""What modules call the number of their channels, where nothing else tells it."""
+"""Attributes that hold the number of channels of a module."""
 HEADS = ("num_heads", "num_attention_heads", "n_heads")
 HEAD_WIDTH = ("head_dim", "attention_head_size", "key_value_proj_dim")
 ALL_HEADS = ("attn_dim", "all_head_size", "inner_dim")
-"""What timm and transformers call the heads of attention, the width of one and that of all."""
+"""Attributes of attention in timm and transformers: heads, width of one head, of all heads."""
 QUERIES = {"qkv": 3, "query": 1, "q_proj": 1, "q_lin": 1, "q": 1}
-"""Layers that write the queries, and how many times the width of all heads they write."""
+"""Layers that output the queries, and their output width in units of all heads' width."""
 
 
 def fit_structure(
@@ -44,7 +44,7 @@ def fit_structure(
     known = dict(net.named_modules())
     for name in removed:
         if name not in known or not name:
-            raise UserError(f"block '{name}' cannot be removed: the network has none of that name")
+            raise UserError(f"cannot remove block '{name}': the network has no block of that name")
         net.set_submodule(name, nn.Identity())
     for name, module in net.named_modules():
         _fit_heads(f"{name}." if name else "", module, state)
@@ -89,7 +89,7 @@ def _fit_heads(prefix: str, module: nn.Module, state: dict[str, Tensor]) -> None
     if weight.shape[0] % (times * width) or not weight.shape[0]:
         raise UserError(
             f"tensor '{prefix}{layer}.weight' has shape {tuple(weight.shape)}: "
-            f"not a number of heads of width {width}"
+            f"its width is not a multiple of the head width {width}"
         )
     setattr(module, heads, weight.shape[0] // times // width)
     for key in ALL_HEADS:
@@ -100,7 +100,7 @@ def _fit_heads(prefix: str, module: nn.Module, state: dict[str, Tensor]) -> None
 def _fit(
     prefix: str, module: nn.Module, stored: dict[str, Tensor], feeding: tuple[int, int] | None
 ) -> tuple[int, int] | None:
-    """Give one module the widths of its tensors.
+    """Set one module's widths from the shapes of its tensors.
 
     Args:
         feeding: old and new output width of the layer before it, in the order of registration.
@@ -116,8 +116,8 @@ def _fit(
     for key, value in stored.items():
         layer = isinstance(module, (_ConvNd, nn.Linear)) and key == "weight"
         if not (_fits_layer if layer else _fits_plain)(key, value, old, stored, widths):
-            ours = tuple(old[key].shape) if key in old else "absent"
-            shapes = f"{tuple(value.shape)} in the file, {ours} in the network"
+            expected = tuple(old[key].shape) if key in old else "absent"
+            shapes = f"{tuple(value.shape)} in the file but {expected} in the network"
             raise UserError(f"tensor '{prefix}{key}' has shape {shapes}")
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = stored["weight"].shape
@@ -142,27 +142,27 @@ def _widths(
 
 
 def _fits_layer(key: str, value: Tensor, old: dict, stored: dict, widths: tuple) -> bool:
-    ours = old[key].shape
-    narrower = all(n <= o for n, o in zip(value.shape[:2], ours[:2], strict=True))
-    return value.ndim == len(ours) and value.shape[2:] == ours[2:] and narrower
+    own_size = old[key].shape
+    narrower = all(n <= o for n, o in zip(value.shape[:2], own_size[:2], strict=True))
+    return value.ndim == len(own_size) and value.shape[2:] == own_size[2:] and narrower
 
 
 def _fits_plain(key: str, value: Tensor, old: dict, stored: dict, widths: tuple | None) -> bool:
-    """Whether a tensor that is no layer's weight differs from the old one only by a width."""
+    """Whether a tensor other than a layer's weight differs only in one width."""
     if key not in old:
         return key == "bias" and widths is not None and tuple(value.shape) == widths[1:]
-    ours = old[key].shape
-    if value.ndim != len(ours):
+    own_size = old[key].shape
+    if value.ndim != len(own_size):
         return False
-    changed = [axis for axis in range(value.ndim) if value.shape[axis] != ours[axis]]
+    changed = [axis for axis in range(value.ndim) if value.shape[axis] != own_size[axis]]
     # What is as wide as the module's output stays so.
-    if value.ndim == 1 and widths is not None and len(ours) and ours[0] == widths[0]:
+    if value.ndim == 1 and widths is not None and len(own_size) and own_size[0] == widths[0]:
         return value.shape[0] == widths[1] <= widths[0]
     # A width is the last axis, or only axes for broadcasting follow it.
     return not changed or (
         len(changed) == 1
-        and value.shape[changed[0]] < ours[changed[0]]
-        and all(size == 1 for size in ours[changed[0] + 1 :])
+        and value.shape[changed[0]] < own_size[changed[0]]
+        and all(size == 1 for size in own_size[changed[0] + 1 :])
     )
 
 
@@ -170,17 +170,18 @@ def _fit_convolution(
     prefix: str, conv: _ConvNd, shape: tuple[int, ...], feeding: tuple[int, int] | None
 ) -> None:
     transposed = isinstance(conv, _ConvTransposeNd)
-    ours = (conv.in_channels if transposed else conv.out_channels) // conv.groups
+    group_width = (conv.in_channels if transposed else conv.out_channels) // conv.groups
     if conv.groups == conv.in_channels > 1:  # depthwise
-        conv.groups = shape[0] // ours
+        conv.groups = shape[0] // group_width
     elif conv.groups > 1 and shape[1] == conv.weight.shape[1] and shape[0] != conv.weight.shape[0]:
         # Either whole groups are gone or some outputs of each: the layer before it tells.
         fed = feeding[1] if feeding and feeding[0] == conv.in_channels else None
         if not transposed and fed != conv.in_channels:
-            conv.groups = shape[0] // ours
+            conv.groups = shape[0] // group_width
     if shape[0] % conv.groups:
         raise UserError(
-            f"tensor '{prefix}weight' has shape {tuple(shape)}: not for {conv.groups} groups"
+            f"tensor '{prefix}weight' has shape {tuple(shape)}: not divisible into {conv.groups} "
+            "groups"
         )
     several = shape[1] * conv.groups
     conv.in_channels, conv.out_channels = (shape[0], several) if transposed else (several, shape[0])
@@ -201,7 +202,7 @@ def _set_widths(
     if isinstance(module, nn.GroupNorm) and module.num_channels % module.num_groups:
         raise UserError(
             f"tensor '{prefix}weight' has {module.num_channels} channels: "
-            f"not for {module.num_groups} groups"
+            f"not divisible into {module.num_groups} groups"
         )
 
 

@@ -1,4 +1,4 @@
-"""Places inside a timm network whose values an encoder returns on request.
+"""Taps: intermediate values of a timm network that an encoder can return.
 
 They are named after modules: ``layer3`` is the feature map of a stage, ``before_relu:layer3``
 that map before the ReLU which closes the stage, and ``attention:blocks.11`` what the class token
@@ -44,8 +44,12 @@ def class_token_attention(net: nn.Module) -> dict[str, Attention]:
     """
     if not isinstance(net, VisionTransformer) or net.cls_token is None:
         return {}
-    found = ((name, getattr(net.get_submodule(name), "attn", None)) for name in stage_names(net))
-    return {name: attention for name, attention in found if type(attention) is Attention}
+    attention_modules = (
+        (name, getattr(net.get_submodule(name), "attn", None)) for name in stage_names(net)
+    )
+    return {
+        name: attention for name, attention in attention_modules if type(attention) is Attention
+    }
 
 
 @dataclass(frozen=True)
@@ -101,14 +105,14 @@ def closing_relus(net: nn.Module, x_BCHW: Tensor) -> dict[str, Closing]:
 
 
 def _norm_before(net: nn.Module, relu: str, channels: int) -> str | None:
-    found = None
+    norm_name = None
     for name, module in net.named_modules():
         if name == relu:
             break
         wide = isinstance(module, _BatchNorm) and module.num_features == channels
         if wide and module.affine:
-            found = name
-    return found
+            norm_name = name
+    return norm_name
 
 
 def norm_outputs(net: nn.Module, closing: dict[str, Closing]) -> dict[str, tuple[Tensor, Tensor]]:
@@ -125,7 +129,7 @@ def norm_outputs(net: nn.Module, closing: dict[str, Closing]) -> dict[str, tuple
 
 @contextmanager
 def looking(module: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients, for a look at the shapes; the mode comes back afterwards."""
+    """Run in eval mode without gradients, and restore the mode afterwards."""
     was_training = module.training
     module.eval()
     try:
@@ -166,7 +170,7 @@ class _CatchAttention:
 def catch(
     net: nn.Module, names: Iterable[str], closing: dict[str, Closing], caught: dict[str, Tensor]
 ) -> list[RemovableHandle]:
-    """Let every forward pass write the values of the taps with a colon into ``caught``.
+    """Record the values of taps with a colon in ``caught`` on each forward pass.
 
     Returns:
         handles that end it.

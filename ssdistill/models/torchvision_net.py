@@ -1,4 +1,4 @@
-"""torchvision classifiers with the few methods an encoder needs."""
+"""torchvision classifiers behind the methods that an encoder calls."""
 
 from typing import Any
 
@@ -36,11 +36,11 @@ class TorchvisionNet(nn.Module):
         self.net = net
 
     def forward_features(self, x_BCHW: Tensor) -> Tensor:
-        """The embedding (B, num_features) of normalised images."""
+        """The embedding (B, num_features) of normalized images."""
         return self.net(x_BCHW)
 
     def forward_head(self, features_BD: Tensor, pre_logits: bool = True) -> Tensor:
-        """Nothing comes after :meth:`forward_features`."""
+        """Return the embedding unchanged."""
         return features_BD
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ def torchvision_names() -> list[str]:
 
 
 def create_torchvision_net(name: str, args: dict[str, Any]) -> TorchvisionNet:
-    """The network called ``name`` at fresh weights; nothing is downloaded.
+    """Build the network called ``name`` with random weights, without downloading.
 
     Raises:
         UserError: a name or an argument torchvision does not know.
@@ -62,6 +62,6 @@ def create_torchvision_net(name: str, args: dict[str, Any]) -> TorchvisionNet:
     if name not in known:
         raise UserError(f"torchvision has no classifier '{name}'{nearest(name, known)}")
     check_arguments(args, "args")
-    with refusing(f"args of torchvision's '{name}'"):
+    with refusing(f"arguments of torchvision's '{name}'"):
         net = torchvision.models.get_model(name, weights=None, **IMPLIED.get(name, {}) | args)
     return TorchvisionNet(net)

@@ -1,4 +1,4 @@
-"""Networks built from names and arguments are tried before anything depends on them.
+"""Trial runs of newly built networks, before anything depends on them.
 
 First without memory (torch's meta device), to learn whether they fit, then on one black image.
 """
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 LARGEST_SIDE = 8192
-"""Pixels a side."""
+"""Largest accepted image side, in pixels."""
 COMPUTED_SIDE = 512
-"""Pixels a side of images that a trial computes; of larger ones only the shapes are followed."""
+"""Largest image side that a trial computes; for larger images only shapes are traced."""
 MOST_MODULES, LARGEST_NUMBER = 10_000, 1_000_000
-"""More layers, or a larger width, depth or size, than any network has."""
+"""Limits beyond those of any real network: number of layers; widths, depths and sizes."""
 OWN_ARGUMENTS = {
-    "num_classes": "an encoder has no classifier",
-    "features_only": "an encoder has an embedding; losses read maps by name",
-    "out_indices": "losses read maps by name",
+    "num_classes": "encoders have no classifier",
+    "features_only": "encoders return an embedding; losses select feature maps by name",
+    "out_indices": "losses select feature maps by name",
 }
 """Arguments of ``timm.create_model`` that build no encoder, and what to do instead."""
 UNFOLLOWED = (
@@ -46,7 +46,7 @@ UNFOLLOWED = (
     fake_tensor.UnsupportedFakeTensorException,
     fake_tensor.UnsupportedOperatorException,
 )
-"""What torch raises where shapes cannot be followed without numbers."""
+"""Exceptions of torch when shapes cannot be traced without values."""
 REFUSALS = (
     ArithmeticError,
     AssertionError,
@@ -58,15 +58,15 @@ REFUSALS = (
     TypeError,
     ValueError,
 )
-"""What libraries raise for a name, an argument or a size that they cannot serve."""
+"""Exceptions of libraries for an unsupported name, argument or size."""
 
 
 class _TooLarge(Exception):
-    """Ends the construction of a network that does not fit."""
+    """Stops the construction of a network that does not fit in memory."""
 
 
 def check_arguments(args: Mapping[str, Any], key: str) -> None:
-    """Refuse arguments that decide what an encoder is.
+    """Reject arguments that conflict with the definition of an encoder.
 
     Raises:
         UserError: ``key`` is named, and what to do instead.
@@ -77,15 +77,16 @@ def check_arguments(args: Mapping[str, Any], key: str) -> None:
     if reason := loading_refusal(args):
         raise UserError(f"{key}: {reason}")
     if (number := _too_large(args)) is not None:
-        raise UserError(f"{key}: {number} is a larger number than any network takes")
+        raise UserError(f"{key}: {number} is too large: use at most {LARGEST_NUMBER}")
     if args.get("in_chans", 3) != 3:
         raise UserError(
-            f"{key}.in_chans={shortened(args['in_chans'])}: images have 3 channels; remove it"
+            f"{key}.in_chans={shortened(args['in_chans'])}: images always have 3 channels; remove "
+            "it"
         )
 
 
 def _too_large(value: Any) -> int | float | None:
-    """A number inside ``value`` that would keep a constructor busy for ever."""
+    """First number in ``value`` so large that a constructor would never finish."""
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, list | tuple):
@@ -94,7 +95,7 @@ def _too_large(value: Any) -> int | float | None:
 
 
 def check_fits(build: Callable[[], nn.Module], what: str) -> None:
-    """Refuse a module that is larger than this machine's memory, without allocating it.
+    """Reject a module larger than this machine's memory, without allocating it.
 
     Raises:
         UserError: ``what`` is named.
@@ -109,14 +110,14 @@ def check_fits(build: Callable[[], nn.Module], what: str) -> None:
         ):
             build()
     except _TooLarge as error:
-        raise UserError(f"{what} {error}; choose smaller sizes") from None
+        raise UserError(f"{what} {error}; reduce its sizes") from None
     except Exception:
         pass
 
 
 @contextmanager
 def _no_zero_warnings() -> Iterator[None]:
-    """Silence torch about widths of 0, which are told as errors."""
+    """Silence torch's warnings about widths of 0; they become errors."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Initializing zero-element")
         yield
@@ -124,7 +125,7 @@ def _no_zero_warnings() -> Iterator[None]:
 
 @contextmanager
 def refusing(what: str) -> Iterator[None]:
-    """What a library raises inside is told as a mistake in ``what``, on one line."""
+    """Turn exceptions of a library into a one-line UserError about ``what``."""
     try:
         with _no_zero_warnings():
             yield
@@ -135,7 +136,7 @@ def refusing(what: str) -> Iterator[None]:
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line of what a library says, or the name of the error where it says nothing."""
+    """First line of an error's message, or the error's type where there is none."""
     if isinstance(error, MemoryError) or "allocate memory" in str(error):
         return "not enough memory"
     lines = [line for line in str(error).splitlines() if line.strip()]
@@ -146,7 +147,7 @@ def reason_of(error: BaseException) -> str:
 
 @contextmanager
 def _counting(memory: int) -> Iterator[None]:
-    """Stop the construction of modules that are too many or too large."""
+    """Stop construction once there are too many modules or too many bytes."""
     count, size = 0, 0
 
     def module_added(parent: nn.Module, name: str, module: nn.Module | None) -> None:
@@ -159,7 +160,7 @@ def _counting(memory: int) -> Iterator[None]:
         nonlocal size
         size += 0 if tensor is None else tensor.numel() * tensor.element_size()
         if size > memory:
-            raise _TooLarge(f"needs more than the {memory / 1e9:.0f} GB of memory this machine has")
+            raise _TooLarge(f"needs more than this machine's {memory / 1e9:.0f} GB of memory")
 
     handles = [
         register_module_module_registration_hook(module_added),
@@ -175,9 +176,9 @@ def _counting(memory: int) -> Iterator[None]:
 
 @contextmanager
 def trial_of(encoder: "Encoder", side: int) -> Iterator[None]:
-    """Inside, ``encoder`` computes images of ``side`` pixels, or follows their shapes alone.
+    """Let ``encoder`` compute images of ``side`` pixels, or trace only shapes if they are large.
 
-    What cannot be followed without numbers is not tried, and said so.
+    If shapes cannot be traced without values, skip the trial with a warning.
     """
     side = encoder.spec.input_size or side
     if side <= COMPUTED_SIDE or encoder.mean.is_meta:
@@ -187,23 +188,29 @@ def trial_of(encoder: "Encoder", side: int) -> Iterator[None]:
         with fake_tensor.FakeTensorMode(allow_non_fake_inputs=True):
             yield
     except UNFOLLOWED:
-        log.warning("%s was not tried on images of %d pixels: too large", encoder.spec.name, side)
+        log.warning(
+            "skipped the trial of %s on %d-pixel images: shapes cannot be traced",
+            encoder.spec.name,
+            side,
+        )
 
 
 @torch.no_grad()
 def check_encodes(encoder: "Encoder", side: int, key: str = "") -> tuple[int, ...]:
-    """Let an encoder encode one black image of ``side`` pixels.
+    """Check that an encoder encodes one black image of ``side`` pixels.
 
-    Returns:
-        the shape of what comes out as the embedding.
+        Returns:
+    the shape of the embedding.
 
-    Raises:
-        UserError: it cannot, or gives no vector; ``key`` is named first.
+        Raises:
+            UserError: it cannot, or gives no vector; ``key`` is named first.
     """
     spec, key = encoder.spec, f"{key}: " if key else ""
     name = spec.name if key else f"'{spec.name}'"
     if side > LARGEST_SIDE:
-        raise UserError(f"{key}{name} cannot encode images of {side} pixels: choose a smaller size")
+        raise UserError(
+            f"{key}{name} cannot encode images of {side} pixels: use at most {LARGEST_SIDE}"
+        )
     # Its tensors may be on the meta device, where nothing is computed and shapes are still told.
     taps, encoder.taps = encoder.taps, ()
     embedding = torch.empty(1, encoder.embed_dim, device="meta")
@@ -220,14 +227,14 @@ def check_encodes(encoder: "Encoder", side: int, key: str = "") -> tuple[int, ..
     shape = tuple(getattr(embedding, "shape", ()))
     if len(shape) != 2:
         raise UserError(
-            f"{key}{name} gives {shape or type(embedding).__name__} for an image instead of "
+            f"{key}{name} returns {shape or type(embedding).__name__} for one image, expected "
             f"an embedding (1, {encoder.embed_dim}): choose another network or other encoder.args"
         )
     return shape
 
 
 def _other_size(encoder: "Encoder", side: int) -> str:
-    """What to do about an architecture that does not take the size of the images."""
+    """Suggest a remedy for an architecture that does not accept the image size."""
     config = timm.get_pretrained_cfg(encoder.spec.name) if encoder.spec.library == "timm" else None
     native = config.input_size[-1] if config else 224
     if encoder.spec.args and native == side:

@@ -17,7 +17,7 @@ def output_itself(net: nn.Module, x: Tensor) -> Tensor:
 
 
 class Wrapped(Model):
-    """A module of whatever kind: a language model's encoder, a detector's backbone.
+    """Any module, such as a language model's encoder or a detector's backbone.
 
     Compression looks at three things of a network: its layers, inputs to run it on, and one
     vector per input that must stay as it is.
@@ -49,7 +49,9 @@ class Wrapped(Model):
         self.net, self.embed = net, embed
         self._name = name or type(net).__name__
         if isinstance(net, torch.jit.ScriptModule):
-            raise UserError(f"{self._name} is compiled TorchScript: wrap the module it was made of")
+            raise UserError(
+                f"{self._name} is compiled TorchScript: wrap the original module instead"
+            )
         if len(example) < 2:
             raise UserError(f"{self._name}: example needs at least two inputs, got {len(example)}")
         self.register_buffer("inputs", example.detach().clone(), persistent=False)
@@ -63,8 +65,8 @@ class Wrapped(Model):
         embedding_BD = self.embed(self.net.eval(), example[:2].to(self.device))
         self.net.train(was_training)
         if not isinstance(embedding_BD, Tensor) or embedding_BD.ndim != 2:
-            found = getattr(embedding_BD, "shape", type(embedding_BD).__name__)
-            raise UserError(f"{self._name}: embed must return a (B, D) tensor, it gave {found}")
+            returned = getattr(embedding_BD, "shape", type(embedding_BD).__name__)
+            raise UserError(f"{self._name}: embed must return a (B, D) tensor, got {returned}")
         return embedding_BD.shape[1]
 
     @property
@@ -80,13 +82,15 @@ class Wrapped(Model):
         return copy.deepcopy(self._fresh[0])
 
     def set_taps(self, taps: tuple[str, ...]) -> None:
-        """There are none.
+        """Reject any tap: wrapped modules have no feature maps.
 
         Raises:
             UserError: for any name.
         """
         if taps:
-            raise UserError(f"{self._name} has no feature map '{taps[0]}': only encoders have")
+            raise UserError(
+                f"{self._name} has no feature map '{taps[0]}': only encoders have feature maps"
+            )
 
     def forward(self, x: Tensor) -> Representation:
         """Embed inputs of the example's type and shape.

@@ -8,7 +8,7 @@ from ssdistill.models.backbones import Encoder
 
 @dataclass(frozen=True)
 class Pictures:
-    """What a teacher must know of the images it will see.
+    """Size and statistics of the images a teacher will receive.
 
     Attributes:
         image_size: side of the images, in pixels.
@@ -21,7 +21,7 @@ class Pictures:
 
 
 class Teacher:
-    """An encoder that somebody has trained before.
+    """A pretrained encoder.
 
     A subclass sets ``kind`` and takes keyword-only settings. It opens no file before
     :meth:`identity` or :meth:`load` is called.
@@ -30,7 +30,7 @@ class Teacher:
     kind: ClassVar[str]
 
     def identity(self) -> dict[str, Any]:
-        """What, beside the settings, decides which weights these are: sha256 of the files read.
+        """Identify the weights beyond the settings, by the sha256 of the files read.
 
         Raises:
             UserError: a file that is not there; it is named.
@@ -38,12 +38,12 @@ class Teacher:
         return {}
 
     def load(self, pictures: Pictures) -> tuple[Encoder, list[str]]:
-        """The encoder in eval mode, with its projector where one was kept, and notices.
+        """Load the encoder in eval mode, with its projector if there is one, and notices.
 
-        It brings its own normalisation and input size, and takes images of
+        It brings its own normalization and input size, and takes images of
         ``pictures.image_size`` pixels in [0, 1].
 
         Raises:
             UserError: weights that are not there, or are not those of the network.
         """
-        raise TypeError(f"{type(self).__name__} defines no load")
+        raise TypeError(f"{type(self).__name__} must define load")

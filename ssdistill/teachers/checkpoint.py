@@ -1,4 +1,4 @@
-"""A teacher that another project has trained."""
+"""Teachers trained by other projects, read from their checkpoint files."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -23,35 +23,35 @@ from ssdistill.teachers.sizes import fit_size, size_notices
 
 Channels = tuple[float, float, float]
 UNCHANGED: tuple[Channels, Channels] = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-"""Statistics of what takes images in [0, 1] as they are."""
+"""Mean and std that leave images in [0, 1] unchanged."""
 SOLO_LEARN_PADDING = 2
-"""Of the first convolution that it gives ResNets for small images."""
+"""Padding of the first convolution in solo-learn's ResNets for small images."""
 MOCO_V3_HEADS = {384: 12}
-"""Attention heads of MoCo v3's small transformer by width; weights do not tell their number."""
+"""Attention heads of MoCo v3's small transformer by width; weight shapes do not reveal it."""
 
 
 class Checkpoint(Teacher):
-    """Weights from another project's checkpoint file, of which nothing is executed.
+    """Load a backbone from another project's checkpoint file, without executing code from it.
 
-    The file's projector is kept where its structure is one that the project is known to use.
+    The file's projector is loaded if its structure is one that the project is known to use.
 
     Args:
-        path: the file: safetensors, or what ``torch.save`` or pickle wrote.
-        format: whose layout of names it has; ``auto`` tells it from them.
-        encoder: the network that its backbone is. ``stem: auto`` is told from the file's first
-            convolution; solo-learn's small stem is padded by 2 where nothing else is said.
-        mean: of the images the teacher was trained on, per channel in [0, 1]; null is what its
-            project does: simclr (sthalles, Spijkervet, SimCLR v2) takes images unchanged,
-            lightly normalises by ImageNet; a timm file by what timm notes of the model; else
+        path: the file, written by safetensors, ``torch.save`` or pickle.
+        format: project whose tensor names it uses; ``auto`` infers it from the names.
+        encoder: architecture of its backbone. ``stem: auto`` is inferred from the file's first
+            convolution; solo-learn's small stem is padded by 2 unless set.
+        mean: of the teacher's training images, per channel in [0, 1]; null follows its
+            project: simclr (sthalles, Spijkervet, SimCLR v2) takes images unchanged, lightly
+            normalizes by ImageNet; a timm file by timm's statistics for the model; else
             networks for small images (small stem, or a fixed side up to 64 pixels) by the
             training images' own statistics, all others by ImageNet's.
         std: likewise.
-        input_size: side to which it resizes images inside; null is the model's own where that
+        input_size: side to which it resizes its inputs; null is the model's own where that
             is fixed (transformers) or where it cannot take them as they come.
         branch: which network, where the file has both: ``online`` (or ``student``) or
             ``momentum`` (or ``teacher``); ``auto`` is the one the method's authors evaluate.
-        allow_missing: take a file that lacks tensors of the network; they stay random.
-        allow_extra: take a file whose backbone has tensors that the network has not.
+        allow_missing: accept a file that lacks tensors of the network; they stay random.
+        allow_extra: accept a file with backbone tensors unknown to the network; they are ignored.
     """
 
     kind = "checkpoint"
@@ -86,20 +86,20 @@ class Checkpoint(Teacher):
         state = flat_state(read(self.path), self.path)
         parts = take_apart(state, self.format, self.branch, self.path)
         settings = self._network(parts)
-        mean, std, whose = self._normalisation(parts.format, settings, pictures)
+        mean, std, whose = self._normalization(parts.format, settings, pictures)
         encoder = build_encoder(settings, pictures.image_size, mean, std)
         self._check_attention(parts, encoder)
         try:
-            found = fit(
+            fitted = fit(
                 encoder.net, settings.name, parts.backbone, self.allow_missing, self.allow_extra
             )
         except UserError as error:
             raise UserError(f"{self.path} {error}{self._how_read(parts, state)}") from None
         fit_size(encoder, _native_side(settings))
         notices = [
-            _summary(parts, found, self._head(parts, encoder)),
-            f"{self.path.name}: images are normalised by {whose}",
-            *self._warnings(parts, found, settings, encoder),
+            _summary(parts, fitted, self._head(parts, encoder)),
+            f"{self.path.name}: images are normalized by {whose}",
+            *self._warnings(parts, fitted, settings, encoder),
             *size_notices(encoder),
         ]
         return encoder.eval(), notices
@@ -109,18 +109,22 @@ class Checkpoint(Teacher):
             return ""
         how = f"read as {parts.format}"
         if parts.format == FALLBACK:
-            how = f"it shows no mark of {', '.join(name for name in FORMATS if name != FALLBACK)}"
-        return f" ({how}; its first names: {first_names(state)})"
+            how = (
+                f"it matches no names of {', '.join(name for name in FORMATS if name != FALLBACK)}"
+            )
+        return f" ({how}; its first tensors: {first_names(state)})"
 
     def _check_settings(self) -> None:
         if self.settings.pretrained:
-            raise UserError("teacher.encoder.pretrained has no place beside a checkpoint")
+            raise UserError(
+                "teacher.encoder.pretrained cannot be combined with a checkpoint: remove it"
+            )
         if (self.statistics[0] is None) != (self.statistics[1] is None):
             raise UserError("teacher.mean and teacher.std go together: set both or none")
         check_timm_name(self.settings.name)
 
     def _network(self, parts: Parts) -> EncoderSettings:
-        """The settings with everything that the file, or its project, decides."""
+        """Complete the encoder settings from the file and its project's conventions."""
         settings = self.settings
         update: dict[str, Any] = {"input_size": self.input_size or _fixed_side(settings)}
         if settings.stem == "auto":
@@ -139,27 +143,27 @@ class Checkpoint(Teacher):
             return "small" if backbone["conv1.weight"].shape[-1] == 3 else "native"
         if "conv_stem.weight" in backbone:
             raise UserError(
-                f"the weights of '{name}' in {self.path} do not tell the stride of its stem: "
+                f"cannot infer the stem's stride from the weights of '{name}' in {self.path}: "
                 "set teacher.encoder.stem to native or small"
             )
         return "native"
 
-    def _normalisation(
+    def _normalization(
         self, name: str, settings: EncoderSettings, pictures: Pictures
     ) -> tuple[Channels, Channels, str]:
-        """(mean, std, whose they are)."""
+        """Choose the mean and std to normalize with, and name their origin."""
         mean, std = self.statistics
         if mean is not None and std is not None:
             return mean, std, "teacher.mean and teacher.std"
         if name == "simclr":
-            return *UNCHANGED, "nothing, as its project does"
+            return *UNCHANGED, "nothing (the convention of its project)"
         fixed = _fixed_side(settings)
         if name != "lightly" and (settings.stem == "small" or (fixed and fixed <= SMALL_IMAGE)):
             return pictures.mean, pictures.std, "the training images' own statistics"
         config = timm.get_pretrained_cfg(settings.name)
         if name == "timm" and config is not None:
-            given = f"{config.architecture}.{config.tag}" if config.tag else settings.name
-            return config.mean, config.std, f"the statistics that timm notes of {given}"
+            weights_name = f"{config.architecture}.{config.tag}" if config.tag else settings.name
+            return config.mean, config.std, f"timm's statistics for {weights_name}"
         return IMAGENET_MEAN, IMAGENET_STD, "ImageNet's statistics"
 
     def _check_attention(self, parts: Parts, encoder: Encoder) -> None:
@@ -169,12 +173,12 @@ class Checkpoint(Teacher):
         if parts.format == "moco" and heads is not None and heads != expected and not chosen:
             raise UserError(
                 f"MoCo v3's transformer of width {encoder.embed_dim} has {expected} attention "
-                f"heads, '{self.settings.name}' has {heads}: "
+                f"heads, but '{self.settings.name}' has {heads}: "
                 f"set teacher.encoder.args.num_heads={expected}"
             )
 
     def _head(self, parts: Parts, encoder: Encoder) -> str:
-        """Gives the encoder its projector, and says what became of it."""
+        """Give the encoder its projector; return a phrase for the notice."""
         if not parts.head:
             return "no projector"
         # Of solo-learn's methods it is the one with GELUs, which weights do not show.
@@ -182,44 +186,48 @@ class Checkpoint(Teacher):
         try:
             head = build_head(parts.head, encoder.embed_dim, gelu, unit_length=parts.clusters)
         except UnknownHead as error:
-            return f"projector of unknown structure left out: {error}"
+            return f"ignored projector of unknown structure: {error}"
         encoder.projector = head
-        return f"projector {widths(head)} kept"
+        return f"loaded projector {widths(head)}"
 
     def _warnings(
-        self, parts: Parts, found: Fit, settings: EncoderSettings, encoder: Encoder
+        self, parts: Parts, fitted: Fit, settings: EncoderSettings, encoder: Encoder
     ) -> list[str]:
         name = self.path.name
-        warnings = [f"{name}: {line} (resized)" for line in found.resized]
+        warnings = [f"{name}: {line} (resized)" for line in fitted.resized]
         if odd := not_finite(parts.backbone | parts.head):
-            warnings.append(f"{name}: {odd}: embeddings will not be finite either")
-        if found.missing:
-            warnings.append(f"{name} lacks, left as initialised: {', '.join(found.missing)}")
-        if found.extra:
-            warnings.append(f"{name} has, left out: {', '.join(found.extra)}")
+            warnings.append(f"{name}: {odd}: embeddings will not be finite")
+        if fitted.missing:
+            warnings.append(
+                f"{name}: missing tensors keep their random initialization: "
+                f"{', '.join(fitted.missing)}"
+            )
+        if fitted.extra:
+            warnings.append(f"{name}: ignored unknown tensors: {', '.join(fitted.extra)}")
         if settings.stem_padding != self.settings.stem_padding:
-            warnings.append(f"{name}: the small stem is padded by {settings.stem_padding}")
+            warnings.append(f"{name}: padding the small stem by {settings.stem_padding} pixels")
         heads = _attention_heads(encoder)
         unsure = parts.format == "solo-learn" and encoder.embed_dim in (192, 384)
         if heads not in (None, 12) and unsure and "num_heads" not in settings.args:
             warnings.append(
                 f"{name}: solo-learn's MoCo v3 and MAE have 12 attention heads at this width, "
-                f"'{settings.name}' has {heads}; teacher.encoder.args.num_heads sets them"
+                f"but '{settings.name}' has {heads}; set teacher.encoder.args.num_heads if that "
+                "is wrong"
             )
         return warnings
 
 
 def _fixed_side(settings: EncoderSettings) -> int | None:
-    """The side of the images that an architecture is tied to."""
-    given = settings.args.get("img_size")
-    if given is not None:
-        return int(given if isinstance(given, int) else given[0])
+    """Image side of an architecture with a fixed input size; None for any other."""
+    img_size = settings.args.get("img_size")
+    if img_size is not None:
+        return int(img_size if isinstance(img_size, int) else img_size[0])
     config = timm.get_pretrained_cfg(settings.name)
     return config.input_size[-1] if config is not None and config.fixed_input_size else None
 
 
 def _native_side(settings: EncoderSettings) -> int:
-    """The side of the images that timm made an architecture for."""
+    """Image side that timm's architecture was designed for."""
     config = timm.get_pretrained_cfg(settings.name)
     return _fixed_side(settings) or (config.input_size[-1] if config is not None else 224)
 
@@ -229,13 +237,13 @@ def _attention_heads(encoder: Encoder) -> int | None:
     return getattr(getattr(blocks[0], "attn", None), "num_heads", None) if blocks else None
 
 
-def _summary(parts: Parts, found: Fit, head: str) -> str:
+def _summary(parts: Parts, fitted: Fit, head: str) -> str:
     others = dict(parts.others)
-    for key in found.left_out:
+    for key in fitted.left_out:
         first = key.split(".")[0]
         others[first] = others.get(first, 0) + 1
     listed = ", ".join(f"{group} ({count})" for group, count in others.items())
     return (
-        f"{parts.format}, {parts.branch} network: {found.loaded} tensors of the backbone, {head}"
-        + (f", left out: {listed}" if listed else "")
+        f"{parts.format}, {parts.branch} network: loaded {fitted.loaded} backbone tensors, {head}"
+        + (f", ignored: {listed}" if listed else "")
     )

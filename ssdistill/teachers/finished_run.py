@@ -1,4 +1,4 @@
-"""A teacher that ssdistill has made before."""
+"""Teachers pretrained or distilled by an earlier run."""
 
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,13 @@ from ssdistill.teachers.sizes import fit_size, size_notices
 
 
 class FinishedRun(Teacher):
-    """An encoder of a finished run, with the projector it was pretrained with.
+    """Load the encoder of a finished run, with its pretraining projector.
 
-    Images of another size than it was trained on are shown to it as they are where its
-    architecture allows that, and resized inside where it has a fixed size.
+    Images of another size than its training size are passed unchanged if its
+    architecture allows that, and resized internally if its input size is fixed.
 
     Args:
-        path: the folder of a finished stage or of its model, or a file in that.
+        path: folder of a finished stage or of its model, or a file in that folder.
     """
 
     kind = "run"
@@ -35,13 +35,14 @@ class FinishedRun(Teacher):
     def load(self, pictures: Pictures) -> tuple[Encoder, list[str]]:
         folder, _ = self._find()
         encoder = load_encoder(folder)
-        own, given = encoder.spec.image_size, pictures.image_size
-        encoder.spec = encoder.spec.model_copy(update={"image_size": given})
-        fit_size(encoder, own)
+        trained_size, image_size = encoder.spec.image_size, pictures.image_size
+        encoder.spec = encoder.spec.model_copy(update={"image_size": image_size})
+        fit_size(encoder, trained_size)
         notices = size_notices(encoder)
-        if own != given and encoder.spec.input_size is None:
+        if trained_size != image_size and encoder.spec.input_size is None:
             notices.append(
-                f"{encoder.spec.name} was trained on images of {own} pixels and sees {given}"
+                f"{encoder.spec.name} was trained on images of {trained_size} pixels but will "
+                f"receive {image_size}"
             )
         return encoder, notices
 
@@ -53,7 +54,7 @@ class FinishedRun(Teacher):
             raise UserError(f"teacher.path: {error}") from None
         if description.weights == ONNX_WEIGHTS:
             raise UserError(
-                f"teacher.path: {folder} holds an ONNX model, which gives a student too little: "
-                "name the PyTorch model it was made from"
+                f"teacher.path: {folder} holds an ONNX model, which has no feature maps or "
+                "gradients: specify the PyTorch model it was exported from"
             )
         return folder, description

@@ -1,4 +1,4 @@
-"""Networks from elsewhere meet images of another size than they were trained on."""
+"""Input sizes of pretrained networks on images of another size."""
 
 from ssdistill.errors import UserError
 from ssdistill.measure.macs import count_macs
@@ -6,7 +6,7 @@ from ssdistill.models.backbones import Encoder
 from ssdistill.models.downloads import reason
 
 REFUSALS = (AssertionError, RuntimeError, ValueError, IndexError)
-"""What networks raise for images of a size they cannot take."""
+"""Exceptions of networks for an unsupported image size."""
 
 
 def size_inside(wanted: int | None, native: int, image_size: int, fixed: bool) -> int | None:
@@ -21,7 +21,7 @@ def size_inside(wanted: int | None, native: int, image_size: int, fixed: bool) -
 
 
 def fit_size(encoder: Encoder, native: int) -> None:
-    """Make sure that ``encoder`` encodes its images, at ``native`` pixels if not as they come.
+    """Check that ``encoder`` takes its images; if not, resize them to ``native`` pixels.
 
     Raises:
         UserError: it can do neither.
@@ -33,22 +33,21 @@ def fit_size(encoder: Encoder, native: int) -> None:
     if refused:
         raise UserError(
             f"'{encoder.spec.name}' cannot encode images of {encoder.spec.side} pixels "
-            f"({reason(refused)}); it was trained at {native}"
+            f"({reason(refused)}); it was trained at {native} pixels"
         )
 
 
 def size_notices(encoder: Encoder) -> list[str]:
-    """What resizing inside costs, as a sentence; none where nothing is resized."""
+    """Describe the cost of internal resizing; empty if nothing is resized."""
     spec = encoder.spec
     if spec.side == spec.image_size:
         return []
     macs, plain = count_macs(encoder), _macs_as_they_come(encoder)
-    verb = "enlarged" if spec.side > spec.image_size else "reduced"
-    text = f"{spec.name} sees images of {spec.image_size} pixels {verb} to {spec.side} inside: "
+    text = f"{spec.name} resizes images from {spec.image_size} to {spec.side} pixels internally: "
     unit, name = (1e9, "G") if macs >= 1e9 else (1e6, "M")
-    text += f"{_two_digits(macs / unit)} {name} MACs an image"
+    text += f"{_two_digits(macs / unit)} {name} MACs per image"
     if plain:
-        text += f", {_two_digits(macs / plain)} times as many as at {spec.image_size}"
+        text += f", {_two_digits(macs / plain)} times those at {spec.image_size} pixels"
     return [text]
 
 

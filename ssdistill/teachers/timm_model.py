@@ -1,4 +1,4 @@
-"""A teacher out of timm's collection."""
+"""Teachers from timm's model collection."""
 
 import logging
 from collections.abc import Iterator
@@ -23,8 +23,8 @@ from ssdistill.teachers.weights import check_keys, finite_notices, read_state, w
 
 HUB = "hf-hub:"
 LOCAL = {"file", "url", "state_dict"}
-"""What a description from the hub may not say: other places for its weights."""
-REMEDY = "set teacher.weights=FILE to read them from a file"
+"""Keys ignored in a hub description: other locations of its weights."""
+REMEDY = "set teacher.weights=FILE to load them from a file"
 
 
 class TimmModel(Teacher):
@@ -57,8 +57,8 @@ class TimmModel(Teacher):
     ):
         if argument := loading_argument(args):
             raise UserError(
-                f"teacher.args.{argument}: it would decide which weights are read; {REMEDY}, or "
-                "write the tag of timm's behind teacher.name"
+                f"teacher.args.{argument} selects which weights to load; {REMEDY}, or "
+                "append the tag of timm's weights to teacher.name"
             )
         self.name, self.args = name, args
         self.weights, self.input_size = weights, input_size
@@ -83,7 +83,7 @@ class TimmModel(Teacher):
     def _registered(self) -> PretrainedCfg:
         if ":" in self.name or "/" in self.name:
             raise UserError(
-                f"teacher.name: '{self.name}' is neither a model of timm nor {HUB}owner/model"
+                f"teacher.name: '{self.name}' is neither a timm model nor {HUB}owner/model"
             )
         try:
             check_timm_name(self.name)
@@ -91,7 +91,9 @@ class TimmModel(Teacher):
             raise UserError(f"teacher.name: {error}") from None
         config = timm.get_pretrained_cfg(self.name) or PretrainedCfg()
         if self.weights is None and not config.has_weights:
-            raise UserError(f"teacher.name: timm has no weights of '{self.name}'; {REMEDY}")
+            raise UserError(
+                f"teacher.name: timm has no pretrained weights for '{self.name}'; {REMEDY}"
+            )
         return config
 
     def _resolve(self) -> tuple[str, PretrainedCfg, dict[str, Any], dict[str, Any]]:
@@ -101,17 +103,19 @@ class TimmModel(Teacher):
         if not self.name.startswith(HUB):
             return self.name, self._registered(), dict(self.args), {}
         what = f"teacher.name: the description of '{self.name}'"
-        with downloading(what, "go online for it", hub=True):
-            found, name, args = timm.models.load_model_config_from_hf(self.name.removeprefix(HUB))
+        with downloading(what, "connect to the internet to fetch it", hub=True):
+            pretrained_cfg, name, args = timm.models.load_model_config_from_hf(
+                self.name.removeprefix(HUB)
+            )
         try:
             check_timm_name(name)
-            config = PretrainedCfg(**found)
+            config = PretrainedCfg(**pretrained_cfg)
         except (UserError, TypeError) as error:
-            raise UserError(f"teacher.name: '{self.name}' is no model of timm: {error}") from error
+            raise UserError(f"teacher.name: '{self.name}' is not a timm model: {error}") from error
         if refused := refused_argument(name, "timm", args or {}):
-            raise UserError(f"teacher.name: '{self.name}' is refused (model_args.{refused})")
-        found = {key: value for key, value in found.items() if key not in LOCAL}
-        return name, config, {**(args or {}), **self.args}, {"pretrained_cfg": found}
+            raise UserError(f"teacher.name: refused to build '{self.name}' (model_args.{refused})")
+        pretrained_cfg = {key: value for key, value in pretrained_cfg.items() if key not in LOCAL}
+        return name, config, {**(args or {}), **self.args}, {"pretrained_cfg": pretrained_cfg}
 
     def _spec(
         self, name: str, config: PretrainedCfg, args: dict[str, Any], image_size: int
@@ -120,8 +124,8 @@ class TimmModel(Teacher):
         native = own if isinstance(own, int) else own[0]
         if "img_size" in args and self.input_size not in (None, native):
             raise UserError(
-                f"teacher.input_size={self.input_size} and teacher.args.img_size={native}: "
-                "set one of them"
+                f"teacher.input_size={self.input_size} and teacher.args.img_size={native} "
+                "disagree: set only one of them"
             )
         fixed = config.fixed_input_size and not args.get("dynamic_img_size")
         size = size_inside(self.input_size, native, image_size, fixed)

@@ -1,4 +1,4 @@
-"""torchvision's networks as timm's, where the two compute the same."""
+"""timm equivalents of torchvision's networks."""
 
 import re
 from typing import Any
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ssdistill.models.torchvision_net import TorchvisionNet
 
 TOLERANCE = 1e-4
-"""Largest difference of two embeddings, as a share of the largest value."""
+"""Largest difference between embeddings, relative to the largest value."""
 # torchvision's MobileNetV3 and EfficientNetV2 have a larger epsilon in their batch norms.
 LARGE_EPS = {"bn_eps": 1e-3}
 TWINS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -27,7 +27,7 @@ TWINS: dict[str, tuple[str, dict[str, Any]]] = {
     "vit_l_16": ("vit_large_patch16_224", {}),
     "vit_h_14": ("vit_huge_patch14_224", {}),
 }
-"""timm's name and arguments for a network it calls otherwise."""
+"""timm's name and arguments for networks that it names differently."""
 VIT_KEYS = (
     (r"^class_token$", "cls_token"),
     (r"^encoder\.pos_embedding$", "pos_embed"),
@@ -45,13 +45,13 @@ VIT_KEYS = (
 
 @torch.no_grad()
 def timm_twin(
-    name: str, theirs: TorchvisionNet, side: int
+    name: str, torchvision_net: TorchvisionNet, side: int
 ) -> tuple[str, dict[str, Any], nn.Module] | None:
-    """timm's network with the weights and the embeddings of torchvision's.
+    """Build timm's equivalent with torchvision's weights, and verify equal embeddings.
 
     Args:
         name: torchvision's.
-        theirs: in eval mode, at the weights wanted.
+        torchvision_net: in eval mode, at the weights wanted.
         side: of the square noise on which the two have to agree.
 
     Returns:
@@ -62,29 +62,29 @@ def timm_twin(
         return None
     if twin.startswith("vit_"):
         args = {**args, "img_size": side}
-    ours = timm.create_model(twin, num_classes=0, **args).eval()
-    state = _renamed(theirs.net.state_dict(), ours)
+    timm_net = timm.create_model(twin, num_classes=0, **args).eval()
+    state = _renamed(torchvision_net.net.state_dict(), timm_net)
     if state is None:
         return None
-    ours.load_state_dict(state)
+    timm_net.load_state_dict(state)
     x_BCHW = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
-    expected_BD = theirs.forward_features(x_BCHW)
-    found_BD = ours.forward_head(ours.forward_features(x_BCHW), pre_logits=True)
+    expected_BD = torchvision_net.forward_features(x_BCHW)
+    found_BD = timm_net.forward_head(timm_net.forward_features(x_BCHW), pre_logits=True)
     if found_BD.shape != expected_BD.shape:
         return None
     close = (found_BD - expected_BD).abs().max() <= TOLERANCE * expected_BD.abs().max()
-    return (twin, args, ours) if close else None
+    return (twin, args, timm_net) if close else None
 
 
-def _renamed(state: dict[str, Tensor], ours: nn.Module) -> dict[str, Tensor] | None:
+def _renamed(state: dict[str, Tensor], timm_net: nn.Module) -> dict[str, Tensor] | None:
     """``state`` under timm's keys: renamed, or, where that is not enough, one after the other."""
-    wanted = ours.state_dict()
+    timm_state = timm_net.state_dict()
     for pattern, name in VIT_KEYS if "class_token" in state else ():
         state = {re.sub(pattern, name, key): value for key, value in state.items()}
-    if {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in wanted.items()}:
+    if {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in timm_state.items()}:
         return state
-    sizes = ([v.numel() for v in tensors.values()] for tensors in (state, wanted))
-    if not all(a == b for a, b in zip(*sizes, strict=False)) or len(state) != len(wanted):
+    sizes = ([v.numel() for v in tensors.values()] for tensors in (state, timm_state))
+    if not all(a == b for a, b in zip(*sizes, strict=False)) or len(state) != len(timm_state):
         return None
     # A linear layer there may be a convolution here.
-    return timm.models.remap_state_dict(state, ours)
+    return timm.models.remap_state_dict(state, timm_net)

@@ -1,4 +1,4 @@
-"""A teacher out of torchvision's collection."""
+"""Teachers from torchvision's model collection."""
 
 import re
 from collections import OrderedDict
@@ -24,7 +24,7 @@ from ssdistill.teachers.torchvision_equivalents import timm_twin
 from ssdistill.teachers.weights import check_keys, finite_notices, read_state, weights_file
 
 AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
-"""Classifiers on the way that only training uses."""
+"""Auxiliary classifiers, used only in training."""
 
 
 class TorchvisionModel(Teacher):
@@ -36,7 +36,7 @@ class TorchvisionModel(Teacher):
     Args:
         name: any of torchvision's classifiers.
         weights: ``DEFAULT`` or null, the best torchvision has; the name of others, e.g.
-            ``IMAGENET1K_V1``; or a file with torchvision's keys, which is normalised like the
+            ``IMAGENET1K_V1``; or a file with torchvision's keys, which is normalized like the
             default.
         input_size: side, in pixels, to which images are resized inside. Null is the size of
             the weights where images are smaller or the architecture has a fixed size.
@@ -75,7 +75,9 @@ class TorchvisionModel(Teacher):
         fit_size(encoder, native)
         twin = timm_twin(self.name, net, encoder.spec.side)
         if twin is None:
-            notice = f"torchvision's {self.name} has no equal in timm and gives no feature maps"
+            notice = (
+                f"torchvision's {self.name} has no timm equivalent and provides no feature maps"
+            )
             return encoder, [notice, *finite_notices(encoder), *size_notices(encoder)]
         update = {"name": twin[0], "args": twin[1], "library": "timm"}
         encoder = encoder_around(encoder.spec.model_copy(update=update), twin[2]).eval()
@@ -95,14 +97,14 @@ class TorchvisionModel(Teacher):
         try:
             weights_file(self.weights)
         except UserError as error:
-            raise UserError(f"{error}, and torchvision has {', '.join(published)}") from None
+            raise UserError(f"{error}; torchvision's weights: {', '.join(published)}") from None
         return self.weights
 
     def _state(self, published: dict[str, WeightsEnum]) -> dict[str, Tensor]:
         if self.weights not in published:
             return read_state(weights_file(self._path(published)))
         what = f"teacher.name: weights of torchvision's '{self.name}'"
-        with downloading(what, "set teacher.weights=FILE to read them from a file"):
+        with downloading(what, "set teacher.weights=FILE to load them from a file"):
             return published[self.weights].get_state_dict(
                 progress=False, check_hash=True, map_location="cpu", weights_only=True
             )
@@ -128,7 +130,7 @@ class TorchvisionModel(Teacher):
             result = net.net.load_state_dict(state, strict=False)
         except RuntimeError as error:
             why = " ".join(str(error).split())
-            raise UserError(f"{source} is no '{self.name}': {why}") from error
+            raise UserError(f"{source} does not fit '{self.name}': {why}") from error
         # Files older than torch 0.4 do not count batches.
         missing = [key for key in result.missing_keys if not key.endswith("num_batches_tracked")]
         check_keys(self.name, source, missing, result.unexpected_keys)

@@ -1,4 +1,4 @@
-"""Files of weights that other programs have written."""
+"""Weight files written by other programs."""
 
 import textwrap
 from collections.abc import Iterable
@@ -16,15 +16,15 @@ SHOWN_KEYS = 4
 
 
 def weights_file(path: str) -> Path:
-    """The file a config names.
+    """Path of the weights file that a config names.
 
     Raises:
         UserError: there is none.
     """
-    found = Path(path).expanduser()
-    if not found.is_file():
+    file = Path(path).expanduser()
+    if not file.is_file():
         raise UserError(f"teacher.weights: no file {path}")
-    return found
+    return file
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -40,7 +40,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     try:
         state = timm.models.load_state_dict(str(path), weights_only=True)
     except Exception as error:  # each of the formats has errors of its own
-        raise UserError(f"teacher.weights: {path} cannot be read ({why(error)})") from error
+        raise UserError(f"teacher.weights: cannot read {path} ({why(error)})") from error
     for name, tensor in state.items():
         if isinstance(tensor, Tensor) and (odd := unusable(tensor)):
             raise UserError(f"teacher.weights: {path}: tensor '{name}' {odd}")
@@ -48,20 +48,20 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def finite_notices(encoder: Encoder) -> list[str]:
-    """That some of its weights are no numbers, as a sentence; none where all are."""
+    """Warn of weights that are NaN or infinite; empty if all are finite."""
     odd = not_finite(encoder.net.state_dict())
-    return [f"{encoder.spec.name}: {odd}: embeddings will not be finite either"] if odd else []
+    return [f"{encoder.spec.name}: {odd}: embeddings will not be finite"] if odd else []
 
 
 def why(error: Exception) -> str:
-    """The reason for which a library refused a file, in one line."""
+    """Why a library rejected a file, in one line."""
     if "weights_only" in str(error):  # timm and torch go on to advise what is not possible here
-        return "it is no file of tensors, or would have to be unpickled"
+        return "not a file of plain tensors; reading it would require unpickling objects"
     return textwrap.shorten(f"{type(error).__name__}: {error}", 300)
 
 
 def check_keys(name: str, source: str, missing: Iterable[str], unknown: Iterable[str]) -> None:
-    """Refuse weights that are not those of the network.
+    """Reject weights whose keys do not match the network.
 
     Raises:
         UserError: with the first keys on either side.
@@ -73,4 +73,4 @@ def check_keys(name: str, source: str, missing: Iterable[str], unknown: Iterable
         if keys
     ]
     if faults:
-        raise UserError(f"{source} is no '{name}': it {' and '.join(faults)}")
+        raise UserError(f"{source} does not fit '{name}': it {' and '.join(faults)}")

@@ -163,7 +163,7 @@ def test_a_step_that_its_gate_leaves_out_changes_nothing_and_is_named(tmp_path):
         pair = [encoder(images_BCHW).embedding_BD for encoder in (dense, kept)]
     assert torch.equal(*pair)
     with pytest.raises(
-        UserError, match=r"quantize \(int8\) was rejected by its gate: bytes 0\.\d+ of those"
+        UserError, match=r"quantize \(int8\) was rejected by its gate: bytes ratio 0\.\d+ exceeds"
     ):
         ssdistill.run(
             tmp_path / "tiny.yaml",

@@ -171,7 +171,7 @@ def test_without_labels_the_gauges_are_shown_and_said_to_be_all(folder, cache, t
         (["{teacher}", "--data", "digits", "knn.kk=3"], "did you mean 'k'"),
         (["{teacher}", "--data", "npz", "data.pth=x"], "data.pth: no such setting"),
         (["/nowhere/model", "--data", "digits"], "no file or folder /nowhere/model"),
-        (["{folder}/work", "--data", "digits"], "holds no saved encoder"),
+        (["{folder}/work", "--data", "digits"], "not the folder of a saved model"),
         (["timm:resnet188", "--data", "digits"], "did you mean 'resnet18'"),
         (["{teacher}", "{teacher}", "--data", "digits"], "is listed twice"),
         (["{teacher}", "--data", "digits", "--mean", "0", "0", "0"], "pass both or neither"),

@@ -73,7 +73,7 @@ def test_seed_distils_from_the_projector_in_a_moco_file(config, runs, tmp_path):
     rows = {record["model"]: record["metrics"] for record in report.records}
     assert list(rows) == ["untrained", "teacher", "distilled"]
     assert rows["distilled"]["agree/cka"] < rows["teacher"]["agree/cka"]
-    assert any("projector 512-512-128 kept" in notice for notice in report.notices)
+    assert any("loaded projector 512-512-128" in notice for notice in report.notices)
     # Run again, nothing is done twice.
     before = sorted(p.stat().st_mtime_ns for p in runs.glob("stages/*/*/run.json"))
     run(load_experiment(config, overrides)[0], runs)

@@ -1,4 +1,4 @@
-"""How a weight is written down in fewer bits than its numbers take.
+"""Codes that store a weight in fewer bits than its values take.
 
 This changes the file, not the network: decoded, a weight is a float tensor like any other.
 """
@@ -18,7 +18,7 @@ MOST = 2**WIDEST
 
 
 class Coded(ABC):
-    """A weight in another form than its numbers.
+    """A weight in coded form.
 
     A subclass sets:
         kind: name of the form in files.
@@ -32,7 +32,7 @@ class Coded(ABC):
     @property
     @abstractmethod
     def shape(self) -> tuple[int, ...]:
-        """Of the weight; its first axis are the output channels."""
+        """Shape of the weight; output channels come first."""
 
     @abstractmethod
     def decode(self) -> Tensor:
@@ -46,7 +46,7 @@ class Coded(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Palette(Coded):
-    """Every weight is one of the K numbers of a codebook.
+    """Palette code: every value is one of K codebook entries.
 
     Attributes:
         codebook: float (K,), or (C, K) with one row per output channel; at most 256 numbers.
@@ -102,7 +102,7 @@ class Uniform(Coded):
 
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= WIDEST:
-            raise UserError(f"weights take 1 to {WIDEST} bits, not {self.bits}")
+            raise UserError(f"bits must be between 1 and {WIDEST}, got {self.bits}")
         least, most = (int(f()) for f in (self.integers.min, self.integers.max))
         if least < self.low or most >= self.low + 2**self.bits:
             raise UserError(f"integers from {least} to {most} do not fit in {self.bits} bits")
@@ -145,7 +145,10 @@ class Sparse(Coded):
     def __post_init__(self) -> None:
         numbers = self.values if self.index is None else self.index
         if numbers.shape != (int(self.mask.sum()),):
-            raise UserError(f"{tuple(numbers.shape)} numbers for {int(self.mask.sum())} places")
+            raise UserError(
+                f"got values of shape {tuple(numbers.shape)} for {int(self.mask.sum())} nonzero "
+                "entries"
+            )
         if self.index is not None:
             _check_book(self.values, self.index, self.shape)
 
@@ -158,7 +161,7 @@ class Sparse(Coded):
         return self.values if self.index is not None else None
 
     def kept(self) -> Tensor:
-        """The numbers (N,) that are not left out."""
+        """Values (N,) that are stored: those not masked out."""
         if self.index is None:
             return self.values.float()
         if self.values.ndim == 1:
@@ -171,7 +174,7 @@ class Sparse(Coded):
 
 
 def refresh(coded: Coded, weight: Tensor) -> Coded | None:
-    """The codes of a weight as it is now; None where it has changed beyond them.
+    """Code a changed weight again; None if its values no longer fit the code.
 
     A sparse one stays sparse as long as its zeros are zeros, whatever the other numbers became.
     """
@@ -189,8 +192,10 @@ def _check_book(book: Tensor, index: Tensor, shape: tuple[int, ...]) -> None:
     rows = book.ndim == 1 or (book.ndim == 2 and len(shape) and book.shape[0] == shape[0])
     if not rows or not 1 <= book.shape[-1] <= MOST:
         raise UserError(
-            f"a codebook has 1 to {MOST} numbers, or as many for each of the {shape[:1]} output "
-            f"channels, not the shape {tuple(book.shape)}"
+            f"a codebook must hold 1 to {MOST} values, or as many for each of {shape[:1]} output "
+            f"channels, got shape {tuple(book.shape)}"
         )
     if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < book.shape[-1]:
-        raise UserError(f"an index up to {int(index.max())} into {book.shape[-1]} numbers")
+        raise UserError(
+            f"index {int(index.max())} is out of range for a codebook of {book.shape[-1]} values"
+        )

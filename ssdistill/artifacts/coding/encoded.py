@@ -1,4 +1,4 @@
-"""The bytes of a coded weight, and what beside them is needed to read them."""
+"""Serialization of coded weights: bytes, and the facts needed to decode them."""
 
 import math
 from typing import Annotated, Any, Literal
@@ -17,7 +17,7 @@ Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
 class CodeFacts(BaseModel):
-    """What the header of a file says of one coded weight, or of one that is as another is."""
+    """Header entry of one coded weight, or of an alias of another weight."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
@@ -95,7 +95,7 @@ def read(content: bytes, facts: Facts, book: Tensor | None = None) -> Coded:
         if "k" not in facts:
             return Sparse(mask, _read_floats(content, count, facts["half"])[0])
     elif facts["kind"] != Palette.kind:
-        raise UserError(f"there are no codes of kind {facts['kind']!r}")
+        raise UserError(f"unknown kind of code {facts['kind']!r}")
     if book is None:
         rows = shape[0] if facts["rows"] else 1
         book, content = _read_floats(content, rows * facts["k"], facts["half"])

@@ -1,4 +1,4 @@
-"""One safetensors file for a state dict of which some tensors are coded.
+"""A safetensors file for a state dict with coded tensors.
 
 A coded tensor is an entry of bytes under its own name; what those mean is in the header of the
 same file, so the bytes of the file are all there is to ship.
@@ -24,9 +24,9 @@ BOOK = "codebook:"
 
 
 def current(state: Mapping[str, Tensor], coded: Mapping[str, Coded]) -> dict[str, Coded]:
-    """The codes that still say what the weights of ``state`` are."""
-    found = {k: refresh(code, state[k]) for k, code in coded.items() if k in state}
-    return {key: code for key, code in found.items() if code is not None}
+    """Select the codes that still match the weights of ``state``."""
+    codes = {k: refresh(code, state[k]) for k, code in coded.items() if k in state}
+    return {key: code for key, code in codes.items() if code is not None}
 
 
 def pack_state(
@@ -48,7 +48,7 @@ def pack_state(
         the content, and bytes by kind: of a :class:`Coded`, ``codebook``, ``raw``, and
         ``header`` for the rest of the file.
     """
-    same = _same(state)
+    same = _aliases(state)
     coded = {key: code for key, code in current(state, coded).items() if key not in same}
     uses = Counter(id(code.book) for code in coded.values())
     tensors: dict[str, Tensor] = {}
@@ -82,16 +82,16 @@ def pack_state(
     return content, dict(sizes)
 
 
-def _same(state: Mapping[str, Tensor]) -> dict[str, str]:
-    """Keys of tensors that are one and the same as one with a lesser key, to that key."""
+def _aliases(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Map keys of shared tensors to the first key of the same tensor."""
     first: dict[tuple, str] = {}
-    found = {}
+    aliases = {}
     for key in sorted(state):
         tensor = state[key]
         place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device)
         if tensor.numel() and first.setdefault(place, key) != key:
-            found[key] = first[place]
-    return found
+            aliases[key] = first[place]
+    return aliases
 
 
 def _write(code: Coded | None, entropy: bool, shared: bool) -> tuple[bytes, dict[str, Any]]:
@@ -113,16 +113,16 @@ def unpack_state(content: bytes) -> tuple[dict[str, Tensor], dict[str, Coded]]:
             book = tensors[fact["book"]] if "book" in fact else None
             coded[key] = coded_bytes.read(tensors[key].numpy().tobytes(), fact, book)
         except UserError as error:
-            raise UserError(f"the codes of '{key}' cannot be read: {error}") from error
+            raise UserError(f"cannot decode '{key}': {error}") from error
         except Exception as error:  # codes that do not fit their facts fail anywhere
-            raise UserError(f"the codes of '{key}' cannot be read: {reason(error)}") from error
+            raise UserError(f"cannot decode '{key}': {reason(error)}") from error
     state = {key: tensor for key, tensor in tensors.items() if not key.startswith(BOOK)}
     state |= {key: code.decode() for key, code in coded.items()}
     for key, fact in facts.items():
         if (same := fact.get("same")) is None:
             continue
         if same not in state:
-            raise UserError(f"'{key}' is to be the same as '{same}', which is not there")
+            raise UserError(f"'{key}' refers to '{same}', which is missing")
         state[key] = state[same]
         if same in coded:
             coded[key] = coded[same]
@@ -130,7 +130,7 @@ def unpack_state(content: bytes) -> tuple[dict[str, Tensor], dict[str, Coded]]:
 
 
 def _unpack_facts(content: bytes) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
-    """Tensors as they are in the file, and the checked facts of those that are coded.
+    """Read the raw tensors of a file, and the checked facts of coded ones.
 
     Raises:
         UserError: no such file, or one that stands for too many numbers.
@@ -142,8 +142,8 @@ def _unpack_facts(content: bytes) -> tuple[dict[str, Tensor], dict[str, dict[str
         facts = coded_bytes.FACTS.validate_json(header)
     except Exception as error:  # of a damaged header almost anything
         raise UserError(
-            f"it is no safetensors file of coded weights: {' '.join(str(error).split())[:300]}"
+            f"not a safetensors file of coded weights: {' '.join(str(error).split())[:300]}"
         ) from error
     if sum(fact.numbers for fact in facts.values()) > most_numbers(len(content)):
-        raise UserError("its coded weights are too large for the file")
+        raise UserError("its coded weights decode to more values than a file of this size can hold")
     return tensors, {key: fact.model_dump(exclude_unset=True) for key, fact in facts.items()}

@@ -1,4 +1,4 @@
-"""Huffman's code (Proc. IRE 1952), canonical, written so that arrays can read it.
+"""Canonical Huffman coding (Proc. IRE 1952), decoded in parallel with arrays.
 
 The bytes are: the length of every symbol's code, half a byte each; how many bits every run of
 ``RUN`` symbols takes, two bytes each; the codes. Knowing where each run begins, all runs are
@@ -94,19 +94,19 @@ def decode(content: bytes, kinds: int, count: int) -> np.ndarray:
     sizes = np.frombuffer(rest[: 2 * runs], "<u2", count=min(runs, len(rest) // 2))
     payload = np.frombuffer(rest[2 * runs :], np.uint8)
     if len(sizes) != runs or -(-int(sizes.sum(dtype=np.int64)) // 8) != len(payload):
-        raise UserError(f"{len(content)} bytes are no Huffman code of {count} symbols")
+        raise UserError(f"{len(content)} bytes are not a valid Huffman code of {count} symbols")
     symbol_of, length_of = _lookup(np.stack([table >> 4, table & 15], axis=1).flatten())
     # The last run is read on to the length of the others: zeros for what is not there.
     padded = np.append(payload, np.zeros(RUN * LONGEST // 8 + 4, np.uint8)).astype(np.uint32)
     windows = padded[:-2] << 16 | padded[1:-1] << 8 | padded[2:]
     position = np.cumsum(sizes, dtype=np.int64) - sizes
-    found = np.empty((min(RUN, count), runs), np.uint8)
-    for row in found:
+    symbols = np.empty((min(RUN, count), runs), np.uint8)
+    for row in symbols:
         shift = (24 - LONGEST - (position & 7)).astype(np.uint32)
         code = (windows[position >> 3] >> shift) & (2**LONGEST - 1)
         row[:] = symbol_of[code]
         position += length_of[code]
-    return found.T.reshape(-1)[:count]
+    return symbols.T.reshape(-1)[:count]
 
 
 def _lookup(lengths_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -120,7 +120,7 @@ def _lookup(lengths_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     used = np.flatnonzero(lengths_K)
     # Kraft's inequality: else two codes would begin alike.
     if (2.0 ** -lengths_K[used].astype(float)).sum() > 1:
-        raise UserError("the lengths of a Huffman code contradict each other")
+        raise UserError("the code lengths of a Huffman table are inconsistent")
     for symbol, code in zip(used, _codes(lengths_K)[used], strict=True):
         free = LONGEST - int(lengths_K[symbol])
         span = slice(int(code) << free, (int(code) + 1) << free)

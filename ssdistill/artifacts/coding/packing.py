@@ -1,4 +1,4 @@
-"""Numbers in as few bytes as they take; small integers at a fixed width or by Huffman's code."""
+"""Bit packing: small integers at a fixed width or by Huffman coding; masks; floats."""
 
 import numpy as np
 
@@ -28,9 +28,11 @@ def pack(symbols_N: np.ndarray, bits: int) -> bytes:
         UserError: a symbol that does not fit, or such a width.
     """
     if not 1 <= bits <= WIDEST:
-        raise UserError(f"packing takes 1 to {WIDEST} bits, not {bits}")
+        raise UserError(f"bits must be between 1 and {WIDEST}, got {bits}")
     if symbols_N.size and not 0 <= symbols_N.min() <= symbols_N.max() < 2**bits:
-        raise UserError(f"{symbols_N.min()} to {symbols_N.max()} do not fit in {bits} bits")
+        raise UserError(
+            f"symbols from {symbols_N.min()} to {symbols_N.max()} do not fit in {bits} bits"
+        )
     bits_N8 = np.unpackbits(symbols_N.astype(np.uint8)[:, None], axis=1)
     return np.packbits(bits_N8[:, WIDEST - bits :]).tobytes()
 
@@ -42,7 +44,7 @@ def unpack(content: bytes, bits: int, count: int) -> np.ndarray:
         UserError: another number of bytes than they take.
     """
     if len(content) != -(-bits * count // 8):
-        raise UserError(f"{len(content)} bytes do not hold {count} symbols of {bits} bits")
+        raise UserError(f"{len(content)} bytes cannot hold {count} symbols of {bits} bits")
     flat = np.unpackbits(np.frombuffer(content, np.uint8), count=bits * count)
     bits_N8 = np.zeros((count, WIDEST), np.uint8)
     bits_N8[:, WIDEST - bits :] = flat.reshape(count, bits)
@@ -75,7 +77,7 @@ def read_symbols(content: bytes, bits: int, count: int) -> np.ndarray:
     if content[:1] == bytes([HUFFMAN]):
         return huffman.decode(content[1:], 2**bits, count)
     if content[:1] != bytes([FIXED]):
-        raise UserError(f"symbols begin with {content[:1]!r}")
+        raise UserError(f"unknown encoding of symbols {content[:1]!r}")
     return unpack(content[1:], bits, count)
 
 
@@ -109,7 +111,7 @@ def read_mask(content: bytes, count: int) -> np.ndarray:
     places = np.cumsum(np.where(symbols == SKIP, SKIP, symbols + 1)) - 1
     places = places[symbols != SKIP]
     if content[:1] != bytes([GAPS]) or (len(places) and places[-1] >= count):
-        raise UserError(f"{len(content)} bytes are no mask of {count} places")
+        raise UserError(f"{len(content)} bytes are not a valid mask of {count} entries")
     mask_N = np.zeros(count, bool)
     mask_N[places] = True
     return mask_N

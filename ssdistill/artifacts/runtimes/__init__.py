@@ -75,7 +75,7 @@ class RuntimeModel(ABC):
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Name used in messages."""
         return self.spec.name if self.spec else self.path.stem
 
     @property
@@ -90,7 +90,7 @@ class RuntimeModel(ABC):
 
     @abstractmethod
     def _open(self, threads: int) -> None:
-        """Get ready to run with so many threads."""
+        """Open a session with this many threads."""
 
     @abstractmethod
     def _run(self, inputs: np.ndarray) -> np.ndarray:
@@ -99,7 +99,7 @@ class RuntimeModel(ABC):
     @property
     @abstractmethod
     def input_dtype(self) -> np.dtype:
-        """What the file takes: float32, int64, or uint8 for pictures of 0 to 255."""
+        """What the file takes: float32, int64, or uint8 for images of 0 to 255."""
 
     @classmethod
     @abstractmethod
@@ -109,7 +109,7 @@ class RuntimeModel(ABC):
     def __call__(self, x: Tensor) -> Representation:
         """Embed a batch; the embedding comes back on the inputs' device.
 
-        A file that takes pictures of 0 to 255 is given them rounded and, where it resizes them
+        A file that takes images of 0 to 255 is given them rounded and, where it resizes them
         itself, in the size that it resizes.
 
         Raises:
@@ -120,7 +120,7 @@ class RuntimeModel(ABC):
         if not len(array):
             return Representation(torch.zeros(0, self.embed_dim, device=x.device))
         try:
-            found = self._run(array)
+            embedding = self._run(array)
         except UserError:
             raise
         except Exception as error:  # every runtime has errors of its own
@@ -128,12 +128,12 @@ class RuntimeModel(ABC):
                 f"{self.path}: {self.runtime} cannot run inputs of shape {array.shape} "
                 f"({reason(error)})"
             ) from error
-        if found.ndim != 2 or len(found) != len(array):
+        if embedding.ndim != 2 or len(embedding) != len(array):
             raise UserError(
-                f"{self.path} gives {found.shape} for {len(array)} inputs, an encoder gives "
+                f"{self.path} returns shape {embedding.shape} for {len(array)} inputs, expected "
                 "embeddings (B, D): export it again"
             )
-        return Representation(torch.from_numpy(found).to(x.device))
+        return Representation(torch.from_numpy(embedding).to(x.device))
 
     def _as_images(self, x: Tensor) -> Tensor:
         if not (isinstance(x, Tensor) and x.dtype == torch.uint8 == self._torch_dtype):
@@ -151,15 +151,15 @@ class RuntimeModel(ABC):
         if takes == np.uint8 and floating:
             inputs = self._pixels(inputs.float())
         elif np.issubdtype(takes, np.integer) and floating:
-            raise UserError(f"{self.path} takes {takes}, its input is {inputs.dtype}")
-        found, expected = tuple(inputs.shape[1:]), self.input_shape
-        if expected is not None and not _fits(found, expected):
-            raise UserError(f"{self.path} takes inputs of shape {expected}, got {found}")
+            raise UserError(f"{self.path} takes {takes}, got {inputs.dtype}")
+        shape, expected = tuple(inputs.shape[1:]), self.input_shape
+        if expected is not None and not _fits(shape, expected):
+            raise UserError(f"{self.path} takes inputs of shape {expected}, got {shape}")
         inputs = inputs.float() if inputs.is_floating_point() else inputs
         return np.ascontiguousarray(inputs.numpy(), dtype=takes)
 
     def _pixels(self, x_BCHW: Tensor) -> Tensor:
-        """Pictures in [0, 1] as whole numbers up to 255, in the size that the file takes."""
+        """Convert images in [0, 1] to uint8, in the size that the file takes."""
         expected = self.input_shape
         if expected is not None and x_BCHW.ndim == 4 and not _fits(x_BCHW.shape[1:], expected):
             size = expected[1:]
@@ -167,21 +167,24 @@ class RuntimeModel(ABC):
         return x_BCHW.mul(255).round().clamp(0, 255).to(torch.uint8)
 
     def eval(self) -> "RuntimeModel":
-        """Itself: it knows no other mode."""
+        """Return itself: a runtime model is always in eval mode."""
         return self
 
     def train(self, mode: bool = True) -> "RuntimeModel":
-        """Itself; such a file cannot be trained.
+        """Return itself for ``train(False)``; a file cannot be trained.
 
         Raises:
             UserError: for ``mode=True``.
         """
         if mode:
-            raise UserError(f"{self.path} is a file for {self.runtime}: it cannot be trained")
+            raise UserError(
+                f"{self.path} is a file for {self.runtime} and cannot be trained: train the "
+                "PyTorch model"
+            )
         return self
 
     def to(self, *_: Any, **__: Any) -> "RuntimeModel":
-        """Itself: the runtime keeps it on the CPU."""
+        """Return itself: the runtime runs on the CPU."""
         return self
 
 
@@ -221,7 +224,7 @@ class Runtime(ABC):
             importlib.import_module(cls.module)
         except ImportError as error:
             remedy = f": pip install 'ssdistill[{cls.extra}]'" if cls.extra else ""
-            raise UserError(f"{cls.kind} needs {cls.module} ({error}){remedy}") from error
+            raise UserError(f"{cls.kind} requires {cls.module} ({error}){remedy}") from error
 
     def verify(self, model: Model, path: Path) -> float:
         """Open the file that was written from ``model`` and compare them, see :func:`check`."""
@@ -239,7 +242,7 @@ class Runtime(ABC):
 
 
 def check(model: Model, written: RuntimeModel, tolerance: float = MAX_DIFFERENCE) -> float:
-    """The largest absolute difference between a file and the model it was written from.
+    """Compare a file with the model it was written from; return the largest absolute difference.
 
     They are compared on a batch of another size than the one a file is traced with.
 
@@ -254,14 +257,15 @@ def check(model: Model, written: RuntimeModel, tolerance: float = MAX_DIFFERENCE
     # "not <=" so that NaN fails as well.
     if not difference <= tolerance * max(1.0, float(expected_BD.abs().max())):
         raise UserError(
-            f"{written.version()} disagrees with PyTorch on '{model.name}' by {difference:.2g}"
+            f"{written.version()} differs from PyTorch on '{model.name}' by {difference:.2g}, "
+            "more than allowed"
         )
     return difference
 
 
-def _fits(found: Sequence[int], expected: Sequence[int | None]) -> bool:
-    return len(found) == len(expected) and all(
-        ours in (None, theirs) for theirs, ours in zip(found, expected, strict=True)
+def _fits(shape: Sequence[int], expected: Sequence[int | None]) -> bool:
+    return len(shape) == len(expected) and all(
+        expected_size in (None, size) for size, expected_size in zip(shape, expected, strict=True)
     )
 
 

@@ -44,8 +44,8 @@ class CompiledModel(RuntimeModel):
         _check_machine(self.path, _machine(self.path))
         if not (self.trust or is_known(self.path)):
             raise UserError(
-                f"{self.path} is native code, which runs with all your rights once it is opened, "
-                "and was not compiled here: if you trust whoever made it, open it with "
+                f"{self.path} is native code that runs with your full permissions when opened, "
+                "and it was not compiled on this machine: if you trust its source, open it with "
                 "trust=True (--trust)"
             )
         try:
@@ -72,12 +72,12 @@ class CompiledModel(RuntimeModel):
 
 
 def _machine(path: Path) -> dict[str, Any]:
-    """For what a package was compiled."""
+    """Read which processor a package was compiled for."""
     try:
         with zipfile.ZipFile(path) as archive:
             check_sizes(path, archive.infolist(), path.stat().st_size)
             if damaged := archive.testzip():
-                raise zipfile.BadZipFile(f"'{damaged}' is damaged")
+                raise zipfile.BadZipFile(f"'{damaged}' is corrupt")
             names = [n for n in archive.namelist() if n.endswith("_metadata.json")]
             facts = json.loads(archive.read(names[0])) if names else {}
             return facts if isinstance(facts, dict) else {}
@@ -87,16 +87,25 @@ def _machine(path: Path) -> dict[str, Any]:
 
 
 def _check_machine(path: Path, needs: dict[str, Any]) -> None:
-    """Refuse what this processor cannot run: it would end the process without a message."""
+    """Reject a package for another processor: running it would crash the process."""
     machine, instructions = needs.get("AOTI_MACHINE"), str(needs.get("AOTI_CPU_ISA", "")).split()
     if machine is None:
-        raise UserError(f"AOTInductor cannot open {path}: it is no package for a CPU; {REMEDY}")
-    ours = torch.backends.cpu.get_cpu_capability()
-    has = LEVELS[: LEVELS.index(ours) + 1] if ours in LEVELS else (ours,)
+        raise UserError(
+            f"AOTInductor cannot open {path}: not an AOTInductor package for a CPU; {REMEDY}"
+        )
+    instruction_set = torch.backends.cpu.get_cpu_capability()
+    has = (
+        LEVELS[: LEVELS.index(instruction_set) + 1]
+        if instruction_set in LEVELS
+        else (instruction_set,)
+    )
     lacking = [name for name in instructions if name in LEVELS and name not in has]
     if machine != platform.machine() or lacking:
-        wanted = " ".join([machine, *instructions])
-        raise UserError(f"{path} was compiled for {wanted}; this is {platform.machine()} {ours}")
+        compiled_for = " ".join([machine, *instructions])
+        raise UserError(
+            f"{path} was compiled for {compiled_for}, but this machine is {platform.machine()} "
+            f"{instruction_set}"
+        )
 
 
 def compile_program(program: ExportedProgram, path: Path) -> None:
@@ -113,11 +122,16 @@ def compile_program(program: ExportedProgram, path: Path) -> None:
 
     shape, dtype = input_of(program)
     facts = {"shape": json.dumps(shape), "dtype": str(dtype)}
-    wanted = {"freezing": True, "cpp.dynamic_threads": True, "cpp.threads": os.cpu_count() or 1,
-              "aot_inductor.metadata": facts, "aot_inductor.enable_line_tables": False,
-              "compile_threads": 1}  # fmt: skip
+    inductor_options = {
+        "freezing": True,
+        "cpp.dynamic_threads": True,
+        "cpp.threads": os.cpu_count() or 1,
+        "aot_inductor.metadata": facts,
+        "aot_inductor.enable_line_tables": False,
+        "compile_threads": 1,
+    }
     known = config.get_config_copy()
-    options = {name: value for name, value in wanted.items() if name in known}
+    options = {name: value for name, value in inductor_options.items() if name in known}
     with quiet(), torch.no_grad(), tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "model.pt2"
         torch._inductor.aoti_compile_and_package(
@@ -130,12 +144,12 @@ def compile_program(program: ExportedProgram, path: Path) -> None:
 def _without_sources(package: Path, path: Path) -> None:
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
-    with zipfile.ZipFile(package) as whole, zipfile.ZipFile(path, "w") as kept:
+    with zipfile.ZipFile(package) as whole, zipfile.ZipFile(path, "w") as stripped:
         for name in whole.namelist():
             # A source stays as an empty file: torch 2.11 finds the others by its name. And without
             # the time of day, which would make every file another one.
             content = b"" if name.endswith(SOURCES) else whole.read(name)
-            kept.writestr(zipfile.ZipInfo(name), content)
+            stripped.writestr(zipfile.ZipInfo(name), content)
             if name.endswith(".so"):
                 # Every compilation leaves two more copies of the weights in inductor's cache.
                 for left in Path(cache_dir()).glob(f"*/{Path(name).name.partition('.')[0]}*"):
@@ -162,7 +176,9 @@ class AotInductor(Runtime):
         try:
             cpp_builder.get_cpp_compiler()
         except (exc.InvalidCxxCompiler, RuntimeError) as error:
-            raise UserError(f"{cls.kind} needs a C++ compiler, such as g++") from error
+            raise UserError(
+                f"{cls.kind} requires a C++ compiler: install one, such as g++"
+            ) from error
 
     def write(self, model: Model, path: Path) -> None:
         self.require()

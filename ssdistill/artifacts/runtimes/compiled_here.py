@@ -1,4 +1,4 @@
-"""Which native code this installation has compiled itself, and may run without being told to.
+"""Record of native code compiled by this installation, which runs without ``trust``.
 
 A compiled file says nothing that could be believed about where it comes from. What is compiled
 here is noted by its sha256 in a folder of the user's own, outside of every runs folder: nobody
@@ -17,7 +17,7 @@ _this_process: set[str] = set()
 
 
 def state_folder() -> Path:
-    """Where this installation keeps what it must remember."""
+    """Folder for this installation's persistent state."""
     if own := os.environ.get(STATE):
         return Path(own)
     root = Path(os.environ.get("XDG_STATE_HOME") or "")
@@ -25,7 +25,7 @@ def state_folder() -> Path:
 
 
 def remember(path: Path) -> None:
-    """Note that the file has just been compiled here.
+    """Record a file as compiled here.
 
     Where the folder cannot be written to, it is known in this process only.
     """
@@ -53,7 +53,7 @@ def is_known(path: Path) -> bool:
 
 
 def trust_stages(root: Path) -> list[Path]:
-    """Take all native code in the stages of a runs folder for compiled here.
+    """Record all native code in the stages of a runs folder as compiled here.
 
     For runs of another machine, and of versions that took no notes.
 
@@ -68,7 +68,7 @@ def trust_stages(root: Path) -> list[Path]:
 
 
 def is_known_artifact(folder: Path) -> bool:
-    """Whether what an artifact's folder holds was all compiled here."""
+    """Whether all native code in an artifact's folder was compiled here."""
     return all(file.is_file() and is_known(file) for file in weight_files(folder))
 
 

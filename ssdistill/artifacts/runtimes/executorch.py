@@ -47,7 +47,7 @@ class PteModel(RuntimeModel):
         content = self.path.read_bytes()
         if content[4:8] not in IDENTIFIERS:
             raise UserError(
-                f"ExecuTorch cannot open {self.path}: it is no ExecuTorch program; {REMEDY}"
+                f"ExecuTorch cannot open {self.path}: not an ExecuTorch program; {REMEDY}"
             )
         return content
 
@@ -55,7 +55,7 @@ class PteModel(RuntimeModel):
         from executorch.runtime import Runtime as Reader
 
         try:
-            with _hushed():
+            with _silenced():
                 _resize_pool(threads)
                 # By its content: of a path the file must not change for as long as it is open.
                 self.program = Reader.get().load_program(content)
@@ -91,7 +91,7 @@ def _resize_pool(threads: int) -> None:
 
     threads = threads or torch.get_num_threads()
     if portable_lib._threadpool_get_thread_count() != threads:
-        with _hushed():
+        with _silenced():
             portable_lib._unsafe_reset_threadpool(threads)
         # Whatever was read before holds on to the pool that is gone.
         _pools["opened"] += 1
@@ -103,7 +103,7 @@ def lower(program: ExportedProgram) -> bytes:
     Raises:
         Exception: an operator without an implementation, and whatever else ExecuTorch says.
     """
-    with _hushed(), _compiler_beside_python(), one_is_no_constant(), torch.no_grad():
+    with _silenced(), _compiler_beside_python(), one_is_no_constant(), torch.no_grad():
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
 
@@ -126,16 +126,16 @@ def _compiler_beside_python() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _hushed() -> Iterator[None]:
-    """Silence the runtime, which narrates from native code past Python's streams."""
+def _silenced() -> Iterator[None]:
+    """Silence the runtime's native code, which writes past Python's streams."""
     with quiet(), open(os.devnull, "w") as void:
-        kept = [(stream, os.dup(stream)) for stream in (1, 2)]
+        saved_streams = [(stream, os.dup(stream)) for stream in (1, 2)]
         try:
-            for stream, _ in kept:
+            for stream, _ in saved_streams:
                 os.dup2(void.fileno(), stream)
             yield
         finally:
-            for stream, copy in kept:
+            for stream, copy in saved_streams:
                 os.dup2(copy, stream)
                 os.close(copy)
 

@@ -1,4 +1,4 @@
-"""What may be in the archive of an exported program, so that PyTorch runs nothing of it.
+"""Checks of an exported program's archive: opening it must execute no code.
 
 PyTorch's reader of ``.pt2`` archives unpickles some members, evaluates some strings, imports
 modules that others name, loads native libraries, and falls back to layouts of earlier versions
@@ -50,7 +50,7 @@ CONTAINERS = {None, "builtins.tuple", "builtins.list", "builtins.dict"}
 
 
 def checked_archive(path: Path) -> io.BytesIO:
-    """A copy of an exported program that is safe to give to ``torch.export.load``.
+    """Copy an exported program after checking that ``torch.export.load`` runs no code of it.
 
     Raises:
         UserError: no zip, a damaged one, or one with anything in it that would be run, imported
@@ -70,12 +70,12 @@ def checked_archive(path: Path) -> io.BytesIO:
                 raise _refused(path, f"'{member.filename}'")
             seen.add(name)
             content = archive.read(member)
-            if found := _what_would_run(name, content):
-                raise _refused(path, found)
+            if unsafe_part := _what_would_run(name, content):
+                raise _refused(path, unsafe_part)
             checked.writestr(zipfile.ZipInfo(f"archive/{name}"), content)
     if PROGRAM not in seen or "archive_format" not in seen:
         raise UserError(
-            f"PyTorch cannot open {path}: it is no torch.export program of PyTorch 2.8 or newer; "
+            f"PyTorch cannot open {path}: not a torch.export program of PyTorch 2.8 or newer; "
             "export the model again"
         )
     copy.seek(0)
@@ -83,7 +83,7 @@ def checked_archive(path: Path) -> io.BytesIO:
 
 
 def check_sizes(path: Path, members: list[zipfile.ZipInfo], size: int) -> None:
-    """Refuse members that claim to be larger than the file which they are in.
+    """Reject members that declare a larger size than the file can hold.
 
     Raises:
         UserError: of compressed members too, which no program that writes such files has.
@@ -92,27 +92,29 @@ def check_sizes(path: Path, members: list[zipfile.ZipInfo], size: int) -> None:
         packed = member.compress_type != zipfile.ZIP_STORED
         if packed or member.file_size > size or member.flag_bits & 1:
             why = "is compressed or encrypted" if packed or member.flag_bits & 1 else (
-                f"claims {member.file_size} bytes in a file of {size}"
+                f"declares {member.file_size} bytes in a file of {size}"
             )  # fmt: skip
             raise UserError(
-                f"{path} is refused: '{shortened(member.filename)}' {why}; export the model again"
+                f"refused to open {path}: '{shortened(member.filename)}' {why}; export the model "
+                "again"
             )
     if sum(member.file_size for member in members) > size:
         raise UserError(
-            f"{path} is refused: its members claim more bytes than the file has; export the model "
-            "again"
+            f"refused to open {path}: its members declare more bytes than the file can hold; "
+            "export the model again"
         )
 
 
-def _refused(path: Path, found: str) -> UserError:
+def _refused(path: Path, unsafe_part: str) -> UserError:
     return UserError(
-        f"{path} is refused: {shortened(found, 120)} would be run as it is opened; export the "
+        f"refused to open {path}: {shortened(unsafe_part, 120)} would be executed on opening; "
+        "export the "
         "model again with ssdistill"
     )
 
 
 def _what_would_run(name: str, content: bytes) -> str:
-    """The first part of a member that is more than data; empty where there is none."""
+    """First part of a member that would execute code; empty if there is none."""
     if name in PLAIN:
         return "" if PLAIN[name].fullmatch(content) else f"'{name}'"
     if TENSORS.fullmatch(name):
@@ -123,7 +125,7 @@ def _what_would_run(name: str, content: bytes) -> str:
 
 
 def _evaluated(value: Any) -> Iterator[str]:
-    """What the reader would unpickle, evaluate or import, anywhere in a JSON value."""
+    """Find what the reader would unpickle, evaluate or import in a JSON value."""
     if isinstance(value, list):
         for part in value:
             yield from _evaluated(part)
@@ -132,8 +134,8 @@ def _evaluated(value: Any) -> Iterator[str]:
             check = CHECKS.get(key)
             if check is None:
                 yield from _evaluated(part)
-            elif found := check(part):
-                yield found
+            elif unsafe_part := check(part):
+                yield unsafe_part
 
 
 def _pickled(value: Any) -> str:
@@ -163,11 +165,11 @@ def _operator(value: Any) -> str:
 
 def _metadata(value: Any) -> str:
     plain = isinstance(value, dict) and not value.keys() - {"stack_trace"}
-    return "" if plain else "metadata that names classes"
+    return "" if plain else "metadata naming classes"
 
 
 def _object(value: Any) -> str:
-    return "" if value is None else "an object of a class"
+    return "" if value is None else "a class instance"
 
 
 def _tree(value: Any) -> str:

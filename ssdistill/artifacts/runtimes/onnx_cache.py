@@ -1,4 +1,4 @@
-"""Encoders in ONNX Runtime for a while, each of them exported once."""
+"""A least-recently-used cache of temporary ONNX exports."""
 
 import hashlib
 import tempfile
@@ -12,11 +12,11 @@ from ssdistill.models.backbones import Encoder
 from ssdistill.models.model import Model
 
 MOST = 16
-"""Files that are kept; a chain of a few steps measures each of its models several times."""
+"""Capacity of the cache; a short chain measures each of its models several times."""
 
 
-class _Shelf:
-    """The files of this process, removed with it; the one asked for longest ago goes first."""
+class _ExportCache:
+    """Temporary ONNX files of this process; the least recently used is evicted first."""
 
     def __init__(self) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="ssdistill-")
@@ -34,12 +34,12 @@ class _Shelf:
         return self.paths[key]
 
 
-_shelves: list[_Shelf] = []
+_caches: list[_ExportCache] = []
 
 
 @contextmanager
 def float_onnx(model: Model) -> Iterator[OnnxEncoder]:
-    """The same model in ONNX Runtime, for as long as the ``with`` lasts.
+    """Run a model in ONNX Runtime inside the ``with`` block.
 
     What an encoder of the same weights was exported to before is used again; the export takes
     seconds, and each model of a chain is measured beside its parent, its children and all.
@@ -48,9 +48,9 @@ def float_onnx(model: Model) -> Iterator[OnnxEncoder]:
         UserError: see :func:`ssdistill.artifacts.runtimes.onnx_runtime.export_onnx`.
     """
     if isinstance(model, Encoder):
-        if not _shelves:
-            _shelves.append(_Shelf())
-        yield OnnxEncoder(_shelves[0].path(model), model.embed_dim, model.spec)
+        if not _caches:
+            _caches.append(_ExportCache())
+        yield OnnxEncoder(_caches[0].path(model), model.embed_dim, model.spec)
         return
     # Of another module it is not known what its ``embed`` does with the weights.
     with tempfile.TemporaryDirectory() as folder:
@@ -60,7 +60,7 @@ def float_onnx(model: Model) -> Iterator[OnnxEncoder]:
 
 
 def _identity(encoder: Encoder) -> str:
-    """sha256 of everything that decides what is exported."""
+    """sha256 of everything that determines the exported file."""
     digest = hashlib.sha256(f"{encoder.spec.model_dump_json()} {encoder.removed}".encode())
     for name, tensor in encoder.net.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())

@@ -1,4 +1,4 @@
-"""What an ONNX file would make its runtime open beside itself."""
+"""Checks of the external files that an ONNX model refers to."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,15 +26,17 @@ def check_onnx(path: Path) -> None:
     except Exception as error:  # protobuf's, which shares no base class with onnx's
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"ONNX Runtime cannot open {path}: it is no ONNX model ({reason}); {REMEDY}"
+            f"ONNX Runtime cannot open {path}: not an ONNX model ({reason}); {REMEDY}"
         ) from error
     if not model.graph.node and not model.graph.output:
         raise UserError(
-            f"ONNX Runtime cannot open {path}: it is no ONNX model (it has no graph); {REMEDY}"
+            f"ONNX Runtime cannot open {path}: not an ONNX model (it has no graph); {REMEDY}"
         )
     for node, tensors in _nodes_and_tensors(model):
         if node is not None and node.op_type == CONTEXT:
-            raise UserError(f"{path} is refused: operator {CONTEXT} '{node.name}' is compiled code")
+            raise UserError(
+                f"refused to open {path}: operator {CONTEXT} '{node.name}' is compiled code"
+            )
         for tensor in tensors:
             if tensor.data_location == onnx.TensorProto.EXTERNAL:
                 _check_external(path, tensor)
@@ -72,12 +74,14 @@ def _check_external(path: Path, tensor: Any) -> None:
         size = file.stat().st_size if inside and file.is_file() else -1
         offset, length = int(facts.get("offset", 0)), int(facts.get("length", 0))
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path} is refused: tensor '{tensor.name}' lies in {location!r:.80}, "
-                        f"which is no place in its folder ({error})") from error  # fmt: skip
+        raise UserError(
+            f"refused to open {path}: tensor '{tensor.name}' is stored in {location!r:.80}, "
+            f"which is not a path in the model's folder ({error})"
+        ) from error
     if not inside:
         raise UserError(
-            f"{path} is refused: tensor '{tensor.name}' lies in {location!r:.80}, outside of its "
-            "folder; put the file itself, no link, beside the model"
+            f"refused to open {path}: tensor '{tensor.name}' is stored in {location!r:.80}, "
+            "outside its folder; put the file itself, not a link, beside the model"
         )
     if size < 0:
         raise UserError(f"no file {file} with tensor '{tensor.name}' of {path.name}")

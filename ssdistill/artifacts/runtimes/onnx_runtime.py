@@ -52,11 +52,9 @@ class OnnxEncoder(RuntimeModel):
         """Refuse a graph without an input of known numbers or without an output."""
         kinds = [one.type for one in self.session.get_inputs()]
         if not kinds or not self.session.get_outputs():
-            raise UserError(f"{self.path} has no input or no output: it is no encoder")
+            raise UserError(f"{self.path} has no input or no output: not an encoder")
         if kinds[0] not in INPUT_TYPES:
-            raise UserError(
-                f"{self.path} takes {kinds[0]}: an encoder takes float or uint8 pictures"
-            )
+            raise UserError(f"{self.path} takes {kinds[0]}: an encoder takes float or uint8 images")
 
     def _run(self, inputs: np.ndarray) -> np.ndarray:
         return self.session.run(None, {self.session.get_inputs()[0].name: inputs})[0]
@@ -77,7 +75,7 @@ def export_onnx(
 ) -> float:
     """Write ``model`` as one ONNX file with a dynamic batch axis, and check it.
 
-    An encoder's normalisation is part of the graph: input ``inputs`` is float (B, 3, H, W) in
+    An encoder's normalization is part of the graph: input ``inputs`` is float (B, 3, H, W) in
     [0, 1], output ``embedding`` (B, embed_dim). The file is opened again in ONNX Runtime and
     compared with PyTorch on a batch of another size than the one it was traced with.
 
@@ -112,7 +110,7 @@ def _write_onnx(model: Model, path: Path, opset: int) -> None:
 
 
 def _save_bare(model: Any, path: Path) -> None:
-    """Save without the exporter's notes: they are stack traces with paths of this machine."""
+    """Save without the exporter's metadata, which holds stack traces with local paths."""
     import onnx
 
     graph = model.graph

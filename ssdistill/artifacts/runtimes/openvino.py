@@ -80,7 +80,7 @@ def check_ir(path: Path, weights: Path) -> None:
     content = path.read_bytes()
     text = content.lstrip(b"\xef\xbb\xbf \t\r\n")
     if not re.match(rb"(<\?xml[^>]{0,200}\?>\s*)?<net\s", text) or b"<!" in content:
-        raise UserError(f"OpenVINO cannot open {path}: it is no XML of an OpenVINO network")
+        raise UserError(f"OpenVINO cannot open {path}: not an OpenVINO network in XML")
     size = weights.stat().st_size
     for attributes in re.findall(rb"<data\s([^>]*)>", content):
         facts = dict(re.findall(rb'(offset|size)="(\d{1,20})"', attributes))
@@ -153,7 +153,7 @@ def convert(source: Path, name: str, openvino: Any) -> Any:
         return openvino.convert_model(source)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
-        raise UserError(f"'{name}' cannot be converted to OpenVINO: {reason}") from error
+        raise UserError(f"cannot convert '{name}' to OpenVINO: {reason}") from error
 
 
 def save_graph(graph: Any, path: Path, half: bool = False, arithmetic: Arithmetic = "f32") -> None:

@@ -1,4 +1,4 @@
-"""The stack that signals are handled on, kept through libraries that replace it."""
+"""Preserve the signal stack across libraries that replace it."""
 
 import ctypes
 import sys

@@ -65,13 +65,13 @@ def input_of(program: ExportedProgram) -> tuple[tuple[int | None, ...], np.dtype
 
 
 def unreadable(path: Path, reader: str, error: BaseException) -> UserError:
-    """One line for whatever a reader says of a damaged file."""
+    """One-line error for a file that its reader rejects."""
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return UserError(f"{reader} cannot open {path}: {shortened(reason, 150)}; {REMEDY}")
 
 
 def save_program(program: ExportedProgram, path: Path) -> None:
-    """Write a program without what only served to make it.
+    """Write a program without its export-time metadata.
 
     Those are stack traces, with paths of this machine; the example it was traced with, which
     may be somebody's data; checks of the input that are run as Python.

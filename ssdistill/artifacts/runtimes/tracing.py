@@ -31,7 +31,7 @@ class Embedding(nn.Module):
 
 
 def ready(model: Model) -> Model:
-    """A copy as files are written from: on the CPU, in eval mode, without feature maps."""
+    """Copy a model for export: on the CPU, in eval mode, without feature maps."""
     # A copy: putting back the mode of the whole would change parts that were frozen in another.
     model = copy.deepcopy(model).eval().cpu()
     # A training leaves weights in channels_last, which slows down some of the written files.
@@ -79,18 +79,18 @@ def _traced(graph: nn.Module, model: Model, most: int | None) -> ExportedProgram
 
 
 def _trace(graph: nn.Module, example: Tensor, most: int | None) -> ExportedProgram:
-    # An example batch of 1 would be taken for a constant (torch.export specialises 0 and 1).
+    # An example batch of 1 would be taken for a constant (torch.export specializes 0 and 1).
     sizes = ({0: torch.export.Dim("batch", min=1, max=most)},)
     return torch.export.export(graph, (example,), dynamic_shapes=sizes, strict=False)
 
 
 def strip(graph: torch.fx.GraphModule) -> int:
-    """Take away the tensors that nothing in a graph uses; how many numbers they had."""
+    """Remove a graph's unused tensors; return how many elements they had."""
     graph.graph.eliminate_dead_code()
     graph.recompile()
     read, numbers = {node.target for node in graph.graph.nodes if node.op == "get_attr"}, 0
     for name, tensor in [*graph.named_parameters(), *graph.named_buffers()]:
-        # The counters of batch normalisation are worth no second tracing.
+        # The counters of batch normalization are worth no second tracing.
         if name not in read and tensor.numel() > 1:
             parent, _, leaf = name.rpartition(".")
             delattr(graph.get_submodule(parent), leaf)
@@ -109,30 +109,30 @@ def one_is_no_constant() -> contextlib.AbstractContextManager[None]:
 
 
 def explain(error: BaseException, model: Model, runtime: str) -> UserError:
-    """What an exporter says in a hundred lines, in one, with the module it happened in."""
+    """Summarize an exporter's error in one line that names the failing module."""
     chain = [error]
     while following := chain[-1].__cause__ or chain[-1].__context__:
         chain.append(following)
     names = {id(module): name for name, module in model.named_modules()}
-    place = next(filter(None, (_place(part, names) for part in chain)), "")
+    place = next(filter(None, (_innermost_module(part, names) for part in chain)), "")
     where = f" ('{place}')" if place else ""
     kinds = {cls.__name__ for part in chain for cls in type(part).__mro__}
     text = "\n".join(str(part) for part in chain)
     if "GuardOnDataDependentSymNode" in kinds or "data-dependent" in text:
-        reason = "what it does depends on the values of its input"
+        reason = "its control flow depends on the values of its input"
     elif "Constraints violated" in text or "specialized" in text:
-        reason = "it does not take every number of inputs from one up"
+        reason = "it does not accept every batch size from 1 up"
     else:
         reason = _reason(chain[-1])
-    return UserError(f"'{model.name}' cannot be exported to {runtime}{where}: {reason}")
+    return UserError(f"cannot export '{model.name}' to {runtime}{where}: {reason}")
 
 
-def _place(error: BaseException, names: dict[int, str]) -> str:
+def _innermost_module(error: BaseException, names: dict[int, str]) -> str:
     """The name of the innermost module of the model whose code was running."""
-    found = ""
+    module_name = ""
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        found = names.get(id(frame.f_locals.get("self")), "") or found
-    return found.removeprefix("net.")
+        module_name = names.get(id(frame.f_locals.get("self")), "") or module_name
+    return module_name.removeprefix("net.")
 
 
 def _reason(error: BaseException) -> str:
@@ -161,7 +161,7 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Let PyTorch use so many threads for as long as the ``with``; 0 changes nothing."""
+    """Set PyTorch's thread count inside the ``with`` block; 0 leaves it unchanged."""
     before = torch.get_num_threads()
     if count in (0, before):
         yield

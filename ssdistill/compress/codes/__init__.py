@@ -1,1 +1,1 @@
-"""Weights that take few values, or are mostly zero."""
+"""Codes for weights of few values or mostly zeros."""

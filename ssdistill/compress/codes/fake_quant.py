@@ -1,4 +1,4 @@
-"""Weights on a grid of a few bits: finding the grid, and training on it."""
+"""Low-bit weight grids: fit them, and train on them with a straight-through estimator."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,14 +24,14 @@ def weights_of(net: nn.Module) -> dict[str, nn.Module]:
 
     A weight that several layers share is named once, after the first of them.
     """
-    found: dict[str, nn.Module] = {}
+    layers: dict[str, nn.Module] = {}
     seen: set[int] = set()
     for name, module in net.named_modules():
         # An attention layer takes its output projection apart: it never calls it.
         if isinstance(module, KINDS) and id(module.weight) not in seen:
             seen.add(id(module.weight))
-            found[f"{name}.weight" if name else "weight"] = module
-    return found
+            layers[f"{name}.weight" if name else "weight"] = module
+    return layers
 
 
 def quantize_weight(
@@ -64,16 +64,16 @@ def quantize_weight(
     whole = bool((rows_CK == 0).any())
     best = None
     for share in SHARES if clip == "mse" else SHARES[:1]:
-        best = _better(rows_CK, _grid(rows_CK * share, low, high, whole), best, (low, high))
+        best = _better_grid(rows_CK, _grid(rows_CK * share, low, high, whole), best, (low, high))
     for _ in range(REFINEMENTS if clip == "mse" else 0):
         fitted = _fitted(rows_CK, best[0], (low, high), whole)
-        best = _better(rows_CK, fitted, best, (low, high))
+        best = _better_grid(rows_CK, fitted, best, (low, high))
     coded = _coded(weight, rows_CK, best[0], bits, symmetric)
     return coded.decode().to(weight), coded
 
 
 Grid = tuple[Tensor, Tensor]
-"""Scale and zero point, one a row."""
+"""Scale and zero point of every row."""
 
 
 def _limits(bits: int, symmetric: bool) -> tuple[int, int]:
@@ -82,7 +82,7 @@ def _limits(bits: int, symmetric: bool) -> tuple[int, int]:
 
 
 def _grid(rows_CK: Tensor, low: int, high: int, whole: bool) -> Grid:
-    """The grid that just holds every row, and zero."""
+    """Min-max grid of every row, zero included."""
     if low < 0:
         scale_C = rows_CK.abs().amax(1) / high
         return _storable(scale_C), torch.zeros_like(scale_C)
@@ -92,7 +92,7 @@ def _grid(rows_CK: Tensor, low: int, high: int, whole: bool) -> Grid:
 
 
 def _fitted(rows_CK: Tensor, grid: Grid, limits: tuple[int, int], whole: bool) -> Grid:
-    """The grid with the least squared error for the integers that ``grid`` gives."""
+    """Least-squares grid for the integers that ``grid`` assigns."""
     scale_C, zero_C = grid
     steps_CK = _integers(rows_CK, grid, *limits)
     if limits[0] < 0 or whole:
@@ -110,7 +110,7 @@ def _fitted(rows_CK: Tensor, grid: Grid, limits: tuple[int, int], whole: bool) -
 
 
 def _zero(zero_C: Tensor, high: int, whole: bool) -> Tensor:
-    """A zero point that 16 bits hold; between two integers, unless ``whole``."""
+    """Zero point rounded to 16 bits; fractional unless ``whole``."""
     return (zero_C.round() if whole else zero_C.half().float()).clamp(0, high)
 
 
@@ -128,10 +128,10 @@ def _integers(rows_CK: Tensor, grid: Grid, low: int, high: int) -> Tensor:
     return (rows_CK / scale_C[:, None]).add_(zero_C[:, None]).round_().clamp_(low, high)
 
 
-def _better(
+def _better_grid(
     rows_CK: Tensor, grid: Grid, best: tuple[Grid, Tensor] | None, limits: tuple[int, int]
 ) -> tuple[Grid, Tensor]:
-    """Row by row the grid of the smaller squared error, and that error."""
+    """Choose the grid of smaller squared error row by row; return it and its error."""
     scale_C, zero_C = grid
     found_CK = _integers(rows_CK, grid, *limits)
     found_CK.sub_(zero_C[:, None]).mul_(scale_C[:, None]).sub_(rows_CK)
@@ -140,8 +140,8 @@ def _better(
         return grid, error_C
     (old_scale_C, old_zero_C), old_error_C = best
     won_C = error_C < old_error_C
-    kept = torch.where(won_C, scale_C, old_scale_C), torch.where(won_C, zero_C, old_zero_C)
-    return kept, torch.where(won_C, error_C, old_error_C)
+    better_grid = torch.where(won_C, scale_C, old_scale_C), torch.where(won_C, zero_C, old_zero_C)
+    return better_grid, torch.where(won_C, error_C, old_error_C)
 
 
 def _coded(weight: Tensor, rows_CK: Tensor, grid: Grid, bits: int, symmetric: bool) -> Uniform:
@@ -173,8 +173,8 @@ class OnGrid(nn.Module):
         self.log_scale_C = nn.Parameter(scale_C.log())
         zero_C = torch.zeros_like(scale_C) if coded.zero is None else coded.zero.to(weight)
         self.register_buffer("zero_C", zero_C)
-        kept = weight.detach() != 0
-        self.register_buffer("kept", None if kept.all() else kept)
+        nonzero = weight.detach() != 0
+        self.register_buffer("kept", None if nonzero.all() else nonzero)
 
     def forward(self, weight: Tensor) -> Tensor:
         """(C, …) -> the same shape, on the grid."""
@@ -197,7 +197,7 @@ class OnGrid(nn.Module):
 
 @contextmanager
 def on_grid(net: nn.Module, coded: Mapping[str, Uniform]) -> Iterator[dict[str, Uniform]]:
-    """Inside, the weights of ``net`` can be trained and are on their grids all the same.
+    """Train the weights of ``net`` on their grids inside the ``with`` block.
 
     On leaving they are plain weights again, exactly on the grid that was learned, without a
     trace of what held them there.
@@ -209,16 +209,16 @@ def on_grid(net: nn.Module, coded: Mapping[str, Uniform]) -> Iterator[dict[str, 
     Yields:
         an empty dictionary that holds the codes found, by the same keys, after leaving.
     """
-    layers, found = weights_of(net), {}
+    layers, grids = weights_of(net), {}
     for key, code in coded.items():
         held = OnGrid(code, layers[key].weight)
         parametrize.register_parametrization(layers[key], "weight", held, unsafe=True)
     try:
-        yield found
+        yield grids
     finally:
         for key in coded:
             held = layers[key].parametrizations["weight"]
-            found[key] = held[0].coded(held.original)
+            grids[key] = held[0].coded(held.original)
             parametrize.remove_parametrizations(layers[key], "weight")
             with torch.no_grad():
-                layers[key].weight.copy_(found[key].decode())
+                layers[key].weight.copy_(grids[key].decode())

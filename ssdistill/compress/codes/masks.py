@@ -1,4 +1,4 @@
-"""Which single weights matter least, and which of them stay."""
+"""Unstructured pruning masks: weight saliency and selection."""
 
 from typing import Literal
 
@@ -9,7 +9,7 @@ Criterion = Literal["magnitude", "l1", "l2", "lamp"]
 
 
 def score(weight: Tensor, criterion: Criterion) -> Tensor:
-    """How much every number of one layer's weight matters; float64 of its shape.
+    """Saliency of every element of a layer's weight, float64 of the same shape.
 
     ``magnitude`` is |w|; ``l1`` and ``l2`` divide it by the mean |w| and the root mean square of
     the layer; ``lamp`` is w^2 over the sum of all squares that are no smaller (Lee et al.,

@@ -1,4 +1,4 @@
-"""Give layers back the means that quantized weights have shifted."""
+"""Bias correction: restore the output means shifted by quantized weights."""
 
 import copy
 from collections import Counter
@@ -21,7 +21,7 @@ Moments = dict[str, tuple[Tensor, Tensor]]
 
 @torch.no_grad()
 def correct_shifts(model: Model, reference: Model, inputs: Tensor) -> tuple[Model, bool]:
-    """Shift biases and batch statistics so that the means are those of ``reference`` again.
+    """Shift biases and batch-norm means so that output means match those of ``reference``.
 
     Layer by layer in the order of the computation, each on what the corrected layers before it
     give (Nagel et al., ICCV 2019, arXiv:1906.04721, section 4.2). A layer with a bias takes the
@@ -45,8 +45,10 @@ def correct_shifts(model: Model, reference: Model, inputs: Tensor) -> tuple[Mode
     model.eval(), reference.eval()
     corrected = copy.deepcopy(model)
     inputs = inputs.to(model.device)
-    wanted = _moments(reference, inputs[:half])
-    with _hooked(corrected.net, lambda name, module: _corrector(module, wanted.get(name))):
+    reference_moments = _moments(reference, inputs[:half])
+    with _hooked(
+        corrected.net, lambda name, module: _corrector(module, reference_moments.get(name))
+    ):
         corrected(inputs[:half])
     wanted_BD = reference(inputs[half:]).embedding_BD
     before, after = (
@@ -58,20 +60,20 @@ def correct_shifts(model: Model, reference: Model, inputs: Tensor) -> tuple[Mode
 
 
 def _moments(model: Model, inputs: Tensor) -> Moments:
-    found: Moments = {}
+    moments_by_name: Moments = {}
     calls: Counter[str] = Counter()
 
     def watch(name: str, module: nn.Module) -> Callable[[Tensor], None]:
         def look(x: Tensor) -> None:
             calls[name] += 1
-            found[name] = _mean_and_variance(x, module)
+            moments_by_name[name] = _mean_and_variance(x, module)
 
         return look
 
     with _hooked(model.net, watch):
         model(inputs)
     # One bias cannot serve two places whose means differ.
-    return {name: moments for name, moments in found.items() if calls[name] == 1}
+    return {name: moments for name, moments in moments_by_name.items() if calls[name] == 1}
 
 
 def _mean_and_variance(x: Tensor, module: nn.Module) -> tuple[Tensor, Tensor]:
@@ -82,15 +84,15 @@ def _mean_and_variance(x: Tensor, module: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def _corrector(
-    module: nn.Module, wanted: tuple[Tensor, Tensor] | None
+    module: nn.Module, reference_moments: tuple[Tensor, Tensor] | None
 ) -> Callable[[Tensor], Tensor | None]:
     def correct(x: Tensor) -> Tensor | None:
         mean_C, variance_C = _mean_and_variance(x, module)
-        if wanted is None or wanted[0].shape != mean_C.shape:
+        if reference_moments is None or reference_moments[0].shape != mean_C.shape:
             return None
-        shift_C = wanted[0] - mean_C
+        shift_C = reference_moments[0] - mean_C
         if isinstance(module, _BatchNorm):
-            change_C = variance_C / wanted[1].clamp(min=torch.finfo(torch.float32).tiny)
+            change_C = variance_C / reference_moments[1].clamp(min=torch.finfo(torch.float32).tiny)
             module.running_mean -= shift_C.to(module.running_mean)
             module.running_var *= change_C.clamp(1 / CHANGE, CHANGE).to(module.running_var)
             return None

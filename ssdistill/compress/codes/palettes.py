@@ -1,4 +1,4 @@
-"""Codebooks for weights: k-means in one dimension, for many rows of numbers at once."""
+"""Codebooks of weights: batched one-dimensional k-means."""
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ Rows = tuple[Tensor, Tensor, Tensor]
 
 
 def codebooks(values_RN: Tensor, size: int, counts_R: Tensor | None = None) -> Tensor:
-    """The ``size`` numbers that are nearest to the numbers of each row, in squares.
+    """Fit a codebook of ``size`` values to each row by least squares.
 
     Lloyd's iterations (IEEE Trans. Inf. Theory 1982) on sorted numbers, from clusters as dense as
     the cube root of the density of the numbers, which is best for many of them (Panter and Dite,
@@ -58,10 +58,10 @@ def _codebooks(values_RN: Tensor, counts_R: Tensor, size: int) -> Tensor:
 
 def _halvings(size: int) -> list[int]:
     """How many clusters are moved at once: many at first, one in the end; none of two."""
-    found = [size // 8] if size >= 8 else [1] if size > 2 else []
-    while found and found[-1] > 1:
-        found.append(found[-1] // 2)
-    return found
+    counts = [size // 8] if size >= 8 else [1] if size > 2 else []
+    while counts and counts[-1] > 1:
+        counts.append(counts[-1] // 2)
+    return counts
 
 
 def _lloyd(rows: Rows, book_RK: Tensor, rounds: int = ROUNDS) -> tuple[Tensor, Tensor]:
@@ -78,7 +78,7 @@ def _lloyd(rows: Rows, book_RK: Tensor, rounds: int = ROUNDS) -> tuple[Tensor, T
 
 
 def _move(rows: Rows, book_RK: Tensor, moves: int) -> Tensor:
-    """Codebooks in which ``moves`` pairs of neighbours have become one and as many clusters two."""
+    """Codebooks in which ``moves`` pairs of neighbors have become one and as many clusters two."""
     numbers_RK, totals_RK = _clusters(rows, book_RK)
     left_RK, left_totals_RK = _clusters(rows, book_RK, halves=True)
     right_RK = numbers_RK - left_RK
@@ -94,7 +94,7 @@ def _move(rows: Rows, book_RK: Tensor, moves: int) -> Tensor:
     for shift in (0, -1):
         loss_RK.scatter_(1, (split_RM + shift).clamp(0, loss_RK.shape[1] - 1), torch.inf)
     join_RM = loss_RK.topk(moves, dim=1, largest=False).indices
-    # Of two neighbours the first takes the middle; the second is free for half a split cluster.
+    # Of two neighbors the first takes the middle; the second is free for half a split cluster.
     book_RK = book_RK.scatter(1, split_RM, ends[0].gather(1, split_RM))
     middle_RM = (totals_RK.gather(1, join_RM) + totals_RK.gather(1, join_RM + 1)) / (
         numbers_RK.gather(1, join_RM) + numbers_RK.gather(1, join_RM + 1)
@@ -150,7 +150,7 @@ def _exact(sorted_RN: Tensor, outside_RN: Tensor, book_RK: Tensor) -> Tensor:
 
 
 def nearest_index(values_RN: Tensor, book_RK: Tensor) -> Tensor:
-    """Which number of its row's codebook is nearest to each number; uint8 (R, N).
+    """Index of the nearest codebook value for each number; uint8 (R, N).
 
     Args:
         book_RK: ascending, at most 256 numbers a row.

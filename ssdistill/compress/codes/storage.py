@@ -1,4 +1,4 @@
-"""What steps that only shorten the file have in common."""
+"""Shared parts of steps that only reduce the file size."""
 
 from collections.abc import Iterable
 
@@ -9,7 +9,7 @@ from ssdistill.compress import Context
 from ssdistill.models.model import Model
 
 STORAGE_ONLY = "unchanged: storage only"
-"""What such a step says of the speed."""
+"""Value of ``speed`` in the record of steps that only shorten the file."""
 
 
 def names(net: nn.Module, keys: Iterable[str]) -> dict[str, str]:

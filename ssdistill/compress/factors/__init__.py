@@ -1,1 +1,1 @@
-"""Layers in two or three: how they are split, and into how much."""
+"""Low-rank factors of layers: decomposition and choice of ranks."""

@@ -1,4 +1,4 @@
-"""Splitting one layer in two or three: what is lost, what it costs, and the weights."""
+"""Decompose one layer into two or three factors: energy lost, cost, weights."""
 
 from typing import Literal, NamedTuple
 
@@ -58,7 +58,7 @@ def layer_cost(
 
 
 def largest_ranks(layer: nn.Module, method: Method) -> tuple[int, ...]:
-    """The rank from which nothing is lost; for ``tucker`` of a kernel, of inputs and outputs."""
+    """Full rank of a layer; for ``tucker`` of a kernel, of inputs and of outputs."""
     outs, ins, *kernel = layer.weight.shape
     height, width = kernel or (1, 1)
     form = form_of(layer, FORMS[method])
@@ -122,7 +122,7 @@ def decompose(
     limits = largest_ranks(layer, method)
     if any(not 1 <= r <= limit for r, limit in zip(ranks, limits, strict=False)):
         limit = " and ".join(map(str, limits))
-        raise UserError(f"{method}: rank {rank} is not between 1 and {limit}")
+        raise UserError(f"{method}: rank must be between 1 and {limit}, got {rank}")
     factors = Factorized.like(layer, rank, form)
     weight = layer.weight.detach().double()
     bias = None if layer.bias is None else layer.bias.double()
@@ -146,7 +146,7 @@ def decompose(
 
 @torch.no_grad()
 def decompose_after(layer: nn.Module, rank: int, joint: Moments) -> Factorized:
-    """Like ``data``, but what the factors in front of ``layer`` have lost is made up for.
+    """Like ``data``, but compensate for the loss of the factors before ``layer``.
 
     The factors are the best of this rank that lead from the outputs the layer has behind those
     factors to the outputs it had in the whole network (Zhang et al., TPAMI 2016,
@@ -239,5 +239,5 @@ def _leading(matrix: Tensor, rank: int) -> Tensor:
 
 def _needed(stats: Moments | None) -> Moments:
     if stats is None:
-        raise UserError("data: the statistics of the layer's outputs are missing")
+        raise UserError("method=data requires statistics of the layer's outputs")
     return stats

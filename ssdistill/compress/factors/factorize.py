@@ -1,4 +1,4 @@
-"""Putting factors in the places of layers, and making sure that the network still works."""
+"""Replace layers by factors, and verify the result."""
 
 import copy
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ def fast_enough(
     latency: float,
     context: Context,
 ) -> dict[str, Option]:
-    """The ranks that save the fewest MACs of those measured to be as fast as asked.
+    """Bisect to the mildest ranks that meet a latency budget.
 
     Args:
         latency: share of the time for one input to keep at most, in ONNX Runtime on one thread,
@@ -58,8 +58,8 @@ def fast_enough(
         title = f"factorize to {latency:.0%} of the latency"
         for _ in context.progress(range(HALVINGS["latency"]), title):
             middle = (low + high) / 2
-            found, options = measure(middle)
-            if found <= latency:
+            latency_share, options = measure(middle)
+            if latency_share <= latency:
                 high, chosen = middle, options
             else:
                 low = middle
@@ -67,10 +67,10 @@ def fast_enough(
 
 
 def out_of_reach(model: Model, key: str, budget: float, least: float) -> UserError:
-    """What to raise where the smallest ranks leave the share ``least`` of ``key``."""
+    """Error for a budget below ``least``, which the smallest ranks reach."""
     return UserError(
-        f"lowrank: {key}={budget:g} is out of reach for '{model.name}': the smallest ranks leave "
-        f"{least:.3f}; lower round_to or name more layers"
+        f"lowrank: {key}={budget:g} cannot be reached for '{model.name}': the smallest ranks "
+        f"still leave {least:.3f}; lower round_to or select more layers"
     )
 
 
@@ -91,7 +91,7 @@ def replace(model: Model, name: str, factors: Factorized) -> None:
 
 @torch.no_grad()
 def verify(model: Model, result: Model) -> None:
-    """Make sure that the result, in eval mode, works and that a saved one could be loaded.
+    """Check that the result runs in eval mode and can be saved and loaded.
 
     Raises:
         UserError: code of the network that cannot do without the layer as it was, embeddings
@@ -101,11 +101,17 @@ def verify(model: Model, result: Model) -> None:
         embedding_BD = result(model.example(2)).embedding_BD
     except Exception as error:  # whatever a network's own code stumbles upon
         reason = (str(error).strip().splitlines() or [repr(error)])[0]
-        raise UserError(f"lowrank: '{model.name}' does not run factorized: {reason}") from error
+        raise UserError(
+            f"lowrank: '{model.name}' fails to run once factorized: {reason}"
+        ) from error
     if embedding_BD.shape[1] != model.embed_dim or not embedding_BD.isfinite().all():
-        raise UserError(f"lowrank: '{model.name}' gives no usable embeddings factorized")
+        raise UserError(
+            f"lowrank: '{model.name}' returns invalid embeddings once factorized; use larger ranks"
+        )
     try:
         with torch.random.fork_rng(devices=[]):  # a fresh network draws its weights
             fit_structure(model.fresh_net(), result.net.state_dict(), model.removed)
     except UserError as error:
-        raise UserError(f"lowrank: '{model.name}' could not be loaded again: {error}") from error
+        raise UserError(
+            f"lowrank: the factorized '{model.name}' cannot be saved and loaded: {error}"
+        ) from error

@@ -1,4 +1,4 @@
-"""Means and covariances of what layers put out on unlabeled inputs, batch by batch."""
+"""Streaming means and covariances of layer outputs on unlabeled inputs."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -44,7 +44,7 @@ class Positions(NamedTuple):
 
 
 class Running:
-    """Moments of rows that come one batch at a time; the order of the batches is immaterial."""
+    """Streaming moments of rows; independent of the order of batches."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -67,11 +67,11 @@ class Running:
             UserError: no row came, or one was not finite; the message begins with ``whose``.
         """
         if not self.count:
-            raise UserError(f"{whose} is not called when the model runs")
+            raise UserError(f"{whose} is never called in a forward pass")
         mean_O = self.total_O / self.count
         covariance_OO = self.gram_OO / self.count - torch.outer(mean_O, mean_O)
         if not covariance_OO.isfinite().all():
-            raise UserError(f"{whose} puts out values that are not finite")
+            raise UserError(f"{whose} outputs NaN or infinity")
         return Moments(self.shift_O + mean_O, covariance_OO, self.count)
 
 
@@ -79,7 +79,7 @@ class Running:
 def output_stats(
     model: Model, inputs: Tensor, layers: Iterable[str], batch_size: int = 32
 ) -> dict[str, Moments]:
-    """Mean and covariance of what layers put out.
+    """Compute the mean and covariance of layer outputs.
 
     Args:
         model: runs in eval mode, and is left as it was.
@@ -124,23 +124,23 @@ def joint_stats(
     return total.compute(f"{pair[0].name}: layer '{layer}'")
 
 
-class _Enough(Exception):
-    """Raised in a layer to end the forward pass there."""
+class _StopForward(Exception):
+    """Raised in a layer to end the forward pass early."""
 
 
 def _outputs(model: Model, batch: Tensor, layer: str, calls: int) -> list[Tensor]:
     """What the layer puts out, by call; from the last of ``calls`` on, 0 = unknown, the rest of
     the network need not run."""
-    found: list[Tensor] = []
+    outputs: list[Tensor] = []
 
     def hear(_: str, module: nn.Module, __: Tensor, output: Tensor) -> None:
-        found.append(rows_of(module, output))
-        if len(found) == calls:
-            raise _Enough
+        outputs.append(rows_of(module, output))
+        if len(outputs) == calls:
+            raise _StopForward
 
-    with listening(model, [layer], hear), suppress(_Enough):
+    with listening(model, [layer], hear), suppress(_StopForward):
         model(batch.to(model.device))
-    return found
+    return outputs
 
 
 def rows_of(layer: nn.Module, output: Tensor) -> Tensor:
@@ -168,20 +168,20 @@ def called_layers(model: Model) -> dict[str, Positions]:
         and module not in parts
         and holders[module.weight] == 1
     ]
-    inputs, found = model.example(2), {}
+    inputs, layers = model.example(2), {}
 
     def note(name: str, layer: nn.Module, given: Tensor, output: Tensor) -> None:
         before, after = (t.numel() / t.shape[_axis(layer)] / len(inputs) for t in (given, output))
         between = after
         if isinstance(layer, nn.Conv2d):
             between = after / output.shape[3] * given.shape[3]
-        earlier = found.get(name, Positions())
+        earlier = layers.get(name, Positions())
         new = (before, between, after)
-        found[name] = Positions(*(a + b for a, b in zip(earlier, new, strict=True)))
+        layers[name] = Positions(*(a + b for a, b in zip(earlier, new, strict=True)))
 
     with listening(model, names, note):
         model(inputs)
-    return found
+    return layers
 
 
 def _axis(layer: nn.Module) -> int:
@@ -190,8 +190,8 @@ def _axis(layer: nn.Module) -> int:
 
 @contextmanager
 def listening(model: Model, layers: Iterable[str], hear: Hear) -> Iterator[None]:
-    """While open, ``hear(name, layer, input, output)`` is told of every call of the layers, and
-    the model is in eval mode."""
+    """Call ``hear(name, layer, input, output)`` for every call of the layers inside the ``with``
+    block; the model is in eval mode."""
 
     def hook(name: str, layer: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
         hear(name, layer, args[0] if args else kwargs["input"], output)
@@ -212,7 +212,7 @@ def listening(model: Model, layers: Iterable[str], hear: Hear) -> Iterator[None]
 
 @contextmanager
 def evaluating(*models: Model) -> Iterator[None]:
-    """While open, the models are in eval mode; then every part is in its own mode again."""
+    """Put models in eval mode inside the ``with`` block, and restore the mode of every module."""
     modes = [(part, part.training) for model in models for part in model.modules()]
     for model in models:
         model.eval()

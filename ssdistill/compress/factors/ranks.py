@@ -1,4 +1,4 @@
-"""Which rank every layer gets: by what it keeps, by what it costs, or within a budget."""
+"""Choose the rank of every layer: by energy, by cost, or within a budget."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from ssdistill.models.factorized import Rank
 
 
 class Option(NamedTuple):
-    """One way to have a layer.
+    """A rank of one layer, with its loss and cost.
 
     Attributes:
         rank: None leaves it as it is.
@@ -47,17 +47,17 @@ def choices_of(
     round_to: int,
     stats: Moments | None = None,
 ) -> Choices:
-    """Every rank that is a multiple of ``round_to`` and pays."""
+    """List ranks that are multiples of ``round_to`` and reduce the cost."""
     tails = [_tail_shares(values) for values in spectrum(layer, method, stats)]
     dense = Option(None, 0.0, layer_cost(layer, None, method, positions))
-    found = []
+    choices = []
     for ranks in product(*(range(round_to, len(tail), round_to) for tail in tails)):
         rank = ranks if len(ranks) > 1 else ranks[0]
         cost = layer_cost(layer, rank, method, positions)
         if cost.parameters < dense.cost.parameters and cost.macs < dense.cost.macs:
             loss = sum(tail[r] for tail, r in zip(tails, ranks, strict=True))
-            found.append(Option(rank, min(loss, 1.0), cost))
-    return Choices(dense, sorted(found, key=lambda option: -option.cost.parameters))
+            choices.append(Option(rank, min(loss, 1.0), cost))
+    return Choices(dense, sorted(choices, key=lambda option: -option.cost.parameters))
 
 
 def _tail_shares(energies_R: Tensor) -> list[float]:
@@ -70,12 +70,12 @@ def _tail_shares(energies_R: Tensor) -> list[float]:
 
 
 def by_energy(choices: Choices, energy: float) -> Option:
-    """The cheapest that keeps the share ``energy``; as it is where none does."""
+    """Cheapest option that keeps the fraction ``energy``; the layer itself if none does."""
     return next((o for o in reversed(choices.factors) if 1 - o.loss >= energy), choices.dense)
 
 
 def by_share(choices: Choices, keep: float) -> Option:
-    """The one that loses least with at most the share ``keep`` of the parameters."""
+    """Option of least loss with at most the fraction ``keep`` of the parameters."""
     most = keep * choices.dense.cost.parameters
     fitting = [option for option in choices.factors if option.cost.parameters <= most]
     return min(fitting, key=lambda option: option.loss, default=choices.dense)
@@ -90,7 +90,7 @@ def most_saved(layers: Mapping[str, Choices], key: str) -> float:
 
 
 def within(layers: Mapping[str, Choices], key: str, excess: float) -> dict[str, Option]:
-    """The ranks that together save ``excess`` of ``key`` and lose the least energy for it.
+    """Ranks that together save ``excess`` of ``key`` at the least loss of energy.
 
     Layer by layer only the lower convex hull of loss over cost matters: going down the hulls of
     all layers in the order of their slopes, energy lost per cost saved, is optimal for every

@@ -1,1 +1,1 @@
-"""Least squares between a compressed network and the one it was made from."""
+"""Least-squares reconstruction of a compressed network's layers."""

@@ -1,4 +1,4 @@
-"""What can be learnt of one use of a layer's weight, and how such uses are written."""
+"""Data model of one use of a layer's weight, and the argument lists of such uses."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,18 +12,18 @@ from torch.nn import functional
 class Call:
     """One use of a layer's weight, at a sample of the places of its output.
 
-    The output y is followed to ``scale y + shift + stream`` through what treats every channel
-    for itself: a batch norm, a layer scale, and at last the residual addition.
+    The output y is followed to ``scale y + shift + stream`` through per-channel
+    operations: a batch norm, a layer scale, and finally the residual addition.
 
     Attributes:
         x_NGK: input of every sample by group of the convolution (G = 1 elsewhere).
         y_NO: output of every sample.
         scale_O, shift_O: the affine map that follows.
-        own: whether the bias that was added is the layer's.
-        stream_NO: what is added after the map; None where nothing is.
+        own: whether the added bias is the layer's own.
+        stream_NO: the residual stream added after the map; None without an addition.
         norm: name of the batch norm that reads y directly.
         uses: how many operations read y.
-        events: how often something was learnt of this call.
+        events: number of observations of this call, itself included.
     """
 
     x_NGK: Tensor | None
@@ -38,11 +38,11 @@ class Call:
 
     @property
     def end_NO(self) -> Tensor:
-        """Where the output was followed to, in float64."""
+        """Output after the affine map and the residual addition, in float64."""
         end_NO = self.scale_O * self.y_NO.double() + self.shift_O
         return end_NO if self.stream_NO is None else end_NO + self.stream_NO
 
-    def normalise(self, norm: "NormArguments") -> None:
+    def apply_norm(self, norm: "NormArguments") -> None:
         """Follow the output through a batch norm in eval mode."""
         scale_O = (norm.running_var.double() + norm.eps).rsqrt()
         if norm.weight is not None:
@@ -55,11 +55,11 @@ class Call:
 
 @dataclass
 class Link:
-    """A tensor that is an output times a scale plus a shift, both by channel.
+    """A tensor equal to a layer's output times a scale plus a shift, both per channel.
 
     Attributes:
-        tensor: itself, so that its identity is not given to another.
-        call: whose output it is.
+        tensor: the tensor, held so that its ``id()`` is not reused.
+        call: the use of the layer that wrote the output.
         axes: which axis of the output each of its own axes is.
         channel: which of its own axes holds the channels.
         direct: whether it is the output itself.
@@ -81,7 +81,7 @@ class Link:
         return z.permute([self.axes.index(axis) for axis in range(len(self.axes))])
 
     def factor(self, args: tuple) -> Tensor | None:
-        """What a product multiplies the tensor by, by channel; None if it is something else."""
+        """Per-channel factor of a product with the tensor; None if it is not per channel."""
         others = [a for a in args if a is not self.tensor]
         if len(others) != 1 or not isinstance(others[0], Tensor):
             return None
@@ -100,7 +100,7 @@ class ConvArguments:
         self.padding = padding if isinstance(padding, str) else _pair(padding)
 
     def samples(self, y: Tensor, places_P: Tensor | None) -> Tensor:
-        """What the convolution saw at the given places of its output (B, O, H, W).
+        """Input patches of the convolution at given positions of its output (B, O, H, W).
 
         Returns:
             (B * P, groups, inputs of a group * kernel), in the order of the flattened weight.

@@ -1,4 +1,4 @@
-"""Where a pruned network differs from the network it was made of."""
+"""Layers whose inputs differ between a pruned network and its dense original."""
 
 import copy
 
@@ -24,7 +24,7 @@ def is_depthwise(layer: nn.Module) -> bool:
 def consumers(
     pruned: Model, dense: Model, calls: dict[str, list[Call]], depthwise: bool
 ) -> dict[str, str]:
-    """The layers whose inputs are not what they were, and what they are called in ``dense``.
+    """Find layers with changed inputs, and their names in ``dense``.
 
     Those are layers with fewer inputs, the last factor of a factorized layer and, after a block
     that was removed, the next layer and the next one that ends in a residual addition.
@@ -52,7 +52,7 @@ def consumers(
 
 
 def kept_outputs(pruned: Model, dense: Model, name: str, twin: str) -> Tensor:
-    """Which outputs of layer ``twin`` of ``dense`` the layer ``name`` of ``pruned`` still has.
+    """Indices of the outputs of dense layer ``twin`` that pruned layer ``name`` still has.
 
     Raises:
         UserError: ``pruned.channels`` does not say.
@@ -61,13 +61,14 @@ def kept_outputs(pruned: Model, dense: Model, name: str, twin: str) -> Tensor:
     available = dense.channels.get(twin, range(len(dense.net.get_submodule(twin).weight)))
     if width == len(available):
         return Tensor([*range(width)]).long()
-    kept = pruned.channels.get(name, pruned.channels.get(twin))
-    if kept is None or len(kept) != width or not set(kept) <= set(available):
+    remaining = pruned.channels.get(name, pruned.channels.get(twin))
+    if remaining is None or len(remaining) != width or not set(remaining) <= set(available):
         raise UserError(
-            f"refit: channels of '{pruned.name}' do not say which outputs of '{twin}' it still has"
+            f"refit: the channels recorded for '{pruned.name}' do not identify the remaining "
+            f"outputs of '{twin}'"
         )
     place = {channel: i for i, channel in enumerate(available)}
-    return Tensor([place[channel] for channel in kept]).long()
+    return Tensor([place[channel] for channel in remaining]).long()
 
 
 def comparable(calls: list[Call], twins: list[Call], kept_O: Tensor) -> bool:
@@ -90,13 +91,13 @@ def comparable(calls: list[Call], twins: list[Call], kept_O: Tensor) -> bool:
 
 
 def likeness(model: Model, dense: Model, inputs: Tensor) -> float:
-    """Debiased CKA between the embeddings of two models, neither of which is touched."""
+    """Debiased CKA between the embeddings of two models, computed on copies."""
     before, after = (copy.deepcopy(m).eval() for m in (dense, model))
     return agreed_on(before, after, inputs)["agree/cka"]
 
 
 def dense_of(model: Model, context: Context, kind: str) -> Model:
-    """The network that a step may compare ``model`` with.
+    """Dense reference network of a step.
 
     Raises:
         UserError: ``model`` is a file for a runtime, or there is nothing to compare it with.
@@ -104,5 +105,7 @@ def dense_of(model: Model, context: Context, kind: str) -> Model:
     refuse_file(kind, model)
     dense = context.before or context.original
     if dense is None:
-        raise UserError(f"{kind} needs the dense network: the context has no before or original")
+        raise UserError(
+            f"{kind} requires the uncompressed network: set before or original in the context"
+        )
     return dense

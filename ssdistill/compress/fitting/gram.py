@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 PATIENCE = 2
-"""Ridges in a row that may be worse than the best before weaker ones are not tried any more."""
+"""Stop after this many successive ridges without improvement."""
 
 
 class Gram:
@@ -19,7 +19,7 @@ class Gram:
         self.count = 0
 
     def add(self, x_NGK: Tensor, y_NGO: Tensor) -> None:
-        """Take in N samples; they are not kept."""
+        """Accumulate N samples without storing them."""
         x_GNK, y_GNO = (z.double().transpose(0, 1) for z in (x_NGK, y_NGO))
         sums = (
             x_GNK.sum(1),
@@ -39,16 +39,16 @@ class Gram:
         return self.x_GK, self.y_GO, self.xx_GKK, self.xy_GKO, self.yy_GO
 
     def merge(self, other: "Gram") -> None:
-        """Take in all that ``other`` has seen."""
+        """Add the sums of ``other``."""
         for total, part in zip(self._sums(), other._sums(), strict=True):
             total += part
         self.count += other.count
 
     def solve(self, ridge_G: Tensor) -> tuple[Tensor, Tensor] | None:
-        """The map that minimises |x W + b - y|^2 / N + ridge s |W|^2, s the mean variance of x.
+        """The map that minimizes |x W + b - y|^2 / N + ridge s |W|^2, s the mean variance of x.
 
         Args:
-            ridge_G: penalty of every regression, without a unit; b is not penalised.
+            ridge_G: penalty of every regression, without a unit; b is not penalized.
 
         Returns:
             W (G, K, O) and b (G, O); None where the equations have no stable solution.
@@ -77,7 +77,7 @@ class Gram:
 def best_map(
     fitted: Gram, held_out: Gram, ridges: Sequence[float], weight_GO: Tensor
 ) -> tuple[Tensor, Tensor, float]:
-    """The map whose ridge does best on samples it was not fitted to; no map at all included.
+    """Choose the ridge by held-out error; the zero map is a candidate.
 
     Ridges are tried from the strongest to the weakest, for each regression on its own, until
     ``PATIENCE`` in a row helped none; the chosen one is then fitted to all samples.
@@ -96,8 +96,8 @@ def best_map(
     best_G, ridge_G = before_G.clone(), torch.zeros_like(before_G)
     in_vain = 0
     for ridge in sorted(ridges, reverse=True):
-        found = fitted.solve(torch.full_like(ridge_G, ridge))
-        error_G = best_G if found is None else (weight_GO * held_out.error(*found)).sum(1)
+        fitted_map = fitted.solve(torch.full_like(ridge_G, ridge))
+        error_G = best_G if fitted_map is None else (weight_GO * held_out.error(*fitted_map)).sum(1)
         better_G = error_G < best_G
         best_G, ridge_G[better_G] = torch.where(better_G, error_G, best_G), ridge
         in_vain = 0 if better_G.any() else in_vain + 1
@@ -107,9 +107,9 @@ def best_map(
         return *nothing, 1.0
     fitted.merge(held_out)
     # Regressions that found nothing get some ridge so that all can be solved together.
-    found = fitted.solve(torch.where(ridge_G > 0, ridge_G, 1.0))
-    if found is None:
+    fitted_map = fitted.solve(torch.where(ridge_G > 0, ridge_G, 1.0))
+    if fitted_map is None:
         return *nothing, 1.0
-    map_GKO, bias_GO = found
+    map_GKO, bias_GO = fitted_map
     map_GKO[ridge_G == 0], bias_GO[ridge_G == 0] = 0, 0
     return map_GKO, bias_GO, (best_G.sum() / before_G.sum()).item()

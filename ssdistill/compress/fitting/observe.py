@@ -1,4 +1,23 @@
-"""Watching what layers of a running network are given, and what becomes of their outputs."""
+"""Observe the inputs of chosen layers in a forward pass, and follow their outputs.
+
+A tensor is recognized by its ``id()``. Every followed output y has one :class:`Link` at a time::
+
+    conv2d / linear      y                          link, direct
+      batch_norm         scale * y + shift          link moves to the result
+      mul by channel     scale * y + shift          link moves to the result
+      permute            axes moved                 link moves to the result
+      dropout, to, …     unchanged (see SAME)       link moves to the result
+      add                scale * y + shift + stream recorded; the link ends
+      anything else                                 the link ends
+
+Invariants:
+
+- ``_links`` maps ``id(link.tensor)`` to the link, and the link holds the tensor: while an id is
+  in ``_links``, Python cannot give it to another tensor. ``_outputs`` holds y for the same reason.
+- Weights and running means are found by id as well; ``net`` keeps them alive.
+- ``call.events`` counts what was learned of a call. A first, full run counts the
+  events of the chosen layers; later runs end with :class:`_AllEventsSeen` at the last.
+"""
 
 import copy
 from collections.abc import Callable, Collection
@@ -28,25 +47,25 @@ NORMS = nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm
 Places = Callable[[int, int], Tensor | None]
 
 
-class _Seen(Exception):
-    """All that was wanted has been seen."""
+class _AllEventsSeen(Exception):
+    """Ends the forward pass once every expected event has been observed."""
 
 
 class Observer(TorchFunctionMode):
-    """Collects the calls of chosen layers while a network runs.
+    """Collect the calls of chosen layers during a forward pass.
 
-    It knows a layer by its weight among the arguments of ``conv2d`` and ``linear``: it sees
-    what the layer really computes, whatever its module pads before. A weight that is
-    standardised or parametrised on the way there is not the layer's own and goes unseen.
+    A layer is identified by its weight among the arguments of ``conv2d`` and ``linear``, so that
+    any padding by its module is included. A weight that is
+    standardized or parametrized on the way there is not the layer's own and goes unseen.
 
     Args:
         net: the network that will run.
         layers: names of convolutions and linear layers in it.
-        places: ``places(count, length)`` gives the indices of the places to look at, out of
+        places: ``places(count, length)`` gives the indices of the positions to sample, out of
             ``length`` for each of ``count`` inputs; None for all.
-        inputs: whether to keep what the layers are given.
+        inputs: whether to record the inputs of the layers.
         streams: whether to follow outputs into residual additions.
-        events: after how many events of its calls the network need not run on; 0: never.
+        events: number of events after which to end the forward pass; 0 runs it to the end.
     """
 
     def __init__(
@@ -62,7 +81,7 @@ class Observer(TorchFunctionMode):
         self.places, self.inputs, self.streams, self.events = places, inputs, streams, events
         self.calls: dict[str, list[Call]] = {}
         modules = dict(net.named_modules())
-        # A parametrised weight is made anew at every look: its identity says nothing.
+        # A parametrized weight is a new tensor at every access, so its id identifies nothing.
         weights = {name: modules[name]._parameters.get("weight") for name in layers}
         self._layers = {id(w): (n, modules[n]) for n, w in weights.items() if w is not None}
         self._norms = {id(m.running_mean): n for n, m in modules.items() if isinstance(m, NORMS)}
@@ -74,11 +93,11 @@ class Observer(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        given = [*args, *kwargs.values()]
-        if given and isinstance(given[0], tuple | list):
-            given = [*given[0], *given[1:]]
-        linked = [self._links[i] for i in {id(a): 0 for a in given} if i in self._links]
-        # Before the operation: an addition in place overwrites one of the two.
+        operands = [*args, *kwargs.values()]
+        if operands and isinstance(operands[0], tuple | list):
+            operands = [*operands[0], *operands[1:]]
+        linked = [self._links[i] for i in {id(a): 0 for a in operands} if i in self._links]
+        # Before the operation, since an in-place addition overwrites one operand.
         if self.streams and name in ADDITIONS:
             for link in linked:
                 self._add(link, args)
@@ -86,19 +105,19 @@ class Observer(TorchFunctionMode):
         parts = result if isinstance(result, tuple | list) else (result,)
         if not any(isinstance(part, Tensor) for part in parts):
             return result
-        for argument in given:
+        for argument in operands:
             if id(argument) in self._outputs:
                 self._outputs[id(argument)][1].uses += 1
         for link in linked:
             self._follow(link, name, args, kwargs, result)
         if name in ARGUMENTS:
-            self._look(ARGUMENTS[name](*args, **kwargs), result)
+            self._record_call(ARGUMENTS[name](*args, **kwargs), result)
         calls = [call for calls in self.calls.values() for call in calls]
         if self.events and sum(call.events for call in calls) >= self.events:
-            raise _Seen
+            raise _AllEventsSeen
         return result
 
-    def _look(self, arguments: ConvArguments | LinearArguments, y: Tensor) -> None:
+    def _record_call(self, arguments: ConvArguments | LinearArguments, y: Tensor) -> None:
         name, layer = self._layers.get(id(arguments.weight), (None, None))
         if layer is None:
             return
@@ -135,33 +154,33 @@ class Observer(TorchFunctionMode):
         if name == "batch_norm" and link.channel == 1 and args[1] is not None:
             norm = NormArguments(*args, **kwargs)
             call.norm = self._norms.get(id(norm.running_mean)) if link.direct else call.norm
-            call.normalise(norm)
+            call.apply_norm(norm)
         elif name in PRODUCTS and (factor_O := link.factor(args)) is not None:
             call.scale_O, call.shift_O = call.scale_O * factor_O, call.shift_O * factor_O
         elif name == "permute":
             order = kwargs.get("dims", args[1:])
             order = order if isinstance(order[0], int) else tuple(order[0])
         elif name not in SAME:
-            # Not followed: what is added later could depend on the output itself.
+            # Stop following: a later addend could depend on the output itself.
             return
         call.events += 1
         self._links[id(result)] = link.permuted(result, order)
 
 
 class Watched:
-    """A copy of a model in eval mode whose layers can be watched.
+    """A copy of a model, in eval mode, whose layers can be observed.
 
     Attributes:
         model: the copy.
-        traced: the calls of every watched layer on two inputs, in the order of execution.
+        traced: the calls of every layer on ``inputs``, in the order of execution.
 
     Args:
         model: left as it is.
         layers: names of the layers; by default all convolutions and linear layers.
         inputs: at least one input.
         streams: see :class:`Observer`.
-        limit: how many places of a layer's output to look at in a batch.
-        seed: of the choice of places.
+        limit: how many positions of a layer's output to sample in a batch.
+        seed: of the sampled positions.
     """
 
     def __init__(self, model: Model, inputs: Tensor, streams: bool, limit: int, seed: int):
@@ -174,23 +193,23 @@ class Watched:
     def watch(
         self, batch: Tensor, index: int, layers: Collection[str], inputs: bool
     ) -> dict[str, list[Call]]:
-        """The calls of ``layers`` on a batch; the network runs no further than it has to.
+        """Observe the calls of ``layers`` on a batch; end the forward pass after the last of them.
 
         Args:
             batch: inputs.
-            index: number of the batch: both networks must look at the same places.
-            inputs: whether to keep what the layers are given.
+            index: number of the batch, so that both networks sample the same positions.
+            inputs: whether to record the inputs of the layers.
         """
         events = sum(call.events for name in layers for call in self.traced[name])
 
         def places(count: int, length: int) -> Tensor | None:
-            wanted = max(self.limit // count, 1)
-            if wanted >= length:
+            place_count = max(self.limit // count, 1)
+            if place_count >= length:
                 return None
-            # Generators look at 32 bits only.
+            # Generators use only 32 bits of the seed.
             seed = (self.seed * 1_000_003 + index * 65_537 + length) % 2**32
             generator = torch.Generator().manual_seed(seed)
-            return torch.randperm(length, generator=generator)[:wanted].sort().values
+            return torch.randperm(length, generator=generator)[:place_count].sort().values
 
         return self._run(batch, layers, places, inputs, events)
 
@@ -202,6 +221,6 @@ class Watched:
         try:
             with observer:
                 self.model(x.to(self.model.device))
-        except _Seen:
+        except _AllEventsSeen:
             pass
         return observer.calls

@@ -1,4 +1,4 @@
-"""What a refitted layer has to reach: the dense network's outputs, batch by batch."""
+"""Reconstruction targets: the dense network's outputs, batch by batch."""
 
 import torch
 from torch import Tensor
@@ -8,11 +8,11 @@ from ssdistill.errors import UserError
 
 BATCH = 32
 PLACES = 64
-"""Places of a feature map looked at per input; neighbouring ones say much the same."""
+"""Positions sampled per input and feature map; neighboring ones are redundant."""
 TARGET_BYTES = 2**29
-"""How much of the dense network's outputs is kept at a time; the rest takes another pass."""
+"""Bytes of dense outputs held at a time; the rest takes another pass."""
 SMALLEST = 8
-"""Inputs without which there is nothing to fit and to judge by."""
+"""Fewest inputs for a fit and its held-out evaluation."""
 
 
 Batches = list[tuple[Tensor, bool]]
@@ -25,9 +25,9 @@ def split_batches(inputs: Tensor, held_out: float) -> Batches:
         UserError: fewer than eight inputs, or values that are not finite.
     """
     if len(inputs) < SMALLEST:
-        raise UserError(f"refit needs at least {SMALLEST} inputs, got {len(inputs)}")
+        raise UserError(f"refit requires at least {SMALLEST} inputs, got {len(inputs)}")
     if not inputs.isfinite().all():
-        raise UserError("refit: the inputs have values that are not finite")
+        raise UserError("refit: the inputs contain NaN or infinity")
     count = min(max(round(held_out * len(inputs)), 1), len(inputs) - 1)
     chosen = torch.zeros(len(inputs), dtype=torch.bool)
     chosen[torch.arange(count) * len(inputs) // count] = True

@@ -1,1 +1,1 @@
-"""Numbers of eight bits, in every runtime that has them."""
+"""Int8 quantization for every runtime that supports it."""

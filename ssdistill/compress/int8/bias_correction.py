@@ -1,4 +1,4 @@
-"""Rounding weights shifts what a layer gives on average; its bias can take the shift back."""
+"""Bias correction of int8 ONNX files: rounded weights shift output means."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,10 +37,10 @@ def correct_biases(float_path: Path, int8_path: Path, inputs: Tensor) -> int:
     # The exporter drops biases that are zero: a fresh network may have none.
     if not layers:
         return 0
-    wanted = dict(zip((n.name for n in layers), _means(exact, layers, inputs), strict=True))
+    exact_means = dict(zip((n.name for n in layers), _means(exact, layers, inputs), strict=True))
     for node in layers:
         (found_C,) = _means(coded, [node], inputs)
-        _add(coded.graph, node, wanted[node.name] - found_C)
+        _add(coded.graph, node, exact_means[node.name] - found_C)
     onnx.save(coded, str(int8_path))
     return len(layers)
 
@@ -73,9 +73,9 @@ def _bias_of(graph: Any, node: Any) -> tuple[Any, int, Any, Any] | None:
 def _add(graph: Any, node: Any, delta_C: np.ndarray) -> None:
     from onnx import numpy_helper
 
-    found = _bias_of(graph, node)
-    assert found is not None
-    reader, place, bias, scale = found
+    bias_tensors = _bias_of(graph, node)
+    assert bias_tensors is not None
+    reader, place, bias, scale = bias_tensors
     bias_C = numpy_helper.to_array(bias)
     if scale is None:
         changed_C = (bias_C + delta_C).astype(bias_C.dtype)
@@ -94,9 +94,9 @@ def _means(model: Any, nodes: Sequence[Any], inputs: Tensor) -> list[np.ndarray]
     import onnxruntime
     from onnx.utils import Extractor
 
-    made = {node.name: node.output[0] for node in model.graph.node}
+    output_names = {node.name: node.output[0] for node in model.graph.node}
     with quiet():
-        part = Extractor(model).extract_model([INPUT], [made[node.name] for node in nodes])
+        part = Extractor(model).extract_model([INPUT], [output_names[node.name] for node in nodes])
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3

@@ -1,4 +1,4 @@
-"""What goes into a quantization must be what the model takes, and what comes out must agree."""
+"""Checks of calibration inputs before and of agreement after quantization."""
 
 import torch
 from torch import Tensor
@@ -13,32 +13,32 @@ BATCH = 32
 
 
 def check_inputs(model: Model, inputs: Tensor) -> None:
-    """Make sure that calibration inputs are what the model takes.
+    """Check that calibration inputs have the shape, type and range that the model takes.
 
     Raises:
         UserError: another shape or type than the model's example, or images outside [0, 1]: an
-            encoder normalises by itself, and twice ruins every range.
+            encoder normalizes internally, and normalizing twice ruins every range.
     """
     example = model.example(2)
-    found, wanted = inputs.shape[1:], example.shape[1:]
-    if found != wanted or inputs.is_floating_point() != example.is_floating_point():
+    input_shape, expected_shape = inputs.shape[1:], example.shape[1:]
+    if input_shape != expected_shape or inputs.is_floating_point() != example.is_floating_point():
         raise UserError(
-            f"quantize: calibration inputs are {inputs.dtype} of {tuple(found)} each, "
-            f"'{model.name}' takes {example.dtype} of {tuple(wanted)}"
+            f"quantize: calibration inputs are {inputs.dtype} of shape {tuple(input_shape)}, but "
+            f"'{model.name}' takes {example.dtype} of shape {tuple(expected_shape)}"
         )
     if isinstance(model, Encoder) and not (inputs.min() >= -0.01 and inputs.max() <= 1.01):
         raise UserError(
-            f"quantize: calibration images must be in [0, 1], they go from {inputs.min():.2f} to "
-            f"{inputs.max():.2f}: '{model.name}' normalises them itself"
+            f"quantize: calibration images must be in [0, 1], got {inputs.min():.2f} to "
+            f"{inputs.max():.2f}: pass them unnormalized, '{model.name}' normalizes them itself"
         )
 
 
 @torch.no_grad()
 def agreement_of(model: Model, quantized: RuntimeModel, inputs: Tensor) -> dict[str, float]:
-    """How alike the embeddings of a model and of its quantized version are.
+    """Measure the agreement between embeddings of a model and of its quantized version.
 
     Returns:
-        ``cosine``: mean centred cosine; ``cosine_p01``: its 1 % quantile; ``cka``: debiased.
+        ``cosine``: mean centered cosine; ``cosine_p01``: its 1 % quantile; ``cka``: debiased.
     """
     was_training = model.training
     model.eval()

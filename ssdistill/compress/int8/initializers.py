@@ -1,4 +1,4 @@
-"""What an int8 file says twice, said once: the smaller the network, the more of its bytes."""
+"""Remove duplicate initializers from an int8 ONNX file."""
 
 from pathlib import Path
 from typing import Any
@@ -43,18 +43,18 @@ def slim(path: Path) -> int:
 
 
 def _merge_equal(graph: Any) -> dict[str, str]:
-    """Take out tensors that another is equal to; the other's name by theirs."""
+    """Drop tensors equal to an earlier one; map their names to its name."""
     from onnx import numpy_helper
 
     first: dict[tuple, str] = {}
-    merged, kept = {}, []
+    merged, unique = {}, []
     for tensor in graph.initializer:
         content = tensor.data_type, tuple(tensor.dims), numpy_helper.to_array(tensor).tobytes()
         name = first.setdefault(content, tensor.name)
         if name == tensor.name:
-            kept.append(tensor)
+            unique.append(tensor)
         else:
             merged[tensor.name] = name
     del graph.initializer[:]
-    graph.initializer.extend(kept)
+    graph.initializer.extend(unique)
     return merged

@@ -206,6 +206,8 @@ def count_int8(path: Path, mode: str = "static") -> dict[str, int]:
         counts["quantize_nodes"] = nodes["QuantizeLinear"]
         counts["dequantize_nodes"] = nodes["DequantizeLinear"]
     if not all(counts.values()):
-        hint = "; dynamic quantizes MatMul and Gemm only, use mode=static" * (mode == "dynamic")
-        raise UserError(f"quantize: nothing became int8 in {path}: {counts}{hint}")
+        hint = "; mode=dynamic quantizes only MatMul and Gemm; use mode=static" * (
+            mode == "dynamic"
+        )
+        raise UserError(f"quantize: no operator became int8 in {path}: {counts}{hint}")
     return counts

@@ -1,4 +1,4 @@
-"""Which nodes of an exported graph do the work of which layer of the network."""
+"""Map layers of the network to nodes of the exported ONNX graph."""
 
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
@@ -35,23 +35,23 @@ def layer_nodes(graph: Any, net: nn.Module) -> dict[str, str]:
     free = {n.name: n.input[1] for n in graph.node
             if n.op_type in PRODUCTS and n.input[1] in weights}  # fmt: skip
     values = {name: numpy_helper.to_array(weights[name]) for name in set(free.values())}
-    found: dict[str, str] = {}
+    nodes_by_layer: dict[str, str] = {}
     layers = [(name, m) for name, m in net.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     for name, _ in layers:
         for node, weight in free.items():
             if weight.endswith(f"net.{name}.weight"):
-                found[name] = node
-        free.pop(found.get(name), None)
+                nodes_by_layer[name] = node
+        free.pop(nodes_by_layer.get(name), None)
     for name, module in layers:
-        if name in found or not isinstance(module, nn.Linear):
+        if name in nodes_by_layer or not isinstance(module, nn.Linear):
             continue
         weight_IO = module.weight.detach().cpu().float().numpy().T
         for node, weight in free.items():
             if np.array_equal(values[weight], weight_IO):
-                found[name] = node
+                nodes_by_layer[name] = node
                 del free[node]
                 break
-    return found
+    return nodes_by_layer
 
 
 def chosen_nodes(graph: Any, net: nn.Module, patterns: Sequence[str]) -> list[str]:
@@ -71,7 +71,7 @@ def chosen_nodes(graph: Any, net: nn.Module, patterns: Sequence[str]) -> list[st
                 if fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")]  # fmt: skip
         if not fits:
             raise UserError(
-                f"quantize.float_layers: no convolution or linear layer is called '{pattern}'"
+                f"quantize.float_layers: no convolution or linear layer matches '{pattern}'"
                 f"{nearest(pattern, nodes)}"
             )
         chosen += [nodes[name] for name in fits]

@@ -87,16 +87,16 @@ def _require_nncf() -> Any:
             import nncf
     except ImportError as error:
         raise UserError(
-            f"int8 for openvino needs nncf ({error}): pip install 'ssdistill[openvino]'"
+            f"int8 for openvino requires nncf ({error}): pip install 'ssdistill[openvino]'"
         ) from error
     return nncf
 
 
 def _scope(nncf: Any, graph: Any, names: Sequence[str], types: list[str]) -> Any:
     """OpenVINO splits a convolution with a bias in two, whose names begin with the node's."""
-    wanted = set(names)
-    found = [op.get_friendly_name() for op in graph.get_ops()]
-    chosen = [name for name in found if name.split("/")[0] in wanted]
+    excluded = set(names)
+    operators = [op.get_friendly_name() for op in graph.get_ops()]
+    chosen = [name for name in operators if name.split("/")[0] in excluded]
     return nncf.IgnoredScope(names=chosen, types=types, validate=False)
 
 
@@ -143,5 +143,5 @@ def count_int8(graph: Any) -> dict[str, int]:
         "int8_weights": sum(len(c.shape) > 1 for c in integers),
     }
     if not all(counts.values()):
-        raise UserError(f"quantize: nothing became int8 for openvino: {counts}")
+        raise UserError(f"quantize: no operator became int8 for openvino: {counts}")
     return counts

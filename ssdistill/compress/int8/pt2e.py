@@ -80,7 +80,9 @@ def require_torchao() -> None:
             import torchao.quantization.pt2e.quantize_pt2e  # noqa: F401
     except ImportError as error:
         remedy = "pip install 'ssdistill[torchao]'"
-        raise UserError(f"int8 of exported programs needs torchao ({error}): {remedy}") from error
+        raise UserError(
+            f"int8 of exported programs requires torchao ({error}): {remedy}"
+        ) from error
 
 
 def int8_program(model: Model, calibration_inputs: Tensor, target: Target) -> ExportedProgram:
@@ -102,7 +104,7 @@ def int8_program(model: Model, calibration_inputs: Tensor, target: Target) -> Ex
     except Exception as error:  # quantizers raise anything
         raise explain(error, model, "int8") from error
     if not min(count_int8(converted).values()):
-        raise UserError(f"nothing of '{model.name}' became int8")
+        raise UserError(f"quantize: no layer of '{model.name}' became int8")
     # Conversion leaves the float weights, which trace() strips.
     return trace(model, "int8", most, graph=converted)
 

@@ -5,7 +5,7 @@ import numpy as np
 from ssdistill.compress.int8.affine import affine_step
 
 SHARES = np.linspace(1.0, 0.02, 99)
-"""From the widest on: the first of several ranges that are as good clips least."""
+"""Candidates from the widest: among equally good ranges the first clips least."""
 
 
 def mse_range(

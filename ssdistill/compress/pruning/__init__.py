@@ -1,1 +1,1 @@
-"""Which channels, heads and blocks belong together, which matter least, and taking them out."""
+"""Structured pruning: coupled channels, heads and blocks, their importance and removal."""

@@ -1,4 +1,4 @@
-"""Attention whose heads can be taken out: which modules it is, and what belongs to a head."""
+"""Attention modules with removable heads, and the channels of each head."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ def find_attention(net: nn.Module) -> Iterator[Attention]:
         prefix = f"{name}." if name else ""
         if isinstance(module, nn.MultiheadAttention):
             yield Attention(name, f"{prefix}out_proj", module.num_heads, module.head_dim,
-                            reason="torch's attention has heads of one width in all")  # fmt: skip
+                            reason="torch's attention needs heads of equal width")  # fmt: skip
         elif isinstance(getattr(module, "qkv", None), nn.Linear):
             yield _fused(prefix, module)
         elif all(isinstance(getattr(module, k, None), nn.Linear) for k in ("query", "key")):
@@ -48,25 +48,25 @@ def find_attention(net: nn.Module) -> Iterator[Attention]:
 
 def _fused(prefix: str, module: nn.Module) -> Attention:
     heads, width = (getattr(module, key, None) or 0 for key in ("num_heads", "head_dim"))
-    found = Attention(prefix[:-1], f"{prefix}qkv", heads, width)
+    attention = Attention(prefix[:-1], f"{prefix}qkv", heads, width)
     readers = {"qkv": 3, "proj": 0, "gate": 1}
     others = [k for k, m in module.named_children() if k not in readers and _has_weights(m)]
     # Norms of queries and keys work within a head and are the same for all.
     others = [k for k in others if k not in ("q_norm", "k_norm")]
     fits = heads and width and getattr(module, "attn_dim", 0) == heads * width
     if not fits or module.qkv.out_features != 3 * heads * width or module._parameters or others:
-        return _whole(found, "attention of an unknown kind")
+        return _whole(attention, "unsupported type of attention")
     members = [_member(f"{prefix}qkv", "out", heads, width, 3)]
     if getattr(module, "gate", None) is not None:
         members.append(_member(f"{prefix}gate", "out", heads, width))
     members.append(_member(f"{prefix}proj", "in", heads, width))
-    return Attention(found.name, found.root, heads, width, tuple(members))
+    return Attention(attention.name, attention.root, heads, width, tuple(members))
 
 
 def _separate(net: nn.Module, name: str, prefix: str, module: nn.Module) -> Attention:
     heads = getattr(module, "num_attention_heads", 0)
     width = getattr(module, "attention_head_size", 0)
-    found = Attention(name, f"{prefix}query", heads, width)
+    attention = Attention(name, f"{prefix}query", heads, width)
     reader = f"{name.rpartition('.')[0]}.output.dense".lstrip(".")
     layers = dict(net.named_modules())
     writers = [f"{prefix}{key}" for key in ("query", "key", "value")]
@@ -75,14 +75,16 @@ def _separate(net: nn.Module, name: str, prefix: str, module: nn.Module) -> Atte
     others = [k for k, m in module.named_children() if f"{prefix}{k}" not in writers]
     others = [k for k in others if _has_weights(getattr(module, k))]
     if not fits or others or module._parameters or not isinstance(layers.get(reader), nn.Linear):
-        return _whole(found, "attention of an unknown kind")
+        return _whole(attention, "unsupported type of attention")
     members = [_member(key, "out", heads, width) for key in writers]
     members.append(_member(reader, "in", heads, width))
-    return Attention(name, found.root, heads, width, tuple(members))
+    return Attention(name, attention.root, heads, width, tuple(members))
 
 
-def _whole(found: Attention, reason: str) -> Attention:
-    return Attention(found.name, found.root, found.heads, found.width, reason=reason)
+def _whole(attention: Attention, reason: str) -> Attention:
+    return Attention(
+        attention.name, attention.root, attention.heads, attention.width, reason=reason
+    )
 
 
 def _has_weights(module: nn.Module) -> bool:

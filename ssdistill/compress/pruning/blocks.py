@@ -1,4 +1,4 @@
-"""Residual blocks that can be taken out whole, and what each of them is worth."""
+"""Residual blocks that can be removed whole, and their importance."""
 
 import copy
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,7 @@ LARGEST_BATCH = 64
 
 
 def find_blocks(model: Model) -> list[str]:
-    """Names in ``net`` of the blocks that ``nn.Identity`` could stand for, in its order.
+    """Names of the blocks that ``nn.Identity`` can replace, in network order.
 
     They are modules of a list or sequence, run once on one tensor and nothing else, that add
     what they compute to that tensor.
@@ -43,12 +43,12 @@ def find_blocks(model: Model) -> list[str]:
         model(model.example(2))
     for hook in hooks:
         hook.remove()
-    found = [
+    blocks = [
         name
         for name, inputs in seen.items()
         if len(inputs) == 1 and inputs[0] is not None and _residual(inside[name], inputs[0])
     ]
-    return [name for name in found if not any(name.startswith(f"{other}.") for other in found)]
+    return [name for name in blocks if not any(name.startswith(f"{other}.") for other in blocks)]
 
 
 def _residual(block: nn.Module, x: Tensor) -> bool:
@@ -85,7 +85,7 @@ def _weight(node: Any, own: set[int], depth: int = 3) -> bool:
 
 
 def without(model: Model, names: Iterable[str]) -> Model:
-    """A copy of ``model`` in which ``nn.Identity`` stands for the named blocks."""
+    """Copy ``model`` with the named blocks replaced by ``nn.Identity``."""
     short, gone = copy.deepcopy(model), set(names)
     short.set_taps(())
     for name in gone:
@@ -100,7 +100,7 @@ def without(model: Model, names: Iterable[str]) -> Model:
 
 
 def rank_blocks(model: Model, protect: Sequence[str], x: Tensor, progress: Any) -> list[str]:
-    """Residual blocks, those that do the least damage when they are out first.
+    """Rank residual blocks by the damage of removing them, least first.
 
     Args:
         protect: names of blocks, or of layers in blocks, that stay.
@@ -116,7 +116,7 @@ def rank_blocks(model: Model, protect: Sequence[str], x: Tensor, progress: Any) 
     ]
     if not blocks:
         raise UserError(
-            f"prune: '{model.name}' has no residual block with an output like its input"
+            f"prune: '{model.name}' has no residual block whose output has the shape of its input"
         )
     damage = damages(model, blocks, x, progress)
     return [blocks[i] for i in damage.argsort(stable=True).tolist()]
@@ -134,14 +134,14 @@ def damages(model: Model, blocks: Sequence[str], x: Tensor, progress: Any) -> Te
         UserError: fewer than four inputs.
     """
     if len(x) < 4:
-        raise UserError(f"prune: units=[blocks] needs at least 4 images, there are {len(x)}")
-    model, found = copy.deepcopy(model).eval(), []
+        raise UserError(f"prune: units=[blocks] requires at least 4 images, got {len(x)}")
+    model, damage_list = copy.deepcopy(model).eval(), []
     reference_BD = _embed(model, x)
-    for name in progress(blocks, "what every block is worth"):
+    for name in progress(blocks, "scoring blocks"):
         cka = LinearCKA()
         cka.update(_embed(without(model, [name]), x), reference_BD)
-        found.append(1 - cka.compute())
-    return torch.tensor(found)
+        damage_list.append(1 - cka.compute())
+    return torch.tensor(damage_list)
 
 
 def _embed(model: Model, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""How important a channel or head is: from the weights, from inputs, or from the loss."""
+"""Importance of channels and heads: from weights, inputs, or the loss."""
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +30,7 @@ def score_groups(
     images: int = 256,
     seed: int = 0,
 ) -> Scores:
-    """The importance of every unit of every group.
+    """Score the importance of every unit of every group.
 
     - ``l1``, ``l2``: norm of all weights the unit touches, the mean over the layers.
     - ``bn_scale``: mean absolute scale in batch norms (Liu et al., ICCV 2017, arXiv:1708.06519).
@@ -128,7 +128,7 @@ def _lamp(score_C: Tensor) -> Tensor:
 @torch.no_grad()
 def _activation(model: Model, groups: Sequence[ChannelGroup], x: Tensor) -> Scores:
     if not len(x):
-        raise UserError("prune: criterion=activation needs images, there are none")
+        raise UserError("prune: criterion=activation requires images, got none")
     layers = dict(model.net.named_modules())
     readers = {m.layer for g in groups for m in g.members if _reads(layers.get(m.layer), m)}
     norms = _input_norms(model, sorted(readers), x)
@@ -171,7 +171,7 @@ def _from_loss(
 ) -> Scores:
     targets = context.teachers or ({"original": context.original} if context.original else {})
     if context.losses is None or not targets:
-        raise UserError(f"prune: criterion={criterion} needs a distill section")
+        raise UserError(f"prune: criterion={criterion} requires a distill section")
     student = copy.deepcopy(model).eval().requires_grad_(True)
     layers = dict(student.net.named_modules())
     readers = sorted({m.layer for g in groups for m in g.members if _reads(layers.get(m.layer), m)})

@@ -1,8 +1,8 @@
-"""Sets of integers that are joined two at a time."""
+"""Disjoint-set forest (union-find) of integers."""
 
 
 class Sets:
-    """Disjoint sets of integers."""
+    """Union-find over integers."""
 
     def __init__(self, count: int):
         self.above = list(range(count))

@@ -1,4 +1,4 @@
-"""Which channels and heads of a network belong together, and which of them can go."""
+"""Groups of coupled channels and heads, and which of them can be removed."""
 
 import copy
 import math
@@ -25,12 +25,12 @@ Score = Callable[[Model, Sequence[ChannelGroup]], Sequence[Tensor | None]]
 JOINTS = (graph_ops._ConcatOp, graph_ops._SplitOp, graph_ops._SliceOp, graph_ops._ExpandOp)
 ATTENTION = ("ScaledDotProduct", "Bmm", "Softmax")
 MIXING = ("LayerNorm", "GlobalResponseNorm", "GroupNorm", "RmsNorm", "RMSNorm")
-"""Modules whose statistics run over channels: without one of them, all others change."""
+"""Modules with statistics across channels: removing one channel changes all others."""
 
 
 @dataclass
 class Prunable:
-    """What may be removed from a network.
+    """Removable groups of a network, and reasons for the others.
 
     Attributes:
         groups: with scores of zero.
@@ -74,7 +74,7 @@ def survey(
     units: Iterable[str] = ("channels", "heads"),
     protect: Iterable[str] = (),
 ) -> Prunable:
-    """What can be removed from ``model``, and what cannot and why.
+    """Survey what can be removed from ``model``, and why the rest cannot.
 
     Args:
         protect: names of layers in ``net`` that keep their shape.
@@ -82,11 +82,11 @@ def survey(
     Raises:
         UserError: a network whose graph cannot be traced.
     """
-    found, protect = Prunable(), set(protect)
+    prunable, protect = Prunable(), set(protect)
     if "channels" in units:
         dense = copy.deepcopy(model)
         for group, reason in _channel_groups(dense, trace(dense), scope, protect):
-            _add(found, group, reason)
+            _add(prunable, group, reason)
     if "heads" in units:
         for attention in find_attention(model.net):
             group = ChannelGroup(
@@ -94,18 +94,18 @@ def survey(
                 attention.members,
             )  # fmt: skip
             blocked = protect & {member.layer for member in attention.members}
-            _add(found, group, _protected(blocked) if blocked else attention.reason)
-    for root in unsound(model, found.groups):
-        found.whole[root] = "an operator between it and what reads it mixes or counts channels"
-    found.groups = [group for group in found.groups if group.root not in found.whole]
-    return found
+            _add(prunable, group, _protected(blocked) if blocked else attention.reason)
+    for root in unsound(model, prunable.groups):
+        prunable.whole[root] = "an operator between it and its consumers mixes or counts channels"
+    prunable.groups = [group for group in prunable.groups if group.root not in prunable.whole]
+    return prunable
 
 
-def _add(found: Prunable, group: ChannelGroup, reason: str) -> None:
+def _add(prunable: Prunable, group: ChannelGroup, reason: str) -> None:
     if reason:
-        found.whole[group.root] = reason
+        prunable.whole[group.root] = reason
     elif len(group.score_C) > 1:
-        found.groups.append(group)
+        prunable.groups.append(group)
 
 
 def _protected(layers: Iterable[str]) -> str:
@@ -153,7 +153,7 @@ def _inner(graph: Dependencies, parts: list[Part], operations: list[Any], layers
 
 
 def _merge(graph: Dependencies) -> list[list[Part]]:
-    """The parts of the graph, those with a grouped convolution in common together."""
+    """Merge parts of the graph that share a grouped convolution."""
     sets, holder = Sets(len(graph.parts)), {}
     for number, part in enumerate(graph.parts):
         for name, *_ in part.elements:
@@ -180,7 +180,7 @@ def _bundle(module: nn.Module | None, side: str, index: int) -> tuple | None:
 
 
 def _group(known: dict[str, nn.Module], parts: list[Part]) -> tuple[ChannelGroup, str]:
-    """One group out of parts of the graph, and why it has to stay whole."""
+    """Build one group from parts of the graph; return it and why it cannot be pruned, if so."""
     starts = [0]
     for part in parts:
         starts.append(starts[-1] + part.width)
@@ -202,14 +202,14 @@ def _group(known: dict[str, nn.Module], parts: list[Part]) -> tuple[ChannelGroup
             channels.append(key[3])
             units.append(number[sets.find(unit)])
     root = parts[0].root
-    made = tuple(
+    unique_members = tuple(
         Member(name, side, torch.tensor(channels), torch.tensor(units), axis)
         for (name, side, axis), (channels, units) in members.items()
     )
-    exact = not any(_mixes(known, member) for member in made)
+    exact = not any(_mixes(known, member) for member in unique_members)
     width_C = torch.tensor(members[root, "out", 0][1]).bincount(minlength=len(firsts))
     group = ChannelGroup(
-        root, torch.zeros(len(firsts)), "channels", int(width_C[0]), made, exact
+        root, torch.zeros(len(firsts)), "channels", int(width_C[0]), unique_members, exact
     )  # fmt: skip
     return group, _uneven(known, group, width_C)
 
@@ -222,17 +222,21 @@ def _mixes(known: dict[str, nn.Module], member: Member) -> bool:
 
 def _uneven(known: dict[str, nn.Module], group: ChannelGroup, width_C: Tensor) -> str:
     if len(width_C.unique()) > 1:
-        return "its channels come in unequal bundles"
+        return "its channels are coupled in groups of unequal size"
     for member in group.members:
         module = known.get(member.layer)
         if isinstance(module, nn.GroupNorm) and module.num_groups == own_width(module):
-            return f"every channel is a group of {member.layer}"
-        if isinstance(module, nn.Conv2d) and module.groups > 1 and not _even(module, member):
+            return f"each channel is a group of its own in {member.layer}"
+        if (
+            isinstance(module, nn.Conv2d)
+            and module.groups > 1
+            and not _whole_groups(module, member)
+        ):
             return f"the groups of {member.layer} would lose unequal parts"
     return ""
 
 
-def _even(conv: nn.Conv2d, member: Member) -> bool:
+def _whole_groups(conv: nn.Conv2d, member: Member) -> bool:
     """Whether whole groups of a grouped convolution go with every unit."""
     width = conv.out_channels if member.side == "out" else conv.in_channels
     counts = member.unit_N.bincount()

@@ -1,4 +1,4 @@
-"""Taking channels and heads out of layers, and zeroing them as if they had been taken out."""
+"""Remove channels and heads from layers, or mask them to the same effect."""
 
 import copy
 from collections import defaultdict
@@ -74,7 +74,7 @@ def remove(model: Model, groups: Sequence[ChannelGroup], kept: Sequence[Tensor])
     pruned.set_taps(())
     for parameter in pruned.parameters():
         parameter.grad = None
-    gone = _gone(groups, kept)
+    gone = _removed_channels(groups, kept)
     for (name, side, axis), channels in gone.items():
         module, key = _resolve(pruned.net, name)
         stay = torch.tensor(sorted(set(range(_width(module, key, side, axis))) - channels))
@@ -100,14 +100,14 @@ def masked(model: Model, groups: Sequence[ChannelGroup], kept: Sequence[Tensor])
     """
     silent = copy.deepcopy(model)
     silent.set_taps(())
-    for (name, side, _), channels in _gone(groups, kept).items():
+    for (name, side, _), channels in _removed_channels(groups, kept).items():
         module = silent.net.get_submodule(name) if side == "in" else None
         if module is not None and getattr(module, "groups", 1) == 1:
             module.weight[:, sorted(channels)] = 0
     return silent
 
 
-def _gone(
+def _removed_channels(
     groups: Sequence[ChannelGroup], kept: Sequence[Tensor]
 ) -> dict[tuple[str, str, int], set[int]]:
     """The channels to remove, by layer, side and axis."""

@@ -1,4 +1,4 @@
-"""Which channels and heads stay, from what they are worth."""
+"""Select the channels and heads that stay, by importance."""
 
 from collections.abc import Sequence
 from math import gcd
@@ -12,12 +12,12 @@ from ssdistill.models.model import Model
 
 def dense_units(groups: Sequence[ChannelGroup], model: Model, original: Model) -> list[float]:
     """How many units every group had in the uncompressed model."""
-    ours, theirs = (dict(m.net.named_modules()) for m in (model, original))
+    pruned_modules, dense_modules = (dict(m.net.named_modules()) for m in (model, original))
     units = []
     for group in groups:
-        now = ours[group.root].weight.shape[0]
+        now = pruned_modules[group.root].weight.shape[0]
         # What came into being since, such as a factor of a layer, has lost nothing.
-        dense = getattr(theirs.get(group.root), "weight", ours[group.root].weight)
+        dense = getattr(dense_modules.get(group.root), "weight", pruned_modules[group.root].weight)
         units.append(len(group.score_C) * dense.shape[0] / now)
     return units
 
@@ -39,21 +39,21 @@ def best(
         relative: divide scores by their group's mean before that.
         ratio: share of the units to remove.
     """
-    wanted = [count * (1 - ratio) for count in units or [len(g.score_C) for g in groups]]
+    keep_counts = [count * (1 - ratio) for count in units or [len(g.score_C) for g in groups]]
     if together:
         scores = [_relative(g.score_C) if relative else g.score_C for g in groups]
         owner = torch.cat([torch.full((len(s),), i) for i, s in enumerate(scores)])
         order = torch.cat(scores).argsort(descending=True, stable=True)
-        number = max(int(sum(wanted) + 1e-6), 1)
-        wanted = owner[order[:number]].bincount(minlength=len(scores)).tolist()
-    kept = []
-    for group, count in zip(groups, wanted, strict=True):
+        number = max(int(sum(keep_counts) + 1e-6), 1)
+        keep_counts = owner[order[:number]].bincount(minlength=len(scores)).tolist()
+    kept_units = []
+    for group, count in zip(groups, keep_counts, strict=True):
         step = 1 if group.kind == "heads" else round_to // gcd(round_to, group.width)
         whole = len(group.score_C)
         # A width that was no multiple before need not become one while nothing is removed.
         count = whole if count >= whole else min(max(round(count / step), 1) * step, whole)
-        kept.append(group.score_C.topk(count).indices.sort().values)
-    return kept
+        kept_units.append(group.score_C.topk(count).indices.sort().values)
+    return kept_units
 
 
 def _relative(score_C: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Whether a pruned network computes what it should, and can be saved and loaded again."""
+"""Verify that a pruned network matches the masked one and can be saved and loaded."""
 
 import copy
 from collections.abc import Sequence
@@ -29,13 +29,13 @@ def unsound(model: Model, groups: Sequence[ChannelGroup]) -> list[str]:
     """
     if not groups:
         return []
-    model = _awake(model)
+    model = _with_visible_scales(model)
     if _sound(model, groups):
         return []
     return [group.root for group in groups if not _sound(model, [group])]
 
 
-def _awake(model: Model) -> Model:
+def _with_visible_scales(model: Model) -> Model:
     """A copy in which every scale counts: fresh norms and layer scales may begin at zero, and
     then nothing that is wrong within a residual branch would show."""
     model, generator = copy.deepcopy(model), torch.Generator().manual_seed(0)
@@ -51,9 +51,9 @@ def _sound(model: Model, groups: Sequence[ChannelGroup]) -> bool:
     others = [group for group in groups if not group.exact]
     try:
         if exact:
-            kept = [torch.arange(0, len(group.score_C), 2) for group in exact]
-            expected_BD = _embed(masked(model, exact, kept))
-            found_BD = _embed(remove(model, exact, kept))
+            kept_units = [torch.arange(0, len(group.score_C), 2) for group in exact]
+            expected_BD = _embed(masked(model, exact, kept_units))
+            found_BD = _embed(remove(model, exact, kept_units))
             limit = TOLERANCE * expected_BD.abs().max().clamp(min=1e-6)
             # "not <=" so that NaN fails as well.
             if expected_BD.shape != found_BD.shape:
@@ -61,8 +61,8 @@ def _sound(model: Model, groups: Sequence[ChannelGroup]) -> bool:
             if not (expected_BD - found_BD).abs().max() <= limit:
                 return False
         if others:
-            kept = [torch.arange(0, len(group.score_C), 2) for group in others]
-            _embed(remove(model, others, kept))
+            kept_units = [torch.arange(0, len(group.score_C), 2) for group in others]
+            _embed(remove(model, others, kept_units))
     except (RuntimeError, ValueError, IndexError, TypeError, AssertionError):
         return False
     return True
@@ -74,7 +74,7 @@ def _embed(model: Model) -> Tensor:
 
 @torch.no_grad()
 def verify(model: Model, pruned: Model) -> None:
-    """Make sure that pruning left a model that works and can be saved and loaded again.
+    """Check that the pruned model runs and can be saved and loaded.
 
     Raises:
         UserError: another embedding width, values that are not finite, no parameter fewer, or
@@ -90,16 +90,16 @@ def verify(model: Model, pruned: Model) -> None:
     if embedding_BD.shape[1] != model.embed_dim:
         raise unsupported(model, f"the embedding shrank to {embedding_BD.shape[1]}")
     if not embedding_BD.isfinite().all():
-        raise UserError(f"prune: the pruned '{model.name}' gives non-finite embeddings")
+        raise UserError(f"prune: the pruned '{model.name}' returns non-finite embeddings")
     if count_parameters(pruned) >= count_parameters(model):
         raise unsupported(model, "no parameter was removed")
     try:
         again = fit_structure(pruned.fresh_net(), pruned.net.state_dict(), pruned.removed)
     except UserError as error:
-        raise unsupported(model, f"it could not be loaded again, {error}") from error
+        raise unsupported(model, f"it cannot be saved and loaded: {error}") from error
     for name, module in again.named_modules():
         if _shape(module) != _shape(pruned.net.get_submodule(name)):
-            raise unsupported(model, f"it could not be loaded again, {name} would differ")
+            raise unsupported(model, f"it cannot be saved and loaded: {name} would differ")
 
 
 def _shape(module: nn.Module) -> list:

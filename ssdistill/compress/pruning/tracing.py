@@ -1,4 +1,4 @@
-"""The dependency graph of a network, from Torch-Pruning, in plain names and numbers."""
+"""Dependency graph of a network, from Torch-Pruning, as plain names and indices."""
 
 import warnings
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ KNOWN = (
 )
 SPLITS = (graph_ops._ConcatOp, graph_ops._SplitOp, graph_ops._SliceOp)
 Key = tuple[str, str, int, int]
-"""Name of a layer in ``net``, side, axis and channel."""
+"""Key of one channel: name of a layer in ``net``, side, axis and channel."""
 
 
 @dataclass
@@ -67,8 +67,8 @@ def trace(model: Model) -> Dependencies:
     """
     for name, module in model.net.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
-            where = f"its module '{name}'" if name else "it"
-            raise unsupported(model, f"{where} is TorchScript, whose layers cannot be seen")
+            part = f"its module '{name}'" if name else "it"
+            raise unsupported(model, f"{part} is TorchScript, whose layers cannot be traced")
     # The tracer follows gradients: a frozen parameter would be invisible to it.
     model.eval().requires_grad_(True)
     model.set_taps(())
@@ -93,7 +93,7 @@ def trace(model: Model) -> Dependencies:
 
 
 def unsupported(model: Model, reason: Exception | str) -> UserError:
-    """One line about a network that cannot be pruned."""
+    """One-line error for a network that cannot be pruned."""
     text = (str(reason).strip().splitlines() or [repr(reason)])[0]
     return UserError(f"prune does not support '{model.name}': {text}")
 
@@ -104,7 +104,7 @@ def _part(graph: torch_pruning.DependencyGraph, group: Any, names: dict[Any, str
     for dependency, _ in group:
         module = dependency.target.module
         if module in names:
-            if type(module) is not nn.Parameter and not _known(module):
+            if type(module) is not nn.Parameter and not _is_prunable_layer(module):
                 part.unknown = f"{names[module]} is a {type(module).__name__}"
         else:
             part.operations.append(dependency.target)
@@ -135,7 +135,7 @@ def _elements(graph: torch_pruning.DependencyGraph, group: Any, names: dict[Any,
                 yield (name, "in" if out else "out", axis, channel), unit
 
 
-def _known(module: nn.Module) -> bool:
+def _is_prunable_layer(module: nn.Module) -> bool:
     """Whether it is a layer whose channels can be taken out, with the tensors such a layer has."""
     if not isinstance(module, KNOWN) or (isinstance(module, nn.LayerNorm) and _deep(module)):
         return False
@@ -147,22 +147,22 @@ def _deep(norm: nn.LayerNorm) -> bool:
 
 
 class _Watch(TorchDispatchMode):
-    """Notes in which module a tensor's value became a number of Python, to branch upon."""
+    """Record the module in which a tensor's value became a Python number, to branch on."""
 
     def __init__(self) -> None:
         super().__init__()
         self.running: list[str] = [""]
-        self.found: str | None = None
+        self.branching: str | None = None
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):
-        if function is torch.ops.aten._local_scalar_dense.default and self.found is None:
-            self.found = self.running[-1]
+        if function is torch.ops.aten._local_scalar_dense.default and self.branching is None:
+            self.branching = self.running[-1]
         return function(*args, **(kwargs or {}))
 
 
 @torch.no_grad()
 def _refuse_branches(model: Model) -> None:
-    """A trace sees one branch only: what the other one would read is lost."""
+    """Reject data-dependent branches, of which a trace sees only one."""
     watch, hooks = _Watch(), []
 
     def leave(*_: Any) -> None:
@@ -177,11 +177,11 @@ def _refuse_branches(model: Model) -> None:
         with watch:
             model(x)
     except Exception as error:  # whatever the network raises
-        where = f"its module '{watch.running[-1]}' fails: " if watch.running[-1] else ""
-        raise unsupported(model, f"{where}{error}") from error
+        prefix = f"its module '{watch.running[-1]}' fails: " if watch.running[-1] else ""
+        raise unsupported(model, f"{prefix}{error}") from error
     finally:
         for hook in hooks:
             hook.remove()
-    if watch.found is not None:
-        where = f"its module '{watch.found}'" if watch.found else "it"
-        raise unsupported(model, f"{where} takes another path for other inputs (control flow)")
+    if watch.branching is not None:
+        part = f"its module '{watch.branching}'" if watch.branching else "it"
+        raise unsupported(model, f"{part} has control flow that depends on its inputs")

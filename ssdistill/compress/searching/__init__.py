@@ -1,1 +1,1 @@
-"""What each layer may lose under a budget for the whole."""
+"""Per-layer allocation of compression under one budget."""

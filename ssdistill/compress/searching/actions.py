@@ -1,4 +1,4 @@
-"""What can be done to one layer, how severe it can be, and doing it to many layers at once."""
+"""Actions on layers, their levels, and building a model from a plan of them."""
 
 import copy
 import math
@@ -26,12 +26,12 @@ BITS = (8, 7, 6, 5, 4, 3, 2)
 WIDTHS = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25)
 RANKS = (0.8, 0.65, 0.5, 0.4, 0.3, 0.2)
 SLACK = 0.03
-"""Bits a number by which Huffman's code is longer than the entropy, about."""
+"""Approximate excess of a Huffman code over the entropy, in bits per symbol."""
 GRID = {"clip": "mse", "per_channel": True, "symmetric": False}
 
 
 class Site(NamedTuple):
-    """Where something is decided: the weight of a layer, or channels by the layer they leave."""
+    """Site of one decision: a layer's weight, or channels by the layer that writes them."""
 
     kind: Kind
     layer: str
@@ -41,7 +41,7 @@ class Site(NamedTuple):
 
 
 Plan = dict[Site, float]
-"""What is done where: bits of a number, share of the channels or of the weights that is kept."""
+"""Level by site: bits per weight, or the fraction of channels or weights that stays."""
 
 
 class Actions:
@@ -86,27 +86,27 @@ class Actions:
             self.model, "inner", lambda m, groups: score_groups("l2", m, groups, context)
         )
         for group in groups:
-            kept = {share: len(self._kept(group, share)) for share in WIDTHS}
+            remaining = {share: len(self._kept(group, share)) for share in WIDTHS}
             # Rounding makes some of them the same.
-            levels = {width: share for share, width in reversed(kept.items())}
-            found = tuple(
-                s for s in WIDTHS if s in levels.values() and kept[s] < len(group.score_C)
+            levels = {width: share for share, width in reversed(remaining.items())}
+            shares = tuple(
+                s for s in WIDTHS if s in levels.values() and remaining[s] < len(group.score_C)
             )
-            if found:
+            if shares:
                 self.groups[group.root] = group
-                self.levels[Site("width", group.root)] = found
+                self.levels[Site("width", group.root)] = shares
 
     def _add_ranks(self) -> None:
         layers = dict(self.model.net.named_modules())
         for name in called_layers(self.model):
             dense = layer_cost(layers[name], None, "data").parameters
-            found = tuple(
+            shares = tuple(
                 share
                 for share in RANKS
                 if layer_cost(layers[name], self.rank(name, share), "data").parameters < dense
             )
-            if found:
-                self.levels[Site("rank", name)] = found
+            if shares:
+                self.levels[Site("rank", name)] = shares
         names = [site.layer for site in self.levels if site.kind == "rank"]
         self.stats = output_stats(self.model, self.inputs, names) if names else {}
 
@@ -139,38 +139,44 @@ class Actions:
 
     def alone(self, site: Site, level: float) -> tuple[Model, int | None]:
         """The model with one action, and about how many bytes the weight takes if on a grid."""
-        made = self.build({site: level})
-        return made, grid_bytes(made.coded[site.layer]) if site.kind == "bits" else None
+        compressed = self.build({site: level})
+        return compressed, grid_bytes(compressed.coded[site.layer]) if site.kind == "bits" else None
 
     def build(self, plan: Mapping[Site, float]) -> Model:
         """A copy of the model to which all of ``plan`` has been done: widths, ranks, then bits."""
-        made = copy.deepcopy(self.model)
+        compressed = copy.deepcopy(self.model)
         groups = [self.groups[site.layer] for site in plan if site.kind == "width"]
         if groups:
-            kept = [self._kept(group, plan[Site("width", group.root)]) for group in groups]
-            made = remove(made, groups, kept)
+            kept_units = [self._kept(group, plan[Site("width", group.root)]) for group in groups]
+            compressed = remove(compressed, groups, kept_units)
             if self.with_refit:
-                made = refit(made, self.model, self.inputs, progress=lambda items, _: items)
+                compressed = refit(
+                    compressed, self.model, self.inputs, progress=lambda items, _: items
+                )
         for site, share in plan.items():
             if site.kind == "rank":
-                layer = made.net.get_submodule(site.layer)
+                layer = compressed.net.get_submodule(site.layer)
                 factors = decompose(
                     layer, "data", self.rank(site.layer, share), self.stats[site.layer]
                 )
-                replace(made, site.layer, factors)
-        bits = self._bits(made, plan)
-        return (put_on_grid(made, bits, **GRID) if bits else made).train(self.model.training)
+                replace(compressed, site.layer, factors)
+        bits = self._bits(compressed, plan)
+        return (put_on_grid(compressed, bits, **GRID) if bits else compressed).train(
+            self.model.training
+        )
 
-    def _bits(self, made: Model, plan: Mapping[Site, float]) -> dict[str, int]:
-        """Bits by the keys of ``made``: those of a layer that has become two go for both."""
-        wanted = {site.layer: int(level) for site, level in plan.items() if site.kind == "bits"}
-        found = {}
-        for key in weights_of(made.net):
+    def _bits(self, compressed: Model, plan: Mapping[Site, float]) -> dict[str, int]:
+        """Bits by the keys of ``compressed``: those of a layer that has become two go for both."""
+        planned_bits = {
+            site.layer: int(level) for site, level in plan.items() if site.kind == "bits"
+        }
+        bits_by_key = {}
+        for key in weights_of(compressed.net):
             whole = key.removesuffix(".weight").rpartition(".")[0] + ".weight"
-            bits = wanted.get(key, wanted.get(whole))
+            bits = planned_bits.get(key, planned_bits.get(whole))
             if bits is not None:
-                found[key] = bits
-        return found
+                bits_by_key[key] = bits
+        return bits_by_key
 
 
 def grid_bytes(code: Uniform) -> int:

@@ -1,4 +1,4 @@
-"""Which layer gives how much, so that a budget is met at the least damage."""
+"""Allocate compression to layers: least predicted damage within a budget."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,15 +24,15 @@ def allocate(
     needed to meet it is taken back, most damage for its cost first.
     """
     plan: Plan = {}
-    found: dict[float, Plan | None] = {}
+    plans: dict[float, Plan | None] = {}
     cost = costs.total(plan)
     for budget in sorted(set(budgets), reverse=True):
         while cost > budget and (step := _best_step(plan, actions, damages, costs)):
             site, level = step
             cost -= costs.saving(plan, site, level)
             plan[site] = level
-        found[budget] = _relaxed(plan, actions, damages, costs, budget) if cost <= budget else None
-    return [found[budget] for budget in budgets]
+        plans[budget] = _relaxed(plan, actions, damages, costs, budget) if cost <= budget else None
+    return [plans[budget] for budget in budgets]
 
 
 def _best_step(
@@ -86,9 +86,9 @@ def uniform_plans(actions: Actions) -> Iterator[Plan]:
         every = {v for site, levels in actions.levels.items() if site.kind == kind for v in levels}
         menus.append([None, *sorted(every, reverse=True)])
     for chosen in product(*menus):
-        wanted, plan = dict(zip(kinds, chosen, strict=True)), {}
+        level_by_kind, plan = dict(zip(kinds, chosen, strict=True)), {}
         for site in sorted(actions.levels, key=lambda site: site.kind, reverse=True):
-            level = wanted[site.kind]
+            level = level_by_kind[site.kind]
             if level is None or any(actions.conflict(site, other) for other in plan):
                 continue
             # The mildest that is no milder, where a layer does not have the level itself.

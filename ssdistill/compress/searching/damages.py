@@ -1,4 +1,4 @@
-"""What every action does to the embeddings when it is the only one; kept across interruptions."""
+"""Damage of every single action to the embeddings, cached across interruptions."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from ssdistill.label_free.agreement import LinearCKA, centred_cosine
 DAMAGES = "damages.jsonl"
 Measure = Literal["cosine", "cka"]
 WORST = 2.0
-"""Damage of embeddings that are not finite: that of opposite directions."""
+"""Damage assigned to non-finite embeddings: that of opposite directions."""
 
 
 @dataclass
@@ -39,13 +39,13 @@ class Damages:
     reused: int = 0
 
 
-def damage(found_ND: Tensor, wanted_ND: Tensor, measure: Measure) -> float:
-    """1 - mean centred cosine, or 1 - debiased CKA, of two embeddings of the same inputs."""
+def damage(changed_ND: Tensor, reference_ND: Tensor, measure: Measure) -> float:
+    """1 - mean centered cosine, or 1 - debiased CKA, of two embeddings of the same inputs."""
     if measure == "cosine":
-        value = 1 - centred_cosine(found_ND, wanted_ND).mean().item()
+        value = 1 - centred_cosine(changed_ND, reference_ND).mean().item()
     else:
         cka = LinearCKA()
-        cka.update(found_ND, wanted_ND)
+        cka.update(changed_ND, reference_ND)
         value = 1 - cka.compute()
     return value if math.isfinite(value) else WORST
 
@@ -63,26 +63,26 @@ def measure_damages(
     """
     path = context.scratch / DAMAGES if context.scratch else None
     digest = _digest(actions, inputs, f"{measure} {settings}")
-    wanted = [(site, level) for site, levels in actions.levels.items() for level in levels]
-    found = Damages()
+    single_actions = [(site, level) for site, levels in actions.levels.items() for level in levels]
+    damages = Damages()
     for row in _read(path, digest):
         action = Site(row["kind"], row["layer"]), row["level"]
-        found.of[action] = row["damage"]
+        damages.of[action] = row["damage"]
         if row["bytes"] is not None:
-            found.coded[action] = row["bytes"]
-    missing = [action for action in wanted if action not in found.of]
-    found.reused = len(wanted) - len(missing)
+            damages.coded[action] = row["bytes"]
+    missing = [action for action in single_actions if action not in damages.of]
+    damages.reused = len(single_actions) - len(missing)
     whole_ND = embed(actions.model, inputs) if missing else None
     for site, level in context.progress(missing, "damage by layer and action"):
-        made, size = actions.alone(site, level)
-        value = damage(embed(made, inputs), whole_ND, measure)
-        found.of[site, level] = value
+        compressed, size = actions.alone(site, level)
+        value = damage(embed(compressed, inputs), whole_ND, measure)
+        damages.of[site, level] = value
         if size is not None:
-            found.coded[site, level] = size
-        found.evaluated += 1
+            damages.coded[site, level] = size
+        damages.evaluated += 1
         row = {"kind": site.kind, "layer": site.layer, "level": level, "damage": value}
         _append(path, row | {"bytes": size, "of": digest})
-    return found
+    return damages
 
 
 def _digest(actions: Actions, inputs: Tensor, settings: str) -> str:

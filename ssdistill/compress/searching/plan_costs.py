@@ -1,4 +1,4 @@
-"""What a plan costs, from what its layers cost: without building the model."""
+"""Predict the cost of a plan from its layers, without building the model."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from ssdistill.models.model import Model
 Unit = Literal["bytes", "macs", "parameters"]
 COMPUTING = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 DESCRIBED = 110
-"""Bytes by which the header of a file grows with each weight that is coded."""
+"""Bytes of file header per coded weight."""
 
 
 class PlanCosts:
@@ -73,11 +73,11 @@ class PlanCosts:
 
     def layer(self, name: str, plan: Mapping[Site, float]) -> float:
         """What one layer costs within a plan."""
-        kept = {"in": 1.0, "out": 1.0}
+        fractions = {"in": 1.0, "out": 1.0}
         for side, site in self.sides.get(name, ()):
             if site in plan:
-                kept[side] *= self._kept_share(site, plan[site])
-        weight = kept["in"] * kept["out"]
+                fractions[side] *= self._kept_share(site, plan[site])
+        weight = fractions["in"] * fractions["out"]
         rank = plan.get(Site("rank", name))
         if rank is not None:
             weight *= self._rank_share(name, rank)
@@ -85,7 +85,7 @@ class PlanCosts:
             return self.macs.get(name, 0) * weight
         cost = 0.0
         for key, tensor in self.tensors.get(name, ()):
-            share = weight if key.endswith(".weight") and tensor.ndim > 1 else kept["out"]
+            share = weight if key.endswith(".weight") and tensor.ndim > 1 else fractions["out"]
             cost += self._tensor(key, tensor, plan) * share
         return cost
 
@@ -113,7 +113,7 @@ class PlanCosts:
 @torch.inference_mode()
 def _layer_macs(model: Model) -> dict[str, float]:
     """Multiply-accumulates of one input by layer; what attention multiplies is not among them."""
-    found: dict[str, float] = defaultdict(float)
+    macs_by_layer: dict[str, float] = defaultdict(float)
     handles = []
     for name, module in model.net.named_modules():
         if not isinstance(module, COMPUTING):
@@ -121,7 +121,7 @@ def _layer_macs(model: Model) -> dict[str, float]:
 
         def note(layer: nn.Module, _: object, output: Tensor, name: str = name) -> None:
             outs = output.shape[-1] if isinstance(layer, nn.Linear) else output.shape[1]
-            found[name] += output.numel() / outs * layer.weight.numel()
+            macs_by_layer[name] += output.numel() / outs * layer.weight.numel()
 
         handles.append(module.register_forward_hook(note))
     try:
@@ -129,4 +129,4 @@ def _layer_macs(model: Model) -> dict[str, float]:
     finally:
         for handle in handles:
             handle.remove()
-    return dict(found)
+    return dict(macs_by_layer)

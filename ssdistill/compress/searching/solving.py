@@ -1,4 +1,4 @@
-"""Meeting a budget by what a model measures, not by what its plan was estimated to cost."""
+"""Meet a budget by measured rather than predicted cost."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,9 +16,9 @@ from ssdistill.measure.parameters import count_parameters
 from ssdistill.models.model import Model
 
 TRIES = 7
-"""Models built to meet a budget."""
+"""Most models built to meet a budget."""
 CLOSE = 0.95
-"""A latency that is this much of its budget, or more, is near enough."""
+"""Fraction of a latency budget that counts as reached."""
 Share = Callable[[Model], float]
 
 
@@ -70,19 +70,19 @@ def within(
         (plan,) = allocate(actions, damages.of, costs, [target * whole])
         if plan is None or not plan:
             break
-        made = actions.build(plan)
-        found = measure(made)
-        if found <= share and (best is None or found > best[2]):
-            best = plan, made, found
-        if found <= share and (budget != "latency" or found >= CLOSE * share):
+        compressed = actions.build(plan)
+        measured = measure(compressed)
+        if measured <= share and (best is None or measured > best[2]):
+            best = plan, compressed, measured
+        if measured <= share and (budget != "latency" or measured >= CLOSE * share):
             break
-        low, high = ((target, found), high) if found <= share else (low, (target, found))
+        low, high = ((target, measured), high) if measured <= share else (low, (target, measured))
         if budget == "latency":
             slope = (high[0] - low[0]) / max(high[1] - low[1], 1e-9)
             target = low[0] + slope * (0.98 * share - low[1])
         else:
             # Ever further below, so that tensors of a few kilobytes do not go in circles.
-            target = (1 - 0.002 * 2**tried) * costs.total(plan) / whole * share / found
+            target = (1 - 0.002 * 2**tried) * costs.total(plan) / whole * share / measured
     if best is None:
         raise UserError(_out_of_reach(budget, share, actions, costs, measure))
     return best
@@ -97,6 +97,6 @@ def _out_of_reach(
             severest[site] = levels[-1]
     least = measure(actions.build(severest))
     return (
-        f"search: {budget}={share:g} is out of reach for '{actions.model.name}': the severest "
-        f"actions on all of its {len(severest)} places leave {least:.3f}"
+        f"search: {budget}={share:g} cannot be reached for '{actions.model.name}': the most severe "
+        f"actions on all {len(severest)} of its sites still leave {least:.3f}"
     )

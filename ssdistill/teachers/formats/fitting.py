@@ -1,4 +1,4 @@
-"""A backbone's tensors put into timm's network, with every one of them accounted for."""
+"""Load a checkpoint's backbone into timm's network and account for every tensor."""
 
 import inspect
 import sys
@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from ssdistill.errors import UserError
 
 CLASSIFIERS = {"classifier", "fc", "head", "heads", "linear", "last_linear", "head_dist"}
-"""Layers after the embedding, where the network without classifier has none of that name."""
+"""Classifier layers, ignored if the network without its classifier has no such layer."""
 PRETEXT = ("decoder", "mask_token")
-"""Beginnings of the names of what masked autoencoders use in training only."""
+"""Name prefixes of the training-only parts of masked autoencoders."""
 COUNT = "num_batches_tracked"
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What has been loaded, and what has not.
+    """Outcome of loading a backbone.
 
     Attributes:
         loaded: number of tensors.
@@ -44,44 +44,48 @@ def fit(
             allowed; or one of another shape. The text reads as a predicate of the file.
     """
     own = net.state_dict()
-    found = _through_timm(net, name, state)
-    kept = {k: v for k, v in found.items() if k in own}
-    if not any(k for k in kept if not k.endswith(COUNT)):
+    renamed = _through_timm(net, name, state)
+    loadable = {k: v for k, v in renamed.items() if k in own}
+    if not any(k for k in loadable if not k.endswith(COUNT)):
         raise UserError(f"has none of the tensors of '{name}'")
-    for key, tensor in kept.items():
+    for key, tensor in loadable.items():
         if tensor.shape != own[key].shape:
             raise UserError(_shape_message(name, key, tensor, own[key]))
         counts = key.endswith(COUNT)
         if not counts and tensor.is_floating_point() != own[key].is_floating_point():
-            theirs, ours = (str(t.dtype).removeprefix("torch.") for t in (tensor, own[key]))
-            raise UserError(f"has a '{key}' of {theirs} numbers, '{name}' one of {ours}")
-    left_out = [k for k in found if k not in own and _is_no_backbone(k)]
-    extra = [k for k in found if k not in own and not _is_no_backbone(k)]
-    missing = [k for k in own if k not in kept and not k.endswith(COUNT)]
+            file_dtype, net_dtype = (
+                str(t.dtype).removeprefix("torch.") for t in (tensor, own[key])
+            )
+            raise UserError(f"has a '{key}' of type {file_dtype}, but '{name}' expects {net_dtype}")
+    left_out = [k for k in renamed if k not in own and _is_no_backbone(k)]
+    extra = [k for k in renamed if k not in own and not _is_no_backbone(k)]
+    missing = [k for k in own if k not in loadable and not k.endswith(COUNT)]
     if missing and not allow_missing:
         raise UserError(
-            f"lacks {len(missing)} of the {len(own)} tensors of '{name}' ({_few(missing)}): "
-            "is it another architecture? teacher.allow_missing=true leaves them as initialised"
+            f"lacks {len(missing)} of the {len(own)} tensors of '{name}' ({_few(missing)}): check "
+            "teacher.encoder.name, or set teacher.allow_missing=true to initialize them randomly"
         )
     if extra and not allow_extra:
         raise UserError(
-            f"has {len(extra)} tensors that '{name}' has not ({_few(extra)}): "
-            "is it another architecture? teacher.allow_extra=true leaves them out"
+            f"has {len(extra)} tensors unknown to '{name}' ({_few(extra)}): "
+            "check teacher.encoder.name, or set teacher.allow_extra=true to ignore them"
         )
     try:
-        net.load_state_dict(own | kept)
+        net.load_state_dict(own | loadable)
     except RuntimeError as error:
-        raise UserError(f"cannot be put into '{name}': {' '.join(str(error).split())}") from error
+        raise UserError(
+            f"cannot be loaded into '{name}': {' '.join(str(error).split())}"
+        ) from error
     resized = [
         f"{k} from {tuple(state[k].shape)} to {tuple(v.shape)}"
-        for k, v in kept.items()
+        for k, v in loadable.items()
         if k in state and state[k].shape != v.shape
     ]
-    return Fit(len(kept), left_out, missing, extra, resized)
+    return Fit(len(loadable), left_out, missing, extra, resized)
 
 
 def _through_timm(net: nn.Module, name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """``state`` as timm's own conversion for the family of this network gives it."""
+    """Convert ``state`` with timm's own filter for this family of networks."""
     own = net.state_dict()
     if all(k in state and state[k].shape == v.shape for k, v in own.items()):
         return state
@@ -90,12 +94,12 @@ def _through_timm(net: nn.Module, name: str, state: dict[str, Tensor]) -> dict[s
     if convert is None:
         return state
     options = {"adapt_layer_scale": True} if "adapt_layer_scale" in _arguments(convert) else {}
-    # Of tensors that are no checkpoint of the family it may stumble over anything.
+    # The filter may raise anything for tensors that are not a checkpoint of its family.
     try:
         converted = convert(dict(state), net, **options)
     except Exception:
         return state
-    # It would also resample filters, which makes another network of them.
+    # The filter also resamples kernels, which would change the network: undo that.
     return {k: state[k] if _is_filter(k, v, state) else v for k, v in converted.items()}
 
 
@@ -116,12 +120,15 @@ def _few(names: list[str]) -> str:
     return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
 
 
-def _shape_message(name: str, key: str, theirs: Tensor, ours: Tensor) -> str:
-    text = f"has a '{key}' of shape {tuple(theirs.shape)}, '{name}' one of {tuple(ours.shape)}"
-    if theirs.ndim == ours.ndim == 4 and key in ("conv1.weight", "conv_stem.weight"):
-        kernels = theirs.shape[-1], ours.shape[-1]
-        if kernels[0] == 3 < kernels[1]:
+def _shape_message(name: str, key: str, file_tensor: Tensor, net_tensor: Tensor) -> str:
+    text = (
+        f"has a '{key}' of shape {tuple(file_tensor.shape)}, but '{name}' expects "
+        f"{tuple(net_tensor.shape)}"
+    )
+    if file_tensor.ndim == net_tensor.ndim == 4 and key in ("conv1.weight", "conv_stem.weight"):
+        file_side, net_side = file_tensor.shape[-1], net_tensor.shape[-1]
+        if file_side == 3 < net_side:
             return f"{text}: set teacher.encoder.stem=small"
-        if kernels[1] == 3 < kernels[0]:
+        if net_side == 3 < file_side:
             return f"{text}: set teacher.encoder.stem=native"
-    return f"{text}: is it another architecture?"
+    return f"{text}: check teacher.encoder.name"

@@ -1,4 +1,4 @@
-"""Projectors of other projects, built again from their tensors.
+"""Rebuild projectors of other projects from their tensors.
 
 Weights do not tell activations. These projects number the layers of a projector through, and
 the gaps in the numbers tell where one must be: linear layer, batch norm if any, activation, and
@@ -17,7 +17,7 @@ VISSL = re.compile(r"^(\d+)\.(?:clf|projection_head)\.(\d+\..*)")
 
 
 class UnknownHead(Exception):
-    """The tensors are not those of a structure that is known; says in what."""
+    """Tensors of an unknown head structure; the message says which."""
 
 
 def build_head(
@@ -39,7 +39,7 @@ def build_head(
     built: list[nn.Module] = []
     for number, (linear, norm) in enumerate(blocks):
         if linear["weight"].shape[1] != in_dim:
-            raise UnknownHead(f"a layer takes {linear['weight'].shape[1]} inputs, not {in_dim}")
+            raise UnknownHead(f"a layer has {linear['weight'].shape[1]} inputs, expected {in_dim}")
         if number:
             built.append(nn.GELU() if gelu else nn.ReLU())
         width = linear["weight"].shape[0]
@@ -59,7 +59,7 @@ def widths(head: nn.Sequential) -> str:
 
 
 def _joined(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """VISSL's row of heads as one, each but the last with an activation at its end."""
+    """Join VISSL's list of heads into one MLP; all but the last end in an activation."""
     parts = {name: VISSL.match(name) for name in state}
     if not any(parts.values()):
         return state
@@ -104,7 +104,7 @@ def _blocks(
             blocks[-1] = (blocks[-1][0], layer)
             expected = number + 2
         else:
-            raise UnknownHead(f"layer {number} ({', '.join(layer)}) is not where one is known")
+            raise UnknownHead(f"layer {number} ({', '.join(layer)}) is in an unexpected position")
     return blocks
 
 
@@ -119,7 +119,7 @@ def _is_norm(layer: dict[str, Tensor]) -> bool:
 def _filled(module: nn.Module, state: dict[str, Tensor]) -> nn.Module:
     missing, extra = module.load_state_dict(_counted(module, state), strict=False)
     if missing or extra:
-        raise UnknownHead(f"a layer with {', '.join(state)} is not known")
+        raise UnknownHead(f"a layer with tensors {', '.join(state)} is not supported")
     return module
 
 

@@ -1,4 +1,4 @@
-"""Layouts of other projects' checkpoints: where backbone and projector are, and how to tell."""
+"""Checkpoint layouts of other projects: key prefixes of backbone and projector."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -185,8 +185,8 @@ FALLBACK = "timm"
 """It has no marks: its names are those of the network."""
 
 
-def recognise(state: dict[str, Tensor], path: Path) -> str:
-    """The format that has the names of a file; timm's if no other has them.
+def recognize(state: dict[str, Tensor], path: Path) -> str:
+    """Recognize a file's format by its tensor names; timm if no other matches.
 
     Raises:
         UserError: more than one has them.
@@ -194,8 +194,8 @@ def recognise(state: dict[str, Tensor], path: Path) -> str:
     fitting = [name for name, layout in FORMATS.items() if _has_marks(layout, state)]
     if len(fitting) > 1:
         raise UserError(
-            f"{path} could be of {' or '.join(fitting)} (it has {first_names(state)}): "
-            "set teacher.format"
+            f"{path} matches the formats {' and '.join(fitting)} (its tensors: "
+            f"{first_names(state)}): set teacher.format"
         )
     return fitting[0] if fitting else FALLBACK
 
@@ -210,23 +210,23 @@ def _has_marks(layout: Format, state: dict[str, Tensor]) -> bool:
 
 
 def find_place(state: dict[str, Tensor], name: str, branch: BranchName, path: Path) -> Place:
-    """Where a file of format ``name`` has the network that is wanted.
+    """Locate the requested network in a file of format ``name``.
 
     Raises:
         UserError: it has none there.
     """
-    wanted = ALIASES.get(branch, branch)
+    wanted_branch = ALIASES.get(branch, branch)
     known = [p for p in FORMATS[name].places if _is_there(p, state)]
     for place in known:
-        if wanted in ("auto", place.branch):
+        if wanted_branch in ("auto", place.branch):
             return place
     if known:
         raise UserError(
-            f"{path} has no {branch} network of {name}, only its {known[0].branch} one: "
+            f"{path} has no {branch} network in {name} format, only this one: {known[0].branch}; "
             "set teacher.branch"
         )
     raise UserError(
-        f"{path} is no checkpoint of {name}: it has {first_names(state)}; set teacher.format"
+        f"{path} is not a {name} checkpoint (its tensors: {first_names(state)}); set teacher.format"
     )
 
 

@@ -1,4 +1,4 @@
-"""Other projects' names of a backbone's tensors, turned into timm's.
+"""Rename other projects' backbone tensors to timm's keys.
 
 timm's ResNets have torchvision's names, its vision transformers those of DINO, MAE and MoCo v3.
 """

@@ -1,4 +1,4 @@
-"""A checkpoint taken apart: backbone under timm's names, projector, and what is neither."""
+"""Split a checkpoint into backbone (timm's keys), projector and the rest."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -7,13 +7,13 @@ from pathlib import Path
 from torch import Tensor
 
 from ssdistill.errors import UserError
-from ssdistill.teachers.formats.layouts import AVERAGES, BranchName, find_place, recognise
+from ssdistill.teachers.formats.layouts import AVERAGES, BranchName, find_place, recognize
 from ssdistill.teachers.formats.names import lacks_first_relu, to_timm
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a file holds of the one network that is wanted.
+    """Tensors of the requested network in a file.
 
     Attributes:
         format: whose layout it is.
@@ -33,7 +33,7 @@ class Parts:
 
 
 def take_apart(state: dict[str, Tensor], name: str, branch: BranchName, path: Path) -> Parts:
-    """The parts of a file.
+    """Split a file into its parts.
 
     Args:
         state: all its tensors by name.
@@ -45,7 +45,7 @@ def take_apart(state: dict[str, Tensor], name: str, branch: BranchName, path: Pa
         UserError: no format fits, or more than one; it has not that network, or one that
             timm's networks cannot compute.
     """
-    name = recognise(state, path) if name == "auto" else name
+    name = recognize(state, path) if name == "auto" else name
     place = find_place(state, name, branch, path)
     prefix = next((h for h in place.heads if any(n.startswith(h) for n in state)), None)
     backbone, head, others = {}, {}, Counter[str]()
@@ -58,8 +58,8 @@ def take_apart(state: dict[str, Tensor], name: str, branch: BranchName, path: Pa
             others[_group(key, place.backbone)] += 1
     if lacks_first_relu(backbone):
         raise UserError(
-            f"{path} is lightly's own ResNet in an nn.Sequential, which has no ReLU after its "
-            "first batch norm: no network of timm computes that"
+            f"{path} holds lightly's own ResNet in an nn.Sequential, which has no ReLU after its "
+            "first batch norm: timm has no equivalent"
         )
     # A head's prototypes lie beside its layers.
     beside = prefix.rstrip(".").rpartition(".")[0] + ".last_layer." if prefix else None

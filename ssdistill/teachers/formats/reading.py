@@ -1,4 +1,4 @@
-"""Files of weights, read without running anything that is in them."""
+"""Read weight files without executing any code from them."""
 
 import hashlib
 import io
@@ -18,9 +18,9 @@ from ssdistill.errors import UserError
 from ssdistill.teachers.formats import safe_unpickler as inert
 
 ZIP = b"PK\x03\x04"
-"""How a file begins that torch takes for a zip."""
+"""First bytes of a file that torch opens as a zip."""
 UNPACKED, SMALL = 16, 2**20
-"""How many times larger than in the file a member may be; and up to which size it may be so."""
+"""Largest compression ratio of a member, and the size below which any ratio is accepted."""
 
 
 def sha256_of(path: Path) -> str:
@@ -63,15 +63,15 @@ def read(path: Path) -> Any:
     except Exception as error:
         reason = (str(error).splitlines() or [""])[0]
         if isinstance(error, MemoryError):
-            reason = "it claims more than fits in memory"
+            reason = "it declares more data than fits in memory"
         elif not any(map(str.isalpha, reason)):
             # A pickle's opcode, which was none.
-            reason = "damaged, or no file of torch, pickle or safetensors"
+            reason = "corrupt, or not a torch, pickle or safetensors file"
         raise UserError(f"{path}: not a readable checkpoint ({reason})") from error
 
 
 def check_zip(path: Path) -> bool:
-    """Whether torch takes a file for a zip; its members are no larger than they can be.
+    """Whether torch opens a file as a zip; check the declared sizes of its members.
 
     Raises:
         UserError: a member is larger than it can be, or the zip is damaged.
@@ -85,19 +85,20 @@ def check_zip(path: Path) -> bool:
             members = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError) as error:
         raise UserError(
-            f"{path}: not a readable checkpoint (a zip that is truncated or damaged): copy it again"
+            f"{path}: not a readable checkpoint (its zip archive is truncated or corrupt): copy "
+            "it again"
         ) from error
     for member in members:
         if member.file_size > max(SMALL, UNPACKED * member.compress_size):
             raise UserError(
-                f"{path}: member '{member.filename}' claims {member.file_size} bytes for the "
-                f"{member.compress_size} that it takes; it is damaged, or made to do harm"
+                f"{path}: member '{member.filename}' declares {member.file_size} bytes for "
+                f"{member.compress_size} compressed ones; the file is corrupt or malicious"
             )
     total = sum(member.file_size for member in members)
     if total > max(SMALL, UNPACKED * size):
         raise UserError(
-            f"{path}: its members claim {total} bytes in a file of {size}; it is damaged, or "
-            "made to do harm"
+            f"{path}: its members declare {total} bytes in a file of {size}; it is corrupt or "
+            "malicious"
         )
     return True
 
@@ -106,7 +107,7 @@ def _check(path: Path) -> None:
     if not path.is_file():
         raise UserError(f"no file {path}" + (": it is a folder" if path.is_dir() else ""))
     if not os.access(path, os.R_OK):
-        raise UserError(f"{path} cannot be read: change its permissions")
+        raise UserError(f"cannot read {path}: change its permissions")
     if not path.stat().st_size:
         raise UserError(f"{path}: not a readable checkpoint (it is empty): copy it again")
 
@@ -121,7 +122,7 @@ def _read_inert(path: Path) -> Any:
     else:
         if tarfile.is_tarfile(_start(content)):
             raise UserError(
-                f"{path}: not a readable checkpoint (it is a tar, as PyTorch wrote them before "
+                f"{path}: not a readable checkpoint (a tar file, as written by PyTorch before "
                 "0.1.10): load it there and save it again"
             )
         first = inert.load(_start(content), encoding="latin1")

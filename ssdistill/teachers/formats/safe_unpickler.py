@@ -1,4 +1,4 @@
-"""An unpickler that runs nothing: tensors and containers come back, all else is inert.
+"""A safe unpickler: restores tensors and containers, replaces all else by inert objects.
 
 A pickle is a program that may name any function and have it called. Here the names it looks up
 lead only to what this module defines, so there is nothing else it could call. To set an attribute
@@ -21,7 +21,7 @@ NUMBERS = re.compile(r"[<>=|]?(f2|f4|f8|i1|i2|i4|i8|u1|b1)")
 
 
 class Inert:
-    """Stands for any object that is not needed: takes everything, keeps and does nothing."""
+    """Stand-in for any other object: accepts any call and does nothing."""
 
     __slots__ = ()
     # torch looks this up on pickled modules, and would write a file if it were true.
@@ -43,7 +43,7 @@ class Inert:
 
 
 class Mapping(dict):
-    """In place of the standard library's dicts."""
+    """Stand-in for the standard library's dict types."""
 
     __slots__ = ()
 
@@ -56,7 +56,7 @@ class Mapping(dict):
 
 
 class Unusable:
-    """In place of a tensor that is no plain array of numbers."""
+    """Stand-in for a tensor that is not a plain array of numbers."""
 
     __slots__ = ("why",)
 
@@ -104,9 +104,9 @@ class Array:
             return None
         if isinstance(content, str):
             content = content.encode("latin1")
-        found = np.dtype(name).newbyteorder("=" if dtype.order == "|" else dtype.order)
-        array = np.frombuffer(content, found).reshape(shape, order="F" if by_column else "C")
-        return torch.from_numpy(np.array(array, found.newbyteorder("="), order="C"))
+        plain_dtype = np.dtype(name).newbyteorder("=" if dtype.order == "|" else dtype.order)
+        array = np.frombuffer(content, plain_dtype).reshape(shape, order="F" if by_column else "C")
+        return torch.from_numpy(np.array(array, plain_dtype.newbyteorder("="), order="C"))
 
 
 class _Function:
@@ -147,9 +147,9 @@ TENSORS = re.compile(r"torch\.(_utils|_tensor|nested\._internal\.\w+)\.(_?rebuil
 KINDS = {
     "_rebuild_sparse_tensor": "is sparse: save tensor.to_dense()",
     "_rebuild_qtensor": "is quantized: save tensor.dequantize()",
-    "_rebuild_meta_tensor_no_storage": "is on the meta device, without numbers: save the weights "
-    "after they were loaded",
-    "_rebuild_nested_tensor": "is a nested tensor: save its parts on their own",
+    "_rebuild_meta_tensor_no_storage": "is on the meta device and has no data: save the weights "
+    "after loading them",
+    "_rebuild_nested_tensor": "is a nested tensor: save its parts separately",
 }
 CLASSES = {
     "collections.OrderedDict": Mapping,
@@ -163,7 +163,7 @@ LARGEST_MEMO = 10_000_000
 
 
 def refuse_bombs(file: Any) -> None:
-    """Read the opcodes of the next pickle in a file, and leave the file where it was.
+    """Reject a pickle that would exhaust memory, by its opcodes; the file position is restored.
 
     Raises:
         pickle.UnpicklingError: it would take memory out of proportion to its size, by the number
@@ -173,12 +173,12 @@ def refuse_bombs(file: Any) -> None:
     start = file.tell()
     for opcode, argument, _ in pickletools.genops(file):
         if opcode.name in ("PUT", "LONG_BINPUT") and argument > LARGEST_MEMO:
-            raise pickle.UnpicklingError(f"it asks for a memo of {argument} places")
+            raise pickle.UnpicklingError(f"it requests a memo of {argument} entries")
     file.seek(start)
 
 
 class Unpickler(pickle.Unpickler):
-    """Looks every name up here and nowhere else."""
+    """Unpickler that resolves every global name from an allowlist."""
 
     def __init__(self, file: Any, **settings: Any):
         refuse_bombs(file)
@@ -189,7 +189,7 @@ class Unpickler(pickle.Unpickler):
         if dotted in FUNCTIONS:
             return _Function(FUNCTIONS[dotted])
         if dotted not in CLASSES and (match := TENSORS.fullmatch(dotted)):
-            why = KINDS.get(match[2], f"is of a kind that only {dotted} knows: save a plain tensor")
+            why = KINDS.get(match[2], f"is of a type that requires {dotted}: save a plain tensor")
             return _Function(lambda *args, **named: Unusable(why))
         return (CLASSES | DTYPES).get(dotted, Inert)
 

@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint under one flat name each, without what training wrapped round it."""
+"""Flatten a checkpoint to named tensors, without training state and wrapper prefixes."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from ssdistill.teachers.formats.safe_unpickler import Array, Inert, Unusable
 from ssdistill.teachers.formats.tensors import plain, unusable
 
 DEEPEST, MOST_ENTRIES = 64, 1_000_000
-"""Dicts inside of each other, and entries of all of them together."""
+"""Limits: nesting depth of dicts, and entries of all dicts together."""
 
 TRAINING = {
     "amp", "args", "callbacks", "cfg", "config", "hparams", "hyper_parameters", "loops",
@@ -18,9 +18,9 @@ TRAINING = {
 }  # fmt: skip
 """Dicts that hold the state of a training, not of a network, beside all that begin with optim."""
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_forward_module"}
-"""Parts that parallel and compiled modules put into names, wherever they are."""
+"""Name parts inserted by parallel and compiled modules, at any position."""
 CONTAINERS = {"state_dict", "model", "model_state_dict", "model_state"}
-"""Parts in front of a name that only say that a network follows."""
+"""Leading name parts that only mark a network."""
 
 
 def flat_state(loaded: Any, path: Path) -> dict[str, Tensor]:
@@ -30,26 +30,29 @@ def flat_state(loaded: Any, path: Path) -> dict[str, Tensor]:
         UserError: no tensors, two of one name, one that is no plain array of numbers, or dicts
             that are nested without end.
     """
-    found = _collect(loaded, path)
-    if not found and isinstance(loaded, Inert):
+    tensors = _collect(loaded, path)
+    if not tensors and isinstance(loaded, Inert):
         raise UserError(f"{path} holds a pickled object, not weights: save its state_dict instead")
-    if not found:
-        raise UserError(f"{path} holds no tensors under names")
+    if not tensors:
+        raise UserError(f"{path} holds no named tensors: save a state_dict")
     state: dict[str, Tensor] = {}
-    for name, tensor in found.items():
+    for name, tensor in tensors.items():
         clean = _clean(name)
         if clean in state:
-            raise UserError(f"{path} holds two tensors '{clean}', one of them as '{name}'")
+            raise UserError(
+                f"{path} holds two tensors named '{clean}' once prefixes are removed, one as "
+                f"'{name}'"
+            )
         state[clean] = tensor
     return state
 
 
 def _collect(loaded: Any, path: Path) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     waiting: list[tuple[tuple[str, ...], Any]] = [((), loaded)]
     for _ in range(MOST_ENTRIES):
         if not waiting:
-            return found
+            return tensors
         parts, value = waiting.pop()
         if isinstance(value, Array):
             value = value.tensor()
@@ -58,18 +61,20 @@ def _collect(loaded: Any, path: Path) -> dict[str, Tensor]:
             why = value.why if isinstance(value, Unusable) else unusable(value)
             if why is not None:
                 raise UserError(f"{path}: tensor '{name}' {why}")
-            found[name] = plain(value)
+            tensors[name] = plain(value)
         elif isinstance(value, dict):
             if len(parts) == DEEPEST:
                 start = ".".join(parts[:3])
                 raise UserError(
-                    f"{path}: '{start}…' is nested more than {DEEPEST} dicts deep: it is no "
+                    f"{path}: '{start}…' is nested more than {DEEPEST} dicts deep: not a "
                     "checkpoint; save the state_dict"
                 )
             named = [(name, item) for name, item in value.items() if isinstance(name, str)]
-            kept = [((*parts, name), item) for name, item in named if not _is_training(name, item)]
-            waiting += reversed(kept)
-    raise UserError(f"{path} holds more than {MOST_ENTRIES} entries: it is no checkpoint")
+            weight_items = [
+                ((*parts, name), item) for name, item in named if not _is_training(name, item)
+            ]
+            waiting += reversed(weight_items)
+    raise UserError(f"{path} holds more than {MOST_ENTRIES} entries: not a checkpoint")
 
 
 def _is_training(name: str, item: Any) -> bool:

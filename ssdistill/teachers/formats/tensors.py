@@ -1,31 +1,34 @@
-"""Which tensors of a checkpoint are weights that can be put into a network."""
+"""Checks that a checkpoint's tensors are usable weights."""
 
 import torch
 from torch import Tensor
 
 FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 REPEATED = 2**20
-"""Numbers up to which a tensor may be a view that repeats those of its storage."""
+"""Largest number of elements of a tensor that repeats elements of its storage."""
 
 
 def unusable(tensor: Tensor) -> str | None:
     """Why a tensor is no plain array of numbers, and what to do, as a predicate; None if it is."""
     if tensor.is_meta:
-        return "is on the meta device, without numbers: save the weights after they were loaded"
+        return "is on the meta device and has no data: save the weights after loading them"
     if tensor.is_nested:
-        return "is a nested tensor: save its parts on their own"
+        return "is a nested tensor: save its parts separately"
     if tensor.is_quantized:
         return "is quantized: save tensor.dequantize()"
     if tensor.layout != torch.strided:
         layout = str(tensor.layout).removeprefix("torch.")
-        return f"has the layout {layout}: save tensor.to_dense()"
+        return f"has layout {layout}: save tensor.to_dense()"
     if tensor.is_complex():
-        return f"holds complex numbers ({_name(tensor)}): no network here has any"
+        return f"holds complex numbers ({_name(tensor)}), which no supported network uses"
     if tensor.is_floating_point() and tensor.dtype not in FLOATS:
-        return f"holds {_name(tensor)} numbers without their scale: save them as float32"
+        return f"holds {_name(tensor)} values without their scale: save them as float32"
     stored = tensor.untyped_storage().nbytes() // max(1, tensor.element_size())
     if tensor.numel() > max(REPEATED, stored):
-        return f"has {tensor.numel()} numbers, of which the file holds {stored}: save a copy"
+        return (
+            f"has {tensor.numel()} elements, but the file stores only {stored}: save a contiguous "
+            "copy"
+        )
     return None
 
 

@@ -9,7 +9,7 @@ from ssdistill.artifacts.artifact import load, save_encoder
 from ssdistill.artifacts.runtimes import compiled_here
 from ssdistill.artifacts.runtimes.aot_inductor import CompiledModel
 from ssdistill.artifacts.runtimes.compiled_here import trust_stages
-from ssdistill.compress.export import Pictures
+from ssdistill.compress.export import Uint8Encoder
 from ssdistill.errors import UserError
 from ssdistill.measure.memory import peak_memory
 from ssdistill.models.backbones import EncoderSettings, build_encoder
@@ -20,7 +20,7 @@ SMALL = {"layers": (1, 1, 0, 0), "channels": (8, 8, 8, 8), "stem_type": "deep", 
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
-    """Compiling takes tens of seconds: one file for all tests, of uint8 pictures."""
+    """Compiling takes tens of seconds: one file for all tests, of uint8 images."""
     runtime = RUNTIMES["aot_inductor"]
     try:
         runtime.require()
@@ -28,7 +28,7 @@ def compiled(tmp_path_factory):
         pytest.skip(str(error))
     torch.manual_seed(0)
     settings = EncoderSettings(name="resnet10t", args=SMALL, stem_stride=2)
-    source = Pictures(build_encoder(settings, 16).eval(), 24)
+    source = Uint8Encoder(build_encoder(settings, 16).eval(), 24)
     path = tmp_path_factory.mktemp("aoti") / runtime.file
     runtime().write(source, path)
     return path, source
@@ -51,9 +51,9 @@ def test_it_takes_uint8_pictures_of_another_size_in_any_number(compiled):
     found = CompiledModel(path, 8)
     assert found.input_dtype == "uint8" and found.input_shape == (3, 24, 24)
     for batch in (1, 5):
-        pictures_BCHW = source.example(batch)
-        expected_BD = source(pictures_BCHW).embedding_BD
-        assert torch.allclose(found(pictures_BCHW).embedding_BD, expected_BD, atol=1e-4)
+        images_BCHW = source.example(batch)
+        expected_BD = source(images_BCHW).embedding_BD
+        assert torch.allclose(found(images_BCHW).embedding_BD, expected_BD, atol=1e-4)
 
 
 def test_it_has_neither_sources_nor_their_places(compiled):
@@ -71,7 +71,7 @@ def test_a_file_for_another_processor_is_refused_before_it_is_run(compiled, tmp_
         CompiledModel(foreign, 8)
     wide = with_facts(path, tmp_path / "wide.pt2", AOTI_CPU_ISA="AVX512")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    with pytest.raises(UserError, match=r"compiled for .* AVX512; this is .* AVX2"):
+    with pytest.raises(UserError, match=r"compiled for .* AVX512, but this machine is .* AVX2"):
         CompiledModel(wide, 8)
 
 
@@ -80,21 +80,21 @@ def test_what_was_compiled_here_opens_and_from_elsewhere_only_with_trust(
 ):
     path, source = compiled
     save_encoder(CompiledModel(path, 8, source.spec), tmp_path / "model")
-    pictures_BCHW = source.example(2)
+    images_BCHW = source.example(2)
     with torch.no_grad():
-        expected_BD = source(pictures_BCHW).embedding_BD
+        expected_BD = source(images_BCHW).embedding_BD
     # As in a later process of the same installation.
     monkeypatch.setattr(compiled_here, "_this_process", set())
-    for given in (pictures_BCHW, pictures_BCHW.float() / 255):
+    for given in (images_BCHW, images_BCHW.float() / 255):
         found_BD = load(tmp_path / "model")(given).embedding_BD
         assert torch.allclose(found_BD, expected_BD, atol=1e-3)
-    memory = peak_memory(tmp_path / "model", inputs=pictures_BCHW[:1])
+    memory = peak_memory(tmp_path / "model", inputs=images_BCHW[:1])
     assert memory is None or memory.running > 0
     # And on another machine.
     monkeypatch.setenv(compiled_here.STATE, str(tmp_path / "elsewhere"))
     with pytest.raises(UserError, match=r"native code, .*trust=True \(--trust\)"):
         load(tmp_path / "model")
-    found_BD = load(tmp_path / "model", trust=True)(pictures_BCHW).embedding_BD
+    found_BD = load(tmp_path / "model", trust=True)(images_BCHW).embedding_BD
     assert torch.allclose(found_BD, expected_BD, atol=1e-4)
     assert trust_stages(tmp_path) == []
     stage = tmp_path / "runs" / "stages" / "compress-01234567" / "s0"
@@ -106,7 +106,7 @@ def test_what_was_compiled_here_opens_and_from_elsewhere_only_with_trust(
 def test_a_zip_of_something_else_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "other.pt2", "w") as archive:
         archive.writestr("model/version", "1")
-    with pytest.raises(UserError, match="no package for a CPU"):
+    with pytest.raises(UserError, match="not an AOTInductor package for a CPU"):
         CompiledModel(tmp_path / "other.pt2", 8)
 
 
@@ -114,5 +114,5 @@ def test_writing_without_a_compiler_is_refused(monkeypatch):
     from torch._inductor import config
 
     monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
-    with pytest.raises(UserError, match=r"aot_inductor needs a C\+\+ compiler"):
+    with pytest.raises(UserError, match=r"aot_inductor requires a C\+\+ compiler"):
         RUNTIMES["aot_inductor"].require()

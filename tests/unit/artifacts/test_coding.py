@@ -206,5 +206,5 @@ def test_facts_that_contradict_the_bytes_are_refused_in_one_line(change):
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04" * 9, safetensors.torch.save({})])
 def test_other_files_are_refused(content):
-    with pytest.raises(UserError, match="no safetensors file of coded weights"):
+    with pytest.raises(UserError, match="not a safetensors file of coded weights"):
         unpack_state(content)

@@ -91,4 +91,4 @@ def test_what_is_no_program_is_refused_before_the_library_is_imported(tmp_path):
     )
     command = [sys.executable, "-c", code, str(path)]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "it is no ExecuTorch program" in said and said.endswith("False\n")
+    assert "not an ExecuTorch program" in said and said.endswith("False\n")

@@ -52,10 +52,10 @@ def test_a_layer_norm_of_another_width_is_refused():
         {"kind": "layer_norm", "width": 9, "affine": False, "bias": False, "eps": 1e-5},
     ]
     content = safetensors.torch.save({"0.weight": torch.ones(8, 6)})
-    with pytest.raises(UserError, match="do not fit each other"):
+    with pytest.raises(UserError, match="layers of incompatible widths"):
         unpack_head(content, LAYERS.validate_python(layers), 6)
 
 
 def test_a_layer_norm_over_maps_cannot_be_saved():
-    with pytest.raises(UserError, match="LayerNorm cannot be saved"):
+    with pytest.raises(UserError, match=r"cannot save .* LayerNorm"):
         pack_head(nn.Sequential(nn.LayerNorm((2, 3))))

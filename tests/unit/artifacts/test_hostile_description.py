@@ -102,7 +102,7 @@ def test_a_field_of_whatever_kind_is_refused_by_name_or_does_no_harm(field, chan
             text = str(error)
             assert "\n" not in text and str(folder) in text, (field, value, text)
             first = field.split(".")[0]
-            known = (first, "model.safetensors", "which is no encoder")
+            known = (first, "model.safetensors", "which is not an encoder")
             assert any(word in text for word in known), (field, value, text)
     assert harmless < len(ODD) - 6
 
@@ -120,14 +120,14 @@ def test_what_is_no_json_of_a_model_is_refused_in_one_line(content, changed):
 
 def test_the_message_says_where_what_and_what_to_do(changed):
     text = refused(changed("spec.image_size", 10**12))
-    assert "model.json is not valid (spec.image_size: " in text
+    assert "model.json is invalid (spec.image_size: " in text
     assert "got 1000000000000" in text and text.endswith("or save the model again")
     assert "install the version of ssdistill that wrote it" in refused(changed("format", 2))
 
 
 def test_a_network_out_of_proportion_to_its_file_is_not_built(changed):
     for field, value, message in (
-        ("spec.args.layers", [2**20] * 4, "is a larger number than any network takes"),
+        ("spec.args.layers", [2**20] * 4, "is too large"),
         ("spec.args.layers", [10**5] * 4, "has more than 10000 layers"),
         ("spec.args.channels", [4000, 4000, 4, 4], "too large for its weights"),
         ("spec.args.stem_width", 6000, "too large for its weights"),
@@ -146,7 +146,7 @@ def test_the_limit_counts_before_memory_is_taken():
 
 def test_head_layers_of_absurd_width_take_no_memory(changed):
     folder = changed("projector.layers.0.out_dim", 2**31 - 1)
-    assert "projector.safetensors is no projector" in refused(folder)
+    assert "projector.safetensors does not match" in refused(folder)
 
 
 @pytest.mark.parametrize("name", ["model.json", "model.safetensors", "projector.safetensors"])
@@ -183,7 +183,7 @@ def test_paths_that_no_system_has_are_refused(tmp_path):
 def test_a_file_without_permission_is_named(changed):  # pragma: no cover
     folder = changed("embed_dim", 4)
     (folder / "model.json").chmod(0)
-    assert "model.json cannot be read" in refused(folder)
+    assert "cannot read" in refused(folder)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_weights_of_another_kind_of_number_are_refused(saved, changed):
     description = json.loads((folder / "model.json").read_text())
     description["sha256"] = sha256_of({"x": content})
     (folder / "model.json").write_text(json.dumps(description))
-    assert "tensor 'conv1.0.weight' holds torch.int64" in refused(folder)
+    assert "tensor 'conv1.0.weight' is torch.int64 in the file" in refused(folder)
 
 
 def test_the_command_line_says_it_in_one_line(changed):
@@ -226,7 +226,7 @@ def test_the_command_line_says_it_in_one_line(changed):
 
 @pytest.mark.parametrize("value", [2.0, "much"])
 def test_a_network_that_can_be_built_and_not_called_is_refused_on_opening(changed, value):
-    with pytest.raises(UserError, match=r"the spec in .* is not valid: .*cannot encode images"):
+    with pytest.raises(UserError, match=r"the spec in .* is invalid: .*cannot encode images"):
         load(changed("spec.args.drop_rate", value))
 
 
@@ -248,7 +248,7 @@ def test_weights_that_are_no_numbers_are_refused_by_name(saved, tmp_path, value)
     description = json.loads((folder / "model.json").read_text())
     description["sha256"] = sha256_of({path.name: path.read_bytes()})
     (folder / "model.json").write_text(json.dumps(description))
-    with pytest.raises(UserError, match=r"'bn1\.running_var' has numbers that are NaN or infinite"):
+    with pytest.raises(UserError, match=r"'bn1\.running_var' contains NaN or infinity"):
         load(folder)
 
 

@@ -15,7 +15,7 @@ from ssdistill.models.wrapped import Wrapped
 
 
 class Secret(nn.Module):
-    """The mean picture through a linear layer, over pictures nobody else may see."""
+    """The mean image through a linear layer, over images nobody else may see."""
 
     def __init__(self):
         super().__init__()
@@ -100,7 +100,7 @@ def test_pickles_are_refused_unread(path, place):
     if place == "custom":
         with zipfile.ZipFile(changed, "a") as archive:
             archive.writestr("archive/data/constants/opaque_obj_0", pickle.dumps(Mark()))
-    with pytest.raises(UserError, match=r"is refused: .* would be run as it is opened"):
+    with pytest.raises(UserError, match=r"refused to open .* would be executed on opening"):
         ExportedModel(changed, 5)
     assert not Mark.ran
 
@@ -122,7 +122,7 @@ def test_expressions_that_are_code_are_refused(path, key):
             size["as_expr"]["expr_str"] = code
         return json.dumps(program)
 
-    with pytest.raises(UserError, match="would be run as it is opened"):
+    with pytest.raises(UserError, match="would be executed on opening"):
         ExportedModel(rewritten(path, change), 5)
 
 
@@ -157,7 +157,7 @@ class OnlyTwo(Secret):
 
 def test_a_network_for_one_number_of_inputs_is_said_to_be_one():
     model = ready(Wrapped(nn.Sequential(OnlyTwo()), torch.rand(2, 3, 8, 8)))
-    with pytest.raises(UserError, match="does not take every number of inputs"):
+    with pytest.raises(UserError, match="does not accept every batch size"):
         trace(model, "torch.export")
 
 

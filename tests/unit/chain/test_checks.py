@@ -111,7 +111,7 @@ def test_a_step_that_cannot_be_built_is_named_before_anything_is_trained(check):
 
 def test_a_runtime_that_is_missing_is_named_before_anything_is_trained(check, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(UserError, match=r"compress\.0: openvino needs openvino .*\[openvino\]"):
+    with pytest.raises(UserError, match=r"compress\.0: openvino requires openvino .*\[openvino\]"):
         check("compress=[{kind: quantize, runtime: openvino}]")
 
 

@@ -15,7 +15,7 @@ from ssdistill.measure.parameters import count_parameters
 from ssdistill.models.wrapped import Wrapped
 
 
-def pictures(n, seed=0):
+def images(n, seed=0):
     """Smooth random images: coarse noise, enlarged."""
     coarse_BCHW = torch.rand(n, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
     return nn.functional.interpolate(coarse_BCHW, 16, mode="bilinear")
@@ -25,12 +25,12 @@ def pictures(n, seed=0):
 def actions(make_encoder, tmp_path):
     def make(*kinds, **options):
         options = {"round_to": 2} | options
-        context = Context(pictures, tmp_path)
+        context = Context(images, tmp_path)
         encoder = make_encoder().eval()
         for norm in encoder.net.modules():
             if isinstance(norm, nn.BatchNorm2d):
                 nn.init.uniform_(norm.weight, 0.5, 1.5)  # branches begin at zero otherwise
-        return Actions(encoder, context, pictures(48), kinds, **options)
+        return Actions(encoder, context, images(48), kinds, **options)
 
     return make
 
@@ -50,7 +50,7 @@ def test_every_kind_lists_its_places_from_mild_to_severe(actions):
 def test_an_empty_plan_is_the_model_and_no_plan_changes_it(actions):
     found = actions("bits", "width", "rank")
     state = copy.deepcopy(found.model.state_dict())
-    x_BCHW = pictures(4)
+    x_BCHW = images(4)
     assert torch.equal(embed(found.build({}), x_BCHW), embed(found.model, x_BCHW))
     for site in found.levels:
         made, _ = found.alone(site, found.levels[site][-1])

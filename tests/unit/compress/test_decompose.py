@@ -242,10 +242,10 @@ def test_only_plain_layers_that_are_called_are_candidates():
 @pytest.mark.parametrize(
     ("method", "rank", "message"),
     [
-        ("svd", 0, "svd: rank 0 is not between 1 and 10"),
-        ("spatial", 19, "spatial: rank 19 is not between 1 and 18"),
-        ("tucker", (7, 3), r"tucker: rank \(7, 3\) is not between 1 and 6 and 10"),
-        ("data", 3, "data: the statistics of the layer's outputs are missing"),
+        ("svd", 0, "svd: rank must be between 1 and 10, got 0"),
+        ("spatial", 19, "spatial: rank must be between 1 and 18, got 19"),
+        ("tucker", (7, 3), r"tucker: rank must be between 1 and 6 and 10, got \(7, 3\)"),
+        ("data", 3, "method=data requires statistics of the layer's outputs"),
     ],
 )
 def test_what_cannot_be_is_refused(method, rank, message):
@@ -256,7 +256,7 @@ def test_what_cannot_be_is_refused(method, rank, message):
 def test_outputs_that_are_not_finite_and_layers_that_are_not_called_are_named():
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     model = Wrapped(net, torch.randn(2, 4), embed=lambda n, x: n[0](x), name="half")
-    with pytest.raises(UserError, match="half: layer '1' is not called when the model runs"):
+    with pytest.raises(UserError, match="half: layer '1' is never called in a forward pass"):
         output_stats(model, torch.randn(4, 4), ["1"])
-    with pytest.raises(UserError, match="half: layer '0' puts out values that are not finite"):
+    with pytest.raises(UserError, match="half: layer '0' outputs NaN or infinity"):
         output_stats(model, torch.full((4, 4), torch.inf), ["0"])

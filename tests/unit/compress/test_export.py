@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ssdistill.compress import Context
-from ssdistill.compress.export import Export, Pictures
+from ssdistill.compress.export import Export, Uint8Encoder
 from ssdistill.data.decode import square
 from ssdistill.errors import UserError
 from ssdistill.models.backbones import EncoderSettings, build_encoder
@@ -50,10 +50,10 @@ def test_a_file_is_written_compared_and_timed_beside_onnx_runtime(encoder, tmp_p
 @torch.no_grad()
 def test_uint8_folds_conversion_and_normalisation_into_the_file(encoder, tmp_path):
     found, record = export(encoder, tmp_path, runtime="onnxruntime", uint8=True)
-    pictures_BCHW = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
-    expected_BD = encoder(pictures_BCHW / 255).embedding_BD
+    images_BCHW = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
+    expected_BD = encoder(images_BCHW / 255).embedding_BD
     assert found.input_dtype == "uint8" and record["file_ms"] > 0
-    for x_BCHW in (pictures_BCHW, pictures_BCHW / 255):
+    for x_BCHW in (images_BCHW, images_BCHW / 255):
         assert torch.allclose(found(x_BCHW).embedding_BD, expected_BD, atol=1e-4)
 
 
@@ -61,12 +61,12 @@ def test_uint8_folds_conversion_and_normalisation_into_the_file(encoder, tmp_pat
 @torch.no_grad()
 def test_pictures_are_resized_as_data_sets_are(encoder, side):
     generator = torch.Generator().manual_seed(0)
-    pictures_BCHW = torch.randint(60, 190, (2, 3, side, side), generator=generator).byte()
+    images_BCHW = torch.randint(60, 190, (2, 3, side, side), generator=generator).byte()
     seen = []
-    source = Pictures(encoder, side)
+    source = Uint8Encoder(encoder, side)
     source.net = Spy(encoder, seen)
-    source(pictures_BCHW)
-    small = [torch.tensor(square(p.permute(1, 2, 0).numpy(), 16)) for p in pictures_BCHW]
+    source(images_BCHW)
+    small = [torch.tensor(square(p.permute(1, 2, 0).numpy(), 16)) for p in images_BCHW]
     expected_BCHW = torch.stack(small).permute(0, 3, 1, 2) / 255
     # Pillow rounds to whole numbers and clips, after each of two passes.
     assert (seen[0] - expected_BCHW).abs().max() < 1.6 / 255
@@ -83,7 +83,7 @@ class Spy(nn.Module):
 
 
 def test_a_difference_above_the_tolerance_is_an_error(encoder, tmp_path):
-    with pytest.raises(UserError, match="disagrees with PyTorch on 'resnet10t'"):
+    with pytest.raises(UserError, match="differs from PyTorch on 'resnet10t'"):
         export(encoder, tmp_path, runtime="onnxruntime", tolerance=1e-12)
 
 
@@ -102,10 +102,12 @@ def test_weights_that_are_no_numbers_are_named(encoder, tmp_path):
 
 
 def test_settings_that_make_no_sense_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"resize_from needs export.uint8"):
+    with pytest.raises(UserError, match=r"resize_from requires export.uint8"):
         Export(resize_from=32)
     with pytest.raises(UserError, match=r"unknown runtime 'onnxruntme'.*onnxruntime"):
         Export(runtime="onnxruntme")
     ids = Wrapped(nn.Embedding(9, 4), torch.randint(0, 9, (2, 3)), lambda net, x: net(x).mean(1))
-    with pytest.raises(UserError, match="uint8 is for encoders; 'Embedding' takes no pictures"):
+    with pytest.raises(
+        UserError, match="uint8 requires an image encoder, but 'Embedding' is not one"
+    ):
         export(ids, tmp_path, uint8=True)

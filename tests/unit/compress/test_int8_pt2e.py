@@ -29,7 +29,7 @@ def encoder():
     return build_encoder(settings, 16, (0.4, 0.5, 0.6), (0.2, 0.3, 0.2)).eval()
 
 
-def pictures(count, seed=1):
+def images(count, seed=1):
     generator = torch.Generator().manual_seed(seed)
     coarse_BCHW = torch.rand(count, 3, 4, 4, generator=generator)
     return torch.nn.functional.interpolate(coarse_BCHW, 16, mode="bilinear")
@@ -41,12 +41,12 @@ def test_the_file_is_a_quarter_and_agrees(encoder, target, tmp_path):
     TorchExport().write(encoder, tmp_path / "float.pt2")
     before = {key: value.clone() for key, value in encoder.state_dict().items()}
     name = "model.pte" if target == "executorch" else "model.exported.pt2"
-    found = quantize_pt2e(encoder, pictures(48), tmp_path / name, target)
+    found = quantize_pt2e(encoder, images(48), tmp_path / name, target)
     weights = sum(p.numel() for p in encoder.net.parameters())
     assert found.path == tmp_path / name and type(found) is runtime_of(name, target).opens
     assert found.path.stat().st_size < weights + 0.25 * (tmp_path / "float.pt2").stat().st_size
     for batch in (1, 3, 70):
-        x_BCHW = pictures(batch, seed=2)
+        x_BCHW = images(batch, seed=2)
         expected_BD, found_BD = encoder(x_BCHW).embedding_BD, found(x_BCHW).embedding_BD
         assert torch.cosine_similarity(expected_BD, found_BD).min() > 0.98
         assert not torch.allclose(expected_BD, found_BD, atol=1e-6)
@@ -54,7 +54,7 @@ def test_the_file_is_a_quarter_and_agrees(encoder, target, tmp_path):
 
 
 def test_no_float_weight_stays(encoder):
-    program = int8_program(ready(encoder), pictures(8), "torchao")
+    program = int8_program(ready(encoder), images(8), "torchao")
     tensors = [*program.state_dict.values(), *program.constants.values()]
     large = [t for t in tensors if isinstance(t, torch.Tensor) and t.numel() > 400]
     assert large and all(t.dtype == torch.int8 for t in large)
@@ -62,16 +62,16 @@ def test_no_float_weight_stays(encoder):
 
 
 def test_calibration_sets_the_ranges(encoder, tmp_path):
-    x_BCHW = pictures(4, seed=2)
-    right = quantize_pt2e(encoder, pictures(16), tmp_path / "a.pt2")(x_BCHW).embedding_BD
-    wrong = quantize_pt2e(encoder, pictures(16) * 1e-2, tmp_path / "b.pt2")(x_BCHW).embedding_BD
+    x_BCHW = images(4, seed=2)
+    right = quantize_pt2e(encoder, images(16), tmp_path / "a.pt2")(x_BCHW).embedding_BD
+    wrong = quantize_pt2e(encoder, images(16) * 1e-2, tmp_path / "b.pt2")(x_BCHW).embedding_BD
     expected = encoder(x_BCHW).embedding_BD
     assert (right - expected).abs().mean() < 0.5 * (wrong - expected).abs().mean()
 
 
 def test_a_network_of_which_nothing_becomes_int8_is_refused(tmp_path):
     model = Wrapped(torch.nn.Sequential(torch.nn.LayerNorm(5)), torch.rand(2, 5))
-    with pytest.raises(UserError, match="nothing of 'Sequential' became int8"):
+    with pytest.raises(UserError, match="no layer of 'Sequential' became int8"):
         quantize_pt2e(model, torch.rand(4, 5), tmp_path / "model.exported.pt2")
 
 
@@ -88,5 +88,5 @@ def test_the_runtime_follows_from_path_and_target():
 
 def test_without_torchao_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao.quantization.pt2e.quantize_pt2e", None)
-    with pytest.raises(UserError, match=r"needs torchao .*ssdistill\[torchao\]"):
+    with pytest.raises(UserError, match=r"requires torchao .*ssdistill\[torchao\]"):
         module.require_torchao()

@@ -74,7 +74,7 @@ def test_bits_are_as_few_as_agreement_allows(make_encoder, context):
 
 
 def test_a_floor_out_of_reach_is_named(make_encoder, context):
-    with pytest.raises(UserError, match=r"lowbit\.cka=0\.9999999: with 8 bits"):
+    with pytest.raises(UserError, match=r"lowbit\.cka=0\.9999999: out of reach, even 8 bits"):
         LowBit(cka=0.9999999).apply(make_encoder().eval(), context)
-    with pytest.raises(UserError, match="bits names layers"):
+    with pytest.raises(UserError, match="give bits as one number, not by layer"):
         LowBit(bits={"*": 4}, cka=0.9)

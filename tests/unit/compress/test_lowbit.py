@@ -17,14 +17,14 @@ from ssdistill.models.wrapped import Wrapped
 from ssdistill.settings.registry import STEPS
 
 
-def pictures(n, seed=0):
+def images(n, seed=0):
     """Smooth random images: coarse noise, enlarged."""
     coarse_BCHW = torch.rand(n, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
     return nn.functional.interpolate(coarse_BCHW, 16, mode="bilinear")
 
 
-def lowbit(model, tmp_path, inputs=pictures, **settings):
-    context = Context(inputs, tmp_path, original=model, train=match_embeddings(pictures(128, 5)))
+def lowbit(model, tmp_path, inputs=images, **settings):
+    context = Context(inputs, tmp_path, original=model, train=match_embeddings(images(128, 5)))
     return LowBit(**({"images": 128} | settings)).apply(model, context), context.record
 
 
@@ -39,7 +39,7 @@ def encoder(make_encoder):
     encoder = make_encoder().train()
     with torch.no_grad():
         for seed in range(20):
-            encoder(pictures(64, seed))
+            encoder(images(64, seed))
     return encoder.eval()
 
 
@@ -126,8 +126,8 @@ def test_the_correction_brings_two_bits_closer_on_images_it_has_not_seen(encoder
     bits = dict.fromkeys(weights_of(encoder.net), 2)
     made = put_on_grid(encoder, bits, symmetric=True)
     state = copy.deepcopy(made.state_dict())
-    corrected, better = correct_shifts(made, encoder, pictures(128))
-    held_out = pictures(200, 9)
+    corrected, better = correct_shifts(made, encoder, images(128))
+    held_out = images(200, 9)
     assert better
     assert difference(corrected, encoder, held_out) < 0.8 * difference(made, encoder, held_out)
     assert all(torch.equal(tensor, state[key]) for key, tensor in made.state_dict().items())
@@ -149,9 +149,9 @@ def test_the_correction_restores_the_mean_of_every_layer():
 
 
 def test_a_correction_that_does_not_help_is_left_out(encoder):
-    made, better = correct_shifts(encoder, encoder, pictures(64))
+    made, better = correct_shifts(encoder, encoder, images(64))
     assert made is encoder and not better
-    assert correct_shifts(encoder, encoder, pictures(6)) == (encoder, False)
+    assert correct_shifts(encoder, encoder, images(6)) == (encoder, False)
 
 
 def test_training_on_the_grid_comes_closer_and_ends_on_it(tmp_path):
@@ -205,12 +205,12 @@ def test_mistakes_are_named_in_one_line(encoder, tmp_path):
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
-    assert "no layer is called 'layer7.*'" in message(encoder, bits={"layer7.*": 4})
-    context = Context(pictures, tmp_path)
-    with pytest.raises(UserError, match=r"lowbit\.qat: there is nothing to learn from"):
+    assert "no layer matches 'layer7.*'" in message(encoder, bits={"layer7.*": 4})
+    context = Context(images, tmp_path)
+    with pytest.raises(UserError, match=r"lowbit\.qat requires a distill section"):
         LowBit(qat=TrainingOnGrid()).apply(encoder, context)
     broken = copy.deepcopy(encoder)
     broken.net.layer1[0].conv1.weight.data[0, 0, 0, 0] = float("nan")
     assert "lowbit: tensor 'layer1.0.conv1.weight'" in message(broken)
     bare = Wrapped(nn.BatchNorm1d(6), torch.randn(4, 6), name="bare")
-    assert "'bare' has no convolution, linear layer or embedding" in message(bare)
+    assert "'bare' has no convolution, linear or embedding layer" in message(bare)

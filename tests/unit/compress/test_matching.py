@@ -50,7 +50,7 @@ def test_the_same_seed_ends_at_the_same_weights(make_encoder, tmp_path):
 
 
 def test_without_anything_to_learn_from_it_says_so(make_encoder, tmp_path):
-    with pytest.raises(UserError, match="recover: there is nothing to learn from"):
+    with pytest.raises(UserError, match="recover requires a distill section"):
         Recover().apply(make_encoder(0), context_of(tmp_path, None))
 
 
@@ -108,5 +108,7 @@ def test_another_width_of_embedding_is_refused(make_encoder, tmp_path):
     wide = make_encoder(0)
     wide.embed_dim = 17
     context = context_of(tmp_path, wide, train=match_embeddings(images()))
-    with pytest.raises(UserError, match="has 16 numbers and its target original 17"):
+    with pytest.raises(
+        UserError, match="has embeddings of width 16, but its target original of width 17"
+    ):
         Recover(steps=1).apply(make_encoder(1), context)

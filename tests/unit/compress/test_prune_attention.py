@@ -150,7 +150,7 @@ def test_attention_of_another_kind_stays_whole_and_is_named():
     model = Wrapped(net, torch.rand(2, 16))
     (found,) = find_attention(model.net)
     assert not found.members
-    with pytest.raises(UserError, match=r"1.qkv \(attention of an unknown kind\)"):
+    with pytest.raises(UserError, match=r"1.qkv \(unsupported type of attention\)"):
         prune(model, ratio=0.5)
 
 

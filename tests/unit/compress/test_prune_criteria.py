@@ -143,7 +143,7 @@ def test_a_loss_is_needed_where_it_is_asked(criterion):
 
 
 def test_no_images_for_activation_are_said():
-    with pytest.raises(UserError, match="activation needs images"):
+    with pytest.raises(UserError, match="activation requires images"):
         scores_of("activation", x=torch.zeros(0, 8))
 
 

@@ -192,6 +192,6 @@ def test_a_norm_of_one_channel_each_keeps_its_layer_whole():
     )  # fmt: skip
     model = Wrapped(nn.Sequential(net).eval(), torch.rand(2, 3, 8, 8))
     found = survey(model)
-    assert found.whole == {"0.0": "every channel is a group of 0.1"}
+    assert found.whole == {"0.0": "each channel is a group of its own in 0.1"}
     _, record = prune(model, ratio=0.5, round_to=2)
-    assert record["whole"] == "0.0 (every channel is a group of 0.1)"
+    assert record["whole"] == "0.0 (each channel is a group of its own in 0.1)"

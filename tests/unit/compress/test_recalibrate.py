@@ -122,13 +122,13 @@ def broken():
 @pytest.mark.parametrize(
     ("model", "context", "words"),
     [
-        (shifted, lambda: context_of(), "recalibrate needs the dense network"),
+        (shifted, lambda: context_of(), "recalibrate requires the uncompressed network"),
         (broken, lambda: context_of(before=dense()), "4.weight"),
         (shifted, lambda: context_of(vectors(7), before=dense()), "at least 8 inputs, got 7"),
         (
             lambda: Wrapped(nn.Linear(6, 3), vectors(2), name="plain"),
             lambda: context_of(before=dense()),
-            "'plain' has no batch norm: leave the step out",
+            "'plain' has no batch norm: remove this step",
         ),
         (
             lambda: type("File", (), {"path": "m.onnx", "runtime": "onnxruntime"})(),

@@ -388,12 +388,18 @@ def test_a_parametrised_weight_is_left_alone():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda d, p, x: (p, d, x[:7]), "refit needs at least 8 inputs, got 7"),
-        (lambda d, p, x: (d, d, x), "refit follows prune: no layer of 'Pooled' lost inputs"),
-        (lambda d, p, x: (p, d, x / 0), "inputs have values that are not finite"),
+        (lambda d, p, x: (p, d, x[:7]), "refit requires at least 8 inputs, got 7"),
+        (
+            lambda d, p, x: (d, d, x),
+            "refit must follow prune: no layer of 'Pooled' has lost inputs",
+        ),
+        (lambda d, p, x: (p, d, x / 0), "inputs contain NaN or infinity"),
         (lambda d, p, x: (broken(p), d, x), "body.0.weight"),
         (lambda d, p, x: (p, broken(d), x), "body.0.weight"),
-        (lambda d, p, x: (silent(p), d, x), "'Pooled' do not say which outputs of 'body.3'"),
+        (
+            lambda d, p, x: (silent(p), d, x),
+            "'Pooled' do not identify the remaining outputs of 'body.3'",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_said(change, words):
@@ -440,7 +446,7 @@ def test_the_step_falls_back_to_the_original_and_refuses_without_one():
     dense, pruned, x = made("linear")
     fitted = Refit(images=48).apply(pruned, context_of(x, original=dense))
     assert difference(fitted, dense, fresh(x)) < 1e-4
-    with pytest.raises(UserError, match="refit needs the dense network"):
+    with pytest.raises(UserError, match="refit requires the uncompressed network"):
         Refit().apply(pruned, context_of(x))
 
 

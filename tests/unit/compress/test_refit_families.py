@@ -26,7 +26,7 @@ RESNET = {
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
 
 
-def pictures(count):
+def images(count):
     """Mixtures of a few smooth patterns: something to see for weights that were never trained."""
     generator = torch.Generator().manual_seed(0)
     patterns_KCHW = torch.rand(10, 3, 8, 8, generator=generator)
@@ -42,14 +42,14 @@ def vgg():
         layers += [nn.MaxPool2d(2)]
         width = wider
     net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 24))
-    return Wrapped(net, pictures(2), name="vgg")
+    return Wrapped(net, images(2), name="vgg")
 
 
 def mobilenet():
     blocks = [["ds_r1_k3_s2_e1_c16_se0.25_nre"], ["ir_r2_k3_s2_e3_c24_se0.25"], ["cn_r1_k1_s1_c48"]]
     blocks = decode_arch_def(blocks)
     net = MobileNetV3(blocks, num_classes=0, stem_size=8, num_features=32, act_layer=nn.Hardswish)
-    return Wrapped(net, pictures(2), name="mobilenet")
+    return Wrapped(net, images(2), name="mobilenet")
 
 
 def timm(name, **args):
@@ -69,7 +69,7 @@ FAMILIES = {
 @pytest.mark.parametrize("family", FAMILIES)
 def test_refitting_brings_the_pruned_network_closer_to_the_dense_one(family):
     torch.manual_seed(0)
-    x_BCHW = pictures(160)
+    x_BCHW = images(160)
     dense = recalibrate(FAMILIES[family]().eval(), x_BCHW.split(80))
     context = Context(images=lambda n, seed: x_BCHW[:n], folder=Path())
     # A plain stack of layers is one block as a whole: nothing in it is inner.

@@ -21,7 +21,7 @@ from ssdistill.report.charts.pareto import front_svg
 from ssdistill.settings.registry import STEPS
 
 
-def pictures(n, seed=0):
+def images(n, seed=0):
     """Smooth random images: coarse noise, enlarged."""
     coarse_BCHW = torch.rand(n, 3, 4, 4, generator=torch.Generator().manual_seed(seed))
     return nn.functional.interpolate(coarse_BCHW, 16, mode="bilinear")
@@ -58,11 +58,11 @@ def encoder(make_encoder):
             nn.init.uniform_(norm.weight, 0.5, 1.5)  # branches begin at zero otherwise
     with torch.no_grad():
         for seed in range(10):
-            encoder(pictures(64, seed))
+            encoder(images(64, seed))
     return encoder.eval()
 
 
-def search(model, folder, inputs=pictures, **settings):
+def search(model, folder, inputs=images, **settings):
     context = Context(inputs, folder, scratch=folder)
     return Search(**({"images": 64} | settings)).apply(model, context), context.record
 
@@ -108,7 +108,7 @@ def test_the_budget_is_met_by_the_file_and_the_given_model_stays(encoder, tmp_pa
     save_encoder(made, folder)
     assert (folder / "model.coded.safetensors").stat().st_size <= 0.3 * whole + 500
     again = load_encoder(folder)
-    assert torch.equal(again(pictures(4)).embedding_BD, made(pictures(4)).embedding_BD)
+    assert torch.equal(again(images(4)).embedding_BD, made(images(4)).embedding_BD)
     assert {code.bits for code in made.coded.values()} <= set(range(2, 9))
 
 
@@ -126,12 +126,10 @@ def test_widths_and_ranks_meet_a_budget_of_computation(encoder, tmp_path, budget
     count = count_macs if budget == "macs" else count_parameters
     assert count(made) <= 0.75 * count(encoder)
     assert record["share"] == pytest.approx(count(made) / count(encoder))
-    assert made(pictures(2)).embedding_BD.shape == encoder(pictures(2)).embedding_BD.shape
+    assert made(images(2)).embedding_BD.shape == encoder(images(2)).embedding_BD.shape
     save_encoder(made, tmp_path / "saved")
     again = load_encoder(tmp_path / "saved")
-    assert torch.allclose(
-        again(pictures(4)).embedding_BD, made(pictures(4)).embedding_BD, atol=1e-5
-    )
+    assert torch.allclose(again(images(4)).embedding_BD, made(images(4)).embedding_BD, atol=1e-5)
 
 
 def test_channels_and_bits_together_meet_a_budget_of_bytes(encoder, tmp_path):
@@ -218,15 +216,15 @@ def test_mistakes_are_named_in_one_line(encoder, tmp_path):
         return str(caught.value)
 
     assert message() == message(bytes=0.5, macs=0.5).replace("got 2", "got 0")
-    assert "actions=bits save bytes, not macs" in message(macs=0.5, actions=("bits",))
-    assert "no layer that can change is 'layer9.*'" in message(bytes=0.5, layers=("layer9.*",))
-    assert "bytes=0.01 is out of reach for 'resnet10t'" in message(bytes=0.01)
+    assert "actions=\\[bits\\] reduces only bytes" in message(macs=0.5, actions=("bits",))
+    assert "no layer that can change matches 'layer9.*'" in message(bytes=0.5, layers=("layer9.*",))
+    assert "bytes=0.01 cannot be reached for 'resnet10t'" in message(bytes=0.01)
     assert "leave 0." in message(macs=0.05, round_to=2)
     broken = copy.deepcopy(encoder)
     broken.net.layer1[0].conv1.weight.data[0, 0, 0, 0] = float("inf")
     assert "search: tensor" in message(broken, bytes=0.5)
     bare = Wrapped(nn.BatchNorm1d(48), vectors(4), name="bare")
-    with pytest.raises(UserError, match="'bare' has nothing whose bits"):
+    with pytest.raises(UserError, match="'bare' has no layer whose bits"):
         search(bare, tmp_path, vectors, bytes=0.5)
 
 
@@ -244,7 +242,7 @@ def test_a_front_comes_back_from_its_file_and_knows_what_nothing_beats(tmp_path)
     assert load_front(tmp_path / "front.json") == front
     assert [p.cost for p in front.pareto] == [125.0, 250.0]
     (tmp_path / "other.json").write_text(json.dumps({"points": [{"share": 1}]}))
-    with pytest.raises(UserError, match=r"other\.json is no front of a search"):
+    with pytest.raises(UserError, match=r"other\.json is not a Pareto front written by search"):
         load_front(tmp_path / "other.json")
     with pytest.raises(UserError, match="no file"):
         load_front(tmp_path / "none.json")

@@ -182,7 +182,7 @@ def test_biases_norms_and_skipped_layers_stay(make_encoder, tmp_path):
             assert torch.equal(old, new)
     assert not any(key.startswith("layer1.") for key in shared.coded)
     assert any(key.startswith("layer2.") for key in shared.coded)
-    with pytest.raises(UserError, match=r"share\.skip: no layer is called 'layer9"):
+    with pytest.raises(UserError, match=r"share\.skip: no layer matches 'layer9"):
         shared_of(encoder, tmp_path, skip=("layer9.*",))
 
 
@@ -225,8 +225,8 @@ def test_rows_say_how_many_numbers():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"bits": 9}, "2 to 256 numbers, not 512"),
-        ({"clusters": 1}, "2 to 256 numbers, not 1"),
+        ({"bits": 9}, "share.size=512: must be between 2 and 256"),
+        ({"clusters": 1}, "share.size=1: must be between 2 and 256"),
         ({"per": "channel", "across": "all"}, "per=channel"),
     ],
 )
@@ -246,7 +246,9 @@ def test_weights_that_are_no_numbers_are_refused_by_name(make_encoder, tmp_path)
 
 def test_what_would_not_get_shorter_is_left_alone(tmp_path):
     model = Wrapped(nn.Linear(4, 3), torch.randn(2, 4))
-    with pytest.raises(UserError, match="no layer of 'Linear' is shorter with 256 numbers"):
+    with pytest.raises(
+        UserError, match="no layer of 'Linear' becomes smaller with a codebook of 256 values"
+    ):
         shared_of(model, tmp_path, bits=8, per="channel")
 
 

@@ -245,14 +245,16 @@ def test_a_layer_of_which_nothing_would_be_left_is_named(make_encoder, tmp_path)
     encoder = make_encoder()
     with torch.no_grad():
         encoder.net.layer1[0].conv1.weight.mul_(1e-6)
-    with pytest.raises(UserError, match=r"nothing would be left of 'layer1\.0\.conv1\.weight'"):
+    with pytest.raises(
+        UserError, match=r"'layer1\.0\.conv1\.weight' of 'resnet10t' would lose all its weights"
+    ):
         zeroed(encoder, tmp_path, sparsity=0.5)
     sparse, _ = zeroed(encoder, tmp_path, sparsity=0.5, criterion="lamp")
     assert sparse.net.layer1[0].conv1.weight.any()
 
 
 def test_nothing_to_zero_is_refused(make_encoder, tmp_path):
-    with pytest.raises(UserError, match="no weight of 'resnet10t' is to become zero"):
+    with pytest.raises(UserError, match="no weight of 'resnet10t' would become zero"):
         zeroed(make_encoder(), tmp_path, threshold=1e-30)
 
 

@@ -173,7 +173,7 @@ def test_what_names_nothing_is_refused_before_anything_is_loaded(what, words):
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
-    with pytest.raises(UserError, match="holds no saved encoder"):
+    with pytest.raises(UserError, match="not the folder of a saved model"):
         open_encoder(tmp_path)
 
 

@@ -84,7 +84,7 @@ def test_quantized_weights_are_parameters_and_their_scales_are_none(tmp_path):
 def test_of_another_runtimes_file_the_parent_tells_everything_but_the_bytes(saved):
     encoder, folder = saved
     file = SimpleNamespace(path=Path("model.bin"))
-    with pytest.raises(UserError, match=r"model\.bin: count those of its parent"):
+    with pytest.raises(UserError, match=r"model\.bin: count those of its PyTorch parent"):
         count_parameters(file)
     found = costs_of(file, folder, encoder)
     assert found == costs_of(encoder, folder)

@@ -36,7 +36,7 @@ def test_a_larger_batch_of_given_inputs_takes_more(tmp_path, make_encoder):
 
 
 def test_what_cannot_be_opened_or_run_is_an_error_of_one_line(tmp_path, make_encoder, monkeypatch):
-    with pytest.raises(UserError, match="holds no saved"):
+    with pytest.raises(UserError, match="not the folder of a saved"):
         peak_memory(tmp_path)
     save_encoder(make_encoder(), tmp_path)
     orders = []
@@ -47,7 +47,9 @@ def test_what_cannot_be_opened_or_run_is_an_error_of_one_line(tmp_path, make_enc
 
     monkeypatch.setattr(memory, "_tells", lambda: True)
     monkeypatch.setattr(memory.subprocess, "run", start)
-    with pytest.raises(UserError, match=f"{tmp_path} cannot be measured: UserError: it is damaged"):
+    with pytest.raises(
+        UserError, match=f"cannot measure the memory of {tmp_path}: UserError: it is damaged"
+    ):
         peak_memory(tmp_path, batch_size=64, inputs=torch.ones(1, 3, 16, 16))
     assert '"batch_size": 64' in orders[0][-1]
 
@@ -57,7 +59,7 @@ def test_a_process_that_ends_without_a_word_was_killed(tmp_path, make_encoder, m
     silent = subprocess.CompletedProcess([], -9, "", "\n")
     monkeypatch.setattr(memory, "_tells", lambda: True)
     monkeypatch.setattr(memory.subprocess, "run", lambda *_, **__: silent)
-    with pytest.raises(UserError, match="cannot be measured: it was killed"):
+    with pytest.raises(UserError, match="its process was killed"):
         peak_memory(tmp_path)
 
 

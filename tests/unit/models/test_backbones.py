@@ -61,7 +61,9 @@ def test_auto_takes_the_small_stem_for_small_images_where_one_is_known(size, nam
 
 
 def test_a_small_stem_is_refused_where_none_is_known():
-    with pytest.raises(UserError, match="stem=small is not known for ConvNeXt; use stem=native"):
+    with pytest.raises(
+        UserError, match="stem=small is not supported for ConvNeXt; use stem=native"
+    ):
         build(32, name="convnext_atto", args={}, stem="small")
 
 
@@ -145,7 +147,7 @@ def test_a_vit_of_another_size_says_every_way_out():
     with pytest.raises(UserError) as caught:
         build(32, name="vit_tiny_patch16_224", args={"depth": 1})
     message = str(caught.value)
-    assert "takes 224x224 images, the data is 32x32" in message
+    assert "takes 224x224 images, but the data is 32x32" in message
     remedies = ("encoder.args.img_size=32", "encoder.input_size=224", "data.image_size=224")
     assert all(remedy in message for remedy in remedies)
 
@@ -183,7 +185,7 @@ def test_a_name_with_a_dot_and_no_tag_is_unknown():
 
 
 def test_pretrained_weights_that_nobody_published_are_refused():
-    with pytest.raises(UserError, match="timm has no weights of 'vit_small_patch16_36x1_224'"):
+    with pytest.raises(UserError, match="timm has no weights for 'vit_small_patch16_36x1_224'"):
         build(name="vit_small_patch16_36x1_224", args={}, pretrained=True)
 
 

@@ -67,7 +67,7 @@ def test_without_a_connection_nothing_is_tried_again(name, hub, capfd, caplog, t
     asked = hub(answers=False)
     text = refused(lambda: TimmModel(name=name).load(PICTURES))
     assert f"no connection to {constants.ENDPOINT}" in text and name in text
-    assert f"put them into the cache {tmp_path / 'cache'} (HF_HUB_CACHE)" in text
+    assert f"add them to the cache {tmp_path / 'cache'} (HF_HUB_CACHE)" in text
     if name == NAME:
         assert "set teacher.weights=FILE" in text
     assert asked == [constants.ENDPOINT] and not constants.HF_HUB_OFFLINE
@@ -78,7 +78,10 @@ def test_an_encoder_of_a_config_says_it_too(hub, capfd):
     hub(answers=False)
     settings = EncoderSettings(name=NAME, pretrained=True)
     text = refused(lambda: build_encoder(settings, 160))
-    assert "encoder.pretrained=false needs none, or put them into the cache" in text
+    assert (
+        "set encoder.pretrained=false to start from random weights, or add them to the cache"
+        in text
+    )
     assert "etry" not in capfd.readouterr().err
 
 

@@ -64,7 +64,7 @@ def test_a_file_does_not_say_what_is_loaded(name, artifact, tmp_path, monkeypatc
         monkeypatch.setattr(module, "load_state_dict", lambda path: read(path, weights_only=False))
     path = str(tmp_path / "readme.txt")
     for value in (path, {"file": path, "source": None}, True, [path]):
-        assert f"spec.args.{name}: a file may not say what is loaded" in refused(
+        assert f"spec.args.{name}: a file may not choose which weights are loaded" in refused(
             artifact(**{name: value})
         )
     assert not (tmp_path / "ran").exists()
@@ -121,9 +121,9 @@ def test_every_argument_that_loads_in_the_installed_timm_is_known():
 @pytest.mark.parametrize("name", ["checkpoint_path", "pretrained_cfg_overlay", "cache_dir"])
 def test_a_config_names_weights_by_the_keys_that_count_in_digests(name, tmp_path):
     value = {"file": str(tmp_path)} if name.endswith("overlay") else str(tmp_path)
-    with pytest.raises(ValueError, match=f"'{name}' would decide which weights are read"):
+    with pytest.raises(ValueError, match=f"'{name}' selects which weights to load"):
         EncoderSettings(args={name: value})
-    with pytest.raises(ValueError, match=f"'{name}' would decide which weights are read"):
+    with pytest.raises(ValueError, match=f"'{name}' selects which weights to load"):
         TEACHERS.schema("timm").model_validate({"kind": "timm", "name": "x", "args": {name: value}})
     with pytest.raises(UserError, match=rf"teacher\.args\.{name}: .*set teacher\.weights=FILE"):
         TimmModel(name="resnet18", args={name: value})

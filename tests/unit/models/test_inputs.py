@@ -11,7 +11,7 @@ from ssdistill import load
 from ssdistill.artifacts import artifact as artifacts
 from ssdistill.artifacts.artifact import save_encoder
 from ssdistill.artifacts.runtimes.tracing import Embedding
-from ssdistill.compress.export import Pictures
+from ssdistill.compress.export import Uint8Encoder
 from ssdistill.errors import UserError
 from ssdistill.evaluate.opening.bare_onnx import BareOnnx
 from ssdistill.models.backbones import EncoderSettings, build_encoder
@@ -39,7 +39,7 @@ def save_for(kind, folder, uint8=False):
         runtime.require()
     except UserError as error:
         pytest.skip(str(error))
-    runtime().write(Pictures(encoder) if uint8 else encoder, folder / runtime.file)
+    runtime().write(Uint8Encoder(encoder) if uint8 else encoder, folder / runtime.file)
     save_encoder(runtime.opens(folder / runtime.file, 8, encoder.spec), folder / "model")
 
 

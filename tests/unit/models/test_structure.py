@@ -89,7 +89,9 @@ def test_a_width_that_is_no_number_of_heads_is_refused():
     net = net_of("vit_tiny_patch16_224", **VIT)
     state = net.state_dict()
     state["blocks.0.attn.qkv.weight"] = torch.zeros(3 * 40, 64)
-    with pytest.raises(UserError, match=r"'blocks\.0\.attn\.qkv\.weight'.*heads of width 16"):
+    with pytest.raises(
+        UserError, match=r"'blocks\.0\.attn\.qkv\.weight'.*not a multiple of the head width 16"
+    ):
         fit_structure(net, state)
 
 
@@ -122,7 +124,7 @@ def test_removed_blocks_become_identities():
 
 def test_an_unknown_block_is_named():
     net = net_of("vit_tiny_patch16_224", **VIT)
-    with pytest.raises(UserError, match=r"block 'blocks\.7' cannot be removed"):
+    with pytest.raises(UserError, match=r"cannot remove block 'blocks\.7'"):
         fit_structure(net, net.state_dict(), ("blocks.7",))
 
 
@@ -165,7 +167,7 @@ def test_biases_that_a_layer_did_not_have_are_added():
     richer = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Flatten(), nn.Linear(6, 4))
     assert_same(refit(copy.deepcopy(dense), richer), richer, torch.rand(2, 3, 3, 3))
     state = richer.state_dict() | {"0.bias": torch.zeros(5)}
-    with pytest.raises(UserError, match=r"'0\.bias' has shape \(5,\) in the file, absent"):
+    with pytest.raises(UserError, match=r"'0\.bias' has shape \(5,\) in the file but absent"):
         fit_structure(dense, state)
 
 

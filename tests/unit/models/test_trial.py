@@ -25,8 +25,8 @@ def refusal(name="resnet18", size=32, **settings):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ({"in_chans": 1}, "encoder.args.in_chans=1: images have 3 channels"),
-        ({"in_chans": "x"}, "encoder.args.in_chans=x: images have 3 channels"),
+        ({"in_chans": 1}, "encoder.args.in_chans=1: images always have 3 channels"),
+        ({"in_chans": "x"}, "encoder.args.in_chans=x: images always have 3 channels"),
         ({"num_classes": "x"}, "encoder.args.num_classes cannot be set"),
         ({"features_only": True}, "encoder.args.features_only cannot be set"),
         ({"out_indices": [1]}, "encoder.args.out_indices cannot be set"),
@@ -36,16 +36,16 @@ def refusal(name="resnet18", size=32, **settings):
         ({"layers": []}, "'resnet18' cannot encode images of 32 pixels"),
         ({"layers": [1, "x", 1, 1]}, "encoder.args of 'resnet18': "),
         ({"channels": [-1, 1, 1, 1]}, "encoder.args of 'resnet18': "),
-        ({"channels": [0, 0, 0, 0]}, "its layer layer1.0.conv1 has no channels; set larger widths"),
-        ({"stem_type": "deep_tiered", "stem_width": 1}, "its layer conv1.0 has no channels"),
+        ({"channels": [0, 0, 0, 0]}, "layer layer1.0.conv1 has no channels; increase the widths"),
+        ({"stem_type": "deep_tiered", "stem_width": 1}, "layer conv1.0 has no channels"),
         ({"act_layer": "x"}, "encoder.args of 'resnet18': KeyError 'x'"),
         ({"output_stride": 7}, "encoder.args of 'resnet18': AssertionError"),
         ({"drop_rate": "a"}, "cannot encode images of 32 pixels (could not convert"),
-        ({"global_pool": ""}, "gives (1, 512, 4, 4) for an image instead of an embedding"),
-        ({"channels": [10**9] * 4}, "encoder.args: 1000000000 is a larger number than any"),
-        ({"layers": [10**9, 1, 1, 1]}, "encoder.args: 1000000000 is a larger number than any"),
-        ({"block_args": {"a": [1, 10.0**12]}}, "is a larger number than any network takes"),
-        ({"channels": [10**6] * 4}, "network 'resnet18' needs more than the "),
+        ({"global_pool": ""}, "returns (1, 512, 4, 4) for one image, expected an embedding"),
+        ({"channels": [10**9] * 4}, "encoder.args: 1000000000 is too large"),
+        ({"layers": [10**9, 1, 1, 1]}, "encoder.args: 1000000000 is too large"),
+        ({"block_args": {"a": [1, 10.0**12]}}, "is too large"),
+        ({"channels": [10**6] * 4}, "network 'resnet18' needs more than this machine's "),
     ],
 )
 def test_arguments_of_a_network_are_tried(args, message):
@@ -64,7 +64,7 @@ def test_a_network_with_layers_without_end_is_refused_before_they_are_made(monke
         ("levit_128s", "'levit_128s' cannot encode images of 32 pixels"),
         ("mixer_s32_224", "Input height (32) doesn't match model (224)"),
         ("resnet81", "timm has no model 'resnet81' (did you mean 'resnet18'?)"),
-        ("resnet18.nope", "timm has no weights 'resnet18.nope'"),
+        ("resnet18.nope", "timm has no pretrained weights 'resnet18.nope'"),
         ("", "timm has no model ''"),
     ],
 )
@@ -78,11 +78,11 @@ def test_the_remedy_is_the_size_the_network_was_made_for():
 
 @pytest.mark.parametrize("side", [8193, 10**6, 10**12])
 def test_a_size_that_no_network_takes_is_refused_before_memory_is_asked_for(side):
-    assert f"encoder.input_size={side} is larger" in refusal(input_size=side)
+    assert f"encoder.input_size={side} is too large" in refusal(input_size=side)
 
 
 def test_a_stem_that_is_not_known_is_refused():
-    assert "stem=small is not known for ConvNeXt" in refusal("convnext_atto", stem="small")
+    assert "stem=small is not supported for ConvNeXt" in refusal("convnext_atto", stem="small")
 
 
 def test_a_trial_leaves_taps_mode_and_random_numbers_alone(make_encoder):
@@ -105,7 +105,7 @@ def test_a_trial_leaves_taps_mode_and_random_numbers_alone(make_encoder):
     ids=["parameter", "buffer", "sum"],
 )
 def test_what_does_not_fit_is_refused_without_being_built(build):
-    with pytest.raises(UserError, match=r"^heads needs more than the \d+ GB of memory"):
+    with pytest.raises(UserError, match=r"^heads needs more than this machine's \d+ GB of memory"):
         check_fits(build, "heads")
 
 
@@ -136,5 +136,5 @@ def test_an_error_without_words_is_told_by_its_type():
 
 @pytest.mark.parametrize("name", ["pretrained", "checkpoint_path", "pretrained_cfg", "cache_dir"])
 def test_what_is_loaded_is_refused_wherever_a_network_is_built(name):
-    with pytest.raises(UserError, match=f"encoder.args: '{name}' would decide which weights"):
+    with pytest.raises(UserError, match=f"encoder.args: '{name}' selects which weights"):
         check_arguments({name: "x"}, "encoder.args")

@@ -59,7 +59,7 @@ def test_a_copy_owns_what_compression_writes_down():
 
 
 def test_an_output_that_is_no_vector_is_refused():
-    with pytest.raises(UserError, match=r"Words: embed must return a \(B, D\) tensor, it gave tup"):
+    with pytest.raises(UserError, match=r"Words: embed must return a \(B, D\) tensor, got tup"):
         Wrapped(Words(), torch.zeros(2, 2, dtype=torch.long))
     with pytest.raises(UserError, match="needs at least two inputs, got 1"):
         Wrapped(nn.Linear(2, 2), torch.zeros(1, 2))

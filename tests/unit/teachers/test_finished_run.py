@@ -63,7 +63,7 @@ def test_a_convolutional_network_sees_images_of_another_size_as_they_are(tmp_pat
     save_encoder(encoder, tmp_path)
     found, notices = FinishedRun(path=str(tmp_path)).load(pictures(24))
     assert (found.spec.image_size, found.spec.input_size) == (24, None)
-    assert notices == ["resnet10t was trained on images of 16 pixels and sees 24"]
+    assert notices == ["resnet10t was trained on images of 16 pixels but will receive 24"]
     x_BCHW = torch.rand(2, 3, 24, 24)
     assert torch.equal(found(x_BCHW).embedding_BD, encoder(x_BCHW).embedding_BD)
 
@@ -74,7 +74,7 @@ def test_a_network_of_a_fixed_size_sees_images_resized_to_it(tmp_path):
     save_encoder(encoder, tmp_path)
     found, notices = FinishedRun(path=str(tmp_path)).load(pictures(8))
     assert (found.spec.image_size, found.spec.input_size) == (8, 16)
-    assert len(notices) == 1 and "images of 8 pixels enlarged to 16 inside" in notices[0]
+    assert len(notices) == 1 and "images from 8 to 16 pixels internally" in notices[0]
     x_BCHW = torch.rand(2, 3, 8, 8)
     inside = torch.nn.functional.interpolate(x_BCHW, (16, 16), mode="bicubic", antialias=True)
     expected = encoder(inside.clamp(0, 1)).embedding_BD
@@ -96,7 +96,10 @@ def test_an_encoder_that_resizes_goes_on_to_do_so(tmp_path, make_encoder):
     save_encoder(encoder, tmp_path)
     found, notices = FinishedRun(path=str(tmp_path)).load(pictures(8))
     assert (found.spec.image_size, found.spec.input_size) == (8, 32)
-    assert "enlarged to 32 inside" in notices[0] and "16 times as many as at 8" in notices[0]
+    assert (
+        "from 8 to 32 pixels internally" in notices[0]
+        and "16 times those at 8 pixels" in notices[0]
+    )
 
 
 def test_an_onnx_model_is_refused(tmp_path, make_encoder):

@@ -237,12 +237,12 @@ def test_wrappers_are_stripped_and_the_state_of_training_is_left_out(tmp_path):
 
 def test_two_tensors_of_one_name_are_refused(tmp_path):
     saved = {"model": {"w": WEIGHT}, "state_dict": {"w": WEIGHT}}
-    with pytest.raises(UserError, match="two tensors 'w'"):
+    with pytest.raises(UserError, match="two tensors named 'w'"):
         flat_state(saved, tmp_path)
 
 
 def test_a_file_without_tensors_is_refused(tmp_path):
-    with pytest.raises(UserError, match="holds no tensors"):
+    with pytest.raises(UserError, match="holds no named tensors"):
         flat_state({"epoch": 1}, tmp_path)
 
 

@@ -68,7 +68,7 @@ def test_dino_has_two_networks_and_the_teacher_is_the_one_evaluated(branch, whos
     encoder, notices = load(saved, tmp_path, encoder=settings, branch=branch)
     compare(encoder, nets[whose], lambda h: nn.functional.normalize(heads[whose](h), dim=-1))
     assert f"dino, {'online' if branch == 'student' else 'momentum'} network" in notices[0]
-    assert "projector 32-24-24-8 kept" in notices[0]
+    assert "loaded projector 32-24-24-8" in notices[0]
 
 
 def test_dinos_backbone_alone_is_read_with_imagenets_statistics(tmp_path):
@@ -142,7 +142,7 @@ def test_torchvisions_transformer(tmp_path):
     encoder, notices = load(net.state_dict(), tmp_path, encoder=settings)
     net.heads = nn.Identity()
     compare(encoder, net)
-    assert "left out: heads (2)" in notices[0]
+    assert "ignored: heads (2)" in notices[0]
 
 
 def test_lightlys_masked_transformer_has_timms_inside(tmp_path):

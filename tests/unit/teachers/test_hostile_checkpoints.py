@@ -70,10 +70,10 @@ ODD = {
     "nested": (lambda w: torch.nested.nested_tensor([w[0], w[1]]), "is a nested tensor"),
     "masked": (lambda w: torch.masked.masked_tensor(w, w > 0), "save a plain tensor"),
     "complex": (lambda w: w.to(torch.complex64), "holds complex numbers"),
-    "repeated": (lambda w: torch.zeros(1).expand(10**6, 10**6), "of which the file holds 1"),
-    "integers": (lambda w: w.long(), "of int64 numbers"),
-    "booleans": (lambda w: w > 0, "of bool numbers"),
-    "bytes": (lambda w: w.to(torch.uint8), "of uint8 numbers"),
+    "repeated": (lambda w: torch.zeros(1).expand(10**6, 10**6), "but the file stores only 1"),
+    "integers": (lambda w: w.long(), "of type int64"),
+    "booleans": (lambda w: w > 0, "of type bool"),
+    "bytes": (lambda w: w.to(torch.uint8), "of type uint8"),
     "none": (lambda w: w[:0], "of shape (0, 3, 3, 3)"),
     "other shape": (lambda w: w[:, :2], "of shape (8, 2, 3, 3)"),
     "scalar": (lambda w: w.sum(), "of shape ()"),
@@ -174,7 +174,7 @@ def test_a_zip_that_unpacks_to_far_more_is_refused_before_it_is_unpacked(state, 
     for opened in (load, TimmModel(name="resnet10t", args=ARGS, weights=str(path)).load):
         given = path if opened is load else PICTURES
         text = refused(opened, given)
-        assert "claims 33554432 bytes" in text and "data/0" in text
+        assert "declares 33554432 bytes" in text and "data/0" in text
 
 
 def test_a_zip_that_claims_sizes_is_refused(state, tmp_path):
@@ -183,7 +183,7 @@ def test_a_zip_that_claims_sizes_is_refused(state, tmp_path):
     first = content.find(b"PK\x01\x02")
     content[first + 24 : first + 28] = (2**32 - 2).to_bytes(4, "little")
     path.write_bytes(content)
-    assert "claims 4294967294 bytes" in refused(load, path)
+    assert "declares 4294967294 bytes" in refused(load, path)
 
 
 def test_a_storage_that_claims_more_numbers_than_the_file_has_is_refused(tmp_path):

@@ -28,7 +28,7 @@ def pictures(size=64):
 
 
 def timms(name, **args):
-    """timm's network at random weights that no initialisation gives."""
+    """timm's network at random weights that no initialization gives."""
     torch.manual_seed(0)
     net = timm.create_model(name, **args).eval()
     for value in net.state_dict().values():
@@ -72,7 +72,7 @@ def test_a_transformer_sees_small_images_at_the_size_of_its_weights(name, side, 
     assert not encoder.training and encoder.embed_dim == 32
     assert (encoder.spec.image_size, encoder.spec.input_size) == (64, side)
     assert encoder.spec.mean == pytest.approx(net.pretrained_cfg["mean"])
-    assert len(notices) == 1 and f"64 pixels enlarged to {side} inside" in notices[0]
+    assert len(notices) == 1 and f"from 64 to {side} pixels internally" in notices[0]
     assert_sees_like(encoder, net, side)
     assert encoder.tap_names == taps
     encoder.set_taps(tuple(taps))
@@ -109,8 +109,8 @@ def test_the_notice_says_what_enlarging_costs(tmp_path):
     path = stored(timms("resnet10t", **RESNET), tmp_path / "w.safetensors")
     teacher = TimmModel(name="resnet10t", args=RESNET, weights=path, input_size=128)
     (notice,) = teacher.load(pictures(32))[1]
-    assert notice.startswith("resnet10t sees images of 32 pixels enlarged to 128 inside: ")
-    assert notice.endswith(" M MACs an image, 16 times as many as at 32")
+    assert notice.startswith("resnet10t resizes images from 32 to 128 pixels internally: ")
+    assert notice.endswith(" M MACs per image, 16 times those at 32 pixels")
 
 
 def as_dinov2(net):
@@ -193,7 +193,7 @@ def test_weights_of_other_shapes_are_refused_in_one_line(tmp_path):
 
 def test_a_file_that_would_run_code_is_refused(tmp_path):
     torch.save({"model": types.SimpleNamespace()}, tmp_path / "w.pth")
-    with pytest.raises(UserError, match=r"teacher\.weights: .*unpickled"):
+    with pytest.raises(UserError, match=r"teacher\.weights: .*unpickling"):
         TimmModel(name="resnet18", weights=str(tmp_path / "w.pth")).load(pictures())
 
 
@@ -219,9 +219,9 @@ def test_identity_is_the_file_or_the_tag(tmp_path):
     "name, complaint",
     [
         ("resnet18x", r"timm has no model 'resnet18x' \(did you mean 'resnet18"),
-        ("resnet18.a1_in", r"timm has no weights 'resnet18.a1_in' \(did you mean"),
-        ("timm/resnet18", "neither a model of timm nor hf-hub:owner/model"),
-        ("vit_small_patch16_36x1_224", r"no weights of .*set teacher\.weights=FILE"),
+        ("resnet18.a1_in", r"timm has no pretrained weights 'resnet18.a1_in' \(did you mean"),
+        ("timm/resnet18", "neither a timm model nor hf-hub:owner/model"),
+        ("vit_small_patch16_36x1_224", r"no pretrained weights for .*set teacher\.weights=FILE"),
     ],
 )
 def test_a_wrong_name_is_refused(name, complaint):
