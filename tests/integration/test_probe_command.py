@@ -175,7 +175,7 @@ def test_without_labels_the_gauges_are_shown_and_said_to_be_all(folder, cache, t
         (["timm:resnet188", "--data", "digits"], "did you mean 'resnet18'"),
         (["{teacher}", "{teacher}", "--data", "digits"], "is listed twice"),
         (["{teacher}", "--data", "digits", "--mean", "0", "0", "0"], "pass both or neither"),
-        (["{teacher}", "--data", "digits", "--page", "{folder}"], "it is a folder"),
+        (["{teacher}", "--data", "digits", "--page", "{folder}"], "is a folder; pass a file name"),
         (["{teacher}", "--data", "digits", "--json", "/proc/nope/x.json"], "name a place that can"),
     ],
 )

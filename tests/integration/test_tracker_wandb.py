@@ -82,6 +82,8 @@ def read_records(path):
             offset += BLOCK - offset % BLOCK
             continue
         _, length, kind = struct.unpack_from("<IHB", data, offset)
+        if offset + 7 + length > len(data):  # still being written
+            return
         parts += data[offset + 7 : offset + 7 + length]
         offset += 7 + length
         if kind in (1, 4):  # full, or last part

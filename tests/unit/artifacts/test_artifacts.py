@@ -164,8 +164,8 @@ def test_a_description_that_is_none_is_refused(tmp_path, text):
 @pytest.mark.parametrize(
     ("version", "message"),
     [
-        (FORMAT + 1, rf"model\.json has format {FORMAT + 1}, this version reads"),
-        (0, r"model\.json has format 0, this version reads"),
+        (FORMAT + 1, rf"model\.json has format {FORMAT + 1}, but this version reads"),
+        (0, r"model\.json has format 0, but this version reads"),
         (str(FORMAT), "the format in .* is invalid .format: input should be a valid integer"),
         (None, "the format in .* is invalid .format: input should be a valid integer"),
     ],
@@ -368,7 +368,7 @@ def test_a_module_that_is_no_encoder_comes_back_into_its_like(tmp_path):
     assert found.channels == narrow.channels and model.net[0].out_features == 6
     assert json.loads((tmp_path / "model.json").read_text())["sha256"] == sha256
     other = Wrapped(nn.Sequential(nn.Linear(8, 4)), torch.randn(3, 8))
-    with pytest.raises(UserError, match=r"is no 'Sequential' of its model\.json"):
+    with pytest.raises(UserError, match=r"does not match the 'Sequential' in its model\.json"):
         load_weights(other, tmp_path)
     with pytest.raises(UserError, match="which is not an encoder"):
         load(tmp_path)

@@ -38,7 +38,7 @@ def test_equal_weights_are_exported_once_and_others_again(make_encoder, monkeypa
 
 def test_only_so_many_files_are_kept(make_encoder, monkeypatch):
     monkeypatch.setattr(lent, "MOST", 1)
-    monkeypatch.setattr(lent, "_shelves", [])
+    monkeypatch.setattr(lent, "_caches", [])
     exports = counted(monkeypatch)
     for seed in (0, 1, 0):
         with float_onnx(make_encoder(seed).eval()):

@@ -255,6 +255,6 @@ def test_a_missing_library_names_its_extra(monkeypatch):
     for kind in ALL:
         runtime = RUNTIMES[kind]
         monkeypatch.setattr(runtime, "module", "no_such_library")
-        with pytest.raises(UserError, match=f"{kind} needs no_such_library") as caught:
+        with pytest.raises(UserError, match=f"{kind} requires no_such_library") as caught:
             runtime.require()
         assert runtime.extra is None or f"ssdistill[{runtime.extra}]" in str(caught.value)

@@ -137,7 +137,7 @@ def test_find_groups_takes_a_score():
 
 @pytest.mark.parametrize("criterion", ["taylor", "hessian"])
 def test_a_loss_is_needed_where_it_is_asked(criterion):
-    message = f"prune: criterion={criterion} needs a distill section"
+    message = f"prune: criterion={criterion} requires a distill section"
     with pytest.raises(UserError, match=f"^{message}$"):
         Prune(ratio=0.5, round_to=1, criterion=criterion).apply(tiny(), context())
 

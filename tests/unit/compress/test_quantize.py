@@ -172,7 +172,7 @@ def test_a_pruned_encoder_can_be_quantized(encoder, tmp_path):
 @pytest.mark.parametrize("floor", ["min_cosine", "min_cka"])
 def test_disagreement_below_the_floor_is_an_error(encoder, export_once, tmp_path, floor):
     step = Quantize(calibration_images=16, check_images=16, **{floor: 1.0})
-    with pytest.raises(UserError, match=rf"{floor}=1\.0"):
+    with pytest.raises(UserError, match=rf"and {floor} is 1\.0"):
         step.apply(encoder, Context(images, tmp_path))
 
 
@@ -319,7 +319,10 @@ def test_weights_that_are_no_numbers_are_named(encoder, tmp_path):
     ("settings", "message"),
     [
         ({"mode": "bf16"}, "mode=bf16: runtime=onnxruntime computes in bf16 only with"),
-        ({"mode": "dynamic", "runtime": "openvino"}, "mode=dynamic: openvino has no dynamic"),
+        (
+            {"mode": "dynamic", "runtime": "openvino"},
+            "mode=dynamic: runtime=openvino has no dynamic",
+        ),
         ({"runtime": "openvino", "calibration": "entropy"}, "quantize.calibration=entropy"),
         ({"runtime": "openvino", "operators": ["Conv"]}, "quantize.operators"),
         ({"runtime": "torchao", "bias_correction": True}, "quantize.bias_correction"),

@@ -216,7 +216,7 @@ def test_mistakes_are_named_in_one_line(encoder, tmp_path):
         return str(caught.value)
 
     assert message() == message(bytes=0.5, macs=0.5).replace("got 2", "got 0")
-    assert "actions=\\[bits\\] reduces only bytes" in message(macs=0.5, actions=("bits",))
+    assert "actions=[bits] reduces only bytes" in message(macs=0.5, actions=("bits",))
     assert "no layer that can change matches 'layer9.*'" in message(bytes=0.5, layers=("layer9.*",))
     assert "bytes=0.01 cannot be reached for 'resnet10t'" in message(bytes=0.01)
     assert "leave 0." in message(macs=0.05, round_to=2)

@@ -247,7 +247,7 @@ def test_mistakes_are_named(data, change, says):
 
 
 def test_one_class_and_broken_features_are_refused(data):
-    with pytest.raises(UserError, match="one class only"):
+    with pytest.raises(UserError, match="a single class"):
         knn_probe(data[0], np.zeros(600, int), data[2], np.zeros(300, int))
     broken = data[0].astype(np.float16)
     broken[3, 2] = np.nan

@@ -106,7 +106,7 @@ def test_a_hub_that_is_forbidden_is_not_asked(hub, monkeypatch):
     asked = hub(answers=True)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     text = refused(lambda: TimmModel(name=NAME).load(PICTURES))
-    assert "HF_HUB_OFFLINE forbids downloads, unset it" in text
+    assert "HF_HUB_OFFLINE forbids downloads; unset it" in text
     assert asked == [] and constants.HF_HUB_OFFLINE
 
 

@@ -125,7 +125,7 @@ def test_a_config_names_weights_by_the_keys_that_count_in_digests(name, tmp_path
         EncoderSettings(args={name: value})
     with pytest.raises(ValueError, match=f"'{name}' selects which weights to load"):
         TEACHERS.schema("timm").model_validate({"kind": "timm", "name": "x", "args": {name: value}})
-    with pytest.raises(UserError, match=rf"teacher\.args\.{name}: .*set teacher\.weights=FILE"):
+    with pytest.raises(UserError, match=rf"teacher\.args\.{name} .*set teacher\.weights=FILE"):
         TimmModel(name="resnet18", args={name: value})
     text = json.dumps({name: value}).replace('"', "")
     for key in ("student.encoder.args", "teacher.encoder.args"):
@@ -157,7 +157,7 @@ def test_a_description_on_the_hub_is_no_better_than_one_in_a_file(extra, tmp_pat
     monkeypatch.setattr(
         timm.models._hub, "hf_hub_download", lambda repo_id, filename, **_: tmp_path / filename
     )
-    with pytest.raises(UserError, match=r"teacher\.name: 'hf-hub:someone/x'"):
+    with pytest.raises(UserError, match=r"teacher\.name: .*'hf-hub:someone/x'"):
         TimmModel(name="hf-hub:someone/x").load(PICTURES)
 
 

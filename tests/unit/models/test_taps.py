@@ -257,7 +257,7 @@ def test_looking_for_relus_changes_no_mode_and_no_statistic():
 def test_an_unknown_special_tap_names_the_nearest():
     with pytest.raises(UserError, match=r"'before_relu:layr2' \(did you mean 'before_relu:layer2'"):
         resnet().set_taps(("before_relu:layr2",))
-    with pytest.raises(UserError, match=r"no feature map 'attention:layer1'.*; it has act1, "):
+    with pytest.raises(UserError, match=r"no feature map 'attention:layer1'.*; available: act1, "):
         resnet().set_taps(("layer1", "attention:layer1"))
 
 
@@ -266,7 +266,7 @@ def test_a_network_that_lists_no_stages_has_no_taps():
     encoder.net.feature_info = None
     assert encoder.tap_names == []
     assert encoder(images()).maps == {}
-    with pytest.raises(UserError, match="resnet10t has no feature map 'layer1'; it has none"):
+    with pytest.raises(UserError, match="resnet10t has no feature map 'layer1'; available: none"):
         encoder.set_taps(("layer1",))
 
 

@@ -109,7 +109,7 @@ def test_a_network_that_timm_lacks_gives_embeddings_without_maps(name, nets, tmp
     assert "has no timm equivalent" in notices[0] and "to 96 pixels internally" in notices[1]
     assert_sees_like(encoder, net, 96)
     assert encoder.tap_names == []
-    with pytest.raises(UserError, match="it has none"):
+    with pytest.raises(UserError, match="available: none"):
         encoder.set_taps(("layer1",))
     save_encoder(encoder, tmp_path)
     assert_sees_like(load(tmp_path), net, 96)
@@ -288,4 +288,4 @@ def test_the_registry_knows_it():
 def test_of_many_wrong_keys_four_are_named(count, shown):
     with pytest.raises(UserError) as caught:
         check_keys("resnet18", "w.pth", [f"k{number}" for number in range(count)], [])
-    assert str(caught.value) == f"w.pth is no 'resnet18': it lacks {count} keys ({shown})"
+    assert str(caught.value) == f"w.pth does not fit 'resnet18': it lacks {count} keys ({shown})"
