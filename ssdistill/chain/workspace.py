@@ -34,7 +34,6 @@ from ssdistill.models.backbones import Encoder, EncoderSettings, EncoderSpec, bu
 from ssdistill.models.trial import REFUSALS, reason_of
 from ssdistill.record.metrics_file import METRICS_FILE, metrics_sha256
 from ssdistill.record.run import RUN_FILE
-from ssdistill.record.run_record import RunRecord
 from ssdistill.record.wandb_environment import wandb_mode
 from ssdistill.settings import Settings
 from ssdistill.settings.registry import METHODS, TEACHERS
@@ -197,16 +196,15 @@ class Workspace:
                 markup=False,
             )
         # With a relative runs folder, older versions noted the whole path.
-        if any(Path(entry["file"]).name == MODEL for entry in record.artifacts.values()):
-            self._check_model(folder / MODEL, record)
+        for entry in record.artifacts.values():
+            if Path(entry["file"]).name == MODEL:
+                self._check_model(folder / MODEL, entry)
 
-    def _check_model(self, folder: Path, record: RunRecord) -> None:
-        entry = next(e for e in record.artifacts.values() if Path(e["file"]).name == MODEL)
+    def _check_model(self, folder: Path, entry: dict[str, Any]) -> None:
         try:
             description = read_description(folder)
-            if entry.get("description_sha256", description_sha256(folder)) != description_sha256(
-                folder
-            ):
+            # Older versions recorded none of the description.
+            if entry.get("description_sha256") not in (None, description_sha256(folder)):
                 raise UserError(f"{folder / DESCRIPTION}: checksum mismatch")
             if description.sha256 != entry["sha256"]:
                 raise UserError(f"{folder}: weights differ from those recorded in {RUN_FILE}")

@@ -271,3 +271,13 @@ def test_an_operator_that_no_counter_knows_is_refused_in_words():
     with pytest.raises(UserError, match=r"other.*scaled_dot_product_attention"):
         count_macs(model)
     assert model.training
+
+
+class Broken(Uncountable):
+    def forward(self, x_BD):
+        return len(7)
+
+
+def test_a_networks_own_error_is_not_taken_for_an_operator_that_cannot_be_counted():
+    with pytest.raises(TypeError, match="has no len"):
+        count_macs(Broken())
