@@ -57,7 +57,7 @@ def reproduce(config: str | Path, *overrides: str, root: str | Path = "runs") ->
 def probe(
     models: Any, data: Any, protocols: Sequence[str] | None = None, **options: Any
 ) -> "Probed":
-    """Judge encoders on labelled pictures, as ``ssdistill probe`` does.
+    """Evaluate encoders on labeled images, as ``ssdistill probe`` does.
 
     Args:
         models: one or several of: the folder of a saved model, an ``.onnx`` file, ``timm:NAME``,

@@ -68,7 +68,7 @@ def make_encoder():
     return make
 
 
-class PictureStore(SimpleNamespace):
+class ImageStore(SimpleNamespace):
     """As much of a store as training and planning look at."""
 
     def __len__(self):
@@ -82,7 +82,7 @@ def make_store():
     def make(count=24, fingerprint="f" * 64):
         noise = np.random.default_rng(0).integers(0, 128, (count, 16, 16, 3))
         ramp = np.linspace(0, 127, count).astype(int).reshape(-1, 1, 1, 1)
-        return PictureStore(
+        return ImageStore(
             images=(noise + ramp).astype(np.uint8),
             fingerprint=fingerprint,
             mean=(0.5, 0.5, 0.5),

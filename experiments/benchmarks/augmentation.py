@@ -2,7 +2,7 @@
 
     python experiments/benchmarks/augmentation.py [--npz images.npz] [--out records.jsonl]
 
-All three make two SimCLR views (crop, flip, jitter, greyscale, blur with probability 0.5, mean and
+All three make two SimCLR views (crop, flip, jitter, grayscale, blur with probability 0.5, mean and
 deviation removed) of every 32x32 image in a uint8 array. They take turns of one pass each; ratios
 are taken within a round.
 """

@@ -36,7 +36,7 @@ class Race:
     answers: dict[str, np.ndarray] = field(default_factory=dict)
 
     def ours(self) -> float:
-        """Seconds of the probe, checks and normalisation included."""
+        """Seconds of the probe, checks and normalization included."""
         began, began_cpu = time.perf_counter(), time.process_time()
         data = self.bank_MD, self.bank_labels, self.query_ND, self.query_labels
         probe = knn_probe(*data, k=self.k, ks=(), weights="uniform")
@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--bank", type=int, default=50_000, help="vectors that vote")
     parser.add_argument("--queries", type=int, default=10_000, help="vectors that are classified")
     parser.add_argument("--width", type=int, default=512, help="numbers of a vector")
-    parser.add_argument("--k", type=int, default=20, help="neighbours")
+    parser.add_argument("--k", type=int, default=20, help="neighbors")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     race = clouds(args.bank, args.queries, args.width, args.k)

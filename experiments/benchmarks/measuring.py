@@ -130,7 +130,7 @@ def natural_images(count: int) -> np.ndarray:
 
 
 @dataclass
-class Pictures:
+class ImageSpec:
     """An array of images as a store, as far as a loader asks."""
 
     images: np.ndarray
@@ -145,7 +145,7 @@ def simclr_training(
     """A SimCLR pretraining that does not end, as the chain sets one up."""
     return Training(
         task=SimCLR(build_encoder(settings, SIZE), temperature=TEMPERATURE),
-        loader=Loader(Pictures(images_NHWC), batch_size, 0, 10**9, device),
+        loader=Loader(ImageSpec(images_NHWC), batch_size, 0, 10**9, device),
         recipes=(RECIPES["simclr"],) * 2,
         optim=OptimSettings(
             kind="sgd", lr=RATE, momentum=0, weight_decay=0, schedule="constant", warmup=0

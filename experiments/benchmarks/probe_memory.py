@@ -44,12 +44,12 @@ def draw(path: Path, rows: int, width: int, classes: int) -> None:
     rng = np.random.default_rng(0)
     mix_DD = rng.standard_normal((width, width), np.float32)
     mix_DD *= np.logspace(0, -1.5, width, dtype=np.float32)[:, None]
-    centre_KD = 0.2 * rng.standard_normal((classes, width), np.float32)
+    center_KD = 0.2 * rng.standard_normal((classes, width), np.float32)
     label_N = rng.integers(0, classes, rows)
     z_ND = np.lib.format.open_memmap(path / "z.npy", "w+", np.float32, (rows, width))
     for start in range(0, rows, PIECE):
         label_n = label_N[start : start + PIECE]
-        z_nD = rng.standard_normal((len(label_n), width), np.float32) + centre_KD[label_n]
+        z_nD = rng.standard_normal((len(label_n), width), np.float32) + center_KD[label_n]
         z_ND[start : start + PIECE] = np.maximum(z_nD @ mix_DD / 4 + 0.3, 0)
     z_ND.flush()
     np.save(path / "labels.npy", label_N)

@@ -22,7 +22,7 @@ distill:
   losses: {feature: {kind: simreg, depth: 2}, contrastive: {kind: infonce, queue: 32}}
 compress:
   - {kind: prune, ratio: 0.5, round_to: 4}
-evaluate: {low_shot: null, gauge_images: 20}
+evaluate: {low_shot: null, label_free_images: 20}
 device: {precision: fp32, memory_format: contiguous, accelerator: cpu, threads: 1}
 tracking: {wandb: disabled, log_every: 1}
 checkpoint_seconds: 0

@@ -25,7 +25,7 @@ KEYS = (
     "student.encoder.name", "student.encoder.args", "student.encoder.stem",
     "student.encoder.stem_stride", "student.encoder.stem_padding", "student.encoder.input_size",
     "teacher.encoder.args.channels", "teacher.encoder.args.layers", "student.encoder.pretrained",
-    "evaluate.knn.k", "evaluate.linear", "evaluate.low_shot.draws", "evaluate.gauge_images",
+    "evaluate.knn.k", "evaluate.linear", "evaluate.low_shot.draws", "evaluate.label_free_images",
     "evaluate.also.a", "data.path", "data.image_size", "data.kind", "data.max_bad", "data",
     "device.threads", "device.accelerator", "device.precision", "device.memory_format",
     "tracking.log_every", "tracking.wandb", "seeds", "name", "profile", "checkpoint_seconds",

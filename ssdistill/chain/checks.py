@@ -7,7 +7,7 @@ from ssdistill.chain.size_checks import check_sizes
 from ssdistill.chain.tasks import assemble
 from ssdistill.chain.trial_step import check_size, check_step
 from ssdistill.chain.workspace import Workspace, resolve_recipes
-from ssdistill.data.extra import NEEDS_NEIGHBOURS
+from ssdistill.data.extra import NEEDS_NEIGHBORS
 from ssdistill.distill.build import shapes
 from ssdistill.errors import UserError
 from ssdistill.experiment.sections import DistillSettings, PretrainedRow
@@ -126,10 +126,10 @@ def _check(
         raise UserError(f"{key}.{error}") from None
     except REFUSALS as error:
         raise UserError(f"{key}: {reason_of(error)}; check the settings of its losses") from error
-    neighbours = sorted(NEEDS_NEIGHBOURS & set(distiller.extra_views))
-    if settings.mix and neighbours:
+    neighbors = sorted(NEEDS_NEIGHBORS & set(distiller.extra_views))
+    if settings.mix and neighbors:
         raise UserError(
-            f"{key}.mix: mixed images have no neighbors, which a loss reads ({neighbours[0]})"
+            f"{key}.mix: mixed images have no neighbors, which a loss reads ({neighbors[0]})"
         )
     for teacher in distiller.teachers.values():
         notices += check_sizes(teacher, key, sizes, "teacher")

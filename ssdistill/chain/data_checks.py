@@ -14,7 +14,7 @@ from ssdistill.label_free.agreement import CKA_AT_LEAST
 
 TRAINABLE = 2
 """Smallest number of images for training."""
-GAUGED_AT_LEAST = 2
+MEASURED_AT_LEAST = 2
 """Smallest number of images for label-free metrics of one encoder (two: ``CKA_AT_LEAST``)."""
 FEW_IMAGES = 12
 """Training images below which compression gets augmented views beside them."""
@@ -143,7 +143,7 @@ def _few(source: Source, test: Store) -> list[str]:
     if len(test) >= CKA_AT_LEAST:
         return []
     lost = "agree/* (needs 4)"
-    if len(test) < GAUGED_AT_LEAST:
+    if len(test) < MEASURED_AT_LEAST:
         lost = "collapse/* (needs 2) and agree/* (needs 4)"
     key = "raise data.test_fraction, or add images" if source.has_test else "add images"
     return [f"{_count_of_images(len(test), 'test')}: too few for {lost}, which are skipped; {key}"]

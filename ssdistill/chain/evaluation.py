@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
-from ssdistill.chain.data_checks import GAUGED_AT_LEAST
+from ssdistill.chain.data_checks import MEASURED_AT_LEAST
 from ssdistill.chain.stage_files import read_array, read_arrays
 from ssdistill.chain.stages import Stage
 from ssdistill.chain.workspace import MODEL, Workspace
@@ -21,21 +21,21 @@ from ssdistill.evaluate.settings import EvaluateSettings
 from ssdistill.evaluate.subject import Subject
 from ssdistill.files import write_atomically
 from ssdistill.label_free.agreement import CKA_AT_LEAST, agreement, side_by_side
-from ssdistill.label_free.collapse import alpha, gauges
-from ssdistill.label_free.lidar import view_gauges
+from ssdistill.label_free.collapse import alpha, collapse_metrics
+from ssdistill.label_free.lidar import view_metrics
 from ssdistill.measure.model_costs import costs_of
 from ssdistill.models.representation import Representation
 from ssdistill.record.tracker import Tracker
 
-GAUGED = "gauged_features.npy"
-"""Embeddings of the gauged test images, kept for agreement and for the report's neighbors."""
+SAMPLE_FEATURES = "gauged_features.npy"
+"""Embeddings of the label-free sample, for agreement and for the neighbors in the report."""
 ANSWERS = "answers.npz"
 """Labels of the test images, true (``targets``) and answered, by protocol."""
 PIXELS = 16
 """Larger images are shrunk to this side for the row of raw pixels."""
 
 
-def gauged(num_images: int, wanted: int) -> slice:
+def label_free_sample(num_images: int, wanted: int) -> slice:
     """Evenly spread positions of at most ``wanted`` test images for label-free metrics."""
     step = -(-num_images // wanted)
     return slice(0, num_images, step)
@@ -55,18 +55,18 @@ def evaluate(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str, 
         device=workspace.device if isinstance(encoder, nn.Module) else None,
     )
     test_ND = subject.features("test")
-    shown = gauged(len(test_ND), settings.gauge_images)
+    shown = label_free_sample(len(test_ND), settings.label_free_images)
     shown_ND = test_ND[shown]
-    np.save(tracker.run.folder / GAUGED, shown_ND.numpy())
+    np.save(tracker.run.folder / SAMPLE_FEATURES, shown_ND.numpy())
     metrics: dict[str, Any] = {}
-    if len(shown_ND) >= GAUGED_AT_LEAST:
-        metrics |= gauges(shown_ND) | {"collapse/alpha": alpha(shown_ND)}
+    if len(shown_ND) >= MEASURED_AT_LEAST:
+        metrics |= collapse_metrics(shown_ND) | {"collapse/alpha": alpha(shown_ND)}
         metrics |= of_views(subject, workspace, shown)
     metrics |= costs(model, workspace) if model else {}
     references = [parent for role, parent in stage.parents.items() if role != "model"]
     if len(shown_ND) >= CKA_AT_LEAST:
         teacher_ND = side_by_side(
-            [gauged_features(reference, workspace) for reference in references]
+            [sample_features(reference, workspace) for reference in references]
             or [shown_ND.numpy()]
         )
         # Of a handful of images, ten neighbors would be all of them.
@@ -88,7 +88,7 @@ def of_views(subject: Subject, workspace: Workspace, shown: slice) -> dict[str, 
     recipe = RECIPES[workspace.source.default_recipe or "strong"]
     images_NHWC, index_N = workspace.test.images[shown], torch.arange(len(workspace.test))[shown]
     size, device = subject.image_size, subject.device
-    return view_gauges(subject.encoder, images_NHWC, index_N, recipe, size, device)
+    return view_metrics(subject.encoder, images_NHWC, index_N, recipe, size, device)
 
 
 def raw_pixels(workspace: Workspace) -> Callable[[Tensor], Representation]:
@@ -123,9 +123,9 @@ def judge(subject: Subject, protocols: Sequence[Protocol], folder: Path) -> dict
     return metrics
 
 
-def gauged_features(evaluation: Stage, workspace: Workspace) -> np.ndarray:
-    """Embeddings (N, D) of the gauged test images, as a finished stage left them."""
-    return read_array(evaluation.folder(workspace.root) / GAUGED, 2, "f")
+def sample_features(evaluation: Stage, workspace: Workspace) -> np.ndarray:
+    """Embeddings (N, D) of the label-free sample, as a finished stage left them."""
+    return read_array(evaluation.folder(workspace.root) / SAMPLE_FEATURES, 2, "f")
 
 
 def answers_of(evaluation: Stage, workspace: Workspace) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ssdistill.chain.collecting import collect
-from ssdistill.chain.pictures import ACCURACY, pictures
+from ssdistill.chain.page_content import ACCURACY, page_content
 from ssdistill.chain.plan import models_of
 from ssdistill.chain.stage_files import read_json
 from ssdistill.chain.stages import Identity
@@ -95,7 +95,7 @@ def make_report(workspace: Workspace) -> Report:
             results_rows(records), _pretrained(experiment), [a.preferred for a in advice]
         ),
         **tables,
-        **pictures(workspace, records),
+        **page_content(workspace, records),
         provenance=provenance() | {"data": workspace.train.fingerprint},
         config=json.dumps(experiment.model_dump(mode="json", by_alias=True), indent=1),
     )

@@ -6,10 +6,10 @@ import torch
 
 from ssdistill.chain.stages import Stage
 from ssdistill.chain.workspace import Workspace
-from ssdistill.data.extra import NEEDS_NEIGHBOURS
+from ssdistill.data.extra import NEEDS_NEIGHBORS
 from ssdistill.distill.build import build_losses
 from ssdistill.distill.distiller import Distiller
-from ssdistill.distill.neighbours import nearest_neighbours
+from ssdistill.distill.neighbors import nearest_neighbors
 from ssdistill.experiment.sections import DistillSettings
 from ssdistill.losses import Loss
 from ssdistill.models.backbones import Encoder, EncoderSpec, encoder_from_spec
@@ -79,10 +79,10 @@ def build_distiller(
     """Student, teachers and the losses between them, heads freshly initialized."""
     seed_generators(stage.seed, stage.digest)
     distiller = assemble(student, teachers, settings, len(workspace.train))
-    if NEEDS_NEIGHBOURS & set(distiller.extra_views):
+    if NEEDS_NEIGHBORS & set(distiller.extra_views):
         first = next(iter(distiller.teachers.values()))
         where = workspace.device
-        distiller.neighbours_NK = nearest_neighbours(workspace.embeddings(first).to(where))
+        distiller.neighbors_NK = nearest_neighbors(workspace.embeddings(first).to(where))
     for name, teacher in distiller.teachers.items():
         _initialize_losses(teacher, distiller.losses_of(name).values(), workspace)
     return distiller

@@ -23,7 +23,7 @@ from ssdistill.data.recipes import ViewRecipe
 from ssdistill.files import write_atomically
 from ssdistill.record.tracker import Tracker
 from ssdistill.settings.registry import TEACHERS
-from ssdistill.teachers import Pictures
+from ssdistill.teachers import ImageSpec
 from ssdistill.train.fabric import build_fabric
 from ssdistill.train.loop import Training, fit
 from ssdistill.train.progress import console
@@ -63,7 +63,7 @@ def load_teacher(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[s
     """Load an external teacher and save it as an encoder of the chain."""
     kind = stage.config["teacher"]["kind"]
     settings = TEACHERS.schema(kind).model_validate(stage.config["teacher"])
-    encoder, notices = TEACHERS.build(settings).load(Pictures(**stage.config["pictures"]))
+    encoder, notices = TEACHERS.build(settings).load(ImageSpec(**stage.config["pictures"]))
     for notice in notices:
         console.print(f"  {notice}", style="dim")
     write_atomically(tracker.run.folder / NOTICES, json.dumps(notices, indent=1) + "\n")
@@ -88,9 +88,9 @@ def train(
 
     def show(views: list[Tensor]) -> None:
         side = max(view.shape[-1] for view in views)
-        pictures = np.stack([_first_images(view, side) for view in views])
-        np.save(tracker.run.folder / VIEWS, pictures)
-        rows = pictures.transpose(1, 2, 0, 3, 4)
+        views_VBHWC = np.stack([_first_images(view, side) for view in views])
+        np.save(tracker.run.folder / VIEWS, views_VBHWC)
+        rows = views_VBHWC.transpose(1, 2, 0, 3, 4)
         images, height, count, width, _ = rows.shape
         tracker.log_images(0, {"views": rows.reshape(images * height, count * width, 3)})
 
@@ -131,7 +131,7 @@ def prepare(
             derive_seed(stage.seed, order),
             num_steps,
             where,
-            neighbours=task.neighbours_NK,
+            neighbors=task.neighbors_NK,
         ),
         recipes=tuple(ViewRecipe.model_validate(recipe) for recipe in config["views"]),
         mix=mix and MixSettings.model_validate(mix),

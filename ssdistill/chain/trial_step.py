@@ -52,7 +52,7 @@ def check_step(
     sides = [recipe.size or image_size for recipe in expand(recipes)]
     if len(sides) < task.num_views:
         return []
-    sides += [sides[-1 if name == "neighbour_1" else 0] for name in task.extra_views]
+    sides += [sides[-1 if name == "neighbor_1" else 0] for name in task.extra_views]
     pixels = batch_size * sum(side**2 for side in sides)
     if 12 * pixels > memory_bytes():
         raise UserError(
@@ -123,7 +123,7 @@ def _losses(
     index_B = torch.arange(batch_size, device=device)
     batch = Batch(pixels, index_B, epoch=0, step=0, num_steps=1)
     if set(task.extra_views) & set(EXTRA):
-        batch.neighbours_BHWC, batch.cutmix_share = pixels, 0.5
+        batch.neighbors_BHWC, batch.cutmix_share = pixels, 0.5
     return task.train()(views, batch)
 
 

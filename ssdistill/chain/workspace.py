@@ -37,7 +37,7 @@ from ssdistill.record.run import RUN_FILE
 from ssdistill.record.wandb_environment import wandb_mode
 from ssdistill.settings import Settings
 from ssdistill.settings.registry import METHODS, TEACHERS
-from ssdistill.teachers import Pictures
+from ssdistill.teachers import ImageSpec
 from ssdistill.train.fabric import device_of
 from ssdistill.train.progress import console
 
@@ -83,9 +83,9 @@ class Workspace:
         return device_of(self.experiment.device.accelerator)
 
     @property
-    def pictures(self) -> Pictures:
+    def image_spec(self) -> ImageSpec:
         """What a teacher from elsewhere must know of the images."""
-        return Pictures(self.image_size, self.train.mean, self.train.std)
+        return ImageSpec(self.image_size, self.train.mean, self.train.std)
 
     @cached_property
     def load_configs(self) -> dict[str, dict[str, Any]]:
@@ -101,7 +101,7 @@ class Workspace:
             with self._naming(role):
                 identity = TEACHERS.build(settings).identity()
             config = {"teacher": settings.model_dump(mode="json"), "identity": identity}
-            configs[role] = config | {"pictures": asdict(self.pictures)}
+            configs[role] = config | {"pictures": asdict(self.image_spec)}
         return configs
 
     def teachers(self) -> dict[str, Encoder]:
@@ -121,7 +121,7 @@ class Workspace:
         loaded = {}
         for role, settings in self._from_elsewhere.items():
             with self._naming(role):
-                loaded[role], _ = TEACHERS.build(settings).load(self.pictures)
+                loaded[role], _ = TEACHERS.build(settings).load(self.image_spec)
         return loaded
 
     @property

@@ -16,7 +16,7 @@ from ssdistill.compress.codes.mean_shifts import correct_shifts
 from ssdistill.compress.keeping import likeness_to
 from ssdistill.compress.preconditions import check_given
 from ssdistill.errors import UserError, nearest
-from ssdistill.label_free.agreement import centred_cosine
+from ssdistill.label_free.agreement import centered_cosine
 from ssdistill.models.model import Model
 from ssdistill.settings import OpenFraction, PositiveInt, Settings
 from ssdistill.train.optim import OptimSettings
@@ -244,4 +244,4 @@ def _cosine(quantized: Model, model: Model, inputs: torch.Tensor) -> float:
     inputs, was_training = inputs.to(model.device), (quantized.training, model.training)
     pair = [m.eval()(inputs).embedding_BD for m in (quantized, model)]
     quantized.train(was_training[0]), model.train(was_training[1])
-    return centred_cosine(*pair).mean().item()
+    return centered_cosine(*pair).mean().item()

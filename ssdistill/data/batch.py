@@ -15,7 +15,7 @@ class Batch:
         epoch: how often the data set has been walked through before this batch.
         step: optimizer step the batch belongs to, from 0.
         num_steps: optimizer steps the whole training takes.
-        neighbours_BHWC: uint8 pixels of an image like each of them, where a loss asked for it.
+        neighbors_BHWC: uint8 pixels of an image like each of them, where a loss asked for it.
         cutmix_share: fraction of the image itself in its ``cutmix`` view; set when views are made.
     """
 
@@ -24,5 +24,5 @@ class Batch:
     epoch: int
     step: int
     num_steps: int
-    neighbours_BHWC: Tensor | None = None
+    neighbors_BHWC: Tensor | None = None
     cutmix_share: float | None = None

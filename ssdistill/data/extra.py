@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ssdistill.data.batch import Batch
 from ssdistill.data.counter_rng import uniform
-from ssdistill.data.mixing import centred_box, paste
+from ssdistill.data.mixing import centered_box, paste
 from ssdistill.data.recipes import ViewRecipe
 from ssdistill.data.views import make_view
 from ssdistill.errors import UserError
@@ -14,19 +14,19 @@ EXTRA = (
     "rotated_90",
     "rotated_180",
     "rotated_270",
-    "neighbour_0",
-    "neighbour_1",
+    "neighbor_0",
+    "neighbor_1",
     "cutmix",
 )
 """Names of extra views, in the order in which a step passes them on.
 
-``rotated_90`` is the first view turned by 90 degrees, and so on; ``neighbour_0`` and
-``neighbour_1`` are views, by the first and the last recipe, of an image like this one;
-``cutmix`` is the first view with a rectangle of ``neighbour_0`` in it.
+``rotated_90`` is the first view turned by 90 degrees, and so on; ``neighbor_0`` and
+``neighbor_1`` are views, by the first and the last recipe, of an image like this one;
+``cutmix`` is the first view with a rectangle of ``neighbor_0`` in it.
 """
 
-NEEDS_NEIGHBOURS = frozenset(("neighbour_0", "neighbour_1", "cutmix"))
-"""Extra views built from ``batch.neighbours_BHWC``."""
+NEEDS_NEIGHBORS = frozenset(("neighbor_0", "neighbor_1", "cutmix"))
+"""Extra views built from ``batch.neighbors_BHWC``."""
 
 _BOX = -1
 """View number of these random draws."""
@@ -60,16 +60,16 @@ def extra_views(
         for turns, name in enumerate(EXTRA[:3], start=1)
         if name in names
     }
-    if NEEDS_NEIGHBOURS & set(names):
-        view_by_name |= _neighbour_views(names, views, batch, recipes, seed, size)
+    if NEEDS_NEIGHBORS & set(names):
+        view_by_name |= _neighbor_views(names, views, batch, recipes, seed, size)
     if "cutmix" in names:
         view_by_name["cutmix"], batch.cutmix_share = _cutmix(
-            views, view_by_name["neighbour_0"], batch, seed
+            views, view_by_name["neighbor_0"], batch, seed
         )
     return [view_by_name[name] for name in EXTRA if name in names]
 
 
-def _neighbour_views(
+def _neighbor_views(
     names: tuple[str, ...],
     views: list[Tensor],
     batch: Batch,
@@ -77,18 +77,18 @@ def _neighbour_views(
     seed: int,
     size: int,
 ) -> dict[str, Tensor]:
-    if batch.neighbours_BHWC is None:
+    if batch.neighbors_BHWC is None:
         raise ValueError(
-            f"{', '.join(names)}: the loader has no neighbors; pass neighbours to Loader"
+            f"{', '.join(names)}: the loader has no neighbors; pass neighbors to Loader"
         )
     sides = [recipe.size or size for recipe in recipes]
     full = [r for r, side in zip(recipes, sides, strict=True) if side == max(sides)]
-    recipe_by_name = {"neighbour_0": full[0], "neighbour_1": full[-1]}
+    recipe_by_name = {"neighbor_0": full[0], "neighbor_1": full[-1]}
     # cutmix takes its rectangle from there.
-    needed = {*names, "neighbour_0"} if "cutmix" in names else names
+    needed = {*names, "neighbor_0"} if "cutmix" in names else names
     return {
         name: make_view(
-            batch.neighbours_BHWC,
+            batch.neighbors_BHWC,
             recipe,
             seed=seed,
             epoch=batch.epoch,
@@ -102,16 +102,16 @@ def _neighbour_views(
 
 
 def _cutmix(
-    views: list[Tensor], neighbour_BCHW: Tensor, batch: Batch, seed: int
+    views: list[Tensor], neighbor_BCHW: Tensor, batch: Batch, seed: int
 ) -> tuple[Tensor, float]:
     """BINGO's CutMix (arXiv:2107.01691), and the fraction of it that is the image."""
-    if views[0].shape != neighbour_BCHW.shape:
+    if views[0].shape != neighbor_BCHW.shape:
         raise UserError(
             f"views: the first view must have full size to be mixed with neighbors: expected "
-            f"{neighbour_BCHW.shape[-1]} pixels, got {views[0].shape[-1]}; reorder views"
+            f"{neighbor_BCHW.shape[-1]} pixels, got {views[0].shape[-1]}; reorder views"
         )
     step_1 = torch.tensor([batch.step])
     *three, center_y, center_x = uniform(seed, batch.epoch, step_1, _BOX, 5)[0].tolist()
     # The median of three uniform numbers has the law Beta(2, 2).
     share = sorted(three)[1]
-    return paste(views[0], neighbour_BCHW, centred_box(1.0 - share, center_y, center_x))
+    return paste(views[0], neighbor_BCHW, centered_box(1.0 - share, center_y, center_x))

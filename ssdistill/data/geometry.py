@@ -89,13 +89,13 @@ def interpolation_matrix(
     out_BT = out_T.expand(len(start_B), -1)
     if flip_B is not None:
         out_BT = torch.where(flip_B[:, None], target - out_BT, out_BT)
-    centre_BT = out_BT * step_B[:, None]
+    center_BT = out_BT * step_B[:, None]
     pixel_S = torch.arange(source, device=start_B.device)
     pixel_BS = pixel_S - start_B[:, None]
     outside_BS = (pixel_BS < 0) | (pixel_BS >= length_B[:, None])
     pixel_BS = (pixel_BS + 0.5).masked_fill_(outside_BS, _FAR)
     width_B1 = step_B.clamp_min(1.0)[:, None]
-    weight_BTS = (pixel_BS / width_B1)[:, None, :] - (centre_BT / width_B1)[:, :, None]
+    weight_BTS = (pixel_BS / width_B1)[:, None, :] - (center_BT / width_B1)[:, :, None]
     # Minus the triangle; the sign goes with the normalization.
     weight_BTS.abs_().clamp_max_(1.0).sub_(1.0)
     return weight_BTS.div_(weight_BTS.sum(dim=2, keepdim=True))

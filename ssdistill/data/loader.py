@@ -15,7 +15,7 @@ from ssdistill.errors import UserError
 
 RESIDENT_BYTES = 2 << 30
 """A store below this size is read once, into memory or onto the device; a larger one is mapped."""
-_NEIGHBOUR = -2
+_NEIGHBOR = -2
 """View number of these random draws."""
 
 
@@ -52,7 +52,7 @@ class Loader:
         *,
         world_size: int = 1,
         rank: int = 0,
-        neighbours: np.ndarray | None = None,
+        neighbors: np.ndarray | None = None,
         rows: np.ndarray | None = None,
     ):
         rows = np.arange(len(store)) if rows is None else rows
@@ -74,9 +74,9 @@ class Loader:
         self._order = lru_cache(maxsize=2)(
             lambda epoch: rows[np.random.default_rng((seed, epoch)).permutation(len(rows))]
         )
-        self._neighbours_NK = neighbours
-        if neighbours is not None:
-            _check_neighbours(neighbours, len(store))
+        self._neighbors_NK = neighbors
+        if neighbors is not None:
+            _check_neighbors(neighbors, len(store))
         self._images_NHWC: np.ndarray = np.asarray(store.images)
         self._resident_NHWC: Tensor | None = None
         if self._images_NHWC.nbytes < RESIDENT_BYTES:
@@ -90,8 +90,8 @@ class Loader:
         start = position * self.batch_size
         rows_B = self._order(epoch)[start : start + self.batch_size][self._mine]
         batch = Batch(*self._pixels(rows_B), epoch, step, self.num_steps)
-        if self._neighbours_NK is not None:
-            batch.neighbours_BHWC, _ = self._pixels(self._neighbours_of(rows_B, epoch))
+        if self._neighbors_NK is not None:
+            batch.neighbors_BHWC, _ = self._pixels(self._neighbors_of(rows_B, epoch))
         return batch
 
     def iterate(self, start_step: int = 0) -> Iterator[Batch]:
@@ -103,11 +103,11 @@ class Loader:
                 ahead = thread.submit(self.batch, step + 1)
                 yield ready
 
-    def _neighbours_of(self, rows_B: np.ndarray, epoch: int) -> np.ndarray:
+    def _neighbors_of(self, rows_B: np.ndarray, epoch: int) -> np.ndarray:
         """Return the row of one neighbor of each image."""
-        number_B = uniform(self.seed, epoch, torch.from_numpy(rows_B), _NEIGHBOUR, 1)[:, 0]
-        choice_B = (number_B * self._neighbours_NK.shape[1]).long().numpy()
-        return self._neighbours_NK[rows_B, choice_B]
+        number_B = uniform(self.seed, epoch, torch.from_numpy(rows_B), _NEIGHBOR, 1)[:, 0]
+        choice_B = (number_B * self._neighbors_NK.shape[1]).long().numpy()
+        return self._neighbors_NK[rows_B, choice_B]
 
     def _pixels(self, rows_B: np.ndarray) -> tuple[Tensor, Tensor]:
         """Return pixels and indices of some rows, on the device."""
@@ -134,11 +134,11 @@ class Loader:
         return self.device.type == "cuda"
 
 
-def _check_neighbours(neighbours_NK: np.ndarray, num_images: int) -> None:
-    shape, dtype = neighbours_NK.shape, neighbours_NK.dtype
+def _check_neighbors(neighbors_NK: np.ndarray, num_images: int) -> None:
+    shape, dtype = neighbors_NK.shape, neighbors_NK.dtype
     if dtype.kind not in "iu" or len(shape) != 2 or shape[0] != num_images or shape[1] == 0:
         raise ValueError(
             f"neighbors must be integers of shape ({num_images}, k), got {dtype} {shape}"
         )
-    if neighbours_NK.min() < 0 or neighbours_NK.max() >= num_images:
+    if neighbors_NK.min() < 0 or neighbors_NK.max() >= num_images:
         raise ValueError(f"neighbors must be image indices from 0 to {num_images - 1}")

@@ -54,7 +54,7 @@ def mix_views(views: list[Tensor], settings: MixSettings, *, seed: int, step: in
     share = random.beta(settings.alpha, settings.alpha)
     # Apart from the others, so that the share does not depend on how many images there are.
     partner_B = uniform(seed, step, torch.arange(len(views[0])), _MIX, 1)[:, 0].argsort()
-    box = centred_box(1.0 - share, center_y, center_x)
+    box = centered_box(1.0 - share, center_y, center_x)
     mixed = []
     for view in views:
         other = view[partner_B.to(view.device)]
@@ -65,7 +65,7 @@ def mix_views(views: list[Tensor], settings: MixSettings, *, seed: int, step: in
     return mixed
 
 
-def centred_box(area: float, center_y: float, center_x: float) -> Box:
+def centered_box(area: float, center_y: float, center_x: float) -> Box:
     """CutMix's rectangle (arXiv:1905.04899, equation 2): a square that the edges may clip.
 
     Args:

@@ -12,7 +12,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from ssdistill.data import colour, geometry
+from ssdistill.data import color, geometry
 from ssdistill.data.counter_rng import uniform
 from ssdistill.data.recipes import ViewRecipe
 from ssdistill.errors import UserError
@@ -148,21 +148,21 @@ def apply_parameters(images_BHWC: Tensor, params: ViewParameters, size: int) -> 
 
 def _make(images_BHWC: Tensor, params: ViewParameters, out_BCHW: Tensor) -> None:
     """Fill ``out_BCHW``; images are sorted by the order in which the color jitter works."""
-    group_B = colour.jitter_groups(params.order_B4, params.jitter_B)
+    group_B = color.jitter_groups(params.order_B4, params.jitter_B)
     group_B, sorted_B = group_B.sort(stable=True)
     params = params.take(sorted_B)
     size = out_BCHW.shape[-1]
     x_BCHW = geometry.crop_resize_flip(
         images_BHWC.index_select(0, sorted_B), params.boxes, params.flip_B, size
     )
-    colour.jitter_(x_BCHW, params.order_B4, params.factor_B4, group_B)
+    color.jitter_(x_BCHW, params.order_B4, params.factor_B4, group_B)
     if len(gray_K := params.grayscale_B.nonzero()[:, 0]):
-        colour.grayscale_(x_BCHW, gray_K)
+        color.grayscale_(x_BCHW, gray_K)
     if len(blur_K := params.blur_B.nonzero()[:, 0]):
-        kernel = colour.blur_kernel_size(params.blur_kernel, size)
-        colour.gaussian_blur_(x_BCHW, blur_K, params.blur_sigma_B[blur_K], kernel)
+        kernel = color.blur_kernel_size(params.blur_kernel, size)
+        color.gaussian_blur_(x_BCHW, blur_K, params.blur_sigma_B[blur_K], kernel)
     if len(invert_K := params.solarize_B.nonzero()[:, 0]):
-        colour.solarize_(x_BCHW, invert_K, params.solarize_threshold)
+        color.solarize_(x_BCHW, invert_K, params.solarize_threshold)
     # Interpolation weights sum to 1 only up to rounding.
     torch.index_select(x_BCHW.clamp_(0.0, 1.0), 0, sorted_B.argsort(), out=out_BCHW)
 

@@ -10,7 +10,7 @@ import torch
 
 from ssdistill.errors import UserError, nearest
 from ssdistill.evaluate.opening.encoders import open_encoder, own_size
-from ssdistill.evaluate.opening.pictures import open_pictures
+from ssdistill.evaluate.opening.images import open_images
 from ssdistill.evaluate.protocols import Protocol
 from ssdistill.evaluate.result import Result
 from ssdistill.evaluate.subject import Subject
@@ -38,7 +38,7 @@ def open_subject(
 
     Args:
         encoder: what :func:`ssdistill.evaluate.opening.encoders.open_encoder` takes; or a subject.
-        data: what :func:`ssdistill.evaluate.opening.pictures.open_pictures` takes; left out where
+        data: what :func:`ssdistill.evaluate.opening.images.open_images` takes; left out where
             ``encoder`` is a subject.
         name: what it is called in messages.
         image_size: side in pixels of the images it is given; its own by default.
@@ -60,7 +60,7 @@ def open_subject(
     if data is None:
         raise UserError("data missing: pass a kind, a path, settings or two pairs of arrays")
     sizes = [size for size in (image_size or own_size(encoder),) if size]
-    shown = open_pictures(data, sizes=sizes, root=root)
+    shown = open_images(data, sizes=sizes, root=root)
     own = {"image_size": image_size, "mean": mean, "std": std, "trust": trust}
     opened = open_encoder(encoder, shown.facts, **own)
     return Subject(

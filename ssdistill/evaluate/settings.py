@@ -3,7 +3,9 @@
 from typing import Annotated, Any
 
 from pydantic import (
+    AliasChoices,
     Field,
+    SerializationInfo,
     SerializerFunctionWrapHandler,
     ValidationInfo,
     create_model,
@@ -17,6 +19,8 @@ from ssdistill.evaluate.protocols import Protocol
 from ssdistill.settings import Settings
 from ssdistill.settings.registry import PROTOCOLS
 
+HASHED_AS = "gauge_images"
+"""Name of ``label_free_images`` in version 0.1, by which stages are hashed and recorded."""
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
 
 
@@ -24,7 +28,9 @@ class _Looks(Settings):
     """What is looked at beside the protocols, and what holds for all of these."""
 
     pixels: bool = False
-    gauge_images: Annotated[int, Field(ge=20)] = 2000
+    label_free_images: Annotated[
+        int, Field(ge=20, validation_alias=AliasChoices("label_free_images", HASHED_AS))
+    ] = 2000
     also: dict[Name, PROTOCOLS.union | None] = Field(default={})
 
     @property
@@ -72,7 +78,9 @@ class _Looks(Settings):
         return self
 
     @model_serializer(mode="wrap")
-    def _without_unasked(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_unasked(
+        self, handler: SerializerFunctionWrapHandler, info: SerializationInfo
+    ) -> dict[str, Any]:
         # A protocol that nobody asked for, say because it is new, must not tell one stage from
         # another; that one of the defaults is left out must.
         merged = {
@@ -81,6 +89,8 @@ class _Looks(Settings):
             if value is not None or name not in PROTOCOLS.classes or PROTOCOLS[name].by_default
         }
         also = {name: value for name, value in merged.pop("also", {}).items() if value is not None}
+        if not info.by_alias:
+            merged[HASHED_AS] = merged.pop("label_free_images")
         return merged | ({"also": also} if also else {})
 
 
@@ -102,7 +112,7 @@ EvaluateSettings = create_model(
 
     Args:
         pixels: judge the raw pixels too (shrunk to at most 16x16), as the row to beat.
-        gauge_images: test images the label-free gauges look at, at most.
+        label_free_images: test images the label-free metrics use, at most.
         also: further protocols, such as a second preset of one, by any name; null takes one
             back that an extended file asked for.
     """,

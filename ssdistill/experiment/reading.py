@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from ssdistill.errors import UserError, nearest, shortened
 from ssdistill.experiment.overrides import plain_overrides
 from ssdistill.experiment.references import resolve
+from ssdistill.experiment.renamed_keys import with_new_keys
 from ssdistill.experiment.schema import Experiment
 from ssdistill.experiment.sections import PretrainedTeacher, kind_alone
 from ssdistill.experiment.yaml_text import DEEPEST, read_file, read_text, text_problem
@@ -59,7 +60,7 @@ def load_experiment(path: str | Path, overrides: list[str] = ()) -> tuple[Experi
     notices: list[str] = []
     tree = _compose(file, notices, (), {})
     for override in plain_overrides(overrides, options={}):
-        tree = _merge(tree, parse_override(override), "", notices)
+        tree = _merge(tree, with_new_keys(parse_override(override), notices), "", notices)
     tree = resolve(_complete(tree))
     try:
         return Experiment.model_validate(tree), notices
@@ -182,8 +183,8 @@ def _compose(
     own = {} if own is None else own
     if not isinstance(own, dict):
         raise UserError(f"{file}: expected a mapping of keys to values")
-    parents = own.pop("extends", None) or []
-    tree: dict[str, Any] = {}
+    own = with_new_keys(own, notices)
+    parents, tree = own.pop("extends", None) or [], {}
     parents = [parents] if isinstance(parents, str) else parents
     if not isinstance(parents, list) or not all(isinstance(p, str) for p in parents):
         shown = shortened(repr(parents))

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from ssdistill.errors import UserError
 from ssdistill.label_free.features import as_features
-from ssdistill.label_free.nearest import neighbours
+from ssdistill.label_free.nearest import neighbors
 
 RIDGE = 1e-4
 """Ridge of the linear map, in units of the mean variance of what it maps from."""
@@ -56,7 +56,7 @@ def agreement(a_ND: Any, b_ND: Any, *, k: int = 10, max_queries: int = 2000) -> 
     cka = LinearCKA()
     cka.update(a_ND, b_ND)
     mapped_N = mapped_cosine(a_ND, b_ND)
-    cosine_N = centred_cosine(a_ND, b_ND) if a_ND.shape == b_ND.shape else mapped_N
+    cosine_N = centered_cosine(a_ND, b_ND) if a_ND.shape == b_ND.shape else mapped_N
     return {
         "agree/cka": cka.compute(),
         "agree/cosine": cosine_N.mean().item(),
@@ -155,7 +155,7 @@ class LinearCKA:
         return (dot - n / (n - 2) * norms + norm_i * norm_j / ((n - 1) * (n - 2))).item()
 
 
-def centred_cosine(a_ND: Tensor, b_ND: Tensor) -> Tensor:
+def centered_cosine(a_ND: Tensor, b_ND: Tensor) -> Tensor:
     """Cosine of every pair of rows after subtracting each set's mean, (N,)."""
     return functional.cosine_similarity(a_ND - a_ND.mean(0), b_ND - b_ND.mean(0), dim=1)
 
@@ -182,7 +182,7 @@ def knn_overlap(a_ND: Tensor, b_ND: Tensor, k: int = 10, max_queries: int = 2000
 
 
 def _others(z_ND: Tensor, rows_Q: Tensor, k: int) -> Tensor:
-    index_Qk = torch.cat([index for _, index in neighbours(z_ND[rows_Q], z_ND, k + 1)])
+    index_Qk = torch.cat([index for _, index in neighbors(z_ND[rows_Q], z_ND, k + 1)])
     # Itself comes first but for duplicates; push it to the end, wherever it is, and drop one.
     last = (index_Qk == rows_Q[:, None]).int().argsort(dim=1, stable=True)
     return index_Qk.gather(1, last)[:, :k]

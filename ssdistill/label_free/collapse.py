@@ -17,7 +17,7 @@ ALPHA_RANKS = (4, 100)
 
 
 @torch.no_grad()
-def gauges(z_BD: Tensor, z2_BD: Tensor | None = None) -> dict[str, float]:
+def collapse_metrics(z_BD: Tensor, z2_BD: Tensor | None = None) -> dict[str, float]:
     """Compute all metrics of one batch, under their names in the record.
 
     Args:

@@ -80,7 +80,7 @@ def lidar(z_VND: Tensor, delta: float = DELTA) -> float:
     return entropy_rank(torch.linalg.eigvalsh(gram).clamp(min=0))
 
 
-def view_gauges(
+def view_metrics(
     encoder: Callable[[Tensor], Representation],
     images_NHWC: np.ndarray,
     index_N: Tensor,

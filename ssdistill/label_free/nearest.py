@@ -22,7 +22,7 @@ TAIL = 2**32
 
 
 @torch.no_grad()
-def neighbours(
+def neighbors(
     query_ND: Any,
     bank_MD: Any,
     k: int,

@@ -11,7 +11,7 @@ PIECE = 2**22
 """Numbers in a chunk (16 MiB): close to the cache size, and enough for all threads."""
 
 
-def standardisation(z_ND: Tensor) -> tuple[Tensor, Tensor]:
+def standardization(z_ND: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation of every feature; 1 where it does not vary.
 
     Pieces of the rows are merged as in Chan, Golub and LeVeque 1983 (doi:10.2307/2683386): one
@@ -52,7 +52,7 @@ class Rows:
 
     Args:
         z_ND: features; a memory map is read piece by piece.
-        mean_D, scale_D: from :func:`standardisation`.
+        mean_D, scale_D: from :func:`standardization`.
         index_GN: rows of ``z_ND`` by data set; default: one data set of all, in order.
         keep: bytes up to which the rows are kept.
     """

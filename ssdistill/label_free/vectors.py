@@ -75,7 +75,7 @@ class Vectors:
             yield start, self.take(slice(start, min(start + size, len(self))))
 
     @cached_property
-    def centre_D(self) -> Tensor:
+    def center_D(self) -> Tensor:
         """Approximate mean of the vectors."""
         spread_S = torch.linspace(0, len(self) - 1, min(SAMPLE, len(self)), dtype=torch.float64)
         return self.take(spread_S.long().to(self.device)).mean(0)
@@ -91,7 +91,7 @@ class Vectors:
         for start in range(0, len(self), BLOCK):
             block = self._low.get(start)
             if block is None:
-                away_nD = self.take(slice(start, min(start + BLOCK, len(self)))) - self.centre_D
+                away_nD = self.take(slice(start, min(start + BLOCK, len(self)))) - self.center_D
                 low_nD = away_nD.bfloat16()
                 lengths = (torch.linalg.vector_norm(x, dim=1) for x in (away_nD, away_nD - low_nD))
                 block = low_nD, *(length_n.max().item() for length_n in lengths)

@@ -34,8 +34,8 @@ def bag_loss(
     shares = (own_share, 1 - own_share, cutmix_share)
     losses = []
     for query_BD, share in zip(queries, shares, strict=True):
-        image, neighbour = info_nce_each(query_BD, keys, queue_KD, temperature)
-        losses.append(share * image + (1 - share) * neighbour)
+        image, neighbor = info_nce_each(query_BD, keys, queue_KD, temperature)
+        losses.append(share * image + (1 - share) * neighbor)
     return sum(losses) / 3
 
 
@@ -78,8 +78,8 @@ class BINGO(Loss):
     reads = "embedding"
     pairing = ((0, 1),)
     views = 2
-    extra_student = ("neighbour_0", "cutmix")
-    extra_teacher = ("neighbour_1",)
+    extra_student = ("neighbor_0", "cutmix")
+    extra_teacher = ("neighbor_1",)
     exact_under_sharding = True
 
     def __init__(
@@ -98,22 +98,22 @@ class BINGO(Loss):
         width = self.teacher_width(read)
         self.head = projector(shapes.student_dim, width, hidden_dim)
         self.bank = Bank(queue or default_queue_size(shapes.num_samples), teacher=width)
-        self.centre = centering(center_teacher, width)
+        self.center = centering(center_teacher, width)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        *keys, neighbour_key_BD = self.centre(
-            vectors([*teacher, teacher.extra["neighbour_1"]], self.read)
+        *keys, neighbor_key_BD = self.center(
+            vectors([*teacher, teacher.extra["neighbor_1"]], self.read)
         )
-        student_views = vectors([*student, student.extra["neighbour_0"], student.extra["cutmix"]])
-        *queries, neighbour_BD, mixed_BD = self.head(torch.cat(student_views)).chunk(
+        student_views = vectors([*student, student.extra["neighbor_0"], student.extra["cutmix"]])
+        *queries, neighbor_BD, mixed_BD = self.head(torch.cat(student_views)).chunk(
             len(student_views)
         )
         own_share = 1.0 if batch.epoch < self.warmup_epochs else 0.5
         queue_KD = self.bank["teacher"]
         losses = [
             bag_loss(
-                (query_BD, neighbour_BD, mixed_BD),
-                (key_BD, neighbour_key_BD),
+                (query_BD, neighbor_BD, mixed_BD),
+                (key_BD, neighbor_key_BD),
                 queue_KD,
                 self.temperature,
                 own_share,

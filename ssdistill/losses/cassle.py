@@ -120,14 +120,14 @@ class CaSSLe(Loss):
         self.off_diagonal, self.scale = off_diagonal, scale
         width = self.teacher_width(read)
         self.head = predictor(shapes.student_dim, width, hidden_dim)
-        self.centre = centering(center_teacher, width)
+        self.center = centering(center_teacher, width)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         student_views = vectors([student[view] for view in student.distinct])
         teacher_views = vectors([teacher[view] for view in teacher.distinct], self.read)
         # A view at a time, as published: each has its own batch statistics.
         p_views = [gather_with_gradient(self.head(s_BD)) for s_BD in student_views]
-        z_views = [all_gather_rows(t_BD) for t_BD in self.centre(teacher_views)]
+        z_views = [all_gather_rows(t_BD) for t_BD in self.center(teacher_views)]
         pairs = list(zip(positions(student), positions(teacher), strict=True))
         if self.variant == "contrastive":
             return contrastive(p_views, z_views, pairs, self.temperature)

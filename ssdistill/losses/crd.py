@@ -109,7 +109,7 @@ class CRD(Loss):
         self.embed_student = nn.Linear(shapes.student_dim, dim)
         self.embed_teacher = nn.Linear(shapes.teacher_dim, dim)
         self.memory = IndexMemory(self.num_samples, momentum, student=dim, teacher=dim)
-        self.centre = centering(center_teacher, shapes.teacher_dim)
+        self.center = centering(center_teacher, shapes.teacher_dim)
         self.register_buffer("normaliser", torch.full((2,), -1.0))
 
     def forward(
@@ -124,7 +124,7 @@ class CRD(Loss):
         if contrast_BK is None:
             contrast_BK = draw_contrast(index_B, self.num_negatives, self.num_samples, batch.step)
         student_views = vectors([student[view] for view in student.distinct])
-        teacher_views = self.centre(vectors([teacher[view] for view in teacher.distinct]))
+        teacher_views = self.center(vectors([teacher[view] for view in teacher.distinct]))
         s_ND, t_ND = (
             self.embed_student(torch.cat(student_views)),
             self.embed_teacher(torch.cat(teacher_views)),

@@ -80,7 +80,7 @@ class DINO(LogitLoss):
         self.temperature_warmup, self.center_momentum = temperature_warmup, center_momentum
         self.head = DINOHead(shapes.student_dim, self.num_logits, hidden_dim, bottleneck_dim)
         if targets == "centering":
-            self.register_buffer("centre_K", torch.zeros(self.num_logits))
+            self.register_buffer("center_K", torch.zeros(self.num_logits))
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         temperature = self.temperature_at(batch.step, batch.num_steps)
@@ -106,8 +106,8 @@ class DINO(LogitLoss):
         """The teacher's assignments (V, K) of all its views of a batch; moves the center."""
         if self.targets == "sinkhorn":
             return sinkhorn(logits_VK, temperature)
-        target_VK = ((logits_VK - self.centre_K) / temperature).softmax(1)
+        target_VK = ((logits_VK - self.center_K) / temperature).softmax(1)
         if self.training:
             mean_K = mean_over_processes(logits_VK.mean(0))
-            self.centre_K.lerp_(mean_K, 1 - self.center_momentum)
+            self.center_K.lerp_(mean_K, 1 - self.center_momentum)
         return target_VK

@@ -88,13 +88,13 @@ class DisCo(Loss):
         self.head = projector(shapes.student_dim, width, hidden_dim)
         self.key_head = momentum_copy(self.head)
         self.bank = Bank(queue or default_queue_size(shapes.num_samples), key=width)
-        self.centre = centering(center_teacher, width)
+        self.center = centering(center_teacher, width)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         views = student.distinct
         if len(views) < 2:
             raise self.fail("pairs give the student one view; the loss requires two")
-        targets = torch.cat(self.centre(vectors(teacher, self.read)))
+        targets = torch.cat(self.center(vectors(teacher, self.read)))
         s_ND = self.head(torch.cat(vectors(student)))
         keys = self._keys(student, views[1:])
 

@@ -59,10 +59,10 @@ class InfoNCE(Loss):
         width = self.teacher_width(read)
         self.head = projector(shapes.student_dim, width)
         self.bank = Bank(queue or default_queue_size(shapes.num_samples), teacher=width)
-        self.centre = centering(center_teacher, width)
+        self.center = centering(center_teacher, width)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        keys = self.centre(vectors(teacher, self.read))
+        keys = self.center(vectors(teacher, self.read))
         s_ND = self.head(torch.cat(vectors(student)))
         loss = info_nce(s_ND, torch.cat(keys), self.bank["teacher"], self.temperature)
         for view in teacher.distinct:

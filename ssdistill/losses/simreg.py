@@ -37,10 +37,10 @@ class SimReg(Loss):
     def __init__(self, shapes: Shapes, *, depth: Depth = 4, center_teacher: bool = False):
         super().__init__(shapes)
         self.head = regressor(shapes.student_dim, shapes.teacher_dim, depth)
-        self.centre = centering(center_teacher, shapes.teacher_dim)
+        self.center = centering(center_teacher, shapes.teacher_dim)
 
     def per_image(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        targets = self.centre(vectors(teacher))
+        targets = self.center(vectors(teacher))
         s_ND = self.head(torch.cat(vectors(student)))
         distance_N = squared_distance(s_ND, torch.cat(targets))
         return distance_N.reshape(len(student), -1).mean(0)

@@ -57,12 +57,12 @@ class SRD(Loss):
         self.exponent = exponent
         # The mean is taken off afterwards, so that a bias would do nothing.
         self.head = nn.Linear(shapes.student_dim, shapes.teacher_dim, bias=False)
-        self.standardise = BatchStandardize()
+        self.standardize = BatchStandardize()
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         terms = []
         for s_BD, t_BD in zip(vectors(student), vectors(teacher), strict=True):
             s_BD = gather_with_gradient(self.head(s_BD))
             t_BD = all_gather_rows(t_BD)
-            terms.append(log_sum(self.standardise(s_BD), self.standardise(t_BD), self.exponent))
+            terms.append(log_sum(self.standardize(s_BD), self.standardize(t_BD), self.exponent))
         return torch.stack(terms).mean()

@@ -101,7 +101,7 @@ class DINO(Method):
         self.prototypes = nn.Linear(projector.output_dim, num_prototypes, bias=False)
         self.teacher = momentum_copy(self._student())
         if centering == "center":
-            self.register_buffer("centre_K", torch.zeros(num_prototypes))
+            self.register_buffer("center_K", torch.zeros(num_prototypes))
 
     def _student(self) -> nn.ModuleList:
         return nn.ModuleList([self.encoder, self.projector, self.prototypes])
@@ -136,10 +136,10 @@ class DINO(Method):
         logits_VK = cosines(z_VP, prototypes.weight)
         if self.centering == "sinkhorn":
             return sinkhorn(logits_VK, temperature)
-        target_VK = ((logits_VK - self.centre_K) / temperature).softmax(1)
+        target_VK = ((logits_VK - self.center_K) / temperature).softmax(1)
         if self.training:
             mean_K = mean_over_processes(logits_VK.mean(0))
-            self.centre_K.lerp_(mean_K, 1 - self.center_momentum)
+            self.center_K.lerp_(mean_K, 1 - self.center_momentum)
         return target_VK
 
     def temperature_at(self, step: int, num_steps: int) -> float:

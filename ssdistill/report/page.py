@@ -17,7 +17,7 @@ from ssdistill.report.charts.comparisons import (
     size_chart,
 )
 from ssdistill.report.charts.confusion import CONFUSION_LEDE, CONFUSIONS
-from ssdistill.report.charts.grids import Neighbours, ViewGrid, image_grid, png_uri
+from ssdistill.report.charts.grids import Neighbors, ViewGrid, image_grid, png_uri
 from ssdistill.report.charts.plots import Curves, line_chart
 from ssdistill.report.document import (
     Headline,
@@ -54,7 +54,7 @@ class PageData:
         scores: models by accuracy, with spread.
         curves: one chart each (see ``plots.curves_of``).
         confusions: of models, drawn at a width (see ``confusion_chart.confusion_svg``).
-        views, neighbours: images.
+        views, neighbors: images.
         provenance: nested facts; config: the resolved configuration as text.
     """
 
@@ -76,7 +76,7 @@ class PageData:
     curves: Sequence[Curves] = ()
     confusions: Sequence[Callable[[float], str]] = ()
     views: ViewGrid | None = None
-    neighbours: Neighbours | None = None
+    neighbors: Neighbors | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     config: str = ""
 
@@ -127,8 +127,8 @@ def _sections(page: PageData) -> Iterator[str]:
         yield section("Training", f'<div class="grid">{charts}</div>', lede)
     if page.views:
         yield section("Augmented views", _views(page.views))
-    if page.neighbours:
-        yield section("Nearest neighbours", _neighbours(page.neighbours))
+    if page.neighbors:
+        yield section("Nearest neighbors", _neighbors(page.neighbors))
     if page.provenance or page.config:
         yield section("Provenance", origin(page.provenance, page.config))
 
@@ -155,23 +155,23 @@ def _views(grid: ViewGrid) -> str:
     return card(content + caption(escape(grid.caption)), "views")
 
 
-def _neighbours(neighbors: Neighbours) -> str:
+def _neighbors(neighbors: Neighbors) -> str:
     unframed = [[False] * (1 + len(row)) for row in neighbors.shared]
     framed = [[False, *row] for row in neighbors.shared]
     shared, total = sum(map(sum, neighbors.shared)), sum(map(len, neighbors.shared))
     blocks = []
-    for name, pictures, frames in (
+    for name, found_images, frames in (
         ("Teacher", neighbors.teacher, unframed),
         ("Student", neighbors.student, framed),
     ):
-        rows = [[query, *row] for query, row in zip(neighbors.queries, pictures, strict=True)]
-        heads = ("query", *(str(i + 1) for i in range(len(pictures[0]))))
+        rows = [[query, *row] for query, row in zip(neighbors.queries, found_images, strict=True)]
+        heads = ("query", *(str(i + 1) for i in range(len(found_images[0]))))
         alt = f"{len(rows)} queries, each with its {len(heads) - 1} nearest by the {name.lower()}"
         image = _image_tag(image_grid(rows, frames), alt)
         blocks.append(card(f"<h3>{name}</h3>{_heads(heads)}{image}"))
     counted = f"the teacher found it too ({shared} of {total} shown). {neighbors.caption}"
     under = f'<span class="key"></span>{escape(counted.strip())}'
-    return f'<figure><div class="neighbours">{"".join(blocks)}</div>{caption(under)}</figure>'
+    return f'<figure><div class="neighbors">{"".join(blocks)}</div>{caption(under)}</figure>'
 
 
 def _heads(names: Sequence[str]) -> str:
@@ -182,6 +182,6 @@ def _heads(names: Sequence[str]) -> str:
 def _image_tag(image_HWC: Any, alt: str) -> str:
     height, width = image_HWC.shape[:2]
     return (
-        f'<img class="pictures" alt="{escape(alt, quote=True)}" width="{width}" '
+        f'<img class="images" alt="{escape(alt, quote=True)}" width="{width}" '
         f'height="{height}" src="{png_uri(image_HWC)}">'
     )

@@ -7,7 +7,7 @@ from ssdistill.models.backbones import Encoder
 
 
 @dataclass(frozen=True)
-class Pictures:
+class ImageSpec:
     """Size and statistics of the images a teacher will receive.
 
     Attributes:
@@ -37,11 +37,11 @@ class Teacher:
         """
         return {}
 
-    def load(self, pictures: Pictures) -> tuple[Encoder, list[str]]:
+    def load(self, image_spec: ImageSpec) -> tuple[Encoder, list[str]]:
         """Load the encoder in eval mode, with its projector if there is one, and notices.
 
         It brings its own normalization and input size, and takes images of
-        ``pictures.image_size`` pixels in [0, 1].
+        ``image_spec.image_size`` pixels in [0, 1].
 
         Raises:
             UserError: weights that are not there, or are not those of the network.

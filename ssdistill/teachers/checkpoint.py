@@ -11,7 +11,7 @@ from ssdistill.models.backbones import Encoder, build_encoder, check_timm_name
 from ssdistill.models.spec import IMAGENET_MEAN, IMAGENET_STD, EncoderSettings
 from ssdistill.models.stems import SMALL_IMAGE, takes_small_stem
 from ssdistill.settings import PositiveInt
-from ssdistill.teachers import Pictures, Teacher
+from ssdistill.teachers import ImageSpec, Teacher
 from ssdistill.teachers.formats.fitting import Fit, fit
 from ssdistill.teachers.formats.heads import UnknownHead, build_head, widths
 from ssdistill.teachers.formats.layouts import FALLBACK, FORMATS, BranchName, first_names
@@ -81,13 +81,13 @@ class Checkpoint(Teacher):
     def identity(self) -> dict[str, Any]:
         return {"sha256": sha256_of(self.path)}
 
-    def load(self, pictures: Pictures) -> tuple[Encoder, list[str]]:
+    def load(self, image_spec: ImageSpec) -> tuple[Encoder, list[str]]:
         self._check_settings()
         state = flat_state(read(self.path), self.path)
         parts = take_apart(state, self.format, self.branch, self.path)
         settings = self._network(parts)
-        mean, std, whose = self._normalization(parts.format, settings, pictures)
-        encoder = build_encoder(settings, pictures.image_size, mean, std)
+        mean, std, whose = self._normalization(parts.format, settings, image_spec)
+        encoder = build_encoder(settings, image_spec.image_size, mean, std)
         self._check_attention(parts, encoder)
         try:
             fitted = fit(
@@ -149,7 +149,7 @@ class Checkpoint(Teacher):
         return "native"
 
     def _normalization(
-        self, name: str, settings: EncoderSettings, pictures: Pictures
+        self, name: str, settings: EncoderSettings, image_spec: ImageSpec
     ) -> tuple[Channels, Channels, str]:
         """Choose the mean and std to normalize with, and name their origin."""
         mean, std = self.statistics
@@ -159,7 +159,7 @@ class Checkpoint(Teacher):
             return *UNCHANGED, "nothing (the convention of its project)"
         fixed = _fixed_side(settings)
         if name != "lightly" and (settings.stem == "small" or (fixed and fixed <= SMALL_IMAGE)):
-            return pictures.mean, pictures.std, "the training images' own statistics"
+            return image_spec.mean, image_spec.std, "the training images' own statistics"
         config = timm.get_pretrained_cfg(settings.name)
         if name == "timm" and config is not None:
             weights_name = f"{config.architecture}.{config.tag}" if config.tag else settings.name

@@ -8,7 +8,7 @@ from ssdistill.artifacts.description import Description, read_description
 from ssdistill.artifacts.files import ONNX_WEIGHTS, find_artifact
 from ssdistill.errors import UserError
 from ssdistill.models.backbones import Encoder
-from ssdistill.teachers import Pictures, Teacher
+from ssdistill.teachers import ImageSpec, Teacher
 from ssdistill.teachers.sizes import fit_size, size_notices
 
 
@@ -32,10 +32,10 @@ class FinishedRun(Teacher):
         projector = description.projector
         return {"sha256": description.sha256, "projector": projector and projector.sha256}
 
-    def load(self, pictures: Pictures) -> tuple[Encoder, list[str]]:
+    def load(self, image_spec: ImageSpec) -> tuple[Encoder, list[str]]:
         folder, _ = self._find()
         encoder = load_encoder(folder)
-        trained_size, image_size = encoder.spec.image_size, pictures.image_size
+        trained_size, image_size = encoder.spec.image_size, image_spec.image_size
         encoder.spec = encoder.spec.model_copy(update={"image_size": image_size})
         fit_size(encoder, trained_size)
         notices = size_notices(encoder)

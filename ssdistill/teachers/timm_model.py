@@ -16,7 +16,7 @@ from ssdistill.models.backbones import Encoder, EncoderSpec, check_timm_name, en
 from ssdistill.models.downloads import downloading
 from ssdistill.models.trial import check_arguments
 from ssdistill.settings import PositiveInt
-from ssdistill.teachers import Pictures, Teacher
+from ssdistill.teachers import ImageSpec, Teacher
 from ssdistill.teachers.formats.reading import sha256_of
 from ssdistill.teachers.sizes import fit_size, size_inside, size_notices
 from ssdistill.teachers.weights import check_keys, finite_notices, read_state, weights_file, why
@@ -71,11 +71,11 @@ class TimmModel(Teacher):
         config = self._registered()
         return {"hub": config.hf_hub_id, "url": config.url, "tag": config.tag}
 
-    def load(self, pictures: Pictures) -> tuple[Encoder, list[str]]:
+    def load(self, image_spec: ImageSpec) -> tuple[Encoder, list[str]]:
         check_arguments(self.args, "teacher.args")
         path = None if self.weights is None else weights_file(self.weights)
         name, config, args, source = self._resolve()
-        spec, native = self._spec(name, config, args, pictures.image_size)
+        spec, native = self._spec(name, config, args, image_spec.image_size)
         encoder = encoder_around(spec, self._create(spec, config, source, path)).eval()
         fit_size(encoder, native)
         return encoder, [*finite_notices(encoder), *size_notices(encoder)]

@@ -17,7 +17,7 @@ from ssdistill.models.torchvision_net import (
     torchvision_names,
 )
 from ssdistill.settings import PositiveInt
-from ssdistill.teachers import Pictures, Teacher
+from ssdistill.teachers import ImageSpec, Teacher
 from ssdistill.teachers.formats.reading import sha256_of
 from ssdistill.teachers.sizes import fit_size, size_inside, size_notices
 from ssdistill.teachers.torchvision_equivalents import timm_twin
@@ -55,17 +55,17 @@ class TorchvisionModel(Teacher):
             return {"url": published[self.weights].url}
         return {"sha256": sha256_of(weights_file(self._path(published)))}
 
-    def load(self, pictures: Pictures) -> tuple[Encoder, list[str]]:
+    def load(self, image_spec: ImageSpec) -> tuple[Encoder, list[str]]:
         published = self._published()
         chosen = published.get(self.weights)
         net, args, side = self._net(self._state(published))
         look = (chosen or published["DEFAULT"]).transforms()
         native = side or look.crop_size[0]
-        size = size_inside(self.input_size, native, pictures.image_size, fixed=bool(side))
+        size = size_inside(self.input_size, native, image_spec.image_size, fixed=bool(side))
         spec = EncoderSpec(
             name=self.name,
             args=args,
-            image_size=pictures.image_size,
+            image_size=image_spec.image_size,
             input_size=size,
             mean=tuple(look.mean),
             std=tuple(look.std),

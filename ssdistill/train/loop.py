@@ -17,7 +17,7 @@ from ssdistill.data.mixing import MixSettings, mix_views
 from ssdistill.data.recipes import ViewRecipe
 from ssdistill.data.views import make_view
 from ssdistill.errors import UserError
-from ssdistill.label_free.collapse import gauges
+from ssdistill.label_free.collapse import collapse_metrics
 from ssdistill.record.tracker import Tracker
 from ssdistill.train.checkpoint import ANEW, load_checkpoint, save_checkpoint
 from ssdistill.train.gradients import SharedLayer
@@ -129,7 +129,7 @@ def fit(
             if logged:
                 metrics = {name: float(torch.as_tensor(v).detach()) for name, v in values.items()}
                 seen = [z_BD.float() for z_BD in task.last_embeddings[:2]]
-                metrics |= gauges(*seen) if seen else {}
+                metrics |= collapse_metrics(*seen) if seen else {}
                 metrics["time/images_per_s"] = loader.batch_size / state.step_seconds(last=50)
                 state.metrics = metrics
                 guard.check(metrics, seen[0] if seen else None, step)

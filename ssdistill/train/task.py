@@ -17,7 +17,7 @@ class Task(nn.Module):
         encoder: the encoder being trained, which the stage exports.
         num_views: views of each image a step needs, at least.
         extra_views: names of further views it needs, of :data:`ssdistill.data.extra.EXTRA`.
-        neighbours_NK: images like each training image, where an extra view shows one.
+        neighbors_NK: images like each training image, where an extra view shows one.
 
         rates: multipliers of the learning rate by parameter name; 1 for those not named.
 
@@ -29,7 +29,7 @@ class Task(nn.Module):
     encoder: Encoder
     num_views: int
     extra_views: tuple[str, ...] = ()
-    neighbours_NK: np.ndarray | None = None
+    neighbors_NK: np.ndarray | None = None
     rates: Mapping[str, float] = MappingProxyType({})
     last_embeddings: list[Tensor]
 

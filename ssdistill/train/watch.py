@@ -10,7 +10,7 @@ from ssdistill.data.batch import Batch
 from ssdistill.data.store import Store
 from ssdistill.errors import UserError
 from ssdistill.label_free.agreement import CKA_AT_LEAST, LinearCKA, side_by_side
-from ssdistill.label_free.collapse import gauges
+from ssdistill.label_free.collapse import collapse_metrics
 from ssdistill.label_free.features import extract
 from ssdistill.train.observers import Observer
 from ssdistill.train.task import Task
@@ -109,7 +109,7 @@ class AgreementWatch(Observer):
         due = done >= self.interval and (self.num_steps - done) % self.interval == 0
         if self.looks and due:
             student_ND = self.following.student(task)
-            seen = gauges(student_ND)
+            seen = collapse_metrics(student_ND)
             self.last_metrics = {
                 name.replace("/", "/sample/"): value for name, value in seen.items()
             }

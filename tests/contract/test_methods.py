@@ -127,7 +127,7 @@ def test_every_trained_weight_gets_a_gradient_and_no_other(method):
     assert len(encoder - trained) <= 2
 
 
-def test_the_gauges_see_views_of_the_same_images_without_gradient(method):
+def test_the_label_free_metrics_see_views_of_the_same_images_without_gradient(method):
     method(make_views(method), make_batch())
     assert 1 <= len(method.last_embeddings) <= len(method.recipes)
     for z_BD in method.last_embeddings:

@@ -66,7 +66,7 @@ def test_features_of_an_encoder_in_training_mode_are_those_of_evaluation_mode():
     assert torch.equal(subject(make_encoder().train()).features("test"), wanted)
 
 
-def test_pictures_are_normalised_by_the_encoders_statistics_not_by_their_own():
+def test_pictures_are_normalized_by_the_encoders_statistics_not_by_their_own():
     """The same pixels have the same features, whatever the other pictures of their data set."""
     dark = LabeledImages(TRAIN.images // 4, TRAIN.labels)
     bright_and_dark = LabeledImages(
@@ -88,7 +88,7 @@ def test_labels_of_test_images_change_no_answer(kind, found):
 
 @every_kind
 def test_an_answer_depends_on_its_own_test_image_only(kind, found):
-    """Neither statistics of the test features nor their neighbours among themselves count."""
+    """Neither statistics of the test features nor their neighbors among themselves count."""
     wanted = answers(found(kind))[::2]
     other = pictures(4, seed=8)
     mixed = LabeledImages(

@@ -395,10 +395,10 @@ METHOD_ROWS = {
 }
 # fmt: on
 
-_COLOUR = {"jitter": 0.8, "grayscale": 0.2}
-_MOCO = {**_COLOUR, "brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
-_SIMCLR = {**_COLOUR, "brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}
-_BYOL = {**_COLOUR, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1}
+_COLOR = {"jitter": 0.8, "grayscale": 0.2}
+_MOCO = {**_COLOR, "brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
+_SIMCLR = {**_COLOR, "brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}
+_BYOL = {**_COLOR, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1}
 PLAIN = {
     "ratio": (3 / 4, 4 / 3),
     "flip": 0.5,

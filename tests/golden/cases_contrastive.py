@@ -65,7 +65,7 @@ def crd() -> Compared:
         yield f"grad_s{step}", s_BD.grad
     yield "mem_s", loss_of.memory.student
     yield "mem_t", loss_of.memory.teacher
-    yield "Z", loss_of.normaliser
+    yield "Z", loss_of.normalizer
 
 
 @case("disco", autocast=True)
@@ -99,8 +99,8 @@ def bingo() -> Compared:
         loss_of.bank.teacher.copy_(queue_KD)
         x = {name: leaf(f"bingo/in/{name}") for name in ("q", "p", "mix", "tk", "tkp")}
         student, teacher = outputs(x["q"]), outputs(x["tk"])
-        student.extra = {"neighbour_0": outputs(x["p"])[0], "cutmix": outputs(x["mix"])[0]}
-        teacher.extra = {"neighbour_1": outputs(x["tkp"])[0]}
+        student.extra = {"neighbor_0": outputs(x["p"])[0], "cutmix": outputs(x["mix"])[0]}
+        teacher.extra = {"neighbor_1": outputs(x["tkp"])[0]}
         batch = replace(batch_of(), epoch=epoch, cutmix_share=share)
         return loss_of, loss_of(student, teacher, batch), x
 
@@ -110,8 +110,8 @@ def bingo() -> Compared:
     for name in ("q", "p", "mix"):
         yield f"grad_{name}", x[name].grad
     yield "queue", loss_of.bank.teacher
-    image, neighbour = info_nce_each(x["mix"], (x["tk"], x["tkp"]), queue_KD, temperature)
-    yield "mix", share * image + (1 - share) * neighbour
+    image, neighbor = info_nce_each(x["mix"], (x["tk"], x["tkp"]), queue_KD, temperature)
+    yield "mix", share * image + (1 - share) * neighbor
     yield "loss_warmup", run(epoch=10)[1]
 
 

@@ -36,7 +36,7 @@ def without_heads(loss: Regression) -> Regression:
 
 
 def without_statistics(loss: Regression) -> Regression:
-    """Targets as they are: the reference's arrive standardised."""
+    """Targets as they are: the reference's arrive standardized."""
     loss.targets = lambda number, views, batch: views
     return loss
 
@@ -121,7 +121,7 @@ def srd_feat() -> Compared:
     s_BD = leaf("srd_feat/in/s")
     loss_of = SRD(SHAPES(16, 16), exponent=4.0)
     # The reference's vectors have been through the projector and the batch norms.
-    loss_of.head = loss_of.standardise = nn.Identity()
+    loss_of.head = loss_of.standardize = nn.Identity()
     weight = 2
     loss = weight * loss_of(outputs(s_BD), outputs(number("srd_feat/in/t")), batch_of())
     loss.backward()
@@ -185,12 +185,12 @@ def unic() -> Compared:
     all_TB = torch.ones_like(loss_TB, dtype=torch.bool)
     yield "loss_drop_all_but_max", mean_over_kept_teachers(loss_TB, all_TB)
 
-    standardise = Standardize(16)
+    standardize = Standardize(16)
     for teacher, momentum, name, number_of in (("a", 1.0, "first", ""), ("b", 0.1, "second", "2")):
         t_BCHW = number(f"unic/in/t_{teacher}_cls")[:, :, None, None]
-        yield f"norm_{name}", standardise([t_BCHW], momentum)[0]
-        yield f"ema_mean{number_of}", standardise.mean_C.clone()
-        yield f"ema_std{number_of}", standardise.std_C.clone()
+        yield f"norm_{name}", standardize([t_BCHW], momentum)[0]
+        yield f"ema_mean{number_of}", standardize.mean_C.clone()
+        yield f"ema_std{number_of}", standardize.std_C.clone()
 
 
 @case("simdis", autocast=True)

@@ -26,7 +26,7 @@ def teacher_of(*logits: Tensor) -> Outputs:
 def dino_ce_sk() -> Compared:
     t_VBK, s_VBK = number("dino_ce_sk/in/t"), leaf("dino_ce_sk/in/s")
     build = partial(DINO, shapes_of(20), logits="projection", temperature_warmup=0.0)
-    loss, centred = build(), build(targets="centering")
+    loss, centered = build(), build(targets="centering")
     loss.head = nn.Identity()
     students, teachers = outputs(*s_VBK), teacher_of(*t_VBK)
 
@@ -40,7 +40,7 @@ def dino_ce_sk() -> Compared:
     yield "grad_s", torch.autograd.grad(whole, s_VBK)[0]
     yield "loss_ignore_diag", value([(i, j) for i, j in everything if i != j])
     yield "sk", loss.assign(t_VBK.flatten(0, 1), 0.07)
-    yield "softmax_center0", centred.assign(t_VBK.flatten(0, 1), 0.07)
+    yield "softmax_center0", centered.assign(t_VBK.flatten(0, 1), 0.07)
 
 
 def from_logits(name: str, loss: nn.Module) -> Compared:
@@ -56,7 +56,7 @@ def kd() -> Compared:
     yield from from_logits("kd", KD(shapes_of(16), logits="projection"))
 
 
-class Labelled(DKD):
+class Labeled(DKD):
     """DKD whose target classes are given, as its authors' are."""
 
     def target_classes(self, t_NK: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ class Labelled(DKD):
 
 @case("dkd", autocast=True)
 def dkd() -> Compared:
-    yield from from_logits("dkd", Labelled(shapes_of(10), logits="projection"))
+    yield from from_logits("dkd", Labeled(shapes_of(10), logits="projection"))
 
 
 @case("koleo", autocast=True)

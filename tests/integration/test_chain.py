@@ -130,7 +130,7 @@ def test_no_label_is_read_before_the_probes(tmp_path, monkeypatch):
         ssdistill.run(config, "control=null", root=tmp_path / "runs")
 
 
-def test_a_flat_folder_stops_before_the_probes_and_shows_the_gauges(tmp_path, capsys):
+def test_a_flat_folder_stops_before_the_probes_and_shows_the_label_free_metrics(tmp_path, capsys):
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     generator = np.random.default_rng(1)

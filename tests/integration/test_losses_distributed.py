@@ -22,8 +22,8 @@ def build(kind: str) -> Loss:
     torch.manual_seed(3)
     known = make_shapes()
     schema = LOSSES.schema(kind)
-    centred = {"center_teacher": True} if "center_teacher" in schema.model_fields else {}
-    loss = LOSSES.build(schema(**centred), known).train()
+    centered = {"center_teacher": True} if "center_teacher" in schema.model_fields else {}
+    loss = LOSSES.build(schema(**centered), known).train()
     loss.fit_teacher(make_teacher_fit(known, NUM_SAMPLES))
     return loss
 

@@ -78,9 +78,9 @@ def test_one_model_is_shown_with_every_measure_and_written_to_every_file(
     assert set(model["results"]) >= {"linear", "knn", "low_shot"}
 
     # What the protocol itself says of the same encoder on the same pictures.
-    from ssdistill.evaluate.opening.pictures import open_pictures
+    from ssdistill.evaluate.opening.images import open_images
 
-    shown = open_pictures("digits", root=cache)
+    shown = open_images("digits", root=cache)
     subject = Subject(load(folder / "teacher/s0"), shown.train, shown.test)
     expected = Knn().run(subject)
     assert model["metrics"]["probe/knn/top1"] == expected["top1"]
@@ -149,13 +149,13 @@ def test_a_folder_of_pictures_is_stored_as_large_as_the_model_wants(
     assert data["image_size"] == 16 and data["train_images"] + data["test_images"] == 30
 
 
-def test_without_labels_the_gauges_are_shown_and_said_to_be_all(folder, cache, tmp_path, capsys):
+def test_without_labels_the_label_free_metrics_are_all(folder, cache, tmp_path, capsys):
     x = np.random.default_rng(0).integers(0, 255, (40, 8, 8, 3)).astype(np.uint8)
     np.savez(tmp_path / "bare.npz", train_images=x, test_images=x)
     words = (folder / "student", folder / "teacher", "--data", tmp_path / "bare.npz")
     status, out, _ = probe(capsys, *words, "--runs", cache)
     out = " ".join(out.split())
-    assert status == 0 and "neighbours" in out and "top-1" not in out
+    assert status == 0 and "neighbors" in out and "top-1" not in out
     assert "note: no labels: skipping evaluation" in out
     status, out, err = probe(capsys, *words, "--protocols", "knn", "--runs", cache)
     assert (status, out) == (2, "") and "no labels, required by knn" in err

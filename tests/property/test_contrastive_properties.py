@@ -84,10 +84,10 @@ def test_float64_vectors_give_the_float32_loss(function: Callable[..., Tensor]):
 def test_a_teacher_s_view_that_is_paired_twice_joins_the_queue_once(cls):
     loss_of = headless(cls(KNOWN, queue=32))
     before = loss_of.bank["teacher"]
-    t0, t1, neighbour, cutmix, key = rows("t0", "t1", "neighbour", "cutmix", "key")
+    t0, t1, neighbor, cutmix, key = rows("t0", "t1", "neighbor", "cutmix", "key")
     shared = Representation(t0)
-    teacher = Outputs([shared, Representation(t1), shared], {"neighbour_1": Representation(key)})
-    student = outputs(*rows("s0", "s1", "s2"), neighbour_0=neighbour, cutmix=cutmix)
+    teacher = Outputs([shared, Representation(t1), shared], {"neighbor_1": Representation(key)})
+    student = outputs(*rows("s0", "s1", "s2"), neighbor_0=neighbor, cutmix=cutmix)
     loss_of(student, teacher, batch_of())
     pushed = F.normalize(torch.cat([t0, t1]), dim=1)
     assert torch.equal(loss_of.bank.teacher, torch.cat([pushed, before[2 * COUNT :]]))

@@ -78,13 +78,13 @@ def test_crd_remembers_every_view_of_both_sides_after_scoring():
         assert torch.allclose(loss_of.memory[side], expected.detach(), atol=1e-6)
 
 
-def test_crd_keeps_the_normaliser_of_its_first_batch():
+def test_crd_keeps_the_normalizer_of_its_first_batch():
     loss_of = make_crd()
     views = [outputs(x) for x in rows("s", "t")]
     loss_of(*views, batch_of())
-    first = loss_of.normaliser.clone()
+    first = loss_of.normalizer.clone()
     loss_of(*(mapped(side, lambda x: 2 * x + 1) for side in views), batch_of(step=1))
-    assert (first > 0).all() and torch.equal(loss_of.normaliser, first)
+    assert (first > 0).all() and torch.equal(loss_of.normalizer, first)
 
 
 def test_crd_needs_two_images():

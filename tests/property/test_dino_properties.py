@@ -1,4 +1,4 @@
-"""What holds of DINO: its targets, its head, its temperature and its centre."""
+"""What holds of DINO: its targets, its head, its temperature and its center."""
 
 import pytest
 import torch
@@ -76,28 +76,28 @@ def test_the_step_decides_how_sharp_the_targets_are():
     assert torch.equal(fixed(student, teacher, batch_of(0)), fixed(student, teacher, batch_of(9)))
 
 
-def test_the_centre_scores_first_and_moves_afterwards():
+def test_the_center_scores_first_and_moves_afterwards():
     loss = built(DINO, targets="centering", center_momentum=0.75)
     first_BK, second_BK = (random(BATCH, loss.num_logits, seed=s) for s in (0, 1))
     torch.testing.assert_close(loss.assign(first_BK, 0.5), (first_BK / 0.5).softmax(1))
-    torch.testing.assert_close(loss.centre_K, 0.25 * first_BK.mean(0))
-    expected = ((second_BK - loss.centre_K.clone()) / 0.5).softmax(1)
+    torch.testing.assert_close(loss.center_K, 0.25 * first_BK.mean(0))
+    expected = ((second_BK - loss.center_K.clone()) / 0.5).softmax(1)
     torch.testing.assert_close(loss.assign(second_BK, 0.5), expected)
-    before = loss.centre_K.clone()
+    before = loss.center_K.clone()
     loss.eval().assign(second_BK, 0.5)
-    assert torch.equal(loss.centre_K, before)
+    assert torch.equal(loss.center_K, before)
 
 
-def test_the_centre_moves_once_a_step_however_the_views_are_paired():
+def test_the_center_moves_once_a_step_however_the_views_are_paired():
     loss = built(DINO, targets="centering")
     student, teacher = make_outputs(loss, BATCH, 3)
     a, b = teacher[:2]
     loss(Outputs([*student, student[0]]), Outputs([b, a, a, b]), batch_of())
     logits_VK = loss.teacher_logits(torch.cat([a.embedding_BD, b.embedding_BD]))
-    torch.testing.assert_close(loss.centre_K, 0.1 * logits_VK.mean(0))
+    torch.testing.assert_close(loss.center_K, 0.1 * logits_VK.mean(0))
 
 
-def test_sinkhorn_targets_use_the_classes_more_evenly_than_centred_ones():
+def test_sinkhorn_targets_use_the_classes_more_evenly_than_centered_ones():
     _, teacher = inputs_of(built(DINO))
 
     def spread(targets):

@@ -14,7 +14,7 @@ def gradients(loss: Loss, part: str) -> list[Tensor]:
     return [p.grad.clone() for name, p in loss.named_parameters() if part in name]
 
 
-def test_ft_summarises_the_teacher_by_reconstruction_alone():
+def test_ft_summarizes_the_teacher_by_reconstruction_alone():
     alone, both = build("ft", reconstruction=0.0), build("ft", reconstruction=0.5)
     assert all(g.abs().max() == 0 for g in gradients(alone, "paraphraser"))
     _, teacher = make_inputs(both)

@@ -77,7 +77,7 @@ def test_infonce_is_the_contrastive_term_of_disco():
     assert torch.equal(ours, infonce(outputs(s0), outputs(k1), batch_of()))
 
 
-def test_the_keys_of_a_centred_teacher_are_centred():
+def test_the_keys_of_a_centered_teacher_are_centered():
     loss_of = headless(InfoNCE(KNOWN, queue=COUNT, center_teacher=True)).train()
     (t,) = rows("t")
     loss_of(outputs(*rows("s")), outputs(t + 5), batch_of())

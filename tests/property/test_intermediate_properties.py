@@ -91,7 +91,7 @@ def test_maps_of_zeros_have_finite_gradients(name):
 @pytest.mark.parametrize("name", ["at", "nst", "ft"])
 @given(scale=st.floats(0.1, 10))
 @settings(max_examples=10, deadline=None)
-def test_normalised_maps_forget_their_scale(name, scale):
+def test_normalized_maps_forget_their_scale(name, scale):
     s, t = maps(0), maps(1)
     assert near(PURE[name](scale * s, t), PURE[name](s, t), 1e-4)
     assert near(PURE[name](s, t / scale), PURE[name](s, t), 1e-4)

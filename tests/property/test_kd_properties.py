@@ -42,7 +42,7 @@ def test_kd_is_zero_for_equal_probabilities_and_positive_otherwise(seed):
     assert float(softened_kl(s_BK, t_BK, 4.0)) > 1e-3
 
 
-def test_kd_at_high_temperature_compares_centred_logits():
+def test_kd_at_high_temperature_compares_centered_logits():
     """arXiv:1503.02531, sec. 2.1: the gradient tends to (s - t) / K for logits of mean zero."""
     s_BK, t_BK = (random(6, 9, seed=i).double() for i in range(2))
     s_BK, t_BK = (x - x.mean(1, keepdim=True) for x in (s_BK, t_BK))

@@ -15,19 +15,19 @@ from ssdistill.losses.base.prototypes import Prototypes, spherical_kmeans
 @FEW
 @given(SEEDS, st.integers(2, 12))
 def test_separate_clusters_get_one_prototype_each(seed, count):
-    centre_KD = torch.linalg.qr(random(32, count, seed=seed)).Q.T
-    x_ND = centre_KD.repeat(20, 1) + 2e-4 * random(20 * count, 32, seed=seed + 1)
+    center_KD = torch.linalg.qr(random(32, count, seed=seed)).Q.T
+    x_ND = center_KD.repeat(20, 1) + 2e-4 * random(20 * count, 32, seed=seed + 1)
     found_KD = spherical_kmeans(5 * x_ND, count)
-    assert (found_KD @ centre_KD.T).max(0).values.min() > 0.99
+    assert (found_KD @ center_KD.T).max(0).values.min() > 0.99
 
 
 def test_prototypes_explain_the_rows_as_well_as_a_library_does():
     x_ND = F.normalize(random(600, 16, seed=0) + 2 * random(6, 16, seed=1).repeat(100, 1), dim=1)
     ours = (x_ND @ spherical_kmeans(x_ND, 24).T).max(1).values.mean()
-    centre_KD = torch.from_numpy(
+    center_KD = torch.from_numpy(
         KMeans(24, n_init=3, random_state=0).fit(x_ND.numpy()).cluster_centers_
     )
-    theirs = (x_ND @ F.normalize(centre_KD, dim=1).T).max(1).values.mean()
+    theirs = (x_ND @ F.normalize(center_KD, dim=1).T).max(1).values.mean()
     assert ours > theirs - 0.01
 
 

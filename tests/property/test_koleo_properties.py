@@ -16,7 +16,7 @@ def koleo_of(*views):
     return float(loss(Outputs([Representation(x) for x in views]), Outputs(), batch_of()))
 
 
-def test_koleo_is_the_log_distance_to_the_nearest_neighbour():
+def test_koleo_is_the_log_distance_to_the_nearest_neighbor():
     angle = torch.tensor([0.0, 0.1, 2.0])
     x_BD = torch.stack([angle.cos(), angle.sin()], 1) * torch.tensor([[1.0], [5.0], [0.2]])
     chord = [2 * math.sin(half / 2) for half in (0.1, 0.1, 1.9)]

@@ -92,8 +92,8 @@ def test_the_length_of_the_teachers_vectors_does_not_matter(kind, settings):
         *((kind, {"read": read}) for kind in PLAIN for read in ("embedding", "maps")),
     ],
 )
-def test_a_centred_teacher_may_be_shifted(kind, settings):
-    losses = [build(kind, center_teacher=centred, **settings) for centred in (True, False)]
+def test_a_centered_teacher_may_be_shifted(kind, settings):
+    losses = [build(kind, center_teacher=centered, **settings) for centered in (True, False)]
     student, teacher = make_pair(losses[0], views=2)
     shifted = mapped(teacher, lambda x: x + 3)
     same, different = (
@@ -102,11 +102,11 @@ def test_a_centred_teacher_may_be_shifted(kind, settings):
     assert same < 1e-5 < 1e-2 < different
 
 
-def test_a_centred_teacher_s_maps_have_mean_zero():
+def test_a_centered_teacher_s_maps_have_mean_zero():
     t_BCHW = torch.rand(4, 5, 3, 3) + 2
-    centred = MapMean(5).train()([t_BCHW, t_BCHW + 1])
-    assert torch.allclose(torch.cat(centred).mean((0, 2, 3)), torch.zeros(5), atol=1e-5)
-    assert torch.allclose(centred[1] - centred[0], torch.ones(()))
+    centered = MapMean(5).train()([t_BCHW, t_BCHW + 1])
+    assert torch.allclose(torch.cat(centered).mean((0, 2, 3)), torch.zeros(5), atol=1e-5)
+    assert torch.allclose(centered[1] - centered[0], torch.ones(()))
 
 
 @pytest.mark.parametrize("kind", [*MAPPED, "srd", "kdep"])
@@ -181,23 +181,23 @@ def test_srrl_compares_only_the_mean_over_positions():
         assert same == blind
 
 
-def test_statistics_change_after_a_batch_has_been_standardised_by_the_old_ones():
+def test_statistics_change_after_a_batch_has_been_standardized_by_the_old_ones():
     torch.manual_seed(0)
-    standardise = Standardize(5).train()
+    standardize = Standardize(5).train()
     views = [3 + 2 * torch.randn(4, 5, 3, 3) for _ in range(2)]
-    first = standardise(views, 1.0)
+    first = standardize(views, 1.0)
     assert torch.allclose(first[1], views[1], rtol=1e-5)
     rows = torch.cat(views).transpose(0, 1).flatten(1)
-    assert torch.allclose(standardise.mean_C, rows.mean(1), rtol=1e-5)
-    assert torch.allclose(standardise.std_C, rows.std(1), rtol=1e-5)
-    second = torch.cat(standardise(views, 0.25)).transpose(0, 1).flatten(1)
+    assert torch.allclose(standardize.mean_C, rows.mean(1), rtol=1e-5)
+    assert torch.allclose(standardize.std_C, rows.std(1), rtol=1e-5)
+    second = torch.cat(standardize(views, 0.25)).transpose(0, 1).flatten(1)
     assert torch.allclose(second.mean(1), torch.zeros(5), atol=1e-5)
     assert torch.allclose(second.std(1), torch.ones(5), atol=1e-4)
-    kept = standardise.mean_C.clone()
-    standardise.eval()([10 + v for v in views], 1.0)
-    assert torch.equal(standardise.mean_C, kept)
-    standardise.train()([10 + v for v in views], 0.25)
-    assert torch.allclose(standardise.mean_C, kept + 0.25 * 10, rtol=1e-5)
+    kept = standardize.mean_C.clone()
+    standardize.eval()([10 + v for v in views], 1.0)
+    assert torch.equal(standardize.mean_C, kept)
+    standardize.train()([10 + v for v in views], 0.25)
+    assert torch.allclose(standardize.mean_C, kept + 0.25 * 10, rtol=1e-5)
 
 
 def test_the_share_of_a_batch_in_the_statistics_falls_by_a_cosine():

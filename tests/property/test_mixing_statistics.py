@@ -9,7 +9,7 @@ from scipy import stats
 
 from ssdistill.data.batch import Batch
 from ssdistill.data.extra import extra_views
-from ssdistill.data.mixing import MixSettings, centred_box, mix_views, paste
+from ssdistill.data.mixing import MixSettings, centered_box, mix_views, paste
 from ssdistill.data.recipes import RECIPES
 
 N = 2000
@@ -53,9 +53,9 @@ def test_partners_are_uniform():
 
 def cutmix_box(step, size=100):
     """Edges of the rectangle of a step, in pixels, and the share it leaves."""
-    neighbours = torch.full((1, 4, 4, 3), 255, dtype=torch.uint8)
-    images = torch.zeros_like(neighbours)
-    batch = Batch(images, torch.zeros(1, dtype=torch.int64), 0, step, N, neighbours)
+    neighbors = torch.full((1, 4, 4, 3), 255, dtype=torch.uint8)
+    images = torch.zeros_like(neighbors)
+    batch = Batch(images, torch.zeros(1, dtype=torch.int64), 0, step, N, neighbors)
     black = [torch.zeros(1, 3, size, size)]
     (mixed,) = extra_views(("cutmix",), black, batch, (RECIPES["weak"],), seed=9, size=size)
     white = mixed[0, 0] > 0.5
@@ -64,36 +64,36 @@ def cutmix_box(step, size=100):
     return edges, batch.cutmix_share
 
 
-def test_rectangles_of_neighbours_have_the_law_of_beta_2_2():
+def test_rectangles_of_neighbors_have_the_law_of_beta_2_2():
     drawn = [cutmix_box(step) for step in range(600)]
     inside = [
         (top[1] - top[0]) / 100
         for top, _ in (edges for edges, _ in drawn)
         if top[0] > 0 and top[1] < 100
     ]
-    # Side sqrt(1 - share) with the centre anywhere: the edges cut off a box the more often, the
+    # Side sqrt(1 - share) with the center anywhere: the edges cut off a box the more often, the
     # larger it is, so that sides of whole boxes weigh 1 - side.
     share = stats.beta(2, 2).rvs(200_000, random_state=0)
-    side, centre = (1 - share) ** 0.5, stats.uniform.rvs(size=200_000, random_state=1)
-    whole = (centre - side / 2 > 0) & (centre + side / 2 < 1)
+    side, center = (1 - share) ** 0.5, stats.uniform.rvs(size=200_000, random_state=1)
+    whole = (center - side / 2 > 0) & (center + side / 2 < 1)
     assert stats.ks_2samp(np.array(inside), np.round(side[whole], 2)).pvalue > 1e-3
     middles = [sum(left) / 200 for (_, left), _ in drawn]
-    clipped = np.clip(centre - side / 2, 0, 1), np.clip(centre + side / 2, 0, 1)
+    clipped = np.clip(center - side / 2, 0, 1), np.clip(center + side / 2, 0, 1)
     assert stats.ks_2samp(middles, np.round((clipped[0] + clipped[1]) / 2, 3)).pvalue > 1e-3
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(
     area=st.floats(0, 1),
-    centre_y=st.floats(0, 1),
-    centre_x=st.floats(0, 1),
+    center_y=st.floats(0, 1),
+    center_x=st.floats(0, 1),
     height=st.integers(1, 40),
     width=st.integers(1, 40),
 )
 def test_a_pasted_rectangle_lies_in_the_image_and_its_share_is_counted(
-    area, centre_y, centre_x, height, width
+    area, center_y, center_x, height, width
 ):
-    box = centred_box(area, centre_y, centre_x)
+    box = centered_box(area, center_y, center_x)
     assert 0 <= box[0] <= box[1] <= 1 and 0 <= box[2] <= box[3] <= 1
     zeros, ones = torch.zeros(1, 1, height, width), torch.ones(1, 1, height, width)
     pasted, left = paste(zeros, ones, box)

@@ -19,14 +19,14 @@ LOSSES = [DINO, KD, DKD]
 
 
 @pytest.mark.parametrize(("kind", "scale"), [(DINO, 1.0), (KD, 0.08), (DKD, 0.08)])
-def test_prototype_logits_are_cosines_of_centred_embeddings_over_scale(kind, scale):
+def test_prototype_logits_are_cosines_of_centered_embeddings_over_scale(kind, scale):
     loss = kind(make_shapes())
     fitted = make_teacher_fit(loss.shapes, 64)
     loss.fit_teacher(fitted)
     x_ND = fitted.embedding_BD
     prototype_KD = loss.classify.prototype_KD
-    centred_ND = x_ND - x_ND.mean(0)
-    expected = F.cosine_similarity(centred_ND[:, None], prototype_KD[None], dim=2)
+    centered_ND = x_ND - x_ND.mean(0)
+    expected = F.cosine_similarity(centered_ND[:, None], prototype_KD[None], dim=2)
     torch.testing.assert_close(loss.teacher_logits(x_ND), expected / scale, rtol=1e-4, atol=1e-4)
     assert expected.max(1).values.mean() > 0.3
 

@@ -16,7 +16,7 @@ def test_hcl_of_a_constant_offset_is_its_square(side):
 
 
 def test_hcl_sees_the_context():
-    """Neighbours that err in opposite directions are right on coarser grids."""
+    """Neighbors that err in opposite directions are right on coarser grids."""
     sign = torch.ones(8, 8)
     sign[:, ::2] = -1
     s = maps(side=8)

@@ -58,7 +58,7 @@ def test_crops_follow_torchvisions_law(height, width, scale, ratio):
     assert_same_law(width - ours[1] - ours[3], width - theirs[1] - theirs[3])
 
 
-def test_a_crop_that_never_fits_falls_back_to_torchvisions_centre():
+def test_a_crop_that_never_fits_falls_back_to_torchvisions_center():
     recipe = ViewRecipe(scale=(1.0, 1.0), ratio=(0.9, 1.1))
     for height, width in ((20, 60), (60, 20)):
         p = drawn(recipe, height, width, count=20)
@@ -72,7 +72,7 @@ UNLIKE = ViewRecipe(jitter=1.0, brightness=0.1, contrast=0.9, saturation=0.4, hu
 
 
 @pytest.mark.parametrize("recipe", [RECIPES["simclr"], RECIPES["byol_a"], UNLIKE])
-def test_colour_factors_follow_torchvisions_law(recipe):
+def test_color_factors_follow_torchvisions_law(recipe):
     strengths = (recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue)
     draws = torchvision_draws(v2.ColorJitter(*strengths))
     ours = drawn(recipe).factor_B4.numpy()

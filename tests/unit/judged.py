@@ -11,8 +11,8 @@ from ssdistill.evaluate.subject import LabeledImages, Subject
 from ssdistill.models.representation import Representation
 
 
-class Colours(nn.Module):
-    """Mean colour of a picture, times a weight: three features."""
+class Colors(nn.Module):
+    """Mean color of a picture, times a weight: three features."""
 
     def __init__(self):
         super().__init__()
@@ -22,23 +22,23 @@ class Colours(nn.Module):
         return Representation(4 * (x_BCHW.mean((2, 3)) - 0.5) @ self.weight)
 
 
-def coloured(count, spread, seed, classes=3):
-    """Pictures 8x8 of one colour each; the colours of a class lie around its own."""
+def colored(count, spread, seed, classes=3):
+    """ImageSpec 8x8 of one color each; the colors of a class lie around its own."""
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % classes
     own = np.eye(3)[labels % 3] * 80 + 80
-    colour = (own + rng.normal(0, spread, (count, 3))).clip(0, 255).astype(np.uint8)
-    images = np.broadcast_to(colour[:, None, None], (count, 8, 8, 3)).copy()
+    color = (own + rng.normal(0, spread, (count, 3))).clip(0, 255).astype(np.uint8)
+    images = np.broadcast_to(color[:, None, None], (count, 8, 8, 3)).copy()
     return LabeledImages(images, labels, tuple("rgb"[:classes]))
 
 
-def colour_subject(spread=8.0, n_train=120, n_test=60, encoder=None, **facts):
-    """Three classes of colours: far apart with a small spread, mixed with a large one."""
-    train, test = coloured(n_train, spread, 0), coloured(n_test, spread, 1)
-    return Subject(encoder or Colours(), train, test, progress=False, **facts)
+def color_subject(spread=8.0, n_train=120, n_test=60, encoder=None, **facts):
+    """Three classes of colors: far apart with a small spread, mixed with a large one."""
+    train, test = colored(n_train, spread, 0), colored(n_test, spread, 1)
+    return Subject(encoder or Colors(), train, test, progress=False, **facts)
 
 
-def picture_subject(encoder, n_train=48, n_test=24, **facts):
+def image_subject(encoder, n_train=48, n_test=24, **facts):
     """Noise 16x16 of two classes, one brighter, for a network."""
     rng = np.random.default_rng(0)
 

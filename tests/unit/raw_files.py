@@ -49,7 +49,7 @@ def tiff(*pages: np.ndarray, photometric: int = 1, extra: tuple[int, ...] = ()) 
 
 
 def png16(pixels_HWC: np.ndarray) -> bytes:
-    """A PNG of 16 bits a channel: grey, grey and alpha, RGB, or RGB and alpha."""
+    """A PNG of 16 bits a channel: gray, gray and alpha, RGB, or RGB and alpha."""
     height, width, bands = pixels_HWC.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels_HWC)
     header = struct.pack(">IIBBBBB", width, height, 16, PNG_COLOR[bands], 0, 0, 0)

@@ -1,4 +1,4 @@
-"""Pictures to corrupt."""
+"""ImageSpec to corrupt."""
 
 import numpy as np
 

@@ -6,7 +6,7 @@ from functools import cached_property
 import numpy as np
 from torch import Tensor
 
-from ssdistill.evaluate.opening.pictures import Shown
+from ssdistill.evaluate.opening.images import Shown
 from ssdistill.evaluate.paired import MARGIN, Paired
 from ssdistill.evaluate.protocols import Protocol
 from ssdistill.evaluate.result import Result

@@ -13,9 +13,9 @@ from ssdistill.commands.probe.projection import Method, project, turned
 from ssdistill.commands.probe.tables import (
     classes_beside_table,
     classes_table,
-    gauges_table,
     interval_of,
     interval_words,
+    label_free_table,
     measures_table,
     models_table,
     paired_table,
@@ -72,7 +72,7 @@ def _sections(probed: Probed, method: Method) -> Iterator[str]:
     yield from _charts(probed, method)
     if classes := classes_beside_table(probed) if several else classes_table(probed.models[0]):
         yield section("Classes", classes.to_html())
-    yield section("Without labels", gauges_table(probed).to_html())
+    yield section("Without labels", label_free_table(probed).to_html())
     whole = json.loads(to_json(probed))
     asked = {key: whole[key] for key in ("data", "protocols", "margin")}
     asked["models"] = {

@@ -27,8 +27,8 @@ def project(z_ND: Tensor, method: Method = "pca") -> tuple[np.ndarray, str]:
     unit_ND = functional.normalize(z_ND.double(), dim=1)
     if method == "umap":
         return _umap(unit_ND.numpy()), "UMAP of cosine distances"
-    centred_ND = unit_ND - unit_ND.mean(0)
-    values, vectors_DD = torch.linalg.eigh(centred_ND.T @ centred_ND)
+    centered_ND = unit_ND - unit_ND.mean(0)
+    values, vectors_DD = torch.linalg.eigh(centered_ND.T @ centered_ND)
     axes_D2 = vectors_DD[:, -2:].flip(1)
     if axes_D2.shape[1] < 2:
         axes_D2 = functional.pad(axes_D2, (0, 2 - axes_D2.shape[1]))
@@ -38,7 +38,7 @@ def project(z_ND: Tensor, method: Method = "pca") -> tuple[np.ndarray, str]:
     total = values.clamp(min=0).sum().clamp(min=1e-30)
     share = 100 * values[-2:].clamp(min=0).sum() / total
     plane = f"first two principal components: {share:.0f} % of the variance"
-    return (centred_ND @ axes_D2).numpy(), plane
+    return (centered_ND @ axes_D2).numpy(), plane
 
 
 def turned(points_N2: np.ndarray, reference_N2: np.ndarray) -> np.ndarray:

@@ -10,12 +10,12 @@ from ssdistill.commands.probe.names import short_names
 from ssdistill.errors import UserError
 from ssdistill.evaluate.functions import as_device
 from ssdistill.evaluate.opening.encoders import Opened, open_encoder, own_size, takes_statistics
-from ssdistill.evaluate.opening.pictures import Shown, open_pictures
+from ssdistill.evaluate.opening.images import Shown, open_images
 from ssdistill.evaluate.paired import MARGIN
 from ssdistill.evaluate.protocols import Protocol
 from ssdistill.evaluate.subject import Subject
 from ssdistill.label_free.agreement import agreement
-from ssdistill.label_free.collapse import gauges
+from ssdistill.label_free.collapse import collapse_metrics
 from ssdistill.label_free.features import Precision
 from ssdistill.train.progress import console
 
@@ -42,7 +42,7 @@ def probe(
     Args:
         models: one or several of what
             :func:`ssdistill.evaluate.opening.encoders.open_encoder` takes; a mapping names them.
-        data: what :func:`ssdistill.evaluate.opening.pictures.open_pictures` takes.
+        data: what :func:`ssdistill.evaluate.opening.images.open_images` takes.
         protocols: names such as ``linear`` or ``knn_dinov2``; by default those of a config.
         settings: of protocols, by name; data_settings: over those that ``data`` says.
         image_size: side in pixels of the images encoders are given; each one's own by default.
@@ -61,7 +61,7 @@ def probe(
     _check(sources.values(), margin, mean, std)
     torch_device = as_device(device)
     sizes = [image_size or own_size(what) for what in sources.values()]
-    shown = open_pictures(data, data_settings, sizes=[s for s in sizes if s], root=root)
+    shown = open_images(data, data_settings, sizes=[s for s in sizes if s], root=root)
     if not shown.labeled:
         requested = _without_labels(shown, protocols)
     findings: list[Findings] = []
@@ -135,7 +135,7 @@ def _judge(
     looked_at_ND = test_ND[spread(len(test_ND))].clone()
     costs = {"compress/bytes": opened.bytes, "compress/params": opened.parameters}
     metrics = {name: float(value) for name, value in costs.items() if value is not None}
-    metrics |= gauges(looked_at_ND)
+    metrics |= collapse_metrics(looked_at_ND)
     if first is not None:
         try:
             # Of a handful of images, ten neighbors would be all of them.

@@ -17,13 +17,13 @@ MOST_CLASSES, WORST = 20, 10
 """Show all classes up to this number; beyond it, only this many of the worst."""
 WIDE = 4
 """Give each protocol a column of its own up to this number of protocols."""
-GAUGES = (
+LABEL_FREE = (
     ("collapse/std", "std", 3),
     ("collapse/effective_rank", "effective rank", 1),
     ("collapse/uniformity", "uniformity", 2),
     ("agree/cka", "CKA", 3),
     ("agree/mapped_cosine", "mapped cosine", 3),
-    ("agree/knn_overlap", "neighbours shared", 3),
+    ("agree/knn_overlap", "neighbors shared", 3),
 )
 """Metric, heading and decimals of what is measured without labels."""
 
@@ -34,7 +34,7 @@ def tables(probed: Probed) -> list[Table]:
     candidates = [
         models_table(probed) if several else measures_table(probed.models[0], probed),
         paired_table(probed) if several else classes_table(probed.models[0]),
-        gauges_table(probed),
+        label_free_table(probed),
     ]
     return [table for table in candidates if table is not None]
 
@@ -159,9 +159,9 @@ def paired_table(probed: Probed) -> Table | None:
     return Table(header, tuple(rows), caption, f"Against {reference}", numeric)
 
 
-def gauges_table(probed: Probed) -> Table:
+def label_free_table(probed: Probed) -> Table:
     """What is measured without labels, and the agreement with the first model."""
-    shown = [g for g in GAUGES if any(g[0] in model.metrics for model in probed.models)]
+    shown = [g for g in LABEL_FREE if any(g[0] in model.metrics for model in probed.models)]
     rows = tuple(
         (model.name, *(_number(model.metrics.get(metric), digits) for metric, _, digits in shown))
         for model in probed.models
@@ -170,7 +170,7 @@ def gauges_table(probed: Probed) -> Table:
     caption = f"On {images} test images, without labels."
     if len(probed.models) > 1:
         caption += (
-            f" CKA, mapped cosine, shared neighbours (of 10): agreement with "
+            f" CKA, mapped cosine, shared neighbors (of 10): agreement with "
             f"{probed.models[0].name}, 1 is complete."
         )
     header = ("model", *(heading for _, heading, _ in shown))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ssdistill.label_free.agreement import centred_cosine
+from ssdistill.label_free.agreement import centered_cosine
 from ssdistill.models.model import Model
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -52,7 +52,7 @@ def correct_shifts(model: Model, reference: Model, inputs: Tensor) -> tuple[Mode
         corrected(inputs[:half])
     wanted_BD = reference(inputs[half:]).embedding_BD
     before, after = (
-        centred_cosine(m(inputs[half:]).embedding_BD, wanted_BD).mean().item()
+        centered_cosine(m(inputs[half:]).embedding_BD, wanted_BD).mean().item()
         for m in (model, corrected)
     )
     model.train(was_training[0]), reference.train(was_training[1])

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ssdistill.artifacts.runtimes import RuntimeModel
 from ssdistill.errors import UserError
-from ssdistill.label_free.agreement import LinearCKA, centred_cosine
+from ssdistill.label_free.agreement import LinearCKA, centered_cosine
 from ssdistill.models.backbones import Encoder
 from ssdistill.models.model import Model
 
@@ -46,7 +46,7 @@ def agreement_of(model: Model, quantized: RuntimeModel, inputs: Tensor) -> dict[
     float_BD = torch.cat([model(part).embedding_BD for part in parts]).float()
     model.train(was_training)
     int8_BD = torch.cat([quantized(part).embedding_BD for part in parts]).float()
-    cosine_B = centred_cosine(float_BD, int8_BD)
+    cosine_B = centered_cosine(float_BD, int8_BD)
     cka = LinearCKA()
     cka.update(float_BD, int8_BD)
     return {

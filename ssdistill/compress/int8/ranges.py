@@ -25,9 +25,9 @@ def mse_range(
         (a, b), within [low, high] stretched to contain 0.
     """
     low, high = min(float(low), 0.0), max(float(high), 0.0)
-    centres_K = (edges_K1[:-1] + edges_K1[1:]) / 2
+    centers_K = (edges_K1[:-1] + edges_K1[1:]) / 2
     seen_K = counts_K > 0
-    values_K, weights_K = centres_K[seen_K], counts_K[seen_K]
+    values_K, weights_K = centers_K[seen_K], counts_K[seen_K]
     if low == high or not len(values_K):
         return low, high
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from ssdistill.compress import Context
 from ssdistill.compress.searching.actions import Actions, Site, embed
 from ssdistill.files import disk_errors, drop_half_line
-from ssdistill.label_free.agreement import LinearCKA, centred_cosine
+from ssdistill.label_free.agreement import LinearCKA, centered_cosine
 
 DAMAGES = "damages.jsonl"
 Measure = Literal["cosine", "cka"]
@@ -42,7 +42,7 @@ class Damages:
 def damage(changed_ND: Tensor, reference_ND: Tensor, measure: Measure) -> float:
     """1 - mean centered cosine, or 1 - debiased CKA, of two embeddings of the same inputs."""
     if measure == "cosine":
-        value = 1 - centred_cosine(changed_ND, reference_ND).mean().item()
+        value = 1 - centered_cosine(changed_ND, reference_ND).mean().item()
     else:
         cka = LinearCKA()
         cka.update(changed_ND, reference_ND)

@@ -14,7 +14,7 @@ class Digits(Source):
     kind = "digits"
     default_image_size = 16
     default_recipe = "digits"
-    description = "scikit-learn digits, 8x8 grey, 10 classes"
+    description = "scikit-learn digits, 8x8 gray, 10 classes"
 
     def _split(self, name: str) -> RawSplit:
         images, targets, *parts = _digits()

@@ -120,7 +120,7 @@ class FashionMnist(_Arrays):
     kind = "fashion_mnist"
     dataset = "FashionMNIST"
     default_image_size = 28
-    description = "Fashion-MNIST, 28x28 grey, 10 classes"
+    description = "Fashion-MNIST, 28x28 gray, 10 classes"
 
     def _checksum(self, arguments: dict[str, Any]) -> str:
         return " ".join(md5 for _, md5 in self.library_class.resources)

@@ -48,8 +48,8 @@ def snow(x_BCHW: Tensor, severity: int, scale: float, draws: Draws) -> Tensor:
     flakes_B1HW = resample((flakes_B1HW * 255).round_(), *rows).round_().to(torch.uint8)
     flakes_B1HW = trail(flakes_B1HW, angle_B, sigma, 2 * radius)
     red, green, blue = x_BCHW.double().unbind(1)
-    grey_B1HW = (red * GRAY[0] + green * GRAY[1] + blue * GRAY[2])[:, None]
-    white_BCHW = torch.maximum(x_BCHW.double(), grey_B1HW * 1.5 + 127.5)
+    gray_B1HW = (red * GRAY[0] + green * GRAY[1] + blue * GRAY[2])[:, None]
+    white_BCHW = torch.maximum(x_BCHW.double(), gray_B1HW * 1.5 + 127.5)
     # The layer is laid over itself upside down: flakes fall from both sides.
     return x_BCHW * kept + white_BCHW * (1 - kept) + flakes_B1HW + flakes_B1HW.flip(2, 3)
 
@@ -61,8 +61,8 @@ def frost(x_BCHW: Tensor, severity: int, scale: float, draws: Draws) -> Tensor:
     """
     kept, ice = FROST[severity - 1]
     frost_B1HW = _ice(*x_BCHW.shape[2:], scale, draws)
-    colour_C11 = torch.tensor(ICE, dtype=torch.float64, device=x_BCHW.device)[:, None, None]
-    return x_BCHW * kept + frost_B1HW * colour_C11 * (255 * ice)
+    color_C11 = torch.tensor(ICE, dtype=torch.float64, device=x_BCHW.device)[:, None, None]
+    return x_BCHW * kept + frost_B1HW * color_C11 * (255 * ice)
 
 
 def _ice(height: int, width: int, scale: float, draws: Draws) -> Tensor:

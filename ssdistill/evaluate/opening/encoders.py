@@ -13,7 +13,7 @@ from ssdistill.errors import UserError, nearest
 from ssdistill.evaluate.opening.bare_onnx import BareOnnx
 from ssdistill.evaluate.opening.named_encoders import KINDS, named_encoder
 from ssdistill.models.representation import Representation
-from ssdistill.teachers import Pictures
+from ssdistill.teachers import ImageSpec
 
 Channels = Sequence[float]
 
@@ -72,7 +72,7 @@ class TensorEncoder(nn.Module):
 
 def open_encoder(
     what: Any,
-    pictures: Pictures | None = None,
+    image_spec: ImageSpec | None = None,
     *,
     image_size: int | None = None,
     mean: Channels | None = None,
@@ -86,7 +86,7 @@ def open_encoder(
             runtime; an ``.onnx`` file from anywhere; ``timm:NAME`` or ``timm:NAME@FILE``, and
             likewise ``torchvision:`` and ``checkpoint:`` (see ``ssdistill list teachers``); or
             an encoder, a network or a function from images to a Representation or a tensor.
-        pictures: of the images it will see; a checkpoint from elsewhere may need to know them.
+        image_spec: of the images it will see; a checkpoint from elsewhere may need to know them.
         image_size: side of the images it is to be given; its own size by default.
         mean, std: statistics that an ``.onnx`` file or a checkpoint expects images to be
             normalized by.
@@ -101,7 +101,7 @@ def open_encoder(
         return _open_object(what, image_size)
     text = str(what)
     if named := named_encoder(text):
-        encoder, size, notices = named.load(pictures, image_size, mean, std)
+        encoder, size, notices = named.load(image_spec, image_size, mean, std)
         files = (Path(named.file),) if named.file else ()
         return Opened(encoder, text, size, tuple(notices), files)
     if _is_bare(Path(text)):

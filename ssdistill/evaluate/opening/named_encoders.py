@@ -9,11 +9,11 @@ from typing import Any
 from ssdistill.errors import UserError
 from ssdistill.models.backbones import Encoder, check_timm_name
 from ssdistill.settings.registry import TEACHERS
-from ssdistill.teachers import Pictures
+from ssdistill.teachers import ImageSpec
 
 KINDS = ("timm", "torchvision", "checkpoint")
 """Kinds of teachers that have short names."""
-UNSEEN = Pictures(224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+UNSEEN = ImageSpec(224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 """What most networks were made for."""
 
 
@@ -61,7 +61,7 @@ class NamedEncoder:
 
     def load(
         self,
-        pictures: Pictures | None = None,
+        image_spec: ImageSpec | None = None,
         image_size: int | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
@@ -69,7 +69,7 @@ class NamedEncoder:
         """The encoder in eval mode, the side of the images it is to be given, and notices.
 
         Args:
-            pictures: of the images it will see.
+            image_spec: of the images it will see.
             image_size: side of these; its own by default.
             mean, std: what a checkpoint's images were normalized by, where it is known.
 
@@ -77,12 +77,12 @@ class NamedEncoder:
             UserError: no such network or file, or weights that are not the network's.
         """
         self.check()
-        given = pictures or UNSEEN
+        given = image_spec or UNSEEN
         size = image_size or self.native_size or given.image_size
         settings = TEACHERS.schema(self.kind).model_validate(self._settings(mean, std))
         teacher = TEACHERS.build(settings)
         try:
-            encoder, notices = teacher.load(Pictures(size, given.mean, given.std))
+            encoder, notices = teacher.load(ImageSpec(size, given.mean, given.std))
         except UserError as error:
             raise UserError(self._reworded(str(error))) from None
         return encoder, size, notices

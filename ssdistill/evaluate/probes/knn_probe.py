@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ssdistill.errors import UserError, nearest
 from ssdistill.label_free.features import as_labels, as_targets, binomial_error
-from ssdistill.label_free.nearest import neighbours
+from ssdistill.label_free.nearest import neighbors
 from ssdistill.label_free.vectors import Distance, as_rows
 
 Weights = Literal["softmax", "inverse", "uniform"]
@@ -108,7 +108,7 @@ def knn_probe(
     weights = _checked(len(bank_MD), ks, k, (temperature, *temperatures), distance, weights)
     sizes = sorted({k, *(size for size in ks if size <= len(bank_MD))})
     heats = sorted({temperature, *temperatures}) if weights == "softmax" else [temperature]
-    found = neighbours(
+    found = neighbors(
         query_ND, bank_MD, sizes[-1], distance=distance, device=device, progress=progress
     )
     votes = _shares_of(found, target_M, len(classes_K), sizes, heats, weights)

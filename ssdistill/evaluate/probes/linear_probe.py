@@ -19,7 +19,7 @@ from ssdistill.errors import UserError
 from ssdistill.evaluate.probes.logistic import chunk_logits
 from ssdistill.evaluate.probes.strength import Folds, best_fit
 from ssdistill.label_free.features import as_probe_data, binomial_error
-from ssdistill.label_free.rows import Rows, standardisation
+from ssdistill.label_free.rows import Rows, standardization
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ def linear_probe(
     train_ND, target_N, test_ND, test_target_N, classes_K = as_probe_data(
         train_ND, train_labels, test_ND, test_labels
     )
-    mean_D, scale_D = standardisation(train_ND)
+    mean_D, scale_D = standardization(train_ND)
     choice = best_fit(
         partial(Rows, train_ND, mean_D, scale_D),
         target_N,

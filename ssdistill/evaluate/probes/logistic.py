@@ -46,7 +46,7 @@ def fit_logistic(
     L-BFGS (Liu and Nocedal 1989) whose first inverse Hessian is that of Böhning's bound,
     1/2 X^T X / N + strength (Böhning 1992, doi:10.1007/BF00048682): with it correlated features
     cost tens of passes, not hundreds. Passes over the data run in the dtype of the rows, the
-    rest in float64. The intercept, last of the E = D + 1 numbers of a class, is not penalised.
+    rest in float64. The intercept, last of the E = D + 1 numbers of a class, is not penalized.
 
     Args:
         rows: features; one data set when the problems share it, else one per problem.
@@ -148,9 +148,9 @@ class _Problem:
         self.shape_PKE = (len(strength_P), num_classes, rows.width + 1)
         if moments_GEE is None:
             moments_GEE = moments(rows)
-        penalised_E = torch.ones_like(moments_GEE[0, 0])
-        penalised_E[-1] = 0
-        self.penalty_PE = strength_P.to(penalised_E)[:, None] * penalised_E
+        penalized_E = torch.ones_like(moments_GEE[0, 0])
+        penalized_E[-1] = 0
+        self.penalty_PE = strength_P.to(penalized_E)[:, None] * penalized_E
         # Dependent features leave eigenvalues that rounding may turn negative.
         self.eps = torch.finfo(rows.dtype).eps
         rounding_G1 = self.eps * moments_GEE.diagonal(dim1=1, dim2=2).sum(1)[:, None]
@@ -179,9 +179,9 @@ class _Problem:
             error_GMn = error_GQKn.flatten(1, 2)
             slope_GME[..., :-1] += error_GMn @ x_GnD
             slope_GME[..., -1] += error_GMn.sum(2)
-        penalised = theta_PKE * self.penalty_PE[:, None]
-        value_P = loss_GQ.view(-1) / len(rows) + _dot(theta_PKE, penalised) / 2
-        return value_P, slope_GME.view(self.shape_PKE) / len(rows) + penalised
+        penalized = theta_PKE * self.penalty_PE[:, None]
+        value_P = loss_GQ.view(-1) / len(rows) + _dot(theta_PKE, penalized) / 2
+        return value_P, slope_GME.view(self.shape_PKE) / len(rows) + penalized
 
     def precondition(self, slope_PKE: Tensor) -> Tensor:
         return torch.cholesky_solve(slope_PKE.mT, self.factor_PEE).mT

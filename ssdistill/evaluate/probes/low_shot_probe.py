@@ -10,7 +10,7 @@ from torch import Tensor
 from ssdistill.errors import UserError
 from ssdistill.evaluate.probes.logistic import MEMORY, fit_logistic, score
 from ssdistill.label_free.features import as_probe_data
-from ssdistill.label_free.rows import Rows, standardisation
+from ssdistill.label_free.rows import Rows, standardization
 
 C = 1.0
 """scikit-learn's default inverse strength, however many labels are drawn: the penalty is a fixed
@@ -87,7 +87,7 @@ def low_shot_probe(
     )
     quota_K = labels_to_draw(target_N, classes_K, labels_per_class, fraction)
     index_PN = draw_labels(target_N, quota_K, draws, seed)
-    mean_D, scale_D = standardisation(train_ND)
+    mean_D, scale_D = standardization(train_ND)
     tested = Rows(test_ND, mean_D, scale_D, keep=0)
     size = bytes_of_a_draw(index_PN.shape[1], train_ND.shape[1], len(classes_K))
     found = []

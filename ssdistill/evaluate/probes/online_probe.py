@@ -10,7 +10,7 @@ from torch.nn import functional
 from ssdistill.data.batch import Batch
 from ssdistill.data.store import Store
 from ssdistill.label_free.features import as_labels
-from ssdistill.label_free.rows import standardisation
+from ssdistill.label_free.rows import standardization
 from ssdistill.train.observers import Observer
 from ssdistill.train.task import Task
 
@@ -59,7 +59,7 @@ class OnlineProbe(Observer):
     def after_step(self, step: int, batch: Batch, task: Task) -> dict[str, Tensor]:
         views = [z_BD.detach().float() for z_BD in task.last_embeddings[:2]]
         z_BD, target_B = torch.cat(views), self.target_N[batch.index_B].repeat(len(views))
-        mean_D, scale_D = standardisation(z_BD)
+        mean_D, scale_D = standardization(z_BD)
         logits_BK = self.classifier((z_BD - mean_D) / scale_D)
         functional.cross_entropy(logits_BK, target_B).backward()
         self.optimizer.step()

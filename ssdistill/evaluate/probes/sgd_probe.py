@@ -21,7 +21,7 @@ from ssdistill.evaluate.probes.supervised import (
 )
 from ssdistill.evaluate.subject import Subject
 from ssdistill.label_free.features import as_probe_data, evaluating
-from ssdistill.label_free.rows import piece_rows, standardisation
+from ssdistill.label_free.rows import piece_rows, standardization
 from ssdistill.train.optim import OptimSettings
 
 Scaling = Literal["raw", "standard", "unit_standard"]
@@ -144,7 +144,7 @@ def _scale(train_ND: Tensor, scaling: Scaling) -> tuple[Tensor | None, Tensor | 
     if scaling == "raw":
         return None, None
     if scaling == "standard":
-        mean_D, scale_D = standardisation(train_ND)
+        mean_D, scale_D = standardization(train_ND)
         return mean_D, 1 / scale_D
     total_D = square_D = 0.0
     for piece_nD in train_ND.split(piece_rows(train_ND.shape[1])):

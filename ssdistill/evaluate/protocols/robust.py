@@ -68,11 +68,11 @@ class Robust(Protocol):
         target_N = labels_N.numpy()
         hit_CSN = np.zeros((len(self.corruptions), len(self.severities), num_images), dtype=bool)
         for c, s in self._cells(subject):
-            pictures = _Corrupted(
+            corrupted = _Corrupted(
                 subject.test.images, index_N, self.corruptions[c], self.severities[s], self.seed
             )
             # Without its bar: only one can be shown at a time.
-            z_ND = subject.encode(pictures, progress=False)
+            z_ND = subject.encode(corrupted, progress=False)
             hit_CSN[c, s] = _answered(probe, z_ND) == target_N
         clean_N = _answered(probe, clean_ND) == target_N
         return self._found(hit_CSN, clean_N, probe.strength)

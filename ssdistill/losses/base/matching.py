@@ -118,12 +118,12 @@ class PlainRegression(Regression):
             raise self.fail("maps is set but read=embedding ignores it; set read=maps")
         maps = maps or ("last" if read == "maps" else None)
         super().__init__(shapes, reads=read, maps=maps, head=head)
-        self.centres = nn.ModuleList(
+        self.centers = nn.ModuleList(
             MapMean(width) if center_teacher else nn.Identity() for width in self.widths
         )
 
     def targets(self, number: int, views: list[Tensor], batch: Batch) -> list[Tensor]:
-        return self.centres[number](views)
+        return self.centers[number](views)
 
 
 class MapMean(TeacherMean):

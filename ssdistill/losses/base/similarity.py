@@ -159,11 +159,11 @@ class SimilarityLoss(Loss):
         super().__init__(shapes)
         self.read = read
         self.width = self.teacher_width(read)
-        self.centre = centering(center_teacher, self.width)
+        self.center = centering(center_teacher, self.width)
 
     def keys(self, teacher: Sequence[Representation]) -> list[Tensor]:
         """Return the teacher's unit vectors by view."""
-        return [unit(t_BD) for t_BD in self.centre(vectors(teacher, self.read))]
+        return [unit(t_BD) for t_BD in self.center(vectors(teacher, self.read))]
 
 
 class QueueLoss(SimilarityLoss):

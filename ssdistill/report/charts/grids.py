@@ -24,7 +24,7 @@ class ViewGrid:
 
 
 @dataclass(frozen=True)
-class Neighbours:
+class Neighbors:
     """The nearest test images of a few queries, by teacher and by student.
 
     Attributes:

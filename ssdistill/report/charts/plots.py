@@ -65,11 +65,11 @@ def curves_of(lines: Iterable[dict[str, Any]], stage: str) -> list[Curves]:
     return charts
 
 
-def gauges_side_by_side(lines: Mapping[str, Iterable[dict[str, Any]]]) -> list[Curves]:
+def label_free_side_by_side(lines: Mapping[str, Iterable[dict[str, Any]]]) -> list[Curves]:
     """One chart per label-free metric, with one curve per stage, by role."""
     kept = {role: list(of_role) for role, of_role in lines.items()}
     charts = []
-    for title, label, metric in GAUGES:
+    for title, label, metric in LABEL_FREE:
         points = {
             role: tuple((line["step"], line[metric]) for line in of_role if metric in line)
             for role, of_role in kept.items()
@@ -80,7 +80,7 @@ def gauges_side_by_side(lines: Mapping[str, Iterable[dict[str, Any]]]) -> list[C
     return charts
 
 
-GAUGES = (
+LABEL_FREE = (
     ("Effective rank", "dimensions", "collapse/effective_rank"),
     ("Embedding std", "standard deviation", "collapse/std"),
     ("Alignment of two views", "squared distance", "collapse/alignment"),

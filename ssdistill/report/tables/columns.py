@@ -33,7 +33,7 @@ COST_COLUMNS = (
 COSTS_SHOWN_FIRST = ("compress/bytes", "compress/latency_ms", "compress/speedup")
 """Costs that stand beside the accuracy where a terminal is too narrow for all columns."""
 AGREEMENT_COLUMNS = (Column("agree/cka", "CKA with teacher", decimals=3),)
-GAUGE_COLUMNS = (
+LABEL_FREE_COLUMNS = (
     Column("collapse/effective_rank", "effective rank", decimals=1),
     Column("collapse/std", "std", decimals=3),
     Column("collapse/alignment", "alignment", decimals=3),
@@ -66,7 +66,7 @@ def columns_for(records: Sequence[dict[str, Any]]) -> tuple[Column, ...]:
     agreed = any("agree/cka" in record.get("metrics", record) for record in records)
     if agreed or not any("collapse/std" in record.get("metrics", {}) for record in records):
         return (*probes, *AGREEMENT_COLUMNS, *COST_COLUMNS)
-    return (*probes, *GAUGE_COLUMNS)
+    return (*probes, *LABEL_FREE_COLUMNS)
 
 
 def shown_measures(records: Iterable[dict[str, Any]]) -> list[tuple[str, str]]:

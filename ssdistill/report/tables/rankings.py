@@ -6,7 +6,7 @@ from typing import Any
 
 from ssdistill.report.tables.models import ResultRow, Table, results_rows
 
-GAUGES = (
+LABEL_FREE = (
     "collapse/effective_rank",
     "collapse/lidar",
     "collapse/std",
@@ -37,28 +37,28 @@ def rankings_table(records: Sequence[dict[str, Any]]) -> Table | None:
     if any("agree/cka" in record.get("metrics", {}) for record in records):
         return None
     rows = [row for row in results_rows(records) if row.model not in UNTRAINED and row.seeds]
-    gauges = [g for g in GAUGES if all(row.mean(g) is not None for row in rows)]
+    metrics = [g for g in LABEL_FREE if all(row.mean(g) is not None for row in rows)]
     probes = [p for p in PROBES if all(row.mean(p) is not None for row in rows)]
-    if len(rows) < ENOUGH or not gauges or not probes:
+    if len(rows) < ENOUGH or not metrics or not probes:
         return None
-    header = ("gauge", *(f"tau with {probe}" for probe in probes))
-    body = tuple((gauge, *(_compared(rows, gauge, probe) for probe in probes)) for gauge in gauges)
+    header = ("metric", *(f"tau with {probe}" for probe in probes))
+    body = tuple((m, *(_compared(rows, m, probe) for probe in probes)) for m in metrics)
     caption = (
-        f"Kendall's tau over {len(rows)} models, means over seeds: +1 where the gauge orders them "
+        f"Kendall's tau over {len(rows)} models, means over seeds: +1 where the metric orders them "
         "as the probe does, 0 by chance, -1 in reverse. Small alignment and uniformity are the "
         "good ones. In brackets: of the pairs of models that the probe tells apart by more than "
-        "both spreads, those that the gauge orders as the probe does."
+        "both spreads, those that the metric orders as the probe does."
     )
     return Table(header, body, caption, "Label-free metrics vs. probes")
 
 
-def _compared(rows: Sequence[ResultRow], gauge: str, probe: str) -> str:
-    gauged, probed = [row.mean(gauge) for row in rows], [row.mean(probe) for row in rows]
+def _compared(rows: Sequence[ResultRow], metric: str, probe: str) -> str:
+    values, probed = [row.mean(metric) for row in rows], [row.mean(probe) for row in rows]
     apart = [(a, b) for a, b in combinations(rows, 2) if _gap(a, b, probe) > _doubt(a, b, probe)]
     alike = sum(
-        (a.mean(gauge) - b.mean(gauge)) * (a.mean(probe) - b.mean(probe)) > 0 for a, b in apart
+        (a.mean(metric) - b.mean(metric)) * (a.mean(probe) - b.mean(probe)) > 0 for a, b in apart
     )
-    return f"{kendall_tau(gauged, probed):+.2f} ({alike} of {len(apart)})"
+    return f"{kendall_tau(values, probed):+.2f} ({alike} of {len(apart)})"
 
 
 def _gap(a: ResultRow, b: ResultRow, metric: str) -> float:

@@ -36,7 +36,7 @@ def steps_table(records: Sequence[dict[str, Any]]) -> Table | None:
         "Each model beside the one its step was given (→), both in the same runtime and timed in "
         "turns on one thread: that of the file where the step made one, else ONNX Runtime; means "
         "over seeds. In brackets the 95 % interval of the first seed's rounds. CKA (debiased), "
-        "centred cosine and k-NN overlap compare embeddings of unlabeled training images with "
+        "centered cosine and k-NN overlap compare embeddings of unlabeled training images with "
         "those of the model that went into the first step."
     )
     if any(row.mean(f"{PREFIX}accepted") == 0 for row in rows):

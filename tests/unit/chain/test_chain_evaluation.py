@@ -1,15 +1,15 @@
-"""What judging a model keeps: its answers, not the truth; costs; which images the gauges see."""
+"""What judging a model keeps (answers, not the truth), costs, and the label-free sample."""
 
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from judged import colour_subject
+from judged import color_subject
 from torch import nn
 
 from ssdistill.chain import evaluation as evaluation_module
-from ssdistill.chain.evaluation import ANSWERS, costs, gauged, judge
+from ssdistill.chain.evaluation import ANSWERS, costs, judge, label_free_sample
 from ssdistill.evaluate.protocols.cluster import Cluster
 from ssdistill.evaluate.protocols.finetune import Finetune
 from ssdistill.evaluate.protocols.knn import Knn
@@ -22,7 +22,7 @@ def answers_in(folder):
 
 
 def test_kept_answers_are_the_models_and_the_targets_are_the_truth(tmp_path):
-    subject = colour_subject(spread=80.0)
+    subject = color_subject(spread=80.0)
     metrics = judge(subject, [Linear(), Knn()], tmp_path)
     answers = answers_in(tmp_path)
     assert answers.keys() == {"targets", "linear", "knn"}
@@ -36,7 +36,7 @@ def test_kept_answers_are_the_models_and_the_targets_are_the_truth(tmp_path):
 
 
 def test_a_protocol_without_an_answer_for_each_image_leaves_none(tmp_path):
-    metrics = judge(colour_subject(), [Cluster(restarts=1)], tmp_path)
+    metrics = judge(color_subject(), [Cluster(restarts=1)], tmp_path)
     assert any(name.startswith("probe/cluster/") for name in metrics)
     assert not (tmp_path / ANSWERS).exists()
 
@@ -49,10 +49,10 @@ def test_a_mere_function_is_not_trained(tmp_path):
             ran.append(subject)
             return Knn().run(subject)
 
-    network = colour_subject()
+    network = color_subject()
     assert Noting.trains and not Knn.trains
     assert judge(network, [Noting()], tmp_path)
-    function = colour_subject(encoder=lambda x_BCHW: network.encoder(x_BCHW))
+    function = color_subject(encoder=lambda x_BCHW: network.encoder(x_BCHW))
     assert judge(function, [Noting()], tmp_path) == {}
     assert ran == [network]
     assert judge(function, [Knn()], tmp_path)
@@ -61,8 +61,8 @@ def test_a_mere_function_is_not_trained(tmp_path):
 @pytest.mark.parametrize(
     ("count", "most", "step"), [(50, 20, 3), (40, 20, 2), (41, 20, 3), (20, 20, 1), (5, 20, 1)]
 )
-def test_the_gauged_images_are_spread_evenly_and_no_more_than_asked_for(count, most, step):
-    shown = gauged(count, most)
+def test_the_label_free_sample_are_spread_evenly_and_no_more_than_asked_for(count, most, step):
+    shown = label_free_sample(count, most)
     assert shown == slice(0, count, step)
     assert len(range(count)[shown]) <= most
 
@@ -88,8 +88,8 @@ def test_macs_of_a_file_are_those_of_the_network_it_was_made_from(tmp_path, monk
 
 
 def test_views_are_drawn_by_the_recipe_of_the_data(monkeypatch):
-    subject, seen = colour_subject(n_test=9), []
-    monkeypatch.setattr(evaluation_module, "view_gauges", lambda *args: seen.append(args) or {})
+    subject, seen = color_subject(n_test=9), []
+    monkeypatch.setattr(evaluation_module, "view_metrics", lambda *args: seen.append(args) or {})
     for recipe, name in ((None, "strong"), ("digits", "digits")):
         source = SimpleNamespace(default_recipe=recipe)
         workspace = SimpleNamespace(source=source, test=subject.test)

@@ -262,7 +262,7 @@ def test_the_first_views_are_mirrored_as_one_picture(make_workspace, tracker):
             assert np.array_equal(seen["views"][rows, columns], kept[view, image])
 
 
-def test_neighbours_are_looked_for_where_a_loss_reads_them(make_workspace, make_encoder):
+def test_neighbors_are_looked_for_where_a_loss_reads_them(make_workspace, make_encoder):
     workspace = make_workspace(FIXED)
     stage = models_of(workspace, 0)["distilled"]
     found = {}
@@ -270,7 +270,7 @@ def test_neighbours_are_looked_for_where_a_loss_reads_them(make_workspace, make_
         settings = DistillSettings(steps=1, losses={"a": {"kind": kind}})
         teacher = {"teacher": make_encoder(1)}
         distiller = build_distiller(make_encoder(), teacher, settings, stage, workspace)
-        found[kind] = distiller.neighbours_NK
+        found[kind] = distiller.neighbors_NK
     assert found["simreg"] is None and len(found["bingo"]) == 24
 
 

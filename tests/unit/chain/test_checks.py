@@ -86,7 +86,7 @@ def test_what_the_networks_cannot_serve_is_told_before_any_training(check, overr
         "distill.losses={a: {kind: bingo}}",
     ],
 )
-def test_mixtures_and_neighbours_pass_each_alone(check, override):
+def test_mixtures_and_neighbors_pass_each_alone(check, override):
     assert check(override) == []
 
 

@@ -327,7 +327,7 @@ def test_every_model_is_judged_beside_the_teacher(make_workspace):
     assert all(stage.config["labels"] for stage in evaluations.values())
 
 
-def test_data_without_labels_is_gauged_and_never_probed(make_workspace):
+def test_data_without_labels_is_measured_and_never_probed(make_workspace):
     workspace = make_workspace("evaluate.pixels=true", has_labels=False)
     evaluations = evaluations_of(workspace, 0)
     assert "pixels" not in evaluations

@@ -15,11 +15,11 @@ import torch.nn.functional as F
 
 import ssdistill
 from ssdistill.chain import arithmetic
-from ssdistill.chain import pictures as pictures_module
+from ssdistill.chain import page_content as content
 from ssdistill.chain import report as report_module
 from ssdistill.chain import run as run_module
-from ssdistill.chain.evaluation import answers_of, gauged, raw_pixels
-from ssdistill.chain.pictures import lineage, pictures
+from ssdistill.chain.evaluation import answers_of, label_free_sample, raw_pixels
+from ssdistill.chain.page_content import lineage, page_content
 from ssdistill.chain.plan import evaluations_of, latency_stage, models_of, plan
 from ssdistill.chain.stages import Identity
 from ssdistill.chain.training import NOTICES
@@ -30,8 +30,8 @@ from ssdistill.data.views import eval_view
 from ssdistill.evaluate.paired import paired_test
 from ssdistill.experiment.reading import load_experiment
 from ssdistill.label_free.agreement import agreement
-from ssdistill.label_free.collapse import alpha, gauges
-from ssdistill.label_free.lidar import view_gauges
+from ssdistill.label_free.collapse import alpha, collapse_metrics
+from ssdistill.label_free.lidar import view_metrics
 from ssdistill.measure import before_after
 from ssdistill.measure.before_after import agreed_on
 from ssdistill.measure.model_costs import costs_of
@@ -60,7 +60,7 @@ compress:
   - {kind: prune, ratio: 0.5, round_to: 8}
   - {kind: recover, steps: 2, batch_size: 16}
   - {kind: zeros, sparsity: 0.9, gate: {cka: 1.0, otherwise: keep}}
-evaluate: {gauge_images: 30}
+evaluate: {label_free_images: 30}
 device: {precision: fp32, memory_format: contiguous, accelerator: cpu}
 tracking: {wandb: disabled, log_every: 1}
 paper: {title: A paper, arxiv: "1234.56789", table: Table 1, deviations: [smaller, shorter],
@@ -250,7 +250,7 @@ def test_a_teacher_keeps_the_projector_it_was_trained_with(chain):
 
 def test_the_kept_embeddings_are_those_of_some_test_images(chain):
     images = chain.workspace.test.images
-    shown = gauged(len(images), 30)
+    shown = label_free_sample(len(images), 30)
     assert len(images[shown]) == 22 and shown == slice(0, 66, 3)
     for role in ("teacher", "distilled", "recovered"):
         evaluation = evaluations_of(chain.workspace, 0)[role]
@@ -260,22 +260,22 @@ def test_the_kept_embeddings_are_those_of_some_test_images(chain):
 
 
 def test_label_free_metrics_are_those_of_the_kept_embeddings(chain):
-    images = chain.workspace.test.images[gauged(66, 30)]
+    images = chain.workspace.test.images[label_free_sample(66, 30)]
     theirs_ND = embedded(chain, "teacher", images)
     for role in ("teacher", "distilled", "recovered"):
         ours_ND, metrics = embedded(chain, role, images), of(chain, role)["metrics"]
         expected = agreement(ours_ND, theirs_ND, k=10)
-        expected |= gauges(ours_ND) | {"collapse/alpha": alpha(ours_ND)}
+        expected |= collapse_metrics(ours_ND) | {"collapse/alpha": alpha(ours_ND)}
         for name, value in expected.items():
             assert metrics[name] == pytest.approx(value, rel=1e-3, abs=1e-4), (role, name)
     assert of(chain, "teacher")["metrics"]["agree/cosine"] == pytest.approx(1, abs=1e-5)
 
 
-def test_gauges_of_views_are_drawn_by_the_recipe_that_suits_the_data(chain):
-    workspace, shown = chain.workspace, gauged(66, 30)
+def test_label_free_metrics_of_views_are_drawn_by_the_recipe_that_suits_the_data(chain):
+    workspace, shown = chain.workspace, label_free_sample(66, 30)
     encoder = workspace.encoder(models(chain)["distilled"])
     index_N, images = torch.arange(66)[shown], workspace.test.images[shown]
-    expected = view_gauges(encoder, images, index_N, RECIPES["strong"], 16, torch.device("cpu"))
+    expected = view_metrics(encoder, images, index_N, RECIPES["strong"], 16, torch.device("cpu"))
     metrics = of(chain, "distilled")["metrics"]
     assert expected
     for name, value in expected.items():
@@ -451,32 +451,32 @@ def test_a_report_opens_the_models_of_the_first_seed(chain):
 
 
 def nearest_rows(chain, role, queries, k):
-    """Rows of the gauged images most similar to each query, itself left out."""
-    images = chain.workspace.test.images[gauged(66, 30)]
+    """Rows of the label-free sample most similar to each query, itself left out."""
+    images = chain.workspace.test.images[label_free_sample(66, 30)]
     z_ND = F.normalize(embedded(chain, role, images))
     cosine = z_ND[queries] @ z_ND.T
     cosine[range(len(queries)), queries] = -9
     return cosine.argsort(1, descending=True)[:, :k].tolist()
 
 
-def test_neighbours_are_the_most_similar_of_the_gauged_images(chain):
-    found = pictures(chain.workspace, chain.report.records)["neighbours"]
-    images = chain.workspace.test.images[gauged(66, 30)]
+def test_neighbors_are_the_most_similar_of_the_label_free_sample(chain):
+    found = page_content(chain.workspace, chain.report.records)["neighbors"]
+    images = chain.workspace.test.images[label_free_sample(66, 30)]
     queries = np.linspace(0, 21, 8).astype(int)
     assert all(np.array_equal(a, images[q]) for a, q in zip(found.queries, queries, strict=True))
     rows = {role: nearest_rows(chain, role, queries, 6) for role in ("teacher", "distilled")}
     for shown, role in ((found.teacher, "teacher"), (found.student, "distilled")):
-        for pictures_, expected in zip(shown, rows[role], strict=True):
-            assert len(pictures_) == 6
+        for row_images, expected in zip(shown, rows[role], strict=True):
+            assert len(row_images) == 6
             assert all(
-                np.array_equal(p, images[i]) for p, i in zip(pictures_, expected, strict=True)
+                np.array_equal(p, images[i]) for p, i in zip(row_images, expected, strict=True)
             )
     shared = [[i in b for i in a] for a, b in zip(rows["distilled"], rows["teacher"], strict=True)]
     assert found.shared == shared
 
 
 def test_charts_show_what_differs_in_size_and_every_score(chain):
-    drawn = pictures(chain.workspace, chain.report.records)
+    drawn = page_content(chain.workspace, chain.report.records)
     sized = ["teacher", "control", "control_time", "distilled", "pruned", "recovered", "zeroed_90"]
     assert [p.label for p in drawn["sizes"]] == sized
     assert [p.label for p in drawn["latencies"]] == sized
@@ -493,7 +493,7 @@ def test_charts_show_what_differs_in_size_and_every_score(chain):
 
 
 def test_curves_are_those_of_the_trainings_a_reader_compares(chain):
-    titles = [c.title for c in pictures(chain.workspace, chain.report.records)["curves"]]
+    titles = [c.title for c in page_content(chain.workspace, chain.report.records)["curves"]]
     stages = list(dict.fromkeys(title.split(":")[0] for title in titles))
     assert stages == ["teacher", "control", "distilled", "recovered"]
     assert {title.split(": ")[1].split()[0] for title in titles} <= {
@@ -505,7 +505,7 @@ def test_curves_are_those_of_the_trainings_a_reader_compares(chain):
 
 
 def test_confusions_are_of_teacher_student_and_last_model(chain):
-    charts = pictures(chain.workspace, chain.report.records)["confusions"]
+    charts = page_content(chain.workspace, chain.report.records)["confusions"]
     titles = [chart.args[2] for chart in charts]
     assert [title.split(",")[0] for title in titles] == ["teacher", "distilled", "zeroed_90"]
     answers = answers_of(evaluations_of(chain.workspace, 0)["distilled"], chain.workspace)
@@ -515,7 +515,7 @@ def test_confusions_are_of_teacher_student_and_last_model(chain):
 
 
 def test_the_shown_views_are_the_students(chain):
-    grid = pictures(chain.workspace, chain.report.records)["views"]
+    grid = page_content(chain.workspace, chain.report.records)["views"]
     assert len(grid.rows) == 2 and all(len(row) == 8 for row in grid.rows)
     assert list(grid.columns) == [str(n) for n in range(1, 9)] and "(distilled)" in grid.caption
     kept = np.load(models(chain)["distilled"].folder(chain.workspace.root) / "views.npy")
@@ -532,7 +532,7 @@ def test_a_lineage_goes_back_to_what_compression_was_given(chain):
     assert lineage(stages["teacher"]) == []
 
 
-def test_raw_pixels_are_shrunk_and_grey_ones_counted_once(chain):
+def test_raw_pixels_are_shrunk_and_gray_ones_counted_once(chain):
     workspace = chain.workspace
     x_BCHW = torch.rand(2, 3, 32, 32)
     found = raw_pixels(workspace)(x_BCHW).embedding_BD
@@ -540,10 +540,10 @@ def test_raw_pixels_are_shrunk_and_grey_ones_counted_once(chain):
     assert raw_pixels(workspace)(x_BCHW[..., :8, :8]).embedding_BD.shape == (2, 3 * 64)
     images = workspace.train.images.copy()
     images[...] = images[..., :1]
-    grey = SimpleNamespace(train=SimpleNamespace(images=images))
-    assert raw_pixels(grey)(x_BCHW).embedding_BD.shape == (2, 256)
+    gray = SimpleNamespace(train=SimpleNamespace(images=images))
+    assert raw_pixels(gray)(x_BCHW).embedding_BD.shape == (2, 256)
     images[0, 0, 0, 2] ^= 1
-    assert raw_pixels(grey)(x_BCHW).embedding_BD.shape == (2, 768)
+    assert raw_pixels(gray)(x_BCHW).embedding_BD.shape == (2, 768)
 
 
 def test_what_a_loaded_teacher_says_is_noticed(chain, monkeypatch):
@@ -574,23 +574,23 @@ def test_drawing_needs_at_least_two_latencies(chain):
         else r
         for r in chain.report.records
     ]
-    assert pictures(chain.workspace, records)["latencies"] == []
-    assert pictures_module.SHOWN_QUERIES == 8
+    assert page_content(chain.workspace, records)["latencies"] == []
+    assert content.SHOWN_QUERIES == 8
 
 
 def test_without_answers_no_confusion_is_drawn(chain, monkeypatch):
-    monkeypatch.setattr(pictures_module, "answers_of", lambda evaluation, workspace: {})
-    assert pictures(chain.workspace, chain.report.records)["confusions"] == []
+    monkeypatch.setattr(content, "answers_of", lambda evaluation, workspace: {})
+    assert page_content(chain.workspace, chain.report.records)["confusions"] == []
 
 
-def test_without_a_distilled_student_there_are_no_neighbours_of_two(chain, monkeypatch):
+def test_without_a_distilled_student_there_are_no_neighbors_of_two(chain, monkeypatch):
     def without(workspace, seed):
         found = evaluations_of(workspace, seed)
         del found["distilled"]
         return found
 
-    monkeypatch.setattr(pictures_module, "evaluations_of", without)
-    assert pictures_module._neighbours(chain.workspace) is None
+    monkeypatch.setattr(content, "evaluations_of", without)
+    assert content._neighbors(chain.workspace) is None
 
 
 @pytest.mark.parametrize(
@@ -609,15 +609,15 @@ def test_deviations_from_a_paper_are_told_where_there_are_any(paper, notices, mo
     assert report_module.notices_of(workspace) == notices
 
 
-def test_among_images_that_look_the_same_as_many_neighbours_are_shown(monkeypatch, make_store):
+def test_among_images_that_look_the_same_as_many_neighbors_are_shown(monkeypatch, make_store):
     # The image itself is then not always among the nearest that are asked for.
     names = dict.fromkeys(("teacher", "distilled"))
-    monkeypatch.setattr(pictures_module, "evaluations_of", lambda workspace, seed: names)
+    monkeypatch.setattr(content, "evaluations_of", lambda workspace, seed: names)
     same_ND = np.ones((20, 3), dtype=np.float32)
-    monkeypatch.setattr(pictures_module, "gauged_features", lambda evaluation, workspace: same_ND)
+    monkeypatch.setattr(content, "sample_features", lambda evaluation, workspace: same_ND)
     experiment = SimpleNamespace(seeds=(0,), evaluate=None, all_teachers=["teacher"])
     workspace = SimpleNamespace(experiment=experiment, test=make_store(20))
-    found = pictures_module._neighbours(workspace)
+    found = content._neighbors(workspace)
     assert [len(row) for row in (*found.teacher, *found.student)] == [6] * 16
 
 

@@ -65,7 +65,7 @@ def test_images_follow_their_seed_and_are_distinct(make_workspace):
 
 def test_stages_know_the_size_and_the_statistics_of_the_training_images(make_workspace):
     workspace = make_workspace()
-    pictures = workspace.pictures
+    pictures = workspace.image_spec
     assert (workspace.image_size, pictures.image_size) == (16, 16)
     assert (pictures.mean, pictures.std) == ((0.5,) * 3, (0.25,) * 3)
     built = workspace.build(workspace.experiment.student.encoder)

@@ -73,7 +73,7 @@ def test_a_loss_is_listed_under_its_family_with_paper_and_what_it_reads():
             assert cells_of(table, column) == [getattr(cls, column) for cls in classes]
         views = dict(zip(cells_of(table, "kind"), cells_of(table, "views"), strict=True))
         expected = {"simreg": "1 same", "infonce": "2 other"}
-        expected["bingo"] = "2 [[0, 1]] + cutmix, neighbour_0, neighbour_1"
+        expected["bingo"] = "2 [[0, 1]] + cutmix, neighbor_0, neighbor_1"
         assert {k: v for k, v in views.items() if expected.get(k, v) != v} == {}
     assert cells_of(listings("methods")[0], "paper") == [
         cls.paper for cls in METHODS.classes.values()

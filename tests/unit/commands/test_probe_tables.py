@@ -21,7 +21,7 @@ from ssdistill.label_free.agreement import agreement
 ASKED = {"knn": {"k": 5}, "low_shot": {"draws": 3}}
 
 
-def colours(x_BCHW):
+def colors(x_BCHW):
     return x_BCHW.mean((2, 3))
 
 
@@ -34,13 +34,13 @@ def corner(x_BCHW):
 
 
 def pairs(classes=4, train=120, test=80, labels=True):
-    """Every class has its own colour, blurred by noise."""
+    """Every class has its own color, blurred by noise."""
     rng = np.random.default_rng(0)
-    colour_K3 = rng.integers(40, 160, (classes, 3))
+    color_K3 = rng.integers(40, 160, (classes, 3))
 
     def split(count):
         y = np.arange(count) % classes
-        x = colour_K3[y].reshape(-1, 1, 1, 3) + rng.integers(-40, 90, (count, 5, 5, 3))
+        x = color_K3[y].reshape(-1, 1, 1, 3) + rng.integers(-40, 90, (count, 5, 5, 3))
         return (x.clip(0, 255).astype(np.uint8), y) if labels else (x.astype(np.uint8),)
 
     return split(train), split(test)
@@ -48,12 +48,12 @@ def pairs(classes=4, train=120, test=80, labels=True):
 
 @pytest.fixture(scope="module")
 def one():
-    return ssdistill.probe({"colours": colours}, pairs(), ["knn", "low_shot"], settings=ASKED)
+    return ssdistill.probe({"colors": colors}, pairs(), ["knn", "low_shot"], settings=ASKED)
 
 
 @pytest.fixture(scope="module")
 def several():
-    models = {"colours": colours, "pixels": pixels, "corner": corner}
+    models = {"colors": colors, "pixels": pixels, "corner": corner}
     return ssdistill.probe(models, pairs(), ["knn", "low_shot"], settings=ASKED, margin=2.0)
 
 
@@ -62,7 +62,7 @@ def column(table, name):
 
 
 def test_one_model_is_shown_measure_by_measure_and_class_by_class(one):
-    measures, classes, gauges = tables(one)
+    measures, classes, label_free = tables(one)
     (model,) = one.models
     knn = model.results["knn"]
     first = measures.rows[0]
@@ -73,7 +73,7 @@ def test_one_model_is_shown_measure_by_measure_and_class_by_class(one):
     assert column(measures, "protocol").count("k-NN") == 1
     by_class = knn.classification.by_class()
     assert column(classes, "recall") == [f"{row['recall']:.1f}" for row in by_class]
-    assert gauges.header == ("model", "std", "effective rank", "uniformity")
+    assert label_free.header == ("model", "std", "effective rank", "uniformity")
 
 
 def test_of_many_classes_the_worst_are_shown():
@@ -87,8 +87,8 @@ def test_of_many_classes_the_worst_are_shown():
 
 
 def test_several_models_are_one_row_each_and_held_against_the_first(several):
-    models, paired, gauges = tables(several)
-    assert column(models, "model") == ["colours", "pixels", "corner"]
+    models, paired, label_free = tables(several)
+    assert column(models, "model") == ["colors", "pixels", "corner"]
     assert column(models, "size") == ["–"] * 3
     first, _, corner_found = several.models
     low, high = corner_found.results["knn"]["top1_low"], corner_found.results["knn"]["top1_high"]
@@ -105,37 +105,37 @@ def test_several_models_are_one_row_each_and_held_against_the_first(several):
 
     z_ND = [model.looked_at_ND for model in several.models]
     cka = agreement(z_ND[1], z_ND[0])["agree/cka"]
-    assert column(gauges, "CKA") == ["–", f"{cka:.3f}", column(gauges, "CKA")[2]]
+    assert column(label_free, "CKA") == ["–", f"{cka:.3f}", column(label_free, "CKA")[2]]
 
 
 def test_a_model_against_itself_is_equivalent():
-    models = {"a": colours, "b": lambda x: colours(x)}
+    models = {"a": colors, "b": lambda x: colors(x)}
     found = ssdistill.probe(models, pairs(test=400), ["knn"], margin=1.5)
     row = dict(zip(tables(found)[1].header, tables(found)[1].rows[0], strict=True))
     assert (row["difference"], row["McNemar p"]) == ("+0.00", "1.000")
     assert row["verdict"] == "equivalent within 1.5"
 
 
-def test_without_labels_only_the_gauges_are_shown_and_why():
+def test_without_labels_only_the_label_free_metrics_are_shown_and_why():
     data = pairs(labels=False)
-    found = ssdistill.probe({"colours": colours, "pixels": pixels}, data)
+    found = ssdistill.probe({"colors": colors, "pixels": pixels}, data)
     assert [table.title for table in tables(found)] == ["Models", "Label-free metrics"]
     assert "no labels" in found.notices[0] and not found.comparisons
     assert "no labels" in render(found)
     with pytest.raises(UserError, match="required by knn"):
-        ssdistill.probe({"colours": colours}, data, ["knn"])
+        ssdistill.probe({"colors": colors}, data, ["knn"])
 
 
 def test_a_protocol_that_cannot_judge_is_left_out_aloud():
     asked = {"low_shot": {"labels_per_class": 1000}}
-    found = ssdistill.probe({"c": colours}, pairs(), ["knn", "low_shot"], settings=asked)
+    found = ssdistill.probe({"c": colors}, pairs(), ["knn", "low_shot"], settings=asked)
     assert set(found.models[0].results) == {"knn"}
     assert any("c: low_shot skipped: class 0 has 30" in notice for notice in found.notices)
     with pytest.raises(UserError, match="class 0 has 30"):
-        ssdistill.probe({"c": colours}, pairs(), ["low_shot"], settings=asked)
+        ssdistill.probe({"c": colors}, pairs(), ["low_shot"], settings=asked)
     (x, y), (u, v) = pairs()
     with pytest.raises(UserError, match="classes without training images: 9"):
-        ssdistill.probe({"c": colours}, ((x, y), (u, np.where(v == 3, 9, v))), ["knn"])
+        ssdistill.probe({"c": colors}, ((x, y), (u, np.where(v == 3, 9, v))), ["knn"])
 
 
 def test_an_interval_is_the_one_found_or_made_of_the_standard_error():
@@ -152,7 +152,7 @@ def test_every_protocol_has_a_number_to_quote(several):
 
 def test_json_holds_everything_and_csv_every_number(several):
     found = json.loads(to_json(several))
-    assert [model["name"] for model in found["models"]] == ["colours", "pixels", "corner"]
+    assert [model["name"] for model in found["models"]] == ["colors", "pixels", "corner"]
     model = several.models[2]
     knn = found["models"][2]["results"]["knn"]
     assert knn["settings"]["k"] == 5 and found["protocols"]["knn"]["k"] == 5
@@ -169,7 +169,7 @@ def test_json_holds_everything_and_csv_every_number(several):
 def test_what_json_cannot_hold_is_null():
     (x, y), (u, v) = pairs()
     keep = v != 3
-    found = ssdistill.probe({"c": colours}, ((x, y), (u[keep], v[keep])), ["knn"])
+    found = ssdistill.probe({"c": colors}, ((x, y), (u[keep], v[keep])), ["knn"])
     classes = json.loads(to_json(found))["models"][0]["results"]["knn"]["classes"]
     assert classes[3]["recall"] is None and classes[3]["images"] == 0
 
@@ -182,13 +182,13 @@ def test_markdown_has_the_tables_of_the_terminal(several):
 
 def test_the_page_has_every_picture_and_no_script(one, several):
     page = render(several)
-    for name in ("colours", "pixels", "corner"):
+    for name in ("colors", "pixels", "corner"):
         assert page.count(f"<title>{name}, k-NN</title>") == 2  # for wide and for narrow pages
         assert page.count(f"<title>{name}</title>") == 2
     assert "Paired comparison" in page and "Paired" not in render(one)
     assert "<script" not in page and "http://" not in page.replace("http://www.w3.org/", "")
     alone = render(one)
-    assert "Probe of colours" in alone and "Accuracy against size" not in alone
+    assert "Probe of colors" in alone and "Accuracy against size" not in alone
 
 
 def test_the_page_of_one_model_has_every_measure_of_a_class_that_of_several_only_one(one, several):
@@ -200,7 +200,7 @@ def test_the_page_begins_with_the_numbers_that_are_quoted(one, several):
     (model,) = one.models
     metrics = [column.metric for column in quoted(one)]
     assert [head.value for head in _headlines(one)] == [f"{model.metrics[m]:.1f}" for m in metrics]
-    assert [head.name for head in _headlines(several)] == ["colours", "pixels", "corner"]
+    assert [head.name for head in _headlines(several)] == ["colors", "pixels", "corner"]
 
 
 def test_the_page_says_what_every_protocol_chose(several):
@@ -212,7 +212,7 @@ def test_the_page_says_what_every_protocol_chose(several):
 
 
 def test_models_whose_size_is_known_are_drawn_against_it():
-    found = ssdistill.probe({"a": colours, "b": corner}, pairs(), ["knn"])
+    found = ssdistill.probe({"a": colors, "b": corner}, pairs(), ["knn"])
     assert "Accuracy against size" not in render(found)
     for model, size in zip(found.models, (1000, 2000), strict=True):
         model.metrics["compress/bytes"] = size
@@ -225,7 +225,7 @@ def test_a_protocol_without_numbers_has_none_to_quote():
 
 
 def test_a_page_draws_the_maps_of_the_first_six_models():
-    models = {f"model{number}": colours for number in range(7)}
+    models = {f"model{number}": colors for number in range(7)}
     found = ssdistill.probe(models, pairs(labels=False))
     page = render(found)
     assert [f"<title>model{number}</title>" in page for number in range(7)] == [True] * 6 + [False]
@@ -239,11 +239,11 @@ def test_nothing_is_changed_in_the_order_of_models_or_images(several):
 @pytest.mark.parametrize("margin", [0, -1.0])
 def test_a_margin_is_positive(margin):
     with pytest.raises(UserError, match="margin="):
-        ssdistill.probe({"c": colours}, pairs(), ["knn"], margin=margin)
+        ssdistill.probe({"c": colors}, pairs(), ["knn"], margin=margin)
 
 
 def test_pictures_are_resized_aloud_and_models_may_be_a_list():
-    found = ssdistill.probe([colours, pixels], pairs(), ["knn"], image_size=4)
+    found = ssdistill.probe([colors, pixels], pairs(), ["knn"], image_size=4)
     assert [model.name for model in found.models] == ["encoder 1", "encoder 2"]
     assert found.models[1].image_size == 4
     assert found.notices == ["encoder 1, encoder 2: images of 5 pixels are resized to 4"]

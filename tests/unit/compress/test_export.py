@@ -48,7 +48,7 @@ def test_a_file_is_written_compared_and_timed_beside_onnx_runtime(encoder, tmp_p
 
 
 @torch.no_grad()
-def test_uint8_folds_conversion_and_normalisation_into_the_file(encoder, tmp_path):
+def test_uint8_folds_conversion_and_normalization_into_the_file(encoder, tmp_path):
     found, record = export(encoder, tmp_path, runtime="onnxruntime", uint8=True)
     images_BCHW = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
     expected_BD = encoder(images_BCHW / 255).embedding_BD

@@ -11,7 +11,7 @@ from ssdistill.compress.codes.mean_shifts import correct_shifts
 from ssdistill.compress.lowbit import LowBit, TrainingOnGrid, put_on_grid
 from ssdistill.compress.matching import match_embeddings
 from ssdistill.errors import UserError
-from ssdistill.label_free.agreement import centred_cosine
+from ssdistill.label_free.agreement import centered_cosine
 from ssdistill.measure.parameters import count_parameters
 from ssdistill.models.wrapped import Wrapped
 from ssdistill.settings.registry import STEPS
@@ -30,7 +30,7 @@ def lowbit(model, tmp_path, inputs=images, **settings):
 
 def difference(a, b, inputs):
     with torch.no_grad():
-        return 1 - centred_cosine(a(inputs).embedding_BD, b(inputs).embedding_BD).mean().item()
+        return 1 - centered_cosine(a(inputs).embedding_BD, b(inputs).embedding_BD).mean().item()
 
 
 @pytest.fixture

@@ -363,13 +363,13 @@ def test_what_is_exact_already_hardly_changes():
     assert torch.allclose(fitted.net[2].weight, pruned.net[2].weight, atol=1e-5)
 
 
-def test_a_weight_that_is_standardised_on_its_way_is_left_alone():
-    class Standardised(nn.Conv2d):
+def test_a_weight_that_is_standardized_on_its_way_is_left_alone():
+    class Standardized(nn.Conv2d):
         def forward(self, x):
             weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
             return nn.functional.conv2d(x, weight, self.bias)
 
-    net = randomize(Pooled(nn.Conv2d(4, 8, 1), nn.ReLU(), Standardised(8, 3, 1)))
+    net = randomize(Pooled(nn.Conv2d(4, 8, 1), nn.ReLU(), Standardized(8, 3, 1)))
     dense, x = Wrapped(net, images()[:2]), images()
     _, fits = refit_layers(Half(["body.0"], ["body.2"]).cut(dense), dense, x)
     assert fits == [Fit("body.2", 1.0)]

@@ -10,7 +10,7 @@ import pytest
 from ssdistill.data.sources.npz import Npz
 from ssdistill.data.store import open_store
 from ssdistill.errors import UserError
-from ssdistill.evaluate.opening.pictures import open_pictures
+from ssdistill.evaluate.opening.images import open_images
 
 IMAGES = np.arange(6 * 5 * 5 * 3, dtype=np.uint8).reshape(6, 5, 5, 3)
 
@@ -55,7 +55,7 @@ def refusal(path, tmp_path):
     assert "\n" not in message and str(path) in message
     # The command that judges encoders reads by the same way.
     with pytest.raises(UserError) as again:
-        open_pictures(str(path), root=tmp_path / "probe")
+        open_images(str(path), root=tmp_path / "probe")
     assert "\n" not in str(again.value) and str(path) in str(again.value)
     return message
 
@@ -179,7 +179,7 @@ def test_what_is_no_file_of_arrays_is_refused_with_the_way_to_write_one(tmp_path
         assert words in str(caught.value) and name in str(caught.value)
     for name in ("one.npy", "pipe.npz"):
         with pytest.raises(UserError, match=name):
-            open_pictures(tmp_path / name, root=tmp_path)
+            open_images(tmp_path / name, root=tmp_path)
 
 
 @pytest.mark.parametrize("names", [np.zeros((2, 2)), np.array([1.5]), np.array("a")])

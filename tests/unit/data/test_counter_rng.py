@@ -54,7 +54,7 @@ def test_low_bits_are_as_random_as_high_ones():
         {"epoch": 3, "view": 2},
     ],
 )
-def test_neighbouring_keys_are_uncorrelated(other):
+def test_neighboring_keys_are_uncorrelated(other):
     first, second = draw().flatten(), draw(**other).flatten()
     assert not torch.equal(first, second)
     correlation = np.corrcoef(first.numpy(), second.numpy())[0, 1]

@@ -23,8 +23,8 @@ def saved(tmp_path):
     return save_and_read
 
 
-def near(array, colour, tolerance=2):
-    return np.abs(array.astype(int) - np.array(colour)).max() <= tolerance
+def near(array, color, tolerance=2):
+    return np.abs(array.astype(int) - np.array(color)).max() <= tolerance
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.tif", "a.webp", "a.ppm"])
@@ -34,17 +34,17 @@ def test_lossless_formats_give_back_the_exact_pixels(saved, name):
     assert np.array_equal(saved(Image.fromarray(pixels), name, **options), pixels)
 
 
-def test_colour_jpeg_is_rgb(saved):
+def test_color_jpeg_is_rgb(saved):
     assert near(
         saved(Image.new("RGB", (16, 16), (200, 50, 20)), "a.jpg", quality=95), (200, 50, 20)
     )
 
 
-def test_grey_jpeg_has_three_equal_channels(saved):
+def test_gray_jpeg_has_three_equal_channels(saved):
     assert near(saved(Image.new("L", (16, 16), 77), "a.jpg", quality=95), (77, 77, 77), 1)
 
 
-def test_cmyk_jpeg_has_the_right_colours_and_not_their_negative(saved):
+def test_cmyk_jpeg_has_the_right_colors_and_not_their_negative(saved):
     red_in_inks = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
     assert near(saved(red_in_inks, "red.jpg", quality=95), RED, 4)
     dark = Image.new("CMYK", (16, 16), (0, 0, 0, 200))
@@ -78,7 +78,7 @@ def test_damaged_exif_does_not_cost_the_picture(saved, exif):
     assert near(saved(Image.new("RGB", (8, 8), RED), "a.jpg", exif=exif), RED, 4)
 
 
-def test_sixteen_bit_grey_is_scaled_and_not_clipped(saved):
+def test_sixteen_bit_gray_is_scaled_and_not_clipped(saved):
     pixels = np.array([[0, 257, 32768, 65535]], dtype=np.uint16)
     for name in ("a.png", "a.tif"):
         array = saved(Image.fromarray(pixels), name)
@@ -92,7 +92,7 @@ def test_one_bit_pictures_are_black_and_white(saved):
     assert saved(image, "a.png")[0, :, 0].tolist() == [0, 0, 255, 0]
 
 
-def test_palette_colours_are_looked_up(saved):
+def test_palette_colors_are_looked_up(saved):
     image = Image.new("P", (2, 1))
     image.putpalette([*RED, *GREEN])
     image.putpixel((1, 0), 1)
@@ -113,11 +113,11 @@ def test_alpha_is_composited_on_white(saved):
         [255, 255, 255],
         [127, 127, 127],
     ]
-    grey_alpha = np.array([[[40, 255], [40, 0]]], dtype=np.uint8)
-    assert saved(Image.fromarray(grey_alpha, "LA"), "b.png")[0, :, 0].tolist() == [40, 255]
+    gray_alpha = np.array([[[40, 255], [40, 0]]], dtype=np.uint8)
+    assert saved(Image.fromarray(gray_alpha, "LA"), "b.png")[0, :, 0].tolist() == [40, 255]
 
 
-def test_the_transparent_colour_of_an_rgb_png_becomes_white(saved):
+def test_the_transparent_color_of_an_rgb_png_becomes_white(saved):
     image = Image.new("RGB", (2, 1), RED)
     image.putpixel((1, 0), BLUE)
     assert saved(image, "a.png", transparency=RED)[0].tolist() == [[255, 255, 255], [0, 0, 255]]
@@ -125,7 +125,7 @@ def test_the_transparent_colour_of_an_rgb_png_becomes_white(saved):
 
 @pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png"])
 def test_the_first_frame_of_an_animation_counts(saved, name):
-    frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, GREEN, BLUE)]
+    frames = [Image.new("RGB", (8, 8), color) for color in (RED, GREEN, BLUE)]
     array = saved(frames[0], name, save_all=True, append_images=frames[1:])
     assert near(array, RED, 4)
 
@@ -198,7 +198,7 @@ def test_float_pixels_are_refused(tmp_path):
         read_image(tmp_path / "a.tif")
 
 
-def test_square_keeps_the_centre():
+def test_square_keeps_the_center():
     wide = np.zeros((10, 30, 3), dtype=np.uint8)
     wide[:, 10:20] = 255
     assert np.array_equal(square(wide, 10), np.full((10, 10, 3), 255))

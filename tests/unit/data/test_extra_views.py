@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ssdistill.data.batch import Batch
-from ssdistill.data.extra import EXTRA, NEEDS_NEIGHBOURS, extra_views
+from ssdistill.data.extra import EXTRA, NEEDS_NEIGHBORS, extra_views
 from ssdistill.data.recipes import RECIPES, ViewRecipe
 from ssdistill.data.views import make_view
 from ssdistill.errors import UserError
@@ -15,10 +15,10 @@ RECIPES_2 = (RECIPES["weak"], RECIPES["simclr"])
 
 def make_batch(step=0, count=6, epoch=2):
     generator = torch.Generator().manual_seed(0)
-    images, neighbours = torch.randint(
+    images, neighbors = torch.randint(
         0, 256, (2, count, 16, 16, 3), dtype=torch.uint8, generator=generator
     )
-    return Batch(images, torch.arange(count) * 3 + 40, epoch, step, 10, neighbours)
+    return Batch(images, torch.arange(count) * 3 + 40, epoch, step, 10, neighbors)
 
 
 def make_views(batch, recipes=RECIPES_2):
@@ -70,59 +70,59 @@ def test_rotations_turn_the_first_view_in_its_plane():
     assert torch.equal(turned["rotated_270"][..., 0, :], view[..., :, 0].flip(2))
 
 
-def test_rotations_need_no_neighbours():
-    batch = dataclasses.replace(make_batch(), neighbours_BHWC=None)
+def test_rotations_need_no_neighbors():
+    batch = dataclasses.replace(make_batch(), neighbors_BHWC=None)
     assert len(extras(EXTRA[:3], batch)) == 3
 
 
-@pytest.mark.parametrize("name", sorted(NEEDS_NEIGHBOURS))
-def test_a_view_of_neighbours_without_any_says_so(name):
-    batch = dataclasses.replace(make_batch(), neighbours_BHWC=None)
-    with pytest.raises(ValueError, match=f"{name}: the loader has no neighbors; pass neighbours"):
+@pytest.mark.parametrize("name", sorted(NEEDS_NEIGHBORS))
+def test_a_view_of_neighbors_without_any_says_so(name):
+    batch = dataclasses.replace(make_batch(), neighbors_BHWC=None)
+    with pytest.raises(ValueError, match=f"{name}: the loader has no neighbors; pass neighbors"):
         extras((name,), batch)
 
 
-def test_neighbours_are_views_by_the_first_and_the_last_recipe_with_draws_of_their_own():
+def test_neighbors_are_views_by_the_first_and_the_last_recipe_with_draws_of_their_own():
     batch = make_batch()
-    found = extras(("neighbour_0", "neighbour_1"), batch)
-    first = view_of(batch.neighbours_BHWC, batch, RECIPES["weak"], view=2)
-    last = view_of(batch.neighbours_BHWC, batch, RECIPES["simclr"], view=3)
-    assert torch.equal(found["neighbour_0"], first)
-    assert torch.equal(found["neighbour_1"], last)
+    found = extras(("neighbor_0", "neighbor_1"), batch)
+    first = view_of(batch.neighbors_BHWC, batch, RECIPES["weak"], view=2)
+    last = view_of(batch.neighbors_BHWC, batch, RECIPES["simclr"], view=3)
+    assert torch.equal(found["neighbor_0"], first)
+    assert torch.equal(found["neighbor_1"], last)
 
 
-def test_neighbours_of_one_recipe_are_two_different_views():
-    found = extras(("neighbour_0", "neighbour_1"), make_batch(), (RECIPES["weak"],))
-    difference_B = (found["neighbour_0"] - found["neighbour_1"]).abs().amax(dim=(1, 2, 3))
+def test_neighbors_of_one_recipe_are_two_different_views():
+    found = extras(("neighbor_0", "neighbor_1"), make_batch(), (RECIPES["weak"],))
+    difference_B = (found["neighbor_0"] - found["neighbor_1"]).abs().amax(dim=(1, 2, 3))
     assert (difference_B > 1e-3).all()
 
 
-def test_small_crops_do_not_decide_how_neighbours_are_seen():
+def test_small_crops_do_not_decide_how_neighbors_are_seen():
     batch = make_batch()
     small = ViewRecipe(scale=(0.05, 0.1), size=6)
-    found = extras(("neighbour_0", "neighbour_1"), batch, (small, *RECIPES_2, small))
-    first = view_of(batch.neighbours_BHWC, batch, RECIPES["weak"], view=4)
-    last = view_of(batch.neighbours_BHWC, batch, RECIPES["simclr"], view=5)
-    assert torch.equal(found["neighbour_0"], first)
-    assert torch.equal(found["neighbour_1"], last)
+    found = extras(("neighbor_0", "neighbor_1"), batch, (small, *RECIPES_2, small))
+    first = view_of(batch.neighbors_BHWC, batch, RECIPES["weak"], view=4)
+    last = view_of(batch.neighbors_BHWC, batch, RECIPES["simclr"], view=5)
+    assert torch.equal(found["neighbor_0"], first)
+    assert torch.equal(found["neighbor_1"], last)
 
 
 def test_views_larger_than_the_encoders_are_the_full_ones():
     large = ViewRecipe(size=16)
-    found = extras(("neighbour_1",), make_batch(), (large, RECIPES["weak"]))
-    assert found["neighbour_1"].shape[-1] == 16
+    found = extras(("neighbor_1",), make_batch(), (large, RECIPES["weak"]))
+    assert found["neighbor_1"].shape[-1] == 16
 
 
 @pytest.mark.parametrize("step", range(12))
-def test_cutmix_is_the_first_view_with_one_rectangle_of_the_neighbour(step):
+def test_cutmix_is_the_first_view_with_one_rectangle_of_the_neighbor(step):
     batch = make_batch(step)
-    found = extras(("neighbour_0", "cutmix"), batch)
+    found = extras(("neighbor_0", "cutmix"), batch)
     view = make_views(batch)[0]
     taken_HW = pasted(found["cutmix"], view)
     rows, columns = (taken_HW.any(dim=d).nonzero()[:, 0] for d in (1, 0))
     assert len(rows) and not taken_HW.all()
     assert taken_HW[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
-    assert torch.equal(torch.where(taken_HW, found["neighbour_0"], view), found["cutmix"])
+    assert torch.equal(torch.where(taken_HW, found["neighbor_0"], view), found["cutmix"])
 
 
 @pytest.mark.parametrize("step", range(12))
@@ -149,7 +149,7 @@ def test_shares_and_rectangles_change_with_the_step_and_the_seed_only():
 
 def test_the_share_is_left_alone_where_nothing_is_mixed():
     batch = make_batch()
-    extras(("neighbour_0", "rotated_90"), batch)
+    extras(("neighbor_0", "rotated_90"), batch)
     assert batch.cutmix_share is None
 
 

@@ -37,13 +37,13 @@ def rows(batch):
     return batch.index_B.tolist()
 
 
-def make_neighbours(k=3):
+def make_neighbors(k=3):
     """(23, k) rows, k different ones for every image and none its own."""
     return (np.arange(23)[:, None] + 1 + 5 * np.arange(k)) % 23
 
 
-def neighbours_in(batch):
-    return batch.neighbours_BHWC[:, 0, 0, 0].tolist()
+def neighbors_in(batch):
+    return batch.neighbors_BHWC[:, 0, 0, 0].tolist()
 
 
 def test_a_batch_holds_the_pictures_its_index_names(store, memory):
@@ -123,23 +123,23 @@ def test_processes_share_one_global_batch(store, memory):
 
 
 def test_a_device_that_is_not_the_cpu_gathers_there(store):
-    neighbours = make_neighbours()
-    loader = Loader(store, 5, seed=0, num_steps=5, device="meta", neighbours=neighbours)
+    neighbors = make_neighbors()
+    loader = Loader(store, 5, seed=0, num_steps=5, device="meta", neighbors=neighbors)
     batch = loader.batch(1)
     assert batch.images_BHWC.device.type == batch.index_B.device.type == "meta"
-    assert batch.neighbours_BHWC.device.type == "meta"
-    assert batch.images_BHWC.shape == batch.neighbours_BHWC.shape == (5, 4, 4, 3)
+    assert batch.neighbors_BHWC.device.type == "meta"
+    assert batch.images_BHWC.shape == batch.neighbors_BHWC.shape == (5, 4, 4, 3)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_batches_on_a_gpu_are_the_same(store, memory):
-    key = {"seed": 0, "num_steps": 8, "neighbours": make_neighbours()}
+    key = {"seed": 0, "num_steps": 8, "neighbors": make_neighbors()}
     here, there = (Loader(store, 5, **key, device=d) for d in ("cpu", "cuda"))
     for a, b in zip(here.iterate(0), there.iterate(0), strict=True):
         assert b.images_BHWC.is_cuda and b.index_B.is_cuda
         assert torch.equal(a.images_BHWC, b.images_BHWC.cpu())
         assert torch.equal(a.index_B, b.index_B.cpu())
-        assert torch.equal(a.neighbours_BHWC, b.neighbours_BHWC.cpu())
+        assert torch.equal(a.neighbors_BHWC, b.neighbors_BHWC.cpu())
 
 
 def test_a_batch_larger_than_the_store_is_refused(store):
@@ -161,27 +161,27 @@ def test_loading_reads_no_label(store):
         store.labels  # noqa: B018
 
 
-def test_without_neighbours_a_batch_has_none(store):
-    assert Loader(store, 5, seed=0, num_steps=8).batch(0).neighbours_BHWC is None
+def test_without_neighbors_a_batch_has_none(store):
+    assert Loader(store, 5, seed=0, num_steps=8).batch(0).neighbors_BHWC is None
 
 
-def test_every_picture_comes_with_one_of_its_neighbours(store, memory):
-    neighbours = make_neighbours()
-    batch = Loader(store, 5, seed=0, num_steps=8, neighbours=neighbours).batch(2)
-    assert batch.neighbours_BHWC.dtype == torch.uint8
-    assert batch.neighbours_BHWC.shape == batch.images_BHWC.shape
-    for row, found in zip(rows(batch), neighbours_in(batch), strict=True):
-        assert found in neighbours[row]
+def test_every_picture_comes_with_one_of_its_neighbors(store, memory):
+    neighbors = make_neighbors()
+    batch = Loader(store, 5, seed=0, num_steps=8, neighbors=neighbors).batch(2)
+    assert batch.neighbors_BHWC.dtype == torch.uint8
+    assert batch.neighbors_BHWC.shape == batch.images_BHWC.shape
+    for row, found in zip(rows(batch), neighbors_in(batch), strict=True):
+        assert found in neighbors[row]
 
 
-def test_a_neighbour_depends_on_seed_epoch_and_picture_and_on_nothing_else(store, memory):
+def test_a_neighbor_depends_on_seed_epoch_and_picture_and_on_nothing_else(store, memory):
     def drawn(batch_size, seed=3, order=range):
-        loader = Loader(store, batch_size, seed, num_steps=60, neighbours=make_neighbours())
+        loader = Loader(store, batch_size, seed, num_steps=60, neighbors=make_neighbors())
         batches = [loader.batch(step) for step in order(3 * loader.steps_per_epoch)]
         return {
             (b.epoch, row): found
             for b in batches
-            for row, found in zip(rows(b), neighbours_in(b), strict=True)
+            for row, found in zip(rows(b), neighbors_in(b), strict=True)
         }
 
     whole = drawn(23)
@@ -190,52 +190,52 @@ def test_a_neighbour_depends_on_seed_epoch_and_picture_and_on_nothing_else(store
     assert drawn(23, seed=4) != whole
 
 
-def test_neighbours_change_from_epoch_to_epoch_and_each_gets_its_turn(store):
-    neighbours = make_neighbours()
-    loader = Loader(store, 23, seed=0, num_steps=200, neighbours=neighbours)
-    counts = np.zeros_like(neighbours)
+def test_neighbors_change_from_epoch_to_epoch_and_each_gets_its_turn(store):
+    neighbors = make_neighbors()
+    loader = Loader(store, 23, seed=0, num_steps=200, neighbors=neighbors)
+    counts = np.zeros_like(neighbors)
     for step in range(200):
         batch = loader.batch(step)
-        hit = neighbours[rows(batch)] == np.array(neighbours_in(batch))[:, None]
+        hit = neighbors[rows(batch)] == np.array(neighbors_in(batch))[:, None]
         counts[rows(batch)] += hit
     assert counts.sum() == 23 * 200
     # 200 draws of one in three: 66.7 with a standard deviation of 6.7.
     assert abs(counts - 200 / 3).max() < 5 * 6.7
 
 
-def test_processes_share_the_neighbours_of_one_global_batch(store, memory):
-    neighbours = make_neighbours()
-    alone = Loader(store, 6, seed=0, num_steps=5, neighbours=neighbours)
+def test_processes_share_the_neighbors_of_one_global_batch(store, memory):
+    neighbors = make_neighbors()
+    alone = Loader(store, 6, seed=0, num_steps=5, neighbors=neighbors)
     ranks = [
-        Loader(store, 6, seed=0, num_steps=5, world_size=3, rank=r, neighbours=neighbours)
+        Loader(store, 6, seed=0, num_steps=5, world_size=3, rank=r, neighbors=neighbors)
         for r in range(3)
     ]
     for step in range(5):
-        parts = [neighbours_in(loader.batch(step)) for loader in ranks]
-        assert [i for part in parts for i in part] == neighbours_in(alone.batch(step))
+        parts = [neighbors_in(loader.batch(step)) for loader in ranks]
+        assert [i for part in parts for i in part] == neighbors_in(alone.batch(step))
 
 
-def test_asking_for_neighbours_moves_no_picture(store):
-    with_them = Loader(store, 5, seed=0, num_steps=8, neighbours=make_neighbours())
+def test_asking_for_neighbors_moves_no_picture(store):
+    with_them = Loader(store, 5, seed=0, num_steps=8, neighbors=make_neighbors())
     without = Loader(store, 5, seed=0, num_steps=8)
     assert [rows(b) for b in with_them.iterate(3)] == [rows(b) for b in without.iterate(3)]
 
 
 @pytest.mark.parametrize(
-    "neighbours",
+    "neighbors",
     [
-        make_neighbours()[:22],
-        make_neighbours()[:, 0],
-        make_neighbours()[:, :0],
-        make_neighbours().astype(float),
-        make_neighbours() + 1,
-        make_neighbours() - 1,
+        make_neighbors()[:22],
+        make_neighbors()[:, 0],
+        make_neighbors()[:, :0],
+        make_neighbors().astype(float),
+        make_neighbors() + 1,
+        make_neighbors() - 1,
     ],
     ids=["too few", "flat", "none each", "floats", "too high", "negative"],
 )
-def test_neighbours_of_another_store_are_refused(store, neighbours):
+def test_neighbors_of_another_store_are_refused(store, neighbors):
     with pytest.raises(ValueError, match="neighbors"):
-        Loader(store, 5, seed=0, num_steps=1, neighbours=neighbours)
+        Loader(store, 5, seed=0, num_steps=1, neighbors=neighbors)
 
 
 def test_only_the_rows_asked_for_are_seen_under_their_own_numbers(store, memory):

@@ -3,7 +3,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from ssdistill.data.mixing import MixSettings, centred_box, mix_views, paste
+from ssdistill.data.mixing import MixSettings, centered_box, mix_views, paste
 
 MIXUP, CUTMIX = MixSettings(), MixSettings(kind="cutmix")
 COUNT = 12
@@ -150,7 +150,7 @@ def test_zero_probability_hands_the_views_on():
 
 
 @pytest.mark.parametrize(
-    "area,centre,edges",
+    "area,center,edges",
     [
         (0.25, (0.5, 0.5), (0.25, 0.75, 0.25, 0.75)),
         (0.25, (0.0, 0.5), (0.0, 0.25, 0.25, 0.75)),
@@ -159,8 +159,8 @@ def test_zero_probability_hands_the_views_on():
         (0.0, (0.3, 0.6), (0.3, 0.3, 0.6, 0.6)),
     ],
 )
-def test_rectangles_are_squares_about_their_centre_clipped_at_the_edges(area, centre, edges):
-    assert centred_box(area, *centre) == pytest.approx(edges)
+def test_rectangles_are_squares_about_their_center_clipped_at_the_edges(area, center, edges):
+    assert centered_box(area, *center) == pytest.approx(edges)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def put(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [np.uint16, np.int16, np.int32, np.uint32, np.float32])
-def test_deep_grey_tiffs_keep_their_values_and_type(put, kind):
+def test_deep_gray_tiffs_keep_their_values_and_type(put, kind):
     values = RAMP.astype(kind) - (kind(500) if np.dtype(kind).kind in "if" else kind(0))
     path = put(tiff(values))
     assert is_deep_file(path)

@@ -15,10 +15,10 @@ from ssdistill.errors import UserError
 from ssdistill.settings.registry import SOURCES
 
 
-def put(folder, *names, colour=(10, 20, 30)):
+def put(folder, *names, color=(10, 20, 30)):
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (4, 4), colour).save(folder / name)
+        Image.new("RGB", (4, 4), color).save(folder / name)
 
 
 def names_of(split):
@@ -49,7 +49,7 @@ def test_digits_are_split_1297_to_500_with_all_classes():
     assert train.class_names == tuple("0123456789")
 
 
-def test_digits_fill_the_range_of_a_byte_and_are_grey_rgb():
+def test_digits_fill_the_range_of_a_byte_and_are_gray_rgb():
     image = Digits().split("train").array()
     assert image.shape == (1297, 8, 8, 3)
     assert (image.min(), image.max()) == (0, 255)
@@ -109,13 +109,13 @@ def test_npz_class_names_are_read(npz):
     assert source.split("test").class_names == ("cat", "dog", "emu")
 
 
-def test_npz_grey_images_become_rgb(npz):
-    grey = np.arange(6 * 28 * 28, dtype=np.uint16).astype(np.uint8).reshape(6, 28, 28)
-    source, _ = npz(train_images=grey)
+def test_npz_gray_images_become_rgb(npz):
+    gray = np.arange(6 * 28 * 28, dtype=np.uint16).astype(np.uint8).reshape(6, 28, 28)
+    source, _ = npz(train_images=gray)
     assert source.default_image_size == 28
     image = source.split("train").image(3)
     assert image.shape == (28, 28, 3)
-    assert np.array_equal(image[..., 1], grey[3])
+    assert np.array_equal(image[..., 1], gray[3])
 
 
 def test_npz_without_labels_is_unlabeled(npz):
@@ -287,7 +287,7 @@ def test_linked_folders_are_followed_and_circles_are_not(tmp_path):
 def test_a_file_of_the_same_size_but_other_content_changes_the_identity(tmp_path):
     put(tmp_path, "a.bmp", "b.bmp")
     before = Folder(path=str(tmp_path), test_fraction=0.0).split("train").identity()
-    put(tmp_path, "a.bmp", colour=(99, 0, 0))
+    put(tmp_path, "a.bmp", color=(99, 0, 0))
     os.utime(tmp_path / "a.bmp", ns=(1, 1))
     assert Folder(path=str(tmp_path), test_fraction=0.0).split("train").identity() != before
 

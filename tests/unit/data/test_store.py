@@ -79,7 +79,7 @@ def test_images_are_mapped_uint8_squares_in_the_order_of_the_source(tmp_path):
     assert not store.images.flags.writeable
 
 
-def test_a_stored_picture_is_the_centre_of_the_original(tmp_path):
+def test_a_stored_picture_is_the_center_of_the_original(tmp_path):
     pixels = np.zeros((8, 16, 3), dtype=np.uint8)
     pixels[:, 4:12] = (255, 128, 7)
     Image.fromarray(pixels).save(tmp_path / "a.png")
@@ -95,8 +95,8 @@ def test_arrays_of_the_right_size_are_stored_untouched(tmp_path):
     np.savez(tmp_path / "a.npz", train_images=images, test_images=images[:2, ..., 0])
     source = Npz(path=str(tmp_path / "a.npz"))
     assert np.array_equal(open_store(source, "train", 5, tmp_path).images, images)
-    grey = open_store(source, "test", 5, tmp_path).images
-    assert np.array_equal(grey[..., 2], images[:2, ..., 0])
+    gray = open_store(source, "test", 5, tmp_path).images
+    assert np.array_equal(gray[..., 2], images[:2, ..., 0])
 
 
 def test_chunks_join_without_a_seam(tmp_path, monkeypatch):

@@ -181,9 +181,9 @@ def test_each_label_belongs_to_its_picture(fake):
                 assert label == round(expected), (kind, i)
 
 
-def test_grey_becomes_three_channels_and_columns_last(fake):
-    grey = fake("fashion_mnist").split("train").array()
-    assert grey.shape == (6, 28, 28, 3) and grey[3, 0, 0].tolist() == [13, 13, 13]
+def test_gray_becomes_three_channels_and_columns_last(fake):
+    gray = fake("fashion_mnist").split("train").array()
+    assert gray.shape == (6, 28, 28, 3) and gray[3, 0, 0].tolist() == [13, 13, 13]
     digits = fake("svhn").split("test")
     assert digits.array().shape == (4, 32, 32, 3) and digits.image(2)[5, 5].tolist() == [12] * 3
     assert digits.labels().tolist() == [0, 1, 0, 1]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as tv
 
-from ssdistill.data import colour, geometry
+from ssdistill.data import color, geometry
 from ssdistill.data.recipes import RECIPES, ViewRecipe, expand
 from ssdistill.data.views import apply_parameters, eval_view, make_view, view_parameters
 from ssdistill.errors import UserError
@@ -14,7 +14,7 @@ SIMCLR = RECIPES["simclr"]
 
 
 def pictures(count=24, height=32, width=32, seed=0):
-    """Smooth colours with noise on top, uint8 BHWC, reaching both ends of the range."""
+    """Smooth colors with noise on top, uint8 BHWC, reaching both ends of the range."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, 3, 4, 4, generator=generator)
     x = tv.resize(coarse, [height, width]) * 1.6 - 0.3
@@ -44,7 +44,7 @@ def reference_view(image_HWC, p, i, size):
             x = operations[number](x, float(p.factor_B4[i, number]))
     x = tv.rgb_to_grayscale(x, 3) if p.grayscale_B[i] else x
     if p.blur_B[i]:
-        kernel = colour.blur_kernel_size(p.blur_kernel, size)
+        kernel = color.blur_kernel_size(p.blur_kernel, size)
         x = tv.gaussian_blur(x, [kernel, kernel], [float(p.blur_sigma_B[i])] * 2)
     return tv.solarize(x, p.solarize_threshold) if p.solarize_B[i] else x
 
@@ -75,14 +75,14 @@ def test_one_pixel_crop_fills_the_view_with_that_pixel():
 @pytest.mark.parametrize(
     "number,operation,factors",
     [
-        (colour.BRIGHTNESS, tv.adjust_brightness, (0.0, 0.4, 1.0, 1.8)),
-        (colour.CONTRAST, tv.adjust_contrast, (0.0, 0.4, 1.0, 1.8)),
-        (colour.SATURATION, tv.adjust_saturation, (0.0, 0.4, 1.0, 1.8)),
-        (colour.HUE, tv.adjust_hue, (-0.5, -0.2, 0.01, 0.1, 0.5)),
+        (color.BRIGHTNESS, tv.adjust_brightness, (0.0, 0.4, 1.0, 1.8)),
+        (color.CONTRAST, tv.adjust_contrast, (0.0, 0.4, 1.0, 1.8)),
+        (color.SATURATION, tv.adjust_saturation, (0.0, 0.4, 1.0, 1.8)),
+        (color.HUE, tv.adjust_hue, (-0.5, -0.2, 0.01, 0.1, 0.5)),
     ],
 )
 @pytest.mark.parametrize("position", range(4))
-def test_each_colour_operation_equals_torchvision(number, operation, factors, position):
+def test_each_color_operation_equals_torchvision(number, operation, factors, position):
     for factor in factors:
         x = floats(5)
         rest = [k for k in range(4) if k != number]
@@ -90,8 +90,8 @@ def test_each_colour_operation_equals_torchvision(number, operation, factors, po
         factor_B4 = torch.tensor([1.0, 1.0, 1.0, 0.0]).repeat(5, 1)
         factor_B4[:, number] = factor
         want = operation(x.clone(), factor)
-        group = colour.jitter_groups(order, torch.ones(5, dtype=torch.bool))
-        colour.jitter_(x, order, factor_B4, group)
+        group = color.jitter_groups(order, torch.ones(5, dtype=torch.bool))
+        color.jitter_(x, order, factor_B4, group)
         assert_close(x, want)
 
 
@@ -104,11 +104,11 @@ def test_all_orders_of_the_four_operations_equal_torchvision():
     assert_close(apply_parameters(images, p, 32), want, atol=2e-5)
 
 
-def test_hue_of_pure_colours_turns_by_thirds():
+def test_hue_of_pure_colors_turns_by_thirds():
     red = torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1)
     for turn, want in ((1 / 3, [0.0, 1.0, 0.0]), (-1 / 3, [0.0, 0.0, 1.0]), (0.5, [0.0, 1.0, 1.0])):
         x = red.clone()
-        colour.rotate_hue_(x, torch.tensor([turn]))
+        color.rotate_hue_(x, torch.tensor([turn]))
         assert_close(x.flatten(), torch.tensor(want))
 
 
@@ -119,13 +119,13 @@ def test_blur_equals_torchvision(size, kernel):
     want = x.clone()
     for k, s in zip(chosen.tolist(), sigma.tolist(), strict=True):
         want[k] = tv.gaussian_blur(x[k], [kernel, kernel], [s, s])
-    colour.gaussian_blur_(x, chosen, sigma, kernel)
+    color.gaussian_blur_(x, chosen, sigma, kernel)
     assert_close(x, want)
 
 
 def test_automatic_blur_kernel_is_an_odd_tenth_of_the_view():
     sizes = (16, 32, 64, 96, 224)
-    assert [colour.blur_kernel_size(None, size) for size in sizes] == [3, 3, 7, 9, 23]
+    assert [color.blur_kernel_size(None, size) for size in sizes] == [3, 3, 7, 9, 23]
 
 
 def test_blur_kernel_wider_than_the_view_is_named():
@@ -145,8 +145,8 @@ def test_grayscale_and_solarize_equal_torchvision_and_touch_only_the_chosen():
     want = x.clone()
     want[1] = tv.rgb_to_grayscale(x[1], 3)
     want[3] = tv.solarize(x[3], 0.4)
-    colour.grayscale_(x, torch.tensor([1]))
-    colour.solarize_(x, torch.tensor([3]), 0.4)
+    color.grayscale_(x, torch.tensor([1]))
+    color.solarize_(x, torch.tensor([3]), 0.4)
     assert_close(x, want)
 
 
@@ -189,7 +189,7 @@ def test_other_view_epoch_or_seed_gives_another_view(other):
 
 
 @pytest.mark.parametrize("value", [0, 1, 128, 255])
-def test_flat_grey_images_stay_finite_and_grey(value):
+def test_flat_gray_images_stay_finite_and_gray(value):
     images = torch.full((64, 32, 32, 3), value, dtype=torch.uint8)
     x = make_view(images, RECIPES["byol_b"], index_B=torch.arange(64), size=32, **KEY)
     assert x.isfinite().all() and x.min() >= 0 and x.max() <= 1
@@ -227,7 +227,7 @@ def test_eval_view_of_fitting_images_is_the_images():
 
 
 @pytest.mark.parametrize("height,width,size", [(48, 32, 16), (20, 50, 32), (33, 32, 32)])
-def test_eval_view_is_resize_and_centre_crop(height, width, size):
+def test_eval_view_is_resize_and_center_crop(height, width, size):
     images = pictures(3, height=height, width=width)
     x = images.permute(0, 3, 1, 2).float() / 255
     want = tv.center_crop(tv.resize(x, [size], antialias=True), [size, size])

@@ -28,7 +28,7 @@ def put(folder, values, name="{}.png", classes=("a", "b")):
 
 @pytest.fixture
 def twelve_bit(tmp_path):
-    """Grey from 200 to 4095 in 16-bit PNGs, as microscopes write them."""
+    """Gray from 200 to 4095 in 16-bit PNGs, as microscopes write them."""
     ramp = np.linspace(200, 4095, 64).astype(np.uint16).reshape(8, 8)
     put(tmp_path / "set", ramp)
     return tmp_path / "set"

@@ -94,13 +94,13 @@ def test_the_teacher_follows_a_change_of_dtype(distiller):
     assert torch.isfinite(losses["feature"])
 
 
-def test_each_network_normalises_for_itself(distiller):
+def test_each_network_normalizes_for_itself(distiller):
     view = make_views()[0]
     distiller.eval()
     target = distiller.targets({0: view}, make_batch())[0]
     net, teacher = distiller.teacher.net, distiller.teacher
-    normalised = (view - torch.tensor((0.1, 0.2, 0.3)).view(1, 3, 1, 1)) / teacher.std
-    assert torch.allclose(target.embedding_BD, net(normalised), atol=1e-6)
+    normalized = (view - torch.tensor((0.1, 0.2, 0.3)).view(1, 3, 1, 1)) / teacher.std
+    assert torch.allclose(target.embedding_BD, net(normalized), atol=1e-6)
 
 
 def test_views_of_one_size_share_one_forward(distiller):
@@ -230,15 +230,15 @@ def test_pairs_that_name_no_view_are_refused_with_the_loss():
 
 def test_extra_views_reach_the_networks_that_read_them_by_name():
     distiller, loss = remember(
-        extra_student=("rotated_90", "neighbour_0"), extra_teacher=("neighbour_1", "rotated_90")
+        extra_student=("rotated_90", "neighbor_0"), extra_teacher=("neighbor_1", "rotated_90")
     )
-    assert distiller.extra_views == ("rotated_90", "neighbour_0", "neighbour_1")
+    assert distiller.extra_views == ("rotated_90", "neighbor_0", "neighbor_1")
     views = make_views(4)
     distiller(views, make_batch())
-    assert set(loss.student.extra) == {"rotated_90", "neighbour_0"}
-    assert set(loss.teacher.extra) == {"rotated_90", "neighbour_1"}
+    assert set(loss.student.extra) == {"rotated_90", "neighbor_0"}
+    assert set(loss.teacher.extra) == {"rotated_90", "neighbor_1"}
     expected_BD = distiller.teacher(views[3]).embedding_BD
-    assert torch.allclose(loss.teacher.extra["neighbour_1"].embedding_BD, expected_BD, atol=1e-5)
+    assert torch.allclose(loss.teacher.extra["neighbor_1"].embedding_BD, expected_BD, atol=1e-5)
 
 
 def test_the_student_s_moving_average_follows_it_and_gets_no_gradient():

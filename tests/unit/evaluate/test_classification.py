@@ -82,7 +82,7 @@ def test_of_equal_probabilities_the_first_class_is_the_answer_and_comes_first():
 
 
 def test_a_class_without_any_probability_is_not_among_the_five():
-    """As with neighbours that vote for one class: which come next is not known."""
+    """As with neighbors that vote for one class: which come next is not known."""
     probabilities_NK = np.zeros((10, 10))
     probabilities_NK[:, 7] = 1
     found = classify(np.arange(10), probabilities_NK=probabilities_NK)
@@ -112,7 +112,7 @@ def test_the_calibration_error_is_the_formula(case):
 
 @pytest.mark.parametrize("confidence", [0.2, 0.4, 0.6, 0.8, 1.0])
 def test_a_confidence_on_the_edge_of_a_bin_belongs_to_the_bin_below(confidence):
-    """Guo et al., arXiv:1706.04599: bins are (low, high]; shares of neighbours lie on edges."""
+    """Guo et al., arXiv:1706.04599: bins are (low, high]; shares of neighbors lie on edges."""
 
     def row(share):
         return [share] + [(1 - share) / 9] * 9

@@ -110,7 +110,7 @@ def test_mistakes_are_named(digits, change, says):
         cluster(*digits, **change)
 
 
-class Pictures:
+class ImageSpec:
     """As much of a subject as the protocol asks for."""
 
     progress = False
@@ -127,9 +127,9 @@ class Pictures:
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_the_protocol_clusters_the_split_it_is_told_to(digits, split):
-    result = Cluster(split=split, restarts=2).run(Pictures(digits))
+    result = Cluster(split=split, restarts=2).run(ImageSpec(digits))
     names = ("nmi", "ami", "ari", "purity", "accuracy", "nmi_std")
     assert set(result.metrics) == {f"probe/cluster/{name}" for name in names}
-    subject = Pictures(digits)
+    subject = ImageSpec(digits)
     alone = cluster(subject.features(split), subject.labels(split), restarts=2)
     assert result.metrics["probe/cluster/ami"] == alone.ami

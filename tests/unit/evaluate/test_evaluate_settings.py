@@ -71,7 +71,10 @@ def test_an_override_changes_one_setting_and_leaves_the_others(load):
         ("evaluate.knn=true", "evaluate.knn: write its settings, {} for"),
         ("evaluate.knn.kind=linear", "evaluate.knn.kind: input should be 'knn' (got 'linear')"),
         ("evaluate.linear.strengths=[-1]", "evaluate.linear.strengths.0: input should be greater"),
-        ("evaluate.gauge_images=3", "evaluate.gauge_images: input should be greater than"),
+        (
+            "evaluate.label_free_images=3",
+            "evaluate.label_free_images: input should be greater than",
+        ),
         ("evaluate.also.a.kind=knnn", "evaluate.also.a.kind: 'knnn' is unknown (did you mean"),
         ("evaluate.also={a: {k: 3}}", "evaluate.also.a.kind: required"),
         ("evaluate.also={a: {kind: knn, kk: 3}}", "evaluate.also.a.kk: no such setting (did you"),
@@ -123,7 +126,7 @@ def test_an_entry_can_be_taken_back_or_replaced(load):
     [
         {},
         {"knn": None, "pixels": True},
-        {"linear": {"strengths": [0.1, 0.01]}, "gauge_images": 50},
+        {"linear": {"strengths": [0.1, 0.01]}, "label_free_images": 50},
         {"knn": None, "also": {"a": {"kind": "knn", "k": 3}, "b": None}},
         {kind: LEAST.get(kind, {}) for kind in PROTOCOLS.classes},
         dict.fromkeys(PROTOCOLS.classes),
@@ -152,11 +155,35 @@ def test_a_protocol_nobody_asked_for_is_no_part_of_a_stages_identity():
         assert kind in given.model_dump(mode="json")
 
 
+def test_the_number_of_images_for_label_free_metrics_may_be_written_as_in_0_1(tmp_path):
+    file = tmp_path / "old.yaml"
+    file.write_text("extends: quickstart\nevaluate: {gauge_images: 50}\n")
+    experiment, notices = load_experiment(file)
+    assert experiment.evaluate.label_free_images == 50
+    assert notices == [
+        "evaluate.gauge_images is now called evaluate.label_free_images; the old name still works"
+    ]
+    file.write_text("extends: quickstart\nevaluate: {label_free_images: 50}\n")
+    assert load_experiment(file)[1] == []
+    overridden, notices = load_experiment(file, ["evaluate.gauge_images=60"])
+    assert overridden.evaluate.label_free_images == 60 and len(notices) == 1
+    # Hashed by the old name, shown by the new one.
+    assert experiment.evaluate.model_dump(mode="json")["gauge_images"] == 50
+    assert experiment.evaluate.model_dump(mode="json", by_alias=True)["label_free_images"] == 50
+
+
+def test_a_key_under_both_of_its_names_is_refused(tmp_path):
+    file = tmp_path / "both.yaml"
+    file.write_text("extends: quickstart\nevaluate: {gauge_images: 50, label_free_images: 60}\n")
+    with pytest.raises(UserError, match="gauge_images is the old name"):
+        load_experiment(file)
+
+
 def test_settings_are_frozen_and_describe_themselves():
     with pytest.raises(ValidationError):
         EvaluateSettings().pixels = True
     assert EvaluateSettings.__module__ == "ssdistill.evaluate.settings"
-    for word in ("pixels:", "gauge_images:", "also:", "ssdistill list protocols"):
+    for word in ("pixels:", "label_free_images:", "also:", "ssdistill list protocols"):
         assert word in EvaluateSettings.__doc__
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from judged import Colours, colour_subject, picture_subject, state_of
+from judged import Colors, color_subject, image_subject, state_of
 from torch import nn
 
 from ssdistill.data.batch import Batch
@@ -69,20 +69,20 @@ def test_the_rate_suits_the_optimizer_and_follows_lightlys_batch_size():
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_colours_far_apart_are_learnt(optimizer):
+def test_colors_far_apart_are_learnt(optimizer):
     protocol = Finetune(optimizer=optimizer, lr=0.05, steps=60, batch_size=30, layer_decay=0.5)
-    result = protocol.run(colour_subject())
+    result = protocol.run(color_subject())
     assert result["top1"] == 100
     assert (result.details["n_train"], result.details["steps"]) == (120, 60)
     assert result.details["loss"][-1] < 0.5 * result.details["loss"][0]
 
 
 def test_training_the_encoder_finds_what_a_frozen_one_hides():
-    """The weight wipes out two colours; only a trained copy can tell the classes apart."""
-    encoder = Colours()
+    """The weight wipes out two colors; only a trained copy can tell the classes apart."""
+    encoder = Colors()
     with torch.no_grad():
         encoder.weight.copy_(torch.diag(torch.tensor([1.0, 0.01, 0.01])))
-    subject = colour_subject(encoder=encoder)
+    subject = color_subject(encoder=encoder)
     settings = {"optimizer": "sgd", "lr": 0.5, "steps": 80, "layer_decay": 1.0}
     assert Finetune(**settings).run(subject)["top1"] == 100
 
@@ -93,9 +93,9 @@ def test_the_encoder_and_the_generators_are_left_as_they_were(make_encoder, pres
     encoder.encoder.net.layer1.eval()
     next(encoder.parameters()).requires_grad_(False)
     before = state_of(encoder)
-    result = Finetune(preset=preset, epochs=2, batch_size=16).run(picture_subject(encoder))
+    result = Finetune(preset=preset, epochs=2, batch_size=16).run(image_subject(encoder))
     assert state_of(encoder) == before
-    again = Finetune(preset=preset, epochs=2, batch_size=16).run(picture_subject(encoder))
+    again = Finetune(preset=preset, epochs=2, batch_size=16).run(image_subject(encoder))
     assert again.details["loss"] == result.details["loss"]
 
 
@@ -107,19 +107,19 @@ def test_every_weight_and_statistic_of_the_copy_moves(make_encoder, monkeypatch)
         return made[-1]
 
     monkeypatch.setattr(finetuning, "trainable_copy", watched)
-    Finetune(steps=3, batch_size=16, head_init="normal").run(picture_subject(encoder))
+    Finetune(steps=3, batch_size=16, head_init="normal").run(image_subject(encoder))
     before = encoder.state_dict()
     still = [name for name, v in made[0].state_dict().items() if torch.equal(v, before[name])]
     assert still == []
 
 
 def test_sixteen_bits_learn_too():
-    subject = colour_subject(precision="bf16")
+    subject = color_subject(precision="bf16")
     assert Finetune(optimizer="sgd", lr=0.5, steps=60).run(subject)["top1"] > 95
 
 
 def test_a_file_for_a_runtime_is_refused():
-    subject = colour_subject(encoder=lambda x_BCHW: Colours()(x_BCHW))
+    subject = color_subject(encoder=lambda x_BCHW: Colors()(x_BCHW))
     with pytest.raises(UserError, match="finetune trains the encoder, but 'encoder' is exported"):
         Finetune(steps=1).run(subject)
 
@@ -138,7 +138,7 @@ def test_a_factorized_encoder_trains_as_any_other(make_encoder):
     made.net.set_submodule(layer, factors)
     rates = decayed_rates(made, 0.5)
     assert rates[f"net.{layer}.reduce.weight"] == decayed_rates(whole, 0.5)[f"net.{layer}.weight"]
-    result = Finetune(steps=2, batch_size=16).run(picture_subject(made))
+    result = Finetune(steps=2, batch_size=16).run(image_subject(made))
     assert 0 <= result["top1"] <= 100
 
 
@@ -205,7 +205,7 @@ def test_a_fraction_is_drawn_from_every_class_and_nested(fraction):
 
 def test_few_labels_are_all_that_is_seen():
     """Labels outside the draw are wrong, and do no harm."""
-    subject = colour_subject()
+    subject = color_subject()
     kept = draw_fraction(torch.from_numpy(subject.train.labels), 0.1, seed=0).numpy()
     spoiled = (subject.train.labels + 1) % 3
     spoiled[kept] = subject.train.labels[kept]
@@ -218,7 +218,7 @@ def test_few_labels_are_all_that_is_seen():
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_the_loss_has_the_label_smoothing_that_was_asked_for(smoothing):
     torch.manual_seed(0)
-    encoder, head = Colours(), torch.nn.Linear(3, 4)
+    encoder, head = Colors(), torch.nn.Linear(3, 4)
     target_N = torch.tensor([3, 0, 1, 2, 2])
     task = FineTuningTask(encoder, head, target_N, label_smoothing=smoothing)
     index_B = torch.tensor([4, 0, 2])
@@ -233,7 +233,7 @@ def test_the_loss_has_the_label_smoothing_that_was_asked_for(smoothing):
 
 def test_the_setting_of_label_smoothing_reaches_the_loss():
     ends = [
-        Finetune(steps=3, batch_size=12, label_smoothing=s).run(colour_subject()).details["loss"]
+        Finetune(steps=3, batch_size=12, label_smoothing=s).run(color_subject()).details["loss"]
         for s in (0.0, 0.4)
     ]
     assert ends[0] != ends[1]

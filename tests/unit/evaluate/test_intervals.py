@@ -1,4 +1,4 @@
-"""Intervals against resampling, likelihoods maximised the slow way, and exact coverage."""
+"""Intervals against resampling, likelihoods maximized the slow way, and exact coverage."""
 
 import numpy as np
 import pytest
@@ -110,7 +110,7 @@ def test_without_spread_a_balanced_interval_keeps_a_width():
 
 
 def slow_score(difference, first, second, n):
-    """Tango's statistic, the nuisance share found by maximising the likelihood."""
+    """Tango's statistic, the nuisance share found by maximizing the likelihood."""
 
     def minus_log_likelihood(share):
         cells = np.array([share + difference, share, 1 - 2 * share - difference])

@@ -3,7 +3,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from judged import colour_subject
+from judged import color_subject
 from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 
@@ -12,7 +12,7 @@ from ssdistill.evaluate.probes import knn_probe as knn
 from ssdistill.evaluate.probes.knn_probe import knn_probe
 from ssdistill.evaluate.protocols.knn import Knn
 from ssdistill.label_free import nearest, vectors
-from ssdistill.label_free.nearest import neighbours
+from ssdistill.label_free.nearest import neighbors
 from ssdistill.settings.registry import PROTOCOLS
 
 
@@ -69,7 +69,7 @@ def brute_force(query_ND, bank_MD, k, distance="cosine"):
 
 
 def found(*args, **settings):
-    return tuple(torch.cat(parts) for parts in zip(*neighbours(*args, **settings), strict=True))
+    return tuple(torch.cat(parts) for parts in zip(*neighbors(*args, **settings), strict=True))
 
 
 def smaller_chunks(monkeypatch, queries, block, kept=0):
@@ -121,7 +121,7 @@ def test_softmax_votes_are_the_formula(data):
 
 @pytest.mark.parametrize("distance", ["cosine", "euclidean"])
 @pytest.mark.parametrize("k", [1, 7, 60, 600])
-def test_neighbours_are_those_of_brute_force(data, products, k, distance):
+def test_neighbors_are_those_of_brute_force(data, products, k, distance):
     value_Nk, index_Nk = found(data[2], data[0], k, distance=distance)
     expected_value_Nk, expected_Nk = brute_force(data[2], data[0], k, distance)
     assert torch.equal(index_Nk, expected_Nk)
@@ -298,16 +298,16 @@ def test_the_largest_of_groups_are_the_largest_of_all(columns):
         assert all(len(set(row)) == 20 for row in column_Bk.tolist())
 
 
-def test_as_many_neighbours_as_there_are_images_can_vote():
+def test_as_many_neighbors_as_there_are_images_can_vote():
     z_ND = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
     labels = np.arange(12) % 3
     probe = knn_probe(z_ND, labels, z_ND, labels, k=3, ks=(1, 11, 12, 13))
     assert set(probe.top1_by_k) == {1, 3, 11, 12}
 
 
-def test_twenty_neighbours_vote_unless_something_else_is_said():
+def test_twenty_neighbors_vote_unless_something_else_is_said():
     assert (Knn().k, Knn().temperature, Knn().distance) == (20, 0.07, "cosine")
-    subject = colour_subject(spread=60.0)
+    subject = color_subject(spread=60.0)
     found, twenty = Knn().run(subject), Knn(k=20).run(subject)
     assert found["top1"] == twenty["top1"] == found["top1_k20"]
 
@@ -317,9 +317,9 @@ def test_a_bar_is_drawn_where_one_is_asked_for(data, monkeypatch):
 
     def watched(*args, progress, **options):
         asked.append(progress)
-        return neighbours(*args, **options)
+        return neighbors(*args, **options)
 
-    monkeypatch.setattr(knn, "neighbours", watched)
+    monkeypatch.setattr(knn, "neighbors", watched)
     for progress in (True, False):
         knn_probe(*data, progress=progress)
     assert asked == [True, False]

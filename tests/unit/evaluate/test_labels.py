@@ -7,7 +7,7 @@ from ssdistill.data.labels import class_labels
 from ssdistill.data.splits import ArraySplit
 from ssdistill.errors import UserError
 from ssdistill.evaluate.labels import look_at_labels
-from ssdistill.evaluate.opening.pictures import open_pictures
+from ssdistill.evaluate.opening.images import open_images
 from ssdistill.evaluate.subject import LabeledImages
 
 
@@ -78,11 +78,11 @@ def pairs(train, test):
 def test_arrays_given_in_memory_are_looked_at_too(labels):
     images = np.zeros((3, 4, 4, 3), np.uint8)
     with pytest.raises(UserError, match=r"data: training labels .*omit them: \(x,\) alone"):
-        open_pictures(((images, labels), (images, [0, 1, 2])))
+        open_images(((images, labels), (images, [0, 1, 2])))
 
 
 def test_fractional_whole_numbers_in_memory_become_classes():
-    shown = open_pictures(pairs(np.array([0.0, 1.0, 1.0]), np.array([1.0])))
+    shown = open_images(pairs(np.array([0.0, 1.0, 1.0]), np.array([1.0])))
     assert shown.train.labels.tolist() == [0, 1, 1] and shown.labeled
 
 
@@ -91,8 +91,8 @@ def test_a_probes_data_is_refused_before_anything_is_encoded(tmp_path):
     arrays = {"train_images": images, "test_images": images}
     np.savez(tmp_path / "a.npz", **arrays, train_labels=np.eye(4), test_labels=np.eye(4))
     with pytest.raises(UserError, match=r"'train_labels' .* one-hot"):
-        open_pictures(tmp_path / "a.npz", root=tmp_path)
-    assert not open_pictures(tmp_path / "a.npz", {"labels": "none"}, root=tmp_path).labeled
+        open_images(tmp_path / "a.npz", root=tmp_path)
+    assert not open_images(tmp_path / "a.npz", {"labels": "none"}, root=tmp_path).labeled
 
 
 def images_of(labels, names=None):

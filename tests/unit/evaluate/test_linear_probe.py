@@ -11,7 +11,7 @@ from ssdistill.evaluate.probes.linear_probe import linear_probe
 from ssdistill.evaluate.probes.logistic import fit_logistic
 from ssdistill.evaluate.probes.strength import Folds, stratified_split
 from ssdistill.label_free import rows as rows_module
-from ssdistill.label_free.rows import Rows, standardisation
+from ssdistill.label_free.rows import Rows, standardization
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_problems_solved_together_are_the_problems_solved_alone(digits, keep):
     strength_P = torch.tensor([1.0, 1e-1, 1e-2])
 
     def fit(index_GN, strength_P):
-        rows = Rows(x_ND, *standardisation(x_ND), index_GN, keep=keep)
+        rows = Rows(x_ND, *standardization(x_ND), index_GN, keep=keep)
         return fit_logistic(rows, label_N[index_GN], 10, strength_P, tolerance=1e-5).theta_PKE
 
     shared, own = fit(own_3N[:1], strength_P), fit(own_3N, strength_P)
@@ -90,7 +90,7 @@ def test_problems_solved_together_are_the_problems_solved_alone(digits, keep):
 
 def test_gradient_of_the_solution_vanishes(digits):
     x_ND, label_N = torch.tensor(digits[0]).float(), torch.tensor(digits[1])
-    mean_D, scale_D = standardisation(x_ND)
+    mean_D, scale_D = standardization(x_ND)
     rows = Rows(x_ND, mean_D, scale_D)
     fit = fit_logistic(rows, label_N[None], 10, torch.tensor([1e-3]), tolerance=1e-5)
     theta_KE = fit.theta_PKE[0].clone().requires_grad_()
@@ -171,11 +171,11 @@ def test_best_strength_at_an_end_is_warned_of(caplog):
 
 
 @pytest.mark.parametrize("offset", [0, 1000])
-def test_standardisation_of_pieces_is_that_of_the_whole(offset, monkeypatch):
+def test_standardization_of_pieces_is_that_of_the_whole(offset, monkeypatch):
     monkeypatch.setattr(rows_module, "PIECE", 50)
     x_ND = np.random.default_rng(0).gamma(2, size=(999, 5)) * [1, 5, 0.1, 1, 1] + offset
     x_ND = np.concatenate([np.sort(x_ND, 0), np.full((999, 1), 7.3)], 1).astype(np.float32)
-    mean_D, scale_D = standardisation(torch.from_numpy(x_ND))
+    mean_D, scale_D = standardization(torch.from_numpy(x_ND))
     exact = x_ND.astype(np.float64)
     np.testing.assert_allclose(mean_D, exact.mean(0), rtol=1e-6)
     np.testing.assert_allclose(scale_D[:-1], exact.std(0)[:-1], rtol=1e-4)
@@ -185,7 +185,7 @@ def test_standardisation_of_pieces_is_that_of_the_whole(offset, monkeypatch):
 def test_a_deviation_of_a_few_roundings_of_the_mean_is_measured(monkeypatch):
     monkeypatch.setattr(rows_module, "PIECE", 50)
     x_ND = np.random.default_rng(0).normal(1000, 0.002, (990, 5)).astype(np.float32)
-    _, scale_D = standardisation(torch.from_numpy(x_ND))
+    _, scale_D = standardization(torch.from_numpy(x_ND))
     np.testing.assert_allclose(scale_D, x_ND.astype(np.float64).std(0), rtol=1e-4)
 
 
@@ -292,7 +292,7 @@ def test_choice_of_folds_is_that_of_each_of_them_alone(digits):
     alone = []
     for fold in range(3):
         held_N = stratified_split(target_N, 0.2, 0, fold).numpy()
-        # Standardised as a whole: the probe sees all features, the labels of a part.
+        # Standardized as a whole: the probe sees all features, the labels of a part.
         z_ND = (x_ND - x_ND.mean(0)) / np.where(x_ND.std(0) > 0, x_ND.std(0), 1)
         fitted, asked = (z_ND[~held_N], label_N[~held_N]), (z_ND[held_N], label_N[held_N])
         by_grid = []

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from judged import Colours, colour_subject, picture_subject, state_of
+from judged import Colors, color_subject, image_subject, state_of
 from pydantic import TypeAdapter, ValidationError
 from torch.nn import functional
 
@@ -112,15 +112,15 @@ def test_a_wrong_recipe_is_refused_by_its_name():
         LinearSGD(recipe={"recipe": "weak", "flip": 2})
 
 
-def test_colours_far_apart_are_learnt_and_named_by_preset():
-    result = LinearSGD(epochs=6, batch_size=30).run(colour_subject())
+def test_colors_far_apart_are_learnt_and_named_by_preset():
+    result = LinearSGD(epochs=6, batch_size=30).run(color_subject())
     assert result["top1"] == 100
     assert result.details["n_train"] == 108
     assert result.details["steps"] == 6 * 3
     assert result.details["held_out_top1"].keys() == {0.01, 0.03, 0.1, 0.3, 1.0}
     assert result.details["lr_chosen_on"] == "held-out training labels"
     assert result.classification.class_names == ("r", "g", "b")
-    moco = LinearSGD(preset="moco", epochs=6, batch_size=30).run(colour_subject())
+    moco = LinearSGD(preset="moco", epochs=6, batch_size=30).run(color_subject())
     assert moco.metrics["probe/linear_sgd_moco/top1"] == 100
     assert (moco.details["n_train"], moco.details["steps"]) == (120, 24)
     assert moco.settings["lrs"] == (30.0,)
@@ -131,26 +131,26 @@ def test_the_encoder_and_the_generators_are_left_as_they_were(make_encoder):
     encoder.net.layer1.eval()
     next(encoder.parameters()).requires_grad_(False)
     before = state_of(encoder)
-    LinearSGD(epochs=2, batch_size=16).run(picture_subject(encoder))
+    LinearSGD(epochs=2, batch_size=16).run(image_subject(encoder))
     assert state_of(encoder) == before
 
 
 def test_an_encoder_that_is_a_mere_function_is_judged_the_same():
-    network, results = Colours(), []
+    network, results = Colors(), []
 
     @torch.inference_mode()
     def runtime(x_BCHW):
         return network(x_BCHW)
 
     for encoder in (network, runtime):
-        results.append(LinearSGD(epochs=3).run(colour_subject(encoder=encoder, spread=60.0)))
+        results.append(LinearSGD(epochs=3).run(color_subject(encoder=encoder, spread=60.0)))
     first, second = (r.arrays["weight_KD"] for r in results)
     torch.testing.assert_close(first, second)
 
 
 def test_a_long_training_on_whole_images_is_logistic_regression():
     """Full batches, no penalty: within 1e-3 of the optimum in every probability."""
-    subject = colour_subject(spread=60.0)
+    subject = color_subject(spread=60.0)
     logistic = linear_probe(*subject.probe_data(), strengths=(1e-9,))
     how = HeadTraining(PLAIN, RECIPES["eval"], 120, steps=150, scaling="standard")
     probe = sgd_probe(subject, (2.0,), how)
@@ -159,7 +159,7 @@ def test_a_long_training_on_whole_images_is_logistic_regression():
 
 
 def test_heads_trained_at_once_are_those_trained_alone():
-    subject = colour_subject(spread=60.0)
+    subject = color_subject(spread=60.0)
     train_ND, target_N, _, _, _ = as_probe_data(*subject.probe_data())
     rows_M = torch.arange(0, 120, 2)
     lrs = LinearSGD(preset="dinov2", batch_size=256 * 40).lrs
@@ -174,7 +174,7 @@ def test_heads_trained_at_once_are_those_trained_alone():
 
 def test_the_test_images_have_no_say_in_the_choice():
     protocol = LinearSGD(epochs=2, batch_size=20, lrs=(1e-5, 0.01, 1.0), scaling="raw")
-    subject = colour_subject(spread=60.0)
+    subject = color_subject(spread=60.0)
     rng = np.random.default_rng(5)
     noise = LabeledImages(
         rng.integers(0, 256, subject.test.images.shape).astype(np.uint8),
@@ -214,7 +214,7 @@ def test_a_rate_is_chosen_on_labels_that_no_head_has_learnt_from():
 
 
 def test_the_held_out_accuracy_is_that_of_the_heads_on_the_held_out_images(monkeypatch):
-    subject, seen = colour_subject(spread=60.0), []
+    subject, seen = color_subject(spread=60.0), []
 
     def choose(heads, train_ND, target_N, held_N, lrs):
         found = _choose(heads, train_ND, target_N, held_N, lrs)
@@ -246,14 +246,14 @@ def test_a_linear_probe_starts_at_the_full_rate(monkeypatch, preset):
 
     monkeypatch.setattr(sgd_probe_module, "fit_with_labels", fit)
     made = LinearSGD(preset=preset, steps=10, batch_size=20)
-    made.run(colour_subject())
+    made.run(color_subject())
     (optim,) = seen
     assert optim.warmup == 0 and optim.lr == max(made.lrs)
     assert learning_rate(optim, 0, 10) == pytest.approx(max(made.lrs))
 
 
 def test_crops_are_seen_in_training_and_the_seed_decides_which():
-    subject = picture_subject(lambda x_BCHW: Colours()(x_BCHW * x_BCHW[:, :, :, :1]))
+    subject = image_subject(lambda x_BCHW: Colors()(x_BCHW * x_BCHW[:, :, :, :1]))
     weights = [
         LinearSGD(lrs=(0.1,), steps=3, recipe=recipe, seed=seed).run(subject).arrays["weight_KD"]
         for recipe, seed in ((None, 0), (None, 0), (None, 1), ("eval", 0))
@@ -263,7 +263,7 @@ def test_crops_are_seen_in_training_and_the_seed_decides_which():
     assert not torch.allclose(weights[0], weights[3])
 
 
-def test_features_of_length_one_are_standardised_as_compress_does():
+def test_features_of_length_one_are_standardized_as_compress_does():
     z_ND = torch.randn(3000, 700, generator=torch.Generator().manual_seed(0)) * 3 + 1
     unit_ND = functional.normalize(z_ND.double())
     var_D, mean_D = torch.var_mean(unit_ND, dim=0)
@@ -273,7 +273,7 @@ def test_features_of_length_one_are_standardised_as_compress_does():
 
 
 def test_digits_are_neither_mirrored_nor_cropped_tightly():
-    subject = colour_subject()
+    subject = color_subject()
     assert recipe_for(subject, None) == RECIPES["crop_flip"]
     assert (RECIPES["crop_flip"].scale, RECIPES["crop_flip"].flip) == ((0.08, 1.0), 0.5)
     subject.train.__dict__["source"] = type("Digits", (), {"default_recipe": "digits"})
@@ -282,10 +282,10 @@ def test_digits_are_neither_mirrored_nor_cropped_tightly():
 
 
 def test_an_encoder_that_says_one_thing_of_all_is_judged_at_chance():
-    subject = colour_subject(encoder=lambda x_BCHW: Colours()(torch.ones_like(x_BCHW)))
+    subject = color_subject(encoder=lambda x_BCHW: Colors()(torch.ones_like(x_BCHW)))
     assert LinearSGD(steps=30, batch_size=30).run(subject)["top1"] == pytest.approx(100 / 3)
 
 
 def test_too_few_labels_to_choose_are_refused():
     with pytest.raises(UserError, match="one training label only, so no learning rate"):
-        LinearSGD().run(colour_subject(n_train=3))
+        LinearSGD().run(color_subject(n_train=3))

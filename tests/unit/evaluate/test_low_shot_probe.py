@@ -108,7 +108,7 @@ def test_impossible_numbers_of_labels_are_refused(digits, kwargs, says):
         low_shot_probe(*digits, **kwargs)
 
 
-def grey(count, seed):
+def gray(count, seed):
     rng = np.random.default_rng(seed)
     label_N = np.arange(count) % 4
     mean_NHWC = (40 + 50 * label_N)[:, None, None, None] + rng.normal(0, 15, (count, 4, 4, 3))
@@ -128,7 +128,7 @@ def test_presets_name_what_they_draw(protocol, name, draws, labels):
     def encode(x_BCHW):
         return Representation(x_BCHW.flatten(1))
 
-    result = protocol.run(Subject(encode, grey(800, 0), grey(40, 1), progress=False))
+    result = protocol.run(Subject(encode, gray(800, 0), gray(40, 1), progress=False))
     assert set(result.metrics) == {f"probe/{name}/top1{end}" for end in ("", "_std", "_stderr")}
     assert len(result.details["top1_by_draw"]) == draws
     assert result.details["labels"] == labels

@@ -16,7 +16,7 @@ from ssdistill.evaluate.probes.online_probe import LEARNING_RATE, MOMENTUM, Onli
 PACKAGE = Path(ssdistill.__file__).parent
 
 
-class Labelled:
+class Labeled:
     """A store that notes which file reads its labels."""
 
     def __init__(self, labels):
@@ -39,16 +39,16 @@ def step(probe, *views, index=None):
 
 
 def blobs(label_N, width=8, seed=0):
-    """Embeddings around one far-away centre a class, all shifted and small."""
+    """Embeddings around one far-away center a class, all shifted and small."""
     generator = torch.Generator().manual_seed(seed)
-    centre_KD = torch.randn(10, width, generator=generator)
+    center_KD = torch.randn(10, width, generator=generator)
     noise_ND = torch.randn(len(label_N), width, generator=generator)
-    return 5 + 1e-3 * (centre_KD[torch.as_tensor(label_N)] + 0.1 * noise_ND)
+    return 5 + 1e-3 * (center_KD[torch.as_tensor(label_N)] + 0.1 * noise_ND)
 
 
 def test_it_learns_what_can_be_told_apart():
     label_N = np.arange(60) % 3
-    probe = OnlineProbe(Labelled(label_N), 8)
+    probe = OnlineProbe(Labeled(label_N), 8)
     top1 = [step(probe, blobs(label_N, seed=0)) for _ in range(200)]
     assert top1[0] == pytest.approx(100 / 3, abs=1e-3)
     assert top1[-1] > 99
@@ -56,7 +56,7 @@ def test_it_learns_what_can_be_told_apart():
 
 def test_it_stays_at_chance_on_labels_that_mean_nothing():
     label_N = np.random.default_rng(0).integers(0, 4, 400)
-    probe = OnlineProbe(Labelled(label_N), 8)
+    probe = OnlineProbe(Labeled(label_N), 8)
     generator = torch.Generator().manual_seed(1)
     for _ in range(60):
         top1 = step(probe, torch.randn(400, 8, generator=generator))
@@ -66,7 +66,7 @@ def test_it_stays_at_chance_on_labels_that_mean_nothing():
 def test_each_step_is_scored_before_it_is_learnt_from():
     """The first score is that of a classifier of zeros, whatever could be learnt in one step."""
     label_N = np.array([1, 1, 1, 0])
-    probe = OnlineProbe(Labelled(label_N), 8)
+    probe = OnlineProbe(Labeled(label_N), 8)
     z_ND = blobs(label_N)
     # All logits are equal, and the first class is taken: one of four is right.
     first = step(probe, z_ND)
@@ -75,10 +75,10 @@ def test_each_step_is_scored_before_it_is_learnt_from():
     assert step(probe, z_ND) == pytest.approx(second, rel=1e-5)
 
 
-def test_its_first_step_is_adams_on_standardised_features():
+def test_its_first_step_is_adams_on_standardized_features():
     label_N = np.array([0, 0, 1, 2, 2, 2])
     z_ND = blobs(label_N, width=4)
-    probe = OnlineProbe(Labelled(label_N), 4)
+    probe = OnlineProbe(Labeled(label_N), 4)
     step(probe, z_ND)
     z = z_ND.double().numpy()
     x_ND = (z - z.mean(0)) / z.std(0)
@@ -94,7 +94,7 @@ def test_labels_follow_the_index_of_the_images_in_every_view():
     label_N = np.array([7, 3, 3, 9, 7, 9])
     order = [5, 0, 3, 2, 4, 1]
     z_ND = blobs(label_N)
-    ordered, shuffled = (OnlineProbe(Labelled(label_N), 8) for _ in range(2))
+    ordered, shuffled = (OnlineProbe(Labeled(label_N), 8) for _ in range(2))
     for _ in range(60):
         step(ordered, z_ND, z_ND)
         top1 = step(shuffled, z_ND[order], z_ND[order], index=order)
@@ -104,7 +104,7 @@ def test_labels_follow_the_index_of_the_images_in_every_view():
 
 def test_only_the_first_two_views_are_read():
     label_N = np.arange(6) % 2
-    probes = [OnlineProbe(Labelled(label_N), 8) for _ in range(2)]
+    probes = [OnlineProbe(Labeled(label_N), 8) for _ in range(2)]
     views = [blobs(label_N, seed=seed) for seed in range(3)]
     step(probes[0], *views)
     step(probes[1], *views[:2])
@@ -115,7 +115,7 @@ def test_no_gradient_reaches_the_embeddings_and_nothing_is_drawn():
     label_N = np.arange(6) % 2
     z_ND = blobs(label_N).requires_grad_()
     before = torch.get_rng_state()
-    probe = OnlineProbe(Labelled(label_N), 8)
+    probe = OnlineProbe(Labeled(label_N), 8)
     step(probe, z_ND)
     assert z_ND.grad is None
     assert torch.equal(torch.get_rng_state(), before)
@@ -124,7 +124,7 @@ def test_no_gradient_reaches_the_embeddings_and_nothing_is_drawn():
 
 def test_embeddings_in_half_the_bits_are_read_in_float32():
     label_N = np.arange(30) % 3
-    probe = OnlineProbe(Labelled(label_N), 8)
+    probe = OnlineProbe(Labeled(label_N), 8)
     step(probe, (1e3 * blobs(label_N)).bfloat16())
     assert probe.classifier.weight.dtype == torch.float32
     assert torch.isfinite(probe.classifier.weight).all()
@@ -132,11 +132,11 @@ def test_embeddings_in_half_the_bits_are_read_in_float32():
 
 def test_labels_that_are_no_classes_are_named():
     with pytest.raises(UserError, match="training labels must be one integer per image"):
-        OnlineProbe(Labelled(np.zeros((4, 2))), 8)
+        OnlineProbe(Labeled(np.zeros((4, 2))), 8)
 
 
 def test_the_probe_reads_labels_once_and_in_the_room_that_may():
-    store = Labelled(np.arange(6) % 2)
+    store = Labeled(np.arange(6) % 2)
     probe = OnlineProbe(store, 8)
     for _ in range(3):
         step(probe, blobs(store._labels))

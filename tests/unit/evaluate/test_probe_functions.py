@@ -12,7 +12,7 @@ from ssdistill.commands.probe.arguments import ask, parse_words
 from ssdistill.commands.probe.names import short_names
 from ssdistill.errors import UserError
 from ssdistill.evaluate.functions import as_device, open_subject
-from ssdistill.evaluate.opening.pictures import open_pictures
+from ssdistill.evaluate.opening.images import open_images
 from ssdistill.evaluate.protocols.linear import Linear
 from ssdistill.evaluate.result import Result
 from ssdistill.evaluate.subject import Subject
@@ -84,20 +84,20 @@ def test_a_setting_that_cannot_be_is_refused_in_one_line(settings, words):
 
 def test_pictures_come_from_arrays_files_and_folders(tmp_path):
     (x, y), (u, v) = data = pairs()
-    shown = open_pictures(data)
+    shown = open_images(data)
     assert shown.labeled and shown.image_size == 6 and np.array_equal(shown.train.images, x)
     mean = (x / 255).mean((0, 1, 2))
     assert np.allclose(shown.facts.mean, mean) and shown.facts.image_size == 6
-    grey = open_pictures(((x[..., 0], y), (u[..., 0], v)))
-    assert grey.train.images.shape == x.shape
-    assert not open_pictures(((x,), (u, v))).labeled
+    gray = open_images(((x[..., 0], y), (u[..., 0], v)))
+    assert gray.train.images.shape == x.shape
+    assert not open_images(((x,), (u, v))).labeled
 
     path, runs = tmp_path / "some.npz", tmp_path / "runs"
     np.savez(path, train_images=x, test_images=u, train_labels=y, test_labels=v)
     for named in (path, {"kind": "npz", "path": str(path)}):
-        found = open_pictures(named, root=runs)
+        found = open_images(named, root=runs)
         assert found.labeled and np.array_equal(found.test.labels, v)
-    assert open_pictures("npz", {"path": str(path), "image_size": 4}, root=runs).image_size == 4
+    assert open_images("npz", {"path": str(path), "image_size": 4}, root=runs).image_size == 4
 
     for name in "ab":
         (tmp_path / "photos" / name).mkdir(parents=True)
@@ -105,9 +105,9 @@ def test_pictures_come_from_arrays_files_and_folders(tmp_path):
             picture = Image.fromarray(x[number]).resize((40, 30))
             picture.save(tmp_path / "photos" / name / f"{number}.png")
     sizes = [20, 12]
-    assert open_pictures(tmp_path / "photos", sizes=sizes, root=runs).image_size == 20
-    assert open_pictures(tmp_path / "photos", root=runs).image_size == 64
-    given = open_pictures(tmp_path / "photos", {"image_size": 8}, sizes=sizes, root=runs)
+    assert open_images(tmp_path / "photos", sizes=sizes, root=runs).image_size == 20
+    assert open_images(tmp_path / "photos", root=runs).image_size == 64
+    given = open_images(tmp_path / "photos", {"image_size": 8}, sizes=sizes, root=runs)
     assert given.image_size == 8 and given.labeled and given.test.class_names == ("a", "b")
 
 
@@ -125,7 +125,7 @@ def test_pictures_come_from_arrays_files_and_folders(tmp_path):
 )
 def test_pictures_that_are_none_are_refused_in_one_line(data, words):
     with pytest.raises(UserError) as error:
-        open_pictures(data)
+        open_images(data)
     assert words in str(error.value) and "\n" not in str(error.value)
 
 

@@ -21,7 +21,7 @@ from ssdistill.evaluate.opening.encoders import (
     takes_statistics,
 )
 from ssdistill.models.representation import Representation
-from ssdistill.teachers import Pictures
+from ssdistill.teachers import ImageSpec
 
 POOL = helper.make_node("GlobalAveragePool", ["x"], ["pooled"])
 FLAT = helper.make_node("Flatten", ["pooled"], ["y"])
@@ -146,7 +146,7 @@ def test_timms_network_is_opened_by_name_and_file_with_its_own_statistics(tmp_pa
     safetensors.torch.save_file(net.state_dict(), path)
     name = f"timm:test_resnet.r160_in1k@{path}"
     assert own_size(name) == 160
-    opened = open_encoder(name, Pictures(32, (0.1,) * 3, (0.2,) * 3))
+    opened = open_encoder(name, ImageSpec(32, (0.1,) * 3, (0.2,) * 3))
     assert (opened.image_size, opened.bytes) == (160, path.stat().st_size)
     x_BCHW, config = images(2, 160), net.pretrained_cfg
     mean, std = (torch.tensor(config[key]).view(1, 3, 1, 1) for key in ("mean", "std"))

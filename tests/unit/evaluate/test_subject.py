@@ -3,7 +3,7 @@ import gc
 import numpy as np
 import pytest
 import torch
-from judged import colour_subject, coloured, state_of
+from judged import color_subject, colored, state_of
 from torch import nn
 
 from ssdistill.errors import UserError
@@ -13,7 +13,7 @@ from ssdistill.evaluate.subject import LabeledImages, Subject
 from ssdistill.models.representation import Representation
 
 
-class Normalised(nn.Module):
+class Normalized(nn.Module):
     """Has what could change: batch statistics, dropout, gradients; counts its images."""
 
     def __init__(self):
@@ -28,10 +28,10 @@ class Normalised(nn.Module):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_judging_leaves_the_encoder_as_it_was(training):
-    encoder = Normalised().train(training)
+    encoder = Normalized().train(training)
     encoder.drop.eval()
     before = state_of(encoder)
-    subject = colour_subject(encoder=encoder)
+    subject = color_subject(encoder=encoder)
     Linear(strengths=(1e-2, 1e-3)).run(subject)
     LowShot(draws=2).run(subject)
     assert state_of(encoder) == before
@@ -41,8 +41,8 @@ def test_judging_leaves_the_encoder_as_it_was(training):
 
 @pytest.mark.parametrize("memory", [2**30, 0])
 def test_a_split_is_encoded_once(memory):
-    encoder = Normalised()
-    subject = colour_subject(encoder=encoder, memory=memory)
+    encoder = Normalized()
+    subject = color_subject(encoder=encoder, memory=memory)
     subject.features("test")
     assert encoder.seen == 60
     Linear(strengths=(1e-2, 1e-3)).run(subject)
@@ -52,8 +52,8 @@ def test_a_split_is_encoded_once(memory):
 
 
 def test_features_beyond_the_memory_are_in_a_file(tmp_path):
-    held = colour_subject(memory=4 * 120 * 3, folder=tmp_path / "held")
-    mapped = colour_subject(memory=4 * 120 * 3 - 1, folder=tmp_path / "mapped")
+    held = color_subject(memory=4 * 120 * 3, folder=tmp_path / "held")
+    mapped = color_subject(memory=4 * 120 * 3 - 1, folder=tmp_path / "mapped")
     train_ND = mapped.features("train")
     assert torch.equal(train_ND, held.features("train"))
     mapped.features("test")
@@ -67,21 +67,21 @@ def test_features_beyond_the_memory_are_in_a_file(tmp_path):
 
 
 def test_mapped_features_are_judged_like_held_ones():
-    mapped, held = (Linear().run(colour_subject(40, memory=memory)) for memory in (0, 2**30))
+    mapped, held = (Linear().run(color_subject(40, memory=memory)) for memory in (0, 2**30))
     assert mapped.metrics == held.metrics
     assert torch.equal(mapped.arrays["weight_KD"], held.arrays["weight_KD"])
 
 
 def test_two_subjects_may_share_a_folder(tmp_path):
-    first = colour_subject(memory=0, folder=tmp_path)
+    first = color_subject(memory=0, folder=tmp_path)
     before_ND = first.features("train").clone()
-    second = colour_subject(50, n_train=7, memory=0, folder=tmp_path)
+    second = color_subject(50, n_train=7, memory=0, folder=tmp_path)
     assert second.features("train").shape == (7, 3)
     assert torch.equal(first.features("train"), before_ND)
 
 
 def test_a_temporary_folder_goes_with_the_subject():
-    subject = colour_subject(memory=0)
+    subject = color_subject(memory=0)
     train_ND = subject.features("train")
     folder = subject._scratch
     assert (folder / "train_features.npy").exists()
@@ -94,20 +94,20 @@ def test_a_temporary_folder_goes_with_the_subject():
 
 
 def test_a_failed_encoding_leaves_no_file(tmp_path):
-    class Fails(Normalised):
+    class Fails(Normalized):
         def forward(self, x_BCHW):
             if self.seen:
                 raise RuntimeError("broken")
             return super().forward(x_BCHW)
 
-    subject = colour_subject(encoder=Fails(), memory=0, folder=tmp_path, batch_size=50)
+    subject = color_subject(encoder=Fails(), memory=0, folder=tmp_path, batch_size=50)
     with pytest.raises(RuntimeError, match="broken"):
         subject.features("train")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_missing_labels_are_said_before_anything_is_encoded():
-    encoder, train = Normalised(), coloured(12, 8, 0)
+    encoder, train = Normalized(), colored(12, 8, 0)
     subject = Subject(encoder, train, LabeledImages(train.images, None), progress=False)
     with pytest.raises(UserError, match="test labels are missing"):
         subject.probe_data()

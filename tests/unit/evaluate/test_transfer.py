@@ -21,7 +21,7 @@ from ssdistill.settings.registry import SOURCES
 
 
 class Seen(nn.Module):
-    """Mean colours of the quarters; remembers what it was shown."""
+    """Mean colors of the quarters; remembers what it was shown."""
 
     def __init__(self):
         super().__init__()
@@ -92,7 +92,7 @@ def test_pictures_come_at_the_encoders_size_in_0_to_1(tmp_path, subject):
     assert 0.9 < judged.encoder.highest <= 1.0
 
 
-def test_the_encoder_keeps_its_own_normalisation(tmp_path, subject, monkeypatch):
+def test_the_encoder_keeps_its_own_normalization(tmp_path, subject, monkeypatch):
     settings = EncoderSettings(name="resnet10t", stem_stride=2, args={
         "layers": (1, 1, 0, 0), "channels": (8, 16, 16, 16), "stem_type": "deep", "stem_width": 8,
     })  # fmt: skip

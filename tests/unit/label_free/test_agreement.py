@@ -11,7 +11,7 @@ from ssdistill.label_free import agreement as module
 from ssdistill.label_free.agreement import (
     LinearCKA,
     agreement,
-    centred_cosine,
+    centered_cosine,
     knn_overlap,
     mapped_cosine,
     rank_correlation,
@@ -87,12 +87,12 @@ def test_equal_embeddings_agree_entirely():
     assert list(found.values()) == pytest.approx([1] * 6, abs=1e-4)
 
 
-def test_cosine_is_centred():
+def test_cosine_is_centered():
     a_ND, b_ND = gaussian() + 10, gaussian(seed=1) + 10
     assert torch.cosine_similarity(a_ND, b_ND).mean() > 0.9
-    assert abs(centred_cosine(a_ND, b_ND).mean()) < 0.1
+    assert abs(centered_cosine(a_ND, b_ND).mean()) < 0.1
     found = agreement(a_ND, b_ND)
-    cosine_N = centred_cosine(a_ND, b_ND)
+    cosine_N = centered_cosine(a_ND, b_ND)
     assert found["agree/cosine"] == pytest.approx(cosine_N.mean().item())
     assert found["agree/cosine_p01"] == pytest.approx(torch.quantile(cosine_N, 0.01).item())
 
@@ -121,7 +121,7 @@ def test_map_is_ridge_regression():
     assert torch.allclose(mapped_cosine(a_ND, b_ND), expected_N, atol=1e-3)
 
 
-def test_knn_overlap_is_that_of_scikit_learns_neighbours():
+def test_knn_overlap_is_that_of_scikit_learns_neighbors():
     a_ND = gaussian()
     b_ND = a_ND + 0.5 * gaussian(seed=1)
     index_a, index_b = (
@@ -139,7 +139,7 @@ def test_knn_overlap_of_some_queries_is_near_that_of_all():
     assert knn_overlap(a_ND, b_ND, 10, 300) == pytest.approx(knn_overlap(a_ND, b_ND), abs=0.05)
 
 
-def test_duplicates_do_not_count_an_image_as_its_own_neighbour():
+def test_duplicates_do_not_count_an_image_as_its_own_neighbor():
     a_ND = gaussian(40).repeat(3, 1)
     assert knn_overlap(a_ND, a_ND, k=2) == 1
 
@@ -219,7 +219,7 @@ def test_mistakes_are_named(a_ND, b_ND, says):
 
 
 def test_agreement_cannot_be_given_labels():
-    functions = (agreement, knn_overlap, mapped_cosine, centred_cosine, rank_correlation)
+    functions = (agreement, knn_overlap, mapped_cosine, centered_cosine, rank_correlation)
     for function in (*functions, LinearCKA.update):
         names = inspect.signature(function).parameters
         assert not any(word in name for name in names for word in ("label", "target", "class"))

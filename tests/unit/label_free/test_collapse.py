@@ -15,9 +15,9 @@ from ssdistill.label_free import collapse
 from ssdistill.label_free.collapse import (
     alignment,
     alpha,
+    collapse_metrics,
     effective_rank,
     entropy_rank,
-    gauges,
     is_collapsed,
     uniformity,
 )
@@ -28,7 +28,7 @@ def gaussian(rows=500, width=64, seed=0):
     return torch.randn(rows, width, generator=torch.Generator().manual_seed(seed))
 
 
-def test_gauges_are_their_formulas():
+def test_label_free_metrics_are_their_formulas():
     z_BD, z2_BD = gaussian(40, 8).numpy(), gaussian(40, 8, seed=1).numpy()
     u_BD, u2_BD = (z / np.linalg.norm(z, axis=1, keepdims=True) for z in (z_BD, z2_BD))
     singular = np.linalg.svd(z_BD, compute_uv=False)
@@ -39,7 +39,7 @@ def test_gauges_are_their_formulas():
         for j in range(40)
         if i != j
     ]
-    assert gauges(torch.from_numpy(z_BD), torch.from_numpy(z2_BD)) == pytest.approx(
+    assert collapse_metrics(torch.from_numpy(z_BD), torch.from_numpy(z2_BD)) == pytest.approx(
         {
             "collapse/std": math.sqrt(8) * u_BD.std(0).mean(),
             "collapse/effective_rank": math.exp(-(share * np.log(share)).sum()),
@@ -51,7 +51,7 @@ def test_gauges_are_their_formulas():
 
 
 def test_isotropic_embeddings_are_healthy():
-    found = gauges(gaussian(2000, 64))
+    found = collapse_metrics(gaussian(2000, 64))
     assert found["collapse/std"] == pytest.approx(1, abs=0.02)
     assert found["collapse/effective_rank"] > 60
     assert found["collapse/uniformity"] == pytest.approx(-4 + 8 / 64, abs=0.03)
@@ -61,7 +61,7 @@ def test_isotropic_embeddings_are_healthy():
 
 def test_one_point_is_collapsed():
     z_BD = gaussian(1, 32).repeat(100, 1) + 1e-4 * gaussian(100, 32, seed=1)
-    found = gauges(z_BD)
+    found = collapse_metrics(z_BD)
     assert found["collapse/std"] < 0.01
     assert found["collapse/effective_rank"] < 1.01
     assert found["collapse/uniformity"] == pytest.approx(0, abs=1e-3)
@@ -70,7 +70,7 @@ def test_one_point_is_collapsed():
 
 def test_one_line_is_collapsed_though_its_std_is_not_small():
     line_BD = gaussian(100, 1) * gaussian(1, 32)
-    assert gauges(line_BD)["collapse/std"] > 0.5
+    assert collapse_metrics(line_BD)["collapse/std"] > 0.5
     assert is_collapsed(line_BD)
     assert is_collapsed(line_BD + 3)
 
@@ -90,7 +90,7 @@ def eigenvalues(monkeypatch):
 
 
 def test_a_healthy_batch_costs_one_spectrum(eigenvalues):
-    gauges(gaussian(64, 200), gaussian(64, 200, seed=1))
+    collapse_metrics(gaussian(64, 200), gaussian(64, 200, seed=1))
     assert not is_collapsed(gaussian(64, 200))
     assert eigenvalues == [(64, 64)]
 
@@ -141,7 +141,7 @@ def falling(rows, width, exponent, seed=0):
 @pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0, 2.3])
 @pytest.mark.parametrize("shape", [(300, 120), (80, 200)])
 def test_alpha_is_the_exponent_of_a_power_law(shape, exponent):
-    # Centred rows have no more than B - 1 directions: the last of a square frame is lost.
+    # Centered rows have no more than B - 1 directions: the last of a square frame is lost.
     z_BD = falling(*shape, exponent)
     assert alpha(z_BD + 3) == pytest.approx(exponent, abs=1e-3)
     assert alpha(1e4 * z_BD) == pytest.approx(exponent, abs=1e-3)
@@ -195,13 +195,13 @@ def test_uniformity_is_the_same_in_small_chunks(monkeypatch):
 
 def test_mistakes_are_named():
     with pytest.raises(UserError, match="of two images or more"):
-        gauges(gaussian(1))
+        collapse_metrics(gaussian(1))
     with pytest.raises(UserError, match=r"\(500, 64\) and \(500, 32\)"):
-        gauges(gaussian(), gaussian(500, 32))
+        collapse_metrics(gaussian(), gaussian(500, 32))
 
 
-def test_gauges_cannot_be_given_labels():
-    for function in (gauges, is_collapsed, effective_rank, alignment, uniformity, alpha):
+def test_label_free_metrics_cannot_be_given_labels():
+    for function in (collapse_metrics, is_collapsed, effective_rank, alignment, uniformity, alpha):
         names = inspect.signature(function).parameters
         assert not any(word in name for name in names for word in ("label", "target", "class"))
 

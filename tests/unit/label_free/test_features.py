@@ -104,11 +104,11 @@ def test_given_room_is_filled_and_returned(encoder, images):
 
 
 def test_anything_that_returns_a_representation_is_an_encoder(images):
-    def mean_colour(x_BCHW):
+    def mean_color(x_BCHW):
         assert x_BCHW.shape[1:] == (3, 8, 8) and x_BCHW.min() >= 0 and x_BCHW.max() <= 1
         return Representation(x_BCHW.mean((2, 3)))
 
-    z_ND = extract(mean_colour, images, 8)
+    z_ND = extract(mean_color, images, 8)
     assert torch.allclose(z_ND, torch.from_numpy(images).float().mean((1, 2)) / 255, atol=0.02)
 
 

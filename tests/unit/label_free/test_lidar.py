@@ -12,7 +12,7 @@ from ssdistill.data.views import make_view
 from ssdistill.errors import UserError
 from ssdistill.label_free import lidar as module
 from ssdistill.label_free.collapse import ROUNDING, alignment
-from ssdistill.label_free.lidar import lidar, view_embeddings, view_gauges
+from ssdistill.label_free.lidar import lidar, view_embeddings, view_metrics
 from ssdistill.models.representation import Representation
 
 
@@ -32,8 +32,8 @@ def by_definition(z_VND, delta):
     z = np.asarray(z_VND, dtype=np.float64)
     views, images, width = z.shape
     mean = np.array([sum(z[v, i] for v in range(views)) / views for i in range(images)])
-    centre = mean.mean(0)
-    between = sum(np.outer(m - centre, m - centre) for m in mean) / (images - 1)
+    center = mean.mean(0)
+    between = sum(np.outer(m - center, m - center) for m in mean) / (images - 1)
     within = np.zeros((width, width))
     for i in range(images):
         for v in range(views):
@@ -165,13 +165,13 @@ def test_encoding_views_leaves_encoder_and_generators_alone(pictures, make_encod
 
 
 @pytest.mark.parametrize("most", [1000, 5])
-def test_the_gauges_share_their_first_views(pictures, monkeypatch, most):
+def test_the_label_free_metrics_share_their_first_views(pictures, monkeypatch, most):
     monkeypatch.setattr(module, "IMAGES", most)
     drawn = []
     monkeypatch.setattr(
         module, "make_view", lambda x, r, **kw: drawn.append(len(x)) or make_view(x, r, **kw)
     )
-    found = view_gauges(pixels, **pictures)
+    found = view_metrics(pixels, **pictures)
     assert sum(drawn) == 2 * 10 + (module.VIEWS - 2) * min(10, most)
     z_VND = view_embeddings(pixels, **pictures, views=range(module.VIEWS))
     few = slice(None, None, 1 if most == 1000 else 2)
@@ -182,6 +182,6 @@ def test_the_gauges_share_their_first_views(pictures, monkeypatch, most):
 
 
 def test_it_cannot_be_given_labels():
-    for function in (lidar, view_embeddings, view_gauges):
+    for function in (lidar, view_embeddings, view_metrics):
         names = inspect.signature(function).parameters
         assert not any(word in name for name in names for word in ("label", "target", "class"))

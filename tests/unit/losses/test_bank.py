@@ -116,22 +116,22 @@ def test_an_unknown_name_is_a_key_error(store):
 
 
 def test_the_teacher_mean_averages_all_training_batches():
-    centre = TeacherMean(4)
+    center = TeacherMean(4)
     batches = [torch.randn(6, 4) + 3 for _ in range(3)]
     for batch_BD in batches:
-        (centred_BD,) = centre([batch_BD])
+        (centered_BD,) = center([batch_BD])
     mean_D = torch.cat(batches).mean(0)
-    assert torch.allclose(centre.mean_D, mean_D, atol=1e-6)
-    assert torch.allclose(centred_BD, batches[-1] - mean_D, atol=1e-6)
+    assert torch.allclose(center.mean_D, mean_D, atol=1e-6)
+    assert torch.allclose(centered_BD, batches[-1] - mean_D, atol=1e-6)
 
 
 def test_the_teacher_mean_counts_all_views_and_stands_still_in_eval_mode():
-    centre = TeacherMean(2)
+    center = TeacherMean(2)
     views = [torch.ones(3, 2), torch.full((3, 2), 3.0)]
-    assert [v.unique().item() for v in centre(views)] == [-1, 1]
-    centre.eval()
-    centre([torch.full((3, 2), 100.0)])
-    assert centre.mean_D.tolist() == [2, 2]
+    assert [v.unique().item() for v in center(views)] == [-1, 1]
+    center.eval()
+    center([torch.full((3, 2), 100.0)])
+    assert center.mean_D.tolist() == [2, 2]
 
 
 def test_rows_that_are_no_block_of_memory_are_gathered(monkeypatch):

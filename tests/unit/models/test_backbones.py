@@ -67,7 +67,7 @@ def test_a_small_stem_is_refused_where_none_is_known():
         build(32, name="convnext_atto", args={}, stem="small")
 
 
-def test_images_are_normalised_inside():
+def test_images_are_normalized_inside():
     torch.manual_seed(0)
     encoder = build(mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.125))
     x_BCHW = torch.rand(2, 3, 16, 16)

@@ -11,10 +11,10 @@ from huggingface_hub import constants
 from ssdistill.errors import UserError
 from ssdistill.models import downloads
 from ssdistill.models.backbones import EncoderSettings, build_encoder
-from ssdistill.teachers import Pictures
+from ssdistill.teachers import ImageSpec
 from ssdistill.teachers.timm_model import TimmModel
 
-PICTURES = Pictures(64, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+IMAGE_SPEC = ImageSpec(64, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
 NAME = "test_resnet.r160_in1k"
 
 
@@ -65,7 +65,7 @@ def refused(opened):
 @pytest.mark.parametrize("name", [NAME, "hf-hub:someone/x"])
 def test_without_a_connection_nothing_is_tried_again(name, hub, capfd, caplog, tmp_path):
     asked = hub(answers=False)
-    text = refused(lambda: TimmModel(name=name).load(PICTURES))
+    text = refused(lambda: TimmModel(name=name).load(IMAGE_SPEC))
     assert f"no connection to {constants.ENDPOINT}" in text and name in text
     assert f"add them to the cache {tmp_path / 'cache'} (HF_HUB_CACHE)" in text
     if name == NAME:
@@ -87,14 +87,14 @@ def test_an_encoder_of_a_config_says_it_too(hub, capfd):
 
 def test_what_lies_in_the_cache_is_used_without_a_connection(hub, served):
     hub(answers=False)
-    encoder, _ = TimmModel(name=NAME).load(PICTURES)
+    encoder, _ = TimmModel(name=NAME).load(IMAGE_SPEC)
     assert set(served) == {True} and encoder.embed_dim > 0
     assert not constants.HF_HUB_OFFLINE
 
 
 def test_with_a_connection_the_hub_is_asked(hub, served):
     asked = hub(answers=True)
-    encoder, _ = TimmModel(name=NAME).load(PICTURES)
+    encoder, _ = TimmModel(name=NAME).load(IMAGE_SPEC)
     assert set(served) == {False} and asked == [constants.ENDPOINT]
     torch.manual_seed(0)
     expected = timm.create_model(NAME).state_dict()
@@ -105,7 +105,7 @@ def test_with_a_connection_the_hub_is_asked(hub, served):
 def test_a_hub_that_is_forbidden_is_not_asked(hub, monkeypatch):
     asked = hub(answers=True)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    text = refused(lambda: TimmModel(name=NAME).load(PICTURES))
+    text = refused(lambda: TimmModel(name=NAME).load(IMAGE_SPEC))
     assert "HF_HUB_OFFLINE forbids downloads; unset it" in text
     assert asked == [] and constants.HF_HUB_OFFLINE
 
@@ -118,7 +118,7 @@ def test_a_hub_that_never_answers_is_not_waited_for(hub, monkeypatch):
     session = types.SimpleNamespace(head=lambda url, **_: never.wait())
     monkeypatch.setattr(downloads, "get_session", lambda: session)
     monkeypatch.setattr(downloads, "HUB_SECONDS", 0.01)
-    assert "no connection" in refused(lambda: TimmModel(name=NAME).load(PICTURES))
+    assert "no connection" in refused(lambda: TimmModel(name=NAME).load(IMAGE_SPEC))
     never.set()
 
 
@@ -127,5 +127,5 @@ def test_nothing_is_asked_for_a_network_without_pretrained_weights(hub, tmp_path
     build_encoder(EncoderSettings(name=NAME), 64)
     net = timm.create_model(NAME)
     safetensors.torch.save_file(net.state_dict(), tmp_path / "w.safetensors")
-    TimmModel(name=NAME, weights=str(tmp_path / "w.safetensors")).load(PICTURES)
+    TimmModel(name=NAME, weights=str(tmp_path / "w.safetensors")).load(IMAGE_SPEC)
     assert asked == []

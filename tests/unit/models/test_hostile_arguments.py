@@ -16,10 +16,10 @@ from ssdistill.experiment.reading import load_experiment
 from ssdistill.models.allowed_args import loading_argument, loading_arguments, refused_argument
 from ssdistill.models.spec import EncoderSettings
 from ssdistill.settings.registry import TEACHERS
-from ssdistill.teachers import Pictures
+from ssdistill.teachers import ImageSpec
 from ssdistill.teachers.timm_model import TimmModel
 
-PICTURES = Pictures(32, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+IMAGE_SPEC = ImageSpec(32, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
 
 
 class Evil:
@@ -158,7 +158,7 @@ def test_a_description_on_the_hub_is_no_better_than_one_in_a_file(extra, tmp_pat
         timm.models._hub, "hf_hub_download", lambda repo_id, filename, **_: tmp_path / filename
     )
     with pytest.raises(UserError, match=r"teacher\.name: .*'hf-hub:someone/x'"):
-        TimmModel(name="hf-hub:someone/x").load(PICTURES)
+        TimmModel(name="hf-hub:someone/x").load(IMAGE_SPEC)
 
 
 def test_a_description_on_the_hub_names_no_other_place(tmp_path, monkeypatch):

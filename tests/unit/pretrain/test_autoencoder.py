@@ -51,7 +51,7 @@ def test_noise_has_the_standard_deviation_it_is_told(make_autoencoder):
     assert added.mean().item() == pytest.approx(0.0, abs=0.01)
 
 
-def test_masked_cells_are_grey_and_as_many_in_each_image(make_autoencoder):
+def test_masked_cells_are_gray_and_as_many_in_each_image(make_autoencoder):
     auto = make_autoencoder(noise=0.0, mask=0.25, mask_grid=4)
     view = make_view()
     seen = auto.corrupt(view, make_batch())

@@ -70,7 +70,7 @@ def test_barlow_twins_is_what_lightly_computes_in_one_process(twins):
 
 def test_whitened_twins_cost_nothing_and_scale_or_shift_changes_nothing(twins):
     z = torch.linalg.qr(torch.randn(9, 4, generator=torch.Generator().manual_seed(0))).Q
-    z = torch.linalg.qr(torch.cat([torch.ones(9, 1), z], dim=1)).Q[:, 1:]  # centred, orthogonal
+    z = torch.linalg.qr(torch.cat([torch.ones(9, 1), z], dim=1)).Q[:, 1:]  # centered, orthogonal
     assert twins.loss(9 * z, 9 * z).item() == pytest.approx(0, abs=1e-4)
     z0, z1 = make_projections()
     assert twins.loss(5 * z0 + 2, z1).item() == pytest.approx(twins.loss(z0, z1).item(), rel=1e-4)

@@ -58,11 +58,11 @@ def student_of(dino):
     return dino.encoder, dino.projector, dino.prototypes
 
 
-def by_hand(dino, views, centre, temperature=0.04):
+def by_hand(dino, views, center, temperature=0.04):
     """Cross-entropy of all pairs of different views whose teacher is one of the first two."""
     terms = []
     for theirs in range(2):
-        p = softmax((cosines_of(dino.teacher, views[theirs]) - centre) / temperature)
+        p = softmax((cosines_of(dino.teacher, views[theirs]) - center) / temperature)
         for ours, view in enumerate(views):
             if ours != theirs:
                 log = np.log(softmax(cosines_of(student_of(dino), view) / 0.1))
@@ -74,19 +74,19 @@ def by_hand(dino, views, centre, temperature=0.04):
 @pytest.mark.parametrize("small", [0, 3])
 def test_dino_crosses_each_view_with_the_teacher_of_every_other_full_size_view(make_dino, small):
     dino = apart(make_dino()).eval()
-    dino.centre_K.copy_(torch.linspace(-0.1, 0.2, 10))
+    dino.center_K.copy_(torch.linspace(-0.1, 0.2, 10))
     views = make_views(small=small)
-    expected = by_hand(dino, views, dino.centre_K.double().numpy())
+    expected = by_hand(dino, views, dino.center_K.double().numpy())
     assert dino(views, make_batch())["dino"].item() == pytest.approx(expected, rel=1e-4)
     assert by_hand(dino, views, 0.0) != pytest.approx(expected, rel=1e-3)
 
 
-def test_dinos_centre_moves_after_the_loss_by_the_mean_over_both_teacher_views(make_dino):
+def test_dinos_center_moves_after_the_loss_by_the_mean_over_both_teacher_views(make_dino):
     fresh, moved = make_dino(), make_dino()
     before = torch.linspace(-0.2, 0.2, 10)
     views = make_views(small=1)
     for dino in (fresh, moved):
-        dino.centre_K.copy_(before)
+        dino.center_K.copy_(before)
         for module in dino.modules():  # statistics of the batch would tell the passes apart
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
@@ -94,15 +94,15 @@ def test_dinos_centre_moves_after_the_loss_by_the_mean_over_both_teacher_views(m
     mean = np.concatenate([cosines_of(fresh.teacher, view) for view in views[:2]]).mean(0)
     first = fresh(views, make_batch())["dino"].item()
     assert moved(views, make_batch())["dino"].item() == first
-    assert np.allclose(fresh.centre_K, 0.9 * before.numpy() + 0.1 * mean, atol=1e-6)
-    assert np.allclose(moved.centre_K, mean, atol=1e-6)
+    assert np.allclose(fresh.center_K, 0.9 * before.numpy() + 0.1 * mean, atol=1e-6)
+    assert np.allclose(moved.center_K, mean, atol=1e-6)
     assert fresh(views, make_batch())["dino"].item() != first
 
 
-def test_dinos_centre_stays_in_evaluation(make_dino):
+def test_dinos_center_stays_in_evaluation(make_dino):
     dino = make_dino().eval()
     dino(make_views(), make_batch())
-    assert not dino.centre_K.any()
+    assert not dino.center_K.any()
 
 
 def test_dino_takes_sinkhorns_assignments_of_both_teacher_views_together(make_dino):
@@ -113,7 +113,7 @@ def test_dino_takes_sinkhorns_assignments_of_both_teacher_views_together(make_di
     logs = [np.log(softmax(cosines_of(student_of(dino), view) / 0.1)) for view in views]
     expected = -((target[0] * logs[1]).sum(1).mean() + (target[1] * logs[0]).sum(1).mean()) / 2
     assert dino(views, make_batch())["dino"].item() == pytest.approx(expected, rel=1e-4)
-    assert "centre_K" not in dino.state_dict()
+    assert "center_K" not in dino.state_dict()
 
 
 def test_dinos_teacher_sees_full_size_views_only(make_dino):
@@ -206,7 +206,7 @@ def test_dino_resumes_bit_by_bit(make_dino):
     other.load_state_dict(copy.deepcopy(dino.state_dict()))
     later = make_views(seed=2)
     assert torch.equal(dino(later, make_batch(1))["dino"], other(later, make_batch(1))["dino"])
-    assert torch.equal(dino.centre_K, other.centre_K)
+    assert torch.equal(dino.center_K, other.center_K)
 
 
 def test_dinos_projector_is_three_linear_layers_with_gelus_before_the_unit_length(make_encoder):

@@ -129,7 +129,7 @@ def test_maes_gradient_reaches_everything_that_is_trained():
     assert all(p.grad is not None and p.grad.any() for p in trained.values())
 
 
-def test_the_gauges_see_the_pooled_visible_tokens_without_gradient():
+def test_the_label_free_metrics_see_the_pooled_visible_tokens_without_gradient():
     mae = make_mae()
     view, batch = make_view(), make_batch()
     mae([view], batch)

@@ -55,7 +55,7 @@ def outputs(method, views):
     return [unit_rows(z_BP) for z_BP in z], [unit_rows(method.predictor(z_BP)) for z_BP in z]
 
 
-def test_nnclrs_loss_contrasts_the_nearest_neighbours_with_the_other_views_predictions(make_nnclr):
+def test_nnclrs_loss_contrasts_the_nearest_neighbors_with_the_other_views_predictions(make_nnclr):
     method = make_nnclr(temperature=0.4)
     queue = method.bank["embedding"].double().numpy()
     loss = method(two_views(), BATCH)["nnclr"]
@@ -63,7 +63,7 @@ def test_nnclrs_loss_contrasts_the_nearest_neighbours_with_the_other_views_predi
     assert loss.item() == pytest.approx(expected, abs=1e-4)
 
 
-def test_nnclrs_neighbour_is_the_nearest_by_angle(make_nnclr):
+def test_nnclrs_neighbor_is_the_nearest_by_angle(make_nnclr):
     method = make_nnclr(queue=3)
     rows = torch.tensor([[1.0, 0, 0, 0, 0], [0, 1.0, 0, 0, 0], [0.6, 0, 0.8, 0, 0]])
     method.bank.embedding.copy_(rows)
@@ -114,7 +114,7 @@ def test_nnclrs_loss_falls(make_nnclr):
     optimizer = torch.optim.SGD(method.parameters(), lr=0.02)
     losses = []
     for _ in range(10):
-        method.bank.load_state_dict(start)  # the same neighbours to choose from at each step
+        method.bank.load_state_dict(start)  # the same neighbors to choose from at each step
         loss = method(two_views(), BATCH)["nnclr"]
         losses.append(loss.item())
         optimizer.zero_grad()

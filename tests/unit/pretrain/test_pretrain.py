@@ -62,7 +62,7 @@ def test_the_loss_is_named_weighted_and_falls(method):
     assert losses[-1] < losses[0]
 
 
-def test_the_gauges_see_the_first_view_without_gradient(method):
+def test_the_label_free_metrics_see_the_first_view_without_gradient(method):
     method.eval()
     views = make_views()
     method(views, make_batch())

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import pytest
 from test_report_page import drawn
 
-from ssdistill.chain.pictures import lineage
+from ssdistill.chain.page_content import lineage
 from ssdistill.report.charts.comparisons import LatencyPoint, Score, SizePoint, latency_chart
 from ssdistill.report.page import PageData, render_page
 from ssdistill.report.tables.models import results_table

@@ -97,7 +97,7 @@ def test_every_image_is_a_dot_of_its_class_and_distances_are_true(count):
     root = ElementTree.fromstring(map_svg(points_N2, labels_N, names, "m", "a plane", 400))
     by_class = list(dots(root).values())
     assert [len(places) for places in by_class] == np.bincount(labels_N).tolist()
-    assert len(dots(root)) == count  # a colour and shape of its own for each
+    assert len(dots(root)) == count  # a color and shape of its own for each
     drawn_N2, order = np.concatenate(by_class), np.argsort(labels_N, kind="stable")
     true_N = np.linalg.norm(points_N2[order] - points_N2[order[0]], axis=1)
     shown_N = np.linalg.norm(drawn_N2 - drawn_N2[0], axis=1)
@@ -165,7 +165,7 @@ def test_equal_embeddings_vary_by_nothing():
     assert not points_N2.any()
 
 
-def test_a_map_by_umap_is_centred_and_made_of_directions(monkeypatch):
+def test_a_map_by_umap_is_centered_and_made_of_directions(monkeypatch):
     class Reducer:
         def __init__(self, n_components, metric, random_state):
             assert (n_components, metric) == (2, "cosine")
@@ -198,7 +198,7 @@ def test_a_name_stands_where_no_other_does(below, shown):
         assert "".join(drawn) == shown
 
 
-def test_in_a_legend_marks_are_round_until_all_colours_are_used():
+def test_in_a_legend_marks_are_round_until_all_colors_are_used():
     entries = [(number, str(number)) for number in range(2 * len(LIGHT))]
     text, _ = _legend(entries, 500)
     assert re.findall(r'rx="(\d)"', text) == ["5"] * len(LIGHT) + ["0"] * len(LIGHT)

@@ -20,7 +20,7 @@ from ssdistill.report.charts.grids import (
     CELL,
     GAP,
     SHARED_RGB,
-    Neighbours,
+    Neighbors,
     ViewGrid,
     image_grid,
     png_uri,
@@ -62,7 +62,7 @@ def page(**others):
         "curves": [CURVES],
         "confusions": [partial(confusion_svg, [[8, 2], [1, 9]], ("cat", "dog"), "int8, linear")],
         "views": ViewGrid([[PICTURE] * 3] * 2, ("image", "teacher", "student"), "Views."),
-        "neighbours": Neighbours(
+        "neighbors": Neighbors(
             [PICTURE], [[PICTURE, PICTURE]], [[PICTURE, PICTURE]], [[True, False]]
         ),
         "provenance": {"git": {"sha": "0123abcd", "dirty": False}, "python": "3.12", "empty": None},
@@ -287,7 +287,7 @@ def test_number_in_a_chart_description_is_the_number_given():
     assert not math.isnan(drawn(svg)[1])
 
 
-def test_only_the_students_neighbours_that_the_teacher_has_too_are_framed(monkeypatch):
+def test_only_the_students_neighbors_that_the_teacher_has_too_are_framed(monkeypatch):
     drawn = []
     monkeypatch.setattr(
         page_module, "image_grid", lambda rows, frames: drawn.append(frames) or rows
@@ -295,5 +295,5 @@ def test_only_the_students_neighbours_that_the_teacher_has_too_are_framed(monkey
     monkeypatch.setattr(page_module, "_image_tag", lambda *_: "")
     image = np.zeros((4, 4, 3), np.uint8)
     row = [image, image]
-    page_module._neighbours(Neighbours([image], [row], [row], [[True, False]], "caption"))
+    page_module._neighbors(Neighbors([image], [row], [row], [[True, False]], "caption"))
     assert drawn == [[[False, False, False]], [[False, True, False]]]

@@ -11,14 +11,14 @@ from ssdistill.errors import UserError
 from ssdistill.models.backbones import EncoderSettings, build_encoder
 from ssdistill.models.heads import MLPSettings
 from ssdistill.settings.registry import TEACHERS
-from ssdistill.teachers import Pictures
+from ssdistill.teachers import ImageSpec
 from ssdistill.teachers.finished_run import FinishedRun
 
 TINY_VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 1, "num_heads": 2}
 
 
 def pictures(size=16):
-    return Pictures(size, (0.1, 0.2, 0.3), (0.3, 0.2, 0.1))
+    return ImageSpec(size, (0.1, 0.2, 0.3), (0.3, 0.2, 0.1))
 
 
 def vit(**args):

@@ -14,12 +14,12 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from ssdistill.artifacts.artifact import load_encoder, save_encoder
 from ssdistill.errors import UserError
 from ssdistill.models.spec import IMAGENET_MEAN, IMAGENET_STD, EncoderSettings
-from ssdistill.teachers import Pictures
+from ssdistill.teachers import ImageSpec
 from ssdistill.teachers.checkpoint import Checkpoint
 from ssdistill.teachers.formats.heads import build_head
 
-PICTURES = Pictures(image_size=32, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
-OWN = (PICTURES.mean, PICTURES.std)
+IMAGE_SPEC = ImageSpec(image_size=32, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
+OWN = (IMAGE_SPEC.mean, IMAGE_SPEC.std)
 IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
 NOTHING = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 SHALLOW = EncoderSettings(args={"layers": [1, 1, 1, 1]})
@@ -258,7 +258,7 @@ def test_backbone_and_projector_compute_what_the_originals_do(layout, tmp_path):
     saved, net, head, (mean, std), name = layout()
     torch.save(saved, tmp_path / "weights.pth")
     teacher = Checkpoint(path=str(tmp_path / "weights.pth"), encoder=SHALLOW)
-    encoder, notices = teacher.load(PICTURES)
+    encoder, notices = teacher.load(IMAGE_SPEC)
     x_BCHW = torch.rand(3, 3, 32, 32)
     to_column = lambda values: torch.tensor(values).view(1, 3, 1, 1)  # noqa: E731
     with torch.no_grad():
@@ -290,7 +290,7 @@ def test_the_other_network_can_be_asked_for(layout, branch, prefix, tmp_path):
     saved = layout()[0]
     torch.save(saved, tmp_path / "weights.pth")
     teacher = Checkpoint(path=str(tmp_path / "weights.pth"), encoder=SHALLOW, branch=branch)
-    encoder, notices = teacher.load(PICTURES)
+    encoder, notices = teacher.load(IMAGE_SPEC)
     name = prefix + "layer1.0.conv1.weight"
     assert torch.equal(encoder.net.layer1[0].conv1.weight, saved.get("state_dict", saved)[name])
     wanted = {"teacher": "momentum", "student": "online"}.get(branch, branch)
@@ -303,12 +303,12 @@ def test_lightlys_resnet_without_its_first_relu_is_refused(tmp_path):
     torch.save(named(backbone=children), tmp_path / "weights.pth")
     teacher = Checkpoint(path=str(tmp_path / "weights.pth"), encoder=SHALLOW)
     with pytest.raises(UserError, match=r"no ReLU after its first batch norm"):
-        teacher.load(PICTURES)
+        teacher.load(IMAGE_SPEC)
 
 
 def test_what_was_loaded_can_be_saved_and_opened_again(tmp_path):
     torch.save(lightly_dino()[0], tmp_path / "weights.ckpt")
-    encoder, _ = Checkpoint(path=str(tmp_path / "weights.ckpt"), encoder=SHALLOW).load(PICTURES)
+    encoder, _ = Checkpoint(path=str(tmp_path / "weights.ckpt"), encoder=SHALLOW).load(IMAGE_SPEC)
     save_encoder(encoder, tmp_path / "saved")
     again = load_encoder(tmp_path / "saved")
     encoder.project = again.project = True

@@ -11,10 +11,10 @@ from torchvision.models.vision_transformer import VisionTransformer
 
 from ssdistill.errors import UserError
 from ssdistill.models.spec import IMAGENET_MEAN, IMAGENET_STD, EncoderSettings
-from ssdistill.teachers import Pictures
+from ssdistill.teachers import ImageSpec
 from ssdistill.teachers.checkpoint import Checkpoint
 
-PICTURES = Pictures(image_size=16, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
+IMAGE_SPEC = ImageSpec(image_size=16, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))
 TINY = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 4, "num_heads": 2}
 
 
@@ -35,11 +35,11 @@ def prefixed(prefix, state):
 def load(saved, tmp_path, side=16, **settings):
     torch.save(saved, tmp_path / "weights.pth")
     teacher = Checkpoint(path=str(tmp_path / "weights.pth"), **settings)
-    return teacher.load(dataclasses.replace(PICTURES, image_size=side))
+    return teacher.load(dataclasses.replace(IMAGE_SPEC, image_size=side))
 
 
 @torch.no_grad()
-def compare(encoder, net, project=None, mean=PICTURES.mean, std=PICTURES.std, side=16):
+def compare(encoder, net, project=None, mean=IMAGE_SPEC.mean, std=IMAGE_SPEC.std, side=16):
     x_BCHW = torch.rand(2, 3, side, side)
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
     wanted_BD = net((x_BCHW - mean) / std)

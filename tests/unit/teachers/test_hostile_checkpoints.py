@@ -17,7 +17,7 @@ from ssdistill.artifacts.coding.codes import Palette, Sparse, Uniform
 from ssdistill.artifacts.coding.file import pack_state, unpack_state
 from ssdistill.errors import UserError
 from ssdistill.models.spec import EncoderSettings
-from ssdistill.teachers import Pictures
+from ssdistill.teachers import ImageSpec
 from ssdistill.teachers.checkpoint import Checkpoint
 from ssdistill.teachers.formats.reading import read
 from ssdistill.teachers.formats.safe_unpickler import refuse_bombs
@@ -26,7 +26,7 @@ from ssdistill.teachers.timm_model import TimmModel
 
 ARGS = {"layers": (1, 1, 0, 0), "channels": (8, 8, 8, 8), "stem_type": "deep", "stem_width": 8}
 KEY = "conv1.0.weight"
-PICTURES = Pictures(32, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+IMAGE_SPEC = ImageSpec(32, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
 
 
 class Sub(torch.Tensor):
@@ -46,7 +46,7 @@ def saved(content, path, legacy=False):
 
 def load(path):
     settings = EncoderSettings(name="resnet10t", args=ARGS)
-    return Checkpoint(path=str(path), encoder=settings).load(PICTURES)
+    return Checkpoint(path=str(path), encoder=settings).load(IMAGE_SPEC)
 
 
 def refused(opened, *args):
@@ -117,15 +117,15 @@ def test_weights_that_are_not_finite_are_said(value, state, tmp_path):
     assert any(f"1 of 54 tensors hold NaN or infinity ({KEY})" in n for n in load(path)[1])
     assert not any("NaN" in notice for notice in load(saved(state, path))[1])
     teacher = TimmModel(name="resnet10t", args=ARGS, weights=str(path))
-    assert not any("NaN" in notice for notice in teacher.load(PICTURES)[1])
+    assert not any("NaN" in notice for notice in teacher.load(IMAGE_SPEC)[1])
     saved({**state, KEY: state[KEY] * value}, path)
-    assert any("NaN or infinity" in notice for notice in teacher.load(PICTURES)[1])
+    assert any("NaN or infinity" in notice for notice in teacher.load(IMAGE_SPEC)[1])
 
 
 @pytest.mark.parametrize("name", ["meta", "sparse", "quantized", "complex"])
 def test_files_for_timm_are_read_as_carefully(name, state, tmp_path):
     path = saved({**state, KEY: ODD[name][0](state[KEY])}, tmp_path / "w.pth")
-    text = refused(TimmModel(name="resnet10t", args=ARGS, weights=str(path)).load, PICTURES)
+    text = refused(TimmModel(name="resnet10t", args=ARGS, weights=str(path)).load, IMAGE_SPEC)
     assert text.startswith(f"teacher.weights: {path}") and KEY in text
 
 
@@ -172,7 +172,7 @@ def test_a_zip_that_unpacks_to_far_more_is_refused_before_it_is_unpacked(state, 
     assert len(load(path)[1])
     repacked(path, lambda n, c: bytes(2**25) if n.endswith("/data/0") else c, zipfile.ZIP_DEFLATED)
     for opened in (load, TimmModel(name="resnet10t", args=ARGS, weights=str(path)).load):
-        given = path if opened is load else PICTURES
+        given = path if opened is load else IMAGE_SPEC
         text = refused(opened, given)
         assert "declares 33554432 bytes" in text and "data/0" in text
 

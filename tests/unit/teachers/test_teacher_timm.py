@@ -15,7 +15,7 @@ from timm.layers import resample_abs_pos_embed
 from ssdistill.artifacts.artifact import load, save_encoder
 from ssdistill.errors import UserError
 from ssdistill.settings.registry import TEACHERS
-from ssdistill.teachers import Pictures
+from ssdistill.teachers import ImageSpec
 from ssdistill.teachers.timm_model import TimmModel
 
 TINY = {"depth": 1, "embed_dim": 32, "num_heads": 2}
@@ -24,7 +24,7 @@ CLIP, DINOV2 = "vit_base_patch16_clip_224.openai", "vit_small_patch14_dinov2.lvd
 
 
 def pictures(size=64):
-    return Pictures(size, (0.1, 0.2, 0.3), (0.3, 0.2, 0.1))
+    return ImageSpec(size, (0.1, 0.2, 0.3), (0.3, 0.2, 0.1))
 
 
 def timms(name, **args):

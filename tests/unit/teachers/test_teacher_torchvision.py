@@ -19,7 +19,7 @@ from ssdistill.models.torchvision_net import (
     torchvision_names,
 )
 from ssdistill.settings.registry import TEACHERS
-from ssdistill.teachers import Pictures
+from ssdistill.teachers import ImageSpec
 from ssdistill.teachers import torchvision_equivalents as torchvision_twins
 from ssdistill.teachers.torchvision_equivalents import timm_twin
 from ssdistill.teachers.torchvision_model import TorchvisionModel
@@ -30,7 +30,7 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def pictures(size=64):
-    return Pictures(size, (0.1, 0.2, 0.3), (0.3, 0.2, 0.1))
+    return ImageSpec(size, (0.1, 0.2, 0.3), (0.3, 0.2, 0.1))
 
 
 def scramble(net):

@@ -66,7 +66,7 @@ def test_no_space_is_the_users_to_mend_and_costs_nothing(path, monkeypatch, numb
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 @pytest.mark.parametrize("numbers", [1, 100_000], ids=["at the flush", "while writing"])
-def test_a_disk_that_fills_while_writing_is_recognised(path, monkeypatch, numbers):
+def test_a_disk_that_fills_while_writing_is_recognized(path, monkeypatch, numbers):
     def on_full_disk(name, mode):
         return builtins.open("/dev/full", mode)
 
@@ -90,7 +90,7 @@ class Filling(io.FileIO):
 
 
 @pytest.mark.parametrize("room", [1, 1000, 100_000, 400_000])
-def test_a_disk_that_fills_within_a_tensor_is_recognised(path, monkeypatch, room):
+def test_a_disk_that_fills_within_a_tensor_is_recognized(path, monkeypatch, room):
     monkeypatch.setattr(checkpoint, "open", lambda name, _: Filling(name, room), raising=False)
     with pytest.raises(UserError, match="no disk space for the checkpoint"):
         save_checkpoint(path, {"step": 2, "task": torch.zeros(50_000), "more": torch.ones(50_001)})

@@ -292,7 +292,7 @@ def test_the_logged_alignment_is_that_of_two_views_of_each_image(start, make_enc
     assert other["collapse/alignment"] > 1e-3
 
 
-def test_one_encoded_view_has_every_gauge_but_alignment(start, make_encoder, runs):
+def test_one_encoded_view_has_every_metric_but_alignment(start, make_encoder, runs):
     task = distiller(make_encoder(), 1)
     start(runs / "run", task, steps=1, recipes=(RECIPES["weak"],) * 2)
     found = {name for name in lines_of(runs / "run")[0] if name.startswith("collapse/")}

@@ -14,7 +14,7 @@ from ssdistill.data.recipes import RECIPES
 from ssdistill.distill.distiller import Distiller, shapes
 from ssdistill.experiment.sections import DistillSettings
 from ssdistill.label_free.agreement import LinearCKA
-from ssdistill.label_free.collapse import gauges
+from ssdistill.label_free.collapse import collapse_metrics
 from ssdistill.label_free.features import extract
 from ssdistill.record.run import Run, read_metrics
 from ssdistill.record.tracker import Tracker, TrackingSettings
@@ -113,12 +113,12 @@ def lines_of(folder):
     ]
 
 
-def test_what_is_logged_is_agreement_and_gauges_of_the_sample(store, make_task, frequent):
+def test_what_is_logged_is_agreement_and_metrics_of_the_sample(store, make_task, frequent):
     task = make_task().train()
     found = AgreementWatch(store, 1, 24, seed=0).after_step(0, None, task)
     assert found.keys() == NAMES
     assert found["agree/cka"] == pytest.approx(wanted_cka(task, store.images), rel=1e-9)
-    of_sample = gauges(extract(task.encoder, store.images, 16, progress=False))
+    of_sample = collapse_metrics(extract(task.encoder, store.images, 16, progress=False))
     assert found["collapse/sample/std"] == pytest.approx(of_sample["collapse/std"])
 
 

@@ -19,7 +19,7 @@ from ssdistill.data.store import Store
 from ssdistill.errors import UserError, nearest
 from ssdistill.evaluate.subject import LabeledImages, Subject
 from ssdistill.settings.registry import SOURCES
-from ssdistill.teachers import Pictures
+from ssdistill.teachers import ImageSpec
 
 log = logging.getLogger(__name__)
 
@@ -50,19 +50,19 @@ class Shown:
         return min(self.test.images.shape[1:3])
 
     @cached_property
-    def facts(self) -> Pictures:
+    def facts(self) -> ImageSpec:
         """What a teacher from elsewhere must know of them."""
         if isinstance(self.train, Store):
-            return Pictures(self.image_size, self.train.mean, self.train.std)
+            return ImageSpec(self.image_size, self.train.mean, self.train.std)
         step = -(-len(self.train.images) // SAMPLED)
         pixels = np.asarray(self.train.images[::step], dtype=np.float64) / 255
         mean, std = pixels.mean((0, 1, 2)), pixels.std((0, 1, 2))
         # A channel of one value is divided by one level, as that of a store is.
         std[std == 0] = 1 / 255
-        return Pictures(self.image_size, tuple(mean.tolist()), tuple(std.tolist()))
+        return ImageSpec(self.image_size, tuple(mean.tolist()), tuple(std.tolist()))
 
 
-def open_pictures(
+def open_images(
     data: Any,
     overrides: Mapping[str, Any] | None = None,
     *,
@@ -88,7 +88,7 @@ def open_pictures(
         return data
     if isinstance(data, Subject):
         labeled = all(_labels(split) is not None for split in (data.train, data.test))
-        return Shown(data.train, data.test, labeled, "pictures of a subject")
+        return Shown(data.train, data.test, labeled, "images of a subject")
     if isinstance(data, Sequence) and not isinstance(data, str):
         return _of_arrays(data)
     settings = _source_settings(data, overrides or {})

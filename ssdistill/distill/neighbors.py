@@ -15,7 +15,7 @@ QUERIES, BANK = 1024, 16384
 
 
 @torch.no_grad()
-def nearest_neighbours(embedding_ND: Tensor, k: int = 5) -> np.ndarray:
+def nearest_neighbors(embedding_ND: Tensor, k: int = 5) -> np.ndarray:
     """Return the ``k`` nearest other images of each image, nearest first.
 
     Distances are Euclidean between vectors of length 1, which orders images as cosine similarity
@@ -24,7 +24,7 @@ def nearest_neighbours(embedding_ND: Tensor, k: int = 5) -> np.ndarray:
     come first.
 
     Returns:
-        neighbours_NK, int64.
+        neighbors_NK, int64.
 
     Raises:
         UserError: no more than ``k`` images, or embeddings that are not finite.
@@ -35,12 +35,12 @@ def nearest_neighbours(embedding_ND: Tensor, k: int = 5) -> np.ndarray:
         raise UserError(
             f"k={k} neighbors requested, but only {count} images available; at least k + 1 required"
         )
-    neighbours_NK = np.empty((count, k), dtype=np.int64)
+    neighbors_NK = np.empty((count, k), dtype=np.int64)
     silent = not get_console().is_terminal
     for start in track(range(0, count, QUERIES), "neighbors", transient=True, disable=silent):
         rows = slice(start, min(start + QUERIES, count))
-        neighbours_NK[rows] = _nearest(z_ND, rows, k).cpu().numpy()
-    return neighbours_NK
+        neighbors_NK[rows] = _nearest(z_ND, rows, k).cpu().numpy()
+    return neighbors_NK
 
 
 def _nearest(z_ND: Tensor, rows: slice, k: int) -> Tensor:

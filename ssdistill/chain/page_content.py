@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ssdistill.chain.evaluation import answers_of, gauged, gauged_features
+from ssdistill.chain.evaluation import answers_of, label_free_sample, sample_features
 from ssdistill.chain.plan import evaluations_of, models_of
 from ssdistill.chain.stage_files import read_array
 from ssdistill.chain.stages import Stage
@@ -18,30 +18,30 @@ from ssdistill.chain.workspace import Workspace
 from ssdistill.errors import UserError, shortened
 from ssdistill.evaluate.classification import classify
 from ssdistill.evaluate.settings import EvaluateSettings
-from ssdistill.label_free.nearest import neighbours
+from ssdistill.label_free.nearest import neighbors
 from ssdistill.measure.pareto import FRONT, load_front
 from ssdistill.record.run import METRICS_FILE, read_metrics
 from ssdistill.report.charts.comparisons import LatencyPoint, Score, SizePoint
 from ssdistill.report.charts.confusion import confusion_svg
-from ssdistill.report.charts.grids import Neighbours, ViewGrid
+from ssdistill.report.charts.grids import Neighbors, ViewGrid
 from ssdistill.report.charts.pareto import front_svg
-from ssdistill.report.charts.plots import Curves, curves_of, gauges_side_by_side
+from ssdistill.report.charts.plots import Curves, curves_of, label_free_side_by_side
 from ssdistill.report.tables.columns import protocol_words
 from ssdistill.report.tables.models import results_rows
 from ssdistill.train.progress import console
 
 CURVED = ("control", "distilled")
 """Roles whose training is drawn, beside the teachers' and what is trained again after pruning."""
-SHOWN_QUERIES, SHOWN_NEIGHBOURS = 8, 6
+SHOWN_QUERIES, SHOWN_NEIGHBORS = 8, 6
 ACCURACY, LATENCY = "probe/linear/top1", "compress/latency_ms"
 
 
-def pictures(workspace: Workspace, records: list[dict[str, Any]]) -> dict[str, Any]:
+def page_content(workspace: Workspace, records: list[dict[str, Any]]) -> dict[str, Any]:
     """The fields of :class:`ssdistill.report.page.PageData` that are drawn."""
     return _charts(workspace, records) | {
         "confusions": _confusions(workspace),
         "views": _views(workspace),
-        "neighbours": _neighbours(workspace),
+        "neighbors": _neighbors(workspace),
         "fronts": _fronts(workspace),
     }
 
@@ -100,7 +100,7 @@ def _curves(workspace: Workspace) -> list[Curves]:
     title_words: tuple[str, ...] = ("losses", "std", "rank")
     charts = []
     if experiment.distill is None and experiment.compare:
-        charts, title_words = gauges_side_by_side(lines), ("losses",)
+        charts, title_words = label_free_side_by_side(lines), ("losses",)
         drawn = list(trained)
     else:
         usual = (*experiment.all_teachers, *CURVED)
@@ -179,21 +179,23 @@ def _views(workspace: Workspace) -> ViewGrid | None:
     return ViewGrid(rows, columns, caption)
 
 
-def _neighbours(workspace: Workspace) -> Neighbours | None:
+def _neighbors(workspace: Workspace) -> Neighbors | None:
     """Nearest test images of a few test images, by teacher and by distilled student."""
     evaluations = evaluations_of(workspace, workspace.experiment.seeds[0])
     if "distilled" not in evaluations:
         return None
     settings = workspace.experiment.evaluate or EvaluateSettings()
-    pictures = workspace.test.images[gauged(len(workspace.test), settings.gauge_images)]
-    count = min(SHOWN_QUERIES, len(pictures))
-    queries = np.linspace(0, len(pictures) - 1, count).astype(int)
+    images = workspace.test.images[
+        label_free_sample(len(workspace.test), settings.label_free_images)
+    ]
+    count = min(SHOWN_QUERIES, len(images))
+    queries = np.linspace(0, len(images) - 1, count).astype(int)
     nearest = {}
     teacher = next(iter(workspace.experiment.all_teachers))
     for role in (teacher, "distilled"):
-        z_ND = torch.as_tensor(gauged_features(evaluations[role], workspace))
-        k = min(SHOWN_NEIGHBOURS, len(z_ND) - 1)
-        index_Qk = torch.cat([index_Bk for _, index_Bk in neighbours(z_ND[queries], z_ND, k + 1)])
+        z_ND = torch.as_tensor(sample_features(evaluations[role], workspace))
+        k = min(SHOWN_NEIGHBORS, len(z_ND) - 1)
+        index_Qk = torch.cat([index_Bk for _, index_Bk in neighbors(z_ND[queries], z_ND, k + 1)])
         # The nearest of all is the query itself.
         nearest[role] = [
             [i for i in row if i != q][:k]
@@ -203,10 +205,10 @@ def _neighbours(workspace: Workspace) -> Neighbours | None:
         [i in teacher_row for i in student_row]
         for student_row, teacher_row in zip(nearest["distilled"], nearest[teacher], strict=True)
     ]
-    return Neighbours(
-        queries=[pictures[q] for q in queries],
-        teacher=[[pictures[i] for i in row] for row in nearest[teacher]],
-        student=[[pictures[i] for i in row] for row in nearest["distilled"]],
+    return Neighbors(
+        queries=[images[q] for q in queries],
+        teacher=[[images[i] for i in row] for row in nearest[teacher]],
+        student=[[images[i] for i in row] for row in nearest["distilled"]],
         shared=shared,
-        caption="Cosine similarity of embeddings, among the gauged test images.",
+        caption="Cosine similarity of embeddings, among the label-free sample of test images.",
     )
