@@ -13,10 +13,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ssdistill import moved
+
 # OpenMP's threads spin while they wait. With anything else running on the machine that costs a
 # training on a few cores most of its speed; asleep they cost it nothing. Has to be said
 # before torch loads OpenMP, and leaves a choice of the user's alone.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+moved.install()
 
 if TYPE_CHECKING:
     from ssdistill.chain.report import Report
@@ -79,7 +83,7 @@ def _modules() -> list[str]:
 
 def __getattr__(name: str) -> Any:
     """``ssdistill.evaluate`` and every other module, imported when it is first asked for."""
-    if name not in _modules():
+    if name not in _modules() and name not in moved.MOVED:
         raise AttributeError(f"module 'ssdistill' has no attribute '{name}'")
     return import_module(f"ssdistill.{name}")
 

@@ -1,0 +1,160 @@
+"""Old names of modules: what version 0.1 called otherwise is imported from where it is now.
+
+Nothing in the package imports by an old name. The table may go with version 1.0.
+"""
+
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+PACKAGE = "ssdistill"
+MOVED = {
+    "chain.damage": "chain.saliency",
+    "chain.pictures": "chain.page_content",
+    "cli": "commands.main",
+    "compress.given": "compress.preconditions",
+    "compress.int8.slim": "compress.int8.initializers",
+    "compress.searching.meet": "compress.searching.solving",
+    "config": "experiment.reading",
+    "config_errors": "settings.problems",
+    "data.colour": "data.color",
+    "data.file_sets": "data.sources.file_sets",
+    "data.folder": "data.sources.folder",
+    "data.npz": "data.sources.npz",
+    "data.torchvision_sets": "data.sources.torchvision_sets",
+    "distill.bank": "losses.base.bank",
+    "distill.gather": "distributed",
+    "distill.neighbours": "distill.neighbors",
+    "evaluate.features": "label_free.features",
+    "evaluate.gauges": "label_free",
+    "evaluate.gauges.agreement": "label_free.agreement",
+    "evaluate.gauges.collapse": "label_free.collapse",
+    "evaluate.gauges.lidar": "label_free.lidar",
+    "evaluate.gauges.selection": "train.selection",
+    "evaluate.gauges.watch": "train.watch",
+    "evaluate.nearest": "label_free.nearest",
+    "evaluate.opening.pictures": "evaluate.opening.images",
+    "evaluate.rows": "label_free.rows",
+    "evaluate.vectors": "label_free.vectors",
+    "foreign": "teachers.formats",
+    "foreign.fitting": "teachers.formats.fitting",
+    "foreign.formats": "teachers.formats.layouts",
+    "foreign.heads": "teachers.formats.heads",
+    "foreign.inert": "teachers.formats.safe_unpickler",
+    "foreign.names": "teachers.formats.names",
+    "foreign.parts": "teachers.formats.parts",
+    "foreign.reading": "teachers.formats.reading",
+    "foreign.states": "teachers.formats.reading",
+    "listing": "commands.listing",
+    "losses.contrast": "losses.base.contrast",
+    "losses.maps": "losses.base.maps",
+    "losses.matching": "losses.base.matching",
+    "losses.prototypes": "losses.base.prototypes",
+    "losses.relations": "losses.base.relations",
+    "losses.similarity": "losses.base.similarity",
+    "losses.stage_maps": "losses.base.stage_maps",
+    "measure.turns": "measure.interleaved",
+    "models.artifact_files": "artifacts.files",
+    "models.artifacts": "artifacts.artifact",
+    "models.coded_bytes": "artifacts.coding.encoded",
+    "models.coded_file": "artifacts.coding.file",
+    "models.coding": "artifacts.coding.codes",
+    "models.head_file": "artifacts.heads",
+    "models.huffman": "artifacts.coding.huffman",
+    "models.packing": "artifacts.coding.packing",
+    "models.torchvision_twins": "teachers.torchvision_equivalents",
+    "models.weights": "artifacts.weights",
+    "probing": "commands.probe",
+    "probing.asking": "commands.probe.arguments",
+    "probing.command": "commands.probe.command",
+    "probing.files": "commands.probe.files",
+    "probing.findings": "commands.probe.findings",
+    "probing.names": "commands.probe.names",
+    "probing.page": "commands.probe.page",
+    "probing.projection": "commands.probe.projection",
+    "probing.run": "commands.probe.run",
+    "probing.tables": "commands.probe.tables",
+    "record.all_tables": "report.tables.all_tables",
+    "record.axes": "report.charts.axes",
+    "record.columns": "report.tables.columns",
+    "record.comparisons": "report.charts.comparisons",
+    "record.confusion_chart": "report.charts.confusion",
+    "record.document": "report.document",
+    "record.embedding_map": "report.charts.embedding_map",
+    "record.front": "measure.pareto",
+    "record.front_chart": "report.charts.pareto",
+    "record.grids": "report.charts.grids",
+    "record.page": "report.page",
+    "record.paired_table": "report.tables.paired",
+    "record.plots": "report.charts.plots",
+    "record.protocols_table": "report.tables.protocols",
+    "record.rankings": "report.tables.rankings",
+    "record.reports": "report.readme",
+    "record.steps": "report.tables.steps",
+    "record.table": "report.tables.table",
+    "record.tables": "report.tables.models",
+    "record.timing": "report.tables.timing",
+    "record.verdict": "report.verdict",
+    "registry": "settings.registry",
+    "runtimes": "artifacts.runtimes",
+    "runtimes.aot_inductor": "artifacts.runtimes.aot_inductor",
+    "runtimes.executorch": "artifacts.runtimes.executorch",
+    "runtimes.lent": "artifacts.runtimes.onnx_cache",
+    "runtimes.onnx_runtime": "artifacts.runtimes.onnx_runtime",
+    "runtimes.openvino": "artifacts.runtimes.openvino",
+    "runtimes.signal_stack": "artifacts.runtimes.signal_stack",
+    "runtimes.torch_export": "artifacts.runtimes.torch_export",
+    "runtimes.tracing": "artifacts.runtimes.tracing",
+    "sections": "experiment.sections",
+    "stages": "chain.stages",
+}
+"""Old name: new name, both below ``ssdistill``."""
+RENAMED = {
+    "distill.neighbours": {"nearest_neighbours": "nearest_neighbors"},
+    "evaluate.gauges.collapse": {"gauges": "collapse_metrics"},
+    "evaluate.gauges.lidar": {"view_gauges": "view_metrics"},
+    "evaluate.nearest": {"neighbours": "neighbors"},
+    "evaluate.opening.pictures": {"open_pictures": "open_images"},
+    "evaluate.rows": {"standardisation": "standardization"},
+}
+"""Old module: its names that are called otherwise now."""
+
+
+class OldNames(MetaPathFinder, Loader):
+    """Finds modules by the names they had in version 0.1."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """The place of ``name`` if it is the old name of a module, else None."""
+        package, _, old = name.partition(".")
+        if package != PACKAGE or old not in MOVED:
+            return None
+        return ModuleSpec(name, self, is_package=any(m.startswith(f"{old}.") for m in MOVED))
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Let ``module`` stand for the one that has its content now."""
+        old = module.__name__.removeprefix(f"{PACKAGE}.")
+        new = import_module(f"{PACKAGE}.{MOVED[old]}")
+        warnings.warn(
+            f"{PACKAGE}.{old} is now {PACKAGE}.{MOVED[old]}; the old name will go with version 1.0",
+            FutureWarning,
+            stacklevel=2,
+        )
+        renamed = RENAMED.get(old, {})
+
+        def attribute(name: str) -> Any:
+            return getattr(new, renamed.get(name, name))
+
+        module.__getattr__ = attribute  # type: ignore[method-assign]
+
+
+def install() -> None:
+    """Let old names be imported; those that exist are found before this is asked."""
+    if not any(isinstance(finder, OldNames) for finder in sys.meta_path):
+        sys.meta_path.append(OldNames())

@@ -1,0 +1,47 @@
+"""Modules of version 0.1 are imported by their old names, with a notice of one line."""
+
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+
+import ssdistill
+from ssdistill.moved import MOVED, RENAMED
+
+
+@pytest.mark.parametrize("old", MOVED)
+def test_an_old_name_imports_the_module_of_today(old):
+    sys.modules.pop(f"ssdistill.{old}", None)
+    with pytest.warns(FutureWarning, match=f"ssdistill.{old} is now ssdistill.{MOVED[old]};"):
+        module = import_module(f"ssdistill.{old}")
+    today = import_module(f"ssdistill.{MOVED[old]}")
+    public = next(name for name in (*vars(today), "__doc__") if not name.startswith("_"))
+    assert getattr(module, public) is getattr(today, public)
+    for name, now in RENAMED.get(old, {}).items():
+        assert getattr(module, name) is getattr(today, now)
+    with pytest.raises(AttributeError):
+        _ = module.no_such_name
+
+
+def test_old_names_are_attributes_of_the_package_and_of_from_imports():
+    code = (
+        "import ssdistill\n"
+        "load = ssdistill.config.load_experiment\n"
+        "from ssdistill.evaluate.gauges.collapse import gauges\n"
+        "from ssdistill.registry import LOSSES\n"
+        "from ssdistill.label_free.collapse import collapse_metrics\n"
+        "assert gauges is collapse_metrics and LOSSES.classes and load('quickstart')\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    assert run.stderr.count("FutureWarning") == run.stderr.count("will go with version 1.0")
+
+
+def test_names_of_today_are_not_taken_for_old_ones():
+    for old in MOVED:
+        assert old not in ssdistill._modules()
+    with pytest.raises(ModuleNotFoundError):
+        import_module("ssdistill.never_was")
+    with pytest.raises(AttributeError):
+        _ = ssdistill.never_was
