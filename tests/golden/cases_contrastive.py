@@ -65,7 +65,7 @@ def crd() -> Compared:
         yield f"grad_s{step}", s_BD.grad
     yield "mem_s", loss_of.memory.student
     yield "mem_t", loss_of.memory.teacher
-    yield "Z", loss_of.normalizer
+    yield "Z", loss_of.normaliser
 
 
 @case("disco", autocast=True)

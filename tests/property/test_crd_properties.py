@@ -82,9 +82,9 @@ def test_crd_keeps_the_normalizer_of_its_first_batch():
     loss_of = make_crd()
     views = [outputs(x) for x in rows("s", "t")]
     loss_of(*views, batch_of())
-    first = loss_of.normalizer.clone()
+    first = loss_of.normaliser.clone()
     loss_of(*(mapped(side, lambda x: 2 * x + 1) for side in views), batch_of(step=1))
-    assert (first > 0).all() and torch.equal(loss_of.normalizer, first)
+    assert (first > 0).all() and torch.equal(loss_of.normaliser, first)
 
 
 def test_crd_needs_two_images():

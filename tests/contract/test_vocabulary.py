@@ -1,0 +1,109 @@
+"""One word for one thing: words that ``docs/vocabulary.md`` retires are gone."""
+
+import ast
+import io
+import re
+import tokenize
+from pathlib import Path
+
+import pytest
+
+from ssdistill.settings.registry import (
+    LOSSES,
+    METHODS,
+    PROTOCOLS,
+    RUNTIMES,
+    SOURCES,
+    STEPS,
+    TEACHERS,
+)
+
+ROOT = Path(__file__).parents[2]
+VOCABULARY = ROOT / "docs" / "vocabulary.md"
+SOURCES_OF_TEXT = sorted(
+    [
+        *(ROOT / "ssdistill").rglob("*.py"),
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "experiments").rglob("*.md"),
+        *(ROOT / name for name in ("README.md", "SECURITY.md", "CONTRIBUTING.md")),
+    ]
+)
+OLD_ON_PURPOSE = {"docs/vocabulary.md", "ssdistill/moved.py", "ssdistill/experiment/renamed_keys.py"}
+"""Files that are about old names."""
+ON_DISK = re.compile(r"gauge_images|gauged_features\.npy|\"pictures\"|\|pictures\)")
+"""What is written as before: hashed keys, a file of a stage, names of folders that users have."""
+IN_CHECKPOINTS = {"normaliser", "standardise"}
+"""Buffers and modules of losses, by which checkpoints of interrupted runs are read."""
+
+
+def retired(column: int) -> set[str]:
+    rows = [line.split("|")[1:-1] for line in VOCABULARY.read_text().splitlines() if "|" in line]
+    words = {word.strip() for row in rows[2:] for word in row[column].split(",")}
+    return words - {""}
+
+
+def words_of(name: str) -> set[str]:
+    return {part.lower() for part in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)}
+
+
+def public_names(tree: ast.AST) -> set[str]:
+    """Classes, functions, their arguments, and assigned names that do not begin with ``_``."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and not node.name.startswith("_"):
+            names.add(node.name)
+        if isinstance(node, ast.FunctionDef) and re.match(r"__init__$|[^_]", node.name):
+            arguments = node.args
+            names |= {a.arg for a in (*arguments.args, *arguments.kwonlyargs)}
+    for node in [*tree.body, *(s for c in tree.body if isinstance(c, ast.ClassDef) for s in c.body)]:
+        if isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names |= {t.id for t in targets if isinstance(t, ast.Name) and t.id[0] != "_"}
+    return names
+
+
+def test_the_page_retires_words():
+    assert {"picture", "gauge", "neighbour", "judge", "mirror"} <= retired(2)
+    assert {"picture", "gauge", "must be given"} <= retired(3)
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "ssdistill").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_public_names_use_words_of_the_vocabulary(file):
+    if str(file.relative_to(ROOT)) in OLD_ON_PURPOSE:
+        return
+    names = public_names(ast.parse(file.read_text())) | {file.stem}
+    assert not {name for name in names - IN_CHECKPOINTS if words_of(name) & retired(2)}
+
+
+@pytest.mark.parametrize(
+    "registry", [LOSSES, METHODS, PROTOCOLS, RUNTIMES, SOURCES, STEPS, TEACHERS], ids=repr
+)
+def test_kinds_and_keys_use_words_of_the_vocabulary(registry):
+    kept = {"BarlowTwins", "barlow_twins"}  # the name of the paper
+    keys = {k for kind in registry.classes for k in registry.schema(kind).model_fields}
+    names = {*registry.classes, *keys} - kept
+    assert names
+    assert not {name for name in names if words_of(name) & retired(2)}
+
+
+def sentences(file: Path) -> str:
+    """Comments and strings of a Python file; the text of a document without its code."""
+    text = file.read_text()
+    if file.suffix == ".md":
+        return re.sub(r"`[^`]*`", "", text)
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    kinds = {tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", -1)}
+    return re.sub(r"``[^`]*``", "", "\n".join(t.string for t in tokens if t.type in kinds))
+
+
+@pytest.mark.parametrize("file", SOURCES_OF_TEXT, ids=lambda p: str(p.relative_to(ROOT)))
+def test_sentences_use_words_of_the_vocabulary(file):
+    if str(file.relative_to(ROOT)) in OLD_ON_PURPOSE:
+        return
+    text = ON_DISK.sub("", sentences(file))
+    for word in IN_CHECKPOINTS:
+        text = text.replace(f'"{word}"', "")
+    pattern = re.compile(rf"\b({'|'.join(map(re.escape, sorted(retired(3))))})\b", re.IGNORECASE)
+    assert not [line for line in text.splitlines() if pattern.search(line)]
