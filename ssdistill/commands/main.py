@@ -11,7 +11,7 @@ from ssdistill.commands.failures import explanation, save_report
 from ssdistill.commands.probe.command import add_probe
 from ssdistill.errors import UserError, shortened
 from ssdistill.experiment.overrides import nearest_option, plain_overrides
-from ssdistill.terminal.console import forgiving_streams, say, show, tell
+from ssdistill.terminal.console import forgiving_streams, output_width, say, show, tell
 
 EXIT_USER_ERROR, EXIT_INTERNAL, EXIT_INTERRUPTED = 2, 70, 130
 
@@ -103,7 +103,7 @@ def _options_of(parser: argparse.ArgumentParser, command: str | None) -> dict[st
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ssdistill",
-        description="Distil, prune and quantize self-supervised vision encoders without labels.",
+        description="Distill, prune and quantize self-supervised vision encoders without labels.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -267,7 +267,10 @@ def _report(options: argparse.Namespace) -> int:
 def _list(options: argparse.Namespace) -> int:
     from ssdistill.commands.listing import description, listings
 
-    shown = description(options.what, options.kind) if options.kind else listings(options.what)
+    if options.kind:
+        shown = description(options.what, options.kind, output_width())
+    else:
+        shown = listings(options.what)
     for table in shown:
         show(table)
     return 0
