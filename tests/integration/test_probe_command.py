@@ -165,7 +165,7 @@ def test_without_labels_the_label_free_metrics_are_all(folder, cache, tmp_path, 
     "words, message",
     [
         (["--data", "digits"], "no model given"),
-        (["{teacher}"], "no data given"),
+        (["{teacher}"], "--data is required"),
         (["{teacher}", "--data", "digts"], "did you mean 'digits'"),
         (["{teacher}", "--data", "digits", "--protocols", "lnear"], "did you mean 'linear'"),
         (["{teacher}", "--data", "digits", "knn.kk=3"], "did you mean 'k'"),

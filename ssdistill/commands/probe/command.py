@@ -93,7 +93,7 @@ def run_probe(options: argparse.Namespace) -> int:
     if not paths:
         raise UserError("probe: no model given; pass a folder, an .onnx file or timm:NAME")
     if not data:
-        raise UserError("probe: no data given; pass --data KIND, FILE.npz or FOLDER")
+        raise UserError("probe: --data is required: a source kind, FILE.npz or FOLDER")
     check_method(options.map)
     _check_files(options)
     found = probe(
