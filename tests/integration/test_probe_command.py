@@ -1,4 +1,4 @@
-"""`ssdistill probe` on digits: a saved model, its int8 file for ONNX Runtime, and a bare file."""
+"""`ssdistill probe` on digits: a saved model, its int8 ONNX file, and a bare ONNX file."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""What is said of the pictures before anything is trained."""
+"""What is reported about the images before anything is trained."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What a probe found, as tables, files and a page."""
+"""Results of a probe as tables, files and a page."""
 
 import csv
 import html

@@ -1,4 +1,4 @@
-"""Labels are looked at, whatever brings them."""
+"""Labels are checked, whatever their source."""
 
 import numpy as np
 import pytest
