@@ -164,7 +164,7 @@ def test_without_labels_the_label_free_metrics_are_all(folder, cache, tmp_path, 
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["--data", "digits"], "no model given"),
+        (["--data", "digits"], "a model is required"),
         (["{teacher}"], "--data is required"),
         (["{teacher}", "--data", "digts"], "did you mean 'digits'"),
         (["{teacher}", "--data", "digits", "--protocols", "lnear"], "did you mean 'linear'"),
