@@ -1,4 +1,4 @@
-"""ssdistill: distil, prune and quantize self-supervised vision encoders without labels.
+"""ssdistill: distill, prune and quantize self-supervised vision encoders without labels.
 
 Public names: :func:`load` an encoder, :func:`probe` several, :func:`run` an experiment,
 :func:`reproduce` its claims. Every protocol is a function of :mod:`ssdistill.evaluate`; modules are
@@ -54,7 +54,7 @@ def run(config: str | Path, *overrides: str, root: str | Path = "runs") -> "Repo
 
 
 def reproduce(config: str | Path, *overrides: str, root: str | Path = "runs") -> list["Verdict"]:
-    """Run an experiment and judge its claims, as ``ssdistill reproduce`` does."""
+    """Run an experiment and verify its claims, as ``ssdistill reproduce`` does."""
     return run(config, *overrides, root=root).verdicts
 
 
@@ -82,7 +82,7 @@ def _modules() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    """``ssdistill.evaluate`` and every other module, imported when it is first asked for."""
+    """``ssdistill.evaluate`` and every other module, imported on first use."""
     if name not in _modules() and name not in moved.MOVED:
         raise AttributeError(f"module 'ssdistill' has no attribute '{name}'")
     return import_module(f"ssdistill.{name}")

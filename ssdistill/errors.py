@@ -1,18 +1,18 @@
-"""The one exception a user is meant to see."""
+"""The errors that users see, and what their one-line messages are made of."""
 
 from pathlib import Path
 
 
 class UserError(Exception):
-    """A mistake in what the user gave: a file, a key, a value.
+    """A mistake in the user's input: a file, a key, a value.
 
-    Its text is one line that names the thing at fault; the command line prints it
+    Its message is one line that names what is at fault; the command line prints it
     without a traceback and exits with status 2.
     """
 
 
 class DamagedFile(UserError):
-    """A file of a runs folder that does not hold what was written to it.
+    """A file of a runs folder whose content is not what was written.
 
     Attributes:
         path: the file, or the folder of a model.
@@ -22,15 +22,15 @@ class DamagedFile(UserError):
         self.path, self.reason = path, shortened(reason, 200)
         super().__init__(
             f"{path}: damaged ({self.reason}); move the stage's folder away and run the same "
-            "command again: the stage is then made anew"
+            "command again: the stage is then recomputed"
         )
 
 
 def nearest(name: str, known: object, likeness: float = 0.6) -> str:
-    """`` (did you mean 'x'?)`` for the closest name in ``known``, or an empty string.
+    """Return `` (did you mean 'x'?)`` for the closest name in ``known``, or an empty string.
 
     Args:
-        likeness: from 0 to 1, how like the names must be, as difflib measures it.
+        likeness: smallest similarity of the names, from 0 to 1, as difflib measures it.
     """
     import difflib
 
@@ -39,18 +39,18 @@ def nearest(name: str, known: object, likeness: float = 0.6) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, on one line of at most 200 characters; its type where it says nothing."""
+    """An error's message, or its type if it has none, on one line of at most 200 characters."""
     return (" ".join(str(error).split()) or type(error).__name__)[:200]
 
 
 def shown(name: object) -> str:
-    """A file's name as one printable line: what cannot be printed is escaped."""
+    """Return a file's name as one line; characters that cannot be printed are escaped."""
     text = str(name)
     return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
 
 
 def shortened(text: object, most: int = 60) -> str:
-    """``text`` on one line that can be printed anywhere, at most ``most`` characters long."""
+    """Return ``text`` on one printable line, at most ``most`` characters long."""
     text = " ".join(str(text).encode("utf-8", "backslashreplace").decode().split())
     text = "".join(shown(character) for character in text.replace("\0", "\\0"))
     return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -1,4 +1,4 @@
-"""What every test starts from: one thread, no W&B, tiny networks and pictures."""
+"""Set up every test: one thread, no W&B, tiny networks and images."""
 
 import os
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Seconds of the k-NN probe beside scikit-learn's brute-force classifier.
+"""Speed of the k-NN probe compared with scikit-learn's brute-force classifier.
 
     python experiments/benchmarks/knn.py [--queries 10000] [--out records.jsonl]
 

@@ -1,4 +1,4 @@
-"""Seconds and accuracy of the linear probe beside scikit-learn's logistic regression.
+"""Speed and accuracy of the linear probe compared with scikit-learn's logistic regression.
 
     python experiments/benchmarks/linear_probe.py [--npz cifar10.npz] [--out records.jsonl]
 

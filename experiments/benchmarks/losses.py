@@ -1,4 +1,4 @@
-"""What every distillation loss costs, as a share of a ResNet-18 student's step.
+"""Cost of every distillation loss, as a fraction of a ResNet-18 student's training step.
 
     python experiments/benchmarks/losses.py [--npz images.npz] [--out records.jsonl]
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: turns, ratios, records, pictures, and the models they train."""
+"""Shared by the benchmarks: taking turns, ratios, records, images, and the models they train."""
 
 import argparse
 import copy

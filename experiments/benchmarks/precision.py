@@ -1,4 +1,4 @@
-"""How good the automatic choice of number format and memory layout is.
+"""Quality of the automatic choice of number format and memory layout.
 
     python experiments/benchmarks/precision.py [--npz images.npz] [--out records.jsonl]
 

@@ -1,4 +1,4 @@
-"""Memory and seconds of probes on many features.
+"""Memory and run time of probes on many features.
 
     python experiments/benchmarks/probe_memory.py [--of knn:50000x512x10 …] [--out records.jsonl]
 

@@ -1,4 +1,4 @@
-"""Training images per second: this project's loop against lightly's own way and the bare model.
+"""Training speed: ssdistill's loop compared with lightly's and with the bare model.
 
     python experiments/benchmarks/training.py [--npz images.npz] [--out records.jsonl]
 

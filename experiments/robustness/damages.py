@@ -1,4 +1,4 @@
-"""One file of a runs folder is damaged, as crashes, full disks and people do it."""
+"""Damage one file of a runs folder, as crashes, full disks and people do."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""One case in one forked child: what it prints, how it ends, and an end to it if it does not."""
+"""Run one case in a forked child: collect its output and exit status, and end it if it hangs."""
 
 import contextlib
 import io

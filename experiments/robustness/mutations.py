@@ -1,4 +1,4 @@
-"""Mutations of a config: of its tree, of its text."""
+"""Mutate a config: its tree or its text."""
 
 import copy
 import random

@@ -1,4 +1,4 @@
-"""What is the same in every case is done once: imports, exports; and what nobody reads, quickly."""
+"""Do once what is the same in every case (imports, exports), and skip what nobody reads."""
 
 import functools
 import os

@@ -1,4 +1,4 @@
-"""The experiment that inputs, damages and kills are tried on: seconds from start to report."""
+"""A tiny experiment for wrong inputs, damages and kills: seconds from start to report."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Command lines with something wrong in them: values, networks, data, devices, words."""
+"""Command lines with a wrong value, network, data set, device or option."""
 
 import os
 import random

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import textwrap
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
@@ -22,6 +23,7 @@ from ssdistill.settings.registry import (
     TEACHERS,
     Registry,
 )
+from ssdistill.terminal.console import UNLIMITED
 from ssdistill.terminal.fitted_table import FittedTable
 
 if TYPE_CHECKING:
@@ -93,6 +95,52 @@ def plain_text(documentation: str) -> str:
     return re.sub(r"(`{1,2})([^`]+)\1", r"\2", text)
 
 
+_ENTRY = re.compile(r" *(- |\w+(, \w+)*: )")
+"""The beginning of an entry of a list, or of an argument."""
+
+
+def fitted(documentation: str, width: int) -> str:
+    """Wrap again, at ``width`` columns, the paragraphs of a docstring that are wider.
+
+    An entry of a list or of ``Args`` is a paragraph of its own, indented as it was written.
+    Paragraphs that fit, YAML among them, stay as they are.
+    """
+    paragraphs: list[list[str]] = []
+    for line in documentation.splitlines():
+        if paragraphs and _continues(paragraphs[-1], line):
+            paragraphs[-1].append(line)
+        else:
+            paragraphs.append([line])
+    return "\n".join(_wrapped(lines, width) for lines in paragraphs)
+
+
+def _continues(paragraph: list[str], line: str) -> bool:
+    """Whether a line belongs to the paragraph above it."""
+    if not line.strip() or not paragraph[0].strip() or re.fullmatch(r"[A-Z]\w+:", paragraph[0]):
+        return False
+    return not _ENTRY.match(line) or _indent(line) > _indent(paragraph[0])
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
+def _wrapped(lines: list[str], width: int) -> str:
+    """One paragraph: as it is if it fits, else wrapped with the indents that it has."""
+    if max(map(len, lines)) <= width:
+        return "\n".join(lines)
+    first = _indent(lines[0])
+    rest = _indent(lines[1]) if lines[1:] else first + (4 if _ENTRY.match(lines[0]) else 0)
+    return textwrap.fill(
+        " ".join(map(str.strip, lines)),
+        width,
+        initial_indent=" " * first,
+        subsequent_indent=" " * rest,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
 def _views(cls: type) -> str:
     """How many views, which of them are paired, and those made for it."""
     if not hasattr(cls, "pairing"):
@@ -102,8 +150,11 @@ def _views(cls: type) -> str:
     return f"{cls.views} {pairing}" + (f" + {', '.join(extra)}" if extra else "")
 
 
-def description(what: str, kind: str) -> list[FittedTable | Text]:
+def description(what: str, kind: str, width: int = UNLIMITED) -> list[FittedTable | Text]:
     """One kind in full: its documentation and its settings.
+
+    Args:
+        width: columns to wrap the documentation at.
 
     Raises:
         UserError: for a word that names no registry, or a kind that it has not.
@@ -124,7 +175,7 @@ def description(what: str, kind: str) -> list[FittedTable | Text]:
     if what == "sources":
         # The first line says what they are; their arguments follow those of the kind.
         text += "\n\nOf every source:\n" + inspect.getdoc(StoreSettings).partition("Args:\n")[2]
-    return [Text(heading), Text(plain_text(text)), table]
+    return [Text(heading), Text(fitted(plain_text(text), width)), table]
 
 
 def _settings(registry: Registry, kind: str) -> list[tuple[str, str]]:

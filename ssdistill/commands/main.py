@@ -11,7 +11,7 @@ from ssdistill.commands.failures import explanation, save_report
 from ssdistill.commands.probe.command import add_probe
 from ssdistill.errors import UserError, shortened
 from ssdistill.experiment.overrides import nearest_option, plain_overrides
-from ssdistill.terminal.console import forgiving_streams, say, show, tell
+from ssdistill.terminal.console import forgiving_streams, output_width, say, show, tell
 
 EXIT_USER_ERROR, EXIT_INTERNAL, EXIT_INTERRUPTED = 2, 70, 130
 
@@ -21,7 +21,7 @@ examples:
   ssdistill run quickstart data=cifar10             the same on CIFAR-10 (downloads)
   ssdistill run quickstart data.kind=folder data.path=photos
   ssdistill run quickstart pretrain.kind=byol seeds=[0,1,2]
-  ssdistill run quickstart --dry-run                show the plan: what runs, what is cached
+  ssdistill run quickstart --dry-run                show the plan; train nothing
   ssdistill probe student/ student_int8/ --data photos/   evaluate and compare encoders
 
 Opening a file never runs it, except compiled models (AOTInductor), which need --trust
@@ -103,7 +103,7 @@ def _options_of(parser: argparse.ArgumentParser, command: str | None) -> dict[st
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ssdistill",
-        description="Distil, prune and quantize self-supervised vision encoders without labels.",
+        description="Distill, prune and quantize self-supervised vision encoders without labels.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -111,13 +111,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--debug",
         action="store_true",
-        help="print the traceback of an error (also after a command)",
+        help="print the traceback of an error (also valid after the command)",
     )
     commands = parser.add_subparsers(required=True, metavar="command")
 
-    run = _add(commands, "run", _run, "run an experiment (resumes, reuses cached stages)")
+    run = _add(commands, "run", _run, "run an experiment: resume it, reuse finished stages")
     _experiment_arguments(run)
-    run.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    run.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="prepare the images, print the plan and stop; train nothing",
+    )
     run.add_argument(
         "--publish",
         type=Path,
@@ -140,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--check", action="store_true", help="check only; exit 1 if a table is out of date"
     )
-    report.add_argument("--root", type=Path, default=Path("."), help="folder of the README")
+    report.add_argument("--root", type=Path, default=Path("."), help="project folder (default: .)")
 
     restore = _add(
         commands,
@@ -159,9 +163,9 @@ def _parser() -> argparse.ArgumentParser:
         "what",
         nargs="?",
         help="losses, methods, teachers, steps, runtimes, protocols, sources, views or configs; "
-        "default all",
+        "default: all",
     )
-    listing.add_argument("kind", nargs="?", help="show one of them with all its settings")
+    listing.add_argument("kind", nargs="?", help="one of them, to show with all its settings")
     return parser
 
 
@@ -175,7 +179,9 @@ def _add(commands, name: str, command, summary: str, more: str = "") -> argparse
 def _experiment_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="a YAML file, or the name of a packaged config")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to override")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="runs folder (runs)")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs"), help="runs folder (default: runs)"
+    )
     parser.add_argument(
         "--trust",
         action="store_true",
@@ -267,7 +273,10 @@ def _report(options: argparse.Namespace) -> int:
 def _list(options: argparse.Namespace) -> int:
     from ssdistill.commands.listing import description, listings
 
-    shown = description(options.what, options.kind) if options.kind else listings(options.what)
+    if options.kind:
+        shown = description(options.what, options.kind, output_width())
+    else:
+        shown = listings(options.what)
     for table in shown:
         show(table)
     return 0

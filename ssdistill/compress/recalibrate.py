@@ -27,7 +27,8 @@ class Recalibrate(Step):
     inputs that the statistics were not estimated from.
 
     Args:
-        images: unlabeled inputs; a quarter of what there is, at least, is left to judge by.
+        images: unlabeled inputs; at least a quarter of what there is remains to evaluate the
+            result.
         batch_size: inputs at a time; their statistics are averaged with equal weights.
         seed: of the choice of images.
     """

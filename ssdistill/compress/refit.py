@@ -39,8 +39,8 @@ class Refit(Step):
     network's than before, on inputs that the fit has not seen.
 
     Args:
-        images: unlabeled inputs to fit to; a quarter of what there is, at least, is left to
-            judge the result by.
+        images: unlabeled inputs to fit to; at least a quarter of what there is remains to
+            evaluate the result.
         held_out: share of them that chooses the ridge of every layer.
         ridges: penalties on the change of the weights to choose from, in units of the mean
             variance of a layer's inputs.

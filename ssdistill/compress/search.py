@@ -46,7 +46,7 @@ class Search(Step):
             (a layer as two); by default ``bits`` for bytes and ``width`` for the others.
         damage: ``cosine`` (1 - centered cosine) or ``cka`` (1 - debiased CKA).
         layers: patterns of the layers that may be changed.
-        images: unlabeled inputs for the damages; as many others judge the plans.
+        images: unlabeled inputs for the damages; as many others evaluate the plans.
         seed: which images.
         refit: refit in closed form what reads channels that were removed.
         round_to: kept widths are multiples of this.

@@ -47,7 +47,7 @@ def look_at_labels(train: Any, test: Any) -> str:
 def _summary(names: Sequence[str], counts_K: np.ndarray, tested_K: np.ndarray) -> str:
     if len(names) <= NAMED:
         pairs = zip(names, counts_K, tested_K, strict=True)
-        listed = ", ".join(f"{name} {count}+{tested}" for name, count, tested in pairs)
+        listed = ", ".join(f"{name}: {count}+{tested}" for name, count, tested in pairs)
         return f"{len(names)} classes (training+test images): {listed}"
     return (
         f"{len(names)} classes of {_span(counts_K)} training and {_span(tested_K)} test images: "

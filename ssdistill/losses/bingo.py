@@ -63,7 +63,7 @@ class BINGO(Loss):
         temperature: T (paper: 0.12 for EfficientNets).
         hidden_dim: width of the hidden layer of the student's MLP.
         warmup_epochs: the first epochs, without the terms across image and neighbor. The
-            published code leaves them out until ``epoch > 10`` holds, counted from 0.
+            published code omits them until ``epoch > 10`` holds, counted from 0.
         read: the teacher's vector: ``embedding`` of the backbone, or ``projection`` of the
             self-supervised head it was trained with (the paper's), where it has kept one.
         center_teacher: subtract the teacher's mean first (not in the paper).

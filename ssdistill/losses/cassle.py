@@ -71,7 +71,7 @@ class CaSSLe(Loss):
 
     and for ``barlow`` L = scale [sum_d (C_dd - 1)^2 + off_diagonal sum_{d != e} C_de^2] of the
     correlations C of p_v's and t_v's dimensions, averaged over the views (arXiv:2112.04215).
-    The paper distils a network's own past, from its projection and beside the self-supervised
+    The paper distills a network's own past, from its projection and beside the self-supervised
     loss; here the MLP starts from the embedding. Several processes share one set of vectors,
     as if they were one batch, but each has batch statistics of its own in the MLP.
 

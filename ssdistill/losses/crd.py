@@ -62,9 +62,9 @@ class CRD(Loss):
     L = -1/B sum over images and both sides of [log o_0 / (o_0 + c) + sum_k log c / (o_k + c)]
 
     (arXiv:1910.10699). Z is N times the mean score of the first batch and then
-    stays. The memories move to n(m M + (1 - m) v) after scoring. The authors' code leaves images
-    of the same class out of the negatives; here there are no labels, and only the image itself
-    is left out. What a view is scored against are the memories, not the other network's view:
+    stays. The memories move to n(m M + (1 - m) v) after scoring. The authors' code excludes images
+    of the same class from the negatives; here there are no labels, and only the image itself
+    is excluded. What a view is scored against are the memories, not the other network's view:
     of several views each is scored and remembered once, however often it is paired, and each
     side is averaged over its own. Memory use: 2 N x dim, and 2 B x N similarities a step and view.
 

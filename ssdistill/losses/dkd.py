@@ -38,7 +38,7 @@ class DKD(KD):
     L = alpha TCKD + beta NCKD (arXiv:2203.08679, eq. 7), means over images and views: TCKD is
     T^2 KL between the probabilities (target, any other), NCKD T^2 KL between those of the others
     among themselves. The paper's target is the label; here it is the class the teacher
-    gives most to, and the label term is left out. Student and teacher see the same view.
+    gives most to, and the label term is omitted. Student and teacher see the same view.
 
     ```yaml
     losses:

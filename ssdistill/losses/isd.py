@@ -15,7 +15,7 @@ class ISD(TargetLoss):
     """Match another view's similarities to a queue, through a predictor.
 
     L = KL(softmax(n(k)·Q / T_t) || softmax(n(MLP(s))·Q / T_s)), s of one view and k of the
-    other; k joins the queue Q after scoring (arXiv:2012.09259). The paper distils a network into
+    other; k joins the queue Q after scoring (arXiv:2012.09259). The paper distills a network into
     itself: k comes from its moving average. Here the frozen teacher takes that place by default.
 
     ISD+ of the authors' code: a weak view for the key and a strong one for the query (``views:

@@ -23,7 +23,7 @@ class KD(LogitLoss):
     """Match softened probabilities over prototypes of the teacher's embedding.
 
     L = T^2 mean KL(softmax(t / T) || softmax(z / T)) over images and views, t the teacher's logits
-    and z those of the student's own head (arXiv:1503.02531, sec. 2; the label term is left out).
+    and z those of the student's own head (arXiv:1503.02531, sec. 2; the label term is omitted).
     Student and teacher see the same view.
 
     ```yaml

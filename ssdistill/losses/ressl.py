@@ -11,7 +11,7 @@ class ReSSL(TargetLoss):
 
     L = -sum_k p_k log q_k, p = softmax(n(k)·Q / T_t), q = softmax(n(MLP(s))·Q / T_s), s of a
     strong view and k of a weak one, which joins the queue Q after scoring (arXiv:2107.09282). The
-    paper distils a network into itself: k comes from the moving averages of network and MLP.
+    paper distills a network into itself: k comes from the moving averages of network and MLP.
     Here the frozen teacher takes that place by default.
 
     ``views: [weak, strong]`` pair up as published with ``pairs: [[1, 0]]``. With ``target:

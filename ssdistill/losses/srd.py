@@ -35,7 +35,7 @@ class SRD(Loss):
 
     L = log sum_bd |bn(W s) - bn(t)|^a, bn without scale or shift, over the batch of all processes
     and averaged over views (arXiv:2303.11098). The published weight is 2; the term with the
-    teacher's classifier is left out: without labels there is none.
+    teacher's classifier is omitted: without labels there is none.
 
     ```yaml
     losses:

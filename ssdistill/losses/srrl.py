@@ -15,7 +15,7 @@ class SRRL(Regression):
     L = mean (m(r(s)) - m(t))^2 over channels and images, m the mean over positions and r a 1x1
     convolution with batch norm and ReLU (Yang et al., ICLR 2021; the statistics of
     arXiv:2003.04289, of which the published code keeps the mean). This is the feature term. The
-    other term compares what the teacher's classifier makes of r(s) and of t, and is left out:
+    other term compares what the teacher's classifier makes of r(s) and of t, and is omitted:
     without labels there is no classifier.
 
     ```yaml

@@ -46,7 +46,7 @@ class SSKD(SimilarityLoss):
     L = T^2 mean_r KL(softmax_b(t_r·t_b / T) || softmax_b(z_r·z_b / T)), r the rotated and b the
     upright images of a batch, t = n(teacher), z = n(MLP(s)) (arXiv:2006.07114). Of the rotated
     images whose own upright one is not the teacher's most alike, those where it ranks worst are
-    left out. This is the paper's self-supervised term alone: the others need labels. The paper
+    omitted. This is the paper's self-supervised term alone: the others need labels. The paper
     first trains a head on the teacher for the same task; here is no such stage, and the
     teacher's own embedding or projection is read.
 

@@ -31,7 +31,7 @@ class NNCLR(Method):
     nearest row, by cosine, of a queue of earlier z_1 and P the predictor's output for all images
     of the batch, all of length 1; an image's own prediction is its class. The embeddings of the
     first view join the queue after scoring. The gradient goes through the predictions alone. The
-    transposed term of eq. 4, which the authors find to make no difference, is left out.
+    transposed term of eq. 4, which the authors find to make no difference, is omitted.
 
     Each view has batch-norm statistics of its own.
 

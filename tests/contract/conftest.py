@@ -1,4 +1,4 @@
-"""What all contract tests of protocols look at."""
+"""Fixtures that all contract tests of protocols share."""
 
 import pytest
 from tiny_subjects import build, subject

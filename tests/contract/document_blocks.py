@@ -1,4 +1,4 @@
-"""Code in the project's documents: where it stands, what marks it, and whether it can be typed.
+"""Find code in the project's documents, its location and markers, and check that it is valid.
 
 A comment on the line before a block marks it; a reader of the page does not see it::
 

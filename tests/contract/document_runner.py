@@ -1,4 +1,4 @@
-"""Run the blocks of documents as a reader would, in one process that knows nothing yet.
+"""Run the code blocks of documents as a reader would, in one fresh process.
 
 ``python document_runner.py`` works in the current folder, which becomes a reader's: a tiny run of
 the quickstart in ``runs/``, and its models under the names that the documents use. A name with

@@ -1,4 +1,4 @@
-"""Which tests also run with the lowest versions that setup.cfg promises."""
+"""List the tests that also run with the lowest versions that setup.cfg promises."""
 
 SMOKE = {
     # Losses, layers and formulas that lightly, timm and torchvision bring.

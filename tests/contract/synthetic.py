@@ -1,4 +1,4 @@
-"""Random outputs of two networks that never existed, for every loss."""
+"""Random outputs of two imaginary networks, for every loss."""
 
 from collections.abc import Callable
 

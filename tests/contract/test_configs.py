@@ -1,4 +1,4 @@
-"""Every packaged config is one that runs."""
+"""Every packaged config can be run."""
 
 import re
 from pathlib import Path

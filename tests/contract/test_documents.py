@@ -1,4 +1,4 @@
-"""What documents say can be typed: every block of code is run, or marked and parsed."""
+"""Every code block in the documents is run, or marked and parsed."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What every loss promises, over all registered kinds."""
+"""What every registered loss must do; a new one is tested without being named."""
 
 import copy
 import inspect

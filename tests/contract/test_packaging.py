@@ -1,4 +1,4 @@
-"""What the repository promises about itself, whatever the code does."""
+"""What the repository promises about itself: files, names, requirements, versions."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""Published recipes: every method has one for every data set, says whose it is, and trains."""
+"""Published recipes: every method has one for every data set, cites its source, and trains."""
 
 import math
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Mistakes that published evaluations contain; none of the protocols makes them."""
+"""Mistakes found in published evaluations; no protocol makes them."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""What every protocol promises, whoever wrote it."""
+"""What every registered protocol must do; a new one is tested without being named."""
 
 import inspect
 import json

@@ -1,4 +1,4 @@
-"""Every number that a paper gives, pinned beside its source; and our own choices, marked so.
+"""Every constant from a paper, pinned beside its source; our own choices are marked.
 
 A row holds all of a kind's defaults: ``paper`` are those of the source (or of its authors' code),
 ``ours`` those that the source leaves open, or that we set otherwise. A new kind needs a row.

@@ -1,4 +1,4 @@
-"""What every compression step promises, without naming one: a new file here is tested by itself."""
+"""What every registered compression step must do; a new one is tested without being named."""
 
 import re
 from pathlib import Path

@@ -28,7 +28,11 @@ SOURCES_OF_TEXT = sorted(
         *(ROOT / name for name in ("README.md", "SECURITY.md", "CONTRIBUTING.md")),
     ]
 )
-OLD_ON_PURPOSE = {"docs/vocabulary.md", "ssdistill/moved.py", "ssdistill/experiment/renamed_keys.py"}
+OLD_ON_PURPOSE = {
+    "docs/vocabulary.md",
+    "ssdistill/moved.py",
+    "ssdistill/experiment/renamed_keys.py",
+}
 """Files that are about old names."""
 ON_DISK = re.compile(r"gauge_images|gauged_features\.npy|\"pictures\"|\|pictures\)")
 """What is written as before: hashed keys, a file of a stage, names of folders that users have."""
@@ -55,7 +59,8 @@ def public_names(tree: ast.AST) -> set[str]:
         if isinstance(node, ast.FunctionDef) and re.match(r"__init__$|[^_]", node.name):
             arguments = node.args
             names |= {a.arg for a in (*arguments.args, *arguments.kwonlyargs)}
-    for node in [*tree.body, *(s for c in tree.body if isinstance(c, ast.ClassDef) for s in c.body)]:
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    for node in [*tree.body, *(statement for c in classes for statement in c.body)]:
         if isinstance(node, (ast.Assign, ast.AnnAssign)):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             names |= {t.id for t in targets if isinstance(t, ast.Name) and t.id[0] != "_"}

@@ -1,4 +1,4 @@
-"""Tiny pictures and a tiny encoder, and every protocol at a size that takes seconds."""
+"""Tiny images, a tiny encoder, and every protocol with settings that take seconds."""
 
 import hashlib
 import re

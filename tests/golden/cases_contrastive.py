@@ -1,4 +1,4 @@
-"""Contrastive losses, and those that the teachers are pretrained with."""
+"""Cases of the contrastive losses, and of those that teachers are pretrained with."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Attention transfer, activation boundaries and the other losses over intermediate maps."""
+"""Cases of the losses on intermediate maps: attention transfer, activation boundaries, …."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Cases of the feature matching family."""
+"""Cases of the feature matching losses."""
 
 import torch
 from reference import SHAPES, Compared, batch_of, case, grid, leaf, map_outputs, number, outputs

@@ -1,4 +1,4 @@
-"""Prototype and logit losses."""
+"""Cases of the prototype and logit losses."""
 
 from functools import partial
 

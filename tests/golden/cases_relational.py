@@ -1,4 +1,4 @@
-"""Relations: distances, Gram matrices and correlations within batches, images and maps."""
+"""Cases of the relational losses: distances, Gram matrices, correlations."""
 
 from reference import SHAPES, Compared, backward, batch_of, case, leaf, map_outputs, number, outputs
 from torch import Tensor, nn

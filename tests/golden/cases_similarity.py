@@ -1,4 +1,4 @@
-"""Losses over distributions of similarities."""
+"""Cases of the losses on distributions of similarities."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Numbers that other people's code produced, and the register of what is compared with them.
+"""Values computed by the authors' code, and the list of what is compared with them.
 
 A case is a generator of (name, tensor), one for every ``<case>/out/<name>`` there is.
 """

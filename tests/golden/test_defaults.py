@@ -1,4 +1,4 @@
-"""Defaults are part of what a config says: a run that leaves a key out must stay the same run."""
+"""Defaults do not change: a run whose config omits a key must stay the same run."""
 
 import json
 from pathlib import Path

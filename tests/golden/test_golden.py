@@ -1,4 +1,4 @@
-"""Every loss against numbers that its authors' code produced (sources: losses.json)."""
+"""Every loss against values computed by its authors' code (sources: losses.json)."""
 
 import importlib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The whole chain on a few pictures: what it leaves behind, what it reads, what survives a kill."""
+"""The whole chain on a few images: its outputs, its inputs, and what survives a kill."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A language model's encoder through the same steps: nothing in them is tied to images."""
+"""The compression steps on a language model: nothing in them is tied to images."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""A finished run, damaged: the same command makes anew what is damaged, and says so."""
+"""Damage in a finished run: repeating the command recomputes what is damaged, and says so."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""Every loss's config trains on digits, through the stages a user runs."""
+"""Every loss's config trains on digits, through the stages that a user runs."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Two processes with half a batch each against one process with all of it."""
+"""Losses on two processes with half a batch each equal those on one with the whole batch."""
 
 from pathlib import Path
 

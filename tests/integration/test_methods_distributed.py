@@ -1,4 +1,4 @@
-"""Pretraining on two processes with half a batch each against one process with all of it.
+"""Pretraining on two processes with half a batch each equals one with the whole batch.
 
 Without batch norm, whose statistics stay each process's own.
 """

@@ -1,4 +1,4 @@
-"""`ssdistill probe` on digits: a saved model, its int8 file for ONNX Runtime, and a bare file."""
+"""`ssdistill probe` on digits: a saved model, its int8 ONNX file, and a bare ONNX file."""
 
 import csv
 import json
@@ -164,8 +164,8 @@ def test_without_labels_the_label_free_metrics_are_all(folder, cache, tmp_path, 
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["--data", "digits"], "no model given"),
-        (["{teacher}"], "no data given"),
+        (["--data", "digits"], "a model is required"),
+        (["{teacher}"], "--data is required"),
         (["{teacher}", "--data", "digts"], "did you mean 'digits'"),
         (["{teacher}", "--data", "digits", "--protocols", "lnear"], "did you mean 'linear'"),
         (["{teacher}", "--data", "digits", "knn.kk=3"], "did you mean 'k'"),

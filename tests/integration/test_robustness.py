@@ -1,4 +1,4 @@
-"""A few hundred cases of the campaign in experiments/robustness, and that it sees failures."""
+"""A few hundred cases of experiments/robustness, and proof that it detects failures."""
 
 import json
 import os

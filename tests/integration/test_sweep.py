@@ -1,4 +1,4 @@
-"""An experiment inside a W&B sweep: as its agent starts it, without a server."""
+"""An experiment inside a W&B sweep, started as the agent starts it, without a server."""
 
 import json
 import sys

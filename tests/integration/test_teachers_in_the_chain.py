@@ -1,4 +1,4 @@
-"""Teachers from elsewhere, and several at once, through the whole chain on a few pictures."""
+"""Existing teachers, and several at once, through the whole chain on a few images."""
 
 import json
 

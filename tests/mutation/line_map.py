@@ -1,4 +1,4 @@
-"""Which tests execute a line: recorded once by ``contexts.py``, asked for every mutant."""
+"""Which tests execute a line: recorded once by ``contexts.py``, looked up for every mutant."""
 
 import json
 from collections import defaultdict

@@ -1,4 +1,4 @@
-"""Runs tests on mutants: a process that holds the heavy libraries forks a child for each of them.
+"""Run tests on mutants: a process with the heavy libraries loaded forks a child for each.
 
 A child imports the package afresh, from a copy of the tree in which one file is changed; the copy
 is put right again whatever happens. The tree that was copied is only ever read.

@@ -1,4 +1,4 @@
-"""Which mutants are tried: a fixed number for each room, every kind of fault in its turn."""
+"""Draw the mutants to try: a fixed number for each room, every kind of fault in turn."""
 
 import random
 from collections import defaultdict

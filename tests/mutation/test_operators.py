@@ -1,4 +1,4 @@
-"""The program that makes mutants: its edits, its draw, its record."""
+"""Mutation testing itself: its edits, its draw, its record."""
 
 import pytest
 from operators import mutants_of, parses

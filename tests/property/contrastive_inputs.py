@@ -1,4 +1,4 @@
-"""What the tests of the contrastive losses feed them."""
+"""Inputs for the tests of the contrastive losses."""
 
 import copy
 from pathlib import Path

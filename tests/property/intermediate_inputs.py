@@ -1,4 +1,4 @@
-"""What the tests of the losses over attention and intermediate maps feed them."""
+"""Inputs for the tests of the losses on attention and intermediate maps."""
 
 import torch
 from synthetic import make_outputs, make_shapes

@@ -1,4 +1,4 @@
-"""What the tests of the prototype and logit losses feed them."""
+"""Inputs for the tests of the prototype and logit losses."""
 
 import torch
 from hypothesis import settings

@@ -1,4 +1,4 @@
-"""What the tests of the losses over relations feed them."""
+"""Inputs for the tests of the relational losses."""
 
 import torch
 from synthetic import make_outputs, make_shapes, mapped

@@ -1,4 +1,4 @@
-"""What the tests of single losses over distributions of similarities feed them."""
+"""Inputs for the tests of losses on distributions of similarities."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What AttnDistill may and may not see of attention."""
+"""Which attention AttnDistill depends on, and which it ignores."""
 
 import pytest
 import torch

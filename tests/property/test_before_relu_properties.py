@@ -1,4 +1,4 @@
-"""What AB and OFD see of maps before their ReLU: sides, margins, what it removes."""
+"""How AB and OFD treat pre-ReLU maps: signs, margins, ignored values."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What holds for BINGO before and after its warmup."""
+"""Properties of BINGO before and after its warm-up."""
 
 import pytest
 import torch

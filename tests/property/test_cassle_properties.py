@@ -1,4 +1,4 @@
-"""What holds for both forms of CaSSLe."""
+"""Properties of both forms of CaSSLe."""
 
 import pytest
 import torch

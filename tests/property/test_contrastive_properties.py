@@ -1,4 +1,4 @@
-"""What holds for the contrastive losses whatever the numbers."""
+"""Properties of the contrastive losses for arbitrary inputs."""
 
 from collections.abc import Callable
 from dataclasses import replace

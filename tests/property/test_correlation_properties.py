@@ -1,4 +1,4 @@
-"""What PKT, EGA, DIST and Gram make of cosines and correlations."""
+"""How PKT, EGA, DIST and Gram treat cosines and correlations."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What holds for CRD, its draws and its memory."""
+"""Properties of CRD, its draws and its memory."""
 
 import copy
 

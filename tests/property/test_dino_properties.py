@@ -1,4 +1,4 @@
-"""What holds of DINO: its targets, its head, its temperature and its center."""
+"""Properties of DINO: its targets, head, temperature and center."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What holds for DisCo, its pairs and its moving head."""
+"""Properties of DisCo, its pairs and its momentum head."""
 
 import copy
 

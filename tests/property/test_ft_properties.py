@@ -1,4 +1,4 @@
-"""What holds for FT and the factors that it learns."""
+"""Properties of FT and its learned factors."""
 
 import torch
 from intermediate_inputs import batch, build, make_inputs, maps

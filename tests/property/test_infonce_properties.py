@@ -1,4 +1,4 @@
-"""What holds for InfoNCE, alone and as a loss, whatever the numbers."""
+"""Properties of InfoNCE, as a function and as a loss, for arbitrary inputs."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What the losses over attention and intermediate maps may and may not depend on."""
+"""What the losses on attention and intermediate maps may depend on."""
 
 import pytest
 import torch

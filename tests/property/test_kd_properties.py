@@ -1,4 +1,4 @@
-"""What holds of KD and DKD whatever the numbers."""
+"""Properties of KD and DKD for arbitrary inputs."""
 
 import math
 

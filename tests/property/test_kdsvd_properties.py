@@ -1,4 +1,4 @@
-"""What holds for KD-SVD, its singular vectors and their gradients."""
+"""Properties of KD-SVD, its singular vectors and their gradients."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What holds of k-means on the sphere and of its prototypes."""
+"""Properties of spherical k-means and its prototypes."""
 
 import pytest
 import torch

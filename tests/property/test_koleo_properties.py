@@ -1,4 +1,4 @@
-"""What holds of KoLeo whatever the numbers."""
+"""Properties of KoLeo for arbitrary inputs."""
 
 import math
 

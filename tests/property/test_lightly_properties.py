@@ -1,4 +1,4 @@
-"""What holds for Lightly, its queue and its local term."""
+"""Properties of Lightly, its queue and its local term."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""What AT, NST and FSP make of maps: attention, selectivity, flow."""
+"""How AT, NST and FSP summarize maps: attention, selectivity, flow."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What single feature matching methods promise: their formulas, states and draws."""
+"""Properties of single feature matching methods: formulas, states and draws."""
 
 import copy
 from itertools import product

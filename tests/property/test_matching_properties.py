@@ -1,4 +1,4 @@
-"""What the feature matching losses promise beyond single numbers."""
+"""Properties of the feature matching losses beyond single values."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""The law of shares and rectangles, by Kolmogorov–Smirnov with fixed seeds."""
+"""The distribution of mixing weights and rectangles, by Kolmogorov–Smirnov tests."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What holds for ISD and ReSSL where the target is the student's moving average."""
+"""Properties of ISD and ReSSL, whose target is the student's moving average."""
 
 from dataclasses import replace
 

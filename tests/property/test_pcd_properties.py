@@ -1,4 +1,4 @@
-"""What holds for PCD, its positions and its queues."""
+"""Properties of PCD, its positions and its queues."""
 
 import pytest
 import torch

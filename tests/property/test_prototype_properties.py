@@ -1,4 +1,4 @@
-"""What holds of the prototype and logit losses whatever the numbers."""
+"""Properties of the prototype and logit losses for arbitrary inputs."""
 
 import pytest
 import torch

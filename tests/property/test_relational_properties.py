@@ -1,4 +1,4 @@
-"""What the losses over relations may and may not depend on."""
+"""What the relational losses may depend on."""
 
 import numpy as np
 import pytest

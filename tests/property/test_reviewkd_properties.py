@@ -1,4 +1,4 @@
-"""What holds for ReviewKD, its context and its fusions."""
+"""Properties of ReviewKD, its context and its fusions."""
 
 import pytest
 import torch

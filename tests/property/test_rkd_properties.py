@@ -1,4 +1,4 @@
-"""What holds for the angles of RKD, and the memory they take."""
+"""Properties of RKD's angles, and the memory they take."""
 
 import weakref
 

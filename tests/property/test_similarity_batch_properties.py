@@ -1,4 +1,4 @@
-"""What holds for SSKD and DoGo, which compare the images of one batch."""
+"""Properties of SSKD and DoGo, which compare the images of one batch."""
 
 import pytest
 import torch

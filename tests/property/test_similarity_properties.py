@@ -1,4 +1,4 @@
-"""What holds for the losses over distributions of similarities, whatever the numbers."""
+"""Properties of the losses on distributions of similarities for arbitrary inputs."""
 
 import copy
 

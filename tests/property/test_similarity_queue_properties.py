@@ -1,4 +1,4 @@
-"""What holds for SEED, CompRess and the queues that similarities are taken to."""
+"""Properties of SEED, CompRess and the queues they compare with."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Losses over distributions of similarities train with settings that are no defaults."""
+"""Losses on distributions of similarities train with settings other than the defaults."""
 
 import pytest
 import torch

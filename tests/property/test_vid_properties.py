@@ -1,4 +1,4 @@
-"""What holds for VID and the variance that it learns."""
+"""Properties of VID and the variance that it learns."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The law of the draws, against torchvision's own draws with fixed seeds.
+"""The distribution of augmentation parameters, against torchvision's with fixed seeds.
 
 Two-sample Kolmogorov–Smirnov at n = 6000 each. With the seeds fixed the outcome never changes; the
 threshold 1e-3 leaves no room for a wrong law, which at this n gives p-values far below it.

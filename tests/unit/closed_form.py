@@ -1,4 +1,4 @@
-"""Multiply-accumulates from the shapes that every layer meets, without torch's counter."""
+"""Multiply-accumulates from the shapes at every layer, without torch's counter."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""A tiny experiment over pictures in memory, to be planned."""
+"""A tiny experiment on images in memory, for planning."""
 
 import pytest
 

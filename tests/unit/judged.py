@@ -1,4 +1,4 @@
-"""Small subjects to be judged, and proof that judging left them as they were."""
+"""Small subjects for evaluation, and proof that evaluation leaves them unchanged."""
 
 import hashlib
 import random

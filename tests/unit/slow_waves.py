@@ -1,10 +1,10 @@
-"""ImageSpec to corrupt."""
+"""Images of a few slow waves, to be corrupted."""
 
 import numpy as np
 
 
 def smooth(count=24, side=32, seed=0):
-    """Random pictures of a few slow waves, uint8."""
+    """Random images of a few slow waves, uint8."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:side, :side] / side
     total = np.zeros((count, side, side, 3))

@@ -45,29 +45,29 @@ def add_probe(commands: argparse._SubParsersAction) -> None:
     add = parser.add_argument
     add("words", nargs="*", metavar="PATH | key=value", help="models to evaluate, and settings")
     add("--data", metavar="DATA", help="a data source kind, an .npz file or an image folder")
-    add("--protocols", metavar="A,B", help="linear, knn, … (default: those of a config)")
+    add("--protocols", metavar="A,B", help="linear, knn, … (default: linear, knn, low_shot)")
     add("--margin", type=float, default=1.0, metavar="POINTS",
-        help="equivalence margin in points of accuracy (1.0)")  # fmt: skip
+        help="equivalence margin in points of accuracy (default: 1.0)")  # fmt: skip
     add("--image-size", type=_positive, metavar="PIXELS",
         help="image size in pixels (default: each encoder's own)")  # fmt: skip
     for name in ("mean", "std"):
         add(f"--{name}", nargs=3, type=float, metavar=("R", "G", "B"),
             help="normalization statistics of a bare .onnx file")  # fmt: skip
-    add("--device", default="auto", help="cpu, cuda, … (auto: a GPU where there is one)")
+    add("--device", default="auto", help="cpu, cuda, … (default: a GPU if there is one)")
     add(
         "--precision",
         default="fp32",
         choices=("fp32", "bf16"),
-        help="precision of the encoding (fp32)",
+        help="precision of the encoding (default: fp32)",
     )
     add(
         "--map",
         default="pca",
         choices=("pca", "umap"),
-        help="projection of embeddings on the page (pca)",
+        help="projection of embeddings on the page (default: pca)",
     )
     add("--runs", "--cache", type=Path, default=Path("runs"), metavar="FOLDER",
-        help="cache decoded images in FOLDER/data (runs)")  # fmt: skip
+        help="cache decoded images in FOLDER/data (default: runs)")  # fmt: skip
     add("--trust", action="store_true",
         help="open compiled models (AOTInductor) from other machines, which run code")  # fmt: skip
     for name in ("json", "csv", "markdown", "page"):
@@ -91,9 +91,9 @@ def run_probe(options: argparse.Namespace) -> int:
     of_data = settings.pop("data", {})
     data = options.data or of_data.get("kind")
     if not paths:
-        raise UserError("probe: no model given; pass a folder, an .onnx file or timm:NAME")
+        raise UserError("probe: a model is required: a folder, an .onnx file or timm:NAME")
     if not data:
-        raise UserError("probe: no data given; pass --data KIND, FILE.npz or FOLDER")
+        raise UserError("probe: --data is required: a source kind, FILE.npz or FOLDER")
     check_method(options.map)
     _check_files(options)
     found = probe(

@@ -119,7 +119,7 @@ def _sources(models: Any) -> dict[str, Any]:
         names = [str(what) if paths else f"encoder {i}" for i, what in enumerate(several, 1)]
         found = dict(zip(short_names(names) if paths else names, several, strict=True))
     if not found:
-        raise UserError("no model given; pass at least one")
+        raise UserError("no model: at least one is required")
     return found
 
 

@@ -138,7 +138,7 @@ class Dtd(_Files):
 
 
 class Food101(_Files):
-    """Food-101, 101 dishes: 75 750 train and 25 250 test images.
+    """Food-101, 101 dishes: 75,750 train and 25,250 test images.
 
     Args:
         root: folder of the files; they are downloaded there when missing.

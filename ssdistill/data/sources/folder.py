@@ -187,12 +187,12 @@ class Folder(Source):
     (``[train/]<class>/...``) are labeled; as soon as one lies outside any, or each has a folder
     of its own, all are unlabeled and ``test`` serves label-free measurements only. An image is
     a file that is named like one (``.jpg``, ``.png``, ``.tif``, …) or begins like one and has no
-    suffix; its content decides how it is read. One that cannot be read is left out and named, and
+    suffix; its content decides how it is read. One that cannot be read is skipped and named, and
     more than ``data.max_bad`` of them are refused. Hidden files, ``__MACOSX`` and files that are
     no images are skipped and counted.
 
     Images of a folder have no common size. They are stored as squares of 64 pixels, which
-    keeps 10 000 images at 123 MB and trains on a CPU; ``data.image_size`` sets another size.
+    keeps 10,000 images at 123 MB and trains on a CPU; ``data.image_size`` sets another size.
 
     Args:
         path: the folder.

@@ -61,7 +61,7 @@ class _Arrays(Torchvision):
 
 
 class Cifar10(_Arrays):
-    """CIFAR-10: 50 000 train and 10 000 test images of 32x32 pixels, 10 classes.
+    """CIFAR-10: 50,000 train and 10,000 test images of 32x32 pixels, 10 classes.
 
     Args:
         root: folder of the files; they are downloaded there when missing.
@@ -74,7 +74,7 @@ class Cifar10(_Arrays):
 
 
 class Cifar100(_Arrays):
-    """CIFAR-100: 50 000 train and 10 000 test images of 32x32 pixels, 100 classes.
+    """CIFAR-100: 50,000 train and 10,000 test images of 32x32 pixels, 100 classes.
 
     Args:
         root: folder of the files; they are downloaded there when missing.
@@ -87,7 +87,7 @@ class Cifar100(_Arrays):
 
 
 class Stl10(_Arrays):
-    """STL-10, 96x96 pixels, 10 classes: 5000 train, 8000 test and 100 000 unlabeled images.
+    """STL-10, 96x96 pixels, 10 classes: 5000 train, 8000 test and 100,000 unlabeled images.
 
     Args:
         root: folder of the files; they are downloaded there when missing.
@@ -111,7 +111,7 @@ class Stl10(_Arrays):
 
 
 class FashionMnist(_Arrays):
-    """Fashion-MNIST: 60 000 train and 10 000 test images of 28x28 pixels, gray, 10 classes.
+    """Fashion-MNIST: 60,000 train and 10,000 test images of 28x28 pixels, gray, 10 classes.
 
     Args:
         root: folder of the files; they are downloaded there when missing.
@@ -127,9 +127,9 @@ class FashionMnist(_Arrays):
 
 
 class Svhn(_Arrays):
-    """Street View House Numbers: 73 257 train, 26 032 test images of 32x32 pixels, 10 digits.
+    """Street View House Numbers: 73,257 train, 26,032 test images of 32x32 pixels, 10 digits.
 
-    The 531 131 easier images of its part ``extra`` are left out.
+    The 531,131 easier images of its part ``extra`` are ignored.
 
     Args:
         root: folder of the files; they are downloaded there when missing.

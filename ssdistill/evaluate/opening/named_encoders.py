@@ -55,7 +55,7 @@ class NamedEncoder:
             UserError: no such file, or none where one is needed.
         """
         if self.kind == "checkpoint" and not self.file:
-            raise UserError(f"{self}: no file given; write checkpoint:{self.name}@FILE")
+            raise UserError(f"{self}: a file is required; write checkpoint:{self.name}@FILE")
         if self.file and not Path(self.file).expanduser().is_file():
             raise UserError(f"{self}: no file {self.file}")
 

@@ -47,7 +47,7 @@ class Finetune(Protocol):
       papers differ in them.
 
     Args:
-        preset: whose values hold for what is not given here.
+        preset: provides the values of the settings that are not specified.
         epochs: passes over the labeled images; give this or ``steps``.
         steps: optimizer steps.
         batch_size: images a step (all there are where there are fewer). The learning rate of

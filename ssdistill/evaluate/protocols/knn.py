@@ -33,7 +33,7 @@ class Knn(Protocol):
       online k-NN; the bank there is of augmented views, here of plain images.
 
     Args:
-        preset: whose values hold for what is not given here.
+        preset: provides the values of the settings that are not specified.
         k: neighbors that vote; by default 20.
         temperature: of the weights exp(cosine / temperature); by default 0.07.
         ks: further numbers of neighbors.

@@ -65,7 +65,7 @@ class LinearSGD(Protocol):
       alone (DINOv2 also tries four blocks and the mean of the patches).
 
     Args:
-        preset: whose values hold for what is not given here.
+        preset: provides the values of the settings that are not specified.
         epochs: passes over the training images; give this or ``steps``.
         steps: optimizer steps.
         batch_size: images a step (all there are where there are fewer). The learning rates of

@@ -22,7 +22,7 @@ Severity = Literal[SEVERITIES]
 
 
 class Robust(Protocol):
-    """Linear classifier on clean features, asked about corrupted test images.
+    """Linear classifier on clean features, tested on corrupted images.
 
     The 15 common corruptions of CIFAR-10-C at 5 severities, made on the fly. The classifier is
     protocol ``linear``'s, fitted once to clean training features. ``top1`` is the mean over

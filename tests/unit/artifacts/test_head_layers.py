@@ -1,4 +1,4 @@
-"""Layers beyond the first heads' in files of projectors."""
+"""Layers in projector files other than those of the first heads."""
 
 import pytest
 import safetensors.torch

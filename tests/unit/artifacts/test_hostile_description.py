@@ -1,4 +1,4 @@
-"""``model.json`` is somebody else's text: every field of it may be anything at all."""
+"""``model.json`` may be hostile: every field of it may hold anything."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""ONNX, OpenVINO and ExecuTorch files that name other files, claim sizes or are something else."""
+"""Hostile ONNX, OpenVINO and ExecuTorch files: other files, wrong sizes, other formats."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Files for runtimes that would run code of their own, and what tells those made here."""
+"""Runtime files that would run native code, and how those compiled here are recognized."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""The head an encoder was pretrained with, from the method to the file and back."""
+"""The projector an encoder was pretrained with, from the method to the file and back."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""What every runtime must do, whichever there are."""
+"""What every registered runtime must do; a new one is tested without being named."""
 
 import copy
 

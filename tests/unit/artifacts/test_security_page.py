@@ -1,4 +1,4 @@
-"""SECURITY.md: what it lists is what there is, and the tests it names exist."""
+"""SECURITY.md lists every parser there is, and the tests it names exist."""
 
 import ast
 import os

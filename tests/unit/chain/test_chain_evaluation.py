@@ -1,4 +1,4 @@
-"""What judging a model keeps (answers, not the truth), costs, and the label-free sample."""
+"""What evaluating a model keeps (predictions, not labels), costs, and the label-free sample."""
 
 from types import SimpleNamespace
 

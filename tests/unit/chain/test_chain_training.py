@@ -1,4 +1,4 @@
-"""What the stages that train take from their stage: seeds, images, teachers, losses, time."""
+"""What training stages take from their settings: seeds, images, teachers, losses, time."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""What is said of the pictures before anything is trained."""
+"""What is reported about the images before anything is trained."""
 
 import numpy as np
 import pytest
@@ -55,7 +55,7 @@ def check(tmp_path, experiment_of):
 def test_ordinary_pictures_have_classes_and_no_warning(tmp_path, check):
     put(tmp_path / "set", [f"{c}/{i}.png" for c in "ab" for i in range(20)])
     findings = check()
-    assert findings.classes == "2 classes (training+test images): a 16+4, b 16+4"
+    assert findings.classes == "2 classes (training+test images): a: 16+4, b: 16+4"
     assert findings.warnings == [] and findings.source.has_labels
     assert check("evaluate=null").classes is None
     assert check("data.labels=none").classes is None

@@ -1,4 +1,4 @@
-"""The latency stage, on models that only move a clock."""
+"""The latency stage, on models that only advance a clock."""
 
 import json
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Sizes that a network cannot take, and pixels that it does not see."""
+"""Sizes that a network cannot take, and pixels that it ignores."""
 
 import pytest
 from torch import nn

@@ -1,4 +1,4 @@
-"""A whole tiny experiment, once: what every stage left behind, computed again by hand.
+"""A tiny experiment, run once: the outputs of every stage, recomputed by hand.
 
 Nothing is written for a runtime, which takes longer than all the rest; what is timed is a constant.
 """

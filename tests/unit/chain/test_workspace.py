@@ -1,4 +1,4 @@
-"""What the stages share: embeddings by weights and images, and images by seed."""
+"""What stages share: embeddings by weights and images, and images by seed."""
 
 from dataclasses import replace
 

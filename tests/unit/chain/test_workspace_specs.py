@@ -1,4 +1,4 @@
-"""Planning asks for the same networks over and over; each is built once."""
+"""Planning builds each network once, however often it asks for it."""
 
 from ssdistill.chain import workspace as module
 from ssdistill.chain.plan import models_of

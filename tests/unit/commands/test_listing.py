@@ -1,3 +1,4 @@
+import inspect
 import io
 from types import SimpleNamespace
 
@@ -6,7 +7,14 @@ from rich.console import Console
 
 from ssdistill.chain.run import PlannedStage
 from ssdistill.chain.stages import Stage
-from ssdistill.commands.listing import REGISTRIES, description, listings, plain_text, plan_table
+from ssdistill.commands.listing import (
+    REGISTRIES,
+    description,
+    fitted,
+    listings,
+    plain_text,
+    plan_table,
+)
 from ssdistill.data.recipes import RECIPES
 from ssdistill.errors import UserError
 from ssdistill.settings.registry import LOSSES, METHODS
@@ -141,3 +149,40 @@ def test_digests_of_a_plan_are_shown_by_their_first_eight_characters():
     table = plan_table([SimpleNamespace(stage=stage, status="missing")])
     assert cells_of(table, "digest") == ["01234567"]
     assert cells_of(table, "made from") == ["teacher fedcba98"]
+
+
+def test_a_paragraph_that_is_too_wide_is_wrapped_again_and_what_fits_stays():
+    documentation = (
+        "Sum of a few words that are too many for this width,\nbut not for another.\n\n"
+        "losses:\n  a: {kind: b}\n\n- one: an entry of a list that is too long, too,\n  and ends\n"
+        "- two\n\nArgs:\n    n: how many of them there are in all of it,\n"
+        "        at most.\n    of: it"
+    )
+    assert fitted(documentation, 60) == documentation
+    assert fitted(documentation, 30).splitlines() == [
+        "Sum of a few words that are",
+        "too many for this width, but",
+        "not for another.",
+        "",
+        "losses:",
+        "  a: {kind: b}",
+        "",
+        "- one: an entry of a list that",
+        "  is too long, too, and ends",
+        "- two",
+        "",
+        "Args:",
+        "    n: how many of them there",
+        "        are in all of it, at",
+        "        most.",
+        "    of: it",
+    ]
+
+
+@pytest.mark.parametrize("name", REGISTRIES)
+def test_documentation_has_no_short_line_inside_of_a_paragraph(name):
+    for kind in REGISTRIES[name].classes:
+        lines = str(description(name, kind, 80)[1]).splitlines()
+        assert max(map(len, lines)) <= 80, kind
+        words = plain_text(inspect.getdoc(REGISTRIES[name][kind])).split()
+        assert " ".join(lines).split()[: len(words)] == words, kind

@@ -1,4 +1,4 @@
-"""What a probe found, as tables, files and a page."""
+"""Results of a probe as tables, files and a page."""
 
 import csv
 import html
@@ -247,5 +247,5 @@ def test_pictures_are_resized_aloud_and_models_may_be_a_list():
     assert [model.name for model in found.models] == ["encoder 1", "encoder 2"]
     assert found.models[1].image_size == 4
     assert found.notices == ["encoder 1, encoder 2: images of 5 pixels are resized to 4"]
-    with pytest.raises(UserError, match="no model given"):
+    with pytest.raises(UserError, match="at least one is required"):
         ssdistill.probe([], pairs())

@@ -1,4 +1,4 @@
-"""What ONNX Runtime computes from an int8 file, against integers in numpy."""
+"""What ONNX Runtime computes from an int8 file, against integer arithmetic in numpy."""
 
 import numpy as np
 import onnx

@@ -1,4 +1,4 @@
-"""Compression that goes as far as agreement without labels allows."""
+"""Compression limited by agreement with the original, without labels."""
 
 from pathlib import Path
 

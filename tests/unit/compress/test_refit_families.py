@@ -1,4 +1,4 @@
-"""Refit against no refit, on one network of every family with half of its channels gone."""
+"""Refit against no refit, on one network of every family with half of its channels removed."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Arrays of users: what a file promises is checked before it is believed, and nothing unpickled."""
+"""Arrays from users: claims in a file are checked first, and nothing is unpickled."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""A store that has changed since it was written is noticed; an older one gets its checksums."""
+"""A store that has changed since it was written is detected; an older one gets checksums."""
 
 import json
 

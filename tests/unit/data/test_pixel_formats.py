@@ -1,4 +1,4 @@
-"""Bands, bits, pages and kinds of files: read as they are, or refused with the reason."""
+"""Bands, bit depths, pages and file formats: read correctly, or rejected with the reason."""
 
 import os
 import socket

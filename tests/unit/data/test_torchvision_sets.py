@@ -1,5 +1,7 @@
-"""Data sets of torchvision: two with classes that stand in for its own, the others read by its
-own classes from small files laid out as they expect."""
+"""Data sets of torchvision, read by torchvision's classes or by two stand-ins for them.
+
+The real classes read small files in the layout that they expect.
+"""
 
 import hashlib
 import json

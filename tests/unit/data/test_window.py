@@ -1,4 +1,4 @@
-"""Which values of deep images are stored as black and white, and how that is told."""
+"""Which values of deep images are stored as black and white, and how this is reported."""
 
 import json
 import logging

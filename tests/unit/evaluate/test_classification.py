@@ -1,4 +1,4 @@
-"""A classification's numbers against scikit-learn's, and against formulas written out."""
+"""Classification metrics against scikit-learn's, and against explicit formulas."""
 
 import warnings
 

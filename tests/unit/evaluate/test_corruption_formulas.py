@@ -1,4 +1,4 @@
-"""Each corruption against a formula of its own."""
+"""Each corruption against an independent formula."""
 
 import colorsys
 import io

@@ -1,4 +1,4 @@
-"""What holds of all fifteen corruptions."""
+"""Properties of all fifteen corruptions."""
 
 import numpy as np
 import pytest

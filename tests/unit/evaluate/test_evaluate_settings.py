@@ -1,4 +1,4 @@
-"""The section ``evaluate`` of a config: one key per protocol, made by the registry."""
+"""The section ``evaluate`` of a config: one key for each protocol, from the registry."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Intervals against resampling, likelihoods maximized the slow way, and exact coverage."""
+"""Intervals against resampling, numerically maximized likelihoods, and exact coverage."""
 
 import numpy as np
 import pytest

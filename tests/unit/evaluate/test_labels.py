@@ -1,4 +1,4 @@
-"""Labels are looked at, whatever brings them."""
+"""Labels are checked, whatever their source."""
 
 import numpy as np
 import pytest
@@ -101,7 +101,7 @@ def images_of(labels, names=None):
 
 def test_few_classes_are_named_with_both_counts_and_many_in_short():
     line = look_at_labels(images_of([0, 1, 1], ("cat", "dog")), images_of([1, 1]))
-    assert line == "2 classes (training+test images): cat 1+0, dog 2+2"
+    assert line == "2 classes (training+test images): cat: 1+0, dog: 2+2"
     many = look_at_labels(images_of([*range(40), 0]), images_of(range(40)))
     assert many == "40 classes of 1 to 2 training and 1 test images: 0, 1, 2, 3, 4, …"
 

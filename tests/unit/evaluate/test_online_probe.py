@@ -1,4 +1,4 @@
-"""The online probe by itself, and where labels may be read."""
+"""The online probe, and where labels may be read."""
 
 import ast
 import sys

@@ -1,4 +1,4 @@
-"""The paired test against scipy, and how often it errs where the truth is known."""
+"""The paired test against scipy, and its error rate where the truth is known."""
 
 from math import comb
 

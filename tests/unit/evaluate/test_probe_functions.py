@@ -1,4 +1,4 @@
-"""Protocols as functions, the pictures they are given, names, and what is asked."""
+"""Protocols as functions: their images, names and requested settings."""
 
 import inspect
 

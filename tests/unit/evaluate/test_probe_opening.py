@@ -1,4 +1,4 @@
-"""Encoders from anywhere: bare ONNX files, saved models, timm's names, networks, functions."""
+"""Encoders of every origin: bare ONNX files, saved models, timm's names, networks, functions."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What people type that is no setting, and what an override leaves alone."""
+"""Things people type that are not settings, and what an override leaves unchanged."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""LiDAR against its definition, and the views it is measured on."""
+"""LiDAR against its definition, and the views that it is computed on."""
 
 import inspect
 import math

@@ -1,4 +1,4 @@
-"""Timing without a clock on the wall: calls move a clock of their own."""
+"""Timing with a simulated clock that calls advance."""
 
 import math
 import random

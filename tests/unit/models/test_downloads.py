@@ -1,4 +1,4 @@
-"""Weights from the internet: with it, without it, and where it is forbidden."""
+"""Pretrained weights: online, offline, and where downloads are forbidden."""
 
 import types
 

@@ -1,4 +1,4 @@
-"""Arguments and names that would make timm, torchvision or the hub open something."""
+"""Arguments and names that would make timm, torchvision or the hub open a file or address."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Encoders that resize images inside, and the small stem's padding."""
+"""Encoders that resize images internally, and the padding of the small stem."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""What a loaded encoder may be called with, whatever runs it."""
+"""What a loaded encoder may be called with, in every runtime."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""Networks that cannot be built, or cannot encode, are told on one line."""
+"""Networks that cannot be built, or cannot encode, are reported in one line."""
 
 import pytest
 import torch

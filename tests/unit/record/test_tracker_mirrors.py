@@ -1,4 +1,4 @@
-"""Which steps the mirrors of a record are shown, and when."""
+"""Which steps are logged to W&B and TensorBoard, and when."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""Whether a compressed model is offered, or the one that it was made from."""
+"""Whether a compressed model is recommended, or the one that it was made from."""
 
 from pathlib import Path
 

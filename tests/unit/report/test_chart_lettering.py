@@ -1,4 +1,4 @@
-"""Every text of every chart lies inside its image, whatever numbers and names it shows."""
+"""Every text of every chart lies inside the chart, whatever numbers and names it shows."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""Teachers that ssdistill has made before."""
+"""Teachers from an earlier run of ssdistill."""
 
 import json
 from types import SimpleNamespace

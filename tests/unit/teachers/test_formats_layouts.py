@@ -1,4 +1,4 @@
-"""Checkpoints laid out as other projects lay theirs out compute what the originals compute."""
+"""Checkpoints in other projects' layouts compute what the originals compute."""
 
 import copy
 from argparse import Namespace

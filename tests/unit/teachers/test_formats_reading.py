@@ -1,4 +1,4 @@
-"""Reading a file never runs what is in it, and keeps every tensor."""
+"""Reading a file never runs its content, and keeps every tensor."""
 
 import collections
 import contextlib

@@ -1,4 +1,4 @@
-"""Transformers' checkpoints of other projects, and SimCLR v2's, compute what the originals do."""
+"""Transformer checkpoints of other projects, and SimCLR v2's, compute what the originals do."""
 
 import dataclasses
 

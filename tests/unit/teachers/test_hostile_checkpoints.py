@@ -1,4 +1,4 @@
-"""Checkpoints from elsewhere that hold no plain weights, or claim more than they hold."""
+"""Checkpoints that hold no plain weights, or claim more than they hold."""
 
 import io
 import json

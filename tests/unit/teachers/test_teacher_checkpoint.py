@@ -1,4 +1,4 @@
-"""What a checkpoint of another project is refused for, and what it decides of the encoder."""
+"""Why another project's checkpoint is rejected, and what it decides about the encoder."""
 
 import hashlib
 

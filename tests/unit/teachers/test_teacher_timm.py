@@ -1,4 +1,4 @@
-"""Teachers out of timm's collection, with random weights in files."""
+"""Teachers from timm, with random weights in files."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Teachers out of torchvision's collection, with random weights in files."""
+"""Teachers from torchvision, with random weights in files."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Every number of a table can be read at every width: cells are read back from what is printed."""
+"""Every number of a table is readable at every width: cells are parsed from the output."""
 
 import io
 import re

@@ -1,4 +1,4 @@
-"""Pipes whose reader leaves, outputs of every width and encoding, names with brackets."""
+"""Closed pipes, outputs of every width and encoding, names with brackets."""
 
 import os
 import pty

@@ -1,4 +1,4 @@
-"""Observers in the loop: they see every step, resume exactly and change nothing."""
+"""Observers of the loop see every step, resume exactly and change nothing."""
 
 import copy
 

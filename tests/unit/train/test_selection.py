@@ -1,4 +1,4 @@
-"""Weights chosen without labels: by rank, by LiDAR, by agreement."""
+"""Selecting checkpoints without labels: by rank, LiDAR or agreement."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""A student watched while it learns: agreement with its teacher, without labels."""
+"""Label-free agreement of a student with its teacher during training."""
 
 import copy
 from types import SimpleNamespace
