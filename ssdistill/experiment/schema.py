@@ -1,7 +1,7 @@
 """Schema of a config, as frozen pydantic models."""
 
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -189,10 +189,11 @@ class Experiment(Settings):
         return self.distill or DistillSettings(steps=1, losses=RECOVERY_LOSSES)
 
     @property
-    def pretrained(self) -> dict[str, tuple[EncoderSettings, Settings]]:
+    def pretrained(self) -> dict[str, tuple[EncoderSettings, Method]]:
         """Encoder and method of every teacher that is pretrained here, by its row's name."""
         return {
-            role: (teacher.encoder, teacher.pretrain or self.pretrain)
+            # Required where one is pretrained here: _complete refuses an experiment without.
+            role: (teacher.encoder, cast("Method", teacher.pretrain or self.pretrain))
             for role, teacher in self.all_teachers.items()
             if isinstance(teacher, PretrainedTeacher)
         }

@@ -75,6 +75,8 @@ class DINO(Method):
     multicrop = True
     together = True
 
+    center_K: Tensor
+
     def __init__(
         self,
         encoder: Encoder,

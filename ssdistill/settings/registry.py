@@ -67,17 +67,17 @@ class Registry(Generic[Member]):
     @cached_property
     def classes(self) -> dict[str, type[Member]]:
         """Every class by its kind, in alphabetical order."""
-        base = _import(self.base)
+        base: Any = _import(self.base)
         root = importlib.import_module(self.place)
         modules = [root]
         for info in pkgutil.iter_modules(getattr(root, "__path__", [])):
             modules.append(importlib.import_module(f"{self.place}.{info.name}"))
-        by_kind: dict[str, type[Member]] = {}
+        by_kind: dict[str, Any] = {}
         for module in modules:
             for cls in vars(module).values():
                 is_member = inspect.isclass(cls) and issubclass(cls, base) and "kind" in vars(cls)
-                if is_member and by_kind.setdefault(cls.kind, cls) is not cls:
-                    raise TypeError(f"two {self.noun} classes have the kind '{cls.kind}'")
+                if is_member and by_kind.setdefault(kind := vars(cls)["kind"], cls) is not cls:
+                    raise TypeError(f"two {self.noun} classes have the kind '{kind}'")
         return dict(sorted(by_kind.items()))
 
     def __getitem__(self, kind: str) -> type[Member]:
@@ -96,9 +96,9 @@ class Registry(Generic[Member]):
     def _schemas(self) -> dict[str, type[Settings]]:
         return {kind: self._make_schema(cls) for kind, cls in self.classes.items()}
 
-    def _make_schema(self, cls: type) -> type[Settings]:
+    def _make_schema(self, cls: Any) -> type[Settings]:
         hints = get_type_hints(cls.__init__, include_extras=True)
-        base = _import(self.schema_base)
+        base: type[Settings] = _import(self.schema_base)
         fields: dict[str, Any] = {"kind": (Literal[cls.kind], cls.kind)}
         for name, parameter in inspect.signature(cls.__init__).parameters.items():
             if parameter.kind is inspect.Parameter.KEYWORD_ONLY:

@@ -41,6 +41,11 @@ class Bank(nn.Module):
         pushed: rows ever pushed, a buffer; the next one goes to ``pushed % size``.
     """
 
+    pushed: Tensor
+    # Rows by the names that losses give; the teacher's and the student's in most.
+    teacher: Tensor
+    student: Tensor
+
     def __init__(self, size: int, init: Init = "unit_normal", **widths: int):
         super().__init__()
         self.size, self.names = size, tuple(widths)
@@ -133,6 +138,9 @@ class TeacherMean(nn.Module):
     without it, cosines tell images apart. The teacher is frozen, so the plain average over
     batches converges, and the batch at hand counts from the first step on.
     """
+
+    mean_D: Tensor
+    batches: Tensor
 
     def __init__(self, width: int):
         super().__init__()
