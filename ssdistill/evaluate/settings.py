@@ -89,7 +89,7 @@ class _Looks(Settings):
     ) -> dict[str, Any]:
         # A protocol that nobody asked for, say because it is new, must not tell one stage from
         # another; that one of the defaults is left out must.
-        merged = {
+        merged: dict[str, Any] = {
             name: value
             for name, value in handler(self).items()
             if value is not None or name not in PROTOCOLS.classes or PROTOCOLS[name].by_default

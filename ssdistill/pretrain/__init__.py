@@ -52,7 +52,7 @@ class Method(Task):
         self.last_embeddings = [z_BD.detach() for z_BD in embeddings]
         return embeddings
 
-    def embeddings(self, encoder: Encoder, views: Sequence[Tensor]) -> list[Tensor]:
+    def embeddings(self, encoder: nn.Module, views: Sequence[Tensor]) -> list[Tensor]:
         """Return the embedding (B, D) of every view by ``encoder``, such as a momentum network."""
         if self.together:
             output_by_view = encode_views(encoder, dict(enumerate(views)))

@@ -42,9 +42,11 @@ class Bank(nn.Module):
     """
 
     pushed: Tensor
-    # Rows by the names that losses give; the teacher's and the student's in most.
+    # Rows, of those names that the owner gives.
     teacher: Tensor
     student: Tensor
+    key: Tensor
+    embedding: Tensor
 
     def __init__(self, size: int, init: Init = "unit_normal", **widths: int):
         super().__init__()
