@@ -42,9 +42,7 @@ READER = "experiment/reading.py"
 STEM_SETTINGS = ("stem", "stem_stride", "stem_padding")
 
 
-def load_experiment(
-    path: str | Path, overrides: Sequence[str] = ()
-) -> tuple[Experiment, list[str]]:
+def load_experiment(path: str | Path, overrides: Sequence = ()) -> tuple[Experiment, list[str]]:
     """Read, compose, override and validate.
 
     Args:

@@ -43,9 +43,6 @@ class Encoder(Model):
         project: whether ``forward`` returns the projector's output too.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, spec: EncoderSpec, net: nn.Module):
         super().__init__()
         self.spec, self.net = spec, net
