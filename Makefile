@@ -10,7 +10,7 @@ ROOMS ?= $(sort $(shell git status --porcelain -uall -- ssdistill tests/unit | s
 PIP := -m pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart cifar10 test test-fast smoke lint report check clean
+.PHONY: help setup quickstart cifar10 test test-fast smoke lint types stubs report check clean
 
 help: ## what can be made
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -58,10 +58,17 @@ lint: $(DEV) ## check style, and that rooms import one way
 	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/ruff format --check .
 
+types: $(DEV) ## check types, and that editors are shown the settings there are
+	@$(BIN)/python .ci/stubs.py --check
+	@$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+stubs: $(DEV) ## write what editors are shown of the settings of every kind
+	@$(BIN)/python .ci/stubs.py
+
 report: $(DEV) ## rewrite the tables in README files from committed records
 	@$(BIN)/ssdistill report
 
-check: lint test smoke ## all that continuous integration checks
+check: lint types test smoke ## all that continuous integration checks
 	@$(BIN)/ssdistill report --check
 
 clean: ## remove the environments (not the runs)

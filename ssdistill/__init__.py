@@ -23,15 +23,42 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 moved.install()
 
 if TYPE_CHECKING:
+    # What is loaded when it is first used, as a type checker and an editor see it.
+    from ssdistill import artifacts as artifacts
+    from ssdistill import chain as chain
+    from ssdistill import commands as commands
+    from ssdistill import compress as compress
+    from ssdistill import data as data
+    from ssdistill import distill as distill
+    from ssdistill import distributed as distributed
+    from ssdistill import errors as errors
+    from ssdistill import evaluate as evaluate
+    from ssdistill import experiment as experiment
+    from ssdistill import files as files
+    from ssdistill import label_free as label_free
+    from ssdistill import losses as losses
+    from ssdistill import machine as machine
+    from ssdistill import measure as measure
+    from ssdistill import models as models
+    from ssdistill import pretrain as pretrain
+    from ssdistill import record as record
+    from ssdistill import report as report
+    from ssdistill import settings as settings
+    from ssdistill import teachers as teachers
+    from ssdistill import terminal as terminal
+    from ssdistill import train as train
+    from ssdistill.artifacts.runtimes import RuntimeModel
     from ssdistill.chain.report import Report
     from ssdistill.commands.probe.findings import Probed
+    from ssdistill.commands.probe.run import probe as probe
+    from ssdistill.models.backbones import Encoder
     from ssdistill.report.verdict import Verdict
 
 __version__ = version("ssdistill")
 __all__ = ["__version__", "load", "probe", "reproduce", "run"]
 
 
-def load(path: str | Path, trust: bool = False) -> Any:
+def load(path: str | Path, trust: bool = False) -> "Encoder | RuntimeModel":
     """The encoder in a folder: ``load(path)(x_BCHW).embedding_BD``.
 
     Images are uint8, or floats in [0, 1]. Opens what training, compression and export save; see
@@ -58,22 +85,24 @@ def reproduce(config: str | Path, *overrides: str, root: str | Path = "runs") ->
     return run(config, *overrides, root=root).verdicts
 
 
-def probe(
-    models: Any, data: Any, protocols: Sequence[str] | None = None, **options: Any
-) -> "Probed":
-    """Evaluate encoders on labeled images, as ``ssdistill probe`` does.
+if not TYPE_CHECKING:  # a checker sees the function itself, with every option
 
-    Args:
-        models: one or several of: the folder of a saved model, an ``.onnx`` file, ``timm:NAME``,
-            a network or a function of images; a mapping gives them names.
-        data: kind of a source, an ``.npz`` file, a folder, a mapping of a source's settings, or
-            ``((x_train, y_train), (x_test, y_test))``.
-        protocols: names such as ``linear`` or ``knn``; by default those that a config asks.
-        options: of :func:`ssdistill.commands.probe.run.probe`.
-    """
-    from ssdistill.commands.probe.run import probe as probe_models
+    def probe(
+        models: Any, data: Any, protocols: Sequence[str] | None = None, **options: Any
+    ) -> "Probed":
+        """Evaluate encoders on labeled images, as ``ssdistill probe`` does.
 
-    return probe_models(models, data, protocols, **options)
+        Args:
+            models: one or several of: the folder of a saved model, an ``.onnx`` file,
+                ``timm:NAME``, a network or a function of images; a mapping gives them names.
+            data: kind of a source, an ``.npz`` file, a folder, a mapping of a source's settings, or
+                ``((x_train, y_train), (x_test, y_test))``.
+            protocols: names such as ``linear`` or ``knn``; by default those that a config asks.
+            options: of :func:`ssdistill.commands.probe.run.probe`.
+        """
+        from ssdistill.commands.probe.run import probe as probe_models
+
+        return probe_models(models, data, protocols, **options)
 
 
 def _modules() -> list[str]:
@@ -81,11 +110,13 @@ def _modules() -> list[str]:
     return [name for name in names if not name.startswith("_")]
 
 
-def __getattr__(name: str) -> Any:
-    """``ssdistill.evaluate`` and every other module, imported on first use."""
-    if name not in _modules() and name not in moved.MOVED:
-        raise AttributeError(f"module 'ssdistill' has no attribute '{name}'")
-    return import_module(f"ssdistill.{name}")
+if not TYPE_CHECKING:  # else a checker would believe in any name
+
+    def __getattr__(name: str) -> Any:
+        """``ssdistill.evaluate`` and every other module, imported on first use."""
+        if name not in _modules() and name not in moved.MOVED:
+            raise AttributeError(f"module 'ssdistill' has no attribute '{name}'")
+        return import_module(f"ssdistill.{name}")
 
 
 def __dir__() -> list[str]:

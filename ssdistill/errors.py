@@ -1,5 +1,6 @@
 """The errors that users see, and what their one-line messages are made of."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -26,7 +27,7 @@ class DamagedFile(UserError):
         )
 
 
-def nearest(name: str, known: object, likeness: float = 0.6) -> str:
+def nearest(name: str, known: Iterable[object], likeness: float = 0.6) -> str:
     """Return `` (did you mean 'x'?)`` for the closest name in ``known``, or an empty string.
 
     Args:

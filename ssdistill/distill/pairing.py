@@ -36,4 +36,4 @@ def resolve_pairs(pairing: Pairing | Sequence[Pair], sizes: Sequence[int]) -> li
         if max(pair) >= count:
             known = "the only view is 0" if count == 1 else f"views are 0 to {count - 1}"
             raise UserError(f"pairs: [{pair[0]}, {pair[1]}]: no view {max(pair)}; {known}")
-    return [tuple(pair) for pair in pairing]
+    return [(student_view, teacher_view) for student_view, teacher_view in pairing]

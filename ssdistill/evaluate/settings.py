@@ -1,6 +1,6 @@
 """Settings of the evaluation of finished encoders."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import (
     AliasChoices,
@@ -19,6 +19,12 @@ from ssdistill.evaluate.protocols import Protocol
 from ssdistill.settings import Settings
 from ssdistill.settings.registry import PROTOCOLS
 
+if TYPE_CHECKING:
+    from ssdistill.settings.kinds.protocols import AnySettings as AnyProtocol
+    from ssdistill.settings.kinds.protocols import ByKind
+else:
+    AnyProtocol = PROTOCOLS.union
+
 HASHED_AS = "gauge_images"
 """Name of ``label_free_images`` in version 0.1, by which stages are hashed and recorded."""
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")]
@@ -31,7 +37,7 @@ class _Looks(Settings):
     label_free_images: Annotated[
         int, Field(ge=20, validation_alias=AliasChoices("label_free_images", HASHED_AS))
     ] = 2000
-    also: dict[Name, PROTOCOLS.union | None] = Field(default={})
+    also: dict[Name, AnyProtocol | None] = Field(default={})
 
     @property
     def protocols(self) -> list[Protocol]:
@@ -83,7 +89,7 @@ class _Looks(Settings):
     ) -> dict[str, Any]:
         # A protocol that nobody asked for, say because it is new, must not tell one stage from
         # another; that one of the defaults is left out must.
-        merged = {
+        merged: dict[str, Any] = {
             name: value
             for name, value in handler(self).items()
             if value is not None or name not in PROTOCOLS.classes or PROTOCOLS[name].by_default
@@ -101,20 +107,26 @@ def _field(kind: str) -> Any:
     return (schema | None, schema() if PROTOCOLS[kind].by_default else None)
 
 
-EvaluateSettings = create_model(
-    "EvaluateSettings",
-    __base__=_Looks,
-    __module__=__name__,
-    __doc__="""Which protocols judge, and what else is looked at.
+if TYPE_CHECKING:
 
-    Every protocol is a key of its own kind (``ssdistill list protocols``) that holds its
-    settings: {} for the defaults, null to leave it out.
+    class EvaluateSettings(_Looks, ByKind):
+        """Which protocols judge, and what else is looked at."""
 
-    Args:
-        pixels: judge the raw pixels too (shrunk to at most 16x16), as the row to beat.
-        label_free_images: test images the label-free metrics use, at most.
-        also: further protocols, such as a second preset of one, by any name; null takes one
-            back that an extended file asked for.
-    """,
-    **{kind: _field(kind) for kind in PROTOCOLS.classes},
-)
+else:
+    EvaluateSettings = create_model(
+        "EvaluateSettings",
+        __base__=_Looks,
+        __module__=__name__,
+        __doc__="""Which protocols judge, and what else is looked at.
+
+        Every protocol is a key of its own kind (``ssdistill list protocols``) that holds its
+        settings: {} for the defaults, null to leave it out.
+
+        Args:
+            pixels: judge the raw pixels too (shrunk to at most 16x16), as the row to beat.
+            label_free_images: test images the label-free metrics use, at most.
+            also: further protocols, such as a second preset of one, by any name; null takes one
+                back that an extended file asked for.
+        """,
+        **{kind: _field(kind) for kind in PROTOCOLS.classes},
+    )

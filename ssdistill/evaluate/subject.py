@@ -75,7 +75,8 @@ class Subject:
         self.encoder, self.name = encoder, name
         self.splits = {"train": train, "test": test}
         self.image_size = image_size or test.images.shape[1]
-        self.device, self.precision, self.batch_size = device, precision, batch_size
+        self.device, self.batch_size = device, batch_size
+        self.precision: Precision = precision
         self.folder, self.memory, self.progress = folder, memory, progress
         self.seconds: dict[str, float] = {}
         self._features: dict[str, Tensor] = {}

@@ -6,7 +6,7 @@ The only reader of configs. What YAML may hold is decided in
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ READER = "experiment/reading.py"
 STEM_SETTINGS = ("stem", "stem_stride", "stem_padding")
 
 
-def load_experiment(path: str | Path, overrides: list[str] = ()) -> tuple[Experiment, list[str]]:
+def load_experiment(path: str | Path, overrides: Sequence = ()) -> tuple[Experiment, list[str]]:
     """Read, compose, override and validate.
 
     Args:

@@ -1,7 +1,7 @@
 """Schema of a config, as frozen pydantic models."""
 
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -29,6 +29,11 @@ from ssdistill.report.verdict import ClaimSettings
 from ssdistill.settings import Name, NonNegative, NonNegativeInt, Settings
 from ssdistill.settings.registry import SOURCES, STEPS
 from ssdistill.train.settings import DeviceSettings
+
+if TYPE_CHECKING:
+    from ssdistill.settings.kinds.sources import AnySettings as AnySource
+else:
+    AnySource = SOURCES.union
 
 
 def _as_list(seeds: Any) -> Any:
@@ -104,7 +109,7 @@ class Experiment(Settings):
     name: Name
     profile: Literal["paper", "reduced", "smoke"] = "reduced"
     seeds: Seeds = (0,)
-    data: Annotated[SOURCES.union, BeforeValidator(kind_alone)]
+    data: Annotated[AnySource, BeforeValidator(kind_alone)]
     teacher: TeacherSettings = PretrainedTeacher()
     teachers: dict[TeacherName, TeacherSettings] = Field(default={})
     student: NetworkSettings | None = None
@@ -184,10 +189,11 @@ class Experiment(Settings):
         return self.distill or DistillSettings(steps=1, losses=RECOVERY_LOSSES)
 
     @property
-    def pretrained(self) -> dict[str, tuple[EncoderSettings, Settings]]:
+    def pretrained(self) -> dict[str, tuple[EncoderSettings, Method]]:
         """Encoder and method of every teacher that is pretrained here, by its row's name."""
         return {
-            role: (teacher.encoder, teacher.pretrain or self.pretrain)
+            # Required where one is pretrained here: _complete refuses an experiment without.
+            role: (teacher.encoder, cast("Method", teacher.pretrain or self.pretrain))
             for role, teacher in self.all_teachers.items()
             if isinstance(teacher, PretrainedTeacher)
         }

@@ -1,6 +1,6 @@
 """The sections of a config: networks, trainings, rows of the table, compression."""
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
@@ -11,6 +11,15 @@ from ssdistill.settings import Name, OpenFraction, Settings
 from ssdistill.settings.registry import LOSSES, METHODS, STEPS, TEACHERS
 from ssdistill.train.optim import OptimSettings
 from ssdistill.train.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from ssdistill.settings.kinds.losses import AnySettings as AnyLoss
+    from ssdistill.settings.kinds.methods import AnySettings as AnyMethod
+    from ssdistill.settings.kinds.steps import AnySettings as AnyStep
+    from ssdistill.settings.kinds.teachers import AnySettings as AnyTeacher
+else:
+    AnyLoss, AnyMethod = LOSSES.union, METHODS.union
+    AnyStep, AnyTeacher = STEPS.union, TEACHERS.union
 
 
 def kind_alone(value: Any) -> Any:
@@ -50,7 +59,7 @@ class NetworkSettings(Settings):
     encoder: EncoderSettings = EncoderSettings()
 
 
-Method = Annotated[METHODS.union, BeforeValidator(kind_alone)]
+Method = Annotated[AnyMethod, BeforeValidator(kind_alone)]
 
 
 class PretrainedTeacher(NetworkSettings):
@@ -73,7 +82,7 @@ def _trained_here(value: Any) -> Any:
 
 
 TeacherSettings = Annotated[
-    PretrainedTeacher | TEACHERS.union, Field(discriminator="kind"), BeforeValidator(_trained_here)
+    PretrainedTeacher | AnyTeacher, Field(discriminator="kind"), BeforeValidator(_trained_here)
 ]
 
 
@@ -105,7 +114,7 @@ class DistillSettings(TrainSettings):
     """
 
     select: Literal["last", "rankme", "lidar", "agreement"] = "last"
-    losses: Annotated[dict[str, LOSSES.union], Field(min_length=1), BeforeValidator(_without_null)]
+    losses: Annotated[dict[str, AnyLoss], Field(min_length=1), BeforeValidator(_without_null)]
     mix: MixSettings | None = None
     interpolate: InterpolateSettings | None = None
     teacher_dropping: OpenFraction | None = None
@@ -156,6 +165,6 @@ class MeasureSettings(Settings):
     memory: bool = False
 
 
-RECOVERY_LOSSES = {"feature": LOSSES.schema("cosine")(kind="cosine")}
+RECOVERY_LOSSES: dict[str, AnyLoss] = {"feature": LOSSES.schema("cosine")(kind="cosine")}
 """What a compressed model learns by where nothing was distilled."""
-Steps = tuple[Annotated[STEPS.union, BeforeValidator(kind_alone)], ...]
+Steps = tuple[Annotated[AnyStep, BeforeValidator(kind_alone)], ...]

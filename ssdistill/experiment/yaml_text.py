@@ -33,7 +33,10 @@ FLOAT = re.compile(
 )
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+_Base: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(_Base):
     """YAML 1.1 in which 1e-3 is a number, and 2024-01-01 is text."""
 
 
@@ -145,7 +148,7 @@ def _sized_events(
         yield event, anchors, total
 
 
-def _value(loader: yaml.Loader, node: yaml.Node, path: str, problems: list[str]) -> Any:
+def _value(loader: yaml.SafeLoader, node: yaml.Node, path: str, problems: list[str]) -> Any:
     """The value of a node; what is wrong with it is added to ``problems``."""
     if isinstance(node, yaml.SequenceNode):
         return [
@@ -171,7 +174,7 @@ def _value(loader: yaml.Loader, node: yaml.Node, path: str, problems: list[str])
 
 
 def _mapping(
-    loader: yaml.Loader, node: yaml.MappingNode, path: str, problems: list[str]
+    loader: yaml.SafeLoader, node: yaml.MappingNode, path: str, problems: list[str]
 ) -> dict[str, Any]:
     keys: set[str] = set()
     for key, _ in node.value:

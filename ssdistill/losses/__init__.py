@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, cast
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -117,13 +117,13 @@ class Loss(nn.Module):
     kind: ClassVar[str]
     family: ClassVar[str]
     paper: ClassVar[str]
-    reads: ClassVar[str] = "embedding"
+    reads: str = "embedding"
     paper_weight: ClassVar[float] = 1.0
     pairing: ClassVar[Pairing | tuple[tuple[int, int], ...]] = "same"
     views: ClassVar[int] = 1
     extra_student: tuple[str, ...] = ()
     extra_teacher: tuple[str, ...] = ()
-    fits_teacher: ClassVar[bool] = False
+    fits_teacher: bool = False
     exact_under_sharding: ClassVar[bool] = False
     minimum_at_teacher: ClassVar[bool] = False
 
@@ -157,6 +157,8 @@ class Loss(nn.Module):
 
     def momentum_at(self, step: int, num_steps: int) -> float:
         """Momentum of the student's moving average after step ``step``."""
+        if self.momentum is None:
+            raise TypeError(f"{type(self).__name__} sets no momentum")
         return self.momentum
 
     def after_step(self, step: int, num_steps: int) -> None:
@@ -186,4 +188,5 @@ def vectors(outputs: Sequence[Representation], read: Read = "embedding") -> list
     """Return the embedding (B, D) or the projection (B, P) of each representation."""
     if read == "embedding":
         return [r.embedding_BD for r in outputs]
-    return [r.projection_BP for r in outputs]
+    # teacher_width has refused a teacher without one.
+    return [cast(Tensor, r.projection_BP) for r in outputs]

@@ -94,7 +94,8 @@ class BINGO(Loss):
         center_teacher: bool = False,
     ):
         super().__init__(shapes)
-        self.temperature, self.warmup_epochs, self.read = temperature, warmup_epochs, read
+        self.temperature, self.warmup_epochs = temperature, warmup_epochs
+        self.read: Read = read
         width = self.teacher_width(read)
         self.head = projector(shapes.student_dim, width, hidden_dim)
         self.bank = Bank(queue or default_queue_size(shapes.num_samples), teacher=width)

@@ -116,7 +116,8 @@ class CaSSLe(Loss):
         center_teacher: bool = False,
     ):
         super().__init__(shapes)
-        self.variant, self.temperature, self.read = variant, temperature, read
+        self.variant, self.temperature = variant, temperature
+        self.read: Read = read
         self.off_diagonal, self.scale = off_diagonal, scale
         width = self.teacher_width(read)
         self.head = predictor(shapes.student_dim, width, hidden_dim)

@@ -91,6 +91,8 @@ class CRD(Loss):
     views = 1
     exact_under_sharding = True
 
+    normaliser: Tensor
+
     def __init__(
         self,
         shapes: Shapes,

@@ -58,6 +58,7 @@ class DINO(LogitLoss):
     paper = "Caron et al., ICCV 2021, arXiv:2104.14294"
     pairing = "other"
     views = 2
+    center_K: Tensor
 
     def __init__(
         self,

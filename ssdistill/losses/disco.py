@@ -82,7 +82,8 @@ class DisCo(Loss):
         center_teacher: bool = False,
     ):
         super().__init__(shapes)
-        self.temperature, self.momentum, self.read = temperature, momentum, read
+        self.temperature, self.momentum = temperature, momentum
+        self.read: Read = read
         self.feature_weight, self.reduction = feature_weight, reduction
         width = self.teacher_width(read)
         self.head = projector(shapes.student_dim, width, hidden_dim)

@@ -55,7 +55,8 @@ class InfoNCE(Loss):
         center_teacher: bool = False,
     ):
         super().__init__(shapes)
-        self.temperature, self.read = temperature, read
+        self.temperature = temperature
+        self.read: Read = read
         width = self.teacher_width(read)
         self.head = projector(shapes.student_dim, width)
         self.bank = Bank(queue or default_queue_size(shapes.num_samples), teacher=width)

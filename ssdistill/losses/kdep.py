@@ -61,6 +61,9 @@ class KDEP(Loss):
     fits_teacher = True
     exact_under_sharding = True
 
+    mean_D: Tensor
+    directions_DK: Tensor
+
     def __init__(self, shapes: Shapes, *, temperature: Positive = 0.1, exponent: Positive = 1 / 3):
         super().__init__(shapes)
         self.temperature, self.exponent = temperature, exponent

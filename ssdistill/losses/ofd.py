@@ -42,6 +42,8 @@ def partial_distance(s_BCHW: Tensor, t_BCHW: Tensor, margin_C: Tensor) -> Tensor
 class Stage(nn.Module):
     """Connector of the student's map, and its distance to the teacher's map."""
 
+    margin_C: Tensor
+
     def __init__(self, pair: MapPair, margin_C: Tensor):
         super().__init__()
         self.connector = connector(pair.student_shape[0], pair.teacher_shape[0])

@@ -92,7 +92,8 @@ class SimDis(Loss):
         read: Read = "embedding",
     ):
         super().__init__(shapes)
-        self.read, self.shares, self.momentum = read, TARGETS[targets], momentum
+        self.shares, self.momentum = TARGETS[targets], momentum
+        self.read: Read = read
         widths = {"s": dim, "sema": dim, "t": self.teacher_width(read)}
         self.projector = predictor(shapes.student_dim, dim, hidden_dim)
         self.predictors = nn.ModuleDict(

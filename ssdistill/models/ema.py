@@ -2,12 +2,15 @@
 
 import copy
 import math
+from typing import TypeVar
 
 import torch
 from torch import nn
 
+Network = TypeVar("Network", bound=nn.Module)
 
-def momentum_copy(module: nn.Module) -> nn.Module:
+
+def momentum_copy(module: Network) -> Network:
     """Copy a network and freeze the copy."""
     return copy.deepcopy(module).requires_grad_(False)
 

@@ -1,7 +1,7 @@
 """One file per self-supervised method; a new file is registered automatically (see `registry`)."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -37,7 +37,7 @@ class Method(Task):
         super().__init__()
         self.encoder = encoder
         self.num_views = len(self.recipes)
-        self.projector: nn.Module | None = None
+        self.projector: Any = None  # a module where the method has one
 
     @property
     def exported(self) -> tuple[Encoder, nn.Module | None]:
@@ -52,7 +52,7 @@ class Method(Task):
         self.last_embeddings = [z_BD.detach() for z_BD in embeddings]
         return embeddings
 
-    def embeddings(self, encoder: Encoder, views: Sequence[Tensor]) -> list[Tensor]:
+    def embeddings(self, encoder: nn.Module, views: Sequence[Tensor]) -> list[Tensor]:
         """Return the embedding (B, D) of every view by ``encoder``, such as a momentum network."""
         if self.together:
             output_by_view = encode_views(encoder, dict(enumerate(views)))

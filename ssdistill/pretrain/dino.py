@@ -1,7 +1,7 @@
 """DINO (Caron et al., ICCV 2021, arXiv:2104.14294)."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -75,6 +75,8 @@ class DINO(Method):
     multicrop = True
     together = True
 
+    center_K: Tensor
+
     def __init__(
         self,
         encoder: Encoder,
@@ -110,7 +112,7 @@ class DINO(Method):
     def exported(self) -> tuple[Encoder, nn.Module]:
         """The momentum teacher's, which outperforms the student throughout (sec. 5.2)."""
         encoder, projector, _ = self.teacher
-        return encoder, projector
+        return cast("Encoder", encoder), projector
 
     def forward(self, views: list[Tensor], batch: Batch) -> dict[str, Tensor]:
         direction_KP = self.prototypes.weight

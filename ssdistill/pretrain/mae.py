@@ -1,5 +1,7 @@
 """MAE (He et al., CVPR 2022, arXiv:2111.06377)."""
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from lightly.models.modules.masked_vision_transformer_decoder_timm import (
@@ -97,7 +99,7 @@ class MAE(Method):
 
     def encode(self, x_BCHW: Tensor, visible_BV: Tensor) -> Tensor:
         """Encode the patches indexed by ``visible_BV`` to tokens (B, prefix + V, D), normed."""
-        net: VisionTransformer = self.encoder.net
+        net = cast("VisionTransformer", self.encoder.net)
         prefix = net.num_prefix_tokens
 
         def keep(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:

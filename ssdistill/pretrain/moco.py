@@ -94,7 +94,7 @@ class MoCo(Method):
         back_B = order_B.argsort()
         return [unit(self._project(projector, k_BD))[back_B] for k_BD in shuffled]
 
-    def embeddings(self, encoder: Encoder, views: Sequence[Tensor]) -> list[Tensor]:
+    def embeddings(self, encoder: nn.Module, views: Sequence[Tensor]) -> list[Tensor]:
         """Return the embedding (B, D) of every view, with batch-norm statistics per group."""
         return [
             torch.cat([encoder(part).embedding_BD for part in self._groups(view_BCHW)])

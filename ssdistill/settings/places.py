@@ -98,7 +98,7 @@ def _settings_below(
     everywhere = set.intersection(*(set(names(m)) for m in models)) if models else set()
     for part in models:
         for name, field in names(part).items():
-            own = kinds if name in everywhere or not kind_of(part) else (kind_of(part),)
+            own = kinds if name in everywhere or not (kind := kind_of(part)) else (kind,)
             if name != "kind":
                 yield (*path, name), own
                 yield from _settings_below(field.annotation, (*path, name), own)

@@ -25,9 +25,10 @@ def describe(file: Path, error: ValidationError, model: type[BaseModel]) -> str:
         elif problem["type"] == "missing":
             lines.append(f"  {key}: required")
         elif problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
-            tag = shortened(problem["ctx"].get("tag", ""))
+            tag = shortened(problem.get("ctx", {}).get("tag", ""))
             known = [
-                name.strip(" '") for name in problem["ctx"].get("expected_tags", "").split(",")
+                name.strip(" '")
+                for name in problem.get("ctx", {}).get("expected_tags", "").split(",")
             ]
             reason = f"'{tag}' is unknown{nearest(tag, known)}" if tag else "required"
             lines.append(f"  {key}.kind: {reason}; known: {', '.join(known) or 'see list'}")

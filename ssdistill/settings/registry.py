@@ -3,22 +3,47 @@
 A registry looks through one package (or module) for subclasses of a base that carry their
 own ``kind``. ``schema(kind)`` turns the keyword-only part of the constructor into a frozen
 pydantic model; positional arguments are what the program supplies at run time (shapes, an
-encoder), never what a config may set. Adding a kind is therefore writing one file.
+encoder), never what a config may set. Adding a kind is therefore writing one file, and
+``make stubs`` tells type checkers and editors of it: the stubs in ``kinds/`` show the schemas.
 """
 
 import importlib
 import inspect
 import pkgutil
 from functools import cached_property
-from typing import Annotated, Any, Literal, Union, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Generic,
+    Literal,
+    TypeVar,
+    Union,
+    cast,
+    get_type_hints,
+)
 
 from pydantic import Field, create_model
 
 from ssdistill.errors import UserError, nearest
 from ssdistill.settings import Settings
 
+if TYPE_CHECKING:
+    from ssdistill.settings.kinds import (
+        losses,
+        methods,
+        protocols,
+        runtimes,
+        sources,
+        steps,
+        teachers,
+    )
 
-class Registry:
+Member = TypeVar("Member")
+"""Base class of one family."""
+
+
+class Registry(Generic[Member]):
     """All classes of one family.
 
     Args:
@@ -40,22 +65,22 @@ class Registry:
         self.noun, self.place, self.base, self.schema_base = noun, place, base, schema_base
 
     @cached_property
-    def classes(self) -> dict[str, type]:
+    def classes(self) -> dict[str, type[Member]]:
         """Every class by its kind, in alphabetical order."""
-        base = _import(self.base)
+        base: Any = _import(self.base)
         root = importlib.import_module(self.place)
         modules = [root]
         for info in pkgutil.iter_modules(getattr(root, "__path__", [])):
             modules.append(importlib.import_module(f"{self.place}.{info.name}"))
-        by_kind: dict[str, type] = {}
+        by_kind: dict[str, Any] = {}
         for module in modules:
             for cls in vars(module).values():
                 is_member = inspect.isclass(cls) and issubclass(cls, base) and "kind" in vars(cls)
-                if is_member and by_kind.setdefault(cls.kind, cls) is not cls:
-                    raise TypeError(f"two {self.noun} classes have the kind '{cls.kind}'")
+                if is_member and by_kind.setdefault(kind := vars(cls)["kind"], cls) is not cls:
+                    raise TypeError(f"two {self.noun} classes have the kind '{kind}'")
         return dict(sorted(by_kind.items()))
 
-    def __getitem__(self, kind: str) -> type:
+    def __getitem__(self, kind: str) -> type[Member]:
         if kind not in self.classes:
             raise UserError(
                 f"unknown {self.noun} '{kind}'{nearest(kind, self.classes)}; "
@@ -71,9 +96,9 @@ class Registry:
     def _schemas(self) -> dict[str, type[Settings]]:
         return {kind: self._make_schema(cls) for kind, cls in self.classes.items()}
 
-    def _make_schema(self, cls: type) -> type[Settings]:
+    def _make_schema(self, cls: Any) -> type[Settings]:
         hints = get_type_hints(cls.__init__, include_extras=True)
-        base = _import(self.schema_base)
+        base: type[Settings] = _import(self.schema_base)
         fields: dict[str, Any] = {"kind": (Literal[cls.kind], cls.kind)}
         for name, parameter in inspect.signature(cls.__init__).parameters.items():
             if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
@@ -97,12 +122,12 @@ class Registry:
             return schemas[0]
         return Annotated[Union[schemas], Field(discriminator="kind")]  # noqa: UP007
 
-    def build(self, settings: Settings, *runtime: Any, **runtime_named: Any) -> Any:
+    def build(self, settings: Settings, *runtime: Any, **runtime_named: Any) -> Member:
         """The object that ``settings`` describes; ``runtime`` goes in before the settings."""
         skip = {"kind", *_import(self.schema_base).model_fields}
         chosen = {name: getattr(settings, name) for name in type(settings).model_fields}
-        chosen = {name: value for name, value in chosen.items() if name not in skip}
-        return self[settings.kind](*runtime, **runtime_named, **chosen)
+        own = {name: value for name, value in chosen.items() if name not in skip}
+        return self[chosen["kind"]](*runtime, **runtime_named, **own)
 
 
 def settings_of(instance: Any) -> dict[str, Any]:
@@ -117,31 +142,45 @@ def _import(dotted: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-LOSSES = Registry(
-    "loss", "ssdistill.losses", "ssdistill.losses:Loss", "ssdistill.losses:LossSettings"
+LOSSES = cast(
+    "losses.Kinds",
+    Registry("loss", "ssdistill.losses", "ssdistill.losses:Loss", "ssdistill.losses:LossSettings"),
 )
-METHODS = Registry(
-    "pretraining method",
-    "ssdistill.pretrain",
-    "ssdistill.pretrain:Method",
-    "ssdistill.train.settings:TrainSettings",
+METHODS = cast(
+    "methods.Kinds",
+    Registry(
+        "pretraining method",
+        "ssdistill.pretrain",
+        "ssdistill.pretrain:Method",
+        "ssdistill.train.settings:TrainSettings",
+    ),
 )
-TEACHERS = Registry("teacher", "ssdistill.teachers", "ssdistill.teachers:Teacher")
-STEPS = Registry(
-    "compression step",
-    "ssdistill.compress",
-    "ssdistill.compress:Step",
-    "ssdistill.compress:StepSettings",
+TEACHERS = cast(
+    "teachers.Kinds", Registry("teacher", "ssdistill.teachers", "ssdistill.teachers:Teacher")
 )
-PROTOCOLS = Registry(
-    "protocol", "ssdistill.evaluate.protocols", "ssdistill.evaluate.protocols:Protocol"
+STEPS = cast(
+    "steps.Kinds",
+    Registry(
+        "compression step",
+        "ssdistill.compress",
+        "ssdistill.compress:Step",
+        "ssdistill.compress:StepSettings",
+    ),
 )
-RUNTIMES = Registry(
-    "runtime", "ssdistill.artifacts.runtimes", "ssdistill.artifacts.runtimes:Runtime"
+PROTOCOLS = cast(
+    "protocols.Kinds",
+    Registry("protocol", "ssdistill.evaluate.protocols", "ssdistill.evaluate.protocols:Protocol"),
 )
-SOURCES = Registry(
-    "data source",
-    "ssdistill.data.sources",
-    "ssdistill.data.splits:Source",
-    "ssdistill.data.settings:StoreSettings",
+RUNTIMES = cast(
+    "runtimes.Kinds",
+    Registry("runtime", "ssdistill.artifacts.runtimes", "ssdistill.artifacts.runtimes:Runtime"),
+)
+SOURCES = cast(
+    "sources.Kinds",
+    Registry(
+        "data source",
+        "ssdistill.data.sources",
+        "ssdistill.data.splits:Source",
+        "ssdistill.data.settings:StoreSettings",
+    ),
 )

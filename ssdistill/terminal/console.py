@@ -62,8 +62,8 @@ def forgiving_streams() -> Iterator[None]:
     Characters that an output cannot encode are replaced instead of ending the command.
     """
     for stream in _streams():
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(errors="replace")
     try:
         yield
     finally:

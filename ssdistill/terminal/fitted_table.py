@@ -6,7 +6,7 @@ from typing import Any
 
 from rich import box
 from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions
+from rich.console import Console, ConsoleOptions, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -77,7 +77,7 @@ class _Column:
 
     header: str
     cells: tuple[str, ...]
-    justify: str
+    justify: JustifyMethod
     wraps: bool
     least: int
     most: int

@@ -7,10 +7,11 @@ import torch
 
 if TYPE_CHECKING:  # whoever finds every stage finished need not wait for the import
     from lightning_fabric import Fabric
+    from lightning_fabric.connector import _PLUGIN_INPUT, _PRECISION_INPUT
 
 
 def build_fabric(
-    accelerator: str, devices: int | list[int] = 1, precision: str | None = None
+    accelerator: str, devices: int | list[int] = 1, precision: "_PRECISION_INPUT | None" = None
 ) -> "Fabric":
     """Build a Fabric for this one process.
 
@@ -29,7 +30,7 @@ def build_fabric(
     from lightning_fabric import Fabric
     from lightning_fabric.plugins.environments import LightningEnvironment
 
-    plugins = [LightningEnvironment()]
+    plugins: list[_PLUGIN_INPUT] = [LightningEnvironment()]
     return Fabric(accelerator=accelerator, devices=devices, precision=precision, plugins=plugins)
 
 

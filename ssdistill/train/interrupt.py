@@ -3,6 +3,7 @@
 import signal
 import threading
 from types import FrameType
+from typing import Any
 
 
 class Interruptible:
@@ -14,7 +15,7 @@ class Interruptible:
 
     def __init__(self) -> None:
         self.requested = False
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "Interruptible":
         # Python delivers signals to the main thread only, and only it may set handlers.

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+Pushes = list[Tensor] | tuple[Tensor, ...]
+
 
 class LARS(Optimizer):
     """Layer-wise adaptive rates (You et al., arXiv:1708.03888).
@@ -72,7 +74,7 @@ class LARS(Optimizer):
                 self._move(vectors, [p.grad for p in vectors], group)
         return loss
 
-    def _move(self, parameters: list[Tensor], pushes: list[Tensor], group: dict) -> None:
+    def _move(self, parameters: list[Tensor], pushes: Pushes, group: dict) -> None:
         momentum = group["momentum"]
         if momentum:
             buffers = []
@@ -88,9 +90,9 @@ class LARS(Optimizer):
         torch._foreach_add_(parameters, pushes, alpha=-group["lr"])
 
 
-def _scaled_gradients(weights: list[Tensor], group: dict) -> list[Tensor]:
+def _scaled_gradients(weights: list[Tensor], group: dict) -> Pushes:
     """Return r (g + d w) for every weight, without a transfer from the device."""
-    gradients = [w.grad for w in weights]
+    gradients = [w.grad for w in weights if w.grad is not None]
     weight_norm_K = torch.stack(torch._foreach_norm(weights))
     gradient_norm_K = torch.stack(torch._foreach_norm(gradients))
     decay = group["weight_decay"]

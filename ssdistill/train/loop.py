@@ -168,7 +168,7 @@ class _Update:
         losses = self.model(views, batch)
         weights = self.task.weights_at(batch.step, self.num_steps)
         weighted = {name: weights[name] * loss for name, loss in losses.items()}
-        total = sum(weighted.values())
+        total = torch.as_tensor(sum(weighted.values()))
         pulls = self.shared.gradient_norms(weighted, self.backward) if compare else {}
         self.backward(total)
         grad_norm = _clip(self.task, self.optim.clip_grad_norm, measure)

@@ -66,7 +66,7 @@ class TrainSettings(Settings):
 
     def num_steps(self, steps_per_epoch: int) -> int:
         """Return the optimizer steps of the whole training run."""
-        return self.steps or max(1, round(self.epochs * steps_per_epoch))
+        return self.steps or max(1, round((self.epochs or 0) * steps_per_epoch))
 
 
 class DeviceSettings(Settings):

@@ -95,7 +95,7 @@ class Protocol(ABC):
             )
         if given is not None:
             return given
-        return self.presets.get(self.preset, {}).get(name, default)
+        return self.presets.get(self.preset or "", {}).get(name, default)
 
 
 def classified(subject: Subject, probe: Any) -> Classification:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 from torch import Tensor
@@ -21,6 +21,11 @@ from ssdistill.label_free.features import binomial_error
 from ssdistill.settings import Settings
 from ssdistill.settings.registry import SOURCES
 
+if TYPE_CHECKING:
+    from ssdistill.settings.kinds.sources import AnySettings as AnySource
+else:
+    AnySource = SOURCES.union
+
 RUNS = Path("runs")
 """Where the command line keeps its runs, and with them its stores of images."""
 
@@ -29,7 +34,7 @@ def _kind_alone(value: Any) -> Any:
     return {"kind": value} if isinstance(value, str) else value
 
 
-Dataset = Annotated[SOURCES.union, BeforeValidator(_kind_alone)]
+Dataset = Annotated[AnySource, BeforeValidator(_kind_alone)]
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,13 @@ class Bank(nn.Module):
         pushed: rows ever pushed, a buffer; the next one goes to ``pushed % size``.
     """
 
+    pushed: Tensor
+    # Rows, of those names that the owner gives.
+    teacher: Tensor
+    student: Tensor
+    key: Tensor
+    embedding: Tensor
+
     def __init__(self, size: int, init: Init = "unit_normal", **widths: int):
         super().__init__()
         self.size, self.names = size, tuple(widths)
@@ -133,6 +140,9 @@ class TeacherMean(nn.Module):
     without it, cosines tell images apart. The teacher is frozen, so the plain average over
     batches converges, and the batch at hand counts from the first step on.
     """
+
+    mean_D: Tensor
+    batches: Tensor
 
     def __init__(self, width: int):
         super().__init__()

@@ -1,5 +1,6 @@
 """Losses over feature maps: pair maps of the student with maps of the teacher."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -112,7 +113,7 @@ class MapLoss(Loss):
         return f"{self.prefix}:{name}" if self.prefix else name
 
 
-def resize_map(x_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_map(x_BCHW: Tensor, size: Sequence[int]) -> Tensor:
     """Resize a map: average onto a coarser grid, interpolate onto a finer one."""
     height, width = x_BCHW.shape[-2:]
     if (height, width) == tuple(size):

@@ -70,7 +70,8 @@ class Regression(MapLoss):
         pairs = super().pairs_of(student, teacher)
         if self._with_embedding:
             embeddings = student.embedding_BD, teacher.embedding_BD
-            pairs.insert(0, tuple(x_BD[:, :, None, None] for x_BD in embeddings))
+            s_BD11, t_BD11 = (x_BD[:, :, None, None] for x_BD in embeddings)
+            pairs.insert(0, (s_BD11, t_BD11))
         return pairs
 
     def targets(self, number: int, views: list[Tensor], batch: Batch) -> list[Tensor]:
@@ -147,6 +148,9 @@ class Standardize(nn.Module):
     The statistics are those from before the batch, 0 and 1 at first; then they move towards the
     batch's, taken over the images and positions of all views and processes.
     """
+
+    mean_C: Tensor
+    std_C: Tensor
 
     def __init__(self, width: int):
         super().__init__()

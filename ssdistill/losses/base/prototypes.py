@@ -86,6 +86,9 @@ class Prototypes(nn.Module):
         width: of the embedding.
     """
 
+    mean_D: Tensor
+    prototype_KD: Tensor
+
     def __init__(self, count: int, width: int):
         super().__init__()
         self.register_buffer("mean_D", torch.zeros(width))

@@ -50,7 +50,7 @@ class VectorRelation(Loss):
 
     def __init__(self, shapes: Shapes, read: Read):
         super().__init__(shapes)
-        self.read = read
+        self.read: Read = read
         self.teacher_dim = self.teacher_width(read)
         self.head: nn.Module = nn.Identity()
         self.teacher_head: nn.Module = nn.Identity()

@@ -157,7 +157,7 @@ class SimilarityLoss(Loss):
 
     def __init__(self, shapes: Shapes, *, read: Read = "embedding", center_teacher: bool = False):
         super().__init__(shapes)
-        self.read = read
+        self.read: Read = read
         self.width = self.teacher_width(read)
         self.center = centering(center_teacher, self.width)
 
@@ -177,6 +177,8 @@ class QueueLoss(SimilarityLoss):
         init: what the queue holds at first.
     """
 
+    head: nn.Module
+    bank: Bank
     own: ClassVar[bool] = False
     kl: ClassVar[bool] = True
     init: ClassVar[Init] = "unit_normal"
@@ -254,6 +256,7 @@ class TargetLoss(QueueLoss):
 
     @torch.no_grad()
     def _moved_keys(self, moved: list[Representation]) -> list[Tensor]:
+        assert self.momentum_head is not None
         return [unit(self.momentum_head(k_BD)) for k_BD in vectors(moved)]
 
     def after_step(self, step: int, num_steps: int) -> None:

@@ -1,0 +1,1 @@
+# Written by `make stubs`; do not edit.
