@@ -11,6 +11,7 @@ from ssdistill.commands.failures import explanation, save_report
 from ssdistill.commands.probe.command import add_probe
 from ssdistill.errors import UserError, shortened
 from ssdistill.experiment.overrides import nearest_option, plain_overrides
+from ssdistill.files import check_writable
 from ssdistill.terminal.console import forgiving_streams, say, show, tell
 
 EXIT_USER_ERROR, EXIT_INTERNAL, EXIT_INTERRUPTED = 2, 70, 130
@@ -191,6 +192,8 @@ def _run(options: argparse.Namespace) -> int:
 
         show(plan_table(dry_run(experiment, options.runs)))
         return 0
+    if options.publish:
+        check_writable(options.publish / "records.jsonl", "--publish")
     report = _execute(experiment, options.runs)
     if options.publish:
         report.publish(options.publish)
@@ -199,11 +202,11 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _reproduce(options: argparse.Namespace) -> int:
+    from ssdistill.chain.checks import require_claims
     from ssdistill.report.verdict import exit_code
 
     experiment = _load(options)
-    if experiment.paper is None or not experiment.paper.claims:
-        raise UserError(f"{options.config}: the config has no paper.claims to verify; use `run`")
+    require_claims(experiment, options.config)
     return exit_code(_execute(experiment, options.runs).verdicts)
 
 

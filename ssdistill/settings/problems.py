@@ -1,7 +1,7 @@
 """Describe all problems of a config at once, each with its key and the nearest known name."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -77,8 +77,10 @@ def _locate(location: tuple, model: Any) -> tuple[list[str], list[str]]:
         models = [m for m in types if is_model(m)]
         fields = models[0] if models else None
         tagged = [m for m in models if part in (kind_of(m), tag(m))]
-        # Of several models the location names one first, which may be called like a setting.
-        if tagged and (len(models) > 1 or part not in names(fields)):
+        # Of several models the location names one first, which may be called like a setting; a
+        # model that is alone, or beside null, is not named: `experiment` is then a wrong key.
+        alone = len([m for m in types if m is not type(None)]) == 1
+        if tagged and not alone and (len(models) > 1 or part not in names(fields)):
             here = tagged[0]
             continue
         if fields is not None and (part in names(fields) or isinstance(part, str)):
@@ -88,6 +90,9 @@ def _locate(location: tuple, model: Any) -> tuple[list[str], list[str]]:
             here = known[part].annotation if part in known else Any
             continue
         inner = [arg for m in types for arg in item_types(m)]
+        by_number = not any(get_origin(m) is dict for m in types)
+        if inner and isinstance(part, str) and by_number:
+            continue  # a member of a union, such as tuple[int, ...]
         if inner:
             keys.append(str(part))
             here, siblings = inner[0], []

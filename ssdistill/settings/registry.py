@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_type_hints
 
 from pydantic import Field, create_model
 
-from ssdistill.errors import UserError, nearest
+from ssdistill.errors import UserError, nearest, shortened
 from ssdistill.settings import Settings
 
 
@@ -56,9 +56,9 @@ class Registry:
         return dict(sorted(by_kind.items()))
 
     def __getitem__(self, kind: str) -> type:
-        if kind not in self.classes:
+        if not isinstance(kind, str) or kind not in self.classes:
             raise UserError(
-                f"unknown {self.noun} '{kind}'{nearest(kind, self.classes)}; "
+                f"unknown {self.noun} '{shortened(kind)}'{nearest(kind, self.classes)}; "
                 f"known: {', '.join(self.classes)}"
             )
         return self.classes[kind]

@@ -1,12 +1,12 @@
 """Teachers trained by other projects, read from their checkpoint files."""
 
-from pathlib import Path
 from typing import Any, Literal
 
 import timm
 from torch import Tensor
 
 from ssdistill.errors import UserError
+from ssdistill.files import user_path
 from ssdistill.models.backbones import Encoder, build_encoder, check_timm_name
 from ssdistill.models.spec import IMAGENET_MEAN, IMAGENET_STD, EncoderSettings
 from ssdistill.models.stems import SMALL_IMAGE, takes_small_stem
@@ -72,7 +72,7 @@ class Checkpoint(Teacher):
         allow_missing: bool = False,
         allow_extra: bool = False,
     ):  # fmt: skip
-        self.path, self.format, self.settings = Path(path).expanduser(), format, encoder
+        self.path, self.format, self.settings = user_path(path), format, encoder
         self.statistics = (mean, std)
         self.input_size = input_size or encoder.input_size
         self.branch: BranchName = branch

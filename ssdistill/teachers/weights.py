@@ -8,6 +8,7 @@ import timm
 from torch import Tensor
 
 from ssdistill.errors import UserError
+from ssdistill.files import user_path
 from ssdistill.models.backbones import Encoder
 from ssdistill.teachers.formats.reading import check_zip
 from ssdistill.teachers.formats.tensors import not_finite, unusable
@@ -21,7 +22,7 @@ def weights_file(path: str) -> Path:
     Raises:
         UserError: there is none.
     """
-    file = Path(path).expanduser()
+    file = user_path(path)
     if not file.is_file():
         raise UserError(f"teacher.weights: no file {path}")
     return file

@@ -3,10 +3,10 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ssdistill.errors import UserError
+from ssdistill.files import user_path
 from ssdistill.models.backbones import Encoder, check_timm_name
 from ssdistill.settings.registry import TEACHERS
 from ssdistill.teachers import ImageSpec
@@ -56,7 +56,7 @@ class NamedEncoder:
         """
         if self.kind == "checkpoint" and not self.file:
             raise UserError(f"{self}: no file given; write checkpoint:{self.name}@FILE")
-        if self.file and not Path(self.file).expanduser().is_file():
+        if self.file and not user_path(self.file).is_file():
             raise UserError(f"{self}: no file {self.file}")
 
     def load(
