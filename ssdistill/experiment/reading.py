@@ -11,8 +11,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from ssdistill.errors import UserError, nearest, shortened
 from ssdistill.experiment.overrides import plain_overrides
 from ssdistill.experiment.references import resolve
@@ -23,7 +21,7 @@ from ssdistill.experiment.yaml_text import DEEPEST, read_file, read_text, text_p
 from ssdistill.files import user_path
 from ssdistill.models.spec import EncoderSettings
 from ssdistill.models.stems import has_small_stem
-from ssdistill.settings.problems import describe
+from ssdistill.settings.problems import of_file
 from ssdistill.settings.registry import (
     LOSSES,
     METHODS,
@@ -63,10 +61,7 @@ def load_experiment(path: str | Path, overrides: list[str] = ()) -> tuple[Experi
     for override in plain_overrides(overrides, options={}):
         tree = _merge(tree, with_new_keys(parse_override(override), notices), "", notices)
     tree = resolve(_complete(tree))
-    try:
-        return Experiment.model_validate(tree), notices
-    except ValidationError as error:
-        raise UserError(describe(file, error, Experiment)) from error
+    return of_file(file, tree, Experiment), notices
 
 
 def parse_override(text: str) -> dict[str, Any]:

@@ -41,6 +41,22 @@ def describe(file: Path, error: ValidationError, model: type[BaseModel]) -> str:
     return f"{file}: {count}\n" + "\n".join(unique)
 
 
+def of_file(file: Path, tree: Any, model: type[BaseModel]) -> Any:
+    """The settings that a config file and its overrides make.
+
+    Raises:
+        UserError: every problem, as :func:`describe` says it.
+    """
+    try:
+        settings = model.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(describe(file, error, model)) from error
+    if problems := truth_for_numbers(tree, settings):
+        count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
+        raise UserError("\n  ".join([f"{file}: {count}", *problems]))
+    return settings
+
+
 def validated(schema: type[BaseModel], values: Any, name: str) -> Any:
     """Settings outside of a config file.
 
@@ -48,10 +64,50 @@ def validated(schema: type[BaseModel], values: Any, name: str) -> Any:
         UserError: one line with every problem, each key below ``name``.
     """
     try:
-        return schema.model_validate(values)
+        settings = schema.model_validate(values)
     except ValidationError as error:
         problems = describe(Path(name), error, schema).splitlines()[1:]
         raise UserError("; ".join(f"{name}.{problem.strip()}" for problem in problems)) from None
+    if problems := truth_for_numbers(values, settings):
+        raise UserError("; ".join(f"{name}.{problem}" for problem in problems))
+    return settings
+
+
+def truth_for_numbers(written: Any, settings: Any, key: str = "") -> list[str]:
+    """One line for each number that was written as true or false, which Python takes for 1 or 0.
+
+    Args:
+        written: what ``settings`` were made from.
+        key: of it.
+    """
+    if isinstance(written, bool):
+        is_number = isinstance(settings, int | float) and not isinstance(settings, bool)
+        return [f"{key}: expected a number (got {str(written).lower()})"] if is_number else []
+    if isinstance(written, dict):
+        return [
+            line
+            for name, value in _values(settings).items()
+            if name in written
+            for line in truth_for_numbers(written[name], value, f"{key}.{name}".strip("."))
+        ]
+    if isinstance(written, list | tuple) and isinstance(settings, list | tuple):
+        pairs = enumerate(zip(written, settings, strict=False))
+        return [
+            line
+            for number, (item, value) in pairs
+            for line in truth_for_numbers(item, value, f"{key}.{number}")
+        ]
+    return []
+
+
+def _values(settings: Any) -> dict[str, Any]:
+    """Settings by the names they have in a file."""
+    if isinstance(settings, dict):
+        return settings
+    if not isinstance(settings, BaseModel):
+        return {}
+    fields = type(settings).model_fields
+    return {field.alias or name: getattr(settings, name) for name, field in fields.items()}
 
 
 def _shown_value(value: Any, text_asked: bool) -> str:

@@ -79,7 +79,10 @@ class Checkpoint(Teacher):
         self.allow_missing, self.allow_extra = allow_missing, allow_extra
 
     def identity(self) -> dict[str, Any]:
-        return {"sha256": sha256_of(self.path)}
+        try:
+            return {"sha256": sha256_of(self.path)}
+        except UserError as error:
+            raise UserError(f"teacher.path: {error}") from None
 
     def load(self, image_spec: ImageSpec) -> tuple[Encoder, list[str]]:
         self._check_settings()

@@ -71,3 +71,10 @@ def test_without_any_home_nothing_is_known_to_be_compiled_here(tmp_path, monkeyp
     assert not compiled_here.is_known(file)
     compiled_here.remember(file)
     assert compiled_here.is_known(file)  # in this process
+
+
+def test_a_checkpoint_that_is_missing_is_named_with_its_key(tmp_path):
+    with pytest.raises(UserError, match=r"^teacher\.path: no file .*x\.pt"):
+        open_checkpoint(tmp_path / "x.pt")
+    with pytest.raises(UserError, match=r"^teacher\.path: no file .*: it is a folder"):
+        open_checkpoint(tmp_path)
