@@ -221,6 +221,7 @@ def _restore(options: argparse.Namespace) -> int:
             raise UserError(
                 f"restore --to {options.to}: the folder is not empty; choose another one"
             )
+        check_writable(options.to / "model.json", "--to")
         folder = Path(shutil.copytree(folder, options.to, dirs_exist_ok=True))
     say(folder)
     return 0

@@ -5,6 +5,7 @@ import pytest
 import ssdistill
 from ssdistill.commands import failures
 from ssdistill.commands.main import main
+from ssdistill.compress import restore
 from ssdistill.errors import UserError
 from ssdistill.experiment import reading
 from ssdistill.experiment.reading import load_experiment
@@ -90,3 +91,9 @@ def test_settings_nested_without_end_are_one_line():
         with pytest.raises(UserError) as raised:
             load_experiment("quickstart", [word])
         assert max(map(len, str(raised.value).splitlines())) < 500
+
+
+def test_restore_says_which_folder_it_cannot_write_to(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(restore, "dense_parent", lambda folder: tmp_path)
+    assert main(["restore", "x", "--to", "/proc/nowhere/y"]) == 2
+    assert error_of(capsys).startswith("error: --to /proc/nowhere/y/model.json: cannot be written")
