@@ -75,9 +75,8 @@ def write_reports(root: Path | str, check: bool = False) -> list[Outdated]:
 def _text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise UserError(f"{file}: cannot be read ({reason}); save it as UTF-8 text") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{file}: cannot be read (not UTF-8 text); save it as UTF-8 text") from None
 
 
 def _rewritten(root: Path, file: Path, text: str, check: bool) -> tuple[str, list[Outdated]]:

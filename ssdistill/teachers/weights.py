@@ -58,6 +58,8 @@ def why(error: Exception) -> str:
     """Why a library rejected a file, in one line."""
     if "weights_only" in str(error):  # timm and torch go on to advise what is not possible here
         return "not a file of plain tensors; reading it would require unpickling objects"
+    if isinstance(error, AttributeError | TypeError):  # of what is no dict with text for keys
+        return "it holds no named tensors: save a state_dict"
     return textwrap.shorten(f"{type(error).__name__}: {error}", 300)
 
 

@@ -100,6 +100,9 @@ class NamedEncoder:
     def _reworded(self, message: str) -> str:
         """Reword the message of a teacher's settings for a short name."""
         message = message.replace("set teacher.weights=FILE", f"write {self.kind}:{self.name}@FILE")
+        # A short name has no further settings.
+        message = re.sub(r", or set teacher\.allow_\w+=true to \w+ them( randomly)?", "", message)
+        message = message.replace("teacher.encoder.name", f"the name '{self.name}'")
         message = re.sub(r"teacher\.(name|weights|path)(: |=)", "", message)
         return message if str(self) in message else f"{self}: {message}"
 

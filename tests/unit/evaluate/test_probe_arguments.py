@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -152,3 +153,16 @@ def test_an_encoder_keeps_its_width_from_batch_to_batch():
     images = np.repeat(IMAGES, 10, axis=0)  # two batches
     with pytest.raises(UserError, match=r"shape \(56, 1\) for 56 images.*\(56, 4\)"):
         knn(lambda x: x.flatten(1)[:, : next(widths)], ((images, np.arange(120) % 2),) * 2)
+
+
+CHANGES = (lambda state: state.pop("bn1.weight"), lambda state: state.update(x=torch.ones(1)))
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_file_that_does_not_fit_is_refused_without_settings_that_are_not_there(tmp_path, change):
+    state = timm.create_model("resnet10t").state_dict()
+    change(state)
+    torch.save(state, tmp_path / "x.pth")
+    with pytest.raises(UserError, match="check the name 'resnet10t'") as raised:
+        open_encoder(f"checkpoint:resnet10t@{tmp_path / 'x.pth'}")
+    assert "teacher." not in str(raised.value)
