@@ -131,6 +131,8 @@ def _do(stage: Stage, workspace: Workspace, identity: Identity, position: str) -
     label = f"{position} {names}, seed {stage.seed}"
     if stage.status(workspace.root) == "finished":
         workspace.check_finished(stage)
+        if stage.kind == "evaluate":
+            evaluation.check_labels(stage, workspace)
         console.print(f"{label}: cached", style="dim")
         return
     console.print(label)
