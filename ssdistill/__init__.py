@@ -82,7 +82,13 @@ def run(config: str | Path, *overrides: str, root: str | Path = "runs") -> "Repo
 
 def reproduce(config: str | Path, *overrides: str, root: str | Path = "runs") -> list["Verdict"]:
     """Run an experiment and verify its claims, as ``ssdistill reproduce`` does."""
-    return run(config, *overrides, root=root).verdicts
+    from ssdistill.chain.checks import require_claims
+    from ssdistill.chain.run import run as run_experiment
+    from ssdistill.experiment.reading import load_experiment
+
+    experiment, _ = load_experiment(config, list(overrides))
+    require_claims(experiment, config)
+    return run_experiment(experiment, root).verdicts
 
 
 if not TYPE_CHECKING:  # a checker sees the function itself, with every option

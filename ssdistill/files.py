@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ssdistill.errors import UserError
+from ssdistill.errors import UserError, shortened, shown
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -32,6 +32,25 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
+
+
+def user_path(path: str | Path) -> Path:
+    """A path that a user wrote, with the home folder in place of a ``~`` at its beginning.
+
+    Shells leave a ``~`` inside of ``key=~/x`` alone, and nobody expands it in a config.
+
+    Raises:
+        UserError: a home folder that is not known, such as that of ``~nobody-here``.
+    """
+    try:
+        return Path(path).expanduser()
+    except TypeError:
+        given = shortened(repr(path))
+        raise UserError(f"expected a path as text, got {given}") from None
+    except RuntimeError:
+        raise UserError(
+            f"{shown(path)}: no home folder is known for ~; write the whole path"
+        ) from None
 
 
 def check_writable(path: Path, key: str) -> None:

@@ -114,7 +114,7 @@ def load_weights(model: Wrapped, folder: str | Path) -> Wrapped:
     Raises:
         UserError: a missing, damaged or foreign file; the first key or shape at fault is named.
     """
-    folder = find_artifact(Path(folder))
+    folder = find_artifact(folder)
     description = read_description(folder)
     _refuse_runtimes(description, folder)
     model = copy.deepcopy(model)
@@ -268,7 +268,7 @@ def load(
         UserError: nothing to open there, several artifacts, a damaged one, or one for a runtime
             that is not installed; native code without trust. Nothing is ever unpickled.
     """
-    folder = find_artifact(Path(path))
+    folder = find_artifact(path)
     description = read_description(folder)
     if description.for_torch:
         encoder = load_encoder(folder)

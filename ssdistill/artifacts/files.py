@@ -2,45 +2,63 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from ssdistill.artifacts.description import DESCRIPTION, FORMAT, REMEDY, read_description
-from ssdistill.errors import UserError
-from ssdistill.files import write_atomically
+from ssdistill.errors import UserError, shortened
+from ssdistill.files import user_path, write_atomically
 
 ONNX_WEIGHTS = "model.onnx"
 PROJECTOR_WEIGHTS = "projector.safetensors"
+MOST_ENTRIES = 100_000
+"""Files and folders among which a model is looked for."""
 
 
-def find_artifact(path: Path) -> Path:
+def find_artifact(path: str | Path) -> Path:
     """The folder of an encoder: ``path``, that of the file ``path``, or the only one below it.
 
     Raises:
         UserError: no encoder there, several, or a place that cannot be looked at.
     """
+    path = user_path(path)
     try:
         return _find(path)
     except (OSError, ValueError, RuntimeError) as error:  # of a name too long, a loop of links
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot open {path} ({reason})") from error
+        raise UserError(f"cannot open {shortened(path, 300)} ({reason})") from error
 
 
 def _find(path: Path) -> Path:
     if not path.exists():
-        broken = "(broken symbolic link)" if path.is_symlink() else ""
-        raise UserError(f"no file or folder {path}{broken}")
+        broken = " (broken symbolic link)" if path.is_symlink() else ""
+        raise UserError(f"no file or folder {shortened(path, 300)}{broken}")
     if not path.is_dir():
         path = path.parent
     if (path / DESCRIPTION).is_file():
         return path
-    below = sorted({p.parent for p in path.rglob(DESCRIPTION) if p.is_file()})
+    below = _described_below(path)
     if len(below) > 1:
         names = ", ".join(str(p.relative_to(path)) for p in below[:4])
         raise UserError(f"{path} contains several models: specify one of {names}")
     if not below:
         raise UserError(f"no {DESCRIPTION} in {path}: not the folder of a saved model")
     return below[0]
+
+
+def _described_below(folder: Path) -> list[Path]:
+    """The folders below with a description; the search does not go through a whole disk."""
+    found, seen = [], 0
+    for place, folders, files in os.walk(folder):
+        seen += 1 + len(folders) + len(files)
+        if seen > MOST_ENTRIES:
+            raise UserError(
+                f"{folder} holds more than {MOST_ENTRIES} files: name the model's folder"
+            )
+        if DESCRIPTION in files and (Path(place) / DESCRIPTION).is_file():
+            found.append(Path(place))
+    return sorted(found)
 
 
 def names_file(folder: Path, name: str) -> bool:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Collection
+from pathlib import Path
 
 from ssdistill.chain.size_checks import check_sizes
 from ssdistill.chain.tasks import assemble
@@ -10,6 +11,7 @@ from ssdistill.chain.workspace import Workspace, resolve_recipes
 from ssdistill.data.extra import NEEDS_NEIGHBORS
 from ssdistill.distill.build import shapes
 from ssdistill.errors import UserError
+from ssdistill.experiment.schema import Experiment
 from ssdistill.experiment.sections import DistillSettings, PretrainedRow
 from ssdistill.models.backbones import EncoderSettings
 from ssdistill.models.trial import REFUSALS, reason_of, refusing
@@ -19,6 +21,19 @@ from ssdistill.train.task import Task
 
 ENOUGH_SAMPLES = 4096
 """Number of images that losses are built for here; a full memory bank would be thrown away."""
+
+
+def require_claims(experiment: Experiment, config: str | Path) -> None:
+    """Refuse to reproduce an experiment that claims nothing, before anything is trained.
+
+    Args:
+        config: what messages call it.
+
+    Raises:
+        UserError: it has no ``paper.claims``.
+    """
+    if experiment.paper is None or not experiment.paper.claims:
+        raise UserError(f"{config}: the config has no paper.claims to verify; use `run`")
 
 
 def check_trainings(workspace: Workspace, finished: Collection[str] = ()) -> list[str]:

@@ -1,6 +1,7 @@
 """Evaluation stages: label-free metrics, then protocols with labels."""
 
 import io
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
 from ssdistill.chain.data_checks import MEASURED_AT_LEAST
-from ssdistill.chain.stage_files import read_array, read_arrays
+from ssdistill.chain.stage_files import read_array, read_arrays, read_json
 from ssdistill.chain.stages import Stage
 from ssdistill.chain.workspace import MODEL, Workspace
 from ssdistill.data.recipes import RECIPES
 from ssdistill.errors import DamagedFile
+from ssdistill.evaluate.labels import labels_digest
 from ssdistill.evaluate.protocols import Protocol
 from ssdistill.evaluate.settings import EvaluateSettings
 from ssdistill.evaluate.subject import Subject
@@ -29,6 +31,8 @@ from ssdistill.record.tracker import Tracker
 
 SAMPLE_FEATURES = "gauged_features.npy"
 """Embeddings of the label-free sample, for agreement and for the neighbors in the report."""
+LABELS = "labels.json"
+"""What the labels were that an evaluation has read."""
 ANSWERS = "answers.npz"
 """Labels of the test images, true (``targets``) and answered, by protocol."""
 PIXELS = 16
@@ -73,7 +77,25 @@ def evaluate(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str, 
         metrics |= agreement(shown_ND, teacher_ND, k=min(10, len(shown_ND) // 2))
     if stage.config["labels"]:
         metrics |= judge(subject, settings.protocols, tracker.run.folder)
+        noted = {"sha256": labels_digest(workspace.train, workspace.test)}
+        write_atomically(tracker.run.folder / LABELS, json.dumps(noted))
     return metrics
+
+
+def check_labels(stage: Stage, workspace: Workspace) -> None:
+    """Make sure that a finished evaluation has read the labels there are now.
+
+    They are no part of a stage's hash, which is that of the images. Version 0.1 noted nothing.
+
+    Raises:
+        DamagedFile: it has read others.
+    """
+    path = stage.folder(workspace.root) / LABELS
+    if not stage.config["labels"] or not path.exists():
+        return
+    noted = read_json(path, lambda content: isinstance(content["sha256"], str))
+    if noted["sha256"] != labels_digest(workspace.train, workspace.test):
+        raise DamagedFile(path, "the labels of the images have changed since")
 
 
 def of_views(subject: Subject, workspace: Workspace, shown: slice) -> dict[str, float]:

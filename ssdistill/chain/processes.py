@@ -32,6 +32,7 @@ REMEDY = {
 }
 EXIT_REFUSED = 2
 SECONDS_FOR_THE_FIRST = 3.0
+MOST_DIGITS = 10
 """Launchers end all processes as soon as one fails; the first needs this long to say why."""
 
 
@@ -101,4 +102,5 @@ def refuse_several_processes() -> None:
 
 
 def _number(text: str | None) -> int:
-    return int(text) if text and text.strip().isdecimal() else 0
+    digits = (text or "").strip()
+    return int(digits) if digits.isdecimal() and len(digits) < MOST_DIGITS else 0

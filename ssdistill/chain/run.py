@@ -17,6 +17,7 @@ from ssdistill.chain.stages import Identity, Stage, execute, locked, set_aside
 from ssdistill.chain.workspace import Workspace, open_workspace
 from ssdistill.errors import DamagedFile
 from ssdistill.experiment.schema import Experiment
+from ssdistill.files import user_path
 from ssdistill.record.session import session
 from ssdistill.record.wandb_mirror import with_columns
 from ssdistill.train.progress import console
@@ -68,7 +69,7 @@ def run(experiment: Experiment, root: str | Path = "runs") -> Report:
         KeyboardInterrupt: after Ctrl-C; running again goes on from there.
     """
     require_single_process()
-    root = Path(root)
+    root = user_path(root)
     if experiment.device.threads:
         torch.set_num_threads(experiment.device.threads)
     workspace = open_workspace(experiment, root)
@@ -130,6 +131,8 @@ def _do(stage: Stage, workspace: Workspace, identity: Identity, position: str) -
     label = f"{position} {names}, seed {stage.seed}"
     if stage.status(workspace.root) == "finished":
         workspace.check_finished(stage)
+        if stage.kind == "evaluate":
+            evaluation.check_labels(stage, workspace)
         console.print(f"{label}: cached", style="dim")
         return
     console.print(label)

@@ -90,6 +90,10 @@ class Stage:
             raise DamagedFile(folder / RUN_FILE, _reason(error)) from error
         if problem := _problem(record):
             raise DamagedFile(folder / RUN_FILE, problem)
+        if record.digest != self.digest:
+            raise UserError(f"{folder}: holds a stage with a different hash; move it away")
+        if record.seed != self.seed:
+            raise UserError(f"{folder}: holds a stage of seed {record.seed}; move it away")
         return record
 
     def status(self, root: Path) -> str:
@@ -174,8 +178,6 @@ def execute(
         _set_aside_if_damaged(stage, root)
         record = stage.record(root)
         if record and record.status == "finished":
-            if record.digest != stage.digest:
-                raise UserError(f"{folder}: holds a stage with a different hash; move it away")
             return record
         run = Run(
             folder,

@@ -101,7 +101,8 @@ def _config(words: Sequence[str]) -> str:
     from ssdistill.experiment.reading import find_config
 
     for word in words[1:]:
-        with contextlib.suppress(UserError, OSError):
+        # Whatever goes wrong here must not hide what is being reported.
+        with contextlib.suppress(Exception):
             file = find_config(word)
             return f"# {file}\n{file.read_text(encoding='utf-8', errors='backslashreplace')}"
     return "none"

@@ -11,6 +11,7 @@ from ssdistill.commands.failures import explanation, save_report
 from ssdistill.commands.probe.command import add_probe
 from ssdistill.errors import UserError, shortened
 from ssdistill.experiment.overrides import nearest_option, plain_overrides
+from ssdistill.files import check_writable
 from ssdistill.terminal.console import forgiving_streams, output_width, say, show, tell
 
 EXIT_USER_ERROR, EXIT_INTERNAL, EXIT_INTERRUPTED = 2, 70, 130
@@ -197,6 +198,8 @@ def _run(options: argparse.Namespace) -> int:
 
         show(plan_table(dry_run(experiment, options.runs)))
         return 0
+    if options.publish:
+        check_writable(options.publish / "records.jsonl", "--publish")
     report = _execute(experiment, options.runs)
     if options.publish:
         report.publish(options.publish)
@@ -205,11 +208,11 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _reproduce(options: argparse.Namespace) -> int:
+    from ssdistill.chain.checks import require_claims
     from ssdistill.report.verdict import exit_code
 
     experiment = _load(options)
-    if experiment.paper is None or not experiment.paper.claims:
-        raise UserError(f"{options.config}: the config has no paper.claims to verify; use `run`")
+    require_claims(experiment, options.config)
     return exit_code(_execute(experiment, options.runs).verdicts)
 
 
@@ -224,6 +227,7 @@ def _restore(options: argparse.Namespace) -> int:
             raise UserError(
                 f"restore --to {options.to}: the folder is not empty; choose another one"
             )
+        check_writable(options.to / "model.json", "--to")
         folder = Path(shutil.copytree(folder, options.to, dirs_exist_ok=True))
     say(folder)
     return 0

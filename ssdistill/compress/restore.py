@@ -45,7 +45,7 @@ def dense_parent(path: str | Path) -> Path:
         UserError: no artifact, one that is not compressed, or a parent that is gone or is no
             longer what it was.
     """
-    folder = find_artifact(Path(path)).resolve()
+    folder = find_artifact(path).resolve()
     description = read_description(folder)
     parent = description.original(folder)
     if parent is None:

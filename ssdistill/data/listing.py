@@ -36,6 +36,8 @@ SYSTEM = ("/", "/dev", "/proc", "/run", "/sys")
 """Folders that hold no images, or whose listing might never end."""
 MOST_OTHERS = 1_000_000
 """Number of files without a single image after which the listing gives up."""
+MOST_WAYS = 100
+"""Ways through linked folders into one and the same; a dozen that link each other have millions."""
 SECONDS = 10.0
 """Interval between two progress messages."""
 
@@ -66,16 +68,23 @@ def list_images(folder: Path) -> Listing:
     like one. A long listing logs its progress.
 
     Raises:
-        UserError: a folder of the system, or a great many files and no image among the first.
+        UserError: a folder of the system, a great many files and no image among the first, or
+            linked folders that lead into one in a great many ways.
     """
     listing = Listing()
     pending = [("", (os.path.realpath(folder),))]
     if os.path.realpath(folder) in SYSTEM:
         raise UserError(f"data.path={shown(folder)} is a system folder; set data.path "
                         "to the folder that holds the images")  # fmt: skip
-    progress = _Progress(folder, listing)
+    progress, ways = _Progress(folder, listing), Counter[str]()
     while pending:
         below, above = pending.pop()
+        ways[above[-1]] += 1
+        if ways[above[-1]] > MOST_WAYS:
+            raise UserError(
+                f"data.path={shown(folder)}: linked folders lead into {shown(above[-1])} in more "
+                f"than {MOST_WAYS} ways; remove some of the links"
+            )
         with os.scandir(folder / below) as entries:
             for entry in entries:
                 hidden = entry.name.startswith(".")

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from ssdistill.errors import UserError, nearest
+from ssdistill.errors import UserError, nearest, shortened
+from ssdistill.evaluate.opening.arguments import check_image_size, check_statistics
 from ssdistill.evaluate.opening.encoders import open_encoder, own_size
 from ssdistill.evaluate.opening.images import open_images
 from ssdistill.evaluate.protocols import Protocol
@@ -59,6 +60,8 @@ def open_subject(
         return encoder
     if data is None:
         raise UserError("data missing: pass a kind, a path, settings or two pairs of arrays")
+    check_image_size(image_size)
+    check_statistics(mean, std)
     sizes = [size for size in (image_size or own_size(encoder),) if size]
     shown = open_images(data, sizes=sizes, root=root)
     own = {"image_size": image_size, "mean": mean, "std": std, "trust": trust}
@@ -85,8 +88,8 @@ def as_device(name: str | torch.device | None) -> torch.device | None:
         return torch.device("cuda") if name == "auto" and torch.cuda.is_available() else None
     try:
         device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"device={name}: use auto, cpu, cuda, cuda:1, mps, …") from None
+    except (RuntimeError, TypeError):
+        raise UserError(f"device={shortened(name)}: use auto, cpu, cuda, cuda:1, mps, …") from None
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:

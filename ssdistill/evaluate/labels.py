@@ -1,5 +1,6 @@
 """Check labels before anything is trained, so that no probe rejects them afterwards."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,6 +43,16 @@ def look_at_labels(train: Any, test: Any) -> str:
         )
     tested_K = np.array([(test_N == label).sum() for label in classes_K])
     return _summary(_named(classes_K, names), counts_K, tested_K)
+
+
+def labels_digest(train: Any, test: Any) -> str:
+    """What tells the labels of two splits, ``labels`` (N,) each, from others: a sha256."""
+    digest = hashlib.sha256()
+    for split in (train, test):
+        labels_N = np.ascontiguousarray(split.labels, dtype="<i8")
+        digest.update(len(labels_N).to_bytes(8, "little"))
+        digest.update(labels_N.tobytes())
+    return digest.hexdigest()
 
 
 def _summary(names: Sequence[str], counts_K: np.ndarray, tested_K: np.ndarray) -> str:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from ssdistill.errors import UserError, nearest
+from ssdistill.errors import UserError, nearest, shortened
 from ssdistill.evaluate.classification import Classification
 from ssdistill.evaluate.paired import MARGIN, Paired, paired_test
 
@@ -54,6 +54,9 @@ class Result:
             UserError: other protocols, other settings (but for the seed), other test images, or
                 no answer per image.
         """
+        if not isinstance(other, Result):
+            given = shortened(repr(other))
+            raise UserError(f"'{self.protocol}' cannot be compared with {given}: pass a Result")
         own, theirs = self.classification, other.classification
         if self.protocol != other.protocol:
             raise UserError(f"'{self.protocol}' cannot be compared with '{other.protocol}'")

@@ -44,6 +44,18 @@ class _Looks(Settings):
         """Every protocol that is asked for."""
         return list(self._by_key().values())
 
+    def check_images(self, num_train: int) -> None:
+        """Refuse protocols that so many training images cannot answer.
+
+        Raises:
+            UserError: naming the protocol's key and what is wrong with it.
+        """
+        for key, protocol in self._by_key().items():
+            try:
+                protocol.check(num_train)
+            except UserError as error:
+                raise UserError(f"evaluate.{key}: {error}") from None
+
     def _by_key(self) -> dict[str, Protocol]:
         given = {kind: getattr(self, kind) for kind in PROTOCOLS.classes}
         given |= {f"also.{name}": settings for name, settings in self.also.items()}

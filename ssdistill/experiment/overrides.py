@@ -7,8 +7,12 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from difflib import get_close_matches
 
-from ssdistill.errors import UserError, shortened
+from ssdistill.errors import UserError, one_line, shortened
 
+RENAMED = "_settings"
+"""What W&B's columns append to the name of a section that is called like one of them."""
+COLUMNS = {"experiment", "row", "stage", "seed", "teacher", "student", "losses", "method", "steps"}
+WANDB_NOTES = {"_wandb", "wandb_version"}
 KEY = re.compile(r"[A-Za-z_]\w*(\.[\w.-]+)*")
 """The first part of a key is a field of an experiment and holds no hyphen; an option may."""
 
@@ -30,10 +34,12 @@ def plain_overrides(words: Iterable[str], options: Mapping[str, bool]) -> list[s
         UserError: a JSON object that cannot be read, or a misspelt option.
     """
     words, others, settings = list(words), [], []
+    if odd := [word for word in words if not isinstance(word, str)]:
+        raise UserError(f"override {shortened(repr(odd[0]))}: expected text, such as 'seeds=[0,1]'")
     while words:
         word = words.pop(0)
         if word == "--":
-            return [*others, *settings, word, *words]
+            return [*others, *_of_restarted_run(settings), word, *words]
         if word.startswith("--"):
             own, setting = _option(word, words, options)
             others += own
@@ -45,7 +51,28 @@ def plain_overrides(words: Iterable[str], options: Mapping[str, bool]) -> list[s
             settings.append(_without_none(setting))
         else:
             others.append(word)
-    return [*others, *settings]
+    return [*others, *_of_restarted_run(settings)]
+
+
+def _of_restarted_run(settings: list[str]) -> list[str]:
+    """Settings as an experiment knows them, of a run that an agent of a sweep starts once more.
+
+    The agent then writes all that W&B holds of the run's config: sections that share the name
+    of a column as ``<name>_settings``, the columns themselves, and notes of W&B's own.
+    """
+    keys = {setting.partition("=")[0] for setting in settings}
+    renamed = {key for key in keys if key.endswith(RENAMED)} - _sections()
+    if not renamed and not keys & WANDB_NOTES:
+        return settings
+    dropped = WANDB_NOTES | (COLUMNS - _sections()) | {k.removesuffix(RENAMED) for k in renamed}
+    plain = []
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        if key in renamed:
+            plain.append(f"{key.removesuffix(RENAMED)}={value}")
+        elif key not in dropped:
+            plain.append(setting)
+    return plain
 
 
 def _option(
@@ -107,8 +134,10 @@ def _is_setting(word: str) -> bool:
 def _json_settings(word: str) -> list[str]:
     try:
         settings = json.loads(word)
-    except ValueError as error:
-        raise UserError(f"'{word}': invalid JSON ({error}); write key=value") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"'{shortened(word)}': invalid JSON ({one_line(error)}); write key=value"
+        ) from None
     return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
 
 
@@ -117,6 +146,7 @@ def _without_none(setting: str) -> str:
     key, _, value = setting.partition("=")
     if "None" not in value:
         return setting
-    with suppress(ValueError, SyntaxError, TypeError):
+    # Of nesting without end.
+    with suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return f"{key}={json.dumps(ast.literal_eval(value))}"
     return setting

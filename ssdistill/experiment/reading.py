@@ -11,8 +11,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from ssdistill.errors import UserError, nearest, shortened
 from ssdistill.experiment.overrides import plain_overrides
 from ssdistill.experiment.references import resolve
@@ -20,9 +18,10 @@ from ssdistill.experiment.renamed_keys import with_new_keys
 from ssdistill.experiment.schema import Experiment
 from ssdistill.experiment.sections import PretrainedTeacher, kind_alone
 from ssdistill.experiment.yaml_text import DEEPEST, read_file, read_text, text_problem
+from ssdistill.files import user_path
 from ssdistill.models.spec import EncoderSettings
 from ssdistill.models.stems import has_small_stem
-from ssdistill.settings.problems import describe
+from ssdistill.settings.problems import of_file
 from ssdistill.settings.registry import (
     LOSSES,
     METHODS,
@@ -62,10 +61,7 @@ def load_experiment(path: str | Path, overrides: Sequence = ()) -> tuple[Experim
     for override in plain_overrides(overrides, options={}):
         tree = _merge(tree, with_new_keys(parse_override(override), notices), "", notices)
     tree = resolve(_complete(tree))
-    try:
-        return Experiment.model_validate(tree), notices
-    except ValidationError as error:
-        raise UserError(describe(file, error, Experiment)) from error
+    return of_file(file, tree, Experiment), notices
 
 
 def parse_override(text: str) -> dict[str, Any]:
@@ -142,11 +138,10 @@ def _without_length(shared: Any, own: Any) -> Any:
 def find_config(path: str | Path) -> Path:
     """The file ``path`` names: as given, or among the packaged configs, with or without .yaml."""
     packaged = Path(str(resources.files("ssdistill.configs")))
-    file = Path(path).expanduser()
-    for candidate in (file, packaged / path, packaged / f"{path}.yaml"):
+    for candidate in (user_path(path), packaged / path, packaged / f"{path}.yaml"):
         if _is_file(candidate):
             return candidate
-    if os.path.isdir(file):
+    if os.path.isdir(user_path(path)):
         raise UserError(f"{path}: is a folder; name a YAML file in it")
     known = sorted(str(p.relative_to(packaged)) for p in packaged.rglob("*.yaml"))
     name = shortened(path, 200)
@@ -191,7 +186,7 @@ def _compose(
         raise UserError(f"{file}: extends must name a file or a list of files (got {shown})")
     for parent in parents:
         parent = str(resolve({"extends": parent})["extends"])
-        beside = file.parent / Path(parent).expanduser()
+        beside = file.parent / user_path(parent)
         try:
             parent_file = beside if _is_file(beside) else find_config(parent)
         except UserError as error:

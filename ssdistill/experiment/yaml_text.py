@@ -33,18 +33,24 @@ FLOAT = re.compile(
 )
 
 
+INT = re.compile(r"^[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F_]+|0b[01_]+)$")
 _Base: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _Loader(_Base):
-    """YAML 1.1 in which 1e-3 is a number, and 2024-01-01 is text."""
+    """YAML 1.1 in which 1e-3 is a number, and 2024-01-01 is text.
+
+    010 is not 8 and 1:30 is not 90: both are text.
+    """
 
 
+OTHER_RULES = (":timestamp", ":float", ":int")
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, regex) for tag, regex in entries if not tag.endswith((":timestamp", ":float"))]
+    first: [(tag, regex) for tag, regex in entries if not tag.endswith(OTHER_RULES)]
     for first, entries in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+0123456789."))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", INT, list("-+0123456789"))
 
 
 def read_file(path: Path) -> Any:

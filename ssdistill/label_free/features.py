@@ -67,12 +67,31 @@ def extract(
             images_BHWC = part if isinstance(part, Tensor) else torch.from_numpy(np.array(part))
             x_BCHW = eval_view(images_BHWC.to(target), image_size)
             z_BD = encoder(x_BCHW.contiguous(memory_format=torch.channels_last)).embedding_BD
+            _check_rows(z_BD, len(part), None if embedding_ND is None else embedding_ND.shape[1])
             if embedding_ND is None:
                 # A tensor made in inference mode could be fed to nothing that differentiates.
                 with torch.inference_mode(False):
                     embedding_ND = out(len(images_NHWC), z_BD.shape[1])
             embedding_ND[start : start + len(z_BD)] = z_BD
     return embedding_ND
+
+
+def _check_rows(z_BD: Tensor, count: int, width: int | None) -> None:
+    """Raise UserError unless an encoder gave one row of real numbers for each image.
+
+    Args:
+        count: of images.
+        width: of the rows it gave before; None for the first.
+    """
+    is_plain = z_BD.layout is torch.strided and not z_BD.is_meta and not z_BD.is_complex()
+    fits = z_BD.ndim == 2 and len(z_BD) == count and width in (None, z_BD.shape[1])
+    if not (is_plain and fits):
+        facts = f"{z_BD.dtype} on {z_BD.device}" if fits else f"shape {tuple(z_BD.shape)}"
+        expected = f"({count}, {'D' if width is None else width})"
+        raise UserError(
+            f"the encoder gave {facts} for {count} images; it must return one row of real numbers "
+            f"for each, {expected}"
+        )
 
 
 def as_features(features: Any, name: str) -> Tensor:

@@ -68,7 +68,7 @@ def peak_memory(
     """
     from ssdistill.artifacts.runtimes.compiled_here import is_known_artifact
 
-    artifact = find_artifact(Path(path))
+    artifact = find_artifact(path)
     if not _tells():
         return None
     with tempfile.TemporaryDirectory() as folder:

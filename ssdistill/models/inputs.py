@@ -30,6 +30,8 @@ def as_images(x: Any, name: str) -> Tensor:
             f"{name} takes a torch.Tensor (B, 3, H, W), got {type(x).__name__}: "
             "convert it with torch.as_tensor"
         )
+    if x.layout is not torch.strided:
+        raise UserError(f"{name} takes a dense tensor, got {x.layout}: convert it with .to_dense()")
     if x.dtype == torch.uint8:
         return x.float() / 255
     if not x.is_floating_point():
@@ -71,8 +73,12 @@ def _check_shape(x_BCHW: Tensor, name: str) -> None:
     if len(shape) == 4 and shape[1] == 3 and min(shape[2:]) > 0:
         return
     remedy = "bring images to three channels"
-    if len(shape) == 3:
+    if 0 in shape[1:]:
+        remedy = "remove the axis of size 0"
+    elif len(shape) == 3:
         remedy = "add the batch axis with x[None]"
+    elif len(shape) == 5:
+        remedy = "merge batches and views with x.flatten(0, 1)"
     elif len(shape) == 4 and shape[-1] == 3:
         remedy = "move the channels with x.permute(0, 3, 1, 2)"
     elif len(shape) == 4 and shape[1] == 1:

@@ -58,10 +58,11 @@ def has_key() -> bool:
     """Whether W&B would find an API key without asking."""
     if variable("WANDB_API_KEY") or variable("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    host = urlparse(variable("WANDB_BASE_URL") or CLOUD).hostname or ""
     try:
+        host = urlparse(variable("WANDB_BASE_URL") or CLOUD).hostname or ""
         login = netrc.netrc(os.environ.get("NETRC") or None).authenticators(host)
-    except (OSError, netrc.NetrcParseError):
+    # An address that is none, or bytes that are no text, are errors of their value.
+    except (OSError, ValueError, netrc.NetrcParseError):
         return False
     return bool(login and login[2])
 

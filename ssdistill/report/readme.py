@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from ssdistill.errors import UserError, nearest
-from ssdistill.files import write_atomically
+from ssdistill.files import user_path, write_atomically
 from ssdistill.report.tables.all_tables import all_tables
 from ssdistill.report.tables.models import MISSING, origins, read_records
 from ssdistill.report.tables.table import Table
@@ -49,13 +49,19 @@ def write_reports(root: Path | str, check: bool = False) -> list[Outdated]:
         UserError: unpaired markers; a record that cannot be read; and, when writing, a block
             that cannot be made. Nothing is written then.
     """
-    root = Path(root)
+    root = user_path(root)
+    if not root.is_dir():
+        raise UserError(f"--root {root}: no such folder")
     outdated: list[Outdated] = []
     changed: dict[Path, str] = {}
-    for file in [root / "README.md", *sorted((root / "experiments").glob("*/README.md"))]:
-        if not file.exists():
-            continue
-        text = file.read_text(encoding="utf-8")
+    files = [root / "README.md", *sorted((root / "experiments").glob("*/README.md"))]
+    texts = {file: _text(file) for file in files if file.exists()}
+    if not any(MARKER.search(text) for text in texts.values()):
+        raise UserError(
+            f"--root {root}: no README.md with a block <!-- results:begin NAME --> here or below "
+            "experiments/; name the folder of one"
+        )
+    for file, text in texts.items():
         new, differing = _rewritten(root, file, text, check)
         outdated += differing
         if new != text:
@@ -64,6 +70,13 @@ def write_reports(root: Path | str, check: bool = False) -> list[Outdated]:
         for file, text in changed.items():
             write_atomically(file, text)
     return outdated
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{file}: cannot be read (not UTF-8 text); save it as UTF-8 text") from None
 
 
 def _rewritten(root: Path, file: Path, text: str, check: bool) -> tuple[str, list[Outdated]]:

@@ -1,7 +1,7 @@
 """Describe all problems of a config at once, each with its key and the nearest known name."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -42,6 +42,22 @@ def describe(file: Path, error: ValidationError, model: type[BaseModel]) -> str:
     return f"{file}: {count}\n" + "\n".join(unique)
 
 
+def of_file(file: Path, tree: Any, model: type[BaseModel]) -> Any:
+    """The settings that a config file and its overrides make.
+
+    Raises:
+        UserError: every problem, as :func:`describe` says it.
+    """
+    try:
+        settings = model.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(describe(file, error, model)) from error
+    if problems := truth_for_numbers(tree, settings):
+        count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
+        raise UserError("\n  ".join([f"{file}: {count}", *problems]))
+    return settings
+
+
 def validated(schema: type[BaseModel], values: Any, name: str) -> Any:
     """Settings outside of a config file.
 
@@ -49,10 +65,50 @@ def validated(schema: type[BaseModel], values: Any, name: str) -> Any:
         UserError: one line with every problem, each key below ``name``.
     """
     try:
-        return schema.model_validate(values)
+        settings = schema.model_validate(values)
     except ValidationError as error:
         problems = describe(Path(name), error, schema).splitlines()[1:]
         raise UserError("; ".join(f"{name}.{problem.strip()}" for problem in problems)) from None
+    if problems := truth_for_numbers(values, settings):
+        raise UserError("; ".join(f"{name}.{problem}" for problem in problems))
+    return settings
+
+
+def truth_for_numbers(written: Any, settings: Any, key: str = "") -> list[str]:
+    """One line for each number that was written as true or false, which Python takes for 1 or 0.
+
+    Args:
+        written: what ``settings`` were made from.
+        key: of it.
+    """
+    if isinstance(written, bool):
+        is_number = isinstance(settings, int | float) and not isinstance(settings, bool)
+        return [f"{key}: expected a number (got {str(written).lower()})"] if is_number else []
+    if isinstance(written, dict):
+        return [
+            line
+            for name, value in _values(settings).items()
+            if name in written
+            for line in truth_for_numbers(written[name], value, f"{key}.{name}".strip("."))
+        ]
+    if isinstance(written, list | tuple) and isinstance(settings, list | tuple):
+        pairs = enumerate(zip(written, settings, strict=False))
+        return [
+            line
+            for number, (item, value) in pairs
+            for line in truth_for_numbers(item, value, f"{key}.{number}")
+        ]
+    return []
+
+
+def _values(settings: Any) -> dict[str, Any]:
+    """Settings by the names they have in a file."""
+    if isinstance(settings, dict):
+        return settings
+    if not isinstance(settings, BaseModel):
+        return {}
+    fields = type(settings).model_fields
+    return {field.alias or name: getattr(settings, name) for name, field in fields.items()}
 
 
 def _shown_value(value: Any, text_asked: bool) -> str:
@@ -78,8 +134,10 @@ def _locate(location: tuple, model: Any) -> tuple[list[str], list[str]]:
         models = [m for m in types if is_model(m)]
         fields = models[0] if models else None
         tagged = [m for m in models if part in (kind_of(m), tag(m))]
-        # Of several models the location names one first, which may be called like a setting.
-        if tagged and (len(models) > 1 or part not in names(fields)):
+        # Of several models the location names one first, which may be called like a setting; a
+        # model that is alone, or beside null, is not named: `experiment` is then a wrong key.
+        alone = len([m for m in types if m is not type(None)]) == 1
+        if tagged and not alone and (len(models) > 1 or part not in names(fields)):
             here = tagged[0]
             continue
         if fields is not None and (part in names(fields) or isinstance(part, str)):
@@ -89,6 +147,9 @@ def _locate(location: tuple, model: Any) -> tuple[list[str], list[str]]:
             here = known[part].annotation if part in known else Any
             continue
         inner = [arg for m in types for arg in item_types(m)]
+        by_number = not any(get_origin(m) is dict for m in types)
+        if inner and isinstance(part, str) and by_number:
+            continue  # a member of a union, such as tuple[int, ...]
         if inner:
             keys.append(str(part))
             here, siblings = inner[0], []

@@ -25,7 +25,7 @@ from typing import (
 
 from pydantic import Field, create_model
 
-from ssdistill.errors import UserError, nearest
+from ssdistill.errors import UserError, nearest, shortened
 from ssdistill.settings import Settings
 
 if TYPE_CHECKING:
@@ -81,9 +81,9 @@ class Registry(Generic[Member]):
         return dict(sorted(by_kind.items()))
 
     def __getitem__(self, kind: str) -> type[Member]:
-        if kind not in self.classes:
+        if not isinstance(kind, str) or kind not in self.classes:
             raise UserError(
-                f"unknown {self.noun} '{kind}'{nearest(kind, self.classes)}; "
+                f"unknown {self.noun} '{shortened(kind)}'{nearest(kind, self.classes)}; "
                 f"known: {', '.join(self.classes)}"
             )
         return self.classes[kind]

@@ -1,12 +1,12 @@
 """Teachers trained by other projects, read from their checkpoint files."""
 
-from pathlib import Path
 from typing import Any, Literal
 
 import timm
 from torch import Tensor
 
 from ssdistill.errors import UserError
+from ssdistill.files import user_path
 from ssdistill.models.backbones import Encoder, build_encoder, check_timm_name
 from ssdistill.models.spec import IMAGENET_MEAN, IMAGENET_STD, EncoderSettings
 from ssdistill.models.stems import SMALL_IMAGE, takes_small_stem
@@ -72,14 +72,17 @@ class Checkpoint(Teacher):
         allow_missing: bool = False,
         allow_extra: bool = False,
     ):  # fmt: skip
-        self.path, self.format, self.settings = Path(path).expanduser(), format, encoder
+        self.path, self.format, self.settings = user_path(path), format, encoder
         self.statistics = (mean, std)
         self.input_size = input_size or encoder.input_size
         self.branch: BranchName = branch
         self.allow_missing, self.allow_extra = allow_missing, allow_extra
 
     def identity(self) -> dict[str, Any]:
-        return {"sha256": sha256_of(self.path)}
+        try:
+            return {"sha256": sha256_of(self.path)}
+        except UserError as error:
+            raise UserError(f"teacher.path: {error}") from None
 
     def load(self, image_spec: ImageSpec) -> tuple[Encoder, list[str]]:
         self._check_settings()

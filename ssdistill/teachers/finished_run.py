@@ -48,7 +48,7 @@ class FinishedRun(Teacher):
 
     def _find(self) -> tuple[Path, Description]:
         try:
-            folder = find_artifact(Path(self.path).expanduser())
+            folder = find_artifact(self.path)
             description = read_description(folder)
         except UserError as error:
             raise UserError(f"teacher.path: {error}") from None

@@ -8,6 +8,7 @@ import timm
 from torch import Tensor
 
 from ssdistill.errors import UserError
+from ssdistill.files import user_path
 from ssdistill.models.backbones import Encoder
 from ssdistill.teachers.formats.reading import check_zip
 from ssdistill.teachers.formats.tensors import not_finite, unusable
@@ -21,7 +22,7 @@ def weights_file(path: str) -> Path:
     Raises:
         UserError: there is none.
     """
-    file = Path(path).expanduser()
+    file = user_path(path)
     if not file.is_file():
         raise UserError(f"teacher.weights: no file {path}")
     return file
@@ -57,6 +58,8 @@ def why(error: Exception) -> str:
     """Why a library rejected a file, in one line."""
     if "weights_only" in str(error):  # timm and torch go on to advise what is not possible here
         return "not a file of plain tensors; reading it would require unpickling objects"
+    if isinstance(error, AttributeError | TypeError):  # of what is no dict with text for keys
+        return "it holds no named tensors: save a state_dict"
     return textwrap.shorten(f"{type(error).__name__}: {error}", 300)
 
 

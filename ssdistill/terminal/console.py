@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
+MOST_DIGITS = 100
 UNLIMITED = 100_000
 """Columns of an output that is no terminal: nothing is wrapped there."""
 
@@ -13,8 +14,9 @@ UNLIMITED = 100_000
 def output_width() -> int:
     """Columns to lay results out for: ``COLUMNS``, else the terminal's, else :data:`UNLIMITED`."""
     columns = os.environ.get("COLUMNS", "")
-    if columns.isdecimal() and int(columns) > 0:
-        return int(columns)
+    # Nothing is as wide as what follows; of thousands of digits Python makes no number.
+    if columns.isdecimal() and (wanted := int(columns[:MOST_DIGITS])):
+        return min(wanted, UNLIMITED)
     try:
         # A terminal that does not know its width says 0.
         return os.get_terminal_size(sys.stdout.fileno()).columns or 80
@@ -83,12 +85,16 @@ def _write(text: str) -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         mute(sys.stdout)
+    except OSError as error:
+        mute(sys.stdout)  # or Python complains once more on its way out
+        error.filename = error.filename or "standard output"
+        raise
 
 
 def _flush(stream: TextIO) -> None:
     try:
         stream.flush()
-    except BrokenPipeError:
+    except OSError:  # the reader has left, or the disk is full: who writes has said so
         mute(stream)
     except ValueError:  # closed already
         pass

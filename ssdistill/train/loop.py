@@ -128,7 +128,8 @@ def fit(
             began = time.perf_counter()
             if logged:
                 metrics = {name: float(torch.as_tensor(v).detach()) for name, v in values.items()}
-                seen = [z_BD.float() for z_BD in task.last_embeddings[:2]]
+                # A single image has no spread, and cannot have collapsed.
+                seen = [z_BD.float() for z_BD in task.last_embeddings[:2] if len(z_BD) > 1]
                 metrics |= collapse_metrics(*seen) if seen else {}
                 metrics["time/images_per_s"] = loader.batch_size / state.step_seconds(last=50)
                 state.metrics = metrics

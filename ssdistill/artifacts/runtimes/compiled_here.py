@@ -31,8 +31,8 @@ def remember(path: Path) -> None:
     """
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     _this_process.add(sha256)
-    folder = state_folder() / "compiled"
     try:
+        folder = state_folder() / "compiled"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         (folder / sha256).touch(mode=0o600)
     except (OSError, RuntimeError):
@@ -44,8 +44,8 @@ def is_known(path: Path) -> bool:
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     if sha256 in _this_process:
         return True
-    note = state_folder() / "compiled" / sha256
     try:
+        note = state_folder() / "compiled" / sha256
         # Of a folder that others can write to, their notes do not count.
         return all(_is_own(part) for part in (note.parent, note))
     except (OSError, RuntimeError):

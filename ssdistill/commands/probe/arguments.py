@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ssdistill.errors import UserError, nearest
+from ssdistill.errors import UserError, nearest, shortened
 from ssdistill.evaluate.functions import build_protocol
 from ssdistill.evaluate.protocols import Protocol
 from ssdistill.experiment.reading import parse_override
@@ -27,6 +27,9 @@ def ask(
     settings = settings or {}
     if names is None:
         names = [kind for kind, cls in PROTOCOLS.classes.items() if cls.by_default]
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        given = shortened(repr(names))
+        raise UserError(f"protocols={given}: expected a list of names, such as ['linear']")
     # The first is the one that is drawn, and that stands first in every table.
     names = sorted(names, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
     if not names:

@@ -9,6 +9,11 @@ from ssdistill.commands.probe.findings import Findings, Probed, spread
 from ssdistill.commands.probe.names import short_names
 from ssdistill.errors import UserError
 from ssdistill.evaluate.functions import as_device
+from ssdistill.evaluate.opening.arguments import (
+    check_image_size,
+    check_margin,
+    check_statistics,
+)
 from ssdistill.evaluate.opening.encoders import Opened, open_encoder, own_size, takes_statistics
 from ssdistill.evaluate.opening.images import Shown, open_images
 from ssdistill.evaluate.paired import MARGIN
@@ -58,6 +63,7 @@ def probe(
     """
     sources = _sources(models)
     requested = ask(protocols, settings)
+    check_image_size(image_size)
     _check(sources.values(), margin, mean, std)
     torch_device = as_device(device)
     sizes = [image_size or own_size(what) for what in sources.values()]
@@ -92,10 +98,8 @@ def _check(
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
 ) -> None:
-    if margin <= 0:
-        raise UserError(f"margin={margin}: must be positive")
-    if (mean is None) != (std is None):
-        raise UserError("mean and std belong together: pass both or neither")
+    check_margin(margin)
+    check_statistics(mean, std)
     if mean is not None and not any(map(takes_statistics, models)):
         raise UserError("mean and std apply to bare .onnx files only: other models store their own")
 

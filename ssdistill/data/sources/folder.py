@@ -16,6 +16,7 @@ from ssdistill.data.listing import EXTENSIONS, Listing, list_images
 from ssdistill.data.split_names import name_warnings, says_nothing, split_folders, split_of
 from ssdistill.data.splits import RawSplit, Source
 from ssdistill.errors import UserError, shown
+from ssdistill.files import user_path
 
 log = logging.getLogger(__name__)
 
@@ -210,7 +211,7 @@ class Folder(Source):
 
     @cached_property
     def _layout(self) -> Layout:
-        folder = Path(self.path)
+        folder = user_path(self.path)
         if not folder.is_dir():
             reason = "is a file, not a folder" if folder.exists() else "no such folder"
             raise UserError(f"data.path={shown(self.path)}: {reason}")

@@ -7,6 +7,7 @@ from ssdistill.data.array_file import MOST_NAMED, NpzFile
 from ssdistill.data.labels import class_labels
 from ssdistill.data.splits import SPLITS, ArraySplit, RawSplit, Source
 from ssdistill.errors import UserError, shown
+from ssdistill.files import user_path
 
 
 class Npz(Source):
@@ -29,7 +30,7 @@ class Npz(Source):
 
     @cached_property
     def _file(self) -> NpzFile:
-        file = NpzFile(Path(self.path))
+        file = NpzFile(user_path(self.path))
         for name in SPLITS:
             file.check_images(f"{name}_images")
         types = [file.header(f"{name}_images")[1] for name in SPLITS]

@@ -81,6 +81,7 @@ class BareOnnx(OnnxEncoder):
         # Names stand for sizes that are open.
         fits = len(shape) == 4 and (shape[1] == 3 or not isinstance(shape[1], int))
         known = [size for size in shape[2:] if isinstance(size, int)]
+        fits = fits and (not isinstance(shape[0], int) or shape[0] != 0)
         if not fits or len(set(known)) > 1:
             raise UserError(
                 f"{self.path} takes {_shown(shape)}; an encoder takes square images (B, 3, H, W)"

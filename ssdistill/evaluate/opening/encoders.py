@@ -1,5 +1,6 @@
 """Open an encoder: a saved model, an ONNX file, a timm name or a network."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,11 @@ from torch import Tensor, nn
 
 from ssdistill.artifacts.description import read_description
 from ssdistill.artifacts.files import find_artifact, names_file, weight_files
-from ssdistill.errors import UserError, nearest
+from ssdistill.errors import UserError, nearest, shortened
+from ssdistill.evaluate.opening.arguments import check_image_size, check_statistics
 from ssdistill.evaluate.opening.bare_onnx import BareOnnx
 from ssdistill.evaluate.opening.named_encoders import KINDS, named_encoder
+from ssdistill.files import user_path
 from ssdistill.models.representation import Representation
 from ssdistill.teachers import ImageSpec
 
@@ -95,17 +98,17 @@ def open_encoder(
     Raises:
         UserError: nothing to open there, or something that is no encoder.
     """
-    if (mean is None) != (std is None):
-        raise UserError("mean and std belong together: pass both or neither")
+    check_image_size(image_size)
+    check_statistics(mean, std)
     if not isinstance(what, str | Path):
         return _open_object(what, image_size)
     text = str(what)
     if named := named_encoder(text):
         encoder, size, notices = named.load(image_spec, image_size, mean, std)
-        files = (Path(named.file),) if named.file else ()
+        files = (user_path(named.file),) if named.file else ()
         return Opened(encoder, text, size, tuple(notices), files)
-    if _is_bare(Path(text)):
-        return _open_onnx(Path(text), image_size, mean, std)
+    if _is_bare(user_path(text)):
+        return _open_onnx(user_path(text), image_size, mean, std)
     if mean is not None:
         raise UserError(
             f"{text} normalizes images itself: mean and std apply to bare .onnx files only"
@@ -125,8 +128,8 @@ def own_size(what: Any) -> int | None:
     if named := named_encoder(text):
         named.check()
         return named.native_size
-    if _is_bare(Path(text)):
-        return BareOnnx(text).side
+    if _is_bare(user_path(text)):
+        return BareOnnx(user_path(text)).side
     spec = read_description(_artifact(text)).spec
     return spec.image_size if spec else None
 
@@ -136,7 +139,7 @@ def takes_statistics(what: Any) -> bool:
     if not isinstance(what, str | Path):
         return False
     named = named_encoder(str(what))
-    return named.kind == "checkpoint" if named else _is_bare(Path(what))
+    return named.kind == "checkpoint" if named else _is_bare(user_path(what))
 
 
 def as_representation(output: Any, name: str) -> Representation:
@@ -159,8 +162,8 @@ def _is_bare(path: Path) -> bool:
 
 
 def _artifact(text: str) -> Path:
-    path = Path(text).expanduser()
-    if path.exists():
+    path = user_path(text)
+    if os.path.lexists(path):
         return find_artifact(path)
     import timm
 
@@ -170,7 +173,7 @@ def _artifact(text: str) -> Path:
         hint = nearest(kind, KINDS)
     elif timm.is_model(text):
         hint = f"; for the network of timm write timm:{text}"
-    raise UserError(f"no file or folder {text}{hint}")
+    raise UserError(f"no file or folder {shortened(text, 300)}{hint}")
 
 
 def _open_artifact(text: str, image_size: int | None, trust: bool) -> Opened:
@@ -220,8 +223,10 @@ def _fitting(
 
 
 def _open_object(what: Any, image_size: int | None) -> Opened:
-    if not callable(what):
-        raise UserError(f"expected a path, a name or a function of images, got {what!r}")
+    if not callable(what) or isinstance(what, type):
+        given = shortened(repr(what))
+        remedy = "; pass an instance of it" if isinstance(what, type) else ""
+        raise UserError(f"expected a path, a name or a function of images, got {given}{remedy}")
     size = image_size or own_size(what)
     name = type(what).__name__
     if hasattr(what, "embed_dim"):

@@ -1,6 +1,7 @@
 """Open the images to evaluate an encoder on, from a kind, a path, settings or arrays."""
 
 import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,8 +17,9 @@ from ssdistill.data.sources.folder import Folder
 from ssdistill.data.sources.npz import Npz
 from ssdistill.data.splits import SPLITS
 from ssdistill.data.store import Store
-from ssdistill.errors import UserError, nearest
+from ssdistill.errors import UserError, nearest, one_line, shortened
 from ssdistill.evaluate.subject import LabeledImages, Subject
+from ssdistill.files import user_path
 from ssdistill.settings.registry import SOURCES
 from ssdistill.teachers import ImageSpec
 
@@ -84,19 +86,23 @@ def open_images(
         UserError: no such source or file, settings that it has not, or arrays that are no
             images.
     """
+    no_source = isinstance(data, Shown | Subject) or _is_sequence(data)
+    if no_source and overrides:
+        named = shortened(", ".join(map(str, overrides)))
+        raise UserError(f"data_settings ({named}) apply to a data source, not to images; omit them")
     if isinstance(data, Shown):
         return data
     if isinstance(data, Subject):
         labeled = all(_labels(split) is not None for split in (data.train, data.test))
         return Shown(data.train, data.test, labeled, "images of a subject")
-    if isinstance(data, Sequence) and not isinstance(data, str):
+    if no_source:
         return _of_arrays(data)
     settings = _source_settings(data, overrides or {})
     source = open_source(settings)
     size = settings.image_size or source.default_image_size
     if settings.kind == Folder.kind and settings.image_size is None:
         size = max(sizes, default=size)
-    stores = open_stores(source, settings, size, Path(root) / "data")
+    stores = open_stores(source, settings, size, user_path(root) / "data")
     splits = [stores[name] for name in SPLITS]
     for warning in source.warnings(labels=True):
         log.warning("%s", warning)
@@ -112,6 +118,10 @@ def open_images(
     return Shown(*splits, source.has_labels, description, plain)
 
 
+def _is_sequence(data: Any) -> bool:
+    return isinstance(data, Sequence) and not isinstance(data, str | bytes)
+
+
 def _source_settings(data: Any, overrides: Mapping[str, Any]) -> Any:
     from ssdistill.settings.problems import validated
 
@@ -119,18 +129,21 @@ def _source_settings(data: Any, overrides: Mapping[str, Any]) -> Any:
         wanted = dict(data)
     elif not isinstance(data, str | Path):
         raise UserError(
-            f"data: expected a kind, a path, settings or two pairs of arrays, got {data!r}"
+            "data: expected a kind, a path, settings or two pairs of arrays, got "
+            f"{shortened(repr(data))}"
         )
     elif str(data) in SOURCES.classes:
         wanted = {"kind": str(data)}
-    elif Path(data).is_dir():
+    elif os.path.isdir(user_path(data)):
         wanted = {"kind": Folder.kind, "path": str(data)}
-    elif Path(data).exists() or Path(data).suffix in (".npz", ".npy"):
+    elif os.path.exists(user_path(data)) or Path(data).suffix in (".npz", ".npy"):
         wanted = {"kind": Npz.kind, "path": str(data)}
     else:
         known = ", ".join(SOURCES.classes)
         hint = nearest(str(data), SOURCES.classes)
         raise UserError(f"data: '{data}' is not a file, a folder or one of {known}{hint}")
+    if not isinstance(overrides, Mapping):
+        raise UserError(f"data_settings={shortened(repr(overrides))}: expected a mapping of keys")
     wanted |= overrides
     SOURCES[wanted.get("kind", "")]  # an unknown kind is refused with the nearest one
     return validated(SOURCES.schema(wanted["kind"]), wanted, "data")
@@ -162,15 +175,29 @@ def _of_array(pair: Sequence[Any], name: str) -> LabeledImages:
 
 
 def _pixels(images: Any, name: str) -> np.ndarray:
-    array = np.asarray(images)
+    try:
+        array = np.asarray(images)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"data: {name} images are no array ({one_line(error)}); pass one of uint8"
+        ) from None
     if array.dtype != np.uint8:
         raise UserError(
             f"data: {name} images must be non-empty uint8 (N, H, W, 3) or (N, H, W), "
-            f"got {array.dtype} {array.shape}; convert fractions with "
-            "(x * 255).round().astype('uint8')"
+            f"got {array.dtype} {array.shape}; {_conversion(array)}"
         )
     check_image_array(array.shape, array.dtype, f"data: {name} images")
     return np.broadcast_to(array[..., None], (*array.shape, 3)) if array.ndim == 3 else array
+
+
+def _conversion(array: np.ndarray) -> str:
+    """How to make uint8 images of an array of another type."""
+    if array.dtype.kind in "iu":
+        return "convert whole numbers from 0 to 255 with x.astype('uint8')"
+    if array.dtype.kind != "f":
+        return "pass numbers, images of one size in one array"
+    last = ".transpose(0, 2, 3, 1)" if array.ndim == 4 and array.shape[1] == 3 else ""
+    return f"convert fractions with (x * 255).round().astype('uint8'){last}"
 
 
 def _labels(split: Any) -> Any:

@@ -3,10 +3,10 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ssdistill.errors import UserError
+from ssdistill.files import user_path
 from ssdistill.models.backbones import Encoder, check_timm_name
 from ssdistill.settings.registry import TEACHERS
 from ssdistill.teachers import ImageSpec
@@ -56,7 +56,7 @@ class NamedEncoder:
         """
         if self.kind == "checkpoint" and not self.file:
             raise UserError(f"{self}: a file is required; write checkpoint:{self.name}@FILE")
-        if self.file and not Path(self.file).expanduser().is_file():
+        if self.file and not user_path(self.file).is_file():
             raise UserError(f"{self}: no file {self.file}")
 
     def load(
@@ -100,6 +100,9 @@ class NamedEncoder:
     def _reworded(self, message: str) -> str:
         """Reword the message of a teacher's settings for a short name."""
         message = message.replace("set teacher.weights=FILE", f"write {self.kind}:{self.name}@FILE")
+        # A short name has no further settings.
+        message = re.sub(r", or set teacher\.allow_\w+=true to \w+ them( randomly)?", "", message)
+        message = message.replace("teacher.encoder.name", f"the name '{self.name}'")
         message = re.sub(r"teacher\.(name|weights|path)(: |=)", "", message)
         return message if str(self) in message else f"{self}: {message}"
 

@@ -78,6 +78,14 @@ class Protocol(ABC):
             arrays=dict(output.arrays),
         )
 
+    def check(self, num_train: int) -> None:
+        """Refuse what so many training images cannot answer, before anything is trained.
+
+        Raises:
+            UserError: naming the setting at fault.
+        """
+        return  # most have an answer for any number
+
     @abstractmethod
     def judge(self, subject: Subject) -> Found:
         """Compute the metrics of this subject; :meth:`run` names and times them."""

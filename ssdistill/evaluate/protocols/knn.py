@@ -76,6 +76,9 @@ class Knn(Protocol):
         usual = "softmax" if self.distance == "cosine" else "inverse"
         self.weights: Weights = self.chosen("weights", weights, usual)
 
+    def check(self, num_train: int) -> None:
+        self._within(num_train)
+
     def judge(self, subject: Subject) -> Found:
         labels = subject.labels("train")
         k, left_out = self._within(len(labels))

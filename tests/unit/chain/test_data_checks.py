@@ -166,3 +166,21 @@ def test_every_batch_that_is_too_large_is_named_at_once(tmp_path, experiment_of)
     message = str(caught.value)
     assert "pretrain.batch_size=64" in message and "compress.0.batch_size=32" in message
     assert "9 training images; set at most 9" in message
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("evaluate.knn.k=33", "evaluate.knn: knn: k=33 neighbors of 32 training images"),
+        ("evaluate.also.b={kind: knn, preset: lightly, ks: [99]}", "evaluate.also.b: .*ks=99"),
+    ],
+)
+def test_more_neighbors_than_training_images_are_refused_before_training(
+    tmp_path, check, override, key
+):
+    put(tmp_path / "set", [f"{c}/{i}.png" for c in "ab" for i in range(20)])
+    with pytest.raises(UserError, match=key):
+        check(override)
+    check("evaluate.knn.k=32")
+    check("evaluate.knn.preset=lightly")  # 200 of its own accord: as many as there are
+    check("evaluate=null")

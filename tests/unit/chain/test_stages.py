@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import threading
 from types import SimpleNamespace
 
@@ -326,3 +327,22 @@ def test_what_stands_in_the_place_of_a_lock_is_named(runs, kind):
         os.mkfifo(lock)
     with pytest.raises(UserError, match=r"expected a lock file; remove what is there: rm -r"):
         run_stage(stage, runs, nothing)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"seed": 1}, "holds a stage of seed 0; move it away"),
+        ({"config": {"steps": 4}}, "a different hash; move it away"),
+        ({"kind": "distill"}, "a different hash; move it away"),
+    ],
+)
+def test_a_copy_of_another_stage_is_not_taken_for_its_own(runs, change, words):
+    first, other = make_stage(), make_stage(**change)
+    run_stage(first, runs, nothing)
+    other.folder(runs).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(first.folder(runs), other.folder(runs))
+    assert first.status(runs) == "finished"
+    for call in (other.record, other.status, lambda root: run_stage(other, root, nothing)):
+        with pytest.raises(UserError, match=words):
+            call(runs)

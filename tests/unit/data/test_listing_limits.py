@@ -42,3 +42,22 @@ def test_a_long_listing_says_how_far_it_is(folder, monkeypatch, caplog):
     monkeypatch.setattr(listing, "SECONDS", -1.0)
     list_images(folder)
     assert f"data.path={folder}: 0 images and 12 other files so far" in caplog.text
+
+
+def test_folders_that_link_each_other_have_an_end(tmp_path):
+    names = [f"f{number}" for number in range(12)]
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.png").write_bytes(b"")
+    for name in names:
+        for other in set(names) - {name}:
+            (tmp_path / name / other).symlink_to(tmp_path / other)
+    with pytest.raises(UserError, match=r"linked folders lead into .* in more than 100 ways"):
+        list_images(tmp_path)
+
+
+def test_a_linked_folder_is_read_at_both_places(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.png").write_bytes(b"")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    assert list_images(tmp_path).names == ["a/x.png", "b/x.png"]

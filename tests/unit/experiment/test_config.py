@@ -290,7 +290,7 @@ def test_an_unknown_kind_is_told_with_the_nearest_and_the_known_ones(refusal, ov
         ("pretrain.optim.lr=fast", "pretrain.optim.lr: input should be a valid number"),
         ("seeds=zero", "seeds: input should be a list, such as [a, b] (got 'zero')"),
         ("seeds=true", "seeds: input should be a list, such as [a, b] (got True)"),
-        ("name=010", "name: input should be a valid string (got 8; text that YAML reads other"),
+        ("name=10", "name: input should be a valid string (got 10; text that YAML reads other"),
         ("name=on", "name: input should be a valid string (got True; text that YAML reads other"),
         ("name=a b", "name: string should match"),
         ("schema=2", "schema: input should be 1 (got 2)"),

@@ -1,6 +1,7 @@
 import pytest
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
+from ssdistill.chain.run import _shown
 from ssdistill.errors import UserError
 from ssdistill.experiment.overrides import plain_overrides
 from ssdistill.experiment.reading import load_experiment
@@ -90,3 +91,19 @@ def test_an_option_without_its_hyphens_is_no_setting():
 def test_what_is_a_section_or_unlike_any_option_stays_a_setting(word):
     # plans is like --plan, and a section.
     assert plain_overrides([word], OPTIONS | {"--plan": False}) == [word[2:]]
+
+
+@pytest.mark.parametrize("form", [*FORMS, "args_override_hydra"])
+def test_an_agent_starts_a_preempted_run_once_more(form):
+    # It then writes the whole config that W&B holds, its own notes included.
+    first, _ = load_experiment("quickstart", ["distill.optim.lr=1e-05", "data.kind=digits"])
+    held = {"_wandb": {"cli_version": "0.13.3", "t": {"1": [1, None, True]}}, **_shown(first)}
+    assert {"teacher_settings", "student_settings", "experiment", "losses"} <= held.keys()
+    words = create_sweep_command_args({"args": {k: {"value": v} for k, v in held.items()}})[form]
+    again, _ = load_experiment("quickstart", words)
+    assert again == first
+
+
+def test_outside_of_a_sweep_a_column_is_no_setting():
+    with pytest.raises(UserError, match="experiment: no such setting"):
+        load_experiment("quickstart", ["experiment=x"])

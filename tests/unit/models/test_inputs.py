@@ -141,8 +141,8 @@ def test_rounding_is_no_fault(loaded):
     "shape, words",
     [((3, SIDE, SIDE), "x[None]"), ((2, SIDE, SIDE, 3), "x.permute(0, 3, 1, 2)"),
      ((2, 1, SIDE, SIDE), "x.expand(-1, 3, -1, -1)"), ((2, 4, SIDE, SIDE), "three channels"),
-     ((SIDE, SIDE), "three channels"), ((2, 3, 0, SIDE), "three channels"),
-     ((1, 2, 3, SIDE, SIDE), "three channels"), ((), "three channels")],
+     ((SIDE, SIDE), "three channels"), ((2, 3, 0, SIDE), "axis of size 0"),
+     ((1, 2, 3, SIDE, SIDE), "x.flatten(0, 1)"), ((), "three channels")],
 )  # fmt: skip
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
 def test_other_shapes_are_refused_with_what_to_do(loaded, shape, words, dtype):

@@ -116,12 +116,13 @@ def start(make_encoder, make_store):
         on_first_views=lambda views: None,
         precision="32-true",
         recipes=None,
+        batch_size=8,
     ):
         if isinstance(task, str):
             task = TASKS[task](make_encoder())
         training = Training(
             task=task,
-            loader=Loader(make_store(), 8, seed=1, num_steps=steps),
+            loader=Loader(make_store(), batch_size, seed=1, num_steps=steps),
             recipes=recipes or (RECIPES["weak"],) * task.num_views,
             optim=optim,
             seed=2,
@@ -297,6 +298,14 @@ def test_one_encoded_view_has_every_metric_but_alignment(start, make_encoder, ru
     start(runs / "run", task, steps=1, recipes=(RECIPES["weak"],) * 2)
     found = {name for name in lines_of(runs / "run")[0] if name.startswith("collapse/")}
     assert found == {"collapse/std", "collapse/effective_rank", "collapse/uniformity"}
+
+
+def test_batches_of_one_image_are_trained_on_without_their_spread(start, make_encoder, runs):
+    task = distiller(make_encoder(), 1)
+    start(runs / "run", task, steps=2, recipes=(RECIPES["weak"],) * 2, batch_size=1)
+    lines = lines_of(runs / "run")
+    assert len(lines) == 2 and "loss/total" in lines[-1]
+    assert not any(name.startswith("collapse/") for name in lines[-1])
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
