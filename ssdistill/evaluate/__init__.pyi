@@ -211,7 +211,7 @@ def robust(
     progress: bool = ...,
     trust: bool = ...,
 ) -> Result:
-    """Linear classifier on clean features, asked about corrupted test images."""
+    """Linear classifier on clean features, tested on corrupted images."""
 
 def transfer(
     encoder: Any,

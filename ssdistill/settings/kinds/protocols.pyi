@@ -113,7 +113,7 @@ class RetrievalSettings(Settings):
     ks: tuple[int, ...] | None = ...
 
 class RobustSettings(Settings):
-    """Linear classifier on clean features, asked about corrupted test images."""
+    """Linear classifier on clean features, tested on corrupted images."""
 
     kind: Literal["robust"] = ...
     corruptions: tuple[
