@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from ssdistill.errors import UserError
 from ssdistill.label_free.features import as_features
-from ssdistill.label_free.nearest import neighbors
+from ssdistill.label_free.nearest import nearest_others
 
 RIDGE = 1e-4
 """Ridge of the linear map, in units of the mean variance of what it maps from."""
@@ -177,15 +177,8 @@ def mapped_cosine(a_ND: Tensor, b_NE: Tensor) -> Tensor:
 def knn_overlap(a_ND: Tensor, b_ND: Tensor, k: int = 10, max_queries: int = 2000) -> float:
     """Mean fraction of an image's k nearest neighbors (by cosine) that both encoders share."""
     rows_Q = torch.arange(0, len(a_ND), -(-len(a_ND) // max_queries), device=a_ND.device)
-    in_a_Qk, in_b_Qk = (_others(z_ND, rows_Q, k) for z_ND in (a_ND, b_ND))
+    in_a_Qk, in_b_Qk = (nearest_others(z_ND, k, rows_Q) for z_ND in (a_ND, b_ND))
     return (in_a_Qk[:, :, None] == in_b_Qk[:, None, :]).any(2).double().mean().item()
-
-
-def _others(z_ND: Tensor, rows_Q: Tensor, k: int) -> Tensor:
-    index_Qk = torch.cat([index for _, index in neighbors(z_ND[rows_Q], z_ND, k + 1)])
-    # Itself comes first but for duplicates; push it to the end, wherever it is, and drop one.
-    last = (index_Qk == rows_Q[:, None]).int().argsort(dim=1, stable=True)
-    return index_Qk.gather(1, last)[:, :k]
 
 
 def rank_correlation(a_ND: Any, b_ND: Any, max_anchors: int = ANCHORS) -> float:
