@@ -2,7 +2,7 @@
 
 After Hendrycks and Dietterich, arXiv:1903.12261, with the severities that its authors published
 for images of 32 pixels, but made anew: frost is drawn rather than cropped from photographs,
-motion blur and clouds are computed here, a few severities are changed so that each changes a
+motion blur and clouds are computed here, a few severities are changed so that each changes an
 image more than the one before (see ``GLASS``, ``MOTION``, ``SNOW``, ``FROST`` and
 ``ELASTIC``), and values are rounded rather than cut. Numbers are therefore not comparable with
 those published on CIFAR-10-C.

@@ -1,4 +1,8 @@
-"""Evaluation protocols with labels: one file each, found automatically."""
+"""Evaluation protocols with labels: one file each, found automatically.
+
+A file holds a protocol's settings, what it reports and, where it is short, its algorithm; a long
+or shared algorithm belongs in ``probes``.
+"""
 
 import time
 from abc import ABC, abstractmethod
