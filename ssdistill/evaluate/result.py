@@ -54,7 +54,7 @@ class Result:
             UserError: other protocols, other settings (but for the seed), other test images, or
                 no answer per image.
         """
-        own, theirs = self.classification, other.classification
+        first, second = self.classification, other.classification
         if self.protocol != other.protocol:
             raise UserError(f"'{self.protocol}' cannot be compared with '{other.protocol}'")
         for name, value in self.settings.items():
@@ -63,8 +63,8 @@ class Result:
                     f"'{self.protocol}' with {name}={value} cannot be compared with "
                     f"{name}={other.settings[name]}"
                 )
-        if own is None or theirs is None:
+        if first is None or second is None:
             raise UserError(f"'{self.protocol}' has no per-image predictions to compare")
-        if len(own.targets) != len(theirs.targets) or (own.targets != theirs.targets).any():
+        if len(first.targets) != len(second.targets) or (first.targets != second.targets).any():
             raise UserError("a paired test needs the same test images in the same order")
-        return paired_test(own.targets, own.predictions, theirs.predictions, margin=margin)
+        return paired_test(first.targets, first.predictions, second.predictions, margin=margin)

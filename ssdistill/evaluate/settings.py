@@ -39,9 +39,13 @@ class _Looks(Settings):
         return list(self._by_key().values())
 
     def _by_key(self) -> dict[str, Protocol]:
-        given = {kind: getattr(self, kind) for kind in PROTOCOLS.classes}
-        given |= {f"also.{name}": settings for name, settings in self.also.items()}
-        return {key: PROTOCOLS.build(s) for key, s in given.items() if s is not None}
+        settings_by_key = {kind: getattr(self, kind) for kind in PROTOCOLS.classes}
+        settings_by_key |= {f"also.{name}": settings for name, settings in self.also.items()}
+        return {
+            key: PROTOCOLS.build(settings)
+            for key, settings in settings_by_key.items()
+            if settings is not None
+        }
 
     @field_validator("*", mode="before")
     @classmethod

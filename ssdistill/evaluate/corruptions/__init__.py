@@ -90,15 +90,17 @@ def corrupt(
     index_N = torch.arange(shape[0]) if index_N is None else torch.as_tensor(index_N)
     if index_N.shape != shape[:1]:
         raise UserError(f"{len(index_N)} positions for {shape[0]} images")
-    given = isinstance(images_NHWC, Tensor)
-    out_NHWC = torch.empty(shape, dtype=torch.uint8, device=images_NHWC.device if given else None)
+    is_tensor = isinstance(images_NHWC, Tensor)
+    out_NHWC = torch.empty(
+        shape, dtype=torch.uint8, device=images_NHWC.device if is_tensor else None
+    )
     step = max(1, CHUNK // (shape[1] * shape[2]))
     for start in range(0, shape[0], step):
         rows = slice(start, start + step)
-        part = images_NHWC[rows] if given else torch.from_numpy(np.array(images_NHWC[rows]))
+        part = images_NHWC[rows] if is_tensor else torch.from_numpy(np.array(images_NHWC[rows]))
         index_B = index_N[rows].to(part.device)
         out_NHWC[rows] = _one(part.movedim(3, 1).contiguous(), name, severity, seed, index_B)
-    return out_NHWC if given else out_NHWC.numpy()
+    return out_NHWC if is_tensor else out_NHWC.numpy()
 
 
 def _one(x_BCHW: Tensor, name: str, severity: int, seed: int, index_B: Tensor) -> Tensor:

@@ -86,8 +86,8 @@ class Protocol(ABC):
     def judge(self, subject: Subject) -> Found:
         """Compute the metrics of this subject; :meth:`run` names and times them."""
 
-    def chosen(self, name: str, given: Any, default: Any) -> Any:
-        """``given`` unless None, else what the preset says of ``name``, else ``default``.
+    def chosen(self, name: str, value: Any, default: Any) -> Any:
+        """``value`` unless None, else what the preset says of ``name``, else ``default``.
 
         Raises:
             UserError: there is no such preset.
@@ -97,8 +97,8 @@ class Protocol(ABC):
                 f"{self.kind}.preset: '{self.preset}' is unknown"
                 f"{nearest(self.preset, self.presets)}; known: {', '.join(self.presets)}"
             )
-        if given is not None:
-            return given
+        if value is not None:
+            return value
         return self.presets.get(self.preset, {}).get(name, default)
 
 
