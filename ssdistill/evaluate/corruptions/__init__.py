@@ -5,7 +5,7 @@ for images of 32 pixels, but made anew: frost is drawn rather than cropped from 
 motion blur and clouds are computed here, a few severities are changed so that each changes an
 image more than the one before (see ``GLASS``, ``MOTION``, ``SNOW``, ``FROST`` and
 ``ELASTIC``), and values are rounded rather than cut. Numbers are therefore not comparable with
-those published on CIFAR-10-C.
+those published on CIFAR-10-C. What is made of the answers belongs in ``protocols/robust.py``.
 
 Above 32 pixels a side lengths grow in proportion to it, and noise, pixelation, glass and flakes
 with its root, which is about how ImageNet-C's constants at 224 pixels relate to those of
