@@ -1,9 +1,9 @@
-"""Writing that survives a kill and names the folder when the disk is full."""
+"""Writing that survives a kill, names the folder when the disk is full, and waits its turn."""
 
 import errno
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -51,6 +51,32 @@ def user_path(path: str | Path) -> Path:
         raise UserError(
             f"{shown(path)}: no home folder is known for ~; write the whole path"
         ) from None
+
+
+@contextmanager
+def locked_by(path: Path, on_wait: Callable[[], object], patience: float = 0) -> Iterator[None]:
+    """Hold the lock file ``path``; the system frees it if the process dies.
+
+    Args:
+        on_wait: called once where another process still holds it after ``patience`` seconds.
+
+    Raises:
+        UserError: something else stands in the place of the lock.
+    """
+    from filelock import FileLock, Timeout
+
+    if os.path.lexists(path) and not path.is_file():
+        raise UserError(f"{path}: expected a lock file; remove what is there: rm -r '{path}'")
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=patience)
+    except Timeout:
+        on_wait()
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def check_writable(path: Path, key: str) -> None:

@@ -18,7 +18,7 @@ from measuring import arguments, interleave, publish, ratio
 from sklearn.neighbors import KNeighborsClassifier
 
 from ssdistill.evaluate.probes.knn_probe import knn_probe
-from ssdistill.label_free.nearest import has_fast_bf16
+from ssdistill.label_free.candidates import has_fast_bf16
 
 CLASSES = 100
 

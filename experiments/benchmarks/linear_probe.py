@@ -21,7 +21,7 @@ from measuring import MODELS, arguments, interleave, publish, ratio
 from probe_memory import draw
 from sklearn.linear_model import LogisticRegression
 
-from ssdistill.evaluate.probes.linear_probe import LinearProbe, linear_probe
+from ssdistill.evaluate.protocols.linear import LinearProbe, linear_probe
 from ssdistill.label_free.features import extract
 from ssdistill.models.backbones import build_encoder
 

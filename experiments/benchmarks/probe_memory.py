@@ -21,7 +21,7 @@ import torch
 from measuring import publish
 
 from ssdistill.evaluate.probes.knn_probe import knn_probe
-from ssdistill.evaluate.probes.linear_probe import linear_probe
+from ssdistill.evaluate.protocols.linear import linear_probe
 from ssdistill.measure.memory import CLEAR, RESET_PEAK, STATUS
 
 TEST = 10_000

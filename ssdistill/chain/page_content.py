@@ -18,7 +18,7 @@ from ssdistill.chain.workspace import Workspace
 from ssdistill.errors import UserError, shortened
 from ssdistill.evaluate.classification import classify
 from ssdistill.evaluate.settings import EvaluateSettings
-from ssdistill.label_free.nearest import neighbors
+from ssdistill.label_free.nearest import nearest_others
 from ssdistill.measure.pareto import FRONT, load_front
 from ssdistill.record.run import METRICS_FILE, read_metrics
 from ssdistill.report.charts.comparisons import LatencyPoint, Score, SizePoint
@@ -195,12 +195,7 @@ def _neighbors(workspace: Workspace) -> Neighbors | None:
     for role in (teacher, "distilled"):
         z_ND = torch.as_tensor(sample_features(evaluations[role], workspace))
         k = min(SHOWN_NEIGHBORS, len(z_ND) - 1)
-        index_Qk = torch.cat([index_Bk for _, index_Bk in neighbors(z_ND[queries], z_ND, k + 1)])
-        # The nearest of all is the query itself.
-        nearest[role] = [
-            [i for i in row if i != q][:k]
-            for q, row in zip(queries, index_Qk.tolist(), strict=True)
-        ]
+        nearest[role] = nearest_others(z_ND, k, torch.as_tensor(queries)).tolist()
     shared = [
         [i in teacher_row for i in student_row]
         for student_row, teacher_row in zip(nearest["distilled"], nearest[teacher], strict=True)

@@ -8,18 +8,17 @@ another experiment is found there, changed work gets another folder.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
-from filelock import FileLock, Timeout
-
 from ssdistill.chain.grouping import experiment_columns, stage_columns
 from ssdistill.errors import DamagedFile, UserError, shortened
 from ssdistill.experiment.schema import Experiment
+from ssdistill.files import locked_by
 from ssdistill.record.metrics_file import METRICS_FILE, read_metrics
 from ssdistill.record.run import Run
 from ssdistill.record.run_record import RUN_FILE, SCHEMA, RunRecord, Status, kind_of, load_run
@@ -272,24 +271,13 @@ def _problem(record: RunRecord) -> str | None:
     return None
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Lock the stage, with a message while waiting; the system frees it if the process dies.
+def locked(folder: Path) -> AbstractContextManager[None]:
+    """Lock the stage, with a message while waiting.
 
     Raises:
         UserError: something else stands in the place of the lock.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    path = folder.with_name(f".{folder.name}.lock")
-    if os.path.lexists(path) and not path.is_file():
-        raise UserError(f"{path}: expected a lock file; remove what is there: rm -r '{path}'")
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        console.print(f"  {folder.parent.name}: waiting for another process to finish it")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+    waiting = f"  {folder.parent.name}: waiting for another process to finish it"
+    lock = folder.with_name(f".{folder.name}.lock")
+    return locked_by(lock, on_wait=lambda: console.print(waiting))

@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ssdistill.artifacts.coding.codes import Coded, Palette, Sparse
-from ssdistill.artifacts.coding.encoded import coded_bytes
-from ssdistill.artifacts.coding.file import current
+from ssdistill.artifacts.coding.file import coded_bytes, current
 from ssdistill.artifacts.coding.huffman import entropy
 from ssdistill.compress import Context, Step
 from ssdistill.compress.codes import storage

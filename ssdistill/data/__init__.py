@@ -1,1 +1,4 @@
-"""Image data: source → store → loader → views."""
+"""Image data: source → store → loader → views.
+
+Labels are checked here and read in ``evaluate`` alone; networks belong in ``models``.
+"""

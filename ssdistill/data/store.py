@@ -18,11 +18,10 @@ import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from ssdistill.data.checksums import BLOCK_BYTES, block_checksums
 from ssdistill.data.decode import pixel_limit
@@ -32,7 +31,7 @@ from ssdistill.data.splits import RawSplit, Source
 from ssdistill.data.store_writer import fingerprint_of, refuse_bad, write_images
 from ssdistill.data.window import WindowSetting, window_of
 from ssdistill.errors import UserError, one_line, shown
-from ssdistill.files import write_atomically
+from ssdistill.files import locked_by, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +39,7 @@ FORMAT = 1
 """Part of every store's key: raise it when the same images would be stored differently."""
 LARGEST_JSON = 1 << 30
 """Bytes; the metadata of millions of images list each name."""
+WAITING = "waiting for another process that is creating %s"
 IMAGES, META, CHECKSUMS = "images.npy", "store.json", "checksums.json"
 
 
@@ -196,7 +196,8 @@ def open_store(
         if not (folder / META).exists():
             with _plain_disk_errors(root):
                 folder.parent.mkdir(parents=True, exist_ok=True)
-                with _locked(folder):
+                waiting = partial(log.warning, WAITING, folder)
+                with locked_by(Path(f"{folder}.lock"), on_wait=waiting, patience=1):
                     if not (folder / META).exists():
                         _check_space(folder.parent, raw, image_size)
                         _make(folder, raw, image_size, max_bad, values, window == "auto")
@@ -226,20 +227,6 @@ def _folder(
     parts = [FORMAT, source.kind, source.settings, split, image_size, raw.identity(), *more]
     key = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
     return root / f"{source.kind}-{split}-{image_size}-{key[:12]}"
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    lock = FileLock(f"{folder}.lock")
-    try:
-        lock.acquire(timeout=1)
-    except Timeout:
-        log.warning("waiting for another process that is creating %s", folder)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from ssdistill.distill.build import shapes
 from ssdistill.distill.dropping import TeacherDropping
 from ssdistill.distill.interpolate import InterpolateSettings, Interpolation
 from ssdistill.distill.pairing import Pair, resolve_pairs
-from ssdistill.distill.teachers import by_name, origins, settings_of
+from ssdistill.distill.teachers import by_name, origins, settings_by_loss
 from ssdistill.errors import UserError
 from ssdistill.losses import Loss, LossSettings
 from ssdistill.models.backbones import Encoder
@@ -75,7 +75,7 @@ class Distiller(Task):
                 self.losses[name] = loss
             except KeyError as error:
                 raise UserError(f"losses: invalid name '{name}'; choose another") from error
-        self.settings = settings_of(self.origins, settings or {})
+        self.settings = settings_by_loss(self.origins, settings or {})
         self.num_views = max(loss.views for loss in losses.values())
         extra_names = {
             n for loss in losses.values() for n in (*loss.extra_student, *loss.extra_teacher)

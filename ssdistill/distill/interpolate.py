@@ -76,9 +76,9 @@ class Interpolation:
     @torch.no_grad()
     def move(self) -> None:
         """Move all tensors once."""
-        ours, theirs = self._tensors()
+        student, teacher = self._tensors()
         for name in self.names:
-            ours[name].lerp_(theirs[name].to(ours[name]), self.settings.alpha)
+            student[name].lerp_(teacher[name].to(student[name]), self.settings.alpha)
 
     def after_step(self, step: int) -> None:
         """Move after optimizer step ``step`` (from 0) if the settings say so."""

@@ -78,7 +78,7 @@ def origins(names: Iterable[str], teachers: Iterable[str]) -> dict[str, Origin]:
     return origin_by_name
 
 
-def settings_of(
+def settings_by_loss(
     origins: Mapping[str, Origin], settings: Mapping[str, LossSettings]
 ) -> dict[str, LossSettings]:
     """Return settings by the losses' names in a config, with defaults for missing ones.

@@ -1,6 +1,7 @@
 """Evaluate encoders with labels; no other room reads a label.
 
-Every protocol is a function of this package: ``ssdistill.evaluate.linear(encoder, data)``.
+Every protocol is a function of this package: ``ssdistill.evaluate.linear(encoder, data)``. What
+can be measured without labels belongs in ``label_free``.
 """
 
 from importlib.util import find_spec

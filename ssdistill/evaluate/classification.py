@@ -217,22 +217,22 @@ def _probabilities(values: Any) -> np.ndarray:
 
 
 def _classes(labels: Any, width: int | None = None) -> np.ndarray:
-    found = _integers(labels, "classes")
-    if len(np.unique(found)) != len(found):
+    classes = _integers(labels, "classes")
+    if len(np.unique(classes)) != len(classes):
         raise UserError("classes lists a label twice")
-    if width not in (None, len(found)):
-        raise UserError(f"{len(found)} classes, but {width} probabilities per image")
-    return found
+    if width not in (None, len(classes)):
+        raise UserError(f"{len(classes)} classes, but {width} probabilities per image")
+    return classes
 
 
 def _position(labels: np.ndarray, classes: np.ndarray, name: str) -> np.ndarray:
     order = np.argsort(classes)
     place = np.clip(np.searchsorted(classes, labels, sorter=order), 0, len(classes) - 1)
-    found = order[place]
-    if (unknown := np.unique(labels[classes[found] != labels])).size:
+    position = order[place]
+    if (unknown := np.unique(labels[classes[position] != labels])).size:
         shown = ", ".join(map(str, unknown[:5].tolist()))
         raise UserError(f"{name} contain unknown classes: {shown}")
-    return found
+    return position
 
 
 def _names(names: tuple[str, ...] | None, classes: np.ndarray) -> tuple[str, ...] | None:

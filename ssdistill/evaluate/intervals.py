@@ -1,4 +1,8 @@
-"""Confidence intervals of accuracies and of paired differences."""
+"""Confidence intervals of accuracies and of paired differences.
+
+Distributions are scipy's. By hand is what neither it nor statsmodels has: Clopper and Pearson's
+interval of a number of images that is not whole, and Tango's of a paired difference.
+"""
 
 import numpy as np
 
@@ -87,7 +91,10 @@ def difference_interval(
 
 
 def _score_limit(first: int, second: int, n: int, z: float) -> float:
-    """The smallest difference not rejected, by bisection."""
+    """The smallest difference not rejected.
+
+    Bisected here: scipy's root finders refuse an end at which rounding hides the change of sign.
+    """
 
     def rejected(difference: float) -> bool:
         # Most likely share of ``second`` were this the difference: root of a quadratic.

@@ -55,9 +55,11 @@ class Result:
                 no answer per image.
         """
         if not isinstance(other, Result):
-            given = shortened(repr(other))
-            raise UserError(f"'{self.protocol}' cannot be compared with {given}: pass a Result")
-        own, theirs = self.classification, other.classification
+            text = shortened(repr(other))
+            raise UserError(
+                f"'{self.protocol}' cannot be compared with {text}: pass a Result"
+            )
+        first, second = self.classification, other.classification
         if self.protocol != other.protocol:
             raise UserError(f"'{self.protocol}' cannot be compared with '{other.protocol}'")
         for name, value in self.settings.items():
@@ -66,8 +68,8 @@ class Result:
                     f"'{self.protocol}' with {name}={value} cannot be compared with "
                     f"{name}={other.settings[name]}"
                 )
-        if own is None or theirs is None:
+        if first is None or second is None:
             raise UserError(f"'{self.protocol}' has no per-image predictions to compare")
-        if len(own.targets) != len(theirs.targets) or (own.targets != theirs.targets).any():
+        if len(first.targets) != len(second.targets) or (first.targets != second.targets).any():
             raise UserError("a paired test needs the same test images in the same order")
-        return paired_test(own.targets, own.predictions, theirs.predictions, margin=margin)
+        return paired_test(first.targets, first.predictions, second.predictions, margin=margin)

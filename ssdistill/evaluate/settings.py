@@ -57,9 +57,13 @@ class _Looks(Settings):
                 raise UserError(f"evaluate.{key}: {error}") from None
 
     def _by_key(self) -> dict[str, Protocol]:
-        given = {kind: getattr(self, kind) for kind in PROTOCOLS.classes}
-        given |= {f"also.{name}": settings for name, settings in self.also.items()}
-        return {key: PROTOCOLS.build(s) for key, s in given.items() if s is not None}
+        settings_by_key = {kind: getattr(self, kind) for kind in PROTOCOLS.classes}
+        settings_by_key |= {f"also.{name}": settings for name, settings in self.also.items()}
+        return {
+            key: PROTOCOLS.build(settings)
+            for key, settings in settings_by_key.items()
+            if settings is not None
+        }
 
     @field_validator("*", mode="before")
     @classmethod

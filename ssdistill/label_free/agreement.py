@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from ssdistill.errors import UserError
 from ssdistill.label_free.features import as_features
-from ssdistill.label_free.nearest import neighbors
+from ssdistill.label_free.nearest import nearest_others
 
 RIDGE = 1e-4
 """Ridge of the linear map, in units of the mean variance of what it maps from."""
@@ -177,15 +177,8 @@ def mapped_cosine(a_ND: Tensor, b_NE: Tensor) -> Tensor:
 def knn_overlap(a_ND: Tensor, b_ND: Tensor, k: int = 10, max_queries: int = 2000) -> float:
     """Mean fraction of an image's k nearest neighbors (by cosine) that both encoders share."""
     rows_Q = torch.arange(0, len(a_ND), -(-len(a_ND) // max_queries), device=a_ND.device)
-    in_a_Qk, in_b_Qk = (_others(z_ND, rows_Q, k) for z_ND in (a_ND, b_ND))
+    in_a_Qk, in_b_Qk = (nearest_others(z_ND, k, rows_Q) for z_ND in (a_ND, b_ND))
     return (in_a_Qk[:, :, None] == in_b_Qk[:, None, :]).any(2).double().mean().item()
-
-
-def _others(z_ND: Tensor, rows_Q: Tensor, k: int) -> Tensor:
-    index_Qk = torch.cat([index for _, index in neighbors(z_ND[rows_Q], z_ND, k + 1)])
-    # Itself comes first but for duplicates; push it to the end, wherever it is, and drop one.
-    last = (index_Qk == rows_Q[:, None]).int().argsort(dim=1, stable=True)
-    return index_Qk.gather(1, last)[:, :k]
 
 
 def rank_correlation(a_ND: Any, b_ND: Any, max_anchors: int = ANCHORS) -> float:
@@ -221,26 +214,13 @@ def rank_correlation(a_ND: Any, b_ND: Any, max_anchors: int = ANCHORS) -> float:
 
 def _centered_ranks(unit_ND: Tensor, rows_B: Tensor) -> np.ndarray:
     """Ranks (B, N) of all images by similarity to each anchor, minus their mean; 0 for itself."""
+    from scipy.stats import rankdata
+
     # In numpy, which sorts floats several times faster on a CPU.
     similarity_BN = (unit_ND[rows_B] @ unit_ND.T).cpu().numpy()
     own_B = np.arange(len(rows_B)), rows_B.numpy()
     similarity_BN[own_B] = -np.inf
-    order_BN = similarity_BN.argsort(1)
-    sorted_BN = np.take_along_axis(similarity_BN, order_BN, 1)
-    place_N = np.arange(order_BN.shape[1])
-    # First and last place of each run of equal values.
-    starts_BN = np.ones(order_BN.shape, dtype=bool)
-    starts_BN[:, 1:] = sorted_BN[:, 1:] != sorted_BN[:, :-1]
-    rank_BN = np.broadcast_to(place_N, order_BN.shape).astype(np.float64)
-    if not starts_BN.all():
-        ends_BN = np.ones_like(starts_BN)
-        ends_BN[:, :-1] = starts_BN[:, 1:]
-        first_BN = np.maximum.accumulate(np.where(starts_BN, place_N, 0), axis=1)
-        after_BN = np.where(ends_BN, place_N, len(place_N))[:, ::-1]
-        last_BN = np.minimum.accumulate(after_BN, axis=1)[:, ::-1]
-        rank_BN = (first_BN + last_BN) / 2
-    found_BN = np.empty_like(rank_BN)
-    # Itself has place 0; the others' places, 1 to N - 1, have the mean N / 2.
-    np.put_along_axis(found_BN, order_BN, rank_BN - len(place_N) / 2, axis=1)
-    found_BN[own_B] = 0
-    return found_BN
+    # Itself has rank 1; the others' ranks, 2 to N, have the mean 1 + N / 2.
+    centered_BN = rankdata(similarity_BN, axis=1) - (1 + similarity_BN.shape[1] / 2)
+    centered_BN[own_B] = 0
+    return centered_BN

@@ -1,4 +1,19 @@
-"""Exact nearest neighbors: a fast approximate search, then an exact decision."""
+"""Exact nearest neighbors: cheap products find candidates, float64 decides among them.
+
+::
+
+    queries ──> candidates by bfloat16 ──> in doubt ──> by float32 ──> in doubt ──> the whole bank
+                         │                                  │                             │
+                      certain                            certain                          │
+                         └──────────────────────────────────┴─────────────────────────────┤
+                                                                            compared in float64
+                                                                                          │
+                                                                                   the k nearest
+
+What decides is the same whatever the candidates came from, so the result depends on neither
+hardware nor chunks. :class:`~ssdistill.label_free.candidates.Candidates` says when a query is
+certain.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,17 +23,18 @@ from rich import get_console
 from rich.progress import track
 from torch import Tensor
 
-from ssdistill.label_free.vectors import Distance, Vectors
+from ssdistill.errors import UserError
+from ssdistill.label_free.candidates import Candidates, find_candidates, precisions
+from ssdistill.label_free.vectors import Distance, Vectors, as_rows
 
 QUERIES = 2048
 """Queries in a chunk; their approximate similarities to a block take up to 128 MiB."""
 EXACT = 256
 """Queries compared exactly with a block of the bank at a time (32 MiB)."""
-GROUP = 16
-"""Size of a group of approximate similarities; often only its best one is read."""
 NUMBERS = 2**20
 """Numbers in a chunk of exactly compared candidates (8 MiB)."""
 TAIL = 2**32
+"""Values of the lower half of a key."""
 
 
 @torch.no_grad()
@@ -34,8 +50,6 @@ def neighbors(
     """Yield the k nearest bank rows of every query, chunk by chunk of queries.
 
     Similarities are computed in float64 and rounded to float32; ties go to the smaller index.
-    Results do not depend on chunks: low-precision products only select candidates, and queries
-    for which their rounding leaves doubt are repeated with higher precision.
 
     Args:
         query_ND, bank_MD: finite features, torch or numpy; maps and float16 are read in chunks.
@@ -58,6 +72,39 @@ def neighbors(
     )
     for _, query_BD in chunks:
         yield _nearest(query_BD, bank, k)
+
+
+@torch.no_grad()
+def nearest_others(
+    embedding_ND: Tensor, k: int, rows_Q: Tensor | None = None, *, progress: bool = False
+) -> Tensor:
+    """Return the k images nearest to each image by cosine, nearest first, without itself.
+
+    Args:
+        embedding_ND: finite embeddings; compared where they are.
+        rows_Q: images whose neighbors are asked for, on the same device; default: all, in order.
+        progress: a bar on the terminal.
+
+    Returns:
+        index_Qk, int64.
+
+    Raises:
+        UserError: no more than ``k`` images, or embeddings that are not finite.
+    """
+    bank_ND = as_rows(embedding_ND, "embeddings")
+    if len(bank_ND) <= k:
+        raise UserError(
+            f"k={k} neighbors requested, but only {len(bank_ND)} images available; "
+            "at least k + 1 required"
+        )
+    query_QD = bank_ND if rows_Q is None else bank_ND[rows_Q]
+    pairs = neighbors(query_QD, bank_ND, k + 1, progress=progress)
+    index_Qk = torch.cat([index_Bk for _, index_Bk in pairs])
+    if rows_Q is None:
+        rows_Q = torch.arange(len(bank_ND), device=index_Qk.device)
+    # An image comes first but for its duplicates; push it to the end, wherever it is, and drop one.
+    itself_last_Qk = (index_Qk == rows_Q[:, None]).int().argsort(dim=1, stable=True)
+    return index_Qk.gather(1, itself_last_Qk)[:, :k]
 
 
 def exact(query_BD: Tensor, block_mD: Tensor, distance: Distance = "cosine") -> Tensor:
@@ -84,119 +131,24 @@ def _decoded(keys: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _nearest(query_BD: Tensor, bank: Vectors, k: int) -> tuple[Tensor, Tensor]:
-    """Return the k nearest of every query, from the cheapest precision that decides them.
-
-    ::
-
-        all queries ──> bfloat16 ──> in doubt ──> float32 ──> in doubt ──> all pairs in float64
-                           │                         │                         │
-                           └── certain: candidates compared in float64 ────────┴──> keys (B, k)
-
-    Invariants:
-        - An approximate value differs from the exact one (the cosine; or minus half the squared
-          distance, up to a constant of the query) by at most ``error_B``.
-        - A row among the k nearest has an approximate value of at least ``floor_B1``: the k-th
-          best value minus twice the error.
-        - A query is certain if its worst candidate is below the floor (so that no row outside
-          the candidates can reach it), or if all rows are candidates.
-        - Keys are always computed from float64 closeness, so every path gives the same result.
-    """
+    """Return closeness (B, k) and index of the k nearest, from the cheapest products that do."""
     keys_Bk = torch.empty(len(query_BD), k, dtype=torch.int64, device=bank.device)
     open_B = torch.arange(len(query_BD), device=bank.device)
-    quick = bank.distance == "cosine" and has_fast_bf16(bank.device)
-    for low in (True, False) if quick else (False,):
-        part_BD = query_BD[open_B]
-        value_BC, index_BC, error_B = _rough(part_BD, bank, k, low)
-        # The k nearest have approximate values of at least this.
-        floor_B1 = value_BC[:, k - 1 : k] - 2 * error_B[:, None]
-        complete = value_BC.shape[1] == len(bank)
-        sure_B = (value_BC[:, -1] < floor_B1[:, 0]) | complete
-        # Values fall along a row: rows above the floor come first.
-        near_B = (value_BC[sure_B] >= floor_B1[sure_B]).sum(1)
-        keys_Bk[open_B[sure_B]] = _decide(part_BD[sure_B], bank, index_BC[sure_B], near_B, k)
-        open_B = open_B[~sure_B]
+    for precision in precisions(bank):
+        candidates = find_candidates(query_BD[open_B], bank, k, precision)
+        certain_B = candidates.certain_B(k)
+        rows_B, open_B = open_B[certain_B], open_B[~certain_B]
+        keys_Bk[rows_B] = _among(candidates.of(certain_B), query_BD[rows_B], bank, k)
         if not len(open_B):
             return _decoded(keys_Bk)
     for rows_B in open_B.split(EXACT):
-        keys_Bk[rows_B] = _scan(query_BD[rows_B], bank, k)
+        keys_Bk[rows_B] = _among_all(query_BD[rows_B], bank, k)
     return _decoded(keys_Bk)
 
 
-def _rough(query_BD: Tensor, bank: Vectors, k: int, low: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Return approximate values (B, C) of the best candidates, their index and error bound.
-
-    What rounding q and b to bfloat16 changes of their product is at most |q| |b - b'| + |q - q'|
-    |b'| (Cauchy-Schwarz), and the result is rounded too. For sums in float32 of D products the
-    bound is taken to be 4 sqrt(D) 2**-24, twelve deviations of what is expected of random
-    rounding (Higham and Mary, SIAM J. Sci. Comput. 41, 2019).
-    """
-    kept = min(len(bank), 2 * k + 32 if low else k + 16)
-    used_BD = query_BD.bfloat16() if low else query_BD
-    best_BC = query_BD.new_empty(len(query_BD), 0)
-    index_BC = torch.empty(len(query_BD), 0, dtype=torch.int64, device=query_BD.device)
-    reach = lost = 0.0
-    for start, block_mD, *of_block in bank.low_blocks() if low else bank.blocks():
-        value_Bm = used_BD @ block_mD.T
-        if not low:
-            square_m = block_mD.square().sum(1)
-            of_block = square_m.max().item() ** 0.5, 0.0
-            if bank.distance == "euclidean":
-                value_Bm -= square_m / 2
-        reach, lost = max(reach, of_block[0]), max(lost, of_block[1])
-        value_BC, column_BC = _largest(value_Bm, min(kept, len(block_mD)))
-        best_BC = torch.cat([best_BC, value_BC.float()], 1)
-        index_BC = torch.cat([index_BC, column_BC + start], 1)
-        if best_BC.shape[1] > kept:
-            best_BC, place_BC = best_BC.topk(kept, dim=1)
-            index_BC = index_BC.gather(1, place_BC)
-    return best_BC, index_BC, _error(query_BD, used_BD, best_BC, bank, reach, lost)
-
-
-def _largest(value_Bm: Tensor, kept: int) -> tuple[Tensor, Tensor]:
-    """Return the ``kept`` largest of every row, falling, and their columns.
-
-    They lie in the ``kept`` groups with the largest maxima: no other group holds a larger value.
-    Finding the maxima is far cheaper than sorting.
-    """
-    rows, columns = value_Bm.shape
-    groups = columns // GROUP
-    if columns % GROUP or groups < 4 * kept:
-        return value_Bm.topk(kept, dim=1)
-    chosen_BC = value_Bm.view(rows, GROUP, groups).amax(1).topk(kept, dim=1).indices
-    member_G1 = groups * torch.arange(GROUP, device=value_Bm.device)[:, None]
-    column_Bc = (chosen_BC[:, None] + member_G1).flatten(1)
-    value_BC, place_BC = value_Bm.gather(1, column_Bc).topk(kept, dim=1)
-    return value_BC, column_Bc.gather(1, place_BC)
-
-
-def _error(
-    query_BD: Tensor, used_BD: Tensor, best_BC: Tensor, bank: Vectors, reach: float, lost: float
-) -> Tensor:
-    """Bound the error (B,) of approximate values and of closeness, which is rounded to float32.
-
-    Args:
-        used_BD: the queries as multiplied (rounded).
-        reach, lost: largest norm of a bank vector, and largest norm of its rounding error.
-    """
-    norm_B = torch.linalg.vector_norm(query_BD, dim=1)
-    share = 2**-24 * (4 * bank.width**0.5 + 8)
-    if bank.distance == "euclidean":
-        error_B = share * (norm_B + reach) ** 2
-    else:
-        error_B = share * reach * norm_B + 2**-23
-    if used_BD.dtype == torch.bfloat16:
-        lost_B = torch.linalg.vector_norm(query_BD - used_BD, dim=1)
-        error_B += 1.01 * (norm_B * lost + lost_B * (reach + lost))
-        # Covers the rounding of results; values below all candidates need no tighter bound.
-        error_B += 2**-8 * best_BC.abs().amax(1)
-    elif torch.get_float32_matmul_precision() != "highest":
-        # Inputs are then rounded, at worst to bfloat16.
-        error_B += 2**-7 * norm_B * reach
-    return error_B
-
-
-def _decide(query_BD: Tensor, bank: Vectors, index_BC: Tensor, near_B: Tensor, k: int) -> Tensor:
-    """Return keys (B, k) of the nearest of the first ``near_B`` candidates of every row."""
+def _among(candidates: Candidates, query_BD: Tensor, bank: Vectors, k: int) -> Tensor:
+    """Return keys (B, k) of the nearest of every query's candidates, compared exactly."""
+    index_BC, near_B = candidates.index_BC, candidates.near_B(k)
     keys_Bk = index_BC.new_empty(len(query_BD), k)
     if not len(query_BD):
         return keys_Bk
@@ -215,7 +167,7 @@ def _decide(query_BD: Tensor, bank: Vectors, index_BC: Tensor, near_B: Tensor, k
     return keys_Bk
 
 
-def _scan(query_BD: Tensor, bank: Vectors, k: int) -> Tensor:
+def _among_all(query_BD: Tensor, bank: Vectors, k: int) -> Tensor:
     """Return keys (B, k) of the nearest, comparing all pairs exactly."""
     best_Bk = torch.empty(len(query_BD), 0, dtype=torch.int64, device=query_BD.device)
     for start, block_mD in bank.blocks():
@@ -224,9 +176,3 @@ def _scan(query_BD: Tensor, bank: Vectors, k: int) -> Tensor:
         best_Bk = torch.cat([best_Bk, keys_Bm], 1)
         best_Bk = best_Bk.topk(min(k, best_Bk.shape[1]), dim=1, largest=False).values
     return best_Bk
-
-
-def has_fast_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 products are many times faster than float32 ones."""
-    known = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return device.type == "cpu" and torch.backends.mkldnn.is_available() and bool(known and known())

@@ -13,6 +13,8 @@ from ssdistill.report.tables.models import MISSING, ResultRow, Table, results_ro
 from ssdistill.settings import Positive, Settings
 
 CONFIDENCE = 0.9
+"""Of every interval; 5 % are left out at each end of a two-sided one."""
+TWO_SIDED = CONFIDENCE + (1 - CONFIDENCE) / 2
 MOST_SEEDS = 100
 Outcome = Literal[
     "REPRODUCED",
@@ -143,7 +145,7 @@ def _equivalence(values: Sequence[float], expected: float, tolerance: float) -> 
     facts: dict[str, Any] = {"n": len(values), "mean": mean, "std": std}
     if std is None:
         return facts | _undecided(len(values))
-    half = _quantile(CONFIDENCE + (1 - CONFIDENCE) / 2, len(values)) * std / math.sqrt(len(values))
+    half = _half_width(std, len(values), TWO_SIDED)
     low, high = mean - half, mean + half
     outcome: Outcome = "INCONCLUSIVE"
     if high < expected - tolerance:
@@ -155,7 +157,7 @@ def _equivalence(values: Sequence[float], expected: float, tolerance: float) -> 
     facts |= {"low": low, "high": high, "outcome": outcome}
     if outcome == "INCONCLUSIVE":
         room = abs(tolerance - abs(mean - expected))
-        facts["note"] = _seeds_needed(std, room, CONFIDENCE + (1 - CONFIDENCE) / 2)
+        facts["note"] = _seeds_needed(std, room, TWO_SIDED)
     return facts
 
 
@@ -192,7 +194,7 @@ def _one_sided(gains: Sequence[float], by: float) -> dict[str, Any]:
     facts: dict[str, Any] = {"n": len(gains), "mean": mean, "std": std}
     if std is None:
         return facts | _undecided(len(gains))
-    half = _quantile(CONFIDENCE, len(gains)) * std / math.sqrt(len(gains))
+    half = _half_width(std, len(gains), CONFIDENCE)
     # The interval is open to the side that the data lean to.
     low, high = (mean - half, math.inf) if mean >= by else (-math.inf, mean + half)
     outcome: Outcome = "HOLDS" if low >= by else "FAILS" if high < by else "INCONCLUSIVE"
@@ -215,16 +217,20 @@ def _summary(values: Sequence[float]) -> tuple[float | None, float | None]:
     return mean, statistics.stdev(values) if len(values) > 1 else None
 
 
-def _quantile(probability: float, n: int) -> float:
+def _half_width(std: float, n: int, probability: float) -> float:
+    """From the mean of n seeds to the end of a t interval, beyond which 1 - ``probability`` lie.
+
+    Not scipy's ``t.interval``, which has none where all seeds agree (``std`` = 0).
+    """
     from scipy.stats import t as student_t
 
-    return float(student_t.ppf(probability, n - 1))
+    return float(student_t.ppf(probability, n - 1)) * std / math.sqrt(n)
 
 
 def _seeds_needed(std: float, room: float, probability: float) -> str:
     """Seeds at which an interval of this spread around this mean would decide."""
     for n in range(2, MOST_SEEDS + 1):
-        if _quantile(probability, n) * std / math.sqrt(n) < room:
+        if _half_width(std, n, probability) < room:
             return f"about {n} seeds might decide"
     return f"more than {MOST_SEEDS} seeds needed"
 

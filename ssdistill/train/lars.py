@@ -1,4 +1,8 @@
-"""LARS: stochastic gradient descent with layer-wise adaptive rates."""
+"""LARS: stochastic gradient descent with layer-wise adaptive rates.
+
+By hand: timm's Lars lets the unscaled decay move a weight without gradient, clips the rate of a
+zero weight, and cannot resume the checkpoints of this one; all else is equal to the last bit.
+"""
 
 from collections.abc import Callable, Iterable
 

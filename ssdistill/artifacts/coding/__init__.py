@@ -1,1 +1,4 @@
-"""Compressed weight files: palettes, sparse weights, Huffman codes and bit packing."""
+"""Coded weights on disk: codes, their bytes (packing, Huffman) and the file of a whole model.
+
+How a weight comes to be coded belongs in ``compress``.
+"""

@@ -3,6 +3,9 @@
 The bytes are: the length of every symbol's code, half a byte each; how many bits every run of
 ``RUN`` symbols takes, two bytes each; the codes. Knowing where each run begins, all runs are
 read side by side.
+
+By hand: what has been written must stay readable, and zstandard or a range coder (constriction)
+changes the size of a weight's codes by 2 % at most, either way.
 """
 
 import numpy as np

@@ -2,10 +2,10 @@
 
 After Hendrycks and Dietterich, arXiv:1903.12261, with the severities that its authors published
 for images of 32 pixels, but made anew: frost is drawn rather than cropped from photographs,
-motion blur and clouds are computed here, a few severities are changed so that each changes a
+motion blur and clouds are computed here, a few severities are changed so that each changes an
 image more than the one before (see ``GLASS``, ``MOTION``, ``SNOW``, ``FROST`` and
 ``ELASTIC``), and values are rounded rather than cut. Numbers are therefore not comparable with
-those published on CIFAR-10-C.
+those published on CIFAR-10-C. What is made of the answers belongs in ``protocols/robust.py``.
 
 Above 32 pixels a side lengths grow in proportion to it, and noise, pixelation, glass and flakes
 with its root, which is about how ImageNet-C's constants at 224 pixels relate to those of
@@ -90,15 +90,17 @@ def corrupt(
     index_N = torch.arange(shape[0]) if index_N is None else torch.as_tensor(index_N)
     if index_N.shape != shape[:1]:
         raise UserError(f"{len(index_N)} positions for {shape[0]} images")
-    given = isinstance(images_NHWC, Tensor)
-    out_NHWC = torch.empty(shape, dtype=torch.uint8, device=images_NHWC.device if given else None)
+    is_tensor = isinstance(images_NHWC, Tensor)
+    out_NHWC = torch.empty(
+        shape, dtype=torch.uint8, device=images_NHWC.device if is_tensor else None
+    )
     step = max(1, CHUNK // (shape[1] * shape[2]))
     for start in range(0, shape[0], step):
         rows = slice(start, start + step)
-        part = images_NHWC[rows] if given else torch.from_numpy(np.array(images_NHWC[rows]))
+        part = images_NHWC[rows] if is_tensor else torch.from_numpy(np.array(images_NHWC[rows]))
         index_B = index_N[rows].to(part.device)
         out_NHWC[rows] = _one(part.movedim(3, 1).contiguous(), name, severity, seed, index_B)
-    return out_NHWC if given else out_NHWC.numpy()
+    return out_NHWC if is_tensor else out_NHWC.numpy()
 
 
 def _one(x_BCHW: Tensor, name: str, severity: int, seed: int, index_B: Tensor) -> Tensor:

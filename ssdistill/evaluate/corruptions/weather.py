@@ -36,7 +36,7 @@ ICE = (0.86, 0.94, 1.0)
 
 def snow(x_BCHW: Tensor, severity: int, scale: float, draws: Draws) -> Tensor:
     """Add falling snowflakes to a whitened image."""
-    mean, deviation, zoom, level, radius, sigma, kept = SNOW[severity - 1]
+    mean, deviation, zoom, level, radius, sigma, share = SNOW[severity - 1]
     height, width = x_BCHW.shape[2:]
     noise_B1HW = draws.normal(0, 1, height, width).double().mul_(deviation).add_(mean)
     rows = [zoom_rows(size, zoom) for size in (height, width)]
@@ -51,7 +51,7 @@ def snow(x_BCHW: Tensor, severity: int, scale: float, draws: Draws) -> Tensor:
     gray_B1HW = (red * GRAY[0] + green * GRAY[1] + blue * GRAY[2])[:, None]
     white_BCHW = torch.maximum(x_BCHW.double(), gray_B1HW * 1.5 + 127.5)
     # The layer is laid over itself upside down: flakes fall from both sides.
-    return x_BCHW * kept + white_BCHW * (1 - kept) + flakes_B1HW + flakes_B1HW.flip(2, 3)
+    return x_BCHW * share + white_BCHW * (1 - share) + flakes_B1HW + flakes_B1HW.flip(2, 3)
 
 
 def frost(x_BCHW: Tensor, severity: int, scale: float, draws: Draws) -> Tensor:
@@ -59,10 +59,10 @@ def frost(x_BCHW: Tensor, severity: int, scale: float, draws: Draws) -> Tensor:
 
     The paper crops photographs of frost; these crystals are drawn.
     """
-    kept, ice = FROST[severity - 1]
+    share, ice = FROST[severity - 1]
     frost_B1HW = _ice(*x_BCHW.shape[2:], scale, draws)
     color_C11 = torch.tensor(ICE, dtype=torch.float64, device=x_BCHW.device)[:, None, None]
-    return x_BCHW * kept + frost_B1HW * color_C11 * (255 * ice)
+    return x_BCHW * share + frost_B1HW * color_C11 * (255 * ice)
 
 
 def _ice(height: int, width: int, scale: float, draws: Draws) -> Tensor:

@@ -126,27 +126,27 @@ def _source_settings(data: Any, overrides: Mapping[str, Any]) -> Any:
     from ssdistill.settings.problems import validated
 
     if isinstance(data, Mapping):
-        wanted = dict(data)
+        settings = dict(data)
     elif not isinstance(data, str | Path):
         raise UserError(
             "data: expected a kind, a path, settings or two pairs of arrays, got "
             f"{shortened(repr(data))}"
         )
     elif str(data) in SOURCES.classes:
-        wanted = {"kind": str(data)}
+        settings = {"kind": str(data)}
     elif os.path.isdir(user_path(data)):
-        wanted = {"kind": Folder.kind, "path": str(data)}
+        settings = {"kind": Folder.kind, "path": str(data)}
     elif os.path.exists(user_path(data)) or Path(data).suffix in (".npz", ".npy"):
-        wanted = {"kind": Npz.kind, "path": str(data)}
+        settings = {"kind": Npz.kind, "path": str(data)}
     else:
         known = ", ".join(SOURCES.classes)
         hint = nearest(str(data), SOURCES.classes)
         raise UserError(f"data: '{data}' is not a file, a folder or one of {known}{hint}")
     if not isinstance(overrides, Mapping):
         raise UserError(f"data_settings={shortened(repr(overrides))}: expected a mapping of keys")
-    wanted |= overrides
-    SOURCES[wanted.get("kind", "")]  # an unknown kind is refused with the nearest one
-    return validated(SOURCES.schema(wanted["kind"]), wanted, "data")
+    settings |= overrides
+    SOURCES[settings.get("kind", "")]  # an unknown kind is refused with the nearest one
+    return validated(SOURCES.schema(settings["kind"]), settings, "data")
 
 
 def _of_arrays(pairs: Sequence[Any]) -> Shown:

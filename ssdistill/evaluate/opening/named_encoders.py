@@ -77,12 +77,12 @@ class NamedEncoder:
             UserError: no such network or file, or weights that are not the network's.
         """
         self.check()
-        given = image_spec or UNSEEN
-        size = image_size or self.native_size or given.image_size
+        spec = image_spec or UNSEEN
+        size = image_size or self.native_size or spec.image_size
         settings = TEACHERS.schema(self.kind).model_validate(self._settings(mean, std))
         teacher = TEACHERS.build(settings)
         try:
-            encoder, notices = teacher.load(ImageSpec(size, given.mean, given.std))
+            encoder, notices = teacher.load(ImageSpec(size, spec.mean, spec.std))
         except UserError as error:
             raise UserError(self._reworded(str(error))) from None
         return encoder, size, notices

@@ -1,1 +1,4 @@
-"""Algorithms of the protocols: regression, k-NN, clustering, training on labels."""
+"""Algorithms that several protocols share, or that are too long to stand beside their own.
+
+What a config may say and what is reported belongs in ``protocols``, a short algorithm too.
+"""

@@ -93,12 +93,12 @@ def finetune(subject: Subject, how: FineTuning) -> SupervisedResult:
     encode = {"image_size": subject.image_size, "precision": subject.precision}
     width = extract(encoder, subject.test.images[:1], progress=False, **encode).shape[1]
     head = nn.utils.skip_init(nn.Linear, width, len(classes_K))
-    for given, drawn in zip(
+    for parameter, drawn in zip(
         head.parameters(),
         first_weights(how.head_init, len(classes_K), width, how.seed),
         strict=True,
     ):
-        given.data = drawn
+        parameter.data = drawn
     loss = fit_with_labels(
         FineTuningTask(encoder, head, target_N, how.layer_decay, how.label_smoothing),
         subject,

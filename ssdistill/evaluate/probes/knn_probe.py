@@ -108,10 +108,10 @@ def knn_probe(
     weights = _checked(len(bank_MD), ks, k, (temperature, *temperatures), distance, weights)
     sizes = sorted({k, *(size for size in ks if size <= len(bank_MD))})
     heats = sorted({temperature, *temperatures}) if weights == "softmax" else [temperature]
-    found = neighbors(
+    neighbors_by_chunk = neighbors(
         query_ND, bank_MD, sizes[-1], distance=distance, device=device, progress=progress
     )
-    votes = _shares_of(found, target_M, len(classes_K), sizes, heats, weights)
+    votes = _shares_of(neighbors_by_chunk, target_M, len(classes_K), sizes, heats, weights)
     hits = {size: dict.fromkeys(heats, 0) for size in sizes}
     shares = []
     for first, size, heat, share_BK in votes:
@@ -170,7 +170,7 @@ def _checked(
 
 
 def _shares_of(
-    found: Iterator[tuple[Tensor, Tensor]],
+    neighbors_by_chunk: Iterator[tuple[Tensor, Tensor]],
     target_M: Tensor,
     classes: int,
     sizes: Sequence[int],
@@ -179,7 +179,7 @@ def _shares_of(
 ) -> Iterator[tuple[int, int, float, Tensor]]:
     """Shares (B, K) float32 of the votes, by first query, number of neighbors, temperature."""
     first = 0
-    for closeness_Nk, index_Nk in found:
+    for closeness_Nk, index_Nk in neighbors_by_chunk:
         # Where labels are, one vote is added after the other: equal votes have equal sums.
         parts = (part.to(target_M.device).split(max(1, VOTES // classes))
                  for part in (closeness_Nk.double(), index_Nk))  # fmt: skip

@@ -144,14 +144,14 @@ def best_fit(
         best = int(loss_P.argmin())
         start_1KE = theta_PKE[best : best + 1]
         loss_by, top1_by = (
-            dict(zip(strength_P.tolist(), found_P.tolist(), strict=True))
-            for found_P in (loss_P, top1_P)
+            dict(zip(strength_P.tolist(), mean_P.tolist(), strict=True))
+            for mean_P in (loss_P, top1_P)
         )
-    found = fit(
+    final_fit = fit(
         rows,
         target_N[None],
         strength_P=strength_P[best : best + 1],
         start_PKE=start_1KE,
         tolerance=tolerance / 10,
     )
-    return Choice(found, strength_P[best].item(), loss_by, top1_by, held_out)
+    return Choice(final_fit, strength_P[best].item(), loss_by, top1_by, held_out)

@@ -82,40 +82,40 @@ class SupervisedResult:
     seconds: float
 
 
-def _named(given: Any) -> Any:
-    return None if given == "auto" else resolve_recipe(given)
+def _named(recipe: Any) -> Any:
+    return None if recipe == "auto" else resolve_recipe(recipe)
 
 
 RecipeSetting = Annotated[ViewRecipe | None, BeforeValidator(_named)]
 """Type of a protocol's ``recipe``: a name, ``{recipe: name, …}``, settings, or ``auto``."""
 
 
-def plain_recipe(given: Any) -> dict[str, Any] | None:
+def plain_recipe(recipe: Any) -> dict[str, Any] | None:
     """A view recipe, by name or by its settings, as plain values; None and ``auto`` are None.
 
     Raises:
         UserError: no recipe of that name, or settings that no recipe has.
     """
-    if given is None or given == "auto":
+    if recipe is None or recipe == "auto":
         return None
     try:
-        return ViewRecipe.model_validate(resolve_recipe(given)).model_dump()
+        return ViewRecipe.model_validate(resolve_recipe(recipe)).model_dump()
     except ValidationError as error:
-        found = error.errors()[0]
-        place = ".".join(map(str, found["loc"]))
-        raise UserError(f"recipe.{place}: {found['msg']}") from error
+        problem = error.errors()[0]
+        place = ".".join(map(str, problem["loc"]))
+        raise UserError(f"recipe.{place}: {problem['msg']}") from error
     except ValueError as error:
         raise UserError(f"recipe: {error}") from error
 
 
-def recipe_for(subject: Subject, given: dict[str, Any] | None) -> ViewRecipe:
-    """The views to train on: what is given, else crops and mirror images.
+def recipe_for(subject: Subject, recipe: dict[str, Any] | None) -> ViewRecipe:
+    """The views to train on: ``recipe``, else crops and mirror images.
 
     Images that natural views would spoil are cropped and mirrored as their own recipe says,
     which for digits is: gently, and not at all.
     """
-    if given is not None:
-        return ViewRecipe.model_validate(given)
+    if recipe is not None:
+        return ViewRecipe.model_validate(recipe)
     if subject.default_recipe is None:
         return RECIPES["crop_flip"]
     own = RECIPES[subject.default_recipe]
@@ -174,9 +174,9 @@ def fit_with_labels(
     from ssdistill.train.fabric import build_fabric
     from ssdistill.train.loop import Training, fit
 
-    where = home_of(subject)
+    device = home_of(subject)
     batch_size, num_steps = how.length(len(rows_M))
-    devices = 1 if where.type == "cpu" else [where.index or 0]
+    devices = 1 if device.type == "cpu" else [device.index or 0]
     training = Training(
         task=task,
         loader=Loader(
@@ -184,7 +184,7 @@ def fit_with_labels(
             batch_size,
             derive_seed(how.seed, "order"),
             num_steps,
-            where,
+            device,
             rows=rows_M.cpu().numpy().astype(np.int64),
         ),
         recipes=(how.recipe,),
@@ -199,7 +199,7 @@ def fit_with_labels(
     quiet = TrackingSettings(
         wandb="disabled", log_every=max(1, num_steps // LINES), gradients_every=None
     )
-    fabric = build_fabric(where.type, devices, precision)
+    fabric = build_fabric(device.type, devices, precision)
     # The loop writes a record as it always does; nobody needs this one afterwards.
     with tempfile.TemporaryDirectory() as folder, own_generators(how.seed, how.title):
         identity = {"digest": how.title, "seed": how.seed, "kind": how.title}

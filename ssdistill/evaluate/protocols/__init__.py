@@ -1,4 +1,8 @@
-"""Evaluation protocols with labels: one file each, found automatically."""
+"""Evaluation protocols with labels: one file each, found automatically.
+
+A file holds a protocol's settings, what it reports and, where it is short, its algorithm; a long
+or shared algorithm belongs in ``probes``.
+"""
 
 import time
 from abc import ABC, abstractmethod
@@ -90,8 +94,8 @@ class Protocol(ABC):
     def judge(self, subject: Subject) -> Found:
         """Compute the metrics of this subject; :meth:`run` names and times them."""
 
-    def chosen(self, name: str, given: Any, default: Any) -> Any:
-        """``given`` unless None, else what the preset says of ``name``, else ``default``.
+    def chosen(self, name: str, value: Any, default: Any) -> Any:
+        """``value`` unless None, else what the preset says of ``name``, else ``default``.
 
         Raises:
             UserError: there is no such preset.
@@ -101,8 +105,8 @@ class Protocol(ABC):
                 f"{self.kind}.preset: '{self.preset}' is unknown"
                 f"{nearest(self.preset, self.presets)}; known: {', '.join(self.presets)}"
             )
-        if given is not None:
-            return given
+        if value is not None:
+            return value
         return self.presets.get(self.preset or "", {}).get(name, default)
 
 

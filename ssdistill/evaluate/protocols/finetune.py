@@ -100,8 +100,8 @@ class Finetune(Protocol):
         recipe: RecipeSetting = None,
         seed: NonNegativeInt = 0,
     ):
-        def chosen(name: str, given: Any) -> Any:
-            return self.chosen(name, given, DEFAULTS[name])
+        def chosen(name: str, value: Any) -> Any:
+            return self.chosen(name, value, DEFAULTS[name])
 
         self.preset, self.seed, self.recipe = preset, seed, plain_recipe(recipe)
         self.epochs, self.steps = length_of(self, epochs, steps, DEFAULTS["epochs"])
@@ -137,13 +137,13 @@ class Finetune(Protocol):
             title=self.name,
             **{name: getattr(self, name) for name in training},
         )
-        found = finetune(subject, how)
-        classification = classified(subject, found)
+        trained = finetune(subject, how)
+        classification = classified(subject, trained)
         details = {
-            "n_train": found.n_train,
-            "steps": found.steps,
-            "batch_size": found.batch_size,
+            "n_train": trained.n_train,
+            "steps": trained.steps,
+            "batch_size": trained.batch_size,
             "recipe": recipe.model_dump(),
-            "loss": found.loss,
+            "loss": trained.loss,
         }
         return Found(classification=classification, details=details)

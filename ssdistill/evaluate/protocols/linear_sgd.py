@@ -126,8 +126,8 @@ class LinearSGD(Protocol):
         holdout: OpenFraction = 0.1,
         seed: NonNegativeInt = 0,
     ):
-        def chosen(name: str, given: Any) -> Any:
-            return self.chosen(name, given, DEFAULTS[name])
+        def chosen(name: str, value: Any) -> Any:
+            return self.chosen(name, value, DEFAULTS[name])
 
         self.preset, self.holdout, self.seed = preset, holdout, seed
         self.epochs, self.steps = length_of(self, epochs, steps, DEFAULTS["epochs"])

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ssdistill.errors import UserError
 from ssdistill.evaluate.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from ssdistill.evaluate.probes.linear_probe import LinearProbe, linear_probe
 from ssdistill.evaluate.protocols import Found, Protocol
+from ssdistill.evaluate.protocols.linear import LinearProbe, linear_probe
 from ssdistill.evaluate.subject import Subject
 from ssdistill.settings import NonNegativeInt, PositiveInt
 

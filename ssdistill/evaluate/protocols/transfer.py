@@ -14,8 +14,8 @@ from ssdistill.data.store import Store
 from ssdistill.errors import UserError
 from ssdistill.evaluate.classification import Classification, classify
 from ssdistill.evaluate.probes.knn_probe import knn_probe
-from ssdistill.evaluate.probes.linear_probe import linear_probe
 from ssdistill.evaluate.protocols import Found, Protocol
+from ssdistill.evaluate.protocols.linear import linear_probe
 from ssdistill.evaluate.subject import Subject
 from ssdistill.label_free.features import binomial_error
 from ssdistill.settings import Settings

@@ -7,8 +7,14 @@ import safetensors.torch
 import torch
 
 from ssdistill.artifacts.coding.codes import Palette, Sparse, Uniform, refresh
-from ssdistill.artifacts.coding.encoded import coded_bytes, read, write
-from ssdistill.artifacts.coding.file import current, pack_state, unpack_state
+from ssdistill.artifacts.coding.file import (
+    coded_bytes,
+    current,
+    pack_state,
+    read_code,
+    unpack_state,
+    write_code,
+)
 from ssdistill.errors import UserError
 
 SHAPE = (6, 4, 3, 3)
@@ -52,11 +58,11 @@ def all_codes():
 @pytest.mark.parametrize("name", all_codes())
 def test_codes_come_back_from_their_bytes(name, entropy):
     code = all_codes()[name]
-    content, facts = write(code, entropy)
-    found = read(content, json.loads(json.dumps(facts)))
+    content, facts = write_code(code, entropy)
+    found = read_code(content, json.loads(json.dumps(facts)))
     assert type(found) is type(code) and found.shape == code.shape
     assert torch.equal(found.decode(), code.decode())
-    assert write(found, entropy) == (content, facts)
+    assert write_code(found, entropy) == (content, facts)
     assert coded_bytes(code, entropy) == len(content)
 
 

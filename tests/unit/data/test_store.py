@@ -333,6 +333,16 @@ def test_who_has_waited_long_still_waits_for_the_maker(tmp_path, caplog):
     assert len(source.decoded) == 40
 
 
+def test_what_stands_in_the_place_of_a_lock_is_named(tmp_path):
+    folder = open_store(FakeSource(), "train", 4, tmp_path).folder
+    shutil.rmtree(folder)
+    lock = folder.with_name(f"{folder.name}.lock")
+    lock.unlink(missing_ok=True)
+    lock.mkdir()
+    with pytest.raises(UserError, match=r"expected a lock file; remove what is there: rm -r"):
+        open_store(FakeSource(), "train", 4, tmp_path)
+
+
 def test_a_store_larger_than_the_disk_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     free = shutil.disk_usage(tmp_path)._replace(free=10_000)
     monkeypatch.setattr("ssdistill.data.store.shutil.disk_usage", lambda path: free)

@@ -7,8 +7,7 @@ from sklearn import metrics
 from sklearn.datasets import load_digits
 
 from ssdistill.errors import UserError
-from ssdistill.evaluate.probes.cluster_probe import cluster, compare
-from ssdistill.evaluate.protocols.cluster import Cluster
+from ssdistill.evaluate.protocols.cluster import Cluster, cluster, compare
 
 
 @pytest.fixture(scope="module")

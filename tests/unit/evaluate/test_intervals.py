@@ -21,10 +21,10 @@ def test_a_binomial_interval_is_that_of_20000_resamples(hits, total):
         answers[generator.integers(0, total, total)].mean()
         for _ in range(20_000 if total < 2000 else 4000)
     ]
-    wanted = 100 * np.percentile(means, [2.5, 97.5])
+    expected = 100 * np.percentile(means, [2.5, 97.5])
     # One image more or less is all the resampling leaves open, or its own noise.
     close = max(100 / total, 0.04)
-    assert binomial_interval(hits, total) == pytest.approx(wanted, abs=close)
+    assert binomial_interval(hits, total) == pytest.approx(expected, abs=close)
 
 
 @pytest.mark.parametrize("total", [50, 200, 1000])
@@ -56,9 +56,17 @@ def test_more_hits_never_lower_an_interval(total):
 
 @pytest.mark.parametrize(("hits", "total"), [(1, 9), (5, 9), (70, 100)])
 def test_an_exact_interval_is_scipys(hits, total):
-    wanted = binomtest(hits, total).proportion_ci(0.95, "exact")
-    found = exact_interval(hits / total, total)
-    assert found == pytest.approx((100 * wanted.low, 100 * wanted.high))
+    expected = binomtest(hits, total).proportion_ci(0.95, "exact")
+    low, high = exact_interval(hits / total, total)
+    assert (low / 100, high / 100) == pytest.approx(tuple(expected), rel=0, abs=1e-12)
+
+
+@pytest.mark.parametrize("total", [1, 9, 100])
+def test_all_right_and_all_wrong_have_scipys_one_sided_interval(total):
+    for hits, side in ((0, "less"), (total, "greater")):
+        expected = binomtest(hits, total, alternative=side).proportion_ci(0.95, "exact")
+        low, high = exact_interval(hits / total, total)
+        assert (low / 100, high / 100) == pytest.approx(tuple(expected), rel=0, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -80,8 +88,8 @@ def test_a_balanced_interval_is_that_of_resampled_images(hit_K, total_K):
         ])
         for _ in range(8000)
     ]  # fmt: skip
-    wanted = 100 * np.percentile(means, [2.5, 97.5])
-    assert balanced_interval(hit_K, total_K, seed=0) == pytest.approx(wanted, abs=1.0)
+    expected = 100 * np.percentile(means, [2.5, 97.5])
+    assert balanced_interval(hit_K, total_K, seed=0) == pytest.approx(expected, abs=1.0)
 
 
 @pytest.mark.parametrize(
@@ -143,9 +151,9 @@ def test_a_difference_has_the_interval_of_20000_paired_resamples(first, second, 
     shares = [first / n, second / n, 1 - (first + second) / n]
     # Resampled images are a multinomial draw of the three sorts of images.
     draws = generator.multinomial(n, shares, 20_000)
-    wanted = np.percentile(100 * (draws[:, 0] - draws[:, 1]) / n, [2.5, 97.5])
-    width = wanted[1] - wanted[0]
-    assert difference_interval(first, second, n) == pytest.approx(wanted, abs=0.04 * width)
+    expected = np.percentile(100 * (draws[:, 0] - draws[:, 1]) / n, [2.5, 97.5])
+    width = expected[1] - expected[0]
+    assert difference_interval(first, second, n) == pytest.approx(expected, abs=0.04 * width)
 
 
 def test_swapping_the_two_turns_the_interval_round():
@@ -157,8 +165,8 @@ def test_swapping_the_two_turns_the_interval_round():
 def test_equal_answers_keep_a_width(n):
     z = norm.ppf(0.975)
     # Solved by hand: n d / (1 - d) = z^2.
-    wanted = 100 * z**2 / (n + z**2)
-    assert difference_interval(0, 0, n) == pytest.approx((-wanted, wanted), rel=1e-6)
+    expected = 100 * z**2 / (n + z**2)
+    assert difference_interval(0, 0, n) == pytest.approx((-expected, expected), rel=1e-6)
 
 
 @pytest.mark.parametrize(("first", "second", "n"), [(1, 0, 1), (9, 0, 9), (0, 9, 9), (3, 0, 500)])

@@ -43,35 +43,6 @@ class Features:
         return tuple(part(split) for split in self.data for part in (self.features, self.labels))
 
 
-@pytest.fixture(params=["as it is", "no bfloat16", "low precision"])
-def products(request, monkeypatch):
-    """Ways in which matrix products are made; none may change an answer."""
-    if request.param == "low precision":
-        monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
-    if request.param != "as it is":
-        monkeypatch.setattr(nearest, "has_fast_bf16", lambda device: False)
-
-
-def force_bfloat16(monkeypatch):
-    monkeypatch.setattr(nearest, "has_fast_bf16", lambda device: True)
-
-
-def brute_force(query_ND, bank_MD, k, distance="cosine"):
-    """Closeness in float64, rounded to float32; of equals the smaller index."""
-    q_ND, b_MD = (torch.as_tensor(z).float() for z in (query_ND, bank_MD))
-    if distance == "cosine":
-        q_ND, b_MD = (torch.nn.functional.normalize(z, dim=1) for z in (q_ND, b_MD))
-        close_NM = (q_ND.double()[:, None] * b_MD.double()[None]).sum(2).float()
-    else:
-        close_NM = -(q_ND.double()[:, None] - b_MD.double()[None]).square().sum(2).sqrt().float()
-    value_NM, index_NM = close_NM.sort(dim=1, descending=True, stable=True)
-    return value_NM[:, :k], index_NM[:, :k]
-
-
-def found(*args, **settings):
-    return tuple(torch.cat(parts) for parts in zip(*neighbors(*args, **settings), strict=True))
-
-
 def smaller_chunks(monkeypatch, queries, block, kept=0):
     monkeypatch.setattr(nearest, "QUERIES", queries)
     monkeypatch.setattr(vectors, "BLOCK", block)
@@ -117,62 +88,6 @@ def test_softmax_votes_are_the_formula(data):
         nearest = np.argsort(-similarity_N)[:7]
         votes = np.bincount(label_N[nearest], np.exp(similarity_N[nearest] / 0.07), minlength=6)
         assert guess == votes.argmax()
-
-
-@pytest.mark.parametrize("distance", ["cosine", "euclidean"])
-@pytest.mark.parametrize("k", [1, 7, 60, 600])
-def test_neighbors_are_those_of_brute_force(data, products, k, distance):
-    value_Nk, index_Nk = found(data[2], data[0], k, distance=distance)
-    expected_value_Nk, expected_Nk = brute_force(data[2], data[0], k, distance)
-    assert torch.equal(index_Nk, expected_Nk)
-    assert torch.allclose(value_Nk, expected_value_Nk, rtol=0, atol=2e-7)
-
-
-@pytest.mark.parametrize("bfloat16", [False, True])
-@pytest.mark.parametrize("seed", range(4))
-def test_chunks_and_digits_change_nothing(monkeypatch, seed, bfloat16):
-    monkeypatch.setattr(nearest, "has_fast_bf16", lambda device: bfloat16)
-    rng = np.random.default_rng(seed)
-    # Few values and many copies: equal similarities everywhere.
-    bank_MD = rng.integers(-1, 2, (rng.integers(150, 400), 5)).astype(np.float32)
-    query_ND = rng.integers(-1, 2, (60, 5)).astype(np.float32)
-    k = int(rng.integers(1, 100))
-    expected = brute_force(query_ND, bank_MD, k)
-    assert torch.equal(found(query_ND, bank_MD, k)[1], expected[1])
-    for _ in range(4):
-        smaller_chunks(monkeypatch, *rng.integers(1, 200, 2).tolist(), kept=rng.choice([0, 10**6]))
-        value_Nk, index_Nk = found(query_ND, bank_MD, k)
-        assert torch.equal(index_Nk, expected[1])
-        assert torch.equal(value_Nk, expected[0])
-
-
-def test_collapsed_features_are_told_apart_by_their_last_digits(monkeypatch):
-    force_bfloat16(monkeypatch)
-    rng = np.random.default_rng(0)
-    bank_MD = (1 + 1e-6 * rng.normal(size=(300, 8))).astype(np.float32)
-    expected = brute_force(bank_MD[:50], bank_MD, 9)
-    assert torch.equal(found(bank_MD[:50], bank_MD, 9)[1], expected[1])
-
-
-@pytest.mark.parametrize("loser", ["bank", "query"])
-def test_what_bfloat16_loses_of_a_product_is_within_its_bound(loser):
-    """Every digit that one side loses points along the other: the bound's worst case."""
-    lost = 0.49 * 2**-11  # half a place of bfloat16 at 1.5 / 16
-    part_D = torch.tensor([1.5 / 16 + lost] * 32 + [-1.5 / 16 + lost] * 32)
-    lossy_D = torch.cat([part_D, (1 - part_D.square().sum()).sqrt()[None]])
-    exact_D = torch.cat([torch.full((64,), 1 / 8), torch.zeros(1)])
-    row_D, query_D = (lossy_D, exact_D) if loser == "bank" else (exact_D, lossy_D)
-    bank = vectors.Vectors(torch.stack([row_D, -row_D]))
-    value_BC, index_BC, error_B = nearest._rough(query_D[None], bank, 2, low=True)
-    away_C = (bank.take(index_BC[0]) @ query_D - value_BC[0]).abs()
-    assert 64 / 8 * lost * 0.99 < away_C.max() <= error_B
-
-
-def test_zero_vectors_are_equally_far_from_everything():
-    bank_MD = torch.tensor([[0.0, 0], [1, 0], [0, 1], [-1, 0]])
-    value_Nk, index_Nk = found(torch.tensor([[0.0, 0], [1, 0]]), bank_MD, 4)
-    assert index_Nk.tolist() == [[0, 1, 2, 3], [1, 0, 2, 3]]
-    assert value_Nk.tolist() == [[0, 0, 0, 0], [1, 0, 0, -1]]
 
 
 def test_equal_votes_go_to_the_smallest_label():
@@ -284,18 +199,6 @@ def test_a_small_bank_limits_a_preset_and_refuses_what_was_asked(data):
         Knn(k=16).run(few)
     with pytest.raises(UserError, match="knn: ks=30 neighbors"):
         Knn(ks=(2, 30)).run(few)
-
-
-@pytest.mark.parametrize("columns", [50, 1024, 1600, 1603])
-def test_the_largest_of_groups_are_the_largest_of_all(columns):
-    generator = torch.Generator().manual_seed(columns)
-    # Few different values: most are equal to many others.
-    for levels in (4, 1000):
-        value_Bm = torch.randint(levels, (7, columns), generator=generator).bfloat16() / levels
-        found_Bk, column_Bk = nearest._largest(value_Bm, 20)
-        assert torch.equal(found_Bk, value_Bm.topk(20, dim=1).values)
-        assert torch.equal(value_Bm.gather(1, column_Bk), found_Bk)
-        assert all(len(set(row)) == 20 for row in column_Bk.tolist())
 
 
 def test_as_many_neighbors_as_there_are_images_can_vote():

@@ -7,9 +7,9 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 from ssdistill.errors import UserError
-from ssdistill.evaluate.probes.linear_probe import linear_probe
 from ssdistill.evaluate.probes.logistic import fit_logistic
 from ssdistill.evaluate.probes.strength import Folds, stratified_split
+from ssdistill.evaluate.protocols.linear import linear_probe
 from ssdistill.label_free import rows as rows_module
 from ssdistill.label_free.rows import Rows, standardization
 

@@ -8,7 +8,6 @@ from torch.nn import functional
 from ssdistill.data.recipes import RECIPES
 from ssdistill.errors import UserError
 from ssdistill.evaluate.probes import sgd_probe as sgd_probe_module
-from ssdistill.evaluate.probes.linear_probe import linear_probe
 from ssdistill.evaluate.probes.sgd_heads import Heads
 from ssdistill.evaluate.probes.sgd_probe import (
     HeadTraining,
@@ -18,6 +17,7 @@ from ssdistill.evaluate.probes.sgd_probe import (
     train_heads,
 )
 from ssdistill.evaluate.probes.supervised import recipe_for
+from ssdistill.evaluate.protocols.linear import linear_probe
 from ssdistill.evaluate.protocols.linear_sgd import LinearSGD
 from ssdistill.evaluate.subject import LabeledImages, Subject
 from ssdistill.label_free.features import as_probe_data

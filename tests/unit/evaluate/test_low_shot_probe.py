@@ -5,8 +5,12 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 from ssdistill.errors import UserError
-from ssdistill.evaluate.probes.low_shot_probe import draw_labels, labels_to_draw, low_shot_probe
-from ssdistill.evaluate.protocols.low_shot import LowShot
+from ssdistill.evaluate.protocols.low_shot import (
+    LowShot,
+    draw_labels,
+    labels_to_draw,
+    low_shot_probe,
+)
 from ssdistill.evaluate.subject import LabeledImages, Subject
 from ssdistill.models.representation import Representation
 

@@ -5,9 +5,8 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import average_precision_score
 
 from ssdistill.errors import UserError
-from ssdistill.evaluate.probes import retrieval_probe as retrieval
-from ssdistill.evaluate.probes.retrieval_probe import retrieve
-from ssdistill.evaluate.protocols.retrieval import Retrieval
+from ssdistill.evaluate.protocols import retrieval
+from ssdistill.evaluate.protocols.retrieval import Retrieval, retrieve
 from ssdistill.label_free import vectors
 
 

@@ -5,7 +5,7 @@ from torch import nn
 
 from ssdistill.errors import UserError
 from ssdistill.evaluate.corruptions import CORRUPTIONS, corrupt
-from ssdistill.evaluate.probes.linear_probe import linear_probe
+from ssdistill.evaluate.protocols.linear import linear_probe
 from ssdistill.evaluate.protocols.robust import Robust
 from ssdistill.evaluate.settings import EvaluateSettings
 from ssdistill.evaluate.subject import LabeledImages, Subject

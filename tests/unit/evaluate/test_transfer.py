@@ -9,8 +9,8 @@ from ssdistill.data.sources.torchvision_sets import Stl10
 from ssdistill.data.store import open_store
 from ssdistill.errors import UserError
 from ssdistill.evaluate.probes.knn_probe import knn_probe
-from ssdistill.evaluate.probes.linear_probe import linear_probe
 from ssdistill.evaluate.protocols import transfer
+from ssdistill.evaluate.protocols.linear import linear_probe
 from ssdistill.evaluate.protocols.transfer import Transfer, names
 from ssdistill.evaluate.settings import EvaluateSettings
 from ssdistill.evaluate.subject import LabeledImages, Subject

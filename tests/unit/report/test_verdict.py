@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
+from scipy.stats import ttest_1samp
 
 from ssdistill.report.verdict import (
     AbsoluteClaim,
@@ -52,6 +53,22 @@ def test_interval_is_that_of_students_t():
     assert verdict.high == pytest.approx(75.978 + half, abs=1e-4)
     assert verdict.outcome == "INCONCLUSIVE"
     assert "seeds might decide" in verdict.note
+
+
+@pytest.mark.parametrize("values", [[76.20, 75.80, 75.89], [61.0, 62.5], [1e6, 1.1e6, 9e5, 1e6]])
+def test_intervals_are_scipys(values):
+    two_sided = absolute(values, 70.0, 0.5)
+    expected = ttest_1samp(values, 70.0).confidence_interval(0.9)
+    assert (two_sided.low, two_sided.high) == pytest.approx(tuple(expected), rel=1e-12)
+    for by, side in ((min(values) - 1, "greater"), (max(values) + 1, "less")):
+        one_sided = ordering(values, [0.0] * len(values), by=by)
+        expected = ttest_1samp(values, by, alternative=side).confidence_interval(0.9)
+        assert (one_sided.low, one_sided.high) == pytest.approx(tuple(expected), rel=1e-12)
+
+
+def test_seeds_that_agree_have_an_interval_of_no_width():
+    verdict = absolute([0.3, 0.3, 0.3], 0.3, 0.1)
+    assert (verdict.low, verdict.high, verdict.outcome) == (0.3, 0.3, "REPRODUCED")
 
 
 @pytest.mark.parametrize(
