@@ -55,7 +55,7 @@ def render(probed: Probed, method: Method = "pca") -> str:
         notices=probed.notices,
         headline=_headlines(probed),
         results=models_table(probed) if several else measures_table(probed.models[0], probed),
-        costs=[partial(size_chart, points, measure=quoted(probed)[0].header)] if points else [],
+        costs=[partial(size_chart, points, (), measure=quoted(probed)[0].header)] if points else [],
         paired=paired_table(probed),
         reference=probed.models[0].name,
         confusions=[chart for model in drawn if (chart := _confusion(model))],

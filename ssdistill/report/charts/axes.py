@@ -72,7 +72,7 @@ def spanning(
     if log:
         spread = max(math.log10(high / low), 0.15) * margin
         return Scale(low / 10**spread, high * 10**spread, start, end, True)
-    air = (high - low) * margin or abs(high) * 0.1 or 1.0
+    air = (high - low) * margin if high > low else abs(high) * 0.1 or 1.0
     return Scale(low - air, high + air, start, end)
 
 
