@@ -1,6 +1,6 @@
 """Scales, ticks and the frame that every plot shares.
 
-By hand: libraries write colors that do not follow dark mode (figures in ``__init__.py``).
+By hand: libraries write fixed colors, which do not follow dark mode (figures in ``__init__.py``).
 """
 
 import math

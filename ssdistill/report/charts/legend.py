@@ -1,6 +1,6 @@
 """Legends above charts: entries in as many lines as they need.
 
-By hand: those of libraries cover curves or take width, and do not wrap (see ``__init__.py``).
+By hand, as the charts are (figures in ``__init__.py``): lines wrap, and numbers follow names.
 """
 
 from collections.abc import Sequence

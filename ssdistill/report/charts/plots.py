@@ -1,6 +1,6 @@
 """Curves over training as inline SVG; raw and smoothed.
 
-By hand: half the bytes of a library, and colors follow dark mode (see ``__init__.py``).
+By hand: fewer bytes than a library, and colors follow dark mode (see ``__init__.py``).
 """
 
 import math
