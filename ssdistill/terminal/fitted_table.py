@@ -1,4 +1,8 @@
-"""A table for terminals of any width: no number is cut, and no column gets lost."""
+"""A table for terminals of any width: no number is cut, and no column gets lost.
+
+By hand on top of rich, whose own tables cut numbers at 80 columns, and whose wrapping breaks paths
+and no-break spaces.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -7,6 +7,7 @@ from ssdistill.commands.probe.findings import Findings, Probed
 from ssdistill.evaluate.paired import Paired
 from ssdistill.report.tables.columns import MEASURES, PROBE, Column, protocol_words
 from ssdistill.report.tables.models import MISSING, scaled
+from ssdistill.report.tables.paired import p_words
 from ssdistill.report.tables.table import Table
 
 FOLDED = ("_low", "_high", "_stderr")
@@ -143,7 +144,7 @@ def paired_table(probed: Probed) -> Table | None:
             protocol_words(one.protocol),
             f"{one.paired.difference:+.2f}",
             f"{one.paired.low:+.2f} to {one.paired.high:+.2f}",
-            "< 0.001" if one.paired.p_value < 0.001 else f"{one.paired.p_value:.3f}",
+            p_words(one.paired.p_value),
             verdict_words(one.paired),
         )
         for one in probed.comparisons

@@ -1,4 +1,7 @@
-"""Scales, ticks and the frame that every plot shares; written as SVG by hand."""
+"""Scales, ticks and the frame that every plot shares.
+
+By hand: libraries write fixed colors, which do not follow dark mode (figures in ``__init__.py``).
+"""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -69,7 +72,7 @@ def spanning(
     if log:
         spread = max(math.log10(high / low), 0.15) * margin
         return Scale(low / 10**spread, high * 10**spread, start, end, True)
-    air = (high - low) * margin or abs(high) * 0.1 or 1.0
+    air = (high - low) * margin if high > low else abs(high) * 0.1 or 1.0
     return Scale(low - air, high + air, start, end)
 
 
@@ -128,9 +131,10 @@ def bytes_label(value: float) -> str:
     return f"{float(number):g} {unit}"
 
 
-def path(points: list[tuple[float, float]]) -> str:
-    """The ``d`` of a polyline."""
-    return "M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in points)
+def polyline(points: Sequence[tuple[float, float]], color: int, kind: str = "line") -> str:
+    """A line through points; ``kind`` is a class of the style: ``line`` or, faint, ``raw``."""
+    d = "M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    return f'<path class="{kind}" style="stroke:var(--c{color % COLORS})" d="{d}"/>'
 
 
 def dot(at: tuple[float, float], color: int, filled: bool = True) -> str:
@@ -182,16 +186,24 @@ def _x_axis(
     x: Scale, bottom: float, width: float, show: Callable[[float], str] | None
 ) -> Iterator[str]:
     yield f'<line class="axis" x1="{x.start}" x2="{x.end}" y1="{bottom}" y2="{bottom}"/>'
-    ticks, last = x.ticks(), -math.inf
-    for value, label in zip(ticks, list(map(show, ticks)) if show else tick_labels(ticks),
-                            strict=True):  # fmt: skip
-        at, half = x(value), text_width(label) / 2
-        middle = between(at, label, 0, width)
-        if middle - half < last + 8:
-            continue
-        last = middle + half
+    ticks = x.ticks()
+    labels = list(map(show, ticks)) if show else tick_labels(ticks)
+    for at, middle, label in labels_apart(x, ticks, labels, width):
         yield f'<line class="axis" x1="{at:.1f}" x2="{at:.1f}" y1="{bottom}" y2="{bottom + 4}"/>'
         yield text(middle, bottom + 18, label, "middle", "mute")
+
+
+def labels_apart(
+    x: Scale, ticks: Sequence[float], labels: Sequence[str], width: float
+) -> Iterator[tuple[float, float, str]]:
+    """Of ticks that have room for their label: their x, the middle of the label, and the label."""
+    last = -math.inf
+    for value, label in zip(ticks, labels, strict=True):
+        half = text_width(label) / 2
+        middle = between(x(value), label, 0, width)
+        if middle - half >= last + 8:
+            last = middle + half
+            yield x(value), middle, label
 
 
 def svg(width: float, height: float, title: str, description: str, content: str) -> str:

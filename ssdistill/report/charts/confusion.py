@@ -1,14 +1,16 @@
-"""Confusion matrix: a confusion matrix as SVG."""
+"""Confusion matrix: a confusion matrix as SVG.
+
+By hand: names show where one points, and colors follow dark mode (see ``__init__.py``).
+"""
 
 import math
 from collections.abc import Sequence
-from html import escape
 
 import numpy as np
 
 from ssdistill.report.charts.axes import svg
 from ssdistill.report.charts.grids import png_uri
-from ssdistill.report.charts.lettering import shortened, text, text_width
+from ssdistill.report.charts.lettering import pointed_at, shortened, text, text_width
 
 CONFUSIONS = "Confusion matrix"
 CONFUSION_LEDE = "Blue: correct. Orange: misclassified."
@@ -75,8 +77,7 @@ def _cells(confusion_KK: np.ndarray, names: Sequence[str], width: float) -> tupl
         turn = f' transform="rotate(-{TURN} {x:.1f} {y:.1f})"' if turned else ""
         above = text(x, y, label, "start" if turned else "middle").replace("<text", f"<text{turn}")
         beside = text(left - 8, top + (k + 0.5) * cell + 4, label, "end")
-        pointed_at = f"<title>{escape(whole)}</title>" if label != whole else ""
-        parts.append(f"<g>{pointed_at}{above}{beside}</g>" if pointed_at else above + beside)
+        parts.append(above + beside if label == whole else pointed_at(whole, above + beside))
     parts.append(text(left + size * cell + 46, top - 8, "recall", "end", "mute"))
     for i in range(size):
         y = top + (i + 0.5) * cell

@@ -1,4 +1,7 @@
-"""Scatter plot of two-dimensional embeddings, as SVG."""
+"""Scatter plot of two-dimensional embeddings, as SVG.
+
+By hand: a class is one path, and colors follow dark mode (see ``__init__.py``).
+"""
 
 from collections.abc import Sequence
 from html import escape
@@ -6,7 +9,9 @@ from html import escape
 import numpy as np
 
 from ssdistill.report.charts.axes import Scale, svg
+from ssdistill.report.charts.legend import Entry, Mark, legend
 from ssdistill.report.charts.lettering import name, shortened, text_width
+from ssdistill.report.charts.placing import overlap
 
 WIDTH = 560
 SHAPE = 0.98
@@ -44,7 +49,8 @@ def map_svg(
     points_N2, height = np.asarray(points_N2, dtype=float), height or width * SHAPE
     used = sorted(set(labels_N.tolist())) if labels_N is not None else []
     named = 0 < len(used) <= MOST_NAMED
-    legend, top = _legend([(k, names[k]) for k in used], width) if named else ("", 30.0)
+    shown = [Entry(names[k], f"var(--m{k % len(LIGHT)})", mark=_mark(k)) for k in used]
+    classes, top = legend(shown, width) if named else ("", 30.0)
     # A long legend takes no room from the dots.
     height = max(height, top + LEAST_SHAPE * width)
     x, y = _scales(points_N2, width, (top + 22, height - 26))
@@ -60,7 +66,7 @@ def map_svg(
     # Hex colors of its own: more of them than a chart of curves needs.
     style = _palette(min(len(LIGHT), max(used, default=0) + 1))
     described = f"{len(points_N2)} images" + (f" of {len(used)} classes" if used else "")
-    return svg(width, height, title, described, style + legend + frame + dots + inside + under)
+    return svg(width, height, title, described, style + classes + frame + dots + inside + under)
 
 
 def _palette(count: int) -> str:
@@ -88,11 +94,16 @@ def _dots(place_n2: np.ndarray, color: int, total: int) -> str:
     """All dots of a class in one path: lines without length, with caps."""
     size = 6.5 if total <= 300 else 5.6 if total <= 800 else 4.4
     path = "".join(f"M{x:.1f},{y:.1f}h.01" for x, y in place_n2)
-    cap = "square" if (color // len(LIGHT)) % 2 else "round"
+    cap = "square" if _mark(color) == "square" else "round"
     return (
         f'<path style="fill:none;stroke:var(--m{color % len(LIGHT)});stroke-width:{size};'
         f'stroke-linecap:{cap};opacity:.72" d="{path}"/>'
     )
+
+
+def _mark(k: int) -> Mark:
+    """Shapes tell classes apart whose colors are the same."""
+    return "square" if (k // len(LIGHT)) % 2 else "dot"
 
 
 def _names_inside(
@@ -107,7 +118,7 @@ def _names_inside(
         x, y = np.median(place_n2, 0)
         x = min(max(x, half), width - half)
         box = (x - half, y - 10, x + half, y + 5)
-        if any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
+        if any(overlap(box, other) for other in taken):
             continue
         taken.append(box)
         parts.append(
@@ -116,19 +127,3 @@ def _names_inside(
             f'stroke-linejoin:round">{escape(shown)}</text>'
         )
     return "".join(parts)
-
-
-def _legend(entries: Sequence[tuple[int, str]], width: float) -> tuple[str, float]:
-    """Entries in as many lines as they need, and the y where they end."""
-    parts, x, y = [], 0.0, 36.0
-    for k, label in entries:
-        needed = 15 + min(text_width(label), width - 15)
-        if x and x + needed > width:
-            x, y = 0.0, y + 18
-        round_ = 5 if (k // len(LIGHT)) % 2 == 0 else 0
-        parts.append(
-            f'<rect x="{x:.1f}" y="{y - 9:.1f}" width="10" height="10" rx="{round_}" '
-            f'style="fill:var(--m{k % len(LIGHT)})"/>' + name(x + 15, y, label, width - 15)
-        )
-        x += needed + 12
-    return "".join(parts), y

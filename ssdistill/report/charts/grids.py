@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,11 @@ class ViewGrid:
     columns: Sequence[str]
     caption: str = ""
 
+    @property
+    def alt(self) -> str:
+        """What the grid shows, for those who cannot see it."""
+        return f"{len(self.rows)} views in rows; columns: {', '.join(self.columns)}"
+
 
 @dataclass(frozen=True)
 class Neighbors:
@@ -38,6 +43,26 @@ class Neighbors:
     student: Sequence[Sequence[np.ndarray]]
     shared: Sequence[Sequence[bool]]
     caption: str = ""
+
+    @property
+    def headings(self) -> list[str]:
+        """Of the columns: the query and the ranks."""
+        return ["query", *(str(rank + 1) for rank in range(len(self.shared[0])))]
+
+    @property
+    def counted(self) -> str:
+        """How many of the student's neighbors the teacher found, too."""
+        return f"{sum(map(sum, self.shared))} of {sum(map(len, self.shared))}"
+
+    @property
+    def sheets(self) -> Iterator[tuple[str, list[list[np.ndarray]], list[list[bool]]]]:
+        """Name, rows of images and frames, by teacher and by student; a query comes first."""
+        for name, found, frames in (
+            ("Teacher", self.teacher, [[False] * len(row) for row in self.shared]),
+            ("Student", self.student, self.shared),
+        ):
+            rows = [[query, *row] for query, row in zip(self.queries, found, strict=True)]
+            yield name, rows, [[False, *row] for row in frames]
 
 
 def png_uri(image_HWC: np.ndarray) -> str:

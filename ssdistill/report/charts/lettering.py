@@ -1,4 +1,7 @@
-"""Text in charts: upper bounds of its width, and shortening."""
+"""Text in charts: upper bounds of its width, and shortening.
+
+By hand: a library measures one font; a page is read in whatever font a browser has.
+"""
 
 import unicodedata
 from html import escape
@@ -55,7 +58,12 @@ def name(
     """A name in at most ``width`` pixels; one that is shortened is whole where one points at it."""
     shown = shortened(content, width)
     element = text(x, y, shown, anchor, kind)
-    return element if shown == content else f"<g><title>{escape(content)}</title>{element}</g>"
+    return element if shown == content else pointed_at(content, element)
+
+
+def pointed_at(title: str, element: str) -> str:
+    """``element`` with a text that a browser shows where one points at it, without a script."""
+    return f"<g><title>{escape(title)}</title>{element}</g>"
 
 
 def between(x: float, content: str, low: float, high: float, size: float = 12.0) -> float:

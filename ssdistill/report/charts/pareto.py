@@ -1,4 +1,7 @@
-"""Damage against cost of searched and of uniform plans, as SVG."""
+"""Damage against cost of searched and of uniform plans, as SVG.
+
+By hand: it shares scales and legend with the other charts (figures in ``__init__.py``).
+"""
 
 from collections.abc import Sequence
 
@@ -8,13 +11,13 @@ from ssdistill.report.charts.axes import (
     dot,
     frame,
     left_margin,
-    path,
+    polyline,
     spanning,
     svg,
     tick_label,
     value_label,
 )
-from ssdistill.report.charts.lettering import text, text_width
+from ssdistill.report.charts.legend import Entry, legend
 
 WIDTH = 400
 NAMES = {"bytes": "size on disk", "macs": "multiply-accumulates", "parameters": "parameters"}
@@ -45,15 +48,15 @@ def front_svg(front: Front, width: float = WIDTH, height: float = 300) -> str:
     x = spanning([c for c, _ in every], left_margin(y), width - 14, log=True, margin=0.08)
     title = f"{front.model}: what a search is worth"
     what = "1 − cosine" if front.measure == "cosine" else "1 − CKA"
+    names = ("searched", "uniform") if uniform else ("searched",)
     parts = [
-        _legend(("searched", "uniform") if uniform else ("searched",)),
+        legend([Entry(name, f"var(--c{i})") for i, name in enumerate(names)], width)[0],
         frame(x, y, (NAMES[front.unit], f"damage ({what})"), width, label, top=50),
     ]
     for color, points in ((1, uniform), (0, searched)):
         drawn = [(x(cost), y(damage)) for cost, damage in points]
         if len(drawn) > 1:
-            line = f'd="{path(drawn)}"'
-            parts.append(f'<path class="line" style="stroke:var(--c{color})" {line}/>')
+            parts.append(polyline(drawn, color))
         parts += [dot(at, color, color == 0) for at in drawn]
     described = "; ".join(
         f"{name} {value_label(damage)} at {label(cost)}"
@@ -65,14 +68,3 @@ def front_svg(front: Front, width: float = WIDTH, height: float = 300) -> str:
 
 def _sorted(points: Points) -> list[tuple[float, float]]:
     return sorted({(cost, max(damage, LEAST)) for cost, damage in points})
-
-
-def _legend(names: Sequence[str]) -> str:
-    parts, x = [], 0.0
-    for i, name in enumerate(names):
-        parts.append(
-            f'<rect x="{x:.1f}" y="25" width="12" height="4" rx="2" style="fill:var(--c{i})"/>'
-        )
-        parts.append(text(x + 17, 32, name))
-        x += 27 + text_width(name)
-    return "".join(parts)

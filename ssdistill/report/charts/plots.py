@@ -1,9 +1,11 @@
-"""Curves over training as inline SVG; raw and smoothed."""
+"""Curves over training as inline SVG; raw and smoothed.
+
+By hand: fewer bytes than a library, and colors follow dark mode (see ``__init__.py``).
+"""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from itertools import accumulate
 from typing import Any
 
@@ -12,12 +14,12 @@ from ssdistill.report.charts.axes import (
     dot,
     frame,
     left_margin,
-    path,
+    polyline,
     spanning,
     svg,
     value_label,
 )
-from ssdistill.report.charts.lettering import shortened, text_width
+from ssdistill.report.charts.legend import Entry, legend
 
 MOST_POINTS = 400
 WIDTH = 400
@@ -131,20 +133,24 @@ def line_chart(curves: Curves, width: float = WIDTH, height: float = 250) -> str
     drawable = _finite(curves.series)
     if not drawable:
         return svg(width, height, curves.title, "no finite value", "")
-    legend, top = _legend(drawable, width)
+    entries = [
+        Entry(s.label, f"var(--c{i % COLORS})", value_label(s.points[-1][1]))
+        for i, s in enumerate(drawable)
+    ]
+    named, baseline = legend(entries, width)
+    top = baseline + 12
     points = [p for s in drawable for p in s.points]
     log = curves.log_y and all(value > 0 for _, value in points)
     y = spanning([p[1] for p in points], height - 42, top + 24, log)
     x = spanning([p[0] for p in points], left_margin(y), width - 8, margin=0.0)
-    parts = [legend, frame(x, y, (curves.x_label, curves.y_label), width, top=top + 8)]
+    parts = [named, frame(x, y, (curves.x_label, curves.y_label), width, top=top + 8)]
     for i, series in enumerate(drawable):
-        color = f"stroke:var(--c{i % COLORS})"
         window = len(series.points) / 20 if curves.smooth else 1
         soft = smoothed([v for _, v in series.points], window)
         even = list(zip([s for s, _ in series.points], soft, strict=True))
         for kind, line in (("raw", series.points), ("line", even)):
             drawn = [(x(a), y(b)) for a, b in thinned(line)]
-            parts.append(f'<path class="{kind}" style="{color}" d="{path(drawn)}"/>')
+            parts.append(polyline(drawn, i, kind))
         if len(series.points) == 1:
             parts.append(dot(drawn[0], i))
     described = "; ".join(
@@ -159,25 +165,3 @@ def _finite(series: Sequence[Series]) -> list[Series]:
         Series(s.label, tuple(p for p in s.points if math.isfinite(p[1]))) for s in series
     ]  # fmt: skip
     return [s for s in finite if s.points]
-
-
-def _legend(series: Sequence[Series], width: float) -> tuple[str, float]:
-    """Entries in as many lines as they need, and the y where they end."""
-    parts, x, y = [], 0.0, 35.0
-    for i, one in enumerate(series):
-        value = value_label(one.points[-1][1])
-        beside = 17 + 5 + text_width(value)
-        label = shortened(one.label, width - beside)
-        needed = beside + text_width(label)
-        if x and x + needed > width:
-            x, y = 0.0, y + 17
-        entry = (
-            f'<rect x="{x:.1f}" y="{y - 7:.1f}" width="12" height="4" rx="2" '
-            f'style="fill:var(--c{i % COLORS})"/>'
-            f'<text x="{x + 17:.1f}" y="{y:.1f}">{escape(label)}'
-            f'<tspan class="mute" dx="5">{value}</tspan></text>'
-        )
-        whole = f"<title>{escape(one.label)}</title>"
-        parts.append(entry if label == one.label else f"<g>{whole}{entry}</g>")
-        x += needed + 10
-    return "".join(parts), y + 12

@@ -93,7 +93,7 @@ def results_table(
     for row in rows:
         label = f"{row.model} ({row.profile or 'no profile'})" if several else row.model
         seeds = [str(len(row.seeds))] if len(counts) > 1 else []
-        cells = [_cell(row, column) for column in columns]
+        cells = [cell(row, column) for column in columns]
         body.append((label, *seeds, *(cells if row.seeds else ["FAILED"] * len(cells))))
     return Table(
         tuple(header), tuple(body), _caption(rows, columns, records), title, lead=_lead(columns)
@@ -106,7 +106,8 @@ def _lead(columns: Sequence[Column]) -> tuple[str, ...]:
     return tuple(c.header for c in (*probe, *(c for c in columns if c.metric in COSTS_SHOWN_FIRST)))
 
 
-def _cell(row: ResultRow, column: Column) -> str:
+def cell(row: ResultRow, column: Column) -> str:
+    """A model's number as a column shows it, with its spread where that is known."""
     mean, spread = row.mean(column.metric), row.spread(column.metric)
     if mean is None:
         return MISSING

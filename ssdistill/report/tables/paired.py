@@ -50,5 +50,9 @@ def _cells(tests: Sequence[dict[str, Any]]) -> tuple[str, str, str]:
     counts = {v: sum(t["verdict"] == v for t in tests) for v in {t["verdict"] for t in tests}}
     said = sorted(counts, key=counts.get, reverse=True)
     verdict = said[0] if len(said) == 1 else ", ".join(f"{v} ({counts[v]})" for v in said)
-    p = "< 0.001" if largest < 0.001 else f"{largest:.3f}"
-    return f"{mean:+.2f} ({low:+.2f} to {high:+.2f})", p, verdict
+    return f"{mean:+.2f} ({low:+.2f} to {high:+.2f})", p_words(largest), verdict
+
+
+def p_words(p_value: float) -> str:
+    """``0.042``, or ``< 0.001`` of all that are smaller."""
+    return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"

@@ -3,8 +3,15 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ssdistill.report.tables.columns import FIRST, MEASURES, PROBE, protocol_words, shown_measures
-from ssdistill.report.tables.models import MISSING, ResultRow, origins, results_rows
+from ssdistill.report.tables.columns import (
+    FIRST,
+    MEASURES,
+    PROBE,
+    Column,
+    protocol_words,
+    shown_measures,
+)
+from ssdistill.report.tables.models import MISSING, ResultRow, cell, origins, results_rows
 from ssdistill.report.tables.table import Table
 
 SECONDS = "time/probe/"
@@ -26,7 +33,7 @@ def protocols_table(records: Sequence[dict[str, Any]]) -> Table | None:
         (
             protocol_words(protocol),
             MEASURES[measure],
-            *(_cell(row, f"{PROBE}{protocol}/{measure}") for row in rows),
+            *(cell(row, Column(f"{PROBE}{protocol}/{measure}", "")) for row in rows),
             _seconds(timed, protocol),
         )
         for protocol, measure in shown
@@ -39,13 +46,6 @@ def protocols_table(records: Sequence[dict[str, Any]]) -> Table | None:
         *origins(records),
     ]
     return Table(header, body, "; ".join(parts) + ".", "Evaluation protocols", keys=2)
-
-
-def _cell(row: ResultRow, metric: str) -> str:
-    mean, spread = row.mean(metric), row.spread(metric)
-    if mean is None:
-        return MISSING
-    return f"{mean:.2f}" if spread is None else f"{mean:.2f} ± {spread:.2f}"
 
 
 def _seconds(row: ResultRow, protocol: str) -> str:

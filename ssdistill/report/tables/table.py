@@ -1,7 +1,10 @@
-"""A table, shown in a terminal, in Markdown and in HTML."""
+"""A table, shown in a terminal, in Markdown and on a page.
+
+By hand: pandas leaves ``|`` in a Markdown cell, which then is two cells, writes HTML without
+``scope``, cannot split a wide table, and costs 89 MiB and a second of start-up (with tabulate).
+"""
 
 from dataclasses import dataclass
-from html import escape
 
 from rich.text import Text
 
@@ -58,7 +61,7 @@ class Table:
             shown.add_row(*map(Text, row))
         return shown
 
-    def pieces(self, width: float) -> list[tuple[int, ...]]:
+    def pieces(self, width: float = PAGE) -> list[tuple[int, ...]]:
         """Columns that stand beside each other in ``width`` pixels of a page, each with the keys.
 
         One piece where all fit; otherwise those of ``lead`` come first.
@@ -83,37 +86,3 @@ class Table:
             cells = [*(word for cell in cells for word in cell.split()), "x" * PROSE]
         head = max((text_width(word, HEAD) for word in self.header[column].split()), default=0)
         return 2 * PADDING + max(head, *(text_width(cell, CELL) for cell in cells), 0)
-
-    def to_html(self) -> str:
-        """A ``<figure>`` of as many tables as the columns need on a page; each scrolls sideways
-        where a window is narrower still, and shows that it does."""
-        caption = f"<figcaption>{escape(self.caption)}</figcaption>" if self.caption else ""
-        parts = "".join(self._html(piece) for piece in self.pieces(PAGE))
-        return f'<figure class="table">{parts}{caption}</figure>'
-
-    def _html(self, columns: tuple[int, ...]) -> str:
-        kinds = [' class="num"' if self.is_numeric(i) else "" for i in columns]
-        head = "".join(
-            f'<th scope="col"{kind}>{escape(self.header[i])}</th>'
-            for i, kind in zip(columns, kinds, strict=True)
-        )
-        body = "".join(
-            f'<tr><th scope="row"{kinds[0]}>{_breakable(row[0])}</th>'
-            + "".join(
-                f"<td{kind}>{escape(row[i])}</td>"
-                for i, kind in zip(columns[1:], kinds[1:], strict=True)
-            )
-            + "</tr>"
-            for row in self.rows
-        )
-        label = escape(self.title or "Results", quote=True)
-        # A scrolling box must be reachable by keyboard.
-        return (
-            f'<div class="scroll" tabindex="0" role="region" aria-label="{label}"><table><thead>'
-            f"<tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-        )
-
-
-def _breakable(text: str) -> str:
-    """Metric names may break after a slash on a narrow page."""
-    return escape(text).replace("/", "/<wbr>")

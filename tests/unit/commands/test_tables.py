@@ -6,6 +6,7 @@ import pytest
 import rich.console
 
 from ssdistill.errors import UserError
+from ssdistill.report.page import PageData, render_page
 from ssdistill.report.readme import benchmark_table, write_reports
 from ssdistill.report.tables.models import Table, read_records, results_rows, results_table, scaled
 
@@ -126,12 +127,16 @@ def test_sizes_are_written_with_three_digits_and_a_unit(value, scale, shown):
     assert scaled(value, scale) == shown
 
 
+def page_of(table):
+    return render_page(PageData("title", "summary", results=table))
+
+
 def test_all_three_renderings_hold_every_cell_and_escape_what_they_must():
     table = Table(("model", "a|b"), (("<student>", "1|2"),), caption="n < 3")
     markdown = table.to_markdown()
     assert "| <student> | 1\\|2 |" in markdown
     assert "| :--- | ---: |" in markdown
-    html = table.to_html()
+    html = page_of(table)
     assert "&lt;student&gt;" in html and "<student>" not in html and "n &lt; 3" in html
     console = rich.console.Console(file=io.StringIO(), width=80)
     console.print(table.to_rich())
@@ -254,12 +259,12 @@ def test_a_wide_table_becomes_several_on_a_page_and_loses_no_column():
     shown = [i for piece in pieces for i in piece[1:]]
     assert sorted(shown) == list(range(1, len(WIDE.header)))
     assert all(sum(map(WIDE._pixels, piece)) <= 1180 for piece in pieces)
-    html = WIDE.to_html()
+    html = page_of(WIDE)
     assert html.count("<table>") == len(pieces)
     assert all(f'<td class="num">{cell}</td>' in html for cell in WIDE.rows[0][1:])
 
 
 def test_a_table_that_fits_is_one_on_a_page_and_in_markdown_every_table_is():
-    assert results_table(RECORDS).to_html().count("<table>") == 1
+    assert page_of(results_table(RECORDS)).count("<table>") == 1
     assert WIDE.to_markdown().splitlines()[0].count("|") == len(WIDE.header) + 1
-    assert Table(("model",), ()).to_html().count("<table>") == 1
+    assert page_of(Table(("model",), ())).count("<table>") == 1

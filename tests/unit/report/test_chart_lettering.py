@@ -169,6 +169,13 @@ def test_different_ticks_have_different_labels(numbers):
     assert all(0 <= scale(tick) <= 300.001 or scale(tick) == pytest.approx(0) for tick in ticks)
 
 
+def test_without_a_margin_a_scale_ends_at_its_values():
+    scale = spanning([0.0, 2000.0], 10, 300, margin=0.0)
+    assert (scale(0.0), scale(2000.0)) == (10, 300)
+    single = spanning([5.0, 5.0], 10, 300, margin=0.0)
+    assert single(5.0) == pytest.approx(155)
+
+
 def test_ticks_of_tiny_ranges_are_not_rounded_away():
     ticks = nice_ticks(1e-14, 9e-14)
     assert len(ticks) >= 3 and all(tick > 0 for tick in ticks)

@@ -16,7 +16,8 @@ from sklearn.decomposition import PCA
 from ssdistill.commands.probe.projection import check_method, project, turned
 from ssdistill.errors import UserError
 from ssdistill.report.charts.confusion import RIGHT_RGB, WRONG_RGB, confusion_svg
-from ssdistill.report.charts.embedding_map import LIGHT, _legend, _names_inside, map_svg
+from ssdistill.report.charts.embedding_map import LIGHT, _mark, _names_inside, map_svg
+from ssdistill.report.charts.legend import Entry, legend
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -199,6 +200,6 @@ def test_a_name_stands_where_no_other_does(below, shown):
 
 
 def test_in_a_legend_marks_are_round_until_all_colors_are_used():
-    entries = [(number, str(number)) for number in range(2 * len(LIGHT))]
-    text, _ = _legend(entries, 500)
+    numbers = range(2 * len(LIGHT))
+    text, _ = legend([Entry(str(number), "red", mark=_mark(number)) for number in numbers], 500)
     assert re.findall(r'rx="(\d)"', text) == ["5"] * len(LIGHT) + ["0"] * len(LIGHT)

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ssdistill.report import page as page_module
 from ssdistill.report.charts.axes import log_ticks, nice_ticks, text_width, tick_label
 from ssdistill.report.charts.comparisons import Score, SizePoint, score_chart, size_chart
 from ssdistill.report.charts.confusion import confusion_svg
@@ -287,13 +286,15 @@ def test_number_in_a_chart_description_is_the_number_given():
     assert not math.isnan(drawn(svg)[1])
 
 
-def test_only_the_students_neighbors_that_the_teacher_has_too_are_framed(monkeypatch):
-    drawn = []
-    monkeypatch.setattr(
-        page_module, "image_grid", lambda rows, frames: drawn.append(frames) or rows
-    )
-    monkeypatch.setattr(page_module, "_image_tag", lambda *_: "")
+def test_only_the_students_neighbors_that_the_teacher_has_too_are_framed():
     image = np.zeros((4, 4, 3), np.uint8)
     row = [image, image]
-    page_module._neighbors(Neighbors([image], [row], [row], [[True, False]], "caption"))
-    assert drawn == [[[False, False, False]], [[False, True, False]]]
+    html = render_page(
+        PageData("t", "s", neighbors=Neighbors([image], [row], [row], [[True, False]], "caption"))
+    )
+    framed = []
+    for content in re.findall(r'src="data:image/png;base64,([^"]+)"', html):
+        sheet_HWC = np.array(Image.open(io.BytesIO(base64.b64decode(content))))
+        corners = sheet_HWC[0, :: CELL + GAP, :3]
+        framed.append([tuple(corner) == SHARED_RGB for corner in corners])
+    assert framed == [[False, False, False], [False, True, False]]  # teacher, student
