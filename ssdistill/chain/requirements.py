@@ -88,8 +88,8 @@ def check_batches(experiment: Experiment, num_images: int) -> None:
     trainings = {"pretrain": experiment.pretrain, "distill": experiment.distill}
     for key, teacher in _teachers(experiment).items():
         trainings[f"{key}.pretrain"] = getattr(teacher, "pretrain", None)
-    for plan, steps in experiment.all_plans.items():
-        key = f"plans.{plan}" if plan else "compress"
+    for variant, steps in experiment.compression_variants.items():
+        key = f"plans.{variant}" if variant else "compress"
         trainings |= {f"{key}.{i}": step for i, step in enumerate(steps)}
     for row, settings in experiment.compare.items():
         method = getattr(settings, "pretrain", None)

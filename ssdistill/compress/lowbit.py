@@ -13,7 +13,7 @@ from ssdistill.artifacts.coding.codes import Uniform
 from ssdistill.compress import Context, Step
 from ssdistill.compress.codes.fake_quant import Clip, on_grid, quantize_weight, weights_of
 from ssdistill.compress.codes.mean_shifts import correct_shifts
-from ssdistill.compress.keeping import likeness_to
+from ssdistill.compress.comparing import cka_with
 from ssdistill.compress.preconditions import check_given
 from ssdistill.errors import UserError, nearest
 from ssdistill.label_free.agreement import centered_cosine
@@ -141,7 +141,7 @@ class LowBit(Step):
         if self.cka is None:
             bits = self._bits_by_key(model, self.bits)
             return bits, put_on_grid(model, bits, **self.grid)
-        cka = likeness_to(model, inputs)
+        cka = cka_with(model, inputs)
         for width in range(self.bits, MOST_BITS + 1):
             bits = self._bits_by_key(model, width)
             quantized = put_on_grid(model, bits, **self.grid)

@@ -8,7 +8,7 @@ from ssdistill.compress import Context, Step
 from ssdistill.compress.factors.decompose import Method, decompose_after
 from ssdistill.compress.factors.factorize import (
     factorized,
-    fast_enough,
+    options_within_latency,
     out_of_reach,
     replace,
     verify,
@@ -24,11 +24,11 @@ from ssdistill.compress.factors.moments import (
 from ssdistill.compress.factors.ranks import (
     Choices,
     Option,
-    by_energy,
-    by_share,
-    choices_of,
+    best_within_fraction,
+    cheapest_with_energy,
+    list_choices,
     most_saved,
-    within,
+    options_saving,
 )
 from ssdistill.compress.preconditions import check_given
 from ssdistill.errors import UserError, nearest
@@ -154,7 +154,7 @@ class LowRank(Step):
         choices = {}
         for name in context.progress(list(places), "spectra of the layers"):
             layer, place = work.net.get_submodule(name), places[name]
-            choices[name] = choices_of(layer, self.method, place, self.round_to, stats.get(name))
+            choices[name] = list_choices(layer, self.method, place, self.round_to, stats.get(name))
         if not any(layer.factors for layer in choices.values()):
             raise UserError(
                 f"lowrank: no layer of '{model.name}' becomes cheaper at ranks that are "
@@ -210,11 +210,15 @@ class LowRank(Step):
         context: Context,
     ) -> dict[str, Option]:
         if self.goal == "energy":
-            return {name: by_energy(layer, self.share) for name, layer in choices.items()}
+            return {
+                name: cheapest_with_energy(layer, self.share) for name, layer in choices.items()
+            }
         if self.goal == "keep":
-            return {name: by_share(layer, self.share) for name, layer in choices.items()}
+            return {
+                name: best_within_fraction(layer, self.share) for name, layer in choices.items()
+            }
         if self.goal == "latency":
-            return fast_enough(model, choices, self.method, stats, self.share, context)
+            return options_within_latency(model, choices, self.method, stats, self.share, context)
         if self.goal == "macs":
             whole, most = count_macs(model), most_saved(choices, "macs")
         else:
@@ -227,7 +231,7 @@ class LowRank(Step):
         if whole - most > self.share * whole:
             raise out_of_reach(model, self.goal, self.share, 1 - most / whole)
         key = "macs" if self.goal == "macs" else "parameters"
-        return within(choices, key, (1 - self.share) * whole)
+        return options_saving(choices, key, (1 - self.share) * whole)
 
     def _nothing_pays(self, model: Model, choices: Mapping[str, Choices]) -> str:
         options = [(layer, option) for layer in choices.values() for option in layer.factors]

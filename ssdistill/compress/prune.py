@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from ssdistill.compress import Context, Step
-from ssdistill.compress.budget import search
-from ssdistill.compress.keeping import largest_ratio, likeness_to
+from ssdistill.compress.bisection import bisect_to_budget, bisect_to_cka
+from ssdistill.compress.comparing import cka_with
 from ssdistill.compress.preconditions import refuse_file, refuse_non_finite
 from ssdistill.compress.pruning.blocks import rank_blocks, without
 from ssdistill.compress.pruning.criteria import Criterion, score_groups
@@ -144,10 +144,10 @@ class Prune(Step):
         ratio, share = value, None
         reference = context.original if self.of == "original" else model
         if key == "cka":
-            cka = likeness_to(reference, context.images(self.images, self.seed))
-            ratio, context.record["cka"] = largest_ratio(value, make, cka, context)
+            cka = cka_with(reference, context.images(self.images, self.seed))
+            ratio, context.record["cka"] = bisect_to_cka(value, make, cka, context)
         elif key != "ratio":
-            ratio, share = search(key, value, make, reference, context, limits)
+            ratio, share = bisect_to_budget(key, value, make, reference, context, limits)
         pruned = make(ratio)
         changed = self._report(model, pruned, context)
         if not changed and self.of == "parent":

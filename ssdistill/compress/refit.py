@@ -19,7 +19,7 @@ from ssdistill.compress.fitting.consumers import (
     likeness,
 )
 from ssdistill.compress.fitting.gram import Gram, best_map
-from ssdistill.compress.fitting.observe import Watched
+from ssdistill.compress.fitting.observing import ObservedModel
 from ssdistill.compress.fitting.targets import BATCH, PLACES, Batches, Targets, split_batches
 from ssdistill.compress.preconditions import refuse_non_finite
 from ssdistill.errors import UserError
@@ -174,7 +174,9 @@ def refit_layers(
     refuse_non_finite("refit", pruned)
     refuse_non_finite("refit", dense)
     batches = split_batches(inputs, held_out)
-    narrow, wide = (Watched(m, inputs[:2], streams, BATCH * PLACES, seed) for m in (pruned, dense))
+    narrow, wide = (
+        ObservedModel(m, inputs[:2], streams, BATCH * PLACES, seed) for m in (pruned, dense)
+    )
     pairs = consumers(pruned, dense, wide.traced, depthwise)
     if not pairs:
         raise UserError(f"refit must follow prune: no layer of '{pruned.name}' has lost inputs")
@@ -202,7 +204,7 @@ def refit_layers(
 
 
 def _sums(
-    narrow: Watched,
+    narrow: ObservedModel,
     batches: Batches,
     name: str,
     kept_O: Tensor,
@@ -212,7 +214,7 @@ def _sums(
     sums = Gram(), Gram()
     target_outputs = targets.of(name)
     for index, (batch, held) in enumerate(batches):
-        calls = narrow.watch(batch, index, [name], True)[name]
+        calls = narrow.observe(batch, index, [name], True)[name]
         for call, target_NO in zip(calls, target_outputs[index], strict=True):
             missing_NO = target_NO[:, kept_O.to(target_NO.device)] - call.end_NO
             scale_O = call.scale_O
@@ -224,7 +226,7 @@ def _sums(
     return sums
 
 
-def _change(narrow: Watched, name: str, map_GKO: Tensor, bias_GO: Tensor) -> None:
+def _change(narrow: ObservedModel, name: str, map_GKO: Tensor, bias_GO: Tensor) -> None:
     """Add a map to a layer; a bias it cannot hold goes into the batch norm behind it."""
     net, calls = narrow.model.net, narrow.traced[name]
     layer, bias_O = net.get_submodule(name), bias_GO.flatten()

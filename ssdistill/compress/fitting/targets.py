@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ssdistill.compress.fitting.observe import Watched
+from ssdistill.compress.fitting.observing import ObservedModel
 from ssdistill.errors import UserError
 
 BATCH = 32
@@ -38,7 +38,7 @@ def split_batches(inputs: Tensor, held_out: float) -> Batches:
 class Targets:
     """What the dense network makes of every batch behind its layers, as many as memory allows."""
 
-    def __init__(self, wide: Watched, batches: Batches, twins: dict[str, str]):
+    def __init__(self, wide: ObservedModel, batches: Batches, twins: dict[str, str]):
         self.wide, self.batches, self.twins = wide, batches, twins
         self.waiting, self.found = list(twins), {}
 
@@ -57,7 +57,7 @@ class Targets:
             chosen.append(self.waiting.pop(0))
         self.found = {name: [] for name in chosen}
         for index, (batch, _) in enumerate(self.batches):
-            calls = self.wide.watch(batch, index, [self.twins[name] for name in chosen], False)
+            calls = self.wide.observe(batch, index, [self.twins[name] for name in chosen], False)
             for name in chosen:
                 ends = [call.end_NO.to(call.y_NO) for call in calls[self.twins[name]]]
                 self.found[name].append(ends)

@@ -20,7 +20,7 @@ from ssdistill.chain import report as report_module
 from ssdistill.chain import run as run_module
 from ssdistill.chain.evaluation import answers_of, label_free_sample, raw_pixels
 from ssdistill.chain.page_content import lineage, page_content
-from ssdistill.chain.plan import evaluations_of, latency_stage, models_of, plan
+from ssdistill.chain.plan import evaluations_of, latency_stage, models_of, plan_stages
 from ssdistill.chain.stages import Identity
 from ssdistill.chain.training import NOTICES
 from ssdistill.chain.workspace import open_workspace
@@ -146,7 +146,7 @@ def same_weights(first, second):
 
 
 def test_every_stage_is_recorded_with_its_work_and_its_parents(chain):
-    stages = plan(chain.workspace)
+    stages = plan_stages(chain.workspace)
     for stage in stages:
         found = record(chain, stage)
         assert found.status == "finished"
@@ -187,7 +187,7 @@ def test_an_artifact_names_the_weights_it_comes_from(chain):
 
 
 def test_the_terminal_says_what_is_done(chain):
-    count = len(plan(chain.workspace))
+    count = len(plan_stages(chain.workspace))
     assert f"{count} stages, {count} to do" in chain.said
     assert "60 training and 66 test images, 16x16" in chain.said
     assert f"[1/{count}] initialize untrained, seed 0" in chain.said
@@ -200,7 +200,7 @@ def test_a_second_run_does_nothing_again(chain, monkeypatch):
     monkeypatch.setattr(run_module, "execute", None)
     with run_module.console.capture() as said:
         again = run_module.run(chain.workspace.experiment, chain.workspace.root)
-    count = len(plan(chain.workspace))
+    count = len(plan_stages(chain.workspace))
     assert said.get().count(": cached") == count and f"{count} stages, 0 to do" in said.get()
     assert again.records == chain.report.records
     planned = run_module.dry_run(chain.workspace.experiment, chain.workspace.root)
@@ -562,7 +562,7 @@ def test_without_labels_only_what_needs_none_is_announced(chain, monkeypatch):
 
     monkeypatch.setattr(type(chain.workspace.source), "has_labels", False)
     with run_module.console.capture() as said:
-        run_module.announce(chain.workspace, plan(chain.workspace))
+        run_module.announce(chain.workspace, plan_stages(chain.workspace))
     assert "no labels: skipping evaluation" in said.get()
     assert any("No labels: evaluation skipped" in n for n in notices_of(chain.workspace))
 

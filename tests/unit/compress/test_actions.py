@@ -6,10 +6,15 @@ from torch import nn
 
 from ssdistill.compress import Context
 from ssdistill.compress.searching.actions import Actions, Site, embed
-from ssdistill.compress.searching.allocate import allocate, best_uniform, predicted, uniform_plans
+from ssdistill.compress.searching.allocate import (
+    allocate,
+    best_uniform_within,
+    predict_damage,
+    uniform_allocations,
+)
+from ssdistill.compress.searching.allocation_costs import AllocationCosts
 from ssdistill.compress.searching.damages import damage
-from ssdistill.compress.searching.plan_costs import PlanCosts
-from ssdistill.compress.searching.solving import file_size
+from ssdistill.compress.searching.measured_budget import file_size
 from ssdistill.measure.macs import count_macs
 from ssdistill.measure.parameters import count_parameters
 from ssdistill.models.wrapped import Wrapped
@@ -43,7 +48,9 @@ def test_every_kind_lists_its_places_from_mild_to_severe(actions):
     assert {site.kind for site in found.levels} == {"bits", "width", "rank"}
     assert all(list(v) == sorted(v, reverse=True) for v in found.levels.values())
     assert found.levels[Site("bits", f"{CONV}.weight")] == (8, 7, 6, 5, 4, 3, 2)
-    widths = [found.kept_share(Site("width", CONV), v) for v in found.levels[Site("width", CONV)]]
+    widths = [
+        found.kept_fraction(Site("width", CONV), v) for v in found.levels[Site("width", CONV)]
+    ]
     assert len(set(widths)) == len(widths) and max(widths) < 1
 
 
@@ -73,14 +80,14 @@ def test_an_action_changes_its_own_layer_alone(actions):
 def test_estimated_costs_of_widths_and_ranks_are_those_of_the_built_model(actions, unit):
     found = actions("width", "rank", with_refit=False)
     count = count_macs if unit == "macs" else count_parameters
-    costs = PlanCosts(found, unit, count(found.model))
+    costs = AllocationCosts(found, unit, count(found.model))
     assert costs.total({}) == pytest.approx(count(found.model))
     for site, levels in found.levels.items():
-        plan = {site: levels[-1]}
+        allocation = {site: levels[-1]}
         biases = 0.02 if site.kind == "rank" and unit == "parameters" else 1e-9
-        assert costs.total(plan) == pytest.approx(count(found.build(plan)), rel=biases)
+        assert costs.total(allocation) == pytest.approx(count(found.build(allocation)), rel=biases)
         saving = costs.saving({}, site, levels[-1])
-        assert saving == pytest.approx(costs.total({}) - costs.total(plan))
+        assert saving == pytest.approx(costs.total({}) - costs.total(allocation))
     widths = {site: v[-1] for site, v in found.levels.items() if site.kind == "width"}
     assert costs.total(widths) == pytest.approx(count(found.build(widths)))
 
@@ -90,10 +97,12 @@ def test_estimated_bytes_are_close_to_those_of_the_file(actions):
     for level in (3, 6):
         bits = {s: level for s in found.levels if s.kind == "bits"}
         coded = {(site, level): found.alone(site, level)[1] for site in bits}
-        costs = PlanCosts(found, "bytes", file_size(found.model), coded)
+        costs = AllocationCosts(found, "bytes", file_size(found.model), coded)
         narrow = {s: v[-1] for s, v in found.levels.items() if s.kind == "width"}
-        for plan in (bits, bits | narrow):
-            assert costs.total(plan) == pytest.approx(file_size(found.build(plan)), rel=0.1)
+        for allocation in (bits, bits | narrow):
+            assert costs.total(allocation) == pytest.approx(
+                file_size(found.build(allocation)), rel=0.1
+            )
 
 
 def test_bits_of_a_layer_that_has_become_two_go_for_both(actions):
@@ -110,8 +119,8 @@ def test_no_layer_loses_channels_and_becomes_two(actions):
     assert found.conflict(Site("width", CONV), Site("rank", "layer1.0.conv2"))
     assert not found.conflict(Site("width", CONV), Site("rank", "layer2.0.conv2"))
     assert not found.conflict(Site("width", CONV), Site("width", "layer2.0.conv1"))
-    for plan in uniform_plans(found):
-        assert not any(found.conflict(a, b) for a in plan for b in plan)
+    for allocation in uniform_allocations(found):
+        assert not any(found.conflict(a, b) for a in allocation for b in allocation)
 
 
 @pytest.fixture
@@ -124,48 +133,48 @@ def chain():
     coded = {(s, v): int(64 * 64 * v / 8) for s, levels in found.levels.items() for v in levels}
     sensitivity = {site: 10.0**-i for i, site in enumerate(found.levels)}
     of = {(s, v): sensitivity[s] * 4.0**-v for s, v in coded}
-    return found, of, PlanCosts(found, "bytes", file_size(model), coded)
+    return found, of, AllocationCosts(found, "bytes", file_size(model), coded)
 
 
 def test_the_sensitive_layer_keeps_its_bits_and_the_budget_is_met(chain):
     found, of, costs = chain
-    (plan,) = allocate(found, of, costs, [costs.whole * 0.14])
-    bits = [plan.get(site, 32) for site in found.levels]
+    (allocation,) = allocate(found, of, costs, [costs.whole * 0.14])
+    bits = [allocation.get(site, 32) for site in found.levels]
     assert bits == sorted(bits, reverse=True) and bits[0] > bits[-1]
-    assert costs.total(plan) <= costs.whole * 0.14
+    assert costs.total(allocation) <= costs.whole * 0.14
 
 
-def test_greedy_steps_come_within_a_hair_of_the_best_of_all_plans(chain):
+def test_greedy_steps_come_within_a_hair_of_the_best_of_compression_variants(chain):
     found, of, costs = chain
     sites = list(found.levels)[:2]
     found.levels = {site: found.levels[site] for site in sites}
-    plans = [{sites[0]: a, sites[1]: b} for a in range(2, 9) for b in range(2, 9)]
-    plans += [{site: v} for site in sites for v in range(2, 9)]
+    allocations = [{sites[0]: a, sites[1]: b} for a in range(2, 9) for b in range(2, 9)]
+    allocations += [{site: v} for site in sites for v in range(2, 9)]
     for share in (0.7, 0.62, 0.58):
         budget = costs.whole * share
-        best = min(predicted(p, of) for p in plans if costs.total(p) <= budget)
-        (plan,) = allocate(found, of, costs, [budget])
-        assert costs.total(plan) <= budget and predicted(plan, of) <= 1.3 * best
+        best = min(predict_damage(p, of) for p in allocations if costs.total(p) <= budget)
+        (allocation,) = allocate(found, of, costs, [budget])
+        assert costs.total(allocation) <= budget and predict_damage(allocation, of) <= 1.3 * best
 
 
 def test_a_smaller_budget_never_damages_less_and_one_out_of_reach_has_no_plan(chain):
     found, of, costs = chain
     shares = (0.25, 0.2, 0.16, 0.12, 0.01)
-    plans = allocate(found, of, costs, [s * costs.whole for s in shares])
-    assert plans[-1] is None
-    damages = [predicted(plan, of) for plan in plans[:-1]]
+    allocations = allocate(found, of, costs, [s * costs.whole for s in shares])
+    assert allocations[-1] is None
+    damages = [predict_damage(allocation, of) for allocation in allocations[:-1]]
     assert damages == sorted(damages) and damages[0] < damages[-1]
 
 
 def test_no_uniform_plan_of_the_same_cost_is_predicted_to_be_better(chain):
     found, of, costs = chain
-    uniform = [(plan, costs.total(plan)) for plan in uniform_plans(found)]
+    uniform = [(allocation, costs.total(allocation)) for allocation in uniform_allocations(found)]
     assert len(uniform) == 7
-    for plan, cost in uniform:
+    for allocation, cost in uniform:
         (searched,) = allocate(found, of, costs, [cost])
-        assert predicted(searched, of) <= predicted(plan, of) * (1 + 1e-9)
-        assert best_uniform(uniform, of, cost) == plan
-    assert best_uniform(uniform, of, 0) is None
+        assert predict_damage(searched, of) <= predict_damage(allocation, of) * (1 + 1e-9)
+        assert best_uniform_within(uniform, of, cost) == allocation
+    assert best_uniform_within(uniform, of, 0) is None
 
 
 @pytest.mark.parametrize("measure", ["cosine", "cka"])
