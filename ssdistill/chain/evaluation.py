@@ -35,9 +35,9 @@ PIXELS = 16
 """Larger images are shrunk to this side for the row of raw pixels."""
 
 
-def label_free_sample(num_images: int, wanted: int) -> slice:
-    """Evenly spread positions of at most ``wanted`` test images for label-free metrics."""
-    step = -(-num_images // wanted)
+def label_free_sample(num_images: int, sample_size: int) -> slice:
+    """Evenly spread positions of at most ``sample_size`` test images for label-free metrics."""
+    step = -(-num_images // sample_size)
     return slice(0, num_images, step)
 
 

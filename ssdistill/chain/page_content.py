@@ -134,15 +134,15 @@ def _confusions(workspace: Workspace) -> list[Callable[[float], str]]:
     charts = []
     for role in dict.fromkeys((teacher, "distilled", last)):
         answers = answers_of(evaluations[role], workspace) if role in evaluations else {}
-        asked = sorted(answers.keys() - {"targets"}, key=lambda name: (name != "linear", name))
-        if not asked:
+        protocols = sorted(answers.keys() - {"targets"}, key=lambda name: (name != "linear", name))
+        if not protocols:
             continue
         classification = classify(
             answers["targets"],
-            predictions=answers[asked[0]],
+            predictions=answers[protocols[0]],
             class_names=workspace.test.class_names,
         )
-        title = f"{role}, {protocol_words(asked[0])}"
+        title = f"{role}, {protocol_words(protocols[0])}"
         charts.append(
             partial(confusion_svg, classification.confusion_KK, classification.names, title)
         )

@@ -145,8 +145,8 @@ def notices_of(workspace: Workspace) -> list[str]:
             )
     if experiment.paper and experiment.paper.title:
         paper = experiment.paper
-        where = ", ".join(filter(None, (paper.arxiv, paper.table)))
-        notices.append(f"Claims of: {paper.title}{f' ({where})' if where else ''}.")
+        reference = ", ".join(filter(None, (paper.arxiv, paper.table)))
+        notices.append(f"Claims of: {paper.title}{f' ({reference})' if reference else ''}.")
     if experiment.paper and experiment.paper.deviations:
         notices.append(f"Deviations: {'; '.join(experiment.paper.deviations)}.")
     if experiment.profile != "paper":

@@ -68,15 +68,15 @@ def check_device(device: DeviceSettings) -> None:
         UserError: this machine has none of the kind, or none that computes so.
     """
     try:
-        where = device_of(device.accelerator)
+        torch_device = device_of(device.accelerator)
         # Some devices are there and cannot be used.
-        torch.zeros(1, device=where)
+        torch.zeros(1, device=torch_device)
     except Exception as error:
         raise UserError(
             f"device.accelerator={shortened(device.accelerator)} is not available "
             f"({reason_of(error)}); set device.accelerator=auto"
         ) from error
-    on_cuda = where.type == "cuda"
+    on_cuda = torch_device.type == "cuda"
     if device.precision == "bf16" and on_cuda and not torch.cuda.is_bf16_supported():
         raise UserError(
             f"device.precision=bf16 is not supported by {torch.cuda.get_device_name()}; "

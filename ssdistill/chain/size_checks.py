@@ -53,10 +53,10 @@ def _own_remedy(name: str, network: str) -> str:
     return f"set another data.image_size, {network}.encoder.input_size or {network}.encoder.name"
 
 
-def _encode(encoder: Encoder, size: int, where: str, remedy: str) -> None:
+def _encode(encoder: Encoder, size: int, key: str, remedy: str) -> None:
     if size > LARGEST_SIDE:
         raise UserError(
-            f"{where}: {encoder.spec.name} cannot encode views of {size} pixels: choose a smaller "
+            f"{key}: {encoder.spec.name} cannot encode views of {size} pixels: choose a smaller "
             "size"
         )
     try:
@@ -66,7 +66,7 @@ def _encode(encoder: Encoder, size: int, where: str, remedy: str) -> None:
         raise
     except Exception as error:  # a network raises anything on a size it was not made for
         raise UserError(
-            f"{where}: {encoder.spec.name} cannot encode views of {size} pixels "
+            f"{key}: {encoder.spec.name} cannot encode views of {size} pixels "
             f"({one_line(error)[:120]}); {remedy}"
         ) from error
 

@@ -41,7 +41,7 @@ class Refit(Step):
     Args:
         images: unlabeled inputs to fit to; a quarter of what there is, at least, is left to
             judge the result by.
-        held_out: share of them that chooses the ridge of every layer.
+        held_out: fraction of them that chooses the ridge of every layer.
         ridges: penalties on the change of the weights to choose from, in units of the mean
             variance of a layer's inputs.
         depthwise: refit depthwise convolutions as well, each channel by itself.
@@ -76,7 +76,7 @@ class Refit(Step):
         """A refitted copy of ``model``.
 
         ``context.record`` receives how many ``layers`` were ``refitted`` and how many ``kept``,
-        the mean share of their squared error that was ``left``, ``seconds``, ``cka_before``,
+        the mean fraction of their squared error that was ``left``, ``seconds``, ``cka_before``,
         ``cka_after`` and ``accepted`` (0 or 1).
 
         Raises:
@@ -111,7 +111,7 @@ class Fit:
 
     Attributes:
         layer: its name in ``net``.
-        left: share of its squared error on held-out inputs that is left; 1 where it was kept.
+        left: fraction of its squared error on held-out inputs that is left; 1 where it was kept.
     """
 
     layer: str
@@ -158,7 +158,7 @@ def refit_layers(
         dense: left as it is; may itself have been pruned earlier.
         inputs: unlabeled inputs, stacked along the first axis.
         ridges: penalties to choose from.
-        held_out: share of the inputs that choose, evenly spread; the final fit has them too.
+        held_out: fraction of the inputs that choose, evenly spread; the final fit has them too.
         depthwise: refit depthwise convolutions as well, each channel by itself.
         streams: correct the residual stream at the end of branches.
         seed: of the choice of places.
@@ -213,16 +213,16 @@ def _sums(
     """What determines the change of one layer: from the inputs to fit, and those held out."""
     sums = Gram(), Gram()
     target_outputs = targets.of(name)
-    for index, (batch, held) in enumerate(batches):
+    for index, (batch, is_held_out) in enumerate(batches):
         calls = narrow.observe(batch, index, [name], True)[name]
         for call, target_NO in zip(calls, target_outputs[index], strict=True):
-            missing_NO = target_NO[:, kept_O.to(target_NO.device)] - call.end_NO
+            correction_NO = target_NO[:, kept_O.to(target_NO.device)] - call.end_NO
             scale_O = call.scale_O
             # An output that is multiplied by nothing needs no change.
-            reached_O = scale_O.abs() <= 1e-6 * scale_O.abs().max()
-            missing_NO = torch.where(reached_O, 0.0, missing_NO / scale_O)
-            missing_NGO = missing_NO.unflatten(1, (call.x_NGK.shape[1], -1))
-            sums[held].add(call.x_NGK, missing_NGO)
+            is_silent_O = scale_O.abs() <= 1e-6 * scale_O.abs().max()
+            correction_NO = torch.where(is_silent_O, 0.0, correction_NO / scale_O)
+            correction_NGO = correction_NO.unflatten(1, (call.x_NGK.shape[1], -1))
+            sums[is_held_out].add(call.x_NGK, correction_NGO)
     return sums
 
 

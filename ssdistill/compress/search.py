@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ssdistill.compress import Context, Step
 from ssdistill.compress.codes.mean_shifts import correct_shifts
-from ssdistill.compress.preconditions import check_given
+from ssdistill.compress.preconditions import check_input_model
 from ssdistill.compress.searching.actions import Actions, Allocation, Kind, as_json, embed
 from ssdistill.compress.searching.allocate import (
     allocate,
@@ -39,14 +39,14 @@ class Search(Step):
     at a number of budgets: ``front.json`` has them all.
 
     Latency is searched through multiply-accumulates: a model is built, timed in ONNX Runtime,
-    and its share of them adjusted until the time is within the budget.
+    and its fraction of them adjusted until the time is within the budget.
 
     Args:
-        bytes: share of the bytes of the file to keep at most; with ``bits`` alone this is for
+        bytes: fraction of the bytes of the file to keep at most; with ``bits`` alone this is for
             the file only: memory and speed stay as they are.
-        macs: share of the multiply-accumulates to keep at most.
-        parameters: share of the parameters to keep at most.
-        latency: share of the time for one input to keep at most.
+        macs: fraction of the multiply-accumulates to keep at most.
+        parameters: fraction of the parameters to keep at most.
+        latency: fraction of the time for one input to keep at most.
         actions: ``bits`` (2 to 8 a weight), ``width`` (fewer channels within blocks), ``rank``
             (a layer as two); by default ``bits`` for bytes and ``width`` for the others.
         damage: ``cosine`` (1 - centered cosine) or ``cka`` (1 - debiased CKA).
@@ -113,7 +113,7 @@ class Search(Step):
             UserError: a file for a runtime, weights that are not finite, a pattern that matches
                 no layer, nothing that can be done, or a budget out of reach.
         """
-        check_given(self.kind, model)
+        check_input_model(self.kind, model)
         inputs = context.images(2 * self.images, self.seed).to(model.device)
         search_inputs, held_out = inputs[::2], inputs[1::2]
         actions = self._actions(model, context, search_inputs)

@@ -79,8 +79,8 @@ def _refuse_slip(name: str, word: str, options: Mapping[str, bool]) -> None:
     """
     hint = "" if "." in name else nearest_option(name, options)
     if hint and name not in _sections():
-        what = "option" if word.startswith("-") else "setting"
-        raise UserError(f"{shortened(word)}: no such {what}{hint}")
+        word_kind = "option" if word.startswith("-") else "setting"
+        raise UserError(f"{shortened(word)}: no such {word_kind}{hint}")
 
 
 def nearest_option(word: str, options: Iterable[str]) -> str:

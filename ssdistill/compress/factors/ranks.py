@@ -17,7 +17,7 @@ class Option(NamedTuple):
 
     Attributes:
         rank: None leaves it as it is.
-        loss: share of the energy that is lost, 0 to 1; for ``tucker`` at most this.
+        loss: fraction of the energy that is lost, 0 to 1; for ``tucker`` at most this.
         cost: parameters and MACs.
     """
 

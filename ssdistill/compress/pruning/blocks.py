@@ -86,13 +86,13 @@ def _weight(node: Any, own: set[int], depth: int = 3) -> bool:
 
 def without(model: Model, names: Iterable[str]) -> Model:
     """Copy ``model`` with the named blocks replaced by ``nn.Identity``."""
-    short, gone = copy.deepcopy(model), set(names)
+    short, removed = copy.deepcopy(model), set(names)
     short.set_taps(())
-    for name in gone:
+    for name in removed:
         short.net.set_submodule(name, nn.Identity())
     order = {name: number for number, (name, _) in enumerate(short.net.named_modules())}
-    short.removed = tuple(sorted({*model.removed, *gone}, key=order.__getitem__))
-    keep = lambda key: not any(key.startswith(f"{name}.") for name in gone)  # noqa: E731
+    short.removed = tuple(sorted({*model.removed, *removed}, key=order.__getitem__))
+    keep = lambda key: not any(key.startswith(f"{name}.") for name in removed)  # noqa: E731
     short.channels = {key: value for key, value in model.channels.items() if keep(key)}
     short.coded = {key: value for key, value in short.coded.items() if keep(key)}
     short.set_taps(getattr(model, "taps", ()))
@@ -112,7 +112,7 @@ def rank_blocks(model: Model, protect: Sequence[str], x: Tensor, progress: Any) 
     blocks = [
         name
         for name in find_blocks(model)
-        if not any(f"{kept}.".startswith(f"{name}.") for kept in protect)
+        if not any(f"{protected}.".startswith(f"{name}.") for protected in protect)
     ]
     if not blocks:
         raise UserError(

@@ -33,11 +33,11 @@ def best(
     """Indices of the units that stay, ascending, by group: at least one of each.
 
     Args:
-        units: how many of every group the ratio is a share of; those it has by default.
+        units: how many of every group the ratio is a fraction of; those it has by default.
         round_to: widths in channels are multiples of this where they change; heads keep theirs.
         together: rank all groups in one list.
         relative: divide scores by their group's mean before that.
-        ratio: share of the units to remove.
+        ratio: fraction of the units to remove.
     """
     keep_counts = [count * (1 - ratio) for count in units or [len(g.score_C) for g in groups]]
     if together:

@@ -86,40 +86,40 @@ class Actions:
             self.model, "inner", lambda m, groups: score_groups("l2", m, groups, context)
         )
         for group in groups:
-            remaining = {share: len(self._kept_units(group, share)) for share in WIDTHS}
+            remaining = {fraction: len(self._kept_units(group, fraction)) for fraction in WIDTHS}
             # Rounding makes some of them the same.
-            levels = {width: share for share, width in reversed(remaining.items())}
-            shares = tuple(
+            levels = {width: fraction for fraction, width in reversed(remaining.items())}
+            fractions = tuple(
                 s for s in WIDTHS if s in levels.values() and remaining[s] < len(group.score_C)
             )
-            if shares:
+            if fractions:
                 self.groups[group.root] = group
-                self.levels[Site("width", group.root)] = shares
+                self.levels[Site("width", group.root)] = fractions
 
     def _add_ranks(self) -> None:
         layers = dict(self.model.net.named_modules())
         for name in called_layers(self.model):
             dense = layer_cost(layers[name], None, "data").parameters
-            shares = tuple(
-                share
-                for share in RANKS
-                if layer_cost(layers[name], self.rank(name, share), "data").parameters < dense
+            fractions = tuple(
+                fraction
+                for fraction in RANKS
+                if layer_cost(layers[name], self.rank(name, fraction), "data").parameters < dense
             )
-            if shares:
-                self.levels[Site("rank", name)] = shares
+            if fractions:
+                self.levels[Site("rank", name)] = fractions
         names = [site.layer for site in self.levels if site.kind == "rank"]
         self.stats = output_stats(self.model, self.inputs, names) if names else {}
 
-    def rank(self, name: str, share: float) -> int:
-        """The rank at which a layer has this share of its weights, at least 1."""
+    def rank(self, name: str, fraction: float) -> int:
+        """The rank at which a layer has this fraction of its weights, at least 1."""
         weight = self.model.net.get_submodule(name).weight
         outs, inside = len(weight), weight[0].numel()
-        return max(int(share * outs * inside / (outs + inside)), 1)
+        return max(int(fraction * outs * inside / (outs + inside)), 1)
 
-    def _kept_units(self, group: ChannelGroup, share: float) -> Tensor:
+    def _kept_units(self, group: ChannelGroup, fraction: float) -> Tensor:
         units = len(group.score_C)
         rounding = max(self.round_to // group.width, 1)
-        count = min(max(round(share * units / rounding), 1) * rounding, units)
+        count = min(max(round(fraction * units / rounding), 1) * rounding, units)
         return group.score_C.topk(count).indices.sort().values
 
     def kept_fraction(self, site: Site, level: float) -> float:
@@ -155,11 +155,11 @@ class Actions:
                 compressed = refit(
                     compressed, self.model, self.inputs, progress=lambda items, _: items
                 )
-        for site, share in allocation.items():
+        for site, fraction in allocation.items():
             if site.kind == "rank":
                 layer = compressed.net.get_submodule(site.layer)
                 factors = decompose(
-                    layer, "data", self.rank(site.layer, share), self.stats[site.layer]
+                    layer, "data", self.rank(site.layer, fraction), self.stats[site.layer]
                 )
                 replace(compressed, site.layer, factors)
         bits = self._bits(compressed, allocation)
@@ -184,8 +184,8 @@ class Actions:
 def grid_bytes(code: Uniform) -> int:
     """Bytes of a weight on its grid: what Huffman's code comes close to, or the fixed width."""
     counts = code.integers.to(torch.int64).flatten().sub(code.low).bincount()
-    share = counts[counts > 0] / code.integers.numel()
-    entropy = -(share * share.log2()).sum().item()
+    frequency = counts[counts > 0] / code.integers.numel()
+    entropy = -(frequency * frequency.log2()).sum().item()
     floats = code.scale.numel() * (1 if code.zero is None else 2)
     return math.ceil(code.integers.numel() * min(code.bits, entropy + SLACK) / 8) + 2 * floats
 

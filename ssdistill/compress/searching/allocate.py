@@ -61,7 +61,7 @@ def _relaxed(
     costs: AllocationCosts,
     budget: float,
 ) -> Allocation:
-    allocation, spare = dict(allocation), budget - costs.total(allocation)
+    allocation, budget_left = dict(allocation), budget - costs.total(allocation)
     while True:
         best, best_rate = None, 0.0
         for site, now in allocation.items():
@@ -69,12 +69,16 @@ def _relaxed(
             for level in (None, *levels[: levels.index(now)]):
                 more = -costs.saving(allocation, site, level)
                 gain = damages[site, now] - (damages[site, level] if level is not None else 0.0)
-                if more <= spare and gain > 0 and (rate := gain / max(more, 1e-9)) > best_rate:
+                if (
+                    more <= budget_left
+                    and gain > 0
+                    and (rate := gain / max(more, 1e-9)) > best_rate
+                ):
                     best, best_rate, price = (site, level), rate, more
         if best is None:
             return allocation
         site, level = best
-        spare -= price
+        budget_left -= price
         if level is None:
             del allocation[site]
         else:

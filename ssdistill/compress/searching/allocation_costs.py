@@ -85,8 +85,8 @@ class AllocationCosts:
             return self.macs.get(name, 0) * weight
         cost = 0.0
         for key, tensor in self.tensors.get(name, ()):
-            share = weight if key.endswith(".weight") and tensor.ndim > 1 else fractions["out"]
-            cost += self._tensor(key, tensor, allocation) * share
+            fraction = weight if key.endswith(".weight") and tensor.ndim > 1 else fractions["out"]
+            cost += self._tensor(key, tensor, allocation) * fraction
         return cost
 
     def _tensor(self, key: str, tensor: Tensor, allocation: Mapping[Site, float]) -> float:
@@ -102,12 +102,13 @@ class AllocationCosts:
             self._fractions[site, level] = self.actions.kept_fraction(site, level)
         return self._fractions[site, level]
 
-    def _rank_fraction(self, name: str, share: float) -> float:
-        if (Site("rank", name), share) not in self._fractions:
-            layer, rank = self.actions.model.net.get_submodule(name), self.actions.rank(name, share)
+    def _rank_fraction(self, name: str, fraction: float) -> float:
+        if (Site("rank", name), fraction) not in self._fractions:
+            layer = self.actions.model.net.get_submodule(name)
+            rank = self.actions.rank(name, fraction)
             costs = [layer_cost(layer, r, "data").macs for r in (rank, None)]
-            self._fractions[Site("rank", name), share] = costs[0] / costs[1]
-        return self._fractions[Site("rank", name), share]
+            self._fractions[Site("rank", name), fraction] = costs[0] / costs[1]
+        return self._fractions[Site("rank", name), fraction]
 
 
 @torch.inference_mode()
