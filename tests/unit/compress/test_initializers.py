@@ -10,7 +10,7 @@ from ssdistill.compress.quantize import Quantize
 from ssdistill.models.backbones import EncoderSettings, build_encoder
 
 
-def noise(count, seed):
+def random_images(count, seed):
     return torch.rand(count, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
 
 
@@ -27,7 +27,7 @@ def files(tmp_path_factory):
             patch.setattr("ssdistill.compress.quantize.merge_equal_initializers", merge)
             step = Quantize(scheme="u8s8", calibration_images=16, check_images=16,
                             bias_correction=True)  # fmt: skip
-            step.apply(encoder, Context(noise, folder))
+            step.apply(encoder, Context(random_images, folder))
         found.append(folder / "model.onnx")
     return *found, encoder.embed_dim
 
@@ -36,7 +36,9 @@ def test_a_slim_file_is_smaller_and_computes_the_same_bits(files):
     written, merged, width = files
     assert merged.stat().st_size < 0.9 * written.stat().st_size
     onnx.checker.check_model(onnx.load(merged), full_check=True)
-    outputs = [OnnxEncoder(path, width)(noise(5, 1)).embedding_BD for path in (written, merged)]
+    outputs = [
+        OnnxEncoder(path, width)(random_images(5, 1)).embedding_BD for path in (written, merged)
+    ]
     assert torch.equal(*outputs)
 
 

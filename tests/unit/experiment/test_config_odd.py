@@ -185,7 +185,7 @@ def test_one_of_several_teachers_pretrained_in_another_way_does_so_too(load):
 
 def test_a_method_named_alone_keeps_its_kind_when_one_of_its_settings_changes(load):
     text = BASE + "teachers: {a: {pretrain: moco}, b: {}}\n"
-    experiment, _ = load("teachers.a.pretrain.queue_size=64", text=text)
+    experiment, _ = load("teachers.a.pretrain.queue=64", text=text)
     assert experiment.teachers["a"].pretrain.kind == "moco"
 
 
