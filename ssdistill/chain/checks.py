@@ -72,8 +72,8 @@ def _check_recoveries(workspace: Workspace) -> None:
             learns = STEPS[settings.kind].learns(settings)
             if learns and getattr(settings, "batch_size", None) == 1:
                 key = f"plans.{variant}.{number}" if variant else f"compress.{number}"
-                one = experiment.recovery.model_copy(update={"batch_size": 1})
-                _check(workspace, key, one)
+                single_image_settings = experiment.recovery.model_copy(update={"batch_size": 1})
+                _check(workspace, key, single_image_settings)
 
 
 def _check_pretraining(workspace: Workspace, finished: Collection[str]) -> list[str]:

@@ -130,9 +130,9 @@ def _confusions(workspace: Workspace) -> list[Callable[[float], str]]:
     seed = workspace.experiment.seeds[0]
     evaluations = evaluations_of(workspace, seed)
     teacher = next(iter(workspace.experiment.all_teachers))
-    last = list(models_of(workspace, seed))[-1]
+    last_role = list(models_of(workspace, seed))[-1]
     charts = []
-    for role in dict.fromkeys((teacher, "distilled", last)):
+    for role in dict.fromkeys((teacher, "distilled", last_role)):
         answers = answers_of(evaluations[role], workspace) if role in evaluations else {}
         protocols = sorted(answers.keys() - {"targets"}, key=lambda name: (name != "linear", name))
         if not protocols:

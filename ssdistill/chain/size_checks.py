@@ -26,13 +26,13 @@ def check_sizes(encoder: Encoder, key: str, sizes: Iterable[int], network: str) 
     Raises:
         UserError: a size that the network cannot take.
     """
-    own, name = encoder.spec.image_size, encoder.spec.name
+    own_size, name = encoder.spec.image_size, encoder.spec.name
     modes = {module: module.training for module in encoder.modules()}
     encoder.eval()
     try:
         with _missed_pixels(encoder) as missed:
-            _encode(encoder, own, f"data.image_size={own}", _own_remedy(name, network))
-        for size in sorted({*sizes} - {own}):
+            _encode(encoder, own_size, f"data.image_size={own_size}", _own_remedy(name, network))
+        for size in sorted({*sizes} - {own_size}):
             remedy = f"set {network}.encoder.args.dynamic_img_size=true"
             _encode(encoder, size, f"{key}.views", remedy)
     finally:
@@ -84,9 +84,9 @@ def _missed_pixels(encoder: Encoder) -> Iterator[list[tuple[int, str]]]:
     def hook_of(name: str):
         def look(module: nn.Conv2d, inputs: tuple[Tensor, ...], _: Tensor) -> None:
             height = inputs[0].shape[-2]
-            rest = unseen(module, height)
-            if rest:
-                missed.append((round(rest * side / height), name))
+            unseen_rows = unseen(module, height)
+            if unseen_rows:
+                missed.append((round(unseen_rows * side / height), name))
 
         return look
 

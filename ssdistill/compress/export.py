@@ -36,9 +36,9 @@ class Uint8Encoder(Model):
         size = encoder.spec.image_size
         self.side = side or size
         # A matrix: not every runtime has the filter, and all of them have products.
-        one_HH = torch.eye(self.side).view(1, 1, self.side, self.side)
+        identity_HH = torch.eye(self.side).view(1, 1, self.side, self.side)
         shape = (size, self.side)
-        filter_SH = F.interpolate(one_HH, shape, mode="bicubic", antialias=True)[0, 0]
+        filter_SH = F.interpolate(identity_HH, shape, mode="bicubic", antialias=True)[0, 0]
         self.register_buffer("filter_SH", None if self.side == size else filter_SH)
 
     @property

@@ -126,7 +126,7 @@ class Search(Step):
             allocation, compressed, fraction = allocate_within(
                 self.budget, self.fraction, *facts, relative_cost, context
             )
-            judge = _Judge(actions, held_out, self.measure)
+            judge = _HeldOutDamage(actions, held_out, self.measure)
             front = self._front(allocation, judge.damage_of(compressed), *facts, judge, context)
             self._report(front.points[0], fraction, costs, context)
         corrected = False
@@ -170,7 +170,7 @@ class Search(Step):
         actions: Actions,
         damages: Damages,
         costs: AllocationCosts,
-        judge: "_Judge",
+        judge: "_HeldOutDamage",
         context: Context,
     ) -> Front:
         """The result's point, and those of budgets that uniform allocations use up."""
@@ -224,7 +224,7 @@ class Search(Step):
             context.record["storage"] = "fewer bits in the file; memory and speed as before"
 
 
-class _Judge:
+class _HeldOutDamage:
     """Damage of whole models, on inputs held out from the search."""
 
     def __init__(self, actions: Actions, inputs: Tensor, measure: Measure):

@@ -88,8 +88,8 @@ class Share(Step):
         """
         check_input_model(self.kind, model)
         weights = self._weights(model)
-        now = current(model.net.state_dict(), model.coded)
-        masks = {k: code.mask for k, code in now.items() if isinstance(code, Sparse)}
+        current_codes = current(model.net.state_dict(), model.coded)
+        masks = {k: code.mask for k, code in current_codes.items() if isinstance(code, Sparse)}
         groups = self._groups(weights)
         codes: dict[str, Coded] = {}
         for keys in context.progress(groups, "codebooks"):

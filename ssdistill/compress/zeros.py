@@ -100,8 +100,8 @@ class Zeros(Step):
             )
             once = {"rounds": 1, "recover": None, "sparsity": fraction, "gate": None}
             steps += [settings.model_copy(update=once), between]
-        last = {"rounds": 1, "recover": None}
-        return [*steps[:-2], settings.model_copy(update=last)]
+        final_round = {"rounds": 1, "recover": None}
+        return [*steps[:-2], settings.model_copy(update=final_round)]
 
     @classmethod
     def row(cls, settings: Settings) -> str:
@@ -129,11 +129,11 @@ class Zeros(Step):
         sparse = copy.deepcopy(model)
         for key, alias in storage.names(sparse.net, keep).items():
             sparse.net.get_parameter(key).masked_fill_(~keep[alias], 0.0)
-        now = current(model.net.state_dict(), model.coded)
+        current_codes = current(model.net.state_dict(), model.coded)
         for key, alias in storage.names(sparse.net, keep).items():
             if not keep[alias].all():
                 weight = sparse.net.get_parameter(key).detach().cpu()
-                sparse.coded[key] = _sparse(now.get(key), weight, keep[alias].cpu())
+                sparse.coded[key] = _sparse(current_codes.get(key), weight, keep[alias].cpu())
         storage.report(sparse, context)
         numbers = sum(mask.numel() for mask in keep.values())
         context.record.update(
@@ -187,9 +187,9 @@ def zero_masks(model: Model) -> dict[str, Tensor]:
         bool masks of the weights' shapes; only for weights that a ``zeros`` step has made sparse
         and that still have the shape they had then.
     """
-    own = model.net.state_dict()
+    state = model.net.state_dict()
     return {
         key: coded.mask
         for key, coded in model.coded.items()
-        if isinstance(coded, Sparse) and key in own and tuple(own[key].shape) == coded.shape
+        if isinstance(coded, Sparse) and key in state and tuple(state[key].shape) == coded.shape
     }

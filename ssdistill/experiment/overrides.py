@@ -29,14 +29,14 @@ def plain_overrides(words: Iterable[str], options: Mapping[str, bool]) -> list[s
     Raises:
         UserError: a JSON object that cannot be read, or a misspelt option.
     """
-    words, others, settings = list(words), [], []
+    words, other_words, settings = list(words), [], []
     while words:
         word = words.pop(0)
         if word == "--":
-            return [*others, *settings, word, *words]
+            return [*other_words, *settings, word, *words]
         if word.startswith("--"):
-            own, setting = _option(word, words, options)
-            others += own
+            option_words, setting = _option(word, words, options)
+            other_words += option_words
             settings += setting
         elif word.startswith("{"):
             settings += _json_settings(word)
@@ -44,8 +44,8 @@ def plain_overrides(words: Iterable[str], options: Mapping[str, bool]) -> list[s
             _refuse_slip(setting.partition("=")[0], word, options)
             settings.append(_without_none(setting))
         else:
-            others.append(word)
-    return [*others, *settings]
+            other_words.append(word)
+    return [*other_words, *settings]
 
 
 def _option(
@@ -56,9 +56,11 @@ def _option(
     Its value is taken off ``following`` if it stands there.
     """
     name, equals, value = word[2:].partition("=")
-    own = [takes_value for option, takes_value in options.items() if option.startswith(f"--{name}")]
-    if own:
-        takes_next = own[0] and not equals and following
+    takes_values = [
+        takes_value for option, takes_value in options.items() if option.startswith(f"--{name}")
+    ]
+    if takes_values:
+        takes_next = takes_values[0] and not equals and following
         return [word, following.pop(0)] if takes_next else [word], []
     _refuse_slip(name, word, options)
     if not KEY.fullmatch(name):

@@ -128,12 +128,12 @@ def _compose(
         raise UserError(f"{file}: extends chain of more than {MOST_ANCESTORS} files")
     if resolved in composed:
         return composed[resolved]
-    own = read_file(file)
-    own = {} if own is None else own
-    if not isinstance(own, dict):
+    content = read_file(file)
+    content = {} if content is None else content
+    if not isinstance(content, dict):
         raise UserError(f"{file}: expected a mapping of keys to values")
-    own = with_new_keys(own, notices)
-    parents, tree = own.pop("extends", None) or [], {}
+    content = with_new_keys(content, notices)
+    parents, tree = content.pop("extends", None) or [], {}
     parents = [parents] if isinstance(parents, str) else parents
     if not isinstance(parents, list) or not all(isinstance(p, str) for p in parents):
         shown = shortened(repr(parents))
@@ -148,7 +148,7 @@ def _compose(
         inherited = _compose(parent_file, notices, (*extended_by, resolved), composed)
         tree = merge(tree, inherited, notices)
     # Packaged files drop settings of each other on purpose: no notices.
-    composed[resolved] = merge(tree, own, [] if _is_packaged(resolved) else notices)
+    composed[resolved] = merge(tree, content, [] if _is_packaged(resolved) else notices)
     return composed[resolved]
 
 

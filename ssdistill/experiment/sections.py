@@ -111,7 +111,7 @@ class DistillSettings(TrainSettings):
     teacher_dropping: OpenFraction | None = None
 
     @model_validator(mode="after")
-    def _free_names(self) -> "DistillSettings":
+    def _refuse_metric_names(self) -> "DistillSettings":
         # loss/total and grad/norm are those of all losses together.
         reserved_names = [name for name in ("total", "norm") if name in self.losses]
         if reserved_names:

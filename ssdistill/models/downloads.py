@@ -78,12 +78,12 @@ def _offline() -> Iterator[None]:
 
 @contextmanager
 def _no_stalling() -> Iterator[None]:
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(before or STALLED_SECONDS)
+    former_timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(former_timeout or STALLED_SECONDS)
     try:
         yield
     finally:
-        socket.setdefaulttimeout(before)
+        socket.setdefaulttimeout(former_timeout)
 
 
 def reason(error: BaseException) -> str:

@@ -109,9 +109,9 @@ class AgreementWatch(Observer):
         due = steps_done >= self.interval and (self.num_steps - steps_done) % self.interval == 0
         if self.looks and due:
             student_ND = self.following.student(task)
-            seen = collapse_metrics(student_ND)
+            collapse = collapse_metrics(student_ND)
             self.last_metrics = {
-                name.replace("/", "/sample/"): value for name, value in seen.items()
+                name.replace("/", "/sample/"): value for name, value in collapse.items()
             }
             self.last_metrics["agree/cka"] = self.following.cka(task, student_ND)
         return dict(self.last_metrics)

@@ -25,11 +25,11 @@ def weights_of(net: nn.Module) -> dict[str, nn.Module]:
     A weight that several layers share is named once, after the first of them.
     """
     layers: dict[str, nn.Module] = {}
-    seen: set[int] = set()
+    seen_ids: set[int] = set()
     for name, module in net.named_modules():
         # An attention layer takes its output projection apart: it never calls it.
-        if isinstance(module, KINDS) and id(module.weight) not in seen:
-            seen.add(id(module.weight))
+        if isinstance(module, KINDS) and id(module.weight) not in seen_ids:
+            seen_ids.add(id(module.weight))
             layers[f"{name}.weight" if name else "weight"] = module
     return layers
 

@@ -34,8 +34,8 @@ class ConvArguments:
             for k, d in zip(self.weight.shape[2:], self.dilation, strict=True)
         )
         index_Pk = corner_P[:, None] + (down_k[:, None] * width + right_k).flatten()
-        seen_BCPk = x_BCHW.flatten(2)[:, :, index_Pk]
-        return seen_BCPk.transpose(1, 2).reshape(batch * len(places_P), self.groups, -1)
+        patches_BCPk = x_BCHW.flatten(2)[:, :, index_Pk]
+        return patches_BCPk.transpose(1, 2).reshape(batch * len(places_P), self.groups, -1)
 
     def _sides(self) -> tuple[int, int, int, int]:
         """Padding left, right, above and below; ``same`` puts the odd one right and below."""

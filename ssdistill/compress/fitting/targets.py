@@ -31,8 +31,10 @@ def split_batches(inputs: Tensor, held_out: float) -> Batches:
     count = min(max(round(held_out * len(inputs)), 1), len(inputs) - 1)
     chosen = torch.zeros(len(inputs), dtype=torch.bool)
     chosen[torch.arange(count) * len(inputs) // count] = True
-    parts = [(inputs[~chosen], False), (inputs[chosen], True)]
-    return [(batch, is_held_out) for part, is_held_out in parts for batch in part.split(BATCH)]
+    subsets = [(inputs[~chosen], False), (inputs[chosen], True)]
+    return [
+        (batch, is_held_out) for subset, is_held_out in subsets for batch in subset.split(BATCH)
+    ]
 
 
 class Targets:

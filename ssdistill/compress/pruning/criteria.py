@@ -149,9 +149,9 @@ def _input_norms(model: Model, names: list[str], x: Tensor) -> dict[str, Tensor]
     squares: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
 
-    def note(name: str, layer: nn.Module, seen: Tensor) -> None:
+    def note(name: str, layer: nn.Module, layer_input: Tensor) -> None:
         axis = 1 if isinstance(layer, nn.Conv2d) else -1
-        value_NC = seen.movedim(axis, -1).flatten(0, -2).double().square().cpu()
+        value_NC = layer_input.movedim(axis, -1).flatten(0, -2).double().square().cpu()
         squares[name] = squares.get(name, 0) + value_NC.sum(0)
         counts[name] = counts.get(name, 0) + len(value_NC)
 

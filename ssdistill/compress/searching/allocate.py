@@ -44,12 +44,16 @@ def _best_step(
     for site, levels in actions.levels.items():
         if any(actions.conflict(site, chosen) for chosen in allocation):
             continue
-        now, start = 0.0, 0
+        current_damage, start = 0.0, 0
         if site in allocation:
-            now, start = damages[site, allocation[site]], levels.index(allocation[site]) + 1
+            current_damage = damages[site, allocation[site]]
+            start = levels.index(allocation[site]) + 1
         for level in levels[start:]:
             saving = costs.saving(allocation, site, level)
-            if saving > 0 and (rate := (damages[site, level] - now) / saving) < least_rate:
+            if (
+                saving > 0
+                and (rate := (damages[site, level] - current_damage) / saving) < least_rate
+            ):
                 best, least_rate = (site, level), rate
     return best
 
@@ -64,17 +68,19 @@ def _relaxed(
     allocation, budget_left = dict(allocation), budget - costs.total(allocation)
     while True:
         best, best_rate = None, 0.0
-        for site, now in allocation.items():
+        for site, current_level in allocation.items():
             levels = actions.levels[site]
-            for level in (None, *levels[: levels.index(now)]):
-                more = -costs.saving(allocation, site, level)
-                gain = damages[site, now] - (damages[site, level] if level is not None else 0.0)
+            for level in (None, *levels[: levels.index(current_level)]):
+                extra_cost = -costs.saving(allocation, site, level)
+                gain = damages[site, current_level] - (
+                    damages[site, level] if level is not None else 0.0
+                )
                 if (
-                    more <= budget_left
+                    extra_cost <= budget_left
                     and gain > 0
-                    and (rate := gain / max(more, 1e-9)) > best_rate
+                    and (rate := gain / max(extra_cost, 1e-9)) > best_rate
                 ):
-                    best, best_rate, price = (site, level), rate, more
+                    best, best_rate, price = (site, level), rate, extra_cost
         if best is None:
             return allocation
         site, level = best

@@ -56,20 +56,20 @@ class AllocationCosts:
                 for layer, side in dict.fromkeys((m.layer, m.side) for m in members):
                     self.sides[layer].append((side, site))
         self._fractions: dict[tuple[Site, float], float] = {}
-        self.rest = whole - sum(self.layer(name, {}) for name in self._layers())
+        self.fixed_cost = whole - sum(self.layer(name, {}) for name in self._layers())
 
     def _layers(self) -> set[str]:
         return set(self.macs) if self.unit == "macs" else set(self.tensors)
 
     def total(self, allocation: Mapping[Site, float]) -> float:
-        return self.rest + sum(self.layer(name, allocation) for name in self._layers())
+        return self.fixed_cost + sum(self.layer(name, allocation) for name in self._layers())
 
     def saving(self, allocation: Mapping[Site, float], site: Site, level: float | None) -> float:
         """How much less it costs with ``level`` at ``site``; negative where that is milder."""
-        after = {**allocation, site: level}
+        changed = {**allocation, site: level}
         if level is None:
-            del after[site]
-        return sum(self.layer(n, allocation) - self.layer(n, after) for n in self.touched[site])
+            del changed[site]
+        return sum(self.layer(n, allocation) - self.layer(n, changed) for n in self.touched[site])
 
     def layer(self, name: str, allocation: Mapping[Site, float]) -> float:
         """What one layer costs within an allocation."""
