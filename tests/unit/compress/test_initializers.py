@@ -57,10 +57,10 @@ def test_what_one_looks_for_keeps_its_name(files):
 
 
 def test_no_tensor_is_there_twice_and_slimming_again_saves_nothing(files, tmp_path):
-    _, slim, _ = files
+    _, merged, _ = files
     tensors = [
         (t.data_type, tuple(t.dims), onnx.numpy_helper.to_array(t).tobytes())
-        for t in onnx.load(slim).graph.initializer
+        for t in onnx.load(merged).graph.initializer
     ]
     assert len(set(tensors)) == len(tensors)
     again = tmp_path / "again.onnx"

@@ -67,7 +67,7 @@ def reload(model):
 def test_the_registry_finds_the_step_and_its_settings():
     step = STEPS.build(STEPS.schema("lowrank")(keep=0.25, layers=["a*"]))
     assert isinstance(step, Step) and isinstance(step, LowRank) and step.reshapes
-    assert (step.method, step.goal, step.share, step.layers) == ("data", "keep", 0.25, ("a*",))
+    assert (step.method, step.goal, step.fraction, step.layers) == ("data", "keep", 0.25, ("a*",))
 
 
 @torch.no_grad()
