@@ -62,13 +62,13 @@ def _time_once() -> None:
     """Latencies are measured in one round: here nobody reads them, and rounds take seconds."""
     from ssdistill.measure import latency
 
-    whole = latency.take_turns
+    whole = latency.time_in_turns
 
     @functools.wraps(whole)
     def one_round(calls, rounds, *more, **named):
         return whole(calls, 1, *more, **named)
 
-    latency.take_turns = one_round
+    latency.time_in_turns = one_round
 
 
 def _compress_pictures_little() -> None:

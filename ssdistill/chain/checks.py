@@ -67,9 +67,9 @@ def check_trainings(workspace: Workspace, finished: Collection[str] = ()) -> lis
 
 def _check_steps(workspace: Workspace) -> None:
     """What a compression step's own settings rule out must not wait until all is trained."""
-    for plan, steps in workspace.experiment.all_plans.items():
+    for variant, steps in workspace.experiment.compression_variants.items():
         for number, settings in enumerate(steps):
-            key = f"plans.{plan}.{number}" if plan else f"compress.{number}"
+            key = f"plans.{variant}.{number}" if variant else f"compress.{number}"
             try:
                 for stage in STEPS[settings.kind].expand(settings):
                     STEPS.build(stage)
@@ -82,13 +82,13 @@ def _check_steps(workspace: Workspace) -> None:
 def _check_recoveries(workspace: Workspace) -> None:
     """Steps that learn by the losses of the distillation, from a single image at a time."""
     experiment = workspace.experiment
-    for plan, steps in experiment.all_plans.items() if experiment.distill else ():
+    for variant, steps in experiment.compression_variants.items() if experiment.distill else ():
         for number, settings in enumerate(steps):
             learns = STEPS[settings.kind].learns(settings)
             if learns and getattr(settings, "batch_size", None) == 1:
-                key = f"plans.{plan}.{number}" if plan else f"compress.{number}"
-                one = experiment.recovery.model_copy(update={"batch_size": 1})
-                _check(workspace, key, one)
+                key = f"plans.{variant}.{number}" if variant else f"compress.{number}"
+                single_image_settings = experiment.recovery.model_copy(update={"batch_size": 1})
+                _check(workspace, key, single_image_settings)
 
 
 def _check_pretraining(workspace: Workspace, finished: Collection[str]) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from ssdistill.artifacts.artifact import load, save_encoder
-from ssdistill.chain.saliency import HEAD_STEPS, total_losses
+from ssdistill.chain.saliency import HEAD_STEPS, iterate_total_losses
 from ssdistill.chain.stages import Stage
 from ssdistill.chain.tasks import build_distiller
 from ssdistill.chain.training import export, prepare, train
@@ -117,8 +117,8 @@ class _Training:
         """``student``, trained to follow the targets."""
         settings = self._settings(targets)
         distiller = build_distiller(student, targets, settings, self.stage, self.workspace)
-        found = train(distiller, training, self.stage, self.workspace, self.tracker)
-        self.metrics.update(found)
+        metrics = train(distiller, training, self.stage, self.workspace, self.tracker)
+        self.metrics.update(metrics)
         return student
 
     def losses(
@@ -130,7 +130,7 @@ class _Training:
         steps, order = HEAD_STEPS + count, f"damage {seed}"
         args = (settings, self.stage, self.workspace, steps, order)
         training, fabric = prepare(distiller, *args)
-        yield from total_losses(training, fabric.device)
+        yield from iterate_total_losses(training, fabric.device)
 
 
 def _from_one(settings: DistillSettings) -> DistillSettings:

@@ -39,9 +39,9 @@ PIXELS = 16
 """Larger images are shrunk to this side for the row of raw pixels."""
 
 
-def label_free_sample(num_images: int, wanted: int) -> slice:
-    """Evenly spread positions of at most ``wanted`` test images for label-free metrics."""
-    step = -(-num_images // wanted)
+def label_free_sample(num_images: int, sample_size: int) -> slice:
+    """Evenly spread positions of at most ``sample_size`` test images for label-free metrics."""
+    step = -(-num_images // sample_size)
     return slice(0, num_images, step)
 
 
@@ -59,22 +59,22 @@ def evaluate(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str, 
         device=workspace.device if isinstance(encoder, nn.Module) else None,
     )
     test_ND = subject.features("test")
-    shown = label_free_sample(len(test_ND), settings.label_free_images)
-    shown_ND = test_ND[shown]
-    np.save(tracker.run.folder / SAMPLE_FEATURES, shown_ND.numpy())
+    sample = label_free_sample(len(test_ND), settings.label_free_images)
+    sample_ND = test_ND[sample]
+    np.save(tracker.run.folder / SAMPLE_FEATURES, sample_ND.numpy())
     metrics: dict[str, Any] = {}
-    if len(shown_ND) >= MEASURED_AT_LEAST:
-        metrics |= collapse_metrics(shown_ND) | {"collapse/alpha": alpha(shown_ND)}
-        metrics |= of_views(subject, workspace, shown)
+    if len(sample_ND) >= MEASURED_AT_LEAST:
+        metrics |= collapse_metrics(sample_ND) | {"collapse/alpha": alpha(sample_ND)}
+        metrics |= of_views(subject, workspace, sample)
     metrics |= costs(model, workspace) if model else {}
     references = [parent for role, parent in stage.parents.items() if role != "model"]
-    if len(shown_ND) >= CKA_AT_LEAST:
+    if len(sample_ND) >= CKA_AT_LEAST:
         teacher_ND = side_by_side(
             [sample_features(reference, workspace) for reference in references]
-            or [shown_ND.numpy()]
+            or [sample_ND.numpy()]
         )
         # Of a handful of images, ten neighbors would be all of them.
-        metrics |= agreement(shown_ND, teacher_ND, k=min(10, len(shown_ND) // 2))
+        metrics |= agreement(sample_ND, teacher_ND, k=min(10, len(sample_ND) // 2))
     if stage.config["labels"]:
         metrics |= judge(subject, settings.protocols, tracker.run.folder)
         noted = {"sha256": labels_digest(workspace.train, workspace.test)}

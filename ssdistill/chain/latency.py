@@ -123,10 +123,10 @@ def _write(path: Path, models: dict[str, dict[str, Any]]) -> None:
 
 
 def _memories(folders: dict[str, Path]) -> dict[str, float]:
-    found = {role: peak_memory(folders[role]) for role in bar([*folders], "peak memory")}
+    peaks = {role: peak_memory(folders[role]) for role in bar([*folders], "peak memory")}
     return {
         f"compress/memory/{role}": max(peak.opening, peak.running)
-        for role, peak in found.items()
+        for role, peak in peaks.items()
         if peak is not None
     }
 

@@ -52,8 +52,8 @@ def observers_of(
 
 def _criterion(select: str, stage: Stage, workspace: Workspace) -> Criterion:
     """What a config's ``select`` stands for."""
-    given = workspace.train, derive_seed(stage.seed, "select")
+    images_and_seed = workspace.train, derive_seed(stage.seed, "select")
     if select == "lidar":
         # The views that the finished encoder will be looked at with.
-        return Lidar(*given, RECIPES[workspace.source.default_recipe or "strong"])
-    return {"rankme": EffectiveRank, "agreement": Agreement}[select](*given)
+        return Lidar(*images_and_seed, RECIPES[workspace.source.default_recipe or "strong"])
+    return {"rankme": EffectiveRank, "agreement": Agreement}[select](*images_and_seed)

@@ -130,19 +130,19 @@ def _confusions(workspace: Workspace) -> list[Callable[[float], str]]:
     seed = workspace.experiment.seeds[0]
     evaluations = evaluations_of(workspace, seed)
     teacher = next(iter(workspace.experiment.all_teachers))
-    last = list(models_of(workspace, seed))[-1]
+    last_role = list(models_of(workspace, seed))[-1]
     charts = []
-    for role in dict.fromkeys((teacher, "distilled", last)):
+    for role in dict.fromkeys((teacher, "distilled", last_role)):
         answers = answers_of(evaluations[role], workspace) if role in evaluations else {}
-        asked = sorted(answers.keys() - {"targets"}, key=lambda name: (name != "linear", name))
-        if not asked:
+        protocols = sorted(answers.keys() - {"targets"}, key=lambda name: (name != "linear", name))
+        if not protocols:
             continue
         classification = classify(
             answers["targets"],
-            predictions=answers[asked[0]],
+            predictions=answers[protocols[0]],
             class_names=workspace.test.class_names,
         )
-        title = f"{role}, {protocol_words(asked[0])}"
+        title = f"{role}, {protocol_words(protocols[0])}"
         charts.append(
             partial(confusion_svg, classification.confusion_KK, classification.names, title)
         )

@@ -1,5 +1,7 @@
 """Plan an experiment as a list of stages, parents first."""
 
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ssdistill.chain.stage_configs import (
@@ -9,6 +11,7 @@ from ssdistill.chain.stage_configs import (
 )
 from ssdistill.chain.stages import Stage
 from ssdistill.chain.workspace import Workspace
+from ssdistill.compress import Step
 from ssdistill.evaluate.settings import EvaluateSettings
 from ssdistill.experiment.schema import Experiment
 from ssdistill.experiment.sections import DistillSettings, PretrainedRow, PretrainedTeacher
@@ -19,7 +22,7 @@ CONTROL_ROLES = {"steps": "control", "time": "control_time", "total": "control_t
 """Role of the control at each budget."""
 
 
-def plan(workspace: Workspace) -> list[Stage]:
+def plan_stages(workspace: Workspace) -> list[Stage]:
     """Every stage of the experiment, parents first; what seeds share stands there once."""
     ordered: dict[tuple[str, int], Stage] = {}
 
@@ -58,6 +61,38 @@ def latency_stage(workspace: Workspace, seed: int) -> Stage | None:
     return planner.latency(planner.models())
 
 
+@dataclass
+class _StepInputs:
+    """The models that the next compression step of a variant gets::
+
+        original ── prune ── prune ── refit ─┬─ quantize (leaf)
+            └ ``before`` of all five steps   └─ export (leaf)
+
+    Attributes:
+        original: what the first step of the variant gets.
+        model: what this step gets.
+        before: what the last run of reshaping steps got (refit compares its layers with those
+            of ``model``).
+        after_reshaping: whether the step before this one belongs to such a run.
+    """
+
+    original: Stage
+    model: Stage
+    before: Stage
+    after_reshaping: bool = False
+
+    def parents(self) -> dict[str, Stage]:
+        return {"model": self.model, "before": self.before, "original": self.original}
+
+    def advance(self, step: type[Step], result: Stage) -> None:
+        """Go on from the result of a step; a leaf, a file for a runtime, has no next step."""
+        if step.leaf:
+            return
+        if step.reshapes and not self.after_reshaping:
+            self.before = self.model
+        self.model, self.after_reshaping = result, step.reshapes
+
+
 class _Planner:
     """Builds the stages of one seed."""
 
@@ -66,8 +101,8 @@ class _Planner:
 
     def stages(self) -> list[Stage]:
         models = self.models()
-        last = [self.latency(models)] if _models_differ_in_size(self.experiment) else []
-        return [*models.values(), *self.evaluations(models).values(), *last]
+        latency = [self.latency(models)] if _models_differ_in_size(self.experiment) else []
+        return [*models.values(), *self.evaluations(models).values(), *latency]
 
     def models(self) -> dict[str, Stage]:
         experiment = self.experiment
@@ -79,8 +114,8 @@ class _Planner:
             if isinstance(settings, PretrainedRow):
                 models[row] = self._pretrained(row, settings, next(iter(teachers.values())))
         if experiment.distill is None:
-            made = next(iter(teachers.values()))
-            return models | self._compressed(made, teachers)
+            pretrained = next(iter(teachers.values()))
+            return models | self._compressed(pretrained, teachers)
         distilled = self._distill(teachers, experiment.distill, "distilled")
         if experiment.control and experiment.pretrain:
             models |= self._controls(teachers, distilled)
@@ -154,12 +189,15 @@ class _Planner:
         config = pretraining_config(self.workspace, student, method, "pretrain")
         trained = {role: stage for role, stage in teachers.items() if stage.kind == "pretrain"}
         # The steps follow from measured seconds, so they cannot be part of the digest.
-        counted = {"time": {"distilled": distilled}, "total": {"distilled": distilled, **trained}}
+        timed_stages = {
+            "time": {"distilled": distilled},
+            "total": {"distilled": distilled, **trained},
+        }
         roles = {}
         for budget in control.budgets:
             role = CONTROL_ROLES[budget]
-            timed = {**config, "budget": budget} if budget in counted else config
-            roles[role] = self._stage(role, "pretrain", timed, counted.get(budget))
+            timed = {**config, "budget": budget} if budget in timed_stages else config
+            roles[role] = self._stage(role, "pretrain", timed, timed_stages.get(budget))
         return roles
 
     def _distill(self, teachers: dict[str, Stage], settings: DistillSettings, role: str) -> Stage:
@@ -169,38 +207,21 @@ class _Planner:
         return self._stage(role, "distill", config, teachers)
 
     def _compressed(self, original: Stage, teachers: dict[str, Stage]) -> dict[str, Stage]:
-        """Plan the compression steps: one chain of stages per plan, common prefixes shared.
+        """Plan the compression steps: one chain of stages per variant of the student.
 
-        A step has three models as parents. ``original`` is what the first step of the plan gets,
-        ``model`` what this step gets, and ``before`` what the last run of reshaping steps got
-        (refit compares its layers with those of ``model``)::
-
-            original ── prune ── prune ── refit ─┬─ quantize (leaf)
-                └ ``before`` of all five steps   └─ export (leaf)
-
-        A leaf is a file for a runtime, never the input of another step. Two plans whose steps
-        have the same hash share one stage and one row of the table; the last step of a named
-        plan takes the plan's name.
+        Two variants whose steps have the same hash share one stage and one row of the table; the
+        last step of a named variant takes the variant's name.
         """
         models: dict[str, Stage] = {}
-        for plan, steps in self.experiment.all_plans.items():
-            parent = before = original
-            follows_reshaping = False
-            expanded = [part for s in steps for part in STEPS[s.kind].expand(s)]
-            for settings in expanded:
-                step = STEPS[settings.kind]
-                row = f"{plan}_{step.row(settings)}" if plan else step.row(settings)
-                if plan and settings is expanded[-1]:
-                    row = plan
-                parents = {"model": parent, "before": before, "original": original}
-                stage = self._step(_numbered(row, models), settings, parents, teachers)
-                # A stage that another plan already has is shared, row included.
+        for variant, steps in self.experiment.compression_variants.items():
+            inputs = _StepInputs(original=original, model=original, before=original)
+            for row, settings in _expanded_rows(variant, steps):
+                role = _numbered(row, models)
+                stage = self._step(role, settings, inputs.parents(), teachers)
+                # A stage that another variant already has is shared, row included.
                 stage = next((s for s in models.values() if s.digest == stage.digest), stage)
                 models[stage.role] = stage
-                if not step.leaf:
-                    before = parent if step.reshapes and not follows_reshaping else before
-                    follows_reshaping = step.reshapes
-                    parent = stage
+                inputs.advance(STEPS[settings.kind], stage)
         return models
 
     def _step(
@@ -242,10 +263,24 @@ def _models_differ_in_size(experiment: Experiment) -> bool:
     return experiment.distill is not None or experiment.compressed is not None
 
 
-def _numbered(name: str, taken: dict[str, Any]) -> str:
-    """``name``, or ``name_2``, ``name_3``, … where it is taken."""
+def _expanded_rows(variant: str, steps: Sequence[Settings]) -> Iterator[tuple[str, Settings]]:
+    """Rows of the table for the steps of a variant, and settings; a schedule is many steps.
+
+    Args:
+        variant: its name; empty for that of ``compress``, whose rows are named by the steps alone.
+    """
+    expanded = [part for settings in steps for part in STEPS[settings.kind].expand(settings)]
+    for settings in expanded:
+        row = STEPS[settings.kind].row(settings)
+        if variant:
+            row = variant if settings is expanded[-1] else f"{variant}_{row}"
+        yield row, settings
+
+
+def _numbered(name: str, used: Collection[str]) -> str:
+    """``name``, or ``name_2``, ``name_3``, … where it is in use."""
     number = 2
     candidate = name
-    while candidate in taken:
+    while candidate in used:
         candidate, number = f"{name}_{number}", number + 1
     return candidate

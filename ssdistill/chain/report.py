@@ -145,8 +145,8 @@ def notices_of(workspace: Workspace) -> list[str]:
             )
     if experiment.paper and experiment.paper.title:
         paper = experiment.paper
-        where = ", ".join(filter(None, (paper.arxiv, paper.table)))
-        notices.append(f"Claims of: {paper.title}{f' ({where})' if where else ''}.")
+        reference = ", ".join(filter(None, (paper.arxiv, paper.table)))
+        notices.append(f"Claims of: {paper.title}{f' ({reference})' if reference else ''}.")
     if experiment.paper and experiment.paper.deviations:
         notices.append(f"Deviations: {'; '.join(experiment.paper.deviations)}.")
     if experiment.profile != "paper":
@@ -236,9 +236,9 @@ def _story(experiment: Experiment) -> str:
 
 
 def _compression(experiment: Experiment) -> str:
-    plans = [plan for plan in experiment.all_plans.values() if plan]
-    kinds = list(dict.fromkeys(step.kind for plan in plans for step in plan))
-    several = f" in {len(plans)} plans" if len(plans) > 1 else ""
+    variants = [steps for steps in experiment.compression_variants.values() if steps]
+    kinds = list(dict.fromkeys(step.kind for steps in variants for step in steps))
+    several = f" in {len(variants)} plans" if len(variants) > 1 else ""
     listed = " and ".join([", ".join(kinds[:-1]), kinds[-1]] if len(kinds) > 1 else kinds)
     return f", compressed by {listed}{several}" if kinds else ""
 

@@ -68,15 +68,15 @@ def check_device(device: DeviceSettings) -> None:
         UserError: this machine has none of the kind, or none that computes so.
     """
     try:
-        where = device_of(device.accelerator)
+        torch_device = device_of(device.accelerator)
         # Some devices are there and cannot be used.
-        torch.zeros(1, device=where)
+        torch.zeros(1, device=torch_device)
     except Exception as error:
         raise UserError(
             f"device.accelerator={shortened(device.accelerator)} is not available "
             f"({reason_of(error)}); set device.accelerator=auto"
         ) from error
-    on_cuda = where.type == "cuda"
+    on_cuda = torch_device.type == "cuda"
     if device.precision == "bf16" and on_cuda and not torch.cuda.is_bf16_supported():
         raise UserError(
             f"device.precision=bf16 is not supported by {torch.cuda.get_device_name()}; "
@@ -88,8 +88,8 @@ def check_batches(experiment: Experiment, num_images: int) -> None:
     trainings = {"pretrain": experiment.pretrain, "distill": experiment.distill}
     for key, teacher in _teachers(experiment).items():
         trainings[f"{key}.pretrain"] = getattr(teacher, "pretrain", None)
-    for plan, steps in experiment.all_plans.items():
-        key = f"plans.{plan}" if plan else "compress"
+    for variant, steps in experiment.compression_variants.items():
+        key = f"plans.{variant}" if variant else "compress"
         trainings |= {f"{key}.{i}": step for i, step in enumerate(steps)}
     for row, settings in experiment.compare.items():
         method = getattr(settings, "pretrain", None)

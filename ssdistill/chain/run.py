@@ -9,7 +9,7 @@ import torch
 from ssdistill.chain import compression, evaluation, latency, training
 from ssdistill.chain.checks import check_trainings
 from ssdistill.chain.grouping import shared_columns
-from ssdistill.chain.plan import plan
+from ssdistill.chain.plan import plan_stages
 from ssdistill.chain.processes import require_single_process
 from ssdistill.chain.report import Report, make_report
 from ssdistill.chain.requirements import check_batches, chosen_stems
@@ -48,7 +48,7 @@ def dry_run(experiment: Experiment, root: Path) -> list[PlannedStage]:
     workspace = open_workspace(experiment, root)
     describe_data(workspace)
     check_batches(experiment, len(workspace.train))
-    planned = [PlannedStage(stage, stage.status(root)) for stage in plan(workspace)]
+    planned = [PlannedStage(stage, stage.status(root)) for stage in plan_stages(workspace)]
     for notice in _notices(workspace, planned):
         console.print(f"note: {notice}", style="dim", markup=False)
     return planned
@@ -75,7 +75,7 @@ def run(experiment: Experiment, root: str | Path = "runs") -> Report:
     workspace = open_workspace(experiment, root)
     describe_data(workspace)
     check_batches(experiment, len(workspace.train))
-    stages = plan(workspace)
+    stages = plan_stages(workspace)
     notices = _notices(workspace, [PlannedStage(s, s.status(root)) for s in stages])
     announce(workspace, stages)
     for notice in notices:

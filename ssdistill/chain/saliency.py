@@ -12,7 +12,7 @@ HEAD_STEPS = 30
 HEAD_RATE = 1e-3
 
 
-def total_losses(training: Training, device: torch.device) -> Iterator[Tensor]:
+def iterate_total_losses(training: Training, device: torch.device) -> Iterator[Tensor]:
     """The weighted total of one batch after the other, with a graph to the student's weights.
 
     Regressors and predictors begin with random weights, and through them a gradient would say

@@ -26,13 +26,13 @@ def check_sizes(encoder: Encoder, key: str, sizes: Iterable[int], network: str) 
     Raises:
         UserError: a size that the network cannot take.
     """
-    own, name = encoder.spec.image_size, encoder.spec.name
+    own_size, name = encoder.spec.image_size, encoder.spec.name
     modes = {module: module.training for module in encoder.modules()}
     encoder.eval()
     try:
         with _missed_pixels(encoder) as missed:
-            _encode(encoder, own, f"data.image_size={own}", _own_remedy(name, network))
-        for size in sorted({*sizes} - {own}):
+            _encode(encoder, own_size, f"data.image_size={own_size}", _own_remedy(name, network))
+        for size in sorted({*sizes} - {own_size}):
             remedy = f"set {network}.encoder.args.dynamic_img_size=true"
             _encode(encoder, size, f"{key}.views", remedy)
     finally:
@@ -53,10 +53,10 @@ def _own_remedy(name: str, network: str) -> str:
     return f"set another data.image_size, {network}.encoder.input_size or {network}.encoder.name"
 
 
-def _encode(encoder: Encoder, size: int, where: str, remedy: str) -> None:
+def _encode(encoder: Encoder, size: int, key: str, remedy: str) -> None:
     if size > LARGEST_SIDE:
         raise UserError(
-            f"{where}: {encoder.spec.name} cannot encode views of {size} pixels: choose a smaller "
+            f"{key}: {encoder.spec.name} cannot encode views of {size} pixels: choose a smaller "
             "size"
         )
     try:
@@ -66,7 +66,7 @@ def _encode(encoder: Encoder, size: int, where: str, remedy: str) -> None:
         raise
     except Exception as error:  # a network raises anything on a size it was not made for
         raise UserError(
-            f"{where}: {encoder.spec.name} cannot encode views of {size} pixels "
+            f"{key}: {encoder.spec.name} cannot encode views of {size} pixels "
             f"({one_line(error)[:120]}); {remedy}"
         ) from error
 
@@ -84,9 +84,9 @@ def _missed_pixels(encoder: Encoder) -> Iterator[list[tuple[int, str]]]:
     def hook_of(name: str):
         def look(module: nn.Conv2d, inputs: tuple[Tensor, ...], _: Tensor) -> None:
             height = inputs[0].shape[-2]
-            rest = unseen(module, height)
-            if rest:
-                missed.append((round(rest * side / height), name))
+            unseen_rows = unseen(module, height)
+            if unseen_rows:
+                missed.append((round(unseen_rows * side / height), name))
 
         return look
 

@@ -81,8 +81,8 @@ def build_distiller(
     distiller = assemble(student, teachers, settings, len(workspace.train))
     if NEEDS_NEIGHBORS & set(distiller.extra_views):
         first = next(iter(distiller.teachers.values()))
-        where = workspace.device
-        distiller.neighbors_NK = nearest_neighbors(workspace.embeddings(first).to(where))
+        device = workspace.device
+        distiller.neighbors_NK = nearest_neighbors(workspace.embeddings(first).to(device))
     for name, teacher in distiller.teachers.items():
         _initialize_losses(teacher, distiller.losses_of(name).values(), workspace)
     return distiller
@@ -94,9 +94,9 @@ def _initialize_losses(teacher: Encoder, losses: Iterable[Loss], workspace: Work
     if not fitted:
         return
     embedding_ND, projection_NP = workspace.embeddings(teacher), None
-    where = workspace.device
+    device = workspace.device
     if teacher.projector is not None:
         with torch.no_grad():
-            projection_NP = teacher.projector(embedding_ND).to(where)
+            projection_NP = teacher.projector(embedding_ND).to(device)
     for loss in fitted:
-        loss.fit_teacher(Representation(embedding_ND.to(where), projection_NP))
+        loss.fit_teacher(Representation(embedding_ND.to(device), projection_NP))

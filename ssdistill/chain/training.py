@@ -119,7 +119,7 @@ def prepare(
     device = workspace.experiment.device
     if num_steps is None:
         num_steps = settings.num_steps(len(workspace.train) // settings.batch_size)
-    where = build_fabric(device.accelerator).device
+    torch_device = build_fabric(device.accelerator).device
     # A recovery trains with the views and the mixing of the distillation.
     config = stage.config if "views" in stage.config else stage.config["distill"]
     mix = config.get("training", {}).get("mix")
@@ -130,7 +130,7 @@ def prepare(
             settings.batch_size,
             derive_seed(stage.seed, order),
             num_steps,
-            where,
+            torch_device,
             neighbors=task.neighbors_NK,
         ),
         recipes=tuple(ViewRecipe.model_validate(recipe) for recipe in config["views"]),

@@ -1,4 +1,5 @@
-"""One file = one compression step. A new file here is found by itself (see `registry`)."""
+"""One file per compression step; a new file is registered automatically (see `registry`). Folders
+and files without a `kind` hold what steps are made of; opening and saving models is not theirs."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

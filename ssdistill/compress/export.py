@@ -11,7 +11,7 @@ from ssdistill.artifacts.runtimes import MAX_DIFFERENCE, RuntimeModel, check
 from ssdistill.artifacts.runtimes.onnx_cache import float_onnx
 from ssdistill.artifacts.runtimes.onnx_runtime import OnnxEncoder
 from ssdistill.compress import Context, Step
-from ssdistill.compress.preconditions import check_given
+from ssdistill.compress.preconditions import check_input_model
 from ssdistill.errors import UserError
 from ssdistill.measure.latency import compare_latency
 from ssdistill.models.backbones import Encoder
@@ -36,9 +36,9 @@ class Uint8Encoder(Model):
         size = encoder.spec.image_size
         self.side = side or size
         # A matrix: not every runtime has the filter, and all of them have products.
-        one_HH = torch.eye(self.side).view(1, 1, self.side, self.side)
+        identity_HH = torch.eye(self.side).view(1, 1, self.side, self.side)
         shape = (size, self.side)
-        filter_SH = F.interpolate(one_HH, shape, mode="bicubic", antialias=True)[0, 0]
+        filter_SH = F.interpolate(identity_HH, shape, mode="bicubic", antialias=True)[0, 0]
         self.register_buffer("filter_SH", None if self.side == size else filter_SH)
 
     @property
@@ -114,7 +114,7 @@ class Export(Step):
                 not installed or cannot do what the model does, or a difference that is too
                 large; ``uint8`` of a model that is no encoder.
         """
-        check_given(self.kind, model)
+        check_input_model(self.kind, model)
         if self.uint8 and not isinstance(model, Encoder):
             raise UserError(
                 f"export.uint8 requires an image encoder, but '{model.name}' is not one"

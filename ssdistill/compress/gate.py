@@ -10,8 +10,8 @@ class Gate(Settings):
     """Thresholds for the result of a step, relative to the step's input model.
 
     Args:
-        bytes: at most this share of the bytes on disk.
-        latency: at most this share of the time for one input, in the same runtime.
+        bytes: at most this fraction of the bytes on disk.
+        latency: at most this fraction of the time for one input, in the same runtime.
         cka: at least this debiased CKA between the embeddings before and after.
         otherwise: ``refuse`` stops the run; ``keep`` goes on with the model as it was.
     """
@@ -25,7 +25,7 @@ class Gate(Settings):
         """List violated thresholds as text; empty if the step passes.
 
         Args:
-            measured: ``bytes`` and ``latency`` as shares of those before, and ``cka``.
+            measured: ``bytes`` and ``latency`` as fractions of those before, and ``cka``.
         """
         limits = {"bytes": self.bytes, "latency": self.latency}
         # "not <=" so that NaN fails as well.

@@ -13,8 +13,8 @@ from ssdistill.artifacts.coding.codes import Uniform
 from ssdistill.compress import Context, Step
 from ssdistill.compress.codes.fake_quant import Clip, on_grid, quantize_weight, weights_of
 from ssdistill.compress.codes.mean_shifts import correct_shifts
-from ssdistill.compress.keeping import likeness_to
-from ssdistill.compress.preconditions import check_given
+from ssdistill.compress.comparing import cka_with
+from ssdistill.compress.preconditions import check_input_model
 from ssdistill.errors import UserError, nearest
 from ssdistill.label_free.agreement import centered_cosine
 from ssdistill.models.model import Model
@@ -114,7 +114,7 @@ class LowBit(Step):
             UserError: a file for a runtime, a pattern that matches no layer, weights that are
                 not finite, or nothing to train with.
         """
-        check_given(self.kind, model)
+        check_input_model(self.kind, model)
         targets, inputs = self._targets(context), context.images(self.images, self.seed)
         bits, quantized = self._rounded(model, inputs, context)
         corrected = False
@@ -141,7 +141,7 @@ class LowBit(Step):
         if self.cka is None:
             bits = self._bits_by_key(model, self.bits)
             return bits, put_on_grid(model, bits, **self.grid)
-        cka = likeness_to(model, inputs)
+        cka = cka_with(model, inputs)
         for width in range(self.bits, MOST_BITS + 1):
             bits = self._bits_by_key(model, width)
             quantized = put_on_grid(model, bits, **self.grid)

@@ -8,7 +8,7 @@ from ssdistill.compress import Context, Step
 from ssdistill.compress.factors.decompose import Method, decompose_after
 from ssdistill.compress.factors.factorize import (
     factorized,
-    fast_enough,
+    options_within_latency,
     out_of_reach,
     replace,
     verify,
@@ -24,13 +24,13 @@ from ssdistill.compress.factors.moments import (
 from ssdistill.compress.factors.ranks import (
     Choices,
     Option,
-    by_energy,
-    by_share,
-    choices_of,
+    best_within_fraction,
+    cheapest_with_energy,
+    list_choices,
     most_saved,
-    within,
+    options_saving,
 )
-from ssdistill.compress.preconditions import check_given
+from ssdistill.compress.preconditions import check_input_model
 from ssdistill.errors import UserError, nearest
 from ssdistill.measure.macs import count_macs
 from ssdistill.measure.parameters import count_parameters
@@ -55,15 +55,15 @@ class LowRank(Step):
             others, which look at the weights alone: ``svd``; ``spatial``, vertical and
             horizontal kernels (Jaderberg et al., BMVC 2014, arXiv:1405.3866); ``tucker``, a
             small kernel between two 1x1 ones (Kim et al., ICLR 2016, arXiv:1511.06530).
-        energy: share of every layer's energy to keep at least: of the variance of its outputs
+        energy: fraction of every layer's energy to keep at least: of the variance of its outputs
             for ``data``, of the squared singular values of its weight for the others.
-        keep: share of every layer's weights to keep at most.
-        macs: share of the network's multiply-accumulates to keep at most.
-        parameters: share of the network's parameters to keep at most.
-        bytes: share of the bytes of the network's tensors to keep at most; a weight that was
+        keep: fraction of every layer's weights to keep at most.
+        macs: fraction of the network's multiply-accumulates to keep at most.
+        parameters: fraction of the network's parameters to keep at most.
+        bytes: fraction of the bytes of the network's tensors to keep at most; a weight that was
             stored in few bits is stored raw once it is factorized.
-        latency: share of the time for one input to keep at most, in ONNX Runtime on one thread:
-            the largest share of the MACs is sought that measures so.
+        latency: fraction of the time for one input to keep at most, in ONNX Runtime on one thread:
+            the largest fraction of the MACs is sought that measures so.
         layers: names of the layers that may be factorized, as patterns such as ``blocks.*``.
         exclude: names of layers that must not, as patterns.
         round_to: ranks are multiples of this.
@@ -110,7 +110,7 @@ class LowRank(Step):
             )
         if compensate and method != "data":
             raise UserError(f"lowrank: compensate requires method=data, got method={method}")
-        ((self.goal, self.share),) = chosen_goals
+        ((self.goal, self.fraction),) = chosen_goals
         self.method, self.layers, self.exclude = method, layers, exclude
         self.round_to, self.compensate = round_to, compensate
         self.images, self.seed = images, seed
@@ -126,41 +126,41 @@ class LowRank(Step):
             UserError: weights that are not finite, no layer to factorize, none for which it
                 pays, or a budget out of reach.
         """
-        check_given(self.kind, model)
-        work = copy.deepcopy(model)
-        if isinstance(work, Encoder):
-            work.set_taps(())
-        with evaluating(model, work):
-            work = self._factorize(model, work, context)
+        check_input_model(self.kind, model)
+        result = copy.deepcopy(model)
+        if isinstance(result, Encoder):
+            result.set_taps(())
+        with evaluating(model, result):
+            result = self._factorize(model, result, context)
             if isinstance(model, Encoder):
-                work.set_taps(model.taps)
-            verify(model, work)
+                result.set_taps(model.taps)
+            verify(model, result)
             context.record.update(
                 parameters_before=count_parameters(model),
-                parameters_after=count_parameters(work),
+                parameters_after=count_parameters(result),
                 macs_before=count_macs(model),
-                macs_after=count_macs(work),
+                macs_after=count_macs(result),
             )
-        work.train(model.training)
+        result.train(model.training)
         for name, part in model.net.named_modules():
-            work.net.get_submodule(name).train(part.training)
-        return work
+            result.net.get_submodule(name).train(part.training)
+        return result
 
-    def _factorize(self, model: Model, work: Model, context: Context) -> Model:
-        """``work``, a copy of ``model``, with factors; all are in eval mode."""
+    def _factorize(self, model: Model, result: Model, context: Context) -> Model:
+        """``result``, a copy of ``model``, with factors; all are in eval mode."""
         inputs = context.images(self.images, self.seed) if self.method == "data" else None
-        places = self._candidates(work)
-        stats = {} if inputs is None else output_stats(work, inputs, places)
+        places = self._candidates(result)
+        stats = {} if inputs is None else output_stats(result, inputs, places)
         choices = {}
         for name in context.progress(list(places), "spectra of the layers"):
-            layer, place = work.net.get_submodule(name), places[name]
-            choices[name] = choices_of(layer, self.method, place, self.round_to, stats.get(name))
+            layer, place = result.net.get_submodule(name), places[name]
+            choices[name] = list_choices(layer, self.method, place, self.round_to, stats.get(name))
         if not any(layer.factors for layer in choices.values()):
             raise UserError(
                 f"lowrank: no layer of '{model.name}' becomes cheaper at ranks that are "
                 f"multiples of round_to={self.round_to}"
             )
-        chosen = self._choose(work, choices, stats, context)
+        chosen = self._choose(result, choices, stats, context)
         chosen = {name: option for name, option in chosen.items() if option.rank is not None}
         if not chosen:
             raise UserError(self._nothing_pays(model, choices))
@@ -171,12 +171,14 @@ class LowRank(Step):
         )
         ranks = {name: option.rank for name, option in chosen.items()}
         if not self.compensate:
-            return factorized(work, ranks, self.method, stats)
-        whole = copy.deepcopy(work)
+            return factorized(result, ranks, self.method, stats)
+        dense = copy.deepcopy(result)
         for name in context.progress(list(ranks), "factorize"):
-            joint = joint_stats((whole, work), inputs, name)
-            replace(work, name, decompose_after(work.net.get_submodule(name), ranks[name], joint))
-        return work
+            joint = joint_stats((dense, result), inputs, name)
+            replace(
+                result, name, decompose_after(result.net.get_submodule(name), ranks[name], joint)
+            )
+        return result
 
     def _candidates(self, model: Model) -> dict[str, Positions]:
         """Layers that may be factorized, in the order in which they are called."""
@@ -210,24 +212,30 @@ class LowRank(Step):
         context: Context,
     ) -> dict[str, Option]:
         if self.goal == "energy":
-            return {name: by_energy(layer, self.share) for name, layer in choices.items()}
+            return {
+                name: cheapest_with_energy(layer, self.fraction) for name, layer in choices.items()
+            }
         if self.goal == "keep":
-            return {name: by_share(layer, self.share) for name, layer in choices.items()}
+            return {
+                name: best_within_fraction(layer, self.fraction) for name, layer in choices.items()
+            }
         if self.goal == "latency":
-            return fast_enough(model, choices, self.method, stats, self.share, context)
+            return options_within_latency(
+                model, choices, self.method, stats, self.fraction, context
+            )
         if self.goal == "macs":
-            whole, most = count_macs(model), most_saved(choices, "macs")
+            total, saved_at_most = count_macs(model), most_saved(choices, "macs")
         else:
-            whole, most = count_parameters(model), most_saved(choices, "parameters")
+            total, saved_at_most = count_parameters(model), most_saved(choices, "parameters")
         if self.goal == "bytes":
             # Buffers count as well, and of what is saved each number has as many bytes.
             width = min(model.net.get_submodule(name).weight.element_size() for name in choices)
             tensors = [*model.net.parameters(), *model.net.buffers()]
-            whole = sum(tensor.numel() * tensor.element_size() for tensor in tensors) / width
-        if whole - most > self.share * whole:
-            raise out_of_reach(model, self.goal, self.share, 1 - most / whole)
+            total = sum(tensor.numel() * tensor.element_size() for tensor in tensors) / width
+        if total - saved_at_most > self.fraction * total:
+            raise out_of_reach(model, self.goal, self.fraction, 1 - saved_at_most / total)
         key = "macs" if self.goal == "macs" else "parameters"
-        return within(choices, key, (1 - self.share) * whole)
+        return options_saving(choices, key, (1 - self.fraction) * total)
 
     def _nothing_pays(self, model: Model, choices: Mapping[str, Choices]) -> str:
         options = [(layer, option) for layer in choices.values() for option in layer.factors]
@@ -236,7 +244,7 @@ class LowRank(Step):
         else:
             best = min(o.cost.parameters / layer.dense.cost.parameters for layer, o in options)
         return (
-            f"lowrank: no layer of '{model.name}' becomes cheaper at {self.goal}={self.share}; "
+            f"lowrank: no layer of '{model.name}' becomes cheaper at {self.goal}={self.fraction}; "
             f"the nearest is {best:.3f}"
         )
 

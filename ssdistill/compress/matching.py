@@ -59,8 +59,8 @@ def _train(
         set_rates(optimizer, settings.optim, step, steps)
         rows = torch.randperm(len(inputs), generator=generator)[:size]
         batch = inputs[rows].to(student.device)
-        found_BD = student(batch).embedding_BD
-        loss = sum(_distance(found_BD, t, batch) for t in targets.values()) / len(targets)
+        student_BD = student(batch).embedding_BD
+        loss = sum(_distance(student_BD, t, batch) for t in targets.values()) / len(targets)
         if not loss.isfinite():
             raise UserError(
                 f"training '{student.name}': loss is {float(loss)} at step {step}; lower the "
@@ -72,9 +72,9 @@ def _train(
     return student.train(was_training)
 
 
-def _distance(found_BD: Tensor, target: Model, batch: Tensor) -> Tensor:
+def _distance(student_BD: Tensor, target: Model, batch: Tensor) -> Tensor:
     with torch.no_grad():
-        wanted_BD = target.eval()(batch).embedding_BD
-    angle_B = 1 - F.cosine_similarity(found_BD, wanted_BD)
-    length_B = (found_BD - wanted_BD).square().sum(1) / wanted_BD.square().sum(1)
+        target_BD = target.eval()(batch).embedding_BD
+    angle_B = 1 - F.cosine_similarity(student_BD, target_BD)
+    length_B = (student_BD - target_BD).square().sum(1) / target_BD.square().sum(1)
     return (angle_B + length_B).mean()

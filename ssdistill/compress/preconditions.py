@@ -33,7 +33,7 @@ def refuse_non_finite(kind: str, model: Model) -> None:
             raise UserError(f"{kind}: tensor '{name}' of '{model.name}' contains NaN or infinity")
 
 
-def check_given(kind: str, model: Any) -> None:
+def check_input_model(kind: str, model: Any) -> None:
     """Check that the input of a step is a PyTorch network with finite weights.
 
     Raises:

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from ssdistill.compress import Context, Step
-from ssdistill.compress.budget import search
-from ssdistill.compress.keeping import largest_ratio, likeness_to
+from ssdistill.compress.bisection import bisect_to_budget, bisect_to_cka
+from ssdistill.compress.comparing import cka_with
 from ssdistill.compress.preconditions import refuse_file, refuse_non_finite
 from ssdistill.compress.pruning.blocks import rank_blocks, without
 from ssdistill.compress.pruning.criteria import Criterion, score_groups
@@ -45,21 +45,21 @@ class Prune(Step):
             ``hessian``); or ``random``; see :mod:`ssdistill.compress.pruning.criteria`.
         scope: ``inner`` removes only channels within a block, which no residual addition and no
             concatenation touches; ``all`` also the residual stream and the stem.
-        ratio: share of the prunable units to remove.
-        macs: share of the multiply-accumulates to keep at most.
-        parameters: share of the parameters to keep at most.
-        bytes: share of the bytes of the weights file to keep at most.
-        latency: share of the time for one input to keep at most: in ONNX Runtime on one thread,
+        ratio: fraction of the prunable units to remove.
+        macs: fraction of the multiply-accumulates to keep at most.
+        parameters: fraction of the parameters to keep at most.
+        bytes: fraction of the bytes of the weights file to keep at most.
+        latency: fraction of the time for one input to keep at most: in ONNX Runtime on one thread,
             measured in turns with the network before.
         cka: the least debiased CKA to keep, on ``images`` unlabeled inputs, before anything is
             refitted or trained.
-        of: what these are shares of: the model the step is given, or the ``original``, before
+        of: what these are fractions of: the model the step is given, or the ``original``, before
             the first compression step.
         round_to: kept widths are multiples of this (and at least this), but for heads.
         global_ranking: rank the units of all layers together (scores divided by their layer's
-            mean, but for ``lamp``) instead of removing the same share everywhere.
+            mean, but for ``lamp``) instead of removing the same fraction everywhere.
         protect: names of layers that keep their shape, and with them all that goes with them.
-        rounds: prune in so many rounds, each a stage of its own, to targets that are shares of
+        rounds: prune in so many rounds, each a stage of its own, to targets that are fractions of
             the original; a gate holds for the last.
         schedule: how the target moves over the rounds: ``linear``, or ``cubic``, most of it
             early (Zhu and Gupta, arXiv:1710.01878, eq. 1).
@@ -141,13 +141,13 @@ class Prune(Step):
         refuse_non_finite(self.kind, model)
         make, limits = (self._blocks if "blocks" in self.units else self._units)(model, context)
         key, value = self.target
-        ratio, share = value, None
+        ratio, cost_fraction = value, None
         reference = context.original if self.of == "original" else model
         if key == "cka":
-            cka = likeness_to(reference, context.images(self.images, self.seed))
-            ratio, context.record["cka"] = largest_ratio(value, make, cka, context)
+            cka = cka_with(reference, context.images(self.images, self.seed))
+            ratio, context.record["cka"] = bisect_to_cka(value, make, cka, context)
         elif key != "ratio":
-            ratio, share = search(key, value, make, reference, context, limits)
+            ratio, cost_fraction = bisect_to_budget(key, value, make, reference, context, limits)
         pruned = make(ratio)
         changed = self._report(model, pruned, context)
         if not changed and self.of == "parent":
@@ -162,7 +162,9 @@ class Prune(Step):
             )
         if changed:
             verify(model, pruned)
-        context.record.update(ratio=ratio, **({} if share is None else {"share": share}))
+        context.record.update(
+            ratio=ratio, **({} if cost_fraction is None else {"share": cost_fraction})
+        )
         return pruned
 
     def _blocks(self, model: Model, context: Context) -> tuple[Callable[[float], Model], str]:
@@ -170,10 +172,12 @@ class Prune(Step):
         blocks = rank_blocks(
             model, self.protect, context.images(self.images, self.seed), context.progress
         )
-        gone = len(model.removed) if self.of == "original" and self.target[0] == "ratio" else 0
+        removed_before = (
+            len(model.removed) if self.of == "original" and self.target[0] == "ratio" else 0
+        )
 
         def make(ratio: float) -> Model:
-            count = int(ratio * (len(blocks) + gone) + 0.5) - gone
+            count = int(ratio * (len(blocks) + removed_before) + 0.5) - removed_before
             return without(model, blocks[: min(max(count, 0), max(len(blocks) - 1, 1))])
 
         return make, f"all but one of {len(blocks)} blocks,"

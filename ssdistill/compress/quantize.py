@@ -14,10 +14,10 @@ from ssdistill.compress import Context, Step
 from ssdistill.compress.int8.bias_correction import correct_biases
 from ssdistill.compress.int8.checks import agreement_of, check_inputs
 from ssdistill.compress.int8.equalize import equalize
-from ssdistill.compress.int8.initializers import slim
+from ssdistill.compress.int8.initializers import merge_equal_initializers
 from ssdistill.compress.int8.onnx_file import count_int8, write_dynamic, write_static
 from ssdistill.compress.int8.onnx_layers import chosen_nodes, has_attention
-from ssdistill.compress.preconditions import check_given
+from ssdistill.compress.preconditions import check_input_model
 from ssdistill.errors import UserError
 from ssdistill.models.model import Model
 from ssdistill.settings import Fraction, Positive, PositiveInt, Settings
@@ -151,7 +151,7 @@ class Quantize(Step):
                 runtime that is missing or cannot do it, nothing quantized, or an agreement below
                 ``min_cosine`` or ``min_cka``.
         """
-        check_given(self.kind, model)
+        check_input_model(self.kind, model)
         calibration, check = self._images(context)
         check_inputs(model, calibration)
         prepared, facts = model, {}
@@ -216,7 +216,7 @@ class Quantize(Step):
             counts |= count_int8(path, self.mode)
             if self.bias_correction:
                 counts["corrected_biases"] = correct_biases(source, path, inputs)
-            slim(path)
+            merge_equal_initializers(path)
         return OnnxEncoder(path, model.embed_dim, getattr(model, "spec", None)), counts
 
     def _write_openvino(

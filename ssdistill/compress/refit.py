@@ -19,7 +19,7 @@ from ssdistill.compress.fitting.consumers import (
     likeness,
 )
 from ssdistill.compress.fitting.gram import Gram, best_map
-from ssdistill.compress.fitting.observe import Watched
+from ssdistill.compress.fitting.observing import ObservedModel
 from ssdistill.compress.fitting.targets import BATCH, PLACES, Batches, Targets, split_batches
 from ssdistill.compress.preconditions import refuse_non_finite
 from ssdistill.errors import UserError
@@ -41,7 +41,7 @@ class Refit(Step):
     Args:
         images: unlabeled inputs to fit to; at least a quarter of what there is remains to
             evaluate the result.
-        held_out: share of them that chooses the ridge of every layer.
+        held_out: fraction of them that chooses the ridge of every layer.
         ridges: penalties on the change of the weights to choose from, in units of the mean
             variance of a layer's inputs.
         depthwise: refit depthwise convolutions as well, each channel by itself.
@@ -76,7 +76,7 @@ class Refit(Step):
         """A refitted copy of ``model``.
 
         ``context.record`` receives how many ``layers`` were ``refitted`` and how many ``kept``,
-        the mean share of their squared error that was ``left``, ``seconds``, ``cka_before``,
+        the mean fraction of their squared error that was ``left``, ``seconds``, ``cka_before``,
         ``cka_after`` and ``accepted`` (0 or 1).
 
         Raises:
@@ -111,7 +111,7 @@ class Fit:
 
     Attributes:
         layer: its name in ``net``.
-        left: share of its squared error on held-out inputs that is left; 1 where it was kept.
+        left: fraction of its squared error on held-out inputs that is left; 1 where it was kept.
     """
 
     layer: str
@@ -158,7 +158,7 @@ def refit_layers(
         dense: left as it is; may itself have been pruned earlier.
         inputs: unlabeled inputs, stacked along the first axis.
         ridges: penalties to choose from.
-        held_out: share of the inputs that choose, evenly spread; the final fit has them too.
+        held_out: fraction of the inputs that choose, evenly spread; the final fit has them too.
         depthwise: refit depthwise convolutions as well, each channel by itself.
         streams: correct the residual stream at the end of branches.
         seed: of the choice of places.
@@ -174,7 +174,9 @@ def refit_layers(
     refuse_non_finite("refit", pruned)
     refuse_non_finite("refit", dense)
     batches = split_batches(inputs, held_out)
-    narrow, wide = (Watched(m, inputs[:2], streams, BATCH * PLACES, seed) for m in (pruned, dense))
+    narrow, wide = (
+        ObservedModel(m, inputs[:2], streams, BATCH * PLACES, seed) for m in (pruned, dense)
+    )
     pairs = consumers(pruned, dense, wide.traced, depthwise)
     if not pairs:
         raise UserError(f"refit must follow prune: no layer of '{pruned.name}' has lost inputs")
@@ -202,7 +204,7 @@ def refit_layers(
 
 
 def _sums(
-    narrow: Watched,
+    narrow: ObservedModel,
     batches: Batches,
     name: str,
     kept_O: Tensor,
@@ -211,20 +213,20 @@ def _sums(
     """What determines the change of one layer: from the inputs to fit, and those held out."""
     sums = Gram(), Gram()
     target_outputs = targets.of(name)
-    for index, (batch, held) in enumerate(batches):
-        calls = narrow.watch(batch, index, [name], True)[name]
+    for index, (batch, is_held_out) in enumerate(batches):
+        calls = narrow.observe(batch, index, [name], True)[name]
         for call, target_NO in zip(calls, target_outputs[index], strict=True):
-            missing_NO = target_NO[:, kept_O.to(target_NO.device)] - call.end_NO
+            correction_NO = target_NO[:, kept_O.to(target_NO.device)] - call.end_NO
             scale_O = call.scale_O
             # An output that is multiplied by nothing needs no change.
-            reached_O = scale_O.abs() <= 1e-6 * scale_O.abs().max()
-            missing_NO = torch.where(reached_O, 0.0, missing_NO / scale_O)
-            missing_NGO = missing_NO.unflatten(1, (call.x_NGK.shape[1], -1))
-            sums[held].add(call.x_NGK, missing_NGO)
+            is_silent_O = scale_O.abs() <= 1e-6 * scale_O.abs().max()
+            correction_NO = torch.where(is_silent_O, 0.0, correction_NO / scale_O)
+            correction_NGO = correction_NO.unflatten(1, (call.x_NGK.shape[1], -1))
+            sums[is_held_out].add(call.x_NGK, correction_NGO)
     return sums
 
 
-def _change(narrow: Watched, name: str, map_GKO: Tensor, bias_GO: Tensor) -> None:
+def _change(narrow: ObservedModel, name: str, map_GKO: Tensor, bias_GO: Tensor) -> None:
     """Add a map to a layer; a bias it cannot hold goes into the batch norm behind it."""
     net, calls = narrow.model.net, narrow.traced[name]
     layer, bias_O = net.get_submodule(name), bias_GO.flatten()

@@ -12,12 +12,12 @@ from ssdistill.settings.registry import STEPS
 Schedule = Literal["linear", "cubic"]
 
 
-def done(schedule: Schedule, part: float) -> float:
-    """Fraction of the target reached after ``part`` of the rounds, from 0 to 1.
+def fraction_reached(schedule: Schedule, elapsed: float) -> float:
+    """Fraction of the target reached after ``elapsed`` of the rounds, from 0 to 1.
 
-    ``cubic`` is 1 - (1 - part)^3 (Zhu and Gupta, arXiv:1710.01878, eq. 1, from sparsity 0).
+    ``cubic`` is 1 - (1 - elapsed)^3 (Zhu and Gupta, arXiv:1710.01878, eq. 1, from sparsity 0).
     """
-    return part if schedule == "linear" else 1 - (1 - part) ** 3
+    return elapsed if schedule == "linear" else 1 - (1 - elapsed) ** 3
 
 
 def rounds_of(settings: Settings, targets: Sequence[str]) -> list[Settings]:
@@ -25,7 +25,7 @@ def rounds_of(settings: Settings, targets: Sequence[str]) -> list[Settings]:
 
     Args:
         settings: of a prune step.
-        targets: its keys that say how much: ``ratio`` is a share to remove, the others to keep.
+        targets: its keys that say how much: ``ratio`` is a fraction to remove, the others to keep.
 
     Raises:
         UserError: ``recover`` is not what a recover step can be given.
@@ -37,12 +37,13 @@ def rounds_of(settings: Settings, targets: Sequence[str]) -> list[Settings]:
         raise UserError(f"prune: give exactly one of {', '.join(targets)}")
     between, steps = between_rounds(settings, settings.refit), []
     for number in range(1, settings.rounds + 1):
-        share, last = done(settings.schedule, number / settings.rounds), number == settings.rounds
+        fraction = fraction_reached(settings.schedule, number / settings.rounds)
+        is_last = number == settings.rounds
         value = getattr(settings, key)
-        target = value * share if key == "ratio" else 1 - (1 - value) * share
+        target = value * fraction if key == "ratio" else 1 - (1 - value) * fraction
         once = {"rounds": 1, "of": "original", "recover": None, "refit": False}
-        once |= {key: value if last else target, "gate": settings.gate if last else None}
-        steps += [settings.model_copy(update=once), *([] if last else between)]
+        once |= {key: value if is_last else target, "gate": settings.gate if is_last else None}
+        steps += [settings.model_copy(update=once), *([] if is_last else between)]
     return steps
 
 
@@ -59,6 +60,6 @@ def between_rounds(settings: Settings, refit: bool = False) -> list[Settings]:
             steps.append(schema.model_validate({**settings.recover, "kind": "recover"}))
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join([f"{settings.kind}.recover", *map(str, first["loc"])])
-            raise UserError(f"{where}: {first['msg']}") from error
+            key = ".".join([f"{settings.kind}.recover", *map(str, first["loc"])])
+            raise UserError(f"{key}: {first['msg']}") from error
     return steps

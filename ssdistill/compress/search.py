@@ -9,12 +9,17 @@ from torch import Tensor
 
 from ssdistill.compress import Context, Step
 from ssdistill.compress.codes.mean_shifts import correct_shifts
-from ssdistill.compress.preconditions import check_given
-from ssdistill.compress.searching.actions import Actions, Kind, Plan, embed, in_words
-from ssdistill.compress.searching.allocate import allocate, best_uniform, predicted, uniform_plans
+from ssdistill.compress.preconditions import check_input_model
+from ssdistill.compress.searching.actions import Actions, Allocation, Kind, as_json, embed
+from ssdistill.compress.searching.allocate import (
+    allocate,
+    best_uniform_within,
+    predict_damage,
+    uniform_allocations,
+)
+from ssdistill.compress.searching.allocation_costs import AllocationCosts
 from ssdistill.compress.searching.damages import Damages, Measure, damage, measure_damages
-from ssdistill.compress.searching.plan_costs import PlanCosts
-from ssdistill.compress.searching.solving import measuring, within
+from ssdistill.compress.searching.measured_budget import allocate_within, measured_cost
 from ssdistill.errors import UserError, nearest
 from ssdistill.measure.pareto import FRONT, Front, FrontPoint
 from ssdistill.models.model import Model
@@ -29,29 +34,29 @@ class Search(Step):
     Exactly one of ``bytes``, ``macs``, ``parameters`` and ``latency`` says how much may be kept.
     Each action is tried on one layer at a time; its damage is what that does to the embeddings
     of unlabeled images. Damages add up closely enough (what was predicted and what was measured
-    is recorded), so greedy steps, least damage for what is saved first, make a plan for many
-    layers. The best plan that does the same to every layer is measured beside it, at a number of
-    budgets: ``front.json`` has them all.
+    is recorded), so greedy steps, least damage for what is saved first, give many layers a
+    level (an allocation). The best one with the same level in every layer is measured beside it,
+    at a number of budgets: ``front.json`` has them all.
 
     Latency is searched through multiply-accumulates: a model is built, timed in ONNX Runtime,
-    and its share of them adjusted until the time is within the budget.
+    and its fraction of them adjusted until the time is within the budget.
 
     Args:
-        bytes: share of the bytes of the file to keep at most; with ``bits`` alone this is for
+        bytes: fraction of the bytes of the file to keep at most; with ``bits`` alone this is for
             the file only: memory and speed stay as they are.
-        macs: share of the multiply-accumulates to keep at most.
-        parameters: share of the parameters to keep at most.
-        latency: share of the time for one input to keep at most.
+        macs: fraction of the multiply-accumulates to keep at most.
+        parameters: fraction of the parameters to keep at most.
+        latency: fraction of the time for one input to keep at most.
         actions: ``bits`` (2 to 8 a weight), ``width`` (fewer channels within blocks), ``rank``
             (a layer as two); by default ``bits`` for bytes and ``width`` for the others.
         damage: ``cosine`` (1 - centered cosine) or ``cka`` (1 - debiased CKA).
         layers: patterns of the layers that may be changed.
-        images: unlabeled inputs for the damages; as many others evaluate the plans.
+        images: unlabeled inputs for the damages; as many others evaluate the allocations.
         seed: which images.
         refit: refit in closed form what reads channels that were removed.
         round_to: kept widths are multiples of this.
         bias_correction: as in ``lowbit``, for the result.
-        front: how many budgets beside its own are compared with uniform plans.
+        front: how many budgets beside its own are compared with uniform allocations.
     """
 
     kind = "search"
@@ -77,10 +82,10 @@ class Search(Step):
         front: NonNegativeInt = 4,
     ):
         requested = dict(zip(BUDGETS, (bytes, macs, parameters, latency), strict=True))
-        budgets = {key: share for key, share in requested.items() if share is not None}
+        budgets = {key: fraction for key, fraction in requested.items() if fraction is not None}
         if len(budgets) != 1:
             raise UserError(f"search: give exactly one of {', '.join(BUDGETS)}, got {len(budgets)}")
-        ((self.budget, self.share),) = budgets.items()
+        ((self.budget, self.fraction),) = budgets.items()
         self.actions = actions or (("bits",) if self.budget == "bytes" else ("width",))
         if "bits" in self.actions and self.budget != "bytes":
             raise UserError(
@@ -99,37 +104,39 @@ class Search(Step):
         """A copy of ``model`` within the budget, as measured.
 
         ``context.record`` receives ``share`` (measured, of what the budget counts), ``changed``
-        (how many things were done), ``predicted_damage`` and ``measured_damage`` of the plan
+        (how many things were done), ``predicted_damage`` and ``measured_damage`` of the allocation
         (the latter on other inputs), ``uniform_damage`` and ``uniform_share`` of the best
-        uniform plan within the budget, ``damage`` of the result after its bias correction, and
-        how many damages were ``evaluated`` and ``reused``.
+        uniform allocation within the budget, ``damage`` of the result after its bias correction,
+        and how many damages were ``evaluated`` and ``reused``.
 
         Raises:
             UserError: a file for a runtime, weights that are not finite, a pattern that matches
                 no layer, nothing that can be done, or a budget out of reach.
         """
-        check_given(self.kind, model)
+        check_input_model(self.kind, model)
         inputs = context.images(2 * self.images, self.seed).to(model.device)
-        looked, held_out = inputs[::2], inputs[1::2]
-        actions = self._actions(model, context, looked)
+        search_inputs, held_out = inputs[::2], inputs[1::2]
+        actions = self._actions(model, context, search_inputs)
         settings = f"refit={self.refit} round_to={self.round_to}"
-        damages = measure_damages(actions, looked, self.measure, context, settings)
+        damages = measure_damages(actions, search_inputs, self.measure, context, settings)
         unit = "macs" if self.budget == "latency" else self.budget
-        with measuring(self.budget, model) as (measure, whole):
-            costs = PlanCosts(actions, unit, whole, damages.coded)
+        with measured_cost(self.budget, model) as (relative_cost, whole):
+            costs = AllocationCosts(actions, unit, whole, damages.coded)
             facts = actions, damages, costs
-            plan, compressed, share = within(self.budget, self.share, *facts, measure, context)
-            judge = _PlanJudge(actions, held_out, self.measure)
-            front = self._front(plan, judge.of(compressed), *facts, judge, context)
-            self._report(front.points[0], share, costs, context)
+            allocation, compressed, fraction = allocate_within(
+                self.budget, self.fraction, *facts, relative_cost, context
+            )
+            judge = _HeldOutDamage(actions, held_out, self.measure)
+            front = self._front(allocation, judge.damage_of(compressed), *facts, judge, context)
+            self._report(front.points[0], fraction, costs, context)
         corrected = False
         if self.bias_correction:
             coded = compressed.coded
-            compressed, corrected = correct_shifts(compressed, model, looked)
+            compressed, corrected = correct_shifts(compressed, model, search_inputs)
             compressed.coded = coded
         context.record.update(
-            changed=len(plan),
-            damage=judge.of(compressed),
+            changed=len(allocation),
+            damage=judge.damage_of(compressed),
             corrected=int(corrected),
             evaluated=damages.evaluated,
             reused=damages.reused,
@@ -158,34 +165,36 @@ class Search(Step):
 
     def _front(
         self,
-        plan: Plan,
+        own: Allocation,
         measured: float,
         actions: Actions,
         damages: Damages,
-        costs: PlanCosts,
-        judge: "_PlanJudge",
+        costs: AllocationCosts,
+        judge: "_HeldOutDamage",
         context: Context,
     ) -> Front:
-        """The result's point, and those of budgets at which uniform plans spend all they may."""
-        uniform = [(p, costs.total(p)) for p in uniform_plans(actions)]
-        own = costs.total(plan)
+        """The result's point, and those of budgets that uniform allocations use up."""
+        uniform = [(a, costs.total(a)) for a in uniform_allocations(actions)]
+        own_cost = costs.total(own)
         budgets = _evenly_spaced(sorted({c for _, c in uniform if c < costs.whole}), self.front)
-        plans = [plan, *allocate(actions, damages.of, costs, budgets)]
+        allocations = [own, *allocate(actions, damages.of, costs, budgets)]
         points = []
-        pairs = list(zip([max(own, self.share * costs.whole), *budgets], plans, strict=True))
-        for budget, searched in context.progress(pairs, "searched and uniform plans"):
-            if searched is None:
+        pairs = list(
+            zip([max(own_cost, self.fraction * costs.whole), *budgets], allocations, strict=True)
+        )
+        for budget, allocation in context.progress(pairs, "searched and uniform plans"):
+            if allocation is None:
                 continue
-            other = best_uniform(uniform, damages.of, budget)
+            uniform_best = best_uniform_within(uniform, damages.of, budget)
             points.append(
                 FrontPoint(
                     share=budget / costs.whole,
-                    cost=costs.total(searched),
-                    predicted=predicted(searched, damages.of),
-                    measured=measured if searched is plan else judge.after(searched),
-                    uniform_cost=costs.total(other) if other else None,
-                    uniform_measured=judge.after(other) if other else None,
-                    plan=in_words(searched),
+                    cost=costs.total(allocation),
+                    predicted=predict_damage(allocation, damages.of),
+                    measured=measured if allocation is own else judge.damage_after(allocation),
+                    uniform_cost=costs.total(uniform_best) if uniform_best else None,
+                    uniform_measured=judge.damage_after(uniform_best) if uniform_best else None,
+                    plan=as_json(allocation),
                 )
             )
         facts = actions.model.name, costs.unit, costs.whole, self.measure
@@ -197,12 +206,12 @@ class Search(Step):
     def _report(
         self,
         point: FrontPoint,
-        share: float,
-        costs: PlanCosts,
+        fraction: float,
+        costs: AllocationCosts,
         context: Context,
     ) -> None:
         context.record.update(
-            share=share,
+            share=fraction,
             predicted_damage=point.predicted,
             measured_damage=point.measured,
         )
@@ -215,18 +224,18 @@ class Search(Step):
             context.record["storage"] = "fewer bits in the file; memory and speed as before"
 
 
-class _PlanJudge:
+class _HeldOutDamage:
     """Damage of whole models, on inputs held out from the search."""
 
     def __init__(self, actions: Actions, inputs: Tensor, measure: Measure):
         self.actions, self.inputs, self.measure = actions, inputs, measure
-        self.wanted_ND = embed(actions.model, inputs)
+        self.reference_ND = embed(actions.model, inputs)
 
-    def of(self, model: Model) -> float:
-        return damage(embed(model, self.inputs), self.wanted_ND, self.measure)
+    def damage_of(self, model: Model) -> float:
+        return damage(embed(model, self.inputs), self.reference_ND, self.measure)
 
-    def after(self, plan: Plan) -> float:
-        return self.of(self.actions.build(plan))
+    def damage_after(self, allocation: Allocation) -> float:
+        return self.damage_of(self.actions.build(allocation))
 
 
 def _evenly_spaced(values: Sequence[float], count: int) -> list[float]:

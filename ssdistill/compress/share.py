@@ -17,7 +17,7 @@ from ssdistill.compress import Context, Step
 from ssdistill.compress.codes import storage
 from ssdistill.compress.codes.fake_quant import weights_of
 from ssdistill.compress.codes.palettes import codebooks, nearest_index
-from ssdistill.compress.preconditions import check_given
+from ssdistill.compress.preconditions import check_input_model
 from ssdistill.errors import UserError, nearest
 from ssdistill.models.model import Model
 from ssdistill.settings import Settings
@@ -85,10 +85,10 @@ class Share(Step):
             UserError: a file for a runtime, weights that are not finite, a pattern that matches
                 no layer, or no layer that sharing makes shorter.
         """
-        check_given(self.kind, model)
+        check_input_model(self.kind, model)
         weights = self._weights(model)
-        now = current(model.net.state_dict(), model.coded)
-        masks = {k: code.mask for k, code in now.items() if isinstance(code, Sparse)}
+        current_codes = current(model.net.state_dict(), model.coded)
+        masks = {k: code.mask for k, code in current_codes.items() if isinstance(code, Sparse)}
         groups = self._groups(weights)
         codes: dict[str, Coded] = {}
         for keys in context.progress(groups, "codebooks"):
@@ -168,8 +168,8 @@ class Share(Step):
         # A channel without any weight counts one zero.
         book_CK = self._stored(codebooks(padded_CN, self.size, counts_C.clamp(min=1)))
         index_CN = nearest_index(padded_CN, book_CK)
-        there_CN = torch.arange(padded_CN.shape[1]) < counts_C[:, None]
-        return Sparse(mask, book_CK, index_CN[there_CN])
+        is_value_CN = torch.arange(padded_CN.shape[1]) < counts_C[:, None]
+        return Sparse(mask, book_CK, index_CN[is_value_CN])
 
     def _stored(self, book: Tensor) -> Tensor:
         """Values as stored in the file."""

@@ -14,8 +14,8 @@ from ssdistill.compress import Context, Step
 from ssdistill.compress.codes import storage
 from ssdistill.compress.codes.fake_quant import weights_of
 from ssdistill.compress.codes.masks import Criterion, mask_of_pattern, score, top
-from ssdistill.compress.preconditions import check_given
-from ssdistill.compress.schedule import Schedule, between_rounds, done
+from ssdistill.compress.preconditions import check_input_model
+from ssdistill.compress.schedule import Schedule, between_rounds, fraction_reached
 from ssdistill.errors import UserError
 from ssdistill.measure.parameters import count_parameters
 from ssdistill.models.model import Model
@@ -33,7 +33,7 @@ class Zeros(Step):
     zero before count among them.
 
     Args:
-        sparsity: share of the weights to be zero.
+        sparsity: fraction of the weights to be zero.
         threshold: zero what has a smaller score.
         pattern: ``[n, m]`` leaves the largest ``n`` of every ``m`` consecutive weights along the
             input channels (Mishra et al., 2021, arXiv:2104.08378, with 2 and 4).
@@ -95,11 +95,13 @@ class Zeros(Step):
         (between,) = between_rounds(settings)
         steps: list[Settings] = []
         for number in range(1, settings.rounds + 1):
-            share = settings.sparsity * done(settings.schedule, number / settings.rounds)
-            once = {"rounds": 1, "recover": None, "sparsity": share, "gate": None}
+            fraction = settings.sparsity * fraction_reached(
+                settings.schedule, number / settings.rounds
+            )
+            once = {"rounds": 1, "recover": None, "sparsity": fraction, "gate": None}
             steps += [settings.model_copy(update=once), between]
-        last = {"rounds": 1, "recover": None}
-        return [*steps[:-2], settings.model_copy(update=last)]
+        final_round = {"rounds": 1, "recover": None}
+        return [*steps[:-2], settings.model_copy(update=final_round)]
 
     @classmethod
     def row(cls, settings: Settings) -> str:
@@ -113,7 +115,7 @@ class Zeros(Step):
     def apply(self, model: Model, context: Context) -> Model:
         """A copy of ``model`` with zeros, and with ``coded`` that says where.
 
-        ``context.record`` receives ``sparsity`` (share of zeros in the ``layers`` it looked at),
+        ``context.record`` receives ``sparsity`` (fraction of zeros in the ``layers`` it looked at),
         ``parameters_nonzero`` (of the whole network), ``bytes_fixed`` and ``bytes_entropy`` (of
         the file, without and with Huffman's code) and ``speed``.
 
@@ -121,17 +123,17 @@ class Zeros(Step):
             UserError: a file for a runtime, weights that are not finite, nothing to set to zero,
                 or a layer of which nothing would be left.
         """
-        check_given(self.kind, model)
+        check_input_model(self.kind, model)
         layers = {key: layer.weight for key, layer in weights_of(model.net).items()}
         keep = self._keep(layers, model.name)
         sparse = copy.deepcopy(model)
         for key, alias in storage.names(sparse.net, keep).items():
             sparse.net.get_parameter(key).masked_fill_(~keep[alias], 0.0)
-        now = current(model.net.state_dict(), model.coded)
+        current_codes = current(model.net.state_dict(), model.coded)
         for key, alias in storage.names(sparse.net, keep).items():
             if not keep[alias].all():
                 weight = sparse.net.get_parameter(key).detach().cpu()
-                sparse.coded[key] = _sparse(now.get(key), weight, keep[alias].cpu())
+                sparse.coded[key] = _sparse(current_codes.get(key), weight, keep[alias].cpu())
         storage.report(sparse, context)
         numbers = sum(mask.numel() for mask in keep.values())
         context.record.update(
@@ -185,9 +187,9 @@ def zero_masks(model: Model) -> dict[str, Tensor]:
         bool masks of the weights' shapes; only for weights that a ``zeros`` step has made sparse
         and that still have the shape they had then.
     """
-    own = model.net.state_dict()
+    state = model.net.state_dict()
     return {
         key: coded.mask
         for key, coded in model.coded.items()
-        if isinstance(coded, Sparse) and key in own and tuple(own[key].shape) == coded.shape
+        if isinstance(coded, Sparse) and key in state and tuple(state[key].shape) == coded.shape
     }

@@ -56,9 +56,7 @@ class Result:
         """
         if not isinstance(other, Result):
             text = shortened(repr(other))
-            raise UserError(
-                f"'{self.protocol}' cannot be compared with {text}: pass a Result"
-            )
+            raise UserError(f"'{self.protocol}' cannot be compared with {text}: pass a Result")
         first, second = self.classification, other.classification
         if self.protocol != other.protocol:
             raise UserError(f"'{self.protocol}' cannot be compared with '{other.protocol}'")

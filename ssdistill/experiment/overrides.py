@@ -33,16 +33,16 @@ def plain_overrides(words: Iterable[str], options: Mapping[str, bool]) -> list[s
     Raises:
         UserError: a JSON object that cannot be read, or a misspelt option.
     """
-    words, others, settings = list(words), [], []
+    words, other_words, settings = list(words), [], []
     if odd := [word for word in words if not isinstance(word, str)]:
         raise UserError(f"override {shortened(repr(odd[0]))}: expected text, such as 'seeds=[0,1]'")
     while words:
         word = words.pop(0)
         if word == "--":
-            return [*others, *_of_restarted_run(settings), word, *words]
+            return [*other_words, *_of_restarted_run(settings), word, *words]
         if word.startswith("--"):
-            own, setting = _option(word, words, options)
-            others += own
+            option_words, setting = _option(word, words, options)
+            other_words += option_words
             settings += setting
         elif word.startswith("{"):
             settings += _json_settings(word)
@@ -50,8 +50,8 @@ def plain_overrides(words: Iterable[str], options: Mapping[str, bool]) -> list[s
             _refuse_slip(setting.partition("=")[0], word, options)
             settings.append(_without_none(setting))
         else:
-            others.append(word)
-    return [*others, *_of_restarted_run(settings)]
+            other_words.append(word)
+    return [*other_words, *_of_restarted_run(settings)]
 
 
 def _of_restarted_run(settings: list[str]) -> list[str]:
@@ -83,9 +83,11 @@ def _option(
     Its value is taken off ``following`` if it stands there.
     """
     name, equals, value = word[2:].partition("=")
-    own = [takes_value for option, takes_value in options.items() if option.startswith(f"--{name}")]
-    if own:
-        takes_next = own[0] and not equals and following
+    takes_values = [
+        takes_value for option, takes_value in options.items() if option.startswith(f"--{name}")
+    ]
+    if takes_values:
+        takes_next = takes_values[0] and not equals and following
         return [word, following.pop(0)] if takes_next else [word], []
     _refuse_slip(name, word, options)
     if not KEY.fullmatch(name):
@@ -106,8 +108,8 @@ def _refuse_slip(name: str, word: str, options: Mapping[str, bool]) -> None:
     """
     hint = "" if "." in name else nearest_option(name, options)
     if hint and name not in _sections():
-        what = "option" if word.startswith("-") else "setting"
-        raise UserError(f"{shortened(word)}: no such {what}{hint}")
+        word_kind = "option" if word.startswith("-") else "setting"
+        raise UserError(f"{shortened(word)}: no such {word_kind}{hint}")
 
 
 def nearest_option(word: str, options: Iterable[str]) -> str:

@@ -1,36 +1,27 @@
 """One YAML file, its parents and the command line's overrides → one frozen Experiment.
 
 The only reader of configs. What YAML may hold is decided in
-:mod:`ssdistill.experiment.yaml_text`, what may be written by pydantic alone.
+:mod:`ssdistill.experiment.yaml_text`, what wins in :mod:`ssdistill.experiment.merging`, and what
+may be written by pydantic alone.
 """
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from ssdistill.errors import UserError, nearest, shortened
+from ssdistill.experiment.merging import merge
 from ssdistill.experiment.overrides import plain_overrides
 from ssdistill.experiment.references import resolve
 from ssdistill.experiment.renamed_keys import with_new_keys
+from ssdistill.experiment.row_inheritance import complete_rows
 from ssdistill.experiment.schema import Experiment
-from ssdistill.experiment.sections import PretrainedTeacher, kind_alone
 from ssdistill.experiment.yaml_text import DEEPEST, read_file, read_text, text_problem
 from ssdistill.files import user_path
-from ssdistill.models.spec import EncoderSettings
-from ssdistill.models.stems import has_small_stem
 from ssdistill.settings.problems import of_file
-from ssdistill.settings.registry import (
-    LOSSES,
-    METHODS,
-    PROTOCOLS,
-    SOURCES,
-    STEPS,
-    TEACHERS,
-    Registry,
-)
 
 MOST_ANCESTORS = 20
 """Files that extend each other, one below the other."""
@@ -38,7 +29,6 @@ COMMENTED = re.compile(r"""(?!["'\[{])(.*\s)?\#""", re.X)
 """A value outside of quotes and brackets in which YAML would begin a comment."""
 READER = "experiment/reading.py"
 """Where this file is in the package."""
-STEM_SETTINGS = ("stem", "stem_stride", "stem_padding")
 
 
 def load_experiment(path: str | Path, overrides: Sequence = ()) -> tuple[Experiment, list[str]]:
@@ -59,8 +49,8 @@ def load_experiment(path: str | Path, overrides: Sequence = ()) -> tuple[Experim
     notices: list[str] = []
     tree = _compose(file, notices, (), {})
     for override in plain_overrides(overrides, options={}):
-        tree = _merge(tree, with_new_keys(parse_override(override), notices), "", notices)
-    tree = resolve(_complete(tree))
+        tree = merge(tree, with_new_keys(parse_override(override), notices), notices)
+    tree = resolve(complete_rows(tree))
     return of_file(file, tree, Experiment), notices
 
 
@@ -95,46 +85,6 @@ def _instead(word: str) -> str:
     return remedy if "=" in word else f"{remedy} (is an = missing?)"
 
 
-def _complete(tree: dict[str, Any]) -> dict[str, Any]:
-    """Each row of ``compare`` with the settings of ``distill``, or of ``pretrain``, that it
-    leaves as they are; each of several teachers with those of ``teacher`` and ``pretrain``."""
-    complete = dict(tree)
-    teacher = tree.get("teacher")
-    if isinstance(teacher, dict):
-        complete["teacher"] = _complete_row(tree, teacher, "teacher")
-        if tree.get("teachers") and teacher.keys() <= {"encoder"}:
-            # The encoder of a single teacher may come from an extended file.
-            del complete["teacher"]
-    for section in ("compare", "teachers"):
-        if isinstance(tree.get(section), dict):
-            rows = tree[section].items()
-            complete[section] = {name: _complete_row(tree, row, section) for name, row in rows}
-    return complete
-
-
-def _complete_row(tree: dict[str, Any], own: Any, section: str) -> Any:
-    own = {} if own is None else own
-    if section == "teachers" and isinstance(own, dict) and "kind" not in own:
-        teacher = kind_alone(tree.get("teacher"))
-        own = {**(teacher if isinstance(teacher, dict) else {}), **own}
-    if isinstance(own, dict) and own.get("pretrain") is not None:
-        own = {**own, "pretrain": kind_alone(own["pretrain"])}
-        shared = {"pretrain": _without_length(tree.get("pretrain") or {}, own["pretrain"])}
-        # No notices: every row would report that its method differs.
-        return _merge(shared, own, "", [])
-    if section == "compare" and isinstance(own, dict) and isinstance(tree.get("distill"), dict):
-        return {**_without_length(tree["distill"], own), **own}
-    return own
-
-
-def _without_length(shared: Any, own: Any) -> Any:
-    """A length in ``own`` is meant to replace the length in ``shared``, in whichever unit."""
-    lengths = {"steps", "epochs"}
-    if not isinstance(shared, dict) or not isinstance(own, dict) or not lengths & own.keys():
-        return shared
-    return {key: value for key, value in shared.items() if key not in lengths}
-
-
 def find_config(path: str | Path) -> Path:
     """The file ``path`` names: as given, or among the packaged configs, with or without .yaml."""
     packaged = Path(str(resources.files("ssdistill.configs")))
@@ -158,28 +108,28 @@ def _is_file(path: Path) -> bool:
 def _compose(
     file: Path,
     notices: list[str],
-    seen: tuple[Path, ...],
+    extended_by: tuple[Path, ...],
     composed: dict[Path, dict[str, Any]],
 ) -> dict[str, Any]:
     """The file's content over that of the files it extends.
 
     Args:
-        seen: the files below it, each of which extends the next.
-        composed: what is known of files that several others extend.
+        extended_by: the files below it, each of which extends the next.
+        composed: contents of files that were composed before; several others may extend one.
     """
     resolved = file.resolve()
-    if resolved in seen:
-        raise UserError(f"{file}: extends itself through {seen[-1].name}")
-    if len(seen) > MOST_ANCESTORS:
+    if resolved in extended_by:
+        raise UserError(f"{file}: extends itself through {extended_by[-1].name}")
+    if len(extended_by) > MOST_ANCESTORS:
         raise UserError(f"{file}: extends chain of more than {MOST_ANCESTORS} files")
     if resolved in composed:
         return composed[resolved]
-    own = read_file(file)
-    own = {} if own is None else own
-    if not isinstance(own, dict):
+    content = read_file(file)
+    content = {} if content is None else content
+    if not isinstance(content, dict):
         raise UserError(f"{file}: expected a mapping of keys to values")
-    own = with_new_keys(own, notices)
-    parents, tree = own.pop("extends", None) or [], {}
+    content = with_new_keys(content, notices)
+    parents, tree = content.pop("extends", None) or [], {}
     parents = [parents] if isinstance(parents, str) else parents
     if not isinstance(parents, list) or not all(isinstance(p, str) for p in parents):
         shown = shortened(repr(parents))
@@ -191,11 +141,10 @@ def _compose(
             parent_file = beside if _is_file(beside) else find_config(parent)
         except UserError as error:
             raise UserError(f"{file}: extends {error}") from None
-        tree = _merge(
-            tree, _compose(parent_file, notices, (*seen, resolved), composed), "", notices
-        )
+        inherited = _compose(parent_file, notices, (*extended_by, resolved), composed)
+        tree = merge(tree, inherited, notices)
     # Packaged files drop settings of each other on purpose: no notices.
-    composed[resolved] = _merge(tree, own, "", [] if _is_packaged(resolved) else notices)
+    composed[resolved] = merge(tree, content, [] if _is_packaged(resolved) else notices)
     return composed[resolved]
 
 
@@ -206,90 +155,3 @@ def _is_packaged(file: Path) -> bool:
         (folder.parent / READER).is_file() or (folder.parent / "ssdistill" / READER).is_file()
         for folder in folders
     )
-
-
-def _merge(base: dict, over: dict, section: str, notices: list[str]) -> dict[str, Any]:
-    """Merge ``over`` into ``base``, mapping by mapping; other values of ``over`` replace.
-
-    - A new ``kind`` (or the ``name`` of an encoder) drops settings that it does not have, with a
-      notice unless ``over`` sets them itself; settings that both kinds have stay.
-    - ``data: x`` is short for ``data: {kind: x}`` wherever kinds are chosen.
-    - A mapping with item numbers changes single items of a list; a list replaces a list.
-    """
-    merged = dict(base)
-    for key, reason in _foreign(base, over, section).items():
-        del merged[key]
-        if key not in over:
-            notices.append(f"ignoring {section}.{key}: {reason}")
-    for key, value in over.items():
-        path = f"{section}.{key}" if section else str(key)
-        old = merged.get(key)
-        if isinstance(old, str) and isinstance(value, dict) and _registry_at(path):
-            old = kind_alone(old)
-        if isinstance(old, dict) and isinstance(value, dict):
-            merged[key] = _merge(old, value, path, notices)
-        elif isinstance(old, list) and isinstance(value, dict):
-            merged[key] = _merge_items(old, value, path, notices)
-        else:
-            merged[key] = value
-    return merged
-
-
-def _foreign(base: dict, over: dict, section: str) -> dict[str, str]:
-    """Keys of ``base`` that mean nothing once ``over`` has chosen another kind, and why."""
-    registry, kind, name = _registry_at(section), over.get("kind"), over.get("name")
-    known = _settings_of(registry, kind) if registry and isinstance(kind, str) else None
-    if known is not None and kind != base.get("kind"):
-        unknown = [key for key in base if key not in known and key not in over]
-        dropped = dict.fromkeys(unknown, f"not a setting of {section}.kind={kind}")
-        # The network of one kind of teacher says nothing about that of another.
-        if registry is TEACHERS and "encoder" in base and "encoder" not in unknown:
-            dropped["encoder"] = f"it was set for another {section}.kind than {kind}"
-        return dropped
-    old_name = base.get("name", EncoderSettings().name)
-    if section.endswith(".encoder") and isinstance(name, str) and name != old_name:
-        return _of_other_network(base, old_name, name)
-    return {}
-
-
-def _settings_of(registry: Registry, kind: str) -> Iterable[str] | None:
-    """Names of a kind's settings; None where there is no such kind."""
-    if registry is TEACHERS and kind == PretrainedTeacher().kind:
-        return PretrainedTeacher.model_fields
-    return registry.schema(kind).model_fields if kind in registry.classes else None
-
-
-def _of_other_network(base: dict, old_name: Any, name: str) -> dict[str, str]:
-    """Settings of an encoder that another network cannot take over, and why."""
-    dropped = {}
-    if base.get("args"):
-        dropped["args"] = f"they are arguments of {old_name}"
-    if base.get("stem", "auto") != "native" and not has_small_stem(name):
-        stem = [key for key in STEM_SETTINGS if key in base]
-        dropped |= dict.fromkeys(stem, f"no small stem is known for {shortened(name)}")
-    return dropped
-
-
-def _merge_items(items: list, over: dict, section: str, notices: list[str]) -> list[Any]:
-    """``compress.0.ratio=0.5`` changes one item of a list."""
-    numbered = {str(i): item for i, item in enumerate(items)}
-    for key in over:
-        if str(key) not in numbered:
-            extent = f"has items 0 to {len(items) - 1}" if items else "is an empty list"
-            raise UserError(f"{section}.{key}: {section} {extent}")
-    return list(_merge(numbered, {str(k): v for k, v in over.items()}, section, notices).values())
-
-
-def _registry_at(section: str) -> Registry | None:
-    """Whose kinds the mapping at this key holds."""
-    if re.match(r"(distill|compare\.[^.]+)\.losses\.", section):
-        return LOSSES
-    if re.fullmatch(r"evaluate\.also\.[^.]+", section):
-        return PROTOCOLS
-    if re.fullmatch(r"compress\.\d+|plans\.[^.]+\.\d+", section):
-        return STEPS
-    if section == "teacher" or section.startswith("teachers."):
-        return TEACHERS if section.count(".") < 2 else None
-    if re.fullmatch(r"((compare|teachers)\.[^.]+\.|teacher\.)?pretrain", section):
-        return METHODS
-    return SOURCES if section == "data" else None

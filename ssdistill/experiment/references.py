@@ -45,9 +45,9 @@ class _Resolver:
         if len(self.open) > 100:
             raise UserError(f"{key}: references nested more than 100 deep")
         self.open.append(path)
-        whole = REFERENCE.fullmatch(text)
-        if whole:
-            value = self.reference(whole[1], key)
+        only_reference = REFERENCE.fullmatch(text)
+        if only_reference:
+            value = self.reference(only_reference[1], key)
         else:
             value = REFERENCE.sub(lambda match: str(self.reference(match[1], key)), text)
         self.open.pop()

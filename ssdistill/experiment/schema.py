@@ -158,28 +158,28 @@ class Experiment(Settings):
             raise ValueError(
                 f"plans.{min(clash)}: compare already has a row of this name; choose another"
             )
-        if self.distill is None and self.teachers and any(self.all_plans.values()):
+        if self.distill is None and self.teachers and any(self.compression_variants.values()):
             raise ValueError(
                 "compress: ambiguous with several teachers; add distill, or keep one teacher"
             )
-        for plan, steps in self.all_plans.items():
-            for number, (first, then) in enumerate(pairwise(steps), start=1):
-                if STEPS[first.kind].leaf and not STEPS[then.kind].leaf:
-                    key = f"plans.{plan}.{number}" if plan else f"compress.{number}"
+        for variant, steps in self.compression_variants.items():
+            for number, (first, second) in enumerate(pairwise(steps), start=1):
+                if STEPS[first.kind].leaf and not STEPS[second.kind].leaf:
+                    key = f"plans.{variant}.{number}" if variant else f"compress.{number}"
                     raise ValueError(
-                        f"{key}: {then.kind} cannot follow {first.kind}, which makes a file for "
+                        f"{key}: {second.kind} cannot follow {first.kind}, which makes a file for "
                         "a runtime; place it before, or in a plan of its own under plans"
                     )
 
     @property
-    def all_plans(self) -> dict[str, Steps]:
+    def compression_variants(self) -> dict[str, Steps]:
         """Every list of steps by name; that of ``compress`` has none."""
         return {"": self.compress, **self.plans}
 
     @property
     def compressed(self) -> str | None:
         """Role of the model that is compressed; None where nothing is."""
-        if not any(self.all_plans.values()):
+        if not any(self.compression_variants.values()):
             return None
         return "distilled" if self.distill else next(iter(self.all_teachers))
 

@@ -120,12 +120,13 @@ class DistillSettings(TrainSettings):
     teacher_dropping: OpenFraction | None = None
 
     @model_validator(mode="after")
-    def _free_names(self) -> "DistillSettings":
+    def _refuse_metric_names(self) -> "DistillSettings":
         # loss/total and grad/norm are those of all losses together.
-        taken = [name for name in ("total", "norm") if name in self.losses]
-        if taken:
+        reserved_names = [name for name in ("total", "norm") if name in self.losses]
+        if reserved_names:
             raise ValueError(
-                f"losses: '{taken[0]}' is the name of a metric; choose another name for the loss"
+                f"losses: '{reserved_names[0]}' is the name of a metric; choose another name for "
+                "the loss"
             )
         return self
 

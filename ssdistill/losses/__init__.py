@@ -1,4 +1,5 @@
-"""One file per distillation loss; a new file is registered automatically (see `registry`)."""
+"""One file per distillation loss; a new file is registered automatically (see `registry`). Parts of
+several losses belong in `base`, weighting and teachers in `distill`."""
 
 import math
 from collections.abc import Sequence
@@ -47,8 +48,8 @@ class LossSettings(Settings):
             return self.weight * (step + 1) / warmup_steps
         if self.schedule == "constant":
             return self.weight
-        share = (step - warmup_steps) / max(1, num_steps - 1 - warmup_steps)
-        cosine = (1 + math.cos(math.pi * share)) / 2
+        progress = (step - warmup_steps) / max(1, num_steps - 1 - warmup_steps)
+        cosine = (1 + math.cos(math.pi * progress)) / 2
         return self.weight * (self.weight_end + (1 - self.weight_end) * cosine)
 
 

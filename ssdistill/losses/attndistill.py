@@ -15,7 +15,7 @@ from ssdistill.losses.base.stage_maps import StageLoss
 from ssdistill.models.representation import Outputs
 from ssdistill.settings import NonNegative, Positive
 
-LEAST, MOST = 1e-5, 0.996
+ATTENTION_BOUNDS = (1e-5, 0.996)
 """Bounds of a token's attention."""
 
 Grid = tuple[int, int]
@@ -23,7 +23,7 @@ Grid = tuple[int, int]
 
 def merged_heads(log_p_BHN: Tensor, temperature: float) -> Tensor:
     """softmax(sum_h log p_h / T), cut to [1e-5, 0.996] and scaled to sum 1 again, (B, N)."""
-    p_BN = (log_p_BHN.sum(1) / temperature).softmax(1).clamp(LEAST, MOST)
+    p_BN = (log_p_BHN.sum(1) / temperature).softmax(1).clamp(*ATTENTION_BOUNDS)
     return p_BN / p_BN.sum(1, keepdim=True)
 
 

@@ -17,8 +17,8 @@ def token_gram(x_BNC: Tensor, remove_negative: bool) -> Tensor:
 
 def gram_difference(s_BNC: Tensor, t_BND: Tensor, remove_negative: bool) -> Tensor:
     """Mean square of the difference between both networks' cosines."""
-    ours_BNN, theirs_BNN = (token_gram(x, remove_negative) for x in (s_BNC, t_BND))
-    return F.mse_loss(ours_BNN, theirs_BNN)
+    student_gram_BNN, teacher_gram_BNN = (token_gram(x, remove_negative) for x in (s_BNC, t_BND))
+    return F.mse_loss(student_gram_BNN, teacher_gram_BNN)
 
 
 class Gram(MapRelation):

@@ -10,8 +10,8 @@ from ssdistill.losses.base.relations import MapRelation, whole_batch
 
 def similarity_difference(s_BD: Tensor, t_BE: Tensor) -> Tensor:
     """|R(S S^T) - R(T T^T)|_F^2 / B^2, R dividing each row by its length."""
-    ours_BB, theirs_BB = F.normalize(s_BD @ s_BD.T, dim=1), F.normalize(t_BE @ t_BE.T, dim=1)
-    return F.mse_loss(ours_BB, theirs_BB)
+    student_BB, teacher_BB = F.normalize(s_BD @ s_BD.T, dim=1), F.normalize(t_BE @ t_BE.T, dim=1)
+    return F.mse_loss(student_BB, teacher_BB)
 
 
 class SP(MapRelation):

@@ -1,1 +1,2 @@
-"""Cost of a model: parameters, MACs, bytes on disk, latency, memory."""
+"""Cost of a finished model: parameters, MACs, bytes on disk, latency, memory. How good its
+embeddings are belongs to `label_free` and `evaluate`."""

@@ -59,7 +59,7 @@ def before_after(
         :func:`ssdistill.label_free.agreement.agreement` says of the two. What cannot be
         measured (a model that no runtime can be timed with) is left out.
 
-        The facts: ``bytes`` and ``latency`` of ``after`` as shares of those before, ``cka``, and
+        The facts: ``bytes`` and ``latency`` of ``after`` as fractions of those before, ``cka``, and
         the ``runtime`` that was timed. Shares that are not known are NaN, which no gate passes.
 
     Raises:
@@ -69,14 +69,14 @@ def before_after(
     metrics = dict(costs)
     for name, value in costs_of(before, before_folder).items():
         metrics[f"{name}_before"] = value
-    share = metrics["compress/bytes"] / metrics["compress/bytes_before"]
-    metrics["compress/smaller"] = 1 / share
+    fraction_of_bytes = metrics["compress/bytes"] / metrics["compress/bytes_before"]
+    metrics["compress/smaller"] = 1 / fraction_of_bytes
     timed, runtime = _timed(before, after, inputs, threads, clock)
     metrics |= timed
     agreed = agreed_on(before, after, inputs)
     metrics |= {name.replace("agree/", "agree/parent/", 1): v for name, v in agreed.items()}
     facts = {
-        "bytes": share,
+        "bytes": fraction_of_bytes,
         "latency": 1 / timed["compress/speedup"] if timed else float("nan"),
         "cka": agreed.get("agree/cka", float("nan")),
         "runtime": runtime,

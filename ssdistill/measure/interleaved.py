@@ -1,6 +1,5 @@
 """Interleaved timing: a busy machine slows all timed calls alike."""
 
-import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -8,57 +7,57 @@ from dataclasses import dataclass
 from typing import Any
 
 Clock = Callable[[], float]
-Turns = dict[str, list[list[float]]]
+TimedTurns = dict[str, list[list[float]]]
 """Seconds of every call, by name and turn; a skipped turn is empty."""
 
 WARM_UP = 3
 FEWEST_ROUNDS = 3
-SLOW = 0.1
+SLOW_SECONDS = 0.1
 """Calls of at least this many seconds get one timed call a turn, without warm-up."""
-TURN, MOST = 0.005, 30
-"""A turn of quick calls lasts this many seconds, or this many calls at most."""
+TURN_SECONDS, MOST_CALLS = 0.005, 30
+"""A turn of quick calls warm_seconds this many seconds, or this many calls at most."""
 CONFIDENCE = 0.95
 
 
-def take_turns(
+def time_in_turns(
     calls: Mapping[str, Callable[[], Any]],
     rounds: int,
     repeats: int,
     seconds_each: float,
     clock: Clock = time.perf_counter,
-) -> Turns:
+) -> TimedTurns:
     """Time calls in interleaved turns; every round reverses the order of the previous one.
 
     Args:
         calls: what to time, by name.
         rounds: turns of each.
         repeats: timed calls in a turn, after one that is not timed; more of quick calls (see
-            ``TURN``), one of those above ``SLOW``.
+            ``TURN_SECONDS``), one of those above ``SLOW_SECONDS``.
         seconds_each: what has been timed for so long gets no more turns than ``FEWEST_ROUNDS``.
         clock: seconds, monotonic.
     """
-    lasts = {name: _warm_up(call, clock) for name, call in calls.items()}
-    counts = {name: _count(last, repeats) for name, last in lasts.items()}
-    turns: Turns = {name: [] for name in calls}
+    warm_seconds = {name: _warm_up(call, clock) for name, call in calls.items()}
+    counts = {name: _count(seconds, repeats) for name, seconds in warm_seconds.items()}
+    seconds_by_turn: TimedTurns = {name: [] for name in calls}
     for number in range(rounds):
         names = list(calls) if number % 2 == 0 else list(reversed(calls))
         for name in names:
-            call, spent = calls[name], sum(map(sum, turns[name]))
-            if number >= FEWEST_ROUNDS and spent > seconds_each:
-                turns[name].append([])
+            call, seconds = calls[name], sum(map(sum, seconds_by_turn[name]))
+            if number >= FEWEST_ROUNDS and seconds > seconds_each:
+                seconds_by_turn[name].append([])
                 continue
-            if lasts[name] < SLOW:
+            if warm_seconds[name] < SLOW_SECONDS:
                 # The first call of a turn finds the caches full of another model's weights.
                 call()
-            turns[name].append([_seconds(call, clock) for _ in range(counts[name])])
-    return turns
+            seconds_by_turn[name].append([_seconds(call, clock) for _ in range(counts[name])])
+    return seconds_by_turn
 
 
 def _count(seconds: float, repeats: int) -> int:
     """Number of timed calls in a turn, for calls of this duration."""
-    if seconds >= SLOW:
+    if seconds >= SLOW_SECONDS:
         return 1
-    return max(repeats, min(MOST, int(TURN / max(seconds, 1e-9))))
+    return max(repeats, min(MOST_CALLS, int(TURN_SECONDS / max(seconds, 1e-9))))
 
 
 def _warm_up(call: Callable[[], Any], clock: Clock) -> float:
@@ -66,7 +65,7 @@ def _warm_up(call: Callable[[], Any], clock: Clock) -> float:
     last = _seconds(call, clock)
     for _ in range(WARM_UP - 1):
         last = _seconds(call, clock)
-        if last > SLOW:
+        if last > SLOW_SECONDS:
             break
     return last
 
@@ -78,7 +77,7 @@ def _seconds(call: Callable[[], Any], clock: Clock) -> float:
 
 
 @dataclass(frozen=True)
-class Ratio:
+class Speedup:
     """Speed-up, from the paired turns of each round.
 
     Attributes:
@@ -94,7 +93,7 @@ class Ratio:
     rounds: int
 
 
-def ratio(slower: Sequence[Sequence[float]], faster: Sequence[Sequence[float]]) -> Ratio:
+def speedup_of(slower: Sequence[Sequence[float]], faster: Sequence[Sequence[float]]) -> Speedup:
     """Median time of ``slower`` over that of ``faster``, round by round.
 
     What slows the machine down slows both turns of a round: their ratio hardly notices, while
@@ -108,7 +107,7 @@ def ratio(slower: Sequence[Sequence[float]], faster: Sequence[Sequence[float]]) 
     if not round_ratios:
         raise ValueError("both were never timed in the same round")
     outside = _outside(len(round_ratios))
-    return Ratio(
+    return Speedup(
         statistics.median(round_ratios),
         round_ratios[outside],
         round_ratios[-1 - outside],
@@ -122,10 +121,7 @@ def _outside(count: int) -> int:
     The interval from the i-th smallest to the i-th largest misses the median with probability
     2 P(Binomial(count, 1/2) < i) (Conover, Practical Nonparametric Statistics, section 3.2).
     """
-    below, missed = 0, 0.0
-    while below < count // 2:
-        missed += 2 * math.comb(count, below) / 2**count
-        if missed > 1 - CONFIDENCE:
-            break
-        below += 1
-    return max(below - 1, 0)
+    from scipy.stats import binom
+
+    below = binom.ppf((1 - CONFIDENCE) / 2, count, 0.5)
+    return max(int(below) - 1, 0)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ssdistill.errors import UserError
-from ssdistill.measure.interleaved import Clock, Turns, ratio, take_turns
+from ssdistill.measure.interleaved import Clock, TimedTurns, speedup_of, time_in_turns
 
 MemoryFormat = Literal["channels_last", "contiguous"]
 
@@ -52,7 +52,7 @@ class PairedLatency:
         reference_p50_ms: median of the reference's calls, in ms.
         speedup: how many times faster than the reference: the median over rounds of the ratio
             within a round; ``speedup_low`` and ``speedup_high`` its interval, see
-            :class:`ssdistill.measure.interleaved.Ratio`.
+            :class:`ssdistill.measure.interleaved.Speedup`.
         rounds: how many rounds it is the median of.
     """
 
@@ -143,7 +143,7 @@ def paired_latency(
         x = example((model, reference), batch_size, inputs)
         turns = _timed(ready, x, memory_format, rounds, calls, seconds_each, clock)
     p50, p90, _ = _quantiles(turns["model"])
-    faster = ratio(turns["reference"], turns["model"])
+    speedup = speedup_of(turns["reference"], turns["model"])
     return PairedLatency(
         runtime=runtime_of(model, memory_format, x.ndim),
         reference_runtime=runtime_of(reference, memory_format, x.ndim),
@@ -152,10 +152,10 @@ def paired_latency(
         p50_ms=p50,
         p90_ms=p90,
         reference_p50_ms=_quantiles(turns["reference"])[0],
-        speedup=faster.median,
-        speedup_low=faster.low,
-        speedup_high=faster.high,
-        rounds=faster.rounds,
+        speedup=speedup.median,
+        speedup_low=speedup.low,
+        speedup_high=speedup.high,
+        rounds=speedup.rounds,
     )
 
 
@@ -228,13 +228,13 @@ def _timed(
     repeats: int,
     seconds_each: float,
     clock: Clock,
-) -> Turns:
+) -> TimedTurns:
     calls: dict[str, Callable[[], Any]] = {}
     for name, model in models.items():
         images = isinstance(model, nn.Module) and x.ndim == 4
         inputs = x.contiguous(memory_format=_torch_format(memory_format)) if images else x
         calls[name] = partial(model, inputs)
-    return take_turns(calls, rounds, repeats, seconds_each, clock)
+    return time_in_turns(calls, rounds, repeats, seconds_each, clock)
 
 
 def _quantiles(turns: Sequence[Sequence[float]]) -> tuple[float, float, int]:

@@ -80,11 +80,11 @@ def peak_memory(
         # The fresh process must not know less of what was compiled here than this one.
         order["trust"] = trust or is_known_artifact(artifact)
         command = [sys.executable, "-m", "ssdistill.measure.memory", json.dumps(order)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["its process was killed"])[-1]
+        process = subprocess.run(command, capture_output=True, text=True, check=False)
+    if process.returncode:
+        reason = (process.stderr.strip().splitlines() or ["its process was killed"])[-1]
         raise UserError(f"cannot measure the memory of {path}: {reason}")
-    return PeakMemory(**json.loads(done.stdout.splitlines()[-1]))
+    return PeakMemory(**json.loads(process.stdout.splitlines()[-1]))
 
 
 def _tells() -> bool:
@@ -102,9 +102,9 @@ def _status(name: str) -> int:
     return int(lines[name].split()[0]) * 1024
 
 
-def _peak(work: Callable[[], Any], baseline: int) -> tuple[Any, int]:
+def _peak(action: Callable[[], Any], baseline: int) -> tuple[Any, int]:
     CLEAR.write_text(RESET_PEAK)
-    result = work()
+    result = action()
     return result, max(0, _status("VmHWM") - baseline)
 
 

@@ -31,10 +31,10 @@ def costs_of(model: Any, folder: str | Path, parent: nn.Module | None = None) ->
         "compress/bytes_gzip": gzip_bytes(folder),
     }
     countable = isinstance(model, nn.Module) or Path(model.path).suffix == ".onnx"
-    counted = model if countable else parent
-    if counted is not None:
-        metrics["compress/params"] = count_parameters(counted)
-        metrics["compress/params_nonzero"] = count_parameters(counted, nonzero=True)
+    counted_model = model if countable else parent
+    if counted_model is not None:
+        metrics["compress/params"] = count_parameters(counted_model)
+        metrics["compress/params_nonzero"] = count_parameters(counted_model, nonzero=True)
     computed = model if isinstance(model, nn.Module) else parent
     if computed is not None:
         metrics["compress/macs"] = count_macs(computed)

@@ -1,1 +1,2 @@
-"""Networks that map images to embeddings."""
+"""Networks that map images to embeddings: building, tapping and rebuilding them. Weights of others
+come from `teachers`, files for runtimes from `artifacts`."""

@@ -22,11 +22,11 @@ HUB_SECONDS, STALLED_SECONDS = 5.0, 30.0
 
 
 @contextmanager
-def downloading(what: str, remedy: str, hub: bool = False) -> Iterator[None]:
+def downloading(subject: str, remedy: str, hub: bool = False) -> Iterator[None]:
     """Turn a failed download into a UserError of one line.
 
     Args:
-        what: the thing wanted, as it stands in the config.
+        subject: the thing to download, as the config names it.
         remedy: what to do without a connection.
         hub: whether it comes from the Hugging Face Hub. Without a connection its client would
             try again for a minute, aloud; it is told to look into its cache alone.
@@ -41,7 +41,9 @@ def downloading(what: str, remedy: str, hub: bool = False) -> Iterator[None]:
         why = ": HF_HUB_OFFLINE forbids downloads; unset it" if forbidden else why
         if hub:
             remedy += f", or add them to the cache {constants.HF_HUB_CACHE} (HF_HUB_CACHE)"
-        raise UserError(f"{what} cannot be downloaded ({reason(error)}){why}; {remedy}") from error
+        raise UserError(
+            f"{subject} cannot be downloaded ({reason(error)}){why}; {remedy}"
+        ) from error
 
 
 def _hub_answers() -> bool:
@@ -76,12 +78,12 @@ def _offline() -> Iterator[None]:
 
 @contextmanager
 def _no_stalling() -> Iterator[None]:
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(before or STALLED_SECONDS)
+    former_timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(former_timeout or STALLED_SECONDS)
     try:
         yield
     finally:
-        socket.setdefaulttimeout(before)
+        socket.setdefaulttimeout(former_timeout)
 
 
 def reason(error: BaseException) -> str:

@@ -191,8 +191,8 @@ def form_of(layer: nn.Module, form: Form) -> Form:
 
 def _geometry(conv: nn.Conv2d, form: Form) -> dict[str, dict[str, Any]]:
     """Split the kernel, stride, padding and dilation of ``conv`` among its factors."""
-    one = {"kernel_size": 1}
-    whole = {
+    pointwise = {"kernel_size": 1}
+    full_kernel = {
         "kernel_size": conv.kernel_size,
         "stride": conv.stride,
         "padding": conv.padding,
@@ -200,12 +200,12 @@ def _geometry(conv: nn.Conv2d, form: Form) -> dict[str, dict[str, Any]]:
         "padding_mode": conv.padding_mode,
     }
     if form == "channel":
-        return {"reduce": whole, "expand": one}
+        return {"reduce": full_kernel, "expand": pointwise}
     if form == "tucker":
-        return {"reduce": one, "core": whole, "expand": one}
+        return {"reduce": pointwise, "core": full_kernel, "expand": pointwise}
     idle = {"kernel_size": 1, "stride": 1, "padding": 0, "dilation": 1}
-    tall = {key: _axis(value, idle.get(key), 0) for key, value in whole.items()}
-    wide = {key: _axis(value, idle.get(key), 1) for key, value in whole.items()}
+    tall = {key: _axis(value, idle.get(key), 0) for key, value in full_kernel.items()}
+    wide = {key: _axis(value, idle.get(key), 1) for key, value in full_kernel.items()}
     return {"reduce": tall, "expand": wide}
 
 

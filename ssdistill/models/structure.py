@@ -52,12 +52,12 @@ def fit_structure(
     feeding = None
     for name, module in net.named_modules():
         prefix = f"{name}." if name else ""
-        stored = {k: state[prefix + k] for k in _own(module) if prefix + k in state}
+        stored = {k: state[prefix + k] for k in _tensors(module) if prefix + k in state}
         feeding = _fit(prefix, module, stored, feeding) or feeding
     return net
 
 
-def _own(module: nn.Module) -> dict[str, Tensor | None]:
+def _tensors(module: nn.Module) -> dict[str, Tensor | None]:
     return {**module._parameters, **module._buffers}
 
 
@@ -108,8 +108,8 @@ def _fit(
     Returns:
         its own old and new output width; None for a module without.
     """
-    own = _own(module)
-    old = {key: own[key] for key in stored if own[key] is not None}
+    tensors = _tensors(module)
+    old = {key: tensors[key] for key in stored if tensors[key] is not None}
     widths = _widths(module, old, stored)
     if len(old) == len(stored) and all(old[k].shape == stored[k].shape for k in old):
         return widths
@@ -207,8 +207,8 @@ def _set_widths(
 
 
 def _resize(module: nn.Module, key: str, shape: tuple[int, ...], like: Tensor) -> None:
-    fresh = like.new_empty(shape)
+    resized = like.new_empty(shape)
     if key in module._parameters:
-        module._parameters[key] = nn.Parameter(fresh, requires_grad=like.requires_grad)
+        module._parameters[key] = nn.Parameter(resized, requires_grad=like.requires_grad)
     else:
-        module._buffers[key] = fresh
+        module._buffers[key] = resized

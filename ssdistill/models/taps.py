@@ -71,24 +71,24 @@ def closing_relus(net: nn.Module, x_BCHW: Tensor) -> dict[str, Closing]:
     ``net`` must be in eval mode and the images not all alike: a map of zeros tells nothing.
     """
     stages = stage_names(net)
-    within = {
+    stages_of = {
         name: [stage for stage in stages if f"{name}.".startswith(f"{stage}.")]
         for name, module in net.named_modules()
         if isinstance(module, nn.ReLU)
     }
-    last: dict[str, str] = {}
+    last_relu: dict[str, str] = {}
     inputs: dict[str, Tensor] = {}
 
     def remember(name: str, x_BCHW: Tensor) -> None:
-        for stage in within[name]:
-            last[stage], inputs[stage] = name, x_BCHW.clone()
+        for stage in stages_of[name]:
+            last_relu[stage], inputs[stage] = name, x_BCHW.clone()
 
     handles = [
         net.get_submodule(name).register_forward_pre_hook(
             lambda module, args, name=name: remember(name, args[0])
         )
-        for name in within
-        if within[name]
+        for name in stages_of
+        if stages_of[name]
     ]
     if not handles:
         return {}
@@ -98,9 +98,9 @@ def closing_relus(net: nn.Module, x_BCHW: Tensor) -> dict[str, Closing]:
         for handle in handles:
             handle.remove()
     return {
-        stage: Closing(last[stage], _norm_before(net, last[stage], maps[stage].shape[1]))
+        stage: Closing(last_relu[stage], _norm_before(net, last_relu[stage], maps[stage].shape[1]))
         for stage in stages
-        if stage in last and torch.equal(inputs[stage].relu(), maps[stage])
+        if stage in last_relu and torch.equal(inputs[stage].relu(), maps[stage])
     }
 
 

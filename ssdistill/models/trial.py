@@ -94,11 +94,11 @@ def _too_large(value: Any) -> int | float | None:
     return value if isinstance(value, int | float) and abs(value) > LARGEST_NUMBER else None
 
 
-def check_fits(build: Callable[[], nn.Module], what: str) -> None:
+def check_fits(build: Callable[[], nn.Module], subject: str) -> None:
     """Reject a module larger than this machine's memory, without allocating it.
 
     Raises:
-        UserError: ``what`` is named.
+        UserError: ``subject`` is named.
     """
     memory = memory_bytes()
     try:
@@ -110,7 +110,7 @@ def check_fits(build: Callable[[], nn.Module], what: str) -> None:
         ):
             build()
     except _TooLarge as error:
-        raise UserError(f"{what} {error}; reduce its sizes") from None
+        raise UserError(f"{subject} {error}; reduce its sizes") from None
     except Exception:
         pass
 
@@ -124,15 +124,15 @@ def _no_zero_warnings() -> Iterator[None]:
 
 
 @contextmanager
-def refusing(what: str) -> Iterator[None]:
-    """Turn exceptions of a library into a one-line UserError about ``what``."""
+def refusing(subject: str) -> Iterator[None]:
+    """Turn exceptions of a library into a one-line UserError about ``subject``."""
     try:
         with _no_zero_warnings():
             yield
     except UserError:
         raise
     except REFUSALS as error:
-        raise UserError(f"{what}: {reason_of(error)}") from error
+        raise UserError(f"{subject}: {reason_of(error)}") from error
 
 
 def reason_of(error: BaseException) -> str:

@@ -1,4 +1,5 @@
-"""One file per self-supervised method; a new file is registered automatically (see `registry`)."""
+"""One file per self-supervised method; a new file is registered automatically (see `registry`). The
+loop belongs to `train`, losses that distillation has too to `losses`."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar

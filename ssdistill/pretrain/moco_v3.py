@@ -99,5 +99,5 @@ class MoCoV3(Method):
 
 def _filled(head: MLPSettings, **published: object) -> MLPSettings:
     """Replace null settings by the published ones."""
-    missing = {name: value for name, value in published.items() if getattr(head, name) is None}
-    return head.model_copy(update=missing)
+    unset = {name: value for name, value in published.items() if getattr(head, name) is None}
+    return head.model_copy(update=unset)

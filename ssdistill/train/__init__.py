@@ -1,1 +1,2 @@
-"""The training loop and its parts."""
+"""The training loop and its parts: optimizer, checkpoints, observers. What is minimized belongs to
+`pretrain` and `distill`."""

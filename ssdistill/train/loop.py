@@ -129,11 +129,11 @@ def fit(
             if logged:
                 metrics = {name: float(torch.as_tensor(v).detach()) for name, v in values.items()}
                 # A single image has no spread, and cannot have collapsed.
-                seen = [z_BD.float() for z_BD in task.last_embeddings[:2] if len(z_BD) > 1]
-                metrics |= collapse_metrics(*seen) if seen else {}
+                last_embeddings = [z.float() for z in task.last_embeddings[:2] if len(z) > 1]
+                metrics |= collapse_metrics(*last_embeddings) if last_embeddings else {}
                 metrics["time/images_per_s"] = loader.batch_size / state.step_seconds(last=50)
                 state.metrics = metrics
-                guard.check(metrics, seen[0] if seen else None, step)
+                guard.check(metrics, last_embeddings[0] if last_embeddings else None, step)
                 tracker.log(step, metrics, batch.epoch)
                 progress.show(step + 1, metrics["loss/total"])
             if state.age > training.checkpoint_seconds or interrupt.requested:

@@ -33,11 +33,11 @@ class OptimSettings(Settings):
         clip_lr: LARS's local rate is the rate of a layer, ``lr`` only its upper bound.
         clip_grad_norm: largest global gradient norm, or null for no clipping.
         schedule: ``constant``, ``cosine`` (to ``lr_end``), ``step`` (times ``gamma`` at each of
-            ``milestones``) or ``inverse_time`` (lr / (1 + decay * share)).
+            ``milestones``) or ``inverse_time`` (lr / (1 + decay * progress)).
         warmup: fraction of the training over which the rate rises linearly.
         lr_start: first learning rate of the warm-up as a fraction of ``lr``; null is one even step.
         lr_end: last learning rate of ``cosine`` as a fraction of ``lr``.
-        milestones: shares of the training.
+        milestones: fractions of the training.
         gamma: factor at a milestone.
         decay: strength of ``inverse_time``.
         constant: modules by name (``predictor``) whose rate stays at ``lr`` throughout.
@@ -189,14 +189,14 @@ def learning_rate(settings: OptimSettings, step: int, num_steps: int) -> float:
             return settings.lr * (step + 1) / warmup_steps
         risen = step / (warmup_steps - 1)
         return settings.lr * (settings.lr_start + (1 - settings.lr_start) * risen)
-    share = (step - warmup_steps) / max(1, num_steps - warmup_steps)
+    progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
     if settings.schedule == "cosine":
-        factor = settings.lr_end + (1 - settings.lr_end) * (1 + math.cos(math.pi * share)) / 2
+        factor = settings.lr_end + (1 - settings.lr_end) * (1 + math.cos(math.pi * progress)) / 2
     elif settings.schedule == "step":
         passed = sum(step >= milestone * num_steps for milestone in settings.milestones)
         factor = settings.gamma**passed
     elif settings.schedule == "inverse_time":
-        factor = 1 / (1 + settings.decay * share)
+        factor = 1 / (1 + settings.decay * progress)
     else:
         factor = 1.0
     return settings.lr * factor

@@ -126,13 +126,15 @@ class Selection(Observer):
         self.weights: dict[str, dict[str, Tensor]] = {}
 
     def after_step(self, step: int, batch: Batch, task: Task) -> dict[str, float]:
-        done = step + 1
-        if done % self.interval == 0 or done == self.num_steps:
+        steps_done = step + 1
+        if steps_done % self.interval == 0 or steps_done == self.num_steps:
             value = self.criterion.measure(task)
             # False for NaN.
             if value > self.value:
-                self.value, self.step = value, done
-                self.weights = {name: _kept(module) for name, module in _exported(task).items()}
+                self.value, self.step = value, steps_done
+                self.weights = {
+                    name: _copy_state(module) for name, module in _exported(task).items()
+                }
         return self._metrics()
 
     def after_training(self, task: Task) -> dict[str, float]:
@@ -162,6 +164,6 @@ def _exported(task: Task) -> dict[str, nn.Module]:
     return {name: module for name, module in modules.items() if module is not None}
 
 
-def _kept(module: nn.Module) -> dict[str, Tensor]:
+def _copy_state(module: nn.Module) -> dict[str, Tensor]:
     """Copy a state off the device, so that later steps do not change it."""
     return {name: t.to("cpu", copy=True) for name, t in module.state_dict().items()}

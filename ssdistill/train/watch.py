@@ -104,14 +104,14 @@ class AgreementWatch(Observer):
         self.last_metrics: dict[str, float] = {}
 
     def after_step(self, step: int, batch: Batch, task: Task) -> dict[str, float]:
-        done = step + 1
+        steps_done = step + 1
         # Counted from the end: the last measurement is of the finished student.
-        due = done >= self.interval and (self.num_steps - done) % self.interval == 0
+        due = steps_done >= self.interval and (self.num_steps - steps_done) % self.interval == 0
         if self.looks and due:
             student_ND = self.following.student(task)
-            seen = collapse_metrics(student_ND)
+            collapse = collapse_metrics(student_ND)
             self.last_metrics = {
-                name.replace("/", "/sample/"): value for name, value in seen.items()
+                name.replace("/", "/sample/"): value for name, value in collapse.items()
             }
             self.last_metrics["agree/cka"] = self.following.cka(task, student_ND)
         return dict(self.last_metrics)

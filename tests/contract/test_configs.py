@@ -33,7 +33,7 @@ def test_a_config_is_valid(path):
 def test_what_a_config_names_can_be_built(path):
     """Settings that only a constructor can judge, e.g. that pruning has one target."""
     experiment, _ = load_experiment(path)
-    for step in [step for plan in experiment.all_plans.values() for step in plan]:
+    for step in [step for plan in experiment.compression_variants.values() for step in plan]:
         for stage in STEPS[step.kind].expand(step):
             STEPS.build(stage)
     assert METHODS[experiment.pretrain.kind].recipes

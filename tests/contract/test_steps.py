@@ -17,7 +17,7 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 
 def steps_of(kind):
     experiment, _ = load_experiment(FOLDER / f"{kind}.yaml", [])
-    return [step for plan in experiment.all_plans.values() for step in plan]
+    return [step for plan in experiment.compression_variants.values() for step in plan]
 
 
 def test_every_config_is_that_of_a_step():

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 from ssdistill.artifacts.coding.codes import Uniform
 
 Clip = Literal["mse", "max"]
-SHARES = (1.0, 0.92, 0.85, 0.78, 0.71, 0.64, 0.57, 0.5, 0.43, 0.36, 0.29)
+RANGE_FRACTIONS = (1.0, 0.92, 0.85, 0.78, 0.71, 0.64, 0.57, 0.5, 0.43, 0.36, 0.29)
 """Parts of a channel's range that ``mse`` tries to spread the grid over."""
 REFINEMENTS = 3
 """Least-squares steps of the scale after that; each can only lower the error."""
@@ -25,11 +25,11 @@ def weights_of(net: nn.Module) -> dict[str, nn.Module]:
     A weight that several layers share is named once, after the first of them.
     """
     layers: dict[str, nn.Module] = {}
-    seen: set[int] = set()
+    seen_ids: set[int] = set()
     for name, module in net.named_modules():
         # An attention layer takes its output projection apart: it never calls it.
-        if isinstance(module, KINDS) and id(module.weight) not in seen:
-            seen.add(id(module.weight))
+        if isinstance(module, KINDS) and id(module.weight) not in seen_ids:
+            seen_ids.add(id(module.weight))
             layers[f"{name}.weight" if name else "weight"] = module
     return layers
 
@@ -63,8 +63,8 @@ def quantize_weight(
     # What was set to zero stays zero: there, zero has to be one of the values.
     whole = bool((rows_CK == 0).any())
     best = None
-    for share in SHARES if clip == "mse" else SHARES[:1]:
-        best = _better_grid(rows_CK, _grid(rows_CK * share, low, high, whole), best, (low, high))
+    for fraction in RANGE_FRACTIONS if clip == "mse" else RANGE_FRACTIONS[:1]:
+        best = _better_grid(rows_CK, _grid(rows_CK * fraction, low, high, whole), best, (low, high))
     for _ in range(REFINEMENTS if clip == "mse" else 0):
         fitted = _fitted(rows_CK, best[0], (low, high), whole)
         best = _better_grid(rows_CK, fitted, best, (low, high))
@@ -102,11 +102,11 @@ def _fitted(rows_CK: Tensor, grid: Grid, limits: tuple[int, int], whole: bool) -
         mean_C = steps_CK.mean(1)
         steps_CK -= mean_C[:, None]
         target_CK = rows_CK - rows_CK.mean(1, keepdim=True)
-    found_C = (target_CK * steps_CK).sum(1) / steps_CK.square().sum(1).clamp(min=1e-12)
-    found_C = _storable(torch.where(found_C > 0, found_C, scale_C))
+    fitted_scale_C = (target_CK * steps_CK).sum(1) / steps_CK.square().sum(1).clamp(min=1e-12)
+    fitted_scale_C = _storable(torch.where(fitted_scale_C > 0, fitted_scale_C, scale_C))
     if limits[0] < 0 or whole:
-        return found_C, zero_C
-    return found_C, _zero(mean_C - rows_CK.mean(1) / found_C, limits[1], whole)
+        return fitted_scale_C, zero_C
+    return fitted_scale_C, _zero(mean_C - rows_CK.mean(1) / fitted_scale_C, limits[1], whole)
 
 
 def _zero(zero_C: Tensor, high: int, whole: bool) -> Tensor:
@@ -133,9 +133,9 @@ def _better_grid(
 ) -> tuple[Grid, Tensor]:
     """Choose the grid of smaller squared error row by row; return it and its error."""
     scale_C, zero_C = grid
-    found_CK = _integers(rows_CK, grid, *limits)
-    found_CK.sub_(zero_C[:, None]).mul_(scale_C[:, None]).sub_(rows_CK)
-    error_C = found_CK.square_().sum(1)
+    residual_CK = _integers(rows_CK, grid, *limits)
+    residual_CK.sub_(zero_C[:, None]).mul_(scale_C[:, None]).sub_(rows_CK)
+    error_C = residual_CK.square_().sum(1)
     if best is None:
         return grid, error_C
     (old_scale_C, old_zero_C), old_error_C = best
@@ -211,14 +211,14 @@ def on_grid(net: nn.Module, coded: Mapping[str, Uniform]) -> Iterator[dict[str, 
     """
     layers, grids = weights_of(net), {}
     for key, code in coded.items():
-        held = OnGrid(code, layers[key].weight)
-        parametrize.register_parametrization(layers[key], "weight", held, unsafe=True)
+        on_grid = OnGrid(code, layers[key].weight)
+        parametrize.register_parametrization(layers[key], "weight", on_grid, unsafe=True)
     try:
         yield grids
     finally:
         for key in coded:
-            held = layers[key].parametrizations["weight"]
-            grids[key] = held[0].coded(held.original)
+            on_grid = layers[key].parametrizations["weight"]
+            grids[key] = on_grid[0].coded(on_grid.original)
             parametrize.remove_parametrizations(layers[key], "weight")
             with torch.no_grad():
                 layers[key].weight.copy_(grids[key].decode())

@@ -28,10 +28,10 @@ def score(weight: Tensor, criterion: Criterion) -> Tensor:
 
 
 def top(score: Tensor, sparsity: float) -> Tensor:
-    """True for all but the ``sparsity`` share of the smallest; of equals the first ones go."""
-    gone = round(sparsity * score.numel())
+    """True for all but the ``sparsity`` fraction of the smallest; of equals the first ones go."""
+    zero_count = round(sparsity * score.numel())
     keep = torch.ones(score.numel(), dtype=torch.bool, device=score.device)
-    keep[score.flatten().argsort(stable=True)[:gone]] = False
+    keep[score.flatten().argsort(stable=True)[:zero_count]] = False
     return keep.view(score.shape)
 
 

@@ -50,9 +50,9 @@ def correct_shifts(model: Model, reference: Model, inputs: Tensor) -> tuple[Mode
         corrected.net, lambda name, module: _corrector(module, reference_moments.get(name))
     ):
         corrected(inputs[:half])
-    wanted_BD = reference(inputs[half:]).embedding_BD
+    reference_BD = reference(inputs[half:]).embedding_BD
     before, after = (
-        centered_cosine(m(inputs[half:]).embedding_BD, wanted_BD).mean().item()
+        centered_cosine(m(inputs[half:]).embedding_BD, reference_BD).mean().item()
         for m in (model, corrected)
     )
     model.train(was_training[0]), reference.train(was_training[1])

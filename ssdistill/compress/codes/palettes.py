@@ -112,8 +112,8 @@ def _begin(sorted_RN: Tensor, counts_R1: Tensor, size: int) -> Tensor:
         return knots_RM.expand(-1, size).contiguous()
     reached_RM = knots_RM.diff(dim=1).pow(2 / 3).cumsum(1)
     steps_K = (torch.arange(size).double() + 0.5) / size
-    wanted_RK = (reached_RM[:, -1:] * steps_K).contiguous()
-    place_RK = torch.searchsorted(reached_RM, wanted_RK).clamp(max=knots - 2)
+    quantile_RK = (reached_RM[:, -1:] * steps_K).contiguous()
+    place_RK = torch.searchsorted(reached_RM, quantile_RK).clamp(max=knots - 2)
     return (knots_RM.gather(1, place_RK) + knots_RM.gather(1, place_RK + 1)) / 2
 
 
@@ -144,8 +144,8 @@ def _exact(sorted_RN: Tensor, outside_RN: Tensor, book_RK: Tensor) -> Tensor:
     rank_RN = (new_RN.cumsum(1) - 1).clamp(max=book_RK.shape[1] - 1)
     inside_RN = sorted_RN.masked_fill(outside_RN, -torch.inf)
     largest_RK = inside_RN.amax(1, keepdim=True).expand_as(book_RK)
-    there_RN = torch.where(outside_RN, inside_RN.amax(1, keepdim=True), sorted_RN)
-    exact_RK = largest_RK.scatter(1, rank_RN, there_RN)
+    filled_RN = torch.where(outside_RN, inside_RN.amax(1, keepdim=True), sorted_RN)
+    exact_RK = largest_RK.scatter(1, rank_RN, filled_RN)
     return torch.where(few_R[:, None], exact_RK, book_RK)
 
 

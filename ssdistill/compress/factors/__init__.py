@@ -1,1 +1,1 @@
-"""Low-rank factors of layers: decomposition and choice of ranks."""
+"""Low-rank factors of layers: their decomposition, ranks and costs. The step is `lowrank`."""

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 import torch
 
 from ssdistill.compress import Context
-from ssdistill.compress.budget import HALVINGS, share_of
+from ssdistill.compress.bisection import HALVINGS, bisect
+from ssdistill.compress.comparing import relative_cost
 from ssdistill.compress.factors.decompose import Method, decompose
 from ssdistill.compress.factors.moments import Moments
-from ssdistill.compress.factors.ranks import Choices, Option, most_saved, within
+from ssdistill.compress.factors.ranks import Choices, Option, most_saved, options_saving
 from ssdistill.errors import UserError
 from ssdistill.models.factorized import Factorized, Rank
 from ssdistill.models.model import Model
@@ -27,7 +28,7 @@ def factorized(
     return result
 
 
-def fast_enough(
+def options_within_latency(
     model: Model,
     layers: Mapping[str, Choices],
     method: Method,
@@ -38,32 +39,29 @@ def fast_enough(
     """Bisect to the mildest ranks that meet a latency budget.
 
     Args:
-        latency: share of the time for one input to keep at most, in ONNX Runtime on one thread,
+        latency: fraction of the time for one input to keep at most, in ONNX Runtime on one thread,
             measured in turns with ``model``.
 
     Raises:
-        UserError: out of reach; the share that the smallest ranks reach is given.
+        UserError: out of reach; the fraction that the smallest ranks reach is given.
     """
-    low, high = 0.0, most_saved(layers, "macs")
-    with share_of("latency", model) as share:
+    with relative_cost("latency", model) as relative_latency:
 
         def measure(saved: float) -> tuple[float, dict[str, Option]]:
-            chosen = within(layers, "macs", saved)
-            ranks = {name: o.rank for name, o in chosen.items() if o.rank is not None}
-            return share(factorized(model, ranks, method, stats)), chosen
+            options = options_saving(layers, "macs", saved)
+            ranks = {name: o.rank for name, o in options.items() if o.rank is not None}
+            return relative_latency(factorized(model, ranks, method, stats)), options
 
-        least, chosen = measure(high)
-        if least > latency:
-            raise out_of_reach(model, "latency", latency, least)
+        most = most_saved(layers, "macs")
+        severest = measure(most)
+        if severest[0] > latency:
+            raise out_of_reach(model, "latency", latency, severest[0])
         title = f"factorize to {latency:.0%} of the latency"
-        for _ in context.progress(range(HALVINGS["latency"]), title):
-            middle = (low + high) / 2
-            latency_share, options = measure(middle)
-            if latency_share <= latency:
-                high, chosen = middle, options
-            else:
-                low = middle
-    return chosen
+        halvings = context.progress(range(HALVINGS["latency"]), title)
+        _, (_, options) = bisect(
+            most, 0.0, severest, measure, lambda measured: measured[0] <= latency, halvings
+        )
+    return options
 
 
 def out_of_reach(model: Model, key: str, budget: float, least: float) -> UserError:

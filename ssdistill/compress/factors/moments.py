@@ -170,11 +170,13 @@ def called_layers(model: Model) -> dict[str, Positions]:
     ]
     inputs, layers = model.example(2), {}
 
-    def note(name: str, layer: nn.Module, given: Tensor, output: Tensor) -> None:
-        before, after = (t.numel() / t.shape[_axis(layer)] / len(inputs) for t in (given, output))
+    def note(name: str, layer: nn.Module, layer_input: Tensor, output: Tensor) -> None:
+        before, after = (
+            t.numel() / t.shape[_axis(layer)] / len(inputs) for t in (layer_input, output)
+        )
         between = after
         if isinstance(layer, nn.Conv2d):
-            between = after / output.shape[3] * given.shape[3]
+            between = after / output.shape[3] * layer_input.shape[3]
         earlier = layers.get(name, Positions())
         new = (before, between, after)
         layers[name] = Positions(*(a + b for a, b in zip(earlier, new, strict=True)))

@@ -17,7 +17,7 @@ class Option(NamedTuple):
 
     Attributes:
         rank: None leaves it as it is.
-        loss: share of the energy that is lost, 0 to 1; for ``tucker`` at most this.
+        loss: fraction of the energy that is lost, 0 to 1; for ``tucker`` at most this.
         cost: parameters and MACs.
     """
 
@@ -40,7 +40,7 @@ class Choices:
     factors: Sequence[Option]
 
 
-def choices_of(
+def list_choices(
     layer: nn.Module,
     method: Method,
     positions: Positions,
@@ -48,7 +48,7 @@ def choices_of(
     stats: Moments | None = None,
 ) -> Choices:
     """List ranks that are multiples of ``round_to`` and reduce the cost."""
-    tails = [_tail_shares(values) for values in spectrum(layer, method, stats)]
+    tails = [_energy_beyond(values) for values in spectrum(layer, method, stats)]
     dense = Option(None, 0.0, layer_cost(layer, None, method, positions))
     choices = []
     for ranks in product(*(range(round_to, len(tail), round_to) for tail in tails)):
@@ -60,7 +60,7 @@ def choices_of(
     return Choices(dense, sorted(choices, key=lambda option: -option.cost.parameters))
 
 
-def _tail_shares(energies_R: Tensor) -> list[float]:
+def _energy_beyond(energies_R: Tensor) -> list[float]:
     """Share of the energy beyond the first r, for r from 0 to all."""
     total = energies_R.sum()
     if total <= 0:
@@ -69,16 +69,18 @@ def _tail_shares(energies_R: Tensor) -> list[float]:
     return [*beyond.tolist(), 0.0]
 
 
-def by_energy(choices: Choices, energy: float) -> Option:
+def cheapest_with_energy(choices: Choices, energy: float) -> Option:
     """Cheapest option that keeps the fraction ``energy``; the layer itself if none does."""
     return next((o for o in reversed(choices.factors) if 1 - o.loss >= energy), choices.dense)
 
 
-def by_share(choices: Choices, keep: float) -> Option:
+def best_within_fraction(choices: Choices, keep: float) -> Option:
     """Option of least loss with at most the fraction ``keep`` of the parameters."""
-    most = keep * choices.dense.cost.parameters
-    fitting = [option for option in choices.factors if option.cost.parameters <= most]
-    return min(fitting, key=lambda option: option.loss, default=choices.dense)
+    most_parameters = keep * choices.dense.cost.parameters
+    cheap_enough = [
+        option for option in choices.factors if option.cost.parameters <= most_parameters
+    ]
+    return min(cheap_enough, key=lambda option: option.loss, default=choices.dense)
 
 
 def most_saved(layers: Mapping[str, Choices], key: str) -> float:
@@ -89,8 +91,8 @@ def most_saved(layers: Mapping[str, Choices], key: str) -> float:
     )
 
 
-def within(layers: Mapping[str, Choices], key: str, excess: float) -> dict[str, Option]:
-    """Ranks that together save ``excess`` of ``key`` at the least loss of energy.
+def options_saving(layers: Mapping[str, Choices], key: str, saving: float) -> dict[str, Option]:
+    """Ranks that together save ``saving`` of ``key`` at the least loss of energy.
 
     Layer by layer only the lower convex hull of loss over cost matters: going down the hulls of
     all layers in the order of their slopes, energy lost per cost saved, is optimal for every
@@ -99,22 +101,22 @@ def within(layers: Mapping[str, Choices], key: str, excess: float) -> dict[str, 
     Args:
         layers: by name.
         key: ``parameters`` or ``macs``.
-        excess: how much must go; where all ranks at their lowest save less, that is returned.
+        saving: how much must go; the lowest ranks are returned where even they save less.
     """
-    taken = {name: choices.dense for name, choices in layers.items()}
+    chosen = {name: choices.dense for name, choices in layers.items()}
     moves = []
     for name, choices in layers.items():
         path = [choices.dense, *_hull([choices.dense, *choices.factors], key)]
         moves += [(_slope(a, b, key), name, b) for a, b in pairwise(path) if a is not b]
     for _, name, option in sorted(moves, key=lambda move: move[0]):
-        excess -= getattr(taken[name].cost, key) - getattr(option.cost, key)
-        taken[name] = option
-        if excess <= 0:
-            spare = getattr(option.cost, key) - excess
-            enough = [o for o in layers[name].factors if getattr(o.cost, key) <= spare]
-            taken[name] = min(enough, key=lambda o: o.loss)
+        saving -= getattr(chosen[name].cost, key) - getattr(option.cost, key)
+        chosen[name] = option
+        if saving <= 0:
+            limit = getattr(option.cost, key) - saving
+            cheap_enough = [o for o in layers[name].factors if getattr(o.cost, key) <= limit]
+            chosen[name] = min(cheap_enough, key=lambda o: o.loss)
             break
-    return taken
+    return chosen
 
 
 def _slope(a: Option, b: Option, key: str) -> float:

@@ -1,1 +1,1 @@
-"""Least-squares reconstruction of a compressed network's layers."""
+"""Least-squares reconstruction of layers: observing them, targets, solving. The step is `refit`."""

@@ -33,11 +33,11 @@ def consumers(
         calls: the calls of all layers of ``dense``, in the order of execution.
         depthwise: whether depthwise convolutions are among them.
     """
-    here, there = layers_of(pruned.net), layers_of(dense.net)
+    pruned_layers, dense_layers = layers_of(pruned.net), layers_of(dense.net)
     pairs = {}
-    for name, layer in there.items():
-        twin = here.get(name)
-        if twin is None and f"{name}.expand" in here:
+    for name, layer in dense_layers.items():
+        twin = pruned_layers.get(name)
+        if twin is None and f"{name}.expand" in pruned_layers:
             pairs[f"{name}.expand"] = name
         elif twin is not None and inputs_of(twin) != inputs_of(layer):
             pairs[name] = name
@@ -45,10 +45,10 @@ def consumers(
         inside = [name.startswith(f"{block}.") for name in calls]
         if any(inside):
             last = len(inside) - 1 - inside[::-1].index(True)
-            after = [name for name in list(calls)[last + 1 :] if name in here]
+            after = [name for name in list(calls)[last + 1 :] if name in pruned_layers]
             ends = [name for name in after if calls[name][0].stream_NO is not None]
             pairs.update((name, name) for name in (*after[:1], *ends[:1]))
-    return {n: d for n, d in pairs.items() if depthwise or not is_depthwise(here[n])}
+    return {n: d for n, d in pairs.items() if depthwise or not is_depthwise(pruned_layers[n])}
 
 
 def kept_outputs(pruned: Model, dense: Model, name: str, twin: str) -> Tensor:
@@ -67,8 +67,8 @@ def kept_outputs(pruned: Model, dense: Model, name: str, twin: str) -> Tensor:
             f"refit: the channels recorded for '{pruned.name}' do not identify the remaining "
             f"outputs of '{twin}'"
         )
-    place = {channel: i for i, channel in enumerate(available)}
-    return Tensor([place[channel] for channel in remaining]).long()
+    index_by_channel = {channel: i for i, channel in enumerate(available)}
+    return Tensor([index_by_channel[channel] for channel in remaining]).long()
 
 
 def comparable(calls: list[Call], twins: list[Call], kept_O: Tensor) -> bool:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ssdistill.compress.fitting.observe import Watched
+from ssdistill.compress.fitting.observing import ObservedModel
 from ssdistill.errors import UserError
 
 BATCH = 32
@@ -31,36 +31,38 @@ def split_batches(inputs: Tensor, held_out: float) -> Batches:
     count = min(max(round(held_out * len(inputs)), 1), len(inputs) - 1)
     chosen = torch.zeros(len(inputs), dtype=torch.bool)
     chosen[torch.arange(count) * len(inputs) // count] = True
-    parts = [(inputs[~chosen], False), (inputs[chosen], True)]
-    return [(batch, held) for part, held in parts for batch in part.split(BATCH)]
+    subsets = [(inputs[~chosen], False), (inputs[chosen], True)]
+    return [
+        (batch, is_held_out) for subset, is_held_out in subsets for batch in subset.split(BATCH)
+    ]
 
 
 class Targets:
     """What the dense network makes of every batch behind its layers, as many as memory allows."""
 
-    def __init__(self, wide: Watched, batches: Batches, twins: dict[str, str]):
+    def __init__(self, wide: ObservedModel, batches: Batches, twins: dict[str, str]):
         self.wide, self.batches, self.twins = wide, batches, twins
-        self.waiting, self.found = list(twins), {}
+        self.uncollected, self.outputs = list(twins), {}
 
     def of(self, name: str) -> list[list[Tensor]]:
         """By batch and use of the layer: the samples (N, O) to be reached."""
-        if name not in self.found:
+        if name not in self.outputs:
             self._collect()
-        return self.found.pop(name)
+        return self.outputs.pop(name)
 
     def _collect(self) -> None:
         chosen, total = [], 0
-        while self.waiting:
-            total += self._bytes(self.twins[self.waiting[0]])
+        while self.uncollected:
+            total += self._bytes(self.twins[self.uncollected[0]])
             if chosen and total > TARGET_BYTES:
                 break
-            chosen.append(self.waiting.pop(0))
-        self.found = {name: [] for name in chosen}
+            chosen.append(self.uncollected.pop(0))
+        self.outputs = {name: [] for name in chosen}
         for index, (batch, _) in enumerate(self.batches):
-            calls = self.wide.watch(batch, index, [self.twins[name] for name in chosen], False)
+            calls = self.wide.observe(batch, index, [self.twins[name] for name in chosen], False)
             for name in chosen:
                 ends = [call.end_NO.to(call.y_NO) for call in calls[self.twins[name]]]
-                self.found[name].append(ends)
+                self.outputs[name].append(ends)
 
     def _bytes(self, twin: str) -> int:
         inputs = sum(len(batch) for batch, _ in self.batches)

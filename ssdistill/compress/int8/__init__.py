@@ -1,1 +1,2 @@
-"""Int8 quantization for every runtime that supports it."""
+"""Int8 files for every runtime: writing, equalizing and correcting them. The step is `quantize`;
+what opens the files is in `artifacts`."""

@@ -39,8 +39,8 @@ def correct_biases(float_path: Path, int8_path: Path, inputs: Tensor) -> int:
         return 0
     exact_means = dict(zip((n.name for n in layers), _means(exact, layers, inputs), strict=True))
     for node in layers:
-        (found_C,) = _means(coded, [node], inputs)
-        _add(coded.graph, node, exact_means[node.name] - found_C)
+        (coded_mean_C,) = _means(coded, [node], inputs)
+        _add(coded.graph, node, exact_means[node.name] - coded_mean_C)
     onnx.save(coded, str(int8_path))
     return len(layers)
 
@@ -105,8 +105,8 @@ def _means(model: Any, nodes: Sequence[Any], inputs: Tensor) -> list[np.ndarray]
     )
     sums: list[Any] = [0.0] * len(nodes)
     for batch in inputs.cpu().split(32):
-        for i, found in enumerate(session.run(None, {INPUT: batch.numpy()})):
-            axis = 1 if nodes[i].op_type == "Conv" else found.ndim - 1
-            others = tuple(a for a in range(1, found.ndim) if a != axis)
-            sums[i] = sums[i] + found.astype(np.float64).mean(others).sum(0)
+        for i, output in enumerate(session.run(None, {INPUT: batch.numpy()})):
+            axis = 1 if nodes[i].op_type == "Conv" else output.ndim - 1
+            averaged_axes = tuple(a for a in range(1, output.ndim) if a != axis)
+            sums[i] = sums[i] + output.astype(np.float64).mean(averaged_axes).sum(0)
     return [total / len(inputs) for total in sums]

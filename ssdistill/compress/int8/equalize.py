@@ -120,8 +120,8 @@ def read_chains(model: Model) -> Chain:
              if v.startswith("model.net.")}  # fmt: skip
     owner = {node: _owner(node, names, i) for node in program.graph.nodes
              if (i := _weight_position(node)) is not None}  # fmt: skip
-    used = list(owner.values())
-    layers = {n: name for n, name in owner.items() if name and used.count(name) == 1}
+    uses_by_layer = list(owner.values())
+    layers = {n: name for n, name in owner.items() if name and uses_by_layer.count(name) == 1}
     norms, pairs = [], []
     for node, name in layers.items():
         if _operator(node) not in CONVOLUTIONS:

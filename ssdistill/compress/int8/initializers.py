@@ -6,7 +6,7 @@ from typing import Any
 CODING = ("QuantizeLinear", "DequantizeLinear")
 
 
-def slim(path: Path) -> int:
+def merge_equal_initializers(path: Path) -> int:
     """Rewrite an int8 ONNX file with equal tensors stored once and short names inside.
 
     A quantizer writes a scale and a zero point for every weight, bias and activation, each under

@@ -104,9 +104,9 @@ def _back_to_pool(gate: Any, maker: dict[str, Any]) -> Iterable[str]:
         path.append(node.name)
         if node.op_type in POOLS:
             return path
-        before = [maker[name] for name in node.input if name in maker]
+        producers = [maker[name] for name in node.input if name in maker]
         # A swish inside the gate has two ways back to the same place.
-        node = next((n for n in before if n.op_type not in GATES), None)
+        node = next((n for n in producers if n.op_type not in GATES), None)
         if node is None:
             return []
     return []

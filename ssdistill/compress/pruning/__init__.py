@@ -1,1 +1,2 @@
-"""Structured pruning: coupled channels, heads and blocks, their importance and removal."""
+"""Structured pruning: coupled channels, heads and blocks, their importance and removal. The steps
+are `prune` and what follows it; single weights are set to zero in `zeros` and `codes`."""

@@ -29,14 +29,14 @@ def find_blocks(model: Model) -> list[str]:
         for key, child in module.named_children()
         if not isinstance(child, lists) and next(child.children(), None) is not None
     }
-    seen: dict[str, list[Tensor]] = {name: [] for name in inside}
+    outputs: dict[str, list[Tensor]] = {name: [] for name in inside}
     hooks = []
     for name, module in inside.items():
 
         def note(module: nn.Module, args: Any, kwargs: Any, output: Any, name: str = name) -> None:
             plain = len(args) == 1 and not kwargs and isinstance(args[0], Tensor)
             fits = plain and isinstance(output, Tensor) and output.shape == args[0].shape
-            seen[name].append(args[0] if fits else None)
+            outputs[name].append(args[0] if fits else None)
 
         hooks.append(module.register_forward_hook(note, with_kwargs=True))
     with torch.no_grad():
@@ -45,7 +45,7 @@ def find_blocks(model: Model) -> list[str]:
         hook.remove()
     blocks = [
         name
-        for name, inputs in seen.items()
+        for name, inputs in outputs.items()
         if len(inputs) == 1 and inputs[0] is not None and _residual(inside[name], inputs[0])
     ]
     return [name for name in blocks if not any(name.startswith(f"{other}.") for other in blocks)]
@@ -56,9 +56,9 @@ def _residual(block: nn.Module, x: Tensor) -> bool:
     with torch.enable_grad():
         x = x.detach().clone().requires_grad_(True)
         output = block(x * 1.0)
-    own = {id(p) for p in block.parameters() if p.requires_grad}
-    frozen = {id(p) for p in block.parameters()} - own
-    if frozen or not own or output.grad_fn is None:
+    own_ids = {id(p) for p in block.parameters() if p.requires_grad}
+    frozen = {id(p) for p in block.parameters()} - own_ids
+    if frozen or not own_ids or output.grad_fn is None:
         # Without gradients to its weights a layer could not be told from an addition.
         return _residual(copy.deepcopy(block).requires_grad_(True), x) if frozen else False
     stack, visited = [output.grad_fn], set()
@@ -70,29 +70,29 @@ def _residual(block: nn.Module, x: Tensor) -> bool:
         if getattr(node, "variable", None) is x:
             return True
         above = [function for function, _ in node.next_functions if function is not None]
-        if not any(_weight(function, own) for function in above):
+        if not any(_weight(function, own_ids) for function in above):
             stack.extend(above)
     return False
 
 
-def _weight(node: Any, own: set[int], depth: int = 3) -> bool:
+def _weight(node: Any, own_ids: set[int], depth: int = 3) -> bool:
     """Whether a node is one of the weights, perhaps transposed or in another shape."""
     variable = getattr(node, "variable", None)
     if variable is not None:
-        return id(variable) in own
+        return id(variable) in own_ids
     above = [function for function, _ in node.next_functions if function is not None]
-    return depth > 0 and len(above) == 1 and _weight(above[0], own, depth - 1)
+    return depth > 0 and len(above) == 1 and _weight(above[0], own_ids, depth - 1)
 
 
 def without(model: Model, names: Iterable[str]) -> Model:
     """Copy ``model`` with the named blocks replaced by ``nn.Identity``."""
-    short, gone = copy.deepcopy(model), set(names)
+    short, removed = copy.deepcopy(model), set(names)
     short.set_taps(())
-    for name in gone:
+    for name in removed:
         short.net.set_submodule(name, nn.Identity())
     order = {name: number for number, (name, _) in enumerate(short.net.named_modules())}
-    short.removed = tuple(sorted({*model.removed, *gone}, key=order.__getitem__))
-    keep = lambda key: not any(key.startswith(f"{name}.") for name in gone)  # noqa: E731
+    short.removed = tuple(sorted({*model.removed, *removed}, key=order.__getitem__))
+    keep = lambda key: not any(key.startswith(f"{name}.") for name in removed)  # noqa: E731
     short.channels = {key: value for key, value in model.channels.items() if keep(key)}
     short.coded = {key: value for key, value in short.coded.items() if keep(key)}
     short.set_taps(getattr(model, "taps", ()))
@@ -112,7 +112,7 @@ def rank_blocks(model: Model, protect: Sequence[str], x: Tensor, progress: Any) 
     blocks = [
         name
         for name in find_blocks(model)
-        if not any(f"{kept}.".startswith(f"{name}.") for kept in protect)
+        if not any(f"{protected}.".startswith(f"{name}.") for protected in protect)
     ]
     if not blocks:
         raise UserError(

@@ -149,9 +149,9 @@ def _input_norms(model: Model, names: list[str], x: Tensor) -> dict[str, Tensor]
     squares: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
 
-    def note(name: str, layer: nn.Module, seen: Tensor) -> None:
+    def note(name: str, layer: nn.Module, layer_input: Tensor) -> None:
         axis = 1 if isinstance(layer, nn.Conv2d) else -1
-        value_NC = seen.movedim(axis, -1).flatten(0, -2).double().square().cpu()
+        value_NC = layer_input.movedim(axis, -1).flatten(0, -2).double().square().cpu()
         squares[name] = squares.get(name, 0) + value_NC.sum(0)
         counts[name] = counts.get(name, 0) + len(value_NC)
 
@@ -180,15 +180,15 @@ def _from_loss(
     for gradients in _gradients(context.losses(student, targets, BATCHES, seed), weights):
         parts = dict(zip(readers, zip(weights, gradients, strict=True), strict=True))
         for number, group in enumerate(groups):
-            found_C = torch.zeros_like(total[number])
+            score_C = torch.zeros_like(total[number])
             for member in group.members:
                 if _reads(layers.get(member.layer), member):
                     weight, gradient = parts[member.layer]
                     product = weight * gradient
                     value = product if criterion == "taylor" else product.square() / 2
                     value_N = _per_channel(layers[member.layer], "in", value)
-                    found_C += _by_unit(member, value_N, len(group.score_C))
-            total[number] += found_C.abs()
+                    score_C += _by_unit(member, value_N, len(group.score_C))
+            total[number] += score_C.abs()
     return [(score_C / BATCHES).float() for score_C in total]
 
 

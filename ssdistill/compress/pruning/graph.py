@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch_pruning import ops as graph_ops
 
 from ssdistill.compress.pruning.attention import find_attention
-from ssdistill.compress.pruning.disjoint import Sets
 from ssdistill.compress.pruning.narrow import ChannelGroup, Member, masked, own_width, remove
 from ssdistill.compress.pruning.soundness import unsound, verify
 from ssdistill.compress.pruning.tracing import Dependencies, Part, trace
@@ -152,19 +151,26 @@ def _inner(graph: Dependencies, parts: list[Part], operations: list[Any], layers
     return bool(parents) and all(parents) and len({path[0] for path in parents}) == 1
 
 
+def _disjoint_sets(count: int) -> Any:
+    # Imported here, since the import takes its time.
+    from scipy.cluster.hierarchy import DisjointSet
+
+    return DisjointSet(range(count))
+
+
 def _merge(graph: Dependencies) -> list[list[Part]]:
     """Merge parts of the graph that share a grouped convolution."""
-    sets, holder = Sets(len(graph.parts)), {}
+    sets, holder = _disjoint_sets(len(graph.parts)), {}
     for number, part in enumerate(graph.parts):
         for name, *_ in part.elements:
             module = graph.layers.get(name)
             if isinstance(module, nn.Conv2d) and module.groups > 1:
-                sets.join(number, holder.setdefault(name, number))
+                sets.merge(number, holder.setdefault(name, number))
         for key in part.elements:
-            sets.join(number, holder.setdefault(key, number))
+            sets.merge(number, holder.setdefault(key, number))
     merged: dict[int, list[Part]] = defaultdict(list)
     for number, part in enumerate(graph.parts):
-        merged[sets.find(number)].append(part)
+        merged[sets[number]].append(part)
     return list(merged.values())
 
 
@@ -184,32 +190,32 @@ def _group(known: dict[str, nn.Module], parts: list[Part]) -> tuple[ChannelGroup
     starts = [0]
     for part in parts:
         starts.append(starts[-1] + part.width)
-    sets, holder = Sets(starts[-1]), {}
+    sets, holder = _disjoint_sets(starts[-1]), {}
     for start, part in zip(starts, parts, strict=False):
         for unit in range(part.width):
-            sets.join(start + unit, start + part.tied.get(unit, unit))
+            sets.merge(start + unit, start + part.tied.get(unit, unit))
         for key, unit in part.elements.items():
-            sets.join(start + unit, holder.setdefault(key, start + unit))
+            sets.merge(start + unit, holder.setdefault(key, start + unit))
             bundle = _bundle(known.get(key[0]), key[1], key[3])
             if bundle is not None:
-                sets.join(start + unit, holder.setdefault((key[0], *bundle), start + unit))
-    firsts = sorted({sets.find(unit) for unit in range(starts[-1])})
-    number = {first: unit for unit, first in enumerate(firsts)}
+                sets.merge(start + unit, holder.setdefault((key[0], *bundle), start + unit))
+    roots = dict.fromkeys(sets[unit] for unit in range(starts[-1]))
+    number = {root: unit for unit, root in enumerate(roots)}
     members = defaultdict(lambda: ([], []))
     for key, unit in holder.items():
         if len(key) == 4:
             channels, units = members[key[:3]]
             channels.append(key[3])
-            units.append(number[sets.find(unit)])
+            units.append(number[sets[unit]])
     root = parts[0].root
     unique_members = tuple(
         Member(name, side, torch.tensor(channels), torch.tensor(units), axis)
         for (name, side, axis), (channels, units) in members.items()
     )
     exact = not any(_mixes(known, member) for member in unique_members)
-    width_C = torch.tensor(members[root, "out", 0][1]).bincount(minlength=len(firsts))
+    width_C = torch.tensor(members[root, "out", 0][1]).bincount(minlength=len(roots))
     group = ChannelGroup(
-        root, torch.zeros(len(firsts)), "channels", int(width_C[0]), unique_members, exact
+        root, torch.zeros(len(roots)), "channels", int(width_C[0]), unique_members, exact
     )  # fmt: skip
     return group, _uneven(known, group, width_C)
 

@@ -58,8 +58,8 @@ class ChannelGroup:
     exact: bool = True
 
 
-def remove(model: Model, groups: Sequence[ChannelGroup], kept: Sequence[Tensor]) -> Model:
-    """A copy of ``model`` with only the ``kept`` units of every group.
+def remove(model: Model, groups: Sequence[ChannelGroup], kept_units: Sequence[Tensor]) -> Model:
+    """A copy of ``model`` with only the ``kept_units`` units of every group.
 
     ``channels`` of the copy names, for every convolution and linear layer that has lost outputs,
     which of the uncompressed network it still has.
@@ -67,40 +67,40 @@ def remove(model: Model, groups: Sequence[ChannelGroup], kept: Sequence[Tensor])
     Args:
         model: left as it is.
         groups: from :func:`ssdistill.compress.pruning.graph.find_groups`.
-        kept: ascending unit indices, by group.
+        kept_units: ascending unit indices, by group.
     """
     pruned = copy.deepcopy(model)
     # What notes the maps would note them in the model it was copied from.
     pruned.set_taps(())
     for parameter in pruned.parameters():
         parameter.grad = None
-    gone = _removed_channels(groups, kept)
-    for (name, side, axis), channels in gone.items():
+    removed = _removed_channels(groups, kept_units)
+    for (name, side, axis), channels in removed.items():
         module, key = _resolve(pruned.net, name)
-        stay = torch.tensor(sorted(set(range(_width(module, key, side, axis))) - channels))
+        kept = torch.tensor(sorted(set(range(_width(module, key, side, axis))) - channels))
         if key is not None:
-            _select(module, key, axis, stay)
+            _select(module, key, axis, kept)
             continue
         if side == "out" and isinstance(module, (nn.Conv2d, nn.Linear)):
             before = pruned.channels.get(name) or range(_width(module, None, "out", 0))
-            pruned.channels[name] = [before[i] for i in stay.tolist()]
-        _narrow(module, side, stay)
-    for group, stay in zip(groups, kept, strict=True):
+            pruned.channels[name] = [before[i] for i in kept.tolist()]
+        _narrow(module, side, kept)
+    for group, kept in zip(groups, kept_units, strict=True):
         if group.kind == "heads":
-            _fewer_heads(pruned.net.get_submodule(group.root.rpartition(".")[0]), len(stay))
+            _fewer_heads(pruned.net.get_submodule(group.root.rpartition(".")[0]), len(kept))
     pruned.set_taps(getattr(model, "taps", ()))
     return pruned
 
 
 @torch.no_grad()
-def masked(model: Model, groups: Sequence[ChannelGroup], kept: Sequence[Tensor]) -> Model:
-    """A copy of ``model``, as wide as it was, in which nothing reads the units not ``kept``.
+def masked(model: Model, groups: Sequence[ChannelGroup], kept_units: Sequence[Tensor]) -> Model:
+    """A copy of ``model``, as wide as it was, in which nothing reads the units not kept.
 
     Wherever every group is exact it gives the same embeddings as :func:`remove`.
     """
     silent = copy.deepcopy(model)
     silent.set_taps(())
-    for (name, side, _), channels in _removed_channels(groups, kept).items():
+    for (name, side, _), channels in _removed_channels(groups, kept_units).items():
         module = silent.net.get_submodule(name) if side == "in" else None
         if module is not None and getattr(module, "groups", 1) == 1:
             module.weight[:, sorted(channels)] = 0
@@ -108,18 +108,18 @@ def masked(model: Model, groups: Sequence[ChannelGroup], kept: Sequence[Tensor])
 
 
 def _removed_channels(
-    groups: Sequence[ChannelGroup], kept: Sequence[Tensor]
+    groups: Sequence[ChannelGroup], kept_units: Sequence[Tensor]
 ) -> dict[tuple[str, str, int], set[int]]:
     """The channels to remove, by layer, side and axis."""
-    gone: dict[tuple[str, str, int], set[int]] = defaultdict(set)
-    for group, stay in zip(groups, kept, strict=True):
+    removed: dict[tuple[str, str, int], set[int]] = defaultdict(set)
+    for group, kept in zip(groups, kept_units, strict=True):
         away_C = torch.ones(len(group.score_C), dtype=torch.bool)
-        away_C[stay] = False
+        away_C[kept] = False
         if away_C.any():
             for member in group.members:
                 channels = member.channel_N[away_C[member.unit_N]].tolist()
-                gone[member.layer, member.side, member.axis].update(channels)
-    return gone
+                removed[member.layer, member.side, member.axis].update(channels)
+    return removed
 
 
 def _resolve(net: nn.Module, name: str) -> tuple[nn.Module, str | None]:
@@ -151,42 +151,42 @@ def own_width(module: nn.Module) -> int:
     return len(module.weight)
 
 
-def _narrow(module: nn.Module, side: str, stay: Tensor) -> None:
+def _narrow(module: nn.Module, side: str, kept: Tensor) -> None:
     if isinstance(module, nn.Linear):
-        _select(module, "weight", 0 if side == "out" else 1, stay)
+        _select(module, "weight", 0 if side == "out" else 1, kept)
         module.out_features, module.in_features = module.weight.shape[0], module.weight.shape[1]
     elif isinstance(module, nn.Conv2d):
-        _narrow_convolution(module, side, stay)
+        _narrow_convolution(module, side, kept)
     else:
         for key in ("weight", "bias", "running_mean", "running_var"):
             if isinstance(getattr(module, key, None), Tensor):
-                _select(module, key, 0, stay)
+                _select(module, key, 0, kept)
         for key in ("num_features", "num_channels", "num_parameters"):
             if hasattr(module, key):
-                setattr(module, key, len(stay))
+                setattr(module, key, len(kept))
         if isinstance(module, nn.LayerNorm):
-            module.normalized_shape = (len(stay),)
+            module.normalized_shape = (len(kept),)
         return
     if side == "out" and module.bias is not None:
-        _select(module, "bias", 0, stay)
+        _select(module, "bias", 0, kept)
 
 
-def _narrow_convolution(conv: nn.Conv2d, side: str, stay: Tensor) -> None:
+def _narrow_convolution(conv: nn.Conv2d, side: str, kept: Tensor) -> None:
     if side == "out":
-        _select(conv, "weight", 0, stay)
-        conv.out_channels = len(stay)
+        _select(conv, "weight", 0, kept)
+        conv.out_channels = len(kept)
     elif conv.groups == 1:
-        _select(conv, "weight", 1, stay)
-        conv.in_channels = len(stay)
+        _select(conv, "weight", 1, kept)
+        conv.in_channels = len(kept)
     else:
         # Whole groups go, with all they read and write: the weight loses rows only.
-        conv.groups = len(stay) // (conv.in_channels // conv.groups)
-        conv.in_channels = len(stay)
+        conv.groups = len(kept) // (conv.in_channels // conv.groups)
+        conv.in_channels = len(kept)
 
 
-def _select(module: nn.Module, key: str, axis: int, stay: Tensor) -> None:
+def _select(module: nn.Module, key: str, axis: int, kept: Tensor) -> None:
     tensor = getattr(module, key)
-    chosen = tensor.detach().index_select(axis, stay.to(tensor.device))
+    chosen = tensor.detach().index_select(axis, kept.to(tensor.device))
     if isinstance(tensor, nn.Parameter):
         chosen = nn.Parameter(chosen, requires_grad=tensor.requires_grad)
     setattr(module, key, chosen)

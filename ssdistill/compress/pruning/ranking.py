@@ -15,10 +15,10 @@ def dense_units(groups: Sequence[ChannelGroup], model: Model, original: Model) -
     pruned_modules, dense_modules = (dict(m.net.named_modules()) for m in (model, original))
     units = []
     for group in groups:
-        now = pruned_modules[group.root].weight.shape[0]
+        num_left = pruned_modules[group.root].weight.shape[0]
         # What came into being since, such as a factor of a layer, has lost nothing.
         dense = getattr(dense_modules.get(group.root), "weight", pruned_modules[group.root].weight)
-        units.append(len(group.score_C) * dense.shape[0] / now)
+        units.append(len(group.score_C) * dense.shape[0] / num_left)
     return units
 
 
@@ -33,11 +33,11 @@ def best(
     """Indices of the units that stay, ascending, by group: at least one of each.
 
     Args:
-        units: how many of every group the ratio is a share of; those it has by default.
+        units: how many of every group the ratio is a fraction of; those it has by default.
         round_to: widths in channels are multiples of this where they change; heads keep theirs.
         together: rank all groups in one list.
         relative: divide scores by their group's mean before that.
-        ratio: share of the units to remove.
+        ratio: fraction of the units to remove.
     """
     keep_counts = [count * (1 - ratio) for count in units or [len(g.score_C) for g in groups]]
     if together:
@@ -49,9 +49,11 @@ def best(
     kept_units = []
     for group, count in zip(groups, keep_counts, strict=True):
         step = 1 if group.kind == "heads" else round_to // gcd(round_to, group.width)
-        whole = len(group.score_C)
+        num_units = len(group.score_C)
         # A width that was no multiple before need not become one while nothing is removed.
-        count = whole if count >= whole else min(max(round(count / step), 1) * step, whole)
+        count = (
+            num_units if count >= num_units else min(max(round(count / step), 1) * step, num_units)
+        )
         kept_units.append(group.score_C.topk(count).indices.sort().values)
     return kept_units
 

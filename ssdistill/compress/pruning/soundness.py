@@ -53,12 +53,12 @@ def _sound(model: Model, groups: Sequence[ChannelGroup]) -> bool:
         if exact:
             kept_units = [torch.arange(0, len(group.score_C), 2) for group in exact]
             expected_BD = _embed(masked(model, exact, kept_units))
-            found_BD = _embed(remove(model, exact, kept_units))
+            pruned_BD = _embed(remove(model, exact, kept_units))
             limit = TOLERANCE * expected_BD.abs().max().clamp(min=1e-6)
             # "not <=" so that NaN fails as well.
-            if expected_BD.shape != found_BD.shape:
+            if expected_BD.shape != pruned_BD.shape:
                 return False
-            if not (expected_BD - found_BD).abs().max() <= limit:
+            if not (expected_BD - pruned_BD).abs().max() <= limit:
                 return False
         if others:
             kept_units = [torch.arange(0, len(group.score_C), 2) for group in others]

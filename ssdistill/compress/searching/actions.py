@@ -1,4 +1,4 @@
-"""Actions on layers, their levels, and building a model from a plan of them."""
+"""Actions on layers, their levels, and building a model from an allocation of them."""
 
 import copy
 import math
@@ -40,7 +40,7 @@ class Site(NamedTuple):
         return f"{self.kind} {self.layer}"
 
 
-Plan = dict[Site, float]
+Allocation = dict[Site, float]
 """Level by site: bits per weight, or the fraction of channels or weights that stays."""
 
 
@@ -86,46 +86,46 @@ class Actions:
             self.model, "inner", lambda m, groups: score_groups("l2", m, groups, context)
         )
         for group in groups:
-            remaining = {share: len(self._kept(group, share)) for share in WIDTHS}
+            remaining = {fraction: len(self._kept_units(group, fraction)) for fraction in WIDTHS}
             # Rounding makes some of them the same.
-            levels = {width: share for share, width in reversed(remaining.items())}
-            shares = tuple(
+            levels = {width: fraction for fraction, width in reversed(remaining.items())}
+            fractions = tuple(
                 s for s in WIDTHS if s in levels.values() and remaining[s] < len(group.score_C)
             )
-            if shares:
+            if fractions:
                 self.groups[group.root] = group
-                self.levels[Site("width", group.root)] = shares
+                self.levels[Site("width", group.root)] = fractions
 
     def _add_ranks(self) -> None:
         layers = dict(self.model.net.named_modules())
         for name in called_layers(self.model):
             dense = layer_cost(layers[name], None, "data").parameters
-            shares = tuple(
-                share
-                for share in RANKS
-                if layer_cost(layers[name], self.rank(name, share), "data").parameters < dense
+            fractions = tuple(
+                fraction
+                for fraction in RANKS
+                if layer_cost(layers[name], self.rank(name, fraction), "data").parameters < dense
             )
-            if shares:
-                self.levels[Site("rank", name)] = shares
+            if fractions:
+                self.levels[Site("rank", name)] = fractions
         names = [site.layer for site in self.levels if site.kind == "rank"]
         self.stats = output_stats(self.model, self.inputs, names) if names else {}
 
-    def rank(self, name: str, share: float) -> int:
-        """The rank at which a layer has this share of its weights, at least 1."""
+    def rank(self, name: str, fraction: float) -> int:
+        """The rank at which a layer has this fraction of its weights, at least 1."""
         weight = self.model.net.get_submodule(name).weight
         outs, inside = len(weight), weight[0].numel()
-        return max(int(share * outs * inside / (outs + inside)), 1)
+        return max(int(fraction * outs * inside / (outs + inside)), 1)
 
-    def _kept(self, group: ChannelGroup, share: float) -> Tensor:
+    def _kept_units(self, group: ChannelGroup, fraction: float) -> Tensor:
         units = len(group.score_C)
         rounding = max(self.round_to // group.width, 1)
-        count = min(max(round(share * units / rounding), 1) * rounding, units)
+        count = min(max(round(fraction * units / rounding), 1) * rounding, units)
         return group.score_C.topk(count).indices.sort().values
 
-    def kept_share(self, site: Site, level: float) -> float:
-        """Share of the channels that stay, rounding included."""
+    def kept_fraction(self, site: Site, level: float) -> float:
+        """RelativeCost of the channels that stay, rounding included."""
         group = self.groups[site.layer]
-        return len(self._kept(group, level)) / len(group.score_C)
+        return len(self._kept_units(group, level)) / len(group.score_C)
 
     def touches(self, site: Site) -> set[str]:
         """Names of the layers that become others."""
@@ -142,38 +142,40 @@ class Actions:
         compressed = self.build({site: level})
         return compressed, grid_bytes(compressed.coded[site.layer]) if site.kind == "bits" else None
 
-    def build(self, plan: Mapping[Site, float]) -> Model:
-        """A copy of the model to which all of ``plan`` has been done: widths, ranks, then bits."""
+    def build(self, allocation: Mapping[Site, float]) -> Model:
+        """A copy of the model with all of ``allocation`` done to it: widths, ranks, then bits."""
         compressed = copy.deepcopy(self.model)
-        groups = [self.groups[site.layer] for site in plan if site.kind == "width"]
+        groups = [self.groups[site.layer] for site in allocation if site.kind == "width"]
         if groups:
-            kept_units = [self._kept(group, plan[Site("width", group.root)]) for group in groups]
+            kept_units = [
+                self._kept_units(group, allocation[Site("width", group.root)]) for group in groups
+            ]
             compressed = remove(compressed, groups, kept_units)
             if self.with_refit:
                 compressed = refit(
                     compressed, self.model, self.inputs, progress=lambda items, _: items
                 )
-        for site, share in plan.items():
+        for site, fraction in allocation.items():
             if site.kind == "rank":
                 layer = compressed.net.get_submodule(site.layer)
                 factors = decompose(
-                    layer, "data", self.rank(site.layer, share), self.stats[site.layer]
+                    layer, "data", self.rank(site.layer, fraction), self.stats[site.layer]
                 )
                 replace(compressed, site.layer, factors)
-        bits = self._bits(compressed, plan)
+        bits = self._bits(compressed, allocation)
         return (put_on_grid(compressed, bits, **GRID) if bits else compressed).train(
             self.model.training
         )
 
-    def _bits(self, compressed: Model, plan: Mapping[Site, float]) -> dict[str, int]:
+    def _bits(self, compressed: Model, allocation: Mapping[Site, float]) -> dict[str, int]:
         """Bits by the keys of ``compressed``: those of a layer that has become two go for both."""
         planned_bits = {
-            site.layer: int(level) for site, level in plan.items() if site.kind == "bits"
+            site.layer: int(level) for site, level in allocation.items() if site.kind == "bits"
         }
         bits_by_key = {}
         for key in weights_of(compressed.net):
-            whole = key.removesuffix(".weight").rpartition(".")[0] + ".weight"
-            bits = planned_bits.get(key, planned_bits.get(whole))
+            factorized_key = key.removesuffix(".weight").rpartition(".")[0] + ".weight"
+            bits = planned_bits.get(key, planned_bits.get(factorized_key))
             if bits is not None:
                 bits_by_key[key] = bits
         return bits_by_key
@@ -182,8 +184,8 @@ class Actions:
 def grid_bytes(code: Uniform) -> int:
     """Bytes of a weight on its grid: what Huffman's code comes close to, or the fixed width."""
     counts = code.integers.to(torch.int64).flatten().sub(code.low).bincount()
-    share = counts[counts > 0] / code.integers.numel()
-    entropy = -(share * share.log2()).sum().item()
+    frequency = counts[counts > 0] / code.integers.numel()
+    entropy = -(frequency * frequency.log2()).sum().item()
     floats = code.scale.numel() * (1 if code.zero is None else 2)
     return math.ceil(code.integers.numel() * min(code.bits, entropy + SLACK) / 8) + 2 * floats
 
@@ -197,6 +199,9 @@ def embed(model: Model, inputs: Tensor) -> Tensor:
     return embedding_ND
 
 
-def in_words(plan: Mapping[Site, float]) -> dict[str, Any]:
-    """A plan as JSON: ``{"bits layer1.0.conv1.weight": 4}``."""
-    return {str(site): int(level) if site.kind == "bits" else level for site, level in plan.items()}
+def as_json(allocation: Mapping[Site, float]) -> dict[str, Any]:
+    """An allocation as JSON: ``{"bits layer1.0.conv1.weight": 4}``."""
+    return {
+        str(site): int(level) if site.kind == "bits" else level
+        for site, level in allocation.items()
+    }

@@ -70,12 +70,12 @@ def measure_damages(
         damages.of[action] = row["damage"]
         if row["bytes"] is not None:
             damages.coded[action] = row["bytes"]
-    missing = [action for action in single_actions if action not in damages.of]
-    damages.reused = len(single_actions) - len(missing)
-    whole_ND = embed(actions.model, inputs) if missing else None
-    for site, level in context.progress(missing, "damage by layer and action"):
+    unmeasured = [action for action in single_actions if action not in damages.of]
+    damages.reused = len(single_actions) - len(unmeasured)
+    reference_ND = embed(actions.model, inputs) if unmeasured else None
+    for site, level in context.progress(unmeasured, "damage by layer and action"):
         compressed, size = actions.alone(site, level)
-        value = damage(embed(compressed, inputs), whole_ND, measure)
+        value = damage(embed(compressed, inputs), reference_ND, measure)
         damages.of[site, level] = value
         if size is not None:
             damages.coded[site, level] = size

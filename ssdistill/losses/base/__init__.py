@@ -1,1 +1,2 @@
-"""Parts that losses share: banks, similarities, matching, maps, prototypes."""
+"""Parts that several losses share: banks, similarities, matching, maps, prototypes. What one loss
+alone needs stays in its file."""

@@ -5,7 +5,8 @@ keys, one queue for each network, the batch), the two temperatures, and the form
 or cross-entropy, which is larger by the teacher's entropy and has the same gradient.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -21,8 +22,8 @@ from ssdistill.models.representation import Outputs, Representation
 
 Target = Literal["teacher", "momentum"]
 
-_NO_LESS = -60.0
-"""Log of the smallest share: too small to count, and large enough that no product of it with
+_LEAST_LOG = -60.0
+"""Log of the smallest probability: too small to count, and large enough that no product of it with
 others is a denormal number, with which a CPU is many times slower."""
 _CPU_CHUNK, _CHUNK = 1 << 22, 1 << 25
 """Similarities worked on at a time: on a CPU as many as stay in memory that is reused at once."""
@@ -72,53 +73,71 @@ def queue_divergence(
             own_s_BO = (s_BD * t_BE).sum(1, keepdim=True) / temperature_student
             own_t_BO = torch.full_like(own_s_BO, 1 / temperature_teacher)
         s_BD, t_BE = s_BD / temperature_student, t_BE / temperature_teacher
-        return _QueueDivergence.apply(s_BD, own_s_BO, t_BE, own_t_BO, student_KD, teacher_KE, kl)
+        compute = partial(
+            _mean_divergence,
+            t_BE=t_BE,
+            own_t_BO=own_t_BO,
+            student_KD=student_KD,
+            teacher_KE=teacher_KE,
+            kl=kl,
+        )
+        return _WithGradients.apply(compute, s_BD, own_s_BO)
 
 
-class _QueueDivergence(torch.autograd.Function):
-    """Mean divergence of softmax([own_s, s A_s^T]) from softmax([own_t, t A_t^T]).
+class _WithGradients(torch.autograd.Function):
+    """A scalar whose gradients are computed together with it, as constants.
 
-    The forward pass also computes the gradient, (q - p) A_s / B, a chunk of rows at a time::
-
-        rows of s, t ──> log q, log p (R, K) ──> loss (R)
-                                             └─> q - p (R, K) ──> (q - p) A_s (R, D), saved
-
-    Invariants:
-        - No (B, K) matrix exists, only chunks of its rows.
-        - Backward reads saved gradients only, so the queue may change before it runs.
-        - Own logits (B, O), O = 0 or 1, share the softmax with the anchors and get a gradient.
-        - The teacher's side and the anchors get no gradient.
-        - The gradient is a constant: a second derivative raises an error.
+    ``_WithGradients.apply(compute, *inputs)`` returns the value of ``compute(*inputs)``, which
+    gives a scalar and one gradient for each of the inputs. Backward scales these and reads
+    nothing else, so that whatever ``compute`` has read may change before; a second derivative
+    raises an error.
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        s_BD: Tensor,
-        own_s_BO: Tensor,
-        t_BE: Tensor,
-        own_t_BO: Tensor,
-        student_KD: Tensor,
-        teacher_KE: Tensor,
-        kl: bool,
+        ctx: Any, compute: Callable[..., tuple[Tensor, Sequence[Tensor]]], *inputs: Tensor
     ) -> Tensor:
-        count = len(s_BD)
-        loss_B, grad_BD, grad_BO = map(torch.empty_like, (s_BD[:, 0], s_BD, own_s_BO))
-        for rows in _row_chunks(count, len(student_KD), s_BD.device.type):
-            log_q_RK, log_q_RO = _log_shares(s_BD[rows], student_KD, own_s_BO[rows])
-            log_p_RK, log_p_RO = _log_shares(t_BE[rows], teacher_KE, own_t_BO[rows])
-            queue_R, excess_RK = _divergence_(log_q_RK, log_p_RK, kl)
-            own_R, excess_RO = _divergence_(log_q_RO, log_p_RO, kl)
-            loss_B[rows] = queue_R + own_R
-            grad_BD[rows], grad_BO[rows] = excess_RK @ student_KD, excess_RO
-        ctx.save_for_backward(grad_BD / count, grad_BO / count)
-        return loss_B.mean()
+        value, gradients = compute(*inputs)
+        ctx.save_for_backward(*gradients)
+        return value
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grad_BD, grad_BO = ctx.saved_tensors
-        return grad * grad_BD, grad * grad_BO, None, None, None, None, None
+        return None, *(grad * gradient for gradient in ctx.saved_tensors)
+
+
+def _mean_divergence(
+    s_BD: Tensor,
+    own_s_BO: Tensor,
+    *,
+    t_BE: Tensor,
+    own_t_BO: Tensor,
+    student_KD: Tensor,
+    teacher_KE: Tensor,
+    kl: bool,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Mean divergence of softmax([own_s, s A_s^T]) from softmax([own_t, t A_t^T]).
+
+    Own logits (B, O), O = 0 or 1, share the softmax with the anchors. Rows are worked on in
+    chunks of R, so that no (B, K) matrix exists::
+
+        s, t (R, ...) ──> log q, log p (R, K) ─┬─> loss (R)
+                                               └─> q - p (R, K) ──> (q - p) A_s (R, D)
+
+    Returns:
+        the mean over B rows, and its gradients by ``s_BD`` and ``own_s_BO``.
+    """
+    count = len(s_BD)
+    loss_B, grad_BD, grad_BO = map(torch.empty_like, (s_BD[:, 0], s_BD, own_s_BO))
+    for rows in _row_chunks(count, len(student_KD), s_BD.device.type):
+        log_q_RK, log_q_RO = _log_probabilities(s_BD[rows], student_KD, own_s_BO[rows])
+        log_p_RK, log_p_RO = _log_probabilities(t_BE[rows], teacher_KE, own_t_BO[rows])
+        anchors_R, excess_RK = _divergence_(log_q_RK, log_p_RK, kl)
+        own_R, excess_RO = _divergence_(log_q_RO, log_p_RO, kl)
+        loss_B[rows] = anchors_R + own_R
+        grad_BD[rows], grad_BO[rows] = excess_RK @ student_KD, excess_RO
+    return loss_B.mean(), (grad_BD / count, grad_BO / count)
 
 
 def _row_chunks(count: int, width: int, device: str) -> Iterator[slice]:
@@ -126,23 +145,23 @@ def _row_chunks(count: int, width: int, device: str) -> Iterator[slice]:
     return (slice(start, start + rows) for start in range(0, count, rows))
 
 
-def _log_shares(x_RD: Tensor, anchors_KD: Tensor, own_RO: Tensor) -> tuple[Tensor, Tensor]:
+def _log_probabilities(x_RD: Tensor, anchors_KD: Tensor, own_RO: Tensor) -> tuple[Tensor, Tensor]:
     """Log-softmax over the anchors' and the own logits: (R, K) and (R, O)."""
     logits_RK = x_RD @ anchors_KD.T
     top_R1 = logits_RK.amax(1, keepdim=True)
     logits_RK, own_RO = logits_RK.sub_(top_R1), own_RO - top_R1
     # As logsumexp, which meets denormal numbers where a sharp softmax has a few near keys.
-    total_R1 = logits_RK.clamp(min=_NO_LESS).exp_().sum(1, keepdim=True).log()
+    total_R1 = logits_RK.clamp(min=_LEAST_LOG).exp_().sum(1, keepdim=True).log()
     total_R1 = torch.cat([total_R1, own_RO], 1).logsumexp(1, keepdim=True)
     return logits_RK.sub_(total_R1), own_RO - total_R1
 
 
 def _divergence_(log_q_RK: Tensor, log_p_RK: Tensor, kl: bool) -> tuple[Tensor, Tensor]:
     """Sum of p log(p / q), or -p log q, over each row, and q - p; overwrites both arguments."""
-    p_RK = log_p_RK.clamp_(min=_NO_LESS).exp()
+    p_RK = log_p_RK.clamp_(min=_LEAST_LOG).exp()
     surprise_RK = log_p_RK.sub_(log_q_RK) if kl else log_q_RK.neg()
     loss_R = surprise_RK.mul_(p_RK).sum(1)
-    return loss_R, log_q_RK.clamp_(min=_NO_LESS).exp_().sub_(p_RK)
+    return loss_R, log_q_RK.clamp_(min=_LEAST_LOG).exp_().sub_(p_RK)
 
 
 class SimilarityLoss(Loss):
@@ -219,7 +238,7 @@ class TargetLoss(QueueLoss):
     and every view of the student but the first learns from the key of the view before it.
 
     Raises:
-        UserError: settings for the teacher's vectors where the teacher is left out.
+        UserError: settings for the teacher's vectors where the teacher is ignored.
     """
 
     pairing = "other"

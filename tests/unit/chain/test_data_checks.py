@@ -21,11 +21,11 @@ pretrain: {kind: simclr, steps: 2, batch_size: 2}
 """
 
 
-def noise(number=0):
+def random_image(number=0):
     return np.random.default_rng(number).integers(0, 256, (16, 16, 3), dtype=np.uint8)
 
 
-def put(folder, names, pixels=noise):
+def put(folder, names, pixels=random_image):
     for number, name in enumerate(names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels(number)).save(folder / name)
@@ -62,24 +62,28 @@ def test_ordinary_pictures_have_classes_and_no_warning(tmp_path, check):
 
 
 def test_black_pictures_are_refused_for_what_they_are(tmp_path, check):
-    put(tmp_path / "set", [f"{i}.png" for i in range(24)], lambda _: noise() * 0 + 7)
+    put(tmp_path / "set", [f"{i}.png" for i in range(24)], lambda _: random_image() * 0 + 7)
     with pytest.raises(UserError, match="every pixel of the 22 training images has the value 7"):
         check()
 
 
 def test_equal_pictures_are_refused_for_what_they_are(tmp_path, check):
-    put(tmp_path / "set", [f"{i}.png" for i in range(24)], lambda _: noise(0))
+    put(tmp_path / "set", [f"{i}.png" for i in range(24)], lambda _: random_image(0))
     with pytest.raises(UserError, match="the 22 training images are identical"):
         check()
 
 
 def test_pictures_that_are_alike_in_a_sample_only_pass(tmp_path, check):
-    put(tmp_path / "set", [f"{i:03d}.png" for i in range(140)], lambda i: noise(int(i == 2)))
+    put(tmp_path / "set", [f"{i:03d}.png" for i in range(140)], lambda i: random_image(int(i == 2)))
     check("data.test_fraction=0")
 
 
 def test_pictures_of_one_color_each_are_warned_of(tmp_path, check):
-    put(tmp_path / "set", [f"{i}.png" for i in range(50)], lambda i: noise() * 0 + np.uint8(5 * i))
+    put(
+        tmp_path / "set",
+        [f"{i}.png" for i in range(50)],
+        lambda i: random_image() * 0 + np.uint8(5 * i),
+    )
     (warning,) = check().warnings
     assert "has a single color" in warning
 
@@ -87,7 +91,7 @@ def test_pictures_of_one_color_each_are_warned_of(tmp_path, check):
 def test_a_channel_of_one_value_can_be_divided_by_its_std(tmp_path, experiment_of):
     """Green fluorescence: red and blue are 0 everywhere, and 0 / 0 was blamed on optim.lr."""
     green = np.array([0, 1, 0], np.uint8)
-    put(tmp_path / "set", [f"{i}.png" for i in range(24)], lambda i: noise(i) * green)
+    put(tmp_path / "set", [f"{i}.png" for i in range(24)], lambda i: random_image(i) * green)
     experiment = experiment_of()
     stores = open_stores(open_source(experiment.data), experiment.data, 16, tmp_path / "stores")
     assert stores["train"].std[0] == stores["train"].std[2] == 1 / 255

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ssdistill.chain import training
-from ssdistill.chain.plan import evaluations_of, latency_stage, models_of, plan
+from ssdistill.chain.plan import evaluations_of, latency_stage, models_of, plan_stages
 from ssdistill.chain.stages import Identity
 from ssdistill.chain.training import fresh_encoder
 from ssdistill.errors import UserError
@@ -53,7 +53,7 @@ def test_the_whole_chain_is_planned_with_its_parents(models):
 
 
 def test_parents_stand_before_children_and_nothing_stands_twice(make_workspace):
-    stages = plan(make_workspace("evaluate.pixels=true"))
+    stages = plan_stages(make_workspace("evaluate.pixels=true"))
     done = set()
     for stage in stages:
         assert {(p.digest, p.seed) for p in stage.parents.values()} <= done, stage.role
@@ -222,7 +222,7 @@ def test_a_budget_becomes_steps_by_ratios_and_stays_what_it_was(
 
 def test_a_teacher_with_a_seed_of_its_own_is_trained_once_for_all(make_workspace):
     workspace = make_workspace("pretrain.seed=7")
-    stages = plan(workspace)
+    stages = plan_stages(workspace)
     teachers = [s for s in stages if s.kind == "pretrain" and s.role == "teacher"]
     assert [teacher.seed for teacher in teachers] == [7]
     distilled = [s for s in stages if s.kind == "distill"]

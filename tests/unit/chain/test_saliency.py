@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from ssdistill.chain.saliency import HEAD_STEPS, total_losses
+from ssdistill.chain.saliency import HEAD_STEPS, iterate_total_losses
 from ssdistill.train.task import Task
 
 
@@ -31,7 +31,7 @@ def losses_of(task, count=3):
     batches = [SimpleNamespace(step=step) for step in range(HEAD_STEPS + count)]
     loader = SimpleNamespace(iterate=lambda start: batches[start:], num_steps=len(batches))
     training = SimpleNamespace(task=task, loader=loader, views=lambda batch: [torch.randn(8, 3)])
-    return total_losses(training, torch.device("cpu"))
+    return iterate_total_losses(training, torch.device("cpu"))
 
 
 def test_heads_learn_first_and_the_student_stays_as_it_is():

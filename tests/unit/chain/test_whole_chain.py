@@ -20,7 +20,7 @@ from ssdistill.chain import report as report_module
 from ssdistill.chain import run as run_module
 from ssdistill.chain.evaluation import answers_of, label_free_sample, raw_pixels
 from ssdistill.chain.page_content import lineage, page_content
-from ssdistill.chain.plan import evaluations_of, latency_stage, models_of, plan
+from ssdistill.chain.plan import evaluations_of, latency_stage, models_of, plan_stages
 from ssdistill.chain.stages import Identity
 from ssdistill.chain.training import NOTICES
 from ssdistill.chain.workspace import open_workspace
@@ -128,7 +128,7 @@ def record(chain, stage):
     return load_run(stage.folder(chain.workspace.root))
 
 
-def of(chain, model, seed=0):
+def record_of(chain, model, seed=0):
     """The report's record of one model and seed."""
     (found,) = (r for r in chain.report.records if (r["model"], r["seed"]) == (model, seed))
     return found
@@ -146,7 +146,7 @@ def same_weights(first, second):
 
 
 def test_every_stage_is_recorded_with_its_work_and_its_parents(chain):
-    stages = plan(chain.workspace)
+    stages = plan_stages(chain.workspace)
     for stage in stages:
         found = record(chain, stage)
         assert found.status == "finished"
@@ -187,7 +187,7 @@ def test_an_artifact_names_the_weights_it_comes_from(chain):
 
 
 def test_the_terminal_says_what_is_done(chain):
-    count = len(plan(chain.workspace))
+    count = len(plan_stages(chain.workspace))
     assert f"{count} stages, {count} to do" in chain.said
     assert "60 training and 66 test images, 16x16" in chain.said
     assert f"[1/{count}] initialize untrained, seed 0" in chain.said
@@ -200,7 +200,7 @@ def test_a_second_run_does_nothing_again(chain, monkeypatch):
     monkeypatch.setattr(run_module, "execute", None)
     with run_module.console.capture() as said:
         again = run_module.run(chain.workspace.experiment, chain.workspace.root)
-    count = len(plan(chain.workspace))
+    count = len(plan_stages(chain.workspace))
     assert said.get().count(": cached") == count and f"{count} stages, 0 to do" in said.get()
     assert again.records == chain.report.records
     planned = run_module.dry_run(chain.workspace.experiment, chain.workspace.root)
@@ -263,12 +263,12 @@ def test_label_free_metrics_are_those_of_the_kept_embeddings(chain):
     images = chain.workspace.test.images[label_free_sample(66, 30)]
     theirs_ND = embedded(chain, "teacher", images)
     for role in ("teacher", "distilled", "recovered"):
-        ours_ND, metrics = embedded(chain, role, images), of(chain, role)["metrics"]
+        ours_ND, metrics = embedded(chain, role, images), record_of(chain, role)["metrics"]
         expected = agreement(ours_ND, theirs_ND, k=10)
         expected |= collapse_metrics(ours_ND) | {"collapse/alpha": alpha(ours_ND)}
         for name, value in expected.items():
             assert metrics[name] == pytest.approx(value, rel=1e-3, abs=1e-4), (role, name)
-    assert of(chain, "teacher")["metrics"]["agree/cosine"] == pytest.approx(1, abs=1e-5)
+    assert record_of(chain, "teacher")["metrics"]["agree/cosine"] == pytest.approx(1, abs=1e-5)
 
 
 def test_label_free_metrics_of_views_are_drawn_by_the_recipe_that_suits_the_data(chain):
@@ -276,7 +276,7 @@ def test_label_free_metrics_of_views_are_drawn_by_the_recipe_that_suits_the_data
     encoder = workspace.encoder(models(chain)["distilled"])
     index_N, images = torch.arange(66)[shown], workspace.test.images[shown]
     expected = view_metrics(encoder, images, index_N, RECIPES["strong"], 16, torch.device("cpu"))
-    metrics = of(chain, "distilled")["metrics"]
+    metrics = record_of(chain, "distilled")["metrics"]
     assert expected
     for name, value in expected.items():
         assert metrics[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
@@ -287,14 +287,14 @@ def test_costs_of_a_model_are_those_of_its_encoder_and_its_file(chain, role):
     stage = models(chain)[role]
     encoder = chain.workspace.encoder(stage)
     expected = costs_of(encoder, stage.folder(chain.workspace.root) / "model", encoder)
-    metrics = of(chain, role)["metrics"]
+    metrics = record_of(chain, role)["metrics"]
     assert {name: metrics[name] for name in expected} == expected
 
 
 @pytest.mark.parametrize("role", ["untrained", "distilled"])
 def test_answers_are_what_the_model_says_and_not_the_truth(chain, role):
     evaluation = evaluations_of(chain.workspace, 0)[role]
-    answers, metrics = answers_of(evaluation, chain.workspace), of(chain, role)["metrics"]
+    answers, metrics = answers_of(evaluation, chain.workspace), record_of(chain, role)["metrics"]
     assert answers.keys() == {"targets", "linear", "knn", "low_shot"} or {"targets", "linear"} <= (
         answers.keys()
     )
@@ -320,16 +320,16 @@ def test_there_is_one_record_a_model_and_seed_in_the_order_of_the_table(chain):
         assert line["protocol"]["data"] == chain.workspace.source.description
         assert line["protocol"]["evaluate"]["gauge_images"] == 30
         assert line["provenance"]["python"]
-    trained = of(chain, "distilled", 3)["metrics"]
+    trained = record_of(chain, "distilled", 3)["metrics"]
     assert trained["train/steps"] == 4
-    assert "train/steps" not in of(chain, "untrained")["metrics"]
+    assert "train/steps" not in record_of(chain, "untrained")["metrics"]
 
 
 def test_latencies_stand_with_their_model(chain):
     roles = list(latency_stage(chain.workspace, 3).parents)
     assert roles == MODELS
     for role in set(MODELS) - {"teacher"}:
-        metrics = of(chain, role, 3)["metrics"]
+        metrics = record_of(chain, role, 3)["metrics"]
         assert metrics["compress/latency_ms"] == 1.0 + roles.index(role)
 
 
@@ -340,14 +340,14 @@ def test_paired_tests_are_against_the_teacher_and_what_was_compressed(chain):
     }
     for role in ("control", "distilled", "pruned"):
         references = ["teacher"] if role == "distilled" else ["teacher", "distilled"]
-        tests = of(chain, role, 3)["paired"]
+        tests = record_of(chain, role, 3)["paired"]
         assert list(dict.fromkeys(t["reference"] for t in tests)) == references
         for test in tests:
             name = test["protocol"]
             theirs = answers[test["reference"]][name]
             expected = paired_test(answers[role]["targets"], answers[role][name], theirs)
             assert {k: test[k] for k in asdict(expected)} == asdict(expected)
-    assert "paired" not in of(chain, "teacher")
+    assert "paired" not in record_of(chain, "teacher")
 
 
 def test_a_step_is_measured_on_its_file_against_its_input_and_the_original(chain):
@@ -379,7 +379,7 @@ def test_what_a_step_reports_becomes_its_metrics_and_words(chain):
     (artifact,) = found.artifacts.values()
     assert artifact["runtime"] == "onnxruntime"
     assert record(chain, models(chain)["recovered"]).artifacts["recovered"]["target"] == "teacher"
-    step = of(chain, "pruned")["metrics"]
+    step = record_of(chain, "pruned")["metrics"]
     assert step["step/accepted"] == 1
     assert step["step/cka"] == found.metrics["agree/original/cka"]
 
@@ -411,7 +411,7 @@ def test_the_report_says_what_its_reader_must_know(chain):
     assert "A simclr teacher, distilled into a smaller student, compressed by prune" in page
     assert "2 seeds, profile smoke" in page
     assert all(notice.split(":")[0] in page for notice in notices)
-    size = of(chain, "teacher")["metrics"]["compress/bytes"]
+    size = record_of(chain, "teacher")["metrics"]["compress/bytes"]
     assert f"linear top-1, {size / 1000:.0f} kB" in page
     assert chain.workspace.train.fingerprint[:8] in page
 
@@ -420,7 +420,7 @@ def test_the_experiment_has_a_record_of_its_own_with_means_over_seeds(chain):
     run = load_run(chain.report.folder)
     assert (run.stage, run.name, run.seed) == ("report", "whole", 0)
     key = "probe/linear/top1"
-    values = [of(chain, "control", seed)["metrics"][key] for seed in (0, 3)]
+    values = [record_of(chain, "control", seed)["metrics"][key] for seed in (0, 3)]
     assert run.metrics[f"control/{key}"] == pytest.approx(np.mean(values))
     lines = read_metrics(chain.report.folder)
     assert [line[f"control/{key}"] for line in lines] == values
@@ -433,8 +433,8 @@ def test_the_experiment_has_a_record_of_its_own_with_means_over_seeds(chain):
 def test_claims_are_judged_and_published_with_the_records(chain, tmp_path):
     (verdict,) = chain.report.verdicts
     gains = [
-        of(chain, "distilled", s)["metrics"]["probe/linear/top1"]
-        - of(chain, "control", s)["metrics"]["probe/linear/top1"]
+        record_of(chain, "distilled", s)["metrics"]["probe/linear/top1"]
+        - record_of(chain, "control", s)["metrics"]["probe/linear/top1"]
         for s in (0, 3)
     ]
     assert verdict.n == 2 and verdict.mean == pytest.approx(np.mean(gains))
@@ -482,12 +482,12 @@ def test_charts_show_what_differs_in_size_and_every_score(chain):
     assert [p.label for p in drawn["latencies"]] == sized
     assert [s.label for s in drawn["scores"]] == MODELS
     assert drawn["chain"] == ["distilled", "pruned", "recovered", "zeroed_90"]
-    values = [of(chain, "control", s)["metrics"]["probe/linear/top1"] for s in (0, 3)]
+    values = [record_of(chain, "control", s)["metrics"]["probe/linear/top1"] for s in (0, 3)]
     (score,) = (s for s in drawn["scores"] if s.label == "control")
     assert score.value == pytest.approx(np.mean(values))
     assert score.samples == tuple(values)
     (size,) = (p for p in drawn["sizes"] if p.label == "control")
-    costs = [of(chain, "control", s)["metrics"]["compress/bytes"] for s in (0, 3)]
+    costs = [record_of(chain, "control", s)["metrics"]["compress/bytes"] for s in (0, 3)]
     assert size.size_bytes == pytest.approx(np.mean(costs))
     assert drawn["fronts"] == []
 
@@ -562,7 +562,7 @@ def test_without_labels_only_what_needs_none_is_announced(chain, monkeypatch):
 
     monkeypatch.setattr(type(chain.workspace.source), "has_labels", False)
     with run_module.console.capture() as said:
-        run_module.announce(chain.workspace, plan(chain.workspace))
+        run_module.announce(chain.workspace, plan_stages(chain.workspace))
     assert "no labels: skipping evaluation" in said.get()
     assert any("No labels: evaluation skipped" in n for n in notices_of(chain.workspace))
 

@@ -6,10 +6,15 @@ from torch import nn
 
 from ssdistill.compress import Context
 from ssdistill.compress.searching.actions import Actions, Site, embed
-from ssdistill.compress.searching.allocate import allocate, best_uniform, predicted, uniform_plans
+from ssdistill.compress.searching.allocate import (
+    allocate,
+    best_uniform_within,
+    predict_damage,
+    uniform_allocations,
+)
+from ssdistill.compress.searching.allocation_costs import AllocationCosts
 from ssdistill.compress.searching.damages import damage
-from ssdistill.compress.searching.plan_costs import PlanCosts
-from ssdistill.compress.searching.solving import file_size
+from ssdistill.compress.searching.measured_budget import file_size
 from ssdistill.measure.macs import count_macs
 from ssdistill.measure.parameters import count_parameters
 from ssdistill.models.wrapped import Wrapped
@@ -22,7 +27,7 @@ def images(n, seed=0):
 
 
 @pytest.fixture
-def actions(make_encoder, tmp_path):
+def make_actions(make_encoder, tmp_path):
     def make(*kinds, **options):
         options = {"round_to": 2} | options
         context = Context(images, tmp_path)
@@ -38,80 +43,86 @@ def actions(make_encoder, tmp_path):
 CONV = "layer1.0.conv1"
 
 
-def test_every_kind_lists_its_places_from_mild_to_severe(actions):
-    found = actions("bits", "width", "rank")
-    assert {site.kind for site in found.levels} == {"bits", "width", "rank"}
-    assert all(list(v) == sorted(v, reverse=True) for v in found.levels.values())
-    assert found.levels[Site("bits", f"{CONV}.weight")] == (8, 7, 6, 5, 4, 3, 2)
-    widths = [found.kept_share(Site("width", CONV), v) for v in found.levels[Site("width", CONV)]]
+def test_every_kind_lists_its_places_from_mild_to_severe(make_actions):
+    actions = make_actions("bits", "width", "rank")
+    assert {site.kind for site in actions.levels} == {"bits", "width", "rank"}
+    assert all(list(v) == sorted(v, reverse=True) for v in actions.levels.values())
+    assert actions.levels[Site("bits", f"{CONV}.weight")] == (8, 7, 6, 5, 4, 3, 2)
+    widths = [
+        actions.kept_fraction(Site("width", CONV), v) for v in actions.levels[Site("width", CONV)]
+    ]
     assert len(set(widths)) == len(widths) and max(widths) < 1
 
 
-def test_an_empty_plan_is_the_model_and_no_plan_changes_it(actions):
-    found = actions("bits", "width", "rank")
-    state = copy.deepcopy(found.model.state_dict())
+def test_an_empty_plan_is_the_model_and_no_plan_changes_it(make_actions):
+    actions = make_actions("bits", "width", "rank")
+    state = copy.deepcopy(actions.model.state_dict())
     x_BCHW = images(4)
-    assert torch.equal(embed(found.build({}), x_BCHW), embed(found.model, x_BCHW))
-    for site in found.levels:
-        made, _ = found.alone(site, found.levels[site][-1])
-        assert not torch.equal(embed(made, x_BCHW), embed(found.model, x_BCHW)), site
-    assert all(torch.equal(t, state[key]) for key, t in found.model.state_dict().items())
+    assert torch.equal(embed(actions.build({}), x_BCHW), embed(actions.model, x_BCHW))
+    for site in actions.levels:
+        compressed, _ = actions.alone(site, actions.levels[site][-1])
+        assert not torch.equal(embed(compressed, x_BCHW), embed(actions.model, x_BCHW)), site
+    assert all(torch.equal(t, state[key]) for key, t in actions.model.state_dict().items())
 
 
-def test_an_action_changes_its_own_layer_alone(actions):
-    found = actions("bits")
-    made, _ = found.alone(Site("bits", f"{CONV}.weight"), 3)
+def test_an_action_changes_its_own_layer_alone(make_actions):
+    actions = make_actions("bits")
+    compressed, _ = actions.alone(Site("bits", f"{CONV}.weight"), 3)
     changed = [
         k
-        for k, t in made.net.state_dict().items()
-        if not torch.equal(t, found.model.net.state_dict()[k])
+        for k, t in compressed.net.state_dict().items()
+        if not torch.equal(t, actions.model.net.state_dict()[k])
     ]
-    assert changed == [f"{CONV}.weight"] == list(made.coded)
+    assert changed == [f"{CONV}.weight"] == list(compressed.coded)
 
 
 @pytest.mark.parametrize("unit", ["macs", "parameters"])
-def test_estimated_costs_of_widths_and_ranks_are_those_of_the_built_model(actions, unit):
-    found = actions("width", "rank", with_refit=False)
+def test_estimated_costs_of_widths_and_ranks_are_those_of_the_built_model(make_actions, unit):
+    actions = make_actions("width", "rank", with_refit=False)
     count = count_macs if unit == "macs" else count_parameters
-    costs = PlanCosts(found, unit, count(found.model))
-    assert costs.total({}) == pytest.approx(count(found.model))
-    for site, levels in found.levels.items():
-        plan = {site: levels[-1]}
+    costs = AllocationCosts(actions, unit, count(actions.model))
+    assert costs.total({}) == pytest.approx(count(actions.model))
+    for site, levels in actions.levels.items():
+        allocation = {site: levels[-1]}
         biases = 0.02 if site.kind == "rank" and unit == "parameters" else 1e-9
-        assert costs.total(plan) == pytest.approx(count(found.build(plan)), rel=biases)
+        assert costs.total(allocation) == pytest.approx(
+            count(actions.build(allocation)), rel=biases
+        )
         saving = costs.saving({}, site, levels[-1])
-        assert saving == pytest.approx(costs.total({}) - costs.total(plan))
-    widths = {site: v[-1] for site, v in found.levels.items() if site.kind == "width"}
-    assert costs.total(widths) == pytest.approx(count(found.build(widths)))
+        assert saving == pytest.approx(costs.total({}) - costs.total(allocation))
+    widths = {site: v[-1] for site, v in actions.levels.items() if site.kind == "width"}
+    assert costs.total(widths) == pytest.approx(count(actions.build(widths)))
 
 
-def test_estimated_bytes_are_close_to_those_of_the_file(actions):
-    found = actions("bits", "width", with_refit=False)
+def test_estimated_bytes_are_close_to_those_of_the_file(make_actions):
+    actions = make_actions("bits", "width", with_refit=False)
     for level in (3, 6):
-        bits = {s: level for s in found.levels if s.kind == "bits"}
-        coded = {(site, level): found.alone(site, level)[1] for site in bits}
-        costs = PlanCosts(found, "bytes", file_size(found.model), coded)
-        narrow = {s: v[-1] for s, v in found.levels.items() if s.kind == "width"}
-        for plan in (bits, bits | narrow):
-            assert costs.total(plan) == pytest.approx(file_size(found.build(plan)), rel=0.1)
+        bits = {s: level for s in actions.levels if s.kind == "bits"}
+        coded = {(site, level): actions.alone(site, level)[1] for site in bits}
+        costs = AllocationCosts(actions, "bytes", file_size(actions.model), coded)
+        narrow = {s: v[-1] for s, v in actions.levels.items() if s.kind == "width"}
+        for allocation in (bits, bits | narrow):
+            assert costs.total(allocation) == pytest.approx(
+                file_size(actions.build(allocation)), rel=0.1
+            )
 
 
-def test_bits_of_a_layer_that_has_become_two_go_for_both(actions):
-    found = actions("bits", "rank")
-    made = found.build({Site("rank", CONV): 0.4, Site("bits", f"{CONV}.weight"): 4})
-    assert {key: code.bits for key, code in made.coded.items()} == {
+def test_bits_of_a_layer_that_has_become_two_go_for_both(make_actions):
+    actions = make_actions("bits", "rank")
+    compressed = actions.build({Site("rank", CONV): 0.4, Site("bits", f"{CONV}.weight"): 4})
+    assert {key: code.bits for key, code in compressed.coded.items()} == {
         f"{CONV}.reduce.weight": 4,
         f"{CONV}.expand.weight": 4,
     }
 
 
-def test_no_layer_loses_channels_and_becomes_two(actions):
-    found = actions("width", "rank")
-    assert found.conflict(Site("width", CONV), Site("rank", "layer1.0.conv2"))
-    assert not found.conflict(Site("width", CONV), Site("rank", "layer2.0.conv2"))
-    assert not found.conflict(Site("width", CONV), Site("width", "layer2.0.conv1"))
-    for plan in uniform_plans(found):
-        assert not any(found.conflict(a, b) for a in plan for b in plan)
+def test_no_layer_loses_channels_and_becomes_two(make_actions):
+    actions = make_actions("width", "rank")
+    assert actions.conflict(Site("width", CONV), Site("rank", "layer1.0.conv2"))
+    assert not actions.conflict(Site("width", CONV), Site("rank", "layer2.0.conv2"))
+    assert not actions.conflict(Site("width", CONV), Site("width", "layer2.0.conv1"))
+    for allocation in uniform_allocations(actions):
+        assert not any(actions.conflict(a, b) for a in allocation for b in allocation)
 
 
 @pytest.fixture
@@ -120,52 +131,59 @@ def chain():
     torch.manual_seed(0)
     net = nn.Sequential(*(nn.Linear(64, 64, bias=False) for _ in range(4)))
     model = Wrapped(net, torch.randn(4, 64)).eval()
-    found = Actions(model, Context(None, None), torch.randn(8, 64), ("bits",))
-    coded = {(s, v): int(64 * 64 * v / 8) for s, levels in found.levels.items() for v in levels}
-    sensitivity = {site: 10.0**-i for i, site in enumerate(found.levels)}
-    of = {(s, v): sensitivity[s] * 4.0**-v for s, v in coded}
-    return found, of, PlanCosts(found, "bytes", file_size(model), coded)
+    actions = Actions(model, Context(None, None), torch.randn(8, 64), ("bits",))
+    coded = {(s, v): int(64 * 64 * v / 8) for s, levels in actions.levels.items() for v in levels}
+    sensitivity = {site: 10.0**-i for i, site in enumerate(actions.levels)}
+    damage_by_action = {(s, v): sensitivity[s] * 4.0**-v for s, v in coded}
+    return actions, damage_by_action, AllocationCosts(actions, "bytes", file_size(model), coded)
 
 
 def test_the_sensitive_layer_keeps_its_bits_and_the_budget_is_met(chain):
-    found, of, costs = chain
-    (plan,) = allocate(found, of, costs, [costs.whole * 0.14])
-    bits = [plan.get(site, 32) for site in found.levels]
+    actions, damage_by_action, costs = chain
+    (allocation,) = allocate(actions, damage_by_action, costs, [costs.whole * 0.14])
+    bits = [allocation.get(site, 32) for site in actions.levels]
     assert bits == sorted(bits, reverse=True) and bits[0] > bits[-1]
-    assert costs.total(plan) <= costs.whole * 0.14
+    assert costs.total(allocation) <= costs.whole * 0.14
 
 
-def test_greedy_steps_come_within_a_hair_of_the_best_of_all_plans(chain):
-    found, of, costs = chain
-    sites = list(found.levels)[:2]
-    found.levels = {site: found.levels[site] for site in sites}
-    plans = [{sites[0]: a, sites[1]: b} for a in range(2, 9) for b in range(2, 9)]
-    plans += [{site: v} for site in sites for v in range(2, 9)]
+def test_greedy_steps_come_within_a_hair_of_the_best_of_compression_variants(chain):
+    actions, damage_by_action, costs = chain
+    sites = list(actions.levels)[:2]
+    actions.levels = {site: actions.levels[site] for site in sites}
+    allocations = [{sites[0]: a, sites[1]: b} for a in range(2, 9) for b in range(2, 9)]
+    allocations += [{site: v} for site in sites for v in range(2, 9)]
     for share in (0.7, 0.62, 0.58):
         budget = costs.whole * share
-        best = min(predicted(p, of) for p in plans if costs.total(p) <= budget)
-        (plan,) = allocate(found, of, costs, [budget])
-        assert costs.total(plan) <= budget and predicted(plan, of) <= 1.3 * best
+        best = min(
+            predict_damage(p, damage_by_action) for p in allocations if costs.total(p) <= budget
+        )
+        (allocation,) = allocate(actions, damage_by_action, costs, [budget])
+        assert (
+            costs.total(allocation) <= budget
+            and predict_damage(allocation, damage_by_action) <= 1.3 * best
+        )
 
 
 def test_a_smaller_budget_never_damages_less_and_one_out_of_reach_has_no_plan(chain):
-    found, of, costs = chain
+    actions, damage_by_action, costs = chain
     shares = (0.25, 0.2, 0.16, 0.12, 0.01)
-    plans = allocate(found, of, costs, [s * costs.whole for s in shares])
-    assert plans[-1] is None
-    damages = [predicted(plan, of) for plan in plans[:-1]]
+    allocations = allocate(actions, damage_by_action, costs, [s * costs.whole for s in shares])
+    assert allocations[-1] is None
+    damages = [predict_damage(allocation, damage_by_action) for allocation in allocations[:-1]]
     assert damages == sorted(damages) and damages[0] < damages[-1]
 
 
 def test_no_uniform_plan_of_the_same_cost_is_predicted_to_be_better(chain):
-    found, of, costs = chain
-    uniform = [(plan, costs.total(plan)) for plan in uniform_plans(found)]
+    actions, damage_by_action, costs = chain
+    uniform = [(allocation, costs.total(allocation)) for allocation in uniform_allocations(actions)]
     assert len(uniform) == 7
-    for plan, cost in uniform:
-        (searched,) = allocate(found, of, costs, [cost])
-        assert predicted(searched, of) <= predicted(plan, of) * (1 + 1e-9)
-        assert best_uniform(uniform, of, cost) == plan
-    assert best_uniform(uniform, of, 0) is None
+    for allocation, cost in uniform:
+        (searched,) = allocate(actions, damage_by_action, costs, [cost])
+        assert predict_damage(searched, damage_by_action) <= predict_damage(
+            allocation, damage_by_action
+        ) * (1 + 1e-9)
+        assert best_uniform_within(uniform, damage_by_action, cost) == allocation
+    assert best_uniform_within(uniform, damage_by_action, 0) is None
 
 
 @pytest.mark.parametrize("measure", ["cosine", "cka"])

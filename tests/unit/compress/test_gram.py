@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from ssdistill.compress.fitting import gram
-from ssdistill.compress.fitting.calls import ConvArguments
+from ssdistill.compress.fitting.arguments import ConvArguments
 from ssdistill.compress.fitting.gram import Gram, best_map
 
 

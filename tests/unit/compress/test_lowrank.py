@@ -8,7 +8,7 @@ from torch import nn
 
 from ssdistill.compress import Context, Step
 from ssdistill.compress.factors.moments import Positions
-from ssdistill.compress.factors.ranks import choices_of
+from ssdistill.compress.factors.ranks import list_choices
 from ssdistill.compress.lowrank import LowRank
 from ssdistill.compress.prune import Prune
 from ssdistill.errors import UserError
@@ -67,7 +67,7 @@ def reload(model):
 def test_the_registry_finds_the_step_and_its_settings():
     step = STEPS.build(STEPS.schema("lowrank")(keep=0.25, layers=["a*"]))
     assert isinstance(step, Step) and isinstance(step, LowRank) and step.reshapes
-    assert (step.method, step.goal, step.share, step.layers) == ("data", "keep", 0.25, ("a*",))
+    assert (step.method, step.goal, step.fraction, step.layers) == ("data", "keep", 0.25, ("a*",))
 
 
 @torch.no_grad()
@@ -149,25 +149,25 @@ def tensor_bytes(model):
 
 
 def test_a_latency_is_sought_by_measuring(monkeypatch):
-    encoder, asked = encoder_of(), []
+    encoder, measured = encoder_of(), []
     whole = count_macs(encoder)
 
     @contextlib.contextmanager
-    def share_of(key, reference):
+    def relative_cost(key, reference):
         """A machine on which two layers take a fifth longer than their MACs say."""
         assert key == "latency" and count_macs(reference) == whole
 
-        def share(model):
-            asked.append(1.2 * count_macs(model) / whole)
-            return asked[-1]
+        def cost(model):
+            measured.append(1.2 * count_macs(model) / whole)
+            return measured[-1]
 
-        yield share
+        yield cost
 
-    monkeypatch.setattr("ssdistill.compress.factors.factorize.share_of", share_of)
+    monkeypatch.setattr("ssdistill.compress.factors.factorize.relative_cost", relative_cost)
     small, _ = lowrank(encoder, latency=0.7, round_to=1)
-    found = 1.2 * count_macs(small) / whole
-    assert found in asked and 0.65 < found <= 0.7
-    assert found == max(share for share in asked if share <= 0.7)
+    latency = 1.2 * count_macs(small) / whole
+    assert latency in measured and 0.65 < latency <= 0.7
+    assert latency == max(share for share in measured if share <= 0.7)
     with pytest.raises(
         UserError, match=r"latency=0.1 cannot be reached .* still leave 0.\d+; lower"
     ):
@@ -210,7 +210,7 @@ def test_no_rank_saves_parameters_at_the_expense_of_macs():
     # Vertical kernels of a strided convolution work on a map that is still twice as wide: 23
     # ranks have fewer parameters, but from 16 on as many MACs.
     conv, positions = nn.Conv2d(16, 16, 3, stride=2, padding=1), Positions(1024, 512, 256)
-    options = choices_of(conv, "spatial", positions, round_to=1).factors
+    options = list_choices(conv, "spatial", positions, round_to=1).factors
     assert [option.rank for option in options] == list(range(15, 0, -1))
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from ssdistill.artifacts.artifact import save_encoder
-from ssdistill.compress import Context, Step, budget
-from ssdistill.compress.budget import weight_bytes
+from ssdistill.compress import Context, Step, bisection, comparing
+from ssdistill.compress.comparing import weight_bytes
 from ssdistill.compress.prune import Prune
 from ssdistill.compress.pruning import soundness
 from ssdistill.compress.pruning.blocks import find_blocks, without
@@ -205,9 +205,9 @@ def test_latency_is_measured_in_turns_with_the_dense_network(monkeypatch):
         seen.append((batch_size, threads, len(inputs), reference is encoder))
         return SimpleNamespace(speedup=count_parameters(reference) / count_parameters(model))
 
-    monkeypatch.setattr(budget, "paired_latency", by_parameters)
-    monkeypatch.setattr(budget, "float_onnx", nullcontext)
-    monkeypatch.setitem(budget.HALVINGS, "latency", 3)
+    monkeypatch.setattr(comparing, "paired_latency", by_parameters)
+    monkeypatch.setattr(comparing, "float_onnx", nullcontext)
+    monkeypatch.setitem(bisection.HALVINGS, "latency", 3)
     encoder = encoder_of()
     pruned, record = prune(encoder, latency=0.6, round_to=2)
     assert set(seen) == {(1, 1, 1, True)} and len(seen) == 5

@@ -56,7 +56,7 @@ def prune(model, **settings):
     return Prune(**settings).apply(model, context), context.record
 
 
-def half(groups):
+def every_other_unit(groups):
     return [torch.arange(0, len(group.score_C), 2) for group in groups]
 
 
@@ -85,7 +85,9 @@ def test_what_is_removed_is_what_is_masked(name, scope):
     model = family(name)
     groups = [group for group in find_groups(model, scope) if group.exact]
     x_BCHW = torch.rand(3, 3, 32, 32)
-    silent, pruned = (change(model, groups, half(groups)) for change in (masked, remove))
+    silent, pruned = (
+        change(model, groups, every_other_unit(groups)) for change in (masked, remove)
+    )
     expected_BD, found_BD = silent(x_BCHW).embedding_BD, pruned(x_BCHW).embedding_BD
     assert torch.allclose(expected_BD, found_BD, rtol=1e-3, atol=1e-5)
     assert not torch.allclose(model(x_BCHW).embedding_BD, found_BD, rtol=1e-2, atol=1e-3)
@@ -167,7 +169,7 @@ def test_a_grouped_convolution_loses_whole_groups():
     assert (conv.groups, conv.in_channels, conv.out_channels) == (2, 8, 16)
     assert conv.weight.shape == (16, 4, 3, 3)
     (group,) = find_groups(model)
-    pair = [change(model, [group], half([group])) for change in (masked, remove)]
+    pair = [change(model, [group], every_other_unit([group])) for change in (masked, remove)]
     x_BCHW = torch.rand(2, 3, 8, 8)
     assert torch.allclose(*(m(x_BCHW).embedding_BD for m in pair), atol=1e-6)
 

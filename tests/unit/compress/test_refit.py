@@ -175,7 +175,7 @@ CASES = {
 CASES["residual"][2].inputs.append("body.2.conv2")
 
 
-def made(case):
+def make_pair(case):
     build, inputs, half = CASES[case]
     net = randomize(build())
     half.double(net)
@@ -183,7 +183,7 @@ def made(case):
     return dense, half.cut(dense), inputs()
 
 
-def fresh(x):
+def unseen_like(x):
     return torch.randn(32, *x.shape[1:], generator=torch.Generator().manual_seed(5))
 
 
@@ -195,10 +195,10 @@ def difference(a, b, x):
 @pytest.mark.parametrize("streams", [True, False])
 @pytest.mark.parametrize("case", CASES)
 def test_what_kept_channels_can_express_is_restored(case, streams):
-    dense, pruned, x = made(case)
-    assert difference(pruned, dense, fresh(x)) > 1e-2
+    dense, pruned, x = make_pair(case)
+    assert difference(pruned, dense, unseen_like(x)) > 1e-2
     fitted, fits = refit_layers(pruned, dense, x, streams=streams)
-    assert difference(fitted, dense, fresh(x)) < 1e-4
+    assert difference(fitted, dense, unseen_like(x)) < 1e-4
     assert {fit.layer for fit in fits} >= set(CASES[case][2].inputs)
     assert all(fit.left < 1e-6 for fit in fits if fit.layer in CASES[case][2].inputs)
 
@@ -234,7 +234,7 @@ def test_bert_is_restored_after_it_lost_heads_and_hidden_units():
 
 
 def test_a_bias_the_layer_never_had_goes_into_the_batch_norm_behind_it():
-    dense, pruned, x = made("residual")
+    dense, pruned, x = make_pair("residual")
     # With a constant added to what is removed, only a bias can make up for it.
     dense.net.body[1].bn1.bias[4:] += 3
     fitted = refit(pruned, dense, x)
@@ -244,7 +244,7 @@ def test_a_bias_the_layer_never_had_goes_into_the_batch_norm_behind_it():
 
 
 def test_a_bias_is_made_where_no_batch_norm_can_hold_it():
-    dense, pruned, x = made("squeeze and excitation")
+    dense, pruned, x = make_pair("squeeze and excitation")
     pruned.net.pwl.weight.requires_grad_(False)
     fitted = refit(pruned, dense, x)
     assert dense.net.pwl.bias is None and fitted.net.pwl.bias is not None
@@ -261,34 +261,36 @@ def test_outputs_that_were_removed_too_are_not_asked_for():
     replace(pruned.net.body[3], "bias", net.body[3].bias[3:])
     pruned.channels["body.3"] = [3, 4, 5]
     net.body[5].weight[:, :3] = 0
-    assert difference(refit(pruned, dense, x), dense, fresh(x)) < 1e-4
+    assert difference(refit(pruned, dense, x), dense, unseen_like(x)) < 1e-4
 
 
 def test_a_dense_network_that_was_pruned_itself_is_met_where_both_still_have_channels():
-    dense, _, x = made("linear")
+    dense, _, x = make_pair("linear")
     dense.channels["0"] = [1, 3, 5, 7, 9, 11, 13, 15]
     pruned = copy.deepcopy(dense)
     replace(pruned.net[0], "weight", dense.net[0].weight[[0, 1, 2, 3]])
     replace(pruned.net[0], "bias", dense.net[0].bias[[0, 1, 2, 3]])
     replace(pruned.net[2], "weight", dense.net[2].weight[:, [0, 1, 2, 3]])
     pruned.channels["0"] = [1, 3, 5, 7]
-    assert difference(refit(pruned, dense, x), dense, fresh(x)) < 1e-4
+    assert difference(refit(pruned, dense, x), dense, unseen_like(x)) < 1e-4
 
 
 def test_batch_norms_that_were_recalibrated_in_between_are_accounted_for():
-    dense, pruned, x = made("residual")
+    dense, pruned, x = make_pair("residual")
     for norm in (pruned.net.body[1].bn2, pruned.net.body[2].bn2):
         norm.running_mean += 0.5
         norm.running_var *= 3
         norm.weight *= 1.5
-    assert difference(refit(pruned, dense, x), dense, fresh(x)) < 1e-4
+    assert difference(refit(pruned, dense, x), dense, unseen_like(x)) < 1e-4
 
 
 def test_correcting_the_stream_makes_up_for_an_error_of_an_earlier_branch():
-    dense, pruned, x = made("residual")
+    dense, pruned, x = make_pair("residual")
     pruned.net.body[1].conv1.weight += 0.5
     plain, corrected = (refit(pruned, dense, x, streams=s) for s in (False, True))
-    assert difference(corrected, dense, fresh(x)) < 0.9 * difference(plain, dense, fresh(x))
+    assert difference(corrected, dense, unseen_like(x)) < 0.9 * difference(
+        plain, dense, unseen_like(x)
+    )
 
 
 def test_layers_after_a_removed_block_make_up_for_it():
@@ -298,12 +300,14 @@ def test_layers_after_a_removed_block_make_up_for_it():
     pruned.net.body[1], pruned.removed = nn.Identity(), ("body.1",)
     fitted, fits = refit_layers(pruned, dense, x)
     assert [fit.layer for fit in fits if fit.left < 1] == ["body.2.conv1", "body.2.conv2"]
-    assert difference(fitted, dense, fresh(x)) < 0.7 * difference(pruned, dense, fresh(x))
+    assert difference(fitted, dense, unseen_like(x)) < 0.7 * difference(
+        pruned, dense, unseen_like(x)
+    )
 
 
 def test_the_last_factor_of_a_factorized_layer_is_refitted():
     factorized = pytest.importorskip("ssdistill.models.factorized")
-    dense, _, x = made("linear")
+    dense, _, x = make_pair("linear")
     pruned = copy.deepcopy(dense)
     parts = factorized.Factorized.like(dense.net[2], 8, "channel")
     parts.reduce.weight.copy_(torch.eye(8))
@@ -312,11 +316,11 @@ def test_the_last_factor_of_a_factorized_layer_is_refitted():
     pruned.net[2] = parts
     fitted, fits = refit_layers(pruned, dense, x)
     assert [fit.layer for fit in fits] == ["2.expand"]
-    assert difference(fitted, dense, fresh(x)) < 1e-4
+    assert difference(fitted, dense, unseen_like(x)) < 1e-4
 
 
 def test_both_networks_are_left_as_they_were():
-    dense, pruned, x = made("residual")
+    dense, pruned, x = make_pair("residual")
     pruned.train()
     before = [copy.deepcopy(m.net.state_dict()) for m in (dense, pruned)]
     fitted = refit(pruned, dense, x)
@@ -329,7 +333,7 @@ def test_both_networks_are_left_as_they_were():
 
 
 def test_inputs_pass_in_small_batches_and_no_further_than_needed():
-    dense, pruned, x = made("3x3 strided")
+    dense, pruned, x = make_pair("3x3 strided")
     sizes = []
     hooks = [m.net.body[0].register_forward_hook(record(sizes)) for m in (dense, pruned)]
     ends = []
@@ -348,7 +352,7 @@ def record(sizes):
 
 
 def test_the_same_seed_gives_the_same_weights():
-    dense, pruned, _ = made("1x1")
+    dense, pruned, _ = make_pair("1x1")
     x = images(16, 24)
     # Not to be expressed by what is left: then it matters which places are seen.
     dense.net.body[0].weight += torch.rand(8, 4, 3, 3)
@@ -357,7 +361,7 @@ def test_the_same_seed_gives_the_same_weights():
 
 
 def test_what_is_exact_already_hardly_changes():
-    dense, pruned, x = made("linear")
+    dense, pruned, x = make_pair("linear")
     pruned.net[2].weight += dense.net[2].weight[:, 4:]
     fitted = refit(pruned, dense, x)
     assert torch.allclose(fitted.net[2].weight, pruned.net[2].weight, atol=1e-5)
@@ -403,7 +407,7 @@ def test_a_parametrised_weight_is_left_alone():
     ],
 )
 def test_what_cannot_be_done_is_said(change, words):
-    dense, _, x = made("1x1")
+    dense, _, x = make_pair("1x1")
     pruned = Half([*OUTPUTS, "body.3"], ["body.3"]).cut(dense)
     with pytest.raises(UserError, match=words):
         refit(*change(dense, pruned, x))
@@ -430,11 +434,11 @@ def test_the_registry_finds_the_step_and_its_settings():
 
 
 def test_the_step_goes_back_to_the_network_before_and_reports():
-    dense, pruned, x = made("residual")
+    dense, pruned, x = make_pair("residual")
     context = context_of(x, before=dense)
     fitted = Refit(images=48).apply(pruned, context)
     record = context.record
-    assert difference(fitted, dense, fresh(x)) < 1e-4
+    assert difference(fitted, dense, unseen_like(x)) < 1e-4
     assert record["refitted"] == 2 and record["kept"] == 0 and record["accepted"] == 1
     assert record["left"] < 1e-6 and record["seconds"] > 0
     unseen = x[48:]
@@ -443,15 +447,15 @@ def test_the_step_goes_back_to_the_network_before_and_reports():
 
 
 def test_the_step_falls_back_to_the_original_and_refuses_without_one():
-    dense, pruned, x = made("linear")
+    dense, pruned, x = make_pair("linear")
     fitted = Refit(images=48).apply(pruned, context_of(x, original=dense))
-    assert difference(fitted, dense, fresh(x)) < 1e-4
+    assert difference(fitted, dense, unseen_like(x)) < 1e-4
     with pytest.raises(UserError, match="refit requires the uncompressed network"):
         Refit().apply(pruned, context_of(x))
 
 
 def test_the_step_keeps_the_model_if_unseen_inputs_agree_less(monkeypatch):
-    dense, pruned, x = made("linear")
+    dense, pruned, x = make_pair("linear")
     worse = copy.deepcopy(pruned)
     worse.net[2].weight += torch.randn(5, 4, generator=torch.Generator().manual_seed(0)) * 10
     monkeypatch.setattr(

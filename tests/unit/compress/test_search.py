@@ -6,12 +6,12 @@ import torch
 from torch import nn
 
 import ssdistill.compress.searching.damages as damages_module
-import ssdistill.compress.searching.solving as meet_module
+import ssdistill.compress.searching.measured_budget as measured_budget
 from ssdistill.artifacts.artifact import load_encoder, save_encoder
 from ssdistill.compress import Context
 from ssdistill.compress.codes.fake_quant import weights_of
 from ssdistill.compress.search import Search
-from ssdistill.compress.searching.solving import file_size
+from ssdistill.compress.searching.measured_budget import file_size
 from ssdistill.errors import UserError
 from ssdistill.measure.macs import count_macs
 from ssdistill.measure.parameters import count_parameters
@@ -151,11 +151,11 @@ def test_latency_is_met_as_measured(encoder, tmp_path, monkeypatch):
             Timed.calls += 1
             return 0.4 + 0.6 * count_macs(model) / count_macs(encoder)  # an overhead of 40 %
 
-    def share_of(budget, model):
+    def relative_cost(budget, model):
         assert budget == "latency"
-        return meet_module.contextmanager(lambda: (yield Timed()))()
+        return measured_budget.contextmanager(lambda: (yield Timed()))()
 
-    monkeypatch.setattr(meet_module, "share_of", share_of)
+    monkeypatch.setattr(measured_budget, "relative_cost", relative_cost)
     made, record = search(encoder, tmp_path, latency=0.85, round_to=2, images=16, front=0)
     assert Timed.calls > 1
     assert record["share"] == Timed()(made) <= 0.85
@@ -201,8 +201,10 @@ def test_only_the_layers_that_are_named_change(encoder, tmp_path):
 
 
 def test_what_is_measured_decides_not_what_was_estimated(encoder, tmp_path, monkeypatch):
-    true_size = meet_module.file_size
-    monkeypatch.setattr(meet_module, "file_size", lambda m: true_size(m) * (1.1 if m.coded else 1))
+    true_size = measured_budget.file_size
+    monkeypatch.setattr(
+        measured_budget, "file_size", lambda m: true_size(m) * (1.1 if m.coded else 1)
+    )
     made, record = search(encoder, tmp_path, bytes=0.3, front=0)
     assert 1.1 * true_size(made) <= 0.3 * true_size(encoder)
     assert record["share"] <= 0.3

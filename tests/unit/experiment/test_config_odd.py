@@ -175,6 +175,20 @@ def test_a_row_pretrained_in_another_way_drops_what_only_the_former_method_knew(
     assert any("ignoring compare.a.pretrain.temperature" in notice for notice in notices)
 
 
+def test_one_of_several_teachers_pretrained_in_another_way_does_so_too(load):
+    text = BASE + "teachers: {a: {pretrain: {kind: simclr, temperature: 0.2}}, b: {}}\n"
+    experiment, notices = load("teachers.a.pretrain.kind=byol", text=text)
+    assert experiment.teachers["a"].pretrain.kind == "byol"
+    reason = "not a setting of teachers.a.pretrain.kind=byol"
+    assert notices == [f"ignoring teachers.a.pretrain.temperature: {reason}"]
+
+
+def test_a_method_named_alone_keeps_its_kind_when_one_of_its_settings_changes(load):
+    text = BASE + "teachers: {a: {pretrain: moco}, b: {}}\n"
+    experiment, _ = load("teachers.a.pretrain.queue=64", text=text)
+    assert experiment.teachers["a"].pretrain.kind == "moco"
+
+
 @pytest.mark.parametrize(
     "override",
     [

@@ -62,17 +62,17 @@ def twins(pair):
 @pytest.fixture
 def exported(twins, monkeypatch):
     """No test needs to write them again."""
-    lent = contextmanager(lambda model: iter([twins[id(model)]]))
-    monkeypatch.setattr(measured, "float_onnx", lent)
+    opened = contextmanager(lambda model: iter([twins[id(model)]]))
+    monkeypatch.setattr(measured, "float_onnx", opened)
 
 
 @pytest.fixture
-def found(pair, exported):
+def measured_pair(pair, exported):
     return before_after(*pair, clock=Clock())
 
 
-def test_costs_stand_before_and_after(pair, found):
-    metrics, _ = found
+def test_costs_stand_before_and_after(pair, measured_pair):
+    metrics, _ = measured_pair
     wide, small, _, wide_folder, small_folder = pair
     for name, value in costs_of(small, small_folder).items():
         assert metrics[name] == value
@@ -82,8 +82,8 @@ def test_costs_stand_before_and_after(pair, found):
     assert metrics["compress/smaller"] == pytest.approx(ratio) and ratio > 1
 
 
-def test_both_are_timed_in_one_runtime_at_both_batch_sizes(found):
-    metrics, facts = found
+def test_both_are_timed_in_one_runtime_at_both_batch_sizes(measured_pair):
+    metrics, facts = measured_pair
     assert facts["runtime"].startswith("onnxruntime ")
     for size in ("", "_batch64"):
         assert metrics[f"compress/latency{size}_ms"] == pytest.approx(1000)
@@ -92,9 +92,9 @@ def test_both_are_timed_in_one_runtime_at_both_batch_sizes(found):
         assert metrics[f"compress/speedup{size}_low"] <= metrics[f"compress/speedup{size}_high"]
 
 
-def test_agreement_is_that_of_their_embeddings_on_the_given_inputs(pair, found):
+def test_agreement_is_that_of_their_embeddings_on_the_given_inputs(pair, measured_pair):
     wide, small, inputs, *_ = pair
-    metrics, facts = found
+    metrics, facts = measured_pair
     expected = agreement(embeddings(small, inputs), embeddings(wide, inputs), k=10)
     for name, value in expected.items():
         assert metrics[name.replace("agree/", "agree/parent/")] == value
@@ -102,8 +102,8 @@ def test_agreement_is_that_of_their_embeddings_on_the_given_inputs(pair, found):
     assert all(isinstance(value, int | float) for value in metrics.values())
 
 
-def test_a_gate_reads_the_facts(found):
-    metrics, facts = found
+def test_a_gate_reads_the_facts(measured_pair):
+    metrics, facts = measured_pair
     assert facts["bytes"] == pytest.approx(1 / metrics["compress/smaller"]) and facts["bytes"] < 1
     assert facts["latency"] == pytest.approx(1)
     assert Gate(bytes=1.0, latency=1.0, cka=0.0).complaints({**facts, "cka": 0.5}) == []

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ssdistill.errors import UserError
-from ssdistill.measure.interleaved import WARM_UP, _outside, ratio, take_turns
+from ssdistill.measure.interleaved import WARM_UP, _outside, speedup_of, time_in_turns
 from ssdistill.measure.latency import compare_latency, example, paired_latency
 from ssdistill.models.wrapped import Wrapped
 
@@ -52,7 +52,7 @@ def test_a_turn_is_one_call_untimed_and_the_rest_timed_in_an_order_that_alternat
         watch.now += 0.01
 
     named = {name: lambda name=name: call(name) for name in "ab"}
-    turns = take_turns(named, 2, 2, 9.0, watch)
+    turns = time_in_turns(named, 2, 2, 9.0, watch)
     warm = WARM_UP * ["a"] + WARM_UP * ["b"]
     assert calls == warm + ["a"] * 3 + ["b"] * 3 + ["b"] * 3 + ["a"] * 3
     assert turns["a"] == [pytest.approx([0.01, 0.01])] * 2
@@ -61,7 +61,7 @@ def test_a_turn_is_one_call_untimed_and_the_rest_timed_in_an_order_that_alternat
 @pytest.mark.parametrize(("seconds", "calls"), [(0.0001, 30), (0.0009, 5), (0.004, 3), (0.2, 1)])
 def test_a_turn_of_quick_calls_has_more_of_them(seconds, calls):
     watch = Watch()
-    turns = take_turns({"a": lambda: watch.file("a", seconds)([0])}, 2, 3, 9.0, watch)
+    turns = time_in_turns({"a": lambda: watch.file("a", seconds)([0])}, 2, 3, 9.0, watch)
     assert [len(turn) for turn in turns["a"]] == [calls, calls]
 
 
@@ -77,10 +77,10 @@ def test_what_is_slow_is_called_less_often_and_keeps_its_place_in_the_rounds():
 def test_a_ratio_pairs_the_calls_of_a_round_and_leaves_out_rounds_without_both():
     slower = [[4.0, 4.0, 90.0], [8.0], [], [30.0]]
     faster = [[2.0], [2.0, 2.0], [1.0], [10.0]]
-    found = ratio(slower, faster)
+    found = speedup_of(slower, faster)
     assert (found.median, found.low, found.high, found.rounds) == (3.0, 2.0, 4.0, 3)
     with pytest.raises(ValueError, match="never timed in the same round"):
-        ratio([[]], [[1.0]])
+        speedup_of([[]], [[1.0]])
 
 
 @pytest.mark.parametrize("count", [1, 3, 5, 6, 9, 12, 20, 40])

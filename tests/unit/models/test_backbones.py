@@ -15,7 +15,7 @@ SMALL_ARGS = {
 }
 
 
-def build(size=16, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), **settings):
+def build_small(size=16, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), **settings):
     settings = {"name": "resnet10t", "args": SMALL_ARGS, **settings}
     return build_encoder(EncoderSettings(**settings), size, mean, std).eval()
 
@@ -26,7 +26,7 @@ def first_convolution(net):
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_small_stem_is_one_3x3_convolution_without_a_max_pool(stride):
-    net = build(stem="small", stem_stride=stride).net
+    net = build_small(stem="small", stem_stride=stride).net
     assert isinstance(net.conv1, nn.Conv2d)
     assert (net.conv1.kernel_size, net.conv1.stride) == ((3, 3), (stride, stride))
     assert net.conv1.padding == (1, 1)
@@ -37,10 +37,10 @@ def test_a_small_stem_is_one_3x3_convolution_without_a_max_pool(stride):
 
 
 def test_a_native_stem_is_timms_own():
-    ours = build(stem="native").net.state_dict()
+    ours = build_small(stem="native").net.state_dict()
     timms = timm.create_model("resnet10t", num_classes=0, **SMALL_ARGS).state_dict()
     assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in timms.items()}
-    assert isinstance(build(stem="native").net.maxpool, nn.MaxPool2d)
+    assert isinstance(build_small(stem="native").net.maxpool, nn.MaxPool2d)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_a_native_stem_is_timms_own():
     ],
 )
 def test_auto_takes_the_small_stem_for_small_images_where_one_is_known(size, name, stem):
-    encoder = build(size, name=name, args=SMALL_ARGS if name == "resnet10t" else {})
+    encoder = build_small(size, name=name, args=SMALL_ARGS if name == "resnet10t" else {})
     assert encoder.spec.stem == stem
     native = first_convolution(timm.create_model(name, num_classes=0, **encoder.spec.args))
     changed = first_convolution(encoder.net).stride != native.stride
@@ -64,12 +64,12 @@ def test_a_small_stem_is_refused_where_none_is_known():
     with pytest.raises(
         UserError, match="stem=small is not supported for ConvNeXt; use stem=native"
     ):
-        build(32, name="convnext_atto", args={}, stem="small")
+        build_small(32, name="convnext_atto", args={}, stem="small")
 
 
 def test_images_are_normalized_inside():
     torch.manual_seed(0)
-    encoder = build(mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.125))
+    encoder = build_small(mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.125))
     x_BCHW = torch.rand(2, 3, 16, 16)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.1, 0.2, 0.3), (0.5, 0.25, 0.125)))
     with torch.no_grad():
@@ -79,7 +79,7 @@ def test_images_are_normalized_inside():
 
 
 def test_statistics_are_no_part_of_the_weights():
-    assert not any(key in ("mean", "std") for key in build().state_dict())
+    assert not any(key in ("mean", "std") for key in build_small().state_dict())
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_statistics_are_no_part_of_the_weights():
     ],
 )
 def test_embed_dim_is_the_width_of_the_embedding(name, args, dim):
-    encoder = build(32, name=name, args=args)
+    encoder = build_small(32, name=name, args=args)
     with torch.no_grad():
         embedding_BD = encoder(torch.rand(2, 3, 32, 32)).embedding_BD
     assert encoder.embed_dim == dim
@@ -100,7 +100,7 @@ def test_embed_dim_is_the_width_of_the_embedding(name, args, dim):
 
 @pytest.mark.parametrize("taps", [("layer1", "layer3"), ("layer3", "layer1"), ("layer2",)])
 def test_maps_come_by_name_whatever_the_order_of_the_taps(taps):
-    encoder = build()
+    encoder = build_small()
     encoder.set_taps(taps)
     shapes = {"layer1": (16, 16, 16), "layer2": (32, 8, 8), "layer3": (64, 4, 4)}
     expected = {name: shapes[name] for name in taps}
@@ -111,7 +111,7 @@ def test_maps_come_by_name_whatever_the_order_of_the_taps(taps):
 
 
 def test_tapping_leaves_the_embedding_as_it_was():
-    encoder, x_BCHW = build(), torch.rand(2, 3, 16, 16)
+    encoder, x_BCHW = build_small(), torch.rand(2, 3, 16, 16)
     with torch.no_grad():
         plain = encoder(x_BCHW).embedding_BD
         encoder.set_taps(("layer1",))
@@ -120,7 +120,7 @@ def test_tapping_leaves_the_embedding_as_it_was():
 
 
 def test_asking_for_map_shapes_changes_no_mode_and_no_statistic():
-    encoder = build().train()
+    encoder = build_small().train()
     encoder.set_taps(("layer1",))
     before = encoder.net.bn1.running_mean.clone()
     encoder.map_shapes()
@@ -130,22 +130,22 @@ def test_asking_for_map_shapes_changes_no_mode_and_no_statistic():
 
 def test_an_unknown_tap_names_the_nearest():
     with pytest.raises(UserError, match=r"no feature map 'layr2' \(did you mean 'layer2'\?\)"):
-        build().set_taps(("layr2",))
+        build_small().set_taps(("layr2",))
 
 
 def test_an_unknown_name_names_timms_nearest():
     with pytest.raises(UserError, match=r"timm has no model 'resnet18x' \(did you mean 'resnet18"):
-        build(name="resnet18x", args={})
+        build_small(name="resnet18x", args={})
 
 
 def test_an_unknown_argument_is_named():
     with pytest.raises(UserError, match=r"encoder\.args of 'resnet10t': .*'lyers'"):
-        build(args={"lyers": (1, 1, 1, 0)})
+        build_small(args={"lyers": (1, 1, 1, 0)})
 
 
 def test_a_vit_of_another_size_says_every_way_out():
     with pytest.raises(UserError) as caught:
-        build(32, name="vit_tiny_patch16_224", args={"depth": 1})
+        build_small(32, name="vit_tiny_patch16_224", args={"depth": 1})
     message = str(caught.value)
     assert "takes 224x224 images, but the data is 32x32" in message
     remedies = ("encoder.args.img_size=32", "encoder.input_size=224", "data.image_size=224")
@@ -161,32 +161,32 @@ def test_nothing_is_downloaded_unless_asked(monkeypatch):
         return create(name, pretrained=False, **args)
 
     monkeypatch.setattr(timm, "create_model", watched)
-    build()
+    build_small()
     assert EncoderSettings().pretrained is False
-    encoder = build(args={}, pretrained=True, stem="native")
+    encoder = build_small(args={}, pretrained=True, stem="native")
     assert asked == [False, True]
     assert encoder.spec.mean == pytest.approx((0.485, 0.456, 0.406))
 
 
 def test_an_unknown_pretrained_name_is_refused_like_any_other():
     with pytest.raises(UserError, match="timm has no model"):
-        build(name="resnet18x", args={}, pretrained=True)
+        build_small(name="resnet18x", args={}, pretrained=True)
 
 
 @pytest.mark.parametrize("pretrained", [False, True])
 def test_an_unknown_tag_of_weights_names_the_nearest(pretrained):
     with pytest.raises(UserError, match=r"'resnet18\.a1_in' \(did you mean 'resnet18\.a1_in1k'"):
-        build(name="resnet18.a1_in", args={}, pretrained=pretrained)
+        build_small(name="resnet18.a1_in", args={}, pretrained=pretrained)
 
 
 def test_a_name_with_a_dot_and_no_tag_is_unknown():
     with pytest.raises(UserError, match=r"timm has no model 'resnet18\.' \(did you mean"):
-        build(name="resnet18.", args={})
+        build_small(name="resnet18.", args={})
 
 
 def test_pretrained_weights_that_nobody_published_are_refused():
     with pytest.raises(UserError, match="timm has no weights for 'vit_small_patch16_36x1_224'"):
-        build(name="vit_small_patch16_36x1_224", args={}, pretrained=True)
+        build_small(name="vit_small_patch16_36x1_224", args={}, pretrained=True)
 
 
 def test_a_failed_download_is_one_line(monkeypatch):
@@ -195,14 +195,14 @@ def test_a_failed_download_is_one_line(monkeypatch):
 
     monkeypatch.setattr(timm.models._hub, "hf_hub_download", fail)
     with pytest.raises(UserError) as caught:
-        build(64, name="resnet18", args={}, pretrained=True)
+        build_small(64, name="resnet18", args={}, pretrained=True)
     message = str(caught.value)
     assert "weights of 'resnet18' cannot be downloaded" in message and "\n" not in message
     assert "encoder.pretrained=false" in message
 
 
 def test_a_spec_builds_the_same_network_again():
-    encoder = build(mean=(0.1, 0.2, 0.3), stem_stride=2)
+    encoder = build_small(mean=(0.1, 0.2, 0.3), stem_stride=2)
     again = encoder_from_spec(type(encoder.spec).model_validate(encoder.spec.model_dump()))
     again.net.load_state_dict(encoder.net.state_dict(), strict=True)
     x_BCHW = torch.rand(2, 3, 16, 16)

@@ -15,7 +15,7 @@ VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads"
 SIZE = 32
 
 
-def build(name="resnet10t", args=None, **settings):
+def build_small(name="resnet10t", args=None, **settings):
     torch.manual_seed(0)
     encoder = build_encoder(EncoderSettings(name=name, args=args or {}, **settings), SIZE).eval()
     for module in encoder.modules():
@@ -27,11 +27,11 @@ def build(name="resnet10t", args=None, **settings):
 
 
 def resnet():
-    return build(args=RESNET)
+    return build_small(args=RESNET)
 
 
 def vit(**args):
-    return build("vit_tiny_patch16_224", {**VIT, **args})
+    return build_small("vit_tiny_patch16_224", {**VIT, **args})
 
 
 def images(count=2):
@@ -40,10 +40,10 @@ def images(count=2):
 
 ENCODERS = {
     "resnet10t": resnet,
-    "regnety_002": lambda: build("regnety_002"),
-    "mobilenetv3_small_050": lambda: build("mobilenetv3_small_050"),
-    "efficientnet_b0": lambda: build("efficientnet_b0"),
-    "convnext_atto": lambda: build("convnext_atto"),
+    "regnety_002": lambda: build_small("regnety_002"),
+    "mobilenetv3_small_050": lambda: build_small("mobilenetv3_small_050"),
+    "efficientnet_b0": lambda: build_small("efficientnet_b0"),
+    "convnext_atto": lambda: build_small("convnext_atto"),
     "vit": vit,
     "vit with registers": lambda: vit(reg_tokens=4, qk_norm=True),
 }
@@ -115,7 +115,7 @@ def test_the_norms_are_those_of_the_residual_branches():
 
 
 def test_without_a_batch_norm_or_a_relu_there_are_no_norms():
-    assert build("resnet50_gn", {"layers": (1, 1, 1, 1)}).stage_norms() == {}
+    assert build_small("resnet50_gn", {"layers": (1, 1, 1, 1)}).stage_norms() == {}
     assert ENCODERS["mobilenetv3_small_050"]().stage_norms() == {}
 
 
@@ -153,7 +153,7 @@ def test_every_block_of_a_transformer_with_a_class_token_is_listed():
 
 def test_attention_with_a_bias_of_its_own_is_not_listed():
     args = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
-    encoder = build("vit_relpos_small_patch16_224", args)
+    encoder = build_small("vit_relpos_small_patch16_224", args)
     assert encoder.tap_names == ["blocks.0", "blocks.1"]
     assert vit(attn_layer="diff").tap_names == ["blocks.0", "blocks.1", "blocks.2"]
 

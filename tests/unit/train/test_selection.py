@@ -243,17 +243,17 @@ def test_only_what_has_a_teacher_selects_by_agreement():
 
 
 @pytest.fixture
-def asked(make_store, make_encoder, monkeypatch):
+def make_observers(make_store, make_encoder, monkeypatch):
     """``asked(select, online_probe, has_labels, judged)``: the observers, and what is printed."""
 
-    def asked(select="last", online_probe=False, has_labels=True, judged=True):
+    def make_observers(select="last", online_probe=False, has_labels=True, judged=True):
         store, printed = make_store(), []
         if has_labels:
             store.labels = np.arange(len(store)) % 2
         monkeypatch.setattr(
             chain_observers.console, "print", lambda text, **style: printed.append(text)
         )
-        found = observers_of(
+        observers = observers_of(
             SimpleNamespace(task=Counting(make_encoder()), loader=SimpleNamespace(num_steps=STEPS)),
             SimpleNamespace(select=select, select_every=0.2),
             TrackingSettings(online_probe=online_probe),
@@ -265,32 +265,32 @@ def asked(make_store, make_encoder, monkeypatch):
             ),
             torch.device("cpu"),
         )
-        return found, printed
+        return observers, printed
 
-    return asked
-
-
-def test_nothing_looks_on_unless_asked_to(asked):
-    assert asked() == ([], [])
+    return make_observers
 
 
-def test_a_stage_gets_the_observers_it_asks_for(asked):
+def test_nothing_looks_on_unless_asked_to(make_observers):
+    assert make_observers() == ([], [])
+
+
+def test_a_stage_gets_the_observers_it_asks_for(make_observers):
     kinds = {"rankme": EffectiveRank, "lidar": Lidar, "agreement": Agreement}
     for select, criterion in kinds.items():
-        (found,), printed = asked(select=select)
-        assert isinstance(found, Selection) and printed == []
-        assert isinstance(found.criterion, criterion)
-        assert (found.interval, found.num_steps) == (2, STEPS)
-    assert asked(select="lidar")[0][0].criterion.recipe == RECIPES["digits"]
-    (found,), printed = asked(online_probe=True)
-    assert isinstance(found, OnlineProbe) and printed == []
-    assert found.classifier.in_features == 16 and found.classifier.out_features == 2
+        (observer,), printed = make_observers(select=select)
+        assert isinstance(observer, Selection) and printed == []
+        assert isinstance(observer.criterion, criterion)
+        assert (observer.interval, observer.num_steps) == (2, STEPS)
+    assert make_observers(select="lidar")[0][0].criterion.recipe == RECIPES["digits"]
+    (observer,), printed = make_observers(online_probe=True)
+    assert isinstance(observer, OnlineProbe) and printed == []
+    assert observer.classifier.in_features == 16 and observer.classifier.out_features == 2
 
 
 @pytest.mark.parametrize(
     ("missing", "reason"), [("has_labels", "the data has no labels"), ("judged", "evaluate=null")]
 )
-def test_without_labels_there_is_no_online_probe_but_a_notice(asked, missing, reason):
-    found, (notice,) = asked(online_probe=True, **{missing: False})
-    assert found == []
+def test_without_labels_there_is_no_online_probe_but_a_notice(make_observers, missing, reason):
+    observers, (notice,) = make_observers(online_probe=True, **{missing: False})
+    assert observers == []
     assert reason in notice

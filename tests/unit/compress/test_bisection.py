@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ssdistill.compress import Context
-from ssdistill.compress.keeping import largest_ratio, likeness_to
+from ssdistill.compress.bisection import bisect_to_cka
+from ssdistill.compress.comparing import cka_with
 from ssdistill.compress.lowbit import LowBit, put_on_grid
 from ssdistill.compress.prune import Prune
 from ssdistill.errors import UserError
@@ -27,19 +28,19 @@ def cka(before, after):
 
 def test_likeness_is_the_debiased_cka_of_embeddings(make_encoder):
     one, other = make_encoder(0), make_encoder(1)
-    assert likeness_to(one, INPUTS)(other) == pytest.approx(cka(one, other), rel=1e-9)
+    assert cka_with(one, INPUTS)(other) == pytest.approx(cka(one, other), rel=1e-9)
 
 
 @pytest.mark.parametrize(("threshold", "floor"), [(0.3, 0.7), (0.999, 0.001), (0.0, 0.9999)])
 def test_the_largest_ratio_is_found_by_bisection(context, threshold, floor):
-    asked = []
-    found, kept = largest_ratio(floor, lambda r: asked.append(r) or r, lambda r: 1 - r, context)
-    assert found == pytest.approx(1 - floor, abs=1 / 256)
-    assert kept == 1 - found >= floor and len(asked) == 9
+    ratios = []
+    ratio, value = bisect_to_cka(floor, lambda r: ratios.append(r) or r, lambda r: 1 - r, context)
+    assert ratio == pytest.approx(1 - floor, abs=1 / 256)
+    assert value == 1 - ratio >= floor and len(ratios) == 9
 
 
 def test_what_is_no_number_is_never_enough(context):
-    assert largest_ratio(0.5, lambda r: r, lambda r: float("nan") if r else 1.0, context) == (0, 1)
+    assert bisect_to_cka(0.5, lambda r: r, lambda r: float("nan") if r else 1.0, context) == (0, 1)
 
 
 def test_pruning_stops_where_agreement_would(make_encoder, context):
@@ -66,11 +67,11 @@ def test_bits_are_as_few_as_agreement_allows(make_encoder, context):
     by_bits = {b: cka(encoder, put_on_grid(encoder, dict.fromkeys(keys, b), **grid))
                for b in range(2, 9)}  # fmt: skip
     floor = (by_bits[4] + by_bits[3]) / 2
-    wanted = next(b for b in by_bits if by_bits[b] >= floor)
-    assert wanted > 2
+    fewest = next(b for b in by_bits if by_bits[b] >= floor)
+    assert fewest > 2
     LowBit(bits=2, cka=floor, bias_correction=False).apply(encoder, context)
-    assert context.record["mean_bits"] == wanted
-    assert context.record["cka"] == pytest.approx(by_bits[wanted], rel=1e-6)
+    assert context.record["mean_bits"] == fewest
+    assert context.record["cka"] == pytest.approx(by_bits[fewest], rel=1e-6)
 
 
 def test_a_floor_out_of_reach_is_named(make_encoder, context):

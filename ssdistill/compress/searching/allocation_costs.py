@@ -1,4 +1,4 @@
-"""Predict the cost of a plan from its layers, without building the model."""
+"""Predict the cost of an allocation from its layers, without building the model."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -19,8 +19,8 @@ DESCRIBED = 110
 """Bytes of file header per coded weight."""
 
 
-class PlanCosts:
-    """The cost of any plan for one model, in bytes, multiply-accumulates or parameters.
+class AllocationCosts:
+    """The cost of any allocation for one model, in bytes, multiply-accumulates or parameters.
 
     Widths multiply (a layer may lose inputs and outputs), bits multiply with what is left. Only
     Huffman's code and rounding make this an estimate; what counts is measured in the end.
@@ -55,59 +55,60 @@ class PlanCosts:
                 members = actions.groups[site.layer].members
                 for layer, side in dict.fromkeys((m.layer, m.side) for m in members):
                     self.sides[layer].append((side, site))
-        self._kept: dict[tuple[Site, float], float] = {}
-        self.rest = whole - sum(self.layer(name, {}) for name in self._layers())
+        self._fractions: dict[tuple[Site, float], float] = {}
+        self.fixed_cost = whole - sum(self.layer(name, {}) for name in self._layers())
 
     def _layers(self) -> set[str]:
         return set(self.macs) if self.unit == "macs" else set(self.tensors)
 
-    def total(self, plan: Mapping[Site, float]) -> float:
-        return self.rest + sum(self.layer(name, plan) for name in self._layers())
+    def total(self, allocation: Mapping[Site, float]) -> float:
+        return self.fixed_cost + sum(self.layer(name, allocation) for name in self._layers())
 
-    def saving(self, plan: Mapping[Site, float], site: Site, level: float | None) -> float:
-        """What ``plan`` costs less with ``level`` at ``site``; negative where that is milder."""
-        after = {**plan, site: level}
+    def saving(self, allocation: Mapping[Site, float], site: Site, level: float | None) -> float:
+        """How much less it costs with ``level`` at ``site``; negative where that is milder."""
+        changed = {**allocation, site: level}
         if level is None:
-            del after[site]
-        return sum(self.layer(n, plan) - self.layer(n, after) for n in self.touched[site])
+            del changed[site]
+        return sum(self.layer(n, allocation) - self.layer(n, changed) for n in self.touched[site])
 
-    def layer(self, name: str, plan: Mapping[Site, float]) -> float:
-        """What one layer costs within a plan."""
+    def layer(self, name: str, allocation: Mapping[Site, float]) -> float:
+        """What one layer costs within an allocation."""
         fractions = {"in": 1.0, "out": 1.0}
         for side, site in self.sides.get(name, ()):
-            if site in plan:
-                fractions[side] *= self._kept_share(site, plan[site])
+            if site in allocation:
+                fractions[side] *= self._kept_fraction(site, allocation[site])
         weight = fractions["in"] * fractions["out"]
-        rank = plan.get(Site("rank", name))
+        rank = allocation.get(Site("rank", name))
         if rank is not None:
-            weight *= self._rank_share(name, rank)
+            weight *= self._rank_fraction(name, rank)
         if self.unit == "macs":
             return self.macs.get(name, 0) * weight
         cost = 0.0
         for key, tensor in self.tensors.get(name, ()):
-            share = weight if key.endswith(".weight") and tensor.ndim > 1 else fractions["out"]
-            cost += self._tensor(key, tensor, plan) * share
+            fraction = weight if key.endswith(".weight") and tensor.ndim > 1 else fractions["out"]
+            cost += self._tensor(key, tensor, allocation) * fraction
         return cost
 
-    def _tensor(self, key: str, tensor: Tensor, plan: Mapping[Site, float]) -> float:
+    def _tensor(self, key: str, tensor: Tensor, allocation: Mapping[Site, float]) -> float:
         if self.unit == "parameters":
             return tensor.numel() if key in self.parameters else 0
         site = Site("bits", key)
-        if site not in plan:
+        if site not in allocation:
             return tensor.nbytes
-        return min(self.coded[site, plan[site]] + DESCRIBED, tensor.nbytes)
+        return min(self.coded[site, allocation[site]] + DESCRIBED, tensor.nbytes)
 
-    def _kept_share(self, site: Site, level: float) -> float:
-        if (site, level) not in self._kept:
-            self._kept[site, level] = self.actions.kept_share(site, level)
-        return self._kept[site, level]
+    def _kept_fraction(self, site: Site, level: float) -> float:
+        if (site, level) not in self._fractions:
+            self._fractions[site, level] = self.actions.kept_fraction(site, level)
+        return self._fractions[site, level]
 
-    def _rank_share(self, name: str, share: float) -> float:
-        if (Site("rank", name), share) not in self._kept:
-            layer, rank = self.actions.model.net.get_submodule(name), self.actions.rank(name, share)
+    def _rank_fraction(self, name: str, fraction: float) -> float:
+        if (Site("rank", name), fraction) not in self._fractions:
+            layer = self.actions.model.net.get_submodule(name)
+            rank = self.actions.rank(name, fraction)
             costs = [layer_cost(layer, r, "data").macs for r in (rank, None)]
-            self._kept[Site("rank", name), share] = costs[0] / costs[1]
-        return self._kept[Site("rank", name), share]
+            self._fractions[Site("rank", name), fraction] = costs[0] / costs[1]
+        return self._fractions[Site("rank", name), fraction]
 
 
 @torch.inference_mode()
