@@ -76,7 +76,7 @@ def evaluate(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str, 
         # Of a handful of images, ten neighbors would be all of them.
         metrics |= agreement(sample_ND, teacher_ND, k=min(10, len(sample_ND) // 2))
     if stage.config["labels"]:
-        metrics |= judge(subject, settings.protocols, tracker.run.folder)
+        metrics |= evaluate_on(subject, settings.protocols, tracker.run.folder)
         noted = {"sha256": labels_digest(workspace.train, workspace.test)}
         write_atomically(tracker.run.folder / LABELS, json.dumps(noted))
     return metrics
@@ -126,7 +126,7 @@ def raw_pixels(workspace: Workspace) -> Callable[[Tensor], Representation]:
     return encode
 
 
-def judge(subject: Subject, protocols: Sequence[Protocol], folder: Path) -> dict[str, float]:
+def evaluate_on(subject: Subject, protocols: Sequence[Protocol], folder: Path) -> dict[str, float]:
     """Run every protocol; predictions on the test images are saved in ``folder``."""
     metrics: dict[str, float] = {}
     answers: dict[str, np.ndarray] = {}
@@ -151,7 +151,7 @@ def sample_features(evaluation: Stage, workspace: Workspace) -> np.ndarray:
 
 
 def answers_of(evaluation: Stage, workspace: Workspace) -> dict[str, np.ndarray]:
-    """What :func:`judge` kept of a finished stage; nothing where no protocol answers by image."""
+    """What :func:`evaluate_on` kept of a finished stage; empty without answers by image."""
     path = evaluation.folder(workspace.root) / ANSWERS
     if not path.exists():
         return {}

@@ -33,7 +33,7 @@ from ssdistill.report.readme import CLAIMS
 from ssdistill.report.tables.all_tables import all_tables
 from ssdistill.report.tables.models import ResultRow, results_rows
 from ssdistill.report.tables.table import Table
-from ssdistill.report.verdict import Verdict, judge, verdict_table
+from ssdistill.report.verdict import Verdict, check_claims, verdict_table
 from ssdistill.settings import Settings
 from ssdistill.train.progress import console
 
@@ -78,7 +78,7 @@ def make_report(workspace: Workspace) -> Report:
     records = collect(workspace)
     tables = all_tables(records, experiment.name)
     claims = experiment.paper.claims if experiment.paper else ()
-    verdicts = judge(claims, records, experiment.profile)
+    verdicts = check_claims(claims, records, experiment.profile)
     if verdicts:
         tables["claims"] = verdict_table(verdicts)
     first = models_of(workspace, experiment.seeds[0])

@@ -19,7 +19,7 @@ from ssdistill.errors import DamagedFile
 from ssdistill.experiment.schema import Experiment
 from ssdistill.files import user_path
 from ssdistill.record.session import session
-from ssdistill.record.wandb_mirror import with_columns
+from ssdistill.record.wandb_logger import with_columns
 from ssdistill.train.progress import console
 
 BODIES = {

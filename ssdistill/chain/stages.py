@@ -110,7 +110,7 @@ Body = Callable[[Stage, Tracker], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Identity:
-    """What records and mirrors call the experiment a stage runs for.
+    """What records and loggers call the experiment a stage runs for.
 
     Attributes:
         name, profile: the experiment's.

@@ -181,7 +181,7 @@ def refit_layers(
     if not pairs:
         raise UserError(f"refit must follow prune: no layer of '{pruned.name}' has lost inputs")
     remaining_outputs = {
-        name: kept_outputs(pruned, dense, name, twin) for name, twin in pairs.items()
+        name: kept_outputs(pruned, dense, name, dense_name) for name, dense_name in pairs.items()
     }
     order = [
         name

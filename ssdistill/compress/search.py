@@ -126,8 +126,8 @@ class Search(Step):
             allocation, compressed, fraction = allocate_within(
                 self.budget, self.fraction, *facts, relative_cost, context
             )
-            judge = _HeldOutDamage(actions, held_out, self.measure)
-            front = self._front(allocation, judge.damage_of(compressed), *facts, judge, context)
+            scorer = _HeldOutDamage(actions, held_out, self.measure)
+            front = self._front(allocation, scorer.damage_of(compressed), *facts, scorer, context)
             self._report(front.points[0], fraction, costs, context)
         corrected = False
         if self.bias_correction:
@@ -136,7 +136,7 @@ class Search(Step):
             compressed.coded = coded
         context.record.update(
             changed=len(allocation),
-            damage=judge.damage_of(compressed),
+            damage=scorer.damage_of(compressed),
             corrected=int(corrected),
             evaluated=damages.evaluated,
             reused=damages.reused,
@@ -170,7 +170,7 @@ class Search(Step):
         actions: Actions,
         damages: Damages,
         costs: AllocationCosts,
-        judge: "_HeldOutDamage",
+        scorer: "_HeldOutDamage",
         context: Context,
     ) -> Front:
         """The result's point, and those of budgets that uniform allocations use up."""
@@ -191,9 +191,9 @@ class Search(Step):
                     share=budget / costs.whole,
                     cost=costs.total(allocation),
                     predicted=predict_damage(allocation, damages.of),
-                    measured=measured if allocation is own else judge.damage_after(allocation),
+                    measured=measured if allocation is own else scorer.damage_after(allocation),
                     uniform_cost=costs.total(uniform_best) if uniform_best else None,
-                    uniform_measured=judge.damage_after(uniform_best) if uniform_best else None,
+                    uniform_measured=scorer.damage_after(uniform_best) if uniform_best else None,
                     plan=as_json(allocation),
                 )
             )

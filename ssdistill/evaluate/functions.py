@@ -128,7 +128,7 @@ def protocol_function(kind: str) -> Callable[..., Result]:
     ]
     shared = [p for name, p in opening.items() if name not in {p.name for p in own}]
 
-    def judge(encoder: Any, data: Any = None, **settings: Any) -> Result:
+    def evaluate(encoder: Any, data: Any = None, **settings: Any) -> Result:
         names = {p.name for p in own}
         mine = {name: value for name, value in settings.items() if name in names}
         others = {name: value for name, value in settings.items() if name not in names}
@@ -139,12 +139,12 @@ def protocol_function(kind: str) -> Callable[..., Result]:
         protocol = build_protocol(kind, mine)
         return protocol.run(open_subject(encoder, data, **others))
 
-    judge.__name__ = judge.__qualname__ = kind
-    judge.__doc__ = (
+    evaluate.__name__ = evaluate.__qualname__ = kind
+    evaluate.__doc__ = (
         f"{inspect.getdoc(cls)}\n\n"
         "The encoder and the data are what ``open_subject`` takes, as are the settings that are\n"
         "not the protocol's: a path, a name or a function, and a kind, a path or arrays."
     )
     plain = inspect.Signature([*shared[:2], *own, *shared[2:]], return_annotation=Result)
-    judge.__signature__ = plain
-    return judge
+    evaluate.__signature__ = plain
+    return evaluate

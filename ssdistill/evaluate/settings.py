@@ -78,7 +78,7 @@ class _Looks(Settings):
     @field_validator("*")
     @classmethod
     def _possible(cls, value: Any) -> Any:
-        # What only a constructor can judge is said now, not once a model is trained.
+        # What only a constructor can check is checked now, not once a model is trained.
         for name, settings in value.items() if isinstance(value, dict) else [("", value)]:
             if isinstance(settings, Settings):
                 try:
@@ -126,20 +126,20 @@ def _field(kind: str) -> Any:
 if TYPE_CHECKING:
 
     class EvaluateSettings(_Looks, ByKind):
-        """Which protocols judge, and what else is looked at."""
+        """Which protocols to run, and what else to measure."""
 
 else:
     EvaluateSettings = create_model(
         "EvaluateSettings",
         __base__=_Looks,
         __module__=__name__,
-        __doc__="""Which protocols judge, and what else is looked at.
+        __doc__="""Which protocols to run, and what else to measure.
 
         Every protocol is a key of its own kind (``ssdistill list protocols``) that holds its
         settings: {} for the defaults, null to leave it out.
 
         Args:
-            pixels: judge the raw pixels too (shrunk to at most 16x16), as the row to beat.
+            pixels: evaluate the raw pixels too (shrunk to at most 16x16), as the row to beat.
             label_free_images: test images the label-free metrics use, at most.
             also: further protocols, such as a second preset of one, by any name; null takes one
                 back that an extended file asked for.

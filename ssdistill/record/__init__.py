@@ -1,1 +1,1 @@
-"""Records of runs, and the loggers that mirror them."""
+"""Records of runs, and the loggers that logger them."""

@@ -9,13 +9,13 @@ from typing import Any, Literal
 from ssdistill.errors import one_line
 from ssdistill.record.run import RunRecord
 from ssdistill.record.wandb_environment import in_sweep, variable
-from ssdistill.record.wandb_mirror import (
-    SharedMirror,
+from ssdistill.record.wandb_logger import (
+    SharedLogger,
     SharedReport,
-    WandbMirror,
+    WandbLogger,
     active_run,
     forget_wandb,
-    mirrored_config,
+    logged_config,
     open_shared_run,
 )
 
@@ -47,12 +47,12 @@ class Session:
             log.warning(text)
         self._warned.add(text)
 
-    def shared_mirror(
+    def shared_logger(
         self,
         record: RunRecord,
         mode: Literal["online", "offline"],
         tags: Sequence[str],
-    ) -> WandbMirror | None:
+    ) -> WandbLogger | None:
         """The stage's part in the W&B run of the whole experiment, or None where there is none.
 
         There is one inside a sweep, whose agent has asked for it, and where the caller of this
@@ -61,7 +61,7 @@ class Session:
         run = active_run() or self._run_of_sweep(record, mode, tags)
         if run is None or record.stage == "report":
             return run and SharedReport(run)
-        return SharedMirror(run, record, self.num_seeds > 1)
+        return SharedLogger(run, record, self.num_seeds > 1)
 
     def _run_of_sweep(
         self,
@@ -74,7 +74,7 @@ class Session:
         key = (variable("WANDB_SWEEP_ID"), variable("WANDB_RUN_ID"))
         if self._run is None or self._key != key:
             self.close(failed=False)
-            config = self.config or mirrored_config(record)
+            config = self.config or logged_config(record)
             self._run, self._key = open_shared_run(mode, config, self.tags or tags), key
         return self._run
 

@@ -1,4 +1,4 @@
-"""TensorBoard as a mirror of the record; an optional extra."""
+"""TensorBoard as a logger of the record; an optional extra."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ import numpy as np
 from ssdistill.errors import UserError
 
 
-class TensorboardMirror:
+class TensorboardLogger:
     """Event files in ``tensorboard/`` of the run's folder.
 
     A resumed run adds a file. It tells TensorBoard to forget, of the files before, the steps

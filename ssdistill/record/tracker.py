@@ -1,4 +1,4 @@
-"""One logging interface for the record and its mirrors, W&B and TensorBoard."""
+"""One logging interface for the record and its loggers, W&B and TensorBoard."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,25 +9,25 @@ import numpy as np
 from ssdistill.errors import one_line
 from ssdistill.record.run import Run, numbers, read_metrics
 from ssdistill.record.session import current_session
-from ssdistill.record.tensorboard import TensorboardMirror
+from ssdistill.record.tensorboard import TensorboardLogger
 from ssdistill.record.tracking_settings import TrackingSettings
 from ssdistill.record.wandb_environment import has_key, wandb_mode
-from ssdistill.record.wandb_mirror import WandbMirror, forget_wandb, mirrored_config, wandb_id
+from ssdistill.record.wandb_logger import WandbLogger, forget_wandb, logged_config, wandb_id
 
 __all__ = [
-    "Mirror",
+    "Logger",
     "Tracker",
     "TrackingSettings",
-    "WandbMirror",
+    "WandbLogger",
     "has_key",
-    "mirrored_config",
+    "logged_config",
     "wandb_id",
     "wandb_mode",
 ]
 
 
-class Mirror(Protocol):
-    """Interface of a mirror; every call may fail without harm to the run."""
+class Logger(Protocol):
+    """Interface of a logger; every call may fail without harm to the run."""
 
     name: str
 
@@ -43,10 +43,10 @@ class Mirror(Protocol):
 
 
 class Tracker:
-    """Writes to the record first, then to its mirrors.
+    """Writes to the record first, then to its loggers.
 
-    A mirror that fails is said so once, in one line, and left alone from then on; the record
-    and the training go on. After a resume, each mirror ends up with every step once.
+    A logger that fails is said so once, in one line, and left alone from then on; the record
+    and the training go on. After a resume, each logger ends up with every step once.
 
     Raises:
         UserError: ``wandb: online`` without a key, or ``tensorboard: true`` without the package.
@@ -56,12 +56,12 @@ class Tracker:
         self.run, self.settings = run, settings
         # Not yet: the training first rewinds the record to its checkpoint.
         self._must_catch_up = run.record.resumed > 0 or run.last_step is not None
-        self.mirrors: list[Mirror] = []
+        self.loggers: list[Logger] = []
         mode = wandb_mode(settings)
         if settings.tensorboard:
-            self.mirrors.append(TensorboardMirror(run.folder, mirrored_config(run.record)))
+            self.loggers.append(TensorboardLogger(run.folder, logged_config(run.record)))
         if mode != "disabled":
-            self._attempt("wandb", lambda: self.mirrors.append(self._wandb(mode, tags)))
+            self._attempt("wandb", lambda: self.loggers.append(self._wandb(mode, tags)))
 
     def due(self, step: int) -> bool:
         """Whether ``step`` is one of those to log; ask before moving numbers off the device."""
@@ -73,17 +73,17 @@ class Tracker:
         return every is not None and step % every == 0 and self.due(step)
 
     def log(self, step: int, metrics: Mapping[str, Any], epoch: int | None = None) -> None:
-        """One line in the record and one call per mirror."""
+        """One line in the record and one call per logger."""
         self._catch_up(step)
         plain = numbers(metrics)
         self.run.log(step, plain, epoch)
         finite = {name: value for name, value in plain.items() if value is not None}
-        self._each(lambda mirror: mirror.log(step, finite, epoch))
+        self._each(lambda logger: logger.log(step, finite, epoch))
 
     def log_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        """Show images, (H, W, 3) uint8 by name; mirrors only."""
+        """Show images, (H, W, 3) uint8 by name; loggers only."""
         self._catch_up(step)
-        self._each(lambda mirror: mirror.log_images(step, images))
+        self._each(lambda logger: logger.log_images(step, images))
 
     def log_model(
         self, name: str, path: Path, sha256: str, parent_sha256: str | None = None, **facts: Any
@@ -101,20 +101,20 @@ class Tracker:
         lineage = {"sha256": sha256, "parent_sha256": parent_sha256, **facts}
         lineage |= {"digest": self.run.record.digest, "seed": self.run.record.seed}
         files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-        self._each(lambda mirror: mirror.log_model(name, files, lineage))
+        self._each(lambda logger: logger.log_model(name, files, lineage))
 
     def finish(self, metrics: Mapping[str, Any] | None = None) -> None:
-        """Close the record as finished, then the mirrors."""
+        """Close the record as finished, then the loggers."""
         self.run.finish(metrics)
         self.close()
 
     def close(self) -> None:
-        """Close the mirrors with the status of the record; nothing happens the second time."""
+        """Close the loggers with the status of the record; nothing happens the second time."""
         self._catch_up(None)
         record = self.run.record
         finite = {name: value for name, value in record.metrics.items() if value is not None}
-        self._each(lambda mirror: mirror.finish(record.status, finite))
-        self.mirrors = []
+        self._each(lambda logger: logger.finish(record.status, finite))
+        self.loggers = []
 
     def __enter__(self) -> "Tracker":
         return self
@@ -125,14 +125,14 @@ class Tracker:
 
     def _catch_up(self, step: int | None) -> None:
         """Replay what earlier processes logged, once, before the first call of this process."""
-        if self._must_catch_up and self.mirrors:
+        if self._must_catch_up and self.loggers:
             lines = read_metrics(self.run.folder)
             lines = [line for line in lines if step is None or line["step"] < step]
-            self._each(lambda mirror: mirror.catch_up(lines, step))
+            self._each(lambda logger: logger.catch_up(lines, step))
         self._must_catch_up = False
 
-    def _wandb(self, mode: Literal["online", "offline"], tags: Sequence[str]) -> Mirror:
-        """The W&B mirror; offline where the server is out of reach, as on many a compute node."""
+    def _wandb(self, mode: Literal["online", "offline"], tags: Sequence[str]) -> Logger:
+        """The W&B logger; offline where the server is out of reach, as on many a compute node."""
         if mode == "online":
             try:
                 return self._open_wandb(mode, tags)
@@ -142,22 +142,22 @@ class Tracker:
                 current_session().warn(f"wandb is not reachable ({reason}); logging offline")
         return self._open_wandb("offline", tags)
 
-    def _open_wandb(self, mode: Literal["online", "offline"], tags: Sequence[str]) -> Mirror:
+    def _open_wandb(self, mode: Literal["online", "offline"], tags: Sequence[str]) -> Logger:
         record = self.run.record
-        shared = current_session().shared_mirror(record, mode, tags)
-        return shared or WandbMirror(record, self.run.folder, self.settings, mode, tags)
+        shared = current_session().shared_logger(record, mode, tags)
+        return shared or WandbLogger(record, self.run.folder, self.settings, mode, tags)
 
-    def _each(self, call: Callable[[Mirror], None]) -> None:
-        self.mirrors = [m for m in self.mirrors if self._attempt(m.name, lambda m=m: call(m))]
+    def _each(self, call: Callable[[Logger], None]) -> None:
+        self.loggers = [m for m in self.loggers if self._attempt(m.name, lambda m=m: call(m))]
 
     def _attempt(self, name: str, call: Callable[[], None]) -> bool:
         try:
             call()
-        # Whatever goes wrong inside a mirror, hours of training must not go with it.
+        # Whatever goes wrong inside a logger, hours of training must not go with it.
         except Exception as error:
             reason = one_line(error)
             current_session().warn(f"{name} logging failed ({reason}); continuing with local logs")
-            if name == WandbMirror.name:
+            if name == WandbLogger.name:
                 current_session().abandon()
             return False
         return True

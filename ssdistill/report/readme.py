@@ -13,7 +13,7 @@ from ssdistill.files import user_path, write_atomically
 from ssdistill.report.tables.all_tables import all_tables
 from ssdistill.report.tables.models import MISSING, origins, read_records
 from ssdistill.report.tables.table import Table
-from ssdistill.report.verdict import ClaimSettings, judge, verdict_table
+from ssdistill.report.verdict import ClaimSettings, check_claims, verdict_table
 
 BENCHMARKS, CLAIMS = "benchmarks", "claims.json"
 MARKER = re.compile(r"^<!-- results:(begin|end) (\S+) -->$", re.MULTILINE)
@@ -135,7 +135,7 @@ def render_block(root: Path, name: str) -> str:
     if not claims.exists():
         return results
     wanted = TypeAdapter(tuple[ClaimSettings, ...]).validate_json(claims.read_text())
-    verdicts = judge(wanted, records, records[0].get("profile", "paper"))
+    verdicts = check_claims(wanted, records, records[0].get("profile", "paper"))
     return f"{results}\n\n{verdict_table(verdicts).to_markdown()}"
 
 

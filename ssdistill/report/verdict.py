@@ -106,7 +106,7 @@ class Verdict:
     note: str = ""
 
 
-def judge(
+def check_claims(
     claims: Iterable[AbsoluteClaim | OrderingClaim | BoundClaim],
     records: Iterable[dict[str, Any]],
     profile: str = "paper",

@@ -13,7 +13,7 @@ TOLERANCE = 1e-4
 """Largest difference between embeddings, relative to the largest value."""
 # torchvision's MobileNetV3 and EfficientNetV2 have a larger epsilon in their batch norms.
 LARGE_EPS = {"bn_eps": 1e-3}
-TWINS: dict[str, tuple[str, dict[str, Any]]] = {
+EQUIVALENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "mobilenet_v2": ("mobilenetv2_100", {}),
     "mobilenet_v3_large": ("mobilenetv3_large_100", LARGE_EPS),
     "mobilenet_v3_small": ("mobilenetv3_small_100", LARGE_EPS),
@@ -44,7 +44,7 @@ VIT_KEYS = (
 
 
 @torch.no_grad()
-def timm_twin(
+def timm_equivalent(
     name: str, torchvision_net: TorchvisionNet, side: int
 ) -> tuple[str, dict[str, Any], nn.Module] | None:
     """Build timm's equivalent with torchvision's weights, and verify equal embeddings.
@@ -57,7 +57,7 @@ def timm_twin(
     Returns:
         timm's name and arguments, and the network; None where there is none that agrees.
     """
-    twin, args = TWINS.get(name, (name, {}))
+    twin, args = EQUIVALENTS.get(name, (name, {}))
     if not timm.is_model(twin):
         return None
     if twin.startswith("vit_"):

@@ -20,7 +20,7 @@ from ssdistill.settings import PositiveInt
 from ssdistill.teachers import ImageSpec, Teacher
 from ssdistill.teachers.formats.reading import sha256_of
 from ssdistill.teachers.sizes import fit_size, size_inside, size_notices
-from ssdistill.teachers.torchvision_equivalents import timm_twin
+from ssdistill.teachers.torchvision_equivalents import timm_equivalent
 from ssdistill.teachers.weights import check_keys, finite_notices, read_state, weights_file
 
 AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")
@@ -73,7 +73,7 @@ class TorchvisionModel(Teacher):
         )
         encoder = encoder_around(spec, net).eval()
         fit_size(encoder, native)
-        twin = timm_twin(self.name, net, encoder.spec.side)
+        twin = timm_equivalent(self.name, net, encoder.spec.side)
         if twin is None:
             notice = (
                 f"torchvision's {self.name} has no timm equivalent and provides no feature maps"

@@ -19,7 +19,7 @@ from ssdistill.experiment.reading import load_experiment
 from ssdistill.record.run import Run, load_run
 from ssdistill.record.session import session
 from ssdistill.record.tracker import Tracker, TrackingSettings
-from ssdistill.record.wandb_mirror import forget_wandb
+from ssdistill.record.wandb_logger import forget_wandb
 
 SWEEP = Path(__file__).parents[2] / "experiments" / "sweeps" / "quickstart.yaml"
 TINY = """

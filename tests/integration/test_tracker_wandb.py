@@ -227,14 +227,14 @@ def test_offline_mirror_is_whole_without_the_network(tmp_path, monkeypatch):
 
 
 def test_server_out_of_reach_means_offline_and_is_said_once(tmp_path, monkeypatch, caplog):
-    class Unreachable(tracker_room.WandbMirror):
+    class Unreachable(tracker_room.WandbLogger):
         def __init__(self, record, folder, settings, mode, tags=()):
             if mode == "online":
                 raise TimeoutError("no route\nto host")
             super().__init__(record, folder, settings, mode, tags)
 
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
-    monkeypatch.setattr(tracker_room, "WandbMirror", Unreachable)
+    monkeypatch.setattr(tracker_room, "WandbLogger", Unreachable)
     with (
         caplog.at_level(logging.WARNING),
         Tracker(open_run(tmp_path), TrackingSettings()) as tracker,
@@ -254,7 +254,7 @@ def test_failing_mirror_is_said_once_and_training_goes_on(tmp_path, caplog):
             raise RuntimeError("the server\nis on fire")
 
     tracker = Tracker(open_run(tmp_path), TrackingSettings(wandb="disabled"))
-    tracker.mirrors.append(Broken())
+    tracker.loggers.append(Broken())
     with caplog.at_level(logging.WARNING):
         for step in range(5):
             tracker.log(step, {"loss/total": 1.0})
@@ -558,8 +558,8 @@ def test_what_the_service_could_not_write_is_said(tmp_path, caplog):
         Tracker(open_run(tmp_path), TrackingSettings()) as tracker,
     ):
         tracker.log(0, {"loss/total": 0.0})
-        (mirror,) = tracker.mirrors
-        with open(Path(mirror._run.dir).parent / "logs" / "debug-internal.log", "a") as file:
+        (logger,) = tracker.loggers
+        with open(Path(logger._run.dir).parent / "logs" / "debug-internal.log", "a") as file:
             file.write('"msg":"writer: failed to save record: file too large"')
     (said,) = [r.getMessage() for r in caplog.records if r.name == "ssdistill"]
     assert "could not write all files" in said
@@ -591,6 +591,6 @@ def test_in_an_experiment_a_failure_that_all_stages_share_is_said_once(tmp_path,
     with caplog.at_level(logging.WARNING), session({}, (), num_seeds=1):
         for name in ("a", "b", "c"):
             tracker = Tracker(open_run(tmp_path / name), settings)
-            tracker.mirrors.append(Broken())
+            tracker.loggers.append(Broken())
             tracker.log(0, {"loss/total": 1.0})
     assert len(caplog.records) == 1

@@ -59,7 +59,7 @@ def probe(
         trust: open models that are native code and were not compiled here.
 
     Raises:
-        UserError: anything that cannot be opened, or protocols of which none can judge.
+        UserError: anything that cannot be opened, or protocols of which none can be run.
     """
     sources = _sources(models)
     requested = ask(protocols, settings)

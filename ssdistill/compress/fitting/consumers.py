@@ -36,10 +36,10 @@ def consumers(
     pruned_layers, dense_layers = layers_of(pruned.net), layers_of(dense.net)
     pairs = {}
     for name, layer in dense_layers.items():
-        twin = pruned_layers.get(name)
-        if twin is None and f"{name}.expand" in pruned_layers:
+        counterpart = pruned_layers.get(name)
+        if counterpart is None and f"{name}.expand" in pruned_layers:
             pairs[f"{name}.expand"] = name
-        elif twin is not None and inputs_of(twin) != inputs_of(layer):
+        elif counterpart is not None and inputs_of(counterpart) != inputs_of(layer):
             pairs[name] = name
     for block in set(pruned.removed) - set(dense.removed):
         inside = [name.startswith(f"{block}.") for name in calls]
@@ -51,41 +51,45 @@ def consumers(
     return {n: d for n, d in pairs.items() if depthwise or not is_depthwise(pruned_layers[n])}
 
 
-def kept_outputs(pruned: Model, dense: Model, name: str, twin: str) -> Tensor:
-    """Indices of the outputs of dense layer ``twin`` that pruned layer ``name`` still has.
+def kept_outputs(pruned: Model, dense: Model, name: str, counterpart: str) -> Tensor:
+    """Indices of the outputs of dense layer ``counterpart`` that pruned layer ``name`` still has.
 
     Raises:
         UserError: ``pruned.channels`` does not say.
     """
     width = len(pruned.net.get_submodule(name).weight)
-    available = dense.channels.get(twin, range(len(dense.net.get_submodule(twin).weight)))
+    available = dense.channels.get(
+        counterpart, range(len(dense.net.get_submodule(counterpart).weight))
+    )
     if width == len(available):
         return Tensor([*range(width)]).long()
-    remaining = pruned.channels.get(name, pruned.channels.get(twin))
+    remaining = pruned.channels.get(name, pruned.channels.get(counterpart))
     if remaining is None or len(remaining) != width or not set(remaining) <= set(available):
         raise UserError(
             f"refit: the channels recorded for '{pruned.name}' do not identify the remaining "
-            f"outputs of '{twin}'"
+            f"outputs of '{counterpart}'"
         )
     index_by_channel = {channel: i for i, channel in enumerate(available)}
     return Tensor([index_by_channel[channel] for channel in remaining]).long()
 
 
-def comparable(calls: list[Call], twins: list[Call], kept_O: Tensor) -> bool:
+def comparable(calls: list[Call], counterparts: list[Call], kept_O: Tensor) -> bool:
     """Whether the outputs of two layers can be compared, sample by sample and use by use.
 
     Args:
         calls: of a layer of the pruned network; none where its weight was never used as it is.
-        twins: of the same layer of the dense network, on the same inputs.
-        kept_O: which outputs of the twins are left.
+        counterparts: of the same layer of the dense network, on the same inputs.
+        kept_O: which outputs of the counterparts are left.
     """
     return (
-        0 < len(calls) == len(twins)
-        and all(c.own and len(c.y_NO) == len(t.y_NO) for c, t in zip(calls, twins, strict=True))
+        0 < len(calls) == len(counterparts)
+        and all(
+            c.own and len(c.y_NO) == len(t.y_NO) for c, t in zip(calls, counterparts, strict=True)
+        )
         and all(
             (c.stream_NO is None) == (t.stream_NO is None)
             and c.y_NO.shape[1] == len(kept_O) <= t.y_NO.shape[1]
-            for c, t in zip(calls, twins, strict=True)
+            for c, t in zip(calls, counterparts, strict=True)
         )
     )
 

@@ -40,9 +40,9 @@ def split_batches(inputs: Tensor, held_out: float) -> Batches:
 class Targets:
     """What the dense network makes of every batch behind its layers, as many as memory allows."""
 
-    def __init__(self, wide: ObservedModel, batches: Batches, twins: dict[str, str]):
-        self.wide, self.batches, self.twins = wide, batches, twins
-        self.uncollected, self.outputs = list(twins), {}
+    def __init__(self, wide: ObservedModel, batches: Batches, counterparts: dict[str, str]):
+        self.wide, self.batches, self.counterparts = wide, batches, counterparts
+        self.uncollected, self.outputs = list(counterparts), {}
 
     def of(self, name: str) -> list[list[Tensor]]:
         """By batch and use of the layer: the samples (N, O) to be reached."""
@@ -53,21 +53,23 @@ class Targets:
     def _collect(self) -> None:
         chosen, total = [], 0
         while self.uncollected:
-            total += self._bytes(self.twins[self.uncollected[0]])
+            total += self._bytes(self.counterparts[self.uncollected[0]])
             if chosen and total > TARGET_BYTES:
                 break
             chosen.append(self.uncollected.pop(0))
         self.outputs = {name: [] for name in chosen}
         for index, (batch, _) in enumerate(self.batches):
-            calls = self.wide.observe(batch, index, [self.twins[name] for name in chosen], False)
+            calls = self.wide.observe(
+                batch, index, [self.counterparts[name] for name in chosen], False
+            )
             for name in chosen:
-                ends = [call.end_NO.to(call.y_NO) for call in calls[self.twins[name]]]
+                ends = [call.end_NO.to(call.y_NO) for call in calls[self.counterparts[name]]]
                 self.outputs[name].append(ends)
 
-    def _bytes(self, twin: str) -> int:
+    def _bytes(self, counterpart: str) -> int:
         inputs = sum(len(batch) for batch, _ in self.batches)
         # Traced on two inputs, at all places.
         per_input = [
-            min(len(c.y_NO) // 2, PLACES) * c.y_NO[0].nbytes for c in self.wide.traced[twin]
+            min(len(c.y_NO) // 2, PLACES) * c.y_NO[0].nbytes for c in self.wide.traced[counterpart]
         ]
         return inputs * sum(per_input)

@@ -1,4 +1,4 @@
-"""Random numbers of a picture: the same in any batch, at any severity, on any device.
+"""Random numbers of an image: the same in any batch, at any severity, on any device.
 
 They are 16-bit words cut out of the counter-based hash in ``ssdistill.data.counter_rng``. A
 normal number is one of 65 536 equally likely quantiles, looked up: nothing is rounded

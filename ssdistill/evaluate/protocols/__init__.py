@@ -69,7 +69,7 @@ class Protocol(ABC):
             UserError: missing labels, broken features, or settings that do not suit the data.
         """
         began = time.perf_counter()
-        output = self.judge(subject)
+        output = self.evaluate(subject)
         measures = {**(output.classification.measures if output.classification else {})}
         measures |= output.measures
         return Result(
@@ -91,7 +91,7 @@ class Protocol(ABC):
         return  # most have an answer for any number
 
     @abstractmethod
-    def judge(self, subject: Subject) -> Found:
+    def evaluate(self, subject: Subject) -> Found:
         """Compute the metrics of this subject; :meth:`run` names and times them."""
 
     def chosen(self, name: str, value: Any, default: Any) -> Any:

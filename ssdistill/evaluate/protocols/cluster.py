@@ -48,7 +48,7 @@ class Cluster(Protocol):
         self.clusters, self.restarts, self.seed = clusters, restarts, seed
         self.batch_size = batch_size
 
-    def judge(self, subject: Subject) -> Found:
+    def evaluate(self, subject: Subject) -> Found:
         labels = subject.labels(self.split)
         clusters = cluster(
             subject.features(self.split),

@@ -124,7 +124,7 @@ class Finetune(Protocol):
             return usual
         return preset["lr"] * self.batch_size / preset["batch_size"]
 
-    def judge(self, subject: Subject) -> Found:
+    def evaluate(self, subject: Subject) -> Found:
         recipe = recipe_for(subject, self.recipe)
         optim = ("lr", "momentum", "weight_decay", "warmup", "lr_end")
         training = (

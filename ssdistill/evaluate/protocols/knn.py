@@ -79,7 +79,7 @@ class Knn(Protocol):
     def check(self, num_train: int) -> None:
         self._within(num_train)
 
-    def judge(self, subject: Subject) -> Found:
+    def evaluate(self, subject: Subject) -> Found:
         labels = subject.labels("train")
         k, left_out = self._within(len(labels))
         probe = knn_probe(

@@ -58,7 +58,7 @@ class Linear(Protocol):
         self.strengths: Sequence[float] = strengths
         self.holdout, self.folds, self.seed = holdout, folds, seed
 
-    def judge(self, subject: Subject) -> Found:
+    def evaluate(self, subject: Subject) -> Found:
         probe = linear_probe(
             *subject.probe_data(),
             strengths=self.strengths,

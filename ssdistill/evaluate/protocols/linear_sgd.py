@@ -150,7 +150,7 @@ class LinearSGD(Protocol):
         grown = self.batch_size / self.presets[self.preset]["batch_size"]
         return tuple(lr * grown for lr in lrs)
 
-    def judge(self, subject: Subject) -> Found:
+    def evaluate(self, subject: Subject) -> Found:
         recipe = recipe_for(subject, self.recipe)
         optim = ("momentum", "weight_decay", "schedule", "milestones", "lr_end")
         training = ("batch_size", "epochs", "steps", "scaling", "head_init", "seed")

@@ -71,7 +71,7 @@ class LowShot(Protocol):
             self.labels_per_class = 5
         self.draws = self.chosen("draws", draws, 10)
 
-    def judge(self, subject: Subject) -> Found:
+    def evaluate(self, subject: Subject) -> Found:
         probe = low_shot_probe(
             *subject.probe_data(),
             labels_per_class=self.labels_per_class,

@@ -52,7 +52,7 @@ class Retrieval(Protocol):
         self._asked = ks is not None
         self.ks: tuple[int, ...] = tuple(USUAL if ks is None else ks)
 
-    def judge(self, subject: Subject) -> Found:
+    def evaluate(self, subject: Subject) -> Found:
         query_labels, others = subject.labels("test"), self.gallery == "test"
         count = len(query_labels) - 1 if others else len(subject.labels("train"))
         beyond = [k for k in self.ks if k > count]

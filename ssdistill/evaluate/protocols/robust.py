@@ -58,7 +58,7 @@ class Robust(Protocol):
         self.corruptions, self.severities = tuple(corruptions), tuple(severities)
         self.images, self.seed = images, seed
 
-    def judge(self, subject: Subject) -> Found:
+    def evaluate(self, subject: Subject) -> Found:
         count = len(subject.test.images)
         num_images = min(self.images, count)
         index_N = torch.arange(num_images) * count // num_images

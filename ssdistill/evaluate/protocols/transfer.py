@@ -81,7 +81,7 @@ class Transfer(Protocol):
         )
         self.protocol = protocol
 
-    def judge(self, subject: Subject) -> Found:
+    def evaluate(self, subject: Subject) -> Found:
         # All of them are opened first: the last one missing must not cost hours.
         opened = [
             _open(settings, name, subject)

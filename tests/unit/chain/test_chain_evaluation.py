@@ -9,7 +9,7 @@ from judged import color_subject
 from torch import nn
 
 from ssdistill.chain import evaluation as evaluation_module
-from ssdistill.chain.evaluation import ANSWERS, costs, judge, label_free_sample
+from ssdistill.chain.evaluation import ANSWERS, costs, evaluate_on, label_free_sample
 from ssdistill.evaluate.protocols.cluster import Cluster
 from ssdistill.evaluate.protocols.finetune import Finetune
 from ssdistill.evaluate.protocols.knn import Knn
@@ -23,7 +23,7 @@ def answers_in(folder):
 
 def test_kept_answers_are_the_models_and_the_targets_are_the_truth(tmp_path):
     subject = color_subject(spread=80.0)
-    metrics = judge(subject, [Linear(), Knn()], tmp_path)
+    metrics = evaluate_on(subject, [Linear(), Knn()], tmp_path)
     answers = answers_in(tmp_path)
     assert answers.keys() == {"targets", "linear", "knn"}
     assert np.array_equal(answers["targets"], subject.test.labels)
@@ -36,7 +36,7 @@ def test_kept_answers_are_the_models_and_the_targets_are_the_truth(tmp_path):
 
 
 def test_a_protocol_without_an_answer_for_each_image_leaves_none(tmp_path):
-    metrics = judge(color_subject(), [Cluster(restarts=1)], tmp_path)
+    metrics = evaluate_on(color_subject(), [Cluster(restarts=1)], tmp_path)
     assert any(name.startswith("probe/cluster/") for name in metrics)
     assert not (tmp_path / ANSWERS).exists()
 
@@ -51,11 +51,11 @@ def test_a_mere_function_is_not_trained(tmp_path):
 
     network = color_subject()
     assert Noting.trains and not Knn.trains
-    assert judge(network, [Noting()], tmp_path)
+    assert evaluate_on(network, [Noting()], tmp_path)
     function = color_subject(encoder=lambda x_BCHW: network.encoder(x_BCHW))
-    assert judge(function, [Noting()], tmp_path) == {}
+    assert evaluate_on(function, [Noting()], tmp_path) == {}
     assert ran == [network]
-    assert judge(function, [Knn()], tmp_path)
+    assert evaluate_on(function, [Knn()], tmp_path)
 
 
 @pytest.mark.parametrize(

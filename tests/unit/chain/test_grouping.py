@@ -6,7 +6,7 @@ from ssdistill.chain.grouping import experiment_columns, stage_columns
 from ssdistill.chain.plan import evaluations_of, latency_stage, models_of
 from ssdistill.chain.stages import Identity
 from ssdistill.record.run_record import RunRecord, kind_of
-from ssdistill.record.wandb_mirror import mirrored_config, run_name
+from ssdistill.record.wandb_logger import logged_config, run_name
 
 RIVALS = "compare={seed: {losses: {seed: {kind: seed}}}, rkd: {losses: {rkd: {kind: rkd}}}}"
 
@@ -85,13 +85,13 @@ def test_the_teacher_is_named_with_its_origin(make_workspace, overrides, teacher
 def test_columns_are_flat_and_hide_no_setting(make_workspace):
     workspace = make_workspace()
     stage = models_of(workspace, 0)["distilled"]
-    config = mirrored_config(record_of(stage, workspace))
+    config = logged_config(record_of(stage, workspace))
     flat = {k: config[k] for k in ("losses", "teacher", "student", "seed", "row", "stage")}
     assert all(isinstance(value, str | int) for value in flat.values())
     assert config["training"]["losses"]["feature"]["kind"] == "simreg"
     record = record_of(stage, workspace)
     loaded = RunRecord(**{**vars(record), "stage": "load", "config": {"teacher": {"kind": "timm"}}})
-    config = mirrored_config(loaded)
+    config = logged_config(loaded)
     assert config["teacher"] == "simclr:resnet10t"
     assert config["teacher_settings"] == {"kind": "timm"}
     json.dumps(config)

@@ -71,13 +71,15 @@ def test_no_tensor_is_there_twice_and_slimming_again_saves_nothing(files, tmp_pa
 def test_short_names_do_not_meet_names_that_are_kept(tmp_path):
     """Values called t0 and t1 are there already: the input, and a weight."""
     two = helper.make_tensor("t1", TensorProto.FLOAT, [2, 1], [2.0, 3.0])
-    twin = helper.make_tensor("a_twin_of_another_name", TensorProto.FLOAT, [2, 1], [2.0, 3.0])
+    counterpart = helper.make_tensor(
+        "a_twin_of_another_name", TensorProto.FLOAT, [2, 1], [2.0, 3.0]
+    )
     nodes = [
         helper.make_node("Mul", ["t0", "t1"], ["a_long_name_inside"], name="first"),
-        helper.make_node("Add", ["a_long_name_inside", twin.name], ["y"], name="second"),
+        helper.make_node("Add", ["a_long_name_inside", counterpart.name], ["y"], name="second"),
     ]
     values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [2, 1]) for n in ("t0", "y")]
-    graph = helper.make_graph(nodes, "g", values[:1], values[1:], [two, twin])
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:], [two, counterpart])
     path = tmp_path / "model.onnx"
     onnx.save(helper.make_model(graph), path)
     assert module.merge_equal_initializers(path) > 0

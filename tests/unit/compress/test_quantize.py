@@ -102,8 +102,8 @@ def test_int8_is_close_small_and_really_int8(encoder, exported, int8):
     x_BCHW = images(7, 9)
     assert found(x_BCHW).embedding_BD.shape == (7, encoder.embed_dim)
     assert not torch.equal(found(x_BCHW).embedding_BD, encoder(x_BCHW).embedding_BD)
-    twin = OnnxEncoder(exported, encoder.embed_dim, encoder.spec)
-    assert count_parameters(found) == count_parameters(twin)
+    counterpart = OnnxEncoder(exported, encoder.embed_dim, encoder.spec)
+    assert count_parameters(found) == count_parameters(counterpart)
     assert file_bytes(context.folder) < 0.4 * exported.stat().st_size
     assert [p.name for p in context.folder.iterdir()] == ["model.onnx"]
 

@@ -21,7 +21,7 @@ class Guess(Protocol):
         self.preset, self.seed = preset, seed
         self.answer = self.chosen("answer", answer, 0)
 
-    def judge(self, subject):
+    def evaluate(self, subject):
         predictions = np.full(len(subject), self.answer)
         return Found(
             {"extra": 7.0},
@@ -74,7 +74,7 @@ def test_every_measure_is_named_after_the_protocol():
 
 def test_a_protocol_without_answers_per_image_has_its_own_measures_only():
     class Silent(Guess):
-        def judge(self, subject):
+        def evaluate(self, subject):
             return Found({"top1": 1.0})
 
     assert Silent().run(TARGETS).metrics == {"probe/guess/top1": 1.0}

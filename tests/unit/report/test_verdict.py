@@ -12,8 +12,8 @@ from ssdistill.report.verdict import (
     BoundClaim,
     ClaimSettings,
     OrderingClaim,
+    check_claims,
     exit_code,
-    judge,
     verdict_table,
 )
 
@@ -31,7 +31,7 @@ def records(profile="paper", **models):
 
 def absolute(values, value, tolerance, profile="paper"):
     claim = AbsoluteClaim(metric=METRIC, model="student", value=value, tolerance=tolerance)
-    (verdict,) = judge([claim], records(profile, student=values), profile)
+    (verdict,) = check_claims([claim], records(profile, student=values), profile)
     return verdict
 
 
@@ -39,7 +39,7 @@ def ordering(ours, theirs, by=0.0, profile="reduced", direction="higher"):
     claim = OrderingClaim(
         metric=METRIC, model="student", better_than="control", by=by, direction=direction
     )
-    (verdict,) = judge([claim], records(profile, student=ours, control=theirs), profile)
+    (verdict,) = check_claims([claim], records(profile, student=ours, control=theirs), profile)
     return verdict
 
 
@@ -96,7 +96,7 @@ def test_paper_number_is_never_held_against_a_smaller_profile(profile):
 
 def test_records_of_another_profile_are_not_used():
     claim = AbsoluteClaim(metric=METRIC, model="student", value=90.0, tolerance=1.0)
-    (verdict,) = judge([claim], records("smoke", student=[90.0, 90.1]), "paper")
+    (verdict,) = check_claims([claim], records("smoke", student=[90.0, 90.1]), "paper")
     assert (verdict.outcome, verdict.n) == ("NO DATA", 0)
 
 
@@ -118,7 +118,9 @@ def test_ordering_is_paired_by_seed():
 def test_only_seeds_that_both_have_are_compared():
     claim = OrderingClaim(metric=METRIC, model="student", better_than="control")
     lines = records("reduced", student=[90, 91, 92], control=[80, 81, 82])
-    (verdict,) = judge([claim], lines[:2] + lines[4:], "reduced")  # student 0, 1; control 1, 2
+    (verdict,) = check_claims(
+        [claim], lines[:2] + lines[4:], "reduced"
+    )  # student 0, 1; control 1, 2
     assert verdict.n == 1
 
 
@@ -133,7 +135,7 @@ def test_gains_are_those_of_the_seeds_that_both_have():
         {"model": "control", "seed": s, "profile": "reduced", "metrics": {METRIC: value}}
         for s, value in theirs.items()
     ]
-    (verdict,) = judge([claim], lines, "reduced")
+    (verdict,) = check_claims([claim], lines, "reduced")
     gains = [81.0 + 11 * seed - theirs[seed] for seed in (2, 3, 4)]
     assert verdict.n == 3
     assert verdict.mean == pytest.approx(statistics.fmean(gains))
@@ -266,7 +268,7 @@ def test_a_bound_is_decided_by_the_interval_of_the_value(bound, outcome):
         {"model": "int8", "seed": s, "metrics": {"compress/speedup": v}}
         for s, v in enumerate(values)
     ]
-    (verdict,) = judge([claim], records, "reduced")
+    (verdict,) = check_claims([claim], records, "reduced")
     # Tabulated one-sided 90 % quantile at 2 degrees of freedom: 1.8856.
     half = 1.8856 * 0.1 / math.sqrt(3)
     assert (verdict.outcome, verdict.n) == (outcome, 3)
@@ -287,4 +289,4 @@ def test_a_negative_margin_claims_to_be_hardly_worse():
         for model, values in {"int8": (50.0, 50.1, 50.0), "dense": (50.1, 50.15, 50.1)}.items()
         for seed, value in enumerate(values)
     ]
-    assert judge([claim], records, "reduced")[0].outcome == "HOLDS"
+    assert check_claims([claim], records, "reduced")[0].outcome == "HOLDS"

@@ -21,7 +21,7 @@ from ssdistill.models.torchvision_net import (
 from ssdistill.settings.registry import TEACHERS
 from ssdistill.teachers import ImageSpec
 from ssdistill.teachers import torchvision_equivalents as torchvision_twins
-from ssdistill.teachers.torchvision_equivalents import timm_twin
+from ssdistill.teachers.torchvision_equivalents import timm_equivalent
 from ssdistill.teachers.torchvision_model import TorchvisionModel
 from ssdistill.teachers.weights import check_keys
 
@@ -123,7 +123,7 @@ def test_a_network_of_the_same_name_that_computes_something_else_stays_torchvisi
 ):
     _, path = nets("mobilenet_v3_small")
     other = ("mobilenetv3_small_100", {"bn_eps": 1e-2})
-    monkeypatch.setitem(torchvision_twins.TWINS, "mobilenet_v3_small", other)
+    monkeypatch.setitem(torchvision_twins.EQUIVALENTS, "mobilenet_v3_small", other)
     teacher = TorchvisionModel(name="mobilenet_v3_small", weights=path, input_size=64)
     encoder, _ = teacher.load(pictures())
     assert encoder.spec.library == "torchvision"
@@ -135,8 +135,8 @@ def test_a_vision_transformer_is_renamed_for_timm(monkeypatch):
     theirs = VisionTransformer(32, 8, num_layers=2, num_heads=2, hidden_dim=32, mlp_dim=128)
     theirs = TorchvisionNet(scramble(theirs))
     args = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
-    monkeypatch.setitem(torchvision_twins.TWINS, "tiny", ("vit_tiny_patch16_224", args))
-    name, args, ours = timm_twin("tiny", theirs, 32)
+    monkeypatch.setitem(torchvision_twins.EQUIVALENTS, "tiny", ("vit_tiny_patch16_224", args))
+    name, args, ours = timm_equivalent("tiny", theirs, 32)
     assert name == "vit_tiny_patch16_224" and args["img_size"] == 32
     x_BCHW = torch.randn(2, 3, 32, 32)
     expected = theirs(x_BCHW)
@@ -273,8 +273,8 @@ def test_arguments_and_names_of_an_artifact_are_checked():
 
 
 def test_every_twin_is_the_name_of_a_network():
-    assert set(torchvision_twins.TWINS) <= set(torchvision_names())
-    names = {name for name, _ in torchvision_twins.TWINS.values()}
+    assert set(torchvision_twins.EQUIVALENTS) <= set(torchvision_names())
+    names = {name for name, _ in torchvision_twins.EQUIVALENTS.values()}
     assert all(torchvision_twins.timm.is_model(name) for name in names)
 
 

@@ -1,4 +1,4 @@
-"""Weights & Biases as a mirror of the record. The only file that imports wandb."""
+"""Weights & Biases as a logger of the record. The only file that imports wandb."""
 
 import json
 import logging
@@ -26,7 +26,7 @@ SUPERSEDED = "superseded"
 """Folder, inside W&B's, of offline runs that a resumed one repeats: ``wandb sync`` passes it by."""
 
 
-class WandbMirror:
+class WandbLogger:
     """One W&B run with an id made from the record, so that a resume continues the same run.
 
     W&B cannot resume an offline run: each process writes a folder of its own. So a resumed run
@@ -51,7 +51,7 @@ class WandbMirror:
             group=record.group or f"{record.name or record.stage}-{record.digest[:8]}",
             job_type=record.stage,
         )
-        arguments |= {"id": wandb_id(record), "config": mirrored_config(record)}
+        arguments |= {"id": wandb_id(record), "config": logged_config(record)}
         self._begin(_open(mode, arguments), prefix="")
 
     def _begin(self, run: Any, prefix: str) -> None:
@@ -114,7 +114,7 @@ class WandbMirror:
         return int(step) if isinstance(step, int | float) else -1
 
 
-class SharedMirror(WandbMirror):
+class SharedLogger(WandbLogger):
     """The part of one stage in the W&B run of a whole experiment, under the name of its row.
 
     Args:
@@ -134,7 +134,7 @@ class SharedMirror(WandbMirror):
         self._run.summary.update(self._named(metrics))
 
 
-class SharedReport(WandbMirror):
+class SharedReport(WandbLogger):
     """The report of an experiment in the W&B run of all of it: final numbers by row.
 
     They are means over seeds, under names without a seed: what a sweep reads its goal from.
@@ -227,7 +227,7 @@ def wandb_id(record: RunRecord) -> str:
     return _plain(f"{record.digest[:8]}-{record.stage}-s{record.seed}")
 
 
-def mirrored_config(record: RunRecord) -> dict[str, Any]:
+def logged_config(record: RunRecord) -> dict[str, Any]:
     """The resolved config, flat columns to group by, and below ``run`` what identifies the run."""
     identity = ("kind", "role", "digest", "seed", "profile", "fingerprint", "parents", "provenance")
     facts = {name: getattr(record, name) for name in identity}

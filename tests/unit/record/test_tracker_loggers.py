@@ -9,7 +9,7 @@ from ssdistill.record.run import Run, read_metrics
 from ssdistill.record.tracker import Tracker, TrackingSettings
 
 
-class Mirror:
+class Logger:
     name = "seen"
 
     def __init__(self):
@@ -27,39 +27,39 @@ class Mirror:
 
 @pytest.fixture
 def opened(tmp_path):
-    """``opened()``: a tracker of one and the same folder, and its mirror."""
+    """``opened()``: a tracker of one and the same folder, and its logger."""
     facts = {"digest": "d" * 64, "seed": 0, "name": "a", "group": "a", "profile": "smoke"}
     facts |= {"fingerprint": "f" * 64, "parents": {}, "config": {}}
 
     def open_it(**settings):
         run = Run(tmp_path / "run", stage="pretrain", kind="teacher", **facts)
         tracker = Tracker(run, TrackingSettings(wandb="disabled", **settings))
-        tracker.mirrors.append(Mirror())
-        return tracker, tracker.mirrors[-1]
+        tracker.loggers.append(Logger())
+        return tracker, tracker.loggers[-1]
 
     return open_it
 
 
-def test_a_step_that_was_mirrored_before_the_interruption_is_not_mirrored_again(opened):
-    tracker, mirror = opened()
+def test_a_step_that_was_logged_before_the_interruption_is_not_logged_again(opened):
+    tracker, logger = opened()
     for step in range(3):
         tracker.log(step, {"loss/total": float(step)})
-    assert [step for step, _ in mirror.steps] == [0, 1, 2]
+    assert [step for step, _ in logger.steps] == [0, 1, 2]
     tracker.close()
-    resumed, mirror = opened()
+    resumed, logger = opened()
     resumed.run.rewind(1)
     for step in (1, 2, 3):
         resumed.log(step, {"loss/total": 10.0 + step})
-    assert mirror.caught_up == [([0], 1)]
-    assert [step for step, _ in mirror.steps] == [1, 2, 3]
+    assert logger.caught_up == [([0], 1)]
+    assert [step for step, _ in logger.steps] == [1, 2, 3]
     lines = read_metrics(resumed.run.folder)
     assert [line["loss/total"] for line in lines] == [0.0, 11.0, 12.0, 13.0]
 
 
-def test_numbers_that_are_not_finite_are_recorded_as_none_and_not_mirrored(opened):
-    tracker, mirror = opened()
+def test_numbers_that_are_not_finite_are_recorded_as_none_and_not_logged(opened):
+    tracker, logger = opened()
     tracker.log(0, {"a": float("nan"), "b": 2.0})
-    assert mirror.steps == [(0, {"b": 2.0})]
+    assert logger.steps == [(0, {"b": 2.0})]
     (line,) = read_metrics(tracker.run.folder)
     assert line["a"] is None and line["b"] == 2.0
 
@@ -82,4 +82,4 @@ def test_outside_a_sweep_and_without_a_run_of_the_caller_nothing_is_shared(stage
     monkeypatch.setattr(session, "active_run", lambda: None)
     monkeypatch.delenv("WANDB_SWEEP_ID", raising=False)
     record = SimpleNamespace(stage=stage)
-    assert session.Session().shared_mirror(record, "offline", ()) is None
+    assert session.Session().shared_logger(record, "offline", ()) is None
