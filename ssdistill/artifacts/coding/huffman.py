@@ -5,7 +5,7 @@ The bytes are: the length of every symbol's code, half a byte each; how many bit
 read side by side.
 
 By hand: what has been written must stay readable, and zstandard or a range coder (constriction)
-changes the size of a weight's codes by 2 % at most, either way.
+changes the size of a weight's codes by about 2 %, either way.
 """
 
 import numpy as np
