@@ -17,12 +17,12 @@ MOVED = {
     "chain.damage": "chain.saliency",
     "chain.pictures": "chain.page_content",
     "cli": "commands.main",
-    "compress.budget": "compress.bisection",
+    "compress.budget": "compress.comparing",
     "compress.fitting.observe": "compress.fitting.observing",
     "compress.given": "compress.preconditions",
     "compress.int8.slim": "compress.int8.initializers",
     "compress.keeping": "compress.bisection",
-    "compress.searching.meet": "compress.searching.allocate",
+    "compress.searching.meet": "compress.searching.measured_budget",
     "compress.searching.plan_costs": "compress.searching.allocation_costs",
     "config": "experiment.reading",
     "config_errors": "settings.problems",
@@ -123,12 +123,17 @@ MOVED = {
 }
 """Old name: new name, both below ``ssdistill``."""
 RENAMED = {
+    "compress.budget": {"share_of": "relative_cost"},
+    "compress.fitting.observe": {"Watched": "ObservedModel"},
+    "compress.keeping": {"largest_ratio": "bisect_to_cka"},
+    "compress.searching.plan_costs": {"PlanCosts": "AllocationCosts"},
     "distill.neighbours": {"nearest_neighbours": "nearest_neighbors"},
     "evaluate.gauges.collapse": {"gauges": "collapse_metrics"},
     "evaluate.gauges.lidar": {"view_gauges": "view_metrics"},
-    "models.coded_bytes": {"read": "read_code", "write": "write_code"},
     "evaluate.nearest": {"neighbours": "neighbors"},
     "evaluate.opening.pictures": {"open_pictures": "open_images"},
+    "measure.turns": {"Turns": "TimedTurns", "take_turns": "time_in_turns"},
+    "models.coded_bytes": {"read": "read_code", "write": "write_code"},
     "evaluate.rows": {"standardisation": "standardization"},
 }
 """Old module: its names that are called otherwise now."""

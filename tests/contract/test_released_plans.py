@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ssdistill.chain.plan import plan
+from ssdistill.chain.plan import plan_stages
 from ssdistill.chain.stages import Identity
 from ssdistill.chain.workspace import open_workspace
 from ssdistill.experiment.reading import load_experiment
@@ -32,7 +32,7 @@ def test_stages_of_the_first_release_keep_their_folders(name, root):
     config = root / f"{name}.yaml"
     config.write_text(released["config"])
     experiment, _ = load_experiment(config)
-    stages = plan(open_workspace(experiment, root))
+    stages = plan_stages(open_workspace(experiment, root))
     assert [f"{s.kind} {s.role} {s.folder(root).parent.name}" for s in stages] == released["stages"]
     assert Identity.of(experiment).folder == released["experiment"]
 
