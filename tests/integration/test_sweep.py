@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -177,7 +178,9 @@ def test_the_agent_starts_an_experiment(tmp_path, monkeypatch):
         }
     )
     process = agent._run_processes["r9"]
-    process.wait(timeout=100)
+    deadline = time.monotonic() + 100
+    while process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert process.poll() == 0
     (records,) = offline_records(tmp_path)
     header = header_of(records)

@@ -241,9 +241,9 @@ def test_latencies_are_those_of_one_image_and_of_a_batch_of_64(make_workspace):
     assert latency_stage(make_workspace(), 0).config["batch_sizes"] == [1, 64]
 
 
-def test_the_first_views_are_mirrored_as_one_picture(make_workspace, tracker):
+def test_the_first_views_are_logged_as_one_image(make_workspace, tracker):
     seen = {}
-    tracker.mirrors.append(
+    tracker.loggers.append(
         SimpleNamespace(
             name="seen",
             log=lambda *args: None,

@@ -488,7 +488,7 @@ def test_charts_show_what_differs_in_size_and_every_score(chain):
     assert score.samples == tuple(values)
     (size,) = (p for p in drawn["sizes"] if p.label == "control")
     costs = [record_of(chain, "control", s)["metrics"]["compress/bytes"] for s in (0, 3)]
-    assert size.size_bytes == pytest.approx(np.mean(costs))
+    assert size.cost == pytest.approx(np.mean(costs))
     assert drawn["fronts"] == []
 
 

@@ -108,7 +108,9 @@ def test_deep_pictures_are_turned_by_their_exif(tmp_path):
 )
 def test_a_band_that_is_neither_color_nor_alpha_is_refused(put, bands, photometric, extra):
     content = tiff(np.zeros((4, 4, bands), np.uint8), photometric=photometric, extra=extra)
-    with pytest.raises(BadImage, match=f"{bands} bands, .* neither a color nor declared as alpha"):
+    # Pillow 10 does not open two bands at all.
+    reason = f"{bands} bands, .* neither a color nor declared as alpha|unusual number of bands"
+    with pytest.raises(BadImage, match=reason):
         read_pixels(put(content))
 
 
