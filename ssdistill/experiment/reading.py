@@ -293,8 +293,8 @@ def _registry_at(section: str) -> Registry | None:
         return PROTOCOLS
     if re.fullmatch(r"compress\.\d+|plans\.[^.]+\.\d+", section):
         return STEPS
-    if section == "teacher" or section.startswith("teachers."):
-        return TEACHERS if section.count(".") < 2 else None
+    if re.fullmatch(r"teacher|teachers\.[^.]+", section):
+        return TEACHERS
     if re.fullmatch(r"((compare|teachers)\.[^.]+\.|teacher\.)?pretrain", section):
         return METHODS
     return SOURCES if section == "data" else None
