@@ -103,3 +103,10 @@ def test_columns_to_be_first_come_first_and_others_keep_their_order():
     table = table_of(columns, [("x", *["12345"] * 4)], lead=("dd", "bb"))
     heads = [line.split() for line in printed(table, 19) if line.startswith("name")]
     assert heads == [["name", "dd", "bb"], ["name", "aa", "cc"]]
+
+
+@pytest.mark.parametrize(("width", "tables"), [(17, 1), (16, 2)])
+def test_prose_is_wrapped_as_close_as_its_words_before_a_table_is_broken(width, tables):
+    prose = "aaaa bbbb cccc dddd eeee"
+    lines = printed(table_of(["name", "one", "two"], [("x", prose, prose)]), width)
+    assert sum(line.startswith("name") for line in lines) == tables
