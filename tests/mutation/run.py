@@ -19,6 +19,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import record
 from sampling import all_mutants, choose, room_of
@@ -54,7 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--budget", type=float, default=30.0, help="seconds of tests a mutant")
     parser.add_argument("--tests", nargs="*", help="map: only these test files, added to the map")
-    parser.add_argument("--skip", nargs="*", default=[], help="map: not these tests")
+    parser.add_argument("--skip", nargs="*", default=[], help="map, run --whole: not these tests")
+    parser.add_argument("--whole", action="store_true", help="run: all tests of a room, no map")
     parser.add_argument("--workers", type=int, default=1, help="processes at a time")
     parser.add_argument("--locks", nargs="*", type=Path, default=[], help="run holding one of them")
     return parser
@@ -171,11 +173,14 @@ def _work(mutants: list, args: argparse.Namespace, records: Sequence[Path], numb
 
     copy = args.scratch / f"tree{number}"
     runner.copy_tree(args.tree.resolve(), copy)
-    lines_of = LineMap(args.scratch / "lines", args.tree.resolve())
+    lines_of = None if args.whole else LineMap(args.scratch / "lines", args.tree.resolve())
     limit = 2 * args.budget + 30
     for mutant in mutants:
         last = mutant.line + mutant.before.count("\n")
-        tests = lines_of.tests_of(mutant.file, mutant.line, last, args.budget)
+        if lines_of is None:
+            tests = _of_the_room(mutant, args)
+        else:
+            tests = lines_of.tests_of(mutant.file, mutant.line, last, args.budget)
         outcome = runner.run_tests(mutant, tests, copy, limit, args.locks)
         if outcome.status == "timeout":  # is it the mutant that takes so long?
             control = runner.run_tests(None, tests, copy, limit, args.locks)
@@ -189,6 +194,13 @@ def _work(mutants: list, args: argparse.Namespace, records: Sequence[Path], numb
         place = f"{mutant.file}:{mutant.line}"
         print(f"{outcome.status:9} {outcome.seconds:5.1f}s {place} {change} {outcome.test}")
         sys.stdout.flush()
+
+
+def _of_the_room(mutant: Any, args: argparse.Namespace) -> list[str]:
+    """Files of tests of the room, that of the mutant's own file first."""
+    files = files_of_tests(args.tree, [Path(mutant.file).parts[1]])
+    files = [file for file in files if not file.startswith(tuple(args.skip))]
+    return sorted(files, key=lambda file: f"/test_{Path(mutant.file).stem}." not in file)
 
 
 def check(args: argparse.Namespace) -> None:
