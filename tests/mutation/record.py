@@ -10,9 +10,13 @@ from runner import Outcome
 
 NOTICED = ("noticed", "timeout")
 EQUIVALENT = "equivalent"
+MATTERS = (*NOTICED, "survived", "uncovered", "unfinished")
 KEY = ("file", "scope", "operator", "before", "after", "nth")
 HEADER = "| room | mutants | equivalent | noticed | survived | uncovered | unfinished | score |"
 RULE = "| :--- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+FIRST_HEADER = "| room | drawn | equivalent | noticed at first | share | noticed now | share |"
+FIRST_RULE = "| :--- | ---: | ---: | ---: | ---: | ---: | ---: |"
+STAGES = ("first", "now")
 
 
 def line_of(mutant: Mutant, outcome: Outcome, room: str) -> dict[str, object]:
@@ -66,3 +70,33 @@ def _row(room: str, counts: Counter) -> str:
     numbers = (counts.total(), *(counts[s] for s in (EQUIVALENT, "noticed")))
     rest = (*(counts[s] for s in ("survived", "uncovered", "unfinished")), score)
     return "| " + " | ".join(str(cell) for cell in (room, *numbers, *rest)) + " |"
+
+
+def first_table(first: list[dict], now: list[dict]) -> str:
+    """By room, in Markdown: what the tests noticed when a draw was first tried, and notice now.
+
+    Args:
+        first: lines of the draw as it was first tried.
+        now: all lines of the record, marked; what has no line there is gone from the package.
+    """
+    status_now = {key_of(line): line["status"] for line in now}
+    rooms: dict[str, Counter] = defaultdict(Counter)
+    for line in first:
+        status = status_now.get(key_of(line))
+        if status is None:
+            continue
+        counts = rooms[line["room"]]
+        counts["drawn"] += 1
+        counts["matter"] += status in MATTERS
+        counts["first"] += status in MATTERS and line["status"] in NOTICED
+        counts["now"] += status in NOTICED
+    total = sum(rooms.values(), Counter())
+    rows = [_first_row(room, counts) for room, counts in sorted(rooms.items())]
+    return "\n".join([FIRST_HEADER, FIRST_RULE, *rows, _first_row("**all**", total)])
+
+
+def _first_row(room: str, counts: Counter) -> str:
+    shares = [f"{counts[x] / counts['matter']:.0%}" if counts["matter"] else "–" for x in STAGES]
+    equivalent = counts["drawn"] - counts["matter"]
+    numbers = (counts["drawn"], equivalent, counts["first"], shares[0], counts["now"], shares[1])
+    return "| " + " | ".join(str(cell) for cell in (room, *numbers)) + " |"

@@ -13,21 +13,27 @@ import argparse
 import json
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import record
 from sampling import all_mutants, choose, room_of
 
 HERE = Path(__file__).resolve().parent
 RECORD, EQUIVALENTS, README = HERE / "record.jsonl", HERE / "equivalent.json", HERE / "README.md"
+FIRST = HERE / "first.jsonl"
+"""The newest draw as the tests that stood before took it; the format is the record's."""
 SUITES = ("unit", "contract", "golden", "property")
+CROSSING = ("contract", "golden", "integration")
 UNNOTICED = ("survived", "uncovered", "unfinished")
 PIECES = 3
 """Processes of pytest that a worker of ``map`` starts one after the other."""
-BEGIN, END = "<!-- score:begin -->", "<!-- score:end -->"
+BLOCK = "<!-- {name}:begin -->", "<!-- {name}:end -->"
 
 
 def main() -> None:
@@ -43,19 +49,24 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tree", type=Path, default=HERE.parents[1], help="what is mutated")
     parser.add_argument("--scratch", type=Path, default=Path("/tmp/mutation"), help="for copies")
     parser.add_argument("--record", type=Path, default=RECORD)
+    parser.add_argument("--first", type=Path, default=FIRST, help="run: a second copy of its lines")
     parser.add_argument("--rooms", nargs="*", help="only these rooms")
     parser.add_argument("--count", type=int, default=30, help="mutants a room")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--budget", type=float, default=30.0, help="seconds of tests a mutant")
     parser.add_argument("--tests", nargs="*", help="map: only these test files, added to the map")
-    parser.add_argument("--skip", nargs="*", default=[], help="map: not these tests")
+    parser.add_argument("--skip", nargs="*", default=[], help="map, run --whole: not these tests")
+    parser.add_argument("--whole", action="store_true", help="run: all tests of a room, no map")
     parser.add_argument("--workers", type=int, default=1, help="processes at a time")
     parser.add_argument("--locks", nargs="*", type=Path, default=[], help="run holding one of them")
     return parser
 
 
 def make_map(args: argparse.Namespace) -> None:
-    """Record the lines of every test, from nothing; with ``--tests``, of these files alone."""
+    """Record the lines of every test, or of those of ``--rooms``, from nothing.
+
+    With ``--tests``, the lines of these files are added to the map.
+    """
     from concurrent.futures import ThreadPoolExecutor
 
     args.scratch.mkdir(parents=True, exist_ok=True)
@@ -63,7 +74,7 @@ def make_map(args: argparse.Namespace) -> None:
     if not args.tests:  # lines of an older tree would be taken for lines of this one
         path.unlink(missing_ok=True)
         Path(f"{path}.seconds.json").unlink(missing_ok=True)
-    files = args.tests or _test_files(args.tree)
+    files = args.tests or files_of_tests(args.tree, args.rooms)
     count = min(len(files), PIECES * args.workers)
     pieces = [(args, Path(f"{path}.{n}"), files[n::count]) for n in range(count)]
     with ThreadPoolExecutor(args.workers) as pool:
@@ -71,9 +82,19 @@ def make_map(args: argparse.Namespace) -> None:
             _merge(path, new)
 
 
-def _test_files(tree: Path) -> list[str]:
-    """Every file of tests that takes part, relative to the tree."""
-    paths = [path for suite in SUITES for path in (tree / "tests" / suite).rglob("test_*.py")]
+def files_of_tests(tree: Path, rooms: Sequence[str] | None) -> list[str]:
+    """Every file of tests that takes part, or what ``rooms`` have; relative to the tree.
+
+    A room has its own unit tests, and what imports it of the suites that cross rooms.
+    """
+    tests = tree / "tests"
+    if rooms:
+        paths = {path for room in rooms for path in (tests / "unit" / room).rglob("test_*.py")}
+        imports = re.compile(rf"\bssdistill\.({'|'.join(rooms)})\b")
+        crossing = (path for suite in CROSSING for path in (tests / suite).rglob("test_*.py"))
+        paths |= {path for path in crossing if imports.search(path.read_text())}
+    else:
+        paths = {path for suite in SUITES for path in (tests / suite).rglob("test_*.py")}
     return sorted(path.relative_to(tree).as_posix() for path in paths)
 
 
@@ -119,7 +140,7 @@ def run(args: argparse.Namespace) -> None:
         drawn = choose(rooms[room], args.count, args.seed, room, args.tree)
         chosen += [m for m in drawn if record.key_of(vars(m)) not in known]
     print(f"seed {args.seed}: {len(chosen)} mutants", flush=True)
-    _try(chosen, args)
+    _try(chosen, args, (args.record, args.first))
 
 
 def again(args: argparse.Namespace) -> None:
@@ -128,46 +149,58 @@ def again(args: argparse.Namespace) -> None:
     wanted = {record.key_of(x) for x in lines if x["status"] in UNNOTICED}
     rooms = all_mutants(args.tree.resolve())
     for room in args.rooms or sorted(rooms):
-        _try([m for m in rooms.get(room, []) if record.key_of(vars(m)) in wanted], args)
+        mutants = [m for m in rooms.get(room, []) if record.key_of(vars(m)) in wanted]
+        _try(mutants, args, (args.record,))
 
 
-def _try(mutants: list, args: argparse.Namespace) -> None:
+def _try(mutants: list, args: argparse.Namespace, records: Sequence[Path]) -> None:
     """Try the mutants, each of ``--workers`` processes its share of them in a copy of its own."""
     import runner
 
     runner.import_heavy_libraries()
     fork = multiprocessing.get_context("fork").Process
     shares = [mutants[n :: args.workers] for n in range(args.workers)]
-    workers = [fork(target=_work, args=(share, args, n)) for n, share in enumerate(shares)]
+    workers = [fork(target=_work, args=(share, args, records, n)) for n, share in enumerate(shares)]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
 
 
-def _work(mutants: list, args: argparse.Namespace, number: int) -> None:
+def _work(mutants: list, args: argparse.Namespace, records: Sequence[Path], number: int) -> None:
     import runner
     from line_map import LineMap
 
     copy = args.scratch / f"tree{number}"
     runner.copy_tree(args.tree.resolve(), copy)
-    lines_of = LineMap(args.scratch / "lines", args.tree.resolve())
+    lines_of = None if args.whole else LineMap(args.scratch / "lines", args.tree.resolve())
     limit = 2 * args.budget + 30
     for mutant in mutants:
         last = mutant.line + mutant.before.count("\n")
-        tests = lines_of.tests_of(mutant.file, mutant.line, last, args.budget)
+        if lines_of is None:
+            tests = _of_the_room(mutant, args)
+        else:
+            tests = lines_of.tests_of(mutant.file, mutant.line, last, args.budget)
         outcome = runner.run_tests(mutant, tests, copy, limit, args.locks)
         if outcome.status == "timeout":  # is it the mutant that takes so long?
             control = runner.run_tests(None, tests, copy, limit, args.locks)
             if control.status != "survived":
                 outcome = replace(outcome, status="unfinished")
         line = record.line_of(mutant, outcome, room_of(mutant))
-        with args.record.open("a") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        for path in records:
+            with path.open("a") as file:
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
         change = f"{mutant.before!r} -> {mutant.after!r}"
         place = f"{mutant.file}:{mutant.line}"
         print(f"{outcome.status:9} {outcome.seconds:5.1f}s {place} {change} {outcome.test}")
         sys.stdout.flush()
+
+
+def _of_the_room(mutant: Any, args: argparse.Namespace) -> list[str]:
+    """Files of tests of the room, that of the mutant's own file first."""
+    files = files_of_tests(args.tree, [Path(mutant.file).parts[1]])
+    files = [file for file in files if not file.startswith(tuple(args.skip))]
+    return sorted(files, key=lambda file: f"/test_{Path(mutant.file).stem}." not in file)
 
 
 def check(args: argparse.Namespace) -> None:
@@ -199,11 +232,16 @@ def write_table(args: argparse.Namespace) -> None:
     lines = {key: x | {"line": made[key].line} for key, x in lines.items() if key in made}
     lines = record.marked(list(lines.values()), json.loads(EQUIVALENTS.read_text()))
     record.write(args.record, [{k: v for k, v in x.items() if k != "reason"} for x in lines])
-    text = README.read_text()
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    README.write_text(f"{before}{BEGIN}\n{record.table(lines)}\n{END}{after}")
-    print(record.table(lines))
+    _put("first", record.first_table(record.read(args.first), lines))
+    _put("score", record.table(lines))
+
+
+def _put(name: str, table: str) -> None:
+    """Print a table and put it into its place in README.md."""
+    begin, end = (mark.format(name=name) for mark in BLOCK)
+    before, rest = README.read_text().split(begin)
+    README.write_text(f"{before}{begin}\n{table}\n{end}{rest.split(end)[1]}")
+    print(table)
 
 
 if __name__ == "__main__":

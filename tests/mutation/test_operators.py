@@ -2,7 +2,8 @@
 
 import pytest
 from operators import mutants_of, parses
-from record import key_of, marked, table
+from record import first_table, key_of, marked, table
+from run import files_of_tests
 from sampling import choose, room_of
 
 SOURCE = '''"""Text with ä and ×."""
@@ -87,3 +88,54 @@ def test_the_score_is_of_those_that_matter():
     entry = {name: lines[3][name] for name in vars(made()[0])} | {"reason": "the same"}
     row = table(marked(lines, [entry])).splitlines()[2]
     assert row == "| chain | 4 | 1 | 2 | 1 | 0 | 0 | 67% |"
+
+
+def line(before, status, room="a"):
+    place = {"file": "f", "scope": "", "operator": "constant", "after": "2", "nth": 0}
+    return {"room": room, "line": 1, "before": before, "status": status, **place}
+
+
+def test_a_draw_is_counted_as_it_was_first_tried_and_as_it_stands():
+    first = [
+        line("1", "noticed"),
+        line("2", "timeout"),
+        line("3", "survived"),
+        line("4", "uncovered"),
+        line("5", "survived"),
+        line("6", "survived"),
+    ]
+    now = [
+        line("1", "noticed"),
+        line("2", "noticed"),
+        line("3", "noticed"),
+        line("4", "survived"),
+        line("5", "equivalent"),
+        line("7", "noticed"),
+        line("1", "noticed", room="other"),
+    ]
+    rows = first_table(first, now).splitlines()
+    assert rows[2:] == [
+        "| a | 5 | 1 | 2 | 50% | 3 | 75% |",
+        "| **all** | 5 | 1 | 2 | 50% | 3 | 75% |",
+    ]
+
+
+def test_a_room_has_its_own_tests_and_those_across_rooms_that_import_it(tmp_path):
+    texts = {
+        "tests/unit/a/test_x.py": "",
+        "tests/unit/b/test_y.py": "from ssdistill.a import x",
+        "tests/contract/test_c.py": "from ssdistill.a.x import y",
+        "tests/contract/test_d.py": "from ssdistill.ab import y",
+        "tests/integration/test_e.py": "import ssdistill.a",
+        "tests/property/test_f.py": "import ssdistill.a",
+    }
+    for name, text in texts.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert files_of_tests(tmp_path, ["a"]) == [
+        "tests/contract/test_c.py",
+        "tests/integration/test_e.py",
+        "tests/unit/a/test_x.py",
+    ]
+    everything = files_of_tests(tmp_path, None)
+    assert everything == sorted(set(texts) - {"tests/integration/test_e.py"})

@@ -264,3 +264,21 @@ def test_constants_behind_a_link_to_a_device_are_refused(saved, tmp_path):
     (tmp_path / "model.xml").write_bytes(files["model.xml"])
     os.symlink("/dev/zero", tmp_path / "model.bin")
     assert "no file" in refused(OpenVinoModel, tmp_path / "model.xml", 8)
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"), [("\n\n  wire type 7\nat byte 3", "wire type 7"), (" \n", "KeyError")]
+)
+def test_why_a_file_is_no_onnx_model_is_told_on_one_line(said, reason, tmp_path, monkeypatch):
+    class Unreadable(KeyError):
+        def __str__(self):
+            return said
+
+    Unreadable.__name__ = "KeyError"
+
+    def fails(content):
+        raise Unreadable
+
+    monkeypatch.setattr(onnx, "load_model_from_string", fails)
+    (tmp_path / "m.onnx").write_bytes(b"x")
+    assert f"not an ONNX model ({reason}); " in refused(check_onnx, tmp_path / "m.onnx")

@@ -1,8 +1,10 @@
 import pytest
 import torch
 
+from ssdistill.distill.distiller import Distiller, shapes
 from ssdistill.distill.interpolate import InterpolateSettings, Interpolation
 from ssdistill.errors import UserError
+from ssdistill.losses.simreg import SimReg
 from ssdistill.models.backbones import EncoderSettings, build_encoder
 
 
@@ -67,3 +69,40 @@ def test_a_share_below_what_was_asked_for_is_refused():
     teacher = encoder((8, 24, 24, 24))
     with pytest.raises(UserError, match=r"\(first without a match: 'layer2\..*'\)"):
         Interpolation(encoder(), teacher, InterpolateSettings(at_least=0.9))
+
+
+def test_the_share_is_that_of_the_students_numbers_and_is_told(caplog):
+    student, teacher = encoder(), encoder((8, 24, 24, 24))
+    common = [
+        (name, tensor)
+        for name, tensor in student.net.state_dict().items()
+        if tensor.is_floating_point() and teacher.net.state_dict()[name].shape == tensor.shape
+    ]
+    numbers = [t.numel() for t in student.net.state_dict().values() if t.is_floating_point()]
+    share = sum(tensor.numel() for _, tensor in common) / sum(numbers)
+    interpolation = Interpolation(student, teacher, InterpolateSettings(at_least=share))
+    assert interpolation.names == [name for name, _ in common]
+    assert interpolation.share == pytest.approx(share)
+    told = f"{len(common)} of the student's {len(numbers)} tensors ({share:.1%})"
+    assert f"interpolate: only {told} match a teacher tensor" in caplog.text
+    with pytest.raises(UserError) as refused:
+        Interpolation(student, teacher, InterpolateSettings(at_least=share + 1e-6))
+    assert f"interpolate: only {told} match a teacher tensor by name" in str(refused.value)
+
+
+def test_networks_that_match_entirely_are_not_warned_of(caplog):
+    assert Interpolation(encoder(), encoder(), InterpolateSettings(at_least=1.0)).share == 1
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(("when", "at_once"), [("before", True), ("during", False)])
+def test_a_distiller_moves_before_training_or_during_it_and_never_both(when, at_once):
+    student, teacher = encoder(), encoder()
+    start = flat(student)
+    settings = InterpolateSettings(alpha=0.5, when=when, every=1)
+    losses = {"feature": SimReg(shapes(student, teacher, 10))}
+    distiller = Distiller(student, teacher, losses, interpolate=settings)
+    halfway = (start + flat(teacher)) / 2
+    assert torch.allclose(flat(student), halfway if at_once else start, atol=1e-6)
+    distiller.after_step(0, 10)
+    assert torch.allclose(flat(student), halfway, atol=1e-6)

@@ -55,6 +55,21 @@ def test_aliases_that_multiply_are_counted_before_anything_is_built(width):
     assert "more than 50000 values" in refusal("a0: &a0 {x: 1}\n" + "\n".join(merges))
 
 
+@pytest.mark.parametrize("empty", ["[]", "{}", "''"])
+def test_aliases_of_nothing_are_counted_as_well(empty):
+    lines = [f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 18)]
+    assert "more than 50000 values" in refusal(f"a0: &a0 {empty}\n" + "\n".join(lines))
+
+
+@pytest.mark.parametrize("text", ["[1, 2, 3]", "{a: 1, b: 2}", "[[1], [2]]", "[&a [x], *a]"])
+def test_values_are_counted_one_by_one(text, monkeypatch):
+    counts = {"[1, 2, 3]": 4, "{a: 1, b: 2}": 5, "[[1], [2]]": 5, "[&a [x], *a]": 6}
+    monkeypatch.setattr(yaml_text, "MOST_VALUES", counts[text])
+    assert read_text(text, "x")
+    monkeypatch.setattr(yaml_text, "MOST_VALUES", counts[text] - 1)
+    assert f"more than {counts[text] - 1} values (line 1)" in refusal(text)
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -176,6 +176,21 @@ def test_where_there_is_no_spectrum_there_is_no_alpha(z_BD):
     assert math.isnan(alpha(z_BD))
 
 
+@pytest.mark.parametrize(("spread", "is_told"), [(1.4e-5, False), (1.4e-4, True)])
+def test_a_spread_is_rounding_as_a_fraction_of_the_whole_length(spread, is_told):
+    z_BD = 1 + spread * gaussian(50, 20).double()
+    value_K = torch.linalg.svdvals(z_BD - z_BD.mean(0)).square()
+    # Within a factor of B D of the limit, which a mean in place of the sum would pass over.
+    assert (value_K > 1e-10).all() and ((value_K > 1e-10 * z_BD.square().sum()).all() == is_told)
+    assert math.isnan(alpha(z_BD)) != is_told
+
+
+@pytest.mark.parametrize(("rows", "is_told"), [(10, False), (11, True)])
+def test_ten_eigenvalues_are_enough_for_an_alpha(rows, is_told):
+    # Centered rows have no more than B - 1 directions.
+    assert math.isnan(alpha(gaussian(rows, 20))) != is_told
+
+
 def test_entropy_rank_counts_equal_shares():
     assert entropy_rank(torch.tensor([2.0, 2, 2, 0, 0])) == pytest.approx(3)
     assert entropy_rank(torch.zeros(3)) == 0

@@ -173,3 +173,29 @@ def test_the_pruning_graph_sees_through_it():
     graph.get_pruning_group(net[0].reduce, prune, [1]).prune()
     assert (net[0].rank, net[0].out_channels, net[2].in_channels) == (3, 6, 6)
     assert net(x).shape == (2, 6, 5, 5)
+
+
+INNER = {
+    "linear": {"reduce.weight": (3, 6), "expand.weight": (10, 3)},
+    "plain": {"reduce.weight": (3, 6, 3, 3), "expand.weight": (10, 3, 1, 1)},
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("outer", [False, True])
+@pytest.mark.parametrize("geometry", INNER)
+def test_a_bias_in_between_is_part_of_the_one_bias(geometry, outer):
+    layer = copy.deepcopy(GEOMETRIES[geometry])
+    shapes = INNER[geometry] | {"reduce.bias": (3,)} | ({"expand.bias": (10,)} if outer else {})
+    factorized = fill(Factorized.from_shapes(layer, shapes))
+    layer.weight.copy_(factorized.weight)
+    layer.bias.copy_(factorized.bias)
+    x = inputs_of(layer)
+    assert torch.allclose(layer(x), factorized(x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_bias_before_padded_zeros_is_no_single_bias():
+    shapes = {"reduce.weight": (3, 6, 3, 1), "reduce.bias": (3,), "expand.weight": (10, 3, 1, 3)}
+    assert not hasattr(Factorized.from_shapes(GEOMETRIES["plain"], shapes), "bias")
+    del shapes["reduce.bias"]
+    assert Factorized.from_shapes(GEOMETRIES["plain"], shapes).bias is None

@@ -255,3 +255,14 @@ def test_the_functions_themselves():
     check_images(torch.zeros(1, 3, 2, 2), "it")
     with pytest.raises(UserError, match="it takes images of shape"):
         check_images(torch.zeros(3, 2, 2), "it", look_at_values=False)
+
+
+@pytest.mark.parametrize(
+    ("place", "name"), [(torch.compiler, "is_compiling"), (torch.jit, "is_tracing")]
+)
+def test_values_are_not_looked_at_while_a_network_is_traced(place, name, monkeypatch, tmp_path):
+    save_encoder(encoder_of(), tmp_path)
+    found, x_BCHW = load(tmp_path), torch.rand(1, 3, SIDE, SIDE) * 5
+    assert "divide by 255" in refused(found, x_BCHW)
+    monkeypatch.setattr(place, name, lambda: True)
+    assert embedding(found, x_BCHW).shape == (1, found.embed_dim)

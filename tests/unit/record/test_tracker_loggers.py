@@ -1,5 +1,6 @@
 """Which steps are logged to W&B and TensorBoard, and when."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,13 +14,16 @@ class Logger:
     name = "seen"
 
     def __init__(self):
-        self.steps, self.ends, self.caught_up = [], [], []
+        self.steps, self.ends, self.caught_up, self.models = [], [], [], []
 
     def catch_up(self, lines, step):
         self.caught_up.append(([line["step"] for line in lines], step))
 
     def log(self, step, metrics, epoch):
         self.steps.append((step, metrics))
+
+    def log_model(self, name, files, lineage):
+        self.models.append((name, files, lineage))
 
     def finish(self, status, metrics):
         self.ends.append((status, metrics))
@@ -83,3 +87,45 @@ def test_outside_a_sweep_and_without_a_run_of_the_caller_nothing_is_shared(stage
     monkeypatch.delenv("WANDB_SWEEP_ID", raising=False)
     record = SimpleNamespace(stage=stage)
     assert session.Session().shared_logger(record, "offline", ()) is None
+
+
+def test_the_files_of_a_model_are_shown_in_order_and_folders_are_none(opened, monkeypatch):
+    tracker, logger = opened()
+    folder = tracker.run.folder / "student"
+    (folder / "below").mkdir(parents=True)
+    for name in ("model.json", "below/b", "a"):
+        (folder / name).write_text("x")
+    plain = Path.rglob
+    monkeypatch.setattr(Path, "rglob", lambda *asked: sorted(plain(*asked), reverse=True))
+    tracker.log_model("student", folder, "s" * 64, parent_sha256="p" * 64, bits=8)
+    ((name, files, lineage),) = logger.models
+    assert [file.relative_to(folder).as_posix() for file in files] == ["a", "below/b", "model.json"]
+    facts = {"sha256": "s" * 64, "parent_sha256": "p" * 64, "bits": 8}
+    assert (name, lineage) == ("student", facts | {"digest": "d" * 64, "seed": 0})
+    artifact = tracker.run.record.artifacts["student"]
+    assert artifact == {"file": "student", **facts}
+
+
+def test_a_model_of_one_file_is_that_file(opened):
+    tracker, logger = opened()
+    (tracker.run.folder / "model.onnx").write_text("x")
+    (tracker.run.folder / "beside").write_text("x")
+    tracker.log_model("student", tracker.run.folder / "model.onnx", "s" * 64)
+    assert logger.models[0][1] == [tracker.run.folder / "model.onnx"]
+
+
+def test_loggers_end_with_the_status_and_the_finite_numbers_and_once(opened):
+    tracker, logger = opened()
+    tracker.finish({"probe/knn/top1": 50.0, "agree/cka": float("nan")})
+    tracker.close()
+    assert logger.ends == [("finished", {"probe/knn/top1": 50.0})]
+
+
+def test_a_run_without_a_step_before_has_nothing_to_catch_up(opened):
+    tracker, logger = opened()
+    tracker.log(0, {"a": 1.0})
+    tracker.close()
+    assert logger.caught_up == []
+    again, logger = opened()
+    again.close()
+    assert logger.caught_up == [([0], None)]
