@@ -1,4 +1,4 @@
-"""TensorBoard as a logger of the record; an optional extra."""
+"""TensorBoard as a logger; an optional extra."""
 
 import json
 from collections.abc import Mapping, Sequence

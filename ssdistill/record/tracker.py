@@ -1,4 +1,4 @@
-"""One logging interface for the record and its loggers, W&B and TensorBoard."""
+"""One interface for the record and the loggers beside it, W&B and TensorBoard."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -43,10 +43,10 @@ class Logger(Protocol):
 
 
 class Tracker:
-    """Writes to the record first, then to its loggers.
+    """Writes to the record first, then to the loggers.
 
-    A logger that fails is said so once, in one line, and left alone from then on; the record
-    and the training go on. After a resume, each logger ends up with every step once.
+    A logger that fails is reported once, in one line, and not called again; the record and the
+    training go on. After a resume, each logger ends up with every step once.
 
     Raises:
         UserError: ``wandb: online`` without a key, or ``tensorboard: true`` without the package.

@@ -1,1 +1,4 @@
-"""Tables, charts and pages, generated from records alone."""
+"""Tables, charts and pages, generated from records alone.
+
+What a run is and when it is shown belongs to `chain` and `commands`.
+"""

@@ -1,4 +1,7 @@
-"""Base class and number types of everything that can be written in a config."""
+"""Base class and number types of everything that can be written in a config.
+
+What one kind may be told is in the constructor of its class.
+"""
 
 from typing import Annotated
 

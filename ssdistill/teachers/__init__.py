@@ -1,4 +1,7 @@
-"""One file = one place a finished teacher comes from, found by itself (see `registry`)."""
+"""One file = one place a finished teacher comes from, found by itself (see `registry`).
+
+The networks themselves belong in `models`.
+"""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar

@@ -85,7 +85,9 @@ def test_public_names_use_words_of_the_vocabulary(file):
 
 
 @pytest.mark.parametrize(
-    "registry", [LOSSES, METHODS, PROTOCOLS, RUNTIMES, SOURCES, STEPS, TEACHERS], ids=repr
+    "registry",
+    [LOSSES, METHODS, PROTOCOLS, RUNTIMES, SOURCES, STEPS, TEACHERS],
+    ids=lambda r: r.noun,
 )
 def test_kinds_and_keys_use_words_of_the_vocabulary(registry):
     keys = {k for kind in registry.classes for k in registry.schema(kind).model_fields}

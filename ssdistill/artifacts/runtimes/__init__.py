@@ -1,6 +1,8 @@
 """One file = one runtime: how a model is written for it, and how such a file is run.
 
 A new file here is found by itself (see `registry`).
+
+What is said of a file before it is opened belongs to the files above.
 """
 
 import importlib

@@ -1,1 +1,4 @@
-"""`ssdistill probe`: evaluate any encoders on any labeled (or unlabeled) images."""
+"""`ssdistill probe`: evaluate any encoders on any labeled (or unlabeled) images.
+
+What is measured, and how, belongs in `evaluate`.
+"""

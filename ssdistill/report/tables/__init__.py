@@ -1,1 +1,4 @@
-"""Tables, one file for each kind, and the columns that they share."""
+"""Tables, one file for each kind, and the columns that they share.
+
+How wide a terminal is belongs in `terminal`.
+"""

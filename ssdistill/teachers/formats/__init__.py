@@ -1,1 +1,4 @@
-"""Checkpoints of other projects: read without running code, recognized, renamed to timm's keys."""
+"""Checkpoints of other projects: read without running code, recognized, renamed to timm's keys.
+
+Which network a checkpoint becomes is said in `teachers`.
+"""

@@ -9,8 +9,7 @@ import torch
 
 from ssdistill.artifacts.build_limit import most_numbers
 from ssdistill.artifacts.coding.codes import MOST, Palette
-from ssdistill.artifacts.coding.encoded import FACTS
-from ssdistill.artifacts.coding.file import pack_state, unpack_state
+from ssdistill.artifacts.coding.file import FACTS, pack_state, unpack_state
 from ssdistill.errors import UserError
 
 LARGEST = 2**31 - 1
