@@ -115,5 +115,7 @@ def test_a_teacher_of_several_is_pretrained_by_its_own_method_or_by_the_shared_o
 
 def test_all_plans_are_those_of_compress_and_of_plans(load):
     experiment = load("compress=[quantize]", "plans={a: [{kind: prune, ratio: 0.5}], b: []}")
-    kinds = {name: [s.kind for s in steps] for name, steps in experiment.all_plans.items()}
+    kinds = {
+        name: [s.kind for s in steps] for name, steps in experiment.compression_variants.items()
+    }
     assert kinds == {"": ["quantize"], "a": ["prune"], "b": []}
