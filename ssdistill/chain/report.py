@@ -31,7 +31,7 @@ from ssdistill.report.advice import Advice, advise
 from ssdistill.report.page import Headline, PageData, write_page
 from ssdistill.report.readme import CLAIMS
 from ssdistill.report.tables.all_tables import all_tables
-from ssdistill.report.tables.models import ResultRow, results_rows
+from ssdistill.report.tables.models import ResultRow, results_rows, scaled
 from ssdistill.report.tables.table import Table
 from ssdistill.report.verdict import Verdict, check_claims, verdict_table
 from ssdistill.settings import Settings
@@ -68,6 +68,8 @@ class Report:
         claims = [claim.model_dump(mode="json") for claim in self.claims]
         if claims:
             write_atomically(folder / CLAIMS, json.dumps(claims, indent=1) + "\n")
+        else:  # those of an earlier run do not hold for these records
+            (folder / CLAIMS).unlink(missing_ok=True)
 
 
 def make_report(workspace: Workspace) -> Report:
@@ -258,6 +260,6 @@ def _headline(
         row = by_model.get(name)
         if row and (accuracy := row.mean(ACCURACY)) is not None:
             size = row.mean("compress/bytes")
-            note = f"linear top-1, {size / 1000:.0f} kB" if size else "linear top-1"
+            note = f"linear top-1, {scaled(size, 'bytes')}" if size else "linear top-1"
             shown.append(Headline(name, f"{accuracy:.1f} %", note))
     return list({item.name: item for item in shown}.values())

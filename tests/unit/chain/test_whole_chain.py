@@ -5,7 +5,7 @@ Nothing is written for a runtime, which takes longer than all the rest; what is 
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -36,6 +36,7 @@ from ssdistill.measure import before_after
 from ssdistill.measure.before_after import agreed_on
 from ssdistill.measure.model_costs import costs_of
 from ssdistill.record.run import load_run, read_metrics
+from ssdistill.report.tables.models import scaled
 from ssdistill.train.seeding import derive_seed
 
 CONFIG = """
@@ -412,7 +413,7 @@ def test_the_report_says_what_its_reader_must_know(chain):
     assert "2 seeds, profile smoke" in page
     assert all(notice.split(":")[0] in page for notice in notices)
     size = record_of(chain, "teacher")["metrics"]["compress/bytes"]
-    assert f"linear top-1, {size / 1000:.0f} kB" in page
+    assert f"linear top-1, {scaled(size, 'bytes')}" in page
     assert chain.workspace.train.fingerprint[:8] in page
 
 
@@ -442,6 +443,8 @@ def test_claims_are_judged_and_published_with_the_records(chain, tmp_path):
     assert json.loads((tmp_path / "new/claims.json").read_text())[0]["model"] == "distilled"
     lines = (tmp_path / "new/records.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == chain.report.records
+    replace(chain.report, claims=()).publish(tmp_path / "new")
+    assert not (tmp_path / "new/claims.json").exists()
 
 
 def test_a_report_opens_the_models_of_the_first_seed(chain):
