@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ssdistill.data.batch import Batch
 from ssdistill.data.counter_rng import uniform
+from ssdistill.data.read_ahead import ReadAhead
 from ssdistill.data.store import Store
 from ssdistill.errors import UserError
 
@@ -77,10 +78,12 @@ class Loader:
         self._neighbors_NK = neighbors
         if neighbors is not None:
             _check_neighbors(neighbors, len(store))
+        self._announce = ReadAhead(store.images)
         self._images_NHWC: np.ndarray = np.asarray(store.images)
         self._resident_NHWC: Tensor | None = None
         if self._images_NHWC.nbytes < RESIDENT_BYTES:
             self._images_NHWC = np.array(self._images_NHWC)
+            self._announce = ReadAhead(self._images_NHWC)
             if self.device.type != "cpu":
                 self._resident_NHWC = torch.from_numpy(self._images_NHWC).to(self.device)
 
@@ -120,6 +123,7 @@ class Loader:
         # numpy copies whole rows; torch.index_select on uint8 is ten times slower on a CPU.
         shape = (len(rows_B), *self._images_NHWC.shape[1:])
         images_BHWC = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pinned)
+        self._announce(rows_B)
         # Any mode but "raise" writes straight into `out`; no row here needs clipping.
         np.take(self._images_NHWC, rows_B, axis=0, out=images_BHWC.numpy(), mode="clip")
         return images_BHWC
