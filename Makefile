@@ -46,9 +46,10 @@ cifar10: $(RUN) ## the same on CIFAR-10 with three seeds (downloads the data)
 test: $(DEV) ## run the tests
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart=0
 
-test-fast: $(DEV) ## run the unit tests of the rooms that changed, or of ROOMS="losses train"
+test-fast: $(DEV) ## run the tests of the rooms that changed, or of ROOMS="losses train"
 	@test -n "$(ROOMS)" || { echo 'no room has changed; name some: ROOMS="losses train" make test-fast'; exit 2; }
-	@$(BIN)/python -m pytest -n 2 --dist loadfile tests/contract/test_packaging.py $(wildcard $(addprefix tests/unit/,$(ROOMS)))
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(wildcard $(addprefix tests/unit/,$(ROOMS))) \
+		tests/contract tests/golden tests/property --ignore tests/contract/test_documents.py
 
 smoke: $(LOW) ## run the smoke tests with the lowest versions that setup.cfg promises
 	@$(LOWEST)/bin/python -m pytest -n 2 --dist loadfile --max-worker-restart=0 -m smoke
