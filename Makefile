@@ -7,6 +7,15 @@ RUN := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 LOW := $(LOWEST)/.installed
 ROOMS ?= $(sort $(shell git status --porcelain -uall -- ssdistill tests/unit | sed -nE 's,^...(ssdistill|tests/unit)/([a-z_]+)[/.].*,\2,p'))
+CONTRACT := tests/contract/test_
+TESTS_losses := $(CONTRACT)losses.py tests/property
+TESTS_distill := $(TESTS_losses)
+TESTS_pretrain := $(CONTRACT)methods.py $(CONTRACT)pretrain_configs.py
+TESTS_compress := $(CONTRACT)steps.py
+TESTS_evaluate := $(CONTRACT)protocols.py $(CONTRACT)protocol_traps.py
+TESTS_label_free := $(TESTS_evaluate)
+TESTS_chain := $(CONTRACT)released_plans.py
+TESTS_experiment := $(TESTS_chain)
 PIP := -m pip install -qq --disable-pip-version-check
 
 .DEFAULT_GOAL := help
@@ -48,8 +57,8 @@ test: $(DEV) ## run the tests
 
 test-fast: $(DEV) ## run the tests of the rooms that changed, or of ROOMS="losses train"
 	@test -n "$(ROOMS)" || { echo 'no room has changed; name some: ROOMS="losses train" make test-fast'; exit 2; }
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(wildcard $(addprefix tests/unit/,$(ROOMS))) \
-		tests/contract tests/golden tests/property --ignore tests/contract/test_documents.py
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(sort $(wildcard $(addprefix tests/unit/,$(ROOMS))) \
+		$(foreach room,$(ROOMS),$(TESTS_$(room))) tests/golden tests/contract/test_packaging.py tests/contract/test_configs.py)
 
 smoke: $(LOW) ## run the smoke tests with the lowest versions that setup.cfg promises
 	@$(LOWEST)/bin/python -m pytest -n 2 --dist loadfile --max-worker-restart=0 -m smoke
