@@ -46,7 +46,6 @@ def test_seed_with_the_published_temperature_is_infonce():
 
 @pytest.mark.parametrize("name", ["seed", "compress-1q", "isd", "ressl", "lightly"])
 def test_keys_join_the_queue_after_scoring_and_with_lightly_before(name):
-    torch.manual_seed(0)  # the queue begins at random
     loss = bare(OF_QUEUE[name](KNOWN))
     s_BD, t_BD = rows(1, COUNT, WIDTH), rows(2, COUNT, WIDTH)
     before_KD = loss.bank["teacher"]
