@@ -95,7 +95,8 @@ def find_config(path: str | Path) -> Path:
         raise UserError(f"{path}: is a folder; name a YAML file in it")
     known = sorted(str(p.relative_to(packaged)) for p in packaged.rglob("*.yaml"))
     name = shortened(path, 200)
-    raise UserError(f"{name}: no such config file{nearest(name, known)}")
+    remedy = nearest(name, known) or "; name a YAML file or a packaged config (quickstart)"
+    raise UserError(f"{name}: no such config file{remedy}")
 
 
 def _is_file(path: Path) -> bool:

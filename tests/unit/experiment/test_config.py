@@ -350,6 +350,8 @@ def test_a_missing_file_names_the_nearest_packaged_config(tmp_path):
     with pytest.raises(UserError) as caught:
         load_experiment("quickstrt")
     assert str(caught.value) == ("quickstrt: no such config file (did you mean 'quickstart.yaml'?)")
+    with pytest.raises(UserError, match="file; name a YAML file or a packaged config"):
+        load_experiment("zzz")
     with pytest.raises(UserError, match="is a folder; name a YAML file in it"):
         load_experiment(tmp_path)
 
