@@ -131,7 +131,7 @@ def loss_step(loss: Loss, facts: Shapes, pair: Pair) -> Callable[[], None]:
     def step() -> None:
         number = next(numbers)
         index_B = torch.arange(BATCH, device=pair.images.device) + BATCH * (number % 100)
-        batch = Batch(images, index_B, 0, number, 10**6, cutmix_share=0.7)
+        batch = Batch(images, index_B, 0, number, 10**6, cutmix_fraction=0.7)
         momentum = [ours()] * count if loss.momentum is not None else ()
         views = Outputs(
             [ours() for _ in range(count)],

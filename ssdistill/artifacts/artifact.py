@@ -58,7 +58,7 @@ def save_encoder(
     Args:
         encoder: what to save.
         folder: made if absent; an artifact in it is replaced.
-        lineage: where the weights come from (parents' sha256, digests); JSON values.
+        lineage: where the weights come from (parents' sha256, hashes); JSON values.
 
     Returns:
         sha256 of the weights: of their file, or of the list of several files' sha256s, see

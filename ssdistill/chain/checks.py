@@ -8,7 +8,7 @@ from ssdistill.chain.size_checks import check_sizes
 from ssdistill.chain.tasks import assemble
 from ssdistill.chain.trial_step import check_size, check_step
 from ssdistill.chain.workspace import Workspace, resolve_recipes
-from ssdistill.data.extra import NEEDS_NEIGHBORS
+from ssdistill.data.extra import NEIGHBOR_VIEWS
 from ssdistill.distill.build import shapes
 from ssdistill.errors import UserError
 from ssdistill.experiment.schema import Experiment
@@ -20,7 +20,7 @@ from ssdistill.settings.registry import LOSSES, METHODS, RUNTIMES, STEPS
 from ssdistill.train.task import Task
 
 ENOUGH_SAMPLES = 4096
-"""Number of images that losses are built for here; a full memory bank would be thrown away."""
+"""Number of images that losses are built for here; a full memory bank would be discarded."""
 
 
 def require_claims(experiment: Experiment, config: str | Path) -> None:
@@ -141,7 +141,7 @@ def _check(
         raise UserError(f"{key}.{error}") from None
     except REFUSALS as error:
         raise UserError(f"{key}: {reason_of(error)}; check the settings of its losses") from error
-    neighbors = sorted(NEEDS_NEIGHBORS & set(distiller.extra_views))
+    neighbors = sorted(NEIGHBOR_VIEWS & set(distiller.extra_views))
     if settings.mix and neighbors:
         raise UserError(
             f"{key}.mix: mixed images have no neighbors, which a loss reads ({neighbors[0]})"

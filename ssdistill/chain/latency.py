@@ -41,16 +41,16 @@ def latency(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str, A
 
     Per model (``…/<role>``), in ms: ``compress/latency_ms`` and ``compress/latency_batch64_ms``
     (median on one thread), ``…_p90_ms``, the same on all cores (``…_all_threads_ms``), and for
-    PyTorch models ``compress/eager_ms``. How many times faster: ``compress/runtime_gain``, the
-    same model in PyTorch over itself in its runtime; ``compress/speedup`` and
-    ``compress/speedup_batch64``, what compression was given (the dense student) over the model,
-    both in the model's runtime, with the ends of their intervals (``_low``, ``_high``); and
-    ``compress/smaller``, the bytes of the dense student over the model's. Where the experiment
-    asks for it, ``compress/memory``: bytes that opening the artifact and running it on one image
-    take at most, in a process of its own; a float model runs in PyTorch there.
+    PyTorch models ``compress/eager_ms``. Speed-ups: ``compress/runtime_gain``, the same model in
+    PyTorch over itself in its runtime; ``compress/speedup`` and ``compress/speedup_batch64``, the
+    uncompressed student over the model, both in the model's runtime, with the ends of their
+    intervals (``_low``, ``_high``). ``compress/smaller``: the bytes of the uncompressed student
+    over the model's. If the experiment sets it, ``compress/memory``: bytes that opening the
+    model and running it on one image take at most, in a process of its own; a float model runs
+    in PyTorch there.
     """
     models = {role: workspace.encoder(parent) for role, parent in stage.parents.items()}
-    dense = dense_roles(stage)
+    dense = uncompressed_roles(stage)
     sizes = stage.config["batch_sizes"]
     with ExitStack() as stack:
         ready = {role: stack.enter_context(_in_runtime(m)) for role, m in models.items()}
@@ -85,7 +85,7 @@ def latency(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str, A
     return metrics
 
 
-def dense_roles(stage: Stage) -> dict[str, str]:
+def uncompressed_roles(stage: Stage) -> dict[str, str]:
     """By role of every compressed model, the role of what its first step was given."""
     names = {(parent.digest, parent.seed): role for role, parent in stage.parents.items()}
     dense = {}
@@ -190,7 +190,7 @@ def _compression_gains(
     dense: dict[str, str],
     sizes: list[int],
 ) -> dict[str, float]:
-    """Every compressed model in turns with the dense one, which is written for its runtime."""
+    """Every compressed model in turns with the uncompressed one, written for its runtime."""
     metrics = {}
     for role, dense_role in dense.items():
         with ExitStack() as stack:
@@ -210,7 +210,7 @@ def _compression_gains(
 
 @contextmanager
 def _reference(dense: Any, ready: Any, model: Any) -> Iterator[Any]:
-    """The dense model in the runtime of ``model``; None where that runtime cannot hold it."""
+    """The uncompressed model in the runtime of ``model``; None if that runtime cannot run it."""
     if isinstance(model, nn.Module):
         yield dense
     elif getattr(ready, "runtime", None) == model.runtime:

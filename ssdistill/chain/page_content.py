@@ -126,7 +126,7 @@ def _fronts(workspace: Workspace) -> list[str]:
 
 
 def _confusions(workspace: Workspace) -> list[Callable[[float], str]]:
-    """Of the first seed's teacher, student and last model, by the linear probe if it was asked."""
+    """Of the first seed's teacher, student and last model; by the linear probe if requested."""
     seed = workspace.experiment.seeds[0]
     evaluations = evaluations_of(workspace, seed)
     teacher = next(iter(workspace.experiment.all_teachers))

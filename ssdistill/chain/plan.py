@@ -188,7 +188,7 @@ class _Planner:
         student = self.experiment.student.encoder
         config = pretraining_config(self.workspace, student, method, "pretrain")
         trained = {role: stage for role, stage in teachers.items() if stage.kind == "pretrain"}
-        # The steps follow from measured seconds, so they cannot be part of the digest.
+        # The steps follow from measured seconds, so they cannot be part of the hash.
         timed_stages = {
             "time": {"distilled": distilled},
             "total": {"distilled": distilled, **trained},

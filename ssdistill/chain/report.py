@@ -207,7 +207,7 @@ def _set_aside_damaged_record(folder: Path) -> None:
 
 
 def _digests(workspace: Workspace, role: str) -> dict[str, str]:
-    """Digest of the model's stage, by seed."""
+    """Hash of the model's stage, by seed."""
     seeds = workspace.experiment.seeds
     stage_by_seed = {str(seed): models_of(workspace, seed).get(role) for seed in seeds}
     return {seed: stage.digest for seed, stage in stage_by_seed.items() if stage}

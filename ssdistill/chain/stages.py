@@ -1,6 +1,6 @@
 """Stages: cached units of work, run once, resumed if interrupted, shared by experiments.
 
-A stage is known by a digest of what it does, of what it is made from and of the data; the seed
+A stage is known by a hash of what it does, of what it is made from and of the data; the seed
 is kept apart. Its folder is ``<root>/stages/<kind>-<digest8>/s<seed>``: the same work wanted by
 another experiment is found there, changed work gets another folder.
 """
@@ -169,7 +169,7 @@ def execute(
     """Run the stage unless it is finished; resume it if interrupted.
 
     Raises:
-        UserError: another error of the user's, or a digest that clashes with another's folder.
+        UserError: another error of the user's, or a hash that clashes with another's folder.
         KeyboardInterrupt: after Ctrl-C; the record says ``interrupted`` then.
     """
     folder = stage.folder(root)
@@ -200,7 +200,7 @@ def execute(
 
 
 def _lineage(stage: Stage, root: Path) -> dict[str, Any]:
-    """Digest, seed and weights of each parent."""
+    """Hash, seed and weights of each parent."""
     lineage = {}
     for name, parent in stage.parents.items():
         artifacts = parent.record(root).artifacts

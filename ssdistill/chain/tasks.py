@@ -6,7 +6,7 @@ import torch
 
 from ssdistill.chain.stages import Stage
 from ssdistill.chain.workspace import Workspace
-from ssdistill.data.extra import NEEDS_NEIGHBORS
+from ssdistill.data.extra import NEIGHBOR_VIEWS
 from ssdistill.distill.build import build_losses
 from ssdistill.distill.distiller import Distiller
 from ssdistill.distill.neighbors import nearest_neighbors
@@ -79,7 +79,7 @@ def build_distiller(
     """Student, teachers and the losses between them, heads freshly initialized."""
     seed_generators(stage.seed, stage.digest)
     distiller = assemble(student, teachers, settings, len(workspace.train))
-    if NEEDS_NEIGHBORS & set(distiller.extra_views):
+    if NEIGHBOR_VIEWS & set(distiller.extra_views):
         first = next(iter(distiller.teachers.values()))
         device = workspace.device
         distiller.neighbors_NK = nearest_neighbors(workspace.embeddings(first).to(device))

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 NOTICES = "notices.json"
-"""What a loaded teacher's reader should know: what was left out, what its size costs."""
+"""What a loaded teacher's reader should know: what was ignored, what its size costs."""
 VIEWS = "views.npy"
 """First images of the first batch as the networks saw them: (views, images, H, W, 3) uint8."""
 SHOWN_IMAGES = 8

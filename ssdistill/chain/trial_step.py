@@ -123,7 +123,7 @@ def _losses(
     index_B = torch.arange(batch_size, device=device)
     batch = Batch(pixels, index_B, epoch=0, step=0, num_steps=1)
     if set(task.extra_views) & set(EXTRA):
-        batch.neighbors_BHWC, batch.cutmix_share = pixels, 0.5
+        batch.neighbors_BHWC, batch.cutmix_fraction = pixels, 0.5
     return task.train()(views, batch)
 
 

@@ -220,10 +220,10 @@ class Workspace:
 
         They are kept in the runs folder, by the encoder's weights.
         """
-        digest = hashlib.sha256(encoder.spec.model_dump_json().encode())
+        sha256 = hashlib.sha256(encoder.spec.model_dump_json().encode())
         for tensor in encoder.net.state_dict().values():
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        name = f"{digest.hexdigest()[:16]}-{self.train.fingerprint[:8]}.npy"
+            sha256.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        name = f"{sha256.hexdigest()[:16]}-{self.train.fingerprint[:8]}.npy"
         path = self.root / "embeddings" / name
         try:
             return torch.from_numpy(self._cached(path, encoder.embed_dim))

@@ -219,9 +219,9 @@ def _reproduce(options: argparse.Namespace) -> int:
 def _restore(options: argparse.Namespace) -> int:
     import shutil
 
-    from ssdistill.compress.restore import dense_parent
+    from ssdistill.compress.restore import uncompressed_parent
 
-    folder = dense_parent(options.artifact)
+    folder = uncompressed_parent(options.artifact)
     if options.to:
         if options.to.exists() and any(options.to.iterdir()):
             raise UserError(

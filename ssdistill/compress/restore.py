@@ -13,8 +13,8 @@ from ssdistill.models.model import Model
 class Restore(Step):
     """The model as it was before the first compression step.
 
-    A plan can so go on from the dense model after it has tried something; outside a chain,
-    :func:`dense_parent` finds it for any compressed artifact.
+    A plan can so go on from the uncompressed model after it has tried something; outside a chain,
+    :func:`uncompressed_parent` finds it for any compressed artifact.
     """
 
     kind = "restore"
@@ -32,10 +32,10 @@ class Restore(Step):
         return copy.deepcopy(context.original)
 
 
-def dense_parent(path: str | Path) -> Path:
+def uncompressed_parent(path: str | Path) -> Path:
     """Find the uncompressed artifact that a compressed one descends from.
 
-    It is looked for in the runs folder that the compressed one lies in, by the digest and the
+    It is looked for in the runs folder that the compressed one lies in, by the hash and the
     seed of its lineage, and known by the sha256 of its weights.
 
     Args:
@@ -57,8 +57,8 @@ def dense_parent(path: str | Path) -> Path:
     description_file = next((p for p in sorted(stages.glob(name))), None)
     if description_file is None:
         raise UserError(
-            f"{folder}: its dense parent {parent.digest[:8]}, seed {parent.seed}, is missing "
-            f"from {stages}"
+            f"{folder}: its uncompressed parent {parent.digest[:8]}, seed {parent.seed}, is "
+            f"missing from {stages}; copy its stage there"
         )
     sha256 = read_description(description_file.parent).sha256
     if sha256 != parent.sha256:

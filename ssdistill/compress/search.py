@@ -139,7 +139,7 @@ class Search(Step):
             damage=scorer.damage_of(compressed),
             corrected=int(corrected),
             evaluated=damages.evaluated,
-            reused=damages.reused,
+            reused=damages.cached,
         )
         return compressed
 

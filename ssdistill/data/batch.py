@@ -15,8 +15,8 @@ class Batch:
         epoch: how often the data set has been walked through before this batch.
         step: optimizer step the batch belongs to, from 0.
         num_steps: optimizer steps the whole training takes.
-        neighbors_BHWC: uint8 pixels of an image like each of them, where a loss asked for it.
-        cutmix_share: fraction of the image itself in its ``cutmix`` view; set when views are made.
+        neighbors_BHWC: uint8 pixels of an image like each of them, where a loss reads it.
+        cutmix_fraction: of the image itself in its ``cutmix`` view; set when views are made.
     """
 
     images_BHWC: Tensor
@@ -25,4 +25,4 @@ class Batch:
     step: int
     num_steps: int
     neighbors_BHWC: Tensor | None = None
-    cutmix_share: float | None = None
+    cutmix_fraction: float | None = None

@@ -45,7 +45,7 @@ def random_bits(seed: int, epoch: int, index_B: Tensor, view: int, slots: int) -
     Args:
         seed, epoch, view: integers; each new value gives unrelated numbers.
         index_B: int64 position of each image in its store.
-        slots: how many numbers an image needs. Slot k is the same however many are asked for.
+        slots: how many numbers an image needs. Slot k is the same however many are drawn.
 
     Returns:
         (B, slots) int64 on the device of ``index_B``.

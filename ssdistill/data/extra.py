@@ -25,7 +25,7 @@ EXTRA = (
 ``cutmix`` is the first view with a rectangle of ``neighbor_0`` in it.
 """
 
-NEEDS_NEIGHBORS = frozenset(("neighbor_0", "neighbor_1", "cutmix"))
+NEIGHBOR_VIEWS = frozenset(("neighbor_0", "neighbor_1", "cutmix"))
 """Extra views built from ``batch.neighbors_BHWC``."""
 
 _BOX = -1
@@ -45,7 +45,7 @@ def extra_views(
 
     Neighbors are drawn by (seed, epoch, index), as every view is; the rectangle of ``cutmix``,
     one for the batch and the same in every process, by (seed, step). Where ``cutmix`` is made,
-    ``batch.cutmix_share`` is set.
+    ``batch.cutmix_fraction`` is set.
 
     Args:
         views: (B, 3, S, S) in [0, 1], one per recipe.
@@ -60,10 +60,10 @@ def extra_views(
         for turns, name in enumerate(EXTRA[:3], start=1)
         if name in names
     }
-    if NEEDS_NEIGHBORS & set(names):
+    if NEIGHBOR_VIEWS & set(names):
         view_by_name |= _neighbor_views(names, views, batch, recipes, seed, size)
     if "cutmix" in names:
-        view_by_name["cutmix"], batch.cutmix_share = _cutmix(
+        view_by_name["cutmix"], batch.cutmix_fraction = _cutmix(
             views, view_by_name["neighbor_0"], batch, seed
         )
     return [view_by_name[name] for name in EXTRA if name in names]

@@ -35,10 +35,10 @@ class MixSettings(Settings):
 def mix_views(views: list[Tensor], settings: MixSettings, *, seed: int, step: int) -> list[Tensor]:
     """Mix each image with another one of the batch; one fraction or rectangle per batch.
 
-    Partner, share and rectangle are those of (seed, step), for every view alike: views of
+    Partner, fraction and rectangle are those of (seed, step), for every view alike: views of
     different sizes get the same rectangle relative to their side, and a teacher and a student
     that are given the same view see the same mixture (arXiv:2106.05237). With several
-    processes all draw the same share and rectangle, and each mixes within its own part of the
+    processes all draw the same fraction and rectangle, and each mixes within its own part of the
     batch, so the partners depend on how many processes there are.
 
     Args:
@@ -52,7 +52,7 @@ def mix_views(views: list[Tensor], settings: MixSettings, *, seed: int, step: in
     if chosen >= settings.probability:
         return list(views)
     share = random.beta(settings.alpha, settings.alpha)
-    # Apart from the others, so that the share does not depend on how many images there are.
+    # Apart from the others, so that the fraction does not depend on how many images there are.
     partner_B = uniform(seed, step, torch.arange(len(views[0])), _MIX, 1)[:, 0].argsort()
     box = centered_box(1.0 - share, center_y, center_x)
     mixed = []

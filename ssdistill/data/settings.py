@@ -12,7 +12,7 @@ MAX_PIXELS = 89_478_485
 LARGEST_SIDE = 8192
 """Pixels a side of a stored image; no network takes more."""
 LATER = ("window", "labels", "max_pixels")
-"""Settings that version 0.1 did not have; at their defaults they are excluded from digests."""
+"""Settings that version 0.1 did not have; at their defaults they are excluded from hashes."""
 
 
 def _rising(window: Any) -> Any:

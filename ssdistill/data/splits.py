@@ -52,7 +52,7 @@ class RawSplit(ABC):
         return low, high
 
     def notes(self) -> list[str]:
-        """Return a phrase for each image read of which something was left out."""
+        """Return a phrase for each image read of which something was ignored."""
         return []
 
     def labels(self) -> np.ndarray:
@@ -184,7 +184,7 @@ class Unlabeled(Source):
     """A source without its labels: the same images in the same splits.
 
     Args:
-        source: it is asked for images only.
+        source: only images are read from it.
     """
 
     kind: ClassVar[str]

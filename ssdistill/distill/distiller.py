@@ -234,7 +234,7 @@ class Distiller(Task):
             losses = self.losses_of(name).values()
             teacher_taps = dict.fromkeys(tap for loss in losses for tap in loss.teacher_taps)
             teacher.set_taps(tuple(teacher_taps))
-            teacher.project = any(loss.needs_projection for loss in losses)
+            teacher.project = any(loss.reads_projection for loss in losses)
 
     def _moving_average(self, losses: Mapping[str, Loss]) -> Encoder | None:
         momentums = {

@@ -14,7 +14,7 @@ from ssdistill.data.counter_rng import uniform
 from ssdistill.distill.teachers import Origin
 from ssdistill.errors import UserError
 from ssdistill.losses import Loss
-from ssdistill.losses.base.dropping import kept_shares
+from ssdistill.losses.base.dropping import kept_weights
 
 _DROPS = 240805088
 """Seed of these random draws, which depend on step and image number; the order of images already
@@ -61,8 +61,8 @@ class TeacherDropping:
         """The losses, from those of each image (B,) and their weights at this step."""
         total_TB = torch.stack([self._total(teacher, loss_B, weights) for teacher in self.teachers])
         dropped_TB = draw_dropped(batch, len(self.teachers), self.probability)
-        share_B = dict(zip(self.teachers, kept_shares(total_TB, dropped_TB), strict=True))
-        return {n: mean_pulled_by(x_B, share_B[self.teacher_of[n]]) for n, x_B in loss_B.items()}
+        weight_B = dict(zip(self.teachers, kept_weights(total_TB, dropped_TB), strict=True))
+        return {n: mean_pulled_by(x_B, weight_B[self.teacher_of[n]]) for n, x_B in loss_B.items()}
 
     def _total(
         self, teacher: str, loss_B: Mapping[str, Tensor], weights: Mapping[str, float]
@@ -77,10 +77,10 @@ def draw_dropped(batch: Batch, num_teachers: int, probability: float) -> Tensor:
     return (draw_BT < probability).T
 
 
-def mean_pulled_by(loss_B: Tensor, share_B: Tensor) -> Tensor:
-    """The mean of ``loss_B``, whose gradient is that of the mean of ``share_B * loss_B``.
+def mean_pulled_by(loss_B: Tensor, weight_B: Tensor) -> Tensor:
+    """The mean of ``loss_B``, whose gradient is that of the mean of ``weight_B * loss_B``.
 
     So what is logged does not depend on what has been dropped.
     """
-    pulled = (share_B * loss_B).mean()
+    pulled = (weight_B * loss_B).mean()
     return pulled + (loss_B.mean() - pulled).detach()

@@ -52,18 +52,17 @@ class Interpolation:
             if name in teacher_tensors and teacher_tensors[name].shape == x.shape
         ]
         num_values = sum(x.numel() for x in student_tensors.values())
-        self.share = sum(student_tensors[name].numel() for name in self.names) / num_values
-        counted = (
-            f"{len(self.names)} of the student's {len(student_tensors)} tensors ({self.share:.1%})"
-        )
-        if not self.names or self.share < settings.at_least:
+        self.fraction = sum(student_tensors[name].numel() for name in self.names) / num_values
+        counted = f"{len(self.names)} of the student's {len(student_tensors)} tensors"
+        counted += f" ({self.fraction:.1%})"
+        if not self.names or self.fraction < settings.at_least:
             unmatched = next(name for name in student_tensors if name not in self.names)
             raise UserError(
                 f"interpolate: only {counted} match a teacher tensor by name and shape "
                 f"(first without a match: '{unmatched}'); use the same architecture or set "
                 "interpolate=null"
             )
-        if self.share < 1:
+        if self.fraction < 1:
             log.warning("interpolate: only %s match a teacher tensor and are interpolated", counted)
 
     def _tensors(self) -> list[dict[str, Tensor]]:

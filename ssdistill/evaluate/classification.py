@@ -17,9 +17,9 @@ BINS = 15
 class Classification:
     """Predictions on one test set and their metrics, in percent.
 
-    A class that never occurs in the test images has no recall (NaN) and is left out of the
+    A class that never occurs in the test images has no recall (NaN) and is excluded from the
     balanced accuracy. One that is never answered has no precision (NaN), which counts as 0 in
-    the macro mean; one that neither occurs nor is answered is left out of the macro means.
+    the macro mean; one that neither occurs nor is answered is excluded from the macro means.
 
     Attributes:
         classes: labels, (K,); rows and columns of what follows are in this order.

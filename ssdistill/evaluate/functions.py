@@ -39,7 +39,7 @@ def open_subject(
 
     Args:
         encoder: what :func:`ssdistill.evaluate.opening.encoders.open_encoder` takes; or a subject.
-        data: what :func:`ssdistill.evaluate.opening.images.open_images` takes; left out where
+        data: what :func:`ssdistill.evaluate.opening.images.open_images` takes; omitted where
             ``encoder`` is a subject.
         name: what it is called in messages.
         image_size: side in pixels of the images it is given; its own by default.

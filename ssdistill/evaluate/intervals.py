@@ -28,22 +28,22 @@ def binomial_interval(hits: int, total: int) -> tuple[float, float]:
     return 100 * float(low) / total, 100 * float(high) / total
 
 
-def exact_interval(share: float, total: float) -> tuple[float, float]:
+def exact_interval(fraction: float, total: float) -> tuple[float, float]:
     """95 % interval, in percent, of Clopper and Pearson (1934, Biometrika 26).
 
-    A share of 0 or 1 leaves one side only, which is given all 5 % ("rule of three").
+    A fraction of 0 or 1 leaves one side only, which is given all 5 % ("rule of three").
 
     Args:
-        share: between 0 and 1.
+        fraction: between 0 and 1.
         total: images it was found on; need not be a whole number.
     """
     from scipy.stats import beta
 
-    hits, tail = share * total, 1 - CONFIDENCE
-    if 0 < share < 1:
+    hits, tail = fraction * total, 1 - CONFIDENCE
+    if 0 < fraction < 1:
         tail /= 2
-    low = beta.ppf(tail, hits, total - hits + 1) if share > 0 else 0.0
-    high = beta.ppf(1 - tail, hits + 1, total - hits) if share < 1 else 1.0
+    low = beta.ppf(tail, hits, total - hits + 1) if fraction > 0 else 0.0
+    high = beta.ppf(1 - tail, hits + 1, total - hits) if fraction < 1 else 1.0
     return 100 * float(low), 100 * float(high)
 
 
@@ -59,11 +59,11 @@ def balanced_interval(hit_K: np.ndarray, total_K: np.ndarray, seed: int) -> tupl
         total_K: images of every class, at least one.
         seed: of the resamples.
     """
-    share_K = hit_K / total_K
-    if ((share_K == 0) | (share_K == 1)).all():
-        return exact_interval(float(share_K.mean()), len(total_K) ** 2 / (1 / total_K).sum())
+    fraction_K = hit_K / total_K
+    if ((fraction_K == 0) | (fraction_K == 1)).all():
+        return exact_interval(float(fraction_K.mean()), len(total_K) ** 2 / (1 / total_K).sum())
     generator = np.random.default_rng(seed)
-    resampled_RK = generator.binomial(total_K, share_K, (RESAMPLES, len(total_K)))
+    resampled_RK = generator.binomial(total_K, fraction_K, (RESAMPLES, len(total_K)))
     tail = 100 * (1 - CONFIDENCE) / 2
     low, high = np.percentile(100 * (resampled_RK / total_K).mean(1), [tail, 100 - tail])
     return float(low), float(high)
@@ -72,7 +72,7 @@ def balanced_interval(hit_K: np.ndarray, total_K: np.ndarray, seed: int) -> tupl
 def difference_interval(
     only_first: int, only_second: int, total: int, confidence: float = CONFIDENCE
 ) -> tuple[float, float]:
-    """Score interval, in percent, of the difference of two paired shares.
+    """Score interval, in percent, of the difference of two paired fractions.
 
     Tango (1998, Statistics in Medicine 17:891): the differences that a score test does not
     reject. Unlike the normal approximation it has a width where few images, or none, tell the
@@ -97,11 +97,11 @@ def _score_limit(first: int, second: int, n: int, z: float) -> float:
     """
 
     def rejected(difference: float) -> bool:
-        # Most likely share of ``second`` were this the difference: root of a quadratic.
+        # Most likely fraction of ``second`` if this were the difference: root of a quadratic.
         a, c = 2 * n, -second * difference * (1 - difference)
         b = -first - second + (2 * n - first + second) * difference
-        share = (max(b * b - 4 * a * c, 0.0) ** 0.5 - b) / (2 * a)
-        variance = max(n * (2 * share + difference * (1 - difference)), 0.0)
+        fraction = (max(b * b - 4 * a * c, 0.0) ** 0.5 - b) / (2 * a)
+        variance = max(n * (2 * fraction + difference * (1 - difference)), 0.0)
         return first - second - n * difference > z * variance**0.5
 
     low, high = -1.0, (first - second) / n

@@ -14,7 +14,7 @@ MARGIN = 1.0
 
 @dataclass(frozen=True)
 class Paired:
-    """How the first of two classifiers compares with the second. Shares are in percent.
+    """How the first of two classifiers compares with the second. Fractions are in percent.
 
     Attributes:
         difference: accuracy of the first minus that of the second.

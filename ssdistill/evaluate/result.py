@@ -14,8 +14,8 @@ class Result:
 
     Attributes:
         protocol: its full name, preset included: the second part of every metric's name.
-        metrics: ``probe/<protocol>/<measure>`` to number, as in records; shares in percent.
-        seconds: wall time, the encoding of images included where it was not done before.
+        metrics: ``probe/<protocol>/<measure>`` to number, as in records; fractions in percent.
+        seconds: wall time, the encoding of images included where it was not cached.
         settings: every setting it was run with, presets spelled out; plain values.
         details: what else is worth knowing (chosen strengths, …); plain values.
         classification: the answers on the test images, where there is one per image.

@@ -41,7 +41,7 @@ class _Looks(Settings):
 
     @property
     def protocols(self) -> list[Protocol]:
-        """Every protocol that is asked for."""
+        """Every requested protocol."""
         return list(self._by_key().values())
 
     def check_images(self, num_train: int) -> None:
@@ -100,11 +100,11 @@ class _Looks(Settings):
         return self
 
     @model_serializer(mode="wrap")
-    def _without_unasked(
+    def _without_unrequested(
         self, handler: SerializerFunctionWrapHandler, info: SerializationInfo
     ) -> dict[str, Any]:
-        # A protocol that nobody asked for, say because it is new, must not tell one stage from
-        # another; that one of the defaults is left out must.
+        # A protocol that nobody requested, say because it is new, must not tell one stage from
+        # another; that one of the defaults is disabled must.
         merged: dict[str, Any] = {
             name: value
             for name, value in handler(self).items()
@@ -142,7 +142,7 @@ else:
             pixels: evaluate the raw pixels too (shrunk to at most 16x16), as the row to beat.
             label_free_images: test images the label-free metrics use, at most.
             also: further protocols, such as a second preset of one, by any name; null takes one
-                back that an extended file asked for.
+                back that an extended file set.
         """,
         **{kind: _field(kind) for kind in PROTOCOLS.classes},
     )

@@ -85,8 +85,8 @@ class Experiment(Settings):
             that exists already (``ssdistill list teachers``).
         teachers: several of them by name, in place of ``teacher``; each loss then learns from
             every one.
-        student: the network that learns; needed with ``distill``.
-        pretrain: how the teacher (and the control) learns; needed unless all teachers exist.
+        student: the network that learns; required with ``distill``.
+        pretrain: how the teacher (and the control) learns; required unless all teachers exist.
         control: the student without a teacher; null for none.
         distill: how the student learns from the teacher; null stops after the teacher.
         compare: further rows of the table by name. A student, with what differs from

@@ -28,7 +28,7 @@ def kind_alone(value: Any) -> Any:
 
 
 def _without_null(value: Any) -> Any:
-    """A null takes out what a file that is extended has put in."""
+    """A null removes what an extended file has set."""
     if not isinstance(value, dict):
         return value
     return {name: item for name, item in value.items() if item is not None}

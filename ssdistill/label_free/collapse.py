@@ -86,14 +86,14 @@ def effective_rank(z_BD: Tensor) -> float:
     return _entropy_rank(_gram(z_BD))
 
 
-def entropy_rank(share_K: Tensor) -> float:
+def entropy_rank(weight_K: Tensor) -> float:
     """exp of the entropy of non-negative numbers scaled to sum 1: their effective number.
 
     Between 1 and K, 0 when all are zero (Roy and Vetterli, EUSIPCO 2007, definition 1).
     """
-    if share_K.sum() == 0:
+    if weight_K.sum() == 0:
         return 0.0
-    return torch.special.entr(share_K / share_K.sum()).sum().exp().item()
+    return torch.special.entr(weight_K / weight_K.sum()).sum().exp().item()
 
 
 @torch.no_grad()
@@ -103,7 +103,7 @@ def alpha(z_BD: Tensor) -> float:
     Near 1 in good encoders; larger where few directions carry nearly everything, near 0 where
     all carry alike. Weighted least squares of log(eigenvalue i) on log(i), weights 1 / i, over the
     ranks of ``ALPHA_RANKS``: the paper names neither ranks nor weights, these are those of its
-    code. Eigenvalues that are rounding (``ROUNDING``) are left out.
+    code. Eigenvalues that are rounding (``ROUNDING``) are ignored.
 
     Returns:
         the exponent; NaN where fewer than ten eigenvalues can be told from rounding, or an
@@ -137,7 +137,7 @@ def _entropy_rank(gram: Tensor) -> float:
 def _participation(gram: Tensor) -> float:
     """(sum of eigenvalues)^2 / sum of their squares, without computing them; NaN if all are zero.
 
-    It is exp of the Rényi entropy of order 2 of the squared singular values' shares, and hence
+    It is exp of the Rényi entropy of order 2 of the squared singular values over their sum, so
     never above the effective rank: that entropy falls with the order, and squaring sharpens.
     """
     return (gram.trace().square() / gram.square().sum()).item()

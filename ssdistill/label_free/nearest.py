@@ -82,7 +82,7 @@ def nearest_others(
 
     Args:
         embedding_ND: finite embeddings; compared where they are.
-        rows_Q: images whose neighbors are asked for, on the same device; default: all, in order.
+        rows_Q: images whose neighbors are searched, on the same device; default: all, in order.
         progress: a bar on the terminal.
 
     Returns:

@@ -26,7 +26,7 @@ def standardization(z_ND: Tensor) -> tuple[Tensor, Tensor]:
             rows = len(piece_nD)
             rough_D = piece_nD.mean(0)
             away_nD = piece_nD - rough_D
-            # The mean of a piece is rounded; what it is off by is taken out of both.
+            # The mean of a piece is rounded; its error is subtracted from both.
             off_D = away_nD.mean(0).double()
             own_D = away_nD.square_().sum(0).double() - rows * off_D.square()
             apart_D = rough_D.double() + off_D - mean_D

@@ -112,7 +112,7 @@ class Loss(nn.Module):
     and may set on the instance:
         student_taps, teacher_taps: names of the feature maps it reads (:class:`MapLoss` does).
         momentum: of the student's moving average, where it reads ``Outputs.momentum``.
-        needs_projection: whether it reads the teacher's projection (:meth:`teacher_width` sets it).
+        reads_projection: whether it reads the teacher's projection (:meth:`teacher_width` sets it).
     """
 
     kind: ClassVar[str]
@@ -131,7 +131,7 @@ class Loss(nn.Module):
     student_taps: tuple[str, ...] = ()
     teacher_taps: tuple[str, ...] = ()
     momentum: float | None = None
-    needs_projection: bool = False
+    reads_projection: bool = False
 
     def __init__(self, shapes: Shapes):
         super().__init__()
@@ -181,7 +181,7 @@ class Loss(nn.Module):
             raise self.fail(
                 "read=projection: the teacher has no projection head; set read=embedding"
             )
-        self.needs_projection = True
+        self.reads_projection = True
         return self.shapes.teacher_projection_dim
 
 

@@ -58,16 +58,16 @@ class AB(StageLoss):
     family = "attention and intermediate"
     paper = "Heo et al., AAAI 2019, arXiv:1811.03233"
     prefix = "before_relu"
-    needs = "stage that ends in a ReLU"
+    required = "stage that ends in a ReLU"
 
     def __init__(
         self, shapes: Shapes, *, maps: MapChoice | MapNames = "stages", margin: Positive = 1.0
     ):
         super().__init__(shapes, maps)
         self.margin = margin
-        self.shares = [SCALE * share for share in deeper_counts_more(self.map_pairs)]
+        self.weights = [SCALE * weight for weight in deeper_counts_more(self.map_pairs)]
         self.connectors = nn.ModuleList(connect(pair) for pair in self.map_pairs)
 
     def pair_loss(self, k: int, s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:
         s_BCHW = self.connectors[k](resize_map(s_BCHW, t_BCHW.shape[2:]))
-        return self.shares[k] * boundary_error(s_BCHW, t_BCHW, self.margin)
+        return self.weights[k] * boundary_error(s_BCHW, t_BCHW, self.margin)

@@ -45,7 +45,7 @@ def class_and_patches(logits_BHN: Tensor, grid: Grid) -> Tensor:
 def on_another_grid(log_p_BHN: Tensor, grid: Grid, size: Grid) -> Tensor:
     """Resample log-attention to the patches onto a grid of ``size``; keep the class token's.
 
-    The class token keeps its share, and the patches together theirs.
+    The class token keeps its weight, and the patches together theirs.
     """
     p_BHN = log_p_BHN.exp()
     own_BH1, patches_BHN = p_BHN[..., :1], p_BHN[..., 1:]
@@ -95,7 +95,7 @@ class AttnDistill(StageLoss):
     paper = "Wang et al., BMVC 2022, arXiv:2210.00944"
     reads = "embedding, attention"
     prefix = "attention"
-    needs = "class-token attention"
+    required = "class-token attention"
     exact_under_sharding = True
 
     def __init__(

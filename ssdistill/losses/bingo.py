@@ -18,24 +18,24 @@ def bag_loss(
     keys: tuple[Tensor, Tensor],
     queue_KD: Tensor,
     temperature: float,
-    own_share: float,
-    cutmix_share: float,
+    own_weight: float,
+    cutmix_fraction: float,
 ) -> Tensor:
-    """1/3 sum over three queries of share nce(query, key) + (1 - share) nce(query, other key).
+    """1/3 sum over three queries of weight nce(query, key) + (1 - weight) nce(query, other key).
 
     Args:
         queries: of the image q, of its neighbor p and of the mixture of both, (B, D) each.
         keys: of the image k and of its neighbor k', (B, D) each.
         queue_KD: negatives of length 1.
         temperature: of the softmax.
-        own_share: weight of q's own key k, and of p's own k'.
-        cutmix_share: weight of k for the mixture.
+        own_weight: weight of q's own key k, and of p's own k'.
+        cutmix_fraction: weight of k for the mixture.
     """
-    shares = (own_share, 1 - own_share, cutmix_share)
+    weights = (own_weight, 1 - own_weight, cutmix_fraction)
     losses = []
-    for query_BD, share in zip(queries, shares, strict=True):
+    for query_BD, weight in zip(queries, weights, strict=True):
         image, neighbor = info_nce_each(query_BD, keys, queue_KD, temperature)
-        losses.append(share * image + (1 - share) * neighbor)
+        losses.append(weight * image + (1 - weight) * neighbor)
     return sum(losses) / 3
 
 
@@ -44,7 +44,7 @@ class BINGO(Loss):
 
     With nce(x, y) = -log exp(x·y/T) / (exp(x·y/T) + sum_k exp(x·q_k/T)) of vectors of length 1,
     q and k the student's and the teacher's of two views of an image, p and k' those of an image
-    that the teacher finds like it, m the student's of q's and p's pixels, a share a of them q's:
+    that the teacher finds like it, m the student's of q's and p's pixels, a fraction a of them q's:
 
     L = 1/3 [(nce(q, k) + nce(q, k')) / 2 + (nce(p, k) + nce(p, k')) / 2
     + a nce(m, k) + (1 - a) nce(m, k')]
@@ -109,7 +109,7 @@ class BINGO(Loss):
         *queries, neighbor_BD, mixed_BD = self.head(torch.cat(student_views)).chunk(
             len(student_views)
         )
-        own_share = 1.0 if batch.epoch < self.warmup_epochs else 0.5
+        own_weight = 1.0 if batch.epoch < self.warmup_epochs else 0.5
         queue_KD = self.bank["teacher"]
         losses = [
             bag_loss(
@@ -117,8 +117,8 @@ class BINGO(Loss):
                 (key_BD, neighbor_key_BD),
                 queue_KD,
                 self.temperature,
-                own_share,
-                batch.cutmix_share,
+                own_weight,
+                batch.cutmix_fraction,
             )
             for query_BD, key_BD in zip(queries, keys, strict=True)
         ]

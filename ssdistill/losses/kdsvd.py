@@ -70,9 +70,9 @@ def with_fixed_signs(v_BCk: Tensor) -> Tensor:
 def singular_vectors(
     s_BNC: Tensor, t_BMC: Tensor, k: int, fix_signs: bool
 ) -> tuple[Tensor, Tensor]:
-    """(student's, teacher's) k leading vectors (B, C, k), both times the teacher's share.
+    """(student's, teacher's) k leading vectors (B, C, k), both times the teacher's weight.
 
-    The share of a vector is its singular value over the length of all k.
+    The weight of a vector is its singular value over the length of all k.
     """
     t_BCk, value_Bk = RightVectors.apply(t_BMC, k)
     t_BCk = with_fixed_signs(t_BCk) if fix_signs else t_BCk

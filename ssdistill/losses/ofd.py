@@ -85,11 +85,11 @@ class OFD(StageLoss):
     paper = "Heo et al., ICCV 2019, arXiv:1904.01866"
     paper_weight = 0.001
     prefix = "before_relu"
-    needs = "stage that ends in a ReLU"
+    required = "stage that ends in a ReLU"
 
     def __init__(self, shapes: Shapes, *, maps: MapChoice | MapNames = "stages"):
         super().__init__(shapes, maps)
-        self.shares = deeper_counts_more(self.map_pairs)
+        self.weights = deeper_counts_more(self.map_pairs)
         self.stages = nn.ModuleList(Stage(pair, self._margin(pair)) for pair in self.map_pairs)
 
     def _margin(self, pair: MapPair) -> Tensor:
@@ -103,4 +103,4 @@ class OFD(StageLoss):
         return margins(*self.shapes.teacher_norms[stage])
 
     def pair_loss(self, k: int, s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:
-        return self.shares[k] * self.stages[k](s_BCHW, t_BCHW)
+        return self.weights[k] * self.stages[k](s_BCHW, t_BCHW)

@@ -34,17 +34,17 @@ def view_distance(p: Views, t: Views, different: bool) -> Tensor:
 
 
 def multi_target_distance(
-    predictions: Mapping[str, Views], targets: Mapping[str, Views], shares: Mapping[str, int]
+    predictions: Mapping[str, Views], targets: Mapping[str, Views], weights: Mapping[str, int]
 ) -> Tensor:
-    """Mean of :func:`view_distance` over the names in ``shares``, such as ``t_dv``.
+    """Mean of :func:`view_distance` over the names in ``weights``, such as ``t_dv``.
 
     ``predictions`` are by name, ``targets`` by the name's part before ``_sv`` or ``_dv``.
     """
     terms = [
-        share * view_distance(predictions[name], targets[name[:-3]], name.endswith("_dv"))
-        for name, share in shares.items()
+        weight * view_distance(predictions[name], targets[name[:-3]], name.endswith("_dv"))
+        for name, weight in weights.items()
     ]
-    return torch.stack(terms).sum() / sum(shares.values())
+    return torch.stack(terms).sum() / sum(weights.values())
 
 
 class SimDis(Loss):
@@ -92,12 +92,12 @@ class SimDis(Loss):
         read: Read = "embedding",
     ):
         super().__init__(shapes)
-        self.shares, self.momentum = TARGETS[targets], momentum
+        self.weights, self.momentum = TARGETS[targets], momentum
         self.read: Read = read
         widths = {"s": dim, "sema": dim, "t": self.teacher_width(read)}
         self.projector = predictor(shapes.student_dim, dim, hidden_dim)
         self.predictors = nn.ModuleDict(
-            {name: predictor(dim, widths[name[:-3]], hidden_dim) for name in self.shares}
+            {name: predictor(dim, widths[name[:-3]], hidden_dim) for name in self.weights}
         )
         self.momentum_projector = momentum_copy(self.projector)
 
@@ -110,7 +110,7 @@ class SimDis(Loss):
             "t": vectors(teacher, self.read),
         }
         predictions = {name: q(z_ND).chunk(count) for name, q in self.predictors.items()}
-        return multi_target_distance(predictions, targets, self.shares)
+        return multi_target_distance(predictions, targets, self.weights)
 
     @torch.no_grad()
     def moved(self, s_ND: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssdistill.losses import Shapes
-from ssdistill.losses.base.dropping import kept_shares
+from ssdistill.losses.base.dropping import kept_weights
 from ssdistill.losses.base.maps import MapChoice, MapNames
 from ssdistill.losses.base.matching import StandardizedRegression
 from ssdistill.models.heads import MapHead
@@ -25,7 +25,7 @@ def mean_over_kept_teachers(loss_TB: Tensor, dropped_TB: Tensor) -> Tensor:
 
     The teacher an image has the largest loss with is kept whatever ``dropped_TB`` (bool) says.
     """
-    return (kept_shares(loss_TB, dropped_TB) * loss_TB).mean()
+    return (kept_weights(loss_TB, dropped_TB) * loss_TB).mean()
 
 
 class UNIC(StandardizedRegression):

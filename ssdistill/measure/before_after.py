@@ -57,10 +57,10 @@ def before_after(
         ``speedup_batch64`` with the ends of their intervals (``speedup_low``, ``speedup_high``),
         and ``smaller`` (bytes before over bytes after); under ``agree/parent/`` what
         :func:`ssdistill.label_free.agreement.agreement` says of the two. What cannot be
-        measured (a model that no runtime can be timed with) is left out.
+        measured (a model that no runtime can be timed with) is omitted.
 
         The facts: ``bytes`` and ``latency`` of ``after`` as fractions of those before, ``cka``, and
-        the ``runtime`` that was timed. Shares that are not known are NaN, which no gate passes.
+        the ``runtime`` that was timed. Fractions that are not known are NaN, which no gate passes.
 
     Raises:
         UserError: embeddings that are not finite.

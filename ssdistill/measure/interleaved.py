@@ -93,8 +93,8 @@ class Speedup:
     rounds: int
 
 
-def speedup_of(slower: Sequence[Sequence[float]], faster: Sequence[Sequence[float]]) -> Speedup:
-    """Median time of ``slower`` over that of ``faster``, round by round.
+def speedup_of(reference: Sequence[Sequence[float]], model: Sequence[Sequence[float]]) -> Speedup:
+    """Median time of ``reference`` over that of ``model``, round by round.
 
     What slows the machine down slows both turns of a round: their ratio hardly notices, while
     the ratio of two medians over all rounds does.
@@ -102,7 +102,7 @@ def speedup_of(slower: Sequence[Sequence[float]], faster: Sequence[Sequence[floa
     Raises:
         ValueError: no round in which both took a turn.
     """
-    pairs = [(a, b) for a, b in zip(slower, faster, strict=True) if a and b]
+    pairs = [(a, b) for a, b in zip(reference, model, strict=True) if a and b]
     round_ratios = sorted(statistics.median(a) / statistics.median(b) for a, b in pairs)
     if not round_ratios:
         raise ValueError("both were never timed in the same round")

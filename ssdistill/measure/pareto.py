@@ -16,7 +16,7 @@ class FrontPoint:
     """The searched plan and the best uniform plan at one budget.
 
     Attributes:
-        share: what may be kept of the cost, at most.
+        share: the largest fraction of the cost that the plan may have.
         cost, uniform_cost: estimated cost of the two plans in the budget's unit; None where no
             uniform plan is within the budget.
         predicted: sum of the damages that the plan's actions do alone.
@@ -36,7 +36,7 @@ class FrontPoint:
 
 @dataclass(frozen=True)
 class Front:
-    """Points by falling share.
+    """Points in decreasing order of the budget.
 
     Attributes:
         model: its name.

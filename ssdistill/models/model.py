@@ -20,7 +20,7 @@ class Model(nn.Module):
         embed_dim: width of the embedding.
         channels: for every layer that has lost output channels, by its name in ``net``, which
             channels of the uncompressed network it still has, ascending.
-        removed: names in ``net`` of the blocks that were taken out, in the order of the network.
+        removed: names in ``net`` of the removed blocks, in the order of the network.
         coded: how weights are to be stored, by state dict key of ``net``, where that is shorter
             than their numbers; see :mod:`ssdistill.artifacts.coding.codes`. A weight that has
             changed since is stored as it is.

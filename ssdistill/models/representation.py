@@ -35,7 +35,7 @@ class Outputs(list[Representation]):
     Attributes:
         extra: representations of views made for one loss, by name (``rotated_90``, …).
         momentum: the student's moving average's representations of the student's views, in the
-            same order; empty unless a loss asked for them.
+            same order; empty unless a loss reads them.
     """
 
     def __init__(

@@ -63,7 +63,7 @@ class EncoderSpec(Settings):
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Initial weights and digests of stages depend on the dump: a field that came later
+        # Initial weights and hashes of stages depend on the dump: a field that came later
         # must not change those of the encoders that do without it.
         later = {"stem_padding": 1, "input_size": None, "library": "timm"}
         return {k: v for k, v in dump(self).items() if k not in later or v != later[k]}

@@ -60,7 +60,7 @@ class Autoencoder(Method):
     """Reconstruct an image from the embedding of its corrupted version.
 
     L = mean over pixels of (d(f(q(x))) - x)², f the encoder, d a small convolutional decoder that
-    is thrown away, x in the pixels that the encoder normalizes to. The corruption q adds Gaussian
+    is discarded, x in the pixels that the encoder normalizes to. The corruption q adds Gaussian
     noise, then paints cells of a square grid in the data's mean color; it follows from the step
     and the position in the batch, or the image. All that the decoder knows of an image is the
     pooled embedding, which is what a probe reads; hence any encoder will do. The batch norms of

@@ -26,7 +26,7 @@ class MAE(Method):
     L = mean over masked patches of |d - x|² / pixels (sec. 3), d the decoder's output, x the
     pixels of a patch as the encoder normalizes them, less their mean and over their standard
     deviation in that patch unless ``normalize_targets`` is off. The encoder computes the visible
-    patches only, beside its class and register tokens; the decoder, thrown away afterwards, adds
+    patches only, beside its class and register tokens; the decoder, discarded afterwards, adds
     mask tokens and fixed sine-cosine positions. The encoder keeps timm's initialization and its
     learned positions, where the paper's has fixed ones. There is no batch norm and no projector.
     Which patches are masked follows from the step and the image alone. The metrics see the pooled

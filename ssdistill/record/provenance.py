@@ -92,7 +92,7 @@ def _git(root: Path, *arguments: str) -> bytes | None:
 
 
 def package_versions(names: tuple[str, ...] = PACKAGES) -> dict[str, str]:
-    """Version by distribution name; those not installed are left out."""
+    """Version by distribution name; those not installed are omitted."""
     versions = {}
     for name in names:
         try:

@@ -55,7 +55,7 @@ class Session:
     ) -> WandbLogger | None:
         """The stage's part in the W&B run of the whole experiment, or None where there is none.
 
-        There is one inside a sweep, whose agent has asked for it, and where the caller of this
+        There is one inside a sweep, whose agent has opened it, and where the caller of this
         library has opened one.
         """
         run = active_run() or self._run_of_sweep(record, mode, tags)

@@ -28,30 +28,28 @@ def wandb_mode(settings: TrackingSettings) -> Mode:
     """The mode to use: the config's, else ``WANDB_MODE``'s, else what an API key allows.
 
     Raises:
-        UserError: ``online`` was asked for and there is no key; an unknown ``WANDB_MODE``.
+        UserError: ``online`` was requested and there is no key; an unknown ``WANDB_MODE``.
     """
-    mode, asked_by = settings.wandb, "tracking.wandb"
+    mode, key = settings.wandb, "tracking.wandb"
     if mode == "auto":
-        mode, asked_by = _mode_of_environment(), "WANDB_MODE"
+        mode, key = _mode_of_environment(), "WANDB_MODE"
     if mode is None:
         return "online" if has_key() else "offline"
     if mode == "online" and not has_key():
-        raise UserError(
-            f"{asked_by}=online needs an API key: run `wandb login`, or use {asked_by}=offline"
-        )
+        raise UserError(f"{key}=online needs an API key: run `wandb login`, or use {key}=offline")
     return mode
 
 
 def _mode_of_environment() -> Mode | None:
-    asked = variable("WANDB_MODE")
-    if asked is None:
+    mode = variable("WANDB_MODE")
+    if mode is None:
         disabled = (variable("WANDB_DISABLED") or "").lower() in ("1", "true", "yes", "on")
         return "disabled" if disabled else None
-    if asked.lower() not in MODES:
+    if mode.lower() not in MODES:
         raise UserError(
-            f"WANDB_MODE={asked}: unknown{nearest(asked, MODES)}; use online, offline or disabled"
+            f"WANDB_MODE={mode}: unknown{nearest(mode, MODES)}; use online, offline or disabled"
         )
-    return MODES[asked.lower()]
+    return MODES[mode.lower()]
 
 
 def has_key() -> bool:

@@ -14,7 +14,7 @@ PARENT = "parent"
 ``paired``, tests of its answers against that one's (see ``evaluate.paired.Paired``)."""
 LARGER = 1.01
 """Bytes over the parent's from which on a file counts as larger; metadata alone may differ."""
-LESS_ALIKE = 0.01
+LOWER_CKA = 0.01
 """Fall of CKA that counts where one seed says nothing of its spread."""
 
 
@@ -67,10 +67,10 @@ def advise(records: Sequence[dict[str, Any]]) -> list[Advice]:
 
 def _judged(row: ResultRow, parent: ResultRow, tests: dict[str, list[dict[str, Any]]]) -> Advice:
     if row.mean(f"{PREFIX}accepted") == 0:
-        return Advice(row.model, parent.model)  # the step was left out
+        return Advice(row.model, parent.model)  # the step was skipped
     accuracy = _less_accurate(row, parent, tests)
     alike = _less_alike(row, parent)
-    # Labels decide where there are any: training on may well leave the dense model's embedding.
+    # Labels decide where there are any: training may move away from the uncompressed model.
     labeled = bool(tests) or _measure(row, parent) is not None
     losses = (_slower(row, parent), _larger(row, parent), accuracy, "" if labeled else alike)
     return Advice(
@@ -160,12 +160,12 @@ def _less_alike(row: ResultRow, parent: ResultRow) -> str:
     if not falls:
         return ""
     fall = statistics.fmean(falls)
-    doubt = max(LESS_ALIKE, statistics.stdev(falls)) if len(falls) > 1 else LESS_ALIKE
+    doubt = max(LOWER_CKA, statistics.stdev(falls)) if len(falls) > 1 else LOWER_CKA
     if fall <= doubt:
         return ""
     values = (statistics.fmean(before.values()), statistics.fmean(after.values()))
     return (
-        f"agrees less with the dense model than {parent.model} "
+        f"agrees less with the uncompressed model than {parent.model} "
         f"(CKA {values[1]:.3f} after {values[0]:.3f})"
     )
 

@@ -35,7 +35,7 @@ def rendered(template: str, **facts: Any) -> str:
 
 
 def flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """``{"git": {"sha": "1a"}}`` as ``("git sha", "1a")``; empty values are left out."""
+    """``{"git": {"sha": "1a"}}`` as ``("git sha", "1a")``; empty values are omitted."""
     for key, value in facts.items():
         name = f"{prefix} {key}".strip()
         if isinstance(value, Mapping):

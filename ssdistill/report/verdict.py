@@ -13,7 +13,7 @@ from ssdistill.report.tables.models import MISSING, ResultRow, Table, results_ro
 from ssdistill.settings import Positive, Settings
 
 CONFIDENCE = 0.9
-"""Of every interval; 5 % are left out at each end of a two-sided one."""
+"""Of every interval; 5 % lie beyond each end of a two-sided one."""
 TWO_SIDED = CONFIDENCE + (1 - CONFIDENCE) / 2
 MOST_SEEDS = 100
 Outcome = Literal[
@@ -287,7 +287,7 @@ def _decimals(verdict: Verdict) -> int:
 
 
 def _number(value: float, decimals: int | None = None) -> str:
-    """Grouped from ten thousand on, and whole where no number of decimals is asked for."""
+    """Grouped from ten thousand on, and whole by default."""
     large = abs(value) >= 10_000
     decimals = (0 if large else 2) if decimals is None else decimals
     return f"{value:,.{decimals}f}" if large else f"{value:.{decimals}f}"

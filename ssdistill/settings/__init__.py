@@ -35,6 +35,6 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-"""A share between 0 and 1, both included."""
+"""A fraction between 0 and 1, both included."""
 OpenFraction = Annotated[float, Field(gt=0, lt=1)]
-"""A share strictly between 0 and 1."""
+"""A fraction strictly between 0 and 1."""

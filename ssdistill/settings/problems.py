@@ -111,11 +111,11 @@ def _values(settings: Any) -> dict[str, Any]:
     return {field.alias or name: getattr(settings, name) for name, field in fields.items()}
 
 
-def _shown_value(value: Any, text_asked: bool) -> str:
+def _shown_value(value: Any, expects_text: bool) -> str:
     if isinstance(value, dict):
         return ""
     remedy = ""
-    if text_asked and isinstance(value, bool | int | float):
+    if expects_text and isinstance(value, bool | int | float):
         remedy = "; text that YAML reads otherwise needs quotes, in a shell '\"…\"'"
     return f" (got {shortened(repr(value))}{remedy})"
 

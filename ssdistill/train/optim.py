@@ -72,7 +72,7 @@ class OptimSettings(Settings):
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Digests of stages depend on the dump: a setting that came later must not change those
+        # Hashes of stages depend on the dump: a setting that came later must not change those
         # of the trainings that do without it.
         later = {
             "weight_decay_end": None,

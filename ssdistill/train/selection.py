@@ -109,7 +109,7 @@ class Selection(Observer):
     weights have seen.
 
     Ranks compare well only what was trained alike, as the states of one training are; they can
-    be large before anything is learnt, so nothing is measured before the first share has passed.
+    be large before anything is learnt, so nothing is measured before the first fraction has passed.
 
     Args:
         criterion: what is measured.

@@ -49,7 +49,7 @@ def make_inputs(
     views = num_views or loss.views
     student, teacher = make_outputs(loss, BATCH, views)
     images = torch.zeros(BATCH, 1, 1, 3, dtype=torch.uint8)
-    batch = Batch(images, torch.randperm(NUM_SAMPLES)[:BATCH], 0, step, 10, cutmix_share=0.7)
+    batch = Batch(images, torch.randperm(NUM_SAMPLES)[:BATCH], 0, step, 10, cutmix_fraction=0.7)
     return student, teacher, batch
 
 
@@ -203,7 +203,7 @@ def train_step(distiller: Distiller, optimizer: torch.optim.Optimizer, step: int
     count = distiller.num_views + len(distiller.extra_views)
     views = [torch.rand(BATCH, 3, IMAGE_SIZE, IMAGE_SIZE) for _ in range(count)]
     images = torch.zeros(BATCH, 1, 1, 3, dtype=torch.uint8)
-    batch = Batch(images, torch.randperm(NUM_SAMPLES)[:BATCH], 0, step, 2, cutmix_share=0.7)
+    batch = Batch(images, torch.randperm(NUM_SAMPLES)[:BATCH], 0, step, 2, cutmix_fraction=0.7)
     weights = distiller.weights_at(step, 2)
     losses = distiller(views, batch)
     sum(weights[name] * value for name, value in losses.items()).backward()

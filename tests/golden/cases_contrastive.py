@@ -101,7 +101,7 @@ def bingo() -> Compared:
         student, teacher = outputs(x["q"]), outputs(x["tk"])
         student.extra = {"neighbor_0": outputs(x["p"])[0], "cutmix": outputs(x["mix"])[0]}
         teacher.extra = {"neighbor_1": outputs(x["tkp"])[0]}
-        batch = replace(batch_of(), epoch=epoch, cutmix_share=share)
+        batch = replace(batch_of(), epoch=epoch, cutmix_fraction=share)
         return loss_of, loss_of(student, teacher, batch), x
 
     loss_of, loss, x = run(epoch=11)

@@ -41,7 +41,7 @@ def train(kind: str, part: slice) -> dict[str, Tensor]:
             for x in (view.embedding_BD, *view.maps.values()):
                 x.requires_grad_()
         images = torch.zeros(len(index_B), 1, 1, 3, dtype=torch.uint8)
-        batch = Batch(images, index_B, 0, step, STEPS, cutmix_share=0.7)
+        batch = Batch(images, index_B, 0, step, STEPS, cutmix_fraction=0.7)
         torch.manual_seed(100 * len(index_B) + int(index_B[0]))  # no process draws like another
         loss = loss_of(student, teacher, batch)
         loss_of.zero_grad()

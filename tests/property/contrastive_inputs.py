@@ -33,7 +33,7 @@ def rows(*names: str, count: int = COUNT) -> list[Tensor]:
 def batch_of(index_B: Tensor | None = None, step: int = 0, epoch: int = 20) -> Batch:
     index_B = torch.arange(COUNT) if index_B is None else index_B
     images = torch.zeros(len(index_B), 1, 1, 3, dtype=torch.uint8)
-    return Batch(images, index_B, epoch, step, 40, cutmix_share=0.7)
+    return Batch(images, index_B, epoch, step, 40, cutmix_fraction=0.7)
 
 
 def outputs(*embeddings: Tensor, momentum: tuple[Tensor, ...] = (), **extra: Tensor) -> Outputs:

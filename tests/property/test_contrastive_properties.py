@@ -112,6 +112,6 @@ def test_the_projection_is_read_where_it_is_asked_for(cls):
 
         return Outputs([other(r) for r in teacher], {n: other(r) for n, r in teacher.extra.items()})
 
-    assert loss_of.needs_projection
+    assert loss_of.reads_projection
     assert value(loss_of, student, changed("embedding_BD")) == expected
     assert value(loss_of, student, changed("projection_BP")) != expected

@@ -61,7 +61,7 @@ def cutmix_box(step, size=100):
     white = mixed[0, 0] > 0.5
     rows, columns = white.any(1).nonzero().flatten(), white.any(0).nonzero().flatten()
     edges = [(e[0].item(), e[-1].item() + 1) if len(e) else (0, 0) for e in (rows, columns)]
-    return edges, batch.cutmix_share
+    return edges, batch.cutmix_fraction
 
 
 def test_rectangles_of_neighbors_have_the_law_of_beta_2_2():

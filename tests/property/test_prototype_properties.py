@@ -57,7 +57,7 @@ def test_too_few_images_to_fit_are_refused(kind):
 @pytest.mark.parametrize("kind", LOSSES)
 def test_projection_logits_are_those_of_the_kept_head(kind):
     loss = built(kind, logits="projection")
-    assert loss.needs_projection and not loss.fits_teacher and loss.num_logits == 10
+    assert loss.reads_projection and not loss.fits_teacher and loss.num_logits == 10
     student, teacher = inputs_of(loss)
     value = loss(student, teacher, batch_of())
     for r in teacher:
@@ -70,7 +70,7 @@ def test_projection_logits_are_those_of_the_kept_head(kind):
 @pytest.mark.parametrize("kind", LOSSES)
 def test_prototype_logits_do_not_read_the_projection(kind):
     loss = built(kind)
-    assert not loss.needs_projection and loss.fits_teacher
+    assert not loss.reads_projection and loss.fits_teacher
     student, teacher = inputs_of(loss)
     for r in teacher:
         r.projection_BP = None

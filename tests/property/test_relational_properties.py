@@ -169,6 +169,6 @@ def test_a_relation_reads_the_projection_only_where_there_is_one():
     other = mapped(teacher, torch.clone)
     other[0].embedding_BD = torch.randn_like(other[0].embedding_BD)
     assert value(loss_of, student, other) == value(loss_of, student, teacher)
-    assert loss_of.needs_projection
+    assert loss_of.reads_projection
     with pytest.raises(UserError, match="rkd: read=projection: the teacher has no projection"):
         LOSSES["rkd"](Shapes(4, 4, 10), read="projection")

@@ -168,7 +168,7 @@ def pack_state(
     Args:
         state: plain tensors.
         coded: how some of them are to be written, by key; codes that are not
-            :func:`current` are left out.
+            :func:`current` are ignored.
         entropy: False for a fixed width instead of Huffman's code.
 
     Returns:

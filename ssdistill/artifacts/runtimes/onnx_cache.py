@@ -41,7 +41,7 @@ _caches: list[_ExportCache] = []
 def float_onnx(model: Model) -> Iterator[OnnxEncoder]:
     """Run a model in ONNX Runtime inside the ``with`` block.
 
-    What an encoder of the same weights was exported to before is used again; the export takes
+    An earlier export of an encoder with the same weights is cached; the export takes
     seconds, and each model of a chain is measured beside its parent, its children and all.
 
     Raises:

@@ -22,7 +22,7 @@ def ask(
         settings: by name, what is to differ from a protocol's defaults.
 
     Raises:
-        UserError: an unknown name or setting, or settings of a protocol that is not asked.
+        UserError: an unknown name or setting, or settings of a protocol that is not requested.
     """
     settings = settings or {}
     if names is None:

@@ -7,7 +7,7 @@ from ssdistill.errors import UserError
 
 SUMMARY = "evaluate and compare encoders on labeled images"
 DESCRIPTION = """\
-Evaluate encoders on labeled images. No training config is needed, and only the probes are
+Evaluate encoders on labeled images. No training config is required, and only the probes are
 trained. Several models are shown side by side, each compared with the first on the same test
 images. Without labels, label-free metrics are shown.
 

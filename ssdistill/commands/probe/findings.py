@@ -23,7 +23,7 @@ class Findings:
         name: short, for tables; source: what was opened.
         image_size: side of the images it was given, in pixels.
         metrics: every number under its name in records.
-        results: of every protocol that could be asked, by its name.
+        results: of every protocol that could be run, by its name.
         refused: by protocol, why it could not.
         notices: what must be known to read the numbers rightly.
         looked_at_ND: embeddings of the test images that :attr:`Probed.rows` names.
@@ -56,7 +56,7 @@ class Probed:
     Attributes:
         models: in the order they were given; the first is what the others are compared with.
         shown: the images.
-        protocols: that were asked; none where the images have no labels.
+        protocols: that were requested; none where the images have no labels.
         margin: points of accuracy within which two models count as equally good.
     """
 

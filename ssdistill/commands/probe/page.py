@@ -41,8 +41,8 @@ def render(probed: Probed, method: Method = "pca") -> str:
         "test images. "
     )
     if probed.protocols:
-        asked = ", ".join(protocol_words(protocol.name) for protocol in probed.protocols)
-        summary += f"Evaluated with {asked}; hyper-parameters are chosen on training labels only."
+        protocols = ", ".join(protocol_words(protocol.name) for protocol in probed.protocols)
+        summary += f"Evaluated with {protocols}; hyper-parameters are chosen by training labels."
     else:
         summary += "No labels: evaluation skipped, label-free metrics shown."
     several = len(probed.models) > 1
@@ -64,20 +64,20 @@ def render(probed: Probed, method: Method = "pca") -> str:
         classes=classes_beside_table(probed) if several else classes_table(probed.models[0]),
         label_free=label_free_table(probed),
         provenance=provenance(),
-        config=_asked(probed),
+        config=_request(probed),
     )
 
 
-def _asked(probed: Probed) -> str:
-    """What was asked, as JSON: data, protocols and where each model came from."""
+def _request(probed: Probed) -> str:
+    """What was requested, as JSON: data, protocols and where each model came from."""
     whole = json.loads(to_json(probed))
-    asked = {key: whole[key] for key in ("data", "protocols", "margin")}
-    asked["models"] = {
+    request = {key: whole[key] for key in ("data", "protocols", "margin")}
+    request["models"] = {
         model["name"]: {"source": model["source"]}
         | {name: result["details"] for name, result in model["results"].items()}
         for model in whole["models"]
     }
-    return json.dumps(asked, indent=2)
+    return json.dumps(request, indent=2)
 
 
 def _headlines(probed: Probed) -> list[Headline]:

@@ -22,7 +22,7 @@ def project(z_ND: Tensor, method: Method = "pca") -> tuple[np.ndarray, str]:
             ``umap`` keeps neighborhoods only (McInnes et al., arXiv:1802.03426).
 
     Raises:
-        UserError: UMAP is asked for and ``umap-learn`` is not installed.
+        UserError: UMAP is requested and ``umap-learn`` is not installed.
     """
     unit_ND = functional.normalize(z_ND.double(), dim=1)
     if method == "umap":
@@ -54,7 +54,7 @@ def check_method(method: str) -> None:
     """Refuse a map that cannot be drawn, before anything is encoded.
 
     Raises:
-        UserError: UMAP is asked for and ``umap-learn`` is not installed.
+        UserError: UMAP is requested and ``umap-learn`` is not installed.
     """
     from importlib.util import find_spec
 

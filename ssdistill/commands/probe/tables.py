@@ -54,7 +54,7 @@ def measures_table(model: Findings, probed: Probed) -> Table | None:
     return Table(
         ("protocol", "measure", "value", "95 % interval"),
         tuple(rows),
-        f"{_test_words(probed)}; accuracies and shares in percent.",
+        f"{_test_words(probed)}; accuracies and fractions in percent.",
         model.name,
         (False, False, True, True),
         keys=2,
@@ -111,7 +111,7 @@ def _worst(by_class: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
 def models_table(probed: Probed) -> Table:
     """What each model costs, and each protocol's number with its interval.
 
-    One row per model, or where more protocols were asked than a terminal is wide for, one column.
+    One row per model; one column per model if the protocols do not fit in a terminal's width.
     """
     columns = quoted(probed)
     body = []

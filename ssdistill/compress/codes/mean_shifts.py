@@ -27,7 +27,7 @@ def correct_shifts(model: Model, reference: Model, inputs: Tensor) -> tuple[Mode
     give (Nagel et al., ICCV 2019, arXiv:1906.04721, section 4.2). A layer with a bias takes the
     shift of its output into it; a batch norm takes the shift and the change of variance of its
     input into its running statistics. Layers that have other widths than in ``reference`` are
-    left out. The first half of ``inputs`` is looked at; the second decides whether it helped.
+    ignored. The first half of ``inputs`` is looked at; the second decides whether it helped.
 
     Args:
         model: left as it is.

@@ -153,7 +153,7 @@ def rows_of(layer: nn.Module, output: Tensor) -> Tensor:
 def called_layers(model: Model) -> dict[str, Positions]:
     """The plain convolutions and linear layers that the model calls, in that order.
 
-    Left out are layers with groups, layers of a subclass (they compute something else), those
+    Skipped are layers with groups, layers of a subclass (they compute something else), those
     that share their weight with another, and the parts of what is factorized already.
     """
     modules = dict(model.net.named_modules())

@@ -61,7 +61,7 @@ def list_choices(
 
 
 def _energy_beyond(energies_R: Tensor) -> list[float]:
-    """Share of the energy beyond the first r, for r from 0 to all."""
+    """Fraction of the energy beyond the first r, for r from 0 to all."""
     total = energies_R.sum()
     if total <= 0:
         return [0.0] * (len(energies_R) + 1)

@@ -88,7 +88,7 @@ def best_map(
         weight_GO: how much a squared error counts, by output.
 
     Returns:
-        W (G, K, O), b (G, O), both zero where no map is better than nothing, and the share of
+        W (G, K, O), b (G, O), both zero where no map is better than nothing, and the fraction of
         the error that is left on the held-out samples, 1 where no map helped.
     """
     nothing = torch.zeros_like(held_out.xy_GKO), torch.zeros_like(held_out.y_GO)

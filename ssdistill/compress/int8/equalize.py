@@ -107,7 +107,7 @@ def _equalize_pair(first: nn.Module, second: nn.Module) -> float:
 def read_chains(model: Model) -> Chain:
     """Follow the traced graph from every layer to what reads it.
 
-    Layers that are used twice, and weights that are computed, are left out.
+    Layers that are used twice, and weights that are computed, are skipped.
     """
     try:
         with quiet():

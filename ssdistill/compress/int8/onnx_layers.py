@@ -23,7 +23,7 @@ def layer_nodes(graph: Any, net: nn.Module) -> dict[str, str]:
     """The Conv, Gemm or MatMul node of every convolution and linear layer, by layer name.
 
     A weight is known by its name in the file or, where the exporter has transposed it, by its
-    values. Layers that the file lacks are left out.
+    values. Layers that the file lacks are ignored.
 
     Args:
         graph: an ``onnx.GraphProto`` whose names are the exporter's.

@@ -43,7 +43,7 @@ def quantize_pt2e(
         the file, opened.
 
     Raises:
-        UserError: torchao or ExecuTorch is not installed, no C++ compiler where one is needed,
+        UserError: torchao or ExecuTorch is not installed, no C++ compiler where one is required,
             the model cannot be exported, or nothing of it became int8.
     """
     path, model, runtime = Path(path), ready(model), runtime_of(path, target)

@@ -4,7 +4,7 @@ import numpy as np
 
 from ssdistill.compress.int8.affine import affine_step
 
-SHARES = np.linspace(1.0, 0.02, 99)
+FRACTIONS = np.linspace(1.0, 0.02, 99)
 """Candidates from the widest: among equally good ranges the first clips least."""
 
 
@@ -34,7 +34,7 @@ def mse_range(
     def best(candidates: list[tuple[float, float]]) -> tuple[float, float]:
         return min(candidates, key=lambda r: _squared_error(values_K, weights_K, *r, bits))
 
-    lows, highs = low * SHARES, high * SHARES
+    lows, highs = low * FRACTIONS, high * FRACTIONS
     low, high = best(list(zip(lows, highs, strict=True)))
     for _ in range(2):
         low, high = best([(low, top) for top in highs])

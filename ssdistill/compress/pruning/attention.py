@@ -17,7 +17,7 @@ class Attention:
         name: in ``net``.
         root: name of a layer that writes the heads.
         heads, width: number of heads and channels of one.
-        members: what belongs to every head; empty where heads cannot be taken out.
+        members: what belongs to every head; empty where heads cannot be removed.
         reason: why they cannot.
     """
 

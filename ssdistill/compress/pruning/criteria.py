@@ -53,7 +53,7 @@ def score_groups(
         (C,) per group on the CPU; None where the criterion says nothing of a group.
 
     Raises:
-        UserError: no loss or no inputs where they are needed.
+        UserError: no loss or no inputs where they are required.
     """
     layers = dict(model.net.named_modules())
     if criterion == "random":

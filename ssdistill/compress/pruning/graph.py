@@ -50,7 +50,7 @@ def find_groups(
 
     Args:
         model: left as it is.
-        scope: ``inner`` leaves out what a residual addition or a concatenation touches and what
+        scope: ``inner`` excludes what a residual addition or a concatenation touches and what
             is not within one block; ``all`` does not.
         score: importance of the units of every group, or None to leave a group whole; all are
             worth the same by default.

@@ -45,7 +45,7 @@ class ChannelGroup:
         score_C: importance of each unit, higher is kept longer.
         kind: what a unit is.
         width: how many output channels of ``root`` a unit has; of a head, its width.
-        members: every layer with a share in the units.
+        members: every layer that takes part in the units.
         exact: False where a norm over the channels has other statistics without a unit, so that
             removing is not the same as zeroing.
     """

@@ -29,7 +29,7 @@ Key = tuple[str, str, int, int]
 
 @dataclass
 class Part:
-    """Channels that one layer writes, and everything that has a share in them.
+    """Channels that one layer writes, and everything that reads or carries them.
 
     Attributes:
         root: name in ``net`` of that layer.
@@ -136,7 +136,7 @@ def _elements(graph: torch_pruning.DependencyGraph, group: Any, names: dict[Any,
 
 
 def _is_prunable_layer(module: nn.Module) -> bool:
-    """Whether it is a layer whose channels can be taken out, with the tensors such a layer has."""
+    """Whether it is a layer whose channels can be removed, with the tensors such a layer has."""
     if not isinstance(module, KNOWN) or (isinstance(module, nn.LayerNorm) and _deep(module)):
         return False
     return set(module._parameters) <= {"weight", "bias"}

@@ -30,13 +30,13 @@ class Damages:
         of: by site and level: 0 where the embeddings stay as they are, about 1 where nothing
             of them is left.
         coded: bytes in the file, of ``bits`` alone.
-        evaluated, reused: how many were measured now, and how many read.
+        evaluated, cached: how many were measured now, and how many read.
     """
 
     of: dict[tuple[Site, float], float] = field(default_factory=dict)
     coded: dict[tuple[Site, float], int] = field(default_factory=dict)
     evaluated: int = 0
-    reused: int = 0
+    cached: int = 0
 
 
 def damage(changed_ND: Tensor, reference_ND: Tensor, measure: Measure) -> float:
@@ -71,7 +71,7 @@ def measure_damages(
         if row["bytes"] is not None:
             damages.coded[action] = row["bytes"]
     unmeasured = [action for action in single_actions if action not in damages.of]
-    damages.reused = len(single_actions) - len(unmeasured)
+    damages.cached = len(single_actions) - len(unmeasured)
     reference_ND = embed(actions.model, inputs) if unmeasured else None
     for site, level in context.progress(unmeasured, "damage by layer and action"):
         compressed, size = actions.alone(site, level)

@@ -41,7 +41,7 @@ class Layout:
 
     Attributes:
         listing: all that is below the folder.
-        skipped: how many files are left out.
+        skipped: how many files are ignored.
         split_warnings: what looks like splits but is not used as such, one line each.
         class_warnings: what speaks against class folders being classes.
     """
@@ -66,7 +66,7 @@ def read_layout(folder: Path, test_fraction: float | None) -> Layout:
     image.
 
     Args:
-        test_fraction: share to hold out; None takes 0.2 with classes and 0.1 without.
+        test_fraction: fraction to hold out; None takes 0.2 with classes and 0.1 without.
 
     Raises:
         UserError: several folders that could be the training images.

@@ -14,7 +14,7 @@ from ssdistill.evaluate.corruptions.filters import gaussian_rows, pixelate_rows,
 BRIGHTNESS = (0.05, 0.1, 0.15, 0.2, 0.3)
 """Added to the value of HSV, white being 1."""
 CONTRAST = (0.75, 0.5, 0.4, 0.3, 0.15)
-"""Share of the distance from the mean that is left."""
+"""Fraction of the distance from the mean that remains."""
 ELASTIC = ((0.05, 0.08, 0.01), (0.065, 0.07, 0.02), (0.08, 0.06, 0.03), (0.1, 0.04, 0.03),
            (0.1, 0.03, 0.03))  # fmt: skip
 """Strength and smoothness of the field, and how far three points are moved, in sides.
@@ -23,7 +23,7 @@ The paper's field from severity 3 on. Its three points move less as severity ris
 0.03), so that the image changes least where it should change most; here they move more, up to
 the paper's last value."""
 PIXELATE = (0.95, 0.9, 0.85, 0.75, 0.65)
-"""Pixels a side that are left, as a share."""
+"""Fraction of the pixels a side that remains."""
 QUALITY = (80, 65, 58, 50, 40)
 """Of the JPEG file."""
 

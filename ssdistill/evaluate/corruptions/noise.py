@@ -12,7 +12,7 @@ DEVIATION = (0.04, 0.06, 0.08, 0.09, 0.10)
 PHOTONS = (500.0, 250.0, 100.0, 75.0, 50.0)
 """Mean count that makes white."""
 STRUCK = (0.01, 0.02, 0.03, 0.05, 0.07)
-"""Share of values that impulse noise makes black or white."""
+"""Fraction of values that impulse noise makes black or white."""
 
 
 def gaussian_noise(x_BCHW: Tensor, severity: int, scale: float, draws: Draws) -> Tensor:

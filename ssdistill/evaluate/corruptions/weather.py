@@ -22,7 +22,7 @@ SNOW = (
     (0.3, 0.3, 1.25, 0.65, 14, 12.0, 0.8),
 )
 """Mean and deviation of the noise, its enlargement, the level where flakes begin, radius and
-sigma of their fall, and the share of the image that is not whitened. The paper's third level
+sigma of their fall, and the fraction of the image that is not whitened. The paper's third level
 is 0.55, which snows no more than its second severity does."""
 FROST = ((1.0, 0.2), (1.0, 0.3), (0.95, 0.4), (0.9, 0.5), (0.85, 0.6))
 """Weight of the image and of the ice. The paper's last three, 0.9, 0.85 and 0.75 with 0.4, 0.4

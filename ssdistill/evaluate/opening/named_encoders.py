@@ -52,7 +52,7 @@ class NamedEncoder:
         """Refuse what can be told to be wrong without opening it.
 
         Raises:
-            UserError: no such file, or none where one is needed.
+            UserError: no such file, or none where one is required.
         """
         if self.kind == "checkpoint" and not self.file:
             raise UserError(f"{self}: a file is required; write checkpoint:{self.name}@FILE")

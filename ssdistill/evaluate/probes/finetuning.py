@@ -30,7 +30,7 @@ class FineTuning(LabeledTraining):
 
     Attributes:
         layer_decay: see :func:`~ssdistill.evaluate.probes.layer_decay.decayed_rates`.
-        label_smoothing: share of the target spread over all classes (arXiv:1512.00567).
+        label_smoothing: fraction of the target spread over all classes (arXiv:1512.00567).
         fraction: of the training labels, see :func:`draw_fraction`.
     """
 

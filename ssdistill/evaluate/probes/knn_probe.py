@@ -29,13 +29,13 @@ class KnnProbe:
 
     Attributes:
         top1: test accuracy with ``k`` neighbors and ``temperature``, both fixed beforehand.
-        top1_by_k: test accuracy of every number of neighbors asked for, at ``temperature``.
+        top1_by_k: test accuracy of every requested number of neighbors, at ``temperature``.
         top1_by_k_and_temperature: the same at every temperature; ``softmax`` only, else at the
             one that plays no part.
         standard_error: binomial standard error of ``top1``.
         classes: labels, in the order of the columns of ``probabilities_NK``.
         predictions: predicted label of every test image with ``k`` neighbors.
-        probabilities_NK: every class's share of the votes of ``k`` neighbors.
+        probabilities_NK: every class's fraction of the votes of ``k`` neighbors.
         seconds: wall time, features given.
     """
 
@@ -77,7 +77,7 @@ def knn_probe(
 
     Neighbor i of a query has the vote exp(cosine_i / temperature) (``softmax``; Wu et al.,
     arXiv:1805.01978, section 3.4), 1 / (distance_i + 1e-5) (``inverse``) or one (``uniform``).
-    Equally near images come in their order, equal shares go to the smallest label. Every k and
+    Equally near images come in their order, equal votes go to the smallest label. Every k and
     temperature is answered from one search. Memory is bounded whatever the number of images;
     numpy maps and float16 are read in chunks.
 
@@ -86,7 +86,7 @@ def knn_probe(
         train_labels, test_labels: integers, one per row.
         k, temperature: of ``top1``, the predictions and the probabilities.
         ks, temperatures: further ones; numbers of neighbors beyond the training images are
-            left out.
+            excluded.
         distance: ``cosine``, or ``euclidean`` between features as they are.
         weights: by default ``softmax`` of cosines and ``inverse`` of distances.
         device: where the search runs; default: where ``train_ND`` is.
@@ -177,7 +177,7 @@ def _shares_of(
     heats: Sequence[float],
     weights: str,
 ) -> Iterator[tuple[int, int, float, Tensor]]:
-    """Shares (B, K) float32 of the votes, by first query, number of neighbors, temperature."""
+    """Fractions (B, K) float32 of the votes, by first query, number of neighbors, temperature."""
     first = 0
     for closeness_Nk, index_Nk in neighbors_by_chunk:
         # Where labels are, one vote is added after the other: equal votes have equal sums.

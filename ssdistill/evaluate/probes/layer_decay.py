@@ -49,7 +49,7 @@ def _layers(net: nn.Module) -> dict[str, int]:
 
         by_name = group_parameters(net, net.group_matcher(coarse=False), reverse=True)
         layer_by_name = {name: by_name[name] for name in names if name in by_name}
-    # Blocks that were taken out leave no gap.
+    # Removed blocks leave no gap.
     dense = {old: new for new, old in enumerate(sorted(set(layer_by_name.values())))}
     return {name: dense[old] for name, old in layer_by_name.items()}
 

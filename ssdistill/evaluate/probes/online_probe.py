@@ -23,7 +23,7 @@ class OnlineProbe(Observer):
     """Linear classifier on detached embeddings of the first two training views.
 
     ``probe/online/top1`` is its running accuracy in percent on views it has not yet learned from.
-    These are augmented (and, where asked for, mixed) views of training images, and the encoder
+    These are augmented (and, where set, mixed) views of training images, and the encoder
     changes under the classifier: the number shows whether a training gets anywhere, and is not
     to be compared with a probe of the finished encoder. Test images are not looked at.
 

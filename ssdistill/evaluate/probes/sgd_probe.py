@@ -71,7 +71,7 @@ def sgd_probe(
 
     Args:
         lrs: learning rates, as used.
-        holdout: share of every class's training labels held out where there is a choice.
+        holdout: fraction of every class's training labels held out where there is a choice.
 
     Raises:
         UserError: what every probe refuses, and classes too small to hold anything out.

@@ -34,18 +34,18 @@ class Choice:
     held_out: int
 
 
-def stratified_split(target_N: Tensor, share: float, seed: int, fold: int = 0) -> Tensor:
-    """True for the rows held out: ``share`` of every class, at least one where it has two.
+def stratified_split(target_N: Tensor, fraction: float, seed: int, fold: int = 0) -> Tensor:
+    """True for the rows held out: ``fraction`` of every class, at least one where it has two.
 
     A class with a single row is never held out. Folds have the same size, and a row is in one of
-    them only as long as ``fold`` is below ``1 / share`` and its class has enough rows.
+    them only as long as ``fold`` is below ``1 / fraction`` and its class has enough rows.
     """
     shuffle_N = torch.randperm(len(target_N), generator=torch.Generator().manual_seed(seed))
     shuffled_N = target_N.cpu()[shuffle_N]
     order_N = torch.argsort(shuffled_N, stable=True)
     count_K = torch.bincount(shuffled_N)
     first_K = count_K.cumsum(0) - count_K
-    quota_K = (share * count_K).round().long().clamp(min=1).minimum(count_K - 1)
+    quota_K = (fraction * count_K).round().long().clamp(min=1).minimum(count_K - 1)
     count_N, quota_N, first_N = (x.repeat_interleave(count_K) for x in (count_K, quota_K, first_K))
     rank_N = (torch.arange(len(order_N)) - first_N - fold * quota_N) % count_N
     held_N = torch.zeros(len(target_N), dtype=torch.bool)
@@ -58,39 +58,40 @@ class Folds:
     """Stratified parts of the training labels that are held out one after the other.
 
     Args:
-        share: of every class's labels that a fold holds out.
+        fraction: of every class's labels, held out by a fold.
         folds: how many; default, :meth:`enough`.
         seed: of the order the labels are dealt in.
 
     Raises:
-        UserError: no share, or more folds than have no label in common.
+        UserError: ``fraction`` is not between 0 and 1, or ``folds`` is above :attr:`most`.
     """
 
-    share: float
+    fraction: float
     folds: int | None
     seed: int
 
     def __post_init__(self):
-        if not 0 < self.share < 1:
-            raise UserError(f"holdout must be between 0 and 1, got {self.share}")
+        if not 0 < self.fraction < 1:
+            raise UserError(f"holdout must be between 0 and 1, got {self.fraction}")
         if self.folds is not None and not 1 <= self.folds <= self.most:
             raise UserError(
-                f"folds={self.folds}: with holdout={self.share:g} at most {self.most} are possible"
+                f"folds={self.folds}: must be between 1 and {self.most} "
+                f"with holdout={self.fraction:g}; lower one of them"
             )
 
     @property
     def most(self) -> int:
         """Folds that have no label in common."""
-        return int(1 / self.share + 1e-9)
+        return int(1 / self.fraction + 1e-9)
 
     def enough(self, labels: int) -> int:
         """Folds that hold out enough labels together, or as many as there are."""
-        return self.folds or min(self.most, math.ceil(ENOUGH / (self.share * labels)))
+        return self.folds or min(self.most, math.ceil(ENOUGH / (self.fraction * labels)))
 
     def of(self, target_N: Tensor) -> Iterator[tuple[Tensor, int]]:
         """Row numbers with those held out at the end, each part in order; how many are not."""
         for fold in range(self.enough(len(target_N))):
-            held_N = stratified_split(target_N, self.share, self.seed, fold)
+            held_N = stratified_split(target_N, self.fraction, self.seed, fold)
             if not held_N.any():
                 raise UserError(
                     "every class has one training label only: the L2 strength cannot be chosen; "

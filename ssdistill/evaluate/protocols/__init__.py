@@ -18,7 +18,7 @@ from ssdistill.settings.registry import settings_of
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
+class Measurements:
     """Return value of a protocol, before it is named and timed.
 
     Attributes:
@@ -45,7 +45,7 @@ class Protocol(ABC):
         kind: name in a config and, with the preset, in every metric.
         paper: whose protocol it is.
         by_default: True where a config that says nothing asks for it.
-        trains: True where (a copy of) the encoder itself is trained: such a protocol is left out
+        trains: True where (a copy of) the encoder itself is trained: such a protocol is skipped
             for files for a runtime and for raw pixels, which cannot be.
         presets: by name, the settings of a paper or a library where they are not the defaults.
     """
@@ -91,7 +91,7 @@ class Protocol(ABC):
         return  # most have an answer for any number
 
     @abstractmethod
-    def evaluate(self, subject: Subject) -> Found:
+    def evaluate(self, subject: Subject) -> Measurements:
         """Compute the metrics of this subject; :meth:`run` names and times them."""
 
     def chosen(self, name: str, value: Any, default: Any) -> Any:

@@ -11,7 +11,7 @@ from rich import get_console
 from rich.progress import track
 
 from ssdistill.errors import UserError
-from ssdistill.evaluate.protocols import Found, Protocol
+from ssdistill.evaluate.protocols import Measurements, Protocol
 from ssdistill.evaluate.subject import Subject
 from ssdistill.label_free.features import as_features, as_labels
 from ssdistill.settings import NonNegativeInt, PositiveInt
@@ -48,7 +48,7 @@ class Cluster(Protocol):
         self.clusters, self.restarts, self.seed = clusters, restarts, seed
         self.batch_size = batch_size
 
-    def evaluate(self, subject: Subject) -> Found:
+    def evaluate(self, subject: Subject) -> Measurements:
         labels = subject.labels(self.split)
         clusters = cluster(
             subject.features(self.split),
@@ -63,7 +63,7 @@ class Cluster(Protocol):
         measures = {name: getattr(clusters, name) for name in names}
         names = ("inertia", "nmi_by_restart", "inertia_by_restart", "clusters", "found")
         details = {name: getattr(clusters, name) for name in names}
-        return Found(
+        return Measurements(
             measures=measures | {"nmi_std": float(np.std(clusters.nmi_by_restart))},
             details=details,
             arrays={"assignment_N": clusters.assignment_N},
@@ -72,7 +72,7 @@ class Cluster(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Clusters:
-    """The clusters of least inertia of several restarts; shares and scores in percent.
+    """The clusters of least inertia of several restarts; fractions and scores in percent.
 
     Attributes:
         nmi: mutual information of clusters and classes / mean of their entropies.
@@ -83,7 +83,7 @@ class Clusters:
         assignment_N: cluster of every image.
         inertia: squared distances to the centers, summed; decides between restarts.
         nmi_by_restart, inertia_by_restart: in their order.
-        clusters: asked for.
+        clusters: as requested.
         found: that are not empty, fewer where there are fewer different embeddings.
     """
 

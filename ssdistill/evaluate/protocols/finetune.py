@@ -13,7 +13,7 @@ from ssdistill.evaluate.probes.supervised import (
     plain_recipe,
     recipe_for,
 )
-from ssdistill.evaluate.protocols import Found, Protocol, classified
+from ssdistill.evaluate.protocols import Measurements, Protocol, classified
 from ssdistill.evaluate.subject import Subject
 from ssdistill.settings import (
     Fraction,
@@ -32,7 +32,7 @@ DEFAULTS: dict[str, Any] = {
 SGD_LR = 0.05
 """Learning rate of SGD where none is given; that of AdamW would not get it anywhere."""
 
-Share = Annotated[float, Field(gt=0, le=1)]
+PositiveFraction = Annotated[float, Field(gt=0, le=1)]
 
 
 class Finetune(Protocol):
@@ -43,7 +43,7 @@ class Finetune(Protocol):
     zeros and shared weights move freely; files for a runtime cannot.
 
     - ``lightly``: lightly's benchmarks: SGD, no layer decay. The epochs are those of ImageNet.
-    - ``1pct``, ``10pct``: that share of the labels; all other values are the defaults here, as
+    - ``1pct``, ``10pct``: that fraction of the labels; all other values are the defaults here, as
       papers differ in them.
 
     Args:
@@ -56,10 +56,10 @@ class Finetune(Protocol):
         lr: peak learning rate, as used; by default 1e-3 for ``adamw`` and 0.05 for ``sgd``.
         momentum: of ``sgd``.
         weight_decay: of weights; biases and normalization parameters get none.
-        warmup: share of the training over which the rate rises; it then falls by a cosine.
-        lr_end: last learning rate as a share of the peak.
+        warmup: fraction of the training over which the rate rises; it then falls by a cosine.
+        lr_end: last learning rate as a fraction of the peak.
         layer_decay: factor of the learning rate from layer to layer towards the input.
-        label_smoothing: share of the target spread over all classes.
+        label_smoothing: fraction of the target spread over all classes.
         fraction: of every class's training labels; at least one each.
         head_init: first weights of the linear layer: ``zero``, ``normal`` (deviation 0.01) or
             ``uniform`` (PyTorch's own).
@@ -93,9 +93,9 @@ class Finetune(Protocol):
         weight_decay: NonNegative | None = None,
         warmup: Fraction | None = None,
         lr_end: Fraction | None = None,
-        layer_decay: Share | None = None,
+        layer_decay: PositiveFraction | None = None,
         label_smoothing: Annotated[float, Field(ge=0, lt=1)] | None = None,
-        fraction: Share | None = None,
+        fraction: PositiveFraction | None = None,
         head_init: HeadInit | None = None,
         recipe: RecipeSetting = None,
         seed: NonNegativeInt = 0,
@@ -124,7 +124,7 @@ class Finetune(Protocol):
             return usual
         return preset["lr"] * self.batch_size / preset["batch_size"]
 
-    def evaluate(self, subject: Subject) -> Found:
+    def evaluate(self, subject: Subject) -> Measurements:
         recipe = recipe_for(subject, self.recipe)
         optim = ("lr", "momentum", "weight_decay", "warmup", "lr_end")
         training = (
@@ -146,4 +146,4 @@ class Finetune(Protocol):
             "recipe": recipe.model_dump(),
             "loss": trained.loss,
         }
-        return Found(classification=classification, details=details)
+        return Measurements(classification=classification, details=details)

@@ -7,13 +7,13 @@ from pydantic import Field
 
 from ssdistill.errors import UserError
 from ssdistill.evaluate.probes.knn_probe import Weights, knn_probe
-from ssdistill.evaluate.protocols import Found, Protocol, classified
+from ssdistill.evaluate.protocols import Measurements, Protocol, classified
 from ssdistill.evaluate.subject import Subject
 from ssdistill.label_free.vectors import Distance
 from ssdistill.settings import Positive, PositiveInt
 
 ALWAYS = (1, 20)
-"""Numbers of neighbors that are reported whatever else is asked."""
+"""Numbers of neighbors that are reported whatever else is requested."""
 
 
 class Knn(Protocol):
@@ -67,7 +67,7 @@ class Knn(Protocol):
         weights: Weights | None = None,
     ):
         self.preset = preset
-        self._asked = {"k": k, "ks": max(ks, default=None) if ks else None}
+        self._requested = {"k": k, "ks": max(ks, default=None) if ks else None}
         self.k: int = self.chosen("k", k, 20)
         self.temperature: float = self.chosen("temperature", temperature, 0.07)
         self.ks: tuple[int, ...] = tuple(self.chosen("ks", ks, ALWAYS))
@@ -79,7 +79,7 @@ class Knn(Protocol):
     def check(self, num_train: int) -> None:
         self._within(num_train)
 
-    def evaluate(self, subject: Subject) -> Found:
+    def evaluate(self, subject: Subject) -> Measurements:
         labels = subject.labels("train")
         k, left_out = self._within(len(labels))
         probe = knn_probe(
@@ -98,15 +98,15 @@ class Knn(Protocol):
         if left_out:
             details["left_out"] = left_out
         at_k = {f"top1_k{size}": top1 for size, top1 in probe.top1_by_k.items()}
-        return Found(measures=at_k, classification=classification, details=details)
+        return Measurements(measures=at_k, classification=classification, details=details)
 
     def _within(self, bank: int) -> tuple[int, str]:
         """Neighbors that vote, and which numbers there are too few training images for.
 
         Raises:
-            UserError: there are too few for a number that was asked for itself.
+            UserError: there are too few for a number that was requested explicitly.
         """
-        for key, most in self._asked.items():
+        for key, most in self._requested.items():
             if most is not None and most > bank:
                 raise UserError(
                     f"{self.name}: {key}={most} neighbors of {bank} training images; "

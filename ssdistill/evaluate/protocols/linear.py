@@ -15,7 +15,7 @@ from torch import Tensor
 from ssdistill.errors import UserError
 from ssdistill.evaluate.probes.logistic import chunk_logits
 from ssdistill.evaluate.probes.strength import Folds, best_fit
-from ssdistill.evaluate.protocols import Found, Protocol, classified
+from ssdistill.evaluate.protocols import Measurements, Protocol, classified
 from ssdistill.evaluate.subject import Subject
 from ssdistill.label_free.features import as_probe_data, binomial_error
 from ssdistill.label_free.rows import Rows, standardization
@@ -36,7 +36,7 @@ class Linear(Protocol):
 
     Args:
         strengths: L2 strengths to choose from.
-        holdout: share of every class's training labels that a fold holds out.
+        holdout: fraction of every class's training labels that a fold holds out.
         folds: how many such parts the choice is made on; by default as many as hold out 2,000
             labels together, which is one where there are 20,000.
         seed: of the folds.
@@ -58,7 +58,7 @@ class Linear(Protocol):
         self.strengths: Sequence[float] = strengths
         self.holdout, self.folds, self.seed = holdout, folds, seed
 
-    def evaluate(self, subject: Subject) -> Found:
+    def evaluate(self, subject: Subject) -> Measurements:
         probe = linear_probe(
             *subject.probe_data(),
             strengths=self.strengths,
@@ -76,7 +76,7 @@ class Linear(Protocol):
         }
         if probe.warning:
             details["warning"] = probe.warning
-        return Found(
+        return Measurements(
             classification=classification,
             details=details,
             arrays={"weight_KD": probe.weight_KD, "bias_K": probe.bias_K},
@@ -148,7 +148,7 @@ def linear_probe(
         train_ND, test_ND: features, numpy or torch; the work is done where ``train_ND`` is.
         train_labels, test_labels: integers, one per row.
         strengths: L2 strengths to choose from; one strength is used as it is.
-        holdout: share of every class's training labels that a fold holds out.
+        holdout: fraction of every class's training labels that a fold holds out.
         folds: how many such parts the choice is made on, one after the other; by default as many
             as hold out 2,000 labels together, which is one where there are 20,000.
         seed: of the stratified folds.

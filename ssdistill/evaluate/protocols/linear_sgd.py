@@ -13,7 +13,7 @@ from ssdistill.evaluate.probes.supervised import (
     plain_recipe,
     recipe_for,
 )
-from ssdistill.evaluate.protocols import Found, Protocol, classified
+from ssdistill.evaluate.protocols import Measurements, Protocol, classified
 from ssdistill.evaluate.subject import Subject
 from ssdistill.settings import (
     Fraction,
@@ -74,15 +74,15 @@ class LinearSGD(Protocol):
         momentum, weight_decay: of SGD; biases decay, too.
         schedule: ``constant``, ``cosine`` (by step, to ``lr_end``) or ``step`` (a tenth at each
             of ``milestones``).
-        milestones: shares of the training.
-        lr_end: last learning rate of ``cosine`` as a share of the first.
+        milestones: fractions of the training.
+        lr_end: last learning rate of ``cosine`` as a fraction of the first.
         scaling: of the features: ``raw``, ``standard`` (mean 0 and deviation 1 over the
             training images) or ``unit_standard`` (to length 1 before that).
         head_init: first weights: ``zero``, ``normal`` (deviation 0.01) or ``uniform``
             (PyTorch's own).
         recipe: views of the training images; ``auto`` is ``crop_flip``, or for data that has
             views of its own the crops of these.
-        holdout: share of every class's training labels the choice is made on.
+        holdout: fraction of every class's training labels the choice is made on.
         seed: of that split, of the order of the images, of the views and of first weights.
     """
 
@@ -150,7 +150,7 @@ class LinearSGD(Protocol):
         grown = self.batch_size / self.presets[self.preset]["batch_size"]
         return tuple(lr * grown for lr in lrs)
 
-    def evaluate(self, subject: Subject) -> Found:
+    def evaluate(self, subject: Subject) -> Measurements:
         recipe = recipe_for(subject, self.recipe)
         optim = ("momentum", "weight_decay", "schedule", "milestones", "lr_end")
         training = ("batch_size", "epochs", "steps", "scaling", "head_init", "seed")
@@ -175,4 +175,4 @@ class LinearSGD(Protocol):
             "loss": probe.loss,
         }
         arrays = {"weight_KD": probe.weight_KD, "bias_K": probe.bias_K}
-        return Found(classification=classification, details=details, arrays=arrays)
+        return Measurements(classification=classification, details=details, arrays=arrays)

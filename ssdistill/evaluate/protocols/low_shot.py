@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ssdistill.errors import UserError
 from ssdistill.evaluate.probes.logistic import MEMORY, fit_logistic, score
-from ssdistill.evaluate.protocols import Found, Protocol
+from ssdistill.evaluate.protocols import Measurements, Protocol
 from ssdistill.evaluate.subject import Subject
 from ssdistill.label_free.features import as_probe_data
 from ssdistill.label_free.rows import Rows, standardization
@@ -28,14 +28,14 @@ TOGETHER = 2**29
 class LowShot(Protocol):
     """Logistic regression on a few of the labels, several times.
 
-    The labels are a number of every class or a share of them; every class has at least one. The
+    The labels are a number of every class or a fraction of them; every class has at least one. The
     L2 strength is scikit-learn's ``C = 1`` whatever the number of labels.
 
     Args:
         preset: ``1pct`` or ``10pct`` of every class's labels, drawn 5 times; the name of the
             protocol then ends in it.
         labels_per_class: labels of every class in a draw; 5 unless ``fraction`` is given.
-        fraction: share of every class's labels in a draw, instead of ``labels_per_class``.
+        fraction: part of every class's labels in a draw, instead of ``labels_per_class``.
         draws: how often they are drawn; 10 unless the preset says otherwise.
         seed: of the draws; the same for every model, so that models share them.
 
@@ -71,7 +71,7 @@ class LowShot(Protocol):
             self.labels_per_class = 5
         self.draws = self.chosen("draws", draws, 10)
 
-    def evaluate(self, subject: Subject) -> Found:
+    def evaluate(self, subject: Subject) -> Measurements:
         probe = low_shot_probe(
             *subject.probe_data(),
             labels_per_class=self.labels_per_class,
@@ -85,7 +85,7 @@ class LowShot(Protocol):
             "top1_stderr": probe.std / probe.draws**0.5,
         }
         details = {"labels": probe.labels, "top1_by_draw": probe.top1_by_draw}
-        return Found(measures, details=details)
+        return Measurements(measures, details=details)
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +139,7 @@ def low_shot_probe(
         train_labels, test_labels: integers, one per row.
         labels_per_class: labels drawn from every class, without replacement; 5 where there is
             no ``fraction`` either.
-        fraction: instead, this share of every class's labels, at least one.
+        fraction: instead, this fraction of every class's labels, at least one.
         draws: how many sets of labels, at least two.
         seed: of the draws.
 

@@ -12,7 +12,7 @@ from rich.progress import track
 from torch import Tensor
 
 from ssdistill.errors import UserError
-from ssdistill.evaluate.protocols import Found, Protocol
+from ssdistill.evaluate.protocols import Measurements, Protocol
 from ssdistill.evaluate.subject import Subject
 from ssdistill.label_free.features import as_labels
 from ssdistill.label_free.nearest import exact, ranking_keys
@@ -49,14 +49,14 @@ class Retrieval(Protocol):
         ks: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] | None = None,
     ):
         self.gallery: Literal["train", "test"] = gallery
-        self._asked = ks is not None
+        self._requested = ks is not None
         self.ks: tuple[int, ...] = tuple(USUAL if ks is None else ks)
 
-    def evaluate(self, subject: Subject) -> Found:
+    def evaluate(self, subject: Subject) -> Measurements:
         query_labels, others = subject.labels("test"), self.gallery == "test"
         count = len(query_labels) - 1 if others else len(subject.labels("train"))
         beyond = [k for k in self.ks if k > count]
-        if beyond and (self._asked or len(beyond) == len(self.ks)):
+        if beyond and (self._requested or len(beyond) == len(self.ks)):
             raise UserError(
                 f"{self.name}: ks has {beyond[0]}, and there are {count} {self.gallery} images "
                 "to search"
@@ -75,7 +75,7 @@ class Retrieval(Protocol):
         details["queries_without_match"] = scores.unmatched
         if beyond:
             details["left_out"] = f"recall at {', '.join(map(str, beyond))}: {count} images"
-        return Found(
+        return Measurements(
             measures=measures | {"map": scores.map, "map_r": scores.map_r},
             details=details,
             arrays={"average_precision_N": scores.average_precision_N},
@@ -87,11 +87,11 @@ class RetrievalScores:
     """Retrieval metrics in percent, over the queries whose class the gallery has.
 
     Attributes:
-        recall_at_k: share of queries with their class among the k nearest.
+        recall_at_k: fraction of queries with their class among the k nearest.
         map: mean average precision over the whole ranking.
         map_r: mean average precision at R, the number of gallery images of a query's class.
         average_precision_N: by query, in percent; NaN where the gallery lacks its class.
-        unmatched: queries left out because the gallery lacks their class.
+        unmatched: queries skipped because the gallery lacks their class.
     """
 
     recall_at_k: dict[int, float]
@@ -185,7 +185,7 @@ def _ranked(
     """Whether each gallery image, the nearest first, has the query's class (B, M).
 
     Args:
-        start: number of the first query in the gallery, where each is to be left out: it then
+        start: number of the first query in the gallery, where each is to be excluded: it then
             comes last, and not as one of its class.
     """
     keys_BM = torch.empty(len(query_BD), len(gallery), dtype=torch.int64, device=query_BD.device)

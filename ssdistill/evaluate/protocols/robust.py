@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ssdistill.errors import UserError
 from ssdistill.evaluate.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from ssdistill.evaluate.protocols import Found, Protocol
+from ssdistill.evaluate.protocols import Measurements, Protocol
 from ssdistill.evaluate.protocols.linear import LinearProbe, linear_probe
 from ssdistill.evaluate.subject import Subject
 from ssdistill.settings import NonNegativeInt, PositiveInt
@@ -58,7 +58,7 @@ class Robust(Protocol):
         self.corruptions, self.severities = tuple(corruptions), tuple(severities)
         self.images, self.seed = images, seed
 
-    def evaluate(self, subject: Subject) -> Found:
+    def evaluate(self, subject: Subject) -> Measurements:
         count = len(subject.test.images)
         num_images = min(self.images, count)
         index_N = torch.arange(num_images) * count // num_images
@@ -75,14 +75,16 @@ class Robust(Protocol):
             z_ND = subject.encode(corrupted, progress=False)
             hit_CSN[c, s] = _answered(probe, z_ND) == target_N
         clean_N = _answered(probe, clean_ND) == target_N
-        return self._found(hit_CSN, clean_N, probe.strength)
+        return self._measurements(hit_CSN, clean_N, probe.strength)
 
     def _cells(self, subject: Subject) -> Iterable[tuple[int, int]]:
         cells = list(np.ndindex(len(self.corruptions), len(self.severities)))
         shown = subject.progress and get_console().is_terminal
         return track(cells, "corrupting", transient=True, disable=not shown)
 
-    def _found(self, hit_CSN: np.ndarray, clean_N: np.ndarray, strength: float) -> Found:
+    def _measurements(
+        self, hit_CSN: np.ndarray, clean_N: np.ndarray, strength: float
+    ) -> Measurements:
         top1_CS = 100 * hit_CSN.mean(2)
         # Versions of one image are no independent trials; images are.
         share_N = 100 * hit_CSN.mean((0, 1))
@@ -102,7 +104,9 @@ class Robust(Protocol):
             for c, name in enumerate(self.corruptions)
         }
         details = {"top1": table, "images": len(share_N), "strength": strength}
-        return Found(measures, details=details, arrays={"hit_CSN": hit_CSN, "clean_hit_N": clean_N})
+        return Measurements(
+            measures, details=details, arrays={"hit_CSN": hit_CSN, "clean_hit_N": clean_N}
+        )
 
 
 class _Corrupted:

@@ -14,7 +14,7 @@ from ssdistill.data.store import Store
 from ssdistill.errors import UserError
 from ssdistill.evaluate.classification import Classification, classify
 from ssdistill.evaluate.probes.knn_probe import knn_probe
-from ssdistill.evaluate.protocols import Found, Protocol
+from ssdistill.evaluate.protocols import Measurements, Protocol
 from ssdistill.evaluate.protocols.linear import linear_probe
 from ssdistill.evaluate.subject import Subject
 from ssdistill.label_free.features import binomial_error
@@ -50,7 +50,7 @@ class Transfer(Protocol):
 
     Images are given at the encoder's own image size and normalized by the encoder itself,
     with the statistics it was trained with: those of the other data set are not looked at.
-    Accuracy is the share of right answers, also where a data set's authors use the mean over
+    Accuracy is the fraction of right answers, also where a data set's authors use the mean over
     classes (flowers102, pets), which is in the details as ``balanced_accuracy``.
 
     Decoded images are kept beside those of the subject: in the folder of its own store, else
@@ -81,7 +81,7 @@ class Transfer(Protocol):
         )
         self.protocol = protocol
 
-    def evaluate(self, subject: Subject) -> Found:
+    def evaluate(self, subject: Subject) -> Measurements:
         # All of them are opened first: the last one missing must not cost hours.
         opened = [
             _open(settings, name, subject)
@@ -103,7 +103,7 @@ class Transfer(Protocol):
                 **chosen,
             }
         top1s = [measures[f"{entry.name}_top1"] for entry in opened]
-        return Found(measures | {"top1": sum(top1s) / len(top1s)}, details=details)
+        return Measurements(measures | {"top1": sum(top1s) / len(top1s)}, details=details)
 
     def _probed(self, entry: _Opened, subject: Subject) -> tuple[Classification, dict[str, Any]]:
         data: list[Tensor | Any] = []

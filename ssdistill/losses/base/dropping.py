@@ -8,7 +8,7 @@ from ssdistill.distributed import mean_over_processes
 
 
 @torch.no_grad()
-def kept_shares(loss_TB: Tensor, dropped_TB: Tensor) -> Tensor:
+def kept_weights(loss_TB: Tensor, dropped_TB: Tensor) -> Tensor:
     """Weights (T, B) of teacher-image pairs: 0 if dropped, one common value otherwise.
 
     The teacher with which an image has the largest loss is kept whatever ``dropped_TB`` says. The

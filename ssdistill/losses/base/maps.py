@@ -53,7 +53,7 @@ class MapLoss(Loss):
 
     reads = "maps"
     prefix: ClassVar[str] = ""
-    needs: ClassVar[str] = "feature maps"
+    required: ClassVar[str] = "feature maps"
     """What a network without maps of that prefix lacks, for the message."""
 
     def __init__(self, shapes: Shapes, maps: MapChoice | MapNames):
@@ -100,7 +100,7 @@ class MapLoss(Loss):
         }
         if not known:
             name = getattr(self.shapes, f"{side}_name")
-            raise self.fail(f"the {side} ({name}) has no {self.needs}")
+            raise self.fail(f"the {side} ({name}) has no {self.required}")
         return known
 
     def _full(self, side: str, name: str, known: dict[str, Shape]) -> str:

@@ -10,7 +10,7 @@ kB of accuracy against size, twice          17                 70               
 kB of the curves, twice                     64                149                           99
 pairs of names that overlap, 700 px          0                  8                            8
 pairs of names that overlap, 350 px          0                  8                           13
-names left out, 700 and 350 px          0 and 4                  0                            0
+names omitted, 700 and 350 px          0 and 4                  0                            0
 text that can be selected and found        yes     with an option                          yes
 colors of dark mode                        yes  if hex is replaced   not tried; ground is white
 names where one points, no script          yes                 no                           no
@@ -19,6 +19,6 @@ MiB to install                               0                 76               
 =====================================  =======  =================  ===========================
 
 Both libraries were used as they are: neither moves names apart without a further package or code
-like ``placing.py``. Names that are left out are shown where one points at them. CPU seconds are
+like ``placing.py``. Omitted names are shown where one points at them. CPU seconds are
 the least of three runs on a busy machine.
 """

@@ -18,7 +18,7 @@ WIDTH = 560
 MOST_NUMBERED = 20
 """With more classes the cells are too small for numbers, and are drawn as one image."""
 FULL_ERROR = 0.3
-"""Share of a class from which on a wrong answer has its full color."""
+"""Fraction of a class from which on a wrong answer has its full color."""
 RIGHT_RGB, WRONG_RGB = (37, 99, 201), (208, 96, 20)
 TURN = 50
 """Degrees by which names above the columns are turned where they have no room."""
@@ -34,7 +34,7 @@ def confusion_svg(
     title: str = "Confusion",
     width: float = WIDTH,
 ) -> str:
-    """True classes in rows, answers in columns; the color is the share of the row.
+    """True classes in rows, answers in columns; the color is the fraction of the row.
 
     Up to 20 classes every cell has its number of images and every row its recall.
 

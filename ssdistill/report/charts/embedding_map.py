@@ -15,7 +15,7 @@ from ssdistill.report.charts.placing import overlap
 
 WIDTH = 560
 SHAPE = 0.98
-"""Height of a map over its width, unless something else is asked for."""
+"""Height of a map over its width, by default."""
 LEAST_SHAPE = 0.6
 """Height of the part with the dots over the width, below a legend of any length."""
 LIGHT = ("#2563c9", "#d9660a", "#0b8f5b", "#c3304a", "#7a4fd0",

@@ -27,7 +27,7 @@ COST_COLUMNS = (
     Column("compress/smaller", "smaller", "times"),
     Column("compress/speedup", "speed-up", "times"),
     Column("compress/speedup_batch64", "speed-up, batch 64", "times"),
-    Column("compress/runtime_gain", "runtime gain", "times"),
+    Column("compress/runtime_gain", "speed-up over PyTorch", "times"),
     Column("compress/memory", "peak memory", "bytes"),
 )
 COSTS_SHOWN_FIRST = ("compress/bytes", "compress/latency_ms", "compress/speedup")

@@ -79,7 +79,7 @@ def _aggregate(model: str, profile: str, by_seed: dict[int, dict[str, Any]]) -> 
 def results_table(
     records: Sequence[dict[str, Any]], title: str = "", columns: Sequence[Column] | None = None
 ) -> Table:
-    """Mean ± spread of every model; columns no record has a value for are left out.
+    """Mean ± spread of every model; columns without a value in any record are omitted.
 
     ``columns`` are those of :func:`columns_for` unless given.
     """

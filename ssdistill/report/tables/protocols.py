@@ -20,7 +20,7 @@ SECONDS = "time/probe/"
 def protocols_table(records: Sequence[dict[str, Any]]) -> Table | None:
     """One row per protocol and measure, one column per model.
 
-    None where no protocol was asked for that has no column in the table of results.
+    None where every protocol has a column in the table of results.
     """
     shown = shown_measures(records)
     rows = [row for row in results_rows(records) if row.seeds]

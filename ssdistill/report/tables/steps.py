@@ -16,14 +16,14 @@ HEADER = (
     "size",
     "smaller",
     "batch 1 (ms)",
-    "faster",
-    "faster at batch 64",
-    "CKA with the dense model",
+    "speed-up",
+    "speed-up, batch 64",
+    "CKA with the uncompressed model",
     "cosine",
     "cosine, worst 1 %",
     "k-NN overlap",
 )
-LEAD = ("size", "smaller", "batch 1 (ms)", "faster")
+LEAD = ("size", "smaller", "batch 1 (ms)", "speed-up")
 """What to see first in a narrow terminal."""
 
 
@@ -33,23 +33,23 @@ def steps_table(records: Sequence[dict[str, Any]]) -> Table | None:
     if not rows:
         return None
     caption = (
-        "Each model beside the one its step was given (→), both in the same runtime and timed in "
-        "turns on one thread: that of the file where the step made one, else ONNX Runtime; means "
-        "over seeds. In brackets the 95 % interval of the first seed's rounds. CKA (debiased), "
-        "centered cosine and k-NN overlap compare embeddings of unlabeled training images with "
-        "those of the model that went into the first step."
+        "Each model after the model its step started from (before → after). Both run in the same "
+        "runtime (that of the file if the step wrote one, else ONNX Runtime) and are timed in "
+        "turns on one thread; means over seeds, in brackets the 95 % interval over the first "
+        "seed's rounds. CKA (debiased), centered cosine and k-NN overlap compare embeddings of "
+        "unlabeled training images with those of the uncompressed model."
     )
     if any(row.mean(f"{PREFIX}accepted") == 0 for row in rows):
-        caption += " A model marked * is the one before: a gate left the step out."
+        caption += " A model marked * is the one before the step, which its gate skipped."
     body = tuple(_cells(row) for row in rows)
     return Table(HEADER, body, caption, "Compression steps", lead=LEAD)
 
 
 def _cells(row: ResultRow) -> tuple[str, ...]:
-    left_out = row.mean(f"{PREFIX}accepted") == 0
+    skipped = row.mean(f"{PREFIX}accepted") == 0
     counted = tuple(_change(row, name, scale) for name, scale in COUNTED)
     return (
-        f"{row.model}{NO_BREAK + '*' if left_out else ''}",
+        f"{row.model}{NO_BREAK + '*' if skipped else ''}",
         *counted,
         _number(row, "smaller", "{:.2f}×"),
         _milliseconds(row),
@@ -71,7 +71,7 @@ def _agreement(row: ResultRow, name: str) -> str:
     before, after = (row.mean(f"{PREFIX}{name}{end}") for end in ("_before", ""))
     if before is None or after is None:
         return MISSING
-    # What nothing was done to agrees with itself.
+    # A model that is still uncompressed agrees with itself.
     return f"{after:.3f}" if before > 1 - 1e-6 else f"{before:.3f} → {after:.3f}"
 
 

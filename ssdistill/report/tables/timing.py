@@ -6,9 +6,9 @@ from typing import Any
 LATENCY = "compress/latency_ms"
 GAINS = {
     "compress/speedup": "speed-up: over {reference} in the same runtime, with its 95 % interval",
-    "compress/runtime_gain": "runtime gain: over the same model in eager PyTorch",
-    "compress/memory": "peak memory: what opening the artifact and running one image adds to a "
-    "process, in PyTorch where it is no file for a runtime",
+    "compress/runtime_gain": "speed-up over PyTorch: over the same model in eager PyTorch",
+    "compress/memory": "peak memory: what opening the model and running one image adds to a "
+    "process, in PyTorch unless it is a file for a runtime",
 }
 """What a ratio is over, and where a figure comes from that is no latency."""
 

@@ -21,13 +21,13 @@ class Place:
         branch: "online" (trained by gradients) or "momentum" (the average over them).
         backbone: what its names begin with.
         heads: what the names of its projector begin with, one of these.
-        needs: another beginning that makes this one mean what it does here.
+        requires: another beginning that makes this one mean what it does here.
     """
 
     branch: str
     backbone: str
     heads: tuple[str, ...] = ()
-    needs: str = ""
+    requires: str = ""
 
 
 @dataclass(frozen=True)
@@ -101,10 +101,12 @@ FORMATS: dict[str, Format] = {
     "lightly": Format(
         places=(
             # Its MoCo and DINO benchmarks evaluate the average, which they call the backbone.
-            Place("momentum", "backbone.", ("projection_head.layers.",), needs="query_backbone."),
-            Place("momentum", "backbone.", ("projection_head.layers.",), needs="student_backbone."),
+            Place("momentum", "backbone.", ("projection_head.layers.",),
+                  requires="query_backbone."),
+            Place("momentum", "backbone.", ("projection_head.layers.",),
+                  requires="student_backbone."),
             Place("momentum", "teacher_backbone.", ("teacher_head.layers.",),
-                  needs="student_backbone."),
+                  requires="student_backbone."),
             Place("online", "query_backbone.", ("query_projection_head.layers.",)),
             Place("online", "student_backbone.",
                   ("student_head.layers.", "student_projection_head.layers.")),
@@ -129,7 +131,7 @@ FORMATS: dict[str, Format] = {
     ),
     "simclr": Format(
         places=(
-            Place("online", "backbone.", ("backbone.fc.",), needs="backbone.fc.0."),
+            Place("online", "backbone.", ("backbone.fc.",), requires="backbone.fc.0."),
             Place("online", "backbone."),
             Place("online", "encoder.", ("projector.", "projection_head.", "head.")),
             Place("online", "resnet.", ("head.layers.",)),
@@ -231,7 +233,7 @@ def find_place(state: dict[str, Tensor], name: str, branch: BranchName, path: Pa
 
 
 def _is_there(place: Place, state: dict[str, Tensor]) -> bool:
-    return all(any(n.startswith(b) for n in state) for b in (place.backbone, place.needs))
+    return all(any(n.startswith(b) for n in state) for b in (place.backbone, place.requires))
 
 
 def first_names(state: dict[str, Tensor]) -> str:

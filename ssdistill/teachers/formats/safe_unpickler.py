@@ -3,7 +3,7 @@
 A pickle is a program that may name any function and have it called. Here the names it looks up
 lead only to what this module defines, so there is nothing else it could call. To set an attribute
 of something a pickle asks it for ``__setstate__`` first, which every class here has; that a class
-is asked, and not an object of it, makes no difference.
+is queried, and not an object of it, makes no difference.
 """
 
 import pickle

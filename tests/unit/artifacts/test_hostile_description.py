@@ -15,7 +15,7 @@ from ssdistill.artifacts.artifact import load, load_encoder, save_encoder
 from ssdistill.artifacts.build_limit import TooLarge, build_limit
 from ssdistill.artifacts.description import read_description
 from ssdistill.artifacts.files import sha256_of
-from ssdistill.compress.restore import dense_parent
+from ssdistill.compress.restore import uncompressed_parent
 from ssdistill.errors import UserError
 
 GONE = object()
@@ -192,7 +192,7 @@ def test_a_file_without_permission_is_named(changed):  # pragma: no cover
      {"parents": {"original": {"digest": "*" * 8, "seed": 0, "sha256": "0" * 64}}}],
 )  # fmt: skip
 def test_a_lineage_that_is_none_finds_no_folder(lineage, changed):
-    text = refused(changed("lineage", lineage), dense_parent)
+    text = refused(changed("lineage", lineage), uncompressed_parent)
     assert "lineage" in text
 
 

@@ -135,7 +135,7 @@ def test_a_loss_reads_the_projection_of_a_loaded_teacher(encoder, make_encoder, 
     assert facts.student_projection_dim is None
     loss = KD(facts, logits="projection")
     Distiller(student, teacher, {"logits": loss})
-    assert loss.needs_projection and loss.num_logits == encoder.projection_dim
+    assert loss.reads_projection and loss.num_logits == encoder.projection_dim
     x_BCHW = torch.rand(2, 3, 16, 16)
     expected = teacher.projector(teacher(x_BCHW).embedding_BD)
     assert torch.equal(teacher(x_BCHW).projection_BP, expected)

@@ -94,6 +94,6 @@ def test_settings_nested_without_end_are_one_line():
 
 
 def test_restore_says_which_folder_it_cannot_write_to(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(restore, "dense_parent", lambda folder: tmp_path)
+    monkeypatch.setattr(restore, "uncompressed_parent", lambda folder: tmp_path)
     assert main(["restore", "x", "--to", "/proc/nowhere/y"]) == 2
     assert error_of(capsys).startswith("error: --to /proc/nowhere/y/model.json: cannot be written")

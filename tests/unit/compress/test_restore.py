@@ -7,7 +7,7 @@ import torch
 from ssdistill.artifacts.artifact import load, save_encoder
 from ssdistill.commands.main import main
 from ssdistill.compress import Context
-from ssdistill.compress.restore import Restore, dense_parent
+from ssdistill.compress.restore import Restore, uncompressed_parent
 from ssdistill.errors import UserError
 
 DIGEST = "0123456789abcdef"
@@ -41,7 +41,7 @@ def test_the_step_gives_back_a_copy_of_the_original(make_encoder):
 
 def test_the_dense_parent_is_found_by_lineage_and_can_be_copied(compressed, tmp_path, capsys):
     dense, _ = folders(tmp_path)
-    assert dense_parent(compressed) == dense
+    assert uncompressed_parent(compressed) == dense
     assert main(["restore", str(compressed.parent), "--to", str(tmp_path / "copy")]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "copy")
     pair = [load(folder).net.state_dict() for folder in (dense, tmp_path / "copy")]
@@ -52,7 +52,7 @@ def test_the_dense_parent_is_found_by_lineage_and_can_be_copied(compressed, tmp_
 
 def test_what_was_not_compressed_has_no_parent_to_go_back_to(compressed, tmp_path):
     with pytest.raises(UserError, match="not a compressed model: its lineage names no original"):
-        dense_parent(folders(tmp_path)[0])
+        uncompressed_parent(folders(tmp_path)[0])
 
 
 def test_a_parent_that_has_changed_or_gone_is_refused(compressed, tmp_path):
@@ -60,7 +60,7 @@ def test_a_parent_that_has_changed_or_gone_is_refused(compressed, tmp_path):
     facts = json.loads(description.read_text())
     description.write_text(json.dumps({**facts, "sha256": "0" * 64}))
     with pytest.raises(UserError, match=r"sha256 000000000000…, but .* was made from"):
-        dense_parent(compressed)
+        uncompressed_parent(compressed)
     description.unlink()
-    with pytest.raises(UserError, match="its dense parent 01234567, seed 1, is missing from"):
-        dense_parent(compressed)
+    with pytest.raises(UserError, match=r"its uncompressed parent 01234567, seed 1, is missing"):
+        uncompressed_parent(compressed)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ssdistill.data.batch import Batch
-from ssdistill.data.extra import EXTRA, NEEDS_NEIGHBORS, extra_views
+from ssdistill.data.extra import EXTRA, NEIGHBOR_VIEWS, extra_views
 from ssdistill.data.recipes import RECIPES, ViewRecipe
 from ssdistill.data.views import make_view
 from ssdistill.errors import UserError
@@ -75,7 +75,7 @@ def test_rotations_need_no_neighbors():
     assert len(extras(EXTRA[:3], batch)) == 3
 
 
-@pytest.mark.parametrize("name", sorted(NEEDS_NEIGHBORS))
+@pytest.mark.parametrize("name", sorted(NEIGHBOR_VIEWS))
 def test_a_view_of_neighbors_without_any_says_so(name):
     batch = dataclasses.replace(make_batch(), neighbors_BHWC=None)
     with pytest.raises(ValueError, match=f"{name}: the loader has no neighbors; pass neighbors"):
@@ -130,8 +130,8 @@ def test_the_share_is_that_of_the_pixels_left(step):
     batch = make_batch(step)
     mixed = extras(("cutmix",), batch)["cutmix"]
     left = 1 - pasted(mixed, make_views(batch)[0]).double().mean().item()
-    assert batch.cutmix_share == pytest.approx(left, abs=1e-12)
-    assert isinstance(batch.cutmix_share, float)
+    assert batch.cutmix_fraction == pytest.approx(left, abs=1e-12)
+    assert isinstance(batch.cutmix_fraction, float)
 
 
 def test_shares_and_rectangles_change_with_the_step_and_the_seed_only():
@@ -150,7 +150,7 @@ def test_shares_and_rectangles_change_with_the_step_and_the_seed_only():
 def test_the_share_is_left_alone_where_nothing_is_mixed():
     batch = make_batch()
     extras(("neighbor_0", "rotated_90"), batch)
-    assert batch.cutmix_share is None
+    assert batch.cutmix_fraction is None
 
 
 def test_the_first_view_itself_is_left_alone():

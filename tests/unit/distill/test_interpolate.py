@@ -41,7 +41,7 @@ def test_only_tensors_of_equal_shape_move(caplog):
     interpolation = Interpolation(student, teacher, InterpolateSettings(alpha=1.0))
     interpolation.move()
     assert "match a teacher tensor and are interpolated" in caplog.text
-    assert 0 < interpolation.share < 1
+    assert 0 < interpolation.fraction < 1
     assert torch.equal(student.net.layer1[0].conv1.weight, teacher.net.layer1[0].conv1.weight)
     assert torch.equal(student.net.layer2[0].conv1.weight, wider)
 
@@ -82,7 +82,7 @@ def test_the_share_is_that_of_the_students_numbers_and_is_told(caplog):
     share = sum(tensor.numel() for _, tensor in common) / sum(numbers)
     interpolation = Interpolation(student, teacher, InterpolateSettings(at_least=share))
     assert interpolation.names == [name for name, _ in common]
-    assert interpolation.share == pytest.approx(share)
+    assert interpolation.fraction == pytest.approx(share)
     told = f"{len(common)} of the student's {len(numbers)} tensors ({share:.1%})"
     assert f"interpolate: only {told} match a teacher tensor" in caplog.text
     with pytest.raises(UserError) as refused:
@@ -91,7 +91,7 @@ def test_the_share_is_that_of_the_students_numbers_and_is_told(caplog):
 
 
 def test_networks_that_match_entirely_are_not_warned_of(caplog):
-    assert Interpolation(encoder(), encoder(), InterpolateSettings(at_least=1.0)).share == 1
+    assert Interpolation(encoder(), encoder(), InterpolateSettings(at_least=1.0)).fraction == 1
     assert caplog.text == ""
 
 

@@ -7,7 +7,7 @@ from ssdistill.data.batch import Batch
 from ssdistill.distill.dropping import (
     TeacherDropping,
     draw_dropped,
-    kept_shares,
+    kept_weights,
     mean_pulled_by,
 )
 from ssdistill.distill.teachers import Origin
@@ -52,12 +52,12 @@ def test_teachers_are_compared_by_the_weighted_sum_of_their_losses():
 def test_the_teacher_of_the_largest_loss_is_always_kept():
     torch.manual_seed(0)
     loss_TB = torch.rand(3, 50)
-    share_TB = kept_shares(loss_TB, torch.ones(3, 50, dtype=torch.bool))
+    share_TB = kept_weights(loss_TB, torch.ones(3, 50, dtype=torch.bool))
     assert torch.equal(share_TB.argmax(0), loss_TB.argmax(0))
     assert torch.equal((share_TB > 0).sum(0), torch.ones(50, dtype=torch.int64))
     assert share_TB.mean() == pytest.approx(1)
     nothing = torch.zeros(3, 50, dtype=torch.bool)
-    assert torch.equal(kept_shares(loss_TB, nothing), torch.ones(3, 50))
+    assert torch.equal(kept_weights(loss_TB, nothing), torch.ones(3, 50))
 
 
 def test_draws_belong_to_step_and_image_and_not_to_the_batch():
@@ -77,15 +77,15 @@ def test_shares_are_those_of_the_whole_batch_on_several_processes(monkeypatch):
     torch.manual_seed(0)
     loss_TB, dropped_TB = torch.rand(2, 8), torch.rand(2, 8) < 0.5
     dropped_TB[:, 4:] = True
-    whole = kept_shares(loss_TB, dropped_TB)
+    whole = kept_weights(loss_TB, dropped_TB)
     means = []
     for rows in (slice(0, 4), slice(4, 8)):
         with monkeypatch.context() as patch:
             patch.setattr(dropping, "mean_over_processes", lambda x: means.append(x) or x)
-            kept_shares(loss_TB[:, rows], dropped_TB[:, rows])
+            kept_weights(loss_TB[:, rows], dropped_TB[:, rows])
     assert means[0] != means[1]
     monkeypatch.setattr(dropping, "mean_over_processes", lambda x: sum(means) / 2)
-    halves = [kept_shares(loss_TB[:, r], dropped_TB[:, r]) for r in (slice(0, 4), slice(4, 8))]
+    halves = [kept_weights(loss_TB[:, r], dropped_TB[:, r]) for r in (slice(0, 4), slice(4, 8))]
     assert torch.allclose(torch.cat(halves, 1), whole)
 
 

@@ -322,7 +322,7 @@ def test_choice_of_folds_is_that_of_each_of_them_alone(digits):
         ({"test_ND": np.zeros((0, 64))}, "non-empty"),
         ({"strengths": [0.0]}, "positive"),
         ({"holdout": 1.0}, "holdout"),
-        ({"folds": 11}, "folds=11: with holdout=0.1 at most 10 are possible"),
+        ({"folds": 11}, "folds=11: must be between 1 and 10 with holdout=0.1"),
     ],
 )
 def test_mistakes_are_named(change, says, digits):

@@ -7,7 +7,7 @@ import pytest
 
 from ssdistill.errors import UserError
 from ssdistill.evaluate.classification import classify
-from ssdistill.evaluate.protocols import Found, Protocol
+from ssdistill.evaluate.protocols import Measurements, Protocol
 
 
 class Guess(Protocol):
@@ -23,7 +23,7 @@ class Guess(Protocol):
 
     def evaluate(self, subject):
         predictions = np.full(len(subject), self.answer)
-        return Found(
+        return Measurements(
             {"extra": 7.0},
             classify(subject, predictions=predictions),
             details={"answer": self.answer},
@@ -75,7 +75,7 @@ def test_every_measure_is_named_after_the_protocol():
 def test_a_protocol_without_answers_per_image_has_its_own_measures_only():
     class Silent(Guess):
         def evaluate(self, subject):
-            return Found({"top1": 1.0})
+            return Measurements({"top1": 1.0})
 
     assert Silent().run(TARGETS).metrics == {"probe/guess/top1": 1.0}
 

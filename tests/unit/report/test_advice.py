@@ -109,7 +109,7 @@ def test_without_a_paired_test_accuracy_must_fall_by_more_than_both_spreads(accu
 def test_without_labels_agreement_decides_and_with_labels_it_is_only_said():
     (line,) = said(parent(), child(cka=0.90, cka_before=0.95))
     assert line == (
-        "int8 agrees less with the dense model than recovered (CKA 0.900 after 0.950): "
+        "int8 agrees less with the uncompressed model than recovered (CKA 0.900 after 0.950): "
         "prefer recovered"
     )
     even = [test_of(-0.5, 0.0, 0.5)]

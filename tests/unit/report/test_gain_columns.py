@@ -46,7 +46,7 @@ def test_a_gain_is_a_ratio_with_its_interval_where_there_is_one():
     table = results_table([record("distilled", OLD), record("int8", OLD | GAINS)])
     shown = cells(table, "int8")
     assert shown["speed-up"] == "2.31× (2.20 to 12.5)"
-    assert shown["smaller"] == "3.93×" and shown["runtime gain"] == "10.3×"
+    assert shown["smaller"] == "3.93×" and shown["speed-up over PyTorch"] == "10.3×"
     assert cells(table, "distilled")["speed-up"] == "–"
     assert "speed-up, batch 64" not in table.header
 
@@ -71,7 +71,7 @@ def test_the_caption_names_runtimes_instructions_and_what_a_speed_up_is_over():
         "AVX512 (avx512_vnni)" in caption
     )
     assert "speed-up: over distilled in the same runtime, with its 95 % interval" in caption
-    assert "runtime gain: over the same model in eager PyTorch" in caption
+    assert "speed-up over PyTorch: over the same model in eager PyTorch" in caption
 
 
 def test_nothing_is_said_of_a_timing_that_the_table_does_not_show():

@@ -36,18 +36,18 @@ def test_a_step_is_shown_from_before_to_after():
     assert cells["parameters"] == "100 → 50" and cells["MACs"] == "1.00 k"
     assert cells["size"] == "400 B → 200 B" and cells["smaller"] == "2.00×"
     assert cells["batch 1 (ms)"] == "1.000 → 0.500"
-    assert cells["faster"] == "2.00× (1.90–2.10)"
-    assert cells["CKA with the dense model"] == "0.950 → 0.900"
+    assert cells["speed-up"] == "2.00× (1.90–2.10)"
+    assert cells["CKA with the uncompressed model"] == "0.950 → 0.900"
 
 
 def test_what_was_not_measured_is_left_open():
     cells, _ = row(record())
-    assert cells["faster at batch 64"] == cells["cosine"] == "–"
+    assert cells["speed-up, batch 64"] == cells["cosine"] == "–"
 
 
 def test_agreement_of_the_dense_model_with_itself_is_not_shown():
     cells, _ = row(record(**{"agree/original/cka_before": 1.0}))
-    assert cells["CKA with the dense model"] == "0.900"
+    assert cells["CKA with the uncompressed model"] == "0.900"
 
 
 def test_seeds_are_averaged():
@@ -57,7 +57,7 @@ def test_seeds_are_averaged():
 
 def test_a_step_that_a_gate_left_out_is_marked_and_explained():
     cells, caption = row(record(**{"compress/accepted": 0}))
-    assert cells["model"] == "pruned\N{NO-BREAK SPACE}*" and "a gate left the step out" in caption
+    assert cells["model"] == "pruned\N{NO-BREAK SPACE}*" and "which its gate skipped" in caption
 
 
 def test_without_compression_there_is_no_table():
