@@ -1,4 +1,4 @@
-"""Writing that survives a kill, names the folder when the disk is full, and waits its turn."""
+"""Atomic writes, lock files, and errors that name the folder when a disk is full."""
 
 import errno
 import os
@@ -45,8 +45,8 @@ def user_path(path: str | Path) -> Path:
     try:
         return Path(path).expanduser()
     except TypeError:
-        given = shortened(repr(path))
-        raise UserError(f"expected a path as text, got {given}") from None
+        written = shortened(repr(path))
+        raise UserError(f"expected a path as text, got {written}") from None
     except RuntimeError:
         raise UserError(
             f"{shown(path)}: no home folder is known for ~; write the whole path"
@@ -97,7 +97,7 @@ def check_writable(path: Path, key: str) -> None:
 
 
 def drop_half_line(path: Path) -> None:
-    """Cut what a killed process left after the last line end."""
+    """Remove an unfinished last line, which a killed process left."""
     if not path.exists():
         return
     content = path.read_bytes()

@@ -174,12 +174,14 @@ def spec_of(description: Description) -> EncoderSpec | None:
 def _content(path: Path) -> bytes:
     try:
         if not path.is_file():
-            raise UserError(f"no {path.name} in {path.parent}")
+            raise UserError(f"no {path.name} in {path.parent}; {REMEDY}")
         if os.path.getsize(path) > LARGEST_DESCRIPTION:
             raise UserError(f"{path} is too large for a {path.name}; {REMEDY}")
         return path.read_bytes()
     except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror or error})") from error
+        raise UserError(
+            f"cannot read {path} ({error.strerror or error}); check its permissions"
+        ) from error
 
 
 def _one_line(path: Path, error: pydantic.ValidationError, *inside: str) -> str:

@@ -27,13 +27,13 @@ def find_artifact(path: str | Path) -> Path:
         return _find(path)
     except (OSError, ValueError, RuntimeError) as error:  # of a name too long, a loop of links
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot open {shortened(path, 300)} ({reason})") from error
+        raise UserError(f"cannot open {shortened(path, 300)} ({reason}); check the path") from error
 
 
 def _find(path: Path) -> Path:
     if not path.exists():
         broken = " (broken symbolic link)" if path.is_symlink() else ""
-        raise UserError(f"no file or folder {shortened(path, 300)}{broken}")
+        raise UserError(f"no file or folder {shortened(path, 300)}{broken}; check the path")
     if not path.is_dir():
         path = path.parent
     if (path / DESCRIPTION).is_file():
@@ -43,13 +43,15 @@ def _find(path: Path) -> Path:
         names = ", ".join(str(p.relative_to(path)) for p in below[:4])
         raise UserError(f"{path} contains several models: specify one of {names}")
     if not below:
-        raise UserError(f"no {DESCRIPTION} in {path}: not the folder of a saved model")
+        raise UserError(
+            f"no {DESCRIPTION} in {path}: not the folder of a saved model; name one that is"
+        )
     return below[0]
 
 
 def _described_below(folder: Path) -> list[Path]:
     """The folders below with a description; the search does not go through a whole disk."""
-    found, seen = [], 0
+    described, seen = [], 0
     for place, folders, files in os.walk(folder):
         seen += 1 + len(folders) + len(files)
         if seen > MOST_ENTRIES:
@@ -57,8 +59,8 @@ def _described_below(folder: Path) -> list[Path]:
                 f"{folder} holds more than {MOST_ENTRIES} files: name the model's folder"
             )
         if DESCRIPTION in files and (Path(place) / DESCRIPTION).is_file():
-            found.append(Path(place))
-    return sorted(found)
+            described.append(Path(place))
+    return sorted(described)
 
 
 def names_file(folder: Path, name: str) -> bool:
@@ -145,12 +147,16 @@ def read_checked(path: Path, expected: str) -> bytes:
     try:
         if not path.is_file():
             found = " (it is a folder)" if path.is_dir() else ""
-            raise UserError(f"no {path.name} in {path.parent}{found}")
+            raise UserError(f"no {path.name} in {path.parent}{found}; {REMEDY}")
         content = path.read_bytes()
     except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror or error})") from error
+        raise UserError(
+            f"cannot read {path} ({error.strerror or error}); check its permissions"
+        ) from error
     except MemoryError as error:
-        raise UserError(f"{path} does not fit in memory") from error
+        raise UserError(
+            f"{path} does not fit in memory; close other programs, or open it elsewhere"
+        ) from error
     found = hashlib.sha256(content).hexdigest()
     if found != expected:
         raise UserError(

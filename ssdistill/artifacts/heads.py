@@ -102,7 +102,9 @@ def _in_a_row(head: nn.Module) -> list[nn.Module]:
         return [head]
     # Only of these is the order of the children known to be the order of the computation.
     if type(head).forward not in (ProjectionHead.forward, nn.Sequential.forward):
-        raise UserError(f"cannot save a projector of type {type(head).__name__}")
+        raise UserError(
+            f"cannot save a projector of type {type(head).__name__}; use an nn.Sequential"
+        )
     return [layer for child in children for layer in _in_a_row(child)]
 
 
@@ -125,7 +127,10 @@ def _describe(layer: nn.Module) -> AnyLayer:
         )
     if isinstance(layer, UnitLength):
         return UnitLengthLayer()
-    raise UserError(f"cannot save a projector with a layer of type {type(layer).__name__}")
+    raise UserError(
+        f"cannot save a projector with a layer of type {type(layer).__name__}; use Linear, "
+        "BatchNorm1d, LayerNorm, ReLU, GELU or UnitLength"
+    )
 
 
 def unpack_head(content: bytes, layers: list[Layer], in_dim: int) -> nn.Sequential:

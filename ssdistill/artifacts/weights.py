@@ -9,7 +9,13 @@ from torch import Tensor
 
 from ssdistill.artifacts.coding.codes import Coded
 from ssdistill.artifacts.coding.file import current, pack_state, unpack_state
-from ssdistill.artifacts.description import CODED_WEIGHTS, DESCRIPTION, TORCH_WEIGHTS, Description
+from ssdistill.artifacts.description import (
+    CODED_WEIGHTS,
+    DESCRIPTION,
+    REMEDY,
+    TORCH_WEIGHTS,
+    Description,
+)
 from ssdistill.artifacts.files import read_checked
 from ssdistill.errors import UserError
 from ssdistill.models.downloads import reason
@@ -58,7 +64,7 @@ def pack_weights(model: Model) -> tuple[dict[str, bytes], dict[str, Any]]:
 
 
 def unpack_weights(model: Model, folder: Path, description: Description) -> None:
-    """Make of an uncompressed ``model`` the one whose weights lie in ``folder``.
+    """Turn an uncompressed ``model`` into the one whose weights lie in ``folder``.
 
     Raises:
         UserError: a missing, damaged or foreign file; the first key or shape at fault is named.
@@ -73,11 +79,12 @@ def unpack_weights(model: Model, folder: Path, description: Description) -> None
         model.net.load_state_dict(state, strict=True)
     except UserError as error:
         raise UserError(
-            f"{path} does not match the '{model.name}' in its {DESCRIPTION}: {error}"
+            f"{path} does not match the '{model.name}' in its {DESCRIPTION}: {error}; {REMEDY}"
         ) from None
     except MISFITS as error:
         raise UserError(
-            f"{path} does not match the '{model.name}' in its {DESCRIPTION}: {reason(error)}"
+            f"{path} does not match the '{model.name}' in its {DESCRIPTION}: {reason(error)}; "
+            f"{REMEDY}"
         ) from error
     model.channels, model.removed, model.coded = description.channels, tuple(removed), coded
 
@@ -88,11 +95,11 @@ def _read(path: Path, sha256: str) -> tuple[dict[str, Tensor], dict[str, Coded]]
         try:
             return unpack_state(content)
         except UserError as error:
-            raise UserError(f"cannot read {path}: {error}") from error
+            raise UserError(f"cannot read {path}: {error}; {REMEDY}") from error
     try:
         return safetensors.torch.load(content), {}
     except Exception as error:  # beside its own, whatever a header that is not valid ends in
-        raise UserError(f"{path} is not a safetensors file: {reason(error)}") from error
+        raise UserError(f"{path} is not a safetensors file: {reason(error)}; {REMEDY}") from error
 
 
 def _check_keys(model: Model, state: dict[str, Tensor]) -> None:

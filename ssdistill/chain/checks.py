@@ -24,7 +24,7 @@ ENOUGH_SAMPLES = 4096
 
 
 def require_claims(experiment: Experiment, config: str | Path) -> None:
-    """Refuse to reproduce an experiment that claims nothing, before anything is trained.
+    """Check that the experiment has claims to verify, before anything is trained.
 
     Args:
         config: what messages call it.
@@ -37,7 +37,7 @@ def require_claims(experiment: Experiment, config: str | Path) -> None:
 
 
 def check_trainings(workspace: Workspace, finished: Collection[str] = ()) -> list[str]:
-    """Build everything that will be trained once, at initial weights, and forget it.
+    """Build every network, method and loss once, at initial weights, to find errors early.
 
     Args:
         finished: roles whose trainings are done, so that no step of theirs needs to be tried.

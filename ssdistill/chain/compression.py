@@ -69,7 +69,8 @@ def _passes(stage: Stage, settings: StepSettings, facts: Mapping[str, Any]) -> b
     complaints = settings.gate.complaints(facts) if settings.gate else []
     if complaints and settings.gate.otherwise == "refuse":
         raise UserError(
-            f"{settings.kind} ({stage.role}) was rejected by its gate: {'; '.join(complaints)}"
+            f"{settings.kind} ({stage.role}) was rejected by its gate: {'; '.join(complaints)}; "
+            "relax the gate, or set gate.otherwise=keep to skip the step"
         )
     for complaint in complaints:
         console.print(f"  {settings.kind} skipped by its gate: {complaint}")

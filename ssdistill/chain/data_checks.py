@@ -47,7 +47,7 @@ def check_data(experiment: Experiment, source: Source, stores: dict[str, Store])
     train, test = stores["train"], stores["test"]
     if len(train) < TRAINABLE:
         raise UserError(
-            f"data: {len(train)} training image, but training needs at least 2; "
+            f"data: {len(train)} training image, but training requires at least 2; "
             "add images, or lower data.test_fraction if some are held out"
         )
     _refuse_selection(train, experiment)
@@ -74,7 +74,7 @@ def _refuse_selection(train: Store, experiment: Experiment) -> None:
     for key, settings in rows.items():
         if getattr(settings, "select", None) == "agreement" and len(train) < CKA_AT_LEAST:
             raise UserError(
-                f"{key}.select=agreement needs {CKA_AT_LEAST} training images, there are "
+                f"{key}.select=agreement requires {CKA_AT_LEAST} training images, there are "
                 f"{len(train)}; set {key}.select=last, or add images"
             )
 
@@ -100,13 +100,14 @@ def _constant_warnings(train: Store, test: Store) -> list[str]:
     warnings = []
     if _holds_everywhere(train, lambda images_NHWC: images_NHWC == images_NHWC[:, :1, :1]):
         warnings.append(
-            "each training image has a single color, so all its crops are alike; check the files"
+            "each training image has a single color, so all its crops look the same; "
+            "check the files"
         )
     first = np.asarray(test.images[0])
     if len(test) > 1 and _holds_everywhere(test, lambda images_NHWC: images_NHWC == first):
         warnings.append(
-            f"the {len(test)} test images are identical, so no metric of them means "
-            "anything; check the files"
+            f"the {len(test)} test images are identical, so their metrics are "
+            "meaningless; check the files"
         )
     return warnings
 
@@ -143,11 +144,13 @@ def _few_to_compress(experiment: Experiment, train: Store) -> list[str]:
 def _few(source: Source, test: Store) -> list[str]:
     if len(test) >= CKA_AT_LEAST:
         return []
-    lost = "agree/* (needs 4)"
+    metrics = "agree/* (requires 4)"
     if len(test) < MEASURED_AT_LEAST:
-        lost = "collapse/* (needs 2) and agree/* (needs 4)"
+        metrics = "collapse/* (requires 2) and agree/* (requires 4)"
     key = "raise data.test_fraction, or add images" if source.has_test else "add images"
-    return [f"{_count_of_images(len(test), 'test')}: too few for {lost}, which are skipped; {key}"]
+    return [
+        f"{_count_of_images(len(test), 'test')}: too few for {metrics}, which are skipped; {key}"
+    ]
 
 
 def _count_of_images(count: int, split: str) -> str:

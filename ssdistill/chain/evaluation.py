@@ -83,7 +83,7 @@ def evaluate(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str, 
 
 
 def check_labels(stage: Stage, workspace: Workspace) -> None:
-    """Make sure that a finished evaluation has read the labels there are now.
+    """Check that a finished evaluation has read the present labels.
 
     They are no part of a stage's hash, which is that of the images. Version 0.1 noted nothing.
 

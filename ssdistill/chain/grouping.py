@@ -15,7 +15,7 @@ JOINED = "+"
 
 
 def experiment_columns(experiment: Experiment) -> dict[str, str]:
-    """What all stages of an experiment share: ``experiment``, ``teacher`` and ``student``.
+    """Columns common to all stages of an experiment: ``experiment``, ``teacher`` and ``student``.
 
     A teacher is named with its origin: ``simclr:resnet18``, ``timm:vit_small_patch16_224.dino``.
     """
@@ -27,7 +27,7 @@ def experiment_columns(experiment: Experiment) -> dict[str, str]:
 
 
 def shared_columns(experiment: Experiment) -> dict[str, str]:
-    """Those of a run that holds a whole experiment: also ``losses`` of its distillation and
+    """Columns of a run that holds a whole experiment: also ``losses`` of its distillation and
     ``steps`` of its compression.
     """
     columns = experiment_columns(experiment)

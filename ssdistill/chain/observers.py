@@ -30,7 +30,7 @@ def observers_of(
     workspace: Workspace,
     device: torch.device,
 ) -> list[Observer]:
-    """The observers that the settings of a stage's training, and of its tracking, ask for."""
+    """Build the observers set by a stage's training and tracking settings."""
     observers: list[Observer] = []
     num_steps = training.loader.num_steps
     if settings.select != "last":

@@ -23,7 +23,7 @@ CONTROL_ROLES = {"steps": "control", "time": "control_time", "total": "control_t
 
 
 def plan_stages(workspace: Workspace) -> list[Stage]:
-    """Every stage of the experiment, parents first; what seeds share stands there once."""
+    """Every stage of the experiment, parents first; stages common to all seeds occur once."""
     ordered: dict[tuple[str, int], Stage] = {}
 
     def add(stage: Stage) -> None:

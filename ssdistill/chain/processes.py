@@ -66,7 +66,7 @@ def several_processes(environ: Mapping[str, str] | None = None) -> Launch | None
 
 
 def require_single_process() -> None:
-    """Refuse to be one of several processes.
+    """Raise an error if a launcher started several processes.
 
     Raises:
         UserError: naming the launcher and what to do instead.
@@ -79,7 +79,7 @@ def require_single_process() -> None:
 
 
 def leave_if_not_first() -> None:
-    """End every process but the first, which says for all of them why it is refused.
+    """End every process but the first, which prints the error for all of them.
 
     Raises:
         SystemExit: in the others, after a while.
@@ -91,7 +91,7 @@ def leave_if_not_first() -> None:
 
 
 def refuse_several_processes() -> None:
-    """For commands: the first of several processes says why, once, and all of them end.
+    """For commands: end all of several processes; the first prints the error.
 
     Raises:
         UserError: in the first one.

@@ -40,7 +40,7 @@ from ssdistill.train.progress import console
 
 @dataclass(frozen=True)
 class Report:
-    """What came out of a run.
+    """Results of a run.
 
     Attributes:
         folder: of ``report.html``, ``run.json``, ``metrics.jsonl`` and ``records.jsonl``.
@@ -62,7 +62,7 @@ class Report:
     models: dict[str, Path] = field(default_factory=dict)
 
     def publish(self, folder: Path) -> None:
-        """Write records and claims where ``ssdistill report`` makes tables from them."""
+        """Write records and claims where ``ssdistill report`` reads them."""
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "records.jsonl", as_lines(self.records))
         claims = [claim.model_dump(mode="json") for claim in self.claims]

@@ -43,7 +43,7 @@ class PlannedStage:
 
 
 def dry_run(experiment: Experiment, root: Path) -> list[PlannedStage]:
-    """The stages a run would go through, and which of them exist. Decodes the data, no more."""
+    """List the stages of a run and their status; decodes the data, trains nothing."""
     require_single_process()
     workspace = open_workspace(experiment, root)
     describe_data(workspace)
@@ -155,7 +155,7 @@ def announce(workspace: Workspace, stages: list[Stage]) -> None:
 
 
 def describe_data(workspace: Workspace) -> None:
-    """The images, their classes and window, and what is probably wrong with them."""
+    """Describe the images, their classes and window, and likely problems with them."""
     train, test, size = workspace.train, workspace.test, workspace.image_size
     lines = [
         f"{workspace.source.description}: {len(train)} training and {len(test)} test images, "

@@ -13,7 +13,7 @@ from ssdistill.models.trial import LARGEST_SIDE, trial_of
 
 @torch.no_grad()
 def check_sizes(encoder: Encoder, key: str, sizes: Iterable[int], network: str) -> list[str]:
-    """Let a network encode a black image of its own size, and one of each size of its views.
+    """Check that a network encodes a black image of its own size and of each view's size.
 
     Args:
         key: of the settings whose ``views`` have these sizes.

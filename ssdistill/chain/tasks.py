@@ -34,7 +34,7 @@ def fresh_encoder(stage: Stage) -> Encoder:
 
 
 def task_of(stage: Stage, workspace: Workspace) -> tuple[Task, TrainSettings]:
-    """What a pretraining or distillation stage trains, at its initial weights, and how."""
+    """The task of a pretraining or distillation stage, at its initial weights, and its settings."""
     encoder = fresh_encoder(stage)
     if stage.kind == "distill":
         teachers = {role: workspace.encoder(parent) for role, parent in stage.parents.items()}

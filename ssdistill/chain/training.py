@@ -44,13 +44,13 @@ BUDGET = "budget.json"
 
 
 def initialize(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str, Any]:
-    """The student as it is before any training."""
+    """Save the student at its initial weights."""
     export(fresh_encoder(stage), stage, tracker)
     return {}
 
 
 def pretrain(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str, Any]:
-    """An encoder trained by a self-supervised method, and the projector it was trained with."""
+    """Train an encoder by a self-supervised method; save it with its projector."""
     task, settings = task_of(stage, workspace)
     metrics = train(task, settings, stage, workspace, tracker)
     encoder, projector = task.exported
@@ -72,7 +72,7 @@ def load_teacher(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[s
 
 
 def distill(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str, Any]:
-    """A student trained against the frozen teacher, or several."""
+    """Train a student against one or several frozen teachers."""
     task, settings = task_of(stage, workspace)
     metrics = train(task, settings, stage, workspace, tracker)
     export(task.encoder, stage, tracker, parent=next(iter(stage.parents)))
@@ -112,7 +112,7 @@ def prepare(
     num_steps: int | None = None,
     order: str = "order",
 ) -> tuple[Training, "Fabric"]:
-    """The training of ``task`` as the stage wants it, ``num_steps`` long if given.
+    """Prepare the training of ``task`` by the stage's settings, ``num_steps`` long if set.
 
     ``order`` names the order of the images: another name, another order.
     """

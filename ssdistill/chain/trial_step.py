@@ -30,7 +30,7 @@ def check_step(
     batch_size: int,
     key: str,
 ) -> list[str]:
-    """Let a task, which is not used afterwards, make its losses of one batch.
+    """Compute the losses of one batch with a task that is discarded afterwards.
 
     The shapes are followed by tensors without numbers, which compute nothing; where they fail, a
     small batch is computed to make sure. A batch of one is always computed, since a loss that
@@ -97,8 +97,8 @@ def _untried(key: str, pixels: int) -> str:
 
 
 def check_size(build: Callable[[], Task], key: str) -> None:
-    """Refuse heads, queues and memories that do not fit into memory."""
-    check_fits(build, f"{key}: what it trains")
+    """Check that heads, queues and memory banks fit into memory."""
+    check_fits(build, f"{key}: the network with its heads and queues")
 
 
 def _failure_without_memory(task: Task, sides: list[int], batch_size: int) -> Exception | None:
@@ -130,7 +130,8 @@ def _losses(
 def _refusal(key: str, error: Exception) -> UserError:
     if "more than 1 value per channel" in str(error):
         return UserError(
-            f"{key}.batch_size=1: batch statistics need at least 2 images; set a larger batch_size"
+            f"{key}.batch_size=1: batch statistics require at least 2 images; "
+            "set a larger batch_size"
         )
     return UserError(
         f"{key}: the first training step would fail ({reason_of(error)}); check batch_size, views "

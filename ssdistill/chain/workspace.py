@@ -84,12 +84,12 @@ class Workspace:
 
     @property
     def image_spec(self) -> ImageSpec:
-        """What a teacher from elsewhere must know of the images."""
+        """What an external teacher must know about the images."""
         return ImageSpec(self.image_size, self.train.mean, self.train.std)
 
     @cached_property
     def load_configs(self) -> dict[str, dict[str, Any]]:
-        """By role, what decides which weights a teacher from elsewhere has.
+        """Settings that determine the weights of each external teacher, by role.
 
         Cached: finding out means reading its files.
 
@@ -141,7 +141,7 @@ class Workspace:
             raise UserError(f"{name}: {str(error).replace('teacher.', f'{name}.')}") from None
 
     def build(self, settings: EncoderSettings) -> Encoder:
-        """A fresh encoder with the training images' statistics, to be looked at.
+        """Build an encoder with the training images' statistics, for inspection only.
 
         Each network is built and tried once; see :meth:`forget_networks`.
         """
@@ -152,11 +152,11 @@ class Workspace:
         return copy.deepcopy(self._built[key])
 
     def forget_networks(self) -> None:
-        """Free the memory of the networks that were built to be looked at."""
+        """Free the networks that were built for inspection."""
         self._built.clear()
 
     def spec(self, settings: EncoderSettings) -> EncoderSpec:
-        """What describes that encoder; a network is built for it once."""
+        """The spec of that encoder; its network is built once."""
         key = settings.model_dump_json()
         if key not in self._specs:
             self._specs[key] = self.build(settings).spec
@@ -180,7 +180,7 @@ class Workspace:
             raise DamagedFile(folder, reason_of(error)) from error
 
     def check_finished(self, stage: Stage) -> None:
-        """Make sure that a finished stage's weights are what it wrote.
+        """Check that a finished stage's weights are those it wrote.
 
         Other metrics than it wrote are told and no more: no training is repeated for a curve.
 

@@ -106,7 +106,7 @@ class LowRank(Step):
         chosen_goals = [(key, value) for key, value in goals.items() if value is not None]
         if len(chosen_goals) != 1:
             raise UserError(
-                f"lowrank: give exactly one of {', '.join(goals)}, got {len(chosen_goals)}"
+                f"lowrank: set exactly one of {', '.join(goals)}, got {len(chosen_goals)}"
             )
         if compensate and method != "data":
             raise UserError(f"lowrank: compensate requires method=data, got method={method}")

@@ -100,7 +100,7 @@ class Prune(Step):
         targets = dict(zip(TARGETS, (ratio, macs, parameters, bytes, latency, cka), strict=True))
         chosen_targets = {key: value for key, value in targets.items() if value is not None}
         if len(chosen_targets) != 1:
-            raise UserError(f"prune: give exactly one of {', '.join(TARGETS)}")
+            raise UserError(f"prune: set exactly one of {', '.join(TARGETS)}")
         if "blocks" in units and len(units) > 1:
             raise UserError(
                 "prune: units=[blocks] cannot be combined with other units: use separate prune "

@@ -20,7 +20,7 @@ SMALLEST = 8
 
 
 class Recalibrate(Step):
-    """Running means and variances that fit the weights as they are now.
+    """Re-estimate batch-norm statistics for the current weights.
 
     After pruning without a refit the old ones are far off; after a refit new ones may do harm.
     So they count only if the embeddings then agree better with those of the dense network, on

@@ -136,7 +136,7 @@ def refit_layers(
     seed: int = 0,
     progress: Callable[[Sequence[Any], str], Iterable[Any]] = bar,
 ) -> tuple[Model, list[Fit]]:
-    """Give the layers that lost inputs the weights that best restore the dense network.
+    """Fit the layers that lost inputs to reconstruct the dense network by least squares.
 
     In the order of execution every such layer gets, in closed form,
 

@@ -11,7 +11,7 @@ from ssdistill.models.model import Model
 
 
 class Restore(Step):
-    """The model as it was before the first compression step.
+    """Return to the model before the first compression step.
 
     A plan can so go on from the uncompressed model after it has tried something; outside a chain,
     :func:`uncompressed_parent` finds it for any compressed artifact.

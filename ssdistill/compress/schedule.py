@@ -34,7 +34,7 @@ def rounds_of(settings: Settings, targets: Sequence[str]) -> list[Settings]:
         return [settings]
     key = next((key for key in targets if getattr(settings, key) is not None), None)
     if key is None:
-        raise UserError(f"prune: give exactly one of {', '.join(targets)}")
+        raise UserError(f"prune: set exactly one of {', '.join(targets)}")
     between, steps = between_rounds(settings, settings.refit), []
     for number in range(1, settings.rounds + 1):
         fraction = fraction_reached(settings.schedule, number / settings.rounds)

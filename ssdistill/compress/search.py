@@ -29,7 +29,7 @@ BUDGETS = ("bytes", "macs", "parameters", "latency")
 
 
 class Search(Step):
-    """Meet a budget with a choice of its own for every layer.
+    """Choose a compression level for every layer to meet one budget.
 
     Exactly one of ``bytes``, ``macs``, ``parameters`` and ``latency`` says how much may be kept.
     Each action is tried on one layer at a time; its damage is what that does to the embeddings
@@ -84,7 +84,7 @@ class Search(Step):
         requested = dict(zip(BUDGETS, (bytes, macs, parameters, latency), strict=True))
         budgets = {key: fraction for key, fraction in requested.items() if fraction is not None}
         if len(budgets) != 1:
-            raise UserError(f"search: give exactly one of {', '.join(BUDGETS)}, got {len(budgets)}")
+            raise UserError(f"search: set exactly one of {', '.join(BUDGETS)}, got {len(budgets)}")
         ((self.budget, self.fraction),) = budgets.items()
         self.actions = actions or (("bits",) if self.budget == "bytes" else ("width",))
         if "bits" in self.actions and self.budget != "bytes":

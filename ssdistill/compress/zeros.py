@@ -23,7 +23,7 @@ from ssdistill.settings import OpenFraction, Positive, PositiveInt, Settings
 
 
 class Zeros(Step):
-    """Set the weights of convolutions, linear layers and embeddings to zero that matter least.
+    """Set the least important weights of convolutions, linear layers and embeddings to zero.
 
     This is for the file, which then stores the others and where they are: the network that is
     loaded from it multiplies by the zeros, as fast as before. That holds for an N:M pattern too
@@ -65,7 +65,7 @@ class Zeros(Step):
         recover: dict[str, Any] | None = None,
     ):
         if sum(x is not None for x in (sparsity, threshold, pattern)) != 1:
-            raise UserError("zeros: give exactly one of sparsity, threshold and pattern")
+            raise UserError("zeros: set exactly one of sparsity, threshold and pattern")
         if sparsity is not None and not 0 < sparsity < 1:
             raise UserError(f"zeros.sparsity={sparsity}: must be a fraction between 0 and 1")
         if pattern is not None and not 0 < pattern[0] < pattern[1]:

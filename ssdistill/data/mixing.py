@@ -88,5 +88,5 @@ def paste(view_BCHW: Tensor, other_BCHW: Tensor, box: Box) -> tuple[Tensor, floa
     columns = slice(round(box[2] * width), round(box[3] * width))
     pasted_BCHW = view_BCHW.clone()
     pasted_BCHW[..., rows, columns] = other_BCHW[..., rows, columns]
-    taken = (rows.stop - rows.start) * (columns.stop - columns.start)
-    return pasted_BCHW, 1.0 - taken / (height * width)
+    area = (rows.stop - rows.start) * (columns.stop - columns.start)
+    return pasted_BCHW, 1.0 - area / (height * width)

@@ -1,4 +1,4 @@
-"""Asking the system for all images of a batch at once, where a store is larger than memory."""
+"""Read all images of a batch ahead at once, for stores larger than memory."""
 
 import mmap
 

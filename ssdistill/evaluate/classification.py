@@ -118,7 +118,7 @@ def classify(
     """
     targets = _integers(targets, "test labels")
     if (probabilities_NK is None) == (predictions is None):
-        raise UserError("classify: pass either probabilities or predictions")
+        raise UserError("classify: pass probabilities or predictions, exactly one of them")
     if probabilities_NK is not None:
         probabilities_NK = _probabilities(probabilities_NK)
         width = probabilities_NK.shape[1]
@@ -130,7 +130,9 @@ def classify(
         answer_N = _position(predictions, classes, "predictions")
     true_N = _position(targets, classes, "test labels")
     if len(true_N) != len(answer_N):
-        raise UserError(f"{len(answer_N)} predictions for {len(true_N)} test labels")
+        raise UserError(
+            f"{len(answer_N)} predictions for {len(true_N)} test labels; pass one for each label"
+        )
     return Classification(
         classes=classes,
         targets=targets,
@@ -211,7 +213,7 @@ def _probabilities(values: Any) -> np.ndarray:
     if wrong_N.any():
         raise UserError(
             f"probabilities of {wrong_N.sum()} of {len(probability_NK)} images are negative, "
-            "not finite or do not add up to 1"
+            "not finite or do not add up to 1; pass the output of a softmax"
         )
     return probability_NK
 
@@ -219,9 +221,11 @@ def _probabilities(values: Any) -> np.ndarray:
 def _classes(labels: Any, width: int | None = None) -> np.ndarray:
     classes = _integers(labels, "classes")
     if len(np.unique(classes)) != len(classes):
-        raise UserError("classes lists a label twice")
+        raise UserError("classes contain a label twice; list each label once")
     if width not in (None, len(classes)):
-        raise UserError(f"{len(classes)} classes, but {width} probabilities per image")
+        raise UserError(
+            f"{len(classes)} classes, but {width} probabilities per image; name {width}"
+        )
     return classes
 
 
@@ -231,7 +235,7 @@ def _position(labels: np.ndarray, classes: np.ndarray, name: str) -> np.ndarray:
     position = order[place]
     if (unknown := np.unique(labels[classes[position] != labels])).size:
         shown = ", ".join(map(str, unknown[:5].tolist()))
-        raise UserError(f"{name} contain unknown classes: {shown}")
+        raise UserError(f"{name} contain unknown classes: {shown}; add them to classes")
     return position
 
 

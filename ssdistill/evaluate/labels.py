@@ -31,7 +31,7 @@ def look_at_labels(train: Any, test: Any) -> str:
     if len(classes_K) < 2:
         only = ", ".join(_named(classes_K, names)) or "none"
         raise UserError(
-            f"data: the training labels have a single class ({only}), but a probe needs two; "
+            f"data: the training labels have a single class ({only}), but a probe requires two; "
             f"correct them, or {IGNORE}"
         )
     unknown = np.setdiff1d(test_N, classes_K)
@@ -46,7 +46,7 @@ def look_at_labels(train: Any, test: Any) -> str:
 
 
 def labels_digest(train: Any, test: Any) -> str:
-    """What tells the labels of two splits, ``labels`` (N,) each, from others: a sha256."""
+    """sha256 of the labels of two splits, (N,) each."""
     digest = hashlib.sha256()
     for split in (train, test):
         labels_N = np.ascontiguousarray(split.labels, dtype="<i8")

@@ -43,10 +43,10 @@ class Paired:
     def __str__(self) -> str:
         p = "< 0.001" if self.p_value < 0.001 else f"= {self.p_value:.3f}"
         points = "point" if self.margin == 1 else "points"
-        within = f" within {self.margin:g} {points}" if self.verdict == "equivalent" else ""
+        margin = f" within {self.margin:g} {points}" if self.verdict == "equivalent" else ""
         return (
             f"{self.difference:+.2f} points ({self.low:+.2f} to {self.high:+.2f}), "
-            f"McNemar p {p}: {self.verdict}{within}"
+            f"McNemar p {p}: {self.verdict}{margin}"
         )
 
 

@@ -59,7 +59,9 @@ class Result:
             raise UserError(f"'{self.protocol}' cannot be compared with {text}: pass a Result")
         first, second = self.classification, other.classification
         if self.protocol != other.protocol:
-            raise UserError(f"'{self.protocol}' cannot be compared with '{other.protocol}'")
+            raise UserError(
+                f"'{self.protocol}' cannot be compared with '{other.protocol}'; use one protocol"
+            )
         for name, value in self.settings.items():
             if name != "seed" and value != other.settings.get(name, value):
                 raise UserError(
@@ -67,7 +69,7 @@ class Result:
                     f"{name}={other.settings[name]}"
                 )
         if first is None or second is None:
-            raise UserError(f"'{self.protocol}' has no per-image predictions to compare")
+            raise UserError(f"'{self.protocol}' has no predictions by image; compare its metrics")
         if len(first.targets) != len(second.targets) or (first.targets != second.targets).any():
-            raise UserError("a paired test needs the same test images in the same order")
+            raise UserError("a paired test requires the same test images in the same order")
         return paired_test(first.targets, first.predictions, second.predictions, margin=margin)

@@ -45,7 +45,7 @@ class _Looks(Settings):
         return list(self._by_key().values())
 
     def check_images(self, num_train: int) -> None:
-        """Refuse protocols that so many training images cannot answer.
+        """Check that the training images suffice for every protocol.
 
         Raises:
             UserError: naming the protocol's key and what is wrong with it.
@@ -136,7 +136,7 @@ else:
         __doc__="""Which protocols to run, and what else to measure.
 
         Every protocol is a key of its own kind (``ssdistill list protocols``) that holds its
-        settings: {} for the defaults, null to leave it out.
+        settings: {} for the defaults, null to disable it.
 
         Args:
             pixels: evaluate the raw pixels too (shrunk to at most 16x16), as the row to beat.

@@ -173,7 +173,7 @@ class Subject:
         return as_labels(data.labels, torch.empty(len(data.images), 0), name)
 
     def probe_data(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Training features and labels, test features and labels: what probes are given."""
+        """Training features and labels, test features and labels: the inputs of a probe."""
         # Labels first: that they are missing must not be said after an hour of encoding.
         train_labels, test_labels = self.labels("train"), self.labels("test")
         return self.features("train"), train_labels, self.features("test"), test_labels

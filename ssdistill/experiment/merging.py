@@ -1,4 +1,4 @@
-"""Merge one tree of config keys over another: what an extended file or an override leaves of it."""
+"""Merge one tree of config keys over another, as ``extends`` and overrides do."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any

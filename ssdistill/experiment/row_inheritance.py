@@ -9,7 +9,7 @@ LENGTHS = {"steps", "epochs"}
 
 
 def complete_rows(tree: dict[str, Any]) -> dict[str, Any]:
-    """Fill in the settings that rows and teachers leave as they are elsewhere.
+    """Fill in the settings that rows and teachers inherit.
 
     - A row of ``compare`` has those of ``distill``, or of ``pretrain`` if it pretrains.
     - A teacher of ``teachers`` without a ``kind`` has those of ``teacher``, and its ``pretrain``

@@ -73,7 +73,7 @@ class PaperSettings(Settings):
 
 
 class Experiment(Settings):
-    """Everything a run does, in one frozen value.
+    """All settings of a run, frozen.
 
     Args:
         schema_version: written ``schema``; version of this vocabulary.
@@ -129,7 +129,7 @@ class Experiment(Settings):
     @model_validator(mode="after")
     def _complete(self) -> "Experiment":
         if self.teachers and "teacher" in self.model_fields_set:
-            raise ValueError("teachers: give teacher or teachers, not both")
+            raise ValueError("teachers: set teacher or teachers, not both")
         if any(method is None for _, method in self.pretrained.values()):
             raise ValueError("pretrain: required, unless teacher.kind names an existing teacher")
         control_requested = "control" in self.model_fields_set and self.control is not None
@@ -185,7 +185,7 @@ class Experiment(Settings):
 
     @property
     def recovery(self) -> DistillSettings:
-        """How a compressed model learns again."""
+        """Settings of fine-tuning after compression."""
         return self.distill or DistillSettings(steps=1, losses=RECOVERY_LOSSES)
 
     @property

@@ -64,9 +64,11 @@ def read_file(path: Path) -> Any:
         with open(path, "rb") as file:
             content = file.read(MOST_BYTES + 1)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); check its permissions"
+        ) from error
     if len(content) > MOST_BYTES:
-        raise UserError(f"{path}: larger than 1 MB, which no config is")
+        raise UserError(f"{path}: larger than 1 MB; name a config file")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -105,7 +107,7 @@ def read_text(text: str, source: str, key: str = "") -> Any:
 
 
 def text_problem(text: str) -> str | None:
-    """Why no file, network or setting can be called ``text``; None if one can."""
+    """Why ``text`` is no valid name or setting; None if it is valid."""
     if "\0" in text:
         return "holds a NUL character"
     try:

@@ -1,4 +1,4 @@
-"""What can be said of an encoder from its features alone: neighbors, agreement, collapse.
+"""Label-free metrics of an encoder's features: neighbors, agreement, collapse.
 
 What reads a label belongs in ``evaluate``; what compares features to train on them, in ``losses``.
 """

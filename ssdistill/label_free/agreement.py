@@ -51,7 +51,7 @@ def agreement(a_ND: Any, b_ND: Any, *, k: int = 10, max_queries: int = 2000) -> 
         )
     if len(a_ND) < CKA_AT_LEAST or not 1 <= k < len(a_ND):
         raise UserError(
-            f"agreement requires at least 4 images and more than k={k}, got {len(a_ND)}"
+            f"agreement requires at least 4 images and more than k={k}, got {len(a_ND)}; add images"
         )
     cka = LinearCKA()
     cka.update(a_ND, b_ND)

@@ -142,7 +142,7 @@ class Loss(nn.Module):
 
     def per_image(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Return the loss of each image, (B,); the loss is its mean over the batch."""
-        raise TypeError(f"{type(self).__name__} defines neither forward nor per_image")
+        raise TypeError(f"{type(self).__name__} must define forward or per_image")
 
     @property
     def is_mean_over_images(self) -> bool:
@@ -159,7 +159,7 @@ class Loss(nn.Module):
     def momentum_at(self, step: int, num_steps: int) -> float:
         """Momentum of the student's moving average after step ``step``."""
         if self.momentum is None:
-            raise TypeError(f"{type(self).__name__} sets no momentum")
+            raise TypeError(f"{type(self).__name__} must set momentum")
         return self.momentum
 
     def after_step(self, step: int, num_steps: int) -> None:

@@ -106,7 +106,7 @@ class CRD(Loss):
         super().__init__(shapes)
         self.num_samples, self.temperature = shapes.num_samples, temperature
         if self.num_samples < 2:
-            raise self.fail("at least two training images required for negatives")
+            raise self.fail("negatives require at least two training images; add images")
         self.num_negatives = min(negatives, self.num_samples - 1)
         self.embed_student = nn.Linear(shapes.student_dim, dim)
         self.embed_teacher = nn.Linear(shapes.teacher_dim, dim)

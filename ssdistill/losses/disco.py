@@ -94,7 +94,9 @@ class DisCo(Loss):
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         views = student.distinct
         if len(views) < 2:
-            raise self.fail("pairs give the student one view; the loss requires two")
+            raise self.fail(
+                "pairs give the student one view, but the loss requires two; add a pair"
+            )
         targets = torch.cat(self.center(vectors(teacher, self.read)))
         s_ND = self.head(torch.cat(vectors(student)))
         keys = self._keys(student, views[1:])

@@ -77,7 +77,7 @@ class DoGo(SimilarityLoss):
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         if len(student) < 2:
-            raise self.fail("pairs name one pair of views; the loss requires two")
+            raise self.fail("pairs name one pair of views, but the loss requires two; add a pair")
         student_views = self.head(torch.cat(vectors(student))).chunk(len(student))
         with torch.autocast(student_views[0].device.type, enabled=False):
             student_views = [gather_with_gradient(unit(s_BD)) for s_BD in student_views]

@@ -76,7 +76,7 @@ class SEED(QueueLoss):
         if full < 1:
             raise self.fail(
                 f"small_views={self.small_views} leaves no full-size view among {len(student)} "
-                "pairs"
+                "pairs; lower small_views"
             )
         keys, s_ND = self.keys(teacher), self.queries(student)
         s_full_ND, s_small_ND = s_ND.tensor_split([full * len(keys[0])])

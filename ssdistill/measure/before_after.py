@@ -167,7 +167,9 @@ def same_runtime(before: Any, after: Any) -> Iterator[tuple[Any, Any]]:
             yield pair[0], pair[1]
         elif isinstance(after, nn.Module) or not isinstance(before, nn.Module):
             if isinstance(after, nn.Module) or after.runtime != before.runtime:
-                raise UserError("the models are files for different runtimes")
+                raise UserError(
+                    "the models are files for different runtimes; export both for the same one"
+                )
             yield after, before
         else:
             yield after, stack.enter_context(written_for(after.runtime, before))

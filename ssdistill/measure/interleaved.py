@@ -1,4 +1,4 @@
-"""Interleaved timing: a busy machine slows all timed calls alike."""
+"""Interleaved timing: a busy machine slows all timed calls equally."""
 
 import statistics
 import time

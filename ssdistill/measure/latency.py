@@ -80,7 +80,7 @@ def compare_latency(
     memory_format: MemoryFormat = "channels_last",
     clock: Clock = time.perf_counter,
 ) -> list[Latency]:
-    """Time models in interleaved rounds, so that a busy machine disturbs all of them alike.
+    """Time models in interleaved rounds, so that a busy machine slows all of them equally.
 
     Most of what int8 seems to gain over PyTorch is the runtime: give the float model a second
     time through :func:`ssdistill.artifacts.runtimes.onnx_cache.float_onnx` and compare within ONNX
@@ -109,9 +109,9 @@ def compare_latency(
     with _opened(models, threads, memory_format) as ready:
         for batch_size in batch_sizes:
             x = example(models.values(), batch_size, inputs)
-            turns = _timed(ready, x, memory_format, rounds, calls, seconds_each, clock)
+            times = _timed(ready, x, memory_format, rounds, calls, seconds_each, clock)
             for name, model in models.items():
-                p50, p90, count = _quantiles(turns[name])
+                p50, p90, count = _quantiles(times[name])
                 runtime = runtime_of(model, memory_format, x.ndim)
                 rows.append(Latency(name, runtime, batch_size, threads, count, p50, p90))
     return rows
@@ -141,9 +141,9 @@ def paired_latency(
     pair = {"reference": reference, "model": model}
     with _opened(pair, threads, memory_format) as ready:
         x = example((model, reference), batch_size, inputs)
-        turns = _timed(ready, x, memory_format, rounds, calls, seconds_each, clock)
-    p50, p90, _ = _quantiles(turns["model"])
-    speedup = speedup_of(turns["reference"], turns["model"])
+        times = _timed(ready, x, memory_format, rounds, calls, seconds_each, clock)
+    p50, p90, _ = _quantiles(times["model"])
+    speedup = speedup_of(times["reference"], times["model"])
     return PairedLatency(
         runtime=runtime_of(model, memory_format, x.ndim),
         reference_runtime=runtime_of(reference, memory_format, x.ndim),
@@ -151,7 +151,7 @@ def paired_latency(
         threads=threads,
         p50_ms=p50,
         p90_ms=p90,
-        reference_p50_ms=_quantiles(turns["reference"])[0],
+        reference_p50_ms=_quantiles(times["reference"])[0],
         speedup=speedup.median,
         speedup_low=speedup.low,
         speedup_high=speedup.high,

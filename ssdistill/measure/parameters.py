@@ -89,7 +89,7 @@ def _files(folder: Path) -> list[Path]:
     files = weight_files(folder) if described else sorted(folder.glob("model.*"))
     for path in files:
         if not path.is_file():
-            raise UserError(f"no {path.name} in {folder}")
+            raise UserError(f"no {path.name} in {folder}; copy the folder again")
     if not files:
-        raise UserError(f"no model in {folder}")
+        raise UserError(f"no model in {folder}; name the folder of a model")
     return files

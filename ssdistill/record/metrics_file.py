@@ -18,7 +18,7 @@ def metrics_sha256(folder: Path | str) -> str:
 
 
 def read_metrics(folder: Path | str) -> list[dict[str, Any]]:
-    """Every complete line of metrics.jsonl; an unfinished last line is passed over.
+    """Every complete line of metrics.jsonl; an unfinished last line is ignored.
 
     Returns:
         ``{"step": …, "epoch": …, name: number or None}`` each.
@@ -32,7 +32,9 @@ def read_metrics(folder: Path | str) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); check its permissions"
+        ) from error
     lines = []
     for number, line in enumerate(content.split(b"\n")[:-1], start=1):
         try:

@@ -89,10 +89,10 @@ class Run:
     def rewind(self, step: int) -> None:
         """Forget every line of ``step`` and later: the next step to be taken is ``step``."""
         self._close_file()
-        kept = [line for line in read_metrics(self.folder) if line["step"] < step]
-        text = "".join(json.dumps(line) + "\n" for line in kept)
+        earlier = [line for line in read_metrics(self.folder) if line["step"] < step]
+        text = "".join(json.dumps(line) + "\n" for line in earlier)
         write_atomically(self.metrics_path, text)
-        self.last_step = max((line["step"] for line in kept), default=None)
+        self.last_step = max((line["step"] for line in earlier), default=None)
 
     def add_artifact(self, name: str, file: Path | str, sha256: str, **facts: Any) -> None:
         """Name a file or folder the run has made; ``file`` is stored relative to the run."""

@@ -98,7 +98,7 @@ def load_run(folder: Path | str) -> RunRecord:
 
 
 def role_of(folder: Path | str) -> str:
-    """What the model of a run is called; empty where that cannot be told.
+    """Role of a run's model; empty if unknown.
 
     Of a folder that may be anything: no record is no error here.
     """
@@ -143,9 +143,11 @@ def _object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes().decode("utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such run") from None
+        raise UserError(f"{path}: no such run; name the folder of a run") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); check its permissions"
+        ) from error
     except (ValueError, RecursionError) as error:
         reason = " ".join(str(error).split()) or "empty"
         raise UserError(f"{path}: not JSON ({reason}); {_remedy(path)}") from error

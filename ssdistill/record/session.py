@@ -79,7 +79,7 @@ class Session:
         return self._run
 
     def abandon(self) -> None:
-        """Leave W&B alone after something went wrong in it; the next stage may try again."""
+        """Stop logging to W&B after a failure; the next stage tries again."""
         self._run = None
         forget_wandb()
 

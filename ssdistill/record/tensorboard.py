@@ -24,8 +24,8 @@ class TensorboardLogger:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise UserError(
-                "tracking.tensorboard=true needs a package that is missing: "
-                "pip install ssdistill[tensorboard]"
+                f"tracking.tensorboard=true requires tensorboard ({error}): "
+                "pip install 'ssdistill[tensorboard]'"
             ) from error
         self._folder, self._config = folder / "tensorboard", config
         self._open_writer, self._opened = SummaryWriter, None

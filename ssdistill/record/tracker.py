@@ -1,4 +1,4 @@
-"""One interface for the record and the loggers beside it, W&B and TensorBoard."""
+"""Log to the record and to the loggers, W&B and TensorBoard, by one interface."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

@@ -36,7 +36,9 @@ def wandb_mode(settings: TrackingSettings) -> Mode:
     if mode is None:
         return "online" if has_key() else "offline"
     if mode == "online" and not has_key():
-        raise UserError(f"{key}=online needs an API key: run `wandb login`, or use {key}=offline")
+        raise UserError(
+            f"{key}=online requires an API key: run `wandb login`, or set {key}=offline"
+        )
     return mode
 
 

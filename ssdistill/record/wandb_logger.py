@@ -159,7 +159,7 @@ def open_shared_run(
     config: Mapping[str, Any],
     tags: Sequence[str],
 ) -> Any:
-    """The W&B run of a whole experiment, as the agent of a sweep asks for it.
+    """The W&B run of a whole experiment, as sweep agents require it.
 
     Id, project and entity are the agent's: W&B reads them from the environment itself.
     """
@@ -208,17 +208,17 @@ def _open(mode: Literal["online", "offline"], arguments: dict[str, Any]) -> Any:
     wandb.setup(wandb.Settings(silent=True))
     resume = "allow" if mode == "online" else None
     run = wandb.init(**arguments, mode=mode, resume=resume, settings=quiet)
-    asked, root = arguments["dir"], run.settings.root_dir
-    if asked and Path(asked).resolve() != Path(root).resolve():
-        log.warning("wandb cannot write to %s; its files are in %s", asked, root)
+    folder, root = arguments["dir"], run.settings.root_dir
+    if folder and Path(folder).resolve() != Path(root).resolve():
+        log.warning("wandb cannot write to %s; its files are in %s", folder, root)
     return run
 
 
 def run_name(record: RunRecord) -> str:
     """``<row>/<losses or method>/s<seed>``, each word once; of an evaluation also the stage."""
-    told = record.columns.get("losses") or record.columns.get("method") or record.kind
+    method = record.columns.get("losses") or record.columns.get("method") or record.kind
     stage = record.stage if record.stage == "evaluate" else ""
-    parts = [record.role or record.stage, str(told), stage, f"s{record.seed}"]
+    parts = [record.role or record.stage, str(method), stage, f"s{record.seed}"]
     return "/".join(dict.fromkeys(part for part in parts if part))
 
 

@@ -41,11 +41,11 @@ class Advice:
         return self.parent if self.losses else self.model
 
     def __str__(self) -> str:
-        said = f"{self.model} {' and '.join((*self.losses, *self.notes))}"
+        sentence = f"{self.model} {' and '.join((*self.losses, *self.notes))}"
         if not self.losses:
-            return said
+            return sentence
         unless = f", unless {' and '.join(self.gains)} matters more" if self.gains else ""
-        return f"{said}: prefer {self.parent}{unless}"
+        return f"{sentence}: prefer {self.parent}{unless}"
 
 
 def advise(records: Sequence[dict[str, Any]]) -> list[Advice]:
@@ -127,19 +127,19 @@ def _less_accurate(
     for protocol in sorted(tests, key=_order):
         low = statistics.fmean(test["low"] for test in tests[protocol])
         high = statistics.fmean(test["high"] for test in tests[protocol])
-        lost = -statistics.fmean(test["difference"] for test in tests[protocol])
+        points = -statistics.fmean(test["difference"] for test in tests[protocol])
         if high >= 0:
             return ""
         interval = f"95 % interval {-high:.2f} to {-low:.2f}"
-        return _lost(lost, protocol, parent.model, interval)
+        return _lost(points, protocol, parent.model, interval)
     metric = _measure(row, parent)
     if metric is None:
         return ""
-    lost = parent.mean(metric) - row.mean(metric)
+    points = parent.mean(metric) - row.mean(metric)
     doubt = (parent.spread(metric) or 0.0) + (row.spread(metric) or 0.0)
-    if lost <= doubt or not doubt:
+    if points <= doubt or not doubt:
         return ""
-    return _lost(lost, metric.split("/")[1], parent.model, f"both spreads: {doubt:.2f}")
+    return _lost(points, metric.split("/")[1], parent.model, f"both spreads: {doubt:.2f}")
 
 
 def _lost(points: float, protocol: str, parent: str, interval: str) -> str:

@@ -127,23 +127,25 @@ def render_block(root: Path, name: str) -> str:
     path = Path("experiments") / experiment / "records.jsonl"
     records = read_records(root / path)
     if not records:
-        raise UserError(f"{path} contains no records")
+        raise UserError(
+            f"{path} contains no records; run the experiment with --publish {path.parent}"
+        )
     if experiment == BENCHMARKS:
         return _benchmarks(records, benchmark)
     results = "\n\n".join(table.to_markdown() for table in all_tables(records).values())
     claims = root / "experiments" / experiment / CLAIMS
     if not claims.exists():
         return results
-    wanted = TypeAdapter(tuple[ClaimSettings, ...]).validate_json(claims.read_text())
-    verdicts = check_claims(wanted, records, records[0].get("profile", "paper"))
+    expected = TypeAdapter(tuple[ClaimSettings, ...]).validate_json(claims.read_text())
+    verdicts = check_claims(expected, records, records[0].get("profile", "paper"))
     return f"{results}\n\n{verdict_table(verdicts).to_markdown()}"
 
 
-def _benchmarks(records: list[dict[str, Any]], wanted: str) -> str:
+def _benchmarks(records: list[dict[str, Any]], name: str) -> str:
     latest = {record["benchmark"]: record for record in records}  # a later line replaces
-    if wanted and wanted not in latest:
-        raise UserError(f"unknown benchmark '{wanted}'{nearest(wanted, latest)}")
-    shown = [latest[wanted]] if wanted else list(latest.values())
+    if name and name not in latest:
+        raise UserError(f"unknown benchmark '{name}'{nearest(name, latest)}")
+    shown = [latest[name]] if name else list(latest.values())
     return "\n\n".join(
         f"**{r.get('title', r['benchmark'])}**\n\n" + benchmark_table(r).to_markdown()
         for r in shown

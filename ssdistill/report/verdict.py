@@ -63,7 +63,7 @@ class BoundClaim(Settings):
     @model_validator(mode="after")
     def _one_bound(self) -> "BoundClaim":
         if (self.at_least is None) == (self.at_most is None):
-            raise ValueError("give exactly one of at_least and at_most")
+            raise ValueError("set exactly one of at_least and at_most")
         return self
 
 
@@ -251,7 +251,7 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
 
 
 def exit_code(verdicts: Iterable[Verdict]) -> int:
-    """0: nothing contradicts or stays open; 1: a claim fails; 3: some are not decided."""
+    """0: all claims hold; 1: a claim fails; 3: some are undecided."""
     outcomes = {verdict.outcome for verdict in verdicts}
     if outcomes & {"FAILS", "BELOW", "ABOVE"}:
         return 1

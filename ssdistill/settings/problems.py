@@ -35,8 +35,8 @@ def describe(file: Path, error: ValidationError, model: type[BaseModel]) -> str:
         else:
             message = shortened(problem["msg"].removeprefix("Value error, "), 1000)
             message = message.replace("valid tuple", "list, such as [a, b]")
-            given = _shown_value(problem["input"], problem["type"] == "string_type")
-            lines.append(f"  {key}: {message[0].lower()}{message[1:]}{given}")
+            received = _shown_value(problem["input"], problem["type"] == "string_type")
+            lines.append(f"  {key}: {message[0].lower()}{message[1:]}{received}")
     unique = list(dict.fromkeys(lines))
     count = f"{len(unique)} problem{'s' * (len(unique) > 1)}"
     return f"{file}: {count}\n" + "\n".join(unique)

@@ -1,4 +1,4 @@
-"""Kinds are found, not listed: a class's keyword-only arguments are its config schema.
+"""Registry of kinds: a class's keyword-only arguments are its config schema.
 
 A registry looks through one package (or module) for subclasses of a base that carry their
 own ``kind``. ``schema(kind)`` turns the keyword-only part of the constructor into a frozen

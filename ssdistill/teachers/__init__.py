@@ -1,4 +1,4 @@
-"""One file = one place a finished teacher comes from, found by itself (see `registry`).
+"""One file per kind of teacher; a new file is registered automatically (see `registry`).
 
 The networks themselves belong in `models`.
 """

@@ -15,8 +15,8 @@ def output_width() -> int:
     """Columns to lay results out for: ``COLUMNS``, else the terminal's, else :data:`UNLIMITED`."""
     columns = os.environ.get("COLUMNS", "")
     # Nothing is as wide as what follows; of thousands of digits Python makes no number.
-    if columns.isdecimal() and (wanted := int(columns[:MOST_DIGITS])):
-        return min(wanted, UNLIMITED)
+    if columns.isdecimal() and (width := int(columns[:MOST_DIGITS])):
+        return min(width, UNLIMITED)
     try:
         # A terminal that does not know its width says 0.
         return os.get_terminal_size(sys.stdout.fileno()).columns or 80
@@ -47,12 +47,12 @@ def tell(paragraph: str) -> None:
 
 
 def say(line: object) -> None:
-    """Print one line, whatever its length: paths and commands stay in one piece."""
+    """Print one line of any length; paths and commands are not wrapped."""
     _write(f"{line}\n")
 
 
 def mute(stream: TextIO) -> None:
-    """Send what is still written to a stream nowhere."""
+    """Discard what is still written to a stream."""
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), stream.fileno())
 

@@ -80,10 +80,10 @@ class TrainingProgress:
         rate = (step - self.start) * self.batch_size / max(now - self._began, 1e-9)
         self._bar.update(self._line, completed=step, rate=f"{rate:>6.0f}", loss=f"{loss:.3f}")
         if self.shown and self._bar.disable and now - self._spoke > self.every_seconds:
-            left = (self.num_steps - step) * self.batch_size / max(rate, 1e-9)
+            seconds_left = (self.num_steps - step) * self.batch_size / max(rate, 1e-9)
             console.print(
                 f"  {self.title}: {step}/{self.num_steps}, {rate:.0f} img/s, "
-                f"loss {loss:.3f}, {left:.0f} s left"
+                f"loss {loss:.3f}, {seconds_left:.0f} s left"
             )
             self._spoke = now
 

@@ -55,7 +55,7 @@ class TrainSettings(Settings):
     @model_validator(mode="after")
     def _one_length(self) -> "TrainSettings":
         if (self.steps is None) == (self.epochs is None):
-            raise ValueError("specify exactly one of steps and epochs")
+            raise ValueError("set exactly one of steps and epochs")
         return self
 
     @model_serializer(mode="wrap")

@@ -35,11 +35,11 @@ class Task(nn.Module):
 
     def forward(self, views: list[Tensor], batch: Batch) -> dict[str, Tensor]:
         """Return unweighted losses by name, for ``num_views`` tensors (B, 3, H, W) in [0, 1]."""
-        raise TypeError(f"{type(self).__name__} defines no forward")
+        raise TypeError(f"{type(self).__name__} must define forward")
 
     def weights_at(self, step: int, num_steps: int) -> dict[str, float]:
         """Return the weight of each loss in the total at one step, by name."""
-        raise TypeError(f"{type(self).__name__} defines no weights")
+        raise TypeError(f"{type(self).__name__} must define weights")
 
     @property
     def exported(self) -> tuple[Encoder, nn.Module | None]:

@@ -51,7 +51,7 @@ def test_missing_package_is_an_error_that_names_the_extra(tmp_path, monkeypatch)
 
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
     monkeypatch.setattr(builtins, "__import__", without_tensorboard)
-    with pytest.raises(UserError, match=r"pip install ssdistill\[tensorboard\]"):
+    with pytest.raises(UserError, match=r"pip install .ssdistill\[tensorboard\]"):
         Tracker(open_run(tmp_path), SETTINGS)
 
 

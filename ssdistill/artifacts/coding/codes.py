@@ -125,7 +125,7 @@ class Uniform(Coded):
 
 @dataclass(frozen=True, eq=False)
 class Sparse(Coded):
-    """Mostly zeros: only the other numbers are written, and where they are.
+    """Sparse code: the nonzero numbers and their positions.
 
     Attributes:
         mask: bool of the weight's shape, True where a number is kept.

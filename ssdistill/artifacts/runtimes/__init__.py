@@ -72,7 +72,7 @@ class RuntimeModel(ABC):
         self.path, self.embed_dim, self.spec = Path(path), embed_dim, spec
         self.trust, self.takes_images = trust, spec is not None
         if not self.path.is_file():
-            raise UserError(f"no file {self.path}")
+            raise UserError(f"no file {self.path}; check the path")
         self.session_threads = session_threads
 
     @property
@@ -128,12 +128,12 @@ class RuntimeModel(ABC):
         except Exception as error:  # every runtime has errors of its own
             raise UserError(
                 f"{self.path}: {self.runtime} cannot run inputs of shape {array.shape} "
-                f"({reason(error)})"
+                f"({reason(error)}); check the inputs, or export the model again"
             ) from error
         if embedding.ndim != 2 or len(embedding) != len(array):
             raise UserError(
                 f"{self.path} returns shape {embedding.shape} for {len(array)} inputs, expected "
-                "embeddings (B, D): export it again"
+                "embeddings (B, D); export it again"
             )
         return Representation(torch.from_numpy(embedding).to(x.device))
 
@@ -153,10 +153,12 @@ class RuntimeModel(ABC):
         if takes == np.uint8 and floating:
             inputs = self._pixels(inputs.float())
         elif np.issubdtype(takes, np.integer) and floating:
-            raise UserError(f"{self.path} takes {takes}, got {inputs.dtype}")
+            raise UserError(f"{self.path} takes {takes}, got {inputs.dtype}; convert the inputs")
         shape, expected = tuple(inputs.shape[1:]), self.input_shape
         if expected is not None and not _fits(shape, expected):
-            raise UserError(f"{self.path} takes inputs of shape {expected}, got {shape}")
+            raise UserError(
+                f"{self.path} takes inputs of shape {expected}, got {shape}; resize the inputs"
+            )
         inputs = inputs.float() if inputs.is_floating_point() else inputs
         return np.ascontiguousarray(inputs.numpy(), dtype=takes)
 
@@ -260,7 +262,7 @@ def check(model: Model, written: RuntimeModel, tolerance: float = MAX_DIFFERENCE
     if not difference <= tolerance * max(1.0, float(expected_BD.abs().max())):
         raise UserError(
             f"{written.version()} differs from PyTorch on '{model.name}' by {difference:.2g}, "
-            "more than allowed"
+            f"more than the relative tolerance {tolerance:g}; choose another runtime"
         )
     return difference
 

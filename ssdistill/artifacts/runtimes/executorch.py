@@ -27,7 +27,7 @@ _pools = {"opened": 0}
 
 
 class PteModel(RuntimeModel):
-    """An ExecuTorch file; it plans its memory for so many inputs, and takes more in slices.
+    """An ExecuTorch file with memory for a fixed batch size; larger batches run in slices.
 
     XNNPACK has one pool of threads for the process: a model with another number of threads than
     the one that ran before it starts a new pool, and is read again, before it runs. Do not run
@@ -98,7 +98,7 @@ def _resize_pool(threads: int) -> None:
 
 
 def lower(program: ExportedProgram) -> bytes:
-    """An exported program as the content of a file, with all that XNNPACK can do left to it.
+    """Lower an exported program to the content of a file, delegating to XNNPACK.
 
     Raises:
         Exception: an operator without an implementation, and whatever else ExecuTorch says.

@@ -12,7 +12,7 @@ CONTEXT = "EPContext"
 
 
 def check_onnx(path: Path) -> None:
-    """Make sure that a file is an ONNX model and that its tensors lie in it or beside it.
+    """Check that a file is an ONNX model and that its tensors lie in it or beside it.
 
     Raises:
         UserError: no ONNX model; tensors in a file outside of its folder, also by way of symbolic
@@ -35,7 +35,8 @@ def check_onnx(path: Path) -> None:
     for node, tensors in _nodes_and_tensors(model):
         if node is not None and node.op_type == CONTEXT:
             raise UserError(
-                f"refused to open {path}: operator {CONTEXT} '{node.name}' is compiled code"
+                f"refused to open {path}: operator {CONTEXT} '{node.name}' is compiled code; "
+                "export the model without it"
             )
         for tensor in tensors:
             if tensor.data_location == onnx.TensorProto.EXTERNAL:
@@ -84,7 +85,7 @@ def _check_external(path: Path, tensor: Any) -> None:
             "outside its folder; put the file itself, not a link, beside the model"
         )
     if size < 0:
-        raise UserError(f"no file {file} with tensor '{tensor.name}' of {path.name}")
+        raise UserError(f"no file {file} with tensor '{tensor.name}' of {path.name}; copy it again")
     if min(offset, length) < 0 or offset + length > size:
         raise UserError(
             f"{file} is too short for tensor '{tensor.name}' of {path.name}: copy it again"

@@ -43,7 +43,9 @@ class OnnxEncoder(RuntimeModel):
             )
         except Exception as error:  # ONNX Runtime's exceptions share no public base class
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"ONNX Runtime cannot open {self.path}: {reason}") from error
+            raise UserError(
+                f"ONNX Runtime cannot open {self.path}: {reason}; export the model again"
+            ) from error
         self._check_ends()
         sizes = self.session.get_inputs()[0].shape[1:]
         self.input_shape = tuple(size if isinstance(size, int) else None for size in sizes)
@@ -52,7 +54,7 @@ class OnnxEncoder(RuntimeModel):
         """Refuse a graph without an input of known numbers or without an output."""
         kinds = [one.type for one in self.session.get_inputs()]
         if not kinds or not self.session.get_outputs():
-            raise UserError(f"{self.path} has no input or no output: not an encoder")
+            raise UserError(f"{self.path} has no input or no output: not an encoder; export one")
         if kinds[0] not in INPUT_TYPES:
             raise UserError(f"{self.path} takes {kinds[0]}: an encoder takes float or uint8 images")
 

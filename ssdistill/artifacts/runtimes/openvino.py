@@ -32,7 +32,7 @@ class OpenVinoModel(RuntimeModel):
 
         weights = self.path.with_suffix(".bin")
         if not weights.is_file():
-            raise UserError(f"no file {weights} beside {self.path.name}")
+            raise UserError(f"no file {weights} beside {self.path.name}; copy both files")
         if not hasattr(self, "_graph"):
             check_ir(self.path, weights)
         try:
@@ -50,7 +50,9 @@ class OpenVinoModel(RuntimeModel):
             self.input_shape = _input_shape(self._compiled)
         except Exception as error:  # its readers raise RuntimeError and, of odd files, others
             reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-            raise UserError(f"OpenVINO cannot open {self.path}: {reason}") from error
+            raise UserError(
+                f"OpenVINO cannot open {self.path}: {reason}; export the model again"
+            ) from error
         self._request = self._compiled.create_infer_request()
 
     def _run(self, inputs: np.ndarray) -> np.ndarray:
@@ -69,7 +71,7 @@ class OpenVinoModel(RuntimeModel):
 
 
 def check_ir(path: Path, weights: Path) -> None:
-    """Make sure that a file is OpenVINO's own format, with all its constants in ``weights``.
+    """Check that a file is OpenVINO's own format, with all its constants in ``weights``.
 
     By its content OpenVINO would also take it for a model of another framework, which may have
     further files or entities of its own.
@@ -80,7 +82,9 @@ def check_ir(path: Path, weights: Path) -> None:
     content = path.read_bytes()
     text = content.lstrip(b"\xef\xbb\xbf \t\r\n")
     if not re.match(rb"(<\?xml[^>]{0,200}\?>\s*)?<net\s", text) or b"<!" in content:
-        raise UserError(f"OpenVINO cannot open {path}: not an OpenVINO network in XML")
+        raise UserError(
+            f"OpenVINO cannot open {path}: not an OpenVINO network in XML; export the model again"
+        )
     size = weights.stat().st_size
     for attributes in re.findall(rb"<data\s([^>]*)>", content):
         facts = dict(re.findall(rb'(offset|size)="(\d{1,20})"', attributes))

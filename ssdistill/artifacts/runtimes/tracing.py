@@ -99,7 +99,7 @@ def strip(graph: torch.fx.GraphModule) -> int:
 
 
 def one_is_no_constant() -> contextlib.AbstractContextManager[None]:
-    """Keeps tracing from concluding, from the example's, what all numbers of inputs must be.
+    """Keeps tracing from specializing the batch size to the example's.
 
     Without it a convolution that PyTorch does differently from 16 images on limits a file that
     was traced with two to 15.

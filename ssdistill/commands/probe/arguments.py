@@ -28,8 +28,8 @@ def ask(
     if names is None:
         names = [kind for kind, cls in PROTOCOLS.classes.items() if cls.by_default]
     if isinstance(names, str) or not isinstance(names, Iterable):
-        given = shortened(repr(names))
-        raise UserError(f"protocols={given}: expected a list of names, such as ['linear']")
+        written = shortened(repr(names))
+        raise UserError(f"protocols={written}: expected a list of names, such as ['linear']")
     # The first is the one that is drawn, and that stands first in every table.
     names = sorted(names, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
     if not names:
@@ -43,11 +43,11 @@ def ask(
                 f"{name}.{next(iter(own))}: {kind} is not one of the requested protocols "
                 f"{', '.join(names)}; add it to --protocols"
             )
-    asked = [_protocol(name, settings.get(name, {})) for name in names]
-    full = [protocol.name for protocol in asked]
+    protocols = [_protocol(name, settings.get(name, {})) for name in names]
+    full = [protocol.name for protocol in protocols]
     if twice := [name for name in full if full.count(name) > 1]:
         raise UserError(f"protocol {twice[0]} is listed twice; list it once")
-    return asked
+    return protocols
 
 
 def parse_words(words: Iterable[str]) -> dict[str, dict[str, Any]]:

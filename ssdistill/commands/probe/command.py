@@ -27,7 +27,7 @@ examples:
   ssdistill probe teacher/ student/ student_int8/ --data cifar10.npz --page probe.html
   ssdistill probe encoder.onnx --mean 0.485 0.456 0.406 --std 0.229 0.224 0.225 --data photos/
   ssdistill probe timm:resnet18 timm:vit_small_patch14_dinov2.lvd142m@dinov2_vits14.pth \\
-      --data npz data.path=flowers.npz --protocols linear,knn knn.k=10 --json found.json
+      --data npz data.path=flowers.npz --protocols linear,knn knn.k=10 --json results.json
 """
 
 
@@ -71,7 +71,7 @@ def add_probe(commands: argparse._SubParsersAction) -> None:
     add("--trust", action="store_true",
         help="open compiled models (AOTInductor) from other machines, which run code")  # fmt: skip
     for name in ("json", "csv", "markdown", "page"):
-        what = "everything" if name == "json" else "every number" if name == "csv" else "tables"
+        what = "all results" if name == "json" else "all metrics" if name == "csv" else "tables"
         what = "tables and charts (one HTML file)" if name == "page" else what
         add(f"--{name}", type=Path, metavar="FILE", help=f"write {what} to FILE")
 
@@ -96,7 +96,7 @@ def run_probe(options: argparse.Namespace) -> int:
         raise UserError("probe: --data is required: a source kind, FILE.npz or FOLDER")
     check_method(options.map)
     _check_files(options)
-    found = probe(
+    probed = probe(
         paths,
         data,
         [name for name in options.protocols.split(",") if name] if options.protocols else None,
@@ -111,11 +111,11 @@ def run_probe(options: argparse.Namespace) -> int:
         root=options.runs,
         trust=options.trust,
     )
-    for table in tables(found):
+    for table in tables(probed):
         show(table.to_rich())
-    for notice in found.notices:
+    for notice in probed.notices:
         tell(f"note: {notice}")
-    _write(found, options)
+    _write(probed, options)
     return 0
 
 

@@ -20,7 +20,7 @@ FORMAT = 1
 def to_json(probed: Probed) -> str:
     """Everything: numbers, settings, details, classes, confusions, comparisons."""
     shown = probed.shown
-    found = {
+    content = {
         "format": FORMAT,
         "data": {
             "description": shown.description,
@@ -42,7 +42,7 @@ def to_json(probed: Probed) -> str:
         ],
         "provenance": provenance(),
     }
-    return json.dumps(_plain(found), indent=2, allow_nan=False) + "\n"
+    return json.dumps(_plain(content), indent=2, allow_nan=False) + "\n"
 
 
 def to_csv(probed: Probed) -> str:

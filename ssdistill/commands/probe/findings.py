@@ -96,15 +96,15 @@ class Probed:
     @property
     def notices(self) -> list[str]:
         """Notices to print beside the tables, one line each."""
-        said = []
+        lines = []
         if not self.shown.labeled:
-            said.append("no labels: skipping evaluation; label-free metrics only")
+            lines.append("no labels: skipping evaluation; label-free metrics only")
         names: dict[str, list[str]] = {}
         for model in self.models:
             refused = [f"{name} skipped: {why}" for name, why in model.refused.items()]
             for notice in (*model.notices, *refused):
                 names.setdefault(notice, []).append(model.name)
-        return said + [f"{', '.join(whose)}: {notice}" for notice, whose in names.items()]
+        return lines + [f"{', '.join(whose)}: {notice}" for notice, whose in names.items()]
 
 
 def spread(count: int) -> slice:

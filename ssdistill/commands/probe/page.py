@@ -112,17 +112,17 @@ def _accuracy_points(probed: Probed) -> list[SizePoint]:
     for model in probed.models:
         size, value = model.metrics.get("compress/bytes"), model.metrics.get(metric)
         if size and value is not None:
-            found = interval_of(model.metrics, metric)
-            error = (found[1] - found[0]) / 2 if found else None
+            interval = interval_of(model.metrics, metric)
+            error = (interval[1] - interval[0]) / 2 if interval else None
             points.append(SizePoint(model.name, size, value, error))
     return points if len(points) > 1 else []
 
 
 def _confusion(model: Findings) -> partial[str] | None:
     for name, result in model.results.items():
-        if found := result.classification:
+        if classification := result.classification:
             title = f"{model.name}, {protocol_words(name)}"
-            return partial(confusion_svg, found.confusion_KK, found.names, title)
+            return partial(confusion_svg, classification.confusion_KK, classification.names, title)
     return None
 
 
@@ -131,9 +131,9 @@ def _maps(probed: Probed, method: Method) -> list[partial[str]]:
     labels, names = probed.labels_N, ()
     if labels is not None:
         classes, labels = np.unique(labels, return_inverse=True)
-        given = getattr(probed.shown.test, "class_names", None)
-        known = given is not None and int(classes.max()) < len(given)
-        names = [given[k] if known else str(k) for k in classes.tolist()]
+        class_names = getattr(probed.shown.test, "class_names", None)
+        known = class_names is not None and int(classes.max()) < len(class_names)
+        names = [class_names[k] if known else str(k) for k in classes.tolist()]
     charts, first_N2 = [], None
     for model in probed.models[:MOST_DRAWN]:
         points_N2, plane = project(model.looked_at_ND, method)

@@ -116,15 +116,15 @@ def _without_labels(shown: Shown, protocols: Sequence[str] | None) -> list[Proto
 
 def _sources(models: Any) -> dict[str, Any]:
     if isinstance(models, Mapping):
-        found = dict(models)
+        sources = dict(models)
     else:
         several = list(models) if isinstance(models, list | tuple) else [models]
         paths = all(isinstance(what, str | Path) for what in several)
         names = [str(what) if paths else f"encoder {i}" for i, what in enumerate(several, 1)]
-        found = dict(zip(short_names(names) if paths else names, several, strict=True))
-    if not found:
+        sources = dict(zip(short_names(names) if paths else names, several, strict=True))
+    if not sources:
         raise UserError("no model: at least one is required")
-    return found
+    return sources
 
 
 def _judge(

@@ -41,7 +41,7 @@ def tables(probed: Probed) -> list[Table]:
 
 
 def measures_table(model: Findings, probed: Probed) -> Table | None:
-    """One model: every measure of every protocol, the first of each the one to quote."""
+    """Every measure of every protocol for one model; the one to quote comes first."""
     rows = []
     for name, result in model.results.items():
         shown = [m for m in measures_of(result.metrics) if not m.endswith(FOLDED)]
@@ -104,8 +104,8 @@ def _worst(by_class: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
     if len(by_class) <= MOST_CLASSES:
         return by_class, ""
     known = [row for row in by_class if not math.isnan(row["f1"])]
-    said = f"The {WORST} of {len(by_class)} classes with the smallest F1. "
-    return sorted(known, key=lambda row: row["f1"])[:WORST], said
+    caption = f"The {WORST} of {len(by_class)} classes with the smallest F1. "
+    return sorted(known, key=lambda row: row["f1"])[:WORST], caption
 
 
 def models_table(probed: Probed) -> Table:
@@ -215,8 +215,8 @@ def interval_words(metrics: dict[str, float], metric: str) -> str:
 
 def verdict_words(paired: Paired) -> str:
     """``better``, ``worse``, ``equivalent within 1`` or ``undecided``."""
-    within = f" within {paired.margin:g}" if paired.verdict == "equivalent" else ""
-    return f"{paired.verdict}{within}"
+    margin = f" within {paired.margin:g}" if paired.verdict == "equivalent" else ""
+    return f"{paired.verdict}{margin}"
 
 
 def _test_words(probed: Probed) -> str:

@@ -21,7 +21,7 @@ Moments = dict[str, tuple[Tensor, Tensor]]
 
 @torch.no_grad()
 def correct_shifts(model: Model, reference: Model, inputs: Tensor) -> tuple[Model, bool]:
-    """Shift biases and batch-norm means so that output means match those of ``reference``.
+    """Correct biases and batch-norm means so that output means match those of ``reference``.
 
     Layer by layer in the order of the computation, each on what the corrected layers before it
     give (Nagel et al., ICCV 2019, arXiv:1906.04721, section 4.2). A layer with a bias takes the

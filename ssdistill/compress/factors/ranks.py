@@ -84,7 +84,7 @@ def best_within_fraction(choices: Choices, keep: float) -> Option:
 
 
 def most_saved(layers: Mapping[str, Choices], key: str) -> float:
-    """How much of ``key``, ``parameters`` or ``macs``, the smallest ranks save together."""
+    """Total saving of ``key`` (``parameters`` or ``macs``) at the smallest ranks."""
     return sum(
         max(getattr(c.dense.cost, key) - getattr(o.cost, key) for o in (c.dense, *c.factors))
         for c in layers.values()

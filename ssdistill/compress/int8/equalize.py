@@ -34,7 +34,7 @@ class Chain:
 
 @torch.no_grad()
 def equalize(model: Model, rounds: int = 20) -> tuple[Model, list[tuple[str, str]]]:
-    """A model that does the same with weights that are easier to quantize.
+    """Return an equal function with weights that are easier to quantize.
 
     Batch norms are folded into the layers before them (they stay, and do nothing). Of every
     pair of layers the first one's output channel i is divided by s_i and the second one's input

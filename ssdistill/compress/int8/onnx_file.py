@@ -115,7 +115,7 @@ def write_dynamic(
 
 @contextmanager
 def quiet_runtime() -> Iterator[None]:
-    """Let ONNX Runtime's native code report errors alone.
+    """Let ONNX Runtime's native code report errors only.
 
     It warns of every output whose written shape is more general than the one that it infers,
     which is so for all that the exporter of torch 2.11 writes.
@@ -130,7 +130,7 @@ def quiet_runtime() -> Iterator[None]:
 
 
 def prepare(source: Path, target: Path) -> None:
-    """Note the shapes of all tensors: without them the quantizer leaves some of them out.
+    """Infer the shapes of all tensors: without them the quantizer skips some.
 
     Nodes keep their names: the exporter has folded batch norms already, and ONNX Runtime's own
     rewriting is done when the file is opened.

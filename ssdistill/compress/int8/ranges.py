@@ -1,4 +1,4 @@
-"""Which range of an activation 256 levels should cover: clipping against coarse levels."""
+"""Choose the range of activations to quantize: clipping error against rounding error."""
 
 import numpy as np
 

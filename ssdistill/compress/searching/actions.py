@@ -123,18 +123,18 @@ class Actions:
         return group.score_C.topk(count).indices.sort().values
 
     def kept_fraction(self, site: Site, level: float) -> float:
-        """RelativeCost of the channels that stay, rounding included."""
+        """Fraction of the channels that stay, rounding included."""
         group = self.groups[site.layer]
         return len(self._kept_units(group, level)) / len(group.score_C)
 
     def touches(self, site: Site) -> set[str]:
-        """Names of the layers that become others."""
+        """Names of the layers that change."""
         if site.kind == "width":
             return {member.layer for member in self.groups[site.layer].members}
         return {site.layer.removesuffix(".weight") if site.kind == "bits" else site.layer}
 
     def conflict(self, a: Site, b: Site) -> bool:
-        """Whether only one of the two can be done: a layer loses channels or becomes two."""
+        """Whether two actions exclude each other: a layer loses channels or is factorized."""
         return {a.kind, b.kind} == {"width", "rank"} and bool(self.touches(a) & self.touches(b))
 
     def alone(self, site: Site, level: float) -> tuple[Model, int | None]:

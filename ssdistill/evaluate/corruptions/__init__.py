@@ -84,12 +84,12 @@ def corrupt(
     rgb = len(shape) == 4 and shape[3] == 3 and min(shape[1:3]) >= SMALLEST
     if dtype not in (np.uint8, torch.uint8) or not rgb:
         raise UserError(
-            f"corruptions need uint8 (N, H, W, 3) of at least {SMALLEST} pixels a side, "
+            f"corruptions require uint8 (N, H, W, 3) of at least {SMALLEST} pixels a side, "
             f"got {dtype} {shape}"
         )
     index_N = torch.arange(shape[0]) if index_N is None else torch.as_tensor(index_N)
     if index_N.shape != shape[:1]:
-        raise UserError(f"{len(index_N)} positions for {shape[0]} images")
+        raise UserError(f"{len(index_N)} positions for {shape[0]} images; pass one for each")
     is_tensor = isinstance(images_NHWC, Tensor)
     out_NHWC = torch.empty(
         shape, dtype=torch.uint8, device=images_NHWC.device if is_tensor else None

@@ -1,4 +1,4 @@
-"""Check what the functions of this package are called with, before anything is opened."""
+"""Check the arguments of this package's functions before anything is opened."""
 
 import math
 import operator
@@ -10,7 +10,7 @@ from ssdistill.errors import UserError, shortened
 
 
 def check_image_size(image_size: Any) -> None:
-    """Refuse a side that no image can have.
+    """Raise an error unless ``image_size`` is a possible side of an image.
 
     Raises:
         UserError: not a whole number of pixels, from 1 to :data:`LARGEST_SIDE`.
@@ -22,12 +22,12 @@ def check_image_size(image_size: Any) -> None:
     except TypeError:
         fits = False
     if not fits:
-        given = shortened(repr(image_size))
-        raise UserError(f"image_size={given}: write a whole number from 1 to {LARGEST_SIDE}")
+        written = shortened(repr(image_size))
+        raise UserError(f"image_size={written}: write a whole number from 1 to {LARGEST_SIDE}")
 
 
 def check_statistics(mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
-    """Refuse a mean and a standard deviation that normalize nothing.
+    """Raise an error unless mean and standard deviation can normalize images.
 
     Raises:
         UserError: one without the other, not three finite numbers each, or a std of 0 or less.
@@ -37,19 +37,19 @@ def check_statistics(mean: Sequence[float] | None, std: Sequence[float] | None) 
     for name, values in (("mean", mean), ("std", std)):
         if values is None:
             continue
-        given = shortened(repr(values))
+        written = shortened(repr(values))
         try:
             finite = [float(value) for value in values if math.isfinite(value)]
         except (TypeError, ValueError, RuntimeError):
             finite = []
         if len(finite) != 3 or len(values) != 3:
-            raise UserError(f"{name}={given}: write three numbers, for red, green and blue")
+            raise UserError(f"{name}={written}: write three numbers, for red, green and blue")
         if name == "std" and min(finite) <= 0:
-            raise UserError(f"std={given}: must be positive in every channel")
+            raise UserError(f"std={written}: must be positive in every channel")
 
 
 def check_margin(margin: Any) -> None:
-    """Refuse a margin of equivalence that is no number of points.
+    """Raise an error unless the equivalence margin is a positive number of points.
 
     Raises:
         UserError: not a finite, positive number.

@@ -14,7 +14,7 @@ from ssdistill.models.representation import Representation
 
 
 class BareOnnx(OnnxEncoder):
-    """A ``.onnx`` file from anywhere: what it takes and gives is read from its graph.
+    """A ``.onnx`` file from anywhere: its inputs and outputs are read from its graph.
 
     A graph with a fixed number of images is fed that many at a time, the last batch filled up
     with black ones.

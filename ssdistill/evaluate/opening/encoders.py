@@ -51,7 +51,7 @@ class Opened:
 
     @property
     def parameters(self) -> int | None:
-        """How many numbers it consists of; None where a file does not tell."""
+        """Number of parameters; None if unknown."""
         from ssdistill.measure.parameters import count_parameters
 
         if not (isinstance(self.encoder, nn.Module) or hasattr(self.encoder, "path")):
@@ -135,7 +135,7 @@ def own_size(what: Any) -> int | None:
 
 
 def takes_statistics(what: Any) -> bool:
-    """Whether ``mean`` and ``std`` may be said of it: nothing in it tells them."""
+    """Whether ``mean`` and ``std`` may be passed: the encoder does not store them."""
     if not isinstance(what, str | Path):
         return False
     named = named_encoder(str(what))
@@ -224,9 +224,9 @@ def _fitting(
 
 def _open_object(what: Any, image_size: int | None) -> Opened:
     if not callable(what) or isinstance(what, type):
-        given = shortened(repr(what))
+        written = shortened(repr(what))
         remedy = "; pass an instance of it" if isinstance(what, type) else ""
-        raise UserError(f"expected a path, a name or a function of images, got {given}{remedy}")
+        raise UserError(f"expected a path, a name or a function of images, got {written}{remedy}")
     size = image_size or own_size(what)
     name = type(what).__name__
     if hasattr(what, "embed_dim"):

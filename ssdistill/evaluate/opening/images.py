@@ -53,7 +53,7 @@ class Shown:
 
     @cached_property
     def facts(self) -> ImageSpec:
-        """What a teacher from elsewhere must know of them."""
+        """What an external teacher must know about them."""
         if isinstance(self.train, Store):
             return ImageSpec(self.image_size, self.train.mean, self.train.std)
         step = -(-len(self.train.images) // SAMPLED)

@@ -49,7 +49,7 @@ class NamedEncoder:
         return UNSEEN.image_size
 
     def check(self) -> None:
-        """Refuse what can be told to be wrong without opening it.
+        """Check what can be checked without opening it.
 
         Raises:
             UserError: no such file, or none where one is required.
@@ -66,7 +66,7 @@ class NamedEncoder:
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> tuple[Encoder, int, list[str]]:
-        """The encoder in eval mode, the side of the images it is to be given, and notices.
+        """The encoder in eval mode, the side of the images it takes, and notices.
 
         Args:
             image_spec: of the images it will see.

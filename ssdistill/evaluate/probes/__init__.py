@@ -1,4 +1,4 @@
-"""Algorithms that several protocols share, or that are too long to stand beside their own.
+"""Algorithms of several protocols, or too long for the file of their own.
 
 What a config may say and what is reported belongs in ``protocols``, a short algorithm too.
 """

@@ -100,7 +100,8 @@ def knn_probe(
     bank_MD, query_ND = as_rows(train_ND, "training features"), as_rows(test_ND, "test features")
     if bank_MD.shape[1] != query_ND.shape[1]:
         raise UserError(
-            f"training features are {bank_MD.shape[1]} wide, test features {query_ND.shape[1]}"
+            f"training features are {bank_MD.shape[1]} wide, test features {query_ND.shape[1]}; "
+            "use features of one encoder"
         )
     bank_label_M = as_labels(train_labels, torch.empty(len(bank_MD), 0), "training labels")
     query_label_N = as_labels(test_labels, torch.empty(len(query_ND), 0), "test labels")

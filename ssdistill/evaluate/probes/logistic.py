@@ -200,7 +200,7 @@ class _Problem:
     def search(
         self, theta: Tensor, value_P: Tensor, slope: Tensor, direction: Tensor, moving_P: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Halve the step until the value falls enough (Armijo); who does not move stays."""
+        """Halve the step until the value falls enough (Armijo)."""
         expected_P = _dot(slope, direction)
         length_P = moving_P.double()
         rounding_P = self.eps * value_P.abs()

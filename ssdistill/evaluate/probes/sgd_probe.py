@@ -84,7 +84,7 @@ def sgd_probe(
         if not held_N.any():
             raise UserError(
                 f"{how.title}: every class has one training label only, so no learning rate can "
-                "be chosen; give more labels or a single one in lrs"
+                "be chosen; add labels, or set a single rate in lrs"
             )
     rows_M = (~held_N).nonzero()[:, 0]
     heads, loss = train_heads(subject, train_ND, target_N, rows_M, lrs, how)

@@ -89,13 +89,13 @@ class Folds:
         return self.folds or min(self.most, math.ceil(ENOUGH / (self.fraction * labels)))
 
     def of(self, target_N: Tensor) -> Iterator[tuple[Tensor, int]]:
-        """Row numbers with those held out at the end, each part in order; how many are not."""
+        """Yield row numbers with the held-out rows last, and the number of the other rows."""
         for fold in range(self.enough(len(target_N))):
             held_N = stratified_split(target_N, self.fraction, self.seed, fold)
             if not held_N.any():
                 raise UserError(
                     "every class has one training label only: the L2 strength cannot be chosen; "
-                    "give more labels or a single strength"
+                    "add labels, or set a single strength"
                 )
             yield torch.argsort(held_N.byte(), stable=True), int((~held_N).sum())
 

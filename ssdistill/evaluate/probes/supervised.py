@@ -131,7 +131,9 @@ def length_of(
         UserError: both are given.
     """
     if epochs is not None and steps is not None:
-        raise UserError(f"{protocol.kind}: give epochs={epochs} or steps={steps}, not both")
+        raise UserError(
+            f"{protocol.kind}: epochs={epochs} and steps={steps} are both set; set only one of them"
+        )
     if epochs is None and steps is None:
         epochs, steps = (protocol.chosen(name, None, None) for name in ("epochs", "steps"))
     return (default, None) if epochs is None and steps is None else (epochs, steps)

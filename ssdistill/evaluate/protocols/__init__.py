@@ -83,7 +83,7 @@ class Protocol(ABC):
         )
 
     def check(self, num_train: int) -> None:
-        """Refuse what so many training images cannot answer, before anything is trained.
+        """Check that the number of training images suffices, before anything is trained.
 
         Raises:
             UserError: naming the setting at fault.

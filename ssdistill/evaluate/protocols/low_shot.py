@@ -63,7 +63,7 @@ class LowShot(Protocol):
         sizes = {"preset": preset, "labels_per_class": labels_per_class, "fraction": fraction}
         chosen = [name for name, value in sizes.items() if value is not None]
         if len(chosen) > 1:
-            raise UserError(f"low_shot takes only one of {', '.join(chosen)}")
+            raise UserError(f"low_shot: set only one of {', '.join(chosen)}")
         self.preset, self.seed = preset, seed
         self.fraction = self.chosen("fraction", fraction, None)
         self.labels_per_class = labels_per_class
@@ -149,7 +149,7 @@ def low_shot_probe(
     """
     began = time.perf_counter()
     if draws < 2:
-        raise UserError(f"low_shot needs draws >= 2, got {draws}")
+        raise UserError(f"low_shot.draws={draws}: must be at least 2")
     train_ND, target_N, test_ND, test_target_N, classes_K = as_probe_data(
         train_ND, train_labels, test_ND, test_labels
     )
@@ -187,7 +187,8 @@ def labels_to_draw(
     """
     if labels_per_class is not None and fraction is not None:
         raise UserError(
-            f"low_shot takes labels_per_class={labels_per_class} or fraction={fraction:g}, not both"
+            f"low_shot: labels_per_class={labels_per_class} and fraction={fraction:g} are both "
+            "set; set only one of them"
         )
     count_K = torch.bincount(target_N.cpu(), minlength=len(classes_K))
     if fraction is not None:
@@ -200,8 +201,8 @@ def labels_to_draw(
     for label, count in zip(classes_K.tolist(), count_K.tolist(), strict=True):
         if count < per_class:
             raise UserError(
-                f"class {label} has {count} training labels, "
-                f"low_shot.labels_per_class={per_class} needs more; lower it"
+                f"class {label} has {count} training labels, fewer than "
+                f"low_shot.labels_per_class={per_class}; lower it"
             )
     return torch.full_like(count_K, per_class)
 

@@ -58,8 +58,8 @@ class Retrieval(Protocol):
         beyond = [k for k in self.ks if k > count]
         if beyond and (self._requested or len(beyond) == len(self.ks)):
             raise UserError(
-                f"{self.name}: ks has {beyond[0]}, and there are {count} {self.gallery} images "
-                "to search"
+                f"{self.name}: k={beyond[0]} exceeds the {count} {self.gallery} images to search; "
+                "lower ks"
             )
         rows = () if others else (subject.features("train"), subject.labels("train"))
         scores = retrieve(
@@ -140,11 +140,15 @@ def retrieve(
     if not others:
         label_M = as_labels(gallery_labels, torch.empty(len(rows), 0), "gallery labels")
     if rows.shape[1] != queries.shape[1]:
-        raise UserError(f"gallery features are {rows.shape[1]} wide, queries {queries.shape[1]}")
+        raise UserError(
+            f"gallery features are {rows.shape[1]} wide, queries {queries.shape[1]}; use features "
+            "of one encoder"
+        )
     count = len(rows) - others
     if not ks or min(ks) < 1 or max(ks) > count:
         raise UserError(
-            f"ks={tuple(ks)} of retrieval: must be between 1 and {count}, the images to search"
+            f"ks={tuple(ks)} of retrieval: must be between 1 and {count}, the number of images to "
+            "search"
         )
     gallery = Vectors(rows, device=device)
     label_M = label_M.to(gallery.device)
@@ -167,7 +171,9 @@ def retrieve(
     first_N, (whole_N, within_N) = torch.cat(first_N), torch.cat(sums_2N, 1)
     known_N = first_N > 0
     if not known_N.any():
-        raise UserError("retrieval: no query has an image of its class in the gallery")
+        raise UserError(
+            "retrieval: no query has an image of its class in the gallery; add images of its class"
+        )
     return RetrievalScores(
         recall_at_k={k: 100 * (first_N[known_N] <= k).double().mean().item() for k in ks},
         map=100 * whole_N[known_N].mean().item(),

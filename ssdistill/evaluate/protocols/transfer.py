@@ -163,7 +163,9 @@ def _open(settings: Settings, name: str, subject: Subject) -> _Opened:
     size = settings.image_size or subject.image_size
     try:
         if not source.has_labels:
-            raise UserError(f"{source.description} has no labels, but a probe needs them")
+            raise UserError(
+                f"{source.description} has no labels, which a probe requires; remove it"
+            )
         splits = open_stores(source, settings, size, data_folder(subject))
         for store in splits.values():
             store.labels  # noqa: B018  # read now, so that what is wrong with them is said now
@@ -173,7 +175,7 @@ def _open(settings: Settings, name: str, subject: Subject) -> _Opened:
 
 
 def data_folder(subject: Subject) -> Path:
-    """Where the images of other data sets are kept: where the subject's own are, if it can be."""
+    """Folder of the other data sets' images: that of the subject's own, if possible."""
     if isinstance(subject.train, Store):
         return subject.train.folder.parent
     return (Path(subject.folder) if subject.folder else RUNS) / "data"

@@ -80,7 +80,7 @@ class Regression(MapLoss):
 
     def distance(self, s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:
         """Loss of one pair in one view: (B, …), averaged over all axes but B."""
-        raise TypeError(f"{type(self).__name__} defines no distance")
+        raise TypeError(f"{type(self).__name__} must define distance")
 
     def per_image(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         views = [self.pairs_of(s, t) for s, t in zip(student, teacher, strict=True)]

@@ -57,7 +57,7 @@ class VectorRelation(Loss):
 
     def relation(self, s_BD: Tensor, t_BD: Tensor) -> Tensor:
         """Return the loss of one view from float32 vectors, outside of autocast."""
-        raise TypeError(f"{type(self).__name__} defines no relation")
+        raise TypeError(f"{type(self).__name__} must define relation")
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         values = []
@@ -85,7 +85,7 @@ class MapRelation(MapLoss):
 
     def compare(self, s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:
         """Return the loss of one pair of maps in one view, in float32 outside of autocast."""
-        raise TypeError(f"{type(self).__name__} defines no compare")
+        raise TypeError(f"{type(self).__name__} must define compare")
 
     def relation(self, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
         """Return the loss of one view: the sum over pairs of maps."""

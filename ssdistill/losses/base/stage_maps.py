@@ -30,7 +30,7 @@ class StageLoss(MapLoss):
 
     def pair_loss(self, k: int, s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:
         """Return the loss of pair ``k``."""
-        raise TypeError(f"{type(self).__name__} defines neither pair_loss nor view_loss")
+        raise TypeError(f"{type(self).__name__} must define pair_loss or view_loss")
 
 
 def on_the_coarser_grid(s_BCHW: Tensor, t_BCHW: Tensor) -> tuple[Tensor, Tensor]:

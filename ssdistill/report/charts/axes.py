@@ -90,10 +90,10 @@ def log_ticks(low: float, high: float) -> list[float]:
     """Powers of ten, with 2 and 5 between them where the range is short."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8)):
-        found = [f * 10.0**d for d in decades for f in factors if low <= f * 10.0**d <= high]
-        if len(found) >= 3:
+        values = [f * 10.0**d for d in decades for f in factors if low <= f * 10.0**d <= high]
+        if len(values) >= 3:
             break
-    return found if len(found) >= 2 else nice_ticks(low, high, 3)
+    return values if len(values) >= 2 else nice_ticks(low, high, 3)
 
 
 def tick_label(value: float) -> str:

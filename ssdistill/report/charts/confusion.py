@@ -1,4 +1,4 @@
-"""Confusion matrix: a confusion matrix as SVG.
+"""Confusion matrix as SVG.
 
 By hand: names show where one points, and colors follow dark mode (see ``__init__.py``).
 """
@@ -144,6 +144,6 @@ def _described(confusion_KK: np.ndarray, names: Sequence[str]) -> str:
     wrong_KK = confusion_KK * ~np.eye(len(confusion_KK), dtype=bool)
     order = np.argsort(wrong_KK, axis=None, kind="stable")[::-1][:5]
     pairs = [np.unravel_index(place, wrong_KK.shape) for place in order]
-    said = [f"{names[i]} as {names[k]} {wrong_KK[i, k]}" for i, k in pairs if wrong_KK[i, k]]
+    mistakes = [f"{names[i]} as {names[k]} {wrong_KK[i, k]}" for i, k in pairs if wrong_KK[i, k]]
     right = 100 * np.trace(confusion_KK) / max(confusion_KK.sum(), 1)
-    return f"{right:.1f} % right; most often mistaken: {', '.join(said) or 'none'}"
+    return f"{right:.1f} % correct; most often mistaken: {', '.join(mistakes) or 'none'}"

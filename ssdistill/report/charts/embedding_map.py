@@ -110,7 +110,7 @@ def _names_inside(
     groups: Sequence[tuple[int, np.ndarray]], names: Sequence[str], width: float
 ) -> str:
     """A class's name at the median of its dots, unless another stands there."""
-    parts, taken = [], []
+    parts, occupied = [], []
     for k, place_n2 in sorted(groups, key=lambda group: -len(group[1])):
         # Bold letters are a little wider.
         shown = shortened(names[k], (width - 8) / BOLD, 13)
@@ -118,9 +118,9 @@ def _names_inside(
         x, y = np.median(place_n2, 0)
         x = min(max(x, half), width - half)
         box = (x - half, y - 10, x + half, y + 5)
-        if any(overlap(box, other) for other in taken):
+        if any(overlap(box, other) for other in occupied):
             continue
-        taken.append(box)
+        occupied.append(box)
         parts.append(
             f'<text x="{x:.1f}" y="{y + 4:.1f}" text-anchor="middle" style="font-size:13px;'
             "font-weight:650;paint-order:stroke;stroke:var(--paper);stroke-width:4px;"

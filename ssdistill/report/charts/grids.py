@@ -51,7 +51,7 @@ class Neighbors:
 
     @property
     def counted(self) -> str:
-        """How many of the student's neighbors the teacher found, too."""
+        """How many of the student's neighbors are also the teacher's."""
         return f"{sum(map(sum, self.shared))} of {sum(map(len, self.shared))}"
 
     @property

@@ -55,14 +55,14 @@ def text(x: float, y: float, content: str, anchor: str = "start", kind: str = ""
 def name(
     x: float, y: float, content: str, width: float, anchor: str = "start", kind: str = ""
 ) -> str:
-    """A name in at most ``width`` pixels; one that is shortened is whole where one points at it."""
+    """A name in at most ``width`` pixels; a tooltip shows a shortened one in full."""
     shown = shortened(content, width)
     element = text(x, y, shown, anchor, kind)
     return element if shown == content else pointed_at(content, element)
 
 
 def pointed_at(title: str, element: str) -> str:
-    """``element`` with a text that a browser shows where one points at it, without a script."""
+    """``element`` with a tooltip, which needs no script."""
     return f"<g><title>{escape(title)}</title>{element}</g>"
 
 

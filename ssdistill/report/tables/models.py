@@ -189,8 +189,10 @@ def read_records(path: Path) -> list[dict[str, Any]]:
             try:
                 record = json.loads(line)
             except ValueError as error:
-                raise UserError(f"{path}, line {number}: not JSON ({error})") from error
+                raise UserError(
+                    f"{path}, line {number}: not JSON ({error}); delete the line"
+                ) from error
             if not isinstance(record, dict):
-                raise UserError(f"{path}, line {number}: not a JSON object")
+                raise UserError(f"{path}, line {number}: not a JSON object; delete the line")
             records.append(record)
     return records

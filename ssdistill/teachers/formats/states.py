@@ -24,7 +24,7 @@ CONTAINERS = {"state_dict", "model", "model_state_dict", "model_state"}
 
 
 def flat_state(loaded: Any, path: Path) -> dict[str, Tensor]:
-    """Every tensor in nested dicts by its dotted name.
+    """Return every tensor of nested dicts by its dotted name.
 
     Raises:
         UserError: no tensors, two of one name, one that is no plain array of numbers, or dicts

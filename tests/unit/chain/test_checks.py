@@ -103,9 +103,9 @@ def test_small_crops_need_a_transformer_that_takes_them(check):
 
 
 def test_a_step_that_cannot_be_built_is_named_before_anything_is_trained(check):
-    with pytest.raises(UserError, match=r"compress\.0: prune: give exactly one of ratio, macs"):
+    with pytest.raises(UserError, match=r"compress\.0: prune: set exactly one of ratio, macs"):
         check("compress=[{kind: prune, ratio: 0.5, macs: 0.5}]")
-    with pytest.raises(UserError, match=r"plans\.a\.1: zeros: give exactly one of sparsity"):
+    with pytest.raises(UserError, match=r"plans\.a\.1: zeros: set exactly one of sparsity"):
         check("plans={a: [{kind: share}, {kind: zeros, sparsity: 0.5, threshold: 0.1}]}")
 
 
@@ -120,7 +120,7 @@ def test_batch_statistics_of_a_single_image_are_refused_before_training(check, k
     small = "pretrain.projector={hidden_dim: 16, output_dim: 16}"
     override = f"pretrain={{kind: {kind}, steps: 1, batch_size: 1}}"
     with pytest.raises(
-        UserError, match=r"^pretrain\.batch_size=1: batch statistics need at least 2"
+        UserError, match=r"^pretrain\.batch_size=1: batch statistics require at least 2"
     ):
         check(override, small)
     check(f"pretrain={{kind: {kind}, steps: 1, batch_size: 2}}", small)
@@ -129,7 +129,7 @@ def test_batch_statistics_of_a_single_image_are_refused_before_training(check, k
 @pytest.mark.parametrize(
     ("loss", "message"),
     [
-        ("{kind: cassle}", r"^compare\.a\.batch_size=1: batch statistics need at least 2 images"),
+        ("{kind: cassle}", r"^compare\.a\.batch_size=1: batch statistics require at least 2"),
         ("{kind: kd}", r"^compare\.a\.batch_size=1: the loss 'a' compares the images of a batch"),
         ("{kind: dkd}", r"^compare\.a\.batch_size=1: the loss 'a' compares the images of a batch"),
     ],
@@ -148,10 +148,13 @@ def test_one_image_is_enough_where_images_are_not_compared(check):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("pretrain.projector.hidden_dim=1000000000000", r"^pretrain: what it trains needs more"),
+        (
+            "pretrain.projector.hidden_dim=1000000000000",
+            r"^pretrain: the network with its heads and queues needs more",
+        ),
         (
             "distill.losses.a={kind: seed, queue: 100000000000}",
-            r"^distill\.losses\.a: what it trains needs",
+            r"^distill\.losses\.a: the network with its heads and queues needs",
         ),
         ("distill.views=[{recipe: weak, size: 100000}]", r"^distill\.views: .* choose a smaller"),
         ("distill.views=[{recipe: weak, count: 1000000000}]", r"use at most 100$"),
@@ -171,7 +174,7 @@ def test_a_loss_on_maps_of_a_network_without_any_is_refused(check):
 @pytest.mark.parametrize("key", ["compress", "plans.a"])
 def test_a_recovery_from_single_images_is_refused_where_its_losses_compare_images(check, key):
     steps = "[{kind: prune, ratio: 0.5}, {kind: recover, steps: 1, batch_size: BATCH}]"
-    with pytest.raises(UserError, match=rf"^{key}\.1\.batch_size=1: batch statistics need"):
+    with pytest.raises(UserError, match=rf"^{key}\.1\.batch_size=1: batch statistics require"):
         check(f"{key}={steps.replace('BATCH', '1')}")
     check(f"{key}={steps.replace('BATCH', '2')}")
 

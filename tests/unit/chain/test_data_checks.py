@@ -102,7 +102,7 @@ def test_a_channel_of_one_value_can_be_divided_by_its_std(tmp_path, experiment_o
     ("count", "words"),
     [
         (2, ["no test images", "2 test images: too few for agree/* (needs 4)"]),
-        (3, ["1 test image: too few for collapse/* (needs 2) and agree/* (needs 4)"]),
+        (3, ["1 test image: too few for collapse/* (requires 2) and agree/* (requires 4)"]),
         (
             24,
             ["2 test images: too few for agree/* (needs 4), which are skipped; raise data."],
@@ -119,7 +119,7 @@ def test_few_pictures_are_said_with_the_key(tmp_path, check, count, words):
 
 def test_one_picture_is_one_clear_line(tmp_path, check):
     put(tmp_path / "set", ["0.png"])
-    with pytest.raises(UserError, match="1 training image, but training needs at least 2"):
+    with pytest.raises(UserError, match="1 training image, but training requires at least 2"):
         check()
 
 

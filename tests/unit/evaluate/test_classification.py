@@ -202,7 +202,7 @@ def test_names_that_do_not_reach_are_left_out():
         ({"targets": [], "predictions": []}, "test labels must be a non-empty integer array"),
         ({"targets": [0.5], "predictions": [0]}, r"of shape \(N,\), got float64 \(1,\)"),
         ({"targets": [[0]], "predictions": [0]}, r"got int64 \(1, 1\)"),
-        ({"targets": [0]}, "either probabilities or predictions"),
+        ({"targets": [0]}, "probabilities or predictions, exactly one"),
         ({"targets": [0], "predictions": [0], "probabilities_NK": [[1]]}, "either"),
         ({"targets": [0, 1], "predictions": [0]}, "1 predictions for 2 test labels"),
         ({"targets": [0], "predictions": [3], "classes": [0, 1]}, ".*unknown classes: 3"),

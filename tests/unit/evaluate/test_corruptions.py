@@ -86,7 +86,7 @@ def test_a_severity_that_is_none_is_refused(severity):
     ("images", "name", "positions", "message"),
     [
         (plain(0), "snoww", None, r"'snoww' \(did you mean 'snow'\?\); known: gaussian_noise"),
-        (plain(0).astype(float), "snow", None, "need uint8 .* got float64"),
+        (plain(0).astype(float), "snow", None, "require uint8 .* got float64"),
         (plain(0, side=7), "snow", None, "at least 8 pixels a side"),
         (plain(0)[..., :1], "snow", None, r"got uint8 \(16, 32, 32, 1\)"),
         (plain(0), "snow", [1, 2], "2 positions for 16 images"),

@@ -101,7 +101,7 @@ def test_rates_follow_the_batch_size_where_the_source_says_so_and_only_if_not_gi
 def test_a_length_replaces_that_of_the_preset_and_two_are_refused():
     made = LinearSGD(preset="dinov2", epochs=2)
     assert (made.epochs, made.steps) == (2, None)
-    with pytest.raises(UserError, match="epochs=2 or steps=5, not both"):
+    with pytest.raises(UserError, match="epochs=2 and steps=5 are both set"):
         LinearSGD(epochs=2, steps=5)
 
 

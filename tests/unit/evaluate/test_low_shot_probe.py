@@ -65,7 +65,7 @@ def test_class_with_too_few_labels_is_named(digits):
 
 
 def test_one_draw_has_no_spread(digits):
-    with pytest.raises(UserError, match="draws >= 2"):
+    with pytest.raises(UserError, match="draws=1: must be at least 2"):
         low_shot_probe(*digits, draws=1)
 
 
@@ -102,7 +102,7 @@ def test_a_tenth_is_scikit_learns_default_regression(digits):
 @pytest.mark.parametrize(
     ("kwargs", "says"),
     [
-        ({"labels_per_class": 5, "fraction": 0.1}, "labels_per_class=5 or fraction=0.1"),
+        ({"labels_per_class": 5, "fraction": 0.1}, "labels_per_class=5 and fraction=0.1"),
         ({"fraction": 1.0}, "between 0 and 1"),
         ({"labels_per_class": 0}, "at least 1"),
     ],

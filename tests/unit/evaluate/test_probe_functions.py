@@ -136,7 +136,7 @@ def test_a_subject_is_given_alone_and_lends_its_pictures():
     assert isinstance(other, Subject) and other.train is subject.train
     with pytest.raises(UserError, match="omit data"):
         open_subject(subject, "digits")
-    with pytest.raises(UserError, match="data missing"):
+    with pytest.raises(UserError, match="data: required"):
         open_subject(flat)
 
 

@@ -46,7 +46,7 @@ def test_seeds_may_differ():
         ({"k": 5}, "'knn' with k=20 cannot be compared with k=5"),
         ({"targets": TARGETS[:200]}, "the same test images in the same order"),
         ({"targets": TARGETS[::-1].copy()}, "the same test images in the same order"),
-        ({"judged": False}, "'knn' has no per-image predictions"),
+        ({"judged": False}, "'knn' has no predictions by image"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(other, says):

@@ -108,7 +108,7 @@ def test_queries_whose_class_is_not_there_are_left_out():
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"ks": (201,)}, "between 1 and 200, the images"),
+        ({"ks": (201,)}, "between 1 and 200, the number of images"),
         ({"ks": (0, 1)}, "between 1 and"),
         ({"gallery_MD": np.ones((200, 3), np.float32)}, "gallery features are 3 wide, queries 12"),
         ({"gallery_labels": None}, "gallery labels are missing"),
@@ -153,5 +153,5 @@ def test_the_protocol_ranks_what_it_is_told_to():
 def test_a_small_gallery_limits_what_is_usual_and_refuses_what_was_asked():
     subject = Digits(train=8)
     assert "probe/retrieval/recall_at_10" not in Retrieval().run(subject).metrics
-    with pytest.raises(UserError, match="ks has 10, and there are 8 train images"):
+    with pytest.raises(UserError, match="k=10 exceeds the 8 train images"):
         Retrieval(ks=(1, 10)).run(subject)

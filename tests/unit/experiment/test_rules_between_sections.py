@@ -31,7 +31,7 @@ def load(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ([EXISTING, SEVERAL], "teachers: give teacher or teachers, not both"),
+        ([EXISTING, SEVERAL], "teachers: set teacher or teachers, not both"),
         (["pretrain=null"], "pretrain: required, unless teacher.kind names an existing teacher"),
         (
             [EXISTING, "pretrain=null", "control={}"],
