@@ -144,7 +144,8 @@ def _check(
     neighbors = sorted(NEIGHBOR_VIEWS & set(distiller.extra_views))
     if settings.mix and neighbors:
         raise UserError(
-            f"{key}.mix: mixed images have no neighbors, which a loss reads ({neighbors[0]})"
+            f"{key}.mix: mixed images have no neighbors, which a loss reads ({neighbors[0]}); "
+            "remove mix or the loss"
         )
     for teacher in distiller.teachers.values():
         notices += check_sizes(teacher, key, sizes, "teacher")

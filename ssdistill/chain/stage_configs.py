@@ -32,11 +32,14 @@ def pretraining_config(
     if len(recipes) < count or (len(recipes) > count and not method.multicrop):
         more = " or more" if method.multicrop else ""
         raise UserError(
-            f"{key}.views: {settings.kind} takes {count}{more} views, got {len(recipes)}"
+            f"{key}.views: {settings.kind} takes {count}{more} views, got {len(recipes)}; "
+            "change the list"
         )
     sizes = [recipe.size or size for recipe in recipes]
     if len(set(sizes[:count])) > 1 or max(sizes) > sizes[0]:
-        raise UserError(f"{key}.views: the first {count} of {settings.kind} are of full size")
+        raise UserError(
+            f"{key}.views: the first {count} of {settings.kind} are of full size; reorder views"
+        )
     return {
         "encoder": encoder_config(workspace, encoder),
         "method": settings.model_dump(mode="json", exclude={"views"}),
@@ -53,7 +56,9 @@ def distillation_config(workspace: Workspace, distill: DistillSettings, key: str
     num_views = max(LOSSES[loss.kind].views for loss in distill.losses.values())
     recipes = _recipes(workspace, distill.views, ("strong",) * num_views)
     if len(recipes) < num_views:
-        raise UserError(f"{key}.views: the losses take {num_views} views, got {len(recipes)}")
+        raise UserError(
+            f"{key}.views: the losses take {num_views} views, got {len(recipes)}; change the list"
+        )
     sizes = [recipe.size or workspace.image_size for recipe in recipes]
     for name, loss in distill.losses.items():
         try:

@@ -152,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
         "restore",
         _restore,
         "find the uncompressed model of a compressed one",
-        "Prints its folder, or copies it.",
+        "Print its folder, or copy it.",
     )
     restore.add_argument("artifact", type=Path, help="folder of the compressed model")
     restore.add_argument(

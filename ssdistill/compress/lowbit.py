@@ -157,7 +157,8 @@ class LowBit(Step):
         keys = list(weights_of(model.net))
         if not keys:
             raise UserError(
-                f"lowbit: '{model.name}' has no convolution, linear or embedding layer to quantize"
+                f"lowbit: '{model.name}' has no convolution, linear or embedding layer to "
+                "quantize; remove this step"
             )
         if isinstance(bits, int):
             edges = {keys[0], keys[-1]} if self.edges else set()

@@ -185,7 +185,8 @@ class LowRank(Step):
         places = called_layers(model)
         if not places:
             raise UserError(
-                f"lowrank: '{model.name}' has no convolution or linear layer that can be factorized"
+                f"lowrank: '{model.name}' has no convolution or linear layer that can be "
+                "factorized; remove this step"
             )
         for pattern in (*self.layers, *self.exclude):
             if not any(fnmatchcase(name, pattern) for name in places):
@@ -201,7 +202,9 @@ class LowRank(Step):
             and not any(fnmatchcase(name, pattern) for pattern in self.exclude)
         }
         if not selected:
-            raise UserError(f"lowrank: exclude leaves no layer of '{model.name}' to factorize")
+            raise UserError(
+                f"lowrank: exclude leaves no layer of '{model.name}' to factorize; exclude fewer"
+            )
         return selected
 
     def _choose(

@@ -30,7 +30,10 @@ def refuse_non_finite(kind: str, model: Model) -> None:
     """
     for name, tensor in tensors(model):
         if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise UserError(f"{kind}: tensor '{name}' of '{model.name}' contains NaN or infinity")
+            raise UserError(
+                f"{kind}: tensor '{name}' of '{model.name}' contains NaN or infinity; "
+                "check the weights it was loaded from"
+            )
 
 
 def check_input_model(kind: str, model: Any) -> None:

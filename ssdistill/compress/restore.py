@@ -50,7 +50,8 @@ def uncompressed_parent(path: str | Path) -> Path:
     parent = description.original(folder)
     if parent is None:
         raise UserError(
-            f"{folder / DESCRIPTION}: not a compressed model: its lineage names no original"
+            f"{folder / DESCRIPTION}: not a compressed model: its lineage names no original; "
+            "name a compressed one"
         )
     name = f"*-{parent.digest[:8]}/s{parent.seed}/model/{DESCRIPTION}"
     stages = folder.parents[2]

@@ -64,7 +64,7 @@ class Distiller(Task):
     ):
         super().__init__()
         if not losses:
-            raise UserError("losses: at least one loss is required")
+            raise UserError("losses: at least one loss is required; add one")
         self.encoder = student
         # In a dict, nn.Module does not see the teachers.
         self.teachers = {n: t.requires_grad_(False).eval() for n, t in by_name(teacher).items()}

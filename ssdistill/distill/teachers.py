@@ -24,7 +24,7 @@ def by_name(teachers: Encoder | Mapping[str, Encoder]) -> dict[str, Encoder]:
     if not isinstance(teachers, Mapping):
         return {"teacher": teachers}
     if not teachers:
-        raise UserError("teachers: at least one teacher is required")
+        raise UserError("teachers: at least one teacher is required; add one")
     for name in teachers:
         if not name or set(name) & set("./"):
             raise UserError(

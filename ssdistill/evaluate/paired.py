@@ -69,7 +69,7 @@ def paired_test(targets: Any, first: Any, second: Any, *, margin: float = MARGIN
     targets, first, second = (np.asarray(a) for a in (targets, first, second))
     if targets.ndim != 1 or not len(targets) or not targets.shape == first.shape == second.shape:
         raise UserError(
-            f"a paired test needs one label and two predictions per image, got {targets.shape}, "
+            f"a paired test requires one label and two predictions per image, got {targets.shape}, "
             f"{first.shape} and {second.shape}"
         )
     if not margin > 0:

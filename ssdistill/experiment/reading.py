@@ -68,7 +68,7 @@ def parse_override(text: str) -> dict[str, Any]:
     if reason := text_problem(text):
         raise UserError(f"override '{shown}' {reason}")
     if len(parts) > DEEPEST:
-        raise UserError(f"override '{shown}': nested more than {DEEPEST} keys deep")
+        raise UserError(f"override '{shown}': nested more than {DEEPEST} keys deep; shorten it")
     tree: Any = value
     if not COMMENTED.match(value):
         tree = read_text(value, f"override '{shown}'", ".".join(parts))
@@ -120,9 +120,11 @@ def _compose(
     """
     resolved = file.resolve()
     if resolved in extended_by:
-        raise UserError(f"{file}: extends itself through {extended_by[-1].name}")
+        raise UserError(
+            f"{file}: extends itself through {extended_by[-1].name}; remove one extends"
+        )
     if len(extended_by) > MOST_ANCESTORS:
-        raise UserError(f"{file}: extends chain of more than {MOST_ANCESTORS} files")
+        raise UserError(f"{file}: extends chain of more than {MOST_ANCESTORS} files; shorten it")
     if resolved in composed:
         return composed[resolved]
     content = read_file(file)

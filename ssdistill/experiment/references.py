@@ -41,9 +41,9 @@ class _Resolver:
         key = ".".join(path)
         if path in self.open:
             circle = " -> ".join(".".join(p) for p in (*self.open[self.open.index(path) :], path))
-            raise UserError(f"{key}: circular references ({circle})")
+            raise UserError(f"{key}: circular references ({circle}); replace one by a value")
         if len(self.open) > 100:
-            raise UserError(f"{key}: references nested more than 100 deep")
+            raise UserError(f"{key}: references nested more than 100 deep; replace one by a value")
         self.open.append(path)
         only_reference = REFERENCE.fullmatch(text)
         if only_reference:
@@ -55,7 +55,9 @@ class _Resolver:
             raise UserError(f"{key}: '{value[:60]}' is not a reference; write ${{key}} or "
                             "${oc.env:NAME}")  # fmt: skip
         if isinstance(value, str) and len(value) > LONGEST:
-            raise UserError(f"{key}: longer than {LONGEST} characters once references are replaced")
+            raise UserError(
+                f"{key}: longer than {LONGEST} characters once references are replaced; shorten it"
+            )
         self.values[path] = value
         return value
 

@@ -136,7 +136,7 @@ class Experiment(Settings):
         if self.distill and control_requested and self.pretrain is None:
             raise ValueError("control: requires a pretrain section (the method it is trained by)")
         if self.distill and self.student is None:
-            raise ValueError("student: required with distill")
+            raise ValueError("student: required with distill; add a student section")
         for name, row in self.compare.items():
             if name in self.all_teachers:
                 raise ValueError(

@@ -127,11 +127,15 @@ def _check_events(text: str, source: str) -> None:
             shown = tag.replace("tag:yaml.org,2002:", "!!")
             raise UserError(f"{source}: tag {shown} (line {line}): write a plain value")
         if isinstance(event, yaml.AliasEvent) and event.anchor in open_anchors:
-            raise UserError(f"{source}: *{event.anchor} (line {line}) contains itself")
+            raise UserError(
+                f"{source}: *{event.anchor} (line {line}) contains itself; remove the alias"
+            )
         if len(open_anchors) > DEEPEST:
-            raise UserError(f"{source}: more than {DEEPEST} levels of nesting (line {line})")
+            raise UserError(
+                f"{source}: more than {DEEPEST} levels of nesting (line {line}); flatten it"
+            )
         if size > MOST_VALUES:
-            raise UserError(f"{source}: more than {MOST_VALUES} values (line {line})")
+            raise UserError(f"{source}: more than {MOST_VALUES} values (line {line}); shorten it")
 
 
 def _sized_events(

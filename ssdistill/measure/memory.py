@@ -83,7 +83,7 @@ def peak_memory(
         process = subprocess.run(command, capture_output=True, text=True, check=False)
     if process.returncode:
         reason = (process.stderr.strip().splitlines() or ["its process was killed"])[-1]
-        raise UserError(f"cannot measure the memory of {path}: {reason}")
+        raise UserError(f"cannot measure the memory of {path}: {reason}; set measure.memory=false")
     return PeakMemory(**json.loads(process.stdout.splitlines()[-1]))
 
 

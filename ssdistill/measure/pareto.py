@@ -76,6 +76,6 @@ def load_front(path: Path) -> Front:
         points = tuple(FrontPoint(**point) for point in facts.pop("points"))
         return Front(**facts, points=points)
     except FileNotFoundError:
-        raise UserError(f"no file {path}") from None
+        raise UserError(f"no file {path}; name the folder of a search step") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a Pareto front written by search: {error!r}") from error

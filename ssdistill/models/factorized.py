@@ -181,7 +181,8 @@ def form_of(layer: nn.Module, form: Form) -> Form:
         return "channel"
     if not isinstance(layer, nn.Conv2d) or layer.groups > 1:
         raise UserError(
-            f"{_describe(layer)} cannot be factorized: only Linear and ungrouped Conv2d layers can"
+            f"{_describe(layer)} cannot be factorized: only Linear and ungrouped Conv2d layers "
+            "can; exclude it"
         )
     height, width = layer.kernel_size
     if height * width == 1 or (form == "spatial" and width == 1):

@@ -279,7 +279,7 @@ def _check_written(folder: Path) -> None:
     log_file = folder / "logs" / "debug-internal.log"
     content = log_file.read_bytes() if log_file.exists() else b""
     if b"failed to save record" in content:
-        raise OSError(f"could not write all files to {folder}")
+        raise OSError(f"could not write all files to {folder}; check its disk")
 
 
 def _plain(name: str) -> str:

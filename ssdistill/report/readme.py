@@ -51,7 +51,7 @@ def write_reports(root: Path | str, check: bool = False) -> list[Outdated]:
     """
     root = user_path(root)
     if not root.is_dir():
-        raise UserError(f"--root {root}: no such folder")
+        raise UserError(f"--root {root}: no such folder; check the path")
     outdated: list[Outdated] = []
     changed: dict[Path, str] = {}
     files = [root / "README.md", *sorted((root / "experiments").glob("*/README.md"))]
@@ -108,9 +108,13 @@ def _blocks(file: Path, text: str) -> list[tuple[str, int, int]]:
             blocks.append((name, opened[1], marker.start()))
             opened = None
         else:
-            raise UserError(f"{file}: marker 'results:{kind} {name}' has no partner")
+            raise UserError(
+                f"{file}: marker 'results:{kind} {name}' has no partner; add the other marker"
+            )
     if opened is not None:
-        raise UserError(f"{file}: marker 'results:begin {opened[0]}' has no partner")
+        raise UserError(
+            f"{file}: marker 'results:begin {opened[0]}' has no partner; add the other marker"
+        )
     return blocks
 
 

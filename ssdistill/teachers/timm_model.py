@@ -83,7 +83,8 @@ class TimmModel(Teacher):
     def _registered(self) -> PretrainedCfg:
         if ":" in self.name or "/" in self.name:
             raise UserError(
-                f"teacher.name: '{self.name}' is neither a timm model nor {HUB}owner/model"
+                f"teacher.name: '{self.name}' is neither a timm model nor {HUB}owner/model; "
+                "correct the name"
             )
         try:
             check_timm_name(self.name)

@@ -24,7 +24,7 @@ def weights_file(path: str) -> Path:
     """
     file = user_path(path)
     if not file.is_file():
-        raise UserError(f"teacher.weights: no file {path}")
+        raise UserError(f"teacher.weights: no file {path}; check the path")
     return file
 
 

@@ -103,7 +103,7 @@ def parameter_groups(
     """
     rates = rates or {}
     if unknown := rates.keys() - {name for name, _ in module.named_parameters()}:
-        raise ValueError(f"rates: unknown parameter '{sorted(unknown)[0]}'")
+        raise ValueError(f"rates: unknown parameter '{sorted(unknown)[0]}'; remove it")
     trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
     for path in constant:
         if not any(_inside(name, path) for name in trainable):

@@ -157,7 +157,9 @@ def convert(source: Path, name: str, openvino: Any) -> Any:
         return openvino.convert_model(source)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
-        raise UserError(f"cannot convert '{name}' to OpenVINO: {reason}") from error
+        raise UserError(
+            f"cannot convert '{name}' to OpenVINO: {reason}; choose another runtime"
+        ) from error
 
 
 def save_graph(graph: Any, path: Path, half: bool = False, arithmetic: Arithmetic = "f32") -> None:

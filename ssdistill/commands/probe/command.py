@@ -158,5 +158,7 @@ def _is_setting(word: str) -> bool:
 
 def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not an image size in pixels")
+        raise argparse.ArgumentTypeError(
+            f"{text} is not an image size in pixels; write a whole number"
+        )
     return int(text)

@@ -100,7 +100,7 @@ def verify(model: Model, result: Model) -> None:
     except Exception as error:  # whatever a network's own code stumbles upon
         reason = (str(error).strip().splitlines() or [repr(error)])[0]
         raise UserError(
-            f"lowrank: '{model.name}' fails to run once factorized: {reason}"
+            f"lowrank: '{model.name}' fails to run once factorized: {reason}; exclude its layers"
         ) from error
     if embedding_BD.shape[1] != model.embed_dim or not embedding_BD.isfinite().all():
         raise UserError(

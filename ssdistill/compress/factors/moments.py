@@ -67,11 +67,11 @@ class Running:
             UserError: no row came, or one was not finite; the message begins with ``whose``.
         """
         if not self.count:
-            raise UserError(f"{whose} is never called in a forward pass")
+            raise UserError(f"{whose} is never called in a forward pass; exclude it")
         mean_O = self.total_O / self.count
         covariance_OO = self.gram_OO / self.count - torch.outer(mean_O, mean_O)
         if not covariance_OO.isfinite().all():
-            raise UserError(f"{whose} outputs NaN or infinity")
+            raise UserError(f"{whose} outputs NaN or infinity; check its weights and inputs")
         return Moments(self.shift_O + mean_O, covariance_OO, self.count)
 
 

@@ -27,7 +27,7 @@ def split_batches(inputs: Tensor, held_out: float) -> Batches:
     if len(inputs) < SMALLEST:
         raise UserError(f"refit requires at least {SMALLEST} inputs, got {len(inputs)}")
     if not inputs.isfinite().all():
-        raise UserError("refit: the inputs contain NaN or infinity")
+        raise UserError("refit: the inputs contain NaN or infinity; correct them")
     count = min(max(round(held_out * len(inputs)), 1), len(inputs) - 1)
     chosen = torch.zeros(len(inputs), dtype=torch.bool)
     chosen[torch.arange(count) * len(inputs) // count] = True

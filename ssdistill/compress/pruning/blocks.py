@@ -116,7 +116,8 @@ def rank_blocks(model: Model, protect: Sequence[str], x: Tensor, progress: Any) 
     ]
     if not blocks:
         raise UserError(
-            f"prune: '{model.name}' has no residual block whose output has the shape of its input"
+            f"prune: '{model.name}' has no residual block whose output has the shape of its input; "
+            "prune other units"
         )
     damage = damages(model, blocks, x, progress)
     return [blocks[i] for i in damage.argsort(stable=True).tolist()]

@@ -90,7 +90,9 @@ def verify(model: Model, pruned: Model) -> None:
     if embedding_BD.shape[1] != model.embed_dim:
         raise unsupported(model, f"the embedding shrank to {embedding_BD.shape[1]}")
     if not embedding_BD.isfinite().all():
-        raise UserError(f"prune: the pruned '{model.name}' returns non-finite embeddings")
+        raise UserError(
+            f"prune: the pruned '{model.name}' returns non-finite embeddings; lower the ratio"
+        )
     if count_parameters(pruned) >= count_parameters(model):
         raise unsupported(model, "no parameter was removed")
     try:

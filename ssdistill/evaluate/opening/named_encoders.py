@@ -57,7 +57,7 @@ class NamedEncoder:
         if self.kind == "checkpoint" and not self.file:
             raise UserError(f"{self}: a file is required; write checkpoint:{self.name}@FILE")
         if self.file and not user_path(self.file).is_file():
-            raise UserError(f"{self}: no file {self.file}")
+            raise UserError(f"{self}: no file {self.file}; check the path")
 
     def load(
         self,

@@ -137,7 +137,7 @@ def trainable_copy(encoder: nn.Module, name: str) -> nn.Module:
     for parameter in copied.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     if not any(parameter.requires_grad for parameter in copied.parameters()):
-        raise UserError(f"finetune: '{name}' has no trainable weights")
+        raise UserError(f"finetune: '{name}' has no trainable weights; remove this protocol")
     return copied
 
 

@@ -146,7 +146,8 @@ def _validated(entry: Any) -> Settings:
     values = _kind_alone(entry)
     if not isinstance(values, dict):
         raise UserError(
-            f"transfer.datasets: expected a kind, or a kind and its settings, got {entry!r}"
+            f"transfer.datasets: expected a kind, or a kind and its settings, got {entry!r}; "
+            "write, for example, [cifar10]"
         )
     kind = values.get("kind", "")
     SOURCES[kind]  # an unknown kind is refused with the nearest one

@@ -146,7 +146,9 @@ class LogitLoss(Loss):
             self.classify = Prototypes(self.num_logits, width)
         self.fits_teacher = self.read == "embedding"
         if self.num_logits < 2:
-            raise self.fail(f"at least two {logits} required, got 1")
+            raise self.fail(
+                f"at least two {logits} required, got 1; use more images or a wider projection"
+            )
 
     def fit_teacher(self, teacher: Representation) -> None:
         """Fit the prototypes to the teacher's embeddings of the training images.

@@ -74,7 +74,9 @@ def _collect(loaded: Any, path: Path) -> dict[str, Tensor]:
                 ((*parts, name), item) for name, item in named if not _is_training(name, item)
             ]
             waiting += reversed(weight_items)
-    raise UserError(f"{path} holds more than {MOST_ENTRIES} entries: not a checkpoint")
+    raise UserError(
+        f"{path} holds more than {MOST_ENTRIES} entries: not a checkpoint; save the state_dict"
+    )
 
 
 def _is_training(name: str, item: Any) -> bool:
