@@ -116,7 +116,7 @@ def _modules() -> list[str]:
     return [name for name in names if not name.startswith("_")]
 
 
-if not TYPE_CHECKING:  # else a checker would believe in any name
+if not TYPE_CHECKING:  # else a type checker would accept any name
 
     def __getattr__(name: str) -> Any:
         """``ssdistill.evaluate`` and every other module, imported on first use."""

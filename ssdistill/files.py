@@ -37,7 +37,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 def user_path(path: str | Path) -> Path:
     """A path that a user wrote, with the home folder in place of a ``~`` at its beginning.
 
-    Shells leave a ``~`` inside of ``key=~/x`` alone, and nobody expands it in a config.
+    Shells leave a ``~`` inside of ``key=~/x`` alone, and in a config nothing expands it.
 
     Raises:
         UserError: a home folder that is not known, such as that of ``~nobody-here``.

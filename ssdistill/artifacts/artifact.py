@@ -232,7 +232,7 @@ def _check_encodes(encoder: Encoder, folder: Path) -> None:
 
 def _refuse_runtimes(description: Description, folder: Path) -> None:
     if not description.for_torch:
-        raise UserError(f"no {TORCH_WEIGHTS} in {folder}: open it with ssdistill.load")
+        raise UserError(f"no {TORCH_WEIGHTS} in {folder}: use load() for {description.first}")
     if description.runtime is not None:
         raise UserError(
             f"the runtime in {folder / DESCRIPTION} is invalid: {description.first} is not a file "

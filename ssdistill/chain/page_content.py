@@ -49,7 +49,7 @@ def page_content(workspace: Workspace, records: list[dict[str, Any]]) -> dict[st
 def _charts(workspace: Workspace, records: list[dict[str, Any]]) -> dict[str, Any]:
     rows = [row for row in results_rows(records) if row.mean(ACCURACY) is not None]
     # The rivals of the distilled student are as large as it is: their names would hide each other.
-    # So is an untrained one, which lies so far below that the others could not be told apart.
+    # So is an untrained one, whose accuracy is so low that the others could not be distinguished.
     left_out = {*workspace.experiment.compare, "untrained"}
     sized = [row for row in rows if row.mean("compress/bytes") and row.model not in left_out]
     if workspace.experiment.distill is None and workspace.experiment.compressed is None:

@@ -131,7 +131,7 @@ class Workspace:
 
     @contextmanager
     def _naming(self, role: str) -> Iterator[None]:
-        """What is wrong with one of several teachers is said of that one."""
+        """Name the teacher at fault if there are several."""
         try:
             yield
         except UserError as error:

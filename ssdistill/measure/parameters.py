@@ -28,7 +28,7 @@ def count_parameters(model: Any, nonzero: bool = False) -> int:
         UserError: for a file of another runtime, whose float parent has the same number.
     """
     if hasattr(model, "parameters"):
-        # Not the projector that a teacher may have kept: nobody ships it.
+        # Without the projector of a teacher, which is not exported.
         tensors = list(getattr(model, "net", model).parameters())
         return sum(int(p.count_nonzero()) if nonzero else p.numel() for p in tensors)
     path = Path(model.path)

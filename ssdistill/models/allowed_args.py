@@ -78,7 +78,7 @@ def refused_argument(name: str, library: str, args: Mapping[str, Any]) -> str | 
     """Find a disallowed argument in a file, as ``key: reason``; None if all are allowed.
 
     Args:
-        name: of the network; an unknown one is left for whoever builds it to refuse.
+        name: of the network; an unknown one is rejected when it is built.
         library: ``timm`` or ``torchvision``.
         args: JSON values.
     """

@@ -52,8 +52,8 @@ def advise(records: Sequence[dict[str, Any]]) -> list[Advice]:
     """Objections to the last model of each plan; models without any are omitted.
 
     Args:
-        records: one per model and seed. Those of compressed models have a :data:`PARENT`; of
-            records without one, as older versions wrote them, nothing is said.
+        records: one per model and seed. Those of compressed models have a :data:`PARENT`;
+            records without one, as older versions wrote them, give no advice.
     """
     parents = {r["model"]: r[PARENT]["model"] for r in records if r.get(PARENT)}
     rows = {row.model: row for row in results_rows(records)}

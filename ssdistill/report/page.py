@@ -29,7 +29,7 @@ class PageData:
 
     Attributes:
         title, summary: plain text; the summary is one paragraph.
-        notices: what a reader must know before believing the numbers.
+        notices: what a reader must know to interpret the numbers.
         headline: two to six big numbers.
         results, protocols, paired, steps, rankings, claims: tables (see ``all_tables`` and
             ``verdict.verdict_table``).

@@ -22,7 +22,7 @@ def hint(key: str, siblings: Iterable[str], model: type[BaseModel]) -> str:
     Args:
         key: the last part of the unknown key.
         siblings: the names that could stand in its place.
-        model: of the whole config; a key that some other section has is said to belong there.
+        model: of the whole config; for a key of another section, the hint names that section.
     """
     places = setting_places(model)
     if key in places:

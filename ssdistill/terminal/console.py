@@ -94,7 +94,7 @@ def _write(text: str) -> None:
 def _flush(stream: TextIO) -> None:
     try:
         stream.flush()
-    except OSError:  # the reader has left, or the disk is full: who writes has said so
+    except OSError:  # the reader has left, or the disk is full, which the writer reports
         mute(stream)
     except ValueError:  # closed already
         pass

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-if TYPE_CHECKING:  # whoever finds every stage finished need not wait for the import
+if TYPE_CHECKING:  # a run whose stages are all cached need not wait for the import
     from lightning_fabric import Fabric
     from lightning_fabric.connector import _PLUGIN_INPUT, _PRECISION_INPUT
 

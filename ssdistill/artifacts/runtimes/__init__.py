@@ -2,7 +2,7 @@
 
 A new file here is found by itself (see `registry`).
 
-What is said of a file before it is opened belongs to the files above.
+Descriptions of files that are not opened belong to the folder above.
 """
 
 import importlib

@@ -1,6 +1,6 @@
 """Record of native code compiled by this installation, which runs without ``trust``.
 
-A compiled file says nothing that could be believed about where it comes from. What is compiled
+Nothing in a compiled file proves where it comes from. What is compiled
 here is noted by its sha256 in a folder of the user's own, outside of every runs folder: nobody
 who only hands over files can write there.
 """

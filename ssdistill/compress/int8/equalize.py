@@ -25,7 +25,7 @@ class Chain:
     Attributes:
         norms: (layer, batch norm) names, the second reading nothing but the first.
         pairs: (layer, next layer) names, with nothing but :data:`TRANSPARENT` operators and such
-            batch norms between them and nobody else reading.
+            batch norms between them and no other reader.
     """
 
     norms: list[tuple[str, str]]

@@ -26,7 +26,7 @@ from ssdistill.teachers import ImageSpec
 log = logging.getLogger(__name__)
 
 SAMPLED = 10_000
-"""Training images whose statistics are taken for those of all, where nobody has counted."""
+"""Training images whose statistics are taken for those of all, where they have not been counted."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +110,7 @@ def open_images(
         log.warning("data: no test images; using the training images instead")
     if source.has_labels:
         for store in splits:
-            store.labels  # noqa: B018  # what is wrong with them is said before anything is encoded
+            store.labels  # noqa: B018  # report invalid labels before anything is encoded
     plain = settings.model_dump(mode="json", exclude_defaults=True) | {"kind": settings.kind}
     description = source.description
     if window := stores["train"].window:

@@ -202,7 +202,7 @@ def fit_with_labels(
         wandb="disabled", log_every=max(1, num_steps // LINES), gradients_every=None
     )
     fabric = build_fabric(device.type, devices, precision)
-    # The loop writes a record as it always does; nobody needs this one afterwards.
+    # The loop always writes a record; this one is discarded.
     with tempfile.TemporaryDirectory() as folder, own_generators(how.seed, how.title):
         identity = {"digest": how.title, "seed": how.seed, "kind": how.title}
         with Run(folder, stage="evaluate", **identity) as run:

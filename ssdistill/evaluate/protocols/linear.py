@@ -54,7 +54,7 @@ class Linear(Protocol):
         folds: PositiveInt | None = None,
         seed: NonNegativeInt = 0,
     ):
-        Folds(holdout, folds, seed)  # refuses what cannot be held out before anything is trained
+        Folds(holdout, folds, seed)  # checks the settings before anything is trained
         self.strengths: Sequence[float] = strengths
         self.holdout, self.folds, self.seed = holdout, folds, seed
 

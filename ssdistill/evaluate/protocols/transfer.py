@@ -169,7 +169,7 @@ def _open(settings: Settings, name: str, subject: Subject) -> _Opened:
             )
         splits = open_stores(source, settings, size, data_folder(subject))
         for store in splits.values():
-            store.labels  # noqa: B018  # read now, so that what is wrong with them is said now
+            store.labels  # noqa: B018  # read now, to report invalid labels early
     except UserError as error:
         raise _named(name, error) from error
     return _Opened(name, splits)

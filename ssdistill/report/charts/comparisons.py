@@ -24,7 +24,7 @@ from ssdistill.report.charts.placing import along, around, named
 
 WIDTH = 400
 MEASURE = "linear top-1 (%)"
-"""What accuracy is, unless something else is said."""
+"""Default label of accuracy."""
 ALL_NAMED = 12
 """Points up to which each has its name; of more, those have it whose name covers nothing."""
 

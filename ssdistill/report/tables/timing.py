@@ -18,7 +18,7 @@ def describe_timing(metrics: Sequence[str], records: Sequence[dict[str, Any]]) -
 
     Args:
         records: those with a ``timing`` (``runtime``, ``instructions``, ``reference``) say what
-            they were timed in; of others nothing is said.
+            they were timed in; others are omitted.
     """
     timed = {r["model"]: r["timing"] for r in records if r.get("timing")}
     if not timed or LATENCY not in metrics:
