@@ -35,7 +35,7 @@ class Neighbors:
     Attributes:
         queries: images (H, W, 3) uint8.
         teacher, student: k images per query, nearest first.
-        shared: for each of the student's, whether the teacher found it too.
+        shared: for each of the student's, whether it is also one of the teacher's.
     """
 
     queries: Sequence[np.ndarray]
