@@ -206,8 +206,7 @@ def _open_onnx(
     if mean is None:
         takes = "images of 0 to 255" if encoder.input_dtype.kind == "u" else "images in [0, 1]"
         notices.append(
-            f"its graph does not say how {takes} are normalized; assuming that it does so; "
-            "otherwise pass mean and std"
+            f"assuming that its graph normalizes {takes} itself; if it does not, pass mean and std"
         )
     return Opened(encoder, str(path), size, tuple(notices), (path,))
 
@@ -218,7 +217,7 @@ def _fitting(
     """Image size for an exported model, and notices about it."""
     fixed = input_shape[-1] if input_shape else None
     if fixed is not None and requested_size not in (None, fixed):
-        return fixed, [f"takes images of {fixed} pixels only; using these, not {requested_size}"]
+        return fixed, [f"takes images of {fixed} pixels only; ignoring image_size={requested_size}"]
     return requested_size or native_size or fixed, []
 
 

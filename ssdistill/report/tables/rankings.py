@@ -45,8 +45,8 @@ def rankings_table(records: Sequence[dict[str, Any]]) -> Table | None:
     body = tuple((m, *(_compared(rows, m, probe) for probe in probes)) for m in metrics)
     caption = (
         f"Kendall's tau over {len(rows)} models, means over seeds: +1 where the metric orders them "
-        "as the probe does, 0 by chance, -1 in reverse. Small alignment and uniformity are the "
-        "good ones. In brackets: of the pairs of models that the probe tells apart by more than "
+        "as the probe does, 0 by chance, -1 in reverse. For alignment and uniformity, smaller is "
+        "better. In brackets: of the pairs of models whose probe accuracies differ by more than "
         "both spreads, those that the metric orders as the probe does."
     )
     return Table(header, body, caption, "Label-free metrics vs. probes")
