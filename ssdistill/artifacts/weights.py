@@ -103,14 +103,14 @@ def _read(path: Path, sha256: str) -> tuple[dict[str, Tensor], dict[str, Coded]]
 
 
 def _check_keys(model: Model, state: dict[str, Tensor]) -> None:
-    known = model.net.state_dict()
-    for key in known:
+    network_state = model.net.state_dict()
+    for key in network_state:
         if key not in state:
             raise UserError(f"it lacks '{key}'")
     for key in state:
-        if key not in known:
+        if key not in network_state:
             raise UserError(f"it has an unknown '{key}'")
-    for key, expected in known.items():
+    for key, expected in network_state.items():
         if expected.shape != state[key].shape:
             shapes = (
                 f"{tuple(state[key].shape)} in the file but {tuple(expected.shape)} in the network"

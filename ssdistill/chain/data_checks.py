@@ -147,9 +147,9 @@ def _few(source: Source, test: Store) -> list[str]:
     metrics = "agree/* (requires 4)"
     if len(test) < MEASURED_AT_LEAST:
         metrics = "collapse/* (requires 2) and agree/* (requires 4)"
-    key = "raise data.test_fraction, or add images" if source.has_test else "add images"
+    remedy = "raise data.test_fraction, or add images" if source.has_test else "add images"
     return [
-        f"{_count_of_images(len(test), 'test')}: too few for {metrics}, which are skipped; {key}"
+        f"{_count_of_images(len(test), 'test')}: too few for {metrics}, which are skipped; {remedy}"
     ]
 
 

@@ -63,8 +63,8 @@ def _registry_tables(name: str) -> list[FittedTable]:
     families = sorted({getattr(cls, "family", "") for cls in classes.values()})
     tables = []
     for family in families:
-        known = {k: cls for k, cls in classes.items() if getattr(cls, "family", "") == family}
-        tables.append(_kinds_table(f"{name}: {family}" if family else name, known))
+        members = {k: cls for k, cls in classes.items() if getattr(cls, "family", "") == family}
+        tables.append(_kinds_table(f"{name}: {family}" if family else name, members))
     tables[-1].caption = f"ssdistill list {name} KIND shows one of them with its settings"
     return tables
 

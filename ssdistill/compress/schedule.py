@@ -41,9 +41,9 @@ def rounds_of(settings: Settings, targets: Sequence[str]) -> list[Settings]:
         is_last = number == settings.rounds
         value = getattr(settings, key)
         target = value * fraction if key == "ratio" else 1 - (1 - value) * fraction
-        once = {"rounds": 1, "of": "original", "recover": None, "refit": False}
-        once |= {key: value if is_last else target, "gate": settings.gate if is_last else None}
-        steps += [settings.model_copy(update=once), *([] if is_last else between)]
+        one_round = {"rounds": 1, "of": "original", "recover": None, "refit": False}
+        one_round |= {key: value if is_last else target, "gate": settings.gate if is_last else None}
+        steps += [settings.model_copy(update=one_round), *([] if is_last else between)]
     return steps
 
 

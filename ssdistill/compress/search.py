@@ -152,9 +152,9 @@ class Search(Step):
         names = {site: site.layer.removesuffix(".weight") for site in actions.levels}
         for pattern in self.layers:
             if not any(fnmatch(name, pattern) for name in names.values()):
-                known = nearest(pattern, names.values())
+                hint = nearest(pattern, names.values())
                 raise UserError(
-                    f"search.layers: no layer that can change matches '{pattern}'{known}"
+                    f"search.layers: no layer that can change matches '{pattern}'{hint}"
                 )
         actions.levels = {
             site: levels

@@ -98,8 +98,8 @@ class Zeros(Step):
             fraction = settings.sparsity * fraction_reached(
                 settings.schedule, number / settings.rounds
             )
-            once = {"rounds": 1, "recover": None, "sparsity": fraction, "gate": None}
-            steps += [settings.model_copy(update=once), between]
+            one_round = {"rounds": 1, "recover": None, "sparsity": fraction, "gate": None}
+            steps += [settings.model_copy(update=one_round), between]
         final_round = {"rounds": 1, "recover": None}
         return [*steps[:-2], settings.model_copy(update=final_round)]
 

@@ -34,6 +34,6 @@ def resolve_pairs(pairing: Pairing | Sequence[Pair], sizes: Sequence[int]) -> li
         return pairs or [(0, 0)]
     for pair in pairing:
         if max(pair) >= count:
-            known = "the only view is 0" if count == 1 else f"views are 0 to {count - 1}"
-            raise UserError(f"pairs: [{pair[0]}, {pair[1]}]: no view {max(pair)}; {known}")
+            available = "the only view is 0" if count == 1 else f"views are 0 to {count - 1}"
+            raise UserError(f"pairs: [{pair[0]}, {pair[1]}]: no view {max(pair)}; {available}")
     return [(student_view, teacher_view) for student_view, teacher_view in pairing]

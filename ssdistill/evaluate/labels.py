@@ -72,8 +72,8 @@ def _span(counts_K: np.ndarray) -> str:
 
 
 def _named(labels: np.ndarray, names: Sequence[str] | None) -> list[str]:
-    known = {} if names is None else dict(enumerate(names))
-    return [shown(known.get(int(label), label)) for label in labels]
+    name_by_label = {} if names is None else dict(enumerate(names))
+    return [shown(name_by_label.get(int(label), label)) for label in labels]
 
 
 def _few(names: Sequence[str]) -> str:

@@ -62,8 +62,12 @@ def precisions(bank: Vectors) -> tuple[Precision, ...]:
 
 def has_fast_bf16(device: torch.device) -> bool:
     """Whether bfloat16 products are many times faster than float32 ones."""
-    known = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return device.type == "cpu" and torch.backends.mkldnn.is_available() and bool(known and known())
+    supports_amx = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return (
+        device.type == "cpu"
+        and torch.backends.mkldnn.is_available()
+        and bool(supports_amx and supports_amx())
+    )
 
 
 def find_candidates(query_BD: Tensor, bank: Vectors, k: int, precision: Precision) -> Candidates:

@@ -73,9 +73,9 @@ def choose_precision(
     """
     candidates = tuple(candidates)
     digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()
-    known = _recall(cache, digest, candidates)
-    if known is not None:
-        return known
+    cached = _recall(cache, digest, candidates)
+    if cached is not None:
+        return cached
     times = _measure(make_step, candidates, rounds, clock)
     # The shortest, not the median: whatever else the machine does can only lengthen a step, and
     # over a few steps it does so to some candidates more than to others.

@@ -41,9 +41,9 @@ def fit_structure(
         UserError: a tensor whose shape none of this explains, or a block that ``net`` does not
             have; it is named.
     """
-    known = dict(net.named_modules())
+    modules = dict(net.named_modules())
     for name in removed:
-        if name not in known or not name:
+        if name not in modules or not name:
             raise UserError(f"cannot remove block '{name}': the network has no block of that name")
         net.set_submodule(name, nn.Identity())
     for name, module in net.named_modules():

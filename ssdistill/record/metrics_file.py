@@ -56,8 +56,8 @@ def _parsed(line: bytes) -> dict[str, Any]:
         raise ValueError("no step")
     for name, value in content.items():
         whole = name in ("step", "epoch")
-        known = (int,) if whole else (int, float, bool, type(None))
-        if type(value) not in known or (isinstance(value, float) and not math.isfinite(value)):
+        types = (int,) if whole else (int, float, bool, type(None))
+        if type(value) not in types or (isinstance(value, float) and not math.isfinite(value)):
             raise ValueError(f"{name} is not a {'whole ' if whole else ''}number")
     return content
 

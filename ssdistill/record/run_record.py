@@ -89,12 +89,12 @@ def load_run(folder: Path | str) -> RunRecord:
         raise UserError(f"{path}: checksum mismatch; {_remedy(path)}")
     for version in range(schema, SCHEMA):
         content = UPGRADES[version](content)
-    known = {f.name for f in fields(RunRecord)}
+    field_names = {f.name for f in fields(RunRecord)}
     try:
         _Content.model_validate(content)
     except ValidationError as error:
         raise UserError(f"{path}: not a run record ({_first(error)}); {_remedy(path)}") from None
-    return RunRecord(**{key: value for key, value in content.items() if key in known})
+    return RunRecord(**{key: value for key, value in content.items() if key in field_names})
 
 
 def role_of(folder: Path | str) -> str:

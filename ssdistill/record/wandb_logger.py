@@ -166,8 +166,11 @@ def open_shared_run(
     import wandb
 
     tidy_environment()
-    known = wandb.setup(wandb.Settings(silent=True)).settings
-    if (known.sweep_id, known.run_id) != (variable("WANDB_SWEEP_ID"), variable("WANDB_RUN_ID")):
+    environment = wandb.setup(wandb.Settings(silent=True)).settings
+    if (environment.sweep_id, environment.run_id) != (
+        variable("WANDB_SWEEP_ID"),
+        variable("WANDB_RUN_ID"),
+    ):
         # W&B looked at the environment before the agent wrote to it.
         forget_wandb()
     arguments = {

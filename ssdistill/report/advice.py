@@ -69,15 +69,15 @@ def _judged(row: ResultRow, parent: ResultRow, tests: dict[str, list[dict[str, A
     if row.mean(f"{PREFIX}accepted") == 0:
         return Advice(row.model, parent.model)  # the step was skipped
     accuracy = _less_accurate(row, parent, tests)
-    alike = _less_alike(row, parent)
+    less_similar = _less_alike(row, parent)
     # Labels decide where there are any: training may move away from the uncompressed model.
     labeled = bool(tests) or _measure(row, parent) is not None
-    losses = (_slower(row, parent), _larger(row, parent), accuracy, "" if labeled else alike)
+    losses = (_slower(row, parent), _larger(row, parent), accuracy, "" if labeled else less_similar)
     return Advice(
         row.model,
         parent.model,
         tuple(filter(None, losses)),
-        tuple(filter(None, (alike if labeled else "",))),
+        tuple(filter(None, (less_similar if labeled else "",))),
         tuple(filter(None, _gains(row))),
     )
 

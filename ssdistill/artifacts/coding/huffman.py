@@ -77,9 +77,9 @@ def encode(symbols_N: np.ndarray, kinds: int) -> bytes:
     starts_N = ends_N - lengths_N
     bits = np.zeros(ends_N[-1], np.uint8)
     for place in range(int(lengths_K.max())):
-        here = lengths_N > place
-        shift = lengths_N[here] - np.uint8(1 + place)
-        bits[starts_N[here] + place] = (codes_N[here] >> shift) & 1
+        coded_here = lengths_N > place
+        shift = lengths_N[coded_here] - np.uint8(1 + place)
+        bits[starts_N[coded_here] + place] = (codes_N[coded_here] >> shift) & 1
     run_ends = np.append(ends_N[RUN - 1 : -1 : RUN], ends_N[-1])
     runs = np.diff(run_ends, prepend=0).astype("<u2")
     table = lengths_K[::2] << 4 | lengths_K[1::2]

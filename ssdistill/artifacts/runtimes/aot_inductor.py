@@ -130,8 +130,8 @@ def compile_program(program: ExportedProgram, path: Path) -> None:
         "aot_inductor.enable_line_tables": False,
         "compile_threads": 1,
     }
-    known = config.get_config_copy()
-    options = {name: value for name, value in inductor_options.items() if name in known}
+    available = config.get_config_copy()
+    options = {name: value for name, value in inductor_options.items() if name in available}
     with quiet(), torch.no_grad(), tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "model.pt2"
         torch._inductor.aoti_compile_and_package(

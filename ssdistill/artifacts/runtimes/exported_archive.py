@@ -158,9 +158,9 @@ def _expressions(value: Any) -> str:
 
 
 def _operator(value: Any) -> str:
-    known = isinstance(value, str) and OPERATORS.fullmatch(value)
-    harmful = known and FILE_OPERATORS.match(value)
-    return "" if known and not harmful else f"the operator '{value!r:.80}'"
+    is_known = isinstance(value, str) and OPERATORS.fullmatch(value)
+    harmful = is_known and FILE_OPERATORS.match(value)
+    return "" if is_known and not harmful else f"the operator '{value!r:.80}'"
 
 
 def _metadata(value: Any) -> str:

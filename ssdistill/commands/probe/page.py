@@ -70,12 +70,12 @@ def render(probed: Probed, method: Method = "pca") -> str:
 
 def _request(probed: Probed) -> str:
     """What was requested, as JSON: data, protocols and where each model came from."""
-    whole = json.loads(to_json(probed))
-    request = {key: whole[key] for key in ("data", "protocols", "margin")}
+    content = json.loads(to_json(probed))
+    request = {key: content[key] for key in ("data", "protocols", "margin")}
     request["models"] = {
         model["name"]: {"source": model["source"]}
         | {name: result["details"] for name, result in model["results"].items()}
-        for model in whole["models"]
+        for model in content["models"]
     }
     return json.dumps(request, indent=2)
 
@@ -132,8 +132,8 @@ def _maps(probed: Probed, method: Method) -> list[partial[str]]:
     if labels is not None:
         classes, labels = np.unique(labels, return_inverse=True)
         class_names = getattr(probed.shown.test, "class_names", None)
-        known = class_names is not None and int(classes.max()) < len(class_names)
-        names = [class_names[k] if known else str(k) for k in classes.tolist()]
+        has_names = class_names is not None and int(classes.max()) < len(class_names)
+        names = [class_names[k] if has_names else str(k) for k in classes.tolist()]
     charts, first_N2 = [], None
     for model in probed.models[:MOST_DRAWN]:
         points_N2, plane = project(model.looked_at_ND, method)

@@ -103,9 +103,9 @@ def _worst(by_class: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
     """The classes that are shown, and a word where these are not all."""
     if len(by_class) <= MOST_CLASSES:
         return by_class, ""
-    known = [row for row in by_class if not math.isnan(row["f1"])]
+    scored = [row for row in by_class if not math.isnan(row["f1"])]
     caption = f"The {WORST} of {len(by_class)} classes with the smallest F1. "
-    return sorted(known, key=lambda row: row["f1"])[:WORST], caption
+    return sorted(scored, key=lambda row: row["f1"])[:WORST], caption
 
 
 def models_table(probed: Probed) -> Table:

@@ -31,8 +31,8 @@ def correct_biases(float_path: Path, int8_path: Path, inputs: Tensor) -> int:
     import onnx
 
     exact, coded = onnx.load(float_path), onnx.load(int8_path)
-    known = {node.name for node in exact.graph.node}
-    layers = [n for n in coded.graph.node if n.op_type in PRODUCTS and n.name in known
+    node_names = {node.name for node in exact.graph.node}
+    layers = [n for n in coded.graph.node if n.op_type in PRODUCTS and n.name in node_names
               and _bias_of(coded.graph, n) is not None]  # fmt: skip
     # The exporter drops biases that are zero: a fresh network may have none.
     if not layers:

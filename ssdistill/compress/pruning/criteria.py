@@ -88,8 +88,8 @@ def _per_channel(layer: nn.Module, side: str, value: Tensor) -> Tensor:
 
 def _reads(layer: nn.Module | None, member: Member) -> bool:
     """Whether a member is what reads the channels; a grouped layer loses its outputs instead."""
-    known = isinstance(layer, (nn.Conv2d, nn.Linear))
-    return known and member.side == "in" and getattr(layer, "groups", 1) == 1
+    is_supported = isinstance(layer, (nn.Conv2d, nn.Linear))
+    return is_supported and member.side == "in" and getattr(layer, "groups", 1) == 1
 
 
 def _norm(layers: Layers, group: ChannelGroup, power: int) -> Tensor:

@@ -80,13 +80,13 @@ class BareOnnx(OnnxEncoder):
             raise UserError(f"{self.path} takes {kind}; an encoder takes float or uint8 images")
         # Names stand for sizes that are open.
         fits = len(shape) == 4 and (shape[1] == 3 or not isinstance(shape[1], int))
-        known = [size for size in shape[2:] if isinstance(size, int)]
+        sizes = [size for size in shape[2:] if isinstance(size, int)]
         fits = fits and (not isinstance(shape[0], int) or shape[0] != 0)
-        if not fits or len(set(known)) > 1:
+        if not fits or len(set(sizes)) > 1:
             raise UserError(
                 f"{self.path} takes {_shown(shape)}; an encoder takes square images (B, 3, H, W)"
             )
-        return known[0] if known else None
+        return sizes[0] if sizes else None
 
     def _checked_width(self) -> int:
         """Width of the embedding; 0 where the graph does not tell."""

@@ -55,10 +55,10 @@ def rankings_table(records: Sequence[dict[str, Any]]) -> Table | None:
 def _compared(rows: Sequence[ResultRow], metric: str, probe: str) -> str:
     values, probed = [row.mean(metric) for row in rows], [row.mean(probe) for row in rows]
     apart = [(a, b) for a, b in combinations(rows, 2) if _gap(a, b, probe) > _doubt(a, b, probe)]
-    alike = sum(
+    concordant = sum(
         (a.mean(metric) - b.mean(metric)) * (a.mean(probe) - b.mean(probe)) > 0 for a, b in apart
     )
-    return f"{kendall_tau(values, probed):+.2f} ({alike} of {len(apart)})"
+    return f"{kendall_tau(values, probed):+.2f} ({concordant} of {len(apart)})"
 
 
 def _gap(a: ResultRow, b: ResultRow, metric: str) -> float:

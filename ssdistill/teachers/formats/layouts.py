@@ -218,13 +218,13 @@ def find_place(state: dict[str, Tensor], name: str, branch: BranchName, path: Pa
         UserError: it has none there.
     """
     wanted_branch = ALIASES.get(branch, branch)
-    known = [p for p in FORMATS[name].places if _is_there(p, state)]
-    for place in known:
+    present = [p for p in FORMATS[name].places if _is_there(p, state)]
+    for place in present:
         if wanted_branch in ("auto", place.branch):
             return place
-    if known:
+    if present:
         raise UserError(
-            f"{path} has no {branch} network in {name} format, only this one: {known[0].branch}; "
+            f"{path} has no {branch} network in {name} format, only this one: {present[0].branch}; "
             "set teacher.branch"
         )
     raise UserError(

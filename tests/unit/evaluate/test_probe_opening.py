@@ -109,7 +109,9 @@ def test_a_fixed_size_is_kept_and_another_wish_is_said(tmp_path):
     assert own_size(path) == 24
     opened = open_encoder(path, image_size=32)
     assert opened.image_size == 24
-    assert any("24 pixels only" in notice and "image_size=32" in notice for notice in opened.notices)
+    assert any(
+        "24 pixels only" in notice and "image_size=32" in notice for notice in opened.notices
+    )
 
 
 def test_a_file_beside_a_description_is_the_artifact_only_where_it_is_named(tmp_path):
