@@ -96,8 +96,8 @@ def test_the_help_of_probe_says_what_each_file_will_hold(capsys):
         main(["probe", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     for option, content in (
-        ("json", "everything"),
-        ("csv", "every number"),
+        ("json", "all results"),
+        ("csv", "all metrics"),
         ("markdown", "tables"),
         ("page", "tables and charts (one HTML file)"),
     ):

@@ -203,7 +203,7 @@ def test_names_that_do_not_reach_are_left_out():
         ({"targets": [0.5], "predictions": [0]}, r"of shape \(N,\), got float64 \(1,\)"),
         ({"targets": [[0]], "predictions": [0]}, r"got int64 \(1, 1\)"),
         ({"targets": [0]}, "probabilities or predictions, exactly one"),
-        ({"targets": [0], "predictions": [0], "probabilities_NK": [[1]]}, "either"),
+        ({"targets": [0], "predictions": [0], "probabilities_NK": [[1]]}, "exactly one"),
         ({"targets": [0, 1], "predictions": [0]}, "1 predictions for 2 test labels"),
         ({"targets": [0], "predictions": [3], "classes": [0, 1]}, ".*unknown classes: 3"),
         ({"targets": [0, 7, 9], "probabilities_NK": [[1, 0]] * 3}, "labels .* classes: 7, 9"),

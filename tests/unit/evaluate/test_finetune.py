@@ -64,7 +64,7 @@ def test_the_rate_suits_the_optimizer_and_follows_lightlys_batch_size():
     assert Finetune(preset="lightly", batch_size=64).lr == 0.0125
     assert Finetune(preset="lightly", batch_size=64, lr=0.3).lr == 0.3
     assert Finetune(preset="lightly", optimizer="adamw").lr == 1e-3
-    with pytest.raises(UserError, match="not both"):
+    with pytest.raises(UserError, match="both set"):
         Finetune(epochs=1, steps=1)
 
 

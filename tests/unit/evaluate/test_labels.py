@@ -107,7 +107,7 @@ def test_few_classes_are_named_with_both_counts_and_many_in_short():
 
 
 def test_one_class_and_test_classes_unknown_to_training_are_refused():
-    with pytest.raises(UserError, match=r"a single class \(cat\), but a probe needs two"):
+    with pytest.raises(UserError, match=r"a single class \(cat\), but a probe requires two"):
         look_at_labels(images_of([0, 0], ("cat",)), images_of([0]))
     names = ("cat", "dog", "emu")
     with pytest.raises(UserError, match=r"classes without training images \(emu\)"):

@@ -61,7 +61,7 @@ def test_mean_and_std_are_applied_before_the_file(tmp_path):
     assert torch.allclose(opened.encoder(x_BCHW).embedding_BD, expected, atol=1e-5)
     assert opened.notices == () and opened.image_size == 8 and opened.bytes == path.stat().st_size
     (notice,) = open_encoder(path).notices
-    assert "normalized" in notice
+    assert "normalizes" in notice
 
 
 def test_a_file_that_takes_bytes_is_given_bytes(tmp_path):
