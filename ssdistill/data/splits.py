@@ -187,7 +187,7 @@ class Unlabeled(Source):
         source: it is asked for images only.
     """
 
-    kind: ClassVar[str]
+    kind: str
     has_labels = False
 
     def __init__(self, source: Source):
