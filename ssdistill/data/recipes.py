@@ -60,7 +60,7 @@ class ViewRecipe(Settings):
         return self
 
 
-_COLOR: dict[str, Any] = {"jitter": 0.8, "grayscale": 0.2}
+_COLOR = {"jitter": 0.8, "grayscale": 0.2}
 _MILD = _COLOR | {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
 _FULL = _COLOR | {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}
 _BYOL = _MILD | {"scale": (0.08, 1.0), "saturation": 0.2}
