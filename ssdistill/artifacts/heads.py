@@ -1,6 +1,6 @@
 """Heads on disk: safetensors and a JSON description of the layers, without pickle."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import safetensors.torch
 import torch
@@ -110,14 +110,14 @@ def _in_a_row(head: nn.Module) -> list[nn.Module]:
 
 def _describe(layer: nn.Module) -> AnyLayer:
     if isinstance(layer, nn.Linear):
-        facts = {"in_dim": layer.in_features, "out_dim": layer.out_features}
-        return LinearLayer(**facts, bias=layer.bias is not None)
+        width, out_dim = layer.in_features, layer.out_features
+        return LinearLayer(in_dim=width, out_dim=out_dim, bias=layer.bias is not None)
     if isinstance(layer, nn.BatchNorm1d):
         return BatchNormLayer(width=layer.num_features, affine=layer.affine, eps=layer.eps)
     if isinstance(layer, nn.ReLU):
         return ReLULayer()
     if isinstance(layer, nn.GELU):
-        return GELULayer(approximate=layer.approximate)
+        return GELULayer(approximate=cast("Any", layer.approximate))  # checked by pydantic
     if isinstance(layer, nn.LayerNorm) and len(layer.normalized_shape) == 1:
         return LayerNormLayer(
             width=layer.normalized_shape[0],

@@ -6,11 +6,19 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
+from torch import Tensor
 
-from ssdistill.measure.precision import CANDIDATES, choose_precision, precision_key
+from ssdistill.measure.precision import (
+    CANDIDATES,
+    Candidate,
+    MemoryFormat,
+    Precision,
+    choose_precision,
+    precision_key,
+)
 from ssdistill.train.fabric import build_fabric
 from ssdistill.train.loop import Training
 from ssdistill.train.memory import keep_freed_memory
@@ -20,13 +28,14 @@ from ssdistill.train.settings import DeviceSettings
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+    from lightning_fabric.connector import _PRECISION_INPUT
 
 # Fabric announces its precision at every set-up, also at those that only measure.
 logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)
 
 ROUNDS = 25
 """Rounds of timed steps per ratio."""
-FABRIC_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed"}
+FABRIC_PRECISION: "dict[Precision, _PRECISION_INPUT]" = {"fp32": "32-true", "bf16": "bf16-mixed"}
 MEMORY_FORMATS = {
     "contiguous": torch.contiguous_format,
     "channels_last": torch.channels_last,
@@ -40,7 +49,7 @@ def choose_arithmetic(training: Training, device: DeviceSettings, cache: Path) -
     copies of the task, remembered in ``cache`` so that a resumed run computes as it began.
     """
     keep_freed_memory()
-    candidates = [
+    candidates: list[Candidate] = [
         (precision, memory_format)
         for precision, memory_format in CANDIDATES
         if device.precision in ("auto", precision)
@@ -70,11 +79,11 @@ def choose_arithmetic(training: Training, device: DeviceSettings, cache: Path) -
     return _fabric(precision, device)
 
 
-def _fabric(precision: str, device: DeviceSettings) -> "Fabric":
+def _fabric(precision: Precision, device: DeviceSettings) -> "Fabric":
     return build_fabric(device.accelerator, precision=FABRIC_PRECISION[precision])
 
 
-def _key(training: Training, candidates: list[tuple[str, str]]) -> dict[str, object]:
+def _key(training: Training, candidates: list[Candidate]) -> dict[str, object]:
     task = training.task
     key = precision_key(task.encoder.spec, training.loader.batch_size, task.encoder.spec.image_size)
     # The widths of a pruned network are not in its spec, nor is what surrounds the encoder.
@@ -89,10 +98,10 @@ def _key(training: Training, candidates: list[tuple[str, str]]) -> dict[str, obj
 
 def _step_maker(
     training: Training, device: DeviceSettings
-) -> Callable[[str, str], Callable[[], None]]:
+) -> Callable[[Precision, MemoryFormat], Callable[[], None]]:
     """Builds one training step on a copy of the task, views ready."""
 
-    def make_step(precision: str, memory_format: str) -> Callable[[], None]:
+    def make_step(precision: Precision, memory_format: MemoryFormat) -> Callable[[], None]:
         layout = MEMORY_FORMATS[memory_format]
         candidate = replace(
             training, task=copy.deepcopy(training.task), precision=precision, memory_format=layout
@@ -105,12 +114,13 @@ def _step_maker(
 def _step(training: Training, fabric: "Fabric") -> Callable[[], None]:
     """One training step to be timed, views included; it changes the task it is given."""
     task, batch = training.task, training.loader.batch(0)
-    task.to(fabric.device, memory_format=training.memory_format).train()
+    # torch takes a memory format beside the device, which its overloads leave out.
+    task.to(fabric.device, memory_format=training.memory_format).train()  # pyright: ignore[reportCallIssue]
     model, optimizer = fabric.setup(task, build_optimizer(task, training.optim))
 
     def step() -> None:
         losses = model(training.views(batch), batch)
-        fabric.backward(sum(losses.values()))
+        fabric.backward(cast("Tensor", sum(losses.values())))
         optimizer.step()
         optimizer.zero_grad()
         task.after_step(batch.step, training.loader.num_steps)

@@ -2,7 +2,9 @@
 
 import copy
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 from ssdistill.chain.size_checks import check_sizes
 from ssdistill.chain.tasks import assemble
@@ -10,9 +12,15 @@ from ssdistill.chain.trial_step import check_size, check_step
 from ssdistill.chain.workspace import Workspace, resolve_recipes
 from ssdistill.data.extra import NEIGHBOR_VIEWS
 from ssdistill.distill.build import shapes
+from ssdistill.distill.distiller import Distiller
 from ssdistill.errors import UserError
 from ssdistill.experiment.schema import Experiment
-from ssdistill.experiment.sections import DistillSettings, PretrainedRow
+from ssdistill.experiment.sections import (
+    DistillSettings,
+    NetworkSettings,
+    PretrainedRow,
+    PretrainedTeacher,
+)
 from ssdistill.models.backbones import EncoderSettings
 from ssdistill.models.trial import REFUSALS, reason_of, refusing
 from ssdistill.settings import Settings
@@ -73,8 +81,9 @@ def _check_steps(workspace: Workspace) -> None:
             try:
                 for stage in STEPS[settings.kind].expand(settings):
                     STEPS.build(stage)
-                if getattr(settings, "runtime", None) in RUNTIMES.classes:
-                    RUNTIMES[settings.runtime].require()
+                runtime = getattr(settings, "runtime", None)
+                if runtime in RUNTIMES.classes:
+                    RUNTIMES[runtime].require()
             except UserError as error:
                 raise UserError(f"{key}: {error}") from None
 
@@ -96,7 +105,8 @@ def _check_pretraining(workspace: Workspace, finished: Collection[str]) -> list[
     trained = dict(experiment.pretrained)
     for row, settings in experiment.compare.items():
         if isinstance(settings, PretrainedRow):
-            trained[f"compare.{row}"] = (experiment.teacher.encoder, settings.pretrain)
+            teacher = cast("PretrainedTeacher", experiment.teacher)  # required by such a row
+            trained[f"compare.{row}"] = (teacher.encoder, settings.pretrain)
     for row, (network, method) in trained.items():
         key = f"{row}.pretrain" if row.startswith("compare.") else "pretrain"
         sizes = {recipe.size for recipe in method.views or () if recipe.size}
@@ -121,7 +131,8 @@ def _check_pretraining(workspace: Workspace, finished: Collection[str]) -> list[
 def _check(
     workspace: Workspace, key: str, settings: DistillSettings, tried: bool = True
 ) -> list[str]:
-    student = workspace.build(workspace.experiment.student.encoder)
+    network = cast("NetworkSettings", workspace.experiment.student)  # required by `distill`
+    student = workspace.build(network.encoder)
     sizes = {recipe.size for recipe in settings.views or () if recipe.size}
     notices = check_sizes(student, key, sizes, "student")
     # What is found out about them must not stay with those that are used afterwards.
@@ -129,10 +140,10 @@ def _check(
     enough = min(len(workspace.train), ENOUGH_SAMPLES)
     facts = shapes(student, next(iter(teachers.values())), enough)
     for name, loss in settings.losses.items():
-        check_size(lambda loss=loss: LOSSES.build(loss, facts), f"{key}.losses.{name}")
+        check_size(partial(LOSSES.build, loss, facts), f"{key}.losses.{name}")
 
-    def build() -> Task:
-        networks = workspace.build(workspace.experiment.student.encoder), workspace.teachers()
+    def build() -> Distiller:
+        networks = workspace.build(network.encoder), workspace.teachers()
         return assemble(*copy.deepcopy(networks), settings, enough)
 
     try:

@@ -23,7 +23,7 @@ def collect(workspace: Workspace) -> list[dict[str, Any]]:
     records, seen = [], set()
     for seed in experiment.seeds:
         timed = latency_stage(workspace, seed)
-        latencies = timed.record(root).metrics if timed else {}
+        latencies = timed.written(root).metrics if timed else {}
         timing = timing_of(timed, root) if timed else {}
         models = models_of(workspace, seed)
         evaluations = evaluations_of(workspace, seed)
@@ -31,8 +31,8 @@ def collect(workspace: Workspace) -> list[dict[str, Any]]:
             if (evaluation.digest, evaluation.seed) in seen:
                 continue
             seen.add((evaluation.digest, evaluation.seed))
-            record = evaluation.record(root)
-            trained = models[role].record(root).metrics if role in models else {}
+            record = evaluation.written(root)
+            trained = models[role].written(root).metrics if role in models else {}
             metrics = record.metrics | {k: v for k, v in trained.items() if k.startswith("train/")}
             metrics |= step_metrics(trained)
             if experiment.distill is None and experiment.compressed is None:
@@ -42,7 +42,7 @@ def collect(workspace: Workspace) -> list[dict[str, Any]]:
                 key, _, model = name.rpartition("/")
                 if model == role:
                     metrics[key] = value
-            words = {"timing": timing[role]} if role in timing else {}
+            words: dict[str, Any] = {"timing": timing[role]} if role in timing else {}
             if tests := _paired(role, evaluations, workspace):
                 words[PAIRED] = tests
             if parent := _parent(models.get(role), evaluations, workspace):

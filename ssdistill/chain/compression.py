@@ -1,7 +1,7 @@
 """Stage that applies one compression step, measures it and applies its gate."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -39,7 +39,7 @@ def compress(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str, 
     words = {name: value for name, value in context.record.items() if isinstance(value, str)}
     numbers = {k: v for k, v in context.record.items() if isinstance(v, int | float)}
     metrics |= {f"compress/{name}": value for name, value in numbers.items()}
-    save_encoder(compressed, context.folder)
+    save_encoder(cast("Encoder", compressed), context.folder)
     # What is measured is what a user gets: the file, opened again.
     compressed = load(context.folder, check_inputs=False)
     images = workspace.images(MEASURED_IMAGES, derive_seed(0, "measured"))
@@ -66,8 +66,9 @@ def _passes(stage: Stage, settings: StepSettings, facts: Mapping[str, Any]) -> b
     Raises:
         UserError: it does not, and its gate refuses.
     """
-    complaints = settings.gate.complaints(facts) if settings.gate else []
-    if complaints and settings.gate.otherwise == "refuse":
+    gate = settings.gate
+    complaints = gate.complaints(facts) if gate else []
+    if gate and complaints and gate.otherwise == "refuse":
         raise UserError(
             f"{settings.kind} ({stage.role}) was rejected by its gate: {'; '.join(complaints)}; "
             "relax the gate, or set gate.otherwise=keep to skip the step"
@@ -92,8 +93,9 @@ def _context(
         original=workspace.encoder(parents["original"]),
         before=workspace.encoder(parents["before"]),
         teachers={role: workspace.encoder(parent) for role, parent in teachers.items()},
-        train=training.train if learns else None,
-        losses=training.losses if learns else None,
+        # The models of a chain are encoders.
+        train=cast("Any", training.train) if learns else None,
+        losses=cast("Any", training.losses) if learns else None,
     )
 
 

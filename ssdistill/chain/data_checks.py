@@ -62,7 +62,7 @@ def check_data(experiment: Experiment, source: Source, stores: dict[str, Store])
     if names is not None and len(names) < 2 and of_classes:
         source = Unlabeled(source)
     findings = Findings(source, None, warnings)
-    if reads_labels and source.has_labels:
+    if experiment.evaluate is not None and source.has_labels:
         experiment.evaluate.check_images(len(train))
         return replace(findings, classes=look_at_labels(train, test))
     return findings

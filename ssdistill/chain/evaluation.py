@@ -129,7 +129,7 @@ def raw_pixels(workspace: Workspace) -> Callable[[Tensor], Representation]:
 def evaluate_on(subject: Subject, protocols: Sequence[Protocol], folder: Path) -> dict[str, float]:
     """Run every protocol; predictions on the test images are saved in ``folder``."""
     metrics: dict[str, float] = {}
-    answers: dict[str, np.ndarray] = {}
+    answers: dict[str, Any] = {}
     for protocol in protocols:
         if protocol.trains and not isinstance(subject.encoder, nn.Module):
             continue

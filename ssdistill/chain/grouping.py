@@ -3,9 +3,8 @@
 from typing import TYPE_CHECKING
 
 from ssdistill.experiment.schema import Experiment
-from ssdistill.experiment.sections import PretrainedTeacher
+from ssdistill.experiment.sections import PretrainedTeacher, TeacherSettings
 from ssdistill.record.run_record import kind_of
-from ssdistill.settings import Settings
 
 if TYPE_CHECKING:
     from ssdistill.chain.stages import Stage
@@ -65,7 +64,7 @@ def _history(stage: "Stage") -> list["Stage"]:
     return history if stage.kind != "latency" else [stage]
 
 
-def _teacher(teacher: Settings, experiment: Experiment) -> str:
+def _teacher(teacher: TeacherSettings, experiment: Experiment) -> str:
     encoder = getattr(teacher, "encoder", None)
     network = getattr(encoder, "name", None) or getattr(teacher, "name", None)
     origin = teacher.kind

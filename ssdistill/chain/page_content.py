@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from ssdistill.report.charts.grids import Neighbors, ViewGrid
 from ssdistill.report.charts.pareto import front_svg
 from ssdistill.report.charts.plots import Curves, curves_of, label_free_side_by_side
 from ssdistill.report.tables.columns import protocol_words
-from ssdistill.report.tables.models import results_rows
+from ssdistill.report.tables.models import ResultRow, results_rows
 from ssdistill.train.progress import console
 
 CURVED = ("control", "distilled")
@@ -46,6 +46,10 @@ def page_content(workspace: Workspace, records: list[dict[str, Any]]) -> dict[st
     }
 
 
+def _mean(row: ResultRow, metric: str) -> float:
+    return cast("float", row.mean(metric))  # rows without it are left out
+
+
 def _charts(workspace: Workspace, records: list[dict[str, Any]]) -> dict[str, Any]:
     rows = [row for row in results_rows(records) if row.mean(ACCURACY) is not None]
     # The rivals of the distilled student are as large as it is: their names would hide each other.
@@ -56,15 +60,16 @@ def _charts(workspace: Workspace, records: list[dict[str, Any]]) -> dict[str, An
         # One encoder, trained in several ways.
         sized = []
     points = [
-        SizePoint(r.model, r.mean("compress/bytes"), r.mean(ACCURACY), r.spread(ACCURACY))
+        SizePoint(r.model, _mean(r, "compress/bytes"), _mean(r, ACCURACY), r.spread(ACCURACY))
         for r in sized
     ]
     timed = [row for row in sized if row.mean(LATENCY)]
     latencies = [
-        LatencyPoint(r.model, r.mean(LATENCY), r.mean(ACCURACY), r.spread(ACCURACY)) for r in timed
+        LatencyPoint(r.model, _mean(r, LATENCY), _mean(r, ACCURACY), r.spread(ACCURACY))
+        for r in timed
     ]
     scores = [
-        Score(r.model, r.mean(ACCURACY), r.spread(ACCURACY), tuple(r.values[ACCURACY].values()))
+        Score(r.model, _mean(r, ACCURACY), r.spread(ACCURACY), tuple(r.values[ACCURACY].values()))
         for r in rows
     ]
     models = models_of(workspace, workspace.experiment.seeds[0])

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from ssdistill.chain.stage_configs import (
     distillation_config,
@@ -11,13 +11,18 @@ from ssdistill.chain.stage_configs import (
 )
 from ssdistill.chain.stages import Stage
 from ssdistill.chain.workspace import Workspace
-from ssdistill.compress import Step
+from ssdistill.compress import Step, StepSettings
 from ssdistill.evaluate.settings import EvaluateSettings
 from ssdistill.experiment.schema import Experiment
-from ssdistill.experiment.sections import DistillSettings, PretrainedRow, PretrainedTeacher
-from ssdistill.settings import Settings
+from ssdistill.experiment.sections import (
+    DistillSettings,
+    NetworkSettings,
+    PretrainedRow,
+    PretrainedTeacher,
+)
 from ssdistill.settings.registry import STEPS
 
+Stages = dict[str, Stage]
 CONTROL_ROLES = {"steps": "control", "time": "control_time", "total": "control_total"}
 """Role of the control at each budget."""
 
@@ -144,7 +149,7 @@ class _Planner:
             if role not in evaluations:
                 parents = {"model": model, **references}
                 evaluations[role] = self._stage(role, "evaluate", config, parents)
-        if config["labels"] and settings.pixels:
+        if settings is not None and config["labels"] and settings.pixels:
             evaluations["pixels"] = self._stage("pixels", "evaluate", config, references)
         return evaluations
 
@@ -170,7 +175,8 @@ class _Planner:
         return self._stage(role, "load", self.workspace.load_configs[role])
 
     def _pretrained(self, row: str, settings: PretrainedRow, rival: Stage) -> Stage:
-        encoder = self.experiment.teacher.encoder
+        # Such a row requires such a teacher.
+        encoder = cast("PretrainedTeacher", self.experiment.teacher).encoder
         key = f"compare.{row}.pretrain"
         config = pretraining_config(self.workspace, encoder, settings.pretrain, key)
         if settings.budget == "steps":
@@ -178,15 +184,17 @@ class _Planner:
         return self._stage(row, "pretrain", {**config, "budget": "time"}, {"teacher": rival})
 
     def _controls(self, teachers: dict[str, Stage], distilled: Stage) -> dict[str, Stage]:
-        control, distill = self.experiment.control, self.experiment.distill
+        experiment = self.experiment
+        control, distill = experiment.control, experiment.distill
+        student, method = experiment.student, experiment.pretrain
+        assert control and distill and student and method  # without one there are no controls
         # Epochs of the distillation's batches would be other steps with the method's own batches.
         steps = distill.num_steps(len(self.workspace.train) // distill.batch_size)
         length = {"steps": steps, "epochs": None, "seed": distill.seed}
-        method = self.experiment.pretrain.model_copy(update=length)
+        method = method.model_copy(update=length)
         if control.optim:
             method = method.model_copy(update={"optim": control.optim})
-        student = self.experiment.student.encoder
-        config = pretraining_config(self.workspace, student, method, "pretrain")
+        config = pretraining_config(self.workspace, student.encoder, method, "pretrain")
         trained = {role: stage for role, stage in teachers.items() if stage.kind == "pretrain"}
         # The steps follow from measured seconds, so they cannot be part of the hash.
         timed_stages = {
@@ -202,7 +210,8 @@ class _Planner:
 
     def _distill(self, teachers: dict[str, Stage], settings: DistillSettings, role: str) -> Stage:
         key = "distill" if role == "distilled" else f"compare.{role}"
-        encoder = encoder_config(self.workspace, self.experiment.student.encoder)
+        student = cast("NetworkSettings", self.experiment.student).encoder  # `distill` requires it
+        encoder = encoder_config(self.workspace, student)
         config = {"encoder": encoder, **distillation_config(self.workspace, settings, key)}
         return self._stage(role, "distill", config, teachers)
 
@@ -224,9 +233,7 @@ class _Planner:
                 inputs.advance(STEPS[settings.kind], stage)
         return models
 
-    def _step(
-        self, role: str, settings: Settings, parents: dict[str, Stage], teachers: dict[str, Stage]
-    ) -> Stage:
+    def _step(self, role: str, settings: StepSettings, parents: Stages, teachers: Stages) -> Stage:
         config: dict[str, Any] = {"step": settings.model_dump(mode="json")}
         if STEPS[settings.kind].learns(settings):
             recovery = self.experiment.recovery
@@ -247,7 +254,8 @@ class _Planner:
             pinned = 0
         if kind == "evaluate":
             # A model that seeds share, and the raw pixels, are evaluated once.
-            pinned = parents["model"].seed if "model" in parents else self.experiment.seeds[0]
+            model = (parents or {}).get("model")
+            pinned = model.seed if model else self.experiment.seeds[0]
         return Stage(
             role=role,
             kind=kind,
@@ -263,7 +271,9 @@ def _models_differ_in_size(experiment: Experiment) -> bool:
     return experiment.distill is not None or experiment.compressed is not None
 
 
-def _expanded_rows(variant: str, steps: Sequence[Settings]) -> Iterator[tuple[str, Settings]]:
+def _expanded_rows(
+    variant: str, steps: Sequence[StepSettings]
+) -> Iterator[tuple[str, StepSettings]]:
     """Rows of the table for the steps of a variant, and settings; a schedule is many steps.
 
     Args:

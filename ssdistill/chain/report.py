@@ -141,7 +141,7 @@ def notices_of(workspace: Workspace) -> list[str]:
         if path.exists():
             lines = read_json(path, lambda content: isinstance(content, list))
             notices += [f"{role}: {notice}." for notice in lines]
-        if stage.record(workspace.root).metrics.get("compress/accepted") == 0:
+        if stage.written(workspace.root).metrics.get("compress/accepted") == 0:
             notices.append(
                 f"{role}: the step was skipped by its gate; the row shows the model before it."
             )

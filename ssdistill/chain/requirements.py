@@ -1,5 +1,6 @@
 """Check that machine, networks and data meet the needs of an experiment."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,7 +37,7 @@ def chosen_stems(workspace: "Workspace") -> list[str]:
     return notices
 
 
-def _teachers(experiment: Experiment) -> dict[str, Settings]:
+def _teachers(experiment: Experiment) -> Mapping[str, Settings]:
     """Every teacher by its key in the config."""
     several = {f"teachers.{name}": teacher for name, teacher in experiment.teachers.items()}
     return several or {"teacher": experiment.teacher}
@@ -44,7 +45,7 @@ def _teachers(experiment: Experiment) -> dict[str, Settings]:
 
 def check_networks(workspace: "Workspace") -> None:
     experiment = workspace.experiment
-    networks = _teachers(experiment) | {"student": experiment.student}
+    networks = {**_teachers(experiment), "student": experiment.student}
     for key, network in networks.items():
         if isinstance(network, NetworkSettings):
             try:

@@ -1,6 +1,7 @@
 """Total distillation loss of a frozen student, for saliency by its gradient."""
 
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +33,8 @@ def iterate_total_losses(training: Training, device: torch.device) -> Iterator[T
             continue
         losses = task(training.views(batch), batch)
         weights = task.weights_at(batch.step, training.loader.num_steps)
-        total = sum(weights[name] * loss for name, loss in losses.items())
-        if batch.step < HEAD_STEPS:
+        total = cast("Tensor", sum(weights[name] * loss for name, loss in losses.items()))
+        if optimizer is not None and batch.step < HEAD_STEPS:
             optimizer.zero_grad()
             total.backward()
             optimizer.step()

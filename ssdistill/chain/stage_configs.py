@@ -6,9 +6,8 @@ from ssdistill.chain.workspace import Workspace, resolve_recipes
 from ssdistill.data.recipes import ViewRecipe, expand
 from ssdistill.distill.pairing import resolve_pairs
 from ssdistill.errors import UserError
-from ssdistill.experiment.sections import DistillSettings
+from ssdistill.experiment.sections import DistillSettings, Method
 from ssdistill.models.backbones import EncoderSettings
-from ssdistill.settings import Settings
 from ssdistill.settings.registry import LOSSES, METHODS
 
 
@@ -19,7 +18,7 @@ def encoder_config(workspace: Workspace, settings: EncoderSettings) -> dict[str,
 
 
 def pretraining_config(
-    workspace: Workspace, encoder: EncoderSettings, settings: Settings, key: str
+    workspace: Workspace, encoder: EncoderSettings, settings: Method, key: str
 ) -> dict[str, Any]:
     """A network trained by a self-supervised method.
 

@@ -95,6 +95,18 @@ class Stage:
             raise UserError(f"{folder}: holds a stage of seed {record.seed}; move it away")
         return record
 
+    def written(self, root: Path) -> RunRecord:
+        """Its record, which must be there: other stages or tables read it.
+
+        Raises:
+            UserError: it is gone.
+        """
+        record = self.record(root)
+        if record is None:
+            place = self.folder(root) / RUN_FILE
+            raise UserError(f"{place} is missing; copy it back, or run the experiment again")
+        return record
+
     def status(self, root: Path) -> str:
         """``finished``, ``interrupted``, ``failed``, ``running``, ``damaged`` or ``missing``."""
         try:
@@ -136,7 +148,8 @@ class Identity:
         group_digest = _sha256({key: value for key, value in config.items() if key != "seeds"})
         data, paper = experiment.data.kind, experiment.paper
         networks = (experiment.student, *experiment.all_teachers.values())
-        names = (n.encoder.name for n in networks if hasattr(n, "encoder"))
+        encoders = (getattr(network, "encoder", None) for network in networks)
+        names = (encoder.name for encoder in encoders if encoder is not None)
         tags = (data, experiment.profile, *list(names)[:1])
         arxiv = (paper.arxiv,) if paper and paper.arxiv else ()
         return cls(
@@ -203,7 +216,7 @@ def _lineage(stage: Stage, root: Path) -> dict[str, Any]:
     """Hash, seed and weights of each parent."""
     lineage = {}
     for name, parent in stage.parents.items():
-        artifacts = parent.record(root).artifacts
+        artifacts = parent.written(root).artifacts
         sha256 = next((entry["sha256"] for entry in artifacts.values()), None)
         lineage[name] = {"digest": parent.digest, "seed": parent.seed, "sha256": sha256}
     return lineage

@@ -96,7 +96,7 @@ def _untried(key: str, pixels: int) -> str:
     return f"{key}: skipped the trial step: {pixels / 1e6:.1f} million pixels take too long"
 
 
-def check_size(build: Callable[[], Task], key: str) -> None:
+def check_size(build: Callable[[], nn.Module], key: str) -> None:
     """Check that heads, queues and memory banks fit into memory."""
     check_fits(build, f"{key}: the network with its heads and queues")
 

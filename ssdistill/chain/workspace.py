@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -172,7 +172,8 @@ class Workspace:
         folder = stage.folder(self.root) / MODEL
         try:
             # What it will see are views of this package.
-            return load(folder, check_inputs=False)
+            # A file for a runtime is called like an encoder by those that are given one.
+            return cast("Encoder", load(folder, check_inputs=False))
         except UserError:
             self.check_finished(stage)
             raise  # whole, and refused for another reason: a runtime that is missing, say
@@ -187,7 +188,7 @@ class Workspace:
         Raises:
             DamagedFile: the weights are not, or their description.
         """
-        folder, record = stage.folder(self.root), stage.record(self.root)
+        folder, record = stage.folder(self.root), stage.written(self.root)
         if record.metrics_sha256 not in ("", metrics_sha256(folder)):
             console.print(
                 f"warning: {folder / METRICS_FILE} has changed since the stage was finished; copy "
@@ -274,9 +275,8 @@ def open_workspace(experiment: Experiment, root: Path) -> Workspace:
     size = experiment.data.image_size or source.default_image_size
     stores = open_stores(source, experiment.data, size, root / "data")
     data = check_data(experiment, source, stores)
-    workspace = Workspace(
-        experiment, root, data.source, **stores, classes=data.classes, warnings=data.warnings
-    )
+    train, test = stores["train"], stores["test"]
+    workspace = Workspace(experiment, root, data.source, train, test, data.classes, data.warnings)
     check_networks(workspace)
     return workspace
 

@@ -174,7 +174,8 @@ def description(what: str, kind: str, width: int = UNLIMITED) -> list[FittedTabl
     text = inspect.getdoc(cls) or ""
     if what == "sources":
         # The first line says what they are; their arguments follow those of the kind.
-        text += "\n\nOf every source:\n" + inspect.getdoc(StoreSettings).partition("Args:\n")[2]
+        shared = inspect.getdoc(StoreSettings) or ""
+        text += "\n\nOf every source:\n" + shared.partition("Args:\n")[2]
     return [Text(heading), Text(fitted(plain_text(text), width)), table]
 
 

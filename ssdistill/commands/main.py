@@ -80,7 +80,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         unknown = foreign or rest
         hint = nearest_option(unknown[0], _options_of(parser, command)) if foreign else ""
         parser.error(f"unknown arguments: {' '.join(unknown)}{hint}")
-    if rest:
+    if loose is not None:
         loose += rest
     return options
 
@@ -95,8 +95,8 @@ def _plain_words(words: list[str], parser: argparse.ArgumentParser, command: str
 
 def _options_of(parser: argparse.ArgumentParser, command: str | None) -> dict[str, bool]:
     """The options of a command, and whether they take a value."""
-    commands = next(a for a in parser._actions if isinstance(a.choices, dict))
-    own = commands.choices[command]._actions if command in commands.choices else []
+    choices = next(a.choices for a in parser._actions if isinstance(a.choices, dict))
+    own = choices[command]._actions if command in choices else []
     actions = [*parser._actions, *own]
     return {name: a.nargs != 0 for a in actions for name in a.option_strings}
 

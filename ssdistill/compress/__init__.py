@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from rich.markup import escape
 from rich.progress import track
@@ -14,6 +14,7 @@ from torch import Tensor
 from ssdistill.compress.gate import Gate
 from ssdistill.models.model import Model
 from ssdistill.settings import Settings
+from ssdistill.train.settings import TrainSettings
 
 
 def bar(items: Sequence[Any], title: str) -> Iterable[Any]:
@@ -29,6 +30,8 @@ class StepSettings(Settings):
     """
 
     gate: Gate | None = None
+    if TYPE_CHECKING:
+        kind: str  # which the registry gives every schema
 
 
 @dataclass
@@ -62,7 +65,7 @@ class Context:
     original: Model | None = None
     before: Model | None = None
     teachers: Mapping[str, Model] = field(default_factory=dict)
-    train: Callable[[Model, Mapping[str, Model], Settings], Model] | None = None
+    train: Callable[[Model, Mapping[str, Model], TrainSettings], Model] | None = None
     losses: Callable[[Model, Mapping[str, Model], int, int], Iterator[Tensor]] | None = None
     progress: Callable[[Sequence[Any], str], Iterable[Any]] = bar
     record: dict[str, Any] = field(default_factory=dict)
@@ -92,18 +95,18 @@ class Step:
     leaf: ClassVar[bool] = False
 
     @classmethod
-    def learns(cls, settings: Settings) -> bool:
+    def learns(cls, settings: StepSettings) -> bool:
         """Whether it needs ``context.train`` or ``context.losses``."""
         return False
 
     @classmethod
-    def expand(cls, settings: Settings) -> list[Settings]:
+    def expand(cls, settings: StepSettings) -> Sequence[StepSettings]:
         """Expand into the settings of several steps, one stage each, so that a schedule of many
         rounds can be interrupted between any two of them."""
         return [settings]
 
     @classmethod
-    def row(cls, settings: Settings) -> str:
+    def row(cls, settings: StepSettings) -> str:
         """Name of the result in tables; it begins with ``makes``."""
         return cls.makes
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +18,11 @@ from ssdistill.measure.latency import compare_latency
 from ssdistill.models.backbones import Encoder
 from ssdistill.models.model import Model
 from ssdistill.models.representation import Representation
-from ssdistill.settings import Positive, PositiveInt, Settings
+from ssdistill.settings import Positive, PositiveInt
 from ssdistill.settings.registry import RUNTIMES
+
+if TYPE_CHECKING:
+    from ssdistill.settings.kinds.steps import ExportSettings
 
 
 class Uint8Encoder(Model):
@@ -98,7 +102,7 @@ class Export(Step):
         self.uint8, self.resize_from, self.tolerance = uint8, resize_from, tolerance
 
     @classmethod
-    def row(cls, settings: Settings) -> str:
+    def row(cls, settings: "ExportSettings") -> str:
         return f"{cls.makes}_{settings.runtime}"
 
     def apply(self, model: Model, context: Context) -> RuntimeModel:

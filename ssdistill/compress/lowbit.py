@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Mapping
 from fnmatch import fnmatch
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -21,6 +21,9 @@ from ssdistill.models.model import Model
 from ssdistill.settings import OpenFraction, PositiveInt, Settings
 from ssdistill.train.optim import OptimSettings
 from ssdistill.train.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from ssdistill.settings.kinds.steps import LowBitSettings
 
 MOST_BITS = 8
 Bits = Annotated[int, Field(ge=2, le=MOST_BITS)]
@@ -94,13 +97,13 @@ class LowBit(Step):
         self.images, self.seed, self.qat = images, seed, qat
 
     @classmethod
-    def row(cls, settings: Settings) -> str:
+    def row(cls, settings: "LowBitSettings") -> str:
         bits = f"_{settings.bits}" if isinstance(settings.bits, int) else ""
         bits = bits if settings.cka is None else f"_cka_{100 * settings.cka:.3g}"
         return f"{cls.makes}{bits}" + ("_trained" if settings.qat else "")
 
     @classmethod
-    def learns(cls, settings: Settings) -> bool:
+    def learns(cls, settings: "LowBitSettings") -> bool:
         return settings.qat is not None
 
     def apply(self, model: Model, context: Context) -> Model:

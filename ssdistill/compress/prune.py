@@ -3,11 +3,11 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from ssdistill.compress import Context, Step
+from ssdistill.compress import Context, Step, StepSettings
 from ssdistill.compress.bisection import bisect_to_budget, bisect_to_cka
 from ssdistill.compress.comparing import cka_with
 from ssdistill.compress.preconditions import refuse_file, refuse_non_finite
@@ -20,7 +20,10 @@ from ssdistill.errors import UserError, nearest
 from ssdistill.measure.macs import count_macs
 from ssdistill.measure.parameters import count_parameters
 from ssdistill.models.model import Model
-from ssdistill.settings import OpenFraction, PositiveInt, Settings
+from ssdistill.settings import OpenFraction, PositiveInt
+
+if TYPE_CHECKING:
+    from ssdistill.settings.kinds.steps import PruneSettings
 
 Unit = Literal["channels", "heads", "blocks"]
 TARGETS = ("ratio", "macs", "parameters", "bytes", "latency", "cka")
@@ -115,11 +118,11 @@ class Prune(Step):
         self.rounds, self.images, self.seed = rounds, images, seed
 
     @classmethod
-    def expand(cls, settings: Settings) -> list[Settings]:
+    def expand(cls, settings: "PruneSettings") -> list[StepSettings]:
         return rounds_of(settings, TARGETS)
 
     @classmethod
-    def learns(cls, settings: Settings) -> bool:
+    def learns(cls, settings: "PruneSettings") -> bool:
         return settings.criterion in ("taylor", "hessian")
 
     def apply(self, model: Model, context: Context) -> Model:

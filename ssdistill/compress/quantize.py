@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,8 +20,11 @@ from ssdistill.compress.int8.onnx_layers import chosen_nodes, has_attention
 from ssdistill.compress.preconditions import check_input_model
 from ssdistill.errors import UserError
 from ssdistill.models.model import Model
-from ssdistill.settings import Fraction, Positive, PositiveInt, Settings
+from ssdistill.settings import Fraction, Positive, PositiveInt
 from ssdistill.settings.registry import RUNTIMES
+
+if TYPE_CHECKING:
+    from ssdistill.settings.kinds.steps import QuantizeSettings
 
 FEWEST_INPUTS = 8
 PRODUCTS = ("Conv", "MatMul", "Gemm")
@@ -109,7 +112,7 @@ class Quantize(Step):
         self._check(scheme)
 
     @classmethod
-    def row(cls, settings: Settings) -> str:
+    def row(cls, settings: "QuantizeSettings") -> str:
         """``int8``, and behind it what is not the default: ``int8_dynamic``, ``int8_openvino``."""
         mode, runtime = settings.mode, settings.runtime
         parts = [mode] * (mode != "static") + [runtime] * (runtime != "onnxruntime")

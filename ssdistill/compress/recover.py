@@ -7,12 +7,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ssdistill.compress import Context, Step
+from ssdistill.compress import Context, Step, StepSettings
 from ssdistill.compress.preconditions import refuse_file
 from ssdistill.compress.zeros import zero_masks
 from ssdistill.errors import UserError
 from ssdistill.models.model import Model
-from ssdistill.settings import Positive, PositiveInt, Settings
+from ssdistill.settings import Positive, PositiveInt
 from ssdistill.train.optim import OptimSettings
 from ssdistill.train.settings import TrainSettings
 
@@ -58,7 +58,7 @@ class Recover(Step):
         self.target, self.rewind = target, rewind
 
     @classmethod
-    def learns(cls, settings: Settings) -> bool:
+    def learns(cls, settings: StepSettings) -> bool:
         return True
 
     def apply(self, model: Model, context: Context) -> Model:

@@ -1,13 +1,16 @@
 """Pruning schedules: expand one prune step into rounds."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import ValidationError
 
+from ssdistill.compress import StepSettings
 from ssdistill.errors import UserError
-from ssdistill.settings import Settings
 from ssdistill.settings.registry import STEPS
+
+if TYPE_CHECKING:
+    from ssdistill.settings.kinds.steps import PruneSettings, ZerosSettings
 
 Schedule = Literal["linear", "cubic"]
 
@@ -20,7 +23,7 @@ def fraction_reached(schedule: Schedule, elapsed: float) -> float:
     return elapsed if schedule == "linear" else 1 - (1 - elapsed) ** 3
 
 
-def rounds_of(settings: Settings, targets: Sequence[str]) -> list[Settings]:
+def rounds_of(settings: "PruneSettings", targets: Sequence[str]) -> list[StepSettings]:
     """The prune steps of all rounds with what comes between them.
 
     Args:
@@ -35,7 +38,8 @@ def rounds_of(settings: Settings, targets: Sequence[str]) -> list[Settings]:
     key = next((key for key in targets if getattr(settings, key) is not None), None)
     if key is None:
         raise UserError(f"prune: set exactly one of {', '.join(targets)}")
-    between, steps = between_rounds(settings, settings.refit), []
+    between = between_rounds(settings, settings.refit)
+    steps: list[StepSettings] = []
     for number in range(1, settings.rounds + 1):
         fraction = fraction_reached(settings.schedule, number / settings.rounds)
         is_last = number == settings.rounds
@@ -47,13 +51,15 @@ def rounds_of(settings: Settings, targets: Sequence[str]) -> list[Settings]:
     return steps
 
 
-def between_rounds(settings: Settings, refit: bool = False) -> list[Settings]:
+def between_rounds(
+    settings: "PruneSettings | ZerosSettings", refit: bool = False
+) -> list[StepSettings]:
     """The steps that follow every round but the last.
 
     Raises:
         UserError: ``recover`` is not what a recover step can be given.
     """
-    steps = [STEPS.schema("refit")()] if refit else []
+    steps: list[StepSettings] = [STEPS.schema("refit")()] if refit else []
     if settings.recover is not None:
         schema = STEPS.schema("recover")
         try:

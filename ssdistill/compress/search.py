@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from ssdistill.compress import Context, Step
+from ssdistill.compress import Context, Step, StepSettings
 from ssdistill.compress.codes.mean_shifts import correct_shifts
 from ssdistill.compress.preconditions import check_input_model
 from ssdistill.compress.searching.actions import Actions, Allocation, Kind, as_json, embed
@@ -23,7 +23,7 @@ from ssdistill.compress.searching.measured_budget import allocate_within, measur
 from ssdistill.errors import UserError, nearest
 from ssdistill.measure.pareto import FRONT, Front, FrontPoint
 from ssdistill.models.model import Model
-from ssdistill.settings import NonNegativeInt, OpenFraction, PositiveInt, Settings
+from ssdistill.settings import NonNegativeInt, OpenFraction, PositiveInt
 
 BUDGETS = ("bytes", "macs", "parameters", "latency")
 
@@ -96,7 +96,7 @@ class Search(Step):
         self.bias_correction, self.front = bias_correction, front
 
     @classmethod
-    def row(cls, settings: Settings) -> str:
+    def row(cls, settings: StepSettings) -> str:
         key = next(key for key in BUDGETS if getattr(settings, key) is not None)
         return f"{cls.makes}_{key}_{100 * getattr(settings, key):.3g}"
 

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Mapping
 from fnmatch import fnmatch
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -20,7 +20,9 @@ from ssdistill.compress.codes.palettes import codebooks, nearest_index
 from ssdistill.compress.preconditions import check_input_model
 from ssdistill.errors import UserError, nearest
 from ssdistill.models.model import Model
-from ssdistill.settings import Settings
+
+if TYPE_CHECKING:
+    from ssdistill.settings.kinds.steps import ShareSettings
 
 
 class Share(Step):
@@ -67,7 +69,7 @@ class Share(Step):
         self.per, self.across, self.codebook, self.skip = per, across, codebook, skip
 
     @classmethod
-    def row(cls, settings: Settings) -> str:
+    def row(cls, settings: "ShareSettings") -> str:
         if settings.clusters is not None:
             return f"{cls.makes}_{settings.clusters}_numbers"
         return f"{cls.makes}_{settings.bits}_bits"

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ssdistill.artifacts.coding.codes import Coded, Palette, Sparse
 from ssdistill.artifacts.coding.file import current
-from ssdistill.compress import Context, Step
+from ssdistill.compress import Context, Step, StepSettings
 from ssdistill.compress.codes import storage
 from ssdistill.compress.codes.fake_quant import weights_of
 from ssdistill.compress.codes.masks import Criterion, mask_of_pattern, score, top
@@ -19,7 +19,10 @@ from ssdistill.compress.schedule import Schedule, between_rounds, fraction_reach
 from ssdistill.errors import UserError
 from ssdistill.measure.parameters import count_parameters
 from ssdistill.models.model import Model
-from ssdistill.settings import OpenFraction, Positive, PositiveInt, Settings
+from ssdistill.settings import OpenFraction, Positive, PositiveInt
+
+if TYPE_CHECKING:
+    from ssdistill.settings.kinds.steps import ZerosSettings
 
 
 class Zeros(Step):
@@ -79,7 +82,7 @@ class Zeros(Step):
         self.criterion, self.scope = criterion, scope
 
     @classmethod
-    def expand(cls, settings: Settings) -> list[Settings]:
+    def expand(cls, settings: "ZerosSettings") -> list[StepSettings]:
         """The rounds, and between them the ``recover`` steps.
 
         Raises:
@@ -93,7 +96,7 @@ class Zeros(Step):
                 "zeros: rounds above 1 require sparsity, and recover to train between them"
             )
         (between,) = between_rounds(settings)
-        steps: list[Settings] = []
+        steps: list[StepSettings] = []
         for number in range(1, settings.rounds + 1):
             fraction = settings.sparsity * fraction_reached(
                 settings.schedule, number / settings.rounds
@@ -104,7 +107,7 @@ class Zeros(Step):
         return [*steps[:-2], settings.model_copy(update=final_round)]
 
     @classmethod
-    def row(cls, settings: Settings) -> str:
+    def row(cls, settings: "ZerosSettings") -> str:
         if settings.pattern:
             return f"{cls.makes}_{settings.pattern[0]}of{settings.pattern[1]}"
         if settings.sparsity is None:

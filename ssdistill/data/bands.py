@@ -1,8 +1,13 @@
 """Check the bands of RGB, gray and CMYK images, and the pages of TIFFs, before any is lost."""
 
+from typing import IO, TYPE_CHECKING, Any, cast
+
 from PIL import Image
 
 from ssdistill.data.bad_image import BadImage
+
+if TYPE_CHECKING:
+    from PIL.TiffImagePlugin import TiffImageFile
 
 BITS, PHOTOMETRIC, SAMPLES, EXTRA, SUBFILE = 258, 262, 277, 338, 254
 """TIFF tags."""
@@ -23,14 +28,15 @@ def check_bands(image: Image.Image) -> None:
     if image.format == "TIFF":
         _check_tiff(image)
     elif image.format == "JPEG2000" and image.mode in ("RGBA", "LA"):
-        image.fp.seek(0)
+        file: IO[bytes] = cast("Any", image).fp
+        file.seek(0)
         # The box that says what each channel is.
-        if b"cdef" not in image.fp.read(HEAD):
+        if b"cdef" not in file.read(HEAD):
             raise BadImage(_undeclared(len(image.mode), 1))
 
 
 def _check_tiff(image: Image.Image) -> None:
-    tags = image.tag_v2
+    tags = cast("TiffImageFile", image).tag_v2
     samples = tags.get(SAMPLES, 1)
     surplus = samples - COLORS.get(tags.get(PHOTOMETRIC, 1), 1)
     declared = surplus == 1 and tuple(tags.get(EXTRA, ())) in ALPHA
@@ -51,6 +57,7 @@ def is_stack(image: Image.Image) -> bool:
         return False
     first = image.size
     image.seek(1)
-    reduced = bool(image.tag_v2.get(SUBFILE, 0) & 1) or image.size < first
+    tags = cast("TiffImageFile", image).tag_v2
+    reduced = bool(tags.get(SUBFILE, 0) & 1) or image.size < first
     image.seek(0)
     return not reduced

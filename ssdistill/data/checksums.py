@@ -23,7 +23,7 @@ def block_checksums(path: Path) -> list[int]:
     content = np.memmap(path, dtype=np.uint8, mode="r")
     starts = range(0, size, BLOCK_BYTES)
     if len(starts) == 1:
-        return [zlib.crc32(content)]
+        return [zlib.crc32(content.data)]
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         # crc32 lets go of the interpreter.
-        return list(pool.map(lambda at: zlib.crc32(content[at : at + BLOCK_BYTES]), starts))
+        return list(pool.map(lambda at: zlib.crc32(content[at : at + BLOCK_BYTES].data), starts))

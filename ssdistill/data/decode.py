@@ -173,7 +173,8 @@ def _too_large() -> str:
 
 def _check_frames(image: Image.Image, note: Callable[[str], None] | None) -> None:
     if is_stack(image):
-        raise BadImage(f"a stack of {image.n_frames} pages; save each page as a separate file")
+        pages = getattr(image, "n_frames", 1)
+        raise BadImage(f"a stack of {pages} pages; save each page as a separate file")
     if note and image.format in ANIMATIONS and getattr(image, "is_animated", False):
         note("animated: only the first frame is read")
 

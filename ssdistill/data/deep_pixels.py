@@ -1,6 +1,6 @@
 """Read pixels of more than 8 bits and map them to bytes through a window."""
 
-from typing import IO
+from typing import IO, TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -8,6 +8,9 @@ from PIL import Image
 
 from ssdistill.data.bad_image import BadImage
 from ssdistill.data.bands import BITS, PHOTOMETRIC
+
+if TYPE_CHECKING:
+    from PIL.TiffImagePlugin import TiffImageFile
 
 SAMPLE_FORMAT, WHITE_IS_ZERO, UNSIGNED, SIGNED = 339, 0, 1, 2
 PNG, PNG_DEPTH = b"\x89PNG\r\n\x1a\n", 24
@@ -71,21 +74,22 @@ def deep_pixels(image: Image.Image, file: IO[bytes]) -> np.ndarray | None:
 
 def _png(file: IO[bytes]) -> np.ndarray:
     """Read a 16-bit PNG with color or alpha, of which Pillow keeps the upper 8 bits only."""
-    from torchvision.io import decode_image
+    from torchvision.io import ImageReadMode, decode_image
 
     file.seek(0)
     encoded = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
-    return decode_image(encoded, mode="UNCHANGED").permute(1, 2, 0).numpy()
+    return decode_image(encoded, mode=ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()
 
 
 def _as_declared(pixels: np.ndarray, image: Image.Image) -> np.ndarray:
     """Return a TIFF's values in the type its tags declare, with white above black."""
-    bits = max(image.tag_v2.get(BITS, (1,)))
-    kind = max(image.tag_v2.get(SAMPLE_FORMAT, (UNSIGNED,)))
+    tags = cast("TiffImageFile", image).tag_v2
+    bits = max(tags.get(BITS, (1,)))
+    kind = max(tags.get(SAMPLE_FORMAT, (UNSIGNED,)))
     if kind in (UNSIGNED, SIGNED) and pixels.dtype.kind != "f":
         sign = "i" if kind == SIGNED else "u"
         pixels = pixels.astype(f"{sign}{2 if bits <= 16 else 4}")
-        if image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+        if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
             pixels = ~pixels
     return pixels
 

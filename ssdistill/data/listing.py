@@ -72,7 +72,7 @@ def list_images(folder: Path) -> Listing:
             linked folders that lead into one in a great many ways.
     """
     listing = Listing()
-    pending = [("", (os.path.realpath(folder),))]
+    pending: list[tuple[str, tuple[str, ...]]] = [("", (os.path.realpath(folder),))]
     if os.path.realpath(folder) in SYSTEM:
         raise UserError(f"data.path={shown(folder)} is a system folder; set data.path "
                         "to the folder that holds the images")  # fmt: skip

@@ -187,7 +187,7 @@ class Unlabeled(Source):
         source: only images are read from it.
     """
 
-    kind: ClassVar[str]
+    kind: str
     has_labels = False
 
     def __init__(self, source: Source):

@@ -1,7 +1,8 @@
 """The distiller: frozen teachers, one student, weighted losses between them."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from ssdistill.train.task import Task
 
 __all__ = ["Distiller", "shapes"]
 
+Item = TypeVar("Item")
 Pairs = dict[str, list[Pair]]
 """Pairs of views by the name of the loss that compares them."""
 
@@ -69,7 +71,8 @@ class Distiller(Task):
         # In a dict, nn.Module does not see the teachers.
         self.teachers = {n: t.requires_grad_(False).eval() for n, t in by_name(teacher).items()}
         self.origins = origins(losses, self.teachers)
-        self.losses = nn.ModuleDict()
+        # As it is typed, a ModuleDict holds any modules.
+        self.losses = cast("MutableMapping[str, Loss]", nn.ModuleDict())
         for name, loss in losses.items():
             try:
                 self.losses[name] = loss
@@ -87,9 +90,11 @@ class Distiller(Task):
             self.dropping = TeacherDropping(teacher_dropping, self.origins, losses)
         if interpolate and len(self.teachers) > 1:
             raise UserError(f"interpolate requires a single teacher, got {len(self.teachers)}")
-        self.interpolation = interpolate and Interpolation(student, self.teacher, interpolate)
-        if interpolate and interpolate.when == "before":
-            self.interpolation.move()
+        self.interpolation = None
+        if interpolate:
+            self.interpolation = Interpolation(student, self.teacher, interpolate)
+            if interpolate.when == "before":
+                self.interpolation.move()
         self.momentum_student = self._moving_average(losses)
 
     @property
@@ -253,5 +258,5 @@ class Distiller(Task):
         return momentum_copy(self.encoder)
 
 
-def _select(items: Mapping[str, object], names: Sequence[str] | set[str]) -> dict:
+def _select(items: Mapping[Any, Item], names: Sequence[str] | set[str]) -> dict[str, Item]:
     return {name: item for name, item in items.items() if name in names}

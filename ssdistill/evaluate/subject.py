@@ -25,12 +25,12 @@ class LabeledImages:
 
     Attributes:
         images: (N, H, W, 3) uint8 RGB, all of one size.
-        labels: (N,) integers.
+        labels: (N,) integers; None without.
         class_names: by label.
     """
 
     images: np.ndarray
-    labels: np.ndarray
+    labels: np.ndarray | None
     class_names: tuple[str, ...] | None = None
 
     def __len__(self) -> int:

@@ -199,7 +199,7 @@ class Experiment(Settings):
         }
 
     @property
-    def all_teachers(self) -> dict[str, Settings]:
+    def all_teachers(self) -> dict[str, TeacherSettings]:
         """Every teacher by its row's name: ``teacher``, or ``teacher_<name>`` of several.
 
         Where nothing is distilled, a teacher pretrained here is called after its method.

@@ -50,7 +50,8 @@ class Candidates(NamedTuple):
 
     def of(self, rows_B: Tensor) -> "Candidates":
         """Those of some of the queries."""
-        return Candidates(*(x_B[rows_B] for x_B in self[:3]), self.complete)
+        value_BC, index_BC, error_B = (x_B[rows_B] for x_B in self[:3])
+        return Candidates(value_BC, index_BC, error_B, self.complete)
 
 
 def precisions(bank: Vectors) -> tuple[Precision, ...]:

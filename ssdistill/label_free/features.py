@@ -1,8 +1,8 @@
 """Extract the features of a whole store once, for all probes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -60,7 +60,8 @@ def extract(
             f"choose one of {', '.join(PRECISIONS)}"
         )
     with evaluating(encoder, device) as target, torch.inference_mode(), _cast(target, precision):
-        embedding_ND, batch_size = None, batch_size or (64 if target.type == "cpu" else 512)
+        batch_size = batch_size or (64 if target.type == "cpu" else 512)
+        embedding_ND: Tensor | None = None
         for start in _starts(len(images_NHWC), batch_size, progress):
             part = images_NHWC[start : start + batch_size]
             # A copy: what a read-only map lends must not become a writable tensor.
@@ -73,7 +74,7 @@ def extract(
                 with torch.inference_mode(False):
                     embedding_ND = out(len(images_NHWC), z_BD.shape[1])
             embedding_ND[start : start + len(z_BD)] = z_BD
-    return embedding_ND
+    return cast("Tensor", embedding_ND)  # there is at least one image
 
 
 def _check_rows(z_BD: Tensor, count: int, width: int | None) -> None:
@@ -191,7 +192,7 @@ def _check_images(images_NHWC: Any) -> None:
         raise UserError(f"images must be a non-empty uint8 array (N, H, W, 3), got {dtype} {shape}")
 
 
-def _starts(num_images: int, batch_size: int, progress: bool) -> Iterator[int]:
+def _starts(num_images: int, batch_size: int, progress: bool) -> Iterable[int]:
     starts = range(0, num_images, batch_size)
     shown = progress and get_console().is_terminal
     return track(starts, "encoding", transient=True, disable=not shown)

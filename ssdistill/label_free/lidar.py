@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -62,7 +62,7 @@ def lidar(z_VND: Tensor, delta: float = DELTA) -> float:
         return math.nan
     count_v, count_n, width = z_VND.shape
     # One view at a time in float64: all of them together may be large.
-    mean_ND = sum(z_ND.double() for z_ND in z_VND) / count_v
+    mean_ND = cast("Tensor", sum(z_ND.double() for z_ND in z_VND)) / count_v
     within_DD = mean_ND.new_zeros(width, width)
     for z_ND in z_VND:
         gap_ND = z_ND.double() - mean_ND

@@ -21,7 +21,8 @@ def standardization(z_ND: Tensor) -> tuple[Tensor, Tensor]:
     if len(pieces) == 1:
         std_D, mean_D = torch.std_mean(z_ND, dim=0, correction=0)
     else:
-        count, mean_D, square_D = 0, 0.0, 0.0
+        count = 0
+        mean_D = square_D = z_ND.new_zeros(z_ND.shape[1], dtype=torch.float64)
         for piece_nD in pieces:
             rows = len(piece_nD)
             rough_D = piece_nD.mean(0)

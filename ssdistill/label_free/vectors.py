@@ -36,7 +36,8 @@ class Vectors:
         self, rows_ND: Any, distance: Distance = "cosine", device: Any = None, keep: bool = True
     ):
         home = rows_ND.device if isinstance(rows_ND, Tensor) else "cpu"
-        self.rows_ND, self.distance = rows_ND, distance
+        self.rows_ND = rows_ND
+        self.distance: Distance = distance
         self.device = torch.device(home if device is None else device)
         self._kept_ND: Tensor | None = None
         self._low: dict[int, tuple[Tensor, float, float]] = {}
@@ -89,15 +90,17 @@ class Vectors:
         is relative to how the vectors differ.
         """
         for start in range(0, len(self), BLOCK):
-            block = self._low.get(start)
+            block: tuple[Tensor, float, float] | None = self._low.get(start)
             if block is None:
                 away_nD = self.take(slice(start, min(start + BLOCK, len(self)))) - self.center_D
                 low_nD = away_nD.bfloat16()
-                lengths = (torch.linalg.vector_norm(x, dim=1) for x in (away_nD, away_nD - low_nD))
-                block = low_nD, *(length_n.max().item() for length_n in lengths)
+                length_n = torch.linalg.vector_norm(away_nD, dim=1)
+                lost_n = torch.linalg.vector_norm(away_nD - low_nD, dim=1)
+                block = low_nD, length_n.max().item(), lost_n.max().item()
                 if self._kept_ND is not None:
                     self._low[start] = block
-            yield start, *block
+            low_nD, longest, lost = block
+            yield start, low_nD, longest, lost
 
 
 def as_rows(features: Any, name: str) -> Any:

@@ -121,10 +121,11 @@ class AttnDistill(StageLoss):
     def pair_loss(self, k: int, s_BH1N: Tensor, t_BH1N: Tensor) -> Tensor:
         s_BHN, t_BHN = s_BH1N.squeeze(2).float(), t_BH1N.squeeze(2).float()
         with torch.autocast(s_BHN.device.type, enabled=False):
-            if self.grids[k] is None:
+            grids = self.grids[k]
+            if grids is None:
                 s_log_BHN, t_log_BHN = s_BHN.log_softmax(-1), t_BHN.log_softmax(-1)
             else:
-                student_grid, teacher_grid = self.grids[k]
+                student_grid, teacher_grid = grids
                 s_log_BHN = class_and_patches(s_BHN, student_grid).log_softmax(-1)
                 t_log_BHN = class_and_patches(t_BHN, teacher_grid).log_softmax(-1)
                 t_log_BHN = on_another_grid(t_log_BHN, teacher_grid, student_grid)

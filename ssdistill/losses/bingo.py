@@ -1,5 +1,7 @@
 """BINGO: a student's image, its neighbor and their mixture (Xu et al., arXiv:2107.01691)."""
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,7 +38,7 @@ def bag_loss(
     for query_BD, weight in zip(queries, weights, strict=True):
         image, neighbor = info_nce_each(query_BD, keys, queue_KD, temperature)
         losses.append(weight * image + (1 - weight) * neighbor)
-    return sum(losses) / 3
+    return cast("Tensor", sum(losses)) / 3
 
 
 class BINGO(Loss):
@@ -109,6 +111,7 @@ class BINGO(Loss):
         *queries, neighbor_BD, mixed_BD = self.head(torch.cat(student_views)).chunk(
             len(student_views)
         )
+        assert batch.cutmix_fraction is not None  # set with the view `cutmix`
         own_weight = 1.0 if batch.epoch < self.warmup_epochs else 0.5
         queue_KD = self.bank["teacher"]
         losses = [
@@ -124,4 +127,4 @@ class BINGO(Loss):
         ]
         for view in teacher.distinct:
             self.bank.push(teacher=F.normalize(keys[view].float(), dim=1))
-        return sum(losses) / len(losses)
+        return cast("Tensor", sum(losses)) / len(losses)

@@ -84,7 +84,8 @@ class DisCo(Loss):
         super().__init__(shapes)
         self.temperature, self.momentum = temperature, momentum
         self.read: Read = read
-        self.feature_weight, self.reduction = feature_weight, reduction
+        self.feature_weight = feature_weight
+        self.reduction: Reduction = reduction
         width = self.teacher_width(read)
         self.head = projector(shapes.student_dim, width, hidden_dim)
         self.key_head = momentum_copy(self.head)

@@ -1,5 +1,7 @@
 """Distillation as in lightly-train: a queue and, optionally, tokens (2025, no paper)."""
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -24,9 +26,9 @@ def token_divergence(s_BNC: Tensor, t_BND: Tensor, temperature: float) -> Tensor
         return divergences(*logits).mean()
 
 
-def small_weights(head: nn.Linear | nn.Conv2d) -> nn.Module:
+def small_weights(head: nn.Module) -> nn.Module:
     """Initialize the head's weights as lightly-train does."""
-    nn.init.trunc_normal_(head.weight, std=0.02)
+    nn.init.trunc_normal_(cast("Tensor", head.weight), std=0.02)
     return head
 
 

@@ -73,6 +73,7 @@ class PCD(MapLoss):
         super().__init__(shapes, maps)
         self.temperature = temperature
         widths = {f"map_{i}": pair.teacher_shape[0] for i, pair in enumerate(self.map_pairs)}
+        queue = queue or default_queue_size(shapes.num_samples)
         self.heads = nn.ModuleList(
             nn.Sequential(
                 predictor(pair.student_shape[0], width, hidden_dim),
@@ -80,7 +81,7 @@ class PCD(MapLoss):
             )
             for pair, width in zip(self.map_pairs, widths.values(), strict=True)
         )
-        self.bank = Bank(queue or default_queue_size(shapes.num_samples), **widths)
+        self.bank = Bank(queue, "unit_normal", **widths)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         pairs_by_view = [self.pairs_of(s, t) for s, t in zip(student, teacher, strict=True)]

@@ -58,6 +58,7 @@ class Fusion(nn.Module):
         """Return (sum for the next shallower stage, predicted teacher map), both of ``size``."""
         x_BCHW = self.reduce(x_BCHW)
         if deeper_BCHW is not None:
+            assert self.attend is not None  # built with `deeper`
             deeper_BCHW = F.interpolate(deeper_BCHW, x_BCHW.shape[2:])
             share_B2HW = self.attend(torch.cat([x_BCHW, deeper_BCHW], 1)).sigmoid()
             x_BCHW = x_BCHW * share_B2HW[:, :1] + deeper_BCHW * share_B2HW[:, 1:]

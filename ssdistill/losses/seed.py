@@ -70,7 +70,7 @@ class SEED(QueueLoss):
         self.small_bank = self.make_bank(queue, teacher=self.width) if small_views else None
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        if not self.small_views:
+        if self.small_bank is None:
             return super().forward(student, teacher, batch)
         full = len(student) - self.small_views
         if full < 1:

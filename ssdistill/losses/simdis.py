@@ -118,7 +118,7 @@ class SimDis(Loss):
         return self.momentum_projector(s_ND)
 
     def momentum_at(self, step: int, num_steps: int) -> float:
-        return cosine_momentum(self.momentum, step, num_steps)
+        return cosine_momentum(super().momentum_at(step, num_steps), step, num_steps)
 
     def after_step(self, step: int, num_steps: int) -> None:
         momentum = self.momentum_at(step, num_steps)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from ssdistill.label_free.agreement import CKA_AT_LEAST, agreement
 from ssdistill.measure.interleaved import Clock
 from ssdistill.measure.latency import PairedLatency, paired_latency
 from ssdistill.measure.model_costs import costs_of
+from ssdistill.models.model import Model
 from ssdistill.settings.registry import RUNTIMES
 
 BATCH = 64
@@ -102,7 +103,7 @@ def embeddings(model: Any, inputs: Tensor) -> Tensor:
     """Embeddings (N, D) of all inputs on the CPU, in eval mode."""
     modes = {m: m.training for m in model.modules()} if isinstance(model, nn.Module) else {}
     model.eval()
-    device = model.device if isinstance(model, nn.Module) else torch.device("cpu")
+    device = model.device if isinstance(model, Model) else torch.device("cpu")
     try:
         batches = [
             model(part.to(device)).embedding_BD.float().cpu() for part in inputs.split(BATCH)
@@ -160,7 +161,9 @@ def same_runtime(before: Any, after: Any) -> Iterator[tuple[Any, Any]]:
     with ExitStack() as stack:
         if isinstance(after, nn.Module) and isinstance(before, nn.Module):
             try:
-                pair = [stack.enter_context(float_onnx(model)) for model in (after, before)]
+                pair: list[Any] = []
+                for model in (after, before):
+                    pair += [stack.enter_context(float_onnx(cast("Model", model)))]
             except UserError:
                 # Not every module can be exported; PyTorch at least runs both alike.
                 pair = [after, before]

@@ -40,7 +40,7 @@ def time_in_turns(
     counts = {name: _count(seconds, repeats) for name, seconds in warm_seconds.items()}
     seconds_by_turn: TimedTurns = {name: [] for name in calls}
     for number in range(rounds):
-        names = list(calls) if number % 2 == 0 else list(reversed(calls))
+        names = list(calls) if number % 2 == 0 else list(reversed(list(calls)))
         for name in names:
             call, seconds = calls[name], sum(map(sum, seconds_by_turn[name]))
             if number >= FEWEST_ROUNDS and seconds > seconds_each:

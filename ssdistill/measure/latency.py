@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ssdistill.errors import UserError
 from ssdistill.measure.interleaved import Clock, TimedTurns, speedup_of, time_in_turns
+from ssdistill.models.model import Model
 
 MemoryFormat = Literal["channels_last", "contiguous"]
 
@@ -178,7 +179,7 @@ def example(models: Any, batch_size: int, inputs: Tensor | None = None) -> Tenso
         return torch.cat([inputs] * repeats)[:batch_size].cpu()
     for model in models:
         if isinstance(model, nn.Module):
-            return model.example(batch_size).cpu()
+            return cast("Model", model).example(batch_size).cpu()
         if getattr(model, "spec", None) is not None:
             side, generator = model.spec.image_size, torch.Generator().manual_seed(0)
             return torch.rand(batch_size, 3, side, side, generator=generator)

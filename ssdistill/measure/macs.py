@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from ssdistill.errors import UserError, shortened
+from ssdistill.models.model import Model
 
 logger = logging.getLogger(__name__)
 
@@ -74,8 +75,8 @@ def count_macs(model: Any, image_size: int | None = None) -> int:
 
 def _input(model: nn.Module, image_size: int | None) -> Tensor:
     if image_size is not None:
-        return model.mean.new_zeros(1, 3, image_size, image_size)
-    return model.example(1)
+        return cast("Tensor", model.mean).new_zeros(1, 3, image_size, image_size)
+    return cast("Model", model).example(1)
 
 
 @contextmanager

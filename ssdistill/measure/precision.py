@@ -150,9 +150,10 @@ def _recall(cache: Path | None, digest: str, candidates: tuple[Candidate, ...]) 
     if not isinstance(entry, dict):
         return None
     chosen = (entry.get("precision"), entry.get("memory_format"))
-    if chosen not in candidates:
-        return None
-    return Choice(*chosen, dict(entry.get("seconds", {})), remembered=True)
+    for candidate in candidates:
+        if candidate == chosen:
+            return Choice(*candidate, dict(entry.get("seconds", {})), remembered=True)
+    return None
 
 
 def _remember(cache: Path | None, digest: str, choice: Choice, key: dict[str, Any] | None) -> None:

@@ -1,5 +1,7 @@
 """timm encoders with built-in normalization, resizing and feature taps."""
 
+from typing import Any, cast
+
 import timm
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,7 @@ from ssdistill.models.representation import Representation
 from ssdistill.models.spec import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    Channels,
     EncoderSettings,
     EncoderSpec,
 )
@@ -26,6 +29,7 @@ from ssdistill.models.trial import (
     check_arguments,
     check_encodes,
     check_fits,
+    refuse_no_width,
     refusing,
     trial_of,
 )
@@ -43,11 +47,14 @@ class Encoder(Model):
         project: whether ``forward`` returns the projector's output too.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, spec: EncoderSpec, net: nn.Module):
         super().__init__()
         self.spec, self.net = spec, net
         # MobileNet-like heads widen after pooling: num_features is not what forward_head returns.
-        self.embed_dim: int = getattr(net, "head_hidden_size", None) or net.num_features
+        self.embed_dim = getattr(net, "head_hidden_size", None) or cast("int", net.num_features)
         self._closing: dict[str, places.Closing] | None = None
         self._caught: dict[str, Tensor] = {}
         self._hooks: list[RemovableHandle] = []
@@ -93,14 +100,14 @@ class Encoder(Model):
         if stages:
             final, maps = places.stage_maps(self.net, x_BCHW, stages)
         else:
-            final, maps = self.net.forward_features(x_BCHW), {}
+            final, maps = cast("Any", self.net).forward_features(x_BCHW), {}
         maps |= self._caught
         self._caught.clear()
         return self._represent(final, {name: maps[name] for name in self.taps})
 
     def _represent(self, features: Tensor, maps: dict[str, Tensor]) -> Representation:
-        embedding_BD = self.net.forward_head(features, pre_logits=True)
-        projection_BP = self.projector(embedding_BD) if self.project else None
+        embedding_BD = cast("Any", self.net).forward_head(features, pre_logits=True)
+        projection_BP = cast("nn.Module", self.projector)(embedding_BD) if self.project else None
         return Representation(embedding_BD, projection_BP, maps)
 
     @property
@@ -163,7 +170,7 @@ class Encoder(Model):
                 maps = self(self.mean.new_zeros(1, 3, size, size)).maps
             if maps is None:  # only numbers tell
                 maps = self(self.mean.new_zeros(1, 3, size, size)).maps
-        return {name: tuple(m.shape[1:]) for name, m in maps.items()}
+        return {name: (m.shape[1], m.shape[2], m.shape[3]) for name, m in maps.items()}
 
     def _closing_relus(self) -> dict[str, places.Closing]:
         if self._closing is None:
@@ -182,8 +189,8 @@ class Encoder(Model):
 def build_encoder(
     settings: EncoderSettings,
     image_size: int,
-    mean: tuple[float, float, float] = IMAGENET_MEAN,
-    std: tuple[float, float, float] = IMAGENET_STD,
+    mean: Channels = IMAGENET_MEAN,
+    std: Channels = IMAGENET_STD,
 ) -> Encoder:
     """A fresh encoder for square images of ``image_size`` pixels.
 
@@ -201,7 +208,8 @@ def build_encoder(
     if settings.pretrained:
         check_timm_name(settings.name)
         if config := timm.get_pretrained_cfg(settings.name):
-            mean, std = config.mean, config.std
+            # timm does not say how many channels its networks take: three of each.
+            mean, std = cast("Channels", config.mean), cast("Channels", config.std)
     spec = EncoderSpec(
         name=settings.name,
         args=settings.args,
@@ -239,17 +247,8 @@ def encoder_from_spec(spec: EncoderSpec, pretrained: bool = False) -> Encoder:
         downloading(f"weights of '{spec.name}'", remedy, hub=pretrained),
     ):
         net = timm.create_model(spec.name, pretrained=pretrained, num_classes=0, **spec.args)
-    _refuse_no_width(spec.name, net)
+    refuse_no_width(spec.name, net)
     return encoder_around(spec, net)
-
-
-def _refuse_no_width(name: str, net: nn.Module) -> None:
-    """Reject a network with a convolution of zero channels: its output ignores the image."""
-    for layer, module in net.named_modules():
-        if isinstance(module, nn.Conv2d) and module.weight.numel() == 0:
-            raise UserError(
-                f"encoder.args of '{name}': layer {layer} has no channels; increase the widths"
-            )
 
 
 _FITTING: set[tuple[str, str]] = set()

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
-from typing import Any
+from typing import Any, cast
 
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -16,7 +16,8 @@ from ssdistill.errors import UserError, shortened
 
 # The bases of HfHubHTTPError are those of whichever client the installed hub uses; torch.hub
 # raises URLError, an OSError.
-FAILURES = (OSError, HTTPException, HFValidationError, *HfHubHTTPError.__bases__)
+HUB_BASES = cast("tuple[type[Exception], ...]", HfHubHTTPError.__bases__)
+FAILURES = (OSError, HTTPException, HFValidationError, *HUB_BASES)
 HUB_SECONDS, STALLED_SECONDS = 5.0, 30.0
 """Seconds the hub may take to answer, and seconds a download may stall."""
 

@@ -5,7 +5,7 @@ import math
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -22,7 +22,8 @@ def update_momentum(online: nn.Module, target: nn.Module, momentum: float) -> No
     Floating-point buffers (batch-norm statistics) move like the parameters; counters are copied.
     lightly's function of the same name leaves buffers where they were initialized.
     """
-    target_params, online_params = list(target.parameters()), list(online.parameters())
+    target_params: list[Tensor] = [*target.parameters()]
+    online_params: list[Tensor] = [*online.parameters()]
     if target_params:  # a head may be nn.Identity
         torch._foreach_lerp_(target_params, online_params, 1 - momentum)
     for old, new in zip(target.buffers(), online.buffers(), strict=True):

@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ssdistill.errors import UserError
 
 Form = Literal["channel", "spatial", "tucker"]
+Plain = nn.Linear | nn.Conv2d
 Rank = int | tuple[int, int]
 
 
@@ -30,6 +31,10 @@ class Factorized(nn.Sequential):
     tell the forms apart, so that plain state dicts hold all there is to know.
     """
 
+    reduce: Plain
+    core: nn.Conv2d
+    expand: Plain
+
     @classmethod
     def like(cls, layer: nn.Module, rank: Rank, form: Form) -> "Factorized":
         """An empty one with the inputs, outputs, stride, padding and dilation of ``layer``.
@@ -47,6 +52,7 @@ class Factorized(nn.Sequential):
             r_in, r_out = (rank, rank) if isinstance(rank, int) else rank
         else:
             r_in = r_out = rank if isinstance(rank, int) else min(rank)
+        layer = cast("Plain", layer)  # form_of raises for others
         ends = (layer.weight.shape[1], layer.weight.shape[0])
         biases = (False, False, layer.bias is not None)
         return cls._build(layer, form, ends, (r_in, r_out), biases)
@@ -68,11 +74,12 @@ class Factorized(nn.Sequential):
         if not {f"{part}.weight" for part in parts} <= shapes.keys():
             raise wrong
         weights = [shapes[f"{part}.weight"] for part in parts]
+        layer = cast("Plain", layer)  # form_of raises for others
         kernel = tuple(layer.weight.shape[2:])
         spatial = weights[0][2:] != kernel
         form = "tucker" if len(parts) == 3 else "spatial" if spatial else "channel"
         ends, ranks = (weights[0][1], weights[-1][0]), (weights[0][0], weights[-1][1])
-        biases = tuple(f"{part}.bias" in shapes for part in ("reduce", "core", "expand"))
+        biases = ("reduce.bias" in shapes, "core.bias" in shapes, "expand.bias" in shapes)
         chained = form == "tucker" or ranks[0] == ranks[1]
         flat = any(len(weight) != layer.weight.ndim for weight in weights)
         if flat or not chained or form_of(layer, form) != form:
@@ -85,7 +92,7 @@ class Factorized(nn.Sequential):
     @classmethod
     def _build(
         cls,
-        layer: nn.Module,
+        layer: Plain,
         form: Form,
         ends: tuple[int, int],
         ranks: tuple[int, int],
@@ -120,7 +127,7 @@ class Factorized(nn.Sequential):
     def form(self) -> Form:
         if "core" in self._modules:
             return "tucker"
-        narrow = isinstance(self.reduce, nn.Conv2d) and self.expand.kernel_size != (1, 1)
+        narrow = isinstance(self.expand, nn.Conv2d) and self.expand.kernel_size != (1, 1)
         return "spatial" if narrow else "channel"
 
     @property

@@ -7,6 +7,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from ssdistill.models.allowed_args import BuildingArgs
 from ssdistill.settings import PositiveInt, Settings
 
+Channels = tuple[float, float, float]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 LONGEST_NAME, LARGEST_STEM = 128, 64
@@ -52,8 +53,8 @@ class EncoderSpec(Settings):
     stem_padding: int = 1
     image_size: int
     input_size: int | None = None
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: Channels = IMAGENET_MEAN
+    std: Channels = IMAGENET_STD
     library: Literal["timm", "torchvision"] = "timm"
 
     @property

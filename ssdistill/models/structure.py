@@ -109,7 +109,7 @@ def _fit(
         its own old and new output width; None for a module without.
     """
     tensors = _tensors(module)
-    old = {key: tensors[key] for key in stored if tensors[key] is not None}
+    old = {key: own for key in stored if (own := tensors[key]) is not None}
     widths = _widths(module, old, stored)
     if len(old) == len(stored) and all(old[k].shape == stored[k].shape for k in old):
         return widths
@@ -141,7 +141,7 @@ def _widths(
     return old["weight"].shape[axis] * times, stored["weight"].shape[axis] * times
 
 
-def _fits_layer(key: str, value: Tensor, old: dict, stored: dict, widths: tuple) -> bool:
+def _fits_layer(key: str, value: Tensor, old: dict, stored: dict, widths: tuple | None) -> bool:
     own_size = old[key].shape
     narrower = all(n <= o for n, o in zip(value.shape[:2], own_size[:2], strict=True))
     return value.ndim == len(own_size) and value.shape[2:] == own_size[2:] and narrower

@@ -8,6 +8,8 @@ of a transformer's block attends to.
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
 
 import torch
 from einops import rearrange
@@ -33,7 +35,9 @@ def stage_maps(
     known = stage_names(net)
     # timm returns maps in depth order, whatever the order of `indices`.
     indices = sorted(known.index(name) for name in names)
-    final, maps = net.forward_intermediates(x_BCHW, indices=indices, norm=False, output_fmt="NCHW")
+    final, maps = cast("Any", net).forward_intermediates(
+        x_BCHW, indices=indices, norm=False, output_fmt="NCHW"
+    )
     return final, {known[i]: m for i, m in zip(indices, maps, strict=True)}
 
 
@@ -79,14 +83,12 @@ def closing_relus(net: nn.Module, x_BCHW: Tensor) -> dict[str, Closing]:
     last_relu: dict[str, str] = {}
     inputs: dict[str, Tensor] = {}
 
-    def remember(name: str, x_BCHW: Tensor) -> None:
+    def remember(name: str, relu: nn.Module, inputs_of_relu: tuple[Tensor]) -> None:
         for stage in stages_of[name]:
-            last_relu[stage], inputs[stage] = name, x_BCHW.clone()
+            last_relu[stage], inputs[stage] = name, inputs_of_relu[0].clone()
 
     handles = [
-        net.get_submodule(name).register_forward_pre_hook(
-            lambda module, args, name=name: remember(name, args[0])
-        )
+        net.get_submodule(name).register_forward_pre_hook(partial(remember, name))
         for name in stages_of
         if stages_of[name]
     ]
@@ -120,7 +122,11 @@ def norm_outputs(net: nn.Module, closing: dict[str, Closing]) -> dict[str, tuple
 
     They are its bias and the size of its weight.
     """
-    norms = {stage: net.get_submodule(c.norm) for stage, c in closing.items() if c.norm}
+    norms = {
+        stage: cast("_BatchNorm", net.get_submodule(c.norm))
+        for stage, c in closing.items()
+        if c.norm
+    }
     return {
         stage: (norm.bias.detach().clone(), norm.weight.detach().abs())
         for stage, norm in norms.items()

@@ -1,6 +1,6 @@
 """torchvision classifiers behind the methods that an encoder calls."""
 
-from typing import Any
+from typing import Any, cast
 
 import torchvision
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ class TorchvisionNet(nn.Module):
         if not linear:
             raise UserError(f"torchvision's {type(net).__name__} has no linear classifier")
         self.classifier = linear[-1]
-        self.num_features: int = net.get_submodule(self.classifier).in_features
+        self.num_features = cast("nn.Linear", net.get_submodule(self.classifier)).in_features
         net.set_submodule(self.classifier, nn.Identity())
         self.net = net
 

@@ -244,3 +244,16 @@ def _other_size(encoder: "Encoder", side: int) -> str:
     if native == (encoder.spec.input_size or side):
         return "; choose another network"
     return f"; set encoder.input_size={native} or choose another network"
+
+
+def refuse_no_width(name: str, net: nn.Module) -> None:
+    """Reject a network with a convolution of zero channels: its output ignores the image.
+
+    Raises:
+        UserError: naming the layer.
+    """
+    for layer, module in net.named_modules():
+        if isinstance(module, nn.Conv2d) and module.weight.numel() == 0:
+            raise UserError(
+                f"encoder.args of '{name}': layer {layer} has no channels; increase the widths"
+            )

@@ -38,6 +38,8 @@ class Wrapped(Model):
         UserError: fewer than two inputs, a compiled module, or ``embed`` gives no (B, D) tensor.
     """
 
+    inputs: Tensor
+
     def __init__(
         self,
         net: nn.Module,

@@ -22,7 +22,7 @@ class WideProjector(MLPSettings):
         """Build the head; the last layer has no bias, since the loss does not depend on it."""
         head = super().build(input_dim, output_dim)
         if isinstance(head.layers[-1], nn.Linear):
-            head.layers[-1].bias = None
+            head.layers[-1].register_parameter("bias", None)
         return head
 
 

@@ -135,7 +135,7 @@ class DINO(Method):
         """The teacher's assignments (V, K), in float32, of all ``views``; moves the center."""
         encoder, projector, prototypes = self.teacher
         z_VP = projector(torch.cat(self.embeddings(encoder, views)))
-        logits_VK = cosines(z_VP, prototypes.weight)
+        logits_VK = cosines(z_VP, cast("nn.Linear", prototypes).weight)
         if self.centering == "sinkhorn":
             return sinkhorn(logits_VK, temperature)
         target_VK = ((logits_VK - self.center_K) / temperature).softmax(1)

@@ -1,5 +1,7 @@
 """MoCo v3 (Chen, Xie and He, ICCV 2021, arXiv:2104.02057)."""
 
+from typing import TypeVar
+
 import torch
 from timm.layers import PatchEmbed
 from torch import Tensor, nn
@@ -97,7 +99,10 @@ class MoCoV3(Method):
         update_momentum(nn.ModuleList([self.encoder, self.projector]), self.target, momentum)
 
 
-def _filled(head: MLPSettings, **published: object) -> MLPSettings:
+Head = TypeVar("Head", bound=MLPSettings)
+
+
+def _filled(head: Head, **published: object) -> Head:
     """Replace null settings by the published ones."""
     unset = {name: value for name, value in published.items() if getattr(head, name) is None}
     return head.model_copy(update=unset)

@@ -93,19 +93,20 @@ def _slower(row: ResultRow, parent: ResultRow) -> str:
         slower = 1 / speedup
     else:
         own, other = row.mean("compress/latency_ms"), parent.mean("compress/latency_ms")
-        if own is None or other is None or own - other <= max(_scatter(row), _scatter(parent)):
+        if own is None or other is None:
+            return ""
+        if own - other <= max(_scatter(row, own), _scatter(parent, other)):
             return ""
         slower = own / other
     low = row.mean(f"{PREFIX}speedup_batch64_low") or 0.0
-    batch = (
-        f"; {_times(row.mean(f'{PREFIX}speedup_batch64'))} faster at batch 64" if low > 1 else ""
-    )
+    many = row.mean(f"{PREFIX}speedup_batch64")
+    batch = f"; {_times(many)} faster at batch 64" if many and low > 1 else ""
     return f"is {_times(slower)} slower than {parent.model} here (batch 1, 1 thread{batch})"
 
 
-def _scatter(row: ResultRow) -> float:
+def _scatter(row: ResultRow, median: float) -> float:
     """Between the median and the 90 % quantile of a latency, or over seeds if that is more."""
-    median, high = row.mean("compress/latency_ms"), row.mean("compress/latency_p90_ms")
+    high = row.mean("compress/latency_p90_ms")
     return max(row.spread("compress/latency_ms") or 0.0, (high or median) - median)
 
 
@@ -133,9 +134,10 @@ def _less_accurate(
         interval = f"95 % interval {-high:.2f} to {-low:.2f}"
         return _lost(points, protocol, parent.model, interval)
     metric = _measure(row, parent)
-    if metric is None:
+    before, after = (r.mean(metric) if metric else None for r in (parent, row))
+    if metric is None or before is None or after is None:
         return ""
-    points = parent.mean(metric) - row.mean(metric)
+    points = before - after
     doubt = (parent.spread(metric) or 0.0) + (row.spread(metric) or 0.0)
     if points <= doubt or not doubt:
         return ""
@@ -173,7 +175,8 @@ def _less_alike(row: ResultRow, parent: ResultRow) -> str:
 def _gains(row: ResultRow) -> Iterable[str]:
     smaller, fast = row.mean(f"{PREFIX}smaller"), row.mean(f"{PREFIX}speedup_low")
     yield f"a {_times(smaller)} smaller file" if smaller and smaller > 1.05 else ""
-    yield f"{_times(row.mean(f'{PREFIX}speedup'))} the speed" if fast and fast > 1 else ""
+    speedup = row.mean(f"{PREFIX}speedup")
+    yield f"{_times(speedup)} the speed" if speedup and fast and fast > 1 else ""
 
 
 def _paired(records: Sequence[dict[str, Any]], model: str) -> dict[str, list[dict[str, Any]]]:

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import Discriminator, Tag, model_validator
 
@@ -143,7 +143,7 @@ def _equivalence(values: Sequence[float], expected: float, tolerance: float) -> 
     """Outcome of two one-sided tests of ``mean(values)`` within ``expected`` ± ``tolerance``."""
     mean, std = _summary(values)
     facts: dict[str, Any] = {"n": len(values), "mean": mean, "std": std}
-    if std is None:
+    if mean is None or std is None:
         return facts | _undecided(len(values))
     half = _half_width(std, len(values), TWO_SIDED)
     low, high = mean - half, mean + half
@@ -180,8 +180,9 @@ def _bound(claim: BoundClaim, rows: dict[str, ResultRow]) -> Verdict:
     values = _values(claim.model, claim.metric, rows)
     text = f"{claim.model} {claim.metric}"
     if claim.at_most is None:
-        expected = f"at least {_number(claim.at_least)}"
-        return Verdict(text, expected, **_one_sided(values, claim.at_least))
+        at_least = cast("float", claim.at_least)  # a claim has one of the two
+        expected = f"at least {_number(at_least)}"
+        return Verdict(text, expected, **_one_sided(values, at_least))
     test = _one_sided([-value for value in values], -claim.at_most)
     mirrored = {"mean": test["mean"], "low": test.get("high"), "high": test.get("low")}
     test |= {name: value if value is None else -value for name, value in mirrored.items()}
@@ -192,7 +193,7 @@ def _one_sided(gains: Sequence[float], by: float) -> dict[str, Any]:
     """Outcome of a one-sided t test of ``mean(gains)`` against ``by``, either way."""
     mean, std = _summary(gains)
     facts: dict[str, Any] = {"n": len(gains), "mean": mean, "std": std}
-    if std is None:
+    if mean is None or std is None:
         return facts | _undecided(len(gains))
     half = _half_width(std, len(gains), CONFIDENCE)
     # The interval is open to the side that the data lean to.
@@ -280,7 +281,7 @@ def _interval(verdict: Verdict) -> str:
 def _decimals(verdict: Verdict) -> int:
     """Two digits of what was obtained, or of its spread where that is larger: two decimals and
     more of small numbers, none of bytes and MACs."""
-    size = max(abs(verdict.mean), verdict.std or 0.0)
+    size = max(abs(verdict.mean or 0.0), verdict.std or 0.0)
     if size >= 10_000:
         return 0
     return 2 if size == 0 else min(6, max(2, 1 - math.floor(math.log10(size))))

@@ -1,6 +1,6 @@
 """Teachers trained by other projects, read from their checkpoint files."""
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import timm
 from torch import Tensor
@@ -8,7 +8,7 @@ from torch import Tensor
 from ssdistill.errors import UserError
 from ssdistill.files import user_path
 from ssdistill.models.backbones import Encoder, build_encoder, check_timm_name
-from ssdistill.models.spec import IMAGENET_MEAN, IMAGENET_STD, EncoderSettings
+from ssdistill.models.spec import IMAGENET_MEAN, IMAGENET_STD, Channels, EncoderSettings
 from ssdistill.models.stems import SMALL_IMAGE, takes_small_stem
 from ssdistill.settings import PositiveInt
 from ssdistill.teachers import ImageSpec, Teacher
@@ -21,7 +21,6 @@ from ssdistill.teachers.formats.states import flat_state
 from ssdistill.teachers.formats.tensors import not_finite
 from ssdistill.teachers.sizes import fit_size, size_notices
 
-Channels = tuple[float, float, float]
 UNCHANGED: tuple[Channels, Channels] = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 """Mean and std that leave images in [0, 1] unchanged."""
 SOLO_LEARN_PADDING = 2
@@ -166,7 +165,8 @@ class Checkpoint(Teacher):
         config = timm.get_pretrained_cfg(settings.name)
         if name == "timm" and config is not None:
             weights_name = f"{config.architecture}.{config.tag}" if config.tag else settings.name
-            return config.mean, config.std, f"timm's statistics for {weights_name}"
+            mean, std = cast("Channels", config.mean), cast("Channels", config.std)
+            return mean, std, f"timm's statistics for {weights_name}"
         return IMAGENET_MEAN, IMAGENET_STD, "ImageNet's statistics"
 
     def _check_attention(self, parts: Parts, encoder: Encoder) -> None:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 from timm.models import PretrainedCfg
@@ -14,6 +14,7 @@ from ssdistill.errors import UserError
 from ssdistill.models.allowed_args import BuildingArgs, loading_argument, refused_argument
 from ssdistill.models.backbones import Encoder, EncoderSpec, check_timm_name, encoder_around
 from ssdistill.models.downloads import downloading
+from ssdistill.models.spec import Channels
 from ssdistill.models.trial import check_arguments
 from ssdistill.settings import PositiveInt
 from ssdistill.teachers import ImageSpec, Teacher
@@ -132,9 +133,14 @@ class TimmModel(Teacher):
         size = size_inside(self.input_size, native, image_size, fixed)
         if config.fixed_input_size and size is not None:
             args["img_size"] = size
-        statistics = {"mean": tuple(config.mean), "std": tuple(config.std)}
         spec = EncoderSpec(
-            name=name, args=args, image_size=image_size, input_size=size, **statistics
+            name=name,
+            args=args,
+            image_size=image_size,
+            input_size=size,
+            # timm leaves the number of channels open.
+            mean=cast("Channels", tuple(config.mean)),
+            std=cast("Channels", tuple(config.std)),
         )
         return spec, native
 
@@ -190,7 +196,7 @@ def _watch_loading() -> Iterator[list[Any]]:
         results.append(result)
         return result
 
-    nn.Module.load_state_dict = watched
+    cast("Any", nn.Module).load_state_dict = watched
     logger.setLevel(logging.ERROR)
     try:
         yield results

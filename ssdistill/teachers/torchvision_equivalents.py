@@ -62,7 +62,7 @@ def timm_equivalent(
         return None
     if twin.startswith("vit_"):
         args = {**args, "img_size": side}
-    timm_net = timm.create_model(twin, num_classes=0, **args).eval()
+    timm_net: Any = timm.create_model(twin, num_classes=0, **args).eval()
     state = _renamed(torchvision_net.net.state_dict(), timm_net)
     if state is None:
         return None

@@ -2,7 +2,7 @@
 
 import re
 from collections import OrderedDict
-from typing import Any
+from typing import Any, cast
 
 import torchvision
 from torch import Tensor
@@ -122,12 +122,12 @@ class TorchvisionModel(Teacher):
             args["image_size"] = round(tokens**0.5) * state["conv_proj.weight"].shape[-1]
         net = create_torchvision_net(self.name, args)
         removed = (f"{net.classifier}.", *AUXILIARY)
-        state = OrderedDict((k, v) for k, v in state.items() if not k.startswith(removed))
+        kept: Any = OrderedDict((k, v) for k, v in state.items() if not k.startswith(removed))
         # MNASNet asks for the version of its layout, which only pickled state dicts carry.
-        state._metadata = net.net.state_dict()._metadata
+        kept._metadata = cast("Any", net.net.state_dict())._metadata
         source = f"teacher.weights: {self.weights}"
         try:
-            result = net.net.load_state_dict(state, strict=False)
+            result = net.net.load_state_dict(kept, strict=False)
         except RuntimeError as error:
             why = " ".join(str(error).split())
             raise UserError(f"{source} does not fit '{self.name}': {why}") from error

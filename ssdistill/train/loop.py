@@ -101,7 +101,8 @@ def fit(
         KeyboardInterrupt: after Ctrl-C, once a checkpoint is written.
     """
     task, loader = training.task, training.loader
-    task.to(fabric.device, memory_format=training.memory_format).train()
+    # torch takes a memory format beside the device, which its overloads leave out.
+    task.to(fabric.device, memory_format=training.memory_format).train()  # pyright: ignore[reportCallIssue]
     optimizer = build_optimizer(task, training.optim)
     state = _State(tracker.run.folder / CHECKPOINT, task, optimizer, observers)
     tracker.run.rewind(state.step)

@@ -77,11 +77,12 @@ def write_code(code: Coded, entropy: bool = True, book: bool = True) -> tuple[by
         if code.index is None:
             body, facts["half"] = _write_floats(code.values)
             return head + body, facts
-    facts |= {"k": code.book.shape[-1], "rows": code.book.ndim == 2}
+    indexed: Any = code  # a palette, or a sparse weight that has a codebook
+    facts |= {"k": indexed.book.shape[-1], "rows": indexed.book.ndim == 2}
     if book:
-        body, facts["half"] = _write_floats(code.book)
+        body, facts["half"] = _write_floats(indexed.book)
     bits = packing.width_of(facts["k"])
-    return head + body + packing.write_symbols(_array(code.index), bits, entropy), facts
+    return head + body + packing.write_symbols(_array(indexed.index), bits, entropy), facts
 
 
 def read_code(content: bytes, facts: Facts, book: Tensor | None = None) -> Coded:
@@ -194,7 +195,7 @@ def pack_state(
             tensors[key] = tensor.detach().cpu().clone(memory_format=layout)
             sizes["raw"] += tensor.nbytes
             continue
-        if shared:
+        if shared and book is not None:
             name = books.setdefault(id(book), f"{BOOK}{len(books)}")
             tensors[name] = book.detach().cpu().float().clone()
             fact["book"] = name

@@ -39,7 +39,9 @@ def code_lengths(counts_K: np.ndarray) -> np.ndarray:
     if len(used) < 2:
         lengths_K[used] = 1
         return lengths_K
-    coins = [(int(counts_K[symbol]), (int(symbol),)) for symbol in used]
+    coins: list[tuple[int, tuple[int, ...]]] = [
+        (int(counts_K[symbol]), (int(symbol),)) for symbol in used
+    ]
     coins.sort(key=lambda item: item[0])
     items = coins
     for _ in range(LONGEST - 1):

@@ -166,7 +166,9 @@ class RuntimeModel(ABC):
         """Convert images in [0, 1] to uint8, in the size that the file takes."""
         expected = self.input_shape
         if expected is not None and x_BCHW.ndim == 4 and not _fits(x_BCHW.shape[1:], expected):
-            size = expected[1:]
+            # A side that may be any stays as it is.
+            sides = zip(expected[1:], x_BCHW.shape[2:], strict=False)
+            size = [given if side is None else side for side, given in sides]
             x_BCHW = F.interpolate(x_BCHW, size, mode="bicubic", antialias=True)
         return x_BCHW.mul(255).round().clamp(0, 255).to(torch.uint8)
 

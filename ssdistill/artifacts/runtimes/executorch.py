@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,7 +60,7 @@ class PteModel(RuntimeModel):
                 _resize_pool(threads)
                 # By its content: of a path the file must not change for as long as it is open.
                 self.program = Reader.get().load_program(content)
-                self.method = self.program.load_method("forward")
+                self.method: Any = self.program.load_method("forward")
                 facts = self.method.metadata.input_tensor_meta(0)
                 one = np.zeros((1, *facts.sizes()[1:]), DTYPES[facts.dtype()])
                 self._pool, self._most = _pools["opened"], facts.sizes()[0]

@@ -1,7 +1,7 @@
 """ONNX: writing a PyTorch model as one file, and running such a file in ONNX Runtime."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -59,7 +59,8 @@ class OnnxEncoder(RuntimeModel):
             raise UserError(f"{self.path} takes {kinds[0]}: an encoder takes float or uint8 images")
 
     def _run(self, inputs: np.ndarray) -> np.ndarray:
-        return self.session.run(None, {self.session.get_inputs()[0].name: inputs})[0]
+        embedding = self.session.run(None, {self.session.get_inputs()[0].name: inputs})[0]
+        return cast("np.ndarray", embedding)  # an encoder's output is a tensor
 
     @property
     def input_dtype(self) -> np.dtype:
@@ -106,6 +107,7 @@ def _write_onnx(model: Model, path: Path, opset: int) -> None:
                 opset_version=opset,
                 input_names=["inputs"],
             )
+            assert written is not None  # torch gives none where it traces itself, to a file
             _save_bare(written.model_proto, path)
     except Exception as error:  # what the exporter's parts raise shares no base class
         raise explain(error, model, "ONNX") from error

@@ -117,7 +117,8 @@ class OpenVino(Runtime):
     def __init__(
         self, *, weights: Literal["fp32", "fp16"] = "fp32", arithmetic: Arithmetic = "f32"
     ):
-        self.weights, self.arithmetic = weights, arithmetic
+        self.weights = weights
+        self.arithmetic: Arithmetic = arithmetic
         if weights == "fp16" or arithmetic == "bf16":
             self.tolerance = ROUNDED_TOLERANCE
 

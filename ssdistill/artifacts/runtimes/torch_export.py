@@ -57,7 +57,7 @@ class ExportedModel(RuntimeModel):
 
 def input_of(program: ExportedProgram) -> tuple[tuple[int | None, ...], np.dtype]:
     """Shape of one input, None where any number will do, and the kind of its numbers."""
-    name = program.graph_signature.user_inputs[0]
+    name = next(iter(program.graph_signature.user_inputs))
     node = next(node for node in program.graph.nodes if node.name == name)
     sizes = node.meta["val"].shape[1:]
     shape = tuple(size if isinstance(size, int) else None for size in sizes)

@@ -7,10 +7,13 @@ import os
 import traceback
 import warnings
 from collections.abc import Iterator
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import UserError as DynamoUserError
 from torch.export import ExportedProgram
+from torch.fx.experimental import _config
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ssdistill.errors import UserError
@@ -62,7 +65,7 @@ def trace(
         with quiet(), torch.no_grad(), one_is_no_constant():
             try:
                 return _traced(graph, model, most)
-            except torch._dynamo.exc.UserError:
+            except DynamoUserError:
                 # From its fused kernel of masked attention torch 2.11 concludes that a batch is
                 # not 1.
                 with sdpa_kernel(SDPBackend.MATH):
@@ -104,8 +107,8 @@ def one_is_no_constant() -> contextlib.AbstractContextManager[None]:
     Without it a convolution that PyTorch does differently from 16 images on limits a file that
     was traced with two to 15.
     """
-    config = torch.fx.experimental._config
-    return config.patch(backed_size_oblivious=True)
+    # torch adds `patch` to its config modules while it is imported.
+    return cast("Any", _config).patch(backed_size_oblivious=True)
 
 
 def explain(error: BaseException, model: Model, runtime: str) -> UserError:

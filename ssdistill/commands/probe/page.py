@@ -132,10 +132,13 @@ def _maps(probed: Probed, method: Method) -> list[partial[str]]:
     if labels is not None:
         classes, labels = np.unique(labels, return_inverse=True)
         class_names = getattr(probed.shown.test, "class_names", None)
-        has_names = class_names is not None and int(classes.max()) < len(class_names)
-        names = [class_names[k] if has_names else str(k) for k in classes.tolist()]
+        if class_names is None or int(classes.max()) >= len(class_names):
+            names = [str(k) for k in classes.tolist()]
+        else:
+            names = [class_names[k] for k in classes.tolist()]
     charts, first_N2 = [], None
     for model in probed.models[:MOST_DRAWN]:
+        assert model.looked_at_ND is not None  # the embeddings are kept where there is a page
         points_N2, plane = project(model.looked_at_ND, method)
         first_N2 = points_N2 if first_N2 is None else first_N2
         placed_N2 = turned(points_N2, first_N2)

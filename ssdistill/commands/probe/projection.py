@@ -65,7 +65,7 @@ def check_method(method: str) -> None:
 def _umap(unit_ND: np.ndarray) -> np.ndarray:
     import warnings
 
-    import umap
+    import umap  # pyright: ignore[reportMissingImports]  # an extra of its own
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -199,12 +199,13 @@ def measures_of(metrics: dict[str, float]) -> list[str]:
 
 def interval_of(metrics: dict[str, float], metric: str) -> tuple[float, float] | None:
     """The 95 % interval of a metric: as found, or from its standard error; None without."""
-    ends = metrics.get(f"{metric}_low"), metrics.get(f"{metric}_high")
-    if None not in ends:
-        return ends
-    error = metrics.get(f"{metric}_stderr")
-    value = metrics.get(metric)
-    return None if error is None else (value - NORMAL * error, value + NORMAL * error)
+    low, high = metrics.get(f"{metric}_low"), metrics.get(f"{metric}_high")
+    if low is not None and high is not None:
+        return low, high
+    value, error = metrics.get(metric), metrics.get(f"{metric}_stderr")
+    if value is None or error is None:
+        return None
+    return value - NORMAL * error, value + NORMAL * error
 
 
 def interval_words(metrics: dict[str, float], metric: str) -> str:

@@ -42,7 +42,8 @@ def correct_shifts(model: Model, reference: Model, inputs: Tensor) -> tuple[Mode
     if half < 4:
         return model, False
     was_training = model.training, reference.training
-    model.eval(), reference.eval()
+    model.eval()
+    reference.eval()
     corrected = copy.deepcopy(model)
     inputs = inputs.to(model.device)
     reference_moments = _moments(reference, inputs[:half])
@@ -55,7 +56,8 @@ def correct_shifts(model: Model, reference: Model, inputs: Tensor) -> tuple[Mode
         centered_cosine(m(inputs[half:]).embedding_BD, reference_BD).mean().item()
         for m in (model, corrected)
     )
-    model.train(was_training[0]), reference.train(was_training[1])
+    model.train(was_training[0])
+    reference.train(was_training[1])
     return (corrected.train(was_training[0]), True) if after > before else (model, False)
 
 

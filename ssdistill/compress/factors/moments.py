@@ -166,7 +166,7 @@ def called_layers(model: Model) -> dict[str, Positions]:
         and type(module) in (nn.Conv2d, nn.Linear)
         and getattr(module, "groups", 1) == 1
         and module not in parts
-        and holders[module.weight] == 1
+        and holders[module._parameters["weight"]] == 1
     ]
     inputs, layers = model.example(2), {}
 

@@ -1,6 +1,7 @@
 """Layers whose inputs differ between a pruned network and its dense original."""
 
 import copy
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -14,11 +15,11 @@ from ssdistill.models.model import Model
 
 def inputs_of(layer: nn.Module) -> int:
     """How many channels a convolution or linear layer reads."""
-    return layer.weight.shape[1] * getattr(layer, "groups", 1)
+    return cast("Tensor", layer.weight).shape[1] * getattr(layer, "groups", 1)
 
 
 def is_depthwise(layer: nn.Module) -> bool:
-    return getattr(layer, "groups", 1) > 1 and layer.weight.shape[1] == 1
+    return getattr(layer, "groups", 1) > 1 and cast("Tensor", layer.weight).shape[1] == 1
 
 
 def consumers(
@@ -57,10 +58,11 @@ def kept_outputs(pruned: Model, dense: Model, name: str, counterpart: str) -> Te
     Raises:
         UserError: ``pruned.channels`` does not say.
     """
-    width = len(pruned.net.get_submodule(name).weight)
-    available = dense.channels.get(
-        counterpart, range(len(dense.net.get_submodule(counterpart).weight))
+    width, dense_width = (
+        len(cast("Tensor", net.get_submodule(layer).weight))
+        for net, layer in ((pruned.net, name), (dense.net, counterpart))
     )
+    available = dense.channels.get(counterpart, range(dense_width))
     if width == len(available):
         return Tensor([*range(width)]).long()
     remaining = pruned.channels.get(name, pruned.channels.get(counterpart))

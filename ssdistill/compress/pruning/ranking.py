@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from math import gcd
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -15,10 +16,10 @@ def dense_units(groups: Sequence[ChannelGroup], model: Model, original: Model) -
     pruned_modules, dense_modules = (dict(m.net.named_modules()) for m in (model, original))
     units = []
     for group in groups:
-        num_left = pruned_modules[group.root].weight.shape[0]
+        pruned = cast("Tensor", pruned_modules[group.root].weight)
         # What came into being since, such as a factor of a layer, has lost nothing.
-        dense = getattr(dense_modules.get(group.root), "weight", pruned_modules[group.root].weight)
-        units.append(len(group.score_C) * dense.shape[0] / num_left)
+        dense: Tensor = getattr(dense_modules.get(group.root), "weight", pruned)
+        units.append(len(group.score_C) * dense.shape[0] / pruned.shape[0])
     return units
 
 

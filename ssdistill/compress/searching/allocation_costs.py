@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -122,7 +122,7 @@ def _layer_macs(model: Model) -> dict[str, float]:
 
         def note(layer: nn.Module, _: object, output: Tensor, name: str = name) -> None:
             outs = output.shape[-1] if isinstance(layer, nn.Linear) else output.shape[1]
-            macs_by_layer[name] += output.numel() / outs * layer.weight.numel()
+            macs_by_layer[name] += output.numel() / outs * cast("Tensor", layer.weight).numel()
 
         handles.append(module.register_forward_hook(note))
     try:

@@ -75,6 +75,7 @@ def measure_damages(
     reference_ND = embed(actions.model, inputs) if unmeasured else None
     for site, level in context.progress(unmeasured, "damage by layer and action"):
         compressed, size = actions.alone(site, level)
+        assert reference_ND is not None  # there is one where something is unmeasured
         value = damage(embed(compressed, inputs), reference_ND, measure)
         damages.of[site, level] = value
         if size is not None:

@@ -2,6 +2,7 @@
 
 import hashlib
 from functools import cache
+from typing import Any, cast
 
 import numpy as np
 
@@ -33,7 +34,8 @@ def _digits() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
-    digits = load_digits()
+    digits: Any = load_digits()
     rows = np.arange(len(digits.images))
     parts = train_test_split(rows, test_size=500, stratify=digits.target, random_state=0)
-    return digits.images, digits.target, *parts
+    train_rows, test_rows = cast("list[np.ndarray]", parts)
+    return digits.images, digits.target, train_rows, test_rows

@@ -76,7 +76,7 @@ def read_layout(folder: Path, test_fraction: float | None) -> Layout:
     top = _below_wrapping(names, 0)
     first, others = split_folders({n.split("/")[top] for n in names if n.count("/") > top})
     own = bool(first and others)
-    if own:
+    if own and first:
         train, test = _own_splits(names, first, others, top)
         depths = [_below_wrapping(part, top + 1) for part in (train, test)]
         skipped += len(names) - len(train) - len(test)
@@ -90,10 +90,11 @@ def read_layout(folder: Path, test_fraction: float | None) -> Layout:
             warnings, classes_N = (ONE_EACH.format(len(names)),), None
         depths = [UNLABELED if classes_N is None else depth] * 2
         train, test = _hold_out(names, classes_N, test_fraction)
-    splits = _file_splits(folder, (train, test), depths)
-    classes = splits[0].class_names or ()
+    train_files, test_files = _file_splits(folder, (train, test), depths)
+    classes = train_files.class_names or ()
     of_splits, of_classes = name_warnings(str(folder), names, classes, depths[0], not own)
-    return Layout(*splits, listing, skipped, of_splits, (*warnings, *of_classes))
+    warnings = (*warnings, *of_classes)
+    return Layout(train_files, test_files, listing, skipped, of_splits, warnings)
 
 
 def _file_splits(

@@ -60,7 +60,7 @@ def frost(x_BCHW: Tensor, severity: int, scale: float, draws: Draws) -> Tensor:
     The paper crops photographs of frost; these crystals are drawn.
     """
     share, ice = FROST[severity - 1]
-    frost_B1HW = _ice(*x_BCHW.shape[2:], scale, draws)
+    frost_B1HW = _ice(x_BCHW.shape[2], x_BCHW.shape[3], scale, draws)
     color_C11 = torch.tensor(ICE, dtype=torch.float64, device=x_BCHW.device)[:, None, None]
     return x_BCHW * share + frost_B1HW * color_C11 * (255 * ice)
 
@@ -89,7 +89,8 @@ def fog(x_BCHW: Tensor, severity: int, scale: float, draws: Draws) -> Tensor:
     """Add fog and rescale so that the brightest value stays."""
     thickness, decay = FOG[severity - 1]
     brightest_B111 = x_BCHW.double().amax((1, 2, 3), keepdim=True)
-    clouds_B1HW = _clouds(*x_BCHW.shape[2:], decay**2, draws) * (255 * thickness)
+    height, width = x_BCHW.shape[2:]
+    clouds_B1HW = _clouds(height, width, decay**2, draws) * (255 * thickness)
     dimmed_B111 = brightest_B111 / (brightest_B111 + 255 * thickness)
     return (x_BCHW + clouds_B1HW) * dimmed_B111
 

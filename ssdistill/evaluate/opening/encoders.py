@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -178,18 +178,19 @@ def _artifact(text: str) -> Path:
 
 def _open_artifact(text: str, image_size: int | None, trust: bool) -> Opened:
     from ssdistill.artifacts.artifact import load
+    from ssdistill.models.backbones import Encoder
     from ssdistill.teachers.sizes import fit_size, size_notices
 
     folder = _artifact(text)
     files = tuple(weight_files(folder))
     # What it will see are views of this package.
     encoder = load(folder, trust=trust, check_inputs=False)
-    spec = getattr(encoder, "spec", None)
-    own = spec.image_size if spec else None
+    own = encoder.spec.image_size if encoder.spec else None
     notices: list[str] = []
-    if isinstance(encoder, nn.Module):
+    if isinstance(encoder, Encoder):
+        own = encoder.spec.image_size
         if image_size and image_size != own:
-            encoder.spec = spec.model_copy(update={"image_size": image_size})
+            encoder.spec = encoder.spec.model_copy(update={"image_size": image_size})
             fit_size(encoder, own)
             notices.append(f"was trained on images of {own} pixels and gets {image_size}")
             notices += size_notices(encoder)
@@ -229,7 +230,7 @@ def _open_object(what: Any, image_size: int | None) -> Opened:
     size = image_size or own_size(what)
     name = type(what).__name__
     if hasattr(what, "embed_dim"):
-        return Opened(what, name, size)
+        return Opened(cast("Any", what), name, size)
     if isinstance(what, nn.Module):
         return Opened(TensorEncoder(what), name, size)
     name = getattr(what, "__name__", name)

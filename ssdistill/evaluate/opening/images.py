@@ -103,19 +103,19 @@ def open_images(
     if settings.kind == Folder.kind and settings.image_size is None:
         size = max(sizes, default=size)
     stores = open_stores(source, settings, size, user_path(root) / "data")
-    splits = [stores[name] for name in SPLITS]
+    train, test = (stores[name] for name in SPLITS)
     for warning in source.warnings(labels=True):
         log.warning("%s", warning)
     if not source.has_test:
         log.warning("data: no test images; using the training images instead")
     if source.has_labels:
-        for store in splits:
+        for store in (train, test):
             store.labels  # noqa: B018  # report invalid labels before anything is encoded
     plain = settings.model_dump(mode="json", exclude_defaults=True) | {"kind": settings.kind}
     description = source.description
     if window := stores["train"].window:
         description += f", black {window[0]:g}, white {window[1]:g}"
-    return Shown(*splits, source.has_labels, description, plain)
+    return Shown(train, test, source.has_labels, description, plain)
 
 
 def _is_sequence(data: Any) -> bool:

@@ -3,6 +3,7 @@
 import copy
 import time
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -48,6 +49,8 @@ class FineTuningTask(Task):
     """
 
     num_views = 1
+    encoder: nn.Module
+    target_N: Tensor
 
     def __init__(
         self,
@@ -92,7 +95,7 @@ def finetune(subject: Subject, how: FineTuning) -> SupervisedResult:
     batch_size, num_steps = how.length(len(rows_M))
     encode = {"image_size": subject.image_size, "precision": subject.precision}
     width = extract(encoder, subject.test.images[:1], progress=False, **encode).shape[1]
-    head = nn.utils.skip_init(nn.Linear, width, len(classes_K))
+    head = cast("nn.Linear", nn.utils.skip_init(nn.Linear, width, len(classes_K)))
     for parameter, drawn in zip(
         head.parameters(),
         first_weights(how.head_init, len(classes_K), width, how.seed),
@@ -146,9 +149,9 @@ def draw_fraction(target_N: Tensor, fraction: float, seed: int) -> Tensor:
 
     Of two fractions drawn with one seed the smaller is part of the larger.
     """
-    rng, target_N = np.random.default_rng(seed), target_N.cpu().numpy()
+    rng, label_N = np.random.default_rng(seed), target_N.cpu().numpy()
     drawn = []
-    for label in np.unique(target_N):
-        rows = rng.permutation(np.flatnonzero(target_N == label))
+    for label in np.unique(label_N):
+        rows = rng.permutation(np.flatnonzero(label_N == label))
         drawn.append(rows[: max(1, round(fraction * len(rows)))])
     return torch.from_numpy(np.sort(np.concatenate(drawn)))

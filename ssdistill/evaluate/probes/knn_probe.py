@@ -15,7 +15,10 @@ from ssdistill.label_free.nearest import neighbors
 from ssdistill.label_free.vectors import Distance, as_rows
 
 Weights = Literal["softmax", "inverse", "uniform"]
-SUITABLE = {"cosine": ("softmax", "uniform"), "euclidean": ("inverse", "uniform")}
+SUITABLE: dict[Distance, tuple[Weights, ...]] = {
+    "cosine": ("softmax", "uniform"),
+    "euclidean": ("inverse", "uniform"),
+}
 """Vote weights that suit each distance."""
 VOTES = 2**23
 """Votes held at a time, all classes counted (64 MiB)."""
@@ -143,9 +146,9 @@ def _checked(
     ks: Sequence[int],
     k: int,
     temperatures: Sequence[float],
-    distance: str,
-    weights: str | None,
-) -> str:
+    distance: Distance,
+    weights: Weights | None,
+) -> Weights:
     """The weights.
 
     Raises:

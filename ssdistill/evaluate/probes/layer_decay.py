@@ -1,5 +1,7 @@
 """Smaller learning rates for layers nearer to the input."""
 
+from typing import Any, cast
+
 from torch import nn
 
 from ssdistill.models.model import Model
@@ -47,7 +49,8 @@ def _layers(net: nn.Module) -> dict[str, int]:
     else:
         from timm.models import group_parameters
 
-        by_name = group_parameters(net, net.group_matcher(coarse=False), reverse=True)
+        matcher = cast("Any", net).group_matcher(coarse=False)
+        by_name = group_parameters(net, matcher, reverse=True)
         layer_by_name = {name: by_name[name] for name in names if name in by_name}
     # Removed blocks leave no gap.
     dense = {old: new for new, old in enumerate(sorted(set(layer_by_name.values())))}

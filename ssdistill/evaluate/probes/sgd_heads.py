@@ -19,6 +19,9 @@ class Heads(nn.Module):
         unit: divide them by their length before.
     """
 
+    shift_D: Tensor | None
+    factor_D: Tensor | None
+
     def __init__(
         self,
         count: int,
@@ -39,7 +42,7 @@ class Heads(nn.Module):
         """Logits (B, P, K) of features as the encoder gives them."""
         if self.unit:
             z_BD = functional.normalize(z_BD, dim=1)
-        if self.shift_D is not None:
+        if self.shift_D is not None and self.factor_D is not None:
             z_BD = (z_BD - self.shift_D) * self.factor_D
         weight_MD, bias_M = torch.cat(list(self.weights)), torch.cat(list(self.biases))
         logits_BM = functional.linear(z_BD, weight_MD, bias_M)
@@ -65,6 +68,7 @@ class HeadsTask(Task):
     """
 
     num_views = 1
+    target_N: Tensor
 
     def __init__(
         self,

@@ -146,7 +146,7 @@ def _scale(train_ND: Tensor, scaling: Scaling) -> tuple[Tensor | None, Tensor | 
     if scaling == "standard":
         mean_D, scale_D = standardization(train_ND)
         return mean_D, 1 / scale_D
-    total_D = square_D = 0.0
+    total_D = square_D = train_ND.new_zeros(train_ND.shape[1], dtype=torch.float64)
     for piece_nD in train_ND.split(piece_rows(train_ND.shape[1])):
         unit_nD = functional.normalize(piece_nD, dim=1).double()
         total_D, square_D = total_D + unit_nD.sum(0), square_D + unit_nD.square().sum(0)

@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -56,8 +56,10 @@ class LabeledTraining:
         What does not fill a last batch waits for the next epoch.
         """
         batch_size = min(self.batch_size, num_images)
-        steps = self.steps or max(1, round(self.epochs * (num_images // batch_size)))
-        return batch_size, steps
+        if self.steps:
+            return batch_size, self.steps
+        epochs = cast("float", self.epochs)  # one of the two is set
+        return batch_size, max(1, round(epochs * (num_images // batch_size)))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -154,7 +156,7 @@ def fit_with_labels(
     rows_M: Tensor,
     how: LabeledTraining,
     optim: OptimSettings,
-    precision: str = "32-true",
+    precision: Literal["32-true", "bf16-mixed"] = "32-true",
 ) -> list[float]:
     """Train ``task`` on some of the training images; it holds their labels itself.
 

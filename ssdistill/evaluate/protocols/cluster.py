@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -181,12 +181,14 @@ def _fits(
     from sklearn.exceptions import ConvergenceWarning
 
     for own in np.random.default_rng(seed).integers(2**31, size=restarts).tolist():
+        # scikit-learn has no types; a checker takes those of the defaults.
+        settings: dict[str, Any] = {"n_init": 1, "random_state": own}
         if batch_size is None:
-            model = KMeans(clusters, n_init=1, random_state=own)
+            model = KMeans(clusters, **settings)
         else:
-            model = MiniBatchKMeans(clusters, n_init=1, random_state=own, batch_size=batch_size)
+            model = MiniBatchKMeans(clusters, batch_size=batch_size, **settings)
         with warnings.catch_warnings():
             # Fewer different embeddings than clusters: said by the number of clusters found.
             warnings.simplefilter("ignore", ConvergenceWarning)
             assignment_N = model.fit_predict(z_ND)
-        yield float(model.inertia_), assignment_N
+        yield float(cast("float", model.inertia_)), assignment_N

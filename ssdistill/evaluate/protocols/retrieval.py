@@ -71,7 +71,7 @@ class Retrieval(Protocol):
             progress=subject.progress,
         )
         measures = {f"recall_at_{k}": share for k, share in scores.recall_at_k.items()}
-        details = {"queries": scores.n_queries, "gallery": scores.n_gallery}
+        details: dict[str, Any] = {"queries": scores.n_queries, "gallery": scores.n_gallery}
         details["queries_without_match"] = scores.unmatched
         if beyond:
             details["left_out"] = f"recall at {', '.join(map(str, beyond))}: {count} images"

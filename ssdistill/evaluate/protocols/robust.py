@@ -1,7 +1,7 @@
 """Protocol ``robust``: accuracy on corrupted test images."""
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -17,8 +17,12 @@ from ssdistill.evaluate.protocols.linear import LinearProbe, linear_probe
 from ssdistill.evaluate.subject import Subject
 from ssdistill.settings import NonNegativeInt, PositiveInt
 
-Name = Literal[tuple(CORRUPTIONS)]
-Severity = Literal[SEVERITIES]
+if TYPE_CHECKING:
+    Name = str
+    Severity = int
+else:
+    Name = Literal[tuple(CORRUPTIONS)]
+    Severity = Literal[SEVERITIES]
 
 
 class Robust(Protocol):

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import BeforeValidator, Field
 from torch import Tensor
@@ -125,7 +125,7 @@ class Transfer(Protocol):
         return classification, chosen
 
 
-def names(datasets: Sequence[Settings]) -> list[str]:
+def names(datasets: "Sequence[AnySource]") -> list[str]:
     """One name for each, of letters, digits and ``_``; equal ones are numbered from 2."""
     names_in_use: list[str] = []
     for settings in datasets:
@@ -138,11 +138,11 @@ def names(datasets: Sequence[Settings]) -> list[str]:
     return names_in_use
 
 
-def _validated(entry: Any) -> Settings:
+def _validated(entry: Any) -> "AnySource":
     from ssdistill.settings.problems import validated  # it reads this module's schema
 
     if isinstance(entry, Settings):
-        return entry
+        return cast("AnySource", entry)
     values = _kind_alone(entry)
     if not isinstance(values, dict):
         raise UserError(
@@ -151,10 +151,10 @@ def _validated(entry: Any) -> Settings:
         )
     kind = values.get("kind", "")
     SOURCES[kind]  # an unknown kind is refused with the nearest one
-    return validated(SOURCES.schema(kind), values, "transfer.datasets")
+    return cast("AnySource", validated(SOURCES.schema(kind), values, "transfer.datasets"))
 
 
-def _open(settings: Settings, name: str, subject: Subject) -> _Opened:
+def _open(settings: "AnySource", name: str, subject: Subject) -> _Opened:
     """The stores of a data set, made where they are not there.
 
     Raises:

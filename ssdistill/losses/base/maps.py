@@ -119,7 +119,7 @@ def resize_map(x_BCHW: Tensor, size: Sequence[int]) -> Tensor:
     if (height, width) == tuple(size):
         return x_BCHW
     if height >= size[0] and width >= size[1]:
-        return F.adaptive_avg_pool2d(x_BCHW, size)
+        return F.adaptive_avg_pool2d(x_BCHW, (size[0], size[1]))
     return F.interpolate(x_BCHW, size, mode="bilinear", align_corners=False)
 
 

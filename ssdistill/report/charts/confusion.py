@@ -93,7 +93,7 @@ def _cells(confusion_KK: np.ndarray, names: Sequence[str], width: float) -> tupl
 
 
 def _cell(at: tuple[float, float], cell: float, share: float, right: bool, count: int) -> str:
-    strength = _strength(np.float64(share), right)
+    strength = float(_strength(np.asarray(share, dtype=float), right))
     side = cell - 1.5
     # Numbers stay readable: smaller where cells are, in the color of the paper on strong ones.
     font = min(12.5, 0.92 * side / (0.58 * max(len(str(count)), 2)))

@@ -49,7 +49,7 @@ def map_svg(
     points_N2, height = np.asarray(points_N2, dtype=float), height or width * SHAPE
     used = sorted(set(labels_N.tolist())) if labels_N is not None else []
     named = 0 < len(used) <= MOST_NAMED
-    shown = [Entry(names[k], f"var(--m{k % len(LIGHT)})", mark=_mark(k)) for k in used]
+    shown = [Entry(str(names[k]), f"var(--m{k % len(LIGHT)})", mark=_mark(k)) for k in used]
     classes, top = legend(shown, width) if named else ("", 30.0)
     # A long legend takes no room from the dots.
     height = max(height, top + LEAST_SHAPE * width)

@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,8 +112,10 @@ def cell(row: ResultRow, column: Column) -> str:
     if mean is None:
         return MISSING
     if column.scale == "times":
-        ends = [row.mean(f"{column.metric}_{end}") for end in ("low", "high")]
-        interval = "" if None in ends else f" ({_times(ends[0])} to {_times(ends[1])})"
+        low, high = (row.mean(f"{column.metric}_{end}") for end in ("low", "high"))
+        interval = ""
+        if low is not None and high is not None:
+            interval = f" ({_times(low)} to {_times(high)})"
         return f"{_times(mean)}×{interval}"
     if column.scale != "plain":
         return scaled(mean, column.scale)
@@ -169,7 +171,7 @@ def _caption(
     )
 
 
-def origins(records: Iterable[dict[str, Any]]) -> list[str]:
+def origins(records: Iterable[Mapping[str, Any]]) -> list[str]:
     """Every distinct hardware and every distinct set of versions among the records."""
     facts = [record.get("provenance") or {} for record in records]
     machines = dict.fromkeys(filter(None, map(describe_hardware, facts)))

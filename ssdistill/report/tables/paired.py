@@ -48,7 +48,7 @@ def _cells(tests: Sequence[dict[str, Any]]) -> tuple[str, str, str]:
     low, high = min(test["low"] for test in tests), max(test["high"] for test in tests)
     largest = max(test["p_value"] for test in tests)
     counts = {v: sum(t["verdict"] == v for t in tests) for v in {t["verdict"] for t in tests}}
-    verdicts = sorted(counts, key=counts.get, reverse=True)
+    verdicts = sorted(counts, key=counts.__getitem__, reverse=True)
     verdict = (
         verdicts[0] if len(verdicts) == 1 else ", ".join(f"{v} ({counts[v]})" for v in verdicts)
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import combinations
-from typing import Any
+from typing import Any, cast
 
 from ssdistill.report.tables.models import ResultRow, Table, results_rows
 
@@ -26,7 +26,7 @@ def kendall_tau(xs: Sequence[float], ys: Sequence[float]) -> float:
     """
     from scipy.stats import kendalltau
 
-    return float(kendalltau(xs, ys).statistic)
+    return float(cast("Any", kendalltau(xs, ys)).statistic)
 
 
 def rankings_table(records: Sequence[dict[str, Any]]) -> Table | None:
@@ -53,16 +53,21 @@ def rankings_table(records: Sequence[dict[str, Any]]) -> Table | None:
 
 
 def _compared(rows: Sequence[ResultRow], metric: str, probe: str) -> str:
-    values, probed = [row.mean(metric) for row in rows], [row.mean(probe) for row in rows]
+    values, probed = [_mean(row, metric) for row in rows], [_mean(row, probe) for row in rows]
     apart = [(a, b) for a, b in combinations(rows, 2) if _gap(a, b, probe) > _doubt(a, b, probe)]
     concordant = sum(
-        (a.mean(metric) - b.mean(metric)) * (a.mean(probe) - b.mean(probe)) > 0 for a, b in apart
+        (_mean(a, metric) - _mean(b, metric)) * (_mean(a, probe) - _mean(b, probe)) > 0
+        for a, b in apart
     )
     return f"{kendall_tau(values, probed):+.2f} ({concordant} of {len(apart)})"
 
 
+def _mean(row: ResultRow, metric: str) -> float:
+    return cast("float", row.mean(metric))  # what is compared, all rows have
+
+
 def _gap(a: ResultRow, b: ResultRow, metric: str) -> float:
-    return abs(a.mean(metric) - b.mean(metric))
+    return abs(_mean(a, metric) - _mean(b, metric))
 
 
 def _doubt(a: ResultRow, b: ResultRow, metric: str) -> float:

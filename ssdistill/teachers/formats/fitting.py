@@ -2,7 +2,9 @@
 
 import inspect
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import timm
 from torch import Tensor, nn
@@ -103,7 +105,7 @@ def _through_timm(net: nn.Module, name: str, state: dict[str, Tensor]) -> dict[s
     return {k: state[k] if _is_filter(k, v, state) else v for k, v in converted.items()}
 
 
-def _arguments(function: object) -> set[str]:
+def _arguments(function: Callable[..., Any]) -> set[str]:
     return set(inspect.signature(function).parameters)
 
 

@@ -10,11 +10,12 @@ import pickle
 import pickletools
 import re
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch._utils import _rebuild_tensor
 
 NUMBERS = re.compile(r"[<>=|]?(f2|f4|f8|i1|i2|i4|i8|u1|b1)")
 """Numpy's names of the number types that tensors have too."""
@@ -122,7 +123,7 @@ class _Function:
 
 
 def _tensor(storage: Any, offset: int, size: tuple, stride: tuple, *_: Any) -> Tensor:
-    return torch._utils._rebuild_tensor(storage, offset, size, stride)
+    return _rebuild_tensor(storage, offset, size, stride)
 
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:
@@ -172,7 +173,8 @@ def refuse_bombs(file: Any) -> None:
     """
     start = file.tell()
     for opcode, argument, _ in pickletools.genops(file):
-        if opcode.name in ("PUT", "LONG_BINPUT") and argument > LARGEST_MEMO:
+        # These two have a number; the argument of other opcodes may be anything.
+        if opcode.name in ("PUT", "LONG_BINPUT") and cast("int", argument) > LARGEST_MEMO:
             raise pickle.UnpicklingError(f"it requests a memo of {argument} entries")
     file.seek(start)
 

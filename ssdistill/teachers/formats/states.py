@@ -59,7 +59,7 @@ def _collect(loaded: Any, path: Path) -> dict[str, Tensor]:
         if isinstance(value, Tensor | Unusable):
             name = ".".join(parts)
             why = value.why if isinstance(value, Unusable) else unusable(value)
-            if why is not None:
+            if why is not None or isinstance(value, Unusable):
                 raise UserError(f"{path}: tensor '{name}' {why}")
             tensors[name] = plain(value)
         elif isinstance(value, dict):

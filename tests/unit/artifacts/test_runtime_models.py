@@ -216,3 +216,11 @@ def test_threads_are_those_asked_for_inside_and_the_same_again_after(count, insi
         assert torch.get_num_threads() == inside
         _ = 1 / 0
     assert torch.get_num_threads() == 1
+
+
+def test_a_file_of_any_size_says_how_many_channels_it_takes(make):
+    model = make("uint8", (1, None, None), spec=None)
+    with pytest.raises(
+        UserError, match=r"takes inputs of shape \(1, None, None\), got \(3, 4, 4\)"
+    ):
+        model(torch.rand(2, 3, 4, 4))

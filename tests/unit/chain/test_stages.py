@@ -346,3 +346,12 @@ def test_a_copy_of_another_stage_is_not_taken_for_its_own(runs, change, words):
     for call in (other.record, other.status, lambda root: run_stage(other, root, nothing)):
         with pytest.raises(UserError, match=words):
             call(runs)
+
+
+def test_a_record_that_others_read_must_be_there(runs):
+    stage = make_stage()
+    run_stage(stage, runs, nothing)
+    assert stage.written(runs).role == "teacher"
+    (stage.folder(runs) / "run.json").unlink()
+    with pytest.raises(UserError, match=r"run\.json is missing; copy it back, or run"):
+        stage.written(runs)
