@@ -104,7 +104,7 @@ def _step_maker(
 
 def _step(training: Training, fabric: "Fabric") -> Callable[[], None]:
     """One training step to be timed, views included; it changes the task it is given."""
-    task, batch = training.task, training.loader.batch(0)
+    task, batch = training.task, training.batch(0)
     task.to(fabric.device, memory_format=training.memory_format).train()
     model, optimizer = fabric.setup(task, build_optimizer(task, training.optim))
 
