@@ -109,7 +109,7 @@ def _step(training: Training, fabric: "Fabric") -> Callable[[], None]:
     model, optimizer = fabric.setup(task, build_optimizer(task, training.optim))
 
     def step() -> None:
-        losses = model(training.views(batch), batch)
+        losses = model(training.views(batch), replace(batch, crops={}))
         fabric.backward(sum(losses.values()))
         optimizer.step()
         optimizer.zero_grad()

@@ -83,7 +83,7 @@ def decode(data: bytes, reduction: int = 1, window: Window | None = None) -> tup
     pixels = read_pixels(data)
     if pixels.dtype != np.uint8:
         pixels = render(pixels, window or full_range(pixels.dtype))
-    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1), 1
+    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1), 1
 
 
 def _drafted(data: bytes, reduction: int) -> tuple[Tensor, int]:
@@ -92,8 +92,8 @@ def _drafted(data: bytes, reduction: int) -> tuple[Tensor, int]:
         whole = image.width
         image.draft("RGB", (image.width // reduction, image.height // reduction))
         factor = round(whole / image.width)
-        pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1), factor
+        pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    return torch.from_numpy(pixels).permute(2, 0, 1), factor
 
 
 def cut(image_CHW: Tensor, box: Box) -> Tensor:

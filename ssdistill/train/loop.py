@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -169,7 +169,8 @@ class _Update:
             compare: measure the gradient of each loss, too.
         """
         lr = set_rates(self.optimizer, self.optim, batch.step, self.num_steps)
-        losses = self.model(views, batch)
+        # The views are made; a compiled or wrapped task has no use for what they were made of.
+        losses = self.model(views, replace(batch, crops={}))
         weights = self.task.weights_at(batch.step, self.num_steps)
         weighted = {name: weights[name] * loss for name, loss in losses.items()}
         total = torch.as_tensor(sum(weighted.values()))
