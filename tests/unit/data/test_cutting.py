@@ -47,7 +47,7 @@ def test_a_reduced_image_gives_nearly_the_same_view(factor):
     assert 10 * torch.log10(255**2 / error) > 35
 
 
-def test_only_jpegs_are_reduced(self):
+def test_only_jpegs_are_reduced():
     file = io.BytesIO()
     Image.fromarray(picture_of(1, 64, 64)).save(file, "PNG")
     image, factor = cutting.decode(file.getvalue(), 4)
