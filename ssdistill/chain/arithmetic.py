@@ -113,13 +113,13 @@ def _step_maker(
 
 def _step(training: Training, fabric: "Fabric") -> Callable[[], None]:
     """One training step to be timed, views included; it changes the task it is given."""
-    task, batch = training.task, training.loader.batch(0)
+    task, batch = training.task, training.batch(0)
     # torch takes a memory format beside the device, which its overloads leave out.
     task.to(fabric.device, memory_format=training.memory_format).train()  # pyright: ignore[reportCallIssue]
     model, optimizer = fabric.setup(task, build_optimizer(task, training.optim))
 
     def step() -> None:
-        losses = model(training.views(batch), batch)
+        losses = model(training.views(batch), replace(batch, crops={}))
         fabric.backward(cast("Tensor", sum(losses.values())))
         optimizer.step()
         optimizer.zero_grad()

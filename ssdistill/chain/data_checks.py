@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ssdistill.data.image_set import ImageSet
 from ssdistill.data.splits import Source, Unlabeled
-from ssdistill.data.store import Store
 from ssdistill.errors import UserError
 from ssdistill.evaluate.labels import look_at_labels
 from ssdistill.experiment.schema import Experiment
@@ -38,7 +38,7 @@ class Findings:
     warnings: list[str]
 
 
-def check_data(experiment: Experiment, source: Source, stores: dict[str, Store]) -> Findings:
+def check_data(experiment: Experiment, source: Source, stores: dict[str, ImageSet]) -> Findings:
     """Check images and, if labels will be used, labels.
 
     Raises:
@@ -68,7 +68,7 @@ def check_data(experiment: Experiment, source: Source, stores: dict[str, Store])
     return findings
 
 
-def _refuse_selection(train: Store, experiment: Experiment) -> None:
+def _refuse_selection(train: ImageSet, experiment: Experiment) -> None:
     rows = {"distill": experiment.distill}
     rows |= {f"compare.{name}": row for name, row in experiment.compare.items()}
     for key, settings in rows.items():
@@ -79,7 +79,7 @@ def _refuse_selection(train: Store, experiment: Experiment) -> None:
             )
 
 
-def _refuse_constant(train: Store, experiment: Experiment) -> None:
+def _refuse_constant(train: ImageSet, experiment: Experiment) -> None:
     first = np.asarray(train.images[0])
     if not _holds_everywhere(train, lambda images_NHWC: images_NHWC == first):
         return
@@ -96,7 +96,7 @@ def _refuse_constant(train: Store, experiment: Experiment) -> None:
     )
 
 
-def _constant_warnings(train: Store, test: Store) -> list[str]:
+def _constant_warnings(train: ImageSet, test: ImageSet) -> list[str]:
     warnings = []
     if _holds_everywhere(train, lambda images_NHWC: images_NHWC == images_NHWC[:, :1, :1]):
         warnings.append(
@@ -112,7 +112,7 @@ def _constant_warnings(train: Store, test: Store) -> list[str]:
     return warnings
 
 
-def _holds_everywhere(store: Store, holds: Callable[[np.ndarray], np.ndarray]) -> bool:
+def _holds_everywhere(store: ImageSet, holds: Callable[[np.ndarray], np.ndarray]) -> bool:
     """Whether a property holds for every pixel; a sample is checked first."""
     images_NHWC = store.images
     sample = images_NHWC[:: -(-len(store) // SAMPLE)]
@@ -132,7 +132,7 @@ def _missing_test(experiment: Experiment, source: Source) -> list[str]:
     ]
 
 
-def _few_to_compress(experiment: Experiment, train: Store) -> list[str]:
+def _few_to_compress(experiment: Experiment, train: ImageSet) -> list[str]:
     if len(train) >= FEW_IMAGES or experiment.compressed is None:
         return []
     return [
@@ -141,7 +141,7 @@ def _few_to_compress(experiment: Experiment, train: Store) -> list[str]:
     ]
 
 
-def _few(source: Source, test: Store) -> list[str]:
+def _few(source: Source, test: ImageSet) -> list[str]:
     if len(test) >= CKA_AT_LEAST:
         return []
     metrics = "agree/* (requires 4)"

@@ -15,6 +15,7 @@ from ssdistill.chain.report import Report, make_report
 from ssdistill.chain.requirements import check_batches, chosen_stems
 from ssdistill.chain.stages import Identity, Stage, execute, locked, set_aside
 from ssdistill.chain.workspace import Workspace, open_workspace
+from ssdistill.data.originals import Originals
 from ssdistill.errors import DamagedFile
 from ssdistill.experiment.schema import Experiment
 from ssdistill.files import user_path
@@ -161,6 +162,11 @@ def describe_data(workspace: Workspace) -> None:
         f"{workspace.source.description}: {len(train)} training and {len(test)} test images, "
         f"{size}x{size}"
     ]
+    if isinstance(train, Originals):
+        lines.append(
+            f"views are cut from the originals, decoded whenever they are read "
+            f"(data.pixels={workspace.experiment.data.pixels})"
+        )
     if workspace.classes:
         lines.append(workspace.classes)
     window = getattr(train, "window", None)

@@ -26,7 +26,7 @@ def iterate_total_losses(training: Training, device: torch.device) -> Iterator[T
     heads = [p for p in task.parameters() if p.requires_grad and p not in trainable]
     optimizer = torch.optim.AdamW(heads, HEAD_RATE) if heads else None
     student.requires_grad_(False)
-    for batch in training.loader.iterate(0):
+    for batch in training.batches():
         if batch.step == HEAD_STEPS:
             _thaw(trainable)
         if batch.step < HEAD_STEPS and optimizer is None:

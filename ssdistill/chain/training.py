@@ -132,6 +132,7 @@ def prepare(
             num_steps,
             torch_device,
             neighbors=task.neighbors_NK,
+            ahead=device.prefetch,
         ),
         recipes=tuple(ViewRecipe.model_validate(recipe) for recipe in config["views"]),
         mix=mix and MixSettings.model_validate(mix),

@@ -21,10 +21,10 @@ from ssdistill.chain.data_checks import FEW_IMAGES, check_data
 from ssdistill.chain.requirements import check_device, check_networks
 from ssdistill.chain.stage_files import read_array
 from ssdistill.chain.stages import Stage
+from ssdistill.data.image_set import ImageSet
 from ssdistill.data.opening import open_source, open_stores
 from ssdistill.data.recipes import RECIPES, ViewRecipe
 from ssdistill.data.splits import Source
-from ssdistill.data.store import Store
 from ssdistill.data.views import eval_view, make_view
 from ssdistill.errors import DamagedFile, UserError
 from ssdistill.experiment.schema import Experiment
@@ -65,8 +65,8 @@ class Workspace:
     experiment: Experiment
     root: Path
     source: Source
-    train: Store
-    test: Store
+    train: ImageSet
+    test: ImageSet
     classes: str | None = None
     warnings: list[str] = field(default_factory=list)
     _specs: dict[str, EncoderSpec] = field(default_factory=dict)
@@ -273,7 +273,9 @@ def open_workspace(experiment: Experiment, root: Path) -> Workspace:
         raise UserError(f"--runs {root}: is a file; pass a folder")
     source = open_source(experiment.data)
     size = experiment.data.image_size or source.default_image_size
-    stores = open_stores(source, experiment.data, size, root / "data")
+    stores = open_stores(
+        source, experiment.data, size, root / "data", workers=experiment.device.workers
+    )
     data = check_data(experiment, source, stores)
     train, test = stores["train"], stores["test"]
     workspace = Workspace(experiment, root, data.source, train, test, data.classes, data.warnings)

@@ -1,5 +1,6 @@
 """Decode image files of any format and crop them to squares."""
 
+import io
 import os
 import stat
 import threading
@@ -12,8 +13,9 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ssdistill.data.bad_image import BadImage
-from ssdistill.data.bands import check_bands, is_stack
+from ssdistill.data.bands import check_bands
 from ssdistill.data.deep_pixels import FORMATS, deep_pixels, full_range, is_deep, render
+from ssdistill.data.header import ORIENTATION, check_size, refuse_stack, too_large
 from ssdistill.errors import one_line
 
 __all__ = [
@@ -31,8 +33,6 @@ GIANT_PIXELS = 1 << 25
 per core."""
 STRIP_ROWS = 512
 """Rows of such an image that are converted at a time."""
-ORIENTATION = 0x0112
-"""EXIF tag."""
 ANIMATIONS = ("GIF", "PNG", "WEBP", "AVIF")
 TRANSPARENT = ("RGBA", "RGBa", "LA", "La", "PA")
 FILE_TYPES = {
@@ -59,8 +59,8 @@ def read_image(path: str | Path) -> np.ndarray:
     return render(pixels, full_range(pixels.dtype))
 
 
-def read_pixels(path: str | Path, note: Callable[[str], None] | None = None) -> np.ndarray:
-    """Read a file, upright: 8-bit images as RGB, deeper ones with their own values.
+def read_pixels(path: str | Path | bytes, note: Callable[[str], None] | None = None) -> np.ndarray:
+    """Read a file, or its bytes, upright: 8-bit images as RGB, deeper ones with their own values.
 
     Gray becomes three equal channels; anything transparent (alpha, or a transparent palette
     entry or color) is composited on white; CMYK is read with inverted inks, as Adobe writes
@@ -82,9 +82,9 @@ def read_pixels(path: str | Path, note: Callable[[str], None] | None = None) -> 
     """
     size = "its"
     try:
-        with open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
+        with _opened(path) as file, Image.open(file, formats=FORMATS) as image:
             size = f"{image.width}x{image.height}"
-            _check_size(image)
+            check_size(image)
             check_bands(image)
             _check_frames(image, note)
             giant = image.width * image.height > GIANT_PIXELS
@@ -95,7 +95,7 @@ def read_pixels(path: str | Path, note: Callable[[str], None] | None = None) -> 
     except BadImage:
         raise
     except Image.DecompressionBombError as error:
-        raise BadImage(_too_large()) from error
+        raise BadImage(too_large()) from error
     except UnidentifiedImageError as error:
         raise BadImage(_unidentified(path)) from error
     except MemoryError as error:
@@ -106,17 +106,23 @@ def read_pixels(path: str | Path, note: Callable[[str], None] | None = None) -> 
         raise BadImage(f"damaged ({one_line(error)})") from error
 
 
-def is_deep_file(path: str | Path) -> bool:
-    """Whether the image in a file has more than 8 bits a channel; False if unreadable."""
+def is_deep_file(path: str | Path | bytes) -> bool:
+    """Whether an image in a file, or in its bytes, has more than 8 bits a channel.
+
+    False for what cannot be read.
+    """
     try:
-        with open_regular(path) as file:
+        with _opened(path) as file:
             return is_deep(file)
     except Exception:  # reported when the image is read
         return False
 
 
-@contextmanager
-def open_regular(path: str | Path) -> Iterator[IO[bytes]]:
+def _opened(path: str | Path | bytes) -> IO[bytes]:
+    return io.BytesIO(path) if isinstance(path, bytes) else open_regular(path)
+
+
+def open_regular(path: str | Path) -> IO[bytes]:
     """Open a regular file, or a link to one; never block on a pipe or device.
 
     Raises:
@@ -126,9 +132,13 @@ def open_regular(path: str | Path) -> Iterator[IO[bytes]]:
     _check_regular(os.stat(path).st_mode)
     # What has become a pipe in the meantime must not be waited for either.
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    with os.fdopen(handle, "rb") as file:
+    file = os.fdopen(handle, "rb")
+    try:
         _check_regular(os.fstat(handle).st_mode)
-        yield file
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
 @contextmanager
@@ -161,29 +171,18 @@ def square(image_HWC: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))
 
 
-def _check_size(image: Image.Image) -> None:
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and image.width * image.height > limit:
-        raise BadImage(f"{image.width}x{image.height} is {_too_large()}")
-
-
-def _too_large() -> str:
-    return f"more than {Image.MAX_IMAGE_PIXELS} pixels; raise data.max_pixels to read it"
-
-
 def _check_frames(image: Image.Image, note: Callable[[str], None] | None) -> None:
-    if is_stack(image):
-        pages = getattr(image, "n_frames", 1)
-        raise BadImage(f"a stack of {pages} pages; save each page as a separate file")
+    refuse_stack(image)
     if note and image.format in ANIMATIONS and getattr(image, "is_animated", False):
         note("animated: only the first frame is read")
 
 
-def _unidentified(path: str | Path) -> str:
-    if os.path.getsize(path) == 0:
+def _unidentified(path: str | Path | bytes) -> str:
+    with _opened(path) as file:
+        head = file.read(4)
+    if not head:
         return "empty file"
-    with open(path, "rb") as file:
-        tiff = file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+    tiff = head in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
     more = " (a TIFF with an unusual number of bands or bits)" if tiff else ""
     return f"Pillow cannot read this file{more}"
 

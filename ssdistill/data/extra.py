@@ -1,5 +1,7 @@
 """Extra views for single losses: rotations, neighbors, mixtures."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -7,7 +9,7 @@ from ssdistill.data.batch import Batch
 from ssdistill.data.counter_rng import uniform
 from ssdistill.data.mixing import centered_box, paste
 from ssdistill.data.recipes import ViewRecipe
-from ssdistill.data.views import make_view
+from ssdistill.data.views import apply_to_crops, make_view
 from ssdistill.errors import UserError
 
 EXTRA = (
@@ -77,28 +79,52 @@ def _neighbor_views(
     seed: int,
     size: int,
 ) -> dict[str, Tensor]:
-    if batch.neighbors_BHWC is None:
+    if batch.neighbors_BHWC is None and not batch.crops.keys() - range(len(recipes)):
         raise ValueError(
             f"{', '.join(names)}: the loader has no neighbors; pass neighbors to Loader"
         )
-    sides = [recipe.size or size for recipe in recipes]
-    full = [r for r, side in zip(recipes, sides, strict=True) if side == max(sides)]
-    recipe_by_name = {"neighbor_0": full[0], "neighbor_1": full[-1]}
-    # cutmix takes its rectangle from there.
-    needed = {*names, "neighbor_0"} if "cutmix" in names else names
+    planned = neighbor_views(names, recipes, size)
+    key = {"seed": seed, "epoch": batch.epoch, "index_B": batch.index_B}
     return {
-        name: make_view(
-            batch.neighbors_BHWC,
-            recipe,
-            seed=seed,
-            epoch=batch.epoch,
-            index_B=batch.index_B,
-            view=len(views) + number,
-            size=max(sides),
-        )
-        for number, (name, recipe) in enumerate(recipe_by_name.items())
-        if name in needed
+        name: apply_to_crops(crops.pixels_BCHW, crops.params)
+        if (crops := batch.crops.get(view.number))
+        else make_view(batch.neighbors_BHWC, view.recipe, view=view.number, size=view.side, **key)
+        for name, view in planned.items()
     }
+
+
+@dataclass(frozen=True)
+class PlannedView:
+    """A view to be drawn: its recipe, its number within the step, its side in pixels."""
+
+    recipe: ViewRecipe
+    number: int
+    side: int
+
+
+def plain_views(recipes: tuple[ViewRecipe, ...], size: int) -> list[PlannedView]:
+    """Return the view of each recipe."""
+    return [
+        PlannedView(recipe, number, recipe.size or size) for number, recipe in enumerate(recipes)
+    ]
+
+
+def neighbor_views(
+    names: tuple[str, ...], recipes: tuple[ViewRecipe, ...], size: int
+) -> dict[str, PlannedView]:
+    """Return the views of neighbors that the extra views called ``names`` need."""
+    if not NEEDS_NEIGHBORS & set(names):
+        return {}
+    plain = plain_views(recipes, size)
+    side = max(view.side for view in plain)
+    full = [view.recipe for view in plain if view.side == side]
+    planned = {
+        "neighbor_0": PlannedView(full[0], len(recipes), side),
+        "neighbor_1": PlannedView(full[-1], len(recipes) + 1, side),
+    }
+    # cutmix takes its rectangle from there.
+    needed = {*names, "neighbor_0"} if "cutmix" in names else {*names}
+    return {name: view for name, view in planned.items() if name in needed}
 
 
 def _cutmix(

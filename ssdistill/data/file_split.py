@@ -2,19 +2,21 @@
 
 import hashlib
 import os
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
-from ssdistill.data.decode import is_deep_file, read_pixels
-from ssdistill.data.splits import RawSplit
+from ssdistill.data.decode import is_deep_file, open_regular, read_pixels
+from ssdistill.data.encoded_split import EncodedSplit
 
 
 @dataclass
-class FileSplit(RawSplit):
+class FileSplit(EncodedSplit):
     """Image files below ``folder``; ``classes_N`` is each one's class, None if unlabeled."""
 
     title: str
@@ -31,22 +33,36 @@ class FileSplit(RawSplit):
     def __len__(self) -> int:
         return len(self.names)
 
+    def open(self, i: int) -> IO[bytes]:
+        return open_regular(self.folder / self.names[i])
+
+    def read(self, i: int) -> bytes:
+        with self.open(i) as file:
+            return file.read()
+
     def image(self, i: int) -> np.ndarray:
         return read_pixels(self.folder / self.names[i], partial(self._notes.__setitem__, i))
 
-    def deep_rows(self) -> list[int]:
+    def deep_rows(self) -> Sequence[int]:
         paths = [self.folder / name for name in self.names]
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             return [row for row, deep in enumerate(pool.map(is_deep_file, paths)) if deep]
-
-    def notes(self) -> list[str]:
-        return list(self._notes.values())
 
     def name(self, i: int) -> str:
         return self.names[i]
 
     def identity(self) -> str:
         digest = hashlib.sha256()
+        for line in self._lines():
+            digest.update(line)
+        return digest.hexdigest()
+
+    def stamps(self) -> np.ndarray:
+        lines = (hashlib.blake2b(line, digest_size=8).digest() for line in self._lines())
+        return np.frombuffer(b"".join(lines), dtype="<u8")
+
+    def _lines(self) -> Iterator[bytes]:
+        """Yield what changes with each file: name, bytes and time."""
         for name in self.names:
             # The time is part of it: bitmaps of one size in pixels are of one size in bytes.
             try:
@@ -54,8 +70,7 @@ class FileSplit(RawSplit):
                 line = f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n"
             except OSError:  # a link to nothing; a bad image, once it is read
                 line = f"{name}\0missing\n"
-            digest.update(line.encode("utf-8", "surrogateescape"))
-        return digest.hexdigest()
+            yield line.encode("utf-8", "surrogateescape")
 
     def labels(self) -> np.ndarray:
         if self.classes_N is None:

@@ -26,8 +26,8 @@ class Boxes:
 
 def random_boxes(
     uniform_BK: Tensor,
-    height: int,
-    width: int,
+    height: int | Tensor,
+    width: int | Tensor,
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> Boxes:
@@ -39,37 +39,44 @@ def random_boxes(
 
     Args:
         uniform_BK: (B, :data:`CROP_SLOTS`) float64 in [0, 1).
-        height, width: of the source images, pixels.
+        height, width: of the source images, pixels; one for all, or (B,) of each.
         scale: smallest and largest fraction of the source's area.
         ratio: smallest and largest width / height.
     """
     area_u_BT, ratio_u_BT, place_B2 = uniform_BK.split([CROP_TRIES, CROP_TRIES, 2], dim=1)
-    area_BT = height * width * (scale[0] + area_u_BT * (scale[1] - scale[0]))
+    height_B, width_B = (
+        torch.as_tensor(side, dtype=torch.float64, device=uniform_BK.device).expand(len(uniform_BK))
+        for side in (height, width)
+    )
+    high_B1, wide_B1 = height_B[:, None], width_B[:, None]
+    area_BT = high_B1 * wide_B1 * (scale[0] + area_u_BT * (scale[1] - scale[0]))
     low, high = math.log(ratio[0]), math.log(ratio[1])
     aspect_BT = torch.exp(low + ratio_u_BT * (high - low))
     width_BT = torch.round(torch.sqrt(area_BT * aspect_BT))
     height_BT = torch.round(torch.sqrt(area_BT / aspect_BT))
-    fits_BT = (width_BT > 0) & (width_BT <= width) & (height_BT > 0) & (height_BT <= height)
+    fits_BT = (width_BT > 0) & (width_BT <= wide_B1) & (height_BT > 0) & (height_BT <= high_B1)
     first_B1 = fits_BT.to(torch.uint8).argmax(dim=1, keepdim=True)
-    found_B = fits_BT.any(dim=1)
+    fits_B = fits_BT.any(dim=1)
 
-    last_height, last_width = _centered_box(height, width, ratio)
-    height_B = torch.where(found_B, height_BT.gather(1, first_B1)[:, 0], last_height)
-    width_B = torch.where(found_B, width_BT.gather(1, first_B1)[:, 0], last_width)
-    top_B = torch.floor(place_B2[:, 0] * (height - height_B + 1))
-    left_B = torch.floor(place_B2[:, 1] * (width - width_B + 1))
-    top_B = torch.where(found_B, top_B, (height - last_height) // 2)
-    left_B = torch.where(found_B, left_B, (width - last_width) // 2)
-    return Boxes(*(edge_B.to(torch.int64) for edge_B in (top_B, left_B, height_B, width_B)))
+    last_height_B, last_width_B = _centered_box(height_B, width_B, ratio)
+    box_height_B = torch.where(fits_B, height_BT.gather(1, first_B1)[:, 0], last_height_B)
+    box_width_B = torch.where(fits_B, width_BT.gather(1, first_B1)[:, 0], last_width_B)
+    top_B = torch.floor(place_B2[:, 0] * (height_B - box_height_B + 1))
+    left_B = torch.floor(place_B2[:, 1] * (width_B - box_width_B + 1))
+    top_B = torch.where(fits_B, top_B, torch.floor((height_B - last_height_B) / 2))
+    left_B = torch.where(fits_B, left_B, torch.floor((width_B - last_width_B) / 2))
+    edges = (top_B, left_B, box_height_B, box_width_B)
+    return Boxes(*(edge_B.to(torch.int64) for edge_B in edges))
 
 
-def _centered_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[int, int]:
-    """Return the fallback (height, width) of RandomResizedCrop."""
-    if width / height < min(ratio):
-        return round(width / min(ratio)), width
-    if width / height > max(ratio):
-        return height, round(height * max(ratio))
-    return height, width
+def _centered_box(
+    height_B: Tensor, width_B: Tensor, ratio: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    """Return the fallback (height, width) of RandomResizedCrop, at least one pixel each."""
+    narrow_B, wide_B = width_B / height_B < min(ratio), width_B / height_B > max(ratio)
+    last_height_B = torch.where(narrow_B, torch.round(width_B / min(ratio)), height_B)
+    last_width_B = torch.where(wide_B, torch.round(height_B * max(ratio)), width_B)
+    return last_height_B.clamp_min(1), last_width_B.clamp_min(1)
 
 
 def interpolation_matrix(

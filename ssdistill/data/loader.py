@@ -1,5 +1,6 @@
-"""Seeded batches of a store: the images of a step depend on (seed, step) alone."""
+"""Seeded batches of images: those of a step depend on (seed, step) alone."""
 
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -8,10 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssdistill.data.batch import Batch
+from ssdistill.data.batch import Batch, Crops
 from ssdistill.data.counter_rng import uniform
+from ssdistill.data.extra import PlannedView
+from ssdistill.data.image_set import ImageSet
+from ssdistill.data.order import shuffled
+from ssdistill.data.originals import Originals
 from ssdistill.data.read_ahead import ReadAhead
-from ssdistill.data.store import Store
+from ssdistill.data.view_plan import ViewPlan
 from ssdistill.errors import UserError
 
 RESIDENT_BYTES = 2 << 30
@@ -23,11 +28,13 @@ _NEIGHBOR = -2
 class Loader:
     """Random access to the batches of a training run.
 
-    Every epoch is a new permutation of the store, drawn from (seed, epoch); a batch never
+    Every epoch is a new permutation of the images, drawn from (seed, epoch); a batch never
     crosses epochs, and images that do not fill a last batch wait for the next permutation.
-    Any step can be requested at any time, so a resumed run continues where it stopped.
+    Any step can be requested at any time, so a resumed run continues where it stopped. Of
+    originals, a batch has the crops of its views instead of the images.
 
     Args:
+        store: the images.
         batch_size: images in a step, over all processes.
         seed: of the order, from 0.
         num_steps: optimizer steps of the whole training.
@@ -36,6 +43,7 @@ class Loader:
         neighbors: (N, k) rows of the store that are like each of its N images. A batch then
             also holds one of the k for every image, drawn by (seed, epoch, index).
         rows: positions in the store of the images to be seen; default all.
+        ahead: batches that are read before they are wanted; each is held in memory.
 
     Raises:
         UserError: more images in a batch than in the store, or a batch size that
@@ -45,7 +53,7 @@ class Loader:
 
     def __init__(
         self,
-        store: Store,
+        store: ImageSet,
         batch_size: int,
         seed: int,
         num_steps: int,
@@ -55,11 +63,12 @@ class Loader:
         rank: int = 0,
         neighbors: np.ndarray | None = None,
         rows: np.ndarray | None = None,
+        ahead: int = 1,
     ):
-        rows = np.arange(len(store)) if rows is None else rows
-        if batch_size > len(rows):
+        count = len(store) if rows is None else len(rows)
+        if batch_size > count:
             raise UserError(
-                f"batch_size={batch_size} exceeds the {len(rows)} training images; lower batch_size"
+                f"batch_size={batch_size} exceeds the {count} training images; lower batch_size"
             )
         if batch_size % world_size:
             raise UserError(
@@ -67,19 +76,25 @@ class Loader:
                 f"({world_size})"
             )
         self.batch_size, self.seed, self.num_steps = batch_size, seed, num_steps
-        self.device = torch.device(device)
-        self.steps_per_epoch = len(rows) // batch_size
+        self.device, self.ahead = torch.device(device), ahead
+        self.steps_per_epoch = count // batch_size
         share = batch_size // world_size
         self._mine = slice(rank * share, (rank + 1) * share)
+        self._count, self._rows = count, rows
         # Two are kept: the prefetch may be one epoch ahead.
         self._order = lru_cache(maxsize=2)(
-            lambda epoch: rows[np.random.default_rng((seed, epoch)).permutation(len(rows))]
+            lambda epoch: np.random.default_rng((seed, epoch)).permutation(count)
         )
         self._neighbors_NK = neighbors
         if neighbors is not None:
             _check_neighbors(neighbors, len(store))
-        self._announce = ReadAhead(store.images)
-        self._images_NHWC: np.ndarray = np.asarray(store.images)
+        self._originals = store if isinstance(store, Originals) else None
+        if self._originals is None:
+            self._keep(store.images)
+
+    def _keep(self, images: np.ndarray) -> None:
+        self._announce = ReadAhead(images)
+        self._images_NHWC: np.ndarray = np.asarray(images)
         self._resident_NHWC: Tensor | None = None
         if self._images_NHWC.nbytes < RESIDENT_BYTES:
             self._images_NHWC = np.array(self._images_NHWC)
@@ -87,27 +102,75 @@ class Loader:
             if self.device.type != "cpu":
                 self._resident_NHWC = torch.from_numpy(self._images_NHWC).to(self.device)
 
-    def batch(self, step: int) -> Batch:
-        """Return the batch of one step, from 0; with several processes, this process's slice."""
+    def batch(self, step: int, plan: ViewPlan | None = None) -> Batch:
+        """Return the batch of one step, from 0; with several processes, this process's slice.
+
+        Args:
+            plan: the views that will be made of it; required of originals.
+        """
         epoch, position = divmod(step, self.steps_per_epoch)
         start = position * self.batch_size
-        rows_B = self._order(epoch)[start : start + self.batch_size][self._mine]
+        rows_B = self._rows_at(epoch, np.arange(start, start + self.batch_size)[self._mine])
+        if self._originals is not None:
+            return self._of_originals(self._originals, rows_B, epoch, step, plan)
         batch = Batch(*self._pixels(rows_B), epoch, step, self.num_steps)
         if self._neighbors_NK is not None:
             batch.neighbors_BHWC, _ = self._pixels(self._neighbors_of(rows_B, epoch))
         return batch
 
-    def iterate(self, start_step: int = 0) -> Iterator[Batch]:
-        """Yield batches from ``start_step`` to the end; a thread prefetches the next one."""
+    def iterate(self, start_step: int = 0, plan: ViewPlan | None = None) -> Iterator[Batch]:
+        """Yield batches from ``start_step`` to the end; a thread reads ``ahead`` of them."""
         with ThreadPoolExecutor(1, thread_name_prefix="loader") as thread:
-            ahead = thread.submit(self.batch, start_step)
+            last = min(start_step + self.ahead, self.num_steps)
+            waiting = deque(thread.submit(self.batch, s, plan) for s in range(start_step, last))
             for step in range(start_step, self.num_steps):
-                ready = ahead.result()
-                ahead = thread.submit(self.batch, step + 1)
-                yield ready
+                if step + self.ahead < self.num_steps:
+                    waiting.append(thread.submit(self.batch, step + self.ahead, plan))
+                yield waiting.popleft().result()
+
+    def _rows_at(self, epoch: int, position_B: np.ndarray) -> np.ndarray:
+        """Return the images at some positions of an epoch."""
+        if self._originals is None:
+            chosen_B = self._order(epoch)[position_B]
+        else:
+            chosen_B = shuffled(position_B, self._count, self.seed, epoch)
+        return chosen_B if self._rows is None else self._rows[chosen_B]
+
+    def _of_originals(
+        self, originals: Originals, rows_B: np.ndarray, epoch: int, step: int, plan: ViewPlan | None
+    ) -> Batch:
+        """Cut the views of a batch; those of neighbors are drawn by the images' own numbers."""
+        if plan is None:
+            raise ValueError("a loader of originals needs the plan of the views to be cut")
+        index_B = torch.from_numpy(rows_B.astype(np.int64))
+        crops = self._crops(originals, plan, plan.plain, epoch, index_B, rows_B)
+        if plan.of_neighbors and self._neighbors_NK is not None:
+            near_B = self._neighbors_of(rows_B, epoch)
+            crops |= self._crops(originals, plan, plan.of_neighbors, epoch, index_B, near_B)
+        device_B = self._to_device(index_B)
+        return Batch(None, device_B, epoch, step, self.num_steps, crops=crops)
+
+    def _crops(
+        self,
+        originals: Originals,
+        plan: ViewPlan,
+        views: list[PlannedView],
+        epoch: int,
+        index_B: Tensor,
+        rows_B: np.ndarray,
+    ) -> dict[int, Crops]:
+        height_B, width_B = (torch.from_numpy(side_B) for side_B in originals.sizes(rows_B))
+        drawn = [plan.draw(view, epoch, index_B, height_B, width_B) for view in views]
+        sides = [view.side for view in views]
+        pixels = originals.cut(rows_B, [params.boxes for params in drawn], sides)
+        return {
+            view.number: Crops(self._to_device(pixels_BCHW), params.to(self.device))
+            for view, pixels_BCHW, params in zip(views, pixels, drawn, strict=True)
+        }
 
     def _neighbors_of(self, rows_B: np.ndarray, epoch: int) -> np.ndarray:
         """Return the row of one neighbor of each image."""
+        assert self._neighbors_NK is not None
         number_B = uniform(self.seed, epoch, torch.from_numpy(rows_B), _NEIGHBOR, 1)[:, 0]
         choice_B = (number_B * self._neighbors_NK.shape[1]).long().numpy()
         return self._neighbors_NK[rows_B, choice_B]

@@ -1,11 +1,39 @@
-"""Open the source and the two stores that the data settings of a config describe."""
+"""Open the source and the images that the data settings of a config describe."""
 
+import hashlib
+import json
+import logging
+import warnings
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
+from ssdistill.data.decode import pixel_limit
+from ssdistill.data.image_index import ImageIndex
+from ssdistill.data.image_set import ImageSet
+from ssdistill.data.moments import Moments, pixel_notices
+from ssdistill.data.order import shuffled
+from ssdistill.data.originals import Originals
 from ssdistill.data.settings import StoreSettings
 from ssdistill.data.splits import SPLITS, Source, Unlabeled
-from ssdistill.data.store import Store, open_store
+from ssdistill.data.store import WAITING, has_store, open_store, plain_disk_errors, warn_of
+from ssdistill.data.store_writer import refuse_bad
+from ssdistill.data.window import window_of
+from ssdistill.errors import UserError, shown
+from ssdistill.files import locked_by, write_atomically
 from ssdistill.settings.registry import SOURCES
+
+log = logging.getLogger(__name__)
+
+STORED_UP_TO = 96
+"""Side of images, in pixels, up to which ``data.pixels=auto`` stores them: a square of that side
+is smaller than the file it comes from, and is read five times faster than the file is decoded."""
+SAMPLED = 4096
+"""Images that the statistics of originals are measured on, evenly spread by their number."""
+PIECE = 256
 
 
 def open_source(settings: StoreSettings) -> Source:
@@ -19,26 +47,138 @@ def open_source(settings: StoreSettings) -> Source:
 
 
 def open_stores(
-    source: Source, settings: StoreSettings, image_size: int, root: Path
-) -> dict[str, Store]:
-    """Open the training and test images, decoding them if necessary.
+    source: Source,
+    settings: StoreSettings,
+    image_size: int,
+    root: Path,
+    workers: int | None = None,
+) -> dict[str, ImageSet]:
+    """Open the training and test images, decoding or indexing them if necessary.
 
     If a source has no test images, its training images take their place.
 
+    Args:
+        image_size: side of a stored image, and of the central squares of originals.
+        workers: threads that decode originals; None for one a core.
+
     Raises:
-        UserError: whatever :func:`ssdistill.data.store.open_store` raises.
+        UserError: whatever :func:`ssdistill.data.store.open_store` raises, or arrays whose
+            originals are wanted.
     """
-    stores = {
-        split: open_store(
+    splits = [split for split in SPLITS if split == "train" or source.has_test]
+    if keeps_originals(source, settings, image_size, root):
+        opened = {
+            split: open_originals(source, split, settings, image_size, root, workers)
+            for split in splits
+        }
+    else:
+        opened = {
+            split: open_store(
+                source,
+                split,
+                image_size,
+                root,
+                settings.max_bad,
+                window=settings.window,
+                max_pixels=settings.max_pixels,
+            )
+            for split in splits
+        }
+    return {"test": opened["train"], **opened}
+
+
+def keeps_originals(source: Source, settings: StoreSettings, image_size: int, root: Path) -> bool:
+    """Whether views are cut from originals, rather than from stored squares.
+
+    Raises:
+        UserError: arrays whose originals are wanted.
+    """
+    encoded = source.split("train").encoded() is not None
+    if settings.pixels == "original" and not encoded:
+        raise UserError(
+            f"data.pixels=original: data.kind={source.kind} holds arrays, not encoded images; set "
+            "data.pixels=auto"
+        )
+    if settings.pixels != "auto":
+        return settings.pixels == "original"
+    if not encoded or image_size <= STORED_UP_TO:
+        return False
+    return not has_store(source, "train", image_size, root, settings.max_pixels)
+
+
+def open_originals(
+    source: Source,
+    split: str,
+    settings: StoreSettings,
+    image_size: int,
+    root: Path,
+    workers: int | None = None,
+) -> Originals:
+    """Open a split as it is; index its images below ``root`` where they are not known yet.
+
+    Raises:
+        UserError: more unreadable images than ``settings.max_bad``, or none readable.
+    """
+    raw = source.split(split).encoded()
+    # Images are decoded as long as the process lives, in threads that share this limit.
+    Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, settings.max_pixels)
+    parts = [source.kind, source.settings, split, settings.max_pixels]
+    key = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+    folder = Path(root) / f"{source.kind}-{split}-index-{key[:12]}"
+    with (
+        plain_disk_errors(root),
+        pixel_limit(settings.max_pixels),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        waiting = partial(log.warning, WAITING, folder)
+        with locked_by(Path(f"{folder}.lock"), on_wait=waiting, patience=1):
+            index = ImageIndex(raw, folder)
+            window = window_of(source, split, settings.window, root) if index.deep_rows else None
+        text = f"originals {index.content()} {image_size} {window}"
+        originals = Originals(
             source,
             split,
+            raw,
+            index,
             image_size,
-            root,
-            settings.max_bad,
-            window=settings.window,
-            max_pixels=settings.max_pixels,
+            window=window,
+            fingerprint=hashlib.sha256(text.encode()).hexdigest(),
+            max_bad=settings.max_bad,
+            workers=workers,
         )
-        for split in SPLITS
-        if split == "train" or source.has_test
-    }
-    return {"test": stores["train"], **stores}
+        refuse_bad(raw.title, originals.bad, len(index), settings.max_bad)
+        if not len(originals):
+            name, reason = originals.bad[0]
+            raise UserError(
+                f"{shown(raw.title)} has no readable image, first {shown(name)} ({reason}); "
+                "replace them"
+            )
+        _measure(originals, folder, settings.window == "auto")
+    warn_of(originals, raw.title, settings.max_bad, settings.window)
+    return originals
+
+
+def _measure(originals: Originals, folder: Path, automatic: bool) -> None:
+    """Set mean, standard deviation and notices of originals, from a sample of their squares."""
+    path = folder / f"statistics-{originals.fingerprint[:16]}.json"
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        found = json.loads(path.read_text())
+        originals.mean, originals.std = tuple(found["mean"]), tuple(found["std"])
+        originals.notices = [str(notice) for notice in found["notices"]]
+        return
+    count = min(SAMPLED, len(originals))
+    position_S = np.sort(shuffled(np.arange(count), len(originals), 0, 0))
+    moments = Moments()
+    for start in range(0, count, PIECE):
+        moments.add(originals.images[position_S[start : start + PIECE]])
+    mean, std = moments.mean_std()
+    originals.mean = (mean[0], mean[1], mean[2])
+    originals.std = tuple(s or 1 / 255 for s in std)
+    originals.notices = pixel_notices(
+        moments, originals.window, 0.0, originals.raw.notes(), len(originals)
+    )
+    content = {"mean": mean, "std": originals.std, "notices": originals.notices}
+    with suppress(OSError, UserError):
+        write_atomically(path, json.dumps(content) + "\n")

@@ -11,7 +11,7 @@ MAX_PIXELS = 89_478_485
 """Pillow's default limit: a quarter of a gigabyte of RGB."""
 LARGEST_SIDE = 8192
 """Pixels a side of a stored image; no network takes more."""
-LATER = ("window", "labels", "max_pixels")
+LATER = ("window", "labels", "max_pixels", "pixels")
 """Settings that version 0.1 did not have; at their defaults they are excluded from hashes."""
 
 
@@ -33,6 +33,10 @@ class StoreSettings(Settings):
             images (of arrays of fractions, [0, 1]); or ``full``, all that the type can hold.
         labels: ``none`` ignores the labels; ``auto`` takes those the source has.
         max_pixels: an image with more pixels is not decoded and counts as unreadable.
+        pixels: ``stored`` decodes every image once, to a square that all views are cut from;
+            ``original`` keeps the files, decodes an image whenever it is read, and cuts views from
+            the whole of it; ``auto`` stores images of up to 96 pixels, what is an array anyway,
+            and what is stored already.
     """
 
     image_size: Annotated[int, Field(gt=0, le=LARGEST_SIDE)] | None = None
@@ -42,6 +46,7 @@ class StoreSettings(Settings):
     )
     labels: Literal["auto", "none"] = "auto"
     max_pixels: PositiveInt = MAX_PIXELS
+    pixels: Literal["auto", "original", "stored"] = "auto"
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """An image source: two splits, with labels on request only."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -43,7 +43,11 @@ class RawSplit(ABC):
         """Return all images as (N, H, W, 3) uint8 if they are in memory anyway, else None."""
         return None
 
-    def deep_rows(self) -> list[int]:
+    def encoded(self) -> Any:
+        """Return the split that reads encoded images, an ``EncodedSplit``; None of others."""
+        return None
+
+    def deep_rows(self) -> Sequence[int]:
         """Return the rows of images of more than 8 bits a channel; decodes nothing."""
         return []
 
@@ -105,7 +109,7 @@ class ArraySplit(RawSplit):
             raise BadImage("NaN or infinite pixels")
         return image
 
-    def deep_rows(self) -> list[int]:
+    def deep_rows(self) -> Sequence[int]:
         return [] if self._images.dtype == np.uint8 else list(range(len(self)))
 
     def auto_window(self, low: float, high: float) -> Window:
@@ -239,7 +243,10 @@ class _UnlabeledSplit(RawSplit):
     def array(self) -> np.ndarray | None:
         return self._split_data.array()
 
-    def deep_rows(self) -> list[int]:
+    def encoded(self) -> Any:
+        return self._split_data.encoded()
+
+    def deep_rows(self) -> Sequence[int]:
         return self._split_data.deep_rows()
 
     def auto_window(self, low: float, high: float) -> Window:

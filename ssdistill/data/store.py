@@ -18,7 +18,7 @@ import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ import numpy as np
 from ssdistill.data.checksums import BLOCK_BYTES, block_checksums
 from ssdistill.data.decode import pixel_limit
 from ssdistill.data.deep_pixels import Window
+from ssdistill.data.image_set import ImageSet
 from ssdistill.data.settings import MAX_PIXELS
 from ssdistill.data.splits import RawSplit, Source
 from ssdistill.data.store_writer import fingerprint_of, refuse_bad, write_images
@@ -43,19 +44,13 @@ WAITING = "waiting for another process that is creating %s"
 IMAGES, META, CHECKSUMS = "images.npy", "store.json", "checksums.json"
 
 
-class Store:
-    """One split's images at one size.
+class Store(ImageSet):
+    """One split's images at one size, decoded.
 
     Attributes:
         images: (N, H, W, 3) uint8, read-only, mapped from disk.
-        names: of the N images, as the source has them.
-        bad: (name, reason) of every image left out.
-        fingerprint: sha256 (hex) over pixels, names, size and window; labels are no part of it.
-        mean, std: per channel over all pixels, in units of [0, 1]. A channel of one value has
-            the std of one level of 255, by which it can be divided.
-        window: values that became black and white; None where all images had 8 bits.
-        notices: what a user should know of the pixels, one line each.
-        source, split: where it came from.
+        fingerprint: sha256 (hex) over pixels, names, size and window.
+        folder: of its files.
     """
 
     def __init__(self, folder: Path, source: Source, split: str):
@@ -66,32 +61,21 @@ class Store:
             _verify(folder, meta)
             self.images: np.ndarray = np.load(folder / IMAGES, mmap_mode="r")
             self.fingerprint: str = meta["fingerprint"]
-            self.names: list[str] = meta["names"]
             self.bad: list[tuple[str, str]] = [(name, reason) for name, reason in meta["bad"]]
             self.mean: tuple[float, float, float] = tuple(meta["mean"])
             self.std: tuple[float, float, float] = tuple(s or 1 / 255 for s in meta["std"])
             self.window: Window | None = meta.get("window") and tuple(meta["window"])
             self.notices: list[str] = meta.get("notices", [])
-            self._bad_rows: list[int] = meta["bad_rows"]
+            self.bad_rows: list[int] = meta["bad_rows"]
 
-    def __len__(self) -> int:
-        return len(self.images)
+    @property
+    def place(self) -> str:
+        return str(self.folder)
 
-    @cached_property
-    def labels(self) -> np.ndarray:
-        """(N,) int64, read from the source on first use; UserError if it has none."""
-        labels = self.source.split(self.split).labels()
-        if len(labels) != len(self) + len(self.bad):
-            raise UserError(
-                f"the images of {self.folder} have changed since it was opened; run the command "
-                "again"
-            )
-        return np.delete(labels, self._bad_rows)
-
-    @cached_property
-    def class_names(self) -> tuple[str, ...] | None:
-        """Names by label, if the source has them apart from the labels."""
-        return self.source.split(self.split).class_names
+    @property
+    def names(self) -> list[str]:
+        """Names of the N images, as the source has them; read anew each time, not kept."""
+        return json.loads((self.folder / META).read_text())["names"]
 
 
 @contextmanager
@@ -194,7 +178,7 @@ def open_store(
             limits = [*limits, ["window", *values]]
             folder = _folder(source, raw, split, image_size, root, limits)
         if not (folder / META).exists():
-            with _plain_disk_errors(root):
+            with plain_disk_errors(root):
                 folder.parent.mkdir(parents=True, exist_ok=True)
                 waiting = partial(log.warning, WAITING, folder)
                 with locked_by(Path(f"{folder}.lock"), on_wait=waiting, patience=1):
@@ -202,11 +186,21 @@ def open_store(
                         _check_space(folder.parent, raw, image_size)
                         _make(folder, raw, image_size, max_bad, values, window == "auto")
     store = Store(folder, source, split)
-    _warn(store, raw.title, max_bad, window)
+    warn_of(store, raw.title, max_bad, window)
     return store
 
 
-def _warn(store: Store, title: str, max_bad: float, window: WindowSetting) -> None:
+def has_store(
+    source: Source, split: str, image_size: int, root: Path, max_pixels: int = MAX_PIXELS
+) -> bool:
+    """Whether a split of 8-bit images is stored at that size already."""
+    limits = [] if max_pixels == MAX_PIXELS else [["max_pixels", max_pixels]]
+    folder = _folder(source, source.split(split), split, image_size, Path(root), limits)
+    return (folder / META).exists()
+
+
+def warn_of(store: ImageSet, title: str, max_bad: float, window: WindowSetting) -> None:
+    """Warn about what of a split cannot be read or was not as expected; refuse too much of it."""
     total = len(store) + len(store.bad)
     refuse_bad(title, store.bad, total, max_bad)
     title = shown(title)
@@ -230,7 +224,8 @@ def _folder(
 
 
 @contextmanager
-def _plain_disk_errors(root: Path) -> Iterator[None]:
+def plain_disk_errors(root: Path) -> Iterator[None]:
+    """Within the context, a disk that cannot be written to is a UserError."""
     try:
         yield
     except OSError as error:

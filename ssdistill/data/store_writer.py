@@ -2,24 +2,20 @@
 
 import hashlib
 import os
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any
 
 import numpy as np
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from ssdistill.data.decode import BadImage, square
 from ssdistill.data.deep_pixels import Window, full_range, render, split_alpha
 from ssdistill.data.moments import Moments, pixel_notices
+from ssdistill.data.progress import with_bar
 from ssdistill.data.splits import RawSplit
 from ssdistill.errors import UserError, shown
 
 CHUNK_BYTES, CHUNK_IMAGES = 8 << 20, 512
-SECONDS_WITHOUT_BAR = 2.0
 
 
 def write_images(
@@ -45,7 +41,7 @@ def write_images(
     bad_rows: list[int] = []
     squarer = Squarer(raw, size, window)
     _write_header(file, len(raw), size)
-    for rows, squares in _with_bar(_chunks(raw, squarer), len(raw), f"decoding {raw.title}"):
+    for rows, squares in with_bar(_chunks(raw, squarer), len(raw), f"decoding {raw.title}"):
         for row, one in zip(rows, squares, strict=True):
             if isinstance(one, BadImage):
                 bad.append((raw.name(row), one.reason))
@@ -147,23 +143,6 @@ def _chunks(raw: RawSplit, squarer: Squarer) -> Iterator[tuple[range, list[np.nd
                 yield rows, list(array[rows.start : rows.stop])
             else:
                 yield rows, list(pool.map(squarer, rows))
-
-
-def _with_bar(chunks: Iterator, total: int, title: str) -> Iterator:
-    """Pass chunks through; show a progress bar after two seconds."""
-    console = Console(stderr=True)
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=console, transient=True)
-    task, began = bar.add_task(escape(shown(title)), total=total), time.monotonic()
-    try:
-        for chunk in chunks:
-            yield chunk
-            bar.advance(task, len(chunk[0]))
-            if console.is_terminal and time.monotonic() - began > SECONDS_WITHOUT_BAR:
-                bar.start()
-    finally:
-        if bar.live.is_started:
-            bar.stop()
 
 
 def refuse_bad(title: str, bad: list[tuple[str, str]], total: int, max_bad: float) -> None:

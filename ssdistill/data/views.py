@@ -56,6 +56,13 @@ class ViewParameters:
     def boxes(self) -> geometry.Boxes:
         return geometry.Boxes(self.top_B, self.left_B, self.height_B, self.width_B)
 
+    def to(self, device: torch.device) -> "ViewParameters":
+        """Return the parameters on another device."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return ViewParameters(
+            **{k: v.to(device) if isinstance(v, Tensor) else v for k, v in values.items()}
+        )
+
     def take(self, rows: Tensor | slice) -> "ViewParameters":
         """Select the parameters of some of the images."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -71,10 +78,10 @@ def view_parameters(
     epoch: int,
     index_B: Tensor,
     view: int,
-    height: int,
-    width: int,
+    height: int | Tensor,
+    width: int | Tensor,
 ) -> ViewParameters:
-    """Draw a view of images of ``height`` x ``width`` pixels.
+    """Draw a view of images of ``height`` x ``width`` pixels; one size for all, or (B,) of each.
 
     Image i's draw depends on (seed, epoch, index_B[i], view) and the recipe alone. It is made on
     the device of ``index_B``.
@@ -146,15 +153,68 @@ def apply_parameters(images_BHWC: Tensor, params: ViewParameters, size: int) -> 
     return out_BCHW
 
 
+@torch.no_grad()
+def apply_to_crops(crops_BCHW: Tensor, params: ViewParameters) -> Tensor:
+    """Build the view that ``params`` describes from its crops: all but the cutting.
+
+    Args:
+        crops_BCHW: the boxes of ``params``, cut and resized, on its device: uint8, or float32 in
+            [0, 1]; three channels.
+
+    Returns:
+        (B, 3, size, size) float32 in [0, 1].
+
+    Raises:
+        UserError: the blur kernel does not fit the view.
+    """
+    batch, channels, height, width = crops_BCHW.shape
+    if channels != 3:
+        raise TypeError(f"crops must have 3 channels, got {tuple(crops_BCHW.shape)}")
+    out_BCHW = torch.empty(batch, 3, height, width, device=crops_BCHW.device)
+    chunk = batch
+    if crops_BCHW.device.type == "cpu":
+        chunk = max(1, _CHUNK_BYTES // (12 * height * width))
+    with torch.autocast(crops_BCHW.device.type, enabled=False):
+        for start in range(0, batch, chunk):
+            rows = slice(start, start + chunk)
+            _finish(crops_BCHW[rows], params.take(rows), out_BCHW[rows])
+    return out_BCHW
+
+
+def _finish(crops_BCHW: Tensor, params: ViewParameters, out_BCHW: Tensor) -> None:
+    params, group_B, sorted_B = _by_jitter(params)
+    flipped_B111 = params.flip_B[:, None, None, None]
+    crops_BCHW = crops_BCHW.index_select(0, sorted_B)
+    x_BCHW = torch.where(flipped_B111, crops_BCHW.flip(3), crops_BCHW)
+    if x_BCHW.dtype == torch.uint8:
+        x_BCHW = x_BCHW.to(torch.float32).div_(255.0)
+    _color(x_BCHW.contiguous(), params, group_B, sorted_B, out_BCHW)
+
+
 def _make(images_BHWC: Tensor, params: ViewParameters, out_BCHW: Tensor) -> None:
-    """Fill ``out_BCHW``; images are sorted by the order in which the color jitter works."""
-    group_B = color.jitter_groups(params.order_B4, params.jitter_B)
-    group_B, sorted_B = group_B.sort(stable=True)
-    params = params.take(sorted_B)
+    params, group_B, sorted_B = _by_jitter(params)
     size = out_BCHW.shape[-1]
     x_BCHW = geometry.crop_resize_flip(
         images_BHWC.index_select(0, sorted_B), params.boxes, params.flip_B, size
     )
+    _color(x_BCHW, params, group_B, sorted_B, out_BCHW)
+
+
+def _by_jitter(params: ViewParameters) -> tuple[ViewParameters, Tensor, Tensor]:
+    """Return the parameters sorted by the order in which the color jitter works.
+
+    Beside them are the groups and the position of each image before.
+    """
+    group_B = color.jitter_groups(params.order_B4, params.jitter_B)
+    group_B, sorted_B = group_B.sort(stable=True)
+    return params.take(sorted_B), group_B, sorted_B
+
+
+def _color(
+    x_BCHW: Tensor, params: ViewParameters, group_B: Tensor, sorted_B: Tensor, out_BCHW: Tensor
+) -> None:
+    """Color sorted images in place, and put them into ``out_BCHW`` in the order they had."""
+    size = out_BCHW.shape[-1]
     color.jitter_(x_BCHW, params.order_B4, params.factor_B4, group_B)
     if len(gray_K := params.grayscale_B.nonzero()[:, 0]):
         color.grayscale_(x_BCHW, gray_K)
@@ -188,8 +248,7 @@ def make_view(
     Returns:
         (B, 3, size, size) float32 in [0, 1], on the device of ``images_BHWC``, without gradient.
     """
-    if size < 1:
-        raise UserError(f"size={size}: a view needs at least one pixel")
+    check_side(size)
     height, width = images_BHWC.shape[1:3]
     params = view_parameters(
         recipe,
@@ -201,6 +260,12 @@ def make_view(
         width=width,
     )
     return apply_parameters(images_BHWC, params, size)
+
+
+def check_side(size: int) -> None:
+    """Raise UserError for a view without pixels."""
+    if size < 1:
+        raise UserError(f"size={size}: a view needs at least one pixel")
 
 
 @torch.no_grad()

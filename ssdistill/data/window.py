@@ -20,7 +20,12 @@ from ssdistill.files import write_atomically
 WindowSetting = Window | Literal["auto", "full"]
 
 
-def window_of(source: Source, split: str, setting: WindowSetting, root: Path) -> Window | None:
+def window_of(
+    source: Source,
+    split: str,
+    setting: WindowSetting,
+    root: Path,
+) -> Window | None:
     """Return the window of a split, or None if all its images have 8 bits.
 
     ``auto`` is from the smallest to the largest value of the training images, for both splits;

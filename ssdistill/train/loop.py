@@ -1,8 +1,8 @@
 """The training loop, shared by pretraining, distillation, recovery and SGD probes."""
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from ssdistill.data.batch import Batch
-from ssdistill.data.extra import extra_views
 from ssdistill.data.loader import Loader
-from ssdistill.data.mixing import MixSettings, mix_views
+from ssdistill.data.mixing import MixSettings
 from ssdistill.data.recipes import ViewRecipe
-from ssdistill.data.views import make_view
+from ssdistill.data.view_plan import ViewPlan
 from ssdistill.errors import UserError
 from ssdistill.label_free.collapse import collapse_metrics
 from ssdistill.record.tracker import Tracker
@@ -67,20 +66,24 @@ class Training:
     image_size: int | None = None
     progress: bool = True
 
+    @property
+    def plan(self) -> ViewPlan:
+        """The views of every step."""
+        size = self.image_size or self.task.encoder.spec.image_size
+        return ViewPlan(self.recipes, self.seed, size, tuple(self.task.extra_views), self.mix)
+
+    def batch(self, step: int) -> Batch:
+        """Return the batch of one step."""
+        return self.loader.batch(step, self.plan)
+
+    def batches(self, start_step: int = 0) -> Iterator[Batch]:
+        """Yield batches from ``start_step`` to the end."""
+        return self.loader.iterate(start_step, self.plan)
+
     def views(self, batch: Batch) -> list[Tensor]:
         """Each recipe's view of the batch, (B, 3, side, side) in [0, 1], then the extra ones."""
-        size, source = self.image_size or self.task.encoder.spec.image_size, batch.images_BHWC
-        key = {"seed": self.seed, "epoch": batch.epoch, "index_B": batch.index_B}
-        views = [
-            make_view(source, recipe, view=number, size=recipe.size or size, **key)
-            for number, recipe in enumerate(self.recipes)
-        ]
-        if self.mix:
-            views = mix_views(views, self.mix, seed=self.seed, step=batch.step)
-        extra = extra_views(
-            self.task.extra_views, views, batch, self.recipes, seed=self.seed, size=size
-        )
-        return [view.contiguous(memory_format=self.memory_format) for view in [*views, *extra]]
+        views = self.plan.views(batch)
+        return [view.contiguous(memory_format=self.memory_format) for view in views]
 
 
 def fit(
@@ -116,7 +119,7 @@ def fit(
         Interruptible() as interrupt,
     ):
         began = time.perf_counter()
-        for batch in loader.iterate(state.step):
+        for batch in training.batches(state.step):
             step = batch.step
             views = training.views(batch)
             if step == 0:
@@ -167,7 +170,8 @@ class _Update:
             compare: measure the gradient of each loss, too.
         """
         lr = set_rates(self.optimizer, self.optim, batch.step, self.num_steps)
-        losses = self.model(views, batch)
+        # The views are made; a compiled or wrapped task has no use for what they were made of.
+        losses = self.model(views, replace(batch, crops={}))
         weights = self.task.weights_at(batch.step, self.num_steps)
         weighted = {name: weights[name] * loss for name, loss in losses.items()}
         total = torch.as_tensor(sum(weighted.values()))

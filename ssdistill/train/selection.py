@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ssdistill.data.batch import Batch
+from ssdistill.data.image_set import ImageSet
 from ssdistill.data.recipes import ViewRecipe
-from ssdistill.data.store import Store
 from ssdistill.label_free.collapse import effective_rank
 from ssdistill.label_free.features import extract
 from ssdistill.label_free.lidar import lidar, view_embeddings
@@ -46,7 +46,7 @@ class EffectiveRank(Criterion):
 
     name = "effective_rank"
 
-    def __init__(self, store: Store, seed: int):
+    def __init__(self, store: ImageSet, seed: int):
         self.images_NHWC = store.images[sample_indices(len(store), IMAGES, seed)]
 
     def measure(self, task: Task) -> float:
@@ -67,7 +67,7 @@ class Lidar(Criterion):
 
     name = "lidar"
 
-    def __init__(self, store: Store, seed: int, recipe: ViewRecipe):
+    def __init__(self, store: ImageSet, seed: int, recipe: ViewRecipe):
         chosen = sample_indices(len(store), LIDAR_IMAGES, seed)
         self.images_NHWC, self.recipe = store.images[chosen], recipe
         self.index_N = torch.arange(len(store))[chosen]
@@ -92,7 +92,7 @@ class Agreement(Criterion):
 
     name = "agreement"
 
-    def __init__(self, store: Store, seed: int):
+    def __init__(self, store: ImageSet, seed: int):
         self.following = Following(store.images[sample_indices(len(store), IMAGES, seed)])
 
     def measure(self, task: Task) -> float:

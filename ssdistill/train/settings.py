@@ -78,6 +78,8 @@ class DeviceSettings(Settings):
         memory_format: likewise.
         compile: compile the encoders (pays off in runs of more than about ten minutes).
         threads: CPU threads torch may use, at most 1024; null leaves torch's choice.
+        workers: threads that read and decode originals, at most 1024; null takes one a core.
+        prefetch: batches that are read before they are wanted, and held in memory.
     """
 
     accelerator: str = "auto"
@@ -85,3 +87,5 @@ class DeviceSettings(Settings):
     memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
     compile: bool = False
     threads: Annotated[int, Field(gt=0, le=1024)] | None = None
+    workers: Annotated[int, Field(gt=0, le=1024)] | None = None
+    prefetch: Annotated[int, Field(gt=0, le=64)] = 2

@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from ssdistill.data.batch import Batch
-from ssdistill.data.store import Store
+from ssdistill.data.image_set import ImageSet
 from ssdistill.errors import UserError
 from ssdistill.label_free.agreement import CKA_AT_LEAST, LinearCKA, side_by_side
 from ssdistill.label_free.collapse import collapse_metrics
@@ -92,7 +92,7 @@ class AgreementWatch(Observer):
 
     name = "agreement_watch"
 
-    def __init__(self, store: Store, num_steps: int, batch_size: int, seed: int):
+    def __init__(self, store: ImageSet, num_steps: int, batch_size: int, seed: int):
         chosen = sample_indices(len(store), IMAGES, seed)
         self.following = Following(store.images[chosen])
         looked_at = len(self.following.images_NHWC)

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from ssdistill.data.array_file import check_image_array
+from ssdistill.data.image_set import ImageSet
 from ssdistill.data.labels import IGNORE, class_labels
 from ssdistill.data.opening import open_source, open_stores
 from ssdistill.data.sources.folder import Folder
 from ssdistill.data.sources.npz import Npz
 from ssdistill.data.splits import SPLITS
-from ssdistill.data.store import Store
 from ssdistill.errors import UserError, nearest, one_line, shortened
 from ssdistill.evaluate.subject import LabeledImages, Subject
 from ssdistill.files import user_path
@@ -54,7 +54,7 @@ class Shown:
     @cached_property
     def facts(self) -> ImageSpec:
         """What an external teacher must know about them."""
-        if isinstance(self.train, Store):
+        if isinstance(self.train, ImageSet):
             return ImageSpec(self.image_size, self.train.mean, self.train.std)
         step = -(-len(self.train.images) // SAMPLED)
         pixels = np.asarray(self.train.images[::step], dtype=np.float64) / 255

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ssdistill.data.batch import Batch
-from ssdistill.data.store import Store
+from ssdistill.data.image_set import ImageSet
 from ssdistill.label_free.features import as_labels
 from ssdistill.label_free.rows import standardization
 from ssdistill.train.observers import Observer
@@ -42,7 +42,7 @@ class OnlineProbe(Observer):
 
     name = "online_probe"
 
-    def __init__(self, store: Store, embed_dim: int, device: str | torch.device = "cpu"):
+    def __init__(self, store: ImageSet, embed_dim: int, device: str | torch.device = "cpu"):
         label_N = as_labels(store.labels, torch.empty(len(store), 0), "training labels")
         classes_K, target_N = label_N.unique(return_inverse=True)
         self.target_N = target_N.to(device)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
+from ssdistill.data.image_set import ImageSet
 from ssdistill.data.opening import open_source, open_stores
-from ssdistill.data.store import Store
 from ssdistill.errors import UserError
 from ssdistill.evaluate.classification import Classification, classify
 from ssdistill.evaluate.probes.knn_probe import knn_probe
@@ -42,7 +42,7 @@ class _Opened:
     """A data set that is there and has labels."""
 
     name: str
-    splits: dict[str, Store]
+    splits: dict[str, ImageSet]
 
 
 class Transfer(Protocol):
@@ -177,7 +177,7 @@ def _open(settings: "AnySource", name: str, subject: Subject) -> _Opened:
 
 def data_folder(subject: Subject) -> Path:
     """Folder of the other data sets' images: that of the subject's own, if possible."""
-    if isinstance(subject.train, Store):
+    if isinstance(subject.train, ImageSet):
         return subject.train.folder.parent
     return (Path(subject.folder) if subject.folder else RUNS) / "data"
 

@@ -1,0 +1,47 @@
+"""A split whose images are encoded files, wherever their bytes lie."""
+
+import io
+from abc import abstractmethod
+from collections.abc import Sequence
+from functools import partial
+from typing import IO
+
+import numpy as np
+
+from ssdistill.data.decode import is_deep_file, read_pixels
+from ssdistill.data.splits import RawSplit
+
+
+class EncodedSplit(RawSplit):
+    """Images as encoded bytes, read by row.
+
+    A container is two methods: ``read`` gives the bytes, ``stamps`` says which of them are those
+    of before. Views can be cut from such images when they are read (``data.pixels=original``).
+    """
+
+    def __init__(self) -> None:
+        self._notes: dict[int, str] = {}
+
+    @abstractmethod
+    def read(self, i: int) -> bytes:
+        """Return the encoded image ``i``; raise OSError where the system fails."""
+
+    @abstractmethod
+    def stamps(self) -> np.ndarray:
+        """Return (N,) uint64 that change with an image's name, bytes or time; reads no image."""
+
+    def encoded(self) -> "EncodedSplit":
+        return self
+
+    def open(self, i: int) -> IO[bytes]:
+        """Open the encoded image ``i``, for who needs only parts of it."""
+        return io.BytesIO(self.read(i))
+
+    def image(self, i: int) -> np.ndarray:
+        return read_pixels(self.read(i), partial(self._notes.__setitem__, i))
+
+    def deep_rows(self) -> Sequence[int]:
+        return [row for row in range(len(self)) if is_deep_file(self.read(row))]
+
+    def notes(self) -> list[str]:
+        return list(self._notes.values())

@@ -1,0 +1,205 @@
+"""An index of encoded images: size and hash of each, in 24 bytes, without decoding any.
+
+An image is read once, in part, when it is first seen or has changed. What the index says is all
+that a plan, a box or a fingerprint needs.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from ssdistill.data.bad_image import BadImage
+from ssdistill.data.encoded_split import EncodedSplit
+from ssdistill.data.header import Header
+from ssdistill.data.progress import with_bar
+from ssdistill.data.retry import retried
+from ssdistill.files import write_atomically
+
+FORMAT = 1
+"""Raise it when the same images would be described differently."""
+RECORD = np.dtype([("stamp", "<u8"), ("digest", "<u8"), ("height", "<u4"), ("width", "<u4")])
+"""One image: see ``EncodedSplit.stamps``; a hash of its bytes; its size in pixels as it is shown.
+A height of 0 marks an image that cannot be read, and the highest bit of ``width`` one of more than
+8 bits a channel."""
+DEEP = np.uint32(1 << 31)
+ENDS = 1 << 16
+"""Bytes at the beginning and the end of a file that are hashed: of a file up to twice as long,
+all."""
+PIECE = 4096
+RECORDS, META = "records.npy", "index.json"
+
+
+class ImageIndex:
+    """What is known of the images of a split without decoding them.
+
+    Args:
+        raw: the split.
+        folder: where the index is kept; it is made, or brought up to date.
+        verify: read every image again, even if its stamp is that of before.
+
+    Attributes:
+        records_N: (N,) :data:`RECORD`, mapped from disk.
+        reasons: by row, why an image cannot be read.
+        num_read: how many images were read for this opening.
+    """
+
+    def __init__(self, raw: EncodedSplit, folder: Path, *, verify: bool = False):
+        self.folder = folder
+        stamp_N = raw.stamps()
+        meta = {} if verify else _read_meta(folder)
+        known_N = _read_records(folder) if meta else None
+        if known_N is not None and np.array_equal(known_N["stamp"], stamp_N):
+            self.num_read = 0
+        else:
+            known_N, meta, self.num_read = _updated(raw, stamp_N, known_N, meta)
+            _write(folder, known_N, meta)
+            known_N = _read_records(folder)
+        assert known_N is not None
+        self.records_N: np.ndarray = known_N
+        self.reasons: dict[int, str] = {int(row): why for row, why in meta["reasons"].items()}
+
+    def __len__(self) -> int:
+        return len(self.records_N)
+
+    @property
+    def deep_rows(self) -> list[int]:
+        """Rows of the readable images with more than 8 bits a channel."""
+        return np.flatnonzero(self.records_N["width"] & DEEP).tolist()
+
+    def sizes(self, row_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return heights and widths of some images, (B,) int64 each, in pixels as shown."""
+        records_B = self.records_N[row_B]
+        height_B, width_B = records_B["height"], records_B["width"] & ~DEEP
+        return height_B.astype(np.int64), width_B.astype(np.int64)
+
+    def content(self) -> str:
+        """Return the sha256 (hex) of all that was hashed of the images, in order."""
+        digest = hashlib.sha256(f"index {FORMAT}\n".encode())
+        for start in range(0, len(self), 1 << 20):
+            part = self.records_N[start : start + (1 << 20)]
+            columns = [part["digest"], part["height"], part["width"]]
+            digest.update(b"".join(np.ascontiguousarray(column).tobytes() for column in columns))
+        return digest.hexdigest()
+
+
+def _updated(
+    raw: EncodedSplit, stamp_N: np.ndarray, known_N: np.ndarray | None, meta: dict[str, Any]
+) -> tuple[np.ndarray, dict[str, Any], int]:
+    """Return the records and reasons of ``raw``, and how many images were read for them."""
+    records_N = np.zeros(len(stamp_N), RECORD)
+    reasons: dict[int, str] = {}
+    unknown_N = np.ones(len(stamp_N), dtype=bool)
+    if known_N is not None and len(known_N):
+        order = np.argsort(known_N["stamp"], kind="stable")
+        at_N = np.searchsorted(known_N["stamp"], stamp_N, sorter=order)
+        at_N = order[np.minimum(at_N, len(order) - 1)]
+        unknown_N = known_N["stamp"][at_N] != stamp_N
+        records_N[~unknown_N] = known_N[at_N[~unknown_N]]
+        old = meta.get("reasons", {})
+        reasons = {
+            int(row): old[str(at_N[row])]
+            for row in np.flatnonzero(~unknown_N & (records_N["height"] == 0))
+        }
+    records_N["stamp"] = stamp_N
+    rows = np.flatnonzero(unknown_N)
+    for row, entry in _entries(raw, rows):
+        if isinstance(entry, BadImage):
+            reasons[row] = entry.reason
+            records_N[row] = (stamp_N[row], _number(entry.reason.encode()), 0, 0)
+        else:
+            records_N[row] = (stamp_N[row], *entry)
+    return records_N, {"format": FORMAT, "reasons": reasons}, len(rows)
+
+
+def _entries(
+    raw: EncodedSplit, rows: np.ndarray
+) -> Iterator[tuple[int, tuple[int, int, int] | BadImage]]:
+    def pieces() -> Iterator[tuple[list[int], list]]:
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            for start in range(0, len(rows), PIECE):
+                piece = rows[start : start + PIECE].tolist()
+                yield piece, list(pool.map(lambda row: _entry(raw, row), piece))
+
+    for piece, entries in with_bar(pieces(), len(rows), f"indexing {raw.title}"):
+        yield from zip(piece, entries, strict=True)
+
+
+def _entry(raw: EncodedSplit, row: int) -> tuple[int, int, int] | BadImage:
+    """Return digest, height and width (with its flag) of an image.
+
+    One that does not end as its format does is decoded: it is cut off, or has something appended.
+    """
+    try:
+        digest, header = retried(partial(_ends, raw), row, raw.name(row))
+    except BadImage as error:
+        return error
+    if header.doubtful:
+        try:
+            raw.image(row)
+        except BadImage as error:
+            return error
+    return digest, header.height, header.width | (int(DEEP) if header.deep else 0)
+
+
+def _ends(raw: EncodedSplit, row: int) -> tuple[int, Header]:
+    """Hash the ends of an image, and read its header."""
+    with raw.open(row) as file:
+        head = file.read(ENDS)
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(len(head), size - ENDS))
+        tail = file.read()
+        digest = _number(size.to_bytes(8, "little") + head + tail)
+        return digest, _header(raw, row, file, (head + tail)[-ENDS:])
+
+
+def _header(raw: EncodedSplit, row: int, file: IO[bytes], tail: bytes) -> Header:
+    file.seek(0)
+    try:
+        return Header(file, tail)
+    except BadImage:
+        raise
+    except Exception:  # Pillow raises anything; the reader of whole images has words for it
+        raw.image(row)
+        raise BadImage("a header that cannot be read") from None
+
+
+def _number(content: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
+
+
+def _read_meta(folder: Path) -> dict[str, Any]:
+    """Return the index's json; nothing if there is none that can be used."""
+    with suppress(OSError, ValueError, TypeError, AttributeError, RecursionError):
+        meta = json.loads((folder / META).read_text())
+        if meta["format"] == FORMAT and isinstance(meta["reasons"], dict):
+            return meta
+    return {}
+
+
+def _read_records(folder: Path) -> np.ndarray | None:
+    with suppress(OSError, ValueError):
+        records_N = np.load(folder / RECORDS, mmap_mode="r")
+        if records_N.dtype == RECORD and records_N.ndim == 1:
+            return records_N
+    return None
+
+
+def _write(folder: Path, records_N: np.ndarray, meta: dict[str, Any]) -> None:
+    """Replace the index: first its json goes, so that no half of it is taken for the whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / META).unlink(missing_ok=True)
+    unfinished = folder / f"{RECORDS}.partial"
+    with open(unfinished, "wb") as file:
+        np.save(file, records_N)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, folder / RECORDS)
+    write_atomically(folder / META, json.dumps(meta) + "\n")

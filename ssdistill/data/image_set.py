@@ -1,0 +1,67 @@
+"""The images of a split as everything after them sees them, however they are held."""
+
+from abc import ABC, abstractmethod
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssdistill.data.deep_pixels import Window
+from ssdistill.data.splits import Source
+from ssdistill.errors import UserError
+
+
+class ImageSet(ABC):
+    """One split's readable images.
+
+    What belongs here is what is known of images without their labels, which are asked of the
+    source when ``evaluate`` wants them.
+
+    Attributes:
+        images: (N, H, W, 3) uint8 central squares: an array, or what can be indexed like one.
+        bad: (name, reason) of every image left out.
+        fingerprint: sha256 (hex) of the images; labels are no part of it.
+        mean, std: per channel, in units of [0, 1]. A channel of one value has the std of one
+            level of 255, by which it can be divided.
+        window: values that become black and white; None where all images have 8 bits.
+        notices: what a user should know of the pixels, one line each.
+        source, split: where it came from.
+        folder: of what is kept of them on disk.
+        place: where the images are, for messages.
+    """
+
+    images: Any
+    bad: list[tuple[str, str]]
+    bad_rows: list[int]
+    fingerprint: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    window: Window | None
+    notices: list[str]
+    source: Source
+    split: str
+    folder: Path
+
+    @property
+    @abstractmethod
+    def place(self) -> str: ...
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """(N,) int64, read from the source on first use; UserError if it has none."""
+        labels = self.source.split(self.split).labels()
+        if len(labels) != len(self) + len(self.bad):
+            raise UserError(
+                f"the images of {self.place} have changed since it was opened; run the command "
+                "again"
+            )
+        return np.delete(labels, self.bad_rows)
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Names by label, if the source has them apart from the labels."""
+        return self.source.split(self.split).class_names

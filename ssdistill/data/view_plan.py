@@ -1,0 +1,75 @@
+"""All views of a step: what is drawn for them, and how they are made."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ssdistill.data.batch import Batch
+from ssdistill.data.extra import PlannedView, extra_views, neighbor_views, plain_views
+from ssdistill.data.mixing import MixSettings, mix_views
+from ssdistill.data.recipes import ViewRecipe
+from ssdistill.data.views import ViewParameters, apply_to_crops, make_view, view_parameters
+
+
+@dataclass(frozen=True)
+class ViewPlan:
+    """The views of a training.
+
+    Args:
+        recipes: one for each view.
+        seed: of the draws.
+        size: side of a view whose recipe names none, pixels.
+        extra: names of extra views, see :mod:`ssdistill.data.extra`.
+        mix: MixUp or CutMix of the views; None for none.
+    """
+
+    recipes: tuple[ViewRecipe, ...]
+    seed: int
+    size: int
+    extra: tuple[str, ...] = ()
+    mix: MixSettings | None = None
+
+    @property
+    def plain(self) -> list[PlannedView]:
+        """The views that are cut from the images of a batch."""
+        return plain_views(self.recipes, self.size)
+
+    @property
+    def of_neighbors(self) -> list[PlannedView]:
+        """The views that are cut from their neighbors."""
+        return list(neighbor_views(self.extra, self.recipes, self.size).values())
+
+    def draw(
+        self, view: PlannedView, epoch: int, index_B: Tensor, height_B: Tensor, width_B: Tensor
+    ) -> ViewParameters:
+        """Draw a view of images of those heights and widths, (B,) each, in pixels."""
+        return view_parameters(
+            view.recipe,
+            seed=self.seed,
+            epoch=epoch,
+            index_B=index_B,
+            view=view.number,
+            height=height_B,
+            width=width_B,
+        )
+
+    def views(self, batch: Batch) -> list[Tensor]:
+        """Make each recipe's view of a batch, (B, 3, side, side) in [0, 1], then the extra ones."""
+        views = [self._view(batch, view) for view in self.plain]
+        if self.mix:
+            views = mix_views(views, self.mix, seed=self.seed, step=batch.step)
+        extra = extra_views(self.extra, views, batch, self.recipes, seed=self.seed, size=self.size)
+        return [*views, *extra]
+
+    def _view(self, batch: Batch, view: PlannedView) -> Tensor:
+        if crops := batch.crops.get(view.number):
+            return apply_to_crops(crops.pixels_BCHW, crops.params)
+        return make_view(
+            batch.images_BHWC,
+            view.recipe,
+            seed=self.seed,
+            epoch=batch.epoch,
+            index_B=batch.index_B,
+            view=view.number,
+            size=view.side,
+        )

@@ -1,0 +1,95 @@
+"""The index of originals: what is read of an image, and when it is read again."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ssdistill.data.geometry import Boxes
+from ssdistill.data.image_index import ImageIndex
+from ssdistill.data.opening import open_originals
+from ssdistill.data.settings import StoreSettings
+from ssdistill.data.sources.folder import Folder
+
+SIZES = [(40, 60), (64, 33), (50, 50), (31, 90), (45, 45), (60, 41), (38, 52), (70, 30)]
+ORIGINAL = StoreSettings(pixels="original")
+
+
+def picture_of(seed: int, height: int, width: int) -> np.ndarray:
+    """Smooth noise, which JPEG and resizing treat as they treat photographs."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "images"
+    path.mkdir()
+    for n, (height, width) in enumerate(SIZES):
+        Image.fromarray(picture_of(n, height, width)).save(path / f"{n}.png")
+    return path
+
+
+def test_only_what_changed_is_read_again(folder, tmp_path):
+    def index(**more) -> ImageIndex:
+        raw = Folder(path=str(folder), test_fraction=0).split("train")
+        return ImageIndex(raw, tmp_path / "index", **more)
+
+    first = index()
+    assert (first.num_read, first.records_N.itemsize) == (8, 24)
+    assert index().num_read == 0
+    Image.fromarray(picture_of(99, 20, 30)).save(folder / "3.png")
+    Image.fromarray(picture_of(98, 21, 30)).save(folder / "3b.png")
+    second = index()
+    assert (second.num_read, len(second)) == (2, 9)
+    assert [s.tolist() for s in second.sizes(np.array([3, 4, 8]))] == [
+        [20, 21, 70],
+        [30, 30, 30],
+    ]
+    (folder / "0.png").unlink()
+    (folder / "1.png").write_bytes(b"nothing")
+    third = index()
+    assert (third.num_read, len(third), list(third.reasons)) == (1, 8, [0])
+    again = index()
+    assert (again.num_read, again.reasons) == (0, third.reasons)
+    assert index(verify=True).num_read == 8
+
+
+@pytest.mark.parametrize("file", ["records.npy", "index.json"])
+def test_a_damaged_index_is_made_anew(folder, tmp_path, file):
+    raw = Folder(path=str(folder), test_fraction=0).split("train")
+    first = ImageIndex(raw, tmp_path / "index").content()
+    (tmp_path / "index" / file).write_bytes(b"\x93NUMPY{")
+    again = ImageIndex(raw, tmp_path / "index")
+    assert (again.num_read, again.content()) == (8, first)
+
+
+def test_sizes_are_those_of_the_upright_image(tmp_path):
+    image = Image.fromarray(picture_of(0, 20, 50))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "in").mkdir()
+    image.save(tmp_path / "in" / "a.jpg", exif=exif)
+    image.save(tmp_path / "in" / "b.jpg")
+    raw = Folder(path=str(tmp_path / "in"), test_fraction=0).split("train")
+    height_B, width_B = ImageIndex(raw, tmp_path / "index").sizes(np.arange(2))
+    assert (height_B.tolist(), width_B.tolist()) == ([50, 20], [20, 50])
+
+
+def test_images_of_many_bits_are_marked(tmp_path):
+    (tmp_path / "in").mkdir()
+    Image.fromarray(picture_of(0, 20, 50)).save(tmp_path / "in" / "a.png")
+    deep = np.arange(600, dtype=np.uint16).reshape(20, 30)
+    Image.fromarray(deep).save(tmp_path / "in" / "b.png")
+    source = Folder(path=str(tmp_path / "in"), test_fraction=0)
+    originals = open_originals(source, "train", ORIGINAL, 20, tmp_path / "data")
+    assert originals.index.deep_rows == [1]
+    assert originals.sizes(np.array([1]))[1].tolist() == [30]
+    assert originals.window == (0.0, 599.0)
+    crops_BCHW = originals.cut(np.array([1]), [Boxes(*torch.tensor([[0], [0], [20], [30]]))], [30])[
+        0
+    ]
+    assert crops_BCHW.amax() == 255 and crops_BCHW.amin() == 0
