@@ -3,6 +3,7 @@
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -77,7 +78,8 @@ def decode(data: bytes, reduction: int = 1, window: Window | None = None) -> tup
             if reduction > 1:
                 return _drafted(data, reduction)
             encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-            return decode_jpeg(encoded, ImageReadMode.RGB, apply_exif_orientation=True), 1
+            image_CHW = decode_jpeg(encoded, ImageReadMode.RGB, apply_exif_orientation=True)
+            return cast("Tensor", image_CHW), 1  # a list only of a list
         except (RuntimeError, OSError, SyntaxError, ValueError):
             pass  # damaged, or unusual: the reader below knows what to say, or how to read it
     pixels = read_pixels(data)

@@ -63,7 +63,7 @@ def extra_views(
         if name in names
     }
     if NEIGHBOR_VIEWS & set(names):
-        view_by_name |= _neighbor_views(names, views, batch, recipes, seed, size)
+        view_by_name |= _neighbor_views(names, batch, recipes, seed, size)
     if "cutmix" in names:
         view_by_name["cutmix"], batch.cutmix_fraction = _cutmix(
             views, view_by_name["neighbor_0"], batch, seed
@@ -73,24 +73,24 @@ def extra_views(
 
 def _neighbor_views(
     names: tuple[str, ...],
-    views: list[Tensor],
     batch: Batch,
     recipes: tuple[ViewRecipe, ...],
     seed: int,
     size: int,
 ) -> dict[str, Tensor]:
-    if batch.neighbors_BHWC is None and not batch.crops.keys() - range(len(recipes)):
-        raise ValueError(
-            f"{', '.join(names)}: the loader has no neighbors; pass neighbors to Loader"
-        )
-    planned = neighbor_views(names, recipes, size)
     key = {"seed": seed, "epoch": batch.epoch, "index_B": batch.index_B}
-    return {
-        name: apply_to_crops(crops.pixels_BCHW, crops.params)
-        if (crops := batch.crops.get(view.number))
-        else make_view(batch.neighbors_BHWC, view.recipe, view=view.number, size=view.side, **key)
-        for name, view in planned.items()
-    }
+    view_by_name = {}
+    for name, view in neighbor_views(names, recipes, size).items():
+        if crops := batch.crops.get(view.number):
+            view_by_name[name] = apply_to_crops(crops.pixels_BCHW, crops.params)
+        elif batch.neighbors_BHWC is None:
+            raise ValueError(
+                f"{', '.join(names)}: the loader has no neighbors; pass neighbors to Loader"
+            )
+        else:
+            place = {"view": view.number, "size": view.side}
+            view_by_name[name] = make_view(batch.neighbors_BHWC, view.recipe, **place, **key)
+    return view_by_name
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def neighbor_views(
     names: tuple[str, ...], recipes: tuple[ViewRecipe, ...], size: int
 ) -> dict[str, PlannedView]:
     """Return the views of neighbors that the extra views called ``names`` need."""
-    if not NEEDS_NEIGHBORS & set(names):
+    if not NEIGHBOR_VIEWS & set(names):
         return {}
     plain = plain_views(recipes, size)
     side = max(view.side for view in plain)

@@ -175,7 +175,7 @@ def _measure(originals: Originals, folder: Path, automatic: bool) -> None:
         moments.add(originals.images[position_S[start : start + PIECE]])
     mean, std = moments.mean_std()
     originals.mean = (mean[0], mean[1], mean[2])
-    originals.std = tuple(s or 1 / 255 for s in std)
+    originals.std = (std[0] or 1 / 255, std[1] or 1 / 255, std[2] or 1 / 255)
     originals.notices = pixel_notices(
         moments, originals.window, 0.0, originals.raw.notes(), len(originals)
     )

@@ -113,7 +113,12 @@ class Originals(ImageSet):
         ]
 
         def fill(b: int) -> None:
-            boxes = [Box(*edges[b], side) for edges, side in zip(edges_VB4, sides_V, strict=True)]
+            boxes = [
+                Box(top, left, height, width, side)
+                for (top, left, height, width), side in zip(
+                    (edges_B4[b] for edges_B4 in edges_VB4), sides_V, strict=True
+                )
+            ]
             try:
                 image_CHW, factor = self._decoded(int(row_B[b]), reduction_of(boxes))
                 for crops_BCHW, box in zip(crops_V, boxes, strict=True):

@@ -64,6 +64,8 @@ class ViewPlan:
     def _view(self, batch: Batch, view: PlannedView) -> Tensor:
         if crops := batch.crops.get(view.number):
             return apply_to_crops(crops.pixels_BCHW, crops.params)
+        if batch.images_BHWC is None:
+            raise ValueError(f"view {view.number} was not cut: the batch is of another plan")
         return make_view(
             batch.images_BHWC,
             view.recipe,
