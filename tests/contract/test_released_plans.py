@@ -16,8 +16,8 @@ PLANS = json.loads((RELEASED / "plans.json").read_text())
 EXPERIMENTS = json.loads((RELEASED / "experiments.json").read_text())
 """By packaged config: the folder of its experiment.
 
-Not here are those that say something else now: quickstart and what extends it have fewer steps, and
-four keep ``stem: native`` of the file they extend.
+Not here are those that say something else now: quickstart and what extends it have fewer steps,
+four keep ``stem: native`` of the file they extend, and those of ImageNet cut views from originals.
 """
 
 
