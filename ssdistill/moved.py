@@ -5,10 +5,10 @@ Nothing in the package imports by an old name. The table may go with version 1.0
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
@@ -123,20 +123,100 @@ MOVED = {
 }
 """Old name: new name, both below ``ssdistill``."""
 RENAMED = {
-    "compress.budget": {"share_of": "relative_cost"},
+    "chain.damage": {"total_losses": "iterate_total_losses"},
+    "chain.pictures": {"pictures": "page_content"},
+    "chain.plan": {"plan": "plan_stages"},
+    "compress.budget": {
+        "HALVINGS": "compress.bisection:",
+        "Share": "RelativeCost",
+        "search": "compress.bisection:bisect_to_budget",
+        "share_of": "relative_cost",
+    },
+    "compress.export": {"Pictures": "Uint8Encoder"},
+    "compress.fitting.calls": {
+        "ConvArguments": "compress.fitting.arguments:",
+        "LinearArguments": "compress.fitting.arguments:",
+        "rows_at": "compress.fitting.arguments:",
+    },
     "compress.fitting.observe": {"Watched": "ObservedModel"},
-    "compress.keeping": {"largest_ratio": "bisect_to_cka"},
+    "compress.given": {"check_given": "check_input_model"},
+    "compress.int8.slim": {"slim": "merge_equal_initializers"},
+    "compress.keeping": {
+        "largest_ratio": "bisect_to_cka",
+        "likeness_to": "compress.comparing:cka_with",
+    },
+    "compress.searching.actions": {"Plan": "Allocation", "in_words": "as_json"},
+    "compress.searching.meet": {
+        "Share": "compress.comparing:RelativeCost",
+        "measuring": "measured_cost",
+        "within": "allocate_within",
+    },
     "compress.searching.plan_costs": {"PlanCosts": "AllocationCosts"},
+    "config": {"validated": "settings.problems:"},
+    "data.extra": {"NEEDS_NEIGHBOURS": "NEEDS_NEIGHBORS"},
+    "data.geometry": {"resize_centre_crop": "resize_center_crop"},
+    "data.mixing": {"centred_box": "centered_box"},
+    "data.sources": {
+        **dict.fromkeys(
+            ("Cifar10", "Cifar100", "FashionMnist", "Stl10", "Svhn"),
+            "data.sources.torchvision_sets:",
+        ),
+        **dict.fromkeys(("Dtd", "Flowers102", "Food101", "Pets"), "data.sources.file_sets:"),
+        **dict.fromkeys(("ArraySplit", "RawSplit", "SPLITS", "Source"), "data.splits:"),
+        "Digits": "data.sources.digits:",
+        "Folder": "data.sources.folder:",
+        "Npz": "data.sources.npz:",
+    },
+    "distill.bank": {"centring": "centering"},
     "distill.neighbours": {"nearest_neighbours": "nearest_neighbors"},
+    "distill.teachers": {"settings_of": "settings_by_loss"},
+    "evaluate.gauges.agreement": {"centred_cosine": "centered_cosine"},
     "evaluate.gauges.collapse": {"gauges": "collapse_metrics"},
     "evaluate.gauges.lidar": {"view_gauges": "view_metrics"},
-    "evaluate.nearest": {"neighbours": "neighbors"},
+    "evaluate.nearest": {"has_fast_bf16": "label_free.candidates:", "neighbours": "neighbors"},
     "evaluate.opening.pictures": {"open_pictures": "open_images"},
-    "measure.turns": {"Turns": "TimedTurns", "take_turns": "time_in_turns"},
-    "models.coded_bytes": {"read": "read_code", "write": "write_code"},
+    "evaluate.probes.supervised": {"LabelledTraining": "LabeledTraining"},
     "evaluate.rows": {"standardisation": "standardization"},
+    "experiment": {"Experiment": "experiment.schema:", "PaperSettings": "experiment.schema:"},
+    "foreign.formats": {"recognise": "recognize"},
+    "losses.cc": {"neighbouring_differences": "neighboring_differences"},
+    "losses.matching": {
+        "Standardise": "Standardize",
+        "StandardisedRegression": "StandardizedRegression",
+    },
+    "losses.relations": {"standardised": "standardized"},
+    "losses.rkd": {"centred_gram": "centered_gram"},
+    "losses.srd": {"BatchStandardise": "BatchStandardize"},
+    "measure.turns": {
+        "Ratio": "Speedup",
+        "Turns": "TimedTurns",
+        "ratio": "speedup_of",
+        "take_turns": "time_in_turns",
+    },
+    "models.artifact_files": {
+        "CODED_WEIGHTS": "artifacts.description:",
+        "TORCH_WEIGHTS": "artifacts.description:",
+    },
+    "models.coded_bytes": {"read": "read_code", "write": "write_code"},
+    "models.torchvision_twins": {"TWINS": "EQUIVALENTS", "timm_twin": "timm_equivalent"},
+    "probing.tables": {"GAUGES": "LABEL_FREE", "gauges_table": "label_free_table"},
+    "record.axes": {"COLOURS": "COLORS"},
+    "record.columns": {"GAUGE_COLUMNS": "LABEL_FREE_COLUMNS"},
+    "record.plots": {"GAUGES": "LABEL_FREE", "gauges_side_by_side": "label_free_side_by_side"},
+    "record.rankings": {"GAUGES": "LABEL_FREE"},
+    "record.run": {"SCHEMA": "record.run_record:"},
+    "record.tensorboard": {"TensorboardMirror": "TensorboardLogger"},
+    "record.tracker": {
+        "Mirror": "Logger",
+        "TensorboardMirror": "record.tensorboard:TensorboardLogger",
+        "WandbMirror": "record.wandb_logger:WandbLogger",
+        "mirrored_config": "record.wandb_logger:logged_config",
+    },
+    "record.verdict": {"judge": "check_claims"},
+    "teachers": {"Pictures": "ImageSpec"},
+    "terminal": {"show": "terminal.console:"},
 }
-"""Old module: its names that are called otherwise now."""
+"""Old module: its names that are called otherwise, or elsewhere: ``module:name``, ``module:``."""
 
 
 class OldNames(MetaPathFinder, Loader):
@@ -155,20 +235,65 @@ class OldNames(MetaPathFinder, Loader):
         """Let ``module`` stand for the one that has its content now."""
         old = module.__name__.removeprefix(f"{PACKAGE}.")
         new = import_module(f"{PACKAGE}.{MOVED[old]}")
-        warnings.warn(
-            f"{PACKAGE}.{old} is now {PACKAGE}.{MOVED[old]}; the old name will go with version 1.0",
-            FutureWarning,
-            stacklevel=2,
-        )
-        renamed = RENAMED.get(old, {})
+        _notify(old, MOVED[old])
 
         def attribute(name: str) -> Any:
-            return getattr(new, renamed.get(name, name))
+            return getattr(*_present(old, name, new))
 
         module.__getattr__ = attribute  # type: ignore[method-assign]
 
 
+class RenamedContent(MetaPathFinder):
+    """Finds modules that are where they were in version 0.1, and adds their old names."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """The spec of ``name`` if something in it is called otherwise now, else None."""
+        package, _, old = name.partition(".")
+        if package != PACKAGE or old not in RENAMED or old in MOVED:
+            return None
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is not None and spec.loader is not None:
+            run = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                run(module)
+                module.__getattr__ = _old_names(old, module)  # type: ignore[method-assign]
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+def _old_names(old: str, module: ModuleType) -> Callable[[str], Any]:
+    """What ``__getattr__`` of a module does that is where it was."""
+
+    def attribute(name: str) -> Any:
+        if name not in RENAMED[old]:
+            raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
+        place, now = _present(old, name, module)
+        _notify(f"{old}.{name}", f"{place.__name__.removeprefix(f'{PACKAGE}.')}.{now}")
+        return getattr(place, now)
+
+    return attribute
+
+
+def _present(old: str, name: str, new: ModuleType) -> tuple[ModuleType, str]:
+    """The module that has what ``name`` was in the module ``old``, and its name there."""
+    elsewhere, _, now = RENAMED.get(old, {}).get(name, name).rpartition(":")
+    return import_module(f"{PACKAGE}.{elsewhere}") if elsewhere else new, now or name
+
+
+def _notify(old: str, new: str) -> None:
+    warnings.warn(
+        f"{PACKAGE}.{old} is now {PACKAGE}.{new}; the old name will go with version 1.0",
+        FutureWarning,
+        stacklevel=3,
+    )
+
+
 def install() -> None:
-    """Let old names be imported; those that exist are found before this is asked."""
+    """Let old names be imported; modules that exist are found before :class:`OldNames` is asked."""
     if not any(isinstance(finder, OldNames) for finder in sys.meta_path):
         sys.meta_path.append(OldNames())
+        sys.meta_path.insert(0, RenamedContent())

@@ -24,7 +24,7 @@ from ssdistill.experiment.sections import (
 from ssdistill.models.backbones import EncoderSettings
 from ssdistill.models.trial import REFUSALS, reason_of, refusing
 from ssdistill.settings import Settings
-from ssdistill.settings.registry import LOSSES, METHODS, RUNTIMES, STEPS
+from ssdistill.settings.registry import LOSSES, METHODS, STEPS
 from ssdistill.train.task import Task
 
 ENOUGH_SAMPLES = 4096
@@ -58,7 +58,6 @@ def check_trainings(workspace: Workspace, finished: Collection[str] = ()) -> lis
     """
     experiment = workspace.experiment
     notices = _check_pretraining(workspace, finished)
-    _check_steps(workspace)
     _check_recoveries(workspace)
     sections = {"distill": experiment.distill} if experiment.distill else {}
     sections |= {
@@ -71,21 +70,6 @@ def check_trainings(workspace: Workspace, finished: Collection[str] = ()) -> lis
         notices += _check(workspace, key, settings, tried=row not in finished)
         notices += _large_queues(key, settings, len(workspace.train))
     return list(dict.fromkeys(notices))
-
-
-def _check_steps(workspace: Workspace) -> None:
-    """What a compression step's own settings rule out must not wait until all is trained."""
-    for variant, steps in workspace.experiment.compression_variants.items():
-        for number, settings in enumerate(steps):
-            key = f"plans.{variant}.{number}" if variant else f"compress.{number}"
-            try:
-                for stage in STEPS[settings.kind].expand(settings):
-                    STEPS.build(stage)
-                runtime = getattr(settings, "runtime", None)
-                if runtime in RUNTIMES.classes:
-                    RUNTIMES[runtime].require()
-            except UserError as error:
-                raise UserError(f"{key}: {error}") from None
 
 
 def _check_recoveries(workspace: Workspace) -> None:

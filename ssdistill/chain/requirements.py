@@ -10,6 +10,7 @@ from ssdistill.experiment.schema import Experiment
 from ssdistill.experiment.sections import NetworkSettings
 from ssdistill.models.trial import check_encodes, reason_of
 from ssdistill.settings import Settings
+from ssdistill.settings.registry import RUNTIMES, STEPS
 from ssdistill.train.fabric import device_of
 from ssdistill.train.settings import DeviceSettings
 
@@ -83,6 +84,25 @@ def check_device(device: DeviceSettings) -> None:
             f"device.precision=bf16 is not supported by {torch.cuda.get_device_name()}; "
             "set device.precision=fp32"
         )
+
+
+def check_steps(experiment: Experiment) -> None:
+    """Refuse what a compression step's own settings rule out, before they name a row.
+
+    Raises:
+        UserError: settings that no step can be made of, or whose runtime is not installed; the
+            key is named.
+    """
+    for variant, steps in experiment.compression_variants.items():
+        for number, settings in enumerate(steps):
+            key = f"plans.{variant}.{number}" if variant else f"compress.{number}"
+            try:
+                for stage in STEPS[settings.kind].expand(settings):
+                    STEPS.build(stage)
+                if getattr(settings, "runtime", None) in RUNTIMES.classes:
+                    RUNTIMES[settings.runtime].require()
+            except UserError as error:
+                raise UserError(f"{key}: {error}") from None
 
 
 def check_batches(experiment: Experiment, num_images: int) -> None:

@@ -12,7 +12,7 @@ from ssdistill.chain.grouping import shared_columns
 from ssdistill.chain.plan import plan_stages
 from ssdistill.chain.processes import require_single_process
 from ssdistill.chain.report import Report, make_report
-from ssdistill.chain.requirements import check_batches, chosen_stems
+from ssdistill.chain.requirements import check_batches, check_steps, chosen_stems
 from ssdistill.chain.stages import Identity, Stage, execute, locked, set_aside
 from ssdistill.chain.workspace import Workspace, open_workspace
 from ssdistill.data.originals import Originals
@@ -49,6 +49,7 @@ def dry_run(experiment: Experiment, root: Path) -> list[PlannedStage]:
     workspace = open_workspace(experiment, root)
     describe_data(workspace)
     check_batches(experiment, len(workspace.train))
+    check_steps(experiment)
     planned = [PlannedStage(stage, stage.status(root)) for stage in plan_stages(workspace)]
     for notice in _notices(workspace, planned):
         console.print(f"note: {notice}", style="dim", markup=False)
@@ -76,6 +77,7 @@ def run(experiment: Experiment, root: str | Path = "runs") -> Report:
     workspace = open_workspace(experiment, root)
     describe_data(workspace)
     check_batches(experiment, len(workspace.train))
+    check_steps(experiment)
     stages = plan_stages(workspace)
     notices = _notices(workspace, [PlannedStage(s, s.status(root)) for s in stages])
     announce(workspace, stages)

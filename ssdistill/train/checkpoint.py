@@ -21,6 +21,8 @@ UNREADABLE = (
 )
 ANEW = "move it away and run the same command to train from the start"
 """Remedy for a checkpoint that cannot be resumed."""
+RENAMED = {"centre_K": "center_K"}
+"""Parameters and buffers that version 0.1 called otherwise, by the last part of their names."""
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -55,7 +57,17 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: not a readable checkpoint ({reason}); {ANEW}") from error
+    if isinstance(checkpoint, dict) and isinstance(checkpoint.get("task"), dict):
+        _rename(checkpoint["task"])
+    return checkpoint
+
+
+def _rename(state: dict[str, Any]) -> None:
+    """Give what version 0.1 called otherwise its present name, in place."""
+    for name in [name for name in state if str(name).rpartition(".")[2] in RENAMED]:
+        before, dot, last = name.rpartition(".")
+        state[before + dot + RENAMED[last]] = state.pop(name)

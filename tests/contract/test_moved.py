@@ -9,6 +9,9 @@ import pytest
 import ssdistill
 from ssdistill.moved import MOVED, RENAMED
 
+KEPT = [(module, name) for module in RENAMED if module not in MOVED for name in RENAMED[module]]
+"""Old names in modules that are where they were."""
+
 
 @pytest.mark.parametrize("old", MOVED)
 def test_an_old_name_imports_the_module_of_today(old):
@@ -19,8 +22,25 @@ def test_an_old_name_imports_the_module_of_today(old):
     public = next(name for name in (*vars(today), "__doc__") if not name.startswith("_"))
     assert getattr(module, public) is getattr(today, public)
     for name, now in RENAMED.get(old, {}).items():
-        assert getattr(module, name) is getattr(today, now)
+        assert getattr(module, name) is present(today, name, now)
     with pytest.raises(AttributeError):
+        _ = module.no_such_name
+
+
+def present(module, name, now):
+    """What the table says stands for ``name``; ``module`` has what is not elsewhere."""
+    elsewhere, _, now = now.rpartition(":")
+    return getattr(import_module(f"ssdistill.{elsewhere}") if elsewhere else module, now or name)
+
+
+@pytest.mark.parametrize(("old", "name"), KEPT)
+def test_an_old_name_in_a_module_that_stayed_is_what_stands_for_it_today(old, name):
+    module = import_module(f"ssdistill.{old}")
+    with pytest.warns(FutureWarning, match=f"ssdistill.{old}.{name} is now ssdistill.") as caught:
+        content = getattr(module, name)
+    assert len(caught) == 1 and caught[0].filename == __file__
+    assert content is present(module, name, RENAMED[old][name])
+    with pytest.raises(AttributeError, match="no_such_name"):
         _ = module.no_such_name
 
 
@@ -30,6 +50,8 @@ def test_old_names_are_attributes_of_the_package_and_of_from_imports():
         "load = ssdistill.config.load_experiment\n"
         "from ssdistill.evaluate.gauges.collapse import gauges\n"
         "from ssdistill.registry import LOSSES\n"
+        "from ssdistill.experiment import Experiment\n"
+        "from ssdistill.data.sources import Npz, Source\n"
         "from ssdistill.label_free.collapse import collapse_metrics\n"
         "assert gauges is collapse_metrics and LOSSES.classes and load('quickstart')\n"
     )

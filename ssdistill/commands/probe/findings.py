@@ -73,7 +73,7 @@ class Probed:
     @property
     def labels_N(self) -> np.ndarray | None:
         """Labels of the test images that :attr:`rows` names; None without any."""
-        return np.asarray(self.shown.test.labels)[self.rows] if self.shown.labeled else None
+        return self.shown.labels_of(self.rows)
 
     @cached_property
     def comparisons(self) -> tuple[Comparison, ...]:

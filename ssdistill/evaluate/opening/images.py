@@ -51,6 +51,10 @@ class Shown:
         """Side of the test images, in pixels."""
         return min(self.test.images.shape[1:3])
 
+    def labels_of(self, rows: slice) -> np.ndarray | None:
+        """Labels of those test images, (n,) integers; None without any."""
+        return np.asarray(self.test.labels)[rows] if self.labeled else None
+
     @cached_property
     def facts(self) -> ImageSpec:
         """What an external teacher must know about them."""

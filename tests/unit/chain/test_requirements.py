@@ -1,5 +1,6 @@
 import pytest
 
+from ssdistill.chain import run
 from ssdistill.chain.requirements import check_networks, chosen_stems
 from ssdistill.errors import UserError
 
@@ -45,3 +46,11 @@ def test_one_of_several_teachers_is_told_by_its_name(make_workspace):
     teachers = "teachers={a: {encoder: {name: resnet10t}}, b: {encoder: {name: nope}}}"
     with pytest.raises(UserError, match=r"^teachers\.b\.encoder: timm has no model 'nope'"):
         check_networks(make_workspace(teachers, teacher=False))
+
+
+@pytest.mark.parametrize("step", ["zeros", "search", "lowrank"])
+@pytest.mark.parametrize("key", ["compress", "plans.a"])
+def test_a_step_without_a_target_is_told_with_its_key(make_workspace, key, step):
+    workspace = make_workspace(f"{key}=[refit, {step}]")
+    with pytest.raises(UserError, match=rf"^{key}\.1: {step}: give exactly one of"):
+        run.dry_run(workspace.experiment, workspace.root)

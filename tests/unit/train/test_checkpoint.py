@@ -30,6 +30,13 @@ def test_where_there_is_none_none_comes_back(tmp_path):
     assert load_checkpoint(tmp_path / "checkpoint.pt") is None
 
 
+@pytest.mark.parametrize("before", ["", "losses.dino."])
+def test_buffers_of_the_first_release_have_their_present_names(tmp_path, before):
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, {"step": 1, "task": {f"{before}centre_K": torch.ones(2), "w": 1}})
+    assert load_checkpoint(path)["task"].keys() == {f"{before}center_K", "w"}
+
+
 def test_a_kill_half_way_leaves_the_old_checkpoint(path, monkeypatch):
     def half(state, file):
         file.write(b"half of it")

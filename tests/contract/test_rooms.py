@@ -1,0 +1,65 @@
+"""What import-linter cannot see of the rooms: labels read as attributes, imports by a string."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "ssdistill"
+MODULES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
+BY_STRING = {"__init__.py", "moved.py", "settings/registry.py", "artifacts/runtimes/__init__.py"}
+"""Public names, old names, new kinds that are found by themselves, and libraries of runtimes."""
+GETTERS = {"getattr", "attrgetter", "methodcaller"}
+
+
+def readings_of_labels(source: str) -> list[int]:
+    """Lines that read an attribute ``labels``, also by its name in a string."""
+    lines = []
+    for node in ast.walk(ast.parse(source)):
+        names = [getattr(node, "attr", "")]
+        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in GETTERS:
+            names = [arg.value for arg in node.args if isinstance(arg, ast.Constant)]
+        if {"labels", "_load_labels"} & {*names}:
+            lines.append(node.lineno)
+    return lines
+
+
+def imports_by_a_string(source: str) -> list[int]:
+    """Lines that import by a string, or take the whole package, which has every room."""
+    lines = []
+    for node in ast.walk(ast.parse(source)):
+        name = node.id if isinstance(node, ast.Name) else getattr(node, "attr", "")
+        whole = isinstance(node, ast.Import) and any(a.name == "ssdistill" for a in node.names)
+        if whole or name in ("import_module", "__import__"):
+            lines.append(node.lineno)
+    return lines
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_labels_are_read_in_evaluate_alone(module):
+    if module.startswith(("evaluate/", "data/")):
+        return  # data has them for whoever asks
+    assert not readings_of_labels(MODULES[module].read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("module", sorted(MODULES.keys() - BY_STRING))
+def test_no_room_is_reached_by_a_string(module):
+    assert not imports_by_a_string(MODULES[module].read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("line", ["store.labels()", "getattr(s, 'labels', 0)", "s._load_labels()"])
+def test_a_reading_of_labels_is_noticed(line):
+    assert readings_of_labels(f"def f(s):\n    return {line}\n") == [2]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import ssdistill",
+        "importlib.import_module(name)",
+        "import_module(name)",
+        "__import__(name)",
+    ],
+)
+def test_an_import_by_a_string_is_noticed(line):
+    assert imports_by_a_string(f"def f(name):\n    {line}\n") == [2]
