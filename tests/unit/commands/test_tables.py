@@ -214,6 +214,12 @@ def test_damaged_record_names_file_and_line(project):
         read_records(path)
 
 
+def test_blank_lines_between_records_are_no_records(tmp_path):
+    path = tmp_path / "records.jsonl"
+    path.write_text('{"model": "a"}\n \n\n{"model": "b"}\n')
+    assert [record["model"] for record in read_records(path)] == ["a", "b"]
+
+
 def test_benchmarks_show_ratios_and_the_latest_of_a_name(project):
     folder = project / "experiments" / "benchmarks"
     folder.mkdir()

@@ -258,6 +258,24 @@ def test_logarithmic_ticks_lie_within_the_range(low, factor):
 
 
 @pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (1, 1000, [1, 10, 100, 1000]),
+        (10, 200, [10, 30, 100]),
+        (10, 60, [10, 20, 50]),
+        (2, 5, [2, 3, 4, 5]),
+        (1.1, 1.4, [1.1, 1.2, 1.3, 1.4]),
+    ],
+)
+def test_a_short_logarithmic_axis_has_ticks_between_powers_of_ten(low, high, ticks):
+    assert log_ticks(low, high) == pytest.approx(ticks)
+
+
+def test_a_curve_without_points_stays_so():
+    assert smoothed([], 5) == []
+
+
+@pytest.mark.parametrize(
     ("value", "shown"), [(0, "0"), (0.25, "0.25"), (1500, "1.5k"), (1e-5, "1e-5"), (3e7, "3e7")]
 )
 def test_tick_labels_are_short(value, shown):

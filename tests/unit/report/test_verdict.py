@@ -66,6 +66,16 @@ def test_intervals_are_scipys(values):
         assert (one_sided.low, one_sided.high) == pytest.approx(tuple(expected), rel=1e-12)
 
 
+def test_the_seeds_that_would_decide_follow_from_the_distance_to_the_margin():
+    """Of 90, 94 and 92: the one-sided interval reaches 1.77 down at 3 seeds, 1.2 at 5."""
+    values = [90.0, 94.0, 92.0]
+    claims = [BoundClaim(metric=METRIC, model="student", at_least=at) for at in (90.5, 91.8)]
+    far, near = check_claims(claims, records("paper", student=values), "paper")
+    assert (far.outcome, near.outcome) == ("INCONCLUSIVE", "INCONCLUSIVE")
+    assert far.note == "about 5 seeds might decide"
+    assert near.note == "more than 100 seeds needed"
+
+
 def test_seeds_that_agree_have_an_interval_of_no_width():
     verdict = absolute([0.3, 0.3, 0.3], 0.3, 0.1)
     assert (verdict.low, verdict.high, verdict.outcome) == (0.3, 0.3, "REPRODUCED")
