@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from ssdistill.chain.collecting import collect
 from ssdistill.chain.page_content import ACCURACY, page_content
-from ssdistill.chain.plan import models_of
+from ssdistill.chain.plan import evaluations_of, models_of
 from ssdistill.chain.stage_files import read_json
 from ssdistill.chain.stages import Identity
 from ssdistill.chain.training import NOTICES
@@ -145,6 +147,7 @@ def notices_of(workspace: Workspace) -> list[str]:
             notices.append(
                 f"{role}: the step was skipped by its gate; the row shows the model before it."
             )
+    notices += _old_counts(workspace)
     if experiment.paper and experiment.paper.title:
         paper = experiment.paper
         reference = ", ".join(filter(None, (paper.arxiv, paper.table)))
@@ -156,6 +159,28 @@ def notices_of(workspace: Workspace) -> list[str]:
             f"Profile {experiment.profile}: not comparable with numbers published in papers."
         )
     return notices
+
+
+def _old_counts(workspace: Workspace) -> list[str]:
+    """Networks with attention whose MACs version 0.1.0 counted, where they stand beside others.
+
+    Its count missed attention with PyTorch 2.14; a finished evaluation is reused all the same.
+    """
+    seed, folders = workspace.experiment.seeds[0], {}
+    models, evaluations = models_of(workspace, seed), evaluations_of(workspace, seed)
+    for role, evaluation in evaluations.items():
+        # Version 0.1.0 wrote no checksum into its records.
+        if role in models and not evaluation.written(workspace.root).checksum:
+            modules = workspace.encoder(models[role]).modules()
+            if any(
+                isinstance(m, nn.MultiheadAttention) or hasattr(m, "fused_attn") for m in modules
+            ):
+                folders[role] = evaluation.folder(workspace.root)
+    return [
+        f"{role}: version 0.1.0 counted its MACs, and with PyTorch 2.14 missed those of attention; "
+        f"to count them again, delete {folder} and run the experiment again."
+        for role, folder in folders.items()
+    ]
 
 
 def _record(
