@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ssdistill.commands.failures import explanation, require_current_folder, save_report
 from ssdistill.commands.probe.command import add_probe
-from ssdistill.errors import UserError, shortened
+from ssdistill.errors import UserError, shortened, was_interrupted
 from ssdistill.experiment.overrides import nearest_option, plain_overrides
 from ssdistill.files import check_writable
 from ssdistill.terminal.console import complain, forgiving_streams, output_width, say, show, tell
@@ -46,20 +46,20 @@ def _main(arguments: Sequence[str] | None) -> int:
         require_current_folder()
         options = _parse([word for word in words if word != "--debug"])
         return options.command(options)
-    except KeyboardInterrupt:
-        complain("Interrupted. Run the same command to resume.")
-        return EXIT_INTERRUPTED
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         return _failed(error, words, getattr(options, "runs", None), debug)
 
 
-def _failed(error: Exception, words: Sequence[str], runs: Path | None, debug: bool) -> int:
+def _failed(error: BaseException, words: Sequence[str], runs: Path | None, debug: bool) -> int:
     """Print a one-line error; write a report if it is an internal error."""
-    if debug:
+    if debug and not isinstance(error, KeyboardInterrupt):
         traceback.print_exception(error)
     if text := explanation(error):
         complain(f"error: {text}")
         return EXIT_USER_ERROR
+    if was_interrupted(error):
+        complain("Interrupted. Run the same command to resume.")
+        return EXIT_INTERRUPTED
     report = save_report(error, words, runs)
     reason = shortened(f"{type(error).__name__}: {error}", 300)
     place = f"a report for the developers is in {report}" if report else "add --debug to see where"

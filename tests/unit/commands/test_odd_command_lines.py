@@ -73,6 +73,21 @@ def test_what_happens_while_the_command_line_is_read_is_one_line(
     assert len(lines) == 1 and lines[0].startswith(words)
 
 
+def test_what_a_library_makes_of_an_interruption_is_one(monkeypatch, capsys):
+    def raising(*_):
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise faults.pop()
+
+    faults = [UserError("no disk space for the checkpoint"), RuntimeError("unexpected pos 8 vs 4")]
+    monkeypatch.setattr(command, "_list", raising)
+    assert main(["list", "losses"]) == 130
+    assert capsys.readouterr().err == "Interrupted. Run the same command to resume.\n"
+    assert main(["list", "losses"]) == 2
+    assert capsys.readouterr().err == "error: no disk space for the checkpoint\n"
+
+
 def test_torch_that_cannot_be_imported_is_one_line(tmp_path):
     environment = {**os.environ, "TORCH_LOGS": "nonsense", "TMPDIR": str(tmp_path)}
     for words in (["run", "quickstart"], ["list", "losses"]):
