@@ -95,6 +95,19 @@ class Stage:
             raise UserError(f"{folder}: holds a stage of seed {record.seed}; move it away")
         return record
 
+    def finished_record(self, root: Path) -> RunRecord:
+        """Its record, where it was there when the run came to it.
+
+        Raises:
+            UserError: it is not any more.
+        """
+        if record := self.record(root):
+            return record
+        raise UserError(
+            f"{self.folder(root)}: deleted while the run needed it; run the same command again to "
+            "recompute it"
+        )
+
     def status(self, root: Path) -> str:
         """``finished``, ``interrupted``, ``failed``, ``running``, ``damaged`` or ``missing``."""
         try:
@@ -203,7 +216,7 @@ def _lineage(stage: Stage, root: Path) -> dict[str, Any]:
     """Digest, seed and weights of each parent."""
     lineage = {}
     for name, parent in stage.parents.items():
-        artifacts = parent.record(root).artifacts
+        artifacts = parent.finished_record(root).artifacts
         sha256 = next((entry["sha256"] for entry in artifacts.values()), None)
         lineage[name] = {"digest": parent.digest, "seed": parent.seed, "sha256": sha256}
     return lineage

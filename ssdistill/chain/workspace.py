@@ -187,7 +187,7 @@ class Workspace:
         Raises:
             DamagedFile: the weights are not, or their description.
         """
-        folder, record = stage.folder(self.root), stage.record(self.root)
+        folder, record = stage.folder(self.root), stage.finished_record(self.root)
         if record.metrics_sha256 not in ("", metrics_sha256(folder)):
             console.print(
                 f"warning: {folder / METRICS_FILE} has changed since the stage was finished; copy "

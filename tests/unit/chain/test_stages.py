@@ -346,3 +346,13 @@ def test_a_copy_of_another_stage_is_not_taken_for_its_own(runs, change, words):
     for call in (other.record, other.status, lambda root: run_stage(other, root, nothing)):
         with pytest.raises(UserError, match=words):
             call(runs)
+
+
+def test_a_parent_that_was_deleted_meanwhile_is_named(runs):
+    parent = make_stage()
+    run_stage(parent, runs, nothing)
+    shutil.rmtree(parent.folder(runs))
+    child = make_stage(kind="distill", parents={"teacher": parent})
+    with pytest.raises(UserError, match="deleted while the run needed it") as error:
+        run_stage(child, runs, nothing)
+    assert str(parent.folder(runs)) in str(error.value)
