@@ -27,6 +27,13 @@ class DamagedFile(UserError):
         )
 
 
+def was_interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an error, whatever a library that was interrupted made of it."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
 def nearest(name: str, known: Iterable[object], likeness: float = 0.6) -> str:
     """Return `` (did you mean 'x'?)`` for the closest name in ``known``, or an empty string.
 

@@ -99,13 +99,14 @@ class Stage:
         """Its record, which must be there: other stages or tables read it.
 
         Raises:
-            UserError: it is gone.
+            UserError: it is not there any more.
         """
-        record = self.record(root)
-        if record is None:
-            place = self.folder(root) / RUN_FILE
-            raise UserError(f"{place} is missing; copy it back, or run the experiment again")
-        return record
+        if record := self.record(root):
+            return record
+        raise UserError(
+            f"{self.folder(root)}: deleted while the run needed it; run the same command again to "
+            "recompute it"
+        )
 
     def status(self, root: Path) -> str:
         """``finished``, ``interrupted``, ``failed``, ``running``, ``damaged`` or ``missing``."""

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import platform
+import sys
 import tempfile
 import time
 import traceback
@@ -30,6 +31,23 @@ REMEDIES = {
 }
 NO_MEMORY = "lower batch_size, data.image_size or the sizes of the networks"
 PACKAGES = ("ssdistill", "torch", "torchvision", "timm", "lightning-fabric", "numpy", "onnxruntime")
+
+
+def require_current_folder() -> None:
+    """Make sure that the folder the command was started in still exists.
+
+    Without one no relative path means anything, and libraries end the process in their own way.
+
+    Raises:
+        UserError: it was deleted.
+    """
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UserError(
+            f"the current folder cannot be found ({error.strerror}); it may have been deleted or "
+            "replaced: cd to another one, or to the same path once more"
+        ) from error
 
 
 def explanation(error: BaseException) -> str | None:
@@ -59,19 +77,20 @@ def save_report(error: BaseException, words: Sequence[str], folder: Path | None)
     """
     name = f"crash-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
     text = _report(error, words)
-    for place in (folder, Path(tempfile.gettempdir())):
-        if place is not None and place.is_dir():
-            with contextlib.suppress(OSError):
-                (place / name).write_text(text, encoding="utf-8", errors="backslashreplace")
-                return place / name
+    for place in (lambda: folder, lambda: Path(tempfile.gettempdir())):
+        # No folder for temporary files may be left, and asking for it is an error then.
+        with contextlib.suppress(OSError):
+            if (report := place()) is not None and report.is_dir():
+                (report / name).write_text(text, encoding="utf-8", errors="backslashreplace")
+                return report / name
     return None
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    import torch
-
     words = ("can't allocate memory", "out of memory", "alloc_cpu", "CUDA_ERROR_OUT_OF_MEMORY")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+    # Not imported here: the import itself may be what failed.
+    of_device = getattr(sys.modules.get("torch"), "OutOfMemoryError", MemoryError)
+    return isinstance(error, MemoryError | of_device) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in words)
     )
 
@@ -88,7 +107,7 @@ def _report(error: BaseException, words: Sequence[str]) -> str:
             versions.append(f"{package} {metadata.version(package)}")
     parts = {
         "command": " ".join(["ssdistill", *words]),
-        "folder": os.getcwd(),
+        "folder": _current_folder(),
         "versions": "\n".join(versions),
         "config": _config(words),
         "traceback": "".join(traceback.format_exception(error)),
@@ -96,13 +115,20 @@ def _report(error: BaseException, words: Sequence[str]) -> str:
     return "".join(f"== {title}\n{text.rstrip()}\n\n" for title, text in parts.items())
 
 
+def _current_folder() -> str:
+    try:
+        return os.getcwd()
+    except OSError as error:  # deleted under the process
+        return str(error)
+
+
 def _config(words: Sequence[str]) -> str:
     """The text of the config that the command line names."""
-    from ssdistill.experiment.reading import find_config
-
-    for word in words[1:]:
+    # Not imported here: what failed may be an import of torch, and a second one crashes.
+    reading = sys.modules.get("ssdistill.experiment.reading")
+    for word in words[1:] if reading else ():
         # Whatever goes wrong here must not hide what is being reported.
         with contextlib.suppress(Exception):
-            file = find_config(word)
+            file = reading.find_config(word)
             return f"# {file}\n{file.read_text(encoding='utf-8', errors='backslashreplace')}"
     return "none"

@@ -7,12 +7,12 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from ssdistill.commands.failures import explanation, save_report
+from ssdistill.commands.failures import explanation, require_current_folder, save_report
 from ssdistill.commands.probe.command import add_probe
-from ssdistill.errors import UserError, shortened
+from ssdistill.errors import UserError, shortened, was_interrupted
 from ssdistill.experiment.overrides import nearest_option, plain_overrides
 from ssdistill.files import check_writable
-from ssdistill.terminal.console import forgiving_streams, output_width, say, show, tell
+from ssdistill.terminal.console import complain, forgiving_streams, output_width, say, show, tell
 
 EXIT_USER_ERROR, EXIT_INTERNAL, EXIT_INTERRUPTED = 2, 70, 130
 
@@ -40,28 +40,30 @@ def _main(arguments: Sequence[str] | None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     # It may stand before the command or after it.
     debug = "--debug" in words
-    options = _parse([word for word in words if word != "--debug"])
+    options = None
     logging.basicConfig(level=logging.WARNING, format="  %(message)s")
     try:
+        require_current_folder()
+        options = _parse([word for word in words if word != "--debug"])
         return options.command(options)
-    except KeyboardInterrupt:
-        print("Interrupted. Run the same command to resume.", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         return _failed(error, words, getattr(options, "runs", None), debug)
 
 
-def _failed(error: Exception, words: Sequence[str], runs: Path | None, debug: bool) -> int:
+def _failed(error: BaseException, words: Sequence[str], runs: Path | None, debug: bool) -> int:
     """Print a one-line error; write a report if it is an internal error."""
-    if debug:
+    if debug and not isinstance(error, KeyboardInterrupt):
         traceback.print_exception(error)
     if text := explanation(error):
-        print(f"error: {text}", file=sys.stderr)
+        complain(f"error: {text}")
         return EXIT_USER_ERROR
+    if was_interrupted(error):
+        complain("Interrupted. Run the same command to resume.")
+        return EXIT_INTERRUPTED
     report = save_report(error, words, runs)
     reason = shortened(f"{type(error).__name__}: {error}", 300)
     place = f"a report for the developers is in {report}" if report else "add --debug to see where"
-    print(f"internal error: {reason}; {place}", file=sys.stderr)
+    complain(f"internal error: {reason}; {place}")
     return EXIT_INTERNAL
 
 
@@ -244,7 +246,7 @@ def _load(options: argparse.Namespace):
         trust_stages(options.runs)
     experiment, notices = load_experiment(options.config, options.overrides)
     for notice in notices:
-        print(notice, file=sys.stderr)
+        complain(notice)
     return experiment
 
 
@@ -269,7 +271,7 @@ def _report(options: argparse.Namespace) -> int:
     for block in outdated:
         say(block if options.check else f"{block.file}: block '{block.block}' rewritten")
     if options.check and outdated:
-        print("run `ssdistill report` to rewrite them from the records", file=sys.stderr)
+        complain("run `ssdistill report` to rewrite them from the records")
         return 1
     return 0
 

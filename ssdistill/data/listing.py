@@ -22,8 +22,8 @@ EXTENSIONS = frozenset(
     )
 )
 """Suffixes of image files, in lower case."""
-PASSED_OVER = ("__MACOSX",)
-"""Folders that an archive program leaves behind."""
+PASSED_OVER = ("__MACOSX", "@eaDir")
+"""Folders that an archive program and a storage device leave behind."""
 NETPBM = tuple(b"P%d%c" % (number, space) for number in range(1, 7) for space in b" \n\t\r")
 SIGNATURES = (
     *(b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*"),

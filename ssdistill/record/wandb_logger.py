@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import shutil
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -253,10 +254,10 @@ def forget_wandb() -> None:
     It may be dead, keep the id of a run that never started, or still be uploading: nothing of
     that is waited for long, and nothing that goes wrong is of interest any more.
     """
-    import wandb
-
-    if wandb.run is not None:
-        # It is not ours to end.
+    # Not imported here: that wandb cannot be imported may be what went wrong.
+    wandb = sys.modules.get("wandb")
+    if wandb is None or getattr(wandb, "run", None) is not None:
+        # There is nothing to end, or it is not ours.
         return
 
     def end() -> None:

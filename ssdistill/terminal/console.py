@@ -51,6 +51,16 @@ def say(line: object) -> None:
     _write(f"{line}\n")
 
 
+def complain(line: object) -> None:
+    """Print one line to standard error; one that takes nothing does not end the command."""
+    if sys.stderr is not None:
+        try:
+            sys.stderr.write(f"{line}\n")
+            sys.stderr.flush()
+        except OSError:
+            mute(sys.stderr)
+
+
 def mute(stream: TextIO) -> None:
     """Discard what is still written to a stream."""
     with open(os.devnull, "w") as nowhere:

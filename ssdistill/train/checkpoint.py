@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ssdistill.errors import UserError
+from ssdistill.errors import UserError, was_interrupted
 from ssdistill.files import disk_is_full
 
 UNREADABLE = (
@@ -30,6 +30,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
     Raises:
         UserError: when the disk is full; the previous checkpoint is still there then.
+        KeyboardInterrupt: after Ctrl-C while it is being written; likewise.
     """
     partial = path.with_name(path.name + ".partial")
     try:
@@ -40,6 +41,9 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         os.replace(partial, path)
     except (OSError, RuntimeError) as error:
         partial.unlink(missing_ok=True)
+        # The second Ctrl-C does not wait for the file; torch then complains of its length.
+        if was_interrupted(error):
+            raise KeyboardInterrupt from error
         if disk_is_full(error) or "write" in str(error):
             raise UserError(
                 f"{path.parent}: no disk space for the checkpoint; free some and run the same "

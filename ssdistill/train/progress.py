@@ -15,6 +15,13 @@ NARROW = 60
 class ProgressConsole(Console):
     """Standard error for progress, without markup in names; survives a closed pipe."""
 
+    def __exit__(self, *error: object) -> None:
+        """Write what was printed; a full disk under a log of progress ends no training run."""
+        try:
+            super().__exit__(*error)
+        except OSError:
+            self.on_broken_pipe()
+
     def on_broken_pipe(self) -> None:
         """Continue silently; ``2>&1 | head`` must not end a training run."""
         self.quiet = True

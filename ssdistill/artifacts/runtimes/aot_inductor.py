@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 
 from ssdistill.artifacts.description import REMEDY
 from ssdistill.artifacts.runtimes import Runtime, RuntimeModel
-from ssdistill.artifacts.runtimes.compiled_here import is_known, remember
+from ssdistill.artifacts.runtimes.compiled_here import is_known, remember, state_folder
 from ssdistill.artifacts.runtimes.exported_archive import check_sizes
 from ssdistill.artifacts.runtimes.torch_export import input_of, unreadable
 from ssdistill.artifacts.runtimes.tracing import explain, quiet, ready, torch_threads, trace
@@ -168,9 +168,10 @@ class AotInductor(Runtime):
         """Make sure that there is a C++ compiler; opening a file needs none.
 
         Raises:
-            UserError: there is none.
+            UserError: there is none; or :func:`state_folder` cannot take a note of what it makes.
         """
         super().require()
+        state_folder()
         from torch._inductor import cpp_builder, exc
 
         try:

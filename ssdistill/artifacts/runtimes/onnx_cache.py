@@ -1,7 +1,9 @@
 """A least-recently-used cache of temporary ONNX exports."""
 
 import hashlib
+import shutil
 import tempfile
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,13 +21,15 @@ class _ExportCache:
     """Temporary ONNX files of this process; the least recently used is evicted first."""
 
     def __init__(self) -> None:
-        self.folder = tempfile.TemporaryDirectory(prefix="ssdistill-")
+        self.folder = Path(tempfile.mkdtemp(prefix="ssdistill-"))
+        # A TemporaryDirectory that lives until the end warns then that nobody has cleaned it up.
+        weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         self.paths: OrderedDict[str, Path] = OrderedDict()
 
     def path(self, encoder: Encoder) -> Path:
         key = _identity(encoder)
         if key not in self.paths:
-            path = Path(self.folder.name) / f"{key[:24]}.onnx"
+            path = self.folder / f"{key[:24]}.onnx"
             export_onnx(encoder, path)
             self.paths[key] = path
         self.paths.move_to_end(key)

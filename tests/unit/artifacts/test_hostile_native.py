@@ -347,6 +347,10 @@ def test_a_state_folder_is_the_users_own(monkeypatch):
     assert compiled_here.state_folder() == Path("/some/where/ssdistill")
     monkeypatch.setenv("XDG_STATE_HOME", "relative")
     assert compiled_here.state_folder() == Path.home() / ".local/state/ssdistill"
+    # Relative, it would be found in whatever folder the command is started in.
+    monkeypatch.setenv(compiled_here.STATE, "relative")
+    with pytest.raises(UserError, match="SSDISTILL_STATE=relative: expected an absolute path"):
+        compiled_here.state_folder()
 
 
 def test_an_artifact_is_compiled_here_where_all_its_files_are(tmp_path, monkeypatch):

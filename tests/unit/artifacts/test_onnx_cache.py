@@ -1,4 +1,6 @@
 import copy
+import gc
+import warnings
 
 import torch
 
@@ -45,3 +47,16 @@ def test_only_so_many_files_are_kept(make_encoder, monkeypatch):
             pass
     assert len(exports) == 3
     assert sum(path.exists() for path in set(exports)) == 1
+
+
+def test_the_folder_goes_without_a_warning_when_nobody_needs_it(make_encoder, monkeypatch):
+    monkeypatch.setattr(lent, "_caches", [])
+    exports = counted(monkeypatch)
+    with float_onnx(make_encoder(0).eval()):
+        pass
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        lent._caches.clear()
+        gc.collect()
+    assert not exports[0].parent.exists()
+    assert not [w for w in said if issubclass(w.category, ResourceWarning)]

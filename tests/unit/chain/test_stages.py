@@ -348,10 +348,11 @@ def test_a_copy_of_another_stage_is_not_taken_for_its_own(runs, change, words):
             call(runs)
 
 
-def test_a_record_that_others_read_must_be_there(runs):
-    stage = make_stage()
-    run_stage(stage, runs, nothing)
-    assert stage.written(runs).role == "teacher"
-    (stage.folder(runs) / "run.json").unlink()
-    with pytest.raises(UserError, match=r"run\.json is missing; copy it back, or run"):
-        stage.written(runs)
+def test_a_parent_that_was_deleted_meanwhile_is_named(runs):
+    parent = make_stage()
+    run_stage(parent, runs, nothing)
+    shutil.rmtree(parent.folder(runs))
+    child = make_stage(kind="distill", parents={"teacher": parent})
+    with pytest.raises(UserError, match="deleted while the run needed it") as error:
+        run_stage(child, runs, nothing)
+    assert str(parent.folder(runs)) in str(error.value)

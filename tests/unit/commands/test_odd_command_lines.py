@@ -1,9 +1,12 @@
+import os
+import subprocess
 import sys
 
 import pytest
 
 import ssdistill
 from ssdistill.commands import failures
+from ssdistill.commands import main as command
 from ssdistill.commands.main import main
 from ssdistill.compress import restore
 from ssdistill.errors import UserError
@@ -30,6 +33,74 @@ def test_what_goes_wrong_in_a_report_does_not_hide_what_it_reports(monkeypatch, 
     monkeypatch.setattr(reading, "find_config", broken)
     report = failures.save_report(KeyError("the fault"), ["run", "x"], tmp_path)
     assert "the fault" in report.read_text()
+
+
+def test_a_report_needs_neither_a_current_folder_nor_one_for_temporary_files(monkeypatch, tmp_path):
+    def gone(*_):
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(failures.os, "getcwd", gone)
+    assert "the fault" in failures.save_report(KeyError("the fault"), ["run"], tmp_path).read_text()
+    monkeypatch.setattr(failures.tempfile, "gettempdir", gone)
+    assert failures.save_report(KeyError("the fault"), ["run"], None) is None
+
+
+def test_a_current_folder_that_was_deleted_is_said_to_be(monkeypatch, tmp_path, capsys):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main(["list", "losses"]) == 2
+    error = error_of(capsys)
+    assert error.startswith("error: the current folder cannot be found") and "cd to" in error
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "words"),
+    [
+        (KeyboardInterrupt(), 130, "Interrupted"),
+        (ValueError("torch cannot be imported"), 70, "internal error: ValueError: torch cannot"),
+    ],
+)
+def test_what_happens_while_the_command_line_is_read_is_one_line(
+    fault, status, words, monkeypatch, capsys
+):
+    def raising(*_):
+        raise fault
+
+    monkeypatch.setattr(command, "plain_overrides", raising)
+    assert main(["run", "quickstart"]) == status
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith(words)
+
+
+def test_what_a_library_makes_of_an_interruption_is_one(monkeypatch, capsys):
+    def raising(*_):
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise faults.pop()
+
+    faults = [UserError("no disk space for the checkpoint"), RuntimeError("unexpected pos 8 vs 4")]
+    monkeypatch.setattr(command, "_list", raising)
+    assert main(["list", "losses"]) == 130
+    assert capsys.readouterr().err == "Interrupted. Run the same command to resume.\n"
+    assert main(["list", "losses"]) == 2
+    assert capsys.readouterr().err == "error: no disk space for the checkpoint\n"
+
+
+def test_torch_that_cannot_be_imported_is_one_line(tmp_path):
+    environment = {**os.environ, "TORCH_LOGS": "nonsense", "TMPDIR": str(tmp_path)}
+    for words in (["run", "quickstart"], ["list", "losses"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "ssdistill", *words],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 70, done.stderr
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("internal error: ") and str(tmp_path) in line
 
 
 @pytest.mark.parametrize(

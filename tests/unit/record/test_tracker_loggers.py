@@ -1,5 +1,6 @@
 """Which steps are logged to W&B and TensorBoard, and when."""
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -129,3 +130,21 @@ def test_a_run_without_a_step_before_has_nothing_to_catch_up(opened):
     again, logger = opened()
     again.close()
     assert logger.caught_up == [([0], None)]
+
+
+def test_a_wandb_that_cannot_be_imported_costs_nothing_but_its_own_log(
+    tmp_path, monkeypatch, caplog
+):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    for name in [n for n in sys.modules if n.split(".")[0] == "wandb"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    for number, mode in enumerate(("offline", "online")):
+        monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+        run = Run(tmp_path / str(number), stage="distill", digest="ab" * 32, seed=0)
+        with Tracker(run, TrackingSettings(wandb=mode)) as tracker:
+            tracker.log(0, {"loss": 1.0})
+            tracker.finish({})
+        assert run.record.status == "finished"
+        assert "wandb logging failed" in caplog.text
+        caplog.clear()

@@ -10,7 +10,14 @@ import pytest
 from rich.text import Text
 
 from ssdistill.terminal import console as terminal
-from ssdistill.terminal.console import UNLIMITED, forgiving_streams, output_width, say, show
+from ssdistill.terminal.console import (
+    UNLIMITED,
+    complain,
+    forgiving_streams,
+    output_width,
+    say,
+    show,
+)
 from ssdistill.train.progress import ProgressConsole, TrainingProgress
 
 COMMAND = [sys.executable, "-m", "ssdistill.commands.main"]
@@ -147,6 +154,24 @@ def test_progress_goes_on_in_silence_when_its_reader_has_left(monkeypatch):
         for _ in range(3):
             console.print("a line")
         assert console.quiet
+
+
+def test_progress_goes_on_in_silence_when_its_disk_is_full(monkeypatch):
+    with open("/dev/full", "w") as stream, monkeypatch.context() as patched:
+        patched.setattr(sys, "stderr", stream)
+        console = ProgressConsole(stderr=True, highlight=False)
+        for _ in range(3):
+            console.print("a line")
+        assert console.quiet
+
+
+def test_a_complaint_that_nothing_takes_ends_no_command(monkeypatch, capsys):
+    complain("a line")
+    assert capsys.readouterr().err == "a line\n"
+    with open("/dev/full", "w") as stream, monkeypatch.context() as patched:
+        for place in (stream, None):
+            patched.setattr(sys, "stderr", place)
+            complain("a line")
 
 
 def test_mute_throws_away_what_is_written(tmp_path):

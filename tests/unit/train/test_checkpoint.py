@@ -137,3 +137,17 @@ def test_a_damaged_file_is_named(path, content):
     with pytest.raises(UserError, match="not a readable checkpoint") as caught:
         load_checkpoint(path)
     assert str(path) in str(caught.value)
+
+
+def test_what_torch_makes_of_an_interruption_is_one(path, monkeypatch):
+    def interrupted(state, file):
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("[enforce fail] unexpected pos 3193408 vs 3193296")
+
+    monkeypatch.setattr(checkpoint.torch, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(path, {"step": 2})
+    assert load_checkpoint(path)["step"] == 1
+    assert [p.name for p in path.parent.iterdir()] == ["checkpoint.pt"]
