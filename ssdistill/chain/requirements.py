@@ -1,10 +1,11 @@
 """Check that machine, networks and data meet the needs of an experiment."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
 
+from ssdistill.compress import StepSettings
 from ssdistill.errors import UserError, shortened
 from ssdistill.experiment.schema import Experiment
 from ssdistill.experiment.sections import NetworkSettings
@@ -90,19 +91,36 @@ def check_steps(experiment: Experiment) -> None:
     """Refuse what a compression step's own settings rule out, before they name a row.
 
     Raises:
-        UserError: settings that no step can be made of, or whose runtime is not installed; the
-            key is named.
+        UserError: settings that no step can be made of; the key is named.
     """
+    for key, settings in _steps(experiment):
+        try:
+            for stage in STEPS[settings.kind].expand(settings):
+                STEPS.build(stage)
+        except UserError as error:
+            raise UserError(f"{key}: {error}") from None
+
+
+def check_runtimes(experiment: Experiment) -> None:
+    """Refuse a runtime that is not installed; a run with nothing left to do needs none.
+
+    Raises:
+        UserError: the key is named.
+    """
+    for key, settings in _steps(experiment):
+        try:
+            runtime = getattr(settings, "runtime", None)
+            if runtime in RUNTIMES.classes:
+                RUNTIMES[runtime].require()
+        except UserError as error:
+            raise UserError(f"{key}: {error}") from None
+
+
+def _steps(experiment: Experiment) -> Iterator[tuple[str, StepSettings]]:
+    """Yield every compression step with its key."""
     for variant, steps in experiment.compression_variants.items():
         for number, settings in enumerate(steps):
-            key = f"plans.{variant}.{number}" if variant else f"compress.{number}"
-            try:
-                for stage in STEPS[settings.kind].expand(settings):
-                    STEPS.build(stage)
-                if getattr(settings, "runtime", None) in RUNTIMES.classes:
-                    RUNTIMES[settings.runtime].require()
-            except UserError as error:
-                raise UserError(f"{key}: {error}") from None
+            yield f"plans.{variant}.{number}" if variant else f"compress.{number}", settings
 
 
 def check_batches(experiment: Experiment, num_images: int) -> None:

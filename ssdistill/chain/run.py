@@ -12,7 +12,7 @@ from ssdistill.chain.grouping import shared_columns
 from ssdistill.chain.plan import plan_stages
 from ssdistill.chain.processes import require_single_process
 from ssdistill.chain.report import Report, make_report
-from ssdistill.chain.requirements import check_batches, check_steps, chosen_stems
+from ssdistill.chain.requirements import check_batches, check_runtimes, check_steps, chosen_stems
 from ssdistill.chain.stages import Identity, Stage, execute, locked, set_aside
 from ssdistill.chain.workspace import Workspace, open_workspace
 from ssdistill.data.originals import Originals
@@ -101,6 +101,8 @@ def run(experiment: Experiment, root: str | Path = "runs") -> Report:
 def _notices(workspace: Workspace, planned: list[PlannedStage]) -> list[str]:
     """What is noticed of the networks and trainings; those that are finished are not tried."""
     missing = {entry.stage.role for entry in planned if entry.status != "finished"}
+    if missing:
+        check_runtimes(workspace.experiment)
     finished = {entry.stage.role for entry in planned} - missing
     notices = [*chosen_stems(workspace), *check_trainings(workspace, finished)]
     workspace.forget_networks()

@@ -5,8 +5,10 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from ssdistill.chain import checks, trial_step
+from ssdistill.chain import checks, run, trial_step
 from ssdistill.chain.checks import check_trainings
+from ssdistill.chain.plan import plan_stages
+from ssdistill.chain.requirements import check_runtimes, check_steps
 from ssdistill.chain.workspace import Workspace
 from ssdistill.errors import UserError
 from ssdistill.experiment.reading import load_experiment
@@ -37,6 +39,8 @@ def check(tmp_path, make_store):
         path.write_text(TINY)
         experiment, _ = load_experiment(path, list(overrides))
         source = SOURCES.build(experiment.data)
+        check_steps(experiment)
+        check_runtimes(experiment)
         workspace = Workspace(experiment, tmp_path, source, make_store(), make_store())
         return check_trainings(workspace, finished)
 
@@ -113,6 +117,15 @@ def test_a_runtime_that_is_missing_is_named_before_anything_is_trained(check, mo
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(UserError, match=r"compress\.0: openvino requires openvino .*\[openvino\]"):
         check("compress=[{kind: quantize, runtime: openvino}]")
+
+
+def test_a_run_with_nothing_left_to_do_needs_no_runtime(make_workspace, monkeypatch):
+    workspace = make_workspace("compress=[{kind: quantize, runtime: openvino}]")
+    stages = plan_stages(workspace)
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    run._notices(workspace, [run.PlannedStage(stage, "finished") for stage in stages])
+    with pytest.raises(UserError, match=r"compress\.0: openvino requires"):
+        run._notices(workspace, [run.PlannedStage(stage, "missing") for stage in stages])
 
 
 @pytest.mark.parametrize("kind", ["byol", "simsiam", "vicreg", "barlow_twins", "nnclr", "moco_v3"])

@@ -52,5 +52,5 @@ def test_one_of_several_teachers_is_told_by_its_name(make_workspace):
 @pytest.mark.parametrize("key", ["compress", "plans.a"])
 def test_a_step_without_a_target_is_told_with_its_key(make_workspace, key, step):
     workspace = make_workspace(f"{key}=[refit, {step}]")
-    with pytest.raises(UserError, match=rf"^{key}\.1: {step}: give exactly one of"):
+    with pytest.raises(UserError, match=rf"^{key}\.1: {step}: set exactly one of"):
         run.dry_run(workspace.experiment, workspace.root)
