@@ -51,6 +51,11 @@ class ImageSet(ABC):
         return len(self.images)
 
     @cached_property
+    def resident(self) -> np.ndarray:
+        """The images in memory, (N, H, W, 3) uint8: one copy for all who read them at random."""
+        return np.array(self.images)
+
+    @cached_property
     def labels(self) -> np.ndarray:
         """(N,) int64, read from the source on first use; UserError if it has none."""
         labels = self.source.split(self.split).labels()

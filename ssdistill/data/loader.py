@@ -90,14 +90,15 @@ class Loader:
             _check_neighbors(neighbors, len(store))
         self._originals = store if isinstance(store, Originals) else None
         if self._originals is None:
-            self._keep(store.images)
+            self._keep(store)
 
-    def _keep(self, images: np.ndarray) -> None:
-        self._announce = ReadAhead(images)
-        self._images_NHWC: np.ndarray = np.asarray(images)
+    def _keep(self, store: ImageSet) -> None:
+        self._announce = ReadAhead(store.images)
+        self._images_NHWC: np.ndarray = np.asarray(store.images)
         self._resident_NHWC: Tensor | None = None
         if self._images_NHWC.nbytes < RESIDENT_BYTES:
-            self._images_NHWC = np.array(self._images_NHWC)
+            shared = isinstance(store, ImageSet)
+            self._images_NHWC = store.resident if shared else np.array(store.images)
             self._announce = ReadAhead(self._images_NHWC)
             if self.device.type != "cpu":
                 self._resident_NHWC = torch.from_numpy(self._images_NHWC).to(self.device)

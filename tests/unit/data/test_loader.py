@@ -247,3 +247,9 @@ def test_only_the_rows_asked_for_are_seen_under_their_own_numbers(store, memory)
     assert all(torch.equal(b.images_BHWC[:, 0, 0, 0].long(), b.index_B) for b in batches)
     with pytest.raises(UserError, match="exceeds the 6 training images"):
         Loader(store, 7, seed=0, num_steps=1, rows=wanted)
+
+
+def test_loaders_of_one_store_share_its_pixels(store):
+    first, second = (Loader(store, 5, seed=seed, num_steps=9) for seed in range(2))
+    assert np.shares_memory(first._images_NHWC, second._images_NHWC)
+    assert not np.shares_memory(first._images_NHWC, store.images)
