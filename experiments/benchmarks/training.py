@@ -50,6 +50,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ssdistill.chain.arithmetic import MEMORY_FORMATS, choose_arithmetic
 from ssdistill.data.batch import Batch
+from ssdistill.data.view_plan import ViewPlan
 from ssdistill.models.backbones import EncoderSettings, build_encoder
 from ssdistill.record.run import Run
 from ssdistill.record.tracker import Tracker, TrackingSettings
@@ -145,8 +146,8 @@ def train_ours(
     training.checkpoint_seconds *= WAYS
     batches = training.loader.iterate
 
-    def iterate(start_step: int) -> Iterator[Batch]:
-        for batch in batches(start_step):
+    def iterate(start_step: int, plan: ViewPlan) -> Iterator[Batch]:
+        for batch in batches(start_step, plan):
             after_step()
             yield batch
 
