@@ -52,7 +52,12 @@ class StoreSettings(Settings):
     def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values = handler(self)
         fields = StoreSettings.model_fields
-        for name in LATER:
-            if getattr(self, name) == fields[name].default:
+        later = {name: fields[name].default for name in LATER}
+        if kind := getattr(self, "kind", None):
+            from ssdistill.settings.registry import SOURCES
+
+            later |= SOURCES[kind].later
+        for name, default in later.items():
+            if getattr(self, name) == default:
                 values.pop(name, None)
         return values

@@ -151,10 +151,12 @@ class Source(ABC):
     same name. A subclass sets ``kind``, ``has_labels``, ``default_image_size`` (pixels a side,
     used where the config leaves ``data.image_size`` open) and ``description``; where views for
     natural images would be wrong, also ``default_recipe``, the name of a view recipe; and
-    where there may be no test images, ``has_test``.
+    where there may be no test images, ``has_test``; and in ``later``, the settings that came after
+    its first release, which enter no digest at their defaults.
     """
 
     kind: ClassVar[str]
+    later: ClassVar[dict[str, Any]] = {}
     has_labels: bool = True
     has_test: bool = True
     default_image_size: int
@@ -180,8 +182,12 @@ class Source(ABC):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The keyword-only constructor arguments of this source."""
-        return settings_of(self)
+        """The keyword-only constructor arguments, without later ones at their defaults."""
+        return {
+            name: value
+            for name, value in settings_of(self).items()
+            if name not in self.later or value != self.later[name]
+        }
 
 
 class Unlabeled(Source):
