@@ -2,7 +2,7 @@
 
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field
@@ -43,14 +43,14 @@ class Npz(PartedSource):
     """
 
     kind = "npz"
-    later: ClassVar[dict[str, Any]] = {
-        "layout": "auto",
-        "image_key": None,
-        "label_key": None,
-        "test_image_key": None,
-        "test_label_key": None,
-        "test_fraction": None,
-    }
+    later = (
+        "layout",
+        "image_key",
+        "label_key",
+        "test_image_key",
+        "test_label_key",
+        "test_fraction",
+    )
 
     def __init__(
         self,
