@@ -49,11 +49,11 @@ class Names:
         return ", ".join(f"{r} '{shown(n)}'" for r, n in zip(roles, found, strict=True) if n)
 
 
-def find_names(keys: Collection[str], asked: Names, where: str, remedy: str = "") -> Names:
+def find_names(keys: Collection[str], chosen: Names, where: str, remedy: str = "") -> Names:
     """Return the names of images and labels among ``keys``, the usual ones unless asked for.
 
     Args:
-        asked: names that the user sets.
+        chosen: names that the user sets.
         where: key and file, for messages.
         remedy: what else a user can do where nothing is found.
 
@@ -61,21 +61,21 @@ def find_names(keys: Collection[str], asked: Names, where: str, remedy: str = ""
         UserError: a name that is not there, no images under a usual name, or images under
             several.
     """
-    for name in (getattr(asked, field.name) for field in fields(asked)):
+    for name in (getattr(chosen, field.name) for field in fields(chosen)):
         if name is not None and name not in keys:
             raise UserError(
                 f"{where} has no array '{shown(name)}'{nearest(name, keys)}; found {listed(keys)}"
             )
-    if asked.images:
-        return asked
+    if chosen.images:
+        return chosen
     train = _one(keys, TRAIN_IMAGES, where)
     if train:
-        test = asked.test_images or _one(keys, TEST_IMAGES, where)
-        labels = asked.labels or _first(keys, TRAIN_LABELS)
+        test = chosen.test_images or _one(keys, TEST_IMAGES, where)
+        labels = chosen.labels or _first(keys, TRAIN_LABELS)
     else:
         train = _one(keys, ALL_IMAGES, where)
-        test = asked.test_images or _one(keys, TEST_IMAGES, where)
-        labels = asked.labels or _first(keys, ALL_LABELS)
+        test = chosen.test_images or _one(keys, TEST_IMAGES, where)
+        labels = chosen.labels or _first(keys, ALL_LABELS)
     if not train:
         raise UserError(
             f"{where} has no array 'train_images', nor one of another usual name; found "
@@ -83,7 +83,7 @@ def find_names(keys: Collection[str], asked: Names, where: str, remedy: str = ""
         )
     found = Names(train, labels, test)
     if test:
-        found = replace(found, test_labels=asked.test_labels or _first(keys, TEST_LABELS))
+        found = replace(found, test_labels=chosen.test_labels or _first(keys, TEST_LABELS))
     return found
 
 

@@ -43,7 +43,7 @@ def add(subcommands: argparse._SubParsersAction) -> None:
     )
     parser.set_defaults(command=run_check)
     option = parser.add_argument
-    option("words", nargs="+", metavar="SOURCE | key=value", help="the images, and settings")
+    option("words", nargs="*", metavar="SOURCE | key=value", help="the images, and settings")
     option("--out", type=Path, metavar="FILE.html", help="write a contact sheet, one HTML file")
     option("--json", type=Path, metavar="FILE", help="write everything that was found")
     option("--near", metavar="MODEL", help="find near-duplicates by the embeddings of a model")

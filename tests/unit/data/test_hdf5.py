@@ -243,6 +243,20 @@ def test_large_chunks_are_refused_before_they_are_read(write, monkeypatch):
         write(fill, image_key="x").split("train")
 
 
+def test_a_filter_that_is_a_library_is_refused(write):
+    def fill(file):
+        space = h5py.h5s.create_simple(RGB.shape)
+        plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        plist.set_chunk(RGB.shape)
+        # As optional, HDF5 lets it pass without the library.
+        plist.set_filter(32015, h5py.h5z.FLAG_OPTIONAL, ())
+        data = h5py.h5d.create(file.id, b"images", h5py.h5t.NATIVE_UINT8, space, plist)
+        data.write(h5py.h5s.ALL, h5py.h5s.ALL, RGB)
+
+    with pytest.raises(UserError, match="a filter that is not built in"):
+        write(fill).split("train")
+
+
 @pytest.mark.parametrize("values", [[0, 50, 20], [-5, 0, 9], [0, 10, 10**9], [0.5, 1.5]])
 def test_offsets_that_do_not_rise_within_the_bytes_are_refused(write, values):
     def fill(file):
