@@ -8,16 +8,15 @@ from typing import IO, TypeVar
 
 import numpy as np
 
+from ssdistill.data.array_names import listed
 from ssdistill.data.bad_image import BadImage
 from ssdistill.data.decode import open_regular
-from ssdistill.errors import UserError, one_line, shown
+from ssdistill.errors import UserError, one_line
 from ssdistill.machine import memory_bytes
 
 DEFLATED_AT_MOST = 1100
 """No byte of a zip member unpacks to more than about 1032."""
 NPY = b"\x93NUMPY"
-MOST_NAMED = 10
-"""Maximum number of arrays listed in a message."""
 EXAMPLE = "numpy.savez(FILE, train_images=…, test_images=…)"
 T = TypeVar("T")
 
@@ -88,12 +87,9 @@ class NpzFile:
         """Raise UserError for the first key that is not in the file."""
         for key in keys:
             if key not in self._members:
-                named = shown(", ".join(self.keys[:MOST_NAMED]))[:200] or "none"
-                more = len(self.keys) - MOST_NAMED
-                named += f" and {more} more" if more > 0 else ""
                 raise UserError(
-                    f"data.path={self.path} has no array '{key}'; found {named}; save with "
-                    f"{EXAMPLE}"
+                    f"data.path={self.path} has no array '{key}'; found {listed(self.keys)}; save "
+                    f"with {EXAMPLE}"
                 )
 
     def checksum(self, key: str) -> str:
@@ -175,6 +171,25 @@ class NpzFile:
             )
         return shape, dtype
 
-    def check_images(self, key: str) -> None:
-        """Raise UserError unless the array holds images."""
-        check_image_array(*self.header(key), f"data.path={self.path}: '{key}'")
+
+def map_array(path: Path, name: str) -> np.ndarray:
+    """Map the array of a ``.npy`` file from disk, read-only; nothing is unpickled.
+
+    Args:
+        name: of the file in messages.
+
+    Raises:
+        UserError: missing, no regular file, no ``.npy``, Python objects, or fewer bytes than its
+            header promises.
+    """
+    try:
+        with open_regular(path) as file:
+            if file.read(len(NPY)) != NPY:
+                raise UserError(f"{name}: not an .npy file; create one with numpy.save(FILE, …)")
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except BadImage as error:
+        raise UserError(f"{name}: {error.reason}; set it to an .npy file") from error
+    except OSError as error:
+        raise UserError(f"{name}: {error.strerror or one_line(error)}; correct it") from error
+    except (ValueError, OverflowError, MemoryError, RecursionError, SyntaxError) as error:
+        raise UserError(f"{name}: cannot be read ({one_line(error)}); save it again") from error

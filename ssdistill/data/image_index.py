@@ -90,6 +90,26 @@ class ImageIndex:
         return digest.hexdigest()
 
 
+def verified(raw: EncodedSplit, folder: Path) -> np.ndarray | None:
+    """Read again every image of an index; return the rows whose bytes are not what it believes.
+
+    They have the name, size and time of before. The index is brought up to date.
+
+    Returns:
+        (M,) int64; None where there is no index in ``folder``.
+    """
+    before_N = _read_records(folder) if _read_meta(folder) else None
+    if before_N is None:
+        return None
+    before_N = np.array(before_N)
+    now_N = ImageIndex(raw, folder, verify=True).records_N
+    order = np.argsort(before_N["stamp"], kind="stable")
+    at_N = np.searchsorted(before_N["stamp"], now_N["stamp"], sorter=order)
+    at_N = order[np.minimum(at_N, max(len(order) - 1, 0))] if len(order) else at_N
+    known_N = before_N[at_N] if len(order) else now_N
+    return np.flatnonzero((known_N["stamp"] == now_N["stamp"]) & (known_N != now_N))
+
+
 def _updated(
     raw: EncodedSplit, stamp_N: np.ndarray, known_N: np.ndarray | None, meta: dict[str, Any]
 ) -> tuple[np.ndarray, dict[str, Any], int]:

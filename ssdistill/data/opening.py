@@ -122,9 +122,7 @@ def open_originals(
     raw = source.split(split).encoded()
     # Images are decoded as long as the process lives, in threads that share this limit.
     Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, settings.max_pixels)
-    parts = [source.kind, source.settings, split, settings.max_pixels]
-    key = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
-    folder = Path(root) / f"{source.kind}-{split}-index-{key[:12]}"
+    folder = index_folder(source, split, settings, root)
     with (
         plain_disk_errors(root),
         pixel_limit(settings.max_pixels),
@@ -158,6 +156,13 @@ def open_originals(
         _measure(originals, folder, settings.window == "auto")
     warn_of(originals, raw.title, settings.max_bad, settings.window)
     return originals
+
+
+def index_folder(source: Source, split: str, settings: StoreSettings, root: Path) -> Path:
+    """Return where the index of a split is kept."""
+    parts = [source.kind, source.settings, split, settings.max_pixels]
+    key = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+    return Path(root) / f"{source.kind}-{split}-index-{key[:12]}"
 
 
 def _measure(originals: Originals, folder: Path, automatic: bool) -> None:

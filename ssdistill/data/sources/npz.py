@@ -1,92 +1,166 @@
 """Images in one ``.npz`` file; shapes and checksums are read without unpacking it."""
 
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Annotated
 
-from ssdistill.data.array_file import MOST_NAMED, NpzFile
+import numpy as np
+from pydantic import Field
+
+from ssdistill.data.array_file import EXAMPLE, NpzFile
+from ssdistill.data.array_names import MOST_NAMED, Names, find_names
+from ssdistill.data.array_rows import ArrayRows
 from ssdistill.data.labels import class_labels
-from ssdistill.data.splits import SPLITS, ArraySplit, RawSplit, Source
+from ssdistill.data.layouts import Arrangement, Layout, arrangement
+from ssdistill.data.parts import PartedSource
+from ssdistill.data.splits import RawSplit
 from ssdistill.errors import UserError, shown
 from ssdistill.files import user_path
 
+AS_RELEASED = {"train": "train_images", "test": "test_images"}
 
-class Npz(Source):
-    """Arrays in one ``.npz`` file, named as in MedMNIST.
 
-    ``train_images`` and ``test_images`` (N, H, W) or (N, H, W, 3): uint8, fractions in [0, 1], or
-    any other real numbers, see ``data.window``; optionally ``train_labels`` and ``test_labels``
-    (N,) or (N, 1), and ``class_names``. Other arrays, such as MedMNIST's ``val_images``, are
-    ignored. The size of a stored image is that of the train images, unless
+class Npz(PartedSource):
+    """Arrays in one ``.npz`` file, named as in MedMNIST or in another usual way.
+
+    ``train_images`` and ``test_images`` (N, H, W), (N, H, W, 3) or (N, 3, H, W): uint8, fractions
+    in [0, 1], or any other real numbers, see ``data.window``; optionally ``train_labels`` and
+    ``test_labels`` (N,) or (N, 1), and ``class_names``. ``x_train`` and ``y_train``, ``images``
+    and ``labels``, ``data``, ``X``, ``arr_0`` and the like are found, too; without test images,
+    some are held out by a hash of their number. Other arrays, such as MedMNIST's ``val_images``,
+    are ignored. The size of a stored image is that of the train images, unless
     ``data.image_size`` says otherwise.
 
     Args:
         path: the file.
+        layout: axes of the images; ``auto`` decides by the shape.
+        image_key: name of the array of images, if it is none of the usual ones.
+        label_key: name of their labels.
+        test_image_key: name of the test images.
+        test_label_key: name of their labels.
+        test_fraction: share held out where there are no test images; by default 0.2 with
+            labels and 0.1 without. 0 trains on everything.
     """
 
     kind = "npz"
+    later = (
+        "layout",
+        "image_key",
+        "label_key",
+        "test_image_key",
+        "test_label_key",
+        "test_fraction",
+    )
 
-    def __init__(self, *, path: str):
-        self.path = path
+    def __init__(
+        self,
+        *,
+        path: str,
+        layout: Layout = "auto",
+        image_key: str | None = None,
+        label_key: str | None = None,
+        test_image_key: str | None = None,
+        test_label_key: str | None = None,
+        test_fraction: Annotated[float, Field(ge=0, lt=1)] | None = None,
+    ):
+        self.path, self.layout, self.test_fraction = path, layout, test_fraction
+        self.image_key, self.label_key = image_key, label_key
+        self.test_image_key, self.test_label_key = test_image_key, test_label_key
 
     @cached_property
     def _file(self) -> NpzFile:
-        file = NpzFile(user_path(self.path))
-        for name in SPLITS:
-            file.check_images(f"{name}_images")
-        types = [file.header(f"{name}_images")[1] for name in SPLITS]
-        if len({dtype.newbyteorder("=") for dtype in types}) > 1:
-            raise UserError(
-                f"data.path={self.path}: 'train_images' are {types[0]}, but 'test_images' are "
-                f"{types[1]}; save both with the same type"
-            )
-        return file
+        return NpzFile(user_path(self.path))
+
+    @cached_property
+    def _names(self) -> Names:
+        asked = Names(self.image_key, self.label_key, self.test_image_key, self.test_label_key)
+        names = find_names(self._file.keys, asked, f"data.path={self.path}", f"save with {EXAMPLE}")
+        shapes = {key: self._arranged(key) for key in (names.images, names.test_images) if key}
+        assert names.images is not None
+        if names.test_images:
+            types = [self._file.header(key)[1] for key in shapes]
+            if len({dtype.newbyteorder("=") for dtype in types}) > 1:
+                raise UserError(
+                    f"data.path={self.path}: '{names.images}' are {types[0]}, but "
+                    f"'{names.test_images}' are {types[1]}; save both with the same type"
+                )
+        return names
+
+    def _arranged(self, key: str) -> Arrangement:
+        return arrangement(
+            *self._file.header(key),
+            self.layout,
+            f"data.path={self.path}: '{key}'",
+            certain=key in AS_RELEASED.values(),
+        )
+
+    def _count(self, key: str | None) -> int:
+        return self._file.header(key)[0][0] if key else 0
+
+    def _total(self) -> int:
+        return self._count(self._names.images)
+
+    @property
+    def _own_test(self) -> bool:
+        return bool(self._names.test_images)
 
     @property
     def has_labels(self) -> bool:
-        return {"train_labels", "test_labels"} <= set(self._file.keys)
+        return self._names.labeled
 
     @property
     def default_image_size(self) -> int:
-        return min(self._file.header("train_images")[0][1:3])
+        assert self._names.images is not None
+        return min(self._arranged(self._names.images).sides)
 
     @property
     def description(self) -> str:
-        return f"{Path(self.path).name}, {'labeled' if self.has_labels else 'unlabeled'}"
+        names = self._names
+        usual = (names.images, names.test_images) == tuple(AS_RELEASED.values())
+        taken = "" if usual else f" ({names})"
+        return f"{Path(self.path).name}{taken}, {'labeled' if self.has_labels else 'unlabeled'}"
 
     def warnings(self, labels: bool) -> tuple[str, ...]:
         """Name arrays of further images, which are ignored."""
         left_out = []
         for key in self._file.keys:
-            if key.endswith("_images") and key.removesuffix("_images") not in SPLITS:
+            taken = key in (self._names.images, self._names.test_images)
+            if key.endswith("_images") and not taken:
                 shape, _ = self._file.header(key)
                 left_out.append(f"{shown(key)} ({shape[0] if shape else 0} images)")
         if not left_out:
             return ()
         more = f" and {len(left_out) - MOST_NAMED} more" if len(left_out) > MOST_NAMED else ""
         named = ", ".join(left_out[:MOST_NAMED]) + more
+        read = " and ".join(key for key in (self._names.images, self._names.test_images) if key)
         return (
-            f"ignored: {named}; only train_images and test_images are read; to train on the "
+            f"ignored: {named}; only {shown(read)} are read; to train on the "
             "others, "
             "append them to train_images",
         )
 
     def _split(self, name: str) -> RawSplit:
-        file, images, labels = self._file, f"{name}_images", f"{name}_labels"
+        names, file, row_M = self._names, self._file, self._rows(name)
+        images, labels = names.images, names.labels
+        if name == "test" and names.test_images:
+            images, labels = names.test_images, names.test_labels
+        assert images is not None
         title, identity = f"{self.path} ({name})", file.checksum(images)
-        if labels not in file.keys:
-            return ArraySplit(title, identity, lambda: file.load(images))
-        count = file.header(images)[0][0]
-        named = "class_names" in file.keys
-        return ArraySplit(
-            title,
-            identity,
-            lambda: file.load(images),
-            lambda: class_labels(file.load(labels), f"data.path={self.path}: '{labels}'", count),
-            (lambda: _names(file)) if named else None,
-        )
+        count, arranged = self._count(images), self._arranged(images)
+        load = partial(file.load, images)
+        read = classes = None
+        if labels is not None:
+            where = f"data.path={self.path}: '{labels}'"
+            read = partial(_labels, file, labels, where, count)
+            classes = partial(_class_names, file) if "class_names" in file.keys else None
+        return ArrayRows(title, identity, load, count, arranged, row_M, read, classes)
 
 
-def _names(file: NpzFile) -> list[str]:
+def _labels(file: NpzFile, key: str, where: str, count: int) -> np.ndarray:
+    return class_labels(file.load(key), where, count)
+
+
+def _class_names(file: NpzFile) -> list[str]:
     names = file.load("class_names")
     if names.ndim != 1 or names.dtype.kind not in "USiu":
         raise UserError(

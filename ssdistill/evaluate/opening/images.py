@@ -16,7 +16,7 @@ from ssdistill.data.labels import IGNORE, class_labels
 from ssdistill.data.opening import open_source, open_stores
 from ssdistill.data.sources.folder import Folder
 from ssdistill.data.sources.npz import Npz
-from ssdistill.data.splits import SPLITS
+from ssdistill.data.splits import SPLITS, Source
 from ssdistill.errors import UserError, nearest, one_line, shortened
 from ssdistill.evaluate.subject import LabeledImages, Subject
 from ssdistill.files import user_path
@@ -27,6 +27,10 @@ log = logging.getLogger(__name__)
 
 SAMPLED = 10_000
 """Training images whose statistics are taken for those of all, where they have not been counted."""
+KINDS = {".npz": "npz", ".npy": "npy", ".h5": "hdf5", ".hdf5": "hdf5", ".mdb": "lmdb"}
+"""Kinds of sources by the suffix of their file."""
+UNSIZED = ("folder", "hdf5", "lmdb")
+"""Kinds whose encoded images have no size of their own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +82,7 @@ def open_images(
     """Open training and test images; they are decoded the first time.
 
     Args:
-        data: kind of a data source (``ssdistill list sources``), an ``.npz`` file, a folder, a
+        data: kind of a data source (``ssdistill list sources``), a file of one, a folder, a
             mapping of a source's settings, ``((x_train, y_train), (x_test, y_test))`` of
             arrays, or a :class:`Subject` or :class:`Shown`, whose images are taken.
         overrides: settings over those that ``data`` says.
@@ -101,10 +105,10 @@ def open_images(
         return Shown(data.train, data.test, labeled, "images of a subject")
     if no_source:
         return _of_arrays(data)
-    settings = _source_settings(data, overrides or {})
+    settings = source_settings(data, overrides or {})
     source = open_source(settings)
     size = settings.image_size or source.default_image_size
-    if settings.kind == Folder.kind and settings.image_size is None:
+    if settings.image_size is None and _has_no_size(source):
         size = max(sizes, default=size)
     stores = open_stores(source, settings, size, user_path(root) / "data")
     train, test = (stores[name] for name in SPLITS)
@@ -122,11 +126,16 @@ def open_images(
     return Shown(train, test, source.has_labels, description, plain)
 
 
+def _has_no_size(source: Source) -> bool:
+    """Whether images of a source have no size of their own, so that any may be asked for."""
+    return source.kind in UNSIZED and source.split("train").encoded() is not None
+
+
 def _is_sequence(data: Any) -> bool:
     return isinstance(data, Sequence) and not isinstance(data, str | bytes)
 
 
-def _source_settings(data: Any, overrides: Mapping[str, Any]) -> Any:
+def source_settings(data: Any, overrides: Mapping[str, Any]) -> Any:
     from ssdistill.settings.problems import validated
 
     if isinstance(data, Mapping):
@@ -139,9 +148,10 @@ def _source_settings(data: Any, overrides: Mapping[str, Any]) -> Any:
     elif str(data) in SOURCES.classes:
         settings = {"kind": str(data)}
     elif os.path.isdir(user_path(data)):
-        settings = {"kind": Folder.kind, "path": str(data)}
-    elif os.path.exists(user_path(data)) or Path(data).suffix in (".npz", ".npy"):
-        settings = {"kind": Npz.kind, "path": str(data)}
+        database = os.path.isfile(user_path(data) / "data.mdb")
+        settings = {"kind": "lmdb" if database else Folder.kind, "path": str(data)}
+    elif (suffix := Path(data).suffix.lower()) in KINDS or os.path.exists(user_path(data)):
+        settings = {"kind": KINDS.get(suffix, Npz.kind), "path": str(data)}
     else:
         known = ", ".join(SOURCES.classes)
         hint = nearest(str(data), SOURCES.classes)

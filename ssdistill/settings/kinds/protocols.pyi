@@ -14,6 +14,9 @@ from ssdistill.settings.kinds.sources import (
     Flowers102Settings,
     FolderSettings,
     Food101Settings,
+    Hdf5Settings,
+    LmdbSettings,
+    NpySettings,
     NpzSettings,
     PetsSettings,
     Stl10Settings,
@@ -153,6 +156,9 @@ class TransferSettings(Settings):
         | Flowers102Settings
         | FolderSettings
         | Food101Settings
+        | Hdf5Settings
+        | LmdbSettings
+        | NpySettings
         | NpzSettings
         | PetsSettings
         | Stl10Settings

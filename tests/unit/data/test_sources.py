@@ -138,7 +138,7 @@ def test_npz_identity_follows_the_pixels_and_not_the_labels(npz):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"test_images": None}, "no array 'test_images'; found train_images, train_labels"),
+        ({"train_images": None}, "no array 'train_images'"),
         ({"train_images": np.zeros((6, 5, 5, 3))}, "'train_images' are float64, but"),
         ({"train_images": np.zeros((6, 5, 5, 4), np.uint8)}, "6 x 5 x 5 x 4"),
         ({"train_labels": np.zeros((6, 14), np.uint8)}, "'train_labels' must be one whole number"),

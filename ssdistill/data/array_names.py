@@ -1,0 +1,116 @@
+"""The names under which files of arrays hold images and labels."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, fields, replace
+
+from ssdistill.errors import UserError, nearest, shown
+
+MOST_NAMED = 10
+"""Maximum number of arrays listed in a message."""
+_TEST = ("test", "val", "valid", "validation")
+_IMAGES = ("images", "image", "imgs", "x", "data", "inputs")
+_LABELS = ("labels", "label", "y", "targets", "target")
+
+
+def _with(splits: Sequence[str], parts: Sequence[str]) -> tuple[str, ...]:
+    pairs = [(split, part) for split in splits for part in parts]
+    return tuple(name for a, b in pairs for name in (f"{a}_{b}", f"{b}_{a}", f"{a}/{b}"))
+
+
+TRAIN_IMAGES = (*_with(("train", "training"), _IMAGES), "train", "x_tr")
+TRAIN_LABELS = (*_with(("train", "training"), _LABELS), "y_tr")
+TEST_IMAGES = (*_with(_TEST, _IMAGES), "test", "x_te")
+TEST_LABELS = (*_with(_TEST, _LABELS), "y_te")
+ALL_IMAGES = (*_IMAGES, "arr_0")
+ALL_LABELS = (*_LABELS, "fine_labels", "classes")
+
+
+@dataclass(frozen=True)
+class Names:
+    """Names of the arrays of a file.
+
+    Attributes:
+        test_images: None where test images are held out of ``images``.
+        labels, test_labels: None without labels.
+    """
+
+    images: str | None = None
+    labels: str | None = None
+    test_images: str | None = None
+    test_labels: str | None = None
+
+    @property
+    def labeled(self) -> bool:
+        return bool(self.labels and (self.test_labels or not self.test_images))
+
+    def __str__(self) -> str:
+        roles = ("images", "labels", "test images", "test labels")
+        found = (getattr(self, field.name) for field in fields(self))
+        return ", ".join(f"{r} '{shown(n)}'" for r, n in zip(roles, found, strict=True) if n)
+
+
+def find_names(keys: Collection[str], chosen: Names, where: str, remedy: str = "") -> Names:
+    """Return the names of images and labels among ``keys``, the usual ones unless asked for.
+
+    Args:
+        chosen: names that the user sets.
+        where: key and file, for messages.
+        remedy: what else a user can do where nothing is found.
+
+    Raises:
+        UserError: a name that is not there, no images under a usual name, or images under
+            several.
+    """
+    for name in (getattr(chosen, field.name) for field in fields(chosen)):
+        if name is not None and name not in keys:
+            raise UserError(
+                f"{where} has no array '{shown(name)}'{nearest(name, keys)}; found {listed(keys)}"
+            )
+    if chosen.images:
+        return chosen
+    train = _one(keys, TRAIN_IMAGES, where)
+    if train:
+        test = chosen.test_images or _one(keys, TEST_IMAGES, where)
+        labels = chosen.labels or _first(keys, TRAIN_LABELS)
+    else:
+        train = _one(keys, ALL_IMAGES, where)
+        test = chosen.test_images or _one(keys, TEST_IMAGES, where)
+        labels = chosen.labels or _first(keys, ALL_LABELS)
+    if not train:
+        raise UserError(
+            f"{where} has no array 'train_images', nor one of another usual name; found "
+            f"{listed(keys)}; set data.image_key{', or ' + remedy if remedy else ''}"
+        )
+    found = Names(train, labels, test)
+    if test:
+        found = replace(found, test_labels=chosen.test_labels or _first(keys, TEST_LABELS))
+    return found
+
+
+def listed(keys: Collection[str]) -> str:
+    """Return the first names in one line."""
+    named = shown(", ".join(list(keys)[:MOST_NAMED]))[:200] or "none"
+    more = len(keys) - MOST_NAMED
+    return named + (f" and {more} more" if more > 0 else "")
+
+
+def _matches(keys: Collection[str], usual: Sequence[str]) -> list[str]:
+    """Return the keys that are a usual name, those of the more usual ones first."""
+    plain: dict[str, list[str]] = {}
+    for key in keys:
+        plain.setdefault(key.lower().replace("-", "_").strip("/"), []).append(key)
+    return [key for name in usual for key in plain.get(name, [])]
+
+
+def _first(keys: Collection[str], usual: Sequence[str]) -> str | None:
+    return next(iter(_matches(keys, usual)), None)
+
+
+def _one(keys: Collection[str], usual: Sequence[str], where: str) -> str | None:
+    found = _matches(keys, usual)
+    # Of validation and test images the latter are first, and both may be there.
+    if len(found) > 1 and usual is not TEST_IMAGES:
+        raise UserError(
+            f"{where} has images under several names: {listed(found)}; set data.image_key to one"
+        )
+    return found[0] if found else None

@@ -1,0 +1,22 @@
+"""How large an image of many bands may be."""
+
+from PIL import Image
+
+from ssdistill.data.bad_image import BadImage
+from ssdistill.data.header import too_large
+from ssdistill.machine import memory_bytes
+
+MOST_BANDS = 4096
+
+
+def check_sizes(height: int, width: int, bands: int, itemsize: int) -> None:
+    """Raise BadImage for more pixels than ``data.max_pixels``, or bands that no memory holds."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if min(height, width, bands) < 1:
+        raise BadImage(f"{width}x{height} pixels of {bands} bands")
+    if limit is not None and height * width > limit:
+        raise BadImage(f"{width}x{height} is {too_large()}")
+    if bands > MOST_BANDS:
+        raise BadImage(f"{bands} bands, more than {MOST_BANDS}")
+    if height * width * bands * itemsize > memory_bytes() // 4:
+        raise BadImage(f"{width}x{height} pixels of {bands} bands do not fit into memory")

@@ -1,0 +1,201 @@
+"""What is wrong or odd with the images of a source, by kind; no label is read."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssdistill.data.duplicates import equal_groups
+from ssdistill.data.image_index import verified
+from ssdistill.data.inspection import (
+    CONSTANT,
+    MODES,
+    QUANTILES,
+    Inspected,
+    mode_name,
+    modes_of,
+    odd_sizes,
+    quantiles,
+)
+from ssdistill.data.opening import index_folder, open_source
+from ssdistill.data.settings import StoreSettings
+from ssdistill.data.splits import SPLITS, Source
+
+Groups = list[list["Finding"]]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One image and what is said of it."""
+
+    split: str
+    row: int
+    name: str
+    what: str = ""
+
+
+class Checked:
+    """All images of a source, inspected.
+
+    Attributes:
+        source: opened without labels.
+        parts: by split, the facts of its images.
+        unreadable, constant, odd_sizes, other_modes: images, in their order.
+        duplicates: groups of images with equal bytes.
+        near: groups of images alike, of which not all are equal; None where none were sought.
+        changed: images whose bytes are not what the index believes; None where nothing was
+            verified.
+        notices: what else a user should know, one line each.
+    """
+
+    def __init__(self, settings: StoreSettings, root: Path | None = None):
+        """Inspect every image.
+
+        Args:
+            root: folder of indexes to verify; None verifies none.
+
+        Raises:
+            UserError: whatever the source raises.
+        """
+        self.source: Source = open_source(settings.model_copy(update={"labels": "none"}))
+        self.notices: list[str] = list(self.source.warnings(labels=False))
+        names = [name for name in SPLITS if name == "train" or self.source.has_test]
+        self.changed = None if root is None else self._verified(names, settings, root)
+        self.parts = {
+            name: Inspected(self.source.split(name), settings.max_pixels) for name in names
+        }
+        self._ends = np.cumsum([0, *(len(part.facts_N) for part in self.parts.values())])
+        self.near: Groups | None = None
+        self.unreadable = [
+            self._finding(name, row, reason)
+            for name, part in self.parts.items()
+            for row, reason in part.reasons.items()
+        ]
+        self.constant = [
+            self._finding(name, row, "all pixels are equal")
+            for name, part in self.parts.items()
+            for row in part.flagged(CONSTANT).tolist()
+        ]
+        facts_N = np.concatenate([part.facts_N for part in self.parts.values()])
+        self._digest_N, self._readable_N = facts_N["digest"], facts_N["height"] > 0
+        self.duplicates = self._named(equal_groups(self._digest_N, self._readable_N))
+        self.odd_sizes = [
+            self._finding(name, row, f"{_size(self.parts[name], row)}, {why}")
+            for name, odd in zip(self.parts, odd_sizes(list(self.parts.values())), strict=True)
+            for row, why in odd.items()
+        ]
+        self.modes = modes_of(list(self.parts.values()))
+        self.other_modes = self._other_modes()
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def _verified(
+        self, names: Sequence[str], settings: StoreSettings, root: Path
+    ) -> list[Finding] | None:
+        """Read again what the indexes of the splits believe."""
+        changed: list[Finding] | None = None
+        for name in names:
+            raw = self.source.split(name).encoded()
+            folder = index_folder(self.source, name, settings, root)
+            rows = None if raw is None else verified(raw, folder)
+            if rows is None:
+                self.notices.append(f"{name}: there is no index to verify in {root}")
+            else:
+                what = "its bytes changed, but not its size and time"
+                found = [Finding(name, row, raw.name(row), what) for row in rows.tolist()]
+                changed = [*(changed or []), *found]
+        return changed
+
+    def _other_modes(self) -> list[Finding]:
+        """Return the images of all modes but the most frequent one."""
+        usual = next(iter(self.modes), None)
+        found = []
+        for name, part in self.parts.items():
+            flags_N = part.facts_N["flags"] & MODES
+            odd = [flags for flags in np.unique(flags_N) if mode_name(int(flags)) != usual]
+            rows = np.flatnonzero(np.isin(flags_N, odd) & (part.facts_N["height"] > 0))
+            found += [self._finding(name, r, mode_name(int(flags_N[r]))) for r in rows.tolist()]
+        return found
+
+    def find_near(self, groups: Sequence[Sequence[int]]) -> None:
+        """Take groups of numbers (see :meth:`numbers`) as near-duplicates.
+
+        Groups of equal images alone are left out: they are duplicates already.
+        """
+        words_N2 = np.ascontiguousarray(self._digest_N).view("<u8").reshape(len(self), 2)
+        several = [group for group in groups if len(np.unique(words_N2[list(group)], axis=0)) > 1]
+        self.near = self._named(several)
+
+    def numbers(self, split: str, row_M: np.ndarray) -> np.ndarray:
+        """Return the numbers, over all splits, of some rows of a split."""
+        return row_M + self._ends[list(self.parts).index(split)]
+
+    @property
+    def shared(self) -> int:
+        """Groups of duplicates, near ones included, with images of both splits."""
+        groups = [*self.duplicates, *(self.near or [])]
+        return sum(len({finding.split for finding in group}) > 1 for group in groups)
+
+    def facts(self) -> dict[str, Any]:
+        """Return everything as plain values, for JSON."""
+        lists = {
+            "unreadable": self.unreadable,
+            "constant": self.constant,
+            "odd_sizes": self.odd_sizes,
+            "other_modes": self.other_modes,
+        }
+        if self.changed is not None:
+            lists["changed"] = self.changed
+        groups = {"duplicates": self.duplicates}
+        if self.near is not None:
+            groups["near_duplicates"] = self.near
+        return {
+            "source": self.source.description,
+            "images": {name: len(part.facts_N) for name, part in self.parts.items()},
+            "counts": {name: len(found) for name, found in (lists | groups).items()}
+            | {"groups_in_both_splits": self.shared},
+            "modes": self.modes,
+            "sizes": {"quantiles": list(QUANTILES)} | quantiles(list(self.parts.values())),
+            "notices": self.notices,
+            **{name: [vars(finding) for finding in found] for name, found in lists.items()},
+            **{n: [[vars(f) for f in group] for group in found] for n, found in groups.items()},
+        }
+
+    def _named(self, groups: Sequence[Sequence[int]]) -> Groups:
+        return [[self._numbered(number) for number in group] for group in groups]
+
+    def _numbered(self, number: int) -> Finding:
+        for (name, _), (start, stop) in zip(self.parts.items(), pairwise(self._ends), strict=True):
+            if number < stop:
+                return self._finding(name, int(number - start))
+        raise IndexError(number)
+
+    def _finding(self, split: str, row: int, what: str = "") -> Finding:
+        return Finding(split, row, self.parts[split].raw.name(row), what)
+
+
+def find_alike(
+    checked: Checked,
+    embed: Callable[[str], tuple[Any, np.ndarray]],
+    group: Callable[[Any], list[list[int]]],
+) -> None:
+    """Look for near-duplicates in all splits together.
+
+    Args:
+        embed: gives the embeddings (M, D) of a split's readable images and their rows (M,).
+        group: gives groups of positions of embeddings.
+    """
+    import torch
+
+    parts = {name: embed(name) for name in checked.parts}
+    number_M = np.concatenate([checked.numbers(name, rows) for name, (_, rows) in parts.items()])
+    groups = group(torch.cat([embedding_MD for embedding_MD, _ in parts.values()]))
+    checked.find_near([number_M[positions].tolist() for positions in groups])
+
+
+def _size(part: Inspected, row: int) -> str:
+    return f"{part.facts_N['width'][row]}x{part.facts_N['height'][row]}"

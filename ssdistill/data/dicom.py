@@ -1,0 +1,137 @@
+"""DICOM images in the units that their file declares."""
+
+from typing import IO, Any
+
+import numpy as np
+
+from ssdistill.data.bad_image import BadImage
+from ssdistill.data.band_limits import check_sizes
+from ssdistill.data.handles import require
+from ssdistill.errors import one_line
+
+DEFLATED = "1.2.840.10008.1.2.1.99"
+"""A transfer syntax whose whole content is unpacked when it is opened."""
+BEGINNING, META_GROUP = 132, 2
+"""Byte of the first element, and the group that says how the others are written."""
+COLORS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+GRAY = ("MONOCHROME1", "MONOCHROME2")
+
+
+def read_dicom(file: IO[bytes]) -> np.ndarray:
+    """Read the frames of a DICOM file.
+
+    Values are rescaled by slope and intercept. If the file declares a window (the first is taken),
+    it is applied: values become [0, 1] float32. MONOCHROME1 is inverted, so that white is always
+    above black.
+
+    Source: DICOM PS3.3, C.7.6.3 (image pixel), C.11.1 (modality) and C.11.2.1.2 (window).
+
+    Returns:
+        (H, W, C), where frames are bands: of the stored type, or float32 after a rescaling or a
+        window.
+
+    Raises:
+        BadImage: no pixels, an encoding that nothing installed reads, a palette, or too many
+            pixels.
+        UserError: pydicom is not installed.
+    """
+    require("pydicom", "dicom", "a DICOM image")
+    import pydicom
+    from pydicom.filereader import read_dataset
+
+    file.seek(BEGINNING)
+    meta = read_dataset(file, False, True, stop_when=lambda tag, *_: tag.group != META_GROUP)
+    if meta.get("TransferSyntaxUID") == DEFLATED:
+        raise BadImage("a deflated data set; save it uncompressed")
+    file.seek(0)
+    data = pydicom.dcmread(file, force=False)
+    if "PixelData" not in data and "FloatPixelData" not in data:
+        raise BadImage("no pixels in it")
+    kind = str(data.get("PhotometricInterpretation", ""))
+    if kind not in (*GRAY, *COLORS):
+        raise BadImage(f"{kind or 'unknown'} pixels; save gray or RGB")
+    frames = int(data.get("NumberOfFrames") or 1)
+    samples, bits = int(data.get("SamplesPerPixel") or 1), int(data.get("BitsAllocated") or 0)
+    if bits not in (1, 8, 16, 32, 64):
+        raise BadImage(f"{bits} bits allocated for a value")
+    check_sizes(int(data.Rows), int(data.Columns), frames * samples, max(1, bits // 8))
+    pixels = _decoded(data)
+    if frames == 1:
+        pixels = pixels[None]
+    if kind in COLORS:
+        pixels = pixels.transpose(1, 2, 0, 3)
+        return pixels.reshape(*pixels.shape[:2], -1)
+    return _shown(pixels.transpose(1, 2, 0), data, inverted=kind == "MONOCHROME1")
+
+
+def _decoded(data: Any) -> np.ndarray:
+    """Return the stored values, or RGB."""
+    try:
+        return data.pixel_array
+    except Exception as error:  # decoders of several libraries
+        reason = one_line(error)
+        if "plugin" in reason or "decode" in reason or "handler" in reason:
+            syntax = data.file_meta.TransferSyntaxUID.name
+            reason = f"{syntax} is not read here; save it uncompressed"
+        raise BadImage(reason) from error
+
+
+def _shown(pixels: np.ndarray, data: Any, inverted: bool) -> np.ndarray:
+    """Apply rescaling, window and inversion to gray values."""
+    slope, intercept = _number(data, "RescaleSlope", 1.0), _number(data, "RescaleIntercept", 0.0)
+    low, high = _stored_range(data, pixels.dtype)
+    if (slope, intercept) != (1.0, 0.0):
+        pixels = pixels * np.float32(slope) + np.float32(intercept)
+        low, high = sorted((low * slope + intercept, high * slope + intercept))
+    center, width = _number(data, "WindowCenter", None), _number(data, "WindowWidth", None)
+    if center is not None and width is not None:
+        shown = _windowed(pixels, center, width, str(data.get("VOILUTFunction") or "LINEAR"))
+        return np.float32(1) - shown if inverted else shown
+    if not inverted:
+        return pixels
+    if pixels.dtype.kind == "f":
+        return np.float32(low + high) - pixels
+    return (int(low) + int(high) - pixels.astype(np.int64)).astype(pixels.dtype)
+
+
+def _windowed(pixels: np.ndarray, center: float, width: float, function: str) -> np.ndarray:
+    """Return values through a window, [0, 1] float32; DICOM PS3.3, C.11.2.1.2 and C.11.2.1.3."""
+    values = pixels.astype(np.float32)
+    if width <= 0 or (function == "LINEAR" and width < 1):
+        raise BadImage(f"a window of width {width:g}")
+    if function == "SIGMOID":
+        return (1 / (1 + np.exp(-4 * (values - center) / width))).astype(np.float32)
+    if function == "LINEAR":
+        # A window of one level is a threshold.
+        values -= center - 0.5
+        width = max(width - 1, 1e-6)
+    elif function == "LINEAR_EXACT":
+        values -= center
+    else:
+        raise BadImage(f"a window of an unknown function ({function[:30]!r})")
+    return (values / np.float32(width) + np.float32(0.5)).clip(0, 1)
+
+
+def _stored_range(data: Any, dtype: np.dtype) -> tuple[float, float]:
+    if dtype.kind == "f":
+        return 0.0, 1.0
+    bits = int(data.get("BitsStored") or 8 * dtype.itemsize)
+    if not 1 <= bits <= 8 * dtype.itemsize:
+        raise BadImage(f"{bits} bits stored of {8 * dtype.itemsize}")
+    if int(data.get("PixelRepresentation") or 0):
+        return float(-(1 << (bits - 1))), float((1 << (bits - 1)) - 1)
+    return 0.0, float((1 << bits) - 1)
+
+
+def _number(data: Any, name: str, default: Any) -> Any:
+    """Return a number of the file, the first where there are several."""
+    value = data.get(name)
+    if value is None or value == "":
+        return default
+    try:
+        value = float(value if isinstance(value, (int, float, str)) else value[0])
+    except TypeError:
+        value = float(value)
+    if not np.isfinite(value):
+        raise BadImage(f"{name} is {value}")
+    return value

@@ -1,0 +1,171 @@
+"""What every image of a source is: size, mode, and whether it can be read, is plain or a copy."""
+
+import hashlib
+import io
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import numpy as np
+from PIL import Image
+
+from ssdistill.data.bad_image import BadImage
+from ssdistill.data.decode import ANIMATIONS, TRANSPARENT, pixel_limit, read_pixels
+from ssdistill.data.deep_pixels import FORMATS
+from ssdistill.data.progress import with_bar
+from ssdistill.data.retry import retried
+from ssdistill.data.splits import RawSplit
+
+FACTS = np.dtype([("digest", "V16"), ("height", "<u4"), ("width", "<u4"), ("flags", "<u2")])
+"""One image: a hash of its bytes, its size in pixels as it is shown (0 of an unreadable one), and
+its :data:`FLAGS`."""
+FLAGS = ("gray", "CMYK", "alpha", "palette", "more than 8 bits", "animated", "constant")
+GRAY, CMYK, ALPHA, PALETTE, DEEP, ANIMATED, CONSTANT = (1 << bit for bit in range(len(FLAGS)))
+MODES = GRAY | CMYK | ALPHA | DEEP | ANIMATED
+"""Flags that say how an image is encoded, and may set it apart from the others."""
+PIECE = 256
+SPARSE = 8
+"""Every so many rows and columns are compared first: most images differ there already."""
+QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
+EXTREME_ASPECT = 4.0
+"""Longer over shorter side from which an image is called extreme; a crop of 1:1 keeps a quarter."""
+OFF_MEDIAN = 4.0
+"""Times by which the shorter side is below its median, or the longer above, to be called so."""
+
+
+class Inspected:
+    """The facts of all images of a split.
+
+    Attributes:
+        facts_N: (N,) :data:`FACTS`.
+        reasons: by row, why an image cannot be read.
+    """
+
+    def __init__(self, raw: RawSplit, max_pixels: int):
+        """Read and decode every image, in threads.
+
+        Args:
+            max_pixels: an image with more pixels cannot be read.
+        """
+        self.raw = raw
+        self.facts_N = np.zeros(len(raw), FACTS)
+        self.reasons: dict[int, str] = {}
+        with pixel_limit(max_pixels), warnings.catch_warnings():
+            # Damaged EXIF, odd palettes: either the image is read or it is listed.
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            for rows, facts in with_bar(_pieces(raw), len(raw), f"checking {raw.title}"):
+                for row, fact in zip(rows, facts, strict=True):
+                    if isinstance(fact, BadImage):
+                        self.reasons[row] = fact.reason
+                    else:
+                        self.facts_N[row] = fact
+
+    def flagged(self, flag: int) -> np.ndarray:
+        """Return the rows that have a flag."""
+        return np.flatnonzero(self.facts_N["flags"] & flag)
+
+
+def _pieces(raw: RawSplit) -> Iterator[tuple[range, list[tuple | BadImage]]]:
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for start in range(0, len(raw), PIECE):
+            rows = range(start, min(start + PIECE, len(raw)))
+            yield rows, list(pool.map(partial(_fact, raw), rows))
+
+
+def _fact(raw: RawSplit, row: int) -> tuple | BadImage:
+    """Return digest, height, width and flags of an image."""
+    try:
+        encoded = raw.encoded()
+        if encoded is None:
+            pixels, flags = raw.image(row), 0
+            content = f"{pixels.shape} {pixels.dtype}".encode() + pixels.tobytes()
+        else:
+            content = retried(encoded.read, row, raw.name(row))
+            pixels, flags = read_pixels(content), _mode_of(content)
+    except BadImage as error:
+        return error
+    if pixels.dtype != np.uint8:
+        flags |= DEEP
+    if _equal(pixels[:1, :1], pixels):
+        flags |= CONSTANT
+    elif pixels.ndim == 2 or _equal(pixels[..., :1], pixels[..., 1:3]):
+        flags |= GRAY
+    digest = hashlib.blake2b(content, digest_size=16).digest()
+    return digest, pixels.shape[0], pixels.shape[1], flags
+
+
+def _equal(one: np.ndarray, all_of_them: np.ndarray) -> bool:
+    """Whether pixels are equal, by a few of them where they differ."""
+    few = (slice(None, None, SPARSE),) * 2
+    return bool((one[few] == all_of_them[few]).all() and (one == all_of_them).all())
+
+
+def _mode_of(content: bytes) -> int:
+    """Return the flags that the header of an encoded image says; its pixels have been read."""
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        flags = GRAY if image.mode in ("1", "L", "LA", "La") else 0
+        flags |= CMYK if image.mode == "CMYK" else 0
+        flags |= PALETTE if image.mode in ("P", "PA") else 0
+        see_through = image.mode in TRANSPARENT or "transparency" in image.info
+        flags |= ALPHA if see_through else 0
+        animated = image.format in ANIMATIONS and getattr(image, "is_animated", False)
+        return flags | (ANIMATED if animated else 0)
+
+
+def modes_of(parts: Sequence[Inspected]) -> dict[str, int]:
+    """Return the number of images of each mode, the most frequent first."""
+    counts: dict[str, int] = {}
+    for part in parts:
+        good = part.facts_N[part.facts_N["height"] > 0]["flags"] & MODES
+        for flags, count in zip(*np.unique(good, return_counts=True), strict=True):
+            name = mode_name(int(flags))
+            counts[name] = counts.get(name, 0) + int(count)
+    return dict(sorted(counts.items(), key=lambda pair: -pair[1]))
+
+
+def mode_name(flags: int) -> str:
+    """Name how an image is encoded, such as ``gray and alpha``."""
+    named = [name for bit, name in enumerate(FLAGS) if flags & MODES & (1 << bit)]
+    return " and ".join(named) or "RGB"
+
+
+def quantiles(parts: Sequence[Inspected]) -> dict[str, list[float]]:
+    """Return the :data:`QUANTILES` of width, height, and longer over shorter side."""
+    height_N, width_N = _sizes(parts)
+    if not len(height_N):
+        return {}
+    aspect_N = np.maximum(height_N, width_N) / np.minimum(height_N, width_N)
+    found = {"width": width_N, "height": height_N, "aspect": aspect_N}
+    return {name: np.quantile(values, QUANTILES).tolist() for name, values in found.items()}
+
+
+def odd_sizes(parts: Sequence[Inspected]) -> list[dict[int, str]]:
+    """Return for each part, by row, what is odd about the size of an image."""
+    height_N, width_N = _sizes(parts)
+    if not len(height_N):
+        return [{} for _ in parts]
+    short = float(np.median(np.minimum(height_N, width_N)))
+    long = float(np.median(np.maximum(height_N, width_N)))
+    found = []
+    for part in parts:
+        h_N, w_N = (part.facts_N[side].astype(np.int64) for side in ("height", "width"))
+        least_N, most_N = np.minimum(h_N, w_N), np.maximum(h_N, w_N)
+        odd: dict[int, str] = {}
+        tests = {
+            "extreme aspect": most_N > EXTREME_ASPECT * least_N,
+            "small": least_N * OFF_MEDIAN < short,
+            "large": most_N > OFF_MEDIAN * long,
+        }
+        for why, wrong_N in tests.items():
+            for row in np.flatnonzero(wrong_N & (h_N > 0)).tolist():
+                odd[row] = f"{odd[row]}, {why}" if row in odd else why
+        found.append(dict(sorted(odd.items())))
+    return found
+
+
+def _sizes(parts: Sequence[Inspected]) -> tuple[np.ndarray, np.ndarray]:
+    good = [part.facts_N[part.facts_N["height"] > 0] for part in parts]
+    facts_N = np.concatenate(good)
+    return facts_N["height"].astype(np.int64), facts_N["width"].astype(np.int64)

@@ -1,0 +1,53 @@
+"""Sources of one file whose test images are a part of it, or are held out."""
+
+from abc import abstractmethod
+from functools import cached_property
+
+import numpy as np
+
+from ssdistill.data.holding_out import hold_out
+from ssdistill.data.splits import SPLITS, Source
+from ssdistill.errors import UserError, shown
+
+
+class PartedSource(Source):
+    """A source that holds test images out by a hash of their number where it has none.
+
+    A subclass takes ``path`` and ``test_fraction``.
+    """
+
+    path: str
+    test_fraction: float | None
+
+    @property
+    @abstractmethod
+    def _own_test(self) -> bool:
+        """Whether there are test images apart from the training images."""
+
+    @abstractmethod
+    def _total(self) -> int:
+        """Return the number of training images, with those that are to be held out."""
+
+    @cached_property
+    def _held_out(self) -> tuple[np.ndarray | None, np.ndarray]:
+        return hold_out(self._total(), self.test_fraction, self.has_labels)
+
+    @property
+    def has_test(self) -> bool:
+        return self._own_test or len(self._held_out[1]) > 0
+
+    def _rows(self, name: str) -> np.ndarray | None:
+        """Return the rows of a split, (M,) rising; None for all of its own part.
+
+        Raises:
+            UserError: there are no test images.
+        """
+        if self._own_test:
+            return None
+        row_M = self._held_out[SPLITS.index(name)]
+        if row_M is not None and not len(row_M):
+            raise UserError(
+                f"data.path={shown(self.path)} has no {name} images; raise data.test_fraction "
+                f"(now {self.test_fraction})"
+            )
+        return row_M
