@@ -6,6 +6,7 @@ from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model
 
 from ssdistill.data.deep_pixels import has_usable_width
 from ssdistill.settings import Fraction, PositiveInt, Settings
+from ssdistill.settings.registry import SOURCES
 
 MAX_PIXELS = 89_478_485
 """Pillow's default limit: a quarter of a gigabyte of RGB."""
@@ -51,8 +52,9 @@ class StoreSettings(Settings):
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values = handler(self)
-        fields = StoreSettings.model_fields
-        for name in LATER:
+        fields = type(self).model_fields
+        own = getattr(SOURCES[kind], "later", ()) if (kind := values.get("kind")) else ()
+        for name in (*LATER, *own):
             if getattr(self, name) == fields[name].default:
                 values.pop(name, None)
         return values

@@ -1,5 +1,6 @@
 """An image source: two splits, with labels on request only."""
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -151,7 +152,8 @@ class Source(ABC):
     same name. A subclass sets ``kind``, ``has_labels``, ``default_image_size`` (pixels a side,
     used where the config leaves ``data.image_size`` open) and ``description``; where views for
     natural images would be wrong, also ``default_recipe``, the name of a view recipe; and
-    where there may be no test images, ``has_test``.
+    where there may be no test images, ``has_test``. ``later`` names arguments that the kind of
+    version 0.1 did not have; at their defaults they are no part of ``settings`` or of a digest.
     """
 
     kind: ClassVar[str]
@@ -160,6 +162,7 @@ class Source(ABC):
     default_image_size: int
     description: str
     default_recipe: str | None = None
+    later: ClassVar[tuple[str, ...]] = ()
 
     def split(self, name: str) -> RawSplit:
         """Return the ``train`` or ``test`` images.
@@ -180,8 +183,14 @@ class Source(ABC):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The keyword-only constructor arguments of this source."""
-        return settings_of(self)
+        """The keyword-only constructor arguments of this source, as they enter digests."""
+        defaults = inspect.signature(type(self).__init__).parameters
+        values = settings_of(self)
+        return {
+            name: value
+            for name, value in values.items()
+            if name not in self.later or value != defaults[name].default
+        }
 
 
 class Unlabeled(Source):
