@@ -11,6 +11,7 @@ from ssdistill.settings.kinds.sources import (
     DigitsSettings,
     DtdSettings,
     FashionMnistSettings,
+    FileListSettings,
     Flowers102Settings,
     FolderSettings,
     Food101Settings,
@@ -153,6 +154,7 @@ class TransferSettings(Settings):
         | Flowers102Settings
         | FolderSettings
         | Food101Settings
+        | FileListSettings
         | NpzSettings
         | PetsSettings
         | Stl10Settings
