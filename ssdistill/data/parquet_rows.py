@@ -44,33 +44,38 @@ def parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, ...]
     Raises:
         UserError: a damaged file, or values that are no text or numbers.
     """
-    wanted = list(dict.fromkeys(columns))
+    wanted, title = list(dict.fromkeys(columns)), f"data.path={shown(path)}"
     with _opened(path) as table:
         types = {field.name: str(field.type) for field in table.schema_arrow}
     texts = [name for name in wanted if types[name] in ("string", "large_string")]
     with _opened(path, texts) as table:
         for batch in table.iter_batches(BATCH, columns=wanted):
             values = [
-                _texts(batch.column(batch.schema.get_field_index(name)), name, path)
+                column_texts(batch.column(batch.schema.get_field_index(name)), name, title)
                 for name in columns
             ]
             yield from zip(*values, strict=True)
 
 
-def _texts(column: Any, name: str, path: Path) -> Iterator[str]:
+def column_texts(column: Any, name: str, title: str) -> Iterator[str]:
+    """Yield the values of an Arrow array as text; see :func:`parquet_rows`.
+
+    Raises:
+        UserError: values that are no text or numbers.
+    """
     for value in column:
         value = value.as_py()
         parts = value if isinstance(value, list) else [value]
         if any(isinstance(part, (dict, list, bytes)) for part in parts):
             raise UserError(
-                f"data.path={shown(path)}: column '{shown(name)}' is {column.type}, not text or "
-                "numbers; name another column"
+                f"{title}: column '{shown(name)}' is {column.type}, not text or numbers; name "
+                "another column"
             )
         text = BETWEEN.join("" if part is None else str(part) for part in parts).strip(" ")
         if len(text) > LONGEST:
             raise UserError(
-                f"data.path={shown(path)}: column '{shown(name)}' has a value of {len(text)} "
-                f"characters, more than {LONGEST}; name another column"
+                f"{title}: column '{shown(name)}' has a value of {len(text)} characters, more "
+                f"than {LONGEST}; name another column"
             )
         yield text
 
