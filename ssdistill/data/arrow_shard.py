@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ssdistill.data.parquet_rows import column_texts
-from ssdistill.data.table_file import damage_named, encoded, file_state
+from ssdistill.data.table_file import checked, damage_named, encoded, file_state
 from ssdistill.data.table_split import Shard
 from ssdistill.errors import UserError, shown
 
@@ -45,7 +45,7 @@ class ArrowShard(Shard):
         self._arrow = arrow_library(f"data.path={shown(path)}")
         self.state = file_state(path)
         with damage_named(path):
-            self.schema = self._arrow.ipc.open_stream(self._stream()).schema
+            self.schema = checked(self._arrow.ipc.open_stream(self._stream()).schema)
             self._refuse_compression()
         self._columns: dict[str, list[Any]] = {}
         self._ends: list[int] = []

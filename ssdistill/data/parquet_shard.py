@@ -9,7 +9,7 @@ from typing import Any
 
 from ssdistill.data.bad_image import BadImage
 from ssdistill.data.parquet_rows import column_texts, parquet_library
-from ssdistill.data.table_file import damage_named, encoded, file_state
+from ssdistill.data.table_file import checked, damage_named, encoded, file_state
 from ssdistill.data.table_split import Shard
 from ssdistill.errors import one_line, shown
 
@@ -65,7 +65,7 @@ class ParquetShard(Shard):
         self._parquet = parquet_library(f"data.path={shown(path)}")
         self.state = file_state(path)
         with damage_named(path), self._parquet.ParquetFile(path) as table:
-            self._metadata, self.schema = table.metadata, table.schema_arrow
+            self._metadata, self.schema = table.metadata, checked(table.schema_arrow)
         self._ends, total = [], 0
         for group in range(self._metadata.num_row_groups):
             total += self._metadata.row_group(group).num_rows

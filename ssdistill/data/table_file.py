@@ -16,14 +16,22 @@ def encoded(value: Any) -> bytes:
     Raises:
         BadImage: there are none. A path in their place is never followed: it could lead anywhere.
     """
-    value = value.as_py()
-    if isinstance(value, dict):
-        if value.get("bytes") is None and value.get("path"):
+    content = value
+    if value.is_valid and hasattr(value, "keys"):
+        content = value["bytes"]
+        if not content.is_valid and "path" in value and value["path"].is_valid:
             raise BadImage("a path without bytes; save the images themselves in the table")
-        value = value.get("bytes")
-    if value is None:
+    if not content.is_valid:
         raise BadImage("no image in this row")
-    return value
+    return content.as_py()
+
+
+def checked(schema: Any) -> Any:
+    """Return a schema; raise whatever pyarrow raises where a name of it is no text."""
+    for field in schema:
+        str(field.type)
+        assert isinstance(field.name, str)
+    return schema
 
 
 def file_state(path: Path) -> str:
