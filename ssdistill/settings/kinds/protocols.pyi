@@ -6,6 +6,7 @@ from ssdistill.data.recipes import ViewRecipe
 from ssdistill.evaluate.protocols import Protocol
 from ssdistill.settings import Settings
 from ssdistill.settings.kinds.sources import (
+    ArrowSettings,
     Cifar10Settings,
     Cifar100Settings,
     DigitsSettings,
@@ -15,7 +16,9 @@ from ssdistill.settings.kinds.sources import (
     Flowers102Settings,
     FolderSettings,
     Food101Settings,
+    HuggingFaceSettings,
     NpzSettings,
+    ParquetSettings,
     PetsSettings,
     Stl10Settings,
     SvhnSettings,
@@ -146,7 +149,8 @@ class TransferSettings(Settings):
 
     kind: Literal["transfer"] = ...
     datasets: tuple[
-        Cifar10Settings
+        ArrowSettings
+        | Cifar10Settings
         | Cifar100Settings
         | DigitsSettings
         | DtdSettings
@@ -154,8 +158,10 @@ class TransferSettings(Settings):
         | Flowers102Settings
         | FolderSettings
         | Food101Settings
+        | HuggingFaceSettings
         | FileListSettings
         | NpzSettings
+        | ParquetSettings
         | PetsSettings
         | Stl10Settings
         | SvhnSettings,
