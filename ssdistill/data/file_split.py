@@ -2,82 +2,152 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 import numpy as np
 
 from ssdistill.data.decode import is_deep_file, open_regular, read_pixels
 from ssdistill.data.encoded_split import EncodedSplit
+from ssdistill.data.names import Names
+
+WAITING_THREADS = 16
+"""Threads that wait for a file system's answers; on a network, each takes a millisecond."""
+PIECE = 512
+"""Files of one task."""
+Piece = TypeVar("Piece")
+T = TypeVar("T")
 
 
-@dataclass
 class FileSplit(EncodedSplit):
-    """Image files below ``folder``; ``classes_N`` is each one's class, None if unlabeled."""
+    """Image files below one or several folders.
 
-    title: str
-    folder: Path
-    names: list[str]
-    classes_N: list[str] | None
-    all_classes: tuple[str, ...]
-    _notes: dict[int, str] = field(default_factory=dict)
+    Args:
+        title: the split in messages.
+        roots: folders, and the names of the images relative to each; absolute ones stay.
+        class_N: (N,) int32 positions in ``all_classes``; None if unlabeled.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        roots: Sequence[tuple[Path, Names]],
+        class_N: np.ndarray | None,
+        all_classes: tuple[str, ...],
+    ):
+        super().__init__()
+        self.title, self.roots = title, tuple(roots)
+        self.class_N, self.all_classes = class_N, all_classes
+        self._starts = np.cumsum([0, *(len(names) for _, names in self.roots)])
 
     @property
     def labeled(self) -> bool:
-        return self.classes_N is not None
+        return self.class_N is not None
 
     def __len__(self) -> int:
-        return len(self.names)
+        return int(self._starts[-1])
+
+    def path(self, i: int) -> Path:
+        """Return where image ``i`` is."""
+        part = int(np.searchsorted(self._starts, i, side="right")) - 1
+        folder, names = self.roots[part]
+        return folder / names[i - int(self._starts[part])]
 
     def open(self, i: int) -> IO[bytes]:
-        return open_regular(self.folder / self.names[i])
+        return open_regular(self.path(i))
 
     def read(self, i: int) -> bytes:
         with self.open(i) as file:
             return file.read()
 
     def image(self, i: int) -> np.ndarray:
-        return read_pixels(self.folder / self.names[i], partial(self._notes.__setitem__, i))
+        return read_pixels(self.path(i), partial(self._notes.__setitem__, i))
 
     def deep_rows(self) -> Sequence[int]:
-        paths = [self.folder / name for name in self.names]
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            return [row for row, deep in enumerate(pool.map(is_deep_file, paths)) if deep]
+        def deep(paths: list[bytes]) -> list[bool]:
+            return [is_deep_file(os.fsdecode(path)) for path in paths]
+
+        pieces = (paths for _, paths in self._pieces())
+        flags = chain.from_iterable(_in_threads(deep, pieces, os.cpu_count() or 1))
+        return [row for row, flag in enumerate(flags) if flag]
 
     def name(self, i: int) -> str:
-        return self.names[i]
+        if len(self.roots) > 1:
+            return str(self.path(i))
+        return self.roots[0][1][i]
 
     def identity(self) -> str:
-        digest = hashlib.sha256()
-        for line in self._lines():
-            digest.update(line)
-        return digest.hexdigest()
+        return self._statuses[0]
 
     def stamps(self) -> np.ndarray:
-        lines = (hashlib.blake2b(line, digest_size=8).digest() for line in self._lines())
-        return np.frombuffer(b"".join(lines), dtype="<u8")
+        return self._statuses[1]
 
-    def _lines(self) -> Iterator[bytes]:
-        """Yield what changes with each file: name, bytes and time."""
-        for name in self.names:
-            # The time is part of it: bitmaps of one size in pixels are of one size in bytes.
-            try:
-                status = os.stat(self.folder / name)
-                line = f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n"
-            except OSError:  # a link to nothing; a bad image, once it is read
-                line = f"{name}\0missing\n"
-            yield line.encode("utf-8", "surrogateescape")
+    @property
+    def missing(self) -> np.ndarray:
+        """Rows of files that are not there."""
+        return self._statuses[2]
+
+    @cached_property
+    def _statuses(self) -> tuple[str, np.ndarray, np.ndarray]:
+        """Return identity, stamps and rows of missing files; each file's status is read once."""
+        digest = hashlib.sha256()
+        stamps, missing, row = bytearray(), [], 0
+        for lines in _in_threads(_lines, self._pieces(), WAITING_THREADS):
+            digest.update(b"".join(lines))
+            for line in lines:
+                stamps += hashlib.blake2b(line, digest_size=8).digest()
+            missing += [row + k for k, line in enumerate(lines) if line.endswith(b"\0missing\n")]
+            row += len(lines)
+        stamp_N = np.frombuffer(bytes(stamps), dtype="<u8")
+        return digest.hexdigest(), stamp_N, np.array(missing, dtype=np.int64)
+
+    def _pieces(self) -> Iterator[tuple[list[bytes], list[bytes]]]:
+        """Yield names, as they are hashed, and paths, a few hundred at a time."""
+        for k, (folder, names) in enumerate(self.roots):
+            # The same name below several folders is several images.
+            before = b"%d/" % k if len(self.roots) > 1 else b""
+            root = os.fsencode(folder)
+            for start in range(0, len(names), PIECE):
+                piece = names.encoded(start, start + PIECE)
+                yield (
+                    [before + name for name in piece],
+                    [os.path.join(root, name) for name in piece],
+                )
 
     def labels(self) -> np.ndarray:
-        if self.classes_N is None:
+        if self.class_N is None:
             return super().labels()
-        position = {name: k for k, name in enumerate(self.all_classes)}
-        return np.array([position[name] for name in self.classes_N], dtype=np.int64)
+        return self.class_N.astype(np.int64)
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
         return self.all_classes if self.labeled else None
+
+
+def _lines(piece: tuple[list[bytes], list[bytes]]) -> list[bytes]:
+    """Return what changes with each file: name, bytes and time."""
+    lines = []
+    for name, path in zip(*piece, strict=True):
+        # The time is part of it: bitmaps of one size in pixels are of one size in bytes.
+        try:
+            status = os.stat(path)
+            lines.append(b"%b\0%d\0%d\n" % (name, status.st_size, status.st_mtime_ns))
+        except (OSError, ValueError):  # a link to nothing; a bad image, once it is read
+            lines.append(b"%b\0missing\n" % name)
+    return lines
+
+
+def _in_threads(work: Callable[[Piece], T], pieces: Iterator[Piece], threads: int) -> Iterator[T]:
+    """Yield the work on each piece, in order; only as many are pending as keep threads busy."""
+    with ThreadPoolExecutor(threads) as pool:
+        pending = []
+        for piece in pieces:
+            pending.append(pool.submit(work, piece))
+            if len(pending) > 2 * threads:
+                yield pending.pop(0).result()
+        while pending:
+            yield pending.pop(0).result()

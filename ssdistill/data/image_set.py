@@ -66,7 +66,7 @@ class ImageSet(ABC):
             )
         return np.delete(labels, self.bad_rows)
 
-    @cached_property
+    @property
     def class_names(self) -> tuple[str, ...] | None:
-        """Names by label, if the source has them apart from the labels."""
+        """Names by label, if the source has them apart from the labels, or has read the labels."""
         return self.source.split(self.split).class_names

@@ -42,6 +42,20 @@ def _in_compound(name: str) -> tuple[str, str] | None:
     return None
 
 
+def split_of_file(path: str) -> str | None:
+    """Return the split that a relative path names: ``train-00000-of-00002.parquet``, ``test/0.x``.
+
+    A folder counts first, then any word of the file's name; None if it has words for two splits.
+    """
+    *folders, name = path.split("/")
+    for folder in folders:
+        if split := split_of(folder):
+            return split
+    words = {_split_of_word(word) for word in BETWEEN.split(name.rsplit(".", 1)[0].lower())}
+    words -= {None}
+    return words.pop() if len(words) == 1 else None
+
+
 def split_folders(tops: Iterable[str]) -> tuple[str | None, list[str]]:
     """Return the training folder, and the test folders, likeliest first.
 

@@ -1,183 +1,21 @@
-"""An image folder: find its files, splits and classes."""
+"""An image folder, or several: class folders are labels, and split folders are splits."""
 
-import hashlib
 import logging
-from collections import defaultdict
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
-from ssdistill.data.file_split import FileSplit
-from ssdistill.data.listing import EXTENSIONS, Listing, list_images
-from ssdistill.data.split_names import name_warnings, says_nothing, split_folders, split_of
+from ssdistill.data.layout import Layout, read_layout
+from ssdistill.data.listing import EXTENSIONS
 from ssdistill.data.splits import RawSplit, Source
 from ssdistill.errors import UserError, shown
 from ssdistill.files import user_path
 
 log = logging.getLogger(__name__)
-
-TEST_FRACTION_LABELED, TEST_FRACTION_UNLABELED = 0.2, 0.1
-UNLABELED = 1 << 20
-"""A depth below every image, so that all are unlabeled."""
-ONE_EACH = (
-    "each of the {} images has a folder of its own, so folders are not classes and the images "
-    "are unlabeled; put all images of one class into one folder"
-)
-STRAY = (
-    "{} of {} images are in no class folder (first: {}), so all are unlabeled and evaluation "
-    "is skipped; move them into class folders or out of data.path"
-)
-TRAINABLE = 2
-"""With at most this many images, none is held out by default."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Splits and classes of the images of a folder.
-
-    Attributes:
-        listing: all that is below the folder.
-        skipped: how many files are ignored.
-        split_warnings: what looks like splits but is not used as such, one line each.
-        class_warnings: what speaks against class folders being classes.
-    """
-
-    train: FileSplit
-    test: FileSplit
-    listing: Listing
-    skipped: int
-    split_warnings: tuple[str, ...]
-    class_warnings: tuple[str, ...]
-
-
-def read_layout(folder: Path, test_fraction: float | None) -> Layout:
-    """Sort the images below ``folder`` into splits and classes.
-
-    A folder called ``train`` with one called ``test`` or ``val`` beside it, or other words for
-    them (:mod:`ssdistill.data.split_names`), are used as splits (of several, the first that
-    has class folders where ``train`` has them), and anything else is ignored; they may lie in a
-    wrapping folder without a meaning, such as ``data``. Otherwise the test
-    images are held out of all images, class by class. An image's class is the topmost folder
-    it sits in; images outside any make the split unlabeled, and so does one folder for every
-    image.
-
-    Args:
-        test_fraction: fraction to hold out; None takes 0.2 with classes and 0.1 without.
-
-    Raises:
-        UserError: several folders that could be the training images.
-    """
-    listing = list_images(folder)
-    names, skipped = listing.names, listing.skipped
-    top = _below_wrapping(names, 0)
-    first, others = split_folders({n.split("/")[top] for n in names if n.count("/") > top})
-    own = bool(first and others)
-    if own and first:
-        train, test = _own_splits(names, first, others, top)
-        depths = [_below_wrapping(part, top + 1) for part in (train, test)]
-        skipped += len(names) - len(train) - len(test)
-        warnings = _stray(train, depths[0], test, depths[1])
-    else:
-        depth = top
-        if {name.split("/")[top] for name in names} == {first}:
-            depth = _below_wrapping(names, top + 1)
-        classes_N, warnings = _classes(names, depth), _stray(names, depth, [], depth)
-        if classes_N and len(names) > 1 and len(set(classes_N)) == len(names):
-            warnings, classes_N = (ONE_EACH.format(len(names)),), None
-        depths = [UNLABELED if classes_N is None else depth] * 2
-        train, test = _hold_out(names, classes_N, test_fraction)
-    train_files, test_files = _file_splits(folder, (train, test), depths)
-    classes = train_files.class_names or ()
-    of_splits, of_classes = name_warnings(str(folder), names, classes, depths[0], not own)
-    warnings = (*warnings, *of_classes)
-    return Layout(train_files, test_files, listing, skipped, of_splits, warnings)
-
-
-def _file_splits(
-    folder: Path, parts: Sequence[list[str]], depths: Sequence[int]
-) -> list[FileSplit]:
-    """Build the training and test split, with the classes at the depth of each."""
-    classes = [_classes(names, depth) for names, depth in zip(parts, depths, strict=True)]
-    all_classes = tuple(sorted({name for names in classes for name in names or ()}))
-    return [
-        FileSplit(f"folder {shown(folder)} ({title})", folder, names, classes_N, all_classes)
-        for title, names, classes_N in zip(("train", "test"), parts, classes, strict=True)
-    ]
-
-
-def _below_wrapping(names: list[str], depth: int) -> int:
-    """Return the depth below folders that wrap everything and carry no class.
-
-    Such are ``images`` and ``data``, and a ``train`` within ``train``, as archives unpack.
-    """
-    while names and all(name.count("/") > depth for name in names):
-        above, folder = ("", *names[0].split("/"))[depth : depth + 2]
-        again = folder == above or (split_of(folder) and split_of(folder) == split_of(above))
-        if not (again or says_nothing(folder)) or len({n.split("/")[depth] for n in names}) > 1:
-            break
-        depth += 1
-    return depth
-
-
-def _own_splits(
-    names: list[str], first: str, others: list[str], top: int
-) -> tuple[list[str], list[str]]:
-    """Return the training images, and those of the first test folder that is labeled alike."""
-
-    def labeled(part: list[str]) -> bool:
-        return bool(_classes(part, _below_wrapping(part, top + 1)))
-
-    train, *tests = ([n for n in names if n.split("/")[top] == p] for p in (first, *others))
-    return train, next((test for test in tests if labeled(train) and labeled(test)), tests[0])
-
-
-def _stray(names: list[str], depth: int, test: list[str], test_depth: int) -> tuple[str, ...]:
-    """Warn if a few images outside any class folder make the whole set unlabeled.
-
-    Args:
-        names: the training images, or all.
-        test: the test images where they have a folder of their own.
-    """
-    outside = [name for name in names if name.count("/") <= depth]
-    classes = {name.split("/")[depth] for name in names if name.count("/") > depth}
-    labeled = len(names) - len(outside)
-    outside += [name for name in test if name.count("/") <= test_depth]
-    if not outside or len(classes) < 2 or labeled <= len(names) - labeled:
-        return ()
-    return (STRAY.format(len(outside), len(names) + len(test), shown(outside[0])),)
-
-
-def _classes(names: list[str], depth: int) -> list[str] | None:
-    """Return the folder of each name at ``depth``; None if one has none there."""
-    parts = [name.split("/") for name in names]
-    return [p[depth] for p in parts] if all(len(p) > depth + 1 for p in parts) else None
-
-
-def _hold_out(
-    names: list[str], classes_N: list[str] | None, fraction: float | None
-) -> tuple[list[str], list[str]]:
-    """Return (train, test), both sorted; in each class, names with the smallest hashes are test."""
-    if fraction is None:
-        fraction = TEST_FRACTION_UNLABELED if classes_N is None else TEST_FRACTION_LABELED
-        if len(names) <= TRAINABLE:
-            fraction = 0.0
-    groups: dict[str, list[str]] = defaultdict(list)
-    for name, group in zip(names, classes_N or [""] * len(names), strict=True):
-        groups[group].append(name)
-    held_out: set[str] = set()
-    for members in groups.values():
-        count = round(fraction * len(members))
-        count = min(max(count, int(fraction > 0)), len(members) - 1)
-        held_out.update(sorted(members, key=_hash)[:count])
-    return [n for n in names if n not in held_out], [n for n in names if n in held_out]
-
-
-def _hash(name: str) -> bytes:
-    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
 
 
 class Folder(Source):
@@ -197,34 +35,56 @@ class Folder(Source):
     keeps 10,000 images at 123 MB and trains on a CPU; ``data.image_size`` sets another size.
 
     Args:
-        path: the folder.
+        path: the folder, or a list of several. Each is sorted into splits and classes by itself;
+            then they are joined, and classes of one name are one class.
         test_fraction: fraction of each class held out where the folder has no test images of its
             own; by default 0.2 with classes and 0.1 without. 0 trains on everything.
+        include: patterns of images relative to the folder, such as ``["cats/**", "*.png"]``; only
+            images that match one are read. ``*`` stands for anything but ``/``, ``**`` for
+            anything; a pattern without ``/`` matches names at any depth.
+        exclude: patterns of images and folders that are left out, also of what ``include`` has.
     """
 
     kind = "folder"
     default_image_size = 64
+    later = ("include", "exclude")
 
     def __init__(
-        self, *, path: str, test_fraction: Annotated[float, Field(ge=0, lt=1)] | None = None
+        self,
+        *,
+        path: str | Annotated[list[str], Field(min_length=1)],
+        test_fraction: Annotated[float, Field(ge=0, lt=1)] | None = None,
+        include: tuple[str, ...] = (),
+        exclude: tuple[str, ...] = (),
     ):
         self.path, self.test_fraction = path, test_fraction
+        self.include, self.exclude = include, exclude
+
+    @property
+    def _paths(self) -> list[str]:
+        return [self.path] if isinstance(self.path, str) else list(self.path)
+
+    @property
+    def _said(self) -> str:
+        return f"data.path={', '.join(map(shown, self._paths))}"
 
     @cached_property
     def _layout(self) -> Layout:
-        folder = user_path(self.path)
-        if not folder.is_dir():
-            reason = "is a file, not a folder" if folder.exists() else "no such folder"
-            raise UserError(f"data.path={shown(self.path)}: {reason}")
+        folders = [user_path(path) for path in self._paths]
+        for path, folder in zip(self._paths, folders, strict=True):
+            if not folder.is_dir():
+                reason = "is a file, not a folder" if folder.exists() else "no such folder"
+                raise UserError(f"data.path={shown(path)}: {reason}")
+        _refuse_overlap(folders)
         try:
-            layout = read_layout(folder, self.test_fraction)
+            layout = read_layout(folders, self.test_fraction, self.include, self.exclude)
         except OSError as error:
             reason = f"cannot list {shown(error.filename)} ({error.strerror})"
-            raise UserError(f"data.path={shown(self.path)}: {reason}") from error
+            raise UserError(f"{self._said}: {reason}") from error
         if not len(layout.train):
-            raise UserError(f"data.path={shown(self.path)}: {_nothing(layout)}")
+            raise UserError(f"{self._said}: {_nothing(layout)}")
         if layout.skipped:
-            log.info("data.path=%s: skipped %d other files", self.path, layout.skipped)
+            log.info("%s: skipped %d other files", self._said, layout.skipped)
         return layout
 
     @property
@@ -243,7 +103,7 @@ class Folder(Source):
     def description(self) -> str:
         layout = self._layout
         return (
-            f"folder {shown(Path(self.path).name)}, "
+            f"folder {', '.join(shown(Path(path).name) for path in self._paths)}, "
             f"{'labeled' if self.has_labels else 'unlabeled'}, "
             f"{len(layout.train)} train and {len(layout.test)} test images, "
             f"{layout.skipped} other files skipped"
@@ -253,10 +113,22 @@ class Folder(Source):
         split = getattr(self._layout, name)
         if not len(split):
             raise UserError(
-                f"data.path={shown(self.path)} has no {name} images; raise "
+                f"{self._said} has no {name} images; raise "
                 f"data.test_fraction (now {self.test_fraction})"
             )
         return split
+
+
+def _refuse_overlap(folders: Sequence[Path]) -> None:
+    """Raise UserError if one folder is another or inside it: its images would count twice."""
+    real = [os.path.realpath(folder) for folder in folders]
+    for k, inner in enumerate(real):
+        for j, outer in enumerate(real):
+            if k != j and os.path.commonpath([inner, outer]) == outer:
+                raise UserError(
+                    f"data.path: {shown(folders[k])} is inside {shown(folders[j])}, so its images "
+                    "would count twice; remove one of them"
+                )
 
 
 def _nothing(layout: Layout) -> str:
@@ -264,7 +136,7 @@ def _nothing(layout: Layout) -> str:
     if len(layout.test):
         return "no images below its training folder"
     known = ", ".join(sorted(EXTENSIONS))
-    seen = ", ".join(f"{count} {suffix}" for suffix, count in layout.listing.others.most_common(5))
+    seen = ", ".join(f"{count} {suffix}" for suffix, count in layout.others.most_common(5))
     seen = f": {shown(seen)}" if seen else ""
     return (
         f"no images below this folder ({layout.skipped} other files){seen}; image files "

@@ -6,18 +6,22 @@ from ssdistill.data.recipes import ViewRecipe
 from ssdistill.evaluate.protocols import Protocol
 from ssdistill.settings import Settings
 from ssdistill.settings.kinds.sources import (
+    ArrowSettings,
     Cifar10Settings,
     Cifar100Settings,
     DigitsSettings,
     DtdSettings,
     FashionMnistSettings,
+    FileListSettings,
     Flowers102Settings,
     FolderSettings,
     Food101Settings,
     Hdf5Settings,
+    HuggingFaceSettings,
     LmdbSettings,
     NpySettings,
     NpzSettings,
+    ParquetSettings,
     PetsSettings,
     Stl10Settings,
     SvhnSettings,
@@ -148,7 +152,8 @@ class TransferSettings(Settings):
 
     kind: Literal["transfer"] = ...
     datasets: tuple[
-        Cifar10Settings
+        ArrowSettings
+        | Cifar10Settings
         | Cifar100Settings
         | DigitsSettings
         | DtdSettings
@@ -157,9 +162,12 @@ class TransferSettings(Settings):
         | FolderSettings
         | Food101Settings
         | Hdf5Settings
+        | HuggingFaceSettings
+        | FileListSettings
         | LmdbSettings
         | NpySettings
         | NpzSettings
+        | ParquetSettings
         | PetsSettings
         | Stl10Settings
         | SvhnSettings,

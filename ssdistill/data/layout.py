@@ -1,0 +1,277 @@
+"""Sort the images below a folder into splits and classes, by the names of its folders."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ssdistill.data.file_split import FileSplit
+from ssdistill.data.held_out import held_out_by_name
+from ssdistill.data.listing import Listing, list_images
+from ssdistill.data.names import Names
+from ssdistill.data.split_names import name_warnings, says_nothing, split_folders, split_of
+from ssdistill.errors import shown
+
+UNLABELED = 1 << 20
+"""A depth below every image, so that all are unlabeled."""
+ONE_EACH = (
+    "each of the {} images has a folder of its own, so folders are not classes and the images "
+    "are unlabeled; put all images of one class into one folder"
+)
+STRAY = (
+    "{} of {} images are in no class folder (first: {}), so all are unlabeled and evaluation "
+    "is skipped; move them into class folders or out of data.path"
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One split's images below one folder.
+
+    Attributes:
+        names: relative to the folder.
+        class_N: (N,) int32 positions in ``classes``; None if unlabeled.
+        classes: of these images, sorted.
+    """
+
+    names: Names
+    class_N: np.ndarray | None
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Splits and classes of the images of one or several folders.
+
+    Attributes:
+        others: how many files are no images, by suffix.
+        skipped: how many files are left out.
+        split_warnings: what looks like splits but is not used as such, one line each.
+        class_warnings: what speaks against class folders being classes.
+    """
+
+    train: FileSplit
+    test: FileSplit
+    others: Counter[str]
+    skipped: int
+    split_warnings: tuple[str, ...]
+    class_warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RootLayout:
+    """The same of one folder; see :class:`Layout`."""
+
+    folder: Path
+    parts: tuple[Part, Part]
+    others: Counter[str]
+    skipped: int
+    split_warnings: tuple[str, ...]
+    class_warnings: tuple[str, ...]
+
+
+def read_layout(
+    folders: Sequence[Path],
+    test_fraction: float | None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+) -> Layout:
+    """Sort the images below some folders into splits and classes.
+
+    A folder called ``train`` with one called ``test`` or ``val`` beside it, or other words for
+    them (:mod:`ssdistill.data.split_names`), are used as splits (of several, the first that
+    has class folders where ``train`` has them), and anything else is ignored; they may lie in a
+    wrapping folder without a meaning, such as ``data``. Otherwise the test
+    images are held out of all images, class by class. An image's class is the topmost folder
+    it sits in; images outside any make the split unlabeled, and so does one folder for every
+    image.
+
+    Each of several folders is sorted by itself; then their splits are joined, and classes of one
+    name are one class. If the images below one of them are unlabeled, all are.
+
+    Args:
+        test_fraction: share to hold out; None takes 0.2 with classes and 0.1 without.
+        include, exclude: patterns, see :func:`ssdistill.data.listing.list_images`.
+
+    Raises:
+        UserError: several folders that could be the training images.
+    """
+    found = [read_root(folder, test_fraction, include, exclude) for folder in folders]
+    title = ", ".join(shown(folder) for folder in folders)
+    splits = [
+        _split(f"folder {title} ({name})", folders, [root.parts[k] for root in found])
+        for k, name in enumerate(("train", "test"))
+    ]
+    all_classes = tuple(sorted({name for split in splits for name in split.all_classes}))
+    for split in splits:
+        _number_again(split, all_classes)
+    return Layout(
+        *splits,
+        sum((root.others for root in found), Counter()),
+        sum(root.skipped for root in found),
+        tuple(line for root in found for line in root.split_warnings),
+        (*_mixed(found), *(line for root in found for line in root.class_warnings)),
+    )
+
+
+def _split(title: str, folders: Sequence[Path], parts: Sequence[Part]) -> FileSplit:
+    """Join what one split has below each folder."""
+    some = [(folder, p) for folder, p in zip(folders, parts, strict=True) if len(p.names)]
+    some = some or [(folders[0], parts[0])]
+    roots = [(folder, part.names) for folder, part in some]
+    if any(part.class_N is None for _, part in some):
+        return FileSplit(title, roots, None, ())
+    classes = tuple(sorted({name for _, part in some for name in part.classes}))
+    class_N = np.concatenate([_numbered(part.class_N, part.classes, classes) for _, part in some])
+    return FileSplit(title, roots, class_N, classes)
+
+
+def _number_again(split: FileSplit, all_classes: tuple[str, ...]) -> None:
+    if split.class_N is not None:
+        split.class_N = _numbered(split.class_N, split.all_classes, all_classes)
+        split.all_classes = all_classes
+
+
+def _numbered(
+    class_N: np.ndarray | None, classes: tuple[str, ...], all_classes: tuple[str, ...]
+) -> np.ndarray:
+    position = {name: k for k, name in enumerate(all_classes)}
+    number_K = np.array([position[name] for name in classes], dtype=np.int32)
+    return number_K[class_N] if class_N is not None else np.zeros(0, dtype=np.int32)
+
+
+def _mixed(found: Sequence[RootLayout]) -> tuple[str, ...]:
+    """Warn if only some of several folders have classes."""
+    flat = [root for root in found if len(root.parts[0].names) and root.parts[0].class_N is None]
+    if not flat or len(flat) == len(found):
+        return ()
+    return (
+        f"{len(flat)} of {len(found)} folders of data.path have no class folders (first: "
+        f"{shown(flat[0].folder)}), so all images are unlabeled and evaluation is skipped",
+    )
+
+
+def read_root(
+    folder: Path,
+    test_fraction: float | None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+) -> RootLayout:
+    """Sort the images below one folder; see :func:`read_layout`."""
+    listing = list_images(folder, include, exclude)
+    names, skipped = listing.folders, listing.skipped
+    count_F = np.bincount(listing.folder_N, minlength=len(names))
+    total = len(listing.names)
+    top = _below_wrapping(names, 0)
+    first, others = split_folders({n.split("/")[top] for n in names if n.count("/") > top})
+    own = bool(first and others)
+    if own:
+        train, test = _own_splits(names, first, others, top)
+        depths = [_below_wrapping(_those(names, part), top + 1) for part in (train, test)]
+        out_N = None
+        warnings = _stray(listing, train, depths[0], test, depths[1])
+        skipped += total - int(count_F[train].sum() + count_F[test].sum())
+    else:
+        depth = top
+        if {name.split("/")[top] for name in names} == {first}:
+            depth = _below_wrapping(names, top + 1)
+        train = test = list(range(len(names)))
+        classes_F, warnings = _classes(names, depth), _stray(listing, train, depth, [], depth)
+        if classes_F and total > 1 and len(set(classes_F)) == total:
+            warnings, classes_F = (ONE_EACH.format(total),), None
+        depths = [UNLABELED if classes_F is None else depth] * 2
+        every = _part(listing, train, depths[0], None)
+        out_N = held_out_by_name(listing.names, every.class_N, test_fraction)
+    parts = (
+        _part(listing, train, depths[0], None if out_N is None else ~out_N),
+        _part(listing, test, depths[1], out_N),
+    )
+    classes = sorted({*parts[0].classes, *parts[1].classes}) if parts[0].class_N is not None else ()
+    of_splits, of_classes = name_warnings(str(folder), names, classes, depths[0], not own)
+    return RootLayout(folder, parts, listing.others, skipped, of_splits, (*warnings, *of_classes))
+
+
+def _part(listing: Listing, folders: list[int], depth: int, chosen_N: np.ndarray | None) -> Part:
+    """Return the images of some folders, of those chosen, with the classes at a depth."""
+    of_folder_F = np.zeros(len(listing.folders), dtype=bool)
+    of_folder_F[folders] = True
+    row_N = of_folder_F[listing.folder_N]
+    names = listing.names
+    if chosen_N is not None:
+        row_N &= chosen_N
+    if not row_N.all():
+        names = names[row_N]
+    found = _classes(_those(listing.folders, folders), depth)
+    if found is None:
+        return Part(names, None, ())
+    folder_N = listing.folder_N[row_N]
+    present = set(np.unique(folder_N).tolist())
+    classes = tuple(sorted({c for at, c in zip(folders, found, strict=True) if at in present}))
+    position = {name: k for k, name in enumerate(classes)}
+    number_F = np.zeros(len(listing.folders), dtype=np.int32)
+    number_F[folders] = [position.get(name, 0) for name in found]
+    return Part(names, number_F[folder_N], classes)
+
+
+def _those(names: list[str], rows: list[int]) -> list[str]:
+    return [names[row] for row in rows]
+
+
+def _below_wrapping(names: list[str], depth: int) -> int:
+    """Return the depth below folders that wrap everything and carry no class.
+
+    Such are ``images`` and ``data``, and a ``train`` within ``train``, as archives unpack.
+    """
+    while names and all(name.count("/") > depth for name in names):
+        above, folder = ("", *names[0].split("/"))[depth : depth + 2]
+        again = folder == above or (split_of(folder) and split_of(folder) == split_of(above))
+        if not (again or says_nothing(folder)) or len({n.split("/")[depth] for n in names}) > 1:
+            break
+        depth += 1
+    return depth
+
+
+def _own_splits(
+    names: list[str], first: str, others: list[str], top: int
+) -> tuple[list[int], list[int]]:
+    """Return the training folders, and those of the first test folder that is labeled alike."""
+
+    def labeled(part: list[int]) -> bool:
+        below = _those(names, part)
+        return bool(_classes(below, _below_wrapping(below, top + 1)))
+
+    train, *tests = (
+        [k for k, name in enumerate(names) if name.split("/")[top] == part]
+        for part in (first, *others)
+    )
+    return train, next((test for test in tests if labeled(train) and labeled(test)), tests[0])
+
+
+def _stray(
+    listing: Listing, folders: list[int], depth: int, test: list[int], test_depth: int
+) -> tuple[str, ...]:
+    """Warn if a few images outside any class folder make the whole set unlabeled.
+
+    Args:
+        folders: of the training images, or of all.
+        test: of the test images where they have a folder of their own.
+    """
+    names = listing.folders
+    count_F = np.bincount(listing.folder_N, minlength=len(names))
+    outside = [at for at in folders if names[at].count("/") <= depth]
+    classes = {names[at].split("/")[depth] for at in folders if names[at].count("/") > depth}
+    total = int(count_F[folders].sum())
+    labeled = total - int(count_F[outside].sum())
+    outside += [at for at in test if names[at].count("/") <= test_depth]
+    if not outside or len(classes) < 2 or labeled <= total - labeled:
+        return ()
+    count, total = int(count_F[outside].sum()), total + int(count_F[test].sum())
+    return (STRAY.format(count, total, shown(names[outside[0]])),)
+
+
+def _classes(names: list[str], depth: int) -> list[str] | None:
+    """Return the folder of each name at ``depth``; None if one has none there."""
+    parts = [name.split("/") for name in names]
+    return [p[depth] for p in parts] if all(len(p) > depth + 1 for p in parts) else None

@@ -1,0 +1,88 @@
+"""Which columns of a list hold what, by their usual names."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ssdistill.errors import UserError, nearest, shown
+
+USUAL = {
+    "path": (
+        *("path", "file", "filename", "filepath", "image", "imagepath", "imagefile", "imagename"),
+        *("img", "imgpath", "imgname", "imagefilename", "name", "fname"),
+    ),
+    "label": ("label", "class", "classname", "category", "target", "labels", "classid", "y"),
+    "split": ("split", "set", "subset", "partition"),
+    "weight": ("weight", "sampleweight", "weights"),
+    "group": ("group", "groupid", "patient", "patientid", "subject", "subjectid"),
+}
+"""Names by role, in lower case and without ``_``, ``-`` and blanks; likeliest first."""
+HEADLESS = ("path", "label")
+"""Roles of the columns of a list that does not name them."""
+MOST_NAMED = 20
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Columns by role: their positions, and names where the list has them."""
+
+    position: dict[str, int]
+    name: dict[str, str]
+
+    def __contains__(self, role: str) -> bool:
+        return role in self.position
+
+    def __str__(self) -> str:
+        return ", ".join(f"{role} in column '{shown(name)}'" for role, name in self.name.items())
+
+
+def has_header(first: Sequence[str], wanted: dict[str, str | None]) -> bool:
+    """Whether a list's first row names its columns."""
+    known = {name for names in USUAL.values() for name in names}
+    cells = {cell.strip() for cell in first}
+    return bool({_plain(cell) for cell in cells} & known or cells & set(wanted.values()))
+
+
+def find_columns(names: Sequence[str], wanted: dict[str, str | None], title: str) -> Columns:
+    """Find the columns of each role.
+
+    Args:
+        names: of all columns.
+        wanted: a column's name by role; None for one of the usual names, ``"none"`` for none.
+        title: of the list in messages.
+
+    Raises:
+        UserError: no column for paths, or not the one that is named.
+    """
+    names = [name.strip() for name in names]
+    position: dict[str, int] = {}
+    for role, usual in USUAL.items():
+        name = wanted.get(role)
+        if name == "none" and role != "path" and name not in names:
+            continue
+        if name is None:
+            plain = [_plain(known) for known in names]
+            found = next((plain.index(known) for known in usual if known in plain), None)
+        elif name in names:
+            found = names.index(name)
+        else:
+            raise UserError(
+                f"data.{role}_column={shown(name)}: {title} has no such column"
+                f"{nearest(name, names)}; it has {_listed(names)}"
+            )
+        if found is not None and found not in position.values():
+            position[role] = found
+    if "path" not in position:
+        raise UserError(
+            f"{title}: no column is called path, file or image; it has {_listed(names)}; set "
+            "data.path_column"
+        )
+    return Columns(position, {role: names[at] for role, at in position.items()})
+
+
+def _plain(name: str) -> str:
+    return "".join(c for c in name.strip().lower() if c not in "_- ")
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(shown(name)[:60] for name in names[:MOST_NAMED]) + more

@@ -1,0 +1,215 @@
+"""Sort the images of a list into splits."""
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+
+from ssdistill.data.held_out import fraction_of, held_out_by_key
+from ssdistill.data.list_file import ListFile
+from ssdistill.data.list_split import ListClasses, ListSplit
+from ssdistill.data.names import Names, NameWriter
+from ssdistill.data.split_names import WORDS, split_of
+from ssdistill.errors import UserError, shown
+
+MOST_SPLITS = 100
+"""Different values of a column of splits, after which it cannot be one."""
+MOST_MISSING = 5
+"""Missing files that are named."""
+
+
+@dataclass
+class Entries:
+    """What a list says of its images, apart from labels and weights.
+
+    Attributes:
+        names: (N,) paths.
+        split_N: (N,) int8 positions in ``SPLITS``; None without such a column.
+        group_N: (N,) uint64 hashes of groups, or of a path where there is none.
+    """
+
+    names: Names
+    split_N: np.ndarray | None
+    group_N: np.ndarray
+
+
+@dataclass
+class ListLayout:
+    """The splits of a list, and what a user should know of them."""
+
+    train: ListSplit
+    test: ListSplit
+    warnings: list[str] = field(default_factory=list)
+
+
+SPLITS = ("train", "test", "val")
+
+
+def read_entries(file: ListFile) -> Entries:
+    """Read paths, splits and groups.
+
+    Raises:
+        UserError: rows without a path, or splits that are none.
+    """
+    roles = [role for role in ("path", "split", "group") if role in file.columns]
+    at = {role: k for k, role in enumerate(roles)}
+    writer, splits, groups = NameWriter(), array("b"), array("Q")
+    known: dict[str, int] = {}
+    for number, row in enumerate(file.rows(*roles), start=1):
+        if not row[0]:
+            raise UserError(f"{file.title}: image {number} has no path; remove the row")
+        writer.add(row[0].removeprefix("./"))
+        if "split" in at:
+            value = row[at["split"]]
+            if value not in known:
+                known[value] = _split_number(file, value, number, len(known))
+            splits.append(known[value])
+        if "group" in at:
+            groups.append(_hash(row[at["group"]]) if row[at["group"]] else 0)
+    names = writer.names()
+    group_N = names.hashes()
+    if "group" in at:
+        given_N = np.frombuffer(groups, dtype=np.uint64)
+        group_N = np.where(given_N > 0, given_N, group_N)
+    split_N = np.frombuffer(splits, dtype=np.int8) if "split" in at else None
+    return Entries(names, split_N, group_N)
+
+
+def _hash(text: str) -> int:
+    encoded = text.encode("utf-8", "surrogateescape")
+    return int.from_bytes(blake2b(encoded, digest_size=8).digest(), "little") | 1
+
+
+def _split_number(file: ListFile, value: str, number: int, known: int) -> int:
+    split = split_of(value) if known < MOST_SPLITS else None
+    if split is None:
+        column = shown(file.columns.name.get("split", ""))
+        words = ", ".join(WORDS[name][0] for name in SPLITS)
+        raise UserError(
+            f"{file.title}: column '{column}' has {shown(value)[:60]!r} for image {number}, which "
+            f"is no split; write {words}, or set data.split_column=none"
+        )
+    return SPLITS.index(split)
+
+
+def read_list(
+    file: ListFile,
+    root: Path,
+    test_fraction: float | None,
+    separator: str | None,
+    skip_missing: bool,
+) -> ListLayout:
+    """Sort the images of a list into splits; look for every file.
+
+    With a column of splits, ``test`` is what it says, or ``val`` where there is no test. Without,
+    or where all are for training, images are held out by a hash of their group, or of their path.
+
+    Raises:
+        UserError: files that are missing, or nothing to train on.
+    """
+    entries = read_entries(file)
+    names, split_N = entries.names, entries.split_N
+    labeled = "label" in file.columns
+    if not len(names):
+        raise UserError(f"{file.title}: the list names no image; put one path in each row")
+    warnings = _repeated(file, entries)
+    if split_N is None or not (split_N > 0).any():
+        share = fraction_of(test_fraction, len(names), labeled)
+        test_N = held_out_by_key(entries.group_N, share)
+        train_N = ~test_N
+    else:
+        train_N = split_N == 0
+        test_N = split_N == (1 if (split_N == 1).any() else 2)
+        warnings += _of_splits(file, entries, train_N, test_N)
+    if not train_N.any():
+        raise UserError(f"{file.title}: no image is in the split train; add some")
+    used_N = train_N | test_N
+    classes = None
+    if labeled:
+        classes = ListClasses(
+            lambda: file.rows("label"), file.path_of, file.title, used_N, separator
+        )
+    weights = (lambda: file.rows("weight")) if "weight" in file.columns else None
+    if weights:
+        warnings.append(
+            f"{file.title}: column '{shown(file.columns.name['weight'])}' holds weights, but "
+            "training draws every image equally often"
+        )
+
+    def split(name: str, chosen_N: np.ndarray) -> ListSplit:
+        row_N = np.flatnonzero(chosen_N).astype(np.uint32)
+        part = names if chosen_N.all() else names[row_N]
+        return ListSplit(f"list {file.path} ({name})", root, part, row_N, classes, weights)
+
+    splits = [split("train", train_N), split("test", test_N)]
+    lost = [part.row_N[part.missing] for part in splits]
+    if any(map(len, lost)):
+        warnings.append(_missing(file, root, names, np.sort(np.concatenate(lost)), skip_missing))
+        for part, rows in zip((train_N, test_N), lost, strict=True):
+            part[rows] = False
+        # What is skipped needs no label either; the classes see this array.
+        used_N &= train_N | test_N
+        splits = [split("train", train_N), split("test", test_N)]
+    return ListLayout(splits[0], splits[1], warnings)
+
+
+def _missing(file: ListFile, root: Path, names: Names, rows: np.ndarray, skip: bool) -> str:
+    """Return a warning about missing files; raise UserError if they are not to be skipped."""
+    raw = [names[int(row)] for row in rows[:MOST_MISSING]]
+    first = list(map(shown, raw))
+    more = ", …" if len(rows) > MOST_MISSING else ""
+    facts = f"{file.title}: {len(rows)} of {len(names)} files are missing below {shown(root)}"
+    facts += f" (first: {', '.join(first)}{more})"
+    if skip and len(rows) < len(names):
+        return f"{facts} and are skipped"
+    hint = "set data.root to the folder that the paths start from, or correct the list"
+    if not skip and len(rows) < len(names):
+        hint += ", or set data.missing=skip"
+    some = "".join(raw)
+    if "\\" in some:
+        hint = "write the paths with / instead of \\"
+    elif any("\udc80" <= c <= "\udcff" for c in some):
+        hint = "the list is not UTF-8; set data.encoding, such as cp1252"
+    elif not file.delimited and any(" " in name for name in raw):
+        hint += "; only a path and a number are told apart in a line, write CSV for more columns"
+    raise UserError(f"{facts}; {hint}")
+
+
+def _repeated(file: ListFile, entries: Entries) -> list[str]:
+    """Warn about paths that are there more than once."""
+    hash_N = entries.names.hashes()
+    kept, first_K = np.unique(hash_N, return_index=True)
+    again = len(hash_N) - len(kept)
+    if not again:
+        return []
+    repeated = np.ones(len(hash_N), dtype=bool)
+    repeated[first_K] = False
+    name = shown(entries.names[int(np.flatnonzero(repeated)[0])])
+    return [
+        f"{file.title}: {again} of {len(hash_N)} paths are there already further up (first: "
+        f"{name}) and count again; remove them unless that is meant"
+    ]
+
+
+def _of_splits(
+    file: ListFile, entries: Entries, train_N: np.ndarray, test_N: np.ndarray
+) -> Sequence[str]:
+    """Warn about images that no split has, and about groups and images in both."""
+    warnings = []
+    unused = int((~(train_N | test_N)).sum())
+    if unused:
+        warnings.append(
+            f"{file.title}: {unused} images of split val are ignored, since there is a split test"
+        )
+    both = np.intersect1d(entries.group_N[train_N], entries.group_N[test_N])
+    if len(both):
+        what = "groups" if "group" in file.columns else "images"
+        row = int(np.flatnonzero(np.isin(entries.group_N, both))[0])
+        warnings.append(
+            f"{file.title}: {len(both)} {what} are in both train and test (first: "
+            f"{shown(entries.names[row])}), which makes evaluation too good; move each to one"
+        )
+    return warnings

@@ -1,0 +1,97 @@
+"""Rows of a Parquet table of text, a few at a time."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ssdistill.data.decode import open_regular
+from ssdistill.errors import UserError, one_line, shown
+
+BATCH = 1024
+LONGEST = 1 << 16
+"""Characters of one value; no path, class or group has more."""
+BETWEEN = "\x1f"
+"""Joins several values of one image."""
+
+
+def parquet_library(purpose: str) -> Any:
+    """Import ``pyarrow.parquet``.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise UserError(f"{purpose} requires pyarrow: pip install 'ssdistill[arrow]'") from error
+    return pyarrow.parquet
+
+
+def parquet_columns(path: Path) -> list[str]:
+    """Return the names of a table's columns.
+
+    Raises:
+        UserError: a damaged file, or one that is not there.
+    """
+    with _opened(path) as table:
+        return list(table.schema_arrow.names)
+
+
+def parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Yield some columns of every row as text; nothing for a null, lists joined by ``BETWEEN``.
+
+    Raises:
+        UserError: a damaged file, or values that are no text or numbers.
+    """
+    wanted, title = list(dict.fromkeys(columns)), f"data.path={shown(path)}"
+    with _opened(path) as table:
+        types = {field.name: str(field.type) for field in table.schema_arrow}
+    texts = [name for name in wanted if types[name] in ("string", "large_string")]
+    with _opened(path, texts) as table:
+        for batch in table.iter_batches(BATCH, columns=wanted):
+            values = [
+                column_texts(batch.column(batch.schema.get_field_index(name)), name, title)
+                for name in columns
+            ]
+            yield from zip(*values, strict=True)
+
+
+def column_texts(column: Any, name: str, title: str) -> Iterator[str]:
+    """Yield the values of an Arrow array as text; see :func:`parquet_rows`.
+
+    Raises:
+        UserError: values that are no text or numbers.
+    """
+    for value in column:
+        value = value.as_py()
+        parts = value if isinstance(value, list) else [value]
+        if any(isinstance(part, (dict, list, bytes)) for part in parts):
+            raise UserError(
+                f"{title}: column '{shown(name)}' is {column.type}, not text or numbers; name "
+                "another column"
+            )
+        text = BETWEEN.join("" if part is None else str(part) for part in parts).strip(" ")
+        if len(text) > LONGEST:
+            raise UserError(
+                f"{title}: column '{shown(name)}' has a value of {len(text)} characters, more "
+                f"than {LONGEST}; name another column"
+            )
+        yield text
+
+
+@contextmanager
+def _opened(path: Path, columns: Sequence[str] = ()) -> Iterator[Any]:
+    parquet = parquet_library(f"data.path={shown(path)}")
+    with open_regular(path) as file:
+        try:
+            # A long text that is repeated is in memory once.
+            with parquet.ParquetFile(file, read_dictionary=list(columns)) as table:
+                yield table
+        except UserError:
+            raise
+        except Exception as error:  # pyarrow raises its own kinds, ValueError and OSError
+            raise UserError(
+                f"data.path={shown(path)}: cannot read this Parquet file ({one_line(error)}); "
+                "write it again"
+            ) from error

@@ -1,0 +1,124 @@
+"""Parquet files of encoded images, read by row groups, of which the last few are kept."""
+
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ssdistill.data.bad_image import BadImage
+from ssdistill.data.parquet_rows import column_texts, parquet_library
+from ssdistill.data.table_file import checked, damage_named, encoded, file_state
+from ssdistill.data.table_split import Shard
+from ssdistill.errors import one_line, shown
+
+LARGEST_GROUP = 1 << 31
+"""Bytes of the images of one row group."""
+KEPT_BYTES = 1 << 29
+"""Bytes of row groups that are kept; the latest is kept whatever its size."""
+ROWS = 64
+"""Rows that are unpacked before their size is looked at again."""
+
+
+class GroupCache:
+    """The latest row groups of all tables of a source."""
+
+    def __init__(self, most: int = KEPT_BYTES):
+        self.most, self.lock = most, threading.Lock()
+        self._groups: OrderedDict[tuple[str, int], list[Any]] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, key: tuple[str, int], load: Any) -> list[Any]:
+        """Return a group's images, loaded by one thread while others wait."""
+        with self.lock:
+            if key in self._groups:
+                self._groups.move_to_end(key)
+                return self._groups[key]
+            group = load()
+            self._groups[key] = group
+            self._bytes += _size(group)
+            while self._bytes > self.most and len(self._groups) > 1:
+                _, oldest = self._groups.popitem(last=False)
+                self._bytes -= _size(oldest)
+            return group
+
+
+def _size(group: list[Any]) -> int:
+    return sum(part.nbytes for part in group)
+
+
+class ParquetShard(Shard):
+    """One Parquet file.
+
+    Args:
+        path: of the file.
+        name: in names of its images.
+        cache: of row groups, shared by the files of a source.
+
+    Raises:
+        UserError: from the constructor, for a damaged file.
+    """
+
+    def __init__(self, path: Path, name: str, cache: GroupCache):
+        self.path, self.name, self._cache = path, name, cache
+        self._parquet = parquet_library(f"data.path={shown(path)}")
+        self.state = file_state(path)
+        with damage_named(path), self._parquet.ParquetFile(path) as table:
+            self._metadata, self.schema = table.metadata, checked(table.schema_arrow)
+        self._ends, total = [], 0
+        for group in range(self._metadata.num_row_groups):
+            total += self._metadata.row_group(group).num_rows
+            self._ends.append(total)
+
+    def use(self, images: str) -> None:
+        """Read images from this column."""
+        self._images = images
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def read(self, row: int) -> bytes:
+        group = bisect_right(self._ends, row)
+        parts = self._cache.get((str(self.path), group), lambda: self._group(group))
+        at = row - (self._ends[group - 1] if group else 0)
+        for part in parts:
+            if at < len(part):
+                return encoded(part[at])
+            at -= len(part)
+        raise BadImage("its row group is shorter than the file says")
+
+    def texts(self, column: str) -> Iterator[str]:
+        with damage_named(self.path), self._open() as table:
+            for batch in table.iter_batches(1024, columns=[column]):
+                yield from column_texts(batch.column(0), column, f"data.path={shown(self.path)}")
+
+    def _open(self) -> Any:
+        return self._parquet.ParquetFile(self.path, metadata=self._metadata)
+
+    def _group(self, group: int) -> list[Any]:
+        """Unpack the images of a row group.
+
+        Raises:
+            BadImage: a damaged group, or one of more than ``LARGEST_GROUP``.
+        """
+        parts, total = [], 0
+        try:
+            with self._open() as table:
+                batches = table.iter_batches(ROWS, row_groups=[group], columns=[self._images])
+                for batch in batches:
+                    parts.append(batch.column(0))
+                    total += batch.nbytes
+                    if total > LARGEST_GROUP:
+                        raise BadImage(
+                            f"a row group of more than {LARGEST_GROUP / 1e9:.1f} GB; write "
+                            "smaller row groups"
+                        )
+        except BadImage:
+            raise
+        except Exception as error:
+            # What the system reports has a number; of damage, pyarrow's OSError has none.
+            if getattr(error, "errno", None):
+                raise
+            raise BadImage(f"damaged row group ({one_line(error)})") from error
+        return parts

@@ -1,0 +1,158 @@
+"""Encoded images in tables: Arrow and Parquet files."""
+
+import logging
+from abc import abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from ssdistill.data.arrow_shard import ArrowShard
+from ssdistill.data.parquet_shard import GroupCache, ParquetShard
+from ssdistill.data.splits import RawSplit, Source
+from ssdistill.data.table_layout import (
+    TableLayout,
+    find_files,
+    sort_files,
+    table_layout,
+    use_columns,
+)
+from ssdistill.errors import UserError, shown
+
+log = logging.getLogger(__name__)
+Paths = str | Annotated[list[str], Field(min_length=1)]
+
+
+class _Tables(Source):
+    """Base class of sources of files with an encoded image in each row."""
+
+    default_image_size = 64
+    suffixes: ClassVar[tuple[str, ...]]
+
+    def __init__(
+        self,
+        *,
+        path: Paths,
+        test_path: Paths | None = None,
+        column: str | None = None,
+        label_column: str | None = None,
+        test_fraction: Annotated[float, Field(ge=0, lt=1)] | None = None,
+    ):
+        self.path, self.test_path = path, test_path
+        self.column, self.label_column, self.test_fraction = column, label_column, test_fraction
+
+    @abstractmethod
+    def _open(self, path: Path, name: str) -> Any:
+        """Open one file."""
+
+    @property
+    def _said(self) -> str:
+        return f"data.path={', '.join(map(shown, _listed(self.path)))}"
+
+    @cached_property
+    def _layout(self) -> TableLayout:
+        files, left_out = find_files(_listed(self.path), self.suffixes), []
+        if self.test_path is None:
+            files, test, left_out = sort_files(files)
+        else:
+            test = find_files(_listed(self.test_path), self.suffixes)
+        train, test = ([self._open(path, name) for name, path in some] for some in (files, test))
+        labels = use_columns([*train, *test], self.column, self.label_column, self._said)
+        layout = table_layout(self._said, train, test, labels, self.test_fraction)
+        if left_out:
+            layout.warnings.append(
+                f"{self._said}: {len(left_out)} files are ignored (first: {shown(left_out[0])}), "
+                "since others are train and test; name files in data.path and data.test_path"
+            )
+        return layout
+
+    @property
+    def has_labels(self) -> bool:
+        return self.has_test and self._layout.train.labeled
+
+    @property
+    def has_test(self) -> bool:
+        return len(self._layout.test) > 0
+
+    def warnings(self, labels: bool) -> tuple[str, ...]:
+        return tuple(self._layout.warnings)
+
+    @property
+    def description(self) -> str:
+        layout = self._layout
+        return (
+            f"{self.kind} {', '.join(shown(Path(path).name) for path in _listed(self.path))}, "
+            f"{'labeled' if self.has_labels else 'unlabeled'}, {len(layout.train)} train and "
+            f"{len(layout.test)} test images"
+        )
+
+    def _split(self, name: str) -> RawSplit:
+        split = getattr(self._layout, name)
+        if not len(split):
+            raise UserError(
+                f"{self._said} has no {name} images; raise data.test_fraction (now "
+                f"{self.test_fraction}), or set data.test_path"
+            )
+        return split
+
+
+class Arrow(_Tables):
+    """Arrow files (IPC, Feather, as Hugging Face saves them) with an encoded image in each row.
+
+    Files are mapped into memory, and any row is read at once; compressed ones are refused. A
+    column of images holds bytes of image files, or structs with a field ``bytes``; a path in
+    their place is not followed. Where the names of files or their folders are those of splits
+    (``train-00000-of-00004.arrow``, ``validation/…``), those are the splits; otherwise rows are
+    held out by hashes of their numbers. Names of classes are taken from Hugging Face's
+    description of the columns. Needs ``pip install 'ssdistill[arrow]'``.
+
+    Args:
+        path: a file, a folder, a pattern such as ``shards/train-*.arrow``, or a list of them.
+        test_path: the same of test images, where names do not say so.
+        column: of the images; by default the only one of bytes, or the one called ``image``.
+        label_column: of labels, numbers or names; by default ``label`` or ``class``; ``none`` for
+            no labels.
+        test_fraction: fraction held out where there are no test images; by default 0.2 with
+            labels and 0.1 without. 0 trains on everything.
+    """
+
+    kind = "arrow"
+    suffixes = (".arrow", ".feather", ".ipc")
+
+    def _open(self, path: Path, name: str) -> ArrowShard:
+        return ArrowShard(path, name)
+
+
+class Parquet(_Tables):
+    """Parquet files with an encoded image in each row, as Hugging Face's hub has them.
+
+    Only whole row groups can be read, of which the last few are kept (512 MB). Images stored as
+    squares (``data.pixels=stored``) are read once, in order; where originals are read in shuffled
+    order, small row groups (100 images) or ``kind: arrow`` are much faster. Everything else is as
+    of ``kind: arrow``. Needs ``pip install 'ssdistill[arrow]'``.
+
+    Args:
+        path: a file, a folder, a pattern such as ``data/train-*.parquet``, or a list of them.
+        test_path: the same of test images, where names do not say so.
+        column: of the images; by default the only one of bytes, or the one called ``image``.
+        label_column: of labels, numbers or names; by default ``label`` or ``class``; ``none`` for
+            no labels.
+        test_fraction: fraction held out where there are no test images; by default 0.2 with
+            labels and 0.1 without. 0 trains on everything.
+    """
+
+    kind = "parquet"
+    suffixes = (".parquet", ".pq")
+
+    @cached_property
+    def _cache(self) -> GroupCache:
+        return GroupCache()
+
+    def _open(self, path: Path, name: str) -> ParquetShard:
+        return ParquetShard(path, name, self._cache)
+
+
+def _listed(paths: str | Sequence[str]) -> list[str]:
+    return [paths] if isinstance(paths, str) else list(paths)

@@ -1,0 +1,142 @@
+"""A split of encoded images in rows of tables."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ssdistill.data.encoded_split import EncodedSplit
+from ssdistill.data.list_split import ListClasses
+
+
+class Shard(ABC):
+    """One table with an image in every row.
+
+    Attributes:
+        name: the table in names of its images.
+        state: what changes with its content, such as size and time of a file.
+    """
+
+    name: str
+    state: str
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def read(self, row: int) -> bytes:
+        """Return the encoded image of a row; raise BadImage if there is none."""
+
+    @abstractmethod
+    def texts(self, column: str) -> Iterator[str]:
+        """Yield a column's values as text; several of one image are joined, see ``BETWEEN``."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Where labels are.
+
+    Attributes:
+        column: of the label.
+        names: of the classes, by number, where the table's schema has them.
+    """
+
+    column: str
+    names: tuple[str, ...] | None = None
+
+
+class TableSplit(EncodedSplit):
+    """Images in rows of one or several tables.
+
+    Args:
+        title: the split in messages.
+        shards: tables, one after the other.
+        labels: of all rows of the source; None if unlabeled.
+        names: of the classes, by number; None to take those of the labels.
+        row_N: (N,) the rows that are images of this split; None for all.
+        first: position of the first row of these shards among all that have labels.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        shards: Sequence[Shard],
+        labels: ListClasses | None,
+        names: tuple[str, ...] | None = None,
+        row_N: np.ndarray | None = None,
+        first: int = 0,
+    ):
+        super().__init__()
+        self.title, self.shards, self.row_N = title, list(shards), row_N
+        self._labels, self._names, self._first = labels, names, first
+        self._starts = np.cumsum([0, *map(len, self.shards)])
+
+    @property
+    def labeled(self) -> bool:
+        return self._labels is not None
+
+    def __len__(self) -> int:
+        return int(self._starts[-1]) if self.row_N is None else len(self.row_N)
+
+    def _place(self, i: int) -> tuple[Shard, int]:
+        row = i if self.row_N is None else int(self.row_N[i])
+        at = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return self.shards[at], row - int(self._starts[at])
+
+    def read(self, i: int) -> bytes:
+        shard, row = self._place(i)
+        return shard.read(row)
+
+    def name(self, i: int) -> str:
+        shard, row = self._place(i)
+        return f"{shard.name}:{row}"
+
+    def identity(self) -> str:
+        digest = hashlib.sha256()
+        for shard in self.shards:
+            digest.update(f"{shard.name}\0{shard.state}\0{len(shard)}\n".encode())
+        if self.row_N is not None:
+            digest.update(np.ascontiguousarray(self.row_N, dtype="<i8"))
+        return digest.hexdigest()
+
+    def stamps(self) -> np.ndarray:
+        keys = [row_keys(f"{shard.name}\0{shard.state}", len(shard)) for shard in self.shards]
+        stamp_N = np.concatenate(keys) if keys else np.zeros(0, dtype=np.uint64)
+        return (stamp_N if self.row_N is None else stamp_N[self.row_N]).astype("<u8")
+
+    def labels(self) -> np.ndarray:
+        if self._labels is None:
+            return super().labels()
+        label_N = self._labels.labels()[self._first :][: int(self._starts[-1])]
+        return label_N if self.row_N is None else label_N[self.row_N]
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        return self._names or (self._labels.names if self._labels else None)
+
+
+def row_keys(text: str, count: int) -> np.ndarray:
+    """Return (count,) uint64, hashes of a text and a row's number (SplitMix64)."""
+    seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+    with np.errstate(over="ignore"):
+        z = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        z += np.uint64(seed)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def labels_of(
+    shards: Sequence[Shard], labels: Labels | None, title: str, name: Callable[[int], str]
+) -> ListClasses | None:
+    """Return the classes of all rows of some tables; they are read when first wanted."""
+    if labels is None:
+        return None
+
+    def rows() -> Iterator[tuple[str]]:
+        return ((text,) for shard in shards for text in shard.texts(labels.column))
+
+    used_N = np.ones(sum(map(len, shards)), dtype=bool)
+    return ListClasses(rows, name, title, used_N, None)
