@@ -102,6 +102,18 @@ class Loader:
             if self.device.type != "cpu":
                 self._resident_NHWC = torch.from_numpy(self._images_NHWC).to(self.device)
 
+    @property
+    def remedy(self) -> str:
+        """Return what makes batches come sooner; empty of images that are in memory anyway."""
+        if self._originals is not None:
+            return (
+                f"raise device.workers (now {self._originals.workers}) or device.prefetch (now "
+                f"{self.ahead}), or set data.pixels=stored"
+            )
+        if self._images_NHWC.nbytes < RESIDENT_BYTES:
+            return ""
+        return f"raise device.prefetch (now {self.ahead}), or put the runs folder on a faster disk"
+
     def batch(self, step: int, plan: ViewPlan | None = None) -> Batch:
         """Return the batch of one step, from 0; with several processes, this process's slice.
 

@@ -282,3 +282,10 @@ class TestChoice:
         for settings, kind in ((ORIGINAL, "Originals"), (StoreSettings(pixels="stored"), "Store")):
             opened = open_stores(source, settings, 120, tmp_path / kind)
             assert {type(images).__name__ for images in opened.values()} == {kind}
+
+
+def test_a_loader_of_originals_says_what_makes_it_faster(originals):
+    originals.workers = 5
+    remedy = loader_of(originals, ahead=3).remedy
+    assert "device.workers (now 5)" in remedy and "device.prefetch (now 3)" in remedy
+    assert "data.pixels=stored" in remedy
