@@ -131,8 +131,10 @@ class Loader:
         return batch
 
     def iterate(self, start_step: int = 0, plan: ViewPlan | None = None) -> Iterator[Batch]:
-        """Yield batches from ``start_step`` to the end; a thread reads ``ahead`` of them."""
-        with ThreadPoolExecutor(1, thread_name_prefix="loader") as thread:
+        """Yield batches from ``start_step`` to the end; threads read ``ahead`` of them."""
+        # While one batch of originals draws its boxes, those who cut have another to work on.
+        threads = 1 if self._originals is None else min(2, self.ahead)
+        with ThreadPoolExecutor(threads, thread_name_prefix="loader") as thread:
             last = min(start_step + self.ahead, self.num_steps)
             waiting = deque(thread.submit(self.batch, s, plan) for s in range(start_step, last))
             for step in range(start_step, self.num_steps):
