@@ -7,6 +7,7 @@ import numpy as np
 
 from ssdistill.data.image_set import ImageSet
 from ssdistill.data.splits import Source, Unlabeled
+from ssdistill.data.undecoded import undecoded_of
 from ssdistill.errors import UserError
 from ssdistill.evaluate.labels import look_at_labels
 from ssdistill.experiment.schema import Experiment
@@ -41,6 +42,8 @@ class Findings:
 def check_data(experiment: Experiment, source: Source, stores: dict[str, ImageSet]) -> Findings:
     """Check images and, if labels will be used, labels.
 
+    Of images that are not decoded yet only their number is checked, and no label is read.
+
     Raises:
         UserError: images that nothing can be learned from, or labels that no probe can read.
     """
@@ -51,10 +54,12 @@ def check_data(experiment: Experiment, source: Source, stores: dict[str, ImageSe
             "add images, or lower data.test_fraction if some are held out"
         )
     _refuse_selection(train, experiment)
-    _refuse_constant(train, experiment)
+    decoded = not undecoded_of(stores.values())
+    if decoded:
+        _refuse_constant(train, experiment)
     reads_labels = experiment.evaluate is not None
     warnings = [*source.warnings(reads_labels), *_missing_test(experiment, source)]
-    warnings += _constant_warnings(train, test) + _few(source, test)
+    warnings += (_constant_warnings(train, test) if decoded else []) + _few(source, test)
     warnings += _few_to_compress(experiment, train)
     # Only names that are known without reading a label.
     names = train.class_names if source.has_labels else None
@@ -64,7 +69,8 @@ def check_data(experiment: Experiment, source: Source, stores: dict[str, ImageSe
     findings = Findings(source, None, warnings)
     if experiment.evaluate is not None and source.has_labels:
         experiment.evaluate.check_images(len(train))
-        return replace(findings, classes=look_at_labels(train, test))
+        if decoded:
+            return replace(findings, classes=look_at_labels(train, test))
     return findings
 
 

@@ -16,11 +16,13 @@ from ssdistill.chain.requirements import check_batches, check_runtimes, check_st
 from ssdistill.chain.stages import Identity, Stage, execute, locked, set_aside
 from ssdistill.chain.workspace import Workspace, open_workspace
 from ssdistill.data.originals import Originals
+from ssdistill.data.undecoded import Undecoded, undecoded_of
 from ssdistill.errors import DamagedFile
 from ssdistill.experiment.schema import Experiment
 from ssdistill.files import user_path
 from ssdistill.record.session import session
 from ssdistill.record.wandb_logger import with_columns
+from ssdistill.report.charts.axes import bytes_label
 from ssdistill.train.progress import console
 
 BODIES = {
@@ -37,23 +39,37 @@ BODIES = {
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """One line of ``--dry-run``."""
+    """One line of ``--dry-run``.
+
+    Attributes:
+        known: whether its hash is the one that a run will find; it is not while the images it
+            depends on have not been read.
+    """
 
     stage: Stage
     status: str
+    known: bool = True
 
 
 def dry_run(experiment: Experiment, root: Path) -> list[PlannedStage]:
-    """List the stages of a run and their status; decodes the data, trains nothing."""
+    """List the stages of a run and their status; decodes, trains and writes nothing."""
     require_single_process()
-    workspace = open_workspace(experiment, root)
+    workspace = open_workspace(experiment, root, decode=False)
     describe_data(workspace)
     check_batches(experiment, len(workspace.train))
     check_steps(experiment)
-    planned = [PlannedStage(stage, stage.status(root)) for stage in plan_stages(workspace)]
+    planned = [_planned(stage, workspace) for stage in plan_stages(workspace)]
     for notice in _notices(workspace, planned):
         console.print(f"note: {notice}", style="dim", markup=False)
     return planned
+
+
+def _planned(stage: Stage, workspace: Workspace) -> PlannedStage:
+    # Every hash holds the training images' fingerprint, those of evaluations the test images' too.
+    seen = [workspace.train] + [workspace.test] * (stage.kind == "evaluate")
+    if undecoded_of(seen):
+        return PlannedStage(stage, "to run", known=False)
+    return PlannedStage(stage, stage.status(workspace.root))
 
 
 def run(experiment: Experiment, root: str | Path = "runs") -> Report:
@@ -179,7 +195,24 @@ def describe_data(workspace: Workspace) -> None:
             f"more than 8 bits: black is {window[0]:g}, white {window[1]:g} "
             f"(data.window={workspace.experiment.data.window})"
         )
+    lines += not_decoded(undecoded_of((train, test)))
     for line in lines:
         console.print(line, markup=False)
     for warning in workspace.warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False)
+
+
+def not_decoded(undecoded: list[Undecoded]) -> list[str]:
+    """One line about what a run would do with images that nobody has read; none without them."""
+    if not undecoded:
+        return []
+    counts = " and ".join(
+        f"{len(split):,} {'training' if split.split == 'train' else split.split} images"
+        for split in undecoded
+    )
+    needed, root = bytes_label(sum(split.num_bytes for split in undecoded)), undecoded[0].root
+    if undecoded[0].stored:
+        work = f"a run stores {counts} in {root} ({needed})"
+    else:
+        work = f"a run reads the originals of {counts} and keeps an index in {root} ({needed})"
+    return [f"not decoded yet: {work}; hashes, and checks of pixels and labels, need that"]

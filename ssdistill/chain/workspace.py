@@ -25,6 +25,7 @@ from ssdistill.data.image_set import ImageSet
 from ssdistill.data.opening import open_source, open_stores
 from ssdistill.data.recipes import RECIPES, ViewRecipe
 from ssdistill.data.splits import Source
+from ssdistill.data.undecoded import known_stores
 from ssdistill.data.views import eval_view, make_view
 from ssdistill.errors import DamagedFile, UserError
 from ssdistill.experiment.schema import Experiment
@@ -260,8 +261,11 @@ class Workspace:
         return torch.cat(views)[:n]
 
 
-def open_workspace(experiment: Experiment, root: Path) -> Workspace:
+def open_workspace(experiment: Experiment, root: Path, *, decode: bool = True) -> Workspace:
     """Open the data (decoding it the first time) and check what can be checked before training.
+
+    Args:
+        decode: without it, images never seen are :class:`ssdistill.data.undecoded.Undecoded`.
 
     Raises:
         UserError: data that cannot be read, or that cannot serve what the experiment asks; W&B
@@ -273,9 +277,8 @@ def open_workspace(experiment: Experiment, root: Path) -> Workspace:
         raise UserError(f"--runs {root}: is a file; pass a folder")
     source = open_source(experiment.data)
     size = experiment.data.image_size or source.default_image_size
-    stores = open_stores(
-        source, experiment.data, size, root / "data", workers=experiment.device.workers
-    )
+    opening = open_stores if decode else known_stores
+    stores = opening(source, experiment.data, size, root / "data", experiment.device.workers)
     data = check_data(experiment, source, stores)
     train, test = stores["train"], stores["test"]
     workspace = Workspace(experiment, root, data.source, train, test, data.classes, data.warnings)

@@ -236,7 +236,10 @@ def plan_table(planned: Iterable["PlannedStage"]) -> FittedTable:
     table = FittedTable("stage", "role", "seed", "digest", "made from", "status", keys=3)
     for entry in planned:
         stage = entry.stage
-        parents = ", ".join(f"{name} {p.digest[:8]}" for name, p in stage.parents.items())
-        row = (stage.kind, stage.role, str(stage.seed), stage.digest[:8], parents, entry.status)
+        parents = ", ".join(
+            f"{name} {p.digest[:8]}" if entry.known else name for name, p in stage.parents.items()
+        )
+        digest = stage.digest[:8] if entry.known else "unknown"
+        row = (stage.kind, stage.role, str(stage.seed), digest, parents, entry.status)
         table.add_row(*map(Text, row))
     return table

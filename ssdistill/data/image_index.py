@@ -110,6 +110,12 @@ def verified(raw: EncodedSplit, folder: Path) -> np.ndarray | None:
     return np.flatnonzero((known_N["stamp"] == now_N["stamp"]) & (known_N != now_N))
 
 
+def is_current(raw: EncodedSplit, folder: Path) -> bool:
+    """Whether the index in ``folder`` describes the images as they are; reads none of them."""
+    known_N = _read_records(folder) if _read_meta(folder) else None
+    return known_N is not None and np.array_equal(known_N["stamp"], raw.stamps())
+
+
 def _updated(
     raw: EncodedSplit, stamp_N: np.ndarray, known_N: np.ndarray | None, meta: dict[str, Any]
 ) -> tuple[np.ndarray, dict[str, Any], int]:

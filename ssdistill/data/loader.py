@@ -103,6 +103,18 @@ class Loader:
             if self.device.type != "cpu":
                 self._resident_NHWC = torch.from_numpy(self._images_NHWC).to(self.device)
 
+    @property
+    def remedy(self) -> str:
+        """Return what makes batches come sooner; empty of images that are in memory anyway."""
+        if self._originals is not None:
+            return (
+                f"raise device.workers (now {self._originals.workers}) or device.prefetch (now "
+                f"{self.ahead}), or set data.pixels=stored"
+            )
+        if self._images_NHWC.nbytes < RESIDENT_BYTES:
+            return ""
+        return f"raise device.prefetch (now {self.ahead}), or put the runs folder on a faster disk"
+
     def batch(self, step: int, plan: ViewPlan | None = None) -> Batch:
         """Return the batch of one step, from 0; with several processes, this process's slice.
 
@@ -120,8 +132,10 @@ class Loader:
         return batch
 
     def iterate(self, start_step: int = 0, plan: ViewPlan | None = None) -> Iterator[Batch]:
-        """Yield batches from ``start_step`` to the end; a thread reads ``ahead`` of them."""
-        with ThreadPoolExecutor(1, thread_name_prefix="loader") as thread:
+        """Yield batches from ``start_step`` to the end; threads read ``ahead`` of them."""
+        # While one batch of originals draws its boxes, those who cut have another to work on.
+        threads = 1 if self._originals is None else min(2, self.ahead)
+        with ThreadPoolExecutor(threads, thread_name_prefix="loader") as thread:
             last = min(start_step + self.ahead, self.num_steps)
             waiting = deque(thread.submit(self.batch, s, plan) for s in range(start_step, last))
             for step in range(start_step, self.num_steps):

@@ -12,14 +12,14 @@ import numpy as np
 from PIL import Image
 
 from ssdistill.data.decode import pixel_limit
-from ssdistill.data.image_index import ImageIndex
+from ssdistill.data.image_index import ImageIndex, is_current
 from ssdistill.data.image_set import ImageSet
 from ssdistill.data.moments import Moments, pixel_notices
 from ssdistill.data.order import shuffled
 from ssdistill.data.originals import Originals
 from ssdistill.data.settings import StoreSettings
 from ssdistill.data.splits import SPLITS, Source, Unlabeled
-from ssdistill.data.store import WAITING, has_store, open_store, plain_disk_errors, warn_of
+from ssdistill.data.store import WAITING, Store, has_store, open_store, plain_disk_errors, warn_of
 from ssdistill.data.store_writer import refuse_bad
 from ssdistill.data.window import window_of
 from ssdistill.errors import UserError, shown
@@ -34,6 +34,7 @@ is smaller than the file it comes from, and is read five times faster than the f
 SAMPLED = 4096
 """Images that the statistics of originals are measured on, evenly spread by their number."""
 PIECE = 256
+STATISTICS = "statistics-{size}-{digest}.json"
 
 
 def open_source(settings: StoreSettings) -> Source:
@@ -65,26 +66,27 @@ def open_stores(
         UserError: whatever :func:`ssdistill.data.store.open_store` raises, or arrays whose
             originals are wanted.
     """
-    splits = [split for split in SPLITS if split == "train" or source.has_test]
-    if keeps_originals(source, settings, image_size, root):
-        opened = {
-            split: open_originals(source, split, settings, image_size, root, workers)
-            for split in splits
-        }
-    else:
-        opened = {
-            split: open_store(
-                source,
-                split,
-                image_size,
-                root,
-                settings.max_bad,
-                window=settings.window,
-                max_pixels=settings.max_pixels,
-            )
-            for split in splits
-        }
+    opened: dict[str, ImageSet] = {}
+    originals = keeps_originals(source, settings, image_size, root)
+    for split in splits_of(source):
+        if originals:
+            opened[split] = open_originals(source, split, settings, image_size, root, workers)
+        else:
+            opened[split] = open_stored(source, split, settings, image_size, root)
     return {"test": opened["train"], **opened}
+
+
+def splits_of(source: Source) -> list[str]:
+    """Return the splits that have images, the training images first."""
+    return [split for split in SPLITS if split == "train" or source.has_test]
+
+
+def open_stored(
+    source: Source, split: str, settings: StoreSettings, image_size: int, root: Path
+) -> Store:
+    """Open the store of a split as the settings describe it; make it if it is missing."""
+    limits = {"window": settings.window, "max_pixels": settings.max_pixels}
+    return open_store(source, split, image_size, root, settings.max_bad, **limits)
 
 
 def keeps_originals(source: Source, settings: StoreSettings, image_size: int, root: Path) -> bool:
@@ -120,9 +122,9 @@ def open_originals(
         UserError: more unreadable images than ``settings.max_bad``, or none readable.
     """
     raw = source.split(split).encoded()
+    folder = index_folder(source, split, settings, root)
     # Images are decoded as long as the process lives, in threads that share this limit.
     Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, settings.max_pixels)
-    folder = index_folder(source, split, settings, root)
     with (
         plain_disk_errors(root),
         pixel_limit(settings.max_pixels),
@@ -159,15 +161,25 @@ def open_originals(
 
 
 def index_folder(source: Source, split: str, settings: StoreSettings, root: Path) -> Path:
-    """Return where the index of a split is kept."""
+    """Return where the index of a split's originals is kept, and what was measured of them."""
     parts = [source.kind, source.settings, split, settings.max_pixels]
     key = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
     return Path(root) / f"{source.kind}-{split}-index-{key[:12]}"
 
 
+def are_known(source: Source, split: str, settings: StoreSettings, size: int, root: Path) -> bool:
+    """Whether opening a split's originals with central squares of ``size`` would decode none."""
+    folder = index_folder(source, split, settings, root)
+    with suppress(OSError):
+        measured = any(folder.glob(STATISTICS.format(size=size, digest="*")))
+        return measured and is_current(source.split(split).encoded(), folder)
+    return False
+
+
 def _measure(originals: Originals, folder: Path, automatic: bool) -> None:
     """Set mean, standard deviation and notices of originals, from a sample of their squares."""
-    path = folder / f"statistics-{originals.fingerprint[:16]}.json"
+    size, digest = originals.images.shape[1], originals.fingerprint[:16]
+    path = folder / STATISTICS.format(size=size, digest=digest)
     with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         found = json.loads(path.read_text())
         originals.mean, originals.std = tuple(found["mean"]), tuple(found["std"])

@@ -27,10 +27,10 @@ from ssdistill.data.checksums import BLOCK_BYTES, block_checksums
 from ssdistill.data.decode import pixel_limit
 from ssdistill.data.deep_pixels import Window
 from ssdistill.data.image_set import ImageSet
-from ssdistill.data.settings import MAX_PIXELS
+from ssdistill.data.settings import MAX_PIXELS, StoreSettings
 from ssdistill.data.splits import RawSplit, Source
 from ssdistill.data.store_writer import fingerprint_of, refuse_bad, write_images
-from ssdistill.data.window import WindowSetting, window_of
+from ssdistill.data.window import WindowSetting, known_windows, window_of
 from ssdistill.errors import UserError, one_line, shown
 from ssdistill.files import locked_by, write_atomically
 
@@ -164,8 +164,7 @@ def open_store(
             folder that cannot be written; whatever the source raises.
     """
     raw = source.split(split)
-    root = Path(root)
-    limits = [] if max_pixels == MAX_PIXELS else [["max_pixels", max_pixels]]
+    root, limits = Path(root), _limits(max_pixels)
     folder = _folder(source, raw, split, image_size, root, limits)
     with pixel_limit(max_pixels), warnings.catch_warnings():
         # Damaged EXIF, odd palettes: either the image is read or it is listed as bad.
@@ -183,7 +182,7 @@ def open_store(
                 waiting = partial(log.warning, WAITING, folder)
                 with locked_by(Path(f"{folder}.lock"), on_wait=waiting, patience=1):
                     if not (folder / META).exists():
-                        _check_space(folder.parent, raw, image_size)
+                        check_space(folder.parent, raw, image_size)
                         _make(folder, raw, image_size, max_bad, values, window == "auto")
     store = Store(folder, source, split)
     warn_of(store, raw.title, max_bad, window)
@@ -194,9 +193,28 @@ def has_store(
     source: Source, split: str, image_size: int, root: Path, max_pixels: int = MAX_PIXELS
 ) -> bool:
     """Whether a split of 8-bit images is stored at that size already."""
-    limits = [] if max_pixels == MAX_PIXELS else [["max_pixels", max_pixels]]
-    folder = _folder(source, source.split(split), split, image_size, Path(root), limits)
+    raw, limits = source.split(split), _limits(max_pixels)
+    folder = _folder(source, raw, split, image_size, Path(root), limits)
     return (folder / META).exists()
+
+
+def find_store(
+    source: Source, split: str, image_size: int, root: Path, settings: StoreSettings
+) -> bool:
+    """Whether a split is stored as the settings ask, whatever its images' depth; decodes none."""
+    raw, root = source.split(split), Path(root)
+    if has_store(source, split, image_size, root, settings.max_pixels):
+        return True
+    limits = _limits(settings.max_pixels)
+    windows = known_windows(source, split, settings.window, root)
+    names = ([*limits, ["window", *window]] for window in windows)
+    return any(
+        (_folder(source, raw, split, image_size, root, more) / META).exists() for more in names
+    )
+
+
+def _limits(max_pixels: int) -> list:
+    return [] if max_pixels == MAX_PIXELS else [["max_pixels", max_pixels]]
 
 
 def warn_of(store: ImageSet, title: str, max_bad: float, window: WindowSetting) -> None:
@@ -236,7 +254,7 @@ def plain_disk_errors(root: Path) -> Iterator[None]:
         raise UserError(f"cannot write the image store in {root}: {reason}") from error
 
 
-def _check_space(folder: Path, raw: RawSplit, image_size: int) -> None:
+def check_space(folder: Path, raw: RawSplit, image_size: int) -> None:
     needed, free = len(raw) * image_size**2 * 3, shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(

@@ -56,6 +56,12 @@ class ViewParameters:
     def boxes(self) -> geometry.Boxes:
         return geometry.Boxes(self.top_B, self.left_B, self.height_B, self.width_B)
 
+    @property
+    def colored(self) -> bool:
+        """Whether anything but crop and flip is done to any image."""
+        changed_B = self.jitter_B | self.grayscale_B | self.blur_B | self.solarize_B
+        return bool(changed_B.any())
+
     def to(self, device: torch.device) -> "ViewParameters":
         """Return the parameters on another device."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -171,6 +177,9 @@ def apply_to_crops(crops_BCHW: Tensor, params: ViewParameters) -> Tensor:
     if channels != 3:
         raise TypeError(f"crops must have 3 channels, got {tuple(crops_BCHW.shape)}")
     out_BCHW = torch.empty(batch, 3, height, width, device=crops_BCHW.device)
+    if crops_BCHW.dtype == torch.uint8 and not params.colored:
+        _fill(crops_BCHW, params.flip_B, out_BCHW)
+        return out_BCHW
     chunk = batch
     if crops_BCHW.device.type == "cpu":
         chunk = max(1, _CHUNK_BYTES // (12 * height * width))
@@ -183,12 +192,21 @@ def apply_to_crops(crops_BCHW: Tensor, params: ViewParameters) -> Tensor:
 
 def _finish(crops_BCHW: Tensor, params: ViewParameters, out_BCHW: Tensor) -> None:
     params, group_B, sorted_B = _by_jitter(params)
-    flipped_B111 = params.flip_B[:, None, None, None]
-    crops_BCHW = crops_BCHW.index_select(0, sorted_B)
-    x_BCHW = torch.where(flipped_B111, crops_BCHW.flip(3), crops_BCHW)
-    if x_BCHW.dtype == torch.uint8:
-        x_BCHW = x_BCHW.to(torch.float32).div_(255.0)
-    _color(x_BCHW.contiguous(), params, group_B, sorted_B, out_BCHW)
+    x_BCHW = torch.empty_like(out_BCHW)
+    _fill(crops_BCHW.index_select(0, sorted_B), params.flip_B, x_BCHW)
+    _color(x_BCHW, params, group_B, sorted_B, out_BCHW)
+
+
+def _fill(crops_BCHW: Tensor, flip_B: Tensor, out_BCHW: Tensor) -> None:
+    """Write crops, flipped where they should be, as fractions."""
+    scale = 255.0 if crops_BCHW.dtype == torch.uint8 else 1.0
+    if crops_BCHW.device.type != "cpu":
+        flip_B111 = flip_B[:, None, None, None]
+        torch.div(torch.where(flip_B111, crops_BCHW.flip(3), crops_BCHW), scale, out=out_BCHW)
+        return
+    # Image by image, each is still in the cache when it is divided.
+    for crop_CHW, flipped, out_CHW in zip(crops_BCHW, flip_B.tolist(), out_BCHW, strict=True):
+        torch.div(crop_CHW.flip(2) if flipped else crop_CHW, scale, out=out_CHW)
 
 
 def _make(images_BHWC: Tensor, params: ViewParameters, out_BCHW: Tensor) -> None:

@@ -17,6 +17,7 @@ from ssdistill.data.splits import RawSplit, Source
 from ssdistill.errors import UserError, shown
 from ssdistill.files import write_atomically
 
+DEEP_TYPES = ("int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float64")
 WindowSetting = Window | Literal["auto", "full"]
 
 
@@ -48,6 +49,25 @@ def window_of(
         if _has_deep(source, train, "train", root):
             decides, name = train, "train"
     values = _remembered(_path(source, decides, name, root), lambda: _measured(decides))
+    return _around(decides, values)
+
+
+def known_windows(source: Source, split: str, setting: WindowSetting, root: Path) -> list[Window]:
+    """Return every window that :func:`window_of` may find without decoding an image."""
+    if setting == "full":
+        return sorted({full_range(np.dtype(name)) for name in DEEP_TYPES})
+    if setting != "auto":
+        return [setting]
+    windows = []
+    for name in dict.fromkeys(("train", split)):
+        raw = source.split(name)
+        if values := _noted(_path(source, raw, name, root)):
+            windows.append(_around(raw, values))
+    return windows
+
+
+def _around(decides: RawSplit, values: dict[str, float]) -> Window:
+    """Return the window from the smallest to the largest value, or what suits the type."""
     low, high = decides.auto_window(values["low"], values["high"])
     if low >= high:
         # Of a single value, one end serves as well as the other; 2**63 + 1 is 2**63 in a float.
@@ -110,13 +130,19 @@ def _path(source: Source, raw: RawSplit, split: str, root: Path) -> Path:
     return root / f"{source.kind}-{split}-{key[:12]}.values.json"
 
 
+def _noted(path: Path) -> dict[str, float] | None:
+    """Read the values cached at ``path``; None where there are none that can be used."""
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        if path.is_file():
+            values = json.loads(path.read_text())
+            return {end: float(values[end]) for end in ("low", "high")}
+    return None
+
+
 def _remembered(path: Path, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
     """Read the values cached at ``path``, or measure them and try to cache them."""
-    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        if not path.is_file():
-            raise FileNotFoundError(path)
-        values = json.loads(path.read_text())
-        return {end: float(values[end]) for end in ("low", "high")}
+    if (noted := _noted(path)) is not None:
+        return noted
     values = measure()
     with suppress(OSError, UserError):
         path.parent.mkdir(parents=True, exist_ok=True)

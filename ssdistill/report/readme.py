@@ -15,7 +15,7 @@ from ssdistill.report.tables.models import MISSING, origins, read_records
 from ssdistill.report.tables.table import Table
 from ssdistill.report.verdict import ClaimSettings, check_claims, verdict_table
 
-BENCHMARKS, CLAIMS = "benchmarks", "claims.json"
+CLAIMS = "claims.json"
 MARKER = re.compile(r"^<!-- results:(begin|end) (\S+) -->$", re.MULTILINE)
 
 
@@ -35,8 +35,8 @@ def write_reports(root: Path | str, check: bool = False) -> list[Outdated]:
     """Rewrite every marked block of README.md and experiments/*/README.md from records.
 
     A block named ``x`` shows ``experiments/x/records.jsonl`` and, where there is a
-    ``claims.json`` beside it, the verdicts on those claims; ``benchmarks`` all benchmarks,
-    ``benchmarks/y`` the one called ``y``.
+    ``claims.json`` beside it, the verdicts on those claims; where the records are of benchmarks,
+    ``x`` shows all of them, ``x/y`` the one called ``y``.
 
     Args:
         root: folder of the README; check: write nothing.
@@ -126,7 +126,7 @@ def render_block(root: Path, name: str) -> str:
     """
     experiment, _, benchmark = name.partition("/")
     folders = sorted(p.name for p in (root / "experiments").glob("*") if p.is_dir())
-    if experiment not in folders or (benchmark and experiment != BENCHMARKS):
+    if experiment not in folders:
         raise UserError(f"unknown experiment '{name}'{nearest(name, folders)}")
     path = Path("experiments") / experiment / "records.jsonl"
     records = read_records(root / path)
@@ -134,8 +134,10 @@ def render_block(root: Path, name: str) -> str:
         raise UserError(
             f"{path} contains no records; run the experiment with --publish {path.parent}"
         )
-    if experiment == BENCHMARKS:
+    if all("benchmark" in record for record in records):
         return _benchmarks(records, benchmark)
+    if benchmark:
+        raise UserError(f"unknown experiment '{name}'{nearest(name, folders)}")
     results = "\n\n".join(table.to_markdown() for table in all_tables(records).values())
     claims = root / "experiments" / experiment / CLAIMS
     if not claims.exists():

@@ -27,6 +27,7 @@ from ssdistill.train.optim import OptimSettings, build_optimizer, set_rates
 from ssdistill.train.progress import TrainingProgress
 from ssdistill.train.seeding import random_state, restore_random_state
 from ssdistill.train.task import Task
+from ssdistill.train.waiting import Waiting
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -118,15 +119,17 @@ def fit(
         ) as progress,
         Interruptible() as interrupt,
     ):
+        waiting = Waiting(training.title, loader.remedy if training.progress else "")
         began = time.perf_counter()
-        for batch in training.batches(state.step):
+        for batch in waiting.over(training.batches(state.step)):
             step = batch.step
             views = training.views(batch)
             if step == 0:
                 on_first_views(views)
             logged = tracker.due(step) or step == num_steps - 1
             values = update(views, batch, logged, tracker.gradients_due(step))
-            state.advance(time.perf_counter() - began)
+            state.advance(seconds := time.perf_counter() - began)
+            waiting.step(seconds)
             for observer in observers:
                 values |= observer.after_step(step, batch, task)
             began = time.perf_counter()
@@ -136,6 +139,7 @@ def fit(
                 last_embeddings = [z.float() for z in task.last_embeddings[:2] if len(z) > 1]
                 metrics |= collapse_metrics(*last_embeddings) if last_embeddings else {}
                 metrics["time/images_per_s"] = loader.batch_size / state.step_seconds(last=50)
+                metrics["time/waiting"] = waiting.share
                 state.metrics = metrics
                 guard.check(metrics, last_embeddings[0] if last_embeddings else None, step)
                 tracker.log(step, metrics, batch.epoch)

@@ -152,13 +152,16 @@ def test_a_dry_run_says_it_too(tmp_path, experiment_of, monkeypatch):
     monkeypatch.setattr(run_module.console, "print", lambda text, **_: lines.append(text))
     dry_run(experiment_of(), tmp_path / "runs")
     assert lines[0].endswith("22 training and 2 test images, 16x16")
-    assert lines[1].startswith("warning: 2 test images: too few")
+    assert lines[2].startswith("warning: 2 test images: too few")
 
 
 def test_labels_are_refused_by_a_dry_run(tmp_path, experiment_of):
     put(tmp_path / "set", ["train/a/1.png", "train/b/1.png", "test/a/1.png", "test/c/1.png"])
+    experiment = experiment_of()
+    assert dry_run(experiment, tmp_path / "runs")  # labels wait until the images are decoded
+    open_stores(open_source(experiment.data), experiment.data, 16, tmp_path / "runs" / "data")
     with pytest.raises(UserError, match=r"test labels have classes .*\(c\).*data\.labels=none"):
-        dry_run(experiment_of(), tmp_path / "runs")
+        dry_run(experiment, tmp_path / "runs")
     assert dry_run(experiment_of("data.labels=none"), tmp_path / "runs")
 
 

@@ -246,6 +246,17 @@ def test_benchmarks_show_ratios_and_the_latest_of_a_name(project):
     assert "cache" not in (project / "README.md").read_text()
 
 
+def test_any_folder_may_hold_benchmarks(project):
+    folder = project / "experiments" / "reach"
+    folder.mkdir()
+    lines = [{"benchmark": name, "ratios": {name: 2}} for name in ("views", "scale")]
+    (folder / "records.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (project / "README.md").write_text(block("reach/scale"))
+    write_reports(project)
+    text = (project / "README.md").read_text()
+    assert "| scale | 2.00× | – |" in text and "views" not in text
+
+
 def test_ratios_may_be_a_list():
     table = benchmark_table({"benchmark": "b", "ratios": [{"name": "a / b", "ratio": 1.5}]})
     assert table.rows == (("a / b", "1.50×", "–"),)

@@ -1,5 +1,6 @@
 """Views cut from originals: the pixels, the order, and what happens to images that fail."""
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -282,3 +283,26 @@ class TestChoice:
         for settings, kind in ((ORIGINAL, "Originals"), (StoreSettings(pixels="stored"), "Store")):
             opened = open_stores(source, settings, 120, tmp_path / kind)
             assert {type(images).__name__ for images in opened.values()} == {kind}
+
+
+def test_two_batches_are_cut_at_once_and_come_in_order(originals, monkeypatch):
+    plan = ViewPlan((PLAIN,), seed=0, size=8)
+    wanted = [batch.crops[0].pixels_BCHW for batch in loader_of(originals).iterate(1, plan)]
+    cut, both = originals.cut, threading.Barrier(2)
+
+    def together(*args):
+        both.wait(timeout=10)
+        return cut(*args)
+
+    monkeypatch.setattr(originals, "cut", together)
+    found = list(loader_of(originals, ahead=2).iterate(1, plan))
+    assert [batch.step for batch in found] == list(range(1, 9))
+    for batch, pixels_BCHW in zip(found, wanted, strict=True):
+        assert torch.equal(batch.crops[0].pixels_BCHW, pixels_BCHW)
+
+
+def test_a_loader_of_originals_says_what_makes_it_faster(originals):
+    originals.workers = 5
+    remedy = loader_of(originals, ahead=3).remedy
+    assert "device.workers (now 5)" in remedy and "device.prefetch (now 3)" in remedy
+    assert "data.pixels=stored" in remedy

@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,7 +7,13 @@ from torchvision.transforms.v2 import functional as tv
 
 from ssdistill.data import color, geometry
 from ssdistill.data.recipes import RECIPES, ViewRecipe, expand
-from ssdistill.data.views import apply_parameters, eval_view, make_view, view_parameters
+from ssdistill.data.views import (
+    apply_parameters,
+    apply_to_crops,
+    eval_view,
+    make_view,
+    view_parameters,
+)
 from ssdistill.errors import UserError
 
 KEY = {"seed": 3, "epoch": 1, "view": 0}
@@ -269,3 +276,21 @@ def test_no_rectangle_of_a_tiny_image_is_empty(side):
     boxes = geometry.random_boxes(uniform_BK, side, side, (0.08, 1.0), (3 / 4, 4 / 3))
     for edge_B in (boxes.height_B, boxes.width_B):
         assert edge_B.min() >= 1 and edge_B.max() <= side
+
+
+@pytest.mark.parametrize("recipe", ["weak", "simclr"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_crops_become_the_view_that_their_parameters_describe(recipe, dtype):
+    """With and without colors, a view of crops that need no cutting is that of whole images."""
+    images_BHWC = torch.randint(0, 256, (12, 20, 20, 3), dtype=torch.uint8)
+    drawn = {"seed": 1, "epoch": 0, "index_B": torch.arange(12), "view": 0}
+    params = view_parameters(RECIPES[recipe], **drawn, height=20, width=20)
+    zero_B, side_B = torch.zeros(12, dtype=torch.int64), torch.full((12,), 20)
+    whole = {"top_B": zero_B, "left_B": zero_B, "height_B": side_B, "width_B": side_B}
+    params = replace(params, **whole)
+    crops_BCHW = images_BHWC.permute(0, 3, 1, 2)
+    if dtype == torch.float32:
+        crops_BCHW = crops_BCHW / 255
+    view_BCHW = apply_to_crops(crops_BCHW, params)
+    assert view_BCHW.is_contiguous() and 0 < params.flip_B.sum() < 12
+    torch.testing.assert_close(view_BCHW, apply_parameters(images_BHWC, params, 20))

@@ -3,6 +3,7 @@ import json
 import math
 import os
 import signal
+import time
 import warnings
 from types import SimpleNamespace
 
@@ -194,7 +195,8 @@ def assert_same_outcome(a, b):
     states = [load_checkpoint(folder / CHECKPOINT) for folder in (a, b)]
     for state in states:
         assert len(state.pop("durations")) == state["step"] == STEPS
-        del state["metrics"]["time/images_per_s"]
+        for name in ("time/images_per_s", "time/waiting"):
+            del state["metrics"][name]
     assert_equal(*states)
     assert lines_of(a) == lines_of(b)
     assert [line["step"] for line in read_metrics(b)] == list(range(STEPS))
@@ -496,3 +498,18 @@ def test_a_step_lasts_as_long_as_the_median_without_the_first(tmp_path, make_enc
     assert state.step_seconds(last=1) == 2.0
     state.durations = [10.0]
     assert state.step_seconds() == 10.0
+
+
+def test_waiting_for_images_is_logged(start, runs, monkeypatch):
+    read = Loader.batch
+
+    def slowly(*args):
+        time.sleep(0.2)
+        return read(*args)
+
+    _, metrics = start(runs / "quick")
+    assert 0 <= metrics["time/waiting"] < 0.8
+    monkeypatch.setattr(Loader, "batch", slowly)
+    _, metrics = start(runs / "slow")
+    assert 0.8 < metrics["time/waiting"] <= 1
+    assert [line["time/waiting"] for line in read_metrics(runs / "slow")][-1] > 0.8
