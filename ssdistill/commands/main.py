@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from ssdistill.commands.data.group import add_data
 from ssdistill.commands.failures import explanation, save_report
 from ssdistill.commands.probe.command import add_probe
 from ssdistill.errors import UserError, shortened
@@ -140,6 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     _experiment_arguments(reproduce)
 
     add_probe(commands)
+    add_data(commands)
 
     report = _add(commands, "report", _report, "update the tables in README files from records")
     report.add_argument(

@@ -97,7 +97,7 @@ def open_images(
         return Shown(data.train, data.test, labeled, "images of a subject")
     if no_source:
         return _of_arrays(data)
-    settings = _source_settings(data, overrides or {})
+    settings = source_settings(data, overrides or {})
     source = open_source(settings)
     size = settings.image_size or source.default_image_size
     if settings.kind == Folder.kind and settings.image_size is None:
@@ -122,7 +122,7 @@ def _is_sequence(data: Any) -> bool:
     return isinstance(data, Sequence) and not isinstance(data, str | bytes)
 
 
-def _source_settings(data: Any, overrides: Mapping[str, Any]) -> Any:
+def source_settings(data: Any, overrides: Mapping[str, Any]) -> Any:
     from ssdistill.settings.problems import validated
 
     if isinstance(data, Mapping):

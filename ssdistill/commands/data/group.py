@@ -1,0 +1,26 @@
+"""The command `ssdistill data`: its subcommands are the files of this folder."""
+
+import argparse
+import importlib
+import pkgutil
+
+import ssdistill.commands.data as folder
+
+SUMMARY = "prepare and examine images"
+
+
+def add_data(commands: argparse._SubParsersAction) -> None:
+    """Add the `data` command to the parser, with a subcommand for each file here.
+
+    Such a file has a function ``add``, which takes the subcommands' parsers and adds its own,
+    with the function that does it as the default of ``command``. It imports what it works with
+    when it is run, so that other commands start no later.
+    """
+    parser = commands.add_parser(
+        "data", help=SUMMARY, description=f"{SUMMARY[0].upper()}{SUMMARY[1:]}."
+    )
+    subcommands = parser.add_subparsers(required=True, metavar="subcommand")
+    for info in pkgutil.iter_modules(folder.__path__):
+        module = importlib.import_module(f"{folder.__name__}.{info.name}")
+        if hasattr(module, "add"):
+            module.add(subcommands)
