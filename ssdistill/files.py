@@ -53,6 +53,18 @@ def user_path(path: str | Path) -> Path:
         ) from None
 
 
+STATE = "SSDISTILL_STATE"
+"""Environment variable: another folder than ``~/.local/state/ssdistill``."""
+
+
+def state_folder() -> Path:
+    """Folder for this installation's persistent state."""
+    if own := os.environ.get(STATE):
+        return Path(own)
+    root = Path(os.environ.get("XDG_STATE_HOME") or "")
+    return (root if root.is_absolute() else Path("~/.local/state").expanduser()) / "ssdistill"
+
+
 @contextmanager
 def locked_by(path: Path, on_wait: Callable[[], object], patience: float = 0) -> Iterator[None]:
     """Hold the lock file ``path``; the system frees it if the process dies.

@@ -10,18 +10,10 @@ import os
 from pathlib import Path
 
 from ssdistill.artifacts.files import weight_files
+from ssdistill.files import STATE as STATE
+from ssdistill.files import state_folder
 
-STATE = "SSDISTILL_STATE"
-"""Environment variable: another folder than ``~/.local/state/ssdistill``."""
 _this_process: set[str] = set()
-
-
-def state_folder() -> Path:
-    """Folder for this installation's persistent state."""
-    if own := os.environ.get(STATE):
-        return Path(own)
-    root = Path(os.environ.get("XDG_STATE_HOME") or "")
-    return (root if root.is_absolute() else Path("~/.local/state").expanduser()) / "ssdistill"
 
 
 def remember(path: Path) -> None:

@@ -16,6 +16,7 @@ from ssdistill.data.labels import IGNORE, class_labels
 from ssdistill.data.opening import open_source, open_stores
 from ssdistill.data.sources.folder import Folder
 from ssdistill.data.sources.npz import Npz
+from ssdistill.data.sources.tar import Tar
 from ssdistill.data.splits import SPLITS
 from ssdistill.errors import UserError, nearest, one_line, shortened
 from ssdistill.evaluate.subject import LabeledImages, Subject
@@ -74,9 +75,9 @@ def open_images(
     """Open training and test images; they are decoded the first time.
 
     Args:
-        data: kind of a data source (``ssdistill list sources``), an ``.npz`` file, a folder, a
-            mapping of a source's settings, ``((x_train, y_train), (x_test, y_test))`` of
-            arrays, or a :class:`Subject` or :class:`Shown`, whose images are taken.
+        data: kind of a data source (``ssdistill list sources``), an ``.npz`` file, a ``.tar``
+            archive, a folder, a mapping of a source's settings, ``((x_train, y_train), (x_test,
+            y_test))`` of arrays, or a :class:`Subject` or :class:`Shown`, whose images are taken.
         overrides: settings over those that ``data`` says.
         sizes: sides of the images that encoders will be given; those of a folder, which have
             no size of their own, are stored at the largest.
@@ -100,7 +101,7 @@ def open_images(
     settings = source_settings(data, overrides or {})
     source = open_source(settings)
     size = settings.image_size or source.default_image_size
-    if settings.kind == Folder.kind and settings.image_size is None:
+    if settings.kind in (Folder.kind, Tar.kind) and settings.image_size is None:
         size = max(sizes, default=size)
     stores = open_stores(source, settings, size, user_path(root) / "data")
     splits = [stores[name] for name in SPLITS]
@@ -136,6 +137,8 @@ def source_settings(data: Any, overrides: Mapping[str, Any]) -> Any:
         settings = {"kind": str(data)}
     elif os.path.isdir(user_path(data)):
         settings = {"kind": Folder.kind, "path": str(data)}
+    elif Path(data).suffix == ".tar":
+        settings = {"kind": Tar.kind, "path": str(data)}
     elif os.path.exists(user_path(data)) or Path(data).suffix in (".npz", ".npy"):
         settings = {"kind": Npz.kind, "path": str(data)}
     else:

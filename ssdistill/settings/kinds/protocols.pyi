@@ -18,6 +18,7 @@ from ssdistill.settings.kinds.sources import (
     PetsSettings,
     Stl10Settings,
     SvhnSettings,
+    TarSettings,
 )
 from ssdistill.settings.registry import Registry
 
@@ -156,7 +157,8 @@ class TransferSettings(Settings):
         | NpzSettings
         | PetsSettings
         | Stl10Settings
-        | SvhnSettings,
+        | SvhnSettings
+        | TarSettings,
         ...,
     ]
     protocol: Literal["linear", "knn"] = ...
