@@ -24,13 +24,20 @@ from ssdistill.data.retry import retried
 from ssdistill.data.shards.scanning import RECORD, Contents, scan
 from ssdistill.data.shards.storage import Shard, Storage, folder_of
 from ssdistill.errors import UserError, shown
-from ssdistill.files import locked_by, state_folder, write_atomically
+from ssdistill.files import (
+    check_writable,
+    disk_errors,
+    locked_by,
+    state_folder,
+    write_atomically,
+)
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
 """Raise it when the same shards would be described differently."""
 RECORDS, META, FOLDER = "records.npy", "shards.json", ".ssdistill"
+WAITING = "waiting for another process that is creating %s"
 AT_ONCE = 64
 """Shards whose records are in memory before they are written."""
 FAR_WORKERS = 16
@@ -58,18 +65,19 @@ class ShardIndex:
     def __init__(self, storage: Storage, shards: Sequence[Shard], label: str):
         self.storage, self.shards, self.label = storage, list(shards), label
         for folder in _folders(storage, self.shards, label):
-            with suppress(OSError, UserError):
-                folder.mkdir(parents=True, exist_ok=True)
-                with locked_by(Path(f"{folder}.lock"), lambda folder=folder: log.warning(
-                    "waiting for another process that is creating %s", folder), patience=1
-                ):  # fmt: skip
-                    self._open(folder)
-                self.start_S = np.cumsum([0, *(found.count for found in self.contents)])
-                return
-        raise UserError(
-            f"{folder}: cannot be written to, and neither can the folder of the shards; set "
-            "SSDISTILL_STATE to a folder for their index"
-        )
+            try:
+                check_writable(folder / META, "the index of shards")
+            except UserError as error:
+                problem = error
+                continue
+            waiting = partial(
+                log.warning, "waiting for another process that is creating %s", folder
+            )
+            with disk_errors(folder), locked_by(Path(f"{folder}.lock"), waiting, patience=1):
+                self._open(folder)
+            self.start_S = np.cumsum([0, *(found.count for found in self.contents)])
+            return
+        raise UserError(f"{problem}; SSDISTILL_STATE names one") from problem
 
     def __len__(self) -> int:
         return len(self.records_N)

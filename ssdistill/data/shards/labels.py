@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -83,7 +84,7 @@ def _texts(split: TarSplit, field: str) -> Iterator[tuple[int, str]]:
     def text(i: int) -> str:
         try:
             return _checked(retried(lambda _: _content(split, i), i, split.title), split, field)
-        except (BadImage, ValueError, DamagedTar, RecursionError) as error:
+        except (BadImage, ValueError, RecursionError) as error:
             raise UserError(
                 f"{shown(split.title)}: the {split.index.label} of {shown(split.name(i))} "
                 f"{shortened(error, 150)}; correct it, or {IGNORE}"
@@ -105,8 +106,11 @@ def _content(split: TarSplit, i: int) -> bytes:
         raise BadImage("is not where the index says; run the command again")
     both = split.index.storage.read(shard, start, length)
     # A name that is longer has headers of its own before this one.
-    parts = members(lambda at, count: both[at : at + count], length + LARGEST_LABEL)
-    if (member := next(parts, None)) is None:
+    member = None
+    with suppress(DamagedTar):
+        parts = members(lambda at, count: both[at : at + count], length + LARGEST_LABEL)
+        member = next(parts, None)
+    if member is None:
         raise BadImage("is not where the index says; run the command again")
     if member.size > LARGEST_LABEL:
         raise BadImage(f"has {member.size} bytes")

@@ -86,6 +86,7 @@ def members(read: Callable[[int, int], bytes], end: int) -> Iterator[Member]:
                 raise DamagedTar(f"it is cut off at byte {end}: {missing} bytes are missing")
         at = head = data if kind in BARE else _after(data, size)
         name = size_of_pax = None
+    raise DamagedTar(f"it is cut off at byte {end}: the blocks that end an archive are missing")
 
 
 def _after(data: int, size: int) -> int:

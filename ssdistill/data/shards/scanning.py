@@ -19,6 +19,8 @@ RECORD = np.dtype(
 blocks further its label begins, 0 for none; and the blocks of its headers."""
 IMAGES = frozenset((*EXTENSIONS, ".npy"))
 LARGEST = (1 << 32) - 1
+NONE = 1 << 62
+"""Distance to a label that there is not."""
 MOST_SUFFIXES = 50
 """Suffixes of other members that are counted one by one."""
 
@@ -46,7 +48,8 @@ def scan(storage: Storage, shard: Shard, label: str) -> tuple[np.ndarray, Conten
     """Return the images of a shard, (M,) :data:`RECORD`, and what else is in it.
 
     A label belongs to the images whose name is the same up to the first dot, as WebDataset
-    groups them; of several, the nearest in the shard is an image's.
+    groups them; of several, the nearest in the shard is an image's, on the side where the first
+    image has it.
 
     Raises:
         OSError: the shard cannot be read.
@@ -59,7 +62,7 @@ def scan(storage: Storage, shard: Shard, label: str) -> tuple[np.ndarray, Conten
     with storage.reader(shard) as read:
         _refuse_compressed(read(0, 8))
         try:
-            for member in members(read, shard.size):
+            for number, member in enumerate(members(read, shard.size)):
                 folder, _, file = member.name.rpartition(b"/")
                 suffix = _suffix(file)
                 if _unsafe(member.name):
@@ -67,9 +70,9 @@ def scan(storage: Storage, shard: Shard, label: str) -> tuple[np.ndarray, Conten
                 elif _passed_over(folder, file):
                     others["hidden"] += 1
                 elif suffix == label:
-                    labels.add(folder, file, member)
+                    labels.add(folder, file, member, number)
                 elif suffix in IMAGES and member.size <= LARGEST:
-                    images.add(folder, file, member)
+                    images.add(folder, file, member, number)
                 else:
                     others[suffix if len(others) < MOST_SUFFIXES else "more"] += 1
         except DamagedTar as error:
@@ -113,14 +116,16 @@ def _hash(text: bytes) -> int:
 
 
 class _Labels:
-    """Labels of a shard: a hash of the name up to its first dot, and the block of the content."""
+    """Labels of a shard: a hash of the name up to its first dot, and where each is."""
 
     def __init__(self) -> None:
-        self.groups, self.blocks = array("Q"), array("Q")
+        self.groups, self.blocks, self.numbers = array("Q"), array("Q"), array("Q")
 
-    def add(self, folder: bytes, file: bytes, member: Member) -> None:
+    def add(self, folder: bytes, file: bytes, member: Member, number: int) -> None:
+        """Add a member, the so-manieth of the shard."""
         self.groups.append(_hash(folder + b"/" + file.split(b".", 1)[0]))
         self.blocks.append(member.data // BLOCK)
+        self.numbers.append(number)
 
 
 class _Images(_Labels):
@@ -130,38 +135,51 @@ class _Images(_Labels):
         super().__init__()
         self.keys, self.sizes, self.heads = array("Q"), array("Q"), array("Q")
 
-    def add(self, folder: bytes, file: bytes, member: Member) -> None:
-        super().add(folder, file, member)
+    def add(self, folder: bytes, file: bytes, member: Member, number: int) -> None:
+        super().add(folder, file, member, number)
         self.keys.append(_hash(member.name))
         self.sizes.append(member.size)
         self.heads.append((member.data - member.head) // BLOCK)
 
     def records(self, labels: _Labels) -> np.ndarray:
         records_M = np.zeros(len(self.keys), RECORD)
+        if not len(records_M):
+            return records_M
         columns = (self.keys, self.blocks, self.sizes, self.heads)
         for name, values in zip(("key", "block", "size", "head"), columns, strict=True):
-            records_M[name] = np.frombuffer(values, values.typecode) if values else 0
-        if len(self.keys) and len(labels.groups):
+            records_M[name] = _numbers(values)
+        if len(labels.groups):
             records_M["label"] = _nearest(self, labels)
         return records_M
 
 
+def _numbers(values: array) -> np.ndarray:
+    return np.frombuffer(values, dtype=np.uint64).astype(np.int64, copy=False)
+
+
 def _nearest(images: _Images, labels: _Labels) -> np.ndarray:
-    """Return how many blocks after an image the nearest label of its group begins, (M,) int64."""
-    group_L, rank_L = np.unique(np.frombuffer(labels.groups, "Q"), return_inverse=True)
-    group_M = np.frombuffer(images.groups, "Q")
-    rank_M = np.minimum(np.searchsorted(group_L, group_M), len(group_L) - 1)
-    # Group and block in one number, so that a group's labels are sorted by where they lie.
-    shift = np.uint64(32)
-    place_L = np.sort(rank_L.astype(np.uint64) << shift | np.frombuffer(labels.blocks, "Q"))
-    block_M = np.frombuffer(images.blocks, "Q")
-    after_M = np.searchsorted(place_L, rank_M.astype(np.uint64) << shift | block_M)
-    far = np.int64(1) << np.int64(40)
-    best_M = np.full(len(group_M), far)
-    for at_M in (after_M, after_M - 1):
-        found_M = place_L[np.clip(at_M, 0, len(place_L) - 1)]
-        distance_M = (found_M & np.uint64(LARGEST)).astype(np.int64) - block_M.astype(np.int64)
-        distance_M[(found_M >> shift != rank_M) | (group_L[rank_M] != group_M)] = far
-        best_M = np.where(abs(distance_M) < abs(best_M), distance_M, best_M)
+    """Return how many blocks after an image the nearest label of its group begins, (M,) int64.
+
+    0 where there is none.
+    """
+    group_K, rank_L = np.unique(_numbers(labels.groups), return_inverse=True)
+    group_M = _numbers(images.groups)
+    rank_M = np.minimum(np.searchsorted(group_K, group_M), len(group_K) - 1)
+    has_M = group_K[rank_M] == group_M
+    # Group and place in one number, so that a group's labels are sorted by where they are.
+    place_L = rank_L << 32 | _numbers(labels.numbers)
+    order_L = np.argsort(place_L)
+    place_M = rank_M << 32 | _numbers(images.numbers)
+    next_M = np.searchsorted(place_L, place_M, sorter=order_L)
+    sides = (next_M, next_M - 1) if images.numbers[0] < labels.numbers[0] else (next_M - 1, next_M)
+    best_M, found_M = np.full(len(group_M), NONE), np.zeros(len(group_M), dtype=np.int64)
+    for at_M in sides:
+        label_M = order_L[np.clip(at_M, 0, len(order_L) - 1)]
+        distance_M = np.where(
+            has_M & (rank_L[label_M] == rank_M), abs(place_L[label_M] - place_M), NONE
+        )
+        found_M = np.where(distance_M < best_M, label_M, found_M)
+        best_M = np.minimum(distance_M, best_M)
+    offset_M = _numbers(labels.blocks)[found_M] - _numbers(images.blocks)
     # What does not fit into the record is no neighbor.
-    return np.where(abs(best_M) < 1 << 31, best_M, 0)
+    return np.where((best_M < NONE) & (abs(offset_M) < 1 << 31), offset_M, 0)

@@ -5,6 +5,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import numpy as np
 
@@ -14,9 +15,11 @@ from ssdistill.data.bad_image import BadImage
 from ssdistill.data.decode import is_deep_file
 from ssdistill.data.encoded_split import EncodedSplit
 from ssdistill.data.shards.index import FAR_WORKERS, ShardIndex, mixed
-from ssdistill.data.shards.members import BLOCK, LONGEST, members
+from ssdistill.data.shards.members import BLOCK, LONGEST, DamagedTar, members
 from ssdistill.errors import shown
 
+MOST_HEADERS = 4 * LONGEST // BLOCK
+"""Blocks of the headers of one member."""
 LAST_NAMES = 4096
 """Names kept of images read from elsewhere, so that to name one is no request of its own."""
 
@@ -110,7 +113,7 @@ class TarSplit(EncodedSplit):
             raise BadImage(f"{shown(shard.name)} is cut off within it; copy the shard again")
         if not self.index.storage.far:
             return self.index.storage.read(shard, start, size)
-        head = int(record["head"]) * BLOCK
+        head = _head_bytes(record)
         content = self.index.storage.read(shard, start - head, head + size)
         self._names[i] = _name(content[:head])
         while len(self._names) > LAST_NAMES:
@@ -127,10 +130,10 @@ class TarSplit(EncodedSplit):
         if (name := self._names.get(i)) is not None:
             return name
         shard, record = self._place(i)
-        head = int(record["head"]) * BLOCK
-        start = int(record["block"]) * BLOCK - head
+        start = int(record["block"]) * BLOCK
         try:
-            return _name(self.index.storage.read(shard, start, head))
+            head = _head_bytes(record)
+            return _name(self.index.storage.read(shard, start - head, head))
         except (OSError, BadImage):  # of what cannot be read, the place says enough
             return f"image at byte {start} of {shard.name}"
 
@@ -177,9 +180,19 @@ class TarSplit(EncodedSplit):
         return self._label_values(self)
 
 
+def _head_bytes(record: np.void) -> int:
+    """Return how many bytes of headers precede an image; one header is a block."""
+    head = int(record["head"])
+    if not 0 < head <= min(int(record["block"]), MOST_HEADERS):
+        raise BadImage("not where the index says; run the command again")
+    return head * BLOCK
+
+
 def _name(headers: bytes) -> str:
     """Return the name in the headers of a member."""
-    member = next(members(lambda at, length: headers[at : at + length], LONGEST), None)
+    member = None
+    with suppress(DamagedTar):
+        member = next(members(lambda at, length: headers[at : at + length], LONGEST), None)
     if member is None:
         raise BadImage("not where the index says; run the command again")
     name = member.name.decode("utf-8", "surrogateescape")

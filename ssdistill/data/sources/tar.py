@@ -166,22 +166,22 @@ class Tar(Source):
         return (*found, *(self._label_warnings() if labels else ()))
 
     def _label_warnings(self) -> tuple[str, ...]:
-        for part in (self._layout.train, self._layout.test):
-            if part is None or part.labeled == len(part):
-                continue
-            name = self.label.split(".")[0]
-            if part.labeled:
-                return (
-                    f"{part.title}: {len(part) - part.labeled} of {len(part)} images have no "
-                    f".{name}, so all are unlabeled and evaluation is skipped",
-                )
-            others = {s for found in part.index.contents for s in found.others}
-            if there := [s for s in OTHER_LABELS if s in others]:
-                return (
-                    f"{part.title}: no labels in .{name}, so evaluation is skipped; if they are "
-                    f"in {there[0]}, set data.label={there[0][1:]}",
-                )
-        return ()
+        parts = [part for part in (self._layout.train, self._layout.test) if part is not None]
+        count, labeled = sum(map(len, parts)), sum(part.labeled for part in parts)
+        suffix = parts[0].index.label
+        if 0 < labeled < count:
+            return (
+                f"data.path={self._shown}: {count - labeled} of {count} images have no {suffix}, "
+                "so all are unlabeled and evaluation is skipped",
+            )
+        others = {s for part in parts for found in part.index.contents for s in found.others}
+        there = [s for s in OTHER_LABELS if s in others and not labeled]
+        if not there:
+            return ()
+        return (
+            f"data.path={self._shown}: no labels in {suffix}, so evaluation is skipped; if they "
+            f"are in {there[0]}, set data.label={there[0][1:]}",
+        )
 
     def _split(self, name: str) -> RawSplit:
         split = getattr(self._layout, name)
