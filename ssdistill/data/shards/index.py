@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -76,6 +77,7 @@ class ShardIndex:
             with disk_errors(folder), locked_by(Path(f"{folder}.lock"), waiting, patience=1):
                 self._open(folder)
             self.start_S = np.cumsum([0, *(found.count for found in self.contents)])
+            self._starts: list[int] = self.start_S.tolist()
             return
         raise UserError(f"{problem}; SSDISTILL_STATE names one") from problem
 
@@ -83,7 +85,12 @@ class ShardIndex:
         return len(self.records_N)
 
     def shard_of(self, row: int) -> int:
-        return int(np.searchsorted(self.start_S, row, side="right")) - 1
+        return bisect_right(self._starts, row) - 1
+
+    def place(self, row: int) -> tuple[Shard, int, int, int, int]:
+        """Return an image's shard, block, size, distance of its label, and blocks of headers."""
+        _, *numbers = self.records_N[row].item()
+        return self.shards[self.shard_of(row)], *numbers
 
     def stamps(self) -> np.ndarray:
         """Return (N,) uint64 that change with an image's shard, name, place or size."""
@@ -107,7 +114,9 @@ class ShardIndex:
             self.num_read = 0
         if known is None:
             raise OSError("cannot be read")
-        self.records_N, _, self.contents, self.unique = known
+        mapped_N, _, self.contents, self.unique = known
+        # A plain array over the same pages is indexed several times faster than a mapped one.
+        self.records_N = np.asarray(mapped_N)
 
 
 def mixed(number_N: np.ndarray) -> np.ndarray:

@@ -98,9 +98,8 @@ def _texts(split: TarSplit, field: str) -> Iterator[tuple[int, str]]:
 
 def _content(split: TarSplit, i: int) -> bytes:
     """Read a label, and with it the header in front of it, which has its size."""
-    row = int(split.rows[np.array([i])][0])
-    shard, record = split.index.shards[split.index.shard_of(row)], split.index.records_N[row]
-    start = (int(record["block"]) + int(record["label"]) - 1) * BLOCK
+    shard, block, _, distance, _ = split.place(i)
+    start = (block + distance - 1) * BLOCK
     length = min(2 * BLOCK, shard.size - start)
     if start < 0 or length < BLOCK:
         raise BadImage("is not where the index says; run the command again")

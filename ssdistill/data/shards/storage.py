@@ -5,7 +5,7 @@ import os
 import re
 import threading
 from abc import ABC, abstractmethod
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ from ssdistill.data.decode import open_regular
 from ssdistill.errors import UserError, one_line, shown
 from ssdistill.files import user_path
 
-HANDLES = 16
-"""Shards that a thread keeps open."""
+HANDLES = 128
+"""Shards that are kept open; a process may have a thousand files or so."""
 NEAR, FAR = 8 << 10, 4 << 20
 """Bytes read at once when headers are looked for, on a disk and elsewhere."""
 REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -88,12 +88,14 @@ def storage_of(place: str) -> Storage:
 
 
 class Disk(Storage):
-    """Local files. A thread keeps a few of them open, however many there are."""
+    """Local files. A few of them are kept open, however many there are."""
 
     far = False
 
     def __init__(self) -> None:
-        self._own = threading.local()
+        self._files: OrderedDict[str, IO[bytes]] = OrderedDict()
+        self._users: Counter[str] = Counter()
+        self._lock = threading.Lock()
 
     def find(self, pattern: str) -> list[str]:
         path = str(user_path(pattern))
@@ -110,34 +112,49 @@ class Disk(Storage):
         return Shard(place, status.st_size, str(status.st_mtime_ns))
 
     def read(self, shard: Shard, start: int, length: int) -> bytes:
-        content = os.pread(self._handle(shard), length, start)
-        while 0 < len(content) < length:  # a signal, or more than the system reads at once
-            more = os.pread(self._handle(shard), length - len(content), start + len(content))
-            if not more:
-                break
-            content += more
+        handle = self._taken(shard)
+        try:
+            content = os.pread(handle, length, start)
+            while 0 < len(content) < length:  # a signal, or more than the system reads at once
+                more = os.pread(handle, length - len(content), start + len(content))
+                if not more:
+                    break
+                content += more
+        finally:
+            self._left(shard)
         return _whole(content, length)
 
-    def _handle(self, shard: Shard) -> int:
-        if not hasattr(self._own, "files"):
-            self._own.files = OrderedDict[Shard, IO[bytes]]()
-        files = self._own.files
-        if shard not in files:
-            file = open_regular(shard.place)
-            status = os.fstat(file.fileno())
-            if (status.st_size, str(status.st_mtime_ns)) != (shard.size, shard.version):
-                file.close()
-                raise BadImage(f"{shown(shard.name)} has changed; run the command again")
-            files[shard] = file
-            if len(files) > HANDLES:
-                files.popitem(last=False)[1].close()
-        files.move_to_end(shard)
-        return files[shard].fileno()
+    def _taken(self, shard: Shard) -> int:
+        """Return a handle that stays open until :meth:`_left`."""
+        with self._lock:
+            if shard.place not in self._files:
+                self._files[shard.place] = _opened(shard)
+            self._files.move_to_end(shard.place)
+            self._users[shard.place] += 1
+            return self._files[shard.place].fileno()
+
+    def _left(self, shard: Shard) -> None:
+        with self._lock:
+            self._users[shard.place] -= 1
+            if len(self._files) > HANDLES:
+                oldest = next((name for name in self._files if not self._users[name]), None)
+                if oldest is not None:
+                    self._files.pop(oldest).close()
+                    del self._users[oldest]
 
     @contextmanager
     def reader(self, shard: Shard) -> Iterator[Callable[[int, int], bytes]]:
         with open_regular(shard.place) as file:
             yield Ahead(lambda start, length: os.pread(file.fileno(), length, start), NEAR)
+
+
+def _opened(shard: Shard) -> IO[bytes]:
+    file = open_regular(shard.place)
+    status = os.fstat(file.fileno())
+    if (status.st_size, str(status.st_mtime_ns)) != (shard.size, shard.version):
+        file.close()
+        raise BadImage(f"{shown(shard.name)} has changed; run the command again")
+    return file
 
 
 class Remote(Storage):

@@ -12,10 +12,11 @@ from tar_files import jpeg, npy, samples, tar_bytes, write_shards
 
 from ssdistill.data.opening import open_originals, open_source, open_stores
 from ssdistill.data.settings import StoreSettings
+from ssdistill.data.shards import storage
 from ssdistill.data.shards.index import ShardIndex
 from ssdistill.data.shards.patterns import expand
 from ssdistill.data.shards.scanning import RECORD
-from ssdistill.data.shards.storage import HANDLES, Disk
+from ssdistill.data.shards.storage import Disk
 from ssdistill.data.sources.tar import Tar
 from ssdistill.errors import UserError
 from ssdistill.settings.registry import SOURCES
@@ -110,7 +111,7 @@ def test_only_a_shard_that_changed_is_read_again(shards):
 
     first = index()
     assert (first.num_read, first.records_N.dtype.itemsize, len(first)) == (2, 24, 20)
-    assert isinstance(first.records_N, np.memmap)
+    assert isinstance(first.records_N.base, np.memmap)
     before = first.stamps()
     assert index().num_read == 0
     (shards / "train-01.tar").write_bytes(tar_bytes(samples(30, 9)))
@@ -234,17 +235,19 @@ def test_a_shard_that_changes_while_it_is_open_is_not_read_as_before(shards):
     assert split.read(15) == jpeg(15)
 
 
-def test_few_shards_are_open_at_once(tmp_path):
-    count = HANDLES + 9
+def test_few_shards_are_open_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "HANDLES", 5)
+    count = 14
     source = Tar(path=str(write_shards(tmp_path, {f"{n:02d}.tar": 2 for n in range(count)})),
                  test_fraction=0)  # fmt: skip
     split = source.split("train")
     for i in range(len(split)):
         assert split.read(i) == jpeg(i)
-    assert len(split.index.storage._own.files) == HANDLES
+    assert len(split.index.storage._files) == 5
     with ThreadPoolExecutor(4) as pool:
         order = np.random.default_rng(0).permutation(len(split)).tolist() * 3
         assert list(pool.map(split.read, order)) == [jpeg(i) for i in order]
+    assert (len(split.index.storage._files), split.index.storage._users.total()) == (5, 0)
 
 
 def test_arrays_are_images_with_their_own_values(tmp_path):
