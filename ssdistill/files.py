@@ -53,6 +53,26 @@ def user_path(path: str | Path) -> Path:
         ) from None
 
 
+STATE = "SSDISTILL_STATE"
+"""Environment variable: another folder than ``~/.local/state/ssdistill``."""
+
+
+def state_folder() -> Path:
+    """Folder for this installation's persistent state.
+
+    Raises:
+        UserError: a relative path in the environment, which would be another folder wherever the
+            command is started: also in one that came with the files.
+    """
+    if own := os.environ.get(STATE):
+        folder = user_path(own)
+        if not folder.is_absolute():
+            raise UserError(f"{STATE}={shown(own)}: expected an absolute path")
+        return folder
+    root = Path(os.environ.get("XDG_STATE_HOME") or "")
+    return (root if root.is_absolute() else Path("~/.local/state").expanduser()) / "ssdistill"
+
+
 @contextmanager
 def locked_by(path: Path, on_wait: Callable[[], object], patience: float = 0) -> Iterator[None]:
     """Hold the lock file ``path``; the system frees it if the process dies.

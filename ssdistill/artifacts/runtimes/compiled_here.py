@@ -10,28 +10,10 @@ import os
 from pathlib import Path
 
 from ssdistill.artifacts.files import weight_files
-from ssdistill.errors import UserError, shown
-from ssdistill.files import user_path
+from ssdistill.files import STATE as STATE
+from ssdistill.files import state_folder
 
-STATE = "SSDISTILL_STATE"
-"""Environment variable: another folder than ``~/.local/state/ssdistill``."""
 _this_process: set[str] = set()
-
-
-def state_folder() -> Path:
-    """Folder for this installation's persistent state.
-
-    Raises:
-        UserError: a relative path in the environment, which would be another folder wherever the
-            command is started: also in one that came with the files.
-    """
-    if own := os.environ.get(STATE):
-        folder = user_path(own)
-        if not folder.is_absolute():
-            raise UserError(f"{STATE}={shown(own)}: expected an absolute path")
-        return folder
-    root = Path(os.environ.get("XDG_STATE_HOME") or "")
-    return (root if root.is_absolute() else Path("~/.local/state").expanduser()) / "ssdistill"
 
 
 def remember(path: Path) -> None:

@@ -27,10 +27,20 @@ log = logging.getLogger(__name__)
 
 SAMPLED = 10_000
 """Training images whose statistics are taken for those of all, where they have not been counted."""
-KINDS = {".npz": "npz", ".npy": "npy", ".h5": "hdf5", ".hdf5": "hdf5", ".mdb": "lmdb"}
+KINDS = {
+    ".npz": "npz",
+    ".npy": "npy",
+    ".h5": "hdf5",
+    ".hdf5": "hdf5",
+    ".mdb": "lmdb",
+    ".tar": "tar",
+    ".csv": "list",
+    ".tsv": "list",
+    ".txt": "list",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
 """Kinds of sources by the suffix of their file."""
-UNSIZED = ("folder", "hdf5", "lmdb")
-"""Kinds whose encoded images have no size of their own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +138,7 @@ def open_images(
 
 def _has_no_size(source: Source) -> bool:
     """Whether images of a source have no size of their own, so that any may be asked for."""
-    return source.kind in UNSIZED and source.split("train").encoded() is not None
+    return source.split("train").encoded() is not None
 
 
 def _is_sequence(data: Any) -> bool:

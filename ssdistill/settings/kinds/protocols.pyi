@@ -25,6 +25,7 @@ from ssdistill.settings.kinds.sources import (
     PetsSettings,
     Stl10Settings,
     SvhnSettings,
+    TarSettings,
 )
 from ssdistill.settings.registry import Registry
 
@@ -170,7 +171,8 @@ class TransferSettings(Settings):
         | ParquetSettings
         | PetsSettings
         | Stl10Settings
-        | SvhnSettings,
+        | SvhnSettings
+        | TarSettings,
         ...,
     ]
     protocol: Literal["linear", "knn"] = ...

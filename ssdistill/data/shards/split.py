@@ -1,0 +1,208 @@
+"""A split whose images are members of tar archives."""
+
+import hashlib
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import numpy as np
+
+from ssdistill.data.array_file import NPY
+from ssdistill.data.array_member import image_file
+from ssdistill.data.bad_image import BadImage
+from ssdistill.data.decode import is_deep_file
+from ssdistill.data.encoded_split import EncodedSplit
+from ssdistill.data.shards.index import FAR_WORKERS, ShardIndex, mixed
+from ssdistill.data.shards.members import BLOCK, LONGEST, DamagedTar, members
+from ssdistill.data.shards.storage import Shard
+from ssdistill.errors import shown
+
+MOST_HEADERS = 4 * LONGEST // BLOCK
+"""Blocks of the headers of one member."""
+LAST_NAMES = 4096
+"""Names kept of images read from elsewhere, so that to name one is no request of its own."""
+
+
+class Rows:
+    """The rows of an index that a split has: all, or all but those held out, or these alone.
+
+    Only those held out are kept, 8 bytes each.
+
+    Args:
+        count: rows of the index.
+        held_out: (M,) int64, sorted.
+        part: ``test`` for the held-out rows, ``train`` for the others.
+    """
+
+    def __init__(self, count: int, held_out: np.ndarray, part: str):
+        self.held_out, self.part = held_out, part
+        self._count = len(held_out) if part == "test" else count - len(held_out)
+        # The row of position p is p plus the held-out rows before it, found by bisection.
+        self._gaps = held_out - np.arange(len(held_out))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def row(self, position: int) -> int:
+        """Return one row; faster than of an array of one."""
+        if not 0 <= position < self._count:
+            raise IndexError(f"image {position} of {self._count}")
+        if self.part == "test":
+            return int(self.held_out[position])
+        return position + int(self._gaps.searchsorted(position, side="right"))
+
+    def __getitem__(self, position_B: np.ndarray | slice) -> np.ndarray:
+        if isinstance(position_B, slice):
+            position_B = np.arange(len(self))[position_B]
+        if self.part == "test":
+            return self.held_out[position_B]
+        return position_B + np.searchsorted(self._gaps, position_B, side="right")
+
+
+def held_out_rows(index: ShardIndex, fraction: float) -> np.ndarray:
+    """Return the rows whose names have the smallest hashes, (M,) int64, sorted.
+
+    Names that several shards have count with that of their shard.
+    """
+    count = len(index)
+    wanted = min(max(round(fraction * count), int(fraction > 0)), count - 1)
+    if wanted <= 0:
+        return np.zeros(0, dtype=np.int64)
+    key_N = np.array(index.records_N["key"])
+    if not index.unique:
+        for k, shard in enumerate(index.shards):
+            name = hashlib.blake2b(shard.name.encode("utf-8", "surrogateescape"), digest_size=8)
+            of_shard = np.uint64(int.from_bytes(name.digest(), "little"))
+            part = slice(index.start_S[k], index.start_S[k + 1])
+            key_N[part] = mixed(key_N[part] ^ of_shard)
+    largest = np.partition(key_N, wanted - 1)[wanted - 1]
+    # Of equal names, the first are taken.
+    rows = np.flatnonzero(key_N < largest)
+    equal = np.flatnonzero(key_N == largest)[: wanted - len(rows)]
+    return np.sort(np.concatenate([rows, equal]))
+
+
+class TarSplit(EncodedSplit):
+    """Images of some shards.
+
+    Args:
+        title: in messages.
+        index: of the shards.
+        rows: which of its images are in the split.
+        label_values: gives labels for a split, when they are wanted.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        index: ShardIndex,
+        rows: Rows,
+        label_values: Callable[["TarSplit"], np.ndarray],
+    ):
+        super().__init__()
+        self.title, self.index, self.rows = title, index, rows
+        self._label_values = label_values
+        self._names: OrderedDict[int, str] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, i: int) -> bytes:
+        """Return the encoded image; of a ``.npy`` member, an image file with its values."""
+        content = self.original(i)
+        return image_file(content) if content.startswith(NPY) else content
+
+    def original(self, i: int) -> bytes:
+        """Return the content of the member as it is."""
+        shard, block, size, _, headers = self.place(i)
+        start = block * BLOCK
+        if start + size > shard.size:
+            raise BadImage(f"{shown(shard.name)} is cut off within it; copy the shard again")
+        if not self.index.storage.far:
+            return self.index.storage.read(shard, start, size)
+        head = _head_bytes(headers, block)
+        content = self.index.storage.read(shard, start - head, head + size)
+        self._names[i] = _name(content[:head])
+        while len(self._names) > LAST_NAMES:
+            self._names.popitem(last=False)
+        return content[head:]
+
+    def name(self, i: int) -> str:
+        name = self.member_name(i)
+        if self.index.unique:
+            return name
+        return f"{self.place(i)[0].name.removesuffix('.tar')}/{name}"
+
+    def member_name(self, i: int) -> str:
+        if (name := self._names.get(i)) is not None:
+            return name
+        shard, block, _, _, headers = self.place(i)
+        start = block * BLOCK
+        try:
+            head = _head_bytes(headers, block)
+            return _name(self.index.storage.read(shard, start - head, head))
+        except (OSError, BadImage):  # of what cannot be read, the place says enough
+            return f"image at byte {start} of {shard.name}"
+
+    def place(self, i: int) -> tuple[Shard, int, int, int, int]:
+        """Return where an image is, see :meth:`ShardIndex.place`."""
+        return self.index.place(self.rows.row(i))
+
+    def stamps(self) -> np.ndarray:
+        stamp_N = self.index.stamps()
+        return stamp_N if len(self) == len(stamp_N) else stamp_N[self.rows[:]]
+
+    def identity(self) -> str:
+        digest = hashlib.sha256()
+        for shard in self.index.shards:
+            digest.update(f"{shard.number}\n".encode())
+        digest.update(self.rows.part.encode())
+        digest.update(np.ascontiguousarray(self.rows.held_out, dtype="<i8"))
+        return digest.hexdigest()
+
+    def deep_rows(self) -> Sequence[int]:
+        workers = FAR_WORKERS if self.index.storage.far else os.cpu_count() or 1
+        with ThreadPoolExecutor(workers) as pool:
+            return [row for row, deep in enumerate(pool.map(self._is_deep, range(len(self))))
+                    if deep]  # fmt: skip
+
+    def _is_deep(self, i: int) -> bool:
+        try:
+            return is_deep_file(self.read(i))
+        except (OSError, BadImage):  # said when the image is read
+            return False
+
+    @property
+    def labeled(self) -> int:
+        """Number of images that have a label; no label is read."""
+        total = sum(found.labeled for found in self.index.contents)
+        if len(self) == len(self.index) or total in (0, len(self.index)):
+            return total and len(self)
+        return int(np.count_nonzero(self.index.records_N["label"][self.rows[:]]))
+
+    def labels(self) -> np.ndarray:
+        if self.labeled < len(self):
+            return super().labels()
+        return self._label_values(self)
+
+
+def _head_bytes(headers: int, block: int) -> int:
+    """Return how many bytes so many blocks of headers are, in front of a block."""
+    if not 0 < headers <= min(block, MOST_HEADERS):
+        raise BadImage("not where the index says; run the command again")
+    return headers * BLOCK
+
+
+def _name(headers: bytes) -> str:
+    """Return the name in the headers of a member."""
+    member = None
+    with suppress(DamagedTar):
+        member = next(members(lambda at, length: headers[at : at + length], LONGEST), None)
+    if member is None:
+        raise BadImage("not where the index says; run the command again")
+    name = member.name.decode("utf-8", "surrogateescape")
+    while name.startswith("./"):
+        name = name[2:]
+    return name
