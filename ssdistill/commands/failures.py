@@ -126,7 +126,9 @@ def _config(words: Sequence[str]) -> str:
     """The text of the config that the command line names."""
     # Not imported here: what failed may be an import of torch, and a second one crashes.
     reading = sys.modules.get("ssdistill.experiment.reading")
-    for word in words[1:] if reading else ():
+    if reading is None:
+        return "none"
+    for word in words[1:]:
         # Whatever goes wrong here must not hide what is being reported.
         with contextlib.suppress(Exception):
             file = reading.find_config(word)

@@ -102,7 +102,7 @@ class Checked:
             raw = self.source.split(name).encoded()
             folder = index_folder(self.source, name, settings, root)
             rows = None if raw is None else verified(raw, folder)
-            if rows is None:
+            if raw is None or rows is None:
                 self.notices.append(f"{name}: there is no index to verify in {root}")
             else:
                 what = "its bytes changed, but not its size and time"

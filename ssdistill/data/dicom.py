@@ -1,6 +1,6 @@
 """DICOM images in the units that their file declares."""
 
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -17,7 +17,7 @@ COLORS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 GRAY = ("MONOCHROME1", "MONOCHROME2")
 
 
-def read_dicom(file: IO[bytes]) -> np.ndarray:
+def read_dicom(file: BinaryIO) -> np.ndarray:
     """Read the frames of a DICOM file.
 
     Values are rescaled by slope and intercept. If the file declares a window (the first is taken),

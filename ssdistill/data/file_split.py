@@ -76,9 +76,8 @@ class FileSplit(EncodedSplit):
         return [row for row, flag in enumerate(flags) if flag]
 
     def name(self, i: int) -> str:
-        if len(self.roots) > 1:
-            return str(self.path(i))
-        return self.roots[0][1][i]
+        (_, names), *others = self.roots
+        return str(self.path(i)) if others else names[i]
 
     def identity(self) -> str:
         return self._statuses[0]

@@ -107,8 +107,10 @@ def read_layout(
     all_classes = tuple(sorted({name for split in splits for name in split.all_classes}))
     for split in splits:
         _number_again(split, all_classes)
+    train, test = splits
     return Layout(
-        *splits,
+        train,
+        test,
         sum((root.others for root in found), Counter()),
         sum(root.skipped for root in found),
         tuple(line for root in found for line in root.split_warnings),
@@ -167,7 +169,7 @@ def read_root(
     top = _below_wrapping(names, 0)
     first, others = split_folders({n.split("/")[top] for n in names if n.count("/") > top})
     own = bool(first and others)
-    if own:
+    if first and others:
         train, test = _own_splits(names, first, others, top)
         depths = [_below_wrapping(_those(names, part), top + 1) for part in (train, test)]
         out_N = None

@@ -98,7 +98,7 @@ class TableSplit(EncodedSplit):
         for shard in self.shards:
             digest.update(f"{shard.name}\0{shard.state}\0{len(shard)}\n".encode())
         if self.row_N is not None:
-            digest.update(np.ascontiguousarray(self.row_N, dtype="<i8"))
+            digest.update(np.ascontiguousarray(self.row_N, dtype="<i8").data)
         return digest.hexdigest()
 
     def stamps(self) -> np.ndarray:

@@ -57,7 +57,8 @@ class Hdf5(PartedSource):
         layout: Layout = "auto",
         test_fraction: Annotated[float, Field(ge=0, lt=1)] | None = None,
     ):
-        self.path, self.layout, self.test_fraction = path, layout, test_fraction
+        self.path, self.test_fraction = path, test_fraction
+        self.layout: Layout = layout
         self.image_key, self.label_key, self.offset_key = image_key, label_key, offset_key
         self.test_image_key, self.test_label_key = test_image_key, test_label_key
         self.test_offset_key = test_offset_key

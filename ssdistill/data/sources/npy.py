@@ -50,7 +50,8 @@ class Npy(PartedSource):
     ):
         self.path, self.test_path = path, test_path
         self.label_path, self.test_label_path = label_path, test_label_path
-        self.layout, self.test_fraction = layout, test_fraction
+        self.layout: Layout = layout
+        self.test_fraction = test_fraction
 
     def _array(self, key: str) -> np.ndarray:
         """Map an array; each call maps it anew, so that none is kept for a split that is not."""

@@ -63,7 +63,8 @@ class Npz(PartedSource):
         test_label_key: str | None = None,
         test_fraction: Annotated[float, Field(ge=0, lt=1)] | None = None,
     ):
-        self.path, self.layout, self.test_fraction = path, layout, test_fraction
+        self.path, self.test_fraction = path, test_fraction
+        self.layout: Layout = layout
         self.image_key, self.label_key = image_key, label_key
         self.test_image_key, self.test_label_key = test_image_key, test_label_key
 
