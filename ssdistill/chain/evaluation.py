@@ -164,10 +164,17 @@ def answers_of(evaluation: Stage, workspace: Workspace) -> dict[str, np.ndarray]
 
 def costs(model: Stage, workspace: Workspace) -> dict[str, float]:
     """Parameters, MACs and bytes of a stage's model."""
-    encoder, parent = workspace.encoder(model), model
-    float_parent = encoder
-    # Quantization changes no MACs; they are counted on the last PyTorch encoder before it.
-    while not isinstance(float_parent, nn.Module):
-        parent = parent.parents["model"]
-        float_parent = workspace.encoder(parent)
+    encoder, float_parent = workspace.encoder(model), counted_network(model, workspace)
     return costs_of(encoder, model.folder(workspace.root) / MODEL, float_parent)
+
+
+def counted_network(model: Stage, workspace: Workspace) -> nn.Module:
+    """The network whose MACs are those of a stage's model: the last before a runtime's file.
+
+    Quantization changes no MACs.
+    """
+    encoder = workspace.encoder(model)
+    while not isinstance(encoder, nn.Module):
+        model = model.parents["model"]
+        encoder = workspace.encoder(model)
+    return encoder

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from ssdistill.chain.collecting import collect
+from ssdistill.chain.evaluation import counted_network
 from ssdistill.chain.page_content import ACCURACY, page_content
 from ssdistill.chain.plan import evaluations_of, models_of
 from ssdistill.chain.stage_files import read_json
@@ -171,7 +172,7 @@ def _old_counts(workspace: Workspace) -> list[str]:
     for role, evaluation in evaluations.items():
         # Version 0.1.0 wrote no checksum into its records.
         if role in models and not evaluation.written(workspace.root).checksum:
-            modules = workspace.encoder(models[role]).modules()
+            modules = counted_network(models[role], workspace).modules()
             if any(
                 isinstance(m, nn.MultiheadAttention) or hasattr(m, "fused_attn") for m in modules
             ):

@@ -159,7 +159,7 @@ def _entries(
 
 
 def _entry(raw: EncodedSplit, row: int) -> tuple[int, int, int] | BadImage:
-    """Return digest, height and width (with its flag) of an image.
+    """Return hash, height and width (with its flag) of an image.
 
     One that does not end as its format does is decoded: it is cut off, or has something appended.
     """

@@ -15,8 +15,8 @@ from ssdistill.errors import UserError
 class ImageSet(ABC):
     """One split's readable images.
 
-    What belongs here is what is known of images without their labels, which are asked of the
-    source when ``evaluate`` wants them.
+    What belongs here is what is known of images without their labels, which ``evaluate`` alone
+    reads, from the source.
 
     Attributes:
         images: (N, H, W, 3) uint8 central squares: an array, or what can be indexed like one.

@@ -17,6 +17,8 @@ from ssdistill.files import disk_errors, drop_half_line
 from ssdistill.label_free.agreement import LinearCKA, centered_cosine
 
 DAMAGES = "damages.jsonl"
+FIELDS = {"kind", "layer", "level", "damage", "bytes", "of"}
+"""Of a line of ``damages.jsonl``."""
 Measure = Literal["cosine", "cka"]
 WORST = 2.0
 """Damage assigned to non-finite embeddings: that of opposite directions."""
@@ -99,9 +101,12 @@ def _read(path: Path | None, digest: str) -> Iterator[dict]:
     if path is None or not path.is_file():
         return
     drop_half_line(path)
-    for line in path.read_text().splitlines():
-        row = json.loads(line)
-        if row["of"] == digest:
+    for line in path.read_bytes().splitlines():
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue  # damaged: it is measured again
+        if isinstance(row, dict) and row.get("of") == digest and {*row} == FIELDS:
             yield row
 
 

@@ -111,3 +111,30 @@ def test_checkpoints_of_a_run_are_not_unpickled(tmp_path):
         with pytest.raises(UserError, match="not a readable checkpoint"):
             load_checkpoint(tmp_path / name)
     assert not (tmp_path / "ran").exists()
+
+
+PARSERS = {
+    "json.load", "json.loads", "np.load", "np.memmap", "np.fromfile", "np.lib.format.read_array",
+    "Image.open", "decode_jpeg", "decode_image", "zipfile.ZipFile", "tarfile.open", "netrc.netrc",
+    "yaml.parse", "onnx.load", "onnx.load_model_from_string", "core.read_model", "torch.load",
+    "safetensors.torch.load", "safetensors.torch.load_file", "safetensors.safe_open", "csv.reader",
+    "ElementTree.parse", "ElementTree.fromstring",
+}  # fmt: skip
+OWN = {
+    "commands/probe/page.py", "compress/quantize.py", "compress/int8/bias_correction.py",
+    "compress/int8/initializers.py", "compress/int8/onnx_file.py",
+    "compress/int8/openvino_file.py", "evaluate/corruptions/digital.py", "evaluate/subject.py",
+    "measure/memory.py", "measure/parameters.py", "record/run.py", "record/wandb_logger.py",
+}  # fmt: skip
+"""They parse what the same process has just written, or has opened by a reader of the page."""
+
+
+def test_every_module_that_parses_a_file_is_on_the_page():
+    package = ROOT / "ssdistill"
+    parsing = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if PARSERS & {name for name, _ in calls(path)}
+    }
+    assert parsing > OWN
+    assert sorted(name for name in parsing - OWN if f"`{name}`" not in PAGE) == []

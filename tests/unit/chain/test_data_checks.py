@@ -155,6 +155,23 @@ def test_a_dry_run_says_it_too(tmp_path, experiment_of, monkeypatch):
     assert lines[2].startswith("warning: 2 test images: too few")
 
 
+def test_classes_and_what_auto_chose_are_printed_before_anything_starts(
+    tmp_path, experiment_of, monkeypatch
+):
+    put(tmp_path / "set", [f"{c}/{i}.png" for c in "ab" for i in range(20)])
+    lines = []
+    monkeypatch.setattr(run_module.console, "print", lambda text, **_: lines.append(text))
+
+    def begin(*_):
+        raise InterruptedError
+
+    monkeypatch.setattr(run_module, "_do", begin)
+    with pytest.raises(InterruptedError):
+        run_module.run(experiment_of("tracking.wandb=disabled"), tmp_path / "runs")
+    assert lines[1] == "2 classes (training+test images): a: 16+4, b: 16+4"
+    assert any("stem=auto gives resnet10t" in line for line in lines)
+
+
 def test_labels_are_refused_by_a_dry_run(tmp_path, experiment_of):
     put(tmp_path / "set", ["train/a/1.png", "train/b/1.png", "test/a/1.png", "test/c/1.png"])
     experiment = experiment_of()

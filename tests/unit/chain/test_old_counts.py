@@ -42,3 +42,17 @@ def test_only_attention_counted_by_the_first_release_is_named(
     if named:
         assert notices[0].startswith("teacher: version 0.1.0 counted its MACs")
         assert f"delete {Path('runs/evaluate-1/s0')}" in notices[0]
+
+
+def test_a_runtimes_file_has_the_macs_of_the_network_it_was_made_of(monkeypatch):
+    models = {"teacher": SimpleNamespace(network=timm.create_model("test_vit"))}
+    models["int8"] = SimpleNamespace(network=object(), parents={"model": models["teacher"]})
+    monkeypatch.setattr(report, "models_of", lambda workspace, seed: models)
+    monkeypatch.setattr(report, "evaluations_of", lambda workspace, seed: {"int8": stage("")})
+    workspace = SimpleNamespace(
+        experiment=SimpleNamespace(seeds=[0]),
+        root=Path("runs"),
+        encoder=lambda stage: stage.network,
+    )
+    (notice,) = report._old_counts(workspace)
+    assert notice.startswith("int8: version 0.1.0 counted its MACs")

@@ -258,3 +258,11 @@ def test_the_chart_shows_both_lines_and_says_them_in_words():
     assert front_svg(Front("a", "macs", 1.0, "cosine")) == ""
     alone = front_svg(Front("a", "macs", 1e6, "cosine", (FrontPoint(0.5, 5e5, 0.0, 0.0),)))
     assert alone.count("<circle") == 1 and "uniform" not in alone
+
+
+def test_a_damaged_line_of_damages_is_measured_again(tmp_path):
+    whole = {"kind": "bits", "layer": "a", "level": 4, "damage": 0.1, "bytes": 7, "of": "d"}
+    lines = [b"{}", b"[1]", b"\xff\x00", b"[" * 100_000, b'{"of": "d"}', json.dumps(whole).encode()]
+    (tmp_path / "damages.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    assert list(damages_module._read(tmp_path / "damages.jsonl", "d")) == [whole]
+    assert list(damages_module._read(tmp_path / "damages.jsonl", "other")) == []
