@@ -86,7 +86,7 @@ def _read_tiff(file: IO[bytes]) -> np.ndarray:
     import tifffile
 
     # Pages are read as they are: OME's metadata can name other files.
-    with tifffile.TiffFile(file, is_ome=False, _multifile=False) as tiff:
+    with tifffile.TiffFile(file, is_ome=False) as tiff:
         pages = _full_pages(tiff)
         first = pages[0]
         dtype, shape = first.dtype, first.shape

@@ -156,7 +156,7 @@ def _check_ssdistill(options: Namespace, resolve: bool) -> None:
     named = vars(options)
     if "config" in named and (resolve or named["config"] not in NO_CONFIG):
         load_experiment(options.config, options.overrides)
-    if "words" in named:
+    if "protocols" in named:
         assert options.data or any(w.startswith("data.kind=") for w in options.words)
         settings = parse_words(filter(_is_setting, options.words))
         settings.pop("data", None)

@@ -58,3 +58,18 @@ def test_a_bar_sees_all_rows(monkeypatch):
 
     near_groups(torch.eye(10), 0.9, watched)
     assert seen == list(range(10))
+
+
+def test_pairs_are_reduced_to_fewer_that_connect_the_same(monkeypatch):
+    monkeypatch.setattr(duplicates, "BLOCK", 10)
+    monkeypatch.setattr(duplicates, "MOST_EDGES", 50)
+    kept, reduced = [], duplicates._reduced
+
+    def spied(first, second, count):
+        found = reduced(first, second, count)
+        kept.append((len(first), len(found[0])))
+        return found
+
+    monkeypatch.setattr(duplicates, "_reduced", spied)
+    assert near_groups(torch.ones(40, 2), 0.9) == [list(range(40))]
+    assert len(kept) > 3 and all(after < 40 and before <= 50 + 100 for before, after in kept)

@@ -5,6 +5,7 @@ import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from ssdistill.data.bad_image import BadImage
+from ssdistill.data.hdf5_file import Hdf5File
 from ssdistill.data.opening import open_source, open_stores
 from ssdistill.data.sources.hdf5 import Hdf5
 from ssdistill.data.store import open_store
@@ -241,6 +243,14 @@ def test_large_chunks_are_refused_before_they_are_read(write, monkeypatch):
     assert len(write(fill, image_key="images", test_fraction=0).split("train")) == 4
     with pytest.raises(UserError, match="smaller chunks"):
         write(fill, image_key="x").split("train")
+
+
+@pytest.mark.parametrize("fill", [external_link, external_group])
+def test_no_way_to_a_dataset_leads_out_of_the_file(write, fill):
+    file = Hdf5File(Path(write(fill).path), "data.path=a.h5")
+    for key in ("images", "g/images"):
+        with pytest.raises(UserError, match="is behind a link"):
+            file.dataset(key)
 
 
 def test_a_filter_that_is_a_library_is_refused(write):

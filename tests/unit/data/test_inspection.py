@@ -118,7 +118,9 @@ def test_arrays_are_checked_as_files_are(tmp_path):
 def test_labels_are_not_read(tmp_path, monkeypatch):
     np.savez(tmp_path / "a.npz", x=np.zeros((9, 5, 5), np.uint8), y=np.arange(9))
     monkeypatch.setattr("ssdistill.data.sources.npz._labels", lambda *_: 1 / 0)
-    assert len(Checked(SOURCES.schema("npz")(path=str(tmp_path / "a.npz"))).constant) == 9
+    checked = Checked(SOURCES.schema("npz")(path=str(tmp_path / "a.npz")))
+    assert len(checked.constant) == 9
+    assert not checked.source.has_labels
 
 
 def test_groups_of_equal_images_alone_are_no_near_duplicates(tmp_path):

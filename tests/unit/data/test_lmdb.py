@@ -122,11 +122,15 @@ def test_threads_forks_pickles_and_second_openings_read_alike(write):
     assert (
         Lmdb(path=part.title.split(" (")[0], test_fraction=0).split("train").read(2) == ENCODED[2]
     )
+    opened = part._records._file._environment()
     end, start = os.pipe()
     child = os.fork()
     if not child:
         try:
-            os.write(start, b"y" if [part.read(i) for i in range(12)] == expected else b"n")
+            same = [part.read(i) for i in range(12)] == expected
+            # Opened again, not what the parent opened.
+            own = part._records._file._environment() is not opened
+            os.write(start, b"y" if same and own else b"n")
         finally:
             os._exit(0)
     os.waitpid(child, 0)

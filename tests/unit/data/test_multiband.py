@@ -95,6 +95,7 @@ def test_smaller_copies_of_the_first_page_are_no_bands():
         writer.write(expected, photometric="minisblack")
         writer.write(expected[::2, ::2], photometric="minisblack", subfiletype=1)
         writer.write(expected[::4, ::4], photometric="minisblack")
+        writer.write(expected, photometric="minisblack", subfiletype=1)
     assert np.array_equal(read_bands(file.getvalue())[..., 0], expected)
 
 
