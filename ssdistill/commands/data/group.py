@@ -19,7 +19,9 @@ def add_data(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "data", help=SUMMARY, description=f"{SUMMARY[0].upper()}{SUMMARY[1:]}."
     )
-    subcommands = parser.add_subparsers(required=True, metavar="subcommand")
+    subcommands = parser.add_subparsers(
+        required=True, metavar="subcommand", help="what is done with the images"
+    )
     for info in pkgutil.iter_modules(folder.__path__):
         module = importlib.import_module(f"{folder.__name__}.{info.name}")
         if hasattr(module, "add"):
