@@ -80,7 +80,8 @@ def smaller(content: bytes, short_side: int, quality: int) -> bytes | None:
     height, width = pixels_CHW.shape[1:]
     if min(height, width) <= short_side:
         return None
-    size = tuple(round(side * short_side / min(height, width)) for side in (width, height))
+    factor = short_side / min(height, width)
+    size = (round(width * factor), round(height * factor))
     image = Image.fromarray(np.ascontiguousarray(pixels_CHW.permute(1, 2, 0).numpy()))
     file = io.BytesIO()
     image.resize(size, Image.Resampling.BICUBIC).save(file, "JPEG", quality=quality)

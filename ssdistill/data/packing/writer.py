@@ -177,7 +177,7 @@ class _Work:
         for _, shard in with_bar(
             self._shards(name, split, label_N), len(split), f"packing {split.title}"
         ):
-            left_out += map(tuple, shard.left_out)
+            left_out += [(name, reason) for name, reason in shard.left_out]
             refuse_bad(split.title, left_out, len(split), max_bad)
 
     def _shards(

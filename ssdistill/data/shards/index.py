@@ -65,6 +65,7 @@ class ShardIndex:
 
     def __init__(self, storage: Storage, shards: Sequence[Shard], label: str):
         self.storage, self.shards, self.label = storage, list(shards), label
+        problem: UserError | None = None
         for folder in _folders(storage, self.shards, label):
             try:
                 check_writable(folder / META, "the index of shards")
@@ -172,7 +173,7 @@ def _write(
         for _, entries, fresh in with_bar(pieces, len(shards), title):
             num_read += fresh
             for records_M, found in entries:
-                file.write(np.ascontiguousarray(records_M))
+                file.write(records_M.tobytes())
                 contents.append(found)
         file.seek(0)
         _write_header(file, sum(found.count for found in contents))
