@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import tarfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 """Raise it when the same images and settings would give other bytes."""
 META, CLASSES = "pack.json", "classes.txt"
+SHARD = re.compile(r"(train|test)-\d{6,}\.tar")
 OWN = {META, CHECKSUMS, CLASSES, ".pack.lock", ".ssdistill"}
 """Files of a folder of shards beside the shards."""
 
@@ -140,8 +142,9 @@ def _known(folder: Path, task: dict[str, Any]) -> dict[str, PackedShard]:
         return {}
     try:
         found = json.loads((folder / META).read_text())
-        was = found["task"]
-        shards = {str(name): PackedShard(**shard) for name, shard in found["shards"].items()}
+        was = dict(found["task"])
+        shards = {str(name): PackedShard(**shard) for name, shard in found["shards"].items()
+                  if SHARD.fullmatch(name)}  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(
             f"{folder / META}: damaged; delete the folder and pack the images again"

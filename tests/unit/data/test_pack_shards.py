@@ -129,9 +129,11 @@ def test_a_folder_of_something_else_is_left_alone(images, tmp_path):
     (tmp_path / "images" / "ant" / "000.jpg").write_bytes(jpeg(77))
     with pytest.raises(UserError, match=r"from other images or with other settings \(images\)"):
         pack(Folder(path=images.path), tmp_path / "in", Packing())
-    (tmp_path / "in" / "pack.json").write_text("[[[")
-    with pytest.raises(UserError, match=r"pack.json: damaged"):
-        pack(images, tmp_path / "in", Packing())
+    odd = '{"task": {}, "shards": {"train-000000.tar": 1}}'
+    for text in ("[[[", "[]", '{"task": 3, "shards": {}}', odd):
+        (tmp_path / "in" / "pack.json").write_text(text)
+        with pytest.raises(UserError, match=r"pack.json: damaged"):
+            pack(images, tmp_path / "in", Packing())
 
 
 def test_what_cannot_be_read_is_left_out_and_counted(images, tmp_path):
