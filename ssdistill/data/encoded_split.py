@@ -30,6 +30,14 @@ class EncodedSplit(RawSplit):
     def stamps(self) -> np.ndarray:
         """Return (N,) uint64 that change with an image's name, bytes or time; reads no image."""
 
+    def original(self, i: int) -> bytes:
+        """Return image ``i`` as it lies in the source, where that is not what is decoded."""
+        return self.read(i)
+
+    def member_name(self, i: int) -> str:
+        """Return the name of image ``i`` in an archive, where that is not its name here."""
+        return self.name(i)
+
     def encoded(self) -> "EncodedSplit":
         return self
 

@@ -173,7 +173,7 @@ def _write(
         for _, entries, fresh in with_bar(pieces, len(shards), title):
             num_read += fresh
             for records_M, found in entries:
-                file.write(np.ascontiguousarray(records_M).data)
+                file.write(records_M.tobytes())
                 contents.append(found)
         file.seek(0)
         _write_header(file, sum(found.count for found in contents))

@@ -159,7 +159,7 @@ class TarSplit(EncodedSplit):
         for shard in self.index.shards:
             digest.update(f"{shard.number}\n".encode())
         digest.update(self.rows.part.encode())
-        digest.update(np.ascontiguousarray(self.rows.held_out, dtype="<i8").data)
+        digest.update(self.rows.held_out.astype("<i8").tobytes())
         return digest.hexdigest()
 
     def deep_rows(self) -> Sequence[int]:

@@ -5,18 +5,20 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 from pydantic import Field
 
 from ssdistill.data.bad_image import BadImage
+from ssdistill.data.packing.checksums import verify
 from ssdistill.data.retry import retried
 from ssdistill.data.shards.index import ShardIndex
 from ssdistill.data.shards.labels import label_values
 from ssdistill.data.shards.patterns import expand
 from ssdistill.data.shards.split import Rows, TarSplit, held_out_rows
-from ssdistill.data.shards.storage import Disk, Shard, Storage, storage_of
+from ssdistill.data.shards.storage import REMOTE, Disk, Shard, Storage, storage_of
 from ssdistill.data.split_names import WORDS, split_of
 from ssdistill.data.splits import RawSplit, Source
 from ssdistill.errors import UserError, shortened, shown
@@ -64,6 +66,8 @@ class Tar(Source):
             by default 0.1. 0 trains on everything.
         label: where labels are: ``cls``, ``txt``, or ``json``, of which ``json.FIELD`` names the
             field that holds them (by default ``label``).
+        verify: compare the archives with the ``checksums.sha256`` in their folder, which
+            ``ssdistill data pack`` writes, whenever they are opened.
     """
 
     kind = "tar"
@@ -76,7 +80,9 @@ class Tar(Source):
         test: Paths | None = None,
         test_fraction: Annotated[float, Field(ge=0, lt=1)] | None = None,
         label: Annotated[str, Field(pattern=r"^(cls|txt|json(\.[^.]+)*)$")] = "cls",
+        verify: bool = False,
     ):
+        self.verify = verify
         self.path, self.test, self.test_fraction, self.label = path, test, test_fraction, label
 
     @cached_property
@@ -92,6 +98,8 @@ class Tar(Source):
                 )
         else:
             test_storage, (places, tests, ignored) = storage, _by_name(places)
+        if self.verify:
+            _verify((*places, *tests))
         suffix = f".{self.label.split('.')[0]}"
         index = ShardIndex(storage, _shards(storage, places), suffix)
         if not len(index):
@@ -236,6 +244,17 @@ def _by_name(places: Sequence[str]) -> tuple[list[str], list[str], tuple[str, ..
         return list(places), [], ()
     others = [place for split in named if split not in ("train", test) for place in named[split]]
     return named["train"], named[test], tuple(others)
+
+
+def _verify(places: Sequence[str]) -> None:
+    """Compare archives with the checksums in their folders; raise UserError where one differs."""
+    by_folder: dict[Path, list[str]] = {}
+    for place in places:
+        if REMOTE.match(place):
+            raise UserError(f"data.verify: {place} is not on a disk; set data.verify=false")
+        by_folder.setdefault(Path(place).parent, []).append(Path(place).name)
+    for folder, names in by_folder.items():
+        verify(folder, names)
 
 
 def _shards(storage: Storage, places: Sequence[str]) -> list[Shard]:

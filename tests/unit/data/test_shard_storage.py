@@ -83,6 +83,10 @@ def test_what_fails_in_passing_is_read_again(memory, monkeypatch, tmp_path, fail
     again = open_originals(source, "train", StoreSettings(), 8, tmp_path / "b", workers=1)
     assert np.array_equal(again.images[:], expected)
     assert (len(failures), again.bad) == (12, [])
+    failures.clear()
+    split = source.split("train")
+    assert [retry.retried(split.read, i, "it") for i in range(12)] == [jpeg(i) for i in range(12)]
+    assert len(failures) == 12
 
 
 def test_what_fails_every_time_is_a_bad_image(memory, monkeypatch, tmp_path):

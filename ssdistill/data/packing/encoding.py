@@ -1,0 +1,88 @@
+"""What an image is in an archive: its own file, or a smaller JPEG."""
+
+import io
+import os
+
+import numpy as np
+from PIL import Image
+
+from ssdistill.data.array_file import NPY
+from ssdistill.data.array_member import image_file
+from ssdistill.data.bad_image import BadImage
+from ssdistill.data.cutting import decode
+from ssdistill.data.decode import is_deep_file
+from ssdistill.data.deep_pixels import FORMATS
+from ssdistill.data.encoded_split import EncodedSplit
+from ssdistill.data.listing import PASSED_OVER
+from ssdistill.data.retry import retried
+from ssdistill.data.shards.scanning import IMAGES
+from ssdistill.data.splits import RawSplit
+
+SUFFIXES = {"JPEG": ".jpg", "JPEG2000": ".jp2", "DIB": ".bmp"}
+"""By Pillow's name of a format, where the suffix is another."""
+
+
+def member(raw: RawSplit, row: int) -> tuple[str, bytes]:
+    """Return the name and the content of an image as it is in the source.
+
+    An array becomes a PNG, or one of more than 8 bits a ``.npy``.
+
+    Raises:
+        BadImage: it cannot be read.
+    """
+    encoded: EncodedSplit | None = raw.encoded()
+    if encoded is not None:
+        name = encoded.member_name(row)
+        content = retried(encoded.original, row, name)
+        if os.path.splitext(name)[1].lower() in IMAGES:
+            return safe_name(name), content
+        return safe_name(name) + _suffix(content), content
+    pixels, file = raw.image(row), io.BytesIO()
+    if pixels.dtype != np.uint8:
+        np.save(file, pixels, allow_pickle=False)
+        image_file(file.getvalue())  # what could not be read again is refused now
+        return f"{safe_name(raw.name(row))}.npy", file.getvalue()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG")
+    return f"{safe_name(raw.name(row))}.png", file.getvalue()
+
+
+def _suffix(content: bytes) -> str:
+    if content.startswith(NPY):
+        return ".npy"
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            name = image.format or ""
+    except Exception as error:  # Pillow raises anything
+        raise BadImage("no image, and not named like one") from error
+    return SUFFIXES.get(name, f".{name.lower()}")
+
+
+def safe_name(name: str) -> str:
+    """Return a relative name that readers of archives do not pass over: no ``..``, not hidden."""
+    parts = (part.lstrip(".") for part in name.replace("\\", "_").split("/"))
+    return "/".join(part.replace("\0", "_") for part in parts
+                    if part and part not in PASSED_OVER) or "image"  # fmt: skip
+
+
+def smaller(content: bytes, short_side: int, quality: int) -> bytes | None:
+    """Return an image as a JPEG whose shorter side has so many pixels; None to keep it.
+
+    Kept is what is not larger, and what has more than 8 bits a channel, which a JPEG has not.
+
+    Raises:
+        BadImage: it cannot be decoded.
+    """
+    if content.startswith(NPY):
+        content = image_file(content)
+    if is_deep_file(content):
+        return None
+    pixels_CHW, _ = decode(content)
+    height, width = pixels_CHW.shape[1:]
+    if min(height, width) <= short_side:
+        return None
+    factor = short_side / min(height, width)
+    size = (round(width * factor), round(height * factor))
+    image = Image.fromarray(np.ascontiguousarray(pixels_CHW.permute(1, 2, 0).numpy()))
+    file = io.BytesIO()
+    image.resize(size, Image.Resampling.BICUBIC).save(file, "JPEG", quality=quality)
+    return file.getvalue()
