@@ -17,6 +17,7 @@ from typing import IO, Any
 import numpy as np
 
 from ssdistill.data.bad_image import BadImage
+from ssdistill.data.checksums import block_checksums
 from ssdistill.data.encoded_split import EncodedSplit
 from ssdistill.data.header import Header
 from ssdistill.data.progress import with_bar
@@ -54,14 +55,13 @@ class ImageIndex:
     def __init__(self, raw: EncodedSplit, folder: Path, *, verify: bool = False):
         self.folder = folder
         stamp_N = raw.stamps()
-        meta = {} if verify else _read_meta(folder)
-        known_N = _read_records(folder) if meta else None
+        known_N, meta = (None, {}) if verify else _read(folder)
         if known_N is not None and np.array_equal(known_N["stamp"], stamp_N):
             self.num_read = 0
         else:
             known_N, meta, self.num_read = _updated(raw, stamp_N, known_N, meta)
             _write(folder, known_N, meta)
-            known_N = _read_records(folder)
+            known_N = np.load(folder / RECORDS, mmap_mode="r")
         assert known_N is not None
         self.records_N: np.ndarray = known_N
         self.reasons: dict[int, str] = {int(row): why for row, why in meta["reasons"].items()}
@@ -98,7 +98,7 @@ def verified(raw: EncodedSplit, folder: Path) -> np.ndarray | None:
     Returns:
         (M,) int64; None where there is no index in ``folder``.
     """
-    before_N = _read_records(folder) if _read_meta(folder) else None
+    before_N, _ = _read(folder)
     if before_N is None:
         return None
     before_N = np.array(before_N)
@@ -112,7 +112,7 @@ def verified(raw: EncodedSplit, folder: Path) -> np.ndarray | None:
 
 def is_current(raw: EncodedSplit, folder: Path) -> bool:
     """Whether the index in ``folder`` describes the images as they are; reads none of them."""
-    known_N = _read_records(folder) if _read_meta(folder) else None
+    known_N, _ = _read(folder)
     return known_N is not None and np.array_equal(known_N["stamp"], raw.stamps())
 
 
@@ -201,21 +201,20 @@ def _number(content: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 
-def _read_meta(folder: Path) -> dict[str, Any]:
-    """Return the index's json; nothing if there is none that can be used."""
-    with suppress(OSError, ValueError, TypeError, AttributeError, RecursionError):
+def _read(folder: Path) -> tuple[np.ndarray | None, dict[str, Any]]:
+    """Return the records and the json of an index; (None, {}) if there is none, or it is damaged.
+
+    The records are compared with their checksums: a gigabyte, of forty million images, takes 0.25 s
+    of one core.
+    """
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         meta = json.loads((folder / META).read_text())
-        if meta["format"] == FORMAT and isinstance(meta["reasons"], dict):
-            return meta
-    return {}
-
-
-def _read_records(folder: Path) -> np.ndarray | None:
-    with suppress(OSError, ValueError):
-        records_N = np.load(folder / RECORDS, mmap_mode="r")
-        if records_N.dtype == RECORD and records_N.ndim == 1:
-            return records_N
-    return None
+        if meta["format"] == FORMAT and meta["checksums"] == block_checksums(folder / RECORDS):
+            records_N = np.load(folder / RECORDS, mmap_mode="r")
+            bad = {str(row) for row in np.flatnonzero(records_N["height"] == 0)}
+            if records_N.dtype == RECORD and records_N.ndim == 1 and meta["reasons"].keys() == bad:
+                return records_N, meta
+    return None, {}
 
 
 def _write(folder: Path, records_N: np.ndarray, meta: dict[str, Any]) -> None:
@@ -228,4 +227,5 @@ def _write(folder: Path, records_N: np.ndarray, meta: dict[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(unfinished, folder / RECORDS)
+    meta = meta | {"checksums": block_checksums(folder / RECORDS)}
     write_atomically(folder / META, json.dumps(meta) + "\n")

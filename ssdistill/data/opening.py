@@ -7,6 +7,7 @@ import warnings
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -182,6 +183,8 @@ def _measure(originals: Originals, folder: Path, automatic: bool) -> None:
     path = folder / STATISTICS.format(size=size, digest=digest)
     with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         found = json.loads(path.read_text())
+        if found.pop("sha256") != _sha256(found):
+            raise ValueError("the statistics were changed")
         originals.mean, originals.std = tuple(found["mean"]), tuple(found["std"])
         originals.notices = [str(notice) for notice in found["notices"]]
         return
@@ -198,4 +201,8 @@ def _measure(originals: Originals, folder: Path, automatic: bool) -> None:
     )
     content = {"mean": mean, "std": originals.std, "notices": originals.notices}
     with suppress(OSError, UserError):
-        write_atomically(path, json.dumps(content) + "\n")
+        write_atomically(path, json.dumps(content | {"sha256": _sha256(content)}) + "\n")
+
+
+def _sha256(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -24,6 +24,9 @@ def test_no_case_ends_in_a_traceback_a_hang_or_a_loss(tmp_path):
     assert [record["family"] for record in records] == ["configs", "inputs", "runs", "kills"]
     for record in records:
         assert record["cases"] > 0
+    # A slow machine has tried at least these of the 300 configs.
+    assert records[0]["cases"] >= 30
+    for record in records:
         assert record["verdicts"] == {"fine": record["cases"]}, done.stdout
     assert done.returncode == 0
     # Cases that all fail at the same place would try nothing.

@@ -93,3 +93,29 @@ def test_images_of_many_bits_are_marked(tmp_path):
         0
     ]
     assert crops_BCHW.amax() == 255 and crops_BCHW.amin() == 0
+
+
+@pytest.mark.parametrize("file", ["records.npy", "index.json"])
+def test_a_changed_number_is_found(folder, tmp_path, file):
+    (folder / "5.png").write_bytes(b"no image")
+    raw = Folder(path=str(folder), test_fraction=0).split("train")
+    first = ImageIndex(raw, tmp_path / "index").content()
+    path = tmp_path / "index" / file
+    content = path.read_bytes()
+    if file == "records.npy":
+        path.write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
+    else:
+        path.write_bytes(content.replace(b'"5": ', b'"4": '))
+    again = ImageIndex(raw, tmp_path / "index")
+    assert (again.num_read, again.content(), list(again.reasons)) == (8, first, [5])
+
+
+def test_changed_statistics_are_measured_again(folder, tmp_path):
+    source = Folder(path=str(folder), test_fraction=0)
+    first = open_originals(source, "train", ORIGINAL, 16, tmp_path / "data")
+    (path,) = (tmp_path / "data").glob("*/statistics-*.json")
+    mean = f"{first.mean[0]}"
+    assert mean in path.read_text()
+    path.write_text(path.read_text().replace(mean, f"{first.mean[0] / 2}"))
+    again = open_originals(source, "train", ORIGINAL, 16, tmp_path / "data")
+    assert again.mean == first.mean
