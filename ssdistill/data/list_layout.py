@@ -111,19 +111,12 @@ def read_list(
         UserError: files that are missing, or nothing to train on.
     """
     entries = read_entries(file)
-    names, split_N = entries.names, entries.split_N
+    names = entries.names
     labeled = "label" in file.columns
     if not len(names):
         raise UserError(f"{file.title}: the list names no image; put one path in each row")
-    warnings = _repeated(file, entries)
-    if split_N is None or not (split_N > 0).any():
-        share = fraction_of(test_fraction, len(names), labeled)
-        test_N = held_out_by_key(entries.group_N, share)
-        train_N = ~test_N
-    else:
-        train_N = split_N == 0
-        test_N = split_N == (1 if (split_N == 1).any() else 2)
-        warnings += _of_splits(file, entries, train_N, test_N)
+    train_N, test_N = _sides(entries, test_fraction, labeled)
+    warnings = [*_repeated(file, entries), *_of_splits(file, entries, train_N, test_N)]
     if not train_N.any():
         raise UserError(f"{file.title}: no image is in the split train; add some")
     used_N = train_N | test_N
@@ -154,6 +147,18 @@ def read_list(
         used_N &= train_N | test_N
         splits = [split("train", train_N), split("test", test_N)]
     return ListLayout(splits[0], splits[1], warnings)
+
+
+def _sides(
+    entries: Entries, test_fraction: float | None, labeled: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (N,) bool each: the images to train on, and those to test on."""
+    split_N = entries.split_N
+    if split_N is not None and (split_N > 0).any():
+        return split_N == 0, split_N == (1 if (split_N == 1).any() else 2)
+    share = fraction_of(test_fraction, len(entries.names), labeled)
+    test_N = held_out_by_key(entries.group_N, share)
+    return ~test_N, test_N
 
 
 def _missing(file: ListFile, root: Path, names: Names, rows: np.ndarray, skip: bool) -> str:

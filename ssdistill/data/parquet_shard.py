@@ -11,7 +11,7 @@ from ssdistill.data.bad_image import BadImage
 from ssdistill.data.parquet_rows import column_texts, parquet_library
 from ssdistill.data.table_file import checked, damage_named, encoded, file_state
 from ssdistill.data.table_split import Shard
-from ssdistill.errors import one_line, shown
+from ssdistill.errors import UserError, one_line, shown
 
 LARGEST_GROUP = 1 << 31
 """Bytes of the images of one row group."""
@@ -66,10 +66,17 @@ class ParquetShard(Shard):
         self.state = file_state(path)
         with damage_named(path), self._parquet.ParquetFile(path) as table:
             self._metadata, self.schema = table.metadata, checked(table.schema_arrow)
-        self._ends, total = [], 0
+        self._ends, total, size = [], 0, path.stat().st_size
         for group in range(self._metadata.num_row_groups):
-            total += self._metadata.row_group(group).num_rows
+            rows = self._metadata.row_group(group).num_rows
+            total += rows
             self._ends.append(total)
+            # Every image takes more than a byte; what is claimed is not believed beyond that.
+            if rows < 0 or total > size:
+                raise UserError(
+                    f"data.path={shown(path)} claims {total} rows in {size} bytes, which cannot "
+                    "hold as many images; write it again"
+                )
 
     def use(self, images: str) -> None:
         """Read images from this column."""

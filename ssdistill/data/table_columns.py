@@ -7,7 +7,7 @@ from typing import Any
 from ssdistill.data.table_split import Labels
 from ssdistill.errors import UserError, nearest, shown
 
-IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "data", "content", "picture")
+IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "data", "content")
 LABELS = ("label", "labels", "class", "target", "category", "cls", "fine_label", "y")
 """Usual names, likeliest first."""
 MOST_NAMED = 20

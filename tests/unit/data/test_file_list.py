@@ -176,6 +176,12 @@ def test_labels_of_skipped_files_are_those_of_their_rows(images):
     assert train.labels().tolist() == list(range(10))
 
 
+def test_what_is_skipped_needs_no_label(images):
+    text = "path,label\ngone.png,\n" + "".join(f"i/{k}.png,{k}\n" for k in range(10))
+    train = source(write(images, text), missing="skip", test_fraction=0).split("train")
+    assert train.labels().tolist() == list(range(10))
+
+
 def test_paths_start_from_root_and_may_lead_up(images):
     (images / "lists").mkdir()
     path = write(images / "lists", "../i/1.png\n../i/2.png\n", "l.txt")

@@ -56,6 +56,14 @@ def test_each_of_several_folders_keeps_its_own_splits(tmp_path):
         assert names_of(both.split(name)) == parts
 
 
+def test_files_that_are_alike_in_several_folders_are_told_apart(tmp_path):
+    for folder in ("one", "two"):
+        put(tmp_path / folder, "a/1.png")
+        os.utime(tmp_path / folder / "a" / "1.png", ns=(1, 1))
+    split = Folder(path=[str(tmp_path / "one"), str(tmp_path / "two")], test_fraction=0)
+    assert len(set(split.split("train").stamps().tolist())) == 2
+
+
 def test_a_folder_without_classes_makes_all_unlabeled(tmp_path):
     put(tmp_path / "one", *(f"{c}/{k}.png" for c in ("cat", "dog") for k in range(5)))
     put(tmp_path / "two", *(f"{k}.png" for k in range(10)))

@@ -268,9 +268,14 @@ def test_what_is_no_table_is_named_in_one_line(tmp_path, suffix):
 
 
 @SUFFIXES
-def test_no_byte_of_a_table_ends_the_process(tmp_path, suffix):
+@pytest.mark.parametrize("in_struct", [True, False])
+def test_no_byte_of_a_table_ends_the_process(tmp_path, suffix, in_struct):
     path = tmp_path / f"a.{suffix}"
-    whole = bytearray(write(path, table(range(6), label=list(range(6)))).read_bytes())
+    content = table(range(6), label=list(range(6)))
+    if in_struct:
+        images = [{"bytes": png(k), "path": f"x{k}"} for k in range(6)]
+        content = pa.table({"image": images, "label": ["a", "b"] * 3})
+    whole = bytearray(write(path, content).read_bytes())
     rng = np.random.default_rng(0)
     for _ in range(150):
         damaged = whole.copy()
@@ -295,6 +300,16 @@ def test_offsets_that_lead_out_of_the_file_are_refused(tmp_path):
     assert content.count(offsets) == 1
     path.write_bytes(content.replace(offsets, struct.pack("<3i", 0, 7, 1 << 30)))
     assert "cannot read this file" in refusal(path)
+    path.write_bytes(content.replace(offsets, struct.pack("<3i", 0, -7, 14)))
+    assert "cannot read this file" in refusal(path)
+
+
+def test_offsets_of_a_path_beside_an_image_are_checked_too(tmp_path):
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    rows = [{"bytes": png(1), "path": "abcdefg"}, {"bytes": png(2), "path": "hijklmn"}]
+    path = write(tmp_path / "a.arrow", pa.table({"image": pa.array(rows, kind)}))
+    content, offsets = path.read_bytes(), struct.pack("<3i", 0, 7, 14)
+    assert content.count(offsets) == 1
     path.write_bytes(content.replace(offsets, struct.pack("<3i", 0, -7, 14)))
     assert "cannot read this file" in refusal(path)
 
@@ -324,6 +339,12 @@ def test_a_row_group_that_unpacks_to_far_more_is_a_bad_image(tmp_path, monkeypat
     with pytest.raises(BadImage, match=r"a row group of more than 0\.0 GB; write smaller"):
         split.read(0)
     assert pa.default_memory_pool().max_memory() - before < 1 << 27
+
+
+def test_more_rows_than_bytes_are_no_images(tmp_path):
+    content = pa.table({"image": pa.nulls(1_000_000, pa.binary())})
+    path = write(tmp_path / "a.parquet", content, rows=1_000_000)
+    assert "claims 1000000 rows in" in refusal(path)
 
 
 class Boom:
