@@ -255,6 +255,7 @@ def caused(error, cause):
         (OSError(errno.EIO, "Input/output error"), "Input/output error", "disk"),
         (MemoryError(), "not enough memory", "batch_size"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried…"), "not enough memory", "batch_size"),
+        (torch.OutOfMemoryError("Allocation on device 0"), "not enough memory", "batch_size"),
         (
             RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate"),
             "not enough memory",
