@@ -7,7 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from ssdistill.record.run import Run
 from ssdistill.record.tensorboard import TensorboardLogger
+from ssdistill.record.tracker import Tracker, TrackingSettings
 
 LINES = [
     {"step": 0, "epoch": 0, "loss/total": 3.0, "grad/norm": None},
@@ -50,6 +52,18 @@ def test_a_run_without_event_files_writes_its_earlier_steps_again(tmp_path, call
     assert calls[0] == ("open", str(tmp_path / "tensorboard"), None)
     written = [given for name, *given in calls if name == "add_scalar"]
     assert written == [["loss/total", 3.0, 0], ["loss/total", 2.0, 5]]
+
+
+def test_a_run_logs_into_its_own_folder_beside_its_record(tmp_path, calls):
+    run = Run(tmp_path, stage="distill", digest="ab" * 32, seed=1, config={"epochs": 2})
+    settings = TrackingSettings(wandb="disabled", tensorboard=True)
+    with Tracker(run, settings) as tracker:
+        tracker.log(3, {"loss/total": 1.5, "grad/norm": float("nan")})
+    assert calls[0] == ("open", str(tmp_path / "tensorboard"), None)
+    assert calls[1][:2] == ("add_text", "config") and '"epochs": 2' in calls[1][2]
+    assert [call for call in calls if call[0] == "add_scalar"] == [
+        ("add_scalar", "loss/total", 1.5, 3)
+    ]
 
 
 def test_the_writer_is_opened_once_and_begins_with_the_config(tmp_path, calls):
