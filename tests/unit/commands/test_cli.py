@@ -110,6 +110,7 @@ def test_the_help_names_every_command_and_gives_examples(capsys):
     out = capsys.readouterr().out
     for word in ("run", "reproduce", "report", "list", "ssdistill run quickstart"):
         assert word in out
+    assert "Distill, prune and quantize self-supervised vision encoders without labels." in out
 
 
 @pytest.mark.parametrize(
