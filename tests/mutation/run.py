@@ -182,7 +182,7 @@ def _work(mutants: list, args: argparse.Namespace, records: Sequence[Path], numb
         else:
             tests = lines_of.tests_of(mutant.file, mutant.line, last, args.budget)
         outcome = runner.run_tests(mutant, tests, copy, limit, args.locks)
-        if outcome.status == "timeout":  # is it the mutant that takes so long?
+        if outcome.is_doubtful:
             control = runner.run_tests(None, tests, copy, limit, args.locks)
             if control.status != "survived":
                 outcome = replace(outcome, status="unfinished")

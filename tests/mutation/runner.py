@@ -24,8 +24,11 @@ from py_compile import PycInvalidationMode
 
 from operators import Mutant
 
-COPIED = ("ssdistill", "tests", "configs", "experiments", "setup.cfg", "pyproject.toml")
-COPIED_FILES = ("README.md", "CHANGELOG.md", "Makefile", ".gitignore", "LICENSE", "CITATION.cff")
+COPIED = ("ssdistill", "tests", "configs", "experiments", "docs", ".ci")
+COPIED_FILES = (
+    *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "LICENSE", "CITATION.cff"),
+    *("setup.cfg", "pyproject.toml", "Makefile", ".gitignore"),
+)
 HEAVY = (
     *("torch", "torchvision", "timm", "lightning_fabric", "hypothesis.strategies", "scipy.stats"),
     *("sklearn.linear_model", "sklearn.datasets", "onnx", "onnxruntime", "pydantic", "omegaconf"),
@@ -46,7 +49,8 @@ class Outcome:
 
     Attributes:
         status: ``noticed``; ``timeout``: noticed, as the tests no longer end; ``survived``;
-            ``uncovered``: no test executes it; ``unfinished``: the machine was too busy to tell.
+            ``uncovered``: no test executes it; ``unfinished``: nothing is known, as the machine was
+            too busy or the tests do not pass without the mutant either.
         test: the test that failed first.
         error: the type of its exception.
         seconds: wall time.
@@ -58,6 +62,12 @@ class Outcome:
     error: str = ""
     seconds: float = 0.0
     tests: int = 0
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether the same might have come of the tests without the mutant: they took too long,
+        or there was no single one that failed, as where a file of them cannot be read."""
+        return self.status == "timeout" or (self.status == "noticed" and "::" not in self.test)
 
 
 def import_heavy_libraries() -> None:

@@ -1,9 +1,13 @@
 """Mutation testing itself: its edits, its draw, its record."""
 
+import subprocess
+from pathlib import Path
+
 import pytest
 from operators import mutants_of, parses
 from record import first_table, key_of, marked, table
 from run import files_of_tests
+from runner import COPIED, COPIED_FILES, Outcome
 from sampling import choose, room_of
 
 SOURCE = '''"""Text with ä and ×."""
@@ -139,3 +143,27 @@ def test_a_room_has_its_own_tests_and_those_across_rooms_that_import_it(tmp_path
     ]
     everything = files_of_tests(tmp_path, None)
     assert everything == sorted(set(texts) - {"tests/integration/test_e.py"})
+
+
+@pytest.mark.parametrize(
+    ("status", "test", "doubtful"),
+    [
+        ("noticed", "tests/unit/test_a.py::test_b", False),
+        ("noticed", "tests/unit/test_a.py", True),
+        ("noticed", "", True),
+        ("timeout", "", True),
+        ("survived", "", False),
+        ("uncovered", "", False),
+    ],
+)
+def test_what_no_single_test_noticed_is_tried_without_the_mutant(status, test, doubtful):
+    assert Outcome(status, test).is_doubtful == doubtful
+
+
+def test_the_copy_has_every_page_and_folder_of_the_tree():
+    root = Path(__file__).resolve().parents[2]
+    tracked = subprocess.run(["git", "ls-files"], cwd=root, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("not a checkout")
+    pages = {name for name in tracked.stdout.split() if name.endswith(".md") and "/" not in name}
+    assert pages <= {*COPIED_FILES} and (root / "docs").is_dir() and "docs" in COPIED

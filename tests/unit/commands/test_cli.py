@@ -110,6 +110,7 @@ def test_the_help_names_every_command_and_gives_examples(capsys):
     out = capsys.readouterr().out
     for word in ("run", "reproduce", "report", "list", "ssdistill run quickstart"):
         assert word in out
+    assert "Distill, prune and quantize self-supervised vision encoders without labels." in out
 
 
 @pytest.mark.parametrize(
@@ -255,6 +256,7 @@ def caused(error, cause):
         (OSError(errno.EIO, "Input/output error"), "Input/output error", "disk"),
         (MemoryError(), "not enough memory", "batch_size"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried…"), "not enough memory", "batch_size"),
+        (torch.OutOfMemoryError("Allocation on device 0"), "not enough memory", "batch_size"),
         (
             RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate"),
             "not enough memory",

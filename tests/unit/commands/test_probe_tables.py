@@ -108,6 +108,16 @@ def test_several_models_are_one_row_each_and_held_against_the_first(several):
     assert column(label_free, "CKA") == ["–", f"{cka:.3f}", column(label_free, "CKA")[2]]
 
 
+@pytest.mark.parametrize(("images", "k"), [(80, 10), (9, 4)])
+def test_ten_neighbors_agree_or_half_of_a_handful(images, k):
+    found = ssdistill.probe({"colors": colors, "corner": corner}, pairs(test=images), ["knn"])
+    first, other = found.models
+    expected = agreement(other.looked_at_ND, first.looked_at_ND, k=k)
+    assert {name: other.metrics[name] for name in expected} == expected
+    assert 0 < expected["agree/knn_overlap"] < 1
+    assert not any(name.startswith("agree/") for name in first.metrics)
+
+
 def test_a_model_against_itself_is_equivalent():
     models = {"a": colors, "b": lambda x: colors(x)}
     found = ssdistill.probe(models, pairs(test=400), ["knn"], margin=1.5)

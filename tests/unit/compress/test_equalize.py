@@ -88,6 +88,40 @@ def test_ranges_of_a_pair_are_equal_afterwards_also_of_grouped_and_linear_layers
 
 
 @torch.no_grad()
+def test_pairs_that_share_a_layer_are_equalized_until_nothing_changes():
+    net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+    for name, largest in (("0", 16.0), ("2", 1.0), ("4", 1.0)):
+        net.get_submodule(name).weight.copy_(torch.diag(torch.tensor([1.0, largest])))
+        net.get_submodule(name).bias.copy_(torch.tensor([3.0, 32.0]))
+    model = Wrapped(net.eval(), torch.rand(2, 2))
+    # The first channel is equal from the beginning; the scales of the second have a product of 16.
+    for rounds, second in ((1, (4.0, 2.0, 2.0)), (20, (16 ** (1 / 3),) * 3)):
+        found, pairs = equalize(model, rounds)
+        assert pairs == [("0", "2"), ("2", "4")]
+        layers = [found.net.get_submodule(name) for name in ("0", "2", "4")]
+        for layer, largest in zip(layers, second, strict=True):
+            expected = torch.diag(torch.tensor([1.0, largest]))
+            assert torch.allclose(layer.weight, expected, rtol=2e-3)
+        # The bias goes with the outputs, divided by all that they were divided by.
+        biases = (32 * second[0] / 16, 32 * second[0] * second[1] / 16, 32.0)
+        for layer, bias in zip(layers, biases, strict=True):
+            assert torch.allclose(layer.bias, torch.tensor([3.0, bias]), rtol=3e-3)
+
+
+@torch.no_grad()
+def test_a_channel_that_nothing_reads_stays_as_it_is():
+    net = Chain()
+    # Input channel 2 of the grouped layer is the first of its second group.
+    net.deep.weight[2:4, 0] = 0
+    model = wrapped(net)
+    found, _ = equalize(model)
+    assert torch.equal(found.net.first.weight[2], net.first.weight[2])
+    assert not torch.equal(found.net.first.weight[3], net.first.weight[3])
+    x_BCHW = model.example(4)
+    assert torch.allclose(found(x_BCHW).embedding_BD, model(x_BCHW).embedding_BD, atol=1e-5)
+
+
+@torch.no_grad()
 def test_a_dead_channel_stays_dead_and_finite():
     net = Chain()
     net.first.weight[2], net.first.bias[2] = 0, 0

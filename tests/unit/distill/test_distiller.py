@@ -138,6 +138,20 @@ def test_the_maps_a_loss_reads_are_tapped_and_its_views_counted():
     assert torch.isfinite(distiller(make_views(2), make_batch())["maps"])
 
 
+@pytest.mark.parametrize("reads", [(), ("first",), ("second",), ("first", "second")])
+def test_a_teacher_projects_where_one_loss_or_more_reads_that(reads):
+    student, teacher = small_encoder(), small_encoder((8, 32, 32, 32))
+    teacher.projector = torch.nn.Linear(32, 5)
+    losses = {name: SimReg(shapes(student, teacher, 100)) for name in ("first", "second")}
+    for name in reads:
+        losses[name].reads_projection = True
+    distiller = Distiller(student, teacher, losses)
+    found = distiller.targets(dict(enumerate(make_views(2))), make_batch())
+    expected = [(4, 5), (4, 5)] if reads else [None, None]
+    projections = [found[view].projection_BP for view in (0, 1)]
+    assert [None if z_BP is None else tuple(z_BP.shape) for z_BP in projections] == expected
+
+
 def test_shapes_name_every_map_and_leave_the_taps_alone():
     student, teacher = small_encoder(), small_encoder((8, 32, 32, 32))
     student.set_taps(("layer1",))

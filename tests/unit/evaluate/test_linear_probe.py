@@ -7,6 +7,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 from ssdistill.errors import UserError
+from ssdistill.evaluate.probes import logistic
 from ssdistill.evaluate.probes.logistic import fit_logistic
 from ssdistill.evaluate.probes.strength import Folds, stratified_split
 from ssdistill.evaluate.protocols.linear import linear_probe
@@ -98,6 +99,25 @@ def test_gradient_of_the_solution_vanishes(digits):
     loss = torch.nn.functional.cross_entropy(x_NE @ theta_KE.T, label_N)
     (loss + 0.5e-3 * theta_KE[:, :-1].square().sum()).backward()
     assert theta_KE.grad.abs().max() < 2e-5
+
+
+@pytest.mark.parametrize(("pairs_that_fit", "kept"), [(0, 5), (7, 7), (1000, 20)])
+def test_lbfgs_remembers_twenty_steps_or_what_fits_but_five(
+    digits, monkeypatch, pairs_that_fit, kept
+):
+    x_ND, label_N = torch.tensor(digits[0]).float(), torch.tensor(digits[1])
+    # A step and a change of the gradient, 8 bytes for each of 10 x (64 + 1) numbers.
+    monkeypatch.setattr(logistic, "MEMORY_BYTES", pairs_that_fit * 2 * 8 * 10 * 65)
+    lengths, by_inverse = [], logistic._Problem.times_inverse
+
+    def times_inverse(self, slope, memory, gain_P):
+        lengths.append(len(memory))
+        return by_inverse(self, slope, memory, gain_P)
+
+    monkeypatch.setattr(logistic._Problem, "times_inverse", times_inverse)
+    rows = Rows(x_ND, *standardization(x_ND))
+    fit = fit_logistic(rows, label_N[None], 10, torch.tensor([1e-5]), max_steps=30, tolerance=0.0)
+    assert lengths == [min(step, kept) for step in range(fit.steps)] and fit.steps > kept
 
 
 def seeded(seed):

@@ -3,7 +3,7 @@
 import pytest
 
 from ssdistill.errors import UserError
-from ssdistill.experiment.reading import load_experiment
+from ssdistill.experiment.reading import load_experiment, parse_override
 
 BASE = """
 schema: 1
@@ -173,6 +173,15 @@ def test_a_row_pretrained_in_another_way_drops_what_only_the_former_method_knew(
     text = BASE + "compare: {a: {pretrain: {kind: simclr, temperature: 0.2}}}\n"
     _, notices = load("compare.a.pretrain.kind=byol", text=text)
     assert any("ignoring compare.a.pretrain.temperature" in notice for notice in notices)
+
+
+def test_an_override_has_at_most_forty_keys():
+    tree = parse_override(".".join(["a"] * 40) + "=1")
+    for _ in range(40):
+        tree = tree["a"]
+    assert tree == 1
+    with pytest.raises(UserError, match=r"^override 'a\.a\..*': nested more than 40 keys deep"):
+        parse_override(".".join(["a"] * 41) + "=1")
 
 
 def test_one_of_several_teachers_pretrained_in_another_way_does_so_too(load):

@@ -3,7 +3,7 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from ssdistill.chain.run import _shown
 from ssdistill.errors import UserError
-from ssdistill.experiment.overrides import plain_overrides
+from ssdistill.experiment.overrides import nearest_option, plain_overrides
 from ssdistill.experiment.reading import load_experiment
 
 OPTIONS = {"--runs": True, "--publish": True, "--dry-run": False, "--help": False}
@@ -107,3 +107,18 @@ def test_an_agent_starts_a_preempted_run_once_more(form):
 def test_outside_of_a_sweep_a_column_is_no_setting():
     with pytest.raises(UserError, match="experiment: no such setting"):
         load_experiment("quickstart", ["experiment=x"])
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("runz", " (did you mean '--runs'?)"),
+        ("--runz", " (did you mean '--runs'?)"),
+        ("--runz=x/--dry-run", " (did you mean '--runs'?)"),
+        ("--dry_run", " (did you mean '--dry-run'?)"),
+        ("--nothing-like-it", ""),
+        ("-r", ""),
+    ],
+)
+def test_the_nearest_option_is_found_whatever_hyphens_a_word_has(word, hint):
+    assert nearest_option(word, ["-r", "--runs", "--dry-run"]) == hint

@@ -95,6 +95,14 @@ def test_the_model_that_is_compressed_is_the_student_or_else_the_teacher(load):
     assert load(*alone, EXISTING, "pretrain=null").compressed == "teacher"
 
 
+@pytest.mark.parametrize("name", ["a.b", "a/b", "a b", "-a", "_a", "a*", "é", "''"])
+def test_a_teacher_whose_name_no_metric_can_have_is_refused(load, name):
+    one, other = ("{kind: checkpoint, path: a.ckpt}" for _ in range(2))
+    with pytest.raises(UserError, match="teachers"):
+        load(f"teachers={{{name}: {one}, b: {other}}}")
+    assert list(load(f"teachers={{a-1_B: {one}, b: {other}}}").teachers) == ["a-1_B", "b"]
+
+
 def test_teachers_are_called_by_their_names_their_method_or_teacher(load):
     assert list(load().all_teachers) == ["teacher"]
     assert list(load(SEVERAL).all_teachers) == ["teacher_a", "teacher_b"]

@@ -1,5 +1,6 @@
 import copy
 import hashlib
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import nn
 from ssdistill.data.views import eval_view
 from ssdistill.errors import UserError
 from ssdistill.label_free import features
-from ssdistill.label_free.features import extract
+from ssdistill.label_free.features import evaluating, extract
 from ssdistill.models.backbones import EncoderSettings, build_encoder
 from ssdistill.models.representation import Representation
 
@@ -58,6 +59,22 @@ def test_neither_weights_nor_buffers_nor_modes_change(encoder, images):
     assert [module.training for module in encoder.modules()] == modes
     encoder(eval_view(torch.from_numpy(images), 16))
     assert digest(encoder) != before, "the digest would not have seen changed buffers"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize(("device", "moves"), [("meta", ["meta", "cpu"]), ("cpu", []), (None, [])])
+def test_an_encoder_is_moved_to_the_device_and_back(device, moves, fails):
+    class Moved(nn.Linear):
+        def to(self, device):
+            moved.append(str(device))
+            return self
+
+    moved, encoder = [], Moved(2, 2)
+    with nullcontext() if not fails else pytest.raises(KeyError), evaluating(encoder, device) as on:
+        assert str(on) == (device or "cpu") and not encoder.training
+        if fails:
+            raise KeyError
+    assert moved == moves and encoder.training
 
 
 def test_modes_come_back_when_the_encoder_fails(encoder):

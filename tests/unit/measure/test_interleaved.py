@@ -83,6 +83,13 @@ def test_a_ratio_pairs_the_calls_of_a_round_and_leaves_out_rounds_without_both()
         speedup_of([[]], [[1.0]])
 
 
+def test_the_interval_of_twenty_rounds_is_from_the_sixth_to_the_fifteenth():
+    ratios = random.Random(0).sample(range(1, 21), 20)
+    found = speedup_of([[2.0 * ratio] for ratio in ratios], [[2.0]] * 20)
+    # 2 P(Binomial(20, 1/2) <= 5) = 4.1 %, with 6 it would be 11.5 %.
+    assert (found.median, found.low, found.high, found.rounds) == (10.5, 6, 15, 20)
+
+
 @pytest.mark.parametrize("count", [1, 3, 5, 6, 9, 12, 20, 40])
 def test_the_interval_of_a_median_covers_95_percent_and_is_the_narrowest_that_does(count):
     def missed(outside):

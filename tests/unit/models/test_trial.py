@@ -1,5 +1,7 @@
 """Networks that cannot be built, or cannot encode, are reported in one line."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -74,6 +76,30 @@ def test_a_network_that_cannot_take_the_images_is_named(name, message):
 
 def test_the_remedy_is_the_size_the_network_was_made_for():
     assert refusal("levit_128s").endswith("set encoder.input_size=224 or choose another network")
+
+
+@pytest.mark.parametrize(
+    ("spec", "side", "remedy"),
+    [
+        ({"args": {"depth": 1}}, 224, "check encoder.args"),
+        ({"args": {"depth": 1}}, 32, "set encoder.input_size=224 or choose another network"),
+        ({}, 224, "choose another network"),
+        ({"input_size": 224}, 32, "choose another network"),
+        ({"input_size": 96}, 224, "set encoder.input_size=224 or choose another network"),
+        ({"name": "vit_base_patch16_384"}, 384, "choose another network"),
+        ({"name": "vit_base_patch16_384", "library": "torchvision"}, 224, "choose another network"),
+        (
+            {"name": "vit_base_patch16_384", "patches": True},
+            32,
+            "set encoder.args.dynamic_img_size=true or encoder.input_size=384",
+        ),
+    ],
+)
+def test_a_network_made_for_a_size_is_not_told_to_take_that_size(spec, side, remedy):
+    known = {"name": "resnet18", "library": "timm", "args": {}, "input_size": None} | spec
+    net = SimpleNamespace(patch_embed=None) if known.pop("patches", False) else SimpleNamespace()
+    encoder = SimpleNamespace(spec=SimpleNamespace(**known), net=net)
+    assert trial._other_size(encoder, side) == f"; {remedy}"
 
 
 @pytest.mark.parametrize("side", [8193, 10**6, 10**12])

@@ -105,6 +105,19 @@ def test_wall_seconds_add_up_over_resumes(tmp_path):
     assert load_run(tmp_path).wall_seconds >= 100.0
 
 
+def test_wall_seconds_are_those_since_the_run_was_opened(tmp_path, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("ssdistill.record.run.time.monotonic", lambda: now[0])
+    for opened, seconds in ((1000.0, 7.5), (5000.0, 9.75)):
+        now[0] = opened
+        run = Run(tmp_path, **FACTS)
+        now[0] += 5.0
+        run.save()
+        now[0] += 2.5 if opened == 1000.0 else -2.75
+        run.fail("for a reason")
+        assert load_run(tmp_path).wall_seconds == seconds
+
+
 @pytest.mark.parametrize("tail", ['{"step": 2, "loss/to', '{"step": 2}', "\x00\x00"])
 def test_half_line_after_a_kill_is_dropped(tmp_path, tail):
     run = Run(tmp_path, **FACTS)

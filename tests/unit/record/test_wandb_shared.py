@@ -12,6 +12,7 @@ from ssdistill.record import session as room
 from ssdistill.record import wandb_logger
 from ssdistill.record.run_record import RunRecord
 from ssdistill.record.session import Session, current_session, session
+from ssdistill.record.tracking_settings import TrackingSettings
 from ssdistill.record.wandb_logger import (
     SharedLogger,
     SharedReport,
@@ -106,6 +107,32 @@ def test_a_run_of_a_stage_ends_as_the_stage_did(status, code, tmp_path):
     logger._begin(run, prefix="")
     logger.finish(status, {"a": 1.0})
     assert run.summary == {"a": 1.0, "status": status} and run.ends == [code]
+
+
+@pytest.mark.parametrize(
+    ("facts", "group"),
+    [
+        ({"group": "chapter 3", "name": "a"}, "chapter 3"),
+        ({"name": "quickstart"}, "quickstart-abababab"),
+        ({}, "distill-abababab"),
+    ],
+)
+def test_a_run_of_a_stage_is_grouped_by_name_and_hash_where_no_group_is_given(
+    facts, group, tmp_path, monkeypatch
+):
+    monkeypatch.delenv("WANDB_RUN_GROUP", raising=False)
+    opened = []
+
+    def open_it(mode, arguments):
+        opened.append((mode, arguments))
+        return WandbRun(tmp_path)
+
+    monkeypatch.setattr(wandb_logger, "_open", open_it)
+    record = record_of(**facts)
+    WandbLogger(record, tmp_path, TrackingSettings(), "offline")
+    ((mode, arguments),) = opened
+    assert (mode, arguments["group"], arguments["job_type"]) == ("offline", group, "distill")
+    assert arguments["id"] == "abababab-distill-s3"
 
 
 def test_a_full_disk_is_an_error_before_anything_is_sent(tmp_path, monkeypatch):

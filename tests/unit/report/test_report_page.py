@@ -240,6 +240,14 @@ def test_thinning_keeps_the_extremes_and_the_order(values):
     assert max(v for _, v in kept) == max(values) and min(v for _, v in kept) == min(values)
 
 
+def test_thinning_keeps_the_extremes_of_every_stretch():
+    falling = [(float(i), float(-i)) for i in range(2 * MOST_POINTS)]
+    ends = [falling[i + j] for i in range(0, 2 * MOST_POINTS, 4) for j in (0, 3)]
+    assert thinned(falling) == ends
+    assert thinned([(x, 1.0) for x, _ in falling]) == [(x, 1.0) for x, _ in falling[::4]]
+    assert thinned(falling[:MOST_POINTS]) == falling[:MOST_POINTS]
+
+
 @given(st.floats(-1e6, 1e6), st.floats(1e-4, 1e6))
 def test_ticks_are_few_within_the_range_and_evenly_spaced(low, span):
     ticks = nice_ticks(low, low + span)

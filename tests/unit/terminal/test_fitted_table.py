@@ -152,6 +152,15 @@ def test_numbers_stand_below_each_other_to_the_right():
     assert len(lines[0]) == len(lines[1])
 
 
+@pytest.mark.parametrize(
+    ("width", "lines"),
+    [(10, ["longname", "  n: 100"]), (9, ["longname", "  n:", "    100"])],
+)
+def test_a_number_of_a_list_stands_beside_its_heading_where_both_fit(width, lines):
+    table = Table(("model", "n"), (("longname", "100"),)).to_rich()
+    assert printed(table, width).split("\n")[: len(lines) + 1] == [*lines, ""]
+
+
 def test_a_table_without_rows_and_one_without_columns_are_printed():
     assert "model" in printed(Table(("model", "n"), ()).to_rich(), 80)
     assert printed(FittedTable(title="empty"), 80).startswith("empty")

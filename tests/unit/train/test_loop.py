@@ -400,6 +400,42 @@ def test_due_steps_and_the_last_one_are_logged(start, runs):
     assert metrics["loss/total"] == read_metrics(runs / "run")[-1]["loss/total"]
 
 
+def test_a_network_that_comes_in_eval_mode_is_trained_in_training_mode(start, make_encoder, runs):
+    class Modes(Noisy):
+        def forward(self, views, batch):
+            seen.append({module.training for module in self.modules()})
+            return super().forward(views, batch)
+
+    seen = []
+    start(runs / "run", Modes(make_encoder()).eval())
+    assert seen == [{True}] * STEPS
+
+
+@pytest.mark.parametrize("clip", [None, 0.5, 100.0])
+def test_the_norm_of_the_gradient_is_logged_as_it_was_before_it_was_clipped(
+    start, make_encoder, runs, clip
+):
+    # Each of three numbers has a gradient of (2 + 2 * 0.5) / 3.
+    task = Scripted(make_encoder(), (2.0, 0.5), weights=(1.0, 2.0))
+    optim = OptimSettings(kind="sgd", lr=0.05, momentum=0.0, clip_grad_norm=clip)
+    start(runs / "run", task, optim=optim)
+    norms = [line["grad/norm"] for line in read_metrics(runs / "run")]
+    assert norms == pytest.approx([math.sqrt(3)] * STEPS)
+
+
+def test_collapse_is_measured_on_the_first_two_of_many_views(start, make_encoder, runs):
+    class Views(Noisy):
+        def forward(self, views, batch):
+            losses = super().forward(views, batch)
+            self.last_embeddings = [two_BD, -two_BD, two_BD, two_BD]
+            return losses
+
+    two_BD = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    start(runs / "run", Views(make_encoder()))
+    for line in read_metrics(runs / "run"):
+        assert line["collapse/alignment"] == pytest.approx(4.0)
+
+
 def test_momentum_networks_move_after_every_step(start, make_encoder, runs):
     task, _ = start(runs / "run", Scripted(make_encoder(), (1.0, 1.0)))
     assert task.after == [(step, STEPS) for step in range(STEPS)]
