@@ -21,7 +21,8 @@ FEW_IMAGES = 12
 """Training images below which compression gets augmented views beside them."""
 SAMPLE = 64
 """Size of the sample compared first; all images are compared if these are alike."""
-PIECE = 4096
+PIECE_BYTES = 64 << 20
+"""Pixels that are compared at a time."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def _refuse_selection(train: ImageSet, experiment: Experiment) -> None:
 
 def _refuse_constant(train: ImageSet, experiment: Experiment) -> None:
     first = np.asarray(train.images[0])
-    if not _holds_everywhere(train, lambda images_NHWC: images_NHWC == first):
+    if not holds_everywhere(train, lambda images_NHWC: images_NHWC == first):
         return
     values = np.unique(first)
     window = f", or data.window={experiment.data.window}" if train.window else ""
@@ -104,13 +105,13 @@ def _refuse_constant(train: ImageSet, experiment: Experiment) -> None:
 
 def _constant_warnings(train: ImageSet, test: ImageSet) -> list[str]:
     warnings = []
-    if _holds_everywhere(train, lambda images_NHWC: images_NHWC == images_NHWC[:, :1, :1]):
+    if holds_everywhere(train, lambda images_NHWC: images_NHWC == images_NHWC[:, :1, :1]):
         warnings.append(
             "each training image has a single color, so all its crops look the same; "
             "check the files"
         )
     first = np.asarray(test.images[0])
-    if len(test) > 1 and _holds_everywhere(test, lambda images_NHWC: images_NHWC == first):
+    if len(test) > 1 and holds_everywhere(test, lambda images_NHWC: images_NHWC == first):
         warnings.append(
             f"the {len(test)} test images are identical, so their metrics are "
             "meaningless; check the files"
@@ -118,13 +119,14 @@ def _constant_warnings(train: ImageSet, test: ImageSet) -> list[str]:
     return warnings
 
 
-def _holds_everywhere(store: ImageSet, holds: Callable[[np.ndarray], np.ndarray]) -> bool:
+def holds_everywhere(store: ImageSet, holds: Callable[[np.ndarray], np.ndarray]) -> bool:
     """Whether a property holds for every pixel; a sample is checked first."""
     images_NHWC = store.images
     sample = images_NHWC[:: -(-len(store) // SAMPLE)]
-    pieces = range(0, len(store), PIECE)
+    piece = max(1, PIECE_BYTES // max(1, sample[0].nbytes))
     return bool(holds(sample).all()) and all(
-        bool(holds(images_NHWC[start : start + PIECE]).all()) for start in pieces
+        bool(holds(images_NHWC[start : start + piece]).all())
+        for start in range(0, len(store), piece)
     )
 
 

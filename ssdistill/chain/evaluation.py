@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
-from ssdistill.chain.data_checks import MEASURED_AT_LEAST
+from ssdistill.chain.data_checks import MEASURED_AT_LEAST, holds_everywhere
 from ssdistill.chain.stage_files import read_array, read_arrays, read_json
 from ssdistill.chain.stages import Stage
 from ssdistill.chain.workspace import MODEL, Workspace
@@ -115,9 +115,11 @@ def of_views(subject: Subject, workspace: Workspace, shown: slice) -> dict[str, 
 
 def raw_pixels(workspace: Workspace) -> Callable[[Tensor], Representation]:
     """Baseline without an encoder: raw pixels, at most ``PIXELS`` a side, as the embedding."""
-    images = workspace.train.images
     # Of a gray image, three equal channels would be two too many for the probe to solve.
-    channels = 1 if (images == images[..., :1]).all() else 3
+    gray = holds_everywhere(
+        workspace.train, lambda images_NHWC: images_NHWC == images_NHWC[..., :1]
+    )
+    channels = 1 if gray else 3
 
     def encode(x_BCHW: Tensor) -> Representation:
         side = min(PIXELS, x_BCHW.shape[-1])

@@ -207,6 +207,8 @@ class Squares:
             if not -len(self) <= key < len(self):
                 raise IndexError(f"image {key} of {len(self)}")
             return self[[int(key) % len(self)]][0]
+        if key is Ellipsis:
+            key = slice(None)
         if isinstance(key, slice):
             position_B = np.arange(len(self))[key]
         else:

@@ -163,6 +163,7 @@ def test_central_squares_are_those_of_a_store(originals, folder, tmp_path):
     store = open_store(source, "train", 16, tmp_path / "stored")
     assert originals.images.shape == store.images.shape == (8, 16, 16, 3)
     assert np.array_equal(originals.images[:], store.images)
+    assert np.array_equal(originals.images[...], store.images)
     assert np.array_equal(originals.images[-1], store.images[-1])
     assert np.array_equal(originals.images[1:7:2], store.images[1:7:2])
     assert np.array_equal(originals.images[np.array([5, 2])], store.images[[5, 2]])
