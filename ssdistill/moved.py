@@ -153,7 +153,7 @@ RENAMED = {
     },
     "compress.searching.plan_costs": {"PlanCosts": "AllocationCosts"},
     "config": {"validated": "settings.problems:"},
-    "data.extra": {"NEEDS_NEIGHBOURS": "NEEDS_NEIGHBORS"},
+    "data.extra": {"NEEDS_NEIGHBOURS": "NEIGHBOR_VIEWS"},
     "data.geometry": {"resize_centre_crop": "resize_center_crop"},
     "data.mixing": {"centred_box": "centered_box"},
     "data.sources": {

@@ -50,7 +50,7 @@ class Names:
 
 
 def find_names(keys: Collection[str], chosen: Names, where: str, remedy: str = "") -> Names:
-    """Return the names of images and labels among ``keys``, the usual ones unless asked for.
+    """Return the names of images and labels among ``keys``, the usual ones by default.
 
     Args:
         chosen: names that the user sets.

@@ -13,7 +13,7 @@ from ssdistill.data.splits import ArraySplit
 
 
 class ArrayRows(ArraySplit):
-    """Some rows of an array in any layout, of which only what is asked for is read.
+    """Some rows of an array in any layout, of which only what is wanted is read.
 
     Args:
         images: gives what has a dtype and is indexed like an array.

@@ -124,7 +124,7 @@ class Checked:
     def find_near(self, groups: Sequence[Sequence[int]]) -> None:
         """Take groups of numbers (see :meth:`numbers`) as near-duplicates.
 
-        Groups of equal images alone are left out: they are duplicates already.
+        Groups of equal images alone are ignored: they are duplicates already.
         """
         words_N2 = np.ascontiguousarray(self._digest_N).view("<u8").reshape(len(self), 2)
         several = [group for group in groups if len(np.unique(words_N2[list(group)], axis=0)) > 1]
@@ -178,7 +178,7 @@ class Checked:
         return Finding(split, row, self.parts[split].raw.name(row), what)
 
 
-def find_alike(
+def find_near_duplicates(
     checked: Checked,
     embed: Callable[[str], tuple[Any, np.ndarray]],
     group: Callable[[Any], list[list[int]]],

@@ -37,7 +37,7 @@ def hold_out(
     """Split the numbers from 0 to ``count - 1`` into (train, test), rising.
 
     Args:
-        fraction: share of the test images; None takes 0.2 with labels, 0.1 without, and none of
+        fraction: of the test images; None takes 0.2 with labels, 0.1 without, and none of
             one or two images.
 
     Returns:

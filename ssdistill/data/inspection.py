@@ -75,7 +75,7 @@ def _pieces(raw: RawSplit) -> Iterator[tuple[range, list[tuple | BadImage]]]:
 
 
 def _fact(raw: RawSplit, row: int) -> tuple | BadImage:
-    """Return digest, height, width and flags of an image."""
+    """Return hash, height, width and flags of an image."""
     try:
         encoded = raw.encoded()
         if encoded is None:

@@ -35,7 +35,7 @@ is smaller than the file it comes from, and is read five times faster than the f
 SAMPLED = 4096
 """Images that the statistics of originals are measured on, evenly spread by their number."""
 PIECE = 256
-STATISTICS = "statistics-{size}-{digest}.json"
+STATISTICS = "statistics-{size}-{fingerprint}.json"
 
 
 def open_source(settings: StoreSettings) -> Source:
@@ -172,7 +172,7 @@ def are_known(source: Source, split: str, settings: StoreSettings, size: int, ro
     """Whether opening a split's originals with central squares of ``size`` would decode none."""
     folder = index_folder(source, split, settings, root)
     with suppress(OSError):
-        measured = any(folder.glob(STATISTICS.format(size=size, digest="*")))
+        measured = any(folder.glob(STATISTICS.format(size=size, fingerprint="*")))
         return measured and is_current(source.split(split).encoded(), folder)
     return False
 
@@ -180,7 +180,7 @@ def are_known(source: Source, split: str, settings: StoreSettings, size: int, ro
 def _measure(originals: Originals, folder: Path, automatic: bool) -> None:
     """Set mean, standard deviation and notices of originals, from a sample of their squares."""
     size, digest = originals.images.shape[1], originals.fingerprint[:16]
-    path = folder / STATISTICS.format(size=size, digest=digest)
+    path = folder / STATISTICS.format(size=size, fingerprint=digest)
     with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         found = json.loads(path.read_text())
         if found.pop("sha256") != _sha256(found):

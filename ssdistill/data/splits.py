@@ -153,7 +153,7 @@ class Source(ABC):
     used where the config leaves ``data.image_size`` open) and ``description``; where views for
     natural images would be wrong, also ``default_recipe``, the name of a view recipe; and
     where there may be no test images, ``has_test``. ``later`` names arguments that the kind of
-    version 0.1 did not have; at their defaults they are no part of ``settings`` or of a digest.
+    version 0.1 did not have; at their defaults they are no part of ``settings`` or of a hash.
     """
 
     kind: ClassVar[str]
@@ -183,7 +183,7 @@ class Source(ABC):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The keyword-only constructor arguments of this source, as they enter digests."""
+        """The keyword-only constructor arguments of this source, as they enter hashes."""
         defaults = inspect.signature(type(self).__init__).parameters
         values = settings_of(self)
         return {

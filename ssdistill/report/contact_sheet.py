@@ -42,7 +42,7 @@ class Small:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A section of the page: groups of small images, and how much is left out."""
+    """A section of the page: groups of small images, and how many are not shown."""
 
     title: str
     lede: str

@@ -10,11 +10,11 @@ from ssdistill.train.progress import console
 WINDOW = 50
 """Steps that the share is taken over."""
 TOLERATED = 0.1
-"""Share of waiting that is not worth a word."""
+"""Fraction of waiting that is not worth a word."""
 
 
 class Waiting:
-    """The share of the last steps that passed before their batches were there.
+    """The fraction of the last steps that passed before their batches were there.
 
     What is read ahead costs nothing. On a device that computes by itself the time counts only
     where the device is idle as well: as long as it has work, so has the loop that queues it.

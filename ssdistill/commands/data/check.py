@@ -96,7 +96,7 @@ def _find_near(checked: "Checked", settings: "StoreSettings", options: argparse.
 
     import numpy as np
 
-    from ssdistill.data.checking import find_alike
+    from ssdistill.data.checking import find_near_duplicates
     from ssdistill.data.duplicates import near_groups
     from ssdistill.data.opening import open_stores
     from ssdistill.data.progress import with_bar
@@ -120,7 +120,7 @@ def _find_near(checked: "Checked", settings: "StoreSettings", options: argparse.
         watched = partial(with_bar, total=len(embedding_ND), title="comparing embeddings")
         return near_groups(embedding_ND, options.cosine, watched)
 
-    find_alike(checked, embed, group)
+    find_near_duplicates(checked, embed, group)
 
 
 def counts_table(checked: "Checked") -> "Table":

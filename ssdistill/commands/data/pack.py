@@ -45,7 +45,9 @@ def add(subcommands: argparse._SubParsersAction) -> None:
         help="make larger images so small (default: keep the original files)")  # fmt: skip
     option("--quality", type=_quality, metavar="Q",
         help="JPEG quality of images made smaller, 1 to 100 (default: 90)")  # fmt: skip
-    option("--labels", action="store_true", help="write each image's class as .cls")
+    option(
+        "--labels", dest="with_labels", action="store_true", help="write each image's class as .cls"
+    )
     option("--shard-images", type=_positive, default=2000, metavar="N",
         help="most images in an archive (default: 2000)")  # fmt: skip
     option("--verify", action="store_true",
@@ -68,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
     settings = data_settings(options.words)
     source, folder = open_source(settings), user_path(options.to)
     packing = Packing(
-        options.short_side, options.quality or 90, options.labels, options.shard_images
+        options.short_side, options.quality or 90, options.with_labels, options.shard_images
     )
     with pixel_limit(settings.max_pixels):
         packed = pack(source, folder, packing, settings.max_bad)

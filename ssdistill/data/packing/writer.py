@@ -99,7 +99,7 @@ def pack(source: Source, folder: Path, packing: Packing, max_bad: float = 0.05) 
     Names and order are the source's. Finished shards of an interrupted packing are kept.
 
     Args:
-        max_bad: largest fraction of a split's images that may be unreadable, and left out.
+        max_bad: largest fraction of a split's images that may be unreadable, and is skipped.
 
     Raises:
         UserError: the folder holds something else, too many images are unreadable, or the source

@@ -39,7 +39,7 @@ class FileList(Source):
         group_column: of groups, such as patients, that are held out as a whole.
         label_separator: between several labels of one image; such images cannot be evaluated yet.
         encoding: of a text, such as ``cp1252``; UTF-8 by default, or what the file begins with.
-        missing: ``skip`` leaves out files that are not there, with a warning.
+        missing: ``skip`` skips files that are not there, with a warning.
         test_fraction: fraction held out where the list has no test images; by default 0.2 with
             labels and 0.1 without. 0 trains on everything.
     """

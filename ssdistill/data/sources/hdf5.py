@@ -1,4 +1,4 @@
-"""Images in one HDF5 file: encoded ones, or arrays of which rows are read as they are needed."""
+"""Images in one HDF5 file: encoded ones, or arrays of which rows are read as they are wanted."""
 
 from functools import cached_property, partial
 from pathlib import Path

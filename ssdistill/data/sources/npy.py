@@ -19,7 +19,7 @@ from ssdistill.files import user_path
 
 
 class Npy(PartedSource):
-    """Arrays in ``.npy`` files, one for each part, read from disk as they are needed.
+    """Arrays in ``.npy`` files, one for each part, read from disk as they are wanted.
 
     Images are (N, H, W), (N, H, W, 1 or 3), (N, 1 or 3, H, W) or rows of square images: uint8,
     fractions in [0, 1], or any other real numbers, see ``data.window``. Without test images,

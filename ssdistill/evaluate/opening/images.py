@@ -137,7 +137,7 @@ def open_images(
 
 
 def _has_no_size(source: Source) -> bool:
-    """Whether images of a source have no size of their own, so that any may be asked for."""
+    """Whether images of a source have no size of their own, so that any may be requested."""
     return source.split("train").encoded() is not None
 
 

@@ -122,7 +122,7 @@ class LmdbSettings(StoreSettings):
     test_fraction: float | None = ...
 
 class NpySettings(StoreSettings):
-    """Arrays in ``.npy`` files, one for each part, read from disk as they are needed."""
+    """Arrays in ``.npy`` files, one for each part, read from disk as they are wanted."""
 
     kind: Literal["npy"] = ...
     path: str

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssdistill.data.checking import Checked, find_alike
+from ssdistill.data.checking import Checked, find_near_duplicates
 from ssdistill.data.image_index import ImageIndex, verified
 from ssdistill.data.inspection import (
     ALPHA,
@@ -130,7 +130,7 @@ def test_groups_of_equal_images_alone_are_no_near_duplicates(tmp_path):
     checked = Checked(SOURCES.schema("npz")(path=str(tmp_path / "a.npz")))
     import torch
 
-    find_alike(
+    find_near_duplicates(
         checked,
         lambda split: (torch.zeros(6 if split == "train" else 2, 1),
                        np.arange(6) if split == "train" else np.array([0, 2])),
