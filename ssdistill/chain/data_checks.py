@@ -122,11 +122,11 @@ def _constant_warnings(train: ImageSet, test: ImageSet) -> list[str]:
 def holds_everywhere(store: ImageSet, holds: Callable[[np.ndarray], np.ndarray]) -> bool:
     """Whether a property holds for every pixel; a sample is checked first."""
     images_NHWC = store.images
-    sample = images_NHWC[:: -(-len(store) // SAMPLE)]
+    sample = images_NHWC[:: -(-len(images_NHWC) // SAMPLE)]
     piece = max(1, PIECE_BYTES // max(1, sample[0].nbytes))
     return bool(holds(sample).all()) and all(
         bool(holds(images_NHWC[start : start + piece]).all())
-        for start in range(0, len(store), piece)
+        for start in range(0, len(images_NHWC), piece)
     )
 
 

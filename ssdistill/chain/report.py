@@ -170,8 +170,9 @@ def _old_counts(workspace: Workspace) -> list[str]:
     seed, folders = workspace.experiment.seeds[0], {}
     models, evaluations = models_of(workspace, seed), evaluations_of(workspace, seed)
     for role, evaluation in evaluations.items():
+        record = evaluation.record(workspace.root)
         # Version 0.1.0 wrote no checksum into its records.
-        if role in models and not evaluation.written(workspace.root).checksum:
+        if role in models and record and not record.checksum:
             modules = counted_network(models[role], workspace).modules()
             if any(
                 isinstance(m, nn.MultiheadAttention) or hasattr(m, "fused_attn") for m in modules

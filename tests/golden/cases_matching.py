@@ -214,7 +214,7 @@ def simdis() -> Compared:
 
     loss_of = SimDis(SHAPES(16, 16), targets=2)
     loss_of.projector = loss_of.momentum_projector = nn.Identity()
-    loss_of.predictors = nn.ModuleDict({name: nn.Identity() for name in loss_of.shares})
+    loss_of.predictors = nn.ModuleDict({name: nn.Identity() for name in loss_of.weights})
     s1.grad = s2.grad = None
     student = outputs(s1, s2, momentum=tuple(pairs["se"]))
     loss = loss_of(student, outputs(*pairs["te"]), batch_of())

@@ -36,7 +36,7 @@ def test_ab_counts_an_inactive_neuron_as_below():
 @pytest.mark.parametrize("kind, scale", [("ab", SCALE), ("ofd", 1.0)])
 def test_the_deepest_stage_counts_most(kind, scale):
     loss_of = build(kind)
-    assert loss_of.shares == [scale / 8, scale / 4, scale / 2, scale]
+    assert loss_of.weights == [scale / 8, scale / 4, scale / 2, scale]
     student, teacher = make_inputs(loss_of)
     found = loss_of.pairs_of(student[0], teacher[0])
     parts = torch.stack([loss_of.pair_loss(k, *pair) for k, pair in enumerate(found)])

@@ -209,7 +209,7 @@ def simdis(targets: int) -> SimDis:
 
 def without_networks(loss_of: SimDis) -> SimDis:
     loss_of.projector = loss_of.momentum_projector = nn.Identity()
-    loss_of.predictors = nn.ModuleDict({name: nn.Identity() for name in loss_of.shares})
+    loss_of.predictors = nn.ModuleDict({name: nn.Identity() for name in loss_of.weights})
     return loss_of
 
 
@@ -233,7 +233,7 @@ def test_no_target_of_simdis_gets_a_gradient():
     s1, s2 = (torch.randn(COUNT, 6, requires_grad=True) for _ in range(2))
     predictions = {"s_dv": [s1, s2.detach()]}
     loss_of = without_networks(simdis(7))
-    loss_of.shares = {"s_dv": 1}
+    loss_of.weights = {"s_dv": 1}
     loss_of.predictors = nn.ModuleDict({"s_dv": nn.Identity()})
     other = [Representation(torch.randn(COUNT, 6)) for _ in range(2)]
     student = Outputs([Representation(s1), Representation(s2)], momentum=other)

@@ -1,1 +1,4 @@
-"""Write a source's images as shards that `shards` reads: as they are, or smaller."""
+"""Write a source's images as shards: as they are, or smaller.
+
+How shards are read belongs in `shards`.
+"""

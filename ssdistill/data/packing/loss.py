@@ -60,7 +60,7 @@ def measure(raw: RawSplit, short_side: int, quality: int) -> Loss | None:
             continue
         if kept is None:
             continue
-        whole, small = _image(content), Image.open(io.BytesIO(kept))
+        whole, small = _image(content), Image.open(io.BytesIO(kept), formats=("JPEG",))
         uniform_VK = uniform_SK[k * CROPS : (k + 1) * CROPS]
         boxes = random_boxes(uniform_VK, small.height, small.width, SCALE, RATIO)
         edges = (boxes.left_B, boxes.top_B, boxes.width_B, boxes.height_B)

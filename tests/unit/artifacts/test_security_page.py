@@ -118,7 +118,9 @@ PARSERS = {
     "Image.open", "decode_jpeg", "decode_image", "zipfile.ZipFile", "tarfile.open", "netrc.netrc",
     "yaml.parse", "onnx.load", "onnx.load_model_from_string", "core.read_model", "torch.load",
     "safetensors.torch.load", "safetensors.torch.load_file", "safetensors.safe_open", "csv.reader",
-    "ElementTree.parse", "ElementTree.fromstring",
+    "ElementTree.parse", "ElementTree.fromstring", "h5py.File", "lmdb.open", "pydicom.dcmread",
+    "TiffFile", "tifffile.TiffFile", "pq.ParquetFile", "parquet.ParquetFile", "ipc.open_file",
+    "ipc.open_stream", "pa.memory_map",
 }  # fmt: skip
 OWN = {
     "commands/probe/page.py", "compress/quantize.py", "compress/int8/bias_correction.py",

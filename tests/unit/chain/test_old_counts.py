@@ -13,7 +13,7 @@ from ssdistill.chain import report
 def stage(checksum: str) -> SimpleNamespace:
     record = SimpleNamespace(checksum=checksum)
     return SimpleNamespace(
-        written=lambda root: record, folder=lambda root: root / "evaluate-1" / "s0"
+        record=lambda root: record, folder=lambda root: root / "evaluate-1" / "s0"
     )
 
 

@@ -606,6 +606,7 @@ def test_without_a_distilled_student_there_are_no_neighbors_of_two(chain, monkey
 )
 def test_deviations_from_a_paper_are_told_where_there_are_any(paper, notices, monkeypatch):
     monkeypatch.setattr(report_module, "models_of", lambda workspace, seed: {})
+    monkeypatch.setattr(report_module, "evaluations_of", lambda workspace, seed: {})
     experiment = SimpleNamespace(seeds=(0,), paper=paper, profile="paper")
     source = SimpleNamespace(kind="folder", has_labels=True)
     workspace = SimpleNamespace(experiment=experiment, source=source)
