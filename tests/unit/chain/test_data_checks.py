@@ -101,11 +101,11 @@ def test_a_channel_of_one_value_can_be_divided_by_its_std(tmp_path, experiment_o
 @pytest.mark.parametrize(
     ("count", "words"),
     [
-        (2, ["no test images", "2 test images: too few for agree/* (needs 4)"]),
+        (2, ["no test images", "2 test images: too few for agree/* (requires 4)"]),
         (3, ["1 test image: too few for collapse/* (requires 2) and agree/* (requires 4)"]),
         (
             24,
-            ["2 test images: too few for agree/* (needs 4), which are skipped; raise data."],
+            ["2 test images: too few for agree/* (requires 4), which are skipped; raise data."],
         ),
         (40, []),
     ],
