@@ -46,9 +46,9 @@ def front_svg(front: Front, width: float = WIDTH, height: float = 300) -> str:
     label = bytes_label if front.unit == "bytes" else tick_label
     y = spanning([d for _, d in every], height - 42, 62, log=True, margin=0.08)
     x = spanning([c for c, _ in every], left_margin(y), width - 14, log=True, margin=0.08)
-    title = f"{front.model}: searched and uniform plans"
-    what = "1 − cosine" if front.measure == "cosine" else "1 − CKA"
     names = ("searched", "uniform") if uniform else ("searched",)
+    title = f"{front.model}: {' and '.join(names)} plans"
+    what = "1 − cosine" if front.measure == "cosine" else "1 − CKA"
     parts = [
         legend([Entry(name, f"var(--c{i})") for i, name in enumerate(names)], width)[0],
         frame(x, y, (NAMES[front.unit], f"damage ({what})"), width, label, top=50),

@@ -57,7 +57,9 @@ def test_what_is_packed_is_what_was(images, tmp_path):
     source = Tar(path=str(tmp_path / "out"))
     for name in ("train", "test"):
         before, after = images.split(name), source.split(name)
-        expected = ["bee/bare.jpg" if n == "bee/bare" else n for n in before.names]
+        expected = [
+            "bee/bare.jpg" if n == "bee/bare" else n for n in map(before.name, range(len(before)))
+        ]
         assert [after.name(i) for i in range(len(after))] == expected
         assert [after.read(i) for i in range(len(after))] == [
             before.read(i) for i in range(len(before))
