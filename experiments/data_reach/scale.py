@@ -21,6 +21,7 @@ from statistics import median
 import numpy as np
 import torch
 
+from ssdistill.data.checksums import block_checksums
 from ssdistill.data.encoded_split import EncodedSplit
 from ssdistill.data.image_index import FORMAT, META, RECORD, RECORDS, ImageIndex
 from ssdistill.data.loader import Loader
@@ -68,8 +69,10 @@ def memory() -> tuple[int, int]:
 
 
 def write_index(folder: Path, count: int, steps: list[int]) -> None:
-    """Write an index with sizes for the images of some steps, and a hole for the others."""
+    """Write an index in which the images of some steps have sizes of their own."""
     records_N = np.lib.format.open_memmap(folder / RECORDS, "w+", RECORD, (count,))
+    for start in range(0, count, 1 << 20):
+        records_N[start : start + (1 << 20)] = (0, 0, 375, 500)
     per_epoch = count // BATCH
     for step in steps:
         epoch, position = divmod(step, per_epoch)
@@ -78,7 +81,8 @@ def write_index(folder: Path, count: int, steps: list[int]) -> None:
         records_N["height"][row_B] = 375 + row_B % 100
         records_N["width"][row_B] = 500 - row_B % 100
     records_N.flush()
-    (folder / META).write_text(json.dumps({"format": FORMAT, "reasons": {}}))
+    content = {"format": FORMAT, "reasons": {}, "checksums": block_checksums(folder / RECORDS)}
+    (folder / META).write_text(json.dumps(content))
 
 
 def draw(loader: Loader, originals: Originals, step: int) -> tuple[np.ndarray, list[torch.Tensor]]:

@@ -29,8 +29,13 @@ class Halves(Task):
 def losses_of(task, count=3):
     torch.manual_seed(0)
     batches = [SimpleNamespace(step=step) for step in range(HEAD_STEPS + count)]
-    loader = SimpleNamespace(iterate=lambda start: batches[start:], num_steps=len(batches))
-    training = SimpleNamespace(task=task, loader=loader, views=lambda batch: [torch.randn(8, 3)])
+    loader = SimpleNamespace(num_steps=len(batches))
+    training = SimpleNamespace(
+        task=task,
+        loader=loader,
+        batches=lambda: batches,
+        views=lambda batch: [torch.randn(8, 3)],
+    )
     return iterate_total_losses(training, torch.device("cpu"))
 
 
