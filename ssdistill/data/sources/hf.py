@@ -6,13 +6,13 @@ from typing import Annotated
 from pydantic import Field
 
 from ssdistill.data.hf_shard import choose_splits, load_splits
-from ssdistill.data.splits import RawSplit, Source
 from ssdistill.data.table_layout import TableLayout, table_layout, use_columns
-from ssdistill.errors import UserError, shown
+from ssdistill.data.table_source import TableSource
+from ssdistill.errors import shown
 from ssdistill.files import user_path
 
 
-class HuggingFace(Source):
+class HuggingFace(TableSource):
     """A data set of Hugging Face's ``datasets``, map-style, whose images stay encoded.
 
     It is loaded from a folder that ``save_to_disk`` wrote, from a folder or file of Parquet, or by
@@ -35,7 +35,7 @@ class HuggingFace(Source):
     """
 
     kind = "hf"
-    default_image_size = 64
+    test_key = "data.test_split"
 
     def __init__(
         self,
@@ -55,43 +55,22 @@ class HuggingFace(Source):
 
     @cached_property
     def _layout(self) -> TableLayout:
-        title = f"data.path={shown(self.path)}"
         splits = load_splits(user_path(self.path), self.path, self.name, self.revision)
         train, test, left_out = choose_splits(splits, self.train_split, self.test_split)
         shards = [train] if test is None else [train, test]
-        labels = use_columns(shards, self.column, self.label_column, title)
-        layout = table_layout(title, [train], shards[1:], labels, self.test_fraction)
+        labels = use_columns(shards, self.column, self.label_column, self._title)
+        layout = table_layout(self._title, [train], shards[1:], labels, self.test_fraction)
         if left_out:
             layout.warnings.append(
-                f"{title}: split {', '.join(map(shown, left_out))} is ignored; set "
+                f"{self._title}: split {', '.join(map(shown, left_out))} is ignored; set "
                 "data.train_split and data.test_split to use it"
             )
         return layout
 
     @property
-    def has_labels(self) -> bool:
-        return self.has_test and self._layout.train.labeled
-
-    @property
-    def has_test(self) -> bool:
-        return len(self._layout.test) > 0
-
-    def warnings(self, labels: bool) -> tuple[str, ...]:
-        return tuple(self._layout.warnings)
+    def _title(self) -> str:
+        return f"data.path={shown(self.path)}"
 
     @property
     def description(self) -> str:
-        layout = self._layout
-        return (
-            f"Hugging Face {shown(self.path)}, {'labeled' if self.has_labels else 'unlabeled'}, "
-            f"{len(layout.train)} train and {len(layout.test)} test images"
-        )
-
-    def _split(self, name: str) -> RawSplit:
-        split = getattr(self._layout, name)
-        if not len(split):
-            raise UserError(
-                f"data.path={shown(self.path)} has no {name} images; raise data.test_fraction "
-                f"(now {self.test_fraction}), or set data.test_split"
-            )
-        return split
+        return f"Hugging Face {shown(self.path)}, {self._counts}"

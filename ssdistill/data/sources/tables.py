@@ -11,7 +11,6 @@ from pydantic import Field
 
 from ssdistill.data.arrow_shard import ArrowShard
 from ssdistill.data.parquet_shard import GroupCache, ParquetShard
-from ssdistill.data.splits import RawSplit, Source
 from ssdistill.data.table_layout import (
     TableLayout,
     find_files,
@@ -19,16 +18,17 @@ from ssdistill.data.table_layout import (
     table_layout,
     use_columns,
 )
-from ssdistill.errors import UserError, shown
+from ssdistill.data.table_source import TableSource
+from ssdistill.errors import shown
 
 log = logging.getLogger(__name__)
 Paths = str | Annotated[list[str], Field(min_length=1)]
 
 
-class _Tables(Source):
+class _Tables(TableSource):
     """Base class of sources of files with an encoded image in each row."""
 
-    default_image_size = 64
+    test_key = "data.test_path"
     suffixes: ClassVar[tuple[str, ...]]
 
     def __init__(
@@ -48,7 +48,7 @@ class _Tables(Source):
         """Open one file."""
 
     @property
-    def _said(self) -> str:
+    def _title(self) -> str:
         return f"data.path={', '.join(map(shown, _listed(self.path)))}"
 
     @cached_property
@@ -59,43 +59,19 @@ class _Tables(Source):
         else:
             test = find_files(_listed(self.test_path), self.suffixes)
         train, test = ([self._open(path, name) for name, path in some] for some in (files, test))
-        labels = use_columns([*train, *test], self.column, self.label_column, self._said)
-        layout = table_layout(self._said, train, test, labels, self.test_fraction)
+        labels = use_columns([*train, *test], self.column, self.label_column, self._title)
+        layout = table_layout(self._title, train, test, labels, self.test_fraction)
         if left_out:
             layout.warnings.append(
-                f"{self._said}: {len(left_out)} files are ignored (first: {shown(left_out[0])}), "
+                f"{self._title}: {len(left_out)} files are ignored (first: {shown(left_out[0])}), "
                 "since others are train and test; name files in data.path and data.test_path"
             )
         return layout
 
     @property
-    def has_labels(self) -> bool:
-        return self.has_test and self._layout.train.labeled
-
-    @property
-    def has_test(self) -> bool:
-        return len(self._layout.test) > 0
-
-    def warnings(self, labels: bool) -> tuple[str, ...]:
-        return tuple(self._layout.warnings)
-
-    @property
     def description(self) -> str:
-        layout = self._layout
-        return (
-            f"{self.kind} {', '.join(shown(Path(path).name) for path in _listed(self.path))}, "
-            f"{'labeled' if self.has_labels else 'unlabeled'}, {len(layout.train)} train and "
-            f"{len(layout.test)} test images"
-        )
-
-    def _split(self, name: str) -> RawSplit:
-        split = getattr(self._layout, name)
-        if not len(split):
-            raise UserError(
-                f"{self._said} has no {name} images; raise data.test_fraction (now "
-                f"{self.test_fraction}), or set data.test_path"
-            )
-        return split
+        names = ", ".join(shown(Path(path).name) for path in _listed(self.path))
+        return f"{self.kind} {names}, {self._counts}"
 
 
 class Arrow(_Tables):
