@@ -1,7 +1,8 @@
 """A safetensors file for a state dict with coded tensors.
 
 A coded tensor is an entry of bytes under its own name; what those mean is in the header of the
-same file, so the bytes of the file are all there is to ship.
+same file, so the bytes of the file are all there is to ship. By hand is that header alone, since
+safetensors writes no entries that say how their bytes are coded.
 """
 
 import json

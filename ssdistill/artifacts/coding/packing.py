@@ -1,4 +1,7 @@
-"""Bit packing: small integers at a fixed width or by Huffman coding; masks; floats."""
+"""Bit packing: small integers at a fixed width or by Huffman coding; masks; floats.
+
+By hand, as `huffman` is: what has been written must stay readable.
+"""
 
 import numpy as np
 
