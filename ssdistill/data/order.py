@@ -3,8 +3,8 @@
 import numpy as np
 
 ROUNDS = 6
-"""Of the Feistel network; four make a permutation that no test of few queries tells from random
-(Luby and Rackoff, doi:10.1137/0217022), and a round costs a microsecond for a hundred images."""
+"""Of the Feistel network; four make a permutation that few queries cannot tell from a random one
+(Luby and Rackoff, doi:10.1137/0217022)."""
 _GOLDEN, _MIX = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9)
 _HIGH, _MIDDLE = np.uint64(32), np.uint64(29)
 

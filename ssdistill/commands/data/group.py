@@ -3,8 +3,7 @@
 import argparse
 import importlib
 import pkgutil
-
-import ssdistill.commands.data as folder
+from pathlib import Path
 
 SUMMARY = "prepare and examine images"
 
@@ -22,7 +21,7 @@ def add_data(commands: argparse._SubParsersAction) -> None:
     subcommands = parser.add_subparsers(
         required=True, metavar="subcommand", help="what is done with the images"
     )
-    for info in pkgutil.iter_modules(folder.__path__):
-        module = importlib.import_module(f"{folder.__name__}.{info.name}")
+    for info in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        module = importlib.import_module(f"{__package__}.{info.name}")
         if hasattr(module, "add"):
             module.add(subcommands)
