@@ -19,9 +19,12 @@ class ImageSet(ABC):
     reads, from the source.
 
     Attributes:
-        images: (N, H, W, 3) uint8 central squares: an array, or what can be indexed like one.
+        images: (N, H, W, C) of the size that networks take: an array, or what can be indexed like
+            one; uint8, or float32 in [0, 1] of images with more than 8 bits whose channels were
+            chosen.
         bad: (name, reason) of every image left out.
         fingerprint: sha256 (hex) of the images; labels are no part of it.
+        channel_names: of the C channels where the config names them; None otherwise.
         mean, std: per channel, in units of [0, 1]. A channel of one value has the std of one
             level of 255, by which it can be divided.
         window: values that become black and white; None where all images have 8 bits.
@@ -35,8 +38,9 @@ class ImageSet(ABC):
     bad: list[tuple[str, str]]
     bad_rows: list[int]
     fingerprint: str
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    channel_names: tuple[str, ...] | None = None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     window: Window | None
     notices: list[str]
     source: Source
@@ -50,10 +54,15 @@ class ImageSet(ABC):
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def stored(self) -> Any:
+        """What views are cut from, (N, H, W, C): :attr:`images` or, around them, larger ones."""
+        return self.images
+
     @cached_property
     def resident(self) -> np.ndarray:
-        """The images in memory, (N, H, W, 3) uint8: one copy for all who read them at random."""
-        return np.array(self.images)
+        """:attr:`stored` in memory: one copy for all who read it at random."""
+        return np.array(self.stored)
 
     @cached_property
     def labels(self) -> np.ndarray:

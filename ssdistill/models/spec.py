@@ -7,7 +7,8 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from ssdistill.models.allowed_args import BuildingArgs
 from ssdistill.settings import PositiveInt, Settings
 
-Channels = tuple[float, float, float]
+Channels = tuple[float, ...]
+"""One number for each channel of the images."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 LONGEST_NAME, LARGEST_STEM = 128, 64
@@ -56,6 +57,11 @@ class EncoderSpec(Settings):
     mean: Channels = IMAGENET_MEAN
     std: Channels = IMAGENET_STD
     library: Literal["timm", "torchvision"] = "timm"
+
+    @property
+    def in_chans(self) -> int:
+        """Channels of the images it takes."""
+        return len(self.mean)
 
     @property
     def side(self) -> int:

@@ -38,3 +38,27 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 """A fraction between 0 and 1, both included."""
 OpenFraction = Annotated[float, Field(gt=0, lt=1)]
 """A fraction strictly between 0 and 1."""
+
+
+def height_width(size: "int | tuple[int, int]") -> tuple[int, int]:
+    """Return height and width of a size: one side of a square, or the two of them."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def as_size(height: int, width: int) -> "int | tuple[int, int]":
+    """Return a height and a width as they are written in a config: a square by its side."""
+    return height if height == width else (height, width)
+
+
+def size_text(size: "int | tuple[int, int]") -> str:
+    """Return a size for a message: ``256x128``, height first."""
+    return "x".join(str(side) for side in height_width(size))
+
+
+def _square_by_side(size: "int | tuple[int, int]") -> "int | tuple[int, int]":
+    return as_size(*height_width(size))
+
+
+Size = Annotated[PositiveInt | tuple[PositiveInt, PositiveInt], AfterValidator(_square_by_side)]
+"""Pixels: the side of a square, or ``[height, width]``. A square is kept as its side alone, so that
+both ways of writing it have one hash."""
