@@ -8,6 +8,7 @@ Views are in [0, 1], not normalized: each encoder does that for itself.
 
 from dataclasses import dataclass, fields
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,16 +66,18 @@ class ViewParameters:
     def to(self, device: torch.device) -> "ViewParameters":
         """Return the parameters on another device."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return ViewParameters(
-            **{k: v.to(device) if isinstance(v, Tensor) else v for k, v in values.items()}
-        )
+        moved: dict[str, Any] = {
+            k: v.to(device) if isinstance(v, Tensor) else v for k, v in values.items()
+        }
+        return ViewParameters(**moved)
 
     def take(self, rows: Tensor | slice) -> "ViewParameters":
         """Select the parameters of some of the images."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return ViewParameters(
-            **{k: v[rows] if isinstance(v, Tensor) else v for k, v in values.items()}
-        )
+        taken: dict[str, Any] = {
+            k: v[rows] if isinstance(v, Tensor) else v for k, v in values.items()
+        }
+        return ViewParameters(**taken)
 
 
 def view_parameters(
