@@ -80,9 +80,9 @@ RECIPES: dict[str, ViewRecipe] = {
     "byol_b": ViewRecipe(**_BYOL, blur=0.1, solarize=0.2),
     # Gray digits: mirrored or tightly cropped ones would be other digits.
     "digits": ViewRecipe(scale=(0.5, 1.0), flip=0.0, jitter=0.8, brightness=0.4, contrast=0.4),
-    # DINO's local crops, arXiv:2104.14294; ask for them with a smaller `size`.
+    # DINO's local crops, arXiv:2104.14294; use with a smaller `size`.
     "multicrop_small": ViewRecipe(**_SMALL, blur=0.5),
-    # The central square, whole.
+    # The whole central square.
     "eval": ViewRecipe(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0),
 }
 

@@ -67,7 +67,7 @@ class ViewParameters:
         return replace(self, **{k: v.to(device) for k, v in self._tensors().items()})
 
     def take(self, rows: Tensor | slice) -> "ViewParameters":
-        """Select the parameters of some of the images."""
+        """Return the parameters of the selected images."""
         return replace(self, **{k: v[rows] for k, v in self._tensors().items()})
 
     def _tensors(self) -> dict[str, Tensor]:
