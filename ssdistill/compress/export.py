@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,9 @@ class Uint8Encoder(Model):
         side: pixels a side of the images, which are brought to the encoder's image size by a
             bicubic, antialiased filter; None where they have that size.
     """
+
+    net: Encoder
+    filter_SH: Tensor | None
 
     def __init__(self, encoder: Encoder, side: int | None = None):
         super().__init__()
@@ -124,7 +127,7 @@ class Export(Step):
                 f"export.uint8 requires an image encoder, but '{model.name}' is not one"
             )
         self.runtime.require()
-        source = Uint8Encoder(model, self.resize_from) if self.uint8 else model
+        source = Uint8Encoder(cast("Encoder", model), self.resize_from) if self.uint8 else model
         runtime, path = self.runtime(), context.folder / self.runtime.file
         runtime.tolerance = self.tolerance
         start = time.perf_counter()

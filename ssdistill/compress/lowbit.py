@@ -1,9 +1,9 @@
 """Low-bit weight storage (2 to 8 bits), with or without quantization-aware training."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatch
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Unpack, cast
 
 import torch
 from pydantic import Field
@@ -11,7 +11,13 @@ from torch import nn
 
 from ssdistill.artifacts.coding.codes import Uniform
 from ssdistill.compress import Context, Step
-from ssdistill.compress.codes.fake_quant import Clip, on_grid, quantize_weight, weights_of
+from ssdistill.compress.codes.fake_quant import (
+    Clip,
+    GridOptions,
+    on_grid,
+    quantize_weight,
+    weights_of,
+)
 from ssdistill.compress.codes.mean_shifts import correct_shifts
 from ssdistill.compress.comparing import cka_with
 from ssdistill.compress.preconditions import check_input_model
@@ -93,7 +99,7 @@ class LowBit(Step):
             )
         self.bits, self.edges, self.bias_correction = bits, edges, bias_correction
         self.cka = cka
-        self.grid = {"clip": clip, "per_channel": per_channel, "symmetric": symmetric}
+        self.grid = GridOptions(clip=clip, per_channel=per_channel, symmetric=symmetric)
         self.images, self.seed, self.qat = images, seed, qat
 
     @classmethod
@@ -145,7 +151,7 @@ class LowBit(Step):
             bits = self._bits_by_key(model, self.bits)
             return bits, put_on_grid(model, bits, **self.grid)
         cka = cka_with(model, inputs)
-        for width in range(self.bits, MOST_BITS + 1):
+        for width in range(cast("int", self.bits), MOST_BITS + 1):  # with cka it is a number
             bits = self._bits_by_key(model, width)
             quantized = put_on_grid(model, bits, **self.grid)
             context.record["cka"] = cka(quantized)
@@ -164,8 +170,8 @@ class LowBit(Step):
                 "quantize; remove this step"
             )
         if isinstance(bits, int):
-            edges = {keys[0], keys[-1]} if self.edges else set()
-            return {key: self.edges if key in edges else bits for key in keys}
+            edges = dict.fromkeys((keys[0], keys[-1]), self.edges) if self.edges else {}
+            return {key: edges.get(key, bits) for key in keys}
         return bits_by_pattern(bits, keys)
 
     def _targets(self, context: Context) -> Mapping[str, Model]:
@@ -192,9 +198,11 @@ class LowBit(Step):
         with torch.no_grad():
             for key in keys:
                 inside[key].weight.copy_(layers[key].weight)
-        training = self.qat.model_dump(exclude={"target"})
+        # Without either, _targets has refused to go on, or there is no training.
+        qat, train = cast("TrainingOnGrid", self.qat), cast("Callable[..., Model]", context.train)
+        training = qat.model_dump(exclude={"target"})
         with on_grid(quantized.net, {key: coded[key] for key in keys}) as grids:
-            context.train(quantized, targets, TrainSettings(**training))
+            train(quantized, targets, TrainSettings(**training))
         quantized.coded = coded | _with_ties(quantized.net, grids)
         return quantized
 
@@ -219,7 +227,7 @@ def bits_by_pattern(patterns: Mapping[str, int], keys: list[str]) -> dict[str, i
 
 
 @torch.no_grad()
-def put_on_grid(model: Model, bits: Mapping[str, int], **grid: bool | Clip) -> Model:
+def put_on_grid(model: Model, bits: Mapping[str, int], **grid: Unpack[GridOptions]) -> Model:
     """A copy of ``model`` with the weights of these state dict keys rounded, and ``coded``.
 
     Args:
@@ -247,5 +255,6 @@ def _with_ties(net: nn.Module, coded: Mapping[str, Uniform]) -> dict[str, Unifor
 def _cosine(quantized: Model, model: Model, inputs: torch.Tensor) -> float:
     inputs, was_training = inputs.to(model.device), (quantized.training, model.training)
     pair = [m.eval()(inputs).embedding_BD for m in (quantized, model)]
-    quantized.train(was_training[0]), model.train(was_training[1])
+    quantized.train(was_training[0])
+    model.train(was_training[1])
     return centered_cosine(*pair).mean().item()

@@ -3,6 +3,9 @@
 import copy
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from typing import cast
+
+from torch import Tensor
 
 from ssdistill.compress import Context, Step
 from ssdistill.compress.factors.decompose import Method, decompose_after
@@ -111,7 +114,8 @@ class LowRank(Step):
         if compensate and method != "data":
             raise UserError(f"lowrank: compensate requires method=data, got method={method}")
         ((self.goal, self.fraction),) = chosen_goals
-        self.method, self.layers, self.exclude = method, layers, exclude
+        self.method: Method = method
+        self.layers, self.exclude = layers, exclude
         self.round_to, self.compensate = round_to, compensate
         self.images, self.seed = images, seed
 
@@ -169,15 +173,15 @@ class LowRank(Step):
             layers=f"{len(chosen)}/{len(choices)}",
             energy=1 - sum(option.loss for option in chosen.values()) / len(chosen),
         )
-        ranks = {name: option.rank for name, option in chosen.items()}
+        ranks = {name: o.rank for name, o in chosen.items() if o.rank is not None}
         if not self.compensate:
             return factorized(result, ranks, self.method, stats)
-        dense = copy.deepcopy(result)
+        # Only method=data compensates: it has inputs, and its ranks are single numbers.
+        dense, inputs = copy.deepcopy(result), cast("Tensor", inputs)
         for name in context.progress(list(ranks), "factorize"):
             joint = joint_stats((dense, result), inputs, name)
-            replace(
-                result, name, decompose_after(result.net.get_submodule(name), ranks[name], joint)
-            )
+            layer, rank = result.net.get_submodule(name), cast("int", ranks[name])
+            replace(result, name, decompose_after(layer, rank, joint))
         return result
 
     def _candidates(self, model: Model) -> dict[str, Positions]:
@@ -232,7 +236,8 @@ class LowRank(Step):
             total, saved_at_most = count_parameters(model), most_saved(choices, "parameters")
         if self.goal == "bytes":
             # Buffers count as well, and of what is saved each number has as many bytes.
-            width = min(model.net.get_submodule(name).weight.element_size() for name in choices)
+            weights = (cast("Tensor", model.net.get_submodule(name).weight) for name in choices)
+            width = min(weight.element_size() for weight in weights)
             tensors = [*model.net.parameters(), *model.net.buffers()]
             total = sum(tensor.numel() * tensor.element_size() for tensor in tensors) / width
         if total - saved_at_most > self.fraction * total:

@@ -1,6 +1,7 @@
 """Embedding matching: train a compressed module to reproduce its previous embeddings."""
 
 from collections.abc import Callable, Mapping
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +61,8 @@ def _train(
         rows = torch.randperm(len(inputs), generator=generator)[:size]
         batch = inputs[rows].to(student.device)
         student_BD = student(batch).embedding_BD
-        loss = sum(_distance(student_BD, t, batch) for t in targets.values()) / len(targets)
+        distances = sum(_distance(student_BD, t, batch) for t in targets.values())
+        loss = cast("Tensor", distances) / len(targets)
         if not loss.isfinite():
             raise UserError(
                 f"training '{student.name}': loss is {float(loss)} at step {step}; lower the "

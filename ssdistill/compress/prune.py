@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import Field
 
@@ -13,7 +13,7 @@ from ssdistill.compress.comparing import cka_with
 from ssdistill.compress.preconditions import refuse_file, refuse_non_finite
 from ssdistill.compress.pruning.blocks import rank_blocks, without
 from ssdistill.compress.pruning.criteria import Criterion, score_groups
-from ssdistill.compress.pruning.graph import Prunable, remove, survey, verify
+from ssdistill.compress.pruning.graph import Prunable, Scope, remove, survey, verify
 from ssdistill.compress.pruning.ranking import best, dense_units
 from ssdistill.compress.schedule import Schedule, rounds_of
 from ssdistill.errors import UserError, nearest
@@ -113,7 +113,9 @@ class Prune(Step):
             raise UserError("prune: recover and refit run between rounds: set rounds above 1")
         (self.target,) = chosen_targets.items()
         self.ratio = ratio
-        self.units, self.criterion, self.scope, self.of = units, criterion, scope, of
+        self.criterion: Criterion = criterion
+        self.scope: Scope = scope
+        self.units, self.of = units, of
         self.round_to, self.global_ranking, self.protect = round_to, global_ranking, protect
         self.rounds, self.images, self.seed = rounds, images, seed
 
@@ -139,13 +141,13 @@ class Prune(Step):
         refuse_file(self.kind, model)
         if self.rounds > 1:
             raise UserError("prune: rounds above 1 must be expanded into steps: call Prune.expand")
-        if self.of == "original" and context.original is None:
+        reference = context.original if self.of == "original" else model
+        if reference is None:
             raise UserError("prune: of=original requires context.original")
         refuse_non_finite(self.kind, model)
         make, limits = (self._blocks if "blocks" in self.units else self._units)(model, context)
         key, value = self.target
         ratio, cost_fraction = value, None
-        reference = context.original if self.of == "original" else model
         if key == "cka":
             cka = cka_with(reference, context.images(self.images, self.seed))
             ratio, context.record["cka"] = bisect_to_cka(value, make, cka, context)
@@ -200,7 +202,8 @@ class Prune(Step):
                 f"scope={self.scope} may remove"
             )
         fixed = self.of == "original" and self.ratio is not None
-        widths = dense_units(groups, model, context.original) if fixed else None
+        # Of the original: apply has seen that there is one.
+        widths = dense_units(groups, model, cast("Model", context.original)) if fixed else None
         relative = self.criterion != "lamp"
         context.record["prunable"] = len(groups)
         if prunable.whole:

@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -15,7 +15,12 @@ from ssdistill.compress.int8.bias_correction import correct_biases
 from ssdistill.compress.int8.checks import agreement_of, check_inputs
 from ssdistill.compress.int8.equalize import equalize
 from ssdistill.compress.int8.initializers import merge_equal_initializers
-from ssdistill.compress.int8.onnx_file import count_int8, write_dynamic, write_static
+from ssdistill.compress.int8.onnx_file import (
+    Calibration,
+    count_int8,
+    write_dynamic,
+    write_static,
+)
 from ssdistill.compress.int8.onnx_layers import chosen_nodes, has_attention
 from ssdistill.compress.preconditions import check_input_model
 from ssdistill.errors import UserError
@@ -103,7 +108,8 @@ class Quantize(Step):
     ):
         self.runtime, self.mode = runtime, mode
         self.scheme = scheme if scheme != "auto" else "s8s8" if on_arm() else "u8s8"
-        self.calibration, self.percentile = calibration, percentile
+        self.calibration: Calibration = calibration
+        self.percentile = percentile
         self.calibration_images, self.check_images = calibration_images, check_images
         self.min_cosine, self.min_cka = min_cosine, min_cka
         self.reduce_range, self.operators = reduce_range, operators
@@ -114,7 +120,10 @@ class Quantize(Step):
     @classmethod
     def row(cls, settings: "QuantizeSettings") -> str:
         """``int8``, and behind it what is not the default: ``int8_dynamic``, ``int8_openvino``."""
-        mode, runtime = settings.mode, settings.runtime
+        return cls._row(settings.mode, settings.runtime)
+
+    @classmethod
+    def _row(cls, mode: str, runtime: str) -> str:
         parts = [mode] * (mode != "static") + [runtime] * (runtime != "onnxruntime")
         return "_".join([cls.makes, *parts])
 
@@ -168,9 +177,9 @@ class Quantize(Step):
         for name, least in (("cosine", self.min_cosine), ("cka", self.min_cka)):
             if not agreement[name] >= least:
                 raise UserError(
-                    f"quantize: {self.row(self)} agrees too little with '{model.name}': {name} is "
-                    f"{agreement[name]:.3f} and min_{name} is {least}; try another calibration, "
-                    "fewer operators, float_layers or bias_correction"
+                    f"quantize: {self._row(self.mode, self.runtime)} agrees too little with "
+                    f"'{model.name}': {name} is {agreement[name]:.3f} and min_{name} is {least}; "
+                    "try another calibration, fewer operators, float_layers or bias_correction"
                 )
         return quantized
 
@@ -241,7 +250,9 @@ class Quantize(Step):
     def _write_bf16(
         self, model: Model, folder: Path, inputs: Tensor
     ) -> tuple[RuntimeModel, dict[str, Any]]:
-        runtime = RUNTIMES["openvino"](weights="fp16", arithmetic="bf16")
+        from ssdistill.artifacts.runtimes.openvino import OpenVino
+
+        runtime = OpenVino(weights="fp16", arithmetic="bf16")
         path = folder / runtime.file
         runtime.write(model, path)
         return runtime.opens(path, model.embed_dim, getattr(model, "spec", None)), {}
@@ -249,7 +260,8 @@ class Quantize(Step):
     def _write_pt2e(
         self, model: Model, folder: Path, inputs: Tensor
     ) -> tuple[RuntimeModel, dict[str, Any]]:
-        from ssdistill.compress.int8.pt2e import quantize_pt2e
+        from ssdistill.compress.int8.pt2e import Target, quantize_pt2e
 
         path = folder / RUNTIMES[OWN_FILES[self.runtime]].file
-        return quantize_pt2e(model, inputs, path, self.runtime), {}
+        target = cast("Target", self.runtime)  # see _writer
+        return quantize_pt2e(model, inputs, path, target), {}

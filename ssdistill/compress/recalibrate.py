@@ -74,7 +74,7 @@ class Recalibrate(Step):
         return candidate if after > before else copy.deepcopy(model)
 
 
-def norms_of(model: Model) -> list[nn.Module]:
+def norms_of(model: Model) -> list[nn.modules.batchnorm._BatchNorm]:
     """Batch-norm modules with running statistics."""
     kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
     norms = [m for m in model.net.modules() if isinstance(m, kinds)]

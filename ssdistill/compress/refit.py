@@ -4,7 +4,7 @@ import copy
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
 from pydantic import Field
@@ -23,6 +23,7 @@ from ssdistill.compress.fitting.observing import ObservedModel
 from ssdistill.compress.fitting.targets import BATCH, PLACES, Batches, Targets, split_batches
 from ssdistill.compress.preconditions import refuse_non_finite
 from ssdistill.errors import UserError
+from ssdistill.models.factorized import Plain
 from ssdistill.models.model import Model
 from ssdistill.settings import OpenFraction, Positive, PositiveInt
 
@@ -221,20 +222,22 @@ def _sums(
             # An output that is multiplied by nothing needs no change.
             is_silent_O = scale_O.abs() <= 1e-6 * scale_O.abs().max()
             correction_NO = torch.where(is_silent_O, 0.0, correction_NO / scale_O)
-            correction_NGO = correction_NO.unflatten(1, (call.x_NGK.shape[1], -1))
-            sums[is_held_out].add(call.x_NGK, correction_NGO)
+            x_NGK = cast("Tensor", call.x_NGK)  # observed with inputs
+            correction_NGO = correction_NO.unflatten(1, (x_NGK.shape[1], -1))
+            sums[is_held_out].add(x_NGK, correction_NGO)
     return sums
 
 
 def _change(narrow: ObservedModel, name: str, map_GKO: Tensor, bias_GO: Tensor) -> None:
     """Add a map to a layer; a bias it cannot hold goes into the batch norm behind it."""
     net, calls = narrow.model.net, narrow.traced[name]
-    layer, bias_O = net.get_submodule(name), bias_GO.flatten()
+    layer, bias_O = cast("Plain", net.get_submodule(name)), bias_GO.flatten()
     weight = layer.weight
     weight += map_GKO.transpose(1, 2).reshape(weight.shape).to(weight)
     if layer.bias is not None:
-        layer.bias += bias_O.to(weight)
+        layer.bias.add_(bias_O.to(weight))
     elif len(calls) == 1 and calls[0].uses == 1 and calls[0].norm is not None:
-        net.get_submodule(calls[0].norm).running_mean -= bias_O.to(weight)
+        mean_O = cast("Tensor", net.get_submodule(calls[0].norm).running_mean)
+        mean_O -= bias_O.to(weight)
     else:
         layer.bias = nn.Parameter(bias_O.to(weight), requires_grad=weight.requires_grad)

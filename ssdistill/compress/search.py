@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from fnmatch import fnmatch
-from typing import Annotated
+from typing import Annotated, cast
 
 from pydantic import Field
 from torch import Tensor
@@ -17,7 +17,7 @@ from ssdistill.compress.searching.allocate import (
     predict_damage,
     uniform_allocations,
 )
-from ssdistill.compress.searching.allocation_costs import AllocationCosts
+from ssdistill.compress.searching.allocation_costs import AllocationCosts, Unit
 from ssdistill.compress.searching.damages import Damages, Measure, damage, measure_damages
 from ssdistill.compress.searching.measured_budget import allocate_within, measured_cost
 from ssdistill.errors import UserError, nearest
@@ -91,7 +91,8 @@ class Search(Step):
             raise UserError(
                 f"search: actions=[bits] reduces only bytes: set bytes instead of {self.budget}"
             )
-        self.measure, self.layers, self.images, self.seed = damage, layers, images, seed
+        self.measure: Measure = damage
+        self.layers, self.images, self.seed = layers, images, seed
         self.refit, self.round_to = refit, round_to
         self.bias_correction, self.front = bias_correction, front
 
@@ -119,7 +120,7 @@ class Search(Step):
         actions = self._actions(model, context, search_inputs)
         settings = f"refit={self.refit} round_to={self.round_to}"
         damages = measure_damages(actions, search_inputs, self.measure, context, settings)
-        unit = "macs" if self.budget == "latency" else self.budget
+        unit = cast("Unit", "macs" if self.budget == "latency" else self.budget)
         with measured_cost(self.budget, model) as (relative_cost, whole):
             costs = AllocationCosts(actions, unit, whole, damages.coded)
             facts = actions, damages, costs
@@ -215,7 +216,7 @@ class Search(Step):
             predicted_damage=point.predicted,
             measured_damage=point.measured,
         )
-        if point.uniform_measured is not None:
+        if point.uniform_measured is not None and point.uniform_cost is not None:
             context.record.update(
                 uniform_damage=point.uniform_measured,
                 uniform_share=point.uniform_cost / costs.whole,
@@ -228,7 +229,8 @@ class _HeldOutDamage:
     """Damage of whole models, on inputs held out from the search."""
 
     def __init__(self, actions: Actions, inputs: Tensor, measure: Measure):
-        self.actions, self.inputs, self.measure = actions, inputs, measure
+        self.actions, self.inputs = actions, inputs
+        self.measure: Measure = measure
         self.reference_ND = embed(actions.model, inputs)
 
     def damage_of(self, model: Model) -> float:

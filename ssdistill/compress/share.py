@@ -3,14 +3,14 @@
 import copy
 from collections.abc import Mapping
 from fnmatch import fnmatch
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from ssdistill.artifacts.coding.codes import Coded, Palette, Sparse
+from ssdistill.artifacts.coding.codes import Palette, Sparse
 from ssdistill.artifacts.coding.file import coded_bytes, current
 from ssdistill.artifacts.coding.huffman import entropy
 from ssdistill.compress import Context, Step
@@ -23,6 +23,9 @@ from ssdistill.models.model import Model
 
 if TYPE_CHECKING:
     from ssdistill.settings.kinds.steps import ShareSettings
+
+Shared = Palette | Sparse
+"""A weight by its codebook, with or without zeros."""
 
 
 class Share(Step):
@@ -92,7 +95,7 @@ class Share(Step):
         current_codes = current(model.net.state_dict(), model.coded)
         masks = {k: code.mask for k, code in current_codes.items() if isinstance(code, Sparse)}
         groups = self._groups(weights)
-        codes: dict[str, Coded] = {}
+        codes: dict[str, Shared] = {}
         for keys in context.progress(groups, "codebooks"):
             codes |= self._share({key: weights[key] for key in keys}, masks)
         if not codes:
@@ -133,7 +136,7 @@ class Share(Step):
 
     def _share(
         self, weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]
-    ) -> dict[str, Coded]:
+    ) -> dict[str, Shared]:
         """Codes of weights that have one codebook, or one for each channel of the only weight."""
         nonzero = {k: weight[masks[k]] if k in masks else weight for k, weight in weights.items()}
         if not any(values.numel() for values in nonzero.values()):
@@ -160,7 +163,7 @@ class Share(Step):
             if isinstance(code, Sparse) or not alone or coded_bytes(code) < weights[key].nbytes
         }
 
-    def _by_channel(self, weight: Tensor, mask: Tensor | None) -> Coded | None:
+    def _by_channel(self, weight: Tensor, mask: Tensor | None) -> Shared | None:
         if mask is None:
             book_CK = self._stored(codebooks(weight.flatten(1), self.size))
             return Palette(book_CK, nearest_index(weight.flatten(1), book_CK).view(weight.shape))
@@ -178,12 +181,12 @@ class Share(Step):
         return book.half().float() if self.codebook == "float16" else book
 
 
-def _losses(codes: Mapping[str, Coded], weights: Mapping[str, Tensor]) -> dict[str, float]:
+def _losses(codes: Mapping[str, Shared], weights: Mapping[str, Tensor]) -> dict[str, float]:
     """Entropy of the indices, in bits a weight, and the relative squared error."""
     bits = numbers = 0.0
     error = squares = 0.0
     for key, code in codes.items():
-        index = code.index.flatten().long()
+        index = cast("Tensor", code.index).flatten().long()  # all have a codebook
         bits += entropy(index.bincount().numpy()) * index.numel() if index.numel() else 0.0
         numbers += index.numel()
         weight = weights[key].double()

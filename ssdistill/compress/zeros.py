@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import torch
 from pydantic import Field
@@ -79,7 +79,8 @@ class Zeros(Step):
         if rounds > 1:
             raise UserError("zeros: rounds above 1 must be expanded into steps: call Zeros.expand")
         self.sparsity, self.threshold, self.pattern = sparsity, threshold, pattern
-        self.criterion, self.scope = criterion, scope
+        self.criterion: Criterion = criterion
+        self.scope = scope
 
     @classmethod
     def expand(cls, settings: "ZerosSettings") -> list[StepSettings]:
@@ -167,9 +168,10 @@ class Zeros(Step):
     def _best(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if self.threshold is not None:
             return {key: values >= self.threshold for key, values in scores.items()}
+        sparsity = cast("float", self.sparsity)  # without threshold and pattern it is set
         if self.scope == "layer":
-            return {key: top(values, self.sparsity) for key, values in scores.items()}
-        together = top(torch.cat([values.flatten() for values in scores.values()]), self.sparsity)
+            return {key: top(values, sparsity) for key, values in scores.items()}
+        together = top(torch.cat([values.flatten() for values in scores.values()]), sparsity)
         parts = together.split([values.numel() for values in scores.values()])
         return {k: part.view(scores[k].shape) for k, part in zip(scores, parts, strict=True)}
 

@@ -60,10 +60,11 @@ class ViewRecipe(Settings):
         return self
 
 
-_COLOR = {"jitter": 0.8, "grayscale": 0.2}
-_MILD = _COLOR | {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
-_FULL = _COLOR | {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}
-_BYOL = _MILD | {"scale": (0.08, 1.0), "saturation": 0.2}
+_COLOR = dict[str, Any](jitter=0.8, grayscale=0.2)
+_MILD = dict[str, Any](_COLOR, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
+_FULL = dict[str, Any](_COLOR, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2)
+_BYOL = dict[str, Any](_MILD, scale=(0.08, 1.0), saturation=0.2)
+_SMALL = dict[str, Any](_BYOL, scale=(0.05, 0.4))
 
 RECIPES: dict[str, ViewRecipe] = {
     # What a teacher or a kNN bank sees: position only.
@@ -79,9 +80,9 @@ RECIPES: dict[str, ViewRecipe] = {
     "byol_b": ViewRecipe(**_BYOL, blur=0.1, solarize=0.2),
     # Gray digits: mirrored or tightly cropped ones would be other digits.
     "digits": ViewRecipe(scale=(0.5, 1.0), flip=0.0, jitter=0.8, brightness=0.4, contrast=0.4),
-    # DINO's local crops, arXiv:2104.14294; ask for them with a smaller `size`.
-    "multicrop_small": ViewRecipe(**_BYOL | {"scale": (0.05, 0.4)}, blur=0.5),
-    # The central square, whole.
+    # DINO's local crops, arXiv:2104.14294; use with a smaller `size`.
+    "multicrop_small": ViewRecipe(**_SMALL, blur=0.5),
+    # The whole central square.
     "eval": ViewRecipe(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0),
 }
 

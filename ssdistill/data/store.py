@@ -62,8 +62,8 @@ class Store(ImageSet):
             self.images: np.ndarray = np.load(folder / IMAGES, mmap_mode="r")
             self.fingerprint: str = meta["fingerprint"]
             self.bad: list[tuple[str, str]] = [(name, reason) for name, reason in meta["bad"]]
-            self.mean: tuple[float, float, float] = tuple(meta["mean"])
-            self.std: tuple[float, float, float] = tuple(s or 1 / 255 for s in meta["std"])
+            self.mean: tuple[float, ...] = tuple(meta["mean"])
+            self.std: tuple[float, ...] = tuple(s or 1 / 255 for s in meta["std"])
             self.window: Window | None = meta.get("window") and tuple(meta["window"])
             self.notices: list[str] = meta.get("notices", [])
             self.bad_rows: list[int] = meta["bad_rows"]

@@ -52,7 +52,7 @@ def write_images(
         good = [one for one in squares if not isinstance(one, BadImage)]
         if good:
             images_NHWC = np.ascontiguousarray(np.stack(good))
-            file.write(images_NHWC)
+            file.write(images_NHWC.data)
             digest.update(images_NHWC)
             moments.add(images_NHWC)
     if not names:
@@ -139,7 +139,7 @@ def _chunks(raw: RawSplit, squarer: Squarer) -> Iterator[tuple[range, list[np.nd
     with ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(raw), length):
             rows = range(start, min(start + length, len(raw)))
-            if as_they_are:
+            if array is not None and as_they_are:
                 yield rows, list(array[rows.start : rows.stop])
             else:
                 yield rows, list(pool.map(squarer, rows))

@@ -6,7 +6,7 @@ BYOL (arXiv:2006.07733, appendix B): crop, flip, color jitter, grayscale, blur, 
 Views are in [0, 1], not normalized: each encoder does that for itself.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 
 import torch
@@ -64,17 +64,15 @@ class ViewParameters:
 
     def to(self, device: torch.device) -> "ViewParameters":
         """Return the parameters on another device."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return ViewParameters(
-            **{k: v.to(device) if isinstance(v, Tensor) else v for k, v in values.items()}
-        )
+        return replace(self, **{k: v.to(device) for k, v in self._tensors().items()})
 
     def take(self, rows: Tensor | slice) -> "ViewParameters":
-        """Select the parameters of some of the images."""
+        """Return the parameters of the selected images."""
+        return replace(self, **{k: v[rows] for k, v in self._tensors().items()})
+
+    def _tensors(self) -> dict[str, Tensor]:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return ViewParameters(
-            **{k: v[rows] if isinstance(v, Tensor) else v for k, v in values.items()}
-        )
+        return {k: v for k, v in values.items() if isinstance(v, Tensor)}
 
 
 def view_parameters(

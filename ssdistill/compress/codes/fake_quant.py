@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +17,23 @@ REFINEMENTS = 3
 """Least-squares steps of the scale after that; each can only lower the error."""
 KINDS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.Embedding)
 """Layers whose weight has its output channels (or its entries) along the first axis."""
+Weighted = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear | nn.Embedding
 
 
-def weights_of(net: nn.Module) -> dict[str, nn.Module]:
+class GridOptions(TypedDict, total=False):
+    """Keyword arguments of :func:`quantize_weight`."""
+
+    per_channel: bool
+    symmetric: bool
+    clip: Clip
+
+
+def weights_of(net: nn.Module) -> dict[str, Weighted]:
     """The layers whose weights can be put on a grid, by the state dict key of the weight.
 
     A weight that several layers share is named once, after the first of them.
     """
-    layers: dict[str, nn.Module] = {}
+    layers: dict[str, Weighted] = {}
     seen_ids: set[int] = set()
     for name, module in net.named_modules():
         # An attention layer takes its output projection apart: it never calls it.
@@ -62,8 +71,10 @@ def quantize_weight(
     low, high = _limits(bits, symmetric)
     # What was set to zero stays zero: there, zero has to be one of the values.
     whole = bool((rows_CK == 0).any())
-    best = None
-    for fraction in RANGE_FRACTIONS if clip == "mse" else RANGE_FRACTIONS[:1]:
+    first, *others = RANGE_FRACTIONS if clip == "mse" else RANGE_FRACTIONS[:1]
+    grid = _grid(rows_CK * first, low, high, whole)
+    best = _better_grid(rows_CK, grid, None, (low, high))
+    for fraction in others:
         best = _better_grid(rows_CK, _grid(rows_CK * fraction, low, high, whole), best, (low, high))
     for _ in range(REFINEMENTS if clip == "mse" else 0):
         fitted = _fitted(rows_CK, best[0], (low, high), whole)
@@ -165,6 +176,9 @@ class OnGrid(nn.Module):
     is zero in ``weight`` stays zero.
     """
 
+    zero_C: Tensor
+    kept: Tensor | None
+
     def __init__(self, coded: Uniform, weight: Tensor):
         super().__init__()
         self.bits = coded.bits
@@ -209,7 +223,8 @@ def on_grid(net: nn.Module, coded: Mapping[str, Uniform]) -> Iterator[dict[str, 
     Yields:
         an empty dictionary that holds the codes found, by the same keys, after leaving.
     """
-    layers, grids = weights_of(net), {}
+    layers = weights_of(net)
+    grids: dict[str, Uniform] = {}
     for key, code in coded.items():
         on_grid = OnGrid(code, layers[key].weight)
         parametrize.register_parametrization(layers[key], "weight", on_grid, unsafe=True)
@@ -217,8 +232,9 @@ def on_grid(net: nn.Module, coded: Mapping[str, Uniform]) -> Iterator[dict[str, 
         yield grids
     finally:
         for key in coded:
-            on_grid = layers[key].parametrizations["weight"]
-            grids[key] = on_grid[0].coded(on_grid.original)
+            # What has a parametrization is of a class that torch makes for it.
+            held = cast("Any", layers[key]).parametrizations["weight"]
+            grids[key] = held[0].coded(held.original)
             parametrize.remove_parametrizations(layers[key], "weight")
             with torch.no_grad():
                 layers[key].weight.copy_(grids[key].decode())

@@ -4,6 +4,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -95,29 +96,40 @@ def _corrector(
         shift_C = reference_moments[0] - mean_C
         if isinstance(module, _BatchNorm):
             change_C = variance_C / reference_moments[1].clamp(min=torch.finfo(torch.float32).tiny)
-            module.running_mean -= shift_C.to(module.running_mean)
-            module.running_var *= change_C.clamp(1 / CHANGE, CHANGE).to(module.running_var)
+            # _hooked passes over norms without running statistics, and layers without a bias.
+            mean, variance = cast("Tensor", module.running_mean), cast("Tensor", module.running_var)
+            mean -= shift_C.to(mean)
+            variance *= change_C.clamp(1 / CHANGE, CHANGE).to(variance)
             return None
-        module.bias += shift_C.to(module.bias)
+        bias = cast("Tensor", module.bias)
+        bias += shift_C.to(bias)
         shape = (-1,) if isinstance(module, nn.Linear) else (-1,) + (1,) * (x.ndim - 2)
         return x + shift_C.to(x).view(shape)
 
     return correct
 
 
+Act = Callable[[Tensor], Tensor | None]
+"""What is done with a tensor; what it returns, unless None, takes the tensor's place."""
+
+
+def _on_input(act: Act) -> Callable[[nn.Module, tuple[Any, ...]], Tensor | None]:
+    return lambda _, args: act(args[0])
+
+
+def _on_output(act: Act) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]:
+    return lambda _, __, out: act(out)
+
+
 @contextmanager
-def _hooked(
-    net: nn.Module, make: Callable[[str, nn.Module], Callable[[Tensor], Tensor | None]]
-) -> Iterator[None]:
+def _hooked(net: nn.Module, make: Callable[[str, nn.Module], Act]) -> Iterator[None]:
     """``make(name, module)`` sees what every batch norm is given and every biased layer gives."""
     handles = []
     for name, module in net.named_modules():
         if isinstance(module, _BatchNorm) and module.running_mean is not None:
-            act = make(name, module)
-            handles.append(module.register_forward_pre_hook(lambda _, args, act=act: act(args[0])))
+            handles.append(module.register_forward_pre_hook(_on_input(make(name, module))))
         elif isinstance(module, LAYERS) and module.bias is not None:
-            act = make(name, module)
-            handles.append(module.register_forward_hook(lambda _, __, out, act=act: act(out)))
+            handles.append(module.register_forward_hook(_on_output(make(name, module))))
     try:
         yield
     finally:

@@ -1,13 +1,13 @@
 """Decompose one layer into two or three factors: energy lost, cost, weights."""
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from ssdistill.compress.factors.moments import Moments, Positions
 from ssdistill.errors import UserError
-from ssdistill.models.factorized import Factorized, Form, Rank, form_of
+from ssdistill.models.factorized import Factorized, Form, Plain, Rank, form_of
 
 Method = Literal["data", "svd", "spatial", "tucker"]
 FORMS: dict[str, Form] = {
@@ -36,6 +36,7 @@ def layer_cost(
     layer: nn.Module, rank: Rank | None, method: Method, positions: Positions = ONCE
 ) -> Cost:
     """What ``layer`` costs in factors of ``rank``, or as it is where ``rank`` is None."""
+    layer = cast("Plain", layer)  # form_of raises for others
     outs, ins, *kernel = layer.weight.shape
     height, width = kernel or (1, 1)
     before, between, after = positions
@@ -49,16 +50,19 @@ def layer_cost(
     if form == "tucker":
         r_in, r_out = (rank, rank) if isinstance(rank, int) else rank
         parts = (r_in * ins, before), (r_in * r_out * height * width, after), (r_out * outs, after)
-    elif form == "spatial":
-        parts = (rank * ins * height, between), (rank * outs * width, after)
     else:
-        parts = (rank * ins * height * width, after), (rank * outs, after)
+        r = cast("int", rank)  # only a Tucker form has two
+        if form == "spatial":
+            parts = (r * ins * height, between), (r * outs * width, after)
+        else:
+            parts = (r * ins * height * width, after), (r * outs, after)
     weights = sum(count for count, _ in parts)
     return Cost(weights + biases, sum(count * places for count, places in parts))
 
 
 def largest_ranks(layer: nn.Module, method: Method) -> tuple[int, ...]:
     """Full rank of a layer; for ``tucker`` of a kernel, of inputs and of outputs."""
+    layer = cast("Plain", layer)  # form_of raises for others
     outs, ins, *kernel = layer.weight.shape
     height, width = kernel or (1, 1)
     form = form_of(layer, FORMS[method])
@@ -81,7 +85,7 @@ def spectrum(layer: nn.Module, method: Method, stats: Moments | None = None) -> 
         UserError: ``data`` without the statistics of the layer.
     """
     form = form_of(layer, FORMS[method])
-    weight = layer.weight.detach().double()
+    weight = cast("Plain", layer).weight.detach().double()  # form_of raises for others
     if form == "tucker":
         return _energies(weight.transpose(0, 1).flatten(1)), _energies(weight.flatten(1))
     if form == "spatial":
@@ -118,6 +122,7 @@ def decompose(
             is, or ``data`` without statistics.
     """
     form = form_of(layer, FORMS[method])
+    layer = cast("Plain", layer)  # form_of raises for others
     ranks = (rank, rank) if isinstance(rank, int) else rank
     limits = largest_ranks(layer, method)
     if any(not 1 <= r <= limit for r, limit in zip(ranks, limits, strict=False)):
@@ -131,7 +136,8 @@ def decompose(
     elif form == "spatial":
         _fill_spatial(factors, weight)
     elif method == "data":
-        _, axes_OO = _axes(_needed(stats).covariance_OO)
+        stats = _needed(stats)
+        _, axes_OO = _axes(stats.covariance_OO)
         basis_OR = axes_OO[:, : min(ranks)]
         _fill_channel(factors, weight, basis_OR, basis_OR.T)
         mean_O = stats.mean_O if bias is None else stats.mean_O - bias
@@ -158,6 +164,7 @@ def decompose_after(layer: nn.Module, rank: int, joint: Moments) -> Factorized:
         joint: of 2 O channels: outputs in the whole network, then those behind the factors.
     """
     factors = Factorized.like(layer, rank, "channel")
+    layer = cast("Plain", layer)  # Factorized.like raises for others
     outs = len(joint.mean_O) // 2
     covariance = joint.covariance_OO
     behind_OO, cross_OO = covariance[outs:, outs:], covariance[:outs, outs:]
@@ -181,9 +188,10 @@ def decompose_after(layer: nn.Module, rank: int, joint: Moments) -> Factorized:
 def set_bias(factors: Factorized, bias_O: Tensor | None) -> None:
     """Give ``factors`` this output bias, whether or not there was one."""
     last = factors.expand
-    last.bias = None if bias_O is None else nn.Parameter(bias_O.to(last.weight))
-    if last.bias is not None:
-        last.bias.requires_grad_(last.weight.requires_grad)
+    bias = None if bias_O is None else nn.Parameter(bias_O.to(last.weight))
+    last.register_parameter("bias", bias)
+    if bias is not None:
+        bias.requires_grad_(last.weight.requires_grad)
 
 
 def _fill_channel(

@@ -52,7 +52,7 @@ def list_choices(
     dense = Option(None, 0.0, layer_cost(layer, None, method, positions))
     choices = []
     for ranks in product(*(range(round_to, len(tail), round_to) for tail in tails)):
-        rank = cast("Rank", ranks if len(ranks) > 1 else ranks[0])
+        rank = cast("Rank", ranks if len(tails) > 1 else ranks[0])
         cost = layer_cost(layer, rank, method, positions)
         if cost.parameters < dense.cost.parameters and cost.macs < dense.cost.macs:
             loss = sum(tail[r] for tail, r in zip(tails, ranks, strict=True))

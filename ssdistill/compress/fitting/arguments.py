@@ -41,7 +41,7 @@ class ConvArguments:
         """Padding left, right, above and below; ``same`` puts the odd one right and below."""
         if self.padding == "valid":
             return 0, 0, 0, 0
-        if self.padding == "same":
+        if isinstance(self.padding, str):  # same
             high, wide = (
                 d * (k - 1) for k, d in zip(self.weight.shape[2:], self.dilation, strict=True)
             )
@@ -62,11 +62,11 @@ class LinearArguments:
 
 @dataclass
 class NormArguments:
-    """The arguments of ``torch.nn.functional.batch_norm``."""
+    """The arguments of ``torch.nn.functional.batch_norm``, with running statistics."""
 
     input: Tensor
-    running_mean: Tensor | None
-    running_var: Tensor | None
+    running_mean: Tensor
+    running_var: Tensor
     weight: Tensor | None = None
     bias: Tensor | None = None
     training: bool = False

@@ -35,9 +35,9 @@ class Position:
 
     def permuted(self, order: tuple[int, ...]) -> "Position":
         """Position of the tensor with its axes in another order; no longer the output itself."""
-        order = [i % len(self.axes) for i in order]
+        sources = [i % len(self.axes) for i in order]
         return Position(
-            self.call, [self.axes[i] for i in order], order.index(self.channel), direct=False
+            self.call, [self.axes[i] for i in sources], sources.index(self.channel), direct=False
         )
 
     def as_output(self, z: Tensor) -> Tensor:

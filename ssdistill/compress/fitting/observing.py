@@ -57,7 +57,11 @@ class Observer(TorchFunctionMode):
         # A parametrized weight is a new tensor at every access and so identifies nothing.
         weights = {name: modules[name]._parameters.get("weight") for name in layers}
         self._layers = {w: (name, modules[name]) for name, w in weights.items() if w is not None}
-        norms = {m.running_mean: name for name, m in modules.items() if isinstance(m, NORMS)}
+        norms = {
+            m.running_mean: name
+            for name, m in modules.items()
+            if isinstance(m, NORMS) and m.running_mean is not None
+        }
         self._follower = OutputFollower(norms, self._places)
         self._outputs: dict[Tensor, Call] = {}
 
@@ -87,7 +91,7 @@ class Observer(TorchFunctionMode):
         for tensor, position in followed.items():
             self._follower.advance(tensor, position, operation, args, kwargs, result)
         if operation in ARGUMENTS:
-            self._record_call(ARGUMENTS[operation](*args, **kwargs), result)
+            self._record_call(ARGUMENTS[operation](*args, **kwargs), results[0])
         events = sum(call.events for calls in self.calls.values() for call in calls)
         if self.events and events >= self.events:
             raise _AllEventsSeen
@@ -95,7 +99,7 @@ class Observer(TorchFunctionMode):
 
     def _record_call(self, arguments: ConvArguments | LinearArguments, y: Tensor) -> None:
         name, layer = self._layers.get(arguments.weight, (None, None))
-        if layer is None:
+        if name is None or layer is None:
             return
         channel = arguments.channel
         places_P = self._places(y, channel)

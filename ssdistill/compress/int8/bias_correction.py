@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -105,7 +105,9 @@ def _means(model: Any, nodes: Sequence[Any], inputs: Tensor) -> list[np.ndarray]
     )
     sums: list[Any] = [0.0] * len(nodes)
     for batch in inputs.cpu().split(32):
-        for i, output in enumerate(session.run(None, {INPUT: batch.numpy()})):
+        # What the nodes of a network put out are tensors, no sequences or maps.
+        outputs = cast("list[np.ndarray]", session.run(None, {INPUT: batch.numpy()}))
+        for i, output in enumerate(outputs):
             axis = 1 if nodes[i].op_type == "Conv" else output.ndim - 1
             averaged_axes = tuple(a for a in range(1, output.ndim) if a != axis)
             sums[i] = sums[i] + output.astype(np.float64).mean(averaged_axes).sum(0)

@@ -3,12 +3,13 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ssdistill.artifacts.runtimes.tracing import Embedding, quiet
+from ssdistill.models.factorized import Plain
 from ssdistill.models.model import Model
 
 CONVOLUTIONS = ("conv2d", "linear")
@@ -70,16 +71,19 @@ def fold(layer: nn.Module, norm: nn.Module) -> None:
 
     The batch norm stays, as timm's carry their activation with them, but is the identity then.
     """
-    std_C = (norm.running_var.double() + norm.eps).sqrt()
+    # As read_chains finds them; one without running statistics is no batch norm of eval mode.
+    layer, norm = cast("Plain", layer), cast("nn.BatchNorm2d", norm)
+    mean_C, variance_C = cast("Tensor", norm.running_mean), cast("Tensor", norm.running_var)
+    std_C = (variance_C.double() + norm.eps).sqrt()
     scale_C = (1.0 if norm.weight is None else norm.weight.double()) / std_C
-    shift_C = (0.0 if norm.bias is None else norm.bias.double()) - norm.running_mean * scale_C
+    shift_C = (0.0 if norm.bias is None else norm.bias.double()) - mean_C * scale_C
     bias_C = 0.0 if layer.bias is None else layer.bias.double() * scale_C
     weight = layer.weight
     shape = (-1, *[1] * (weight.ndim - 1))
     weight.copy_(weight.double() * scale_C.view(shape))
     layer.bias = nn.Parameter((bias_C + shift_C).to(weight))
-    norm.running_mean.zero_()
-    norm.running_var.fill_(1 - norm.eps)
+    mean_C.zero_()
+    variance_C.fill_(1 - norm.eps)
     if norm.weight is not None:
         norm.weight.fill_(1)
     if norm.bias is not None:
@@ -88,6 +92,7 @@ def fold(layer: nn.Module, norm: nn.Module) -> None:
 
 def _equalize_pair(first: nn.Module, second: nn.Module) -> float:
     """Equalize in place; the largest change of a scale, as |log s|."""
+    first, second = cast("Plain", first), cast("Plain", second)  # as read_chains finds them
     out_C = first.weight.flatten(1).abs().amax(1)
     groups = getattr(second, "groups", 1)
     # (O, C / groups, ...) of a grouped layer: its outputs come group by group, and so do inputs.
@@ -114,10 +119,10 @@ def read_chains(model: Model) -> Chain:
             program = torch.export.export(Embedding(model), (model.example(2),))
     except Exception:  # whatever torch.export cannot trace, it says with another exception
         return Chain([], [])
+    signature = program.graph_signature
+    tensors = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     names = {k: v.removeprefix("model.net.")
-             for k, v in (program.graph_signature.inputs_to_parameters
-                          | program.graph_signature.inputs_to_buffers).items()
-             if v.startswith("model.net.")}  # fmt: skip
+             for k, v in tensors.items() if v.startswith("model.net.")}  # fmt: skip
     owner = {node: _owner(node, names, i) for node in program.graph.nodes
              if (i := _weight_position(node)) is not None}  # fmt: skip
     uses_by_layer = list(owner.values())

@@ -2,11 +2,12 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.fx import GraphModule
 
 from ssdistill.artifacts.runtimes import Runtime, RuntimeModel, on_arm
 from ssdistill.artifacts.runtimes.aot_inductor import AotInductor, compile_program
@@ -97,7 +98,8 @@ def int8_program(model: Model, calibration_inputs: Tensor, target: Target) -> Ex
     program = trace(model, "int8", most)
     try:
         with quiet(), torch.no_grad():
-            prepared = prepare_pt2e(_with_sources(program.module()), _quantizer(target))
+            graph = cast("GraphModule", program.module())  # which torch declares as any module
+            prepared = prepare_pt2e(_with_sources(graph), _quantizer(target))
             for part in calibration_inputs.cpu().split(LARGEST_BATCH):
                 prepared(part)
             converted = convert_pt2e(prepared)
@@ -109,7 +111,7 @@ def int8_program(model: Model, calibration_inputs: Tensor, target: Target) -> Ex
     return trace(model, "int8", most, graph=converted)
 
 
-def _with_sources(graph: nn.Module) -> nn.Module:
+def _with_sources(graph: GraphModule) -> GraphModule:
     """Note on each node the layer that it comes from, by which quantizers find their patterns.
 
     The exporter of torch 2.11 notes the names of layers alone, which its matcher does not read.
@@ -151,7 +153,7 @@ def _quantizer(target: Target) -> Any:
     return x86.X86InductorQuantizer().set_global(config)
 
 
-def count_int8(graph: nn.Module) -> dict[str, int]:
+def count_int8(graph: GraphModule) -> dict[str, int]:
     """How many roundings of activations and int8 weights a quantized graph has."""
     names = Counter(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
     weights = [tensor for tensor in graph.state_dict().values() if tensor.dtype == torch.int8]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal, cast
 
 import torch
 from torch import nn
@@ -54,7 +55,8 @@ def _fused(prefix: str, module: nn.Module) -> Attention:
     # Norms of queries and keys work within a head and are the same for all.
     others = [k for k in others if k not in ("q_norm", "k_norm")]
     fits = heads and width and getattr(module, "attn_dim", 0) == heads * width
-    if not fits or module.qkv.out_features != 3 * heads * width or module._parameters or others:
+    fused = cast("nn.Linear", module.qkv)  # find_attention has looked
+    if not fits or fused.out_features != 3 * heads * width or module._parameters or others:
         return _whole(attention, "unsupported type of attention")
     members = [_member(f"{prefix}qkv", "out", heads, width, 3)]
     if getattr(module, "gate", None) is not None:
@@ -91,7 +93,9 @@ def _has_weights(module: nn.Module) -> bool:
     return next(module.parameters(), None) is not None
 
 
-def _member(layer: str, side: str, heads: int, width: int, times: int = 1) -> Member:
+def _member(
+    layer: str, side: Literal["out", "in"], heads: int, width: int, times: int = 1
+) -> Member:
     """All channels of a layer that holds ``times`` vectors of all heads one after the other."""
     unit_N = torch.arange(heads).repeat_interleave(width).repeat(times)
     return Member(layer, side, torch.arange(len(unit_N)), unit_N)

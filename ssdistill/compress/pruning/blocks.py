@@ -29,7 +29,7 @@ def find_blocks(model: Model) -> list[str]:
         for key, child in module.named_children()
         if not isinstance(child, lists) and next(child.children(), None) is not None
     }
-    outputs: dict[str, list[Tensor]] = {name: [] for name in inside}
+    outputs: dict[str, list[Tensor | None]] = {name: [] for name in inside}
     hooks = []
     for name, module in inside.items():
 

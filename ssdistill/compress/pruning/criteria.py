@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Literal, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ssdistill.compress import Context
 from ssdistill.compress.pruning.narrow import ChannelGroup, Member
 from ssdistill.errors import UserError
+from ssdistill.models.factorized import Plain
 from ssdistill.models.model import Model
 
 Criterion = Literal[
@@ -18,7 +19,7 @@ Criterion = Literal[
 BATCHES = 8
 """Batches of the distillation loss that gradients are averaged over."""
 LARGEST_BATCH = 32
-Scores = list[Tensor | None]
+Scores = Sequence[Tensor | None]
 Layers = Mapping[str, nn.Module]
 
 
@@ -86,7 +87,7 @@ def _per_channel(layer: nn.Module, side: str, value: Tensor) -> Tensor:
     return value.transpose(0, axis).flatten(1).sum(1)
 
 
-def _reads(layer: nn.Module | None, member: Member) -> bool:
+def _reads(layer: nn.Module | None, member: Member) -> TypeGuard[Plain]:
     """Whether a member is what reads the channels; a grouped layer loses its outputs instead."""
     is_supported = isinstance(layer, (nn.Conv2d, nn.Linear))
     return is_supported and member.side == "in" and getattr(layer, "groups", 1) == 1
@@ -132,7 +133,7 @@ def _activation(model: Model, groups: Sequence[ChannelGroup], x: Tensor) -> Scor
     layers = dict(model.net.named_modules())
     readers = {m.layer for g in groups for m in g.members if _reads(layers.get(m.layer), m)}
     norms = _input_norms(model, sorted(readers), x)
-    scores: Scores = []
+    scores: list[Tensor] = []
     for group in groups:
         score_C = torch.zeros(len(group.score_C), dtype=torch.float64)
         for member in group.members:
@@ -175,7 +176,7 @@ def _from_loss(
     student = copy.deepcopy(model).eval().requires_grad_(True)
     layers = dict(student.net.named_modules())
     readers = sorted({m.layer for g in groups for m in g.members if _reads(layers.get(m.layer), m)})
-    weights = [layers[name].weight for name in readers]
+    weights = [cast("Tensor", layers[name].weight) for name in readers]
     total = [torch.zeros(len(g.score_C), dtype=torch.float64) for g in groups]
     for gradients in _gradients(context.losses(student, targets, BATCHES, seed), weights):
         parts = dict(zip(readers, zip(weights, gradients, strict=True), strict=True))

@@ -4,7 +4,7 @@ import copy
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -103,7 +103,7 @@ def masked(model: Model, groups: Sequence[ChannelGroup], kept_units: Sequence[Te
     for (name, side, _), channels in _removed_channels(groups, kept_units).items():
         module = silent.net.get_submodule(name) if side == "in" else None
         if module is not None and getattr(module, "groups", 1) == 1:
-            module.weight[:, sorted(channels)] = 0
+            cast("Tensor", module.weight)[:, sorted(channels)] = 0
     return silent
 
 
@@ -133,7 +133,7 @@ def _resolve(net: nn.Module, name: str) -> tuple[nn.Module, str | None]:
 
 def _width(module: nn.Module, key: str | None, side: str, axis: int) -> int:
     if key is not None:
-        return module._parameters[key].shape[axis]
+        return cast("Tensor", module._parameters[key]).shape[axis]
     if isinstance(module, nn.Linear):
         return module.out_features if side == "out" else module.in_features
     if isinstance(module, nn.Conv2d):
@@ -148,7 +148,7 @@ def own_width(module: nn.Module) -> int:
     for key in ("num_features", "num_channels", "num_parameters"):
         if hasattr(module, key):
             return getattr(module, key)
-    return len(module.weight)
+    return len(cast("Tensor", module.weight))
 
 
 def _narrow(module: nn.Module, side: str, kept: Tensor) -> None:
@@ -194,7 +194,7 @@ def _select(module: nn.Module, key: str, axis: int, kept: Tensor) -> None:
 
 def _fewer_heads(attention: nn.Module, heads: int) -> None:
     """What timm and transformers call the number of heads and the width of all of them."""
-    width = getattr(attention, "head_dim", None) or attention.attention_head_size
+    width = getattr(attention, "head_dim", None) or cast("int", attention.attention_head_size)
     for key in ("num_heads", "num_attention_heads"):
         if hasattr(attention, key):
             setattr(attention, key, heads)

@@ -3,14 +3,14 @@
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from ssdistill.artifacts.coding.codes import Uniform
 from ssdistill.compress import Context
-from ssdistill.compress.codes.fake_quant import weights_of
+from ssdistill.compress.codes.fake_quant import GridOptions, weights_of
 from ssdistill.compress.factors.decompose import decompose, layer_cost
 from ssdistill.compress.factors.factorize import replace
 from ssdistill.compress.factors.moments import called_layers, output_stats
@@ -27,7 +27,7 @@ WIDTHS = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25)
 RANKS = (0.8, 0.65, 0.5, 0.4, 0.3, 0.2)
 SLACK = 0.03
 """Approximate excess of a Huffman code over the entropy, in bits per symbol."""
-GRID = {"clip": "mse", "per_channel": True, "symmetric": False}
+GRID = GridOptions(clip="mse", per_channel=True, symmetric=False)
 
 
 class Site(NamedTuple):
@@ -112,7 +112,7 @@ class Actions:
 
     def rank(self, name: str, fraction: float) -> int:
         """The rank at which a layer has this fraction of its weights, at least 1."""
-        weight = self.model.net.get_submodule(name).weight
+        weight = cast("Tensor", self.model.net.get_submodule(name).weight)
         outs, inside = len(weight), weight[0].numel()
         return max(int(fraction * outs * inside / (outs + inside)), 1)
 
