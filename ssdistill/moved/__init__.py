@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
-from types import ModuleType
+from importlib.util import find_spec
+from types import CodeType, ModuleType
 from typing import Any
 
 from ssdistill.moved.names import MOVED, RENAMED
@@ -40,6 +41,13 @@ class OldNames(MetaPathFinder, Loader):
             return getattr(*_present(old, name, new))
 
         module.__getattr__ = attribute  # type: ignore[method-assign]
+
+    def get_code(self, name: str) -> CodeType:
+        """The code of ``name``, which ``python -m`` runs."""
+        old = name.removeprefix(f"{PACKAGE}.")
+        _notify(old, MOVED[old])
+        spec: Any = find_spec(f"{PACKAGE}.{MOVED[old]}")
+        return spec.loader.get_code(spec.name)
 
 
 class RenamedContent(MetaPathFinder):

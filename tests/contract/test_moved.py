@@ -87,6 +87,13 @@ def test_old_names_are_attributes_of_the_package_and_of_from_imports():
     assert run.stderr.count("FutureWarning") == run.stderr.count("will go with version 1.0")
 
 
+def test_an_old_command_is_run_by_its_module():
+    command = [sys.executable, "-m", "ssdistill.cli", "--version"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert (run.returncode, run.stdout) == (0, f"ssdistill {ssdistill.__version__}\n"), run.stderr
+    assert run.stderr.count("\n") == 1 and "ssdistill.cli is now ssdistill.commands" in run.stderr
+
+
 def test_names_of_today_are_not_taken_for_old_ones():
     for old in MOVED:
         assert old not in ssdistill._modules()
