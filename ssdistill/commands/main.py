@@ -10,6 +10,7 @@ from pathlib import Path
 from ssdistill.commands.data.group import add_data
 from ssdistill.commands.failures import explanation, require_current_folder, save_report
 from ssdistill.commands.probe.command import add_probe
+from ssdistill.commands.restore import add_restore
 from ssdistill.errors import UserError, shortened, was_interrupted
 from ssdistill.experiment.overrides import nearest_option, plain_overrides
 from ssdistill.files import check_writable
@@ -151,17 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     report.add_argument("--root", type=Path, default=Path("."), help="project folder (default: .)")
 
-    restore = _add(
-        commands,
-        "restore",
-        _restore,
-        "find the uncompressed model of a compressed one",
-        "Print its folder, or copy it.",
-    )
-    restore.add_argument("artifact", type=Path, help="folder of the compressed model")
-    restore.add_argument(
-        "--to", type=Path, metavar="FOLDER", help="copy the uncompressed model to FOLDER"
-    )
+    add_restore(commands)
 
     listing = _add(commands, "list", _list, "list losses, methods, teachers, … and their settings")
     listing.add_argument(
@@ -218,23 +209,6 @@ def _reproduce(options: argparse.Namespace) -> int:
     experiment = _load(options)
     require_claims(experiment, options.config)
     return exit_code(_execute(experiment, options.runs).verdicts)
-
-
-def _restore(options: argparse.Namespace) -> int:
-    import shutil
-
-    from ssdistill.compress.restore import uncompressed_parent
-
-    folder = uncompressed_parent(options.artifact)
-    if options.to:
-        if options.to.exists() and any(options.to.iterdir()):
-            raise UserError(
-                f"restore --to {options.to}: the folder is not empty; choose another one"
-            )
-        check_writable(options.to / "model.json", "--to")
-        folder = Path(shutil.copytree(folder, options.to, dirs_exist_ok=True))
-    say(folder)
-    return 0
 
 
 def _load(options: argparse.Namespace):

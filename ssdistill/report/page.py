@@ -33,12 +33,12 @@ class PageData:
         headline: two to six big numbers.
         results, protocols, paired, steps, rankings, claims: tables (see ``all_tables`` and
             ``verdict.verdict_table``).
-        fronts: what searches found (see ``front_chart.front_svg``).
+        fronts: what searches found (see ``charts.pareto.front_svg``).
         sizes: models by bytes and accuracy; latencies: by time and accuracy; chain: labels of
             both that were made one from the other, in order.
         scores: models by accuracy, with spread.
-        curves: one chart each (see ``plots.curves_of``).
-        confusions: of models, drawn at a width (see ``confusion_chart.confusion_svg``).
+        curves: one chart each (see ``charts.plots.curves_of``).
+        confusions: of models, drawn at a width (see ``charts.confusion.confusion_svg``).
         views, neighbors: images.
         provenance: nested facts; config: the resolved configuration as text.
     """

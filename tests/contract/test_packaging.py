@@ -39,7 +39,8 @@ def test_every_package_is_installed(setup):
     listed = set(lines(setup["options"]["packages"]))
     folders = {path.parent for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts}
     found = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
-    assert listed == found | {"ssdistill.configs"}
+    wanted = found | {"ssdistill.configs"}
+    assert listed == wanted, "packages in setup.cfg must list every folder with code"
 
 
 def test_every_folder_with_code_is_a_package():
@@ -158,7 +159,7 @@ def test_every_module_can_be_read_in_one_go():
         for path in written_files("ssdistill")
         if path.suffix == ".py" and (count := len(path.read_text().splitlines())) > LONGEST
     }
-    assert long == {}
+    assert long == {}, f"move a part that can be read alone into a file of its own: {long}"
 
 
 def test_no_name_says_nothing():

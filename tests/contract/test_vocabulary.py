@@ -30,7 +30,7 @@ SOURCES_OF_TEXT = sorted(
 )
 OLD_ON_PURPOSE = {
     "docs/vocabulary.md",
-    "ssdistill/moved.py",
+    "ssdistill/moved/names.py",
     "ssdistill/experiment/renamed_keys.py",
 }
 """Files that are about old names."""
@@ -57,6 +57,13 @@ def retired(column: int) -> set[str]:
     return {word.strip() for row in rows() for word in row[column].split(",")} - {""}
 
 
+def instead(names: set[str]) -> str:
+    """What ``docs/vocabulary.md`` says instead of the words in ``names``."""
+    words = set().union(*map(words_of, names))
+    found = [row for row in rows() if words & {word.strip() for word in row[2].split(",")}]
+    return "docs/vocabulary.md calls it " + ", ".join(row[1].strip() for row in found)
+
+
 def words_of(name: str) -> set[str]:
     return {part.lower() for part in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)}
 
@@ -78,6 +85,10 @@ def public_names(tree: ast.AST) -> set[str]:
     return names
 
 
+def test_a_failure_says_which_word_to_take():
+    assert instead({"shares_svg", "dots"}).startswith("docs/vocabulary.md calls it fraction;")
+
+
 def test_the_page_retires_words():
     assert {"picture", "gauge", "neighbour", "judge"} <= retired(2)
     assert {"picture", "gauge", "must be given"} <= retired(3)
@@ -91,7 +102,8 @@ def test_public_names_use_words_of_the_vocabulary(file):
     if str(file.relative_to(ROOT)) in OLD_ON_PURPOSE:
         return
     names = public_names(ast.parse(file.read_text())) | {file.stem}
-    assert not {name for name in names - EXCEPTIONS if words_of(name) & retired(2)}
+    found = {name for name in names - EXCEPTIONS if words_of(name) & retired(2)}
+    assert not found, f"rename {found}: {instead(found)}"
 
 
 @pytest.mark.parametrize(
@@ -103,7 +115,8 @@ def test_kinds_and_keys_use_words_of_the_vocabulary(registry):
     keys = {k for kind in registry.classes for k in registry.schema(kind).model_fields}
     names = {*registry.classes, *keys} - EXCEPTIONS
     assert names
-    assert not {name for name in names if words_of(name) & retired(2)}
+    found = {name for name in names if words_of(name) & retired(2)}
+    assert not found, f"rename {found}: {instead(found)}"
 
 
 def sentences(file: Path) -> str:
@@ -124,4 +137,5 @@ def test_sentences_use_words_of_the_vocabulary(file):
     for word in IN_CHECKPOINTS:
         text = text.replace(f'"{word}"', "")
     pattern = re.compile(rf"\b({'|'.join(map(re.escape, sorted(retired(3))))})\b", re.IGNORECASE)
-    assert not [line for line in text.splitlines() if pattern.search(line)]
+    found = [line for line in text.splitlines() if pattern.search(line)]
+    assert not found, f"docs/vocabulary.md has a word for this: {found}"
