@@ -11,7 +11,7 @@ from typing import IO, Any
 import numpy as np
 
 from ssdistill.data.bad_image import BadImage
-from ssdistill.data.band_limits import MOST_BANDS, check_sizes
+from ssdistill.data.band_limits import MOST_BANDS, check_sizes, decoding
 from ssdistill.data.decode import open_regular
 from ssdistill.data.dicom import dicom_sizes, read_dicom
 from ssdistill.data.handles import require
@@ -152,8 +152,9 @@ def _read_tiff(file: IO[bytes]) -> np.ndarray:
     with _opened_tiff(file) as tiff:
         pages = _full_pages(tiff)
         _checked(pages)
-        planes = [_bands_last(page.asarray(maxworkers=1), page) for page in pages]
-        bands_HWC = planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
+        with decoding(sum(page.nbytes for page in pages)):
+            planes = [_bands_last(page.asarray(maxworkers=1), page) for page in pages]
+            bands_HWC = planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
         return upright(bands_HWC, _orientation(pages[0]))
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -394,3 +395,83 @@ def test_pieces_of_a_store_hold_as_much_memory_as_before(tiffs, tmp_path, monkey
     monkeypatch.setattr("os.cpu_count", lambda: 1)
     opened(tmp_path, path=str(tiffs), channels=[0, 1], pixels="stored", test_fraction=0)
     assert added == [9, 3]
+
+
+def contents(count=10):
+    """Encoded files with four bands, by name."""
+    files = {}
+    for n in range(count):
+        file = io.BytesIO()
+        values = np.random.default_rng(n).integers(0, 256, (9, 14, 4)).astype("u1")
+        if n % 2:
+            Image.fromarray(values).save(file, "PNG")
+        else:
+            by_pixel = {"photometric": "minisblack", "planarconfig": "contig"}
+            tifffile.imwrite(file, values, **by_pixel)
+        files[f"{n:02}.{'png' if n % 2 else 'tif'}"] = file.getvalue()
+    return files
+
+
+def as_list(folder: Path, files: dict[str, bytes]):
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    (folder / "all.txt").write_text("".join(f"{name}\n" for name in files))
+    return {"kind": "list", "path": str(folder / "all.txt")}
+
+
+def as_tar(folder: Path, files: dict[str, bytes]):
+    with tarfile.open(folder / "a.tar", "w") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return {"kind": "tar", "path": str(folder / "a.tar")}
+
+
+def as_parquet(folder: Path, files: dict[str, bytes]):
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(arrow.table({"image": list(files.values())}), folder / "a.parquet")
+    return {"kind": "parquet", "path": str(folder / "a.parquet")}
+
+
+def as_arrow(folder: Path, files: dict[str, bytes]):
+    arrow = pytest.importorskip("pyarrow")
+    table = arrow.table({"image": list(files.values())})
+    path = str(folder / "a.arrow")
+    with arrow.OSFile(path, "wb") as file, arrow.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+    return {"kind": "arrow", "path": str(folder / "a.arrow")}
+
+
+def as_hdf5(folder: Path, files: dict[str, bytes]):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(folder / "a.h5", "w") as file:
+        rows = file.create_dataset("images", (len(files),), h5py.vlen_dtype("u1"))
+        for row, content in enumerate(files.values()):
+            rows[row] = np.frombuffer(content, "u1")
+    return {"kind": "hdf5", "path": str(folder / "a.h5")}
+
+
+def as_lmdb(folder: Path, files: dict[str, bytes]):
+    lmdb = pytest.importorskip("lmdb")
+    with lmdb.open(str(folder / "lmdb")) as environment, environment.begin(write=True) as writing:
+        for name, content in files.items():
+            writing.put(name.encode(), content)
+    return {"kind": "lmdb", "path": str(folder / "lmdb")}
+
+
+@pytest.mark.parametrize("pixels", HOLDINGS)
+@pytest.mark.parametrize("made", [as_list, as_tar, as_parquet, as_arrow, as_hdf5, as_lmdb])
+def test_every_container_of_encoded_images_has_all_their_bands(tmp_path, made, pixels):
+    settings = made(tmp_path, contents()) | {"test_fraction": 0, "channels": [3, 0, 1]}
+    train = opened(tmp_path / "data", [9, 14], pixels=pixels, **settings)["train"]
+    for n in range(10):
+        values = np.random.default_rng(n).integers(0, 256, (9, 14, 4)).astype("u1")
+        assert np.array_equal(train.images[n], values[..., [3, 0, 1]])
+
+
+def test_gray_and_color_that_are_in_memory_have_their_own_channels(tmp_path):
+    gray = opened(tmp_path, 8, kind="digits", channels=[0], pixels="stored")["train"]
+    assert gray.images.shape == (1297, 8, 8, 1) and gray.images.dtype == np.uint8
+    with pytest.raises(UserError, match="000000 has 1 channel, numbered 0; choose"):
+        opened(tmp_path, 8, kind="digits", channels=[0, 1])
