@@ -169,10 +169,7 @@ RENAMED = {
         "Npz": "data.sources.npz:",
     },
     "data.splits": {"ArraySplit": "data.array_split:"},
-    "data.store": {
-        **dict.fromkeys(("check_space", "plain_disk_errors"), "data.disk_space:"),
-        **dict.fromkeys(("find_store", "has_store"), "data.store_places:"),
-    },
+    "data.store": dict.fromkeys(("find_store", "has_store"), "data.store_places:"),
     "distill.bank": {"centring": "centering"},
     "distill.neighbours": {"nearest_neighbours": "nearest_neighbors"},
     "distill.teachers": {"settings_of": "settings_by_loss"},

@@ -72,6 +72,10 @@ class Form:
         return self.view_size
 
 
+EXAMPLES = (
+    "must be numbers of bands, from 0, such as [3, 2, 1], or numbers by name, such as "
+    "{red: 3, nir: 7}"
+)
 RGB = Form()
 """As the files show: three colors of 8 bits."""
 
@@ -84,12 +88,16 @@ def check_channels(channels: Any) -> Any:
     """
     if channels is None:
         return channels
+    if not isinstance(channels, (Mapping, list, tuple)):
+        raise ValueError(EXAMPLES)
     bands = list(channels.values() if isinstance(channels, Mapping) else channels)
+    if any(not isinstance(band, int) or isinstance(band, bool) or band < 0 for band in bands):
+        raise ValueError(EXAMPLES)
     if not bands:
-        raise ValueError("channels: names no channel; name at least one, such as [0]")
+        raise ValueError("no channel is named; name at least one, such as [0]")
     twice = sorted({band for band in bands if bands.count(band) > 1})
     if twice:
-        raise ValueError(f"channels: band {twice[0]} is there twice; name each band once")
-    if isinstance(channels, Mapping) and any(not name.strip() for name in channels):
-        raise ValueError("channels: a name is empty; name every channel")
+        raise ValueError(f"band {twice[0]} is there twice; name each band once")
+    if isinstance(channels, Mapping) and any(not str(name).strip() for name in channels):
+        raise ValueError("a name is empty; name every channel")
     return channels

@@ -136,7 +136,7 @@ def open_originals(
     Raises:
         UserError: more unreadable images than ``settings.max_bad``, or none readable.
     """
-    raw = source.split(split).encoded()
+    raw, image_size = source.split(split).encoded(), as_size(*height_width(image_size))
     folder = index_folder(source, split, settings, root)
     # Images are decoded as long as the process lives, in threads that share this limit.
     Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, settings.max_pixels)

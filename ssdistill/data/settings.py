@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Field,
     SerializerFunctionWrapHandler,
     model_serializer,
@@ -39,6 +40,27 @@ def _rising(window: Any) -> Any:
     return window
 
 
+def _sides(size: Any) -> Any:
+    if isinstance(size, (list, tuple)):
+        whole = [isinstance(side, int) and not isinstance(side, bool) for side in size]
+        if len(size) != 2 or not all(whole) or min(size) < 1:
+            raise ValueError("must be a side in pixels, or [height, width]")
+    elif isinstance(size, int) and size < 1:
+        raise ValueError("input should be greater than 0")
+    return size
+
+
+def _pairs(window: Any) -> Any:
+    """Check the form of a window that is a list, for which a union has many words."""
+    if not isinstance(window, (list, tuple)):
+        return window
+    pairs = window if window and isinstance(window[0], (list, tuple)) else [window]
+    for pair in pairs:
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+            raise ValueError("must be auto, full, [low, high], or a list of such pairs")
+    return window
+
+
 def _storable(size: Any) -> Any:
     if size is not None and max(height_width(size)) > LARGEST_SIDE:
         raise ValueError(f"sides of at most {LARGEST_SIDE} pixels are possible")
@@ -46,7 +68,7 @@ def _storable(size: Any) -> Any:
 
 
 Windows = Annotated[tuple[Window, ...], Field(min_length=1)]
-StoredSize = Annotated[Size, AfterValidator(_storable)]
+StoredSize = Annotated[Size, BeforeValidator(_sides), AfterValidator(_storable)]
 
 
 class StoreSettings(Settings):
@@ -82,13 +104,17 @@ class StoreSettings(Settings):
 
     image_size: StoredSize | None = None
     max_bad: Fraction = 0.05
-    window: Annotated[Window | Literal["auto", "full"] | Windows, AfterValidator(_rising)] = "auto"
+    window: Annotated[
+        Window | Literal["auto", "full"] | Windows,
+        BeforeValidator(_pairs),
+        AfterValidator(_rising),
+    ] = "auto"
     labels: Literal["auto", "none"] = "auto"
     max_pixels: PositiveInt = MAX_PIXELS
     pixels: Literal["auto", "original", "stored"] = "auto"
     channels: Annotated[
         tuple[NonNegativeInt, ...] | dict[str, NonNegativeInt] | None,
-        AfterValidator(check_channels),
+        BeforeValidator(check_channels),
     ] = None
     view_size: StoredSize | None = None
     resize: Resize = "crop"

@@ -37,7 +37,7 @@ from ssdistill.data.store_writer import fingerprint_of, refuse_bad, write_images
 from ssdistill.data.window import WindowSetting, window_of
 from ssdistill.errors import UserError, one_line, shown
 from ssdistill.files import locked_by, write_atomically
-from ssdistill.settings import Size, height_width
+from ssdistill.settings import Size, as_size, height_width
 
 log = logging.getLogger(__name__)
 
@@ -192,6 +192,7 @@ def open_store(
             folder that cannot be written; whatever the source raises.
     """
     raw, root = source.split(split), Path(root)
+    image_size = as_size(*height_width(image_size))
     seen = form.seen(image_size)
     with pixel_limit(max_pixels), warnings.catch_warnings():
         # Damaged EXIF, odd palettes: either the image is read or it is listed as bad.

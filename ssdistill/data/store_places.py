@@ -9,7 +9,7 @@ from ssdistill.data.held_pixels import Holding
 from ssdistill.data.settings import MAX_PIXELS, StoreSettings
 from ssdistill.data.splits import RawSplit, Source
 from ssdistill.data.window import known_windows
-from ssdistill.settings import Size, size_text
+from ssdistill.settings import Size, as_size, height_width, size_text
 
 FORMAT = 1
 """Part of every store's key: raise it when the same images would be stored differently."""
@@ -24,6 +24,7 @@ def folder_of(
     Args:
         more: what else differs from 8-bit RGB.
     """
+    image_size = as_size(*height_width(image_size))
     parts = [FORMAT, source.kind, source.settings, split, image_size, raw.identity(), *more]
     key = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
     return root / f"{source.kind}-{split}-{size_name(image_size)}-{key[:12]}"

@@ -191,6 +191,24 @@ def test_an_image_of_another_type_or_without_a_channel_is_bad(tiffs, tmp_path, p
     assert "has 3 channels, numbered 0 to 2" in said
 
 
+def test_a_square_by_its_sides_is_the_square_by_its_side(tiffs, tmp_path):
+    for pixels in HOLDINGS:
+        settings = {"path": str(tiffs), "channels": [0], "pixels": pixels}
+        one, other = (opened(tmp_path, size, **settings)["train"] for size in (9, (9, 9)))
+        assert (one.folder, one.fingerprint) == (other.folder, other.fingerprint)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_views_are_the_same_again_with_any_number_of_workers(tiffs, tmp_path, workers):
+    settings = SOURCES.schema("folder")(path=str(tiffs), channels=[0, 4], pixels="original")
+    cut = []
+    for count in (2, workers):
+        store = open_stores(open_source(settings), settings, 12, tmp_path, count)["train"]
+        boxes = Boxes(*(torch.full((11,), x) for x in (2, 5, 12, 18)))
+        cut.append(store.cut(np.arange(11), [boxes], [8])[0])
+    assert torch.equal(*cut)
+
+
 def test_any_array_with_channels_is_read(tmp_path):
     array = np.random.default_rng(0).random((12, 5, 16, 20)).astype("f4") * 7 - 3
     np.save(tmp_path / "a.npy", array)
@@ -318,10 +336,16 @@ def test_a_store_of_the_widest_type_is_planned_for(tiffs, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"channels": []}, "names no channel"),
+        ({"channels": []}, "no channel is named"),
         ({"channels": [1, 2, 1]}, "band 1 is there twice"),
         ({"channels": {"a": 1, "b": 1}}, "band 1 is there twice"),
         ({"channels": {" ": 1}}, "a name is empty"),
+        ({"channels": [0, -1]}, "must be numbers of bands, from 0"),
+        ({"channels": "abc"}, "must be numbers of bands, from 0"),
+        ({"channels": {"a": "b"}}, "must be numbers of bands, from 0"),
+        ({"image_size": [8]}, r"must be a side in pixels, or \[height, width\]"),
+        ({"view_size": [8, 0]}, r"must be a side in pixels, or \[height, width\]"),
+        ({"window": [1, 2, 3]}, "must be auto, full"),
         ({"channels": [0, 1], "window": [[0, 1]]}, "has 1 pairs for 2 channels"),
         ({"window": [[0, 1], [0, 2]]}, "data.channels, which is null"),
         ({"channels": [0, 1], "window": [[0, 1], [2, 2]]}, "low < high"),
