@@ -14,7 +14,9 @@ from PIL import Image
 from pydantic import ValidationError
 
 from ssdistill.data import channel_scale, originals, store_writer
+from ssdistill.data.bad_image import BadImage
 from ssdistill.data.channel_reader import ChannelHeader, read_channels
+from ssdistill.data.decode import pixel_limit
 from ssdistill.data.geometry import Boxes
 from ssdistill.data.opening import open_source, open_stores
 from ssdistill.data.settings import StoreSettings
@@ -29,6 +31,12 @@ ORIENTATION = 274
 def opened(root: Path, size=12, kind="folder", **settings):
     settings = SOURCES.schema(kind)(**settings)
     return open_stores(open_source(settings), settings, size, root)
+
+
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=True)
+    return file.getvalue()
 
 
 def bands_of(n: int, height=24, width=36, channels=5, dtype="u2") -> np.ndarray:
@@ -499,3 +507,34 @@ def test_gray_and_color_that_are_in_memory_have_their_own_channels(tmp_path):
     assert gray.images.shape == (1297, 8, 8, 1) and gray.images.dtype == np.uint8
     with pytest.raises(UserError, match="000000 has 1 channel, numbered 0; choose"):
         opened(tmp_path, 8, kind="digits", channels=[0, 1])
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "empty file"),
+        (b"<html>", "Pillow cannot read"),
+        (b"\x93NUMPY\1\0", "no .npy array"),
+        (npy(np.zeros((4, 4, 4))), "no axis is clearly that of the channels"),
+        (npy(np.zeros((4, 5, 3, 2))), "an array of 4 x 5 x 3 x 2"),
+        (npy(np.full((5, 4), np.nan)), "NaN or infinite pixels"),
+        (npy(np.array([[{}]])), "not of real numbers"),
+        (npy(np.zeros((9, 9)))[:-1], "another size than its header says"),
+        (npy(np.zeros((1, 1), "u1")).replace(b"(1, 1)", b"(8,9999999)"), "header|max_pixels"),
+        (b"II*\0" + b"\xff" * 200, "damaged|pages"),
+        (b"\x89PNG\r\n\x1a\n" + b"x" * 40, "Pillow cannot read|damaged|Truncated"),
+    ],
+)
+def test_what_is_no_image_is_bad_and_nothing_is_unpickled(content, words):
+    with pytest.raises(BadImage, match=words) as caught:
+        read_channels(content)
+    assert "\n" not in caught.value.reason
+
+
+def test_more_pixels_than_allowed_are_not_decoded():
+    with pixel_limit(20):
+        for content in (npy(np.zeros((5, 5), "u1")), *contents(2).values()):
+            with pytest.raises(BadImage, match=r"raise data\.max_pixels"):
+                read_channels(content)
+            with pytest.raises((BadImage, Image.DecompressionBombError)):
+                ChannelHeader(io.BytesIO(content), b"")
