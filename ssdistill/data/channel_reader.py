@@ -1,6 +1,8 @@
 """Read an image file with all its bands as they are in it, whatever their number and type."""
 
 import io
+import math
+import os
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -133,6 +135,9 @@ def _check_array(file: IO[bytes]) -> tuple[int, int]:
             "channels; save H x W x C with more pixels a side than channels"
         )
     check_sizes(*shape, dtype.itemsize)
+    start = file.tell()
+    if math.prod(shape) * dtype.itemsize != file.seek(0, os.SEEK_END) - start:
+        raise BadImage("an array of another size than its header says")
     return shape[0], shape[1]
 
 

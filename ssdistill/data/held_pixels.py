@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from threading import Lock
 
 import numpy as np
 
@@ -91,7 +92,8 @@ class Squarer:
 
     def __init__(self, raw: RawSplit, size: Size, holding: Holding):
         self.raw, self.size, self.holding = raw, size, holding
-        self._beyond: list[np.ndarray] = []
+        self._beyond, self._count = np.zeros(holding.form.count if holding.scale else 1), 0
+        self._lock = Lock()
 
     def __call__(self, row: int) -> np.ndarray | BadImage:
         try:
@@ -100,11 +102,11 @@ class Squarer:
         except BadImage as error:
             return error
         if (beyond_C := self.holding.beyond(pixels)) is not None:
-            self._beyond.append(beyond_C)
+            with self._lock:
+                self._beyond += beyond_C
+                self._count += 1
         return fitted(held_HWC, self.size, self.holding.form.resize)
 
     @property
     def clipped_C(self) -> np.ndarray:
-        if not self._beyond:
-            return np.zeros(self.holding.form.count if self.holding.scale else 1)
-        return np.mean(self._beyond, axis=0)
+        return self._beyond / max(1, self._count)

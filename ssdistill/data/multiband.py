@@ -234,6 +234,9 @@ def _check_segments(page: Any) -> None:
     counts = page.databytecounts
     held = sum(counts) * (EXPANSION if compression != 1 else 1)
     bits = math.prod(page.shape) * page.bitspersample
+    ends = [at + count for at, count in zip(page.dataoffsets, counts, strict=False)]
+    if max(ends, default=0) > page.parent.filehandle.size:
+        raise BadImage("cut off")
     if held < bits // 8:
         raise BadImage(f"{sum(counts)} bytes cannot hold {math.prod(page.shape)} values; cut off")
     segment = page.chunks if page.is_tiled else page.shape

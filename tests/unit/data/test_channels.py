@@ -302,6 +302,19 @@ def test_what_is_kept_of_the_values_may_be_damaged(tiffs, tmp_path):
         assert json.loads(path.read_text())["dtype"] == "uint16"
 
 
+def test_files_that_are_cut_off_are_left_out_before_anything_is_decoded(tmp_path, monkeypatch):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    files = contents(4) | {"04.npy": npy(bands_of(0, 9, 14, 4, "u1"))}
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+        (folder / f"cut_{name}").write_bytes(content[: len(content) - 30])
+    settings = {"path": str(folder), "test_fraction": 0, "channels": [0], "max_bad": 0.6}
+    train = opened(tmp_path, [9, 14], pixels="original", **settings)["train"]
+    assert [name for name, _ in train.bad] == [f"cut_{name}" for name in files]
+    assert len(train.images[:]) == 5
+
+
 def test_a_narrow_a_constant_and_a_clipped_channel_are_said(tmp_path):
     values = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3)).astype("u1")
     values[..., 1], values[..., 2] = 7, values[..., 2] // 20
