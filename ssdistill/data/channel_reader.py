@@ -134,7 +134,7 @@ def _check_array(file: IO[bytes]) -> tuple[int, int]:
             f"an array of {' x '.join(map(str, shape))}, of which no axis is clearly that of the "
             "channels; save H x W x C with more pixels a side than channels"
         )
-    check_sizes(*shape, dtype.itemsize)
+    check_sizes(shape[0], shape[1], shape[2], dtype.itemsize)
     start = file.tell()
     if math.prod(shape) * dtype.itemsize != file.seek(0, os.SEEK_END) - start:
         raise BadImage("an array of another size than its header says")

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -144,9 +144,9 @@ def _scale(
         pairs = zip(noted["low"], noted["high"], strict=True)
         windows = [_around(raw, form, k, low, high) for k, (low, high) in enumerate(pairs)]
     elif isinstance(setting[0], tuple):
-        windows = list(setting)
+        windows = list(cast("tuple[Window, ...]", setting))
     else:
-        windows = [setting] * len(form.channels)
+        windows = [cast("Window", setting)] * len(form.channels)
     return Scale(dtype, tuple((float(low), float(high)) for low, high in windows))
 
 

@@ -76,7 +76,8 @@ class Inspected:
             return self.raw.image(row)
         bands_HWC = chosen(self.raw.bands(row), self.form.channels).astype(np.float32)
         mean_C, std_C = bands_HWC.mean((0, 1)), bands_HWC.std((0, 1))
-        return displayed(bands_HWC[None], self.form, mean_C, np.where(std_C > 0, std_C, 1))[0]
+        std_C[std_C == 0] = 1
+        return displayed(bands_HWC[None], self.form, mean_C.tolist(), std_C.tolist())[0]
 
     def flagged(self, flag: int) -> np.ndarray:
         """Return the rows that have a flag."""

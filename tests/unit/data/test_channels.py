@@ -135,6 +135,15 @@ def test_crop_squash_and_pad_are_what_their_names_say(tmp_path):
     assert not tall[:, :28].any() and not tall[:, 36:].any() and tall[:, 28:36].any()
 
 
+def test_resizing_does_not_leave_the_range(tmp_path):
+    values = np.zeros((1, 16, 16, 2), "u2")
+    values[:, 5:11] = 65535
+    np.save(tmp_path / "a.npy", values)
+    settings = {"kind": "npy", "path": str(tmp_path / "a.npy"), "test_fraction": 0}
+    images = opened(tmp_path, 40, channels=[0, 1], window="full", **settings)["train"].images
+    assert images.min() == 0 and images.max() == 1
+
+
 def test_views_are_cut_from_all_channels_of_the_original(tiffs, tmp_path):
     settings = {"path": str(tiffs), "channels": [1, 3, 4, 0], "window": [0, 8000]}
     train = opened(tmp_path, pixels="original", test_fraction=0, **settings)["train"]
