@@ -195,6 +195,17 @@ def test_other_channels_sizes_and_windows_are_other_images(tiffs, tmp_path, pixe
 
 
 @pytest.mark.parametrize("pixels", HOLDINGS)
+def test_the_same_bytes_in_another_order_are_other_images(tmp_path, pixels):
+    settings = as_list(tmp_path, contents()) | {"pixels": pixels, "test_fraction": 0}
+    one, other = (
+        opened(tmp_path / "data", 9, channels=channels, **settings)["train"]
+        for channels in ([3, 0], [0, 3])
+    )
+    assert np.array_equal(one.images[:], other.images[:][..., ::-1])
+    assert one.fingerprint != other.fingerprint
+
+
+@pytest.mark.parametrize("pixels", HOLDINGS)
 def test_an_image_of_another_type_or_without_a_channel_is_bad(tiffs, tmp_path, pixels, caplog):
     by_pixel = {"photometric": "minisblack", "planarconfig": "contig"}
     tifffile.imwrite(tiffs / "30.tif", bands_of(1, dtype="f4"), **by_pixel)
