@@ -25,6 +25,8 @@ from ssdistill.record.wandb_logger import with_columns
 from ssdistill.report.charts.axes import bytes_label
 from ssdistill.train.progress import console
 
+MOST_WINDOWS = 5
+"""Channels whose windows are listed."""
 BODIES = {
     "initialize": training.initialize,
     "load": training.load_teacher,
@@ -195,6 +197,11 @@ def describe_data(workspace: Workspace) -> None:
             f"more than 8 bits: black is {window[0]:g}, white {window[1]:g} "
             f"(data.window={workspace.experiment.data.window})"
         )
+    elif windows := getattr(train, "windows", None):
+        named = [f"{train.form.named(k)} {a:g} to {b:g}" for k, (a, b) in enumerate(windows)]
+        more = ", …" if len(named) > MOST_WINDOWS else ""
+        named = named[:MOST_WINDOWS]
+        lines.append(f"more than 8 bits, as fractions of a range: {', '.join(named)}{more}")
     lines += not_decoded(undecoded_of((train, test)))
     for line in lines:
         console.print(line, markup=False)
@@ -211,7 +218,7 @@ def not_decoded(undecoded: list[Undecoded]) -> list[str]:
         for split in undecoded
     )
     needed, root = bytes_label(sum(split.num_bytes for split in undecoded)), undecoded[0].root
-    if undecoded[0].squares:
+    if undecoded[0].to_store:
         work = f"a run stores {counts} in {root} ({needed})"
     else:
         work = f"a run reads the originals of {counts} and keeps an index in {root} ({needed})"

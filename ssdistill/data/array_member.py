@@ -3,6 +3,7 @@
 import io
 import math
 import struct
+from typing import IO
 
 import numpy as np
 from PIL import Image
@@ -41,7 +42,23 @@ def image_file(data: bytes) -> bytes:
 
 
 def _array(data: bytes) -> np.ndarray:
-    file = io.BytesIO(data)
+    shape, _, _ = array_header(io.BytesIO(data))
+    gray = len(shape) == 2 or (len(shape) == 3 and shape[2] == 1)
+    if not (gray or (len(shape) == 3 and shape[2] == 3)):
+        raise BadImage(f"an array of {' x '.join(map(str, shape))}, not of H x W or H x W x 3")
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and shape[0] * shape[1] > limit:
+        raise BadImage(f"{shape[1]}x{shape[0]} is {too_large()}")
+    array = array_in(data)
+    return np.ascontiguousarray(array[..., 0] if gray and array.ndim == 3 else array)
+
+
+def array_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Return shape, order (whether columns come first) and type of an image in a ``.npy`` file.
+
+    Raises:
+        BadImage: no ``.npy`` file, no real numbers, or neither two nor three axes.
+    """
     try:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0
@@ -52,17 +69,22 @@ def _array(data: bytes) -> np.ndarray:
         raise BadImage(f"no .npy array ({one_line(error)})") from error
     if dtype.hasobject or dtype.kind not in "buif":
         raise BadImage(f"an array of {dtype}, not of real numbers")
-    gray = len(shape) == 2 or (len(shape) == 3 and shape[2] == 1)
-    if min(shape, default=0) < 1 or not (gray or (len(shape) == 3 and shape[2] == 3)):
+    if min(shape, default=0) < 1 or len(shape) not in (2, 3):
         raise BadImage(f"an array of {' x '.join(map(str, shape))}, not of H x W or H x W x 3")
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and shape[0] * shape[1] > limit:
-        raise BadImage(f"{shape[1]}x{shape[0]} is {too_large()}")
+    return shape, column_major, dtype
+
+
+def array_in(data: bytes) -> np.ndarray:
+    """Return the image in a ``.npy`` file as it is, read-only; nothing is unpickled.
+
+    Raises:
+        BadImage: as :func:`array_header`, and more or less data than the header says.
+    """
+    shape, column_major, dtype = array_header(file := io.BytesIO(data))
     if math.prod(shape) * dtype.itemsize != len(data) - file.tell():
         raise BadImage("an array of another size than its header says")
     order = "F" if column_major else "C"
-    array = np.frombuffer(data, dtype, offset=file.tell()).reshape(shape, order=order)
-    return np.ascontiguousarray(array[..., 0] if gray and array.ndim == 3 else array)
+    return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape, order=order)
 
 
 def _tiff(array_HW: np.ndarray) -> bytes:

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from ssdistill.data.array_split import ArraySplit
 from ssdistill.data.bad_image import BadImage
 from ssdistill.data.labels import class_labels
 from ssdistill.data.layouts import Arrangement
-from ssdistill.data.splits import ArraySplit
 
 
 class ArrayRows(ArraySplit):
@@ -54,6 +54,15 @@ class ArrayRows(ArraySplit):
         return self._images.dtype == np.uint8
 
     def image(self, i: int) -> np.ndarray:
+        pixels = self._pixels(i)
+        return _rgb(pixels[None])[0] if self._is_bytes else pixels
+
+    def bands(self, i: int) -> np.ndarray:
+        pixels = self._pixels(i)
+        return pixels if pixels.ndim == 3 else pixels[..., None]
+
+    def _pixels(self, i: int) -> np.ndarray:
+        """Return an image as (H, W) or (H, W, C)."""
         row = self._row(i)
         try:
             pixels = self._arranged(np.asarray(self._images[row : row + 1]))[0]
@@ -61,7 +70,7 @@ class ArrayRows(ArraySplit):
             raise BadImage(f"cannot be read ({type(error).__name__})") from error
         if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
             raise BadImage("NaN or infinite pixels")
-        return _rgb(pixels[None])[0] if self._is_bytes else pixels
+        return pixels
 
     def deep_rows(self) -> Sequence[int]:
         return range(0 if self._is_bytes else len(self))

@@ -1,5 +1,9 @@
 """How large an image of many bands may be."""
 
+import threading
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 from PIL import Image
 
 from ssdistill.data.bad_image import BadImage
@@ -7,6 +11,14 @@ from ssdistill.data.header import too_large
 from ssdistill.machine import memory_bytes
 
 MOST_BANDS = 4096
+GIANT_BYTES = 1 << 28
+"""Images that take more are decoded one at a time, so that memory holds one, not one per core."""
+_one_giant = threading.Lock()
+
+
+def decoding(num_bytes: int) -> AbstractContextManager[Any]:
+    """Return a context in which an image that takes so much is decoded."""
+    return _one_giant if num_bytes > GIANT_BYTES else nullcontext()
 
 
 def check_sizes(height: int, width: int, bands: int, itemsize: int) -> None:

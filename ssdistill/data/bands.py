@@ -16,6 +16,8 @@ COLORS = {2: 3, 5: 4, 6: 3, 8: 3, 9: 3, 10: 3}
 ALPHA = ((1,), (2,), (999,))
 """Values of TIFF's ExtraSamples that declare one alpha band; the last is Corel's."""
 HEAD = 1 << 16
+MOST_SUGGESTED = 16
+"""Bands that a message lists."""
 
 
 def check_bands(image: Image.Image) -> None:
@@ -43,12 +45,24 @@ def _check_tiff(image: Image.Image) -> None:
     if surplus > 0 and not declared:
         raise BadImage(_undeclared(samples, surplus))
     if samples > 1 and max(tags.get(BITS, (8,))) > 8:
-        raise BadImage("a 16-bit color TIFF, which would be cut to 8 bits; save it as 16-bit PNG")
+        raise BadImage(
+            "a 16-bit color TIFF, which would be cut to 8 bits; save it as 16-bit PNG, or set "
+            f"data.channels={suggested(samples)}"
+        )
 
 
 def _undeclared(bands: int, surplus: int) -> str:
     which = "one of them is" if surplus == 1 else f"{surplus} of them are"
-    return f"{bands} bands, {which} neither a color nor declared as alpha; save it as RGB or gray"
+    return (
+        f"{bands} bands, {which} neither a color nor declared as alpha; save it as RGB or gray, or "
+        f"set data.channels={suggested(bands)}"
+    )
+
+
+def suggested(bands: int) -> str:
+    """Return a value of ``data.channels`` for images with so many bands, for messages."""
+    all_bands = list(range(bands)) if bands <= MOST_SUGGESTED else f"[0, 1, …, {bands - 1}]"
+    return f"{all_bands}, or a choice of them"
 
 
 def is_stack(image: Image.Image) -> bool:

@@ -65,7 +65,8 @@ class Checked:
         names = [name for name in SPLITS if name == "train" or self.source.has_test]
         self.changed = None if root is None else self._verified(names, settings, root)
         self.parts = {
-            name: Inspected(self.source.split(name), settings.max_pixels) for name in names
+            name: Inspected(self.source.split(name), settings.max_pixels, settings.form)
+            for name in names
         }
         self._ends = np.cumsum([0, *(len(part.facts_N) for part in self.parts.values())])
         self.near: Groups | None = None
@@ -88,6 +89,8 @@ class Checked:
             for row, why in odd.items()
         ]
         self.modes = modes_of(list(self.parts.values()))
+        if settings.channels is not None:
+            self.modes = {"8 bits" if m == "RGB" else m: n for m, n in self.modes.items()}
         self.other_modes = self._other_modes()
 
     def __len__(self) -> int:
@@ -101,7 +104,9 @@ class Checked:
         for name in names:
             raw = self.source.split(name).encoded()
             folder = index_folder(self.source, name, settings, root)
-            rows = None if raw is None else verified(raw, folder)
+            rows = (
+                None if raw is None else verified(raw, folder, bands=settings.channels is not None)
+            )
             if raw is None or rows is None:
                 self.notices.append(f"{name}: there is no index to verify in {root}")
             else:

@@ -16,6 +16,7 @@ from ssdistill.data.bad_image import BadImage
 from ssdistill.data.decode import read_pixels
 from ssdistill.data.deep_pixels import Window, full_range, render
 from ssdistill.data.header import JPEG_START, jpeg_components
+from ssdistill.settings import Size, height_width
 
 REDUCTIONS = (8, 4, 2)
 """Factors by which a JPEG can be decoded smaller. Others take longer and look worse than these."""
@@ -23,18 +24,19 @@ REDUCTIONS = (8, 4, 2)
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle of an image, in pixels, and the side of the square that it becomes."""
+    """A rectangle of an image, in pixels, and the size that it becomes."""
 
     top: int
     left: int
     height: int
     width: int
-    side: int
+    size: Size
 
     @property
     def shrinking(self) -> float:
-        """How many pixels of the image make one of the view, along the shorter side."""
-        return min(self.height, self.width) / self.side
+        """How many pixels of the image make one of the view, where they are fewest."""
+        height, width = height_width(self.size)
+        return min(self.height / height, self.width / width)
 
     def over(self, factor: int) -> "Box":
         """Return the box on an image decoded ``factor`` times smaller.
@@ -46,7 +48,7 @@ class Box:
             return self
         edges = (self.top, self.left, self.height, self.width)
         top, left, height, width = (round(edge / factor) for edge in edges)
-        return Box(top, left, max(1, height), max(1, width), self.side)
+        return Box(top, left, max(1, height), max(1, width), self.size)
 
 
 def reduction_of(boxes: Sequence[Box]) -> int:
@@ -101,13 +103,20 @@ def _drafted(data: bytes, reduction: int) -> tuple[Tensor, int]:
 def cut(image_CHW: Tensor, box: Box) -> Tensor:
     """Cut a box from an image and resize it, antialiased, as torchvision's ``resized_crop``.
 
+    Args:
+        image_CHW: uint8, or float32 in [0, 1].
+
     Returns:
-        (C, side, side) of the image's type.
+        (C, height, width) of the image's type.
     """
     rows = slice(box.top, box.top + box.height)
     columns = slice(box.left, box.left + box.width)
     part_1CHW = image_CHW[None, :, rows, columns]
     if 0 in part_1CHW.shape:
         raise BadImage("the image is smaller than its header says")
-    sides = (box.side, box.side)
-    return interpolate(part_1CHW, sides, mode="bilinear", antialias=True, align_corners=False)[0]
+    sides = height_width(box.size)
+    view_CHW = interpolate(part_1CHW, sides, mode="bilinear", antialias=True, align_corners=False)[
+        0
+    ]
+    # The weights of a pixel sum up to 1 but for rounding.
+    return view_CHW.clamp_(0, 1) if view_CHW.is_floating_point() else view_CHW

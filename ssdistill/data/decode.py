@@ -16,6 +16,7 @@ from ssdistill.data.bad_image import BadImage
 from ssdistill.data.bands import check_bands
 from ssdistill.data.deep_pixels import FORMATS, deep_pixels, full_range, is_deep, render
 from ssdistill.data.header import ORIENTATION, check_size, refuse_stack, too_large
+from ssdistill.data.resizing import fitted
 from ssdistill.errors import one_line
 
 __all__ = [
@@ -34,6 +35,7 @@ per core."""
 STRIP_ROWS = 512
 """Rows of such an image that are converted at a time."""
 ANIMATIONS = ("GIF", "PNG", "WEBP", "AVIF")
+UNUSUAL = " (a TIFF with an unusual number of bands or bits; set data.channels to choose bands)"
 TRANSPARENT = ("RGBA", "RGBa", "LA", "La", "PA")
 FILE_TYPES = {
     stat.S_IFIFO: "a named pipe",
@@ -165,10 +167,7 @@ def square(image_HWC: np.ndarray, size: int) -> np.ndarray:
     Cropped to the shorter side, then resized by Pillow's antialiased bicubic filter; an image
     of the right size comes back as it is.
     """
-    if image_HWC.shape[:2] == (size, size):
-        return image_HWC
-    image = Image.fromarray(np.ascontiguousarray(image_HWC))
-    return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))
+    return fitted(image_HWC, size)
 
 
 def _check_frames(image: Image.Image, note: Callable[[str], None] | None) -> None:
@@ -183,7 +182,7 @@ def _unidentified(path: str | Path | bytes) -> str:
     if not head:
         return "empty file"
     tiff = head in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-    more = " (a TIFF with an unusual number of bands or bits)" if tiff else ""
+    more = UNUSUAL if tiff else ""
     return f"Pillow cannot read this file{more}"
 
 

@@ -35,6 +35,29 @@ def read_dicom(file: BinaryIO) -> np.ndarray:
             pixels.
         UserError: pydicom is not installed.
     """
+    data, frames = _checked(file, pixels=True)
+    kind = str(data.get("PhotometricInterpretation", ""))
+    pixels = _decoded(data)
+    if frames == 1:
+        pixels = pixels[None]
+    if kind in COLORS:
+        pixels = pixels.transpose(1, 2, 0, 3)
+        return pixels.reshape(*pixels.shape[:2], -1)
+    return _shown(pixels.transpose(1, 2, 0), data, inverted=kind == "MONOCHROME1")
+
+
+def dicom_sizes(file: BinaryIO) -> tuple[int, int]:
+    """Return height and width of a DICOM file; its pixels are not read.
+
+    Raises:
+        BadImage, UserError: as :func:`read_dicom`.
+    """
+    data, _ = _checked(file, pixels=False)
+    return int(data.Rows), int(data.Columns)
+
+
+def _checked(file: BinaryIO, *, pixels: bool) -> tuple[Any, int]:
+    """Return a data set, with its pixels or not, and its number of frames."""
     require("pydicom", "dicom", "a DICOM image")
     import pydicom
     from pydicom.filereader import read_dataset
@@ -44,8 +67,8 @@ def read_dicom(file: BinaryIO) -> np.ndarray:
     if meta.get("TransferSyntaxUID") == DEFLATED:
         raise BadImage("a deflated data set; save it uncompressed")
     file.seek(0)
-    data = pydicom.dcmread(file, force=False)
-    if "PixelData" not in data and "FloatPixelData" not in data:
+    data = pydicom.dcmread(file, force=False, stop_before_pixels=not pixels)
+    if pixels and "PixelData" not in data and "FloatPixelData" not in data:
         raise BadImage("no pixels in it")
     kind = str(data.get("PhotometricInterpretation", ""))
     if kind not in (*GRAY, *COLORS):
@@ -55,13 +78,7 @@ def read_dicom(file: BinaryIO) -> np.ndarray:
     if bits not in (1, 8, 16, 32, 64):
         raise BadImage(f"{bits} bits allocated for a value")
     check_sizes(int(data.Rows), int(data.Columns), frames * samples, max(1, bits // 8))
-    pixels = _decoded(data)
-    if frames == 1:
-        pixels = pixels[None]
-    if kind in COLORS:
-        pixels = pixels.transpose(1, 2, 0, 3)
-        return pixels.reshape(*pixels.shape[:2], -1)
-    return _shown(pixels.transpose(1, 2, 0), data, inverted=kind == "MONOCHROME1")
+    return data, frames
 
 
 def _decoded(data: Any) -> np.ndarray:

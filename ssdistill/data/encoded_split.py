@@ -8,6 +8,7 @@ from typing import IO
 
 import numpy as np
 
+from ssdistill.data.channel_reader import read_channels
 from ssdistill.data.decode import is_deep_file, read_pixels
 from ssdistill.data.splits import RawSplit
 
@@ -47,6 +48,13 @@ class EncodedSplit(RawSplit):
 
     def image(self, i: int) -> np.ndarray:
         return read_pixels(self.read(i), partial(self._notes.__setitem__, i))
+
+    def open_original(self, i: int) -> IO[bytes]:
+        """Open image ``i`` as it lies in the source, see :meth:`original`."""
+        return self.open(i)
+
+    def bands(self, i: int) -> np.ndarray:
+        return read_channels(self.original(i), partial(self._notes.__setitem__, i))
 
     def deep_rows(self) -> Sequence[int]:
         return [row for row in range(len(self)) if is_deep_file(self.read(row))]

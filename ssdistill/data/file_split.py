@@ -11,6 +11,7 @@ from typing import IO, TypeVar
 
 import numpy as np
 
+from ssdistill.data.channel_reader import read_channels
 from ssdistill.data.decode import is_deep_file, open_regular, read_pixels
 from ssdistill.data.encoded_split import EncodedSplit
 from ssdistill.data.names import Names
@@ -66,6 +67,9 @@ class FileSplit(EncodedSplit):
 
     def image(self, i: int) -> np.ndarray:
         return read_pixels(self.path(i), partial(self._notes.__setitem__, i))
+
+    def bands(self, i: int) -> np.ndarray:
+        return read_channels(self.path(i), partial(self._notes.__setitem__, i))
 
     def deep_rows(self) -> Sequence[int]:
         def deep(paths: list[bytes]) -> list[bool]:

@@ -65,7 +65,10 @@ def refuse_stack(image: Image.Image) -> None:
     """Raise BadImage for a TIFF of several pages of one size."""
     if is_stack(image):
         pages = getattr(image, "n_frames", 1)
-        raise BadImage(f"a stack of {pages} pages; save each page as a separate file")
+        raise BadImage(
+            f"a stack of {pages} pages; save each page as a separate file, or set "
+            "data.channels to read pages as channels"
+        )
 
 
 def too_large() -> str:

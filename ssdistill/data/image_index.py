@@ -10,18 +10,19 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from ssdistill.data.bad_image import BadImage
+from ssdistill.data.channel_reader import ChannelHeader
 from ssdistill.data.checksums import block_checksums
 from ssdistill.data.encoded_split import EncodedSplit
 from ssdistill.data.header import Header
 from ssdistill.data.progress import with_bar
 from ssdistill.data.retry import retried
+from ssdistill.errors import UserError
 from ssdistill.files import write_atomically
 
 FORMAT = 1
@@ -45,6 +46,8 @@ class ImageIndex:
         raw: the split.
         folder: where the index is kept; it is made, or brought up to date.
         verify: read every image again, even if its stamp is that of before.
+        bands: images may have any number of bands, see
+            :func:`ssdistill.data.channel_reader.read_channels`.
 
     Attributes:
         records_N: (N,) :data:`RECORD`, mapped from disk.
@@ -52,14 +55,16 @@ class ImageIndex:
         num_read: how many images were read for this opening.
     """
 
-    def __init__(self, raw: EncodedSplit, folder: Path, *, verify: bool = False):
+    def __init__(
+        self, raw: EncodedSplit, folder: Path, *, verify: bool = False, bands: bool = False
+    ):
         self.folder = folder
         stamp_N = raw.stamps()
         known_N, meta = (None, {}) if verify else _read(folder)
         if known_N is not None and np.array_equal(known_N["stamp"], stamp_N):
             self.num_read = 0
         else:
-            known_N, meta, self.num_read = _updated(raw, stamp_N, known_N, meta)
+            known_N, meta, self.num_read = _updated(Described(raw, bands), stamp_N, known_N, meta)
             _write(folder, known_N, meta)
             known_N = np.load(folder / RECORDS, mmap_mode="r")
         assert known_N is not None
@@ -90,7 +95,7 @@ class ImageIndex:
         return digest.hexdigest()
 
 
-def verified(raw: EncodedSplit, folder: Path) -> np.ndarray | None:
+def verified(raw: EncodedSplit, folder: Path, *, bands: bool = False) -> np.ndarray | None:
     """Read again every image of an index; return the rows whose bytes are not what it believes.
 
     They have the name, size and time of before. The index is brought up to date.
@@ -102,7 +107,7 @@ def verified(raw: EncodedSplit, folder: Path) -> np.ndarray | None:
     if before_N is None:
         return None
     before_N = np.array(before_N)
-    now_N = ImageIndex(raw, folder, verify=True).records_N
+    now_N = ImageIndex(raw, folder, verify=True, bands=bands).records_N
     order = np.argsort(before_N["stamp"], kind="stable")
     at_N = np.searchsorted(before_N["stamp"], now_N["stamp"], sorter=order)
     at_N = order[np.minimum(at_N, max(len(order) - 1, 0))] if len(order) else at_N
@@ -117,9 +122,9 @@ def is_current(raw: EncodedSplit, folder: Path) -> bool:
 
 
 def _updated(
-    raw: EncodedSplit, stamp_N: np.ndarray, known_N: np.ndarray | None, meta: dict[str, Any]
+    images: "Described", stamp_N: np.ndarray, known_N: np.ndarray | None, meta: dict[str, Any]
 ) -> tuple[np.ndarray, dict[str, Any], int]:
-    """Return the records and reasons of ``raw``, and how many images were read for them."""
+    """Return the records and reasons of images, and how many images were read for them."""
     records_N = np.zeros(len(stamp_N), RECORD)
     reasons: dict[int, str] = {}
     unknown_N = np.ones(len(stamp_N), dtype=bool)
@@ -136,7 +141,7 @@ def _updated(
         }
     records_N["stamp"] = stamp_N
     rows = np.flatnonzero(unknown_N)
-    for row, entry in _entries(raw, rows):
+    for row, entry in _entries(images, rows):
         if isinstance(entry, BadImage):
             reasons[row] = entry.reason
             records_N[row] = (stamp_N[row], _number(entry.reason.encode()), 0, 0)
@@ -146,55 +151,63 @@ def _updated(
 
 
 def _entries(
-    raw: EncodedSplit, rows: np.ndarray
+    images: "Described", rows: np.ndarray
 ) -> Iterator[tuple[int, tuple[int, int, int] | BadImage]]:
     def pieces() -> Iterator[tuple[list[int], list]]:
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             for start in range(0, len(rows), PIECE):
                 piece = rows[start : start + PIECE].tolist()
-                yield piece, list(pool.map(lambda row: _entry(raw, row), piece))
+                yield piece, list(pool.map(images.entry, piece))
 
-    for piece, entries in with_bar(pieces(), len(rows), f"indexing {raw.title}"):
+    for piece, entries in with_bar(pieces(), len(rows), f"indexing {images.raw.title}"):
         yield from zip(piece, entries, strict=True)
 
 
-def _entry(raw: EncodedSplit, row: int) -> tuple[int, int, int] | BadImage:
-    """Return hash, height and width (with its flag) of an image.
+class Described:
+    """What the headers of a split's images say."""
 
-    One that does not end as its format does is decoded: it is cut off, or has something appended.
-    """
-    try:
-        digest, header = retried(partial(_ends, raw), row, raw.name(row))
-    except BadImage as error:
-        return error
-    if header.doubtful:
+    def __init__(self, raw: EncodedSplit, bands: bool):
+        self.raw, self.bands = raw, bands
+
+    def entry(self, row: int) -> tuple[int, int, int] | BadImage:
+        """Return hash, height and width (with its flag) of an image.
+
+        One that does not end as its format does is decoded: it is cut off, or has something
+        appended.
+        """
         try:
-            raw.image(row)
+            digest, header = retried(self._ends, row, self.raw.name(row))
+            if header.doubtful:
+                self._decode(row)
         except BadImage as error:
             return error
-    return digest, header.height, header.width | (int(DEEP) if header.deep else 0)
+        return digest, header.height, header.width | (int(DEEP) if header.deep else 0)
 
+    def _ends(self, row: int) -> tuple[int, Header | ChannelHeader]:
+        """Hash the ends of an image, and read its header."""
+        with self.raw.open_original(row) if self.bands else self.raw.open(row) as file:
+            head = file.read(ENDS)
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(len(head), size - ENDS))
+            tail = file.read()
+            digest = _number(size.to_bytes(8, "little") + head + tail)
+            return digest, self._header(row, file, (head + tail)[-ENDS:])
 
-def _ends(raw: EncodedSplit, row: int) -> tuple[int, Header]:
-    """Hash the ends of an image, and read its header."""
-    with raw.open(row) as file:
-        head = file.read(ENDS)
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(len(head), size - ENDS))
-        tail = file.read()
-        digest = _number(size.to_bytes(8, "little") + head + tail)
-        return digest, _header(raw, row, file, (head + tail)[-ENDS:])
+    def _header(self, row: int, file: IO[bytes], tail: bytes) -> Header | ChannelHeader:
+        file.seek(0)
+        try:
+            return ChannelHeader(file, tail) if self.bands else Header(file, tail)
+        except (BadImage, UserError):
+            raise
+        except Exception:  # Pillow raises anything; the reader of whole images has words for it
+            self._decode(row)
+            raise BadImage("a header that cannot be read") from None
 
-
-def _header(raw: EncodedSplit, row: int, file: IO[bytes], tail: bytes) -> Header:
-    file.seek(0)
-    try:
-        return Header(file, tail)
-    except BadImage:
-        raise
-    except Exception:  # Pillow raises anything; the reader of whole images has words for it
-        raw.image(row)
-        raise BadImage("a header that cannot be read") from None
+    def _decode(self, row: int) -> None:
+        if self.bands:
+            self.raw.bands(row)
+        else:
+            self.raw.image(row)
 
 
 def _number(content: bytes) -> int:

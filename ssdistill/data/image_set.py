@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from ssdistill.data.deep_pixels import Window
+from ssdistill.data.displaying import displayed
+from ssdistill.data.form import RGB, Form
 from ssdistill.data.splits import Source
 from ssdistill.errors import UserError
 
@@ -24,10 +26,13 @@ class ImageSet(ABC):
             chosen.
         bad: (name, reason) of every image left out.
         fingerprint: sha256 (hex) of the images; labels are no part of it.
-        channel_names: of the C channels where the config names them; None otherwise.
         mean, std: per channel, in units of [0, 1]. A channel of one value has the std of one
             level of 255, by which it can be divided.
-        window: values that become black and white; None where all images have 8 bits.
+        window: values that become black and white; None where all images have 8 bits, and of
+            chosen channels.
+        windows: the same of each channel.
+        channel_names: of the C channels where the config names them; None otherwise.
+        form: which channels, and how they are shaped and shown.
         notices: what a user should know of the pixels, one line each.
         source, split: where it came from.
         folder: of what is kept of them on disk.
@@ -39,9 +44,11 @@ class ImageSet(ABC):
     bad_rows: list[int]
     fingerprint: str
     channel_names: tuple[str, ...] | None = None
+    form: Form = RGB
     mean: tuple[float, ...]
     std: tuple[float, ...]
     window: Window | None
+    windows: tuple[Window, ...] | None = None
     notices: list[str]
     source: Source
     split: str
@@ -58,6 +65,10 @@ class ImageSet(ABC):
     def stored(self) -> Any:
         """What views are cut from, (N, H, W, C): :attr:`images` or, around them, larger ones."""
         return self.images
+
+    def displayed(self, images_NHWC: Any) -> np.ndarray:
+        """Return images as people see them, see :func:`ssdistill.data.displaying.displayed`."""
+        return displayed(np.asarray(images_NHWC), self.form, self.mean, self.std)
 
     @cached_property
     def resident(self) -> np.ndarray:

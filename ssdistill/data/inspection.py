@@ -12,8 +12,11 @@ import numpy as np
 from PIL import Image
 
 from ssdistill.data.bad_image import BadImage
+from ssdistill.data.channel_scale import chosen
 from ssdistill.data.decode import ANIMATIONS, TRANSPARENT, pixel_limit, read_pixels
 from ssdistill.data.deep_pixels import FORMATS
+from ssdistill.data.displaying import displayed
+from ssdistill.data.form import RGB, Form
 from ssdistill.data.progress import with_bar
 from ssdistill.data.retry import retried
 from ssdistill.data.splits import RawSplit
@@ -43,43 +46,61 @@ class Inspected:
         reasons: by row, why an image cannot be read.
     """
 
-    def __init__(self, raw: RawSplit, max_pixels: int):
+    def __init__(self, raw: RawSplit, max_pixels: int, form: Form = RGB):
         """Read and decode every image, in threads.
 
         Args:
             max_pixels: an image with more pixels cannot be read.
+            form: an image without one of its channels cannot be read either.
         """
-        self.raw = raw
+        self.raw, self.form = raw, form
         self.facts_N = np.zeros(len(raw), FACTS)
         self.reasons: dict[int, str] = {}
         with pixel_limit(max_pixels), warnings.catch_warnings():
             # Damaged EXIF, odd palettes: either the image is read or it is listed.
             warnings.filterwarnings("ignore", module=r"PIL\.")
-            for rows, facts in with_bar(_pieces(raw), len(raw), f"checking {raw.title}"):
+            for rows, facts in with_bar(_pieces(raw, form), len(raw), f"checking {raw.title}"):
                 for row, fact in zip(rows, facts, strict=True):
                     if isinstance(fact, BadImage):
                         self.reasons[row] = fact.reason
                     else:
                         self.facts_N[row] = fact
 
+    def shown(self, row: int) -> np.ndarray:
+        """Return an image for a page: what it is, or three of its channels as (H, W, 3) uint8.
+
+        Raises:
+            BadImage: it cannot be read.
+        """
+        if self.form.channels is None:
+            return self.raw.image(row)
+        bands_HWC = chosen(self.raw.bands(row), self.form.channels).astype(np.float32)
+        mean_C, std_C = bands_HWC.mean((0, 1)), bands_HWC.std((0, 1))
+        std_C[std_C == 0] = 1
+        return displayed(bands_HWC[None], self.form, mean_C.tolist(), std_C.tolist())[0]
+
     def flagged(self, flag: int) -> np.ndarray:
         """Return the rows that have a flag."""
         return np.flatnonzero(self.facts_N["flags"] & flag)
 
 
-def _pieces(raw: RawSplit) -> Iterator[tuple[range, list[tuple | BadImage]]]:
+def _pieces(raw: RawSplit, form: Form) -> Iterator[tuple[range, list[tuple | BadImage]]]:
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         for start in range(0, len(raw), PIECE):
             rows = range(start, min(start + PIECE, len(raw)))
-            yield rows, list(pool.map(partial(_fact, raw), rows))
+            yield rows, list(pool.map(partial(_fact, raw, form), rows))
 
 
-def _fact(raw: RawSplit, row: int) -> tuple | BadImage:
+def _fact(raw: RawSplit, form: Form, row: int) -> tuple | BadImage:
     """Return hash, height, width and flags of an image."""
     try:
-        encoded = raw.encoded()
-        if encoded is None:
-            pixels, flags = raw.image(row), 0
+        encoded, flags = raw.encoded(), 0
+        if form.channels is not None:
+            pixels = chosen(retried(raw.bands, row, raw.name(row)), form.channels)
+            file = encoded and retried(encoded.original, row, raw.name(row))
+            content = file or f"{pixels.shape} {pixels.dtype}".encode() + pixels.tobytes()
+        elif encoded is None:
+            pixels = raw.image(row)
             content = f"{pixels.shape} {pixels.dtype}".encode() + pixels.tobytes()
         else:
             content = retried(encoded.read, row, raw.name(row))
@@ -90,7 +111,7 @@ def _fact(raw: RawSplit, row: int) -> tuple | BadImage:
         flags |= DEEP
     if _equal(pixels[:1, :1], pixels):
         flags |= CONSTANT
-    elif pixels.ndim == 2 or _equal(pixels[..., :1], pixels[..., 1:3]):
+    elif form.channels is None and (pixels.ndim == 2 or _equal(pixels[..., :1], pixels[..., 1:3])):
         flags |= GRAY
     digest = hashlib.blake2b(content, digest_size=16).digest()
     return digest, pixels.shape[0], pixels.shape[1], flags

@@ -9,7 +9,7 @@ import numpy as np
 
 from ssdistill.data.file_split import FileSplit
 from ssdistill.data.held_out import held_out_by_name
-from ssdistill.data.listing import Listing, list_images
+from ssdistill.data.listing import EXTENSIONS, Listing, list_images
 from ssdistill.data.names import Names
 from ssdistill.data.split_names import name_warnings, says_nothing, split_folders, split_of
 from ssdistill.errors import shown
@@ -77,6 +77,7 @@ def read_layout(
     test_fraction: float | None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    suffixes: frozenset[str] = EXTENSIONS,
 ) -> Layout:
     """Sort the images below some folders into splits and classes.
 
@@ -93,12 +94,12 @@ def read_layout(
 
     Args:
         test_fraction: share to hold out; None takes 0.2 with classes and 0.1 without.
-        include, exclude: patterns, see :func:`ssdistill.data.listing.list_images`.
+        include, exclude, suffixes: of images, see :func:`ssdistill.data.listing.list_images`.
 
     Raises:
         UserError: several folders that could be the training images.
     """
-    found = [read_root(folder, test_fraction, include, exclude) for folder in folders]
+    found = [read_root(folder, test_fraction, include, exclude, suffixes) for folder in folders]
     title = ", ".join(shown(folder) for folder in folders)
     splits = [
         _split(f"folder {title} ({name})", folders, [root.parts[k] for root in found])
@@ -160,9 +161,10 @@ def read_root(
     test_fraction: float | None,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    suffixes: frozenset[str] = EXTENSIONS,
 ) -> RootLayout:
     """Sort the images below one folder; see :func:`read_layout`."""
-    listing = list_images(folder, include, exclude)
+    listing = list_images(folder, include, exclude, suffixes)
     names, skipped = listing.folders, listing.skipped
     count_F = np.bincount(listing.folder_N, minlength=len(names))
     total = len(listing.names)

@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 
+from ssdistill.data.bands import suggested
 from ssdistill.errors import UserError
 
 Layout = Literal["auto", "NHW", "NHWC", "NCHW"]
@@ -23,7 +24,7 @@ class Arrangement:
     Attributes:
         axes: of the array, or of what its rows become.
         sides: height and width, pixels.
-        channels: 1 or 3.
+        channels: 1 or 3, or any number where ``data.channels`` is set.
         flat: each image is one row of numbers.
     """
 
@@ -33,7 +34,7 @@ class Arrangement:
     flat: bool = False
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Return images of the array as (B, H, W) gray or (B, H, W, 3); a view where it can be."""
+        """Return images of the array as (B, H, W) gray or (B, H, W, C); a view where it can be."""
         if self.flat:
             ends = (*self.sides, self.channels)
             shape = {"NHW": self.sides, "NHWC": ends, "NCHW": (self.channels, *self.sides)}
@@ -52,6 +53,7 @@ def arrangement(
     name: str,
     *,
     certain: bool = False,
+    any_bands: bool = False,
 ) -> Arrangement:
     """Return the arrangement of an array of images, decided by its shape where it can be.
 
@@ -60,16 +62,40 @@ def arrangement(
         name: of the array in messages.
         certain: the name of the array says that it holds images with the channels last, or gray
             ones, so that a shape that could be read in another way is not refused.
+        any_bands: images may have any number of channels; their axis is the smallest one.
 
     Raises:
         UserError: no images, or a shape that two layouts suit.
     """
     if dtype.kind not in "buif" or 0 in shape or not 2 <= len(shape) <= 4:
         raise UserError(_refused(shape, dtype, name, _hint(shape, dtype)))
+    if any_bands and len(shape) == 4:
+        found = _of_any_bands(shape, layout, certain)
+        if isinstance(found, str):
+            raise UserError(f"{name} is {dtype} of {' x '.join(map(str, shape))}; {found}")
+        return found
     found = _flat(shape, layout) if len(shape) == 2 else _of_axes(shape, layout, certain)
     if isinstance(found, str):
         raise UserError(_refused(shape, dtype, name, found))
     return found
+
+
+def _of_any_bands(shape: tuple[int, ...], layout: Layout, certain: bool) -> Arrangement | str:
+    """Return the arrangement of an array with any number of channels, or what is wrong."""
+    if layout == "NHW":
+        return "data.layout=NHW has three axes; set data.layout=NCHW or NHWC"
+    if layout == "auto":
+        smallest = min(shape[1:])
+        clear = shape[1:].count(smallest) == 1
+        if clear and smallest in (shape[1], shape[3]):
+            layout = "NCHW" if shape[1] == smallest else "NHWC"
+        elif certain:
+            layout = "NHWC"
+        else:
+            return "the channels may come first or last; set data.layout=NCHW or NHWC"
+    if layout == "NHWC":
+        return Arrangement("NHWC", (shape[1], shape[2]), shape[3])
+    return Arrangement("NCHW", (shape[2], shape[3]), shape[1])
 
 
 def _of_axes(shape: tuple[int, ...], layout: Layout, certain: bool) -> Arrangement | str:
@@ -122,7 +148,9 @@ def _hint(shape: tuple[int, ...], dtype: np.dtype) -> str:
     if dtype.kind not in "buif":
         return "save numbers"
     if len(shape) == 4 and shape[3] == 4:
-        return "keep three channels with [..., :3]"
+        return "keep three channels with [..., :3], or set data.channels=[0, 1, 2, 3]"
     if len(shape) == 4 and shape[1] == 4:
-        return "keep three channels with [:, :3]"
+        return "keep three channels with [:, :3], or set data.channels=[0, 1, 2, 3]"
+    if len(shape) == 4:
+        return f"reshape it, or set data.channels={suggested(min(shape[1], shape[3]))}"
     return "reshape it"

@@ -28,6 +28,8 @@ EXTENSIONS = frozenset(
     )
 )
 """Suffixes of image files, in lower case."""
+WITH_BANDS = EXTENSIONS | {".npy", ".dcm", ".dicom"}
+"""Suffixes where images may have any number of bands."""
 PASSED_OVER = ("__MACOSX", "@eaDir")
 """Folders that an archive program and a storage device leave behind."""
 NETPBM = tuple(b"P%d%c" % (number, space) for number in range(1, 7) for space in b" \n\t\r")
@@ -71,7 +73,12 @@ class Listing:
         return self.others.total()
 
 
-def list_images(folder: Path, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Listing:
+def list_images(
+    folder: Path,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    suffixes: frozenset[str] = EXTENSIONS,
+) -> Listing:
     """List all images below ``folder``.
 
     Linked folders are followed, except into one the walk is already in. Hidden folders, and
@@ -82,6 +89,7 @@ def list_images(folder: Path, include: Sequence[str] = (), exclude: Sequence[str
         include: patterns (:mod:`ssdistill.data.patterns`) one of which an image matches; none
             for all images.
         exclude: patterns of files and folders that are left out.
+        suffixes: of images, in lower case.
 
     Raises:
         UserError: a folder of the system, a great many files and no image among the first, or
@@ -90,14 +98,20 @@ def list_images(folder: Path, include: Sequence[str] = (), exclude: Sequence[str
     if os.path.realpath(folder) in SYSTEM:
         raise UserError(f"data.path={shown(folder)} is a system folder; set data.path "
                         "to the folder that holds the images")  # fmt: skip
-    return _Walk(folder, include, exclude).listing()
+    return _Walk(folder, include, exclude, suffixes).listing()
 
 
 class _Walk:
     """One walk through a folder, in the order of the paths as text."""
 
-    def __init__(self, folder: Path, include: Sequence[str], exclude: Sequence[str]):
-        self.folder, self.everything = folder, not include
+    def __init__(
+        self,
+        folder: Path,
+        include: Sequence[str],
+        exclude: Sequence[str],
+        suffixes: frozenset[str],
+    ):
+        self.folder, self.everything, self.suffixes = folder, not include, suffixes
         self.included = matcher(include, "data.include")
         self.excluded = matcher(exclude, "data.exclude")
         self.writer, self.others, self.ways = NameWriter(), Counter[str](), Counter[str]()
@@ -160,7 +174,7 @@ class _Walk:
             return os.path.realpath(entry.path)
         if hidden:
             self.others["hidden"] += 1
-        elif not _is_image(entry):
+        elif not _is_image(entry, self.suffixes):
             suffix = os.path.splitext(entry.name)[1].lower()
             self.others[suffix or "without a suffix"] += 1
         elif self.excluded(path) or not (self.everything or self.included(path)):
@@ -208,10 +222,10 @@ def _is_folder(entry: os.DirEntry) -> bool:
         return False
 
 
-def _is_image(entry: os.DirEntry) -> bool:
+def _is_image(entry: os.DirEntry, suffixes: frozenset[str]) -> bool:
     suffix = os.path.splitext(entry.name)[1].lower()
     if suffix:
-        return suffix in EXTENSIONS
+        return suffix in suffixes
     try:
         with open_regular(entry.path) as file:
             return _has_image_signature(file.read(16))

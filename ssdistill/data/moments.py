@@ -5,7 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ssdistill.data.channel_scale import Scale
 from ssdistill.data.deep_pixels import Window
+from ssdistill.data.form import Form
 
 NARROW = 255 / 10
 """Levels below which stored images use too little of their range."""
@@ -13,34 +15,94 @@ NARROW_STD = NARROW / 12**0.5
 """Standard deviation of levels that fill such a range evenly."""
 CLIPPED = 0.01
 """Fraction of pixels beyond the window that is worth a warning."""
+MOST_NAMED = 5
 
 
 class Moments:
-    """Exact sums over uint8 pixels, channel by channel.
+    """Sums over pixels, channel by channel: exact of uint8, in float64 of floats in [0, 1].
 
     Attributes:
-        low, high: smallest and largest level.
+        low_C, high_C: smallest and largest value of each channel.
     """
 
-    def __init__(self) -> None:
-        self.count, self.sums, self.squares = 0, np.zeros(3), np.zeros(3)
-        self.low, self.high = 255, 0
+    def __init__(self, channels: int = 3, dtype: np.dtype | type = np.uint8):
+        self.channels, self.is_bytes = channels, np.dtype(dtype) == np.uint8
+        self.white = 255 if self.is_bytes else 1
+        self.count, self.sums, self.squares = 0, np.zeros(channels), np.zeros(channels)
+        self.low_C, self.high_C = np.full(channels, self.white), np.zeros(channels, dtype=int)
+
+    @property
+    def low(self) -> int:
+        """The smallest value."""
+        return self.low_C.min().item()
+
+    @property
+    def high(self) -> int:
+        """The largest value."""
+        return self.high_C.max().item()
 
     def add(self, images_NHWC: np.ndarray) -> None:
         # Whole rows of pixels are summed at once: an inner axis of 3 would be many times slower.
-        rows = images_NHWC.reshape(-1, images_NHWC.shape[2] * 3)
+        rows = images_NHWC.reshape(-1, images_NHWC.shape[2] * self.channels)
+        wide, whole = (np.uint16, np.int64) if self.is_bytes else (np.float64, np.float64)
         for total, values in (
             (self.sums, rows),
-            (self.squares, np.square(rows, dtype=np.uint16)),
+            (self.squares, np.square(rows, dtype=wide)),
         ):
-            total += values.sum(0, dtype=np.int64).reshape(-1, 3).sum(0)
-        self.count += images_NHWC.size // 3
-        self.low, self.high = min(self.low, int(rows.min())), max(self.high, int(rows.max()))
+            total += values.sum(0, dtype=whole).reshape(-1, self.channels).sum(0)
+        self.count += images_NHWC.size // self.channels
+        low_C = rows.min(0).reshape(-1, self.channels).min(0)
+        high_C = rows.max(0).reshape(-1, self.channels).max(0)
+        self.low_C, self.high_C = np.minimum(self.low_C, low_C), np.maximum(self.high_C, high_C)
 
     def mean_std(self) -> tuple[list[float], list[float]]:
         mean = self.sums / self.count
         variance = np.maximum(self.squares / self.count - mean**2, 0)
-        return (mean / 255).tolist(), (np.sqrt(variance) / 255).tolist()
+        return (mean / self.white).tolist(), (np.sqrt(variance) / self.white).tolist()
+
+
+def channel_notices(
+    moments: Moments,
+    form: Form,
+    scale: Scale,
+    clipped_C: np.ndarray,
+    notes: Sequence[str],
+    total: int,
+) -> list[str]:
+    """Warn about the pixels of chosen channels, one line each.
+
+    Args:
+        clipped_C: of each channel's values, the fraction beyond a window that was measured.
+    """
+    range_C = (moments.high_C - moments.low_C) * (255 / moments.white)
+    std_C = np.array(moments.mean_std()[1]) * 255
+    named = [form.named(k) for k in range(form.count)]
+    constant = [named[k] for k in np.flatnonzero(range_C == 0)]
+    narrow_C = (range_C > 0) & ((range_C < NARROW) | (scale.windows is not None) & (
+        std_C < NARROW_STD
+    ))  # fmt: skip
+    narrow = [named[k] for k in np.flatnonzero(narrow_C)]
+    clipped = [f"{named[k]} {clipped_C[k]:.1%}" for k in np.flatnonzero(clipped_C > CLIPPED)]
+    remedy = "check the files" if scale.windows is None else "set data.window for each channel"
+    notices = []
+    if constant:
+        notices.append(f"{_listed(constant)}: all stored pixels are equal; check data.channels")
+    if narrow:
+        notices.append(
+            f"{_listed(narrow)}: nearly all stored pixels lie within a tenth of the range; {remedy}"
+        )
+    if clipped:
+        notices.append(
+            f"values beyond the range of the training images are clipped ({_listed(clipped)}); "
+            "set data.window for each channel"
+        )
+    counted = Counter(notes)
+    return notices + [f"{count} of {total} images are {note}" for note, count in counted.items()]
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more
 
 
 def pixel_notices(

@@ -4,16 +4,18 @@ import io
 import math
 import os
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from ssdistill.data.bad_image import BadImage
-from ssdistill.data.band_limits import MOST_BANDS, check_sizes
+from ssdistill.data.band_limits import MOST_BANDS, check_sizes, decoding
 from ssdistill.data.decode import open_regular
-from ssdistill.data.dicom import read_dicom
+from ssdistill.data.dicom import dicom_sizes, read_dicom
 from ssdistill.data.handles import require
+from ssdistill.data.header import ORIENTATION, TURNED
 from ssdistill.errors import UserError, one_line
 from ssdistill.machine import memory_bytes
 
@@ -35,8 +37,8 @@ def read_bands(file: str | Path | bytes) -> np.ndarray:
     """Read all bands of a TIFF or a DICOM file.
 
     The samples of a TIFF's pixel are its bands, and so are pages of one size; smaller copies of the
-    first page are skipped, and values of which 0 is white are inverted. Neither a palette nor EXIF
-    is applied. Of DICOM see :func:`ssdistill.data.dicom.read_dicom`.
+    first page are skipped, values of which 0 is white are inverted, and an orientation is applied.
+    A palette is resolved. Of DICOM see :func:`ssdistill.data.dicom.read_dicom`.
 
     Args:
         file: a path, or the content.
@@ -55,7 +57,7 @@ def read_bands(file: str | Path | bytes) -> np.ndarray:
         content = file if isinstance(file, bytes) else _content(file)
         if content[:4] in TIFF:
             bands_HWC = _read_tiff(io.BytesIO(content))
-        elif content[PREAMBLE : PREAMBLE + len(DICOM)] == DICOM:
+        elif is_multiband(content):
             bands_HWC = read_dicom(io.BytesIO(content))
         else:
             raise BadImage("neither TIFF nor DICOM" if content else "empty file")
@@ -72,6 +74,63 @@ def read_bands(file: str | Path | bytes) -> np.ndarray:
     return bands_HWC
 
 
+def is_multiband(head: bytes) -> bool:
+    """Whether a file that begins so is a TIFF or a DICOM file; 132 bytes are enough."""
+    return head[:4] in TIFF or head[PREAMBLE : PREAMBLE + len(DICOM)] == DICOM
+
+
+def multiband_sizes(file: IO[bytes]) -> tuple[int, int]:
+    """Return height and width of a TIFF or a DICOM file, upright; no pixel is read.
+
+    Raises:
+        BadImage, UserError: as :func:`read_bands`.
+        Exception: whatever a library raises on damaged bytes.
+    """
+    # Of a file with a name, the libraries would look for others beside it.
+    nameless = io.BufferedReader(_Nameless(file))
+    if nameless.peek(4)[:4] not in TIFF:
+        return dicom_sizes(nameless)
+    with _opened_tiff(nameless) as tiff:
+        pages = _full_pages(tiff)
+        height, width = _checked(pages)
+        return (width, height) if _orientation(pages[0]) in TURNED else (height, width)
+
+
+class _Nameless(io.RawIOBase):
+    """An open file without its name; closing it leaves the file open."""
+
+    def __init__(self, file: IO[bytes]):
+        self._file = file
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+
+def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Return pixels (H, W, …) as EXIF's or TIFF's orientation says that they are shown."""
+    if orientation in TURNED:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels
+
+
 def _content(path: str | Path) -> bytes:
     """Read a file; the libraries would look for others beside one that has a name."""
     with open_regular(path) as file:
@@ -81,31 +140,45 @@ def _content(path: str | Path) -> bytes:
         return file.read()
 
 
-def _read_tiff(file: IO[bytes]) -> np.ndarray:
+def _opened_tiff(file: IO[bytes]) -> Any:
     require("tifffile", "tiff", "a TIFF of several bands")
     import tifffile
 
     # Pages are read as they are: OME's metadata can name other files.
-    with tifffile.TiffFile(file, is_ome=False) as tiff:
+    return tifffile.TiffFile(file, is_ome=False)
+
+
+def _read_tiff(file: IO[bytes]) -> np.ndarray:
+    with _opened_tiff(file) as tiff:
         pages = _full_pages(tiff)
-        first = pages[0]
-        dtype, shape = first.dtype, first.shape
-        if dtype is None or dtype.kind not in "buif":
-            raise BadImage(f"{dtype or 'unknown'} pixels; save real numbers")
-        if int(first.photometric) == PALETTE:
-            raise BadImage("colors of a palette; save it as RGB")
-        per_page = math.prod(shape) // max(1, first.imagelength * first.imagewidth)
-        if per_page * first.imagelength * first.imagewidth != math.prod(shape):
-            raise BadImage(f"a volume of {' x '.join(map(str, shape))}; save its planes as pages")
-        bands = per_page * len(pages)
-        check_sizes(first.imagelength, first.imagewidth, bands, dtype.itemsize)
-        planes = []
-        for page in pages:
-            if (page.shape, page.dtype) != (shape, dtype):
-                raise BadImage("pages of several sizes or types; save each as a separate file")
-            _check_segments(page)
-            planes.append(_bands_last(page.asarray(maxworkers=1), page))
-        return planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
+        _checked(pages)
+        with decoding(sum(page.nbytes for page in pages)):
+            planes = [_bands_last(page.asarray(maxworkers=1), page) for page in pages]
+            bands_HWC = planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
+        return upright(bands_HWC, _orientation(pages[0]))
+
+
+def _checked(pages: Sequence[Any]) -> tuple[int, int]:
+    """Return height and width of the pages; BadImage if they cannot be read as bands."""
+    first = pages[0]
+    dtype, shape = first.dtype, first.shape
+    if dtype is None or dtype.kind not in "buif":
+        raise BadImage(f"{dtype or 'unknown'} pixels; save real numbers")
+    per_page = math.prod(shape) // max(1, first.imagelength * first.imagewidth)
+    if per_page * first.imagelength * first.imagewidth != math.prod(shape):
+        raise BadImage(f"a volume of {' x '.join(map(str, shape))}; save its planes as pages")
+    colors = 3 if int(first.photometric) == PALETTE else 1
+    check_sizes(first.imagelength, first.imagewidth, colors * per_page * len(pages), dtype.itemsize)
+    for page in pages:
+        if (page.shape, page.dtype) != (shape, dtype):
+            raise BadImage("pages of several sizes or types; save each as a separate file")
+        _check_segments(page)
+    return first.imagelength, first.imagewidth
+
+
+def _orientation(page: Any) -> int:
+    tag = page.tags.get(ORIENTATION)
+    return int(tag.value) if tag is not None else 1
 
 
 def _full_pages(tiff: Any) -> list[Any]:
@@ -128,6 +201,12 @@ def _full_pages(tiff: Any) -> list[Any]:
 def _bands_last(pixels: np.ndarray, page: Any) -> np.ndarray:
     """Return a page as (H, W, C), white above black."""
     height, width = page.imagelength, page.imagewidth
+    if int(page.photometric) == PALETTE:
+        if page.colormap is None or pixels.max() >= page.colormap.shape[1]:
+            raise BadImage("a palette without all its colors")
+        return (
+            (page.colormap[:, pixels.reshape(height, width)] >> 8).astype("u1").transpose(1, 2, 0)
+        )
     planar = pixels.ndim == 3 and page.axes.startswith("S")
     pixels = pixels.transpose(1, 2, 0) if planar else pixels.reshape(height, width, -1)
     if int(page.photometric) != MINISWHITE or page.samplesperpixel != 1:
@@ -155,6 +234,9 @@ def _check_segments(page: Any) -> None:
     counts = page.databytecounts
     held = sum(counts) * (EXPANSION if compression != 1 else 1)
     bits = math.prod(page.shape) * page.bitspersample
+    ends = [at + count for at, count in zip(page.dataoffsets, counts, strict=False)]
+    if max(ends, default=0) > page.parent.filehandle.size:
+        raise BadImage("cut off")
     if held < bits // 8:
         raise BadImage(f"{sum(counts)} bytes cannot hold {math.prod(page.shape)} values; cut off")
     segment = page.chunks if page.is_tiled else page.shape

@@ -12,19 +12,24 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ssdistill.data.channel_scale import scale_of
 from ssdistill.data.decode import pixel_limit
+from ssdistill.data.disk_space import plain_disk_errors
+from ssdistill.data.held_pixels import Holding
 from ssdistill.data.image_index import ImageIndex, is_current
 from ssdistill.data.image_set import ImageSet
-from ssdistill.data.moments import Moments, pixel_notices
+from ssdistill.data.moments import Moments
 from ssdistill.data.order import shuffled
 from ssdistill.data.originals import Originals
 from ssdistill.data.settings import StoreSettings
 from ssdistill.data.splits import SPLITS, Source, Unlabeled
-from ssdistill.data.store import WAITING, Store, has_store, open_store, plain_disk_errors, warn_of
-from ssdistill.data.store_writer import refuse_bad
+from ssdistill.data.store import WAITING, Store, open_store, warn_of
+from ssdistill.data.store_places import has_store, provisional, size_name
+from ssdistill.data.store_writer import notices_of, refuse_bad
 from ssdistill.data.window import window_of
 from ssdistill.errors import UserError, shown
 from ssdistill.files import locked_by, write_atomically
+from ssdistill.settings import Size, as_size, height_width
 from ssdistill.settings.registry import SOURCES
 
 log = logging.getLogger(__name__)
@@ -34,7 +39,7 @@ STORED_UP_TO = 96
 is smaller than the file it comes from, and is read five times faster than the file is decoded."""
 SAMPLED = 4096
 """Images that the statistics of originals are measured on, evenly spread by their number."""
-PIECE = 256
+PIECE, PIECE_BYTES = 256, 256 << 20
 STATISTICS = "statistics-{size}-{fingerprint}.json"
 
 
@@ -45,13 +50,14 @@ def open_source(settings: StoreSettings) -> Source:
         UserError: whatever the source raises.
     """
     source = SOURCES.build(settings)
+    source.any_bands = settings.channels is not None
     return Unlabeled(source) if settings.labels == "none" else source
 
 
 def open_stores(
     source: Source,
     settings: StoreSettings,
-    image_size: int,
+    image_size: Size,
     root: Path,
     workers: int | None = None,
 ) -> dict[str, ImageSet]:
@@ -83,14 +89,22 @@ def splits_of(source: Source) -> list[str]:
 
 
 def open_stored(
-    source: Source, split: str, settings: StoreSettings, image_size: int, root: Path
+    source: Source, split: str, settings: StoreSettings, image_size: Size, root: Path
 ) -> Store:
     """Open the store of a split as the settings describe it; make it if it is missing."""
-    limits = {"window": settings.window, "max_pixels": settings.max_pixels}
-    return open_store(source, split, image_size, root, settings.max_bad, **limits)
+    return open_store(
+        source,
+        split,
+        image_size,
+        root,
+        settings.max_bad,
+        window=settings.window,
+        max_pixels=settings.max_pixels,
+        form=settings.form,
+    )
 
 
-def keeps_originals(source: Source, settings: StoreSettings, image_size: int, root: Path) -> bool:
+def keeps_originals(source: Source, settings: StoreSettings, image_size: Size, root: Path) -> bool:
     """Whether views are cut from originals, rather than from stored squares.
 
     Raises:
@@ -104,16 +118,16 @@ def keeps_originals(source: Source, settings: StoreSettings, image_size: int, ro
         )
     if settings.pixels != "auto":
         return settings.pixels == "original"
-    if not encoded or image_size <= STORED_UP_TO:
+    if not encoded or max(height_width(image_size)) <= STORED_UP_TO:
         return False
-    return not has_store(source, "train", image_size, root, settings.max_pixels)
+    return not has_store(source, "train", image_size, root, settings)
 
 
 def open_originals(
     source: Source,
     split: str,
     settings: StoreSettings,
-    image_size: int,
+    image_size: Size,
     root: Path,
     workers: int | None = None,
 ) -> Originals:
@@ -122,7 +136,7 @@ def open_originals(
     Raises:
         UserError: more unreadable images than ``settings.max_bad``, or none readable.
     """
-    raw = source.split(split).encoded()
+    raw, image_size = source.split(split).encoded(), as_size(*height_width(image_size))
     folder = index_folder(source, split, settings, root)
     # Images are decoded as long as the process lives, in threads that share this limit.
     Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, settings.max_pixels)
@@ -135,16 +149,17 @@ def open_originals(
         folder.parent.mkdir(parents=True, exist_ok=True)
         waiting = partial(log.warning, WAITING, folder)
         with locked_by(Path(f"{folder}.lock"), on_wait=waiting, patience=1):
-            index = ImageIndex(raw, folder)
-            window = window_of(source, split, settings.window, root) if index.deep_rows else None
-        text = f"originals {index.content()} {image_size} {window}"
+            index = ImageIndex(raw, folder, bands=settings.channels is not None)
+            holding = _holding(source, split, settings, root, index)
+        more = f" {json.dumps(holding.key)}" if holding.key else ""
+        text = f"originals {index.content()} {image_size} {holding.window}{more}"
         originals = Originals(
             source,
             split,
             raw,
             index,
             image_size,
-            window=window,
+            holding=holding,
             fingerprint=hashlib.sha256(text.encode()).hexdigest(),
             max_bad=settings.max_bad,
             workers=workers,
@@ -161,26 +176,43 @@ def open_originals(
     return originals
 
 
+def _holding(
+    source: Source, split: str, settings: StoreSettings, root: Path, index: ImageIndex
+) -> Holding:
+    """Return how a split's originals are held; decode what that depends on, if it is not known."""
+    form = settings.form
+    if form.channels is not None:
+        return Holding(form, scale_of(source, form, settings.window, root))
+    if not index.deep_rows:
+        return Holding(form)
+    return Holding(form, window=window_of(source, split, settings.window, root))
+
+
 def index_folder(source: Source, split: str, settings: StoreSettings, root: Path) -> Path:
     """Return where the index of a split's originals is kept, and what was measured of them."""
     parts = [source.kind, source.settings, split, settings.max_pixels]
+    if settings.channels is not None:
+        parts.append("bands")
     key = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
     return Path(root) / f"{source.kind}-{split}-index-{key[:12]}"
 
 
-def are_known(source: Source, split: str, settings: StoreSettings, size: int, root: Path) -> bool:
+def are_known(source: Source, split: str, settings: StoreSettings, size: Size, root: Path) -> bool:
     """Whether opening a split's originals with central squares of ``size`` would decode none."""
     folder = index_folder(source, split, settings, root)
+    if provisional(source, settings, root) is None:
+        return False
     with suppress(OSError):
-        measured = any(folder.glob(STATISTICS.format(size=size, fingerprint="*")))
+        measured = any(folder.glob(STATISTICS.format(size=size_name(size), fingerprint="*")))
         return measured and is_current(source.split(split).encoded(), folder)
     return False
 
 
 def _measure(originals: Originals, folder: Path, automatic: bool) -> None:
     """Set mean, standard deviation and notices of originals, from a sample of their squares."""
-    size, digest = originals.images.shape[1], originals.fingerprint[:16]
-    path = folder / STATISTICS.format(size=size, fingerprint=digest)
+    squares, digest = originals.stored, originals.fingerprint[:16]
+    size = as_size(*squares.shape[1:3])
+    path = folder / STATISTICS.format(size=size_name(size), fingerprint=digest)
     with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         found = json.loads(path.read_text())
         if found.pop("sha256") != _sha256(found):
@@ -190,14 +222,14 @@ def _measure(originals: Originals, folder: Path, automatic: bool) -> None:
         return
     count = min(SAMPLED, len(originals))
     position_S = np.sort(shuffled(np.arange(count), len(originals), 0, 0))
-    moments = Moments()
-    for start in range(0, count, PIECE):
-        moments.add(originals.images[position_S[start : start + PIECE]])
+    moments = Moments(squares.shape[3], squares.dtype)
+    piece = max(1, min(PIECE, PIECE_BYTES // squares[:1].nbytes))
+    for start in range(0, count, piece):
+        moments.add(squares[position_S[start : start + piece]])
     mean, std = moments.mean_std()
-    originals.mean = (mean[0], mean[1], mean[2])
-    originals.std = (std[0] or 1 / 255, std[1] or 1 / 255, std[2] or 1 / 255)
-    originals.notices = pixel_notices(
-        moments, originals.window, 0.0, originals.raw.notes(), len(originals)
+    originals.mean, originals.std = tuple(mean), tuple(s or 1 / 255 for s in std)
+    originals.notices = notices_of(
+        originals.holding, moments, np.zeros(1), originals.raw.notes(), len(originals)
     )
     content = {"mean": mean, "std": originals.std, "notices": originals.notices}
     with suppress(OSError, UserError):

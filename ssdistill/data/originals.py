@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,15 +18,17 @@ from torch import Tensor
 
 from ssdistill.data.bad_image import BadImage
 from ssdistill.data.cutting import Box, cut, decode, reduction_of
-from ssdistill.data.decode import square
-from ssdistill.data.deep_pixels import Window, full_range, render
+from ssdistill.data.deep_pixels import Window
 from ssdistill.data.encoded_split import EncodedSplit
 from ssdistill.data.geometry import Boxes
+from ssdistill.data.held_pixels import Holding
 from ssdistill.data.image_index import ImageIndex
 from ssdistill.data.image_set import ImageSet
+from ssdistill.data.resizing import central, fitted
 from ssdistill.data.retry import retried
 from ssdistill.data.splits import Source
 from ssdistill.errors import UserError, shown
+from ssdistill.settings import Size, height_width
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +41,9 @@ class Originals(ImageSet):
     ``max_bad`` end the run.
 
     Attributes:
-        images: central squares, decoded anew for every access.
-        fingerprint: sha256 (hex) over size, shape and hash of every readable image, and window.
+        images: of one size, decoded anew for every access.
+        fingerprint: sha256 (hex) over size, shape and hash of every readable image, channels and
+            window.
     """
 
     def __init__(
@@ -49,25 +52,31 @@ class Originals(ImageSet):
         split: str,
         raw: EncodedSplit,
         index: ImageIndex,
-        image_size: int,
+        image_size: Size,
         *,
-        window: Window | None,
+        window: Window | None = None,
         fingerprint: str,
         max_bad: float,
         workers: int | None = None,
+        holding: Holding | None = None,
     ):
         self.source, self.split, self.raw, self.index = source, split, raw, index
-        self.window, self.fingerprint, self.max_bad = window, fingerprint, max_bad
+        self.holding = holding = holding or Holding(window=window)
+        self.form, self.window, self.windows = holding.form, holding.window, holding.windows
+        self.channel_names = holding.form.names
+        self.fingerprint, self.max_bad = fingerprint, max_bad
         self.folder = index.folder
         self.workers = workers or os.cpu_count() or 1
         self.bad_rows: list[int] = sorted(index.reasons)
         self.bad = [(raw.name(row), index.reasons[row]) for row in self.bad_rows]
         # The row of position p is p plus the bad rows before it, found by bisection.
         self._gaps = np.array(self.bad_rows, dtype=np.int64) - np.arange(len(self.bad_rows))
-        self.images = Squares(self, image_size)
+        self._stored = Squares(self, image_size)
+        seen = self.form.seen(image_size)
+        self.images = self._stored if seen == image_size else Squares(self, image_size, seen)
         self.notices: list[str] = []
         # Until they are measured.
-        self.mean, self.std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+        self.mean, self.std = (0.5,) * self.form.count, (0.25,) * self.form.count
         self._failed: dict[int, str] = {}
 
     def __len__(self) -> int:
@@ -76,6 +85,10 @@ class Originals(ImageSet):
     @property
     def place(self) -> str:
         return self.raw.title
+
+    @property
+    def stored(self) -> "Squares":
+        return self._stored
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
@@ -91,32 +104,32 @@ class Originals(ImageSet):
         return self.index.sizes(self.rows(position_B))
 
     def cut(
-        self, position_B: np.ndarray, boxes_V: Sequence[Boxes], sides_V: Sequence[int]
+        self, position_B: np.ndarray, boxes_V: Sequence[Boxes], sizes_V: Sequence[Size]
     ) -> list[Tensor]:
         """Decode each image once, and cut all its views from it.
 
         Args:
             position_B: (B,) of the images.
             boxes_V: for each view, a box of each image, in pixels of the original.
-            sides_V: side of each view, pixels.
+            sizes_V: of each view, pixels.
 
         Returns:
-            for each view (B, 3, side, side) uint8.
+            for each view (B, C, height, width): uint8, or float32 in [0, 1].
 
         Raises:
             UserError: more unreadable images than ``max_bad``.
         """
         row_B = self.rows(position_B)
-        crops_V = [torch.empty(len(row_B), 3, side, side, dtype=torch.uint8) for side in sides_V]
+        crops_V = [self._empty(len(row_B), *height_width(size)) for size in sizes_V]
         edges_VB4 = [
             torch.stack([b.top_B, b.left_B, b.height_B, b.width_B], dim=1).tolist() for b in boxes_V
         ]
 
         def fill(b: int) -> None:
             boxes = [
-                Box(top, left, height, width, side)
-                for (top, left, height, width), side in zip(
-                    (edges_B4[b] for edges_B4 in edges_VB4), sides_V, strict=True
+                Box(top, left, height, width, size)
+                for (top, left, height, width), size in zip(
+                    (edges_B4[b] for edges_B4 in edges_VB4), sizes_V, strict=True
                 )
             ]
             try:
@@ -133,16 +146,24 @@ class Originals(ImageSet):
         self._check_failed()
         return crops_V
 
-    def squares(self, position_B: np.ndarray, side: int) -> np.ndarray:
-        """Return central squares, (B, side, side, 3) uint8, equal to those of a store."""
+    def squares(self, position_B: np.ndarray, size: Size, view: Size | None = None) -> np.ndarray:
+        """Return images of one size, equal to those of a store.
+
+        Args:
+            view: the central part of them that is wanted; None for all.
+
+        Returns:
+            (B, height, width, C).
+        """
         row_B = self.rows(position_B)
-        squares_BHWC = np.empty((len(row_B), side, side, 3), dtype=np.uint8)
+        shape = (len(row_B), *height_width(view or size), self.form.count)
+        squares_BHWC = np.empty(shape, dtype=self.holding.dtype)
 
         def fill(b: int) -> None:
             row = int(row_B[b])
             try:
-                pixels = retried(partial(_pixels, self.raw, self.window), row, self.raw.name(row))
-                squares_BHWC[b] = square(pixels, side)
+                whole_HWC = fitted(self.holding.whole(self.raw, row), size, self.form.resize)
+                squares_BHWC[b] = central(whole_HWC, view or size)
             except BadImage as error:
                 self._count(row, error.reason)
                 squares_BHWC[b] = self._blank.numpy()
@@ -152,12 +173,22 @@ class Originals(ImageSet):
         return squares_BHWC
 
     def _decoded(self, row: int, reduction: int) -> tuple[Tensor, int]:
+        if self.form.channels is not None:
+            held_HWC = np.ascontiguousarray(self.holding.whole(self.raw, row))
+            if not held_HWC.flags.writeable:
+                held_HWC = held_HWC.copy()
+            return torch.from_numpy(held_HWC).permute(2, 0, 1), 1
         data = retried(self.raw.read, row, self.raw.name(row))
         return decode(data, reduction, self.window)
 
+    def _empty(self, count: int, height: int, width: int) -> Tensor:
+        dtype = torch.uint8 if self.holding.dtype == np.uint8 else torch.float32
+        return torch.empty(count, self.form.count, height, width, dtype=dtype)
+
     @property
     def _blank(self) -> Tensor:
-        return torch.tensor(self.mean).mul(255).round().to(torch.uint8)
+        mean_C = torch.tensor(self.mean)
+        return mean_C.mul(255).round().to(torch.uint8) if self.holding.dtype == np.uint8 else mean_C
 
     def _count(self, row: int, reason: str) -> None:
         """Note an image that its header promised and that cannot be read."""
@@ -179,25 +210,19 @@ class Originals(ImageSet):
             )
 
 
-def _pixels(raw: EncodedSplit, window: Window | None, row: int) -> np.ndarray:
-    pixels = raw.image(row)
-    if pixels.dtype == np.uint8:
-        return pixels
-    return render(pixels, window or full_range(pixels.dtype))
-
-
 class Squares:
-    """Central squares of originals, indexed as an array (N, side, side, 3) of uint8."""
+    """Originals in one size, indexed as an array (N, height, width, C)."""
 
-    dtype = np.dtype(np.uint8)
     ndim = 4
 
-    def __init__(self, originals: Originals, side: int):
-        self._originals, self._side = originals, side
+    def __init__(self, originals: Originals, size: Size, view: Size | None = None):
+        self._originals, self._size, self._view = originals, size, view
+        self.dtype = originals.holding.dtype
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        return (len(self), self._side, self._side, 3)
+        height, width = height_width(self._view or self._size)
+        return (len(self), height, width, self._originals.form.count)
 
     def __len__(self) -> int:
         return len(self._originals)
@@ -215,7 +240,7 @@ class Squares:
             position_B = np.asarray(key)
             if position_B.dtype == bool:
                 position_B = np.flatnonzero(position_B)
-        return self._originals.squares(position_B, self._side)
+        return self._originals.squares(position_B, self._size, self._view)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self[:], dtype=dtype)

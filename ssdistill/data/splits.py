@@ -2,15 +2,12 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from functools import cached_property
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
-from ssdistill.data.bad_image import BadImage
 from ssdistill.data.deep_pixels import Window
-from ssdistill.data.labels import class_labels
 from ssdistill.errors import UserError, nearest
 from ssdistill.settings.registry import settings_of
 
@@ -32,6 +29,14 @@ class RawSplit(ABC):
         The latter are what :func:`ssdistill.data.deep_pixels.render` takes. Raises BadImage where
         it cannot be read.
         """
+
+    def bands(self, i: int) -> np.ndarray:
+        """Return image ``i`` with all its bands, (H, W, C) of its own type.
+
+        Raises BadImage where it cannot be read, UserError without the library that reads it.
+        """
+        pixels = self.image(i)
+        return pixels if pixels.ndim == 3 else pixels[..., None]
 
     @abstractmethod
     def name(self, i: int) -> str: ...
@@ -70,81 +75,6 @@ class RawSplit(ABC):
         return None
 
 
-class ArraySplit(RawSplit):
-    """Images of one array, loaded on first use.
-
-    Args:
-        images: gives (N, H, W, 3) or (N, H, W): uint8, or other numbers for a window.
-        labels: gives (N,) integers; None for unlabeled images.
-        classes: gives the class names, if they are known apart from the labels.
-    """
-
-    def __init__(
-        self,
-        title: str,
-        identity: str,
-        images: Callable[[], np.ndarray],
-        labels: Callable[[], np.ndarray] | None = None,
-        classes: Callable[[], Any] | None = None,
-    ):
-        self.title, self._identity = title, identity
-        self._load, self._load_labels, self._load_classes = images, labels, classes
-
-    @cached_property
-    def _images(self) -> np.ndarray:
-        """(N, H, W, 3) uint8; of another type (N, H, W) or (N, H, W, 3)."""
-        images = self._load()
-        if images.ndim == 3 and images.dtype == np.uint8:
-            return np.broadcast_to(images[..., None], (*images.shape, 3))
-        return images
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def array(self) -> np.ndarray | None:
-        return self._images if self._images.dtype == np.uint8 else None
-
-    def image(self, i: int) -> np.ndarray:
-        image = self._images[i]
-        if image.dtype.kind == "f" and not np.isfinite(image).all():
-            raise BadImage("NaN or infinite pixels")
-        return image
-
-    def deep_rows(self) -> Sequence[int]:
-        return [] if self._images.dtype == np.uint8 else list(range(len(self)))
-
-    def auto_window(self, low: float, high: float) -> Window:
-        """Return [0, 1] for floats and booleans, the range of the values for integers."""
-        if self._images.dtype.kind == "b":
-            return 0.0, 1.0
-        if self._images.dtype.kind != "f":
-            return low, high
-        if low < 0 or high > 1:
-            raise UserError(
-                f"{self.title}: {self._images.dtype} pixels from {low:g} to {high:g} exceed "
-                f"[0, 1]; set data.window=[{low:g}, {high:g}], or to the values of black and "
-                "white"
-            )
-        return 0.0, 1.0
-
-    def name(self, i: int) -> str:
-        return f"{i:06d}"
-
-    def identity(self) -> str:
-        return self._identity
-
-    def labels(self) -> np.ndarray:
-        if self._load_labels is None:
-            return super().labels()
-        return class_labels(self._load_labels(), f"{self.title}: its labels")
-
-    @property
-    def class_names(self) -> tuple[str, ...] | None:
-        if self._load_classes is None:
-            return None
-        return tuple(str(name) for name in self._load_classes())
-
-
 class Source(ABC):
     """Base class of image sources; nothing is read before ``split`` is called.
 
@@ -163,6 +93,8 @@ class Source(ABC):
     description: str
     default_recipe: str | None = None
     later: ClassVar[tuple[str, ...]] = ()
+    any_bands: bool = False
+    """Whether images of any number of channels are wanted; set before anything is listed."""
 
     def split(self, name: str) -> RawSplit:
         """Return the ``train`` or ``test`` images.
@@ -209,6 +141,10 @@ class Unlabeled(Source):
         self.default_recipe = source.default_recipe
 
     @property
+    def any_bands(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self._source.any_bands
+
+    @property
     def has_test(self) -> bool:
         return self._source.has_test
 
@@ -242,6 +178,9 @@ class _UnlabeledSplit(RawSplit):
 
     def image(self, i: int) -> np.ndarray:
         return self._split_data.image(i)
+
+    def bands(self, i: int) -> np.ndarray:
+        return self._split_data.bands(i)
 
     def name(self, i: int) -> str:
         return self._split_data.name(i)

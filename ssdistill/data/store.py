@@ -1,4 +1,4 @@
-"""Images decoded once into one memory-mapped uint8 array of squares.
+"""Images decoded once into one memory-mapped array of squares.
 
 An image is cropped to its central square, so a wide one loses its sides, and resized. Square
 images of one size are what lets every later step work on whole batches, and a central crop is
@@ -8,8 +8,6 @@ Every opening checks the pixels against checksums of their blocks: 0.25 s a giga
 is in memory, the disk's own speed otherwise.
 """
 
-import errno
-import hashlib
 import json
 import logging
 import os
@@ -23,48 +21,65 @@ from pathlib import Path
 
 import numpy as np
 
+from ssdistill.data.channel_scale import scale_of
 from ssdistill.data.checksums import BLOCK_BYTES, block_checksums
 from ssdistill.data.decode import pixel_limit
 from ssdistill.data.deep_pixels import Window
+from ssdistill.data.disk_space import check_space, plain_disk_errors
+from ssdistill.data.form import RGB, Form
+from ssdistill.data.held_pixels import Holding
 from ssdistill.data.image_set import ImageSet
-from ssdistill.data.settings import MAX_PIXELS, StoreSettings
+from ssdistill.data.resizing import central
+from ssdistill.data.settings import MAX_PIXELS
 from ssdistill.data.splits import RawSplit, Source
+from ssdistill.data.store_places import META, folder_of, limits_of
 from ssdistill.data.store_writer import fingerprint_of, refuse_bad, write_images
-from ssdistill.data.window import WindowSetting, known_windows, window_of
+from ssdistill.data.window import WindowSetting, window_of
 from ssdistill.errors import UserError, one_line, shown
 from ssdistill.files import locked_by, write_atomically
+from ssdistill.settings import Size, as_size, height_width
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
-"""Part of every store's key: raise it when the same images would be stored differently."""
 LARGEST_JSON = 1 << 30
 """Bytes; the metadata of millions of images list each name."""
 WAITING = "waiting for another process that is creating %s"
-IMAGES, META, CHECKSUMS = "images.npy", "store.json", "checksums.json"
+IMAGES, CHECKSUMS = "images.npy", "checksums.json"
 
 
 class Store(ImageSet):
     """One split's images at one size, decoded.
 
     Attributes:
-        images: (N, H, W, 3) uint8, read-only, mapped from disk.
-        fingerprint: sha256 (hex) over pixels, names, size and window.
+        images: (N, H, W, C) uint8, or float32 of chosen channels of more than 8 bits; read-only,
+            mapped from disk: what networks see of ``stored``.
+        fingerprint: sha256 (hex) over pixels, names, size, channels and windows.
         folder: of its files.
     """
 
-    def __init__(self, folder: Path, source: Source, split: str):
+    def __init__(
+        self,
+        folder: Path,
+        source: Source,
+        split: str,
+        form: Form = RGB,
+        view_size: Size | None = None,
+    ):
         self.folder, self.source, self.split = folder, source, split
+        self.form, self.channel_names = form, form.names
         with _damage_named(folder):
             _check_files(folder)
             meta = json.loads((folder / META).read_text())
             _verify(folder, meta)
-            self.images: np.ndarray = np.load(folder / IMAGES, mmap_mode="r")
+            self._stored: np.ndarray = np.load(folder / IMAGES, mmap_mode="r")
+            whole = view_size is None or height_width(view_size) == self._stored.shape[1:3]
+            self.images: np.ndarray = self._stored if whole else central(self._stored, view_size)
             self.fingerprint: str = meta["fingerprint"]
             self.bad: list[tuple[str, str]] = [(name, reason) for name, reason in meta["bad"]]
             self.mean: tuple[float, ...] = tuple(meta["mean"])
             self.std: tuple[float, ...] = tuple(s or 1 / 255 for s in meta["std"])
             self.window: Window | None = meta.get("window") and tuple(meta["window"])
+            self.windows = windows_in(meta)
             self.notices: list[str] = meta.get("notices", [])
             self.bad_rows: list[int] = meta["bad_rows"]
 
@@ -73,9 +88,20 @@ class Store(ImageSet):
         return str(self.folder)
 
     @property
+    def stored(self) -> np.ndarray:
+        return self._stored
+
+    @property
     def names(self) -> list[str]:
         """Names of the N images, as the source has them; read anew each time, not kept."""
         return json.loads((self.folder / META).read_text())["names"]
+
+
+def windows_in(meta: dict) -> tuple[Window, ...] | None:
+    """Return the window of each channel as a store's metadata have it; None of bytes."""
+    if meta.get("windows"):
+        return tuple((float(low), float(high)) for low, high in meta["windows"])
+    return meta.get("window") and (tuple(meta["window"]),) * 3
 
 
 @contextmanager
@@ -137,84 +163,78 @@ def _verify(folder: Path, meta: dict) -> None:
 def open_store(
     source: Source,
     split: str,
-    image_size: int,
+    image_size: Size,
     root: Path,
     max_bad: float = 0.05,
     *,
     window: WindowSetting = "auto",
     max_pixels: int = MAX_PIXELS,
+    form: Form = RGB,
 ) -> Store:
     """Open the store of a split; create it below ``root`` if missing.
 
-    It is found again by the source's kind and settings, the identity of its images, the size
-    and, of images with more than 8 bits, the window. Processes that want the same store at once
-    wait for the one that makes it; a store appears complete or not at all. Unreadable images
-    are left out and reported in one warning.
+    It is found again by the source's kind and settings, the identity of its images, the size,
+    the channels and, of images with more than 8 bits, the window. Processes that want the same
+    store at once wait for the one that makes it; a store appears complete or not at all.
+    Unreadable images are left out and reported in one warning.
 
     Args:
         split: ``"train"`` or ``"test"``.
-        image_size: side of a stored image in pixels.
+        image_size: of a stored image, pixels.
         max_bad: largest fraction of unreadable images.
         window: which values of images with more than 8 bits are black and white, see
             :class:`ssdistill.data.settings.StoreSettings`.
         max_pixels: images with more are not decoded.
+        form: channels and shape.
 
     Raises:
         UserError: more unreadable images than ``max_bad``, none readable, a full disk, or a
             folder that cannot be written; whatever the source raises.
     """
-    raw = source.split(split)
-    root, limits = Path(root), _limits(max_pixels)
-    folder = _folder(source, raw, split, image_size, root, limits)
+    raw, root = source.split(split), Path(root)
+    image_size = as_size(*height_width(image_size))
+    seen = form.seen(image_size)
     with pixel_limit(max_pixels), warnings.catch_warnings():
         # Damaged EXIF, odd palettes: either the image is read or it is listed as bad.
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        values = None
-        # The window is part of the store's name.
-        if not (folder / CHECKSUMS).exists():
-            values = window_of(source, split, window, root)
-        if values:
-            limits = [*limits, ["window", *values]]
-            folder = _folder(source, raw, split, image_size, root, limits)
+        holding, folder = _held(source, split, image_size, root, window, max_pixels, form)
         if not (folder / META).exists():
             with plain_disk_errors(root):
                 folder.parent.mkdir(parents=True, exist_ok=True)
                 waiting = partial(log.warning, WAITING, folder)
                 with locked_by(Path(f"{folder}.lock"), on_wait=waiting, patience=1):
                     if not (folder / META).exists():
-                        check_space(folder.parent, raw, image_size)
-                        _make(folder, raw, image_size, max_bad, values, window == "auto")
-    store = Store(folder, source, split)
+                        check_space(folder.parent, raw, image_size, holding.pixel_bytes())
+                        _make(folder, raw, image_size, max_bad, holding, window == "auto")
+    store = Store(folder, source, split, form, seen)
     warn_of(store, raw.title, max_bad, window)
     return store
 
 
-def has_store(
-    source: Source, split: str, image_size: int, root: Path, max_pixels: int = MAX_PIXELS
-) -> bool:
-    """Whether a split of 8-bit images is stored at that size already."""
-    raw, limits = source.split(split), _limits(max_pixels)
-    folder = _folder(source, raw, split, image_size, Path(root), limits)
-    return (folder / META).exists()
-
-
-def find_store(
-    source: Source, split: str, image_size: int, root: Path, settings: StoreSettings
-) -> bool:
-    """Whether a split is stored as the settings ask, whatever its images' depth; decodes none."""
-    raw, root = source.split(split), Path(root)
-    if has_store(source, split, image_size, root, settings.max_pixels):
-        return True
-    limits = _limits(settings.max_pixels)
-    windows = known_windows(source, split, settings.window, root)
-    names = ([*limits, ["window", *window]] for window in windows)
-    return any(
-        (_folder(source, raw, split, image_size, root, more) / META).exists() for more in names
-    )
-
-
-def _limits(max_pixels: int) -> list:
-    return [] if max_pixels == MAX_PIXELS else [["max_pixels", max_pixels]]
+def _held(
+    source: Source,
+    split: str,
+    image_size: Size,
+    root: Path,
+    window: WindowSetting,
+    max_pixels: int,
+    form: Form,
+) -> tuple[Holding, Path]:
+    """Return how images are held, and the folder of their store."""
+    raw, limits = source.split(split), limits_of(max_pixels)
+    if form.channels is not None:
+        holding = Holding(form, scale_of(source, form, window, root))
+        return holding, folder_of(source, raw, split, image_size, root, [*limits, *holding.key])
+    limits += form.key
+    folder = folder_of(source, raw, split, image_size, root, limits)
+    values = None
+    # The window is part of the store's name.
+    if not (folder / CHECKSUMS).exists():
+        values = window_of(source, split, window, root)
+    if values:
+        limits = [*limits, ["window", *values]]
+        folder = folder_of(source, raw, split, image_size, root, limits)
+    return Holding(form, window=values), folder
 
 
 def warn_of(store: ImageSet, title: str, max_bad: float, window: WindowSetting) -> None:
@@ -226,50 +246,19 @@ def warn_of(store: ImageSet, title: str, max_bad: float, window: WindowSetting) 
         name, reason = store.bad[0]
         counts = f"{len(store.bad)} of {total} images cannot be read and are skipped"
         log.warning("%s: %s, first %s (%s)", title, counts, shown(name), reason)
-    if window != "auto" and store.window is None:
+    if window != "auto" and store.windows is None:
         value = window if window == "full" else list(window)
         log.warning("%s: ignoring data.window=%s, since all images have 8 bits", title, value)
     for notice in store.notices:
         log.warning("%s: %s", title, notice)
 
 
-def _folder(
-    source: Source, raw: RawSplit, split: str, image_size: int, root: Path, more: list
-) -> Path:
-    parts = [FORMAT, source.kind, source.settings, split, image_size, raw.identity(), *more]
-    key = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
-    return root / f"{source.kind}-{split}-{image_size}-{key[:12]}"
-
-
-@contextmanager
-def plain_disk_errors(root: Path) -> Iterator[None]:
-    """Within the context, a disk that cannot be written to is a UserError."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            reason = "the disk is full; free some space or choose another folder"
-        else:
-            reason = f"{error.strerror or error}; choose another folder"
-        raise UserError(f"cannot write the image store in {root}: {reason}") from error
-
-
-def check_space(folder: Path, raw: RawSplit, image_size: int) -> None:
-    needed, free = len(raw) * image_size**2 * 3, shutil.disk_usage(folder).free
-    if needed > free:
-        raise UserError(
-            f"data.image_size={image_size}: {len(raw)} images take {needed / 1e9:,.1f} GB, but "
-            f"only {free / 1e9:,.1f} GB are free in {folder}; lower data.image_size, or choose "
-            "another folder with --runs"
-        )
-
-
 def _make(
     folder: Path,
     raw: RawSplit,
-    image_size: int,
+    image_size: Size,
     max_bad: float,
-    window: Window | None,
+    holding: Holding,
     automatic: bool,
 ) -> None:
     """Fill ``<folder>.partial`` and rename it; the caller must hold the lock."""
@@ -278,7 +267,7 @@ def _make(
     partial.mkdir()
     try:
         with open(partial / IMAGES, "wb") as file:
-            meta = write_images(file, raw, image_size, max_bad, window, automatic)
+            meta = write_images(file, raw, image_size, max_bad, holding, automatic)
             file.flush()
             os.fsync(file.fileno())
         (partial / META).write_text(json.dumps(meta))

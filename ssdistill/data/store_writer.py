@@ -1,46 +1,51 @@
 """Write a split's images as one array, decoding on all cores."""
 
 import hashlib
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any
 
 import numpy as np
 
-from ssdistill.data.decode import BadImage, square
-from ssdistill.data.deep_pixels import Window, full_range, render, split_alpha
-from ssdistill.data.moments import Moments, pixel_notices
+from ssdistill.data.bad_image import BadImage
+from ssdistill.data.deep_pixels import Window
+from ssdistill.data.held_pixels import Holding, Squarer
+from ssdistill.data.moments import Moments, channel_notices, pixel_notices
 from ssdistill.data.progress import with_bar
 from ssdistill.data.splits import RawSplit
 from ssdistill.errors import UserError, shown
+from ssdistill.settings import Size, height_width
 
 CHUNK_BYTES, CHUNK_IMAGES = 8 << 20, 512
+RGB_HELD = Holding()
 
 
 def write_images(
     file: IO[bytes],
     raw: RawSplit,
-    size: int,
+    size: Size,
     max_bad: float,
-    window: Window | None = None,
+    holding: Holding = RGB_HELD,
     automatic: bool = True,
 ) -> dict:
-    """Write a split's squares as one ``.npy``; return the metadata of the store's json.
+    """Write a split's images as one ``.npy``; return the metadata of the store's json.
 
     Bytes are written in order rather than through a memory map: on a full disk a write raises,
     where a store into mapped memory kills the process.
 
     Args:
-        window: values of deep images that become black and white.
-        automatic: whether the window follows from the images, so that clipping is not meant.
+        holding: which channels, and through which windows.
+        automatic: whether windows follow from the images, so that clipping is not meant.
     """
-    digest, moments = _digest(size), Moments()
+    moments = Moments(holding.form.count, holding.dtype)
+    digest = _digest(size, holding)
     names: list[str] = []
     bad: list[tuple[str, str]] = []
     bad_rows: list[int] = []
-    squarer = Squarer(raw, size, window)
-    _write_header(file, len(raw), size)
+    squarer = Squarer(raw, size, holding)
+    _write_header(file, len(raw), size, holding)
     for rows, squares in with_bar(_chunks(raw, squarer), len(raw), f"decoding {raw.title}"):
         for row, one in zip(rows, squares, strict=True):
             if isinstance(one, BadImage):
@@ -58,32 +63,44 @@ def write_images(
     if not names:
         raise UserError(f"{shown(raw.title)} has no readable image{_first(bad)}; replace them")
     file.seek(0)
-    _write_header(file, len(names), size)
+    _write_header(file, len(names), size, holding)
     mean, std = moments.mean_std()
-    clipped = squarer.clipped if automatic else 0.0
+    clipped_C = squarer.clipped_C * automatic
+    windows = {} if holding.scale is None else {"windows": holding.scale.windows}
     return {
-        "fingerprint": _named(digest, names, window),
+        "fingerprint": _named(digest, names, holding.window),
         "mean": mean,
         "std": std,
         "bad": bad,
         "bad_rows": bad_rows,
         "names": names,
-        "window": window,
-        "notices": pixel_notices(moments, window, clipped, raw.notes(), len(raw)),
+        "window": holding.window,
+        **windows,
+        "notices": notices_of(holding, moments, clipped_C, raw.notes(), len(raw)),
     }
 
 
+def notices_of(
+    holding: Holding, moments: Moments, clipped_C: np.ndarray, notes: Sequence[str], total: int
+) -> list[str]:
+    """Return warnings about the pixels of images, one line each."""
+    if holding.scale is None:
+        return pixel_notices(moments, holding.window, float(clipped_C.max()), notes, total)
+    return channel_notices(moments, holding.form, holding.scale, clipped_C, notes, total)
+
+
 def fingerprint_of(images_NHWC: np.ndarray, names: list[str], window: Window | None = None) -> str:
-    """Compute the fingerprint of stored images from their pixels."""
-    digest = _digest(images_NHWC.shape[1])
+    """Compute the fingerprint of stored square RGB images from their pixels."""
+    digest = _digest(images_NHWC.shape[1], RGB_HELD)
     step = max(1, CHUNK_BYTES // images_NHWC[0].nbytes)
     for start in range(0, len(images_NHWC), step):
         digest.update(np.ascontiguousarray(images_NHWC[start : start + step]))
     return _named(digest, names, window)
 
 
-def _digest(size: int) -> Any:
-    return hashlib.sha256(f"{size}\n".encode())
+def _digest(size: Size, holding: Holding) -> Any:
+    more = f"{json.dumps(holding.key)}\n" if holding.key else ""
+    return hashlib.sha256(f"{size}\n{more}".encode())
 
 
 def _named(digest: Any, names: list[str], window: Window | None) -> str:
@@ -93,38 +110,12 @@ def _named(digest: Any, names: list[str], window: Window | None) -> str:
     return digest.hexdigest()
 
 
-def _write_header(file: IO[bytes], count: int, size: int) -> None:
+def _write_header(file: IO[bytes], count: int, size: Size, holding: Holding) -> None:
     # numpy pads the header so that its length does not depend on the first axis.
-    header = {"descr": "|u1", "fortran_order": False, "shape": (count, size, size, 3)}
+    shape = (count, *height_width(size), holding.form.count)
+    descr = np.lib.format.dtype_to_descr(holding.dtype)
+    header = {"descr": descr, "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)
-
-
-class Squarer:
-    """Read images of a split as squares of bytes.
-
-    Attributes:
-        clipped: of the deep images' pixels, the share that lies beyond the window.
-    """
-
-    def __init__(self, raw: RawSplit, size: int, window: Window | None):
-        self.raw, self.size, self.window = raw, size, window
-        self._beyond: list[float] = []
-
-    def __call__(self, row: int) -> np.ndarray | BadImage:
-        try:
-            pixels = self.raw.image(row)
-        except BadImage as error:
-            return error
-        if pixels.dtype != np.uint8:
-            window = self.window or full_range(pixels.dtype)
-            color, _ = split_alpha(pixels)
-            self._beyond.append(float(((color < window[0]) | (color > window[1])).mean()))
-            pixels = render(pixels, window)
-        return square(pixels, self.size)
-
-    @property
-    def clipped(self) -> float:
-        return sum(self._beyond) / max(1, len(self._beyond))
 
 
 def _chunks(raw: RawSplit, squarer: Squarer) -> Iterator[tuple[range, list[np.ndarray | BadImage]]]:
@@ -132,10 +123,11 @@ def _chunks(raw: RawSplit, squarer: Squarer) -> Iterator[tuple[range, list[np.nd
 
     Threads are enough: Pillow lets go of the interpreter while it decodes and resizes.
     """
-    workers, size = os.cpu_count() or 1, squarer.size
-    length = max(8 * workers, min(CHUNK_IMAGES, CHUNK_BYTES // (size * size * 3)))
-    array = raw.array()
-    as_they_are = array is not None and array.shape[1:] == (size, size, 3)
+    workers, (height, width) = os.cpu_count() or 1, height_width(squarer.size)
+    image_bytes = height * width * squarer.holding.pixel_bytes()
+    length = max(8 * workers, min(CHUNK_IMAGES, CHUNK_BYTES // image_bytes))
+    array = raw.array() if squarer.holding.form.channels is None else None
+    as_they_are = array is not None and array.shape[1:] == (height, width, 3)
     with ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(raw), length):
             rows = range(start, min(start + length, len(raw)))

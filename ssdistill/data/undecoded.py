@@ -1,10 +1,15 @@
 """Images of which only the number is known: what a plan is made from before any is decoded."""
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
+from ssdistill.data.channel_scale import Scale
+from ssdistill.data.disk_space import check_space
+from ssdistill.data.form import Form
+from ssdistill.data.held_pixels import Holding
 from ssdistill.data.image_index import RECORD
 from ssdistill.data.image_set import ImageSet
 from ssdistill.data.opening import (
@@ -16,11 +21,14 @@ from ssdistill.data.opening import (
 )
 from ssdistill.data.settings import StoreSettings
 from ssdistill.data.splits import RawSplit, Source
-from ssdistill.data.store import check_space, find_store
+from ssdistill.data.store_places import find_store, provisional
+from ssdistill.data.store_writer import RGB_HELD
 from ssdistill.errors import UserError, shown
+from ssdistill.settings import Size, height_width
 
-PROVISIONAL = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
-"""Mean and standard deviation that networks are tried with until those of the images are known."""
+PROVISIONAL = 0.5, 0.25
+"""Mean and standard deviation of each channel that networks are tried with until those of the
+images are known."""
 
 
 class Undecoded(ImageSet):
@@ -30,18 +38,28 @@ class Undecoded(ImageSet):
     them is one that a run would have.
 
     Attributes:
-        images: of the right shape; none of them can be had.
-        squares: whether they will be stored as squares; views are cut from the originals else.
+        images: of the right shape, and of the right type if that is known; none can be had.
+        to_store: whether they will be stored as squares; views are cut from the originals else.
     """
 
     def __init__(
-        self, source: Source, split: str, raw: RawSplit, image_size: int, root: Path, squares: bool
+        self,
+        source: Source,
+        split: str,
+        raw: RawSplit,
+        image_size: Size,
+        root: Path,
+        to_store: bool,
+        holding: Holding = RGB_HELD,
     ):
-        self.source, self.split, self.root, self.squares = source, split, root, squares
-        self._title = raw.title
-        self.images = _Unread(len(raw), image_size)
+        self.source, self.split, self.root, self.to_store = source, split, root, to_store
+        self._title, self.form = raw.title, holding.form
+        self.channel_names = holding.form.names
+        seen = holding.form.seen(image_size)
+        self._stored = _Unread(len(raw), image_size, holding)
+        self.images = _Unread(len(raw), seen, holding)
         self.fingerprint = f"not decoded: {split}"
-        self.mean, self.std = PROVISIONAL
+        self.mean, self.std = ((value,) * holding.form.count for value in PROVISIONAL)
         self.window, self.bad, self.bad_rows, self.notices = None, [], [], []
 
     @property
@@ -49,20 +67,24 @@ class Undecoded(ImageSet):
         return self._title
 
     @property
+    def stored(self) -> "_Unread":
+        return self._stored
+
+    @property
     def num_bytes(self) -> int:
         """Bytes that opening the split for a run adds to the disk."""
-        size = self.images.shape[1] * self.images.shape[2] * self.images.shape[3]
-        return len(self) * (size if self.squares else RECORD.itemsize)
+        size = math.prod(self._stored.shape[1:]) * self._stored.dtype.itemsize
+        return len(self) * (size if self.to_store else RECORD.itemsize)
 
 
 class _Unread:
-    """Shape and type of an array (N, side, side, 3) of uint8 that is not there."""
+    """Shape and type of an array (N, H, W, C) that is not there."""
 
-    dtype = np.dtype(np.uint8)
     ndim = 4
 
-    def __init__(self, count: int, side: int):
-        self.shape = (count, side, side, 3)
+    def __init__(self, count: int, size: Size, holding: Holding):
+        self.shape = (count, *height_width(size), holding.form.count)
+        self.dtype = holding.dtype
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -72,7 +94,11 @@ class _Unread:
 
 
 def known_stores(
-    source: Source, settings: StoreSettings, image_size: int, root: Path, workers: int | None = None
+    source: Source,
+    settings: StoreSettings,
+    image_size: Size,
+    root: Path,
+    workers: int | None = None,
 ) -> dict[str, ImageSet]:
     """Open what :func:`ssdistill.data.opening.open_stores` made before; decode and write nothing.
 
@@ -94,10 +120,16 @@ def known_stores(
             raw = source.split(split)
             if not len(raw):
                 raise UserError(f"{shown(raw.title)} has no images; add some")
+            # Of values that nobody has seen, the wider type is planned for.
+            holding = provisional(source, settings, root) or _widest(settings.form)
             if stored:
-                check_space(_existing(root), raw, image_size)
-            opened[split] = Undecoded(source, split, raw, image_size, root, stored)
+                check_space(_existing(root), raw, image_size, holding.pixel_bytes())
+            opened[split] = Undecoded(source, split, raw, image_size, root, stored, holding)
     return {"test": opened["train"], **opened}
+
+
+def _widest(form: Form) -> Holding:
+    return Holding(form, Scale(np.dtype(np.float32), ((0.0, 1.0),) * form.count))
 
 
 def _existing(folder: Path) -> Path:

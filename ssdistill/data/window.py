@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 
@@ -18,7 +18,8 @@ from ssdistill.errors import UserError, shown
 from ssdistill.files import write_atomically
 
 DEEP_TYPES = ("int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float64")
-WindowSetting = Window | Literal["auto", "full"]
+WindowSetting = Window | tuple[Window, ...] | Literal["auto", "full"]
+"""``data.window``; a list of windows has one for each of ``data.channels``."""
 
 
 def window_of(
@@ -42,7 +43,7 @@ def window_of(
     if setting == "full":
         return _full(raw)
     if setting != "auto":
-        return setting
+        return cast("Window", setting)  # several are for chosen channels
     decides, name = raw, split
     if split != "train" and source.has_test:
         train = source.split("train")
@@ -57,7 +58,7 @@ def known_windows(source: Source, split: str, setting: WindowSetting, root: Path
     if setting == "full":
         return sorted({full_range(np.dtype(name)) for name in DEEP_TYPES})
     if setting != "auto":
-        return [setting]
+        return [cast("Window", setting)]
     windows = []
     for name in dict.fromkeys(("train", split)):
         raw = source.split(name)

@@ -110,7 +110,7 @@ def _some(checked: Checked) -> list[Finding]:
 
 def _small(checked: Checked, finding: Finding) -> Small:
     try:
-        pixels = checked.parts[finding.split].raw.image(finding.row)
+        pixels = checked.parts[finding.split].shown(finding.row)
     except (BadImage, OSError):
         pixels = None
     name = shortened(f"{finding.split}: {finding.name}", 90)

@@ -15,7 +15,7 @@ from PIL import Image
 
 import ssdistill
 from ssdistill.chain.stages import Stage
-from ssdistill.data import splits
+from ssdistill.data import array_split
 from ssdistill.errors import UserError
 
 CONFIG = """
@@ -121,7 +121,7 @@ def test_no_label_is_read_before_the_probes(tmp_path, monkeypatch):
     def refuse(self):
         raise AssertionError("a label was read")
 
-    monkeypatch.setattr(splits.ArraySplit, "labels", refuse)
+    monkeypatch.setattr(array_split.ArraySplit, "labels", refuse)
     config = write_config(tmp_path)
     report = ssdistill.run(config, "evaluate=null", "control=null", root=tmp_path / "runs")
     assert "probe/linear/top1" not in report.records[0]["metrics"]

@@ -22,10 +22,13 @@ SUFFIXES = {"JPEG": ".jpg", "JPEG2000": ".jp2", "DIB": ".bmp"}
 """By Pillow's name of a format, where the suffix is another."""
 
 
-def member(raw: RawSplit, row: int) -> tuple[str, bytes]:
+def member(raw: RawSplit, row: int, *, bands: bool = False) -> tuple[str, bytes]:
     """Return the name and the content of an image as it is in the source.
 
     An array becomes a PNG, or one of more than 8 bits a ``.npy``.
+
+    Args:
+        bands: images may have any number of channels; an array becomes a ``.npy`` with all.
 
     Raises:
         BadImage: it cannot be read.
@@ -37,6 +40,9 @@ def member(raw: RawSplit, row: int) -> tuple[str, bytes]:
         if os.path.splitext(name)[1].lower() in IMAGES:
             return safe_name(name), content
         return safe_name(name) + _suffix(content), content
+    if bands:
+        np.save(file := io.BytesIO(), raw.bands(row), allow_pickle=False)
+        return f"{safe_name(raw.name(row))}.npy", file.getvalue()
     pixels, file = raw.image(row), io.BytesIO()
     if pixels.dtype != np.uint8:
         np.save(file, pixels, allow_pickle=False)

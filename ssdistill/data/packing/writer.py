@@ -106,15 +106,19 @@ def pack(source: Source, folder: Path, packing: Packing, max_bad: float = 0.05) 
             has no labels and they are wanted.
     """
     names = [name for name in SPLITS if name == "train" or source.has_test]
-    splits = {name: source.split(name) for name in names}
+    splits, bands = {name: source.split(name) for name in names}, source.any_bands
+    if bands and packing.short_side is not None:
+        raise UserError(
+            "--short-side makes JPEGs of 8-bit RGB, but data.channels is set; remove one of them"
+        )
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         waiting = partial(log.warning, "waiting for another process that packs into %s", folder)
         with locked_by(folder / ".pack.lock", waiting, patience=1):
-            task = {"format": FORMAT, **asdict(packing)}
+            task = {"format": FORMAT, **asdict(packing)} | ({"bands": True} if bands else {})
             task["images"] = {name: split.identity() for name, split in splits.items()}
             known = _known(folder, task)
-            work = _Work(folder, task, known, packing)
+            work = _Work(folder, task, known, packing, bands)
             for name, split in splits.items():
                 work.write(name, split, max_bad)
             loss = None
@@ -168,9 +172,15 @@ class _Work:
     """The shards of one folder; ``done`` are those that are finished."""
 
     def __init__(
-        self, folder: Path, task: dict[str, Any], known: dict[str, PackedShard], packing: Packing
+        self,
+        folder: Path,
+        task: dict[str, Any],
+        known: dict[str, PackedShard],
+        packing: Packing,
+        bands: bool = False,
     ):
         self.folder, self.task, self.done, self.packing = folder, task, dict(known), packing
+        self.bands = bands
         self.num_new = 0
         self._stop, self._lock = Event(), Lock()
 
@@ -232,7 +242,7 @@ class _Work:
     ) -> None:
         side, kept = self.packing.short_side, None
         try:
-            name, content = member(split, row)
+            name, content = member(split, row, bands=self.bands)
             if side is not None:
                 kept = smaller(content, side, self.packing.quality)
         except BadImage as error:

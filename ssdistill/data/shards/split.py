@@ -1,11 +1,13 @@
 """A split whose images are members of tar archives."""
 
 import hashlib
+import io
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from typing import IO
 
 import numpy as np
 
@@ -128,6 +130,9 @@ class TarSplit(EncodedSplit):
         while len(self._names) > LAST_NAMES:
             self._names.popitem(last=False)
         return content[head:]
+
+    def open_original(self, i: int) -> IO[bytes]:
+        return io.BytesIO(self.original(i))
 
     def name(self, i: int) -> str:
         name = self.member_name(i)

@@ -6,7 +6,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from ssdistill.data.splits import SPLITS, ArraySplit, RawSplit, Source
+from ssdistill.data.array_split import ArraySplit
+from ssdistill.data.splits import SPLITS, RawSplit, Source
 
 
 class Digits(Source):

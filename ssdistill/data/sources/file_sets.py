@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ssdistill.data.channel_reader import read_channels
 from ssdistill.data.decode import read_image
 from ssdistill.data.labels import class_labels
 from ssdistill.data.sources.torchvision_sets import Torchvision
@@ -38,6 +39,9 @@ class ListedFiles(RawSplit):
 
     def image(self, i: int) -> np.ndarray:
         return read_image(self._listed[0][i])
+
+    def bands(self, i: int) -> np.ndarray:
+        return read_channels(self._listed[0][i])
 
     def name(self, i: int) -> str:
         path = self._listed[0][i]

@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import Field
 
 from ssdistill.data.layout import Layout, read_layout
-from ssdistill.data.listing import EXTENSIONS
+from ssdistill.data.listing import EXTENSIONS, WITH_BANDS
 from ssdistill.data.splits import RawSplit, Source
 from ssdistill.errors import UserError, shown
 from ssdistill.files import user_path
@@ -28,7 +28,8 @@ class Folder(Source):
     of its own, all are unlabeled and ``test`` serves label-free measurements only. An image is
     a file that is named like one (``.jpg``, ``.png``, ``.tif``, …) or begins like one and has no
     suffix; its content decides how it is read. One that cannot be read is skipped and named, and
-    more than ``data.max_bad`` of them are refused. Hidden files, ``__MACOSX`` and files that are
+    more than ``data.max_bad`` of them are refused. With ``data.channels``, ``.npy`` and ``.dcm``
+    are images, too. Hidden files, ``__MACOSX`` and files that are
     no images are skipped and counted.
 
     Images of a folder have no common size. They are stored as squares of 64 pixels, which
@@ -77,7 +78,9 @@ class Folder(Source):
                 raise UserError(f"data.path={shown(path)}: {reason}")
         _refuse_overlap(folders)
         try:
-            layout = read_layout(folders, self.test_fraction, self.include, self.exclude)
+            patterns = self.include, self.exclude
+            suffixes = WITH_BANDS if self.any_bands else EXTENSIONS
+            layout = read_layout(folders, self.test_fraction, *patterns, suffixes)
         except OSError as error:
             reason = f"cannot list {shown(error.filename)} ({error.strerror})"
             raise UserError(f"{self._said}: {reason}") from error

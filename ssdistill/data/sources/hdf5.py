@@ -126,7 +126,7 @@ class Hdf5(PartedSource):
     def _arranged(self, key: str) -> Any:
         found = self._file.dataset(key)
         name = f"{self._file.where}: '{key}'"
-        return arrangement(found.shape, found.dtype, self.layout, name)
+        return arrangement(found.shape, found.dtype, self.layout, name, any_bands=self.any_bands)
 
     @property
     def description(self) -> str:

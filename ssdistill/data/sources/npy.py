@@ -22,7 +22,8 @@ class Npy(PartedSource):
     """Arrays in ``.npy`` files, one for each part, read from disk as they are wanted.
 
     Images are (N, H, W), (N, H, W, 1 or 3), (N, 1 or 3, H, W) or rows of square images: uint8,
-    fractions in [0, 1], or any other real numbers, see ``data.window``. Without test images,
+    fractions in [0, 1], or any other real numbers, see ``data.window``. With ``data.channels``
+    there may be any number of channels. Without test images,
     some are held out by a hash of their number. The size of a stored image is that of the
     images, unless ``data.image_size`` says otherwise.
 
@@ -67,7 +68,9 @@ class Npy(PartedSource):
                 found[key] = (
                     array.shape,
                     array.dtype,
-                    arrangement(array.shape, array.dtype, self.layout, name),
+                    arrangement(
+                        array.shape, array.dtype, self.layout, name, any_bands=self.any_bands
+                    ),
                 )
         types = [dtype for _, dtype, _ in found.values()]
         if len({dtype.newbyteorder("=") for dtype in types}) > 1:

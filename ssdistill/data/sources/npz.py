@@ -93,6 +93,7 @@ class Npz(PartedSource):
             self.layout,
             f"data.path={self.path}: '{key}'",
             certain=key in AS_RELEASED.values(),
+            any_bands=self.any_bands,
         )
 
     def _count(self, key: str | None) -> int:

@@ -4,7 +4,8 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from ssdistill.data.splits import ArraySplit, RawSplit, Source
+from ssdistill.data.array_split import ArraySplit
+from ssdistill.data.splits import RawSplit, Source
 from ssdistill.errors import UserError
 
 

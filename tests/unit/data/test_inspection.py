@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from ssdistill.data.checking import Checked, find_near_duplicates
@@ -168,3 +169,23 @@ def test_bytes_that_changed_without_a_trace_are_found(photos, tmp_path):
     Image.fromarray(COLOR).save(photos / "new.png")
     assert verified(open_source(config).split("train"), folder).tolist() == []
     assert Checked(config, tmp_path / "nowhere").changed is None
+
+
+def test_images_of_chosen_channels_are_checked_with_all_their_bands(tmp_path):
+    from ssdistill.data.checking import Checked
+    from ssdistill.report.contact_sheet import contact_sheet
+
+    (tmp_path / "tiffs").mkdir()
+    by_pixel = {"photometric": "minisblack", "planarconfig": "contig"}
+    for n, bands in enumerate([5, 5, 5, 3]):
+        values = np.random.default_rng(n % 2).integers(0, 999, (9, 12, bands)).astype("u2")
+        tifffile.imwrite(tmp_path / "tiffs" / f"{n}.tif", values, **by_pixel)
+    checked = Checked(settings(tmp_path / "tiffs", test_fraction=0, channels=[4, 0, 2]))
+    assert [(f.name, f.what) for f in checked.unreadable] == [
+        ("3.tif", "has 3 channels, numbered 0 to 2")
+    ]
+    assert checked.modes == {"more than 8 bits": 3}
+    assert [[f.name for f in group] for group in checked.duplicates] == [["0.tif", "2.tif"]]
+    shown = checked.parts["train"].shown(0)
+    assert shown.shape == (9, 12, 3) and shown.dtype == np.uint8 and shown.std() > 20
+    assert "data:image/jpeg" in contact_sheet(checked, [], 10**6)

@@ -3,8 +3,9 @@ import pytest
 import torch
 
 from ssdistill.data import loader as loader_module
+from ssdistill.data.array_split import ArraySplit
 from ssdistill.data.loader import Loader
-from ssdistill.data.splits import ArraySplit, Source
+from ssdistill.data.splits import Source
 from ssdistill.data.store import open_store
 from ssdistill.errors import UserError
 

@@ -121,12 +121,6 @@ def lzw():
     return file.getvalue()
 
 
-def palette():
-    file = io.BytesIO()
-    Image.fromarray(values("u1", 8, 8)).convert("P").save(file, "TIFF")
-    return file.getvalue()
-
-
 def two_sizes():
     file = io.BytesIO()
     with tifffile.TiffWriter(file) as writer:
@@ -160,7 +154,6 @@ def endless():
         (tiff(values("u1", 40, 40))[:-500], "damaged|cannot hold|cut off"),
         (tiff(np.full((4, 4), np.nan, "f4")), "NaN or infinite"),
         (tiff(np.zeros((4, 4), "c8")), "complex64 pixels"),
-        (palette(), "palette"),
         (lzw(), "LZW compression requires imagecodecs"),
         (two_sizes(), "several sizes"),
         (claims(2**20, 2**20), "raise data.max_pixels"),

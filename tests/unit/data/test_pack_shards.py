@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from tar_files import jpeg
 
-from ssdistill.data.opening import open_originals
+from ssdistill.data.opening import open_originals, open_source, open_stores
 from ssdistill.data.packing import checksums, writer
 from ssdistill.data.packing.checksums import verify
 from ssdistill.data.packing.encoding import safe_name, smaller
@@ -20,6 +20,7 @@ from ssdistill.data.sources.folder import Folder
 from ssdistill.data.sources.npz import Npz
 from ssdistill.data.sources.tar import Tar
 from ssdistill.errors import UserError
+from ssdistill.settings.registry import SOURCES
 
 CLASSES = ("ant", "bee", "cat")
 
@@ -96,11 +97,11 @@ def test_an_interrupted_packing_goes_on_to_the_same_bytes(images, tmp_path, monk
     pack(images, tmp_path / "whole", packing)
     plain, seen = writer.member, []
 
-    def killed(split, row):
+    def killed(split, row, **more):
         seen.append(row)
         if len(seen) > 10:
             raise KeyboardInterrupt
-        return plain(split, row)
+        return plain(split, row, **more)
 
     monkeypatch.setattr(writer, "member", killed)
     monkeypatch.setattr("os.cpu_count", lambda: 1)
@@ -260,3 +261,21 @@ def test_a_packing_of_shards_is_the_same_again(images, tmp_path):
 )
 def test_names_are_such_as_readers_do_not_pass_over(name, expected):
     assert safe_name(name) == expected
+
+
+def test_channels_of_arrays_and_files_are_packed_as_they_are(tmp_path):
+    array = np.random.default_rng(0).integers(0, 999, (8, 6, 7, 5)).astype("u2")
+    np.save(tmp_path / "a.npy", array)
+    settings = SOURCES.schema("npy")(
+        path=str(tmp_path / "a.npy"), channels=[4, 1], test_fraction=0, window="full"
+    )
+    pack(open_source(settings), tmp_path / "shards", Packing())
+    shards = {"path": str(tmp_path / "shards"), "test_fraction": 0, "channels": [4, 1]}
+    again = SOURCES.schema("tar")(**shards, window="full")
+    stores = [
+        open_stores(open_source(one), one, [6, 7], tmp_path / one.kind)["train"]
+        for one in (settings, again)
+    ]
+    assert np.array_equal(*(store.images for store in stores))
+    with pytest.raises(UserError, match=r"data\.channels is set"):
+        pack(open_source(settings), tmp_path / "small", Packing(short_side=4))

@@ -10,10 +10,12 @@ from raw_files import tiff
 
 from ssdistill.commands.listing import description
 from ssdistill.data import store as store_module
+from ssdistill.data.held_pixels import Holding
 from ssdistill.data.opening import open_source, open_stores
 from ssdistill.data.sources.folder import Folder
 from ssdistill.data.sources.npz import Npz
 from ssdistill.data.store import open_store
+from ssdistill.data.store_places import folder_of
 from ssdistill.errors import UserError
 from ssdistill.settings.registry import SOURCES
 
@@ -189,8 +191,8 @@ def test_a_store_of_the_first_version_is_not_taken_for_deep_pictures(twelve_bit,
     """It lies under the name that says nothing of a window, and is nearly black."""
     source = Folder(path=str(twelve_bit))
     raw = source.split("train")
-    old = store_module._folder(source, raw, "train", 8, tmp_path, [])
-    store_module._make(old, raw, 8, 0.0, (0.0, 65535.0), False)
+    old = folder_of(source, raw, "train", 8, tmp_path, [])
+    store_module._make(old, raw, 8, 0.0, Holding(window=(0.0, 65535.0)), False)
     (old / store_module.CHECKSUMS).unlink()
     store = open_store(source, "train", 8, tmp_path)
     assert store.folder != old and store.images.max() == 255

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from ssdistill.data.array_split import ArraySplit
 from ssdistill.data.labels import class_labels
-from ssdistill.data.splits import ArraySplit
 from ssdistill.errors import UserError
 from ssdistill.evaluate.labels import look_at_labels
 from ssdistill.evaluate.opening.images import open_images

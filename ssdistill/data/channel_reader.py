@@ -1,0 +1,189 @@
+"""Read an image file with all its bands as they are in it, whatever their number and type."""
+
+import io
+import math
+import os
+import threading
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from ssdistill.data.array_member import array_header, array_in
+from ssdistill.data.bad_image import BadImage
+from ssdistill.data.band_limits import check_sizes
+from ssdistill.data.decode import ANIMATIONS, GIANT_PIXELS, open_regular
+from ssdistill.data.deep_pixels import FORMATS, deep_pixels
+from ssdistill.data.header import ENDS, ORIENTATION, TURNED, check_size, too_large
+from ssdistill.data.multiband import is_multiband, multiband_sizes, read_bands, upright
+from ssdistill.errors import UserError, one_line
+
+NPY = b"\x93NUMPY"
+HEAD = 132
+"""Bytes that say which reader a file is for."""
+SHOWN_AS = {"P": "RGB", "PA": "RGBA", "1": "L", "RGBX": "RGB", "RGBa": "RGBA", "La": "LA"}
+"""What becomes of images in modes whose bands are not values."""
+_one_giant = threading.Lock()
+
+
+def read_channels(
+    file: str | Path | bytes, note: Callable[[str], None] | None = None
+) -> np.ndarray:
+    """Read all bands of an image, upright, in the file's own type.
+
+    Gray has one band, color three, CMYK four; an alpha band is one like others, and a palette is
+    resolved to color. Of TIFF and DICOM see :func:`ssdistill.data.multiband.read_bands`. An array
+    in a ``.npy`` file is (H, W), (H, W, C) or (C, H, W), of which the smallest axis is that of
+    the channels.
+
+    Args:
+        file: a path, or the content.
+        note: called with a short phrase if part of the image is ignored.
+
+    Returns:
+        (H, W, C).
+
+    Raises:
+        BadImage: see :func:`ssdistill.data.decode.read_pixels` and
+            :func:`ssdistill.data.multiband.read_bands`.
+        UserError: the library that reads it is not installed.
+    """
+    try:
+        head = _head(file)
+        if not head:
+            raise BadImage("empty file")
+        if is_multiband(head):
+            return _native(read_bands(file))
+        if head.startswith(NPY):
+            return _of_array(file if isinstance(file, bytes) else _content(file))
+        return _of_image(file, note)
+    except (BadImage, UserError):
+        raise
+    except Image.DecompressionBombError as error:
+        raise BadImage(too_large()) from error
+    except UnidentifiedImageError as error:
+        raise BadImage("Pillow cannot read this file") from error
+    except MemoryError as error:
+        raise BadImage("its pixels do not fit into memory; lower data.max_pixels") from error
+    except OSError as error:
+        raise BadImage(error.strerror or one_line(error)) from error
+    except Exception as error:  # Pillow's format readers raise anything on damaged bytes
+        raise BadImage(f"damaged ({one_line(error)})") from error
+
+
+def _head(file: str | Path | bytes) -> bytes:
+    if isinstance(file, bytes):
+        return file[:HEAD]
+    with open_regular(file) as opened:
+        return opened.read(HEAD)
+
+
+def _content(path: str | Path) -> bytes:
+    with open_regular(path) as file:
+        return file.read()
+
+
+def _of_image(file: str | Path | bytes, note: Callable[[str], None] | None) -> np.ndarray:
+    opened = io.BytesIO(file) if isinstance(file, bytes) else open_regular(file)
+    with opened, Image.open(opened, formats=FORMATS) as image:
+        check_size(image)
+        if note and image.format in ANIMATIONS and getattr(image, "is_animated", False):
+            note("animated: only the first frame is read")
+        giant = image.width * image.height > GIANT_PIXELS
+        with _one_giant if giant else nullcontext():
+            image.load()
+            bands = deep_pixels(image, opened)
+            if bands is None:
+                shown_as = SHOWN_AS.get(image.mode)
+                bands = np.asarray(image.convert(shown_as) if shown_as else image)
+        bands = upright(bands, _orientation(image))
+    return _native(bands if bands.ndim == 3 else bands[..., None])
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(ORIENTATION, 1)
+    except Exception:  # damaged EXIF says nothing about the pixels
+        return 1
+
+
+def _of_array(content: bytes) -> np.ndarray:
+    _check_array(io.BytesIO(content))
+    array = array_in(content)
+    if array.ndim == 2:
+        array = array[..., None]
+    elif _channels_first(array.shape):
+        array = array.transpose(1, 2, 0)
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise BadImage("NaN or infinite pixels")
+    return _native(array)
+
+
+def _check_array(file: IO[bytes]) -> tuple[int, int]:
+    """Return height and width of an array in a file; BadImage if it is too large, or unclear."""
+    shape, _, dtype = array_header(file)
+    if len(shape) == 2:
+        shape = (*shape, 1)
+    elif _channels_first(shape):
+        shape = (*shape[1:], shape[0])
+    elif shape[2] >= min(shape[:2]):
+        raise BadImage(
+            f"an array of {' x '.join(map(str, shape))}, of which no axis is clearly that of the "
+            "channels; save H x W x C with more pixels a side than channels"
+        )
+    check_sizes(shape[0], shape[1], shape[2], dtype.itemsize)
+    start = file.tell()
+    if math.prod(shape) * dtype.itemsize != file.seek(0, os.SEEK_END) - start:
+        raise BadImage("an array of another size than its header says")
+    return shape[0], shape[1]
+
+
+def _channels_first(shape: tuple[int, ...]) -> bool:
+    return shape[0] < min(shape[1:])
+
+
+def _native(bands_HWC: np.ndarray) -> np.ndarray:
+    """Return values in this machine's order of bytes."""
+    return bands_HWC.astype(bands_HWC.dtype.newbyteorder("="), copy=False)
+
+
+class ChannelHeader:
+    """What :func:`read_channels` will find, without decoding it.
+
+    Attributes:
+        height, width: pixels, upright.
+        deep: always false: whether images have more than 8 bits is decided by the first.
+        doubtful: it does not end as its format does: cut off, or with something appended.
+    """
+
+    deep = False
+
+    def __init__(self, file: IO[bytes], tail: bytes):
+        """Read the header of an open image file.
+
+        Args:
+            tail: the last bytes of the file.
+
+        Raises:
+            BadImage: too large, or in a form that is not read.
+            UserError: the library that reads it is not installed.
+            Exception: whatever a library raises for what is no image.
+        """
+        self.doubtful = False
+        head = file.read(HEAD)
+        file.seek(0)
+        if is_multiband(head):
+            self.height, self.width = multiband_sizes(file)
+        elif head.startswith(NPY):
+            self.height, self.width = _check_array(file)
+        else:
+            with Image.open(file, formats=FORMATS) as image:
+                check_size(image)
+                self.height, self.width = image.height, image.width
+                if _orientation(image) in TURNED:
+                    self.height, self.width = image.width, image.height
+                end = ENDS.get(image.format or "")
+            self.doubtful = end is not None and end not in tail

@@ -1,0 +1,234 @@
+"""Type and range of values of images whose channels were chosen, decided by the training images."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from ssdistill.data.bad_image import BadImage
+from ssdistill.data.deep_pixels import Window, full_range, has_usable_width
+from ssdistill.data.form import Form
+from ssdistill.data.progress import with_bar
+from ssdistill.data.retry import retried
+from ssdistill.data.splits import RawSplit, Source
+from ssdistill.data.window import WindowSetting
+from ssdistill.errors import UserError, shown
+from ssdistill.files import write_atomically
+
+TRIED = 64
+"""Images that are looked at for one that has all channels."""
+PIECE = 64
+ENDS = ("low", "high")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How the values of all images of a source become what is held.
+
+    Attributes:
+        dtype: of the files; an image of another is not read.
+        windows: for each channel, the values that become 0 and 1; None of bytes, which stay.
+    """
+
+    dtype: np.dtype
+    windows: tuple[Window, ...] | None
+
+    @property
+    def held(self) -> np.dtype:
+        """Type of what is held: uint8, or float32."""
+        return np.dtype(np.uint8 if self.windows is None else np.float32)
+
+    @property
+    def key(self) -> list[Any]:
+        """What of it enters keys and fingerprints."""
+        if self.windows is None:
+            return []
+        return [["values", self.dtype.name, [list(window) for window in self.windows]]]
+
+
+def scale_of(source: Source, form: Form, setting: WindowSetting, root: Path) -> Scale:
+    """Return the scale of a source's images; measure it if it is not known.
+
+    The first readable training image that has all channels decides the type. Of other than bytes,
+    ``auto`` decodes all training images once for the range of each channel's values. What is found
+    is kept below ``root``, by the identity of the images.
+
+    Raises:
+        UserError: images without one of the channels, values that no window suits, or no image
+            that can be read.
+    """
+    raw = source.split("train")
+    path = _path(source, raw, form, root)
+    noted = _noted(path, form.count) or {}
+    if "dtype" not in noted:
+        noted = {"dtype": _first_type(raw, form).name}
+        _keep(path, noted)
+    dtype = np.dtype(noted["dtype"])
+    if dtype != np.uint8 and setting == "auto" and "low" not in noted:
+        noted |= _measured(raw, form, dtype)
+        _keep(path, noted)
+    return _scale(raw, form, dtype, noted, setting)
+
+
+def known_scale(source: Source, form: Form, setting: WindowSetting, root: Path) -> Scale | None:
+    """Return what :func:`scale_of` would find without decoding an image; None if it would."""
+    raw = source.split("train")
+    noted = _noted(_path(source, raw, form, root), form.count) or {}
+    if "dtype" not in noted:
+        return None
+    dtype = np.dtype(noted["dtype"])
+    if dtype != np.uint8 and setting == "auto" and "low" not in noted:
+        return None
+    return _scale(raw, form, dtype, noted, setting)
+
+
+def chosen(bands_HWC: np.ndarray, channels: Sequence[int]) -> np.ndarray:
+    """Return some bands of an image; BadImage if it has too few."""
+    count = bands_HWC.shape[2]
+    if max(channels) >= count:
+        raise BadImage(_too_few(count))
+    return bands_HWC if tuple(channels) == tuple(range(count)) else bands_HWC[..., list(channels)]
+
+
+def scaled(bands_HWC: np.ndarray, scale: Scale) -> np.ndarray:
+    """Return chosen channels as they are held: uint8, or float32 in [0, 1] through the windows.
+
+    Raises:
+        BadImage: values of another type than those of the first training image.
+    """
+    if bands_HWC.dtype != scale.dtype:
+        raise BadImage(
+            f"{bands_HWC.dtype} values, where the first training image has {scale.dtype}"
+        )
+    if scale.windows is None:
+        return bands_HWC
+    held_HWC = np.empty(bands_HWC.shape, dtype=np.float32)
+    for k, (low, high) in enumerate(scale.windows):
+        # Integers of 32 bits and differences of large floats need 64.
+        values_HW = bands_HWC[..., k].astype(np.float64)
+        values_HW -= low
+        values_HW /= high - low
+        held_HWC[..., k] = values_HW.clip(0, 1, out=values_HW)
+    return held_HWC
+
+
+def beyond(bands_HWC: np.ndarray, scale: Scale) -> np.ndarray:
+    """Return the fraction of each channel's values that its window clips, (C,)."""
+    assert scale.windows is not None
+    low_C, high_C = np.array(scale.windows).T
+    return ((bands_HWC < low_C) | (bands_HWC > high_C)).mean(axis=(0, 1))
+
+
+def _too_few(count: int) -> str:
+    return "has 1 channel, numbered 0" if count == 1 else (
+        f"has {count} channels, numbered 0 to {count - 1}"
+    )  # fmt: skip
+
+
+def _scale(
+    raw: RawSplit, form: Form, dtype: np.dtype, noted: dict[str, Any], setting: WindowSetting
+) -> Scale:
+    if dtype == np.uint8:
+        return Scale(dtype, None)
+    assert form.channels is not None
+    if setting == "full":
+        windows = [full_range(dtype)] * len(form.channels)
+    elif setting == "auto":
+        pairs = zip(noted["low"], noted["high"], strict=True)
+        windows = [_around(raw, form, k, low, high) for k, (low, high) in enumerate(pairs)]
+    elif isinstance(setting[0], tuple):
+        windows = list(cast("tuple[Window, ...]", setting))
+    else:
+        windows = [cast("Window", setting)] * len(form.channels)
+    return Scale(dtype, tuple((float(low), float(high)) for low, high in windows))
+
+
+def _around(raw: RawSplit, form: Form, k: int, low: float, high: float) -> Window:
+    if low >= high:
+        # Of a single value, one end serves as well as the other.
+        return low, max(low + 1.0, float(np.nextafter(low, np.inf)))
+    if not has_usable_width((low, high)):
+        raise UserError(
+            f"{shown(raw.title)}: {form.named(k)} has values from {low:g} to {high:g}, which span "
+            "too wide or too narrow a range for float64; set data.window to a list of [low, high], "
+            "one for each channel"
+        )
+    return low, high
+
+
+def _first_type(raw: RawSplit, form: Form) -> np.dtype:
+    """Return the type of the first training image that can be read and has all channels."""
+    unreadable, few = list[str](), list[str]()
+    for row in range(len(raw)):
+        try:
+            bands_HWC = retried(raw.bands, row, raw.name(row))
+        except BadImage as error:
+            unreadable.append(f"first {shown(raw.name(row))} ({error.reason})")
+            continue
+        try:
+            return chosen(bands_HWC, form.channels or ()).dtype
+        except BadImage as error:
+            few.append(f"{shown(raw.name(row))} {error.reason}")
+        if len(few) == TRIED:
+            break
+    if few:
+        raise UserError(f"{form.said}: {few[0]}; choose among them, or set null for RGB")
+    reason = f", {unreadable[0]}" if unreadable else ""
+    raise UserError(f"{shown(raw.title)} has no readable image{reason}; replace them")
+
+
+def _measured(raw: RawSplit, form: Form, dtype: np.dtype) -> dict[str, list[float]]:
+    """Return the smallest and the largest value of each channel of all readable images."""
+    channels = form.channels
+    assert channels is not None
+
+    def extremes(row: int) -> tuple[np.ndarray, np.ndarray] | None:
+        try:
+            bands_HWC = chosen(retried(raw.bands, row, raw.name(row)), channels)
+        except BadImage:  # said when the image is read to be held
+            return None
+        return (bands_HWC.min((0, 1)), bands_HWC.max((0, 1))) if bands_HWC.dtype == dtype else None
+
+    def pieces() -> Iterator[tuple[range, list[tuple[np.ndarray, np.ndarray] | None]]]:
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            for start in range(0, len(raw), PIECE):
+                rows = range(start, min(start + PIECE, len(raw)))
+                yield rows, list(pool.map(extremes, rows))
+
+    low_C, high_C = np.full(len(channels), np.inf), np.full(len(channels), -np.inf)
+    for _, ends in with_bar(pieces(), len(raw), f"measuring {raw.title}"):
+        for pair in ends:
+            if pair is not None:
+                low_C, high_C = np.minimum(low_C, pair[0]), np.maximum(high_C, pair[1])
+    return {"low": low_C.tolist(), "high": high_C.tolist()}
+
+
+def _path(source: Source, raw: RawSplit, form: Form, root: Path) -> Path:
+    parts = [source.kind, source.settings, "train", raw.identity(), list(form.channels or ())]
+    key = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+    return Path(root) / f"{source.kind}-train-{key[:12]}.channels.json"
+
+
+def _noted(path: Path, count: int) -> dict[str, Any] | None:
+    """Read what is noted at ``path``; None where there is nothing that can be used."""
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        if path.is_file():
+            found = json.loads(path.read_text())
+            noted: dict[str, Any] = {"dtype": np.dtype(found["dtype"]).name}
+            ends = [[float(value) for value in found[end]] for end in ENDS if end in found]
+            if all(len(end_C) == count for end_C in ends) and len(ends) in (0, 2):
+                return noted | dict(zip(ENDS, ends, strict=False))
+    return None
+
+
+def _keep(path: Path, noted: dict[str, Any]) -> None:
+    with suppress(OSError, UserError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(noted) + "\n")

@@ -1,0 +1,48 @@
+"""Images of any channels as three colors that people can look at."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ssdistill.data.form import Form
+
+COLORS = ("red", "green", "blue")
+DEVIATIONS = 2.0
+"""Standard deviations from the mean that are shown as black and as white."""
+
+
+def displayed(
+    images_NHWC: np.ndarray, form: Form, mean_C: Sequence[float], std_C: Sequence[float]
+) -> np.ndarray:
+    """Return images as RGB.
+
+    RGB of 8 bits, of which no channels were chosen, is returned as it is. Of chosen channels, each
+    is stretched from two standard deviations below its mean, black, to two above, white.
+
+    Args:
+        images_NHWC: (N, H, W, C) uint8, or floats in [0, 1].
+        form: with the channels that are shown: those set; or those named red, green and blue; or
+            the first three; or, of one or two, the first as gray.
+        mean_C, std_C: in units of [0, 1].
+
+    Returns:
+        (N, H, W, 3) uint8.
+    """
+    if form.channels is None and images_NHWC.shape[-1] == 3 and images_NHWC.dtype == np.uint8:
+        return images_NHWC
+    white = 255 if images_NHWC.dtype == np.uint8 else 1
+    shown_NHW3 = np.empty((*images_NHWC.shape[:-1], 3), dtype=np.uint8)
+    for color, k in enumerate(_chosen(form, images_NHWC.shape[-1])):
+        values = images_NHWC[..., k].astype(np.float32) / white
+        low = mean_C[k] - DEVIATIONS * std_C[k]
+        values = (values - low) / (2 * DEVIATIONS * std_C[k])
+        shown_NHW3[..., color] = np.floor(values.clip(0, 1) * 255 + 0.5)
+    return shown_NHW3
+
+
+def _chosen(form: Form, count: int) -> tuple[int, ...]:
+    if form.display is not None:
+        return form.display
+    if form.names is not None and set(COLORS) <= set(form.names):
+        return tuple(form.names.index(color) for color in COLORS)
+    return (0, 1, 2) if count >= 3 else (0, 0, 0)

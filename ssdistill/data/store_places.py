@@ -1,0 +1,82 @@
+"""Where stores are kept: a folder for the images of a split as they are held."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from ssdistill.data.channel_scale import known_scale
+from ssdistill.data.held_pixels import Holding
+from ssdistill.data.settings import MAX_PIXELS, StoreSettings
+from ssdistill.data.splits import RawSplit, Source
+from ssdistill.data.window import known_windows
+from ssdistill.settings import Size, as_size, height_width, size_text
+
+FORMAT = 1
+"""Part of every store's key: raise it when the same images would be stored differently."""
+META = "store.json"
+
+
+def folder_of(
+    source: Source, raw: RawSplit, split: str, image_size: Size, root: Path, more: list
+) -> Path:
+    """Return the folder of a split's store.
+
+    Args:
+        more: what else differs from 8-bit RGB.
+    """
+    image_size = as_size(*height_width(image_size))
+    parts = [FORMAT, source.kind, source.settings, split, image_size, raw.identity(), *more]
+    key = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+    return root / f"{source.kind}-{split}-{size_name(image_size)}-{key[:12]}"
+
+
+def size_name(size: Size) -> str:
+    """Return a size as names of files have it: ``32`` or ``32x64``."""
+    return str(size) if isinstance(size, int) else size_text(size)
+
+
+def limits_of(max_pixels: int) -> list:
+    """Return what a limit of pixels adds to a store's key; nothing at the default."""
+    return [] if max_pixels == MAX_PIXELS else [["max_pixels", max_pixels]]
+
+
+def has_store(
+    source: Source, split: str, image_size: Size, root: Path, settings: StoreSettings
+) -> bool:
+    """Whether a split of 8-bit images is stored at that size already.
+
+    Of chosen channels, images of any depth, as far as that is known without decoding one.
+    """
+    raw, root = source.split(split), Path(root)
+    more = [*limits_of(settings.max_pixels), *settings.form.key]
+    if settings.channels is not None:
+        scale = known_scale(source, settings.form, settings.window, root)
+        if scale is None:
+            return False
+        more += scale.key
+    return (folder_of(source, raw, split, image_size, root, more) / META).exists()
+
+
+def find_store(
+    source: Source, split: str, image_size: Size, root: Path, settings: StoreSettings
+) -> bool:
+    """Whether a split is stored as the settings ask, whatever its images' depth; decodes none."""
+    raw, root = source.split(split), Path(root)
+    if has_store(source, split, image_size, root, settings):
+        return True
+    if settings.channels is not None:
+        return False
+    limits = [*limits_of(settings.max_pixels), *settings.form.key]
+    windows = known_windows(source, split, settings.window, root)
+    names = ([*limits, ["window", *window]] for window in windows)
+    return any(
+        (folder_of(source, raw, split, image_size, root, more) / META).exists() for more in names
+    )
+
+
+def provisional(source: Source, settings: StoreSettings, root: Path) -> Holding | None:
+    """Return how images will be held, but for a window of RGB; None if one must be decoded."""
+    if settings.channels is None:
+        return Holding(settings.form)
+    scale = known_scale(source, settings.form, settings.window, Path(root))
+    return scale and Holding(settings.form, scale)
