@@ -1,6 +1,7 @@
 """Color augmentation of a whole batch, with its own factors and order for every image.
 
-All functions work on float32 (B, 3, H, W) in [0, 1], in place where the name ends in ``_``, and
+All functions work on float32 (B, 3, H, W) in [0, 1] (blur and solarization on any number of
+channels), in place where the name ends in ``_``, and
 equal torchvision's functional operations on float images up to rounding.
 """
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ssdistill.data.geometry import resample
 from ssdistill.errors import UserError
+from ssdistill.settings import Size, height_width
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 """Operation numbers, also the columns of ``factor_B4`` (as in torchvision's ``ColorJitter``)."""
@@ -106,12 +108,17 @@ def grayscale_(x_BCHW: Tensor, chosen_K: Tensor) -> None:
     x_BCN[chosen_K] = luma(x_BCN[chosen_K])[:, None].expand(-1, x_BCN.shape[1], -1)
 
 
-def blur_kernel_size(kernel: int | None, size: int) -> int:
-    """``kernel``, or for None an odd tenth of the view's side, at least 3 (arXiv:2002.05709)."""
-    kernel = kernel or max(3, int(0.1 * size) | 1)
-    if kernel // 2 >= size:
+def blur_kernel_size(kernel: int | None, size: Size) -> int:
+    """``kernel``, or for None an odd tenth of the view's side, at least 3 (arXiv:2002.05709).
+
+    Of two sides the shorter counts.
+    """
+    side = min(height_width(size))
+    kernel = kernel or max(3, int(0.1 * side) | 1)
+    if kernel // 2 >= side:
+        height, width = height_width(size)
         raise UserError(
-            f"blur_kernel={kernel} does not fit a view of {size}x{size} pixels; lower it"
+            f"blur_kernel={kernel} does not fit a view of {height}x{width} pixels; lower it"
         )
     return kernel
 
@@ -121,12 +128,15 @@ def gaussian_blur_(x_BCHW: Tensor, chosen_K: Tensor, sigma_K: Tensor, kernel: in
 
     Separable, ``kernel`` pixels wide (odd), edges reflected.
     """
-    size = x_BCHW.shape[-1]
+    height, width = x_BCHW.shape[-2:]
     reach = (kernel - 1) / (2.0 * math.sqrt(2.0))
     taps_T = torch.linspace(-reach, reach, kernel, device=x_BCHW.device)
     weight_KT = torch.softmax(-((taps_T / sigma_K[:, None]) ** 2), dim=1)
-    matrix_KSS = (weight_KT @ _reflection(size, kernel, x_BCHW.device)).view(-1, size, size)
-    x_BCHW[chosen_K] = resample(x_BCHW[chosen_K], matrix_KSS, matrix_KSS)
+    matrix_KSS = {
+        side: (weight_KT @ _reflection(side, kernel, x_BCHW.device)).view(-1, side, side)
+        for side in {height, width}
+    }
+    x_BCHW[chosen_K] = resample(x_BCHW[chosen_K], matrix_KSS[height], matrix_KSS[width])
 
 
 @lru_cache(maxsize=16)

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
+from ssdistill.settings import Size, height_width
+
 CROP_TRIES = 10
 CROP_SLOTS = 2 * CROP_TRIES + 2
 """Uniform numbers :func:`random_boxes` reads per image."""
@@ -120,35 +122,54 @@ def resample(x_BCHW: Tensor, rows_BTH: Tensor, columns_BTW: Tensor) -> Tensor:
     return out_BCTT
 
 
-def crop_resize_flip(images_BHWC: Tensor, boxes: Boxes, flip_B: Tensor, size: int) -> Tensor:
+def crop_resize_flip(images_BHWC: Tensor, boxes: Boxes, flip_B: Tensor, size: Size) -> Tensor:
     """Crop each image's rectangle, resize it to ``size``, mirror it where ``flip_B`` holds.
 
     Equals torchvision's ``resized_crop(..., antialias=True)`` and ``horizontal_flip`` on float
     images up to rounding.
 
     Args:
-        images_BHWC: uint8.
+        images_BHWC: uint8, or float32 in [0, 1].
 
     Returns:
-        (B, C, size, size) float32 in [0, 1] up to rounding.
+        (B, C, h, w) float32 in [0, 1] up to rounding.
     """
     batch, height, width, channels = images_BHWC.shape
     x_BCHW = torch.empty(
         batch, channels, height, width, dtype=torch.float32, device=images_BHWC.device
     )
     x_BCHW.copy_(images_BHWC.permute(0, 3, 1, 2))
-    rows_BTH = interpolation_matrix(boxes.top_B, boxes.height_B, height, size)
-    columns_BTW = interpolation_matrix(boxes.left_B, boxes.width_B, width, size, flip_B)
-    # The smallest operand takes the change of range.
-    return resample(x_BCHW, rows_BTH, columns_BTW.mul_(1.0 / 255.0))
+    target_height, target_width = height_width(size)
+    rows_BTH = interpolation_matrix(boxes.top_B, boxes.height_B, height, target_height)
+    columns_BTW = interpolation_matrix(boxes.left_B, boxes.width_B, width, target_width, flip_B)
+    if images_BHWC.dtype == torch.uint8:
+        # The smallest operand takes the change of range.
+        columns_BTW.mul_(1.0 / 255.0)
+    return resample(x_BCHW, rows_BTH, columns_BTW)
 
 
-def resize_center_crop(images_BHWC: Tensor, size: int) -> Tensor:
-    """Resize the shorter side to ``size`` (bilinear, antialiased), then center-crop.
+def resize_center_crop(images_BHWC: Tensor, size: Size) -> Tensor:
+    """Resize until ``size`` is covered (bilinear, antialiased), then center-crop.
+
+    Args:
+        images_BHWC: uint8, or float32 in [0, 1].
 
     Returns:
-        (B, C, size, size) float32 in [0, 1]; the pixels themselves when they already fit.
+        (B, C, h, w) float32 in [0, 1]; the pixels themselves when they already fit.
     """
-    x_BCHW = images_BHWC.permute(0, 3, 1, 2).to(torch.float32).div_(255.0)
-    x_BCHW = tv.resize(x_BCHW, [size], antialias=True)
-    return tv.center_crop(x_BCHW, [size, size]).clamp_(0.0, 1.0).contiguous()
+    height, width = height_width(size)
+    x_BCHW = images_BHWC.permute(0, 3, 1, 2).to(torch.float32, copy=True)
+    if images_BHWC.dtype == torch.uint8:
+        x_BCHW.div_(255.0)
+    x_BCHW = tv.resize(x_BCHW, covering(*x_BCHW.shape[2:], height, width), antialias=True)
+    return tv.center_crop(x_BCHW, [height, width]).clamp_(0.0, 1.0).contiguous()
+
+
+def covering(height: int, width: int, target_height: int, target_width: int) -> list[int]:
+    """Return the smallest size of an image's own aspect that covers the target, in pixels.
+
+    One side is the target's; the other is rounded down, as torchvision rounds the longer side.
+    """
+    if target_height * width >= target_width * height:
+        return [target_height, max(target_width, int(target_height * width / height))]
+    return [max(target_height, int(target_width * height / width)), target_width]

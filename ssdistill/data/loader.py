@@ -93,12 +93,14 @@ class Loader:
             self._keep(store)
 
     def _keep(self, store: ImageSet) -> None:
-        self._announce = ReadAhead(store.images)
-        self._images_NHWC: np.ndarray = np.asarray(store.images)
+        # What has images and nothing else, as arrays of an evaluation do, is cut from these.
+        pixels = store.stored if isinstance(store, ImageSet) else store.images
+        self._announce = ReadAhead(pixels)
+        self._images_NHWC: np.ndarray = np.asarray(pixels)
         self._resident_NHWC: Tensor | None = None
         if self._images_NHWC.nbytes < RESIDENT_BYTES:
             shared = isinstance(store, ImageSet)
-            self._images_NHWC = store.resident if shared else np.array(store.images)
+            self._images_NHWC = store.resident if shared else np.array(pixels)
             self._announce = ReadAhead(self._images_NHWC)
             if self.device.type != "cpu":
                 self._resident_NHWC = torch.from_numpy(self._images_NHWC).to(self.device)
@@ -176,8 +178,8 @@ class Loader:
     ) -> dict[int, Crops]:
         height_B, width_B = (torch.from_numpy(side_B) for side_B in originals.sizes(rows_B))
         drawn = [plan.draw(view, epoch, index_B, height_B, width_B) for view in views]
-        sides = [view.side for view in views]
-        pixels = originals.cut(rows_B, [params.boxes for params in drawn], sides)
+        sizes = [view.size for view in views]
+        pixels = originals.cut(rows_B, [params.boxes for params in drawn], sizes)
         return {
             view.number: Crops(self._to_device(pixels_BCHW), params.to(self.device))
             for view, pixels_BCHW, params in zip(views, pixels, drawn, strict=True)
@@ -200,7 +202,7 @@ class Loader:
     def _gather(self, rows_B: np.ndarray) -> Tensor:
         # numpy copies whole rows; torch.index_select on uint8 is ten times slower on a CPU.
         shape = (len(rows_B), *self._images_NHWC.shape[1:])
-        images_BHWC = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pinned)
+        images_BHWC = torch.empty(shape, dtype=self._dtype, pin_memory=self._pinned)
         self._announce(rows_B)
         # Any mode but "raise" writes straight into `out`; no row here needs clipping.
         np.take(self._images_NHWC, rows_B, axis=0, out=images_BHWC.numpy(), mode="clip")
@@ -210,6 +212,10 @@ class Loader:
         if self._pinned and not tensor.is_pinned():
             tensor = tensor.pin_memory()
         return tensor.to(self.device, non_blocking=self._pinned)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return torch.uint8 if self._images_NHWC.dtype == np.uint8 else torch.float32
 
     @property
     def _pinned(self) -> bool:
