@@ -108,7 +108,7 @@ def of_views(subject: Subject, workspace: Workspace, shown: slice) -> dict[str, 
     Args:
         shown: which test images; LiDAR looks at some of them.
     """
-    recipe = suited(RECIPES[workspace.source.default_recipe or "strong"], workspace.train)
+    recipe = suited(RECIPES[workspace.source.default_recipe or "strong"], workspace.test)
     images_NHWC, index_N = workspace.test.images[shown], torch.arange(len(workspace.test))[shown]
     size, device = subject.image_size, subject.device
     return view_metrics(subject.encoder, images_NHWC, index_N, recipe, size, device)

@@ -20,6 +20,7 @@ from ssdistill.data.image_set import ImageSet
 from ssdistill.data.loader import Loader
 from ssdistill.data.mixing import MixSettings
 from ssdistill.data.recipes import ViewRecipe, is_rgb
+from ssdistill.data.recipes_of_images import channels_of
 from ssdistill.files import write_atomically
 from ssdistill.record.tracker import Tracker
 from ssdistill.settings.registry import TEACHERS
@@ -178,7 +179,7 @@ def _first_images(view_BCHW: Tensor, height: int, width: int, images: ImageSet) 
     if images.images.dtype == np.uint8:
         shown = shown.mul(255).round().clamp(0, 255).to(torch.uint8)
     shown_NHWC = shown.contiguous().numpy()
-    if shown_NHWC.dtype != np.uint8 or not is_rgb(shown_NHWC.shape[3], images.channel_names):
+    if shown_NHWC.dtype != np.uint8 or not is_rgb(*channels_of(images)):
         shown_NHWC = images.displayed(shown_NHWC)
     below, beside = height - shown_NHWC.shape[1], width - shown_NHWC.shape[2]
     margins = ((0, 0), (0, below), (0, beside), (0, 0))

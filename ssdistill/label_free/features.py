@@ -54,10 +54,10 @@ def extract(
         embedding_ND, float32 on the CPU: what ``out`` made.
 
     Raises:
-        UserError: no images, pixels that are neither uint8 nor float32 NHWC, or an unknown
-            precision.
+        UserError: no images, pixels that are neither uint8 nor float32 in [0, 1], other channels
+            than the encoder takes, or an unknown precision.
     """
-    _check_images(images_NHWC)
+    _check_images(images_NHWC, encoder)
     if precision not in PRECISIONS:
         raise UserError(
             f"unknown precision '{precision}'{nearest(precision, PRECISIONS)}; "
@@ -68,6 +68,7 @@ def extract(
         embedding_ND: Tensor | None = None
         for start in _starts(len(images_NHWC), batch_size, progress):
             part = images_NHWC[start : start + batch_size]
+            _check_range(part)
             # A copy: what a read-only map lends must not become a writable tensor.
             images_BHWC = part if isinstance(part, Tensor) else torch.from_numpy(np.array(part))
             x_BCHW = eval_view(images_BHWC.to(target), image_size)
@@ -190,12 +191,28 @@ def binomial_error(top1: float, n_test: int) -> float:
     return 100 * (share * (1 - share) / n_test) ** 0.5
 
 
-def _check_images(images_NHWC: Any) -> None:
+def _check_images(images_NHWC: Any, encoder: Any) -> None:
     shape, dtype = tuple(images_NHWC.shape), images_NHWC.dtype
     if dtype not in PIXEL_TYPES or len(shape) != 4 or 0 in shape:
         raise UserError(
             "images must be a non-empty array (N, H, W, C) of uint8, or of float32 in [0, 1], got "
             f"{dtype} {shape}"
+        )
+    mean = getattr(getattr(encoder, "spec", None), "mean", None)
+    if mean is not None and len(mean) != shape[3]:
+        raise UserError(
+            f"the encoder takes {len(mean)} channel{'s' if len(mean) > 1 else ''}, got images "
+            f"{dtype} {shape}; pass (N, H, W, {len(mean)})"
+        )
+
+
+def _check_range(images_BHWC: Any) -> None:
+    if images_BHWC.dtype in (np.uint8, torch.uint8):
+        return
+    low, high = float(images_BHWC.min()), float(images_BHWC.max())
+    if not 0 <= low <= high <= 1:
+        raise UserError(
+            f"float32 images must be in [0, 1], got values from {low:g} to {high:g}; rescale them"
         )
 
 
