@@ -1,7 +1,7 @@
-"""Augmentation of images whose channels are no colors: each has its own brightness and contrast.
+"""Augmentation of images whose channels are not colors, each with its own brightness and contrast.
 
 All functions work on float32 (B, C, N) in [0, 1], N pixels, in place where the name ends in ``_``.
-Nothing here depends on the unit or the range of a channel.
+All operations are relative to the values of a channel, whatever its range.
 """
 
 import math
@@ -17,7 +17,7 @@ _NOISE = 0x6E6F697365
 _DIGITS = 24
 _MASK = (1 << _DIGITS) - 1
 _NUMBERS_ON_CPU, _NUMBERS = 1 << 16, 1 << 24
-"""Random numbers made at a time: on a CPU few enough to stay in its cache."""
+"""Random numbers per chunk; on a CPU few enough for its cache."""
 
 
 def jitter_channels_(x_BCN: Tensor, order_B4: Tensor, factor_BC2: Tensor) -> None:
@@ -26,8 +26,8 @@ def jitter_channels_(x_BCN: Tensor, order_B4: Tensor, factor_BC2: Tensor) -> Non
     Brightness is f·x, contrast f·x + (1 - f)·mean with the mean of the channel.
 
     Args:
-        order_B4: as of :class:`~ssdistill.data.view_parameters.ViewParameters`; of the four
-            operations two are looked at.
+        order_B4: as of :class:`~ssdistill.data.view_parameters.ViewParameters`; only the
+            order of these two is used.
         factor_BC2: float32 brightness and contrast factor of each channel.
     """
     if not len(x_BCN):
@@ -52,19 +52,19 @@ def drop_channel_(x_BCN: Tensor, dropped_B: Tensor) -> None:
 
 
 def add_noise_(x_BCN: Tensor, noise_B: Tensor, key_B: Tensor) -> None:
-    """Add Gaussian noise, a function of ``key_B``, and clamp.
+    """Add Gaussian noise, determined by ``key_B``, and clamp.
 
     Args:
-        noise_B: standard deviation of each image's noise, in units of the channel's own, so that
-            a channel of narrow range is not drowned; 0 leaves an image as it is.
-        key_B: int64; each gives unrelated numbers.
+        noise_B: standard deviation of each image's noise, in units of the channel's own,
+            which spares channels of narrow range; 0 for no noise.
+        key_B: int64 seeds of the images' noise.
     """
     _, channels, pixels = x_BCN.shape
     limit = _NUMBERS_ON_CPU if x_BCN.device.type == "cpu" else _NUMBERS
     for chosen_K in (noise_B > 0).nonzero()[:, 0].split(max(1, limit // (channels * pixels))):
         x_KCN = x_BCN[chosen_K]
         scale_KC1 = x_KCN.std(dim=2, correction=0, keepdim=True) * noise_B[chosen_K, None, None]
-        normal_KCN = _normal(key_B[chosen_K], channels * pixels).view(x_KCN.shape)
+        normal_KCN = _normal(key_B[chosen_K], channels * pixels).reshape(x_KCN.shape)
         x_BCN[chosen_K] = x_KCN.addcmul_(normal_KCN, scale_KC1).clamp_(0.0, 1.0)
 
 

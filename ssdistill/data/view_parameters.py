@@ -1,4 +1,4 @@
-"""What is drawn for a view: everything that is needed to make it, and to make it again."""
+"""The random parameters of a view, drawn before it is made."""
 
 from dataclasses import dataclass, fields
 from itertools import accumulate
@@ -13,28 +13,28 @@ from ssdistill.data.recipes import ViewRecipe
 _SLOTS = {"crop": geometry.CROP_SLOTS, "flip": 1, "jitter": 1, "order": 4, "factor": 4}
 _SLOTS |= {"grayscale": 1, "blur": 1, "blur_sigma": 1, "solarize": 1}
 _LATER_SLOTS = {"drop": 1, "dropped": 1, "noise": 1, "noise_key": 1}
-"""Drawn after all others, so that these stay what they were; the factors of each channel follow."""
+"""Drawn after all others, which keep their values; the factors of each channel follow."""
 NO_CHANNEL = -1
 
 
 @dataclass(frozen=True)
 class ViewParameters:
-    """Everything drawn for a view of B images; enough to reproduce it.
+    """All random parameters of a view of B images; they reproduce it exactly.
 
     Attributes:
         top_B, left_B, height_B, width_B: int64 crop in source pixels.
-        flip_B, jitter_B, grayscale_B, blur_B, solarize_B: bool, whether it is done.
+        flip_B, jitter_B, grayscale_B, blur_B, solarize_B: bool, whether to apply the operation.
         order_B4: int64, order of brightness 0, contrast 1, saturation 2 and hue 3.
         factor_B4: float32 brightness, contrast and saturation factor and hue shift.
         blur_sigma_B: float32, pixels of the view.
         blur_kernel, solarize_threshold: as in :class:`ViewRecipe`.
-        of_colors: whether anything drawn means something of RGB only.
-        factor_BC2: float32 brightness and contrast factor of each channel; None where all
-            channels of an image have the same, in ``factor_B4``.
-        dropped_B: int64 channel replaced by its mean, :data:`NO_CHANNEL` for none; None for none
-            in any image.
-        noise_B: float32 standard deviation of noise, in units of each channel's own; None for
-            none in any image. Where it is not 0, ``noise_key_B`` (int64) decides the numbers.
+        of_colors: whether an operation is defined for RGB only.
+        factor_BC2: float32 brightness and contrast factor of each channel; None if all channels
+            of an image share those in ``factor_B4``.
+        dropped_B: int64 channel replaced by its mean, :data:`NO_CHANNEL` for none; None if the
+            recipe drops no channels.
+        noise_B: float32 standard deviation of the noise, in units of the channel's own; None if
+            the recipe adds no noise. ``noise_key_B`` (int64) is the seed of each image's noise.
     """
 
     top_B: Tensor
@@ -63,7 +63,7 @@ class ViewParameters:
 
     @property
     def colored(self) -> bool:
-        """Whether anything but crop and flip is done to any image."""
+        """Whether any operation but crop and flip applies to any image."""
         changed_B = self.jitter_B | self.grayscale_B | self.blur_B | self.solarize_B
         if self.dropped_B is not None:
             changed_B = changed_B | (self.dropped_B != NO_CHANNEL)
@@ -77,7 +77,7 @@ class ViewParameters:
         )
 
     def take(self, rows: Tensor | slice) -> "ViewParameters":
-        """Select the parameters of some of the images."""
+        """Return the parameters of the selected images."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return ViewParameters(
             **{k: v[rows] if isinstance(v, Tensor) else v for k, v in values.items()}
@@ -94,13 +94,13 @@ def view_parameters(
     height: int | Tensor,
     width: int | Tensor,
 ) -> ViewParameters:
-    """Draw a view of images of ``height`` x ``width`` pixels; one size for all, or (B,) of each.
+    """Draw the parameters of a view of images of ``height`` x ``width`` pixels (int, or (B,)).
 
-    Image i's draw depends on (seed, epoch, index_B[i], view) and the recipe alone. It is made on
-    the device of ``index_B``.
+    The draw of image i depends only on (seed, epoch, index_B[i], view) and the recipe, and is
+    computed on the device of ``index_B``.
     """
     slots = _slots(recipe)
-    # Crop sizes are rounded roots: in double precision no device rounds them differently.
+    # Crop sizes are rounded roots; in double precision all devices round them equally.
     number_BK = uniform(seed, epoch, index_B, view, sum(slots.values()))
     ends = dict(zip(slots, accumulate(slots.values()), strict=True))
     draw = {name: number_BK[:, end - slots[name] : end] for name, end in ends.items()}
@@ -132,7 +132,7 @@ def view_parameters(
 
 
 def _slots(recipe: ViewRecipe) -> dict[str, int]:
-    """How many numbers of each kind an image needs, in their order."""
+    """Return how many random numbers of each kind an image takes, in order."""
     if recipe.channels is None and not recipe.drop and not recipe.noise:
         return _SLOTS
     return _SLOTS | _LATER_SLOTS | {"channels": 2 * (recipe.channels or 0)}
@@ -141,7 +141,7 @@ def _slots(recipe: ViewRecipe) -> dict[str, int]:
 def _of_channels(
     recipe: ViewRecipe, draw: dict[str, Tensor], jitter_B: Tensor
 ) -> dict[str, Tensor | None]:
-    """What is done to single channels."""
+    """Return the parameters of operations on single channels."""
     values: dict[str, Tensor | None] = {}
     if recipe.channels is not None:
         number_BC2 = draw["channels"].unflatten(1, (recipe.channels, 2))
@@ -150,7 +150,7 @@ def _of_channels(
         dropped_B = (draw["dropped"][:, 0] * (recipe.channels or 3)).to(torch.int64)
         values["dropped_B"] = torch.where(draw["drop"][:, 0] < recipe.drop, dropped_B, NO_CHANNEL)
     if recipe.noise:
-        # A part of the jitter, as the shift of the hue is that it stands for.
+        # Part of the jitter, like the hue shift it replaces.
         noise_B = (draw["noise"][:, 0] * recipe.noise * jitter_B).to(torch.float32)
         values["noise_B"] = noise_B
         values["noise_key_B"] = (draw["noise_key"][:, 0] * 2.0**53).to(torch.int64)
@@ -163,7 +163,7 @@ def _factors(recipe: ViewRecipe, number_B4: Tensor) -> Tensor:
 
 
 def _spread(*spreads: float) -> tuple[list[float], list[float]]:
-    """Smallest and largest factor of each operation."""
+    """Return the smallest and the largest factor of each operation."""
     return [max(0.0, 1.0 - spread) for spread in spreads], [1.0 + spread for spread in spreads]
 
 

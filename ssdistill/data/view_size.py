@@ -9,9 +9,9 @@ from ssdistill.settings import Size, as_size, height_width, size_text
 
 
 def check_size(size: Size) -> None:
-    """Raise UserError for a view without pixels."""
+    """Raise UserError if a side of a view is below 1 pixel."""
     if min(height_width(size)) < 1:
-        raise UserError(f"size={size_text(size)}: a view needs at least one pixel")
+        raise UserError(f"size={size_text(size)}: a view has at least one pixel; raise it")
 
 
 def area(size: Size) -> int:

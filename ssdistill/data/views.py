@@ -1,9 +1,9 @@
 """Random views of a batch: one recipe, an independent draw for every image.
 
-A view is drawn (:func:`view_parameters`) and then made (:func:`apply_parameters`), so that it can
-be made again later. The order of operations is that of SimCLR (arXiv:2002.05709, appendix A) and
-BYOL (arXiv:2006.07733, appendix B): crop, flip, color jitter, grayscale, blur, solarize.
-Views are in [0, 1], not normalized: each encoder does that for itself.
+The parameters of a view are drawn first (:func:`view_parameters`) and then applied
+(:func:`apply_parameters`), so a view can be reproduced. The operations are those of SimCLR
+(arXiv:2002.05709, appendix A) and BYOL (arXiv:2006.07733, appendix B), in their order: crop, flip,
+color jitter, grayscale, blur, solarize. Views are in [0, 1]; each encoder normalizes its inputs.
 """
 
 import torch
@@ -17,7 +17,7 @@ from ssdistill.errors import UserError
 from ssdistill.settings import Size, height_width
 
 _CHUNK_BYTES = 1 << 21
-"""Float pixels worked on at a time on a CPU: small enough to stay in its cache."""
+"""Bytes of float pixels per chunk on a CPU: small enough for its cache."""
 
 
 @torch.no_grad()
@@ -50,11 +50,10 @@ def apply_parameters(images_BHWC: Tensor, params: ViewParameters, size: Size) ->
 
 @torch.no_grad()
 def apply_to_crops(crops_BCHW: Tensor, params: ViewParameters) -> Tensor:
-    """Build the view that ``params`` describes from its crops: all but the cutting.
+    """Build the view that ``params`` describes from images already cropped and resized.
 
     Args:
-        crops_BCHW: the boxes of ``params``, cut and resized, on its device: uint8, or float32 in
-            [0, 1].
+        crops_BCHW: crops at the boxes of ``params``, on its device: uint8, or float32 in [0, 1].
 
     Returns:
         (B, C, h, w) float32 in [0, 1].
@@ -101,13 +100,13 @@ def _finish(crops_BCHW: Tensor, params: ViewParameters, out_BCHW: Tensor) -> Non
 
 
 def _fill(crops_BCHW: Tensor, flip_B: Tensor, out_BCHW: Tensor) -> None:
-    """Write crops, flipped where they should be, as fractions."""
+    """Write crops, flipped where ``flip_B`` holds, as floats in [0, 1]."""
     scale = 255.0 if crops_BCHW.dtype == torch.uint8 else 1.0
     if crops_BCHW.device.type != "cpu":
         flip_B111 = flip_B[:, None, None, None]
         torch.div(torch.where(flip_B111, crops_BCHW.flip(3), crops_BCHW), scale, out=out_BCHW)
         return
-    # Image by image, each is still in the cache when it is divided.
+    # One image at a time stays in the cache.
     for crop_CHW, flipped, out_CHW in zip(crops_BCHW, flip_B.tolist(), out_BCHW, strict=True):
         torch.div(crop_CHW.flip(2) if flipped else crop_CHW, scale, out=out_CHW)
 
@@ -121,9 +120,9 @@ def _make(images_BHWC: Tensor, params: ViewParameters, out_BCHW: Tensor) -> None
 
 
 def _by_jitter(params: ViewParameters) -> tuple[ViewParameters, Tensor, Tensor]:
-    """Return the parameters sorted by the order in which the color jitter works.
+    """Sort parameters by jitter group.
 
-    Beside them are the groups and the position of each image before.
+    Returns the sorted parameters, their groups, and the original position of each image.
     """
     group_B = color.jitter_groups(params.order_B4, params.jitter_B)
     group_B, sorted_B = group_B.sort(stable=True)
@@ -133,7 +132,7 @@ def _by_jitter(params: ViewParameters) -> tuple[ViewParameters, Tensor, Tensor]:
 def _color(
     x_BCHW: Tensor, params: ViewParameters, group_B: Tensor, sorted_B: Tensor, out_BCHW: Tensor
 ) -> None:
-    """Color sorted images in place, and put them into ``out_BCHW`` in the order they had."""
+    """Apply color operations to sorted images; write them to ``out_BCHW`` in original order."""
     _jitter(x_BCHW, params, group_B)
     if len(gray_K := params.grayscale_B.nonzero()[:, 0]):
         color.grayscale_(x_BCHW, gray_K)
@@ -173,16 +172,16 @@ def make_view(
     view: int,
     size: Size,
 ) -> Tensor:
-    """Build one random view of each image, a pure function of (seed, epoch, index, view).
+    """Build one random view of each image, determined by (seed, epoch, index, view).
 
     Args:
         images_BHWC: uint8, or float32 in [0, 1].
         index_B: int64 position of each image in its store.
         view: number of the view within the step, from 0.
-        size: of the view; the recipe's own ``size`` and ``count`` are the caller's.
+        size: of the view; ``size`` and ``count`` of the recipe are ignored.
 
     Returns:
-        (B, C, h, w) float32 in [0, 1], on the device of ``images_BHWC``, without gradient.
+        (B, C, h, w) float32 in [0, 1], on the device of ``images_BHWC``, detached.
     """
     check_size(size)
     height, width = images_BHWC.shape[1:3]
@@ -200,15 +199,15 @@ def make_view(
 
 @torch.no_grad()
 def eval_view(images_BHWC: Tensor, size: Size) -> Tensor:
-    """Build the deterministic view: resized until it covers ``size``, then its central part.
+    """Build the evaluation view: resize the image to cover ``size``, then center-crop.
 
-    For a square that is the shorter side to ``size``, then the central square.
+    For a square, this resizes the shorter side to ``size``.
 
     Args:
         images_BHWC: uint8, or float32 in [0, 1].
 
     Returns:
-        (B, C, h, w) float32 in [0, 1]; the pixels themselves when they already fit.
+        (B, C, h, w) float32 in [0, 1]; not resampled if the size already matches.
     """
     with torch.autocast(images_BHWC.device.type, enabled=False):
         return geometry.resize_center_crop(images_BHWC, size)

@@ -10,6 +10,7 @@ from ssdistill.data.recipes import RECIPES, RGB, ViewRecipe, replaced_by
 from ssdistill.data.view_parameters import NO_CHANNEL, view_parameters
 from ssdistill.data.views import apply_parameters, apply_to_crops, eval_view, make_view
 from ssdistill.errors import UserError
+from ssdistill.settings import height_width
 
 KEY = {"seed": 3, "epoch": 1, "view": 0}
 SIMCLR = RECIPES["simclr"]
@@ -35,11 +36,11 @@ def drawn(images, recipe, **key):
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 5, 13])
-@pytest.mark.parametrize("size", [24, (16, 40)])
+@pytest.mark.parametrize("size", [24, (16, 40), (13, 15)])
 def test_a_view_has_the_channels_of_its_images_and_the_size_asked_for(channels, size):
     recipe = SIMCLR.for_channels(channels)
     x = view_of(floats(channels=channels, height=20, width=36), recipe, size)
-    assert x.shape == (12, channels, *((24, 24) if size == 24 else size))
+    assert x.shape == (12, channels, *height_width(size))
     assert x.dtype == torch.float32 and x.is_contiguous() and x.min() >= 0 and x.max() <= 1
 
 
