@@ -61,7 +61,10 @@ def add_noise_(x_BCN: Tensor, noise_B: Tensor, key_B: Tensor) -> None:
     """
     _, channels, pixels = x_BCN.shape
     limit = _NUMBERS_ON_CPU if x_BCN.device.type == "cpu" else _NUMBERS
-    for chosen_K in (noise_B > 0).nonzero()[:, 0].split(max(1, limit // (channels * pixels))):
+    noisy_N = (noise_B > 0).nonzero()[:, 0]
+    if not len(noisy_N):
+        return
+    for chosen_K in noisy_N.split(max(1, limit // (channels * pixels))):
         x_KCN = x_BCN[chosen_K]
         scale_KC1 = x_KCN.std(dim=2, correction=0, keepdim=True) * noise_B[chosen_K, None, None]
         normal_KCN = _normal(key_B[chosen_K], channels * pixels).reshape(x_KCN.shape)

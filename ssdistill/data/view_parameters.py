@@ -1,7 +1,9 @@
 """The random parameters of a view, drawn before it is made."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,17 +73,16 @@ class ViewParameters:
 
     def to(self, device: torch.device) -> "ViewParameters":
         """Return the parameters on another device."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return ViewParameters(
-            **{k: v.to(device) if isinstance(v, Tensor) else v for k, v in values.items()}
-        )
+        return self._each(lambda values: values.to(device))
 
     def take(self, rows: Tensor | slice) -> "ViewParameters":
         """Return the parameters of the selected images."""
+        return self._each(lambda values: values[rows])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "ViewParameters":
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return ViewParameters(
-            **{k: v[rows] if isinstance(v, Tensor) else v for k, v in values.items()}
-        )
+        changed: dict[str, Any] = {k: change(v) for k, v in values.items() if isinstance(v, Tensor)}
+        return replace(self, **changed)
 
 
 def view_parameters(

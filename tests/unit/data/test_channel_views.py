@@ -265,7 +265,12 @@ def test_the_blur_kernel_fits_the_shorter_side():
         color.blur_kernel_size(9, (4, 40))
 
 
+@pytest.mark.filterwarnings("error")
 def test_nothing_to_jitter_is_nothing_to_do():
+    images = floats()
+    unchanged = view_of(images, BANDS.model_copy(update={**ALWAYS, "jitter": 0.0, "drop": 0.0,
+                                                         "blur": 0.0}))  # fmt: skip
+    torch.testing.assert_close(unchanged, images.permute(0, 3, 1, 2))
     x_BCN = torch.rand(0, 4, 9)
     channel_color.jitter_channels_(x_BCN, torch.zeros(0, 4).long(), torch.zeros(0, 4, 2))
     assert x_BCN.shape == (0, 4, 9)
