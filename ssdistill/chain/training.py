@@ -178,7 +178,7 @@ def _first_images(view_BCHW: Tensor, height: int, width: int, images: ImageSet) 
     shown = view_BCHW[:SHOWN_IMAGES].detach().float().cpu().permute(0, 2, 3, 1)
     if images.images.dtype == np.uint8:
         shown = shown.mul(255).round().clamp(0, 255).to(torch.uint8)
-    shown_NHWC = shown.contiguous().numpy()
+    shown_NHWC = shown.numpy()
     if shown_NHWC.dtype != np.uint8 or not is_rgb(*channels_of(images)):
         shown_NHWC = images.displayed(shown_NHWC)
     below, beside = height - shown_NHWC.shape[1], width - shown_NHWC.shape[2]
