@@ -171,5 +171,5 @@ def covering(height: int, width: int, target_height: int, target_width: int) -> 
     One side is the target's; the other is rounded down, as torchvision does.
     """
     if target_height * width >= target_width * height:
-        return [target_height, max(target_width, int(target_height * width / height))]
-    return [max(target_height, int(target_width * height / width)), target_width]
+        return [target_height, int(target_height * width / height)]
+    return [int(target_width * height / width), target_width]
