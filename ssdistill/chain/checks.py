@@ -9,7 +9,8 @@ from typing import cast
 from ssdistill.chain.size_checks import check_sizes
 from ssdistill.chain.tasks import assemble
 from ssdistill.chain.trial_step import check_size, check_step
-from ssdistill.chain.workspace import Workspace, resolve_recipes
+from ssdistill.chain.view_recipes import resolve_recipes
+from ssdistill.chain.workspace import Workspace
 from ssdistill.data.extra import NEIGHBOR_VIEWS
 from ssdistill.distill.build import shapes
 from ssdistill.distill.distiller import Distiller
@@ -107,7 +108,9 @@ def _check_pretraining(workspace: Workspace, finished: Collection[str]) -> list[
         except UserError as error:
             raise UserError(f"{key}: {error}") from None
         if row.removeprefix("compare.") not in finished:
-            views = resolve_recipes(method.views, METHODS[method.kind].recipes, workspace.source)
+            views = resolve_recipes(
+                method.views, METHODS[method.kind].recipes, workspace.source, workspace.train
+            )
             notices += check_step(task, build, views, workspace.image_size, method.batch_size, key)
     return notices
 
@@ -146,7 +149,7 @@ def _check(
         notices += check_sizes(teacher, key, sizes, "teacher")
     if tried:
         strong = ("strong",) * distiller.num_views
-        views = resolve_recipes(settings.views, strong, workspace.source)
+        views = resolve_recipes(settings.views, strong, workspace.source, workspace.train)
         size = workspace.image_size
         notices += check_step(distiller, build, views, size, settings.batch_size, key)
     return notices

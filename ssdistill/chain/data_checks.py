@@ -70,6 +70,7 @@ def check_data(experiment: Experiment, source: Source, stores: dict[str, ImageSe
     findings = Findings(source, None, warnings)
     if experiment.evaluate is not None and source.has_labels:
         experiment.evaluate.check_images(len(train))
+        experiment.evaluate.check_pixels(test)
         if decoded:
             return replace(findings, classes=look_at_labels(train, test))
     return findings

@@ -16,6 +16,7 @@ from ssdistill.chain.stage_files import read_array, read_arrays, read_json
 from ssdistill.chain.stages import Stage
 from ssdistill.chain.workspace import MODEL, Workspace
 from ssdistill.data.recipes import RECIPES
+from ssdistill.data.recipes_of_images import suited
 from ssdistill.errors import DamagedFile
 from ssdistill.evaluate.labels import labels_digest
 from ssdistill.evaluate.protocols import Protocol
@@ -107,7 +108,7 @@ def of_views(subject: Subject, workspace: Workspace, shown: slice) -> dict[str, 
     Args:
         shown: which test images; LiDAR looks at some of them.
     """
-    recipe = RECIPES[workspace.source.default_recipe or "strong"]
+    recipe = suited(RECIPES[workspace.source.default_recipe or "strong"], workspace.test)
     images_NHWC, index_N = workspace.test.images[shown], torch.arange(len(workspace.test))[shown]
     size, device = subject.image_size, subject.device
     return view_metrics(subject.encoder, images_NHWC, index_N, recipe, size, device)

@@ -5,6 +5,7 @@ import torch
 from ssdistill.chain.stages import Stage
 from ssdistill.chain.workspace import Workspace
 from ssdistill.data.recipes import RECIPES
+from ssdistill.data.recipes_of_images import suited
 from ssdistill.evaluate.probes.online_probe import OnlineProbe
 from ssdistill.record.tracker import TrackingSettings
 from ssdistill.train.loop import Training
@@ -55,5 +56,6 @@ def _criterion(select: str, stage: Stage, workspace: Workspace) -> Criterion:
     images_and_seed = workspace.train, derive_seed(stage.seed, "select")
     if select == "lidar":
         # The views that the finished encoder will be looked at with.
-        return Lidar(*images_and_seed, RECIPES[workspace.source.default_recipe or "strong"])
+        recipe = suited(RECIPES[workspace.source.default_recipe or "strong"], workspace.train)
+        return Lidar(*images_and_seed, recipe)
     return {"rankme": EffectiveRank, "agreement": Agreement}[select](*images_and_seed)

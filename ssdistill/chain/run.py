@@ -16,6 +16,7 @@ from ssdistill.chain.requirements import check_batches, check_runtimes, check_st
 from ssdistill.chain.stages import Identity, Stage, execute, locked, set_aside
 from ssdistill.chain.workspace import Workspace, open_workspace
 from ssdistill.data.originals import Originals
+from ssdistill.data.recipes_of_images import replacement_notice
 from ssdistill.data.undecoded import Undecoded, undecoded_of
 from ssdistill.errors import DamagedFile
 from ssdistill.experiment.schema import Experiment
@@ -203,6 +204,8 @@ def describe_data(workspace: Workspace) -> None:
         named = named[:MOST_WINDOWS]
         lines.append(f"more than 8 bits, as fractions of a range: {', '.join(named)}{more}")
     lines += not_decoded(undecoded_of((train, test)))
+    if notice := replacement_notice(train):
+        lines.append(notice)
     for line in lines:
         console.print(line, markup=False)
     for warning in workspace.warnings:

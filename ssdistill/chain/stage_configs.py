@@ -2,8 +2,10 @@
 
 from typing import Any
 
-from ssdistill.chain.workspace import Workspace, resolve_recipes
+from ssdistill.chain.view_recipes import resolve_recipes
+from ssdistill.chain.workspace import Workspace
 from ssdistill.data.recipes import ViewRecipe, expand
+from ssdistill.data.view_size import fits_into
 from ssdistill.distill.pairing import resolve_pairs
 from ssdistill.errors import UserError
 from ssdistill.experiment.sections import DistillSettings, Method
@@ -35,7 +37,7 @@ def pretraining_config(
             "change the list"
         )
     sizes = [recipe.size or size for recipe in recipes]
-    if len(set(sizes[:count])) > 1 or max(sizes) > sizes[0]:
+    if len(set(sizes[:count])) > 1 or not all(fits_into(other, sizes[0]) for other in sizes):
         raise UserError(
             f"{key}.views: the first {count} of {settings.kind} are of full size; reorder views"
         )
@@ -73,7 +75,7 @@ def distillation_config(workspace: Workspace, distill: DistillSettings, key: str
 def _recipes(
     workspace: Workspace, requested: tuple[ViewRecipe, ...] | None, natural: tuple[str, ...]
 ) -> tuple[ViewRecipe, ...]:
-    return expand(resolve_recipes(requested, natural, workspace.source))
+    return expand(resolve_recipes(requested, natural, workspace.source, workspace.train))
 
 
 def _views_and_arithmetic(workspace: Workspace, recipes: tuple[ViewRecipe, ...]) -> dict[str, Any]:

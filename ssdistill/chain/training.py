@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ssdistill.artifacts.artifact import save_encoder
@@ -17,9 +16,11 @@ from ssdistill.chain.stage_files import read_json
 from ssdistill.chain.stages import Stage
 from ssdistill.chain.tasks import fresh_encoder, task_of
 from ssdistill.chain.workspace import MODEL, Workspace
+from ssdistill.data.image_set import ImageSet
 from ssdistill.data.loader import Loader
 from ssdistill.data.mixing import MixSettings
-from ssdistill.data.recipes import ViewRecipe
+from ssdistill.data.recipes import ViewRecipe, is_rgb
+from ssdistill.data.recipes_of_images import channels_of
 from ssdistill.files import write_atomically
 from ssdistill.record.tracker import Tracker
 from ssdistill.settings.registry import TEACHERS
@@ -87,8 +88,10 @@ def train(
     training, fabric = prepare(task, settings, stage, workspace, num_steps)
 
     def show(views: list[Tensor]) -> None:
-        side = max(view.shape[-1] for view in views)
-        views_VBHWC = np.stack([_first_images(view, side) for view in views])
+        height, width = (max(view.shape[axis] for view in views) for axis in (2, 3))
+        views_VBHWC = np.stack(
+            [_first_images(view, height, width, workspace.train) for view in views]
+        )
         np.save(tracker.run.folder / VIEWS, views_VBHWC)
         rows = views_VBHWC.transpose(1, 2, 0, 3, 4)
         images, height, count, width, _ = rows.shape
@@ -166,12 +169,21 @@ def budgeted_steps(stage: Stage, workspace: Workspace, folder: Path) -> int | No
     return read_json(cache, lambda content: isinstance(content["steps"], int))["steps"]
 
 
-def _first_images(view_BCHW: Tensor, side: int) -> np.ndarray:
-    """The first images of a view as uint8 (N, side, side, 3), small ones on white."""
-    shown = view_BCHW[:SHOWN_IMAGES].detach().float().cpu().mul(255).round().clamp(0, 255)
-    margin = side - shown.shape[-1]
-    shown = F.pad(shown, (0, margin, 0, margin), value=255)
-    return shown.permute(0, 2, 3, 1).contiguous().to(torch.uint8).numpy()
+def _first_images(view_BCHW: Tensor, height: int, width: int, images: ImageSet) -> np.ndarray:
+    """The first images of a view as uint8 (N, height, width, 3), small ones on white.
+
+    Args:
+        images: what the view was cut from, which know how their channels are shown.
+    """
+    shown = view_BCHW[:SHOWN_IMAGES].detach().float().cpu().permute(0, 2, 3, 1)
+    if images.images.dtype == np.uint8:
+        shown = shown.mul(255).round().clamp(0, 255).to(torch.uint8)
+    shown_NHWC = shown.numpy()
+    if shown_NHWC.dtype != np.uint8 or not is_rgb(*channels_of(images)):
+        shown_NHWC = images.displayed(shown_NHWC)
+    below, beside = height - shown_NHWC.shape[1], width - shown_NHWC.shape[2]
+    margins = ((0, 0), (0, below), (0, beside), (0, 0))
+    return np.pad(shown_NHWC, margins, constant_values=255)
 
 
 def export(

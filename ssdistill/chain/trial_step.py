@@ -8,12 +8,14 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ssdistill.data.batch import Batch
-from ssdistill.data.extra import EXTRA
+from ssdistill.data.extra import EXTRA, check_rotations
 from ssdistill.data.recipes import ViewRecipe, expand
+from ssdistill.data.view_size import area
 from ssdistill.errors import UserError
 from ssdistill.machine import memory_bytes
 from ssdistill.models.backbones import Encoder
 from ssdistill.models.trial import REFUSALS, check_fits, reason_of
+from ssdistill.settings import Size, as_size, height_width
 from ssdistill.train.task import Task
 
 MOST_LAYERS = 5000
@@ -26,7 +28,7 @@ def check_step(
     task: Task,
     rebuild: Callable[[], Task],
     recipes: Sequence[ViewRecipe],
-    image_size: int,
+    image_size: Size,
     batch_size: int,
     key: str,
 ) -> list[str]:
@@ -40,7 +42,7 @@ def check_step(
         task: is not used afterwards.
         rebuild: makes it once more, where it must be computed.
         recipes: of its views; with fewer than it takes, which the plan refuses, nothing is tried.
-        image_size: side of views whose recipe has no size.
+        image_size: of views whose recipe has no size.
         key: of the settings, for messages.
 
     Returns:
@@ -49,21 +51,25 @@ def check_step(
     Raises:
         UserError: the step fails, a loss is not finite, or the batch does not fit into memory.
     """
-    sides = [recipe.size or image_size for recipe in expand(recipes)]
-    if len(sides) < task.num_views:
+    sizes = [recipe.size or image_size for recipe in expand(recipes)]
+    if len(sizes) < task.num_views:
         return []
-    sides += [sides[-1 if name == "neighbor_1" else 0] for name in task.extra_views]
-    pixels = batch_size * sum(side**2 for side in sides)
-    if 12 * pixels > memory_bytes():
+    try:
+        check_rotations(task.extra_views, sizes[0])
+    except UserError as error:
+        raise UserError(f"{key}.{error}") from None
+    sizes += [sizes[-1 if name == "neighbor_1" else 0] for name in task.extra_views]
+    count = 4 * _channels(task) * batch_size * sum(map(area, sizes))
+    if count > memory_bytes():
         raise UserError(
-            f"{key}: {len(sides)} views of {batch_size} images need {12 * pixels / 1e9:.0f} GB, "
+            f"{key}: {len(sizes)} views of {batch_size} images need {count / 1e9:.0f} GB, "
             "more than this machine has; lower batch_size or the views' size"
         )
-    pixels = batch_size * sum(side**2 for side in _seen_sides(task, sides))
+    pixels = batch_size * sum(map(area, _seen_sizes(task, sizes)))
     layers = sum(1 for network in _networks(task) for _ in network.modules())
     if batch_size > 1 and layers > MOST_LAYERS:
         return [f"{key}: skipped the trial step: {layers} layers take too long"]
-    failure = _failure_without_memory(task, sides, batch_size)
+    failure = _failure_without_memory(task, sizes, batch_size)
     if batch_size > 1 and (failure is None or pixels > CHEAP_PIXELS):
         if isinstance(failure, ValueError):  # raised by checks, which need no numbers
             raise _refusal(key, failure) from failure
@@ -72,19 +78,28 @@ def check_step(
         return [_untried(key, pixels)]
     with torch.random.fork_rng(devices=[]):
         try:
-            losses = _losses(rebuild(), sides, batch_size, torch.device("cpu"))
+            losses = _losses(rebuild(), sizes, batch_size, torch.device("cpu"))
         except REFUSALS as error:
             raise _refusal(key, error) from error
     _check_finite(losses, key, batch_size)
     return []
 
 
-def _seen_sides(task: Task, sides: list[int]) -> list[int]:
-    """The sides of views as the largest network resizes them."""
+def _seen_sizes(task: Task, sizes: list[Size]) -> list[Size]:
+    """The sizes of views as the largest network resizes them."""
     modules = [module for network in _networks(task) for module in network.modules()]
     encoders = [module for module in modules if isinstance(module, Encoder)]
-    largest = max((encoder.spec.input_size or 0 for encoder in encoders), default=0)
-    return [max(side, largest) for side in sides]
+    resized = [encoder.spec.input_size for encoder in encoders if encoder.spec.input_size]
+    if not resized:
+        return sizes
+    height, width = (max(sides) for sides in zip(*map(height_width, resized), strict=True))
+    seen = [(max(h, height), max(w, width)) for h, w in map(height_width, sizes)]
+    return [as_size(*pair) for pair in seen]
+
+
+def _channels(task: Task) -> int:
+    """How many channels the images have."""
+    return len(task.encoder.spec.mean)
 
 
 def _networks(task: Task) -> list[nn.Module]:
@@ -101,25 +116,27 @@ def check_size(build: Callable[[], nn.Module], key: str) -> None:
     check_fits(build, f"{key}: the network with its heads and queues")
 
 
-def _failure_without_memory(task: Task, sides: list[int], batch_size: int) -> Exception | None:
+def _failure_without_memory(task: Task, sizes: list[Size], batch_size: int) -> Exception | None:
     """What goes wrong with tensors that have shapes and no numbers.
 
     They say that they are on the CPU: torch has no autocast of its meta device.
     """
     try:
         with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True):
-            _losses(task, sides, batch_size, torch.device("cpu"))
+            _losses(task, sizes, batch_size, torch.device("cpu"))
     except Exception as error:
         return error
     return None
 
 
 def _losses(
-    task: Task, sides: list[int], batch_size: int, device: torch.device
+    task: Task, sizes: list[Size], batch_size: int, device: torch.device
 ) -> dict[str, Tensor]:
     """The losses of a batch of noise, in training mode."""
-    views = [torch.rand(batch_size, 3, side, side, device=device) for side in sides]
-    pixels = torch.zeros(batch_size, sides[0], sides[0], 3, dtype=torch.uint8, device=device)
+    channels = _channels(task)
+    views = [torch.rand(batch_size, channels, *height_width(size), device=device) for size in sizes]
+    shape = (batch_size, *height_width(sizes[0]), channels)
+    pixels = torch.zeros(shape, dtype=torch.uint8, device=device)
     index_B = torch.arange(batch_size, device=device)
     batch = Batch(pixels, index_B, epoch=0, step=0, num_steps=1)
     if set(task.extra_views) & set(EXTRA):

@@ -23,7 +23,8 @@ from ssdistill.chain.stage_files import read_array
 from ssdistill.chain.stages import Stage
 from ssdistill.data.image_set import ImageSet
 from ssdistill.data.opening import open_source, open_stores
-from ssdistill.data.recipes import RECIPES, ViewRecipe
+from ssdistill.data.recipes import RECIPES
+from ssdistill.data.recipes_of_images import suited
 from ssdistill.data.splits import Source
 from ssdistill.data.undecoded import known_stores
 from ssdistill.data.views import eval_view, make_view
@@ -42,8 +43,6 @@ from ssdistill.teachers import ImageSpec
 from ssdistill.train.fabric import device_of
 from ssdistill.train.progress import console
 
-MOST_VIEWS = 100
-"""Views of each image in a step."""
 MODEL = "model"
 """Folder, inside a stage's, of the encoder it made."""
 FILLED_UP = 16
@@ -254,7 +253,7 @@ class Workspace:
         chosen = torch.randperm(len(self.train), generator=generator)[:n].sort().values
         pixels = torch.from_numpy(self.train.images[chosen.numpy()])
         views = [eval_view(pixels, self.image_size)]
-        recipe = RECIPES[self.source.default_recipe or "weak"]
+        recipe = suited(RECIPES[self.source.default_recipe or "weak"], self.train)
         while len(self.train) < FEW_IMAGES and len(chosen) * len(views) < min(n, FILLED_UP):
             draw = {"seed": seed, "epoch": 0, "index_B": chosen, "size": self.image_size}
             views.append(make_view(pixels, recipe, view=len(views), **draw))
@@ -284,14 +283,3 @@ def open_workspace(experiment: Experiment, root: Path, *, decode: bool = True) -
     workspace = Workspace(experiment, root, data.source, train, test, data.classes, data.warnings)
     check_networks(workspace)
     return workspace
-
-
-def resolve_recipes(
-    requested: tuple[ViewRecipe, ...] | None, natural: tuple[str, ...], source: Source
-) -> tuple[ViewRecipe, ...]:
-    """The recipes ``requested``, or else ``natural``, what the method asks for on natural images,
-    unless the data has a recipe of its own.
-    """
-    if (count := sum(recipe.count for recipe in requested or ())) > MOST_VIEWS:
-        raise UserError(f"views: {count} views of each image; use at most {MOST_VIEWS}")
-    return requested or tuple(RECIPES[source.default_recipe or name] for name in natural)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ssdistill.data.views import ViewParameters
+from ssdistill.data.view_parameters import ViewParameters
 
 
 @dataclass
@@ -12,7 +12,7 @@ class Crops:
     """What a view of originals is made of.
 
     Attributes:
-        pixels_BCHW: uint8, cut and resized, on the training device.
+        pixels_BCHW: uint8, or float32 in [0, 1], cut and resized, on the training device.
         params: all that was drawn for the view.
     """
 
@@ -25,12 +25,12 @@ class Batch:
     """One step's worth of unlabeled images.
 
     Attributes:
-        images_BHWC: uint8 pixels on the training device; None of originals.
+        images_BHWC: uint8 pixels, or float32 in [0, 1], on the training device; None of originals.
         index_B: int64 position of each image in its store (stable over epochs and runs).
         epoch: how often the data set has been walked through before this batch.
         step: optimizer step the batch belongs to, from 0.
         num_steps: optimizer steps the whole training takes.
-        neighbors_BHWC: uint8 pixels of an image like each of them, where a loss reads it.
+        neighbors_BHWC: pixels of an image like each of them, where a loss reads it.
         cutmix_fraction: of the image itself in its ``cutmix`` view; set when views are made.
         crops: of originals, one entry for each view, by its number.
     """

@@ -1,7 +1,8 @@
-"""Color augmentation of a whole batch, with its own factors and order for every image.
+"""Color augmentation of a batch, with separate factors and order for every image.
 
-All functions work on float32 (B, 3, H, W) in [0, 1], in place where the name ends in ``_``, and
-equal torchvision's functional operations on float images up to rounding.
+All functions take float32 (B, 3, H, W) in [0, 1] (blur and solarization any number of channels);
+those whose name ends in ``_`` work in place. They match torchvision's functional operations on
+float images up to rounding.
 """
 
 import math
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ssdistill.data.geometry import resample
 from ssdistill.errors import UserError
+from ssdistill.settings import Size, height_width
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 """Operation numbers, also the columns of ``factor_B4`` (as in torchvision's ``ColorJitter``)."""
@@ -20,7 +22,7 @@ _LUMA = (0.2989, 0.587, 0.114)
 
 
 def luma(x_BCN: Tensor) -> Tensor:
-    """Gray value of each pixel, (B, N)."""
+    """Return the gray value of each pixel, (B, N)."""
     red_BN, green_BN, blue_BN = x_BCN.unbind(1)
     gray_BN = red_BN * _LUMA[0]
     return gray_BN.add_(green_BN, alpha=_LUMA[1]).add_(blue_BN, alpha=_LUMA[2])
@@ -34,8 +36,8 @@ def jitter_groups(order_B4: Tensor, chosen_B: Tensor) -> Tensor:
 def jitter_(x_BCHW: Tensor, order_B4: Tensor, factor_B4: Tensor, group_B: Tensor) -> None:
     """Jitter brightness, contrast, saturation and hue in each image's own order.
 
-    Hue is done once for all images; the operations an image has before and after it are done in
-    up to three rounds each. With the images sorted by group every round is one slice.
+    Hue is applied once to all images; the operations before and after it take up to three rounds
+    each. With images sorted by group, each round works on one slice.
 
     Args:
         order_B4: int64, each row a permutation of the four operation numbers.
@@ -75,12 +77,12 @@ def _blend_(x_BCN: Tensor, operation_B: Tensor, factor_B4: Tensor) -> None:
 
 
 def rotate_hue_(x_BCN: Tensor, turn_B: Tensor) -> None:
-    """Rotate the hue by ``turn_B`` (1 is a full turn); HSV's value and saturation stay.
+    """Rotate the hue by ``turn_B`` (1 is a full turn), with HSV value and saturation unchanged.
 
     On the hexagon of hues, with red at 0, green at 2 and blue at -2 and each channel rescaled to
     u in [0, 1] by the pixel's own minimum and maximum, the hue is ±(1 + u_g + u_b - u_r), signed
-    as g - b; and a channel at distance d from the hue has u = clamp(2 - d, 0, 1). No case
-    distinction between the six sextants is needed.
+    as g - b; and a channel at distance d from the hue has u = clamp(2 - d, 0, 1). This avoids
+    a case distinction between six sextants.
     """
     red_BN, green_BN, blue_BN = x_BCN.unbind(1)
     top_BN = torch.maximum(green_BN, blue_BN)
@@ -90,14 +92,14 @@ def rotate_hue_(x_BCN: Tensor, turn_B: Tensor) -> None:
     torch.minimum(low_BN, red_BN, out=low_BN)
     chroma_BN = top_BN.sub_(low_BN)
     hue_BN = sum_BN.add_(chroma_BN).sub_(low_BN).sub_(red_BN)
-    # A gray pixel has no hue: its numerator is 0 and so is its chroma.
+    # A gray pixel has no hue: both numerator and chroma are 0.
     hue_BN.div_(chroma_BN.clamp_min(torch.finfo(torch.float32).tiny))
     hue_BN.copysign_(green_BN - blue_BN).add_(6.0 * turn_B[:, None])
     hue_BN.sub_(torch.round(hue_BN * (1.0 / 6.0)), alpha=6.0)
     for channel, position in enumerate((0.0, 2.0, -2.0)):
         # | |d| - 3 | - 1 is 2 - |d| for a distance measured either way round.
-        share_BN = (hue_BN - position).abs_().sub_(3.0).abs_().sub_(1.0).clamp_(0.0, 1.0)
-        torch.addcmul(low_BN, share_BN, chroma_BN, out=x_BCN[:, channel])
+        level_BN = (hue_BN - position).abs_().sub_(3.0).abs_().sub_(1.0).clamp_(0.0, 1.0)
+        torch.addcmul(low_BN, level_BN, chroma_BN, out=x_BCN[:, channel])
 
 
 def grayscale_(x_BCHW: Tensor, chosen_K: Tensor) -> None:
@@ -106,12 +108,17 @@ def grayscale_(x_BCHW: Tensor, chosen_K: Tensor) -> None:
     x_BCN[chosen_K] = luma(x_BCN[chosen_K])[:, None].expand(-1, x_BCN.shape[1], -1)
 
 
-def blur_kernel_size(kernel: int | None, size: int) -> int:
-    """``kernel``, or for None an odd tenth of the view's side, at least 3 (arXiv:2002.05709)."""
-    kernel = kernel or max(3, int(0.1 * size) | 1)
-    if kernel // 2 >= size:
+def blur_kernel_size(kernel: int | None, size: Size) -> int:
+    """Return ``kernel``; for None, an odd tenth of the side, at least 3 (arXiv:2002.05709).
+
+    If the sides differ, the shorter one counts.
+    """
+    side = min(height_width(size))
+    kernel = kernel or max(3, int(0.1 * side) | 1)
+    if kernel // 2 >= side:
+        height, width = height_width(size)
         raise UserError(
-            f"blur_kernel={kernel} does not fit a view of {size}x{size} pixels; lower it"
+            f"blur_kernel={kernel} does not fit a view of {height}x{width} pixels; lower it"
         )
     return kernel
 
@@ -119,19 +126,22 @@ def blur_kernel_size(kernel: int | None, size: int) -> int:
 def gaussian_blur_(x_BCHW: Tensor, chosen_K: Tensor, sigma_K: Tensor, kernel: int) -> None:
     """Blur the images at positions ``chosen_K`` with their own ``sigma_K`` (pixels).
 
-    Separable, ``kernel`` pixels wide (odd), edges reflected.
+    The kernel is separable and ``kernel`` pixels wide (odd); edges are reflected.
     """
-    size = x_BCHW.shape[-1]
+    height, width = x_BCHW.shape[-2:]
     reach = (kernel - 1) / (2.0 * math.sqrt(2.0))
     taps_T = torch.linspace(-reach, reach, kernel, device=x_BCHW.device)
     weight_KT = torch.softmax(-((taps_T / sigma_K[:, None]) ** 2), dim=1)
-    matrix_KSS = (weight_KT @ _reflection(size, kernel, x_BCHW.device)).view(-1, size, size)
-    x_BCHW[chosen_K] = resample(x_BCHW[chosen_K], matrix_KSS, matrix_KSS)
+    matrix_KSS = {
+        side: (weight_KT @ _reflection(side, kernel, x_BCHW.device)).view(-1, side, side)
+        for side in {height, width}
+    }
+    x_BCHW[chosen_K] = resample(x_BCHW[chosen_K], matrix_KSS[height], matrix_KSS[width])
 
 
 @lru_cache(maxsize=16)
 def _reflection(size: int, kernel: int, device: torch.device) -> Tensor:
-    """(kernel, size·size) of 0 and 1: which source pixel each tap of each output pixel reads."""
+    """Return (kernel, size·size) of 0 and 1: the source pixel read by each tap of each output."""
     offset_T1 = torch.arange(kernel)[:, None] - kernel // 2
     source_TS = (torch.arange(size) + offset_T1).abs()
     source_TS = (size - 1) - ((size - 1) - source_TS).abs()

@@ -1,5 +1,6 @@
 """Extra views for single losses: rotations, neighbors, mixtures."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -9,8 +10,10 @@ from ssdistill.data.batch import Batch
 from ssdistill.data.counter_rng import uniform
 from ssdistill.data.mixing import centered_box, paste
 from ssdistill.data.recipes import ViewRecipe
+from ssdistill.data.view_size import largest, size_of
 from ssdistill.data.views import apply_to_crops, make_view
 from ssdistill.errors import UserError
+from ssdistill.settings import Size, height_width, size_text
 
 EXTRA = (
     "rotated_90",
@@ -41,7 +44,7 @@ def extra_views(
     recipes: tuple[ViewRecipe, ...],
     *,
     seed: int,
-    size: int,
+    size: Size,
 ) -> list[Tensor]:
     """Build the extra views called ``names``, in the order of :data:`EXTRA`.
 
@@ -50,13 +53,15 @@ def extra_views(
     ``batch.cutmix_fraction`` is set.
 
     Args:
-        views: (B, 3, S, S) in [0, 1], one per recipe.
+        views: (B, C, h, w) in [0, 1], one per recipe.
         recipes: one per view. Neighbors are drawn by the first and the last of a full-size view.
-        size: side of a view whose recipe names none, pixels.
+        size: of a view whose recipe names none.
 
     Raises:
-        UserError: ``cutmix`` of a first view that is smaller than others.
+        UserError: ``cutmix`` of a first view that is smaller than others, or a first view that
+            is not square to be rotated.
     """
+    check_rotations(names, size_of(views[0]))
     view_by_name = {
         name: torch.rot90(views[0], turns, dims=(2, 3))
         for turns, name in enumerate(EXTRA[:3], start=1)
@@ -71,12 +76,23 @@ def extra_views(
     return [view_by_name[name] for name in EXTRA if name in names]
 
 
+def check_rotations(names: Collection[str], size: Size) -> None:
+    """Raise UserError for a view that, turned by 90 degrees, has another size."""
+    height, width = height_width(size)
+    turned = [name for name in EXTRA[:3] if name in names]
+    if turned and height != width:
+        raise UserError(
+            f"views: {turned[0]} requires a square first view, got {size_text(size)}; set a square "
+            "data.view_size, or remove the loss that reads rotated views"
+        )
+
+
 def _neighbor_views(
     names: tuple[str, ...],
     batch: Batch,
     recipes: tuple[ViewRecipe, ...],
     seed: int,
-    size: int,
+    size: Size,
 ) -> dict[str, Tensor]:
     key = {"seed": seed, "epoch": batch.epoch, "index_B": batch.index_B}
     view_by_name = {}
@@ -88,21 +104,21 @@ def _neighbor_views(
                 f"{', '.join(names)}: the loader has no neighbors; pass neighbors to Loader"
             )
         else:
-            place = {"view": view.number, "size": view.side}
+            place = {"view": view.number, "size": view.size}
             view_by_name[name] = make_view(batch.neighbors_BHWC, view.recipe, **place, **key)
     return view_by_name
 
 
 @dataclass(frozen=True)
 class PlannedView:
-    """A view to be drawn: its recipe, its number within the step, its side in pixels."""
+    """A view to be drawn: its recipe, its number within the step, its size."""
 
     recipe: ViewRecipe
     number: int
-    side: int
+    size: Size
 
 
-def plain_views(recipes: tuple[ViewRecipe, ...], size: int) -> list[PlannedView]:
+def plain_views(recipes: tuple[ViewRecipe, ...], size: Size) -> list[PlannedView]:
     """Return the view of each recipe."""
     return [
         PlannedView(recipe, number, recipe.size or size) for number, recipe in enumerate(recipes)
@@ -110,17 +126,17 @@ def plain_views(recipes: tuple[ViewRecipe, ...], size: int) -> list[PlannedView]
 
 
 def neighbor_views(
-    names: tuple[str, ...], recipes: tuple[ViewRecipe, ...], size: int
+    names: tuple[str, ...], recipes: tuple[ViewRecipe, ...], size: Size
 ) -> dict[str, PlannedView]:
     """Return the views of neighbors that the extra views called ``names`` need."""
     if not NEIGHBOR_VIEWS & set(names):
         return {}
     plain = plain_views(recipes, size)
-    side = max(view.side for view in plain)
-    full = [view.recipe for view in plain if view.side == side]
+    full_size = largest(view.size for view in plain)
+    full = [view.recipe for view in plain if view.size == full_size]
     planned = {
-        "neighbor_0": PlannedView(full[0], len(recipes), side),
-        "neighbor_1": PlannedView(full[-1], len(recipes) + 1, side),
+        "neighbor_0": PlannedView(full[0], len(recipes), full_size),
+        "neighbor_1": PlannedView(full[-1], len(recipes) + 1, full_size),
     }
     # cutmix takes its rectangle from there.
     needed = {*names, "neighbor_0"} if "cutmix" in names else {*names}
@@ -134,7 +150,8 @@ def _cutmix(
     if views[0].shape != neighbor_BCHW.shape:
         raise UserError(
             f"views: the first view must have full size to be mixed with neighbors: expected "
-            f"{neighbor_BCHW.shape[-1]} pixels, got {views[0].shape[-1]}; reorder views"
+            f"{size_text(size_of(neighbor_BCHW))} pixels, got {size_text(size_of(views[0]))}; "
+            "reorder views"
         )
     step_1 = torch.tensor([batch.step])
     *three, center_y, center_x = uniform(seed, batch.epoch, step_1, _BOX, 5)[0].tolist()

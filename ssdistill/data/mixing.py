@@ -13,7 +13,7 @@ _MIX = 0x6D6978
 """Separates these draws from others with the same seed."""
 
 Box = tuple[float, float, float, float]
-"""Top, bottom, left and right edge of a rectangle, as fractions of the image's side."""
+"""Top, bottom, left and right edge of a rectangle, as fractions of the image's height or width."""
 
 
 class MixSettings(Settings):
@@ -36,13 +36,13 @@ def mix_views(views: list[Tensor], settings: MixSettings, *, seed: int, step: in
     """Mix each image with another one of the batch; one fraction or rectangle per batch.
 
     Partner, fraction and rectangle are those of (seed, step), for every view alike: views of
-    different sizes get the same rectangle relative to their side, and a teacher and a student
+    different sizes get the same rectangle relative to their sides, and a teacher and a student
     that are given the same view see the same mixture (arXiv:2106.05237). With several
     processes all draw the same fraction and rectangle, and each mixes within its own part of the
     batch, so the partners depend on how many processes there are.
 
     Args:
-        views: (B, 3, S, S) float in [0, 1], of the same images; unchanged.
+        views: (B, C, h, w) float in [0, 1], of the same images; unchanged.
 
     Returns:
         new views, or those given where the batch is not mixed.
@@ -66,11 +66,13 @@ def mix_views(views: list[Tensor], settings: MixSettings, *, seed: int, step: in
 
 
 def centered_box(area: float, center_y: float, center_x: float) -> Box:
-    """CutMix's rectangle (arXiv:1905.04899, equation 2): a square that the edges may clip.
+    """CutMix's rectangle (arXiv:1905.04899, equation 2), which the edges may clip.
+
+    It has the aspect of the image.
 
     Args:
         area: fraction of the image it takes where nothing is clipped.
-        center_y, center_x: of the rectangle, as fractions of the side.
+        center_y, center_x: of the rectangle, as fractions of height and width.
     """
     half = area**0.5 / 2
     edges = (center_y - half, center_y + half, center_x - half, center_x + half)

@@ -1,13 +1,18 @@
 """View recipes by name, and the list of views in a config."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pydantic import model_validator
+from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from ssdistill.errors import nearest
-from ssdistill.settings import Fraction, NonNegative, PositiveInt, Settings
+from ssdistill.settings import Fraction, NonNegative, PositiveInt, Settings, Size
+
+RGB = ("red", "green", "blue")
+"""Names under which three channels are colors."""
+LATER = ("drop", "noise", "channels")
+"""Settings that earlier versions did not have; at their defaults they are excluded from hashes."""
 
 
 class ViewRecipe(Settings):
@@ -24,8 +29,13 @@ class ViewRecipe(Settings):
         blur_sigma: smallest and largest standard deviation, in pixels of the view.
         blur_kernel: width in pixels, odd; None is an odd tenth of the view, at least 3.
         solarize_threshold: pixels at or above it are inverted, in [0, 1].
-        size: side of the view, in pixels; None is what the encoder takes.
+        size: side of the view, or height and width, in pixels; None is what the encoder takes.
         count: how many such views, each with its own draw.
+        drop: probability that one channel, any of them, is replaced by its mean.
+        noise: Gaussian noise in the color jitter, after its four operations: the standard
+            deviation is drawn from [0, noise], in units of the channel's own in that view.
+        channels: of how many channels each has its own factor of brightness and contrast, and
+            its own mean for the contrast; None for the common ones of RGB.
     """
 
     scale: tuple[float, float] = (0.2, 1.0)
@@ -42,8 +52,11 @@ class ViewRecipe(Settings):
     blur_kernel: PositiveInt | None = None
     solarize: Fraction = 0.0
     solarize_threshold: Fraction = 0.5
-    size: PositiveInt | None = None
+    size: Size | None = None
     count: PositiveInt = 1
+    drop: Fraction = 0.0
+    noise: NonNegative = 0.0
+    channels: PositiveInt | None = None
 
     @model_validator(mode="after")
     def _check(self) -> "ViewRecipe":
@@ -57,7 +70,64 @@ class ViewRecipe(Settings):
             raise ValueError("hue must not exceed 0.5, half a turn")
         if self.blur_kernel is not None and self.blur_kernel % 2 == 0:
             raise ValueError("blur_kernel must be odd")
+        if self.channels is not None and (self.saturation or self.hue or self.grayscale):
+            raise ValueError("channels: saturation, hue and grayscale require RGB; set them to 0")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values, fields = handler(self), type(self).model_fields
+        for name in LATER:
+            if getattr(self, name) == fields[name].default:
+                values.pop(name, None)
+        return values
+
+    @property
+    def of_colors(self) -> bool:
+        """Whether anything that it does is defined for RGB alone."""
+        colors = self.jitter > 0 and (self.saturation > 0 or self.hue > 0)
+        return self.channels is None and (colors or self.grayscale > 0 or self.drop > 0)
+
+    def for_channels(self, channels: int, names: Sequence[str] | None = None) -> "ViewRecipe":
+        """Return the recipe for images of so many channels.
+
+        It is this one for three channels that are not named, or named red, green and blue.
+        Of others no saturation, hue or gray value is defined. In place of graying, one channel
+        of several is dropped, as often; in place of the hue, noise is added, up to as large a
+        fraction of a channel's own standard deviation. Brightness and contrast are drawn for
+        each channel.
+
+        Args:
+            channels: how many there are.
+            names: of the channels, in order, where they have some.
+        """
+        if is_rgb(channels, names):
+            return self
+        changes: dict[str, Any] = {"saturation": 0.0, "hue": 0.0, "grayscale": 0.0}
+        if channels == 1:
+            changes |= {"drop": 0.0, "channels": None}
+        else:
+            changes |= {
+                "drop": self.drop or self.grayscale,
+                "noise": self.noise or self.hue,
+                "channels": channels,
+            }
+        return self.model_copy(update=changes)
+
+
+def is_rgb(channels: int, names: Sequence[str] | None = None) -> bool:
+    """Return whether channels are red, green and blue: three without names, or with these."""
+    return channels == 3 and (names is None or tuple(name.lower() for name in names) == RGB)
+
+
+def replaced_by(channels: int, names: Sequence[str] | None = None) -> str | None:
+    """Return what of recipes is replaced in images of so many channels, as a line for the user."""
+    if is_rgb(channels, names):
+        return None
+    count = f"{channels} channel{'s' if channels > 1 else ''}"
+    named = f" ({', '.join(names)})" if names and len(names) == 3 else ""
+    instead = "replaced by noise and channel dropping" if channels > 1 else "left out"
+    return f"{count}{named}: saturation, hue and grayscale mean nothing there and are {instead}"
 
 
 _COLOR = dict[str, Any](jitter=0.8, grayscale=0.2)

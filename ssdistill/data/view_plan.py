@@ -8,7 +8,9 @@ from ssdistill.data.batch import Batch
 from ssdistill.data.extra import PlannedView, extra_views, neighbor_views, plain_views
 from ssdistill.data.mixing import MixSettings, mix_views
 from ssdistill.data.recipes import ViewRecipe
-from ssdistill.data.views import ViewParameters, apply_to_crops, make_view, view_parameters
+from ssdistill.data.view_parameters import ViewParameters, view_parameters
+from ssdistill.data.views import apply_to_crops, make_view
+from ssdistill.settings import Size
 
 
 @dataclass(frozen=True)
@@ -18,14 +20,14 @@ class ViewPlan:
     Args:
         recipes: one for each view.
         seed: of the draws.
-        size: side of a view whose recipe names none, pixels.
+        size: of a view whose recipe names none.
         extra: names of extra views, see :mod:`ssdistill.data.extra`.
         mix: MixUp or CutMix of the views; None for none.
     """
 
     recipes: tuple[ViewRecipe, ...]
     seed: int
-    size: int
+    size: Size
     extra: tuple[str, ...] = ()
     mix: MixSettings | None = None
 
@@ -54,7 +56,7 @@ class ViewPlan:
         )
 
     def views(self, batch: Batch) -> list[Tensor]:
-        """Make each recipe's view of a batch, (B, 3, side, side) in [0, 1], then the extra ones."""
+        """Make each recipe's view of a batch, (B, C, h, w) in [0, 1], then the extra ones."""
         views = [self._view(batch, view) for view in self.plain]
         if self.mix:
             views = mix_views(views, self.mix, seed=self.seed, step=batch.step)
@@ -73,5 +75,5 @@ class ViewPlan:
             epoch=batch.epoch,
             index_B=batch.index_B,
             view=view.number,
-            size=view.side,
+            size=view.size,
         )

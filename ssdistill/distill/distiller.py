@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ssdistill.data.batch import Batch
 from ssdistill.data.extra import EXTRA
+from ssdistill.data.view_size import size_of
 from ssdistill.distill.build import shapes
 from ssdistill.distill.dropping import TeacherDropping
 from ssdistill.distill.interpolate import InterpolateSettings, Interpolation
@@ -20,6 +21,7 @@ from ssdistill.models.backbones import Encoder
 from ssdistill.models.ema import momentum_copy, update_momentum
 from ssdistill.models.encode import encode_views
 from ssdistill.models.representation import Outputs, Representation
+from ssdistill.settings import Size
 from ssdistill.train.task import Task
 
 __all__ = ["Distiller", "shapes"]
@@ -120,7 +122,7 @@ class Distiller(Task):
             for name, (loss, _) in self.origins.items()
         }
 
-    def pairs_of(self, name: str, sizes: Sequence[int]) -> list[Pair]:
+    def pairs_of(self, name: str, sizes: Sequence[Size]) -> list[Pair]:
         """Return the (student's view, teacher's view) pairs that the loss ``name`` compares.
 
         Raises:
@@ -136,13 +138,13 @@ class Distiller(Task):
         """Return unweighted losses by name.
 
         Args:
-            views: (B, 3, H, W) tensors in [0, 1]: ``num_views`` or more, and after them those
+            views: (B, C, H, W) tensors in [0, 1]: ``num_views`` or more, and after them those
                 named in ``extra_views``, in that order.
             batch: where the images come from.
         """
         count = len(views) - len(self.extra_views)
         extra = dict(zip(self.extra_views, views[count:], strict=True))
-        sizes = [view.shape[-1] for view in views[:count]]
+        sizes = [size_of(view) for view in views[:count]]
         pairs = {name: self.pairs_of(name, sizes) for name in self.losses}
         student = self._student_outputs(views[:count], extra, pairs)
         teacher = self._teacher_outputs(views[:count], extra, pairs, batch)

@@ -2,20 +2,22 @@
 
 from collections.abc import Sequence
 
+from ssdistill.data.view_size import largest
 from ssdistill.errors import UserError
 from ssdistill.losses import Pairing
+from ssdistill.settings import Size
 
 Pair = tuple[int, int]
 
 
-def resolve_pairs(pairing: Pairing | Sequence[Pair], sizes: Sequence[int]) -> list[Pair]:
+def resolve_pairs(pairing: Pairing | Sequence[Pair], sizes: Sequence[Size]) -> list[Pair]:
     """Return pairs of (student's view, teacher's view), numbered from 0.
 
     Args:
         pairing: ``same``: every view with itself. ``other``: every view with each of the others
             that is of full size, as in multi-crop training (arXiv:2006.09882); with itself where
             there is one view only. Or the pairs themselves.
-        sizes: side of each view, in pixels.
+        sizes: of each view, in pixels.
 
     Raises:
         UserError: a number that names no view.
@@ -24,7 +26,8 @@ def resolve_pairs(pairing: Pairing | Sequence[Pair], sizes: Sequence[int]) -> li
     if pairing == "same":
         return [(view, view) for view in range(count)]
     if pairing == "other":
-        full = [view for view in range(count) if sizes[view] == max(sizes)]
+        full_size = largest(sizes)
+        full = [view for view in range(count) if sizes[view] == full_size]
         pairs = [
             (student_view, teacher_view)
             for student_view in range(count)

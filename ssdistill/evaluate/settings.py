@@ -56,6 +56,18 @@ class _Looks(Settings):
             except UserError as error:
                 raise UserError(f"evaluate.{key}: {error}") from None
 
+    def check_pixels(self, images: Any) -> None:
+        """Check that every protocol is defined for images like these.
+
+        Raises:
+            UserError: naming the protocol's key and what it requires.
+        """
+        for key, protocol in self._by_key().items():
+            try:
+                protocol.check_pixels(images)
+            except UserError as error:
+                raise UserError(f"evaluate.{key}: {error}") from None
+
     def _by_key(self) -> dict[str, Protocol]:
         settings_by_key = {kind: getattr(self, kind) for kind in PROTOCOLS.classes}
         settings_by_key |= {f"also.{name}": settings for name, settings in self.also.items()}

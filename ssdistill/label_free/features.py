@@ -14,15 +14,18 @@ from ssdistill.data.views import eval_view
 from ssdistill.errors import UserError, nearest
 from ssdistill.label_free.rows import piece_rows
 from ssdistill.models.representation import Representation
+from ssdistill.settings import Size
 
 Precision = Literal["fp32", "bf16"]
 PRECISIONS = ("fp32", "bf16")
+PIXEL_TYPES = (np.uint8, np.float32, torch.uint8, torch.float32)
+"""Types of pixels that a view is made of."""
 
 
 def extract(
     encoder: Callable[[Tensor], Representation],
     images_NHWC: np.ndarray | Tensor,
-    image_size: int,
+    image_size: Size,
     *,
     batch_size: int | None = None,
     device: str | torch.device | None = None,
@@ -37,8 +40,8 @@ def extract(
 
     Args:
         encoder: anything that maps float BCHW images in [0, 1] to a Representation.
-        images_NHWC: uint8 RGB pixels; a memory map is read batch by batch.
-        image_size: side in pixels the encoder is given.
+        images_NHWC: uint8 pixels, or float32 in [0, 1]; a memory map is read batch by batch.
+        image_size: in pixels that the encoder is given.
         batch_size: images encoded at a time; by default 64 on a CPU, whose caches hold no more
             and whose allocator gives larger tensors back each time, and 512 elsewhere.
         device: where to encode; default: where the encoder is.
@@ -51,9 +54,10 @@ def extract(
         embedding_ND, float32 on the CPU: what ``out`` made.
 
     Raises:
-        UserError: no images, pixels that are not uint8 NHWC RGB, or an unknown precision.
+        UserError: no images, pixels that are neither uint8 nor float32 in [0, 1], other channels
+            than the encoder takes, or an unknown precision.
     """
-    _check_images(images_NHWC)
+    _check_images(images_NHWC, encoder)
     if precision not in PRECISIONS:
         raise UserError(
             f"unknown precision '{precision}'{nearest(precision, PRECISIONS)}; "
@@ -64,6 +68,7 @@ def extract(
         embedding_ND: Tensor | None = None
         for start in _starts(len(images_NHWC), batch_size, progress):
             part = images_NHWC[start : start + batch_size]
+            _check_range(part)
             # A copy: what a read-only map lends must not become a writable tensor.
             images_BHWC = part if isinstance(part, Tensor) else torch.from_numpy(np.array(part))
             x_BCHW = eval_view(images_BHWC.to(target), image_size)
@@ -186,10 +191,29 @@ def binomial_error(top1: float, n_test: int) -> float:
     return 100 * (share * (1 - share) / n_test) ** 0.5
 
 
-def _check_images(images_NHWC: Any) -> None:
+def _check_images(images_NHWC: Any, encoder: Any) -> None:
     shape, dtype = tuple(images_NHWC.shape), images_NHWC.dtype
-    if dtype not in (np.uint8, torch.uint8) or len(shape) != 4 or shape[-1] != 3 or 0 in shape:
-        raise UserError(f"images must be a non-empty uint8 array (N, H, W, 3), got {dtype} {shape}")
+    if dtype not in PIXEL_TYPES or len(shape) != 4 or 0 in shape:
+        raise UserError(
+            "images must be a non-empty array (N, H, W, C) of uint8, or of float32 in [0, 1], got "
+            f"{dtype} {shape}"
+        )
+    mean = getattr(getattr(encoder, "spec", None), "mean", None)
+    if mean is not None and len(mean) != shape[3]:
+        raise UserError(
+            f"the encoder takes {len(mean)} channel{'s' if len(mean) > 1 else ''}, got images "
+            f"{dtype} {shape}; pass (N, H, W, {len(mean)})"
+        )
+
+
+def _check_range(images_BHWC: Any) -> None:
+    if images_BHWC.dtype in (np.uint8, torch.uint8):
+        return
+    low, high = float(images_BHWC.min()), float(images_BHWC.max())
+    if not 0 <= low <= high <= 1:
+        raise UserError(
+            f"float32 images must be in [0, 1], got values from {low:g} to {high:g}; rescale them"
+        )
 
 
 def _starts(num_images: int, batch_size: int, progress: bool) -> Iterable[int]:

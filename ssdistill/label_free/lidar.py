@@ -17,6 +17,7 @@ from ssdistill.errors import UserError
 from ssdistill.label_free.collapse import ROUNDING, alignment, entropy_rank
 from ssdistill.label_free.features import evaluating
 from ssdistill.models.representation import Representation
+from ssdistill.settings import Size
 
 IMAGES, VIEWS = 1000, 10
 """Surrogate classes, at most, and views of each: ten thousand images to encode."""
@@ -85,7 +86,7 @@ def view_metrics(
     images_NHWC: np.ndarray,
     index_N: Tensor,
     recipe: ViewRecipe,
-    size: int,
+    size: Size,
     device: str | torch.device | None = None,
 ) -> dict[str, float]:
     """Compute the metrics that require several views of an image.
@@ -117,7 +118,7 @@ def view_embeddings(
     images_NHWC: np.ndarray,
     index_N: Tensor,
     recipe: ViewRecipe,
-    size: int,
+    size: Size,
     *,
     views: Sequence[int],
     batch_size: int = 512,
@@ -131,10 +132,10 @@ def view_embeddings(
 
     Args:
         encoder: anything that maps float BCHW images in [0, 1] to a Representation.
-        images_NHWC: uint8 RGB pixels.
+        images_NHWC: uint8 pixels, or float32 in [0, 1].
         index_N: int64 positions of the images in their store.
         recipe: how views are drawn.
-        size: side in pixels the encoder is given.
+        size: in pixels that the encoder is given.
         views: numbers of the views.
         batch_size: images encoded at a time.
         device: where to draw and encode; default: where the encoder is.

@@ -3,9 +3,17 @@
 What one kind may be told is in the constructor of its class.
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 
 
 class Settings(BaseModel):
@@ -59,6 +67,18 @@ def _square_by_side(size: "int | tuple[int, int]") -> "int | tuple[int, int]":
     return as_size(*height_width(size))
 
 
-Size = Annotated[PositiveInt | tuple[PositiveInt, PositiveInt], AfterValidator(_square_by_side)]
+def _of_pixels(size: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    # One problem with one place, where a union would name each of its members.
+    try:
+        return validate(size)
+    except ValidationError:
+        raise ValueError("must be a side in pixels, or [height, width], both above 0") from None
+
+
+Size = Annotated[
+    PositiveInt | tuple[PositiveInt, PositiveInt],
+    AfterValidator(_square_by_side),
+    WrapValidator(_of_pixels),
+]
 """Pixels: the side of a square, or ``[height, width]``. A square is kept as its side alone, so that
 both ways of writing it have one hash."""

@@ -18,6 +18,7 @@ from ssdistill.data.view_plan import ViewPlan
 from ssdistill.errors import UserError
 from ssdistill.label_free.collapse import collapse_metrics
 from ssdistill.record.tracker import Tracker
+from ssdistill.settings import Size
 from ssdistill.train.checkpoint import ANEW, load_checkpoint, save_checkpoint
 from ssdistill.train.gradients import SharedLayer
 from ssdistill.train.guard import Guard
@@ -50,7 +51,7 @@ class Training:
         checkpoint_seconds: at most this much work is lost to a kill.
         precision: number format of the networks, ``fp32`` or ``bf16`` (autocast).
         memory_format: layout of images and weights.
-        image_size: side of the views in pixels; None is what the task's encoder takes.
+        image_size: of the views in pixels; None is what the task's encoder takes.
         progress: a bar on the terminal.
     """
 
@@ -64,7 +65,7 @@ class Training:
     checkpoint_seconds: float = 20.0
     precision: str = "fp32"
     memory_format: torch.memory_format = torch.contiguous_format
-    image_size: int | None = None
+    image_size: Size | None = None
     progress: bool = True
 
     @property
@@ -82,7 +83,7 @@ class Training:
         return self.loader.iterate(start_step, self.plan)
 
     def views(self, batch: Batch) -> list[Tensor]:
-        """Each recipe's view of the batch, (B, 3, side, side) in [0, 1], then the extra ones."""
+        """Each recipe's view of the batch, (B, C, h, w) in [0, 1], then the extra ones."""
         views = self.plan.views(batch)
         return [view.contiguous(memory_format=self.memory_format) for view in views]
 

@@ -35,7 +35,7 @@ class Following:
     The teachers' are made at the first use; they do not change.
 
     Args:
-        images_NHWC: uint8 training images.
+        images_NHWC: training images.
     """
 
     def __init__(self, images_NHWC: np.ndarray):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ssdistill.data.loader import Loader
 from ssdistill.data.recipes import RECIPES, ViewRecipe, resolve_recipe
+from ssdistill.data.recipes_of_images import suited
 from ssdistill.errors import UserError
 from ssdistill.evaluate.protocols import Protocol
 from ssdistill.evaluate.subject import Subject
@@ -111,17 +112,17 @@ def plain_recipe(recipe: Any) -> dict[str, Any] | None:
 
 
 def recipe_for(subject: Subject, recipe: dict[str, Any] | None) -> ViewRecipe:
-    """The views to train on: ``recipe``, else crops and mirror images.
+    """The views to train on: ``recipe``, else crops and mirror images; as the channels allow.
 
     Images that natural views would spoil are cropped and mirrored as their own recipe says,
     which for digits is: gently, and not at all.
     """
     if recipe is not None:
-        return ViewRecipe.model_validate(recipe)
+        return suited(ViewRecipe.model_validate(recipe), subject.train)
     if subject.default_recipe is None:
-        return RECIPES["crop_flip"]
+        return suited(RECIPES["crop_flip"], subject.train)
     own = RECIPES[subject.default_recipe]
-    return ViewRecipe(scale=own.scale, ratio=own.ratio, flip=own.flip)
+    return suited(ViewRecipe(scale=own.scale, ratio=own.ratio, flip=own.flip), subject.train)
 
 
 def length_of(

@@ -90,6 +90,17 @@ class Protocol(ABC):
         """
         return  # most have an answer for any number
 
+    def check_pixels(self, images: Any) -> None:
+        """Check that what is done to images is defined for theirs, before anything is trained.
+
+        Args:
+            images: an :class:`~ssdistill.data.image_set.ImageSet`, or what has ``images``.
+
+        Raises:
+            UserError: saying what the protocol requires.
+        """
+        return  # most read features, whatever these are of
+
     @abstractmethod
     def evaluate(self, subject: Subject) -> Measurements:
         """Compute the metrics of this subject; :meth:`run` names and times them."""

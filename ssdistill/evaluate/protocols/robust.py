@@ -10,12 +10,14 @@ from rich import get_console
 from rich.progress import track
 from torch import Tensor
 
+from ssdistill.data.recipes import is_rgb
+from ssdistill.data.recipes_of_images import channels_of
 from ssdistill.errors import UserError
-from ssdistill.evaluate.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from ssdistill.evaluate.corruptions import CORRUPTIONS, SEVERITIES, SMALLEST, corrupt
 from ssdistill.evaluate.protocols import Measurements, Protocol
 from ssdistill.evaluate.protocols.linear import LinearProbe, linear_probe
 from ssdistill.evaluate.subject import Subject
-from ssdistill.settings import NonNegativeInt, PositiveInt
+from ssdistill.settings import NonNegativeInt, PositiveInt, as_size, size_text
 
 if TYPE_CHECKING:
     Name = str
@@ -62,7 +64,28 @@ class Robust(Protocol):
         self.corruptions, self.severities = tuple(corruptions), tuple(severities)
         self.images, self.seed = images, seed
 
+    def check_pixels(self, images: Any) -> None:
+        """Check that images are 8-bit RGB, of which alone corruptions are defined."""
+        channels, names = channels_of(images)
+        _, height, width, _ = images.images.shape
+        if is_rgb(channels, names) and images.images.dtype == np.uint8:
+            if min(height, width) >= SMALLEST:
+                return
+            found = f"{size_text(as_size(height, width))} pixels"
+        else:
+            named = f" ({', '.join(names)})" if names else ""
+            found = f"{channels} channel{'s' if channels > 1 else ''}{named} of "
+            found += "8 bits" if images.images.dtype == np.uint8 else str(images.images.dtype)
+        raise UserError(
+            f"corruptions require 8-bit RGB images of {SMALLEST} pixels a side or more, got "
+            f"{found}; remove this protocol"
+        )
+
     def evaluate(self, subject: Subject) -> Measurements:
+        try:
+            self.check_pixels(subject.test)
+        except UserError as error:
+            raise UserError(f"{self.name}: {error}") from None
         count = len(subject.test.images)
         num_images = min(self.images, count)
         index_N = torch.arange(num_images) * count // num_images

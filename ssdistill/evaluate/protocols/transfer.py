@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ssdistill.data.image_set import ImageSet
 from ssdistill.data.opening import open_source, open_stores
+from ssdistill.data.recipes_of_images import channels_of
 from ssdistill.errors import UserError
 from ssdistill.evaluate.classification import Classification, classify
 from ssdistill.evaluate.probes.knn_probe import knn_probe
@@ -80,6 +81,16 @@ class Transfer(Protocol):
             for settings in self._settings
         )
         self.protocol = protocol
+
+    def check_pixels(self, images: Any) -> None:
+        """Check that the other data sets will have as many channels as the encoder takes."""
+        count, _ = channels_of(images)
+        for settings, name in zip(self._settings, names(self._settings), strict=True):
+            chosen = getattr(settings, "channels", None)
+            try:
+                _check_channels(3 if chosen is None else len(chosen), count)
+            except UserError as error:
+                raise UserError(f"data set '{name}': {error}") from None
 
     def evaluate(self, subject: Subject) -> Measurements:
         # All of them are opened first: the last one missing must not cost hours.
@@ -168,11 +179,20 @@ def _open(settings: "AnySource", name: str, subject: Subject) -> _Opened:
                 f"{source.description} has no labels, which a probe requires; remove it"
             )
         splits = open_stores(source, settings, size, data_folder(subject))
+        _check_channels(channels_of(splits["train"])[0], channels_of(subject.train)[0])
         for store in splits.values():
             store.labels  # noqa: B018  # read now, to report invalid labels early
     except UserError as error:
         raise _named(name, error) from error
     return _Opened(name, splits)
+
+
+def _check_channels(found: int, expected: int) -> None:
+    if found != expected:
+        raise UserError(
+            f"its images have {found} channel{'s' if found > 1 else ''}, the encoder takes "
+            f"{expected}; set its channels, or remove it"
+        )
 
 
 def data_folder(subject: Subject) -> Path:

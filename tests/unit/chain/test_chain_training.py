@@ -127,7 +127,7 @@ def test_the_shown_views_are_the_first_batch_and_padded_with_white(make_workspac
     expected_BCHW = training.views(training.loader.batch(0))[0][:8]
     expected = expected_BCHW.mul(255).round().permute(0, 2, 3, 1).numpy()
     assert np.array_equal(pictures[0], expected)
-    padded = training_module._first_images(torch.zeros(1, 3, 4, 4), 6)
+    padded = training_module._first_images(torch.zeros(1, 3, 4, 4), 6, 6, workspace.train)
     assert padded.shape == (1, 6, 6, 3)
     assert (padded[:, :4, :4] == 0).all() and (padded[:, 4:] == 255).all()
     assert (padded[:, :, 4:] == 255).all()
@@ -294,7 +294,7 @@ def test_losses_are_fitted_to_the_teachers_embeddings(make_workspace, make_encod
     assert torch.allclose(seen[1].projection_BP, expected)
 
 
-def test_as_many_images_are_shown_as_one_looks_at():
-    shown = training_module._first_images(torch.zeros(40, 3, 4, 4), 6)
+def test_as_many_images_are_shown_as_one_looks_at(make_store):
+    shown = training_module._first_images(torch.zeros(40, 3, 4, 4), 6, 6, make_store())
     assert shown.shape == (training_module.SHOWN_IMAGES, 6, 6, 3)
     assert shown[:, :4, :4].max() == 0 and shown[:, 4:].min() == shown[:, :, 4:].min() == 255

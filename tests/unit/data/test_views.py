@@ -247,9 +247,9 @@ def test_eval_recipe_is_the_eval_view_of_square_images():
     assert_close(view, eval_view(images, 24))
 
 
-def test_float_images_are_refused():
+def test_images_of_another_type_are_refused():
     with pytest.raises(TypeError, match="uint8"):
-        make_view(torch.rand(2, 8, 8, 3), SIMCLR, index_B=torch.arange(2), size=8, **KEY)
+        make_view(torch.rand(2, 8, 8, 3).double(), SIMCLR, index_B=torch.arange(2), size=8, **KEY)
 
 
 def test_view_without_pixels_is_refused():

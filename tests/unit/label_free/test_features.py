@@ -139,7 +139,10 @@ def test_embeddings_can_be_differentiated_through(encoder, images):
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        (np.zeros((4, 8, 8, 3), np.float32), "uint8"),
+        (np.zeros((4, 8, 8, 3), np.float64), "of uint8, or of float32"),
+        (np.full((4, 8, 8, 3), 2, np.float32), r"in \[0, 1\], got values from 2 to 2"),
+        (np.full((4, 8, 8, 3), np.nan, np.float32), "values from nan to nan"),
+        (np.zeros((4, 8, 8, 5), np.uint8), r"takes 3 channels, got .*\(4, 8, 8, 5\)"),
         (np.zeros((4, 3, 8, 8), np.uint8), "uint8"),
         (np.zeros((0, 8, 8, 3), np.uint8), "uint8"),
     ],
