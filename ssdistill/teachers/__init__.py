@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ssdistill.models.backbones import Encoder
+from ssdistill.models.spec import Channels
+from ssdistill.settings import Size
 
 
 @dataclass(frozen=True)
@@ -14,13 +16,13 @@ class ImageSpec:
     """Size and statistics of the images a teacher will receive.
 
     Attributes:
-        image_size: side of the images, in pixels.
+        image_size: side of the images, in pixels, or their height and width.
         mean, std: statistics of the training images, per channel of values in [0, 1].
     """
 
-    image_size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    image_size: Size
+    mean: Channels
+    std: Channels
 
 
 class Teacher:

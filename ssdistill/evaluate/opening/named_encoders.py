@@ -7,7 +7,8 @@ from typing import Any
 
 from ssdistill.errors import UserError
 from ssdistill.files import user_path
-from ssdistill.models.backbones import Encoder, check_timm_name
+from ssdistill.models.backbones import Encoder
+from ssdistill.models.timm_net import check_timm_name
 from ssdistill.settings.registry import TEACHERS
 from ssdistill.teachers import ImageSpec
 
