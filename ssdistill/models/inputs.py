@@ -17,20 +17,20 @@ SIZE_ERRORS = (AssertionError, RuntimeError, ValueError, IndexError)
 """Exceptions of networks for an unsupported image size."""
 
 
-def as_images(x: Any, name: str, channels: int = RGB) -> Tensor:
+def as_images(x: Any, name: str, channels: int | None = RGB) -> Tensor:
     """``x`` as float images: uint8 is divided by 255, floats of any width stay as they are.
 
     Args:
         x: what an encoder was called with.
         name: of the encoder, for messages.
-        channels: of the images it takes, for messages.
+        channels: of the images it takes, for messages; None where that is not known.
 
     Raises:
         UserError: no tensor, or one of other integers, booleans or complex numbers.
     """
     if not isinstance(x, Tensor):
         raise UserError(
-            f"{name} takes a torch.Tensor (B, {channels}, H, W), got {type(x).__name__}: "
+            f"{name} takes a torch.Tensor (B, {channels or 'C'}, H, W), got {type(x).__name__}: "
             "convert it with torch.as_tensor"
         )
     if x.layout is not torch.strided:

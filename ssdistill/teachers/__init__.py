@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from ssdistill.models.backbones import Encoder
 from ssdistill.models.spec import Channels
-from ssdistill.settings import Size
+from ssdistill.settings import Size, as_size, height_width
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,12 @@ class ImageSpec:
     image_size: Size
     mean: Channels
     std: Channels
+
+    def __post_init__(self) -> None:
+        # From a stage's config, pairs and statistics come as lists.
+        object.__setattr__(self, "image_size", as_size(*height_width(self.image_size)))
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
 
 
 class Teacher:

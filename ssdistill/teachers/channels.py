@@ -15,8 +15,8 @@ def channel_notices(encoder: Encoder, trained: int = RGB) -> list[str]:
         return []
     how = "summed" if channels == 1 else "repeated and scaled"
     return [
-        f"{encoder.spec.name}: pretrained weights of its first layer, for {_channels(trained)}, are "
-        f"{how} for {channels}, and images are normalized by their own statistics"
+        f"{encoder.spec.name}: pretrained weights of its first layer, for {_channels(trained)}, "
+        f"are {how} for {channels}, and images are normalized by their own statistics"
     ]
 
 
