@@ -26,6 +26,7 @@ from ssdistill.artifacts.files import (
     read_checked,
     write_artifact,
 )
+from ssdistill.artifacts.for_others import input_text, timm_facts
 from ssdistill.artifacts.heads import pack_head, unpack_head
 from ssdistill.artifacts.weights import pack_weights, unpack_weights
 from ssdistill.errors import UserError
@@ -70,13 +71,11 @@ def save_encoder(
     head, projector_facts = _describe_projector(getattr(encoder, "projector", None))
     facts: dict[str, Any] = {"embed_dim": encoder.embed_dim}
     if encoder.spec is not None:
-        facts["input"] = (
-            "float32 images (B, 3, image_size, image_size) in [0, 1]; normalization is built in"
-        )
+        facts["input"] = input_text(encoder.spec)
         facts["spec"] = encoder.spec.model_dump(mode="json")
     if isinstance(encoder, nn.Module):
         files, more = pack_weights(encoder)
-        facts |= more | _for_timm(encoder, more, next(iter(files)))
+        facts |= more | timm_facts(encoder, more, next(iter(files)))
     else:
         facts["runtime"] = getattr(encoder, "runtime", "onnxruntime")
         files = _runtime_files(encoder, facts["runtime"])
@@ -132,27 +131,6 @@ def _runtime_files(model: "RuntimeModel", kind: str) -> dict[str, bytes]:
                else model.path.with_suffix(Path(name).suffix)).read_bytes()
         for name in names
     }  # fmt: skip
-
-
-def _for_timm(encoder: Encoder, facts: dict[str, Any], weights: str) -> dict[str, Any]:
-    """Describe how timm opens the file directly, or why it cannot."""
-    own = {
-        f"torchvision's {encoder.spec.name}": encoder.spec.library == "torchvision",
-        f"the {encoder.spec.stem} stem": encoder.spec.stem != "native",
-        "the pruned widths": bool(facts["widths"]),
-        "the missing blocks": "removed" in facts,
-        "the coded weights": "coded" in facts,
-    }
-    names = " and ".join(name for name, has in own.items() if has)
-    note = f"timm does not know {names}; open it with ssdistill.load" if names else None
-    arguments = {"model_name": encoder.spec.name, "num_classes": 0, **encoder.spec.args}
-    return {
-        "timm": None if note else arguments,
-        "timm_note": note
-        or f"timm.create_model(**timm, checkpoint_path='{weights}') expects images "
-        "normalized with the spec's mean and std"
-        + (f", {encoder.spec.input_size} pixels a side" if encoder.spec.input_size else ""),
-    }
 
 
 def _describe_projector(projector: nn.Module | None) -> tuple[bytes | None, dict[str, Any]]:

@@ -5,12 +5,21 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pydantic
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationInfo,
+    field_validator,
+)
 
 from ssdistill.artifacts.heads import Layer
 from ssdistill.errors import UserError, shortened
 from ssdistill.models.allowed_args import refused_argument
 from ssdistill.models.spec import IMAGENET_MEAN, IMAGENET_STD, LARGEST_STEM, EncoderSpec
+from ssdistill.settings import as_size, height_width
 
 FORMAT = 1
 DESCRIPTION = "model.json"
@@ -19,7 +28,7 @@ LARGEST_DESCRIPTION = 2**26
 """Bytes; the longest lists in it are the channels that a pruned network still has."""
 SMALLEST_DEVIATION = 1e-6
 """Images are divided by it."""
-LARGEST_SIDE, LARGEST_COUNT = 2**15, 2**31 - 1
+LARGEST_SIDE, LARGEST_COUNT, MOST_CHANNELS = 2**15, 2**31 - 1, 4096
 REMEDY = "copy the model's folder again from its source, or save the model again"
 
 
@@ -34,10 +43,13 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, le=LARGEST_COUNT)]
 Width = Annotated[int, Field(gt=0, le=LARGEST_COUNT)]
 Side = Annotated[int, Field(gt=0, le=LARGEST_SIDE)]
+StoredSize = Annotated[
+    Side | tuple[Side, Side], AfterValidator(lambda size: as_size(*height_width(size)))
+]
 Few = Annotated[int, Field(ge=0, le=LARGEST_STEM)]
-Statistics = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
 Deviation = Annotated[FiniteFloat, Field(ge=SMALLEST_DEVIATION)]
-Deviations = tuple[Deviation, Deviation, Deviation]
+Statistics = Annotated[tuple[FiniteFloat, ...], Field(min_length=1, max_length=MOST_CHANNELS)]
+Deviations = Annotated[tuple[Deviation, ...], Field(min_length=1, max_length=MOST_CHANNELS)]
 
 
 class StoredSpec(EncoderSpec):
@@ -48,10 +60,18 @@ class StoredSpec(EncoderSpec):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
     stem_stride: Annotated[Few, Field(gt=0)] = 1
     stem_padding: Few = 1
-    image_size: Side
-    input_size: Side | None = None
+    image_size: StoredSize
+    input_size: StoredSize | None = None
     mean: Statistics = IMAGENET_MEAN
     std: Deviations = IMAGENET_STD
+
+    @field_validator("std")
+    @classmethod
+    def _one_a_channel(cls, std: Deviations, info: ValidationInfo) -> Deviations:
+        mean = info.data.get("mean", std)
+        if len(mean) != len(std):
+            raise ValueError(f"{len(mean)} means go with as many deviations")
+        return std
 
 
 class StoredHead(BaseModel):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from ssdistill.label_free.collapse import alpha, collapse_metrics
 from ssdistill.label_free.lidar import view_metrics
 from ssdistill.measure.model_costs import costs_of
 from ssdistill.models.representation import Representation
+from ssdistill.models.spec import RGB
 from ssdistill.record.tracker import Tracker
 
 SAMPLE_FEATURES = "gauged_features.npy"
@@ -115,16 +117,20 @@ def of_views(subject: Subject, workspace: Workspace, shown: slice) -> dict[str, 
 
 
 def raw_pixels(workspace: Workspace) -> Callable[[Tensor], Representation]:
-    """Baseline without an encoder: raw pixels, at most ``PIXELS`` a side, as the embedding."""
+    """Baseline without an encoder: raw pixels, at most ``PIXELS`` a side, as the embedding.
+
+    Of more than three channels there are fewer pixels: a probe of all could not be solved.
+    """
     # Of a gray image, three equal channels would be two too many for the probe to solve.
     gray = holds_everywhere(
         workspace.train, lambda images_NHWC: images_NHWC == images_NHWC[..., :1]
     )
-    channels = 1 if gray else 3
+    channels = 1 if gray else len(workspace.train.mean)
+    most = max(1, min(PIXELS, math.isqrt(RGB * PIXELS**2 // channels)))
 
     def encode(x_BCHW: Tensor) -> Representation:
-        side = min(PIXELS, x_BCHW.shape[-1])
-        return Representation(adaptive_avg_pool2d(x_BCHW[:, :channels], side).flatten(1))
+        size = [min(most, side) for side in x_BCHW.shape[2:]]
+        return Representation(adaptive_avg_pool2d(x_BCHW[:, :channels], size).flatten(1))
 
     return encode
 

@@ -205,10 +205,12 @@ def _neighbors(workspace: Workspace) -> Neighbors | None:
         [i in teacher_row for i in student_row]
         for student_row, teacher_row in zip(nearest["distilled"], nearest[teacher], strict=True)
     ]
+    shown = sorted({*queries.tolist(), *(i for rows in nearest.values() for r in rows for i in r)})
+    pixels = dict(zip(shown, workspace.test.displayed(images[shown]), strict=True))
     return Neighbors(
-        queries=[images[q] for q in queries],
-        teacher=[[images[i] for i in row] for row in nearest[teacher]],
-        student=[[images[i] for i in row] for row in nearest["distilled"]],
+        queries=[pixels[q] for q in queries.tolist()],
+        teacher=[[pixels[i] for i in row] for row in nearest[teacher]],
+        student=[[pixels[i] for i in row] for row in nearest["distilled"]],
         shared=shared,
         caption="Cosine similarity of embeddings, among the label-free sample of test images.",
     )

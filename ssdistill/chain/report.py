@@ -37,7 +37,7 @@ from ssdistill.report.tables.all_tables import all_tables
 from ssdistill.report.tables.models import ResultRow, results_rows, scaled
 from ssdistill.report.tables.table import Table
 from ssdistill.report.verdict import Verdict, check_claims, verdict_table
-from ssdistill.settings import Settings
+from ssdistill.settings import Settings, Size, size_text
 from ssdistill.train.progress import console
 
 
@@ -245,10 +245,14 @@ def _summary(workspace: Workspace, records: list[dict[str, Any]]) -> str:
     seeds = len(experiment.seeds)
     return (
         f"{workspace.source.description}: {len(workspace.train)} training and "
-        f"{len(workspace.test)} test images of {workspace.image_size} pixels a side. "
+        f"{len(workspace.test)} test images of {_pixels(workspace.image_size)}. "
         f"{_story(experiment)}, without labels until the probes; "
         f"{seeds} seed{'s' if seeds > 1 else ''}, profile {experiment.profile}."
     )
+
+
+def _pixels(size: Size) -> str:
+    return f"{size} pixels a side" if isinstance(size, int) else f"{size_text(size)} pixels"
 
 
 def _story(experiment: Experiment) -> str:

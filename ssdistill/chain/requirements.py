@@ -10,8 +10,9 @@ from ssdistill.errors import UserError, shortened
 from ssdistill.experiment.schema import Experiment
 from ssdistill.experiment.sections import NetworkSettings
 from ssdistill.models.trial import check_encodes, reason_of
-from ssdistill.settings import Settings
+from ssdistill.settings import Settings, short_size
 from ssdistill.settings.registry import RUNTIMES, STEPS
+from ssdistill.teachers.channels import channel_notices
 from ssdistill.train.fabric import device_of
 from ssdistill.train.settings import DeviceSettings
 
@@ -28,14 +29,25 @@ def chosen_stems(workspace: "Workspace") -> list[str]:
         settings = network.encoder if isinstance(network, NetworkSettings) else None
         if settings is None or settings.stem != "auto":
             continue
+        pixels = short_size(settings.input_size or size)
         spec = workspace.build(settings).spec
         if spec.stem == "small":
             chosen = f"a 3x3 stem of stride {spec.stem_stride} without max-pooling (small)"
         else:
             chosen = "its own stem (native)"
-        notices.append(
-            f"{role}: stem=auto gives {spec.name} {chosen} at {settings.input_size or size} pixels"
-        )
+        notices.append(f"{role}: stem=auto gives {spec.name} {chosen} at {pixels} pixels")
+    return notices
+
+
+def adapted_layers(workspace: "Workspace") -> list[str]:
+    """Say what becomes of timm's pretrained weights on images of other than three channels."""
+    experiment, notices = workspace.experiment, []
+    networks = dict(experiment.all_teachers) | {"student": experiment.student}
+    for role, network in networks.items():
+        settings = network.encoder if isinstance(network, NetworkSettings) else None
+        if settings is not None and settings.pretrained:
+            found = channel_notices(workspace.build(settings))
+            notices += [f"{role}: {notice}" for notice in found]
     return notices
 
 

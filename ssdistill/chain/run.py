@@ -12,7 +12,13 @@ from ssdistill.chain.grouping import shared_columns
 from ssdistill.chain.plan import plan_stages
 from ssdistill.chain.processes import require_single_process
 from ssdistill.chain.report import Report, make_report
-from ssdistill.chain.requirements import check_batches, check_runtimes, check_steps, chosen_stems
+from ssdistill.chain.requirements import (
+    adapted_layers,
+    check_batches,
+    check_runtimes,
+    check_steps,
+    chosen_stems,
+)
 from ssdistill.chain.stages import Identity, Stage, execute, locked, set_aside
 from ssdistill.chain.workspace import Workspace, open_workspace
 from ssdistill.data.originals import Originals
@@ -21,9 +27,11 @@ from ssdistill.data.undecoded import Undecoded, undecoded_of
 from ssdistill.errors import DamagedFile
 from ssdistill.experiment.schema import Experiment
 from ssdistill.files import user_path
+from ssdistill.models.spec import RGB
 from ssdistill.record.session import session
 from ssdistill.record.wandb_logger import with_columns
 from ssdistill.report.charts.axes import bytes_label
+from ssdistill.settings import size_text
 from ssdistill.train.progress import console
 
 MOST_WINDOWS = 5
@@ -123,7 +131,8 @@ def _notices(workspace: Workspace, planned: list[PlannedStage]) -> list[str]:
     if missing:
         check_runtimes(workspace.experiment)
     finished = {entry.stage.role for entry in planned} - missing
-    notices = [*chosen_stems(workspace), *check_trainings(workspace, finished)]
+    notices = [*chosen_stems(workspace), *adapted_layers(workspace)]
+    notices += check_trainings(workspace, finished)
     workspace.forget_networks()
     return notices
 
@@ -183,8 +192,10 @@ def describe_data(workspace: Workspace) -> None:
     train, test, size = workspace.train, workspace.test, workspace.image_size
     lines = [
         f"{workspace.source.description}: {len(train)} training and {len(test)} test images, "
-        f"{size}x{size}"
+        f"{size_text(size)}"
     ]
+    if (channels := len(train.mean)) != RGB:
+        lines[0] += f", {channels} channel{'s' * (channels > 1)}"
     if isinstance(train, Originals):
         lines.append(
             f"views are cut from the originals, decoded whenever they are read "

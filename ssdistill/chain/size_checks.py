@@ -8,16 +8,18 @@ from torch import Tensor, nn
 
 from ssdistill.errors import UserError, one_line
 from ssdistill.models.backbones import Encoder
+from ssdistill.models.examples import black_image
 from ssdistill.models.trial import LARGEST_SIDE, trial_of
+from ssdistill.settings import Size, as_size, as_written, height_width, short_size
 
 
 @torch.no_grad()
-def check_sizes(encoder: Encoder, key: str, sizes: Iterable[int], network: str) -> list[str]:
+def check_sizes(encoder: Encoder, key: str, sizes: Iterable[Size], network: str) -> list[str]:
     """Check that a network encodes a black image of its own size and of each view's size.
 
     Args:
         key: of the settings whose ``views`` have these sizes.
-        sizes: sides of views that are not of full size, pixels.
+        sizes: of views that are not of full size, pixels.
         network: key of the network's settings.
 
     Returns:
@@ -31,8 +33,9 @@ def check_sizes(encoder: Encoder, key: str, sizes: Iterable[int], network: str) 
     encoder.eval()
     try:
         with _missed_pixels(encoder) as missed:
-            _encode(encoder, own_size, f"data.image_size={own_size}", _own_remedy(name, network))
-        for size in sorted({*sizes} - {own_size}):
+            setting = f"data.image_size={as_written(own_size)}"
+            _encode(encoder, own_size, setting, _own_remedy(name, network))
+        for size in sorted({*sizes} - {own_size}, key=height_width):
             remedy = f"set {network}.encoder.args.dynamic_img_size=true"
             _encode(encoder, size, f"{key}.views", remedy)
     finally:
@@ -40,12 +43,16 @@ def check_sizes(encoder: Encoder, key: str, sizes: Iterable[int], network: str) 
             module.training = mode
     if not missed:
         return []
-    pixels, layer = max(missed)
-    side = encoder.spec.side
+    rows, columns, layer = max(missed)
+    height, width = height_width(encoder.spec.size)
+    what = f"the last {rows} of {height} rows and {columns} of {width} columns"
+    if height == width:
+        columns = rows
+        what = f"the last {rows} of {height} pixels of each row and column"
     return [
-        f"{network}.encoder: {name} ignores the last {pixels} of {side} pixels of each row "
-        f"and column ({layer} leaves a remainder); an image of {side - pixels} pixels is used "
-        "completely (data.image_size, or encoder.input_size to resize)"
+        f"{network}.encoder: {name} ignores {what} ({layer} leaves a remainder); an image of "
+        f"{short_size(as_size(height - rows, width - columns))} pixels is used completely "
+        "(data.image_size, or encoder.input_size to resize)"
     ]
 
 
@@ -53,40 +60,44 @@ def _own_remedy(name: str, network: str) -> str:
     return f"set another data.image_size, {network}.encoder.input_size or {network}.encoder.name"
 
 
-def _encode(encoder: Encoder, size: int, key: str, remedy: str) -> None:
-    if size > LARGEST_SIDE:
+def _encode(encoder: Encoder, size: Size, key: str, remedy: str) -> None:
+    pixels = short_size(size)
+    if max(height_width(size)) > LARGEST_SIDE:
         raise UserError(
-            f"{key}: {encoder.spec.name} cannot encode views of {size} pixels: choose a smaller "
+            f"{key}: {encoder.spec.name} cannot encode views of {pixels} pixels: choose a smaller "
             "size"
         )
     try:
         with trial_of(encoder, size):
-            encoder(encoder.mean.new_zeros(1, encoder.mean.shape[1], size, size))
+            encoder(black_image(encoder, size))
     except UserError:
         raise
     except Exception as error:  # a network raises anything on a size it was not made for
         raise UserError(
-            f"{key}: {encoder.spec.name} cannot encode views of {size} pixels "
+            f"{key}: {encoder.spec.name} cannot encode views of {pixels} pixels "
             f"({one_line(error)[:120]}); {remedy}"
         ) from error
 
 
 @contextmanager
-def _missed_pixels(encoder: Encoder) -> Iterator[list[tuple[int, str]]]:
+def _missed_pixels(encoder: Encoder) -> Iterator[list[tuple[int, int, str]]]:
     """Collects, for convolutions that cut an image into patches, what they leave over.
 
     Yields:
-        (pixels of the image, name of the layer), after a forward pass.
+        (rows and columns of the image, name of the layer), after a forward pass.
     """
-    missed: list[tuple[int, str]] = []
-    side = encoder.spec.side
+    missed: list[tuple[int, int, str]] = []
+    size = height_width(encoder.spec.size)
 
     def hook_of(name: str):
         def look(module: nn.Conv2d, inputs: tuple[Tensor, ...], _: Tensor) -> None:
-            height = inputs[0].shape[-2]
-            unseen_rows = unseen(module, height)
-            if unseen_rows:
-                missed.append((round(unseen_rows * side / height), name))
+            lost = [
+                round(unseen(module, side, axis) * size[axis] / side)
+                for axis, side in enumerate(inputs[0].shape[-2:])
+            ]
+            # Of a square both sides are said to lose as many.
+            if lost[0] or (lost[1] and size[0] != size[1]):
+                missed.append((lost[0], lost[1], name))
 
         return look
 
@@ -99,14 +110,16 @@ def _missed_pixels(encoder: Encoder) -> Iterator[list[tuple[int, str]]]:
             hook.remove()
 
 
-def unseen(conv: nn.Conv2d, side: int) -> int:
+def unseen(conv: nn.Conv2d, side: int, axis: int = 0) -> int:
     """Rows at the end of an input of ``side`` rows that no output of a convolution reads.
 
-    Convolutions that skip rows everywhere, such as 1x1 ones of stride 2, are meant to.
+    ``axis`` 1 is for columns. Convolutions that skip rows everywhere, such as 1x1 ones of stride
+    2, are meant to.
     """
     if isinstance(conv.padding, str):
         return 0
-    reach = conv.dilation[0] * (conv.kernel_size[0] - 1) + 1
-    if conv.kernel_size[0] < conv.stride[0]:
+    kernel, stride, padding = conv.kernel_size[axis], conv.stride[axis], conv.padding[axis]
+    reach = conv.dilation[axis] * (kernel - 1) + 1
+    if kernel < stride:
         return 0
-    return max(0, (side + 2 * conv.padding[0] - reach) % conv.stride[0] - conv.padding[0])
+    return max(0, (side + 2 * padding - reach) % stride - padding)

@@ -37,7 +37,7 @@ from ssdistill.models.trial import REFUSALS, reason_of
 from ssdistill.record.metrics_file import METRICS_FILE, metrics_sha256
 from ssdistill.record.run import RUN_FILE
 from ssdistill.record.wandb_environment import wandb_mode
-from ssdistill.settings import Settings
+from ssdistill.settings import Settings, Size, as_size
 from ssdistill.settings.registry import METHODS, TEACHERS
 from ssdistill.teachers import ImageSpec
 from ssdistill.train.fabric import device_of
@@ -73,9 +73,9 @@ class Workspace:
     _built: dict[str, Encoder] = field(default_factory=dict)
 
     @property
-    def image_size(self) -> int:
-        """Side of the images, in pixels."""
-        return self.train.images.shape[1]
+    def image_size(self) -> Size:
+        """Side of the images, in pixels, or their height and width."""
+        return as_size(*self.train.images.shape[1:3])
 
     @property
     def device(self) -> torch.device:
@@ -245,7 +245,7 @@ class Workspace:
         return array_ND
 
     def images(self, n: int, seed: int) -> Tensor:
-        """Evaluation views (n, 3, H, W) of distinct training images, chosen by ``seed``.
+        """Evaluation views (n, C, H, W) of distinct training images, chosen by ``seed``.
 
         Of fewer than ``FEW_IMAGES``, augmented views are added, up to ``FILLED_UP`` in all.
         """

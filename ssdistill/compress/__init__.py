@@ -40,7 +40,7 @@ class Context:
 
     Attributes:
         images: ``images(n, seed)`` gives up to ``n`` distinct unlabeled training inputs, chosen
-            by ``seed``: for encoders evaluation views, float (n, 3, H, W) in [0, 1].
+            by ``seed``: for encoders evaluation views, float (n, C, H, W) in [0, 1].
         folder: an existing folder for the files of the result, such as ``model.onnx``.
         scratch: an existing folder that outlives an interruption: a long step keeps what it has
             found so far here, and reads it when it is run again.

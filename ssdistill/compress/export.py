@@ -18,7 +18,7 @@ from ssdistill.measure.latency import compare_latency
 from ssdistill.models.backbones import Encoder
 from ssdistill.models.model import Model
 from ssdistill.models.representation import Representation
-from ssdistill.settings import Positive, PositiveInt
+from ssdistill.settings import Positive, Size, height_width
 from ssdistill.settings.registry import RUNTIMES
 
 if TYPE_CHECKING:
@@ -30,31 +30,33 @@ class Uint8Encoder(Model):
 
     Args:
         encoder: is used, not copied.
-        side: pixels a side of the images, which are brought to the encoder's image size by a
-            bicubic, antialiased filter; None where they have that size.
+        size: of the images, which are brought to the encoder's image size by a bicubic,
+            antialiased filter; None where they have that size.
     """
 
     net: Encoder
     filter_SH: Tensor | None
+    filter_TW: Tensor | None
 
-    def __init__(self, encoder: Encoder, side: int | None = None):
+    def __init__(self, encoder: Encoder, size: Size | None = None):
         super().__init__()
         self.net, self.spec, self.embed_dim = encoder, encoder.spec, encoder.embed_dim
-        size = encoder.spec.image_size
-        self.side = side or size
-        # A matrix: not every runtime has the filter, and all of them have products.
-        identity_HH = torch.eye(self.side).view(1, 1, self.side, self.side)
-        shape = (size, self.side)
-        filter_SH = F.interpolate(identity_HH, shape, mode="bicubic", antialias=True)[0, 0]
-        self.register_buffer("filter_SH", None if self.side == size else filter_SH)
+        taken = height_width(encoder.spec.image_size)
+        self.given = height_width(size) if size else taken
+        rows, columns = zip(self.given, taken, strict=True)
+        self.register_buffer("filter_SH", None if self.given == taken else _filter(*rows))
+        self.register_buffer("filter_TW", None if rows == columns else _filter(*columns))
 
     @property
     def name(self) -> str:
         return self.net.name
 
     def example(self, count: int) -> Tensor:
-        """Uniform noise (count, 3, side, side) from 0 to 255."""
-        generator, shape = torch.Generator().manual_seed(0), (count, 3, self.side, self.side)
+        """Uniform noise (count, C, H, W) from 0 to 255."""
+        generator, shape = (
+            torch.Generator().manual_seed(0),
+            (count, self.spec.in_chans, *self.given),
+        )
         noise = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
         return noise.to(self.device)
 
@@ -62,13 +64,23 @@ class Uint8Encoder(Model):
         self.net.set_taps(taps)
 
     def forward(self, x_BCHW: Tensor) -> Representation:
-        """Encode uint8 images (B, 3, side, side)."""
+        """Encode uint8 images (B, C, H, W)."""
         x_BCHW = x_BCHW.float() / 255
         if self.filter_SH is not None:
             # With an axis more: of four, OpenVINO takes the last for the channels of what follows.
             x_BC1HW = x_BCHW.unsqueeze(2)
-            x_BCHW = (self.filter_SH @ x_BC1HW @ self.filter_SH.T).clamp(0, 1).squeeze(2)
+            filter_TW = self.filter_SH if self.filter_TW is None else self.filter_TW
+            x_BCHW = (self.filter_SH @ x_BC1HW @ filter_TW.T).clamp(0, 1).squeeze(2)
         return self.net(x_BCHW)
+
+
+def _filter(given: int, taken: int) -> Tensor:
+    """Matrix (taken, given) that resizes columns, or rows from the right by its transpose.
+
+    A matrix: not every runtime has the filter, and all of them have products.
+    """
+    identity_HH = torch.eye(given).view(1, 1, given, given)
+    return F.interpolate(identity_HH, (taken, given), mode="bicubic", antialias=True)[0, 0]
 
 
 class Export(Step):
@@ -80,9 +92,9 @@ class Export(Step):
 
     Args:
         runtime: what the file is for.
-        uint8: fold the conversion from uint8 (B, 3, H, W) into the file; encoders only.
-        resize_from: height and width of the images, where the file is to bring them to the
-            encoder's image size; needs ``uint8``.
+        uint8: fold the conversion from uint8 (B, C, H, W) into the file; encoders only.
+        resize_from: side of the images, or ``[height, width]``, where the file is to bring them
+            to the encoder's image size; needs ``uint8``.
         tolerance: largest accepted difference to PyTorch, relative to the largest value.
     """
 
@@ -96,7 +108,7 @@ class Export(Step):
         *,
         runtime: str = "onnxruntime",
         uint8: bool = False,
-        resize_from: PositiveInt | None = None,
+        resize_from: Size | None = None,
         tolerance: Positive = MAX_DIFFERENCE,
     ):
         self.runtime = RUNTIMES[runtime]

@@ -16,6 +16,7 @@ from ssdistill.evaluate.protocols import Protocol
 from ssdistill.evaluate.result import Result
 from ssdistill.evaluate.subject import Subject
 from ssdistill.label_free.features import Precision
+from ssdistill.settings import Size
 from ssdistill.settings.registry import PROTOCOLS
 
 
@@ -24,7 +25,7 @@ def open_subject(
     data: Any = None,
     *,
     name: str | None = None,
-    image_size: int | None = None,
+    image_size: Size | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     device: str | torch.device | None = None,
@@ -42,7 +43,8 @@ def open_subject(
         data: what :func:`ssdistill.evaluate.opening.images.open_images` takes; omitted where
             ``encoder`` is a subject.
         name: what it is called in messages.
-        image_size: side in pixels of the images it is given; its own by default.
+        image_size: side in pixels of the images it is given, or height and width; its own by
+            default.
         mean, std: statistics that a bare ``.onnx`` file expects to be normalized by.
         device: where to encode and fit, ``auto`` for a GPU where there is one; by default
             where the encoder is.
@@ -60,7 +62,7 @@ def open_subject(
         return encoder
     if data is None:
         raise UserError("data: required; pass a kind, a path, settings or two pairs of arrays")
-    check_image_size(image_size)
+    image_size = check_image_size(image_size)
     check_statistics(mean, std)
     sizes = [size for size in (image_size or own_size(encoder),) if size]
     shown = open_images(data, sizes=sizes, root=root)

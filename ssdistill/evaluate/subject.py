@@ -17,6 +17,7 @@ from torch import Tensor
 from ssdistill.errors import UserError
 from ssdistill.label_free.features import Precision, as_labels, extract
 from ssdistill.models.representation import Representation
+from ssdistill.settings import Size, as_size
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +25,7 @@ class LabeledImages:
     """Images of one split in memory; a :class:`ssdistill.data.store.Store` does as well.
 
     Attributes:
-        images: (N, H, W, 3) uint8 RGB, all of one size.
+        images: (N, H, W, C) uint8, or float32 in [0, 1], all of one size.
         labels: (N,) integers; None without.
         class_names: by label.
     """
@@ -47,7 +48,8 @@ class Subject:
         encoder: anything that maps float BCHW images in [0, 1] to a Representation.
         train, test: ``images`` and ``labels`` of the two splits.
         name: what it is called in messages and tables.
-        image_size: side in pixels the encoder is given; that of the images by default.
+        image_size: side in pixels the encoder is given, or height and width; those of the images
+            by default.
         device: where to encode and fit; default: where the encoder is.
         precision: of the encoding, ``fp32`` or ``bf16``.
         batch_size: images encoded at a time; the default is :func:`extract`'s.
@@ -64,7 +66,7 @@ class Subject:
         test: Any,
         *,
         name: str = "encoder",
-        image_size: int | None = None,
+        image_size: Size | None = None,
         device: str | torch.device | None = None,
         precision: Precision = "fp32",
         batch_size: int | None = None,
@@ -74,7 +76,8 @@ class Subject:
     ):
         self.encoder, self.name = encoder, name
         self.splits = {"train": train, "test": test}
-        self.image_size = image_size or test.images.shape[1]
+        height, width = test.images.shape[1:3]
+        self.image_size = image_size or as_size(height, width)
         self.device, self.batch_size = device, batch_size
         self.precision: Precision = precision
         self.folder, self.memory, self.progress = folder, memory, progress
@@ -105,7 +108,7 @@ class Subject:
         return self._features[split]
 
     def encode(self, images_NHWC: Any, progress: bool | None = None) -> Tensor:
-        """Embeddings (N, D) of any uint8 images, encoded as :meth:`features` are.
+        """Embeddings (N, D) of any images like these, encoded as :meth:`features` are.
 
         Args:
             progress: a bar on the terminal; by default where the subject shows them.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ssdistill.errors import UserError
 from ssdistill.measure.interleaved import Clock, TimedTurns, speedup_of, time_in_turns
+from ssdistill.models.examples import noise_images
 from ssdistill.models.model import Model
 
 MemoryFormat = Literal["channels_last", "contiguous"]
@@ -181,8 +182,7 @@ def example(models: Any, batch_size: int, inputs: Tensor | None = None) -> Tenso
         if isinstance(model, nn.Module):
             return cast("Model", model).example(batch_size).cpu()
         if getattr(model, "spec", None) is not None:
-            side, generator = model.spec.image_size, torch.Generator().manual_seed(0)
-            return torch.rand(batch_size, 3, side, side, generator=generator)
+            return noise_images(model.spec, batch_size)
     raise UserError("a model file has no example inputs: pass inputs to time it with")
 
 

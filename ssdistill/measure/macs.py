@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +14,18 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from ssdistill.errors import UserError, shortened
+from ssdistill.models.examples import black_image
 from ssdistill.models.model import Model
+from ssdistill.settings import Size
+
+if TYPE_CHECKING:
+    from ssdistill.models.backbones import Encoder
 
 logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
-def count_macs(model: Any, image_size: int | None = None) -> int:
+def count_macs(model: Any, image_size: Size | None = None) -> int:
     """Count multiply-accumulates (MACs) of one forward pass on one input.
 
     Convolutions, matrix products and attention, whichever kernel computes them. Element-wise
@@ -30,8 +35,8 @@ def count_macs(model: Any, image_size: int | None = None) -> int:
 
     Args:
         model: a PyTorch :class:`~ssdistill.models.model.Model`.
-        image_size: for an encoder, pixels a side of the square image; by default the input is
-            the model's own example.
+        image_size: for an encoder, side or height and width of the image, in pixels; by default
+            the input is the model's own example.
 
     Raises:
         UserError: for a file of a runtime, whose float parent has the same count, or an operator
@@ -73,9 +78,9 @@ def count_macs(model: Any, image_size: int | None = None) -> int:
     return (counter.get_total_flops() + whole.flops) // 2
 
 
-def _input(model: nn.Module, image_size: int | None) -> Tensor:
+def _input(model: nn.Module, image_size: Size | None) -> Tensor:
     if image_size is not None:
-        return cast("Tensor", model.mean).new_zeros(1, 3, image_size, image_size)
+        return black_image(cast("Encoder", model), image_size)
     return cast("Model", model).example(1)
 
 

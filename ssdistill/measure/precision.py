@@ -13,6 +13,8 @@ from typing import Any, Literal
 import torch
 
 from ssdistill.files import write_atomically
+from ssdistill.models.spec import RGB
+from ssdistill.settings import Size
 
 Precision = Literal["fp32", "bf16"]
 MemoryFormat = Literal["contiguous", "channels_last"]
@@ -87,15 +89,16 @@ def choose_precision(
     return choice
 
 
-def precision_key(spec: Any, batch_size: int, image_size: int) -> dict[str, Any]:
+def precision_key(spec: Any, batch_size: int, image_size: Size) -> dict[str, Any]:
     """Everything a choice depends on: architecture, batch, images, hardware, torch, threads.
 
     Args:
         spec: the :class:`~ssdistill.models.backbones.EncoderSpec`.
         batch_size: images per step.
-        image_size: pixels a side.
+        image_size: pixels a side, or height and width.
     """
-    return {
+    channels = {"channels": spec.in_chans} if spec.in_chans != RGB else {}
+    return channels | {
         "architecture": spec.model_dump(mode="json", exclude={"mean", "std", "image_size"}),
         "batch_size": batch_size,
         "image_size": image_size,

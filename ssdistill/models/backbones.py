@@ -1,5 +1,6 @@
 """timm encoders with built-in normalization, resizing and feature taps."""
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import timm
@@ -10,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ssdistill.errors import UserError, nearest
 from ssdistill.models import taps as places
-from ssdistill.models.downloads import downloading
+from ssdistill.models.examples import black_image, noise_images
 from ssdistill.models.model import Model
 from ssdistill.models.representation import Representation
 from ssdistill.models.spec import (
@@ -21,18 +22,17 @@ from ssdistill.models.spec import (
     EncoderSpec,
 )
 from ssdistill.models.stems import fit_small_stem, takes_small_stem
+from ssdistill.models.timm_net import check_timm_name, create_timm_net
 from ssdistill.models.torchvision_net import create_torchvision_net
 from ssdistill.models.trial import (
     COMPUTED_SIDE,
     LARGEST_SIDE,
     REFUSALS,
-    check_arguments,
     check_encodes,
-    check_fits,
-    refuse_no_width,
     refusing,
     trial_of,
 )
+from ssdistill.settings import Size, as_size, as_written, height_width, size_text
 
 
 class Encoder(Model):
@@ -62,7 +62,7 @@ class Encoder(Model):
         self.projector: nn.Module | None = None
         self.project = False
         for name in ("mean", "std"):
-            value = torch.tensor(getattr(spec, name)).view(1, 3, 1, 1)
+            value = torch.tensor(getattr(spec, name)).view(1, -1, 1, 1)
             self.register_buffer(name, value, persistent=False)
 
     @property
@@ -70,9 +70,8 @@ class Encoder(Model):
         return self.spec.name
 
     def example(self, count: int) -> Tensor:
-        """Uniform noise (count, 3, image_size, image_size) in [0, 1]."""
-        size, generator = self.spec.image_size, torch.Generator().manual_seed(0)
-        return torch.rand(count, 3, size, size, generator=generator).to(self.mean)
+        """Uniform noise (count, C, H, W) in [0, 1], of the spec's channels and image size."""
+        return noise_images(self.spec, count).to(self.mean)
 
     def fresh_net(self) -> nn.Module:
         return encoder_from_spec(self.spec).net
@@ -88,13 +87,13 @@ class Encoder(Model):
             embedding (B, embed_dim), the maps named in ``taps`` and, where ``project`` is set,
             the projection.
         """
-        side = self.spec.input_size
-        if side is not None and x_BCHW.shape[2:] != (side, side):
+        size = self.spec.input_size and height_width(self.spec.input_size)
+        if size is not None and x_BCHW.shape[2:] != size:
             # torch resizes with antialiasing in float32 only.
             with torch.autocast(x_BCHW.device.type, enabled=False):
-                x_BCHW = F.interpolate(
-                    x_BCHW.float(), (side, side), mode="bicubic", antialias=True
-                ).clamp(0, 1)
+                x_BCHW = F.interpolate(x_BCHW.float(), size, mode="bicubic", antialias=True).clamp(
+                    0, 1
+                )
         x_BCHW = (x_BCHW - self.mean) / self.std
         stages = [name for name in self.taps if ":" not in name]
         if stages:
@@ -164,42 +163,46 @@ class Encoder(Model):
     def map_shapes(self) -> dict[str, tuple[int, int, int]]:
         """(C, H, W) of every tapped map, found by encoding one black image in eval mode."""
         size = self.spec.image_size
+        black_1CHW = black_image(self, size)
         maps: dict[str, Tensor] | None = None
         with places.looking(self):
             with trial_of(self, size):
-                maps = self(self.mean.new_zeros(1, 3, size, size)).maps
+                maps = self(black_1CHW).maps
             if maps is None:  # only numbers tell
-                maps = self(self.mean.new_zeros(1, 3, size, size)).maps
+                maps = self(black_1CHW).maps
         return {name: (m.shape[1], m.shape[2], m.shape[3]) for name, m in maps.items()}
 
     def _closing_relus(self) -> dict[str, places.Closing]:
         if self._closing is None:
+            size = height_width(self.spec.size)
             try:
-                self._closing = self._closing_relus_at(min(self.spec.side, COMPUTED_SIDE))
+                self._closing = self._closing_relus_at([min(s, COMPUTED_SIDE) for s in size])
             except REFUSALS:  # a network of one size
-                self._closing = self._closing_relus_at(self.spec.side)
+                self._closing = self._closing_relus_at(size)
         return self._closing
 
-    def _closing_relus_at(self, size: int) -> dict[str, places.Closing]:
-        noise_BCHW = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    def _closing_relus_at(self, size: Sequence[int]) -> dict[str, places.Closing]:
+        generator = torch.Generator().manual_seed(0)
+        noise_BCHW = torch.randn(1, self.spec.in_chans, *size, generator=generator)
         with places.looking(self):
             return places.closing_relus(self.net, noise_BCHW.to(self.mean))
 
 
 def build_encoder(
     settings: EncoderSettings,
-    image_size: int,
+    image_size: Size,
     mean: Channels = IMAGENET_MEAN,
     std: Channels = IMAGENET_STD,
 ) -> Encoder:
-    """A fresh encoder for square images of ``image_size`` pixels.
+    """A fresh encoder for images of ``image_size`` pixels and as many channels as ``mean`` has.
 
-    ``mean`` and ``std`` are the data's statistics; pretrained weights bring their own.
+    ``mean`` and ``std`` are the data's statistics. Pretrained weights bring their own, for images
+    of three channels; for others timm adapts the first layer.
 
     Raises:
         UserError: unknown timm name or argument, or an architecture that cannot take the size.
     """
-    side = settings.input_size or image_size
+    side = max(height_width(settings.input_size or image_size))
     if side > LARGEST_SIDE:
         raise UserError(f"encoder.input_size={side} is too large: use at most {LARGEST_SIDE}")
     small = settings.stem == "small"
@@ -207,7 +210,8 @@ def build_encoder(
         small = takes_small_stem(settings.name, side)
     if settings.pretrained:
         check_timm_name(settings.name)
-        if config := timm.get_pretrained_cfg(settings.name):
+        config = timm.get_pretrained_cfg(settings.name)
+        if config and len(config.mean) == len(mean):
             # timm does not say how many channels its networks take: three of each.
             mean, std = cast("Channels", config.mean), cast("Channels", config.std)
     spec = EncoderSpec(
@@ -234,33 +238,9 @@ def encoder_from_spec(spec: EncoderSpec, pretrained: bool = False) -> Encoder:
             pretrained weights that cannot be had.
     """
     if spec.library == "torchvision":
-        return encoder_around(spec, create_torchvision_net(spec.name, spec.args))
-    check_timm_name(spec.name)
-    check_arguments(spec.args, "encoder.args")
-    _check_fits(spec.name, repr(sorted(spec.args.items())), spec)
-    config = timm.get_pretrained_cfg(spec.name)
-    if pretrained and not (config and config.has_weights):
-        raise UserError(f"timm has no weights for '{spec.name}': set encoder.pretrained=false")
-    remedy = "set encoder.pretrained=false to start from random weights"
-    with (
-        refusing(f"encoder.args of '{spec.name}'"),
-        downloading(f"weights of '{spec.name}'", remedy, hub=pretrained),
-    ):
-        net = timm.create_model(spec.name, pretrained=pretrained, num_classes=0, **spec.args)
-    refuse_no_width(spec.name, net)
-    return encoder_around(spec, net)
-
-
-_FITTING: set[tuple[str, str]] = set()
-"""Names and arguments of networks already known to fit in memory."""
-
-
-def _check_fits(name: str, args: str, spec: EncoderSpec) -> None:
-    if (name, args) not in _FITTING:
-        check_fits(
-            lambda: timm.models.create_model(name, num_classes=0, **spec.args), f"network '{name}'"
-        )
-        _FITTING.add((name, args))
+        net = create_torchvision_net(spec.name, spec.args, spec.in_chans)
+        return encoder_around(spec, net)
+    return encoder_around(spec, create_timm_net(spec, pretrained))
 
 
 def encoder_around(spec: EncoderSpec, net: nn.Module) -> Encoder:
@@ -272,28 +252,15 @@ def encoder_around(spec: EncoderSpec, net: nn.Module) -> Encoder:
     patches = getattr(net, "patch_embed", None)
     fixed = getattr(patches, "img_size", None)
     strict = getattr(patches, "strict_img_size", True)
-    if fixed and strict and tuple(fixed) != (spec.side, spec.side):
+    if fixed and strict and tuple(fixed) != height_width(spec.size):
         size_key = "encoder.input_size" if spec.input_size else "the data"
+        takes, given = (as_written(as_size(*size)) for size in (fixed, height_width(spec.size)))
         raise UserError(
             f"'{spec.name}' takes {fixed[0]}x{fixed[1]} images, but {size_key} is "
-            f"{spec.side}x{spec.side}: set encoder.args.img_size={spec.side}, "
-            f"encoder.input_size={fixed[0]} or data.image_size={fixed[0]}"
+            f"{size_text(spec.size)}: set encoder.args.img_size={given}, "
+            f"encoder.input_size={takes} or data.image_size={takes}"
         )
     with refusing(f"'{spec.name}' cannot be an encoder"):
         if spec.stem == "small":
             fit_small_stem(net, spec.stem_stride, spec.stem_padding)
         return Encoder(spec, net)
-
-
-def check_timm_name(name: str) -> None:
-    """Reject a model name or weights tag unknown to timm.
-
-    Raises:
-        UserError: with the nearest one.
-    """
-    if not timm.is_model(name) or name.endswith("."):
-        raise UserError(f"timm has no model '{name}'{nearest(name, timm.list_models())}")
-    architecture, tag = timm.models.split_model_name_tag(name)
-    known = timm.models.get_arch_pretrained_cfgs(architecture)
-    if tag and name not in known:
-        raise UserError(f"timm has no pretrained weights '{name}'{nearest(name, known)}")

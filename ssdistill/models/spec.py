@@ -5,10 +5,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from ssdistill.models.allowed_args import BuildingArgs
-from ssdistill.settings import PositiveInt, Settings
+from ssdistill.settings import Settings, Size, height_width
 
 Channels = tuple[float, ...]
 """One number for each channel of the images."""
+RGB = 3
+"""Channels that networks take unless they are told another number."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 LONGEST_NAME, LARGEST_STEM = 128, 64
@@ -26,9 +28,11 @@ class EncoderSettings(Settings):
             architecture has a known stem, ``native`` otherwise.
         stem_stride: stride of the small stem.
         stem_padding: padding of the small stem; 2 is what some published CIFAR ResNets have.
-        input_size: side, in pixels, to which images are resized inside the encoder; null
-            leaves them as they come.
-        pretrained: start from timm's pretrained weights (downloads) and use their statistics.
+        input_size: side, in pixels, or ``[height, width]`` to which images are resized inside the
+            encoder; null leaves them as they come.
+        pretrained: start from timm's pretrained weights (downloads) and use their statistics. For
+            other images than those of three channels timm adapts the first layer, and the data's
+            statistics are used.
     """
 
     name: Annotated[str, Field(max_length=LONGEST_NAME)] = "resnet18"
@@ -36,15 +40,15 @@ class EncoderSettings(Settings):
     stem: Literal["auto", "native", "small"] = "auto"
     stem_stride: Annotated[int, Field(gt=0, le=LARGEST_STEM)] = 1
     stem_padding: Annotated[int, Field(ge=0, le=LARGEST_STEM)] = 1
-    input_size: PositiveInt | None = None
+    input_size: Size | None = None
     pretrained: bool = False
 
 
 class EncoderSpec(Settings):
     """Everything needed to build the same encoder again, as stored in ``model.json``.
 
-    ``image_size`` is the side of the images it is given, ``input_size`` the one they are
-    resized to inside, where that is another.
+    ``image_size`` is the size of the images it is given, ``input_size`` the one they are
+    resized to inside, where that is another; ``mean`` and ``std`` have one number a channel.
     """
 
     name: str
@@ -52,8 +56,8 @@ class EncoderSpec(Settings):
     stem: Literal["native", "small"] = "native"
     stem_stride: int = 1
     stem_padding: int = 1
-    image_size: int
-    input_size: int | None = None
+    image_size: Size
+    input_size: Size | None = None
     mean: Channels = IMAGENET_MEAN
     std: Channels = IMAGENET_STD
     library: Literal["timm", "torchvision"] = "timm"
@@ -64,9 +68,14 @@ class EncoderSpec(Settings):
         return len(self.mean)
 
     @property
-    def side(self) -> int:
-        """Side of the images that reach the network."""
+    def size(self) -> Size:
+        """Size of the images that reach the network."""
         return self.input_size or self.image_size
+
+    @property
+    def side(self) -> int:
+        """Longer side of the images that reach the network."""
+        return max(height_width(self.size))
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from typing import Any, cast
 
+import timm
 import torchvision
 from torch import Tensor, nn
 
 from ssdistill.errors import UserError, nearest
+from ssdistill.models.spec import RGB
 from ssdistill.models.trial import check_arguments, refusing
 
 IMPLIED = {
@@ -52,8 +54,11 @@ def torchvision_names() -> list[str]:
     return torchvision.models.list_models(module=torchvision.models)
 
 
-def create_torchvision_net(name: str, args: dict[str, Any]) -> TorchvisionNet:
+def create_torchvision_net(name: str, args: dict[str, Any], channels: int = RGB) -> TorchvisionNet:
     """Build the network called ``name`` with random weights, without downloading.
+
+    For other than three ``channels`` its first convolution is adapted as timm adapts one: summed
+    for one channel, else repeated and scaled.
 
     Raises:
         UserError: a name or an argument torchvision does not know.
@@ -62,6 +67,18 @@ def create_torchvision_net(name: str, args: dict[str, Any]) -> TorchvisionNet:
     if name not in known:
         raise UserError(f"torchvision has no classifier '{name}'{nearest(name, known)}")
     check_arguments(args, "args")
+    implied = IMPLIED.get(name, {})
+    if implied and channels != RGB:
+        implied = implied | {"transform_input": False}  # it takes red, green and blue apart
     with refusing(f"arguments of torchvision's '{name}'"):
-        net = torchvision.models.get_model(name, weights=None, **IMPLIED.get(name, {}) | args)
+        net = torchvision.models.get_model(name, weights=None, **implied | args)
+    if channels != RGB:
+        first = cast("nn.Conv2d", net.get_submodule(first_convolution(net)))
+        weight = timm.models.adapt_input_conv(channels, first.weight.detach())
+        first.weight, first.in_channels = nn.Parameter(weight), channels
     return TorchvisionNet(net)
+
+
+def first_convolution(net: nn.Module) -> str:
+    """Name of the convolution that is given the images in a network of torchvision's."""
+    return next(name for name, m in net.named_modules() if isinstance(m, nn.Conv2d))

@@ -22,7 +22,10 @@ from torch.nn.modules.module import (
 from ssdistill.errors import UserError, shortened
 from ssdistill.machine import memory_bytes
 from ssdistill.models.allowed_args import loading_refusal
+from ssdistill.models.examples import black_image
+from ssdistill.models.spec import RGB
 from ssdistill.models.taps import looking
+from ssdistill.settings import Size, height_width, short_size
 
 if TYPE_CHECKING:
     from ssdistill.models.backbones import Encoder
@@ -65,8 +68,8 @@ class _TooLarge(Exception):
     """Stops the construction of a network that does not fit in memory."""
 
 
-def check_arguments(args: Mapping[str, Any], key: str) -> None:
-    """Reject arguments that conflict with the definition of an encoder.
+def check_arguments(args: Mapping[str, Any], key: str, channels: int = RGB) -> None:
+    """Reject arguments that conflict with the definition of an encoder for so many channels.
 
     Raises:
         UserError: ``key`` is named, and what to do instead.
@@ -78,10 +81,10 @@ def check_arguments(args: Mapping[str, Any], key: str) -> None:
         raise UserError(f"{key}: {reason}")
     if (number := _too_large(args)) is not None:
         raise UserError(f"{key}: {number} is too large: use at most {LARGEST_NUMBER}")
-    if args.get("in_chans", 3) != 3:
+    if args.get("in_chans", channels) != channels:
         raise UserError(
-            f"{key}.in_chans={shortened(args['in_chans'])}: images always have 3 channels; remove "
-            "it"
+            f"{key}.in_chans={shortened(args['in_chans'])}: the images have {channels} "
+            f"channel{'s' * (channels > 1)} (data.channels); remove it"
         )
 
 
@@ -175,13 +178,13 @@ def _counting(memory: int) -> Iterator[None]:
 
 
 @contextmanager
-def trial_of(encoder: "Encoder", side: int) -> Iterator[None]:
-    """Let ``encoder`` compute images of ``side`` pixels, or trace only shapes if they are large.
+def trial_of(encoder: "Encoder", size: Size) -> Iterator[None]:
+    """Let ``encoder`` compute images of ``size`` pixels, or trace only shapes if they are large.
 
     If shapes cannot be traced without values, skip the trial with a warning.
     """
-    side = encoder.spec.input_size or side
-    if side <= COMPUTED_SIDE or encoder.mean.is_meta:
+    size = encoder.spec.input_size or size
+    if max(height_width(size)) <= COMPUTED_SIDE or encoder.mean.is_meta:
         yield
         return
     try:
@@ -189,38 +192,39 @@ def trial_of(encoder: "Encoder", side: int) -> Iterator[None]:
             yield
     except UNFOLLOWED:
         log.warning(
-            "skipped the trial of %s on %d-pixel images: shapes cannot be traced",
+            "skipped the trial of %s on %s-pixel images: shapes cannot be traced",
             encoder.spec.name,
-            side,
+            short_size(size),
         )
 
 
 @torch.no_grad()
-def check_encodes(encoder: "Encoder", side: int, key: str = "") -> tuple[int, ...]:
-    """Check that an encoder encodes one black image of ``side`` pixels.
+def check_encodes(encoder: "Encoder", size: Size, key: str = "") -> tuple[int, ...]:
+    """Check that an encoder encodes one black image of ``size`` pixels.
 
-        Returns:
-    the shape of the embedding.
+    Returns:
+        the shape of the embedding.
 
-        Raises:
-            UserError: it cannot, or gives no vector; ``key`` is named first.
+    Raises:
+        UserError: it cannot, or gives no vector; ``key`` is named first.
     """
     spec, key = encoder.spec, f"{key}: " if key else ""
     name = spec.name if key else f"'{spec.name}'"
-    if side > LARGEST_SIDE:
+    if max(height_width(size)) > LARGEST_SIDE:
         raise UserError(
-            f"{key}{name} cannot encode images of {side} pixels: use at most {LARGEST_SIDE}"
+            f"{key}{name} cannot encode images of {short_size(size)} pixels: use at most "
+            f"{LARGEST_SIDE}"
         )
     # Its tensors may be on the meta device, where nothing is computed and shapes are still told.
     taps, encoder.taps = encoder.taps, ()
     embedding = torch.empty(1, encoder.embed_dim, device="meta")
     try:
-        with looking(encoder), trial_of(encoder, side):
-            embedding = encoder(encoder.mean.new_zeros(1, 3, side, side)).embedding_BD
+        with looking(encoder), trial_of(encoder, size):
+            embedding = encoder(black_image(encoder, size)).embedding_BD
     except REFUSALS as error:
         raise UserError(
-            f"{key}{name} cannot encode images of {side} pixels "
-            f"({reason_of(error)}){_other_size(encoder, side)}"
+            f"{key}{name} cannot encode images of {short_size(size)} pixels "
+            f"({reason_of(error)}){_other_size(encoder, size)}"
         ) from error
     finally:
         encoder.taps = taps
@@ -233,15 +237,15 @@ def check_encodes(encoder: "Encoder", side: int, key: str = "") -> tuple[int, ..
     return shape
 
 
-def _other_size(encoder: "Encoder", side: int) -> str:
+def _other_size(encoder: "Encoder", size: Size) -> str:
     """Suggest a remedy for an architecture that does not accept the image size."""
     config = timm.get_pretrained_cfg(encoder.spec.name) if encoder.spec.library == "timm" else None
     native = config.input_size[-1] if config else 224
-    if encoder.spec.args and native == side:
+    if encoder.spec.args and native == size:
         return "; check encoder.args"
     if hasattr(encoder.net, "patch_embed"):
         return f"; set encoder.args.dynamic_img_size=true or encoder.input_size={native}"
-    if native == (encoder.spec.input_size or side):
+    if native == (encoder.spec.input_size or size):
         return "; choose another network"
     return f"; set encoder.input_size={native} or choose another network"
 

@@ -12,8 +12,9 @@ from ssdistill.data.batch import Batch
 from ssdistill.data.masking import shuffled
 from ssdistill.distributed import rank, world_size
 from ssdistill.models.backbones import Encoder
+from ssdistill.models.spec import RGB
 from ssdistill.pretrain import Method
-from ssdistill.settings import NonNegative, PositiveInt
+from ssdistill.settings import NonNegative, PositiveInt, Size, height_width
 
 START_SIDE = 4
 """Side of the map that the decoder makes of an embedding."""
@@ -22,15 +23,15 @@ NARROWEST = 16
 
 
 class ImageDecoder(nn.Module):
-    """Decode an embedding (B, D) to an image (B, 3, S, S) in normalized pixels, S = ``size``.
+    """Decode an embedding (B, D) to an image (B, C, H, W) of ``size`` in normalized pixels.
 
     A linear layer makes a 4x4 map, which is doubled in side by nearest neighbors and convolved
-    (3x3, batch norm, ReLU) until it reaches ``size``, with half the channels each time.
+    (3x3, batch norm, ReLU) until it reaches the longer side, with half the channels each time.
     """
 
-    def __init__(self, embed_dim: int, width: int, size: int):
+    def __init__(self, embed_dim: int, width: int, size: Size, channels: int = RGB):
         super().__init__()
-        self.size = size
+        self.size = height_width(size)
         layers: list[nn.Module] = [
             nn.Linear(embed_dim, width * START_SIDE**2, bias=False),
             nn.Unflatten(1, (width, START_SIDE, START_SIDE)),
@@ -38,7 +39,7 @@ class ImageDecoder(nn.Module):
             nn.ReLU(),
         ]
         side = START_SIDE
-        while side < size:
+        while side < max(self.size):
             narrower = max(width // 2, min(width, NARROWEST))
             layers += [
                 nn.Upsample(scale_factor=2),
@@ -47,13 +48,13 @@ class ImageDecoder(nn.Module):
                 nn.ReLU(),
             ]
             width, side = narrower, 2 * side
-        self.layers = nn.Sequential(*layers, nn.Conv2d(width, 3, 3, padding=1))
+        self.layers = nn.Sequential(*layers, nn.Conv2d(width, channels, 3, padding=1))
 
     def forward(self, z_BD: Tensor) -> Tensor:
         image_BCHW = self.layers(z_BD).float()
-        if image_BCHW.shape[-1] == self.size:
+        if image_BCHW.shape[-2:] == self.size:
             return image_BCHW
-        return F.interpolate(image_BCHW, (self.size, self.size), mode="bilinear", antialias=True)
+        return F.interpolate(image_BCHW, self.size, mode="bilinear", antialias=True)
 
 
 class Autoencoder(Method):
@@ -91,7 +92,10 @@ class Autoencoder(Method):
         super().__init__(encoder)
         self.noise, self.mask_grid = noise, mask_grid
         self.num_masked = round(mask * mask_grid**2)
-        self.decoder = ImageDecoder(encoder.embed_dim, decoder_width, encoder.spec.image_size)
+        spec = encoder.spec
+        self.decoder = ImageDecoder(
+            encoder.embed_dim, decoder_width, spec.image_size, spec.in_chans
+        )
 
     def forward(self, views: list[Tensor], batch: Batch) -> dict[str, Tensor]:
         clean_BCHW = views[0]

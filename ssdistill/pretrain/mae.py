@@ -2,12 +2,19 @@
 
 from typing import cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from lightly.models.modules.masked_vision_transformer_decoder_timm import (
     MaskedVisionTransformerDecoderTIMM,
 )
-from lightly.models.utils import get_at_index, normalize_mean_var, patchify
+from lightly.models.modules.masked_vision_transformer_timm import init_weights
+from lightly.models.utils import (
+    get_2d_sine_cosine_positional_embedding_from_grid,
+    get_at_index,
+    normalize_mean_var,
+)
 from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -71,14 +78,14 @@ class MAE(Method):
         self.num_patches = net.patch_embed.num_patches
         self.num_visible = _num_visible(self.num_patches, mask_ratio)
         self.narrow = nn.Linear(net.embed_dim, decoder_dim)
-        self.decoder = MaskedVisionTransformerDecoderTIMM(
-            self.num_patches,
+        self.decoder = _decoder(
+            net.patch_embed.grid_size,
             decoder_dim,
             decoder_depth,
             decoder_heads,
             num_prefix_tokens=net.num_prefix_tokens,
         )
-        self.predict = nn.Linear(decoder_dim, 3 * self.patch_size**2)
+        self.predict = nn.Linear(decoder_dim, encoder.spec.in_chans * self.patch_size**2)
         for layer in (self.narrow, self.predict):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -94,7 +101,7 @@ class MAE(Method):
 
     def targets(self, x_BCHW: Tensor, masked_BM: Tensor) -> Tensor:
         """Pixels (B, M, P) of the patches indexed by ``masked_BM``, from normalized images."""
-        target_BMP = get_at_index(patchify(x_BCHW, self.patch_size), masked_BM)
+        target_BMP = get_at_index(patches_of(x_BCHW, self.patch_size), masked_BM)
         return normalize_mean_var(target_BMP) if self.normalize_targets else target_BMP
 
     def encode(self, x_BCHW: Tensor, visible_BV: Tensor) -> Tensor:
@@ -130,6 +137,36 @@ class MAE(Method):
         decoded_BLE = self.decoder(torch.cat([token_BLE[:, :prefix], image_BNE], dim=1))
         masked_BM = order_BN[:, self.num_visible :]
         return self.predict(get_at_index(decoded_BLE[:, prefix:], masked_BM))
+
+
+def patches_of(x_BCHW: Tensor, side: int) -> Tensor:
+    """Cut images into patches (B, N, side * side * C), row by row."""
+    return rearrange(x_BCHW, "b c (h p) (w q) -> b (h w) (p q c)", p=side, q=side)
+
+
+def _decoder(
+    grid: tuple[int, int], width: int, depth: int, heads: int, num_prefix_tokens: int
+) -> MaskedVisionTransformerDecoderTIMM:
+    """Build the decoder for a grid of patches: lightly knows the positions of a square one."""
+    rows, columns = grid
+    square = rows == columns
+    decoder = MaskedVisionTransformerDecoderTIMM(
+        rows * columns,
+        width,
+        depth,
+        heads,
+        num_prefix_tokens=num_prefix_tokens,
+        initialize_weights=square,
+    )
+    if not square:
+        nn.init.normal_(decoder.mask_token, std=0.02)
+        x_hw, y_hw = np.meshgrid(*(np.arange(n, dtype=np.float32) for n in (columns, rows)))
+        positions = get_2d_sine_cosine_positional_embedding_from_grid(
+            width, np.stack([x_hw, y_hw])[:, None]
+        )
+        decoder.pos_embed.data[0, num_prefix_tokens:] = torch.from_numpy(positions).float()
+        decoder.apply(init_weights)
+    return decoder
 
 
 def _num_visible(num_patches: int, mask_ratio: float) -> int:

@@ -63,6 +63,16 @@ def size_text(size: "int | tuple[int, int]") -> str:
     return "x".join(str(side) for side in height_width(size))
 
 
+def short_size(size: "int | tuple[int, int]") -> str:
+    """Return a size for a sentence about pixels: ``224``, or ``256x128``."""
+    return str(size) if isinstance(size, int) else size_text(size)
+
+
+def as_written(size: "int | tuple[int, int]") -> str:
+    """Return a size as an override of a config writes it: ``224``, or ``[256,128]``."""
+    return str(size) if isinstance(size, int) else f"[{size[0]},{size[1]}]"
+
+
 def _square_by_side(size: "int | tuple[int, int]") -> "int | tuple[int, int]":
     return as_size(*height_width(size))
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ssdistill.models.backbones import Encoder
+from ssdistill.models.spec import Channels
+from ssdistill.settings import Size, as_size, height_width
 
 
 @dataclass(frozen=True)
@@ -14,13 +16,19 @@ class ImageSpec:
     """Size and statistics of the images a teacher will receive.
 
     Attributes:
-        image_size: side of the images, in pixels.
+        image_size: side of the images, in pixels, or their height and width.
         mean, std: statistics of the training images, per channel of values in [0, 1].
     """
 
-    image_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    image_size: Size
+    mean: Channels
+    std: Channels
+
+    def __post_init__(self) -> None:
+        # From a stage's config, pairs and statistics come as lists.
+        object.__setattr__(self, "image_size", as_size(*height_width(self.image_size)))
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
 
 
 class Teacher:

@@ -7,11 +7,13 @@ from torch import Tensor
 
 from ssdistill.errors import UserError
 from ssdistill.files import user_path
-from ssdistill.models.backbones import Encoder, build_encoder, check_timm_name
-from ssdistill.models.spec import IMAGENET_MEAN, IMAGENET_STD, Channels, EncoderSettings
+from ssdistill.models.backbones import Encoder, build_encoder
+from ssdistill.models.spec import IMAGENET_MEAN, IMAGENET_STD, RGB, Channels, EncoderSettings
 from ssdistill.models.stems import SMALL_IMAGE, takes_small_stem
-from ssdistill.settings import PositiveInt
+from ssdistill.models.timm_net import check_timm_name
+from ssdistill.settings import Size, as_size, height_width
 from ssdistill.teachers import ImageSpec, Teacher
+from ssdistill.teachers.channels import check_channels, check_numbers, first_channels
 from ssdistill.teachers.formats.fitting import Fit, fit
 from ssdistill.teachers.formats.heads import UnknownHead, build_head, widths
 from ssdistill.teachers.formats.layouts import FALLBACK, FORMATS, BranchName, first_names
@@ -21,8 +23,6 @@ from ssdistill.teachers.formats.states import flat_state
 from ssdistill.teachers.formats.tensors import not_finite
 from ssdistill.teachers.sizes import fit_size, size_notices
 
-UNCHANGED: tuple[Channels, Channels] = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-"""Mean and std that leave images in [0, 1] unchanged."""
 SOLO_LEARN_PADDING = 2
 """Padding of the first convolution in solo-learn's ResNets for small images."""
 MOCO_V3_HEADS = {384: 12}
@@ -43,10 +43,12 @@ class Checkpoint(Teacher):
             project: simclr (sthalles, Spijkervet, SimCLR v2) takes images unchanged, lightly
             normalizes by ImageNet; a timm file by timm's statistics for the model; else
             networks for small images (small stem, or a fixed side up to 64 pixels) by the
-            training images' own statistics, all others by ImageNet's.
+            training images' own statistics, all others by ImageNet's. Images of other than
+            three channels are normalized by their own.
         std: likewise.
-        input_size: side to which it resizes its inputs; null is the model's own where that
-            is fixed (transformers) or where it cannot take them as they come.
+        input_size: side, or ``[height, width]``, to which it resizes its inputs; null is the
+            model's own where that is fixed (transformers) or where it cannot take them as they
+            come.
         branch: which network, where the file has both: ``online`` (or ``student``) or
             ``momentum`` (or ``teacher``); ``auto`` is the one the method's authors evaluate.
         allow_missing: accept a file that lacks tensors of the network; they stay random.
@@ -66,7 +68,7 @@ class Checkpoint(Teacher):
         encoder: EncoderSettings = EncoderSettings(),
         mean: Channels | None = None,
         std: Channels | None = None,
-        input_size: PositiveInt | None = None,
+        input_size: Size | None = None,
         branch: BranchName = "auto",
         allow_missing: bool = False,
         allow_extra: bool = False,
@@ -85,11 +87,15 @@ class Checkpoint(Teacher):
 
     def load(self, image_spec: ImageSpec) -> tuple[Encoder, list[str]]:
         self._check_settings()
+        for key, values in zip(("mean", "std"), self.statistics, strict=True):
+            check_numbers(values, image_spec, f"teacher.{key}")
         state = flat_state(read(self.path), self.path)
         parts = take_apart(state, self.format, self.branch, self.path)
         settings = self._network(parts)
         mean, std, whose = self._normalization(parts.format, settings, image_spec)
         encoder = build_encoder(settings, image_spec.image_size, mean, std)
+        if channels := first_channels(encoder, parts.backbone):
+            check_channels(channels, image_spec, str(self.path), "teacher.path")
         self._check_attention(parts, encoder)
         try:
             fitted = fit(
@@ -97,7 +103,7 @@ class Checkpoint(Teacher):
             )
         except UserError as error:
             raise UserError(f"{self.path} {error}{self._how_read(parts, state)}") from None
-        fit_size(encoder, _native_side(settings))
+        fit_size(encoder, _native_size(settings))
         notices = [
             _summary(parts, fitted, self._head(parts, encoder)),
             f"{self.path.name}: images are normalized by {whose}",
@@ -128,7 +134,7 @@ class Checkpoint(Teacher):
     def _network(self, parts: Parts) -> EncoderSettings:
         """Complete the encoder settings from the file and its project's conventions."""
         settings = self.settings
-        update: dict[str, Any] = {"input_size": self.input_size or _fixed_side(settings)}
+        update: dict[str, Any] = {"input_size": self.input_size or _fixed_size(settings)}
         if settings.stem == "auto":
             update["stem"] = self._stem(parts.backbone)
         small = update.get("stem", settings.stem) == "small"
@@ -158,9 +164,11 @@ class Checkpoint(Teacher):
         if mean is not None and std is not None:
             return mean, std, "teacher.mean and teacher.std"
         if name == "simclr":
-            return *UNCHANGED, "nothing (the convention of its project)"
-        fixed = _fixed_side(settings)
-        if name != "lightly" and (settings.stem == "small" or (fixed and fixed <= SMALL_IMAGE)):
+            count = len(image_spec.mean)
+            return (0.0,) * count, (1.0,) * count, "nothing (the convention of its project)"
+        fixed = _fixed_size(settings)
+        small = settings.stem == "small" or (fixed and max(height_width(fixed)) <= SMALL_IMAGE)
+        if len(image_spec.mean) != RGB or (name != "lightly" and small):
             return image_spec.mean, image_spec.std, "the training images' own statistics"
         config = timm.get_pretrained_cfg(settings.name)
         if name == "timm" and config is not None:
@@ -220,19 +228,19 @@ class Checkpoint(Teacher):
         return warnings
 
 
-def _fixed_side(settings: EncoderSettings) -> int | None:
-    """Image side of an architecture with a fixed input size; None for any other."""
+def _fixed_size(settings: EncoderSettings) -> Size | None:
+    """Image size of an architecture with a fixed one; None for any other."""
     img_size = settings.args.get("img_size")
     if img_size is not None:
-        return int(img_size if isinstance(img_size, int) else img_size[0])
+        return img_size if isinstance(img_size, int) else as_size(img_size[0], img_size[-1])
     config = timm.get_pretrained_cfg(settings.name)
     return config.input_size[-1] if config is not None and config.fixed_input_size else None
 
 
-def _native_side(settings: EncoderSettings) -> int:
-    """Image side that timm's architecture was designed for."""
+def _native_size(settings: EncoderSettings) -> Size:
+    """Image size that timm's architecture was designed for."""
     config = timm.get_pretrained_cfg(settings.name)
-    return _fixed_side(settings) or (config.input_size[-1] if config is not None else 224)
+    return _fixed_size(settings) or (config.input_size[-1] if config is not None else 224)
 
 
 def _attention_heads(encoder: Encoder) -> int | None:

@@ -8,7 +8,9 @@ from ssdistill.artifacts.description import Description, read_description
 from ssdistill.artifacts.files import ONNX_WEIGHTS, find_artifact
 from ssdistill.errors import UserError
 from ssdistill.models.backbones import Encoder
+from ssdistill.settings import short_size
 from ssdistill.teachers import ImageSpec, Teacher
+from ssdistill.teachers.channels import check_channels
 from ssdistill.teachers.sizes import fit_size, size_notices
 
 
@@ -35,14 +37,15 @@ class FinishedRun(Teacher):
     def load(self, image_spec: ImageSpec) -> tuple[Encoder, list[str]]:
         folder, _ = self._find()
         encoder = load_encoder(folder)
+        check_channels(encoder.spec.in_chans, image_spec, f"{folder}", "teacher.path")
         trained_size, image_size = encoder.spec.image_size, image_spec.image_size
         encoder.spec = encoder.spec.model_copy(update={"image_size": image_size})
         fit_size(encoder, trained_size)
         notices = size_notices(encoder)
         if trained_size != image_size and encoder.spec.input_size is None:
             notices.append(
-                f"{encoder.spec.name} was trained on images of {trained_size} pixels but will "
-                f"receive {image_size}"
+                f"{encoder.spec.name} was trained on images of {short_size(trained_size)} pixels "
+                f"but will receive {short_size(image_size)}"
             )
         return encoder, notices
 

@@ -1,26 +1,39 @@
 """Input sizes of pretrained networks on images of another size."""
 
+import math
+
 from ssdistill.errors import UserError
 from ssdistill.measure.macs import count_macs
 from ssdistill.models.backbones import Encoder
 from ssdistill.models.downloads import reason
+from ssdistill.settings import Size, as_size, height_width, short_size
 
 REFUSALS = (AssertionError, RuntimeError, ValueError, IndexError)
 """Exceptions of networks for an unsupported image size."""
 
 
-def size_inside(wanted: int | None, native: int, image_size: int, fixed: bool) -> int | None:
+GRID = 32
+"""Sides of enlarged images that are no squares are multiples of it, which networks use whole."""
+
+
+def size_inside(wanted: Size | None, native: Size, image_size: Size, fixed: bool) -> Size | None:
     """The ``input_size`` of a network that was trained on images of ``native`` pixels.
 
-    Where none is ``wanted``, images smaller than it knows are enlarged, and all are resized for
-    a network of a fixed size.
+    Where none is ``wanted``, images smaller than it knows are enlarged, in their own aspect ratio
+    and up to its number of pixels, and all are resized for a network of a fixed size.
     """
-    if wanted is None and (fixed or image_size < native):
+    if wanted is not None or fixed:
+        return wanted or native
+    height, width = height_width(image_size)
+    scale = math.sqrt(math.prod(height_width(native)) / (height * width))
+    if scale <= 1:
+        return None
+    if height == width:
         return native
-    return wanted
+    return as_size(*(max(1, round(side * scale / GRID)) * GRID for side in (height, width)))
 
 
-def fit_size(encoder: Encoder, native: int) -> None:
+def fit_size(encoder: Encoder, native: Size) -> None:
     """Check that ``encoder`` takes its images; if not, resize them to ``native`` pixels.
 
     Raises:
@@ -32,22 +45,23 @@ def fit_size(encoder: Encoder, native: int) -> None:
         refused = _refusal(encoder)
     if refused:
         raise UserError(
-            f"'{encoder.spec.name}' cannot encode images of {encoder.spec.side} pixels "
-            f"({reason(refused)}); it was trained at {native} pixels"
+            f"'{encoder.spec.name}' cannot encode images of {short_size(encoder.spec.size)} pixels "
+            f"({reason(refused)}); it was trained at {short_size(native)} pixels"
         )
 
 
 def size_notices(encoder: Encoder) -> list[str]:
     """Describe the cost of internal resizing; empty if nothing is resized."""
     spec = encoder.spec
-    if spec.side == spec.image_size:
+    if spec.size == spec.image_size:
         return []
+    given, inside = short_size(spec.image_size), short_size(spec.size)
     macs, plain = count_macs(encoder), _macs_as_they_come(encoder)
-    text = f"{spec.name} resizes images from {spec.image_size} to {spec.side} pixels internally: "
+    text = f"{spec.name} resizes images from {given} to {inside} pixels internally: "
     unit, name = (1e9, "G") if macs >= 1e9 else (1e6, "M")
     text += f"{_two_digits(macs / unit)} {name} MACs per image"
     if plain:
-        text += f", {_two_digits(macs / plain)} times those at {spec.image_size} pixels"
+        text += f", {_two_digits(macs / plain)} times those at {given} pixels"
     return [text]
 
 

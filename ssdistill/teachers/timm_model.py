@@ -12,12 +12,14 @@ from torch import nn
 
 from ssdistill.errors import UserError
 from ssdistill.models.allowed_args import BuildingArgs, loading_argument, refused_argument
-from ssdistill.models.backbones import Encoder, EncoderSpec, check_timm_name, encoder_around
+from ssdistill.models.backbones import Encoder, EncoderSpec, encoder_around
 from ssdistill.models.downloads import downloading
 from ssdistill.models.spec import Channels
+from ssdistill.models.timm_net import building_args, check_timm_name
 from ssdistill.models.trial import check_arguments
-from ssdistill.settings import PositiveInt
+from ssdistill.settings import Size, as_size, as_written
 from ssdistill.teachers import ImageSpec, Teacher
+from ssdistill.teachers.channels import channel_notices
 from ssdistill.teachers.formats.reading import sha256_of
 from ssdistill.teachers.sizes import fit_size, size_inside, size_notices
 from ssdistill.teachers.weights import check_keys, finite_notices, read_state, weights_file, why
@@ -41,9 +43,10 @@ class TimmModel(Teacher):
         args: further keyword arguments of ``timm.create_model``, none that say what is loaded.
         weights: a safetensors or PyTorch file, in timm's own format or in one of the authors'
             that timm converts (DINOv2, DINOv3, CLIP, MAE, …); null downloads timm's.
-        input_size: side, in pixels, to which images are resized inside. Null is the size of
-            the weights where images are smaller or the architecture has a fixed size. Position
-            embeddings are resampled to another one: 224 instead of the 518 of DINOv2.
+        input_size: side, in pixels, or ``[height, width]`` to which images are resized inside.
+            Null is the size of the weights where images are smaller or the architecture has a
+            fixed size. Position embeddings are resampled to another one: 224 instead of the 518
+            of DINOv2.
     """
 
     kind = "timm"
@@ -54,7 +57,7 @@ class TimmModel(Teacher):
         name: str,
         args: BuildingArgs = {},  # noqa: B006  never changed
         weights: str | None = None,
-        input_size: PositiveInt | None = None,
+        input_size: Size | None = None,
     ):
         if argument := loading_argument(args):
             raise UserError(
@@ -73,13 +76,14 @@ class TimmModel(Teacher):
         return {"hub": config.hf_hub_id, "url": config.url, "tag": config.tag}
 
     def load(self, image_spec: ImageSpec) -> tuple[Encoder, list[str]]:
-        check_arguments(self.args, "teacher.args")
+        check_arguments(self.args, "teacher.args", len(image_spec.mean))
         path = None if self.weights is None else weights_file(self.weights)
         name, config, args, source = self._resolve()
-        spec, native = self._spec(name, config, args, image_spec.image_size)
+        spec, native = self._spec(name, config, args, image_spec)
         encoder = encoder_around(spec, self._create(spec, config, source, path)).eval()
         fit_size(encoder, native)
-        return encoder, [*finite_notices(encoder), *size_notices(encoder)]
+        notices = [*finite_notices(encoder), *channel_notices(encoder, config.input_size[0])]
+        return encoder, [*notices, *size_notices(encoder)]
 
     def _registered(self) -> PretrainedCfg:
         if ":" in self.name or "/" in self.name:
@@ -117,30 +121,36 @@ class TimmModel(Teacher):
         if refused := refused_argument(name, "timm", args or {}):
             raise UserError(f"teacher.name: refused to build '{self.name}' (model_args.{refused})")
         pretrained_cfg = {key: value for key, value in pretrained_cfg.items() if key not in LOCAL}
-        return name, config, {**(args or {}), **self.args}, {"pretrained_cfg": pretrained_cfg}
+        # How many channels is the images' to say; timm adapts the first layer from its own number.
+        args = {key: value for key, value in (args or {}).items() if key != "in_chans"} | self.args
+        return name, config, args, {"pretrained_cfg": pretrained_cfg}
 
     def _spec(
-        self, name: str, config: PretrainedCfg, args: dict[str, Any], image_size: int
-    ) -> tuple[EncoderSpec, int]:
+        self, name: str, config: PretrainedCfg, args: dict[str, Any], image_spec: ImageSpec
+    ) -> tuple[EncoderSpec, Size]:
         own = args.get("img_size") or config.input_size[-1]
-        native = own if isinstance(own, int) else own[0]
+        native = own if isinstance(own, int) else as_size(own[0], own[-1])
         if "img_size" in args and self.input_size not in (None, native):
             raise UserError(
-                f"teacher.input_size={self.input_size} and teacher.args.img_size={native} "
+                f"teacher.input_size={as_written(self.input_size)} and "
+                f"teacher.args.img_size={as_written(native)} "
                 "disagree: set only one of them"
             )
         fixed = config.fixed_input_size and not args.get("dynamic_img_size")
-        size = size_inside(self.input_size, native, image_size, fixed)
+        size = size_inside(self.input_size, native, image_spec.image_size, fixed)
         if config.fixed_input_size and size is not None:
-            args["img_size"] = size
+            args["img_size"] = size if isinstance(size, int) else list(size)
+        # timm leaves the number of channels of its statistics open.
+        mean, std = cast("Channels", tuple(config.mean)), cast("Channels", tuple(config.std))
+        if len(image_spec.mean) != len(mean):
+            mean, std = image_spec.mean, image_spec.std
         spec = EncoderSpec(
             name=name,
             args=args,
-            image_size=image_size,
+            image_size=image_spec.image_size,
             input_size=size,
-            # timm leaves the number of channels open.
-            mean=cast("Channels", tuple(config.mean)),
-            std=cast("Channels", tuple(config.std)),
+            mean=mean,
+            std=std,
         )
         return spec, native
 
@@ -157,7 +167,7 @@ class TimmModel(Teacher):
         try:
             with downloading(what, REMEDY, hub=path is None), _watch_loading() as results:
                 net = timm.create_model(
-                    spec.name, pretrained=True, num_classes=0, **source, **spec.args
+                    spec.name, pretrained=True, num_classes=0, **source, **building_args(spec)
                 )
         except TypeError as error:
             raise UserError(f"teacher.args of '{self.name}': {error}") from error

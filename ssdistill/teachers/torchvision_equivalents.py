@@ -7,7 +7,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from ssdistill.models.spec import RGB
 from ssdistill.models.torchvision_net import TorchvisionNet
+from ssdistill.settings import Size, height_width
 
 TOLERANCE = 1e-4
 """Largest difference between embeddings, relative to the largest value."""
@@ -45,14 +47,15 @@ VIT_KEYS = (
 
 @torch.no_grad()
 def timm_equivalent(
-    name: str, torchvision_net: TorchvisionNet, side: int
+    name: str, torchvision_net: TorchvisionNet, size: Size, channels: int = RGB
 ) -> tuple[str, dict[str, Any], nn.Module] | None:
     """Build timm's equivalent with torchvision's weights, and verify equal embeddings.
 
     Args:
         name: torchvision's.
         torchvision_net: in eval mode, at the weights wanted.
-        side: of the square noise on which the two have to agree.
+        size: of the noise on which the two have to agree.
+        channels: of the images that torchvision's takes.
 
     Returns:
         timm's name and arguments, and the network; None where there is none that agrees.
@@ -61,13 +64,15 @@ def timm_equivalent(
     if not timm.is_model(twin):
         return None
     if twin.startswith("vit_"):
-        args = {**args, "img_size": side}
-    timm_net: Any = timm.create_model(twin, num_classes=0, **args).eval()
+        args = {**args, "img_size": size}
+    first = {"in_chans": channels} if channels != RGB else {}
+    timm_net: Any = timm.create_model(twin, num_classes=0, **args, **first).eval()
     state = _renamed(torchvision_net.net.state_dict(), timm_net)
     if state is None:
         return None
     timm_net.load_state_dict(state)
-    x_BCHW = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    x_BCHW = torch.randn(1, channels, *height_width(size), generator=generator)
     expected_BD = torchvision_net.forward_features(x_BCHW)
     found_BD = timm_net.forward_head(timm_net.forward_features(x_BCHW), pre_logits=True)
     if found_BD.shape != expected_BD.shape:

@@ -139,10 +139,15 @@ class RuntimeModel(ABC):
 
     def _as_images(self, x: Tensor) -> Tensor:
         if not (isinstance(x, Tensor) and x.dtype == torch.uint8 == self._torch_dtype):
-            x = as_images(x, self.name)
+            x = as_images(x, self.name, self._channels)
         if self.checks_inputs:
-            check_images(x, self.name, look_at_values=x.is_floating_point())
+            check_images(x, self.name, x.is_floating_point(), self._channels)
         return x
+
+    @property
+    def _channels(self) -> int | None:
+        """Of the images it takes; None where that is not known."""
+        return self.spec.in_chans if self.spec else (self.input_shape or (None,))[0]
 
     @property
     def _torch_dtype(self) -> torch.dtype:

@@ -78,7 +78,7 @@ def export_onnx(
 ) -> float:
     """Write ``model`` as one ONNX file with a dynamic batch axis, and check it.
 
-    An encoder's normalization is part of the graph: input ``inputs`` is float (B, 3, H, W) in
+    An encoder's normalization is part of the graph: input ``inputs`` is float (B, C, H, W) in
     [0, 1], output ``embedding`` (B, embed_dim). The file is opened again in ONNX Runtime and
     compared with PyTorch on a batch of another size than the one it was traced with.
 

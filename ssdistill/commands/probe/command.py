@@ -48,8 +48,8 @@ def add_probe(commands: argparse._SubParsersAction) -> None:
     add("--protocols", metavar="A,B", help="linear, knn, … (default: linear, knn, low_shot)")
     add("--margin", type=float, default=1.0, metavar="POINTS",
         help="equivalence margin in points of accuracy (default: 1.0)")  # fmt: skip
-    add("--image-size", type=_positive, metavar="PIXELS",
-        help="image size in pixels (default: each encoder's own)")  # fmt: skip
+    add("--image-size", type=_size, metavar="PIXELS",
+        help="image size in pixels, 224 or 256x128 (default: each encoder's own)")  # fmt: skip
     for name in ("mean", "std"):
         add(f"--{name}", nargs=3, type=float, metavar=("R", "G", "B"),
             help="normalization statistics of a bare .onnx file")  # fmt: skip
@@ -156,9 +156,10 @@ def _is_setting(word: str) -> bool:
     return "=" in word and not Path(word).exists() and named_encoder(word) is None
 
 
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
+def _size(text: str) -> int | tuple[int, int]:
+    sides = text.split("x")
+    if len(sides) > 2 or not all(side.isdigit() and int(side) for side in sides):
         raise argparse.ArgumentTypeError(
-            f"{text} is not an image size in pixels; write a whole number"
+            f"{text} is not an image size in pixels; write a whole number, or HEIGHTxWIDTH"
         )
-    return int(text)
+    return int(text) if len(sides) == 1 else (int(sides[0]), int(sides[1]))

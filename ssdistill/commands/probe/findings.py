@@ -10,6 +10,7 @@ from ssdistill.evaluate.opening.images import Shown
 from ssdistill.evaluate.paired import MARGIN, Paired
 from ssdistill.evaluate.protocols import Protocol
 from ssdistill.evaluate.result import Result
+from ssdistill.settings import Size
 
 LOOKED_AT = 2000
 """Largest number of test images used by label-free metrics and the map; evenly spread."""
@@ -21,7 +22,7 @@ class Findings:
 
     Attributes:
         name: short, for tables; source: what was opened.
-        image_size: side of the images it was given, in pixels.
+        image_size: side of the images it was given, in pixels, or height and width.
         metrics: every number under its name in records.
         results: of every protocol that could be run, by its name.
         refused: by protocol, why it could not.
@@ -31,7 +32,7 @@ class Findings:
 
     name: str
     source: str
-    image_size: int
+    image_size: Size
     metrics: dict[str, float]
     results: dict[str, Result] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)

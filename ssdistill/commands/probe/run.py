@@ -22,6 +22,7 @@ from ssdistill.evaluate.subject import Subject
 from ssdistill.label_free.agreement import agreement
 from ssdistill.label_free.collapse import collapse_metrics
 from ssdistill.label_free.features import Precision
+from ssdistill.settings import Size, as_size, short_size
 from ssdistill.train.progress import console
 
 
@@ -32,7 +33,7 @@ def probe(
     *,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     data_settings: Mapping[str, Any] | None = None,
-    image_size: int | None = None,
+    image_size: Size | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     margin: float = MARGIN,
@@ -50,7 +51,8 @@ def probe(
         data: what :func:`ssdistill.evaluate.opening.images.open_images` takes.
         protocols: names such as ``linear`` or ``knn_dinov2``; by default those of a config.
         settings: of protocols, by name; data_settings: over those that ``data`` says.
-        image_size: side in pixels of the images encoders are given; each one's own by default.
+        image_size: side in pixels of the images encoders are given, or height and width; each
+            one's own by default.
         mean, std: statistics that bare ``.onnx`` files and checkpoints expect images to be
             normalized by; other models know their own.
         margin: points of accuracy within which two models count as equally good.
@@ -63,7 +65,7 @@ def probe(
     """
     sources = _sources(models)
     requested = ask(protocols, settings)
-    check_image_size(image_size)
+    image_size = check_image_size(image_size)
     _check(sources.values(), margin, mean, std)
     torch_device = as_device(device)
     sizes = [image_size or own_size(what) for what in sources.values()]
@@ -132,9 +134,11 @@ def _judge(
 ) -> Findings:
     """Evaluate one model: cost, label-free metrics and every protocol."""
     results, refused, notices = {}, {}, list(opened.notices)
-    size = min(subject.test.images.shape[1:3])
+    height, width = subject.test.images.shape[1:3]
+    size = as_size(height, width)
     if subject.image_size != size:
-        notices.append(f"images of {size} pixels are resized to {subject.image_size}")
+        given, taken = short_size(size), short_size(subject.image_size)
+        notices.append(f"images of {given} pixels are resized to {taken}")
     test_ND = subject.features("test")
     looked_at_ND = test_ND[spread(len(test_ND))].clone()
     costs = {"compress/bytes": opened.bytes, "compress/params": opened.parameters}

@@ -9,6 +9,7 @@ from ssdistill.report.tables.columns import MEASURES, PROBE, Column, protocol_wo
 from ssdistill.report.tables.models import MISSING, scaled
 from ssdistill.report.tables.paired import p_words
 from ssdistill.report.tables.table import Table
+from ssdistill.settings import short_size
 
 FOLDED = ("_low", "_high", "_stderr")
 """Suffixes of measures that are shown as the interval of another measure."""
@@ -119,7 +120,7 @@ def models_table(probed: Probed) -> Table:
         cells = [
             _scaled(model.metrics.get("compress/bytes"), "bytes"),
             _scaled(model.metrics.get("compress/params"), "count"),
-            str(model.image_size),
+            short_size(model.image_size),
         ]
         for column in columns:
             value = model.metrics.get(column.metric)

@@ -7,30 +7,38 @@ from typing import Any
 
 from ssdistill.data.settings import LARGEST_SIDE
 from ssdistill.errors import UserError, shortened
+from ssdistill.settings import Size, as_size
 
 
-def check_image_size(image_size: Any) -> None:
-    """Raise an error unless ``image_size`` is a possible side of an image.
+def check_image_size(image_size: Any) -> Size | None:
+    """Return ``image_size`` if it is the side of an image, or height and width.
 
     Raises:
-        UserError: not a whole number of pixels, from 1 to :data:`LARGEST_SIDE`.
+        UserError: not one or two whole numbers of pixels, from 1 to :data:`LARGEST_SIDE`.
     """
     if image_size is None:
-        return
+        return None
+    pair = isinstance(image_size, tuple | list) and len(image_size) == 2
+    sides = image_size if pair else (image_size, image_size)
     try:
-        fits = not isinstance(image_size, bool) and 0 < operator.index(image_size) <= LARGEST_SIDE
+        fits = all(not isinstance(s, bool) and 0 < operator.index(s) <= LARGEST_SIDE for s in sides)
     except TypeError:
         fits = False
     if not fits:
         written = shortened(repr(image_size))
-        raise UserError(f"image_size={written}: write a whole number from 1 to {LARGEST_SIDE}")
+        raise UserError(
+            f"image_size={written}: write a whole number from 1 to {LARGEST_SIDE}, or (height, "
+            "width)"
+        )
+    return as_size(*(operator.index(side) for side in sides))
 
 
 def check_statistics(mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
     """Raise an error unless mean and standard deviation can normalize images.
 
     Raises:
-        UserError: one without the other, not three finite numbers each, or a std of 0 or less.
+        UserError: one without the other, not a finite number for each channel, or a std of 0 or
+            less.
     """
     if (mean is None) != (std is None):
         raise UserError("mean and std belong together: pass both or neither")
@@ -42,10 +50,14 @@ def check_statistics(mean: Sequence[float] | None, std: Sequence[float] | None) 
             finite = [float(value) for value in values if math.isfinite(value)]
         except (TypeError, ValueError, RuntimeError):
             finite = []
-        if len(finite) != 3 or len(values) != 3:
-            raise UserError(f"{name}={written}: write three numbers, for red, green and blue")
+        if not finite or len(finite) != len(values):
+            raise UserError(f"{name}={written}: write one finite number for each channel")
         if name == "std" and min(finite) <= 0:
             raise UserError(f"std={written}: must be positive in every channel")
+    if mean is not None and std is not None and len(mean) != len(std):
+        raise UserError(
+            f"mean has {len(mean)} numbers and std has {len(std)}: write one for each channel"
+        )
 
 
 def check_margin(margin: Any) -> None:

@@ -11,6 +11,7 @@ from ssdistill.artifacts.runtimes.onnx_runtime import INPUT_TYPES, OnnxEncoder
 from ssdistill.errors import UserError
 from ssdistill.models.inputs import as_images
 from ssdistill.models.representation import Representation
+from ssdistill.settings import Size, as_size
 
 
 class BareOnnx(OnnxEncoder):
@@ -26,10 +27,11 @@ class BareOnnx(OnnxEncoder):
 
     Raises:
         UserError: ONNX Runtime cannot open it, it takes something else than one float or uint8
-            batch (B, 3, H, W) of squares, or its first output is not (B, D).
+            batch (B, C, H, W), its first output is not (B, D), or mean and std are not one number
+            a channel.
 
     Attributes:
-        side: of the images it takes, in pixels; None where any will do.
+        size: of the images it takes, in pixels; None where any will do.
     """
 
     def __init__(
@@ -41,17 +43,22 @@ class BareOnnx(OnnxEncoder):
         self.statistics = None
         super().__init__(path, embed_dim=0)
         self.takes_images = True
-        self.side = self._checked_side()
+        self.size = self._check_image_size()
         self.embed_dim = self._checked_width()
         if mean is not None and std is not None:
             if self.input_dtype == np.uint8:
                 raise UserError(f"{self.path} takes uint8 images: omit mean and std")
-            self.statistics = tuple(torch.tensor(v).view(1, 3, 1, 1) for v in (mean, std))
+            if self._channels not in (None, len(mean)):
+                raise UserError(
+                    f"{self.path} takes {self._channels} channels, but mean has {len(mean)} "
+                    "numbers: write one for each"
+                )
+            self.statistics = tuple(torch.tensor(v).view(1, -1, 1, 1) for v in (mean, std))
 
     def __call__(self, x: Tensor) -> Representation:
         if self.statistics is not None:
             mean, std = self.statistics
-            x = as_images(x, str(self.path))
+            x = as_images(x, str(self.path), self._channels)
             x = (x - mean.to(x.device)) / std.to(x.device)
         return super().__call__(x)
 
@@ -70,7 +77,7 @@ class BareOnnx(OnnxEncoder):
             raise self._wrong_output(embedding_BD.shape)
         return embedding_BD.astype(np.float32, copy=False)
 
-    def _checked_side(self) -> int | None:
+    def _check_image_size(self) -> Size | None:
         inputs = self.session.get_inputs()
         if len(inputs) != 1:
             names = ", ".join(one.name for one in inputs)
@@ -79,14 +86,12 @@ class BareOnnx(OnnxEncoder):
         if INPUT_TYPES.get(kind) not in (np.float32, np.uint8):
             raise UserError(f"{self.path} takes {kind}; an encoder takes float or uint8 images")
         # Names stand for sizes that are open.
-        fits = len(shape) == 4 and (shape[1] == 3 or not isinstance(shape[1], int))
-        sizes = [size for size in shape[2:] if isinstance(size, int)]
-        fits = fits and (not isinstance(shape[0], int) or shape[0] != 0)
-        if not fits or len(set(sizes)) > 1:
+        if len(shape) != 4 or 0 in shape:
             raise UserError(
-                f"{self.path} takes {_shown(shape)}; an encoder takes square images (B, 3, H, W)"
+                f"{self.path} takes {_shown(shape)}; an encoder takes images (B, C, H, W)"
             )
-        return sizes[0] if sizes else None
+        sides = [size for size in shape[2:] if isinstance(size, int)]
+        return as_size(sides[0], sides[-1]) if sides else None
 
     def _checked_width(self) -> int:
         """Width of the embedding; 0 where the graph does not tell."""

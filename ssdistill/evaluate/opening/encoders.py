@@ -16,6 +16,7 @@ from ssdistill.evaluate.opening.bare_onnx import BareOnnx
 from ssdistill.evaluate.opening.named_encoders import KINDS, named_encoder
 from ssdistill.files import user_path
 from ssdistill.models.representation import Representation
+from ssdistill.settings import Size, as_size, as_written, short_size
 from ssdistill.teachers import ImageSpec
 
 Channels = Sequence[float]
@@ -28,14 +29,15 @@ class Opened:
     Attributes:
         encoder: maps float BCHW images in [0, 1] to a Representation.
         source: what was opened, as it was written.
-        image_size: side of the images it is given, in pixels; None: as they come.
+        image_size: side of the images it is given, in pixels, or height and width; None: as they
+            come.
         notices: what must be known to read its numbers rightly.
         files: what a user of the model ships; empty for one that is in memory only.
     """
 
     encoder: Callable[[Tensor], Representation]
     source: str
-    image_size: int | None
+    image_size: Size | None
     notices: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
 
@@ -77,7 +79,7 @@ def open_encoder(
     what: Any,
     image_spec: ImageSpec | None = None,
     *,
-    image_size: int | None = None,
+    image_size: Size | None = None,
     mean: Channels | None = None,
     std: Channels | None = None,
     trust: bool = False,
@@ -90,15 +92,42 @@ def open_encoder(
             likewise ``torchvision:`` and ``checkpoint:`` (see ``ssdistill list teachers``); or
             an encoder, a network or a function from images to a Representation or a tensor.
         image_spec: of the images it will see; a checkpoint from elsewhere may need to know them.
-        image_size: side of the images it is to be given; its own size by default.
+        image_size: side of the images it is to be given, or height and width; its own size by
+            default.
         mean, std: statistics that an ``.onnx`` file or a checkpoint expects images to be
             normalized by.
         trust: open a saved model that is native code and was not compiled here.
 
     Raises:
-        UserError: nothing to open there, or something that is no encoder.
+        UserError: nothing to open there, something that is no encoder, or one for images of
+            other channels.
     """
-    check_image_size(image_size)
+    opened = _opened(what, image_spec, check_image_size(image_size), mean, std, trust)
+    takes = channels_of(opened.encoder)
+    if image_spec is not None and takes not in (None, len(image_spec.mean)):
+        raise UserError(
+            f"{opened.source} takes images of {takes} channel{'s' * (takes != 1)}, but the data "
+            f"has {len(image_spec.mean)}: pass images of the channels it was trained on"
+        )
+    return opened
+
+
+def channels_of(encoder: Any) -> int | None:
+    """Channels of the images that an encoder takes; None where that is not known."""
+    if spec := getattr(encoder, "spec", None):
+        return getattr(spec, "in_chans", None)
+    shape = getattr(encoder, "input_shape", None)
+    return shape[0] if shape and getattr(encoder, "takes_images", False) else None
+
+
+def _opened(
+    what: Any,
+    image_spec: ImageSpec | None,
+    image_size: Size | None,
+    mean: Channels | None,
+    std: Channels | None,
+    trust: bool,
+) -> Opened:
     check_statistics(mean, std)
     if not isinstance(what, str | Path):
         return _open_object(what, image_size)
@@ -116,8 +145,8 @@ def open_encoder(
     return _open_artifact(text, image_size, trust)
 
 
-def own_size(what: Any) -> int | None:
-    """Side of the images an encoder was made for, found without loading its weights.
+def own_size(what: Any) -> Size | None:
+    """Size of the images an encoder was made for, found without loading its weights.
 
     Raises:
         UserError: nothing to open there.
@@ -129,7 +158,7 @@ def own_size(what: Any) -> int | None:
         named.check()
         return named.native_size
     if _is_bare(user_path(text)):
-        return BareOnnx(user_path(text)).side
+        return BareOnnx(user_path(text)).size
     spec = read_description(_artifact(text)).spec
     return spec.image_size if spec else None
 
@@ -176,7 +205,7 @@ def _artifact(text: str) -> Path:
     raise UserError(f"no file or folder {shortened(text, 300)}{hint}")
 
 
-def _open_artifact(text: str, image_size: int | None, trust: bool) -> Opened:
+def _open_artifact(text: str, image_size: Size | None, trust: bool) -> Opened:
     from ssdistill.artifacts.artifact import load
     from ssdistill.models.backbones import Encoder
     from ssdistill.teachers.sizes import fit_size, size_notices
@@ -192,7 +221,10 @@ def _open_artifact(text: str, image_size: int | None, trust: bool) -> Opened:
         if image_size and image_size != own:
             encoder.spec = encoder.spec.model_copy(update={"image_size": image_size})
             fit_size(encoder, own)
-            notices.append(f"was trained on images of {own} pixels and gets {image_size}")
+            notices.append(
+                f"was trained on images of {short_size(own)} pixels and gets "
+                f"{short_size(image_size)}"
+            )
             notices += size_notices(encoder)
         return Opened(encoder, text, image_size or own, tuple(notices), files)
     size, notices = _fitting(encoder.input_shape, own, image_size)
@@ -200,10 +232,10 @@ def _open_artifact(text: str, image_size: int | None, trust: bool) -> Opened:
 
 
 def _open_onnx(
-    path: Path, image_size: int | None, mean: Channels | None, std: Channels | None
+    path: Path, image_size: Size | None, mean: Channels | None, std: Channels | None
 ) -> Opened:
     encoder = BareOnnx(path, mean, std)
-    size, notices = _fitting(encoder.input_shape, encoder.side, image_size)
+    size, notices = _fitting(encoder.input_shape, encoder.size, image_size)
     if mean is None:
         takes = "images of 0 to 255" if encoder.input_dtype.kind == "u" else "images in [0, 1]"
         notices.append(
@@ -213,16 +245,20 @@ def _open_onnx(
 
 
 def _fitting(
-    input_shape: tuple[int | None, ...] | None, native_size: int | None, requested_size: int | None
-) -> tuple[int | None, list[str]]:
+    input_shape: tuple[int | None, ...] | None,
+    native_size: Size | None,
+    requested_size: Size | None,
+) -> tuple[Size | None, list[str]]:
     """Image size for an exported model, and notices about it."""
-    fixed = input_shape[-1] if input_shape else None
+    sides = [side for side in (input_shape or ())[-2:] if side is not None]
+    fixed = as_size(sides[0], sides[-1]) if sides else None
     if fixed is not None and requested_size not in (None, fixed):
-        return fixed, [f"takes images of {fixed} pixels only; ignoring image_size={requested_size}"]
+        takes, asked = short_size(fixed), as_written(requested_size)
+        return fixed, [f"takes images of {takes} pixels only; ignoring image_size={asked}"]
     return requested_size or native_size or fixed, []
 
 
-def _open_object(what: Any, image_size: int | None) -> Opened:
+def _open_object(what: Any, image_size: Size | None) -> Opened:
     if not callable(what) or isinstance(what, type):
         written = shortened(repr(what))
         remedy = "; pass an instance of it" if isinstance(what, type) else ""

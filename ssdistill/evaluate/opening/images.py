@@ -1,6 +1,7 @@
 """Open the images to evaluate an encoder on, from a kind, a path, settings or arrays."""
 
 import logging
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from ssdistill.data.array_file import check_image_array
 from ssdistill.data.image_set import ImageSet
 from ssdistill.data.labels import IGNORE, class_labels
 from ssdistill.data.opening import open_source, open_stores
@@ -20,6 +20,8 @@ from ssdistill.data.splits import SPLITS, Source
 from ssdistill.errors import UserError, nearest, one_line, shortened
 from ssdistill.evaluate.subject import LabeledImages, Subject
 from ssdistill.files import user_path
+from ssdistill.models.spec import RGB
+from ssdistill.settings import Size, as_size, height_width
 from ssdistill.settings.registry import SOURCES
 from ssdistill.teachers import ImageSpec
 
@@ -48,7 +50,8 @@ class Shown:
     """Training and test images.
 
     Attributes:
-        train, test: ``images`` (N, H, W, 3) uint8 and ``labels`` of the two splits.
+        train, test: ``images`` (N, H, W, C), uint8 or float32 in [0, 1], and ``labels`` of the two
+            splits.
         labeled: whether both have labels.
         description: one phrase.
         settings: of the data source, where there was one.
@@ -61,9 +64,10 @@ class Shown:
     settings: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def image_size(self) -> int:
-        """Side of the test images, in pixels."""
-        return min(self.test.images.shape[1:3])
+    def image_size(self) -> Size:
+        """Side of the test images, in pixels, or height and width."""
+        height, width = self.test.images.shape[1:3]
+        return as_size(height, width)
 
     def labels_of(self, rows: slice) -> np.ndarray | None:
         """Labels of those test images, (n,) integers; None without any."""
@@ -75,7 +79,8 @@ class Shown:
         if isinstance(self.train, ImageSet):
             return ImageSpec(self.image_size, self.train.mean, self.train.std)
         step = -(-len(self.train.images) // SAMPLED)
-        pixels = np.asarray(self.train.images[::step], dtype=np.float64) / 255
+        sampled = self.train.images[::step]
+        pixels = np.asarray(sampled, dtype=np.float64) / (255 if sampled.dtype == np.uint8 else 1)
         mean, std = pixels.mean((0, 1, 2)), pixels.std((0, 1, 2))
         # A channel of one value is divided by one level, as that of a store is.
         std[std == 0] = 1 / 255
@@ -86,7 +91,7 @@ def open_images(
     data: Any,
     overrides: Mapping[str, Any] | None = None,
     *,
-    sizes: Iterable[int] = (),
+    sizes: Iterable[Size] = (),
     root: str | Path = "runs",
 ) -> Shown:
     """Open training and test images; they are decoded the first time.
@@ -96,8 +101,8 @@ def open_images(
             mapping of a source's settings, ``((x_train, y_train), (x_test, y_test))`` of
             arrays, or a :class:`Subject` or :class:`Shown`, whose images are taken.
         overrides: settings over those that ``data`` says.
-        sizes: sides of the images that encoders will be given; those of a folder, which have
-            no size of their own, are stored at the largest.
+        sizes: of the images that encoders will be given; those of a folder, which have no size
+            of their own, are stored at the largest.
         root: runs folder; decoded images are kept in ``data`` below it.
 
     Raises:
@@ -119,7 +124,7 @@ def open_images(
     source = open_source(settings)
     size = settings.image_size or source.default_image_size
     if settings.image_size is None and _has_no_size(source):
-        size = max(sizes, default=size)
+        size = max(sizes, default=size, key=lambda one: math.prod(height_width(one)))
     stores = open_stores(source, settings, size, user_path(root) / "data")
     train, test = (stores[name] for name in SPLITS)
     for warning in source.warnings(labels=True):
@@ -205,17 +210,25 @@ def _pixels(images: Any, name: str) -> np.ndarray:
         raise UserError(
             f"data: {name} images are no array ({one_line(error)}); pass one of uint8"
         ) from None
-    if array.dtype != np.uint8:
+    remedy = _conversion(array)
+    if remedy:
         raise UserError(
-            f"data: {name} images must be non-empty uint8 (N, H, W, 3) or (N, H, W), "
-            f"got {array.dtype} {array.shape}; {_conversion(array)}"
+            f"data: {name} images must be non-empty uint8, or float32 in [0, 1], of (N, H, W, C) "
+            f"or (N, H, W), got {array.dtype} {array.shape}; {remedy}"
         )
-    check_image_array(array.shape, array.dtype, f"data: {name} images")
-    return np.broadcast_to(array[..., None], (*array.shape, 3)) if array.ndim == 3 else array
+    gray = array.ndim == 3
+    return np.broadcast_to(array[..., None], (*array.shape, RGB)) if gray else array
 
 
-def _conversion(array: np.ndarray) -> str:
-    """How to make uint8 images of an array of another type."""
+def _conversion(array: np.ndarray) -> str | None:
+    """How to make images of an array that holds none; None where it holds images."""
+    images = array.ndim in (3, 4) and array.size > 0
+    if images and array.ndim == 4 and array.shape[1] < min(array.shape[2:]):
+        return "put the channels last with x.transpose(0, 2, 3, 1)"
+    if array.dtype == np.uint8:
+        return None if images else "pass images of one size in one array"
+    if array.dtype == np.float32 and images and array.min() >= 0 and array.max() <= 1:
+        return None
     if array.dtype.kind in "iu":
         return "convert whole numbers from 0 to 255 with x.astype('uint8')"
     if array.dtype.kind != "f":

@@ -7,7 +7,9 @@ from typing import Any
 
 from ssdistill.errors import UserError
 from ssdistill.files import user_path
-from ssdistill.models.backbones import Encoder, check_timm_name
+from ssdistill.models.backbones import Encoder
+from ssdistill.models.timm_net import check_timm_name
+from ssdistill.settings import Size
 from ssdistill.settings.registry import TEACHERS
 from ssdistill.teachers import ImageSpec
 
@@ -29,8 +31,8 @@ class NamedEncoder:
         return f"{self.kind}:{self.name}" + (f"@{self.file}" if self.file else "")
 
     @property
-    def native_size(self) -> int | None:
-        """Side of the images it was made for; None for a checkpoint, which takes any.
+    def native_size(self) -> Size | None:
+        """Size of the images it was made for; None for a checkpoint, which takes any.
 
         Raises:
             UserError: timm knows no such network; the nearest one is named.
@@ -62,15 +64,15 @@ class NamedEncoder:
     def load(
         self,
         image_spec: ImageSpec | None = None,
-        image_size: int | None = None,
+        image_size: Size | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-    ) -> tuple[Encoder, int, list[str]]:
-        """The encoder in eval mode, the side of the images it takes, and notices.
+    ) -> tuple[Encoder, Size, list[str]]:
+        """The encoder in eval mode, the size of the images it takes, and notices.
 
         Args:
             image_spec: of the images it will see.
-            image_size: side of these; its own by default.
+            image_size: of these; its own by default.
             mean, std: what a checkpoint's images were normalized by, where it is known.
 
         Raises:

@@ -77,7 +77,7 @@ def image_grid(
     framed: Sequence[Sequence[bool]] | None = None,
     cell: int = CELL,
 ) -> np.ndarray:
-    """Images side by side on a transparent ground, each ``cell`` pixels a side.
+    """Images side by side on a transparent ground, each at most ``cell`` pixels a side.
 
     Args:
         rows: equally long rows of (H, W, 3) uint8 images of any size.
@@ -92,13 +92,20 @@ def image_grid(
             if framed is not None and framed[i][j]:
                 rim = np.ones((cell, cell), bool)
                 rim[RIM:-RIM, RIM:-RIM] = False
-                tile_HWC[rim, :3] = SHARED_RGB
+                tile_HWC[rim] = (*SHARED_RGB, 255)
             sheet_HWC[i * step : i * step + cell, j * step : j * step + cell] = tile_HWC
     return sheet_HWC
 
 
 def _tile(picture: np.ndarray, cell: int) -> np.ndarray:
-    """The image at the size of a cell: its own pixels shown as squares when it is smaller."""
+    """The image at the size of a cell: its own pixels shown as squares when it is smaller.
+
+    One that is no square is shown whole, with a transparent rest.
+    """
     image = Image.fromarray(picture).convert("RGBA")
     method = Image.Resampling.NEAREST if max(image.size) < cell else Image.Resampling.LANCZOS
-    return np.array(image.resize((cell, cell), method))
+    width, height = (max(1, round(cell * side / max(image.size))) for side in image.size)
+    tile_HWC = np.zeros((cell, cell, 4), np.uint8)
+    top, left = (cell - height) // 2, (cell - width) // 2
+    tile_HWC[top : top + height, left : left + width] = image.resize((width, height), method)
+    return tile_HWC

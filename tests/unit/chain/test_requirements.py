@@ -26,7 +26,7 @@ def test_what_is_chosen_by_the_user_is_not_said(make_workspace):
     ("override", "message"),
     [
         ("name=nope", "{role}.encoder: timm has no model 'nope'"),
-        ("args.in_chans=1", "{role}.encoder.args.in_chans=1: images always have 3 channels"),
+        ("args.in_chans=1", "{role}.encoder.args.in_chans=1: the images have 3 channels"),
         ("args.layers=[1,1,1,1]", None),
         ("args.layers=[1,1,1,0]", None),
         ("args.channels=[8,16,16,24]", "{role}.encoder: 'resnet10t' returns embeddings of"),

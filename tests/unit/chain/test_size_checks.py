@@ -81,3 +81,17 @@ def test_a_size_that_a_network_crashes_on_is_refused_with_the_keys():
     message = str(caught.value)
     assert "'levit_128s' cannot encode images of 64 pixels" in message
     assert "set encoder.input_size=224" in message and "\n" not in message
+
+
+def test_rows_and_columns_of_what_is_no_square_are_told_apart():
+    args = {"img_size": [34, 19], "embed_dim": 24, "depth": 1, "num_heads": 2, "patch_size": 8}
+    settings = EncoderSettings(name="vit_tiny_patch16_224", args=args)
+    encoder = build_encoder(settings, (34, 19), (0.5,) * 5, (0.2,) * 5)
+    (notice,) = check_sizes(encoder, "pretrain", (), "teacher")
+    assert "ignores the last 2 of 34 rows and 3 of 19 columns (patch_embed.proj leaves" in notice
+    assert "an image of 32x16 pixels is used completely" in notice
+
+
+def test_views_that_are_no_squares_are_tried():
+    encoder = build_encoder(EncoderSettings(name="resnet18"), (32, 16), (0.5,) * 2, (0.2,) * 2)
+    assert check_sizes(encoder, "pretrain", ((16, 8), 16), "teacher") == []

@@ -28,7 +28,7 @@ def flat(x_BCHW):
     return x_BCHW.flatten(1)
 
 
-@pytest.mark.parametrize("size", [0, -4, 16.5, "16", 10**6, True, [16]])
+@pytest.mark.parametrize("size", [0, -4, 16.5, "16", 10**6, True, [16], (16, 0), (8, 8, 8)])
 def test_a_size_that_no_image_has_is_refused_by_name(size):
     for call in (
         lambda: check_image_size(size),
@@ -41,19 +41,24 @@ def test_a_size_that_no_image_has_is_refused_by_name(size):
 
 
 def test_sizes_of_numpy_are_sizes():
-    check_image_size(np.int64(16))
-    check_image_size(None)
+    assert check_image_size(np.int64(16)) == 16
+    assert check_image_size(None) is None
+
+
+def test_a_size_may_be_a_height_and_a_width():
+    assert check_image_size([np.int64(32), 16]) == (32, 16)
+    assert check_image_size((16, 16)) == 16
 
 
 @pytest.mark.parametrize(
     "mean, std, words",
     [
-        ([0.5], [1, 1, 1], r"mean=\[0.5\]: write three numbers"),
-        ([0, 0, 0], [1, 1], "std=.*three numbers"),
-        ([math.nan, 0, 0], [1, 1, 1], "mean=.*three numbers"),
+        ([0.5], [1, 1, 1], r"mean has 1 numbers and std has 3"),
+        ([0, 0, 0], [1, 1], "mean has 3 numbers and std has 2"),
+        ([math.nan, 0, 0], [1, 1, 1], "mean=.*one finite number for each channel"),
         ([0, 0, 0], [1, 0, 1], "std=.*positive"),
         ([0, 0, 0], [1, -1, 1], "std=.*positive"),
-        (0.5, 0.5, "mean=0.5: write three numbers"),
+        (0.5, 0.5, "mean=0.5: write one finite number"),
         ("abc", "abc", "mean='abc'"),
         ([0, 0, 0], None, "belong together"),
     ],

@@ -27,8 +27,8 @@ def refusal(name="resnet18", size=32, **settings):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ({"in_chans": 1}, "encoder.args.in_chans=1: images always have 3 channels"),
-        ({"in_chans": "x"}, "encoder.args.in_chans=x: images always have 3 channels"),
+        ({"in_chans": 1}, "encoder.args.in_chans=1: the images have 3 channels"),
+        ({"in_chans": "x"}, "encoder.args.in_chans=x: the images have 3 channels"),
         ({"num_classes": "x"}, "encoder.args.num_classes cannot be set"),
         ({"features_only": True}, "encoder.args.features_only cannot be set"),
         ({"out_indices": [1]}, "encoder.args.out_indices cannot be set"),

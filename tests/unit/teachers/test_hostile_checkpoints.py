@@ -75,7 +75,7 @@ ODD = {
     "booleans": (lambda w: w > 0, "of type bool"),
     "bytes": (lambda w: w.to(torch.uint8), "of type uint8"),
     "none": (lambda w: w[:0], "of shape (0, 3, 3, 3)"),
-    "other shape": (lambda w: w[:, :2], "of shape (8, 2, 3, 3)"),
+    "other shape": (lambda w: w[:, :, :2], "of shape (8, 3, 2, 3)"),
     "scalar": (lambda w: w.sum(), "of shape ()"),
     "lazy": (lambda w: torch.nn.UninitializedParameter(), "lacks 1 of the"),
 }  # fmt: skip

@@ -146,7 +146,7 @@ def test_a_vision_transformer_is_renamed_for_timm(monkeypatch):
 def test_a_vision_transformer_is_built_for_the_size_of_its_file(monkeypatch):
     made = {}
 
-    def create(name, args):
+    def create(name, args, channels):
         made.update(args)
         raise UserError("enough")
 
