@@ -61,7 +61,13 @@ class RawSplit(ABC):
         return []
 
     def labels(self) -> np.ndarray:
-        """Return (N,) int64 classes, from 0; raise UserError if there are none."""
+        """Return the class of each image, (N,) int64 from 0; of several labels an image (N, K) bool.
+
+        The latter are a truth value for each of K classes, all False of an image without any.
+
+        Raises:
+            UserError: there are none, or they are no labels.
+        """
         raise UserError(f"{self.title} has no labels")
 
     @property
@@ -75,7 +81,7 @@ class ArraySplit(RawSplit):
 
     Args:
         images: gives (N, H, W, 3) or (N, H, W): uint8, or other numbers for a window.
-        labels: gives (N,) integers; None for unlabeled images.
+        labels: gives (N,) integers, or (N, K) of 0 and 1; None for unlabeled images.
         classes: gives the class names, if they are known apart from the labels.
     """
 
