@@ -61,7 +61,7 @@ class RawSplit(ABC):
         return []
 
     def labels(self) -> np.ndarray:
-        """Return the class of each image, (N,) int64 from 0; of several labels an image (N, K) bool.
+        """Return the class of each image, (N,) int64 from 0; or, of several labels, (N, K) bool.
 
         The latter are a truth value for each of K classes, all False of an image without any.
 
