@@ -64,7 +64,7 @@ class _Looks(Settings):
         """
         left_out = []
         for key, protocol in self._by_key().items():
-            if protocol.several:
+            if protocol.takes_several():
                 continue
             if key not in PROTOCOLS.classes or key in self.model_fields_set:
                 raise UserError(

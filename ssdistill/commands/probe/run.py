@@ -123,7 +123,7 @@ def _of_several(
     Raises:
         UserError: one that does not was requested.
     """
-    others = [protocol for protocol in requested if shown.several and not protocol.several]
+    others = [protocol for protocol in requested if shown.several and not protocol.takes_several()]
     if others and names is not None:
         raise UserError(others[0].refusal())
     kept = [protocol for protocol in requested if protocol not in others]

@@ -51,7 +51,8 @@ class Protocol(ABC):
         by_default: True where a config that says nothing asks for it.
         trains: True where (a copy of) the encoder itself is trained: such a protocol is skipped
             for files for a runtime and for raw pixels, which cannot be.
-        several: True where images may have several labels: another protocol refuses them.
+        several: True where images may have several labels, which another protocol refuses.
+        reads_labels: False where the labels of the subject's own images are not read.
         presets: by name, the settings of a paper or a library where they are not the defaults.
     """
 
@@ -60,6 +61,7 @@ class Protocol(ABC):
     by_default: ClassVar[bool] = False
     trains: ClassVar[bool] = False
     several: ClassVar[bool] = False
+    reads_labels: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     preset: str | None = None
 
@@ -75,7 +77,7 @@ class Protocol(ABC):
             UserError: missing labels, broken features, or settings that do not suit the data.
         """
         began = time.perf_counter()
-        if not self.several and subject.multi_label:
+        if not self.takes_several() and subject.multi_label:
             raise UserError(self.refusal())
         output = self.evaluate(subject)
         measures: dict[str, float] = {}
@@ -100,6 +102,11 @@ class Protocol(ABC):
             UserError: naming the setting at fault.
         """
         return  # most have an answer for any number
+
+    @classmethod
+    def takes_several(cls) -> bool:
+        """Whether it can be run on images that may have several labels."""
+        return cls.several or not cls.reads_labels
 
     @classmethod
     def refusal(cls) -> str:

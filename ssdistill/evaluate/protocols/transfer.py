@@ -64,8 +64,7 @@ class Transfer(Protocol):
     """
 
     kind = "transfer"
-    several = True
-    """Of the subject's own images, whose labels are not read."""
+    reads_labels = False
     paper = "Kornblith et al., arXiv:1805.08974 (logistic regression on other data sets)"
 
     def __init__(
