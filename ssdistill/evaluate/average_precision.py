@@ -79,7 +79,7 @@ def mean_interval(targets_NK: np.ndarray, scores_NK: np.ndarray, seed: int = 0) 
     """Return the 95 % interval of the mean average precision: percentiles of its bootstrap.
 
     Images are resampled (Efron 1979, doi:10.1214/aos/1176344552), with all their labels; a class
-    that has none among them is left out of that mean. There are 2,000 resamples, of very many
+    that has none among them is excluded from that mean. There are 2,000 resamples, of very many
     images and classes fewer.
 
     Args:

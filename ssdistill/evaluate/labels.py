@@ -120,7 +120,7 @@ def _look_at_several(train_NK: np.ndarray, test_NK: np.ndarray, names: Any) -> s
     line = _summary(shown_names, train_NK.sum(0), test_NK.sum(0))
     line += f"; {both_NK.sum(1).mean():.3g} labels an image"
     line += f", {without} images without any" if without else ""
-    return f"{line}; left out of means: {left_out}" if left_out else line
+    return f"{line}; excluded from means: {left_out}" if left_out else line
 
 
 def _shape(shape: Sequence[int]) -> str:

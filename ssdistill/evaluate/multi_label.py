@@ -19,12 +19,12 @@ THRESHOLD = 0.5
 class MultiLabel:
     """Scores of every class on the test images and their metrics, in percent.
 
-    A class without training or test images has no average precision (NaN) and is left out of all
+    A class without training or test images has no average precision (NaN) and is excluded from all
     means; ``left_out`` names it.
 
     Attributes:
         targets_NK: whether each test image has each label.
-        scores_NK: probability of every label, or the share of the votes for it.
+        scores_NK: probability of every label, or its fraction of the votes.
         average_precision_K, precision_K, recall_K, f1_K: by class; the latter of scores above
             one half.
         map: mean average precision over the classes ("macro").
@@ -82,7 +82,7 @@ class MultiLabel:
         ]
 
 
-def judge(
+def multi_label_metrics(
     targets_NK: Any,
     scores_NK: Any,
     *,

@@ -89,7 +89,7 @@ def classes_beside_table(probed: Probed) -> Table | None:
         return None
     worst, caption = _worst(by_class)
     models = [model for model in probed.models if _by_class(model)[0] == name]
-    measure, words = _judged_by(by_class)
+    measure, words = _compared_by(by_class)
     of_models = [{row["class"]: row[measure] for row in _by_class(model)[1]} for model in models]
     rows = tuple(
         (row["name"], str(row["images"]), *(_number(f.get(row["class"]), 1) for f in of_models))
@@ -103,12 +103,12 @@ def classes_beside_table(probed: Probed) -> Table | None:
 def _by_class(model: Findings) -> tuple[str | None, list[dict[str, Any]]]:
     """The first protocol that answers image by image, and what it says of each class."""
     for name, result in model.results.items():
-        if judged := result.classification or result.multi_label:
-            return name, judged.by_class()
+        if answers := result.classification or result.multi_label:
+            return name, answers.by_class()
     return None, []
 
 
-def _judged_by(by_class: list[dict[str, Any]]) -> tuple[str, str]:
+def _compared_by(by_class: list[dict[str, Any]]) -> tuple[str, str]:
     """What classes are compared by, and the words for it."""
     if "average_precision" in by_class[0]:
         return "average_precision", "Average precision"
@@ -119,7 +119,7 @@ def _worst(by_class: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
     """The classes that are shown, and a word where these are not all."""
     if len(by_class) <= MOST_CLASSES:
         return by_class, ""
-    measure, words = _judged_by(by_class)
+    measure, words = _compared_by(by_class)
     scored = [row for row in by_class if row[measure] is not None]
     words = words if words == "F1" else words.lower()
     caption = f"The {WORST} of {len(by_class)} classes with the smallest {words}. "

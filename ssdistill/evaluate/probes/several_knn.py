@@ -1,4 +1,4 @@
-"""k-NN of images that may have several labels: a label's score is its share of the votes."""
+"""k-NN of images that may have several labels: a label's score is its fraction of the votes."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,11 +23,11 @@ class SeveralKnnProbe:
     Attributes:
         map_by_k_and_temperature: mean average precision, in percent, of every requested number of
             neighbors and temperature.
-        shares_NK: each label's share of the votes of ``k`` neighbors, at ``temperature``.
+        fractions_NK: each label's fraction of the votes of ``k`` neighbors, at ``temperature``.
     """
 
     map_by_k_and_temperature: dict[int, dict[float, float]]
-    shares_NK: np.ndarray = field(repr=False)
+    fractions_NK: np.ndarray = field(repr=False)
 
 
 def knn_probe_of_several(
@@ -54,7 +54,7 @@ def knn_probe_of_several(
 
     Args:
         train_NK, test_NK: whether an image has each label, bool.
-        k, temperature: of ``shares_NK``; the other arguments are :func:`knn_probe`'s.
+        k, temperature: of ``fractions_NK``; the other arguments are :func:`knn_probe`'s.
 
     Raises:
         UserError: what :func:`knn_probe` refuses of features, k, temperatures and weights.
@@ -72,26 +72,26 @@ def knn_probe_of_several(
     found = neighbors(
         query_ND, bank_MD, sizes[-1], distance=distance, device=device, progress=progress
     )
-    shares: dict[tuple[int, float], list[Tensor]] = {}
-    for size, heat, share_BK in _shares_of(found, train_NK, sizes, heats, weights):
-        shares.setdefault((size, heat), []).append(share_BK)
+    fractions: dict[tuple[int, float], list[Tensor]] = {}
+    for size, heat, fraction_BK in _fractions_of(found, train_NK, sizes, heats, weights):
+        fractions.setdefault((size, heat), []).append(fraction_BK)
     target_NK = test_NK.numpy()
     counts_K, _ = counted(target_NK, train_NK.any(0).numpy(), None)
     maps: dict[int, dict[float, float]] = {}
-    for (size, heat), parts in shares.items():
+    for (size, heat), parts in fractions.items():
         ap_C = average_precisions(target_NK[:, counts_K], torch.cat(parts).numpy()[:, counts_K])
         maps.setdefault(size, {})[heat] = 100 * float(ap_C.mean())
-    return SeveralKnnProbe(maps, torch.cat(shares[k, temperature]).numpy())
+    return SeveralKnnProbe(maps, torch.cat(fractions[k, temperature]).numpy())
 
 
-def _shares_of(
+def _fractions_of(
     found: Iterator[tuple[Tensor, Tensor]],
     train_NK: Tensor,
     sizes: Sequence[int],
     heats: Sequence[float],
     weights: str,
 ) -> Iterator[tuple[int, float, Tensor]]:
-    """Shares (B, K) float32 of the votes, by number of neighbors and temperature."""
+    """Fractions (B, K) float32 of the votes, by number of neighbors and temperature."""
     classes = train_NK.shape[1]
     for closeness_Nk, index_Nk in found:
         size = max(1, VOTES // (classes * index_Nk.shape[1]))
@@ -102,5 +102,5 @@ def _shares_of(
                 vote_Bk = votes_of(closeness_Bk, weights, heat)
                 for k in sizes:
                     total_BK = torch.einsum("bk,bkc->bc", vote_Bk[:, :k], label_BkK[:, :k])
-                    # Rounded to float32, equal shares are equal whatever order they came in.
+                    # Rounded to float32, equal fractions are equal whatever order they came in.
                     yield k, heat, (total_BK / vote_Bk[:, :k].sum(1, keepdim=True)).float()

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from ssdistill.errors import UserError, nearest
 from ssdistill.evaluate.classification import Classification, classify
-from ssdistill.evaluate.multi_label import MultiLabel, judge
+from ssdistill.evaluate.multi_label import MultiLabel, multi_label_metrics
 from ssdistill.evaluate.result import Result
 from ssdistill.evaluate.subject import Subject
 from ssdistill.settings.registry import settings_of
@@ -81,8 +81,8 @@ class Protocol(ABC):
             raise UserError(self.refusal())
         output = self.evaluate(subject)
         measures: dict[str, float] = {}
-        for judged in (output.classification, output.multi_label):
-            measures |= judged.measures if judged else {}
+        for found in (output.classification, output.multi_label):
+            measures |= found.measures if found else {}
         measures |= output.measures
         return Result(
             protocol=self.name,
@@ -149,9 +149,9 @@ def classified(subject: Subject, probe: Any) -> Classification:
     )
 
 
-def judged(subject: Subject, scores_NK: Any) -> MultiLabel:
+def label_metrics(subject: Subject, scores_NK: Any) -> MultiLabel:
     """The metrics of a probe's scores for several labels of the test images."""
-    return judge(
+    return multi_label_metrics(
         subject.labels("test"),
         scores_NK,
         trained_NK=subject.labels("train"),

@@ -12,7 +12,7 @@ from ssdistill.evaluate.protocols import (
     Measurements,
     Protocol,
     classified,
-    judged,
+    label_metrics,
     left_out,
 )
 from ssdistill.evaluate.subject import Subject
@@ -29,8 +29,8 @@ class Knn(Protocol):
     ``top1`` and all that follows from answers are of ``k`` and ``temperature``, fixed beforehand
     and never chosen on the test images. Beside it stand 1 and 20 neighbors and those of ``ks``,
     ``top1_k20`` and so on, and in the details every pair of k and temperature. Where images may
-    have several labels, a label's score is its share of the votes, and ``map`` stands in the place
-    of ``top1``. Presets:
+    have several labels, a label's score is its fraction of the votes, and ``map`` stands in the
+    place of ``top1``. Presets:
 
     - ``dinov2``: k of 10, 20, 100, 200, temperature 0.07 (dinov2/eval/knn.py, DINOv3's the
       same). ``top1`` is of 20, the number that DINO (arXiv:2104.14294) reports.
@@ -114,7 +114,7 @@ class Knn(Protocol):
 
     def _several(self, subject: Subject, settings: Mapping[str, Any], beyond: str) -> Measurements:
         probe = knn_probe_of_several(*subject.probe_data(), **settings)
-        scores = judged(subject, probe.shares_NK)
+        scores = label_metrics(subject, probe.fractions_NK)
         details: dict[str, Any] = {"map_by_k_and_temperature": probe.map_by_k_and_temperature}
         if beyond:
             details["left_out"] = beyond

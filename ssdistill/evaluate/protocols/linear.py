@@ -20,7 +20,7 @@ from ssdistill.evaluate.protocols import (
     Measurements,
     Protocol,
     classified,
-    judged,
+    label_metrics,
     left_out,
 )
 from ssdistill.evaluate.subject import Subject
@@ -102,7 +102,7 @@ class Linear(Protocol):
         probe = linear_probe_of_several(
             *subject.probe_data(), strengths=self.strengths, split=folds
         )
-        scores = judged(subject, probe.probabilities_NK)
+        scores = label_metrics(subject, probe.probabilities_NK)
         details = {
             "strength": probe.strength,
             "held_out_loss": probe.held_out_loss,

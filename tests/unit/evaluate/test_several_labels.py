@@ -11,7 +11,7 @@ from sklearn.metrics import average_precision_score, f1_score
 from ssdistill.errors import UserError
 from ssdistill.evaluate.average_precision import average_precisions, mean_interval
 from ssdistill.evaluate.labels import check_pair, has_several, labels_digest, look_at_labels
-from ssdistill.evaluate.multi_label import judge
+from ssdistill.evaluate.multi_label import multi_label_metrics
 from ssdistill.evaluate.opening.images import open_images
 from ssdistill.evaluate.probes.several_knn import knn_probe_of_several
 from ssdistill.evaluate.probes.several_linear import linear_probe_of_several
@@ -50,7 +50,7 @@ def test_average_precision_is_scikit_learns_with_ties_and_without(digits):
     scores = np.round(rng.random((200, 6)) + 0.3 * targets, digits)
     found = average_precisions(targets, scores)
     np.testing.assert_allclose(found, average_precision_score(targets, scores, average=None))
-    judged = judge(targets, scores / 2)
+    judged = multi_label_metrics(targets, scores / 2)
     assert judged.map == pytest.approx(100 * average_precision_score(targets, scores))
     micro = average_precision_score(targets, scores, average="micro")
     assert judged.micro_map == pytest.approx(100 * micro)
@@ -76,7 +76,9 @@ def test_a_class_without_images_is_left_out_of_the_means_and_named():
     targets, scores = rng.random((50, 4)) < 0.4, rng.random((50, 4))
     trained = np.ones((10, 4), dtype=bool)
     targets[:, 1], trained[:, 2] = False, False
-    judged = judge(targets, scores, trained_NK=trained, class_names=("a", "b", "c", "d"))
+    judged = multi_label_metrics(
+        targets, scores, trained_NK=trained, class_names=("a", "b", "c", "d")
+    )
     kept = [0, 3]
     assert judged.map == pytest.approx(
         100 * average_precision_score(targets[:, kept], scores[:, kept])
@@ -85,13 +87,13 @@ def test_a_class_without_images_is_left_out_of_the_means_and_named():
     assert judged.left_out == "c (1 without training images); b (1 without test images)"
     assert judged.by_class()[1]["average_precision"] is None
     with pytest.raises(UserError, match="no class has both training and test images"):
-        judge(targets, scores, trained_NK=np.zeros((10, 4)))
+        multi_label_metrics(targets, scores, trained_NK=np.zeros((10, 4)))
 
 
 @pytest.mark.parametrize("broken", [np.full((50, 4), np.nan), np.zeros((50, 3)), np.zeros(50)])
 def test_scores_that_do_not_fit_are_refused(broken):
     with pytest.raises(UserError, match="scores of several labels"):
-        judge(np.ones((50, 4)), broken)
+        multi_label_metrics(np.ones((50, 4)), broken)
 
 
 def test_each_class_has_scikit_learns_logistic_regression():
@@ -157,9 +159,9 @@ def test_votes_of_neighbors_are_the_formula(weights):
         near = np.argsort(-row)[:7]
         vote = np.exp((row[near] - row[near[0]]) / 0.1) if weights == "softmax" else np.ones(7)
         expected = (vote[:, None] * y_NK[near]).sum(0) / vote.sum()
-        np.testing.assert_allclose(found.shares_NK[i], expected, atol=1e-5)
+        np.testing.assert_allclose(found.fractions_NK[i], expected, atol=1e-5)
     by_k = {k: by_heat[0.1] for k, by_heat in found.map_by_k_and_temperature.items()}
-    expected = 100 * average_precision_score(y_MK, found.shares_NK)
+    expected = 100 * average_precision_score(y_MK, found.fractions_NK)
     assert by_k.keys() == {1, 7} and by_k[7] == pytest.approx(expected)
 
 
@@ -188,7 +190,7 @@ def test_one_line_says_how_many_images_have_each_label_and_how_many_none():
     line = look_at_labels(images_of(np.array(train) > 0, names), images_of(np.array(test) > 0))
     assert line == (
         "3 classes (training+test images): cat: 2+2, dog: 1+1, emu: 0+0; 1.2 labels an image, 1 "
-        "images without any; left out of means: emu (1 without training or test images)"
+        "images without any; excluded from means: emu (1 without training or test images)"
     )
 
 
