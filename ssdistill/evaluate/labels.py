@@ -13,6 +13,9 @@ from ssdistill.evaluate.multi_label import counted
 NAMED = 10
 """Classes that are named with their counts; of more, only the first few are named."""
 
+MARKS = ("|", ";", ",")
+"""Usual separators of several labels."""
+
 
 def look_at_labels(train: Any, test: Any) -> str:
     """Check the labels of both splits and describe the class counts.
@@ -47,7 +50,21 @@ def look_at_labels(train: Any, test: Any) -> str:
             f"add training images of them, remove them, or {IGNORE}"
         )
     tested_K = np.array([(test_N == label).sum() for label in classes_K])
-    return _summary(_named(classes_K, names), counts_K, tested_K)
+    return _summary(_named(classes_K, names), counts_K, tested_K) + _joined_names(names)
+
+
+def _joined_names(names: Sequence[str] | None) -> str:
+    """Return a hint where the name of a class is made of others', as ``cat|dog`` is."""
+    known = set(names or ())
+    for mark in MARKS:
+        for name in known:
+            parts = [part.strip() for part in name.split(mark)]
+            if len(parts) > 1 and known.issuperset(parts):
+                return (
+                    f"; '{shown(name)}' is made of other classes: if images have several labels, "
+                    f"set data.label_separator='{mark}', or store lists"
+                )
+    return ""
 
 
 def has_several(split: Any) -> bool:

@@ -17,9 +17,6 @@ from ssdistill.label_free.rows import Rows, standardization
 
 log = logging.getLogger(__name__)
 
-CLEARLY = 0.99
-"""Of a held-out loss: at an end of the strengths, one smaller than this part of its neighbor's."""
-
 
 @dataclass(frozen=True, eq=False)
 class SeveralLinearProbe:
@@ -99,22 +96,23 @@ def linear_probe_of_several(
         bias_K=bias_K.cpu(),
         probabilities_NK=probabilities_NK.cpu().numpy(),
         gradient=choice.fit.gradient_P[0].item(),
-        warning=_at_an_end(choice.strength, choice.held_out_loss),
+        warning=_at_an_end(choice.strength, choice.held_out_top1),
     )
 
 
-def _at_an_end(strength: float, loss_by: dict[float, float]) -> str | None:
+def _at_an_end(strength: float, right_by: dict[float, float]) -> str | None:
     """Warn, and log, if the best strength may lie outside the range that was tried."""
-    tried = list(loss_by)
+    tried = list(right_by)
     if not tried or strength not in (tried[0], tried[-1]):
         return None
     side, neighbor = ("strongest", tried[1]) if strength == tried[0] else ("weakest", tried[-2])
-    if loss_by[strength] > CLEARLY * loss_by[neighbor]:
+    # Where classes can be told apart without an error, a weaker one always has a smaller loss.
+    if right_by[strength] <= right_by[neighbor]:
         return None
     warning = (
-        f"the {side} of the L2 strengths, {strength:g}, has a smaller loss on held-out labels than "
-        f"its neighbor {neighbor:g} ({loss_by[strength]:.4g} against {loss_by[neighbor]:.4g}): "
-        "widen evaluate.linear.strengths"
+        f"the {side} of the L2 strengths, {strength:g}, is better on held-out labels than its "
+        f"neighbor {neighbor:g} ({right_by[strength]:.2f} against {right_by[neighbor]:.2f} % of "
+        "them right): widen evaluate.linear.strengths"
     )
     log.warning("%s", warning)
     return warning

@@ -127,6 +127,16 @@ def test_the_strength_is_chosen_by_the_held_out_loss_of_all_classes():
     assert np.array_equal(other.probabilities_NK, found.probabilities_NK)
 
 
+def test_a_strength_at_an_end_is_warned_of_where_another_could_be_better():
+    arrays = [*map(T, (*data(0), *data(1)))]
+    strong = linear_probe_of_several(*arrays, strengths=(30.0, 3.0), split=Folds(0.2, 5, 0))
+    assert "weakest of the L2 strengths, 3, is better on held-out labels" in strong.warning
+    usual = linear_probe_of_several(
+        *arrays, strengths=(1.0, 1e-2, 1e-3, 1e-5), split=Folds(0.2, 5, 0)
+    )
+    assert usual.warning is None
+
+
 def test_a_class_of_all_or_none_of_the_training_images_is_a_constant():
     (x_ND, y_NK), (x_MD, y_MK) = data(0), data(1)
     y_NK[:, 0], y_NK[:, 1] = True, False
@@ -192,6 +202,13 @@ def test_one_line_says_how_many_images_have_each_label_and_how_many_none():
         "3 classes (training+test images): cat: 2+2, dog: 1+1, emu: 0+0; 1.2 labels an image, 1 "
         "images without any; excluded from means: emu (1 without training or test images)"
     )
+
+
+def test_a_separator_that_was_forgotten_is_noticed():
+    line = look_at_labels(images_of([0, 1, 2], ("cat", "cat|dog", "dog")), images_of([0, 1]))
+    assert "; 'cat|dog' is made of other classes" in line and "label_separator='|'" in line
+    line = look_at_labels(images_of([0, 1, 2], ("cat", "cat|emu", "dog")), images_of([0, 1]))
+    assert line.endswith("dog: 1+0")
 
 
 @pytest.mark.parametrize(
