@@ -129,8 +129,8 @@ def test_the_strength_is_chosen_by_the_held_out_loss_of_all_classes():
 
 def test_a_strength_at_an_end_is_warned_of_where_another_could_be_better():
     arrays = [*map(T, (*data(0), *data(1)))]
-    strong = linear_probe_of_several(*arrays, strengths=(30.0, 3.0), split=Folds(0.2, 5, 0))
-    assert "weakest of the L2 strengths, 3, is better on held-out labels" in strong.warning
+    strong = linear_probe_of_several(*arrays, strengths=(3.0, 0.1), split=Folds(0.2, 5, 0))
+    assert "weakest of the L2 strengths, 0.1, is better on held-out labels" in strong.warning
     usual = linear_probe_of_several(
         *arrays, strengths=(1.0, 1e-2, 1e-3, 1e-5), split=Folds(0.2, 5, 0)
     )
