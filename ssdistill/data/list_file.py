@@ -21,6 +21,7 @@ from ssdistill.data.list_columns import (
     has_header,
 )
 from ssdistill.data.parquet_rows import parquet_columns, parquet_rows
+from ssdistill.data.several_labels import BETWEEN
 from ssdistill.errors import UserError, one_line, shown
 
 MARKS = {
@@ -99,23 +100,27 @@ class ListFile:
         return self._parquet or self._delimiter is not None
 
     def labels(self) -> Iterator[Row]:
-        """Yield the label of every row, or the values of all columns of classes."""
+        """Yield the label of every row, or the values of all columns of classes.
+
+        A list is one text, see :func:`ssdistill.data.several_labels.joined`.
+        """
+        names = self.class_columns or (self.columns.name.get("label", ""),)
         if self.class_columns is None:
-            return self.rows("label")
-        return self._rows([self._position[name] for name in self.class_columns], self.class_columns)
+            return self._rows([self.columns.position["label"]], names)
+        return self._rows([self._position[name] for name in names], names)
 
     def rows(self, *roles: str) -> Iterator[Row]:
         """Yield the values of some roles of every row, as text without blanks around it.
 
-        Several values of one image, as a column of lists has them, are one text, see
-        :func:`ssdistill.data.several_labels.joined`.
+        Several values of one image, as a column of lists has them, are joined by ``BETWEEN``.
 
         Raises:
             UserError: a row that is too short, or that cannot be read.
         """
         positions = [self.columns.position[role] for role in roles]
         names = [self.columns.name.get(role, "") for role in roles]
-        return self._rows(positions, names)
+        for row in self._rows(positions, names):
+            yield tuple(text.removeprefix(BETWEEN) for text in row)
 
     def _rows(self, positions: Sequence[int], names: Sequence[str]) -> Iterator[Row]:
         with self._named():

@@ -53,6 +53,13 @@ def look_at_labels(train: Any, test: Any) -> str:
     return _summary(_named(classes_K, names), counts_K, tested_K) + _joined_names(names)
 
 
+def excluded_classes(train: Any, test: Any) -> str:
+    """Name classes of several labels that means do not count, in one line; empty for none."""
+    names = train.class_names
+    _, left_out = counted(np.asarray(test.labels), np.asarray(train.labels).any(0), names)
+    return f"excluded from means over classes: {left_out}" if left_out else ""
+
+
 def _joined_names(names: Sequence[str] | None) -> str:
     """Return a hint where the name of a class is made of others', as ``cat|dog`` is."""
     known = set(names or ())
@@ -130,14 +137,12 @@ def labels_digest(train: Any, test: Any) -> str:
 
 def _look_at_several(train_NK: np.ndarray, test_NK: np.ndarray, names: Any) -> str:
     """Describe labels of which an image may have several."""
-    _, left_out = counted(test_NK, train_NK.any(0), names)
     both_NK = np.concatenate([train_NK, test_NK])
     without = int((~both_NK.any(1)).sum())
     shown_names = _named(np.arange(both_NK.shape[1]), names)
     line = _summary(shown_names, train_NK.sum(0), test_NK.sum(0))
     line += f"; {both_NK.sum(1).mean():.3g} labels an image"
-    line += f", {without} images without any" if without else ""
-    return f"{line}; excluded from means: {left_out}" if left_out else line
+    return line + (f", {without} images without any" if without else "")
 
 
 def _shape(shape: Sequence[int]) -> str:

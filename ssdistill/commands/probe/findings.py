@@ -110,7 +110,9 @@ class Probed:
         for model in self.models:
             refused = [f"{name} skipped: {why}" for name, why in model.refused.items()]
             scores = [r.multi_label for r in model.results.values() if r.multi_label]
-            left_out = [f"excluded from means: {s.left_out}" for s in scores[:1] if s.left_out]
+            left_out = [
+                f"excluded from means over classes: {s.left_out}" for s in scores[:1] if s.left_out
+            ]
             for notice in (*model.notices, *left_out, *refused):
                 names.setdefault(notice, []).append(model.name)
         return lines + [f"{', '.join(whose)}: {notice}" for notice, whose in names.items()]

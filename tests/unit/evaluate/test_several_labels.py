@@ -10,7 +10,13 @@ from sklearn.metrics import average_precision_score, f1_score
 
 from ssdistill.errors import UserError
 from ssdistill.evaluate.average_precision import average_precisions, mean_interval
-from ssdistill.evaluate.labels import check_pair, has_several, labels_digest, look_at_labels
+from ssdistill.evaluate.labels import (
+    check_pair,
+    excluded_classes,
+    has_several,
+    labels_digest,
+    look_at_labels,
+)
 from ssdistill.evaluate.multi_label import multi_label_metrics
 from ssdistill.evaluate.opening.images import open_images
 from ssdistill.evaluate.probes.several_knn import knn_probe_of_several
@@ -197,11 +203,14 @@ def images_of(labels, names=None):
 def test_one_line_says_how_many_images_have_each_label_and_how_many_none():
     train, test = [[1, 1, 0], [0, 0, 0], [1, 0, 0]], [[1, 0, 0], [1, 1, 0]]
     names = ("cat", "dog", "emu")
-    line = look_at_labels(images_of(np.array(train) > 0, names), images_of(np.array(test) > 0))
-    assert line == (
+    splits = images_of(np.array(train) > 0, names), images_of(np.array(test) > 0)
+    assert look_at_labels(*splits) == (
         "3 classes (training+test images): cat: 2+2, dog: 1+1, emu: 0+0; 1.2 labels an image, 1 "
-        "images without any; excluded from means: emu (1 without training or test images)"
+        "images without any"
     )
+    words = "excluded from means over classes: emu (1 without training or test images)"
+    assert excluded_classes(*splits) == words
+    assert excluded_classes(images_of(np.ones((2, 2)) > 0), images_of(np.ones((1, 2)) > 0)) == ""
 
 
 def test_a_separator_that_was_forgotten_is_noticed():
