@@ -77,7 +77,7 @@ class Protocol(ABC):
             UserError: missing labels, broken features, or settings that do not suit the data.
         """
         began = time.perf_counter()
-        if not self.takes_several() and subject.multi_label:
+        if not self.takes_several() and getattr(subject, "multi_label", False):
             raise UserError(self.refusal())
         output = self.evaluate(subject)
         measures: dict[str, float] = {}

@@ -102,7 +102,7 @@ class Knn(Protocol):
             "device": subject.device,
             "progress": subject.progress,
         }
-        if subject.multi_label:
+        if labels.ndim == 2:
             return self._several(subject, settings, beyond)
         probe = knn_probe(*subject.probe_data(), **settings)
         classification = classified(subject, probe)

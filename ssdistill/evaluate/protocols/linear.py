@@ -72,7 +72,7 @@ class Linear(Protocol):
         self.holdout, self.folds, self.seed = holdout, folds, seed
 
     def evaluate(self, subject: Subject) -> Measurements:
-        if subject.multi_label:
+        if subject.labels("train").ndim == 2:
             return self._several(subject)
         probe = linear_probe(
             *subject.probe_data(),

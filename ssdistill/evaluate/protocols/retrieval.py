@@ -59,7 +59,7 @@ class Retrieval(Protocol):
     def evaluate(self, subject: Subject) -> Measurements:
         query_labels, others = subject.labels("test"), self.gallery == "test"
         if not others:
-            check_pair(subject.labels("train"), query_labels, subject.class_names)
+            check_pair(subject.labels("train"), query_labels)
         count = len(query_labels) - 1 if others else len(subject.labels("train"))
         beyond = [k for k in self.ks if k > count]
         if beyond and (self._requested or len(beyond) == len(self.ks)):
