@@ -80,7 +80,8 @@ def mean_interval(targets_NK: np.ndarray, scores_NK: np.ndarray, seed: int = 0) 
 
     Images are resampled (Efron 1979, doi:10.1214/aos/1176344552), with all their labels; a class
     that has none among them is excluded from that mean. There are 2,000 resamples, of very many
-    images and classes fewer.
+    images and classes fewer. A ranking without a mistake has none in any resample: its interval
+    has no width.
 
     Args:
         targets_NK, scores_NK: as of :func:`average_precisions`.
