@@ -9,7 +9,7 @@ from ssdistill.data.image_set import ImageSet
 from ssdistill.data.splits import Source, Unlabeled
 from ssdistill.data.undecoded import undecoded_of
 from ssdistill.errors import UserError
-from ssdistill.evaluate.labels import look_at_labels
+from ssdistill.evaluate.labels import excluded_classes, has_several, look_at_labels
 from ssdistill.experiment.schema import Experiment
 from ssdistill.label_free.agreement import CKA_AT_LEAST
 
@@ -72,7 +72,11 @@ def check_data(experiment: Experiment, source: Source, stores: dict[str, ImageSe
         experiment.evaluate.check_images(len(train))
         experiment.evaluate.check_pixels(test)
         if decoded:
-            return replace(findings, classes=look_at_labels(train, test))
+            classes = look_at_labels(train, test)
+            if has_several(train):
+                lines = experiment.evaluate.left_out_of_several(), excluded_classes(train, test)
+                warnings += filter(None, lines)
+            return replace(findings, classes=classes)
     return findings
 
 

@@ -142,6 +142,9 @@ def evaluate_on(subject: Subject, protocols: Sequence[Protocol], folder: Path) -
     for protocol in protocols:
         if protocol.trains and not isinstance(subject.encoder, nn.Module):
             continue
+        # Refused before anything was trained if it was requested.
+        if subject.multi_label and not protocol.takes_several():
+            continue
         result = protocol.run(subject)
         metrics |= result.metrics | {f"time/probe/{result.protocol}": result.seconds}
         if result.classification is not None:

@@ -6,6 +6,7 @@ from ssdistill.chain.stages import Stage
 from ssdistill.chain.workspace import Workspace
 from ssdistill.data.recipes import RECIPES
 from ssdistill.data.recipes_of_images import suited
+from ssdistill.evaluate.labels import has_several
 from ssdistill.evaluate.probes.online_probe import OnlineProbe
 from ssdistill.record.tracker import TrackingSettings
 from ssdistill.train.loop import Training
@@ -45,6 +46,8 @@ def observers_of(
             console.print("  no online probe: the data has no labels", style="dim")
         elif workspace.experiment.evaluate is None:
             console.print("  no online probe: evaluate=null forbids reading labels", style="dim")
+        elif has_several(workspace.train):
+            console.print("  no online probe: it takes one label an image", style="dim")
         else:
             embed_dim = training.task.encoder.embed_dim
             observers.append(OnlineProbe(workspace.train, embed_dim, device))

@@ -1,7 +1,7 @@
 """Charts and images of a report: curves, views, nearest neighbors."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -26,7 +26,7 @@ from ssdistill.report.charts.confusion import confusion_svg
 from ssdistill.report.charts.grids import Neighbors, ViewGrid
 from ssdistill.report.charts.pareto import front_svg
 from ssdistill.report.charts.plots import Curves, curves_of, label_free_side_by_side
-from ssdistill.report.tables.columns import protocol_words
+from ssdistill.report.tables.columns import MEASURES, protocol_words
 from ssdistill.report.tables.models import ResultRow, results_rows
 from ssdistill.train.progress import console
 
@@ -34,6 +34,7 @@ CURVED = ("control", "distilled")
 """Roles whose training is drawn, beside the teachers' and what is trained again after pruning."""
 SHOWN_QUERIES, SHOWN_NEIGHBORS = 8, 6
 ACCURACY, LATENCY = "probe/linear/top1", "compress/latency_ms"
+PRECISION = "probe/linear/map"
 
 
 def page_content(workspace: Workspace, records: list[dict[str, Any]]) -> dict[str, Any]:
@@ -50,8 +51,16 @@ def _mean(row: ResultRow, metric: str) -> float:
     return cast("float", row.mean(metric))  # rows without it are left out
 
 
+def accuracy_of(rows: Sequence[ResultRow]) -> str:
+    """The metric that models are drawn by: of several labels an image, mean average precision."""
+    several = any(row.mean(PRECISION) is not None for row in rows)
+    return PRECISION if several else ACCURACY
+
+
 def _charts(workspace: Workspace, records: list[dict[str, Any]]) -> dict[str, Any]:
-    rows = [row for row in results_rows(records) if row.mean(ACCURACY) is not None]
+    every = results_rows(records)
+    accuracy = accuracy_of(every)
+    rows = [row for row in every if row.mean(accuracy) is not None]
     # The rivals of the distilled student are as large as it is: their names would hide each other.
     # So is an untrained one, whose accuracy is so low that the others could not be distinguished.
     left_out = {*workspace.experiment.compare, "untrained"}
@@ -60,16 +69,16 @@ def _charts(workspace: Workspace, records: list[dict[str, Any]]) -> dict[str, An
         # One encoder, trained in several ways.
         sized = []
     points = [
-        SizePoint(r.model, _mean(r, "compress/bytes"), _mean(r, ACCURACY), r.spread(ACCURACY))
+        SizePoint(r.model, _mean(r, "compress/bytes"), _mean(r, accuracy), r.spread(accuracy))
         for r in sized
     ]
     timed = [row for row in sized if row.mean(LATENCY)]
     latencies = [
-        LatencyPoint(r.model, _mean(r, LATENCY), _mean(r, ACCURACY), r.spread(ACCURACY))
+        LatencyPoint(r.model, _mean(r, LATENCY), _mean(r, accuracy), r.spread(accuracy))
         for r in timed
     ]
     scores = [
-        Score(r.model, _mean(r, ACCURACY), r.spread(ACCURACY), tuple(r.values[ACCURACY].values()))
+        Score(r.model, _mean(r, accuracy), r.spread(accuracy), tuple(r.values[accuracy].values()))
         for r in rows
     ]
     models = models_of(workspace, workspace.experiment.seeds[0])
@@ -77,6 +86,7 @@ def _charts(workspace: Workspace, records: list[dict[str, Any]]) -> dict[str, An
         "sizes": points,
         "latencies": latencies if len(latencies) > 1 else [],
         "scores": scores,
+        "measure": f"Linear {MEASURES[accuracy.rpartition('/')[2]]}",
         "chain": lineage(list(models.values())[-1]),
         "curves": _curves(workspace),
     }

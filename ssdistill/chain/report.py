@@ -11,7 +11,7 @@ from torch import nn
 
 from ssdistill.chain.collecting import collect
 from ssdistill.chain.evaluation import counted_network
-from ssdistill.chain.page_content import ACCURACY, page_content
+from ssdistill.chain.page_content import accuracy_of, page_content
 from ssdistill.chain.plan import evaluations_of, models_of
 from ssdistill.chain.stage_files import read_json
 from ssdistill.chain.stages import Identity
@@ -34,6 +34,7 @@ from ssdistill.report.advice import Advice, advise
 from ssdistill.report.page import Headline, PageData, write_page
 from ssdistill.report.readme import CLAIMS
 from ssdistill.report.tables.all_tables import all_tables
+from ssdistill.report.tables.columns import MEASURES
 from ssdistill.report.tables.models import ResultRow, results_rows, scaled
 from ssdistill.report.tables.table import Table
 from ssdistill.report.verdict import Verdict, check_claims, verdict_table
@@ -285,12 +286,13 @@ def _headline(
     rows: list[ResultRow], pretrained: Iterable[str], preferred: Iterable[str]
 ) -> list[Headline]:
     by_model = {row.model: row for row in rows}
-    last = rows[-1]
+    last, metric = rows[-1], accuracy_of(rows)
+    words = f"linear {MEASURES[metric.rpartition('/')[2]].removesuffix(' (%)')}"
     shown = []
     for name in (*pretrained, "control", "distilled", *preferred, last.model):
         row = by_model.get(name)
-        if row and (accuracy := row.mean(ACCURACY)) is not None:
+        if row and (accuracy := row.mean(metric)) is not None:
             size = row.mean("compress/bytes")
-            note = f"linear top-1, {scaled(size, 'bytes')}" if size else "linear top-1"
+            note = f"{words}, {scaled(size, 'bytes')}" if size else words
             shown.append(Headline(name, f"{accuracy:.1f} %", note))
     return list({item.name: item for item in shown}.values())

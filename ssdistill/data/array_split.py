@@ -19,7 +19,7 @@ class ArraySplit(RawSplit):
     Args:
         images: gives (N, H, W, 3) or (N, H, W): uint8, or other numbers for a window; (N, H, W, C)
             where ``data.channels`` is set.
-        labels: gives (N,) integers; None for unlabeled images.
+        labels: gives (N,) integers, or (N, K) of 0 and 1; None for unlabeled images.
         classes: gives the class names, if they are known apart from the labels.
     """
 

@@ -77,14 +77,18 @@ class ImageSet(ABC):
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """(N,) int64, read from the source on first use; UserError if it has none."""
+        """(N,) int64 or (N, K) bool, as :meth:`RawSplit.labels`; read from the source on first use.
+
+        Raises:
+            UserError: it has none, or the images have changed.
+        """
         labels = self.source.split(self.split).labels()
         if len(labels) != len(self) + len(self.bad):
             raise UserError(
                 f"the images of {self.place} have changed since it was opened; run the command "
                 "again"
             )
-        return np.delete(labels, self.bad_rows)
+        return np.delete(labels, self.bad_rows, axis=0)
 
     @property
     def class_names(self) -> tuple[str, ...] | None:

@@ -1,4 +1,4 @@
-"""Validate labels: one class per image, a whole number from 0."""
+"""Validate labels: a class per image, a whole number from 0, or 0 and 1 for each of K classes."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ IGNORE = "set data.labels=none to ignore them"
 
 
 def class_labels(labels: Any, name: str, count: int | None = None) -> np.ndarray:
-    """Labels as (N,) int64.
+    """Labels as (N,) int64 or, where each image has 0 or 1 for K classes, as (N, K) bool.
 
     A column (N, 1) is flattened, and floats that are whole numbers are taken as such.
 
@@ -20,33 +20,41 @@ def class_labels(labels: Any, name: str, count: int | None = None) -> np.ndarray
         count: number of images, if known.
 
     Raises:
-        UserError: several labels per image, text, Python objects, another number than
-            ``count``, or values that are no whole numbers from 0.
+        UserError: text, Python objects, another number than ``count``, or values that are no
+            whole numbers from 0; of several per image, that are not 0 or 1.
     """
     values = np.asarray(labels)
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
     facts = f"they are {values.dtype} of {' x '.join(map(str, values.shape)) or 'no shape'}"
-    if values.ndim > 1:
-        raise UserError(
-            f"{name} must be one whole number for each image, {facts}, several per image: "
-            f"{_several(values)}"
-        )
-    if values.ndim != 1 or len(values) != (len(values) if count is None else count):
+    if values.ndim not in (1, 2) or len(values) != (len(values) if count is None else count):
         of = "each image" if count is None else f"each of the {count} images"
         raise UserError(
-            f"{name} must be one whole number for {of}, {facts}; correct them, or {IGNORE}"
+            f"{name} must be one whole number for {of}, or 0 or 1 for every class, {facts}; "
+            f"correct them, or {IGNORE}"
         )
-    return _whole(values, name, facts)
+    return _whole(values, name, facts) if values.ndim == 1 else _several(values, name, facts)
 
 
-def _several(values: np.ndarray) -> str:
-    numbers = values.dtype.kind in "biuf" and values.size
-    if numbers and values.ndim == 2 and ((values == 0) | (values == 1)).all():
-        if (values.sum(1) == 1).all():
-            return f"one-hot labels; store labels.argmax(axis=1) instead, or {IGNORE}"
-        return f"multi-label evaluation is not supported; {IGNORE}"
-    return f"evaluation requires one class per image; {IGNORE}"
+def _several(values: np.ndarray, name: str, facts: str) -> np.ndarray:
+    if values.dtype == bool and values.shape[1]:
+        return values
+    wrong = np.zeros(0, dtype=bool)
+    if values.dtype.kind in "iuf" and values.shape[1]:
+        wrong = (values != 0) & (values != 1)
+        if not wrong.any():
+            return values.astype(bool)
+    found = ""
+    if wrong.any():
+        image, column = np.unravel_index(int(wrong.argmax()), wrong.shape)
+        found = (
+            f", and {int(wrong.sum())} are neither (first: {values[image, column]} of image "
+            f"{image}, class {column})"
+        )
+    raise UserError(
+        f"{name} must be 0 or 1 for each class where there are several per image, {facts}{found}; "
+        f"correct them, or {IGNORE}"
+    )
 
 
 def _whole(values: np.ndarray, name: str, facts: str) -> np.ndarray:

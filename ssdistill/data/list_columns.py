@@ -2,6 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Annotated
+
+from pydantic import Field
 
 from ssdistill.errors import UserError, nearest, shown
 
@@ -19,6 +23,8 @@ USUAL = {
 HEADLESS = ("path", "label")
 """Roles of the columns of a list that does not name them."""
 MOST_NAMED = 20
+Wanted = str | Annotated[tuple[str, ...], Field(min_length=1)] | None
+"""Names of columns, or patterns with ``*``; None for none."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,38 @@ def find_columns(names: Sequence[str], wanted: dict[str, str | None], title: str
             "data.path_column"
         )
     return Columns(position, {role: names[at] for role, at in position.items()})
+
+
+def one_way_to_label(label_column: str | None, label_columns: Wanted) -> Wanted:
+    """Return the columns of classes; UserError if a column of labels is named, too."""
+    if label_columns is not None and label_column not in (None, "none"):
+        raise UserError("data.label_column and data.label_columns: set one of them")
+    return label_columns
+
+
+def columns_of_classes(
+    names: Sequence[str], wanted: str | Sequence[str], title: str
+) -> tuple[str, ...]:
+    """Return the columns that have 0 or 1 for a class each, in the order they are named.
+
+    Args:
+        names: of all columns that hold nothing else.
+        wanted: names, or patterns with ``*``.
+        title: of the list in messages.
+
+    Raises:
+        UserError: nothing fits a name.
+    """
+    found: dict[str, None] = {}
+    for name in (wanted,) if isinstance(wanted, str) else wanted:
+        fitting = [name] if name in names else [n for n in names if fnmatchcase(n, name)]
+        if not fitting:
+            raise UserError(
+                f"data.label_columns={shown(name)}: {title} has no such column"
+                f"{nearest(name, names)}; it has {_listed(names)}"
+            )
+        found |= dict.fromkeys(fitting)
+    return tuple(found)
 
 
 def _plain(name: str) -> str:

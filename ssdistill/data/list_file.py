@@ -12,8 +12,16 @@ from typing import IO
 
 from ssdistill.data.bad_image import BadImage
 from ssdistill.data.decode import open_regular
-from ssdistill.data.list_columns import HEADLESS, Columns, find_columns, has_header
+from ssdistill.data.list_columns import (
+    HEADLESS,
+    Columns,
+    Wanted,
+    columns_of_classes,
+    find_columns,
+    has_header,
+)
 from ssdistill.data.parquet_rows import parquet_columns, parquet_rows
+from ssdistill.data.several_labels import BETWEEN
 from ssdistill.errors import UserError, one_line, shown
 
 MARKS = {
@@ -39,22 +47,31 @@ class ListFile:
         path: of the file.
         wanted: names of columns by role, see :mod:`ssdistill.data.list_columns`.
         encoding: of a text; None for what its first bytes say, or UTF-8.
+        classes: names or patterns of columns of 0 and 1, one for each class; None for none.
 
     Attributes:
         columns: which columns were found.
+        class_columns: those that ``classes`` names; None without them.
 
     Raises:
         UserError: from the constructor, for a file that cannot be read, or a column that is not
             there.
     """
 
-    def __init__(self, path: Path, wanted: dict[str, str | None], encoding: str | None):
+    def __init__(
+        self,
+        path: Path,
+        wanted: dict[str, str | None],
+        encoding: str | None,
+        classes: Wanted = None,
+    ):
         self.path, self.encoding = path, encoding
         self._parquet = path.suffix.lower() in (".parquet", ".pq")
         with self._named():
             if self._parquet:
                 self._header = True
-                self.columns = find_columns(parquet_columns(path), wanted, self.title)
+                names = parquet_columns(path)
+                self.columns = find_columns(names, wanted, self.title)
             else:
                 self._delimiter = self._find_delimiter()
                 first = next(self._cells(), None)
@@ -65,6 +82,13 @@ class ListFile:
                     self.columns = find_columns(first, wanted, self.title)
                 else:
                     self.columns = self._headless(first, wanted)
+                names = [name.strip() for name in first] if self._header else []
+            self.class_columns = self._of_classes(names, classes)
+
+    @property
+    def labeled(self) -> bool:
+        """Whether there is a column of labels, or one for each class."""
+        return self.class_columns is not None or "label" in self.columns
 
     @property
     def title(self) -> str:
@@ -75,18 +99,33 @@ class ListFile:
         """Whether the list has columns, rather than lines."""
         return self._parquet or self._delimiter is not None
 
+    def labels(self) -> Iterator[Row]:
+        """Yield the label of every row, or the values of all columns of classes.
+
+        A list is one text, see :func:`ssdistill.data.several_labels.joined`.
+        """
+        names = self.class_columns or (self.columns.name.get("label", ""),)
+        if self.class_columns is None:
+            return self._rows([self.columns.position["label"]], names)
+        return self._rows([self._position[name] for name in names], names)
+
     def rows(self, *roles: str) -> Iterator[Row]:
         """Yield the values of some roles of every row, as text without blanks around it.
 
-        Several values of one image, as a column of lists has them, are joined by ``\\x1f``.
+        Several values of one image, as a column of lists has them, are joined by ``BETWEEN``.
 
         Raises:
             UserError: a row that is too short, or that cannot be read.
         """
         positions = [self.columns.position[role] for role in roles]
+        names = [self.columns.name.get(role, "") for role in roles]
+        for row in self._rows(positions, names):
+            yield tuple(text.removeprefix(BETWEEN) for text in row)
+
+    def _rows(self, positions: Sequence[int], names: Sequence[str]) -> Iterator[Row]:
         with self._named():
             if self._parquet:
-                yield from parquet_rows(self.path, [self.columns.name[role] for role in roles])
+                yield from parquet_rows(self.path, names)
                 return
             for number, cells in enumerate(self._cells(), start=1):
                 if number == 1 and self._header:
@@ -101,6 +140,13 @@ class ListFile:
     def path_of(self, row: int) -> str:
         """Return the path of a row, counted from 0; reads the list up to there."""
         return next(islice(self.rows("path"), row, None))[0]
+
+    def _of_classes(self, names: Sequence[str], wanted: Wanted) -> tuple[str, ...] | None:
+        if wanted is None:
+            return None
+        taken = self.columns.position.values()
+        self._position = {name: at for at, name in enumerate(names) if at not in taken}
+        return columns_of_classes(list(self._position), wanted, self.title)
 
     def _headless(self, first: Sequence[str], wanted: dict[str, str | None]) -> Columns:
         named = next((name for name in wanted.values() if name not in (None, "none")), None)

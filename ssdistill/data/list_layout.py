@@ -112,7 +112,7 @@ def read_list(
     """
     entries = read_entries(file)
     names = entries.names
-    labeled = "label" in file.columns
+    labeled = file.labeled
     if not len(names):
         raise UserError(f"{file.title}: the list names no image; put one path in each row")
     train_N, test_N = _sides(entries, test_fraction, labeled)
@@ -123,7 +123,12 @@ def read_list(
     classes = None
     if labeled:
         classes = ListClasses(
-            lambda: file.rows("label"), file.path_of, file.title, used_N, separator
+            file.labels,
+            file.path_of,
+            file.title,
+            used_N,
+            separator,
+            columns=file.class_columns,
         )
     weights = (lambda: file.rows("weight")) if "weight" in file.columns else None
     if weights:

@@ -1,6 +1,5 @@
 """A split of a list: labels and weights are read from the list when they are wanted."""
 
-import re
 from array import array
 from collections.abc import Callable
 from pathlib import Path
@@ -11,21 +10,33 @@ import numpy as np
 from ssdistill.data.file_split import FileSplit
 from ssdistill.data.labels import IGNORE, class_labels
 from ssdistill.data.names import Names
-from ssdistill.data.parquet_rows import BETWEEN
+from ssdistill.data.several_labels import (
+    BETWEEN,
+    BITS,
+    are_several,
+    joined,
+    multi_hot,
+    numbers_of,
+    parts_of,
+    rows_of,
+)
 from ssdistill.errors import UserError, shown
-
-WHOLE = re.compile(r"[+-]?\d{1,18}")
 
 
 class ListClasses:
     """Classes of all rows of a list; read once, when first wanted.
 
+    Where any image has several labels, all have a truth value for each class, and none is a row
+    of zeros; so have images with a column for each class, unless each is in one class.
+
     Args:
-        rows: gives the label of each row, as text.
+        rows: gives the label of each row, as text; with ``columns``, a text for each.
         name: of image i of the list, for messages.
         title: of the list in messages.
         used_N: (N,) bool, the rows that are images of a split.
         separator: between several labels of one image.
+        columns: of 0 and 1, where each class has one; their names are those of the classes.
+        names: of the classes, by number, where they are known.
     """
 
     def __init__(
@@ -35,9 +46,12 @@ class ListClasses:
         title: str,
         used_N: np.ndarray,
         separator: str | None,
+        columns: tuple[str, ...] | None = None,
+        names: tuple[str, ...] | None = None,
     ):
         self._rows, self._name, self._title = rows, name, title
         self._used_N, self._separator = used_N, separator
+        self._columns, self._all_names = columns, names
         self._known: tuple[np.ndarray, tuple[str, ...] | None] | None = None
 
     @property
@@ -46,10 +60,10 @@ class ListClasses:
         return self._known[1] if self._known else None
 
     def labels(self) -> np.ndarray:
-        """Return (N,) int64 of all rows; -1 where a row is in no split.
+        """Return (N,) int64 of all rows, -1 where a row is in no split; or (N, K) bool.
 
         Raises:
-            UserError: images without a label, or with several.
+            UserError: images without a label where each has one, and labels that are none.
         """
         if self._known is None:
             self._known = self._read()
@@ -57,17 +71,26 @@ class ListClasses:
 
     def _read(self) -> tuple[np.ndarray, tuple[str, ...] | None]:
         codes, position = array("i"), dict[str, int]()
-        for (text,) in self._rows():
+        for texts in self._rows():
+            text = texts[0] if self._columns is None else joined(texts)
             codes.append(position.setdefault(text, len(position)))
         code_N = np.frombuffer(codes, dtype=np.int32)
         if len(code_N) != len(self._used_N):
             raise UserError(f"{self._title} has changed since it was read; run the command again")
-        used = np.unique(code_N[self._used_N]).tolist()
-        texts = list(position)
-        label_of = {code: self._one(texts[code], code, code_N) for code in used}
+        used, texts = np.unique(code_N[self._used_N]).tolist(), list(position)
+        if self._columns is not None:
+            return self._by_column(texts, used, code_N)
+        parts_by_code = {code: self._parts(texts[code], code, code_N) for code in used}
+        if any(are_several(texts[code], parts) for code, parts in parts_by_code.items()):
+            value_UK, names = multi_hot(list(parts_by_code.values()), self._title, self._all_names)
+            return self._spread(value_UK, used, len(texts), code_N), names
+        for code, parts in parts_by_code.items():
+            if not parts:
+                raise self._without(code, code_N)
+        label_of = {code: parts[0] for code, parts in parts_by_code.items()}
         value_K = np.full(len(texts), -1, dtype=np.int64)
         names = None
-        numbers = _numbers(list(label_of.values()))
+        numbers = numbers_of(list(label_of.values()))
         if numbers is not None:
             value_K[used] = class_labels(numbers, f"{self._title}: its labels")
         else:
@@ -76,36 +99,56 @@ class ListClasses:
             value_K[used] = [order[label] for label in label_of.values()]
         return value_K[code_N], names
 
-    def _one(self, text: str, code: int, code_N: np.ndarray) -> str:
-        """Return the only label in a text."""
-        marks = [BETWEEN] if self._separator is None else [BETWEEN, self._separator]
-        parts = [text]
-        for mark in marks:
-            parts = [part for whole in parts for part in whole.split(mark)]
-        parts = [part.strip() for part in parts if part.strip()]
-        if len(parts) == 1:
-            return parts[0]
-        rows = np.flatnonzero((code_N == code) & self._used_N)
-        first = shown(self._name(int(rows[0])))
-        if not parts:
+    def _by_column(
+        self, texts: list[str], used: list[int], code_N: np.ndarray
+    ) -> tuple[np.ndarray, tuple[str, ...]]:
+        """Return the labels of a column for each class."""
+        assert self._columns is not None
+        value_UK = np.zeros((len(used), len(self._columns)), dtype=bool)
+        for row, code in enumerate(used):
+            cells = texts[code].split(BETWEEN)[1:]
+            for k, cell in enumerate(cells):
+                if cell not in BITS:
+                    raise UserError(
+                        f"{self._title}: column '{shown(self._columns[k])}' has {shown(cell)!r} "
+                        f"for {self._first(code, code_N)}, which is neither 0 nor 1; correct "
+                        f"it, or {IGNORE}"
+                    )
+                value_UK[row, k] = BITS[cell]
+        if (value_UK.sum(1) == 1).all():
+            value_C = np.full(len(texts), -1, dtype=np.int64)
+            value_C[used] = value_UK.argmax(1)
+            return value_C[code_N], self._columns
+        return self._spread(value_UK, used, len(texts), code_N), self._columns
+
+    def _spread(
+        self, value_UK: np.ndarray, used: list[int], count: int, code_N: np.ndarray
+    ) -> np.ndarray:
+        value_CK = np.zeros((count, value_UK.shape[1]), dtype=bool)
+        value_CK[used] = value_UK
+        return rows_of(value_CK, code_N, self._title)
+
+    def _parts(self, text: str, code: int, code_N: np.ndarray) -> tuple[str, ...]:
+        """Return the labels in a text."""
+        try:
+            return parts_of(text, self._separator)
+        except ValueError as error:
+            plain = shown(text.replace(BETWEEN, ", ").removeprefix(", "))[:80]
             raise UserError(
-                f"{self._title}: {len(rows)} of {int(self._used_N.sum())} images have no label "
-                f"(first: {first}); add labels, remove these images, or {IGNORE}"
-            )
-        raise UserError(
-            f"{self._title}: some images have several labels (first: {first}, "
-            f"{shown(', '.join(parts))[:80]}); multi-label evaluation is not supported; {IGNORE}"
+                f"{self._title}: the labels of {self._first(code, code_N)} ({plain}) have "
+                f"{error}; correct them, or {IGNORE}"
+            ) from error
+
+    def _without(self, code: int, code_N: np.ndarray) -> UserError:
+        count = int(((code_N == code) & self._used_N).sum())
+        return UserError(
+            f"{self._title}: {count} of {int(self._used_N.sum())} images have no label "
+            f"(first: {self._first(code, code_N)}); add labels, remove these images, or {IGNORE}"
         )
 
-
-def _numbers(texts: list[str]) -> np.ndarray | None:
-    """Return labels that are all numbers as such; None for names."""
-    if all(WHOLE.fullmatch(text) for text in texts):
-        return np.array([int(text) for text in texts], dtype=np.int64)
-    try:
-        return np.array([float(text) for text in texts])
-    except ValueError:
-        return None
+    def _first(self, code: int, code_N: np.ndarray) -> str:
+        """Return the name of the first image with a text."""
+        return shown(self._name(int(np.flatnonzero((code_N == code) & self._used_N)[0])))
 
 
 class ListSplit(FileSplit):

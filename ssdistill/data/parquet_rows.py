@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from ssdistill.data.decode import open_regular
+from ssdistill.data.several_labels import joined
 from ssdistill.errors import UserError, one_line, shown
 
 BATCH = 1024
 LONGEST = 1 << 16
 """Characters of one value; no path, class or group has more."""
-BETWEEN = "\x1f"
-"""Joins several values of one image."""
 
 
 def parquet_library(purpose: str) -> Any:
@@ -39,7 +38,7 @@ def parquet_columns(path: Path) -> list[str]:
 
 
 def parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """Yield some columns of every row as text; nothing for a null, lists joined by ``BETWEEN``.
+    """Yield some columns of every row as text; nothing for a null, lists as :func:`joined`.
 
     Raises:
         UserError: a damaged file, or values that are no text or numbers.
@@ -71,7 +70,10 @@ def column_texts(column: Any, name: str, title: str) -> Iterator[str]:
                 f"{title}: column '{shown(name)}' is {column.type}, not text or numbers; name "
                 "another column"
             )
-        text = BETWEEN.join("" if part is None else str(part) for part in parts).strip(" ")
+        if isinstance(value, list):
+            text = joined(value)
+        else:
+            text = "" if value is None else str(value).strip(" ")
         if len(text) > LONGEST:
             raise UserError(
                 f"{title}: column '{shown(name)}' has a value of {len(text)} characters, more "

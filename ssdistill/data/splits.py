@@ -66,7 +66,13 @@ class RawSplit(ABC):
         return []
 
     def labels(self) -> np.ndarray:
-        """Return (N,) int64 classes, from 0; raise UserError if there are none."""
+        """Return the class of each image, (N,) int64 from 0; or, of several labels, (N, K) bool.
+
+        The latter are a truth value for each of K classes, all False of an image without any.
+
+        Raises:
+            UserError: there are none, or they are no labels.
+        """
         raise UserError(f"{self.title} has no labels")
 
     @property

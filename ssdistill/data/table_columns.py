@@ -4,6 +4,7 @@ import json
 from contextlib import suppress
 from typing import Any
 
+from ssdistill.data.list_columns import Wanted, columns_of_classes
 from ssdistill.data.table_split import Labels
 from ssdistill.errors import UserError, nearest, shown
 
@@ -46,12 +47,19 @@ def image_column(schema: Any, wanted: str | None, title: str) -> str:
     return usual[0] if usual else found[0]
 
 
-def label_column(schema: Any, wanted: str | None, title: str) -> Labels | None:
+def label_column(schema: Any, wanted: str | None, title: str, each: Wanted = None) -> Labels | None:
     """Find the column of labels; None if there is none.
+
+    Args:
+        wanted: its name, if it is known.
+        each: names of columns of 0 and 1, one for each class, or patterns.
 
     Raises:
         UserError: the one that is named is not there.
     """
+    if each is not None:
+        columns = columns_of_classes(schema.names, each, title)
+        return Labels(columns, columns if len(columns) > 1 else None)
     if wanted == "none":
         return None
     if wanted is not None and wanted not in schema.names:
@@ -60,7 +68,7 @@ def label_column(schema: Any, wanted: str | None, title: str) -> Labels | None:
             f"{title}: data.label_column={shown(wanted)}: no such column{near}; {_columns(schema)}"
         )
     name = wanted or next((name for name in LABELS if name in schema.names), None)
-    return Labels(name, _class_names(schema, name)) if name else None
+    return Labels((name,), _class_names(schema, name)) if name else None
 
 
 def _holds_images(kind: Any) -> bool:
@@ -77,7 +85,10 @@ def _class_names(schema: Any, column: str) -> tuple[str, ...] | None:
     if not text or len(text) > LARGEST_FEATURES:
         return None
     with suppress(ValueError, KeyError, TypeError, RecursionError):
-        names = json.loads(text)["info"]["features"][column]["names"]
+        feature = json.loads(text)["info"]["features"][column]
+        # Of a list, its items are described; one written before lists had a name is a list itself.
+        feature = feature[0] if isinstance(feature, list) else feature
+        names = feature.get("feature", feature)["names"]
         if isinstance(names, list) and all(isinstance(name, str) for name in names):
             return tuple(names) or None
     return None

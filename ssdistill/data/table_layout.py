@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ssdistill.data.held_out import fraction_of, held_out_by_key
+from ssdistill.data.list_columns import Wanted
 from ssdistill.data.split_names import split_of_file
 from ssdistill.data.table_columns import image_column, label_column
 from ssdistill.data.table_split import Labels, Shard, TableSplit, labels_of, row_keys
@@ -85,20 +86,28 @@ def sort_files(
 
 
 def use_columns(
-    shards: Sequence[Any], column: str | None, label: str | None, title: str
+    shards: Sequence[Any],
+    column: str | None,
+    label: str | None,
+    title: str,
+    each: Wanted = None,
 ) -> Labels | None:
     """Have shards read their column of images; return where labels are, if everywhere the same.
+
+    Args:
+        each: columns of 0 and 1 for each class, see :func:`label_column`.
 
     Raises:
         UserError: a shard without these columns.
     """
     images = image_column(shards[0].schema, column, title)
-    labels = label_column(shards[0].schema, label, title)
+    labels = label_column(shards[0].schema, label, title, each)
     for shard in shards:
         of_it = f"data.path={shown(shard.path)}"
         shard.use(image_column(shard.schema, images, of_it))
         if labels:
-            label_column(shard.schema, labels.column, of_it)
+            for name in labels.columns:
+                label_column(shard.schema, name, of_it)
     return labels
 
 

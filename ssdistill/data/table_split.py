@@ -31,7 +31,7 @@ class Shard(ABC):
 
     @abstractmethod
     def texts(self, column: str) -> Iterator[str]:
-        """Yield a column's values as text; several of one image are joined, see ``BETWEEN``."""
+        """Yield a column's values as text; several of one image are one, see :func:`joined`."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,17 @@ class Labels:
     """Where labels are.
 
     Attributes:
-        column: of the label.
+        columns: of the label; several hold 0 or 1 for a class each, which has the column's name.
         names: of the classes, by number, where the table's schema has them.
     """
 
-    column: str
+    columns: tuple[str, ...]
     names: tuple[str, ...] | None = None
+
+    @property
+    def each(self) -> bool:
+        """Whether each class has a column."""
+        return len(self.columns) > 1
 
 
 class TableSplit(EncodedSplit):
@@ -135,8 +140,10 @@ def labels_of(
     if labels is None:
         return None
 
-    def rows() -> Iterator[tuple[str]]:
-        return ((text,) for shard in shards for text in shard.texts(labels.column))
+    def rows() -> Iterator[tuple[str, ...]]:
+        for shard in shards:
+            yield from zip(*map(shard.texts, labels.columns), strict=True)
 
     used_N = np.ones(sum(map(len, shards)), dtype=bool)
-    return ListClasses(rows, name, title, used_N, None)
+    columns = labels.columns if labels.each else None
+    return ListClasses(rows, name, title, used_N, None, columns=columns, names=labels.names)

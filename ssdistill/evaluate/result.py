@@ -5,6 +5,7 @@ from typing import Any
 
 from ssdistill.errors import UserError, nearest, shortened
 from ssdistill.evaluate.classification import Classification
+from ssdistill.evaluate.multi_label import MultiLabel
 from ssdistill.evaluate.paired import MARGIN, Paired, paired_test
 
 
@@ -19,6 +20,7 @@ class Result:
         settings: every setting it was run with, presets spelled out; plain values.
         details: what else is worth knowing (chosen strengths, …); plain values.
         classification: the answers on the test images, where there is one per image.
+        multi_label: the scores of every label, where an image may have several.
         arrays: larger things by name, such as a classifier's weights.
     """
 
@@ -28,6 +30,7 @@ class Result:
     settings: dict[str, Any] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
     classification: Classification | None = None
+    multi_label: MultiLabel | None = None
     arrays: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __getitem__(self, measure: str) -> float:

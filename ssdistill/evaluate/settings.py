@@ -68,6 +68,28 @@ class _Looks(Settings):
             except UserError as error:
                 raise UserError(f"evaluate.{key}: {error}") from None
 
+    def left_out_of_several(self) -> str:
+        """Name the protocols that images with several labels leave out; empty for none.
+
+        Raises:
+            UserError: one of them was requested.
+        """
+        left_out = []
+        for key, protocol in self._by_key().items():
+            if protocol.takes_several():
+                continue
+            if key not in PROTOCOLS.classes or key in self.model_fields_set:
+                raise UserError(
+                    f"evaluate.{key}: {protocol.refusal()}, and set evaluate.{key}=null"
+                )
+            left_out.append(key)
+        if not left_out:
+            return ""
+        return (
+            f"images may have several labels: evaluated with mean average precision; "
+            f"{', '.join(left_out)} (by default) left out, which takes one label an image"
+        )
+
     def _by_key(self) -> dict[str, Protocol]:
         settings_by_key = {kind: getattr(self, kind) for kind in PROTOCOLS.classes}
         settings_by_key |= {f"also.{name}": settings for name, settings in self.also.items()}

@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssdistill.data.labels import class_labels
 from ssdistill.errors import UserError
+from ssdistill.evaluate.labels import check_pair, has_several
 from ssdistill.label_free.features import Precision, as_labels, extract
 from ssdistill.models.representation import Representation
 from ssdistill.settings import Size, as_size
@@ -26,7 +28,7 @@ class LabeledImages:
 
     Attributes:
         images: (N, H, W, C) uint8, or float32 in [0, 1], all of one size.
-        labels: (N,) integers; None without.
+        labels: (N,) integers, or (N, K) truth values of several labels an image; None without.
         class_names: by label.
     """
 
@@ -166,19 +168,30 @@ class Subject:
         )
 
     def labels(self, split: str) -> Tensor:
-        """Labels (N,) int64.
+        """Labels (N,) int64; of several an image (N, K) bool.
 
         Raises:
-            UserError: the images have none, or not one integer each.
+            UserError: the images have none, or neither one integer each nor 0 or 1 for each class.
         """
         data = self.splits[split]
         name = "training labels" if split == "train" else "test labels"
-        return as_labels(data.labels, torch.empty(len(data.images), 0), name)
+        labels = data.labels
+        if has_several(data):
+            values = np.asarray(labels)
+            kept = values if values.dtype == bool else class_labels(values, name, len(data.images))
+            return torch.from_numpy(kept)
+        return as_labels(labels, torch.empty(len(data.images), 0), name)
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may have several labels; False without labels."""
+        return any(map(has_several, self.splits.values()))
 
     def probe_data(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Training features and labels, test features and labels: the inputs of a probe."""
         # Labels first: that they are missing must not be said after an hour of encoding.
         train_labels, test_labels = self.labels("train"), self.labels("test")
+        check_pair(train_labels, test_labels, self.class_names)
         return self.features("train"), train_labels, self.features("test"), test_labels
 
     @property

@@ -5,13 +5,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ssdistill.report.tables.columns import FIRST, protocol_words
+from ssdistill.report.tables.columns import FIRST, MEASURES, protocol_words
 from ssdistill.report.tables.models import ResultRow, results_rows
 from ssdistill.report.tables.steps import PREFIX
 
 PARENT = "parent"
 """Key of a compressed model's record: ``model``, the name of the one that its step was given, and
 ``paired``, tests of its answers against that one's (see ``evaluate.paired.Paired``)."""
+SEVERAL = ("probe/linear/map", "probe/knn/map")
+"""Accuracies of several labels an image."""
 LARGER = 1.01
 """Bytes over the parent's from which on a file counts as larger; metadata alone may differ."""
 LOWER_CKA = 0.01
@@ -141,18 +143,20 @@ def _less_accurate(
     doubt = (parent.spread(metric) or 0.0) + (row.spread(metric) or 0.0)
     if points <= doubt or not doubt:
         return ""
-    return _lost(points, metric.split("/")[1], parent.model, f"both spreads: {doubt:.2f}")
+    _, protocol, measure = metric.split("/")
+    return _lost(points, protocol, parent.model, f"both spreads: {doubt:.2f}", measure)
 
 
-def _lost(points: float, protocol: str, parent: str, interval: str) -> str:
-    words = protocol_words(protocol)
-    return f"loses {points:.2f} points of {words} top-1 against {parent} ({interval})"
+def _lost(points: float, protocol: str, parent: str, interval: str, measure: str = "top1") -> str:
+    words = f"{protocol_words(protocol)} {MEASURES[measure].removesuffix(' (%)')}"
+    return f"loses {points:.2f} points of {words} against {parent} ({interval})"
 
 
 def _measure(row: ResultRow, parent: ResultRow) -> str | None:
-    """The first accuracy that both have."""
-    shared = [m for m in row.values if m.startswith("probe/") and m.endswith("/top1")]
-    shared = [metric for metric in shared if metric in parent.values]
+    """The first accuracy that both have; of several labels an image, mean average precision."""
+    probes = [m for m in row.values if m.startswith("probe/") and m in parent.values]
+    shared = [metric for metric in probes if metric.endswith("/top1")]
+    shared = shared or [m for m in probes if m in SEVERAL]
     return min(shared, key=lambda metric: _order(metric.split("/")[1]), default=None)
 
 

@@ -36,7 +36,7 @@ class PageData:
         fronts: what searches found (see ``charts.pareto.front_svg``).
         sizes: models by bytes and accuracy; latencies: by time and accuracy; chain: labels of
             both that were made one from the other, in order.
-        scores: models by accuracy, with spread.
+        scores: models by accuracy, with spread; measure: what accuracy is in the charts.
         curves: one chart each (see ``charts.plots.curves_of``).
         confusions: of models, drawn at a width (see ``charts.confusion.confusion_svg``).
         views, neighbors: images.
@@ -58,6 +58,7 @@ class PageData:
     latencies: Sequence[LatencyPoint] = ()
     chain: Sequence[str] = ()
     scores: Sequence[Score] = ()
+    measure: str = "Linear top-1 (%)"
     curves: Sequence[Curves] = ()
     confusions: Sequence[Callable[[float], str]] = ()
     views: ViewGrid | None = None
@@ -76,9 +77,12 @@ def write_page(folder: Path | str, page: PageData) -> Path:
 def render_page(page: PageData) -> str:
     """The page as text: HTML with its style, plots and images inside."""
     costs: list[partial[str]] = []
+    measure = page.measure[:1].lower() + page.measure[1:]
     if page.sizes:
-        costs.append(partial(size_chart, page.sizes, page.chain))
+        costs.append(partial(size_chart, page.sizes, page.chain, measure=measure))
     if page.latencies:
-        costs.append(partial(latency_chart, page.latencies, page.chain))
-    score_charts = [partial(score_chart, page.scores)] if page.scores else []
+        costs.append(partial(latency_chart, page.latencies, page.chain, measure=measure))
+    score_charts = []
+    if page.scores:
+        score_charts.append(partial(score_chart, page.scores, title=page.measure))
     return rendered("report.html", **vars(page), costs=costs, score_charts=score_charts)

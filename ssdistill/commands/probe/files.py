@@ -79,12 +79,13 @@ def _model(model: Findings) -> dict[str, Any]:
                 "seconds": result.seconds,
                 "settings": result.settings,
                 "details": result.details,
-                "classes": result.classification.by_class() if result.classification else None,
+                "classes": answers.by_class() if answers else None,
                 "confusion": (
                     result.classification.confusion_KK if result.classification else None
                 ),
             }
             for name, result in model.results.items()
+            for answers in (result.classification or result.multi_label,)
         },
         "refused": model.refused,
         "notices": list(model.notices),

@@ -59,12 +59,14 @@ class Probed:
         shown: the images.
         protocols: that were requested; none where the images have no labels.
         margin: points of accuracy within which two models count as equally good.
+        left_out: protocols that are run by default, but not on images with several labels.
     """
 
     models: tuple[Findings, ...]
     shown: Shown = field(repr=False)
     protocols: tuple[Protocol, ...] = field(repr=False)
     margin: float = MARGIN
+    left_out: tuple[str, ...] = ()
 
     @property
     def rows(self) -> slice:
@@ -73,7 +75,7 @@ class Probed:
 
     @property
     def labels_N(self) -> np.ndarray | None:
-        """Labels of the test images that :attr:`rows` names; None without any."""
+        """Labels of the test images that :attr:`rows` names; None unless there is one of each."""
         return self.shown.labels_of(self.rows)
 
     @cached_property
@@ -100,10 +102,19 @@ class Probed:
         lines = []
         if not self.shown.labeled:
             lines.append("no labels: skipping evaluation; label-free metrics only")
+        if self.left_out:
+            lines.append(
+                f"images may have several labels: {', '.join(self.left_out)} left out, which takes "
+                "one label an image"
+            )
         names: dict[str, list[str]] = {}
         for model in self.models:
             refused = [f"{name} skipped: {why}" for name, why in model.refused.items()]
-            for notice in (*model.notices, *refused):
+            scores = [r.multi_label for r in model.results.values() if r.multi_label]
+            left_out = [
+                f"excluded from means over classes: {s.left_out}" for s in scores[:1] if s.left_out
+            ]
+            for notice in (*model.notices, *left_out, *refused):
                 names.setdefault(notice, []).append(model.name)
         return lines + [f"{', '.join(whose)}: {notice}" for notice, whose in names.items()]
 

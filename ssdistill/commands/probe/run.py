@@ -72,6 +72,7 @@ def probe(
     shown = open_images(data, data_settings, sizes=[s for s in sizes if s], root=root)
     if not shown.labeled:
         requested = _without_labels(shown, protocols)
+    requested, left_out = _of_several(shown, requested, protocols)
     findings: list[Findings] = []
     for number, (name, what) in enumerate(sources.items(), start=1):
         if progress and len(sources) > 1:
@@ -91,7 +92,7 @@ def probe(
         findings.append(_judge(subject, opened, requested, findings[0] if findings else None))
     if requested and not any(model.results for model in findings):
         raise UserError(next(why for model in findings for why in model.refused.values()))
-    return Probed(tuple(findings), shown, tuple(requested), margin)
+    return Probed(tuple(findings), shown, tuple(requested), margin, left_out)
 
 
 def _check(
@@ -114,6 +115,21 @@ def _without_labels(shown: Shown, protocols: Sequence[str] | None) -> list[Proto
             "omit --protocols to get label-free metrics"
         )
     return []
+
+
+def _of_several(
+    shown: Shown, requested: list[Protocol], names: Sequence[str] | None
+) -> tuple[list[Protocol], tuple[str, ...]]:
+    """Return the protocols that take several labels an image, and the names of the others.
+
+    Raises:
+        UserError: one that does not was requested.
+    """
+    others = [protocol for protocol in requested if shown.several and not protocol.takes_several()]
+    if others and names is not None:
+        raise UserError(others[0].refusal())
+    kept = [protocol for protocol in requested if protocol not in others]
+    return kept, tuple(protocol.name for protocol in others)
 
 
 def _sources(models: Any) -> dict[str, Any]:

@@ -63,50 +63,68 @@ def measures_table(model: Findings, probed: Probed) -> Table | None:
 
 
 def classes_table(model: Findings) -> Table | None:
-    """Precision, recall and F1 of every class, or of the worst; by the first protocol."""
+    """Precision, recall and F1 of every class, or of the worst; by the first protocol.
+
+    Of several labels an image, also the average precision.
+    """
     name, by_class = _by_class(model)
     if name is None:
         return None
+    several = "average_precision" in by_class[0]
     worst, caption = _worst(by_class)
-    measures = ("precision", "recall", "f1")
+    measures = ("average_precision",) * several + ("precision", "recall", "f1")
     rows = tuple(
         (row["name"], str(row["images"]), *(_number(row[m], 1) for m in measures)) for row in worst
     )
-    header = ("class", "images", "precision", "recall", "F1")
+    header = ("class", "images", *("AP",) * several, "precision", "recall", "F1")
     return Table(header, rows, f"{caption}By {protocol_words(name)}, in percent.", "Classes")
 
 
 def classes_beside_table(probed: Probed) -> Table | None:
-    """F1 of every class, or of the first model's worst, by model; by the first protocol."""
+    """F1 of every class, or of the first model's worst, by model; by the first protocol.
+
+    Of several labels an image, the average precision.
+    """
     name, by_class = _by_class(probed.models[0])
     if name is None:
         return None
     worst, caption = _worst(by_class)
     models = [model for model in probed.models if _by_class(model)[0] == name]
-    f1_by_class = [{row["class"]: row["f1"] for row in _by_class(model)[1]} for model in models]
+    measure, words = _compared_by(by_class)
+    of_models = [{row["class"]: row[measure] for row in _by_class(model)[1]} for model in models]
     rows = tuple(
-        (row["name"], str(row["images"]), *(_number(f.get(row["class"]), 1) for f in f1_by_class))
+        (row["name"], str(row["images"]), *(_number(f.get(row["class"]), 1) for f in of_models))
         for row in worst
     )
     header = ("class", "images", *(model.name for model in models))
-    return Table(header, rows, f"{caption}F1 by {protocol_words(name)}, in percent.", "Classes")
+    caption += f"{words} by {protocol_words(name)}, in percent."
+    return Table(header, rows, caption, "Classes")
 
 
 def _by_class(model: Findings) -> tuple[str | None, list[dict[str, Any]]]:
     """The first protocol that answers image by image, and what it says of each class."""
     for name, result in model.results.items():
-        if result.classification is not None:
-            return name, result.classification.by_class()
+        if answers := result.classification or result.multi_label:
+            return name, answers.by_class()
     return None, []
+
+
+def _compared_by(by_class: list[dict[str, Any]]) -> tuple[str, str]:
+    """What classes are compared by, and the words for it."""
+    if "average_precision" in by_class[0]:
+        return "average_precision", "Average precision"
+    return "f1", "F1"
 
 
 def _worst(by_class: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
     """The classes that are shown, and a word where these are not all."""
     if len(by_class) <= MOST_CLASSES:
         return by_class, ""
-    scored = [row for row in by_class if not math.isnan(row["f1"])]
-    caption = f"The {WORST} of {len(by_class)} classes with the smallest F1. "
-    return sorted(scored, key=lambda row: row["f1"])[:WORST], caption
+    measure, words = _compared_by(by_class)
+    scored = [row for row in by_class if row[measure] is not None]
+    words = words if words == "F1" else words.lower()
+    caption = f"The {WORST} of {len(by_class)} classes with the smallest {words}. "
+    return sorted(scored, key=lambda row: row[measure])[:WORST], caption
 
 
 def models_table(probed: Probed) -> Table:

@@ -257,7 +257,7 @@ class _Work:
         if label_N is not None:
             folder, slash, file = name.rpartition("/")
             group = file.split(".")[0]
-            output.member(f"{folder}{slash}{group}.cls", str(int(label_N[row])).encode())
+            output.member(f"{folder}{slash}{group}.cls", _class_text(label_N[row]).encode())
 
     def _record(self) -> None:
         shards = {name: asdict(shard) for name, shard in sorted(self.done.items())}
@@ -282,6 +282,11 @@ class _Hashed:
         self.write(info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape"))
         self.write(content)
         self.write(bytes(-len(content) % BLOCK))
+
+
+def _class_text(label: np.ndarray) -> str:
+    """Return what a ``.cls`` holds: a class or, of several labels, 0 or 1 for each class."""
+    return " ".join(str(int(value)) for value in np.atleast_1d(label))
 
 
 def _labels(split: RawSplit) -> np.ndarray:

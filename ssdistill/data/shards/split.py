@@ -93,7 +93,8 @@ class TarSplit(EncodedSplit):
         title: in messages.
         index: of the shards.
         rows: which of its images are in the split.
-        label_values: gives labels for a split, when they are wanted.
+        label_values: gives labels for a split, when they are wanted, and the names of classes where
+            images have several.
     """
 
     def __init__(
@@ -101,11 +102,12 @@ class TarSplit(EncodedSplit):
         title: str,
         index: ShardIndex,
         rows: Rows,
-        label_values: Callable[["TarSplit"], np.ndarray],
+        label_values: Callable[["TarSplit"], tuple[np.ndarray, tuple[str, ...] | None]],
     ):
         super().__init__()
         self.title, self.index, self.rows = title, index, rows
         self._label_values = label_values
+        self._class_names: tuple[str, ...] | None = None
         self._names: OrderedDict[int, str] = OrderedDict()
 
     def __len__(self) -> int:
@@ -190,7 +192,12 @@ class TarSplit(EncodedSplit):
     def labels(self) -> np.ndarray:
         if self.labeled < len(self):
             return super().labels()
-        return self._label_values(self)
+        labels, self._class_names = self._label_values(self)
+        return labels
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        return self._class_names
 
 
 def _head_bytes(headers: int, block: int) -> int:

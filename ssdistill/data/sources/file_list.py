@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ssdistill.data.list_columns import USUAL
+from ssdistill.data.list_columns import USUAL, Wanted, one_way_to_label
 from ssdistill.data.list_file import ListFile
 from ssdistill.data.list_layout import ListLayout, read_list
 from ssdistill.data.splits import RawSplit, Source
@@ -23,10 +23,11 @@ class FileList(Source):
     Columns are found by their usual names (``path``, ``file``, ``image``; ``label``, ``class``;
     ``split``; ``weight``; ``group``, ``patient``), and which were found is printed. A list without
     names of columns has a path, or a path and a label; a text has a path in each line, or a path
-    and a number. Lines that begin with ``#`` are ignored. Labels are numbers or names. A file that
-    is not there is named before anything starts. Images that are named twice count twice, with a
-    warning. Without a column of splits, images are held out for ``test`` by a hash of their group
-    or path, so that all of a group are on one side.
+    and a number. Lines that begin with ``#`` are ignored. Labels are numbers or names; an image may
+    have several, in a column of lists or between separators. A file that is not there is named
+    before anything starts. Images that are named twice count twice, with a warning. Without a
+    column of splits, images are held out for ``test`` by a hash of their group or path, so that
+    all of a group are on one side.
 
     Args:
         path: the list.
@@ -37,7 +38,8 @@ class FileList(Source):
         split_column: of splits: train, test or val, or other words for them.
         weight_column: of weights, numbers from 0.
         group_column: of groups, such as patients, that are held out as a whole.
-        label_separator: between several labels of one image; such images cannot be evaluated yet.
+        label_columns: of 0 and 1, one for each class: their names, or patterns such as ``has_*``.
+        label_separator: between several labels of one image, such as ``|``.
         encoding: of a text, such as ``cp1252``; UTF-8 by default, or what the file begins with.
         missing: ``skip`` skips files that are not there, with a warning.
         test_fraction: fraction held out where the list has no test images; by default 0.2 with
@@ -45,6 +47,7 @@ class FileList(Source):
     """
 
     kind = "list"
+    later = ("label_columns",)
     default_image_size = 64
 
     def __init__(
@@ -61,7 +64,9 @@ class FileList(Source):
         encoding: str | None = None,
         missing: Literal["refuse", "skip"] = "refuse",
         test_fraction: Annotated[float, Field(ge=0, lt=1)] | None = None,
+        label_columns: Wanted = None,
     ):
+        self.label_columns = one_way_to_label(label_column, label_columns)
         self.path, self.root = path, root
         self.path_column, self.label_column = path_column, label_column
         self.split_column, self.weight_column = split_column, weight_column
@@ -71,7 +76,9 @@ class FileList(Source):
     @cached_property
     def _file(self) -> ListFile:
         wanted = {role: getattr(self, f"{role}_column") for role in USUAL}
-        file = ListFile(user_path(self.path), wanted, self.encoding)
+        if self.label_columns is not None:
+            wanted["label"] = "none"
+        file = ListFile(user_path(self.path), wanted, self.encoding, self.label_columns)
         if file.columns.name:
             log.info("%s: %s", file.title, file.columns)
         return file
@@ -86,7 +93,7 @@ class FileList(Source):
 
     @property
     def has_labels(self) -> bool:
-        return self.has_test and "label" in self._file.columns
+        return self.has_test and self._file.labeled
 
     @property
     def has_test(self) -> bool:

@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import Field
 
 from ssdistill.data.hf_shard import choose_splits, load_splits
+from ssdistill.data.list_columns import Wanted, one_way_to_label
 from ssdistill.data.table_layout import TableLayout, table_layout, use_columns
 from ssdistill.data.table_source import TableSource
 from ssdistill.errors import shown
@@ -28,14 +29,16 @@ class HuggingFace(TableSource):
         train_split: name of the split to train on; by default the one called train.
         test_split: of the split to test on; by default the one called test, or validation.
         column: of the images; by default the one called ``image``, or the only one.
-        label_column: of labels, numbers or names; by default ``label`` or ``class``; ``none`` for
-            no labels.
+        label_column: of labels, numbers or names, or lists of them; by default ``label`` or
+            ``class``; ``none`` for no labels.
+        label_columns: of 0 and 1, one for each class: their names, or patterns such as ``has_*``.
         test_fraction: fraction held out where there is no split to test on; by default 0.2 with
             labels and 0.1 without. 0 trains on everything.
     """
 
     kind = "hf"
     test_key = "data.test_split"
+    later = ("label_columns",)
 
     def __init__(
         self,
@@ -48,7 +51,9 @@ class HuggingFace(TableSource):
         column: str | None = None,
         label_column: str | None = None,
         test_fraction: Annotated[float, Field(ge=0, lt=1)] | None = None,
+        label_columns: Wanted = None,
     ):
+        self.label_columns = one_way_to_label(label_column, label_columns)
         self.path, self.name, self.revision = path, name, revision
         self.train_split, self.test_split = train_split, test_split
         self.column, self.label_column, self.test_fraction = column, label_column, test_fraction
@@ -58,7 +63,9 @@ class HuggingFace(TableSource):
         splits = load_splits(user_path(self.path), self.path, self.name, self.revision)
         train, test, left_out = choose_splits(splits, self.train_split, self.test_split)
         shards = [train] if test is None else [train, test]
-        labels = use_columns(shards, self.column, self.label_column, self._title)
+        labels = use_columns(
+            shards, self.column, self.label_column, self._title, self.label_columns
+        )
         layout = table_layout(self._title, [train], shards[1:], labels, self.test_fraction)
         if left_out:
             layout.warnings.append(

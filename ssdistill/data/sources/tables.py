@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from ssdistill.data.arrow_shard import ArrowShard
+from ssdistill.data.list_columns import Wanted, one_way_to_label
 from ssdistill.data.parquet_shard import GroupCache, ParquetShard
 from ssdistill.data.table_layout import (
     TableLayout,
@@ -29,6 +30,7 @@ class _Tables(TableSource):
     """Base class of sources of files with an encoded image in each row."""
 
     test_key = "data.test_path"
+    later = ("label_columns",)
     suffixes: ClassVar[tuple[str, ...]]
 
     def __init__(
@@ -39,7 +41,9 @@ class _Tables(TableSource):
         column: str | None = None,
         label_column: str | None = None,
         test_fraction: Annotated[float, Field(ge=0, lt=1)] | None = None,
+        label_columns: Wanted = None,
     ):
+        self.label_columns = one_way_to_label(label_column, label_columns)
         self.path, self.test_path = path, test_path
         self.column, self.label_column, self.test_fraction = column, label_column, test_fraction
 
@@ -59,7 +63,9 @@ class _Tables(TableSource):
         else:
             test = find_files(_listed(self.test_path), self.suffixes)
         train, test = ([self._open(path, name) for name, path in some] for some in (files, test))
-        labels = use_columns([*train, *test], self.column, self.label_column, self._title)
+        labels = use_columns(
+            [*train, *test], self.column, self.label_column, self._title, self.label_columns
+        )
         layout = table_layout(self._title, train, test, labels, self.test_fraction)
         if left_out:
             layout.warnings.append(
@@ -88,8 +94,9 @@ class Arrow(_Tables):
         path: a file, a folder, a pattern such as ``shards/train-*.arrow``, or a list of them.
         test_path: the same of test images, where names do not say so.
         column: of the images; by default the only one of bytes, or the one called ``image``.
-        label_column: of labels, numbers or names; by default ``label`` or ``class``; ``none`` for
-            no labels.
+        label_column: of labels, numbers or names, or lists of them; by default ``label`` or
+            ``class``; ``none`` for no labels.
+        label_columns: of 0 and 1, one for each class: their names, or patterns such as ``has_*``.
         test_fraction: fraction held out where there are no test images; by default 0.2 with
             labels and 0.1 without. 0 trains on everything.
     """
@@ -113,8 +120,9 @@ class Parquet(_Tables):
         path: a file, a folder, a pattern such as ``data/train-*.parquet``, or a list of them.
         test_path: the same of test images, where names do not say so.
         column: of the images; by default the only one of bytes, or the one called ``image``.
-        label_column: of labels, numbers or names; by default ``label`` or ``class``; ``none`` for
-            no labels.
+        label_column: of labels, numbers or names, or lists of them; by default ``label`` or
+            ``class``; ``none`` for no labels.
+        label_columns: of 0 and 1, one for each class: their names, or patterns such as ``has_*``.
         test_fraction: fraction held out where there are no test images; by default 0.2 with
             labels and 0.1 without. 0 trains on everything.
     """

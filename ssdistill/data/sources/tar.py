@@ -15,7 +15,7 @@ from ssdistill.data.bad_image import BadImage
 from ssdistill.data.packing.checksums import verify
 from ssdistill.data.retry import retried
 from ssdistill.data.shards.index import ShardIndex
-from ssdistill.data.shards.labels import label_values
+from ssdistill.data.shards.labels import Answers, label_values
 from ssdistill.data.shards.patterns import expand
 from ssdistill.data.shards.split import Rows, TarSplit, held_out_rows
 from ssdistill.data.shards.storage import REMOTE, Disk, Shard, Storage, storage_of
@@ -55,7 +55,8 @@ class Tar(Source):
 
     An image is a member that is named like one (``.jpg``, ``.png``, ``.webp``, …), or a ``.npy``
     of (H, W) numbers or (H, W, 3) uint8. Its label is in the ``.cls`` of the same name: a number,
-    or a name of a class. Links, devices, hidden members and names that are absolute or contain
+    or a name of a class. An image may have several, or none: numbers in a ``.cls``, or a list in a
+    ``.json``. Links, devices, hidden members and names that are absolute or contain
     ``..`` are ignored. By default images are stored as squares of 64 pixels;
     ``data.image_size`` sets another size.
 
@@ -84,6 +85,7 @@ class Tar(Source):
     ):
         self.verify = verify
         self.path, self.test, self.test_fraction, self.label = path, test, test_fraction, label
+        self._answers: dict[str, Answers] = {}
 
     @cached_property
     def _layout(self) -> Layout:
@@ -120,10 +122,13 @@ class Tar(Source):
     def _part(self, name: str, index: ShardIndex, rows: Rows) -> TarSplit:
         return TarSplit(f"tar {self._shown} ({name})", index, rows, self._label_values)
 
-    def _label_values(self, split: TarSplit) -> np.ndarray:
-        layout = self._layout
-        other = layout.test if split is layout.train else layout.train
-        return label_values(split, other, self.label.partition(".")[2] or "label")
+    def _label_values(self, split: TarSplit) -> tuple[np.ndarray, tuple[str, ...] | None]:
+        layout, field = self._layout, self.label.partition(".")[2] or "label"
+        for name, part in (("train", layout.train), ("test", layout.test)):
+            if name not in self._answers and part is not None and part.labeled == len(part):
+                self._answers[name] = Answers(part, field)
+        own, other = ("train", "test") if split is layout.train else ("test", "train")
+        return label_values(split, self._answers[own], self._answers.get(other))
 
     @property
     def _shown(self) -> str:

@@ -3,7 +3,8 @@
 import logging
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,7 @@ from ssdistill.data.sources.folder import Folder
 from ssdistill.data.sources.npz import Npz
 from ssdistill.data.splits import SPLITS, Source
 from ssdistill.errors import UserError, nearest, one_line, shortened
+from ssdistill.evaluate.labels import check_pair, has_several
 from ssdistill.evaluate.subject import LabeledImages, Subject
 from ssdistill.files import user_path
 from ssdistill.models.spec import RGB
@@ -51,7 +53,7 @@ class Shown:
 
     Attributes:
         train, test: ``images`` (N, H, W, C), uint8 or float32 in [0, 1], and ``labels`` of the two
-            splits.
+            splits, (N,) integers or, of several labels an image, (N, K) truth values.
         labeled: whether both have labels.
         description: one phrase.
         settings: of the data source, where there was one.
@@ -69,9 +71,16 @@ class Shown:
         height, width = self.test.images.shape[1:3]
         return as_size(height, width)
 
+    @property
+    def several(self) -> bool:
+        """Whether images may have several labels."""
+        return self.labeled and has_several(self.train)
+
     def labels_of(self, rows: slice) -> np.ndarray | None:
-        """Labels of those test images, (n,) integers; None without any."""
-        return np.asarray(self.test.labels)[rows] if self.labeled else None
+        """Labels of those test images, (n,) integers; None without any, or of several an image."""
+        if not self.labeled or self.several:
+            return None
+        return np.asarray(self.test.labels)[rows]
 
     @cached_property
     def facts(self) -> ImageSpec:
@@ -134,6 +143,7 @@ def open_images(
     if source.has_labels:
         for store in (train, test):
             store.labels  # noqa: B018  # report invalid labels before anything is encoded
+        check_pair(train.labels, test.labels, train.class_names)
     plain = settings.model_dump(mode="json", exclude_defaults=True) | {"kind": settings.kind}
     description = source.description
     if window := stores["train"].window:
@@ -188,6 +198,9 @@ def _of_arrays(pairs: Sequence[Any]) -> Shown:
         _of_array(pair, name) for pair, name in zip(pairs, ("training", "test"), strict=True)
     )
     labeled = train.labels is not None and test.labels is not None
+    if labeled:
+        with _without_settings():
+            check_pair(train.labels, test.labels)
     return Shown(train, test, labeled, f"arrays of {len(train)} training, {len(test)} test images")
 
 
@@ -195,12 +208,17 @@ def _of_array(pair: Sequence[Any], name: str) -> LabeledImages:
     images = _pixels(pair[0], name)
     if len(pair) == 1 or pair[1] is None:
         return LabeledImages(images, None)
+    with _without_settings():
+        return LabeledImages(images, class_labels(pair[1], f"data: {name} labels", len(images)))
+
+
+@contextmanager
+def _without_settings() -> Iterator[None]:
+    """Arrays have no settings: without labels is to leave them out."""
     try:
-        labels = class_labels(pair[1], f"data: {name} labels", len(images))
+        yield
     except UserError as error:
-        # Arrays have no settings: without labels is to leave them out.
         raise UserError(str(error).replace(IGNORE, "omit them: (x,) alone")) from None
-    return LabeledImages(images, labels)
 
 
 def _pixels(images: Any, name: str) -> np.ndarray:

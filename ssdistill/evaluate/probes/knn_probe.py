@@ -109,7 +109,7 @@ def knn_probe(
     bank_label_M = as_labels(train_labels, torch.empty(len(bank_MD), 0), "training labels")
     query_label_N = as_labels(test_labels, torch.empty(len(query_ND), 0), "test labels")
     target_M, query_target_N, classes_K = as_targets(bank_label_M, query_label_N)
-    weights = _checked(len(bank_MD), ks, k, (temperature, *temperatures), distance, weights)
+    weights = checked_weights(len(bank_MD), ks, k, (temperature, *temperatures), distance, weights)
     sizes = sorted({k, *(size for size in ks if size <= len(bank_MD))})
     heats = sorted({temperature, *temperatures}) if weights == "softmax" else [temperature]
     neighbors_by_chunk = neighbors(
@@ -141,7 +141,7 @@ def knn_probe(
     )
 
 
-def _checked(
+def checked_weights(
     bank_size: int,
     ks: Sequence[int],
     k: int,
@@ -149,7 +149,7 @@ def _checked(
     distance: Distance,
     weights: Weights | None,
 ) -> Weights:
-    """The weights.
+    """Return the weights, the usual ones of a distance where they are None.
 
     Raises:
         UserError: see :func:`knn_probe`.
@@ -190,7 +190,7 @@ def _shares_of(
         for closeness_Bk, index_Bk in zip(*parts, strict=True):
             label_Bk = target_M[index_Bk]
             for heat in heats:
-                vote_Bk = _votes(closeness_Bk, weights, heat)
+                vote_Bk = votes_of(closeness_Bk, weights, heat)
                 total_BK, counted = vote_Bk.new_zeros(len(vote_Bk), classes), 0
                 for size in sizes:
                     more = slice(counted, size)
@@ -200,7 +200,8 @@ def _shares_of(
             first += len(label_Bk)
 
 
-def _votes(closeness_Bk: Tensor, weights: str, temperature: float) -> Tensor:
+def votes_of(closeness_Bk: Tensor, weights: str, temperature: float) -> Tensor:
+    """Return the vote (B, k) of each neighbor, see :func:`knn_probe`."""
     if weights == "uniform":
         return torch.ones_like(closeness_Bk)
     if weights == "inverse":

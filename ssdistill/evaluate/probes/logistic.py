@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from ssdistill.label_free.rows import Rows
 
@@ -48,16 +49,21 @@ def fit_logistic(
     cost tens of passes, not hundreds. Passes over the data run in the dtype of the rows, the
     rest in float64. The intercept, last of the E = D + 1 numbers of a class, is not penalized.
 
+    Of several labels a row, each class has a logistic regression of its own, "is it or not": what
+    is minimized is the sum of their binary cross-entropies and penalties, with Böhning's bound
+    1/4 X^T X / N + strength.
+
     Args:
         rows: features; one data set when the problems share it, else one per problem.
-        target_GN: class numbers.
+        target_GN: class numbers; or (G, N, K) bool, whether a row has each of K labels.
         strength_P: one L2 strength per problem.
         start_PKE: where to start; default zero.
         tolerance: stop when no entry of the gradient is larger.
         moments_GEE: :func:`moments` of these rows or of similar ones, where they are known: they
             decide how many steps it takes, not where it ends.
     """
-    problem = _Problem(rows, target_GN, num_classes, strength_P, moments_GEE)
+    kind = _Problem if target_GN.ndim == 2 else _Binary
+    problem = kind(rows, target_GN, num_classes, strength_P, moments_GEE)
     theta = problem.start(start_PKE)
     value_P, slope = problem.value_and_gradient(theta)
     memory: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -105,11 +111,18 @@ def chunk_logits(rows: Rows, theta_PKE: Tensor) -> Iterator[tuple[int, Tensor, T
 
 
 def score(rows: Rows, target_N: Tensor, theta_PKE: Tensor) -> tuple[Tensor, Tensor]:
-    """Accuracy (P,) in percent and mean cross-entropy (P,) of P classifiers on one data set."""
+    """Accuracy (P,) in percent and mean cross-entropy (P,) of P classifiers on one data set.
+
+    Of several labels a row, (N, K), both are means over all pairs of a row and a class.
+    """
     hits_P = torch.zeros(len(theta_PKE), dtype=torch.float64, device=target_N.device)
     loss_P = torch.zeros_like(hits_P)
     for start, x_1nD, logits_1PKn in chunk_logits(rows, theta_PKE):
         logits_PKn, target_n = logits_1PKn[0], target_N[start : start + x_1nD.shape[1]]
+        if target_n.ndim == 2:
+            hits_P += ((logits_PKn > 0) == target_n.T).double().mean(1).sum(1)
+            loss_P += _binary_loss(logits_PKn, target_n.T).double().mean(1).sum(1)
+            continue
         hits_P += (logits_PKn.argmax(1) == target_n).sum(1)
         index_P1n = target_n.expand(len(theta_PKE), 1, -1)
         loss_P -= logits_PKn.log_softmax(1).gather(1, index_P1n).double().sum((1, 2))
@@ -129,12 +142,19 @@ def moments(rows: Rows) -> Tensor:
     return total_GEE / len(rows)
 
 
+def _binary_loss(logits: Tensor, target: Tensor) -> Tensor:
+    return softplus(logits) - logits * target
+
+
 def _dot(a_PKE: Tensor, b_PKE: Tensor) -> Tensor:
     return (a_PKE * b_PKE).sum((1, 2))
 
 
 class _Problem:
     """The objective of P problems, its gradient and its preconditioner."""
+
+    bound = 0.5
+    """Largest eigenvalue of the Hessian in the logits: Böhning's, of a softmax."""
 
     def __init__(
         self,
@@ -154,7 +174,7 @@ class _Problem:
         # Dependent features leave eigenvalues that rounding may turn negative.
         self.eps = torch.finfo(rows.dtype).eps
         rounding_G1 = self.eps * moments_GEE.diagonal(dim1=1, dim2=2).sum(1)[:, None]
-        bound_PEE = 0.5 * moments_GEE + torch.diag_embed(self.penalty_PE + rounding_G1)
+        bound_PEE = self.bound * moments_GEE + torch.diag_embed(self.penalty_PE + rounding_G1)
         self.factor_PEE = torch.linalg.cholesky(bound_PEE)
 
     def start(self, start_PKE: Tensor | None) -> Tensor:
@@ -214,3 +234,25 @@ class _Problem:
         length_P = torch.where(fine_P, length_P, 0.0)
         new_theta = theta + length_P[:, None, None] * direction
         return new_theta, *self.value_and_gradient(new_theta), fine_P
+
+
+class _Binary(_Problem):
+    """A regression for each class, of rows that may have several labels."""
+
+    bound = 0.25
+
+    def value_and_gradient(self, theta_PKE: Tensor) -> tuple[Tensor, Tensor]:
+        rows, (problems, classes, width) = self.rows, self.shape_PKE
+        each = problems // rows.groups
+        loss_GQ = theta_PKE.new_zeros(rows.groups, each)
+        slope_GME = theta_PKE.new_zeros(rows.groups, each * classes, width)
+        for start, x_GnD, logits_GQKn in chunk_logits(rows, theta_PKE):
+            target_GnK = self.target_GN[:, start : start + x_GnD.shape[1]]
+            target_G1Kn = target_GnK.mT[:, None].to(logits_GQKn.dtype)
+            loss_GQ += _binary_loss(logits_GQKn, target_G1Kn).double().sum((2, 3))
+            error_GMn = (logits_GQKn.sigmoid() - target_G1Kn).flatten(1, 2)
+            slope_GME[..., :-1] += error_GMn @ x_GnD
+            slope_GME[..., -1] += error_GMn.sum(2)
+        penalized = theta_PKE * self.penalty_PE[:, None]
+        value_P = loss_GQ.view(-1) / len(rows) + _dot(theta_PKE, penalized) / 2
+        return value_P, slope_GME.view(self.shape_PKE) / len(rows) + penalized

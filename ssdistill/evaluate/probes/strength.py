@@ -53,6 +53,18 @@ def stratified_split(target_N: Tensor, fraction: float, seed: int, fold: int = 0
     return held_N.to(target_N.device)
 
 
+def rarest_label(target_NK: Tensor) -> Tensor:
+    """Return the rarest label (N,) of each row, K where it has none: what folds are stratified by.
+
+    As in iterative stratification (Sechidis et al., ECML 2011, doi:10.1007/978-3-642-23808-6_10),
+    a row is dealt by the label that would most easily be missing in a fold.
+    """
+    count_K = target_NK.sum(0)
+    count_NK = torch.where(target_NK, count_K, len(target_NK) + 1)
+    none_N = ~target_NK.any(1)
+    return torch.where(none_N, target_NK.shape[1], count_NK.argmin(1))
+
+
 @dataclass(frozen=True)
 class Folds:
     """Stratified parts of the training labels that are held out one after the other.
@@ -109,6 +121,9 @@ def best_fit(
 ) -> Choice:
     """Choose by the folds' mean cross-entropy; then fit all rows.
 
+    Of several labels a row, (N, K) bool, all classes share a strength, and the rows of a fold are
+    chosen by :func:`rarest_label`.
+
     Accuracy would choose by the few labels that two strengths answer differently: other folds,
     another strength. In cross-entropy every label has its say.
 
@@ -121,6 +136,7 @@ def best_fit(
     strength_P = torch.tensor(sorted(set(strengths), reverse=True), dtype=torch.float64)
     # An entry of the gradient, which every class has, is the smaller the more classes there are.
     tolerance = min(1e-4, 1e-3 / num_classes)
+    strata_N = target_N if target_N.ndim == 1 else rarest_label(target_N)
     rows = rows_of(torch.arange(len(target_N), device=target_N.device)[None])
     fit = partial(fit_logistic, num_classes=num_classes, moments_GEE=moments(rows))
     best, start_1KE, held_out = 0, None, 0
@@ -128,7 +144,7 @@ def best_fit(
     if len(strength_P) > 1:
         folds = split.enough(len(target_N))
         top1_P, loss_P = torch.zeros(2, len(strength_P), dtype=torch.float64)
-        for order_N, fitted in split.of(target_N):
+        for order_N, fitted in split.of(strata_N):
             part, label_N = rows_of(order_N[None]), target_N[order_N]
             # From zero: where nearly any solution will do, the last fold's would have stayed,
             # which has seen the labels that are held out now.

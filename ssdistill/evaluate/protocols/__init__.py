@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from ssdistill.errors import UserError, nearest
 from ssdistill.evaluate.classification import Classification, classify
+from ssdistill.evaluate.multi_label import MultiLabel, multi_label_metrics
 from ssdistill.evaluate.result import Result
 from ssdistill.evaluate.subject import Subject
 from ssdistill.settings.registry import settings_of
@@ -22,14 +23,17 @@ class Measurements:
     """Return value of a protocol, before it is named and timed.
 
     Attributes:
-        measures: numbers by their short names, beside those of ``classification``.
+        measures: numbers by their short names, beside those of ``classification`` or
+            ``multi_label``.
         classification: answers on the test images, where there is one per image.
+        multi_label: scores of every label, where an image may have several.
         details: plain values worth keeping.
         arrays: larger things by name.
     """
 
     measures: Mapping[str, float] = field(default_factory=dict)
     classification: Classification | None = None
+    multi_label: MultiLabel | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
     arrays: Mapping[str, Any] = field(default_factory=dict)
 
@@ -47,6 +51,8 @@ class Protocol(ABC):
         by_default: True where a config that says nothing asks for it.
         trains: True where (a copy of) the encoder itself is trained: such a protocol is skipped
             for files for a runtime and for raw pixels, which cannot be.
+        several: True where images may have several labels, which another protocol refuses.
+        reads_labels: False where the labels of the subject's own images are not read.
         presets: by name, the settings of a paper or a library where they are not the defaults.
     """
 
@@ -54,6 +60,8 @@ class Protocol(ABC):
     paper: ClassVar[str]
     by_default: ClassVar[bool] = False
     trains: ClassVar[bool] = False
+    several: ClassVar[bool] = False
+    reads_labels: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     preset: str | None = None
 
@@ -69,8 +77,12 @@ class Protocol(ABC):
             UserError: missing labels, broken features, or settings that do not suit the data.
         """
         began = time.perf_counter()
+        if not self.takes_several() and getattr(subject, "multi_label", False):
+            raise UserError(self.refusal())
         output = self.evaluate(subject)
-        measures = {**(output.classification.measures if output.classification else {})}
+        measures: dict[str, float] = {}
+        for found in (output.classification, output.multi_label):
+            measures |= found.measures if found else {}
         measures |= output.measures
         return Result(
             protocol=self.name,
@@ -79,6 +91,7 @@ class Protocol(ABC):
             settings=settings_of(self),
             details=dict(output.details),
             classification=output.classification,
+            multi_label=output.multi_label,
             arrays=dict(output.arrays),
         )
 
@@ -100,6 +113,22 @@ class Protocol(ABC):
             UserError: saying what the protocol requires.
         """
         return  # most read features, whatever these are of
+
+    @classmethod
+    def takes_several(cls) -> bool:
+        """Whether it can be run on images that may have several labels."""
+        return cls.several or not cls.reads_labels
+
+    @classmethod
+    def refusal(cls) -> str:
+        """Why images with several labels are refused, and what takes them."""
+        from ssdistill.settings.registry import PROTOCOLS
+
+        able = [kind for kind, other in PROTOCOLS.classes.items() if other.several]
+        return (
+            f"{cls.kind} takes one label an image, and these images may have several; use "
+            f"{', '.join(sorted(able))}"
+        )
 
     @abstractmethod
     def evaluate(self, subject: Subject) -> Measurements:
@@ -129,3 +158,18 @@ def classified(subject: Subject, probe: Any) -> Classification:
         classes=probe.classes,
         class_names=subject.class_names,
     )
+
+
+def label_metrics(subject: Subject, scores_NK: Any) -> MultiLabel:
+    """The metrics of a probe's scores for several labels of the test images."""
+    return multi_label_metrics(
+        subject.labels("test"),
+        scores_NK,
+        trained_NK=subject.labels("train"),
+        class_names=subject.class_names,
+    )
+
+
+def left_out(multi_label: MultiLabel) -> dict[str, str]:
+    """What of several labels the means do not count, for a protocol's details."""
+    return {"classes_left_out": multi_label.left_out} if multi_label.left_out else {}

@@ -7,7 +7,14 @@ from pydantic import Field
 
 from ssdistill.errors import UserError
 from ssdistill.evaluate.probes.knn_probe import Weights, knn_probe
-from ssdistill.evaluate.protocols import Measurements, Protocol, classified
+from ssdistill.evaluate.probes.several_knn import knn_probe_of_several
+from ssdistill.evaluate.protocols import (
+    Measurements,
+    Protocol,
+    classified,
+    label_metrics,
+    left_out,
+)
 from ssdistill.evaluate.subject import Subject
 from ssdistill.label_free.vectors import Distance
 from ssdistill.settings import Positive, PositiveInt
@@ -21,7 +28,9 @@ class Knn(Protocol):
 
     ``top1`` and all that follows from answers are of ``k`` and ``temperature``, fixed beforehand
     and never chosen on the test images. Beside it stand 1 and 20 neighbors and those of ``ks``,
-    ``top1_k20`` and so on, and in the details every pair of k and temperature. Presets:
+    ``top1_k20`` and so on, and in the details every pair of k and temperature. Where images may
+    have several labels, a label's score is its fraction of the votes, and ``map`` stands in the
+    place of ``top1``. Presets:
 
     - ``dinov2``: k of 10, 20, 100, 200, temperature 0.07 (dinov2/eval/knn.py, DINOv3's the
       same). ``top1`` is of 20, the number that DINO (arXiv:2104.14294) reports.
@@ -45,6 +54,7 @@ class Knn(Protocol):
     kind = "knn"
     paper = "Wu et al., CVPR 2018, arXiv:1805.01978"
     by_default = True
+    several = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "dinov2": {"k": 20, "temperature": 0.07, "ks": (10, 20, 100, 200)},
         "instdisc": {"k": 200, "temperature": 0.07},
@@ -81,24 +91,38 @@ class Knn(Protocol):
 
     def evaluate(self, subject: Subject) -> Measurements:
         labels = subject.labels("train")
-        k, left_out = self._within(len(labels))
-        probe = knn_probe(
-            *subject.probe_data(),
-            k=k,
-            temperature=self.temperature,
-            ks=(*ALWAYS, *self.ks),
-            temperatures=self.temperatures,
-            distance=self.distance,
-            weights=self.weights,
-            device=subject.device,
-            progress=subject.progress,
-        )
+        k, beyond = self._within(len(labels))
+        settings: dict[str, Any] = {
+            "k": k,
+            "temperature": self.temperature,
+            "ks": (*ALWAYS, *self.ks),
+            "temperatures": self.temperatures,
+            "distance": self.distance,
+            "weights": self.weights,
+            "device": subject.device,
+            "progress": subject.progress,
+        }
+        if labels.ndim == 2:
+            return self._several(subject, settings, beyond)
+        probe = knn_probe(*subject.probe_data(), **settings)
         classification = classified(subject, probe)
         details: dict[str, Any] = {"top1_by_k_and_temperature": probe.top1_by_k_and_temperature}
-        if left_out:
-            details["left_out"] = left_out
+        if beyond:
+            details["left_out"] = beyond
         at_k = {f"top1_k{size}": top1 for size, top1 in probe.top1_by_k.items()}
         return Measurements(measures=at_k, classification=classification, details=details)
+
+    def _several(self, subject: Subject, settings: Mapping[str, Any], beyond: str) -> Measurements:
+        probe = knn_probe_of_several(*subject.probe_data(), **settings)
+        scores = label_metrics(subject, probe.fractions_NK)
+        details: dict[str, Any] = {"map_by_k_and_temperature": probe.map_by_k_and_temperature}
+        if beyond:
+            details["left_out"] = beyond
+        at_k = {
+            f"map_k{size}": by_heat[self.temperature]
+            for size, by_heat in probe.map_by_k_and_temperature.items()
+        }
+        return Measurements(measures=at_k, multi_label=scores, details=details | left_out(scores))
 
     def _within(self, bank: int) -> tuple[int, str]:
         """Neighbors that vote, and which numbers there are too few training images for.

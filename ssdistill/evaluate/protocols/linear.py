@@ -14,8 +14,15 @@ from torch import Tensor
 
 from ssdistill.errors import UserError
 from ssdistill.evaluate.probes.logistic import chunk_logits
+from ssdistill.evaluate.probes.several_linear import linear_probe_of_several
 from ssdistill.evaluate.probes.strength import Folds, best_fit
-from ssdistill.evaluate.protocols import Measurements, Protocol, classified
+from ssdistill.evaluate.protocols import (
+    Measurements,
+    Protocol,
+    classified,
+    label_metrics,
+    left_out,
+)
 from ssdistill.evaluate.subject import Subject
 from ssdistill.label_free.features import as_probe_data, binomial_error
 from ssdistill.label_free.rows import Rows, standardization
@@ -34,6 +41,11 @@ class Linear(Protocol):
     The L2 strength of the least cross-entropy on held-out training labels is chosen, the
     regression fitted again to all of them, and the test images are looked at once.
 
+    Where images may have several labels, each class has a logistic regression of its own, with the
+    strength that is best for all of them together, and ``map`` is what is reported first: as in
+    the linear evaluation on PASCAL VOC 2007 (Goyal et al., arXiv:1905.01235, section 6.1, there
+    with linear SVMs).
+
     Args:
         strengths: L2 strengths to choose from.
         holdout: fraction of every class's training labels that a fold holds out.
@@ -45,6 +57,7 @@ class Linear(Protocol):
     kind = "linear"
     paper = "DINOv3's log_regression, arXiv:2508.10104 (strength chosen on a part of the training)"
     by_default = True
+    several = True
 
     def __init__(
         self,
@@ -59,6 +72,8 @@ class Linear(Protocol):
         self.holdout, self.folds, self.seed = holdout, folds, seed
 
     def evaluate(self, subject: Subject) -> Measurements:
+        if subject.labels("train").ndim == 2:
+            return self._several(subject)
         probe = linear_probe(
             *subject.probe_data(),
             strengths=self.strengths,
@@ -79,6 +94,26 @@ class Linear(Protocol):
         return Measurements(
             classification=classification,
             details=details,
+            arrays={"weight_KD": probe.weight_KD, "bias_K": probe.bias_K},
+        )
+
+    def _several(self, subject: Subject) -> Measurements:
+        folds = Folds(self.holdout, self.folds, self.seed)
+        probe = linear_probe_of_several(
+            *subject.probe_data(), strengths=self.strengths, split=folds
+        )
+        scores = label_metrics(subject, probe.probabilities_NK)
+        details = {
+            "strength": probe.strength,
+            "held_out_loss": probe.held_out_loss,
+            "held_out": probe.held_out,
+            "gradient": probe.gradient,
+        }
+        if probe.warning:
+            details["warning"] = probe.warning
+        return Measurements(
+            multi_label=scores,
+            details=details | left_out(scores),
             arrays={"weight_KD": probe.weight_KD, "bias_K": probe.bias_K},
         )
 

@@ -11,7 +11,9 @@ from rich import get_console
 from rich.progress import track
 from torch import Tensor
 
+from ssdistill.data.labels import class_labels
 from ssdistill.errors import UserError
+from ssdistill.evaluate.labels import check_pair
 from ssdistill.evaluate.protocols import Measurements, Protocol
 from ssdistill.evaluate.subject import Subject
 from ssdistill.label_free.features import as_labels
@@ -32,7 +34,8 @@ class Retrieval(Protocol):
 
     Measures, in percent: ``recall_at_1`` and so on, queries with an image of their class among
     the k nearest; ``map``, mean average precision of the whole ranking; ``map_r``, mean average
-    precision at R.
+    precision at R. Of images that may have several labels, one is of a query's class if the two
+    share at least one label; queries without any are skipped.
 
     Args:
         gallery: where to look: ``train`` images, or the other ``test`` images.
@@ -41,6 +44,7 @@ class Retrieval(Protocol):
 
     kind = "retrieval"
     paper = "Musgrave et al., ECCV 2020, arXiv:2003.08505 (mAP@R)"
+    several = True
 
     def __init__(
         self,
@@ -54,6 +58,8 @@ class Retrieval(Protocol):
 
     def evaluate(self, subject: Subject) -> Measurements:
         query_labels, others = subject.labels("test"), self.gallery == "test"
+        if not others:
+            check_pair(subject.labels("train"), query_labels)
         count = len(query_labels) - 1 if others else len(subject.labels("train"))
         beyond = [k for k in self.ks if k > count]
         if beyond and (self._requested or len(beyond) == len(self.ks)):
@@ -122,7 +128,8 @@ def retrieve(
     first. Whole rankings are made, a few queries at a time; maps and float16 are read in chunks.
 
     Args:
-        query_ND, query_labels: features and an integer for each.
+        query_ND, query_labels: features and an integer for each; or (N, K) bool of several labels,
+            where an image that shares one has the query's class.
         gallery_MD, gallery_labels: where to look; default: among the other queries.
         ks: of the recall.
         device: where to rank; default: where the gallery is.
@@ -133,12 +140,13 @@ def retrieve(
             what every probe refuses of features and labels.
     """
     queries = as_rows(query_ND, "query features")
-    query_label_N = as_labels(query_labels, torch.empty(len(queries), 0), "query labels")
+    query_label_N = _labels_of(query_labels, len(queries), "query labels")
     others = gallery_MD is None
     rows = queries if others else as_rows(gallery_MD, "gallery features")
     label_M = query_label_N
     if not others:
-        label_M = as_labels(gallery_labels, torch.empty(len(rows), 0), "gallery labels")
+        label_M = _labels_of(gallery_labels, len(rows), "gallery labels")
+        check_pair(label_M, query_label_N)
     if rows.shape[1] != queries.shape[1]:
         raise UserError(
             f"gallery features are {rows.shape[1]} wide, queries {queries.shape[1]}; use features "
@@ -197,7 +205,7 @@ def _ranked(
     keys_BM = torch.empty(len(query_BD), len(gallery), dtype=torch.int64, device=query_BD.device)
     for first, block_mD in gallery.blocks():
         index_m = torch.arange(first, first + len(block_mD), device=query_BD.device)
-        same_Bm = own_B[:, None] == label_M[None, first : first + len(block_mD)]
+        same_Bm = _relevant(own_B, label_M[first : first + len(block_mD)])
         # The last bit of a key says what is to be known once the keys are in order.
         tail_Bm = (index_m << 1) | same_Bm
         keys_BM[:, first : first + len(block_mD)] = ranking_keys(exact(query_BD, block_mD), tail_Bm)
@@ -210,6 +218,20 @@ def _ranked(
     else:
         keys_BM = keys_BM.sort(dim=1).values
     return (keys_BM & 1).bool()
+
+
+def _labels_of(labels: Any, count: int, name: str) -> Tensor:
+    """Labels (N,) int64, or (N, K) of 0 and 1 in float32, whose products count shared labels."""
+    if np.ndim(labels) != 2:
+        return as_labels(labels, torch.empty(count, 0), name)
+    return torch.from_numpy(class_labels(labels, name, count)).float()
+
+
+def _relevant(own_B: Tensor, label_m: Tensor) -> Tensor:
+    """Whether each gallery image has the query's class, or one of its labels (B, m)."""
+    if own_B.ndim == 1:
+        return own_B[:, None] == label_m
+    return own_B @ label_m.T > 0
 
 
 def _scores(relevant_BM: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
+import numpy as np
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
@@ -64,6 +65,7 @@ class Transfer(Protocol):
     """
 
     kind = "transfer"
+    reads_labels = False
     paper = "Kornblith et al., arXiv:1805.08974 (logistic regression on other data sets)"
 
     def __init__(
@@ -181,7 +183,11 @@ def _open(settings: "AnySource", name: str, subject: Subject) -> _Opened:
         splits = open_stores(source, settings, size, data_folder(subject))
         _check_channels(channels_of(splits["train"])[0], channels_of(subject.train)[0])
         for store in splits.values():
-            store.labels  # noqa: B018  # read now, to report invalid labels early
+            if np.ndim(store.labels) == 2:  # read now, to report invalid labels early
+                raise UserError(
+                    "images may have several labels, and transfer takes one an image; evaluate "
+                    "this data set by itself with linear or knn"
+                )
     except UserError as error:
         raise _named(name, error) from error
     return _Opened(name, splits)

@@ -76,9 +76,10 @@ def latency_chart(
     width: float = WIDTH,
     height: float = 300,
     title: str = "Accuracy against latency",
+    measure: str = MEASURE,
 ) -> str:
     """Accuracy over ms (logarithmic); ``chain`` as for :func:`size_chart`."""
-    axes = ("time for one image", MEASURE)
+    axes = ("time for one image", measure)
     return _cost_chart(points, chain, (width, height), title, axes, _ms_label)
 
 

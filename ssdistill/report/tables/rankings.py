@@ -13,7 +13,7 @@ LABEL_FREE = (
     "collapse/alignment",
     "collapse/uniformity",
 )
-PROBES = ("probe/linear/top1", "probe/knn/top1")
+PROBES = ("probe/linear/top1", "probe/knn/top1", "probe/linear/map", "probe/knn/map")
 UNTRAINED = ("pixels", "untrained")
 ENOUGH = 4
 """Fewer models than this have too few orders to tell one from chance."""

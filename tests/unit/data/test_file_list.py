@@ -235,7 +235,10 @@ def test_held_out_images_do_not_depend_on_the_order_of_the_list(images):
 @pytest.mark.parametrize(
     ("cells", "message"),
     [
-        (["a|b", "a"], "several labels (first: i/0.png, a, b); multi-label evaluation is not"),
+        (["a||b", "a"], "the labels of i/0.png (a||b) have an empty label between others"),
+        (["0|-1", "1"], "1 of 3 are negative"),
+        (["0|nan", "1"], "1 of 3 are NaN"),
+        (["0|70000", "1"], "go up to 70000, but so many classes are none"),
         (["", "a"], "1 of 2 images have no label (first: i/0.png)"),
         (["0.5", "1"], "must be whole numbers, and 1 of 2 are fractions"),
         (["-1", "1"], "1 of 2 are negative"),
@@ -323,9 +326,15 @@ def test_parquet_lists_are_read(images):
     assert both(found)[1] == ["i/7.png", "i/8.png", "i/9.png"]
     assert found.split("test").labels().tolist() == [1, 2, 0]
     assert found.split("test").weights().tolist() == [7, 8, 9]
-    columns["label"] = [[1, 2]] * 10
+    columns["label"] = [[1, 2], [], None, *[[k % 3] for k in range(7)]]
     pyarrow.parquet.write_table(pyarrow.table(columns), images / "l.parquet")
-    assert "several labels (first: i/0.png, 1, 2)" in refusal(images / "l.parquet")
+    several = source(images / "l.parquet").split("train").labels()
+    assert several.dtype == bool and several[:4].astype(int).tolist() == [
+        [0, 1, 1],
+        [0, 0, 0],
+        [0, 0, 0],
+        [1, 0, 0],
+    ]
 
 
 def test_a_parquet_list_that_cannot_be_read_is_named(images):

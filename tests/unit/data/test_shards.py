@@ -311,6 +311,9 @@ def test_names_of_classes_are_numbered_over_both_splits(tmp_path):
         (["1", "[" * 100_000], {"label": "json"}, "the .json of 1.jpg"),
         (["1", "{}"], {"label": "json"}, "has no field 'label'; name one with data.label=json"),
         (["1", "true"], {"label": "json"}, "holds True, not one number or name"),
+        (["1", "[1, null]"], {"label": "json"}, "holds None, not one number or name"),
+        (["1", '["a", " "]'], {"label": "json"}, "has an empty label between others"),
+        (["1", "[1, [2]]"], {"label": "json"}, r"holds \[2\], not one number or name"),
         ([f"text {n}" for n in range(9)], {"label": "txt"}, "9 different texts, such as text 0"),
     ],
 )

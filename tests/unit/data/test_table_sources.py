@@ -180,7 +180,8 @@ def test_columns_are_chosen_or_named(tmp_path):
     [
         ([0, None], "1 of 2 images have no label (first: a.arrow:1)"),
         ([0, -1], "1 of 2 are negative"),
-        ([[0], [1, 2]], "several labels (first: a.arrow:1, 1, 2)"),
+        ([[0], [1, None]], "the labels of a.arrow:1 (1, ) have an empty label between others"),
+        ([[0, 1, 1], [0, 1]], "lists of 2 to 3 values 0 and 1, which are neither"),
         ([b"a", b"b"], "column 'label' is binary, not text or numbers"),
     ],
 )

@@ -26,6 +26,13 @@ def test_whole_numbers_of_any_type_are_labels(labels):
     assert values.dtype == np.int64 and values.tolist() == [0, 1, 2]
 
 
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int64, np.float32])
+def test_zeros_and_ones_of_each_class_are_several_labels(dtype):
+    several = np.array([[1, 1, 0], [0, 0, 0], [1, 0, 0], [0, 1, 1]])
+    values = class_labels(several.astype(dtype), "labels", 4)
+    assert values.dtype == bool and (values == several).all()
+
+
 def test_truth_values_are_two_classes():
     assert class_labels(np.array([True, False]), "labels", 2).tolist() == [1, 0]
 
@@ -33,11 +40,13 @@ def test_truth_values_are_two_classes():
 @pytest.mark.parametrize(
     ("labels", "words"),
     [
-        (np.zeros((4, 14)), "several per image: multi-label evaluation is not supported"),
-        (np.array([[1, 1, 0], [0, 0, 0], [1, 0, 0], [0, 1, 1]]), "multi-label"),
-        (np.eye(4), "one-hot labels; store labels.argmax(axis=1)"),
-        (np.zeros((4, 2, 2)), "several per image"),
-        (np.full((4, 3), 0.3), "several per image"),
+        (np.zeros((4, 2, 2)), "or 0 or 1 for every class, they are float64 of 4 x 2 x 2"),
+        (np.zeros((3, 2)), "each of the 4 images"),
+        (np.zeros((4, 0)), "0 or 1 for each class where there are several per image"),
+        (np.full((4, 3), 0.3), "12 are neither (first: 0.3 of image 0, class 0)"),
+        (np.diag([1, np.nan, 1, 1]), "1 are neither (first: nan of image 1, class 1)"),
+        (np.diag([1, 1, 1, -1]), "1 are neither (first: -1 of image 3, class 3)"),
+        (np.array([["a", "b"]] * 4), "0 or 1 for each class"),
         (np.array([0, 1, np.nan, np.nan]), "2 of 4 are NaN or infinite (first: nan of image 2"),
         (np.array([0, 1, np.inf, 1]), "NaN or infinite"),
         (np.array([0, 1.5, 2, 3]), "1 of 4 are fractions (first: 1.5 of image 1"),
@@ -64,8 +73,8 @@ def test_what_is_no_label_is_refused_in_one_line_with_the_way_out(labels, words)
 def test_labels_of_arrays_and_libraries_pass_the_same_gate():
     """torchvision's sets are such splits too."""
     pixels = np.zeros((2, 4, 4, 3), np.uint8)
-    split = ArraySplit("svhn train", "x", lambda: pixels, lambda: np.eye(2))
-    with pytest.raises(UserError, match=r"svhn train: its labels .* one-hot"):
+    split = ArraySplit("svhn train", "x", lambda: pixels, lambda: np.full((2, 2), 2))
+    with pytest.raises(UserError, match=r"svhn train: its labels .* 4 are neither"):
         split.labels()
 
 
@@ -74,7 +83,9 @@ def pairs(train, test):
     return (images[: len(train)], train), (images[: len(test)], test)
 
 
-@pytest.mark.parametrize("labels", [np.eye(3), [-1, 0, 1], ["a", "b", "c"], [0, 1], [0.5, 1, 2]])
+@pytest.mark.parametrize(
+    "labels", [2 * np.eye(3), [-1, 0, 1], ["a", "b", "c"], [0, 1], [0.5, 1, 2]]
+)
 def test_arrays_given_in_memory_are_looked_at_too(labels):
     images = np.zeros((3, 4, 4, 3), np.uint8)
     with pytest.raises(UserError, match=r"data: training labels .*omit them: \(x,\) alone"):
@@ -90,7 +101,7 @@ def test_a_probes_data_is_refused_before_anything_is_encoded(tmp_path):
     images = np.arange(4 * 48, dtype=np.uint8).reshape(4, 4, 4, 3)
     arrays = {"train_images": images, "test_images": images}
     np.savez(tmp_path / "a.npz", **arrays, train_labels=np.eye(4), test_labels=np.eye(4))
-    with pytest.raises(UserError, match=r"'train_labels' .* one-hot"):
+    with pytest.raises(UserError, match=r"one-hot.* store labels\.argmax\(axis=1\) instead"):
         open_images(tmp_path / "a.npz", root=tmp_path)
     assert not open_images(tmp_path / "a.npz", {"labels": "none"}, root=tmp_path).labeled
 

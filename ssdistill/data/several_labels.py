@@ -1,0 +1,144 @@
+"""Several labels an image: texts of labels become a truth value for each image and class.
+
+What an image is labeled with is written as names or numbers of its classes, or as 0 and 1 for each
+class. An image without any label is a row of zeros.
+"""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from ssdistill.data.labels import IGNORE, class_labels
+from ssdistill.errors import UserError
+from ssdistill.machine import memory_bytes
+
+BETWEEN = "\x1f"
+"""In front of each value of a list that has become one text."""
+MOST_CLASSES = 1 << 16
+"""A larger number of a class would make more columns than any set of images has classes."""
+WHOLE = re.compile(r"[+-]?\d{1,18}")
+BITS = {"0": False, "1": True, "0.0": False, "1.0": True, "False": False, "True": True}
+Parts = tuple[str, ...]
+
+
+def joined(values: Sequence[object]) -> str:
+    """Return a list as one text, which :func:`parts_of` takes apart; of none, the mark alone."""
+    return BETWEEN + BETWEEN.join("" if value is None else str(value) for value in values)
+
+
+def parts_of(text: str, separator: str | None = None) -> Parts:
+    """Return the labels in a text, or in a list that has become one.
+
+    Separators at its ends do not count.
+
+    Raises:
+        ValueError: nothing between two separators, or null in a list.
+    """
+    if text.startswith(BETWEEN):
+        values = text[1:].split(BETWEEN) if len(text) > 1 else []
+        return tuple(part for value in values for part in _separated(value, separator, True))
+    return _separated(text, separator, False)
+
+
+def are_several(text: str, parts: Parts) -> bool:
+    """Whether a text can be of no image with one class: several labels, or an empty list."""
+    return len(parts) > 1 or (not parts and text.startswith(BETWEEN))
+
+
+def numbers_of(texts: Sequence[str]) -> np.ndarray | None:
+    """Return labels that are all numbers as such; None for names."""
+    if all(WHOLE.fullmatch(text) for text in texts):
+        return np.array([int(text) for text in texts], dtype=np.int64)
+    try:
+        return np.array([float(text) for text in texts])
+    except ValueError:
+        return None
+
+
+def multi_hot(
+    parts_U: Sequence[Parts], title: str, names: tuple[str, ...] | None = None
+) -> tuple[np.ndarray, tuple[str, ...] | None]:
+    """Return which classes some lists of labels name.
+
+    Lists of one length, of 0 and 1 alone, in which these are repeated, have a number for each
+    class. Otherwise numbers are classes from 0, and other texts are names of classes, sorted.
+
+    Args:
+        title: of where they stand in messages, such as ``data.path=…``.
+        names: of the classes, by number, where they are known.
+
+    Returns:
+        (U, K) bool, and names by class; None for numbers without names.
+
+    Raises:
+        UserError: numbers that are no classes, or beyond the names.
+    """
+    flat = [part for parts in parts_U for part in parts]
+    length_U = np.array([len(parts) for parts in parts_U])
+    if set(flat) <= BITS.keys() and any(len(set(parts)) < len(parts) for parts in parts_U):
+        return _of_bits(parts_U, length_U, title, names), names
+    owner_M = np.repeat(np.arange(len(parts_U)), length_U)
+    numbers = numbers_of(flat)
+    if numbers is None:
+        names = tuple(sorted(set(flat)))
+        place = {name: k for k, name in enumerate(names)}
+        class_M, size = np.array([place[part] for part in flat]), len(names)
+    else:
+        class_M = class_labels(numbers, f"{title}: its labels")
+        size = int(class_M.max(initial=-1)) + 1
+        if size > (most := MOST_CLASSES if names is None else len(names)):
+            known = "so many classes are none" if names is None else f"there are {most} classes"
+            raise UserError(
+                f"{title}: its labels go up to {size - 1}, but {known}; number the classes from "
+                f"0, or {IGNORE}"
+            )
+        size = size if names is None else len(names)
+    _check_size(len(parts_U), size, title)
+    value_UK = np.zeros((len(parts_U), size), dtype=bool)
+    value_UK[owner_M, class_M] = True
+    return value_UK, names
+
+
+def rows_of(value_UK: np.ndarray, code_N: np.ndarray, title: str) -> np.ndarray:
+    """Return the row of each image, (N, K).
+
+    Raises:
+        UserError: more than memory holds.
+    """
+    _check_size(len(code_N), value_UK.shape[1], title)
+    return value_UK[code_N]
+
+
+def _check_size(images: int, classes: int, title: str) -> None:
+    if images * classes > memory_bytes() // 4:
+        raise UserError(
+            f"{title}: labels of {images} images and {classes} classes take "
+            f"{images * classes / 1e9:.1f} GB, too much for memory; use fewer classes, or {IGNORE}"
+        )
+
+
+def _separated(text: str, separator: str | None, in_list: bool) -> Parts:
+    parts = [part.strip() for part in (text.split(separator) if separator else [text])]
+    if not in_list:
+        while parts and not parts[-1]:
+            parts.pop()
+        while parts and not parts[0]:
+            parts.pop(0)
+    if not all(parts):
+        raise ValueError("an empty label between others")
+    return tuple(parts)
+
+
+def _of_bits(
+    parts_U: Sequence[Parts], length_U: np.ndarray, title: str, names: Sequence[str] | None
+) -> np.ndarray:
+    few, most = int(length_U.min()), int(length_U.max())
+    if few != most or (names is not None and most != len(names)):
+        wanted = f"{len(names)} classes" if names is not None else "classes"
+        lengths = f"{few} to {most}" if few != most else f"{most}"
+        raise UserError(
+            f"{title}: its labels are lists of {lengths} values 0 and 1, which are neither one for "
+            f"each of the {wanted} nor classes that are named once; correct them, or {IGNORE}"
+        )
+    return np.array([[BITS[part] for part in parts] for parts in parts_U], dtype=bool)
