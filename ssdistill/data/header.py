@@ -6,7 +6,8 @@ from PIL import Image
 
 from ssdistill.data.bad_image import BadImage
 from ssdistill.data.bands import check_bands, is_stack
-from ssdistill.data.deep_pixels import FORMATS, is_deep
+from ssdistill.data.deep_pixels import is_deep
+from ssdistill.data.formats import open_image
 
 JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 ENDS = {"JPEG": JPEG_END, "PNG": b"IEND", "GIF": b"\x3b"}
@@ -31,27 +32,33 @@ class Header:
         doubtful: it does not end as its format does: cut off, or with something appended.
     """
 
-    def __init__(self, file: IO[bytes], tail: bytes):
+    def __init__(self, file: IO[bytes], tail: bytes, frame: int | None = None):
         """Read the header of an open image file.
 
         Args:
             tail: the last bytes of the file.
+            frame: of an animation or a stack; None for a file that is one image.
 
         Raises:
             BadImage: too large, a stack of pages, or bands that cannot be read as they are.
             Exception: whatever Pillow raises for what is no image.
         """
-        with Image.open(file, formats=FORMATS) as image:
+        with open_image(file) as image:
             check_size(image)
             check_bands(image)
-            refuse_stack(image)
+            if frame is None:
+                refuse_stack(image)
+            elif frame and image.format == "TIFF":  # in an animation, all are of one size
+                image.seek(frame)
+                check_size(image)
+                check_bands(image)
             self.height, self.width = image.height, image.width
             if _orientation(image) in TURNED:
                 self.height, self.width = image.width, image.height
             end = ENDS.get(image.format or "")
         self.doubtful = end is not None and end not in tail
         file.seek(0)
-        self.deep = is_deep(file)
+        self.deep = is_deep(file, frame or 0)
 
 
 def check_size(image: Image.Image) -> None:

@@ -9,11 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
-from PIL import Image
 
 from ssdistill.data.bad_image import BadImage
 from ssdistill.data.decode import ANIMATIONS, TRANSPARENT, pixel_limit, read_pixels
-from ssdistill.data.deep_pixels import FORMATS
+from ssdistill.data.formats import open_image
 from ssdistill.data.progress import with_bar
 from ssdistill.data.retry import retried
 from ssdistill.data.splits import RawSplit
@@ -104,7 +103,7 @@ def _equal(one: np.ndarray, all_of_them: np.ndarray) -> bool:
 
 def _mode_of(content: bytes) -> int:
     """Return the flags that the header of an encoded image says; its pixels have been read."""
-    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+    with open_image(io.BytesIO(content)) as image:
         flags = GRAY if image.mode in ("1", "L", "LA", "La") else 0
         flags |= CMYK if image.mode == "CMYK" else 0
         flags |= PALETTE if image.mode in ("P", "PA") else 0

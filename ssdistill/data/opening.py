@@ -45,6 +45,7 @@ def open_source(settings: StoreSettings) -> Source:
         UserError: whatever the source raises.
     """
     source = SOURCES.build(settings)
+    source.reading = settings.reading
     return Unlabeled(source) if settings.labels == "none" else source
 
 
@@ -138,6 +139,7 @@ def open_originals(
             index = ImageIndex(raw, folder)
             window = window_of(source, split, settings.window, root) if index.deep_rows else None
         text = f"originals {index.content()} {image_size} {window}"
+        text += "".join(f" {part}" for part in source.reading.key)
         originals = Originals(
             source,
             split,
@@ -197,7 +199,7 @@ def _measure(originals: Originals, folder: Path, automatic: bool) -> None:
     originals.mean = (mean[0], mean[1], mean[2])
     originals.std = (std[0] or 1 / 255, std[1] or 1 / 255, std[2] or 1 / 255)
     originals.notices = pixel_notices(
-        moments, originals.window, 0.0, originals.raw.notes(), len(originals)
+        moments, originals.window, 0.0, originals.raw.notes(), count
     )
     content = {"mean": mean, "std": originals.std, "notices": originals.notices}
     with suppress(OSError, UserError):

@@ -153,7 +153,8 @@ class Originals(ImageSet):
 
     def _decoded(self, row: int, reduction: int) -> tuple[Tensor, int]:
         data = retried(self.raw.read, row, self.raw.name(row))
-        return decode(data, reduction, self.window)
+        color, frame = self.raw.reading.color, self.raw.frame(row)
+        return decode(data, reduction, self.window, color=color, frame=frame)
 
     @property
     def _blank(self) -> Tensor:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer
 
 from ssdistill.data.deep_pixels import has_usable_width
+from ssdistill.data.reading import Color, FrameChoice, Reading
 from ssdistill.settings import Fraction, PositiveInt, Settings
 from ssdistill.settings.registry import SOURCES
 
@@ -12,7 +13,7 @@ MAX_PIXELS = 89_478_485
 """Pillow's default limit: a quarter of a gigabyte of RGB."""
 LARGEST_SIDE = 8192
 """Pixels a side of a stored image; no network takes more."""
-LATER = ("window", "labels", "max_pixels", "pixels")
+LATER = ("window", "labels", "max_pixels", "pixels", "color", "frames", "verify")
 """Settings that version 0.1 did not have; at their defaults they are excluded from hashes."""
 
 
@@ -38,6 +39,14 @@ class StoreSettings(Settings):
             ``original`` keeps the files, decodes an image whenever it is read, and cuts views from
             the whole of it; ``auto`` stores images of up to 96 pixels, what is an array anyway,
             and what is stored already.
+        color: ``srgb`` converts images that have another color profile (ICC), such as Display P3,
+            Adobe RGB or that of a printer; ``ignore`` reads their pixels as they are.
+        frames: ``all`` makes each frame of an animation (GIF, WebP, APNG, AVIF), and each page of a
+            TIFF, an image of its own; ``first`` reads the first frame of animations, and refuses
+            stacks of pages.
+        verify: read every image again that was indexed or stored before, even if its size and time
+            are those of then, and correct what is not; of ``tar``, compare archives with their
+            ``checksums.sha256``, too.
     """
 
     image_size: Annotated[int, Field(gt=0, le=LARGEST_SIDE)] | None = None
@@ -48,6 +57,14 @@ class StoreSettings(Settings):
     labels: Literal["auto", "none"] = "auto"
     max_pixels: PositiveInt = MAX_PIXELS
     pixels: Literal["auto", "original", "stored"] = "auto"
+    color: Color = "ignore"
+    frames: FrameChoice = "first"
+    verify: bool = False
+
+    @property
+    def reading(self) -> Reading:
+        """How images are read."""
+        return Reading(self.color, self.frames)
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -57,4 +74,5 @@ class StoreSettings(Settings):
         for name in (*LATER, *own):
             if getattr(self, name) == fields[name].default:
                 values.pop(name, None)
+        values.pop("verify", None)  # what is verified is what it was before
         return values

@@ -11,6 +11,7 @@ import numpy as np
 from ssdistill.data.bad_image import BadImage
 from ssdistill.data.deep_pixels import Window
 from ssdistill.data.labels import class_labels
+from ssdistill.data.reading import AS_USUAL, Reading
 from ssdistill.errors import UserError, nearest
 from ssdistill.settings.registry import settings_of
 
@@ -18,9 +19,13 @@ SPLITS = ("train", "test")
 
 
 class RawSplit(ABC):
-    """Images of any size, as in the source; ``title`` names the split in messages."""
+    """Images of any size, as in the source; ``title`` names the split in messages.
+
+    ``reading`` says how the images are read, where that is not as usual.
+    """
 
     title: str
+    reading: Reading = AS_USUAL
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -162,6 +167,7 @@ class Source(ABC):
     default_image_size: int
     description: str
     default_recipe: str | None = None
+    reading: Reading = AS_USUAL
     later: ClassVar[tuple[str, ...]] = ()
 
     def split(self, name: str) -> RawSplit:
@@ -172,7 +178,9 @@ class Source(ABC):
         """
         if name not in SPLITS:
             raise UserError(f"unknown split '{name}'{nearest(name, SPLITS)}; choose train or test")
-        return self._split(name)
+        split = self._split(name)
+        split.reading = self.reading
+        return split
 
     @abstractmethod
     def _split(self, name: str) -> RawSplit: ...
@@ -204,7 +212,7 @@ class Unlabeled(Source):
     has_labels = False
 
     def __init__(self, source: Source):
-        self._source = source
+        self._source, self.reading = source, source.reading
         self.kind = source.kind
         self.default_recipe = source.default_recipe
 

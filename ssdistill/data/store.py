@@ -164,7 +164,7 @@ def open_store(
             folder that cannot be written; whatever the source raises.
     """
     raw = source.split(split)
-    root, limits = Path(root), _limits(max_pixels)
+    root, limits = Path(root), _limits(source, max_pixels)
     folder = _folder(source, raw, split, image_size, root, limits)
     with pixel_limit(max_pixels), warnings.catch_warnings():
         # Damaged EXIF, odd palettes: either the image is read or it is listed as bad.
@@ -193,7 +193,7 @@ def has_store(
     source: Source, split: str, image_size: int, root: Path, max_pixels: int = MAX_PIXELS
 ) -> bool:
     """Whether a split of 8-bit images is stored at that size already."""
-    raw, limits = source.split(split), _limits(max_pixels)
+    raw, limits = source.split(split), _limits(source, max_pixels)
     folder = _folder(source, raw, split, image_size, Path(root), limits)
     return (folder / META).exists()
 
@@ -205,7 +205,7 @@ def find_store(
     raw, root = source.split(split), Path(root)
     if has_store(source, split, image_size, root, settings.max_pixels):
         return True
-    limits = _limits(settings.max_pixels)
+    limits = _limits(source, settings.max_pixels)
     windows = known_windows(source, split, settings.window, root)
     names = ([*limits, ["window", *window]] for window in windows)
     return any(
@@ -213,8 +213,9 @@ def find_store(
     )
 
 
-def _limits(max_pixels: int) -> list:
-    return [] if max_pixels == MAX_PIXELS else [["max_pixels", max_pixels]]
+def _limits(source: Source, max_pixels: int) -> list:
+    limits = [] if max_pixels == MAX_PIXELS else [["max_pixels", max_pixels]]
+    return [*limits, *source.reading.key]
 
 
 def warn_of(store: ImageSet, title: str, max_bad: float, window: WindowSetting) -> None:

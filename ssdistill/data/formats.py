@@ -1,0 +1,108 @@
+"""The formats that images are read from, and the libraries that read the less usual ones."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import IO
+
+from PIL import Image
+
+from ssdistill.data.bad_image import BadImage
+
+Image.init()
+FORMATS = tuple(
+    name
+    for name in ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+    if name in Image.OPEN  # what this Pillow was built with
+)
+"""Formats that Pillow may read; some others run external programs (EPS, WMF)."""
+HEAD = 64
+"""First bytes of a file, which tell these formats apart."""
+HEIC = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1")
+JXL = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
+_loading = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A format that a library of its own adds to Pillow.
+
+    Args:
+        name: of the format, in Pillow.
+        title: of the format, in messages.
+        remedy: what makes it readable.
+        load: imports the library; raises ImportError where it is missing.
+    """
+
+    name: str
+    title: str
+    remedy: str
+    load: Callable[[], None]
+
+
+def _load_heif() -> None:
+    # No dependency of the package, so type checkers do not find it.
+    import pillow_heif  # pyright: ignore[reportMissingImports]
+
+    pillow_heif.register_heif_opener()
+
+
+def _load_jxl() -> None:
+    import pillow_jxl  # noqa: F401  # pyright: ignore[reportMissingImports]
+
+
+def _load_avif() -> None:
+    raise ImportError("Pillow was built without AVIF")
+
+
+HEIF_PLUGIN = Plugin(
+    "HEIF", "HEIC", "requires pillow-heif: pip install 'ssdistill[heif]'", _load_heif
+)
+JXL_PLUGIN = Plugin(
+    "JXL", "JPEG XL", "requires pillow-jxl-plugin: pip install 'ssdistill[jxl]'", _load_jxl
+)
+AVIF_PLUGIN = Plugin(
+    "AVIF", "AVIF", "requires Pillow 11.3 or later: pip install -U pillow", _load_avif
+)
+
+
+def open_image(file: IO[bytes]) -> Image.Image:
+    """Open an image of one of :data:`FORMATS`, or of one that an installed library reads.
+
+    The content decides, not the name. Nothing is decoded.
+
+    Raises:
+        BadImage: its format requires a library that is not installed.
+        Exception: whatever Pillow raises for what is no image.
+    """
+    head = file.read(HEAD)
+    file.seek(0)
+    plugin = _plugin_of(head)
+    if plugin is None or plugin.name in FORMATS:
+        return Image.open(file, formats=FORMATS)
+    if not can_read(plugin):
+        raise BadImage(f"{plugin.title} {plugin.remedy}")
+    return Image.open(file, formats=(plugin.name,))
+
+
+def can_read(plugin: Plugin) -> bool:
+    """Whether Pillow reads a plugin's format; the first call imports the library."""
+    if plugin.name in Image.OPEN:
+        return True
+    with _loading:
+        try:
+            plugin.load()
+        except ImportError:
+            return False
+    return plugin.name in Image.OPEN
+
+
+def _plugin_of(head: bytes) -> Plugin | None:
+    if head.startswith(JXL):
+        return JXL_PLUGIN
+    if head[4:8] == b"ftyp":
+        if head[8:12] in (b"avif", b"avis") or b"avif" in head[16:]:
+            return AVIF_PLUGIN
+        if head[8:12] in HEIC:
+            return HEIF_PLUGIN
+    return None
