@@ -52,6 +52,8 @@ def deep_pixels(image: Image.Image, file: IO[bytes]) -> np.ndarray | None:
     if image.format == "PNG" and image.mode[0] not in "IF":
         file.seek(0)
         deep = is_deep(file)
+        if deep and image.tell():
+            raise BadImage("a later frame of an animated PNG of 16 bits; save it as a file")
         return _png(file) if deep else None
     if image.mode[0] not in "IF":
         return None

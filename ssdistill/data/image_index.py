@@ -182,14 +182,16 @@ def _ends(raw: EncodedSplit, row: int) -> tuple[int, Header]:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(len(head), size - ENDS))
         tail = file.read()
-        digest = _number(size.to_bytes(8, "little") + head + tail)
+        frame = raw.frame(row) or 0
+        which = frame.to_bytes(8, "little") if frame else b""
+        digest = _number(size.to_bytes(8, "little") + head + tail + which)
         return digest, _header(raw, row, file, (head + tail)[-ENDS:])
 
 
 def _header(raw: EncodedSplit, row: int, file: IO[bytes], tail: bytes) -> Header:
     file.seek(0)
     try:
-        return Header(file, tail)
+        return Header(file, tail, raw.frame(row))
     except BadImage:
         raise
     except Exception:  # Pillow raises anything; the reader of whole images has words for it

@@ -82,7 +82,9 @@ def _fact(raw: RawSplit, row: int) -> tuple | BadImage:
             content = f"{pixels.shape} {pixels.dtype}".encode() + pixels.tobytes()
         else:
             content = retried(encoded.read, row, raw.name(row))
-            pixels, flags = read_pixels(content), _mode_of(content)
+            frame = encoded.frame(row)
+            pixels, flags = read_pixels(content, frame=frame), _mode_of(content)
+            content += f"#{frame}".encode() if frame else b""
     except BadImage as error:
         return error
     if pixels.dtype != np.uint8:

@@ -5,6 +5,7 @@ import json
 import logging
 import warnings
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,7 @@ def open_stores(
             originals are wanted.
     """
     opened: dict[str, ImageSet] = {}
+    source.reading = replace(source.reading, folder=Path(root), keeps=True)
     originals = keeps_originals(source, settings, image_size, root)
     for split in splits_of(source):
         if originals:
@@ -166,6 +168,7 @@ def open_originals(
 def index_folder(source: Source, split: str, settings: StoreSettings, root: Path) -> Path:
     """Return where the index of a split's originals is kept, and what was measured of them."""
     parts = [source.kind, source.settings, split, settings.max_pixels]
+    parts += [settings.frames] if settings.frames != "first" else []
     key = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
     return Path(root) / f"{source.kind}-{split}-index-{key[:12]}"
 

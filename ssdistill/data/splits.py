@@ -180,6 +180,10 @@ class Source(ABC):
             raise UserError(f"unknown split '{name}'{nearest(name, SPLITS)}; choose train or test")
         split = self._split(name)
         split.reading = self.reading
+        if self.reading.frames == "all":
+            from ssdistill.data.framing import framed
+
+            return framed(self, name, split)
         return split
 
     @abstractmethod
@@ -212,9 +216,20 @@ class Unlabeled(Source):
     has_labels = False
 
     def __init__(self, source: Source):
-        self._source, self.reading = source, source.reading
+        self._source = source
         self.kind = source.kind
         self.default_recipe = source.default_recipe
+
+    def split(self, name: str) -> RawSplit:
+        return _UnlabeledSplit(self._source.split(name))
+
+    @property
+    def reading(self) -> Reading:
+        return self._source.reading
+
+    @reading.setter
+    def reading(self, reading: Reading) -> None:
+        self._source.reading = reading
 
     @property
     def has_test(self) -> bool:

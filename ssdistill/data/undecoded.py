@@ -1,6 +1,7 @@
 """Images of which only the number is known: what a plan is made from before any is decoded."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,13 +32,13 @@ class Undecoded(ImageSet):
 
     Attributes:
         images: of the right shape; none of them can be had.
-        stored: whether they will be stored as squares; views are cut from the originals else.
+        to_store: whether they will be stored as squares; views are cut from the originals else.
     """
 
     def __init__(
         self, source: Source, split: str, raw: RawSplit, image_size: int, root: Path, stored: bool
     ):
-        self.source, self.split, self.root, self.stored = source, split, root, stored
+        self.source, self.split, self.root, self.to_store = source, split, root, stored
         self._title = raw.title
         self.images = _Unread(len(raw), image_size)
         self.fingerprint = f"not decoded: {split}"
@@ -52,7 +53,7 @@ class Undecoded(ImageSet):
     def num_bytes(self) -> int:
         """Bytes that opening the split for a run adds to the disk."""
         size = self.images.shape[1] * self.images.shape[2] * self.images.shape[3]
-        return len(self) * (size if self.stored else RECORD.itemsize)
+        return len(self) * (size if self.to_store else RECORD.itemsize)
 
 
 class _Unread:
@@ -83,6 +84,7 @@ def known_stores(
         UserError: whatever the source raises when it is listed, what is wrong with a store, no
             image at all, or a disk with too little space for those that would be stored.
     """
+    source.reading = replace(source.reading, folder=Path(root))
     stored = not keeps_originals(source, settings, image_size, root)
     opened: dict[str, ImageSet] = {}
     for split in splits_of(source):
