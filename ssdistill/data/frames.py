@@ -150,6 +150,11 @@ class FrameSplit(EncodedSplit):
     def labels(self) -> np.ndarray:
         return np.repeat(self.raw.labels(), np.maximum(self.count_F, 1))
 
+    def weights(self) -> np.ndarray | None:
+        """Return (N,) float64: every frame has the weight of its file."""
+        weight_F = self.raw.weights()
+        return None if weight_F is None else np.repeat(weight_F, np.maximum(self.count_F, 1))
+
     @property
     def class_names(self) -> tuple[str, ...] | None:
         return self.raw.class_names

@@ -27,6 +27,7 @@ class ImageSet(ABC):
         channel_names: of the C channels where the config names them; None otherwise.
         mean, std: per channel, in units of [0, 1]. A channel of one value has the std of one
             level of 255, by which it can be divided.
+        weights: (N,) float64, by which images are drawn in training; None where all count alike.
         window: values that become black and white; None where all images have 8 bits.
         notices: what a user should know of the pixels, one line each.
         source, split: where it came from.
@@ -39,6 +40,7 @@ class ImageSet(ABC):
     bad_rows: list[int]
     fingerprint: str
     channel_names: tuple[str, ...] | None = None
+    weights: np.ndarray | None = None
     mean: tuple[float, ...]
     std: tuple[float, ...]
     window: Window | None

@@ -23,6 +23,7 @@ from ssdistill.data.settings import StoreSettings
 from ssdistill.data.splits import SPLITS, Source, Unlabeled
 from ssdistill.data.store import WAITING, Store, has_store, open_store, plain_disk_errors, warn_of
 from ssdistill.data.store_writer import refuse_bad
+from ssdistill.data.weighting import weigh
 from ssdistill.data.window import window_of
 from ssdistill.errors import UserError, shown
 from ssdistill.files import locked_by, write_atomically
@@ -77,6 +78,7 @@ def open_stores(
             opened[split] = open_originals(source, split, settings, image_size, root, workers)
         else:
             opened[split] = open_stored(source, split, settings, image_size, root)
+    weigh(opened["train"])
     return {"test": opened["train"], **opened}
 
 

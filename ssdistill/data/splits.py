@@ -65,6 +65,10 @@ class RawSplit(ABC):
         """Return a phrase for each image read of which something was ignored."""
         return []
 
+    def weights(self) -> np.ndarray | None:
+        """Return (N,) float64 by which images are drawn in training; None where all count alike."""
+        return None
+
     def labels(self) -> np.ndarray:
         """Return (N,) int64 classes, from 0; raise UserError if there are none."""
         raise UserError(f"{self.title} has no labels")
@@ -286,6 +290,9 @@ class _UnlabeledSplit(RawSplit):
 
     def notes(self) -> list[str]:
         return self._split_data.notes()
+
+    def weights(self) -> np.ndarray | None:
+        return self._split_data.weights()
 
     def labels(self) -> np.ndarray:
         raise UserError(f"{self.title}: labels are disabled by data.labels=none")

@@ -18,6 +18,7 @@ from ssdistill.data.opening import (
 from ssdistill.data.settings import StoreSettings
 from ssdistill.data.splits import RawSplit, Source
 from ssdistill.data.store import check_space, find_store
+from ssdistill.data.weighting import weigh
 from ssdistill.errors import UserError, shown
 
 PROVISIONAL = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
@@ -99,6 +100,8 @@ def known_stores(
             if stored:
                 check_space(_existing(root), raw, image_size)
             opened[split] = Undecoded(source, split, raw, image_size, root, stored)
+    if not isinstance(opened["train"], Undecoded):
+        weigh(opened["train"])
     return {"test": opened["train"], **opened}
 
 
