@@ -23,6 +23,7 @@ from ssdistill.data.settings import StoreSettings
 from ssdistill.data.splits import SPLITS, Source, Unlabeled
 from ssdistill.data.store import WAITING, Store, has_store, open_store, plain_disk_errors, warn_of
 from ssdistill.data.store_writer import refuse_bad
+from ssdistill.data.store_check import verify_index
 from ssdistill.data.weighting import weigh
 from ssdistill.data.window import window_of
 from ssdistill.errors import UserError, shown
@@ -71,7 +72,8 @@ def open_stores(
             originals are wanted.
     """
     opened: dict[str, ImageSet] = {}
-    source.reading = replace(source.reading, folder=Path(root), keeps=True)
+    kept = None if settings.verify else Path(root)
+    source.reading = replace(source.reading, folder=kept, keeps=True)
     originals = keeps_originals(source, settings, image_size, root)
     for split in splits_of(source):
         if originals:
@@ -92,6 +94,7 @@ def open_stored(
 ) -> Store:
     """Open the store of a split as the settings describe it; make it if it is missing."""
     limits = {"window": settings.window, "max_pixels": settings.max_pixels}
+    limits["verify"] = settings.verify
     return open_store(source, split, image_size, root, settings.max_bad, **limits)
 
 
@@ -140,6 +143,8 @@ def open_originals(
         folder.parent.mkdir(parents=True, exist_ok=True)
         waiting = partial(log.warning, WAITING, folder)
         with locked_by(Path(f"{folder}.lock"), on_wait=waiting, patience=1):
+            if settings.verify:
+                verify_index(raw, folder)
             index = ImageIndex(raw, folder)
             window = window_of(source, split, settings.window, root) if index.deep_rows else None
         text = f"originals {index.content()} {image_size} {window}"

@@ -29,6 +29,7 @@ from ssdistill.data.deep_pixels import Window
 from ssdistill.data.image_set import ImageSet
 from ssdistill.data.settings import MAX_PIXELS, StoreSettings
 from ssdistill.data.splits import RawSplit, Source
+from ssdistill.data.store_check import replace_if_other
 from ssdistill.data.store_writer import fingerprint_of, refuse_bad, write_images
 from ssdistill.data.window import WindowSetting, known_windows, window_of
 from ssdistill.errors import UserError, one_line, shown
@@ -143,6 +144,7 @@ def open_store(
     *,
     window: WindowSetting = "auto",
     max_pixels: int = MAX_PIXELS,
+    verify: bool = False,
 ) -> Store:
     """Open the store of a split; create it below ``root`` if missing.
 
@@ -158,6 +160,7 @@ def open_store(
         window: which values of images with more than 8 bits are black and white, see
             :class:`ssdistill.data.settings.StoreSettings`.
         max_pixels: images with more are not decoded.
+        verify: decode everything again, and replace a store whose pixels are others.
 
     Raises:
         UserError: more unreadable images than ``max_bad``, none readable, a full disk, or a
@@ -176,7 +179,7 @@ def open_store(
         if values:
             limits = [*limits, ["window", *values]]
             folder = _folder(source, raw, split, image_size, root, limits)
-        if not (folder / META).exists():
+        if verify or not (folder / META).exists():
             with plain_disk_errors(root):
                 folder.parent.mkdir(parents=True, exist_ok=True)
                 waiting = partial(log.warning, WAITING, folder)
@@ -184,6 +187,11 @@ def open_store(
                     if not (folder / META).exists():
                         check_space(folder.parent, raw, image_size)
                         _make(folder, raw, image_size, max_bad, values, window == "auto")
+                    elif verify:
+                        again = folder.with_name(f"{folder.name}.again")
+                        check_space(folder.parent, raw, image_size)
+                        _make(again, raw, image_size, max_bad, values, window == "auto")
+                        replace_if_other(folder, again, META, raw.title)
     store = Store(folder, source, split)
     warn_of(store, raw.title, max_bad, window)
     return store

@@ -85,6 +85,7 @@ def known_stores(
         UserError: whatever the source raises when it is listed, what is wrong with a store, no
             image at all, or a disk with too little space for those that would be stored.
     """
+    settings = settings.model_copy(update={"verify": False})
     source.reading = replace(source.reading, folder=Path(root))
     stored = not keeps_originals(source, settings, image_size, root)
     opened: dict[str, ImageSet] = {}
