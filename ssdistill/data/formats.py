@@ -8,6 +8,7 @@ from typing import IO
 from PIL import Image
 
 from ssdistill.data.bad_image import BadImage
+from ssdistill.data.jxl_size import jxl_size
 
 Image.init()
 FORMATS = tuple(
@@ -65,6 +66,9 @@ AVIF_PLUGIN = Plugin(
     "AVIF", "AVIF", "requires Pillow 11.3 or later: pip install -U pillow", _load_avif
 )
 
+PLUGIN_SUFFIXES = {".heic": HEIF_PLUGIN, ".heif": HEIF_PLUGIN, ".jxl": JXL_PLUGIN}
+"""Suffixes that name an image where its library is installed, and another file elsewhere."""
+
 
 def open_image(file: IO[bytes]) -> Image.Image:
     """Open an image of one of :data:`FORMATS`, or of one that an installed library reads.
@@ -82,7 +86,23 @@ def open_image(file: IO[bytes]) -> Image.Image:
         return Image.open(file, formats=FORMATS)
     if not can_read(plugin):
         raise BadImage(f"{plugin.title} {plugin.remedy}")
+    if plugin is JXL_PLUGIN:
+        _check_jxl(file)
     return Image.open(file, formats=(plugin.name,))
+
+
+def _check_jxl(file: IO[bytes]) -> None:
+    """Raise DecompressionBombError for too many pixels: to open the image is to decode it."""
+    width, height = jxl_size(file) or (0, 0)
+    file.seek(0)
+    if Image.MAX_IMAGE_PIXELS and width * height > Image.MAX_IMAGE_PIXELS:
+        raise Image.DecompressionBombError(f"{width}x{height} pixels")
+
+
+def reads_suffix(suffix: str) -> bool:
+    """Whether files with a suffix are images that an installed library reads."""
+    plugin = PLUGIN_SUFFIXES.get(suffix)
+    return plugin is not None and can_read(plugin)
 
 
 def can_read(plugin: Plugin) -> bool:

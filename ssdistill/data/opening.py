@@ -22,8 +22,8 @@ from ssdistill.data.originals import Originals
 from ssdistill.data.settings import StoreSettings
 from ssdistill.data.splits import SPLITS, Source, Unlabeled
 from ssdistill.data.store import WAITING, Store, has_store, open_store, plain_disk_errors, warn_of
-from ssdistill.data.store_writer import refuse_bad
 from ssdistill.data.store_check import verify_index
+from ssdistill.data.store_writer import refuse_bad
 from ssdistill.data.weighting import weigh
 from ssdistill.data.window import window_of
 from ssdistill.errors import UserError, shown
@@ -208,9 +208,7 @@ def _measure(originals: Originals, folder: Path, automatic: bool) -> None:
     mean, std = moments.mean_std()
     originals.mean = (mean[0], mean[1], mean[2])
     originals.std = (std[0] or 1 / 255, std[1] or 1 / 255, std[2] or 1 / 255)
-    originals.notices = pixel_notices(
-        moments, originals.window, 0.0, originals.raw.notes(), count
-    )
+    originals.notices = pixel_notices(moments, originals.window, 0.0, originals.raw.notes(), count)
     content = {"mean": mean, "std": originals.std, "notices": originals.notices}
     with suppress(OSError, UserError):
         write_atomically(path, json.dumps(content | {"sha256": _sha256(content)}) + "\n")

@@ -39,7 +39,9 @@ def test_a_file_that_changed_with_its_size_and_time_kept_is_found(opened, caplog
     after = open_it(verify=True)
     assert after.fingerprint != before.fingerprint
     assert "changed, but not" in caplog.text
-    assert (np.asarray(after.images[:]) != old).any((1, 2, 3)).tolist() == [i == 3 for i in range(6)]
+    assert (np.asarray(after.images[:]) != old).any((1, 2, 3)).tolist() == [
+        i == 3 for i in range(6)
+    ]
     caplog.clear()
     assert open_it().fingerprint == after.fingerprint and not caplog.records
     assert not [*folder.parent.glob("data/*.again*")]
