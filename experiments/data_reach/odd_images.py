@@ -1,7 +1,4 @@
-"""Five hundred odd files: what is called an image somewhere, and what only pretends to be one.
-
-Everything is made from one small image and a seed, so that two runs make the same files.
-"""
+"""Odd image files, made from one small image and a seed: two runs make the same ones."""
 
 import io
 import os

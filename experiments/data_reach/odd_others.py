@@ -1,4 +1,4 @@
-"""Odd files that Pillow does not write: TIFFs, deep pixels, other formats, names, no files at all."""
+"""Odd files that Pillow does not write: TIFFs, deep pixels, other formats, names, no files."""
 
 import gzip
 import io

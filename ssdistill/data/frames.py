@@ -128,6 +128,10 @@ class FrameSplit(EncodedSplit):
         return self.raw.member_name(file) if frame is None else f"{self.raw.name(file)}#{frame}"
 
     def identity(self) -> str:
+        return self._identity
+
+    @cached_property
+    def _identity(self) -> str:
         counts = self.count_F.astype("<i4").tobytes()
         return hashlib.sha256(f"{self.raw.identity()} frames ".encode() + counts).hexdigest()
 
