@@ -86,9 +86,9 @@ def of_modes() -> Iterator[Odd]:
                 content = encoded(image, form)
                 known = on_white(image) if mode in EIGHT_BIT else None
                 exact = form in LOSSLESS and not (form == "GIF" and mode in ("RGB", "RGBA", "LA"))
-                slack = (1 if mode in ("LA", "RGBA") else 0) if exact else 12
-                if form == "GIF" and mode in ("RGBA", "LA"):
-                    known = None  # one bit of alpha
+                slack = (1 if mode in ("LA", "RGBA") else 0) if exact else 15
+                if form in ("GIF", "BMP", "PPM") and mode in ("RGBA", "LA"):
+                    known = None  # one bit of alpha, or none
                 name = f"{mode.replace(';', '')}.{suffix}"
                 yield Odd(f"mode and format: {form}", name, content, known, slack)
 

@@ -15,6 +15,8 @@ ENDS = {"JPEG": JPEG_END, "PNG": b"IEND", "GIF": b"\x3b"}
 TURNED = (5, 6, 7, 8)
 """EXIF orientations that exchange height and width."""
 ORIENTATION = 0x0112
+WIDTH, HEIGHT = 256, 257
+"""TIFF tags."""
 _FRAMES = frozenset(
     (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0))
 )
@@ -52,9 +54,9 @@ class Header:
                 image.seek(frame)
                 check_size(image)
                 check_bands(image)
-            self.height, self.width = image.height, image.width
+            self.height, self.width = _encoded_size(image)
             if _orientation(image) in TURNED:
-                self.height, self.width = image.width, image.height
+                self.height, self.width = self.width, self.height
             end = ENDS.get(image.format or "")
         self.doubtful = end is not None and end not in tail
         file.seek(0)
@@ -73,6 +75,12 @@ def refuse_stack(image: Image.Image) -> None:
     if is_stack(image):
         pages = getattr(image, "n_frames", 1)
         raise BadImage(f"a stack of {pages} pages; save each page as a separate file")
+
+
+def _encoded_size(image: Image.Image) -> tuple[int, int]:
+    """Return height and width before any turn; Pillow gives those of a TIFF after it."""
+    tags = getattr(image, "tag_v2", {})
+    return tags.get(HEIGHT, image.height), tags.get(WIDTH, image.width)
 
 
 def too_large() -> str:

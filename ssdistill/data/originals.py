@@ -7,8 +7,10 @@ interpreter.
 
 import logging
 import os
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, partial
 from typing import Any
 
@@ -18,7 +20,7 @@ from torch import Tensor
 
 from ssdistill.data.bad_image import BadImage
 from ssdistill.data.cutting import Box, cut, decode, reduction_of
-from ssdistill.data.decode import square
+from ssdistill.data.decode import GIANT_PIXELS, square
 from ssdistill.data.deep_pixels import Window, full_range, render
 from ssdistill.data.encoded_split import EncodedSplit
 from ssdistill.data.geometry import Boxes
@@ -29,6 +31,9 @@ from ssdistill.data.splits import Source
 from ssdistill.errors import UserError, shown
 
 log = logging.getLogger(__name__)
+
+_one_giant = threading.Lock()
+"""Held while a giant is in memory, by whatever thread; see ``decode.GIANT_PIXELS``."""
 
 
 class Originals(ImageSet):
@@ -120,9 +125,10 @@ class Originals(ImageSet):
                 )
             ]
             try:
-                image_CHW, factor = self._decoded(int(row_B[b]), reduction_of(boxes))
-                for crops_BCHW, box in zip(crops_V, boxes, strict=True):
-                    crops_BCHW[b] = cut(image_CHW, box.over(factor))
+                with self._turn(int(row_B[b])):
+                    image_CHW, factor = self._decoded(int(row_B[b]), reduction_of(boxes))
+                    for crops_BCHW, box in zip(crops_V, boxes, strict=True):
+                        crops_BCHW[b] = cut(image_CHW, box.over(factor))
             except BadImage as error:
                 self._count(int(row_B[b]), error.reason)
                 for crops_BCHW in crops_V:
@@ -141,8 +147,9 @@ class Originals(ImageSet):
         def fill(b: int) -> None:
             row = int(row_B[b])
             try:
-                pixels = retried(partial(_pixels, self.raw, self.window), row, self.raw.name(row))
-                squares_BHWC[b] = square(pixels, side)
+                with self._turn(row):
+                    read = partial(_pixels, self.raw, self.window)
+                    squares_BHWC[b] = square(retried(read, row, self.raw.name(row)), side)
             except BadImage as error:
                 self._count(row, error.reason)
                 squares_BHWC[b] = self._blank.numpy()
@@ -150,6 +157,11 @@ class Originals(ImageSet):
         list(self._pool.map(fill, range(len(row_B))))
         self._check_failed()
         return squares_BHWC
+
+    def _turn(self, row: int) -> AbstractContextManager:
+        """Return the context in which an image is decoded and cut: giants take turns."""
+        height, width = self.index.sizes(np.array([row]))
+        return _one_giant if int(height[0]) * int(width[0]) > GIANT_PIXELS else nullcontext()
 
     def _decoded(self, row: int, reduction: int) -> tuple[Tensor, int]:
         data = retried(self.raw.read, row, self.raw.name(row))

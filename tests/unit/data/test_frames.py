@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from ssdistill.data import frames
+from ssdistill.data import file_split, frames
 from ssdistill.data.opening import open_source, open_stores
 from ssdistill.data.undecoded import known_stores
 from ssdistill.errors import UserError
@@ -129,3 +129,16 @@ def test_a_file_of_too_many_frames_is_one_bad_image(folder, monkeypatch):
     images = stores_of(folder, frames="all", max_bad=0.9)
     assert [reason for _, reason in images.bad] == ["more than 3 frames"] * len(FORMS)
     assert len(images) == 2
+
+
+@pytest.mark.parametrize("pixels", ["stored", "original"])
+@pytest.mark.parametrize("choice", ["first", "all"])
+def test_a_dry_run_asks_for_the_status_of_each_file_once(folder, monkeypatch, pixels, choice):
+    asked = []
+    real = file_split._lines
+    monkeypatch.setattr(file_split, "_lines", lambda piece: asked.extend(piece[0]) or real(piece))
+    stores_of(folder, known_stores, frames=choice, pixels=pixels, max_bad=0.5)
+    assert sorted(asked) == sorted(set(asked))
+    # Without an index there is nothing to compare them with.
+    none = (choice, pixels) == ("first", "original")
+    assert len(asked) == (0 if none else len(FORMS) + 2)
