@@ -4,7 +4,7 @@
 
 Each file is made anew (``odd_images.py``, ``odd_others.py``), and read in a process of its own,
 which has a minute. A crash, a hang, pixels that are not those another reader has, a reason of more
-than one line, or two ways of holding that disagree, is a fault; any of them ends the run with status 1.
+than one line, or two ways of holding that disagree, is a fault; any ends the run with status 1.
 """
 
 import argparse
