@@ -14,7 +14,7 @@ def framed(source: Source, name: str, split: RawSplit) -> RawSplit:
     Raises:
         UserError: the source holds arrays.
     """
-    # They are counted once, however often the split is asked for.
+    # Frames are counted once, however often this is called.
     known = vars(source).setdefault("_framed", {})
     if (name, source.reading) in known:
         return known[name, source.reading]
