@@ -3,7 +3,8 @@
 import hashlib
 import io
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property, partial
@@ -15,11 +16,11 @@ from PIL import Image
 
 from ssdistill.data.bad_image import BadImage
 from ssdistill.data.bands import is_stack
-from ssdistill.data.decode import ANIMATIONS, read_pixels
+from ssdistill.data.decode import ANIMATIONS, pixel_limit, read_pixels
 from ssdistill.data.deep_pixels import is_deep
 from ssdistill.data.encoded_split import EncodedSplit
 from ssdistill.data.file_split import FileSplit
-from ssdistill.data.formats import open_image
+from ssdistill.data.formats import JXL, open_image
 from ssdistill.data.header import JPEG_START
 from ssdistill.data.progress import with_bar
 from ssdistill.data.retry import retried
@@ -59,14 +60,18 @@ class FrameSplit(EncodedSplit):
         if not len(unknown):
             return count_F
 
-        def pieces() -> "list[tuple[list[int], list[int]]]":
+        def pieces() -> Iterator[tuple[list[int], list[int]]]:
             with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
                 for start in range(0, len(unknown), PIECE):
                     piece = unknown[start : start + PIECE].tolist()
                     yield piece, list(pool.map(partial(_count, self.raw), piece))
 
-        for piece, counts in with_bar(pieces(), len(unknown), f"counting frames of {self.title}"):
-            count_F[piece] = counts
+        # Nothing is decoded, so that nothing is too large.
+        with pixel_limit(sys.maxsize):
+            for piece, counts in with_bar(
+                pieces(), len(unknown), f"counting frames of {self.title}"
+            ):
+                count_F[piece] = counts
         if self._cache is not None and self._keeps:
             with suppress(OSError):
                 self._cache.parent.mkdir(parents=True, exist_ok=True)
@@ -105,8 +110,8 @@ class FrameSplit(EncodedSplit):
     def image(self, i: int) -> np.ndarray:
         file, raw = self._file(i), self.raw
         content = raw.path(file) if isinstance(raw, FileSplit) else raw.read(file)
-        how = {"color": self.reading.color, "frame": self.frame(i)}
-        return read_pixels(content, partial(self._note, i), **how)
+        note = partial(self._note, i)
+        return read_pixels(content, note, color=self.reading.color, frame=self.frame(i))
 
     def original(self, i: int) -> bytes:
         """Return the file of one image, or a frame as a PNG or, of more than 8 bits, ``.npy``."""
@@ -171,7 +176,8 @@ def num_frames(file: IO[bytes]) -> int:
     """
     head = file.read(64)
     file.seek(0)
-    if not head or head.startswith(JPEG_START):
+    # To open a JPEG XL is to decode it.
+    if not head or head.startswith((JPEG_START, *JXL)):
         return 1
     with open_image(file) as image:
         if image.format in ANIMATIONS or is_stack(image):

@@ -74,7 +74,8 @@ def refuse_stack(image: Image.Image) -> None:
     """Raise BadImage for a TIFF of several pages of one size."""
     if is_stack(image):
         pages = getattr(image, "n_frames", 1)
-        raise BadImage(f"a stack of {pages} pages; save each page as a separate file")
+        remedy = "set data.frames=all, or save each page as a separate file"
+        raise BadImage(f"a stack of {pages} pages; {remedy}")
 
 
 def _encoded_size(image: Image.Image) -> tuple[int, int]:

@@ -142,3 +142,9 @@ def test_a_dry_run_asks_for_the_status_of_each_file_once(folder, monkeypatch, pi
     # Without an index there is nothing to compare them with.
     none = (choice, pixels) == ("first", "original")
     assert len(asked) == (0 if none else len(FORMS) + 2)
+
+
+def test_frames_are_counted_whatever_their_size(folder, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    images = stores_of(folder, frames="all", max_pixels=1000)
+    assert len(images) == 4 * len(FORMS) + 2
