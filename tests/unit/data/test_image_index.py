@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ssdistill.data import retry
 from ssdistill.data.decode import read_pixels
 from ssdistill.data.geometry import Boxes
 from ssdistill.data.header import Header
@@ -144,3 +145,12 @@ def test_turned_images_are_indexed_and_read_upright(form, dtype):
         corner = {1: (0, 0), 2: (0, -1), 3: (-1, -1), 4: (-1, 0)}
         corner |= {5: (0, 0), 6: (0, -1), 7: (-1, -1), 8: (-1, 0)}
         assert read[corner[value]].max() > 0.9 * np.iinfo(dtype).max
+
+
+def test_a_link_that_leads_to_itself_is_not_read_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(retry.time, "sleep", lambda _: pytest.fail("it waits"))
+    (tmp_path / "a.png").symlink_to("a.png")
+    Image.new("L", (4, 4)).save(tmp_path / "b.png")
+    split = Folder(path=str(tmp_path), test_fraction=0).split("train")
+    index = ImageIndex(split.encoded(), tmp_path / "index")
+    assert index.reasons == {0: "Too many levels of symbolic links"}
