@@ -1,4 +1,4 @@
-"""Read five hundred odd files in both ways of holding images: what is read, what is refused, why.
+"""Read 650 odd files in both ways of holding images: what is read, what is refused, why.
 
     python experiments/data_reach/odd_files.py [--files odd_files.jsonl] [--out records.jsonl]
 
