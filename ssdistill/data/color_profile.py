@@ -4,7 +4,7 @@ import hashlib
 import io
 import threading
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image, ImageCms
@@ -141,7 +141,9 @@ def _read(content: bytes) -> Profile:
     if len(content) > LARGEST_PROFILE:
         return UNKNOWN
     profile = ImageCms.ImageCmsProfile(io.BytesIO(content))
-    mode = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}.get(profile.profile.xcolor_space.strip())
+    # Pillow's types take the profile for a file.
+    space: str = cast("Any", profile.profile).xcolor_space.strip()
+    mode = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}.get(space)
     if mode is None:
         return UNKNOWN
     srgb = ImageCms.createProfile("sRGB")
