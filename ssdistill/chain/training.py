@@ -135,6 +135,7 @@ def prepare(
             num_steps,
             torch_device,
             neighbors=task.neighbors_NK,
+            weights=workspace.train.weights,
             ahead=device.prefetch,
         ),
         recipes=tuple(ViewRecipe.model_validate(recipe) for recipe in config["views"]),

@@ -27,6 +27,8 @@ class Batch:
     Attributes:
         images_BHWC: uint8 pixels, or float32 in [0, 1], on the training device; None of originals.
         index_B: int64 position of each image in its store (stable over epochs and runs).
+        draw_B: int64 numbers by which views are drawn, where they are not ``index_B``: of images
+            drawn by weight, which an epoch may have several times, their positions in it.
         epoch: how often the data set has been walked through before this batch.
         step: optimizer step the batch belongs to, from 0.
         num_steps: optimizer steps the whole training takes.
@@ -43,3 +45,9 @@ class Batch:
     neighbors_BHWC: Tensor | None = None
     cutmix_fraction: float | None = None
     crops: dict[int, Crops] = field(default_factory=dict)
+    draw_B: Tensor | None = None
+
+    @property
+    def number_B(self) -> Tensor:
+        """The numbers by which the views of each image are drawn."""
+        return self.index_B if self.draw_B is None else self.draw_B

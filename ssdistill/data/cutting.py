@@ -13,6 +13,7 @@ from torch.nn.functional import interpolate
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from ssdistill.data.bad_image import BadImage
+from ssdistill.data.color_profile import jpeg_to_srgb
 from ssdistill.data.decode import read_pixels
 from ssdistill.data.deep_pixels import Window, full_range, render
 from ssdistill.data.header import JPEG_START, jpeg_components
@@ -61,13 +62,21 @@ def reduction_of(boxes: Sequence[Box]) -> int:
     return next((factor for factor in REDUCTIONS if free >= factor), 1)
 
 
-def decode(data: bytes, reduction: int = 1, window: Window | None = None) -> tuple[Tensor, int]:
+def decode(
+    data: bytes,
+    reduction: int = 1,
+    window: Window | None = None,
+    *,
+    color: str = "ignore",
+    frame: int | None = None,
+) -> tuple[Tensor, int]:
     """Decode an image as it is shown.
 
     Args:
         data: an encoded file.
         reduction: how many times smaller it may be, a power of two up to 8.
         window: of an image of more than 8 bits, the values that become black and white.
+        color, frame: see :func:`ssdistill.data.decode.read_pixels`.
 
     Returns:
         (3, H, W) uint8, and how many times smaller it is.
@@ -77,17 +86,28 @@ def decode(data: bytes, reduction: int = 1, window: Window | None = None) -> tup
     """
     if data.startswith(JPEG_START) and jpeg_components(data) in (1, 3):
         try:
-            if reduction > 1:
-                return _drafted(data, reduction)
-            encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-            image_CHW = decode_jpeg(encoded, ImageReadMode.RGB, apply_exif_orientation=True)
-            return cast("Tensor", image_CHW), 1  # a list only of a list
+            image_CHW, factor = _of_jpeg(data, reduction)
+            return (_srgb(image_CHW, data) if color == "srgb" else image_CHW), factor
         except (RuntimeError, OSError, SyntaxError, ValueError):
             pass  # damaged, or unusual: the reader below knows what to say, or how to read it
-    pixels = read_pixels(data)
+    pixels = read_pixels(data, color=color, frame=frame)
     if pixels.dtype != np.uint8:
         pixels = render(pixels, window or full_range(pixels.dtype))
     return torch.from_numpy(np.array(pixels)).permute(2, 0, 1), 1
+
+
+def _of_jpeg(data: bytes, reduction: int) -> tuple[Tensor, int]:
+    if reduction > 1:
+        return _drafted(data, reduction)
+    encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    image_CHW = decode_jpeg(encoded, ImageReadMode.RGB, apply_exif_orientation=True)
+    return cast("Tensor", image_CHW), 1  # a list only of a list
+
+
+def _srgb(image_CHW: Tensor, data: bytes) -> Tensor:
+    pixels = image_CHW.permute(1, 2, 0).numpy()
+    converted = jpeg_to_srgb(pixels, data)
+    return image_CHW if converted is pixels else torch.from_numpy(converted).permute(2, 0, 1)
 
 
 def _drafted(data: bytes, reduction: int) -> tuple[Tensor, int]:

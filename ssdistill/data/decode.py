@@ -14,7 +14,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ssdistill.data.bad_image import BadImage
 from ssdistill.data.bands import check_bands
-from ssdistill.data.deep_pixels import FORMATS, deep_pixels, full_range, is_deep, render
+from ssdistill.data.color_profile import Profile, note_of, profile_of, to_srgb
+from ssdistill.data.deep_pixels import deep_pixels, full_range, is_deep, render
+from ssdistill.data.formats import open_image
 from ssdistill.data.header import ORIENTATION, check_size, refuse_stack, too_large
 from ssdistill.data.resizing import fitted
 from ssdistill.errors import one_line
@@ -61,18 +63,27 @@ def read_image(path: str | Path) -> np.ndarray:
     return render(pixels, full_range(pixels.dtype))
 
 
-def read_pixels(path: str | Path | bytes, note: Callable[[str], None] | None = None) -> np.ndarray:
+def read_pixels(
+    path: str | Path | bytes,
+    note: Callable[[str], None] | None = None,
+    *,
+    color: str = "ignore",
+    frame: int | None = None,
+) -> np.ndarray:
     """Read a file, or its bytes, upright: 8-bit images as RGB, deeper ones with their own values.
 
     Gray becomes three equal channels; anything transparent (alpha, or a transparent palette
     entry or color) is composited on white; CMYK is read with inverted inks, as Adobe writes
-    JPEGs and browsers read them, and without a color profile; an EXIF orientation is applied.
-    The first frame of an animation counts. A TIFF whose pages are of one size is a stack, and
+    JPEGs and browsers read them; an EXIF orientation is applied. The first frame of an animation
+    counts. A TIFF whose pages are of one size is a stack, and
     one with a band that is neither a color nor declared as alpha is not RGB: both are refused.
     The content decides the format, not the name.
 
     Args:
         note: called with a short phrase if part of the image is ignored.
+        color: ``srgb`` converts 8-bit images that have another color profile.
+        frame: the frame of an animation, or the page of a TIFF, from 0; None for a file that is
+            one image.
 
     Returns:
         (H, W, 3) uint8; or, of more than 8 bits a channel, what
@@ -84,16 +95,23 @@ def read_pixels(path: str | Path | bytes, note: Callable[[str], None] | None = N
     """
     size = "its"
     try:
-        with _opened(path) as file, Image.open(file, formats=FORMATS) as image:
+        with _opened(path) as file, open_image(file) as image:
             size = f"{image.width}x{image.height}"
             check_size(image)
             check_bands(image)
-            _check_frames(image, note)
+            _choose_frame(image, frame, note)
             giant = image.width * image.height > GIANT_PIXELS
             with _one_giant if giant else nullcontext():
                 image.load()
                 deep = deep_pixels(image, file)
-                return _rgb(_upright(image)) if deep is None else _turned(deep, image)
+                profile = profile_of(image)
+                phrase = note_of(profile, color, deep is not None)
+                if note and phrase:
+                    note(phrase)
+                if deep is not None:
+                    return _turned(deep, image)
+                converting = profile and profile.mode and not profile.is_srgb and color == "srgb"
+                return _rgb(_upright(image), profile if converting else None)
     except BadImage:
         raise
     except Image.DecompressionBombError as error:
@@ -170,10 +188,17 @@ def square(image_HWC: np.ndarray, size: int) -> np.ndarray:
     return fitted(image_HWC, size)
 
 
-def _check_frames(image: Image.Image, note: Callable[[str], None] | None) -> None:
-    refuse_stack(image)
-    if note and image.format in ANIMATIONS and getattr(image, "is_animated", False):
-        note("animated: only the first frame is read")
+def _choose_frame(
+    image: Image.Image, frame: int | None, note: Callable[[str], None] | None
+) -> None:
+    if frame is None:
+        refuse_stack(image)
+        if note and image.format in ANIMATIONS and getattr(image, "is_animated", False):
+            note("are animated: only the first frame is read")
+    elif frame:
+        image.seek(frame)
+        check_size(image)
+        check_bands(image)
 
 
 def _unidentified(path: str | Path | bytes) -> str:
@@ -210,18 +235,22 @@ def _turned(pixels: np.ndarray, image: Image.Image) -> np.ndarray:
     return pixels
 
 
-def _rgb(image: Image.Image) -> np.ndarray:
+def _rgb(image: Image.Image, profile: Profile | None) -> np.ndarray:
     if image.width * image.height <= GIANT_PIXELS:
-        return np.asarray(_flat(image))
+        return np.asarray(_flat(image, profile))
     image_HWC = np.empty((image.height, image.width, 3), dtype=np.uint8)
     for top in range(0, image.height, STRIP_ROWS):
         bottom = min(top + STRIP_ROWS, image.height)
-        image_HWC[top:bottom] = np.asarray(_flat(image.crop((0, top, image.width, bottom))))
+        image_HWC[top:bottom] = np.asarray(
+            _flat(image.crop((0, top, image.width, bottom)), profile)
+        )
     return image_HWC
 
 
-def _flat(image: Image.Image) -> Image.Image:
-    """Convert to RGB, with anything transparent on white."""
+def _flat(image: Image.Image, profile: Profile | None = None) -> Image.Image:
+    """Convert to RGB, with anything transparent on white; to sRGB where there is a profile."""
+    if profile is not None:
+        image = to_srgb(image, profile)
     if image.mode in TRANSPARENT or "transparency" in image.info:
         canvas = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(canvas, image.convert("RGBA"))

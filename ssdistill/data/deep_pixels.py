@@ -8,6 +8,7 @@ from PIL import Image
 
 from ssdistill.data.bad_image import BadImage
 from ssdistill.data.bands import BITS, PHOTOMETRIC
+from ssdistill.data.formats import open_image
 
 if TYPE_CHECKING:
     from PIL.TiffImagePlugin import TiffImageFile
@@ -17,13 +18,6 @@ PNG, PNG_DEPTH = b"\x89PNG\r\n\x1a\n", 24
 """Signature of a PNG, and the offset of its bit depth."""
 EIGHT_BIT = (b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF")
 """First bytes of formats with at most 8 bits: JPEG, GIF, BMP, WebP."""
-Image.init()
-FORMATS = tuple(
-    name
-    for name in ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-    if name in Image.OPEN  # what this Pillow was built with
-)
-"""Formats that Pillow may read; some others run external programs (EPS, WMF)."""
 STRIP_PIXELS = 1 << 20
 """Pixels rendered at a time, in float64."""
 Window = tuple[float, float]
@@ -31,15 +25,17 @@ WIDEST = 1e300
 """Width of a window, and one over its smallest, that 64-bit floats can be divided by."""
 
 
-def is_deep(file: IO[bytes]) -> bool:
-    """Whether an image file has more than 8 bits a channel; decodes nothing."""
+def is_deep(file: IO[bytes], frame: int = 0) -> bool:
+    """Whether a frame of an image file has more than 8 bits a channel; decodes nothing."""
     head = file.read(PNG_DEPTH + 1)
     file.seek(0)
     if head.startswith(PNG):
         return head[PNG_DEPTH:] == b"\x10"
     if not head or head.startswith(EIGHT_BIT):
         return False
-    with Image.open(file, formats=FORMATS) as image:
+    with open_image(file) as image:
+        if frame and image.format == "TIFF":
+            image.seek(frame)
         return image.mode[0] in "IF"
 
 
@@ -56,6 +52,8 @@ def deep_pixels(image: Image.Image, file: IO[bytes]) -> np.ndarray | None:
     if image.format == "PNG" and image.mode[0] not in "IF":
         file.seek(0)
         deep = is_deep(file)
+        if deep and image.tell():
+            raise BadImage("a later frame of an animated PNG of 16 bits; save it as a file")
         return _png(file) if deep else None
     if image.mode[0] not in "IF":
         return None

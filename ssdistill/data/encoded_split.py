@@ -21,7 +21,7 @@ class EncodedSplit(RawSplit):
     """
 
     def __init__(self) -> None:
-        self._notes: dict[int, str] = {}
+        self._notes: dict[tuple[int, str], None] = {}
 
     @abstractmethod
     def read(self, i: int) -> bytes:
@@ -42,22 +42,30 @@ class EncodedSplit(RawSplit):
     def encoded(self) -> "EncodedSplit":
         return self
 
+    def frame(self, i: int) -> int | None:
+        """Return which frame of its file image ``i`` is; None where a file is one image."""
+        return None
+
     def open(self, i: int) -> IO[bytes]:
         """Open the encoded image ``i``, for who needs only parts of it."""
         return io.BytesIO(self.read(i))
 
     def image(self, i: int) -> np.ndarray:
-        return read_pixels(self.read(i), partial(self._notes.__setitem__, i))
+        return read_pixels(self.read(i), partial(self._note, i), color=self.reading.color)
 
     def open_original(self, i: int) -> IO[bytes]:
         """Open image ``i`` as it lies in the source, see :meth:`original`."""
         return self.open(i)
 
     def bands(self, i: int) -> np.ndarray:
-        return read_channels(self.original(i), partial(self._notes.__setitem__, i))
+        return read_channels(self.original(i), partial(self._note, i))
 
     def deep_rows(self) -> Sequence[int]:
         return [row for row in range(len(self)) if is_deep_file(self.read(row))]
 
     def notes(self) -> list[str]:
-        return list(self._notes.values())
+        return [phrase for _, phrase in list(self._notes)]
+
+    def _note(self, i: int, phrase: str) -> None:
+        """Note what of image ``i`` is ignored, once."""
+        self._notes[i, phrase] = None

@@ -94,7 +94,7 @@ def _neighbor_views(
     seed: int,
     size: Size,
 ) -> dict[str, Tensor]:
-    key = {"seed": seed, "epoch": batch.epoch, "index_B": batch.index_B}
+    key = {"seed": seed, "epoch": batch.epoch, "index_B": batch.number_B}
     view_by_name = {}
     for name, view in neighbor_views(names, recipes, size).items():
         if crops := batch.crops.get(view.number):

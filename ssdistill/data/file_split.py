@@ -66,10 +66,10 @@ class FileSplit(EncodedSplit):
             return file.read()
 
     def image(self, i: int) -> np.ndarray:
-        return read_pixels(self.path(i), partial(self._notes.__setitem__, i))
+        return read_pixels(self.path(i), partial(self._note, i), color=self.reading.color)
 
     def bands(self, i: int) -> np.ndarray:
-        return read_channels(self.path(i), partial(self._notes.__setitem__, i))
+        return read_channels(self.path(i), partial(self._note, i))
 
     def deep_rows(self) -> Sequence[int]:
         def deep(paths: list[bytes]) -> list[bool]:

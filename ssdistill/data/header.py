@@ -6,7 +6,8 @@ from PIL import Image
 
 from ssdistill.data.bad_image import BadImage
 from ssdistill.data.bands import check_bands, is_stack
-from ssdistill.data.deep_pixels import FORMATS, is_deep
+from ssdistill.data.deep_pixels import is_deep
+from ssdistill.data.formats import open_image
 
 JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 ENDS = {"JPEG": JPEG_END, "PNG": b"IEND", "GIF": b"\x3b"}
@@ -14,6 +15,8 @@ ENDS = {"JPEG": JPEG_END, "PNG": b"IEND", "GIF": b"\x3b"}
 TURNED = (5, 6, 7, 8)
 """EXIF orientations that exchange height and width."""
 ORIENTATION = 0x0112
+WIDTH, HEIGHT = 256, 257
+"""TIFF tags."""
 _FRAMES = frozenset(
     (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0))
 )
@@ -31,27 +34,33 @@ class Header:
         doubtful: it does not end as its format does: cut off, or with something appended.
     """
 
-    def __init__(self, file: IO[bytes], tail: bytes):
+    def __init__(self, file: IO[bytes], tail: bytes, frame: int | None = None):
         """Read the header of an open image file.
 
         Args:
             tail: the last bytes of the file.
+            frame: of an animation or a stack; None for a file that is one image.
 
         Raises:
             BadImage: too large, a stack of pages, or bands that cannot be read as they are.
             Exception: whatever Pillow raises for what is no image.
         """
-        with Image.open(file, formats=FORMATS) as image:
+        with open_image(file) as image:
             check_size(image)
             check_bands(image)
-            refuse_stack(image)
-            self.height, self.width = image.height, image.width
+            if frame is None:
+                refuse_stack(image)
+            elif frame and image.format == "TIFF":  # in an animation, all are of one size
+                image.seek(frame)
+                check_size(image)
+                check_bands(image)
+            self.height, self.width = _encoded_size(image)
             if _orientation(image) in TURNED:
-                self.height, self.width = image.width, image.height
+                self.height, self.width = self.width, self.height
             end = ENDS.get(image.format or "")
         self.doubtful = end is not None and end not in tail
         file.seek(0)
-        self.deep = is_deep(file)
+        self.deep = is_deep(file, frame or 0)
 
 
 def check_size(image: Image.Image) -> None:
@@ -66,9 +75,15 @@ def refuse_stack(image: Image.Image) -> None:
     if is_stack(image):
         pages = getattr(image, "n_frames", 1)
         raise BadImage(
-            f"a stack of {pages} pages; save each page as a separate file, or set "
-            "data.channels to read pages as channels"
+            f"a stack of {pages} pages; set data.frames=all to read each as an image, or "
+            "data.channels to read them as channels"
         )
+
+
+def _encoded_size(image: Image.Image) -> tuple[int, int]:
+    """Return height and width before any turn; Pillow gives those of a TIFF after it."""
+    tags = getattr(image, "tag_v2", {})
+    return tags.get(HEIGHT, image.height), tags.get(WIDTH, image.width)
 
 
 def too_large() -> str:

@@ -190,13 +190,16 @@ class Described:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(len(head), size - ENDS))
             tail = file.read()
-            digest = _number(size.to_bytes(8, "little") + head + tail)
+            frame = self.raw.frame(row) or 0
+            which = frame.to_bytes(8, "little") if frame else b""
+            digest = _number(size.to_bytes(8, "little") + head + tail + which)
             return digest, self._header(row, file, (head + tail)[-ENDS:])
 
     def _header(self, row: int, file: IO[bytes], tail: bytes) -> Header | ChannelHeader:
         file.seek(0)
+        frame = self.raw.frame(row)
         try:
-            return ChannelHeader(file, tail) if self.bands else Header(file, tail)
+            return ChannelHeader(file, tail) if self.bands else Header(file, tail, frame)
         except (BadImage, UserError):
             raise
         except Exception:  # Pillow raises anything; the reader of whole images has words for it

@@ -28,6 +28,7 @@ class ImageSet(ABC):
         fingerprint: sha256 (hex) of the images; labels are no part of it.
         mean, std: per channel, in units of [0, 1]. A channel of one value has the std of one
             level of 255, by which it can be divided.
+        weights: (N,) float64, by which images are drawn in training; None where all count alike.
         window: values that become black and white; None where all images have 8 bits, and of
             chosen channels.
         windows: the same of each channel.
@@ -45,6 +46,7 @@ class ImageSet(ABC):
     fingerprint: str
     channel_names: tuple[str, ...] | None = None
     form: Form = RGB
+    weights: np.ndarray | None = None
     mean: tuple[float, ...]
     std: tuple[float, ...]
     window: Window | None

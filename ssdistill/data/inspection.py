@@ -9,14 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
-from PIL import Image
 
 from ssdistill.data.bad_image import BadImage
 from ssdistill.data.channel_scale import chosen
 from ssdistill.data.decode import ANIMATIONS, TRANSPARENT, pixel_limit, read_pixels
-from ssdistill.data.deep_pixels import FORMATS
 from ssdistill.data.displaying import displayed
 from ssdistill.data.form import RGB, Form
+from ssdistill.data.formats import open_image
 from ssdistill.data.progress import with_bar
 from ssdistill.data.retry import retried
 from ssdistill.data.splits import RawSplit
@@ -104,7 +103,9 @@ def _fact(raw: RawSplit, form: Form, row: int) -> tuple | BadImage:
             content = f"{pixels.shape} {pixels.dtype}".encode() + pixels.tobytes()
         else:
             content = retried(encoded.read, row, raw.name(row))
-            pixels, flags = read_pixels(content), _mode_of(content)
+            frame = encoded.frame(row)
+            pixels, flags = read_pixels(content, frame=frame), _mode_of(content)
+            content += f"#{frame}".encode() if frame else b""
     except BadImage as error:
         return error
     if pixels.dtype != np.uint8:
@@ -125,7 +126,7 @@ def _equal(one: np.ndarray, all_of_them: np.ndarray) -> bool:
 
 def _mode_of(content: bytes) -> int:
     """Return the flags that the header of an encoded image says; its pixels have been read."""
-    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+    with open_image(io.BytesIO(content)) as image:
         flags = GRAY if image.mode in ("1", "L", "LA", "La") else 0
         flags |= CMYK if image.mode == "CMYK" else 0
         flags |= PALETTE if image.mode in ("P", "PA") else 0

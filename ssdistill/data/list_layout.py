@@ -133,8 +133,9 @@ def read_list(
     weights = (lambda: file.rows("weight")) if "weight" in file.columns else None
     if weights:
         warnings.append(
-            f"{file.title}: column '{shown(file.columns.name['weight'])}' holds weights, but "
-            "training draws every image equally often"
+            f"{file.title}: column '{shown(file.columns.name['weight'])}' holds weights: training "
+            "draws images by them, with replacement; for all equally often, set "
+            "data.weight_column=none"
         )
 
     def split(name: str, chosen_N: np.ndarray) -> ListSplit:

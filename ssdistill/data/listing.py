@@ -13,6 +13,7 @@ import numpy as np
 
 from ssdistill.data.bad_image import BadImage
 from ssdistill.data.decode import open_regular
+from ssdistill.data.formats import reads_suffix
 from ssdistill.data.names import Names, NameWriter
 from ssdistill.data.patterns import matcher
 from ssdistill.errors import UserError, shown
@@ -225,7 +226,7 @@ def _is_folder(entry: os.DirEntry) -> bool:
 def _is_image(entry: os.DirEntry, suffixes: frozenset[str]) -> bool:
     suffix = os.path.splitext(entry.name)[1].lower()
     if suffix:
-        return suffix in suffixes
+        return suffix in suffixes or reads_suffix(suffix)
     try:
         with open_regular(entry.path) as file:
             return _has_image_signature(file.read(16))

@@ -17,6 +17,7 @@ from ssdistill.data.order import shuffled
 from ssdistill.data.originals import Originals
 from ssdistill.data.read_ahead import ReadAhead
 from ssdistill.data.view_plan import ViewPlan
+from ssdistill.data.weighting import WeightedOrder
 from ssdistill.errors import UserError
 
 RESIDENT_BYTES = 2 << 30
@@ -43,6 +44,8 @@ class Loader:
         neighbors: (N, k) rows of the nearest neighbors of the N images. A batch then also holds
             one neighbor of every image, drawn by (seed, epoch, index).
         rows: positions in the store of the images to use; default all.
+        weights: (N,) by which images are drawn, with replacement; None for a new permutation of
+            all of them in every epoch.
         ahead: batches to prefetch, which are held in memory.
 
     Raises:
@@ -63,6 +66,7 @@ class Loader:
         rank: int = 0,
         neighbors: np.ndarray | None = None,
         rows: np.ndarray | None = None,
+        weights: np.ndarray | None = None,
         ahead: int = 1,
     ):
         count = len(store) if rows is None else len(rows)
@@ -81,6 +85,8 @@ class Loader:
         local_size = batch_size // world_size
         self._mine = slice(rank * local_size, (rank + 1) * local_size)
         self._count, self._rows = count, rows
+        chosen = weights if weights is None or rows is None else weights[rows]
+        self._weighted = None if chosen is None else WeightedOrder(chosen)
         # Cache two: prefetching may be one epoch ahead.
         self._order = lru_cache(maxsize=2)(
             lambda epoch: np.random.default_rng((seed, epoch)).permutation(count)
@@ -125,10 +131,13 @@ class Loader:
         """
         epoch, position = divmod(step, self.steps_per_epoch)
         start = position * self.batch_size
-        rows_B = self._rows_at(epoch, np.arange(start, start + self.batch_size)[self._mine])
+        position_B = np.arange(start, start + self.batch_size)[self._mine]
+        rows_B = self._rows_at(epoch, position_B)
+        draw_B = None if self._weighted is None else torch.from_numpy(position_B)
         if self._originals is not None:
-            return self._of_originals(self._originals, rows_B, epoch, step, plan)
+            return self._of_originals(self._originals, rows_B, epoch, step, plan, draw_B)
         batch = Batch(*self._pixels(rows_B), epoch, step, self.num_steps)
+        batch.draw_B = draw_B if draw_B is None else self._to_device(draw_B)
         if self._neighbors_NK is not None:
             batch.neighbors_BHWC, _ = self._pixels(self._neighbors_of(rows_B, epoch))
         return batch
@@ -147,25 +156,35 @@ class Loader:
 
     def _rows_at(self, epoch: int, position_B: np.ndarray) -> np.ndarray:
         """Return the rows of images at the given positions of an epoch."""
-        if self._originals is None:
+        if self._weighted is not None:
+            chosen_B = self._weighted.rows(position_B, self.seed, epoch)
+        elif self._originals is None:
             chosen_B = self._order(epoch)[position_B]
         else:
             chosen_B = shuffled(position_B, self._count, self.seed, epoch)
         return chosen_B if self._rows is None else self._rows[chosen_B]
 
     def _of_originals(
-        self, originals: Originals, rows_B: np.ndarray, epoch: int, step: int, plan: ViewPlan | None
+        self,
+        originals: Originals,
+        rows_B: np.ndarray,
+        epoch: int,
+        step: int,
+        plan: ViewPlan | None,
+        draw_B: Tensor | None,
     ) -> Batch:
         """Crop the views of a batch; views of neighbors are drawn by their images' indices."""
         if plan is None:
             raise ValueError("originals require a view plan; pass plan to batch() or iterate()")
         index_B = torch.from_numpy(rows_B.astype(np.int64))
-        crops = self._crops(originals, plan, plan.plain, epoch, index_B, rows_B)
+        number_B = index_B if draw_B is None else draw_B
+        crops = self._crops(originals, plan, plan.plain, epoch, number_B, rows_B)
         if plan.of_neighbors and self._neighbors_NK is not None:
             near_B = self._neighbors_of(rows_B, epoch)
-            crops |= self._crops(originals, plan, plan.of_neighbors, epoch, index_B, near_B)
+            crops |= self._crops(originals, plan, plan.of_neighbors, epoch, number_B, near_B)
         device_B = self._to_device(index_B)
-        return Batch(None, device_B, epoch, step, self.num_steps, crops=crops)
+        draw_B = None if draw_B is None else self._to_device(draw_B)
+        return Batch(None, device_B, epoch, step, self.num_steps, crops=crops, draw_B=draw_B)
 
     def _crops(
         self,

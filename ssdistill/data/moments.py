@@ -128,7 +128,7 @@ def pixel_notices(
             "the range of the training images, and are clipped; set data.window=[low, high]"
         )
     counted = Counter(notes)
-    return notices + [f"{count} of {total} images are {note}" for note, count in counted.items()]
+    return notices + [f"{count} of {total} images {note}" for note, count in counted.items()]
 
 
 def _remedy(window: Window | None) -> str:

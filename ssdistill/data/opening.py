@@ -5,6 +5,7 @@ import json
 import logging
 import warnings
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,10 @@ from ssdistill.data.originals import Originals
 from ssdistill.data.settings import StoreSettings
 from ssdistill.data.splits import SPLITS, Source, Unlabeled
 from ssdistill.data.store import WAITING, Store, open_store, warn_of
+from ssdistill.data.store_check import verify_index
 from ssdistill.data.store_places import has_store, provisional, size_name
 from ssdistill.data.store_writer import notices_of, refuse_bad
+from ssdistill.data.weighting import weigh
 from ssdistill.data.window import window_of
 from ssdistill.errors import UserError, shown
 from ssdistill.files import locked_by, write_atomically
@@ -51,6 +54,7 @@ def open_source(settings: StoreSettings) -> Source:
     """
     source = SOURCES.build(settings)
     source.any_bands = settings.channels is not None
+    source.reading = settings.reading
     return Unlabeled(source) if settings.labels == "none" else source
 
 
@@ -74,12 +78,15 @@ def open_stores(
             originals are wanted.
     """
     opened: dict[str, ImageSet] = {}
+    kept = None if settings.verify else Path(root)
+    source.reading = replace(source.reading, folder=kept, keeps=True)
     originals = keeps_originals(source, settings, image_size, root)
     for split in splits_of(source):
         if originals:
             opened[split] = open_originals(source, split, settings, image_size, root, workers)
         else:
             opened[split] = open_stored(source, split, settings, image_size, root)
+    weigh(opened["train"])
     return {"test": opened["train"], **opened}
 
 
@@ -101,6 +108,7 @@ def open_stored(
         window=settings.window,
         max_pixels=settings.max_pixels,
         form=settings.form,
+        verify=settings.verify,
     )
 
 
@@ -149,10 +157,14 @@ def open_originals(
         folder.parent.mkdir(parents=True, exist_ok=True)
         waiting = partial(log.warning, WAITING, folder)
         with locked_by(Path(f"{folder}.lock"), on_wait=waiting, patience=1):
-            index = ImageIndex(raw, folder, bands=settings.channels is not None)
+            bands = settings.channels is not None
+            if settings.verify:
+                verify_index(raw, folder, bands=bands)
+            index = ImageIndex(raw, folder, bands=bands)
             holding = _holding(source, split, settings, root, index)
         more = f" {json.dumps(holding.key)}" if holding.key else ""
         text = f"originals {index.content()} {image_size} {holding.window}{more}"
+        text += "".join(f" {part}" for part in source.reading.key)
         originals = Originals(
             source,
             split,
@@ -193,6 +205,7 @@ def index_folder(source: Source, split: str, settings: StoreSettings, root: Path
     parts = [source.kind, source.settings, split, settings.max_pixels]
     if settings.channels is not None:
         parts.append("bands")
+    parts += [settings.frames] if settings.frames != "first" else []
     key = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
     return Path(root) / f"{source.kind}-{split}-index-{key[:12]}"
 
@@ -229,7 +242,7 @@ def _measure(originals: Originals, folder: Path, automatic: bool) -> None:
     mean, std = moments.mean_std()
     originals.mean, originals.std = tuple(mean), tuple(s or 1 / 255 for s in std)
     originals.notices = notices_of(
-        originals.holding, moments, np.zeros(1), originals.raw.notes(), len(originals)
+        originals.holding, moments, np.zeros(1), originals.raw.notes(), count
     )
     content = {"mean": mean, "std": originals.std, "notices": originals.notices}
     with suppress(OSError, UserError):

@@ -7,8 +7,10 @@ interpreter.
 
 import logging
 import os
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -18,6 +20,7 @@ from torch import Tensor
 
 from ssdistill.data.bad_image import BadImage
 from ssdistill.data.cutting import Box, cut, decode, reduction_of
+from ssdistill.data.decode import GIANT_PIXELS
 from ssdistill.data.deep_pixels import Window
 from ssdistill.data.encoded_split import EncodedSplit
 from ssdistill.data.geometry import Boxes
@@ -31,6 +34,9 @@ from ssdistill.errors import UserError, shown
 from ssdistill.settings import Size, height_width
 
 log = logging.getLogger(__name__)
+
+_one_giant = threading.Lock()
+"""Held while a giant is in memory, by whatever thread; see ``decode.GIANT_PIXELS``."""
 
 
 class Originals(ImageSet):
@@ -133,9 +139,10 @@ class Originals(ImageSet):
                 )
             ]
             try:
-                image_CHW, factor = self._decoded(int(row_B[b]), reduction_of(boxes))
-                for crops_BCHW, box in zip(crops_V, boxes, strict=True):
-                    crops_BCHW[b] = cut(image_CHW, box.over(factor))
+                with self._turn(int(row_B[b])):
+                    image_CHW, factor = self._decoded(int(row_B[b]), reduction_of(boxes))
+                    for crops_BCHW, box in zip(crops_V, boxes, strict=True):
+                        crops_BCHW[b] = cut(image_CHW, box.over(factor))
             except BadImage as error:
                 self._count(int(row_B[b]), error.reason)
                 for crops_BCHW in crops_V:
@@ -162,8 +169,10 @@ class Originals(ImageSet):
         def fill(b: int) -> None:
             row = int(row_B[b])
             try:
-                whole_HWC = fitted(self.holding.whole(self.raw, row), size, self.form.resize)
-                squares_BHWC[b] = central(whole_HWC, view or size)
+                with self._turn(row):
+                    whole_HWC = self.holding.whole(self.raw, row)
+                    resized_HWC = fitted(whole_HWC, size, self.form.resize)
+                squares_BHWC[b] = central(resized_HWC, view or size)
             except BadImage as error:
                 self._count(row, error.reason)
                 squares_BHWC[b] = self._blank.numpy()
@@ -172,6 +181,11 @@ class Originals(ImageSet):
         self._check_failed()
         return squares_BHWC
 
+    def _turn(self, row: int) -> AbstractContextManager:
+        """Return the context in which an image is decoded and cut: giants take turns."""
+        height, width = self.index.sizes(np.array([row]))
+        return _one_giant if int(height[0]) * int(width[0]) > GIANT_PIXELS else nullcontext()
+
     def _decoded(self, row: int, reduction: int) -> tuple[Tensor, int]:
         if self.form.channels is not None:
             held_HWC = np.ascontiguousarray(self.holding.whole(self.raw, row))
@@ -179,7 +193,8 @@ class Originals(ImageSet):
                 held_HWC = held_HWC.copy()
             return torch.from_numpy(held_HWC).permute(2, 0, 1), 1
         data = retried(self.raw.read, row, self.raw.name(row))
-        return decode(data, reduction, self.window)
+        color, frame = self.raw.reading.color, self.raw.frame(row)
+        return decode(data, reduction, self.window, color=color, frame=frame)
 
     def _empty(self, count: int, height: int, width: int) -> Tensor:
         dtype = torch.uint8 if self.holding.dtype == np.uint8 else torch.float32

@@ -13,6 +13,7 @@ from pydantic import (
 
 from ssdistill.data.deep_pixels import Window, has_usable_width
 from ssdistill.data.form import Form, check_channels
+from ssdistill.data.reading import Color, FrameChoice, Reading
 from ssdistill.data.resizing import Resize
 from ssdistill.errors import UserError
 from ssdistill.settings import Fraction, NonNegativeInt, PositiveInt, Settings, Size, height_width
@@ -25,6 +26,7 @@ LARGEST_SIDE = 8192
 LATER = (
     *("window", "labels", "max_pixels", "pixels"),
     *("channels", "view_size", "resize", "display"),
+    *("color", "frames", "verify"),
 )
 """Settings that version 0.1 did not have; at their defaults they are excluded from hashes."""
 
@@ -100,6 +102,14 @@ class StoreSettings(Settings):
             around it. Training views of originals are cut from the whole image in any case.
         display: positions in ``channels`` that reports show as red, green and blue; null takes
             those named red, green and blue, or else the first three, or the first as gray.
+        color: ``srgb`` converts images that have another color profile (ICC), such as Display P3,
+            Adobe RGB or that of a printer; ``ignore`` reads their pixels as they are.
+        frames: ``all`` makes each frame of an animation (GIF, WebP, APNG, AVIF), and each page of a
+            TIFF, an image of its own; ``first`` reads the first frame of animations, and refuses
+            stacks of pages.
+        verify: read every image again that was indexed or stored before, even if its size and time
+            are those of then, and correct what is not; of ``tar``, compare archives with their
+            ``checksums.sha256``, too.
     """
 
     image_size: StoredSize | None = None
@@ -120,6 +130,10 @@ class StoreSettings(Settings):
     resize: Resize = "crop"
     display: tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt] | None = None
 
+    color: Color = "ignore"
+    frames: FrameChoice = "first"
+    verify: bool = False
+
     @model_validator(mode="after")
     def _fits(self) -> "StoreSettings":
         if self.image_size is not None:
@@ -137,6 +151,12 @@ class StoreSettings(Settings):
             if self.display is not None:
                 raise ValueError("display: chooses among data.channels, which is null; remove it")
             return self
+        for name, default in (("color", "ignore"), ("frames", "first")):
+            if (value := getattr(self, name)) != default:
+                raise ValueError(
+                    f"{name}: {value} cannot be combined with data.channels, which takes bands and "
+                    f"pages as they are; set {name}: {default}, or remove channels"
+                )
         count = len(self.channels)
         if several and len(self.window) != count:
             raise ValueError(
@@ -157,6 +177,11 @@ class StoreSettings(Settings):
         channels = None if bands is None else tuple(bands)
         return Form(channels, names, self.display, self.resize, self.view_size)
 
+    @property
+    def reading(self) -> Reading:
+        """How images are read."""
+        return Reading(self.color, self.frames)
+
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values = handler(self)
@@ -165,4 +190,5 @@ class StoreSettings(Settings):
         for name in (*LATER, *own):
             if getattr(self, name) == fields[name].default:
                 values.pop(name, None)
+        values.pop("verify", None)  # what is verified is what it was before
         return values

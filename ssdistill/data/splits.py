@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ssdistill.data.deep_pixels import Window
+from ssdistill.data.reading import AS_USUAL, Reading
 from ssdistill.errors import UserError, nearest
 from ssdistill.settings.registry import settings_of
 
@@ -15,9 +16,13 @@ SPLITS = ("train", "test")
 
 
 class RawSplit(ABC):
-    """Images of any size, as in the source; ``title`` names the split in messages."""
+    """Images of any size, as in the source; ``title`` names the split in messages.
+
+    ``reading`` says how the images are read, where that is not as usual.
+    """
 
     title: str
+    reading: Reading = AS_USUAL
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -65,6 +70,10 @@ class RawSplit(ABC):
         """Return a phrase for each image read of which something was ignored."""
         return []
 
+    def weights(self) -> np.ndarray | None:
+        """Return (N,) float64 by which images are drawn in training; None where all count alike."""
+        return None
+
     def labels(self) -> np.ndarray:
         """Return the class of each image, (N,) int64 from 0; or, of several labels, (N, K) bool.
 
@@ -98,6 +107,7 @@ class Source(ABC):
     default_image_size: int
     description: str
     default_recipe: str | None = None
+    reading: Reading = AS_USUAL
     later: ClassVar[tuple[str, ...]] = ()
     any_bands: bool = False
     """Whether images of any number of channels are wanted; set before anything is listed."""
@@ -110,7 +120,13 @@ class Source(ABC):
         """
         if name not in SPLITS:
             raise UserError(f"unknown split '{name}'{nearest(name, SPLITS)}; choose train or test")
-        return self._split(name)
+        split = self._split(name)
+        split.reading = self.reading
+        if self.reading.frames == "all":
+            from ssdistill.data.framing import framed
+
+            return framed(self, name, split)
+        return split
 
     @abstractmethod
     def _split(self, name: str) -> RawSplit: ...
@@ -145,6 +161,17 @@ class Unlabeled(Source):
         self._source = source
         self.kind = source.kind
         self.default_recipe = source.default_recipe
+
+    def split(self, name: str) -> RawSplit:
+        return _UnlabeledSplit(self._source.split(name))
+
+    @property
+    def reading(self) -> Reading:
+        return self._source.reading
+
+    @reading.setter
+    def reading(self, reading: Reading) -> None:
+        self._source.reading = reading
 
     @property
     def any_bands(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -208,6 +235,9 @@ class _UnlabeledSplit(RawSplit):
 
     def notes(self) -> list[str]:
         return self._split_data.notes()
+
+    def weights(self) -> np.ndarray | None:
+        return self._split_data.weights()
 
     def labels(self) -> np.ndarray:
         raise UserError(f"{self.title}: labels are disabled by data.labels=none")

@@ -32,6 +32,7 @@ from ssdistill.data.image_set import ImageSet
 from ssdistill.data.resizing import central
 from ssdistill.data.settings import MAX_PIXELS
 from ssdistill.data.splits import RawSplit, Source
+from ssdistill.data.store_check import replace_if_other
 from ssdistill.data.store_places import META, folder_of, limits_of
 from ssdistill.data.store_writer import fingerprint_of, refuse_bad, write_images
 from ssdistill.data.window import WindowSetting, window_of
@@ -170,6 +171,7 @@ def open_store(
     window: WindowSetting = "auto",
     max_pixels: int = MAX_PIXELS,
     form: Form = RGB,
+    verify: bool = False,
 ) -> Store:
     """Open the store of a split; create it below ``root`` if missing.
 
@@ -186,6 +188,7 @@ def open_store(
             :class:`ssdistill.data.settings.StoreSettings`.
         max_pixels: images with more are not decoded.
         form: channels and shape.
+        verify: decode everything again, and replace a store whose pixels are others.
 
     Raises:
         UserError: more unreadable images than ``max_bad``, none readable, a full disk, or a
@@ -198,7 +201,7 @@ def open_store(
         # Damaged EXIF, odd palettes: either the image is read or it is listed as bad.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         holding, folder = _held(source, split, image_size, root, window, max_pixels, form)
-        if not (folder / META).exists():
+        if verify or not (folder / META).exists():
             with plain_disk_errors(root):
                 folder.parent.mkdir(parents=True, exist_ok=True)
                 waiting = partial(log.warning, WAITING, folder)
@@ -206,6 +209,11 @@ def open_store(
                     if not (folder / META).exists():
                         check_space(folder.parent, raw, image_size, holding.pixel_bytes())
                         _make(folder, raw, image_size, max_bad, holding, window == "auto")
+                    elif verify:
+                        again = folder.with_name(f"{folder.name}.again")
+                        check_space(folder.parent, raw, image_size, holding.pixel_bytes())
+                        _make(again, raw, image_size, max_bad, holding, window == "auto")
+                        replace_if_other(folder, again, META, raw.title)
     store = Store(folder, source, split, form, seen)
     warn_of(store, raw.title, max_bad, window)
     return store
@@ -221,7 +229,7 @@ def _held(
     form: Form,
 ) -> tuple[Holding, Path]:
     """Return how images are held, and the folder of their store."""
-    raw, limits = source.split(split), limits_of(max_pixels)
+    raw, limits = source.split(split), limits_of(source, max_pixels)
     if form.channels is not None:
         holding = Holding(form, scale_of(source, form, window, root))
         return holding, folder_of(source, raw, split, image_size, root, [*limits, *holding.key])

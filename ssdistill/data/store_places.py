@@ -35,9 +35,10 @@ def size_name(size: Size) -> str:
     return str(size) if isinstance(size, int) else size_text(size)
 
 
-def limits_of(max_pixels: int) -> list:
-    """Return what a limit of pixels adds to a store's key; nothing at the default."""
-    return [] if max_pixels == MAX_PIXELS else [["max_pixels", max_pixels]]
+def limits_of(source: Source, max_pixels: int) -> list:
+    """Return what a limit of pixels and the reading add to a store's key; nothing by default."""
+    limits = [] if max_pixels == MAX_PIXELS else [["max_pixels", max_pixels]]
+    return [*limits, *source.reading.key]
 
 
 def has_store(
@@ -48,7 +49,7 @@ def has_store(
     Of chosen channels, images of any depth, as far as that is known without decoding one.
     """
     raw, root = source.split(split), Path(root)
-    more = [*limits_of(settings.max_pixels), *settings.form.key]
+    more = [*limits_of(source, settings.max_pixels), *settings.form.key]
     if settings.channels is not None:
         scale = known_scale(source, settings.form, settings.window, root)
         if scale is None:
@@ -66,7 +67,7 @@ def find_store(
         return True
     if settings.channels is not None:
         return False
-    limits = [*limits_of(settings.max_pixels), *settings.form.key]
+    limits = [*limits_of(source, settings.max_pixels), *settings.form.key]
     windows = known_windows(source, split, settings.window, root)
     names = ([*limits, ["window", *window]] for window in windows)
     return any(

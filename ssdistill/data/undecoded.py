@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from ssdistill.data.settings import StoreSettings
 from ssdistill.data.splits import RawSplit, Source
 from ssdistill.data.store_places import find_store, provisional
 from ssdistill.data.store_writer import RGB_HELD
+from ssdistill.data.weighting import weigh
 from ssdistill.errors import UserError, shown
 from ssdistill.settings import Size, height_width
 
@@ -109,6 +111,8 @@ def known_stores(
         UserError: whatever the source raises when it is listed, what is wrong with a store, no
             image at all, or a disk with too little space for those that would be stored.
     """
+    settings = settings.model_copy(update={"verify": False})
+    source.reading = replace(source.reading, folder=Path(root))
     stored = not keeps_originals(source, settings, image_size, root)
     opened: dict[str, ImageSet] = {}
     for split in splits_of(source):
@@ -125,6 +129,8 @@ def known_stores(
             if stored:
                 check_space(_existing(root), raw, image_size, holding.pixel_bytes())
             opened[split] = Undecoded(source, split, raw, image_size, root, stored, holding)
+    if not isinstance(opened["train"], Undecoded):
+        weigh(opened["train"])
     return {"test": opened["train"], **opened}
 
 

@@ -73,7 +73,7 @@ class ViewPlan:
             view.recipe,
             seed=self.seed,
             epoch=batch.epoch,
-            index_B=batch.index_B,
+            index_B=batch.number_B,
             view=view.number,
             size=view.size,
         )

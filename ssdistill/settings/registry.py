@@ -126,6 +126,8 @@ class Registry(Generic[Member]):
         """The object that ``settings`` describes; ``runtime`` goes in before the settings."""
         skip = {"kind", *_import(self.schema_base).model_fields}
         chosen = {name: getattr(settings, name) for name in type(settings).model_fields}
+        # What the base has as well, and the class asks for, it is given.
+        skip -= set(inspect.signature(self[chosen["kind"]]).parameters)
         own = {name: value for name, value in chosen.items() if name not in skip}
         return self[chosen["kind"]](*runtime, **runtime_named, **own)
 

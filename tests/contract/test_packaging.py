@@ -77,6 +77,8 @@ def test_the_command_exists(setup):
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "lightning_fabric": "pytorch-lightning",
+    "pillow_heif": "pillow-heif",
+    "pillow_jxl": "pillow-jxl-plugin",
     "sklearn": "scikit-learn",
     "torch_pruning": "torch-pruning",
     "umap": "umap-learn",

@@ -11,8 +11,8 @@ from ssdistill.data.array_member import image_file
 from ssdistill.data.bad_image import BadImage
 from ssdistill.data.cutting import decode
 from ssdistill.data.decode import is_deep_file
-from ssdistill.data.deep_pixels import FORMATS
 from ssdistill.data.encoded_split import EncodedSplit
+from ssdistill.data.formats import open_image
 from ssdistill.data.listing import PASSED_OVER
 from ssdistill.data.retry import retried
 from ssdistill.data.shards.scanning import IMAGES
@@ -56,7 +56,7 @@ def _suffix(content: bytes) -> str:
     if content.startswith(NPY):
         return ".npy"
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        with open_image(io.BytesIO(content)) as image:
             name = image.format or ""
     except Exception as error:  # Pillow raises anything
         raise BadImage("no image, and not named like one") from error

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ssdistill.data.bad_image import BadImage
+from ssdistill.data.formats import reads_suffix
 from ssdistill.data.listing import EXTENSIONS, PASSED_OVER
 from ssdistill.data.shards.members import BLOCK, COMPRESSED, DamagedTar, Member, members
 from ssdistill.data.shards.storage import Shard, Storage
@@ -71,7 +72,7 @@ def scan(storage: Storage, shard: Shard, label: str) -> tuple[np.ndarray, Conten
                     others["hidden"] += 1
                 elif suffix == label:
                     labels.add(folder, file, member, number)
-                elif suffix in IMAGES and member.size <= LARGEST:
+                elif (suffix in IMAGES or reads_suffix(suffix)) and member.size <= LARGEST:
                     images.add(folder, file, member, number)
                 else:
                     others[suffix if len(others) < MOST_SUFFIXES else "more"] += 1

@@ -36,7 +36,8 @@ class FileList(Source):
         path_column: name of the column of paths.
         label_column: of labels; ``none``, here and below, for no such column.
         split_column: of splits: train, test or val, or other words for them.
-        weight_column: of weights, numbers from 0.
+        weight_column: of weights, numbers from 0: training draws an image of weight 2 twice as
+            often as one of weight 1. An epoch draws as many as there are images, with replacement.
         group_column: of groups, such as patients, that are held out as a whole.
         label_columns: of 0 and 1, one for each class: their names, or patterns such as ``has_*``.
         label_separator: between several labels of one image, such as ``|``.

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from ssdistill.data.formats import PLUGIN_SUFFIXES, can_read
 from ssdistill.data.layout import Layout, read_layout
 from ssdistill.data.listing import EXTENSIONS, WITH_BANDS
 from ssdistill.data.splits import RawSplit, Source
@@ -100,7 +101,14 @@ class Folder(Source):
 
     def warnings(self, labels: bool) -> tuple[str, ...]:
         layout = self._layout
-        return (*layout.split_warnings, *(layout.class_warnings if labels else ()))
+        skipped = [
+            f"{self._said}: skipped {layout.others[suffix]} {suffix} files; {plugin.title} "
+            f"{plugin.remedy}"
+            for suffix, plugin in PLUGIN_SUFFIXES.items()
+            if layout.others[suffix] and not can_read(plugin)
+        ]
+        classes = layout.class_warnings if labels else ()
+        return (*layout.split_warnings, *classes, *skipped)
 
     @property
     def description(self) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
@@ -86,6 +86,10 @@ class Tar(Source):
         self.verify = verify
         self.path, self.test, self.test_fraction, self.label = path, test, test_fraction, label
         self._answers: dict[str, Answers] = {}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {name: value for name, value in super().settings.items() if name != "verify"}
 
     @cached_property
     def _layout(self) -> Layout:

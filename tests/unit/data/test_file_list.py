@@ -266,7 +266,7 @@ def test_weights_are_read_and_checked(images):
     text = "path,weight\ni/0.png,1\ni/1.png,0.5\n"
     found = source(write(images, text))
     assert found.split("train").weights().tolist() == [1.0, 0.5]
-    assert "training draws every image equally often" in found.warnings(False)[0]
+    assert "training draws images by them, with replacement" in found.warnings(False)[0]
     for bad in ("-1", "x", "nan", "inf", ""):
         broken = source(write(images, text.replace("0.5", bad)))
         with pytest.raises(UserError, match=r"of row 2 must be a number from 0"):

@@ -1,5 +1,6 @@
 """The index of originals: what is read of an image, and when it is read again."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+from ssdistill.data import retry
+from ssdistill.data.decode import read_pixels
 from ssdistill.data.geometry import Boxes
+from ssdistill.data.header import Header
 from ssdistill.data.image_index import ImageIndex
 from ssdistill.data.opening import open_originals
 from ssdistill.data.settings import StoreSettings
@@ -119,3 +123,34 @@ def test_changed_statistics_are_measured_again(folder, tmp_path):
     path.write_text(path.read_text().replace(mean, f"{first.mean[0] / 2}"))
     again = open_originals(source, "train", ORIGINAL, 16, tmp_path / "data")
     assert again.mean == first.mean
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_turned_images_are_indexed_and_read_upright(form, dtype):
+    """Of a TIFF, Pillow exchanges the sides itself."""
+    pixels = np.zeros((18, 24), dtype)
+    pixels[:6, :8] = np.iinfo(dtype).max
+    if dtype == np.uint16 and form not in ("PNG", "TIFF"):
+        return
+    for value in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = value
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, form, exif=exif)
+        file.seek(0)
+        header, read = Header(file, b""), read_pixels(file.getvalue())
+        assert (header.height, header.width) == read.shape[:2]
+        assert read.shape[:2] == ((24, 18) if value > 4 else (18, 24))
+        corner = {1: (0, 0), 2: (0, -1), 3: (-1, -1), 4: (-1, 0)}
+        corner |= {5: (0, 0), 6: (0, -1), 7: (-1, -1), 8: (-1, 0)}
+        assert read[corner[value]].max() > 0.9 * np.iinfo(dtype).max
+
+
+def test_a_link_that_leads_to_itself_is_not_read_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(retry.time, "sleep", lambda _: pytest.fail("it waits"))
+    (tmp_path / "a.png").symlink_to("a.png")
+    Image.new("L", (4, 4)).save(tmp_path / "b.png")
+    split = Folder(path=str(tmp_path), test_fraction=0).split("train")
+    index = ImageIndex(split.encoded(), tmp_path / "index")
+    assert index.reasons == {0: "Too many levels of symbolic links"}

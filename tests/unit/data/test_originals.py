@@ -1,6 +1,7 @@
 """Views cut from originals: the pixels, the order, and what happens to images that fail."""
 
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
+from ssdistill.data import originals as originals_module
 from ssdistill.data import retry
 from ssdistill.data.geometry import Boxes
 from ssdistill.data.loader import Loader
@@ -307,3 +309,33 @@ def test_a_loader_of_originals_says_what_makes_it_faster(originals):
     remedy = loader_of(originals, ahead=3).remedy
     assert "device.workers (now 5)" in remedy and "device.prefetch (now 3)" in remedy
     assert "data.pixels=stored" in remedy
+
+
+def test_giants_are_in_memory_one_at_a_time(originals, monkeypatch):
+    """From decoding to the last of its crops."""
+    held, at_once, lock = [0], [], threading.Lock()
+    real_decode, real_cut = originals_module.decode, originals_module.cut
+
+    def decode(*args, **how):
+        with lock:
+            held[0] += 1
+            at_once.append(held[0])
+        time.sleep(0.01)
+        return real_decode(*args, **how)
+
+    def cut(*args):
+        crop = real_cut(*args)
+        with lock:
+            held[0] -= 1
+        return crop
+
+    monkeypatch.setattr(originals_module, "decode", decode)
+    monkeypatch.setattr(originals_module, "cut", cut)
+    plan = ViewPlan((PLAIN,), seed=3, size=12)
+    originals.workers = 4
+    loader_of(originals).batch(0, plan)
+    assert max(at_once) > 1
+    monkeypatch.setattr(originals_module, "GIANT_PIXELS", 100)
+    at_once.clear()
+    loader_of(originals).batch(0, plan)
+    assert max(at_once) == 1

@@ -148,7 +148,7 @@ def test_an_animation_gives_its_first_frame_and_says_so(tmp_path, name):
     frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
     notes = []
     read_pixels(tmp_path / name, notes.append)
-    assert notes == ["animated: only the first frame is read"]
+    assert notes == ["are animated: only the first frame is read"]
     frames[0].save(tmp_path / name)
     read_pixels(tmp_path / name, notes.append)
     assert len(notes) == 1
@@ -224,7 +224,7 @@ def test_giants_are_decoded_one_at_a_time(tmp_path, monkeypatch):
     Image.new("L", (20, 10)).save(tmp_path / "a.png")
     held = []
     monkeypatch.setattr(decode, "GIANT_PIXELS", 100)
-    monkeypatch.setattr(decode, "_rgb", lambda _: held.append(decode._one_giant.locked()))
+    monkeypatch.setattr(decode, "_rgb", lambda *_: held.append(decode._one_giant.locked()))
     read_pixels(tmp_path / "a.png")
     monkeypatch.setattr(decode, "GIANT_PIXELS", 200)
     read_pixels(tmp_path / "a.png")
@@ -232,7 +232,7 @@ def test_giants_are_decoded_one_at_a_time(tmp_path, monkeypatch):
 
 
 def test_a_picture_that_memory_does_not_hold_is_refused_by_its_size(tmp_path, monkeypatch):
-    def full(_):
+    def full(*_):
         raise MemoryError
 
     Image.new("L", (20, 10)).save(tmp_path / "a.png")
