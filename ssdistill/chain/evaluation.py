@@ -129,7 +129,7 @@ def raw_pixels(workspace: Workspace) -> Callable[[Tensor], Representation]:
     most = max(1, min(PIXELS, math.isqrt(RGB * PIXELS**2 // channels)))
 
     def encode(x_BCHW: Tensor) -> Representation:
-        size = [min(most, side) for side in x_BCHW.shape[2:]]
+        size = min(most, x_BCHW.shape[2]), min(most, x_BCHW.shape[3])
         return Representation(adaptive_avg_pool2d(x_BCHW[:, :channels], size).flatten(1))
 
     return encode

@@ -61,8 +61,9 @@ def first_channels(encoder: Encoder, state: dict[str, Tensor]) -> int | None:
     convs = ((n, m) for n, m in encoder.net.named_modules() if isinstance(m, nn.Conv2d))
     name, conv = next(convs, ("", None))
     weight = state.get(f"{name}.weight")
-    known = conv is not None and weight is not None and weight.ndim == 4
-    if not known or conv.in_channels != encoder.spec.in_chans:
+    if conv is None or weight is None or weight.ndim != 4:
+        return None
+    if conv.in_channels != encoder.spec.in_chans:
         return None
     return weight.shape[1] * conv.groups
 

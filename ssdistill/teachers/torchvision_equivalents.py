@@ -65,7 +65,7 @@ def timm_equivalent(
         return None
     if twin.startswith("vit_"):
         args = {**args, "img_size": size}
-    first = {"in_chans": channels} if channels != RGB else {}
+    first: dict[str, Any] = {"in_chans": channels} if channels != RGB else {}
     timm_net: Any = timm.create_model(twin, num_classes=0, **args, **first).eval()
     state = _renamed(torchvision_net.net.state_dict(), timm_net)
     if state is None:

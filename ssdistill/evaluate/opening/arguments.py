@@ -19,7 +19,7 @@ def check_image_size(image_size: Any) -> Size | None:
     if image_size is None:
         return None
     pair = isinstance(image_size, tuple | list) and len(image_size) == 2
-    sides = image_size if pair else (image_size, image_size)
+    sides: tuple[Any, ...] = tuple(image_size) if pair else (image_size, image_size)
     try:
         fits = all(not isinstance(s, bool) and 0 < operator.index(s) <= LARGEST_SIDE for s in sides)
     except TypeError:
@@ -30,7 +30,7 @@ def check_image_size(image_size: Any) -> Size | None:
             f"image_size={written}: write a whole number from 1 to {LARGEST_SIDE}, or (height, "
             "width)"
         )
-    return as_size(*(operator.index(side) for side in sides))
+    return as_size(operator.index(sides[0]), operator.index(sides[1]))
 
 
 def check_statistics(mean: Sequence[float] | None, std: Sequence[float] | None) -> None:

@@ -107,5 +107,7 @@ def _tile(picture: np.ndarray, cell: int) -> np.ndarray:
     width, height = (max(1, round(cell * side / max(image.size))) for side in image.size)
     tile_HWC = np.zeros((cell, cell, 4), np.uint8)
     top, left = (cell - height) // 2, (cell - width) // 2
-    tile_HWC[top : top + height, left : left + width] = image.resize((width, height), method)
+    tile_HWC[top : top + height, left : left + width] = np.array(
+        image.resize((width, height), method)
+    )
     return tile_HWC
