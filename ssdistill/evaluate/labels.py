@@ -56,7 +56,7 @@ def look_at_labels(train: Any, test: Any) -> str:
 def excluded_classes(train: Any, test: Any) -> str:
     """Name classes of several labels that means do not count, in one line; empty for none."""
     names = train.class_names
-    _, left_out = counted(np.asarray(test.labels), np.asarray(train.labels).any(0), names)
+    _, left_out = counted(np.asarray(test.labels), np.asarray(train.labels), names)
     return f"excluded from means over classes: {left_out}" if left_out else ""
 
 
@@ -117,7 +117,7 @@ def check_pair(train: Any, test: Any, names: Sequence[str] | None = None) -> Non
             "data: the labels are one-hot, one of each image; store labels.argmax(axis=1) instead, "
             f"or {IGNORE}"
         )
-    counted(test_NK, train_NK.any(0), names)
+    counted(test_NK, train_NK, names)
 
 
 def labels_digest(train: Any, test: Any) -> str:

@@ -111,8 +111,8 @@ def multi_label_metrics(
         )
     if not np.isfinite(scores_NK).all():
         raise UserError("scores of several labels are NaN or infinite; pass probabilities")
-    trained_K = None if trained_NK is None else np.asarray(trained_NK, dtype=bool).any(0)
-    counts_K, left_out = counted(targets_NK, trained_K, class_names)
+    trained_NK = None if trained_NK is None else np.asarray(trained_NK, dtype=bool)
+    counts_K, left_out = counted(targets_NK, trained_NK, class_names)
     own_NC, score_NC = targets_NK[:, counts_K], scores_NK[:, counts_K]
     ap_K, precision_K, recall_K, f1_K = np.full((4, len(counts_K)), np.nan)
     ap_K[counts_K] = 100 * average_precisions(own_NC, score_NC)
@@ -143,15 +143,15 @@ def multi_label_metrics(
 
 
 def counted(
-    targets_NK: np.ndarray, trained_K: np.ndarray | None, class_names: Sequence[str] | None
+    targets_NK: np.ndarray, trained_NK: np.ndarray | None, class_names: Sequence[str] | None
 ) -> tuple[np.ndarray, str]:
     """Return which classes have images to learn from and to test on (K,), and a word on the others.
 
     Raises:
         UserError: none has.
     """
-    tested_K = targets_NK.any(0)
-    trained_K = np.ones_like(tested_K) if trained_K is None else trained_K
+    tested_K = np.asarray(targets_NK.any(0))
+    trained_K = np.ones_like(tested_K) if trained_NK is None else np.asarray(trained_NK.any(0))
     names = class_names or [str(k) for k in range(len(tested_K))]
     reasons = (
         ("training", ~trained_K & tested_K),

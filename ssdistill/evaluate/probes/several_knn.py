@@ -76,7 +76,7 @@ def knn_probe_of_several(
     for size, heat, fraction_BK in _fractions_of(found, train_NK, sizes, heats, weights):
         fractions.setdefault((size, heat), []).append(fraction_BK)
     target_NK = test_NK.numpy()
-    counts_K, _ = counted(target_NK, train_NK.any(0).numpy(), None)
+    counts_K, _ = counted(target_NK, train_NK.numpy(), None)
     maps: dict[int, dict[float, float]] = {}
     for (size, heat), parts in fractions.items():
         ap_C = average_precisions(target_NK[:, counts_K], torch.cat(parts).numpy()[:, counts_K])

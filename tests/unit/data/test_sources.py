@@ -141,7 +141,7 @@ def test_npz_identity_follows_the_pixels_and_not_the_labels(npz):
         ({"train_images": None}, "no array 'train_images'"),
         ({"train_images": np.zeros((6, 5, 5, 3))}, "'train_images' are float64, but"),
         ({"train_images": np.zeros((6, 5, 5, 4), np.uint8)}, "6 x 5 x 5 x 4"),
-        ({"train_labels": np.zeros((6, 14), np.uint8)}, "'train_labels' must be one whole number"),
+        ({"train_labels": np.full((6, 14), 2)}, "'train_labels' must be 0 or 1 for each class"),
         ({"train_labels": np.zeros(5, np.uint8)}, "each of the 6 images"),
         ({"train_labels": np.full(6, 0.5)}, "float64"),
         ({"train_labels": np.array([None] * 6)}, "cannot read 'train_labels'"),
