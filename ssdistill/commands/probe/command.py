@@ -14,7 +14,7 @@ images. Without labels, label-free metrics are shown.
 PATH is one of
   a folder                 of a saved model, or of a finished stage of a run: PyTorch, compressed,
                            or a file for another runtime
-  model.onnx               from anywhere: images (B, 3, H, W) in, embeddings (B, D) out
+  model.onnx               from anywhere: images (B, C, H, W) in, embeddings (B, D) out
   timm:NAME[@FILE]         timm's network at its published weights, or at those in a file;
                            likewise torchvision:NAME[@FILE] and checkpoint:NAME@FILE
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,7 +87,7 @@ class BareOnnx(OnnxEncoder):
         if INPUT_TYPES.get(kind) not in (np.float32, np.uint8):
             raise UserError(f"{self.path} takes {kind}; an encoder takes float or uint8 images")
         # Names stand for sizes that are open.
-        if len(shape) != 4 or 0 in shape:
+        if len(shape) != 4 or 0 in shape or _channels_last(shape):
             raise UserError(
                 f"{self.path} takes {_shown(shape)}; an encoder takes images (B, C, H, W)"
             )
@@ -107,6 +108,12 @@ class BareOnnx(OnnxEncoder):
             f"{self.path}: output '{name}' is {_shown(shape)}; an encoder returns (B, D): "
             "export the pooled features"
         )
+
+
+def _channels_last(shape: Sequence[Any]) -> bool:
+    """Whether the last axis is what few channels look like, and the second is not."""
+    last, others = shape[3], [size for size in shape[1:3] if isinstance(size, int)]
+    return last in (1, 3, 4) and any(size > 4 for size in others[:1])
 
 
 def _shown(shape: Sequence[int | str | None]) -> str:

@@ -182,11 +182,11 @@ def test_a_description_of_another_format_is_refused_by_its_format(tmp_path, vers
 def test_blocks_that_are_gone_are_nothing_that_timm_opens(tmp_path):
     encoder = encoder_of()
     encoder.removed = ("layer2.0",)
-    from ssdistill.artifacts.artifact import _for_timm
+    from ssdistill.artifacts.for_others import timm_facts
 
-    found = _for_timm(encoder, {"widths": {}, "removed": ["layer2.0"]}, "model.safetensors")
+    found = timm_facts(encoder, {"widths": {}, "removed": ["layer2.0"]}, "model.safetensors")
     assert found["timm"] is None and "missing blocks" in found["timm_note"]
-    whole = _for_timm(encoder, {"widths": {}}, "model.safetensors")
+    whole = timm_facts(encoder, {"widths": {}}, "model.safetensors")
     assert "missing blocks" not in (whole["timm_note"] or "")
 
 

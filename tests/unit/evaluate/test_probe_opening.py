@@ -47,7 +47,7 @@ def images(count=6, side=8):
 def test_a_bare_file_answers_whatever_batch_it_is_fixed_to(batch, tmp_path):
     path = written(tmp_path / "m.onnx", [batch, 3, "h", "w"], output=("y", [batch, 3]))
     encoder, x_BCHW = BareOnnx(path), images()
-    assert (encoder.side, encoder.embed_dim) == (None, 3)
+    assert (encoder.size, encoder.embed_dim) == (None, 3)
     found = encoder(x_BCHW)
     assert torch.allclose(found.embedding_BD, x_BCHW.mean((2, 3)), atol=1e-6)
 
@@ -84,8 +84,7 @@ def test_a_file_that_takes_bytes_is_given_bytes(tmp_path):
             {"nodes": (POOL,), "output": ("pooled", ["b", 3, 1, 1])},
             "returns (B, D)",
         ),
-        (["b", 8, 8, 3], {}, "takes (b, 8, 8, 3); an encoder takes square images"),
-        (["b", 3, 8, 6], {}, "takes square images (B, 3, H, W)"),
+        (["b", 8, 8, 3], {}, "takes (b, 8, 8, 3); an encoder takes images (B, C, H, W)"),
         (["b", 3, 8, 8], {"more": ("mask",)}, "has 2 inputs (x, mask)"),
         (["b", 3, 8, 8], {"kind": TensorProto.DOUBLE}, "takes tensor(double)"),
     ],
