@@ -16,7 +16,8 @@ from ssdistill.data.array_member import array_header, array_in
 from ssdistill.data.bad_image import BadImage
 from ssdistill.data.band_limits import check_sizes
 from ssdistill.data.decode import ANIMATIONS, GIANT_PIXELS, open_regular
-from ssdistill.data.deep_pixels import FORMATS, deep_pixels
+from ssdistill.data.deep_pixels import deep_pixels
+from ssdistill.data.formats import open_image
 from ssdistill.data.header import ENDS, ORIENTATION, TURNED, check_size, too_large
 from ssdistill.data.multiband import is_multiband, multiband_sizes, read_bands, upright
 from ssdistill.errors import UserError, one_line
@@ -88,7 +89,7 @@ def _content(path: str | Path) -> bytes:
 
 def _of_image(file: str | Path | bytes, note: Callable[[str], None] | None) -> np.ndarray:
     opened = io.BytesIO(file) if isinstance(file, bytes) else open_regular(file)
-    with opened, Image.open(opened, formats=FORMATS) as image:
+    with opened, open_image(opened) as image:
         check_size(image)
         if note and image.format in ANIMATIONS and getattr(image, "is_animated", False):
             note("animated: only the first frame is read")
@@ -180,7 +181,7 @@ class ChannelHeader:
         elif head.startswith(NPY):
             self.height, self.width = _check_array(file)
         else:
-            with Image.open(file, formats=FORMATS) as image:
+            with open_image(file) as image:
                 check_size(image)
                 self.height, self.width = image.height, image.width
                 if _orientation(image) in TURNED:

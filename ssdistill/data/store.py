@@ -73,8 +73,9 @@ class Store(ImageSet):
             meta = json.loads((folder / META).read_text())
             _verify(folder, meta)
             self._stored: np.ndarray = np.load(folder / IMAGES, mmap_mode="r")
-            whole = view_size is None or height_width(view_size) == self._stored.shape[1:3]
-            self.images: np.ndarray = self._stored if whole else central(self._stored, view_size)
+            self.images: np.ndarray = self._stored
+            if view_size is not None and height_width(view_size) != self._stored.shape[1:3]:
+                self.images = central(self._stored, view_size)
             self.fingerprint: str = meta["fingerprint"]
             self.bad: list[tuple[str, str]] = [(name, reason) for name, reason in meta["bad"]]
             self.mean: tuple[float, ...] = tuple(meta["mean"])
