@@ -1,7 +1,7 @@
-"""Color augmentation of a whole batch, with its own factors and order for every image.
+"""Color augmentation of a batch, with separate factors and order for every image.
 
-All functions work on float32 (B, 3, H, W) in [0, 1], in place where the name ends in ``_``, and
-equal torchvision's functional operations on float images up to rounding.
+All functions take float32 (B, 3, H, W) in [0, 1]; those whose name ends in ``_`` work in place.
+They match torchvision's functional operations on float images up to rounding.
 """
 
 import math
@@ -20,7 +20,7 @@ _LUMA = (0.2989, 0.587, 0.114)
 
 
 def luma(x_BCN: Tensor) -> Tensor:
-    """Gray value of each pixel, (B, N)."""
+    """Return the gray value of each pixel, (B, N)."""
     red_BN, green_BN, blue_BN = x_BCN.unbind(1)
     gray_BN = red_BN * _LUMA[0]
     return gray_BN.add_(green_BN, alpha=_LUMA[1]).add_(blue_BN, alpha=_LUMA[2])
@@ -34,8 +34,8 @@ def jitter_groups(order_B4: Tensor, chosen_B: Tensor) -> Tensor:
 def jitter_(x_BCHW: Tensor, order_B4: Tensor, factor_B4: Tensor, group_B: Tensor) -> None:
     """Jitter brightness, contrast, saturation and hue in each image's own order.
 
-    Hue is done once for all images; the operations an image has before and after it are done in
-    up to three rounds each. With the images sorted by group every round is one slice.
+    Hue is applied once to all images; the operations before and after it take up to three rounds
+    each. With images sorted by group, each round works on one slice.
 
     Args:
         order_B4: int64, each row a permutation of the four operation numbers.
@@ -75,12 +75,12 @@ def _blend_(x_BCN: Tensor, operation_B: Tensor, factor_B4: Tensor) -> None:
 
 
 def rotate_hue_(x_BCN: Tensor, turn_B: Tensor) -> None:
-    """Rotate the hue by ``turn_B`` (1 is a full turn); HSV's value and saturation stay.
+    """Rotate the hue by ``turn_B`` (1 is a full turn), with HSV value and saturation unchanged.
 
     On the hexagon of hues, with red at 0, green at 2 and blue at -2 and each channel rescaled to
     u in [0, 1] by the pixel's own minimum and maximum, the hue is ±(1 + u_g + u_b - u_r), signed
-    as g - b; and a channel at distance d from the hue has u = clamp(2 - d, 0, 1). No case
-    distinction between the six sextants is needed.
+    as g - b; and a channel at distance d from the hue has u = clamp(2 - d, 0, 1). This avoids
+    a case distinction between six sextants.
     """
     red_BN, green_BN, blue_BN = x_BCN.unbind(1)
     top_BN = torch.maximum(green_BN, blue_BN)
@@ -90,14 +90,14 @@ def rotate_hue_(x_BCN: Tensor, turn_B: Tensor) -> None:
     torch.minimum(low_BN, red_BN, out=low_BN)
     chroma_BN = top_BN.sub_(low_BN)
     hue_BN = sum_BN.add_(chroma_BN).sub_(low_BN).sub_(red_BN)
-    # A gray pixel has no hue: its numerator is 0 and so is its chroma.
+    # A gray pixel has no hue: both numerator and chroma are 0.
     hue_BN.div_(chroma_BN.clamp_min(torch.finfo(torch.float32).tiny))
     hue_BN.copysign_(green_BN - blue_BN).add_(6.0 * turn_B[:, None])
     hue_BN.sub_(torch.round(hue_BN * (1.0 / 6.0)), alpha=6.0)
     for channel, position in enumerate((0.0, 2.0, -2.0)):
         # | |d| - 3 | - 1 is 2 - |d| for a distance measured either way round.
-        share_BN = (hue_BN - position).abs_().sub_(3.0).abs_().sub_(1.0).clamp_(0.0, 1.0)
-        torch.addcmul(low_BN, share_BN, chroma_BN, out=x_BCN[:, channel])
+        level_BN = (hue_BN - position).abs_().sub_(3.0).abs_().sub_(1.0).clamp_(0.0, 1.0)
+        torch.addcmul(low_BN, level_BN, chroma_BN, out=x_BCN[:, channel])
 
 
 def grayscale_(x_BCHW: Tensor, chosen_K: Tensor) -> None:
@@ -107,7 +107,7 @@ def grayscale_(x_BCHW: Tensor, chosen_K: Tensor) -> None:
 
 
 def blur_kernel_size(kernel: int | None, size: int) -> int:
-    """``kernel``, or for None an odd tenth of the view's side, at least 3 (arXiv:2002.05709)."""
+    """Return ``kernel``; for None, an odd tenth of the side, at least 3 (arXiv:2002.05709)."""
     kernel = kernel or max(3, int(0.1 * size) | 1)
     if kernel // 2 >= size:
         raise UserError(
@@ -119,7 +119,7 @@ def blur_kernel_size(kernel: int | None, size: int) -> int:
 def gaussian_blur_(x_BCHW: Tensor, chosen_K: Tensor, sigma_K: Tensor, kernel: int) -> None:
     """Blur the images at positions ``chosen_K`` with their own ``sigma_K`` (pixels).
 
-    Separable, ``kernel`` pixels wide (odd), edges reflected.
+    The kernel is separable and ``kernel`` pixels wide (odd); edges are reflected.
     """
     size = x_BCHW.shape[-1]
     reach = (kernel - 1) / (2.0 * math.sqrt(2.0))
@@ -131,7 +131,7 @@ def gaussian_blur_(x_BCHW: Tensor, chosen_K: Tensor, sigma_K: Tensor, kernel: in
 
 @lru_cache(maxsize=16)
 def _reflection(size: int, kernel: int, device: torch.device) -> Tensor:
-    """(kernel, size·size) of 0 and 1: which source pixel each tap of each output pixel reads."""
+    """Return (kernel, size·size) of 0 and 1: the source pixel read by each tap of each output."""
     offset_T1 = torch.arange(kernel)[:, None] - kernel // 2
     source_TS = (torch.arange(size) + offset_T1).abs()
     source_TS = (size - 1) - ((size - 1) - source_TS).abs()

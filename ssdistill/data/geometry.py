@@ -1,4 +1,4 @@
-"""Crop, resize and flip a whole batch, with one rectangle per image."""
+"""Crop, resize and flip a batch, with one rectangle per image."""
 
 import math
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from torchvision.transforms.v2 import functional as tv
 
 CROP_TRIES = 10
 CROP_SLOTS = 2 * CROP_TRIES + 2
-"""Uniform numbers :func:`random_boxes` reads per image."""
+"""Uniform random numbers that :func:`random_boxes` reads per image."""
 _FAR = 1e9
-"""A pixel position no interpolation triangle reaches."""
+"""A pixel position out of reach of any interpolation kernel."""
 
 
 @dataclass(frozen=True)
 class Boxes:
-    """One rectangle per image, in source pixels: (B,) int64 each."""
+    """One rectangle per image, in source pixels; all fields are (B,) int64."""
 
     top_B: Tensor
     left_B: Tensor
@@ -33,13 +33,13 @@ def random_boxes(
 ) -> Boxes:
     """Draw rectangles from the distribution of torchvision's ``RandomResizedCrop``.
 
-    Ten (area, aspect) candidates per image, area uniform in ``scale`` and aspect log-uniform in
-    ``ratio``; the first that fits is placed uniformly, and if none fits the largest centered
-    rectangle of an allowed aspect is taken.
+    Ten candidates (area, aspect ratio) are drawn per image, with area uniform in ``scale`` and
+    aspect ratio log-uniform in ``ratio``. The first that fits is placed uniformly; if none fits,
+    the largest centered rectangle with an allowed aspect ratio is used.
 
     Args:
         uniform_BK: (B, :data:`CROP_SLOTS`) float64 in [0, 1).
-        height, width: of the source images, pixels; one for all, or (B,) of each.
+        height, width: of the source images in pixels; one number, or (B,).
         scale: smallest and largest fraction of the source's area.
         ratio: smallest and largest width / height.
     """
@@ -82,11 +82,11 @@ def _centered_box(
 def interpolation_matrix(
     start_B: Tensor, length_B: Tensor, source: int, target: int, flip_B: Tensor | None = None
 ) -> Tensor:
-    """Return the rows that resample ``length`` pixels from ``start`` to ``target``, linearly.
+    """Return weights that resample ``length`` pixels from ``start`` to ``target``, linearly.
 
-    Antialiased as in ``torch.nn.functional.interpolate(antialias=True)``: a triangle as wide as
-    the shrink factor (never narrower than 2 pixels), cut at the rectangle's edge and renormalized,
-    which on enlarging is the usual edge clamp. Where ``flip_B`` holds, rows run backwards.
+    Antialiased as in ``torch.nn.functional.interpolate(antialias=True)``: a triangle that scales
+    with the downsampling factor (at least 2 pixels wide), truncated at the edge of the rectangle
+    and renormalized. For upsampling, this clamps to the edge. ``flip_B`` reverses the rows.
 
     Returns:
         (B, target, source) float32, rows summing to 1.
@@ -103,27 +103,27 @@ def interpolation_matrix(
     pixel_BS = (pixel_BS + 0.5).masked_fill_(outside_BS, _FAR)
     width_B1 = step_B.clamp_min(1.0)[:, None]
     weight_BTS = (pixel_BS / width_B1)[:, None, :] - (center_BT / width_B1)[:, :, None]
-    # Minus the triangle; the sign goes with the normalization.
+    # This is minus the triangle; normalization cancels the sign.
     weight_BTS.abs_().clamp_max_(1.0).sub_(1.0)
     return weight_BTS.div_(weight_BTS.sum(dim=2, keepdim=True))
 
 
 def resample(x_BCHW: Tensor, rows_BTH: Tensor, columns_BTW: Tensor) -> Tensor:
-    """``rows · x · columnsᵀ`` for each image and channel: (B, C, T, T') float32."""
+    """Return ``rows · x · columnsᵀ`` of each image and channel, (B, C, T, T') float32."""
     batch, channels, height, width = x_BCHW.shape
     x_BNW = x_BCHW.reshape(batch, channels * height, width)
     wide_BCHT = torch.bmm(x_BNW, columns_BTW.mT).view(batch, channels, height, -1)
     out_BCTT = wide_BCHT.new_empty(batch, channels, rows_BTH.shape[1], columns_BTW.shape[1])
     for channel in range(channels):
-        # One product per channel: a broadcast one would first copy the rows for every channel.
+        # One product per channel; broadcasting would first copy the rows for every channel.
         out_BCTT[:, channel] = torch.bmm(rows_BTH, wide_BCHT[:, channel])
     return out_BCTT
 
 
 def crop_resize_flip(images_BHWC: Tensor, boxes: Boxes, flip_B: Tensor, size: int) -> Tensor:
-    """Crop each image's rectangle, resize it to ``size``, mirror it where ``flip_B`` holds.
+    """Crop each image's rectangle, resize it to ``size``, and flip it where ``flip_B`` holds.
 
-    Equals torchvision's ``resized_crop(..., antialias=True)`` and ``horizontal_flip`` on float
+    Matches torchvision's ``resized_crop(..., antialias=True)`` and ``horizontal_flip`` on float
     images up to rounding.
 
     Args:
@@ -139,7 +139,7 @@ def crop_resize_flip(images_BHWC: Tensor, boxes: Boxes, flip_B: Tensor, size: in
     x_BCHW.copy_(images_BHWC.permute(0, 3, 1, 2))
     rows_BTH = interpolation_matrix(boxes.top_B, boxes.height_B, height, size)
     columns_BTW = interpolation_matrix(boxes.left_B, boxes.width_B, width, size, flip_B)
-    # The smallest operand takes the change of range.
+    # Rescale to [0, 1] in the smallest operand.
     return resample(x_BCHW, rows_BTH, columns_BTW.mul_(1.0 / 255.0))
 
 
@@ -147,7 +147,7 @@ def resize_center_crop(images_BHWC: Tensor, size: int) -> Tensor:
     """Resize the shorter side to ``size`` (bilinear, antialiased), then center-crop.
 
     Returns:
-        (B, C, size, size) float32 in [0, 1]; the pixels themselves when they already fit.
+        (B, C, size, size) float32 in [0, 1]; not resampled if the size already matches.
     """
     x_BCHW = images_BHWC.permute(0, 3, 1, 2).to(torch.float32).div_(255.0)
     x_BCHW = tv.resize(x_BCHW, [size], antialias=True)

@@ -1,4 +1,4 @@
-"""Seeded batches of images: those of a step depend on (seed, step) alone."""
+"""Seeded batches of images; the batch of a step depends only on (seed, step)."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -20,35 +20,35 @@ from ssdistill.data.view_plan import ViewPlan
 from ssdistill.errors import UserError
 
 RESIDENT_BYTES = 2 << 30
-"""A store below this size is read once, into memory or onto the device; a larger one is mapped."""
+"""A store of fewer bytes is loaded into memory or onto the device; a larger one is mapped."""
 _NEIGHBOR = -2
-"""View number of these random draws."""
+"""View number for random draws of neighbors."""
 
 
 class Loader:
     """Random access to the batches of a training run.
 
-    Every epoch is a new permutation of the images, drawn from (seed, epoch); a batch never
-    crosses epochs, and images that do not fill a last batch wait for the next permutation.
-    Any step can be requested at any time, so a resumed run continues where it stopped. Of
-    originals, a batch has the crops of its views instead of the images.
+    Every epoch is a new permutation of the images, drawn from (seed, epoch). Batches do not cross
+    epochs; images left over after the last full batch are dropped from that epoch. Any step can
+    be requested at any time, so a resumed run continues where it stopped. For originals, a batch
+    holds crops for its views instead of images.
 
     Args:
         store: the images.
-        batch_size: images in a step, over all processes.
+        batch_size: images per step, over all processes.
         seed: of the order, from 0.
         num_steps: optimizer steps of the whole training.
-        device: where batches are put.
-        world_size, rank: with several processes, each takes its slice of the same batch.
-        neighbors: (N, k) rows of the store that are like each of its N images. A batch then
-            also holds one of the k for every image, drawn by (seed, epoch, index).
-        rows: positions in the store of the images to be seen; default all.
-        ahead: batches that are read before they are wanted; each is held in memory.
+        device: of the batches.
+        world_size, rank: number and index of processes; each takes its slice of a batch.
+        neighbors: (N, k) rows of the nearest neighbors of the N images. A batch then also holds
+            one neighbor of every image, drawn by (seed, epoch, index).
+        rows: positions in the store of the images to use; default all.
+        ahead: batches to prefetch, which are held in memory.
 
     Raises:
-        UserError: more images in a batch than in the store, or a batch size that
-            ``world_size`` does not divide.
-        ValueError: neighbors that are not k rows of this store for each of its images.
+        UserError: a batch exceeds the number of images, or its size is not divisible by
+            ``world_size``.
+        ValueError: ``neighbors`` are not (N, k) rows of this store.
     """
 
     def __init__(
@@ -73,15 +73,15 @@ class Loader:
         if batch_size % world_size:
             raise UserError(
                 f"batch_size={batch_size} is not divisible by the number of processes "
-                f"({world_size})"
+                f"({world_size}); set a multiple of it"
             )
         self.batch_size, self.seed, self.num_steps = batch_size, seed, num_steps
         self.device, self.ahead = torch.device(device), ahead
         self.steps_per_epoch = count // batch_size
-        share = batch_size // world_size
-        self._mine = slice(rank * share, (rank + 1) * share)
+        local_size = batch_size // world_size
+        self._mine = slice(rank * local_size, (rank + 1) * local_size)
         self._count, self._rows = count, rows
-        # Two are kept: the prefetch may be one epoch ahead.
+        # Cache two: prefetching may be one epoch ahead.
         self._order = lru_cache(maxsize=2)(
             lambda epoch: np.random.default_rng((seed, epoch)).permutation(count)
         )
@@ -90,9 +90,9 @@ class Loader:
             _check_neighbors(neighbors, len(store))
         self._originals = store if isinstance(store, Originals) else None
         if self._originals is None:
-            self._keep(store)
+            self._load(store)
 
-    def _keep(self, store: ImageSet) -> None:
+    def _load(self, store: ImageSet) -> None:
         self._announce = ReadAhead(store.images)
         self._images_NHWC: np.ndarray = np.asarray(store.images)
         self._resident_NHWC: Tensor | None = None
@@ -105,7 +105,7 @@ class Loader:
 
     @property
     def remedy(self) -> str:
-        """Return what makes batches come sooner; empty of images that are in memory anyway."""
+        """Settings that could speed up loading; empty if images are in memory."""
         if self._originals is not None:
             return (
                 f"raise device.workers (now {self._originals.workers}) or device.prefetch (now "
@@ -116,10 +116,10 @@ class Loader:
         return f"raise device.prefetch (now {self.ahead}), or put the runs folder on a faster disk"
 
     def batch(self, step: int, plan: ViewPlan | None = None) -> Batch:
-        """Return the batch of one step, from 0; with several processes, this process's slice.
+        """Return the batch of a step (from 0), or this process's slice of it.
 
         Args:
-            plan: the views that will be made of it; required of originals.
+            plan: views to crop from originals; required for them, ignored otherwise.
         """
         epoch, position = divmod(step, self.steps_per_epoch)
         start = position * self.batch_size
@@ -132,8 +132,8 @@ class Loader:
         return batch
 
     def iterate(self, start_step: int = 0, plan: ViewPlan | None = None) -> Iterator[Batch]:
-        """Yield batches from ``start_step`` to the end; threads read ``ahead`` of them."""
-        # While one batch of originals draws its boxes, those who cut have another to work on.
+        """Yield batches from ``start_step`` to the end, prefetching ``ahead`` of them."""
+        # While one thread draws the boxes of a batch, images of another are decoded.
         threads = 1 if self._originals is None else min(2, self.ahead)
         with ThreadPoolExecutor(threads, thread_name_prefix="loader") as thread:
             last = min(start_step + self.ahead, self.num_steps)
@@ -144,7 +144,7 @@ class Loader:
                 yield waiting.popleft().result()
 
     def _rows_at(self, epoch: int, position_B: np.ndarray) -> np.ndarray:
-        """Return the images at some positions of an epoch."""
+        """Return the rows of images at the given positions of an epoch."""
         if self._originals is None:
             chosen_B = self._order(epoch)[position_B]
         else:
@@ -154,9 +154,9 @@ class Loader:
     def _of_originals(
         self, originals: Originals, rows_B: np.ndarray, epoch: int, step: int, plan: ViewPlan | None
     ) -> Batch:
-        """Cut the views of a batch; those of neighbors are drawn by the images' own numbers."""
+        """Crop the views of a batch; views of neighbors are drawn by their images' indices."""
         if plan is None:
-            raise ValueError("a loader of originals needs the plan of the views to be cut")
+            raise ValueError("originals require a view plan; pass plan to batch() or iterate()")
         index_B = torch.from_numpy(rows_B.astype(np.int64))
         crops = self._crops(originals, plan, plan.plain, epoch, index_B, rows_B)
         if plan.of_neighbors and self._neighbors_NK is not None:
@@ -184,25 +184,25 @@ class Loader:
         }
 
     def _neighbors_of(self, rows_B: np.ndarray, epoch: int) -> np.ndarray:
-        """Return the row of one neighbor of each image."""
+        """Return the row of one random neighbor of each image."""
         assert self._neighbors_NK is not None
         number_B = uniform(self.seed, epoch, torch.from_numpy(rows_B), _NEIGHBOR, 1)[:, 0]
         choice_B = (number_B * self._neighbors_NK.shape[1]).long().numpy()
         return self._neighbors_NK[rows_B, choice_B]
 
     def _pixels(self, rows_B: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Return pixels and indices of some rows, on the device."""
+        """Return pixels and indices of the given rows, on the device."""
         index_B = self._to_device(torch.from_numpy(rows_B.astype(np.int64)))
         if self._resident_NHWC is not None:
             return self._resident_NHWC.index_select(0, index_B), index_B
         return self._to_device(self._gather(rows_B)), index_B
 
     def _gather(self, rows_B: np.ndarray) -> Tensor:
-        # numpy copies whole rows; torch.index_select on uint8 is ten times slower on a CPU.
+        # numpy copies whole rows; on a CPU, torch.index_select on uint8 is ten times slower.
         shape = (len(rows_B), *self._images_NHWC.shape[1:])
         images_BHWC = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pinned)
         self._announce(rows_B)
-        # Any mode but "raise" writes straight into `out`; no row here needs clipping.
+        # Any mode but "raise" writes directly into `out`; no row is ever clipped.
         np.take(self._images_NHWC, rows_B, axis=0, out=images_BHWC.numpy(), mode="clip")
         return images_BHWC
 

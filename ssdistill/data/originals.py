@@ -1,8 +1,7 @@
-"""Images held as they are: views are cut from the originals when a batch is read.
+"""Crop views directly from the original images when a batch is read.
 
-Nothing is decoded beforehand and nothing is stored but an index; a view has every pixel that its
-crop has in the original. Reading is done by threads: decoding and resizing let go of the
-interpreter.
+Nothing is decoded in advance, and only an index is stored; views are cropped at full resolution.
+Images are read by threads, since decoding and resizing release the GIL.
 """
 
 import logging
@@ -32,15 +31,14 @@ log = logging.getLogger(__name__)
 
 
 class Originals(ImageSet):
-    """One split's images, each decoded when it is needed.
+    """One split's images, decoded on access.
 
-    An image that turns out to be unreadable after all is replaced by a blank one in the mean
-    color, so that no image stands in for another; it is named, counted, and more of them than
-    ``max_bad`` end the run.
+    An image whose pixels turn out to be damaged is replaced by a blank one in the mean color,
+    never by another image. It is reported once and counted against ``max_bad``.
 
     Attributes:
-        images: central squares, decoded anew for every access.
-        fingerprint: sha256 (hex) over size, shape and hash of every readable image, and window.
+        images: central squares, decoded on every access.
+        fingerprint: sha256 (hex) over the index, the size of the squares and the window.
     """
 
     def __init__(
@@ -66,7 +64,7 @@ class Originals(ImageSet):
         self._gaps = np.array(self.bad_rows, dtype=np.int64) - np.arange(len(self.bad_rows))
         self.images = Squares(self, image_size)
         self.notices: list[str] = []
-        # Until they are measured.
+        # Placeholders, replaced by measured values.
         self.mean, self.std = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
         self._failed: dict[int, str] = {}
 
@@ -82,7 +80,7 @@ class Originals(ImageSet):
         return ThreadPoolExecutor(self.workers, thread_name_prefix="cutting")
 
     def rows(self, position_B: np.ndarray) -> np.ndarray:
-        """Return the source's row of each readable image."""
+        """Return the source rows of readable images at the given positions."""
         position_B = np.asarray(position_B, dtype=np.int64)
         return position_B + np.searchsorted(self._gaps, position_B, side="right")
 
@@ -93,15 +91,15 @@ class Originals(ImageSet):
     def cut(
         self, position_B: np.ndarray, boxes_V: Sequence[Boxes], sides_V: Sequence[int]
     ) -> list[Tensor]:
-        """Decode each image once, and cut all its views from it.
+        """Decode each image once, and crop all its views.
 
         Args:
-            position_B: (B,) of the images.
-            boxes_V: for each view, a box of each image, in pixels of the original.
-            sides_V: side of each view, pixels.
+            position_B: (B,) positions of the images.
+            boxes_V: for each view, one box per image, in pixels of the original.
+            sides_V: side of each view in pixels.
 
         Returns:
-            for each view (B, 3, side, side) uint8.
+            (B, 3, side, side) uint8 for each view.
 
         Raises:
             UserError: more unreadable images than ``max_bad``.
@@ -128,13 +126,13 @@ class Originals(ImageSet):
                 for crops_BCHW in crops_V:
                     crops_BCHW[b] = self._blank[:, None, None]
 
-        # Reads go forward through the files.
+        # Read files in ascending order.
         list(self._pool.map(fill, np.argsort(row_B, kind="stable").tolist()))
         self._check_failed()
         return crops_V
 
     def squares(self, position_B: np.ndarray, side: int) -> np.ndarray:
-        """Return central squares, (B, side, side, 3) uint8, equal to those of a store."""
+        """Return central squares, (B, side, side, 3) uint8, identical to those of a store."""
         row_B = self.rows(position_B)
         squares_BHWC = np.empty((len(row_B), side, side, 3), dtype=np.uint8)
 
@@ -160,11 +158,11 @@ class Originals(ImageSet):
         return torch.tensor(self.mean).mul(255).round().to(torch.uint8)
 
     def _count(self, row: int, reason: str) -> None:
-        """Note an image that its header promised and that cannot be read."""
+        """Record an image whose header is valid but whose pixels cannot be read."""
         if row not in self._failed:
             self._failed[row] = reason
             log.warning(
-                "%s: %s cannot be read (%s); a blank image takes its place",
+                "%s: cannot read %s (%s); replacing it with a blank image",
                 *(shown(self.raw.title), shown(self.raw.name(row)), reason),
             )
 
@@ -172,10 +170,10 @@ class Originals(ImageSet):
         bad = len(self.bad) + len(self._failed)
         if bad > self.max_bad * len(self.index):
             row, reason = next(iter(self._failed.items()), (None, ""))
-            first = f", the last {shown(self.raw.name(row))} ({reason})" if row is not None else ""
+            example = f" (e.g. {shown(self.raw.name(row))}: {reason})" if row is not None else ""
             raise UserError(
                 f"{shown(self.raw.title)}: more than {self.max_bad:.1%} of {len(self.index)} "
-                f"images cannot be read{first}; replace them, or raise data.max_bad"
+                f"images cannot be read{example}; replace them, or raise data.max_bad"
             )
 
 

@@ -1,11 +1,11 @@
 """Images decoded once into one memory-mapped uint8 array of squares.
 
-An image is cropped to its central square, so a wide one loses its sides, and resized. Square
-images of one size are what lets every later step work on whole batches, and a central crop is
-what evaluation reads anyway. No label is read or kept here: ``Store.labels`` asks the source.
+Each image is cropped to its central square (a wide one loses its sides) and resized. Squares of
+one size can be batched, and evaluation uses the central crop anyway. Labels are not stored:
+``Store.labels`` reads them from the source.
 
-Every opening checks the pixels against checksums of their blocks: 0.25 s a gigabyte and core that
-is in memory, the disk's own speed otherwise.
+Opening a store verifies its pixels against block checksums: 0.25 s per gigabyte on one core if
+cached in memory, at disk speed otherwise.
 """
 
 import errno
@@ -29,8 +29,8 @@ from ssdistill.data.deep_pixels import Window
 from ssdistill.data.image_set import ImageSet
 from ssdistill.data.settings import MAX_PIXELS, StoreSettings
 from ssdistill.data.splits import RawSplit, Source
-from ssdistill.data.store_writer import fingerprint_of, refuse_bad, write_images
-from ssdistill.data.window import WindowSetting, known_windows, window_of
+from ssdistill.data.store_writer import check_bad_fraction, fingerprint_of, write_images
+from ssdistill.data.window import WindowSetting, cached_windows, window_of
 from ssdistill.errors import UserError, one_line, shown
 from ssdistill.files import locked_by, write_atomically
 
@@ -39,23 +39,23 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 """Part of every store's key: raise it when the same images would be stored differently."""
 LARGEST_JSON = 1 << 30
-"""Bytes; the metadata of millions of images list each name."""
-WAITING = "waiting for another process that is creating %s"
+"""Bytes; metadata list the name of every image, of which there may be millions."""
+WAITING = "waiting for another process to create %s"
 IMAGES, META, CHECKSUMS = "images.npy", "store.json", "checksums.json"
 
 
 class Store(ImageSet):
-    """One split's images at one size, decoded.
+    """One split's images, decoded and stored at one size.
 
     Attributes:
         images: (N, H, W, 3) uint8, read-only, mapped from disk.
         fingerprint: sha256 (hex) over pixels, names, size and window.
-        folder: of its files.
+        folder: the folder of the store.
     """
 
     def __init__(self, folder: Path, source: Source, split: str):
         self.folder, self.source, self.split = folder, source, split
-        with _damage_named(folder):
+        with _report_damage(folder):
             _check_files(folder)
             meta = json.loads((folder / META).read_text())
             _verify(folder, meta)
@@ -74,28 +74,28 @@ class Store(ImageSet):
 
     @property
     def names(self) -> list[str]:
-        """Names of the N images, as the source has them; read anew each time, not kept."""
+        """Names of the N images in the source; read from disk on every access."""
         return json.loads((self.folder / META).read_text())["names"]
 
 
 @contextmanager
-def _damage_named(folder: Path) -> Iterator[None]:
+def _report_damage(folder: Path) -> Iterator[None]:
     try:
         yield
     except (
         OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, MemoryError
     ) as error:  # fmt: skip
-        reason = f"no {error}" if isinstance(error, KeyError) else one_line(error)
+        reason = f"missing {error}" if isinstance(error, KeyError) else one_line(error)
         raise UserError(
             f"corrupt image store {folder} ({reason}); delete the folder to rebuild it"
         ) from error
 
 
 def _check_files(folder: Path) -> None:
-    """Check that all files are regular: a pipe would block, a device has no end.
+    """Check that all files are regular, since pipes would block and devices never end.
 
     Raises:
-        OSError, ValueError: what is wrong.
+        OSError, ValueError: a file is missing, not regular or too large.
     """
     for name in (META, IMAGES, CHECKSUMS):
         path = folder / name
@@ -109,14 +109,14 @@ def _check_files(folder: Path) -> None:
 
 
 def _verify(folder: Path, meta: dict) -> None:
-    """Compare a store's files with their checksums; write checksums if there are none yet.
+    """Verify the checksums of a store's files; write them if there are none yet.
 
     Raises:
-        ValueError: what differs.
+        ValueError: a checksum differs; names the file and the first differing block.
     """
     sums = {name: block_checksums(folder / name) for name in (META, IMAGES)}
     if not (folder / CHECKSUMS).exists():
-        # Of version 0.1, which left a fingerprint only.
+        # Written by version 0.1, which stored a fingerprint only.
         images_NHWC = np.load(folder / IMAGES, mmap_mode="r")
         if fingerprint_of(images_NHWC, meta["names"]) != meta["fingerprint"]:
             raise ValueError("the pixels do not match the fingerprint")
@@ -146,38 +146,38 @@ def open_store(
 ) -> Store:
     """Open the store of a split; create it below ``root`` if missing.
 
-    It is found again by the source's kind and settings, the identity of its images, the size
-    and, of images with more than 8 bits, the window. Processes that want the same store at once
-    wait for the one that makes it; a store appears complete or not at all. Unreadable images
-    are left out and reported in one warning.
+    Its key is the kind and settings of the source, the identity of its images, the size and,
+    for images of more than 8 bits, the window. Concurrent processes wait for the one that
+    creates the store, and a store appears only when complete. Unreadable images are skipped and
+    reported in one warning.
 
     Args:
         split: ``"train"`` or ``"test"``.
-        image_size: side of a stored image in pixels.
+        image_size: side of the stored images in pixels.
         max_bad: largest fraction of unreadable images.
-        window: which values of images with more than 8 bits are black and white, see
+        window: values that map to black and white, for images of more than 8 bits; see
             :class:`ssdistill.data.settings.StoreSettings`.
-        max_pixels: images with more are not decoded.
+        max_pixels: images with more pixels count as unreadable.
 
     Raises:
-        UserError: more unreadable images than ``max_bad``, none readable, a full disk, or a
-            folder that cannot be written; whatever the source raises.
+        UserError: too many unreadable images (``max_bad``), no readable image, a full disk, or
+            a folder without write permission; whatever the source raises.
     """
     raw = source.split(split)
     root, limits = Path(root), _limits(max_pixels)
     folder = _folder(source, raw, split, image_size, root, limits)
     with pixel_limit(max_pixels), warnings.catch_warnings():
-        # Damaged EXIF, odd palettes: either the image is read or it is listed as bad.
+        # Damaged EXIF, odd palettes: the image is either read or listed as bad.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         values = None
-        # The window is part of the store's name.
+        # The window is part of the store's key.
         if not (folder / CHECKSUMS).exists():
             values = window_of(source, split, window, root)
         if values:
             limits = [*limits, ["window", *values]]
             folder = _folder(source, raw, split, image_size, root, limits)
         if not (folder / META).exists():
-            with plain_disk_errors(root):
+            with report_disk_errors(root):
                 folder.parent.mkdir(parents=True, exist_ok=True)
                 waiting = partial(log.warning, WAITING, folder)
                 with locked_by(Path(f"{folder}.lock"), on_wait=waiting, patience=1):
@@ -185,14 +185,14 @@ def open_store(
                         check_space(folder.parent, raw, image_size)
                         _make(folder, raw, image_size, max_bad, values, window == "auto")
     store = Store(folder, source, split)
-    warn_of(store, raw.title, max_bad, window)
+    warn_about(store, raw.title, max_bad, window)
     return store
 
 
 def has_store(
     source: Source, split: str, image_size: int, root: Path, max_pixels: int = MAX_PIXELS
 ) -> bool:
-    """Whether a split of 8-bit images is stored at that size already."""
+    """Whether a split of 8-bit images is already stored at this size."""
     raw, limits = source.split(split), _limits(max_pixels)
     folder = _folder(source, raw, split, image_size, Path(root), limits)
     return (folder / META).exists()
@@ -201,31 +201,29 @@ def has_store(
 def find_store(
     source: Source, split: str, image_size: int, root: Path, settings: StoreSettings
 ) -> bool:
-    """Whether a split is stored as the settings ask, whatever its images' depth; decodes none."""
+    """Whether a split is already stored as configured, at any bit depth; decodes no image."""
     raw, root = source.split(split), Path(root)
     if has_store(source, split, image_size, root, settings.max_pixels):
         return True
     limits = _limits(settings.max_pixels)
-    windows = known_windows(source, split, settings.window, root)
-    names = ([*limits, ["window", *window]] for window in windows)
-    return any(
-        (_folder(source, raw, split, image_size, root, more) / META).exists() for more in names
-    )
+    windows = cached_windows(source, split, settings.window, root)
+    keys = ([*limits, ["window", *window]] for window in windows)
+    return any((_folder(source, raw, split, image_size, root, key) / META).exists() for key in keys)
 
 
 def _limits(max_pixels: int) -> list:
     return [] if max_pixels == MAX_PIXELS else [["max_pixels", max_pixels]]
 
 
-def warn_of(store: ImageSet, title: str, max_bad: float, window: WindowSetting) -> None:
-    """Warn about what of a split cannot be read or was not as expected; refuse too much of it."""
+def warn_about(store: ImageSet, title: str, max_bad: float, window: WindowSetting) -> None:
+    """Warn about skipped images, unused settings and odd pixels; UserError above ``max_bad``."""
     total = len(store) + len(store.bad)
-    refuse_bad(title, store.bad, total, max_bad)
+    check_bad_fraction(title, store.bad, total, max_bad)
     title = shown(title)
     if store.bad:
         name, reason = store.bad[0]
-        counts = f"{len(store.bad)} of {total} images cannot be read and are skipped"
-        log.warning("%s: %s, first %s (%s)", title, counts, shown(name), reason)
+        counts = f"skipping {len(store.bad)} of {total} images that cannot be read"
+        log.warning("%s: %s (first: %s: %s)", title, counts, shown(name), reason)
     if window != "auto" and store.window is None:
         value = window if window == "full" else list(window)
         log.warning("%s: ignoring data.window=%s, since all images have 8 bits", title, value)
@@ -234,16 +232,16 @@ def warn_of(store: ImageSet, title: str, max_bad: float, window: WindowSetting) 
 
 
 def _folder(
-    source: Source, raw: RawSplit, split: str, image_size: int, root: Path, more: list
+    source: Source, raw: RawSplit, split: str, image_size: int, root: Path, limits: list
 ) -> Path:
-    parts = [FORMAT, source.kind, source.settings, split, image_size, raw.identity(), *more]
+    parts = [FORMAT, source.kind, source.settings, split, image_size, raw.identity(), *limits]
     key = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
     return root / f"{source.kind}-{split}-{image_size}-{key[:12]}"
 
 
 @contextmanager
-def plain_disk_errors(root: Path) -> Iterator[None]:
-    """Within the context, a disk that cannot be written to is a UserError."""
+def report_disk_errors(root: Path) -> Iterator[None]:
+    """Turn errors of the disk within the context into UserErrors."""
     try:
         yield
     except OSError as error:
@@ -255,6 +253,7 @@ def plain_disk_errors(root: Path) -> Iterator[None]:
 
 
 def check_space(folder: Path, raw: RawSplit, image_size: int) -> None:
+    """Raise UserError if the stored squares would not fit on the disk of ``folder``."""
     needed, free = len(raw) * image_size**2 * 3, shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
@@ -284,7 +283,7 @@ def _make(
         (partial / META).write_text(json.dumps(meta))
         sums = {name: block_checksums(partial / name) for name in (META, IMAGES)}
         (partial / CHECKSUMS).write_text(json.dumps(sums) + "\n")
-        shutil.rmtree(folder, ignore_errors=True)  # without a json it is no store
+        shutil.rmtree(folder, ignore_errors=True)  # without its metadata it is not a store
         os.rename(partial, folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Write a split's images as one array, decoding on all cores."""
+"""Decode a split's images on all cores and write them as one array."""
 
 import hashlib
 import os
@@ -26,14 +26,14 @@ def write_images(
     window: Window | None = None,
     automatic: bool = True,
 ) -> dict:
-    """Write a split's squares as one ``.npy``; return the metadata of the store's json.
+    """Write a split's squares as one ``.npy`` file; return the metadata of the store.
 
-    Bytes are written in order rather than through a memory map: on a full disk a write raises,
-    where a store into mapped memory kills the process.
+    The file is written sequentially, not through a memory map: on a full disk a write raises an
+    error, while an assignment to mapped memory kills the process.
 
     Args:
-        window: values of deep images that become black and white.
-        automatic: whether the window follows from the images, so that clipping is not meant.
+        window: values that map to black and white, for images of more than 8 bits.
+        automatic: whether the window was chosen from the images; if so, clipping is reported.
     """
     digest, moments = _digest(size), Moments()
     names: list[str] = []
@@ -42,27 +42,27 @@ def write_images(
     squarer = Squarer(raw, size, window)
     _write_header(file, len(raw), size)
     for rows, squares in with_bar(_chunks(raw, squarer), len(raw), f"decoding {raw.title}"):
-        for row, one in zip(rows, squares, strict=True):
-            if isinstance(one, BadImage):
-                bad.append((raw.name(row), one.reason))
+        for row, image in zip(rows, squares, strict=True):
+            if isinstance(image, BadImage):
+                bad.append((raw.name(row), image.reason))
                 bad_rows.append(row)
             else:
                 names.append(raw.name(row))
-        refuse_bad(raw.title, bad, len(raw), max_bad)
-        good = [one for one in squares if not isinstance(one, BadImage)]
+        check_bad_fraction(raw.title, bad, len(raw), max_bad)
+        good = [image for image in squares if not isinstance(image, BadImage)]
         if good:
             images_NHWC = np.ascontiguousarray(np.stack(good))
             file.write(images_NHWC)
             digest.update(images_NHWC)
             moments.add(images_NHWC)
     if not names:
-        raise UserError(f"{shown(raw.title)} has no readable image{_first(bad)}; replace them")
+        raise UserError(f"{shown(raw.title)}: no image can be read{_first(bad)}; replace them")
     file.seek(0)
     _write_header(file, len(names), size)
     mean, std = moments.mean_std()
     clipped = squarer.clipped if automatic else 0.0
     return {
-        "fingerprint": _named(digest, names, window),
+        "fingerprint": _finish(digest, names, window),
         "mean": mean,
         "std": std,
         "bad": bad,
@@ -79,14 +79,14 @@ def fingerprint_of(images_NHWC: np.ndarray, names: list[str], window: Window | N
     step = max(1, CHUNK_BYTES // images_NHWC[0].nbytes)
     for start in range(0, len(images_NHWC), step):
         digest.update(np.ascontiguousarray(images_NHWC[start : start + step]))
-    return _named(digest, names, window)
+    return _finish(digest, names, window)
 
 
 def _digest(size: int) -> Any:
     return hashlib.sha256(f"{size}\n".encode())
 
 
-def _named(digest: Any, names: list[str], window: Window | None) -> str:
+def _finish(digest: Any, names: list[str], window: Window | None) -> str:
     digest.update("\0".join(names).encode("utf-8", "surrogateescape"))
     if window:
         digest.update(f"\0window {window}".encode())
@@ -94,16 +94,16 @@ def _named(digest: Any, names: list[str], window: Window | None) -> str:
 
 
 def _write_header(file: IO[bytes], count: int, size: int) -> None:
-    # numpy pads the header so that its length does not depend on the first axis.
+    # numpy pads the header, so its length does not depend on the first axis.
     header = {"descr": "|u1", "fortran_order": False, "shape": (count, size, size, 3)}
     np.lib.format.write_array_header_1_0(file, header)
 
 
 class Squarer:
-    """Read images of a split as squares of bytes.
+    """Read images of a split as uint8 squares.
 
     Attributes:
-        clipped: of the deep images' pixels, the share that lies beyond the window.
+        clipped: fraction of the deep images' pixels beyond the window.
     """
 
     def __init__(self, raw: RawSplit, size: int, window: Window | None):
@@ -130,30 +130,30 @@ class Squarer:
 def _chunks(raw: RawSplit, squarer: Squarer) -> Iterator[tuple[range, list[np.ndarray | BadImage]]]:
     """Yield rows of a split and their squares, in order, decoded by one thread per core.
 
-    Threads are enough: Pillow lets go of the interpreter while it decodes and resizes.
+    Threads suffice: Pillow releases the GIL while it decodes and resizes.
     """
     workers, size = os.cpu_count() or 1, squarer.size
     length = max(8 * workers, min(CHUNK_IMAGES, CHUNK_BYTES // (size * size * 3)))
     array = raw.array()
-    as_they_are = array is not None and array.shape[1:] == (size, size, 3)
+    unchanged = array is not None and array.shape[1:] == (size, size, 3)
     with ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(raw), length):
             rows = range(start, min(start + length, len(raw)))
-            if as_they_are:
+            if unchanged:
                 yield rows, list(array[rows.start : rows.stop])
             else:
                 yield rows, list(pool.map(squarer, rows))
 
 
-def refuse_bad(title: str, bad: list[tuple[str, str]], total: int, max_bad: float) -> None:
-    """Raise UserError if more than the fraction ``max_bad`` of ``total`` images is in ``bad``."""
+def check_bad_fraction(title: str, bad: list[tuple[str, str]], total: int, max_bad: float) -> None:
+    """Raise UserError if ``bad`` holds more than a fraction ``max_bad`` of ``total`` images."""
     if len(bad) > max_bad * total:
         raise UserError(
             f"{shown(title)}: more than {max_bad:.1%} of {total} images cannot be read"
-            f"{_first(bad)}; raise data.max_bad to skip them"
+            f"{_first(bad)}; replace them, or raise data.max_bad to skip them"
         )
 
 
 def _first(bad: list[tuple[str, str]]) -> str:
     name, reason = bad[0]
-    return f", first {shown(name)} ({reason})"
+    return f" (first: {shown(name)}: {reason})"

@@ -8,11 +8,11 @@ import numpy as np
 from ssdistill.data.image_index import RECORD
 from ssdistill.data.image_set import ImageSet
 from ssdistill.data.opening import (
-    are_known,
-    keeps_originals,
+    is_indexed,
     open_originals,
     open_stored,
     splits_of,
+    uses_originals,
 )
 from ssdistill.data.settings import StoreSettings
 from ssdistill.data.splits import RawSplit, Source
@@ -83,12 +83,12 @@ def known_stores(
         UserError: whatever the source raises when it is listed, what is wrong with a store, no
             image at all, or a disk with too little space for those that would be stored.
     """
-    stored = not keeps_originals(source, settings, image_size, root)
+    stored = not uses_originals(source, settings, image_size, root)
     opened: dict[str, ImageSet] = {}
     for split in splits_of(source):
         if stored and find_store(source, split, image_size, root, settings):
             opened[split] = open_stored(source, split, settings, image_size, root)
-        elif not stored and are_known(source, split, settings, image_size, root):
+        elif not stored and is_indexed(source, split, settings, image_size, root):
             opened[split] = open_originals(source, split, settings, image_size, root, workers)
         else:
             raw = source.split(split)

@@ -1,9 +1,9 @@
 """Random views of a batch: one recipe, an independent draw for every image.
 
-A view is drawn (:func:`view_parameters`) and then made (:func:`apply_parameters`), so that it can
-be made again later. The order of operations is that of SimCLR (arXiv:2002.05709, appendix A) and
-BYOL (arXiv:2006.07733, appendix B): crop, flip, color jitter, grayscale, blur, solarize.
-Views are in [0, 1], not normalized: each encoder does that for itself.
+The parameters of a view are drawn first (:func:`view_parameters`) and then applied
+(:func:`apply_parameters`), so a view can be reproduced. The operations are those of SimCLR
+(arXiv:2002.05709, appendix A) and BYOL (arXiv:2006.07733, appendix B), in their order: crop, flip,
+color jitter, grayscale, blur, solarize. Views are in [0, 1]; each encoder normalizes its inputs.
 """
 
 from dataclasses import dataclass, fields
@@ -18,7 +18,7 @@ from ssdistill.data.recipes import ViewRecipe
 from ssdistill.errors import UserError
 
 _CHUNK_BYTES = 1 << 21
-"""Float pixels worked on at a time on a CPU: small enough to stay in its cache."""
+"""Bytes of float pixels per chunk on a CPU: small enough for its cache."""
 
 _SLOTS = {"crop": geometry.CROP_SLOTS, "flip": 1, "jitter": 1, "order": 4, "factor": 4}
 _SLOTS |= {"grayscale": 1, "blur": 1, "blur_sigma": 1, "solarize": 1}
@@ -26,11 +26,11 @@ _SLOTS |= {"grayscale": 1, "blur": 1, "blur_sigma": 1, "solarize": 1}
 
 @dataclass(frozen=True)
 class ViewParameters:
-    """Everything drawn for a view of B images; enough to reproduce it.
+    """All random parameters of a view of B images; they reproduce it exactly.
 
     Attributes:
         top_B, left_B, height_B, width_B: int64 crop in source pixels.
-        flip_B, jitter_B, grayscale_B, blur_B, solarize_B: bool, whether it is done.
+        flip_B, jitter_B, grayscale_B, blur_B, solarize_B: bool, whether to apply the operation.
         order_B4: int64, order of brightness 0, contrast 1, saturation 2 and hue 3.
         factor_B4: float32 brightness, contrast and saturation factor and hue shift.
         blur_sigma_B: float32, pixels of the view.
@@ -58,7 +58,7 @@ class ViewParameters:
 
     @property
     def colored(self) -> bool:
-        """Whether anything but crop and flip is done to any image."""
+        """Whether any operation but crop and flip applies to any image."""
         changed_B = self.jitter_B | self.grayscale_B | self.blur_B | self.solarize_B
         return bool(changed_B.any())
 
@@ -70,7 +70,7 @@ class ViewParameters:
         )
 
     def take(self, rows: Tensor | slice) -> "ViewParameters":
-        """Select the parameters of some of the images."""
+        """Return the parameters of the selected images."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return ViewParameters(
             **{k: v[rows] if isinstance(v, Tensor) else v for k, v in values.items()}
@@ -87,12 +87,12 @@ def view_parameters(
     height: int | Tensor,
     width: int | Tensor,
 ) -> ViewParameters:
-    """Draw a view of images of ``height`` x ``width`` pixels; one size for all, or (B,) of each.
+    """Draw the parameters of a view of images of ``height`` x ``width`` pixels (int, or (B,)).
 
-    Image i's draw depends on (seed, epoch, index_B[i], view) and the recipe alone. It is made on
-    the device of ``index_B``.
+    The draw of image i depends only on (seed, epoch, index_B[i], view) and the recipe, and is
+    computed on the device of ``index_B``.
     """
-    # Crop sizes are rounded roots: in double precision no device rounds them differently.
+    # Crop sizes are rounded roots; in double precision all devices round them equally.
     number_BK = uniform(seed, epoch, index_B, view, sum(_SLOTS.values()))
     ends = dict(zip(_SLOTS, accumulate(_SLOTS.values()), strict=True))
     draw = {name: number_BK[:, end - _SLOTS[name] : end] for name, end in ends.items()}
@@ -161,11 +161,11 @@ def apply_parameters(images_BHWC: Tensor, params: ViewParameters, size: int) -> 
 
 @torch.no_grad()
 def apply_to_crops(crops_BCHW: Tensor, params: ViewParameters) -> Tensor:
-    """Build the view that ``params`` describes from its crops: all but the cutting.
+    """Build the view that ``params`` describes from images already cropped and resized.
 
     Args:
-        crops_BCHW: the boxes of ``params``, cut and resized, on its device: uint8, or float32 in
-            [0, 1]; three channels.
+        crops_BCHW: crops at the boxes of ``params``, on its device: three channels, uint8 or
+            float32 in [0, 1].
 
     Returns:
         (B, 3, size, size) float32 in [0, 1].
@@ -198,13 +198,13 @@ def _finish(crops_BCHW: Tensor, params: ViewParameters, out_BCHW: Tensor) -> Non
 
 
 def _fill(crops_BCHW: Tensor, flip_B: Tensor, out_BCHW: Tensor) -> None:
-    """Write crops, flipped where they should be, as fractions."""
+    """Write crops, flipped where ``flip_B`` holds, as floats in [0, 1]."""
     scale = 255.0 if crops_BCHW.dtype == torch.uint8 else 1.0
     if crops_BCHW.device.type != "cpu":
         flip_B111 = flip_B[:, None, None, None]
         torch.div(torch.where(flip_B111, crops_BCHW.flip(3), crops_BCHW), scale, out=out_BCHW)
         return
-    # Image by image, each is still in the cache when it is divided.
+    # One image at a time stays in the cache.
     for crop_CHW, flipped, out_CHW in zip(crops_BCHW, flip_B.tolist(), out_BCHW, strict=True):
         torch.div(crop_CHW.flip(2) if flipped else crop_CHW, scale, out=out_CHW)
 
@@ -219,9 +219,9 @@ def _make(images_BHWC: Tensor, params: ViewParameters, out_BCHW: Tensor) -> None
 
 
 def _by_jitter(params: ViewParameters) -> tuple[ViewParameters, Tensor, Tensor]:
-    """Return the parameters sorted by the order in which the color jitter works.
+    """Sort parameters by jitter group.
 
-    Beside them are the groups and the position of each image before.
+    Returns the sorted parameters, their groups, and the original position of each image.
     """
     group_B = color.jitter_groups(params.order_B4, params.jitter_B)
     group_B, sorted_B = group_B.sort(stable=True)
@@ -231,7 +231,7 @@ def _by_jitter(params: ViewParameters) -> tuple[ViewParameters, Tensor, Tensor]:
 def _color(
     x_BCHW: Tensor, params: ViewParameters, group_B: Tensor, sorted_B: Tensor, out_BCHW: Tensor
 ) -> None:
-    """Color sorted images in place, and put them into ``out_BCHW`` in the order they had."""
+    """Apply color operations to sorted images; write them to ``out_BCHW`` in original order."""
     size = out_BCHW.shape[-1]
     color.jitter_(x_BCHW, params.order_B4, params.factor_B4, group_B)
     if len(gray_K := params.grayscale_B.nonzero()[:, 0]):
@@ -255,16 +255,16 @@ def make_view(
     view: int,
     size: int,
 ) -> Tensor:
-    """Build one random view of each image, a pure function of (seed, epoch, index, view).
+    """Build one random view of each image, determined by (seed, epoch, index, view).
 
     Args:
         images_BHWC: uint8, three channels.
         index_B: int64 position of each image in its store.
         view: number of the view within the step, from 0.
-        size: side of the view, pixels; the recipe's own ``size`` and ``count`` are the caller's.
+        size: side of the view in pixels; ``size`` and ``count`` of the recipe are ignored.
 
     Returns:
-        (B, 3, size, size) float32 in [0, 1], on the device of ``images_BHWC``, without gradient.
+        (B, 3, size, size) float32 in [0, 1], on the device of ``images_BHWC``, detached.
     """
     check_side(size)
     height, width = images_BHWC.shape[1:3]
@@ -281,20 +281,20 @@ def make_view(
 
 
 def check_side(size: int) -> None:
-    """Raise UserError for a view without pixels."""
+    """Raise UserError if the side of a view is below 1 pixel."""
     if size < 1:
-        raise UserError(f"size={size}: a view needs at least one pixel")
+        raise UserError(f"size={size}: a view has at least one pixel; raise it")
 
 
 @torch.no_grad()
 def eval_view(images_BHWC: Tensor, size: int) -> Tensor:
-    """Build the deterministic view: shorter side to ``size``, then the central square.
+    """Build the evaluation view: resize the shorter side to ``size``, then center-crop.
 
     Args:
         images_BHWC: uint8, three channels.
 
     Returns:
-        (B, 3, size, size) float32 in [0, 1]; the pixels themselves when they already fit.
+        (B, 3, size, size) float32 in [0, 1]; not resampled if the size already matches.
     """
     with torch.autocast(images_BHWC.device.type, enabled=False):
         return geometry.resize_center_crop(images_BHWC, size)

@@ -52,7 +52,7 @@ def window_of(
     return _around(decides, values)
 
 
-def known_windows(source: Source, split: str, setting: WindowSetting, root: Path) -> list[Window]:
+def cached_windows(source: Source, split: str, setting: WindowSetting, root: Path) -> list[Window]:
     """Return every window that :func:`window_of` may find without decoding an image."""
     if setting == "full":
         return sorted({full_range(np.dtype(name)) for name in DEEP_TYPES})
@@ -101,7 +101,7 @@ def _measured(raw: RawSplit) -> dict[str, float]:
     low, high = min(low for low, _ in ends), max(high for _, high in ends)
     if low > high:
         # An image that is wholly transparent is read, and shows nothing.
-        reasons = [f", first {shown(raw.name(row))} ({refused[row]})" for row in sorted(refused)]
+        reasons = [f" (first: {shown(raw.name(row))}: {refused[row]})" for row in sorted(refused)]
         raise UserError(
             f"{shown(raw.title)}: no readable image with more than 8 bits"
             f"{''.join(reasons[:1])}; replace or remove them"

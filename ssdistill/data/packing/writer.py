@@ -28,7 +28,7 @@ from ssdistill.data.packing.loss import Loss, measure
 from ssdistill.data.progress import with_bar
 from ssdistill.data.shards.members import BLOCK
 from ssdistill.data.splits import SPLITS, RawSplit, Source
-from ssdistill.data.store_writer import refuse_bad
+from ssdistill.data.store_writer import check_bad_fraction
 from ssdistill.errors import UserError, shown
 from ssdistill.files import disk_errors, locked_by, write_atomically
 
@@ -181,7 +181,7 @@ class _Work:
             self._shards(name, split, label_N), len(split), f"packing {split.title}"
         ):
             left_out += [(name, reason) for name, reason in shard.left_out]
-            refuse_bad(split.title, left_out, len(split), max_bad)
+            check_bad_fraction(split.title, left_out, len(split), max_bad)
 
     def _shards(
         self, name: str, split: RawSplit, label_N: np.ndarray | None

@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as tv
 from ssdistill.data import retry
 from ssdistill.data.geometry import Boxes
 from ssdistill.data.loader import Loader
-from ssdistill.data.opening import keeps_originals, open_originals, open_stores
+from ssdistill.data.opening import open_originals, open_stores, uses_originals
 from ssdistill.data.originals import Originals
 from ssdistill.data.recipes import ViewRecipe
 from ssdistill.data.settings import StoreSettings
@@ -204,7 +204,7 @@ class TestImagesThatCannotBeRead:
         assert [name for name, _ in originals.bad] == ["2.png", "5.png", "6.png"]
         assert "empty file" in dict(originals.bad)["6.png"]
         assert originals.rows(np.arange(5)).tolist() == [0, 1, 3, 4, 7]
-        assert "3 of 8 images cannot be read" in caplog.text
+        assert "skipping 3 of 8 images that cannot be read" in caplog.text
         assert originals.sizes(np.array([2, 4]))[0].tolist() == [31, 70]
 
     def test_more_than_max_bad_are_refused(self, folder, tmp_path):
@@ -261,23 +261,23 @@ class TestChoice:
     def test_small_images_and_arrays_are_stored(self, folder, tmp_path):
         source = Folder(path=str(folder))
         auto = StoreSettings()
-        assert not keeps_originals(source, auto, 96, tmp_path)
-        assert keeps_originals(source, auto, 97, tmp_path)
+        assert not uses_originals(source, auto, 96, tmp_path)
+        assert uses_originals(source, auto, 97, tmp_path)
         np.savez(
             tmp_path / "a.npz",
             train_images=np.zeros((4, 128, 128), np.uint8),
             test_images=np.zeros((4, 128, 128), np.uint8),
         )
         arrays = Npz(path=str(tmp_path / "a.npz"))
-        assert not keeps_originals(arrays, auto, 128, tmp_path)
-        with pytest.raises(UserError, match=r"data\.pixels=original: data\.kind=npz holds arrays"):
-            keeps_originals(arrays, ORIGINAL, 128, tmp_path)
+        assert not uses_originals(arrays, auto, 128, tmp_path)
+        with pytest.raises(UserError, match=r"data\.pixels=original: data\.kind=npz has arrays"):
+            uses_originals(arrays, ORIGINAL, 128, tmp_path)
 
     def test_what_is_stored_already_stays_stored(self, folder, tmp_path):
         source = Folder(path=str(folder))
         open_store(source, "train", 100, tmp_path)
-        assert not keeps_originals(source, StoreSettings(), 100, tmp_path)
-        assert keeps_originals(source, ORIGINAL, 100, tmp_path)
+        assert not uses_originals(source, StoreSettings(), 100, tmp_path)
+        assert uses_originals(source, ORIGINAL, 100, tmp_path)
 
     def test_both_ways_open_by_the_settings(self, folder, tmp_path):
         source = Folder(path=str(folder))
