@@ -211,7 +211,7 @@ def not_decoded(undecoded: list[Undecoded]) -> list[str]:
         for split in undecoded
     )
     needed, root = bytes_label(sum(split.num_bytes for split in undecoded)), undecoded[0].root
-    if undecoded[0].stored:
+    if undecoded[0].squares:
         work = f"a run stores {counts} in {root} ({needed})"
     else:
         work = f"a run reads the originals of {counts} and keeps an index in {root} ({needed})"

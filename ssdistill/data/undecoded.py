@@ -31,13 +31,13 @@ class Undecoded(ImageSet):
 
     Attributes:
         images: of the right shape; none of them can be had.
-        stored: whether they will be stored as squares; views are cut from the originals else.
+        squares: whether they will be stored as squares; views are cut from the originals else.
     """
 
     def __init__(
-        self, source: Source, split: str, raw: RawSplit, image_size: int, root: Path, stored: bool
+        self, source: Source, split: str, raw: RawSplit, image_size: int, root: Path, squares: bool
     ):
-        self.source, self.split, self.root, self.stored = source, split, root, stored
+        self.source, self.split, self.root, self.squares = source, split, root, squares
         self._title = raw.title
         self.images = _Unread(len(raw), image_size)
         self.fingerprint = f"not decoded: {split}"
@@ -52,7 +52,7 @@ class Undecoded(ImageSet):
     def num_bytes(self) -> int:
         """Bytes that opening the split for a run adds to the disk."""
         size = self.images.shape[1] * self.images.shape[2] * self.images.shape[3]
-        return len(self) * (size if self.stored else RECORD.itemsize)
+        return len(self) * (size if self.squares else RECORD.itemsize)
 
 
 class _Unread:
