@@ -30,7 +30,7 @@ SOURCES_OF_TEXT = sorted(
 )
 OLD_ON_PURPOSE = {
     "docs/vocabulary.md",
-    "ssdistill/moved.py",
+    "ssdistill/moved/names.py",
     "ssdistill/experiment/renamed_keys.py",
 }
 """Files that are about old names."""

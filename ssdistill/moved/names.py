@@ -1,18 +1,5 @@
-"""Old names of modules: what version 0.1 called otherwise is imported from where it is now.
+"""The tables of what version 0.1 called otherwise."""
 
-Nothing in the package imports by an old name. The table may go with version 1.0.
-"""
-
-import sys
-import warnings
-from collections.abc import Callable, Sequence
-from importlib import import_module
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
-from types import ModuleType
-from typing import Any
-
-PACKAGE = "ssdistill"
 MOVED = {
     "chain.damage": "chain.saliency",
     "chain.pictures": "chain.page_content",
@@ -124,7 +111,13 @@ MOVED = {
 """Old name: new name, both below ``ssdistill``."""
 RENAMED = {
     "chain.damage": {"total_losses": "iterate_total_losses"},
-    "chain.pictures": {"pictures": "page_content"},
+    "chain.evaluation": {
+        "GAUGED": "SAMPLE_FEATURES",
+        "gauged": "label_free_sample",
+        "judge": "evaluate_on",
+    },
+    "chain.latency": {"dense_roles": "uncompressed_roles"},
+    "chain.pictures": {"SHOWN_NEIGHBOURS": "SHOWN_NEIGHBORS", "pictures": "page_content"},
     "chain.plan": {"plan": "plan_stages"},
     "compress.budget": {
         "HALVINGS": "compress.bisection:",
@@ -132,20 +125,41 @@ RENAMED = {
         "search": "compress.bisection:bisect_to_budget",
         "share_of": "relative_cost",
     },
+    "compress.codes.fake_quant": {"SHARES": "RANGE_FRACTIONS"},
     "compress.export": {"Pictures": "Uint8Encoder"},
+    "compress.factors.factorize": {"fast_enough": "options_within_latency"},
+    "compress.factors.ranks": {
+        "by_energy": "cheapest_with_energy",
+        "by_share": "best_within_fraction",
+        "choices_of": "list_choices",
+        "within": "options_saving",
+    },
     "compress.fitting.calls": {
         "ConvArguments": "compress.fitting.arguments:",
         "LinearArguments": "compress.fitting.arguments:",
         "rows_at": "compress.fitting.arguments:",
     },
-    "compress.fitting.observe": {"Watched": "ObservedModel"},
+    "compress.fitting.observe": {
+        "ADDITIONS": "compress.fitting.following:",
+        "PRODUCTS": "compress.fitting.following:",
+        "SAME": "compress.fitting.following:UNCHANGED",
+        "Watched": "ObservedModel",
+    },
     "compress.given": {"check_given": "check_input_model"},
+    "compress.int8.ranges": {"SHARES": "FRACTIONS"},
     "compress.int8.slim": {"slim": "merge_equal_initializers"},
     "compress.keeping": {
         "largest_ratio": "bisect_to_cka",
         "likeness_to": "compress.comparing:cka_with",
     },
+    "compress.restore": {"dense_parent": "uncompressed_parent"},
+    "compress.schedule": {"done": "fraction_reached"},
     "compress.searching.actions": {"Plan": "Allocation", "in_words": "as_json"},
+    "compress.searching.allocate": {
+        "best_uniform": "best_uniform_within",
+        "predicted": "predict_damage",
+        "uniform_plans": "uniform_allocations",
+    },
     "compress.searching.meet": {
         "Share": "compress.comparing:RelativeCost",
         "measuring": "measured_cost",
@@ -154,6 +168,11 @@ RENAMED = {
     "compress.searching.plan_costs": {"PlanCosts": "AllocationCosts"},
     "config": {"validated": "settings.problems:"},
     "data.extra": {"NEEDS_NEIGHBOURS": "NEIGHBOR_VIEWS"},
+    "data.folder": {
+        "FileSplit": "data.file_split:",
+        "TEST_FRACTION_LABELED": "data.holding_out:",
+        "TEST_FRACTION_UNLABELED": "data.holding_out:",
+    },
     "data.geometry": {"resize_centre_crop": "resize_center_crop"},
     "data.mixing": {"centred_box": "centered_box"},
     "data.sources": {
@@ -167,15 +186,23 @@ RENAMED = {
         "Folder": "data.sources.folder:",
         "Npz": "data.sources.npz:",
     },
+    "data.store_writer": {"SECONDS_WITHOUT_BAR": "data.progress:"},
     "distill.bank": {"centring": "centering"},
+    "distill.dropping": {"kept_shares": "losses.base.dropping:kept_weights"},
     "distill.neighbours": {"nearest_neighbours": "nearest_neighbors"},
     "distill.teachers": {"settings_of": "settings_by_loss"},
+    "evaluate.corruptions.weather": {"GREY": "GRAY"},
     "evaluate.gauges.agreement": {"centred_cosine": "centered_cosine"},
     "evaluate.gauges.collapse": {"gauges": "collapse_metrics"},
     "evaluate.gauges.lidar": {"view_gauges": "view_metrics"},
-    "evaluate.nearest": {"has_fast_bf16": "label_free.candidates:", "neighbours": "neighbors"},
+    "evaluate.nearest": {
+        "GROUP": "label_free.candidates:",
+        "has_fast_bf16": "label_free.candidates:",
+        "neighbours": "neighbors",
+    },
     "evaluate.opening.pictures": {"open_pictures": "open_images"},
     "evaluate.probes.supervised": {"LabelledTraining": "LabeledTraining"},
+    "evaluate.protocols": {"Found": "Measurements"},
     "evaluate.rows": {"standardisation": "standardization"},
     "experiment": {"Experiment": "experiment.schema:", "PaperSettings": "experiment.schema:"},
     "foreign.formats": {"recognise": "recognize"},
@@ -187,8 +214,10 @@ RENAMED = {
     "losses.relations": {"standardised": "standardized"},
     "losses.rkd": {"centred_gram": "centered_gram"},
     "losses.srd": {"BatchStandardise": "BatchStandardize"},
+    "measure.before_after": {"NEIGHBOURS": "NEIGHBORS"},
     "measure.turns": {
         "Ratio": "Speedup",
+        "SLOW": "SLOW_SECONDS",
         "Turns": "TimedTurns",
         "ratio": "speedup_of",
         "take_turns": "time_in_turns",
@@ -202,98 +231,27 @@ RENAMED = {
     "probing.tables": {"GAUGES": "LABEL_FREE", "gauges_table": "label_free_table"},
     "record.axes": {"COLOURS": "COLORS"},
     "record.columns": {"GAUGE_COLUMNS": "LABEL_FREE_COLUMNS"},
+    "record.grids": {"Neighbours": "Neighbors"},
     "record.plots": {"GAUGES": "LABEL_FREE", "gauges_side_by_side": "label_free_side_by_side"},
     "record.rankings": {"GAUGES": "LABEL_FREE"},
     "record.run": {"SCHEMA": "record.run_record:"},
     "record.tensorboard": {"TensorboardMirror": "TensorboardLogger"},
     "record.tracker": {
+        "CLOUD": "record.wandb_environment:",
+        "CONNECT_SECONDS": "record.wandb_logger:",
         "Mirror": "Logger",
         "TensorboardMirror": "record.tensorboard:TensorboardLogger",
         "WandbMirror": "record.wandb_logger:WandbLogger",
+        "log": "record.wandb_logger:",
         "mirrored_config": "record.wandb_logger:logged_config",
     },
     "record.verdict": {"judge": "check_claims"},
+    "runtimes.torch_export": {
+        "WORDS": "artifacts.runtimes.exported_archive:",
+        "harmless": "artifacts.runtimes.exported_archive:",
+        "refuse_code": "artifacts.runtimes.exported_archive:checked_archive",
+    },
     "teachers": {"Pictures": "ImageSpec"},
     "terminal": {"show": "terminal.console:"},
 }
 """Old module: its names that are called otherwise, or elsewhere: ``module:name``, ``module:``."""
-
-
-class OldNames(MetaPathFinder, Loader):
-    """Finds modules by the names they had in version 0.1."""
-
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        """The place of ``name`` if it is the old name of a module, else None."""
-        package, _, old = name.partition(".")
-        if package != PACKAGE or old not in MOVED:
-            return None
-        return ModuleSpec(name, self, is_package=any(m.startswith(f"{old}.") for m in MOVED))
-
-    def exec_module(self, module: ModuleType) -> None:
-        """Let ``module`` stand for the one that has its content now."""
-        old = module.__name__.removeprefix(f"{PACKAGE}.")
-        new = import_module(f"{PACKAGE}.{MOVED[old]}")
-        _notify(old, MOVED[old])
-
-        def attribute(name: str) -> Any:
-            return getattr(*_present(old, name, new))
-
-        module.__getattr__ = attribute  # type: ignore[method-assign]
-
-
-class RenamedContent(MetaPathFinder):
-    """Finds modules that are where they were in version 0.1, and adds their old names."""
-
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        """The spec of ``name`` if something in it is called otherwise now, else None."""
-        package, _, old = name.partition(".")
-        if package != PACKAGE or old not in RENAMED or old in MOVED:
-            return None
-        spec = PathFinder.find_spec(name, path, target)
-        if spec is not None and spec.loader is not None:
-            run = spec.loader.exec_module
-
-            def exec_module(module: ModuleType) -> None:
-                run(module)
-                module.__getattr__ = _old_names(old, module)  # type: ignore[method-assign]
-
-            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        return spec
-
-
-def _old_names(old: str, module: ModuleType) -> Callable[[str], Any]:
-    """What ``__getattr__`` of a module does that is where it was."""
-
-    def attribute(name: str) -> Any:
-        if name not in RENAMED[old]:
-            raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
-        place, now = _present(old, name, module)
-        _notify(f"{old}.{name}", f"{place.__name__.removeprefix(f'{PACKAGE}.')}.{now}")
-        return getattr(place, now)
-
-    return attribute
-
-
-def _present(old: str, name: str, new: ModuleType) -> tuple[ModuleType, str]:
-    """The module that has what ``name`` was in the module ``old``, and its name there."""
-    elsewhere, _, now = RENAMED.get(old, {}).get(name, name).rpartition(":")
-    return import_module(f"{PACKAGE}.{elsewhere}") if elsewhere else new, now or name
-
-
-def _notify(old: str, new: str) -> None:
-    warnings.warn(
-        f"{PACKAGE}.{old} is now {PACKAGE}.{new}; the old name will go with version 1.0",
-        FutureWarning,
-        stacklevel=3,
-    )
-
-
-def install() -> None:
-    """Let old names be imported; modules that exist are found before :class:`OldNames` is asked."""
-    if not any(isinstance(finder, OldNames) for finder in sys.meta_path):
-        sys.meta_path.append(OldNames())
-        sys.meta_path.insert(0, RenamedContent())
