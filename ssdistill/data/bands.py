@@ -1,4 +1,4 @@
-"""Check the bands of RGB, gray and CMYK images, and the pages of TIFFs, before any is lost."""
+"""Detect bands and pages that Pillow would silently drop."""
 
 from typing import IO, TYPE_CHECKING, Any, cast
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 BITS, PHOTOMETRIC, SAMPLES, EXTRA, SUBFILE = 258, 262, 277, 338, 254
 """TIFF tags."""
 COLORS = {2: 3, 5: 4, 6: 3, 8: 3, 9: 3, 10: 3}
-"""Bands that are colors, by TIFF's photometric interpretation; the others have one."""
+"""Number of color bands by TIFF photometric interpretation; all others have one."""
 ALPHA = ((1,), (2,), (999,))
-"""Values of TIFF's ExtraSamples that declare one alpha band; the last is Corel's."""
+"""Values of the TIFF tag ExtraSamples that declare one alpha band; the last is Corel's."""
 HEAD = 1 << 16
 
 
 def check_bands(image: Image.Image) -> None:
-    """Raise BadImage if Pillow would drop a band or half of the bits of a color.
+    """Check that Pillow would drop neither a band nor half of the bits of a color.
 
     Raises:
         BadImage: a band that is neither a color nor declared as alpha, or 16-bit color that
@@ -30,7 +30,7 @@ def check_bands(image: Image.Image) -> None:
     elif image.format == "JPEG2000" and image.mode in ("RGBA", "LA"):
         file: IO[bytes] = cast("Any", image).fp
         file.seek(0)
-        # The box that says what each channel is.
+        # The box that defines the channels.
         if b"cdef" not in file.read(HEAD):
             raise BadImage(_undeclared(len(image.mode), 1))
 
@@ -43,12 +43,12 @@ def _check_tiff(image: Image.Image) -> None:
     if surplus > 0 and not declared:
         raise BadImage(_undeclared(samples, surplus))
     if samples > 1 and max(tags.get(BITS, (8,))) > 8:
-        raise BadImage("a 16-bit color TIFF, which would be cut to 8 bits; save it as 16-bit PNG")
+        raise BadImage("a 16-bit color TIFF, which would lose 8 bits; save it as a 16-bit PNG")
 
 
 def _undeclared(bands: int, surplus: int) -> str:
-    which = "one of them is" if surplus == 1 else f"{surplus} of them are"
-    return f"{bands} bands, {which} neither a color nor declared as alpha; save it as RGB or gray"
+    extra = "one of which is" if surplus == 1 else f"{surplus} of which are"
+    return f"{bands} bands, {extra} neither a color nor declared as alpha; save it as RGB or gray"
 
 
 def is_stack(image: Image.Image) -> bool:

@@ -10,32 +10,32 @@ IGNORE = "set data.labels=none to ignore them"
 
 
 def class_labels(labels: Any, name: str, count: int | None = None) -> np.ndarray:
-    """Labels as (N,) int64.
+    """Return labels as (N,) int64.
 
-    A column (N, 1) is flattened, and floats that are whole numbers are taken as such.
+    A column (N, 1) is flattened; floats without a fractional part are converted.
 
     Args:
-        labels: anything that becomes an array.
-        name: their name in messages; a plural.
+        labels: an array, or a sequence.
+        name: their name in messages, a plural.
         count: number of images, if known.
 
     Raises:
-        UserError: several labels per image, text, Python objects, another number than
-            ``count``, or values that are no whole numbers from 0.
+        UserError: several labels per image, text, Python objects, a number of labels other than
+            ``count``, or values that are not whole numbers from 0.
     """
     values = np.asarray(labels)
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
-    facts = f"they are {values.dtype} of {' x '.join(map(str, values.shape)) or 'no shape'}"
+    facts = f"they are {values.dtype} of shape {' x '.join(map(str, values.shape)) or '()'}"
     if values.ndim > 1:
         raise UserError(
-            f"{name} must be one whole number for each image, {facts}, several per image: "
+            f"{name} must be one whole number per image, but {facts}, several per image: "
             f"{_several(values)}"
         )
     if values.ndim != 1 or len(values) != (len(values) if count is None else count):
-        of = "each image" if count is None else f"each of the {count} images"
+        images = "image" if count is None else f"image ({count} images)"
         raise UserError(
-            f"{name} must be one whole number for {of}, {facts}; correct them, or {IGNORE}"
+            f"{name} must be one whole number per {images}, but {facts}; correct them, or {IGNORE}"
         )
     return _whole(values, name, facts)
 
@@ -52,7 +52,7 @@ def _several(values: np.ndarray) -> str:
 def _whole(values: np.ndarray, name: str, facts: str) -> np.ndarray:
     if values.dtype.kind not in "biuf":
         raise UserError(
-            f"{name} must be one whole number for each of the {len(values)} images, {facts}; "
+            f"{name} must be one whole number per image ({len(values)} images), but {facts}; "
             f"number the classes from 0 (store their names in class_names), or {IGNORE}"
         )
     if values.dtype.kind == "b":
@@ -60,13 +60,13 @@ def _whole(values: np.ndarray, name: str, facts: str) -> np.ndarray:
     if values.dtype.kind == "f":
         broken = ~np.isfinite(values)
         fractions = ~broken & (values != np.floor(np.where(broken, 0, values)))
-        for wrong, what in ((broken, "NaN or infinite"), (fractions, "fractions")):
+        for wrong, problem in ((broken, "NaN or infinite"), (fractions, "fractions")):
             if wrong.any():
                 first = int(wrong.argmax())
                 raise UserError(
-                    f"{name} must be whole numbers, and {int(wrong.sum())} of {len(values)} are "
-                    f"{what} (first: {values[first]} of image {first}, {values.dtype}); correct "
-                    f"them, or {IGNORE}"
+                    f"{name} must be whole numbers, but {int(wrong.sum())} of {len(values)} are "
+                    f"{problem} (first: {values[first]} of image {first}, {values.dtype}); "
+                    f"correct them, or {IGNORE}"
                 )
     if len(values) and values.max() >= 2**63:
         raise UserError(
@@ -75,8 +75,8 @@ def _whole(values: np.ndarray, name: str, facts: str) -> np.ndarray:
     if len(values) and values.min() < 0:
         negative = int((values < 0).sum())
         raise UserError(
-            f"{name} must be one whole number from 0 for each image, {negative} of {len(values)} "
-            f"are negative (smallest {values.min()}, which often means unlabeled); remove those "
-            f"images, or {IGNORE}"
+            f"{name} must be whole numbers from 0, but {negative} of {len(values)} are negative "
+            f"(smallest: {values.min()}, which often means unlabeled); remove those images, or "
+            f"{IGNORE}"
         )
     return values.astype(np.int64)

@@ -1,4 +1,4 @@
-"""A split of a list: labels and weights are read from the list when they are wanted."""
+"""A split of a list, whose labels and weights are read on demand."""
 
 import re
 from array import array
@@ -18,13 +18,13 @@ WHOLE = re.compile(r"[+-]?\d{1,18}")
 
 
 class ListClasses:
-    """Classes of all rows of a list; read once, when first wanted.
+    """Classes of all rows of a list, read on first use.
 
     Args:
-        rows: gives the label of each row, as text.
-        name: of image i of the list, for messages.
+        rows: returns the label of each row, as text.
+        name: returns the name of image i of the list, for messages.
         title: of the list in messages.
-        used_N: (N,) bool, the rows that are images of a split.
+        used_N: (N,) bool, the rows whose images are in a split.
         separator: between several labels of one image.
     """
 
@@ -38,22 +38,22 @@ class ListClasses:
     ):
         self._rows, self._name, self._title = rows, name, title
         self._used_N, self._separator = used_N, separator
-        self._known: tuple[np.ndarray, tuple[str, ...] | None] | None = None
+        self._classes: tuple[np.ndarray, tuple[str, ...] | None] | None = None
 
     @property
     def names(self) -> tuple[str, ...] | None:
-        """Names by label; None for numbers, and before any label was read."""
-        return self._known[1] if self._known else None
+        """Names by label; None for numeric labels, and before labels are read."""
+        return self._classes[1] if self._classes else None
 
     def labels(self) -> np.ndarray:
-        """Return (N,) int64 of all rows; -1 where a row is in no split.
+        """Return the label of each row, (N,) int64, or -1 for rows in no split.
 
         Raises:
-            UserError: images without a label, or with several.
+            UserError: an image has no label, or several.
         """
-        if self._known is None:
-            self._known = self._read()
-        return self._known[0]
+        if self._classes is None:
+            self._classes = self._read()
+        return self._classes[0]
 
     def _read(self) -> tuple[np.ndarray, tuple[str, ...] | None]:
         codes, position = array("i"), dict[str, int]()
@@ -64,7 +64,7 @@ class ListClasses:
             raise UserError(f"{self._title} has changed since it was read; run the command again")
         used = np.unique(code_N[self._used_N]).tolist()
         texts = list(position)
-        label_of = {code: self._one(texts[code], code, code_N) for code in used}
+        label_of = {code: self._single(texts[code], code, code_N) for code in used}
         value_K = np.full(len(texts), -1, dtype=np.int64)
         names = None
         numbers = _numbers(list(label_of.values()))
@@ -76,12 +76,12 @@ class ListClasses:
             value_K[used] = [order[label] for label in label_of.values()]
         return value_K[code_N], names
 
-    def _one(self, text: str, code: int, code_N: np.ndarray) -> str:
-        """Return the only label in a text."""
+    def _single(self, text: str, code: int, code_N: np.ndarray) -> str:
+        """Return the only label in a text; raise UserError if there are none or several."""
         marks = [BETWEEN] if self._separator is None else [BETWEEN, self._separator]
         parts = [text]
         for mark in marks:
-            parts = [part for whole in parts for part in whole.split(mark)]
+            parts = [piece for part in parts for piece in part.split(mark)]
         parts = [part.strip() for part in parts if part.strip()]
         if len(parts) == 1:
             return parts[0]
@@ -99,7 +99,7 @@ class ListClasses:
 
 
 def _numbers(texts: list[str]) -> np.ndarray | None:
-    """Return labels that are all numbers as such; None for names."""
+    """Return labels as numbers if all are numeric; None for names."""
     if all(WHOLE.fullmatch(text) for text in texts):
         return np.array([int(text) for text in texts], dtype=np.int64)
     try:
@@ -112,12 +112,12 @@ class ListSplit(FileSplit):
     """Images of a list.
 
     Args:
-        title: the split in messages.
+        title: name of the split in messages.
         root: folder that relative paths start from.
         names: paths of the images.
         row_N: (N,) their rows in the list.
-        classes: of all rows; None if unlabeled.
-        weights: gives the weight of each row of the list, as text; None if there are none.
+        classes: of all rows of the list; None if unlabeled.
+        weights: returns the weight of each row of the list, as text; None if there are none.
     """
 
     def __init__(
@@ -146,10 +146,10 @@ class ListSplit(FileSplit):
         return self._classes.names if self._classes else None
 
     def weights(self) -> np.ndarray | None:
-        """Return (N,) float64, how much each image counts; None if the list does not say.
+        """Return the weights of images, (N,) float64; None if the list has none.
 
         Raises:
-            UserError: a weight that is negative or no number.
+            UserError: a weight is negative, or not a finite number.
         """
         if self._weights is None:
             return None
@@ -161,7 +161,7 @@ class ListSplit(FileSplit):
                 weights.append(-1.0)
             if not 0 <= weights[-1] < float("inf"):
                 raise UserError(
-                    f"{self.title}: weight {shown(text)[:40]!r} of row {number + 1} must be a "
-                    "number from 0; correct it, or set data.weight_column=none"
+                    f"{self.title}: the weight {shown(text)[:40]!r} in row {number + 1} must be a "
+                    "non-negative number; correct it, or set data.weight_column=none"
                 )
         return np.frombuffer(weights, dtype=np.float64)[self.row_N]

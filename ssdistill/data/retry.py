@@ -1,4 +1,4 @@
-"""Reading again what failed for reasons that pass: a slow disk, a network that was away."""
+"""Retry reads that fail for transient reasons, such as a slow disk or a network outage."""
 
 import logging
 import time
@@ -12,26 +12,26 @@ log = logging.getLogger(__name__)
 
 PAUSES = (0.1, 1.0, 5.0)
 """Seconds before the second, third and fourth attempt."""
-LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-"""Errors that no second attempt mends."""
+PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+"""Errors for which a retry is useless."""
 T = TypeVar("T")
 
 
 def retried(read: Callable[[int], T], row: int, name: str) -> T:
-    """Return ``read(row)``; after a failure of the system, try again with longer and longer pauses.
+    """Return ``read(row)``; retry with increasing pauses if the system fails.
 
     Raises:
-        BadImage: it failed every time, or the image itself is at fault.
+        BadImage: all attempts failed, or the error is permanent.
     """
     for pause in (*PAUSES, None):
         try:
             return read(row)
-        except LASTING as error:
+        except PERMANENT as error:
             raise BadImage(error.strerror or one_line(error)) from error
         except OSError as error:
             reason = error.strerror or one_line(error)
             if pause is None:
-                raise BadImage(f"{reason}, {len(PAUSES) + 1} times") from error
-            log.warning("%s: %s; reading it again in %g s", shown(name), reason, pause)
+                raise BadImage(f"{reason}, in {len(PAUSES) + 1} attempts") from error
+            log.warning("%s: %s; retrying in %g s", shown(name), reason, pause)
             time.sleep(pause)
     raise AssertionError("unreachable")

@@ -11,9 +11,9 @@ from ssdistill.settings.registry import SOURCES
 MAX_PIXELS = 89_478_485
 """Pillow's default limit: a quarter of a gigabyte of RGB."""
 LARGEST_SIDE = 8192
-"""Pixels a side of a stored image; no network takes more."""
+"""Largest side of a stored image, in pixels."""
 LATER = ("window", "labels", "max_pixels", "pixels")
-"""Settings that version 0.1 did not have; at their defaults they are excluded from hashes."""
+"""Settings added after version 0.1; at their defaults they are excluded from hashes."""
 
 
 def _rising(window: Any) -> Any:
@@ -24,20 +24,19 @@ def _rising(window: Any) -> Any:
 
 
 class StoreSettings(Settings):
-    """How a source's images are stored, and which are read.
+    """How to read and store the images of a source.
 
     Args:
-        image_size: side of the stored squares in pixels; null takes the source's own default.
-        max_bad: largest fraction of unreadable images that is skipped rather than refused.
-        window: of images with more than 8 bits, the values that are stored as black and white:
-            ``[low, high]``; ``auto``, from the smallest to the largest value of the training
-            images (of arrays of fractions, [0, 1]); or ``full``, all that the type can hold.
-        labels: ``none`` ignores the labels; ``auto`` takes those the source has.
-        max_pixels: an image with more pixels is not decoded and counts as unreadable.
-        pixels: ``stored`` decodes every image once, to a square that all views are cut from;
-            ``original`` keeps the files, decodes an image whenever it is read, and cuts views from
-            the whole of it; ``auto`` stores images of up to 96 pixels, what is an array anyway,
-            and what is stored already.
+        image_size: side of the stored squares in pixels; null means the default of the source.
+        max_bad: largest fraction of unreadable images to skip; more of them are an error.
+        window: for images of more than 8 bits, the values that map to black and white:
+            ``[low, high]``; ``auto`` for the smallest and largest value of the training images
+            ([0, 1] for arrays of floats); or ``full`` for the whole range of the data type.
+        labels: ``none`` ignores labels; ``auto`` uses those of the source, if any.
+        max_pixels: images with more pixels are not decoded, and count as unreadable.
+        pixels: ``stored`` decodes every image once, to a square that all views are cropped from;
+            ``original`` decodes an image whenever it is read, and crops views from the whole of
+            it; ``auto`` stores arrays, images of up to 96 pixels, and those already stored.
     """
 
     image_size: Annotated[int, Field(gt=0, le=LARGEST_SIDE)] | None = None

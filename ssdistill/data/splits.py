@@ -1,4 +1,4 @@
-"""An image source: two splits, with labels on request only."""
+"""Base classes of image sources and their splits; labels are read on request only."""
 
 import inspect
 from abc import ABC, abstractmethod
@@ -18,7 +18,7 @@ SPLITS = ("train", "test")
 
 
 class RawSplit(ABC):
-    """Images of any size, as in the source; ``title`` names the split in messages."""
+    """Images in their original size; ``title`` names the split in messages."""
 
     title: str
 
@@ -27,10 +27,10 @@ class RawSplit(ABC):
 
     @abstractmethod
     def image(self, i: int) -> np.ndarray:
-        """Return image ``i`` as (H, W, 3) uint8 RGB, or its own values if it has more bits.
+        """Return image ``i`` as (H, W, 3) uint8 RGB, or raw values of more than 8 bits.
 
-        The latter are what :func:`ssdistill.data.deep_pixels.render` takes. Raises BadImage where
-        it cannot be read.
+        :func:`ssdistill.data.deep_pixels.render` accepts the latter. Raises BadImage if the image
+        cannot be read.
         """
 
     @abstractmethod
@@ -41,23 +41,23 @@ class RawSplit(ABC):
         """Return a cheap key that changes whenever the images change; independent of labels."""
 
     def array(self) -> np.ndarray | None:
-        """Return all images as (N, H, W, 3) uint8 if they are in memory anyway, else None."""
+        """Return all images as (N, H, W, 3) uint8 if they are one array, else None."""
         return None
 
     def encoded(self) -> Any:
-        """Return the split that reads encoded images, an ``EncodedSplit``; None of others."""
+        """Return this split as an ``EncodedSplit`` if its images are encoded, else None."""
         return None
 
     def deep_rows(self) -> Sequence[int]:
-        """Return the rows of images of more than 8 bits a channel; decodes nothing."""
+        """Return the rows of images of more than 8 bits per channel, without decoding any."""
         return []
 
     def auto_window(self, low: float, high: float) -> Window:
-        """Return the default window through which values from ``low`` to ``high`` become bytes."""
+        """Return the default window for values from ``low`` to ``high``."""
         return low, high
 
     def notes(self) -> list[str]:
-        """Return a phrase for each image read of which something was ignored."""
+        """Return a phrase for each image that was read only in part, such as animations."""
         return []
 
     def labels(self) -> np.ndarray:
@@ -66,7 +66,7 @@ class RawSplit(ABC):
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """Names by label; None if the source cannot give them without reading labels."""
+        """Names by label; None if the source does not know them without reading labels."""
         return None
 
 
@@ -74,9 +74,9 @@ class ArraySplit(RawSplit):
     """Images of one array, loaded on first use.
 
     Args:
-        images: gives (N, H, W, 3) or (N, H, W): uint8, or other numbers for a window.
-        labels: gives (N,) integers; None for unlabeled images.
-        classes: gives the class names, if they are known apart from the labels.
+        images: returns (N, H, W, 3) or (N, H, W): uint8, or other numbers for a window.
+        labels: returns (N,) integers; None for unlabeled images.
+        classes: returns the class names; None if only the labels tell them.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class ArraySplit(RawSplit):
 
     @cached_property
     def _images(self) -> np.ndarray:
-        """(N, H, W, 3) uint8; of another type (N, H, W) or (N, H, W, 3)."""
+        """(N, H, W, 3) uint8; of other types also (N, H, W)."""
         images = self._load()
         if images.ndim == 3 and images.dtype == np.uint8:
             return np.broadcast_to(images[..., None], (*images.shape, 3))
@@ -114,14 +114,14 @@ class ArraySplit(RawSplit):
         return [] if self._images.dtype == np.uint8 else list(range(len(self)))
 
     def auto_window(self, low: float, high: float) -> Window:
-        """Return [0, 1] for floats and booleans, the range of the values for integers."""
+        """Return [0, 1] for floats and booleans, the range of values for integers."""
         if self._images.dtype.kind == "b":
             return 0.0, 1.0
         if self._images.dtype.kind != "f":
             return low, high
         if low < 0 or high > 1:
             raise UserError(
-                f"{self.title}: {self._images.dtype} pixels from {low:g} to {high:g} exceed "
+                f"{self.title}: {self._images.dtype} pixels range from {low:g} to {high:g}, beyond "
                 f"[0, 1]; set data.window=[{low:g}, {high:g}], or to the values of black and "
                 "white"
             )
@@ -148,12 +148,12 @@ class ArraySplit(RawSplit):
 class Source(ABC):
     """Base class of image sources; nothing is read before ``split`` is called.
 
-    Keyword-only constructor arguments are the config, and each is kept as an attribute of the
-    same name. A subclass sets ``kind``, ``has_labels``, ``default_image_size`` (pixels a side,
-    used where the config leaves ``data.image_size`` open) and ``description``; where views for
-    natural images would be wrong, also ``default_recipe``, the name of a view recipe; and
-    where there may be no test images, ``has_test``. ``later`` names arguments that the kind of
-    version 0.1 did not have; at their defaults they are no part of ``settings`` or of a hash.
+    Keyword-only constructor arguments are config keys, stored as attributes of the same name.
+    Subclasses set ``kind``, ``has_labels``, ``default_image_size`` (side in pixels, for configs
+    without ``data.image_size``) and ``description``; ``default_recipe``, the name of a view
+    recipe, if views for natural images would be wrong; and ``has_test`` if there may be no test
+    images. ``later`` lists arguments added after version 0.1, which at their defaults are not
+    part of ``settings`` and hashes.
     """
 
     kind: ClassVar[str]
@@ -168,7 +168,7 @@ class Source(ABC):
         """Return the ``train`` or ``test`` images.
 
         Raises:
-            UserError: another name, or the source's files are missing or not as expected.
+            UserError: the name is unknown, or files of the source are missing or invalid.
         """
         if name not in SPLITS:
             raise UserError(f"unknown split '{name}'{nearest(name, SPLITS)}; choose train or test")
@@ -178,12 +178,12 @@ class Source(ABC):
     def _split(self, name: str) -> RawSplit: ...
 
     def warnings(self, labels: bool) -> tuple[str, ...]:
-        """Return warnings about likely misreadings, one line each; ``labels``: are they read?"""
+        """Return warnings, one line each, including those about labels if these are read."""
         return ()
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The keyword-only constructor arguments of this source, as they enter hashes."""
+        """The keyword-only constructor arguments of this source that are part of hashes."""
         defaults = inspect.signature(type(self).__init__).parameters
         values = settings_of(self)
         return {
@@ -194,10 +194,10 @@ class Source(ABC):
 
 
 class Unlabeled(Source):
-    """A source without its labels: the same images in the same splits.
+    """A source with its labels hidden.
 
     Args:
-        source: only images are read from it.
+        source: of the images.
     """
 
     kind: str
@@ -265,4 +265,6 @@ class _UnlabeledSplit(RawSplit):
         return self._split_data.notes()
 
     def labels(self) -> np.ndarray:
-        raise UserError(f"{self.title}: labels are disabled by data.labels=none")
+        raise UserError(
+            f"{self.title}: labels are disabled by data.labels=none; set data.labels=auto"
+        )

@@ -1,4 +1,4 @@
-"""Images of which only the number is known: what a plan is made from before any is decoded."""
+"""Images that have not been decoded, for dry runs: only their number is known."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,18 +20,18 @@ from ssdistill.data.store import check_space, find_store
 from ssdistill.errors import UserError, shown
 
 PROVISIONAL = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
-"""Mean and standard deviation that networks are tried with until those of the images are known."""
+"""Mean and standard deviation until those of the images are measured."""
 
 
 class Undecoded(ImageSet):
-    """One split of which no pixel has been read; unreadable images are still counted.
+    """One split whose pixels have not been read; its size includes unreadable images.
 
-    Mean, standard deviation and fingerprint are provisional, so no hash of a stage that contains
-    them is one that a run would have.
+    Mean, standard deviation and fingerprint are provisional, so stage hashes that contain them
+    differ from those of a run.
 
     Attributes:
-        images: of the right shape; none of them can be had.
-        squares: whether they will be stored as squares; views are cut from the originals else.
+            images: has the right shape, but cannot be indexed.
+        squares: whether a run would store squares, rather than crop views from originals.
     """
 
     def __init__(
@@ -50,13 +50,13 @@ class Undecoded(ImageSet):
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that opening the split for a run adds to the disk."""
+        """Bytes that a run would write when it opens the split."""
         size = self.images.shape[1] * self.images.shape[2] * self.images.shape[3]
         return len(self) * (size if self.squares else RECORD.itemsize)
 
 
 class _Unread:
-    """Shape and type of an array (N, side, side, 3) of uint8 that is not there."""
+    """Placeholder with the shape and type of an array (N, side, side, 3) of uint8."""
 
     dtype = np.dtype(np.uint8)
     ndim = 4
@@ -68,20 +68,21 @@ class _Unread:
         return self.shape[0]
 
     def __getitem__(self, key: object) -> np.ndarray:
-        raise RuntimeError("images that are not decoded have no pixels")
+        raise RuntimeError("the pixels have not been read; open the images for a run first")
 
 
 def known_stores(
     source: Source, settings: StoreSettings, image_size: int, root: Path, workers: int | None = None
 ) -> dict[str, ImageSet]:
-    """Open what :func:`ssdistill.data.opening.open_stores` made before; decode and write nothing.
+    """Open training and test images as far as possible without decoding or writing anything.
 
     Returns:
-        the training and test images; :class:`Undecoded` where a run would have to decode them.
+        as :func:`ssdistill.data.opening.open_stores`, with :class:`Undecoded` for splits that a
+        run would have to decode.
 
     Raises:
-        UserError: whatever the source raises when it is listed, what is wrong with a store, no
-            image at all, or a disk with too little space for those that would be stored.
+        UserError: whatever the source or the store raises, a split without images, or too little
+            disk space for images to store.
     """
     stored = not uses_originals(source, settings, image_size, root)
     opened: dict[str, ImageSet] = {}
@@ -101,11 +102,11 @@ def known_stores(
 
 
 def _existing(folder: Path) -> Path:
-    """Return the folder, or the closest one above it that is there."""
+    """Return the folder, or its closest existing parent."""
     folder = Path(folder).absolute()
-    return next(place for place in (folder, *folder.parents) if place.is_dir())
+    return next(path for path in (folder, *folder.parents) if path.is_dir())
 
 
 def undecoded_of(images: Iterable[ImageSet]) -> list[Undecoded]:
-    """Return the splits of which nothing has been read, each once."""
+    """Return the splits that have not been decoded, each once."""
     return [*dict.fromkeys(split for split in images if isinstance(split, Undecoded))]

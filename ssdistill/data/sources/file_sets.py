@@ -1,4 +1,4 @@
-"""Data sets of image files that torchvision downloads and lists; files are read one by one."""
+"""Data sets of image files that torchvision downloads and lists."""
 
 from collections.abc import Callable
 from functools import cached_property
@@ -18,7 +18,7 @@ class ListedFiles(RawSplit):
     """Image files listed by a data set, read on demand.
 
     Args:
-        load: gives files, labels and class names; called when one of them is first needed.
+        load: returns files, labels and class names; called on first use.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class ListedFiles(RawSplit):
 class _Files(Torchvision):
     """Base class of sources with image files of many sizes, stored as 64-pixel squares by default.
 
-    A subclass sets ``parts``, torchvision's names of what makes up ``train`` and ``test``.
+    Subclasses set ``parts``, torchvision's names of the splits in ``train`` and ``test``.
     """
 
     default_image_size = 64
@@ -65,7 +65,7 @@ class _Files(Torchvision):
     more: ClassVar[dict[str, Any]] = {}
 
     def _checksum(self) -> str:
-        """Checksums of the archives, by which torchvision identifies its files."""
+        """Return torchvision's checksums of its archives, which identify the files."""
         return str(self.library_class._MD5)
 
     def _split(self, name: str) -> RawSplit:
@@ -77,14 +77,14 @@ class _Files(Torchvision):
                 data_set = self.load({"split": part, **self.more})
                 files += getattr(data_set, "_image_files", None) or data_set._images
                 labels += data_set._labels
-                named = tuple(data_set.classes) if hasattr(data_set, "classes") else None
-                if classes not in (None, named):
+                part_classes = tuple(data_set.classes) if hasattr(data_set, "classes") else None
+                if classes not in (None, part_classes):
                     raise UserError(
-                        f"data.kind={self.kind}: its parts {', '.join(self.parts[name])} in root "
-                        f"'{self.root}' list different classes; delete the folder to download it "
+                        f"data.kind={self.kind}: the parts {', '.join(self.parts[name])} in root "
+                        f"'{self.root}' have different classes; delete the folder to download it "
                         "again"
                     )
-                classes = named
+                classes = part_classes
             return files, labels, classes
 
         identity = f"{self._checksum()} {self.parts[name]} {self.more}"
@@ -95,7 +95,7 @@ class Flowers102(_Files):
     """Oxford Flowers, 102 classes: 2040 train (its train and val) and 6149 test images.
 
     Args:
-        root: folder of the files; they are downloaded there when missing.
+        root: folder of the files, which are downloaded if missing.
     """
 
     kind = "flowers102"
@@ -111,7 +111,7 @@ class Pets(_Files):
     """Oxford-IIIT Pets, 37 breeds: 3680 train (its trainval) and 3669 test images.
 
     Args:
-        root: folder of the files; they are downloaded there when missing.
+        root: folder of the files, which are downloaded if missing.
     """
 
     kind = "pets"
@@ -127,7 +127,7 @@ class Dtd(_Files):
     """Describable Textures, 47 classes, its first split: 3760 train (train and val), 1880 test.
 
     Args:
-        root: folder of the files; they are downloaded there when missing.
+        root: folder of the files, which are downloaded if missing.
     """
 
     kind = "dtd"
@@ -141,7 +141,7 @@ class Food101(_Files):
     """Food-101, 101 dishes: 75,750 train and 25,250 test images.
 
     Args:
-        root: folder of the files; they are downloaded there when missing.
+        root: folder of the files, which are downloaded if missing.
     """
 
     kind = "food101"

@@ -67,7 +67,7 @@ class Food101Settings(StoreSettings):
     root: str = ...
 
 class Hdf5Settings(StoreSettings):
-    """Datasets of one HDF5 file."""
+    """Images in datasets of an HDF5 file."""
 
     kind: Literal["hdf5"] = ...
     path: str
@@ -81,7 +81,7 @@ class Hdf5Settings(StoreSettings):
     test_fraction: float | None = ...
 
 class HuggingFaceSettings(StoreSettings):
-    """A data set of Hugging Face's ``datasets``, map-style, whose images stay encoded."""
+    """A map-style data set of Hugging Face's ``datasets``, whose images stay encoded."""
 
     kind: Literal["hf"] = ...
     path: str
@@ -94,7 +94,7 @@ class HuggingFaceSettings(StoreSettings):
     test_fraction: float | None = ...
 
 class FileListSettings(StoreSettings):
-    """Image files named by a list: ``.csv``, ``.tsv``, ``.parquet``, or text with a path a line."""
+    """Image files named by a list: ``.csv``, ``.tsv``, ``.parquet``, or one path per line."""
 
     kind: Literal["list"] = ...
     path: str
@@ -110,7 +110,7 @@ class FileListSettings(StoreSettings):
     test_fraction: float | None = ...
 
 class LmdbSettings(StoreSettings):
-    """Encoded images in an LMDB database, one under each key."""
+    """Encoded images in an LMDB database, one per key."""
 
     kind: Literal["lmdb"] = ...
     path: str
@@ -122,7 +122,7 @@ class LmdbSettings(StoreSettings):
     test_fraction: float | None = ...
 
 class NpySettings(StoreSettings):
-    """Arrays in ``.npy`` files, one for each part, read from disk as they are wanted."""
+    """Arrays in ``.npy`` files, one per split, memory-mapped from disk."""
 
     kind: Literal["npy"] = ...
     path: str
@@ -133,7 +133,7 @@ class NpySettings(StoreSettings):
     test_fraction: float | None = ...
 
 class NpzSettings(StoreSettings):
-    """Arrays in one ``.npz`` file, named as in MedMNIST or in another usual way."""
+    """Arrays in an ``.npz`` file, named as in MedMNIST or in another usual way."""
 
     kind: Literal["npz"] = ...
     path: str
@@ -174,7 +174,7 @@ class SvhnSettings(StoreSettings):
     root: str = ...
 
 class TarSettings(StoreSettings):
-    """Tar archives as WebDataset writes them, on a disk or elsewhere."""
+    """Tar archives as written by WebDataset, on local disks or remote storage."""
 
     kind: Literal["tar"] = ...
     path: str | tuple[str, ...]

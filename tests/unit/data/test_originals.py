@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from image_files import SIZES, smooth_noise, write_images
 from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
@@ -23,25 +24,13 @@ from ssdistill.data.view_plan import ViewPlan
 from ssdistill.data.views import view_parameters
 from ssdistill.errors import UserError
 
-SIZES = [(40, 60), (64, 33), (50, 50), (31, 90), (45, 45), (60, 41), (38, 52), (70, 30)]
 PLAIN = ViewRecipe(scale=(0.2, 1.0), flip=0.0)
 ORIGINAL = StoreSettings(pixels="original")
 
 
-def picture_of(seed: int, height: int, width: int) -> np.ndarray:
-    """Smooth noise, which JPEG and resizing treat as they treat photographs."""
-    rng = np.random.default_rng(seed)
-    coarse = rng.integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), dtype=np.uint8)
-    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    path = tmp_path / "images"
-    path.mkdir()
-    for n, (height, width) in enumerate(SIZES):
-        Image.fromarray(picture_of(n, height, width)).save(path / f"{n}.png")
-    return path
+    return write_images(tmp_path / "images")
 
 
 @pytest.fixture
@@ -183,7 +172,7 @@ def test_the_fingerprint_is_of_the_content_not_of_its_time_or_name(folder, tmp_p
     (folder / "7.png").rename(folder / "8.png")
     assert fingerprint() == first
     assert fingerprint(17) != first
-    Image.fromarray(picture_of(99, *SIZES[0])).save(folder / "0.png")
+    Image.fromarray(smooth_noise(99, *SIZES[0])).save(folder / "0.png")
     assert fingerprint() != first
 
 
@@ -248,7 +237,7 @@ class TestImagesThatCannotBeRead:
         crops_BCHW = originals.cut(np.arange(8), [boxes_of(originals)], [8])[0]
         assert torch.equal(crops_BCHW[:6], wanted[:6])
         assert not torch.equal(crops_BCHW[6], wanted[6])
-        assert "reading it again" in caplog.text and "6.png" in caplog.text
+        assert "retrying in" in caplog.text and "6.png" in caplog.text
 
 
 def boxes_of(originals: Originals):

@@ -212,8 +212,8 @@ def test_settings_at_their_defaults_leave_no_trace():
 
 def test_the_settings_of_every_source_are_explained_where_they_are_listed():
     _, text, table = description("sources", "folder")
-    assert "window: of images with more than 8 bits" in text.plain
-    assert "labels: none ignores the labels" in text.plain
+    assert "window: for images of more than 8 bits" in text.plain
+    assert "labels: none ignores labels" in text.plain
     assert {"window", "labels", "max_pixels"} <= {str(cell) for cell in table.columns[0].cells}
 
 
