@@ -1,4 +1,4 @@
 """Image data: source → store → loader → views.
 
-Labels are checked here and read in ``evaluate`` alone; networks belong in ``models``.
+Labels are validated here, but read by ``evaluate`` alone; networks belong in ``models``.
 """

@@ -15,31 +15,31 @@ from ssdistill.errors import UserError, one_line
 from ssdistill.machine import memory_bytes
 
 DEFLATED_AT_MOST = 1100
-"""No byte of a zip member unpacks to more than about 1032."""
+"""Upper bound on the expansion factor of deflate, which is about 1032."""
 NPY = b"\x93NUMPY"
 EXAMPLE = "numpy.savez(FILE, train_images=…, test_images=…)"
 T = TypeVar("T")
 
 
 def check_image_array(shape: tuple[int, ...], dtype: np.dtype, name: str) -> None:
-    """Raise UserError unless an array holds images.
+    """Check that an array holds images.
 
     Raises:
-        UserError: another rank, another number of channels, nothing in it, or no real numbers.
+        UserError: wrong number of axes or channels, an empty array, or no real numbers.
     """
     gray, color = len(shape) == 3, len(shape) == 4 and shape[3] == 3
     if dtype.kind in "buif" and (gray or color) and 0 not in shape:
         return
-    facts = f"it is {dtype} of {' x '.join(map(str, shape)) or 'no shape'}"
+    facts = f"it is {dtype} of shape {' x '.join(map(str, shape)) or '()'}"
     raise UserError(
-        f"{name} must be uint8 (or other real numbers, see data.window) of N x H x W or "
-        f"N x H x W x 3, and not empty; {facts}{_hint(shape, dtype)}"
+        f"{name} must be a non-empty array of N x H x W or N x H x W x 3, uint8 or other real "
+        f"numbers (see data.window); {facts}{_hint(shape, dtype)}"
     )
 
 
 def _hint(shape: tuple[int, ...], dtype: np.dtype) -> str:
     if 0 in shape:
-        return "; it holds nothing"
+        return "; add images"
     if dtype.kind not in "buif":
         return "; save numbers"
     if len(shape) == 4 and shape[1] in (1, 3) and shape[3] not in (1, 3):
@@ -52,10 +52,10 @@ def _hint(shape: tuple[int, ...], dtype: np.dtype) -> str:
 
 
 class NpzFile:
-    """A ``.npz`` file. Nothing is unpickled, and no declared size is trusted.
+    """A ``.npz`` file. Nothing is unpickled, and declared sizes are verified.
 
     Raises:
-        UserError: from the constructor, when the file is missing, no regular file or no ``.npz``.
+        UserError: from the constructor, if the file is missing, not regular or not ``.npz``.
     """
 
     def __init__(self, path: Path):
@@ -65,7 +65,7 @@ class NpzFile:
                 members = archive.infolist()
         except BadImage as error:
             raise UserError(f"data.path={path}: {error.reason}; pass an .npz file") from error
-        except Exception as error:  # zipfile raises anything on damaged bytes
+        except Exception as error:  # zipfile raises all kinds of errors on damaged bytes
             reason = getattr(error, "strerror", None) or self._not_npz()
             raise UserError(f"data.path={path}: {reason}") from error
         self._members = {m.filename.removesuffix(".npy"): m for m in members}
@@ -84,16 +84,16 @@ class NpzFile:
         return list(self._members)
 
     def require(self, *keys: str) -> None:
-        """Raise UserError for the first key that is not in the file."""
+        """Raise UserError if a key is missing from the file."""
         for key in keys:
             if key not in self._members:
                 raise UserError(
-                    f"data.path={self.path} has no array '{key}'; found {listed(self.keys)}; save "
+                    f"data.path={self.path} has no array '{key}', only {listed(self.keys)}; save "
                     f"with {EXAMPLE}"
                 )
 
     def checksum(self, key: str) -> str:
-        """CRC-32 of the array's bytes, from the zip directory."""
+        """Return the CRC-32 and size of an array, from the zip directory."""
         member = self._members[key]
         return f"{member.CRC:08x}-{member.file_size}"
 
@@ -101,7 +101,7 @@ class NpzFile:
         """Return shape and dtype of an array without loading it.
 
         Raises:
-            UserError: no such array, a damaged header, or one that does not fit the file's size.
+            UserError: a missing array, a damaged header, or a size that contradicts it.
         """
         return self._read(key, lambda file: self._checked_header(key, file))
 
@@ -109,24 +109,24 @@ class NpzFile:
         """Load a whole array.
 
         Raises:
-            UserError: as for :meth:`header`, and one of Python objects, damaged or encrypted
-                bytes, or more of them than memory holds.
+            UserError: as for :meth:`header`; also Python objects, damaged or encrypted bytes,
+                or an array that does not fit into memory.
         """
 
-        def whole(file: IO[bytes]) -> np.ndarray:
+        def read_all(file: IO[bytes]) -> np.ndarray:
             _, dtype = self._checked_header(key, file)
             if dtype.hasobject:
-                raise ValueError("Python objects are never unpickled; save numbers")
+                raise ValueError("it has Python objects, which are never unpickled; save numbers")
             if self._members[key].file_size > memory_bytes():
                 raise MemoryError
             file.seek(0)
             array = np.lib.format.read_array(file, allow_pickle=False)
-            # The checksum is compared at the end of the member.
+            # Reading to the end verifies the checksum.
             if file.read(1):
                 raise ValueError("trailing bytes after the array")
             return array
 
-        return self._read(key, whole)
+        return self._read(key, read_all)
 
     def _read(self, key: str, read: Callable[[IO[bytes]], T]) -> T:
         self.require(key)
@@ -141,10 +141,9 @@ class NpzFile:
             size = self._members[key].file_size
             raise UserError(
                 f"data.path={self.path}: '{key}' takes {size / 1e9:.1f} GB and does not fit into "
-                "memory; "
-                "save fewer or smaller images"
+                "memory; save fewer or smaller images"
             ) from error
-        except Exception as error:  # zipfile, zlib and numpy raise anything on damaged bytes
+        except Exception as error:  # zipfile, zlib and numpy raise all kinds of errors
             encrypted = self._members[key].flag_bits & 1
             reason = "it is encrypted; save it without a password" if encrypted else one_line(error)
             raise UserError(f"data.path={self.path}: cannot read '{key}' ({reason})") from error
@@ -156,31 +155,30 @@ class NpzFile:
             read = np.lib.format.read_array_header_2_0
         shape, _, dtype = read(file)
         member = self._members[key]
-        promised = file.tell() + math.prod(shape) * dtype.itemsize
+        declared = file.tell() + math.prod(shape) * dtype.itemsize
         usual = member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
         if usual and member.file_size > DEFLATED_AT_MOST * (member.compress_size + 1):
             raise ValueError(
-                f"{member.compress_size} compressed bytes cannot hold {member.file_size}; save the "
-                "file again"
+                f"{member.compress_size} compressed bytes cannot expand to {member.file_size}; "
+                "save the file again"
             )
-        if not dtype.hasobject and (min(shape, default=0) < 0 or promised != member.file_size):
+        if not dtype.hasobject and (min(shape, default=0) < 0 or declared != member.file_size):
             raise ValueError(
-                f"the header promises {promised} bytes, but the member has {member.file_size}; "
-                "save "
-                "the file again"
+                f"its header declares {declared} bytes, but it has {member.file_size}; save the "
+                "file again"
             )
         return shape, dtype
 
 
 def map_array(path: Path, name: str) -> np.ndarray:
-    """Map the array of a ``.npy`` file from disk, read-only; nothing is unpickled.
+    """Memory-map the array of a ``.npy`` file, read-only; nothing is unpickled.
 
     Args:
         name: of the file in messages.
 
     Raises:
-        UserError: missing, no regular file, no ``.npy``, Python objects, or fewer bytes than its
-            header promises.
+        UserError: the file is missing, not regular, not ``.npy`` or truncated, or holds Python
+            objects.
     """
     try:
         with open_regular(path) as file:
@@ -190,6 +188,6 @@ def map_array(path: Path, name: str) -> np.ndarray:
     except BadImage as error:
         raise UserError(f"{name}: {error.reason}; set it to an .npy file") from error
     except OSError as error:
-        raise UserError(f"{name}: {error.strerror or one_line(error)}; correct it") from error
+        raise UserError(f"{name}: {error.strerror or one_line(error)}; correct the path") from error
     except (ValueError, OverflowError, MemoryError, RecursionError, SyntaxError) as error:
         raise UserError(f"{name}: cannot be read ({one_line(error)}); save it again") from error

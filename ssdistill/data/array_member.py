@@ -1,4 +1,4 @@
-"""A ``.npy`` file as an image file, so that whoever reads images reads it, too."""
+"""Convert ``.npy`` arrays to image files, so that all image readers can read them."""
 
 import io
 import math
@@ -13,19 +13,19 @@ from ssdistill.data.header import too_large
 from ssdistill.errors import one_line
 
 KINDS = {"u": 1, "i": 2, "f": 3}
-"""TIFF's SampleFormat by numpy's kind of a type."""
+"""TIFF SampleFormat by numpy dtype kind."""
 
 
 def image_file(data: bytes) -> bytes:
     """Return the array in a ``.npy`` file as an uncompressed PPM or TIFF with the same values.
 
     Args:
-        data: a file with (H, W) or (H, W, 1) numbers, or (H, W, 3) uint8. Booleans become 0 and
-            255, and floats 32 bits wide. Objects are never unpickled.
+        data: a ``.npy`` file of (H, W) or (H, W, 1) numbers, or (H, W, 3) uint8. Booleans become
+            0 and 255, floats become float32. Objects are never unpickled.
 
     Raises:
-        BadImage: another shape or type, more or less data than the header says, or more pixels
-            than ``data.max_pixels``.
+        BadImage: an unsupported shape or type, a size that contradicts the header, or more
+            pixels than ``data.max_pixels``.
     """
     array = _array(data)
     if array.dtype.kind == "b":
@@ -33,7 +33,7 @@ def image_file(data: bytes) -> bytes:
     if array.ndim == 3:
         if array.dtype != np.uint8:
             raise BadImage(
-                f"an array of {array.dtype} with 3 channels; save it as uint8, or as a 16-bit PNG"
+                f"3 channels of {array.dtype} are not supported; save uint8, or a 16-bit PNG"
             )
         return b"P6 %d %d 255\n" % (array.shape[1], array.shape[0]) + array.tobytes()
     if array.dtype == np.uint8:
@@ -45,7 +45,7 @@ def _array(data: bytes) -> np.ndarray:
     shape, _, _ = array_header(io.BytesIO(data))
     gray = len(shape) == 2 or (len(shape) == 3 and shape[2] == 1)
     if not (gray or (len(shape) == 3 and shape[2] == 3)):
-        raise BadImage(f"an array of {' x '.join(map(str, shape))}, not of H x W or H x W x 3")
+        raise BadImage(f"an array of {' x '.join(map(str, shape))}; save H x W or H x W x 3")
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and shape[0] * shape[1] > limit:
         raise BadImage(f"{shape[1]}x{shape[0]} is {too_large()}")
@@ -54,10 +54,10 @@ def _array(data: bytes) -> np.ndarray:
 
 
 def array_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Return shape, order (whether columns come first) and type of an image in a ``.npy`` file.
+    """Return shape, order (whether columns come first) and type of an array in a ``.npy`` file.
 
     Raises:
-        BadImage: no ``.npy`` file, no real numbers, or neither two nor three axes.
+        BadImage: not a ``.npy`` file, no real numbers, or neither two nor three axes.
     """
     try:
         version = np.lib.format.read_magic(file)
@@ -65,38 +65,38 @@ def array_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
         shape, column_major, dtype = (
             read if version == (1, 0) else np.lib.format.read_array_header_2_0
         )(file)
-    except Exception as error:  # numpy raises anything on damaged headers
-        raise BadImage(f"no .npy array ({one_line(error)})") from error
+    except Exception as error:  # numpy raises all kinds of errors on damaged headers
+        raise BadImage(f"not a .npy array ({one_line(error)})") from error
     if dtype.hasobject or dtype.kind not in "buif":
-        raise BadImage(f"an array of {dtype}, not of real numbers")
+        raise BadImage(f"an array of {dtype}; save real numbers")
     if min(shape, default=0) < 1 or len(shape) not in (2, 3):
-        raise BadImage(f"an array of {' x '.join(map(str, shape))}, not of H x W or H x W x 3")
+        raise BadImage(f"an array of {' x '.join(map(str, shape))}; save H x W or H x W x 3")
     return shape, column_major, dtype
 
 
 def array_in(data: bytes) -> np.ndarray:
-    """Return the image in a ``.npy`` file as it is, read-only; nothing is unpickled.
+    """Return the image in a ``.npy`` file as a read-only array; objects are never unpickled.
 
     Raises:
-        BadImage: as :func:`array_header`, and more or less data than the header says.
+        BadImage: as :func:`array_header`, or a size that contradicts the header.
     """
     shape, column_major, dtype = array_header(file := io.BytesIO(data))
     if math.prod(shape) * dtype.itemsize != len(data) - file.tell():
-        raise BadImage("an array of another size than its header says")
+        raise BadImage("its size does not match the header; save it again")
     order = "F" if column_major else "C"
     return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape, order=order)
 
 
 def _tiff(array_HW: np.ndarray) -> bytes:
-    """Return a TIFF of one strip with (H, W) numbers of 1, 2 or 4 bytes."""
+    """Return (H, W) numbers of 1, 2 or 4 bytes as a TIFF of one strip."""
     letter, size = array_HW.dtype.kind, array_HW.dtype.itemsize
     if letter == "f":
-        with np.errstate(over="ignore"):  # an infinite pixel is refused with a reason
+        with np.errstate(over="ignore"):  # infinite pixels are reported when the image is read
             array_HW = array_HW.astype("<f4")
     elif size == 8:
-        raise BadImage("an array of 64-bit integers; save it with at most 32")
+        raise BadImage("64-bit integers are not supported; save at most 32 bits")
     else:
-        # There is no reader of signed bytes.
+        # Pillow cannot read signed bytes.
         array_HW = array_HW.astype(f"<{letter}{max(size, 2)}")
     height, width = array_HW.shape
     content, bits = array_HW.tobytes(), array_HW.dtype.itemsize * 8
@@ -105,7 +105,7 @@ def _tiff(array_HW: np.ndarray) -> bytes:
         (273, 4, 8 + 2 + 10 * 12 + 4), (277, 3, 1), (278, 4, height), (279, 4, len(content)),
         (339, 3, KINDS[letter]),
     )  # fmt: skip
-    # A value of two bytes (type 3) is filled up to four, and in this byte order looks the same.
+    # In little-endian order, two-byte values (type 3) padded to four look the same.
     directory = b"".join(
         struct.pack("<HHII", tag, type_, 1, value) for tag, type_, value in entries
     )

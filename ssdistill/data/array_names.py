@@ -1,4 +1,4 @@
-"""The names under which files of arrays hold images and labels."""
+"""Usual names of arrays of images and labels in array files."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
@@ -30,8 +30,8 @@ class Names:
     """Names of the arrays of a file.
 
     Attributes:
-        test_images: None where test images are held out of ``images``.
-        labels, test_labels: None without labels.
+        test_images: None if test images are held out of ``images``.
+        labels, test_labels: None if there are no labels.
     """
 
     images: str | None = None
@@ -45,26 +45,25 @@ class Names:
 
     def __str__(self) -> str:
         roles = ("images", "labels", "test images", "test labels")
-        found = (getattr(self, field.name) for field in fields(self))
-        return ", ".join(f"{r} '{shown(n)}'" for r, n in zip(roles, found, strict=True) if n)
+        names = (getattr(self, field.name) for field in fields(self))
+        return ", ".join(f"{r} '{shown(n)}'" for r, n in zip(roles, names, strict=True) if n)
 
 
 def find_names(keys: Collection[str], chosen: Names, where: str, remedy: str = "") -> Names:
-    """Return the names of images and labels among ``keys``, the usual ones by default.
+    """Return the names of images and labels among ``keys``, by default the usual ones.
 
     Args:
-        chosen: names that the user sets.
+        chosen: names set by the user.
         where: key and file, for messages.
-        remedy: what else a user can do where nothing is found.
+        remedy: a second remedy, for the message that no images were found.
 
     Raises:
-        UserError: a name that is not there, no images under a usual name, or images under
-            several.
+        UserError: a chosen name is missing, or images have no usual name or several.
     """
     for name in (getattr(chosen, field.name) for field in fields(chosen)):
         if name is not None and name not in keys:
             raise UserError(
-                f"{where} has no array '{shown(name)}'{nearest(name, keys)}; found {listed(keys)}"
+                f"{where} has no array '{shown(name)}'{nearest(name, keys)}, only {listed(keys)}"
             )
     if chosen.images:
         return chosen
@@ -78,24 +77,24 @@ def find_names(keys: Collection[str], chosen: Names, where: str, remedy: str = "
         labels = chosen.labels or _first(keys, ALL_LABELS)
     if not train:
         raise UserError(
-            f"{where} has no array 'train_images', nor one of another usual name; found "
+            f"{where} has no array 'train_images' or of another usual name, only "
             f"{listed(keys)}; set data.image_key{', or ' + remedy if remedy else ''}"
         )
-    found = Names(train, labels, test)
+    names = Names(train, labels, test)
     if test:
-        found = replace(found, test_labels=chosen.test_labels or _first(keys, TEST_LABELS))
-    return found
+        names = replace(names, test_labels=chosen.test_labels or _first(keys, TEST_LABELS))
+    return names
 
 
 def listed(keys: Collection[str]) -> str:
-    """Return the first names in one line."""
+    """Return names on one line, at most :data:`MOST_NAMED` of them."""
     named = shown(", ".join(list(keys)[:MOST_NAMED]))[:200] or "none"
     more = len(keys) - MOST_NAMED
     return named + (f" and {more} more" if more > 0 else "")
 
 
 def _matches(keys: Collection[str], usual: Sequence[str]) -> list[str]:
-    """Return the keys that are a usual name, those of the more usual ones first."""
+    """Return the keys that are usual names, most usual first."""
     plain: dict[str, list[str]] = {}
     for key in keys:
         plain.setdefault(key.lower().replace("-", "_").strip("/"), []).append(key)
@@ -107,10 +106,10 @@ def _first(keys: Collection[str], usual: Sequence[str]) -> str | None:
 
 
 def _one(keys: Collection[str], usual: Sequence[str], where: str) -> str | None:
-    found = _matches(keys, usual)
-    # Of validation and test images the latter are first, and both may be there.
-    if len(found) > 1 and usual is not TEST_IMAGES:
+    matches = _matches(keys, usual)
+    # Validation and test images may both exist; test images come first.
+    if len(matches) > 1 and usual is not TEST_IMAGES:
         raise UserError(
-            f"{where} has images under several names: {listed(found)}; set data.image_key to one"
+            f"{where} has images under several names: {listed(matches)}; set data.image_key to one"
         )
-    return found[0] if found else None
+    return matches[0] if matches else None

@@ -1,4 +1,4 @@
-"""Images of one array, read row by row: mapped from disk, or in a file of its own format."""
+"""Images of one array, read row by row: memory-mapped, or in an array file such as HDF5."""
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -13,15 +13,15 @@ from ssdistill.data.layouts import Arrangement
 
 
 class ArrayRows(ArraySplit):
-    """Some rows of an array in any layout, of which only what is wanted is read.
+    """Rows of an array of images in any layout, read on demand.
 
     Args:
-        images: gives what has a dtype and is indexed like an array.
-        count: of the images of the array.
-        arranged: where its channels are.
-        row_M: (M,) of the images, None for all.
-        labels: gives (N,) labels of all images of the array; None for unlabeled images.
-        classes: gives the class names, if they are known apart from the labels.
+        images: returns the array, or an object that has a dtype and is indexed like one.
+        count: number of images in the array.
+        arranged: the order of its axes.
+        row_M: (M,) rows of the images in the split; None for all.
+        labels: returns (N,) labels of all images of the array; None for unlabeled images.
+        classes: returns the class names; None if only the labels tell them.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class ArrayRows(ArraySplit):
         row = self._row(i)
         try:
             pixels = self._arranged(np.asarray(self._images[row : row + 1]))[0]
-        except (ValueError, RuntimeError, KeyError) as error:  # h5py, of a damaged part
+        except (ValueError, RuntimeError, KeyError) as error:  # h5py, if the file is damaged
             raise BadImage(f"cannot be read ({type(error).__name__})") from error
         if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
             raise BadImage("NaN or infinite pixels")
@@ -89,7 +89,7 @@ class ArrayRows(ArraySplit):
 
 
 def _rgb(images: np.ndarray) -> np.ndarray:
-    """Return bytes as (B, H, W, 3) without a copy."""
+    """Return uint8 images as (B, H, W, 3) without a copy."""
     if images.ndim == 4:
         return images
     return np.broadcast_to(images[..., None], (*images.shape, 3))

@@ -17,10 +17,10 @@ class ArraySplit(RawSplit):
     """Images of one array, loaded on first use.
 
     Args:
-        images: gives (N, H, W, 3) or (N, H, W): uint8, or other numbers for a window; (N, H, W, C)
-            where ``data.channels`` is set.
-        labels: gives (N,) integers, or (N, K) of 0 and 1; None for unlabeled images.
-        classes: gives the class names, if they are known apart from the labels.
+        images: returns (N, H, W, 3) or (N, H, W): uint8, or other numbers for a window; or, if
+            ``data.channels`` is set, (N, H, W, C).
+        labels: returns (N,) integers, or (N, K) of 0 and 1; None for unlabeled images.
+        classes: returns the class names; None if only the labels tell them.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class ArraySplit(RawSplit):
 
     @cached_property
     def _images(self) -> np.ndarray:
-        """(N, H, W, 3) uint8; of another type (N, H, W) or (N, H, W, 3)."""
+        """(N, H, W, 3) uint8; of other types also (N, H, W)."""
         images = self._loaded
         if images.ndim == 3 and images.dtype == np.uint8:
             return np.broadcast_to(images[..., None], (*images.shape, 3))
@@ -68,14 +68,14 @@ class ArraySplit(RawSplit):
         return [] if self._images.dtype == np.uint8 else list(range(len(self)))
 
     def auto_window(self, low: float, high: float) -> Window:
-        """Return [0, 1] for floats and booleans, the range of the values for integers."""
+        """Return [0, 1] for floats and booleans, the range of values for integers."""
         if self._images.dtype.kind == "b":
             return 0.0, 1.0
         if self._images.dtype.kind != "f":
             return low, high
         if low < 0 or high > 1:
             raise UserError(
-                f"{self.title}: {self._images.dtype} pixels from {low:g} to {high:g} exceed "
+                f"{self.title}: {self._images.dtype} pixels range from {low:g} to {high:g}, beyond "
                 f"[0, 1]; set data.window=[{low:g}, {high:g}], or to the values of black and "
                 "white"
             )

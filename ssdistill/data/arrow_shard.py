@@ -1,4 +1,4 @@
-"""Arrow files (IPC files and streams, Feather), mapped into memory."""
+"""Arrow files (IPC files and streams, Feather), memory-mapped."""
 
 import struct
 from bisect import bisect_right
@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from ssdistill.data.parquet_rows import column_texts
-from ssdistill.data.table_file import checked, damage_named, encoded, file_state
+from ssdistill.data.table_file import checked, encoded, file_state, report_damage
 from ssdistill.data.table_split import Shard
 from ssdistill.errors import UserError, shown
 
 MAGIC = b"ARROW1\0\0"
-"""Before the stream in a file that has a directory at its end; the stream is what is read."""
+"""Precedes the stream in a file that ends with a directory; only the stream is read."""
 
 
 def arrow_library(purpose: str) -> Any:
     """Import ``pyarrow`` and its ``ipc``.
 
     Raises:
-        UserError: it is not installed.
+        UserError: pyarrow is not installed.
     """
     try:
         import pyarrow
@@ -30,28 +30,28 @@ def arrow_library(purpose: str) -> Any:
 
 
 class ArrowShard(Shard):
-    """One Arrow file; no image is copied before it is read.
+    """One Arrow file; images are not copied until they are read.
 
     Args:
         path: of the file.
-        name: in names of its images.
+        name: prefix of the names of its images.
 
     Raises:
-        UserError: from the constructor, for a damaged or compressed file.
+        UserError: from the constructor, if the file is damaged or compressed.
     """
 
     def __init__(self, path: Path, name: str):
         self.path, self.name = path, name
         self._arrow = arrow_library(f"data.path={shown(path)}")
         self.state = file_state(path)
-        with damage_named(path):
+        with report_damage(path):
             self.schema = checked(self._arrow.ipc.open_stream(self._stream()).schema)
-            self._refuse_compression()
+            self._check_uncompressed()
         self._columns: dict[str, list[Any]] = {}
         self._ends: list[int] = []
 
     def use(self, images: str) -> None:
-        """Map the column of images, and check that no offset leads out of the file."""
+        """Map the column of images, and check that no offset points outside the file."""
         self._images, total = images, 0
         for part in self._column(images):
             total += len(part)
@@ -70,16 +70,16 @@ class ArrowShard(Shard):
             yield from column_texts(part, column, f"data.path={shown(self.path)}")
 
     def _column(self, name: str) -> list[Any]:
-        """Return a column, one array for each batch of the file."""
+        """Return a column as one array per batch of the file."""
         if name not in self._columns:
             fields = [self.schema.get_field_index(name)]
             options = self._arrow.ipc.IpcReadOptions(included_fields=fields)
-            with damage_named(self.path):
+            with report_damage(self.path):
                 batches = self._arrow.ipc.open_stream(self._stream(), options=options)
                 parts = [batch.column(0) for batch in batches]
                 for part in parts:
-                    # Offsets and text are read, bytes are not. pyarrow reads all fields of a
-                    # struct at once, so all are checked.
+                    # This reads offsets and text, but not the bytes. pyarrow accesses all fields
+                    # of a struct at once, so all are checked.
                     part.validate(full=True)
             self._columns[name] = parts
         return self._columns[name]
@@ -90,18 +90,18 @@ class ArrowShard(Shard):
             source.seek(0)
         return source
 
-    def _refuse_compression(self) -> None:
-        """Raise UserError if a batch is compressed: it could unpack to any size."""
+    def _check_uncompressed(self) -> None:
+        """Raise UserError if a batch is compressed, since it could expand to any size."""
         for message in self._arrow.ipc.MessageReader.open_stream(self._stream()):
             if _is_compressed(message.metadata.to_pybytes(), message.type):
                 raise UserError(
-                    f"data.path={shown(self.path)} is compressed, so that it cannot be mapped "
-                    "into memory; write it with compression=None, or as Parquet"
+                    f"data.path={shown(self.path)} is compressed, so it cannot be memory-mapped; "
+                    "write it with compression=None, or as Parquet"
                 )
 
 
 def _is_compressed(metadata: bytes, kind: str) -> bool:
-    """Whether the header of a message says so (Arrow's Message.fbs, a FlatBuffer)."""
+    """Whether a message is compressed, by its header (Arrow's Message.fbs, a FlatBuffer)."""
     if kind not in ("record batch", "dictionary batch"):
         return False
     (message,) = struct.unpack_from("<I", metadata)
@@ -112,7 +112,7 @@ def _is_compressed(metadata: bytes, kind: str) -> bool:
 
 
 def _member(data: bytes, table: int, number: int) -> int | None:
-    """Return where a table inside a table begins; None if it is not there."""
+    """Return the offset of a nested table; None if it is absent."""
     directory = table - struct.unpack_from("<i", data, table)[0]
     if directory < 0 or 4 + 2 * number >= struct.unpack_from("<H", data, directory)[0]:
         return None

@@ -1,8 +1,8 @@
-"""The error for files that yield no image."""
+"""The error for unreadable images."""
 
 
 class BadImage(Exception):
-    """Raised for a file that yields no image; ``reason`` is a short phrase without its name."""
+    """An image cannot be read; ``reason`` is a short phrase that does not repeat its name."""
 
     def __init__(self, reason: str):
         super().__init__(reason)

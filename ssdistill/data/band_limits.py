@@ -1,4 +1,4 @@
-"""How large an image of many bands may be."""
+"""Limits on the size of multi-band images."""
 
 import threading
 from contextlib import AbstractContextManager, nullcontext
@@ -22,13 +22,13 @@ def decoding(num_bytes: int) -> AbstractContextManager[Any]:
 
 
 def check_sizes(height: int, width: int, bands: int, itemsize: int) -> None:
-    """Raise BadImage for more pixels than ``data.max_pixels``, or bands that no memory holds."""
+    """Raise BadImage if pixels exceed ``data.max_pixels``, or the bands do not fit into memory."""
     limit = Image.MAX_IMAGE_PIXELS
     if min(height, width, bands) < 1:
-        raise BadImage(f"{width}x{height} pixels of {bands} bands")
+        raise BadImage(f"{width}x{height} pixels of {bands} bands; an image has at least one")
     if limit is not None and height * width > limit:
         raise BadImage(f"{width}x{height} is {too_large()}")
     if bands > MOST_BANDS:
-        raise BadImage(f"{bands} bands, more than {MOST_BANDS}")
+        raise BadImage(f"{bands} bands, more than {MOST_BANDS}; save fewer per file")
     if height * width * bands * itemsize > memory_bytes() // 4:
         raise BadImage(f"{width}x{height} pixels of {bands} bands do not fit into memory")

@@ -1,4 +1,4 @@
-"""Check the bands of RGB, gray and CMYK images, and the pages of TIFFs, before any is lost."""
+"""Detect bands and pages that Pillow would silently drop."""
 
 from typing import IO, TYPE_CHECKING, Any, cast
 
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
 BITS, PHOTOMETRIC, SAMPLES, EXTRA, SUBFILE = 258, 262, 277, 338, 254
 """TIFF tags."""
 COLORS = {2: 3, 5: 4, 6: 3, 8: 3, 9: 3, 10: 3}
-"""Bands that are colors, by TIFF's photometric interpretation; the others have one."""
+"""Number of color bands by TIFF photometric interpretation; all others have one."""
 ALPHA = ((1,), (2,), (999,))
-"""Values of TIFF's ExtraSamples that declare one alpha band; the last is Corel's."""
+"""Values of the TIFF tag ExtraSamples that declare one alpha band; the last is Corel's."""
 HEAD = 1 << 16
 MOST_SUGGESTED = 16
-"""Bands that a message lists."""
+"""Largest number of bands that a message lists."""
 
 
 def check_bands(image: Image.Image) -> None:
-    """Raise BadImage if Pillow would drop a band or half of the bits of a color.
+    """Check that Pillow would drop neither a band nor half of the bits of a color.
 
     Raises:
         BadImage: a band that is neither a color nor declared as alpha, or 16-bit color that
@@ -32,7 +32,7 @@ def check_bands(image: Image.Image) -> None:
     elif image.format == "JPEG2000" and image.mode in ("RGBA", "LA"):
         file: IO[bytes] = cast("Any", image).fp
         file.seek(0)
-        # The box that says what each channel is.
+        # The box that defines the channels.
         if b"cdef" not in file.read(HEAD):
             raise BadImage(_undeclared(len(image.mode), 1))
 
@@ -46,21 +46,21 @@ def _check_tiff(image: Image.Image) -> None:
         raise BadImage(_undeclared(samples, surplus))
     if samples > 1 and max(tags.get(BITS, (8,))) > 8:
         raise BadImage(
-            "a 16-bit color TIFF, which would be cut to 8 bits; save it as 16-bit PNG, or set "
+            "a 16-bit color TIFF, which would lose 8 bits; save it as a 16-bit PNG, or set "
             f"data.channels={suggested(samples)}"
         )
 
 
 def _undeclared(bands: int, surplus: int) -> str:
-    which = "one of them is" if surplus == 1 else f"{surplus} of them are"
+    extra = "one of which is" if surplus == 1 else f"{surplus} of which are"
     return (
-        f"{bands} bands, {which} neither a color nor declared as alpha; save it as RGB or gray, or "
+        f"{bands} bands, {extra} neither a color nor declared as alpha; save it as RGB or gray, or "
         f"set data.channels={suggested(bands)}"
     )
 
 
 def suggested(bands: int) -> str:
-    """Return a value of ``data.channels`` for images with so many bands, for messages."""
+    """Return a value of ``data.channels`` for images with ``bands`` bands, for messages."""
     all_bands = list(range(bands)) if bands <= MOST_SUGGESTED else f"[0, 1, …, {bands - 1}]"
     return f"{all_bands}, or a choice of them"
 

@@ -9,11 +9,11 @@ from ssdistill.data.view_parameters import ViewParameters
 
 @dataclass
 class Crops:
-    """What a view of originals is made of.
+    """Crops of original images, for one view.
 
     Attributes:
-        pixels_BCHW: uint8, or float32 in [0, 1], cut and resized, on the training device.
-        params: all that was drawn for the view.
+        pixels_BCHW: uint8, or float32 in [0, 1], cropped and resized, on the training device.
+        params: random parameters of the view.
     """
 
     pixels_BCHW: Tensor
@@ -22,19 +22,19 @@ class Crops:
 
 @dataclass
 class Batch:
-    """One step's worth of unlabeled images.
+    """The unlabeled images of one step.
 
     Attributes:
-        images_BHWC: uint8 pixels, or float32 in [0, 1], on the training device; None of originals.
+        images_BHWC: uint8 pixels, or float32 in [0, 1], on the training device; None for originals.
         index_B: int64 position of each image in its store (stable over epochs and runs).
-        draw_B: int64 numbers by which views are drawn, where they are not ``index_B``: of images
-            drawn by weight, which an epoch may have several times, their positions in it.
-        epoch: how often the data set has been walked through before this batch.
+        draw_B: int64 numbers that views are drawn by, if not ``index_B``: positions in the epoch of
+            images that are drawn by weight, since an epoch may contain an image several times.
+        epoch: number of complete passes over the data set before this batch.
         step: optimizer step the batch belongs to, from 0.
-        num_steps: optimizer steps the whole training takes.
-        neighbors_BHWC: pixels of an image like each of them, where a loss reads it.
-        cutmix_fraction: of the image itself in its ``cutmix`` view; set when views are made.
-        crops: of originals, one entry for each view, by its number.
+        num_steps: optimizer steps of the whole training.
+        neighbors_BHWC: pixels of one neighbor of each image; None unless a loss uses it.
+        cutmix_fraction: fraction of an image in its ``cutmix`` view; set when views are made.
+        crops: crops of originals by view number; empty for stored images.
     """
 
     images_BHWC: Tensor | None

@@ -1,4 +1,4 @@
-"""Read an image file with all its bands as they are in it, whatever their number and type."""
+"""Read all bands of an image file, of any number and data type."""
 
 import io
 import math
@@ -18,30 +18,29 @@ from ssdistill.data.band_limits import check_sizes
 from ssdistill.data.decode import ANIMATIONS, GIANT_PIXELS, open_regular
 from ssdistill.data.deep_pixels import deep_pixels
 from ssdistill.data.formats import open_image
-from ssdistill.data.header import ENDS, ORIENTATION, TURNED, check_size, too_large
+from ssdistill.data.header import ENDS, ORIENTATION, TRANSPOSED, check_size, too_large
 from ssdistill.data.multiband import is_multiband, multiband_sizes, read_bands, upright
 from ssdistill.errors import UserError, one_line
 
 NPY = b"\x93NUMPY"
 HEAD = 132
-"""Bytes that say which reader a file is for."""
+"""First bytes of a file, which determine its reader."""
 SHOWN_AS = {"P": "RGB", "PA": "RGBA", "1": "L", "RGBX": "RGB", "RGBa": "RGBA", "La": "LA"}
-"""What becomes of images in modes whose bands are not values."""
+"""Modes whose bands are not values, and the modes they are converted to."""
 _one_giant = threading.Lock()
 
 
 def read_channels(
     file: str | Path | bytes, note: Callable[[str], None] | None = None
 ) -> np.ndarray:
-    """Read all bands of an image, upright, in the file's own type.
+    """Read all bands of an image, upright, in the data type of the file.
 
-    Gray has one band, color three, CMYK four; an alpha band is one like others, and a palette is
-    resolved to color. Of TIFF and DICOM see :func:`ssdistill.data.multiband.read_bands`. An array
-    in a ``.npy`` file is (H, W), (H, W, C) or (C, H, W), of which the smallest axis is that of
-    the channels.
+    Gray has one band, color three, CMYK four; alpha is a band like any other, and palette colors
+    become RGB. For TIFF and DICOM, see :func:`ssdistill.data.multiband.read_bands`. An array in a
+    ``.npy`` file is (H, W), (H, W, C) or (C, H, W), with the channels on its smallest axis.
 
     Args:
-        file: a path, or the content.
+        file: the path or the content of the file.
         note: called with a short phrase if part of the image is ignored.
 
     Returns:
@@ -50,7 +49,7 @@ def read_channels(
     Raises:
         BadImage: see :func:`ssdistill.data.decode.read_pixels` and
             :func:`ssdistill.data.multiband.read_bands`.
-        UserError: the library that reads it is not installed.
+        UserError: the required library is not installed.
     """
     try:
         head = _head(file)
@@ -71,7 +70,7 @@ def read_channels(
         raise BadImage("its pixels do not fit into memory; lower data.max_pixels") from error
     except OSError as error:
         raise BadImage(error.strerror or one_line(error)) from error
-    except Exception as error:  # Pillow's format readers raise anything on damaged bytes
+    except Exception as error:  # Pillow raises all kinds of errors on damaged bytes
         raise BadImage(f"damaged ({one_line(error)})") from error
 
 
@@ -107,7 +106,7 @@ def _of_image(file: str | Path | bytes, note: Callable[[str], None] | None) -> n
 def _orientation(image: Image.Image) -> int:
     try:
         return image.getexif().get(ORIENTATION, 1)
-    except Exception:  # damaged EXIF says nothing about the pixels
+    except Exception:  # damaged EXIF data
         return 1
 
 
@@ -124,7 +123,7 @@ def _of_array(content: bytes) -> np.ndarray:
 
 
 def _check_array(file: IO[bytes]) -> tuple[int, int]:
-    """Return height and width of an array in a file; BadImage if it is too large, or unclear."""
+    """Return height and width of an array in a file; BadImage if too large or ambiguous."""
     shape, _, dtype = array_header(file)
     if len(shape) == 2:
         shape = (*shape, 1)
@@ -132,13 +131,13 @@ def _check_array(file: IO[bytes]) -> tuple[int, int]:
         shape = (*shape[1:], shape[0])
     elif shape[2] >= min(shape[:2]):
         raise BadImage(
-            f"an array of {' x '.join(map(str, shape))}, of which no axis is clearly that of the "
-            "channels; save H x W x C with more pixels a side than channels"
+            f"an array of {' x '.join(map(str, shape))}, in which no axis is clearly that of the "
+            "channels; save H x W x C with more pixels per side than channels"
         )
     check_sizes(shape[0], shape[1], shape[2], dtype.itemsize)
     start = file.tell()
     if math.prod(shape) * dtype.itemsize != file.seek(0, os.SEEK_END) - start:
-        raise BadImage("an array of another size than its header says")
+        raise BadImage("its size does not match the header; save it again")
     return shape[0], shape[1]
 
 
@@ -147,17 +146,17 @@ def _channels_first(shape: tuple[int, ...]) -> bool:
 
 
 def _native(bands_HWC: np.ndarray) -> np.ndarray:
-    """Return values in this machine's order of bytes."""
+    """Return values in the byte order of this machine."""
     return bands_HWC.astype(bands_HWC.dtype.newbyteorder("="), copy=False)
 
 
 class ChannelHeader:
-    """What :func:`read_channels` will find, without decoding it.
+    """Size of an image for :func:`read_channels`, and whether its file looks truncated.
 
     Attributes:
-        height, width: pixels, upright.
-        deep: always false: whether images have more than 8 bits is decided by the first.
-        doubtful: it does not end as its format does: cut off, or with something appended.
+        height, width: pixels, after EXIF orientation.
+        deep: always False: the first image decides whether all have more than 8 bits.
+        suspicious: as :attr:`ssdistill.data.header.Header.suspicious`.
     """
 
     deep = False
@@ -169,11 +168,11 @@ class ChannelHeader:
             tail: the last bytes of the file.
 
         Raises:
-            BadImage: too large, or in a form that is not read.
-            UserError: the library that reads it is not installed.
-            Exception: whatever a library raises for what is no image.
+            BadImage: too many pixels, or an unsupported form.
+            UserError: the required library is not installed.
+            Exception: whatever a library raises if the file is not an image.
         """
-        self.doubtful = False
+        self.suspicious = False
         head = file.read(HEAD)
         file.seek(0)
         if is_multiband(head):
@@ -184,7 +183,7 @@ class ChannelHeader:
             with open_image(file) as image:
                 check_size(image)
                 self.height, self.width = image.height, image.width
-                if _orientation(image) in TURNED:
+                if _orientation(image) in TRANSPOSED:
                     self.height, self.width = image.width, image.height
                 end = ENDS.get(image.format or "")
-            self.doubtful = end is not None and end not in tail
+            self.suspicious = end is not None and end not in tail

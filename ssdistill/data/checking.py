@@ -1,4 +1,4 @@
-"""What is wrong or odd with the images of a source, by kind; no label is read."""
+"""Find unreadable, duplicated and unusual images of a source, without reading labels."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,33 +29,32 @@ Groups = list[list["Finding"]]
 
 @dataclass(frozen=True)
 class Finding:
-    """One image and what is said of it."""
+    """One image, and a phrase on what was found; empty for duplicates."""
 
     split: str
     row: int
     name: str
-    what: str = ""
+    detail: str = ""
 
 
 class Checked:
-    """All images of a source, inspected.
+    """The inspected images of a source.
 
     Attributes:
         source: opened without labels.
-        parts: by split, the facts of its images.
+        parts: the inspected images of each split.
         unreadable, constant, odd_sizes, other_modes: images, in their order.
         duplicates: groups of images with equal bytes.
-        near: groups of images alike, of which not all are equal; None where none were sought.
-        changed: images whose bytes are not what the index believes; None where nothing was
-            verified.
-        notices: what else a user should know, one line each.
+        near: groups of near-duplicates that are not all equal; None if not searched for.
+        changed: images whose bytes no longer match the index; None if nothing was verified.
+        notices: further warnings, one line each.
     """
 
     def __init__(self, settings: StoreSettings, root: Path | None = None):
         """Inspect every image.
 
         Args:
-            root: folder of indexes to verify; None verifies none.
+            root: folder of the indexes to verify; None to skip this.
 
         Raises:
             UserError: whatever the source raises.
@@ -99,7 +98,7 @@ class Checked:
     def _verified(
         self, names: Sequence[str], settings: StoreSettings, root: Path
     ) -> list[Finding] | None:
-        """Read again what the indexes of the splits believe."""
+        """Verify the indexes of the splits; None if there are none."""
         changed: list[Finding] | None = None
         for name in names:
             raw = self.source.split(name).encoded()
@@ -110,38 +109,38 @@ class Checked:
             if raw is None or rows is None:
                 self.notices.append(f"{name}: there is no index to verify in {root}")
             else:
-                what = "its bytes changed, but not its size and time"
-                found = [Finding(name, row, raw.name(row), what) for row in rows.tolist()]
-                changed = [*(changed or []), *found]
+                detail = "its bytes changed, but not its size and time"
+                findings = [Finding(name, row, raw.name(row), detail) for row in rows.tolist()]
+                changed = [*(changed or []), *findings]
         return changed
 
     def _other_modes(self) -> list[Finding]:
-        """Return the images of all modes but the most frequent one."""
+        """Return the images of all modes except the most frequent one."""
         usual = next(iter(self.modes), None)
-        found = []
+        findings = []
         for name, part in self.parts.items():
             flags_N = part.facts_N["flags"] & MODES
             odd = [flags for flags in np.unique(flags_N) if mode_name(int(flags)) != usual]
             rows = np.flatnonzero(np.isin(flags_N, odd) & (part.facts_N["height"] > 0))
-            found += [self._finding(name, r, mode_name(int(flags_N[r]))) for r in rows.tolist()]
-        return found
+            findings += [self._finding(name, r, mode_name(int(flags_N[r]))) for r in rows.tolist()]
+        return findings
 
     def find_near(self, groups: Sequence[Sequence[int]]) -> None:
-        """Take groups of numbers (see :meth:`numbers`) as near-duplicates.
+        """Set groups of image numbers (see :meth:`numbers`) as near-duplicates.
 
-        Groups of equal images alone are ignored: they are duplicates already.
+        Groups that consist of equal images are ignored, since they are duplicates.
         """
         words_N2 = np.ascontiguousarray(self._digest_N).view("<u8").reshape(len(self), 2)
-        several = [group for group in groups if len(np.unique(words_N2[list(group)], axis=0)) > 1]
-        self.near = self._named(several)
+        near = [group for group in groups if len(np.unique(words_N2[list(group)], axis=0)) > 1]
+        self.near = self._named(near)
 
     def numbers(self, split: str, row_M: np.ndarray) -> np.ndarray:
-        """Return the numbers, over all splits, of some rows of a split."""
+        """Return the numbers, counted over all splits, of the given rows of a split."""
         return row_M + self._ends[list(self.parts).index(split)]
 
     @property
     def shared(self) -> int:
-        """Groups of duplicates, near ones included, with images of both splits."""
+        """Number of groups of duplicates and near-duplicates with images of both splits."""
         groups = [*self.duplicates, *(self.near or [])]
         return sum(len({finding.split for finding in group}) > 1 for group in groups)
 
@@ -161,13 +160,13 @@ class Checked:
         return {
             "source": self.source.description,
             "images": {name: len(part.facts_N) for name, part in self.parts.items()},
-            "counts": {name: len(found) for name, found in (lists | groups).items()}
+            "counts": {name: len(items) for name, items in (lists | groups).items()}
             | {"groups_in_both_splits": self.shared},
             "modes": self.modes,
             "sizes": {"quantiles": list(QUANTILES)} | quantiles(list(self.parts.values())),
             "notices": self.notices,
-            **{name: [vars(finding) for finding in found] for name, found in lists.items()},
-            **{n: [[vars(f) for f in group] for group in found] for n, found in groups.items()},
+            **{name: [vars(finding) for finding in items] for name, items in lists.items()},
+            **{n: [[vars(f) for f in group] for group in items] for n, items in groups.items()},
         }
 
     def _named(self, groups: Sequence[Sequence[int]]) -> Groups:
@@ -179,8 +178,8 @@ class Checked:
                 return self._finding(name, int(number - start))
         raise IndexError(number)
 
-    def _finding(self, split: str, row: int, what: str = "") -> Finding:
-        return Finding(split, row, self.parts[split].raw.name(row), what)
+    def _finding(self, split: str, row: int, detail: str = "") -> Finding:
+        return Finding(split, row, self.parts[split].raw.name(row), detail)
 
 
 def find_near_duplicates(
@@ -188,11 +187,11 @@ def find_near_duplicates(
     embed: Callable[[str], tuple[Any, np.ndarray]],
     group: Callable[[Any], list[list[int]]],
 ) -> None:
-    """Look for near-duplicates in all splits together.
+    """Search for near-duplicates in all splits together.
 
     Args:
-        embed: gives the embeddings (M, D) of a split's readable images and their rows (M,).
-        group: gives groups of positions of embeddings.
+        embed: returns the embeddings (M, D) of a split's readable images and their rows (M,).
+        group: returns groups of positions of embeddings.
     """
     import torch
 

@@ -1,8 +1,7 @@
-"""Checksums of a file, block by block, to detect and locate a flipped bit.
+"""Checksums of a file, block by block, to detect and locate flipped bits.
 
-A gigabyte that is in memory takes 0.25 s of one core (``zlib.crc32``; 0.6 s where both cores of a
-machine were busy with other work), and blocks are checked on all cores at once; a cold file is
-read at the disk's own speed.
+A gigabyte in memory takes 0.25 s on one core (``zlib.crc32``; 0.6 s on a machine whose two cores
+are busy), and blocks are checked on all cores. A cold file is read at disk speed.
 """
 
 import os
@@ -25,5 +24,5 @@ def block_checksums(path: Path) -> list[int]:
     if len(starts) == 1:
         return [zlib.crc32(content.data)]
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        # crc32 lets go of the interpreter.
+        # crc32 releases the GIL.
         return list(pool.map(lambda at: zlib.crc32(content[at : at + BLOCK_BYTES].data), starts))

@@ -1,9 +1,9 @@
-"""Counter-based random numbers: a function of their purpose, not of earlier draws.
+"""Counter-based random numbers, which do not depend on earlier draws.
 
-Every number is a hash of (seed, epoch, image index, view, slot), so a view can be drawn again
+Every number is a hash of (seed, epoch, image index, view, slot), so a view can be reproduced
 alone, in another batch, on another device or after a resume. The hash is the output function of
 SplitMix64 (Steele et al., OOPSLA 2014, doi:10.1145/2660193.2660195) applied once per key.
-No global generator is read or advanced.
+Global random state is neither read nor changed.
 """
 
 import torch
@@ -16,24 +16,24 @@ _MASK = (1 << 64) - 1
 
 
 def _signed(word: int) -> int:
-    """The int64 with the same bits as the unsigned ``word``."""
+    """Return the int64 with the same bits as the unsigned ``word``."""
     return word - (1 << 64) if word >> 63 else word
 
 
 def _mix_int(word: int) -> int:
-    """SplitMix64's output function on one unsigned 64-bit number."""
+    """Apply the output function of SplitMix64 to one unsigned 64-bit number."""
     for shift, multiplier in zip(_SHIFTS, _MULTIPLIERS, strict=False):
         word = ((word ^ (word >> shift)) * multiplier) & _MASK
     return word ^ (word >> _SHIFTS[2])
 
 
 def _shift_right(word: Tensor, bits: int) -> Tensor:
-    """Shift right logically; torch shifts int64 arithmetically, so sign bits are masked."""
+    """Shift right logically: torch shifts int64 arithmetically, so mask the sign bits."""
     return (word >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def _mix(word: Tensor) -> Tensor:
-    """SplitMix64's output function on int64 tensors; products wrap around."""
+    """Apply the output function of SplitMix64 to int64 tensors; products wrap around."""
     for shift, multiplier in zip(_SHIFTS, _MULTIPLIERS, strict=False):
         word = (word ^ _shift_right(word, shift)) * _signed(multiplier)
     return word ^ _shift_right(word, _SHIFTS[2])
@@ -43,9 +43,9 @@ def random_bits(seed: int, epoch: int, index_B: Tensor, view: int, slots: int) -
     """Return 64 random bits for every image and slot.
 
     Args:
-        seed, epoch, view: integers; each new value gives unrelated numbers.
+        seed, epoch, view: integers; different values give independent numbers.
         index_B: int64 position of each image in its store.
-        slots: how many numbers an image needs. Slot k is the same however many are drawn.
+        slots: numbers per image. Slot k does not depend on how many are drawn.
 
     Returns:
         (B, slots) int64 on the device of ``index_B``.

@@ -17,7 +17,7 @@ from ssdistill.data.bands import check_bands
 from ssdistill.data.color_profile import Profile, note_of, profile_of, to_srgb
 from ssdistill.data.deep_pixels import deep_pixels, full_range, is_deep, render
 from ssdistill.data.formats import open_image
-from ssdistill.data.header import ORIENTATION, check_size, refuse_stack, too_large
+from ssdistill.data.header import ORIENTATION, check_not_stack, check_size, too_large
 from ssdistill.data.resizing import fitted
 from ssdistill.errors import one_line
 
@@ -32,10 +32,9 @@ __all__ = [
 ]
 
 GIANT_PIXELS = 1 << 25
-"""Images above this size are decoded one at a time, so that memory holds one of them, not one
-per core."""
+"""Images with more pixels are decoded one at a time, to keep only one of them in memory."""
 STRIP_ROWS = 512
-"""Rows of such an image that are converted at a time."""
+"""Rows of such an image to convert at a time."""
 ANIMATIONS = ("GIF", "PNG", "WEBP", "AVIF")
 UNUSUAL = " (a TIFF with an unusual number of bands or bits; set data.channels to choose bands)"
 TRANSPARENT = ("RGBA", "RGBa", "LA", "La", "PA")
@@ -53,13 +52,13 @@ def read_image(path: str | Path) -> np.ndarray:
     """Read a file as (H, W, 3) uint8 RGB, upright; 16-bit values are scaled from their full range.
 
     Raises:
-        BadImage: as :func:`read_pixels`, and 32-bit pixels.
+        BadImage: as :func:`read_pixels`; also for 32-bit pixels.
     """
     pixels = read_pixels(path)
     if pixels.dtype == np.uint8:
         return pixels
     if pixels.dtype.itemsize > 2:
-        raise BadImage("32-bit pixels without a known range")
+        raise BadImage("32-bit pixels of unknown range; save 8-bit or 16-bit images")
     return render(pixels, full_range(pixels.dtype))
 
 
@@ -70,30 +69,30 @@ def read_pixels(
     color: str = "ignore",
     frame: int | None = None,
 ) -> np.ndarray:
-    """Read a file, or its bytes, upright: 8-bit images as RGB, deeper ones with their own values.
+    """Read an upright image from a file or bytes: 8-bit as RGB, deeper ones with raw values.
 
-    Gray becomes three equal channels; anything transparent (alpha, or a transparent palette
-    entry or color) is composited on white; CMYK is read with inverted inks, as Adobe writes
-    JPEGs and browsers read them; an EXIF orientation is applied. The first frame of an animation
-    counts. A TIFF whose pages are of one size is a stack, and
-    one with a band that is neither a color nor declared as alpha is not RGB: both are refused.
-    The content decides the format, not the name.
+    Gray is repeated over three channels. Transparency (alpha, or a transparent palette entry
+    or color) is composited on white. CMYK is read with inverted inks, as Adobe writes JPEGs and
+    browsers read them. EXIF orientation is applied. Unless ``frame`` is given, only the first
+    frame of an animation is read, and a TIFF with several pages of equal size (a stack) is an
+    error; so is a band that is neither a color nor declared as alpha. The format is detected
+    from the content, not the file name.
 
     Args:
-        note: called with a short phrase if part of the image is ignored.
+        note: called with a short phrase if part of the image is ignored, such as later frames.
         color: ``srgb`` converts 8-bit images that have another color profile.
-        frame: the frame of an animation, or the page of a TIFF, from 0; None for a file that is
-            one image.
+        frame: the frame of an animation, or the page of a TIFF, from 0; None if the file is one
+            image.
 
     Returns:
-        (H, W, 3) uint8; or, of more than 8 bits a channel, what
-        :func:`ssdistill.data.deep_pixels.render` takes.
+        (H, W, 3) uint8; for more than 8 bits per channel, an array that
+        :func:`ssdistill.data.deep_pixels.render` accepts.
 
     Raises:
-        BadImage: not a regular file, an empty, truncated or unreadable one, no image, pixels
-            that cannot be read as they are, or more than ``PIL.Image.MAX_IMAGE_PIXELS``.
+        BadImage: the file is not regular, empty, truncated or unreadable, is not an image, has
+            unsupported pixels or more of them than ``PIL.Image.MAX_IMAGE_PIXELS``.
     """
-    size = "its"
+    size = "the"
     try:
         with _opened(path) as file, open_image(file) as image:
             size = f"{image.width}x{image.height}"
@@ -109,7 +108,7 @@ def read_pixels(
                 if note and phrase:
                     note(phrase)
                 if deep is not None:
-                    return _turned(deep, image)
+                    return _oriented(deep, image)
                 converting = profile and profile.mode and not profile.is_srgb and color == "srgb"
                 return _rgb(_upright(image), profile if converting else None)
     except BadImage:
@@ -122,14 +121,14 @@ def read_pixels(
         raise BadImage(f"{size} pixels do not fit into memory; lower data.max_pixels") from error
     except OSError as error:
         raise BadImage(error.strerror or one_line(error)) from error
-    except Exception as error:  # Pillow's format readers raise anything on damaged bytes
+    except Exception as error:  # Pillow raises all kinds of errors on damaged bytes
         raise BadImage(f"damaged ({one_line(error)})") from error
 
 
 def is_deep_file(path: str | Path | bytes) -> bool:
-    """Whether an image in a file, or in its bytes, has more than 8 bits a channel.
+    """Whether an image (a file, or its bytes) has more than 8 bits per channel.
 
-    False for what cannot be read.
+    False if it cannot be read.
     """
     try:
         with _opened(path) as file:
@@ -146,11 +145,11 @@ def open_regular(path: str | Path) -> IO[bytes]:
     """Open a regular file, or a link to one; never block on a pipe or device.
 
     Raises:
-        BadImage: a pipe, a socket, a device or a folder.
-        OSError: it cannot be opened.
+        BadImage: the path is a pipe, a socket, a device or a folder.
+        OSError: the file cannot be opened.
     """
     _check_regular(os.stat(path).st_mode)
-    # What has become a pipe in the meantime must not be waited for either.
+    # Do not block either if the file has become a pipe in the meantime.
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     file = os.fdopen(handle, "rb")
     try:
@@ -163,10 +162,10 @@ def open_regular(path: str | Path) -> IO[bytes]:
 
 @contextmanager
 def pixel_limit(limit: int | None) -> Iterator[None]:
-    """Within the context, decode images of at most ``limit`` pixels; None keeps Pillow's limit."""
+    """Limit the pixels of an image within the context; None keeps Pillow's limit."""
     before = Image.MAX_IMAGE_PIXELS
     try:
-        # Pillow reads this global at every opening.
+        # Pillow reads this global whenever it opens an image.
         Image.MAX_IMAGE_PIXELS = before if limit is None else limit
         yield
     finally:
@@ -182,8 +181,8 @@ def _check_regular(mode: int) -> None:
 def square(image_HWC: np.ndarray, size: int) -> np.ndarray:
     """Return the central square of an image as (size, size, 3) uint8.
 
-    Cropped to the shorter side, then resized by Pillow's antialiased bicubic filter; an image
-    of the right size comes back as it is.
+    The image is cropped to its shorter side, then resized with Pillow's antialiased bicubic
+    filter. An image of that size is returned unchanged.
     """
     return fitted(image_HWC, size)
 
@@ -192,7 +191,7 @@ def _choose_frame(
     image: Image.Image, frame: int | None, note: Callable[[str], None] | None
 ) -> None:
     if frame is None:
-        refuse_stack(image)
+        check_not_stack(image)
         if note and image.format in ANIMATIONS and getattr(image, "is_animated", False):
             note("are animated: only the first frame is read")
     elif frame:
@@ -207,21 +206,21 @@ def _unidentified(path: str | Path | bytes) -> str:
     if not head:
         return "empty file"
     tiff = head in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-    more = UNUSUAL if tiff else ""
-    return f"Pillow cannot read this file{more}"
+    hint = UNUSUAL if tiff else ""
+    return f"Pillow cannot read this file{hint}"
 
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        # Pillow would copy the pixels of an image that is upright.
-        turned = image.getexif().get(ORIENTATION, 1) != 1
-        return ImageOps.exif_transpose(image) if turned else image
-    except Exception:  # damaged EXIF says nothing about the pixels, which have been read
+        # Pillow would also copy the pixels of upright images.
+        rotated = image.getexif().get(ORIENTATION, 1) != 1
+        return ImageOps.exif_transpose(image) if rotated else image
+    except Exception:  # damaged EXIF data; the pixels have been read
         return image
 
 
-def _turned(pixels: np.ndarray, image: Image.Image) -> np.ndarray:
-    """Return deep pixels in the orientation given by the image's EXIF."""
+def _oriented(pixels: np.ndarray, image: Image.Image) -> np.ndarray:
+    """Apply the EXIF orientation of an image to its deep pixels."""
     try:
         orientation = image.getexif().get(ORIENTATION, 1)
     except Exception:
@@ -248,7 +247,7 @@ def _rgb(image: Image.Image, profile: Profile | None) -> np.ndarray:
 
 
 def _flat(image: Image.Image, profile: Profile | None = None) -> Image.Image:
-    """Convert to RGB, with anything transparent on white; to sRGB where there is a profile."""
+    """Convert to RGB, or from a profile to sRGB, compositing transparency on white."""
     if profile is not None:
         image = to_srgb(image, profile)
     if image.mode in TRANSPARENT or "transparency" in image.info:

@@ -1,4 +1,4 @@
-"""Read pixels of more than 8 bits and map them to bytes through a window."""
+"""Read pixels of more than 8 bits, and map them to uint8 through a window."""
 
 from typing import IO, TYPE_CHECKING, cast
 
@@ -19,14 +19,14 @@ PNG, PNG_DEPTH = b"\x89PNG\r\n\x1a\n", 24
 EIGHT_BIT = (b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF")
 """First bytes of formats with at most 8 bits: JPEG, GIF, BMP, WebP."""
 STRIP_PIXELS = 1 << 20
-"""Pixels rendered at a time, in float64."""
+"""Pixels rendered at a time, as float64."""
 Window = tuple[float, float]
 WIDEST = 1e300
-"""Width of a window, and one over its smallest, that 64-bit floats can be divided by."""
+"""Largest width of a window; the smallest is its inverse. Beyond, float64 overflows."""
 
 
 def is_deep(file: IO[bytes], frame: int = 0) -> bool:
-    """Whether a frame of an image file has more than 8 bits a channel; decodes nothing."""
+    """Whether a frame of an image file has more than 8 bits per channel, by its header."""
     head = file.read(PNG_DEPTH + 1)
     file.seek(0)
     if head.startswith(PNG):
@@ -40,14 +40,15 @@ def is_deep(file: IO[bytes], frame: int = 0) -> bool:
 
 
 def deep_pixels(image: Image.Image, file: IO[bytes]) -> np.ndarray | None:
-    """Return the values of an open image of more than 8 bits a channel; None for others.
+    """Return the pixel values of an open image of more than 8 bits per channel.
 
     Returns:
-        (H, W), or of a 16-bit PNG with color or alpha (H, W, C): gray and alpha, RGB, or RGB
-        and alpha. The type is that of the file: uint16, int16, int32, uint32 or float32.
+        None for 8-bit images; otherwise (H, W), or (H, W, C) for a 16-bit PNG with color or alpha
+        (gray and alpha, RGB, or RGB and alpha), in the data type of the file: uint16, int16,
+        int32, uint32 or float32.
 
     Raises:
-        BadImage: values that are not finite.
+        BadImage: NaN or infinite values.
     """
     if image.format == "PNG" and image.mode[0] not in "IF":
         file.seek(0)
@@ -61,7 +62,7 @@ def deep_pixels(image: Image.Image, file: IO[bytes]) -> np.ndarray | None:
     if image.format == "TIFF":
         pixels = _as_declared(pixels, image)
     elif image.mode == "I" and image.format in ("PNG", "PPM"):
-        # 16 bits in 32.
+        # Pillow stores 16 bits in 32.
         pixels = pixels.astype(np.uint16)
     elif image.mode.startswith("I;16"):
         pixels = pixels.astype(np.uint16)
@@ -71,7 +72,7 @@ def deep_pixels(image: Image.Image, file: IO[bytes]) -> np.ndarray | None:
 
 
 def _png(file: IO[bytes]) -> np.ndarray:
-    """Read a 16-bit PNG with color or alpha, of which Pillow keeps the upper 8 bits only."""
+    """Read a 16-bit PNG with color or alpha, which Pillow would reduce to 8 bits."""
     from torchvision.io import ImageReadMode, decode_image
 
     file.seek(0)
@@ -80,7 +81,7 @@ def _png(file: IO[bytes]) -> np.ndarray:
 
 
 def _as_declared(pixels: np.ndarray, image: Image.Image) -> np.ndarray:
-    """Return a TIFF's values in the type its tags declare, with white above black."""
+    """Return the values of a TIFF in their declared type, where larger is brighter."""
     tags = cast("TiffImageFile", image).tag_v2
     bits = max(tags.get(BITS, (1,)))
     kind = max(tags.get(SAMPLE_FORMAT, (UNSIGNED,)))
@@ -100,15 +101,16 @@ def full_range(dtype: np.dtype) -> Window:
 
 
 def has_usable_width(window: Window) -> bool:
-    """Whether dividing by the width of a window keeps values finite."""
+    """Whether values divided by the width of a window stay finite."""
     low, high = window
     return low < high and high - low < WIDEST and high - low > 1 / WIDEST
 
 
 def render(pixels: np.ndarray, window: Window) -> np.ndarray:
-    """Map values to (H, W, 3) uint8: low end of the window to black, high end to white.
+    """Map values to (H, W, 3) uint8, the lower end of the window to black, the upper to white.
 
-    Values beyond are clipped; alpha, which spans its type's full range, is composited on white.
+    Values beyond the window are clipped. Alpha, which uses the full range of its type, is
+    composited on white.
 
     Args:
         pixels: (H, W) gray, or (H, W, C): gray and alpha, RGB, or RGB and alpha.
@@ -120,7 +122,7 @@ def render(pixels: np.ndarray, window: Window) -> np.ndarray:
 
 
 def _shaded(pixels: np.ndarray, window: Window) -> np.ndarray:
-    """(H, W, 1 or 3) uint8."""
+    """Return (H, W, 1 or 3) uint8."""
     low, high = window
     color, alpha = split_alpha(pixels)
     shade = (color.astype(np.float64) - low) * 255 / (high - low)
@@ -132,7 +134,7 @@ def _shaded(pixels: np.ndarray, window: Window) -> np.ndarray:
 
 
 def split_alpha(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Split into (H, W, 1 or 3) values and (H, W) alpha, None without alpha."""
+    """Split into (H, W, 1 or 3) values and (H, W) alpha; alpha may be None."""
     if pixels.ndim == 2:
         return pixels[..., None], None
     if pixels.shape[2] in (2, 4):
@@ -141,7 +143,7 @@ def split_alpha(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def visible_range(pixels: np.ndarray) -> Window:
-    """Return the smallest and largest value that is not fully transparent."""
+    """Return the smallest and largest value of pixels that are not fully transparent."""
     color, alpha = split_alpha(pixels)
     if alpha is not None:
         color = color[alpha > 0]

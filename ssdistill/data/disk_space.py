@@ -1,4 +1,4 @@
-"""Whether a disk has the space for images, and what is said if not."""
+"""Check the disk space for images, and report errors of the disk."""
 
 import errno
 import shutil
@@ -12,8 +12,8 @@ from ssdistill.settings import Size, height_width
 
 
 @contextmanager
-def plain_disk_errors(root: Path) -> Iterator[None]:
-    """Within the context, a disk that cannot be written to is a UserError."""
+def report_disk_errors(root: Path) -> Iterator[None]:
+    """Turn errors of the disk within the context into UserErrors."""
     try:
         yield
     except OSError as error:
@@ -25,13 +25,13 @@ def plain_disk_errors(root: Path) -> Iterator[None]:
 
 
 def check_space(folder: Path, raw: RawSplit, image_size: Size, pixel_bytes: int = 3) -> None:
-    """Check that a folder has space for the images of a split.
+    """Check that the stored images of a split fit on the disk of ``folder``.
 
     Args:
-        pixel_bytes: of one pixel, all channels.
+        pixel_bytes: bytes of one pixel, over all channels.
 
     Raises:
-        UserError: it has not.
+        UserError: they do not fit.
     """
     height, width = height_width(image_size)
     needed, free = len(raw) * height * width * pixel_bytes, shutil.disk_usage(folder).free

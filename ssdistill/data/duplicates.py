@@ -1,4 +1,4 @@
-"""Images that are there more than once: equal bytes, or embeddings in nearly one direction."""
+"""Find duplicates by equal bytes, and near-duplicates by cosine similarity of embeddings."""
 
 from collections.abc import Callable, Iterable
 
@@ -8,15 +8,15 @@ from torch import Tensor
 
 BLOCK = 2048
 MOST_EDGES = 4_000_000
-"""Pairs that are kept before they are reduced to one for each image."""
+"""Pairs to collect before they are reduced to at most one per image."""
 
 
 def equal_groups(digest_N: np.ndarray, readable_N: np.ndarray) -> list[list[int]]:
-    """Return the numbers of images with equal hashes, groups of two or more.
+    """Return groups of two or more images with equal hashes, as numbers.
 
     Args:
         digest_N: (N,) hashes of 8 bytes or a multiple.
-        readable_N: (N,) whether an image takes part.
+        readable_N: (N,) bool, the images to compare.
     """
     number_M = np.flatnonzero(readable_N)
     words_M2 = np.ascontiguousarray(digest_N[number_M]).view("<u8")
@@ -30,15 +30,15 @@ def near_groups(
     cosine: float,
     watched: Callable[[Iterable[tuple[range]]], Iterable[tuple[range]]] = iter,
 ) -> list[list[int]]:
-    """Return the numbers of images that are linked by pairs at least ``cosine`` alike.
+    """Return groups of images connected by pairs of at least the given similarity.
 
-    All pairs are compared, block by block: N * N / 2 products of D, in the memory of one block
-    and of :data:`MOST_EDGES` pairs.
+    All pairs are compared, block by block, at a cost of N * N / 2 products of length D and the
+    memory of one block and :data:`MOST_EDGES` pairs.
 
     Args:
-        embedding_ND: finite; rows of zeros are alike to none.
+        embedding_ND: finite; rows of zeros are similar to no image.
         cosine: smallest cosine similarity of a pair.
-        watched: passes on the rows that are to be compared with all before them, with a bar.
+        watched: wraps the iteration over blocks of rows, for a progress bar.
     """
     count = len(embedding_ND)
     unit_ND = torch.nn.functional.normalize(embedding_ND.float(), dim=1)
@@ -48,10 +48,10 @@ def near_groups(
         start = rows.start
         rows_BD = unit_ND[start : start + BLOCK]
         for other in range(0, start + 1, BLOCK):
-            alike_BB = rows_BD @ unit_ND[other : other + BLOCK].T >= cosine
+            similar_BB = rows_BD @ unit_ND[other : other + BLOCK].T >= cosine
             if other == start:
-                alike_BB = alike_BB.tril(-1)
-            pair_E2 = alike_BB.nonzero().numpy()
+                similar_BB = similar_BB.tril(-1)
+            pair_E2 = similar_BB.nonzero().numpy()
             first = np.concatenate([first, pair_E2[:, 0] + start])
             second = np.concatenate([second, pair_E2[:, 1] + other])
             if len(first) > MOST_EDGES:
@@ -68,7 +68,7 @@ def _components(first: np.ndarray, second: np.ndarray, count: int) -> np.ndarray
 
 
 def _reduced(first: np.ndarray, second: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return pairs that connect what was connected, at most one for each image."""
+    """Return at most one pair per image that preserve the connected components."""
     group_N = _components(first, second, count)
     _, representative, inverse_N = np.unique(group_N, return_index=True, return_inverse=True)
     least_N = representative[inverse_N.reshape(-1)]
@@ -77,7 +77,7 @@ def _reduced(first: np.ndarray, second: np.ndarray, count: int) -> tuple[np.ndar
 
 
 def _gathered(group_M: np.ndarray, number_M: np.ndarray) -> list[list[int]]:
-    """Return the numbers of each group of several, by their first."""
+    """Return the numbers of each group of two or more, sorted by their first."""
     order = np.argsort(group_M, kind="stable")
     starts = np.flatnonzero(np.diff(group_M[order], prepend=-1)) if len(order) else order
     parts = np.split(number_M[order], starts[1:]) if len(order) else []

@@ -1,4 +1,4 @@
-"""A split whose images are encoded files, wherever their bytes lie."""
+"""A split of encoded images, from any container."""
 
 import io
 from abc import abstractmethod
@@ -16,8 +16,8 @@ from ssdistill.data.splits import RawSplit
 class EncodedSplit(RawSplit):
     """Images as encoded bytes, read by row.
 
-    A container is two methods: ``read`` gives the bytes, ``stamps`` says which of them are those
-    of before. Views can be cut from such images when they are read (``data.pixels=original``).
+    A container implements ``read``, which returns the bytes of an image, and ``stamps``, which
+    reveal changed images. Views can be cropped from such images (``data.pixels=original``).
     """
 
     def __init__(self) -> None:
@@ -25,18 +25,18 @@ class EncodedSplit(RawSplit):
 
     @abstractmethod
     def read(self, i: int) -> bytes:
-        """Return the encoded image ``i``; raise OSError where the system fails."""
+        """Return the encoded image ``i``; raise OSError if the system fails."""
 
     @abstractmethod
     def stamps(self) -> np.ndarray:
-        """Return (N,) uint64 that change with an image's name, bytes or time; reads no image."""
+        """Return (N,) uint64 that change with name, size or time of an image; reads no image."""
 
     def original(self, i: int) -> bytes:
-        """Return image ``i`` as it lies in the source, where that is not what is decoded."""
+        """Return image ``i`` as stored in the source, before any conversion for decoding."""
         return self.read(i)
 
     def member_name(self, i: int) -> str:
-        """Return the name of image ``i`` in an archive, where that is not its name here."""
+        """Return the name of image ``i`` in its archive, which may differ from :meth:`name`."""
         return self.name(i)
 
     def encoded(self) -> "EncodedSplit":
@@ -47,7 +47,7 @@ class EncodedSplit(RawSplit):
         return None
 
     def open(self, i: int) -> IO[bytes]:
-        """Open the encoded image ``i``, for who needs only parts of it."""
+        """Open the encoded image ``i``, to read parts of it."""
         return io.BytesIO(self.read(i))
 
     def image(self, i: int) -> np.ndarray:

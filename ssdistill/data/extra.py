@@ -1,4 +1,4 @@
-"""Extra views for single losses: rotations, neighbors, mixtures."""
+"""Extra views for individual losses: rotations, neighbors, mixtures."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -23,18 +23,18 @@ EXTRA = (
     "neighbor_1",
     "cutmix",
 )
-"""Names of extra views, in the order in which a step passes them on.
+"""Names of extra views, in the order in which a step passes them to losses.
 
-``rotated_90`` is the first view turned by 90 degrees, and so on; ``neighbor_0`` and
-``neighbor_1`` are views, by the first and the last recipe, of an image like this one;
-``cutmix`` is the first view with a rectangle of ``neighbor_0`` in it.
+``rotated_90`` is the first view rotated by 90 degrees, and so on; ``neighbor_0`` and
+``neighbor_1`` are views of a neighbor, by the first and the last recipe; ``cutmix`` is the first
+view with a rectangle of ``neighbor_0`` pasted in.
 """
 
 NEIGHBOR_VIEWS = frozenset(("neighbor_0", "neighbor_1", "cutmix"))
-"""Extra views built from ``batch.neighbors_BHWC``."""
+"""Extra views that require neighbors."""
 
 _BOX = -1
-"""View number of these random draws."""
+"""View number for random draws of CutMix boxes."""
 
 
 def extra_views(
@@ -48,18 +48,18 @@ def extra_views(
 ) -> list[Tensor]:
     """Build the extra views called ``names``, in the order of :data:`EXTRA`.
 
-    Neighbors are drawn by (seed, epoch, index), as every view is; the rectangle of ``cutmix``,
-    one for the batch and the same in every process, by (seed, step). Where ``cutmix`` is made,
-    ``batch.cutmix_fraction`` is set.
+    Views of neighbors are drawn by (seed, epoch, index) like all views; the rectangle of
+    ``cutmix``, one per batch and equal in all processes, by (seed, step). ``cutmix`` sets
+    ``batch.cutmix_fraction``.
 
     Args:
         views: (B, C, h, w) in [0, 1], one per recipe.
-        recipes: one per view. Neighbors are drawn by the first and the last of a full-size view.
-        size: of a view whose recipe names none.
+        recipes: one per view. Neighbors use the first and the last recipe of full size.
+        size: of views whose recipe has no ``size``.
 
     Raises:
-        UserError: ``cutmix`` of a first view that is smaller than others, or a first view that
-            is not square to be rotated.
+        UserError: ``cutmix`` with a first view that is not of full size, or rotation of a first
+            view that is not square.
     """
     check_rotations(names, size_of(views[0]))
     view_by_name = {
@@ -111,7 +111,7 @@ def _neighbor_views(
 
 @dataclass(frozen=True)
 class PlannedView:
-    """A view to be drawn: its recipe, its number within the step, its size."""
+    """A view to draw: its recipe, its number within the step, its size."""
 
     recipe: ViewRecipe
     number: int
@@ -128,7 +128,7 @@ def plain_views(recipes: tuple[ViewRecipe, ...], size: Size) -> list[PlannedView
 def neighbor_views(
     names: tuple[str, ...], recipes: tuple[ViewRecipe, ...], size: Size
 ) -> dict[str, PlannedView]:
-    """Return the views of neighbors that the extra views called ``names`` need."""
+    """Return the views of neighbors required by the extra views called ``names``."""
     if not NEIGHBOR_VIEWS & set(names):
         return {}
     plain = plain_views(recipes, size)
@@ -138,23 +138,23 @@ def neighbor_views(
         "neighbor_0": PlannedView(full[0], len(recipes), full_size),
         "neighbor_1": PlannedView(full[-1], len(recipes) + 1, full_size),
     }
-    # cutmix takes its rectangle from there.
-    needed = {*names, "neighbor_0"} if "cutmix" in names else {*names}
-    return {name: view for name, view in planned.items() if name in needed}
+    # cutmix pastes a rectangle of neighbor_0.
+    required = {*names, "neighbor_0"} if "cutmix" in names else {*names}
+    return {name: view for name, view in planned.items() if name in required}
 
 
 def _cutmix(
     views: list[Tensor], neighbor_BCHW: Tensor, batch: Batch, seed: int
 ) -> tuple[Tensor, float]:
-    """BINGO's CutMix (arXiv:2107.01691), and the fraction of it that is the image."""
+    """Return BINGO's CutMix (arXiv:2107.01691), and the fraction of pixels of the image."""
     if views[0].shape != neighbor_BCHW.shape:
         raise UserError(
-            f"views: the first view must have full size to be mixed with neighbors: expected "
-            f"{size_text(size_of(neighbor_BCHW))} pixels, got {size_text(size_of(views[0]))}; "
+            f"views: the first view must have full size to be mixed with neighbors "
+            f"({size_text(size_of(neighbor_BCHW))} pixels, got {size_text(size_of(views[0]))}); "
             "reorder views"
         )
     step_1 = torch.tensor([batch.step])
     *three, center_y, center_x = uniform(seed, batch.epoch, step_1, _BOX, 5)[0].tolist()
-    # The median of three uniform numbers has the law Beta(2, 2).
-    share = sorted(three)[1]
-    return paste(views[0], neighbor_BCHW, centered_box(1.0 - share, center_y, center_x))
+    # The median of three uniform numbers follows Beta(2, 2).
+    fraction = sorted(three)[1]
+    return paste(views[0], neighbor_BCHW, centered_box(1.0 - fraction, center_y, center_x))

@@ -1,4 +1,4 @@
-"""A split of image files with their classes."""
+"""A split of image files and their classes."""
 
 import hashlib
 import os
@@ -17,9 +17,9 @@ from ssdistill.data.encoded_split import EncodedSplit
 from ssdistill.data.names import Names
 
 WAITING_THREADS = 16
-"""Threads that wait for a file system's answers; on a network, each takes a millisecond."""
+"""Threads that query file status, which takes about a millisecond over a network."""
 PIECE = 512
-"""Files of one task."""
+"""Files per task."""
 Piece = TypeVar("Piece")
 T = TypeVar("T")
 
@@ -28,9 +28,10 @@ class FileSplit(EncodedSplit):
     """Image files below one or several folders.
 
     Args:
-        title: the split in messages.
-        roots: folders, and the names of the images relative to each; absolute ones stay.
+        title: name of the split in messages.
+        roots: folders, and the names of the images relative to each, or absolute.
         class_N: (N,) int32 positions in ``all_classes``; None if unlabeled.
+        all_classes: names of the classes.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class FileSplit(EncodedSplit):
         return int(self._starts[-1])
 
     def path(self, i: int) -> Path:
-        """Return where image ``i`` is."""
+        """Return the path of image ``i``."""
         part = int(np.searchsorted(self._starts, i, side="right")) - 1
         folder, names = self.roots[part]
         return folder / names[i - int(self._starts[part])]
@@ -91,12 +92,12 @@ class FileSplit(EncodedSplit):
 
     @property
     def missing(self) -> np.ndarray:
-        """Rows of files that are not there."""
+        """Rows of missing files."""
         return self._statuses[2]
 
     @cached_property
     def _statuses(self) -> tuple[str, np.ndarray, np.ndarray]:
-        """Return identity, stamps and rows of missing files; each file's status is read once."""
+        """Identity, stamps and rows of missing files; the status of each file is queried once."""
         digest = hashlib.sha256()
         stamps, missing, row = bytearray(), [], 0
         for lines in _in_threads(_lines, self._pieces(), WAITING_THREADS):
@@ -109,9 +110,9 @@ class FileSplit(EncodedSplit):
         return digest.hexdigest(), stamp_N, np.array(missing, dtype=np.int64)
 
     def _pieces(self) -> Iterator[tuple[list[bytes], list[bytes]]]:
-        """Yield names, as they are hashed, and paths, a few hundred at a time."""
+        """Yield names (as hashed) and paths of files, a few hundred at a time."""
         for k, (folder, names) in enumerate(self.roots):
-            # The same name below several folders is several images.
+            # Equal names in different folders are different images.
             before = b"%d/" % k if len(self.roots) > 1 else b""
             root = os.fsencode(folder)
             for start in range(0, len(names), PIECE):
@@ -132,20 +133,20 @@ class FileSplit(EncodedSplit):
 
 
 def _lines(piece: tuple[list[bytes], list[bytes]]) -> list[bytes]:
-    """Return what changes with each file: name, bytes and time."""
+    """Return name, size and time of each file, which change with the file."""
     lines = []
     for name, path in zip(*piece, strict=True):
-        # The time is part of it: bitmaps of one size in pixels are of one size in bytes.
+        # Include the time: uncompressed images of equal size have equally many bytes.
         try:
             status = os.stat(path)
             lines.append(b"%b\0%d\0%d\n" % (name, status.st_size, status.st_mtime_ns))
-        except (OSError, ValueError):  # a link to nothing; a bad image, once it is read
+        except (OSError, ValueError):  # a broken link, reported as a bad image when read
             lines.append(b"%b\0missing\n" % name)
     return lines
 
 
 def _in_threads(work: Callable[[Piece], T], pieces: Iterator[Piece], threads: int) -> Iterator[T]:
-    """Yield the work on each piece, in order; only as many are pending as keep threads busy."""
+    """Yield the results of ``work`` in order, with just enough pending tasks for all threads."""
     with ThreadPoolExecutor(threads) as pool:
         pending = []
         for piece in pieces:

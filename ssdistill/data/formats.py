@@ -1,4 +1,4 @@
-"""The formats that images are read from, and the libraries that read the less usual ones."""
+"""Supported image formats, and the libraries that read less usual ones."""
 
 import threading
 from collections.abc import Callable
@@ -14,11 +14,11 @@ Image.init()
 FORMATS = tuple(
     name
     for name in ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-    if name in Image.OPEN  # what this Pillow was built with
+    if name in Image.OPEN  # formats that this build of Pillow supports
 )
 """Formats that Pillow may read; some others run external programs (EPS, WMF)."""
 HEAD = 64
-"""First bytes of a file, which tell these formats apart."""
+"""Number of first bytes of a file, from which its format is recognized."""
 HEIC = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1")
 JXL = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")
 _loading = threading.Lock()
@@ -26,13 +26,13 @@ _loading = threading.Lock()
 
 @dataclass(frozen=True)
 class Plugin:
-    """A format that a library of its own adds to Pillow.
+    """A format that a separate library adds to Pillow.
 
     Args:
-        name: of the format, in Pillow.
-        title: of the format, in messages.
-        remedy: what makes it readable.
-        load: imports the library; raises ImportError where it is missing.
+        name: of the format in Pillow.
+        title: of the format in messages.
+        remedy: how to make it readable.
+        load: imports the library; raises ImportError if it is missing.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Plugin:
 
 
 def _load_heif() -> None:
-    # No dependency of the package, so type checkers do not find it.
+    # Optional, so type checkers may not find it.
     import pillow_heif  # pyright: ignore[reportMissingImports]
 
     pillow_heif.register_heif_opener()
@@ -67,17 +67,17 @@ AVIF_PLUGIN = Plugin(
 )
 
 PLUGIN_SUFFIXES = {".heic": HEIF_PLUGIN, ".heif": HEIF_PLUGIN, ".jxl": JXL_PLUGIN}
-"""Suffixes that name an image where its library is installed, and another file elsewhere."""
+"""Suffixes of image files that are read only if their library is installed."""
 
 
 def open_image(file: IO[bytes]) -> Image.Image:
-    """Open an image of one of :data:`FORMATS`, or of one that an installed library reads.
+    """Open an image in one of :data:`FORMATS`, or in one that an installed library reads.
 
-    The content decides, not the name. Nothing is decoded.
+    The content determines the format, not the name. Pixels are not decoded, except by JPEG XL.
 
     Raises:
         BadImage: its format requires a library that is not installed.
-        Exception: whatever Pillow raises for what is no image.
+        Exception: any error of Pillow, if the file is not an image.
     """
     head = file.read(HEAD)
     file.seek(0)
@@ -92,7 +92,7 @@ def open_image(file: IO[bytes]) -> Image.Image:
 
 
 def _check_jxl(file: IO[bytes]) -> None:
-    """Raise DecompressionBombError for too many pixels: to open the image is to decode it."""
+    """Raise DecompressionBombError for too many pixels, since opening the image decodes it."""
     width, height = jxl_size(file) or (0, 0)
     file.seek(0)
     if Image.MAX_IMAGE_PIXELS and width * height > Image.MAX_IMAGE_PIXELS:
@@ -100,13 +100,13 @@ def _check_jxl(file: IO[bytes]) -> None:
 
 
 def reads_suffix(suffix: str) -> bool:
-    """Whether files with a suffix are images that an installed library reads."""
+    """Whether an installed library reads files with a suffix as images."""
     plugin = PLUGIN_SUFFIXES.get(suffix)
     return plugin is not None and can_read(plugin)
 
 
 def can_read(plugin: Plugin) -> bool:
-    """Whether Pillow reads a plugin's format; the first call imports the library."""
+    """Whether Pillow can read the format of a plugin; the first call imports its library."""
     if plugin.name in Image.OPEN:
         return True
     with _loading:

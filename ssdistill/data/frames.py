@@ -1,4 +1,4 @@
-"""Each frame of an animation, and each page of a TIFF, as an image of its own."""
+"""The frames of animations and the pages of TIFF files, as separate images."""
 
 import hashlib
 import io
@@ -26,22 +26,22 @@ from ssdistill.data.progress import with_bar
 from ssdistill.data.retry import retried
 
 MOST_FRAMES = 10_000
-"""Frames of a file; one with more is a bad image."""
+"""Maximum number of frames of a file; one with more is a bad image."""
 PIECE = 4096
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 class FrameSplit(EncodedSplit):
-    """The frames of the images of another split; row by row, file by file.
+    """The frames of the files of another split, in order.
 
-    How many each file has is read from its header, once; 12 bytes a file are kept. All frames of a
-    file have its label, and are on its side of a split. They are called ``a.gif#0``, ``a.gif#1``,
-    …; the name of a file with one frame stays.
+    The number of frames of each file is read from its header, once, and cached (12 bytes per
+    file). All frames of a file have its label and are in the same split. They are named
+    ``a.gif#0``, ``a.gif#1``, …; a file with one frame keeps its name.
 
     Args:
         raw: the files.
-        cache: file in which the counts are kept; None keeps none.
-        keeps: whether to write it, rather than to read it only.
+        cache: file for the numbers of frames; None disables caching.
+        keeps: whether to write the cache, rather than only read it.
     """
 
     def __init__(self, raw: EncodedSplit, cache: Path | None = None, *, keeps: bool = False):
@@ -51,11 +51,11 @@ class FrameSplit(EncodedSplit):
 
     @cached_property
     def count_F(self) -> np.ndarray:
-        """(F,) int32, the frames of each file; 0 of one with too many, which is one bad image."""
+        """(F,) int32, the number of frames of each file; 0 for too many, which is one bad image."""
         stamp_F = self.raw.stamps()
         count_F = np.full(len(stamp_F), -1, dtype=np.int32)
         if self._cache is not None:
-            _take_known(self._cache, stamp_F, count_F)
+            _load_counts(self._cache, stamp_F, count_F)
         unknown = np.flatnonzero(count_F < 0)
         if not len(unknown):
             return count_F
@@ -66,7 +66,7 @@ class FrameSplit(EncodedSplit):
                     piece = unknown[start : start + PIECE].tolist()
                     yield piece, list(pool.map(partial(_count, self.raw), piece))
 
-        # Nothing is decoded, so that nothing is too large.
+        # Nothing is decoded, so no image is too large.
         with pixel_limit(sys.maxsize):
             for piece, counts in with_bar(
                 pieces(), len(unknown), f"counting frames of {self.title}"
@@ -75,7 +75,7 @@ class FrameSplit(EncodedSplit):
         if self._cache is not None and self._keeps:
             with suppress(OSError):
                 self._cache.parent.mkdir(parents=True, exist_ok=True)
-                _write(self._cache, stamp_F, count_F)
+                _save_counts(self._cache, stamp_F, count_F)
         return count_F
 
     @cached_property
@@ -86,7 +86,7 @@ class FrameSplit(EncodedSplit):
         return int(self._starts[-1])
 
     def place(self, i: int) -> tuple[int, int | None]:
-        """Return the file of image ``i`` and its frame; None where the file is one image."""
+        """Return the file of image ``i`` and its frame, or None if the file has only one."""
         file = int(np.searchsorted(self._starts, i, side="right")) - 1
         if self.count_F[file] == 1:
             return file, None
@@ -114,7 +114,7 @@ class FrameSplit(EncodedSplit):
         return read_pixels(content, note, color=self.reading.color, frame=self.frame(i))
 
     def original(self, i: int) -> bytes:
-        """Return the file of one image, or a frame as a PNG or, of more than 8 bits, ``.npy``."""
+        """Return the file of a single image; a frame as PNG, or ``.npy`` for more than 8 bits."""
         if self.frame(i) is None:
             return self.raw.original(self._file(i))
         pixels, file = self.image(i), io.BytesIO()
@@ -160,7 +160,7 @@ class FrameSplit(EncodedSplit):
         return np.repeat(self.raw.labels(), np.maximum(self.count_F, 1))
 
     def weights(self) -> np.ndarray | None:
-        """Return (N,) float64: every frame has the weight of its file."""
+        """Return the weights of images, (N,) float64; each frame has the weight of its file."""
         weight_F = self.raw.weights()
         return None if weight_F is None else np.repeat(weight_F, np.maximum(self.count_F, 1))
 
@@ -170,13 +170,13 @@ class FrameSplit(EncodedSplit):
 
 
 def num_frames(file: IO[bytes]) -> int:
-    """Return how many images an open file holds; decodes nothing.
+    """Return the number of images in an open file, without decoding them.
 
-    Smaller copies of a TIFF's first page are no images. What cannot be read counts as one.
+    Smaller copies of the first page of a TIFF do not count. An empty file counts as one image.
     """
     head = file.read(64)
     file.seek(0)
-    # To open a JPEG XL is to decode it.
+    # Opening a JPEG XL file decodes it.
     if not head or head.startswith((JPEG_START, *JXL)):
         return 1
     with open_image(file) as image:
@@ -186,13 +186,15 @@ def num_frames(file: IO[bytes]) -> int:
 
 
 def _count(raw: EncodedSplit, row: int) -> int:
+    """Return the number of frames of a file: 1 if it is unreadable, 0 for too many."""
+
     def count(row: int) -> int:
         with raw.open(row) as file:
             return num_frames(file)
 
     try:
         number = retried(count, row, raw.name(row))
-    except Exception:  # Pillow raises anything; said when the image is read
+    except Exception:  # Pillow raises all kinds of errors; reported when the image is read
         return 1
     return number if 1 <= number <= MOST_FRAMES else 0
 
@@ -208,20 +210,20 @@ def _deep_frames(raw: EncodedSplit, row: int, count: int) -> list[int]:
     return []
 
 
-def _take_known(cache: Path, stamp_F: np.ndarray, count_F: np.ndarray) -> None:
-    """Fill in the counts that were kept of files that are as they were."""
-    with suppress(Exception):  # damaged, or none: all are counted again
-        with np.load(cache, allow_pickle=False) as kept:
-            known_K, counts_K = kept["stamp"], kept["count"]
-        if known_K.dtype != stamp_F.dtype or len(known_K) != len(counts_K) or not len(known_K):
+def _load_counts(cache: Path, stamp_F: np.ndarray, count_F: np.ndarray) -> None:
+    """Fill in the cached counts of unchanged files."""
+    with suppress(Exception):  # missing or damaged: count all again
+        with np.load(cache, allow_pickle=False) as content:
+            stamp_K, count_K = content["stamp"], content["count"]
+        if stamp_K.dtype != stamp_F.dtype or len(stamp_K) != len(count_K) or not len(stamp_K):
             return
-        order = np.argsort(known_K, kind="stable")
-        at_F = order[np.minimum(np.searchsorted(known_K, stamp_F, sorter=order), len(order) - 1)]
-        same_F = known_K[at_F] == stamp_F
-        count_F[same_F] = counts_K[at_F[same_F]]
+        order = np.argsort(stamp_K, kind="stable")
+        at_F = order[np.minimum(np.searchsorted(stamp_K, stamp_F, sorter=order), len(order) - 1)]
+        same_F = stamp_K[at_F] == stamp_F
+        count_F[same_F] = count_K[at_F[same_F]]
 
 
-def _write(cache: Path, stamp_F: np.ndarray, count_F: np.ndarray) -> None:
+def _save_counts(cache: Path, stamp_F: np.ndarray, count_F: np.ndarray) -> None:
     unfinished = cache.with_name(f"{cache.name}.{os.getpid()}.partial")
     with open(unfinished, "wb") as file:
         np.savez(file, stamp=stamp_F, count=count_F)

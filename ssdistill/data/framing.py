@@ -1,4 +1,4 @@
-"""Splits whose frames are images of their own, where the data settings ask for it."""
+"""Use each frame as a separate image, if ``data.frames`` is set to all."""
 
 import hashlib
 import json
@@ -14,10 +14,10 @@ def framed(source: Source, name: str, split: RawSplit) -> RawSplit:
     Raises:
         UserError: the source holds arrays.
     """
-    # Frames are counted once, however often this is called.
-    known = vars(source).setdefault("_framed", {})
-    if (name, source.reading) in known:
-        return known[name, source.reading]
+    # Count frames only once, however often this is called.
+    splits = vars(source).setdefault("_framed", {})
+    if (name, source.reading) in splits:
+        return splits[name, source.reading]
     raw = split.encoded()
     if raw is None:
         raise UserError(
@@ -29,5 +29,5 @@ def framed(source: Source, name: str, split: RawSplit) -> RawSplit:
         text = json.dumps([source.kind, source.settings, name], sort_keys=True, default=str)
         key = hashlib.sha256(text.encode()).hexdigest()[:12]
         cache = folder / f"{source.kind}-{name}-frames-{key}.npz"
-    known[name, source.reading] = FrameSplit(raw, cache, keeps=source.reading.keeps)
-    return known[name, source.reading]
+    splits[name, source.reading] = FrameSplit(raw, cache, keeps=source.reading.keeps)
+    return splits[name, source.reading]

@@ -1,4 +1,4 @@
-"""Open files that threads share and processes do not."""
+"""Handles that threads share and processes do not, and checks for optional libraries."""
 
 import os
 import threading
@@ -12,10 +12,13 @@ T = TypeVar("T")
 
 
 class PerProcess(Generic[T]):
-    """What ``open_it`` returns, opened when it is first needed in a process.
+    """Lazily opened object, with one instance per process.
 
-    After a fork, and in a copy that was pickled, it is opened again: file positions, locks and
-    maps of a library do not survive either.
+    It is reopened after a fork and after unpickling, since file positions, locks and memory maps
+    survive neither.
+
+    Args:
+        open_it: opens the object.
     """
 
     def __init__(self, open_it: Callable[[], T]):
@@ -24,12 +27,12 @@ class PerProcess(Generic[T]):
         self._opened: tuple[int, T] | None = None
 
     def __call__(self) -> T:
-        """Return the open object; whatever ``open_it`` raises passes."""
+        """Return the open object; raises whatever ``open_it`` raises."""
         opened = self._opened
         if opened is not None and opened[0] == os.getpid():
             return opened[1]
         if opened is not None:
-            # A thread that was not forked may have held it.
+            # At the fork, a thread of the parent may have held the lock.
             self._lock = threading.Lock()
         with self._lock:
             if self._opened is None or self._opened[0] != os.getpid():
@@ -43,14 +46,14 @@ class PerProcess(Generic[T]):
         self.__init__(state["_open"])
 
 
-def require(module: str, extra: str, what: str) -> None:
+def require(module: str, extra: str, feature: str) -> None:
     """Check that a library of an extra is installed.
 
     Args:
-        what: what requires it, for the message.
+        feature: what requires the library, for the message.
 
     Raises:
-        UserError: it is not installed.
+        UserError: the library is not installed.
     """
     if find_spec(module) is None:
-        raise UserError(f"{what} requires {module}: pip install 'ssdistill[{extra}]'")
+        raise UserError(f"{feature} requires {module}: pip install 'ssdistill[{extra}]'")

@@ -1,4 +1,4 @@
-"""Read an image as it is held: as RGB, or its chosen channels; resized, or whole."""
+"""Read images as RGB or as chosen channels, in one size or whole."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -18,12 +18,12 @@ from ssdistill.settings import Size
 
 @dataclass(frozen=True)
 class Holding:
-    """What is made of the values of an image.
+    """How the values of images are held.
 
     Attributes:
         form: channels, shape and names.
-        scale: of chosen channels; None of RGB.
-        window: of RGB, the values of deep images that become black and white.
+        scale: of chosen channels; None for RGB.
+        window: for RGB, the values that map to black and white, for images of more than 8 bits.
     """
 
     form: Form = RGB
@@ -32,25 +32,25 @@ class Holding:
 
     @property
     def dtype(self) -> np.dtype:
-        """Type of what is held."""
+        """Data type of held images."""
         return np.dtype(np.uint8) if self.scale is None else self.scale.held
 
     @property
     def windows(self) -> tuple[Window, ...] | None:
-        """The window of each channel; None where all images have 8 bits."""
+        """The window of each channel; None if all images have 8 bits."""
         return self.scale.windows if self.scale else self.window and (self.window,) * 3
 
     @property
     def key(self) -> list:
-        """What of it enters keys and fingerprints; nothing at the defaults."""
+        """What it adds to keys and fingerprints; nothing at the defaults."""
         return [*self.form.key, *(self.scale.key if self.scale else [])]
 
     def pixel_bytes(self) -> int:
-        """Bytes of a pixel."""
+        """Return the bytes of a pixel."""
         return self.form.count * self.dtype.itemsize
 
     def shown(self, pixels: np.ndarray) -> np.ndarray:
-        """Return what :meth:`read` gave as it is held, (H, W, C)."""
+        """Convert what :meth:`read` returned to the held form, (H, W, C)."""
         if self.scale is not None:
             return scaled(pixels, self.scale)
         if pixels.dtype == np.uint8:
@@ -58,21 +58,21 @@ class Holding:
         return render(pixels, self.window or full_range(pixels.dtype))
 
     def read(self, raw: RawSplit, row: int) -> np.ndarray:
-        """Return the values of an image in their own type.
+        """Return the values of an image in the data type of the file.
 
         Raises:
-            BadImage: it cannot be read, or lacks a channel.
+            BadImage: the image cannot be read, or lacks a channel.
         """
         if self.form.channels is None:
             return raw.image(row)
         return chosen(raw.bands(row), self.form.channels)
 
     def whole(self, raw: RawSplit, row: int) -> np.ndarray:
-        """Return an image as it is held, (H, W, C) of its own size."""
+        """Return an image in the held form, (H, W, C) in its original size."""
         return self.shown(retried(partial(self.read, raw), row, raw.name(row)))
 
     def beyond(self, pixels: np.ndarray) -> np.ndarray | None:
-        """Return the fraction of each channel that lies beyond its window; None without one."""
+        """Return the fraction of each channel beyond its window; None without a window."""
         if self.scale is not None:
             return beyond(pixels, self.scale) if self.scale.windows else None
         if pixels.dtype == np.uint8:
@@ -86,8 +86,8 @@ class Squarer:
     """Read images of a split in one size.
 
     Attributes:
-        clipped_C: of the deep images' values, the fraction that lies beyond the window: of each
-            chosen channel, or of all colors together.
+        clipped_C: fraction of the deep images' values beyond the window: of each chosen channel,
+            or of all colors together.
     """
 
     def __init__(self, raw: RawSplit, size: Size, holding: Holding):

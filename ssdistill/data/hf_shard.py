@@ -1,4 +1,4 @@
-"""Data sets of Hugging Face's ``datasets``: from disk, from Parquet files, or by name."""
+"""Load data sets with Hugging Face's ``datasets``: from disk, from Parquet files, or by name."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -14,14 +14,14 @@ from ssdistill.errors import UserError, one_line, shown
 
 BATCH = 1024
 DICT, STATE = "dataset_dict.json", "state.json"
-"""Files of what ``save_to_disk`` wrote."""
+"""Files written by ``save_to_disk``."""
 
 
 def datasets_library() -> Any:
     """Import Hugging Face's ``datasets``.
 
     Raises:
-        UserError: it is not installed.
+        UserError: datasets is not installed.
     """
     try:
         import datasets
@@ -31,7 +31,7 @@ def datasets_library() -> Any:
 
 
 class HfShard(Shard):
-    """One split of a data set; a row is an index, and images stay encoded.
+    """One split of a data set, whose images stay encoded.
 
     Args:
         data: a map-style ``datasets.Dataset``.
@@ -76,65 +76,65 @@ def load_splits(
     """Load all splits of a data set.
 
     Args:
-        path: a folder written by ``save_to_disk``, or with Parquet files, or one such file; where
-            there is none, ``text`` is a name on the hub.
-        text: the setting.
-        name, revision: of a configuration, and of a version on the hub.
+        path: a folder written by ``save_to_disk``, a folder of Parquet files, or a Parquet file.
+        text: the setting; a name on the hub if ``path`` does not exist.
+        name, revision: a configuration, and a version on the hub.
 
     Raises:
-        UserError: it cannot be loaded.
+        UserError: the data set cannot be loaded.
     """
     datasets = datasets_library()
     try:
         if (path / DICT).is_file() or (path / STATE).is_file():
             check_saved(path)
-            found = datasets.load_from_disk(str(path))
+            loaded = datasets.load_from_disk(str(path))
         elif path.is_file():
-            found = datasets.load_dataset("parquet", data_files=str(path))
+            loaded = datasets.load_dataset("parquet", data_files=str(path))
         else:
-            found = datasets.load_dataset(
+            loaded = datasets.load_dataset(
                 str(path) if path.is_dir() else text, name, revision=revision
             )
     except UserError:
         raise
-    except Exception as error:  # of the library, the hub, the network, pyarrow
-        place = "" if path.exists() else "; it is no folder here, so it was looked for on the hub"
+    except Exception as error:  # from the library, the hub, the network or pyarrow
+        hub = "" if path.exists() else "; not a local folder, so it was looked up on the hub"
         raise UserError(
-            f"data.path={shown(text)}: datasets cannot load it ({one_line(error)}){place}; check "
+            f"data.path={shown(text)}: datasets cannot load it ({one_line(error)}){hub}; check the "
             "path, data.name and the connection"
         ) from error
-    splits = found if isinstance(found, dict) else {str(found.split or "train"): found}
+    splits = loaded if isinstance(loaded, dict) else {str(loaded.split or "train"): loaded}
     return {str(key): HfShard(data, str(key)) for key, data in splits.items()}
 
 
 def choose_splits(
     splits: Mapping[str, HfShard], train: str | None, test: str | None
 ) -> tuple[HfShard, HfShard | None, list[str]]:
-    """Return the splits to train on and to test on, and the names of those left out.
+    """Return the training split, the test split, and the names of ignored ones.
 
     Raises:
-        UserError: no such split, or none that could be it.
+        UserError: a split does not exist, or none is recognized as the training split.
     """
-    known = ", ".join(map(shown, splits))
-    for key, wanted in (("train_split", train), ("test_split", test)):
-        if wanted is not None and wanted not in splits:
-            raise UserError(f"data.{key}={shown(wanted)}: no such split; there are {known}")
-    meant = {split_of(name): name for name in reversed(list(splits))}
+    names = ", ".join(map(shown, splits))
+    for key, name in (("train_split", train), ("test_split", test)):
+        if name is not None and name not in splits:
+            raise UserError(f"data.{key}={shown(name)}: no such split; set one of {names}")
+    name_of = {split_of(name): name for name in reversed(list(splits))}
     if train is None:
-        train = meant.get("train") or (next(iter(splits)) if len(splits) == 1 else None)
+        train = name_of.get("train") or (next(iter(splits)) if len(splits) == 1 else None)
     if train is None:
-        raise UserError(f"data.train_split: which of {known} is to train on? Set it to one")
+        raise UserError(f"data.train_split: required; set it to one of the splits {names}")
     if test is None:
-        test = next((meant[s] for s in ("test", "val") if s in meant and meant[s] != train), None)
-    left_out = [name for name in splits if name not in (train, test)]
-    return splits[train], splits[test] if test else None, left_out
+        tests = (name_of[s] for s in ("test", "val") if s in name_of)
+        test = next((name for name in tests if name != train), None)
+    ignored = [name for name in splits if name not in (train, test)]
+    return splits[train], splits[test] if test else None, ignored
 
 
 def check_saved(folder: Path) -> None:
-    """Check what ``save_to_disk`` wrote before the library opens it.
+    """Check files written by ``save_to_disk`` before the library opens them.
 
     Raises:
-        UserError: files outside of the folder, damaged ones, and compressed ones.
+        UserError: a file is outside the folder, damaged or compressed.
     """
     import json
 
@@ -148,7 +148,7 @@ def check_saved(folder: Path) -> None:
             inside = os.path.realpath(path).startswith(os.path.realpath(folder) + os.sep)
             if not inside:
                 raise UserError(
-                    f"data.path={shown(folder)}: {shown(file['filename'])} is outside of the "
-                    "folder; save the data set again"
+                    f"data.path={shown(folder)}: {shown(file['filename'])} is outside the folder; "
+                    "save the data set again"
                 )
             ArrowShard(path, path.name)

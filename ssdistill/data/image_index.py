@@ -1,7 +1,7 @@
-"""An index of encoded images: size and hash of each, in 24 bytes, without decoding any.
+"""Index encoded images: size and hash of each, in 24 bytes, without decoding them.
 
-An image is read once, in part, when it is first seen or has changed. What the index says is all
-that a plan, a box or a fingerprint needs.
+Only the two ends of an image are read, once, when it is new or has changed. The index suffices to
+draw crop boxes, to plan a run and to compute its fingerprint.
 """
 
 import hashlib
@@ -26,33 +26,32 @@ from ssdistill.errors import UserError
 from ssdistill.files import write_atomically
 
 FORMAT = 1
-"""Raise it when the same images would be described differently."""
+"""Increase it whenever the records of the same images change."""
 RECORD = np.dtype([("stamp", "<u8"), ("digest", "<u8"), ("height", "<u4"), ("width", "<u4")])
-"""One image: see ``EncodedSplit.stamps``; a hash of its bytes; its size in pixels as it is shown.
-A height of 0 marks an image that cannot be read, and the highest bit of ``width`` one of more than
-8 bits a channel."""
+"""One image: its stamp (``EncodedSplit.stamps``), a hash of its bytes, and its size in pixels after
+EXIF orientation. A height of 0 marks an unreadable image, the highest bit of ``width`` one of more
+than 8 bits per channel."""
 DEEP = np.uint32(1 << 31)
 ENDS = 1 << 16
-"""Bytes at the beginning and the end of a file that are hashed: of a file up to twice as long,
-all."""
+"""Bytes hashed at each end of a file; files of up to twice as many are hashed completely."""
 PIECE = 4096
 RECORDS, META = "records.npy", "index.json"
 
 
 class ImageIndex:
-    """What is known of the images of a split without decoding them.
+    """Sizes, hashes and errors of a split's images, found without decoding them.
 
     Args:
         raw: the split.
-        folder: where the index is kept; it is made, or brought up to date.
-        verify: read every image again, even if its stamp is that of before.
-        bands: images may have any number of bands, see
+        folder: of the index, which is created or updated.
+        verify: read every image again, even if its stamp is unchanged.
+        bands: whether images may have any number of bands, see
             :func:`ssdistill.data.channel_reader.read_channels`.
 
     Attributes:
         records_N: (N,) :data:`RECORD`, mapped from disk.
-        reasons: by row, why an image cannot be read.
-        num_read: how many images were read for this opening.
+        reasons: for each unreadable image, by row, the reason.
+        num_read: number of images read to create or update the index.
     """
 
     def __init__(
@@ -60,16 +59,17 @@ class ImageIndex:
     ):
         self.folder = folder
         stamp_N = raw.stamps()
-        known_N, meta = (None, {}) if verify else _read(folder)
-        if known_N is not None and np.array_equal(known_N["stamp"], stamp_N):
+        records_N, meta = (None, {}) if verify else _read(folder)
+        if records_N is not None and np.array_equal(records_N["stamp"], stamp_N):
             self.num_read = 0
         else:
-            known_N, meta, self.num_read = _updated(Described(raw, bands), stamp_N, known_N, meta)
-            _write(folder, known_N, meta)
-            known_N = np.load(folder / RECORDS, mmap_mode="r")
-        assert known_N is not None
-        self.records_N: np.ndarray = known_N
-        self.reasons: dict[int, str] = {int(row): why for row, why in meta["reasons"].items()}
+            images = Described(raw, bands)
+            records_N, meta, self.num_read = _updated(images, stamp_N, records_N, meta)
+            _write(folder, records_N, meta)
+            records_N = np.load(folder / RECORDS, mmap_mode="r")
+        assert records_N is not None
+        self.records_N: np.ndarray = records_N
+        self.reasons: dict[int, str] = {int(row): text for row, text in meta["reasons"].items()}
 
     def __len__(self) -> int:
         return len(self.records_N)
@@ -80,13 +80,13 @@ class ImageIndex:
         return np.flatnonzero(self.records_N["width"] & DEEP).tolist()
 
     def sizes(self, row_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return heights and widths of some images, (B,) int64 each, in pixels as shown."""
+        """Return heights and widths, (B,) int64 each, in pixels after EXIF orientation."""
         records_B = self.records_N[row_B]
         height_B, width_B = records_B["height"], records_B["width"] & ~DEEP
         return height_B.astype(np.int64), width_B.astype(np.int64)
 
     def content(self) -> str:
-        """Return the sha256 (hex) of all that was hashed of the images, in order."""
+        """Return the sha256 (hex) of the hashes and sizes of all images, in order."""
         digest = hashlib.sha256(f"index {FORMAT}\n".encode())
         for start in range(0, len(self), 1 << 20):
             part = self.records_N[start : start + (1 << 20)]
@@ -96,12 +96,12 @@ class ImageIndex:
 
 
 def verified(raw: EncodedSplit, folder: Path, *, bands: bool = False) -> np.ndarray | None:
-    """Read again every image of an index; return the rows whose bytes are not what it believes.
+    """Read all images of an index again; return the rows whose bytes changed unnoticed.
 
-    They have the name, size and time of before. The index is brought up to date.
+    Their names, sizes and times are unchanged. The index is updated.
 
     Returns:
-        (M,) int64; None where there is no index in ``folder``.
+        (M,) int64; None if there is no index in ``folder``.
     """
     before_N, _ = _read(folder)
     if before_N is None:
@@ -111,36 +111,36 @@ def verified(raw: EncodedSplit, folder: Path, *, bands: bool = False) -> np.ndar
     order = np.argsort(before_N["stamp"], kind="stable")
     at_N = np.searchsorted(before_N["stamp"], now_N["stamp"], sorter=order)
     at_N = order[np.minimum(at_N, max(len(order) - 1, 0))] if len(order) else at_N
-    known_N = before_N[at_N] if len(order) else now_N
-    return np.flatnonzero((known_N["stamp"] == now_N["stamp"]) & (known_N != now_N))
+    former_N = before_N[at_N] if len(order) else now_N
+    return np.flatnonzero((former_N["stamp"] == now_N["stamp"]) & (former_N != now_N))
 
 
 def is_current(raw: EncodedSplit, folder: Path) -> bool:
-    """Whether the index in ``folder`` describes the images as they are; reads none of them."""
-    known_N, _ = _read(folder)
-    return known_N is not None and np.array_equal(known_N["stamp"], raw.stamps())
+    """Whether the index in ``folder`` is up to date, by their stamps; reads no image."""
+    records_N, _ = _read(folder)
+    return records_N is not None and np.array_equal(records_N["stamp"], raw.stamps())
 
 
 def _updated(
-    images: "Described", stamp_N: np.ndarray, known_N: np.ndarray | None, meta: dict[str, Any]
+    images: "Described", stamp_N: np.ndarray, former_N: np.ndarray | None, meta: dict[str, Any]
 ) -> tuple[np.ndarray, dict[str, Any], int]:
-    """Return the records and reasons of images, and how many images were read for them."""
+    """Return the records and metadata of images, and the number of images read for them."""
     records_N = np.zeros(len(stamp_N), RECORD)
     reasons: dict[int, str] = {}
-    unknown_N = np.ones(len(stamp_N), dtype=bool)
-    if known_N is not None and len(known_N):
-        order = np.argsort(known_N["stamp"], kind="stable")
-        at_N = np.searchsorted(known_N["stamp"], stamp_N, sorter=order)
+    new_N = np.ones(len(stamp_N), dtype=bool)
+    if former_N is not None and len(former_N):
+        order = np.argsort(former_N["stamp"], kind="stable")
+        at_N = np.searchsorted(former_N["stamp"], stamp_N, sorter=order)
         at_N = order[np.minimum(at_N, len(order) - 1)]
-        unknown_N = known_N["stamp"][at_N] != stamp_N
-        records_N[~unknown_N] = known_N[at_N[~unknown_N]]
+        new_N = former_N["stamp"][at_N] != stamp_N
+        records_N[~new_N] = former_N[at_N[~new_N]]
         old = meta.get("reasons", {})
         reasons = {
             int(row): old[str(at_N[row])]
-            for row in np.flatnonzero(~unknown_N & (records_N["height"] == 0))
+            for row in np.flatnonzero(~new_N & (records_N["height"] == 0))
         }
     records_N["stamp"] = stamp_N
-    rows = np.flatnonzero(unknown_N)
+    rows = np.flatnonzero(new_N)
     for row, entry in _entries(images, rows):
         if isinstance(entry, BadImage):
             reasons[row] = entry.reason
@@ -164,20 +164,23 @@ def _entries(
 
 
 class Described:
-    """What the headers of a split's images say."""
+    """Images of a split, described by their headers.
+
+    Args:
+        bands: see :class:`ImageIndex`.
+    """
 
     def __init__(self, raw: EncodedSplit, bands: bool):
         self.raw, self.bands = raw, bands
 
     def entry(self, row: int) -> tuple[int, int, int] | BadImage:
-        """Return hash, height and width (with its flag) of an image.
+        """Return hash, height and width (with the flag :data:`DEEP`) of an image.
 
-        One that does not end as its format does is decoded: it is cut off, or has something
-        appended.
+        An image without the end marker of its format is decoded, to see whether it is truncated.
         """
         try:
             digest, header = retried(self._ends, row, self.raw.name(row))
-            if header.doubtful:
+            if header.suspicious:
                 self._decode(row)
         except BadImage as error:
             return error
@@ -202,9 +205,9 @@ class Described:
             return ChannelHeader(file, tail) if self.bands else Header(file, tail, frame)
         except (BadImage, UserError):
             raise
-        except Exception:  # Pillow raises anything; the reader of whole images has words for it
+        except Exception:  # Pillow raises all kinds of errors; decoding yields a better message
             self._decode(row)
-            raise BadImage("a header that cannot be read") from None
+            raise BadImage("unreadable header") from None
 
     def _decode(self, row: int) -> None:
         if self.bands:
@@ -218,10 +221,10 @@ def _number(content: bytes) -> int:
 
 
 def _read(folder: Path) -> tuple[np.ndarray | None, dict[str, Any]]:
-    """Return the records and the json of an index; (None, {}) if there is none, or it is damaged.
+    """Return the records and metadata of an index; (None, {}) if it is missing or damaged.
 
-    The records are compared with their checksums: a gigabyte, of forty million images, takes 0.25 s
-    of one core.
+    The checksums of the records are verified: 0.25 s on one core for a gigabyte (forty million
+    images).
     """
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         meta = json.loads((folder / META).read_text())
@@ -234,7 +237,7 @@ def _read(folder: Path) -> tuple[np.ndarray | None, dict[str, Any]]:
 
 
 def _write(folder: Path, records_N: np.ndarray, meta: dict[str, Any]) -> None:
-    """Replace the index: first its json goes, so that no half of it is taken for the whole."""
+    """Replace the index. Its metadata are deleted first, so no incomplete index is ever read."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / META).unlink(missing_ok=True)
     unfinished = folder / f"{RECORDS}.partial"

@@ -1,4 +1,4 @@
-"""The images of a split as everything after them sees them, however they are held."""
+"""The readable images of a split: the interface of stored squares and of originals."""
 
 from abc import ABC, abstractmethod
 from functools import cached_property
@@ -17,26 +17,26 @@ from ssdistill.errors import UserError
 class ImageSet(ABC):
     """One split's readable images.
 
-    What belongs here is what is known of images without their labels, which ``evaluate`` alone
-    reads, from the source.
+    Only ``evaluate`` reads labels, from the source; everything else here is label-free.
 
     Attributes:
-        images: (N, H, W, C) of the size that networks take: an array, or what can be indexed like
-            one; uint8, or float32 in [0, 1] of images with more than 8 bits whose channels were
+        images: (N, H, W, C) of the size that networks take: an array, or an object indexed like
+            one. uint8, or float32 in [0, 1] of images with more than 8 bits whose channels were
             chosen.
-        bad: (name, reason) of every image left out.
-        fingerprint: sha256 (hex) of the images; labels are no part of it.
-        mean, std: per channel, in units of [0, 1]. A channel of one value has the std of one
-            level of 255, by which it can be divided.
-        weights: (N,) float64, by which images are drawn in training; None where all count alike.
-        window: values that become black and white; None where all images have 8 bits, and of
-            chosen channels.
-        windows: the same of each channel.
-        channel_names: of the C channels where the config names them; None otherwise.
-        form: which channels, and how they are shaped and shown.
-        notices: what a user should know of the pixels, one line each.
-        source, split: where it came from.
-        folder: of what is kept of them on disk.
+        bad: (name, reason) of every skipped image.
+        bad_rows: their rows in the source, ascending.
+        fingerprint: sha256 (hex) of the images, without their labels.
+        mean, std: per channel, in units of [0, 1]. The std of a constant channel is 1/255 rather
+            than 0, so that it can be a divisor.
+        weights: (N,) float64 with which images are drawn in training; None if all are equal.
+        window: values that map to black and white; None if all images have 8 bits, and for chosen
+            channels.
+        windows: the window of each channel; None if all images have 8 bits.
+        channel_names: names of the C channels if the config has them, else None.
+        form: channels, shape and display of the images.
+        notices: warnings about the pixels, one line each.
+        source, split: the origin of the images.
+        folder: of the store or index on disk.
         place: where the images are, for messages.
     """
 
@@ -65,16 +65,16 @@ class ImageSet(ABC):
 
     @property
     def stored(self) -> Any:
-        """What views are cut from, (N, H, W, C): :attr:`images` or, around them, larger ones."""
+        """(N, H, W, C) images to crop views from: :attr:`images`, or larger ones around them."""
         return self.images
 
     def displayed(self, images_NHWC: Any) -> np.ndarray:
-        """Return images as people see them, see :func:`ssdistill.data.displaying.displayed`."""
+        """Return images for display, see :func:`ssdistill.data.displaying.displayed`."""
         return displayed(np.asarray(images_NHWC), self.form, self.mean, self.std)
 
     @cached_property
     def resident(self) -> np.ndarray:
-        """:attr:`stored` in memory: one copy for all who read it at random."""
+        """:attr:`stored` in memory: one copy, shared by all random readers."""
         return np.array(self.stored)
 
     @cached_property
@@ -82,17 +82,17 @@ class ImageSet(ABC):
         """(N,) int64 or (N, K) bool, as :meth:`RawSplit.labels`; read from the source on first use.
 
         Raises:
-            UserError: it has none, or the images have changed.
+            UserError: there are none, or the images have changed.
         """
         labels = self.source.split(self.split).labels()
         if len(labels) != len(self) + len(self.bad):
             raise UserError(
-                f"the images of {self.place} have changed since it was opened; run the command "
+                f"{self.place}: the images have changed since they were opened; run the command "
                 "again"
             )
         return np.delete(labels, self.bad_rows, axis=0)
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """Names by label, if the source has them apart from the labels, or has read the labels."""
+        """Names by label; None if the source has none, or finds them by reading the labels."""
         return self.source.split(self.split).class_names

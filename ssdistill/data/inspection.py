@@ -1,4 +1,4 @@
-"""What every image of a source is: size, mode, and whether it can be read, is plain or a copy."""
+"""Inspect every image of a source: size, mode, hash, and whether it can be read."""
 
 import hashlib
 import io
@@ -21,42 +21,42 @@ from ssdistill.data.retry import retried
 from ssdistill.data.splits import RawSplit
 
 FACTS = np.dtype([("digest", "V16"), ("height", "<u4"), ("width", "<u4"), ("flags", "<u2")])
-"""One image: a hash of its bytes, its size in pixels as it is shown (0 of an unreadable one), and
+"""One image: a hash of its bytes, its size in pixels after EXIF orientation (0 if unreadable), and
 its :data:`FLAGS`."""
 FLAGS = ("gray", "CMYK", "alpha", "palette", "more than 8 bits", "animated", "constant")
 GRAY, CMYK, ALPHA, PALETTE, DEEP, ANIMATED, CONSTANT = (1 << bit for bit in range(len(FLAGS)))
 MODES = GRAY | CMYK | ALPHA | DEEP | ANIMATED
-"""Flags that say how an image is encoded, and may set it apart from the others."""
+"""Flags of the encoding, by which an image may differ from the others."""
 PIECE = 256
 SPARSE = 8
-"""Every so many rows and columns are compared first: most images differ there already."""
+"""Step between rows and columns that are compared first, where most images already differ."""
 QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
 EXTREME_ASPECT = 4.0
-"""Longer over shorter side from which an image is called extreme; a crop of 1:1 keeps a quarter."""
+"""Ratio of longer to shorter side reported as extreme; a square crop then keeps a quarter."""
 OFF_MEDIAN = 4.0
-"""Times by which the shorter side is below its median, or the longer above, to be called so."""
+"""Factor from the median at which the shorter side is reported as small, the longer as large."""
 
 
 class Inspected:
-    """The facts of all images of a split.
+    """Properties of all images of a split.
 
     Attributes:
         facts_N: (N,) :data:`FACTS`.
-        reasons: by row, why an image cannot be read.
+        reasons: for each unreadable image, by row, the reason.
     """
 
     def __init__(self, raw: RawSplit, max_pixels: int, form: Form = RGB):
         """Read and decode every image, in threads.
 
         Args:
-            max_pixels: an image with more pixels cannot be read.
-            form: an image without one of its channels cannot be read either.
+            max_pixels: images with more pixels count as unreadable.
+            form: of the images; those that lack a channel count as unreadable, too.
         """
         self.raw, self.form = raw, form
         self.facts_N = np.zeros(len(raw), FACTS)
         self.reasons: dict[int, str] = {}
         with pixel_limit(max_pixels), warnings.catch_warnings():
-            # Damaged EXIF, odd palettes: either the image is read or it is listed.
+            # Damaged EXIF, odd palettes: the image is either read or listed.
             warnings.filterwarnings("ignore", module=r"PIL\.")
             for rows, facts in with_bar(_pieces(raw, form), len(raw), f"checking {raw.title}"):
                 for row, fact in zip(rows, facts, strict=True):
@@ -66,7 +66,7 @@ class Inspected:
                         self.facts_N[row] = fact
 
     def shown(self, row: int) -> np.ndarray:
-        """Return an image for a page: what it is, or three of its channels as (H, W, 3) uint8.
+        """Return an image for display: unchanged, or three of its channels as (H, W, 3) uint8.
 
         Raises:
             BadImage: it cannot be read.
@@ -118,26 +118,26 @@ def _fact(raw: RawSplit, form: Form, row: int) -> tuple | BadImage:
     return digest, pixels.shape[0], pixels.shape[1], flags
 
 
-def _equal(one: np.ndarray, all_of_them: np.ndarray) -> bool:
-    """Whether pixels are equal, by a few of them where they differ."""
-    few = (slice(None, None, SPARSE),) * 2
-    return bool((one[few] == all_of_them[few]).all() and (one == all_of_them).all())
+def _equal(reference: np.ndarray, pixels: np.ndarray) -> bool:
+    """Whether all pixels equal a reference; a sparse comparison rules most images out."""
+    sparse = (slice(None, None, SPARSE),) * 2
+    return bool((reference[sparse] == pixels[sparse]).all() and (reference == pixels).all())
 
 
 def _mode_of(content: bytes) -> int:
-    """Return the flags that the header of an encoded image says; its pixels have been read."""
+    """Return the flags of an encoded, readable image, from its header."""
     with open_image(io.BytesIO(content)) as image:
         flags = GRAY if image.mode in ("1", "L", "LA", "La") else 0
         flags |= CMYK if image.mode == "CMYK" else 0
         flags |= PALETTE if image.mode in ("P", "PA") else 0
-        see_through = image.mode in TRANSPARENT or "transparency" in image.info
-        flags |= ALPHA if see_through else 0
+        transparent = image.mode in TRANSPARENT or "transparency" in image.info
+        flags |= ALPHA if transparent else 0
         animated = image.format in ANIMATIONS and getattr(image, "is_animated", False)
         return flags | (ANIMATED if animated else 0)
 
 
 def modes_of(parts: Sequence[Inspected]) -> dict[str, int]:
-    """Return the number of images of each mode, the most frequent first."""
+    """Return the number of images of each mode, most frequent first."""
     counts: dict[str, int] = {}
     for part in parts:
         good = part.facts_N[part.facts_N["height"] > 0]["flags"] & MODES
@@ -148,7 +148,7 @@ def modes_of(parts: Sequence[Inspected]) -> dict[str, int]:
 
 
 def mode_name(flags: int) -> str:
-    """Name how an image is encoded, such as ``gray and alpha``."""
+    """Return the name of a mode, such as ``gray and alpha``."""
     named = [name for bit, name in enumerate(FLAGS) if flags & MODES & (1 << bit)]
     return " and ".join(named) or "RGB"
 
@@ -159,18 +159,18 @@ def quantiles(parts: Sequence[Inspected]) -> dict[str, list[float]]:
     if not len(height_N):
         return {}
     aspect_N = np.maximum(height_N, width_N) / np.minimum(height_N, width_N)
-    found = {"width": width_N, "height": height_N, "aspect": aspect_N}
-    return {name: np.quantile(values, QUANTILES).tolist() for name, values in found.items()}
+    columns = {"width": width_N, "height": height_N, "aspect": aspect_N}
+    return {name: np.quantile(values, QUANTILES).tolist() for name, values in columns.items()}
 
 
 def odd_sizes(parts: Sequence[Inspected]) -> list[dict[int, str]]:
-    """Return for each part, by row, what is odd about the size of an image."""
+    """Return images of unusual size, for each part, by row, with a description."""
     height_N, width_N = _sizes(parts)
     if not len(height_N):
         return [{} for _ in parts]
     short = float(np.median(np.minimum(height_N, width_N)))
     long = float(np.median(np.maximum(height_N, width_N)))
-    found = []
+    odd_by_part = []
     for part in parts:
         h_N, w_N = (part.facts_N[side].astype(np.int64) for side in ("height", "width"))
         least_N, most_N = np.minimum(h_N, w_N), np.maximum(h_N, w_N)
@@ -180,11 +180,11 @@ def odd_sizes(parts: Sequence[Inspected]) -> list[dict[int, str]]:
             "small": least_N * OFF_MEDIAN < short,
             "large": most_N > OFF_MEDIAN * long,
         }
-        for why, wrong_N in tests.items():
-            for row in np.flatnonzero(wrong_N & (h_N > 0)).tolist():
-                odd[row] = f"{odd[row]}, {why}" if row in odd else why
-        found.append(dict(sorted(odd.items())))
-    return found
+        for text, odd_N in tests.items():
+            for row in np.flatnonzero(odd_N & (h_N > 0)).tolist():
+                odd[row] = f"{odd[row]}, {text}" if row in odd else text
+        odd_by_part.append(dict(sorted(odd.items())))
+    return odd_by_part
 
 
 def _sizes(parts: Sequence[Inspected]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Validate labels: a class per image, a whole number from 0, or 0 and 1 for each of K classes."""
+"""Validate labels: one class per image, a whole number from 0, or 0 or 1 for each class."""
 
 from typing import Any
 
@@ -10,27 +10,27 @@ IGNORE = "set data.labels=none to ignore them"
 
 
 def class_labels(labels: Any, name: str, count: int | None = None) -> np.ndarray:
-    """Labels as (N,) int64 or, where each image has 0 or 1 for K classes, as (N, K) bool.
+    """Return labels as (N,) int64, or as (N, K) bool if images have 0 or 1 for each of K classes.
 
-    A column (N, 1) is flattened, and floats that are whole numbers are taken as such.
+    A column (N, 1) is flattened; floats without a fractional part are converted.
 
     Args:
-        labels: anything that becomes an array.
-        name: their name in messages; a plural.
+        labels: an array, or a sequence.
+        name: their name in messages, a plural.
         count: number of images, if known.
 
     Raises:
-        UserError: text, Python objects, another number than ``count``, or values that are no
-            whole numbers from 0; of several per image, that are not 0 or 1.
+        UserError: text, Python objects, a number of labels other than ``count``, or values that
+            are not whole numbers from 0 or, with several per image, not 0 or 1.
     """
     values = np.asarray(labels)
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
-    facts = f"they are {values.dtype} of {' x '.join(map(str, values.shape)) or 'no shape'}"
+    facts = f"they are {values.dtype} of shape {' x '.join(map(str, values.shape)) or '()'}"
     if values.ndim not in (1, 2) or len(values) != (len(values) if count is None else count):
-        of = "each image" if count is None else f"each of the {count} images"
+        images = "each image" if count is None else f"each of the {count} images"
         raise UserError(
-            f"{name} must be one whole number for {of}, or 0 or 1 for every class, {facts}; "
+            f"{name} must be one whole number for {images}, or 0 or 1 for each class, but {facts}; "
             f"correct them, or {IGNORE}"
         )
     return _whole(values, name, facts) if values.ndim == 1 else _several(values, name, facts)
@@ -44,23 +44,23 @@ def _several(values: np.ndarray, name: str, facts: str) -> np.ndarray:
         wrong = (values != 0) & (values != 1)
         if not wrong.any():
             return values.astype(bool)
-    found = ""
+    detail = ""
     if wrong.any():
         image, column = np.unravel_index(int(wrong.argmax()), wrong.shape)
-        found = (
+        detail = (
             f", and {int(wrong.sum())} are neither (first: {values[image, column]} of image "
             f"{image}, class {column})"
         )
     raise UserError(
-        f"{name} must be 0 or 1 for each class where there are several per image, {facts}{found}; "
-        f"correct them, or {IGNORE}"
+        f"{name} must be 0 or 1 for each class where there are several per image, but "
+        f"{facts}{detail}; correct them, or {IGNORE}"
     )
 
 
 def _whole(values: np.ndarray, name: str, facts: str) -> np.ndarray:
     if values.dtype.kind not in "biuf":
         raise UserError(
-            f"{name} must be one whole number for each of the {len(values)} images, {facts}; "
+            f"{name} must be one whole number per image ({len(values)} images), but {facts}; "
             f"number the classes from 0 (store their names in class_names), or {IGNORE}"
         )
     if values.dtype.kind == "b":
@@ -68,13 +68,13 @@ def _whole(values: np.ndarray, name: str, facts: str) -> np.ndarray:
     if values.dtype.kind == "f":
         broken = ~np.isfinite(values)
         fractions = ~broken & (values != np.floor(np.where(broken, 0, values)))
-        for wrong, what in ((broken, "NaN or infinite"), (fractions, "fractions")):
+        for wrong, problem in ((broken, "NaN or infinite"), (fractions, "fractions")):
             if wrong.any():
                 first = int(wrong.argmax())
                 raise UserError(
-                    f"{name} must be whole numbers, and {int(wrong.sum())} of {len(values)} are "
-                    f"{what} (first: {values[first]} of image {first}, {values.dtype}); correct "
-                    f"them, or {IGNORE}"
+                    f"{name} must be whole numbers, but {int(wrong.sum())} of {len(values)} are "
+                    f"{problem} (first: {values[first]} of image {first}, {values.dtype}); "
+                    f"correct them, or {IGNORE}"
                 )
     if len(values) and values.max() >= 2**63:
         raise UserError(
@@ -83,8 +83,8 @@ def _whole(values: np.ndarray, name: str, facts: str) -> np.ndarray:
     if len(values) and values.min() < 0:
         negative = int((values < 0).sum())
         raise UserError(
-            f"{name} must be one whole number from 0 for each image, {negative} of {len(values)} "
-            f"are negative (smallest {values.min()}, which often means unlabeled); remove those "
-            f"images, or {IGNORE}"
+            f"{name} must be whole numbers from 0, but {negative} of {len(values)} are negative "
+            f"(smallest: {values.min()}, which often means unlabeled); remove those images, or "
+            f"{IGNORE}"
         )
     return values.astype(np.int64)

@@ -1,4 +1,4 @@
-"""Sort the images below a folder into splits and classes, by the names of its folders."""
+"""Sort the images below a folder into splits and classes, by folder names."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -11,18 +11,18 @@ from ssdistill.data.file_split import FileSplit
 from ssdistill.data.held_out import held_out_by_name
 from ssdistill.data.listing import EXTENSIONS, Listing, list_images
 from ssdistill.data.names import Names
-from ssdistill.data.split_names import name_warnings, says_nothing, split_folders, split_of
+from ssdistill.data.split_names import is_generic, name_warnings, split_folders, split_of
 from ssdistill.errors import shown
 
 UNLABELED = 1 << 20
-"""A depth below every image, so that all are unlabeled."""
+"""A depth below all images, for unlabeled images."""
 ONE_EACH = (
-    "each of the {} images has a folder of its own, so folders are not classes and the images "
-    "are unlabeled; put all images of one class into one folder"
+    "each of the {} images is in a separate folder, so folders are not used as classes and all "
+    "images are unlabeled; put all images of a class into one folder"
 )
 STRAY = (
-    "{} of {} images are in no class folder (first: {}), so all are unlabeled and evaluation "
-    "is skipped; move them into class folders or out of data.path"
+    "{} of {} images are outside class folders (first: {}), so all images are unlabeled and "
+    "evaluation is skipped; move them into class folders or out of data.path"
 )
 
 
@@ -33,7 +33,7 @@ class Part:
     Attributes:
         names: relative to the folder.
         class_N: (N,) int32 positions in ``classes``; None if unlabeled.
-        classes: of these images, sorted.
+        classes: names of the classes of these images, sorted.
     """
 
     names: Names
@@ -46,10 +46,10 @@ class Layout:
     """Splits and classes of the images of one or several folders.
 
     Attributes:
-        others: how many files are no images, by suffix.
-        skipped: how many files are left out.
-        split_warnings: what looks like splits but is not used as such, one line each.
-        class_warnings: what speaks against class folders being classes.
+        others: number of files that are not images, by suffix.
+        skipped: number of ignored files.
+        split_warnings: about folders that look like splits but are not used as splits.
+        class_warnings: about folders that may not be classes.
     """
 
     train: FileSplit
@@ -62,7 +62,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class RootLayout:
-    """The same of one folder; see :class:`Layout`."""
+    """The :class:`Layout` of one folder."""
 
     folder: Path
     parts: tuple[Part, Part]
@@ -81,57 +81,56 @@ def read_layout(
 ) -> Layout:
     """Sort the images below some folders into splits and classes.
 
-    A folder called ``train`` with one called ``test`` or ``val`` beside it, or other words for
-    them (:mod:`ssdistill.data.split_names`), are used as splits (of several, the first that
-    has class folders where ``train`` has them), and anything else is ignored; they may lie in a
-    wrapping folder without a meaning, such as ``data``. Otherwise the test
-    images are held out of all images, class by class. An image's class is the topmost folder
-    it sits in; images outside any make the split unlabeled, and so does one folder for every
-    image.
+    A folder ``train`` next to ``test`` or ``val``, or synonyms of them
+    (:mod:`ssdistill.data.split_names`), are used as splits, and all else is ignored. Of several
+    test folders, the first that is labeled like ``train`` is used. They may be inside a wrapper
+    folder such as ``data``. Otherwise test images are held out of all images, class by class.
+    The class of an image is its topmost folder. A split is unlabeled if any image is outside a
+    class folder, or if each image has a folder of its own.
 
-    Each of several folders is sorted by itself; then their splits are joined, and classes of one
-    name are one class. If the images below one of them are unlabeled, all are.
+    Several folders are sorted separately; then their splits are joined, and classes of equal
+    name are merged. If the images of one folder are unlabeled, all are.
 
     Args:
-        test_fraction: share to hold out; None takes 0.2 with classes and 0.1 without.
+        test_fraction: fraction to hold out; None means 0.2 with classes and 0.1 without.
         include, exclude, suffixes: of images, see :func:`ssdistill.data.listing.list_images`.
 
     Raises:
-        UserError: several folders that could be the training images.
+        UserError: several folders could hold the training images.
     """
-    found = [read_root(folder, test_fraction, include, exclude, suffixes) for folder in folders]
+    layouts = [read_root(folder, test_fraction, include, exclude, suffixes) for folder in folders]
     title = ", ".join(shown(folder) for folder in folders)
     splits = [
-        _split(f"folder {title} ({name})", folders, [root.parts[k] for root in found])
+        _split(f"folder {title} ({name})", folders, [root.parts[k] for root in layouts])
         for k, name in enumerate(("train", "test"))
     ]
     all_classes = tuple(sorted({name for split in splits for name in split.all_classes}))
     for split in splits:
-        _number_again(split, all_classes)
+        _renumber(split, all_classes)
     train, test = splits
     return Layout(
         train,
         test,
-        sum((root.others for root in found), Counter()),
-        sum(root.skipped for root in found),
-        tuple(line for root in found for line in root.split_warnings),
-        (*_mixed(found), *(line for root in found for line in root.class_warnings)),
+        sum((root.others for root in layouts), Counter()),
+        sum(root.skipped for root in layouts),
+        tuple(line for root in layouts for line in root.split_warnings),
+        (*_mixed(layouts), *(line for root in layouts for line in root.class_warnings)),
     )
 
 
 def _split(title: str, folders: Sequence[Path], parts: Sequence[Part]) -> FileSplit:
-    """Join what one split has below each folder."""
-    some = [(folder, p) for folder, p in zip(folders, parts, strict=True) if len(p.names)]
-    some = some or [(folders[0], parts[0])]
-    roots = [(folder, part.names) for folder, part in some]
-    if any(part.class_N is None for _, part in some):
+    """Join the images of a split from all folders."""
+    pairs = [(folder, p) for folder, p in zip(folders, parts, strict=True) if len(p.names)]
+    pairs = pairs or [(folders[0], parts[0])]
+    roots = [(folder, part.names) for folder, part in pairs]
+    if any(part.class_N is None for _, part in pairs):
         return FileSplit(title, roots, None, ())
-    classes = tuple(sorted({name for _, part in some for name in part.classes}))
-    class_N = np.concatenate([_numbered(part.class_N, part.classes, classes) for _, part in some])
+    classes = tuple(sorted({name for _, part in pairs for name in part.classes}))
+    class_N = np.concatenate([_numbered(part.class_N, part.classes, classes) for _, part in pairs])
     return FileSplit(title, roots, class_N, classes)
 
 
-def _number_again(split: FileSplit, all_classes: tuple[str, ...]) -> None:
+def _renumber(split: FileSplit, all_classes: tuple[str, ...]) -> None:
     if split.class_N is not None:
         split.class_N = _numbered(split.class_N, split.all_classes, all_classes)
         split.all_classes = all_classes
@@ -145,14 +144,15 @@ def _numbered(
     return number_K[class_N] if class_N is not None else np.zeros(0, dtype=np.int32)
 
 
-def _mixed(found: Sequence[RootLayout]) -> tuple[str, ...]:
+def _mixed(layouts: Sequence[RootLayout]) -> tuple[str, ...]:
     """Warn if only some of several folders have classes."""
-    flat = [root for root in found if len(root.parts[0].names) and root.parts[0].class_N is None]
-    if not flat or len(flat) == len(found):
+    flat = [root for root in layouts if len(root.parts[0].names) and root.parts[0].class_N is None]
+    if not flat or len(flat) == len(layouts):
         return ()
     return (
-        f"{len(flat)} of {len(found)} folders of data.path have no class folders (first: "
-        f"{shown(flat[0].folder)}), so all images are unlabeled and evaluation is skipped",
+        f"{len(flat)} of {len(layouts)} folders in data.path have no class folders (first: "
+        f"{shown(flat[0].folder)}), so all images are unlabeled and evaluation is skipped; sort "
+        "their images into class folders, or remove them from data.path",
     )
 
 
@@ -173,7 +173,7 @@ def read_root(
     own = bool(first and others)
     if first and others:
         train, test = _own_splits(names, first, others, top)
-        depths = [_below_wrapping(_those(names, part), top + 1) for part in (train, test)]
+        depths = [_below_wrapping(_take(names, part), top + 1) for part in (train, test)]
         out_N = None
         warnings = _stray(listing, train, depths[0], test, depths[1])
         skipped += total - int(count_F[train].sum() + count_F[test].sum())
@@ -193,45 +193,46 @@ def read_root(
         _part(listing, test, depths[1], out_N),
     )
     classes = sorted({*parts[0].classes, *parts[1].classes}) if parts[0].class_N is not None else ()
-    of_splits, of_classes = name_warnings(str(folder), names, classes, depths[0], not own)
-    return RootLayout(folder, parts, listing.others, skipped, of_splits, (*warnings, *of_classes))
+    about_splits, about_classes = name_warnings(str(folder), names, classes, depths[0], not own)
+    warnings = (*warnings, *about_classes)
+    return RootLayout(folder, parts, listing.others, skipped, about_splits, warnings)
 
 
 def _part(listing: Listing, folders: list[int], depth: int, chosen_N: np.ndarray | None) -> Part:
-    """Return the images of some folders, of those chosen, with the classes at a depth."""
-    of_folder_F = np.zeros(len(listing.folders), dtype=bool)
-    of_folder_F[folders] = True
-    row_N = of_folder_F[listing.folder_N]
+    """Return the chosen images of the given folders, with the classes at ``depth``."""
+    included_F = np.zeros(len(listing.folders), dtype=bool)
+    included_F[folders] = True
+    row_N = included_F[listing.folder_N]
     names = listing.names
     if chosen_N is not None:
         row_N &= chosen_N
     if not row_N.all():
         names = names[row_N]
-    found = _classes(_those(listing.folders, folders), depth)
-    if found is None:
+    names_F = _classes(_take(listing.folders, folders), depth)
+    if names_F is None:
         return Part(names, None, ())
     folder_N = listing.folder_N[row_N]
     present = set(np.unique(folder_N).tolist())
-    classes = tuple(sorted({c for at, c in zip(folders, found, strict=True) if at in present}))
+    classes = tuple(sorted({c for at, c in zip(folders, names_F, strict=True) if at in present}))
     position = {name: k for k, name in enumerate(classes)}
     number_F = np.zeros(len(listing.folders), dtype=np.int32)
-    number_F[folders] = [position.get(name, 0) for name in found]
+    number_F[folders] = [position.get(name, 0) for name in names_F]
     return Part(names, number_F[folder_N], classes)
 
 
-def _those(names: list[str], rows: list[int]) -> list[str]:
+def _take(names: list[str], rows: list[int]) -> list[str]:
     return [names[row] for row in rows]
 
 
 def _below_wrapping(names: list[str], depth: int) -> int:
-    """Return the depth below folders that wrap everything and carry no class.
+    """Return the depth below wrapper folders, which contain all images and are not classes.
 
-    Such are ``images`` and ``data``, and a ``train`` within ``train``, as archives unpack.
+    Examples are ``images``, ``data``, and ``train`` inside ``train``, as archives unpack.
     """
     while names and all(name.count("/") > depth for name in names):
         above, folder = ("", *names[0].split("/"))[depth : depth + 2]
         again = folder == above or (split_of(folder) and split_of(folder) == split_of(above))
-        if not (again or says_nothing(folder)) or len({n.split("/")[depth] for n in names}) > 1:
+        if not (again or is_generic(folder)) or len({n.split("/")[depth] for n in names}) > 1:
             break
         depth += 1
     return depth
@@ -240,10 +241,10 @@ def _below_wrapping(names: list[str], depth: int) -> int:
 def _own_splits(
     names: list[str], first: str, others: list[str], top: int
 ) -> tuple[list[int], list[int]]:
-    """Return the training folders, and those of the first test folder that is labeled alike."""
+    """Return the training folders, and those of the first test folder with matching labels."""
 
     def labeled(part: list[int]) -> bool:
-        below = _those(names, part)
+        below = _take(names, part)
         return bool(_classes(below, _below_wrapping(below, top + 1)))
 
     train, *tests = (
@@ -259,8 +260,8 @@ def _stray(
     """Warn if a few images outside any class folder make the whole set unlabeled.
 
     Args:
-        folders: of the training images, or of all.
-        test: of the test images where they have a folder of their own.
+        folders: of the training images, or of all images.
+        test: of the test images, if they have separate folders.
     """
     names = listing.folders
     count_F = np.bincount(listing.folder_N, minlength=len(names))

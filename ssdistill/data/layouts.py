@@ -1,4 +1,4 @@
-"""Which axis of an array of images is which."""
+"""Determine the order of the axes of an array of images."""
 
 import math
 from dataclasses import dataclass
@@ -12,20 +12,20 @@ from ssdistill.errors import UserError
 Layout = Literal["auto", "NHW", "NHWC", "NCHW"]
 CHANNELS = (1, 3)
 FLAT_COLOR = (
-    "rows of {} numbers are color images of {side} x {side}, by plane or by pixel; set "
-    "data.layout=NCHW (red, green and blue one after the other, as CIFAR's own files) or NHWC"
+    "rows of {} numbers are color images of {side} x {side}, stored by plane or by pixel; set "
+    "data.layout=NCHW (all red values, then green, then blue, as in CIFAR's files) or NHWC"
 )
 
 
 @dataclass(frozen=True)
 class Arrangement:
-    """Where height, width and channels of an array of images are.
+    """The order of the axes of an array of images.
 
     Attributes:
-        axes: of the array, or of what its rows become.
-        sides: height and width, pixels.
-        channels: 1 or 3, or any number where ``data.channels`` is set.
-        flat: each image is one row of numbers.
+        axes: of the array, after rows are reshaped if ``flat``.
+        sides: height and width in pixels.
+        channels: 1 or 3, or any number if ``data.channels`` is set.
+        flat: whether each image is one row of numbers.
     """
 
     axes: Literal["NHW", "NHWC", "NCHW"]
@@ -34,7 +34,7 @@ class Arrangement:
     flat: bool = False
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Return images of the array as (B, H, W) gray or (B, H, W, C); a view where it can be."""
+        """Return images of the array as (B, H, W) gray or (B, H, W, C), as a view if possible."""
         if self.flat:
             ends = (*self.sides, self.channels)
             shape = {"NHW": self.sides, "NHWC": ends, "NCHW": (self.channels, *self.sides)}
@@ -55,35 +55,35 @@ def arrangement(
     certain: bool = False,
     any_bands: bool = False,
 ) -> Arrangement:
-    """Return the arrangement of an array of images, decided by its shape where it can be.
+    """Return the arrangement of an array of images, inferred from its shape if possible.
 
     Args:
-        layout: what the user says of the axes.
+        layout: the user's setting.
         name: of the array in messages.
-        certain: the name of the array says that it holds images with the channels last, or gray
-            ones, so that a shape that could be read in another way is not refused.
-        any_bands: images may have any number of channels; their axis is the smallest one.
+        certain: whether the name of the array implies gray images or channels last, so that an
+            ambiguous shape is accepted.
+        any_bands: whether images may have any number of channels, on their smallest axis.
 
     Raises:
-        UserError: no images, or a shape that two layouts suit.
+        UserError: the array does not hold images, or its shape is ambiguous.
     """
     if dtype.kind not in "buif" or 0 in shape or not 2 <= len(shape) <= 4:
-        raise UserError(_refused(shape, dtype, name, _hint(shape, dtype)))
+        raise UserError(_message(shape, dtype, name, _hint(shape, dtype)))
     if any_bands and len(shape) == 4:
-        found = _of_any_bands(shape, layout, certain)
-        if isinstance(found, str):
-            raise UserError(f"{name} is {dtype} of {' x '.join(map(str, shape))}; {found}")
-        return found
-    found = _flat(shape, layout) if len(shape) == 2 else _of_axes(shape, layout, certain)
-    if isinstance(found, str):
-        raise UserError(_refused(shape, dtype, name, found))
-    return found
+        result = _from_any_bands(shape, layout, certain)
+        if isinstance(result, str):
+            raise UserError(f"{name} is {dtype} of shape {' x '.join(map(str, shape))}; {result}")
+        return result
+    result = _flat(shape, layout) if len(shape) == 2 else _from_axes(shape, layout, certain)
+    if isinstance(result, str):
+        raise UserError(_message(shape, dtype, name, result))
+    return result
 
 
-def _of_any_bands(shape: tuple[int, ...], layout: Layout, certain: bool) -> Arrangement | str:
-    """Return the arrangement of an array with any number of channels, or what is wrong."""
+def _from_any_bands(shape: tuple[int, ...], layout: Layout, certain: bool) -> Arrangement | str:
+    """Return the arrangement of an array with any number of channels, or an error message."""
     if layout == "NHW":
-        return "data.layout=NHW has three axes; set data.layout=NCHW or NHWC"
+        return "data.layout=NHW requires three axes; set data.layout=NCHW or NHWC"
     if layout == "auto":
         smallest = min(shape[1:])
         clear = shape[1:].count(smallest) == 1
@@ -92,33 +92,33 @@ def _of_any_bands(shape: tuple[int, ...], layout: Layout, certain: bool) -> Arra
         elif certain:
             layout = "NHWC"
         else:
-            return "the channels may come first or last; set data.layout=NCHW or NHWC"
+            return "channels may be first or last; set data.layout=NCHW or NHWC"
     if layout == "NHWC":
         return Arrangement("NHWC", (shape[1], shape[2]), shape[3])
     return Arrangement("NCHW", (shape[2], shape[3]), shape[1])
 
 
-def _of_axes(shape: tuple[int, ...], layout: Layout, certain: bool) -> Arrangement | str:
-    """Return the arrangement, or what is wrong."""
+def _from_axes(shape: tuple[int, ...], layout: Layout, certain: bool) -> Arrangement | str:
+    """Return the arrangement, or an error message."""
     if len(shape) == 3:
         if layout not in ("auto", "NHW"):
-            return f"data.layout={layout} has four axes; set data.layout=NHW"
+            return f"data.layout={layout} requires four axes; set data.layout=NHW"
         if layout == "auto" and not certain and shape[2] in (3, 4):
             return (
-                "this is one color image, or gray images; add an axis with [None], or set "
+                "this is one color image, or several gray images; add an axis with [None], or set "
                 "data.layout=NHW"
             )
         return Arrangement("NHW", (shape[1], shape[2]), 1)
     first, last = shape[1] in CHANNELS, shape[3] in CHANNELS
     if layout == "auto" and first and last and not (certain and shape[3] == 3):
-        return "the channels may come first or last; set data.layout=NCHW or NHWC"
+        return "channels may be first or last; set data.layout=NCHW or NHWC"
     if layout in ("auto", "NHWC") and last:
         return Arrangement("NHWC", (shape[1], shape[2]), shape[3])
     if layout in ("auto", "NCHW") and first:
         return Arrangement("NCHW", (shape[2], shape[3]), shape[1])
     if layout == "auto":
         return _hint(shape, np.dtype(np.uint8))
-    return f"data.layout={layout} does not fit; 1 or 3 channels are read"
+    return f"data.layout={layout} does not match; set auto, or save 1 or 3 channels"
 
 
 def _flat(shape: tuple[int, ...], layout: Layout) -> Arrangement | str:
@@ -128,23 +128,23 @@ def _flat(shape: tuple[int, ...], layout: Layout) -> Arrangement | str:
         return Arrangement("NHW", (side, side), 1, flat=True)
     side = math.isqrt(numbers // 3)
     if 3 * side * side != numbers:
-        return "rows of so many numbers are no square images; reshape it"
+        return "rows of this length are not square images; reshape it"
     if layout == "NHWC" or layout == "NCHW":
         return Arrangement(layout, (side, side), 3, flat=True)
     return FLAT_COLOR.format(numbers, side=side)
 
 
-def _refused(shape: tuple[int, ...], dtype: np.dtype, name: str, why: str) -> str:
+def _message(shape: tuple[int, ...], dtype: np.dtype, name: str, problem: str) -> str:
     return (
-        f"{name} must be uint8 (or other real numbers, see data.window) of N x H x W, "
-        f"N x H x W x 3 or N x 3 x H x W, and not empty; it is {dtype} of "
-        f"{' x '.join(map(str, shape)) or 'no shape'}; {why}"
+        f"{name} must be a non-empty array of N x H x W, N x H x W x 3 or N x 3 x H x W, uint8 or "
+        f"other real numbers (see data.window); it is {dtype} of shape "
+        f"{' x '.join(map(str, shape)) or '()'}; {problem}"
     )
 
 
 def _hint(shape: tuple[int, ...], dtype: np.dtype) -> str:
     if 0 in shape:
-        return "it holds nothing"
+        return "add images"
     if dtype.kind not in "buif":
         return "save numbers"
     if len(shape) == 4 and shape[3] == 4:

@@ -1,4 +1,4 @@
-"""Which columns of a list hold what, by their usual names."""
+"""Find the columns of a list by their usual names."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ USUAL = {
     "weight": ("weight", "sampleweight", "weights"),
     "group": ("group", "groupid", "patient", "patientid", "subject", "subjectid"),
 }
-"""Names by role, in lower case and without ``_``, ``-`` and blanks; likeliest first."""
+"""Names by role, in lower case without ``_``, ``-`` and spaces; most likely first."""
 HEADLESS = ("path", "label")
-"""Roles of the columns of a list that does not name them."""
+"""Roles of the columns of a list without a header."""
 MOST_NAMED = 20
 Wanted = str | Annotated[tuple[str, ...], Field(min_length=1)] | None
 """Names of columns, or patterns with ``*``; None for none."""
@@ -29,7 +29,7 @@ Wanted = str | Annotated[tuple[str, ...], Field(min_length=1)] | None
 
 @dataclass(frozen=True)
 class Columns:
-    """Columns by role: their positions, and names where the list has them."""
+    """Columns by role: their positions, and their names if the list has a header."""
 
     position: dict[str, int]
     name: dict[str, str]
@@ -41,45 +41,45 @@ class Columns:
         return ", ".join(f"{role} in column '{shown(name)}'" for role, name in self.name.items())
 
 
-def has_header(first: Sequence[str], wanted: dict[str, str | None]) -> bool:
-    """Whether a list's first row names its columns."""
-    known = {name for names in USUAL.values() for name in names}
+def has_header(first: Sequence[str], requested: dict[str, str | None]) -> bool:
+    """Whether the first row of a list names its columns."""
+    usual = {name for names in USUAL.values() for name in names}
     cells = {cell.strip() for cell in first}
-    return bool({_plain(cell) for cell in cells} & known or cells & set(wanted.values()))
+    return bool({_plain(cell) for cell in cells} & usual or cells & set(requested.values()))
 
 
-def find_columns(names: Sequence[str], wanted: dict[str, str | None], title: str) -> Columns:
-    """Find the columns of each role.
+def find_columns(names: Sequence[str], requested: dict[str, str | None], title: str) -> Columns:
+    """Find the column of each role.
 
     Args:
         names: of all columns.
-        wanted: a column's name by role; None for one of the usual names, ``"none"`` for none.
+        requested: column names by role; None means a usual name, ``"none"`` no such column.
         title: of the list in messages.
 
     Raises:
-        UserError: no column for paths, or not the one that is named.
+        UserError: a requested column is missing, or no column of paths was found.
     """
     names = [name.strip() for name in names]
     position: dict[str, int] = {}
     for role, usual in USUAL.items():
-        name = wanted.get(role)
+        name = requested.get(role)
         if name == "none" and role != "path" and name not in names:
             continue
         if name is None:
-            plain = [_plain(known) for known in names]
-            found = next((plain.index(known) for known in usual if known in plain), None)
+            plain = [_plain(column) for column in names]
+            at = next((plain.index(word) for word in usual if word in plain), None)
         elif name in names:
-            found = names.index(name)
+            at = names.index(name)
         else:
             raise UserError(
                 f"data.{role}_column={shown(name)}: {title} has no such column"
                 f"{nearest(name, names)}; it has {_listed(names)}"
             )
-        if found is not None and found not in position.values():
-            position[role] = found
+        if at is not None and at not in position.values():
+            position[role] = at
     if "path" not in position:
         raise UserError(
-            f"{title}: no column is called path, file or image; it has {_listed(names)}; set "
+            f"{title}: no column is named path, file or image; it has {_listed(names)}; set "
             "data.path_column"
         )
     return Columns(position, {role: names[at] for role, at in position.items()})

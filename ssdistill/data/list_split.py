@@ -1,4 +1,4 @@
-"""A split of a list: labels and weights are read from the list when they are wanted."""
+"""A split of a list, whose labels and weights are read on demand."""
 
 from array import array
 from collections.abc import Callable
@@ -24,19 +24,20 @@ from ssdistill.errors import UserError, shown
 
 
 class ListClasses:
-    """Classes of all rows of a list; read once, when first wanted.
+    """Classes of all rows of a list, read on first use.
 
-    Where any image has several labels, all have a truth value for each class, and none is a row
-    of zeros; so have images with a column for each class, unless each is in one class.
+    If any image has several labels, all images have a truth value for each class, and images
+    without labels have rows of zeros. The same holds for columns of classes, unless each image
+    is in exactly one class.
 
     Args:
-        rows: gives the label of each row, as text; with ``columns``, a text for each.
-        name: of image i of the list, for messages.
+        rows: returns the label of each row, as text; with ``columns``, one text for each.
+        name: returns the name of image i of the list, for messages.
         title: of the list in messages.
-        used_N: (N,) bool, the rows that are images of a split.
+        used_N: (N,) bool, the rows whose images are in a split.
         separator: between several labels of one image.
-        columns: of 0 and 1, where each class has one; their names are those of the classes.
-        names: of the classes, by number, where they are known.
+        columns: of 0 and 1, if each class has one; their names are those of the classes.
+        names: of the classes, by number, if known.
     """
 
     def __init__(
@@ -52,22 +53,22 @@ class ListClasses:
         self._rows, self._name, self._title = rows, name, title
         self._used_N, self._separator = used_N, separator
         self._columns, self._all_names = columns, names
-        self._known: tuple[np.ndarray, tuple[str, ...] | None] | None = None
+        self._classes: tuple[np.ndarray, tuple[str, ...] | None] | None = None
 
     @property
     def names(self) -> tuple[str, ...] | None:
-        """Names by label; None for numbers, and before any label was read."""
-        return self._known[1] if self._known else None
+        """Names by label; None for numeric labels, and before labels are read."""
+        return self._classes[1] if self._classes else None
 
     def labels(self) -> np.ndarray:
-        """Return (N,) int64 of all rows, -1 where a row is in no split; or (N, K) bool.
+        """Return the label of each row, (N,) int64, or -1 for rows in no split; or (N, K) bool.
 
         Raises:
-            UserError: images without a label where each has one, and labels that are none.
+            UserError: an image has no label where each must have one, or labels are invalid.
         """
-        if self._known is None:
-            self._known = self._read()
-        return self._known[0]
+        if self._classes is None:
+            self._classes = self._read()
+        return self._classes[0]
 
     def _read(self) -> tuple[np.ndarray, tuple[str, ...] | None]:
         codes, position = array("i"), dict[str, int]()
@@ -86,7 +87,7 @@ class ListClasses:
             return self._spread(value_UK, used, len(texts), code_N), names
         for code, parts in parts_by_code.items():
             if not parts:
-                raise self._without(code, code_N)
+                raise self._no_label(code, code_N)
         label_of = {code: parts[0] for code, parts in parts_by_code.items()}
         value_K = np.full(len(texts), -1, dtype=np.int64)
         names = None
@@ -102,7 +103,7 @@ class ListClasses:
     def _by_column(
         self, texts: list[str], used: list[int], code_N: np.ndarray
     ) -> tuple[np.ndarray, tuple[str, ...]]:
-        """Return the labels of a column for each class."""
+        """Return the labels from columns of 0 and 1, one for each class."""
         assert self._columns is not None
         value_UK = np.zeros((len(used), len(self._columns)), dtype=bool)
         for row, code in enumerate(used):
@@ -133,13 +134,14 @@ class ListClasses:
         try:
             return parts_of(text, self._separator)
         except ValueError as error:
-            plain = shown(text.replace(BETWEEN, ", ").removeprefix(", "))[:80]
+            labels = shown(text.replace(BETWEEN, ", ").removeprefix(", "))[:80]
             raise UserError(
-                f"{self._title}: the labels of {self._first(code, code_N)} ({plain}) have "
+                f"{self._title}: the labels of {self._first(code, code_N)} ({labels}) have "
                 f"{error}; correct them, or {IGNORE}"
             ) from error
 
-    def _without(self, code: int, code_N: np.ndarray) -> UserError:
+    def _no_label(self, code: int, code_N: np.ndarray) -> UserError:
+        """Return the error that images with a text have no label."""
         count = int(((code_N == code) & self._used_N).sum())
         return UserError(
             f"{self._title}: {count} of {int(self._used_N.sum())} images have no label "
@@ -155,12 +157,12 @@ class ListSplit(FileSplit):
     """Images of a list.
 
     Args:
-        title: the split in messages.
+        title: name of the split in messages.
         root: folder that relative paths start from.
         names: paths of the images.
         row_N: (N,) their rows in the list.
-        classes: of all rows; None if unlabeled.
-        weights: gives the weight of each row of the list, as text; None if there are none.
+        classes: of all rows of the list; None if unlabeled.
+        weights: returns the weight of each row of the list, as text; None if there are none.
     """
 
     def __init__(
@@ -189,10 +191,10 @@ class ListSplit(FileSplit):
         return self._classes.names if self._classes else None
 
     def weights(self) -> np.ndarray | None:
-        """Return (N,) float64, how much each image counts; None if the list does not say.
+        """Return the weights of images, (N,) float64; None if the list has none.
 
         Raises:
-            UserError: a weight that is negative or no number.
+            UserError: a weight is negative, or not a finite number.
         """
         if self._weights is None:
             return None
@@ -204,7 +206,7 @@ class ListSplit(FileSplit):
                 weights.append(-1.0)
             if not 0 <= weights[-1] < float("inf"):
                 raise UserError(
-                    f"{self.title}: weight {shown(text)[:40]!r} of row {number + 1} must be a "
-                    "number from 0; correct it, or set data.weight_column=none"
+                    f"{self.title}: the weight {shown(text)[:40]!r} in row {number + 1} must be a "
+                    "non-negative number; correct it, or set data.weight_column=none"
                 )
         return np.frombuffer(weights, dtype=np.float64)[self.row_N]

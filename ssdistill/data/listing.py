@@ -1,4 +1,4 @@
-"""List the images below a folder; a file is opened only if it has no suffix."""
+"""List the images below a folder, by suffix; only files without a suffix are opened."""
 
 import logging
 import os
@@ -30,9 +30,9 @@ EXTENSIONS = frozenset(
 )
 """Suffixes of image files, in lower case."""
 WITH_BANDS = EXTENSIONS | {".npy", ".dcm", ".dicom"}
-"""Suffixes where images may have any number of bands."""
-PASSED_OVER = ("__MACOSX", "@eaDir")
-"""Folders that an archive program and a storage device leave behind."""
+"""Suffixes of image files with any number of channels."""
+IGNORED_FOLDERS = ("__MACOSX", "@eaDir")
+"""Folders created by archive programs (macOS) and storage devices (Synology)."""
 NETPBM = tuple(b"P%d%c" % (number, space) for number in range(1, 7) for space in b" \n\t\r")
 SIGNATURES = (
     *(b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*"),
@@ -42,14 +42,15 @@ SIGNATURES = (
 
 
 SYSTEM = ("/", "/dev", "/proc", "/run", "/sys")
-"""Folders that hold no images, or whose listing might never end."""
+"""Folders without images, or whose listing might never end."""
 MOST_OTHERS = 1_000_000
-"""Number of files without a single image after which the listing gives up."""
-MOST_WAYS = 100
-"""Ways through linked folders into one and the same; a dozen that link each other have millions."""
+"""Number of files without a single image at which listing stops with an error."""
+MOST_ROUTES = 100
+"""Maximum number of routes into one folder through links; a dozen folders that link to each other
+have millions."""
 SECONDS = 10.0
 """Interval between two progress messages."""
-LEFT_OUT = "left out by data.include or data.exclude"
+EXCLUDED = "excluded by data.include or data.exclude"
 
 
 @dataclass
@@ -58,9 +59,9 @@ class Listing:
 
     Attributes:
         names: of images, relative to the folder, with ``/``, sorted by code point.
-        folders: one image of each folder with images directly in it, the first; sorted.
+        folders: the first image of each folder that directly contains images, sorted.
         folder_N: (N,) int32, each image's position in ``folders``.
-        others: how many other files there are by suffix; hidden ones stand under ``hidden``.
+        others: number of other files by suffix, with hidden ones under ``hidden``.
     """
 
     names: Names
@@ -70,7 +71,7 @@ class Listing:
 
     @property
     def skipped(self) -> int:
-        """Number of files that are not images, or left out by patterns."""
+        """Number of files that are not images, or are excluded by patterns."""
         return self.others.total()
 
 
@@ -82,19 +83,18 @@ def list_images(
 ) -> Listing:
     """List all images below ``folder``.
 
-    Linked folders are followed, except into one the walk is already in. Hidden folders, and
-    those of ``PASSED_OVER``, are not entered. A file without a suffix is an image if it begins
-    like one. A long listing logs its progress.
+    Links to folders are followed, unless they lead to a parent. Hidden folders and
+    ``IGNORED_FOLDERS`` are skipped. A file without a suffix is an image if its first bytes are
+    those of an image format. Long listings log their progress.
 
     Args:
-        include: patterns (:mod:`ssdistill.data.patterns`) one of which an image matches; none
-            for all images.
-        exclude: patterns of files and folders that are left out.
+        include: patterns (:mod:`ssdistill.data.patterns`) of images; empty for all images.
+        exclude: patterns of files and folders to ignore.
         suffixes: of images, in lower case.
 
     Raises:
-        UserError: a folder of the system, a great many files and no image among the first, or
-            linked folders that lead into one in a great many ways.
+        UserError: a system folder, no image among the first :data:`MOST_OTHERS` files, or more
+            than :data:`MOST_ROUTES` routes into one folder through links.
     """
     if os.path.realpath(folder) in SYSTEM:
         raise UserError(f"data.path={shown(folder)} is a system folder; set data.path "
@@ -103,7 +103,7 @@ def list_images(
 
 
 class _Walk:
-    """One walk through a folder, in the order of the paths as text."""
+    """One walk through a folder, in lexical order of the paths."""
 
     def __init__(
         self,
@@ -115,27 +115,27 @@ class _Walk:
         self.folder, self.everything, self.suffixes = folder, not include, suffixes
         self.included = matcher(include, "data.include")
         self.excluded = matcher(exclude, "data.exclude")
-        self.writer, self.others, self.ways = NameWriter(), Counter[str](), Counter[str]()
+        self.writer, self.others, self.routes = NameWriter(), Counter[str](), Counter[str]()
         self.runs: list[tuple[int, int]] = []
         self.firsts: dict[str, tuple[int, str]] = {}
         self.progress = _Progress(folder)
 
     def listing(self) -> Listing:
-        # What is left to do, last first: files of a folder, or a folder with those it lies in.
+        # A stack of pending work: files of a folder, or a folder with its parents.
         pending: list[tuple[str, list[str] | tuple[str, ...]]]
         pending = [("", (os.path.realpath(self.folder),))]
         while pending:
-            below, what = pending.pop()
-            if isinstance(what, list):
-                self._take(below, what)
+            below, item = pending.pop()
+            if isinstance(item, list):
+                self._add(below, item)
             else:
-                pending += reversed(self._entries(below, what))
+                pending += reversed(self._entries(below, item))
         names = self.writer.names()
         counts = [count for _, count in self.runs]
         folder_N = np.repeat(np.array([at for at, _ in self.runs], dtype=np.int32), counts)
         return Listing(names, [first for _, first in self.firsts.values()], folder_N, self.others)
 
-    def _take(self, below: str, files: list[str]) -> None:
+    def _add(self, below: str, files: list[str]) -> None:
         for name in files:
             self.writer.add(below + name)
         at, _ = self.firsts.setdefault(below, (len(self.firsts), below + files[0]))
@@ -144,33 +144,33 @@ class _Walk:
     def _entries(
         self, below: str, above: tuple[str, ...]
     ) -> list[tuple[str, list[str] | tuple[str, ...]]]:
-        """Return what is in a folder, sorted as paths: runs of images, and folders."""
-        self._count_ways(above[-1])
+        """Return runs of images and subfolders of a folder, in lexical order of their paths."""
+        self._count_routes(above[-1])
         files: list[str] = []
         folders: dict[str, tuple[str, ...]] = {}
         with os.scandir(self.folder / below) as entries:
             for entry in entries:
-                if (real := self._sorted_out(entry, below, files)) and real not in above:
+                if (real := self._sort_entry(entry, below, files)) and real not in above:
                     folders[f"{entry.name}/"] = (*above, real)
                 self.progress.count(len(self.writer) + len(files), self.others)
         files.sort()
-        found: list[tuple[str, list[str] | tuple[str, ...]]] = []
+        items: list[tuple[str, list[str] | tuple[str, ...]]] = []
         start = 0
         for name in sorted(folders):
             stop = bisect(files, name)
             if stop > start:
-                found.append((below, files[start:stop]))
-            found.append((below + name, folders[name]))
+                items.append((below, files[start:stop]))
+            items.append((below + name, folders[name]))
             start = stop
         if start < len(files):
-            found.append((below, files[start:]))
-        return found
+            items.append((below, files[start:]))
+        return items
 
-    def _sorted_out(self, entry: os.DirEntry, below: str, files: list[str]) -> str | None:
-        """Add an entry to the images or count it; return where a folder to enter really is."""
+    def _sort_entry(self, entry: os.DirEntry, below: str, files: list[str]) -> str | None:
+        """Add an image to ``files``, or count another file; return the real path of a folder."""
         hidden, path = entry.name.startswith("."), below + entry.name
         if _is_folder(entry):
-            if hidden or entry.name in PASSED_OVER or self.excluded(path):
+            if hidden or entry.name in IGNORED_FOLDERS or self.excluded(path):
                 return None
             return os.path.realpath(entry.path)
         if hidden:
@@ -179,17 +179,17 @@ class _Walk:
             suffix = os.path.splitext(entry.name)[1].lower()
             self.others[suffix or "without a suffix"] += 1
         elif self.excluded(path) or not (self.everything or self.included(path)):
-            self.others[LEFT_OUT] += 1
+            self.others[EXCLUDED] += 1
         else:
             files.append(entry.name)
         return None
 
-    def _count_ways(self, real: str) -> None:
-        self.ways[real] += 1
-        if self.ways[real] > MOST_WAYS:
+    def _count_routes(self, real: str) -> None:
+        self.routes[real] += 1
+        if self.routes[real] > MOST_ROUTES:
             raise UserError(
-                f"data.path={shown(self.folder)}: linked folders lead into {shown(real)} in more "
-                f"than {MOST_WAYS} ways; remove some of the links"
+                f"data.path={shown(self.folder)}: links lead to {shown(real)} by more than "
+                f"{MOST_ROUTES} routes; remove some of the links"
             )
 
 
@@ -211,7 +211,7 @@ class _Progress:
         if time.monotonic() - self.last_message > SECONDS:
             self.last_message = time.monotonic()
             log.warning(
-                "data.path=%s: %d images and %d other files so far",
+                "data.path=%s: found %d images and %d other files so far",
                 *(self.folder, num_images, others.total()),
             )
 
@@ -219,7 +219,7 @@ class _Progress:
 def _is_folder(entry: os.DirEntry) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link in a circle
+    except OSError:  # a circular link
         return False
 
 

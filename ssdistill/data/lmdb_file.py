@@ -1,4 +1,4 @@
-"""Values of an LMDB database by number: read-only, one handle for all threads of a process."""
+"""Read values of an LMDB database by row, with one read-only handle per process."""
 
 import os
 import threading
@@ -16,16 +16,16 @@ from ssdistill.errors import UserError, one_line, shown
 
 DATA = "data.mdb"
 METADATA = ("__", "length", "num-samples", "num_samples", "classnames")
-"""Beginnings of keys that say something of the whole database, not of an image."""
+"""Prefixes of keys that describe the whole database rather than an image."""
 LONGEST_KEY = 511
-"""Bytes; LMDB's own limit."""
+"""LMDB's limit, in bytes."""
 _environments: WeakValueDictionary[str, Any] = WeakValueDictionary()
-"""Those in use, by path: LMDB must not open one twice in a process."""
+"""Open environments by path; a process must not open a database twice."""
 _lock = threading.Lock()
 
 
 def _forget() -> None:
-    """Close in a child what its parent opened: LMDB's handles do not survive a fork."""
+    """Close the parent's environments in a child process: LMDB handles do not survive a fork."""
     global _lock
     _lock = threading.Lock()
     for environment in list(_environments.values()):
@@ -37,14 +37,15 @@ os.register_at_fork(after_in_child=_forget)
 
 
 class LmdbFile:
-    """The values of some keys of an LMDB database.
+    """An LMDB database.
 
     Args:
         path: the file, or the folder with ``data.mdb``.
         where: the key and the path, for messages.
 
     Raises:
-        UserError: from any method: missing, cut off or damaged, or lmdb is not installed.
+        UserError: from any method, if the file is missing, truncated or damaged, or lmdb is not
+            installed.
     """
 
     def __init__(self, path: Path, where: str):
@@ -56,19 +57,19 @@ class LmdbFile:
         return _data_file(self.path)
 
     def get(self, key: bytes) -> bytes | None:
-        """Return a copy of a value, None if there is none; BadImage where it is damaged."""
+        """Return a copy of a value, None if there is none; BadImage if it is damaged."""
         environment = self._environment()
         import lmdb
 
         try:
-            # A transaction belongs to one thread, and costs a microsecond.
+            # Transactions belong to one thread, and take a microsecond.
             with environment.begin() as transaction:
                 return transaction.get(key)
         except (lmdb.Error, MemoryError) as error:
             raise BadImage(f"damaged ({one_line(error)})") from error
 
     def keys(self) -> "Keys":
-        """Return all keys in their order but those of metadata; no value is read."""
+        """Return all keys except metadata, in order; no value is read."""
         require("lmdb", "lmdb", "data.kind=lmdb")
         import lmdb
 
@@ -76,13 +77,13 @@ class LmdbFile:
             with self._environment().begin() as transaction:
                 cursor = transaction.cursor()
                 skipped = tuple(name.encode() for name in METADATA)
-                found = cursor.iternext(keys=True, values=False)
-                return Keys(key for key in found if not key.startswith(skipped))
+                keys = cursor.iternext(keys=True, values=False)
+                return Keys(key for key in keys if not key.startswith(skipped))
         except lmdb.Error as error:
             raise self.damaged(error) from error
 
     def pattern(self, pattern: str) -> "Pattern":
-        """Return the keys of a pattern such as ``%08d``, from number 0 or 1 to the last."""
+        """Return the keys that match a pattern such as ``%08d``, numbered from 0 or 1."""
         return Pattern(self, pattern)
 
     def damaged(self, error: Exception) -> UserError:
@@ -90,13 +91,13 @@ class LmdbFile:
 
     @property
     def identity(self) -> str:
-        """Size and time of the file."""
+        """Size and time of the file, as text."""
         status = os.stat(self.file)
         return f"{status.st_size} {status.st_mtime_ns}"
 
 
 class Keys:
-    """Keys end to end in one array of bytes: no Python object for each."""
+    """Keys stored in one array of bytes, to avoid one Python object per key."""
 
     def __init__(self, keys: Any):
         ends, content = [0], bytearray()
@@ -119,19 +120,19 @@ class Keys:
 
 
 class Pattern:
-    """Keys that are numbers in a pattern; their count is found by bisection.
+    """Keys numbered by a pattern; their count is found by bisection.
 
     Raises:
-        UserError: no pattern, or no value under its first key.
+        UserError: the pattern is invalid, or its first key is missing.
     """
 
     def __init__(self, file: LmdbFile, pattern: str):
         self._pattern = pattern
         try:
-            named = (pattern % 7).encode() != pattern.encode()
+            valid = (pattern % 7).encode() != pattern.encode()
         except (TypeError, ValueError):
-            named = False
-        if not named or len(pattern) > LONGEST_KEY:
+            valid = False
+        if not valid or len(pattern) > LONGEST_KEY:
             raise UserError(
                 f"data.image_key={shown(pattern)[:80]}: expected a pattern of one number, such as "
                 "%08d or image-%09d"
@@ -162,7 +163,7 @@ class Pattern:
 
 
 class LmdbRows:
-    """The encoded images under some keys."""
+    """The encoded images stored under the given keys."""
 
     def __init__(self, file: LmdbFile, keys: Keys | Pattern):
         self.keys, self._file = keys, file
@@ -177,32 +178,39 @@ class LmdbRows:
     def read(self, row: int) -> bytes:
         value = self._file.get(self.keys[row])
         if value is None:
-            raise BadImage("no value under its key")
+            raise BadImage("its key is not in the database")
         return value
 
 
 def listed_keys(path: Path, where: str) -> Keys:
-    """Read keys from a text file, one a line.
+    """Read keys from a text file, one per line.
 
     Raises:
-        UserError: it cannot be read, or has a line that is no key.
+        UserError: the file cannot be read, is empty, or a line is too long.
     """
     try:
         with open_regular(path) as file:
             lines = (line.rstrip(b"\r\n") for line in file)
             keys = Keys(_checked(line, where) for line in lines if line)
     except BadImage as error:
-        raise UserError(f"{where}: {error.reason}; list one key a line") from error
+        raise UserError(
+            f"{where}: {error.reason}; pass a text file with one key per line"
+        ) from error
     except OSError as error:
-        raise UserError(f"{where}: {error.strerror or one_line(error)}; correct it") from error
+        raise UserError(
+            f"{where}: {error.strerror or one_line(error)}; correct the path"
+        ) from error
     if not len(keys):
-        raise UserError(f"{where}: no key in it; list one key a line")
+        raise UserError(f"{where}: the file is empty; write one key per line")
     return keys
 
 
 def _checked(line: bytes, where: str) -> bytes:
     if len(line) > LONGEST_KEY:
-        raise UserError(f"{where}: a line of {len(line)} bytes is no key; list one key a line")
+        raise UserError(
+            f"{where}: a line has {len(line)} bytes, a key at most {LONGEST_KEY}; write one key "
+            "per line"
+        )
     return line
 
 
@@ -230,16 +238,18 @@ def _newly_opened(file: Path, where: str) -> Any:
             str(file), subdir=False, readonly=True, lock=False, create=False, readahead=False
         )
     except BadImage as error:
-        raise UserError(f"{where}: {error.reason}; set it to an LMDB database") from error
+        raise UserError(f"{where}: {error.reason}; pass an LMDB database") from error
     except OSError as error:
-        raise UserError(f"{where}: {error.strerror or one_line(error)}; correct it") from error
+        raise UserError(
+            f"{where}: {error.strerror or one_line(error)}; correct the path"
+        ) from error
     except lmdb.Error as error:
         reason = one_line(error).removeprefix(f"{file}: ")
-        raise UserError(f"{where}: {reason}; set it to an LMDB database") from error
-    # Beyond the end of a mapped file the system kills the process.
-    needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+        raise UserError(f"{where}: {reason}; pass an LMDB database") from error
+    # Reading beyond the end of a mapped file would kill the process.
+    expected = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
     size = file.stat().st_size
-    if size < needed:
+    if size < expected:
         environment.close()
-        raise UserError(f"{where}: cut off, {size} of {needed} bytes are there; copy it again")
+        raise UserError(f"{where}: truncated to {size} of {expected} bytes; copy it again")
     return environment

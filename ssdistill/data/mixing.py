@@ -1,4 +1,4 @@
-"""MixUp and CutMix of a batch's views, identical for both networks."""
+"""MixUp and CutMix of the views of a batch, identical for teacher and student."""
 
 from typing import Literal
 
@@ -17,13 +17,13 @@ Box = tuple[float, float, float, float]
 
 
 class MixSettings(Settings):
-    """How images of a batch are mixed.
+    """How to mix images of a batch.
 
     Args:
         kind: ``mixup`` (arXiv:1710.09412) or ``cutmix`` (arXiv:1905.04899).
-        alpha: of Beta(alpha, alpha), from which the fraction of the image itself is drawn; 1 is
-            the uniform distribution.
-        probability: of a batch being mixed.
+        alpha: of Beta(alpha, alpha), from which the fraction of the original image is drawn;
+            1 is the uniform distribution.
+        probability: of mixing a batch.
     """
 
     kind: Literal["mixup", "cutmix"] = "mixup"
@@ -35,43 +35,43 @@ class MixSettings(Settings):
 def mix_views(views: list[Tensor], settings: MixSettings, *, seed: int, step: int) -> list[Tensor]:
     """Mix each image with another one of the batch; one fraction or rectangle per batch.
 
-    Partner, fraction and rectangle are those of (seed, step), for every view alike: views of
-    different sizes get the same rectangle relative to their sides, and a teacher and a student
-    that are given the same view see the same mixture (arXiv:2106.05237). With several
-    processes all draw the same fraction and rectangle, and each mixes within its own part of the
-    batch, so the partners depend on how many processes there are.
+    Partner, fraction and rectangle are drawn by (seed, step) and shared by all views: views of
+    different sizes get the same rectangle relative to their sides, and teacher and student see
+    the same mixture of a view (arXiv:2106.05237). Several processes draw the same fraction and
+    rectangle, but each mixes its own slice of the batch, so partners depend on the number of
+    processes.
 
     Args:
-        views: (B, C, h, w) float in [0, 1], of the same images; unchanged.
+        views: (B, C, h, w) float in [0, 1], of the same images; not modified.
 
     Returns:
-        new views, or those given where the batch is not mixed.
+        new views, or the same if the batch is not mixed.
     """
     random = np.random.default_rng((seed, step, _MIX))
     chosen, center_y, center_x = random.random(3).tolist()
     if chosen >= settings.probability:
         return list(views)
-    share = random.beta(settings.alpha, settings.alpha)
-    # Apart from the others, so that the fraction does not depend on how many images there are.
+    fraction = random.beta(settings.alpha, settings.alpha)
+    # Drawn separately, so that the fraction does not depend on the number of images.
     partner_B = uniform(seed, step, torch.arange(len(views[0])), _MIX, 1)[:, 0].argsort()
-    box = centered_box(1.0 - share, center_y, center_x)
+    box = centered_box(1.0 - fraction, center_y, center_x)
     mixed = []
     for view in views:
         other = view[partner_B.to(view.device)]
         if settings.kind == "mixup":
-            mixed.append(torch.lerp(other, view, share))
+            mixed.append(torch.lerp(other, view, fraction))
         else:
             mixed.append(paste(view, other, box)[0])
     return mixed
 
 
 def centered_box(area: float, center_y: float, center_x: float) -> Box:
-    """CutMix's rectangle (arXiv:1905.04899, equation 2), which the edges may clip.
+    """Return CutMix's rectangle (arXiv:1905.04899, equation 2), clipped at the edges.
 
-    It has the aspect of the image.
+    It has the aspect ratio of the image.
 
     Args:
-        area: fraction of the image it takes where nothing is clipped.
+        area: fraction of the image that it covers unless clipped.
         center_y, center_x: of the rectangle, as fractions of height and width.
     """
     half = area**0.5 / 2
@@ -80,10 +80,10 @@ def centered_box(area: float, center_y: float, center_x: float) -> Box:
 
 
 def paste(view_BCHW: Tensor, other_BCHW: Tensor, box: Box) -> tuple[Tensor, float]:
-    """Return ``view_BCHW`` with the rectangle of ``other_BCHW`` at the same place, on whole pixels.
+    """Paste a rectangle of ``other_BCHW`` into ``view_BCHW``, on whole pixels.
 
     Returns:
-        a new tensor, and the fraction of its pixels that are still those of ``view_BCHW``.
+        a new tensor, and the fraction of its pixels that come from ``view_BCHW``.
     """
     height, width = view_BCHW.shape[-2:]
     rows = slice(round(box[0] * height), round(box[1] * height))

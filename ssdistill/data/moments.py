@@ -1,4 +1,4 @@
-"""Pixel statistics of a store, and warnings about images that use little of their range."""
+"""Pixel statistics of images, and warnings about images that use little of their range."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,16 +10,16 @@ from ssdistill.data.deep_pixels import Window
 from ssdistill.data.form import Form
 
 NARROW = 255 / 10
-"""Levels below which stored images use too little of their range."""
+"""Smallest acceptable range of stored pixels, in levels of 255."""
 NARROW_STD = NARROW / 12**0.5
-"""Standard deviation of levels that fill such a range evenly."""
+"""Standard deviation of a uniform distribution over that range."""
 CLIPPED = 0.01
-"""Fraction of pixels beyond the window that is worth a warning."""
+"""Fraction of pixels beyond the window above which a warning is given."""
 MOST_NAMED = 5
 
 
 class Moments:
-    """Sums over pixels, channel by channel: exact of uint8, in float64 of floats in [0, 1].
+    """Per-channel sums over pixels: exact for uint8, in float64 for floats in [0, 1].
 
     Attributes:
         low_C, high_C: smallest and largest value of each channel.
@@ -42,7 +42,7 @@ class Moments:
         return self.high_C.max().item()
 
     def add(self, images_NHWC: np.ndarray) -> None:
-        # Whole rows of pixels are summed at once: an inner axis of 3 would be many times slower.
+        # Sum over whole rows of pixels: reducing over an inner axis of 3 is many times slower.
         rows = images_NHWC.reshape(-1, images_NHWC.shape[2] * self.channels)
         wide, whole = (np.uint16, np.int64) if self.is_bytes else (np.float64, np.float64)
         for total, values in (
@@ -69,10 +69,10 @@ def channel_notices(
     notes: Sequence[str],
     total: int,
 ) -> list[str]:
-    """Warn about the pixels of chosen channels, one line each.
+    """Return warnings about the pixels of chosen channels, one line each.
 
     Args:
-        clipped_C: of each channel's values, the fraction beyond a window that was measured.
+        clipped_C: fraction of each channel's values beyond its measured window.
     """
     range_C = (moments.high_C - moments.low_C) * (255 / moments.white)
     std_C = np.array(moments.mean_std()[1]) * 255
@@ -108,15 +108,15 @@ def _listed(names: Sequence[str]) -> str:
 def pixel_notices(
     moments: Moments, window: Window | None, clipped: float, notes: Sequence[str], total: int
 ) -> list[str]:
-    """Warn about the stored pixels, one line each."""
+    """Return warnings about the stored pixels, one line each."""
     notices = []
     _, std = moments.mean_std()
     low, high = moments.low, moments.high
     narrow = high - low < NARROW
     if low < high and narrow:
         notices.append(
-            f"the stored images use only levels {low} to {high} of 0 to 255, less than a tenth "
-            f"of their range; {_remedy(window)}"
+            f"stored pixels span only {low} to {high}, less than a tenth of the range 0 to 255; "
+            f"{_remedy(window)}"
         )
     elif low < high and window and max(std) * 255 < NARROW_STD:
         notices.append(
@@ -124,8 +124,8 @@ def pixel_notices(
         )
     if window and clipped > CLIPPED:
         notices.append(
-            f"{clipped:.1%} of the pixels lie beyond data.window=[{window[0]:g}, {window[1]:g}], "
-            "the range of the training images, and are clipped; set data.window=[low, high]"
+            f"{clipped:.1%} of the pixels are clipped: they lie beyond data.window="
+            f"[{window[0]:g}, {window[1]:g}], the range of the training images; set a wider one"
         )
     counted = Counter(notes)
     return notices + [f"{count} of {total} images {note}" for note, count in counted.items()]
@@ -133,8 +133,8 @@ def pixel_notices(
 
 def _remedy(window: Window | None) -> str:
     if window is None:
-        return "check the files, or rescale them to 0 to 255"
+        return "check the files, or rescale their pixels to 0 to 255"
     return (
-        f"data.window is [{window[0]:g}, {window[1]:g}]; set it to the values that should be "
-        "black and white"
+        f"data.window is [{window[0]:g}, {window[1]:g}]; set it to the pixel values of black and "
+        "white"
     )

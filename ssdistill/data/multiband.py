@@ -1,4 +1,4 @@
-"""TIFF and DICOM with all their bands, in their own type."""
+"""Read all bands of TIFF and DICOM files, in their original data type."""
 
 import io
 import math
@@ -15,7 +15,7 @@ from ssdistill.data.band_limits import MOST_BANDS, check_sizes, decoding
 from ssdistill.data.decode import open_regular
 from ssdistill.data.dicom import dicom_sizes, read_dicom
 from ssdistill.data.handles import require
-from ssdistill.data.header import ORIENTATION, TURNED
+from ssdistill.data.header import ORIENTATION, TRANSPOSED
 from ssdistill.errors import UserError, one_line
 from ssdistill.machine import memory_bytes
 
@@ -24,33 +24,34 @@ DICOM, PREAMBLE = b"DICM", 128
 DEFLATE = (8, 32946)
 COMPRESSIONS = {1: "none", 8: "deflate", 32946: "deflate", 32773: "PackBits"}
 WITH_IMAGECODECS = {5: "LZW", 7: "JPEG", 50000: "zstd"}
-"""TIFF's numbers of the compressions that are read, without and with imagecodecs."""
+"""TIFF codes of supported compressions; the second set requires imagecodecs."""
 MINISWHITE, PALETTE = 0, 3
 REDUCED = 1
 EXPANSION = 1100
-"""No byte of deflate becomes more than about 1032."""
+"""An upper bound on the expansion factor of the codecs; that of deflate is about 1032."""
 SAFE_BYTES = 1 << 30
-"""What a compressed part of a TIFF may become without being counted first."""
+"""Decompressed size of a strip or tile below which it is not checked beforehand."""
 
 
 def read_bands(file: str | Path | bytes) -> np.ndarray:
     """Read all bands of a TIFF or a DICOM file.
 
-    The samples of a TIFF's pixel are its bands, and so are pages of one size; smaller copies of the
-    first page are skipped, values of which 0 is white are inverted, and an orientation is applied.
-    A palette is resolved. Of DICOM see :func:`ssdistill.data.dicom.read_dicom`.
+    The bands of a TIFF are its samples per pixel, and those of further pages of equal size.
+    Thumbnails (smaller copies of the first page) are skipped; values are inverted if 0 is white;
+    palette colors become RGB, and the orientation is applied. For DICOM, see
+    :func:`ssdistill.data.dicom.read_dicom`.
 
     Args:
-        file: a path, or the content.
+        file: the path or the content of the file.
 
     Returns:
-        (H, W, C) of the file's own type: integers, booleans or floats.
+        (H, W, C) in the data type of the file: integers, booleans or floats.
 
     Raises:
-        BadImage: neither of the two, damaged, values that are not finite, no real numbers, pages
-            of several sizes or types, a compression that is not read, or more pixels or bands
-            than allowed.
-        UserError: the library that reads it is not installed (``ssdistill[tiff]`` or
+        BadImage: the file is neither TIFF nor DICOM or is damaged, has NaN, infinite or complex
+            values, pages of different sizes or types, an incomplete palette, an unsupported
+            compression, or too many pixels or bands.
+        UserError: the required library is not installed (``ssdistill[tiff]`` or
             ``ssdistill[dicom]``).
     """
     try:
@@ -67,7 +68,7 @@ def read_bands(file: str | Path | bytes) -> np.ndarray:
         raise BadImage("does not fit into memory") from error
     except OSError as error:
         raise BadImage(error.strerror or one_line(error)) from error
-    except Exception as error:  # both libraries raise anything on damaged bytes
+    except Exception as error:  # both libraries raise all kinds of errors on damaged bytes
         raise BadImage(f"damaged ({one_line(error)})") from error
     if bands_HWC.dtype.kind == "f" and not np.isfinite(bands_HWC).all():
         raise BadImage("NaN or infinite pixels")
@@ -75,25 +76,25 @@ def read_bands(file: str | Path | bytes) -> np.ndarray:
 
 
 def is_multiband(head: bytes) -> bool:
-    """Whether a file that begins so is a TIFF or a DICOM file; 132 bytes are enough."""
+    """Whether a file is TIFF or DICOM, by its first 132 bytes."""
     return head[:4] in TIFF or head[PREAMBLE : PREAMBLE + len(DICOM)] == DICOM
 
 
 def multiband_sizes(file: IO[bytes]) -> tuple[int, int]:
-    """Return height and width of a TIFF or a DICOM file, upright; no pixel is read.
+    """Return height and width of a TIFF or DICOM file, upright, without reading its pixels.
 
     Raises:
         BadImage, UserError: as :func:`read_bands`.
         Exception: whatever a library raises on damaged bytes.
     """
-    # Of a file with a name, the libraries would look for others beside it.
+    # For a file with a name, the libraries would open files next to it, too.
     nameless = io.BufferedReader(_Nameless(file))
     if nameless.peek(4)[:4] not in TIFF:
         return dicom_sizes(nameless)
     with _opened_tiff(nameless) as tiff:
         pages = _full_pages(tiff)
         height, width = _checked(pages)
-        return (width, height) if _orientation(pages[0]) in TURNED else (height, width)
+        return (width, height) if _orientation(pages[0]) in TRANSPOSED else (height, width)
 
 
 class _Nameless(io.RawIOBase):
@@ -121,8 +122,8 @@ class _Nameless(io.RawIOBase):
 
 
 def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Return pixels (H, W, …) as EXIF's or TIFF's orientation says that they are shown."""
-    if orientation in TURNED:
+    """Apply an EXIF or TIFF orientation to pixels (H, W, …)."""
+    if orientation in TRANSPOSED:
         pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]
@@ -132,19 +133,19 @@ def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _content(path: str | Path) -> bytes:
-    """Read a file; the libraries would look for others beside one that has a name."""
+    """Read a file into memory; from a path, the libraries would open files next to it, too."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > memory_bytes() // 4:
-            raise BadImage(f"a file of {size / 1e9:.1f} GB, which does not fit into memory")
+            raise BadImage(f"the file has {size / 1e9:.1f} GB and does not fit into memory")
         return file.read()
 
 
 def _opened_tiff(file: IO[bytes]) -> Any:
-    require("tifffile", "tiff", "a TIFF of several bands")
+    require("tifffile", "tiff", "reading TIFF images with several bands")
     import tifffile
 
-    # Pages are read as they are: OME's metadata can name other files.
+    # Ignore OME metadata, which can refer to other files.
     return tifffile.TiffFile(file, is_ome=False)
 
 
@@ -163,15 +164,15 @@ def _checked(pages: Sequence[Any]) -> tuple[int, int]:
     first = pages[0]
     dtype, shape = first.dtype, first.shape
     if dtype is None or dtype.kind not in "buif":
-        raise BadImage(f"{dtype or 'unknown'} pixels; save real numbers")
+        raise BadImage(f"unsupported pixel type {dtype or 'unknown'}; save real numbers")
     per_page = math.prod(shape) // max(1, first.imagelength * first.imagewidth)
     if per_page * first.imagelength * first.imagewidth != math.prod(shape):
-        raise BadImage(f"a volume of {' x '.join(map(str, shape))}; save its planes as pages")
+        raise BadImage(f"a volume ({' x '.join(map(str, shape))}); save its planes as pages")
     colors = 3 if int(first.photometric) == PALETTE else 1
     check_sizes(first.imagelength, first.imagewidth, colors * per_page * len(pages), dtype.itemsize)
     for page in pages:
         if (page.shape, page.dtype) != (shape, dtype):
-            raise BadImage("pages of several sizes or types; save each as a separate file")
+            raise BadImage("pages differ in size or type; save each as a separate file")
         _check_segments(page)
     return first.imagelength, first.imagewidth
 
@@ -182,12 +183,12 @@ def _orientation(page: Any) -> int:
 
 
 def _full_pages(tiff: Any) -> list[Any]:
-    """Return the pages but smaller copies; BadImage where there are too many or none."""
+    """Return all pages but thumbnails; BadImage if there are too many or none."""
     pages = []
     for number, page in enumerate(tiff.pages):
         if number >= MOST_BANDS:
-            raise BadImage(f"more than {MOST_BANDS} pages")
-        # Without its tags a page says nothing; tifffile skips those it believes to know.
+            raise BadImage(f"more than {MOST_BANDS} pages; save fewer bands per file")
+        # Read the tags of every page: tifffile may assume that they equal those of the first.
         page = page.aspage()
         first = pages[0] if pages else page
         smaller = page.imagelength < first.imagelength and page.imagewidth < first.imagewidth
@@ -199,11 +200,11 @@ def _full_pages(tiff: Any) -> list[Any]:
 
 
 def _bands_last(pixels: np.ndarray, page: Any) -> np.ndarray:
-    """Return a page as (H, W, C), white above black."""
+    """Return a page as (H, W, C), where larger values are brighter."""
     height, width = page.imagelength, page.imagewidth
     if int(page.photometric) == PALETTE:
         if page.colormap is None or pixels.max() >= page.colormap.shape[1]:
-            raise BadImage("a palette without all its colors")
+            raise BadImage("an incomplete palette; save it as RGB")
         return (
             (page.colormap[:, pixels.reshape(height, width)] >> 8).astype("u1").transpose(1, 2, 0)
         )
@@ -219,12 +220,12 @@ def _bands_last(pixels: np.ndarray, page: Any) -> np.ndarray:
 
 
 def _check_segments(page: Any) -> None:
-    """Raise BadImage for what does not hold its pixels, or unpacks to far more."""
+    """Raise BadImage if the data of a page are too short, too large or cannot be decompressed."""
     compression = int(page.compression)
     if compression not in COMPRESSIONS:
         name = WITH_IMAGECODECS.get(compression)
         if name is None:
-            raise BadImage(f"compression {compression} is not read; save it with deflate")
+            raise BadImage(f"unsupported TIFF compression {compression}; save it with deflate")
         try:
             require("imagecodecs", "tiff", "")
         except UserError:
@@ -232,25 +233,25 @@ def _check_segments(page: Any) -> None:
                 f"{name} compression requires imagecodecs: pip install imagecodecs"
             ) from None
     counts = page.databytecounts
-    held = sum(counts) * (EXPANSION if compression != 1 else 1)
+    largest = sum(counts) * (EXPANSION if compression != 1 else 1)
     bits = math.prod(page.shape) * page.bitspersample
     ends = [at + count for at, count in zip(page.dataoffsets, counts, strict=False)]
     if max(ends, default=0) > page.parent.filehandle.size:
-        raise BadImage("cut off")
-    if held < bits // 8:
-        raise BadImage(f"{sum(counts)} bytes cannot hold {math.prod(page.shape)} values; cut off")
+        raise BadImage("truncated: its strips or tiles reach beyond the end of the file")
+    if largest < bits // 8:
+        raise BadImage(f"truncated: {sum(counts)} bytes for {math.prod(page.shape)} values")
     segment = page.chunks if page.is_tiled else page.shape
     if math.prod(segment) * page.dtype.itemsize > memory_bytes() // 4:
-        raise BadImage("tiles that do not fit into memory")
+        raise BadImage("its tiles do not fit into memory; save smaller ones")
     if compression in DEFLATE:
         size = math.prod(page.chunks) * page.dtype.itemsize
         for offset, count in zip(page.dataoffsets, counts, strict=True):
             if count * EXPANSION > max(SAFE_BYTES, 2 * size):
-                _count_unpacked(page.parent.filehandle, offset, count, 2 * size + 4096)
+                _check_unpacked(page.parent.filehandle, offset, count, 2 * size + 4096)
 
 
-def _count_unpacked(file: Any, offset: int, count: int, most: int) -> None:
+def _check_unpacked(file: Any, offset: int, count: int, limit: int) -> None:
     file.seek(offset)
     data = file.read(count)
-    if len(zlib.decompressobj().decompress(data, most)) >= most:
-        raise BadImage("a part that unpacks to more than its pixels")
+    if len(zlib.decompressobj().decompress(data, limit)) >= limit:
+        raise BadImage("a strip or tile decompresses to more bytes than its pixels have")

@@ -1,4 +1,4 @@
-"""Names of many images in few bytes: one array of text, and where each name ends."""
+"""Store names of many images compactly: one array of text, and the end of each name."""
 
 from array import array
 from collections.abc import Iterable, Iterator
@@ -9,12 +9,12 @@ from typing import overload
 import numpy as np
 
 PIECE = 1 << 15
-"""Names that are copied or cut out at a time."""
+"""Names processed at a time."""
 LARGEST_SHORT = (1 << 32) - 1
 
 
 class NameWriter:
-    """Gather names one after the other."""
+    """Collect names one by one."""
 
     def __init__(self) -> None:
         self._text, self._ends = bytearray(), array("Q", [0])
@@ -32,11 +32,11 @@ class NameWriter:
 
 
 class Names:
-    """N names, read like a sequence of strings; bytes that are no UTF-8 are kept as Python does.
+    """N names, read like a sequence of strings; bytes that are not UTF-8 become surrogates.
 
     Args:
-        text: (L,) uint8, all names, one after the other.
-        ends: (N + 1,) where each begins and the last ends.
+        text: (L,) uint8, all names, concatenated.
+        ends: (N + 1,) the start of each name, and the end of the last.
     """
 
     def __init__(self, text: np.ndarray, ends: np.ndarray):
@@ -63,7 +63,7 @@ class Names:
     def __getitem__(self, key: np.ndarray) -> "Names": ...
     def __getitem__(self, key: "int | np.ndarray") -> "str | Names":
         if isinstance(key, np.ndarray):
-            return self._taken(np.flatnonzero(key) if key.dtype == bool else key)
+            return self._take(np.flatnonzero(key) if key.dtype == bool else key)
         if not -len(self) <= key < len(self):
             raise IndexError(f"name {key} of {len(self)}")
         row = key % len(self)
@@ -89,7 +89,7 @@ class Names:
         return f"Names({len(self)}: {first}{', …' if len(self) > 3 else ''})"
 
     def encoded(self, start: int, stop: int) -> list[bytes]:
-        """Return the names of some rows as the bytes that a file system has for them."""
+        """Return the names of rows from ``start`` to ``stop`` as bytes of the file system."""
         ends = self._ends[start : min(stop, len(self)) + 1].tolist()
         if not ends:
             return []
@@ -97,14 +97,14 @@ class Names:
         return [piece[a - first : b - first] for a, b in pairwise(ends)]
 
     def hashes(self) -> np.ndarray:
-        """Return (N,) uint64: the beginning of each name's sha256, in the order of the whole."""
+        """Return (N,) uint64: the first 8 bytes of the sha256 of each name, big-endian."""
         hash_N = np.empty(len(self), dtype=np.uint64)
         for start in range(0, len(self), PIECE):
             heads = b"".join(sha256(n).digest()[:8] for n in self.encoded(start, start + PIECE))
             hash_N[start : start + PIECE] = np.frombuffer(heads, dtype=">u8")
         return hash_N
 
-    def _taken(self, row_M: np.ndarray) -> "Names":
+    def _take(self, row_M: np.ndarray) -> "Names":
         start_M = self._ends[row_M].astype(np.int64)
         length_M = self._ends[np.asarray(row_M) + 1].astype(np.int64) - start_M
         ends = np.zeros(len(row_M) + 1, dtype=np.int64)
@@ -113,14 +113,14 @@ class Names:
         for at in range(0, len(row_M), PIECE):
             part = slice(at, at + PIECE)
             low, high = ends[at], ends[min(at + PIECE, len(row_M))]
-            # Of every byte: where its name begins, less where it is put.
+            # For each byte, the offset from target to source.
             shift = np.repeat(start_M[part] - ends[:-1][part], length_M[part])
             text[low:high] = self._text[np.arange(low, high) + shift]
         return Names(text, ends)
 
 
 def joined(parts: "list[Names]") -> "Names":
-    """Return the names of several, one after the other."""
+    """Concatenate names."""
     if len(parts) == 1:
         return parts[0]
     lengths = np.array([len(part._text) for part in parts], dtype=np.int64)

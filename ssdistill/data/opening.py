@@ -1,4 +1,4 @@
-"""Open the source and the images that the data settings of a config describe."""
+"""Open the source and the images that a config describes."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from PIL import Image
 
 from ssdistill.data.channel_scale import scale_of
 from ssdistill.data.decode import pixel_limit
-from ssdistill.data.disk_space import plain_disk_errors
+from ssdistill.data.disk_space import report_disk_errors
 from ssdistill.data.held_pixels import Holding
 from ssdistill.data.image_index import ImageIndex, is_current
 from ssdistill.data.image_set import ImageSet
@@ -24,10 +24,10 @@ from ssdistill.data.order import shuffled
 from ssdistill.data.originals import Originals
 from ssdistill.data.settings import StoreSettings
 from ssdistill.data.splits import SPLITS, Source, Unlabeled
-from ssdistill.data.store import WAITING, Store, open_store, warn_of
+from ssdistill.data.store import WAITING, Store, open_store, warn_about
 from ssdistill.data.store_check import verify_index
 from ssdistill.data.store_places import has_store, provisional, size_name
-from ssdistill.data.store_writer import notices_of, refuse_bad
+from ssdistill.data.store_writer import check_bad_fraction, notices_of
 from ssdistill.data.weighting import weigh
 from ssdistill.data.window import window_of
 from ssdistill.errors import UserError, shown
@@ -38,16 +38,16 @@ from ssdistill.settings.registry import SOURCES
 log = logging.getLogger(__name__)
 
 STORED_UP_TO = 96
-"""Side of images, in pixels, up to which ``data.pixels=auto`` stores them: a square of that side
-is smaller than the file it comes from, and is read five times faster than the file is decoded."""
+"""Largest ``image_size`` at which ``data.pixels=auto`` stores squares: these are smaller than the
+files they come from, and are read five times faster than the files are decoded."""
 SAMPLED = 4096
-"""Images that the statistics of originals are measured on, evenly spread by their number."""
+"""Images on which statistics of originals are measured, a random sample."""
 PIECE, PIECE_BYTES = 256, 256 << 20
 STATISTICS = "statistics-{size}-{fingerprint}.json"
 
 
 def open_source(settings: StoreSettings) -> Source:
-    """Open the source of the settings, without its labels if they say so.
+    """Open the source of the settings; ``data.labels=none`` hides its labels.
 
     Raises:
         UserError: whatever the source raises.
@@ -65,22 +65,22 @@ def open_stores(
     root: Path,
     workers: int | None = None,
 ) -> dict[str, ImageSet]:
-    """Open the training and test images, decoding or indexing them if necessary.
+    """Open the training and test images; decode or index them if necessary.
 
-    If a source has no test images, its training images take their place.
+    If a source has no test images, its training images are used instead.
 
     Args:
-        image_size: side of a stored image, and of the central squares of originals.
-        workers: threads that decode originals; None for one a core.
+        image_size: side of stored images, and of the central squares of originals, in pixels.
+        workers: threads that decode originals; None for one per core.
 
     Raises:
-        UserError: whatever :func:`ssdistill.data.store.open_store` raises, or arrays whose
-            originals are wanted.
+        UserError: whatever :func:`ssdistill.data.store.open_store` raises, or
+            ``data.pixels=original`` for a source of arrays.
     """
     opened: dict[str, ImageSet] = {}
-    kept = None if settings.verify else Path(root)
-    source.reading = replace(source.reading, folder=kept, keeps=True)
-    originals = keeps_originals(source, settings, image_size, root)
+    folder = None if settings.verify else Path(root)
+    source.reading = replace(source.reading, folder=folder, keeps=True)
+    originals = uses_originals(source, settings, image_size, root)
     for split in splits_of(source):
         if originals:
             opened[split] = open_originals(source, split, settings, image_size, root, workers)
@@ -91,14 +91,14 @@ def open_stores(
 
 
 def splits_of(source: Source) -> list[str]:
-    """Return the splits that have images, the training images first."""
+    """Return the splits that have images, starting with the training split."""
     return [split for split in SPLITS if split == "train" or source.has_test]
 
 
 def open_stored(
     source: Source, split: str, settings: StoreSettings, image_size: Size, root: Path
 ) -> Store:
-    """Open the store of a split as the settings describe it; make it if it is missing."""
+    """Open the store of a split, with its settings; create it if missing."""
     return open_store(
         source,
         split,
@@ -112,16 +112,16 @@ def open_stored(
     )
 
 
-def keeps_originals(source: Source, settings: StoreSettings, image_size: Size, root: Path) -> bool:
-    """Whether views are cut from originals, rather than from stored squares.
+def uses_originals(source: Source, settings: StoreSettings, image_size: Size, root: Path) -> bool:
+    """Whether views are cropped from originals rather than from stored squares.
 
     Raises:
-        UserError: arrays whose originals are wanted.
+        UserError: ``data.pixels=original`` for a source of arrays.
     """
     encoded = source.split("train").encoded() is not None
     if settings.pixels == "original" and not encoded:
         raise UserError(
-            f"data.pixels=original: data.kind={source.kind} holds arrays, not encoded images; set "
+            f"data.pixels=original: data.kind={source.kind} has arrays, not encoded images; set "
             "data.pixels=auto"
         )
     if settings.pixels != "auto":
@@ -139,17 +139,17 @@ def open_originals(
     root: Path,
     workers: int | None = None,
 ) -> Originals:
-    """Open a split as it is; index its images below ``root`` where they are not known yet.
+    """Open a split's original images; create or update their index below ``root``.
 
     Raises:
-        UserError: more unreadable images than ``settings.max_bad``, or none readable.
+        UserError: too many unreadable images (``settings.max_bad``), or no readable image.
     """
     raw, image_size = source.split(split).encoded(), as_size(*height_width(image_size))
     folder = index_folder(source, split, settings, root)
-    # Images are decoded as long as the process lives, in threads that share this limit.
+    # Threads decode images throughout the life of the process and share this limit.
     Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, settings.max_pixels)
     with (
-        plain_disk_errors(root),
+        report_disk_errors(root),
         pixel_limit(settings.max_pixels),
         warnings.catch_warnings(),
     ):
@@ -176,22 +176,22 @@ def open_originals(
             max_bad=settings.max_bad,
             workers=workers,
         )
-        refuse_bad(raw.title, originals.bad, len(index), settings.max_bad)
+        check_bad_fraction(raw.title, originals.bad, len(index), settings.max_bad)
         if not len(originals):
             name, reason = originals.bad[0]
             raise UserError(
-                f"{shown(raw.title)} has no readable image, first {shown(name)} ({reason}); "
+                f"{shown(raw.title)}: no image can be read (first: {shown(name)}: {reason}); "
                 "replace them"
             )
-        _measure(originals, folder, settings.window == "auto")
-    warn_of(originals, raw.title, settings.max_bad, settings.window)
+        _set_statistics(originals, folder, settings.window == "auto")
+    warn_about(originals, raw.title, settings.max_bad, settings.window)
     return originals
 
 
 def _holding(
     source: Source, split: str, settings: StoreSettings, root: Path, index: ImageIndex
 ) -> Holding:
-    """Return how a split's originals are held; decode what that depends on, if it is not known."""
+    """Return how a split's originals are held; measure windows and scales that are not cached."""
     form = settings.form
     if form.channels is not None:
         return Holding(form, scale_of(source, form, settings.window, root))
@@ -201,7 +201,7 @@ def _holding(
 
 
 def index_folder(source: Source, split: str, settings: StoreSettings, root: Path) -> Path:
-    """Return where the index of a split's originals is kept, and what was measured of them."""
+    """Return the folder of the index and the statistics of a split's originals."""
     parts = [source.kind, source.settings, split, settings.max_pixels]
     if settings.channels is not None:
         parts.append("bands")
@@ -210,8 +210,8 @@ def index_folder(source: Source, split: str, settings: StoreSettings, root: Path
     return Path(root) / f"{source.kind}-{split}-index-{key[:12]}"
 
 
-def are_known(source: Source, split: str, settings: StoreSettings, size: Size, root: Path) -> bool:
-    """Whether opening a split's originals with central squares of ``size`` would decode none."""
+def is_indexed(source: Source, split: str, settings: StoreSettings, size: Size, root: Path) -> bool:
+    """Whether a split's originals, with squares of ``size``, can be opened without decoding."""
     folder = index_folder(source, split, settings, root)
     if provisional(source, settings, root) is None:
         return False
@@ -221,17 +221,17 @@ def are_known(source: Source, split: str, settings: StoreSettings, size: Size, r
     return False
 
 
-def _measure(originals: Originals, folder: Path, automatic: bool) -> None:
-    """Set mean, standard deviation and notices of originals, from a sample of their squares."""
+def _set_statistics(originals: Originals, folder: Path, automatic: bool) -> None:
+    """Set mean, std and notices of originals; measure them on a sample unless they are cached."""
     squares, digest = originals.stored, originals.fingerprint[:16]
     size = as_size(*squares.shape[1:3])
     path = folder / STATISTICS.format(size=size_name(size), fingerprint=digest)
     with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        found = json.loads(path.read_text())
-        if found.pop("sha256") != _sha256(found):
-            raise ValueError("the statistics were changed")
-        originals.mean, originals.std = tuple(found["mean"]), tuple(found["std"])
-        originals.notices = [str(notice) for notice in found["notices"]]
+        cached = json.loads(path.read_text())
+        if cached.pop("sha256") != _sha256(cached):
+            raise ValueError("the statistics do not match their hash")
+        originals.mean, originals.std = tuple(cached["mean"]), tuple(cached["std"])
+        originals.notices = [str(notice) for notice in cached["notices"]]
         return
     count = min(SAMPLED, len(originals))
     position_S = np.sort(shuffled(np.arange(count), len(originals), 0, 0))

@@ -1,10 +1,10 @@
-"""The order of images in an epoch: a permutation of (seed, epoch) that takes no memory."""
+"""The order of images in an epoch: a permutation by (seed, epoch), computed without memory."""
 
 import numpy as np
 
 ROUNDS = 6
-"""Of the Feistel network; four make a permutation that few queries cannot tell from a random one
-(Luby and Rackoff, doi:10.1137/0217022)."""
+"""Rounds of the Feistel network; four make it hard to tell from a random permutation (Luby and
+Rackoff, doi:10.1137/0217022)."""
 _GOLDEN, _MIX = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9)
 _HIGH, _MIDDLE = np.uint64(32), np.uint64(29)
 
@@ -12,14 +12,14 @@ _HIGH, _MIDDLE = np.uint64(32), np.uint64(29)
 def shuffled(position_B: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarray:
     """Return the row at each position of an epoch, a permutation of ``range(count)``.
 
-    A Feistel network permutes the smallest even number of bits that holds ``count``; a row
-    beyond ``count`` is permuted again until it is within (cycle-walking: Black and Rogaway,
-    doi:10.1007/3-540-45760-7_9), at most four times on average. So the row at one position is
-    found without those of others, whatever the number of images.
+    A Feistel network permutes the smallest even number of bits that holds ``count``; rows beyond
+    ``count`` are permuted again until they are within (cycle-walking: Black and Rogaway,
+    doi:10.1007/3-540-45760-7_9), at most four times on average. The row at a position is thus
+    computed without those at others, for any number of images.
 
     Args:
         position_B: (B,) integers from 0 to ``count - 1``.
-        count: of the images.
+        count: number of images.
 
     Returns:
         (B,) int64.

@@ -1,8 +1,7 @@
-"""Images held as they are: views are cut from the originals when a batch is read.
+"""Crop views directly from the original images when a batch is read.
 
-Nothing is decoded beforehand and nothing is stored but an index; a view has every pixel that its
-crop has in the original. Reading is done by threads: decoding and resizing let go of the
-interpreter.
+Nothing is decoded in advance, and only an index is stored; views are cropped at full resolution.
+Images are read by threads, since decoding and resizing release the GIL.
 """
 
 import logging
@@ -36,20 +35,19 @@ from ssdistill.settings import Size, height_width
 log = logging.getLogger(__name__)
 
 _one_giant = threading.Lock()
-"""Held while a giant is in memory, by whatever thread; see ``decode.GIANT_PIXELS``."""
+"""Held while any thread has a giant in memory; see ``decode.GIANT_PIXELS``."""
 
 
 class Originals(ImageSet):
-    """One split's images, each decoded when it is needed.
+    """One split's images, decoded on access.
 
-    An image that turns out to be unreadable after all is replaced by a blank one in the mean
-    color, so that no image stands in for another; it is named, counted, and more of them than
-    ``max_bad`` end the run.
+    An image whose pixels turn out to be damaged is replaced by a blank one in the mean color,
+    never by another image. It is reported once and counted against ``max_bad``.
 
     Attributes:
-        images: of one size, decoded anew for every access.
-        fingerprint: sha256 (hex) over size, shape and hash of every readable image, channels and
-            window.
+        images: images of one size, decoded on every access.
+        fingerprint: sha256 (hex) over the index, the size of the images, the channels, the
+            window, and the settings of reading.
     """
 
     def __init__(
@@ -81,7 +79,7 @@ class Originals(ImageSet):
         seen = self.form.seen(image_size)
         self.images = self._stored if seen == image_size else Squares(self, image_size, seen)
         self.notices: list[str] = []
-        # Until they are measured.
+        # Placeholders, replaced by measured values.
         self.mean, self.std = (0.5,) * self.form.count, (0.25,) * self.form.count
         self._failed: dict[int, str] = {}
 
@@ -101,7 +99,7 @@ class Originals(ImageSet):
         return ThreadPoolExecutor(self.workers, thread_name_prefix="cutting")
 
     def rows(self, position_B: np.ndarray) -> np.ndarray:
-        """Return the source's row of each readable image."""
+        """Return the source rows of readable images at the given positions."""
         position_B = np.asarray(position_B, dtype=np.int64)
         return position_B + np.searchsorted(self._gaps, position_B, side="right")
 
@@ -112,15 +110,15 @@ class Originals(ImageSet):
     def cut(
         self, position_B: np.ndarray, boxes_V: Sequence[Boxes], sizes_V: Sequence[Size]
     ) -> list[Tensor]:
-        """Decode each image once, and cut all its views from it.
+        """Decode each image once, and crop all its views.
 
         Args:
-            position_B: (B,) of the images.
-            boxes_V: for each view, a box of each image, in pixels of the original.
-            sizes_V: of each view, pixels.
+            position_B: (B,) positions of the images.
+            boxes_V: for each view, one box per image, in pixels of the original.
+            sizes_V: size of each view in pixels.
 
         Returns:
-            for each view (B, C, height, width): uint8, or float32 in [0, 1].
+            (B, C, height, width) for each view: uint8, or float32 in [0, 1].
 
         Raises:
             UserError: more unreadable images than ``max_bad``.
@@ -148,16 +146,16 @@ class Originals(ImageSet):
                 for crops_BCHW in crops_V:
                     crops_BCHW[b] = self._blank[:, None, None]
 
-        # Reads go forward through the files.
+        # Read files in ascending order.
         list(self._pool.map(fill, np.argsort(row_B, kind="stable").tolist()))
         self._check_failed()
         return crops_V
 
     def squares(self, position_B: np.ndarray, size: Size, view: Size | None = None) -> np.ndarray:
-        """Return images of one size, equal to those of a store.
+        """Return images of one size, identical to those of a store.
 
         Args:
-            view: the central part of them that is wanted; None for all.
+            view: size of the central part to return; None for the whole images.
 
         Returns:
             (B, height, width, C).
@@ -182,7 +180,7 @@ class Originals(ImageSet):
         return squares_BHWC
 
     def _turn(self, row: int) -> AbstractContextManager:
-        """Return the context in which an image is decoded and cut: giants take turns."""
+        """Return the context in which to decode and crop an image: giants take turns."""
         height, width = self.index.sizes(np.array([row]))
         return _one_giant if int(height[0]) * int(width[0]) > GIANT_PIXELS else nullcontext()
 
@@ -206,11 +204,11 @@ class Originals(ImageSet):
         return mean_C.mul(255).round().to(torch.uint8) if self.holding.dtype == np.uint8 else mean_C
 
     def _count(self, row: int, reason: str) -> None:
-        """Note an image that its header promised and that cannot be read."""
+        """Record an image whose header is valid but whose pixels cannot be read."""
         if row not in self._failed:
             self._failed[row] = reason
             log.warning(
-                "%s: %s cannot be read (%s); a blank image takes its place",
+                "%s: cannot read %s (%s); replacing it with a blank image",
                 *(shown(self.raw.title), shown(self.raw.name(row)), reason),
             )
 
@@ -218,10 +216,10 @@ class Originals(ImageSet):
         bad = len(self.bad) + len(self._failed)
         if bad > self.max_bad * len(self.index):
             row, reason = next(iter(self._failed.items()), (None, ""))
-            first = f", the last {shown(self.raw.name(row))} ({reason})" if row is not None else ""
+            example = f" (e.g. {shown(self.raw.name(row))}: {reason})" if row is not None else ""
             raise UserError(
                 f"{shown(self.raw.title)}: more than {self.max_bad:.1%} of {len(self.index)} "
-                f"images cannot be read{first}; replace them, or raise data.max_bad"
+                f"images cannot be read{example}; replace them, or raise data.max_bad"
             )
 
 

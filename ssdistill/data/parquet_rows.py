@@ -1,4 +1,4 @@
-"""Rows of a Parquet table of text, a few at a time."""
+"""Read text columns of Parquet tables, in small batches of rows."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,14 +11,14 @@ from ssdistill.errors import UserError, one_line, shown
 
 BATCH = 1024
 LONGEST = 1 << 16
-"""Characters of one value; no path, class or group has more."""
+"""Maximum length of a value in characters; paths, classes and groups are shorter."""
 
 
 def parquet_library(purpose: str) -> Any:
     """Import ``pyarrow.parquet``.
 
     Raises:
-        UserError: it is not installed.
+        UserError: pyarrow is not installed.
     """
     try:
         import pyarrow.parquet
@@ -31,24 +31,25 @@ def parquet_columns(path: Path) -> list[str]:
     """Return the names of a table's columns.
 
     Raises:
-        UserError: a damaged file, or one that is not there.
+        UserError: the file is damaged.
+        OSError: it cannot be opened.
     """
     with _opened(path) as table:
         return list(table.schema_arrow.names)
 
 
 def parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """Yield some columns of every row as text; nothing for a null, lists as :func:`joined`.
+    """Yield columns of every row as text: null as ``""``, lists as :func:`joined`.
 
     Raises:
-        UserError: a damaged file, or values that are no text or numbers.
+        UserError: the file is damaged, or values are neither text nor numbers.
     """
-    wanted, title = list(dict.fromkeys(columns)), f"data.path={shown(path)}"
+    names, title = list(dict.fromkeys(columns)), f"data.path={shown(path)}"
     with _opened(path) as table:
         types = {field.name: str(field.type) for field in table.schema_arrow}
-    texts = [name for name in wanted if types[name] in ("string", "large_string")]
+    texts = [name for name in names if types[name] in ("string", "large_string")]
     with _opened(path, texts) as table:
-        for batch in table.iter_batches(BATCH, columns=wanted):
+        for batch in table.iter_batches(BATCH, columns=names):
             values = [
                 column_texts(batch.column(batch.schema.get_field_index(name)), name, title)
                 for name in columns
@@ -60,14 +61,14 @@ def column_texts(column: Any, name: str, title: str) -> Iterator[str]:
     """Yield the values of an Arrow array as text; see :func:`parquet_rows`.
 
     Raises:
-        UserError: values that are no text or numbers.
+        UserError: values are neither text nor numbers, or too long.
     """
     for value in column:
         value = value.as_py()
         parts = value if isinstance(value, list) else [value]
         if any(isinstance(part, (dict, list, bytes)) for part in parts):
             raise UserError(
-                f"{title}: column '{shown(name)}' is {column.type}, not text or numbers; name "
+                f"{title}: column '{shown(name)}' is {column.type}, not text or numbers; set "
                 "another column"
             )
         if isinstance(value, list):
@@ -77,7 +78,7 @@ def column_texts(column: Any, name: str, title: str) -> Iterator[str]:
         if len(text) > LONGEST:
             raise UserError(
                 f"{title}: column '{shown(name)}' has a value of {len(text)} characters, more "
-                f"than {LONGEST}; name another column"
+                f"than {LONGEST}; set another column"
             )
         yield text
 
@@ -87,12 +88,12 @@ def _opened(path: Path, columns: Sequence[str] = ()) -> Iterator[Any]:
     parquet = parquet_library(f"data.path={shown(path)}")
     with open_regular(path) as file:
         try:
-            # A long text that is repeated is in memory once.
+            # Repeated long texts are kept in memory once.
             with parquet.ParquetFile(file, read_dictionary=list(columns)) as table:
                 yield table
         except UserError:
             raise
-        except Exception as error:  # pyarrow raises its own kinds, ValueError and OSError
+        except Exception as error:  # pyarrow raises its own errors, ValueError and OSError
             raise UserError(
                 f"data.path={shown(path)}: cannot read this Parquet file ({one_line(error)}); "
                 "write it again"

@@ -1,4 +1,4 @@
-"""Parquet files of encoded images, read by row groups, of which the last few are kept."""
+"""Parquet files of encoded images, read by row group, with a cache of recent groups."""
 
 import threading
 from bisect import bisect_right
@@ -9,28 +9,28 @@ from typing import Any
 
 from ssdistill.data.bad_image import BadImage
 from ssdistill.data.parquet_rows import column_texts, parquet_library
-from ssdistill.data.table_file import checked, damage_named, encoded, file_state
+from ssdistill.data.table_file import checked, encoded, file_state, report_damage
 from ssdistill.data.table_split import Shard
 from ssdistill.errors import UserError, one_line, shown
 
 LARGEST_GROUP = 1 << 31
-"""Bytes of the images of one row group."""
-KEPT_BYTES = 1 << 29
-"""Bytes of row groups that are kept; the latest is kept whatever its size."""
+"""Maximum size of the images of one row group, in bytes."""
+CACHE_BYTES = 1 << 29
+"""Maximum size of cached row groups; the latest is always cached."""
 ROWS = 64
-"""Rows that are unpacked before their size is looked at again."""
+"""Rows to decompress between two checks of their size."""
 
 
 class GroupCache:
-    """The latest row groups of all tables of a source."""
+    """Cache of the most recent row groups of all tables of a source."""
 
-    def __init__(self, most: int = KEPT_BYTES):
-        self.most, self.lock = most, threading.Lock()
+    def __init__(self, max_bytes: int = CACHE_BYTES):
+        self.max_bytes, self.lock = max_bytes, threading.Lock()
         self._groups: OrderedDict[tuple[str, int], list[Any]] = OrderedDict()
         self._bytes = 0
 
     def get(self, key: tuple[str, int], load: Any) -> list[Any]:
-        """Return a group's images, loaded by one thread while others wait."""
+        """Return the images of a group; one thread loads it while others wait."""
         with self.lock:
             if key in self._groups:
                 self._groups.move_to_end(key)
@@ -38,7 +38,7 @@ class GroupCache:
             group = load()
             self._groups[key] = group
             self._bytes += _size(group)
-            while self._bytes > self.most and len(self._groups) > 1:
+            while self._bytes > self.max_bytes and len(self._groups) > 1:
                 _, oldest = self._groups.popitem(last=False)
                 self._bytes -= _size(oldest)
             return group
@@ -53,29 +53,29 @@ class ParquetShard(Shard):
 
     Args:
         path: of the file.
-        name: in names of its images.
+        name: prefix of the names of its images.
         cache: of row groups, shared by the files of a source.
 
     Raises:
-        UserError: from the constructor, for a damaged file.
+        UserError: from the constructor, if the file is damaged.
     """
 
     def __init__(self, path: Path, name: str, cache: GroupCache):
         self.path, self.name, self._cache = path, name, cache
         self._parquet = parquet_library(f"data.path={shown(path)}")
         self.state = file_state(path)
-        with damage_named(path), self._parquet.ParquetFile(path) as table:
+        with report_damage(path), self._parquet.ParquetFile(path) as table:
             self._metadata, self.schema = table.metadata, checked(table.schema_arrow)
         self._ends, total, size = [], 0, path.stat().st_size
         for group in range(self._metadata.num_row_groups):
             rows = self._metadata.row_group(group).num_rows
             total += rows
             self._ends.append(total)
-            # Every image takes more than a byte; what is claimed is not believed beyond that.
+            # Every image takes more than a byte, so more rows cannot be true.
             if rows < 0 or total > size:
                 raise UserError(
-                    f"data.path={shown(path)} claims {total} rows in {size} bytes, which cannot "
-                    "hold as many images; write it again"
+                    f"data.path={shown(path)} declares {total} rows in {size} bytes, too few for "
+                    "as many images; write it again"
                 )
 
     def use(self, images: str) -> None:
@@ -93,10 +93,10 @@ class ParquetShard(Shard):
             if at < len(part):
                 return encoded(part[at])
             at -= len(part)
-        raise BadImage("its row group is shorter than the file says")
+        raise BadImage("its row group has fewer rows than declared; write the file again")
 
     def texts(self, column: str) -> Iterator[str]:
-        with damage_named(self.path), self._open() as table:
+        with report_damage(self.path), self._open() as table:
             for batch in table.iter_batches(1024, columns=[column]):
                 yield from column_texts(batch.column(0), column, f"data.path={shown(self.path)}")
 
@@ -104,10 +104,10 @@ class ParquetShard(Shard):
         return self._parquet.ParquetFile(self.path, metadata=self._metadata)
 
     def _group(self, group: int) -> list[Any]:
-        """Unpack the images of a row group.
+        """Load the images of a row group.
 
         Raises:
-            BadImage: a damaged group, or one of more than ``LARGEST_GROUP``.
+            BadImage: the group is damaged, or larger than ``LARGEST_GROUP``.
         """
         parts, total = [], 0
         try:
@@ -124,7 +124,7 @@ class ParquetShard(Shard):
         except BadImage:
             raise
         except Exception as error:
-            # What the system reports has a number; of damage, pyarrow's OSError has none.
+            # Errors of the system have an errno; those of pyarrow for damage have none.
             if getattr(error, "errno", None):
                 raise
             raise BadImage(f"damaged row group ({one_line(error)})") from error

@@ -1,19 +1,19 @@
-"""Sources of one file whose test images are a part of it, or are held out."""
+"""Base class of sources of one file, whose test images may be held out of it."""
 
 from abc import abstractmethod
 from functools import cached_property
 
 import numpy as np
 
-from ssdistill.data.holding_out import hold_out
+from ssdistill.data.held_out import held_out_by_number
 from ssdistill.data.splits import SPLITS, Source
 from ssdistill.errors import UserError, shown
 
 
 class PartedSource(Source):
-    """A source that holds test images out by a hash of their number where it has none.
+    """A source that holds test images out, by a hash of their number, if it has none.
 
-    A subclass takes ``path`` and ``test_fraction``.
+    Subclasses have the settings ``path`` and ``test_fraction``.
     """
 
     path: str
@@ -22,22 +22,22 @@ class PartedSource(Source):
     @property
     @abstractmethod
     def _own_test(self) -> bool:
-        """Whether there are test images apart from the training images."""
+        """Whether there are separate test images."""
 
     @abstractmethod
     def _total(self) -> int:
-        """Return the number of training images, with those that are to be held out."""
+        """Return the number of training images, including those to hold out."""
 
     @cached_property
     def _held_out(self) -> tuple[np.ndarray | None, np.ndarray]:
-        return hold_out(self._total(), self.test_fraction, self.has_labels)
+        return held_out_by_number(self._total(), self.test_fraction, self.has_labels)
 
     @property
     def has_test(self) -> bool:
         return self._own_test or len(self._held_out[1]) > 0
 
     def _rows(self, name: str) -> np.ndarray | None:
-        """Return the rows of a split, (M,) rising; None for all of its own part.
+        """Return the rows of a split, (M,) ascending; None for all rows of its own array or file.
 
         Raises:
             UserError: there are no test images.

@@ -1,4 +1,4 @@
-"""Patterns of file names, as shells and ``.gitignore`` have them."""
+"""Patterns of file names, as in shells and ``.gitignore``."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -7,28 +7,28 @@ from ssdistill.errors import UserError, shown
 
 
 def matcher(patterns: Sequence[str], key: str) -> Callable[[str], bool]:
-    """Return a function that says whether a relative path, or a folder above it, matches any.
+    """Return a predicate: does a relative path, or one of its parents, match any pattern?
 
-    ``*`` and ``?`` stand for anything but ``/``, ``**`` for anything, ``[abc]`` for one of some
-    characters. A pattern without ``/`` matches a name at any depth. Case counts.
+    ``*`` and ``?`` match anything but ``/``, ``**`` matches anything, ``[abc]`` one of the
+    characters. A pattern without ``/`` matches names at any depth. Matching is case-sensitive.
 
     Args:
-        key: of the patterns in the config, for the message.
+        key: config key of the patterns, for messages.
 
     Raises:
-        UserError: an empty pattern, or one that leads out of the folder.
+        UserError: a pattern is empty, or leads out of the folder.
     """
     for pattern in patterns:
         parts = pattern.strip("/").split("/")
         if pattern.startswith("/") or ".." in parts or not pattern.strip("/"):
             raise UserError(
-                f"{key}: '{shown(pattern)}' is no path below data.path; write it relative to that "
-                "folder, such as 'cats/**' or '*.png'"
+                f"{key}: '{shown(pattern)}' is not a pattern below data.path; write it relative to "
+                "that folder, such as 'cats/**' or '*.png'"
             )
     if not patterns:
         return lambda path: False
-    found = re.compile("|".join(f"(?:{_regex(pattern)})" for pattern in patterns), re.DOTALL)
-    return lambda path: found.fullmatch(path) is not None
+    regex = re.compile("|".join(f"(?:{_regex(pattern)})" for pattern in patterns), re.DOTALL)
+    return lambda path: regex.fullmatch(path) is not None
 
 
 def _regex(pattern: str) -> str:

@@ -1,4 +1,4 @@
-"""A bar on the terminal for what goes through all images once."""
+"""A progress bar for passes over all images."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -15,7 +15,7 @@ Chunk = TypeVar("Chunk", bound=tuple)
 
 
 def with_bar(chunks: Iterable[Chunk], total: int, title: str) -> Iterator[Chunk]:
-    """Pass chunks through, each led by its rows; show a progress bar after two seconds."""
+    """Yield the chunks, whose first item are their rows; show a bar after two seconds."""
     console = Console(stderr=True)
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=console, transient=True)

@@ -1,4 +1,4 @@
-"""Read all images of a batch ahead at once, for stores larger than memory."""
+"""Prefetch all images of a batch in parallel, for stores larger than memory."""
 
 import mmap
 
@@ -6,33 +6,33 @@ import numpy as np
 
 
 class ReadAhead:
-    """Announces rows of a memory-mapped array before they are copied.
+    """Announce rows of a memory-mapped array before they are copied.
 
-    Without it, copying a batch waits for the disk once for every page that is not in memory, one
-    after the other; with it, the system reads them side by side.
+    Otherwise, copying a batch would wait for every page that is not in memory, one by one; the
+    system reads announced pages in parallel.
 
     Args:
-        array: (N, …) of whatever kind; one that is not mapped to a file needs no announcing.
+        array: (N, …); nothing is announced unless it is mapped to a file.
     """
 
     def __init__(self, array: np.ndarray):
         file = getattr(array, "_mmap", None)
-        # A part of a map claims to begin where the whole does.
+        # The offset of a slice is that of the whole map, so slices are not supported.
         whole = file is not None and array.base is file
         self._file = file if whole and hasattr(mmap, "MADV_WILLNEED") and len(array) else None
         self._row_bytes = array.nbytes // max(1, len(array))
-        # The map begins at a whole page of the file, the array behind its header.
+        # The map begins at a page boundary of the file, the array after its header.
         self._start = getattr(array, "offset", 0) % mmap.ALLOCATIONGRANULARITY
 
     def __call__(self, rows_B: np.ndarray) -> None:
-        """Have the system read these rows; returns without waiting for them."""
+        """Ask the system to read the rows, without waiting for them."""
         if self._file is None:
             return
         for start, length in self.ranges(rows_B):
             self._file.madvise(mmap.MADV_WILLNEED, start, length)
 
     def ranges(self, rows_B: np.ndarray) -> list[tuple[int, int]]:
-        """Start and length in bytes within the map of each row, from the page it begins in."""
+        """Return start and length of each row in the map, in bytes, from a page boundary."""
         begins_B = self._start + rows_B.astype(np.int64) * self._row_bytes
         starts_B = begins_B - begins_B % mmap.PAGESIZE
         lengths_B = begins_B + self._row_bytes - starts_B

@@ -16,26 +16,27 @@ LATER = ("drop", "noise", "channels")
 
 
 class ViewRecipe(Settings):
-    """How a view is drawn. Defaults leave colors unchanged; names are torchvision's.
+    """Distribution of a random view. Defaults keep colors; names follow torchvision.
 
     Attributes:
         scale: smallest and largest fraction of the image's area in the crop.
         ratio: smallest and largest width / height of the crop.
         flip: probability of a left-right flip.
-        jitter: probability of the color jitter (its four operations in random order).
-        brightness, contrast, saturation: a factor is drawn from [max(0, 1 - value), 1 + value].
-        hue: a shift is drawn from [-hue, hue], in turns of the color wheel; at most 0.5.
-        grayscale, blur, solarize: probability of each.
+        jitter: probability of color jitter (its four operations in random order).
+        brightness, contrast, saturation: factors are drawn from [max(0, 1 - value), 1 + value].
+        hue: shifts are drawn from [-hue, hue], in turns of the color wheel; at most 0.5.
+        grayscale, blur, solarize: probability of each operation.
         blur_sigma: smallest and largest standard deviation, in pixels of the view.
-        blur_kernel: width in pixels, odd; None is an odd tenth of the view, at least 3.
+        blur_kernel: width in pixels, odd; None means an odd tenth of the view, at least 3.
         solarize_threshold: pixels at or above it are inverted, in [0, 1].
-        size: side of the view, or height and width, in pixels; None is what the encoder takes.
-        count: how many such views, each with its own draw.
-        drop: probability that one channel, any of them, is replaced by its mean.
-        noise: Gaussian noise in the color jitter, after its four operations: the standard
+        size: side of the view, or height and width, in pixels; None means the input size of the
+            encoder.
+        count: number of such views, drawn independently.
+        drop: probability that a random channel is replaced by its mean.
+        noise: Gaussian noise in the color jitter, after its four operations: its standard
             deviation is drawn from [0, noise], in units of the channel's own in that view.
-        channels: of how many channels each has its own factor of brightness and contrast, and
-            its own mean for the contrast; None for the common ones of RGB.
+        channels: number of channels that each have their own brightness and contrast factors, and
+            their own mean for the contrast; None for the joint ones of RGB.
     """
 
     scale: tuple[float, float] = (0.2, 1.0)
@@ -137,18 +138,18 @@ _BYOL = dict[str, Any](_MILD, scale=(0.08, 1.0), saturation=0.2)
 _SMALL = dict[str, Any](_BYOL, scale=(0.05, 0.4))
 
 RECIPES: dict[str, ViewRecipe] = {
-    # What a teacher or a kNN bank sees: position only.
+    # For teachers and kNN banks: geometry only.
     "weak": ViewRecipe(),
-    # Supervised ImageNet training and, with it, the papers' linear evaluation.
+    # Supervised ImageNet training, and linear evaluation in papers.
     "crop_flip": ViewRecipe(scale=(0.08, 1.0)),
     # MoCo v2, arXiv:2003.04297.
     "strong": ViewRecipe(**_MILD, blur=0.5),
     # SimCLR, arXiv:2002.05709, color strength 1.
     "simclr": ViewRecipe(**_FULL, scale=(0.08, 1.0), blur=0.5),
-    # BYOL's two unlike views, arXiv:2006.07733, table 6.
+    # BYOL's two different views, arXiv:2006.07733, table 6.
     "byol_a": ViewRecipe(**_BYOL, blur=1.0),
     "byol_b": ViewRecipe(**_BYOL, blur=0.1, solarize=0.2),
-    # Gray digits: mirrored or tightly cropped ones would be other digits.
+    # Gray digits: flipped or tightly cropped, they would become other digits.
     "digits": ViewRecipe(scale=(0.5, 1.0), flip=0.0, jitter=0.8, brightness=0.4, contrast=0.4),
     # DINO's local crops, arXiv:2104.14294; use with a smaller `size`.
     "multicrop_small": ViewRecipe(**_SMALL, blur=0.5),
@@ -160,12 +161,11 @@ RECIPES: dict[str, ViewRecipe] = {
 def resolve_recipe(entry: Any) -> Any:
     """Resolve one entry of a config's ``views``, for pydantic to validate.
 
-    A name is the recipe of that name. A mapping with a key ``recipe`` is the recipe named there
-    with the mapping's other settings in place of its own: ``{recipe: multicrop_small, size: 16,
-    count: 6}``. Anything else is handed on as it is.
+    A string is the name of a recipe. A mapping with a key ``recipe`` overrides settings of that
+    recipe: ``{recipe: multicrop_small, size: 16, count: 6}``. All else is returned unchanged.
 
     Raises:
-        ValueError: no recipe of that name; the nearest is named.
+        ValueError: there is no recipe of that name.
     """
     if isinstance(entry, str):
         return _recipe(entry)
@@ -177,13 +177,13 @@ def resolve_recipe(entry: Any) -> Any:
 
 def _recipe(name: Any) -> ViewRecipe:
     if not isinstance(name, str) or name not in RECIPES:
-        hint, known = nearest(name, RECIPES), ", ".join(RECIPES)
-        raise ValueError(f"unknown recipe '{name}'{hint}; known: {known}")
+        hint, names = nearest(name, RECIPES), ", ".join(RECIPES)
+        raise ValueError(f"unknown recipe '{name}'{hint}; choose one of {names}")
     return RECIPES[name]
 
 
 def expand(recipes: Iterable[ViewRecipe]) -> tuple[ViewRecipe, ...]:
-    """Return one recipe per view: a recipe of ``count`` views is repeated."""
+    """Return one recipe per view, by repeating recipes with ``count`` views."""
     return tuple(
         recipe.model_copy(update={"count": 1}) for recipe in recipes for _ in range(recipe.count)
     )

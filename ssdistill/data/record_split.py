@@ -1,4 +1,4 @@
-"""Encoded images of one container, by number."""
+"""A split of encoded images in one container, read by row."""
 
 import hashlib
 from collections.abc import Callable
@@ -9,15 +9,15 @@ import numpy as np
 from ssdistill.data.bad_image import BadImage
 from ssdistill.data.deep_pixels import PNG
 from ssdistill.data.encoded_split import EncodedSplit
-from ssdistill.data.holding_out import mixed
 from ssdistill.data.labels import class_labels
+from ssdistill.data.splitmix import number_hashes
 
 
 class Records(Protocol):
     """A container of encoded images.
 
     Attributes:
-        identity: changes with the container's bytes; cheap.
+        identity: changes whenever the container does; cheap to compute.
     """
 
     @property
@@ -33,11 +33,11 @@ class Records(Protocol):
 
 
 class RecordSplit(EncodedSplit):
-    """Some images of a container; nothing is kept for each but its row, where they are a part.
+    """Images of a container; only their rows are kept in memory, unless all are used.
 
     Args:
-        row_M: (M,) of the images, None for all.
-        labels: gives (N,) labels of all images of the container; None for unlabeled images.
+        row_M: (M,) rows of the images; None for all.
+        labels: returns (N,) labels of all images of the container; None for unlabeled images.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class RecordSplit(EncodedSplit):
 
     def read(self, i: int) -> bytes:
         data = self._records.read(self._row(i))
-        if reason := no_image(data):
+        if reason := wrapper_problem(data):
             raise BadImage(reason)
         return data
 
@@ -70,10 +70,10 @@ class RecordSplit(EncodedSplit):
         return hashlib.sha256(self._records.identity.encode() + b"\0" + part).hexdigest()
 
     def stamps(self) -> np.ndarray:
-        """Return a hash of each row and of the container: if that changes, all are read again."""
+        """Return hashes of row and container, which all change if the container does."""
         row_M = np.arange(len(self)) if self._row_M is None else self._row_M
         key = hashlib.blake2b(self._records.identity.encode(), digest_size=8).digest()
-        return mixed(row_M, int.from_bytes(key, "little"))
+        return number_hashes(row_M, int.from_bytes(key, "little"))
 
     def labels(self) -> np.ndarray:
         if self._labels is None:
@@ -82,10 +82,10 @@ class RecordSplit(EncodedSplit):
         return labels_N if self._row_M is None else labels_N[self._row_M]
 
 
-def no_image(data: bytes) -> str | None:
-    """Return what is wrong with a value that another format wraps; None of all else.
+def wrapper_problem(data: bytes) -> str | None:
+    """Return an error for values in a format that wraps images; None for all others.
 
-    No format of images but PNG begins as a pickle does, or as a list or a map of msgpack.
+    Except for PNG, no image format begins like a pickle, or like a list or map of msgpack.
     """
     if data.startswith(PNG):
         return None

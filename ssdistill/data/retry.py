@@ -1,4 +1,4 @@
-"""Reading again what failed for reasons that pass: a slow disk, a network that was away."""
+"""Retry reads that fail for transient reasons, such as a slow disk or a network outage."""
 
 import errno
 import logging
@@ -13,30 +13,30 @@ log = logging.getLogger(__name__)
 
 PAUSES = (0.1, 1.0, 5.0)
 """Seconds before the second, third and fourth attempt."""
-LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-"""Errors that no second attempt mends."""
-LASTING_NUMBERS = (errno.ELOOP, errno.ENAMETOOLONG)
-"""A link that leads to itself, and a name that no file can have, stay so too."""
+PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+"""Errors for which a retry is useless."""
+PERMANENT_NUMBERS = (errno.ELOOP, errno.ENAMETOOLONG)
+"""Their error numbers, if there is no class for them: a circular link, and too long a name."""
 T = TypeVar("T")
 
 
 def retried(read: Callable[[int], T], row: int, name: str) -> T:
-    """Return ``read(row)``; after a failure of the system, try again with longer and longer pauses.
+    """Return ``read(row)``; retry with increasing pauses if the system fails.
 
     Raises:
-        BadImage: it failed every time, or the image itself is at fault.
+        BadImage: all attempts failed, or the error is permanent.
     """
     for pause in (*PAUSES, None):
         try:
             return read(row)
-        except LASTING as error:
+        except PERMANENT as error:
             raise BadImage(error.strerror or one_line(error)) from error
         except OSError as error:
             reason = error.strerror or one_line(error)
-            if error.errno in LASTING_NUMBERS:
+            if error.errno in PERMANENT_NUMBERS:
                 raise BadImage(reason) from error
             if pause is None:
-                raise BadImage(f"{reason}, {len(PAUSES) + 1} times") from error
-            log.warning("%s: %s; reading it again in %g s", shown(name), reason, pause)
+                raise BadImage(f"{reason}, in {len(PAUSES) + 1} attempts") from error
+            log.warning("%s: %s; retrying in %g s", shown(name), reason, pause)
             time.sleep(pause)
     raise AssertionError("unreachable")

@@ -22,13 +22,13 @@ from ssdistill.settings.registry import SOURCES
 MAX_PIXELS = 89_478_485
 """Pillow's default limit: a quarter of a gigabyte of RGB."""
 LARGEST_SIDE = 8192
-"""Pixels a side of a stored image; no network takes more."""
+"""Largest side of a stored image, in pixels."""
 LATER = (
     *("window", "labels", "max_pixels", "pixels"),
     *("channels", "view_size", "resize", "display"),
     *("color", "frames", "verify"),
 )
-"""Settings that version 0.1 did not have; at their defaults they are excluded from hashes."""
+"""Settings added after version 0.1; at their defaults they are excluded from hashes."""
 
 
 def _rising(window: Any) -> Any:
@@ -53,7 +53,7 @@ def _sides(size: Any) -> Any:
 
 
 def _pairs(window: Any) -> Any:
-    """Check the form of a window that is a list, for which a union has many words."""
+    """Check the form of a list of windows, since errors of a union are long."""
     if not isinstance(window, (list, tuple)):
         return window
     pairs = window if window and isinstance(window[0], (list, tuple)) else [window]
@@ -74,42 +74,42 @@ StoredSize = Annotated[Size, BeforeValidator(_sides), AfterValidator(_storable)]
 
 
 class StoreSettings(Settings):
-    """How a source's images are stored, and which are read.
+    """How to read and store the images of a source.
 
     Args:
-        image_size: side of the stored squares in pixels, or ``[height, width]``; null takes the
-            source's own default.
-        max_bad: largest fraction of unreadable images that is skipped rather than refused.
-        window: of images with more than 8 bits, the values that are stored as black and white:
-            ``[low, high]``; ``auto``, from the smallest to the largest value of the training
-            images (of arrays of fractions, [0, 1]); or ``full``, all that the type can hold. With
-            ``channels``, ``auto`` is found for each channel, always from the images' values, and
-            a list has one pair for each: ``[[0, 3000], [200, 4000]]``.
-        labels: ``none`` ignores the labels; ``auto`` takes those the source has.
-        max_pixels: an image with more pixels is not decoded and counts as unreadable.
-        pixels: ``stored`` decodes every image once, to a square that all views are cut from;
-            ``original`` keeps the files, decodes an image whenever it is read, and cuts views from
-            the whole of it; ``auto`` stores images of up to 96 pixels, what is an array anyway,
-            and what is stored already.
-        channels: bands of a file or an array that the images have, from 0, in this order:
-            ``[3, 2, 1]``, or with names ``{red: 3, green: 2, nir: 7}``. They are taken as they are
-            in the file, also an alpha band; images of more than 8 bits become fractions through
-            the window. null makes 8-bit RGB of every image.
-        view_size: size of what networks see, a side or ``[height, width]``: training views, and
-            for evaluation the central part of what is stored; null is ``image_size``.
-        resize: how an image becomes ``image_size``: ``crop`` takes the central part of that
-            aspect, ``squash`` ignores the aspect, ``pad`` fits the whole image in, with black
-            around it. Training views of originals are cut from the whole image in any case.
-        display: positions in ``channels`` that reports show as red, green and blue; null takes
+        image_size: side of the stored squares in pixels, or ``[height, width]``; null means the
+            default of the source.
+        max_bad: largest fraction of unreadable images to skip; more of them are an error.
+        window: for images of more than 8 bits, the values that map to black and white:
+            ``[low, high]``; ``auto`` for the smallest and largest value of the training images
+            ([0, 1] for arrays of floats); or ``full`` for the whole range of the data type. With
+            ``channels``, ``auto`` is measured for each channel, for arrays of floats, too, and a
+            list has one pair per channel: ``[[0, 3000], [200, 4000]]``.
+        labels: ``none`` ignores labels; ``auto`` uses those of the source, if any.
+        max_pixels: images with more pixels are not decoded, and count as unreadable.
+        pixels: ``stored`` decodes every image once, to a square that all views are cropped from;
+            ``original`` decodes an image whenever it is read, and crops views from the whole of
+            it; ``auto`` stores arrays, images of up to 96 pixels, and those already stored.
+        channels: bands of a file or an array to use as channels, from 0, in this order:
+            ``[3, 2, 1]``, or with names ``{red: 3, green: 2, nir: 7}``. Their values are used as
+            they are in the file, even those of an alpha band; the window maps images of more than
+            8 bits to [0, 1]. null reads every image as 8-bit RGB.
+        view_size: size of the images that networks see, a side or ``[height, width]``: of training
+            views and, in evaluation, of the central part of stored images; null means
+            ``image_size``.
+        resize: how images are brought to ``image_size``: ``crop`` crops the central part of that
+            aspect ratio, ``squash`` ignores the aspect ratio, ``pad`` fits in the whole image, with
+            black around it. Training views of originals are always cropped from the whole image.
+        display: positions in ``channels`` that reports show as red, green and blue; null uses
             those named red, green and blue, or else the first three, or the first as gray.
         color: ``srgb`` converts images that have another color profile (ICC), such as Display P3,
             Adobe RGB or that of a printer; ``ignore`` reads their pixels as they are.
-        frames: ``all`` makes each frame of an animation (GIF, WebP, APNG, AVIF), and each page of a
-            TIFF, an image of its own; ``first`` reads the first frame of animations, and refuses
-            stacks of pages.
-        verify: read every image again that was indexed or stored before, even if its size and time
-            are those of then, and correct what is not; of ``tar``, compare archives with their
-            ``checksums.sha256``, too.
+        frames: ``all`` reads each frame of an animation (GIF, WebP, APNG, AVIF) and each page of a
+            TIFF as a separate image; ``first`` reads the first frame of animations, and stacks of
+            pages are unreadable.
+        verify: read all images again that were indexed or stored before, even if their sizes and
+            times are unchanged, and correct the index or the store; for ``tar``, also compare the
+            archives with their ``checksums.sha256``.
     """
 
     image_size: StoredSize | None = None
@@ -171,7 +171,7 @@ class StoreSettings(Settings):
 
     @property
     def form(self) -> Form:
-        """What is made of each image, beyond its size."""
+        """The channels, shape and display of images."""
         names = tuple(self.channels) if isinstance(self.channels, dict) else None
         bands = self.channels.values() if isinstance(self.channels, dict) else self.channels
         channels = None if bands is None else tuple(bands)
@@ -190,5 +190,5 @@ class StoreSettings(Settings):
         for name in (*LATER, *own):
             if getattr(self, name) == fields[name].default:
                 values.pop(name, None)
-        values.pop("verify", None)  # what is verified is what it was before
+        values.pop("verify", None)  # verifying does not change the images
         return values

@@ -1,7 +1,7 @@
-"""Several labels an image: texts of labels become a truth value for each image and class.
+"""Several labels per image: convert texts of labels to a truth value for each image and class.
 
-What an image is labeled with is written as names or numbers of its classes, or as 0 and 1 for each
-class. An image without any label is a row of zeros.
+Labels are written as names or numbers of classes, or as 0 or 1 for each class. An image without
+labels has a row of zeros.
 """
 
 import re
@@ -14,26 +14,26 @@ from ssdistill.errors import UserError
 from ssdistill.machine import memory_bytes
 
 BETWEEN = "\x1f"
-"""In front of each value of a list that has become one text."""
+"""Mark before each value of a list that is stored as one text."""
 MOST_CLASSES = 1 << 16
-"""A larger number of a class would make more columns than any set of images has classes."""
+"""Maximum number of classes; a larger class number is surely an error."""
 WHOLE = re.compile(r"[+-]?\d{1,18}")
 BITS = {"0": False, "1": True, "0.0": False, "1.0": True, "False": False, "True": True}
 Parts = tuple[str, ...]
 
 
 def joined(values: Sequence[object]) -> str:
-    """Return a list as one text, which :func:`parts_of` takes apart; of none, the mark alone."""
+    """Return a list as one text, for :func:`parts_of`; an empty list becomes the mark alone."""
     return BETWEEN + BETWEEN.join("" if value is None else str(value) for value in values)
 
 
 def parts_of(text: str, separator: str | None = None) -> Parts:
-    """Return the labels in a text, or in a list that has become one.
+    """Return the labels in a text, or in a list stored by :func:`joined`.
 
-    Separators at its ends do not count.
+    Separators at the ends of a text are ignored.
 
     Raises:
-        ValueError: nothing between two separators, or null in a list.
+        ValueError: there is nothing between two separators, or a list contains null.
     """
     if text.startswith(BETWEEN):
         values = text[1:].split(BETWEEN) if len(text) > 1 else []
@@ -42,12 +42,12 @@ def parts_of(text: str, separator: str | None = None) -> Parts:
 
 
 def are_several(text: str, parts: Parts) -> bool:
-    """Whether a text can be of no image with one class: several labels, or an empty list."""
+    """Whether a text shows that images have several labels: it has several, or an empty list."""
     return len(parts) > 1 or (not parts and text.startswith(BETWEEN))
 
 
 def numbers_of(texts: Sequence[str]) -> np.ndarray | None:
-    """Return labels that are all numbers as such; None for names."""
+    """Return labels as numbers if all are numeric; None for names."""
     if all(WHOLE.fullmatch(text) for text in texts):
         return np.array([int(text) for text in texts], dtype=np.int64)
     try:
@@ -59,20 +59,20 @@ def numbers_of(texts: Sequence[str]) -> np.ndarray | None:
 def multi_hot(
     parts_U: Sequence[Parts], title: str, names: tuple[str, ...] | None = None
 ) -> tuple[np.ndarray, tuple[str, ...] | None]:
-    """Return which classes some lists of labels name.
+    """Convert lists of labels to a truth value for each class.
 
-    Lists of one length, of 0 and 1 alone, in which these are repeated, have a number for each
-    class. Otherwise numbers are classes from 0, and other texts are names of classes, sorted.
+    Lists of equal length that consist of 0 and 1, with repetitions, have a value for each class.
+    Otherwise numbers are classes from 0, and other texts are class names, which are sorted.
 
     Args:
-        title: of where they stand in messages, such as ``data.path=…``.
-        names: of the classes, by number, where they are known.
+        title: of the source in messages, such as ``data.path=…``.
+        names: of the classes, by number, if known.
 
     Returns:
         (U, K) bool, and names by class; None for numbers without names.
 
     Raises:
-        UserError: numbers that are no classes, or beyond the names.
+        UserError: numbers are not classes, or there are more classes than names.
     """
     flat = [part for parts in parts_U for part in parts]
     length_U = np.array([len(parts) for parts in parts_U])
@@ -88,9 +88,11 @@ def multi_hot(
         class_M = class_labels(numbers, f"{title}: its labels")
         size = int(class_M.max(initial=-1)) + 1
         if size > (most := MOST_CLASSES if names is None else len(names)):
-            known = "so many classes are none" if names is None else f"there are {most} classes"
+            limit = (
+                f"at most {most} are supported" if names is None else f"there are {most} classes"
+            )
             raise UserError(
-                f"{title}: its labels go up to {size - 1}, but {known}; number the classes from "
+                f"{title}: its labels go up to {size - 1}, but {limit}; number the classes from "
                 f"0, or {IGNORE}"
             )
         size = size if names is None else len(names)
@@ -101,10 +103,10 @@ def multi_hot(
 
 
 def rows_of(value_UK: np.ndarray, code_N: np.ndarray, title: str) -> np.ndarray:
-    """Return the row of each image, (N, K).
+    """Return the truth values of each image, (N, K).
 
     Raises:
-        UserError: more than memory holds.
+        UserError: they do not fit into memory.
     """
     _check_size(len(code_N), value_UK.shape[1], title)
     return value_UK[code_N]
@@ -135,10 +137,10 @@ def _of_bits(
 ) -> np.ndarray:
     few, most = int(length_U.min()), int(length_U.max())
     if few != most or (names is not None and most != len(names)):
-        wanted = f"{len(names)} classes" if names is not None else "classes"
+        classes = f"{len(names)} classes" if names is not None else "classes"
         lengths = f"{few} to {most}" if few != most else f"{most}"
         raise UserError(
             f"{title}: its labels are lists of {lengths} values 0 and 1, which are neither one for "
-            f"each of the {wanted} nor classes that are named once; correct them, or {IGNORE}"
+            f"each of the {classes} nor distinct class numbers; correct them, or {IGNORE}"
         )
     return np.array([[BITS[part] for part in parts] for parts in parts_U], dtype=bool)

@@ -1,4 +1,4 @@
-"""An image source: two splits, with labels on request only."""
+"""Base classes of image sources and their splits; labels are read on request only."""
 
 import inspect
 from abc import ABC, abstractmethod
@@ -16,9 +16,9 @@ SPLITS = ("train", "test")
 
 
 class RawSplit(ABC):
-    """Images of any size, as in the source; ``title`` names the split in messages.
+    """Images in their original size; ``title`` names the split in messages.
 
-    ``reading`` says how the images are read, where that is not as usual.
+    ``reading`` is how the images are read, if not in the default way.
     """
 
     title: str
@@ -29,16 +29,16 @@ class RawSplit(ABC):
 
     @abstractmethod
     def image(self, i: int) -> np.ndarray:
-        """Return image ``i`` as (H, W, 3) uint8 RGB, or its own values if it has more bits.
+        """Return image ``i`` as (H, W, 3) uint8 RGB, or raw values of more than 8 bits.
 
-        The latter are what :func:`ssdistill.data.deep_pixels.render` takes. Raises BadImage where
-        it cannot be read.
+        :func:`ssdistill.data.deep_pixels.render` accepts the latter. Raises BadImage if the image
+        cannot be read.
         """
 
     def bands(self, i: int) -> np.ndarray:
-        """Return image ``i`` with all its bands, (H, W, C) of its own type.
+        """Return all bands of image ``i``, (H, W, C) in the data type of the file.
 
-        Raises BadImage where it cannot be read, UserError without the library that reads it.
+        Raises BadImage if the image cannot be read, UserError if a required library is missing.
         """
         pixels = self.image(i)
         return pixels if pixels.ndim == 3 else pixels[..., None]
@@ -51,54 +51,54 @@ class RawSplit(ABC):
         """Return a cheap key that changes whenever the images change; independent of labels."""
 
     def array(self) -> np.ndarray | None:
-        """Return all images as (N, H, W, 3) uint8 if they are in memory anyway, else None."""
+        """Return all images as (N, H, W, 3) uint8 if they are one array, else None."""
         return None
 
     def encoded(self) -> Any:
-        """Return the split that reads encoded images, an ``EncodedSplit``; None of others."""
+        """Return this split as an ``EncodedSplit`` if its images are encoded, else None."""
         return None
 
     def deep_rows(self) -> Sequence[int]:
-        """Return the rows of images of more than 8 bits a channel; decodes nothing."""
+        """Return the rows of images of more than 8 bits per channel, without decoding any."""
         return []
 
     def auto_window(self, low: float, high: float) -> Window:
-        """Return the default window through which values from ``low`` to ``high`` become bytes."""
+        """Return the default window for values from ``low`` to ``high``."""
         return low, high
 
     def notes(self) -> list[str]:
-        """Return a phrase for each image read of which something was ignored."""
+        """Return a phrase for each image that was read only in part, such as animations."""
         return []
 
     def weights(self) -> np.ndarray | None:
-        """Return (N,) float64 by which images are drawn in training; None where all count alike."""
+        """Return (N,) float64 by which images are drawn in training; None if all are equal."""
         return None
 
     def labels(self) -> np.ndarray:
         """Return the class of each image, (N,) int64 from 0; or, of several labels, (N, K) bool.
 
-        The latter are a truth value for each of K classes, all False of an image without any.
+        The latter has a truth value for each of K classes; all are False for an image without any.
 
         Raises:
-            UserError: there are none, or they are no labels.
+            UserError: there are none, or they are invalid.
         """
         raise UserError(f"{self.title} has no labels")
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """Names by label; None if the source cannot give them without reading labels."""
+        """Names by label; None if the source does not know them without reading labels."""
         return None
 
 
 class Source(ABC):
     """Base class of image sources; nothing is read before ``split`` is called.
 
-    Keyword-only constructor arguments are the config, and each is kept as an attribute of the
-    same name. A subclass sets ``kind``, ``has_labels``, ``default_image_size`` (pixels a side,
-    used where the config leaves ``data.image_size`` open) and ``description``; where views for
-    natural images would be wrong, also ``default_recipe``, the name of a view recipe; and
-    where there may be no test images, ``has_test``. ``later`` names arguments that the kind of
-    version 0.1 did not have; at their defaults they are no part of ``settings`` or of a hash.
+    Keyword-only constructor arguments are config keys, stored as attributes of the same name.
+    Subclasses set ``kind``, ``has_labels``, ``default_image_size`` (side in pixels, for configs
+    without ``data.image_size``) and ``description``; ``default_recipe``, the name of a view
+    recipe, if views for natural images would be wrong; and ``has_test`` if there may be no test
+    images. ``later`` lists arguments added after version 0.1, which at their defaults are not
+    part of ``settings`` and hashes.
     """
 
     kind: ClassVar[str]
@@ -110,13 +110,13 @@ class Source(ABC):
     reading: Reading = AS_USUAL
     later: ClassVar[tuple[str, ...]] = ()
     any_bands: bool = False
-    """Whether images of any number of channels are wanted; set before anything is listed."""
+    """Whether images may have any number of channels; set before anything is listed."""
 
     def split(self, name: str) -> RawSplit:
         """Return the ``train`` or ``test`` images.
 
         Raises:
-            UserError: another name, or the source's files are missing or not as expected.
+            UserError: the name is unknown, or files of the source are missing or invalid.
         """
         if name not in SPLITS:
             raise UserError(f"unknown split '{name}'{nearest(name, SPLITS)}; choose train or test")
@@ -132,12 +132,12 @@ class Source(ABC):
     def _split(self, name: str) -> RawSplit: ...
 
     def warnings(self, labels: bool) -> tuple[str, ...]:
-        """Return warnings about likely misreadings, one line each; ``labels``: are they read?"""
+        """Return warnings, one line each, including those about labels if these are read."""
         return ()
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The keyword-only constructor arguments of this source, as they enter hashes."""
+        """The keyword-only constructor arguments of this source that are part of hashes."""
         defaults = inspect.signature(type(self).__init__).parameters
         values = settings_of(self)
         return {
@@ -148,10 +148,10 @@ class Source(ABC):
 
 
 class Unlabeled(Source):
-    """A source without its labels: the same images in the same splits.
+    """A source with its labels hidden.
 
     Args:
-        source: only images are read from it.
+        source: of the images.
     """
 
     kind: str
@@ -240,4 +240,6 @@ class _UnlabeledSplit(RawSplit):
         return self._split_data.weights()
 
     def labels(self) -> np.ndarray:
-        raise UserError(f"{self.title}: labels are disabled by data.labels=none")
+        raise UserError(
+            f"{self.title}: labels are disabled by data.labels=none; set data.labels=auto"
+        )

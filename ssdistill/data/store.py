@@ -1,11 +1,11 @@
 """Images decoded once into one memory-mapped array of squares.
 
-An image is cropped to its central square, so a wide one loses its sides, and resized. Square
-images of one size are what lets every later step work on whole batches, and a central crop is
-what evaluation reads anyway. No label is read or kept here: ``Store.labels`` asks the source.
+Each image is cropped to its central square (a wide one loses its sides) and resized. Squares of
+one size can be batched, and evaluation uses the central crop anyway. Labels are not stored:
+``Store.labels`` reads them from the source.
 
-Every opening checks the pixels against checksums of their blocks: 0.25 s a gigabyte and core that
-is in memory, the disk's own speed otherwise.
+Opening a store verifies its pixels against block checksums: 0.25 s per gigabyte on one core if
+cached in memory, at disk speed otherwise.
 """
 
 import json
@@ -25,7 +25,7 @@ from ssdistill.data.channel_scale import scale_of
 from ssdistill.data.checksums import BLOCK_BYTES, block_checksums
 from ssdistill.data.decode import pixel_limit
 from ssdistill.data.deep_pixels import Window
-from ssdistill.data.disk_space import check_space, plain_disk_errors
+from ssdistill.data.disk_space import check_space, report_disk_errors
 from ssdistill.data.form import RGB, Form
 from ssdistill.data.held_pixels import Holding
 from ssdistill.data.image_set import ImageSet
@@ -34,7 +34,7 @@ from ssdistill.data.settings import MAX_PIXELS
 from ssdistill.data.splits import RawSplit, Source
 from ssdistill.data.store_check import replace_if_other
 from ssdistill.data.store_places import META, folder_of, limits_of
-from ssdistill.data.store_writer import fingerprint_of, refuse_bad, write_images
+from ssdistill.data.store_writer import check_bad_fraction, fingerprint_of, write_images
 from ssdistill.data.window import WindowSetting, window_of
 from ssdistill.errors import UserError, one_line, shown
 from ssdistill.files import locked_by, write_atomically
@@ -43,19 +43,19 @@ from ssdistill.settings import Size, as_size, height_width
 log = logging.getLogger(__name__)
 
 LARGEST_JSON = 1 << 30
-"""Bytes; the metadata of millions of images list each name."""
-WAITING = "waiting for another process that is creating %s"
+"""Bytes; metadata list the name of every image, of which there may be millions."""
+WAITING = "waiting for another process to create %s"
 IMAGES, CHECKSUMS = "images.npy", "checksums.json"
 
 
 class Store(ImageSet):
-    """One split's images at one size, decoded.
+    """One split's images, decoded and stored at one size.
 
     Attributes:
-        images: (N, H, W, C) uint8, or float32 of chosen channels of more than 8 bits; read-only,
-            mapped from disk: what networks see of ``stored``.
+        images: (N, H, W, C) uint8, or float32 for chosen channels of more than 8 bits, read-only,
+            mapped from disk: the part of ``stored`` that networks see.
         fingerprint: sha256 (hex) over pixels, names, size, channels and windows.
-        folder: of its files.
+        folder: the folder of the store.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Store(ImageSet):
     ):
         self.folder, self.source, self.split = folder, source, split
         self.form, self.channel_names = form, form.names
-        with _damage_named(folder):
+        with _report_damage(folder):
             _check_files(folder)
             meta = json.loads((folder / META).read_text())
             _verify(folder, meta)
@@ -95,35 +95,35 @@ class Store(ImageSet):
 
     @property
     def names(self) -> list[str]:
-        """Names of the N images, as the source has them; read anew each time, not kept."""
+        """Names of the N images in the source; read from disk on every access."""
         return json.loads((self.folder / META).read_text())["names"]
 
 
 def windows_in(meta: dict) -> tuple[Window, ...] | None:
-    """Return the window of each channel as a store's metadata have it; None of bytes."""
+    """Return the window of each channel from a store's metadata; None if all images have 8 bits."""
     if meta.get("windows"):
         return tuple((float(low), float(high)) for low, high in meta["windows"])
     return meta.get("window") and (tuple(meta["window"]),) * 3
 
 
 @contextmanager
-def _damage_named(folder: Path) -> Iterator[None]:
+def _report_damage(folder: Path) -> Iterator[None]:
     try:
         yield
     except (
         OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, MemoryError
     ) as error:  # fmt: skip
-        reason = f"no {error}" if isinstance(error, KeyError) else one_line(error)
+        reason = f"missing {error}" if isinstance(error, KeyError) else one_line(error)
         raise UserError(
             f"corrupt image store {folder} ({reason}); delete the folder to rebuild it"
         ) from error
 
 
 def _check_files(folder: Path) -> None:
-    """Check that all files are regular: a pipe would block, a device has no end.
+    """Check that all files are regular, since pipes would block and devices never end.
 
     Raises:
-        OSError, ValueError: what is wrong.
+        OSError, ValueError: a file is missing, not regular or too large.
     """
     for name in (META, IMAGES, CHECKSUMS):
         path = folder / name
@@ -137,14 +137,14 @@ def _check_files(folder: Path) -> None:
 
 
 def _verify(folder: Path, meta: dict) -> None:
-    """Compare a store's files with their checksums; write checksums if there are none yet.
+    """Verify the checksums of a store's files; write them if there are none yet.
 
     Raises:
-        ValueError: what differs.
+        ValueError: a checksum differs; names the file and the first differing block.
     """
     sums = {name: block_checksums(folder / name) for name in (META, IMAGES)}
     if not (folder / CHECKSUMS).exists():
-        # Of version 0.1, which left a fingerprint only.
+        # Written by version 0.1, which stored a fingerprint only.
         images_NHWC = np.load(folder / IMAGES, mmap_mode="r")
         if fingerprint_of(images_NHWC, meta["names"]) != meta["fingerprint"]:
             raise ValueError("the pixels do not match the fingerprint")
@@ -176,34 +176,34 @@ def open_store(
 ) -> Store:
     """Open the store of a split; create it below ``root`` if missing.
 
-    It is found again by the source's kind and settings, the identity of its images, the size,
-    the channels and, of images with more than 8 bits, the window. Processes that want the same
-    store at once wait for the one that makes it; a store appears complete or not at all.
-    Unreadable images are left out and reported in one warning.
+    Its key is the kind and settings of the source, the identity of its images, the size, the
+    channels and, for images of more than 8 bits, the window. Concurrent processes wait for the
+    one that creates the store, and a store appears only when complete. Unreadable images are
+    skipped and reported in one warning.
 
     Args:
         split: ``"train"`` or ``"test"``.
-        image_size: of a stored image, pixels.
+        image_size: size of the stored images in pixels.
         max_bad: largest fraction of unreadable images.
-        window: which values of images with more than 8 bits are black and white, see
+        window: values that map to black and white, for images of more than 8 bits; see
             :class:`ssdistill.data.settings.StoreSettings`.
-        max_pixels: images with more are not decoded.
+        max_pixels: images with more pixels count as unreadable.
         form: channels and shape.
-        verify: decode everything again, and replace a store whose pixels are others.
+        verify: decode all images again, and replace the store if its pixels differ.
 
     Raises:
-        UserError: more unreadable images than ``max_bad``, none readable, a full disk, or a
-            folder that cannot be written; whatever the source raises.
+        UserError: too many unreadable images (``max_bad``), no readable image, a full disk, or
+            a folder without write permission; whatever the source raises.
     """
     raw, root = source.split(split), Path(root)
     image_size = as_size(*height_width(image_size))
     seen = form.seen(image_size)
     with pixel_limit(max_pixels), warnings.catch_warnings():
-        # Damaged EXIF, odd palettes: either the image is read or it is listed as bad.
+        # Damaged EXIF, odd palettes: the image is either read or listed as bad.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         holding, folder = _held(source, split, image_size, root, window, max_pixels, form)
         if verify or not (folder / META).exists():
-            with plain_disk_errors(root):
+            with report_disk_errors(root):
                 folder.parent.mkdir(parents=True, exist_ok=True)
                 waiting = partial(log.warning, WAITING, folder)
                 with locked_by(Path(f"{folder}.lock"), on_wait=waiting, patience=1):
@@ -216,7 +216,7 @@ def open_store(
                         _make(again, raw, image_size, max_bad, holding, window == "auto")
                         replace_if_other(folder, again, META, raw.title)
     store = Store(folder, source, split, form, seen)
-    warn_of(store, raw.title, max_bad, window)
+    warn_about(store, raw.title, max_bad, window)
     return store
 
 
@@ -229,7 +229,7 @@ def _held(
     max_pixels: int,
     form: Form,
 ) -> tuple[Holding, Path]:
-    """Return how images are held, and the folder of their store."""
+    """Return how a split's images are held, and the folder of their store."""
     raw, limits = source.split(split), limits_of(source, max_pixels)
     if form.channels is not None:
         holding = Holding(form, scale_of(source, form, window, root))
@@ -237,7 +237,7 @@ def _held(
     limits += form.key
     folder = folder_of(source, raw, split, image_size, root, limits)
     values = None
-    # The window is part of the store's name.
+    # The window is part of the store's key.
     if not (folder / CHECKSUMS).exists():
         values = window_of(source, split, window, root)
     if values:
@@ -246,15 +246,15 @@ def _held(
     return Holding(form, window=values), folder
 
 
-def warn_of(store: ImageSet, title: str, max_bad: float, window: WindowSetting) -> None:
-    """Warn about what of a split cannot be read or was not as expected; refuse too much of it."""
+def warn_about(store: ImageSet, title: str, max_bad: float, window: WindowSetting) -> None:
+    """Warn about skipped images, unused settings and odd pixels; UserError above ``max_bad``."""
     total = len(store) + len(store.bad)
-    refuse_bad(title, store.bad, total, max_bad)
+    check_bad_fraction(title, store.bad, total, max_bad)
     title = shown(title)
     if store.bad:
         name, reason = store.bad[0]
-        counts = f"{len(store.bad)} of {total} images cannot be read and are skipped"
-        log.warning("%s: %s, first %s (%s)", title, counts, shown(name), reason)
+        counts = f"skipping {len(store.bad)} of {total} images that cannot be read"
+        log.warning("%s: %s (first: %s: %s)", title, counts, shown(name), reason)
     if window != "auto" and store.windows is None:
         value = window if window == "full" else list(window)
         log.warning("%s: ignoring data.window=%s, since all images have 8 bits", title, value)
@@ -282,7 +282,7 @@ def _make(
         (partial / META).write_text(json.dumps(meta))
         sums = {name: block_checksums(partial / name) for name in (META, IMAGES)}
         (partial / CHECKSUMS).write_text(json.dumps(sums) + "\n")
-        shutil.rmtree(folder, ignore_errors=True)  # without a json it is no store
+        shutil.rmtree(folder, ignore_errors=True)  # without its metadata it is not a store
         os.rename(partial, folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)

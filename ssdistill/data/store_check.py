@@ -1,4 +1,4 @@
-"""What ``data.verify`` does: everything that is known of images is read again."""
+"""Compare stores and indices with images that are read again, for ``data.verify``."""
 
 import json
 import logging
@@ -14,12 +14,12 @@ log = logging.getLogger(__name__)
 
 
 def replace_if_other(folder: Path, again: Path, meta: str, title: str) -> None:
-    """Compare a store with one made of the same images again; keep the new one if it differs.
+    """Compare a store with a new one of the same images; keep the new one if it differs.
 
     Args:
-        again: folder of the new one; it is gone afterwards.
-        meta: name of the file with the fingerprint.
-        title: of the images, in the message.
+        again: folder of the new store, which is moved or deleted.
+        meta: name of the file that contains the fingerprint.
+        title: of the images in the message.
     """
     if _fingerprint(folder / meta) == _fingerprint(again / meta):
         shutil.rmtree(again)
@@ -37,7 +37,7 @@ def _fingerprint(path: Path) -> str:
 
 
 def verify_index(raw: EncodedSplit, folder: Path, *, bands: bool = False) -> None:
-    """Read again what an index says of images, if there is one; warn of what has changed."""
+    """Read all images of an index again, if there is one; warn about those that changed."""
     rows = verified(raw, folder, bands=bands)
     if rows is not None and len(rows):
         log.warning(

@@ -1,4 +1,4 @@
-"""Write a split's images as one array, decoding on all cores."""
+"""Decode a split's images on all cores and write them as one array."""
 
 import hashlib
 import json
@@ -30,14 +30,14 @@ def write_images(
     holding: Holding = RGB_HELD,
     automatic: bool = True,
 ) -> dict:
-    """Write a split's images as one ``.npy``; return the metadata of the store's json.
+    """Write a split's images as one ``.npy`` file; return the metadata of the store.
 
-    Bytes are written in order rather than through a memory map: on a full disk a write raises,
-    where a store into mapped memory kills the process.
+    The file is written sequentially, not through a memory map: on a full disk a write raises an
+    error, while an assignment to mapped memory kills the process.
 
     Args:
-        holding: which channels, and through which windows.
-        automatic: whether windows follow from the images, so that clipping is not meant.
+        holding: the channels, and the windows that are applied to them.
+        automatic: whether windows were chosen from the images; if so, clipping is reported.
     """
     moments = Moments(holding.form.count, holding.dtype)
     digest = _digest(size, holding)
@@ -47,28 +47,28 @@ def write_images(
     squarer = Squarer(raw, size, holding)
     _write_header(file, len(raw), size, holding)
     for rows, squares in with_bar(_chunks(raw, squarer), len(raw), f"decoding {raw.title}"):
-        for row, one in zip(rows, squares, strict=True):
-            if isinstance(one, BadImage):
-                bad.append((raw.name(row), one.reason))
+        for row, image in zip(rows, squares, strict=True):
+            if isinstance(image, BadImage):
+                bad.append((raw.name(row), image.reason))
                 bad_rows.append(row)
             else:
                 names.append(raw.name(row))
-        refuse_bad(raw.title, bad, len(raw), max_bad)
-        good = [one for one in squares if not isinstance(one, BadImage)]
+        check_bad_fraction(raw.title, bad, len(raw), max_bad)
+        good = [image for image in squares if not isinstance(image, BadImage)]
         if good:
             images_NHWC = np.ascontiguousarray(np.stack(good))
             file.write(images_NHWC.data)
             digest.update(images_NHWC)
             moments.add(images_NHWC)
     if not names:
-        raise UserError(f"{shown(raw.title)} has no readable image{_first(bad)}; replace them")
+        raise UserError(f"{shown(raw.title)}: no image can be read{_first(bad)}; replace them")
     file.seek(0)
     _write_header(file, len(names), size, holding)
     mean, std = moments.mean_std()
     clipped_C = squarer.clipped_C * automatic
     windows = {} if holding.scale is None else {"windows": holding.scale.windows}
     return {
-        "fingerprint": _named(digest, names, holding.window),
+        "fingerprint": _finish(digest, names, holding.window),
         "mean": mean,
         "std": std,
         "bad": bad,
@@ -95,7 +95,7 @@ def fingerprint_of(images_NHWC: np.ndarray, names: list[str], window: Window | N
     step = max(1, CHUNK_BYTES // images_NHWC[0].nbytes)
     for start in range(0, len(images_NHWC), step):
         digest.update(np.ascontiguousarray(images_NHWC[start : start + step]))
-    return _named(digest, names, window)
+    return _finish(digest, names, window)
 
 
 def _digest(size: Size, holding: Holding) -> Any:
@@ -103,7 +103,7 @@ def _digest(size: Size, holding: Holding) -> Any:
     return hashlib.sha256(f"{size}\n{more}".encode())
 
 
-def _named(digest: Any, names: list[str], window: Window | None) -> str:
+def _finish(digest: Any, names: list[str], window: Window | None) -> str:
     digest.update("\0".join(names).encode("utf-8", "surrogateescape"))
     if window:
         digest.update(f"\0window {window}".encode())
@@ -111,7 +111,7 @@ def _named(digest: Any, names: list[str], window: Window | None) -> str:
 
 
 def _write_header(file: IO[bytes], count: int, size: Size, holding: Holding) -> None:
-    # numpy pads the header so that its length does not depend on the first axis.
+    # numpy pads the header, so its length does not depend on the first axis.
     shape = (count, *height_width(size), holding.form.count)
     descr = np.lib.format.dtype_to_descr(holding.dtype)
     header = {"descr": descr, "fortran_order": False, "shape": shape}
@@ -121,31 +121,31 @@ def _write_header(file: IO[bytes], count: int, size: Size, holding: Holding) -> 
 def _chunks(raw: RawSplit, squarer: Squarer) -> Iterator[tuple[range, list[np.ndarray | BadImage]]]:
     """Yield rows of a split and their squares, in order, decoded by one thread per core.
 
-    Threads are enough: Pillow lets go of the interpreter while it decodes and resizes.
+    Threads suffice: Pillow releases the GIL while it decodes and resizes.
     """
     workers, (height, width) = os.cpu_count() or 1, height_width(squarer.size)
     image_bytes = height * width * squarer.holding.pixel_bytes()
     length = max(8 * workers, min(CHUNK_IMAGES, CHUNK_BYTES // image_bytes))
     array = raw.array() if squarer.holding.form.channels is None else None
-    as_they_are = array is not None and array.shape[1:] == (height, width, 3)
+    unchanged = array is not None and array.shape[1:] == (height, width, 3)
     with ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(raw), length):
             rows = range(start, min(start + length, len(raw)))
-            if array is not None and as_they_are:
+            if array is not None and unchanged:
                 yield rows, list(array[rows.start : rows.stop])
             else:
                 yield rows, list(pool.map(squarer, rows))
 
 
-def refuse_bad(title: str, bad: list[tuple[str, str]], total: int, max_bad: float) -> None:
-    """Raise UserError if more than the fraction ``max_bad`` of ``total`` images is in ``bad``."""
+def check_bad_fraction(title: str, bad: list[tuple[str, str]], total: int, max_bad: float) -> None:
+    """Raise UserError if ``bad`` holds more than a fraction ``max_bad`` of ``total`` images."""
     if len(bad) > max_bad * total:
         raise UserError(
             f"{shown(title)}: more than {max_bad:.1%} of {total} images cannot be read"
-            f"{_first(bad)}; raise data.max_bad to skip them"
+            f"{_first(bad)}; replace them, or raise data.max_bad to skip them"
         )
 
 
 def _first(bad: list[tuple[str, str]]) -> str:
     name, reason = bad[0]
-    return f", first {shown(name)} ({reason})"
+    return f" (first: {shown(name)}: {reason})"

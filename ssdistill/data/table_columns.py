@@ -1,4 +1,4 @@
-"""Which columns of a table hold encoded images and labels."""
+"""Find the columns of encoded images and labels in a table."""
 
 import json
 from contextlib import suppress
@@ -10,69 +10,75 @@ from ssdistill.errors import UserError, nearest, shown
 
 IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "data", "content")
 LABELS = ("label", "labels", "class", "target", "category", "cls", "fine_label", "y")
-"""Usual names, likeliest first."""
+"""Usual names, most likely first."""
 MOST_NAMED = 20
 LARGEST_FEATURES = 1 << 24
-"""Bytes of a description of columns by Hugging Face."""
+"""Maximum size of Hugging Face's description of columns, in bytes."""
 BINARY = ("binary", "large_binary", "binary_view")
 
 
-def image_column(schema: Any, wanted: str | None, title: str) -> str:
+def image_column(schema: Any, requested: str | None, title: str) -> str:
     """Find the column of encoded images: bytes, or a struct with a field ``bytes``.
 
     Args:
         schema: a ``pyarrow.Schema``.
-        wanted: its name, if it is known.
+        requested: its name, if set.
         title: of the table in messages.
 
     Raises:
-        UserError: there is none, or several.
+        UserError: there is no such column, or several.
     """
-    found = [field.name for field in schema if _holds_images(field.type)]
-    if wanted is not None:
-        if wanted in found:
-            return wanted
-        fits = wanted in schema.names and schema.field(wanted).type
-        reason = f"it is {fits}, not bytes" if fits else f"no such column{nearest(wanted, found)}"
-        raise UserError(f"{title}: data.column={shown(wanted)}: {reason}; {_columns(schema)}")
-    usual = [name for name in IMAGES if name in found]
-    if len(found) > 1 and not usual:
-        named = ", ".join(map(shown, found[:MOST_NAMED]))
-        raise UserError(f"{title}: columns {named} hold bytes; set data.column to that of images")
-    if not found:
+    columns = [field.name for field in schema if _holds_images(field.type)]
+    if requested is not None:
+        if requested in columns:
+            return requested
+        kind = requested in schema.names and schema.field(requested).type
+        near = nearest(requested, columns)
+        reason = f"it is {kind}, not bytes" if kind else f"no such column{near}"
+        raise UserError(f"{title}: data.column={shown(requested)}: {reason}; {_columns(schema)}")
+    usual = [name for name in IMAGES if name in columns]
+    if len(columns) > 1 and not usual:
+        named = ", ".join(map(shown, columns[:MOST_NAMED]))
         raise UserError(
-            f"{title}: no column holds encoded images (bytes, or a struct with bytes); "
+            f"{title}: several columns hold bytes ({named}); set data.column to that of the images"
+        )
+    if not columns:
+        raise UserError(
+            f"{title}: no column holds encoded images (bytes, or a struct with a field bytes); "
             f"{_columns(schema)}"
         )
-    return usual[0] if usual else found[0]
+    return usual[0] if usual else columns[0]
 
 
-def label_column(schema: Any, wanted: str | None, title: str, each: Wanted = None) -> Labels | None:
-    """Find the column of labels; None if there is none.
+def label_column(
+    schema: Any, requested: str | None, title: str, each: Wanted = None
+) -> Labels | None:
+    """Find the columns of labels; None if there are none.
 
     Args:
-        wanted: its name, if it is known.
-        each: names of columns of 0 and 1, one for each class, or patterns.
+        requested: its name, if set; ``"none"`` means no such column.
+        each: names or patterns of columns of 0 and 1, one for each class.
 
     Raises:
-        UserError: the one that is named is not there.
+        UserError: the requested column does not exist.
     """
     if each is not None:
         columns = columns_of_classes(schema.names, each, title)
         return Labels(columns, columns if len(columns) > 1 else None)
-    if wanted == "none":
+    if requested == "none":
         return None
-    if wanted is not None and wanted not in schema.names:
-        near = nearest(wanted, schema.names)
+    if requested is not None and requested not in schema.names:
+        near = nearest(requested, schema.names)
         raise UserError(
-            f"{title}: data.label_column={shown(wanted)}: no such column{near}; {_columns(schema)}"
+            f"{title}: data.label_column={shown(requested)}: no such column{near}; "
+            f"{_columns(schema)}"
         )
-    name = wanted or next((name for name in LABELS if name in schema.names), None)
+    name = requested or next((name for name in LABELS if name in schema.names), None)
     return Labels((name,), _class_names(schema, name)) if name else None
 
 
 def _holds_images(kind: Any) -> bool:
-    """Whether a type is bytes, or a struct with bytes."""
+    """Whether a type is bytes, or a struct with a field ``bytes``."""
     if str(kind) in BINARY:
         return True
     at = kind.get_field_index("bytes") if str(kind).startswith("struct<") else -1
@@ -80,13 +86,13 @@ def _holds_images(kind: Any) -> bool:
 
 
 def _class_names(schema: Any, column: str) -> tuple[str, ...] | None:
-    """Return the names that Hugging Face's description of a column has for its numbers."""
+    """Return the class names of a column, from Hugging Face's description of it."""
     text = (schema.metadata or {}).get(b"huggingface", b"")
     if not text or len(text) > LARGEST_FEATURES:
         return None
     with suppress(ValueError, KeyError, TypeError, RecursionError):
         feature = json.loads(text)["info"]["features"][column]
-        # Of a list, its items are described; one written before lists had a name is a list itself.
+        # For a column of lists, use the description of its items; old files write it as a list.
         feature = feature[0] if isinstance(feature, list) else feature
         names = feature.get("feature", feature)["names"]
         if isinstance(names, list) and all(isinstance(name, str) for name in names):

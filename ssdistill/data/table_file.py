@@ -1,4 +1,4 @@
-"""What files of tables have in common: their state, their damage, their bytes."""
+"""Shared parts of table readers: file state, damage, and encoded values."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,23 +11,24 @@ from ssdistill.errors import UserError, one_line, shown
 
 
 def encoded(value: Any) -> bytes:
-    """Return the bytes of one value of a column of images.
+    """Return the bytes of a value in a column of images.
 
     Raises:
-        BadImage: there are none. A path in their place is never followed: it could lead anywhere.
+        BadImage: the value has none. A path instead of bytes is never followed: it could lead
+            anywhere.
     """
     content = value
     if value.is_valid and hasattr(value, "keys"):
         content = value["bytes"]
         if not content.is_valid and "path" in value and value["path"].is_valid:
-            raise BadImage("a path without bytes; save the images themselves in the table")
+            raise BadImage("a path without bytes; save the images in the table, not their paths")
     if not content.is_valid:
-        raise BadImage("no image in this row")
+        raise BadImage("its row has no image")
     return content.as_py()
 
 
 def checked(schema: Any) -> Any:
-    """Return a schema; raise whatever pyarrow raises where a name of it is no text."""
+    """Return a schema; raise whatever pyarrow raises if a column name is not valid text."""
     for field in schema:
         str(field.type)
         assert isinstance(field.name, str)
@@ -35,24 +36,25 @@ def checked(schema: Any) -> Any:
 
 
 def file_state(path: Path) -> str:
-    """Return size and time of a file.
+    """Return size and time of a file, as text.
 
     Raises:
-        UserError: it cannot be opened, or is no regular file.
+        UserError: the file cannot be opened, or is not regular.
     """
     try:
         with open_regular(path):
             status = path.stat()
     except BadImage as error:
-        raise UserError(f"data.path={shown(path)}: {error.reason}; name a file") from error
+        raise UserError(f"data.path={shown(path)}: {error.reason}; pass a file") from error
     except OSError as error:
-        raise UserError(f"data.path={shown(path)}: {error.strerror or one_line(error)}") from error
+        reason = error.strerror or one_line(error)
+        raise UserError(f"data.path={shown(path)}: {reason}; correct the path") from error
     return f"{status.st_size}\0{status.st_mtime_ns}"
 
 
 @contextmanager
-def damage_named(path: Path) -> Iterator[None]:
-    """Within the context, whatever pyarrow raises is a UserError that names the file."""
+def report_damage(path: Path) -> Iterator[None]:
+    """Turn errors of pyarrow within the context into UserErrors that name the file."""
     try:
         yield
     except UserError:

@@ -1,4 +1,4 @@
-"""Find the files of a source of tables, and sort their rows into splits."""
+"""Find the files of a table source, and sort their rows into splits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,13 +16,13 @@ from ssdistill.errors import UserError, shown
 from ssdistill.files import user_path
 
 CACHES = ("cache-", "tmp")
-"""Beginnings of names of files that Hugging Face leaves beside its tables."""
+"""Prefixes of cache files that Hugging Face writes next to tables."""
 File = TypeVar("File")
 
 
 @dataclass
 class TableLayout:
-    """The splits of some tables, and what a user should know of them."""
+    """The splits of a table source, and warnings about them."""
 
     train: TableSplit
     test: TableSplit
@@ -30,16 +30,16 @@ class TableLayout:
 
 
 def find_files(paths: Sequence[str], suffixes: Sequence[str]) -> list[tuple[str, Path]]:
-    """Return the files of some paths, each with its name relative to the folder; sorted.
+    """Return the names (relative to their folder) and paths of table files, sorted.
 
     Args:
         paths: files, folders, and patterns with ``*``.
-        suffixes: of files in a folder.
+        suffixes: of table files in folders.
 
     Raises:
-        UserError: a path with nothing in it.
+        UserError: a path matches no file.
     """
-    found: dict[Path, str] = {}
+    name_of: dict[Path, str] = {}
     for text in paths:
         path = user_path(text)
         if path.is_dir():
@@ -51,28 +51,29 @@ def find_files(paths: Sequence[str], suffixes: Sequence[str]) -> list[tuple[str,
             named = [(path.name, path)]
         if not named:
             raise UserError(
-                f"data.path={shown(text)}: no {' or '.join(suffixes)} file; name a file, or a "
-                "folder with some"
+                f"data.path={shown(text)}: no {' or '.join(suffixes)} file; pass a file, or a "
+                "folder that contains some"
             )
         for name, file in named:
-            if file not in found:
-                # Names of images are unique.
-                found[file] = f"{len(found)}/{name}" if name in found.values() else name
-    return [(name, file) for file, name in found.items()]
+            if file not in name_of:
+                # Names of images must be unique.
+                taken = name in name_of.values()
+                name_of[file] = f"{len(name_of)}/{name}" if taken else name
+    return [(name, file) for file, name in name_of.items()]
 
 
 def _is_table(file: Path, folder: Path, suffixes: Sequence[str]) -> bool:
     hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-    kept = not hidden and not file.name.startswith(CACHES)
-    return kept and file.suffix.lower() in suffixes and file.is_file()
+    excluded = hidden or file.name.startswith(CACHES)
+    return not excluded and file.suffix.lower() in suffixes and file.is_file()
 
 
 def sort_files(
     files: Sequence[tuple[str, File]],
 ) -> tuple[list[tuple[str, File]], list[tuple[str, File]], list[str]]:
-    """Sort files into those to train on and to test on by their names; name those left out.
+    """Sort files by name into training and test files; also return the names of ignored ones.
 
-    Where train and test (or val) are not both there, all are to train on.
+    Without both train and test (or val), all files are for training.
     """
     by_split: dict[str | None, list[tuple[str, File]]] = {}
     for name, file in files:
@@ -80,9 +81,9 @@ def sort_files(
     other = "test" if "test" in by_split else "val"
     if "train" not in by_split or other not in by_split:
         return list(files), [], []
-    left_out = [n for split, some in by_split.items() if split not in ("train", other)
-                for n, _ in some]  # fmt: skip
-    return by_split["train"], by_split[other], left_out
+    ignored = [name for split, pairs in by_split.items() if split not in ("train", other)
+               for name, _ in pairs]  # fmt: skip
+    return by_split["train"], by_split[other], ignored
 
 
 def use_columns(
@@ -92,22 +93,22 @@ def use_columns(
     title: str,
     each: Wanted = None,
 ) -> Labels | None:
-    """Have shards read their column of images; return where labels are, if everywhere the same.
+    """Select the column of images in all shards; return the columns of labels, if any.
 
     Args:
-        each: columns of 0 and 1 for each class, see :func:`label_column`.
+        each: columns of 0 and 1, one for each class, see :func:`label_column`.
 
     Raises:
-        UserError: a shard without these columns.
+        UserError: a shard lacks one of these columns.
     """
     images = image_column(shards[0].schema, column, title)
     labels = label_column(shards[0].schema, label, title, each)
     for shard in shards:
-        of_it = f"data.path={shown(shard.path)}"
-        shard.use(image_column(shard.schema, images, of_it))
+        shard_title = f"data.path={shown(shard.path)}"
+        shard.use(image_column(shard.schema, images, shard_title))
         if labels:
             for name in labels.columns:
-                label_column(shard.schema, name, of_it)
+                label_column(shard.schema, name, shard_title)
     return labels
 
 
@@ -118,9 +119,9 @@ def table_layout(
     labels: Labels | None,
     test_fraction: float | None,
 ) -> TableLayout:
-    """Return the splits; where there is no test table, rows are held out by hashes.
+    """Return the splits; without test tables, rows are held out by hashes.
 
-    A row's hash follows from the name of its table and its number.
+    The hash of a row depends on the name of its table and its number.
 
     Args:
         title: of the source in messages, such as ``data.path=…``.
@@ -128,12 +129,12 @@ def table_layout(
     shards = [*train, *test]
     num_train = sum(map(len, train))
     if not num_train:
-        raise UserError(f"{title}: the tables have no rows to train on")
+        raise UserError(f"{title}: the tables have no training rows; add some")
     classes = labels_of(shards, labels, title, TableSplit(title, shards, None).name)
     names = labels.names if labels else None
 
-    def split(name: str, some: Sequence[Shard], row_N: Any, first: int = 0) -> TableSplit:
-        return TableSplit(f"{title} ({name})", some, classes, names, row_N, first)
+    def split(name: str, tables: Sequence[Shard], row_N: Any, first: int = 0) -> TableSplit:
+        return TableSplit(f"{title} ({name})", tables, classes, names, row_N, first)
 
     if test:
         return TableLayout(split("train", train, None), split("test", test, None, num_train))

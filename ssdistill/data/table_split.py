@@ -9,14 +9,15 @@ import numpy as np
 
 from ssdistill.data.encoded_split import EncodedSplit
 from ssdistill.data.list_split import ListClasses
+from ssdistill.data.splitmix import number_hashes
 
 
 class Shard(ABC):
     """One table with an image in every row.
 
     Attributes:
-        name: the table in names of its images.
-        state: what changes with its content, such as size and time of a file.
+        name: prefix of the names of its images.
+        state: changes with its content, such as size and time of a file.
     """
 
     name: str
@@ -31,16 +32,16 @@ class Shard(ABC):
 
     @abstractmethod
     def texts(self, column: str) -> Iterator[str]:
-        """Yield a column's values as text; several of one image are one, see :func:`joined`."""
+        """Yield the values of a column as text; lists as :func:`joined`."""
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Where labels are.
+    """The columns of labels.
 
     Attributes:
-        columns: of the label; several hold 0 or 1 for a class each, which has the column's name.
-        names: of the classes, by number, where the table's schema has them.
+        columns: their names; of several, each holds 0 or 1 for the class that it names.
+        names: of the classes, by number; None if the schema of the table has none.
     """
 
     columns: tuple[str, ...]
@@ -48,7 +49,7 @@ class Labels:
 
     @property
     def each(self) -> bool:
-        """Whether each class has a column."""
+        """Whether each class has a column of its own."""
         return len(self.columns) > 1
 
 
@@ -56,12 +57,12 @@ class TableSplit(EncodedSplit):
     """Images in rows of one or several tables.
 
     Args:
-        title: the split in messages.
-        shards: tables, one after the other.
+        title: name of the split in messages.
+        shards: tables, in order.
         labels: of all rows of the source; None if unlabeled.
-        names: of the classes, by number; None to take those of the labels.
-        row_N: (N,) the rows that are images of this split; None for all.
-        first: position of the first row of these shards among all that have labels.
+        names: of the classes, by number; None to use those of the labels.
+        row_N: (N,) rows of the images of this split; None for all.
+        first: position of the first row of these shards in ``labels``.
     """
 
     def __init__(
@@ -123,20 +124,15 @@ class TableSplit(EncodedSplit):
 
 
 def row_keys(text: str, count: int) -> np.ndarray:
-    """Return (count,) uint64, hashes of a text and a row's number (SplitMix64)."""
+    """Return (count,) uint64: hashes of a text and the number of each row."""
     seed = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
-    with np.errstate(over="ignore"):
-        z = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        z += np.uint64(seed)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+    return number_hashes(np.arange(count, dtype=np.uint64), seed)
 
 
 def labels_of(
     shards: Sequence[Shard], labels: Labels | None, title: str, name: Callable[[int], str]
 ) -> ListClasses | None:
-    """Return the classes of all rows of some tables; they are read when first wanted."""
+    """Return the classes of all rows of the tables, read on first use."""
     if labels is None:
         return None
 

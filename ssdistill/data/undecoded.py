@@ -1,4 +1,4 @@
-"""Images of which only the number is known: what a plan is made from before any is decoded."""
+"""Images that have not been decoded, for dry runs: only their number is known."""
 
 import math
 from collections.abc import Iterable
@@ -14,11 +14,11 @@ from ssdistill.data.held_pixels import Holding
 from ssdistill.data.image_index import RECORD
 from ssdistill.data.image_set import ImageSet
 from ssdistill.data.opening import (
-    are_known,
-    keeps_originals,
+    is_indexed,
     open_originals,
     open_stored,
     splits_of,
+    uses_originals,
 )
 from ssdistill.data.settings import StoreSettings
 from ssdistill.data.splits import RawSplit, Source
@@ -29,19 +29,18 @@ from ssdistill.errors import UserError, shown
 from ssdistill.settings import Size, height_width
 
 PROVISIONAL = 0.5, 0.25
-"""Mean and standard deviation of each channel that networks are tried with until those of the
-images are known."""
+"""Mean and standard deviation of each channel until those of the images are measured."""
 
 
 class Undecoded(ImageSet):
-    """One split of which no pixel has been read; unreadable images are still counted.
+    """One split whose pixels have not been read; its size includes unreadable images.
 
-    Mean, standard deviation and fingerprint are provisional, so no hash of a stage that contains
-    them is one that a run would have.
+    Mean, standard deviation and fingerprint are provisional, so stage hashes that contain them
+    differ from those of a run.
 
     Attributes:
-        images: of the right shape, and of the right type if that is known; none can be had.
-        to_store: whether they will be stored as squares; views are cut from the originals else.
+        images: has the right shape, and the right type if it is known, but cannot be indexed.
+        to_store: whether a run would store squares, rather than crop views from originals.
     """
 
     def __init__(
@@ -74,13 +73,13 @@ class Undecoded(ImageSet):
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that opening the split for a run adds to the disk."""
+        """Bytes that a run would write when it opens the split."""
         size = math.prod(self._stored.shape[1:]) * self._stored.dtype.itemsize
         return len(self) * (size if self.to_store else RECORD.itemsize)
 
 
 class _Unread:
-    """Shape and type of an array (N, H, W, C) that is not there."""
+    """Placeholder with the shape and type of an array (N, H, W, C)."""
 
     ndim = 4
 
@@ -92,7 +91,7 @@ class _Unread:
         return self.shape[0]
 
     def __getitem__(self, key: object) -> np.ndarray:
-        raise RuntimeError("images that are not decoded have no pixels")
+        raise RuntimeError("the pixels have not been read; open the images for a run first")
 
 
 def known_stores(
@@ -102,29 +101,30 @@ def known_stores(
     root: Path,
     workers: int | None = None,
 ) -> dict[str, ImageSet]:
-    """Open what :func:`ssdistill.data.opening.open_stores` made before; decode and write nothing.
+    """Open training and test images as far as possible without decoding or writing anything.
 
     Returns:
-        the training and test images; :class:`Undecoded` where a run would have to decode them.
+        as :func:`ssdistill.data.opening.open_stores`, with :class:`Undecoded` for splits that a
+        run would have to decode.
 
     Raises:
-        UserError: whatever the source raises when it is listed, what is wrong with a store, no
-            image at all, or a disk with too little space for those that would be stored.
+        UserError: whatever the source or the store raises, a split without images, or too little
+            disk space for images to store.
     """
     settings = settings.model_copy(update={"verify": False})
     source.reading = replace(source.reading, folder=Path(root))
-    stored = not keeps_originals(source, settings, image_size, root)
+    stored = not uses_originals(source, settings, image_size, root)
     opened: dict[str, ImageSet] = {}
     for split in splits_of(source):
         if stored and find_store(source, split, image_size, root, settings):
             opened[split] = open_stored(source, split, settings, image_size, root)
-        elif not stored and are_known(source, split, settings, image_size, root):
+        elif not stored and is_indexed(source, split, settings, image_size, root):
             opened[split] = open_originals(source, split, settings, image_size, root, workers)
         else:
             raw = source.split(split)
             if not len(raw):
                 raise UserError(f"{shown(raw.title)} has no images; add some")
-            # Of values that nobody has seen, the wider type is planned for.
+            # If the type of the values is unknown, plan for the wider one.
             holding = provisional(source, settings, root) or _widest(settings.form)
             if stored:
                 check_space(_existing(root), raw, image_size, holding.pixel_bytes())
@@ -139,11 +139,11 @@ def _widest(form: Form) -> Holding:
 
 
 def _existing(folder: Path) -> Path:
-    """Return the folder, or the closest one above it that is there."""
+    """Return the folder, or its closest existing parent."""
     folder = Path(folder).absolute()
-    return next(place for place in (folder, *folder.parents) if place.is_dir())
+    return next(path for path in (folder, *folder.parents) if path.is_dir())
 
 
 def undecoded_of(images: Iterable[ImageSet]) -> list[Undecoded]:
-    """Return the splits of which nothing has been read, each once."""
+    """Return the splits that have not been decoded, each once."""
     return [*dict.fromkeys(split for split in images if isinstance(split, Undecoded))]

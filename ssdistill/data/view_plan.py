@@ -1,4 +1,4 @@
-"""All views of a step: what is drawn for them, and how they are made."""
+"""Plan, draw and build all views of a step."""
 
 from dataclasses import dataclass
 
@@ -15,14 +15,14 @@ from ssdistill.settings import Size
 
 @dataclass(frozen=True)
 class ViewPlan:
-    """The views of a training.
+    """The views of a training run.
 
     Args:
-        recipes: one for each view.
-        seed: of the draws.
-        size: of a view whose recipe names none.
+        recipes: one per view.
+        seed: of the random draws.
+        size: of views whose recipe has no ``size``.
         extra: names of extra views, see :mod:`ssdistill.data.extra`.
-        mix: MixUp or CutMix of the views; None for none.
+        mix: MixUp or CutMix of the views; None to mix nothing.
     """
 
     recipes: tuple[ViewRecipe, ...]
@@ -33,18 +33,18 @@ class ViewPlan:
 
     @property
     def plain(self) -> list[PlannedView]:
-        """The views that are cut from the images of a batch."""
+        """The views of the images of a batch."""
         return plain_views(self.recipes, self.size)
 
     @property
     def of_neighbors(self) -> list[PlannedView]:
-        """The views that are cut from their neighbors."""
+        """The views of their neighbors."""
         return list(neighbor_views(self.extra, self.recipes, self.size).values())
 
     def draw(
         self, view: PlannedView, epoch: int, index_B: Tensor, height_B: Tensor, width_B: Tensor
     ) -> ViewParameters:
-        """Draw a view of images of those heights and widths, (B,) each, in pixels."""
+        """Draw the parameters of a view, for images of (B,) heights and widths in pixels."""
         return view_parameters(
             view.recipe,
             seed=self.seed,
@@ -56,7 +56,7 @@ class ViewPlan:
         )
 
     def views(self, batch: Batch) -> list[Tensor]:
-        """Make each recipe's view of a batch, (B, C, h, w) in [0, 1], then the extra ones."""
+        """Build all views of a batch, (B, C, h, w) in [0, 1], extra views last."""
         views = [self._view(batch, view) for view in self.plain]
         if self.mix:
             views = mix_views(views, self.mix, seed=self.seed, step=batch.step)
@@ -67,7 +67,7 @@ class ViewPlan:
         if crops := batch.crops.get(view.number):
             return apply_to_crops(crops.pixels_BCHW, crops.params)
         if batch.images_BHWC is None:
-            raise ValueError(f"view {view.number} was not cut: the batch is of another plan")
+            raise ValueError(f"no crops for view {view.number}: load the batch with the same plan")
         return make_view(
             batch.images_BHWC,
             view.recipe,

@@ -6,11 +6,14 @@ The parameters of a view are drawn first (:func:`view_parameters`) and then appl
 color jitter, grayscale, blur, solarize. Views are in [0, 1]; each encoder normalizes its inputs.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from ssdistill.data import channel_color, color, geometry
 from ssdistill.data.recipes import ViewRecipe
+from ssdistill.data.tap_blur import blur_by_taps_
 from ssdistill.data.view_parameters import ViewParameters, view_parameters
 from ssdistill.data.view_size import check_size, size_of
 from ssdistill.errors import UserError
@@ -18,6 +21,9 @@ from ssdistill.settings import Size, height_width
 
 _CHUNK_BYTES = 1 << 21
 """Bytes of float pixels per chunk on a CPU: small enough for its cache."""
+FASTER_BY_TAPS = 96
+"""Shorter side in pixels from which a CPU blurs crops of originals tap by tap. Views of stored
+images keep the matrix product, whose last bits differ: a run continues as it began."""
 
 
 @torch.no_grad()
@@ -96,7 +102,10 @@ def _finish(crops_BCHW: Tensor, params: ViewParameters, out_BCHW: Tensor) -> Non
     params, group_B, sorted_B = _by_jitter(params)
     x_BCHW = torch.empty_like(out_BCHW)
     _fill(crops_BCHW.index_select(0, sorted_B), params.flip_B, x_BCHW)
-    _color(x_BCHW, params, group_B, sorted_B, out_BCHW)
+    blur = color.gaussian_blur_
+    if x_BCHW.device.type == "cpu" and min(x_BCHW.shape[2:]) >= FASTER_BY_TAPS:
+        blur = blur_by_taps_
+    _color(x_BCHW, params, group_B, sorted_B, out_BCHW, blur)
 
 
 def _fill(crops_BCHW: Tensor, flip_B: Tensor, out_BCHW: Tensor) -> None:
@@ -130,7 +139,12 @@ def _by_jitter(params: ViewParameters) -> tuple[ViewParameters, Tensor, Tensor]:
 
 
 def _color(
-    x_BCHW: Tensor, params: ViewParameters, group_B: Tensor, sorted_B: Tensor, out_BCHW: Tensor
+    x_BCHW: Tensor,
+    params: ViewParameters,
+    group_B: Tensor,
+    sorted_B: Tensor,
+    out_BCHW: Tensor,
+    blur: Callable[[Tensor, Tensor, Tensor, int], None] = color.gaussian_blur_,
 ) -> None:
     """Apply color operations to sorted images; write them to ``out_BCHW`` in original order."""
     _jitter(x_BCHW, params, group_B)
@@ -140,7 +154,7 @@ def _color(
         channel_color.drop_channel_(x_BCHW.view(*x_BCHW.shape[:2], -1), params.dropped_B)
     if len(blur_K := params.blur_B.nonzero()[:, 0]):
         kernel = color.blur_kernel_size(params.blur_kernel, size_of(out_BCHW))
-        color.gaussian_blur_(x_BCHW, blur_K, params.blur_sigma_B[blur_K], kernel)
+        blur(x_BCHW, blur_K, params.blur_sigma_B[blur_K], kernel)
     if len(invert_K := params.solarize_B.nonzero()[:, 0]):
         color.solarize_(x_BCHW, invert_K, params.solarize_threshold)
     # Interpolation weights sum to 1 only up to rounding.

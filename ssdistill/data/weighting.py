@@ -1,4 +1,4 @@
-"""Images that are drawn by weight, with replacement, in training."""
+"""Draw training images by weight, with replacement."""
 
 import hashlib
 import logging
@@ -19,11 +19,12 @@ _DRAW = -3
 class WeightedOrder:
     """Rows drawn in proportion to their weights, with replacement.
 
-    As PyTorch's ``WeightedRandomSampler`` draws them: independently, as many in an epoch as there
-    are images. But each follows from (seed, epoch, position) alone. 8 bytes an image are kept.
+    As in PyTorch's ``WeightedRandomSampler``, draws are independent, and an epoch has as many as
+    there are images; but each draw depends on (seed, epoch, position) alone. Takes 8 bytes per
+    image.
 
     Args:
-        weight_N: (N,) from 0, not all 0.
+        weight_N: (N,) non-negative, not all 0.
     """
 
     def __init__(self, weight_N: np.ndarray):
@@ -33,18 +34,18 @@ class WeightedOrder:
         """Return the row at each position of an epoch, (B,) int64."""
         number_B = uniform(seed, epoch, torch.from_numpy(position_B), _DRAW, 1)[:, 0].numpy()
         total = self._cumulative_N[-1]
-        # Rounded up to the total, it would be beyond the last row.
+        # A point rounded up to the total would be beyond the last row.
         point_B = np.minimum(number_B * total, np.nextafter(total, 0))
         return np.searchsorted(self._cumulative_N, point_B, side="right")
 
 
 def weigh(images: ImageSet) -> None:
-    """Set the weights of a split's images, where its source has some that differ.
+    """Set the weights of the images of a split, if its source has different ones.
 
-    They enter the fingerprint: other weights make another training.
+    They are part of the fingerprint, since they change the training.
 
     Raises:
-        UserError: a weight that is no number from 0, or no readable image with a weight above 0.
+        UserError: a weight is negative or not a number, or all readable images have weight 0.
     """
     raw = images.source.split(images.split)
     weight_N = raw.weights()
@@ -63,6 +64,6 @@ def weigh(images: ImageSet) -> None:
     digest.update(np.ascontiguousarray(weight_N / weight_N.sum(), dtype="<f8").tobytes())
     images.weights, images.fingerprint = weight_N, digest.hexdigest()
     log.info(
-        "%s: images are drawn by weight, with replacement; weights from %g to %g, %d of %d are 0",
+        "%s: drawing images by weight, with replacement; weights from %g to %g, %d of %d are 0",
         *(title, weight_N.min(), weight_N.max(), int((weight_N == 0).sum()), len(weight_N)),
     )

@@ -1,4 +1,4 @@
-"""Pixel values stored as black and white, for data with more than 8 bits a channel."""
+"""Choose the pixel values that map to black and white, for more than 8 bits per channel."""
 
 import hashlib
 import json
@@ -30,12 +30,12 @@ def window_of(
 ) -> Window | None:
     """Return the window of a split, or None if all its images have 8 bits.
 
-    ``auto`` is from the smallest to the largest value of the training images, for both splits;
-    what is found is kept below ``root``, by the identity of the images.
+    ``auto`` uses the smallest and largest value of the training images for both splits, and
+    caches them below ``root``, by the identity of the images.
 
     Raises:
-        UserError: ``full`` of images of several types, values that no window suits, or no
-            image that can be read.
+        UserError: ``full`` for images of several types, a range too wide or narrow for float64,
+            or no readable image.
     """
     raw = source.split(split)
     if not _has_deep(source, raw, split, root):
@@ -43,18 +43,18 @@ def window_of(
     if setting == "full":
         return _full(raw)
     if setting != "auto":
-        return cast("Window", setting)  # several are for chosen channels
-    decides, name = raw, split
+        return cast("Window", setting)  # a list of windows requires data.channels
+    reference, name = raw, split
     if split != "train" and source.has_test:
         train = source.split("train")
         if _has_deep(source, train, "train", root):
-            decides, name = train, "train"
-    values = _remembered(_path(source, decides, name, root), lambda: _measured(decides))
-    return _around(decides, values)
+            reference, name = train, "train"
+    values = _cached(_path(source, reference, name, root), lambda: _measured(reference))
+    return _around(reference, values)
 
 
-def known_windows(source: Source, split: str, setting: WindowSetting, root: Path) -> list[Window]:
-    """Return every window that :func:`window_of` may find without decoding an image."""
+def cached_windows(source: Source, split: str, setting: WindowSetting, root: Path) -> list[Window]:
+    """Return all windows that :func:`window_of` could return without decoding an image."""
     if setting == "full":
         return sorted({full_range(np.dtype(name)) for name in DEEP_TYPES})
     if setting != "auto":
@@ -62,21 +62,21 @@ def known_windows(source: Source, split: str, setting: WindowSetting, root: Path
     windows = []
     for name in dict.fromkeys(("train", split)):
         raw = source.split(name)
-        if values := _noted(_path(source, raw, name, root)):
+        if values := _read(_path(source, raw, name, root)):
             windows.append(_around(raw, values))
     return windows
 
 
-def _around(decides: RawSplit, values: dict[str, float]) -> Window:
-    """Return the window from the smallest to the largest value, or what suits the type."""
-    low, high = decides.auto_window(values["low"], values["high"])
+def _around(reference: RawSplit, values: dict[str, float]) -> Window:
+    """Return the default window of a split, from its smallest and largest value."""
+    low, high = reference.auto_window(values["low"], values["high"])
     if low >= high:
-        # Of a single value, one end serves as well as the other; 2**63 + 1 is 2**63 in a float.
+        # For a constant image any width will do, but as a float 2**63 + 1 equals 2**63.
         return low, max(low + 1.0, float(np.nextafter(low, np.inf)))
     if not has_usable_width((low, high)):
         raise UserError(
-            f"{decides.title}: pixels from {low:g} to {high:g} span too wide or too narrow a range "
-            "for float64; set data.window=[low, high]"
+            f"{reference.title}: pixels range from {low:g} to {high:g}, too wide or too narrow for "
+            "float64; set data.window=[low, high]"
         )
     return low, high
 
@@ -88,37 +88,37 @@ def _has_deep(source: Source, raw: RawSplit, split: str, root: Path) -> bool:
 def _measured(raw: RawSplit) -> dict[str, float]:
     """Return the smallest and largest value of all readable deep images."""
 
-    refused: dict[int, str] = {}
+    reasons: dict[int, str] = {}
 
     def extremes(row: int) -> Window:
         try:
             return visible_range(raw.image(row))
         except BadImage as error:
-            refused[row] = error.reason
+            reasons[row] = error.reason
             return np.inf, -np.inf
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         ends = list(pool.map(extremes, raw.deep_rows()))
     low, high = min(low for low, _ in ends), max(high for _, high in ends)
     if low > high:
-        # An image that is wholly transparent is read, and shows nothing.
-        reasons = [f", first {shown(raw.name(row))} ({refused[row]})" for row in sorted(refused)]
+        # Fully transparent images are readable, but have no visible values.
+        first = [f" (first: {shown(raw.name(row))}: {reasons[row]})" for row in sorted(reasons)]
         raise UserError(
-            f"{shown(raw.title)}: no readable image with more than 8 bits"
-            f"{''.join(reasons[:1])}; replace or remove them"
+            f"{shown(raw.title)}: no image of more than 8 bits can be read"
+            f"{''.join(first[:1])}; replace or remove them"
         )
     return {"low": low, "high": high}
 
 
 def _full(raw: RawSplit) -> Window:
-    """Return the range of the pixel type that all deep images share."""
+    """Return the range of the pixel type, which all deep images must share."""
     ranges = set()
     for row in raw.deep_rows():
         with suppress(BadImage):
             ranges.add(full_range(raw.image(row).dtype))
     if len(ranges) == 1:
         return ranges.pop()
-    reason = "have several pixel types" if ranges else "with more than 8 bits are unreadable"
+    reason = "have several pixel types" if ranges else "of more than 8 bits are unreadable"
     raise UserError(
         f"data.window=full: the images of {raw.title} {reason}; set data.window=auto or "
         "data.window=[low, high]"
@@ -131,8 +131,8 @@ def _path(source: Source, raw: RawSplit, split: str, root: Path) -> Path:
     return root / f"{source.kind}-{split}-{key[:12]}.values.json"
 
 
-def _noted(path: Path) -> dict[str, float] | None:
-    """Read the values cached at ``path``; None where there are none that can be used."""
+def _read(path: Path) -> dict[str, float] | None:
+    """Read the values cached at ``path``; None if they are missing or damaged."""
     with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         if path.is_file():
             values = json.loads(path.read_text())
@@ -140,10 +140,10 @@ def _noted(path: Path) -> dict[str, float] | None:
     return None
 
 
-def _remembered(path: Path, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+def _cached(path: Path, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
     """Read the values cached at ``path``, or measure them and try to cache them."""
-    if (noted := _noted(path)) is not None:
-        return noted
+    if (cached := _read(path)) is not None:
+        return cached
     values = measure()
     with suppress(OSError, UserError):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -119,6 +119,7 @@ RENAMED = {
     "chain.latency": {"dense_roles": "uncompressed_roles"},
     "chain.pictures": {"SHOWN_NEIGHBOURS": "SHOWN_NEIGHBORS", "pictures": "page_content"},
     "chain.plan": {"plan": "plan_stages"},
+    "chain.workspace": {"resolve_recipes": "chain.view_recipes:"},
     "compress.budget": {
         "HALVINGS": "compress.bisection:",
         "Share": "RelativeCost",

@@ -70,7 +70,7 @@ def contact_sheet(checked: Checked, tables: Sequence[Table], max_pixels: int) ->
         tables=tables,
         unreadable=Table(
             ("image", "split", "reason"),
-            tuple((shown(f.name), f.split, f.what) for f in listed),
+            tuple((shown(f.name), f.split, f.detail) for f in listed),
             numeric=(False,) * 3,
         )
         if listed
@@ -114,7 +114,7 @@ def _small(checked: Checked, finding: Finding) -> Small:
     except (BadImage, OSError):
         pixels = None
     name = shortened(f"{finding.split}: {finding.name}", 90)
-    return Small(None if pixels is None else _uri(pixels), name, finding.what)
+    return Small(None if pixels is None else _uri(pixels), name, finding.detail)
 
 
 def _uri(pixels: np.ndarray) -> str:

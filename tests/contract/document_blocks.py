@@ -123,7 +123,7 @@ def check_command(words: list[str], resolve: bool = True) -> None:
     """
     program, *rest = words
     if program == "ssdistill" and len(rest) == 1 and not resolve:
-        assert rest[0] in {"run", "reproduce", "probe", "report", "restore", "list"}, rest
+        assert rest[0] in {"data", "run", "reproduce", "probe", "report", "restore", "list"}, rest
     elif program == "ssdistill":
         _check_ssdistill(cli._parse(rest), resolve)
     elif program == "make":

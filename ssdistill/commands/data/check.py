@@ -176,7 +176,7 @@ def _named(found: "Sequence[Finding]") -> str:
     from ssdistill.errors import shortened, shown
 
     first = [
-        shown(finding.name) + (f" ({finding.what})" if finding.what else "")
+        shown(finding.name) + (f" ({finding.detail})" if finding.detail else "")
         for finding in found[:FIRST]
     ]
     more = f" and {len(found) - FIRST} more" if len(found) > FIRST else ""

@@ -1,4 +1,4 @@
-"""Write a source's images as shards: as they are, or smaller.
+"""Write the images of a source as shards, unchanged or downscaled.
 
-How shards are read belongs in `shards`.
+Reading shards belongs in `shards`.
 """

@@ -1,4 +1,4 @@
-"""sha256 sums of shards, in the format of ``sha256sum``, which checks them, too."""
+"""Verify sha256 checksums of shards, in the format of ``sha256sum``."""
 
 import hashlib
 import os
@@ -17,13 +17,13 @@ _LINE = re.compile(r"([0-9a-f]{64}) [ *]([^/]+)")
 
 
 def verify(folder: Path, names: Iterable[str] | None = None) -> int:
-    """Compare shards with their sums; return how many there are.
+    """Verify the checksums of shards; return the number of shards.
 
     Args:
-        names: those to compare; None for all that have a sum.
+        names: of the shards to verify; None for all with a checksum.
 
     Raises:
-        UserError: there are no sums, a shard has none, or its content is another.
+        UserError: there are no checksums, a shard has none, or its content differs.
     """
     path = folder / CHECKSUMS
     try:
@@ -31,27 +31,27 @@ def verify(folder: Path, names: Iterable[str] | None = None) -> int:
             text = file.read().decode("utf-8", "surrogateescape")
     except (OSError, BadImage) as error:
         raise UserError(
-            f"{path}: {one_line(error)}; without the checksums that ssdistill data pack writes, "
-            "nothing can be verified"
+            f"{path}: {one_line(error)}; verification requires the checksums that ssdistill data "
+            "pack writes; pack the images again"
         ) from error
-    found = [_LINE.fullmatch(line) for line in text.splitlines()]
-    sums = {match[2]: match[1] for match in found if match and match[2] != ".."}
-    wanted = list(sums if names is None else names)
-    if unknown := next((name for name in wanted if name not in sums), None):
-        raise UserError(f"{path}: has no sum of {shown(unknown)}; pack the images again")
+    matches = [_LINE.fullmatch(line) for line in text.splitlines()]
+    sums = {match[2]: match[1] for match in matches if match and match[2] != ".."}
+    selected = list(sums if names is None else names)
+    if missing := next((name for name in selected if name not in sums), None):
+        raise UserError(f"{path}: no checksum for {shown(missing)}; pack the images again")
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        actual = pool.map(lambda name: _sha256(folder / name), wanted)
-        for name, found_sum in zip(wanted, actual, strict=True):
-            if found_sum != sums[name]:
+        actual = pool.map(lambda name: _sha256(folder / name), selected)
+        for name, digest in zip(selected, actual, strict=True):
+            if digest != sums[name]:
+                problem = f"its sha256 differs from {CHECKSUMS}" if digest else "cannot be read"
                 raise UserError(
-                    f"{folder / name}: {found_sum or 'cannot be read'}, but its sha256 in "
-                    f"{CHECKSUMS} is another; copy it again, or delete it and pack again"
+                    f"{folder / name}: {problem}; copy it again, or delete it and pack again"
                 )
-    return len(wanted)
+    return len(selected)
 
 
 def _sha256(path: Path) -> str:
-    """Return the sha256 (hex) of a file; nothing if it cannot be read."""
+    """Return the sha256 (hex) of a file; empty if it cannot be read."""
     digest = hashlib.sha256()
     try:
         with open_regular(path) as file:

@@ -1,4 +1,4 @@
-"""What an image is in an archive: its own file, or a smaller JPEG."""
+"""Encode images for archives: the original file, or a smaller JPEG."""
 
 import io
 import os
@@ -13,25 +13,26 @@ from ssdistill.data.cutting import decode
 from ssdistill.data.decode import is_deep_file
 from ssdistill.data.encoded_split import EncodedSplit
 from ssdistill.data.formats import open_image
-from ssdistill.data.listing import PASSED_OVER
+from ssdistill.data.listing import IGNORED_FOLDERS
 from ssdistill.data.retry import retried
 from ssdistill.data.shards.scanning import IMAGES
 from ssdistill.data.splits import RawSplit
 
 SUFFIXES = {"JPEG": ".jpg", "JPEG2000": ".jp2", "DIB": ".bmp"}
-"""By Pillow's name of a format, where the suffix is another."""
+"""Suffixes that differ from Pillow's name of the format."""
 
 
 def member(raw: RawSplit, row: int, *, bands: bool = False) -> tuple[str, bytes]:
-    """Return the name and the content of an image as it is in the source.
+    """Return the name and the content of an image, as stored in the source.
 
-    An array becomes a PNG, or one of more than 8 bits a ``.npy``.
+    Arrays become PNG, or ``.npy`` for more than 8 bits.
 
     Args:
-        bands: images may have any number of channels; an array becomes a ``.npy`` with all.
+        bands: whether images may have any number of channels; arrays then become ``.npy`` files
+            with all channels.
 
     Raises:
-        BadImage: it cannot be read.
+        BadImage: the image cannot be read.
     """
     encoded: EncodedSplit | None = raw.encoded()
     if encoded is not None:
@@ -46,7 +47,7 @@ def member(raw: RawSplit, row: int, *, bands: bool = False) -> tuple[str, bytes]
     pixels, file = raw.image(row), io.BytesIO()
     if pixels.dtype != np.uint8:
         np.save(file, pixels, allow_pickle=False)
-        image_file(file.getvalue())  # what could not be read again is refused now
+        image_file(file.getvalue())  # fail now if it could not be read back
         return f"{safe_name(raw.name(row))}.npy", file.getvalue()
     Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG")
     return f"{safe_name(raw.name(row))}.png", file.getvalue()
@@ -58,25 +59,27 @@ def _suffix(content: bytes) -> str:
     try:
         with open_image(io.BytesIO(content)) as image:
             name = image.format or ""
-    except Exception as error:  # Pillow raises anything
-        raise BadImage("no image, and not named like one") from error
+    except Exception as error:  # Pillow raises all kinds of errors
+        raise BadImage("not an image, by content and by name") from error
     return SUFFIXES.get(name, f".{name.lower()}")
 
 
 def safe_name(name: str) -> str:
-    """Return a relative name that readers of archives do not pass over: no ``..``, not hidden."""
+    """Return a relative name that readers of archives accept: not hidden, and without ``..``."""
     parts = (part.lstrip(".") for part in name.replace("\\", "_").split("/"))
     return "/".join(part.replace("\0", "_") for part in parts
-                    if part and part not in PASSED_OVER) or "image"  # fmt: skip
+                    if part and part not in IGNORED_FOLDERS) or "image"  # fmt: skip
 
 
 def smaller(content: bytes, short_side: int, quality: int) -> bytes | None:
-    """Return an image as a JPEG whose shorter side has so many pixels; None to keep it.
+    """Downscale an image to a JPEG with the given shorter side, in pixels.
 
-    Kept is what is not larger, and what has more than 8 bits a channel, which a JPEG has not.
+    Returns:
+        None to keep the original: it is not larger, or has more than 8 bits per channel, which
+        JPEG does not support.
 
     Raises:
-        BadImage: it cannot be decoded.
+        BadImage: the image cannot be decoded.
     """
     if content.startswith(NPY):
         content = image_file(content)

@@ -1,4 +1,4 @@
-"""What views lose where images are kept smaller: in dB, against views of the originals."""
+"""Measure how much views lose if images are downscaled: PSNR against views of the originals."""
 
 import io
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from ssdistill.data.packing.encoding import member, smaller
 from ssdistill.data.splits import RawSplit
 
 SAMPLED, CROPS = 128, 4
-"""Images, and views of each."""
+"""Number of images, and of views of each."""
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
-"""Of views in pretraining: torchvision's ``RandomResizedCrop``."""
+"""Settings of pretraining views: those of torchvision's ``RandomResizedCrop``."""
 VIEW = 7 / 8
-"""Side of a view by the shorter side of an image: 224 of 256."""
+"""Side of a view relative to the shorter side of the image: 224 to 256."""
 MOST = 99.0
-"""dB of equal views."""
+"""PSNR of identical views, in dB."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Loss:
     """PSNR of views.
 
     Attributes:
-        view: side of the views, pixels.
-        num_images: how many images they were cut from.
-        median, worst: dB, of all views, and the 5th percentile.
+        view: side of the views in pixels.
+        num_images: number of images they were cropped from.
+        median, worst: median and 5th percentile over views, in dB.
     """
 
     view: int
@@ -41,13 +41,13 @@ class Loss:
 
 
 def measure(raw: RawSplit, short_side: int, quality: int) -> Loss | None:
-    """Compare views of some images with those of the same images kept smaller.
+    """Compare views of a sample of images with views of their downscaled versions.
 
-    Images and views are the same every time. A view's box is drawn on the smaller image, and that
-    of the original has the same edges, between its pixels: what is measured is detail, not shift.
+    The sample and the views are the same in every call. Boxes are drawn on the smaller image and
+    mapped to the original without rounding, so that the loss measures detail, not shift.
 
     Returns:
-        None where no image is made smaller.
+        None if no image is downscaled.
     """
     count, view = min(SAMPLED, len(raw)), max(1, round(short_side * VIEW))
     uniform_SK = torch.from_numpy(np.random.default_rng(0).random((count * CROPS, CROP_SLOTS)))
@@ -55,19 +55,19 @@ def measure(raw: RawSplit, short_side: int, quality: int) -> Loss | None:
     for k, row in enumerate(shuffled(np.arange(count), len(raw), 0, 0).tolist()):
         try:
             _, content = member(raw, row)
-            kept = smaller(content, short_side, quality)
+            encoded = smaller(content, short_side, quality)
         except BadImage:
             continue
-        if kept is None:
+        if encoded is None:
             continue
-        whole, small = _image(content), Image.open(io.BytesIO(kept), formats=("JPEG",))
+        whole, small = _image(content), Image.open(io.BytesIO(encoded), formats=("JPEG",))
         uniform_VK = uniform_SK[k * CROPS : (k + 1) * CROPS]
         boxes = random_boxes(uniform_VK, small.height, small.width, SCALE, RATIO)
         edges = (boxes.left_B, boxes.top_B, boxes.width_B, boxes.height_B)
-        across, down = whole.width / small.width, whole.height / small.height
+        scale_x, scale_y = whole.width / small.width, whole.height / small.height
         for left, top, width, height in torch.stack(edges, dim=1).tolist():
             box = (left, top, left + width, top + height)
-            larger = (left * across, top * down, box[2] * across, box[3] * down)
+            larger = (left * scale_x, top * scale_y, box[2] * scale_x, box[3] * scale_y)
             larger = (*larger[:2], min(larger[2], whole.width), min(larger[3], whole.height))
             psnr.append(_psnr(_view(small, box, view), _view(whole, larger, view)))
     if not psnr:

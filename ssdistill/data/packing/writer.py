@@ -1,7 +1,7 @@
-"""Write shards, several at a time; a packing that was interrupted goes on where it was.
+"""Write shards in parallel; an interrupted packing resumes.
 
-Equal images and settings give equal bytes: headers hold no times and no owners, and a shard's
-content depends on its own images only.
+Equal images and settings yield equal bytes: headers hold neither times nor owners, and the
+content of a shard depends only on its images.
 """
 
 import hashlib
@@ -28,29 +28,29 @@ from ssdistill.data.packing.loss import Loss, measure
 from ssdistill.data.progress import with_bar
 from ssdistill.data.shards.members import BLOCK
 from ssdistill.data.splits import SPLITS, RawSplit, Source
-from ssdistill.data.store_writer import refuse_bad
+from ssdistill.data.store_writer import check_bad_fraction
 from ssdistill.errors import UserError, shown
 from ssdistill.files import disk_errors, locked_by, write_atomically
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-"""Raise it when the same images and settings would give other bytes."""
+"""Increase it whenever the same images and settings yield other bytes."""
 META, CLASSES = "pack.json", "classes.txt"
 SHARD = re.compile(r"(train|test)-\d{6,}\.tar")
 OWN = {META, CHECKSUMS, CLASSES, ".pack.lock", ".ssdistill"}
-"""Files of a folder of shards beside the shards."""
+"""Files in a folder of shards that are not shards."""
 
 
 @dataclass(frozen=True)
 class Packing:
-    """How images are packed.
+    """How to pack images.
 
     Attributes:
-        short_side: pixels of the shorter side of what is larger; None keeps the originals.
-        quality: of JPEGs that are made smaller, from 1 to 100.
-        labels: whether each image has its class in a ``.cls``.
-        shard_images: most images in a shard.
+        short_side: shorter side in pixels that larger images are scaled to; None keeps originals.
+        quality: JPEG quality of downscaled images, from 1 to 100.
+        labels: whether to write the class of each image to a ``.cls`` file.
+        shard_images: maximum number of images per shard.
     """
 
     short_side: int | None = None
@@ -61,13 +61,13 @@ class Packing:
 
 @dataclass
 class PackedShard:
-    """What was written to one shard.
+    """The content of one shard.
 
     Attributes:
         images: number of images.
-        kept: how many of them are as they were.
-        original_bytes: of these images in the source.
-        left_out: (name, reason) of what could not be read.
+        kept: number of images that were not changed.
+        original_bytes: size of these images in the source.
+        left_out: (name, reason) of images that could not be read.
     """
 
     bytes: int = 0
@@ -83,9 +83,9 @@ class Packed:
     """A folder of shards.
 
     Attributes:
-        shards: by name, those of ``train`` first.
-        loss: of views in dB; None where no image was made smaller.
-        num_new: how many shards were written now.
+        shards: by name, starting with ``train``.
+        loss: of views, in dB; None if no image was downscaled.
+        num_new: number of shards written by this call.
     """
 
     shards: dict[str, PackedShard]
@@ -96,29 +96,28 @@ class Packed:
 def pack(source: Source, folder: Path, packing: Packing, max_bad: float = 0.05) -> Packed:
     """Write the images of a source as shards ``train-000000.tar``, …, and ``test-000000.tar``, …
 
-    Names and order are the source's. Finished shards of an interrupted packing are kept.
+    Names and order are those of the source. Finished shards of an interrupted packing are reused.
 
     Args:
-        max_bad: largest fraction of a split's images that may be unreadable, and is skipped.
+        max_bad: largest fraction of unreadable images in a split; these are skipped.
 
     Raises:
-        UserError: the folder holds something else, too many images are unreadable, or the source
-            has no labels and they are wanted.
+        UserError: the folder holds something else, too many images are unreadable, or labels are
+            requested and the source has none.
     """
     names = [name for name in SPLITS if name == "train" or source.has_test]
     splits, bands = {name: source.split(name) for name in names}, source.any_bands
     if bands and packing.short_side is not None:
         raise UserError(
-            "--short-side makes JPEGs of 8-bit RGB, but data.channels is set; remove one of them"
+            "--short-side writes JPEGs of 8-bit RGB, but data.channels is set; remove one of them"
         )
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        waiting = partial(log.warning, "waiting for another process that packs into %s", folder)
+        waiting = partial(log.warning, "waiting for another process to pack into %s", folder)
         with locked_by(folder / ".pack.lock", waiting, patience=1):
             task = {"format": FORMAT, **asdict(packing)} | ({"bands": True} if bands else {})
             task["images"] = {name: split.identity() for name, split in splits.items()}
-            known = _known(folder, task)
-            work = _Work(folder, task, known, packing, bands)
+            work = _Work(folder, task, _finished(folder, task), packing, bands)
             for name, split in splits.items():
                 work.write(name, split, max_bad)
             loss = None
@@ -131,8 +130,8 @@ def pack(source: Source, folder: Path, packing: Packing, max_bad: float = 0.05) 
     return Packed({name: work.done[name] for name in order}, loss, work.num_new)
 
 
-def _known(folder: Path, task: dict[str, Any]) -> dict[str, PackedShard]:
-    """Return the finished shards of the same task.
+def _finished(folder: Path, task: dict[str, Any]) -> dict[str, PackedShard]:
+    """Return the shards already finished for the same task.
 
     Raises:
         UserError: the folder holds something else.
@@ -141,23 +140,23 @@ def _known(folder: Path, task: dict[str, Any]) -> dict[str, PackedShard]:
         others = [name for name in sorted(os.listdir(folder)) if name not in OWN]
         if others:
             raise UserError(
-                f"--to {folder}: holds other files (first: {shown(others[0])}); name a new folder"
+                f"--to {folder}: holds other files (first: {shown(others[0])}); pass a new folder"
             )
         return {}
     try:
-        found = json.loads((folder / META).read_text())
-        was = dict(found["task"])
-        shards = {str(name): PackedShard(**shard) for name, shard in found["shards"].items()
+        content = json.loads((folder / META).read_text())
+        former = dict(content["task"])
+        shards = {str(name): PackedShard(**shard) for name, shard in content["shards"].items()
                   if SHARD.fullmatch(name)}  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(
             f"{folder / META}: damaged; delete the folder and pack the images again"
         ) from None
-    if was != task:
-        changed = ", ".join(key for key in task if was.get(key) != task[key])
+    if former != task:
+        changed = ", ".join(key for key in task if former.get(key) != task[key])
         raise UserError(
-            f"--to {folder}: was packed from other images or with other settings ({changed}); "
-            "name a new folder, or delete this one"
+            f"--to {folder}: packed from other images or with other settings ({changed}); pass a "
+            "new folder, or delete this one"
         )
     return {name: shard for name, shard in shards.items() if _has_size(folder / name, shard.bytes)}
 
@@ -169,17 +168,17 @@ def _has_size(path: Path, size: int) -> bool:
 
 
 class _Work:
-    """The shards of one folder; ``done`` are those that are finished."""
+    """The shards of one folder; ``done`` holds the finished ones."""
 
     def __init__(
         self,
         folder: Path,
         task: dict[str, Any],
-        known: dict[str, PackedShard],
+        done: dict[str, PackedShard],
         packing: Packing,
         bands: bool = False,
     ):
-        self.folder, self.task, self.done, self.packing = folder, task, dict(known), packing
+        self.folder, self.task, self.done, self.packing = folder, task, dict(done), packing
         self.bands = bands
         self.num_new = 0
         self._stop, self._lock = Event(), Lock()
@@ -191,7 +190,7 @@ class _Work:
             self._shards(name, split, label_N), len(split), f"packing {split.title}"
         ):
             left_out += [(name, reason) for name, reason in shard.left_out]
-            refuse_bad(split.title, left_out, len(split), max_bad)
+            check_bad_fraction(split.title, left_out, len(split), max_bad)
 
     def _shards(
         self, name: str, split: RawSplit, label_N: np.ndarray | None
@@ -240,19 +239,19 @@ class _Work:
         row: int,
         label_N: np.ndarray | None,
     ) -> None:
-        side, kept = self.packing.short_side, None
+        side, reduced = self.packing.short_side, None
         try:
             name, content = member(split, row, bands=self.bands)
             if side is not None:
-                kept = smaller(content, side, self.packing.quality)
+                reduced = smaller(content, side, self.packing.quality)
         except BadImage as error:
             shard.left_out.append((split.name(row), error.reason))
             return
         shard.images += 1
-        shard.kept += kept is None
+        shard.kept += reduced is None
         shard.original_bytes += len(content)
-        if kept is not None:
-            name, content = f"{name.rpartition('.')[0]}.jpg", kept
+        if reduced is not None:
+            name, content = f"{name.rpartition('.')[0]}.jpg", reduced
         output.member(name, content)
         if label_N is not None:
             folder, slash, file = name.rpartition("/")
@@ -266,7 +265,7 @@ class _Work:
 
 
 class _Hashed:
-    """Write members of an archive, and hash what is written."""
+    """Write members of an archive, and hash the output."""
 
     def __init__(self, file: IO[bytes]):
         self.file, self.digest, self.count = file, hashlib.sha256(), 0
@@ -285,7 +284,7 @@ class _Hashed:
 
 
 def _class_text(label: np.ndarray) -> str:
-    """Return what a ``.cls`` holds: a class or, of several labels, 0 or 1 for each class."""
+    """Return the content of a ``.cls`` file: a class, or 0 or 1 for each class."""
     return " ".join(str(int(value)) for value in np.atleast_1d(label))
 
 
@@ -293,7 +292,7 @@ def _labels(split: RawSplit) -> np.ndarray:
     try:
         return split.labels()
     except UserError as error:
-        raise UserError(f"{error}; to pack the images alone, omit --labels") from error
+        raise UserError(f"{error}; omit --labels to pack the images without labels") from error
 
 
 def _write_classes(folder: Path, split: RawSplit, packing: Packing) -> None:

@@ -1,4 +1,4 @@
-"""Tar archives of images (WebDataset's shards), read by row through an index of offsets.
+"""Tar archives of images (WebDataset shards), read by row through an index of offsets.
 
-How shards are written belongs in `packing`.
+Writing shards belongs in `packing`.
 """

@@ -1,7 +1,7 @@
-"""An index of the images in shards: where each one begins, in 24 bytes, read from headers alone.
+"""Index the images in shards: the offset of each, in 24 bytes, read from headers alone.
 
-It is kept beside the shards, or where that folder cannot be written to, among the user's own
-state. A shard of another name, size or time is indexed again, and no other.
+The index is stored next to the shards or, if that folder is read-only, in the user's state folder.
+Only shards whose name, size or time changed are indexed again.
 """
 
 import hashlib
@@ -24,6 +24,7 @@ from ssdistill.data.progress import with_bar
 from ssdistill.data.retry import retried
 from ssdistill.data.shards.scanning import RECORD, Contents, scan
 from ssdistill.data.shards.storage import Shard, Storage, folder_of
+from ssdistill.data.splitmix import mixed
 from ssdistill.errors import UserError, shown
 from ssdistill.files import (
     check_writable,
@@ -36,26 +37,26 @@ from ssdistill.files import (
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-"""Raise it when the same shards would be described differently."""
+"""Increase it whenever the records of the same shards change."""
 RECORDS, META, FOLDER = "records.npy", "shards.json", ".ssdistill"
-WAITING = "waiting for another process that is creating %s"
+WAITING = "waiting for another process to create %s"
 AT_ONCE = 64
-"""Shards whose records are in memory before they are written."""
+"""Shards whose records are held in memory before they are written."""
 FAR_WORKERS = 16
 
 
 class ShardIndex:
-    """The images of some shards, in order.
+    """The images of shards, in order.
 
     Args:
         shards: in this order.
-        label: suffix of labels, such as ``.cls``.
+        label: suffix of label files, such as ``.cls``.
 
     Attributes:
         records_N: (N,) :data:`RECORD`, mapped from disk.
         contents: of each shard.
-        unique: whether no two images have one name.
-        num_read: how many shards were read for this opening.
+        unique: whether all names of images are distinct.
+        num_read: number of shards read to create or update the index.
     """
 
     records_N: np.ndarray
@@ -72,15 +73,13 @@ class ShardIndex:
             except UserError as error:
                 problem = error
                 continue
-            waiting = partial(
-                log.warning, "waiting for another process that is creating %s", folder
-            )
+            waiting = partial(log.warning, WAITING, folder)
             with disk_errors(folder), locked_by(Path(f"{folder}.lock"), waiting, patience=1):
                 self._open(folder)
-            self.start_S = np.cumsum([0, *(found.count for found in self.contents)])
+            self.start_S = np.cumsum([0, *(content.count for content in self.contents)])
             self._starts: list[int] = self.start_S.tolist()
             return
-        raise UserError(f"{problem}; SSDISTILL_STATE names one") from problem
+        raise UserError(f"{problem}; set SSDISTILL_STATE to a writable one") from problem
 
     def __len__(self) -> int:
         return len(self.records_N)
@@ -89,46 +88,39 @@ class ShardIndex:
         return bisect_right(self._starts, row) - 1
 
     def place(self, row: int) -> tuple[Shard, int, int, int, int]:
-        """Return an image's shard, block, size, distance of its label, and blocks of headers."""
+        """Return shard, block, size, distance to the label, and header blocks of an image."""
         _, *numbers = self.records_N[row].item()
         return self.shards[self.shard_of(row)], *numbers
 
     def stamps(self) -> np.ndarray:
-        """Return (N,) uint64 that change with an image's shard, name, place or size."""
+        """Return (N,) uint64 that change with the shard, name, offset or size of an image."""
         stamp_N = np.empty(len(self), dtype=np.uint64)
         for k, shard in enumerate(self.shards):
             part = self.records_N[self.start_S[k] : self.start_S[k + 1]]
             place = part["block"].astype(np.uint64) << np.uint64(32) | part["size"]
-            of_shard = np.uint64(shard.number)
+            shard_number = np.uint64(shard.number)
             stamp_N[self.start_S[k] : self.start_S[k + 1]] = mixed(
-                part["key"] ^ mixed(place ^ of_shard)
+                part["key"] ^ mixed(place ^ shard_number)
             )
         return stamp_N
 
     def _open(self, folder: Path) -> None:
-        known = _read(folder)
-        now = [asdict(shard) for shard in self.shards]
-        if known is None or known[1] != now:
-            self.num_read = _write(folder, self.storage, self.shards, self.label, known)
-            known = _read(folder)
+        stored = _read(folder)
+        shards = [asdict(shard) for shard in self.shards]
+        if stored is None or stored[1] != shards:
+            self.num_read = _write(folder, self.storage, self.shards, self.label, stored)
+            stored = _read(folder)
         else:
             self.num_read = 0
-        if known is None:
-            raise OSError("cannot be read")
-        mapped_N, _, self.contents, self.unique = known
-        # A plain array over the same pages is indexed several times faster than a mapped one.
+        if stored is None:
+            raise OSError("the index cannot be read")
+        mapped_N, _, self.contents, self.unique = stored
+        # Indexing a plain array over the same pages is several times faster than a memmap.
         self.records_N = np.asarray(mapped_N)
 
 
-def mixed(number_N: np.ndarray) -> np.ndarray:
-    """Return hashes of (N,) uint64: the finalizer of SplitMix64 (doi:10.1145/2714064.2660195)."""
-    number_N = (number_N ^ (number_N >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    number_N = (number_N ^ (number_N >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return number_N ^ (number_N >> np.uint64(31))
-
-
 def _folders(storage: Storage, shards: Sequence[Shard], label: str) -> Iterator[Path]:
-    """Yield folders for the index, the best first."""
+    """Yield possible folders of the index, the preferred one first."""
     place = shards[0].place
     if not storage.far and os.access(folder_of(place), os.W_OK):
         key = _key([label, *(shard.name for shard in shards)])
@@ -140,28 +132,28 @@ def _key(names: Sequence[str]) -> str:
     return hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
 
-Known = tuple[np.ndarray, list[dict], list[Contents], bool]
+Stored = tuple[np.ndarray, list[dict], list[Contents], bool]
 
 
-def _read(folder: Path) -> Known | None:
-    """Return what an index holds; None if there is none that can be used."""
+def _read(folder: Path) -> Stored | None:
+    """Return the content of an index; None if it is missing or damaged."""
     with suppress(OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         meta = json.loads((folder / META).read_text())
         records_N = np.load(folder / RECORDS, mmap_mode="r")
-        contents = [Contents(**found) for found in meta["contents"]]
-        whole = sum(found.count for found in contents) == len(records_N)
-        if meta["format"] == FORMAT and whole and records_N.dtype == RECORD:
+        contents = [Contents(**content) for content in meta["contents"]]
+        complete = sum(content.count for content in contents) == len(records_N)
+        if meta["format"] == FORMAT and complete and records_N.dtype == RECORD:
             return records_N, meta["shards"], contents, bool(meta["unique"])
     return None
 
 
 def _write(
-    folder: Path, storage: Storage, shards: Sequence[Shard], label: str, known: Known | None
+    folder: Path, storage: Storage, shards: Sequence[Shard], label: str, former: Stored | None
 ) -> int:
-    """Write an index, with what is known; return how many shards were read.
+    """Write an index, reusing a former one; return the number of shards read.
 
-    Records are written in order rather than mapped: on a full disk a write raises, where a store
-    into mapped memory kills the process.
+    The file is written sequentially, not through a memory map: on a full disk a write raises an
+    error, while an assignment to mapped memory kills the process.
     """
     (folder / META).unlink(missing_ok=True)
     contents: list[Contents] = []
@@ -169,19 +161,19 @@ def _write(
     with open(unfinished, "wb") as file:
         _write_header(file, 0)
         title = f"indexing {shown(shards[0].name)}" + (", …" if len(shards) > 1 else "")
-        pieces = _pieces(storage, shards, label, _by_shard(known) if known else {})
+        pieces = _pieces(storage, shards, label, _by_shard(former) if former else {})
         for _, entries, fresh in with_bar(pieces, len(shards), title):
             num_read += fresh
-            for records_M, found in entries:
+            for records_M, content in entries:
                 file.write(records_M.tobytes())
-                contents.append(found)
+                contents.append(content)
         file.seek(0)
-        _write_header(file, sum(found.count for found in contents))
+        _write_header(file, sum(content.count for content in contents))
         file.flush()
         os.fsync(file.fileno())
     os.replace(unfinished, folder / RECORDS)
     meta: dict[str, Any] = {"format": FORMAT, "shards": [asdict(shard) for shard in shards]}
-    meta["contents"] = [asdict(found) for found in contents]
+    meta["contents"] = [asdict(content) for content in contents]
     key_N = np.sort(np.load(folder / RECORDS, mmap_mode="r")["key"])
     meta["unique"] = not bool((key_N[1:] == key_N[:-1]).any())
     write_atomically(folder / META, json.dumps(meta) + "\n")
@@ -189,7 +181,7 @@ def _write(
 
 
 def _write_header(file: IO[bytes], count: int) -> None:
-    # numpy pads the header so that its length does not depend on the first axis.
+    # numpy pads the header, so its length does not depend on the first axis.
     header = {"descr": RECORD.descr, "fortran_order": False, "shape": (count,)}
     np.lib.format.write_array_header_1_0(file, header)
 
@@ -197,19 +189,19 @@ def _write_header(file: IO[bytes], count: int) -> None:
 Entry = tuple[np.ndarray, Contents]
 
 
-def _by_shard(known: Known) -> dict[Shard, Entry]:
-    records_N, shards, contents, _ = known
+def _by_shard(stored: Stored) -> dict[Shard, Entry]:
+    records_N, shards, contents, _ = stored
     entries, at = {}, 0
-    for shard, found in zip(shards, contents, strict=True):
-        entries[Shard(**shard)] = (records_N[at : at + found.count], found)
-        at += found.count
+    for shard, content in zip(shards, contents, strict=True):
+        entries[Shard(**shard)] = (records_N[at : at + content.count], content)
+        at += content.count
     return entries
 
 
 def _pieces(
     storage: Storage, shards: Sequence[Shard], label: str, old: dict[Shard, Entry]
 ) -> Iterator[tuple[Sequence[Shard], list[Entry], int]]:
-    """Yield some shards, what is in each, and how many of them were read for it."""
+    """Yield pieces of the shards, the entry of each shard, and the number of shards read."""
     with ThreadPoolExecutor(FAR_WORKERS if storage.far else os.cpu_count() or 1) as pool:
         for start in range(0, len(shards), AT_ONCE):
             piece = shards[start : start + AT_ONCE]

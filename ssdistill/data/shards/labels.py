@@ -1,4 +1,4 @@
-"""Labels of images in shards, from members of the same name; read when they are wanted."""
+"""Read labels of images in shards, from members of the same name."""
 
 import json
 import re
@@ -19,32 +19,32 @@ from ssdistill.data.shards.split import TarSplit
 from ssdistill.errors import UserError, shortened, shown
 
 LARGEST_LABEL = 1 << 20
-"""Bytes of a ``.json``."""
+"""Maximum size of a ``.json`` file in bytes."""
 LONGEST_NAME = 200
-"""Characters of a class name; what is longer is a caption."""
-APART = r"[\s,;]+"
-NUMBERS = re.compile(rf"\d+({APART}\d+)+")
+"""Maximum length of a class name in characters; longer texts are captions."""
+SEPARATOR = r"[\s,;]+"
+NUMBERS = re.compile(rf"\d+({SEPARATOR}\d+)+")
 PIECE = 4096
 WORKERS = 4
 
 
-class Answers:
-    """What stands in the labels of a split.
+class LabelTexts:
+    """The labels of a split, as texts.
 
     Attributes:
-        texts: each that occurs, once.
+        texts: the distinct texts.
         parts: the labels in each text.
-        code_N: (N,) int64, where in ``texts`` each image's is.
+        code_N: (N,) int64, the position of each image's label in ``texts``.
     """
 
     def __init__(self, split: TarSplit, field: str):
         """Read the label of every image.
 
         Args:
-            field: of a ``.json`` that is an object.
+            field: of ``.json`` objects.
 
         Raises:
-            UserError: a label that cannot be read, or is none.
+            UserError: a label cannot be read, or is invalid.
         """
         codes: dict[str, int] = {}
         self.code_N = np.empty(len(split), dtype=np.int64)
@@ -57,7 +57,8 @@ class Answers:
         try:
             return parts_of(self.texts[code])
         except ValueError as error:
-            raise _refused(split, int((self.code_N == code).argmax()), f"has {error}") from error
+            row = int((self.code_N == code).argmax())
+            raise _label_error(split, row, f"has {error}") from error
 
     @property
     def several(self) -> bool:
@@ -66,12 +67,12 @@ class Answers:
 
     @property
     def one(self) -> list[str]:
-        """The label in each text, where none has several."""
+        """The label in each text, if none has several."""
         return [parts[0] for parts in self.parts]
 
     @property
     def numbers(self) -> np.ndarray | None:
-        """(K,) the whole number that each text is; None if any is none."""
+        """(K,) int64, the texts as whole numbers; None if any is not a number."""
         texts = self.one
         if not all(text.removeprefix("-").isdecimal() and len(text) < 19 for text in texts):
             return None
@@ -79,44 +80,47 @@ class Answers:
 
 
 def label_values(
-    split: TarSplit, answers: Answers, other: Answers | None
+    split: TarSplit, labels: LabelTexts, other: LabelTexts | None
 ) -> tuple[np.ndarray, tuple[str, ...] | None]:
-    """Return (N,) int64 classes of a split; or (N, K) bool, and their names, of several an image.
+    """Return the labels of a split, (N,) int64, or (N, K) bool if images have several.
 
-    Whole numbers are classes as they are. Other texts are names, and their places in the sorted
-    list of all names, of both splits, are the classes.
+    Also return class names by number; None for numbers, and for one label per image.
+
+    Whole numbers are used as classes. Other texts are class names, which are numbered in sorted
+    order over both splits.
 
     Args:
-        other: what stands in the labels of the other split, which counts, too.
+        labels: of the split.
+        other: labels of the other split; None if there are none.
 
     Raises:
-        UserError: labels that are none, or none of an image where each has one.
+        UserError: labels are invalid, or missing where each image must have one.
     """
-    if answers.several or (other is not None and other.several):
-        parts_U = [*answers.parts, *(other.parts if other else ())]
+    if labels.several or (other is not None and other.several):
+        parts_U = [*labels.parts, *(other.parts if other else ())]
         value_UK, names = multi_hot(parts_U, split.title)
-        return rows_of(value_UK, answers.code_N, split.title), names
-    if not all(answers.parts):
-        code = answers.parts.index(())
-        raise _refused(split, int((answers.code_N == code).argmax()), "is empty")
-    if (number_K := answers.numbers) is not None:
-        label_N = class_labels(number_K[answers.code_N], f"{split.title}: its labels", len(split))
+        return rows_of(value_UK, labels.code_N, split.title), names
+    if not all(labels.parts):
+        code = labels.parts.index(())
+        raise _label_error(split, int((labels.code_N == code).argmax()), "is empty")
+    if (number_K := labels.numbers) is not None:
+        label_N = class_labels(number_K[labels.code_N], f"{split.title}: its labels", len(split))
         return label_N, None
-    names = {*answers.one, *(parts[0] for parts in (other.parts if other else ()) if parts)}
+    names = {*labels.one, *(parts[0] for parts in (other.parts if other else ()) if parts)}
     if len(names) > max(2, len(split) // 2):
         raise UserError(
             f"{split.title}: its labels are {len(names)} different texts, such as "
-            f"{shortened(answers.one[0])}, not classes; {IGNORE}"
+            f"'{shortened(labels.one[0])}', rather than classes; {IGNORE}"
         )
     place = {name: k for k, name in enumerate(sorted(names))}
-    place_K = np.array([place[text] for text in answers.one], dtype=np.int64)
-    return place_K[answers.code_N], None
+    place_K = np.array([place[text] for text in labels.one], dtype=np.int64)
+    return place_K[labels.code_N], None
 
 
-def _refused(split: TarSplit, i: int, why: object) -> UserError:
+def _label_error(split: TarSplit, i: int, reason: object) -> UserError:
     return UserError(
         f"{shown(split.title)}: the {split.index.label} of {shown(split.name(i))} "
-        f"{shortened(why, 150)}; correct it, or {IGNORE}"
+        f"{shortened(reason, 150)}; correct it, or {IGNORE}"
     )
 
 
@@ -125,7 +129,7 @@ def _texts(split: TarSplit, field: str) -> Iterator[tuple[int, str]]:
         try:
             return _checked(retried(lambda _: _content(split, i), i, split.title), split, field)
         except (BadImage, ValueError, RecursionError) as error:
-            raise _refused(split, i, error) from error
+            raise _label_error(split, i, error) from error
 
     with ThreadPoolExecutor(FAR_WORKERS if split.index.storage.far else WORKERS) as pool:
         for start in range(0, len(split), PIECE):
@@ -134,24 +138,24 @@ def _texts(split: TarSplit, field: str) -> Iterator[tuple[int, str]]:
 
 
 def _content(split: TarSplit, i: int) -> bytes:
-    """Read a label, and with it the header in front of it, which has its size."""
+    """Read a label together with the header before it, which holds its size."""
     shard, block, _, distance, _ = split.place(i)
     start = (block + distance - 1) * BLOCK
     length = min(2 * BLOCK, shard.size - start)
     if start < 0 or length < BLOCK:
-        raise BadImage("is not where the index says; run the command again")
+        raise BadImage("has moved since it was indexed; run the command again")
     both = split.index.storage.read(shard, start, length)
-    # A name that is longer has headers of its own before this one.
+    # The name of the label is not needed: a long name has extra headers before this one.
     member = None
     with suppress(DamagedTar):
         parts = members(lambda at, count: both[at : at + count], length + LARGEST_LABEL)
         member = next(parts, None)
     if member is None:
-        raise BadImage("is not where the index says; run the command again")
+        raise BadImage("has moved since it was indexed; run the command again")
     if member.size > LARGEST_LABEL:
-        raise BadImage(f"has {member.size} bytes")
+        raise BadImage(f"has {member.size} bytes, more than {LARGEST_LABEL}")
     if start + BLOCK + member.size > shard.size:
-        raise BadImage(f"is cut off with {shown(shard.name)}")
+        raise BadImage(f"is truncated at the end of {shown(shard.name)}")
     if member.size > len(both) - BLOCK:
         return split.index.storage.read(shard, start + BLOCK, member.size)
     return both[BLOCK : BLOCK + member.size]
@@ -162,23 +166,23 @@ def _checked(content: bytes, split: TarSplit, field: str) -> str:
         value: Any = json.loads(content)
         for key in field.split(".") if isinstance(value, dict) else ():
             if not isinstance(value, dict) or key not in value:
-                raise ValueError(f"has no field '{key}'; name one with data.label=json.FIELD")
+                raise ValueError(f"has no field '{key}'; set data.label=json.FIELD")
             value = value[key]
         if isinstance(value, list):
-            return joined([_named(int(v) if isinstance(v, bool) else v) for v in value])
-        text = _named(value)
+            return joined([_label_text(int(v) if isinstance(v, bool) else v) for v in value])
+        text = _label_text(value)
         if not text:
             raise ValueError("is empty")
         return text
     text = content.decode("utf-8").strip()
-    # A name may contain blanks; several numbers are several classes.
-    return joined(re.split(APART, text)) if NUMBERS.fullmatch(text) else _named(text)
+    # A name may contain spaces; several numbers are several labels.
+    return joined(re.split(SEPARATOR, text)) if NUMBERS.fullmatch(text) else _label_text(text)
 
 
-def _named(value: Any) -> str:
+def _label_text(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise ValueError(f"holds {shortened(repr(value))}, not one number or name")
+        raise ValueError(f"holds {shortened(repr(value))} instead of one number or name")
     text = str(value).strip()
     if len(text) > LONGEST_NAME:
-        raise ValueError(f"is a text of {len(text)} characters")
+        raise ValueError(f"has {len(text)} characters")
     return text

@@ -1,7 +1,7 @@
-"""Walk through the headers of a tar archive; nothing is unpacked, and no content is read.
+"""Iterate over the headers of a tar archive, without extracting or reading contents.
 
-Formats: POSIX.1-1988 (ustar), POSIX.1-2001 (pax) and GNU, as in Python's ``tarfile``, which takes
-several times as long.
+Formats: POSIX.1-1988 (ustar), POSIX.1-2001 (pax) and GNU, as in Python's ``tarfile``, which is
+several times slower.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,28 +13,28 @@ BARE = (b"1", b"2", b"3", b"4", b"5", b"6")
 """Links, devices, folders and pipes, which have no content."""
 LONG_NAME, LONG_LINK, PAX, PAX_OF_ALL, SPARSE = b"L", b"K", b"x", b"g", b"S"
 LONGEST = 1 << 20
-"""Bytes of a name, or of pax records; a name may have as many as some system allows."""
+"""Maximum size of a name or of pax records, in bytes."""
 COMPRESSED = {
     b"\x1f\x8b": ("gzip", "gunzip"),
     b"BZh": ("bzip2", "bunzip2"),
     b"\xfd7zXZ\0": ("xz", "unxz"),
     b"\x28\xb5\x2f\xfd": ("zstd", "unzstd"),
 }
-"""First bytes of compressed files, the format, and the program that unpacks it."""
+"""First bytes of compressed files, the format, and the program that decompresses it."""
 
 
 class DamagedTar(Exception):
-    """The archive ends, or makes no sense, at some byte."""
+    """The archive is truncated or invalid; the message names the byte."""
 
 
 class Member(NamedTuple):
     """A file in an archive.
 
     Attributes:
-        name: as it is stored, undecoded.
-        head: byte at which its headers begin.
-        data: byte at which its content begins.
-        size: bytes of content.
+        name: as stored, undecoded.
+        head: offset of its headers.
+        data: offset of its content.
+        size: of its content in bytes.
     """
 
     name: bytes
@@ -47,12 +47,12 @@ def members(read: Callable[[int, int], bytes], end: int) -> Iterator[Member]:
     """Yield the regular files of an archive in order.
 
     Args:
-        read: gives up to so many bytes from a position on.
-        end: size of the archive, bytes.
+        read: returns up to the given number of bytes from an offset.
+        end: size of the archive in bytes.
 
     Raises:
-        DamagedTar: after what could be read: a header that is none, or an end before the archive's.
-            A member whose content is cut off is yielded before.
+        DamagedTar: after all intact members: a header is invalid, or the archive is truncated. A
+            member with truncated content is yielded first.
     """
     at = head = 0
     name: bytes | None = None
@@ -60,7 +60,7 @@ def members(read: Callable[[int, int], bytes], end: int) -> Iterator[Member]:
     while at < end:
         block = read(at, BLOCK)
         if len(block) < BLOCK:
-            raise DamagedTar(f"it is cut off at byte {end}")
+            raise DamagedTar(f"truncated at byte {end}")
         if block.count(0) == BLOCK:
             return
         kind, size = _checked(block, at)
@@ -83,10 +83,10 @@ def members(read: Callable[[int, int], bytes], end: int) -> Iterator[Member]:
             yield Member(_name(block) if name is None else name, head, data, size)
             if data + size > end:
                 missing = data + size - end
-                raise DamagedTar(f"it is cut off at byte {end}: {missing} bytes are missing")
+                raise DamagedTar(f"truncated at byte {end}: {missing} bytes are missing")
         at = head = data if kind in BARE else _after(data, size)
         name = size_of_pax = None
-    raise DamagedTar(f"it is cut off at byte {end}: the blocks that end an archive are missing")
+    raise DamagedTar(f"truncated at byte {end}: the end-of-archive blocks are missing")
 
 
 def _after(data: int, size: int) -> int:
@@ -97,7 +97,7 @@ def _checked(block: bytes, at: int) -> tuple[bytes, int]:
     """Return type and size of a header.
 
     Raises:
-        DamagedTar: its checksum, over the header with spaces in the place of it, is another.
+        DamagedTar: the checksum differs (computed with spaces in its own field).
     """
     total = sum(block) - sum(block[148:156]) + 8 * 32
     try:
@@ -105,14 +105,14 @@ def _checked(block: bytes, at: int) -> tuple[bytes, int]:
     except ValueError:
         stated = size = -1
     if stated != total or size < 0:
-        raise DamagedTar(f"no header at byte {at}")
+        raise DamagedTar(f"invalid header at byte {at}")
     return block[156:157], size
 
 
 def _number(field: bytes) -> int:
     """Read an octal number, or one of base 256 with the highest bit set (GNU)."""
     if field[0] & 0x80:
-        # 0xFF begins a negative one.
+        # Negative numbers begin with 0xFF.
         return -1 if field[0] == 0xFF else int.from_bytes(field[1:], "big")
     return int(field.split(b"\0", 1)[0].strip() or b"0", 8)
 
@@ -125,15 +125,15 @@ def _name(block: bytes) -> bytes:
 
 def _body(read: Callable[[int, int], bytes], data: int, size: int, end: int) -> bytes:
     if size > LONGEST:
-        raise DamagedTar(f"a name of {size} bytes at byte {data}")
+        raise DamagedTar(f"a name of {size} bytes at byte {data} is too long")
     body = read(data, size)
     if len(body) < size:
-        raise DamagedTar(f"it is cut off at byte {end}")
+        raise DamagedTar(f"truncated at byte {end}")
     return body
 
 
 def _pax(body: bytes, name: bytes | None, at: int) -> tuple[bytes | None, int | None]:
-    """Return name and size of the next member: records are ``LENGTH KEY=VALUE``, a line each."""
+    """Return name and size of the next member; each line is a record ``LENGTH KEY=VALUE``."""
     size, start = None, 0
     try:
         while start < len(body) and body[start]:
@@ -150,12 +150,12 @@ def _pax(body: bytes, name: bytes | None, at: int) -> tuple[bytes | None, int | 
                     raise ValueError
             start += int(length)
     except ValueError:
-        raise DamagedTar(f"extended headers that cannot be read at byte {at}") from None
+        raise DamagedTar(f"invalid extended header at byte {at}") from None
     return name, size
 
 
 def _after_maps(read: Callable[[int, int], bytes], block: bytes, data: int, end: int) -> int:
-    """Return where the content of a sparse file begins: maps of its holes may precede it."""
+    """Return the offset of the content of a sparse file, after any maps of its holes."""
     more = block[482]
     while more and data < end:
         more = (read(data, BLOCK) or bytes(BLOCK))[-8]

@@ -1,4 +1,4 @@
-"""Names of shards from a pattern in braces, as shells and WebDataset write them."""
+"""Expand brace patterns of shard names, as in shells and WebDataset."""
 
 import itertools
 import re
@@ -10,30 +10,30 @@ _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 
 
 def expand(pattern: str) -> list[str]:
-    """Return ``train-{000..012}.tar`` or ``{train,extra}.tar`` as the names it stands for.
+    """Expand a pattern such as ``train-{000..012}.tar`` or ``{train,extra}.tar`` to names.
 
-    Numbers keep the width of the first; several pairs of braces give all combinations, the last
-    counting fastest.
+    Numbers are padded to the width of the first. Several pairs of braces yield all combinations,
+    the last varying fastest.
 
     Raises:
-        UserError: more than :data:`MOST_SHARDS` names, or braces that stand for none.
+        UserError: the pattern has more than :data:`MOST_SHARDS` names, or invalid braces.
     """
     literals, choices, at, count = list[str](), list[list[str]](), 0, 1
-    for found in _BRACES.finditer(pattern):
-        first, last, words = found.groups()
+    for match in _BRACES.finditer(pattern):
+        first, last, words = match.groups()
         count *= abs(int(last) - int(first)) + 1 if words is None else words.count(",") + 1
         if count > MOST_SHARDS:
             raise UserError(
-                f"data.path={shortened(pattern)}: stands for more than {MOST_SHARDS} shards; "
-                "correct the numbers in its braces"
+                f"data.path={shortened(pattern)}: expands to more than {MOST_SHARDS} shards; "
+                "correct the numbers in braces"
             )
-        literals.append(pattern[at : found.start()])
+        literals.append(pattern[at : match.start()])
         choices.append(_numbers(first, last) if words is None else words.split(","))
-        at = found.end()
+        at = match.end()
     if any(brace in literal for literal in (*literals, pattern[at:]) for brace in "{}"):
         raise UserError(
-            f"data.path={shortened(pattern)}: braces hold numbers {{000..012}} or words {{a,b}}; "
-            "correct them"
+            f"data.path={shortened(pattern)}: invalid braces; write numbers as {{000..012}}, words "
+            "as {{a,b}}"
         )
     return [
         "".join(map("".join, zip(literals, chosen, strict=True))) + pattern[at:]

@@ -1,4 +1,4 @@
-"""Find the images of a shard, and the label of each, from its headers."""
+"""Find the images of a shard and their labels, from headers alone."""
 
 import hashlib
 from array import array
@@ -9,33 +9,33 @@ import numpy as np
 
 from ssdistill.data.bad_image import BadImage
 from ssdistill.data.formats import reads_suffix
-from ssdistill.data.listing import EXTENSIONS, PASSED_OVER
+from ssdistill.data.listing import EXTENSIONS, IGNORED_FOLDERS
 from ssdistill.data.shards.members import BLOCK, COMPRESSED, DamagedTar, Member, members
 from ssdistill.data.shards.storage import Shard, Storage
 
 RECORD = np.dtype(
     [("key", "<u8"), ("block", "<u4"), ("size", "<u4"), ("label", "<i4"), ("head", "<u4")]
 )
-"""An image: a hash of its name; the block its content begins at, and the bytes of it; how many
-blocks further its label begins, 0 for none; and the blocks of its headers."""
+"""One image: a hash of its name, the first block and the size in bytes of its content, the distance
+in blocks to its label (0 for none), and the number of header blocks."""
 IMAGES = frozenset((*EXTENSIONS, ".npy"))
 LARGEST = (1 << 32) - 1
 NONE = 1 << 62
-"""Distance to a label that there is not."""
+"""Distance to a missing label."""
 MOST_SUFFIXES = 50
-"""Suffixes of other members that are counted one by one."""
+"""Number of suffixes of other members to count separately."""
 
 
 @dataclass
 class Contents:
-    """What was found in a shard.
+    """The content of a shard.
 
     Attributes:
         count: number of images.
-        labeled: how many of them have a label.
+        labeled: number of images with a label.
         others: number of other members by suffix.
-        unsafe: how many members were ignored for their name: absolute, or with ``..``.
-        problem: why reading it ended before its end; empty for none.
+        unsafe: number of members ignored for their names, absolute or with ``..``.
+        problem: why only part of the shard could be read; empty if all of it was.
     """
 
     count: int = 0
@@ -46,29 +46,29 @@ class Contents:
 
 
 def scan(storage: Storage, shard: Shard, label: str) -> tuple[np.ndarray, Contents]:
-    """Return the images of a shard, (M,) :data:`RECORD`, and what else is in it.
+    """Return the images of a shard, (M,) :data:`RECORD`, and a summary of its content.
 
-    A label belongs to the images whose name is the same up to the first dot, as WebDataset
-    groups them; of several, the nearest in the shard is an image's, on the side where the first
-    image has it.
+    As in WebDataset, an image and its label have the same name up to the first dot. Of several
+    labels, an image gets the nearest in the shard, preferring the side where the first image has
+    its label.
 
     Raises:
         OSError: the shard cannot be read.
-        BadImage: it is compressed, or larger than an index can say.
+        BadImage: it is compressed, or too large for the index.
     """
     if shard.size > LARGEST * BLOCK:
-        raise BadImage(f"{shard.size} bytes; split it into shards of at most {LARGEST * BLOCK}")
+        raise BadImage(f"has {shard.size} bytes; split it into shards of at most {LARGEST * BLOCK}")
     images, labels, contents = _Images(), _Labels(), Contents()
     others: Counter[str] = Counter()
     with storage.reader(shard) as read:
-        _refuse_compressed(read(0, 8))
+        _check_uncompressed(read(0, 8))
         try:
             for number, member in enumerate(members(read, shard.size)):
                 folder, _, file = member.name.rpartition(b"/")
                 suffix = _suffix(file)
                 if _unsafe(member.name):
                     contents.unsafe += 1
-                elif _passed_over(folder, file):
+                elif _is_ignored(folder, file):
                     others["hidden"] += 1
                 elif suffix == label:
                     labels.add(folder, file, member, number)
@@ -84,12 +84,12 @@ def scan(storage: Storage, shard: Shard, label: str) -> tuple[np.ndarray, Conten
     return records_M, contents
 
 
-def _refuse_compressed(head: bytes) -> None:
+def _check_uncompressed(head: bytes) -> None:
     for signature, (name, program) in COMPRESSED.items():
         if head.startswith(signature):
             raise BadImage(
-                f"is compressed with {name}, so that no image can be read before those in front "
-                f"of it; unpack it with {program} (images are compressed themselves)"
+                f"is compressed with {name}, which rules out random access; decompress it with "
+                f"{program} (the images themselves stay compressed)"
             )
 
 
@@ -102,12 +102,13 @@ def _unsafe(name: bytes) -> bool:
     return name.startswith(b"/") or b"\\" in name or (b".." in name and b".." in name.split(b"/"))
 
 
-def _passed_over(folder: bytes, file: bytes) -> bool:
+def _is_ignored(folder: bytes, file: bytes) -> bool:
     if file.startswith(b"."):
         return True
     parts = folder.split(b"/") if folder else ()
     return any(
-        (part.startswith(b".") and part != b".") or part.decode("utf-8", "replace") in PASSED_OVER
+        (part.startswith(b".") and part != b".")
+        or part.decode("utf-8", "replace") in IGNORED_FOLDERS
         for part in parts
     )
 
@@ -117,20 +118,20 @@ def _hash(text: bytes) -> int:
 
 
 class _Labels:
-    """Labels of a shard: a hash of the name up to its first dot, and where each is."""
+    """Labels of a shard: a hash of the name up to its first dot, and the position."""
 
     def __init__(self) -> None:
         self.groups, self.blocks, self.numbers = array("Q"), array("Q"), array("Q")
 
     def add(self, folder: bytes, file: bytes, member: Member, number: int) -> None:
-        """Add a member, the so-manieth of the shard."""
+        """Add a member, given its number in the shard."""
         self.groups.append(_hash(folder + b"/" + file.split(b".", 1)[0]))
         self.blocks.append(member.data // BLOCK)
         self.numbers.append(number)
 
 
 class _Images(_Labels):
-    """Images of a shard; numbers only, since a shard may hold millions."""
+    """Images of a shard, stored as numbers, since there may be millions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -159,15 +160,16 @@ def _numbers(values: array) -> np.ndarray:
 
 
 def _nearest(images: _Images, labels: _Labels) -> np.ndarray:
-    """Return how many blocks after an image the nearest label of its group begins, (M,) int64.
+    """Return the distance in blocks from each image to the nearest label of its group.
 
-    0 where there is none.
+    Returns:
+        (M,) int64, negative before the image, 0 without a label.
     """
     group_K, rank_L = np.unique(_numbers(labels.groups), return_inverse=True)
     group_M = _numbers(images.groups)
     rank_M = np.minimum(np.searchsorted(group_K, group_M), len(group_K) - 1)
     has_M = group_K[rank_M] == group_M
-    # Group and place in one number, so that a group's labels are sorted by where they are.
+    # Combine group and position in one number, to sort the labels of a group by position.
     place_L = rank_L << 32 | _numbers(labels.numbers)
     order_L = np.argsort(place_L)
     place_M = rank_M << 32 | _numbers(images.numbers)
@@ -182,5 +184,5 @@ def _nearest(images: _Images, labels: _Labels) -> np.ndarray:
         found_M = np.where(distance_M < best_M, label_M, found_M)
         best_M = np.minimum(distance_M, best_M)
     offset_M = _numbers(labels.blocks)[found_M] - _numbers(images.blocks)
-    # What does not fit into the record is no neighbor.
+    # Distances that do not fit into the record count as missing.
     return np.where((best_M < NONE) & (abs(offset_M) < 1 << 31), offset_M, 0)

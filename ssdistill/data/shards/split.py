@@ -1,4 +1,4 @@
-"""A split whose images are members of tar archives."""
+"""A split of images in tar archives."""
 
 import hashlib
 import io
@@ -16,24 +16,25 @@ from ssdistill.data.array_member import image_file
 from ssdistill.data.bad_image import BadImage
 from ssdistill.data.decode import is_deep_file
 from ssdistill.data.encoded_split import EncodedSplit
-from ssdistill.data.shards.index import FAR_WORKERS, ShardIndex, mixed
+from ssdistill.data.shards.index import FAR_WORKERS, ShardIndex
 from ssdistill.data.shards.members import BLOCK, LONGEST, DamagedTar, members
 from ssdistill.data.shards.storage import Shard
+from ssdistill.data.splitmix import mixed
 from ssdistill.errors import shown
 
 MOST_HEADERS = 4 * LONGEST // BLOCK
-"""Blocks of the headers of one member."""
+"""Maximum number of header blocks of one member."""
 LAST_NAMES = 4096
-"""Names kept of images read from elsewhere, so that to name one is no request of its own."""
+"""Number of names of remote images to cache, since each costs a request."""
 
 
 class Rows:
-    """The rows of an index that a split has: all, or all but those held out, or these alone.
+    """The rows of a split in an index: all of them, those held out, or all others.
 
-    Only those held out are kept, 8 bytes each.
+    Only held-out rows are stored, in 8 bytes each.
 
     Args:
-        count: rows of the index.
+        count: number of rows of the index.
         held_out: (M,) int64, sorted.
         part: ``test`` for the held-out rows, ``train`` for the others.
     """
@@ -48,7 +49,7 @@ class Rows:
         return self._count
 
     def row(self, position: int) -> int:
-        """Return one row; faster than of an array of one."""
+        """Return a single row; faster than indexing with an array."""
         if not 0 <= position < self._count:
             raise IndexError(f"image {position} of {self._count}")
         if self.part == "test":
@@ -66,35 +67,35 @@ class Rows:
 def held_out_rows(index: ShardIndex, fraction: float) -> np.ndarray:
     """Return the rows whose names have the smallest hashes, (M,) int64, sorted.
 
-    Names that several shards have count with that of their shard.
+    If names are not unique, the name of the shard is part of the hash.
     """
     count = len(index)
-    wanted = min(max(round(fraction * count), int(fraction > 0)), count - 1)
-    if wanted <= 0:
+    num_test = min(max(round(fraction * count), int(fraction > 0)), count - 1)
+    if num_test <= 0:
         return np.zeros(0, dtype=np.int64)
     key_N = np.array(index.records_N["key"])
     if not index.unique:
         for k, shard in enumerate(index.shards):
             name = hashlib.blake2b(shard.name.encode("utf-8", "surrogateescape"), digest_size=8)
-            of_shard = np.uint64(int.from_bytes(name.digest(), "little"))
+            shard_hash = np.uint64(int.from_bytes(name.digest(), "little"))
             part = slice(index.start_S[k], index.start_S[k + 1])
-            key_N[part] = mixed(key_N[part] ^ of_shard)
-    largest = np.partition(key_N, wanted - 1)[wanted - 1]
-    # Of equal names, the first are taken.
+            key_N[part] = mixed(key_N[part] ^ shard_hash)
+    largest = np.partition(key_N, num_test - 1)[num_test - 1]
+    # Of equal names, hold out the first.
     rows = np.flatnonzero(key_N < largest)
-    equal = np.flatnonzero(key_N == largest)[: wanted - len(rows)]
+    equal = np.flatnonzero(key_N == largest)[: num_test - len(rows)]
     return np.sort(np.concatenate([rows, equal]))
 
 
 class TarSplit(EncodedSplit):
-    """Images of some shards.
+    """Images in shards.
 
     Args:
-        title: in messages.
+        title: name of the split in messages.
         index: of the shards.
-        rows: which of its images are in the split.
-        label_values: gives labels for a split, when they are wanted, and the names of classes where
-            images have several.
+        rows: of the images of this split in the index.
+        label_values: returns the labels of a split, and the class names if images have several
+            labels.
     """
 
     def __init__(
@@ -114,16 +115,16 @@ class TarSplit(EncodedSplit):
         return len(self.rows)
 
     def read(self, i: int) -> bytes:
-        """Return the encoded image; of a ``.npy`` member, an image file with its values."""
+        """Return the encoded image; a ``.npy`` member is converted to an image file."""
         content = self.original(i)
         return image_file(content) if content.startswith(NPY) else content
 
     def original(self, i: int) -> bytes:
-        """Return the content of the member as it is."""
+        """Return the content of the member, unchanged."""
         shard, block, size, _, headers = self.place(i)
         start = block * BLOCK
         if start + size > shard.size:
-            raise BadImage(f"{shown(shard.name)} is cut off within it; copy the shard again")
+            raise BadImage(f"truncated at the end of {shown(shard.name)}; copy the shard again")
         if not self.index.storage.far:
             return self.index.storage.read(shard, start, size)
         head = _head_bytes(headers, block)
@@ -150,11 +151,11 @@ class TarSplit(EncodedSplit):
         try:
             head = _head_bytes(headers, block)
             return _name(self.index.storage.read(shard, start - head, head))
-        except (OSError, BadImage):  # of what cannot be read, the place says enough
+        except (OSError, BadImage):  # unreadable images are named by their position
             return f"image at byte {start} of {shard.name}"
 
     def place(self, i: int) -> tuple[Shard, int, int, int, int]:
-        """Return where an image is, see :meth:`ShardIndex.place`."""
+        """Return the position of an image, see :meth:`ShardIndex.place`."""
         return self.index.place(self.rows.row(i))
 
     def stamps(self) -> np.ndarray:
@@ -178,13 +179,13 @@ class TarSplit(EncodedSplit):
     def _is_deep(self, i: int) -> bool:
         try:
             return is_deep_file(self.read(i))
-        except (OSError, BadImage):  # said when the image is read
+        except (OSError, BadImage):  # reported when the image is read
             return False
 
     @property
     def labeled(self) -> int:
         """Number of images that have a label; no label is read."""
-        total = sum(found.labeled for found in self.index.contents)
+        total = sum(content.labeled for content in self.index.contents)
         if len(self) == len(self.index) or total in (0, len(self.index)):
             return total and len(self)
         return int(np.count_nonzero(self.index.records_N["label"][self.rows[:]]))
@@ -201,9 +202,9 @@ class TarSplit(EncodedSplit):
 
 
 def _head_bytes(headers: int, block: int) -> int:
-    """Return how many bytes so many blocks of headers are, in front of a block."""
+    """Return the size of ``headers`` blocks before ``block``, in bytes."""
     if not 0 < headers <= min(block, MOST_HEADERS):
-        raise BadImage("not where the index says; run the command again")
+        raise BadImage("has moved since it was indexed; run the command again")
     return headers * BLOCK
 
 
@@ -213,7 +214,7 @@ def _name(headers: bytes) -> str:
     with suppress(DamagedTar):
         member = next(members(lambda at, length: headers[at : at + length], LONGEST), None)
     if member is None:
-        raise BadImage("not where the index says; run the command again")
+        raise BadImage("has moved since it was indexed; run the command again")
     name = member.name.decode("utf-8", "surrogateescape")
     while name.startswith("./"):
         name = name[2:]

@@ -1,4 +1,4 @@
-"""Where shards lie: on a disk, or wherever fsspec reaches."""
+"""Read shards from local disks, or from remote storage with fsspec."""
 
 import hashlib
 import os
@@ -20,12 +20,12 @@ from ssdistill.errors import UserError, one_line, shown
 from ssdistill.files import user_path
 
 HANDLES = 128
-"""Shards that are kept open; a process may have a thousand files or so."""
+"""Number of shards to keep open; the usual limit of a process is 1024 files."""
 NEAR, FAR = 8 << 10, 4 << 20
-"""Bytes read at once when headers are looked for, on a disk and elsewhere."""
+"""Bytes per read when searching for headers, on local disks and remotely."""
 REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 VERSIONS = ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
-"""What file systems call that by which another content can be told."""
+"""Names that file systems use for the version of a file."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Shard:
     """One archive.
 
     Attributes:
-        place: its path or address.
-        size: bytes.
+        place: its path or URL.
+        size: in bytes.
         version: changes with its content.
     """
 
@@ -55,40 +55,40 @@ class Shard:
 
 
 class Storage(ABC):
-    """Reads parts of files, from any thread."""
+    """Read parts of files; safe to use from several threads."""
 
     far: bool
-    """Whether each read is a request that takes its time."""
+    """Whether reads are remote requests with high latency."""
 
     @abstractmethod
     def find(self, pattern: str) -> list[str]:
-        """Return the files that a name with ``*`` stands for, sorted."""
+        """Return the files that match a name with ``*``, sorted."""
 
     @abstractmethod
     def shard(self, place: str) -> Shard:
-        """Return what is known of a file; raise OSError or BadImage if it is none."""
+        """Return size and version of a file; raise OSError or BadImage if it is not a file."""
 
     @abstractmethod
     def read(self, shard: Shard, start: int, length: int) -> bytes:
         """Return ``length`` bytes of a file.
 
         Raises:
-            OSError: fewer, or the system failed.
-            BadImage: the file is not what it was.
+            OSError: the file is shorter, or the system failed.
+            BadImage: the file has changed.
         """
 
     @abstractmethod
     def reader(self, shard: Shard) -> Any:
-        """Return a context with ``read(start, length)``, for reading small parts in order."""
+        """Return a context manager for ``read(start, length)`` of small parts in order."""
 
 
 def storage_of(place: str) -> Storage:
-    """Return the storage of a path or an address."""
+    """Return the storage for a path or URL."""
     return Remote(place) if REMOTE.match(place) else Disk()
 
 
 class Disk(Storage):
-    """Local files. A few of them are kept open, however many there are."""
+    """Local files, of which a limited number is kept open."""
 
     far = False
 
@@ -102,7 +102,7 @@ class Disk(Storage):
         return sorted(glob(path)) if has_magic(path) and not os.path.exists(path) else [path]
 
     def below(self, folder: str) -> list[str]:
-        """Return the archives in a folder, else those in its folders."""
+        """Return the archives in a folder; if there are none, those in its subfolders."""
         inside = escape(folder)
         return self.find(f"{inside}/*.tar") or self.find(f"{inside}/*/*.tar")
 
@@ -112,20 +112,21 @@ class Disk(Storage):
         return Shard(place, status.st_size, str(status.st_mtime_ns))
 
     def read(self, shard: Shard, start: int, length: int) -> bytes:
-        handle = self._taken(shard)
+        handle = self._acquire(shard)
         try:
             content = os.pread(handle, length, start)
-            while 0 < len(content) < length:  # a signal, or more than the system reads at once
+            # A signal, or the system's limit, can end a read early.
+            while 0 < len(content) < length:
                 more = os.pread(handle, length - len(content), start + len(content))
                 if not more:
                     break
                 content += more
         finally:
-            self._left(shard)
-        return _whole(content, length)
+            self._release(shard)
+        return _check_length(content, length)
 
-    def _taken(self, shard: Shard) -> int:
-        """Return a handle that stays open until :meth:`_left`."""
+    def _acquire(self, shard: Shard) -> int:
+        """Return a handle that stays open until :meth:`_release`."""
         with self._lock:
             if shard.place not in self._files:
                 self._files[shard.place] = _opened(shard)
@@ -133,7 +134,7 @@ class Disk(Storage):
             self._users[shard.place] += 1
             return self._files[shard.place].fileno()
 
-    def _left(self, shard: Shard) -> None:
+    def _release(self, shard: Shard) -> None:
         with self._lock:
             self._users[shard.place] -= 1
             if len(self._files) > HANDLES:
@@ -145,7 +146,7 @@ class Disk(Storage):
     @contextmanager
     def reader(self, shard: Shard) -> Iterator[Callable[[int, int], bytes]]:
         with open_regular(shard.place) as file:
-            yield Ahead(lambda start, length: os.pread(file.fileno(), length, start), NEAR)
+            yield BufferedReader(lambda start, length: os.pread(file.fileno(), length, start), NEAR)
 
 
 def _opened(shard: Shard) -> IO[bytes]:
@@ -158,9 +159,9 @@ def _opened(shard: Shard) -> IO[bytes]:
 
 
 class Remote(Storage):
-    """Files that fsspec reads: ``s3://``, ``gs://``, ``https://``, ``memory://``, …
+    """Remote files, read with fsspec: ``s3://``, ``gs://``, ``https://``, ``memory://``, …
 
-    Credentials are those that fsspec finds in its own configuration and environment.
+    Credentials come from the configuration and environment of fsspec.
     """
 
     far = True
@@ -182,7 +183,7 @@ class Remote(Storage):
             raise UserError(f"data.path={self.protocol}://…: {one_line(error)}") from error
 
     def find(self, pattern: str) -> list[str]:
-        # A question mark begins the query of an address.
+        # Only ``*`` is a pattern: in a URL, a question mark begins the query.
         if "*" not in pattern:
             return [pattern]
         with _system_errors():
@@ -193,15 +194,15 @@ class Remote(Storage):
             facts = self._files.info(place)
         size = facts.get("size")
         if size is None or facts.get("type") == "directory":
-            raise OSError("its size is not known, so that no part of it can be read")
+            raise OSError("its size is unknown, so parts of it cannot be read")
         return Shard(place, int(size), next((str(facts[k]) for k in VERSIONS if facts.get(k)), ""))
 
     def read(self, shard: Shard, start: int, length: int) -> bytes:
         with _system_errors():
             content = self._files.cat_file(shard.place, start=start, end=start + length)
         if len(content) > length:
-            raise BadImage("the server sends whole files only; copy the shards to a disk")
-        return _whole(content, length)
+            raise BadImage("the server only sends whole files; copy the shards to a disk")
+        return _check_length(content, length)
 
     @contextmanager
     def reader(self, shard: Shard) -> Iterator[Callable[[int, int], bytes]]:
@@ -209,11 +210,11 @@ class Remote(Storage):
             length = min(length, shard.size - start)
             return self.read(shard, start, length) if length > 0 else b""
 
-        yield Ahead(part, FAR)
+        yield BufferedReader(part, FAR)
 
 
-class Ahead:
-    """Read small parts of a file in order, from larger pieces."""
+class BufferedReader:
+    """Read small parts of a file in order, through a buffer of larger pieces."""
 
     def __init__(self, read: Callable[[int, int], bytes], piece: int):
         self._read, self._piece = read, piece
@@ -228,9 +229,9 @@ class Ahead:
 
 @contextmanager
 def _system_errors() -> Iterator[None]:
-    """Let the errors of fsspec's libraries be errors of the system, after which it is tried again.
+    """Turn errors of fsspec's libraries into OSErrors, so that the read is retried.
 
-    An error of aiohttp or botocore is none by itself.
+    Errors of aiohttp and botocore are not OSErrors.
     """
     try:
         yield
@@ -240,9 +241,9 @@ def _system_errors() -> Iterator[None]:
         raise OSError(one_line(error)) from error
 
 
-def _whole(content: bytes, length: int) -> bytes:
+def _check_length(content: bytes, length: int) -> bytes:
     if len(content) < length:
-        raise OSError(f"{len(content)} bytes instead of {length}")
+        raise OSError(f"got {len(content)} bytes instead of {length}")
     return content
 
 

@@ -1,4 +1,4 @@
-"""The digits included in scikit-learn, for trials and tests without a download."""
+"""The digits included in scikit-learn, for experiments and tests without downloads."""
 
 import hashlib
 from functools import cache
@@ -21,7 +21,7 @@ class Digits(Source):
     def _split(self, name: str) -> RawSplit:
         images, targets, *parts = _digits()
         rows = np.sort(parts[SPLITS.index(name)])
-        # Gray runs from 0 to 16.
+        # Gray values range from 0 to 16.
         pixels = np.rint(images[rows] * (255 / 16)).astype(np.uint8)
         identity = hashlib.sha256(pixels.tobytes()).hexdigest()
         return ArraySplit(

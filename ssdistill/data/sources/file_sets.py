@@ -1,4 +1,4 @@
-"""Data sets of image files that torchvision downloads and lists; files are read one by one."""
+"""Data sets of image files that torchvision downloads and lists."""
 
 from collections.abc import Callable
 from functools import cached_property
@@ -19,7 +19,7 @@ class ListedFiles(RawSplit):
     """Image files listed by a data set, read on demand.
 
     Args:
-        load: gives files, labels and class names; called when one of them is first needed.
+        load: returns files, labels and class names; called on first use.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class ListedFiles(RawSplit):
 class _Files(Torchvision):
     """Base class of sources with image files of many sizes, stored as 64-pixel squares by default.
 
-    A subclass sets ``parts``, torchvision's names of what makes up ``train`` and ``test``.
+    Subclasses set ``parts``, torchvision's names of the splits in ``train`` and ``test``.
     """
 
     default_image_size = 64
@@ -69,7 +69,7 @@ class _Files(Torchvision):
     more: ClassVar[dict[str, Any]] = {}
 
     def _checksum(self) -> str:
-        """Checksums of the archives, by which torchvision identifies its files."""
+        """Return torchvision's checksums of its archives, which identify the files."""
         return str(self.library_class._MD5)
 
     def _split(self, name: str) -> RawSplit:
@@ -81,14 +81,14 @@ class _Files(Torchvision):
                 data_set = self.load({"split": part, **self.more})
                 files += getattr(data_set, "_image_files", None) or data_set._images
                 labels += data_set._labels
-                named = tuple(data_set.classes) if hasattr(data_set, "classes") else None
-                if classes not in (None, named):
+                part_classes = tuple(data_set.classes) if hasattr(data_set, "classes") else None
+                if classes not in (None, part_classes):
                     raise UserError(
-                        f"data.kind={self.kind}: its parts {', '.join(self.parts[name])} in root "
-                        f"'{self.root}' list different classes; delete the folder to download it "
+                        f"data.kind={self.kind}: the parts {', '.join(self.parts[name])} in root "
+                        f"'{self.root}' have different classes; delete the folder to download it "
                         "again"
                     )
-                classes = named
+                classes = part_classes
             return files, labels, classes
 
         identity = f"{self._checksum()} {self.parts[name]} {self.more}"
@@ -99,7 +99,7 @@ class Flowers102(_Files):
     """Oxford Flowers, 102 classes: 2040 train (its train and val) and 6149 test images.
 
     Args:
-        root: folder of the files; they are downloaded there when missing.
+        root: folder of the files, which are downloaded if missing.
     """
 
     kind = "flowers102"
@@ -115,7 +115,7 @@ class Pets(_Files):
     """Oxford-IIIT Pets, 37 breeds: 3680 train (its trainval) and 3669 test images.
 
     Args:
-        root: folder of the files; they are downloaded there when missing.
+        root: folder of the files, which are downloaded if missing.
     """
 
     kind = "pets"
@@ -131,7 +131,7 @@ class Dtd(_Files):
     """Describable Textures, 47 classes, its first split: 3760 train (train and val), 1880 test.
 
     Args:
-        root: folder of the files; they are downloaded there when missing.
+        root: folder of the files, which are downloaded if missing.
     """
 
     kind = "dtd"
@@ -145,7 +145,7 @@ class Food101(_Files):
     """Food-101, 101 dishes: 75,750 train and 25,250 test images.
 
     Args:
-        root: folder of the files; they are downloaded there when missing.
+        root: folder of the files, which are downloaded if missing.
     """
 
     kind = "food101"

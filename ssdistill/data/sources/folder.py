@@ -1,4 +1,4 @@
-"""An image folder, or several: class folders are labels, and split folders are splits."""
+"""One or several image folders, with class folders as labels and split folders as splits."""
 
 import logging
 import os
@@ -11,44 +11,44 @@ from pydantic import Field
 
 from ssdistill.data.formats import PLUGIN_SUFFIXES, can_read
 from ssdistill.data.layout import Layout, read_layout
+from ssdistill.data.layout_source import LayoutSource
 from ssdistill.data.listing import EXTENSIONS, WITH_BANDS
-from ssdistill.data.splits import RawSplit, Source
 from ssdistill.errors import UserError, shown
 from ssdistill.files import user_path
 
 log = logging.getLogger(__name__)
 
 
-class Folder(Source):
+class Folder(LayoutSource):
     """A folder of image files, searched recursively.
 
-    With ``path/train`` and ``path/test`` (or ``val``, ``Training`` and ``Testing``, …) those are
-    the splits. Otherwise images are held out for ``test`` by a hash of their relative name, so
-    that the same files give the same split anywhere. Images in class folders
-    (``[train/]<class>/...``) are labeled; as soon as one lies outside any, or each has a folder
-    of its own, all are unlabeled and ``test`` serves label-free measurements only. An image is
-    a file that is named like one (``.jpg``, ``.png``, ``.tif``, …) or begins like one and has no
-    suffix; its content decides how it is read. One that cannot be read is skipped and named, and
-    more than ``data.max_bad`` of them are refused. With ``data.channels``, ``.npy`` and ``.dcm``
-    are images, too. Hidden files, ``__MACOSX`` and files that are
-    no images are skipped and counted.
+    ``path/train`` and ``path/test`` (or ``val``, ``Training`` and ``Testing``, …) are used as
+    splits. Otherwise test images are held out by a hash of their relative name, so that the same
+    files yield the same split everywhere. Images in class folders (``[train/]<class>/...``) are
+    labeled; if any image is outside a class folder, or each has a folder of its own, all are
+    unlabeled and ``test`` is used for label-free metrics only. Images are files with a usual
+    suffix (``.jpg``, ``.png``, ``.tif``, …), or files without a suffix whose first bytes are those
+    of an image; the content determines the format. With ``data.channels``, ``.npy`` and ``.dcm``
+    files are images, too. Unreadable images are skipped and reported; more of them than
+    ``data.max_bad`` are an error. Hidden files, ``__MACOSX`` and other files are skipped and
+    counted.
 
-    Images of a folder have no common size. They are stored as squares of 64 pixels, which
-    keeps 10,000 images at 123 MB and trains on a CPU; ``data.image_size`` sets another size.
+    By default images are stored as squares of 64 pixels (123 MB per 10,000 images), suitable for
+    training on a CPU; ``data.image_size`` sets another size.
 
     Args:
-        path: the folder, or a list of several. Each is sorted into splits and classes by itself;
-            then they are joined, and classes of one name are one class.
-        test_fraction: fraction of each class held out where the folder has no test images of its
-            own; by default 0.2 with classes and 0.1 without. 0 trains on everything.
-        include: patterns of images relative to the folder, such as ``["cats/**", "*.png"]``; only
-            images that match one are read. ``*`` stands for anything but ``/``, ``**`` for
-            anything; a pattern without ``/`` matches names at any depth.
-        exclude: patterns of images and folders that are left out, also of what ``include`` has.
+        path: a folder, or a list of folders. Each is sorted into splits and classes separately;
+            then their splits are joined, and classes of equal name are merged.
+        test_fraction: fraction of each class to hold out if the folder has no test images; by
+            default 0.2 with classes and 0.1 without. 0 trains on all images.
+        include: patterns of images to read, relative to the folder, such as
+            ``["cats/**", "*.png"]``. ``*`` matches anything but ``/``, ``**`` matches anything; a
+            pattern without ``/`` matches names at any depth.
+        exclude: patterns of images and folders to ignore, even if ``include`` matches them.
     """
 
     kind = "folder"
-    default_image_size = 64
+    test_remedy = "add a folder of test images"
     later = ("include", "exclude")
 
     def __init__(
@@ -67,7 +67,7 @@ class Folder(Source):
         return [self.path] if isinstance(self.path, str) else list(self.path)
 
     @property
-    def _said(self) -> str:
+    def _title(self) -> str:
         return f"data.path={', '.join(map(shown, self._paths))}"
 
     @cached_property
@@ -75,34 +75,28 @@ class Folder(Source):
         folders = [user_path(path) for path in self._paths]
         for path, folder in zip(self._paths, folders, strict=True):
             if not folder.is_dir():
-                reason = "is a file, not a folder" if folder.exists() else "no such folder"
-                raise UserError(f"data.path={shown(path)}: {reason}")
-        _refuse_overlap(folders)
+                reason = "a file, not a folder" if folder.exists() else "no such folder"
+                raise UserError(f"data.path={shown(path)}: {reason}; correct the path")
+        _check_overlap(folders)
         try:
             patterns = self.include, self.exclude
             suffixes = WITH_BANDS if self.any_bands else EXTENSIONS
             layout = read_layout(folders, self.test_fraction, *patterns, suffixes)
         except OSError as error:
-            reason = f"cannot list {shown(error.filename)} ({error.strerror})"
-            raise UserError(f"{self._said}: {reason}") from error
+            reason = (
+                f"cannot list {shown(error.filename)} ({error.strerror}); check its permissions"
+            )
+            raise UserError(f"{self._title}: {reason}") from error
         if not len(layout.train):
-            raise UserError(f"{self._said}: {_nothing(layout)}")
+            raise UserError(f"{self._title}: {_no_images(layout)}")
         if layout.skipped:
-            log.info("%s: skipped %d other files", self._said, layout.skipped)
+            log.info("%s: skipping %d other files", self._title, layout.skipped)
         return layout
-
-    @property
-    def has_labels(self) -> bool:
-        return self.has_test and self._layout.train.labeled and self._layout.test.labeled
-
-    @property
-    def has_test(self) -> bool:
-        return len(self._layout.test) > 0
 
     def warnings(self, labels: bool) -> tuple[str, ...]:
         layout = self._layout
         skipped = [
-            f"{self._said}: skipped {layout.others[suffix]} {suffix} files; {plugin.title} "
+            f"{self._title}: skipped {layout.others[suffix]} {suffix} files; {plugin.title} "
             f"{plugin.remedy}"
             for suffix, plugin in PLUGIN_SUFFIXES.items()
             if layout.others[suffix] and not can_read(plugin)
@@ -112,26 +106,14 @@ class Folder(Source):
 
     @property
     def description(self) -> str:
-        layout = self._layout
         return (
-            f"folder {', '.join(shown(Path(path).name) for path in self._paths)}, "
-            f"{'labeled' if self.has_labels else 'unlabeled'}, "
-            f"{len(layout.train)} train and {len(layout.test)} test images, "
-            f"{layout.skipped} other files skipped"
+            f"folder {', '.join(shown(Path(path).name) for path in self._paths)}, {self._counts}, "
+            f"{self._layout.skipped} other files skipped"
         )
 
-    def _split(self, name: str) -> RawSplit:
-        split = getattr(self._layout, name)
-        if not len(split):
-            raise UserError(
-                f"{self._said} has no {name} images; raise "
-                f"data.test_fraction (now {self.test_fraction})"
-            )
-        return split
 
-
-def _refuse_overlap(folders: Sequence[Path]) -> None:
-    """Raise UserError if one folder is another or inside it: its images would count twice."""
+def _check_overlap(folders: Sequence[Path]) -> None:
+    """Raise UserError if a folder is equal to or inside another: images would count twice."""
     real = [os.path.realpath(folder) for folder in folders]
     for k, inner in enumerate(real):
         for j, outer in enumerate(real):
@@ -142,14 +124,14 @@ def _refuse_overlap(folders: Sequence[Path]) -> None:
                 )
 
 
-def _nothing(layout: Layout) -> str:
-    """Explain why there is no image to train on."""
+def _no_images(layout: Layout) -> str:
+    """Explain why there are no training images, and what to do."""
     if len(layout.test):
-        return "no images below its training folder"
-    known = ", ".join(sorted(EXTENSIONS))
-    seen = ", ".join(f"{count} {suffix}" for suffix, count in layout.others.most_common(5))
-    seen = f": {shown(seen)}" if seen else ""
+        return "no images in its training folder; add some, or rename the folder"
+    suffixes = ", ".join(sorted(EXTENSIONS))
+    others = ", ".join(f"{count} {suffix}" for suffix, count in layout.others.most_common(5))
+    others = f": {shown(others)}" if others else ""
     return (
-        f"no images below this folder ({layout.skipped} other files){seen}; image files "
-        f"end in {known}, or have no suffix"
+        f"no images in this folder ({layout.skipped} other files{others}); add files with a suffix "
+        f"of {suffixes}, or without one"
     )

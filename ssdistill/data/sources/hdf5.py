@@ -1,4 +1,4 @@
-"""Images in one HDF5 file: encoded ones, or arrays of which rows are read as they are wanted."""
+"""Encoded images or arrays in an HDF5 file, read by row."""
 
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,13 +21,13 @@ OFFSETS = ("offsets", "offset", "starts")
 
 
 class Hdf5(PartedSource):
-    """Datasets of one HDF5 file.
+    """Images in datasets of an HDF5 file.
 
-    Images are a dataset of encoded images (variable-length uint8), one of their bytes with another
-    of offsets, or one of arrays (N, H, W), (N, H, W, 1 or 3) or (N, 1 or 3, H, W). They are found
-    under the usual names, such as ``train_images``, ``x_train`` or ``images``, unless keys are
-    set. Without test images, some are held out by a hash of their number. Requires
-    ``ssdistill[hdf5]``.
+    Images are a dataset of encoded images (variable-length uint8), a dataset of all their bytes
+    with another of offsets, or an array (N, H, W), (N, H, W, 1 or 3) or (N, 1 or 3, H, W). Unless
+    keys are set, they are found by their usual names, such as ``train_images``, ``x_train`` or
+    ``images``. Without test images, some are held out by a hash of their number. Requires
+    ``pip install 'ssdistill[hdf5]'``.
 
     Args:
         path: the file.
@@ -35,11 +35,11 @@ class Hdf5(PartedSource):
         label_key: dataset of their labels, (N,) whole numbers from 0.
         test_image_key: dataset of the test images.
         test_label_key: dataset of their labels.
-        offset_key: dataset of the first byte of each image, if ``image_key`` is all bytes.
-        test_offset_key: the same of the test images.
-        layout: axes of arrays; ``auto`` decides by the shape.
-        test_fraction: share held out where there are no test images; by default 0.2 with
-            labels and 0.1 without. 0 trains on everything.
+        offset_key: dataset of the offset of each image, if ``image_key`` holds all bytes.
+        test_offset_key: the same for the test images.
+        layout: axes of arrays; ``auto`` infers them from the shape.
+        test_fraction: fraction to hold out without test images; by default 0.2 with labels and
+            0.1 without. 0 trains on all images.
     """
 
     kind = "hdf5"
@@ -69,12 +69,12 @@ class Hdf5(PartedSource):
 
     @cached_property
     def _names(self) -> Names:
-        asked = (self.image_key, self.label_key, self.test_image_key, self.test_label_key)
-        plain = Names(*(key and key.strip("/") for key in asked))
+        keys = (self.image_key, self.label_key, self.test_image_key, self.test_label_key)
+        plain = Names(*(key and key.strip("/") for key in keys))
         return find_names(self._file.keys(), plain, self._file.where)
 
     def _images(self, name: str) -> tuple[str, str | None]:
-        """Return the key of a split's images, and of their offsets."""
+        """Return the keys of a split's images and of their offsets."""
         test = name == "test" and self._own_test
         key = self._names.test_images if test else self._names.images
         assert key is not None
@@ -83,27 +83,27 @@ class Hdf5(PartedSource):
             beside = key.rpartition("/")[0]
             usual = [f"{beside}/{name}" if beside else name for name in OFFSETS]
             usual += [f"{key}_offsets", f"{key}_offset"]
-            known = self._file.keys()
-            offsets = next((name for name in usual if name in known), None)
+            keys = self._file.keys()
+            offsets = next((name for name in usual if name in keys), None)
         return key, offsets
 
     @cached_property
     def _records(self) -> dict[str, Records | None]:
-        """By split, the container of encoded images; None of arrays."""
-        found: dict[str, Records | None] = {}
+        """The container of encoded images of each split; None for arrays."""
+        records: dict[str, Records | None] = {}
         for name in ("train", "test") if self._own_test else ("train",):
             key, offsets = self._images(name)
             dataset = self._file.dataset(key)
             if dataset.ndim == 1 and dataset.dtype == np.uint8:
                 if offsets is None:
                     raise UserError(
-                        f"{self._file.where}: '{key}' is one row of bytes; set data.offset_key to "
-                        "the dataset that says where each image begins"
+                        f"{self._file.where}: '{key}' is one array of bytes; set data.offset_key "
+                        "to the dataset of the offset of each image"
                     )
-                found[name] = OffsetRows(self._file, key, offsets)
+                records[name] = OffsetRows(self._file, key, offsets)
             else:
-                found[name] = EncodedRows(self._file, key) if is_encoded(dataset) else None
-        return found
+                records[name] = EncodedRows(self._file, key) if is_encoded(dataset) else None
+        return records
 
     def _total(self) -> int:
         records = self._records["train"]
@@ -124,9 +124,11 @@ class Hdf5(PartedSource):
         return min(self._arranged(self._images("train")[0]).sides)
 
     def _arranged(self, key: str) -> Any:
-        found = self._file.dataset(key)
+        dataset = self._file.dataset(key)
         name = f"{self._file.where}: '{key}'"
-        return arrangement(found.shape, found.dtype, self.layout, name, any_bands=self.any_bands)
+        return arrangement(
+            dataset.shape, dataset.dtype, self.layout, name, any_bands=self.any_bands
+        )
 
     @property
     def description(self) -> str:

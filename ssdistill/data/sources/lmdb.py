@@ -12,29 +12,29 @@ from ssdistill.data.bad_image import BadImage
 from ssdistill.data.labels import class_labels
 from ssdistill.data.lmdb_file import LmdbFile, LmdbRows, listed_keys
 from ssdistill.data.parts import PartedSource
-from ssdistill.data.record_split import RecordSplit, no_image
+from ssdistill.data.record_split import RecordSplit, wrapper_problem
 from ssdistill.data.splits import RawSplit
 from ssdistill.errors import UserError, shown
 from ssdistill.files import user_path
 
 
 class Lmdb(PartedSource):
-    """Encoded images in an LMDB database, one under each key.
+    """Encoded images in an LMDB database, one per key.
 
-    Values are files of images; pickles and msgpack are refused, since nothing is unpickled.
-    Test images are those of another database, or some held out by a hash of their number.
-    Requires ``ssdistill[lmdb]``.
+    Values are encoded images; pickles and msgpack are not supported, since nothing is unpickled.
+    Test images come from another database, or are held out by a hash of their number. Requires
+    ``pip install 'ssdistill[lmdb]'``.
 
     Args:
         path: the file, or the folder with ``data.mdb``.
         test_path: the database of the test images.
-        image_key: pattern of the keys, such as ``%08d`` or ``image-%09d``, from number 0 or 1 on;
-            by default all keys in their order, but those of metadata such as ``length``.
-        key_list: text file of the keys to read, one a line, in place of ``image_key``.
-        label_path: ``.npy`` of labels (N,) in the order of the images, whole numbers from 0.
-        test_label_path: the same of the test images.
-        test_fraction: share held out without ``test_path``; by default 0.2 with labels and 0.1
-            without. 0 trains on everything.
+        image_key: pattern of the keys, such as ``%08d`` or ``image-%09d``, numbered from 0 or 1;
+            by default all keys in order, except metadata such as ``length``.
+        key_list: text file of the keys to read, one per line, instead of ``image_key``.
+        label_path: ``.npy`` file of labels (N,) in the order of the images, whole numbers from 0.
+        test_label_path: the same for the test images.
+        test_fraction: fraction to hold out without ``test_path``; by default 0.2 with labels and
+            0.1 without. 0 trains on all images.
     """
 
     kind = "lmdb"
@@ -58,7 +58,7 @@ class Lmdb(PartedSource):
     @cached_property
     def _train(self) -> LmdbRows:
         if self.image_key is not None and self.key_list is not None:
-            raise UserError("data.image_key and data.key_list both say what is read; set one")
+            raise UserError("data.image_key and data.key_list exclude each other; set only one")
         return self._open("path")
 
     @cached_property
@@ -78,7 +78,7 @@ class Lmdb(PartedSource):
         if not len(rows):
             raise UserError(f"{where} has no images; set data.image_key or data.key_list")
         try:
-            problem = no_image(rows.read(0))
+            problem = wrapper_problem(rows.read(0))
         except BadImage as error:
             problem = f"{error.reason}; correct data.key_list"
         if problem:

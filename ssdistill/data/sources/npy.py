@@ -1,4 +1,4 @@
-"""Images in ``.npy`` files, mapped from disk: only what is read is loaded."""
+"""Arrays of images in ``.npy`` files, memory-mapped."""
 
 import os
 from functools import cached_property, partial
@@ -19,22 +19,21 @@ from ssdistill.files import user_path
 
 
 class Npy(PartedSource):
-    """Arrays in ``.npy`` files, one for each part, read from disk as they are wanted.
+    """Arrays in ``.npy`` files, one per split, memory-mapped from disk.
 
     Images are (N, H, W), (N, H, W, 1 or 3), (N, 1 or 3, H, W) or rows of square images: uint8,
-    fractions in [0, 1], or any other real numbers, see ``data.window``. With ``data.channels``
-    there may be any number of channels. Without test images,
-    some are held out by a hash of their number. The size of a stored image is that of the
-    images, unless ``data.image_size`` says otherwise.
+    floats in [0, 1], or other real numbers (see ``data.window``). With ``data.channels``, any
+    number of channels is allowed. Without test images, some are held out by a hash of their
+    number. By default images are stored at their own size; ``data.image_size`` sets another.
 
     Args:
-        path: the training images, or all.
+        path: the training images, or all images.
         test_path: the test images.
         label_path: labels of the images of ``path``, (N,) or (N, 1) whole numbers from 0.
         test_label_path: labels of the test images.
-        layout: axes of the images; ``auto`` decides by the shape.
-        test_fraction: share held out where there are no test images; by default 0.2 with
-            labels and 0.1 without. 0 trains on everything.
+        layout: axes of the images; ``auto`` infers them from the shape.
+        test_fraction: fraction to hold out without test images; by default 0.2 with labels and
+            0.1 without. 0 trains on all images.
     """
 
     kind = "npy"
@@ -55,30 +54,30 @@ class Npy(PartedSource):
         self.test_fraction = test_fraction
 
     def _array(self, key: str) -> np.ndarray:
-        """Map an array; each call maps it anew, so that none is kept for a split that is not."""
+        """Map an array again on each call, so that maps live no longer than their splits."""
         return map_array(user_path(getattr(self, key)), f"data.{key}={getattr(self, key)}")
 
     @cached_property
     def _facts(self) -> dict[str, tuple[tuple[int, ...], np.dtype, Arrangement]]:
-        """Shape, type and arrangement of the images by key."""
-        found = {}
+        """Shape, type and arrangement of the images, by key."""
+        facts = {}
         for key in ("path", "test_path"):
             if getattr(self, key) is not None:
                 array, name = self._array(key), f"data.{key}={getattr(self, key)}"
-                found[key] = (
+                facts[key] = (
                     array.shape,
                     array.dtype,
                     arrangement(
                         array.shape, array.dtype, self.layout, name, any_bands=self.any_bands
                     ),
                 )
-        types = [dtype for _, dtype, _ in found.values()]
+        types = [dtype for _, dtype, _ in facts.values()]
         if len({dtype.newbyteorder("=") for dtype in types}) > 1:
             raise UserError(
-                f"data.path={self.path} are {types[0]}, but data.test_path={self.test_path} are "
+                f"data.path={self.path} is {types[0]}, but data.test_path={self.test_path} is "
                 f"{types[1]}; save both with the same type"
             )
-        return found
+        return facts
 
     def _total(self) -> int:
         return self._facts["path"][0][0]

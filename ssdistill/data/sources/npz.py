@@ -1,4 +1,4 @@
-"""Images in one ``.npz`` file; shapes and checksums are read without unpacking it."""
+"""Arrays of images in an ``.npz`` file, whose shapes and checksums are read without loading."""
 
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,29 +17,29 @@ from ssdistill.data.splits import RawSplit
 from ssdistill.errors import UserError, shown
 from ssdistill.files import user_path
 
-AS_RELEASED = {"train": "train_images", "test": "test_images"}
+MEDMNIST_NAMES = {"train": "train_images", "test": "test_images"}
 
 
 class Npz(PartedSource):
-    """Arrays in one ``.npz`` file, named as in MedMNIST or in another usual way.
+    """Arrays in an ``.npz`` file, named as in MedMNIST or in another usual way.
 
-    ``train_images`` and ``test_images`` (N, H, W), (N, H, W, 3) or (N, 3, H, W): uint8, fractions
-    in [0, 1], or any other real numbers, see ``data.window``; optionally ``train_labels`` and
-    ``test_labels`` (N,) or (N, 1), and ``class_names``. ``x_train`` and ``y_train``, ``images``
-    and ``labels``, ``data``, ``X``, ``arr_0`` and the like are found, too; without test images,
+    ``train_images`` and ``test_images`` are (N, H, W), (N, H, W, 3) or (N, 3, H, W): uint8, floats
+    in [0, 1], or other real numbers (see ``data.window``). ``train_labels`` and ``test_labels``,
+    (N,) or (N, 1), and ``class_names`` are optional. Other usual names are found, too: ``x_train``
+    and ``y_train``, ``images`` and ``labels``, ``data``, ``X``, ``arr_0``, …. Without test images,
     some are held out by a hash of their number. Other arrays, such as MedMNIST's ``val_images``,
-    are ignored. The size of a stored image is that of the train images, unless
-    ``data.image_size`` says otherwise.
+    are ignored. By default images are stored at the size of the training images;
+    ``data.image_size`` sets another.
 
     Args:
         path: the file.
-        layout: axes of the images; ``auto`` decides by the shape.
-        image_key: name of the array of images, if it is none of the usual ones.
+        layout: axes of the images; ``auto`` infers them from the shape.
+        image_key: name of the array of images, if it is unusual.
         label_key: name of their labels.
         test_image_key: name of the test images.
         test_label_key: name of their labels.
-        test_fraction: share held out where there are no test images; by default 0.2 with
-            labels and 0.1 without. 0 trains on everything.
+        test_fraction: fraction to hold out without test images; by default 0.2 with labels and
+            0.1 without. 0 trains on all images.
     """
 
     kind = "npz"
@@ -74,16 +74,18 @@ class Npz(PartedSource):
 
     @cached_property
     def _names(self) -> Names:
-        asked = Names(self.image_key, self.label_key, self.test_image_key, self.test_label_key)
-        names = find_names(self._file.keys, asked, f"data.path={self.path}", f"save with {EXAMPLE}")
+        requested = Names(self.image_key, self.label_key, self.test_image_key, self.test_label_key)
+        names = find_names(
+            self._file.keys, requested, f"data.path={self.path}", f"save with {EXAMPLE}"
+        )
         shapes = {key: self._arranged(key) for key in (names.images, names.test_images) if key}
         assert names.images is not None
         if names.test_images:
             types = [self._file.header(key)[1] for key in shapes]
             if len({dtype.newbyteorder("=") for dtype in types}) > 1:
                 raise UserError(
-                    f"data.path={self.path}: '{names.images}' are {types[0]}, but "
-                    f"'{names.test_images}' are {types[1]}; save both with the same type"
+                    f"data.path={self.path}: '{names.images}' is {types[0]}, but "
+                    f"'{names.test_images}' is {types[1]}; save both with the same type"
                 )
         return names
 
@@ -92,7 +94,7 @@ class Npz(PartedSource):
             *self._file.header(key),
             self.layout,
             f"data.path={self.path}: '{key}'",
-            certain=key in AS_RELEASED.values(),
+            certain=key in MEDMNIST_NAMES.values(),
             any_bands=self.any_bands,
         )
 
@@ -118,27 +120,26 @@ class Npz(PartedSource):
     @property
     def description(self) -> str:
         names = self._names
-        usual = (names.images, names.test_images) == tuple(AS_RELEASED.values())
-        taken = "" if usual else f" ({names})"
-        return f"{Path(self.path).name}{taken}, {'labeled' if self.has_labels else 'unlabeled'}"
+        usual = (names.images, names.test_images) == tuple(MEDMNIST_NAMES.values())
+        arrays = "" if usual else f" ({names})"
+        return f"{Path(self.path).name}{arrays}, {'labeled' if self.has_labels else 'unlabeled'}"
 
     def warnings(self, labels: bool) -> tuple[str, ...]:
-        """Name arrays of further images, which are ignored."""
-        left_out = []
+        """Warn about ignored arrays of images."""
+        ignored = []
         for key in self._file.keys:
-            taken = key in (self._names.images, self._names.test_images)
-            if key.endswith("_images") and not taken:
+            used = key in (self._names.images, self._names.test_images)
+            if key.endswith("_images") and not used:
                 shape, _ = self._file.header(key)
-                left_out.append(f"{shown(key)} ({shape[0] if shape else 0} images)")
-        if not left_out:
+                ignored.append(f"{shown(key)} ({shape[0] if shape else 0} images)")
+        if not ignored:
             return ()
-        more = f" and {len(left_out) - MOST_NAMED} more" if len(left_out) > MOST_NAMED else ""
-        named = ", ".join(left_out[:MOST_NAMED]) + more
+        more = f" and {len(ignored) - MOST_NAMED} more" if len(ignored) > MOST_NAMED else ""
+        named = ", ".join(ignored[:MOST_NAMED]) + more
         read = " and ".join(key for key in (self._names.images, self._names.test_images) if key)
         return (
-            f"ignored: {named}; only {shown(read)} are read; to train on the "
-            "others, "
-            "append them to train_images",
+            f"data.path={self.path}: ignoring {named}, since only {shown(read)} are read; append "
+            "them to train_images to train on them",
         )
 
     def _split(self, name: str) -> RawSplit:
@@ -166,8 +167,8 @@ def _class_names(file: NpzFile) -> list[str]:
     names = file.load("class_names")
     if names.ndim != 1 or names.dtype.kind not in "USiu":
         raise UserError(
-            f"data.path={file.path}: 'class_names' must be one string per class, they are "
-            f"{names.dtype} of {' x '.join(map(str, names.shape)) or 'no shape'}; save a list of "
-            "strings, or omit them"
+            f"data.path={file.path}: 'class_names' must be one string per class, but is "
+            f"{names.dtype} of shape {' x '.join(map(str, names.shape)) or '()'}; save a list of "
+            "strings, or remove it"
         )
     return [name.decode("utf-8", "replace") if isinstance(name, bytes) else name for name in names]

@@ -1,4 +1,4 @@
-"""Encoded images in tables: Arrow and Parquet files."""
+"""Encoded images in Arrow and Parquet files."""
 
 import logging
 from abc import abstractmethod
@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from ssdistill.data.arrow_shard import ArrowShard
+from ssdistill.data.layout_source import LayoutSource
 from ssdistill.data.list_columns import Wanted, one_way_to_label
 from ssdistill.data.parquet_shard import GroupCache, ParquetShard
 from ssdistill.data.table_layout import (
@@ -19,17 +20,16 @@ from ssdistill.data.table_layout import (
     table_layout,
     use_columns,
 )
-from ssdistill.data.table_source import TableSource
 from ssdistill.errors import shown
 
 log = logging.getLogger(__name__)
 Paths = str | Annotated[list[str], Field(min_length=1)]
 
 
-class _Tables(TableSource):
-    """Base class of sources of files with an encoded image in each row."""
+class _Tables(LayoutSource):
+    """Base class of sources whose files have an encoded image in each row."""
 
-    test_key = "data.test_path"
+    test_remedy = "set data.test_path"
     later = ("label_columns",)
     suffixes: ClassVar[tuple[str, ...]]
 
@@ -57,20 +57,20 @@ class _Tables(TableSource):
 
     @cached_property
     def _layout(self) -> TableLayout:
-        files, left_out = find_files(_listed(self.path), self.suffixes), []
+        files, ignored = find_files(_listed(self.path), self.suffixes), []
         if self.test_path is None:
-            files, test, left_out = sort_files(files)
+            files, test, ignored = sort_files(files)
         else:
             test = find_files(_listed(self.test_path), self.suffixes)
-        train, test = ([self._open(path, name) for name, path in some] for some in (files, test))
+        train, test = ([self._open(path, name) for name, path in part] for part in (files, test))
         labels = use_columns(
             [*train, *test], self.column, self.label_column, self._title, self.label_columns
         )
         layout = table_layout(self._title, train, test, labels, self.test_fraction)
-        if left_out:
+        if ignored:
             layout.warnings.append(
-                f"{self._title}: {len(left_out)} files are ignored (first: {shown(left_out[0])}), "
-                "since others are train and test; name files in data.path and data.test_path"
+                f"{self._title}: ignoring {len(ignored)} files (first: {shown(ignored[0])}), whose "
+                "names are neither train nor test; list files in data.path and data.test_path"
             )
         return layout
 
@@ -83,22 +83,22 @@ class _Tables(TableSource):
 class Arrow(_Tables):
     """Arrow files (IPC, Feather, as Hugging Face saves them) with an encoded image in each row.
 
-    Files are mapped into memory, and any row is read at once; compressed ones are refused. A
-    column of images holds bytes of image files, or structs with a field ``bytes``; a path in
-    their place is not followed. Where the names of files or their folders are those of splits
-    (``train-00000-of-00004.arrow``, ``validation/…``), those are the splits; otherwise rows are
-    held out by hashes of their numbers. Names of classes are taken from Hugging Face's
-    description of the columns. Needs ``pip install 'ssdistill[arrow]'``.
+    Files are memory-mapped for random access, so they must not be compressed. A column of images
+    holds bytes of image files, or structs with a field ``bytes``; paths instead of bytes are not
+    followed. Names of files or folders determine the splits
+    (``train-00000-of-00004.arrow``, ``validation/…``); otherwise rows are held out by hashes of
+    their numbers. Class names are taken from Hugging Face's description of the columns. Requires
+    ``pip install 'ssdistill[arrow]'``.
 
     Args:
         path: a file, a folder, a pattern such as ``shards/train-*.arrow``, or a list of them.
-        test_path: the same of test images, where names do not say so.
-        column: of the images; by default the only one of bytes, or the one called ``image``.
-        label_column: of labels, numbers or names, or lists of them; by default ``label`` or
-            ``class``; ``none`` for no labels.
+        test_path: the same for test images, if names do not tell them apart.
+        column: of the images, by default ``image`` or the only one of bytes.
+        label_column: of the labels, numbers or names or lists of them, by default ``label`` or
+            ``class``; ``none`` ignores labels.
         label_columns: of 0 and 1, one for each class: their names, or patterns such as ``has_*``.
-        test_fraction: fraction held out where there are no test images; by default 0.2 with
-            labels and 0.1 without. 0 trains on everything.
+        test_fraction: fraction to hold out without test images; by default 0.2 with labels and
+            0.1 without. 0 trains on all images.
     """
 
     kind = "arrow"
@@ -111,20 +111,20 @@ class Arrow(_Tables):
 class Parquet(_Tables):
     """Parquet files with an encoded image in each row, as Hugging Face's hub has them.
 
-    Only whole row groups can be read, of which the last few are kept (512 MB). Images stored as
-    squares (``data.pixels=stored``) are read once, in order; where originals are read in shuffled
-    order, small row groups (100 images) or ``kind: arrow`` are much faster. Everything else is as
-    of ``kind: arrow``. Needs ``pip install 'ssdistill[arrow]'``.
+    Parquet is read by row group; recent ones are cached (512 MB). Images stored as squares
+    (``data.pixels=stored``) are read once, in order. For originals, which are read in shuffled
+    order, small row groups (100 images) or ``kind: arrow`` are much faster. Otherwise like
+    ``kind: arrow``. Requires ``pip install 'ssdistill[arrow]'``.
 
     Args:
         path: a file, a folder, a pattern such as ``data/train-*.parquet``, or a list of them.
-        test_path: the same of test images, where names do not say so.
-        column: of the images; by default the only one of bytes, or the one called ``image``.
-        label_column: of labels, numbers or names, or lists of them; by default ``label`` or
-            ``class``; ``none`` for no labels.
+        test_path: the same for test images, if names do not tell them apart.
+        column: of the images, by default ``image`` or the only one of bytes.
+        label_column: of the labels, numbers or names or lists of them, by default ``label`` or
+            ``class``; ``none`` ignores labels.
         label_columns: of 0 and 1, one for each class: their names, or patterns such as ``has_*``.
-        test_fraction: fraction held out where there are no test images; by default 0.2 with
-            labels and 0.1 without. 0 trains on everything.
+        test_fraction: fraction to hold out without test images; by default 0.2 with labels and
+            0.1 without. 0 trains on all images.
     """
 
     kind = "parquet"

@@ -1,4 +1,4 @@
-"""Tar archives of images, WebDataset's shards: which are read, and which are for what."""
+"""Tar archives of images (WebDataset shards)."""
 
 import logging
 import os
@@ -12,10 +12,11 @@ import numpy as np
 from pydantic import Field
 
 from ssdistill.data.bad_image import BadImage
+from ssdistill.data.held_out import fraction_of
 from ssdistill.data.packing.checksums import verify
 from ssdistill.data.retry import retried
 from ssdistill.data.shards.index import ShardIndex
-from ssdistill.data.shards.labels import Answers, label_values
+from ssdistill.data.shards.labels import LabelTexts, label_values
 from ssdistill.data.shards.patterns import expand
 from ssdistill.data.shards.split import Rows, TarSplit, held_out_rows
 from ssdistill.data.shards.storage import REMOTE, Disk, Shard, Storage, storage_of
@@ -27,15 +28,12 @@ from ssdistill.files import user_path
 log = logging.getLogger(__name__)
 
 Paths = str | tuple[str, ...]
-TEST_FRACTION = 0.1
-TRAINABLE = 2
-"""With at most this many images, none is held out by default."""
 OTHER_LABELS = (".cls", ".json", ".txt")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The splits of some shards; ``ignored`` are those for neither."""
+    """The splits of the shards; ``ignored`` names those in neither."""
 
     train: TarSplit
     test: TarSplit | None
@@ -43,32 +41,31 @@ class Layout:
 
 
 class Tar(Source):
-    """Tar archives as WebDataset writes them, on a disk or elsewhere.
+    """Tar archives as written by WebDataset, on local disks or remote storage.
 
     ``path`` names shards: a file, a folder, ``shards/train-{000..012}.tar``, ``shards/*.tar``, or
-    an address such as ``s3://bucket/train-{000..012}.tar`` (``pip install 'ssdistill[remote]'``,
-    and what fsspec requires for it). Without ``test``, shards named ``train`` and ``test`` or
-    ``val`` (or in folders of these names) are the splits; otherwise images are held out for
-    ``test`` by a hash of their name. Headers are read once, into an index beside the shards; then
-    any image is read by itself, so that the order is as random as that of files. Archives must
-    not be compressed.
+    a URL such as ``s3://bucket/train-{000..012}.tar`` (``pip install 'ssdistill[remote]'``, and
+    the library that fsspec requires for it). Without ``test``, shards named ``train`` and ``test``
+    or ``val`` (or in folders of these names) are used as splits; otherwise test images are held
+    out by a hash of their name. Headers are read once, into an index next to the shards, which
+    allows random access to images and thus full shuffling. Archives must not be compressed.
 
-    An image is a member that is named like one (``.jpg``, ``.png``, ``.webp``, …), or a ``.npy``
-    of (H, W) numbers or (H, W, 3) uint8. Its label is in the ``.cls`` of the same name: a number,
-    or a name of a class. An image may have several, or none: numbers in a ``.cls``, or a list in a
-    ``.json``. Links, devices, hidden members and names that are absolute or contain
-    ``..`` are ignored. By default images are stored as squares of 64 pixels;
+    Images are members with a usual suffix (``.jpg``, ``.png``, ``.webp``, …), or ``.npy`` files of
+    (H, W) numbers or (H, W, 3) uint8. The label of an image is in the ``.cls`` file of the same
+    name: a number, or a class name. Images may have several labels, or none: numbers in a ``.cls``
+    file, or a list in a ``.json`` file. Links, devices, hidden members and names that are absolute
+    or contain ``..`` are ignored. By default images are stored as squares of 64 pixels;
     ``data.image_size`` sets another size.
 
     Args:
         path: the shards, or a list of such names.
         test: the shards of the test images, likewise.
-        test_fraction: fraction of the images held out where there are no shards of test images;
-            by default 0.1. 0 trains on everything.
-        label: where labels are: ``cls``, ``txt``, or ``json``, of which ``json.FIELD`` names the
-            field that holds them (by default ``label``).
-        verify: compare the archives with the ``checksums.sha256`` in their folder, which
-            ``ssdistill data pack`` writes, whenever they are opened.
+        test_fraction: fraction to hold out without shards of test images; by default 0.1. 0 trains
+            on all images.
+        label: suffix of the labels: ``cls``, ``txt`` or ``json``; ``json.FIELD`` sets the field of
+            the labels (by default ``label``).
+        verify: verify the archives against ``checksums.sha256`` in their folder, as written by
+            ``ssdistill data pack``, whenever they are opened.
     """
 
     kind = "tar"
@@ -85,7 +82,7 @@ class Tar(Source):
     ):
         self.verify = verify
         self.path, self.test, self.test_fraction, self.label = path, test, test_fraction, label
-        self._answers: dict[str, Answers] = {}
+        self._label_texts: dict[str, LabelTexts] = {}
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -93,14 +90,14 @@ class Tar(Source):
 
     @cached_property
     def _layout(self) -> Layout:
-        storage, places = _found(self.path, "path")
+        storage, places = _find_shards(self.path, "path")
         ignored: tuple[str, ...] = ()
         if self.test is not None:
-            test_storage, tests = _found(self.test, "test")
+            test_storage, tests = _find_shards(self.test, "test")
             if both := set(places) & set(tests):
                 raise UserError(
-                    f"data.test={shortened(self.test)}: {shown(min(both))} is in data.path, too; "
-                    "name each shard once"
+                    f"data.test={shortened(self.test)}: {shown(min(both))} is also in data.path; "
+                    "list each shard once"
                 )
         else:
             test_storage, (places, tests, ignored) = storage, _by_name(places)
@@ -109,15 +106,14 @@ class Tar(Source):
         suffix = f".{self.label.split('.')[0]}"
         index = ShardIndex(storage, _shards(storage, places), suffix)
         if not len(index):
-            raise UserError(f"data.path={self._shown}: {_nothing(index)}")
+            raise UserError(f"data.path={self._shown}: {_no_images(index)}")
         if tests:
             held_out = np.zeros(0, dtype=np.int64)
             test_index = ShardIndex(test_storage, _shards(test_storage, tests), suffix)
             test = self._part("test", test_index, Rows(len(test_index), held_out, "train"))
         else:
-            fraction = TEST_FRACTION if self.test_fraction is None else self.test_fraction
-            if self.test_fraction is None and len(index) <= TRAINABLE:
-                fraction = 0.0
+            # Whether there are labels is not known yet.
+            fraction = fraction_of(self.test_fraction, len(index), labeled=False)
             held_out = held_out_rows(index, fraction)
             test = self._part("test", index, Rows(len(index), held_out, "test"))
         train = self._part("train", index, Rows(len(index), held_out, "train"))
@@ -129,10 +125,10 @@ class Tar(Source):
     def _label_values(self, split: TarSplit) -> tuple[np.ndarray, tuple[str, ...] | None]:
         layout, field = self._layout, self.label.partition(".")[2] or "label"
         for name, part in (("train", layout.train), ("test", layout.test)):
-            if name not in self._answers and part is not None and part.labeled == len(part):
-                self._answers[name] = Answers(part, field)
+            if name not in self._label_texts and part is not None and part.labeled == len(part):
+                self._label_texts[name] = LabelTexts(part, field)
         own, other = ("train", "test") if split is layout.train else ("test", "train")
-        return label_values(split, self._answers[own], self._answers.get(other))
+        return label_values(split, self._label_texts[own], self._label_texts.get(other))
 
     @property
     def _shown(self) -> str:
@@ -159,28 +155,28 @@ class Tar(Source):
         )
 
     def warnings(self, labels: bool) -> tuple[str, ...]:
-        """Name shards that are cut off or ignored, and labels that are incomplete."""
-        layout, found = self._layout, list[str]()
+        """Warn about truncated and ignored shards, and about incomplete labels."""
+        layout, lines = self._layout, list[str]()
         indexes = {id(p.index): p.index for p in (layout.train, layout.test) if p}
         for index in indexes.values():
             for shard, content in zip(index.shards, index.contents, strict=True):
                 if content.problem:
-                    found.append(
-                        f"{shown(shard.place)}: {content.problem}; {content.count} images in front "
-                        "of it are read; copy the shard again"
+                    lines.append(
+                        f"{shown(shard.place)}: {content.problem}; only the {content.count} images "
+                        "before it are read; copy the shard again"
                     )
             if unsafe := sum(content.unsafe for content in index.contents):
-                found.append(
-                    f"data.path={self._shown}: {unsafe} members ignored, whose names are absolute "
-                    "or contain '..'"
+                lines.append(
+                    f"data.path={self._shown}: ignoring {unsafe} members whose names are absolute "
+                    "or contain '..'; rename them"
                 )
         if layout.ignored:
-            found.append(
-                f"data.path={self._shown}: {len(layout.ignored)} shards are ignored, which are "
-                f"named for neither split (first: {shown(layout.ignored[0])}); name the splits "
-                "with data.path and data.test"
+            lines.append(
+                f"data.path={self._shown}: ignoring {len(layout.ignored)} shards whose names are "
+                f"neither train nor test (first: {shown(layout.ignored[0])}); list shards in "
+                "data.path and data.test"
             )
-        return (*found, *(self._label_warnings() if labels else ()))
+        return (*lines, *(self._label_warnings() if labels else ()))
 
     def _label_warnings(self) -> tuple[str, ...]:
         parts = [part for part in (self._layout.train, self._layout.test) if part is not None]
@@ -189,60 +185,60 @@ class Tar(Source):
         if 0 < labeled < count:
             return (
                 f"data.path={self._shown}: {count - labeled} of {count} images have no {suffix}, "
-                "so all are unlabeled and evaluation is skipped",
+                "so all are unlabeled and evaluation is skipped; add the missing labels",
             )
-        others = {s for part in parts for found in part.index.contents for s in found.others}
-        there = [s for s in OTHER_LABELS if s in others and not labeled]
-        if not there:
+        others = {s for part in parts for content in part.index.contents for s in content.others}
+        candidates = [s for s in OTHER_LABELS if s in others and not labeled]
+        if not candidates:
             return ()
         return (
-            f"data.path={self._shown}: no labels in {suffix}, so evaluation is skipped; if they "
-            f"are in {there[0]}, set data.label={there[0][1:]}",
+            f"data.path={self._shown}: no {suffix} labels, so evaluation is skipped; if the labels "
+            f"are in {candidates[0]}, set data.label={candidates[0][1:]}",
         )
 
     def _split(self, name: str) -> RawSplit:
         split = getattr(self._layout, name)
         if split is None:
             raise UserError(
-                f"data.path={self._shown} has no {name} images; name shards with data.test, or "
-                f"raise data.test_fraction (now {self.test_fraction})"
+                f"data.path={self._shown} has no {name} images; raise data.test_fraction (now "
+                f"{self.test_fraction}), or set data.test"
             )
         return split
 
 
-def _found(paths: Paths, key: str) -> tuple[Storage, list[str]]:
-    """Return the shards that some names stand for, in the order of the names.
+def _find_shards(paths: Paths, key: str) -> tuple[Storage, list[str]]:
+    """Return the shards that the names stand for, in the order of the names.
 
     Raises:
-        UserError: none, or names in several places.
+        UserError: there are none, or they are in several kinds of storage.
     """
     names = (paths,) if isinstance(paths, str) else paths
     if not names:
-        raise UserError(f"data.{key}: names no shards; name some")
+        raise UserError(f"data.{key}: no shards; list some")
     storages = [storage_of(name) for name in names]
     if len({getattr(storage, "protocol", "") for storage in storages}) > 1:
-        raise UserError(f"data.{key}: shards in several kinds of places; copy them to one")
+        raise UserError(f"data.{key}: shards in several kinds of storage; copy them to one")
     storage, places = storages[0], dict[str, None]()
     for name in names:
-        found = _of_name(storage, name)
-        if not found:
+        matches = _expand_name(storage, name)
+        if not matches:
             raise UserError(f"data.{key}={shown(name)}: no such shards (.tar); correct the name")
-        places |= dict.fromkeys(found)
+        places |= dict.fromkeys(matches)
     return storage, list(places)
 
 
-def _of_name(storage: Storage, name: str) -> list[str]:
+def _expand_name(storage: Storage, name: str) -> list[str]:
     if isinstance(storage, Disk):
         path = user_path(name)
         if path.is_dir():
             return storage.below(str(path))
         if path.exists():
             return [str(path)]
-    return [place for one in expand(name) for place in storage.find(one)]
+    return [place for pattern in expand(name) for place in storage.find(pattern)]
 
 
 def _by_name(places: Sequence[str]) -> tuple[list[str], list[str], tuple[str, ...]]:
-    """Return the shards for training, those for testing, and those for neither, by their names."""
+    """Sort shards by name into training, test and ignored shards."""
     named: dict[str | None, list[str]] = {split: [] for split in (*WORDS, None)}
     for place in places:
         *above, file = place.split("/")
@@ -256,11 +252,11 @@ def _by_name(places: Sequence[str]) -> tuple[list[str], list[str], tuple[str, ..
 
 
 def _verify(places: Sequence[str]) -> None:
-    """Compare archives with the checksums in their folders; raise UserError where one differs."""
+    """Verify archives against the checksums in their folders; UserError if one differs."""
     by_folder: dict[Path, list[str]] = {}
     for place in places:
         if REMOTE.match(place):
-            raise UserError(f"data.verify: {place} is not on a disk; set data.verify=false")
+            raise UserError(f"data.verify: {place} is not on a local disk; set data.verify=false")
         by_folder.setdefault(Path(place).parent, []).append(Path(place).name)
     for folder, names in by_folder.items():
         verify(folder, names)
@@ -285,11 +281,11 @@ def _shards(storage: Storage, places: Sequence[str]) -> list[Shard]:
         return list(pool.map(facts, places))
 
 
-def _nothing(index: ShardIndex) -> str:
-    """Explain why there is no image in some shards."""
-    problem = next((found.problem for found in index.contents if found.problem), "")
-    seen = {suffix: count for found in index.contents for suffix, count in found.others.items()}
-    named = ", ".join(f"{count} {suffix}" for suffix, count in list(seen.items())[:5])
+def _no_images(index: ShardIndex) -> str:
+    """Explain why the shards have no images, and what to do."""
+    problem = next((content.problem for content in index.contents if content.problem), "")
+    counts = {s: count for content in index.contents for s, count in content.others.items()}
+    named = ", ".join(f"{count} {suffix}" for suffix, count in list(counts.items())[:5])
     reason = f" ({shown(index.shards[0].name)}: {problem})" if problem else ""
-    named = f"; it holds {shown(named)}" if named else ""
-    return f"no images in these shards{reason}{named}; images are members named .jpg, .png, …"
+    named = f", only {shown(named)}" if named else ""
+    return f"no images in these shards{reason}{named}; add members named .jpg, .png, …"

@@ -1,4 +1,4 @@
-"""Data sets that torchvision downloads and unpacks into one array each."""
+"""Data sets that torchvision downloads and loads as one array."""
 
 from typing import Any, ClassVar, Literal
 
@@ -19,7 +19,7 @@ class Torchvision(Source):
 
     @property
     def library_class(self) -> Any:
-        """Return torchvision's own class."""
+        """The class of the data set in torchvision."""
         import torchvision
 
         return getattr(torchvision.datasets, self.dataset)
@@ -31,19 +31,19 @@ class Torchvision(Source):
         except (OSError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise UserError(
-                f"data.kind={self.kind}: not in root '{self.root}', and the download failed "
+                f"data.kind={self.kind}: not found in root '{self.root}', and the download failed "
                 f"({reason}); check the connection, or set data.root"
             ) from error
 
 
 class _Arrays(Torchvision):
-    """Base class of sources whose images torchvision holds in one array."""
+    """Base class of sources that torchvision loads as one array."""
 
     def _split(self, name: str) -> RawSplit:
         return self._array_split(name, {"train": name == "train"}, labeled=True)
 
     def _checksum(self, arguments: dict[str, Any]) -> str:
-        """Return torchvision's checksums of its files, so that none is read to identify them."""
+        """Return torchvision's checksums of its files, which identify them without reading any."""
         return self.library_class.tgz_md5
 
     def _array_split(self, name: str, arguments: dict[str, Any], labeled: bool) -> RawSplit:
@@ -65,7 +65,7 @@ class Cifar10(_Arrays):
     """CIFAR-10: 50,000 train and 10,000 test images of 32x32 pixels, 10 classes.
 
     Args:
-        root: folder of the files; they are downloaded there when missing.
+        root: folder of the files, which are downloaded if missing.
     """
 
     kind = "cifar10"
@@ -78,7 +78,7 @@ class Cifar100(_Arrays):
     """CIFAR-100: 50,000 train and 10,000 test images of 32x32 pixels, 100 classes.
 
     Args:
-        root: folder of the files; they are downloaded there when missing.
+        root: folder of the files, which are downloaded if missing.
     """
 
     kind = "cifar100"
@@ -91,9 +91,9 @@ class Stl10(_Arrays):
     """STL-10, 96x96 pixels, 10 classes: 5000 train, 8000 test and 100,000 unlabeled images.
 
     Args:
-        root: folder of the files; they are downloaded there when missing.
-        train_split: what ``train`` means: ``unlabeled`` for pretraining and distillation (it
-            then has no labels, so probes need a second source), ``train`` for the labeled 5000.
+        root: folder of the files, which are downloaded if missing.
+        train_split: the training images: ``train``, the 5000 labeled ones, or ``unlabeled``, for
+            pretraining and distillation (without labels, evaluation requires another source).
     """
 
     kind = "stl10"
@@ -115,7 +115,7 @@ class FashionMnist(_Arrays):
     """Fashion-MNIST: 60,000 train and 10,000 test images of 28x28 pixels, gray, 10 classes.
 
     Args:
-        root: folder of the files; they are downloaded there when missing.
+        root: folder of the files, which are downloaded if missing.
     """
 
     kind = "fashion_mnist"
@@ -130,10 +130,10 @@ class FashionMnist(_Arrays):
 class Svhn(_Arrays):
     """Street View House Numbers: 73,257 train, 26,032 test images of 32x32 pixels, 10 digits.
 
-    The 531,131 easier images of its part ``extra`` are ignored.
+    The 531,131 easier images of its split ``extra`` are ignored.
 
     Args:
-        root: folder of the files; they are downloaded there when missing.
+        root: folder of the files, which are downloaded if missing.
     """
 
     kind = "svhn"

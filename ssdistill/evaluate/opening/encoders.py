@@ -253,8 +253,8 @@ def _fitting(
     sides = [side for side in (input_shape or ())[-2:] if side is not None]
     fixed = as_size(sides[0], sides[-1]) if sides else None
     if fixed is not None and requested_size not in (None, fixed):
-        takes, asked = short_size(fixed), as_written(requested_size)
-        return fixed, [f"takes images of {takes} pixels only; ignoring image_size={asked}"]
+        takes, requested = short_size(fixed), as_written(requested_size)
+        return fixed, [f"takes images of {takes} pixels only; ignoring image_size={requested}"]
     return requested_size or native_size or fixed, []
 
 

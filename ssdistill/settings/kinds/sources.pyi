@@ -68,7 +68,7 @@ class Food101Settings(StoreSettings):
     root: str = ...
 
 class Hdf5Settings(StoreSettings):
-    """Datasets of one HDF5 file."""
+    """Images in datasets of an HDF5 file."""
 
     kind: Literal["hdf5"] = ...
     path: str
@@ -82,7 +82,7 @@ class Hdf5Settings(StoreSettings):
     test_fraction: float | None = ...
 
 class HuggingFaceSettings(StoreSettings):
-    """A data set of Hugging Face's ``datasets``, map-style, whose images stay encoded."""
+    """A map-style data set of Hugging Face's ``datasets``, whose images stay encoded."""
 
     kind: Literal["hf"] = ...
     path: str
@@ -96,7 +96,7 @@ class HuggingFaceSettings(StoreSettings):
     label_columns: str | tuple[str, ...] | None = ...
 
 class FileListSettings(StoreSettings):
-    """Image files named by a list: ``.csv``, ``.tsv``, ``.parquet``, or text with a path a line."""
+    """Image files named by a list: ``.csv``, ``.tsv``, ``.parquet``, or one path per line."""
 
     kind: Literal["list"] = ...
     path: str
@@ -113,7 +113,7 @@ class FileListSettings(StoreSettings):
     label_columns: str | tuple[str, ...] | None = ...
 
 class LmdbSettings(StoreSettings):
-    """Encoded images in an LMDB database, one under each key."""
+    """Encoded images in an LMDB database, one per key."""
 
     kind: Literal["lmdb"] = ...
     path: str
@@ -125,7 +125,7 @@ class LmdbSettings(StoreSettings):
     test_fraction: float | None = ...
 
 class NpySettings(StoreSettings):
-    """Arrays in ``.npy`` files, one for each part, read from disk as they are wanted."""
+    """Arrays in ``.npy`` files, one per split, memory-mapped from disk."""
 
     kind: Literal["npy"] = ...
     path: str
@@ -136,7 +136,7 @@ class NpySettings(StoreSettings):
     test_fraction: float | None = ...
 
 class NpzSettings(StoreSettings):
-    """Arrays in one ``.npz`` file, named as in MedMNIST or in another usual way."""
+    """Arrays in an ``.npz`` file, named as in MedMNIST or in another usual way."""
 
     kind: Literal["npz"] = ...
     path: str
@@ -178,7 +178,7 @@ class SvhnSettings(StoreSettings):
     root: str = ...
 
 class TarSettings(StoreSettings):
-    """Tar archives as WebDataset writes them, on a disk or elsewhere."""
+    """Tar archives as written by WebDataset, on local disks or remote storage."""
 
     kind: Literal["tar"] = ...
     path: str | tuple[str, ...]

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from ssdistill.data.array_names import Names, find_names
-from ssdistill.data.holding_out import hold_out, mixed
+from ssdistill.data.held_out import held_out_by_number
 from ssdistill.data.layouts import arrangement
 from ssdistill.data.opening import open_source
 from ssdistill.data.sources.npy import Npy
 from ssdistill.data.sources.npz import Npz
+from ssdistill.data.splitmix import number_hashes
 from ssdistill.data.store import open_store
 from ssdistill.errors import UserError
 from ssdistill.settings.registry import SOURCES
@@ -57,17 +58,17 @@ def test_axes_are_found_by_the_shape_or_set(tmp_path, array, layout, expected):
 @pytest.mark.parametrize(
     ("shape", "layout", "words"),
     [
-        ((9, 3, 5, 3), "auto", "may come first or last; set data.layout"),
-        ((9, 1, 5, 1), "auto", "may come first or last"),
-        ((9, 3072), "auto", "32 x 32, by plane or by pixel; set data.layout"),
-        ((480, 640, 3), "auto", "one color image, or gray images"),
-        ((9, 5, 5, 3), "NCHW", "data.layout=NCHW does not fit"),
-        ((9, 3, 5, 5), "NHWC", "data.layout=NHWC does not fit"),
-        ((9, 5, 5), "NHWC", "has four axes"),
+        ((9, 3, 5, 3), "auto", "may be first or last; set data.layout"),
+        ((9, 1, 5, 1), "auto", "may be first or last"),
+        ((9, 3072), "auto", "32 x 32, stored by plane or by pixel; set data.layout"),
+        ((480, 640, 3), "auto", "one color image, or several gray images"),
+        ((9, 5, 5, 3), "NCHW", "data.layout=NCHW does not match"),
+        ((9, 3, 5, 5), "NHWC", "data.layout=NHWC does not match"),
+        ((9, 5, 5), "NHWC", "requires four axes"),
         ((9, 5, 5, 4), "auto", "keep three channels"),
         ((9, 4, 5, 5), "auto", "keep three channels"),
-        ((9, 28), "auto", "no square images"),
-        ((0, 5, 5), "auto", "holds nothing"),
+        ((9, 28), "auto", "not square images"),
+        ((0, 5, 5), "auto", "add images"),
         ((9,), "auto", "reshape it"),
         ((9, 5, 5, 3, 1), "auto", "reshape it"),
     ],
@@ -145,26 +146,26 @@ def test_new_settings_of_npz_enter_no_digest_at_their_defaults(tmp_path):
 
 
 def test_numbers_are_held_out_the_same_each_time_and_once_only():
-    train, test = hold_out(1000, None, labeled=True)
+    train, test = held_out_by_number(1000, None, labeled=True)
     assert len(test) == 200 and sorted([*train, *test]) == list(range(1000))
-    assert np.array_equal(hold_out(1000, None, True)[1], test)
+    assert np.array_equal(held_out_by_number(1000, None, True)[1], test)
     assert test.dtype == np.uint32 and (np.diff(test.astype(int)) > 0).all()
-    assert len(hold_out(1000, None, False)[1]) == 100
+    assert len(held_out_by_number(1000, None, False)[1]) == 100
     # Evenly, not from one end.
     assert 60 < (test < 500).sum() < 140
 
 
 def test_few_images_are_trained_on_unless_some_are_asked_for():
-    assert hold_out(2, None, False)[0] is None
-    assert len(hold_out(2, 0.1, False)[1]) == 1
-    assert len(hold_out(1, 0.5, False)[1]) == 0
-    assert hold_out(9, 0.0, False)[0] is None
+    assert held_out_by_number(2, None, False)[0] is None
+    assert len(held_out_by_number(2, 0.1, False)[1]) == 1
+    assert len(held_out_by_number(1, 0.5, False)[1]) == 0
+    assert held_out_by_number(9, 0.0, False)[0] is None
 
 
 def test_hashes_of_other_keys_have_nothing_in_common():
     number_N = np.arange(10_000)
-    assert len(np.unique(mixed(number_N))) == 10_000
-    assert not np.isin(mixed(number_N, 1), mixed(number_N, 2)).any()
+    assert len(np.unique(number_hashes(number_N))) == 10_000
+    assert not np.isin(number_hashes(number_N, 1), number_hashes(number_N, 2)).any()
 
 
 def test_an_npz_without_test_images_holds_some_out_with_their_labels(tmp_path):

@@ -2,25 +2,18 @@
 
 import io
 
-import numpy as np
 import pytest
 import torch
+from image_files import smooth_noise
 from PIL import Image
 
 from ssdistill.data import cutting
 from ssdistill.data.decode import read_image
 
 
-def picture_of(seed: int, height: int, width: int) -> np.ndarray:
-    """Smooth noise, which JPEG and resizing treat as they treat photographs."""
-    rng = np.random.default_rng(seed)
-    coarse = rng.integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), dtype=np.uint8)
-    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
-
-
 def encoded(mode: str = "RGB", size=(900, 700), **options) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(picture_of(1, size[1], size[0])).convert(mode).save(file, "JPEG", **options)
+    Image.fromarray(smooth_noise(1, size[1], size[0])).convert(mode).save(file, "JPEG", **options)
     return file.getvalue()
 
 
@@ -49,7 +42,7 @@ def test_a_reduced_image_gives_nearly_the_same_view(factor):
 
 def test_only_jpegs_are_reduced():
     file = io.BytesIO()
-    Image.fromarray(picture_of(1, 64, 64)).save(file, "PNG")
+    Image.fromarray(smooth_noise(1, 64, 64)).save(file, "PNG")
     image, factor = cutting.decode(file.getvalue(), 4)
     assert (image.shape, factor) == ((3, 64, 64), 1)
 

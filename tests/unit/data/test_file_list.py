@@ -163,7 +163,7 @@ def test_missing_files_are_counted_and_named_or_skipped(images):
     assert sorted(name for names in both(found) for name in names) == [
         f"i/{k}.png" for k in range(10)
     ]
-    assert found.warnings(True)[0].endswith("…) and are skipped")
+    assert found.warnings(True)[0].endswith("…); skipping them")
     all_gone = write(images, "path\na.png\n")
     assert "1 of 1 files are missing" in refusal(all_gone, missing="skip")
     windows = write(images, "path\ni\\1.png\ni/2.png\n")
@@ -279,11 +279,11 @@ def test_weights_are_read_and_checked(images):
     [
         ("", "the list is empty"),
         ("# nothing\n", "the list is empty"),
-        ("path,label\n", "names no image"),
-        ("path,label\ni/1.png,0\ni/2.png\n", "entry 3 has 1 of 2 columns (i/2.png)"),
-        ("path,label\n,0\n", "image 1 has no path"),
-        ("a,b,c\ni/1.png,2,3\n", "3 columns, and the first line names no columns (a, b, c)"),
-        ("path,split\ni/1.png,test\n", "no image is in the split train"),
+        ("path,label\n", "has no images"),
+        ("path,label\ni/1.png,0\ni/2.png\n", "entry 3 has only 1 of 2 columns (i/2.png)"),
+        ("path,label\n,0\n", "row 1 has no path"),
+        ("a,b,c\ni/1.png,2,3\n", "3 columns, but the first line is not a header (a, b, c)"),
+        ("path,split\ni/1.png,test\n", "no image is in split train"),
         ('path\n"' + "x" * 200_000 + '"\n', "field larger than field limit"),
     ],
 )

@@ -126,7 +126,9 @@ def test_patterns_are_those_of_gitignore(pattern, path, matches):
 
 @pytest.mark.parametrize("pattern", ["", "/", "/a/*", "../x", "a/../b"])
 def test_a_pattern_that_leads_out_is_refused(pattern):
-    with pytest.raises(UserError, match=r"data\.exclude: '.*' is no path below data\.path; write"):
+    with pytest.raises(
+        UserError, match=r"data\.exclude: '.*' is not a pattern below data\.path; write"
+    ):
         matcher(["a", pattern], "data.exclude")
 
 

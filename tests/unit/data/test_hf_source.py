@@ -65,7 +65,7 @@ def test_a_saved_data_set_has_its_splits_images_and_classes(saved):
     assert train.class_names == ("cat", "dog", "emu")
     assert train.name(3) == "train:3"
     assert found.has_labels
-    assert "split extra is ignored" in found.warnings(True)[0]
+    assert "ignoring split extra" in found.warnings(True)[0]
     assert found.description.endswith("labeled, 8 train and 2 test images")
 
 
@@ -137,7 +137,7 @@ def test_what_the_library_says_becomes_one_line(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     message = refusal("owner/set")
-    assert "datasets cannot load it (no route to host); it is no folder here, so it was" in message
+    assert "datasets cannot load it (no route to host); not a local folder, so it was" in message
 
 
 def test_identity_follows_the_files(saved):

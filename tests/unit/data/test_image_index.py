@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from image_files import smooth_noise, write_images
 from PIL import Image
 
 from ssdistill.data import retry
@@ -17,24 +18,12 @@ from ssdistill.data.opening import open_originals
 from ssdistill.data.settings import StoreSettings
 from ssdistill.data.sources.folder import Folder
 
-SIZES = [(40, 60), (64, 33), (50, 50), (31, 90), (45, 45), (60, 41), (38, 52), (70, 30)]
 ORIGINAL = StoreSettings(pixels="original")
-
-
-def picture_of(seed: int, height: int, width: int) -> np.ndarray:
-    """Smooth noise, which JPEG and resizing treat as they treat photographs."""
-    rng = np.random.default_rng(seed)
-    coarse = rng.integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), dtype=np.uint8)
-    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    path = tmp_path / "images"
-    path.mkdir()
-    for n, (height, width) in enumerate(SIZES):
-        Image.fromarray(picture_of(n, height, width)).save(path / f"{n}.png")
-    return path
+    return write_images(tmp_path / "images")
 
 
 def test_only_what_changed_is_read_again(folder, tmp_path):
@@ -45,8 +34,8 @@ def test_only_what_changed_is_read_again(folder, tmp_path):
     first = index()
     assert (first.num_read, first.records_N.itemsize) == (8, 24)
     assert index().num_read == 0
-    Image.fromarray(picture_of(99, 20, 30)).save(folder / "3.png")
-    Image.fromarray(picture_of(98, 21, 30)).save(folder / "3b.png")
+    Image.fromarray(smooth_noise(99, 20, 30)).save(folder / "3.png")
+    Image.fromarray(smooth_noise(98, 21, 30)).save(folder / "3b.png")
     second = index()
     assert (second.num_read, len(second)) == (2, 9)
     assert [s.tolist() for s in second.sizes(np.array([3, 4, 8]))] == [
@@ -72,7 +61,7 @@ def test_a_damaged_index_is_made_anew(folder, tmp_path, file):
 
 
 def test_sizes_are_those_of_the_upright_image(tmp_path):
-    image = Image.fromarray(picture_of(0, 20, 50))
+    image = Image.fromarray(smooth_noise(0, 20, 50))
     exif = Image.Exif()
     exif[0x0112] = 6
     (tmp_path / "in").mkdir()
@@ -85,7 +74,7 @@ def test_sizes_are_those_of_the_upright_image(tmp_path):
 
 def test_images_of_many_bits_are_marked(tmp_path):
     (tmp_path / "in").mkdir()
-    Image.fromarray(picture_of(0, 20, 50)).save(tmp_path / "in" / "a.png")
+    Image.fromarray(smooth_noise(0, 20, 50)).save(tmp_path / "in" / "a.png")
     deep = np.arange(600, dtype=np.uint16).reshape(20, 30)
     Image.fromarray(deep).save(tmp_path / "in" / "b.png")
     source = Folder(path=str(tmp_path / "in"), test_fraction=0)

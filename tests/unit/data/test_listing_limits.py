@@ -52,7 +52,7 @@ def test_folders_that_link_each_other_have_an_end(tmp_path):
     for name in names:
         for other in set(names) - {name}:
             (tmp_path / name / other).symlink_to(tmp_path / other)
-    with pytest.raises(UserError, match=r"linked folders lead into .* in more than 100 ways"):
+    with pytest.raises(UserError, match=r"links lead to .* by more than 100 routes"):
         list_images(tmp_path)
 
 

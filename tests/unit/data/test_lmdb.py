@@ -78,9 +78,9 @@ def test_keys_are_read_from_a_list_in_its_order(write, tmp_path):
     assert np.array_equal(read(source.split("train")), RGB[[5, 1, 9]])
     (tmp_path / "keys.txt").write_bytes(b"00000005\nnone\n")
     part = write(key_list=str(tmp_path / "keys.txt"), test_fraction=0).split("train")
-    with pytest.raises(BadImage, match="no value under its key"):
+    with pytest.raises(BadImage, match="its key is not in the database"):
         part.image(1)
-    with pytest.raises(UserError, match="set one"):
+    with pytest.raises(UserError, match="set only one"):
         write(key_list=str(tmp_path / "keys.txt"), image_key="%d").split("train")
     (tmp_path / "keys.txt").write_bytes(b"\n")
     with pytest.raises(UserError, match=r"keys.txt: no key in it"):

@@ -65,18 +65,18 @@ def test_an_archive_that_is_cut_off_says_where():
     both, one = [b"a.jpg", b"b.jpg"], [b"a.jpg"]
     for length, found, why in (
         (BLOCK * 4 + 300, both, ": 300 bytes are missing"),
-        (BLOCK * 4 + 700, both, ": the blocks that end an archive are missing"),
+        (BLOCK * 4 + 700, both, ": the end-of-archive blocks are missing"),
         (BLOCK * 3 + 100, one, ""),
-        (BLOCK * 3, one, ": the blocks that end an archive are missing"),
+        (BLOCK * 3, one, ": the end-of-archive blocks are missing"),
     ):
-        assert damaged(content[:length]) == (found, f"it is cut off at byte {length}{why}")
+        assert damaged(content[:length]) == (found, f"truncated at byte {length}{why}")
 
 
 def test_a_header_whose_checksum_is_another_ends_it():
     content = bytearray(tar_bytes({"a.jpg": b"1", "b.jpg": b"2"}))
     content[2 * BLOCK] ^= 1
     found, why = damaged(bytes(content))
-    assert (found, why) == ([b"a.jpg"], "no header at byte 1024")
+    assert (found, why) == ([b"a.jpg"], "invalid header at byte 1024")
 
 
 def header(**fields) -> bytes:
@@ -89,13 +89,16 @@ def header(**fields) -> bytes:
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (header(size=-1), "no header at byte 0"),
+        (header(size=-1), "invalid header at byte 0"),
         (header(size=1 << 62), "are missing"),
         (header(type=b"L", size=1 << 40), f"a name of {1 << 40} bytes"),
-        (header(type=b"x", size=4) + b"0 a\n".ljust(512, b"\0"), "extended headers"),
-        (header(type=b"x", size=9) + b"-5 path=".ljust(512, b"\0"), "extended headers"),
-        (header(type=b"x", size=12) + b"12 size=-51\n".ljust(512, b"\0"), "extended headers"),
-        (b"junk" * 128, "no header at byte 0"),
+        (header(type=b"x", size=4) + b"0 a\n".ljust(512, b"\0"), "invalid extended"),
+        (header(type=b"x", size=9) + b"-5 path=".ljust(512, b"\0"), "invalid extended"),
+        (
+            header(type=b"x", size=12) + b"12 size=-51\n".ljust(512, b"\0"),
+            "invalid extended header",
+        ),
+        (b"junk" * 128, "invalid header at byte 0"),
     ],
 )
 def test_absurd_headers_are_refused(content, why):

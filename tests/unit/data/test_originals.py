@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from image_files import SIZES, smooth_noise, write_images
 from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
@@ -14,7 +15,7 @@ from ssdistill.data import originals as originals_module
 from ssdistill.data import retry
 from ssdistill.data.geometry import Boxes
 from ssdistill.data.loader import Loader
-from ssdistill.data.opening import keeps_originals, open_originals, open_stores
+from ssdistill.data.opening import open_originals, open_stores, uses_originals
 from ssdistill.data.originals import Originals
 from ssdistill.data.recipes import ViewRecipe
 from ssdistill.data.settings import StoreSettings
@@ -25,25 +26,13 @@ from ssdistill.data.view_plan import ViewPlan
 from ssdistill.data.views import view_parameters
 from ssdistill.errors import UserError
 
-SIZES = [(40, 60), (64, 33), (50, 50), (31, 90), (45, 45), (60, 41), (38, 52), (70, 30)]
 PLAIN = ViewRecipe(scale=(0.2, 1.0), flip=0.0)
 ORIGINAL = StoreSettings(pixels="original")
 
 
-def picture_of(seed: int, height: int, width: int) -> np.ndarray:
-    """Smooth noise, which JPEG and resizing treat as they treat photographs."""
-    rng = np.random.default_rng(seed)
-    coarse = rng.integers(0, 256, (height // 8 + 2, width // 8 + 2, 3), dtype=np.uint8)
-    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    path = tmp_path / "images"
-    path.mkdir()
-    for n, (height, width) in enumerate(SIZES):
-        Image.fromarray(picture_of(n, height, width)).save(path / f"{n}.png")
-    return path
+    return write_images(tmp_path / "images")
 
 
 @pytest.fixture
@@ -185,7 +174,7 @@ def test_the_fingerprint_is_of_the_content_not_of_its_time_or_name(folder, tmp_p
     (folder / "7.png").rename(folder / "8.png")
     assert fingerprint() == first
     assert fingerprint(17) != first
-    Image.fromarray(picture_of(99, *SIZES[0])).save(folder / "0.png")
+    Image.fromarray(smooth_noise(99, *SIZES[0])).save(folder / "0.png")
     assert fingerprint() != first
 
 
@@ -206,7 +195,7 @@ class TestImagesThatCannotBeRead:
         assert [name for name, _ in originals.bad] == ["2.png", "5.png", "6.png"]
         assert "empty file" in dict(originals.bad)["6.png"]
         assert originals.rows(np.arange(5)).tolist() == [0, 1, 3, 4, 7]
-        assert "3 of 8 images cannot be read" in caplog.text
+        assert "skipping 3 of 8 images that cannot be read" in caplog.text
         assert originals.sizes(np.array([2, 4]))[0].tolist() == [31, 70]
 
     def test_more_than_max_bad_are_refused(self, folder, tmp_path):
@@ -250,7 +239,7 @@ class TestImagesThatCannotBeRead:
         crops_BCHW = originals.cut(np.arange(8), [boxes_of(originals)], [8])[0]
         assert torch.equal(crops_BCHW[:6], wanted[:6])
         assert not torch.equal(crops_BCHW[6], wanted[6])
-        assert "reading it again" in caplog.text and "6.png" in caplog.text
+        assert "retrying in" in caplog.text and "6.png" in caplog.text
 
 
 def boxes_of(originals: Originals):
@@ -263,23 +252,23 @@ class TestChoice:
     def test_small_images_and_arrays_are_stored(self, folder, tmp_path):
         source = Folder(path=str(folder))
         auto = StoreSettings()
-        assert not keeps_originals(source, auto, 96, tmp_path)
-        assert keeps_originals(source, auto, 97, tmp_path)
+        assert not uses_originals(source, auto, 96, tmp_path)
+        assert uses_originals(source, auto, 97, tmp_path)
         np.savez(
             tmp_path / "a.npz",
             train_images=np.zeros((4, 128, 128), np.uint8),
             test_images=np.zeros((4, 128, 128), np.uint8),
         )
         arrays = Npz(path=str(tmp_path / "a.npz"))
-        assert not keeps_originals(arrays, auto, 128, tmp_path)
-        with pytest.raises(UserError, match=r"data\.pixels=original: data\.kind=npz holds arrays"):
-            keeps_originals(arrays, ORIGINAL, 128, tmp_path)
+        assert not uses_originals(arrays, auto, 128, tmp_path)
+        with pytest.raises(UserError, match=r"data\.pixels=original: data\.kind=npz has arrays"):
+            uses_originals(arrays, ORIGINAL, 128, tmp_path)
 
     def test_what_is_stored_already_stays_stored(self, folder, tmp_path):
         source = Folder(path=str(folder))
         open_store(source, "train", 100, tmp_path)
-        assert not keeps_originals(source, StoreSettings(), 100, tmp_path)
-        assert keeps_originals(source, ORIGINAL, 100, tmp_path)
+        assert not uses_originals(source, StoreSettings(), 100, tmp_path)
+        assert uses_originals(source, ORIGINAL, 100, tmp_path)
 
     def test_both_ways_open_by_the_settings(self, folder, tmp_path):
         source = Folder(path=str(folder))

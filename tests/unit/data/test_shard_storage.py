@@ -110,7 +110,7 @@ def test_a_shard_that_cannot_be_reached_is_named(memory, monkeypatch):
     with pytest.raises(UserError, match=r"memory://bucket/other.tar: No such file|other.tar"):
         Tar(path="memory://bucket/other.tar").split("train")
     monkeypatch.setattr(MemoryFileSystem, "cat_file", lambda *a, **k: bytes(10**6))
-    with pytest.raises(UserError, match="the server sends whole files only; copy the shards"):
+    with pytest.raises(UserError, match="the server only sends whole files; copy the shards"):
         Tar(path="memory://bucket/train-1.tar").split("train").read(0)
 
 

@@ -74,7 +74,7 @@ def test_names_say_which_shards_are_for_testing(shards):
     by_name = Tar(path=str(shards))
     for split in ("train", "test"):
         assert named.split(split).identity() == by_name.split(split).identity()
-    with pytest.raises(UserError, match=r"is in data\.path, too"):
+    with pytest.raises(UserError, match=r"is also in data\.path"):
         Tar(path=str(shards), test=f"{shards}/val-00.tar").split("test")
     listed = Tar(path=(f"{shards}/train-01.tar", f"{shards}/train-00.tar"), test_fraction=0)
     assert names(listed.split("train"))[0] == "0012.jpg"
@@ -144,11 +144,11 @@ def test_an_index_of_something_else_does_no_harm(shards, tmp_path):
     assert source.split("train").index.num_read == 0
     originals = open_originals(source, "train", StoreSettings(max_bad=0.9), 8, tmp_path / "data")
     assert [reason for _, reason in originals.bad[:2]] == [
-        "val-00.tar is cut off within it; copy the shard again"
+        "truncated at the end of val-00.tar; copy the shard again"
     ] * 2
     assert len(originals) == 3
     assert names(source.split("train"))[3] == "image at byte 8192 of val-00.tar"
-    with pytest.raises(UserError, match="is not where the index says"):
+    with pytest.raises(UserError, match="has moved since it was indexed"):
         source.split("train").labels()
     assert names(source.split("train"))[5] == names(split)[5]
 
@@ -161,7 +161,7 @@ def test_beside_read_only_shards_no_index_is_written(shards, monkeypatch, tmp_pa
     assert len(list((tmp_path / "state" / "shards").glob("*/records.npy"))) == 2
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SSDISTILL_STATE", str(tmp_path / "file"))
-    with pytest.raises(UserError, match="SSDISTILL_STATE names one"):
+    with pytest.raises(UserError, match="set SSDISTILL_STATE to a writable one"):
         Tar(path=str(shards)).split("train")
 
 
@@ -181,7 +181,7 @@ def test_members_that_are_no_images_of_their_own_are_ignored(tmp_path):
     split = source.split("train")
     assert names(split) == ["a/1.jpg", "a/b..c.JPG"]
     assert split.read(0) == image
-    assert "4 members ignored, whose names are absolute or contain '..'" in source.warnings(True)[0]
+    assert "ignoring 4 members whose names are absolute or contain '..'" in source.warnings(True)[0]
 
 
 def test_a_shard_that_is_cut_off_is_named(tmp_path):
@@ -189,11 +189,11 @@ def test_a_shard_that_is_cut_off_is_named(tmp_path):
     end = content.rindex(b"\xff\xd8\xff") + 100
     source = one_shard(tmp_path / "in", content[:end])
     (warning,) = source.warnings(labels=False)
-    assert "a.tar: it is cut off at byte" in warning
-    assert "4 images in front of it are read; copy the shard again" in warning
+    assert "a.tar: truncated at byte" in warning
+    assert "only the 4 images before it are read; copy the shard again" in warning
     store = open_originals(source, "train", StoreSettings(max_bad=0.5), 16, tmp_path / "data")
     assert (len(store), store.bad) == (
-        3, [("3.jpg", "a.tar is cut off within it; copy the shard again")]
+        3, [("3.jpg", "truncated at the end of a.tar; copy the shard again")]
     )  # fmt: skip
     assert not Tar(path=source.path, test_fraction=0).split("train").index.num_read
     assert Tar(path=source.path).warnings(labels=False) == (warning,)
@@ -204,9 +204,9 @@ def test_a_shard_that_is_cut_off_is_named(tmp_path):
     [
         (gzip.compress(tar_bytes({"a.jpg": jpeg(0)})), "compressed with gzip.*gunzip"),
         (b"\x28\xb5\x2f\xfd" + bytes(600), "compressed with zstd.*unzstd"),
-        (b"", "no images in these shards .*cut off at byte 0"),
-        (b"junk" * 300, "no images in these shards .*no header at byte 0"),
-        (tar_bytes({"a.pkl": b".", "b.pkl": b"."}), "no images in these shards; it holds 2 .pkl"),
+        (b"", "no images in these shards .*truncated at byte 0"),
+        (b"junk" * 300, "no images in these shards .*invalid header at byte 0"),
+        (tar_bytes({"a.pkl": b".", "b.pkl": b"."}), "no images in these shards, only 2 .pkl"),
     ],
 )
 def test_what_holds_no_images_is_refused_in_one_line(tmp_path, content, why):

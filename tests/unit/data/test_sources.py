@@ -308,9 +308,9 @@ def test_a_folder_that_cannot_be_used_is_named(tmp_path):
     with pytest.raises(UserError, match="gone: no such folder"):
         Folder(path=str(tmp_path / "gone")).split("train")
     (tmp_path / "readme.txt").write_text("x")
-    with pytest.raises(UserError, match=r"no images below this folder \(1 other files\)"):
+    with pytest.raises(UserError, match=r"no images in this folder \(1 other files: 1 .txt\)"):
         Folder(path=str(tmp_path)).split("train")
-    with pytest.raises(UserError, match="is a file"):
+    with pytest.raises(UserError, match="a file, not a folder"):
         Folder(path=str(tmp_path / "readme.txt")).has_labels  # noqa: B018
 
 

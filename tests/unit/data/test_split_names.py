@@ -191,8 +191,7 @@ def test_what_a_wrapping_folder_holds_is_said_and_what_to_set(tmp_path, wrapping
 def test_a_single_folder_of_pictures_has_nothing_to_point_at(tmp_path, more):
     put(tmp_path, *(f"only/{i}.png" for i in range(5)), *more)
     (warning,) = Folder(path=str(tmp_path)).warnings(True)
-    assert "data.path=" not in warning and warning.endswith("put each class into a folder of its "
-                                                            "own")  # fmt: skip
+    assert "data.path=" not in warning and warning.endswith("put each class into a separate folder")
 
 
 def test_the_folder_that_may_be_meant_exists(tmp_path):

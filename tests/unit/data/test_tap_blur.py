@@ -3,8 +3,11 @@
 import pytest
 import torch
 
+from ssdistill.data import views
 from ssdistill.data.color import gaussian_blur_
+from ssdistill.data.recipes import RECIPES
 from ssdistill.data.tap_blur import blur_by_taps_
+from ssdistill.data.views import FASTER_BY_TAPS, apply_to_crops, view_parameters
 
 
 @pytest.mark.parametrize(("height", "width", "kernel"), [(64, 64, 7), (96, 96, 23), (40, 40, 39)])
@@ -30,3 +33,20 @@ def test_heights_and_widths_may_differ_and_flat_images_stay():
     flat_BCHW = torch.full((1, 1, 16, 16), 0.4)
     blur_by_taps_(flat_BCHW, torch.tensor([0]), torch.tensor([2.0]), 9)
     torch.testing.assert_close(flat_BCHW, torch.full_like(flat_BCHW, 0.4), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("side", [FASTER_BY_TAPS, 32])
+def test_crops_of_originals_look_the_same_as_if_they_were_blurred_by_products(side, monkeypatch):
+    crops_BCHW = torch.randint(0, 256, (6, 3, side, side), dtype=torch.uint8)
+    recipe = RECIPES["byol_a"]
+    index_B = torch.arange(6)
+    params = view_parameters(
+        recipe, seed=0, epoch=0, index_B=index_B, view=0, height=200, width=200
+    )
+    view_BCHW = apply_to_crops(crops_BCHW, params)
+    used = []
+    monkeypatch.setattr(views, "blur_by_taps_", lambda *args: used.append(1))
+    apply_to_crops(crops_BCHW, params)
+    assert bool(used) == (side >= FASTER_BY_TAPS)
+    monkeypatch.setattr(views, "FASTER_BY_TAPS", 1000)
+    torch.testing.assert_close(view_BCHW, apply_to_crops(crops_BCHW, params), rtol=0, atol=1e-5)

@@ -168,7 +168,7 @@ def test_a_store_is_made_of_them_and_found_again_without_the_files(fake, kind, t
 @pytest.mark.parametrize("kind", SIZES)
 def test_a_failed_download_names_kind_and_root(no_network, tmp_path, kind):
     source = SOURCES.build(SOURCES.schema(kind)(root=str(tmp_path / "none")))
-    with pytest.raises(UserError, match=rf"data.kind={kind}: not in root '.*none'") as caught:
+    with pytest.raises(UserError, match=rf"data.kind={kind}: not found in root '.*none'") as caught:
         len(source.split("test"))
     assert "\n" not in str(caught.value)
 

@@ -56,7 +56,7 @@ def test_the_training_pictures_decide_for_the_test_pictures(tmp_path, caplog):
         stores = opened(tmp_path / "set", tmp_path)
     assert stores["test"].window == (0.0, 1000.0)
     assert set(np.unique(stores["test"].images)) == {128, 255}
-    assert "50.0% of the pixels lie beyond data.window=[0, 1000]" in caplog.text
+    assert "50.0% of the pixels are clipped: they lie beyond data.window=[0, 1000]" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_a_window_can_be_set_and_makes_another_store(twelve_bit, tmp_path, windo
 def test_less_than_a_tenth_of_the_range_is_warned_of_with_the_key(twelve_bit, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         opened(twelve_bit, tmp_path, window="full")
-    assert "use only levels 1 to 16 of 0 to 255" in caplog.text
+    assert "stored pixels span only 1 to 16" in caplog.text
     assert "data.window is [0, 65535]; set it" in caplog.text
     assert "\n" not in caplog.messages[0]
 
@@ -96,7 +96,7 @@ def test_narrow_8_bit_pictures_are_warned_of_and_stored_as_they_are(tmp_path, ca
     with caplog.at_level(logging.WARNING):
         store = open_store(Folder(path=str(tmp_path / "set")), "train", 4, tmp_path)
     assert store.images.max() == 15 and store.window is None
-    assert "levels 0 to 15" in caplog.text and "rescale them" in caplog.text
+    assert "span only 0 to 15" in caplog.text and "rescale their" in caplog.text
 
 
 def test_a_window_that_nothing_uses_is_said(tmp_path, caplog):
@@ -177,7 +177,7 @@ def test_fractions_beyond_0_to_1_need_a_window(tmp_path, high):
 def test_arrays_with_values_that_are_not_finite_are_refused_by_row(tmp_path):
     images = np.full((4, 4, 4), 0.5)
     images[2, 1, 1] = np.nan
-    with pytest.raises(UserError, match=r"first 000002 \(NaN or infinite pixels\)"):
+    with pytest.raises(UserError, match=r"\(first: 000002: NaN or infinite pixels\)"):
         open_store(npz(tmp_path, images), "train", 4, tmp_path)
 
 
@@ -214,8 +214,8 @@ def test_settings_at_their_defaults_leave_no_trace():
 
 def test_the_settings_of_every_source_are_explained_where_they_are_listed():
     _, text, table = description("sources", "folder")
-    assert "window: of images with more than 8 bits" in text.plain
-    assert "labels: none ignores the labels" in text.plain
+    assert "window: for images of more than 8 bits" in text.plain
+    assert "labels: none ignores labels" in text.plain
     assert {"window", "labels", "max_pixels"} <= {str(cell) for cell in table.columns[0].cells}
 
 
@@ -246,5 +246,5 @@ def test_a_window_that_nothing_can_be_divided_by_is_refused(window):
 
 
 def test_pictures_that_all_have_no_value_get_the_reason(tmp_path):
-    with pytest.raises(UserError, match=r"first 000000 \(NaN or infinite pixels\)"):
+    with pytest.raises(UserError, match=r"first: 000000: NaN or infinite pixels\)"):
         stored(tmp_path, np.full((4, 8, 8), np.nan))

@@ -45,7 +45,7 @@ def test_a_tilde_is_the_home_folder_wherever_data_are_named(tmp_path, monkeypatc
     monkeypatch.setenv("HOME", str(tmp_path))
     assert user_path("~/x") == tmp_path / "x"
     (tmp_path / "photos").mkdir()
-    with pytest.raises(UserError, match="no images below this folder"):
+    with pytest.raises(UserError, match="no images in this folder"):
         open_folder("~/photos")
     (tmp_path / "a.npz").write_bytes(b"no archive")
     with pytest.raises(UserError, match=r"not an .npz file"):

@@ -1,27 +1,26 @@
-"""What sources of encoded images in rows of tables have in common."""
+"""Base class of sources whose files or rows are sorted into splits on first use."""
 
 from abc import abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ssdistill.data.splits import RawSplit, Source
-from ssdistill.data.table_layout import TableLayout
 from ssdistill.errors import UserError
 
 
-class TableSource(Source):
-    """Base class of sources whose tables are opened when one of them is first read.
+class LayoutSource(Source):
+    """A source with a layout: an object with the splits ``train`` and ``test``.
 
-    A subclass has ``_layout``, ``_title``, how messages name the tables, and ``test_key``, the key
-    that names test images.
+    Subclasses define ``_layout``, which is read once, ``_title``, the name of the source in
+    messages, and ``test_remedy``, how to get test images other than by ``data.test_fraction``.
     """
 
     default_image_size = 64
     test_fraction: float | None
-    test_key: ClassVar[str]
+    test_remedy: ClassVar[str]
 
     @property
     @abstractmethod
-    def _layout(self) -> TableLayout: ...
+    def _layout(self) -> Any: ...
 
     @property
     @abstractmethod
@@ -29,7 +28,7 @@ class TableSource(Source):
 
     @property
     def has_labels(self) -> bool:
-        return self.has_test and self._layout.train.labeled
+        return self.has_test and self._layout.train.labeled and self._layout.test.labeled
 
     @property
     def has_test(self) -> bool:
@@ -40,7 +39,7 @@ class TableSource(Source):
 
     @property
     def _counts(self) -> str:
-        """Whether there are labels, and how many images."""
+        """Whether there are labels, and the number of images, for descriptions."""
         layout = self._layout
         return (
             f"{'labeled' if self.has_labels else 'unlabeled'}, {len(layout.train)} train and "
@@ -52,6 +51,6 @@ class TableSource(Source):
         if not len(split):
             raise UserError(
                 f"{self._title} has no {name} images; raise data.test_fraction (now "
-                f"{self.test_fraction}), or set {self.test_key}"
+                f"{self.test_fraction}), or {self.test_remedy}"
             )
         return split
