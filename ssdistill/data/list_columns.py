@@ -93,28 +93,28 @@ def one_way_to_label(label_column: str | None, label_columns: Wanted) -> Wanted:
 
 
 def columns_of_classes(
-    names: Sequence[str], wanted: str | Sequence[str], title: str
+    names: Sequence[str], requested: str | Sequence[str], title: str
 ) -> tuple[str, ...]:
-    """Return the columns that have 0 or 1 for a class each, in the order they are named.
+    """Return the columns that hold 0 or 1 for one class each, in the requested order.
 
     Args:
-        names: of all columns that hold nothing else.
-        wanted: names, or patterns with ``*``.
+        names: of all columns without another role.
+        requested: names, or patterns with ``*``.
         title: of the list in messages.
 
     Raises:
-        UserError: nothing fits a name.
+        UserError: no column matches a name.
     """
-    found: dict[str, None] = {}
-    for name in (wanted,) if isinstance(wanted, str) else wanted:
-        fitting = [name] if name in names else [n for n in names if fnmatchcase(n, name)]
-        if not fitting:
+    columns: dict[str, None] = {}
+    for name in (requested,) if isinstance(requested, str) else requested:
+        matching = [name] if name in names else [n for n in names if fnmatchcase(n, name)]
+        if not matching:
             raise UserError(
                 f"data.label_columns={shown(name)}: {title} has no such column"
                 f"{nearest(name, names)}; it has {_listed(names)}"
             )
-        found |= dict.fromkeys(fitting)
-    return tuple(found)
+        columns |= dict.fromkeys(matching)
+    return tuple(columns)
 
 
 def _plain(name: str) -> str:

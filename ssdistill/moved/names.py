@@ -171,8 +171,8 @@ RENAMED = {
     "data.extra": {"NEEDS_NEIGHBOURS": "NEIGHBOR_VIEWS"},
     "data.folder": {
         "FileSplit": "data.file_split:",
-        "TEST_FRACTION_LABELED": "data.holding_out:",
-        "TEST_FRACTION_UNLABELED": "data.holding_out:",
+        "TEST_FRACTION_LABELED": "data.held_out:",
+        "TEST_FRACTION_UNLABELED": "data.held_out:",
     },
     "data.geometry": {"resize_centre_crop": "resize_center_crop"},
     "data.mixing": {"centred_box": "centered_box"},

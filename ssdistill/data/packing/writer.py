@@ -1,7 +1,6 @@
 """Write shards in parallel; an interrupted packing resumes.
 
-Equal images and settings yield equal bytes: headers hold neither times nor owners, and the
-content of a shard depends only on its images.
+Equal images and settings yield equal bytes: headers hold neither times nor owners.
 """
 
 import hashlib

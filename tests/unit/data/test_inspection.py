@@ -80,7 +80,7 @@ def test_odd_images_are_found_in_both_splits(photos):
     (photos / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nx")
     (photos / "copy.png").write_bytes((photos / "3.png").read_bytes())
     checked = Checked(settings(photos))
-    assert {f.name: f.what for f in checked.odd_sizes} == {
+    assert {f.name: f.detail for f in checked.odd_sizes} == {
         "wide.png": "60x4, extreme aspect, small",
         "small.png": "9x8, small",
         "large.png": "420x280, large",
@@ -90,7 +90,7 @@ def test_odd_images_are_found_in_both_splits(photos):
     assert [f.name for f in checked.constant] == ["constant.png"]
     (group,) = [g for g in checked.duplicates if {f.name for f in g} & {"copy.png"}]
     assert {f.name for f in group} >= {"copy.png", "3.png"}
-    odd = {f.name: f.what for f in checked.other_modes}
+    odd = {f.name: f.detail for f in checked.other_modes}
     assert odd["cmyk.jpg"] == "CMYK" and odd["deep.png"] == "gray and more than 8 bits"
     assert "rgb.png" not in odd and "palette.png" not in odd and "broken.png" not in odd
     assert sum(checked.modes.values()) == len(checked) - 1
@@ -104,7 +104,7 @@ def test_odd_images_are_found_in_both_splits(photos):
 def test_an_image_over_the_limit_is_listed_and_not_decoded(photos):
     checked = Checked(settings(photos, max_pixels=1000))
     assert {"constant.png"} == set(MODES) - {f.name for f in checked.unreadable}
-    assert "data.max_pixels" in checked.unreadable[0].what
+    assert "data.max_pixels" in checked.unreadable[0].detail
 
 
 def test_arrays_are_checked_as_files_are(tmp_path):
@@ -181,7 +181,7 @@ def test_images_of_chosen_channels_are_checked_with_all_their_bands(tmp_path):
         values = np.random.default_rng(n % 2).integers(0, 999, (9, 12, bands)).astype("u2")
         tifffile.imwrite(tmp_path / "tiffs" / f"{n}.tif", values, **by_pixel)
     checked = Checked(settings(tmp_path / "tiffs", test_fraction=0, channels=[4, 0, 2]))
-    assert [(f.name, f.what) for f in checked.unreadable] == [
+    assert [(f.name, f.detail) for f in checked.unreadable] == [
         ("3.tif", "has 3 channels, numbered 0 to 2")
     ]
     assert checked.modes == {"more than 8 bits": 3}

@@ -41,7 +41,7 @@ def test_many_files_beside_pictures_do_not(folder, monkeypatch):
 def test_a_long_listing_says_how_far_it_is(folder, monkeypatch, caplog):
     monkeypatch.setattr(listing, "SECONDS", -1.0)
     list_images(folder)
-    assert f"data.path={folder}: 0 images and 12 other files so far" in caplog.text
+    assert f"data.path={folder}: found 0 images and 12 other files so far" in caplog.text
 
 
 def test_folders_that_link_each_other_have_an_end(tmp_path):

@@ -10,7 +10,7 @@ from tar_files import jpeg, samples, tar_bytes, write_shards
 from ssdistill.data import retry
 from ssdistill.data.opening import open_originals
 from ssdistill.data.settings import StoreSettings
-from ssdistill.data.shards.storage import Ahead
+from ssdistill.data.shards.storage import BufferedReader
 from ssdistill.data.sources.tar import Tar
 from ssdistill.errors import UserError
 
@@ -134,7 +134,7 @@ def test_small_parts_in_order_are_read_from_larger_pieces():
         reads.append((start, length))
         return content[start : start + length]
 
-    ahead = Ahead(read, 100)
+    ahead = BufferedReader(read, 100)
     wanted = [(0, 10), (50, 50), (95, 10), (1000, 300), (1290, 10), (2555, 10), (4, 4)]
     assert [ahead(*part) for part in wanted] == [content[s : s + n] for s, n in wanted]
     assert reads == [(0, 100), (95, 100), (1000, 300), (2555, 100), (4, 100)]

@@ -265,7 +265,7 @@ def test_arrays_are_images_with_their_own_values(tmp_path):
     settings = StoreSettings(max_bad=0.5)
     originals = open_originals(source, "train", settings, 8, tmp_path / "data")
     assert [name for name, _ in originals.bad] == ["2.npy", "3.npy"]
-    assert originals.bad[0][1] == "an array of object, not of real numbers"
+    assert originals.bad[0][1] == "an array of object; save real numbers"
     stored = open_stores(source, StoreSettings(max_bad=0.5, pixels="stored"), 8, tmp_path)["train"]
     assert np.array_equal(stored.images[:], originals.images[:])
 
@@ -306,15 +306,15 @@ def test_names_of_classes_are_numbered_over_both_splits(tmp_path):
     [
         (["1", "-1"], {}, "from 0"),
         (["1", ""], {}, "the .cls of 1.jpg is empty"),
-        (["1", "x" * 300], {}, "the .cls of 1.jpg is a text of 300 characters"),
+        (["1", "x" * 300], {}, "the .cls of 1.jpg has 300 characters"),
         (["1", "{"], {"label": "json"}, "the .json of 1.jpg"),
         (["1", "[" * 100_000], {"label": "json"}, "the .json of 1.jpg"),
-        (["1", "{}"], {"label": "json"}, "has no field 'label'; name one with data.label=json"),
-        (["1", "true"], {"label": "json"}, "holds True, not one number or name"),
-        (["1", "[1, null]"], {"label": "json"}, "holds None, not one number or name"),
+        (["1", "{}"], {"label": "json"}, "has no field 'label'; set data.label=json"),
+        (["1", "true"], {"label": "json"}, "holds True instead of one number or name"),
+        (["1", "[1, null]"], {"label": "json"}, "holds None instead of one number or name"),
         (["1", '["a", " "]'], {"label": "json"}, "has an empty label between others"),
-        (["1", "[1, [2]]"], {"label": "json"}, r"holds \[2\], not one number or name"),
-        ([f"text {n}" for n in range(9)], {"label": "txt"}, "9 different texts, such as text 0"),
+        (["1", "[1, [2]]"], {"label": "json"}, r"holds \[2\] instead of one number or name"),
+        ([f"text {n}" for n in range(9)], {"label": "txt"}, "9 different texts, such as 'text 0'"),
     ],
 )
 def test_labels_that_are_none_are_refused_when_they_are_wanted(tmp_path, texts, settings, why):
