@@ -21,7 +21,7 @@ from ssdistill.settings import Size, height_width
 
 _CHUNK_BYTES = 1 << 21
 """Bytes of float pixels per chunk on a CPU: small enough for its cache."""
-FASTER_BY_TAPS = 96
+TAPS_FROM_SIDE = 96
 """Shorter side in pixels from which a CPU blurs crops of originals tap by tap. Views of stored
 images keep the matrix product, whose last bits differ: a run continues as it began."""
 
@@ -103,7 +103,7 @@ def _finish(crops_BCHW: Tensor, params: ViewParameters, out_BCHW: Tensor) -> Non
     x_BCHW = torch.empty_like(out_BCHW)
     _fill(crops_BCHW.index_select(0, sorted_B), params.flip_B, x_BCHW)
     blur = color.gaussian_blur_
-    if x_BCHW.device.type == "cpu" and min(x_BCHW.shape[2:]) >= FASTER_BY_TAPS:
+    if x_BCHW.device.type == "cpu" and min(x_BCHW.shape[2:]) >= TAPS_FROM_SIDE:
         blur = blur_by_taps_
     _color(x_BCHW, params, group_B, sorted_B, out_BCHW, blur)
 

@@ -188,7 +188,10 @@ RENAMED = {
         "Folder": "data.sources.folder:",
         "Npz": "data.sources.npz:",
     },
-    "data.store_writer": {"SECONDS_WITHOUT_BAR": "data.progress:"},
+    "data.store_writer": {
+        "SECONDS_WITHOUT_BAR": "data.progress:",
+        "refuse_bad": "check_bad_fraction",
+    },
     "data.splits": {"ArraySplit": "data.array_split:"},
     "data.store": dict.fromkeys(("find_store", "has_store"), "data.store_places:"),
     "distill.bank": {"centring": "centering"},

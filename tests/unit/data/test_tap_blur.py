@@ -7,7 +7,7 @@ from ssdistill.data import views
 from ssdistill.data.color import gaussian_blur_
 from ssdistill.data.recipes import RECIPES
 from ssdistill.data.tap_blur import blur_by_taps_
-from ssdistill.data.views import FASTER_BY_TAPS, apply_to_crops, view_parameters
+from ssdistill.data.views import TAPS_FROM_SIDE, apply_to_crops, view_parameters
 
 
 @pytest.mark.parametrize(("height", "width", "kernel"), [(64, 64, 7), (96, 96, 23), (40, 40, 39)])
@@ -35,7 +35,7 @@ def test_heights_and_widths_may_differ_and_flat_images_stay():
     torch.testing.assert_close(flat_BCHW, torch.full_like(flat_BCHW, 0.4), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("side", [FASTER_BY_TAPS, 32])
+@pytest.mark.parametrize("side", [TAPS_FROM_SIDE, 32])
 def test_crops_of_originals_look_the_same_as_if_they_were_blurred_by_products(side, monkeypatch):
     crops_BCHW = torch.randint(0, 256, (6, 3, side, side), dtype=torch.uint8)
     recipe = RECIPES["byol_a"]
@@ -47,6 +47,6 @@ def test_crops_of_originals_look_the_same_as_if_they_were_blurred_by_products(si
     used = []
     monkeypatch.setattr(views, "blur_by_taps_", lambda *args: used.append(1))
     apply_to_crops(crops_BCHW, params)
-    assert bool(used) == (side >= FASTER_BY_TAPS)
-    monkeypatch.setattr(views, "FASTER_BY_TAPS", 1000)
+    assert bool(used) == (side >= TAPS_FROM_SIDE)
+    monkeypatch.setattr(views, "TAPS_FROM_SIDE", 1000)
     torch.testing.assert_close(view_BCHW, apply_to_crops(crops_BCHW, params), rtol=0, atol=1e-5)
