@@ -71,8 +71,13 @@ def make_encoder():
 class ImageStore(SimpleNamespace):
     """As much of a store as training and planning look at."""
 
+    channel_names = None
+
     def __len__(self):
         return len(self.images)
+
+    def displayed(self, images_NHWC):
+        return images_NHWC
 
 
 @pytest.fixture

@@ -11,7 +11,10 @@ from pydantic import (
     ConfigDict,
     Field,
     FiniteFloat,
+    ValidationError,
     ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
     field_validator,
 )
 
@@ -43,8 +46,22 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, le=LARGEST_COUNT)]
 Width = Annotated[int, Field(gt=0, le=LARGEST_COUNT)]
 Side = Annotated[int, Field(gt=0, le=LARGEST_SIDE)]
+
+
+def _of_pixels(size: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    # One problem with one place, where a union would name each of its members.
+    try:
+        return validate(size)
+    except ValidationError:
+        raise ValueError(
+            f"must be a side in pixels, or [height, width], from 1 to {LARGEST_SIDE}"
+        ) from None
+
+
 StoredSize = Annotated[
-    Side | tuple[Side, Side], AfterValidator(lambda size: as_size(*height_width(size)))
+    Side | tuple[Side, Side],
+    AfterValidator(lambda size: as_size(*height_width(size))),
+    WrapValidator(_of_pixels),
 ]
 Few = Annotated[int, Field(ge=0, le=LARGEST_STEM)]
 Deviation = Annotated[FiniteFloat, Field(ge=SMALLEST_DEVIATION)]

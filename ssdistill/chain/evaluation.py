@@ -125,7 +125,7 @@ def raw_pixels(workspace: Workspace) -> Callable[[Tensor], Representation]:
     gray = holds_everywhere(
         workspace.train, lambda images_NHWC: images_NHWC == images_NHWC[..., :1]
     )
-    channels = 1 if gray else len(workspace.train.mean)
+    channels = 1 if gray else workspace.train.images.shape[3]
     most = max(1, min(PIXELS, math.isqrt(RGB * PIXELS**2 // channels)))
 
     def encode(x_BCHW: Tensor) -> Representation:

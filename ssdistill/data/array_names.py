@@ -77,8 +77,8 @@ def find_names(keys: Collection[str], chosen: Names, where: str, remedy: str = "
         labels = chosen.labels or _first(keys, ALL_LABELS)
     if not train:
         raise UserError(
-            f"{where} has no array 'train_images' or of another usual name, only "
-            f"{listed(keys)}; set data.image_key{', or ' + remedy if remedy else ''}"
+            f"{where}: no array has a usual name, such as train_images; found {listed(keys)}; set "
+            f"data.image_key{', or ' + remedy if remedy else ''}"
         )
     names = Names(train, labels, test)
     if test:

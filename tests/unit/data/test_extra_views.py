@@ -163,7 +163,7 @@ def test_the_first_view_itself_is_left_alone():
 
 def test_mixing_a_small_first_view_is_refused():
     with pytest.raises(
-        UserError, match=r"first view must have full size.*expected 12x12 pixels, got 6x6"
+        UserError, match=r"first view must have full size.*\(12x12 pixels, got 6x6\)"
     ):
         extras(("cutmix",), make_batch(), (ViewRecipe(size=6), RECIPES["weak"]))
 

@@ -74,10 +74,10 @@ def test_columns_are_named_by_keys_and_left_out_by_none(images):
     labels = found.split("train").labels()
     assert [int(name[2]) % 3 for name in names_of(found.split("train"))] == labels.tolist()
     assert found.split("train").class_names is None
-    assert "'?' for image 1, which is no split; write train, test, val" in refusal(
+    assert "unknown split '?' in column 'split', row 1; write train, test, val" in refusal(
         path, path_column="a"
     )
-    assert "no column is called path, file or image; it has a, b, split" in refusal(path)
+    assert "no column is named path, file or image; it has a, b, split" in refusal(path)
     message = refusal(path, path_column="a", label_column="bb")
     assert "data.label_column=bb: " in message
     assert "it has a, b, split" in message
@@ -197,9 +197,7 @@ def test_paths_that_are_there_twice_are_counted_and_on_one_side(images):
     train, test = both(found)
     assert not set(train) & set(test)
     assert (len(train), len(test)) == (14, 6)
-    assert (
-        "10 of 20 paths are there already further up (first: i/0.png)" in found.warnings(False)[0]
-    )
+    assert "10 of 20 paths repeat earlier ones (first: i/0.png)" in found.warnings(False)[0]
 
 
 def test_a_group_is_never_on_both_sides(tmp_path):
@@ -218,7 +216,7 @@ def test_groups_and_images_in_both_splits_are_warned_of(images):
         f"i/{k}.png,{['train', 'test', 'val'][k % 3]},{k % 4}\n" for k in range(9)
     )
     first, second = source(write(images, text)).warnings(True)
-    assert "3 images of split val are ignored" in first
+    assert "ignoring 3 images of split val" in first
     assert "groups are in both train and test (first: i/0.png)" in second
     text = "path,split\ni/1.png,train\ni/1.png,test\ni/2.png,train\n"
     assert "1 images are in both" in source(write(images, text)).warnings(True)[1]
@@ -266,10 +264,13 @@ def test_weights_are_read_and_checked(images):
     text = "path,weight\ni/0.png,1\ni/1.png,0.5\n"
     found = source(write(images, text))
     assert found.split("train").weights().tolist() == [1.0, 0.5]
-    assert "training draws images by them, with replacement" in found.warnings(False)[0]
+    assert (
+        "training draws images by the weights in column 'weight', with replacement"
+        in found.warnings(False)[0]
+    )
     for bad in ("-1", "x", "nan", "inf", ""):
         broken = source(write(images, text.replace("0.5", bad)))
-        with pytest.raises(UserError, match=r"of row 2 must be a number from 0"):
+        with pytest.raises(UserError, match=r"in row 2 must be a non-negative number"):
             broken.split("train").weights()
     assert source(write(images, "path\ni/0.png\n")).split("train").weights() is None
 

@@ -69,7 +69,7 @@ def test_a_folder_without_classes_makes_all_unlabeled(tmp_path):
     put(tmp_path / "two", *(f"{k}.png" for k in range(10)))
     source = Folder(path=[str(tmp_path / "one"), str(tmp_path / "two")])
     assert not source.has_labels
-    assert "1 of 2 folders of data.path have no class folders (first: " in source.warnings(True)[0]
+    assert "1 of 2 folders in data.path have no class folders (first: " in source.warnings(True)[0]
 
 
 @pytest.mark.parametrize("inner", ["one", "one/a", "link"])
@@ -150,7 +150,7 @@ def test_images_are_included_and_excluded(tmp_path):
     assert source.split("train").class_names == ("a", "b")
     assert "2 other files skipped" in source.description  # and two excluded folders
     nothing = Folder(path=str(tmp_path), include=("z",))
-    with pytest.raises(UserError, match=r"7 left out by data\.include or data\.exclude"):
+    with pytest.raises(UserError, match=r"7 excluded by data\.include or data\.exclude"):
         nothing.split("train")
 
 

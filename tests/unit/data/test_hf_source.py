@@ -79,7 +79,7 @@ def test_splits_are_chosen_by_name(saved):
     found = HuggingFace(path=str(saved), train_split="extra", test_split="train")
     assert levels(found.split("train")) == [30]
     assert levels(found.split("test")) == list(range(8))
-    assert "data.train_split=gone: no such split; there are train, validation, extra" in refusal(
+    assert "data.train_split=gone: no such split; set one of train, validation, extra" in refusal(
         saved, train_split="gone"
     )
     shutil.rmtree(saved / "train")
@@ -176,7 +176,7 @@ def test_files_outside_of_the_folder_are_not_opened(saved, tmp_path, monkeypatch
     state["_data_files"] = [{"filename": "../../far.arrow"}]
     (saved / "train" / "state.json").write_text(json.dumps(state))
     monkeypatch.setattr(hf_shard, "ArrowShard", lambda *a: pytest.fail("opened"))
-    assert "../../far.arrow is outside of the folder; save the data set again" in refusal(saved)
+    assert "../../far.arrow is outside the folder; save the data set again" in refusal(saved)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"_data_files": 1}', "[" * 100_000])

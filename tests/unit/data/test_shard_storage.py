@@ -101,7 +101,7 @@ def test_what_fails_every_time_is_a_bad_image(memory, monkeypatch, tmp_path):
 
     monkeypatch.setattr(MemoryFileSystem, "cat_file", failing)
     originals = open_originals(source, "train", StoreSettings(max_bad=0.1), 8, tmp_path)
-    assert [reason for _, reason in originals.bad] == ["connection reset, 4 times"]
+    assert [reason for _, reason in originals.bad] == ["connection reset, in 4 attempts"]
     with pytest.raises(UserError, match=r"more than 5.0% of 12 images"):
         open_originals(source, "train", StoreSettings(), 8, tmp_path)
 
@@ -123,7 +123,7 @@ def test_without_fsspec_or_its_libraries_the_remedy_is_named(monkeypatch):
 
 
 def test_names_in_several_kinds_of_places_are_refused():
-    with pytest.raises(UserError, match=r"data\.path: shards in several kinds of places"):
+    with pytest.raises(UserError, match=r"data\.path: shards in several kinds of storage"):
         Tar(path=("memory://bucket/a.tar", "/a.tar")).split("train")
 
 

@@ -99,7 +99,7 @@ def test_npz_gives_images_and_flattened_labels(npz):
 def test_npz_pictures_that_are_left_out_are_named_with_their_number(npz):
     source, _ = npz(extra_images=np.zeros((4, 5, 5), np.uint8))
     (warning,) = source.warnings(False)
-    assert warning.startswith("ignored: val_images (1 images), extra_images (4 images); only ")
+    assert "ignoring val_images (1 images), extra_images (4 images), since only " in warning
     assert npz(val_images=None)[0].warnings(True) == ()
     assert npz(val_images=None, val_labels=np.zeros(3))[0].warnings(True) == ()
 
@@ -138,8 +138,8 @@ def test_npz_identity_follows_the_pixels_and_not_the_labels(npz):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"train_images": None}, "no array 'train_images'"),
-        ({"train_images": np.zeros((6, 5, 5, 3))}, "'train_images' are float64, but"),
+        ({"train_images": None}, "no array has a usual name"),
+        ({"train_images": np.zeros((6, 5, 5, 3))}, "'train_images' is float64, but"),
         ({"train_images": np.zeros((6, 5, 5, 4), np.uint8)}, "6 x 5 x 5 x 4"),
         ({"train_labels": np.full((6, 14), 2)}, "'train_labels' must be 0 or 1 for each class"),
         ({"train_labels": np.zeros(5, np.uint8)}, "each of the 6 images"),

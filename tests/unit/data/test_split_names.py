@@ -113,9 +113,9 @@ def test_pictures_in_such_a_folder_are_unlabeled(tmp_path):
 @pytest.mark.parametrize(
     ("stray", "first"),
     [
-        (["cover.png"], "1 of 11 images are in no class folder (first: cover.png)"),
-        (["test/1.png", "test/2.png"], "2 of 12 images are in no class folder (first: test/1"),
-        (["test/a/1.png", "train/0.png"], "1 of 12 images are in no class folder (first: train"),
+        (["cover.png"], "1 of 11 images are outside class folders (first: cover.png)"),
+        (["test/1.png", "test/2.png"], "2 of 12 images are outside class folders (first: test/1"),
+        (["test/a/1.png", "train/0.png"], "1 of 12 images are outside class folders (first: train"),
     ],
 )
 def test_a_few_pictures_outside_the_classes_that_unlabel_all_are_warned_of(tmp_path, stray, first):
@@ -132,7 +132,7 @@ def test_a_stray_test_image_is_warned_of_where_only_the_training_ones_lie_a_fold
     train = [f"train/images/{c}/{i}.png" for c in "ab" for i in range(5)]
     put(tmp_path, *train, "test/a/1.png", "test/b/1.png", "test/0.png")
     (warning,) = Folder(path=str(tmp_path)).warnings(True)
-    assert warning.startswith("1 of 13 images are in no class folder (first: test/0.png)")
+    assert warning.startswith("1 of 13 images are outside class folders (first: test/0.png)")
 
 
 def test_the_plain_words_win_over_others(tmp_path):
@@ -144,7 +144,9 @@ def test_the_plain_words_win_over_others(tmp_path):
 
 def test_two_folders_that_could_be_the_training_pictures_are_refused(tmp_path):
     put(tmp_path, "Train/a/1.png", "Training/a/1.png", "test/a/1.png")
-    with pytest.raises(UserError, match=r"folders Train, Training could each hold the training"):
+    with pytest.raises(
+        UserError, match=r"any of the folders Train, Training could hold the training"
+    ):
         Folder(path=str(tmp_path)).split("train")
 
 
@@ -203,7 +205,7 @@ def test_the_folder_that_may_be_meant_exists(tmp_path):
 def test_splits_inside_the_classes_are_warned_of(tmp_path):
     put(tmp_path, *(f"{c}/{s}/{i}.png" for c in "ab" for s in ("train", "test") for i in range(4)))
     (warning,) = Folder(path=str(tmp_path)).warnings(False)
-    assert "test, train inside the class folders" in warning
+    assert "folders test, train inside class folders" in warning
 
 
 def test_a_folder_for_each_picture_makes_no_classes(tmp_path):
@@ -211,7 +213,7 @@ def test_a_folder_for_each_picture_makes_no_classes(tmp_path):
     source = Folder(path=str(tmp_path))
     assert not source.has_labels and source.split("train").class_names is None
     assert (len(source.split("train")), len(source.split("test"))) == (18, 2)
-    assert "each of the 20 images has a folder of its own" in source.warnings(True)[0]
+    assert "each of the 20 images is in a separate folder" in source.warnings(True)[0]
 
 
 @pytest.mark.parametrize(("count", "sizes"), [(1, (1, 0)), (2, (2, 0)), (3, (2, 1)), (24, (22, 2))])
@@ -292,7 +294,7 @@ def test_known_suffixes_are_said_where_there_is_no_picture(tmp_path):
     with pytest.raises(UserError) as caught:
         Folder(path=str(tmp_path)).split("train")
     message = str(caught.value)
-    assert "(3 other files): 2 .dcm, 1 .txt" in message
+    assert "(3 other files: 2 .dcm, 1 .txt)" in message
     assert ".jfif" in message and ".tif" in message and "\n" not in message
 
 

@@ -160,7 +160,7 @@ def test_originals_and_stores_are_opened(tmp_path, suffix):
 def test_columns_are_chosen_or_named(tmp_path):
     content = pa.table({"a": [png(1)], "b": [png(2)], "n": [1], "y": ["x"]})
     path = write(tmp_path / "a.arrow", content)
-    with pytest.raises(UserError, match=r"columns a, b hold bytes; set data\.column"):
+    with pytest.raises(UserError, match=r"several columns hold bytes \(a, b\); set data\.column"):
         source(path).split("train")
     assert levels(source(path, column="b").split("train")) == [2]
     with pytest.raises(UserError, match=r"data\.column=n: it is int64, not bytes"):
@@ -345,7 +345,7 @@ def test_a_row_group_that_unpacks_to_far_more_is_a_bad_image(tmp_path, monkeypat
 def test_more_rows_than_bytes_are_no_images(tmp_path):
     content = pa.table({"image": pa.nulls(1_000_000, pa.binary())})
     path = write(tmp_path / "a.parquet", content, rows=1_000_000)
-    assert "claims 1000000 rows in" in refusal(path)
+    assert "declares 1000000 rows in" in refusal(path)
 
 
 class Boom:

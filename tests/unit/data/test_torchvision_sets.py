@@ -211,7 +211,7 @@ def test_parts_with_other_classes_are_refused(fake, tmp_path):
     labels = tmp_path / "root" / "dtd" / "dtd" / "labels" / "val1.txt"
     labels.write_text("banded/banded_val.jpg\nknitted/x.jpg\n")
     with pytest.raises(
-        UserError, match=r"data.kind=dtd: its parts train, val .* different classes"
+        UserError, match=r"data.kind=dtd: the parts train, val .* different classes"
     ):
         len(source.split("train"))
 

@@ -168,7 +168,9 @@ def test_arrays_of_other_numbers_have_a_window(tmp_path, images, window):
 @pytest.mark.parametrize("high", [1.5, 255.0])
 def test_fractions_beyond_0_to_1_need_a_window(tmp_path, high):
     source = npz(tmp_path, np.linspace(0, high, 64, dtype=np.float32).reshape(4, 4, 4))
-    with pytest.raises(UserError, match=rf"from 0 to {high:g} .*set data\.window=\[0, {high:g}\]"):
+    with pytest.raises(
+        UserError, match=rf"from 0 to {high:g}, beyond .*set data\.window=\[0, {high:g}\]"
+    ):
         open_store(source, "train", 4, tmp_path)
     store = open_store(source, "train", 4, tmp_path, window=(0.0, high))
     assert store.images.max() == 255

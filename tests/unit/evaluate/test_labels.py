@@ -40,7 +40,7 @@ def test_truth_values_are_two_classes():
 @pytest.mark.parametrize(
     ("labels", "words"),
     [
-        (np.zeros((4, 2, 2)), "or 0 or 1 for every class, they are float64 of 4 x 2 x 2"),
+        (np.zeros((4, 2, 2)), "or 0 or 1 for each class, but they are float64 of shape 4 x 2 x 2"),
         (np.zeros((3, 2)), "each of the 4 images"),
         (np.zeros((4, 0)), "0 or 1 for each class where there are several per image"),
         (np.full((4, 3), 0.3), "12 are neither (first: 0.3 of image 0, class 0)"),
