@@ -71,7 +71,7 @@ def make_encoder():
 class ImageStore(SimpleNamespace):
     """As much of a store as training and planning look at."""
 
-    channel_names = None
+    channel_names = weights = None
 
     def __len__(self):
         return len(self.images)

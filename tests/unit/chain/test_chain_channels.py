@@ -183,7 +183,7 @@ def test_what_is_replaced_is_said_once(channels, said, monkeypatch):
     lines = []
     monkeypatch.setattr(run.console, "print", lambda line, **style: lines.append(line))
     run.describe_data(workspace)
-    assert [line for line in lines if "channel" in line] == (
+    assert [line for line in lines if "saturation" in line] == (
         ["5 channels: saturation, hue and grayscale mean nothing there and are replaced by noise "
          "and channel dropping"] if said else []
     )  # fmt: skip

@@ -32,7 +32,8 @@ def test_a_dumped_recipe_is_read_back_the_same():
 
 @pytest.mark.parametrize("entry", ["byol_c", {"recipe": "byol_c", "size": 16}])
 def test_an_unknown_recipe_is_refused_with_the_nearest_and_the_known(entry):
-    with pytest.raises(ValueError, match=r"'byol_c' \(did you mean 'byol_.'\?\); choose one of weak, "):
+    message = r"'byol_c' \(did you mean 'byol_.'\?\); choose one of weak, "
+    with pytest.raises(ValueError, match=message):
         resolve_recipe(entry)
 
 

@@ -34,6 +34,7 @@ def test_text_of_every_field_is_escaped(name):
         "summary": bad,
         "notices": [bad],
         "headline": [Headline(bad, bad, bad)],
+        "measure": bad,
         "sizes": [SizePoint(bad, 1e4, 90.0)],
         "latencies": [LatencyPoint(bad, 1.0, 90.0)],
         "scores": [Score(bad, 90.0)],
