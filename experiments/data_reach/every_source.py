@@ -4,10 +4,10 @@
 
 ``photographs/`` has ``train/<class>/`` and ``test/<class>/`` of JPEG files. They are put into a
 container of each kind, in the same order; then a short run pretrains, distills, prunes, quantizes
-and probes on each, holding the images both as originals and as stored squares. All containers hold
-the same bytes, so the pixels that are evaluated must be the same, and with originals the accuracy
-of every model, too, to the last digit. Seeds of stages on stored squares depend on the names of the
-images, which containers do not share.
+and probes on each, holding the images as originals; arrays, and the folder once more, as stored
+squares. All containers hold the same bytes, so the pixels that are evaluated must be the same, and
+with originals the accuracy of every model, too, to the last digit. Seeds of stages on stored
+squares depend on the names of the images, which containers do not share.
 """
 
 import argparse
@@ -207,7 +207,7 @@ CONTAINERS: dict[str, Callable[[list[Image], Path], Made]] = {
     "npz": as_npz,
     "npy": as_npy,
 }
-ARRAYS = ("npz", "npy")
+HELD = {"folder": ("stored", "original"), "npz": ("stored",), "npy": ("stored",)}
 
 
 def pixels_sha256(settings: list[str], root: Path) -> str:
@@ -246,7 +246,7 @@ def main() -> None:
             place.mkdir()
             make = CONTAINERS.get(kind)
             made = make(images, place) if make else {"kind": "folder", "path": folder}
-            for pixels in ("stored",) if kind in ARRAYS else ("stored", "original"):
+            for pixels in HELD.get(kind, ("original",)):
                 settings = [f"data.{key}={value}" for key, value in made.items()]
                 settings += [*RUN, f"data.pixels={pixels}"]
                 root = Path(scratch) / f"runs-{kind}-{pixels}"

@@ -84,7 +84,8 @@ def test_splits_are_chosen_by_name(saved):
     )
     shutil.rmtree(saved / "train")
     (saved / "dataset_dict.json").write_text('{"splits": ["extra", "validation"]}')
-    assert "data.train_split: required; set it to one of the splits extra, validation" in refusal(saved)
+    message = "data.train_split: required; set it to one of the splits extra, validation"
+    assert message in refusal(saved)
 
 
 def test_rows_are_held_out_of_a_single_split(tmp_path):

@@ -33,7 +33,8 @@ class Watch:
 
 class File:
     def __init__(self, call, runtime):
-        self.call, self.runtime, self.spec = call, runtime, SimpleNamespace(image_size=4, in_chans=3)
+        self.call, self.runtime = call, runtime
+        self.spec = SimpleNamespace(image_size=4, in_chans=3)
         self.threads_used, self.session_threads = [], 7
 
     def __call__(self, x):
