@@ -17,6 +17,7 @@ from ssdistill.chain.stage_files import read_json
 from ssdistill.chain.stages import Identity
 from ssdistill.chain.training import NOTICES
 from ssdistill.chain.workspace import MODEL, Workspace
+from ssdistill.data.displaying import channels_text
 from ssdistill.errors import UserError, shortened
 from ssdistill.experiment.schema import Experiment
 from ssdistill.experiment.sections import PretrainedRow
@@ -246,7 +247,8 @@ def _summary(workspace: Workspace, records: list[dict[str, Any]]) -> str:
     seeds = len(experiment.seeds)
     return (
         f"{workspace.source.description}: {len(workspace.train)} training and "
-        f"{len(workspace.test)} test images of {_pixels(workspace.image_size)}. "
+        f"{len(workspace.test)} test images of {_pixels(workspace.image_size)}"
+        f"{channels_text(workspace.train)}. "
         f"{_story(experiment)}, without labels until the probes; "
         f"{seeds} seed{'s' if seeds > 1 else ''}, profile {experiment.profile}."
     )

@@ -21,13 +21,13 @@ from ssdistill.chain.requirements import (
 )
 from ssdistill.chain.stages import Identity, Stage, execute, locked, set_aside
 from ssdistill.chain.workspace import Workspace, open_workspace
+from ssdistill.data.displaying import channels_text
 from ssdistill.data.originals import Originals
 from ssdistill.data.recipes_of_images import replacement_notice
 from ssdistill.data.undecoded import Undecoded, undecoded_of
 from ssdistill.errors import DamagedFile
 from ssdistill.experiment.schema import Experiment
 from ssdistill.files import user_path
-from ssdistill.models.spec import RGB
 from ssdistill.record.session import session
 from ssdistill.record.wandb_logger import with_columns
 from ssdistill.report.charts.axes import bytes_label
@@ -192,10 +192,8 @@ def describe_data(workspace: Workspace) -> None:
     train, test, size = workspace.train, workspace.test, workspace.image_size
     lines = [
         f"{workspace.source.description}: {len(train)} training and {len(test)} test images, "
-        f"{size_text(size)}"
+        f"{size_text(size)}{channels_text(train)}"
     ]
-    if (channels := len(train.mean)) != RGB:
-        lines[0] += f", {channels} channel{'s' * (channels > 1)}"
     if isinstance(train, Originals):
         lines.append(
             f"views are cut from the originals, decoded whenever they are read "

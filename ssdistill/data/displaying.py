@@ -1,6 +1,7 @@
 """Images of any channels as three colors that people can look at."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -9,6 +10,15 @@ from ssdistill.data.form import Form
 COLORS = ("red", "green", "blue")
 DEVIATIONS = 2.0
 """Standard deviations from the mean that are shown as black and as white."""
+
+
+def channels_text(images: Any) -> str:
+    """Return what to say of the channels of an image set, after its size; empty for plain RGB."""
+    count, names = len(images.mean), images.channel_names
+    if names is None and count == len(COLORS):
+        return ""
+    named = f" ({', '.join(names)})" if names else ""
+    return f", {count} channel{'s' * (count > 1)}{named}"
 
 
 def displayed(
