@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 BITS, PHOTOMETRIC, SAMPLES, EXTRA, SUBFILE = 258, 262, 277, 338, 254
 """TIFF tags."""
+REDUCED, MASK = 1, 4
+"""Bits of the type of a page: a smaller copy, and a mask of transparency."""
 COLORS = {2: 3, 5: 4, 6: 3, 8: 3, 9: 3, 10: 3}
 """Number of color bands by TIFF photometric interpretation; all others have one."""
 ALPHA = ((1,), (2,), (999,))
@@ -66,12 +68,21 @@ def suggested(bands: int) -> str:
 
 
 def is_stack(image: Image.Image) -> bool:
-    """Whether a TIFF has pages other than smaller copies of the first one."""
-    if image.format != "TIFF" or getattr(image, "n_frames", 1) < 2:
+    """Whether a TIFF has pages other than smaller copies and masks of the first one."""
+    if image.format != "TIFF":
         return False
     first = image.size
-    image.seek(1)
-    tags = cast("TiffImageFile", image).tag_v2
-    reduced = bool(tags.get(SUBFILE, 0) & 1) or image.size < first
+    try:
+        image.seek(1)  # to count the pages, Pillow would set up each, and fail on a mask
+    except EOFError:
+        return False
+    except SyntaxError:  # its tags are read
+        if not _page_kind(image) & MASK:
+            raise
+    other = not _page_kind(image) & (REDUCED | MASK) and not image.size < first
     image.seek(0)
-    return not reduced
+    return other
+
+
+def _page_kind(image: Image.Image) -> int:
+    return int(cast("TiffImageFile", image).tag_v2.get(SUBFILE, 0))

@@ -27,7 +27,8 @@ def displayed(
     """Return images as RGB.
 
     RGB of 8 bits, of which no channels were chosen, is returned as it is. Of chosen channels, each
-    is stretched from two standard deviations below its mean, black, to two above, white.
+    is stretched from two standard deviations below its mean, black, to two above, white, or to
+    the ends of [0, 1] where these are nearer, so that black borders remain black.
 
     Args:
         images_NHWC: (N, H, W, C) uint8, or floats in [0, 1].
@@ -44,8 +45,9 @@ def displayed(
     shown_NHW3 = np.empty((*images_NHWC.shape[:-1], 3), dtype=np.uint8)
     for color, k in enumerate(_chosen(form, images_NHWC.shape[-1])):
         values = images_NHWC[..., k].astype(np.float32) / white
-        low = mean_C[k] - DEVIATIONS * std_C[k]
-        values = (values - low) / (2 * DEVIATIONS * std_C[k])
+        low = max(mean_C[k] - DEVIATIONS * std_C[k], 0.0)
+        high = min(mean_C[k] + DEVIATIONS * std_C[k], 1.0)
+        values = (values - low) / (high - low)
         shown_NHW3[..., color] = np.floor(values.clip(0, 1) * 255 + 0.5)
     return shown_NHW3
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from ssdistill.data.bad_image import BadImage
 from ssdistill.data.band_limits import MOST_BANDS, check_sizes, decoding
+from ssdistill.data.bands import MASK, REDUCED
 from ssdistill.data.decode import open_regular
 from ssdistill.data.dicom import dicom_sizes, read_dicom
 from ssdistill.data.handles import require
@@ -26,7 +27,6 @@ COMPRESSIONS = {1: "none", 8: "deflate", 32946: "deflate", 32773: "PackBits"}
 WITH_IMAGECODECS = {5: "LZW", 7: "JPEG", 50000: "zstd"}
 """TIFF codes of supported compressions; the second set requires imagecodecs."""
 MINISWHITE, PALETTE = 0, 3
-REDUCED = 1
 EXPANSION = 1100
 """An upper bound on the expansion factor of the codecs; that of deflate is about 1032."""
 SAFE_BYTES = 1 << 30
@@ -37,8 +37,8 @@ def read_bands(file: str | Path | bytes) -> np.ndarray:
     """Read all bands of a TIFF or a DICOM file.
 
     The bands of a TIFF are its samples per pixel, and those of further pages of equal size.
-    Thumbnails (smaller copies of the first page) are skipped; values are inverted if 0 is white;
-    palette colors become RGB, and the orientation is applied. For DICOM, see
+    Thumbnails (smaller copies of the first page) and masks are skipped; values are inverted if 0
+    is white; palette colors become RGB, and the orientation is applied. For DICOM, see
     :func:`ssdistill.data.dicom.read_dicom`.
 
     Args:
@@ -183,7 +183,7 @@ def _orientation(page: Any) -> int:
 
 
 def _full_pages(tiff: Any) -> list[Any]:
-    """Return all pages but thumbnails; BadImage if there are too many or none."""
+    """Return all pages but thumbnails and masks; BadImage if there are too many or none."""
     pages = []
     for number, page in enumerate(tiff.pages):
         if number >= MOST_BANDS:
@@ -192,7 +192,7 @@ def _full_pages(tiff: Any) -> list[Any]:
         page = page.aspage()
         first = pages[0] if pages else page
         smaller = page.imagelength < first.imagelength and page.imagewidth < first.imagewidth
-        if not (number and (page.subfiletype & REDUCED or smaller)):
+        if not (number and (page.subfiletype & (REDUCED | MASK) or smaller)):
             pages.append(page)
     if not pages:
         raise BadImage("a TIFF without pages")

@@ -1,5 +1,7 @@
 """Pretrained networks on images with other channels than those they were trained on."""
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from ssdistill.errors import UserError
@@ -66,6 +68,20 @@ def first_channels(encoder: Encoder, state: dict[str, Tensor]) -> int | None:
     if conv.in_channels != encoder.spec.in_chans:
         return None
     return weight.shape[1] * conv.groups
+
+
+def conv_channels(names: str | Sequence[str] | None, state: dict[str, Tensor]) -> int | None:
+    """Channels of the input of the first convolution, by its weight in ``state``.
+
+    Args:
+        names: of the first convolutions, by timm.
+
+    Returns:
+        None where ``state`` has no such weight.
+    """
+    names = [names] if isinstance(names, str) else names or []
+    weight = next((state[f"{name}.weight"] for name in names if f"{name}.weight" in state), None)
+    return weight.shape[1] if isinstance(weight, Tensor) and weight.ndim == 4 else None
 
 
 def _channels(count: int) -> str:

@@ -19,7 +19,7 @@ from ssdistill.models.timm_net import building_args, check_timm_name
 from ssdistill.models.trial import check_arguments
 from ssdistill.settings import Size, as_size, as_written
 from ssdistill.teachers import ImageSpec, Teacher
-from ssdistill.teachers.channels import channel_notices
+from ssdistill.teachers.channels import channel_notices, check_channels, conv_channels
 from ssdistill.teachers.formats.reading import sha256_of
 from ssdistill.teachers.sizes import fit_size, size_inside, size_notices
 from ssdistill.teachers.weights import check_keys, finite_notices, read_state, weights_file, why
@@ -80,9 +80,19 @@ class TimmModel(Teacher):
         path = None if self.weights is None else weights_file(self.weights)
         name, config, args, source = self._resolve()
         spec, native = self._spec(name, config, args, image_spec)
-        encoder = encoder_around(spec, self._create(spec, config, source, path)).eval()
+        # Versions of timm differ in whether they would unpickle a file; this does not.
+        found = None if path is None else conv_channels(config.first_conv, read_state(path))
+        try:
+            net = self._create(spec, config, source, path)
+        except UserError:
+            if found is not None and found != config.input_size[0]:
+                check_channels(found, image_spec, str(path), "teacher.weights")
+            raise
+        encoder = encoder_around(spec, net).eval()
         fit_size(encoder, native)
-        notices = [*finite_notices(encoder), *channel_notices(encoder, config.input_size[0])]
+        # A first layer in a file that already takes the images is loaded as it is.
+        trained = found if found == spec.in_chans else config.input_size[0]
+        notices = [*finite_notices(encoder), *channel_notices(encoder, trained)]
         return encoder, [*notices, *size_notices(encoder)]
 
     def _registered(self) -> PretrainedCfg:
@@ -158,8 +168,6 @@ class TimmModel(Teacher):
         self, spec: EncoderSpec, config: PretrainedCfg, source: dict[str, Any], path: Path | None
     ) -> nn.Module:
         if path is not None:
-            # Versions of timm differ in whether they would unpickle it.
-            read_state(path)
             # Another number of classes makes timm drop the classifier of the file.
             overlay = {"file": str(path), "source": None, "num_classes": -1}
             source = {**source, "pretrained_cfg_overlay": overlay}

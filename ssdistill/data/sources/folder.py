@@ -88,7 +88,7 @@ class Folder(LayoutSource):
             )
             raise UserError(f"{self._title}: {reason}") from error
         if not len(layout.train):
-            raise UserError(f"{self._title}: {_no_images(layout)}")
+            raise UserError(f"{self._title}: {_no_images(layout, self.any_bands)}")
         if layout.skipped:
             log.info("%s: skipping %d other files", self._title, layout.skipped)
         return layout
@@ -124,14 +124,16 @@ def _check_overlap(folders: Sequence[Path]) -> None:
                 )
 
 
-def _no_images(layout: Layout) -> str:
+def _no_images(layout: Layout, any_bands: bool) -> str:
     """Explain why there are no training images, and what to do."""
     if len(layout.test):
         return "no images in its training folder; add some, or rename the folder"
-    suffixes = ", ".join(sorted(EXTENSIONS))
+    known = WITH_BANDS if any_bands else EXTENSIONS
     others = ", ".join(f"{count} {suffix}" for suffix, count in layout.others.most_common(5))
     others = f": {shown(others)}" if others else ""
+    readable = sorted(WITH_BANDS.difference(known).intersection(layout.others))
+    channels = f"set data.channels to read {' and '.join(readable)} files, or " if readable else ""
     return (
-        f"no images in this folder ({layout.skipped} other files{others}); add files with a suffix "
-        f"of {suffixes}, or without one"
+        f"no images in this folder ({layout.skipped} other files{others}); {channels}add files "
+        f"with a suffix of {', '.join(sorted(known))}, or without one"
     )

@@ -438,6 +438,14 @@ def test_three_channels_are_displayed_around_their_means(form, count, positions)
     assert displayed(rgb, StoreSettings().form, mean[[0] * 3], std[[0] * 3]) is rgb
 
 
+def test_black_and_white_are_displayed_as_such():
+    from ssdistill.data.displaying import displayed
+
+    images = np.array([0, 0.5, 1, 0, 0.3, 1], dtype="f4").reshape(1, 2, 3, 1)
+    shown = displayed(images, StoreSettings(channels=[0]).form, [0.4], [0.4])
+    assert shown[..., 0].ravel().tolist() == [0, 128, 255, 0, 77, 255]
+
+
 def test_statistics_of_floats_are_summed_in_64_bits():
     from ssdistill.data.moments import Moments
 

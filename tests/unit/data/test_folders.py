@@ -213,3 +213,9 @@ def test_names_are_sorted_as_paths(tmp_path):
     put(tmp_path, *names)
     split = Folder(path=str(tmp_path), test_fraction=0).split("train")
     assert names_of(split) == sorted(names)
+
+
+def test_files_that_require_channels_are_named(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((4, 4, 5), dtype="f4"))
+    with pytest.raises(UserError, match=r"set data\.channels to read \.npy files, or add"):
+        Folder(path=str(tmp_path)).split("train")

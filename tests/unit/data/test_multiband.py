@@ -14,6 +14,8 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
 from ssdistill.data.bad_image import BadImage
+from ssdistill.data.decode import read_pixels
+from ssdistill.data.frames import num_frames
 from ssdistill.data.multiband import read_bands
 from ssdistill.errors import UserError
 
@@ -97,6 +99,21 @@ def test_smaller_copies_of_the_first_page_are_no_bands():
         writer.write(expected[::4, ::4], photometric="minisblack")
         writer.write(expected, photometric="minisblack", subfiletype=1)
     assert np.array_equal(read_bands(file.getvalue())[..., 0], expected)
+
+
+@pytest.mark.parametrize("photometric", ["mask", "minisblack"])
+def test_masks_of_transparency_are_no_bands(photometric):
+    """GDAL writes them after the image, and copies of both at smaller sizes."""
+    expected, mask, file = values("u1", 64, 64, 3), np.ones((64, 64), bool), io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        writer.write(expected, photometric="rgb")
+        writer.write(mask, photometric=photometric, subfiletype=4)
+        writer.write(expected[::2, ::2], photometric="rgb", subfiletype=1)
+        writer.write(mask[::2, ::2], photometric=photometric, subfiletype=5)
+    data = file.getvalue()
+    assert np.array_equal(read_bands(data), expected)
+    assert np.array_equal(read_pixels(data), expected)
+    assert num_frames(io.BytesIO(data)) == 1
 
 
 @pytest.mark.parametrize("dtype", ["u1", "u2"])

@@ -41,6 +41,25 @@ def test_timm_adapts_the_first_layer_and_the_data_normalizes(weights):
     assert not any("channels" in notice for notice in notices)
 
 
+def test_timm_weights_for_as_many_channels_are_loaded_as_they_are(tmp_path):
+    net = timm.create_model("resnet18", num_classes=0, in_chans=5, **ARGS)
+    torch.save(net.state_dict(), tmp_path / "w.pth")
+    encoder, notices = TimmModel(
+        name="resnet18", args=ARGS, weights=str(tmp_path / "w.pth"), input_size=(32, 16)
+    ).load(FIVE)
+    assert torch.equal(encoder.net.conv1.weight, net.conv1.weight)
+    assert not any("channels" in notice for notice in notices)
+
+
+@pytest.mark.parametrize(("images", "given"), [(FIVE, 5), (COLOR, 3)])
+def test_timm_weights_for_other_channels_are_refused_with_both_numbers(tmp_path, images, given):
+    net = timm.create_model("resnet18", num_classes=0, in_chans=4, **ARGS)
+    torch.save(net.state_dict(), tmp_path / "w.pth")
+    words = f"teacher.weights: .* takes images of 4 channels, but the data has {given} channels"
+    with pytest.raises(UserError, match=words):
+        TimmModel(name="resnet18", args=ARGS, weights=str(tmp_path / "w.pth")).load(images)
+
+
 def test_a_finished_run_for_other_channels_is_refused_with_both_numbers(tmp_path):
     save_encoder(build_encoder(EncoderSettings(name="resnet18", args=ARGS), 32), tmp_path)
     words = "teacher.path: .* takes images of 3 channels, but the data has 5 channels"
