@@ -61,8 +61,13 @@ def excluded_classes(train: Any, test: Any) -> str:
 
 
 def _joined_names(names: Sequence[str] | None) -> str:
-    """Return a hint where the name of a class is made of others', as ``cat|dog`` is."""
+    """Return a hint if a class name consists of others, such as ``cat|dog``, or is a list."""
     known = set(names or ())
+    if lists := [name for name in sorted(known) if name[:1] == "[" and name[-1:] == "]"]:
+        return (
+            f"; '{shown(lists[0])}' is a list, read as the name of a class: if images have several "
+            "labels, write a|b and set data.label_separator='|', or store lists in Parquet"
+        )
     for mark in MARKS:
         for name in known:
             parts = [part.strip() for part in name.split(mark)]

@@ -216,6 +216,8 @@ def test_one_line_says_how_many_images_have_each_label_and_how_many_none():
 def test_a_separator_that_was_forgotten_is_noticed():
     line = look_at_labels(images_of([0, 1, 2], ("cat", "cat|dog", "dog")), images_of([0, 1]))
     assert "; 'cat|dog' is made of other classes" in line and "label_separator='|'" in line
+    line = look_at_labels(images_of([0, 1], ("[0, 1]", "[1]")), images_of([0, 1]))
+    assert "; '[0, 1]' is a list, read as the name of a class" in line
     line = look_at_labels(images_of([0, 1, 2], ("cat", "cat|emu", "dog")), images_of([0, 1]))
     assert line.endswith("dog: 1+0")
 
