@@ -1,4 +1,4 @@
-"""Several labels an image, from every kind of source that has them."""
+"""Several labels per image, from every kind of source that has them."""
 
 import io
 import json
