@@ -47,7 +47,7 @@ def observers_of(
         elif workspace.experiment.evaluate is None:
             console.print("  no online probe: evaluate=null forbids reading labels", style="dim")
         elif has_several(workspace.train):
-            console.print("  no online probe: it takes one label an image", style="dim")
+            console.print("  no online probe: it requires one label per image", style="dim")
         else:
             embed_dim = training.task.encoder.embed_dim
             observers.append(OnlineProbe(workspace.train, embed_dim, device))

@@ -52,7 +52,7 @@ def _mean(row: ResultRow, metric: str) -> float:
 
 
 def accuracy_of(rows: Sequence[ResultRow]) -> str:
-    """The metric that models are drawn by: of several labels an image, mean average precision."""
+    """Return the metric of charts: mean average precision if images have several labels."""
     several = any(row.mean(PRECISION) is not None for row in rows)
     return PRECISION if several else ACCURACY
 

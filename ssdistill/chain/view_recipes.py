@@ -1,4 +1,4 @@
-"""Which views a training makes of its images."""
+"""Determine the views of images in training."""
 
 from ssdistill.data.image_set import ImageSet
 from ssdistill.data.recipes import RECIPES, ViewRecipe
@@ -7,7 +7,7 @@ from ssdistill.data.splits import Source
 from ssdistill.errors import UserError
 
 MOST_VIEWS = 100
-"""Views of each image in a step."""
+"""Maximum number of views of an image per step."""
 
 
 def resolve_recipes(
@@ -16,8 +16,15 @@ def resolve_recipes(
     source: Source,
     images: ImageSet,
 ) -> tuple[ViewRecipe, ...]:
-    """The recipes ``requested``, or else ``natural``, what the method asks for on natural images,
-    unless the data has a recipe of its own; each as it suits the channels of the images.
+    """Return the recipes of the views, adapted to the channels of the images.
+
+    Args:
+        requested: by the config; None uses the recipe of the source, if it has one, or else
+            ``natural``.
+        natural: recipes of the method for natural images.
+
+    Raises:
+        UserError: there are too many views.
     """
     if (count := sum(recipe.count for recipe in requested or ())) > MOST_VIEWS:
         raise UserError(f"views: {count} views of each image; use at most {MOST_VIEWS}")

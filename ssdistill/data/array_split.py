@@ -20,7 +20,7 @@ class ArraySplit(RawSplit):
         images: returns (N, H, W, 3) or (N, H, W): uint8, or other numbers for a window; or, if
             ``data.channels`` is set, (N, H, W, C).
         labels: returns (N,) integers, or (N, K) of 0 and 1; None for unlabeled images.
-        classes: returns the class names; None if only the labels tell them.
+        classes: returns the class names; None if there are none.
     """
 
     def __init__(

@@ -12,12 +12,12 @@ from ssdistill.machine import memory_bytes
 
 MOST_BANDS = 4096
 GIANT_BYTES = 1 << 28
-"""Images that take more are decoded one at a time, so that memory holds one, not one per core."""
+"""Larger images are decoded one at a time, to have only one in memory instead of one per core."""
 _one_giant = threading.Lock()
 
 
 def decoding(num_bytes: int) -> AbstractContextManager[Any]:
-    """Return a context in which an image that takes so much is decoded."""
+    """Return a context for decoding an image of that size."""
     return _one_giant if num_bytes > GIANT_BYTES else nullcontext()
 
 

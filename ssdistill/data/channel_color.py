@@ -1,4 +1,4 @@
-"""Augmentation of images whose channels are not colors, each with its own brightness and contrast.
+"""Augment images whose channels are not colors, each with its own brightness and contrast.
 
 All functions work on float32 (B, C, N) in [0, 1], N pixels, in place where the name ends in ``_``.
 All operations are relative to the values of a channel, whatever its range.
@@ -43,7 +43,7 @@ def jitter_channels_(x_BCN: Tensor, order_B4: Tensor, factor_BC2: Tensor) -> Non
 
 
 def drop_channel_(x_BCN: Tensor, dropped_B: Tensor) -> None:
-    """Replace one channel of an image by its mean; a number below 0 stands for none."""
+    """Replace one channel of each image by its mean; a negative number means none."""
     image_K = (dropped_B >= 0).nonzero()[:, 0]
     channel_K = dropped_B[image_K]
     x_BCN[image_K, channel_K] = (
@@ -52,12 +52,12 @@ def drop_channel_(x_BCN: Tensor, dropped_B: Tensor) -> None:
 
 
 def add_noise_(x_BCN: Tensor, noise_B: Tensor, key_B: Tensor) -> None:
-    """Add Gaussian noise, determined by ``key_B``, and clamp.
+    """Add Gaussian noise, determined by ``key_B``, and clamp to [0, 1].
 
     Args:
-        noise_B: standard deviation of each image's noise, in units of the channel's own,
-            which spares channels of narrow range; 0 for no noise.
-        key_B: int64 seeds of the images' noise.
+        noise_B: standard deviation of the noise of each image, as a multiple of that of the
+            channel, so that channels of narrow range get little noise; 0 for no noise.
+        key_B: int64 seeds of the noise of each image.
     """
     _, channels, pixels = x_BCN.shape
     limit = _NUMBERS_ON_CPU if x_BCN.device.type == "cpu" else _NUMBERS
@@ -72,7 +72,7 @@ def add_noise_(x_BCN: Tensor, noise_B: Tensor, key_B: Tensor) -> None:
 
 
 def _normal(key_K: Tensor, count: int) -> Tensor:
-    """Return standard normal numbers, (K, count) float32, by Box and Muller.
+    """Return standard normal numbers, (K, count) float32, by the Box-Muller method.
 
     They are the same on every device up to rounding.
     """

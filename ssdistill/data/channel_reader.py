@@ -25,8 +25,8 @@ from ssdistill.errors import UserError, one_line
 NPY = b"\x93NUMPY"
 HEAD = 132
 """First bytes of a file, which determine its reader."""
-SHOWN_AS = {"P": "RGB", "PA": "RGBA", "1": "L", "RGBX": "RGB", "RGBa": "RGBA", "La": "LA"}
-"""Modes whose bands are not values, and the modes they are converted to."""
+CONVERTED = {"P": "RGB", "PA": "RGBA", "1": "L", "RGBX": "RGB", "RGBa": "RGBA", "La": "LA"}
+"""Modes whose bands are not plain values, and the modes they are converted to."""
 _one_giant = threading.Lock()
 
 
@@ -97,8 +97,8 @@ def _of_image(file: str | Path | bytes, note: Callable[[str], None] | None) -> n
             image.load()
             bands = deep_pixels(image, opened)
             if bands is None:
-                shown_as = SHOWN_AS.get(image.mode)
-                bands = np.asarray(image.convert(shown_as) if shown_as else image)
+                mode = CONVERTED.get(image.mode)
+                bands = np.asarray(image.convert(mode) if mode else image)
         bands = upright(bands, _orientation(image))
     return _native(bands if bands.ndim == 3 else bands[..., None])
 

@@ -1,4 +1,4 @@
-"""Type and range of values of images whose channels were chosen, decided by the training images."""
+"""Data type and range of images with selected channels, determined by the training images."""
 
 import hashlib
 import json
@@ -23,18 +23,19 @@ from ssdistill.errors import UserError, shown
 from ssdistill.files import write_atomically
 
 TRIED = 64
-"""Images that are looked at for one that has all channels."""
+"""Maximum number of images to search for one that has all channels."""
 PIECE = 64
 ENDS = ("low", "high")
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How the values of all images of a source become what is held.
+    """How the values of all images of a source are scaled.
 
     Attributes:
-        dtype: of the files; an image of another is not read.
-        windows: for each channel, the values that become 0 and 1; None of bytes, which stay.
+        dtype: of the files; images of another type are unreadable.
+        windows: for each channel, the values that map to 0 and 1; None for uint8, which is not
+            scaled.
     """
 
     dtype: np.dtype
@@ -42,55 +43,55 @@ class Scale:
 
     @property
     def held(self) -> np.dtype:
-        """Type of what is held: uint8, or float32."""
+        """Data type of scaled images: uint8 or float32."""
         return np.dtype(np.uint8 if self.windows is None else np.float32)
 
     @property
     def key(self) -> list[Any]:
-        """What of it enters keys and fingerprints."""
+        """Part of keys and fingerprints."""
         if self.windows is None:
             return []
         return [["values", self.dtype.name, [list(window) for window in self.windows]]]
 
 
 def scale_of(source: Source, form: Form, setting: WindowSetting, root: Path) -> Scale:
-    """Return the scale of a source's images; measure it if it is not known.
+    """Return the scale of the images of a source; measure it if it is not cached.
 
-    The first readable training image that has all channels decides the type. Of other than bytes,
-    ``auto`` decodes all training images once for the range of each channel's values. What is found
-    is kept below ``root``, by the identity of the images.
+    The first readable training image that has all channels determines the type. Unless it is
+    uint8, ``auto`` decodes all training images once to measure the range of each channel. Results
+    are cached below ``root``, by the identity of the images.
 
     Raises:
-        UserError: images without one of the channels, values that no window suits, or no image
-            that can be read.
+        UserError: images lack one of the channels, the range of values is unusable, or no image is
+            readable.
     """
     raw = source.split("train")
     path = _path(source, raw, form, root)
-    noted = _noted(path, form.count) or {}
-    if "dtype" not in noted:
-        noted = {"dtype": _first_type(raw, form).name}
-        _keep(path, noted)
-    dtype = np.dtype(noted["dtype"])
-    if dtype != np.uint8 and setting == "auto" and "low" not in noted:
-        noted |= _measured(raw, form, dtype)
-        _keep(path, noted)
-    return _scale(raw, form, dtype, noted, setting)
+    cached = _load(path, form.count) or {}
+    if "dtype" not in cached:
+        cached = {"dtype": _first_type(raw, form).name}
+        _save(path, cached)
+    dtype = np.dtype(cached["dtype"])
+    if dtype != np.uint8 and setting == "auto" and "low" not in cached:
+        cached |= _measured(raw, form, dtype)
+        _save(path, cached)
+    return _scale(raw, form, dtype, cached, setting)
 
 
 def known_scale(source: Source, form: Form, setting: WindowSetting, root: Path) -> Scale | None:
-    """Return what :func:`scale_of` would find without decoding an image; None if it would."""
+    """Return the scale if it is known without decoding an image; else None."""
     raw = source.split("train")
-    noted = _noted(_path(source, raw, form, root), form.count) or {}
-    if "dtype" not in noted:
+    cached = _load(_path(source, raw, form, root), form.count) or {}
+    if "dtype" not in cached:
         return None
-    dtype = np.dtype(noted["dtype"])
-    if dtype != np.uint8 and setting == "auto" and "low" not in noted:
+    dtype = np.dtype(cached["dtype"])
+    if dtype != np.uint8 and setting == "auto" and "low" not in cached:
         return None
-    return _scale(raw, form, dtype, noted, setting)
+    return _scale(raw, form, dtype, cached, setting)
 
 
 def chosen(bands_HWC: np.ndarray, channels: Sequence[int]) -> np.ndarray:
-    """Return some bands of an image; BadImage if it has too few."""
+    """Return the selected bands of an image; BadImage if it has too few."""
     count = bands_HWC.shape[2]
     if max(channels) >= count:
         raise BadImage(_too_few(count))
@@ -98,15 +99,13 @@ def chosen(bands_HWC: np.ndarray, channels: Sequence[int]) -> np.ndarray:
 
 
 def scaled(bands_HWC: np.ndarray, scale: Scale) -> np.ndarray:
-    """Return chosen channels as they are held: uint8, or float32 in [0, 1] through the windows.
+    """Return selected channels as uint8, or as float32 in [0, 1], mapped through the windows.
 
     Raises:
-        BadImage: values of another type than those of the first training image.
+        BadImage: values are of another type than those of the first training image.
     """
     if bands_HWC.dtype != scale.dtype:
-        raise BadImage(
-            f"{bands_HWC.dtype} values, where the first training image has {scale.dtype}"
-        )
+        raise BadImage(f"{bands_HWC.dtype} values, but the first training image has {scale.dtype}")
     if scale.windows is None:
         return bands_HWC
     held_HWC = np.empty(bands_HWC.shape, dtype=np.float32)
@@ -133,7 +132,7 @@ def _too_few(count: int) -> str:
 
 
 def _scale(
-    raw: RawSplit, form: Form, dtype: np.dtype, noted: dict[str, Any], setting: WindowSetting
+    raw: RawSplit, form: Form, dtype: np.dtype, cached: dict[str, Any], setting: WindowSetting
 ) -> Scale:
     if dtype == np.uint8:
         return Scale(dtype, None)
@@ -141,7 +140,7 @@ def _scale(
     if setting == "full":
         windows = [full_range(dtype)] * len(form.channels)
     elif setting == "auto":
-        pairs = zip(noted["low"], noted["high"], strict=True)
+        pairs = zip(cached["low"], cached["high"], strict=True)
         windows = [_around(raw, form, k, low, high) for k, (low, high) in enumerate(pairs)]
     elif isinstance(setting[0], tuple):
         windows = list(cast("tuple[Window, ...]", setting))
@@ -152,7 +151,7 @@ def _scale(
 
 def _around(raw: RawSplit, form: Form, k: int, low: float, high: float) -> Window:
     if low >= high:
-        # Of a single value, one end serves as well as the other.
+        # With a single value, any width will do.
         return low, max(low + 1.0, float(np.nextafter(low, np.inf)))
     if not has_usable_width((low, high)):
         raise UserError(
@@ -164,7 +163,7 @@ def _around(raw: RawSplit, form: Form, k: int, low: float, high: float) -> Windo
 
 
 def _first_type(raw: RawSplit, form: Form) -> np.dtype:
-    """Return the type of the first training image that can be read and has all channels."""
+    """Return the data type of the first readable training image that has all channels."""
     unreadable, few = list[str](), list[str]()
     for row in range(len(raw)):
         try:
@@ -179,20 +178,20 @@ def _first_type(raw: RawSplit, form: Form) -> np.dtype:
         if len(few) == TRIED:
             break
     if few:
-        raise UserError(f"{form.said}: {few[0]}; choose among them, or set null for RGB")
+        raise UserError(f"{form.setting}: {few[0]}; choose among them, or set null for RGB")
     reason = f", {unreadable[0]}" if unreadable else ""
     raise UserError(f"{shown(raw.title)} has no readable image{reason}; replace them")
 
 
 def _measured(raw: RawSplit, form: Form, dtype: np.dtype) -> dict[str, list[float]]:
-    """Return the smallest and the largest value of each channel of all readable images."""
+    """Return the smallest and largest value of each channel over all readable images."""
     channels = form.channels
     assert channels is not None
 
     def extremes(row: int) -> tuple[np.ndarray, np.ndarray] | None:
         try:
             bands_HWC = chosen(retried(raw.bands, row, raw.name(row)), channels)
-        except BadImage:  # said when the image is read to be held
+        except BadImage:  # reported when the image is stored
             return None
         return (bands_HWC.min((0, 1)), bands_HWC.max((0, 1))) if bands_HWC.dtype == dtype else None
 
@@ -216,19 +215,19 @@ def _path(source: Source, raw: RawSplit, form: Form, root: Path) -> Path:
     return Path(root) / f"{source.kind}-train-{key[:12]}.channels.json"
 
 
-def _noted(path: Path, count: int) -> dict[str, Any] | None:
-    """Read what is noted at ``path``; None where there is nothing that can be used."""
+def _load(path: Path, count: int) -> dict[str, Any] | None:
+    """Read cached results from ``path``; None if there are none, or they are damaged."""
     with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         if path.is_file():
-            found = json.loads(path.read_text())
-            noted: dict[str, Any] = {"dtype": np.dtype(found["dtype"]).name}
-            ends = [[float(value) for value in found[end]] for end in ENDS if end in found]
+            content = json.loads(path.read_text())
+            cached: dict[str, Any] = {"dtype": np.dtype(content["dtype"]).name}
+            ends = [[float(value) for value in content[end]] for end in ENDS if end in content]
             if all(len(end_C) == count for end_C in ends) and len(ends) in (0, 2):
-                return noted | dict(zip(ENDS, ends, strict=False))
+                return cached | dict(zip(ENDS, ends, strict=False))
     return None
 
 
-def _keep(path: Path, noted: dict[str, Any]) -> None:
+def _save(path: Path, cached: dict[str, Any]) -> None:
     with suppress(OSError, UserError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(noted) + "\n")
+        write_atomically(path, json.dumps(cached) + "\n")

@@ -10,20 +10,20 @@ import numpy as np
 from PIL import Image, ImageCms
 
 JPEG_PROFILE = b"ICC_PROFILE\0"
-"""First bytes of the segments that a JPEG's profile is in."""
+"""First bytes of the segments with the profile of a JPEG."""
 LARGEST_PROFILE = 16 << 20
-"""Bytes; those of printers have two or three million."""
+"""Bytes; profiles of printers have two or three million."""
 SAME = 2
-"""Levels of 255 by which a color may change in a conversion to sRGB from what is sRGB."""
-MOST_KEPT = 64
-"""Profiles that are kept open."""
+"""Levels, of 255, by which the conversion of sRGB to sRGB may change a color."""
+MOST_CACHED = 64
+"""Maximum number of profiles to cache."""
 GRAY = ("1", "L", "LA", "La")
 COPY = "have a color profile that is not sRGB"
 UNCONVERTED = f"{COPY}; set data.color=srgb to convert them"
 UNUSABLE = "have a color profile that is damaged or of another color model, and is ignored"
 TOO_DEEP = f"{COPY}, which is ignored, since they have more than 8 bits"
-_kept: dict[bytes, "Profile"] = {}
-_keeping = threading.Lock()
+_cached: dict[bytes, "Profile"] = {}
+_caching = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Profile:
     """A color profile.
 
     Attributes:
-        mode: of Pillow's images whose colors it describes: ``RGB``, ``L`` or ``CMYK``; empty of a
-            profile that cannot be used.
+        mode: of the images in Pillow whose colors it describes: ``RGB``, ``L`` or ``CMYK``; empty
+            if it is unusable.
         is_srgb: whether its colors are those of sRGB.
-        transform: Pillow's, from ``mode`` to sRGB.
+        transform: of Pillow, from ``mode`` to sRGB.
     """
 
     mode: str
@@ -48,7 +48,7 @@ UNKNOWN = Profile("", False, None)
 def profile_of(image: Image.Image) -> Profile | None:
     """Return the profile of an open image; None without one.
 
-    One that cannot be used, or is of another color model than the image, has the ``mode`` ``""``.
+    A profile that is unusable, or of another color model than the image, has the ``mode`` ``""``.
     """
     content = image.info.get("icc_profile")
     if not content:
@@ -62,11 +62,11 @@ def profile_of(image: Image.Image) -> Profile | None:
 
 
 def note_of(profile: Profile | None, color: str, deep: bool) -> str | None:
-    """Return what a user should know of an image's profile: a phrase, or None.
+    """Return a phrase for the user about the profile of an image, or None.
 
     Args:
         color: ``data.color``.
-        deep: more than 8 bits a channel, which are never converted.
+        deep: whether there are more than 8 bits per channel, which are never converted.
     """
     if profile is None or profile.is_srgb:
         return None
@@ -78,15 +78,15 @@ def note_of(profile: Profile | None, color: str, deep: bool) -> str | None:
 
 
 def to_srgb(image: Image.Image, profile: Profile) -> Image.Image:
-    """Convert the colors of an 8-bit image to sRGB; alpha stays.
+    """Convert the colors of an 8-bit image to sRGB; alpha is unchanged.
 
-    Out-of-range colors are clipped as the profile's own rendering intent says.
+    The rendering intent of the profile determines how out-of-range colors are clipped.
 
     Args:
         profile: a usable one, see :func:`profile_of`.
 
     Returns:
-        mode RGB, or RGBA of an image with alpha or a transparent color.
+        an image of mode RGB, or RGBA if it has alpha or a transparent color.
     """
     alpha = None
     if "transparency" in image.info or image.mode in ("RGBA", "RGBa", "LA", "La", "PA"):
@@ -97,17 +97,17 @@ def to_srgb(image: Image.Image, profile: Profile) -> Image.Image:
     if plain.mode != profile.mode:
         plain = plain.convert(profile.mode)
     converted = ImageCms.applyTransform(plain, profile.transform)
-    assert converted is not None  # only of a conversion in place
+    assert converted is not None  # None only for a conversion in place
     if alpha is not None:
         converted.putalpha(alpha)
     return converted
 
 
 def jpeg_to_srgb(pixels_HWC: np.ndarray, data: bytes) -> np.ndarray:
-    """Convert the pixels of a JPEG that was decoded to RGB to sRGB, if its profile is another.
+    """Convert a JPEG that was decoded to RGB to sRGB, if it has another profile.
 
     Args:
-        pixels_HWC: (H, W, 3) uint8, turned or not.
+        pixels_HWC: (H, W, 3) uint8, upright or as stored.
         data: the encoded file.
 
     Returns:
@@ -119,29 +119,29 @@ def jpeg_to_srgb(pixels_HWC: np.ndarray, data: bytes) -> np.ndarray:
         profile = profile_of(image)
     if profile is None or profile.is_srgb or not profile.mode:
         return pixels_HWC
-    # Of a gray image, all channels are equal.
+    # In a gray image, all channels are equal.
     plain = pixels_HWC[..., 0] if profile.mode == "L" else pixels_HWC
     return np.array(to_srgb(Image.fromarray(np.ascontiguousarray(plain)), profile))
 
 
 def _opened(content: bytes) -> Profile:
     digest = hashlib.blake2b(content, digest_size=16).digest()
-    with _keeping:
-        if digest not in _kept:
-            if len(_kept) >= MOST_KEPT:
-                _kept.clear()
+    with _caching:
+        if digest not in _cached:
+            if len(_cached) >= MOST_CACHED:
+                _cached.clear()
             try:
-                _kept[digest] = _read(content)
-            except Exception:  # damaged ones raise many things
-                _kept[digest] = UNKNOWN
-        return _kept[digest]
+                _cached[digest] = _read(content)
+            except Exception:  # damaged ones raise all kinds of errors
+                _cached[digest] = UNKNOWN
+        return _cached[digest]
 
 
 def _read(content: bytes) -> Profile:
     if len(content) > LARGEST_PROFILE:
         return UNKNOWN
     profile = ImageCms.ImageCmsProfile(io.BytesIO(content))
-    # Pillow's types take the profile for a file.
+    # According to the type hints of Pillow, the profile is a file.
     space: str = cast("Any", profile.profile).xcolor_space.strip()
     mode = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}.get(space)
     if mode is None:
@@ -155,7 +155,7 @@ def _read(content: bytes) -> Profile:
 
 
 def _is_identity(transform: Any, mode: str) -> bool:
-    """Whether a transform leaves colors as they are, by a grid of them."""
+    """Whether a transform leaves a grid of colors unchanged."""
     if mode == "L":
         colors = np.arange(256, dtype=np.uint8)[None]
         expected = np.repeat(colors[..., None], 3, axis=2)

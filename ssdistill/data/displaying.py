@@ -1,4 +1,4 @@
-"""Images of any channels as three colors that people can look at."""
+"""Convert images of any channels to RGB for display."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from ssdistill.data.form import Form
 
 COLORS = ("red", "green", "blue")
 DEVIATIONS = 2.0
-"""Standard deviations from the mean that are shown as black and as white."""
+"""Distance of black and white from the mean, in standard deviations."""
 
 
 def channels_text(images: Any) -> str:
@@ -26,14 +26,14 @@ def displayed(
 ) -> np.ndarray:
     """Return images as RGB.
 
-    RGB of 8 bits, of which no channels were chosen, is returned as it is. Of chosen channels, each
-    is stretched from two standard deviations below its mean, black, to two above, white, or to
-    the ends of [0, 1] where these are nearer, so that black borders remain black.
+    8-bit RGB without selected channels is returned unchanged. Otherwise each channel is stretched:
+    two standard deviations below its mean become black, two above become white; or the ends of
+    [0, 1] where these are nearer, so that black borders remain black.
 
     Args:
         images_NHWC: (N, H, W, C) uint8, or floats in [0, 1].
-        form: with the channels that are shown: those set; or those named red, green and blue; or
-            the first three; or, of one or two, the first as gray.
+        form: determines the channels to show: those in ``display``; or those named red, green and
+            blue; or the first three; or, of one or two channels, the first as gray.
         mean_C, std_C: in units of [0, 1].
 
     Returns:

@@ -1,4 +1,4 @@
-"""What is made of each image of a source: which of its channels, which part, which size."""
+"""Which channels, which part and which size of each image of a source are used."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ Channels = Sequence[int] | Mapping[str, int]
 
 @dataclass(frozen=True)
 class Form:
-    """How images are held, beyond their size.
+    """Channels and shape of the images of a source.
 
     Attributes:
         channels: bands of a file, from 0, in the images' order; None for 8-bit RGB.
-        names: of the channels, where the config has them.
-        display: channels that reports show as red, green and blue; None to choose them.
-        resize: how an image takes the size that is stored.
-        view_size: what networks see, the central part; None for all that is stored.
+        names: of the channels, if the config has them.
+        display: channels that reports show as red, green and blue; None for the default.
+        resize: how images are brought to the stored size.
+        view_size: size of the central part that networks see; None for the stored size.
     """
 
     channels: tuple[int, ...] | None = None
@@ -36,12 +36,12 @@ class Form:
 
     @property
     def key(self) -> list[Any]:
-        """What differs from square RGB in pixels that are stored; nothing at the defaults."""
+        """Differences of stored pixels from cropped RGB; empty by default."""
         resize = [] if self.resize == "crop" else [["resize", self.resize]]
         return resize + ([] if self.channels is None else [["channels", list(self.channels)]])
 
     @property
-    def said(self) -> str:
+    def setting(self) -> str:
         """The setting of the channels, for messages."""
         if self.channels is None:
             return "data.channels=null"
@@ -51,15 +51,15 @@ class Form:
         return "data.channels={" + ", ".join(f"{name}: {band}" for name, band in pairs) + "}"
 
     def named(self, position: int) -> str:
-        """Return how a channel is called in messages: its band, and its name if it has one."""
+        """Return the title of a channel in messages: its band, and its name if it has one."""
         band = self.channels[position] if self.channels else position
         return f"channel {band}" + (f" ({self.names[position]})" if self.names else "")
 
     def seen(self, image_size: Size) -> Size:
-        """Return the size that networks see of what is stored.
+        """Return the size of the images that networks see.
 
         Raises:
-            UserError: a larger one than is stored.
+            UserError: it exceeds the stored size.
         """
         if self.view_size is None:
             return image_size
@@ -73,18 +73,18 @@ class Form:
 
 
 EXAMPLES = (
-    "must be numbers of bands, from 0, such as [3, 2, 1], or numbers by name, such as "
+    "must be band numbers, from 0, such as [3, 2, 1], or names with band numbers, such as "
     "{red: 3, nir: 7}"
 )
 RGB = Form()
-"""As the files show: three colors of 8 bits."""
+"""The default: 8-bit RGB."""
 
 
 def check_channels(channels: Any) -> Any:
     """Check ``data.channels``.
 
     Raises:
-        ValueError: what is wrong, and what to do.
+        ValueError: channels are invalid; the message tells what to do.
     """
     if channels is None:
         return channels
@@ -94,10 +94,10 @@ def check_channels(channels: Any) -> Any:
     if any(not isinstance(band, int) or isinstance(band, bool) or band < 0 for band in bands):
         raise ValueError(EXAMPLES)
     if not bands:
-        raise ValueError("no channel is named; name at least one, such as [0]")
-    twice = sorted({band for band in bands if bands.count(band) > 1})
-    if twice:
-        raise ValueError(f"band {twice[0]} is there twice; name each band once")
+        raise ValueError("no channel is listed; list at least one, such as [0]")
+    repeated = sorted({band for band in bands if bands.count(band) > 1})
+    if repeated:
+        raise ValueError(f"band {repeated[0]} is repeated; list each band once")
     if isinstance(channels, Mapping) and any(not str(name).strip() for name in channels):
         raise ValueError("a name is empty; name every channel")
     return channels

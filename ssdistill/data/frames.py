@@ -157,7 +157,7 @@ class FrameSplit(EncodedSplit):
         return sorted([*map(int, single), *rows])
 
     def labels(self) -> np.ndarray:
-        return np.repeat(self.raw.labels(), np.maximum(self.count_F, 1))
+        return np.repeat(self.raw.labels(), np.maximum(self.count_F, 1), axis=0)
 
     def weights(self) -> np.ndarray | None:
         """Return the weights of images, (N,) float64; each frame has the weight of its file."""

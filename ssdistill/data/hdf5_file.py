@@ -225,7 +225,8 @@ def _problem(dataset: Any) -> str | None:
     base = h5py.check_vlen_dtype(dataset.dtype)
     if dataset.dtype.hasobject and base != np.uint8:
         return (
-            "contains text or references; store encoded images as variable-length bytes, with "
+            "contains text or references, or rows of different length; store labels as numbers, "
+            "(N,) or (N, K), and encoded images as bytes of variable length, with "
             "h5py.vlen_dtype('uint8')"
         )
     return None

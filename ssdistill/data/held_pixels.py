@@ -1,4 +1,4 @@
-"""Read images as RGB or as chosen channels, in one size or whole."""
+"""Read images as RGB or as selected channels, resized or at full size."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -18,11 +18,11 @@ from ssdistill.settings import Size
 
 @dataclass(frozen=True)
 class Holding:
-    """How the values of images are held.
+    """How the pixels of images are represented.
 
     Attributes:
         form: channels, shape and names.
-        scale: of chosen channels; None for RGB.
+        scale: of selected channels; None for RGB.
         window: for RGB, the values that map to black and white, for images of more than 8 bits.
     """
 
@@ -32,7 +32,7 @@ class Holding:
 
     @property
     def dtype(self) -> np.dtype:
-        """Data type of held images."""
+        """Data type of the final values."""
         return np.dtype(np.uint8) if self.scale is None else self.scale.held
 
     @property
@@ -42,15 +42,15 @@ class Holding:
 
     @property
     def key(self) -> list:
-        """What it adds to keys and fingerprints; nothing at the defaults."""
+        """Part of keys and fingerprints; empty by default."""
         return [*self.form.key, *(self.scale.key if self.scale else [])]
 
     def pixel_bytes(self) -> int:
-        """Return the bytes of a pixel."""
+        """Return the number of bytes per pixel."""
         return self.form.count * self.dtype.itemsize
 
     def shown(self, pixels: np.ndarray) -> np.ndarray:
-        """Convert what :meth:`read` returned to the held form, (H, W, C)."""
+        """Convert the result of :meth:`read` to its final values, (H, W, C)."""
         if self.scale is not None:
             return scaled(pixels, self.scale)
         if pixels.dtype == np.uint8:
@@ -68,7 +68,7 @@ class Holding:
         return chosen(raw.bands(row), self.form.channels)
 
     def whole(self, raw: RawSplit, row: int) -> np.ndarray:
-        """Return an image in the held form, (H, W, C) in its original size."""
+        """Return an image with its final values, (H, W, C) in its original size."""
         return self.shown(retried(partial(self.read, raw), row, raw.name(row)))
 
     def beyond(self, pixels: np.ndarray) -> np.ndarray | None:
@@ -86,8 +86,8 @@ class Squarer:
     """Read images of a split in one size.
 
     Attributes:
-        clipped_C: fraction of the deep images' values beyond the window: of each chosen channel,
-            or of all colors together.
+        clipped_C: fraction of the values of deep images beyond the window: of each selected
+            channel, or of all colors together.
     """
 
     def __init__(self, raw: RawSplit, size: Size, holding: Holding):

@@ -1,4 +1,4 @@
-"""The size of a JPEG XL image, which its library tells only after decoding all of it.
+"""Read the size of a JPEG XL image, which its library returns only after decoding all of it.
 
 ISO/IEC 18181-1, D.2 (SizeHeader), and 18181-2 (boxes).
 """
@@ -12,7 +12,7 @@ WIDTHS = (9, 13, 18, 30)
 
 
 def jxl_size(file: IO[bytes]) -> tuple[int, int] | None:
-    """Return width and height of an open JPEG XL image, as it is encoded; None if it has none."""
+    """Return width and height of an open JPEG XL image, as encoded; None if there are none."""
     head = file.read(len(BOXES))
     start = 0 if head.startswith(BARE) else _codestream(file) if head == BOXES else None
     if start is None:
@@ -23,7 +23,7 @@ def jxl_size(file: IO[bytes]) -> tuple[int, int] | None:
 
 
 def _codestream(file: IO[bytes]) -> int | None:
-    """Return where in a file of boxes the image begins."""
+    """Return the position of the image in a file of boxes."""
     at = 0
     for _ in range(MOST_BOXES):
         file.seek(at)
@@ -34,7 +34,7 @@ def _codestream(file: IO[bytes]) -> int | None:
         body = 16 if length == 1 else 8
         if kind == b"jxlc":
             return at + body
-        if kind == b"jxlp":  # after a number of the part
+        if kind == b"jxlp":  # after the number of the part
             return at + body + 4
         length = int.from_bytes(head[8:16], "big") if length == 1 else length
         if length < body:
@@ -44,7 +44,7 @@ def _codestream(file: IO[bytes]) -> int | None:
 
 
 class _Bits:
-    """Bits of bytes, the lowest first."""
+    """The bits of a byte string, lowest first."""
 
     def __init__(self, content: bytes):
         self.number = int.from_bytes(content, "little")

@@ -75,7 +75,14 @@ def find_columns(names: Sequence[str], requested: dict[str, str | None], title: 
                 f"data.{role}_column={shown(name)}: {title} has no such column"
                 f"{nearest(name, names)}; it has {_listed(names)}"
             )
-        if at is not None and at not in position.values():
+        if at in position.values():
+            if name is not None:
+                other = next(key for key in position if position[key] == at)
+                raise UserError(
+                    f"data.{role}_column={shown(name)}: {title} has the {other} in this column; "
+                    f"set another, or data.{other}_column"
+                )
+        elif at is not None:
             position[role] = at
     if "path" not in position:
         raise UserError(
@@ -112,6 +119,11 @@ def columns_of_classes(
             raise UserError(
                 f"data.label_columns={shown(name)}: {title} has no such column"
                 f"{nearest(name, names)}; it has {_listed(names)}"
+            )
+        if repeated := next((match for match in matching if names.count(match) > 1), None):
+            raise UserError(
+                f"data.label_columns={shown(name)}: {title} has several columns named "
+                f"{shown(repeated)}; rename them"
             )
         columns |= dict.fromkeys(matching)
     return tuple(columns)

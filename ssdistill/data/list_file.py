@@ -144,8 +144,9 @@ class ListFile:
         if classes is None:
             return None
         taken = self.columns.position.values()
+        free = [name for at, name in enumerate(names) if at not in taken]
         self._position = {name: at for at, name in enumerate(names) if at not in taken}
-        return columns_of_classes(list(self._position), classes, self.title)
+        return columns_of_classes(free, classes, self.title)
 
     def _headless(self, first: Sequence[str], requested: dict[str, str | None]) -> Columns:
         named = next((name for name in requested.values() if name not in (None, "none")), None)

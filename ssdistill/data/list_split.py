@@ -201,7 +201,7 @@ class ListSplit(FileSplit):
         weights = array("d")
         for number, (text,) in enumerate(self._weights()):
             try:
-                weights.append(float(text))
+                weights.append(float(text.replace("_", "x")))  # Python reads 1_0 as 10
             except ValueError:
                 weights.append(-1.0)
             if not 0 <= weights[-1] < float("inf"):

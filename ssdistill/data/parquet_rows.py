@@ -66,7 +66,7 @@ def column_texts(column: Any, name: str, title: str) -> Iterator[str]:
     for value in column:
         value = value.as_py()
         parts = value if isinstance(value, list) else [value]
-        if any(isinstance(part, (dict, list, bytes)) for part in parts):
+        if any(isinstance(part, (dict, list, tuple, bytes)) for part in parts):
             raise UserError(
                 f"{title}: column '{shown(name)}' is {column.type}, not text or numbers; set "
                 "another column"

@@ -1,4 +1,4 @@
-"""How the images of a source are read, where that is not as usual."""
+"""Settings for reading the images of a source."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +10,14 @@ FrameChoice = Literal["first", "all"]
 
 @dataclass(frozen=True)
 class Reading:
-    """What the data settings say of how each image is read.
+    """How each image is read, according to the data settings.
 
     Args:
         color: ``srgb`` converts images with another color profile; ``ignore`` reads their pixels
             as they are.
-        frames: ``all`` makes each frame of an animation, and each page of a TIFF, an image.
-        folder: where the numbers of frames are kept; None keeps none.
-        keeps: whether they are written there, rather than only read.
+        frames: ``all`` reads each frame of an animation, and each page of a TIFF, as an image.
+        folder: where numbers of frames are cached; None disables caching.
+        keeps: whether to write the cache, rather than only read it.
     """
 
     color: Color = "ignore"
@@ -27,9 +27,9 @@ class Reading:
 
     @property
     def key(self) -> list[Any]:
-        """What of it changes pixels, as it enters the names of stores; nothing at the defaults.
+        """Settings that change pixels, as part of the keys of stores; empty by default.
 
-        Frames change the rows, and so the identity of a split.
+        Frames change the number of images instead, and so the identity of a split.
         """
         return [["color", self.color]] if self.color != "ignore" else []
 

@@ -1,4 +1,4 @@
-"""Make images of one size: cropped, squashed or padded."""
+"""Resize images to a common size: cropped, squashed or padded."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -14,19 +14,19 @@ BLACK = 0
 
 
 def fitted(image_HWC: np.ndarray, size: Size, resize: Resize = "crop") -> np.ndarray:
-    """Return an image of another size, by Pillow's antialiased bicubic filter.
+    """Resize an image with Pillow's antialiased bicubic filter.
 
-    An image of that size comes back as it is. Three channels of bytes are resized together, all
-    else channel by channel; the filter can leave [0, 1], so floats are clipped to it.
+    An image that already has that size is returned unchanged. RGB of 8 bits is resized as a whole,
+    other images channel by channel. Floats are clipped to [0, 1], which the filter can overshoot.
 
     Args:
         image_HWC: uint8, or float32 in [0, 1].
-        size: what it becomes.
-        resize: ``crop`` keeps the central part of the size's aspect; ``squash`` ignores the aspect;
-            ``pad`` keeps all of the image in the middle and its aspect, with black around it.
+        size: of the result.
+        resize: ``crop`` keeps the central part of that aspect ratio; ``squash`` ignores the aspect
+            ratio; ``pad`` centers the whole image, with its aspect ratio, on black.
 
     Returns:
-        (height, width, C) of the image's type.
+        (height, width, C), of the same type.
     """
     height, width = height_width(size)
     if image_HWC.shape[:2] == (height, width):
@@ -68,13 +68,13 @@ def _padded(image: Image.Image, sides: tuple[int, int]) -> Image.Image:
 
 
 def central(images: np.ndarray, size: Size) -> np.ndarray:
-    """Return the central part of images, (..., H, W, C), as torchvision's ``CenterCrop`` cuts it.
+    """Return the central part of images, (..., H, W, C), like torchvision's ``CenterCrop``.
 
     Args:
         size: at most that of the images.
 
     Returns:
-        a view of the same pixels.
+        a NumPy view, not a copy.
     """
     height, width = height_width(size)
     top = round((images.shape[-3] - height) / 2)

@@ -18,7 +18,9 @@ BETWEEN = "\x1f"
 MOST_CLASSES = 1 << 16
 """Maximum number of classes; a larger class number is surely an error."""
 WHOLE = re.compile(r"[+-]?\d{1,18}")
-BITS = {"0": False, "1": True, "0.0": False, "1.0": True, "False": False, "True": True}
+BITS = {"0": False, "1": True, "0.0": False, "1.0": True} | {
+    word: word.lower() == "true" for word in ("False", "True", "FALSE", "TRUE", "false", "true")
+}
 Parts = tuple[str, ...]
 
 
@@ -50,6 +52,8 @@ def numbers_of(texts: Sequence[str]) -> np.ndarray | None:
     """Return labels as numbers if all are numeric; None for names."""
     if all(WHOLE.fullmatch(text) for text in texts):
         return np.array([int(text) for text in texts], dtype=np.int64)
+    if any("_" in text for text in texts):  # Python reads 1_0 as 10
+        return None
     try:
         return np.array([float(text) for text in texts])
     except ValueError:
@@ -61,7 +65,8 @@ def multi_hot(
 ) -> tuple[np.ndarray, tuple[str, ...] | None]:
     """Convert lists of labels to a truth value for each class.
 
-    Lists of equal length that consist of 0 and 1, with repetitions, have a value for each class.
+    Lists of equal length that consist of 0 and 1, with repetitions, have a value for each class,
+    and so have lists of two that are all ``0, 1`` or ``1, 0``, in both orders.
     Otherwise numbers are classes from 0, and other texts are class names, which are sorted.
 
     Args:
@@ -76,7 +81,7 @@ def multi_hot(
     """
     flat = [part for parts in parts_U for part in parts]
     length_U = np.array([len(parts) for parts in parts_U])
-    if set(flat) <= BITS.keys() and any(len(set(parts)) < len(parts) for parts in parts_U):
+    if set(flat) <= BITS.keys() and (_repeats(parts_U) or _are_one_hot_pairs(parts_U)):
         return _of_bits(parts_U, length_U, title, names), names
     owner_M = np.repeat(np.arange(len(parts_U)), length_U)
     numbers = numbers_of(flat)
@@ -130,6 +135,16 @@ def _separated(text: str, separator: str | None, in_list: bool) -> Parts:
     if not all(parts):
         raise ValueError("an empty label between others")
     return tuple(parts)
+
+
+def _repeats(parts_U: Sequence[Parts]) -> bool:
+    return any(len(set(parts)) < len(parts) for parts in parts_U)
+
+
+def _are_one_hot_pairs(parts_U: Sequence[Parts]) -> bool:
+    """Whether lists of 0 and 1 are one-hot labels of two classes, not the classes 0 and 1."""
+    orders = {tuple(BITS[part] for part in parts) for parts in parts_U}
+    return orders == {(False, True), (True, False)}
 
 
 def _of_bits(

@@ -32,7 +32,7 @@ from ssdistill.data.image_set import ImageSet
 from ssdistill.data.resizing import central
 from ssdistill.data.settings import MAX_PIXELS
 from ssdistill.data.splits import RawSplit, Source
-from ssdistill.data.store_check import replace_if_other
+from ssdistill.data.store_check import replace_if_different
 from ssdistill.data.store_places import META, folder_of, limits_of
 from ssdistill.data.store_writer import check_bad_fraction, fingerprint_of, write_images
 from ssdistill.data.window import WindowSetting, window_of
@@ -214,7 +214,7 @@ def open_store(
                         again = folder.with_name(f"{folder.name}.again")
                         check_space(folder.parent, raw, image_size, holding.pixel_bytes())
                         _make(again, raw, image_size, max_bad, holding, window == "auto")
-                        replace_if_other(folder, again, META, raw.title)
+                        replace_if_different(folder, again, META, raw.title)
     store = Store(folder, source, split, form, seen)
     warn_about(store, raw.title, max_bad, window)
     return store

@@ -13,7 +13,7 @@ from ssdistill.errors import shown
 log = logging.getLogger(__name__)
 
 
-def replace_if_other(folder: Path, again: Path, meta: str, title: str) -> None:
+def replace_if_different(folder: Path, again: Path, meta: str, title: str) -> None:
     """Compare a store with a new one of the same images; keep the new one if it differs.
 
     Args:
@@ -27,7 +27,7 @@ def replace_if_other(folder: Path, again: Path, meta: str, title: str) -> None:
     shutil.rmtree(folder)
     os.rename(again, folder)
     log.warning(
-        "%s: pixels changed, but not the sizes and times of the files; they are stored anew",
+        "%s: pixels changed, but not the sizes and times of the files; they are stored again",
         shown(title),
     )
 

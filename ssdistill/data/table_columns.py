@@ -63,7 +63,8 @@ def label_column(
         UserError: the requested column does not exist.
     """
     if each is not None:
-        columns = columns_of_classes(schema.names, each, title)
+        names = [field.name for field in schema if not _holds_images(field.type)]
+        columns = columns_of_classes(names, each, title)
         return Labels(columns, columns if len(columns) > 1 else None)
     if requested == "none":
         return None

@@ -15,22 +15,22 @@ def check_size(size: Size) -> None:
 
 
 def area(size: Size) -> int:
-    """Return the pixels of a view."""
+    """Return the number of pixels of a view."""
     height, width = height_width(size)
     return height * width
 
 
 def largest(sizes: Iterable[Size]) -> Size:
-    """Return the size of most pixels; of equals the first."""
+    """Return the size with the most pixels; the first of several."""
     return max(sizes, key=area)
 
 
 def fits_into(size: Size, whole: Size) -> bool:
-    """Return whether a view is neither higher nor wider than another."""
+    """Return whether a size is neither taller nor wider than another."""
     (height, width), (whole_height, whole_width) = height_width(size), height_width(whole)
     return height <= whole_height and width <= whole_width
 
 
 def size_of(views_BCHW: Tensor) -> Size:
-    """Return the size of views that were made."""
+    """Return the size of a batch of views."""
     return as_size(*views_BCHW.shape[-2:])

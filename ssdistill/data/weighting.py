@@ -45,7 +45,8 @@ def weigh(images: ImageSet) -> None:
     They are part of the fingerprint, since they change the training.
 
     Raises:
-        UserError: a weight is negative or not a number, or all readable images have weight 0.
+        UserError: a weight is negative or not a number, all readable images have weight 0, or the
+            sum is infinite.
     """
     raw = images.source.split(images.split)
     weight_N = raw.weights()
@@ -58,10 +59,17 @@ def weigh(images: ImageSet) -> None:
             f"{title}: all weights are 0, so no image would be drawn; correct them, or set "
             "data.weight_column=none"
         )
+    with np.errstate(over="ignore"):
+        total = weight_N.sum()
+    if not np.isfinite(total):
+        raise UserError(
+            f"{title}: the weights are too large to be added, up to {weight_N.max():g}; divide all "
+            "of them by the largest"
+        )
     if (weight_N == weight_N[0]).all():
         return
     digest = hashlib.sha256(f"{images.fingerprint} weights ".encode())
-    digest.update(np.ascontiguousarray(weight_N / weight_N.sum(), dtype="<f8").tobytes())
+    digest.update(np.ascontiguousarray(weight_N / total, dtype="<f8").tobytes())
     images.weights, images.fingerprint = weight_N, digest.hexdigest()
     log.info(
         "%s: drawing images by weight, with replacement; weights from %g to %g, %d of %d are 0",

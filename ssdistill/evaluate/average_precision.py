@@ -1,7 +1,7 @@
-"""Average precision of every class, and the interval of its mean.
+"""Average precision of each class, and a confidence interval of the mean.
 
-By hand is what scikit-learn has for one class at a time: with images resampled thousands of times,
-each class is put in order once.
+Unlike scikit-learn, which takes one class at a time, this sorts the images of each class only once
+for thousands of resamples.
 """
 
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ import numpy as np
 from ssdistill.evaluate.intervals import CONFIDENCE, RESAMPLES
 
 NUMBERS = 2**31
-"""Images times classes times resamples, beyond which fewer are drawn."""
+"""Maximum of images times classes times resamples; fewer resamples are drawn beyond it."""
 FEWEST = 200
-"""Resamples that are drawn whatever the number of images."""
+"""Minimum number of resamples."""
 AT_ONCE = 2**22
-"""Weights of resampled images held at a time (16 MiB)."""
+"""Number of weights of resampled images in memory at a time (16 MiB)."""
 
 
 @dataclass(frozen=True)
 class MeanInterval:
-    """Of a mean over classes, in percent: the ends of its 95 % interval, and the standard error."""
+    """95 % interval and standard error of a mean over classes, in percent."""
 
     low: float
     high: float
@@ -28,12 +28,12 @@ class MeanInterval:
 
 
 class _Ranking:
-    """One class's images by falling score.
+    """Images by descending score for one class.
 
     Attributes:
-        order_N: images, the best first.
-        hit_P: places of its own images among them.
-        last_P: for each of those, the last place with an equal score.
+        order_N: images, highest score first.
+        hit_P: ranks of the images of the class.
+        last_P: for each of those, the last rank with an equal score.
     """
 
     def __init__(self, target_N: np.ndarray, score_N: np.ndarray):
@@ -44,7 +44,7 @@ class _Ranking:
         self.last_P = ends[np.searchsorted(ends, self.hit_P)]
 
     def average_precision(self, weight_RN: np.ndarray) -> np.ndarray:
-        """Return the average precision (R,) where images count so often; NaN without an own."""
+        """Return the average precision (R,) of weighted images; NaN without positives."""
         ranked_RN = weight_RN[:, self.order_N]
         own_RN = np.zeros_like(ranked_RN)
         own_RN[:, self.hit_P] = ranked_RN[:, self.hit_P]
@@ -57,16 +57,16 @@ class _Ranking:
 
 
 def average_precisions(targets_NK: np.ndarray, scores_NK: np.ndarray) -> np.ndarray:
-    """Return the average precision (K,) of every class, from 0 to 1; NaN without an own image.
+    """Return the average precision (K,) of each class, from 0 to 1; NaN without positives.
 
     The sum over thresholds n of (R_n - R_(n-1)) P_n, with recall R and precision P among the
     images that score as high (Zhu 2004, "Recall, precision and average precision"), as
-    scikit-learn's ``average_precision_score`` has it; there is no interpolation as in the first
-    PASCAL VOC challenges.
+    in scikit-learn's ``average_precision_score``, without the interpolation of the first PASCAL VOC
+    challenges.
 
     Args:
         targets_NK: whether each image has each label.
-        scores_NK: a larger one for what is thought more likely.
+        scores_NK: higher for more likely labels.
     """
     once_1N = np.ones((1, len(targets_NK)))
     return np.array([
@@ -76,15 +76,15 @@ def average_precisions(targets_NK: np.ndarray, scores_NK: np.ndarray) -> np.ndar
 
 
 def mean_interval(targets_NK: np.ndarray, scores_NK: np.ndarray, seed: int = 0) -> MeanInterval:
-    """Return the 95 % interval of the mean average precision: percentiles of its bootstrap.
+    """Return the 95 % interval of the mean average precision: percentiles of a bootstrap.
 
-    Images are resampled (Efron 1979, doi:10.1214/aos/1176344552), with all their labels; a class
-    that has none among them is excluded from that mean. There are 2,000 resamples, of very many
-    images and classes fewer. A ranking without a mistake has none in any resample: its interval
-    has no width.
+    Images are resampled (Efron 1979, doi:10.1214/aos/1176344552), with all their labels; classes
+    without positives in a resample are excluded from its mean. There are 2,000 resamples, fewer
+    for very many images and classes. A perfect ranking is perfect in every resample, so its
+    interval has zero width.
 
     Args:
-        targets_NK, scores_NK: as of :func:`average_precisions`.
+        targets_NK, scores_NK: see :func:`average_precisions`.
         seed: of the resamples.
     """
     images, classes = targets_NK.shape

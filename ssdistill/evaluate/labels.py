@@ -28,7 +28,7 @@ def look_at_labels(train: Any, test: Any) -> str:
         one line.
 
     Raises:
-        UserError: fewer than two classes, test classes that training lacks, what
+        UserError: fewer than two classes, test classes without training images, what
             :func:`check_pair` refuses, or whatever the labels raise.
     """
     train_N, test_N, names = train.labels, test.labels, train.class_names
@@ -54,21 +54,26 @@ def look_at_labels(train: Any, test: Any) -> str:
 
 
 def excluded_classes(train: Any, test: Any) -> str:
-    """Name classes of several labels that means do not count, in one line; empty for none."""
+    """Name the classes that are excluded from means, in one line; empty if there are none."""
     names = train.class_names
     _, left_out = counted(np.asarray(test.labels), np.asarray(train.labels), names)
     return f"excluded from means over classes: {left_out}" if left_out else ""
 
 
 def _joined_names(names: Sequence[str] | None) -> str:
-    """Return a hint where the name of a class is made of others', as ``cat|dog`` is."""
+    """Return a hint if a class name consists of others, such as ``cat|dog``, or is a list."""
     known = set(names or ())
+    if lists := [name for name in sorted(known) if name[:1] == "[" and name[-1:] == "]"]:
+        return (
+            f"; '{shown(lists[0])}' is a list, read as the name of a class: if images have several "
+            "labels, write a|b and set data.label_separator='|', or store lists in Parquet"
+        )
     for mark in MARKS:
         for name in known:
             parts = [part.strip() for part in name.split(mark)]
             if len(parts) > 1 and known.issuperset(parts):
                 return (
-                    f"; '{shown(name)}' is made of other classes: if images have several labels, "
+                    f"; '{shown(name)}' consists of other classes: if images have several labels, "
                     f"set data.label_separator='{mark}', or store lists"
                 )
     return ""
@@ -80,20 +85,20 @@ def has_several(split: Any) -> bool:
         labels = np.asarray(getattr(split, "labels", None))
     except UserError:
         return False
-    # A column of whole numbers is one label an image.
+    # A column of whole numbers holds one label per image.
     return labels.ndim == 2 and (labels.shape[1] > 1 or labels.dtype == bool)
 
 
 def check_pair(train: Any, test: Any, names: Sequence[str] | None = None) -> None:
-    """Check that labels of the training and of the test images suit each other.
+    """Check that the labels of training and test images match.
 
     Args:
         train, test: (N,) integers, or (N, K) truth values; numpy or torch.
-        names: of the classes, where they are known.
+        names: of the classes, if known.
 
     Raises:
-        UserError: one label an image in one split and several in the other, other classes,
-            exactly one label of every image, or no class with training and test images.
+        UserError: one label per image in one split and several in the other, different classes,
+            one-hot labels, or no class with training and test images.
     """
     kinds, shapes = [np.ndim(train), np.ndim(test)], [tuple(train.shape), tuple(test.shape)]
     if kinds == [1, 1]:
@@ -114,14 +119,14 @@ def check_pair(train: Any, test: Any, names: Sequence[str] | None = None) -> Non
     train_NK, test_NK = np.asarray(train), np.asarray(test)
     if train_NK.shape[1] > 1 and all((x.sum(1) == 1).all() for x in (train_NK, test_NK)):
         raise UserError(
-            "data: the labels are one-hot, one of each image; store labels.argmax(axis=1) instead, "
-            f"or {IGNORE}"
+            "data: the labels are one-hot, one class per image; store labels.argmax(axis=1) "
+            f"instead, or {IGNORE}"
         )
     counted(test_NK, train_NK, names)
 
 
 def labels_digest(train: Any, test: Any) -> str:
-    """sha256 of the labels of two splits, (N,) or (N, K) each."""
+    """Return the SHA-256 of the labels of two splits, (N,) or (N, K) each."""
     digest = hashlib.sha256()
     for split in (train, test):
         labels = np.asarray(split.labels)
@@ -136,13 +141,13 @@ def labels_digest(train: Any, test: Any) -> str:
 
 
 def _look_at_several(train_NK: np.ndarray, test_NK: np.ndarray, names: Any) -> str:
-    """Describe labels of which an image may have several."""
+    """Describe labels of images that may have several."""
     both_NK = np.concatenate([train_NK, test_NK])
     without = int((~both_NK.any(1)).sum())
     shown_names = _named(np.arange(both_NK.shape[1]), names)
     line = _summary(shown_names, train_NK.sum(0), test_NK.sum(0))
-    line += f"; {both_NK.sum(1).mean():.3g} labels an image"
-    return line + (f", {without} images without any" if without else "")
+    line += f"; {both_NK.sum(1).mean():.3g} labels per image"
+    return line + (f", {without} images without labels" if without else "")
 
 
 def _shape(shape: Sequence[int]) -> str:

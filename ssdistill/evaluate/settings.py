@@ -87,7 +87,7 @@ class _Looks(Settings):
             return ""
         return (
             f"images may have several labels: evaluated with mean average precision; "
-            f"{', '.join(left_out)} (by default) left out, which takes one label an image"
+            f"{', '.join(left_out)} (default) skipped, which requires one label per image"
         )
 
     def _by_key(self) -> dict[str, Protocol]:

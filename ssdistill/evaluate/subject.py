@@ -28,7 +28,7 @@ class LabeledImages:
 
     Attributes:
         images: (N, H, W, C) uint8, or float32 in [0, 1], all of one size.
-        labels: (N,) integers, or (N, K) truth values of several labels an image; None without.
+        labels: (N,) integers, or (N, K) truth values for several labels per image; None without.
         class_names: by label.
     """
 
@@ -168,7 +168,7 @@ class Subject:
         )
 
     def labels(self, split: str) -> Tensor:
-        """Labels (N,) int64; of several an image (N, K) bool.
+        """Labels (N,) int64; (N, K) bool for several per image.
 
         Raises:
             UserError: the images have none, or neither one integer each nor 0 or 1 for each class.

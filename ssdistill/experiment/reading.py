@@ -27,6 +27,8 @@ MOST_ANCESTORS = 20
 """Files that extend each other, one below the other."""
 COMMENTED = re.compile(r"""(?!["'\[{])(.*\s)?\#""", re.X)
 """A value outside of quotes and brackets in which YAML would begin a comment."""
+MARKS = re.compile(r"[|>,;:*&!%@`?-]+")
+"""A value of punctuation, such as a separator, which YAML would read as an indicator."""
 READER = "experiment/reading.py"
 """Where this file is in the package."""
 
@@ -57,6 +59,8 @@ def load_experiment(path: str | Path, overrides: Sequence = ()) -> tuple[Experim
 def parse_override(text: str) -> dict[str, Any]:
     """``a.b=1`` as ``{"a": {"b": 1}}``, the value read as YAML, in which # begins no comment.
 
+    A value of punctuation alone is text: the shell removes quotes from ``a="|"``.
+
     Raises:
         UserError: it has no ``=``, or a value that is no YAML.
     """
@@ -70,7 +74,7 @@ def parse_override(text: str) -> dict[str, Any]:
     if len(parts) > DEEPEST:
         raise UserError(f"override '{shown}': nested more than {DEEPEST} keys deep; shorten it")
     tree: Any = value
-    if not COMMENTED.match(value):
+    if not COMMENTED.match(value) and not MARKS.fullmatch(value):
         tree = read_text(value, f"override '{shown}'", ".".join(parts))
     for part in reversed(parts):
         tree = {part: tree}

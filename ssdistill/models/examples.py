@@ -1,4 +1,4 @@
-"""Images to try, trace and time encoders on, of the channels and the size that they take."""
+"""Example images for testing, tracing and timing encoders, of the channels and size they take."""
 
 from typing import TYPE_CHECKING
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 def noise_images(spec: EncoderSpec, count: int) -> Tensor:
-    """Uniform noise (count, C, H, W) in [0, 1], on the CPU and the same at every call."""
+    """Return uniform noise (count, C, H, W) in [0, 1], on the CPU, the same in every call."""
     generator = torch.Generator().manual_seed(0)
     return torch.rand(count, spec.in_chans, *height_width(spec.image_size), generator=generator)
 
 
 def black_image(encoder: "Encoder", size: Size) -> Tensor:
-    """One black image (1, C, H, W) of ``size`` pixels, on the encoder's device."""
+    """Return a black image (1, C, H, W) of ``size`` pixels, on the device of the encoder."""
     return encoder.mean.new_zeros(1, encoder.mean.shape[1], *height_width(size))

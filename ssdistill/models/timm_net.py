@@ -1,4 +1,4 @@
-"""timm's networks as the spec of an encoder describes them."""
+"""Create networks of timm from the spec of an encoder."""
 
 from typing import Any
 
@@ -11,14 +11,14 @@ from ssdistill.models.spec import RGB, EncoderSpec
 from ssdistill.models.trial import check_arguments, check_fits, refuse_no_width, refusing
 
 _FITTING: set[tuple[str, str]] = set()
-"""Names and arguments of networks already known to fit in memory."""
+"""Names and arguments of networks that are known to fit into memory."""
 
 
 def create_timm_net(spec: EncoderSpec, pretrained: bool = False) -> nn.Module:
-    """Build the network of a spec without classifier, with random or timm's pretrained weights.
+    """Build the network of a spec without classifier, with random or pretrained weights.
 
     Raises:
-        UserError: an unknown name or argument, or pretrained weights that cannot be had.
+        UserError: a name or argument is unknown, or pretrained weights are unavailable.
     """
     check_timm_name(spec.name)
     check_arguments(spec.args, "encoder.args", spec.in_chans)
@@ -38,10 +38,10 @@ def create_timm_net(spec: EncoderSpec, pretrained: bool = False) -> nn.Module:
 
 
 def building_args(spec: EncoderSpec) -> dict[str, Any]:
-    """Arguments of ``timm.create_model``: the spec's, and how many channels where not three.
+    """Return the arguments of ``timm.create_model``, including ``in_chans`` unless it is three.
 
-    timm adapts pretrained weights of the first layer to them (``adapt_input_conv``): summed for
-    one channel, else repeated and scaled.
+    timm adapts pretrained weights of the first layer (``adapt_input_conv``): summed for one
+    channel, otherwise repeated and scaled.
     """
     return spec.args | ({"in_chans": spec.in_chans} if spec.in_chans != RGB else {})
 
@@ -56,10 +56,10 @@ def _check_fits(name: str, args: dict[str, Any]) -> None:
 
 
 def check_timm_name(name: str) -> None:
-    """Reject a model name or weights tag unknown to timm.
+    """Check that timm knows a model name and its weights tag.
 
     Raises:
-        UserError: with the nearest one.
+        UserError: it does not; the message names the nearest.
     """
     if not timm.is_model(name) or name.endswith("."):
         raise UserError(f"timm has no model '{name}'{nearest(name, timm.list_models())}")

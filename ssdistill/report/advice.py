@@ -13,7 +13,7 @@ PARENT = "parent"
 """Key of a compressed model's record: ``model``, the name of the one that its step was given, and
 ``paired``, tests of its answers against that one's (see ``evaluate.paired.Paired``)."""
 SEVERAL = ("probe/linear/map", "probe/knn/map")
-"""Accuracies of several labels an image."""
+"""Accuracies for several labels per image."""
 LARGER = 1.01
 """Bytes over the parent's from which on a file counts as larger; metadata alone may differ."""
 LOWER_CKA = 0.01
@@ -153,7 +153,7 @@ def _lost(points: float, protocol: str, parent: str, interval: str, measure: str
 
 
 def _measure(row: ResultRow, parent: ResultRow) -> str | None:
-    """The first accuracy that both have; of several labels an image, mean average precision."""
+    """The first accuracy that both have; for several labels per image, mean average precision."""
     probes = [m for m in row.values if m.startswith("probe/") and m in parent.values]
     shared = [metric for metric in probes if metric.endswith("/top1")]
     shared = shared or [m for m in probes if m in SEVERAL]

@@ -75,7 +75,7 @@ def test_a_probe_by_default_says_what_it_leaves_out(folder, tmp_path, kind):
         assert model.metrics["probe/linear/map"] > 95
         assert model.results["linear"].multi_label.names == NAMES
     markdown, content = to_markdown(probed), json.loads(to_json(probed))
-    assert "linear mAP (%)" in markdown and "low_shot left out, which takes one label" in markdown
+    assert "linear mAP (%)" in markdown and "low_shot skipped, which requires one label" in markdown
     linear = content["models"][0]["results"]["linear"]
     assert [row["name"] for row in linear["classes"]] == list(NAMES)
     assert linear["classes"][0]["average_precision"] > 95 and linear["confusion"] is None
@@ -84,7 +84,7 @@ def test_a_probe_by_default_says_what_it_leaves_out(folder, tmp_path, kind):
     assert "Average precision by linear" in page and "mAP" in page
     alone = to_markdown(probe(mean_color, data, root=tmp_path, progress=False))
     assert "| class | images | AP | precision | recall | F1 |" in alone
-    with pytest.raises(UserError, match="low_shot takes one label an image"):
+    with pytest.raises(UserError, match="low_shot requires one label per image"):
         probe(mean_color, data, ["linear", "low_shot"], root=tmp_path, progress=False)
 
 
@@ -97,9 +97,9 @@ def test_a_run_leaves_defaults_out_and_refuses_what_was_requested(folder, tmp_pa
 
     found = check()
     assert found.classes.startswith("3 classes (training+test images): blue: ")
-    assert [warning for warning in found.warnings if "low_shot (by default) left out" in warning]
+    assert [warning for warning in found.warnings if "low_shot (default) skipped" in warning]
     assert check("evaluate.low_shot=null").warnings == []
-    with pytest.raises(UserError, match=r"evaluate\.low_shot: low_shot takes one label an image"):
+    with pytest.raises(UserError, match=r"evaluate\.low_shot: low_shot requires one label"):
         check("evaluate.low_shot={}")
 
 

@@ -104,8 +104,8 @@ class Probed:
             lines.append("no labels: skipping evaluation; label-free metrics only")
         if self.left_out:
             lines.append(
-                f"images may have several labels: {', '.join(self.left_out)} left out, which takes "
-                "one label an image"
+                f"images may have several labels: {', '.join(self.left_out)} skipped, which "
+                "requires one label per image"
             )
         names: dict[str, list[str]] = {}
         for model in self.models:

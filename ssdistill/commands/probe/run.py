@@ -120,7 +120,7 @@ def _without_labels(shown: Shown, protocols: Sequence[str] | None) -> list[Proto
 def _of_several(
     shown: Shown, requested: list[Protocol], names: Sequence[str] | None
 ) -> tuple[list[Protocol], tuple[str, ...]]:
-    """Return the protocols that take several labels an image, and the names of the others.
+    """Return the protocols that accept several labels per image, and the names of the others.
 
     Raises:
         UserError: one that does not was requested.

@@ -65,7 +65,7 @@ def measures_table(model: Findings, probed: Probed) -> Table | None:
 def classes_table(model: Findings) -> Table | None:
     """Precision, recall and F1 of every class, or of the worst; by the first protocol.
 
-    Of several labels an image, also the average precision.
+    For several labels per image, also the average precision.
     """
     name, by_class = _by_class(model)
     if name is None:
@@ -83,7 +83,7 @@ def classes_table(model: Findings) -> Table | None:
 def classes_beside_table(probed: Probed) -> Table | None:
     """F1 of every class, or of the first model's worst, by model; by the first protocol.
 
-    Of several labels an image, the average precision.
+    For several labels per image, the average precision.
     """
     name, by_class = _by_class(probed.models[0])
     if name is None:

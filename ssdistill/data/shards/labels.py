@@ -23,7 +23,8 @@ LARGEST_LABEL = 1 << 20
 LONGEST_NAME = 200
 """Maximum length of a class name in characters; longer texts are captions."""
 SEPARATOR = r"[\s,;]+"
-NUMBERS = re.compile(rf"\d+({SEPARATOR}\d+)+")
+NUMBER = r"[+-]?\d+(\.\d+)?"
+NUMBERS = re.compile(rf"{NUMBER}({SEPARATOR}{NUMBER})*[\s,;]*")
 PIECE = 4096
 WORKERS = 4
 
@@ -174,12 +175,20 @@ def _checked(content: bytes, split: TarSplit, field: str) -> str:
         if not text:
             raise ValueError("is empty")
         return text
-    text = content.decode("utf-8").strip()
+    try:
+        text = content.decode("utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise ValueError("is not UTF-8 text") from error
     # A name may contain spaces; several numbers are several labels.
-    return joined(re.split(SEPARATOR, text)) if NUMBERS.fullmatch(text) else _label_text(text)
+    if not NUMBERS.fullmatch(text):
+        return _label_text(text)
+    numbers = re.split(SEPARATOR, text.rstrip(",; "))
+    return joined(numbers) if len(numbers) > 1 else _label_text(numbers[0])
 
 
 def _label_text(value: Any) -> str:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise ValueError(f"holds {shortened(repr(value))} instead of one number or name")
     text = str(value).strip()

@@ -29,7 +29,8 @@ class Npy(PartedSource):
     Args:
         path: the training images, or all images.
         test_path: the test images.
-        label_path: labels of the images of ``path``, (N,) or (N, 1) whole numbers from 0.
+        label_path: labels of the images of ``path``: (N,) or (N, 1) whole numbers from 0, or
+            (N, K) values 0 and 1, one for each class.
         test_label_path: labels of the test images.
         layout: axes of the images; ``auto`` infers them from the shape.
         test_fraction: fraction to hold out without test images; by default 0.2 with labels and

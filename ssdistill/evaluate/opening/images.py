@@ -53,7 +53,7 @@ class Shown:
 
     Attributes:
         train, test: ``images`` (N, H, W, C), uint8 or float32 in [0, 1], and ``labels`` of the two
-            splits, (N,) integers or, of several labels an image, (N, K) truth values.
+            splits, (N,) integers or, of several labels per image, (N, K) truth values.
         labeled: whether both have labels.
         description: one phrase.
         settings: of the data source, where there was one.

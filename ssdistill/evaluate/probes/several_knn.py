@@ -1,4 +1,4 @@
-"""k-NN of images that may have several labels: a label's score is its fraction of the votes."""
+"""k-NN probe for several labels per image: the score of a label is its fraction of the votes."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,12 +18,12 @@ from ssdistill.label_free.vectors import Distance, as_rows
 
 @dataclass(frozen=True, eq=False)
 class SeveralKnnProbe:
-    """Result of a k-NN probe for several labels an image.
+    """Result of a k-NN probe for several labels per image.
 
     Attributes:
-        map_by_k_and_temperature: mean average precision, in percent, of every requested number of
-            neighbors and temperature.
-        fractions_NK: each label's fraction of the votes of ``k`` neighbors, at ``temperature``.
+        map_by_k_and_temperature: mean average precision, in percent, for each number of neighbors
+            and each temperature.
+        fractions_NK: fraction of the votes of ``k`` neighbors for each label, at ``temperature``.
     """
 
     map_by_k_and_temperature: dict[int, dict[float, float]]
@@ -47,23 +47,22 @@ def knn_probe_of_several(
 ) -> SeveralKnnProbe:
     """Score the labels of every test image by its ``k`` nearest training images.
 
-    A label's score is the sum of the votes of the neighbors that have it over that of all, with
-    the votes of :func:`ssdistill.evaluate.probes.knn_probe.knn_probe`: the estimate of a label's
-    probability that ML-KNN (Zhang and Zhou 2007, doi:10.1016/j.patcog.2006.12.019) corrects by a
-    prior, here without one.
+    The score of a label is the sum of the votes of the neighbors that have it, divided by the sum
+    of all votes, see :func:`ssdistill.evaluate.probes.knn_probe.knn_probe`. ML-KNN (Zhang and
+    Zhou 2007, doi:10.1016/j.patcog.2006.12.019) corrects this estimate with a prior.
 
     Args:
         train_NK, test_NK: whether an image has each label, bool.
-        k, temperature: of ``fractions_NK``; the other arguments are :func:`knn_probe`'s.
+        k, temperature: of ``fractions_NK``; for the other arguments, see :func:`knn_probe`.
 
     Raises:
-        UserError: what :func:`knn_probe` refuses of features, k, temperatures and weights.
+        UserError: invalid features, k, temperatures or weights, as in :func:`knn_probe`.
     """
     bank_MD, query_ND = as_rows(train_ND, "training features"), as_rows(test_ND, "test features")
     if bank_MD.shape[1] != query_ND.shape[1]:
         raise UserError(
-            f"training features are {bank_MD.shape[1]} wide, test features {query_ND.shape[1]}; "
-            "use features of one encoder"
+            f"training features have {bank_MD.shape[1]} dimensions, test features "
+            f"{query_ND.shape[1]}; use features of one encoder"
         )
     heats = (temperature, *temperatures)
     weights = checked_weights(len(bank_MD), ks, k, heats, distance, weights)
@@ -91,7 +90,7 @@ def _fractions_of(
     heats: Sequence[float],
     weights: str,
 ) -> Iterator[tuple[int, float, Tensor]]:
-    """Fractions (B, K) float32 of the votes, by number of neighbors and temperature."""
+    """Yield fractions (B, K) float32 of the votes, by number of neighbors and temperature."""
     classes = train_NK.shape[1]
     for closeness_Nk, index_Nk in found:
         size = max(1, VOTES // (classes * index_Nk.shape[1]))
@@ -102,5 +101,5 @@ def _fractions_of(
                 vote_Bk = votes_of(closeness_Bk, weights, heat)
                 for k in sizes:
                     total_BK = torch.einsum("bk,bkc->bc", vote_Bk[:, :k], label_BkK[:, :k])
-                    # Rounded to float32, equal fractions are equal whatever order they came in.
+                    # Rounded to float32, equal fractions are equal in any order of summation.
                     yield k, heat, (total_BK / vote_Bk[:, :k].sum(1, keepdim=True)).float()

@@ -1,4 +1,4 @@
-"""Linear probe of images that may have several labels: one logistic regression for each class."""
+"""Linear probe for several labels per image: one logistic regression per class."""
 
 import logging
 from collections.abc import Sequence
@@ -20,17 +20,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class SeveralLinearProbe:
-    """Result of a linear probe for several labels an image.
+    """Result of a linear probe for several labels per image.
 
     Attributes:
         strength: the chosen L2 strength; scikit-learn's ``C`` is ``1 / (n_train * strength)``.
-        held_out_loss: binary cross-entropy of the held-out training labels by strength, a mean
-            over images and classes (empty: no choice).
-        held_out: how many images that is, all folds together.
+        held_out_loss: binary cross-entropy of the held-out training labels by strength, averaged
+            over images and classes; empty if none was selected.
+        held_out: number of held-out images in all folds.
         weight_KD, bias_K: the classifiers for raw, not standardized, features.
-        probabilities_NK: of every label of every test image.
-        gradient: largest entry of the objective's gradient where the fit stopped.
-        warning: what to change where the strengths to choose from seem too few, else None.
+        probabilities_NK: of each label of each test image.
+        gradient: largest entry of the gradient of the objective when the fit stopped.
+        warning: what to change if the range of strengths seems too narrow, else None.
     """
 
     strength: float
@@ -52,18 +52,18 @@ def linear_probe_of_several(
     strengths: Sequence[float],
     split: Folds,
 ) -> SeveralLinearProbe:
-    """Fit on the training features, choose on parts of them, score the test features.
+    """Fit on the training features, select the strength on held-out parts, score the test features.
 
     Features are standardized with the mean and standard deviation of the training features. All
-    classes share the L2 strength of the least held-out cross-entropy. A class that all or none of
-    the training images have gets its frequency as a constant: no weights can be learned.
+    classes share the L2 strength with the lowest held-out cross-entropy. For a class that all or
+    none of the training images have, no weights can be learned: its score is its frequency.
 
     Args:
-        train_NK, test_NK: whether an image has each label, bool; those of the test images are not
-            looked at.
+        train_NK, test_NK: whether an image has each label, bool; those of the test images are
+            ignored.
 
     Raises:
-        UserError: NaN or infinite features, or no class to learn.
+        UserError: features are NaN or infinite, or all training images have the same labels.
     """
     train_ND = as_features(train_ND, "training features")
     test_ND = as_features(test_ND, "test features").to(train_ND.device)
@@ -76,7 +76,10 @@ def linear_probe_of_several(
     count_K, total = train_NK.sum(0).double(), len(train_NK)
     learned_C = torch.nonzero((count_K > 0) & (count_K < total))[:, 0]
     if not len(learned_C):
-        raise UserError("training images all have the same labels; evaluation requires others")
+        raise UserError(
+            "all training images have the same labels, so no class can be learned; add images with "
+            "others"
+        )
     mean_D, scale_D = standardization(train_ND)
     rows_of = partial(Rows, train_ND, mean_D, scale_D)
     choice = best_fit(rows_of, train_NK[:, learned_C], len(learned_C), strengths, split)
@@ -106,13 +109,13 @@ def _at_an_end(strength: float, right_by: dict[float, float]) -> str | None:
     if not tried or strength not in (tried[0], tried[-1]):
         return None
     side, neighbor = ("strongest", tried[1]) if strength == tried[0] else ("weakest", tried[-2])
-    # Where classes can be told apart without an error, a weaker one always has a smaller loss.
+    # If classes are perfectly separable, a weaker penalty always has a smaller loss.
     if right_by[strength] <= right_by[neighbor]:
         return None
     warning = (
         f"the {side} of the L2 strengths, {strength:g}, is better on held-out labels than its "
-        f"neighbor {neighbor:g} ({right_by[strength]:.2f} against {right_by[neighbor]:.2f} % of "
-        "them right): widen evaluate.linear.strengths"
+        f"neighbor {neighbor:g} ({right_by[strength]:.2f} against {right_by[neighbor]:.2f} % "
+        "correct): widen evaluate.linear.strengths"
     )
     log.warning("%s", warning)
     return warning

@@ -121,12 +121,12 @@ class Protocol(ABC):
 
     @classmethod
     def refusal(cls) -> str:
-        """Why images with several labels are refused, and what takes them."""
+        """Return why images with several labels are refused, and which protocols accept them."""
         from ssdistill.settings.registry import PROTOCOLS
 
         able = [kind for kind, other in PROTOCOLS.classes.items() if other.several]
         return (
-            f"{cls.kind} takes one label an image, and these images may have several; use "
+            f"{cls.kind} requires one label per image, but these images may have several; use "
             f"{', '.join(sorted(able))}"
         )
 

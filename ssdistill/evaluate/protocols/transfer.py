@@ -185,8 +185,8 @@ def _open(settings: "AnySource", name: str, subject: Subject) -> _Opened:
         for store in splits.values():
             if np.ndim(store.labels) == 2:  # read now, to report invalid labels early
                 raise UserError(
-                    "images may have several labels, and transfer takes one an image; evaluate "
-                    "this data set by itself with linear or knn"
+                    "images may have several labels, but transfer requires one per image; evaluate "
+                    "this data set on its own, with linear or knn"
                 )
     except UserError as error:
         raise _named(name, error) from error

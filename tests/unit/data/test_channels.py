@@ -215,7 +215,7 @@ def test_an_image_of_another_type_or_without_a_channel_is_bad(tiffs, tmp_path, p
     with caplog.at_level(logging.WARNING):
         assert len(np.asarray(train.images[:])) == (12 if pixels == "stored" else 14)
     said = caplog.text if pixels == "original" else str(train.bad)
-    assert "float32 values, where the first training image has uint16" in said
+    assert "float32 values, but the first training image has uint16" in said
     assert "has 3 channels, numbered 0 to 2" in said
 
 
@@ -377,13 +377,13 @@ def test_a_store_of_the_widest_type_is_planned_for(tiffs, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"channels": []}, "no channel is named"),
-        ({"channels": [1, 2, 1]}, "band 1 is there twice"),
-        ({"channels": {"a": 1, "b": 1}}, "band 1 is there twice"),
+        ({"channels": []}, "no channel is listed"),
+        ({"channels": [1, 2, 1]}, "band 1 is repeated"),
+        ({"channels": {"a": 1, "b": 1}}, "band 1 is repeated"),
         ({"channels": {" ": 1}}, "a name is empty"),
-        ({"channels": [0, -1]}, "must be numbers of bands, from 0"),
-        ({"channels": "abc"}, "must be numbers of bands, from 0"),
-        ({"channels": {"a": "b"}}, "must be numbers of bands, from 0"),
+        ({"channels": [0, -1]}, "must be band numbers, from 0"),
+        ({"channels": "abc"}, "must be band numbers, from 0"),
+        ({"channels": {"a": "b"}}, "must be band numbers, from 0"),
         ({"image_size": [8]}, r"must be a side in pixels, or \[height, width\]"),
         ({"view_size": [8, 0]}, r"must be a side in pixels, or \[height, width\]"),
         ({"window": [1, 2, 3]}, "must be auto, full"),

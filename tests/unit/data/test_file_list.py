@@ -368,3 +368,14 @@ def test_a_missing_library_is_named(images, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
     (images / "l.parquet").write_bytes(b"")
     assert "requires pyarrow: pip install 'ssdistill[arrow]'" in refusal(images / "l.parquet")
+
+
+def test_two_roles_of_one_column_are_refused(images):
+    path = write(images, "path,label\n" + "".join(f"i/{k}.png,{k % 2}\n" for k in range(10)))
+    assert "data.label_column=path" in (text := refusal(path, label_column="path"))
+    assert "has the path in this column; set another, or data.path_column" in text
+    # A usual name that is requested for another role is not an error.
+    assert (
+        source(path, weight_column="label", label_column="none").split("train").weights()
+        is not None
+    )

@@ -1,4 +1,4 @@
-"""Several labels an image, from every kind of source that has them."""
+"""Several labels per image, from every kind of source that has them."""
 
 import io
 import json
@@ -12,7 +12,7 @@ from PIL import Image
 from tar_files import tar_bytes
 
 from ssdistill.data import several_labels
-from ssdistill.data.opening import open_stores
+from ssdistill.data.opening import open_source, open_stores
 from ssdistill.data.packing.writer import Packing, pack
 from ssdistill.data.several_labels import joined, multi_hot, parts_of
 from ssdistill.data.table_columns import label_column
@@ -77,7 +77,9 @@ def test_numbers_between_separators_are_classes_from_zero(folder):
     assert by_image(found) == (BITS, None)
 
 
-@pytest.mark.parametrize("words", [("0", "1"), ("False", "True"), ("0.0", "1.0")])
+@pytest.mark.parametrize(
+    "words", [("0", "1"), ("False", "True"), ("0.0", "1.0"), ("FALSE", "TRUE"), ("false", "true")]
+)
 @pytest.mark.parametrize(
     "columns", ["is_*", ("is_cat", "is_dog", "is_emu"), ("is_cat", "is_[de]*")]
 )
@@ -277,3 +279,80 @@ def test_texts_are_taken_apart():
 def test_a_class_that_is_named_twice_counts_once():
     value_UK, names = multi_hot([("b", "a", "b"), ("b",)], "t")
     assert value_UK.astype(int).tolist() == [[1, 1], [0, 1]] and names == ("a", "b")
+
+
+@pytest.mark.parametrize("separator", [None, "|"])
+def test_one_hot_pairs_are_not_two_classes_each(separator):
+    texts = ["0|1", "1|0"] if separator else [joined([0, 1]), joined([True, False])]
+    value_UK, _ = multi_hot([parts_of(text, separator) for text in texts], "t")
+    assert value_UK.astype(int).tolist() == [[0, 1], [1, 0]]
+    # Classes in any order, where not all images have both.
+    value_UK, _ = multi_hot([("0", "1"), ("1", "0"), ("0",)], "t")
+    assert value_UK.astype(int).tolist() == [[1, 1], [1, 1], [1, 0]]
+
+
+def test_names_with_underscores_are_not_numbers(folder):
+    split = source("list", path=csv(folder, ["1_0", "10"] * 3)).split("train")
+    split.labels()
+    assert split.class_names == ("10", "1_0")
+
+
+def test_all_frames_of_a_file_have_its_labels(folder):
+    frames = [Image.new("RGB", (6, 5), (k, 9, 9)) for k in (1, 90)]
+    frames[0].save(folder / "0.png", "PNG", save_all=True, append_images=frames[1:])
+    path = csv(folder, ["|".join(labels) for labels in SEVERAL])
+    settings = SOURCES.schema("list")(path=path, label_separator="|", frames="all", image_size=4)
+    stores = open_stores(open_source(settings), settings, 4, folder / "stores")
+    rows = [row for name in ("train", "test") for row in stores[name].labels.astype(int).tolist()]
+    assert sorted(rows) == sorted([BITS[0], *BITS])
+
+
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        (["0 -1", "1"], "negative"),
+        (["0 1.5", "1"], "fractions"),
+        ([b"\xff\xfe", "1"], r"the .cls of \d.png is not UTF-8 text"),
+    ],
+)
+def test_wrong_numbers_in_tar_are_no_names(folder, texts, words):
+    members = []
+    for k, text in enumerate(texts * 3):
+        content = text if isinstance(text, bytes) else text.encode()
+        members += [(f"{k}.png", png(k)), (f"{k}.cls", content)]
+    (folder / "a.tar").write_bytes(tar_bytes(members))
+    with pytest.raises(UserError, match=words):
+        source("tar", path=str(folder / "a.tar")).split("train").labels()
+
+
+def test_separators_after_numbers_and_whole_floats_in_tar(folder):
+    path = shards(folder, ["0,1,", "1,", "0 ; 1\n", "1\n", "0,", "0"], "cls")
+    expected = [[1, 1], [0, 1], [1, 1], [0, 1], [1, 0], [1, 0]]
+    assert by_image(source("tar", path=path)) == (expected, None)
+    path = shards(folder, ['{"label": [0.0, 1.0]}', '{"label": 1.0}'] * 3, "json", "b.tar")
+    assert by_image(source("tar", path=path, label="json")) == ([[1, 1], [0, 1]] * 3, None)
+
+
+def test_columns_of_one_name_are_refused(folder):
+    path = csv(folder, ["1,0"] * 6, "path,is_a,is_a")
+    with pytest.raises(UserError, match="several columns named is_a; rename them"):
+        source("list", path=path, label_columns="is_*").split("train")
+
+
+def test_patterns_do_not_match_the_images_of_a_table(folder):
+    path = parquet(folder, is_a=[0, 1] * 3, is_b=[1, 1] * 3)
+    found = source("parquet", path=path, label_columns="i*")
+    assert found.split("train").labels().shape[1] == 2
+    assert found.split("train").class_names == ("is_a", "is_b")
+    pairs = pyarrow.array([[("a", 1)]] * 6, pyarrow.map_(pyarrow.string(), pyarrow.int8()))
+    with pytest.raises(UserError, match=r"'label' is map<string, int8.*, not text or numbers"):
+        source("parquet", path=parquet(folder, label=pairs)).split("train").labels()
+
+
+def test_labels_of_different_length_in_hdf5_are_refused(folder):
+    with h5py.File(folder / "a.h5", "w") as file:
+        file["images"] = np.zeros((6, 5, 6, 3), np.uint8)
+        labels = file.create_dataset("labels", 6, h5py.vlen_dtype(np.int64))
+        labels[0] = [0, 1]
+    with pytest.raises(UserError, match=r"'labels' .* store labels as numbers, \(N,\) or \(N, K\)"):
+        source("hdf5", path=str(folder / "a.h5")).split("train").labels()

@@ -97,3 +97,13 @@ def test_bad_images_take_their_weights_along(opened):
     assert images.weights.tolist() == [0, 1, 2, 4, 8, 0, 0.5]
     with pytest.raises(UserError, match=r"all weights are 0.*data.weight_column=none"):
         opened((0,) * 8)
+
+
+def test_weights_whose_sum_is_infinite_are_refused(opened):
+    with pytest.raises(UserError, match=r"too large to be added, up to 1e\+308; divide all"):
+        opened([1e308] * 7 + [1])
+
+
+def test_digits_with_underscores_are_no_weight(opened):
+    with pytest.raises(UserError, match="the weight '1_0' in row 8 must be a non-negative number"):
+        opened([1] * 7 + ["1_0"])

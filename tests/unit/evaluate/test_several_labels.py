@@ -1,4 +1,4 @@
-"""Several labels an image: mean average precision, probes and refusals."""
+"""Several labels per image: mean average precision, probes and refusals."""
 
 import json
 
@@ -98,7 +98,7 @@ def test_a_class_without_images_is_left_out_of_the_means_and_named():
 
 @pytest.mark.parametrize("broken", [np.full((50, 4), np.nan), np.zeros((50, 3)), np.zeros(50)])
 def test_scores_that_do_not_fit_are_refused(broken):
-    with pytest.raises(UserError, match="scores of several labels"):
+    with pytest.raises(UserError, match=r"scores (must have the shape|are NaN)"):
         multi_label_metrics(np.ones((50, 4)), broken)
 
 
@@ -152,7 +152,7 @@ def test_a_class_of_all_or_none_of_the_training_images_is_a_constant():
     assert (np.ptp(found.probabilities_NK[:, :2], axis=0) == 0).all()
     assert found.probabilities_NK[0, 0] > 0.99 and found.probabilities_NK[0, 1] < 0.01
     assert np.isfinite(found.weight_KD).all() and np.isfinite(found.bias_K).all()
-    with pytest.raises(UserError, match="training images all have the same labels"):
+    with pytest.raises(UserError, match="all training images have the same labels"):
         linear_probe_of_several(
             *map(T, (x_ND, y_NK | True, x_MD, y_MK)), strengths=(1.0,), split=Folds(0.1, None, 0)
         )
@@ -205,8 +205,8 @@ def test_one_line_says_how_many_images_have_each_label_and_how_many_none():
     names = ("cat", "dog", "emu")
     splits = images_of(np.array(train) > 0, names), images_of(np.array(test) > 0)
     assert look_at_labels(*splits) == (
-        "3 classes (training+test images): cat: 2+2, dog: 1+1, emu: 0+0; 1.2 labels an image, 1 "
-        "images without any"
+        "3 classes (training+test images): cat: 2+2, dog: 1+1, emu: 0+0; 1.2 labels per image, 1 "
+        "images without labels"
     )
     words = "excluded from means over classes: emu (1 without training or test images)"
     assert excluded_classes(*splits) == words
@@ -215,7 +215,9 @@ def test_one_line_says_how_many_images_have_each_label_and_how_many_none():
 
 def test_a_separator_that_was_forgotten_is_noticed():
     line = look_at_labels(images_of([0, 1, 2], ("cat", "cat|dog", "dog")), images_of([0, 1]))
-    assert "; 'cat|dog' is made of other classes" in line and "label_separator='|'" in line
+    assert "; 'cat|dog' consists of other classes" in line and "label_separator='|'" in line
+    line = look_at_labels(images_of([0, 1], ("[0, 1]", "[1]")), images_of([0, 1]))
+    assert "; '[0, 1]' is a list, read as the name of a class" in line
     line = look_at_labels(images_of([0, 1, 2], ("cat", "cat|emu", "dog")), images_of([0, 1]))
     assert line.endswith("dog: 1+0")
 
@@ -299,7 +301,7 @@ def test_the_others_say_what_takes_several_labels(kind):
     with pytest.raises(UserError) as caught:
         PROTOCOLS.build(schema()).run(subject_of())
     message = str(caught.value)
-    assert message.startswith(f"{kind} takes one label an image") and "\n" not in message
+    assert message.startswith(f"{kind} requires one label per image") and "\n" not in message
     assert "use knn, linear, retrieval" in message
 
 
@@ -312,13 +314,13 @@ def test_one_kind_of_labels_in_both_splits():
 
 def test_defaults_that_do_not_suit_are_left_out_and_requested_ones_are_refused():
     notice = EvaluateSettings().left_out_of_several()
-    assert "low_shot (by default) left out" in notice and "\n" not in notice
+    assert "low_shot (default) skipped" in notice and "\n" not in notice
     assert EvaluateSettings(low_shot=None).left_out_of_several() == ""
     with pytest.raises(
-        UserError, match=r"evaluate\.cluster: cluster takes .*evaluate\.cluster=nul"
+        UserError, match=r"evaluate\.cluster: cluster requires .*evaluate\.cluster=nul"
     ):
         EvaluateSettings(low_shot=None, cluster={}).left_out_of_several()
-    with pytest.raises(UserError, match=r"evaluate\.also\.more: low_shot takes"):
+    with pytest.raises(UserError, match=r"evaluate\.also\.more: low_shot requires"):
         EvaluateSettings(also={"more": {"kind": "low_shot"}}, low_shot=None).left_out_of_several()
 
 

@@ -212,3 +212,9 @@ def test_what_no_run_can_have_is_refused_as_it_is_read(load, override):
     with pytest.raises(UserError) as caught:
         load(override)
     assert override.partition("=")[0] in str(caught.value) and len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("mark", ["|", ">", ",", ":", "*", "&", "!", "%", "@", "`", "?", "-", "||"])
+def test_punctuation_is_text(mark):
+    # A shell removes the quotes of data.label_separator="|".
+    assert parse_override(f"data.label_separator={mark}") == {"data": {"label_separator": mark}}
