@@ -45,7 +45,10 @@ def _array(data: bytes) -> np.ndarray:
     shape, _, _ = array_header(io.BytesIO(data))
     gray = len(shape) == 2 or (len(shape) == 3 and shape[2] == 1)
     if not (gray or (len(shape) == 3 and shape[2] == 3)):
-        raise BadImage(f"an array of {' x '.join(map(str, shape))}; save H x W or H x W x 3")
+        raise BadImage(
+            f"an array of {' x '.join(map(str, shape))}; save H x W or H x W x 3, or set "
+            "data.channels"
+        )
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and shape[0] * shape[1] > limit:
         raise BadImage(f"{shape[1]}x{shape[0]} is {too_large()}")

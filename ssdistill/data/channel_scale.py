@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,10 +23,14 @@ from ssdistill.data.window import WindowSetting
 from ssdistill.errors import UserError, shown
 from ssdistill.files import write_atomically
 
+log = logging.getLogger(__name__)
+
 TRIED = 64
 """Maximum number of images to search for one that has all channels."""
 PIECE = 64
 ENDS = ("low", "high")
+APART = 0.5
+"""Gap between an end of the range and all other values, as a fraction of it, that is named."""
 
 
 @dataclass(frozen=True)
@@ -188,25 +193,53 @@ def _measured(raw: RawSplit, form: Form, dtype: np.dtype) -> dict[str, list[floa
     channels = form.channels
     assert channels is not None
 
-    def extremes(row: int) -> tuple[np.ndarray, np.ndarray] | None:
+    def extremes(row: int) -> np.ndarray | None:
         try:
             bands_HWC = chosen(retried(raw.bands, row, raw.name(row)), channels)
         except BadImage:  # reported when the image is stored
             return None
-        return (bands_HWC.min((0, 1)), bands_HWC.max((0, 1))) if bands_HWC.dtype == dtype else None
+        return _ends(bands_HWC.reshape(-1, len(channels))) if bands_HWC.dtype == dtype else None
 
-    def pieces() -> Iterator[tuple[range, list[tuple[np.ndarray, np.ndarray] | None]]]:
+    def pieces() -> Iterator[tuple[range, list[np.ndarray | None]]]:
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             for start in range(0, len(raw), PIECE):
                 rows = range(start, min(start + PIECE, len(raw)))
                 yield rows, list(pool.map(extremes, rows))
 
-    low_C, high_C = np.full(len(channels), np.inf), np.full(len(channels), -np.inf)
-    for _, ends in with_bar(pieces(), len(raw), f"measuring {raw.title}"):
-        for pair in ends:
-            if pair is not None:
-                low_C, high_C = np.minimum(low_C, pair[0]), np.maximum(high_C, pair[1])
-    return {"low": low_C.tolist(), "high": high_C.tolist()}
+    ends_4C = None
+    for _, found in with_bar(pieces(), len(raw), f"measuring {raw.title}"):
+        for each_4C in found:
+            if each_4C is not None:
+                both = each_4C if ends_4C is None else np.concatenate([ends_4C, each_4C])
+                ends_4C = _ends(both)
+    if ends_4C is None:
+        raise UserError(f"{shown(raw.title)}: no {dtype} image can be read; replace them")
+    _warn_of_fill(raw, form, ends_4C)
+    return {"low": ends_4C[0].tolist(), "high": ends_4C[3].tolist()}
+
+
+def _ends(values_NC: np.ndarray) -> np.ndarray:
+    """Return the two smallest and the two largest different values of each channel, (4, C)."""
+    ends_4C = np.empty((4, values_NC.shape[1]))
+    for k, values_N in enumerate(values_NC.T):
+        low, high = values_N.min(), values_N.max()
+        second = values_N.min(where=values_N > low, initial=high)
+        last = values_N.max(where=values_N < high, initial=low)
+        ends_4C[:, k] = low, second, last, high
+    return ends_4C
+
+
+def _warn_of_fill(raw: RawSplit, form: Form, ends_4C: np.ndarray) -> None:
+    """Name values far from all others, such as -9999 for missing pixels, that spoil a range."""
+    for k, (low, second, last, high) in enumerate(ends_4C.T):
+        for value, least, most in ((low, second, high), (high, low, last)):
+            gap = least - low if value == low else high - most
+            if least < most and gap > APART * (high - low):
+                log.warning(
+                    "%s: %s: %g is far from all other values, %g to %g; if it marks missing "
+                    "pixels, set data.window to a list of [low, high], one for each channel",
+                    *(raw.title, form.named(k), value, least, most),
+                )
 
 
 def _path(source: Source, raw: RawSplit, form: Form, root: Path) -> Path:

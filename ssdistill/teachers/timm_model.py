@@ -91,7 +91,7 @@ class TimmModel(Teacher):
         encoder = encoder_around(spec, net).eval()
         fit_size(encoder, native)
         # A first layer in a file that already takes the images is loaded as it is.
-        trained = found if found == spec.in_chans else config.input_size[0]
+        trained = spec.in_chans if found == spec.in_chans else config.input_size[0]
         notices = [*finite_notices(encoder), *channel_notices(encoder, trained)]
         return encoder, [*notices, *size_notices(encoder)]
 

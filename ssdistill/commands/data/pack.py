@@ -1,6 +1,7 @@
 """The command `ssdistill data pack`: parsing and printing only."""
 
 import argparse
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,7 +75,10 @@ def run(options: argparse.Namespace) -> int:
     )
     with pixel_limit(settings.max_pixels):
         packed = pack(source, folder, packing, settings.max_bad)
-    for line in _lines(packed, packing, folder, source.has_test):
+    lines = _lines(packed, packing, folder, source.has_test)
+    if settings.channels is not None:
+        lines[-1] += f" 'data.channels={json.dumps(settings.channels)}'"
+    for line in lines:
         say(line)
     if options.verify:
         say(f"verified: {_archives(verify(folder))} as the checksums say")

@@ -58,6 +58,16 @@ def test_settings_may_stand_anywhere(photos, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("channels", "words"), [("[4,0]", "[4, 0]"), ("{nir: 4, red: 0}", '{"nir": 4, "red": 0}')]
+)
+def test_channels_to_read_are_printed(tmp_path, capsys, channels, words):
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).random((6, 9, 8, 5)))
+    source = ["kind=npy", f"path={tmp_path / 'a.npy'}", f"channels={channels}"]
+    assert main(["data", "pack", *source, "--to", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith(f" 'data.channels={words}'")
+
+
+@pytest.mark.parametrize(
     ("words", "why"),
     [
         ([], "name the images: a config"),

@@ -55,7 +55,10 @@ def header(text: str) -> bytes:
     [
         (npy(np.zeros((4, 4), dtype=object)), "an array of object; save real numbers"),
         (npy(np.zeros((4, 4), dtype=complex)), "complex128; save real numbers"),
-        (npy(np.zeros((3, 4, 4), dtype=np.uint8)), "3 x 4 x 4; save H x W or H x W x 3"),
+        (
+            npy(np.zeros((3, 4, 4), dtype=np.uint8)),
+            "3 x 4 x 4; save H x W or H x W x 3, or set data.channels",
+        ),
         (npy(np.zeros((0, 4), dtype=np.uint8)), "0 x 4"),
         (npy(np.zeros(4)), "an array of 4; save H x W"),
         (npy(np.zeros((4, 4, 3), dtype=np.uint16)), "3 channels of uint16"),

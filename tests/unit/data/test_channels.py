@@ -438,6 +438,27 @@ def test_three_channels_are_displayed_around_their_means(form, count, positions)
     assert displayed(rgb, StoreSettings().form, mean[[0] * 3], std[[0] * 3]) is rgb
 
 
+@pytest.mark.parametrize(
+    ("fill", "dtype", "words"),
+    [
+        (-9999, "i2", "channel 1: -9999 is far from all other values, 200 to 1999"),
+        (-3.4e38, "f4", "channel 1: -3.4e+38 is far from all other values, 200 to 1999"),
+        (65535, "u2", "channel 1: 65535 is far from all other values, 200 to 1999"),
+        (3000, "u2", None),
+    ],
+)
+def test_values_for_missing_pixels_are_named(tmp_path, caplog, fill, dtype, words):
+    (tmp_path / "images").mkdir()
+    for n in range(8):
+        values = bands_of(n, channels=2, dtype=dtype)
+        values[0, :2, 1] = 200, 1999
+        values[:3, 5:, 1] = fill
+        np.save(tmp_path / "images" / f"{n}.npy", values)
+    opened(tmp_path, path=str(tmp_path / "images"), channels=[0, 1])
+    named = [line for line in caplog.messages if "is far from" in line]
+    assert (len(named) == 1 and words in named[0]) if words else not named
+
+
 def test_black_and_white_are_displayed_as_such():
     from ssdistill.data.displaying import displayed
 
