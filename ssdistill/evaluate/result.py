@@ -20,7 +20,7 @@ class Result:
         settings: every setting it was run with, presets spelled out; plain values.
         details: what else is worth knowing (chosen strengths, …); plain values.
         classification: the answers on the test images, where there is one per image.
-        multi_label: the scores of every label, where an image may have several.
+        multi_label: the scores of all labels, if images may have several.
         arrays: larger things by name, such as a classifier's weights.
     """
 

@@ -69,7 +69,7 @@ class _Looks(Settings):
                 raise UserError(f"evaluate.{key}: {error}") from None
 
     def left_out_of_several(self) -> str:
-        """Name the protocols that images with several labels leave out; empty for none.
+        """Return a warning of the protocols that are skipped for several labels; empty if none.
 
         Raises:
             UserError: one of them was requested.

@@ -49,9 +49,8 @@ def fit_logistic(
     cost tens of passes, not hundreds. Passes over the data run in the dtype of the rows, the
     rest in float64. The intercept, last of the E = D + 1 numbers of a class, is not penalized.
 
-    Of several labels a row, each class has a logistic regression of its own, "is it or not": what
-    is minimized is the sum of their binary cross-entropies and penalties, with Böhning's bound
-    1/4 X^T X / N + strength.
+    With several labels per row, each class has a binary logistic regression of its own: the sum of
+    their cross-entropies and penalties is minimized, with Böhning's bound 1/4 X^T X / N + strength.
 
     Args:
         rows: features; one data set when the problems share it, else one per problem.
@@ -113,7 +112,7 @@ def chunk_logits(rows: Rows, theta_PKE: Tensor) -> Iterator[tuple[int, Tensor, T
 def score(rows: Rows, target_N: Tensor, theta_PKE: Tensor) -> tuple[Tensor, Tensor]:
     """Accuracy (P,) in percent and mean cross-entropy (P,) of P classifiers on one data set.
 
-    Of several labels a row, (N, K), both are means over all pairs of a row and a class.
+    With several labels per row, (N, K), both are means over all pairs of row and class.
     """
     hits_P = torch.zeros(len(theta_PKE), dtype=torch.float64, device=target_N.device)
     loss_P = torch.zeros_like(hits_P)
@@ -237,7 +236,7 @@ class _Problem:
 
 
 class _Binary(_Problem):
-    """A regression for each class, of rows that may have several labels."""
+    """A binary regression for each class, for rows that may have several labels."""
 
     bound = 0.25
 

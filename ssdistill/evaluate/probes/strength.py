@@ -54,10 +54,10 @@ def stratified_split(target_N: Tensor, fraction: float, seed: int, fold: int = 0
 
 
 def rarest_label(target_NK: Tensor) -> Tensor:
-    """Return the rarest label (N,) of each row, K where it has none: what folds are stratified by.
+    """Return the rarest label (N,) of each row, K if it has none, to stratify folds by.
 
     As in iterative stratification (Sechidis et al., ECML 2011, doi:10.1007/978-3-642-23808-6_10),
-    a row is dealt by the label that would most easily be missing in a fold.
+    rows are distributed by the label that is most likely to be missing in a fold.
     """
     count_K = target_NK.sum(0)
     count_NK = torch.where(target_NK, count_K, len(target_NK) + 1)
@@ -121,8 +121,8 @@ def best_fit(
 ) -> Choice:
     """Choose by the folds' mean cross-entropy; then fit all rows.
 
-    Of several labels a row, (N, K) bool, all classes share a strength, and the rows of a fold are
-    chosen by :func:`rarest_label`.
+    With several labels per row, (N, K) bool, all classes share a strength, and folds are stratified
+    by :func:`rarest_label`.
 
     Accuracy would choose by the few labels that two strengths answer differently: other folds,
     another strength. In cross-entropy every label has its say.

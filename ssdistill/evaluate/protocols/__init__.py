@@ -26,7 +26,7 @@ class Measurements:
         measures: numbers by their short names, beside those of ``classification`` or
             ``multi_label``.
         classification: answers on the test images, where there is one per image.
-        multi_label: scores of every label, where an image may have several.
+        multi_label: scores of all labels, if images may have several.
         details: plain values worth keeping.
         arrays: larger things by name.
     """

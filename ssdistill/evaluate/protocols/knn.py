@@ -28,9 +28,9 @@ class Knn(Protocol):
 
     ``top1`` and all that follows from answers are of ``k`` and ``temperature``, fixed beforehand
     and never chosen on the test images. Beside it stand 1 and 20 neighbors and those of ``ks``,
-    ``top1_k20`` and so on, and in the details every pair of k and temperature. Where images may
-    have several labels, a label's score is its fraction of the votes, and ``map`` stands in the
-    place of ``top1``. Presets:
+    ``top1_k20`` and so on, and in the details every pair of k and temperature. If images
+    may have several labels, the score of a label is its fraction of the votes, and ``map``
+    replaces ``top1``. Presets:
 
     - ``dinov2``: k of 10, 20, 100, 200, temperature 0.07 (dinov2/eval/knn.py, DINOv3's the
       same). ``top1`` is of 20, the number that DINO (arXiv:2104.14294) reports.

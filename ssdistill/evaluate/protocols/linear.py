@@ -41,10 +41,9 @@ class Linear(Protocol):
     The L2 strength of the least cross-entropy on held-out training labels is chosen, the
     regression fitted again to all of them, and the test images are looked at once.
 
-    Where images may have several labels, each class has a logistic regression of its own, with the
-    strength that is best for all of them together, and ``map`` is what is reported first: as in
-    the linear evaluation on PASCAL VOC 2007 (Goyal et al., arXiv:1905.01235, section 6.1, there
-    with linear SVMs).
+    If images may have several labels, each class has a logistic regression of its own, all with the
+    same strength, and ``map`` is the main metric, as in the linear evaluation on PASCAL VOC 2007
+    (Goyal et al., arXiv:1905.01235, section 6.1, with linear SVMs).
 
     Args:
         strengths: L2 strengths to choose from.

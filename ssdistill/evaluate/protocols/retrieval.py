@@ -34,8 +34,8 @@ class Retrieval(Protocol):
 
     Measures, in percent: ``recall_at_1`` and so on, queries with an image of their class among
     the k nearest; ``map``, mean average precision of the whole ranking; ``map_r``, mean average
-    precision at R. Of images that may have several labels, one is of a query's class if the two
-    share at least one label; queries without any are skipped.
+    precision at R. If images may have several labels, those that share at least one with the query
+    are of its class; queries without labels are skipped.
 
     Args:
         gallery: where to look: ``train`` images, or the other ``test`` images.
@@ -128,8 +128,8 @@ def retrieve(
     first. Whole rankings are made, a few queries at a time; maps and float16 are read in chunks.
 
     Args:
-        query_ND, query_labels: features and an integer for each; or (N, K) bool of several labels,
-            where an image that shares one has the query's class.
+        query_ND, query_labels: features and an integer for each; or (N, K) bool for several labels,
+            where images that share one with the query are of its class.
         gallery_MD, gallery_labels: where to look; default: among the other queries.
         ks: of the recall.
         device: where to rank; default: where the gallery is.
