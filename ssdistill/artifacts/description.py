@@ -49,9 +49,9 @@ Side = Annotated[int, Field(gt=0, le=LARGEST_SIDE)]
 
 
 def _of_pixels(size: Any, validate: ValidatorFunctionWrapHandler) -> Any:
-    # One problem with one place, where a union would name each of its members.
+    # One problem with one place, where a union would name each of its members. JSON has no tuples.
     try:
-        return validate(size)
+        return validate(tuple(size) if isinstance(size, list) else size)
     except ValidationError:
         raise ValueError(
             f"must be a side in pixels, or [height, width], from 1 to {LARGEST_SIDE}"

@@ -74,6 +74,9 @@ class Inspected:
         if self.form.channels is None:
             return self.raw.image(row)
         bands_HWC = chosen(self.raw.bands(row), self.form.channels).astype(np.float32)
+        # No window is known here: that of the image itself.
+        low_C, width_C = bands_HWC.min((0, 1)), np.ptp(bands_HWC, (0, 1))
+        bands_HWC = (bands_HWC - low_C) / np.where(width_C > 0, width_C, 1)
         mean_C, std_C = bands_HWC.mean((0, 1)), bands_HWC.std((0, 1))
         std_C[std_C == 0] = 1
         return displayed(bands_HWC[None], self.form, mean_C.tolist(), std_C.tolist())[0]

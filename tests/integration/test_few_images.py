@@ -38,7 +38,7 @@ def folder_of(path: Path, names: list[str]) -> Path:
     [
         ([f"{n}.png" for n in range(3)], "null", "original", "too few for"),
         ([f"{n % 2}/{n}.png" for n in range(12)], "0", "stored", "there are no test images"),
-        ([f"{n}/a.png" for n in range(8)], "null", "original", "has a folder of its own"),
+        ([f"{n}/a.png" for n in range(8)], "null", "original", "is in a separate folder"),
     ],
     ids=["three", "no_test_images", "a_folder_each"],
 )
