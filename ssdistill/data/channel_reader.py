@@ -18,8 +18,15 @@ from ssdistill.data.band_limits import check_sizes
 from ssdistill.data.decode import ANIMATIONS, GIANT_PIXELS, open_regular
 from ssdistill.data.deep_pixels import deep_pixels
 from ssdistill.data.formats import open_image
-from ssdistill.data.header import ENDS, ORIENTATION, TRANSPOSED, check_size, too_large
-from ssdistill.data.multiband import is_multiband, multiband_sizes, read_bands, upright
+from ssdistill.data.header import (
+    ENDS,
+    TRANSPOSED,
+    check_size,
+    orientation_of,
+    too_large,
+    upright,
+)
+from ssdistill.data.multiband import is_multiband, multiband_sizes, read_bands
 from ssdistill.errors import UserError, one_line
 
 NPY = b"\x93NUMPY"
@@ -99,15 +106,8 @@ def _of_image(file: str | Path | bytes, note: Callable[[str], None] | None) -> n
             if bands is None:
                 mode = CONVERTED.get(image.mode)
                 bands = np.asarray(image.convert(mode) if mode else image)
-        bands = upright(bands, _orientation(image))
+        bands = upright(bands, orientation_of(image))
     return _native(bands if bands.ndim == 3 else bands[..., None])
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return image.getexif().get(ORIENTATION, 1)
-    except Exception:  # damaged EXIF data
-        return 1
 
 
 def _of_array(content: bytes) -> np.ndarray:
@@ -183,7 +183,7 @@ class ChannelHeader:
             with open_image(file) as image:
                 check_size(image)
                 self.height, self.width = image.height, image.width
-                if _orientation(image) in TRANSPOSED:
+                if orientation_of(image) in TRANSPOSED:
                     self.height, self.width = image.width, image.height
                 end = ENDS.get(image.format or "")
             self.suspicious = end is not None and end not in tail

@@ -14,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 
 from ssdistill.data.bad_image import BadImage
-from ssdistill.data.deep_pixels import Window, full_range, has_usable_width
+from ssdistill.data.deep_pixels import Window, around, full_range, has_usable_width
 from ssdistill.data.form import Form
 from ssdistill.data.progress import with_bar
 from ssdistill.data.retry import retried
@@ -156,8 +156,7 @@ def _scale(
 
 def _around(raw: RawSplit, form: Form, k: int, low: float, high: float) -> Window:
     if low >= high:
-        # With a single value, any width will do.
-        return low, max(low + 1.0, float(np.nextafter(low, np.inf)))
+        return around(low)
     if not has_usable_width((low, high)):
         raise UserError(
             f"{shown(raw.title)}: {form.named(k)} has values from {low:g} to {high:g}, which span "

@@ -17,7 +17,14 @@ from ssdistill.data.bands import check_bands
 from ssdistill.data.color_profile import Profile, note_of, profile_of, to_srgb
 from ssdistill.data.deep_pixels import deep_pixels, full_range, is_deep, render
 from ssdistill.data.formats import open_image
-from ssdistill.data.header import ORIENTATION, check_not_stack, check_size, too_large
+from ssdistill.data.header import (
+    ORIENTATION,
+    check_not_stack,
+    check_size,
+    orientation_of,
+    too_large,
+    upright,
+)
 from ssdistill.data.resizing import fitted
 from ssdistill.errors import one_line
 
@@ -108,7 +115,7 @@ def read_pixels(
                 if note and phrase:
                     note(phrase)
                 if deep is not None:
-                    return _oriented(deep, image)
+                    return upright(deep, orientation_of(image))
                 converting = profile and profile.mode and not profile.is_srgb and color == "srgb"
                 return _rgb(_upright(image), profile if converting else None)
     except BadImage:
@@ -217,21 +224,6 @@ def _upright(image: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(image) if rotated else image
     except Exception:  # damaged EXIF data; the pixels have been read
         return image
-
-
-def _oriented(pixels: np.ndarray, image: Image.Image) -> np.ndarray:
-    """Apply the EXIF orientation of an image to its deep pixels."""
-    try:
-        orientation = image.getexif().get(ORIENTATION, 1)
-    except Exception:
-        return pixels
-    if orientation in (5, 6, 7, 8):
-        pixels = pixels.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    return pixels
 
 
 def _rgb(image: Image.Image, profile: Profile | None) -> np.ndarray:

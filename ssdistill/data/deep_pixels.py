@@ -100,6 +100,12 @@ def full_range(dtype: np.dtype) -> Window:
     return float(np.iinfo(dtype).min), float(np.iinfo(dtype).max)
 
 
+def around(value: float) -> Window:
+    """Return a window of images that are constant, for which any width will do."""
+    # As a float, 2**63 + 1 equals 2**63.
+    return value, max(value + 1.0, float(np.nextafter(value, np.inf)))
+
+
 def has_usable_width(window: Window) -> bool:
     """Whether values divided by the width of a window stay finite."""
     low, high = window

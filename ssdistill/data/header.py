@@ -2,6 +2,7 @@
 
 from typing import IO
 
+import numpy as np
 from PIL import Image
 
 from ssdistill.data.bad_image import BadImage
@@ -56,7 +57,7 @@ class Header:
                 check_size(image)
                 check_bands(image)
             self.height, self.width = _encoded_size(image)
-            if _orientation(image) in TRANSPOSED:
+            if orientation_of(image) in TRANSPOSED:
                 self.height, self.width = self.width, self.height
             end = ENDS.get(image.format or "")
         self.suspicious = end is not None and end not in tail
@@ -92,11 +93,23 @@ def too_large() -> str:
     return f"more than {Image.MAX_IMAGE_PIXELS} pixels; raise data.max_pixels to read it"
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
+    """Return the EXIF orientation of an image; 1, upright, if its EXIF data are damaged."""
     try:
         return image.getexif().get(ORIENTATION, 1)
-    except Exception:  # damaged EXIF data
+    except Exception:
         return 1
+
+
+def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Apply an EXIF or TIFF orientation to pixels (H, W, …)."""
+    if orientation in TRANSPOSED:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels
 
 
 def jpeg_components(data: bytes) -> int:

@@ -16,7 +16,7 @@ from ssdistill.data.bands import MASK, REDUCED
 from ssdistill.data.decode import open_regular
 from ssdistill.data.dicom import dicom_sizes, read_dicom
 from ssdistill.data.handles import require
-from ssdistill.data.header import ORIENTATION, TRANSPOSED
+from ssdistill.data.header import ORIENTATION, TRANSPOSED, upright
 from ssdistill.errors import UserError, one_line
 from ssdistill.machine import memory_bytes
 
@@ -119,17 +119,6 @@ class _Nameless(io.RawIOBase):
 
     def seekable(self) -> bool:
         return True
-
-
-def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Apply an EXIF or TIFF orientation to pixels (H, W, …)."""
-    if orientation in TRANSPOSED:
-        pixels = pixels.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    return pixels
 
 
 def _content(path: str | Path) -> bytes:

@@ -12,7 +12,13 @@ from typing import Literal, cast
 import numpy as np
 
 from ssdistill.data.bad_image import BadImage
-from ssdistill.data.deep_pixels import Window, full_range, has_usable_width, visible_range
+from ssdistill.data.deep_pixels import (
+    Window,
+    around,
+    full_range,
+    has_usable_width,
+    visible_range,
+)
 from ssdistill.data.splits import RawSplit, Source
 from ssdistill.errors import UserError, shown
 from ssdistill.files import write_atomically
@@ -71,8 +77,7 @@ def _around(reference: RawSplit, values: dict[str, float]) -> Window:
     """Return the default window of a split, from its smallest and largest value."""
     low, high = reference.auto_window(values["low"], values["high"])
     if low >= high:
-        # For a constant image any width will do, but as a float 2**63 + 1 equals 2**63.
-        return low, max(low + 1.0, float(np.nextafter(low, np.inf)))
+        return around(low)
     if not has_usable_width((low, high)):
         raise UserError(
             f"{reference.title}: pixels range from {low:g} to {high:g}, too wide or too narrow for "

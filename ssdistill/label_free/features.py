@@ -137,6 +137,22 @@ def as_labels(labels: Any, z_ND: Tensor, name: str) -> Tensor:
     return target_N.to(z_ND.device, torch.int64)
 
 
+def as_feature_pair(train_ND: Any, test_ND: Any) -> tuple[Tensor, Tensor]:
+    """Validate training and test features; both are put where the training features are.
+
+    Raises:
+        UserError: they differ in width, or see :func:`as_features`.
+    """
+    train_ND = as_features(train_ND, "training features")
+    test_ND = as_features(test_ND, "test features").to(train_ND.device)
+    if train_ND.shape[1] != test_ND.shape[1]:
+        raise UserError(
+            f"training and test features differ in width: {train_ND.shape[1]} and "
+            f"{test_ND.shape[1]}"
+        )
+    return train_ND, test_ND
+
+
 def as_probe_data(
     train_ND: Any, train_labels: Any, test_ND: Any, test_labels: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -148,13 +164,7 @@ def as_probe_data(
     Raises:
         UserError: also for two widths, fewer than two classes, or a test class never trained on.
     """
-    train_ND = as_features(train_ND, "training features")
-    test_ND = as_features(test_ND, "test features").to(train_ND.device)
-    if train_ND.shape[1] != test_ND.shape[1]:
-        raise UserError(
-            f"training and test features differ in width: {train_ND.shape[1]} and "
-            f"{test_ND.shape[1]}"
-        )
+    train_ND, test_ND = as_feature_pair(train_ND, test_ND)
     train_label_N = as_labels(train_labels, train_ND, "training labels")
     test_label_N = as_labels(test_labels, test_ND, "test labels")
     train_target_N, test_target_N, classes_K = as_targets(train_label_N, test_label_N)

@@ -187,20 +187,26 @@ class _Problem:
         loss_GQ = theta_PKE.new_zeros(rows.groups, each)
         slope_GME = theta_PKE.new_zeros(rows.groups, each * classes, width)
         for start, x_GnD, logits_GQKn in chunk_logits(rows, theta_PKE):
-            target_Gn = self.target_GN[:, start : start + x_GnD.shape[1]]
-            # Classes before rows: softmax over an outer axis is several times faster than over
-            # a short last one.
-            log_p_GQKn = logits_GQKn.log_softmax(2)
-            index_GQ1n = target_Gn[:, None, None].expand(-1, each, 1, -1)
-            loss_GQ -= log_p_GQKn.gather(2, index_GQ1n).double().sum((2, 3))
-            error_GQKn = log_p_GQKn.exp_()
-            error_GQKn.scatter_add_(2, index_GQ1n, -torch.ones_like(error_GQKn[:, :, :1]))
+            target = self.target_GN[:, start : start + x_GnD.shape[1]]
+            chunk_GQ, error_GQKn = self.loss_and_error(logits_GQKn, target)
+            loss_GQ += chunk_GQ
             error_GMn = error_GQKn.flatten(1, 2)
             slope_GME[..., :-1] += error_GMn @ x_GnD
             slope_GME[..., -1] += error_GMn.sum(2)
         penalized = theta_PKE * self.penalty_PE[:, None]
         value_P = loss_GQ.view(-1) / len(rows) + _dot(theta_PKE, penalized) / 2
         return value_P, slope_GME.view(self.shape_PKE) / len(rows) + penalized
+
+    def loss_and_error(self, logits_GQKn: Tensor, target_Gn: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the summed loss of a chunk, (G, Q), and its derivative by the logits."""
+        # Classes before rows: softmax over an outer axis is several times faster than over a
+        # short last one.
+        log_p_GQKn = logits_GQKn.log_softmax(2)
+        index_GQ1n = target_Gn[:, None, None].expand(-1, logits_GQKn.shape[1], 1, -1)
+        loss_GQ = -log_p_GQKn.gather(2, index_GQ1n).double().sum((2, 3))
+        error_GQKn = log_p_GQKn.exp_()
+        error_GQKn.scatter_add_(2, index_GQ1n, -torch.ones_like(error_GQKn[:, :, :1]))
+        return loss_GQ, error_GQKn
 
     def precondition(self, slope_PKE: Tensor) -> Tensor:
         return torch.cholesky_solve(slope_PKE.mT, self.factor_PEE).mT
@@ -240,18 +246,7 @@ class _Binary(_Problem):
 
     bound = 0.25
 
-    def value_and_gradient(self, theta_PKE: Tensor) -> tuple[Tensor, Tensor]:
-        rows, (problems, classes, width) = self.rows, self.shape_PKE
-        each = problems // rows.groups
-        loss_GQ = theta_PKE.new_zeros(rows.groups, each)
-        slope_GME = theta_PKE.new_zeros(rows.groups, each * classes, width)
-        for start, x_GnD, logits_GQKn in chunk_logits(rows, theta_PKE):
-            target_GnK = self.target_GN[:, start : start + x_GnD.shape[1]]
-            target_G1Kn = target_GnK.mT[:, None].to(logits_GQKn.dtype)
-            loss_GQ += _binary_loss(logits_GQKn, target_G1Kn).double().sum((2, 3))
-            error_GMn = (logits_GQKn.sigmoid() - target_G1Kn).flatten(1, 2)
-            slope_GME[..., :-1] += error_GMn @ x_GnD
-            slope_GME[..., -1] += error_GMn.sum(2)
-        penalized = theta_PKE * self.penalty_PE[:, None]
-        value_P = loss_GQ.view(-1) / len(rows) + _dot(theta_PKE, penalized) / 2
-        return value_P, slope_GME.view(self.shape_PKE) / len(rows) + penalized
+    def loss_and_error(self, logits_GQKn: Tensor, target_GnK: Tensor) -> tuple[Tensor, Tensor]:
+        target_G1Kn = target_GnK.mT[:, None].to(logits_GQKn.dtype)
+        loss_GQ = _binary_loss(logits_GQKn, target_G1Kn).double().sum((2, 3))
+        return loss_GQ, logits_GQKn.sigmoid() - target_G1Kn

@@ -12,7 +12,7 @@ from torch import Tensor
 from ssdistill.errors import UserError
 from ssdistill.evaluate.probes.logistic import chunk_logits
 from ssdistill.evaluate.probes.strength import Folds, best_fit
-from ssdistill.label_free.features import as_features
+from ssdistill.label_free.features import as_feature_pair
 from ssdistill.label_free.rows import Rows, standardization
 
 log = logging.getLogger(__name__)
@@ -65,13 +65,7 @@ def linear_probe_of_several(
     Raises:
         UserError: features are NaN or infinite, or all training images have the same labels.
     """
-    train_ND = as_features(train_ND, "training features")
-    test_ND = as_features(test_ND, "test features").to(train_ND.device)
-    if train_ND.shape[1] != test_ND.shape[1]:
-        raise UserError(
-            f"training and test features differ in width: {train_ND.shape[1]} and "
-            f"{test_ND.shape[1]}"
-        )
+    train_ND, test_ND = as_feature_pair(train_ND, test_ND)
     train_NK = train_NK.to(train_ND.device)
     count_K, total = train_NK.sum(0).double(), len(train_NK)
     learned_C = torch.nonzero((count_K > 0) & (count_K < total))[:, 0]
