@@ -287,6 +287,12 @@ def test_orientation_is_applied_and_the_header_knows_it(orientation):
     exif[ORIENTATION] = orientation
     Image.fromarray(values[..., 1]).save(png, "PNG", exif=exif)
     assert np.array_equal(read_channels(png.getvalue())[..., 0], bands[..., 1])
+    turns = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE"}
+    turns |= {6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
+    image = Image.fromarray(values[..., 1].astype(np.int32))
+    if orientation > 1:
+        image = image.transpose(Image.Transpose[turns[orientation]])
+    assert np.array_equal(bands[..., 1], np.asarray(image))
     for content in (file, png):
         content.seek(0)
         header = ChannelHeader(content, content.getvalue())
