@@ -14,10 +14,12 @@ class Crops:
     Attributes:
         pixels_BCHW: uint8, or float32 in [0, 1], cropped and resized, on the training device.
         params: random parameters of the view.
+        finished: whether the pixels are also flipped and colored.
     """
 
     pixels_BCHW: Tensor
     params: ViewParameters
+    finished: bool = False
 
 
 @dataclass

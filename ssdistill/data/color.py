@@ -18,14 +18,14 @@ from ssdistill.settings import Size, height_width
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 """Operation numbers, also the columns of ``factor_B4`` (as in torchvision's ``ColorJitter``)."""
 UNTOUCHED = 4
-_LUMA = (0.2989, 0.587, 0.114)
+LUMA = (0.2989, 0.587, 0.114)
 
 
 def luma(x_BCN: Tensor) -> Tensor:
     """Return the gray value of each pixel, (B, N)."""
     red_BN, green_BN, blue_BN = x_BCN.unbind(1)
-    gray_BN = red_BN * _LUMA[0]
-    return gray_BN.add_(green_BN, alpha=_LUMA[1]).add_(blue_BN, alpha=_LUMA[2])
+    gray_BN = red_BN * LUMA[0]
+    return gray_BN.add_(green_BN, alpha=LUMA[1]).add_(blue_BN, alpha=LUMA[2])
 
 
 def jitter_groups(order_B4: Tensor, chosen_B: Tensor) -> Tensor:

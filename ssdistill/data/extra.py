@@ -11,7 +11,7 @@ from ssdistill.data.counter_rng import uniform
 from ssdistill.data.mixing import centered_box, paste
 from ssdistill.data.recipes import ViewRecipe
 from ssdistill.data.view_size import largest, size_of
-from ssdistill.data.views import apply_to_crops, make_view
+from ssdistill.data.views import make_view, view_of_crops
 from ssdistill.errors import UserError
 from ssdistill.settings import Size, height_width, size_text
 
@@ -98,7 +98,7 @@ def _neighbor_views(
     view_by_name = {}
     for name, view in neighbor_views(names, recipes, size).items():
         if crops := batch.crops.get(view.number):
-            view_by_name[name] = apply_to_crops(crops.pixels_BCHW, crops.params)
+            view_by_name[name] = view_of_crops(crops)
         elif batch.neighbors_BHWC is None:
             raise ValueError(
                 f"{', '.join(names)}: the loader has no neighbors; pass neighbors to Loader"

@@ -12,6 +12,7 @@ from torch import Tensor
 from ssdistill.data.batch import Batch, Crops
 from ssdistill.data.counter_rng import uniform
 from ssdistill.data.extra import PlannedView
+from ssdistill.data.image_color import ImageColor, colors_of
 from ssdistill.data.image_set import ImageSet
 from ssdistill.data.order import shuffled
 from ssdistill.data.originals import Originals
@@ -198,10 +199,14 @@ class Loader:
         height_B, width_B = (torch.from_numpy(side_B) for side_B in originals.sizes(rows_B))
         drawn = [plan.draw(view, epoch, index_B, height_B, width_B) for view in views]
         sizes = [view.size for view in views]
-        pixels = originals.cut(rows_B, [params.boxes for params in drawn], sizes)
+        colors: list[list[ImageColor] | None] = [None] * len(views)
+        if self.device.type == "cpu":
+            count = originals.form.count
+            colors = [colors_of(p, count, size) for p, size in zip(drawn, sizes, strict=True)]
+        pixels = originals.cut(rows_B, [params.boxes for params in drawn], sizes, colors)
         return {
-            view.number: Crops(self._to_device(pixels_BCHW), params.to(self.device))
-            for view, pixels_BCHW, params in zip(views, pixels, drawn, strict=True)
+            view.number: Crops(self._to_device(x_BCHW), params.to(self.device), own is not None)
+            for view, x_BCHW, params, own in zip(views, pixels, drawn, colors, strict=True)
         }
 
     def _neighbors_of(self, rows_B: np.ndarray, epoch: int) -> np.ndarray:

@@ -24,11 +24,13 @@ from ssdistill.data.deep_pixels import Window
 from ssdistill.data.encoded_split import EncodedSplit
 from ssdistill.data.geometry import Boxes
 from ssdistill.data.held_pixels import Holding
+from ssdistill.data.image_color import ImageColor, color_
 from ssdistill.data.image_index import ImageIndex
 from ssdistill.data.image_set import ImageSet
 from ssdistill.data.resizing import central, fitted
 from ssdistill.data.retry import retried
 from ssdistill.data.splits import Source
+from ssdistill.data.thread_pool import each, thread_pool
 from ssdistill.errors import UserError, shown
 from ssdistill.settings import Size, height_width
 
@@ -96,7 +98,7 @@ class Originals(ImageSet):
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self.workers, thread_name_prefix="cutting")
+        return thread_pool(self.workers, "cutting")
 
     def rows(self, position_B: np.ndarray) -> np.ndarray:
         """Return the source rows of readable images at the given positions."""
@@ -108,7 +110,11 @@ class Originals(ImageSet):
         return self.index.sizes(self.rows(position_B))
 
     def cut(
-        self, position_B: np.ndarray, boxes_V: Sequence[Boxes], sizes_V: Sequence[Size]
+        self,
+        position_B: np.ndarray,
+        boxes_V: Sequence[Boxes],
+        sizes_V: Sequence[Size],
+        colors_V: Sequence[list[ImageColor] | None] | None = None,
     ) -> list[Tensor]:
         """Decode each image once, and crop all its views.
 
@@ -116,15 +122,22 @@ class Originals(ImageSet):
             position_B: (B,) positions of the images.
             boxes_V: for each view, one box per image, in pixels of the original.
             sizes_V: size of each view in pixels.
+            colors_V: for each view, the operations by which each image is flipped and colored as
+                well; None for crops alone.
 
         Returns:
-            (B, C, height, width) for each view: uint8, or float32 in [0, 1].
+            (B, C, height, width) for each view: float32 in [0, 1] if colored, otherwise as the
+            images are held, uint8 or float32.
 
         Raises:
             UserError: more unreadable images than ``max_bad``.
         """
         row_B = self.rows(position_B)
-        crops_V = [self._empty(len(row_B), *height_width(size)) for size in sizes_V]
+        colors_V = colors_V or [None] * len(sizes_V)
+        crops_V = [
+            self._empty(len(row_B), *height_width(size), colored=colors is not None)
+            for size, colors in zip(sizes_V, colors_V, strict=True)
+        ]
         edges_VB4 = [
             torch.stack([b.top_B, b.left_B, b.height_B, b.width_B], dim=1).tolist() for b in boxes_V
         ]
@@ -139,15 +152,18 @@ class Originals(ImageSet):
             try:
                 with self._turn(int(row_B[b])):
                     image_CHW, factor = self._decoded(int(row_B[b]), reduction_of(boxes))
-                    for crops_BCHW, box in zip(crops_V, boxes, strict=True):
-                        crops_BCHW[b] = cut(image_CHW, box.over(factor))
+                    parts_V = [cut(image_CHW, box.over(factor)) for box in boxes]
             except BadImage as error:
                 self._count(int(row_B[b]), error.reason)
-                for crops_BCHW in crops_V:
-                    crops_BCHW[b] = self._blank[:, None, None]
+                parts_V = [self._blank[:, None, None].expand(crops.shape[1:]) for crops in crops_V]
+            for part_CHW, crops_BCHW, colors in zip(parts_V, crops_V, colors_V, strict=True):
+                if colors is None:
+                    crops_BCHW[b] = part_CHW
+                else:
+                    color_(part_CHW, colors[b], crops_BCHW[b])
 
         # Read files in ascending order.
-        list(self._pool.map(fill, np.argsort(row_B, kind="stable").tolist()))
+        each(self._pool, self.workers, fill, np.argsort(row_B, kind="stable").tolist())
         self._check_failed()
         return crops_V
 
@@ -175,7 +191,7 @@ class Originals(ImageSet):
                 self._count(row, error.reason)
                 squares_BHWC[b] = self._blank.numpy()
 
-        list(self._pool.map(fill, range(len(row_B))))
+        each(self._pool, self.workers, fill, range(len(row_B)))
         self._check_failed()
         return squares_BHWC
 
@@ -194,8 +210,9 @@ class Originals(ImageSet):
         color, frame = self.raw.reading.color, self.raw.frame(row)
         return decode(data, reduction, self.window, color=color, frame=frame)
 
-    def _empty(self, count: int, height: int, width: int) -> Tensor:
-        dtype = torch.uint8 if self.holding.dtype == np.uint8 else torch.float32
+    def _empty(self, count: int, height: int, width: int, *, colored: bool) -> Tensor:
+        eight_bits = self.holding.dtype == np.uint8 and not colored
+        dtype = torch.uint8 if eight_bits else torch.float32
         return torch.empty(count, self.form.count, height, width, dtype=dtype)
 
     @property

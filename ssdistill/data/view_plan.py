@@ -9,7 +9,7 @@ from ssdistill.data.extra import PlannedView, extra_views, neighbor_views, plain
 from ssdistill.data.mixing import MixSettings, mix_views
 from ssdistill.data.recipes import ViewRecipe
 from ssdistill.data.view_parameters import ViewParameters, view_parameters
-from ssdistill.data.views import apply_to_crops, make_view
+from ssdistill.data.views import make_view, view_of_crops
 from ssdistill.settings import Size
 
 
@@ -65,7 +65,7 @@ class ViewPlan:
 
     def _view(self, batch: Batch, view: PlannedView) -> Tensor:
         if crops := batch.crops.get(view.number):
-            return apply_to_crops(crops.pixels_BCHW, crops.params)
+            return view_of_crops(crops)
         if batch.images_BHWC is None:
             raise ValueError(f"no crops for view {view.number}: load the batch with the same plan")
         return make_view(

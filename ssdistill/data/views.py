@@ -6,14 +6,12 @@ The parameters of a view are drawn first (:func:`view_parameters`) and then appl
 color jitter, grayscale, blur, solarize. Views are in [0, 1]; each encoder normalizes its inputs.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from ssdistill.data import channel_color, color, geometry
+from ssdistill.data.batch import Crops
 from ssdistill.data.recipes import ViewRecipe
-from ssdistill.data.tap_blur import blur_by_taps_
 from ssdistill.data.view_parameters import ViewParameters, view_parameters
 from ssdistill.data.view_size import check_size, size_of
 from ssdistill.errors import UserError
@@ -21,9 +19,6 @@ from ssdistill.settings import Size, height_width
 
 _CHUNK_BYTES = 1 << 21
 """Bytes of float pixels per chunk on a CPU: small enough for its cache."""
-TAPS_FROM_SIDE = 96
-"""Shorter side in pixels from which a CPU blurs crops of originals tap by tap. Views of stored
-images keep the matrix product, whose last bits differ: a run continues as it began."""
 
 
 @torch.no_grad()
@@ -83,6 +78,11 @@ def apply_to_crops(crops_BCHW: Tensor, params: ViewParameters) -> Tensor:
     return out_BCHW
 
 
+def view_of_crops(crops: Crops) -> Tensor:
+    """Return the view, (B, C, h, w) float32 in [0, 1], that crops of a batch are made into."""
+    return crops.pixels_BCHW if crops.finished else apply_to_crops(crops.pixels_BCHW, crops.params)
+
+
 def _check(pixels: Tensor, what: str, params: ViewParameters, channels: int) -> None:
     if pixels.dtype not in (torch.uint8, torch.float32) or channels < 1:
         raise TypeError(
@@ -102,10 +102,7 @@ def _finish(crops_BCHW: Tensor, params: ViewParameters, out_BCHW: Tensor) -> Non
     params, group_B, sorted_B = _by_jitter(params)
     x_BCHW = torch.empty_like(out_BCHW)
     _fill(crops_BCHW.index_select(0, sorted_B), params.flip_B, x_BCHW)
-    blur = color.gaussian_blur_
-    if x_BCHW.device.type == "cpu" and min(x_BCHW.shape[2:]) >= TAPS_FROM_SIDE:
-        blur = blur_by_taps_
-    _color(x_BCHW, params, group_B, sorted_B, out_BCHW, blur)
+    _color(x_BCHW, params, group_B, sorted_B, out_BCHW)
 
 
 def _fill(crops_BCHW: Tensor, flip_B: Tensor, out_BCHW: Tensor) -> None:
@@ -144,7 +141,6 @@ def _color(
     group_B: Tensor,
     sorted_B: Tensor,
     out_BCHW: Tensor,
-    blur: Callable[[Tensor, Tensor, Tensor, int], None] = color.gaussian_blur_,
 ) -> None:
     """Apply color operations to sorted images; write them to ``out_BCHW`` in original order."""
     _jitter(x_BCHW, params, group_B)
@@ -154,7 +150,7 @@ def _color(
         channel_color.drop_channel_(x_BCHW.view(*x_BCHW.shape[:2], -1), params.dropped_B)
     if len(blur_K := params.blur_B.nonzero()[:, 0]):
         kernel = color.blur_kernel_size(params.blur_kernel, size_of(out_BCHW))
-        blur(x_BCHW, blur_K, params.blur_sigma_B[blur_K], kernel)
+        color.gaussian_blur_(x_BCHW, blur_K, params.blur_sigma_B[blur_K], kernel)
     if len(invert_K := params.solarize_B.nonzero()[:, 0]):
         color.solarize_(x_BCHW, invert_K, params.solarize_threshold)
     # Interpolation weights sum to 1 only up to rounding.

@@ -56,9 +56,13 @@ def test_a_view_is_torchvisions_crop_of_the_original_bit_by_bit(originals, folde
             edges = [int(e[b]) for e in (boxes.top_B, boxes.left_B, boxes.height_B, boxes.width_B)]
             image_CHW = torch.from_numpy(image_HWC).permute(2, 0, 1)
             wanted_CHW = tv.resized_crop(image_CHW, *edges, [side, side], antialias=True)
-            assert torch.equal(crops.pixels_BCHW[b], wanted_CHW)
+            assert torch.equal(crops.pixels_BCHW[b], wanted_CHW / 255)
+            (crop_1CHW,) = originals.cut(
+                np.array([row]), [crops.params.take(slice(b, b + 1)).boxes], [side]
+            )
+            assert torch.equal(crop_1CHW[0], wanted_CHW)
     views = plan.views(batch)
-    assert torch.equal(views[0], batch.crops[0].pixels_BCHW / 255)
+    assert torch.equal(views[0], batch.crops[0].pixels_BCHW)
 
 
 def replace_size(recipe: ViewRecipe, size: int) -> ViewRecipe:
@@ -98,8 +102,9 @@ def test_flip_and_colors_are_drawn_as_of_stored_images(originals):
 def test_crops_are_flipped_where_they_should_be(originals):
     plan = ViewPlan((ViewRecipe(flip=0.5),), seed=1, size=16)
     batch = Loader(originals, 8, 7, 9).batch(1, plan)
-    flip_B, crops_BCHW = batch.crops[0].params.flip_B, batch.crops[0].pixels_BCHW / 255
-    view_BCHW = plan.views(batch)[0]
+    params = batch.crops[0].params
+    (crops_BCHW,) = originals.cut(batch.index_B.numpy(), [params.boxes], [16])
+    flip_B, crops_BCHW, view_BCHW = params.flip_B, crops_BCHW / 255, plan.views(batch)[0]
     assert 0 < flip_B.sum() < 8
     assert torch.equal(view_BCHW[flip_B], crops_BCHW[flip_B].flip(3))
     assert torch.equal(view_BCHW[~flip_B], crops_BCHW[~flip_B])
@@ -211,7 +216,7 @@ class TestImagesThatCannotBeRead:
         batch = next(b for b in (loader.batch(s, plan) for s in range(2)) if 4 in b.index_B)
         at = batch.index_B.tolist().index(4)
         mean = (torch.tensor(originals.mean) * 255).round().to(torch.uint8)
-        assert (batch.crops[0].pixels_BCHW[at] == mean[:, None, None]).all()
+        assert (batch.crops[0].pixels_BCHW[at] == mean[:, None, None] / 255).all()
         assert "4.png" in caplog.text and "blank" in caplog.text
         assert (originals.images[4] == mean.numpy()).all()
         assert caplog.text.count("4.png") == 1
