@@ -4,8 +4,9 @@
 
 All of them make two views of 224 pixels of JPEG files, with crop and flip alone, or with SimCLR's
 colors as well, and give batches of float32 in [0, 1]. The others have two worker processes, as
-their documentation has it; ssdistill reads in two threads. They take turns of one pass each; ratios
-are taken within a round.
+their documentation has it; ssdistill reads in two threads. "The work alone" is decoding, cropping
+and flipping in two threads without anything around it. They take turns of one pass each; ratios are
+taken within a round.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from statistics import median
 import torch
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
+from torchvision.io import decode_jpeg
 from torchvision.transforms import v2
 
 from ssdistill.data.loader import Loader
@@ -31,6 +33,7 @@ from ssdistill.data.opening import open_originals
 from ssdistill.data.recipes import RECIPES, ViewRecipe
 from ssdistill.data.settings import StoreSettings
 from ssdistill.data.sources.folder import Folder
+from ssdistill.data.thread_pool import each, thread_pool
 from ssdistill.data.view_plan import ViewPlan
 from ssdistill.train.memory import keep_freed_memory
 
@@ -138,8 +141,26 @@ def of_ssdistill(folder: Path, recipe: ViewRecipe, workers: int) -> Turn:
     return run
 
 
+def of_work_alone(folder: Path, recipe: ViewRecipe, workers: int) -> Turn:
+    """Decode, crop, flip and scale, in threads: no order, no colors, no batches."""
+    contents = [path.read_bytes() for path in sorted(folder.rglob("*.jpg"))]
+    crop = v2.RandomResizedCrop(SIZE, recipe.scale, recipe.ratio, antialias=True)
+    views = Twice(v2.Compose([crop, v2.RandomHorizontalFlip(), v2.ToDtype(torch.float32, True)]))
+    pool = thread_pool(workers, "alone")
+
+    def work(content: bytes) -> None:
+        views(decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8)))
+
+    def run() -> Iterable:
+        each(pool, workers, work, contents)
+        return ()
+
+    return run
+
+
 CONTESTANTS = {
     OURS: of_ssdistill,
+    "the work alone": of_work_alone,
     "torchvision": of_torchvision,
     "lightly": of_lightly,
     "webdataset": of_webdataset,
