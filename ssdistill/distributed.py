@@ -1,9 +1,17 @@
-"""The same rows on every process: what queues, memories and running statistics need."""
+"""Processes that train together: what each of them knows of the others."""
+
+from datetime import timedelta
+from functools import lru_cache
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional as dist_nn
 from torch import Tensor
+
+T = TypeVar("T")
+NO_LIMIT = timedelta(days=7)
+"""For messages: a process may wait for hours while another plans, exports or measures."""
 
 
 def world_size() -> int:
@@ -14,6 +22,43 @@ def world_size() -> int:
 def rank() -> int:
     """Number of this process, from 0."""
     return dist.get_rank() if world_size() > 1 else 0
+
+
+def share(value: T, source: int = 0) -> T:
+    """Return the ``value`` of process ``source`` in every process; waits for it without limit."""
+    if world_size() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=source, group=_messages())
+    return values[0]
+
+
+def share_all(value: T) -> list[T]:
+    """Return the values of all processes, by rank."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value, group=_messages())
+    return values
+
+
+def largest(number: int) -> int:
+    """Return the largest ``number`` of any process."""
+    if world_size() == 1:
+        return number
+    numbers = torch.tensor([number])
+    dist.all_reduce(numbers, dist.ReduceOp.MAX, group=_messages())
+    return int(numbers.item())
+
+
+@lru_cache(maxsize=1)
+def _group_for(default: Any) -> Any:
+    return dist.new_group(backend="gloo", timeout=NO_LIMIT)
+
+
+def _messages() -> Any:
+    """Return a group for messages on the CPU; the default one may be for another device."""
+    return _group_for(dist.group.WORLD)
 
 
 @torch.no_grad()

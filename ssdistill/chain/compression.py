@@ -132,7 +132,7 @@ class _Training:
         distiller = build_distiller(student, targets, settings, self.stage, self.workspace)
         steps, order = HEAD_STEPS + count, f"damage {seed}"
         args = (settings, self.stage, self.workspace, steps, order)
-        training, fabric = prepare(distiller, *args)
+        training, fabric = prepare(distiller, *args, shared_out=False)
         yield from iterate_total_losses(training, fabric.device)
 
 

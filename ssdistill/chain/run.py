@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich import get_console
 
 from ssdistill.chain import compression, evaluation, latency, training
 from ssdistill.chain.checks import check_trainings
 from ssdistill.chain.grouping import shared_columns
 from ssdistill.chain.plan import plan_stages
-from ssdistill.chain.processes import require_single_process
+from ssdistill.chain.processes import Processes, require_single_process
 from ssdistill.chain.report import Report, make_report
 from ssdistill.chain.requirements import (
     adapted_layers,
@@ -19,6 +20,7 @@ from ssdistill.chain.requirements import (
     check_steps,
     chosen_stems,
 )
+from ssdistill.chain.shared_training import DISMISSED, require_same, take_part
 from ssdistill.chain.stages import Identity, Stage, execute, locked, set_aside
 from ssdistill.chain.workspace import Workspace, open_workspace
 from ssdistill.data.displaying import channels_text
@@ -32,6 +34,7 @@ from ssdistill.record.session import session
 from ssdistill.record.wandb_logger import with_columns
 from ssdistill.report.charts.axes import bytes_label
 from ssdistill.settings import size_text
+from ssdistill.train.interrupt import ignoring_interrupts
 from ssdistill.train.progress import console
 
 MOST_WINDOWS = 5
@@ -97,11 +100,12 @@ def run(experiment: Experiment, root: str | Path = "runs") -> Report:
         UserError: anything the user can mend.
         KeyboardInterrupt: after Ctrl-C; running again goes on from there.
     """
-    require_single_process()
-    root = user_path(root)
+    root, processes = user_path(root), Processes(experiment.device)
     if experiment.device.threads:
         torch.set_num_threads(experiment.device.threads)
-    workspace = open_workspace(experiment, root)
+    if processes.rank > 0:
+        _follow(experiment, root, processes)
+    workspace = open_workspace(experiment, root, processes=processes)
     describe_data(workspace)
     check_batches(experiment, len(workspace.train))
     check_steps(experiment)
@@ -111,6 +115,29 @@ def run(experiment: Experiment, root: str | Path = "runs") -> Report:
     for notice in notices:
         console.print(f"note: {notice}", style="dim", markup=False)
     identity = Identity.of(experiment)
+    with processes.joined():
+        require_same(workspace, identity)
+        report = _run_stages(workspace, stages, identity)
+        processes.call(DISMISSED)
+    return report
+
+
+def _follow(experiment: Experiment, root: Path, processes: Processes) -> None:
+    """Take part in the trainings of process 0; leave when there are no more.
+
+    Raises:
+        SystemExit: always; process 0 says what there is to say.
+    """
+    console.quiet = get_console().quiet = True
+    with processes.joined(), ignoring_interrupts():
+        workspace = open_workspace(experiment, root, processes=processes)
+        require_same(workspace, Identity.of(experiment))
+        take_part(workspace.train, processes)
+    raise SystemExit(0)
+
+
+def _run_stages(workspace: Workspace, stages: list[Stage], identity: Identity) -> Report:
+    experiment, root = workspace.experiment, workspace.root
     with session(_shown(experiment), identity.tags, len(experiment.seeds)):
         renewed: set[Path] = set()
         while True:
@@ -169,6 +196,7 @@ def _do(stage: Stage, workspace: Workspace, identity: Identity, position: str) -
         console.print(f"{label}: cached", style="dim")
         return
     console.print(label)
+    workspace.processes.doing = label
 
     def body(stage: Stage, tracker):
         return BODIES[stage.kind](stage, workspace, tracker)

@@ -12,6 +12,7 @@ from ssdistill.artifacts.artifact import save_encoder
 from ssdistill.artifacts.files import description_sha256
 from ssdistill.chain.arithmetic import choose_arithmetic, step_ratios
 from ssdistill.chain.observers import observers_of
+from ssdistill.chain.shared_training import shared
 from ssdistill.chain.stage_files import read_json
 from ssdistill.chain.stages import Stage
 from ssdistill.chain.tasks import fresh_encoder, task_of
@@ -25,7 +26,6 @@ from ssdistill.files import write_atomically
 from ssdistill.record.tracker import Tracker
 from ssdistill.settings.registry import TEACHERS
 from ssdistill.teachers import ImageSpec
-from ssdistill.train.fabric import build_fabric
 from ssdistill.train.loop import Training, fit
 from ssdistill.train.progress import console
 from ssdistill.train.seeding import derive_seed
@@ -98,7 +98,8 @@ def train(
         tracker.log_images(0, {"views": rows.reshape(images * height, count * width, 3)})
 
     observers = observers_of(training, settings, tracker.settings, stage, workspace, fabric.device)
-    metrics = fit(training, fabric, tracker, on_first_views=show, observers=observers)
+    with shared(training, tracker, workspace.processes, fabric) as fabric:
+        metrics = fit(training, fabric, tracker, on_first_views=show, observers=observers)
     return metrics | {
         "train/steps": training.loader.num_steps,
         "train/seconds": metrics["time/step_seconds"] * training.loader.num_steps,
@@ -114,15 +115,18 @@ def prepare(
     workspace: Workspace,
     num_steps: int | None = None,
     order: str = "order",
+    *,
+    shared_out: bool = True,
 ) -> tuple[Training, "Fabric"]:
     """Prepare the training of ``task`` by the stage's settings, ``num_steps`` long if set.
 
-    ``order`` names the order of the images: another name, another order.
+    Args:
+        order: name of the order of the images: another name, another order.
+        shared_out: whether several processes each take a part of every batch.
     """
     device = workspace.experiment.device
     if num_steps is None:
         num_steps = settings.num_steps(len(workspace.train) // settings.batch_size)
-    torch_device = build_fabric(device.accelerator).device
     # A recovery trains with the views and the mixing of the distillation.
     config = stage.config if "views" in stage.config else stage.config["distill"]
     mix = config.get("training", {}).get("mix")
@@ -133,7 +137,8 @@ def prepare(
             settings.batch_size,
             derive_seed(stage.seed, order),
             num_steps,
-            torch_device,
+            workspace.device,
+            world_size=workspace.processes.size if shared_out else 1,
             neighbors=task.neighbors_NK,
             weights=workspace.train.weights,
             ahead=device.prefetch,

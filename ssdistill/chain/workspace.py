@@ -18,6 +18,7 @@ from ssdistill.artifacts.artifact import load
 from ssdistill.artifacts.description import DESCRIPTION, read_description
 from ssdistill.artifacts.files import description_sha256, read_checked
 from ssdistill.chain.data_checks import FEW_IMAGES, check_data
+from ssdistill.chain.processes import Processes
 from ssdistill.chain.requirements import check_device, check_networks
 from ssdistill.chain.stage_files import read_array
 from ssdistill.chain.stages import Stage
@@ -60,6 +61,7 @@ class Workspace:
         train, test: the images, decoded.
         classes: one line about the classes; None where no label is read.
         warnings: what is probably wrong with the images, one line each.
+        processes: those that share trainings, this one among them.
     """
 
     experiment: Experiment
@@ -69,6 +71,7 @@ class Workspace:
     test: ImageSet
     classes: str | None = None
     warnings: list[str] = field(default_factory=list)
+    processes: Processes = field(default_factory=Processes)
     _specs: dict[str, EncoderSpec] = field(default_factory=dict)
     _built: dict[str, Encoder] = field(default_factory=dict)
 
@@ -260,11 +263,18 @@ class Workspace:
         return torch.cat(views)[:n]
 
 
-def open_workspace(experiment: Experiment, root: Path, *, decode: bool = True) -> Workspace:
+def open_workspace(
+    experiment: Experiment,
+    root: Path,
+    *,
+    decode: bool = True,
+    processes: Processes | None = None,
+) -> Workspace:
     """Open the data (decoding it the first time) and check what can be checked before training.
 
     Args:
         decode: without it, images never seen are :class:`ssdistill.data.undecoded.Undecoded`.
+        processes: those that share trainings; None is this one.
 
     Raises:
         UserError: data that cannot be read, or that cannot serve what the experiment asks; W&B
@@ -281,5 +291,6 @@ def open_workspace(experiment: Experiment, root: Path, *, decode: bool = True) -
     data = check_data(experiment, source, stores)
     train, test = stores["train"], stores["test"]
     workspace = Workspace(experiment, root, data.source, train, test, data.classes, data.warnings)
+    workspace.processes = processes or workspace.processes
     check_networks(workspace)
     return workspace

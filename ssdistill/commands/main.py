@@ -188,9 +188,11 @@ def _experiment_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> int:
     experiment = _load(options)
     if options.dry_run:
+        from ssdistill.chain.processes import refuse_several_processes
         from ssdistill.chain.run import dry_run
         from ssdistill.commands.listing import plan_table
 
+        refuse_several_processes()
         show(plan_table(dry_run(experiment, options.runs)))
         return 0
     if options.publish:
@@ -212,10 +214,8 @@ def _reproduce(options: argparse.Namespace) -> int:
 
 
 def _load(options: argparse.Namespace):
-    from ssdistill.chain.processes import refuse_several_processes
     from ssdistill.experiment.reading import load_experiment
 
-    refuse_several_processes()
     if options.trust:
         from ssdistill.artifacts.runtimes.compiled_here import trust_stages
 

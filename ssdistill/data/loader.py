@@ -75,17 +75,11 @@ class Loader:
             raise UserError(
                 f"batch_size={batch_size} exceeds the {count} training images; lower batch_size"
             )
-        if batch_size % world_size:
-            raise UserError(
-                f"batch_size={batch_size} is not divisible by the number of processes "
-                f"({world_size}); set a multiple of it"
-            )
         self.batch_size, self.seed, self.num_steps = batch_size, seed, num_steps
         self.device, self.ahead = torch.device(device), ahead
         self.steps_per_epoch = count // batch_size
-        local_size = batch_size // world_size
-        self._mine = slice(rank * local_size, (rank + 1) * local_size)
-        self._count, self._rows = count, rows
+        self.take_part(rank, world_size)
+        self._count, self._rows, self.weights = count, rows, weights
         chosen = weights if weights is None or rows is None else weights[rows]
         self._weighted = None if chosen is None else WeightedOrder(chosen)
         # Cache two: prefetching may be one epoch ahead.
@@ -111,6 +105,20 @@ class Loader:
             self._announce = ReadAhead(self._images_NHWC)
             if self.device.type != "cpu":
                 self._resident_NHWC = torch.from_numpy(self._images_NHWC).to(self.device)
+
+    def take_part(self, rank: int, world_size: int) -> None:
+        """Load the part of process ``rank`` of every batch, of ``world_size`` equal parts.
+
+        Raises:
+            UserError: the batch is not divisible.
+        """
+        if self.batch_size % world_size:
+            raise UserError(
+                f"batch_size={self.batch_size} is not divisible by the number of processes "
+                f"({world_size}); set a multiple of it"
+            )
+        size = self.batch_size // world_size
+        self._mine = slice(rank * size, (rank + 1) * size)
 
     @property
     def remedy(self) -> str:

@@ -107,12 +107,15 @@ class Registry(Generic[Member]):
         for name, field in base.model_fields.items():
             if (default := getattr(cls, f"paper_{name}", None)) is not None:
                 fields[name] = (field.rebuild_annotation(), default)
-        return create_model(
+        schema = create_model(
             f"{cls.__name__}Settings",
             __base__=base,
             __doc__=inspect.getdoc(cls),
             **fields,
         )
+        # pickle looks classes up by module and name; this one has no place in any.
+        schema.__reduce__ = lambda settings: (_unpickled, (self.noun, cls.kind, settings.__getstate__()))  # noqa: E501
+        return schema
 
     @property
     def union(self) -> Any:
@@ -130,6 +133,15 @@ class Registry(Generic[Member]):
         skip -= set(inspect.signature(self[chosen["kind"]]).parameters)
         own = {name: value for name, value in chosen.items() if name not in skip}
         return self[chosen["kind"]](*runtime, **runtime_named, **own)
+
+
+def _unpickled(noun: str, kind: str, state: dict[Any, Any]) -> Settings:
+    """Return settings sent by another process."""
+    registry = next(r for r in globals().values() if isinstance(r, Registry) and r.noun == noun)
+    schema = registry.schema(kind)
+    settings = schema.__new__(schema)
+    settings.__setstate__(state)
+    return settings
 
 
 def settings_of(instance: Any) -> dict[str, Any]:

@@ -1,13 +1,20 @@
-"""Lightning Fabric on one device, however the process was started."""
+"""Lightning Fabric, on one device or on several, however the process was started."""
 
+import logging
+import os
 from importlib.util import find_spec
+from inspect import signature
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from ssdistill.distributed import NO_LIMIT, world_size
 
 if TYPE_CHECKING:  # a run whose stages are all cached need not wait for the import
     from lightning_fabric import Fabric
     from lightning_fabric.connector import _PLUGIN_INPUT, _PRECISION_INPUT
+    from lightning_fabric.plugins.environments import ClusterEnvironment
 
 
 def build_fabric(
@@ -34,8 +41,51 @@ def build_fabric(
     return Fabric(accelerator=accelerator, devices=devices, precision=precision, plugins=plugins)
 
 
+def launch_fabric(
+    accelerator: str,
+    devices: int,
+    num_nodes: int,
+    environment: "ClusterEnvironment",
+    precision: "_PRECISION_INPUT | None" = None,
+    *,
+    find_unused: bool = False,
+) -> "Fabric":
+    """Build a Fabric for several processes, and join them.
+
+    Where nobody else has started them, the first call starts the other processes of this node,
+    by the command line of this one.
+
+    Args:
+        accelerator: as :func:`build_fabric` takes it.
+        devices: processes per node, one for each device.
+        environment: of the processes: who started them, and which one this is.
+        precision: as :func:`build_fabric` takes it.
+        find_unused: whether some parameters take no part in a step.
+    """
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies import DDPStrategy
+
+    # It announces every process, and what it does when one of them fails.
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    # Buffers need no broadcast at every step: queues are equal in all processes, and so are batch
+    # statistics, unless each process normalizes by its own, and then those of process 0 are kept.
+    names = signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+    strategy = DDPStrategy(timeout=NO_LIMIT, find_unused_parameters=find_unused, **{name: False})
+    fabric = Fabric(
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=num_nodes,
+        strategy=strategy,
+        precision=precision,
+        plugins=[environment],
+    )
+    fabric.launch()
+    return fabric
+
+
 def device_of(accelerator: str) -> torch.device:
-    """Return the device of the networks; ask Fabric only if it might not be the CPU.
+    """Return the device of this process's networks; ask Fabric only if it might not be the CPU.
 
     Args:
         accelerator: as :func:`build_fabric` takes it.
@@ -45,7 +95,10 @@ def device_of(accelerator: str) -> torch.device:
     """
     if accelerator == "cpu" or (accelerator == "auto" and not _has_accelerator()):
         return torch.device("cpu")
-    return build_fabric(accelerator).device
+    device = build_fabric(accelerator).device
+    if device.type == "cuda" and world_size() > 1:
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return device
 
 
 def _has_accelerator() -> bool:

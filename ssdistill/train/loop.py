@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +15,15 @@ from ssdistill.data.loader import Loader
 from ssdistill.data.mixing import MixSettings
 from ssdistill.data.recipes import ViewRecipe
 from ssdistill.data.view_plan import ViewPlan
+from ssdistill.distributed import (
+    all_gather_rows,
+    largest,
+    mean_over_processes,
+    rank,
+    share,
+    share_all,
+    world_size,
+)
 from ssdistill.errors import UserError
 from ssdistill.label_free.collapse import collapse_metrics
 from ssdistill.record.tracker import Tracker
@@ -34,6 +43,8 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 CHECKPOINT = "checkpoint.pt"
+STOP = 2
+"""Wish of a process to end the training after a checkpoint; 1 is the wish for a checkpoint."""
 
 
 @dataclass
@@ -63,7 +74,7 @@ class Training:
     title: str = "training"
     mix: MixSettings | None = None
     checkpoint_seconds: float = 20.0
-    precision: str = "fp32"
+    precision: Literal["fp32", "bf16"] = "fp32"
     memory_format: torch.memory_format = torch.contiguous_format
     image_size: Size | None = None
     progress: bool = True
@@ -106,10 +117,12 @@ def fit(
         KeyboardInterrupt: after Ctrl-C, once a checkpoint is written.
     """
     task, loader = training.task, training.loader
+    # Several processes have one checkpoint, that of process 0.
+    checkpoint = Path(share(str(tracker.run.folder / CHECKPOINT)))
     # torch takes a memory format beside the device, which its overloads leave out.
     task.to(fabric.device, memory_format=training.memory_format).train()  # pyright: ignore[reportCallIssue]
     optimizer = build_optimizer(task, training.optim)
-    state = _State(tracker.run.folder / CHECKPOINT, task, optimizer, observers)
+    state = _State(checkpoint, task, optimizer, observers)
     tracker.run.rewind(state.step)
     update = _Update(training, fabric, optimizer)
     guard, num_steps = Guard(), loader.num_steps
@@ -128,16 +141,19 @@ def fit(
             if step == 0:
                 on_first_views(views)
             logged = tracker.due(step) or step == num_steps - 1
-            values = update(views, batch, logged, tracker.gradients_due(step))
+            # The backward passes that compare losses would each wait for the other processes.
+            compare = tracker.gradients_due(step) and world_size() == 1
+            values = update(views, batch, logged, compare)
             state.advance(seconds := time.perf_counter() - began)
             waiting.step(seconds)
             for observer in observers:
                 values |= observer.after_step(step, batch, task)
             began = time.perf_counter()
             if logged:
-                metrics = {name: float(torch.as_tensor(v).detach()) for name, v in values.items()}
+                metrics = _whole_batch(values, fabric.device)
+                last_embeddings = [all_gather_rows(z.float()) for z in task.last_embeddings[:2]]
                 # A single image has no spread, and cannot have collapsed.
-                last_embeddings = [z.float() for z in task.last_embeddings[:2] if len(z) > 1]
+                last_embeddings = [z for z in last_embeddings if len(z) > 1]
                 metrics |= collapse_metrics(*last_embeddings) if last_embeddings else {}
                 metrics["time/images_per_s"] = loader.batch_size / state.step_seconds(last=50)
                 metrics["time/waiting"] = waiting.share
@@ -145,14 +161,24 @@ def fit(
                 guard.check(metrics, last_embeddings[0] if last_embeddings else None, step)
                 tracker.log(step, metrics, batch.epoch)
                 progress.show(step + 1, metrics["loss/total"])
-            if state.age > training.checkpoint_seconds or interrupt.requested:
+            wish = STOP if interrupt.requested else int(state.age > training.checkpoint_seconds)
+            # All processes save at the same step, whichever of them wants to.
+            if wish := largest(wish):
                 state.save()
-                if interrupt.requested:
+                if wish == STOP:
                     raise KeyboardInterrupt
     metrics = {**state.metrics, "time/step_seconds": state.step_seconds()}
     for observer in observers:
         metrics |= observer.after_training(task)
     return metrics
+
+
+def _whole_batch(values: dict[str, Tensor | float], device: torch.device) -> dict[str, float]:
+    """Return the values to log, as means over all processes."""
+    numbers = [float(torch.as_tensor(value).detach()) for value in values.values()]
+    if world_size() > 1:
+        numbers = mean_over_processes(torch.tensor(numbers, device=device)).tolist()
+    return dict(zip(values, numbers, strict=True))
 
 
 class _Update:
@@ -218,6 +244,9 @@ class _State:
         if checkpoint := load_checkpoint(path):
             try:
                 random, self.step = checkpoint["random"], checkpoint["step"]
+                # A process that was not there before starts like the first one.
+                if rank() < len(others := checkpoint.get("random_of_processes", ())):
+                    random = others[rank()]
                 self.durations, self.metrics = checkpoint["durations"], checkpoint["metrics"]
                 task.load_state_dict(checkpoint["task"])
                 optimizer.load_state_dict(checkpoint["optimizer"])
@@ -245,14 +274,20 @@ class _State:
         return median(self.durations[1:][-last:] or self.durations)
 
     def save(self) -> None:
+        randoms = share_all(random_state())
+        if rank() > 0:
+            self._saved = time.monotonic()
+            return
         state = {
             "task": self.task.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "observers": {observer.name: observer.state_dict() for observer in self.observers},
-            "random": random_state(),
+            "random": randoms[0],
             "step": self.step,
             "durations": self.durations,
             "metrics": self.metrics,
         }
+        if len(randoms) > 1:
+            state["random_of_processes"] = randoms
         save_checkpoint(self.path, state)
         self._saved = time.monotonic()

@@ -74,6 +74,11 @@ class DeviceSettings(Settings):
 
     Args:
         accelerator: ``auto``, ``cpu``, ``cuda``, ``mps``, …
+        devices: processes on each node, one per device, that share every batch; null is one, or
+            as many as ``torchrun`` or ``srun`` started.
+        num_nodes: machines, each running the same command.
+        sync_batchnorm: whether several processes normalize by the statistics of the whole batch,
+            as one process does, or each by those of its own part.
         precision: ``auto`` measures both and takes the faster.
         memory_format: likewise.
         compile: compile the encoders (pays off in runs of more than about ten minutes).
@@ -83,6 +88,9 @@ class DeviceSettings(Settings):
     """
 
     accelerator: str = "auto"
+    devices: Annotated[int, Field(gt=0, le=1024)] | None = None
+    num_nodes: Annotated[int, Field(gt=0, le=65536)] = 1
+    sync_batchnorm: bool = True
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
     compile: bool = False

@@ -1,0 +1,151 @@
+"""Notice that one of several processes is gone or has failed, and end the others.
+
+A process that waits for a message of another waits without limit. So each of them also sends a
+sign of life every second, on a connection of its own, and process 0 reads them all. It alone says
+what happened; the others read whether it is there, and whether it has given up.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from subprocess import Popen
+
+from torch.distributed import TCPStore
+
+from ssdistill.distributed import share
+from ssdistill.errors import one_line
+from ssdistill.terminal.console import complain
+
+SILENCE = 30.0
+"""Seconds without a sign of life after which a process is lost."""
+PAUSE = 0.5
+"""Seconds between two looks."""
+GRACE = 5.0
+"""Seconds that process 0 has to say itself what happened, once another process has failed."""
+EXIT_LOST, EXIT_NO_ERROR = 1, 0
+OVER, FAILED = "over", "failed"
+
+
+class Watch:
+    """Signs of life of all processes.
+
+    Args:
+        rank, size: of this process, and how many there are.
+        doing: what process 0 is doing, for the message.
+        started: processes that this one has started, whose end it can see at once.
+
+    Attributes:
+        store: for messages of the main thread.
+    """
+
+    def __init__(
+        self, rank: int, size: int, doing: Callable[[], str], started: list[Popen] | None = None
+    ):
+        self.rank, self.size, self.doing = rank, size, doing
+        self.started = started or []
+        host = os.environ.get("MASTER_ADDR", "127.0.0.1")
+        limit = timedelta(seconds=SILENCE)
+        # Two connections: one call on a connection may wait for another.
+        if rank == 0:
+            self._server = TCPStore(
+                "0.0.0.0", 0, is_master=True, wait_for_workers=False, timeout=limit
+            )
+        port = share(self._server.port if rank == 0 else 0)
+        self.store = TCPStore(host, port, is_master=False, timeout=limit)
+        self._thread_store = TCPStore(host, port, is_master=False, timeout=limit)
+        self._done = threading.Event()
+        self._last_sign = {other: ("", time.monotonic()) for other in range(size)}
+        self._failed_since: dict[int, float] = {}
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch within the block.
+
+        An error that leaves the block of process 0 ends the others; one that leaves the block of
+        another is reported by process 0.
+        """
+        self._thread.start()
+        try:
+            yield
+        except BaseException as error:
+            self._after(error)
+            raise
+        finally:
+            self._done.set()
+            self._thread.join()
+
+    def _after(self, error: BaseException) -> None:
+        if self.rank == 0:
+            # What breaks here may follow from what broke elsewhere, as the watch will say.
+            if isinstance(error, RuntimeError):
+                time.sleep(SILENCE + GRACE)
+            with suppress(Exception):
+                self.store.set(OVER, "")
+                time.sleep(4 * PAUSE)
+            return
+        with suppress(Exception):
+            self.store.set(f"{FAILED}/{self.rank}", one_line(error))
+            # The watch ends this process as soon as process 0 has said so, or is gone.
+            time.sleep(2 * SILENCE)
+
+    def _run(self) -> None:
+        count = 0
+        while not self._done.wait(PAUSE):
+            count += 1
+            try:
+                self._thread_store.set(f"alive/{self.rank}", str(count))
+                reason = self._look() if self.rank == 0 else self._look_at_first()
+            except Exception:  # whatever is wrong with a connection
+                if self._done.is_set():
+                    return
+                reason = None if self.rank == 0 else "process 0 is gone"
+                if self.rank > 0:
+                    os._exit(EXIT_LOST)
+            if reason and not self._done.is_set():
+                self._give_up(reason)
+
+    def _look(self) -> str | None:
+        """Return what happened to another process, or None."""
+        now = time.monotonic()
+        for process, number in zip(self.started, range(1, self.size), strict=False):
+            code = process.poll()
+            if code is not None and code < 0:
+                return f"process {number} was killed (signal {-code})"
+        for other in range(1, self.size):
+            if self._thread_store.check([f"{FAILED}/{other}"]):
+                since = self._failed_since.setdefault(other, now)
+                if now - since > GRACE:
+                    text = self._thread_store.get(f"{FAILED}/{other}").decode()
+                    return f"process {other} failed ({text})"
+            if self._silent(other, now):
+                return f"process {other} is gone: no sign of life for {SILENCE:.0f} s"
+        return None
+
+    def _look_at_first(self) -> str | None:
+        if self._thread_store.check([OVER]):
+            os._exit(EXIT_LOST)
+        return "process 0 is gone" if self._silent(0, time.monotonic()) else None
+
+    def _silent(self, other: int, now: float) -> bool:
+        key = f"alive/{other}"
+        sign = self._thread_store.get(key).decode() if self._thread_store.check([key]) else ""
+        before, since = self._last_sign[other]
+        if sign != before:
+            self._last_sign[other] = (sign, now)
+            return False
+        return now - since > SILENCE
+
+    def _give_up(self, reason: str) -> None:
+        if self.rank == 0:
+            complain(f"error: {reason} during {self.doing()}; run the same command again to resume")
+            with suppress(Exception):
+                self._thread_store.set(OVER, "")
+                time.sleep(4 * PAUSE)
+        for process in self.started:
+            with suppress(OSError):
+                process.kill()
+        os._exit(EXIT_LOST)

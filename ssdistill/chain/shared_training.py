@@ -1,0 +1,180 @@
+"""Share trainings among processes.
+
+Process 0 runs the experiment as if it were alone. When it comes to a training, it sends the task
+to the others, which have been waiting for it, and all of them train it together, each on its part
+of every batch. What is planned, measured, recorded or saved is the work of process 0.
+"""
+
+import copy
+import hashlib
+import secrets
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+import ssdistill
+from ssdistill.chain.arithmetic import FABRIC_PRECISION
+from ssdistill.chain.processes import Processes
+from ssdistill.chain.stages import Identity
+from ssdistill.chain.workspace import Workspace
+from ssdistill.data.image_set import ImageSet
+from ssdistill.data.loader import Loader
+from ssdistill.distributed import share, share_all
+from ssdistill.errors import UserError
+from ssdistill.record.run import Run
+from ssdistill.record.tracker import Tracker, TrackingSettings
+from ssdistill.train.loop import Training, fit
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+REMEDIES = {
+    "config": "has another config than process 0; start all of them by the same command",
+    "images": "has other images than process 0; give all of them the same data",
+    "code": "runs another version of ssdistill than process 0; install the same on every node",
+    "torch": "has another version of torch than process 0; install the same on every node",
+    "runs folder": "does not see the runs folder of process 0; choose a shared one with --runs",
+}
+"""What to do where a process differs from the first one."""
+TRAIN, DISMISSED = "train", "dismissed"
+"""Words of process 0 for the others."""
+
+
+@dataclass
+class Invitation:
+    """What another process must know to take part in a training.
+
+    Attributes:
+        training: without its loader.
+        order: batch size, seed and steps of the loader.
+        weights: by which images are drawn; None for none.
+        ahead: batches to prefetch.
+        tracking: which steps are logged.
+        unused: whether some parameters take no part in a step.
+        compile: whether the encoder is compiled.
+    """
+
+    training: Training
+    order: tuple[int, int, int]
+    weights: np.ndarray | None
+    ahead: int
+    tracking: TrackingSettings
+    unused: bool
+
+
+@contextmanager
+def shared(
+    training: Training, tracker: Tracker, processes: Processes, fabric: "Fabric"
+) -> Iterator["Fabric"]:
+    """Within the block, the training takes place in all processes.
+
+    Args:
+        fabric: of this process alone.
+
+    Yields:
+        the Fabric to train with.
+    """
+    if processes.size == 1:
+        yield fabric
+        return
+    unused = _has_unused(training)
+    processes.call(TRAIN)
+    with processes.together():
+        loader = training.loader
+        share(
+            Invitation(
+                replace(training, loader=None, progress=False),  # pyright: ignore[reportArgumentType]
+                (loader.batch_size, loader.seed, loader.num_steps),
+                loader.weights,
+                loader.ahead,
+                tracker.settings.model_copy(update={"wandb": "disabled", "tensorboard": False}),
+                unused,
+            )
+        )
+        yield processes.fabric(FABRIC_PRECISION[training.precision], find_unused=unused)
+
+
+def _has_unused(training: Training) -> bool:
+    """Return whether a step leaves parameters without a gradient; the training stays as it is."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        task = copy.deepcopy(training.task).to(training.loader.device).train()
+        batch = training.batch(0)
+        losses = task(training.views(batch), replace(batch, crops={}))
+        torch.as_tensor(sum(losses.values())).backward()
+    return any(p.requires_grad and p.grad is None for p in task.parameters())
+
+
+def take_part(images: ImageSet, processes: Processes) -> None:
+    """Take part in every training that process 0 invites to, until it dismisses this process."""
+    while processes.await_call() == TRAIN:
+        with processes.together():
+            _train(images, processes)
+
+
+def _train(images: ImageSet, processes: Processes) -> None:
+    invitation: Any = share(None)
+    training = invitation.training
+    if processes.device.compile:
+        training.task.encoder.compile()
+    precision = FABRIC_PRECISION[training.precision]
+    fabric = processes.fabric(precision, find_unused=invitation.unused)
+    training.loader = Loader(
+        images,
+        *invitation.order,
+        fabric.device,
+        world_size=processes.size,
+        rank=processes.rank,
+        neighbors=training.task.neighbors_NK,
+        weights=invitation.weights,
+        ahead=invitation.ahead,
+    )
+    with tempfile.TemporaryDirectory(prefix="ssdistill-") as folder:
+        # A record that nobody reads: process 0 keeps the one that counts.
+        run = Run(folder, stage="train", digest="", seed=0)
+        fit(training, fabric, Tracker(run, invitation.tracking))
+
+
+def require_same(workspace: Workspace, identity: Identity) -> None:
+    """Make sure that all processes run the same experiment, on the same images, in one folder.
+
+    Raises:
+        UserError: what differs, and in which process.
+    """
+    processes = workspace.processes
+    if processes.size == 1:
+        return
+    facts = {
+        "config": identity.digest,
+        "images": (workspace.train.fingerprint, workspace.test.fingerprint),
+        "code": _code_sha256(),
+        "torch": torch.__version__,
+    }
+    with processes.together():
+        token = share(secrets.token_hex(8))
+        place = workspace.root / f".processes-{token}"
+        if processes.rank == 0:
+            workspace.root.mkdir(parents=True, exist_ok=True)
+            place.touch()
+        share(None)  # it is there now
+        facts["runs folder"] = place.exists()
+        everyone = share_all(facts)
+    place.unlink(missing_ok=True)
+    for number, others in enumerate(everyone):
+        differing = [name for name, value in others.items() if value != everyone[0][name]]
+        if differing:
+            raise UserError(f"process {number}: {REMEDIES[differing[0]]}")
+
+
+def _code_sha256() -> str:
+    """Return the sha256 of this package's code."""
+    folder = Path(ssdistill.__file__).parent
+    sha256 = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        sha256.update(str(path.relative_to(folder)).encode() + path.read_bytes())
+    return sha256.hexdigest()
