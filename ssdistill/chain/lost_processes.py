@@ -26,7 +26,7 @@ PAUSE = 0.5
 GRACE = 5.0
 """Seconds that process 0 has to say itself what happened, once another process has failed."""
 EXIT_LOST, EXIT_NO_ERROR = 1, 0
-OVER, FAILED = "over", "failed"
+OVER, FAILED, LEFT = "over", "failed", "left"
 
 
 class Watch:
@@ -71,12 +71,23 @@ class Watch:
         self._thread.start()
         try:
             yield
+            self._leave()
         except BaseException as error:
             self._after(error)
             raise
         finally:
             self._done.set()
             self._thread.join()
+
+    def _leave(self) -> None:
+        """Leave once the others have: process 0 keeps the store that they read."""
+        if self.rank > 0:
+            self.store.set(f"{LEFT}/{self.rank}", "")
+            return
+        until = time.monotonic() + SILENCE
+        keys = [f"{LEFT}/{other}" for other in range(1, self.size)]
+        while time.monotonic() < until and not self.store.check(keys):
+            time.sleep(PAUSE / 10)
 
     def _after(self, error: BaseException) -> None:
         if self.rank == 0:
@@ -116,6 +127,8 @@ class Watch:
             if code is not None and code < 0:
                 return f"process {number} was killed (signal {-code})"
         for other in range(1, self.size):
+            if self._thread_store.check([f"{LEFT}/{other}"]):
+                continue
             if self._thread_store.check([f"{FAILED}/{other}"]):
                 since = self._failed_since.setdefault(other, now)
                 if now - since > GRACE:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch.distributed as dist
-from torch.distributed import PrefixStore, TCPStore
+from torch.distributed import DistNetworkError, PrefixStore, TCPStore
 
-from ssdistill.chain.lost_processes import Watch
+from ssdistill.chain.lost_processes import EXIT_LOST, Watch
 from ssdistill.distributed import NO_LIMIT
 from ssdistill.errors import UserError, one_line
 from ssdistill.train.fabric import build_fabric, device_of, launch_fabric
@@ -40,7 +40,10 @@ SUPPORTED = ("torchrun", "srun")
 OWN = "ssdistill"
 OWN_SIZE = "SSDISTILL_PROCESSES"
 """Set for processes that were started by the first of them: how many there are."""
-RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE", OWN_SIZE)
+OWN_NODES = "SSDISTILL_NODES"
+LOG_LEVEL = "TORCH_CPP_LOG_LEVEL"
+RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
+SET_HERE = (*RENDEZVOUS, OWN_SIZE, OWN_NODES, LOG_LEVEL)
 """Variables that are set for the processes started here."""
 REMEDY = {
     "torchrun": "start it without torchrun, or with --nproc_per_node 1 and one node",
@@ -73,7 +76,7 @@ def several_processes(environ: Mapping[str, str] | None = None) -> Launch | None
     """The launch this process belongs to, or None where it is alone."""
     environ = os.environ if environ is None else environ
     if (size := _number(environ.get(OWN_SIZE))) > 1:
-        per_node = size // max(1, _number(environ.get("SSDISTILL_NODES")) or 1)
+        per_node = size // max(1, _number(environ.get(OWN_NODES)) or 1)
         node, local = (_number(environ.get(name)) for name in ("NODE_RANK", "LOCAL_RANK"))
         return Launch(OWN, size, node * per_node + local)
     for launcher, size_name, rank_names in LAUNCHERS:
@@ -184,7 +187,7 @@ class Processes:
         if self.size == 1:
             yield
             return
-        before = {name: os.environ.get(name) for name in RENDEZVOUS}
+        before = {name: os.environ.get(name) for name in SET_HERE}
         try:
             self._environment = self._cluster_environment()
             launcher = getattr(self.fabric().strategy, "launcher", None)
@@ -234,9 +237,12 @@ class Processes:
         assert self._store is not None
         self._calls += 1
         key = f"call {self._calls}"
-        while not self._store.check([key]):
-            time.sleep(PAUSE)
-        return self._store.get(key).decode()
+        try:
+            while not self._store.check([key]):
+                time.sleep(PAUSE)
+            return self._store.get(key).decode()
+        except DistNetworkError:  # process 0 is gone, and the watch ends this one
+            raise SystemExit(EXIT_LOST) from None
 
     def fabric(
         self, precision: "_PRECISION_INPUT | None" = None, *, find_unused: bool = False
@@ -279,8 +285,10 @@ class Processes:
             return TorchElasticEnvironment()
         if launch and launch.launcher == "srun":
             return SLURMEnvironment(auto_requeue=False)
+        # The others have nothing to say; what is wrong with a connection, process 0 says.
+        os.environ.setdefault(LOG_LEVEL, "ERROR")
         os.environ[OWN_SIZE] = str(self.size)
-        os.environ["SSDISTILL_NODES"] = str(self.device.num_nodes)
+        os.environ[OWN_NODES] = str(self.device.num_nodes)
         return LightningEnvironment()
 
 

@@ -114,7 +114,10 @@ class Registry(Generic[Member]):
             **fields,
         )
         # pickle looks classes up by module and name; this one has no place in any.
-        schema.__reduce__ = lambda settings: (_unpickled, (self.noun, cls.kind, settings.__getstate__()))  # noqa: E501
+        schema.__reduce__ = lambda settings: (
+            _unpickled,
+            (self.noun, cls.kind, settings.__getstate__()),
+        )
         return schema
 
     @property
