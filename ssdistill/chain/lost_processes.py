@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from subprocess import Popen
 
-from torch.distributed import TCPStore
+from torch.distributed import DistError, TCPStore
 
 from ssdistill.distributed import share
 from ssdistill.errors import one_line
@@ -26,6 +26,8 @@ PAUSE = 0.5
 GRACE = 5.0
 """Seconds that process 0 has to say itself what happened, once another process has failed."""
 EXIT_LOST, EXIT_NO_ERROR = 1, 0
+PARENT = "SSDISTILL_PARENT"
+"""Variable that tells processes who has started them."""
 OVER, FAILED, LEFT = "over", "failed", "left"
 
 
@@ -35,17 +37,13 @@ class Watch:
     Args:
         rank, size: of this process, and how many there are.
         doing: what process 0 is doing, for the message.
-        started: processes that this one has started, whose end it can see at once.
 
     Attributes:
         store: for messages of the main thread.
     """
 
-    def __init__(
-        self, rank: int, size: int, doing: Callable[[], str], started: list[Popen] | None = None
-    ):
+    def __init__(self, rank: int, size: int, doing: Callable[[], str]):
         self.rank, self.size, self.doing = rank, size, doing
-        self.started = started or []
         host = os.environ.get("MASTER_ADDR", "127.0.0.1")
         limit = timedelta(seconds=SILENCE)
         # Two connections: one call on a connection may wait for another.
@@ -92,7 +90,7 @@ class Watch:
     def _after(self, error: BaseException) -> None:
         if self.rank == 0:
             # What breaks here may follow from what broke elsewhere, as the watch will say.
-            if isinstance(error, RuntimeError):
+            if isinstance(error, RuntimeError) and _is_of_connection(error):
                 time.sleep(SILENCE + GRACE)
             with suppress(Exception):
                 self.store.set(OVER, "")
@@ -122,10 +120,6 @@ class Watch:
     def _look(self) -> str | None:
         """Return what happened to another process, or None."""
         now = time.monotonic()
-        for process, number in zip(self.started, range(1, self.size), strict=False):
-            code = process.poll()
-            if code is not None and code < 0:
-                return f"process {number} was killed (signal {-code})"
         for other in range(1, self.size):
             if self._thread_store.check([f"{LEFT}/{other}"]):
                 continue
@@ -158,7 +152,53 @@ class Watch:
             with suppress(Exception):
                 self._thread_store.set(OVER, "")
                 time.sleep(4 * PAUSE)
-        for process in self.started:
-            with suppress(OSError):
-                process.kill()
         os._exit(EXIT_LOST)
+
+
+@contextmanager
+def watching_started(
+    started: Callable[[], list[Popen] | None], doing: Callable[[], str]
+) -> Iterator[None]:
+    """Within the block, end this process once one that it has started ends with an error.
+
+    Lightning ends it, too, a few seconds later, and says nothing. A process that was started ends
+    with the one that started it.
+
+    Args:
+        started: the processes, once there are any.
+        doing: what this process is doing, for the message.
+    """
+    done, parent = threading.Event(), os.environ.get(PARENT, "")
+
+    def look() -> None:
+        while not done.wait(PAUSE / 5):
+            if parent not in ("", str(os.getpid()), str(os.getppid())):
+                os._exit(EXIT_LOST)
+            processes = started() or []
+            codes = [process.poll() for process in processes]
+            failed = [(n, code) for n, code in enumerate(codes, start=1) if code]
+            if failed and not done.is_set():
+                number, code = failed[0]
+                how = f"was killed (signal {-code})" if code < 0 else f"ended with status {code}"
+                _say(f"process {number} {how}", doing())
+                for process in processes:
+                    with suppress(OSError):
+                        process.kill()
+                os._exit(EXIT_LOST)
+
+    thread = threading.Thread(target=look, name="watch of started processes", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _say(reason: str, doing: str) -> None:
+    complain(f"error: {reason} during {doing}; run the same command again to resume")
+
+
+def _is_of_connection(error: RuntimeError) -> bool:
+    text = str(error).lower()
+    return isinstance(error, DistError) or any(word in text for word in ("gloo", "nccl", "socket"))

@@ -135,7 +135,7 @@ def _steps(experiment: Experiment) -> Iterator[tuple[str, StepSettings]]:
             yield f"plans.{variant}.{number}" if variant else f"compress.{number}", settings
 
 
-def check_batches(experiment: Experiment, num_images: int) -> None:
+def check_batches(experiment: Experiment, num_images: int, processes: int = 1) -> None:
     trainings = {"pretrain": experiment.pretrain, "distill": experiment.distill}
     for key, teacher in _teachers(experiment).items():
         trainings[f"{key}.pretrain"] = getattr(teacher, "pretrain", None)
@@ -145,6 +145,17 @@ def check_batches(experiment: Experiment, num_images: int) -> None:
     for row, settings in experiment.compare.items():
         method = getattr(settings, "pretrain", None)
         trainings[f"compare.{row}{'.pretrain' if method else ''}"] = method or settings
+    uneven = [
+        f"{key}.batch_size={settings.batch_size}"
+        for key, settings in trainings.items()
+        if getattr(settings, "batch_size", 0) % processes
+    ]
+    if uneven:
+        verb = "is" if len(uneven) == 1 else "are"
+        raise UserError(
+            f"{', '.join(uneven)} {verb} not divisible among {processes} processes; set a multiple "
+            f"of {processes}"
+        )
     large = [
         f"{key}.batch_size={settings.batch_size}"
         for key, settings in trainings.items()

@@ -11,7 +11,8 @@ from ssdistill.chain import compression, evaluation, latency, training
 from ssdistill.chain.checks import check_trainings
 from ssdistill.chain.grouping import shared_columns
 from ssdistill.chain.plan import plan_stages
-from ssdistill.chain.processes import Processes, require_single_process
+from ssdistill.chain.process_group import Processes
+from ssdistill.chain.processes import require_single_process
 from ssdistill.chain.report import Report, make_report
 from ssdistill.chain.requirements import (
     adapted_layers,
@@ -107,7 +108,7 @@ def run(experiment: Experiment, root: str | Path = "runs") -> Report:
         _follow(experiment, root, processes)
     workspace = open_workspace(experiment, root, processes=processes)
     describe_data(workspace)
-    check_batches(experiment, len(workspace.train))
+    check_batches(experiment, len(workspace.train), processes.size)
     check_steps(experiment)
     stages = plan_stages(workspace)
     notices = _notices(workspace, [PlannedStage(s, s.status(root)) for s in stages])

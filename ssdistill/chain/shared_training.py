@@ -20,7 +20,7 @@ import torch
 
 import ssdistill
 from ssdistill.chain.arithmetic import FABRIC_PRECISION
-from ssdistill.chain.processes import Processes
+from ssdistill.chain.process_group import Processes
 from ssdistill.chain.stages import Identity
 from ssdistill.chain.workspace import Workspace
 from ssdistill.data.image_set import ImageSet

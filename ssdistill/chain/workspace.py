@@ -18,7 +18,7 @@ from ssdistill.artifacts.artifact import load
 from ssdistill.artifacts.description import DESCRIPTION, read_description
 from ssdistill.artifacts.files import description_sha256, read_checked
 from ssdistill.chain.data_checks import FEW_IMAGES, check_data
-from ssdistill.chain.processes import Processes
+from ssdistill.chain.process_group import Processes
 from ssdistill.chain.requirements import check_device, check_networks
 from ssdistill.chain.stage_files import read_array
 from ssdistill.chain.stages import Stage
@@ -41,7 +41,6 @@ from ssdistill.record.wandb_environment import wandb_mode
 from ssdistill.settings import Settings, Size, as_size
 from ssdistill.settings.registry import METHODS, TEACHERS
 from ssdistill.teachers import ImageSpec
-from ssdistill.train.fabric import device_of
 from ssdistill.train.progress import console
 
 MODEL = "model"
@@ -83,7 +82,7 @@ class Workspace:
     @property
     def device(self) -> torch.device:
         """Where networks run."""
-        return device_of(self.experiment.device.accelerator)
+        return self.processes.device_of_networks
 
     @property
     def image_spec(self) -> ImageSpec:

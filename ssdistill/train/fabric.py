@@ -1,7 +1,6 @@
 """Lightning Fabric, on one device or on several, however the process was started."""
 
 import logging
-import os
 from importlib.util import find_spec
 from inspect import signature
 from typing import TYPE_CHECKING
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from ssdistill.distributed import NO_LIMIT, world_size
+from ssdistill.distributed import NO_LIMIT
 
 if TYPE_CHECKING:  # a run whose stages are all cached need not wait for the import
     from lightning_fabric import Fabric
@@ -41,7 +40,7 @@ def build_fabric(
     return Fabric(accelerator=accelerator, devices=devices, precision=precision, plugins=plugins)
 
 
-def launch_fabric(
+def fabric_of_processes(
     accelerator: str,
     devices: int,
     num_nodes: int,
@@ -50,10 +49,10 @@ def launch_fabric(
     *,
     find_unused: bool = False,
 ) -> "Fabric":
-    """Build a Fabric for several processes, and join them.
+    """Build a Fabric for several processes.
 
-    Where nobody else has started them, the first call starts the other processes of this node,
-    by the command line of this one.
+    Where nobody else has started them, its ``launch`` starts the other processes of this node, by
+    the command line of this one.
 
     Args:
         accelerator: as :func:`build_fabric` takes it.
@@ -72,7 +71,7 @@ def launch_fabric(
     names = signature(DistributedDataParallel).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
     strategy = DDPStrategy(timeout=NO_LIMIT, find_unused_parameters=find_unused, **{name: False})
-    fabric = Fabric(
+    return Fabric(
         accelerator=accelerator,
         devices=devices,
         num_nodes=num_nodes,
@@ -80,12 +79,10 @@ def launch_fabric(
         precision=precision,
         plugins=[environment],
     )
-    fabric.launch()
-    return fabric
 
 
 def device_of(accelerator: str) -> torch.device:
-    """Return the device of this process's networks; ask Fabric only if it might not be the CPU.
+    """Return the device of the networks; ask Fabric only if it might not be the CPU.
 
     Args:
         accelerator: as :func:`build_fabric` takes it.
@@ -95,10 +92,7 @@ def device_of(accelerator: str) -> torch.device:
     """
     if accelerator == "cpu" or (accelerator == "auto" and not _has_accelerator()):
         return torch.device("cpu")
-    device = build_fabric(accelerator).device
-    if device.type == "cuda" and world_size() > 1:
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return device
+    return build_fabric(accelerator).device
 
 
 def _has_accelerator() -> bool:

@@ -1,0 +1,200 @@
+"""Join the processes that share an experiment, after starting those that nobody has started."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from subprocess import Popen
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch.distributed import DistNetworkError, PrefixStore, TCPStore
+
+from ssdistill.chain.lost_processes import EXIT_LOST, PARENT, Watch, watching_started
+from ssdistill.chain.processes import (
+    OWN_NODES,
+    OWN_SIZE,
+    count_processes,
+    number_in,
+    several_processes,
+)
+from ssdistill.distributed import NO_LIMIT
+from ssdistill.errors import UserError, one_line
+from ssdistill.train.fabric import build_fabric, device_of, fabric_of_processes
+from ssdistill.train.settings import DeviceSettings
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+    from lightning_fabric.connector import _PRECISION_INPUT
+    from lightning_fabric.plugins.environments import ClusterEnvironment
+
+LOG_LEVEL = "TORCH_CPP_LOG_LEVEL"
+RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
+SET_HERE = (*RENDEZVOUS, OWN_SIZE, OWN_NODES, LOG_LEVEL, PARENT)
+"""Variables that are set for the processes started here."""
+PAUSE = 0.02
+"""Seconds between two looks for a word of process 0."""
+
+
+class Processes:
+    """The processes that share an experiment, this one among them.
+
+    Args:
+        device: the settings of the experiment; None is one process.
+
+    Attributes:
+        size: how many there are.
+        rank: number of this one, from 0.
+        doing: what process 0 is doing, for messages.
+
+    Raises:
+        UserError: the settings contradict what a launcher started.
+    """
+
+    def __init__(self, device: DeviceSettings | None = None):
+        self.device = device or DeviceSettings()
+        self.size, self.rank, self.doing = 1, 0, "the start"
+        if device is not None:
+            self.size, launch = count_processes(device), several_processes()
+            first_of_node = number_in(os.environ.get("NODE_RANK")) * (device.devices or 1)
+            self.rank = launch.rank if launch else first_of_node * (self.size > 1)
+        self._environment: ClusterEnvironment | None = None
+        self._store: TCPStore | None = None
+        self._started: list[Popen] | None = None
+        self._meetings = self._calls = 0
+
+    @contextmanager
+    def joined(self) -> Iterator[None]:
+        """Join the other processes, after starting those that nobody has started.
+
+        Raises:
+            UserError: they do not find each other, or there are too few devices.
+        """
+        if self.size == 1:
+            yield
+            return
+        before = {name: os.environ.get(name) for name in SET_HERE}
+        try:
+            self._environment = self._cluster_environment()
+            with watching_started(lambda: self._started, lambda: self.doing):
+                self.fabric()
+                watch = Watch(self.rank, self.size, lambda: self.doing)
+                self._store = watch.store
+                dist.destroy_process_group()
+                with watch.watching():
+                    yield
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name, None)
+                if value is not None:
+                    os.environ[name] = value
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Within the block, torch knows of the other processes.
+
+        Outside, it does not: what one process does by itself, also in the code of others, must
+        not wait for processes that do something else.
+        """
+        if self._store is None:
+            yield
+            return
+        self._meetings += 1
+        dist.init_process_group(
+            "nccl" if self.device_of_networks.type == "cuda" else "gloo",
+            store=PrefixStore(f"meeting {self._meetings}", self._store),
+            rank=self.rank,
+            world_size=self.size,
+            timeout=NO_LIMIT,
+        )
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
+
+    @property
+    def device_of_networks(self) -> torch.device:
+        """The device of this process."""
+        device = device_of(self.device.accelerator)
+        if self.size == 1 or device.type != "cuda":
+            return device
+        local = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID"))
+        return torch.device("cuda", number_in(local))
+
+    def call(self, word: str) -> None:
+        """Send a word to the other processes, which wait for it; of process 0."""
+        if self._store is not None:
+            self._calls += 1
+            self._store.set(f"call {self._calls}", word)
+
+    def await_call(self) -> str:
+        """Wait for the next word of process 0."""
+        assert self._store is not None
+        self._calls += 1
+        key = f"call {self._calls}"
+        try:
+            while not self._store.check([key]):
+                time.sleep(PAUSE)
+            return self._store.get(key).decode()
+        except DistNetworkError:  # process 0 is gone, and the watch ends this one
+            raise SystemExit(EXIT_LOST) from None
+
+    def fabric(
+        self, precision: "_PRECISION_INPUT | None" = None, *, find_unused: bool = False
+    ) -> "Fabric":
+        """Return a Fabric over all processes, see :func:`fabric_of_processes`.
+
+        Raises:
+            UserError: it cannot be set up.
+        """
+        device = self.device
+        from lightning_fabric.utilities.exceptions import MisconfigurationException
+
+        if self._environment is None:
+            return build_fabric(device.accelerator, precision=precision)
+        per_node = self.size // device.num_nodes
+        if several_processes() and device.devices is None:
+            per_node = _per_node(self.size)
+        try:
+            fabric = fabric_of_processes(
+                device.accelerator,
+                per_node,
+                self.size // per_node,
+                self._environment,
+                precision,
+                find_unused=find_unused,
+            )
+            self._started = getattr(fabric.strategy.launcher, "procs", None) or self._started
+            fabric.launch()
+        except (MisconfigurationException, RuntimeError, ValueError) as error:
+            raise UserError(
+                f"device.devices={per_node}: {self.size} processes cannot be set up "
+                f"({one_line(error)}); lower device.devices"
+            ) from error
+        return fabric
+
+    def _cluster_environment(self) -> "ClusterEnvironment":
+        from lightning_fabric.plugins.environments import (
+            LightningEnvironment,
+            SLURMEnvironment,
+            TorchElasticEnvironment,
+        )
+
+        launch = several_processes()
+        if launch and launch.launcher == "torchrun":
+            return TorchElasticEnvironment()
+        if launch and launch.launcher == "srun":
+            return SLURMEnvironment(auto_requeue=False)
+        # The others have nothing to say; what is wrong with a connection, process 0 says.
+        os.environ.setdefault(LOG_LEVEL, "ERROR")
+        os.environ[OWN_SIZE] = str(self.size)
+        os.environ[OWN_NODES] = str(self.device.num_nodes)
+        os.environ.setdefault(PARENT, str(os.getpid()))
+        return LightningEnvironment()
+
+
+def _per_node(size: int) -> int:
+    """Return the processes that a launcher started on this node."""
+    names = ("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE")
+    return next((n for name in names if (n := number_in(os.environ.get(name)))), size)

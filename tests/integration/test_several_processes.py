@@ -1,0 +1,147 @@
+"""An experiment run by two processes: the whole command, as users start it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ssdistill.chain.process_group import SET_HERE
+from ssdistill.chain.processes import LAUNCHERS
+
+SETTINGS = (
+    "pretrain.steps=12",
+    "pretrain.batch_size=32",
+    "distill.steps=12",
+    "distill.batch_size=32",
+    "control=null",
+    "compress=[]",
+    "evaluate=null",
+    "tracking.log_every=1",
+    "device.accelerator=cpu",
+    "device.threads=1",
+    "device.precision=fp32",
+    "device.memory_format=contiguous",
+)
+COMMAND = (sys.executable, "-m", "ssdistill", "run", "quickstart", *SETTINGS)
+LIMIT = 180
+
+
+def environment() -> dict[str, str]:
+    names = {name for _, size, ranks in LAUNCHERS for name in (size, *ranks)} | set(SET_HERE)
+    return {k: v for k, v in os.environ.items() if k not in names} | {"WANDB_MODE": "disabled"}
+
+
+def run(root: Path, *words: str, before: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+    command = [*before, *COMMAND[1 if before else 0 :], *words, "--runs", str(root)]
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=LIMIT)
+
+
+def weights(root: Path) -> dict[str, str]:
+    """The sha256 of the weights that each stage made, by the stage's kind."""
+    records = [json.loads(path.read_text()) for path in root.glob("stages/*/s0/run.json")]
+    assert {record["status"] for record in records} == {"finished"}
+    artifacts = {r["stage"]: list(r["artifacts"].values()) for r in records}
+    return {stage: made[0]["sha256"] for stage, made in artifacts.items() if made}
+
+
+def losses(root: Path, kind: str) -> list[float]:
+    (file,) = root.glob(f"stages/{kind}-*/s0/metrics.jsonl")
+    return [json.loads(line)["loss/total"] for line in file.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("alone")
+    done = run(root)
+    assert done.returncode == 0, done.stderr
+    return root
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("both")
+    done = run(root, "device.devices=2")
+    assert done.returncode == 0, done.stderr
+    # What one process says is said once.
+    assert done.stderr.count("stages,") == 1 and done.stdout.count("report.html") == 1
+    assert "Warning" not in done.stderr and "rank" not in done.stderr
+    return root
+
+
+def test_two_processes_train_as_one(alone, both):
+    assert weights(alone).keys() == weights(both).keys()
+    for kind in ("pretrain", "distill"):
+        assert losses(both, kind) == pytest.approx(losses(alone, kind), rel=1e-5)
+
+
+def test_torchrun_starts_what_devices_starts(both, tmp_path):
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone")
+    done = run(tmp_path, before=(*launcher, "--nproc_per_node", "2"))
+    assert done.returncode == 0, done.stderr
+    assert weights(tmp_path) == weights(both)
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_lost_process_ends_the_other_and_the_next_start_resumes(both, tmp_path, killed):
+    words = ("device.devices=2", "checkpoint_seconds=0.01", "--runs", str(tmp_path))
+    process = subprocess.Popen(
+        [*COMMAND, *words], env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + LIMIT
+    while not list(tmp_path.glob("stages/pretrain-*/s0/checkpoint.pt")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    pids = [process.pid, *_children(process.pid)]
+    began = time.monotonic()
+    os.kill(pids[killed], signal.SIGKILL)
+    _, said = process.communicate(timeout=LIMIT)
+    while any(_alive(pid) for pid in pids):
+        assert time.monotonic() - began < 60
+        time.sleep(0.1)
+    if killed == 1:
+        assert process.returncode == 1
+        assert "error: process 1 was killed (signal 9) during" in said
+        assert "pretrain teacher, seed 0" in said and said.count("error:") == 1
+    done = run(tmp_path, "device.devices=2")
+    assert done.returncode == 0, done.stderr
+    assert weights(tmp_path) == weights(both)
+
+
+def _children(pid: int) -> list[int]:
+    """Processes of the same command that this one started."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(c) for c in children if b"quickstart" in Path(f"/proc/{c}/cmdline").read_bytes()]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+WRONG = {
+    "uneven batch": ((), ("device.devices=3",), "not divisible among 3 processes"),
+    "nodes alone": ((), ("device.num_nodes=2",), "set device.devices, too"),
+    "mpirun": (("OMPI_COMM_WORLD_SIZE=2", "OMPI_COMM_WORLD_RANK=0"), (), "use torchrun or srun"),
+    "torchrun of another size": (
+        ("WORLD_SIZE=2", "RANK=0"),
+        ("device.devices=3",),
+        "3 processes, but torchrun started 2; remove device.devices",
+    ),
+}
+
+
+@pytest.mark.parametrize("variables, words, expected", WRONG.values(), ids=WRONG)
+def test_contradictions_are_refused_before_anything_starts(tmp_path, variables, words, expected):
+    env = environment() | dict(variable.split("=") for variable in variables)
+    command = [*COMMAND, *words, "--runs", str(tmp_path)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=LIMIT)
+    assert done.returncode == 2
+    assert expected in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "stages").exists()
