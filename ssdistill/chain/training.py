@@ -148,6 +148,7 @@ def prepare(
         optim=settings.optim,
         seed=derive_seed(stage.seed, "views"),
         title=stage.role,
+        sync_batchnorm=device.sync_batchnorm,
         checkpoint_seconds=workspace.experiment.checkpoint_seconds,
     )
     return training, choose_arithmetic(training, device, workspace.root / "machine")

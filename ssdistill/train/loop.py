@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -28,6 +29,7 @@ from ssdistill.errors import UserError
 from ssdistill.label_free.collapse import collapse_metrics
 from ssdistill.record.tracker import Tracker
 from ssdistill.settings import Size
+from ssdistill.train.batch_statistics import synchronized
 from ssdistill.train.checkpoint import ANEW, load_checkpoint, save_checkpoint
 from ssdistill.train.gradients import SharedLayer
 from ssdistill.train.guard import Guard
@@ -63,6 +65,7 @@ class Training:
         precision: number format of the networks, ``fp32`` or ``bf16`` (autocast).
         memory_format: layout of images and weights.
         image_size: of the views in pixels; None is what the task's encoder takes.
+        sync_batchnorm: whether several processes normalize by the statistics of the whole batch.
         progress: a bar on the terminal.
     """
 
@@ -77,6 +80,7 @@ class Training:
     precision: Literal["fp32", "bf16"] = "fp32"
     memory_format: torch.memory_format = torch.contiguous_format
     image_size: Size | None = None
+    sync_batchnorm: bool = True
     progress: bool = True
 
     @property
@@ -132,6 +136,7 @@ def fit(
             training.title, state.step, num_steps, loader.batch_size, shown=training.progress
         ) as progress,
         Interruptible() as interrupt,
+        synchronized(task) if training.sync_batchnorm else nullcontext(),
     ):
         waiting = Waiting(training.title, loader.remedy if training.progress else "")
         began = time.perf_counter()

@@ -1,0 +1,162 @@
+"""A training shared by two processes is that of one: the whole loop, with batch normalization.
+
+MoCo is without its groups of a batch, which each process forms of its own images.
+
+Every method, and for every family of losses some; each loss and method by itself is in
+``test_losses_distributed.py`` and ``test_methods_distributed.py``.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from lightning_fabric.plugins.environments import LightningEnvironment
+from torch import nn
+
+from ssdistill.chain.tasks import assemble
+from ssdistill.data.loader import Loader
+from ssdistill.data.recipes import resolve_recipe
+from ssdistill.distributed import NO_LIMIT, rank, world_size
+from ssdistill.experiment.sections import DistillSettings
+from ssdistill.label_free.features import extract
+from ssdistill.models.backbones import Encoder, EncoderSettings, build_encoder
+from ssdistill.models.representation import Representation
+from ssdistill.record.run import Run, read_metrics
+from ssdistill.record.tracker import Tracker, TrackingSettings
+from ssdistill.settings.registry import METHODS
+from ssdistill.train.fabric import build_fabric, fabric_of_processes
+from ssdistill.train.loop import Training, fit
+from ssdistill.train.optim import OptimSettings
+from ssdistill.train.seeding import seed_generators
+from ssdistill.train.task import Task
+
+WORLD, BATCH, IMAGES, STEPS, SIZE = 2, 16, 48, 50, 16
+HEAD = {"hidden_dim": 16, "output_dim": 8}
+PREDICTOR = {"hidden_dim": 16}
+METHOD_SETTINGS = {
+    "simclr": {"projector": HEAD, "temperature": 0.5},
+    "byol": {"projector": HEAD, "predictor": PREDICTOR},
+    "moco": {"projector": HEAD, "queue": 32, "bn_splits": 1},
+    "moco_v3": {"projector": HEAD, "predictor": PREDICTOR},
+    "simsiam": {"projector": HEAD, "predictor": PREDICTOR},
+    "nnclr": {"projector": HEAD, "predictor": PREDICTOR, "queue": 32},
+    "barlow_twins": {"projector": HEAD},
+    "vicreg": {"projector": HEAD},
+    "swav": {"projector": HEAD, "num_prototypes": 12},
+    "dino": {"projector": HEAD, "num_prototypes": 12},
+    "mae": {"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2},
+    "autoencoder": {"decoder_width": 16},
+}
+LOSSES = ("at", "reviewkd", "infonce", "crd", "rkd", "seed", "simreg", "unic", "dino", "koleo")
+CASES = [*METHOD_SETTINGS, *(f"loss {kind}" for kind in LOSSES)]
+
+
+class Images:
+    """As much of a store as a loader reads."""
+
+    def __init__(self):
+        shape = (IMAGES, SIZE, SIZE, 3)
+        self.images = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+
+    def __len__(self) -> int:
+        return IMAGES
+
+
+def encoder(seed: int) -> Encoder:
+    torch.manual_seed(seed)
+    args = {"layers": (1, 1, 0, 0), "channels": (8, 16, 16, 16)}
+    args |= {"stem_type": "deep", "stem_width": 8}
+    return build_encoder(EncoderSettings(name="resnet10t", args=args, stem_stride=2), SIZE)
+
+
+def transformer() -> Encoder:
+    torch.manual_seed(0)
+    args = {"img_size": SIZE, "patch_size": 4, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    return build_encoder(EncoderSettings(name="vit_tiny_patch16_224", args=args), SIZE)
+
+
+def task_of(case: str) -> Task:
+    seed_generators(3, "task")
+    if not case.startswith("loss "):
+        student = transformer() if case == "mae" else encoder(0)
+        return METHODS.build(METHODS.schema(case)(steps=STEPS, **METHOD_SETTINGS[case]), student)
+    settings = DistillSettings(steps=STEPS, losses={"it": {"kind": case.removeprefix("loss ")}})
+    teacher = encoder(1)
+    task = assemble(encoder(0), {"teacher": teacher}, settings, IMAGES)
+    embedding_ND = extract(teacher, Images().images, SIZE, progress=False)
+    for loss in task.losses.values():
+        if loss.fits_teacher:
+            loss.fit_teacher(Representation(embedding_ND, None))
+    return task
+
+
+def train(case: str, folder: Path) -> None:
+    """Train in this process, or in both; leave losses and weights in ``folder``."""
+    task = task_of(case)
+    named = getattr(task, "recipes", ("weak",) * max(1, task.num_views))
+    training = Training(
+        task=task,
+        loader=Loader(Images(), BATCH, 1, STEPS, world_size=world_size(), rank=rank()),
+        recipes=tuple(resolve_recipe(recipe).model_copy(update={"size": None}) for recipe in named),
+        optim=OptimSettings(kind="sgd", lr=3e-4),
+        seed=2,
+        checkpoint_seconds=1e9,
+    )
+    fabric = build_fabric("cpu", precision="32-true")
+    if world_size() > 1:
+        environment = LightningEnvironment()
+        fabric = fabric_of_processes("cpu", WORLD, 1, environment, "32-true", find_unused=True)
+        fabric.launch()
+    seed_generators(4, "training")
+    tracking = TrackingSettings(wandb="disabled", log_every=1)
+    run = Run(folder / f"{case} {rank()}", stage="pretrain", digest="d" * 64, seed=0)
+    fit(training, fabric, Tracker(run, tracking))
+    torch.save(task.state_dict(), run.folder / "weights.pt")
+
+
+def process(number: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"LOCAL_RANK": str(number), "WORLD_SIZE": str(WORLD)}
+    meeting = f"file://{folder / 'meeting'}"
+    dist.init_process_group("gloo", init_method=meeting, rank=number, world_size=WORLD)
+    assert NO_LIMIT.days
+    for case in CASES:
+        train(case, folder)
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("shared")
+    torch.multiprocessing.spawn(process, (folder,), nprocs=WORLD)
+    return folder
+
+
+def results(folder: Path, case: str, number: int) -> tuple[list[float], dict]:
+    place = folder / f"{case} {number}"
+    losses = [line["loss/total"] for line in read_metrics(place)]
+    return losses, torch.load(place / "weights.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_train_as_one(case, shared, tmp_path):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    train(case, tmp_path)
+    torch.set_num_threads(threads)
+    losses, weights = results(tmp_path, case, 0)
+    (first_losses, first), (second_losses, second) = (results(shared, case, n) for n in range(2))
+    assert len(losses) == STEPS and first_losses == second_losses
+    assert first_losses == pytest.approx(losses, rel=1e-5, abs=1e-6)
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+        error = (value.double() - weights[name].double()).abs().max()
+        assert error <= 1e-4 * max(1.0, float(weights[name].abs().max())), name
+
+
+def test_normalization_by_parts_is_another_training(tmp_path):
+    """What the test above would not notice if nothing here were normalized."""
+    assert any(isinstance(module, nn.BatchNorm2d) for module in task_of("simclr").modules())
