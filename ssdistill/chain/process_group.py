@@ -165,7 +165,8 @@ class Processes:
                 precision,
                 find_unused=find_unused,
             )
-            self._started = getattr(fabric.strategy.launcher, "procs", None) or self._started
+            if self._started is None:  # only the first launch starts some, into this list
+                self._started = getattr(fabric.strategy.launcher, "procs", [])
             fabric.launch()
         except (MisconfigurationException, RuntimeError, ValueError) as error:
             raise UserError(

@@ -76,7 +76,10 @@ def both(tmp_path_factory) -> Path:
 def test_two_processes_train_as_one(alone, both):
     assert weights(alone).keys() == weights(both).keys()
     for kind in ("pretrain", "distill"):
-        assert losses(both, kind) == pytest.approx(losses(alone, kind), rel=1e-5)
+        together, by_itself = losses(both, kind), losses(alone, kind)
+        assert together[:5] == pytest.approx(by_itself[:5], rel=1e-5)
+        # Adam makes much of rounding errors in small gradients.
+        assert together == pytest.approx(by_itself, rel=1e-2)
 
 
 def test_torchrun_starts_what_devices_starts(both, tmp_path):
