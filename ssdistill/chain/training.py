@@ -144,6 +144,8 @@ def prepare(
         seed=derive_seed(stage.seed, "views"),
         title=stage.role,
         checkpoint_seconds=workspace.experiment.checkpoint_seconds,
+        microbatch=settings.microbatch,
+        accumulate=settings.accumulate,
     )
     return training, choose_arithmetic(training, device, workspace.root / "machine")
 
