@@ -156,8 +156,8 @@ def _tensors(outputs: Outputs) -> list[Tensor]:
 class _Recomputed(torch.autograd.Function):
     """Outputs of a network that keep nothing but its inputs for the backward pass.
 
-    Unlike ``torch.utils.checkpoint``, which keeps what a backward pass to some of the weights
-    does not ask for, it holds one part's activations at any moment.
+    Unlike with ``torch.utils.checkpoint``, whose recomputed tensors wait for a backward pass that
+    asks for them, only one part's activations exist at any moment.
     """
 
     @staticmethod
@@ -175,8 +175,6 @@ class _Recomputed(torch.autograd.Function):
         for part in run.take(rows):
             ctx.random.append(random_state())
             outputs.append(run(part))
-        # Weights that were converted here, without a gradient, are no use to what comes later.
-        torch.clear_autocast_cache()
         return tuple(run.joined(outputs))
 
     @staticmethod
