@@ -2,9 +2,9 @@
 
     python experiments/benchmarks/microbatch.py [--batch 512] [--out records.jsonl]
 
-SimCLR of a ResNet-18 on 32x32 images, with the whole batch and with ever smaller micro-batches, in a
-process of its own each. What counts is the highest resident memory (VmHWM) beyond what the process
-had once network, optimizer and views were there.
+SimCLR of a small ResNet on 32x32 images, with the whole batch and with ever smaller micro-batches,
+each in a separate process. What counts is the highest resident memory (VmHWM) beyond what the
+process had once network, optimizer and views were there.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from ssdistill.measure.memory import CLEAR, RESET_PEAK
 from ssdistill.train.optim import build_optimizer
 from ssdistill.train.passes import Passes
 
-MODEL = "resnet18"
+MODEL = "small"
 STEPS = 3
 """The first is not timed."""
 
@@ -70,8 +70,8 @@ def main() -> None:
         print(row | facts, flush=True)
         rows.append(row)
     note = (
-        f"SimCLR, {MODEL} on 32x32 images, two views, float32, {args.threads} threads; memory beyond "
-        f"network, optimizer and views; median of {STEPS - 1} steps"
+        f"SimCLR, {MODEL} on 32x32 images, two views, float32, {args.threads} threads; memory "
+        f"beyond network, optimizer and views; median of {STEPS - 1} steps"
     )
     publish(args.out, "microbatch", "Memory and time of micro-batches", rows=rows, note=note)
 
