@@ -6,10 +6,9 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from ssdistill.measure.precision import (
     CANDIDATES,
@@ -23,6 +22,7 @@ from ssdistill.train.fabric import build_fabric
 from ssdistill.train.loop import Training
 from ssdistill.train.memory import keep_freed_memory
 from ssdistill.train.optim import build_optimizer
+from ssdistill.train.passes import Passes
 from ssdistill.train.progress import console
 from ssdistill.train.settings import DeviceSettings
 
@@ -88,6 +88,8 @@ def _key(training: Training, candidates: list[Candidate]) -> dict[str, object]:
     key = precision_key(task.encoder.spec, training.loader.batch_size, task.encoder.spec.image_size)
     # The widths of a pruned network are not in its spec, nor is what surrounds the encoder.
     shapes = sorted({tuple(p.shape) for p in task.parameters()})
+    cut = {"microbatch": training.microbatch, "accumulate": training.accumulate}
+    key |= cut if cut != {"microbatch": None, "accumulate": 1} else {}
     return key | {
         "task": type(task).__name__,
         "losses": sorted(task.weights_at(0, 1)),
@@ -117,10 +119,12 @@ def _step(training: Training, fabric: "Fabric") -> Callable[[], None]:
     # torch takes a memory format beside the device, which its overloads leave out.
     task.to(fabric.device, memory_format=training.memory_format).train()  # pyright: ignore[reportCallIssue]
     model, optimizer = fabric.setup(task, build_optimizer(task, training.optim))
+    passes = Passes(training, model, fabric)
+    # Warm-ups begin at zero, and what weighs nothing would cost nothing.
+    weights = dict.fromkeys(task.weights_at(0, 1), 1.0)
 
     def step() -> None:
-        losses = model(training.views(batch), replace(batch, crops={}))
-        fabric.backward(cast("Tensor", sum(losses.values())))
+        passes(training.views(batch), replace(batch, crops={}), weights)
         optimizer.step()
         optimizer.zero_grad()
         task.after_step(batch.step, training.loader.num_steps)

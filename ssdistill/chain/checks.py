@@ -26,6 +26,7 @@ from ssdistill.models.backbones import EncoderSettings
 from ssdistill.models.trial import REFUSALS, reason_of, refusing
 from ssdistill.settings import Settings
 from ssdistill.settings.registry import LOSSES, METHODS, STEPS
+from ssdistill.train.settings import TrainSettings
 from ssdistill.train.task import Task
 
 ENOUGH_SAMPLES = 4096
@@ -81,8 +82,8 @@ def _check_recoveries(workspace: Workspace) -> None:
             learns = STEPS[settings.kind].learns(settings)
             if learns and getattr(settings, "batch_size", None) == 1:
                 key = f"plans.{variant}.{number}" if variant else f"compress.{number}"
-                single_image_settings = experiment.recovery.model_copy(update={"batch_size": 1})
-                _check(workspace, key, single_image_settings)
+                single = {"batch_size": 1, "accumulate": 1}
+                _check(workspace, key, experiment.recovery.model_copy(update=single))
 
 
 def _check_pretraining(workspace: Workspace, finished: Collection[str]) -> list[str]:
@@ -111,7 +112,8 @@ def _check_pretraining(workspace: Workspace, finished: Collection[str]) -> list[
             views = resolve_recipes(
                 method.views, METHODS[method.kind].recipes, workspace.source, workspace.train
             )
-            notices += check_step(task, build, views, workspace.image_size, method.batch_size, key)
+            size = workspace.image_size
+            notices += check_step(task, build, views, size, method.batch_size, key, *_cut(method))
     return notices
 
 
@@ -151,8 +153,14 @@ def _check(
         strong = ("strong",) * distiller.num_views
         views = resolve_recipes(settings.views, strong, workspace.source, workspace.train)
         size = workspace.image_size
-        notices += check_step(distiller, build, views, size, settings.batch_size, key)
+        cut = _cut(settings)
+        notices += check_step(distiller, build, views, size, settings.batch_size, key, *cut)
     return notices
+
+
+def _cut(settings: TrainSettings) -> tuple[int | None, int]:
+    """How the settings cut a batch: images of a micro-batch, and parts."""
+    return settings.microbatch, settings.accumulate
 
 
 def _large_queues(key: str, settings: DistillSettings, num_samples: int) -> list[str]:

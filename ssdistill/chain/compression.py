@@ -119,6 +119,7 @@ class _Training:
     ) -> Encoder:
         """``student``, trained to follow the targets."""
         settings = self._settings(targets)
+        training = cut_like(training, settings)
         distiller = build_distiller(student, targets, settings, self.stage, self.workspace)
         metrics = train(distiller, training, self.stage, self.workspace, self.tracker)
         self.metrics.update(metrics)
@@ -134,6 +135,13 @@ class _Training:
         args = (settings, self.stage, self.workspace, steps, order)
         training, fabric = prepare(distiller, *args, shared_out=False)
         yield from iterate_total_losses(training, fabric.device)
+
+
+def cut_like(training: TrainSettings, distillation: TrainSettings) -> TrainSettings:
+    """``training`` with batches that are cut as those of the distillation, by the same losses."""
+    accumulate = min(distillation.accumulate, training.batch_size)
+    cut = {"microbatch": distillation.microbatch, "accumulate": accumulate}
+    return training.model_copy(update=cut)
 
 
 def _from_one(settings: DistillSettings) -> DistillSettings:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ssdistill.train.loop import Training
+from ssdistill.train.microbatch import in_microbatches
 
 HEAD_STEPS = 30
 """Batches that train the losses' own heads before the loss is used."""
@@ -31,7 +32,8 @@ def iterate_total_losses(training: Training, device: torch.device) -> Iterator[T
             _thaw(trainable)
         if batch.step < HEAD_STEPS and optimizer is None:
             continue
-        losses = task(training.views(batch), batch)
+        with in_microbatches(task, len(batch.index_B), training.microbatch):
+            losses = task(training.views(batch), batch)
         weights = task.weights_at(batch.step, training.loader.num_steps)
         total = cast("Tensor", sum(weights[name] * loss for name, loss in losses.items()))
         if optimizer is not None and batch.step < HEAD_STEPS:

@@ -150,6 +150,8 @@ def prepare(
         title=stage.role,
         sync_batchnorm=device.sync_batchnorm,
         checkpoint_seconds=workspace.experiment.checkpoint_seconds,
+        microbatch=settings.microbatch,
+        accumulate=settings.accumulate,
     )
     return training, choose_arithmetic(training, device, workspace.root / "machine")
 

@@ -16,6 +16,8 @@ from ssdistill.machine import memory_bytes
 from ssdistill.models.backbones import Encoder
 from ssdistill.models.trial import REFUSALS, check_fits, reason_of
 from ssdistill.settings import Size, as_size, height_width
+from ssdistill.train.microbatch import in_microbatches
+from ssdistill.train.passes import require_mean_over_images
 from ssdistill.train.task import Task
 
 MOST_LAYERS = 5000
@@ -31,6 +33,8 @@ def check_step(
     image_size: Size,
     batch_size: int,
     key: str,
+    microbatch: int | None = None,
+    accumulate: int = 1,
 ) -> list[str]:
     """Compute the losses of one batch with a task that is discarded afterwards.
 
@@ -44,6 +48,8 @@ def check_step(
         recipes: of its views; with fewer than it takes, which the plan refuses, nothing is tried.
         image_size: of views whose recipe has no size.
         key: of the settings, for messages.
+        microbatch: images that an encoder encodes at a time; None for all.
+        accumulate: parts of the batch; the smallest is tried.
 
     Returns:
         a notice where the step could not be tried for its size.
@@ -65,22 +71,31 @@ def check_step(
             f"{key}: {len(sizes)} views of {batch_size} images need {count / 1e9:.0f} GB, "
             "more than this machine has; lower batch_size or the views' size"
         )
+    try:
+        require_mean_over_images(task, accumulate, batch_size)
+    except UserError as error:
+        raise UserError(f"{key}.{error}") from None
+    single = f"accumulate={accumulate}" if accumulate > 1 else "batch_size=1"
+    single = (
+        single if microbatch is None or batch_size == accumulate else f"microbatch={microbatch}"
+    )
+    batch_size //= accumulate
     pixels = batch_size * sum(map(area, _seen_sizes(task, sizes)))
     layers = sum(1 for network in _networks(task) for _ in network.modules())
     if batch_size > 1 and layers > MOST_LAYERS:
         return [f"{key}: skipped the trial step: {layers} layers take too long"]
-    failure = _failure_without_memory(task, sizes, batch_size)
+    failure = _failure_without_memory(task, sizes, batch_size, microbatch)
     if batch_size > 1 and (failure is None or pixels > CHEAP_PIXELS):
         if isinstance(failure, ValueError):  # raised by checks, which need no numbers
-            raise _refusal(key, failure) from failure
+            raise _refusal(key, failure, single) from failure
         return [] if failure is None else [_untried(key, pixels)]
     if pixels > CHEAP_PIXELS * 8:
         return [_untried(key, pixels)]
     with torch.random.fork_rng(devices=[]):
         try:
-            losses = _losses(rebuild(), sizes, batch_size, torch.device("cpu"))
+            losses = _losses(rebuild(), sizes, batch_size, microbatch)
         except REFUSALS as error:
-            raise _refusal(key, error) from error
+            raise _refusal(key, error, single) from error
     _check_finite(losses, key, batch_size)
     return []
 
@@ -116,24 +131,26 @@ def check_size(build: Callable[[], nn.Module], key: str) -> None:
     check_fits(build, f"{key}: the network with its heads and queues")
 
 
-def _failure_without_memory(task: Task, sizes: list[Size], batch_size: int) -> Exception | None:
+def _failure_without_memory(
+    task: Task, sizes: list[Size], batch_size: int, microbatch: int | None
+) -> Exception | None:
     """What goes wrong with tensors that have shapes and no numbers.
 
     They say that they are on the CPU: torch has no autocast of its meta device.
     """
     try:
         with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True):
-            _losses(task, sizes, batch_size, torch.device("cpu"))
+            _losses(task, sizes, batch_size, microbatch)
     except Exception as error:
         return error
     return None
 
 
 def _losses(
-    task: Task, sizes: list[Size], batch_size: int, device: torch.device
+    task: Task, sizes: list[Size], batch_size: int, microbatch: int | None
 ) -> dict[str, Tensor]:
-    """The losses of a batch of noise, in training mode."""
-    channels = _channels(task)
+    """The losses of a batch of noise on the CPU, in training mode."""
+    channels, device = _channels(task), torch.device("cpu")
     views = [torch.rand(batch_size, channels, *height_width(size), device=device) for size in sizes]
     shape = (batch_size, *height_width(sizes[0]), channels)
     pixels = torch.zeros(shape, dtype=torch.uint8, device=device)
@@ -141,15 +158,16 @@ def _losses(
     batch = Batch(pixels, index_B, epoch=0, step=0, num_steps=1)
     if set(task.extra_views) & set(EXTRA):
         batch.neighbors_BHWC, batch.cutmix_fraction = pixels, 0.5
-    return task.train()(views, batch)
+    with in_microbatches(task, batch_size, microbatch):
+        return task.train()(views, batch)
 
 
-def _refusal(key: str, error: Exception) -> UserError:
+def _refusal(key: str, error: Exception, single: str) -> UserError:
+    """Say why the step fails; ``single`` is the setting that leaves batch norms one image."""
     if "more than 1 value per channel" in str(error):
-        return UserError(
-            f"{key}.batch_size=1: batch statistics require at least 2 images; "
-            "set a larger batch_size"
-        )
+        name, _, _ = single.partition("=")
+        remedy = "lower accumulate" if name == "accumulate" else f"set a larger {name}"
+        return UserError(f"{key}.{single}: batch statistics require at least 2 images; {remedy}")
     return UserError(
         f"{key}: the first training step would fail ({reason_of(error)}); check batch_size, views "
         "and the settings of this section"

@@ -71,12 +71,12 @@ def _registry_tables(name: str) -> list[FittedTable]:
 
 def _kinds_table(title: str, known: dict[str, type]) -> FittedTable:
     table = FittedTable(title=title)
-    shared = ("reads", "views", "paper")
+    shared = ("reads", "views", "accumulates", "paper")
     columns = ["kind", *(c for c in shared if all(hasattr(cls, c) for cls in known.values()))]
     for column in [*columns, "what it does"]:
         table.add_column(column, no_wrap=column == "kind")
     for kind, cls in known.items():
-        facts = {"kind": kind, "views": _views(cls)}
+        facts = {"kind": kind, "views": _views(cls), "accumulates": _accumulates(cls)}
         cells = [facts.get(column) or _text(getattr(cls, column, "")) for column in columns]
         table.add_row(*map(Text, [*cells, _summary(cls)]))
     return table
@@ -139,6 +139,11 @@ def _wrapped(lines: list[str], width: int) -> str:
         break_long_words=False,
         break_on_hyphens=False,
     )
+
+
+def _accumulates(cls: type) -> str:
+    """Whether ``accumulate`` may cut its batches: its loss is a mean over images."""
+    return "yes" if getattr(cls, "accumulates", False) else "no"
 
 
 def _views(cls: type) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ssdistill.data.view_parameters import ViewParameters
+from ssdistill.distributed import rank, world_size
 
 
 @dataclass
@@ -37,6 +38,8 @@ class Batch:
         neighbors_BHWC: pixels of one neighbor of each image; None unless a loss uses it.
         cutmix_fraction: fraction of an image in its ``cutmix`` view; set when views are made.
         crops: crops of originals by view number; empty for stored images.
+        first: position of the first image in this process's batch, where this is a part of it.
+        whole: images of that batch; None where this is all of it.
     """
 
     images_BHWC: Tensor | None
@@ -48,8 +51,21 @@ class Batch:
     cutmix_fraction: float | None = None
     crops: dict[int, Crops] = field(default_factory=dict)
     draw_B: Tensor | None = None
+    first: int = 0
+    whole: int | None = None
 
     @property
     def number_B(self) -> Tensor:
         """The numbers by which the views of each image are drawn."""
         return self.index_B if self.draw_B is None else self.draw_B
+
+    @property
+    def place(self) -> tuple[int, slice]:
+        """How many images the step has in all processes, and which of them these are.
+
+        For random numbers that are drawn for all at once, so that one process, several, and parts
+        of a batch draw the same.
+        """
+        whole = len(self.index_B) if self.whole is None else self.whole
+        first = rank() * whole + self.first
+        return world_size() * whole, slice(first, first + len(self.index_B))

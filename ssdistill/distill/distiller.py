@@ -110,6 +110,13 @@ class Distiller(Task):
         (teacher,) = self.teachers.values()
         return teacher
 
+    @property
+    def comparing(self) -> tuple[str, ...]:
+        names = [self.origins[n].loss for n, loss in self.losses.items() if not loss.accumulates]
+        compared = [f"losses.{name}" for name in dict.fromkeys(names)]
+        # What an image keeps of its teachers is weighed by what others keep.
+        return (*compared, *(["teacher_dropping"] if self.dropping else []))
+
     def losses_of(self, teacher: str) -> dict[str, Loss]:
         """Return the losses that learn from one teacher, by their full names."""
         return {n: self.losses[n] for n in self.origins if self.origins[n].teacher == teacher}

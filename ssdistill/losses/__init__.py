@@ -107,6 +107,9 @@ class Loss(nn.Module):
         fits_teacher: True when :meth:`fit_teacher` must see the teacher's embeddings of the
             training images before the first step.
         exact_under_sharding: True when several processes compute what one would on the whole batch.
+        accumulates: True when the loss of a batch is the mean of those of its parts, taken one
+            after the other, batch norm in its heads aside: no image is compared with another, and
+            none is remembered. ``accumulate`` requires it. An instance may be less than its class.
         minimum_at_teacher: True when student == teacher minimizes the loss (a test checks it).
 
     and may set on the instance:
@@ -126,6 +129,7 @@ class Loss(nn.Module):
     extra_teacher: tuple[str, ...] = ()
     fits_teacher: bool = False
     exact_under_sharding: ClassVar[bool] = False
+    accumulates: bool = False
     minimum_at_teacher: ClassVar[bool] = False
 
     student_taps: tuple[str, ...] = ()

@@ -57,6 +57,7 @@ class AB(StageLoss):
     kind = "ab"
     family = "attention and intermediate"
     paper = "Heo et al., AAAI 2019, arXiv:1811.03233"
+    accumulates = True
     prefix = "before_relu"
     required = "stage that ends in a ReLU"
 

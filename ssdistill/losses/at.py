@@ -43,6 +43,7 @@ class AT(StageLoss):
     paper = "Zagoruyko and Komodakis, ICLR 2017, arXiv:1612.03928"
     paper_weight = 1000.0
     exact_under_sharding = True
+    accumulates = True
     minimum_at_teacher = True
 
     def __init__(

@@ -97,6 +97,7 @@ class AttnDistill(StageLoss):
     prefix = "attention"
     required = "class-token attention"
     exact_under_sharding = True
+    accumulates = True
 
     def __init__(
         self,

@@ -30,6 +30,7 @@ class Cosine(PlainRegression):
 
     kind = "cosine"
     paper = "Ranzinger et al., CVPR 2024, arXiv:2312.06709"
+    accumulates = True
 
     def distance(self, s_BCHW: Tensor, t_BCHW: Tensor) -> Tensor:
         return 1 - F.cosine_similarity(s_BCHW, t_BCHW, dim=1)

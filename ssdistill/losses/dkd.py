@@ -65,6 +65,7 @@ class DKD(KD):
 
     kind = "dkd"
     paper = "Zhao et al., CVPR 2022, arXiv:2203.08679"
+    accumulates = True
 
     def __init__(
         self,

@@ -36,6 +36,7 @@ class FD(Regression):
     paper = "Wei et al., 2022, arXiv:2205.14141"
     reads = "maps"
     exact_under_sharding = True
+    accumulates = True
 
     def __init__(
         self,

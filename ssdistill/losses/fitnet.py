@@ -33,6 +33,7 @@ class FitNet(Regression):
 
     kind = "fitnet"
     paper = "Romero et al., ICLR 2015, arXiv:1412.6550"
+    accumulates = True
     paper_weight = 100.0
     reads = "maps"
 

@@ -55,6 +55,7 @@ class FSP(StageLoss):
     paper = "Yim et al., CVPR 2017; as in arXiv:1910.10699"
     paper_weight = 50.0
     exact_under_sharding = True
+    accumulates = True
     minimum_at_teacher = True
 
     def __init__(self, shapes: Shapes, *, maps: MapChoice | MapNames = "stages"):

@@ -87,6 +87,7 @@ class FT(StageLoss):
     kind = "ft"
     family = "attention and intermediate"
     paper = "Kim et al., NeurIPS 2018, arXiv:1802.04977"
+    accumulates = True
     paper_weight = 200.0
 
     def __init__(

@@ -46,6 +46,7 @@ class Gram(MapRelation):
 
     kind = "gram"
     paper = "Siméoni et al., 2025, arXiv:2508.10104"
+    accumulates = True
     minimum_at_teacher = True
 
     def __init__(

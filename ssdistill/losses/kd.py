@@ -48,6 +48,7 @@ class KD(LogitLoss):
 
     kind = "kd"
     paper = "Hinton et al., NeurIPS Workshop 2014, arXiv:1503.02531"
+    accumulates = True
 
     def __init__(
         self,

@@ -60,6 +60,7 @@ class KDEP(Loss):
     paper_weight = 3.0
     fits_teacher = True
     exact_under_sharding = True
+    accumulates = True
 
     mean_D: Tensor
     directions_DK: Tensor

@@ -139,6 +139,7 @@ class KDSVD(MapRelation):
 
     kind = "kdsvd"
     paper = "Lee et al., ECCV 2018, arXiv:1807.06819"
+    accumulates = True
     minimum_at_teacher = True
 
     def __init__(

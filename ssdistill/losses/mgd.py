@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssdistill.data.batch import Batch
-from ssdistill.distributed import rank, world_size
 from ssdistill.losses import Shapes
 from ssdistill.losses.base.maps import MapChoice, MapLoss, MapNames, resize_map
 from ssdistill.models.heads import map_regressor
@@ -57,6 +56,7 @@ class MGD(MapLoss):
     paper = "Yang et al., ECCV 2022, arXiv:2205.01529"
     paper_weight = 7e-5
     exact_under_sharding = True
+    accumulates = True
 
     def __init__(
         self,
@@ -86,16 +86,15 @@ class MGD(MapLoss):
         for student_view, teacher_view in zip(student, teacher, strict=True):
             for number, (s_BCHW, t_BCHW) in enumerate(self.pairs_of(student_view, teacher_view)):
                 aligned_BCHW = self.align[number](resize_map(s_BCHW, t_BCHW.shape[-2:]))
-                drawn = self.draw_keep(t_BCHW, generator) if keep is None else keep
+                drawn = self.draw_keep(t_BCHW, generator, batch) if keep is None else keep
                 restored_BCHW = self.generate[number](aligned_BCHW * drawn)
                 terms.append(squares_per_image(restored_BCHW, t_BCHW))
         return torch.stack(terms).mean()
 
-    def draw_keep(self, t_BCHW: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw this process's part of a mask for the global batch; False is masked."""
-        count, channels, height, width = t_BCHW.shape
+    def draw_keep(self, t_BCHW: Tensor, generator: torch.Generator, batch: Batch) -> Tensor:
+        """Draw this batch's part of a mask for the images of all processes; False is masked."""
+        _, channels, height, width = t_BCHW.shape
         shape = (channels, 1, 1) if self.mask == "channels" else (1, height, width)
-        drawn = torch.rand(
-            (world_size() * count, *shape), generator=generator, device=generator.device
-        )
-        return drawn[rank() * count : (rank() + 1) * count] >= self.masked
+        count, own = batch.place
+        drawn = torch.rand((count, *shape), generator=generator, device=generator.device)
+        return drawn[own] >= self.masked

@@ -37,6 +37,7 @@ class MSE(PlainRegression):
 
     kind = "mse"
     paper = "Abbasi Koohpayegani et al., NeurIPS 2020, arXiv:2010.14713"
+    accumulates = True
 
     def __init__(
         self,

@@ -52,6 +52,7 @@ class NST(StageLoss):
     paper = "Huang and Wang, 2017, arXiv:1707.01219"
     paper_weight = 50.0
     exact_under_sharding = True
+    accumulates = True
     minimum_at_teacher = True
 
     def __init__(self, shapes: Shapes, *, maps: MapChoice | MapNames = "stages"):

@@ -83,6 +83,7 @@ class OFD(StageLoss):
     kind = "ofd"
     family = "attention and intermediate"
     paper = "Heo et al., ICCV 2019, arXiv:1904.01866"
+    accumulates = True
     paper_weight = 0.001
     prefix = "before_relu"
     required = "stage that ends in a ReLU"

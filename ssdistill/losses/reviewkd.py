@@ -115,6 +115,7 @@ class ReviewKD(StageLoss):
     kind = "reviewkd"
     family = "attention and intermediate"
     paper = "Chen et al., CVPR 2021, arXiv:2104.09044"
+    accumulates = True
     paper_weight = 5.0
     reads = "maps, embedding"
 

@@ -78,6 +78,7 @@ class SimDis(Loss):
     kind = "simdis"
     family = "feature matching"
     paper = "Gu et al., 2021, arXiv:2106.11304"
+    accumulates = True
     reads = "embedding"
     views = 2
 

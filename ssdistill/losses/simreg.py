@@ -31,6 +31,7 @@ class SimReg(Loss):
     kind = "simreg"
     family = "feature matching"
     paper = "Navaneet et al., BMVC 2021, arXiv:2201.05131"
+    accumulates = True
     reads = "embedding"
     views = 1
 
@@ -38,6 +39,7 @@ class SimReg(Loss):
         super().__init__(shapes)
         self.head = regressor(shapes.student_dim, shapes.teacher_dim, depth)
         self.center = centering(center_teacher, shapes.teacher_dim)
+        self.accumulates = not center_teacher
 
     def per_image(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         targets = self.center(vectors(teacher))

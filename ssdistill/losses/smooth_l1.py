@@ -38,6 +38,7 @@ class SmoothL1(PlainRegression):
 
     kind = "smooth_l1"
     paper = "Girshick, ICCV 2015, arXiv:1504.08083"
+    accumulates = True
 
     def __init__(
         self,

@@ -33,6 +33,7 @@ class SRRL(Regression):
 
     kind = "srrl"
     paper = "Yang et al., ICLR 2021, cf. arXiv:2003.04289"
+    accumulates = True
     reads = "maps"
 
     def __init__(

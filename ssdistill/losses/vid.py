@@ -73,6 +73,7 @@ class VID(StageLoss):
     family = "attention and intermediate"
     paper = "Ahn et al., CVPR 2019, arXiv:1904.05835"
     exact_under_sharding = True
+    accumulates = True
 
     def __init__(
         self,

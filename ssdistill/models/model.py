@@ -1,5 +1,7 @@
 """Interface of a network as measuring, compression and export use it."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,11 +28,13 @@ class Model(nn.Module):
             changed since is stored as it is.
         checks_inputs: whether every batch is looked at before it is encoded, see
             :func:`ssdistill.models.inputs.call_checked`; for encoders that were loaded.
+        division: calls it in parts for the time being, see :mod:`ssdistill.train.microbatch`.
     """
 
     net: nn.Module
     embed_dim: int
     checks_inputs: bool = False
+    division: Callable[..., Any] | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,7 +44,9 @@ class Model(nn.Module):
 
     def __call__(self, x: Tensor) -> Representation:
         call = super().__call__
-        return call_checked(self, call, x) if self.checks_inputs else call(x)
+        if self.checks_inputs:
+            call = partial(call_checked, self, call)
+        return call(x) if self.division is None else self.division(self, call, x)
 
     @property
     def name(self) -> str:

@@ -26,6 +26,9 @@ class Method(Task):
         multicrop: whether further views may follow those, smaller ones among them.
         together: whether views of one size share a forward pass of the trained networks, and so
             the statistics of their batch norms, as the method's authors have it.
+        accumulates: whether the loss of a batch is the mean of those of its parts, taken one
+            after the other, batch norm aside: no image is compared with another, and none is
+            remembered. ``accumulate`` requires it.
     """
 
     kind: ClassVar[str]
@@ -33,12 +36,17 @@ class Method(Task):
     recipes: ClassVar[tuple[str, ...]]
     multicrop: ClassVar[bool] = False
     together: ClassVar[bool] = False
+    accumulates: ClassVar[bool] = False
 
     def __init__(self, encoder: Encoder):
         super().__init__()
         self.encoder = encoder
         self.num_views = len(self.recipes)
         self.projector: Any = None  # a module where the method has one
+
+    @property
+    def comparing(self) -> tuple[str, ...]:
+        return () if self.accumulates else (self.kind,)
 
     @property
     def exported(self) -> tuple[Encoder, nn.Module | None]:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from ssdistill.data.batch import Batch
 from ssdistill.data.masking import shuffled
-from ssdistill.distributed import rank, world_size
 from ssdistill.models.backbones import Encoder
 from ssdistill.models.spec import RGB
 from ssdistill.pretrain import Method
@@ -79,6 +78,7 @@ class Autoencoder(Method):
     kind = "autoencoder"
     paper = "Vincent et al., ICML 2008, doi:10.1145/1390156.1390294"
     recipes = ("weak",)
+    accumulates = True
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class Autoencoder(Method):
     def corrupt(self, x_BCHW: Tensor, batch: Batch) -> Tensor:
         """Corrupt images ``x_BCHW`` in [0, 1] for the encoder."""
         if self.noise:
-            x_BCHW = x_BCHW + self.noise * normal(x_BCHW, batch.step)
+            x_BCHW = x_BCHW + self.noise * normal(x_BCHW, batch)
         if self.num_masked:
             x_BCHW = torch.where(self.cells(x_BCHW, batch), self.encoder.mean, x_BCHW)
         return x_BCHW
@@ -121,10 +121,9 @@ class Autoencoder(Method):
         return F.interpolate(mask_B1hw, x_BCHW.shape[-2:]).bool()
 
 
-def normal(x_BCHW: Tensor, step: int) -> Tensor:
-    """Draw this process's part of Gaussian noise for the global batch, seeded by the step."""
-    count = len(x_BCHW)
-    generator = torch.Generator(x_BCHW.device).manual_seed(step)
-    shape = (world_size() * count, *x_BCHW.shape[1:])
-    drawn = torch.randn(shape, generator=generator, device=x_BCHW.device)
-    return drawn[rank() * count : (rank() + 1) * count]
+def normal(x_BCHW: Tensor, batch: Batch) -> Tensor:
+    """Draw this batch's part of Gaussian noise for the images of all processes, by the step."""
+    count, own = batch.place
+    generator = torch.Generator(x_BCHW.device).manual_seed(batch.step)
+    shape = (count, *x_BCHW.shape[1:])
+    return torch.randn(shape, generator=generator, device=x_BCHW.device)[own]

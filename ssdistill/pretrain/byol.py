@@ -37,6 +37,7 @@ class BYOL(Method):
     kind = "byol"
     paper = "Grill et al., NeurIPS 2020, arXiv:2006.07733"
     recipes = ("byol_a", "byol_b")
+    accumulates = True
 
     def __init__(
         self,

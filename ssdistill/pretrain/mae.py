@@ -25,6 +25,7 @@ from ssdistill.errors import UserError
 from ssdistill.models.backbones import Encoder
 from ssdistill.pretrain import Method
 from ssdistill.settings import OpenFraction, PositiveInt
+from ssdistill.train.microbatch import by_parts
 
 
 class MAE(Method):
@@ -55,6 +56,7 @@ class MAE(Method):
     kind = "mae"
     paper = "He et al., CVPR 2022, arXiv:2111.06377"
     recipes = ("weak",)
+    accumulates = True
 
     def __init__(
         self,
@@ -93,11 +95,20 @@ class MAE(Method):
     def forward(self, views: list[Tensor], batch: Batch) -> dict[str, Tensor]:
         x_BCHW = (views[0] - self.encoder.mean) / self.encoder.std
         order_BN = shuffled(batch, self.num_patches)
-        token_BLD = self.encode(x_BCHW, order_BN[:, : self.num_visible])
-        predicted_BMP = self.restore(token_BLD, order_BN)
+        predicted_BMP, z_BD = by_parts(self.encoder, self, self.reconstruct, x_BCHW, order_BN)
+        self.last_embeddings = [z_BD.detach()]
         with torch.autocast(x_BCHW.device.type, enabled=False):
             target_BMP = self.targets(x_BCHW.float(), order_BN[:, self.num_visible :])
             return {self.kind: F.mse_loss(predicted_BMP.float(), target_BMP)}
+
+    def reconstruct(self, x_BCHW: Tensor, order_BN: Tensor) -> tuple[Tensor, Tensor]:
+        """The masked patches' pixels (B, M, P), and the pooled tokens (B, D) of the others."""
+        net = cast("VisionTransformer", self.encoder.net)
+        token_BLD = self.encode(x_BCHW, order_BN[:, : self.num_visible])
+        with torch.no_grad():
+            z_BD = net.forward_head(token_BLD.detach(), pre_logits=True)
+        # Networks that average their tokens have their last norm behind the pooling.
+        return self.restore(net.fc_norm(token_BLD), order_BN), z_BD
 
     def targets(self, x_BCHW: Tensor, masked_BM: Tensor) -> Tensor:
         """Pixels (B, M, P) of the patches indexed by ``masked_BM``, from normalized images."""
@@ -105,7 +116,7 @@ class MAE(Method):
         return normalize_mean_var(target_BMP) if self.normalize_targets else target_BMP
 
     def encode(self, x_BCHW: Tensor, visible_BV: Tensor) -> Tensor:
-        """Encode the patches indexed by ``visible_BV`` to tokens (B, prefix + V, D), normed."""
+        """Encode the patches indexed by ``visible_BV`` to tokens (B, prefix + V, D)."""
         net = cast("VisionTransformer", self.encoder.net)
         prefix = net.num_prefix_tokens
 
@@ -117,13 +128,9 @@ class MAE(Method):
         # timm's place for leaving out patches: after the positions, before the first block.
         hook = net.patch_drop.register_forward_hook(keep)
         try:
-            token_BLD = net.forward_features(x_BCHW)
+            return net.forward_features(x_BCHW)
         finally:
             hook.remove()
-        with torch.no_grad():
-            self.last_embeddings = [net.forward_head(token_BLD.detach(), pre_logits=True)]
-        # Networks that average their tokens have their last norm behind the pooling.
-        return net.fc_norm(token_BLD)
 
     def restore(self, token_BLD: Tensor, order_BN: Tensor) -> Tensor:
         """Decode the pixels (B, M, P) of the patches that were not encoded."""

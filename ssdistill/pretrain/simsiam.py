@@ -43,6 +43,7 @@ class SimSiam(Method):
     kind = "simsiam"
     paper = "Chen and He, CVPR 2021, arXiv:2011.10566"
     recipes = ("strong", "strong")
+    accumulates = True
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,12 +32,12 @@ def synchronized(task: nn.Module) -> Iterator[None]:
         norms = []
     for norm in norms:
         # A partial, not a closure: a deep copy of the network calls its own batch norms.
-        norm.forward = lambda x, norm=norm: _forward(norm, x)
+        vars(norm)["forward"] = partial(_forward, norm)
     try:
         yield
     finally:
         for norm in norms:
-            del norm.forward
+            del vars(norm)["forward"]
 
 
 def _forward(norm: _BatchNorm, x: Tensor) -> Tensor:

@@ -32,8 +32,20 @@ class SharedLayer:
     ) -> dict[str, Tensor]:
         """Return the norm of each loss's gradient at the shared weight, by name of the loss.
 
+        See :meth:`gradients`.
+        """
+        gradient_by_loss = self.gradients(losses, backward)
+        return {loss: gradient.norm() for loss, gradient in gradient_by_loss.items()}
+
+    def gradients(
+        self,
+        losses: Mapping[str, Tensor],
+        backward: Callable[..., None] = torch.autograd.backward,
+    ) -> dict[str, Tensor]:
+        """Return each loss's gradient at the shared weight, by name of the loss.
+
         Costs one backward pass a loss; the graph is kept. Call it before the step's own backward
-        pass: every weight's ``grad`` must be None, and is None again afterwards.
+        pass: every weight's ``grad`` is afterwards what it was.
 
         Args:
             losses: scalars, by name.
@@ -53,14 +65,17 @@ class SharedLayer:
             return {}
         deepest = shared[-1]
         self.name = names[deepest]
-        return {loss: gradients[deepest].norm() for loss, gradients in gradients_by_loss.items()}
+        return {loss: gradients[deepest] for loss, gradients in gradients_by_loss.items()}
 
     def _gradients(
         self, loss: Tensor, names: list[str], backward: Callable[..., None]
     ) -> list[Tensor | None]:
         weights = [self._weights[name] for name in names]
-        backward(loss, inputs=weights, retain_graph=True)
-        gradients = [weight.grad for weight in weights]
+        before = [weight.grad for weight in weights]
         for weight in weights:
             weight.grad = None
+        backward(loss, inputs=weights, retain_graph=True)
+        gradients = [weight.grad for weight in weights]
+        for weight, gradient in zip(weights, before, strict=True):
+            weight.grad = gradient
         return gradients

@@ -36,6 +36,7 @@ from ssdistill.train.guard import Guard
 from ssdistill.train.interrupt import Interruptible
 from ssdistill.train.observers import Observer
 from ssdistill.train.optim import OptimSettings, build_optimizer, set_rates
+from ssdistill.train.passes import Passes
 from ssdistill.train.progress import TrainingProgress
 from ssdistill.train.seeding import random_state, restore_random_state
 from ssdistill.train.task import Task
@@ -66,6 +67,8 @@ class Training:
         memory_format: layout of images and weights.
         image_size: of the views in pixels; None is what the task's encoder takes.
         sync_batchnorm: whether several processes normalize by the statistics of the whole batch.
+        microbatch: images that an encoder encodes at a time; None for the whole batch.
+        accumulate: parts of a batch whose gradients are added up for one step.
         progress: a bar on the terminal.
     """
 
@@ -81,6 +84,8 @@ class Training:
     memory_format: torch.memory_format = torch.contiguous_format
     image_size: Size | None = None
     sync_batchnorm: bool = True
+    microbatch: int | None = None
+    accumulate: int = 1
     progress: bool = True
 
     @property
@@ -193,8 +198,8 @@ class _Update:
         self.task, self.optim = training.task, training.optim
         self.num_steps = training.loader.num_steps
         self.shared = SharedLayer(training.task.encoder)
-        self.model, self.optimizer = fabric.setup(training.task, optimizer)
-        self.backward = fabric.backward
+        model, self.optimizer = fabric.setup(training.task, optimizer)
+        self.passes = Passes(training, model, fabric)
 
     def __call__(
         self, views: list[Tensor], batch: Batch, measure: bool, compare: bool
@@ -207,12 +212,11 @@ class _Update:
         """
         lr = set_rates(self.optimizer, self.optim, batch.step, self.num_steps)
         # The views are made; a compiled or wrapped task has no use for what they were made of.
-        losses = self.model(views, replace(batch, crops={}))
+        batch = replace(batch, crops={})
         weights = self.task.weights_at(batch.step, self.num_steps)
+        losses, pulls = self.passes(views, batch, weights, self.shared if compare else None)
         weighted = {name: weights[name] * loss for name, loss in losses.items()}
         total = torch.as_tensor(sum(weighted.values()))
-        pulls = self.shared.gradient_norms(weighted, self.backward) if compare else {}
-        self.backward(total)
         grad_norm = _clip(self.task, self.optim.clip_grad_norm, measure)
         self.optimizer.step()
         self.optimizer.zero_grad()

@@ -41,6 +41,12 @@ class TrainSettings(Settings):
             images: by ``rankme``, the effective rank of their embeddings (arXiv:2210.02885), or
             by ``lidar``, the rank of what tells images apart (arXiv:2312.04000).
         select_every: fraction of the training between two measurements.
+        microbatch: images that a network encodes at a time, for batches that do not fit the
+            device: the step is that of the whole batch, but batch norms in the networks see one
+            micro-batch, and a step takes about a third longer (GradCache, arXiv:2101.06983);
+            null encodes the batch at once.
+        accumulate: parts of a batch whose gradients are added up for one step; for losses that
+            are means over images (``ssdistill list``). All batch norms see one part.
     """
 
     steps: PositiveInt | None = None
@@ -51,6 +57,8 @@ class TrainSettings(Settings):
     seed: NonNegativeInt | None = None
     select: Literal["last", "rankme", "lidar"] = "last"
     select_every: OpenFraction = 0.05
+    microbatch: PositiveInt | None = None
+    accumulate: PositiveInt = 1
 
     @model_validator(mode="after")
     def _one_length(self) -> "TrainSettings":
@@ -58,10 +66,20 @@ class TrainSettings(Settings):
             raise ValueError("set exactly one of steps and epochs")
         return self
 
+    @model_validator(mode="after")
+    def _parts_of_a_batch(self) -> "TrainSettings":
+        if self.accumulate > self.batch_size:
+            raise ValueError(
+                f"accumulate={self.accumulate} exceeds batch_size={self.batch_size}; lower it"
+            )
+        return self
+
     @model_serializer(mode="wrap")
     def _without_idle_settings(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # What selects nothing must not tell one stage from another.
+        # What selects or cuts nothing must not tell one stage from another.
         idle = ("select", "select_every") if self.select == "last" else ()
+        idle += ("microbatch",) if self.microbatch is None else ()
+        idle += ("accumulate",) if self.accumulate == 1 else ()
         return {name: value for name, value in handler(self).items() if name not in idle}
 
     def num_steps(self, steps_per_epoch: int) -> int:

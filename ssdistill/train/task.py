@@ -19,6 +19,7 @@ class Task(nn.Module):
         extra_views: names of further views it needs, of :data:`ssdistill.data.extra.EXTRA`.
         neighbors_NK: images like each training image, where an extra view shows one.
 
+        teachers: networks it learns from that are no submodules of it, by name.
         rates: multipliers of the learning rate by parameter name; 1 for those not named.
 
     and, at every forward, ``last_embeddings``: what the encoder has just made of the views it
@@ -30,6 +31,7 @@ class Task(nn.Module):
     num_views: int
     extra_views: tuple[str, ...] = ()
     neighbors_NK: np.ndarray | None = None
+    teachers: Mapping[str, Encoder] = MappingProxyType({})
     rates: Mapping[str, float] = MappingProxyType({})
     last_embeddings: list[Tensor]
 
@@ -40,6 +42,14 @@ class Task(nn.Module):
     def weights_at(self, step: int, num_steps: int) -> dict[str, float]:
         """Return the weight of each loss in the total at one step, by name."""
         raise TypeError(f"{type(self).__name__} must define weights")
+
+    @property
+    def comparing(self) -> tuple[str, ...]:
+        """Names of what compares the images of a batch, or remembers them for the next one.
+
+        The loss of a batch is then not the mean of those of its parts.
+        """
+        return ()
 
     @property
     def exported(self) -> tuple[Encoder, nn.Module | None]:

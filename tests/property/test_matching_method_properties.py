@@ -23,9 +23,9 @@ from ssdistill.models.representation import Outputs, Representation
 COUNT = 8
 
 
-def make_batch(step: int = 0) -> Batch:
-    images = torch.zeros(COUNT, 1, 1, 3, dtype=torch.uint8)
-    return Batch(images, torch.arange(COUNT), 0, step, 10)
+def make_batch(step: int = 0, count: int = COUNT) -> Batch:
+    images = torch.zeros(count, 1, 1, 3, dtype=torch.uint8)
+    return Batch(images, torch.arange(count), 0, step, 10)
 
 
 def direct_ssim(s_HW: np.ndarray, t_HW: np.ndarray, dynamic: float, width: int) -> np.ndarray:
@@ -173,7 +173,7 @@ def mgd(mask: str, masked: float) -> MGD:
 def test_mgd_blanks_out_the_share_asked_for(mask, shape):
     loss_of = mgd(mask, 0.15)
     t_BCHW = torch.zeros(400, 32, 8, 8)
-    keep = loss_of.draw_keep(t_BCHW, torch.Generator().manual_seed(0))
+    keep = loss_of.draw_keep(t_BCHW, torch.Generator().manual_seed(0), make_batch(count=400))
     assert keep.shape == (400, *shape)
     assert float(keep.float().mean()) == pytest.approx(0.85, abs=0.01)
 

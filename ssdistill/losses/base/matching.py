@@ -122,6 +122,8 @@ class PlainRegression(Regression):
         self.centers = nn.ModuleList(
             MapMean(width) if center_teacher else nn.Identity() for width in self.widths
         )
+        if center_teacher:
+            self.accumulates = False
 
     def targets(self, number: int, views: list[Tensor], batch: Batch) -> list[Tensor]:
         return self.centers[number](views)

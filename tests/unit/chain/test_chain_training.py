@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ssdistill.artifacts.artifact import save_encoder
+from ssdistill.chain import compression
 from ssdistill.chain import training as training_module
 from ssdistill.chain.compression import _context, _Training
 from ssdistill.chain.plan import evaluations_of, latency_stage, models_of
@@ -16,6 +17,7 @@ from ssdistill.chain.workspace import MODEL
 from ssdistill.experiment.sections import DistillSettings
 from ssdistill.record.run import Run
 from ssdistill.record.tracker import Tracker, TrackingSettings
+from ssdistill.train.settings import TrainSettings
 
 FIXED = "device={precision: fp32, memory_format: contiguous, accelerator: cpu}"
 TWO_LOSSES = {
@@ -298,3 +300,35 @@ def test_as_many_images_are_shown_as_one_looks_at(make_store):
     shown = training_module._first_images(torch.zeros(40, 3, 4, 4), 6, 6, make_store())
     assert shown.shape == (training_module.SHOWN_IMAGES, 6, 6, 3)
     assert shown[:, :4, :4].max() == 0 and shown[:, 4:].min() == shown[:, :, 4:].min() == 255
+
+
+@pytest.mark.parametrize(("parts", "expected"), [(4, 4), (8, 8)])
+def test_a_recovery_cuts_its_batches_as_the_distillation_does(
+    make_workspace, monkeypatch, parts, expected
+):
+    losses = "distill.losses={feature: {kind: simreg}}"
+    workspace = make_workspace(FIXED, losses, f"distill.accumulate={parts}", "distill.microbatch=3")
+    stage, seen = models_of(workspace, 0)["recovered"], []
+
+    def train(task, training, *rest):
+        seen.append(training)
+        return {}
+
+    monkeypatch.setattr(compression, "build_distiller", lambda *args: None)
+    monkeypatch.setattr(compression, "train", train)
+    training = TrainSettings(steps=1, batch_size=8)
+    _Training(stage, workspace, SimpleNamespace(), {}).train(None, {"teacher": None}, training)
+    assert (seen[0].microbatch, seen[0].accumulate) == (3, expected)
+    assert seen[0].batch_size == 8
+
+
+def test_a_stage_trains_with_the_cuts_of_its_settings(make_workspace, make_encoder):
+    workspace = make_workspace(FIXED)
+    stage = models_of(workspace, 0)["distilled"]
+    for cut in ({}, {"microbatch": 3, "accumulate": 2}):
+        settings = DistillSettings(steps=1, batch_size=8, losses={"a": {"kind": "simreg"}}, **cut)
+        teacher = {"teacher": make_encoder(1)}
+        task = build_distiller(make_encoder(), teacher, settings, stage, workspace)
+        training, _ = prepare(task, settings, stage, workspace)
+        expected = (cut.get("microbatch"), cut.get("accumulate", 1))
+        assert (training.microbatch, training.accumulate) == expected

@@ -196,7 +196,7 @@ def test_a_recovery_from_single_images_is_refused_where_its_losses_compare_image
 def tried(monkeypatch):
     """The keys of the trainings of which a step was tried."""
     keys = []
-    monkeypatch.setattr(checks, "check_step", lambda *args: keys.append(args[-1]) or [])
+    monkeypatch.setattr(checks, "check_step", lambda *args: keys.append(args[5]) or [])
     return keys
 
 
@@ -267,3 +267,31 @@ def test_a_step_through_very_many_layers_is_noticed_and_not_tried(check, monkeyp
     for notice in check():
         assert "skipped the trial step: " in notice and " layers take too long" in notice
     assert [notice.split(":")[0] for notice in check()] == ["pretrain", "distill"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            "distill.losses.queue={kind: seed}",
+            r"^distill\.accumulate=2: not a mean over images: losses\.queue; set accumulate=1 and "
+            "microbatch=4, which is exact for every loss$",
+        ),
+        ("pretrain.accumulate=2", r"^pretrain\.accumulate=2: not a mean over images: simclr; set "),
+        (
+            "distill.accumulate=8",
+            r"^distill\.accumulate=8: batch statistics require at least 2 images; lower accumulate",
+        ),
+        (
+            "distill.microbatch=1",
+            r"^distill\.microbatch=1: batch statistics require at least 2 images; set a larger "
+            "microbatch",
+        ),
+    ],
+)
+def test_batches_cut_too_finely_or_at_the_wrong_place_are_refused(check, change, message):
+    # Maps of one position: their batch norms need two images.
+    views = "distill.views=[{recipe: weak, size: 2}]" if "microbatch=1" in change else "seeds=[0]"
+    assert check("distill.accumulate=2", "distill.microbatch=2", views) == []
+    with pytest.raises(UserError, match=message):
+        check("distill.accumulate=2", change, views)

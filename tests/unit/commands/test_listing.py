@@ -83,9 +83,16 @@ def test_a_loss_is_listed_under_its_family_with_paper_and_what_it_reads():
         expected = {"simreg": "1 same", "infonce": "2 other"}
         expected["bingo"] = "2 [[0, 1]] + cutmix, neighbor_0, neighbor_1"
         assert {k: v for k, v in views.items() if expected.get(k, v) != v} == {}
+        means = dict(zip(cells_of(table, "kind"), cells_of(table, "accumulates"), strict=True))
+        expected = {"simreg": "yes", "infonce": "no"}
+        assert {k: v for k, v in means.items() if expected.get(k, v) != v} == {}
     assert cells_of(listings("methods")[0], "paper") == [
         cls.paper for cls in METHODS.classes.values()
     ]
+    accumulated = dict(
+        zip(*(cells_of(listings("methods")[0], c) for c in ("kind", "accumulates")), strict=True)
+    )
+    assert (accumulated["byol"], accumulated["simclr"]) == ("yes", "no")
 
 
 def test_markup_in_a_docstring_is_shown_as_it_is():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from ssdistill.data import batch as batch_module
 from ssdistill.data.batch import Batch
 from ssdistill.models.backbones import EncoderSettings, build_encoder
 from ssdistill.pretrain import autoencoder
@@ -142,9 +143,9 @@ def test_the_decoder_reaches_any_size_by_doubling(size, maps):
 
 
 def test_processes_draw_their_parts_of_the_noise_that_one_would_draw(monkeypatch):
-    whole = autoencoder.normal(torch.zeros(6, 3, 4, 4), step=5)
-    monkeypatch.setattr(autoencoder, "world_size", lambda: 3)
+    whole = autoencoder.normal(torch.zeros(6, 3, 4, 4), make_batch(5, count=6))
+    monkeypatch.setattr(batch_module, "world_size", lambda: 3)
     for rank in range(3):
-        monkeypatch.setattr(autoencoder, "rank", lambda rank=rank: rank)
-        part = autoencoder.normal(torch.zeros(2, 3, 4, 4), step=5)
+        monkeypatch.setattr(batch_module, "rank", lambda rank=rank: rank)
+        part = autoencoder.normal(torch.zeros(2, 3, 4, 4), make_batch(5, count=2))
         assert torch.equal(part, whole[2 * rank : 2 * rank + 2])
