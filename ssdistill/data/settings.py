@@ -110,6 +110,9 @@ class StoreSettings(Settings):
         verify: read all images again that were indexed or stored before, even if their sizes and
             times are unchanged, and correct the index or the store; for ``tar``, also compare the
             archives with their ``checksums.sha256``.
+        read_seconds: time after which a read of an image that has not returned, for instance from
+            a network file system that stopped answering, is given up and repeated; after four
+            such reads the image counts as unreadable.
     """
 
     image_size: StoredSize | None = None
@@ -133,6 +136,7 @@ class StoreSettings(Settings):
     color: Color = "ignore"
     frames: FrameChoice = "first"
     verify: bool = False
+    read_seconds: Annotated[float, Field(gt=0, le=86_400)] = 120.0
 
     @model_validator(mode="after")
     def _fits(self) -> "StoreSettings":
@@ -180,7 +184,7 @@ class StoreSettings(Settings):
     @property
     def reading(self) -> Reading:
         """How images are read."""
-        return Reading(self.color, self.frames)
+        return Reading(self.color, self.frames, seconds=self.read_seconds)
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -190,5 +194,6 @@ class StoreSettings(Settings):
         for name in (*LATER, *own):
             if getattr(self, name) == fields[name].default:
                 values.pop(name, None)
-        values.pop("verify", None)  # verifying does not change the images
+        for name in ("verify", "read_seconds"):  # neither changes the images
+            values.pop(name, None)
         return values
