@@ -63,6 +63,21 @@ def _pairs(window: Any) -> Any:
     return window
 
 
+def _three(display: Any) -> Any:
+    """Check the form of a list of positions, since each missing one is a problem of its own."""
+    if display is None:
+        return display
+    is_list = isinstance(display, (list, tuple)) and len(display) == 3
+    if not is_list or any(
+        not isinstance(place, int) or isinstance(place, bool) or place < 0 for place in display
+    ):
+        raise ValueError(
+            "must be three positions in data.channels, from 0, to show as red, green and blue, "
+            "such as [2, 1, 0] or, for one channel in gray, [0, 0, 0]; or null to choose them"
+        )
+    return display
+
+
 def _storable(size: Any) -> Any:
     if size is not None and max(height_width(size)) > LARGEST_SIDE:
         raise ValueError(f"sides of at most {LARGEST_SIDE} pixels are possible")
@@ -131,7 +146,9 @@ class StoreSettings(Settings):
     ] = None
     view_size: StoredSize | None = None
     resize: Resize = "crop"
-    display: tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt] | None = None
+    display: Annotated[
+        tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt] | None, BeforeValidator(_three)
+    ] = None
 
     color: Color = "ignore"
     frames: FrameChoice = "first"

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from ssdistill.errors import UserError, nearest, shortened
 from ssdistill.settings.places import hint, is_model, item_types, kind_of, members, names, tag
-from ssdistill.settings.wording import as_yaml, is_of_type, kinds_among, what_is_wrong
+from ssdistill.settings.wording import as_yaml, is_of_type, kinds_among, of_length, what_is_wrong
 
 
 def describe(file: Path, error: ValidationError, model: type[BaseModel]) -> str:
@@ -24,6 +24,12 @@ def describe(file: Path, error: ValidationError, model: type[BaseModel]) -> str:
         key = shortened(".".join(keys), 200) or "the file"
         if problem["type"] == "extra_forbidden":
             lines.append(f"  {key}: no such setting{hint(keys[-1], siblings, model)}")
+        elif problem["type"] == "missing" and isinstance(problem["loc"][-1], int):
+            # An item of a list of fixed length; the input is the whole list.
+            keys, _, annotation = _locate(problem["loc"][:-1], model)
+            lines.append(f"  {'.'.join(keys)}: {of_length(annotation)}{_received(problem)}")
+        elif problem["type"] == "too_long" and of_length(annotation):
+            lines.append(f"  {key}: {of_length(annotation)}{_received(problem)}")
         elif problem["type"] == "missing":
             lines.append(f"  {key}: required")
         elif problem["type"] in ("union_tag_invalid", "union_tag_not_found"):

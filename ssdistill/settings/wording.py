@@ -1,7 +1,7 @@
 """Word what pydantic finds wrong with a value as one who writes YAML would, without our classes."""
 
 from collections.abc import Mapping
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
 from ssdistill.errors import shortened
 from ssdistill.settings.places import is_model, kind_of, members
@@ -44,6 +44,17 @@ def what_is_wrong(problem: Mapping[str, Any], annotation: Any = Any) -> str:
 def kinds_among(types: list[Any]) -> list[str]:
     """Return the kinds of the mappings that a value may be, in their order."""
     return [kind for model in types if is_model(model) and (kind := kind_of(model))]
+
+
+def of_length(annotation: Any) -> str:
+    """Return what a list of fixed length should be; empty where lengths are free."""
+    types = members(annotation)
+    null = ", or null" if type(None) in types else ""
+    for part in types:
+        items = get_args(part)
+        if get_origin(part) is tuple and Ellipsis not in items:
+            return f"input should be a list of {len(items)} values{null}"
+    return ""
 
 
 def as_yaml(value: Any) -> str:

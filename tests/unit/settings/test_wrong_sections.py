@@ -131,6 +131,10 @@ def test_a_list_in_place_of_a_section_is_refused_by_key_and_remedy():
         ({"paper": {"claims": [3]}}, "paper.claims.0: input should be a mapping of settings (got"),
         ({"distill": {"views": 3, "losses": {}}}, "distill.views: input should be a list, such as "
                                                   "[a, b], or null (got 3)"),
+        ({"distill": {"views": [{"scale": [0.2]}], "losses": {}}}, "distill.views.0.scale: input "
+                                                     "should be a list of 2 values (got [0.2])"),
+        ({"distill": {"views": [{"scale": [1, 1, 1]}], "losses": {}}}, "distill.views.0.scale: "
+                                                     "input should be a list of 2 values (got [1"),
         ({"distill": {"losses": {}}}, "losses: mapping should have at least 1 item"),
     ],
 )  # fmt: skip
