@@ -23,6 +23,7 @@ from ssdistill.errors import UserError, shortened
 from ssdistill.models.allowed_args import refused_argument
 from ssdistill.models.spec import IMAGENET_MEAN, IMAGENET_STD, LARGEST_STEM, EncoderSpec
 from ssdistill.settings import as_size, height_width
+from ssdistill.settings.wording import what_is_wrong
 
 FORMAT = 1
 DESCRIPTION = "model.json"
@@ -224,11 +225,10 @@ def _content(path: Path) -> bytes:
 def _one_line(path: Path, error: pydantic.ValidationError, *inside: str) -> str:
     problem = error.errors(include_url=False)[0]
     place = [*inside, *(str(part) for part in problem["loc"])]
-    reason = " ".join(problem["msg"].removeprefix("Value error, ").split())
+    reason = what_is_wrong(problem)
     if not place:
         return f"{path} does not describe a model ({reason}); {REMEDY}"
     # What is wrong with a value that is absent is that it is absent.
     received = "" if problem["type"] == "missing" else f", got {shortened(repr(problem['input']))}"
     key = shortened(".".join(place), 100)
-    reason = f"{reason[:1].lower()}{reason[1:]}{received}"
-    return f"the {shortened(place[0])} in {path} is invalid ({key}: {reason}); {REMEDY}"
+    return f"the {shortened(place[0])} in {path} is invalid ({key}: {reason}{received}); {REMEDY}"

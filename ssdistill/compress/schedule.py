@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from ssdistill.compress import StepSettings
 from ssdistill.errors import UserError
 from ssdistill.settings.registry import STEPS
+from ssdistill.settings.wording import what_is_wrong
 
 if TYPE_CHECKING:
     from ssdistill.settings.kinds.steps import PruneSettings, ZerosSettings
@@ -67,5 +68,5 @@ def between_rounds(
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join([f"{settings.kind}.recover", *map(str, first["loc"])])
-            raise UserError(f"{key}: {first['msg']}") from error
+            raise UserError(f"{key}: {what_is_wrong(first)}") from error
     return steps

@@ -5,7 +5,6 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 from ssdistill.data.bad_image import BadImage
 from ssdistill.data.deep_pixels import Window, around, full_range, has_usable_width
 from ssdistill.data.form import Form
+from ssdistill.data.patience import PatientPool
 from ssdistill.data.progress import with_bar
 from ssdistill.data.retry import retried
 from ssdistill.data.splits import RawSplit, Source
@@ -171,7 +171,7 @@ def _first_type(raw: RawSplit, form: Form) -> np.dtype:
     unreadable, few = list[str](), list[str]()
     for row in range(len(raw)):
         try:
-            bands_HWC = retried(raw.bands, row, raw.name(row))
+            bands_HWC = _bands(raw, row)
         except BadImage as error:
             unreadable.append(f"first {shown(raw.name(row))} ({error.reason})")
             continue
@@ -194,16 +194,16 @@ def _measured(raw: RawSplit, form: Form, dtype: np.dtype) -> dict[str, list[floa
 
     def extremes(row: int) -> np.ndarray | None:
         try:
-            bands_HWC = chosen(retried(raw.bands, row, raw.name(row)), channels)
+            bands_HWC = chosen(_bands(raw, row), channels)
         except BadImage:  # reported when the image is stored
             return None
         return _ends(bands_HWC.reshape(-1, len(channels))) if bands_HWC.dtype == dtype else None
 
     def pieces() -> Iterator[tuple[range, list[np.ndarray | None]]]:
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        with PatientPool(os.cpu_count() or 1, "measuring") as pool:
             for start in range(0, len(raw), PIECE):
                 rows = range(start, min(start + PIECE, len(raw)))
-                yield rows, list(pool.map(extremes, rows))
+                yield rows, pool.map(extremes, rows)
 
     ends_4C = None
     for _, found in with_bar(pieces(), len(raw), f"measuring {raw.title}"):
@@ -215,6 +215,10 @@ def _measured(raw: RawSplit, form: Form, dtype: np.dtype) -> dict[str, list[floa
         raise UserError(f"{shown(raw.title)}: no {dtype} image can be read; replace them")
     _warn_of_fill(raw, form, ends_4C)
     return {"low": ends_4C[0].tolist(), "high": ends_4C[3].tolist()}
+
+
+def _bands(raw: RawSplit, row: int) -> np.ndarray:
+    return retried(raw.bands, row, raw.name(row), raw.reading.seconds)
 
 
 def _ends(values_NC: np.ndarray) -> np.ndarray:

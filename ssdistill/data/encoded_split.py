@@ -1,15 +1,20 @@
 """A split of encoded images, from any container."""
 
 import io
+import os
 from abc import abstractmethod
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from typing import IO
 
 import numpy as np
 
+from ssdistill.data.bad_image import BadImage
 from ssdistill.data.channel_reader import read_channels
 from ssdistill.data.decode import is_deep_file, read_pixels
+from ssdistill.data.patience import PatientPool
+from ssdistill.data.retry import retried
 from ssdistill.data.splits import RawSplit
 
 
@@ -61,7 +66,18 @@ class EncodedSplit(RawSplit):
         return read_channels(self.original(i), partial(self._note, i))
 
     def deep_rows(self) -> Sequence[int]:
-        return [row for row in range(len(self)) if is_deep_file(self.read(row))]
+        with PatientPool(os.cpu_count() or 1, "reading") as pool:
+            flags = pool.map(self._is_deep, range(len(self)))
+        return [row for row, flag in enumerate(flags) if flag]
+
+    def is_deep(self, i: int) -> bool:
+        """Return whether image ``i`` has more than 8 bits per channel; False if unreadable."""
+        return is_deep_file(self.read(i))
+
+    def _is_deep(self, row: int) -> bool:
+        with suppress(BadImage):  # reported when the image is read
+            return retried(self.is_deep, row, self.name(row), self.reading.seconds)
+        return False
 
     def notes(self) -> list[str]:
         return [phrase for _, phrase in list(self._notes)]

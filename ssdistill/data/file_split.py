@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
-from itertools import chain
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -72,13 +71,8 @@ class FileSplit(EncodedSplit):
     def bands(self, i: int) -> np.ndarray:
         return read_channels(self.path(i), partial(self._note, i))
 
-    def deep_rows(self) -> Sequence[int]:
-        def deep(paths: list[bytes]) -> list[bool]:
-            return [is_deep_file(os.fsdecode(path)) for path in paths]
-
-        pieces = (paths for _, paths in self._pieces())
-        flags = chain.from_iterable(_in_threads(deep, pieces, os.cpu_count() or 1))
-        return [row for row, flag in enumerate(flags) if flag]
+    def is_deep(self, i: int) -> bool:
+        return is_deep_file(self.path(i))
 
     def name(self, i: int) -> str:
         (_, names), *others = self.roots

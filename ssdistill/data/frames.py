@@ -5,7 +5,6 @@ import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from ssdistill.data.encoded_split import EncodedSplit
 from ssdistill.data.file_split import FileSplit
 from ssdistill.data.formats import JXL, open_image
 from ssdistill.data.header import JPEG_START
+from ssdistill.data.patience import PatientPool
 from ssdistill.data.progress import with_bar
 from ssdistill.data.retry import retried
 
@@ -61,10 +61,10 @@ class FrameSplit(EncodedSplit):
             return count_F
 
         def pieces() -> Iterator[tuple[list[int], list[int]]]:
-            with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            with PatientPool(os.cpu_count() or 1, "counting") as pool:
                 for start in range(0, len(unknown), PIECE):
                     piece = unknown[start : start + PIECE].tolist()
-                    yield piece, list(pool.map(partial(_count, self.raw), piece))
+                    yield piece, pool.map(partial(_count, self.raw), piece)
 
         # Nothing is decoded, so no image is too large.
         with pixel_limit(sys.maxsize):
@@ -193,7 +193,7 @@ def _count(raw: EncodedSplit, row: int) -> int:
             return num_frames(file)
 
     try:
-        number = retried(count, row, raw.name(row))
+        number = retried(count, row, raw.name(row), raw.reading.seconds)
     except Exception:  # Pillow raises all kinds of errors; reported when the image is read
         return 1
     return number if 1 <= number <= MOST_FRAMES else 0

@@ -69,7 +69,11 @@ class Holding:
 
     def whole(self, raw: RawSplit, row: int) -> np.ndarray:
         """Return an image with its final values, (H, W, C) in its original size."""
-        return self.shown(retried(partial(self.read, raw), row, raw.name(row)))
+        return self.shown(self.retrieved(raw, row))
+
+    def retrieved(self, raw: RawSplit, row: int) -> np.ndarray:
+        """Return the result of :meth:`read`, in several attempts if the system fails."""
+        return retried(partial(self.read, raw), row, raw.name(row), raw.reading.seconds)
 
     def beyond(self, pixels: np.ndarray) -> np.ndarray | None:
         """Return the fraction of each channel beyond its window; None without a window."""
@@ -97,7 +101,7 @@ class Squarer:
 
     def __call__(self, row: int) -> np.ndarray | BadImage:
         try:
-            pixels = self.holding.read(self.raw, row)
+            pixels = self.holding.retrieved(self.raw, row)
             held_HWC = self.holding.shown(pixels)
         except BadImage as error:
             return error

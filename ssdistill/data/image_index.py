@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +19,7 @@ from ssdistill.data.channel_reader import ChannelHeader
 from ssdistill.data.checksums import block_checksums
 from ssdistill.data.encoded_split import EncodedSplit
 from ssdistill.data.header import Header
+from ssdistill.data.patience import PatientPool
 from ssdistill.data.progress import with_bar
 from ssdistill.data.retry import retried
 from ssdistill.errors import UserError
@@ -154,10 +154,10 @@ def _entries(
     images: "Described", rows: np.ndarray
 ) -> Iterator[tuple[int, tuple[int, int, int] | BadImage]]:
     def pieces() -> Iterator[tuple[list[int], list]]:
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        with PatientPool(os.cpu_count() or 1, "indexing") as pool:
             for start in range(0, len(rows), PIECE):
                 piece = rows[start : start + PIECE].tolist()
-                yield piece, list(pool.map(images.entry, piece))
+                yield piece, pool.map(images.entry, piece)
 
     for piece, entries in with_bar(pieces(), len(rows), f"indexing {images.raw.title}"):
         yield from zip(piece, entries, strict=True)
@@ -179,9 +179,10 @@ class Described:
         An image without the end marker of its format is decoded, to see whether it is truncated.
         """
         try:
-            digest, header = retried(self._ends, row, self.raw.name(row))
+            name, seconds = self.raw.name(row), self.raw.reading.seconds
+            digest, header = retried(self._ends, row, name, seconds)
             if header.suspicious:
-                self._decode(row)
+                retried(self._decode, row, name, seconds)
         except BadImage as error:
             return error
         return digest, header.height, header.width | (int(DEEP) if header.deep else 0)

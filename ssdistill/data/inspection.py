@@ -5,7 +5,6 @@ import io
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -16,6 +15,7 @@ from ssdistill.data.decode import ANIMATIONS, TRANSPARENT, pixel_limit, read_pix
 from ssdistill.data.displaying import displayed
 from ssdistill.data.form import RGB, Form
 from ssdistill.data.formats import open_image
+from ssdistill.data.patience import PatientPool
 from ssdistill.data.progress import with_bar
 from ssdistill.data.retry import retried
 from ssdistill.data.splits import RawSplit
@@ -87,25 +87,26 @@ class Inspected:
 
 
 def _pieces(raw: RawSplit, form: Form) -> Iterator[tuple[range, list[tuple | BadImage]]]:
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with PatientPool(os.cpu_count() or 1, "checking") as pool:
         for start in range(0, len(raw), PIECE):
             rows = range(start, min(start + PIECE, len(raw)))
-            yield rows, list(pool.map(partial(_fact, raw, form), rows))
+            yield rows, pool.map(partial(_fact, raw, form), rows)
 
 
 def _fact(raw: RawSplit, form: Form, row: int) -> tuple | BadImage:
     """Return hash, height, width and flags of an image."""
     try:
         encoded, flags = raw.encoded(), 0
+        name, seconds = raw.name(row), raw.reading.seconds
         if form.channels is not None:
-            pixels = chosen(retried(raw.bands, row, raw.name(row)), form.channels)
-            file = encoded and retried(encoded.original, row, raw.name(row))
+            pixels = chosen(retried(raw.bands, row, name, seconds), form.channels)
+            file = encoded and retried(encoded.original, row, name, seconds)
             content = file or f"{pixels.shape} {pixels.dtype}".encode() + pixels.tobytes()
         elif encoded is None:
             pixels = raw.image(row)
             content = f"{pixels.shape} {pixels.dtype}".encode() + pixels.tobytes()
         else:
-            content = retried(encoded.read, row, raw.name(row))
+            content = retried(encoded.read, row, name, seconds)
             frame = encoded.frame(row)
             pixels, flags = read_pixels(content, frame=frame), _mode_of(content)
             content += f"#{frame}".encode() if frame else b""

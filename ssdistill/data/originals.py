@@ -7,9 +7,8 @@ Images are read by threads, since decoding and resizing release the GIL.
 import logging
 import os
 import threading
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -27,10 +26,11 @@ from ssdistill.data.held_pixels import Holding
 from ssdistill.data.image_color import ImageColor, color_
 from ssdistill.data.image_index import ImageIndex
 from ssdistill.data.image_set import ImageSet
+from ssdistill.data.patience import PatientPool
 from ssdistill.data.resizing import central, fitted
 from ssdistill.data.retry import retried
 from ssdistill.data.splits import Source
-from ssdistill.data.thread_pool import each, thread_pool
+from ssdistill.data.thread_pool import thread_pool
 from ssdistill.errors import UserError, shown
 from ssdistill.settings import Size, height_width
 
@@ -38,6 +38,17 @@ log = logging.getLogger(__name__)
 
 _one_giant = threading.Lock()
 """Held while any thread has a giant in memory; see ``decode.GIANT_PIXELS``."""
+
+
+@contextmanager
+def _turn_of_giant(seconds: float) -> Iterator[None]:
+    # After that time the read of the giant whose turn it is hangs.
+    has_turn = _one_giant.acquire(timeout=seconds)
+    try:
+        yield
+    finally:
+        if has_turn:
+            _one_giant.release()
 
 
 class Originals(ImageSet):
@@ -97,7 +108,7 @@ class Originals(ImageSet):
         return self._stored
 
     @cached_property
-    def _pool(self) -> ThreadPoolExecutor:
+    def _pool(self) -> PatientPool:
         return thread_pool(self.workers, "cutting")
 
     def rows(self, position_B: np.ndarray) -> np.ndarray:
@@ -163,7 +174,7 @@ class Originals(ImageSet):
                     color_(part_CHW, colors[b], crops_BCHW[b])
 
         # Read files in ascending order.
-        each(self._pool, self.workers, fill, np.argsort(row_B, kind="stable").tolist())
+        self._pool.map(fill, np.argsort(row_B, kind="stable").tolist())
         self._check_failed()
         return crops_V
 
@@ -191,14 +202,15 @@ class Originals(ImageSet):
                 self._count(row, error.reason)
                 squares_BHWC[b] = self._blank.numpy()
 
-        each(self._pool, self.workers, fill, range(len(row_B)))
+        self._pool.map(fill, range(len(row_B)))
         self._check_failed()
         return squares_BHWC
 
     def _turn(self, row: int) -> AbstractContextManager:
         """Return the context in which to decode and crop an image: giants take turns."""
         height, width = self.index.sizes(np.array([row]))
-        return _one_giant if int(height[0]) * int(width[0]) > GIANT_PIXELS else nullcontext()
+        giant = int(height[0]) * int(width[0]) > GIANT_PIXELS
+        return _turn_of_giant(self.raw.reading.seconds) if giant else nullcontext()
 
     def _decoded(self, row: int, reduction: int) -> tuple[Tensor, int]:
         if self.form.channels is not None:
@@ -206,7 +218,7 @@ class Originals(ImageSet):
             if not held_HWC.flags.writeable:
                 held_HWC = held_HWC.copy()
             return torch.from_numpy(held_HWC).permute(2, 0, 1), 1
-        data = retried(self.raw.read, row, self.raw.name(row))
+        data = retried(self.raw.read, row, self.raw.name(row), self.raw.reading.seconds)
         color, frame = self.raw.reading.color, self.raw.frame(row)
         return decode(data, reduction, self.window, color=color, frame=frame)
 

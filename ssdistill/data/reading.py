@@ -18,12 +18,14 @@ class Reading:
         frames: ``all`` reads each frame of an animation, and each page of a TIFF, as an image.
         folder: where numbers of frames are cached; None disables caching.
         keeps: whether to write the cache, rather than only read it.
+        seconds: time after which a read that has not returned is given up.
     """
 
     color: Color = "ignore"
     frames: FrameChoice = "first"
     folder: Path | None = None
     keeps: bool = False
+    seconds: float = 120.0
 
     @property
     def key(self) -> list[Any]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from ssdistill.data.bad_image import BadImage
+from ssdistill.data.patience import PatientPool, attempts
 from ssdistill.errors import one_line, shown
 
 log = logging.getLogger(__name__)
@@ -20,13 +21,41 @@ PERMANENT_NUMBERS = (errno.ELOOP, errno.ENAMETOOLONG)
 T = TypeVar("T")
 
 
-def retried(read: Callable[[int], T], row: int, name: str) -> T:
+def retried(read: Callable[[int], T], row: int, name: str, seconds: float | None = None) -> T:
     """Return ``read(row)``; retry with increasing pauses if the system fails.
+
+    Args:
+        seconds: time after which a read that has not returned is given up, and is read again; None
+            to wait for it.
 
     Raises:
         BadImage: all attempts failed, or the error is permanent.
+        UserError: too many reads have not returned.
     """
-    for pause in (*PAUSES, None):
+    if seconds is None:
+        return _retried(read, row, name)
+    own = attempts()
+    if own is None:
+        with PatientPool(1, "reading") as pool:
+            return pool.map(lambda row: retried(read, row, name, seconds), [row])[0]
+
+    def watched(row: int) -> T:
+        own.begin(name, seconds)
+        try:
+            return read(row)
+        finally:
+            own.end()
+
+    missed = own.missed.get(name, 0)
+    if missed > len(PAUSES):
+        raise BadImage(f"not read in {seconds:g} s, in {missed} attempts")
+    if missed:
+        log.warning("%s: not read in %g s; retrying", shown(name), seconds)
+    return _retried(watched, row, name, missed)
+
+
+def _retried(read: Callable[[int], T], row: int, name: str, missed: int = 0) -> T:
+    for pause in (*PAUSES, None)[missed:]:
         try:
             return read(row)
         except PERMANENT as error:

@@ -63,6 +63,21 @@ def _pairs(window: Any) -> Any:
     return window
 
 
+def _three(display: Any) -> Any:
+    """Check the form of a list of positions, since each missing one is a problem of its own."""
+    if display is None:
+        return display
+    is_list = isinstance(display, (list, tuple)) and len(display) == 3
+    if not is_list or any(
+        not isinstance(place, int) or isinstance(place, bool) or place < 0 for place in display
+    ):
+        raise ValueError(
+            "must be three positions in data.channels, from 0, to show as red, green and blue, "
+            "such as [2, 1, 0] or, for one channel in gray, [0, 0, 0]; or null to choose them"
+        )
+    return display
+
+
 def _storable(size: Any) -> Any:
     if size is not None and max(height_width(size)) > LARGEST_SIDE:
         raise ValueError(f"sides of at most {LARGEST_SIDE} pixels are possible")
@@ -110,6 +125,9 @@ class StoreSettings(Settings):
         verify: read all images again that were indexed or stored before, even if their sizes and
             times are unchanged, and correct the index or the store; for ``tar``, also compare the
             archives with their ``checksums.sha256``.
+        read_seconds: time after which a read of an image that has not returned, for instance from
+            a network file system that stopped answering, is given up and repeated; after four
+            such reads the image counts as unreadable.
     """
 
     image_size: StoredSize | None = None
@@ -128,11 +146,14 @@ class StoreSettings(Settings):
     ] = None
     view_size: StoredSize | None = None
     resize: Resize = "crop"
-    display: tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt] | None = None
+    display: Annotated[
+        tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt] | None, BeforeValidator(_three)
+    ] = None
 
     color: Color = "ignore"
     frames: FrameChoice = "first"
     verify: bool = False
+    read_seconds: Annotated[float, Field(gt=0, le=86_400)] = 120.0
 
     @model_validator(mode="after")
     def _fits(self) -> "StoreSettings":
@@ -180,7 +201,7 @@ class StoreSettings(Settings):
     @property
     def reading(self) -> Reading:
         """How images are read."""
-        return Reading(self.color, self.frames)
+        return Reading(self.color, self.frames, seconds=self.read_seconds)
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -190,5 +211,6 @@ class StoreSettings(Settings):
         for name in (*LATER, *own):
             if getattr(self, name) == fields[name].default:
                 values.pop(name, None)
-        values.pop("verify", None)  # verifying does not change the images
+        for name in ("verify", "read_seconds"):  # neither changes the images
+            values.pop(name, None)
         return values

@@ -204,7 +204,7 @@ class _UnlabeledSplit(RawSplit):
     """A split whose labels are never read."""
 
     def __init__(self, split: RawSplit):
-        self._split_data, self.title = split, split.title
+        self._split_data, self.title, self.reading = split, split.title, split.reading
 
     def __len__(self) -> int:
         return len(self._split_data)

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from ssdistill.data.bad_image import BadImage
 from ssdistill.data.deep_pixels import Window
 from ssdistill.data.held_pixels import Holding, Squarer
 from ssdistill.data.moments import Moments, channel_notices, pixel_notices
+from ssdistill.data.patience import PatientPool
 from ssdistill.data.progress import with_bar
 from ssdistill.data.splits import RawSplit
 from ssdistill.errors import UserError, shown
@@ -128,13 +128,13 @@ def _chunks(raw: RawSplit, squarer: Squarer) -> Iterator[tuple[range, list[np.nd
     length = max(8 * workers, min(CHUNK_IMAGES, CHUNK_BYTES // image_bytes))
     array = raw.array() if squarer.holding.form.channels is None else None
     unchanged = array is not None and array.shape[1:] == (height, width, 3)
-    with ThreadPoolExecutor(workers) as pool:
+    with PatientPool(workers, "storing") as pool:
         for start in range(0, len(raw), length):
             rows = range(start, min(start + length, len(raw)))
             if array is not None and unchanged:
                 yield rows, list(array[rows.start : rows.stop])
             else:
-                yield rows, list(pool.map(squarer, rows))
+                yield rows, pool.map(squarer, rows)
 
 
 def check_bad_fraction(title: str, bad: list[tuple[str, str]], total: int, max_bad: float) -> None:

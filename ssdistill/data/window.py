@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal, cast
@@ -19,6 +18,8 @@ from ssdistill.data.deep_pixels import (
     has_usable_width,
     visible_range,
 )
+from ssdistill.data.patience import PatientPool
+from ssdistill.data.retry import retried
 from ssdistill.data.splits import RawSplit, Source
 from ssdistill.errors import UserError, shown
 from ssdistill.files import write_atomically
@@ -97,13 +98,13 @@ def _measured(raw: RawSplit) -> dict[str, float]:
 
     def extremes(row: int) -> Window:
         try:
-            return visible_range(raw.image(row))
+            return visible_range(_image(raw, row))
         except BadImage as error:
             reasons[row] = error.reason
             return np.inf, -np.inf
 
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        ends = list(pool.map(extremes, raw.deep_rows()))
+    with PatientPool(os.cpu_count() or 1, "measuring") as pool:
+        ends = pool.map(extremes, raw.deep_rows())
     low, high = min(low for low, _ in ends), max(high for _, high in ends)
     if low > high:
         # Fully transparent images are readable, but have no visible values.
@@ -115,12 +116,16 @@ def _measured(raw: RawSplit) -> dict[str, float]:
     return {"low": low, "high": high}
 
 
+def _image(raw: RawSplit, row: int) -> np.ndarray:
+    return retried(raw.image, row, raw.name(row), raw.reading.seconds)
+
+
 def _full(raw: RawSplit) -> Window:
     """Return the range of the pixel type, which all deep images must share."""
     ranges = set()
     for row in raw.deep_rows():
         with suppress(BadImage):
-            ranges.add(full_range(raw.image(row).dtype))
+            ranges.add(full_range(_image(raw, row).dtype))
     if len(ranges) == 1:
         return ranges.pop()
     reason = "have several pixel types" if ranges else "of more than 8 bits are unreadable"

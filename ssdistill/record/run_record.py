@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, ValidationError
 
 from ssdistill.errors import UserError
+from ssdistill.settings.wording import what_is_wrong
 
 SCHEMA = 2
 """Raised when a field changes its meaning; :data:`UPGRADES` says how older records are read."""
@@ -163,7 +164,7 @@ def _remedy(path: Path) -> str:
 def _first(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_input=False)[0]
     key = ".".join(str(part) for part in first["loc"] if part not in ("int", "bool", "float"))
-    return f"{key}: {' '.join(first['msg'].split())}"
+    return f"{key}: {what_is_wrong(first)}"
 
 
 class _Part(BaseModel, extra="ignore", strict=True):

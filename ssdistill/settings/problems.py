@@ -1,5 +1,6 @@
 """Describe all problems of a config at once, each with its key and the nearest known name."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_origin
 
@@ -7,6 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from ssdistill.errors import UserError, nearest, shortened
 from ssdistill.settings.places import hint, is_model, item_types, kind_of, members, names, tag
+from ssdistill.settings.wording import as_yaml, is_of_type, kinds_among, of_length, what_is_wrong
 
 
 def describe(file: Path, error: ValidationError, model: type[BaseModel]) -> str:
@@ -18,25 +20,23 @@ def describe(file: Path, error: ValidationError, model: type[BaseModel]) -> str:
         # A list whose one item is bad is also called too short.
         if any(place[: len(problem["loc"])] == problem["loc"] != place for place in places):
             continue
-        keys, siblings = _locate(problem["loc"], model)
+        keys, siblings, annotation = _locate(problem["loc"], model)
         key = shortened(".".join(keys), 200) or "the file"
         if problem["type"] == "extra_forbidden":
             lines.append(f"  {key}: no such setting{hint(keys[-1], siblings, model)}")
+        elif problem["type"] == "missing" and isinstance(problem["loc"][-1], int):
+            # An item of a list of fixed length; the input is the whole list.
+            keys, _, annotation = _locate(problem["loc"][:-1], model)
+            lines.append(f"  {'.'.join(keys)}: {of_length(annotation)}{_received(problem)}")
+        elif problem["type"] == "too_long" and of_length(annotation):
+            lines.append(f"  {key}: {of_length(annotation)}{_received(problem)}")
         elif problem["type"] == "missing":
             lines.append(f"  {key}: required")
         elif problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
-            tag = shortened(problem.get("ctx", {}).get("tag", ""))
-            known = [
-                name.strip(" '")
-                for name in problem.get("ctx", {}).get("expected_tags", "").split(",")
-            ]
-            reason = f"'{tag}' is unknown{nearest(tag, known)}" if tag else "required"
-            lines.append(f"  {key}.kind: {reason}; known: {', '.join(known) or 'see list'}")
+            lines.append(f"  {key}.kind: {_unknown_kind(problem, annotation)}")
         else:
-            message = shortened(problem["msg"].removeprefix("Value error, "), 1000)
-            message = message.replace("valid tuple", "list, such as [a, b]")
-            received = _shown_value(problem["input"], problem["type"] == "string_type")
-            lines.append(f"  {key}: {message[0].lower()}{message[1:]}{received}")
+            reason = what_is_wrong(problem, annotation)
+            lines.append(f"  {key}: {reason}{_received(problem)}")
     unique = list(dict.fromkeys(lines))
     count = f"{len(unique)} problem{'s' * (len(unique) > 1)}"
     return f"{file}: {count}\n" + "\n".join(unique)
@@ -111,22 +111,32 @@ def _values(settings: Any) -> dict[str, Any]:
     return {field.alias or name: getattr(settings, name) for name, field in fields.items()}
 
 
-def _shown_value(value: Any, expects_text: bool) -> str:
-    if isinstance(value, dict):
-        return ""
+def _unknown_kind(problem: Mapping[str, Any], annotation: Any) -> str:
+    context = problem.get("ctx", {})
+    written = shortened(context.get("tag", ""))
+    known = [name.strip(" '") for name in context.get("expected_tags", "").split(",") if name]
+    known = known or kinds_among(members(annotation))
+    reason = f"'{written}' is unknown{nearest(written, known)}" if written else "required"
+    return f"{reason}; known: {', '.join(known)}"
+
+
+def _received(problem: Mapping[str, Any]) -> str:
+    value = problem["input"]
+    if isinstance(value, dict) and not is_of_type(problem):
+        return ""  # the mapping is right, and what is wrong in it has been said
     remedy = ""
-    if expects_text and isinstance(value, bool | int | float):
+    if problem["type"] == "string_type" and isinstance(value, bool | int | float):
         remedy = "; text that YAML reads otherwise needs quotes, in a shell '\"…\"'"
-    return f" (got {shortened(repr(value))}{remedy})"
+    return f" (got {as_yaml(value)}{remedy})"
 
 
-def _locate(location: tuple, model: Any) -> tuple[list[str], list[str]]:
-    """The key as written in YAML, and the names that could stand in its place.
+def _locate(location: tuple, model: Any) -> tuple[list[str], list[str], Any]:
+    """The key as written in YAML, the names that could stand in its place, and its type.
 
     pydantic's location also holds the names of union members, which no file contains.
     """
     keys: list[str] = []
-    here, siblings = model, []
+    here, siblings, whole = model, [], model
     for part in location:
         if part == "[key]":
             continue
@@ -144,7 +154,7 @@ def _locate(location: tuple, model: Any) -> tuple[list[str], list[str]]:
             known = names(fields)
             siblings = list(known)
             keys.append(str(part))
-            here = known[part].annotation if part in known else Any
+            here = whole = known[part].annotation if part in known else Any
             continue
         inner = [arg for m in types for arg in item_types(m)]
         by_number = not any(get_origin(m) is dict for m in types)
@@ -153,4 +163,5 @@ def _locate(location: tuple, model: Any) -> tuple[list[str], list[str]]:
         if inner:
             keys.append(str(part))
             here, siblings = inner[0], []
-    return keys, siblings
+            whole = here
+    return keys, siblings, whole

@@ -62,6 +62,13 @@ def test_a_recipe_is_what_its_place_says(path):
     assert experiment.distill is None and experiment.student is None and experiment.control is None
 
 
+@pytest.mark.parametrize("path", [p for p in FILES if "imagenet" in p.stem], ids=name_of)
+def test_imagenet_is_resized_to_256_pixels_and_seen_at_224(path):
+    data = load_experiment(path)[0].data
+    assert (data.image_size, data.view_size, data.resize) == (256, 224, "crop")
+    assert data.form.seen(data.image_size) == 224 and data.pixels == "original"
+
+
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_a_recipe_names_its_source_or_says_that_it_has_none(path):
     experiment, _ = load_experiment(path)

@@ -37,7 +37,7 @@ def member(raw: RawSplit, row: int, *, bands: bool = False) -> tuple[str, bytes]
     encoded: EncodedSplit | None = raw.encoded()
     if encoded is not None:
         name = encoded.member_name(row)
-        content = retried(encoded.original, row, name)
+        content = retried(encoded.original, row, name, encoded.reading.seconds)
         if os.path.splitext(name)[1].lower() in IMAGES:
             return safe_name(name), content
         return safe_name(name) + _suffix(content), content

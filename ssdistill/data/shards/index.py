@@ -9,7 +9,7 @@ import json
 import logging
 import os
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
@@ -51,6 +51,7 @@ class ShardIndex:
     Args:
         shards: in this order.
         label: suffix of label files, such as ``.cls``.
+        any_bands: whether images may have any number of channels.
 
     Attributes:
         records_N: (N,) :data:`RECORD`, mapped from disk.
@@ -64,10 +65,13 @@ class ShardIndex:
     unique: bool
     num_read: int
 
-    def __init__(self, storage: Storage, shards: Sequence[Shard], label: str):
+    def __init__(
+        self, storage: Storage, shards: Sequence[Shard], label: str, any_bands: bool = False
+    ):
         self.storage, self.shards, self.label = storage, list(shards), label
         problem: UserError | None = None
-        for folder in _folders(storage, self.shards, label):
+        self._scan = partial(_scanned, storage, label, any_bands)
+        for folder in _folders(storage, self.shards, [label, *(["bands"] if any_bands else [])]):
             try:
                 check_writable(folder / META, "the index of shards")
             except UserError as error:
@@ -108,7 +112,7 @@ class ShardIndex:
         stored = _read(folder)
         shards = [asdict(shard) for shard in self.shards]
         if stored is None or stored[1] != shards:
-            self.num_read = _write(folder, self.storage, self.shards, self.label, stored)
+            self.num_read = _write(folder, self.storage, self.shards, self._scan, stored)
             stored = _read(folder)
         else:
             self.num_read = 0
@@ -119,13 +123,13 @@ class ShardIndex:
         self.records_N = np.asarray(mapped_N)
 
 
-def _folders(storage: Storage, shards: Sequence[Shard], label: str) -> Iterator[Path]:
+def _folders(storage: Storage, shards: Sequence[Shard], settings: list[str]) -> Iterator[Path]:
     """Yield possible folders of the index, the preferred one first."""
     place = shards[0].place
     if not storage.far and os.access(folder_of(place), os.W_OK):
-        key = _key([label, *(shard.name for shard in shards)])
+        key = _key([*settings, *(shard.name for shard in shards)])
         yield folder_of(place) / FOLDER / f"index-{key}"
-    yield state_folder() / "shards" / _key([label, *(shard.place for shard in shards)])
+    yield state_folder() / "shards" / _key([*settings, *(shard.place for shard in shards)])
 
 
 def _key(names: Sequence[str]) -> str:
@@ -133,6 +137,8 @@ def _key(names: Sequence[str]) -> str:
 
 
 Stored = tuple[np.ndarray, list[dict], list[Contents], bool]
+Entry = tuple[np.ndarray, Contents]
+Scan = Callable[[Shard], Entry]
 
 
 def _read(folder: Path) -> Stored | None:
@@ -148,7 +154,7 @@ def _read(folder: Path) -> Stored | None:
 
 
 def _write(
-    folder: Path, storage: Storage, shards: Sequence[Shard], label: str, former: Stored | None
+    folder: Path, storage: Storage, shards: Sequence[Shard], scan: Scan, former: Stored | None
 ) -> int:
     """Write an index, reusing a former one; return the number of shards read.
 
@@ -161,7 +167,7 @@ def _write(
     with open(unfinished, "wb") as file:
         _write_header(file, 0)
         title = f"indexing {shown(shards[0].name)}" + (", …" if len(shards) > 1 else "")
-        pieces = _pieces(storage, shards, label, _by_shard(former) if former else {})
+        pieces = _pieces(storage, shards, scan, _by_shard(former) if former else {})
         for _, entries, fresh in with_bar(pieces, len(shards), title):
             num_read += fresh
             for records_M, content in entries:
@@ -186,9 +192,6 @@ def _write_header(file: IO[bytes], count: int) -> None:
     np.lib.format.write_array_header_1_0(file, header)
 
 
-Entry = tuple[np.ndarray, Contents]
-
-
 def _by_shard(stored: Stored) -> dict[Shard, Entry]:
     records_N, shards, contents, _ = stored
     entries, at = {}, 0
@@ -199,19 +202,19 @@ def _by_shard(stored: Stored) -> dict[Shard, Entry]:
 
 
 def _pieces(
-    storage: Storage, shards: Sequence[Shard], label: str, old: dict[Shard, Entry]
+    storage: Storage, shards: Sequence[Shard], scan: Scan, old: dict[Shard, Entry]
 ) -> Iterator[tuple[Sequence[Shard], list[Entry], int]]:
     """Yield pieces of the shards, the entry of each shard, and the number of shards read."""
     with ThreadPoolExecutor(FAR_WORKERS if storage.far else os.cpu_count() or 1) as pool:
         for start in range(0, len(shards), AT_ONCE):
             piece = shards[start : start + AT_ONCE]
             fresh = [shard for shard in piece if shard not in old]
-            read = dict(zip(fresh, pool.map(partial(_scanned, storage, label), fresh), strict=True))
+            read = dict(zip(fresh, pool.map(scan, fresh), strict=True))
             yield piece, [read.get(shard) or old[shard] for shard in piece], len(fresh)
 
 
-def _scanned(storage: Storage, label: str, shard: Shard) -> Entry:
+def _scanned(storage: Storage, label: str, any_bands: bool, shard: Shard) -> Entry:
     try:
-        return retried(lambda _: scan(storage, shard, label), 0, shard.name)
+        return retried(lambda _: scan(storage, shard, label, any_bands), 0, shard.name)
     except BadImage as error:
         raise UserError(f"data.path: {shown(shard.place)}: {error.reason}") from error

@@ -9,7 +9,7 @@ import numpy as np
 
 from ssdistill.data.bad_image import BadImage
 from ssdistill.data.formats import reads_suffix
-from ssdistill.data.listing import EXTENSIONS, IGNORED_FOLDERS
+from ssdistill.data.listing import EXTENSIONS, IGNORED_FOLDERS, WITH_BANDS
 from ssdistill.data.shards.members import BLOCK, COMPRESSED, DamagedTar, Member, members
 from ssdistill.data.shards.storage import Shard, Storage
 
@@ -19,6 +19,7 @@ RECORD = np.dtype(
 """One image: a hash of its name, the first block and the size in bytes of its content, the distance
 in blocks to its label (0 for none), and the number of header blocks."""
 IMAGES = frozenset((*EXTENSIONS, ".npy"))
+"""Suffixes of images, in lower case."""
 LARGEST = (1 << 32) - 1
 NONE = 1 << 62
 """Distance to a missing label."""
@@ -45,12 +46,17 @@ class Contents:
     problem: str = ""
 
 
-def scan(storage: Storage, shard: Shard, label: str) -> tuple[np.ndarray, Contents]:
+def scan(
+    storage: Storage, shard: Shard, label: str, any_bands: bool = False
+) -> tuple[np.ndarray, Contents]:
     """Return the images of a shard, (M,) :data:`RECORD`, and a summary of its content.
 
     As in WebDataset, an image and its label have the same name up to the first dot. Of several
     labels, an image gets the nearest in the shard, preferring the side where the first image has
     its label.
+
+    Args:
+        any_bands: whether images may have any number of channels, as those of more suffixes do.
 
     Raises:
         OSError: the shard cannot be read.
@@ -58,6 +64,7 @@ def scan(storage: Storage, shard: Shard, label: str) -> tuple[np.ndarray, Conten
     """
     if shard.size > LARGEST * BLOCK:
         raise BadImage(f"has {shard.size} bytes; split it into shards of at most {LARGEST * BLOCK}")
+    suffixes = IMAGES | WITH_BANDS if any_bands else IMAGES
     images, labels, contents = _Images(), _Labels(), Contents()
     others: Counter[str] = Counter()
     with storage.reader(shard) as read:
@@ -72,7 +79,7 @@ def scan(storage: Storage, shard: Shard, label: str) -> tuple[np.ndarray, Conten
                     others["hidden"] += 1
                 elif suffix == label:
                     labels.add(folder, file, member, number)
-                elif (suffix in IMAGES or reads_suffix(suffix)) and member.size <= LARGEST:
+                elif (suffix in suffixes or reads_suffix(suffix)) and member.size <= LARGEST:
                     images.add(folder, file, member, number)
                 else:
                     others[suffix if len(others) < MOST_SUFFIXES else "more"] += 1

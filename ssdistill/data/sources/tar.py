@@ -51,11 +51,11 @@ class Tar(Source):
     allows random access to images and thus full shuffling. Archives must not be compressed.
 
     Images are members with a usual suffix (``.jpg``, ``.png``, ``.webp``, …), or ``.npy`` files of
-    (H, W) numbers or (H, W, 3) uint8. The label of an image is in the ``.cls`` file of the same
-    name: a number, or a class name. Images may have several labels, or none: numbers in a ``.cls``
-    file, or a list in a ``.json`` file. Links, devices, hidden members and names that are absolute
-    or contain ``..`` are ignored. By default images are stored as squares of 64 pixels;
-    ``data.image_size`` sets another size.
+    (H, W) numbers or (H, W, 3) uint8; with ``data.channels``, ``.dcm`` files, too. The label of an
+    image is in the ``.cls`` file of the same name: a number, or a class name. Images may have
+    several labels, or none: numbers in a ``.cls`` file, or a list in a ``.json`` file. Links,
+    devices, hidden members and names that are absolute or contain ``..`` are ignored. By default
+    images are stored as squares of 64 pixels; ``data.image_size`` sets another size.
 
     Args:
         path: the shards, or a list of such names.
@@ -104,12 +104,14 @@ class Tar(Source):
         if self.verify:
             _verify((*places, *tests))
         suffix = f".{self.label.split('.')[0]}"
-        index = ShardIndex(storage, _shards(storage, places), suffix)
+        index = ShardIndex(storage, _shards(storage, places), suffix, self.any_bands)
         if not len(index):
             raise UserError(f"data.path={self._shown}: {_no_images(index)}")
         if tests:
             held_out = np.zeros(0, dtype=np.int64)
-            test_index = ShardIndex(test_storage, _shards(test_storage, tests), suffix)
+            test_index = ShardIndex(
+                test_storage, _shards(test_storage, tests), suffix, self.any_bands
+            )
             test = self._part("test", test_index, Rows(len(test_index), held_out, "train"))
         else:
             # Whether there are labels is not known yet.

@@ -382,3 +382,21 @@ def test_an_index_holds_numbers_only(tmp_path):
     assert len(json.dumps(meta)) < 500
     assert not any(isinstance(value, list | dict) and len(value) >= 30
                    for value in vars(index).values())  # fmt: skip
+
+
+@pytest.mark.parametrize(("channels", "count"), [(None, 2), ([0], 4)])
+def test_dicom_members_are_images_where_those_of_a_folder_are(tmp_path, channels, count):
+    members = {"a.jpg": jpeg(0), "b.jpg": jpeg(1), "c.dcm": b"x", "d.DICOM": b"x", "e.txt": b"x"}
+    archives, files = tmp_path / "shards", tmp_path / "files"
+    archives.mkdir()
+    files.mkdir()
+    (archives / "a.tar").write_bytes(tar_bytes(members))
+    for name, content in members.items():
+        (files / name).write_bytes(content)
+    names = []
+    for kind, path in (("tar", archives), ("folder", files)):
+        schema = SOURCES.schema(kind)
+        settings = schema(path=str(path), test_fraction=0, channels=channels)
+        split = open_source(settings).split("train")
+        names.append([split.name(row).rpartition("/")[2] for row in range(len(split))])
+    assert names[0] == names[1] and len(names[0]) == count

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from ssdistill.data.thread_pool import each, thread_pool
+from ssdistill.data.thread_pool import thread_pool
 
 
 def test_operations_run_in_one_thread_and_others_keep_theirs():
@@ -13,7 +13,7 @@ def test_operations_run_in_one_thread_and_others_keep_theirs():
     torch.set_num_threads(2)
     try:
         with thread_pool(2, "test") as pool:
-            counts = [pool.submit(torch.get_num_threads).result() for _ in range(4)]
+            counts = pool.map(lambda _: torch.get_num_threads(), range(4))
             later = []
             other = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
             other.start()
@@ -25,14 +25,44 @@ def test_operations_run_in_one_thread_and_others_keep_theirs():
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_every_item_is_worked_on_once(threads):
+def test_every_item_is_worked_on_once_and_results_are_in_order(threads):
     done = []
     with thread_pool(threads, "test") as pool:
-        each(pool, threads, done.append, range(100))
-        each(pool, threads, done.append, [])
+        assert pool.map(lambda item: done.append(item) or item * 2, range(100)) == [
+            2 * item for item in range(100)
+        ]
+        assert pool.map(done.append, []) == []
     assert sorted(done) == list(range(100))
 
 
 def test_an_error_reaches_the_caller():
     with thread_pool(2, "test") as pool, pytest.raises(ZeroDivisionError):
-        each(pool, 2, lambda item: 1 // item, [1, 0, 2])
+        pool.map(lambda item: 1 // item, [1, 0, 2])
+
+
+def test_two_callers_share_the_threads():
+    with thread_pool(2, "test") as pool:
+        results = {}
+        callers = [
+            threading.Thread(
+                target=lambda k=k: results.update({k: pool.map(lambda i: i + k, range(50))})
+            )
+            for k in range(4)
+        ]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join()
+    assert results == {k: [i + k for i in range(50)] for k in range(4)}
+
+
+def test_threads_end_with_their_pool():
+    before = threading.active_count()
+    pool = thread_pool(3, "test")
+    pool.map(lambda item: item, range(9))
+    threads = [t for t in threading.enumerate() if t.name == "test"]
+    assert threading.active_count() == before + 3
+    del pool
+    for thread in threads:
+        thread.join(10)
+    assert threading.active_count() == before

@@ -289,12 +289,12 @@ def test_an_unknown_kind_is_told_with_the_nearest_and_the_known_ones(refusal, ov
     [
         ("pretrain.optim.lr=fast", "pretrain.optim.lr: input should be a valid number"),
         ("seeds=zero", "seeds: input should be a list, such as [a, b] (got 'zero')"),
-        ("seeds=true", "seeds: input should be a list, such as [a, b] (got True)"),
+        ("seeds=true", "seeds: input should be a list, such as [a, b] (got true)"),
         ("name=10", "name: input should be a valid string (got 10; text that YAML reads other"),
-        ("name=on", "name: input should be a valid string (got True; text that YAML reads other"),
+        ("name=on", "name: input should be a valid string (got true; text that YAML reads other"),
         ("name=a b", "name: string should match"),
         ("schema=2", "schema: input should be 1 (got 2)"),
-        ("distill.losses=[]", "distill.losses: input should be a valid dictionary"),
+        ("distill.losses=[]", "distill.losses: input should be a mapping of names"),
         ("paper.claims=[better]", "paper.claims.0: "),
     ],
 )
@@ -306,7 +306,7 @@ def test_a_wrong_type_is_told_with_its_key(refusal, override, key):
     "override, key",
     [
         ("distill.views=[{crop: 1}]", "distill.views.0.crop: no such setting"),
-        ("distill.views=[]", "distill.views: tuple should have at least 1 item"),
+        ("distill.views=[]", "distill.views: list should have at least 1 item"),
     ],
 )
 def test_a_problem_in_a_view_is_told_by_a_key_one_can_write(refusal, override, key):
