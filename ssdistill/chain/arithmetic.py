@@ -88,6 +88,8 @@ def _key(training: Training, candidates: list[Candidate]) -> dict[str, object]:
     key = precision_key(task.encoder.spec, training.loader.batch_size, task.encoder.spec.image_size)
     # The widths of a pruned network are not in its spec, nor is what surrounds the encoder.
     shapes = sorted({tuple(p.shape) for p in task.parameters()})
+    if getattr(task, "source", None) is not None:
+        key["teachers"] = "recorded"
     return key | {
         "task": type(task).__name__,
         "losses": sorted(task.weights_at(0, 1)),

@@ -37,6 +37,7 @@ class Batch:
         neighbors_BHWC: pixels of one neighbor of each image; None unless a loss uses it.
         cutmix_fraction: fraction of an image in its ``cutmix`` view; set when views are made.
         crops: crops of originals by view number; empty for stored images.
+        outputs: (B, W) float16 rows of recorded outputs by teacher; empty unless recorded.
     """
 
     images_BHWC: Tensor | None
@@ -48,6 +49,7 @@ class Batch:
     cutmix_fraction: float | None = None
     crops: dict[int, Crops] = field(default_factory=dict)
     draw_B: Tensor | None = None
+    outputs: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def number_B(self) -> Tensor:

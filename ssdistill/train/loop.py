@@ -53,6 +53,7 @@ class Training:
         memory_format: layout of images and weights.
         image_size: of the views in pixels; None is what the task's encoder takes.
         progress: a bar on the terminal.
+        passes: passes over the images after which their views repeat; None for never.
     """
 
     task: Task
@@ -67,12 +68,14 @@ class Training:
     memory_format: torch.memory_format = torch.contiguous_format
     image_size: Size | None = None
     progress: bool = True
+    passes: int | None = None
 
     @property
     def plan(self) -> ViewPlan:
         """The views of every step."""
         size = self.image_size or self.task.encoder.spec.image_size
-        return ViewPlan(self.recipes, self.seed, size, tuple(self.task.extra_views), self.mix)
+        extra = tuple(self.task.extra_views)
+        return ViewPlan(self.recipes, self.seed, size, extra, self.mix, self.passes)
 
     def batch(self, step: int) -> Batch:
         """Return the batch of one step."""
