@@ -126,6 +126,7 @@ def live_outputs(name: str, training: Training, fabric: "Fabric") -> LiveOutputs
         training.loader,
         _only(plan, views),
         context=fabric.autocast,
+        convert=fabric.strategy.precision.convert_input,
         memory_format=training.memory_format,
         batch_size=training.loader.batch_size,
     )

@@ -37,7 +37,8 @@ class Batch:
         neighbors_BHWC: pixels of one neighbor of each image; None unless a loss uses it.
         cutmix_fraction: fraction of an image in its ``cutmix`` view; set when views are made.
         crops: crops of originals by view number; empty for stored images.
-        outputs: (B, W) float16 rows of recorded outputs by teacher; empty unless recorded.
+        outputs: (B, W) int16 rows of recorded outputs by teacher; empty unless recorded. They are
+            the bits of float16, which no change of precision touches.
     """
 
     images_BHWC: Tensor | None

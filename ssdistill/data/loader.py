@@ -50,8 +50,8 @@ class Loader:
         ahead: batches to prefetch, which are held in memory.
 
     Attributes:
-        recorded: returns recorded outputs of teachers, (B, W) float16 by name, for rows of images
-            in an epoch; None if there are none.
+        recorded: returns recorded outputs of teachers, (B, W) int16 by name, for rows of images in
+            an epoch; None if there are none.
 
     Raises:
         UserError: a batch exceeds the number of images, or its size is not divisible by

@@ -34,6 +34,7 @@ class LiveOutputs:
         loader: of the images.
         plan: of the views, with ``passes``.
         context: what the teacher computes in, such as autocast.
+        convert: what a training does to its views before any network sees them.
         memory_format: of the views.
         batch_size: images encoded at a time.
     """
@@ -44,6 +45,7 @@ class LiveOutputs:
     loader: Loader
     plan: ViewPlan
     context: Callable[[], AbstractContextManager[object]] = nullcontext
+    convert: Callable[[Tensor], Tensor] = lambda view: view
     memory_format: torch.memory_format = torch.contiguous_format
     batch_size: int = 256
 
@@ -73,7 +75,10 @@ class LiveOutputs:
         names = [view.number for view in self.plan.plain]
         names += [name for name in EXTRA if name in self.plan.extra]
         by_name = dict(zip(names, views, strict=True))
-        return {n: by_name[n].contiguous(memory_format=self.memory_format) for n in self.views}
+        return {
+            n: self.convert(by_name[n].contiguous(memory_format=self.memory_format))
+            for n in self.views
+        }
 
 
 def check_frozen(name: str, teacher: Encoder) -> None:

@@ -61,7 +61,7 @@ class Layout:
         return sum(prod(column.shape) for column in self.columns)
 
     def pack(self, outputs: Mapping[int | str, Representation], name: str) -> np.ndarray:
-        """Return the outputs of B images as rows, (B, W) float16.
+        """Return the outputs of B images as rows, (B, W) int16 with the bits of float16.
 
         Args:
             name: of the teacher, for messages.
@@ -75,10 +75,15 @@ class Layout:
             half_BK = x_BK.to(torch.float16)
             _check_rounding(x_BK, half_BK, column, name)
             parts.append(half_BK)
-        return torch.cat(parts, dim=1).cpu().numpy()
+        return torch.cat(parts, dim=1).view(torch.int16).cpu().numpy()
 
     def unpack(self, row_BW: Tensor) -> dict[int | str, Representation]:
-        """Return the outputs of B images by view, of the dtypes that the live ones have."""
+        """Return the outputs of B images by view, of the dtypes that the live ones have.
+
+        Args:
+            row_BW: int16, the bits of float16.
+        """
+        row_BW = row_BW.view(torch.float16)
         tensors: dict[int | str, dict[str, Tensor]] = {}
         start = 0
         for column in self.columns:

@@ -42,10 +42,10 @@ class TeacherOutputs:
         self._announce = ReadAhead(self._rows)
 
     def rows_of(self, rows_B: np.ndarray, epoch: int) -> np.ndarray:
-        """Return the rows, (B, W) float16, of images in an epoch."""
+        """Return the rows, (B, W) int16 with the bits of float16, of images in an epoch."""
         at_B = (epoch % self.parts.passes) * self.parts.num_images + rows_B.astype(np.int64)
         self._announce(at_B)
-        return np.take(self._rows, at_B, axis=0)
+        return np.take(self._rows, at_B, axis=0).view(np.int16)
 
 
 def open_outputs(

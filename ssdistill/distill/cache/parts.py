@@ -74,9 +74,12 @@ class Parts:
         return number, block * ROWS, min((block + 1) * ROWS, self.num_images)
 
     def write(self, part: int, row_nW: np.ndarray) -> None:
-        """Write the rows of a part, then its checksum; the lock of the part must be held."""
+        """Write the rows (n, W) of a part, int16 with the bits of float16, then its checksum.
+
+        The lock of the part must be held.
+        """
         number, start, end = self.place(part)
-        content = np.ascontiguousarray(row_nW, dtype="<f2").tobytes()
+        content = np.ascontiguousarray(row_nW, dtype="<i2").tobytes()
         if len(content) != 2 * (end - start) * self.width:
             raise ValueError(f"part {part}: got rows of shape {row_nW.shape}")
         with disk_errors(self.folder):
