@@ -74,6 +74,8 @@ def open_outputs(
     compared = _compared(len(images), passes)
     fresh = {number: next(live.of(number, rows_K)) for number, rows_K in compared.items()}
     layout = Layout.of(fresh[0])
+    for outputs in fresh.values():
+        layout.pack(outputs, live.name)  # refuses before a folder is made
     facts = {"seed": live.plan.seed, "passes": passes, "precision": precision}
     key = key_of(live.teacher, layout, images, live.plan.plain, **facts)
     folder = folder_of(root, key)
