@@ -187,7 +187,7 @@ class Experiment(Settings):
     def recovery(self) -> DistillSettings:
         """Settings of fine-tuning after compression, whose teachers encode every batch."""
         distill = self.distill or DistillSettings(steps=1, losses=RECOVERY_LOSSES)
-        return distill.model_copy(update={"cache": None})
+        return distill.model_copy(update={"cache": None}) if distill.cache else distill
 
     @property
     def pretrained(self) -> dict[str, tuple[EncoderSettings, Method]]:

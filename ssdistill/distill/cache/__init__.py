@@ -1,1 +1,4 @@
-"""Recorded outputs of frozen teachers, for views that repeat after some passes over the images."""
+"""Outputs of frozen teachers on disk: their key, parts, filling and reading.
+
+What a training does with them is in `chain.recorded_outputs`.
+"""

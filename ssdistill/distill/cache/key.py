@@ -40,7 +40,7 @@ def key_of(
     projection = None
     if teacher.project and teacher.projector is not None:
         projection = weights_sha256(teacher.projector)
-    return {
+    key = {
         "version": VERSION,
         "teacher": encoder_sha256(teacher),
         "projector": projection,
@@ -57,6 +57,8 @@ def key_of(
         "seed": seed,
         "passes": passes,
     }
+    # As it is read back: a list in place of every tuple.
+    return json.loads(json.dumps(key))
 
 
 def digest_of(key: Key) -> str:

@@ -143,7 +143,7 @@ def _give_up() -> None:
     raise Held
 
 
-def check_free(folder: Path, needed: int, key: str = "cache") -> None:
+def check_free(folder: Path, num_bytes: int, key: str = "cache") -> None:
     """Check that so many bytes fit on the disk of a folder, which need not exist yet.
 
     Raises:
@@ -151,8 +151,8 @@ def check_free(folder: Path, needed: int, key: str = "cache") -> None:
     """
     there = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
     free = shutil.disk_usage(there).free
-    if needed > free:
+    if num_bytes > free:
         raise UserError(
-            f"{key}: recorded outputs of teachers take {needed / 1e9:,.1f} GB, but only "
+            f"{key}: recorded outputs of teachers take {num_bytes / 1e9:,.1f} GB, but only "
             f"{free / 1e9:,.1f} GB are free in {folder}; lower cache.views or set cache=null"
         )

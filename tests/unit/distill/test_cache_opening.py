@@ -197,6 +197,11 @@ def test_one_image_is_enough(runs, live, make_store):
     assert opened(runs, single, store).parts.num_images == 1
 
 
+def test_views_need_not_be_square(runs, live, store):
+    wide = replace(live, plan=replace(live.plan, size=(12, 16)))
+    assert opened(runs, wide, store).recorded and not opened(runs, wide, store).recorded
+
+
 def test_a_plan_without_passes_cannot_be_recorded(runs, live, store):
     with pytest.raises(ValueError, match="passes"):
         opened(runs, replace(live, plan=replace(live.plan, passes=None)), store)
