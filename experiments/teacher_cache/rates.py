@@ -3,10 +3,11 @@
     python experiments/teacher_cache/rates.py [--npz images.npz] [--out records.jsonl]
 
 A ResNet-18 for 32-pixel images teaches three smaller students by simreg (two layers) on two weak
-views. The outputs are recorded first, in one pass, and the time of that is measured. Then the trainings take
-turns of some seconds each (live, recorded, live, …); views are made in all of them.
+views. The outputs are recorded first, in one pass, and the time of that is measured. Then the
+trainings take turns of some seconds each (live, recorded, live, …); all of them make views.
 """
 
+import argparse
 import sys
 import tempfile
 import time
@@ -34,7 +35,7 @@ from ssdistill.train.memory import keep_freed_memory
 from ssdistill.train.optim import OptimSettings, build_optimizer
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
-from measuring import MODELS, SIZE, ImageSpec, arguments, interleave, load_images, publish, ratio
+from measuring import MODELS, SIZE, ImageSpec, interleave, load_images, publish, ratio
 
 TEACHER, BATCH = "resnet18", 256
 STUDENTS = ("small", "resnet18_w025", "mobilenetv3_small_050")
@@ -112,7 +113,12 @@ def record(root: Path, training: Training, images: Images, fabric) -> tuple[Teac
 
 
 def main() -> None:
-    parser = arguments(__doc__, rounds=5, seconds=3.0)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--npz", type=Path, help="32x32 uint8 images; without it, generated ones")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of everything compared")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of one turn")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--out", type=Path, help="append the record, one JSON line")
     parser.add_argument("--images", type=int, default=8192)
     parser.add_argument("--students", nargs="+", choices=MODELS, default=STUDENTS)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")

@@ -14,7 +14,7 @@ from ssdistill.data.loader import Loader
 from ssdistill.data.recipes import ViewRecipe
 from ssdistill.data.view_plan import ViewPlan
 from ssdistill.distill.cache.filling import LiveOutputs
-from ssdistill.distill.cache.opening import TeacherOutputs, open_outputs
+from ssdistill.distill.cache.opening import TeacherOutputs, open_outputs, passes_text
 from ssdistill.distill.cache.parts import check_free
 from ssdistill.distill.cache.rules import bytes_per_image, refuse_live
 from ssdistill.distill.cache.sources import FirstOutputs, Recorded
@@ -109,7 +109,7 @@ def use_recorded_outputs(
     names = " and ".join(f"'{name}'" for name in opened)
     console.print(
         f"  outputs of {names} are read from {workspace.root / 'teacher_outputs'}: "
-        f"{bytes_label(num_bytes)}, {training.passes} passes",
+        f"{bytes_label(num_bytes)}, {passes_text(training.passes or 0)}",
         style="dim",
     )
     return {"cache/bytes": num_bytes, "cache/seconds": time.perf_counter() - began}

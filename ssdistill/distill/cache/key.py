@@ -26,15 +26,15 @@ def key_of(
     views: Sequence[PlannedView],
     *,
     seed: int,
-    passes: int,
     precision: str,
 ) -> Key:
     """Return everything that the outputs follow from, ready for JSON.
 
+    The number of passes is none of it: those of fewer passes are the first of those of more.
+
     Args:
         views: those that the teacher encodes.
         seed: of the views' random draws.
-        passes: after which views repeat.
         precision: number format in which the teacher computes.
     """
     projection = None
@@ -55,7 +55,6 @@ def key_of(
             for view in views
         },
         "seed": seed,
-        "passes": passes,
     }
     # As it is read back: a list in place of every tuple.
     return json.loads(json.dumps(key))
@@ -80,23 +79,21 @@ def read_key(folder: Path) -> Key | None:
     return key if isinstance(key, dict) else None
 
 
-def others_of_this_teacher(root: Path, key: Key) -> list[str]:
-    """Say of every other cache of the same teacher which parts of its key differ, one line each."""
-    lines = []
+def other_of_this_teacher(root: Path, key: Key) -> str | None:
+    """Say which parts of the key differ from that of the most similar cache of the same teacher."""
+    found: list[tuple[int, str]] = []
     for file in sorted((root / "teacher_outputs").glob(f"*/{KEY}")):
         other = read_key(file.parent)
         if other is None or other == key or other.get("teacher") != key["teacher"]:
             continue
-        parts = [_difference(name, other.get(name), key[name]) for name in key]
-        found = "; ".join(part for part in parts if part)
-        lines.append(f"{file.parent}: of the same teacher, not used: {found}")
-    return lines
+        parts = [part for name in key if (part := _difference(name, other.get(name), key[name]))]
+        line = f"{file.parent}: of the same teacher, not used: {'; '.join(parts)}"
+        found.append((len(parts), line))
+    return min(found)[1] if found else None
 
 
 def _difference(name: str, there: Any, here: Any) -> str:
-    # As JSON they are alike, whatever Python makes of tuples and numbers.
-    texts = [json.dumps(value, sort_keys=True) for value in (there, here)]
-    if texts[0] == texts[1]:
+    if there == here:
         return ""
     if isinstance(here, str | int) and isinstance(there, str | int):
         return f"{name} {shortened(there, 12)} there, {shortened(here, 12)} here"

@@ -1,7 +1,7 @@
 """Open the recorded outputs of a teacher: verify them, record what is missing, compare some."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor
 from ssdistill.data.image_set import ImageSet
 from ssdistill.data.read_ahead import ReadAhead
 from ssdistill.distill.cache.filling import LiveOutputs, Views, fill
-from ssdistill.distill.cache.key import folder_of, key_of, others_of_this_teacher, read_key
+from ssdistill.distill.cache.key import folder_of, key_of, other_of_this_teacher, read_key
 from ssdistill.distill.cache.layout import Layout
 from ssdistill.distill.cache.parts import Parts
 from ssdistill.errors import UserError
@@ -72,23 +72,22 @@ def open_outputs(
     if passes is None:
         raise ValueError("recorded outputs require a plan with passes")
     compared = _compared(len(images), passes)
-    fresh = {number: next(live.of(number, rows_K)) for number, rows_K in compared.items()}
+    fresh = {number: _encoded(live, number, rows_K) for number, rows_K in compared.items()}
     layout = Layout.of(fresh[0])
     for outputs in fresh.values():
         layout.pack(outputs, live.name)  # refuses before a folder is made
-    facts = {"seed": live.plan.seed, "passes": passes, "precision": precision}
-    key = key_of(live.teacher, layout, images, live.plan.plain, **facts)
+    seed, views = live.plan.seed, live.plan.plain
+    key = key_of(live.teacher, layout, images, views, seed=seed, precision=precision)
     folder = folder_of(root, key)
-    if not folder.exists():
-        for line in others_of_this_teacher(root, key):
-            say(f"  {line}")
+    if not folder.exists() and (line := other_of_this_teacher(root, key)):
+        say(f"  {line}")
     parts = Parts(folder, passes, len(images), layout.width)
     parts.create(key)
     if read_key(folder) != key:
         raise UserError(f"{folder}: recorded for another key; remove the folder and run again")
     missing = _missing(parts, say)
     if missing:
-        amount = f"{len(images):,} images x {passes} passes, {parts.num_bytes:,} bytes"
+        amount = f"{len(images):,} images, {passes_text(passes)}, {parts.num_bytes:,} bytes"
         if len(missing) < len(parts):
             amount += f"; {1 - len(missing) / len(parts):.0%} are there"
         say(f"  recording outputs of '{live.name}' in {folder}: {amount}")
@@ -104,12 +103,23 @@ def open_outputs(
     return opened
 
 
+def passes_text(passes: int) -> str:
+    """Return a number of passes for a message."""
+    return f"{passes} pass{'es' if passes > 1 else ''}"
+
+
 def _compared(num_images: int, passes: int) -> dict[int, np.ndarray]:
     """Return the images to compare by pass: some of the first, others of the last."""
     spread = np.linspace(0, num_images - 1, min(2 * COMPARED, num_images)).astype(np.int64)
     if passes == 1:
         return {0: spread}
     return {0: spread[::2], passes - 1: spread[1::2] if len(spread) > 1 else spread}
+
+
+def _encoded(live: LiveOutputs, number: int, rows_K: np.ndarray) -> Views:
+    """Return the live outputs of a few images, in one batch."""
+    (outputs,) = replace(live, batch_size=len(rows_K)).of(number, rows_K)
+    return outputs
 
 
 def _missing(parts: Parts, say: Callable[[str], object]) -> list[int]:

@@ -49,7 +49,7 @@ class Parts:
         return 2 * self.passes * self.num_images * self.width
 
     def create(self, key: Key) -> None:
-        """Make the folder and a file of the right size, unless they are there.
+        """Make the folder and a file of at least the right size, unless they are there.
 
         Raises:
             UserError: the disk is too small, or something else stands in the place of a file.
@@ -61,7 +61,7 @@ class Parts:
                 if os.path.lexists(path) and not path.is_file():
                     raise UserError(f"{path}: expected a file; remove {self.folder} and run again")
                 size = path.stat().st_size if path.exists() else 0
-                if size != self.num_bytes:
+                if size < self.num_bytes:  # it may hold more passes
                     check_free(self.folder, self.num_bytes - size)
                     with path.open("ab") as file:
                         file.truncate(self.num_bytes)

@@ -221,7 +221,7 @@ def test_a_resumed_training_has_the_same_weights(make_workspace, tmp_path, said)
 def test_students_share_what_is_recorded(make_workspace, tmp_path, said):
     trained(make_workspace(FIXED, TWO_PASSES), tmp_path / "one")
     (line,) = (line for line in said if line.startswith("recording"))
-    assert "24 images x 2 passes, 3,072 bytes" in line
+    assert "24 images, 2 passes, 3,072 bytes" in line
     narrow = "student.encoder.args.channels=[4, 4, 4, 4]"
     other_loss = "distill.losses={feature: null, far: {kind: cosine}}"
     trained(make_workspace(FIXED, TWO_PASSES, narrow, other_loss), tmp_path / "two")
@@ -230,11 +230,22 @@ def test_students_share_what_is_recorded(make_workspace, tmp_path, said):
     assert said[-1].endswith("3.07 kB, 2 passes") and said[-1].startswith("outputs of 'teacher'")
 
 
-def test_another_number_of_passes_is_recorded_anew_and_said(make_workspace, tmp_path, said):
+def test_more_passes_are_added_and_fewer_are_those_of_more(make_workspace, tmp_path, said):
     trained(make_workspace(FIXED, TWO_PASSES), tmp_path / "one")
     trained(make_workspace(FIXED, "distill.cache={views: 3}"), tmp_path / "two")
+    trained(make_workspace(FIXED, "distill.cache={views: 1}"), tmp_path / "three")
+    assert len(list((tmp_path / "runs" / "teacher_outputs").iterdir())) == 1
+    recording = [line for line in said if line.startswith("recording")]
+    assert len(recording) == 2 and recording[1].endswith("3 passes, 4,608 bytes; 67% are there")
+    assert said[-1].endswith("1.54 kB, 1 pass")
+
+
+def test_other_views_are_recorded_elsewhere_and_said(make_workspace, tmp_path, said):
+    trained(make_workspace(FIXED, TWO_PASSES), tmp_path / "one")
+    recipes = "distill.views=[weak, weak]"
+    trained(make_workspace(FIXED, TWO_PASSES, recipes), tmp_path / "two")
     (line,) = (line for line in said if "not used" in line)
-    assert line.endswith("of the same teacher, not used: passes 2 there, 3 here")
+    assert line.endswith("of the same teacher, not used: other views")
     assert len(list((tmp_path / "runs" / "teacher_outputs").iterdir())) == 2
 
 

@@ -110,10 +110,6 @@ def test_rows_of_another_view_are_refused(runs, live, store):
 
 CHANGES = {
     "seed": (lambda live: replace(live, plan=replace(live.plan, seed=6)), "seed 5 there, 6 here"),
-    "passes": (
-        lambda live: replace(live, plan=replace(live.plan, passes=3)),
-        "passes 2 there, 3 here",
-    ),
     "recipe": (
         lambda live: replace(
             live, plan=replace(live.plan, recipes=(RECIPES["strong"], RECIPES["strong"]))
@@ -148,6 +144,15 @@ def test_images_precision_and_maps_are_part_of_the_key(runs, live, store, make_s
     live.teacher.set_taps(("layer2",))
     assert opened(runs, live, store, said).parts.folder != first
     assert any("other outputs" in line for line in said)
+
+
+def test_of_several_the_most_similar_is_named(runs, live, store):
+    opened(runs, replace(live, plan=replace(live.plan, seed=6, size=12)), store)
+    near = opened(runs, replace(live, plan=replace(live.plan, seed=6)), store).parts.folder
+    said = []
+    opened(runs, live, store, said)
+    assert said[0] == f"  {near}: of the same teacher, not used: seed 6 there, 5 here"
+    assert not any("not used" in line for line in said[1:])
 
 
 def test_other_weights_are_another_teacher(runs, live, store, make_encoder):
@@ -195,6 +200,15 @@ def test_one_image_is_enough(runs, live, make_store):
     plan = replace(live.plan, passes=1)
     single = replace(live, loader=Loader(store, 1, 3, 10), plan=plan)
     assert opened(runs, single, store).parts.num_images == 1
+
+
+@pytest.mark.parametrize(("passes", "batch_size"), [(1, 8), (1, 3), (2, 1), (5, 100)])
+def test_batches_of_any_size_make_the_same_rows(runs, live, store, passes, batch_size):
+    plan = replace(live.plan, passes=passes)
+    rows = opened(runs, replace(live, plan=plan, batch_size=batch_size), store).parts.rows()
+    assert len(rows) == passes * COUNT
+    other = opened(runs / "b", replace(live, plan=plan, batch_size=7), store).parts.rows()
+    assert np.allclose(rows, other, rtol=2e-3, atol=1e-4)
 
 
 def test_views_need_not_be_square(runs, live, store):
