@@ -90,6 +90,8 @@ def _key(training: Training, candidates: list[Candidate]) -> dict[str, object]:
     shapes = sorted({tuple(p.shape) for p in task.parameters()})
     cut = {"microbatch": training.microbatch, "accumulate": training.accumulate}
     key |= cut if cut != {"microbatch": None, "accumulate": 1} else {}
+    if getattr(task, "source", None) is not None:
+        key["teachers"] = "recorded"
     return key | {
         "task": type(task).__name__,
         "losses": sorted(task.weights_at(0, 1)),

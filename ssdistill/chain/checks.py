@@ -6,12 +6,14 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
+from ssdistill.chain.recorded_outputs import check_recording
 from ssdistill.chain.size_checks import check_sizes
 from ssdistill.chain.tasks import assemble
 from ssdistill.chain.trial_step import check_size, check_step
 from ssdistill.chain.view_recipes import resolve_recipes
 from ssdistill.chain.workspace import Workspace
 from ssdistill.data.extra import NEIGHBOR_VIEWS
+from ssdistill.data.recipes import expand
 from ssdistill.distill.build import shapes
 from ssdistill.distill.distiller import Distiller
 from ssdistill.errors import UserError
@@ -149,9 +151,11 @@ def _check(
         )
     for teacher in distiller.teachers.values():
         notices += check_sizes(teacher, key, sizes, "teacher")
+    strong = ("strong",) * distiller.num_views
+    views = resolve_recipes(settings.views, strong, workspace.source, workspace.train)
+    if settings.cache:
+        notices += check_recording(distiller, settings, expand(views), key, workspace, tried)
     if tried:
-        strong = ("strong",) * distiller.num_views
-        views = resolve_recipes(settings.views, strong, workspace.source, workspace.train)
         size = workspace.image_size
         cut = _cut(settings)
         notices += check_step(distiller, build, views, size, settings.batch_size, key, *cut)

@@ -12,6 +12,7 @@ from ssdistill.artifacts.artifact import save_encoder
 from ssdistill.artifacts.files import description_sha256
 from ssdistill.chain.arithmetic import choose_arithmetic, step_ratios
 from ssdistill.chain.observers import observers_of
+from ssdistill.chain.recorded_outputs import time_without_teachers, use_recorded_outputs
 from ssdistill.chain.shared_training import shared
 from ssdistill.chain.stage_files import read_json
 from ssdistill.chain.stages import Stage
@@ -22,6 +23,8 @@ from ssdistill.data.loader import Loader
 from ssdistill.data.mixing import MixSettings
 from ssdistill.data.recipes import ViewRecipe, is_rgb
 from ssdistill.data.recipes_of_images import channels_of
+from ssdistill.distill.cache.settings import CacheSettings
+from ssdistill.experiment.sections import DistillSettings
 from ssdistill.files import write_atomically
 from ssdistill.record.tracker import Tracker
 from ssdistill.settings.registry import TEACHERS
@@ -85,7 +88,11 @@ def train(
 ) -> dict[str, Any]:
     """Run the loop on ``task``; returns its final metrics, steps and seconds (median by steps)."""
     num_steps = budgeted_steps(stage, workspace, tracker.run.folder)
+    recorded = isinstance(settings, DistillSettings) and settings.cache is not None
+    if recorded:
+        time_without_teachers(task)
     training, fabric = prepare(task, settings, stage, workspace, num_steps)
+    facts = use_recorded_outputs(training, fabric, workspace) if recorded else {}
 
     def show(views: list[Tensor]) -> None:
         height, width = (max(view.shape[axis] for view in views) for axis in (2, 3))
@@ -100,12 +107,16 @@ def train(
     observers = observers_of(training, settings, tracker.settings, stage, workspace, fabric.device)
     with shared(training, tracker, workspace.processes, fabric) as fabric:
         metrics = fit(training, fabric, tracker, on_first_views=show, observers=observers)
-    return metrics | {
-        "train/steps": training.loader.num_steps,
-        "train/seconds": metrics["time/step_seconds"] * training.loader.num_steps,
-        "train/bf16": int(training.precision == "bf16"),
-        "train/channels_last": int(training.memory_format == torch.channels_last),
-    }
+    return (
+        metrics
+        | facts
+        | {
+            "train/steps": training.loader.num_steps,
+            "train/seconds": metrics["time/step_seconds"] * training.loader.num_steps,
+            "train/bf16": int(training.precision == "bf16"),
+            "train/channels_last": int(training.memory_format == torch.channels_last),
+        }
+    )
 
 
 def prepare(
@@ -130,6 +141,7 @@ def prepare(
     # A recovery trains with the views and the mixing of the distillation.
     config = stage.config if "views" in stage.config else stage.config["distill"]
     mix = config.get("training", {}).get("mix")
+    cache = config.get("training", {}).get("cache")
     training = Training(
         task=task,
         loader=Loader(
@@ -152,6 +164,7 @@ def prepare(
         checkpoint_seconds=workspace.experiment.checkpoint_seconds,
         microbatch=settings.microbatch,
         accumulate=settings.accumulate,
+        passes=cache and CacheSettings.model_validate(cache).views,
     )
     return training, choose_arithmetic(training, device, workspace.root / "machine")
 

@@ -1,7 +1,6 @@
 """Shared state of a run's stages: the experiment, its images, the runs folder."""
 
 import copy
-import hashlib
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +33,7 @@ from ssdistill.experiment.schema import Experiment
 from ssdistill.files import write_atomically
 from ssdistill.label_free.features import extract
 from ssdistill.models.backbones import Encoder, EncoderSettings, EncoderSpec, build_encoder
+from ssdistill.models.identity import encoder_sha256
 from ssdistill.models.trial import REFUSALS, reason_of
 from ssdistill.record.metrics_file import METRICS_FILE, metrics_sha256
 from ssdistill.record.run import RUN_FILE
@@ -223,10 +223,7 @@ class Workspace:
 
         They are kept in the runs folder, by the encoder's weights.
         """
-        sha256 = hashlib.sha256(encoder.spec.model_dump_json().encode())
-        for tensor in encoder.net.state_dict().values():
-            sha256.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        name = f"{sha256.hexdigest()[:16]}-{self.train.fingerprint[:8]}.npy"
+        name = f"{encoder_sha256(encoder)[:16]}-{self.train.fingerprint[:8]}.npy"
         path = self.root / "embeddings" / name
         try:
             return torch.from_numpy(self._cached(path, encoder.embed_dim))

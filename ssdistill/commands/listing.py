@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from ssdistill.data.settings import StoreSettings
+from ssdistill.distill.cache.rules import answer
 from ssdistill.errors import UserError, nearest
+from ssdistill.losses import Loss
 from ssdistill.settings import Settings
 from ssdistill.settings.registry import (
     LOSSES,
@@ -73,10 +75,14 @@ def _kinds_table(title: str, known: dict[str, type]) -> FittedTable:
     table = FittedTable(title=title)
     shared = ("reads", "views", "accumulates", "paper")
     columns = ["kind", *(c for c in shared if all(hasattr(cls, c) for cls in known.values()))]
+    if all(issubclass(cls, Loss) for cls in known.values()):
+        columns.insert(-1, "recorded")
     for column in [*columns, "what it does"]:
         table.add_column(column, no_wrap=column == "kind")
     for kind, cls in known.items():
         facts = {"kind": kind, "views": _views(cls), "accumulates": _accumulates(cls)}
+        if "recorded" in columns:
+            facts["recorded"] = answer(cls)
         cells = [facts.get(column) or _text(getattr(cls, column, "")) for column in columns]
         table.add_row(*map(Text, [*cells, _summary(cls)]))
     return table

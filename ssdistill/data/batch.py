@@ -40,6 +40,8 @@ class Batch:
         crops: crops of originals by view number; empty for stored images.
         first: position of the first image in this process's batch, where this is a part of it.
         whole: images of that batch; None where this is all of it.
+        outputs: (B, W) int16 rows of recorded outputs by teacher; empty unless recorded. They are
+            the bits of float16, which no change of precision touches.
     """
 
     images_BHWC: Tensor | None
@@ -53,6 +55,7 @@ class Batch:
     draw_B: Tensor | None = None
     first: int = 0
     whole: int | None = None
+    outputs: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def number_B(self) -> Tensor:

@@ -1,7 +1,7 @@
 """Seeded batches of images; the batch of a step depends only on (seed, step)."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
@@ -49,6 +49,10 @@ class Loader:
             all of them in every epoch.
         ahead: batches to prefetch, which are held in memory.
 
+    Attributes:
+        recorded: returns recorded outputs of teachers, (B, W) int16 by name, for rows of images in
+            an epoch; None if there are none.
+
     Raises:
         UserError: a batch exceeds the number of images, or its size is not divisible by
             ``world_size``.
@@ -89,6 +93,7 @@ class Loader:
         self._neighbors_NK = neighbors
         if neighbors is not None:
             _check_neighbors(neighbors, len(store))
+        self.recorded: Callable[[np.ndarray, int], dict[str, np.ndarray]] | None = None
         self._originals = store if isinstance(store, Originals) else None
         if self._originals is None:
             self._load(store)
@@ -143,6 +148,24 @@ class Loader:
         position_B = np.arange(start, start + self.batch_size)[self._mine]
         rows_B = self._rows_at(epoch, position_B)
         draw_B = None if self._weighted is None else torch.from_numpy(position_B)
+        batch = self._of_rows(rows_B, epoch, step, plan, draw_B)
+        if self.recorded is not None:
+            rows = self.recorded(rows_B, epoch).items()
+            batch.outputs = {n: self._to_device(torch.from_numpy(x_BW)) for n, x_BW in rows}
+        return batch
+
+    def batch_of(self, rows_B: np.ndarray, epoch: int, plan: ViewPlan) -> Batch:
+        """Return the images of these rows as a batch of ``epoch``, without step or order."""
+        return self._of_rows(rows_B, epoch, 0, plan, None)
+
+    def _of_rows(
+        self,
+        rows_B: np.ndarray,
+        epoch: int,
+        step: int,
+        plan: ViewPlan | None,
+        draw_B: Tensor | None,
+    ) -> Batch:
         if self._originals is not None:
             return self._of_originals(self._originals, rows_B, epoch, step, plan, draw_B)
         batch = Batch(*self._pixels(rows_B), epoch, step, self.num_steps)
@@ -186,7 +209,7 @@ class Loader:
         if plan is None:
             raise ValueError("originals require a view plan; pass plan to batch() or iterate()")
         index_B = torch.from_numpy(rows_B.astype(np.int64))
-        number_B = index_B if draw_B is None else draw_B
+        number_B = plan.numbers(index_B, draw_B)
         crops = self._crops(originals, plan, plan.plain, epoch, number_B, rows_B)
         if plan.of_neighbors and self._neighbors_NK is not None:
             near_B = self._neighbors_of(rows_B, epoch)

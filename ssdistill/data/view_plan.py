@@ -23,6 +23,8 @@ class ViewPlan:
         size: of views whose recipe has no ``size``.
         extra: names of extra views, see :mod:`ssdistill.data.extra`.
         mix: MixUp or CutMix of the views; None to mix nothing.
+        passes: passes over the images after which the views of an image repeat; None for never.
+        chosen: numbers of the views to make; None for all.
     """
 
     recipes: tuple[ViewRecipe, ...]
@@ -30,11 +32,14 @@ class ViewPlan:
     size: Size
     extra: tuple[str, ...] = ()
     mix: MixSettings | None = None
+    passes: int | None = None
+    chosen: tuple[int, ...] | None = None
 
     @property
     def plain(self) -> list[PlannedView]:
         """The views of the images of a batch."""
-        return plain_views(self.recipes, self.size)
+        views = plain_views(self.recipes, self.size)
+        return [view for view in views if self.chosen is None or view.number in self.chosen]
 
     @property
     def of_neighbors(self) -> list[PlannedView]:
@@ -48,12 +53,23 @@ class ViewPlan:
         return view_parameters(
             view.recipe,
             seed=self.seed,
-            epoch=epoch,
+            epoch=self.replayed(epoch),
             index_B=index_B,
             view=view.number,
             height=height_B,
             width=width_B,
         )
+
+    def replayed(self, epoch: int) -> int:
+        """Return the epoch whose views are made in ``epoch``."""
+        return epoch if self.passes is None else epoch % self.passes
+
+    def numbers(self, index_B: Tensor, draw_B: Tensor | None) -> Tensor:
+        """Return the numbers by which views are drawn, (B,).
+
+        Positions in an epoch would give an image that is drawn by weight other views each time.
+        """
+        return index_B if draw_B is None or self.passes is not None else draw_B
 
     def views(self, batch: Batch) -> list[Tensor]:
         """Build all views of a batch, (B, C, h, w) in [0, 1], extra views last."""
@@ -72,8 +88,8 @@ class ViewPlan:
             batch.images_BHWC,
             view.recipe,
             seed=self.seed,
-            epoch=batch.epoch,
-            index_B=batch.number_B,
+            epoch=self.replayed(batch.epoch),
+            index_B=self.numbers(batch.index_B, batch.draw_B),
             view=view.number,
             size=view.size,
         )

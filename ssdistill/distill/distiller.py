@@ -11,6 +11,7 @@ from ssdistill.data.batch import Batch
 from ssdistill.data.extra import EXTRA
 from ssdistill.data.view_size import size_of
 from ssdistill.distill.build import shapes
+from ssdistill.distill.cache.sources import Source
 from ssdistill.distill.dropping import TeacherDropping
 from ssdistill.distill.interpolate import InterpolateSettings, Interpolation
 from ssdistill.distill.pairing import Pair, resolve_pairs
@@ -52,6 +53,9 @@ class Distiller(Task):
         teacher_dropping: probability that an image does not learn from a teacher, None for never
             (:class:`ssdistill.distill.dropping.TeacherDropping`).
 
+    Attributes:
+        source: of the teachers' outputs; None for the teachers themselves.
+
     Raises:
         UserError: no loss, a name no module can have, a name without a loss or a teacher, moving
             averages of the student at different momentums, nothing to interpolate or to drop.
@@ -70,6 +74,7 @@ class Distiller(Task):
         if not losses:
             raise UserError("losses: at least one loss is required; add one")
         self.encoder = student
+        self.source: Source | None = None
         # In a dict, nn.Module does not see the teachers.
         self.teachers = {n: t.requires_grad_(False).eval() for n, t in by_name(teacher).items()}
         self.origins = origins(losses, self.teachers)
@@ -196,13 +201,24 @@ class Distiller(Task):
         for teacher in self.teachers:
             losses = self.losses_of(teacher)
             views_by_loss = {name: [j for _, j in pairs[name]] for name in losses}
-            used_views = {j: views[j] for j in sorted(set().union(*views_by_loss.values()))}
-            extra_names = {n for loss in losses.values() for n in loss.extra_teacher}
-            targets = self.targets({**used_views, **_select(extra, extra_names)}, batch, teacher)
+            names = self._used(teacher, pairs)
+            used_views = {n: extra[n] if isinstance(n, str) else views[n] for n in names}
+            targets = self.targets(used_views, batch, teacher)
             for name, loss in losses.items():
                 compared = [targets[j] for j in views_by_loss[name]]
                 outputs[name] = Outputs(compared, _select(targets, loss.extra_teacher))
         return outputs
+
+    def teacher_views(self, teacher: str, sizes: Sequence[Size]) -> list[int | str]:
+        """Return the numbers and names of the views that a teacher encodes, of all views' sizes."""
+        pairs = {name: self.pairs_of(name, sizes) for name in self.losses_of(teacher)}
+        return self._used(teacher, pairs)
+
+    def _used(self, teacher: str, pairs: Pairs) -> list[int | str]:
+        losses = self.losses_of(teacher)
+        numbers = {j for name in losses for _, j in pairs[name]}
+        names = {n for loss in losses.values() for n in loss.extra_teacher}
+        return [*sorted(numbers), *(name for name in EXTRA if name in names)]
 
     @torch.no_grad()
     def targets(
@@ -213,7 +229,10 @@ class Distiller(Task):
         Not under ``inference_mode``: autograd cannot save its tensors, and the copies that would
         take cost what it gains.
         """
-        return encode_views(self.teacher if teacher is None else self.teachers[teacher], views)
+        (name,) = self.teachers if teacher is None else [teacher]
+        if self.source is not None:
+            return self.source(name, lambda: encode_views(self.teachers[name], views), batch)
+        return encode_views(self.teachers[name], views)
 
     def after_step(self, step: int, num_steps: int) -> None:
         """Update the student's weights, its moving average and those of the losses' heads."""

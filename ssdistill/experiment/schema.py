@@ -185,8 +185,9 @@ class Experiment(Settings):
 
     @property
     def recovery(self) -> DistillSettings:
-        """Settings of fine-tuning after compression."""
-        return self.distill or DistillSettings(steps=1, losses=RECOVERY_LOSSES)
+        """Settings of fine-tuning after compression, whose teachers encode every batch."""
+        distill = self.distill or DistillSettings(steps=1, losses=RECOVERY_LOSSES)
+        return distill.model_copy(update={"cache": None}) if distill.cache else distill
 
     @property
     def pretrained(self) -> dict[str, tuple[EncoderSettings, Method]]:

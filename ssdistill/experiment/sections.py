@@ -2,9 +2,19 @@
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    SerializerFunctionWrapHandler,
+    Tag,
+    model_serializer,
+    model_validator,
+)
 
 from ssdistill.data.mixing import MixSettings
+from ssdistill.distill.cache.settings import CacheSettings
 from ssdistill.distill.interpolate import InterpolateSettings
 from ssdistill.models.backbones import EncoderSettings
 from ssdistill.settings import Name, OpenFraction, Settings
@@ -111,6 +121,8 @@ class DistillSettings(TrainSettings):
             one of them; the one it is furthest from always teaches it (UNIC, arXiv:2408.05088).
         select: as in every training, or by ``agreement``: the weights whose embeddings of
             unlabeled training images agree best with the teacher's (debiased CKA).
+        cache: record the teachers' outputs for ``views`` views of every image, which then repeat,
+            instead of encoding every batch by the teachers; null for not.
     """
 
     select: Literal["last", "rankme", "lidar", "agreement"] = "last"
@@ -118,6 +130,12 @@ class DistillSettings(TrainSettings):
     mix: MixSettings | None = None
     interpolate: InterpolateSettings | None = None
     teacher_dropping: OpenFraction | None = None
+    cache: CacheSettings | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_idle_cache(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content = self._without_idle_settings(handler)
+        return {k: v for k, v in content.items() if k != "cache" or v is not None}
 
     @model_validator(mode="after")
     def _refuse_metric_names(self) -> "DistillSettings":

@@ -70,6 +70,7 @@ class Training:
         microbatch: images that an encoder encodes at a time; None for the whole batch.
         accumulate: parts of a batch whose gradients are added up for one step.
         progress: a bar on the terminal.
+        passes: passes over the images after which their views repeat; None for never.
     """
 
     task: Task
@@ -87,12 +88,14 @@ class Training:
     microbatch: int | None = None
     accumulate: int = 1
     progress: bool = True
+    passes: int | None = None
 
     @property
     def plan(self) -> ViewPlan:
         """The views of every step."""
         size = self.image_size or self.task.encoder.spec.image_size
-        return ViewPlan(self.recipes, self.seed, size, tuple(self.task.extra_views), self.mix)
+        extra = tuple(self.task.extra_views)
+        return ViewPlan(self.recipes, self.seed, size, extra, self.mix, self.passes)
 
     def batch(self, step: int) -> Batch:
         """Return the batch of one step."""

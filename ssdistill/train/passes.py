@@ -112,7 +112,8 @@ def part_of(batch: Batch, images: slice) -> Batch:
     """Some images of a batch whose views are made."""
     rows = ("images_BHWC", "index_B", "neighbors_BHWC", "draw_B")
     found = {name: getattr(batch, name) for name in rows}
-    cut = {name: None if x is None else x[images] for name, x in found.items()}
+    cut: dict[str, Any] = {n: None if x is None else x[images] for n, x in found.items()}
+    cut["outputs"] = {name: rows[images] for name, rows in batch.outputs.items()}
     return replace(batch, **cut, crops={}, first=images.start, whole=len(batch.index_B))
 
 
