@@ -133,7 +133,7 @@ def _follow(experiment: Experiment, root: Path, processes: Processes) -> None:
     with processes.joined(), ignoring_interrupts():
         workspace = open_workspace(experiment, root, processes=processes)
         require_same(workspace, Identity.of(experiment))
-        take_part(workspace.train, processes)
+        take_part(workspace)
     raise SystemExit(0)
 
 

@@ -21,15 +21,17 @@ import torch
 import ssdistill
 from ssdistill.chain.arithmetic import FABRIC_PRECISION
 from ssdistill.chain.process_group import Processes
+from ssdistill.chain.recorded_outputs import use_recorded_outputs
 from ssdistill.chain.stages import Identity
 from ssdistill.chain.workspace import Workspace
-from ssdistill.data.image_set import ImageSet
 from ssdistill.data.loader import Loader
 from ssdistill.distributed import share, share_all
 from ssdistill.errors import UserError
 from ssdistill.record.run import Run
 from ssdistill.record.tracker import Tracker, TrackingSettings
+from ssdistill.train.fabric import build_fabric
 from ssdistill.train.loop import Training, fit
+from ssdistill.train.microbatch import in_microbatches
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -57,7 +59,6 @@ class Invitation:
         ahead: batches to prefetch.
         tracking: which steps are logged.
         unused: whether some parameters take no part in a step.
-        compile: whether the encoder is compiled.
     """
 
     training: Training
@@ -105,19 +106,21 @@ def _has_unused(training: Training) -> bool:
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         task = copy.deepcopy(training.task).to(training.loader.device).train()
         batch = training.batch(0)
-        losses = task(training.views(batch), replace(batch, crops={}))
+        with in_microbatches(task, len(batch.index_B), training.microbatch):
+            losses = task(training.views(batch), replace(batch, crops={}))
         torch.as_tensor(sum(losses.values())).backward()
     return any(p.requires_grad and p.grad is None for p in task.parameters())
 
 
-def take_part(images: ImageSet, processes: Processes) -> None:
+def take_part(workspace: Workspace) -> None:
     """Take part in every training that process 0 invites to, until it dismisses this process."""
+    processes = workspace.processes
     while processes.await_call() == TRAIN:
         with processes.together():
-            _train(images, processes)
+            _train(workspace, processes)
 
 
-def _train(images: ImageSet, processes: Processes) -> None:
+def _train(workspace: Workspace, processes: Processes) -> None:
     invitation: Any = share(None)
     training = invitation.training
     if processes.device.compile:
@@ -125,7 +128,7 @@ def _train(images: ImageSet, processes: Processes) -> None:
     precision = FABRIC_PRECISION[training.precision]
     fabric = processes.fabric(precision, find_unused=invitation.unused)
     training.loader = Loader(
-        images,
+        workspace.train,
         *invitation.order,
         fabric.device,
         world_size=processes.size,
@@ -134,6 +137,9 @@ def _train(images: ImageSet, processes: Processes) -> None:
         weights=invitation.weights,
         ahead=invitation.ahead,
     )
+    if training.passes is not None:
+        own = build_fabric(processes.device.accelerator, precision=precision)
+        use_recorded_outputs(training, own, workspace)
     with tempfile.TemporaryDirectory(prefix="ssdistill-") as folder:
         # A record that nobody reads: process 0 keeps the one that counts.
         run = Run(folder, stage="train", digest="", seed=0)

@@ -76,13 +76,14 @@ def _kinds_table(title: str, known: dict[str, type]) -> FittedTable:
     shared = ("reads", "views", "accumulates", "paper")
     columns = ["kind", *(c for c in shared if all(hasattr(cls, c) for cls in known.values()))]
     if all(issubclass(cls, Loss) for cls in known.values()):
-        columns.insert(-1, "recorded")
+        columns[-1:-1] = ["processes", "recorded"]
     for column in [*columns, "what it does"]:
         table.add_column(column, no_wrap=column == "kind")
     for kind, cls in known.items():
         facts = {"kind": kind, "views": _views(cls), "accumulates": _accumulates(cls)}
-        if "recorded" in columns:
-            facts["recorded"] = answer(cls)
+        if issubclass(cls, Loss):
+            exact = "exact" if cls.exact_under_sharding else "exact with sync_batchnorm"
+            facts |= {"recorded": answer(cls), "processes": exact}
         cells = [facts.get(column) or _text(getattr(cls, column, "")) for column in columns]
         table.add_row(*map(Text, [*cells, _summary(cls)]))
     return table
