@@ -25,7 +25,8 @@ MOST_ABANDONED = 16
 """Reads that may hang at once: four attempts for each of four images."""
 LOOK_SECONDS = 0.25
 """Time between two looks at the reads."""
-S, T = TypeVar("S"), TypeVar("T")
+S = TypeVar("S")
+T = TypeVar("T")
 
 
 class Abandoned(BaseException):
@@ -62,7 +63,7 @@ class Attempts:
                 _hanging.discard(self)
                 raise Abandoned
 
-    def given_up(self) -> bool:
+    def timed_out(self) -> bool:
         """Name a read that takes long; return whether one takes too long and is given up.
 
         Raises:
@@ -177,7 +178,7 @@ class PatientPool:
         try:
             while not job.finished.acquire(timeout=LOOK_SECONDS):
                 for own, taken in list(job.at.copy().items()):
-                    if own.given_up():
+                    if own.timed_out():
                         job.at.pop(own, None)
                         self._start(job, taken, own.missed)
         except BaseException:
