@@ -1,4 +1,4 @@
-"""Peak memory and time of a training step in micro-batches.
+"""Peak memory of a training step in micro-batches.
 
     python experiments/benchmarks/microbatch.py [--batch 512] [--out records.jsonl]
 
@@ -8,10 +8,8 @@ process had once network, optimizer and views were there.
 """
 
 import argparse
-import time
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import median
 
 import torch
 from lightning_fabric import Fabric
@@ -24,11 +22,10 @@ from ssdistill.train.passes import Passes
 
 MODEL = "small"
 STEPS = 3
-"""The first is not timed."""
 
 
 def measure(batch_size: int, microbatch: int | None, threads: int) -> dict[str, float]:
-    """Peak of resident memory beyond the start, and seconds of a step."""
+    """Peak of resident memory beyond the start, and the last loss."""
     torch.manual_seed(0)
     torch.set_num_threads(threads)
     device = torch.device("cpu")
@@ -38,16 +35,14 @@ def measure(batch_size: int, microbatch: int | None, threads: int) -> dict[str, 
     model, optimizer = fabric.setup(task, build_optimizer(task, training.optim))
     passes, batch = Passes(training, model, fabric), training.batch(0)
     views = training.views(batch)
-    baseline, seconds = resident("VmRSS"), []
+    baseline = resident("VmRSS")
     CLEAR.write_text(RESET_PEAK)
     for _ in range(STEPS):
-        began = time.perf_counter()
         losses, _ = passes(views, batch, {"simclr": 1.0})
         optimizer.step()
         optimizer.zero_grad()
-        seconds.append(time.perf_counter() - began)
     peak = resident("VmHWM") - baseline
-    return {"peak": peak, "seconds": median(seconds[1:]), "loss": float(losses["simclr"])}
+    return {"peak": peak, "loss": float(losses["simclr"])}
 
 
 def main() -> None:
@@ -65,15 +60,13 @@ def main() -> None:
         row = {"batch": args.batch, "microbatch": microbatch or "whole"}
         row |= {"peak (MiB)": f"{facts['peak'] / 2**20:.0f}"}
         row |= {"of whole": f"{facts['peak'] / whole['peak']:.2f}"}
-        row |= {"seconds a step": f"{facts['seconds']:.2f}"}
-        row |= {"time of whole": f"{facts['seconds'] / whole['seconds']:.2f}"}
         print(row | facts, flush=True)
         rows.append(row)
     note = (
-        f"SimCLR, {MODEL} on 32x32 images, two views, float32, {args.threads} threads; memory "
-        f"beyond network, optimizer and views; median of {STEPS - 1} steps"
+        f"SimCLR, {MODEL} on 32x32 images, two views, float32, {args.threads} threads; "
+        f"memory beyond network, optimizer and views in {STEPS} steps"
     )
-    publish(args.out, "microbatch", "Memory and time of micro-batches", rows=rows, note=note)
+    publish(args.out, "microbatch", "Memory of micro-batches", rows=rows, note=note)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ class TrainSettings(Settings):
         select_every: fraction of the training between two measurements.
         microbatch: images that a network encodes at a time, for batches that do not fit the
             device: the step is that of the whole batch, but batch norms in the networks see one
-            micro-batch, and a step takes about a third longer (GradCache, arXiv:2101.06983);
+            micro-batch, and the encoder runs forward twice (GradCache, arXiv:2101.06983);
             null encodes the batch at once.
         accumulate: parts of a batch whose gradients are added up for one step; for losses that
             are means over images (``ssdistill list``). All batch norms see one part.
