@@ -33,7 +33,7 @@ from ssdistill.data.opening import open_originals
 from ssdistill.data.recipes import RECIPES, ViewRecipe
 from ssdistill.data.settings import StoreSettings
 from ssdistill.data.sources.folder import Folder
-from ssdistill.data.thread_pool import each, thread_pool
+from ssdistill.data.thread_pool import thread_pool
 from ssdistill.data.view_plan import ViewPlan
 from ssdistill.train.memory import keep_freed_memory
 
@@ -152,7 +152,7 @@ def of_work_alone(folder: Path, recipe: ViewRecipe, workers: int) -> Turn:
         views(decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8)))
 
     def run() -> Iterable:
-        each(pool, workers, work, contents)
+        pool.map(work, contents)
         return ()
 
     return run
