@@ -13,12 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import torch
 
-import ssdistill
 from ssdistill.chain.arithmetic import FABRIC_PRECISION
 from ssdistill.chain.process_group import Processes
 from ssdistill.chain.recorded_outputs import use_recorded_outputs
@@ -48,13 +47,21 @@ TRAIN, DISMISSED = "train", "dismissed"
 """Words of process 0 for the others."""
 
 
+class Order(NamedTuple):
+    """Which images a loader brings at which step."""
+
+    batch_size: int
+    seed: int
+    num_steps: int
+
+
 @dataclass
 class Invitation:
     """What another process must know to take part in a training.
 
     Attributes:
         training: without its loader.
-        order: batch size, seed and steps of the loader.
+        order: of the loader.
         weights: by which images are drawn; None for none.
         ahead: batches to prefetch.
         tracking: which steps are logged.
@@ -62,7 +69,7 @@ class Invitation:
     """
 
     training: Training
-    order: tuple[int, int, int]
+    order: Order
     weights: np.ndarray | None
     ahead: int
     tracking: TrackingSettings
@@ -91,7 +98,7 @@ def shared(
         share(
             Invitation(
                 replace(training, loader=None, progress=False),  # pyright: ignore[reportArgumentType]
-                (loader.batch_size, loader.seed, loader.num_steps),
+                Order(loader.batch_size, loader.seed, loader.num_steps),
                 loader.weights,
                 loader.ahead,
                 tracker.settings.model_copy(update={"wandb": "disabled", "tensorboard": False}),
@@ -121,7 +128,7 @@ def take_part(workspace: Workspace) -> None:
 
 
 def _train(workspace: Workspace, processes: Processes) -> None:
-    invitation: Any = share(None)
+    invitation = cast("Invitation", share(cast("Any", None)))
     training = invitation.training
     if processes.device.compile:
         training.task.encoder.compile()
@@ -129,7 +136,9 @@ def _train(workspace: Workspace, processes: Processes) -> None:
     fabric = processes.fabric(precision, find_unused=invitation.unused)
     training.loader = Loader(
         workspace.train,
-        *invitation.order,
+        invitation.order.batch_size,
+        invitation.order.seed,
+        invitation.order.num_steps,
         fabric.device,
         world_size=processes.size,
         rank=processes.rank,
@@ -179,7 +188,7 @@ def require_same(workspace: Workspace, identity: Identity) -> None:
 
 def _code_sha256() -> str:
     """Return the sha256 of this package's code."""
-    folder = Path(ssdistill.__file__).parent
+    folder = Path(__file__).parents[1]
     sha256 = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
         sha256.update(str(path.relative_to(folder)).encode() + path.read_bytes())

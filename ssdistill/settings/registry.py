@@ -113,11 +113,13 @@ class Registry(Generic[Member]):
             __doc__=inspect.getdoc(cls),
             **fields,
         )
+
         # pickle looks classes up by module and name; this one has no place in any.
-        schema.__reduce__ = lambda settings: (
-            _unpickled,
-            (self.noun, cls.kind, settings.__getstate__()),
-        )
+        def reduced(self: Settings) -> tuple[Any, ...]:
+            return _unpickled, (noun, cls.kind, self.__getstate__())
+
+        noun = self.noun
+        schema.__reduce__ = reduced
         return schema
 
     @property

@@ -3,7 +3,7 @@
 import logging
 from importlib.util import find_spec
 from inspect import signature
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -70,7 +70,8 @@ def fabric_of_processes(
     # statistics, unless each process normalizes by its own, and then those of process 0 are kept.
     names = signature(DistributedDataParallel).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
-    strategy = DDPStrategy(timeout=NO_LIMIT, find_unused_parameters=find_unused, **{name: False})
+    unsynchronized: dict[str, Any] = {name: False}
+    strategy = DDPStrategy(timeout=NO_LIMIT, find_unused_parameters=find_unused, **unsynchronized)
     return Fabric(
         accelerator=accelerator,
         devices=devices,
