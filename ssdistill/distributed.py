@@ -1,5 +1,6 @@
 """Processes that train together: what each of them knows of the others."""
 
+from collections.abc import Mapping
 from datetime import timedelta
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -24,7 +25,7 @@ def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
-def share(value: T, source: int = 0) -> T:
+def broadcast(value: T, source: int = 0) -> T:
     """Return the ``value`` of process ``source`` in every process; waits for it without limit."""
     if world_size() == 1:
         return value
@@ -33,7 +34,7 @@ def share(value: T, source: int = 0) -> T:
     return values[0]
 
 
-def share_all(value: T) -> list[T]:
+def gather_values(value: T) -> list[T]:
     """Return the values of all processes, by rank."""
     if world_size() == 1:
         return [value]
@@ -98,3 +99,11 @@ def mean_over_processes(x: Tensor) -> Tensor:
     x = x.clone()
     dist.all_reduce(x)
     return x / world_size()
+
+
+def mean_values(values: Mapping[str, Tensor | float], device: torch.device) -> dict[str, float]:
+    """Return numbers by name as means over all processes; ``device`` is that of the messages."""
+    numbers = [float(torch.as_tensor(value).detach()) for value in values.values()]
+    if world_size() > 1:
+        numbers = mean_over_processes(torch.tensor(numbers, device=device)).tolist()
+    return dict(zip(values, numbers, strict=True))

@@ -15,7 +15,7 @@ from subprocess import Popen
 
 from torch.distributed import DistError, TCPStore
 
-from ssdistill.distributed import share
+from ssdistill.distributed import broadcast
 from ssdistill.errors import one_line
 from ssdistill.terminal.console import complain
 
@@ -51,7 +51,7 @@ class Watch:
             self._server = TCPStore(
                 "0.0.0.0", 0, is_master=True, wait_for_workers=False, timeout=limit
             )
-        port = share(self._server.port if rank == 0 else 0)
+        port = broadcast(self._server.port if rank == 0 else 0)
         self.store = TCPStore(host, port, is_master=False, timeout=limit)
         self._thread_store = TCPStore(host, port, is_master=False, timeout=limit)
         self._done = threading.Event()

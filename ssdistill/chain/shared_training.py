@@ -24,7 +24,7 @@ from ssdistill.chain.recorded_outputs import use_recorded_outputs
 from ssdistill.chain.stages import Identity
 from ssdistill.chain.workspace import Workspace
 from ssdistill.data.loader import Loader
-from ssdistill.distributed import share, share_all
+from ssdistill.distributed import broadcast, gather_values
 from ssdistill.errors import UserError
 from ssdistill.record.run import Run
 from ssdistill.record.tracker import Tracker, TrackingSettings
@@ -95,7 +95,7 @@ def shared(
     processes.call(TRAIN)
     with processes.together():
         loader = training.loader
-        share(
+        broadcast(
             Invitation(
                 replace(training, loader=None, progress=False),  # pyright: ignore[reportArgumentType]
                 Order(loader.batch_size, loader.seed, loader.num_steps),
@@ -128,7 +128,7 @@ def take_part(workspace: Workspace) -> None:
 
 
 def _train(workspace: Workspace, processes: Processes) -> None:
-    invitation = cast("Invitation", share(cast("Any", None)))
+    invitation = cast("Invitation", broadcast(cast("Any", None)))
     training = invitation.training
     if processes.device.compile:
         training.task.encoder.compile()
@@ -171,14 +171,14 @@ def require_same(workspace: Workspace, identity: Identity) -> None:
         "torch": torch.__version__,
     }
     with processes.together():
-        token = share(secrets.token_hex(8))
+        token = broadcast(secrets.token_hex(8))
         place = workspace.root / f".processes-{token}"
         if processes.rank == 0:
             workspace.root.mkdir(parents=True, exist_ok=True)
             place.touch()
-        share(None)  # it is there now
+        broadcast(None)  # it is there now
         facts["runs folder"] = place.exists()
-        everyone = share_all(facts)
+        everyone = gather_values(facts)
     place.unlink(missing_ok=True)
     for number, others in enumerate(everyone):
         differing = [name for name, value in others.items() if value != everyone[0][name]]

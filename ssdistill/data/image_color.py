@@ -178,7 +178,7 @@ def blur_(x_CHW: Tensor, sigma: float, kernel: int) -> None:
     weights = [weight / total for weight in weights]
     wide_CHW = F.pad(x_CHW[None], [reach] * 4, mode="reflect")[0]
     # As one long row of pixels, so that no step is needed from row to row: shifts mix rows in the
-    # border only, which is left out.
+    # border only, which is cut off.
     x_N = _shifted_sum(wide_CHW.view(-1), weights, 1)
     x_N = _shifted_sum(x_N, weights, wide_CHW.shape[2])
     x_CHW.copy_(x_N.as_strided(x_CHW.shape, wide_CHW.stride()))

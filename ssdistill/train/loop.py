@@ -18,11 +18,11 @@ from ssdistill.data.recipes import ViewRecipe
 from ssdistill.data.view_plan import ViewPlan
 from ssdistill.distributed import (
     all_gather_rows,
+    broadcast,
+    gather_values,
     largest,
-    mean_over_processes,
+    mean_values,
     rank,
-    share,
-    share_all,
     world_size,
 )
 from ssdistill.errors import UserError
@@ -130,7 +130,7 @@ def fit(
     """
     task, loader = training.task, training.loader
     # Several processes have one checkpoint, that of process 0.
-    checkpoint = Path(share(str(tracker.run.folder / CHECKPOINT)))
+    checkpoint = Path(broadcast(str(tracker.run.folder / CHECKPOINT)))
     # torch takes a memory format beside the device, which its overloads leave out.
     task.to(fabric.device, memory_format=training.memory_format).train()  # pyright: ignore[reportCallIssue]
     optimizer = build_optimizer(task, training.optim)
@@ -163,7 +163,7 @@ def fit(
                 values |= observer.after_step(step, batch, task)
             began = time.perf_counter()
             if logged:
-                metrics = _whole_batch(values, fabric.device)
+                metrics = mean_values(values, fabric.device)
                 last_embeddings = [all_gather_rows(z.float()) for z in task.last_embeddings[:2]]
                 # A single image has no spread, and cannot have collapsed.
                 last_embeddings = [z for z in last_embeddings if len(z) > 1]
@@ -184,14 +184,6 @@ def fit(
     for observer in observers:
         metrics |= observer.after_training(task)
     return metrics
-
-
-def _whole_batch(values: dict[str, Tensor | float], device: torch.device) -> dict[str, float]:
-    """Return the values to log, as means over all processes."""
-    numbers = [float(torch.as_tensor(value).detach()) for value in values.values()]
-    if world_size() > 1:
-        numbers = mean_over_processes(torch.tensor(numbers, device=device)).tolist()
-    return dict(zip(values, numbers, strict=True))
 
 
 class _Update:
@@ -286,7 +278,7 @@ class _State:
         return median(self.durations[1:][-last:] or self.durations)
 
     def save(self) -> None:
-        randoms = share_all(random_state())
+        randoms = gather_values(random_state())
         if rank() > 0:
             self._saved = time.monotonic()
             return
