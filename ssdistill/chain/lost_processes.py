@@ -1,7 +1,7 @@
 """Notice that one of several processes is gone or has failed, and end the others.
 
 A process that waits for a message of another waits without limit. So each of them also sends a
-sign of life every second, on a connection of its own, and process 0 reads them all. It alone says
+sign of life twice a second, on a connection of its own, and process 0 reads them all. It alone says
 what happened; the others read whether it is there, and whether it has given up.
 """
 
@@ -109,11 +109,9 @@ class Watch:
                 self._thread_store.set(f"alive/{self.rank}", str(count))
                 reason = self._look() if self.rank == 0 else self._look_at_first()
             except Exception:  # whatever is wrong with a connection
-                if self._done.is_set():
-                    return
-                reason = None if self.rank == 0 else "process 0 is gone"
-                if self.rank > 0:
+                if self.rank > 0 and not self._done.is_set():
                     os._exit(EXIT_LOST)
+                return
             if reason and not self._done.is_set():
                 self._give_up(reason)
 
@@ -134,7 +132,8 @@ class Watch:
 
     def _look_at_first(self) -> str | None:
         if self._thread_store.check([OVER]):
-            os._exit(EXIT_LOST)
+            # Whatever happened, process 0 says it, and must not be ended for another's status.
+            os._exit(EXIT_NO_ERROR)
         return "process 0 is gone" if self._silent(0, time.monotonic()) else None
 
     def _silent(self, other: int, now: float) -> bool:

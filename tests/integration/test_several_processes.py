@@ -91,14 +91,7 @@ def test_torchrun_starts_what_devices_starts(both, tmp_path):
 
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_lost_process_ends_the_other_and_the_next_start_resumes(both, tmp_path, killed):
-    words = ("device.devices=2", "checkpoint_seconds=0.01", "--runs", str(tmp_path))
-    process = subprocess.Popen(
-        [*COMMAND, *words], env=environment(), stderr=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + LIMIT
-    while not list(tmp_path.glob("stages/pretrain-*/s0/checkpoint.pt")):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.02)
+    process = _in_training(tmp_path)
     pids = [process.pid, *_children(process.pid)]
     began = time.monotonic()
     os.kill(pids[killed], signal.SIGKILL)
@@ -113,6 +106,35 @@ def test_a_lost_process_ends_the_other_and_the_next_start_resumes(both, tmp_path
     done = run(tmp_path, "device.devices=2")
     assert done.returncode == 0, done.stderr
     assert weights(tmp_path) == weights(both)
+
+
+def test_ctrl_c_ends_both_with_a_checkpoint(both, tmp_path):
+    process = _in_training(tmp_path)
+    # As a terminal does, to all processes of the command.
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=LIMIT)
+    assert process.returncode == 130, said
+    assert said.count("Interrupted.") == 1 and "error" not in said and "Traceback" not in said
+    done = run(tmp_path, "device.devices=2")
+    assert done.returncode == 0, done.stderr
+    assert weights(tmp_path) == weights(both)
+
+
+def _in_training(root: Path) -> subprocess.Popen:
+    """Two processes that have written the first checkpoint of the first training."""
+    words = ("device.devices=2", "checkpoint_seconds=0.01", "--runs", str(root))
+    process = subprocess.Popen(
+        [*COMMAND, *words],
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + LIMIT
+    while not list(root.glob("stages/pretrain-*/s0/checkpoint.pt")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    return process
 
 
 def _children(pid: int) -> list[int]:
