@@ -41,8 +41,8 @@ class MoCoV3(Method):
     own key being its class (arXiv:2104.02057, alg. 1). The momentum rises from ``momentum`` to
     ``momentum_end`` by a cosine. There is no queue: the authors take batches of 4096.
 
-    Each view has batch-norm statistics of its own; those of several processes, which the authors
-    synchronise, stay apart. As published, vision transformers and other networks differ where a
+    Each view has batch-norm statistics of its own; those of several processes are synchronized,
+    as by the authors. As published, vision transformers and other networks differ where a
     setting is null. timm's position embedding and first weights stay as they are.
 
     Args:

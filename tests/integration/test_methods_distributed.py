@@ -1,6 +1,6 @@
 """Pretraining on two processes with half a batch each equals one with the whole batch.
 
-Without batch norm, whose statistics stay each process's own.
+Without batch norm, which ``test_shared_training.py`` has.
 """
 
 from pathlib import Path

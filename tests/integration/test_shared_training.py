@@ -55,9 +55,11 @@ STRICT_STEPS = {"nnclr": 20, "barlow_twins": 5}
 """Steps after which rounding errors have grown: nearest neighbors change by them, and dimensions
 are divided by standard deviations that are almost 0."""
 SHORT_STEPS = 8
+PARTS = "gradients of parts"
+"""Of each process's images, accumulated and in micro-batches, in a network without batch norm."""
 SHORT = [k for k in LOSSES_BY_KIND.classes if not LOSSES_BY_KIND[k].exact_under_sharding]
 """Losses that are exact with synchronized batch norms alone, which their heads have."""
-CASES = [*METHOD_SETTINGS, *(f"loss {kind}" for kind in dict.fromkeys([*LOSSES, *SHORT]))]
+CASES = [PARTS, *METHOD_SETTINGS, *(f"loss {kind}" for kind in dict.fromkeys([*LOSSES, *SHORT]))]
 
 
 class Images:
@@ -86,11 +88,14 @@ def transformer() -> Encoder:
 
 def steps_of(case: str) -> int:
     kind = case.removeprefix("loss ")
-    return STEPS if kind in (*METHOD_SETTINGS, *LOSSES) else SHORT_STEPS
+    return STEPS if kind in (*METHOD_SETTINGS, *LOSSES, PARTS) else SHORT_STEPS
 
 
 def task_of(case: str) -> Task:
     seed_generators(3, "task")
+    if case == PARTS:
+        settings = DistillSettings(steps=STEPS, losses={"it": {"kind": "mse"}})
+        return assemble(transformer(), {"teacher": encoder(1)}, settings, IMAGES)
     if not case.startswith("loss "):
         student = transformer() if case == "mae" else encoder(0)
         return METHODS.build(METHODS.schema(case)(steps=STEPS, **METHOD_SETTINGS[case]), student)
@@ -115,6 +120,7 @@ def train(case: str, folder: Path) -> None:
         optim=OptimSettings(kind="sgd", lr=3e-4),
         seed=2,
         checkpoint_seconds=1e9,
+        **({"accumulate": 2, "microbatch": 3} if case == PARTS else {}),
     )
     fabric = build_fabric("cpu", precision="32-true")
     if world_size() > 1:
