@@ -15,6 +15,7 @@ from subprocess import Popen
 
 from torch.distributed import DistError, TCPStore
 
+from ssdistill.chain.processes import several_processes
 from ssdistill.distributed import broadcast
 from ssdistill.errors import one_line
 from ssdistill.terminal.console import complain
@@ -168,6 +169,8 @@ def watching_started(
         doing: what this process is doing, for the message.
     """
     done, parent = threading.Event(), os.environ.get(PARENT, "")
+    if not parent and several_processes():  # a launcher, which would end this one
+        parent = str(os.getppid())
 
     def look() -> None:
         while not done.wait(PAUSE / 5):

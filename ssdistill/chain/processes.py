@@ -4,9 +4,12 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ssdistill.errors import UserError
-from ssdistill.train.settings import DeviceSettings
+
+if TYPE_CHECKING:  # also asked after an import of torch has failed
+    from ssdistill.train.settings import DeviceSettings
 
 LAUNCHERS = (
     ("torchrun", "WORLD_SIZE", ("RANK",)),
@@ -71,7 +74,7 @@ def several_processes(environ: Mapping[str, str] | None = None) -> Launch | None
     return None
 
 
-def count_processes(device: DeviceSettings) -> int:
+def count_processes(device: "DeviceSettings") -> int:
     """Return how many processes share the experiment.
 
     Raises:

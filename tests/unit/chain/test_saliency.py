@@ -28,13 +28,14 @@ class Halves(Task):
 
 def losses_of(task, count=3):
     torch.manual_seed(0)
-    batches = [SimpleNamespace(step=step) for step in range(HEAD_STEPS + count)]
+    batches = [SimpleNamespace(step=step, index_B=range(4)) for step in range(HEAD_STEPS + count)]
     loader = SimpleNamespace(num_steps=len(batches))
     training = SimpleNamespace(
         task=task,
         loader=loader,
         batches=lambda: batches,
         views=lambda batch: [torch.randn(8, 3)],
+        microbatch=None,
     )
     return iterate_total_losses(training, torch.device("cpu"))
 

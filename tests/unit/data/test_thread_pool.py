@@ -57,12 +57,12 @@ def test_two_callers_share_the_threads():
 
 
 def test_threads_end_with_their_pool():
-    before = threading.active_count()
-    pool = thread_pool(3, "test")
+    before = threading.enumerate()
+    pool = thread_pool(3, "ending")
     pool.map(lambda item: item, range(9))
-    threads = [t for t in threading.enumerate() if t.name == "test"]
-    assert threading.active_count() == before + 3
+    threads = [t for t in threading.enumerate() if t not in before]
+    assert len([t for t in threads if t.name.startswith("ending")]) == 3
     del pool
     for thread in threads:
         thread.join(10)
-    assert threading.active_count() == before
+    assert not any(thread.is_alive() for thread in threads)
