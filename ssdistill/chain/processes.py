@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ssdistill.errors import UserError
 
-if TYPE_CHECKING:  # also asked after an import of torch has failed
+if TYPE_CHECKING:  # this also runs if torch cannot be imported
     from ssdistill.train.settings import DeviceSettings
 
 LAUNCHERS = (
