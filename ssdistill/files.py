@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -85,7 +86,12 @@ def locked_by(path: Path, on_wait: Callable[[], object], patience: float = 0) ->
     """
     from filelock import FileLock, Timeout
 
-    if os.path.lexists(path) and not path.is_file():
+    # Asked once: whoever held the lock may remove the file at any moment.
+    try:
+        usable = stat.S_ISREG(os.stat(path).st_mode)
+    except FileNotFoundError:
+        usable = not path.is_symlink()
+    if not usable:
         raise UserError(f"{path}: expected a lock file; remove what is there: rm -r '{path}'")
     lock = FileLock(path)
     try:
