@@ -89,8 +89,8 @@ def locked_by(path: Path, on_wait: Callable[[], object], patience: float = 0) ->
     # Asked once: whoever held the lock may remove the file at any moment.
     try:
         usable = stat.S_ISREG(os.stat(path).st_mode)
-    except FileNotFoundError:
-        usable = not path.is_symlink()
+    except OSError:  # nothing is there, or a link that leads nowhere
+        usable = not os.path.islink(path)
     if not usable:
         raise UserError(f"{path}: expected a lock file; remove what is there: rm -r '{path}'")
     lock = FileLock(path)
