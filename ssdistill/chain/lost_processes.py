@@ -148,7 +148,7 @@ class Watch:
 
     def _give_up(self, reason: str) -> None:
         if self.rank == 0:
-            complain(f"error: {reason} during {self.doing()}; run the same command again to resume")
+            _say(reason, self.doing())
             with suppress(Exception):
                 self._thread_store.set(OVER, "")
                 time.sleep(4 * PAUSE)
