@@ -148,9 +148,9 @@ class Processes:
         Raises:
             UserError: it cannot be set up.
         """
-        device = self.device
         from lightning_fabric.utilities.exceptions import MisconfigurationException
 
+        device = self.device
         if self._environment is None:
             return build_fabric(device.accelerator, precision=precision)
         per_node = self.size // device.num_nodes
