@@ -86,7 +86,7 @@ def locked_by(path: Path, on_wait: Callable[[], object], patience: float = 0) ->
     """
     from filelock import FileLock, Timeout
 
-    # Asked once: whoever held the lock may remove the file at any moment.
+    # A single look: whoever held the lock may remove the file at any moment.
     try:
         usable = stat.S_ISREG(os.stat(path).st_mode)
     except OSError:  # nothing is there, or a link that leads nowhere
