@@ -16,6 +16,7 @@ from ssdistill.machine import memory_bytes
 from ssdistill.models.backbones import Encoder
 from ssdistill.models.trial import REFUSALS, check_fits, reason_of
 from ssdistill.settings import Size, as_size, height_width
+from ssdistill.train.interrupt import Interruptible
 from ssdistill.train.microbatch import in_microbatches
 from ssdistill.train.passes import require_mean_over_images
 from ssdistill.train.task import Task
@@ -137,13 +138,20 @@ def _failure_without_memory(
     """What goes wrong with tensors that have shapes and no numbers.
 
     They say that they are on the CPU: torch has no autocast of its meta device.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C, which inside of their operations would end the process.
     """
-    try:
-        with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True):
-            _losses(task, sizes, batch_size, microbatch)
-    except Exception as error:
-        return error
-    return None
+    with Interruptible() as interrupt:
+        failure = None
+        try:
+            with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True):
+                _losses(task, sizes, batch_size, microbatch)
+        except Exception as error:
+            failure = error
+    if interrupt.requested:
+        raise KeyboardInterrupt
+    return failure
 
 
 def _losses(

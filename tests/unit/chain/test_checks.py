@@ -1,3 +1,5 @@
+import os
+import signal
 import sys
 
 import pytest
@@ -295,3 +297,17 @@ def test_batches_cut_too_finely_or_at_the_wrong_place_are_refused(check, change,
     assert check("distill.accumulate=2", "distill.microbatch=2", views) == []
     with pytest.raises(UserError, match=message):
         check("distill.accumulate=2", change, views)
+
+
+def test_ctrl_c_waits_for_the_end_of_a_step_that_is_followed(check, monkeypatch):
+    """An interrupt inside of an operation on tensors without numbers would end the process."""
+    ended = []
+
+    def interrupted(*args):
+        os.kill(os.getpid(), signal.SIGINT)
+        ended.append(sum(range(100_000)))  # long enough for a signal to arrive
+
+    monkeypatch.setattr(trial_step, "_losses", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        check()
+    assert len(ended) == 1
