@@ -1,5 +1,6 @@
 """``model.json``: schema of an artifact's description, and its reader."""
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -66,6 +67,7 @@ StoredSize = Annotated[
 ]
 Few = Annotated[int, Field(ge=0, le=LARGEST_STEM)]
 Deviation = Annotated[FiniteFloat, Field(ge=SMALLEST_DEVIATION)]
+Pair = tuple[FiniteFloat, FiniteFloat]
 Statistics = Annotated[tuple[FiniteFloat, ...], Field(min_length=1, max_length=MOST_CHANNELS)]
 Deviations = Annotated[tuple[Deviation, ...], Field(min_length=1, max_length=MOST_CHANNELS)]
 
@@ -115,6 +117,18 @@ class Parent(BaseModel):
     digest: Annotated[str, Field(pattern="^[0-9a-f]{8,64}$")]
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)]
     sha256: Sha256
+
+
+class PixelFacts(BaseModel):
+    """How the images of a training became numbers."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+
+    channels: Annotated[list[Count], Field(max_length=MOST_CHANNELS)] | None
+    names: Annotated[list[str], Field(max_length=MOST_CHANNELS)] | None
+    windows: (
+        Annotated[list[tuple[FiniteFloat, FiniteFloat]], Field(max_length=MOST_CHANNELS)] | None
+    )
 
 
 class Description(BaseModel):
@@ -176,6 +190,21 @@ class Description(BaseModel):
             return Parent.model_validate(entry)
         except pydantic.ValidationError as error:
             raise UserError(_one_line(folder / DESCRIPTION, error, "lineage")) from error
+
+    def trained_on(self, folder: Path) -> dict[str, Any] | None:
+        """Channels and windows of the images that the model in ``folder`` was trained on, see
+        :func:`ssdistill.data.pixel_facts.pixel_facts`; None in files of earlier versions.
+
+        Raises:
+            UserError: a lineage that is none.
+        """
+        facts = (self.lineage or {}).get("images")
+        if facts is None:
+            return None
+        try:
+            return PixelFacts.model_validate_json(json.dumps(facts)).model_dump()
+        except pydantic.ValidationError as error:
+            raise UserError(_one_line(folder / DESCRIPTION, error, "lineage.images")) from error
 
 
 def read_description(folder: Path) -> Description:

@@ -56,7 +56,8 @@ def compress(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str, 
     # A step may have found for itself that its input was better.
     accepted = _passes(stage, settings, facts) and context.record.get("accepted", 1)
     words["runtime"] = facts["runtime"]
-    export(compressed if accepted else input_encoder, stage, tracker, parent="model", **words)
+    chosen = compressed if accepted else input_encoder
+    export(chosen, stage, workspace, tracker, parent="model", **words)
     return metrics | measured | {"compress/accepted": int(accepted)}
 
 

@@ -21,6 +21,7 @@ from ssdistill.chain.workspace import MODEL, Workspace
 from ssdistill.data.image_set import ImageSet
 from ssdistill.data.loader import Loader
 from ssdistill.data.mixing import MixSettings
+from ssdistill.data.pixel_facts import differences, pixel_facts
 from ssdistill.data.recipes import ViewRecipe, is_rgb
 from ssdistill.data.recipes_of_images import channels_of
 from ssdistill.distill.cache.settings import CacheSettings
@@ -49,7 +50,7 @@ BUDGET = "budget.json"
 
 def initialize(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str, Any]:
     """Save the student at its initial weights."""
-    export(fresh_encoder(stage), stage, tracker)
+    export(fresh_encoder(stage), stage, workspace, tracker)
     return {}
 
 
@@ -59,7 +60,7 @@ def pretrain(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str, 
     metrics = train(task, settings, stage, workspace, tracker)
     encoder, projector = task.exported
     encoder.projector = projector
-    export(encoder, stage, tracker)
+    export(encoder, stage, workspace, tracker)
     return metrics
 
 
@@ -67,11 +68,14 @@ def load_teacher(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[s
     """Load an external teacher and save it as an encoder of the chain."""
     kind = stage.config["teacher"]["kind"]
     settings = TEACHERS.schema(kind).model_validate(stage.config["teacher"])
-    encoder, notices = TEACHERS.build(settings).load(ImageSpec(**stage.config["pictures"]))
+    teacher = TEACHERS.build(settings)
+    encoder, notices = teacher.load(ImageSpec(**stage.config["pictures"]))
+    if trained := teacher.trained_on():
+        notices += differences(trained, pixel_facts(workspace.train))
     for notice in notices:
         console.print(f"  {notice}", style="dim")
     write_atomically(tracker.run.folder / NOTICES, json.dumps(notices, indent=1) + "\n")
-    export(encoder, stage, tracker)
+    export(encoder, stage, workspace, tracker)
     return {}
 
 
@@ -79,7 +83,7 @@ def distill(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str, A
     """Train a student against one or several frozen teachers."""
     task, settings = task_of(stage, workspace)
     metrics = train(task, settings, stage, workspace, tracker)
-    export(task.encoder, stage, tracker, parent=next(iter(stage.parents)))
+    export(task.encoder, stage, workspace, tracker, parent=next(iter(stage.parents)))
     return metrics
 
 
@@ -209,11 +213,21 @@ def _first_images(view_BCHW: Tensor, height: int, width: int, images: ImageSet) 
 
 
 def export(
-    encoder: Any, stage: Stage, tracker: Tracker, parent: str | None = None, **facts: Any
+    encoder: Any,
+    stage: Stage,
+    workspace: Workspace,
+    tracker: Tracker,
+    parent: str | None = None,
+    **facts: Any,
 ) -> None:
     """Save the encoder with its lineage; ``parent`` names the stage its weights come from."""
     record = tracker.run.record
-    lineage = {"stage": stage.digest, "seed": stage.seed, "parents": record.parents}
+    lineage = {
+        "stage": stage.digest,
+        "seed": stage.seed,
+        "parents": record.parents,
+        "images": pixel_facts(workspace.train),
+    }
     folder = tracker.run.folder / MODEL
     sha256 = save_encoder(encoder, folder, lineage)
     parent_sha256 = record.parents[parent]["sha256"] if parent else None

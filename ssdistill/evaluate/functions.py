@@ -1,6 +1,7 @@
 """Every protocol as a function: ``ssdistill.evaluate.linear(encoder, data) -> Result``."""
 
 import inspect
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,8 @@ from ssdistill.evaluate.subject import Subject
 from ssdistill.label_free.features import Precision
 from ssdistill.settings import Size
 from ssdistill.settings.registry import PROTOCOLS
+
+log = logging.getLogger(__name__)
 
 
 def open_subject(
@@ -68,6 +71,8 @@ def open_subject(
     shown = open_images(data, sizes=sizes, root=root)
     own = {"image_size": image_size, "mean": mean, "std": std, "trust": trust}
     opened = open_encoder(encoder, shown.facts, **own)
+    for notice in opened.notices_for(shown.train)[len(opened.notices) :]:
+        log.warning("%s: %s", opened.source, notice)
     return Subject(
         opened.encoder,
         shown.train,

@@ -48,6 +48,13 @@ class Teacher:
         """
         return {}
 
+    def trained_on(self) -> dict[str, Any] | None:
+        """Bands and windows of the images it was trained on; None if the file does not say.
+
+        See :func:`ssdistill.data.pixel_facts.pixel_facts`.
+        """
+        return None
+
     def load(self, image_spec: ImageSpec) -> tuple[Encoder, list[str]]:
         """Load the encoder in eval mode, with its projector if there is one, and notices.
 

@@ -49,6 +49,10 @@ class FinishedRun(Teacher):
             )
         return encoder, notices
 
+    def trained_on(self) -> dict[str, Any] | None:
+        folder, description = self._find()
+        return description.trained_on(folder)
+
     def _find(self) -> tuple[Path, Description]:
         try:
             folder = find_artifact(self.path)

@@ -13,8 +13,15 @@ import pytest
 from ssdistill.chain.process_group import SET_HERE
 from ssdistill.chain.processes import LAUNCHERS
 
+NETWORK = (
+    "{name: resnet10t, stem: small, stem_stride: 2, args: {layers: [1, 1, 0, 0], "
+    "channels: [8, 16, 16, 16], stem_type: deep, stem_width: 8}}"
+)
 SETTINGS = (
-    "pretrain.steps=12",
+    # Networks of one size, so that no latencies are compared.
+    f"teacher.encoder={NETWORK}",
+    f"student.encoder={NETWORK}",
+    "pretrain.steps=30",
     "pretrain.batch_size=32",
     "distill.steps=12",
     "distill.batch_size=32",
@@ -90,39 +97,35 @@ def test_torchrun_starts_what_devices_starts(both, tmp_path):
     assert weights(tmp_path) == weights(both)
 
 
-@pytest.mark.parametrize("killed", [0, 1])
-def test_a_lost_process_ends_the_other_and_the_next_start_resumes(both, tmp_path, killed):
-    process = _in_training(tmp_path)
-    pids = [process.pid, *_children(process.pid)]
-    began = time.monotonic()
-    os.kill(pids[killed], signal.SIGKILL)
-    _, said = process.communicate(timeout=LIMIT)
-    while any(_alive(pid) for pid in pids):
-        assert time.monotonic() - began < 60
-        time.sleep(0.1)
-    if killed == 1:
-        assert process.returncode == 1
-        assert "error: process 1 was killed (signal 9) during" in said
-        assert "pretrain teacher, seed 0" in said and said.count("error:") == 1
-    done = run(tmp_path, "device.devices=2")
-    assert done.returncode == 0, done.stderr
-    assert weights(tmp_path) == weights(both)
-
-
-def test_ctrl_c_ends_both_with_a_checkpoint(both, tmp_path):
-    process = _in_training(tmp_path)
-    # As a terminal does, to all processes of the command.
-    os.killpg(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=LIMIT)
-    assert process.returncode == 130, said
-    assert said.count("Interrupted.") == 1 and "error" not in said and "Traceback" not in said
+def test_kills_of_either_process_and_ctrl_c_end_both_and_the_next_start_resumes(both, tmp_path):
+    for blow in (0, 1, "Ctrl-C"):
+        process = _in_training(tmp_path)
+        pids = [process.pid, *_children(process.pid)]
+        began = time.monotonic()
+        if blow == "Ctrl-C":  # as a terminal does, to all processes of the command
+            os.killpg(process.pid, signal.SIGINT)
+        else:
+            os.kill(pids[blow], signal.SIGKILL)
+        _, said = process.communicate(timeout=LIMIT)
+        while any(_alive(pid) for pid in pids):
+            assert time.monotonic() - began < 60
+            time.sleep(0.1)
+        if blow == 1:
+            assert process.returncode == 1
+            assert "error: process 1 was killed (signal 9) during" in said
+            assert "pretrain teacher, seed 0" in said and said.count("error:") == 1
+        elif blow == "Ctrl-C":
+            assert process.returncode == 130, said
+            assert said.count("Interrupted.") == 1
+            assert "error" not in said and "Traceback" not in said
     done = run(tmp_path, "device.devices=2")
     assert done.returncode == 0, done.stderr
     assert weights(tmp_path) == weights(both)
 
 
 def _in_training(root: Path) -> subprocess.Popen:
-    """Two processes that have written the first checkpoint of the first training."""
+    """Two processes that have written a checkpoint of the first training."""
+    before = _checkpoints(root)
     words = ("device.devices=2", "checkpoint_seconds=0.01", "--runs", str(root))
     process = subprocess.Popen(
         [*COMMAND, *words],
@@ -132,10 +135,15 @@ def _in_training(root: Path) -> subprocess.Popen:
         start_new_session=True,
     )
     deadline = time.monotonic() + LIMIT
-    while not list(root.glob("stages/pretrain-*/s0/checkpoint.pt")):
+    while _checkpoints(root) == before:
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.02)
     return process
+
+
+def _checkpoints(root: Path) -> list[int]:
+    files = root.glob("stages/pretrain-*/s0/checkpoint.pt")
+    return [file.stat().st_mtime_ns for file in files]
 
 
 def _children(pid: int) -> list[int]:

@@ -19,7 +19,7 @@ name: tiny
 profile: smoke
 data: {kind: npz, path: DATA}
 student: {encoder: {name: resnet10t, stem: small, stem_stride: 2,
-  args: {layers: [1, 1, 1, 0], channels: [8, 16, 16, 16], stem_type: deep, stem_width: 8}}}
+  args: {layers: [1, 1, 0, 0], channels: [8, 16, 16, 16], stem_type: deep, stem_width: 8}}}
 control: null
 distill: {steps: 2, batch_size: 16, losses: {a: {kind: simreg, depth: 1}}}
 evaluate: {low_shot: null}

@@ -149,7 +149,7 @@ def _judge(
     subject: Subject, opened: Opened, asked: Sequence[Protocol], first: Findings | None
 ) -> Findings:
     """Evaluate one model: cost, label-free metrics and every protocol."""
-    results, refused, notices = {}, {}, list(opened.notices)
+    results, refused, notices = {}, {}, list(opened.notices_for(subject.train))
     height, width = subject.test.images.shape[1:3]
     size = as_size(height, width)
     if subject.image_size != size:

@@ -1,7 +1,7 @@
 """Open an encoder: a saved model, an ONNX file, a timm name or a network."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from ssdistill.artifacts.description import read_description
 from ssdistill.artifacts.files import find_artifact, names_file, weight_files
+from ssdistill.data.image_set import ImageSet
+from ssdistill.data.pixel_facts import differences, pixel_facts
 from ssdistill.errors import UserError, nearest, shortened
 from ssdistill.evaluate.opening.arguments import check_image_size, check_statistics
 from ssdistill.evaluate.opening.bare_onnx import BareOnnx
@@ -33,6 +35,8 @@ class Opened:
             come.
         notices: what must be known to read its numbers rightly.
         files: what a user of the model ships; empty for one that is in memory only.
+        trained_on: bands and windows of its training images, as
+            :func:`ssdistill.data.pixel_facts.pixel_facts`; None if unknown.
     """
 
     encoder: Callable[[Tensor], Representation]
@@ -40,6 +44,17 @@ class Opened:
     image_size: Size | None
     notices: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
+    trained_on: Mapping[str, Any] | None = None
+
+    def notices_for(self, images: Any) -> tuple[str, ...]:
+        """Notices about the encoder and its input, if it is given these images.
+
+        Args:
+            images: an :class:`ssdistill.data.image_set.ImageSet`; arrays do not know their origin.
+        """
+        if self.trained_on is None or not isinstance(images, ImageSet):
+            return self.notices
+        return (*self.notices, *differences(self.trained_on, pixel_facts(images)))
 
     @property
     def bytes(self) -> int | None:
@@ -211,7 +226,7 @@ def _open_artifact(text: str, image_size: Size | None, trust: bool) -> Opened:
     from ssdistill.teachers.sizes import fit_size, size_notices
 
     folder = _artifact(text)
-    files = tuple(weight_files(folder))
+    files, trained_on = tuple(weight_files(folder)), read_description(folder).trained_on(folder)
     # What it will see are views of this package.
     encoder = load(folder, trust=trust, check_inputs=False)
     own = encoder.spec.image_size if encoder.spec else None
@@ -226,9 +241,9 @@ def _open_artifact(text: str, image_size: Size | None, trust: bool) -> Opened:
                 f"{short_size(image_size)}"
             )
             notices += size_notices(encoder)
-        return Opened(encoder, text, image_size or own, tuple(notices), files)
+        return Opened(encoder, text, image_size or own, tuple(notices), files, trained_on)
     size, notices = _fitting(encoder.input_shape, own, image_size)
-    return Opened(encoder, text, size, tuple(notices), files)
+    return Opened(encoder, text, size, tuple(notices), files, trained_on)
 
 
 def _open_onnx(
