@@ -18,7 +18,7 @@ from ssdistill.chain.stages import Stage
 from ssdistill.chain.tasks import build_distiller, fresh_encoder, task_of
 from ssdistill.chain.training import prepare
 from ssdistill.chain.workspace import Workspace, open_workspace
-from ssdistill.errors import UserError
+from ssdistill.errors import UserError, nearest
 from ssdistill.experiment.schema import Experiment
 from ssdistill.experiment.sections import DistillSettings
 from ssdistill.measure.hardware import all_threads
@@ -102,6 +102,7 @@ def benchmark(
     compiled: bool | None = None,
     against_lightly: bool = False,
     own_images: bool = False,
+    only: str | None = None,
     announce: Callable[[str, int, str, int], None] = lambda role, total, program, number: None,
 ) -> list[Timing]:
     """Time every training of the first seed: pretraining, and distillation from its teachers.
@@ -115,6 +116,7 @@ def benchmark(
         compiled: also time compiled encoders; None does so on a GPU.
         against_lightly: also time lightly's loop, in float32.
         own_images: read the images of the config rather than generate some of their size.
+        only: role of the one training to time; None for all.
         announce: called before every turn with the role, the number of turns of the training,
             the program, and the number of the turn.
 
@@ -136,6 +138,11 @@ def benchmark(
     stages = {role: s for role, s in stages.items() if s.kind in ("pretrain", "distill")}
     if not stages:
         raise UserError("benchmark: the config trains nothing; choose one that does")
+    if only is not None and only not in stages:
+        raise UserError(
+            f"--only {only}: unknown training{nearest(only, stages)}; known: {', '.join(stages)}"
+        )
+    stages = {role: stage for role, stage in stages.items() if only in (None, role)}
     if against_lightly:
         _require_simclr(stages, workspace)
     check_trainings(workspace)

@@ -30,13 +30,13 @@ def with_generated_images(experiment: Experiment, count: int, folder: Path) -> E
     ImageNet's, decoded whenever they are read.
 
     Raises:
-        UserError: whatever the source raises that is asked for the size of its images.
+        UserError: whatever the source raises when it reads the size of its images.
     """
     data = experiment.data
     size: Size = data.image_size or open_source(data).default_image_size
     kept = {name: getattr(data, name) for name in KEPT} | {"image_size": size}
     if _decodes(data, size):
-        _write_files(folder / "images", count)
+        write_photographs(folder / "images", count)
         chosen = {"kind": "folder", "path": str(folder / "images"), "pixels": "original"}
     else:
         path = folder / "images.npy"
@@ -73,7 +73,8 @@ def generated(count: int, height: int, width: int, channels: int = 3) -> np.ndar
     return images_NHWC
 
 
-def _write_files(folder: Path, count: int) -> None:
+def write_photographs(folder: Path, count: int) -> None:
+    """Write ``count`` JPEG files, ``DISTINCT`` different ones, of 375x500 pixels to a folder."""
     from PIL import Image
 
     folder.mkdir()

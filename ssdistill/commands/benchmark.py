@@ -38,6 +38,7 @@ def add_benchmark(commands: argparse._SubParsersAction) -> None:
         help=f"a YAML file or a packaged config (default: {DEFAULT}), and settings")  # fmt: skip
     add("--steps", type=int, default=10, help="optimizer steps per turn (default: 10)")
     add("--rounds", type=int, default=5, help="turns of each program (default: 5)")
+    add("--only", metavar="ROLE", help="time one training, such as teacher or distilled")
     add("--against", choices=("lightly",),
         help="also time lightly's SimCLR, as in its documentation, in float32")  # fmt: skip
     add("--compile", action=argparse.BooleanOptionalAction, default=None,
@@ -62,7 +63,7 @@ def _benchmark(options: argparse.Namespace) -> int:
     for name in ("steps", "rounds"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name} {getattr(options, name)}: at least 1 is required")
-    config, overrides = _words(options.words)
+    config, overrides = config_and_overrides(options.words)
     if options.json:
         check_writable(options.json, "--json")
     experiment, notices = load_experiment(config, overrides)
@@ -77,6 +78,7 @@ def _benchmark(options: argparse.Namespace) -> int:
             compiled=options.compile,
             against_lightly=options.against == "lightly",
             own_images=options.own_images,
+            only=options.only,
             announce=bar.show,
         )
     show(table(timings, options.steps).to_rich())
@@ -95,7 +97,7 @@ def _benchmark(options: argparse.Namespace) -> int:
     return 0
 
 
-def _words(words: list[str]) -> tuple[str, list[str]]:
+def config_and_overrides(words: list[str]) -> tuple[str, list[str]]:
     """The config and the overrides of a command line.
 
     Raises:

@@ -63,6 +63,7 @@ def test_both_trainings_are_timed_and_nothing_stays(config, tmp_path, monkeypatc
         (["--json", "tiny.yaml/x.json"], "--json tiny.yaml/x.json: cannot be written"),
         (["distill.steps=no"], "distill.steps"),
         (["device.accelerator=abacus"], "abacus"),
+        (["--only", "distiled"], "--only distiled: unknown training"),
         (["pretrain.kind=byol", "--against", "lightly"], "got pretrain.kind=byol"),
     ],
 )
@@ -140,10 +141,10 @@ def test_what_a_config_fixes_is_chosen_even_if_fp32_is_faster():
 
 
 def test_formats_that_differ_are_compared(config, tmp_path):
-    experiment, _ = load_experiment(config, ["device.precision=bf16", "distill=null"])
+    experiment, _ = load_experiment(config, ["device.precision=bf16"])
     calls: list = []
     (found,) = module.benchmark(
-        experiment, Path(tmp_path), steps=1, rounds=1, against_lightly=True,
+        experiment, Path(tmp_path), steps=1, rounds=1, against_lightly=True, only="teacher",
         announce=lambda *what: calls.append(what),
     )  # fmt: skip
     assert [str(f) for f in found.formats] == ["fp32 contiguous", "bf16 contiguous"]
