@@ -8,7 +8,7 @@ All train the same network, head and loss (SimCLR, two views of 32x32 images, ba
   lightly's examples;
 - torchvision v2: a plain loop, v2 transforms in two loader workers, float32;
 - ssdistill: `fit` as the chain calls it, number format and memory layout measured by itself; and
-  again in float32;
+  again in float32, and for the models of `--compiled` with a compiled encoder;
 - the model alone: forward, backward and optimizer step on views made once, in the format that
   ssdistill chose.
 
@@ -63,7 +63,8 @@ BATCH = 256
 IMAGES = 50_000
 LIGHTLY, PLAIN, OURS = "lightly", "torchvision v2", "ssdistill"
 OURS_FP32, ALONE = "ssdistill in float32", "the model alone"
-WAYS = 5
+OURS_COMPILED = "ssdistill compiled"
+WAYS = 6
 CHOSEN = "chosen"
 """File in which ssdistill leaves the format it has chosen for the model alone."""
 
@@ -163,10 +164,11 @@ def train_ours(
     images_NHWC: np.ndarray,
     precision: str,
     folder: Path,
+    compiled: bool,
     after_step: AfterStep,
 ) -> None:
-    """The project's loop with its record and checkpoints, without mirrors."""
-    device = DeviceSettings(precision=precision)
+    """The project's loop with its record and checkpoints, without loggers."""
+    device = DeviceSettings(precision=precision, compile=compiled)
     where = Fabric(accelerator=device.accelerator, devices=1).device
     training = simclr_training(settings, images_NHWC, BATCH, where)
     fabric = choose_arithmetic(training, device, folder)
@@ -199,19 +201,23 @@ def _layout(training: Training) -> str:
 
 
 def measure(
-    name: str, images_NHWC: np.ndarray, rounds: int, seconds: float
+    name: str, images_NHWC: np.ndarray, rounds: int, seconds: float, compiled: bool
 ) -> tuple[dict[str, list[float]], str]:
     """Images per second of every way in every round, and the format chosen."""
     given = (MODELS[name], images_NHWC)
     with ExitStack() as stack:
-        auto, fp32 = (Path(stack.enter_context(tempfile.TemporaryDirectory())) for _ in range(2))
+        auto, fp32, third = (
+            Path(stack.enter_context(tempfile.TemporaryDirectory())) for _ in range(3)
+        )
         trainings = {
             LIGHTLY: partial(train_lightly, *given),
             PLAIN: partial(train_plain, *given),
-            OURS: partial(train_ours, *given, "auto", auto),
-            OURS_FP32: partial(train_ours, *given, "fp32", fp32),
+            OURS: partial(train_ours, *given, "auto", auto, False),
+            OURS_FP32: partial(train_ours, *given, "fp32", fp32, False),
             ALONE: partial(train_alone, *given, auto),
         }
+        if compiled:
+            trainings[OURS_COMPILED] = partial(train_ours, *given, "auto", third, True)
         turns = {}
         for way, train in trainings.items():
             lane = Lane(train)
@@ -224,13 +230,16 @@ def main() -> None:
     parser = arguments(__doc__, rounds=5, seconds=5.5)
     usual = ("small", "resnet18_w025")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=usual)
+    parser.add_argument("--compiled", nargs="*", choices=MODELS, default=(), help="also compiled")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     images_NHWC = load_images(args.npz, IMAGES)
     ratios, notes = {}, [f"batch {BATCH}, {args.threads} threads, medians in images/s"]
     for name in args.models:
-        rates, chosen = measure(name, images_NHWC, args.rounds, args.seconds)
+        compiled = name in args.compiled
+        rates, chosen = measure(name, images_NHWC, args.rounds, args.seconds, compiled)
         pairs = ((OURS, LIGHTLY), (OURS_FP32, LIGHTLY), (OURS, PLAIN), (OURS, ALONE))
+        pairs += ((OURS_COMPILED, LIGHTLY),) if compiled else ()
         for upper, lower in (*pairs, (ALONE, LIGHTLY)):
             ratios[f"{name}: {upper} / {lower}"] = ratio(rates[upper], rates[lower])
         medians = ", ".join(f"{way} {median(values):.0f}" for way, values in rates.items())

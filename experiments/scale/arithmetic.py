@@ -57,7 +57,7 @@ ASSUMPTIONS = {
     "bytes of an image": Assumption(
         115_440, "bytes", "ILSVRC 2012: an archive of 147,897,477,120 bytes for 1,281,167 images"
     ),
-    "images of a step on a device": Assumption(256, "images", "our choice"),
+    "images of a step on a device": Assumption(256, "images", "our choice: 16,384 on 64"),
 }
 
 
