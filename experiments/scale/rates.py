@@ -12,13 +12,11 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 
 import torch
-import torch.distributed as dist
+from averaging import PROCESSES, averaging_seconds
 
 from ssdistill.chain.benchmark_steps import wait_for
 from ssdistill.measure.macs import count_macs
@@ -31,7 +29,6 @@ from measuring import publish
 
 NETWORKS, SIZE = ("resnet18", "resnet50"), 224
 FORMATS = (("fp32", torch.float32), ("bf16", torch.bfloat16))
-PROCESSES, REDUCTIONS = 2, 3
 
 
 def steps_of(name: str, batch: int, device: torch.device) -> dict[str, Callable[[], float]]:
@@ -73,37 +70,6 @@ def _rate(step: Callable[[], None], batch: int, device: torch.device) -> float:
     return batch * count / (time.perf_counter() - began)
 
 
-def _reduce(rank: int, folder: str, count: int, seconds: list) -> None:
-    """Average ``count`` float32 among the processes, several times."""
-    torch.set_num_threads(1)
-    store = dist.FileStore(f"{folder}/store", PROCESSES)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=PROCESSES)
-    gradient_P = torch.ones(count)
-    for number in range(REDUCTIONS + 1):
-        dist.barrier()
-        began = time.perf_counter()
-        dist.all_reduce(gradient_P)
-        if number and rank == 0:
-            seconds.append(time.perf_counter() - began)
-    dist.destroy_process_group()
-
-
-def reduction_seconds(count: int) -> float:
-    """Median seconds of averaging ``count`` float32 between two processes."""
-    context = get_context("spawn")
-    with TemporaryDirectory() as folder, context.Manager() as manager:
-        seconds = manager.list()
-        processes = [
-            context.Process(target=_reduce, args=(rank, folder, count, seconds))
-            for rank in range(PROCESSES)
-        ]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join()
-        return median(seconds)
-
-
 def row_of(name: str, batch: int, rounds: int, device: torch.device) -> dict:
     """What is measured of one network."""
     encoder = build_encoder(EncoderSettings(name=name, stem="native"), SIZE)
@@ -121,7 +87,7 @@ def row_of(name: str, batch: int, rounds: int, device: torch.device) -> dict:
         "format": best,
         "forward, images/s": max(rates["fp32 forward"], rates["bf16 forward"]),
         "training, images/s": rates[f"{best} training"],
-        "averaging gradients, s": reduction_seconds(count),
+        "averaging gradients, s": averaging_seconds(count),
     }
 
 
