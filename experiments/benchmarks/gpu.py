@@ -20,10 +20,11 @@ import torch
 import yaml
 from measuring import publish
 
-from ssdistill.chain.benchmark import ALONE, WHOLE, Format, Timing, benchmark
+from ssdistill.chain.benchmark import benchmark
 from ssdistill.experiment.reading import load_experiment
 from ssdistill.measure.macs import count_macs
 from ssdistill.measure.throughput import Spread
+from ssdistill.measure.timing import ALONE, WHOLE, Format, Timing
 from ssdistill.models.backbones import EncoderSettings, build_encoder
 
 PEAKS = {

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ import torch
 
 from ssdistill.chain.arithmetic import MEMORY_FORMATS
 from ssdistill.chain.benchmark_images import with_generated_images
-from ssdistill.chain.benchmark_steps import RATE, Turn, alone, parts, wait_for, whole
+from ssdistill.chain.benchmark_steps import Turn, alone, parts, wait_for, whole
 from ssdistill.chain.checks import check_trainings
 from ssdistill.chain.plan import models_of
 from ssdistill.chain.recorded_outputs import time_without_teachers
@@ -18,12 +18,14 @@ from ssdistill.chain.stages import Stage
 from ssdistill.chain.tasks import build_distiller, fresh_encoder, task_of
 from ssdistill.chain.training import prepare
 from ssdistill.chain.workspace import Workspace, open_workspace
+from ssdistill.data.opening import open_source
 from ssdistill.errors import UserError, nearest
 from ssdistill.experiment.schema import Experiment
 from ssdistill.experiment.sections import DistillSettings
 from ssdistill.measure.hardware import all_threads
 from ssdistill.measure.lightly_loop import LightlyLoop
-from ssdistill.measure.throughput import Spread, Values, take_turns
+from ssdistill.measure.throughput import take_turns
+from ssdistill.measure.timing import ALONE, LIGHTLY, PARTS, RATE, WHOLE, Format, Timing, key
 from ssdistill.settings import short_size
 from ssdistill.train.loop import Training
 from ssdistill.train.settings import TrainSettings
@@ -35,62 +37,8 @@ if TYPE_CHECKING:
 BATCHES = 2
 """Batches of generated images, of the largest batch size."""
 FEWEST_IMAGES = 512
-LIGHTLY = "lightly"
-WHOLE, ALONE, PARTS = "whole", "alone", "parts"
 STANDSTILL = 1e-8
 """Learning rate: what is only timed must neither diverge nor collapse."""
-
-
-@dataclass(frozen=True)
-class Format:
-    """A number format, a memory layout, and whether encoders are compiled."""
-
-    precision: str
-    memory_format: str
-    compiled: bool = False
-
-    def __str__(self) -> str:
-        words = [self.precision, self.memory_format, *["compiled"] * self.compiled]
-        return " ".join(words)
-
-
-@dataclass
-class Timing:
-    """One training.
-
-    Attributes:
-        role: its row in the table of the experiment.
-        what: method or losses, networks, batch, views.
-        in_use: the format that a run would use.
-        formats: all that are timed, fp32 first.
-        step_seconds: shortest step of each format that was tried to choose one; empty if the
-            config fixes the format.
-        values: what was measured, by program and format.
-        notices: what is not included.
-    """
-
-    role: str
-    what: str = ""
-    in_use: Format = Format("fp32", "contiguous")
-    formats: list[Format] = field(default_factory=list)
-    step_seconds: dict[str, float] = field(default_factory=dict)
-    values: Values = field(default_factory=dict)
-    notices: list[str] = field(default_factory=list)
-
-    def rates(self, program: str, number_format: Format | None = None) -> list[float]:
-        """Return images per second of a program, by round."""
-        return [round_[RATE] for round_ in self.values[_key(program, number_format)]]
-
-    def part_seconds(self, number_format: Format) -> dict[str, Spread]:
-        """Return seconds per step of each part."""
-        rounds = self.values[_key(PARTS, number_format)]
-        return {name: Spread.of([round_[name] for round_ in rounds]) for name in rounds[0]}
-
-    @property
-    def chosen(self) -> Format:
-        """The format in use, or the same with compiled encoders where that is faster."""
-        alike = [f for f in self.formats if f.precision == self.in_use.precision]
-        return max(alike, key=lambda f: Spread.of(self.rates(WHOLE, f)).median)
 
 
 def benchmark(
@@ -134,15 +82,7 @@ def benchmark(
         workspace.source.default_recipe = _recipe(experiment)
     if experiment.device.threads:
         torch.set_num_threads(experiment.device.threads)
-    stages = models_of(workspace, trained.seeds[0])
-    stages = {role: s for role, s in stages.items() if s.kind in ("pretrain", "distill")}
-    if not stages:
-        raise UserError("benchmark: the config trains nothing; choose one that does")
-    if only is not None and only not in stages:
-        raise UserError(
-            f"--only {only}: unknown training{nearest(only, stages)}; known: {', '.join(stages)}"
-        )
-    stages = {role: stage for role, stage in stages.items() if only in (None, role)}
+    stages = _stages_of(workspace, only)
     if against_lightly:
         _require_simclr(stages, workspace)
     check_trainings(workspace)
@@ -163,9 +103,20 @@ def _trainings_alone(experiment: Experiment) -> Experiment:
     return experiment.model_copy(update=cut | {"device": device, "tracking": tracking})
 
 
-def _recipe(experiment: Experiment) -> str | None:
-    from ssdistill.data.opening import open_source
+def _stages_of(workspace: Workspace, only: str | None) -> dict[str, Stage]:
+    """The trainings of the first seed by role, or the only one to time."""
+    stages = models_of(workspace, workspace.experiment.seeds[0])
+    stages = {role: s for role, s in stages.items() if s.kind in ("pretrain", "distill")}
+    if not stages:
+        raise UserError("benchmark: the config trains nothing; choose one that does")
+    if only is not None and only not in stages:
+        raise UserError(
+            f"--only {only}: unknown training{nearest(only, stages)}; known: {', '.join(stages)}"
+        )
+    return {role: stage for role, stage in stages.items() if only in (None, role)}
 
+
+def _recipe(experiment: Experiment) -> str | None:
     return open_source(experiment.data).default_recipe
 
 
@@ -206,9 +157,9 @@ def _timed(
     for number_format in timing.formats:
         training, fabric = prepared[number_format]
         place = folder / str(number_format)
-        turns[_key(WHOLE, number_format)] = whole(training, fabric, place, steps)
-        turns[_key(ALONE, number_format)] = alone(training, fabric, steps)
-        turns[_key(PARTS, number_format)] = parts(training, fabric, steps)
+        turns[key(WHOLE, number_format)] = whole(training, fabric, place, steps)
+        turns[key(ALONE, number_format)] = alone(training, fabric, steps)
+        turns[key(PARTS, number_format)] = parts(training, fabric, steps)
     if against_lightly and stage.kind == "pretrain":
         turns[LIGHTLY] = _lightly(stage, workspace, chosen, steps)
     count = iter(range(len(turns) * (rounds + 1)))
@@ -295,7 +246,3 @@ def _described(training: Training, stage: Stage) -> str:
 
 def _layout(training: Training) -> str:
     return next(k for k, layout in MEMORY_FORMATS.items() if layout == training.memory_format)
-
-
-def _key(program: str, number_format: Format | None) -> str:
-    return program if number_format is None else f"{program}, {number_format}"

@@ -15,6 +15,7 @@ from torch import Tensor
 from ssdistill.data.batch import Batch
 from ssdistill.data.view_size import size_of
 from ssdistill.distill.distiller import Distiller
+from ssdistill.measure.timing import RATE
 from ssdistill.record.run import Run
 from ssdistill.record.tracker import Tracker, TrackingSettings
 from ssdistill.train.loop import Training, fit
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 Turn = Callable[[], dict[str, float]]
 LOADER, VIEWS, TEACHER = "loader", "views", "teacher"
 NETWORKS, OPTIMIZER = "forward, backward", "optimizer"
-RATE = "images_per_second"
 
 
 def wait_for(device: torch.device) -> None:

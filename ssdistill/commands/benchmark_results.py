@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from ssdistill.chain.benchmark import ALONE, LIGHTLY, WHOLE, Format, Timing
 from ssdistill.measure.throughput import Spread
+from ssdistill.measure.timing import ALONE, LIGHTLY, WHOLE, Format, Timing
 from ssdistill.record.provenance import describe_hardware, describe_versions, provenance
 from ssdistill.report.tables.table import Table
 

@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 
 from ssdistill.chain import benchmark as module
-from ssdistill.chain.benchmark import Format, Timing
 from ssdistill.commands.benchmark_results import lines_of, results, table
 from ssdistill.commands.main import main
 from ssdistill.experiment.reading import load_experiment
+from ssdistill.measure.timing import Format, Timing
 
 TINY = """
 schema: 1
