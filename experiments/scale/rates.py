@@ -60,10 +60,10 @@ def steps_of(name: str, batch: int, device: torch.device) -> dict[str, Callable[
 
 
 def _rate(step: Callable[[], None], batch: int, device: torch.device) -> float:
-    step()
+    """Images per second; the round that does not count warms up."""
+    count = 20 if device.type == "cuda" else 1
     wait_for(device)
     began = time.perf_counter()
-    count = 20 if device.type == "cuda" else 1
     for _ in range(count):
         step()
     wait_for(device)
