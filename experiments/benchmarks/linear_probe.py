@@ -85,10 +85,10 @@ def embeddings(data: dict[str, np.ndarray], precision: str) -> Race:
     return Race(*parts)
 
 
-def drawn() -> Race:
-    """As many features as CIFAR-10 has images, without any images."""
+def drawn(rows: int) -> Race:
+    """Features without any images; 10,000 of ``rows`` are tested on."""
     with tempfile.TemporaryDirectory() as folder:
-        draw(Path(folder), **DRAWN)
+        draw(Path(folder), **{**DRAWN, "rows": rows})
         z_ND = torch.from_numpy(np.load(Path(folder) / "z.npy"))
         label_N = np.load(Path(folder) / "labels.npy")
     return Race(z_ND[:-10_000], label_N[:-10_000], z_ND[-10_000:], label_N[-10_000:])
@@ -96,12 +96,13 @@ def drawn() -> Race:
 
 def main() -> None:
     parser = arguments(__doc__, rounds=3)
+    parser.add_argument("--rows", type=int, default=DRAWN["rows"], help="drawn, 10000 for tests")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     began = time.perf_counter()
     if args.npz is None:
-        race = drawn()
+        race = drawn(args.rows)
     else:
         with np.load(args.npz) as arrays:
             race = embeddings({name: arrays[name] for name in arrays.files}, args.precision)

@@ -160,7 +160,7 @@ def train_bare(
     """Optimizer steps on views made once: the model alone, nothing around it but torch."""
     layout = MEMORY_FORMATS[memory_format]
     task = copy.deepcopy(training.task).to(training.loader.device, memory_format=layout).train()
-    batch = training.loader.batch(0)
+    batch = training.batch(0)
     views = [view.contiguous(memory_format=layout) for view in training.views(batch)]
     optimizer = build_optimizer(task, training.optim)
     autocast = torch.autocast(views[0].device.type, torch.bfloat16, enabled=precision == "bf16")

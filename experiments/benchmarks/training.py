@@ -6,8 +6,9 @@ All train the same network, head and loss (SimCLR, two views of 32x32 images, ba
 
 - lightly: SimCLRTransform in two loader workers, pytorch_lightning's Trainer, float32, as in
   lightly's examples;
+- torchvision v2: a plain loop, v2 transforms in two loader workers, float32;
 - ssdistill: `fit` as the chain calls it, number format and memory layout measured by itself; and
-  again in float32;
+  again in float32, and for the models of `--compiled` with a compiled encoder;
 - the model alone: forward, backward and optimizer step on views made once, in the format that
   ssdistill chose.
 
@@ -24,6 +25,7 @@ from statistics import median
 import numpy as np
 import pytorch_lightning
 import torch
+from augmentation import FromTensor, TwoViews
 from lightly.data import LightlyDataset
 from lightly.loss import NTXentLoss
 from lightly.models.modules import SimCLRProjectionHead
@@ -59,8 +61,10 @@ from ssdistill.train.settings import DeviceSettings
 
 BATCH = 256
 IMAGES = 50_000
-LIGHTLY, OURS, OURS_FP32, ALONE = "lightly", "ssdistill", "ssdistill in float32", "the model alone"
-WAYS = 4
+LIGHTLY, PLAIN, OURS = "lightly", "torchvision v2", "ssdistill"
+OURS_FP32, ALONE = "ssdistill in float32", "the model alone"
+OURS_COMPILED = "ssdistill compiled"
+WAYS = 6
 CHOSEN = "chosen"
 """File in which ssdistill leaves the format it has chosen for the model alone."""
 
@@ -129,15 +133,42 @@ def train_lightly(
     trainer.fit(LightlySimCLR(encoder.net, encoder.embed_dim), loader)
 
 
+def train_plain(settings: EncoderSettings, images_NHWC: np.ndarray, after_step: AfterStep) -> None:
+    """A loop as one would write it around torchvision's transforms."""
+    device = Fabric(accelerator="auto", devices=1).device
+    loader = DataLoader(
+        TwoViews(images_NHWC, FromTensor()),
+        BATCH,
+        shuffle=True,
+        drop_last=True,
+        num_workers=2,
+        persistent_workers=True,
+        pin_memory=device.type == "cuda",
+    )
+    encoder = build_encoder(settings, SIZE)
+    head = SimCLRProjectionHead(encoder.embed_dim, encoder.embed_dim, 128)
+    model = nn.Sequential(encoder.net, nn.Flatten(), head).to(device).train()
+    criterion = NTXentLoss(temperature=TEMPERATURE)
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+    while True:
+        for views in loader:
+            z0_BP, z1_BP = (model(view.to(device, non_blocking=True)) for view in views)
+            criterion(z0_BP, z1_BP).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            after_step()
+
+
 def train_ours(
     settings: EncoderSettings,
     images_NHWC: np.ndarray,
     precision: str,
     folder: Path,
+    compiled: bool,
     after_step: AfterStep,
 ) -> None:
-    """The project's loop with its record and checkpoints, without mirrors."""
-    device = DeviceSettings(precision=precision)
+    """The project's loop with its record and checkpoints, without loggers."""
+    device = DeviceSettings(precision=precision, compile=compiled)
     where = Fabric(accelerator=device.accelerator, devices=1).device
     training = simclr_training(settings, images_NHWC, BATCH, where)
     fabric = choose_arithmetic(training, device, folder)
@@ -170,18 +201,23 @@ def _layout(training: Training) -> str:
 
 
 def measure(
-    name: str, images_NHWC: np.ndarray, rounds: int, seconds: float
+    name: str, images_NHWC: np.ndarray, rounds: int, seconds: float, compiled: bool
 ) -> tuple[dict[str, list[float]], str]:
     """Images per second of every way in every round, and the format chosen."""
     given = (MODELS[name], images_NHWC)
     with ExitStack() as stack:
-        auto, fp32 = (Path(stack.enter_context(tempfile.TemporaryDirectory())) for _ in range(2))
+        auto, fp32, third = (
+            Path(stack.enter_context(tempfile.TemporaryDirectory())) for _ in range(3)
+        )
         trainings = {
             LIGHTLY: partial(train_lightly, *given),
-            OURS: partial(train_ours, *given, "auto", auto),
-            OURS_FP32: partial(train_ours, *given, "fp32", fp32),
+            PLAIN: partial(train_plain, *given),
+            OURS: partial(train_ours, *given, "auto", auto, False),
+            OURS_FP32: partial(train_ours, *given, "fp32", fp32, False),
             ALONE: partial(train_alone, *given, auto),
         }
+        if compiled:
+            trainings[OURS_COMPILED] = partial(train_ours, *given, "auto", third, True)
         turns = {}
         for way, train in trainings.items():
             lane = Lane(train)
@@ -194,13 +230,17 @@ def main() -> None:
     parser = arguments(__doc__, rounds=5, seconds=5.5)
     usual = ("small", "resnet18_w025")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=usual)
+    parser.add_argument("--compiled", nargs="*", choices=MODELS, default=(), help="also compiled")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     images_NHWC = load_images(args.npz, IMAGES)
     ratios, notes = {}, [f"batch {BATCH}, {args.threads} threads, medians in images/s"]
     for name in args.models:
-        rates, chosen = measure(name, images_NHWC, args.rounds, args.seconds)
-        for upper, lower in ((OURS, LIGHTLY), (OURS_FP32, LIGHTLY), (OURS, ALONE)):
+        compiled = name in args.compiled
+        rates, chosen = measure(name, images_NHWC, args.rounds, args.seconds, compiled)
+        pairs = ((OURS, LIGHTLY), (OURS_FP32, LIGHTLY), (OURS, PLAIN), (OURS, ALONE))
+        pairs += ((OURS_COMPILED, LIGHTLY),) if compiled else ()
+        for upper, lower in (*pairs, (ALONE, LIGHTLY)):
             ratios[f"{name}: {upper} / {lower}"] = ratio(rates[upper], rates[lower])
         medians = ", ".join(f"{way} {median(values):.0f}" for way, values in rates.items())
         notes.append(f"{name} ({chosen} chosen): {medians}")

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from ssdistill.commands.benchmark import add_benchmark
 from ssdistill.commands.data.group import add_data
 from ssdistill.commands.failures import explanation, require_current_folder, save_report
 from ssdistill.commands.probe.command import add_probe
@@ -159,6 +160,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_probe(commands)
     add_data(commands)
+    add_benchmark(commands)
 
     report = _add(commands, "report", _report, "update the tables in README files from records")
     report.add_argument(

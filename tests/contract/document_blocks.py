@@ -123,7 +123,16 @@ def check_command(words: list[str], resolve: bool = True) -> None:
     """
     program, *rest = words
     if program == "ssdistill" and len(rest) == 1 and not resolve:
-        assert rest[0] in {"data", "run", "reproduce", "probe", "report", "restore", "list"}, rest
+        assert rest[0] in {
+            "data",
+            "run",
+            "reproduce",
+            "probe",
+            "report",
+            "restore",
+            "list",
+            "benchmark",
+        }, rest
     elif program == "ssdistill":
         _check_ssdistill(cli._parse(rest), resolve)
     elif program == "make":
@@ -149,6 +158,7 @@ def check_command(words: list[str], resolve: bool = True) -> None:
 
 
 def _check_ssdistill(options: Namespace, resolve: bool) -> None:
+    from ssdistill.commands.benchmark import config_and_overrides
     from ssdistill.commands.listing import description, listings
     from ssdistill.commands.probe.arguments import ask, parse_words
     from ssdistill.commands.probe.command import _is_setting
@@ -156,6 +166,8 @@ def _check_ssdistill(options: Namespace, resolve: bool) -> None:
     named = vars(options)
     if "config" in named and (resolve or named["config"] not in NO_CONFIG):
         load_experiment(options.config, options.overrides)
+    if "against" in named:
+        load_experiment(*config_and_overrides(options.words))
     if "protocols" in named:
         assert options.data or any(w.startswith("data.kind=") for w in options.words)
         settings = parse_words(filter(_is_setting, options.words))
