@@ -91,7 +91,8 @@ def shared(
     if processes.size == 1:
         yield fabric
         return
-    unused = _has_unused(training)
+    # To find out takes whole teachers, and to assume it, little time.
+    unused = training.strategy == "fsdp" or _has_unused(training)
     processes.call(TRAIN)
     with processes.together():
         loader = training.loader

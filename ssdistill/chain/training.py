@@ -165,6 +165,7 @@ def prepare(
         checkpoint_seconds=workspace.experiment.checkpoint_seconds,
         microbatch=settings.microbatch,
         accumulate=settings.accumulate,
+        strategy=device.strategy if shared_out else "ddp",
         checkpoint_activations=device.checkpoint_activations,
         passes=cache and CacheSettings.model_validate(cache).views,
     )

@@ -24,6 +24,7 @@ from ssdistill.models.encode import encode_views
 from ssdistill.models.float16 import beyond_float16, never_in_float16
 from ssdistill.models.representation import Outputs, Representation
 from ssdistill.settings import Size
+from ssdistill.train.sharding import is_sharded
 from ssdistill.train.task import Task
 
 __all__ = ["Distiller", "shapes"]
@@ -258,7 +259,8 @@ class Distiller(Task):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Distiller":
         for teacher in self.teachers.values():
-            teacher._apply(fn, recurse)
+            if not is_sharded(teacher):  # which is where it belongs
+                teacher._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
     def _tap(self) -> None:

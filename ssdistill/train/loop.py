@@ -35,6 +35,7 @@ from ssdistill.train.observers import Observer
 from ssdistill.train.optim import OptimSettings, build_optimizer, set_rates
 from ssdistill.train.passes import Passes
 from ssdistill.train.progress import TrainingProgress
+from ssdistill.train.sharding import shard_teachers
 from ssdistill.train.state import State
 from ssdistill.train.task import Task
 from ssdistill.train.waiting import Waiting
@@ -66,6 +67,7 @@ class Training:
         sync_batchnorm: whether several processes normalize by the statistics of the whole batch.
         microbatch: images that an encoder encodes at a time; None for the whole batch.
         accumulate: parts of a batch whose gradients are added up for one step.
+        strategy: of several processes: ``fsdp`` shares out the teachers' weights among them.
         checkpoint_activations: whether the encoder's are computed again in the backward pass.
         progress: a bar on the terminal.
         passes: passes over the images after which their views repeat; None for never.
@@ -85,6 +87,7 @@ class Training:
     sync_batchnorm: bool = True
     microbatch: int | None = None
     accumulate: int = 1
+    strategy: Literal["ddp", "fsdp"] = "ddp"
     checkpoint_activations: bool = False
     progress: bool = True
     passes: int | None = None
@@ -130,6 +133,8 @@ def fit(
     task, loader = training.task, training.loader
     # Several processes have one checkpoint, that of process 0.
     checkpoint = Path(broadcast(str(tracker.run.folder / CHECKPOINT)))
+    if training.strategy == "fsdp" and world_size() > 1:
+        shard_teachers(task, fabric.device, training.precision)
     # torch takes a memory format beside the device, which its overloads leave out.
     task.to(fabric.device, memory_format=training.memory_format).train()  # pyright: ignore[reportCallIssue]
     optimizer = build_optimizer(task, training.optim)
