@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ssdistill.data.batch import Batch
 from ssdistill.distill.distiller import Distiller
-from ssdistill.models.representation import Representation
+from ssdistill.losses import Loss, Shapes
+from ssdistill.models.representation import Outputs, Representation
 from ssdistill.settings.registry import LOSSES, METHODS
 
 ORDINARY, LARGE = 1.0, 100.0
@@ -64,7 +65,7 @@ def distill(distiller: Distiller, half: bool) -> Tensor:
     index_B = torch.randperm(NUM_SAMPLES)[:BATCH]
     batch = Batch(images, index_B, 0, 1, 10, cutmix_fraction=0.7)
     with torch.autocast("cpu", dtype=torch.float16, enabled=half):
-        loss = distiller(views, batch)["it"]
+        loss = torch.stack([*distiller(views, batch).values()]).sum()
     (SMALL_SCALE * loss).backward()
     return loss.detach()
 
@@ -80,6 +81,38 @@ def test_a_loss_of_float16_networks_is_finite_and_near(kind, magnitude):
     for name, tensor in [*half.named_parameters(), *half.named_buffers()]:
         assert torch.isfinite(tensor).all(), name
         assert tensor.grad is None or torch.isfinite(tensor.grad).all(), name
+
+
+class Careless(Loss):
+    """Sums squares in whatever format it is given, behind a head."""
+
+    student_taps = teacher_taps = ("layer1",)
+
+    def __init__(self, shapes: Shapes):
+        super().__init__(shapes)
+        self.head = nn.Conv2d(shapes.student_maps["layer1"][0], shapes.teacher_maps["layer1"][0], 1)
+
+    def per_image(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        s_BCHW, t_BCHW = self.head(student[0].maps["layer1"]), teacher[0].maps["layer1"]
+        return (s_BCHW - t_BCHW.to(s_BCHW.dtype)).square().flatten(1).sum(1)
+
+
+@pytest.mark.parametrize("dropping", [None, 0.5])
+def test_a_loss_need_not_care_for_formats(dropping):
+    torch.manual_seed(0)
+    known = make_shapes()
+    student = OneLayer(known.student_dim, known.student_maps, LARGE)
+    teachers = {
+        name: OneLayer(known.teacher_dim, known.teacher_maps, LARGE, PROJECTION)
+        for name in ("a", "b")[: 1 + (dropping is not None)]
+    }
+    names = ["it/a", "it/b"] if dropping else ["it"]
+    losses = {name: Careless(known) for name in names}
+    distiller = Distiller(student, teachers, losses, teacher_dropping=dropping).train()
+    half = copy.deepcopy(distiller)
+    expected, found = distill(distiller, False), distill(half, True)
+    assert float(found) > 65_504 and found.dtype == torch.float32
+    assert float(found) == pytest.approx(float(expected), rel=0.01)
 
 
 class Louder(nn.Module):
