@@ -98,7 +98,7 @@ def check_device(device: DeviceSettings) -> None:
     if device.precision == "bf16" and on_cuda and not torch.cuda.is_bf16_supported():
         raise UserError(
             f"device.precision=bf16 is not supported by {torch.cuda.get_device_name()}; "
-            "set device.precision=fp32"
+            "set device.precision=fp16 or fp32"
         )
 
 

@@ -227,10 +227,10 @@ class _Update:
         total = torch.as_tensor(sum(weighted.values()))
         self.scale.unscale(self.optimizer)
         grad_norm = _clip(self.task, self.optim.clip_grad_norm, measure)
-        # Momentum networks follow the weights, and stay where they are with them.
-        if self.scale.step(self.optimizer, batch.step):
-            self.task.after_step(batch.step, self.num_steps)
+        taken = self.scale.step(self.optimizer, batch.step)
         self.optimizer.zero_grad()
+        if taken:  # momentum networks stay where they are with the weights
+            self.task.after_step(batch.step, self.num_steps)
         values = {"loss/total": total, "optim/lr": lr, "grad/norm": grad_norm}
         values |= self.scale.metrics if measure else {}
         values |= {f"loss/{name}": loss for name, loss in losses.items()}
