@@ -95,8 +95,8 @@ class DeviceSettings(Settings):
         devices: processes on each node, one per device, that share every batch; null is one, or
             as many as ``torchrun`` or ``srun`` started.
         num_nodes: machines, each running the same command.
-        strategy: ``ddp``, every process has all networks; or ``fsdp``, frozen teachers that do not
-            fit one device are shared out among the processes (arXiv:2304.11277).
+        strategy: ``ddp``, every process has all networks; or ``fsdp``, the weights of frozen
+            teachers are shared out among the processes (arXiv:2304.11277).
         sync_batchnorm: whether several processes normalize by the statistics of the whole batch,
             as one process does, or each by those of its own part.
         precision: ``fp32``, ``bf16``, or ``fp16`` with loss scaling; ``auto`` measures the first
