@@ -12,12 +12,14 @@ import torch
 
 from ssdistill.measure.precision import (
     CANDIDATES,
+    FP16_CANDIDATES,
     Candidate,
     MemoryFormat,
     Precision,
     choose_precision,
     precision_key,
 )
+from ssdistill.train.activations import recomputed
 from ssdistill.train.fabric import build_fabric
 from ssdistill.train.loop import Training
 from ssdistill.train.memory import keep_freed_memory
@@ -35,7 +37,11 @@ logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNI
 
 ROUNDS = 25
 """Rounds of timed steps per ratio."""
-FABRIC_PRECISION: "dict[Precision, _PRECISION_INPUT]" = {"fp32": "32-true", "bf16": "bf16-mixed"}
+FABRIC_PRECISION: "dict[Precision, _PRECISION_INPUT]" = {
+    "fp32": "32-true",
+    "bf16": "bf16-mixed",
+    "fp16": "16-mixed",
+}
 MEMORY_FORMATS = {
     "contiguous": torch.contiguous_format,
     "channels_last": torch.channels_last,
@@ -49,9 +55,10 @@ def choose_arithmetic(training: Training, device: DeviceSettings, cache: Path) -
     copies of the task, remembered in ``cache`` so that a resumed run computes as it began.
     """
     keep_freed_memory()
+    known = FP16_CANDIDATES if device.precision == "fp16" else CANDIDATES
     candidates: list[Candidate] = [
         (precision, memory_format)
-        for precision, memory_format in CANDIDATES
+        for precision, memory_format in known
         if device.precision in ("auto", precision)
         and device.memory_format in ("auto", memory_format)
     ]
@@ -90,6 +97,8 @@ def _key(training: Training, candidates: list[Candidate]) -> dict[str, object]:
     shapes = sorted({tuple(p.shape) for p in task.parameters()})
     cut = {"microbatch": training.microbatch, "accumulate": training.accumulate}
     key |= cut if cut != {"microbatch": None, "accumulate": 1} else {}
+    if training.checkpoint_activations:
+        key["checkpoint_activations"] = True
     if getattr(task, "source", None) is not None:
         key["teachers"] = "recorded"
     return key | {
@@ -126,7 +135,8 @@ def _step(training: Training, fabric: "Fabric") -> Callable[[], None]:
     weights = dict.fromkeys(task.weights_at(0, 1), 1.0)
 
     def step() -> None:
-        passes(training.views(batch), replace(batch, crops={}), weights)
+        with recomputed(task.encoder, training.checkpoint_activations):
+            passes(training.views(batch), replace(batch, crops={}), weights)
         optimizer.step()
         optimizer.zero_grad()
         task.after_step(batch.step, training.loader.num_steps)

@@ -38,7 +38,9 @@ def observers_of(
     if settings.select != "last":
         criterion = _criterion(settings.select, stage, workspace)
         observers.append(Selection(criterion, num_steps, settings.select_every))
-    if tracking.agreement and getattr(training.task, "teachers", None):
+    # It encodes by teachers in process 0, which has a part of a sharded one.
+    whole = training.strategy == "ddp"
+    if tracking.agreement and whole and getattr(training.task, "teachers", None):
         seed, batch_size = derive_seed(stage.seed, "watch"), training.loader.batch_size
         observers.append(AgreementWatch(workspace.train, num_steps, batch_size, seed))
     if tracking.online_probe:

@@ -13,6 +13,7 @@ from ssdistill.models.trial import check_encodes, reason_of
 from ssdistill.settings import Settings, short_size
 from ssdistill.settings.registry import RUNTIMES, STEPS
 from ssdistill.teachers.channels import channel_notices
+from ssdistill.train.activations import require_blocks
 from ssdistill.train.fabric import device_of
 from ssdistill.train.settings import DeviceSettings
 
@@ -65,6 +66,8 @@ def check_networks(workspace: "Workspace") -> None:
             try:
                 encoder = workspace.build(network.encoder)
                 _, width = check_encodes(encoder, workspace.image_size)
+                if workspace.experiment.device.checkpoint_activations:
+                    require_blocks(encoder)
                 if width != encoder.embed_dim:
                     raise UserError(
                         f"'{encoder.name}' returns embeddings of width {width}, but timm declares "
@@ -95,7 +98,7 @@ def check_device(device: DeviceSettings) -> None:
     if device.precision == "bf16" and on_cuda and not torch.cuda.is_bf16_supported():
         raise UserError(
             f"device.precision=bf16 is not supported by {torch.cuda.get_device_name()}; "
-            "set device.precision=fp32"
+            "set device.precision=fp16 or fp32"
         )
 
 

@@ -31,6 +31,7 @@ from ssdistill.record.tracker import Tracker, TrackingSettings
 from ssdistill.train.fabric import build_fabric
 from ssdistill.train.loop import Training, fit
 from ssdistill.train.microbatch import in_microbatches
+from ssdistill.train.unused import may_leave_unused
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -91,7 +92,9 @@ def shared(
     if processes.size == 1:
         yield fabric
         return
-    unused = _has_unused(training)
+    # A teacher that is to be sharded may be too large to be tried.
+    sharded = training.strategy == "fsdp" and bool(training.task.teachers)
+    unused = may_leave_unused(training) if sharded else _has_unused(training)
     processes.call(TRAIN)
     with processes.together():
         loader = training.loader

@@ -120,6 +120,7 @@ def train(
             "train/bf16": int(training.precision == "bf16"),
             "train/channels_last": int(training.memory_format == torch.channels_last),
         }
+        | ({"train/fp16": 1} if training.precision == "fp16" else {})
     )
 
 
@@ -168,6 +169,8 @@ def prepare(
         checkpoint_seconds=workspace.experiment.checkpoint_seconds,
         microbatch=settings.microbatch,
         accumulate=settings.accumulate,
+        strategy=device.strategy if shared_out else "ddp",
+        checkpoint_activations=device.checkpoint_activations,
         passes=cache and CacheSettings.model_validate(cache).views,
     )
     return training, choose_arithmetic(training, device, workspace.root / "machine")

@@ -21,6 +21,7 @@ from ssdistill.chain.process_group import Processes
 from ssdistill.chain.requirements import check_device, check_networks
 from ssdistill.chain.stage_files import read_array
 from ssdistill.chain.stages import Stage
+from ssdistill.chain.strategy_checks import check_strategy
 from ssdistill.data.image_set import ImageSet
 from ssdistill.data.opening import open_source, open_stores
 from ssdistill.data.recipes import RECIPES
@@ -277,6 +278,7 @@ def open_workspace(
             without a key; a runs folder that is a file.
     """
     check_device(experiment.device)
+    check_strategy(experiment)
     wandb_mode(experiment.tracking)
     if root.exists() and not root.is_dir():
         raise UserError(f"--runs {root}: is a file; pass a folder")

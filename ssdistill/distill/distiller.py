@@ -21,8 +21,10 @@ from ssdistill.losses import Loss, LossSettings
 from ssdistill.models.backbones import Encoder
 from ssdistill.models.ema import momentum_copy, update_momentum
 from ssdistill.models.encode import encode_views
+from ssdistill.models.float16 import beyond_float16, never_in_float16
 from ssdistill.models.representation import Outputs, Representation
 from ssdistill.settings import Size
+from ssdistill.train.sharding import is_sharded
 from ssdistill.train.task import Task
 
 __all__ = ["Distiller", "shapes"]
@@ -161,10 +163,11 @@ class Distiller(Task):
         student = self._student_outputs(views[:count], extra, pairs)
         teacher = self._teacher_outputs(views[:count], extra, pairs, batch)
         sides = {name: (student[name], teacher[name], batch) for name in self.losses}
-        if self.dropping is None:
-            return {name: loss(*sides[name]) for name, loss in self.losses.items()}
-        loss_B = {name: loss.per_image(*sides[name]) for name, loss in self.losses.items()}
-        return self.dropping(loss_B, self.weights_at(batch.step, batch.num_steps), batch)
+        with never_in_float16(views[0].device.type):
+            if self.dropping is None:
+                return {name: loss(*sides[name]) for name, loss in self.losses.items()}
+            loss_B = {name: loss.per_image(*sides[name]) for name, loss in self.losses.items()}
+            return self.dropping(loss_B, self.weights_at(batch.step, batch.num_steps), batch)
 
     def _student_outputs(
         self, views: list[Tensor], extra: dict[str, Tensor], pairs: Pairs
@@ -172,7 +175,8 @@ class Distiller(Task):
         views_by_loss = {name: [i for i, _ in pairs[name]] for name in pairs}
         used_views = {i: views[i] for i in sorted(set().union(*views_by_loss.values()))}
         extra_names = {n for loss in self.losses.values() for n in loss.extra_student}
-        outputs = encode_views(self.encoder, {**used_views, **_select(extra, extra_names)})
+        seen = {**used_views, **_select(extra, extra_names)}
+        outputs = beyond_float16(encode_views(self.encoder, seen))
         self.last_embeddings = [outputs[i].embedding_BD.detach() for i in used_views]
         moved = self._momentum_outputs(views, views_by_loss)
         return {
@@ -192,7 +196,8 @@ class Distiller(Task):
             return {}
         readers = [name for name, loss in self.losses.items() if loss.momentum is not None]
         used_views = sorted({i for name in readers for i in views_by_loss[name]})
-        return encode_views(self.momentum_student, {i: views[i] for i in used_views})
+        outputs = encode_views(self.momentum_student, {i: views[i] for i in used_views})
+        return beyond_float16(outputs)
 
     def _teacher_outputs(
         self, views: list[Tensor], extra: dict[str, Tensor], pairs: Pairs, batch: Batch
@@ -203,7 +208,7 @@ class Distiller(Task):
             views_by_loss = {name: [j for _, j in pairs[name]] for name in losses}
             names = self._used(teacher, pairs)
             used_views = {n: extra[n] if isinstance(n, str) else views[n] for n in names}
-            targets = self.targets(used_views, batch, teacher)
+            targets = beyond_float16(self.targets(used_views, batch, teacher))
             for name, loss in losses.items():
                 compared = [targets[j] for j in views_by_loss[name]]
                 outputs[name] = Outputs(compared, _select(targets, loss.extra_teacher))
@@ -254,7 +259,8 @@ class Distiller(Task):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Distiller":
         for teacher in self.teachers.values():
-            teacher._apply(fn, recurse)
+            if not is_sharded(teacher):  # which is where it belongs
+                teacher._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
     def _tap(self) -> None:

@@ -16,7 +16,7 @@ from ssdistill.files import write_atomically
 from ssdistill.models.spec import RGB
 from ssdistill.settings import Size
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16"]
 MemoryFormat = Literal["contiguous", "channels_last"]
 Candidate = tuple[Precision, MemoryFormat]
 
@@ -27,6 +27,8 @@ CANDIDATES: tuple[Candidate, ...] = (
     ("bf16", "channels_last"),
 )
 """Simplest first: an earlier candidate wins unless a later one is clearly faster."""
+FP16_CANDIDATES: tuple[Candidate, ...] = (("fp16", "contiguous"), ("fp16", "channels_last"))
+"""Only where a config asks for them: float16 needs a loss scale, and is no better than bf16."""
 TOLERANCE = 1.03
 """A simpler candidate is chosen if it is at most this much slower than the fastest."""
 HOPELESS = 2.0

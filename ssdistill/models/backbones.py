@@ -172,6 +172,16 @@ class Encoder(Model):
                 maps = self(black_1CHW).maps
         return {name: (m.shape[1], m.shape[2], m.shape[3]) for name, m in maps.items()}
 
+    @property
+    def caught(self) -> dict[str, Tensor]:
+        """What hooks have caught for taps since the last forward pass."""
+        return dict(self._caught)
+
+    @caught.setter
+    def caught(self, maps: dict[str, Tensor]) -> None:
+        self._caught.clear()
+        self._caught.update(maps)
+
     def _closing_relus(self) -> dict[str, places.Closing]:
         if self._closing is None:
             size = height_width(self.spec.size)

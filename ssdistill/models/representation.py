@@ -20,6 +20,14 @@ class Representation:
     projection_BP: Tensor | None = None
     maps: dict[str, Tensor] = field(default_factory=dict)
 
+    def float(self) -> "Representation":
+        """Same values in float32."""
+        return Representation(
+            self.embedding_BD.float(),
+            None if self.projection_BP is None else self.projection_BP.float(),
+            {name: m.float() for name, m in self.maps.items()},
+        )
+
     def detach(self) -> "Representation":
         """Same values, detached from the autograd graph."""
         return Representation(

@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # a run whose stages are all cached need not wait for the imp
     from lightning_fabric import Fabric
     from lightning_fabric.connector import _PLUGIN_INPUT, _PRECISION_INPUT
     from lightning_fabric.plugins.environments import ClusterEnvironment
+    from lightning_fabric.plugins.precision.amp import MixedPrecision
 
 
 def build_fabric(
@@ -37,7 +38,17 @@ def build_fabric(
     from lightning_fabric.plugins.environments import LightningEnvironment
 
     plugins: list[_PLUGIN_INPUT] = [LightningEnvironment()]
+    if precision == "16-mixed":
+        plugins, precision = [*plugins, _float16(accelerator)], None
     return Fabric(accelerator=accelerator, devices=devices, precision=precision, plugins=plugins)
+
+
+def _float16(accelerator: str) -> "MixedPrecision":
+    """Return autocast to float16 with a loss scale; Fabric would take bf16 instead on a CPU."""
+    from lightning_fabric.plugins.precision.amp import MixedPrecision
+
+    device = device_of(accelerator).type
+    return MixedPrecision("16-mixed", device, torch.amp.GradScaler(device))
 
 
 def fabric_of_processes(
@@ -71,6 +82,9 @@ def fabric_of_processes(
     names = signature(DistributedDataParallel).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
     unsynchronized: dict[str, Any] = {name: False}
+    plugins: list[_PLUGIN_INPUT] = [environment]
+    if precision == "16-mixed":
+        plugins, precision = [environment, _float16(accelerator)], None
     strategy = DDPStrategy(timeout=NO_LIMIT, find_unused_parameters=find_unused, **unsynchronized)
     return Fabric(
         accelerator=accelerator,
@@ -78,7 +92,7 @@ def fabric_of_processes(
         num_nodes=num_nodes,
         strategy=strategy,
         precision=precision,
-        plugins=[environment],
+        plugins=plugins,
     )
 
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -19,26 +18,25 @@ from ssdistill.data.view_plan import ViewPlan
 from ssdistill.distributed import (
     all_gather_rows,
     broadcast,
-    gather_values,
     largest,
     mean_values,
-    rank,
     world_size,
 )
-from ssdistill.errors import UserError
 from ssdistill.label_free.collapse import collapse_metrics
 from ssdistill.record.tracker import Tracker
 from ssdistill.settings import Size
+from ssdistill.train.activations import recomputed
 from ssdistill.train.batch_statistics import synchronized
-from ssdistill.train.checkpoint import ANEW, load_checkpoint, save_checkpoint
 from ssdistill.train.gradients import SharedLayer
 from ssdistill.train.guard import Guard
 from ssdistill.train.interrupt import Interruptible
+from ssdistill.train.loss_scale import LossScale
 from ssdistill.train.observers import Observer
 from ssdistill.train.optim import OptimSettings, build_optimizer, set_rates
 from ssdistill.train.passes import Passes
 from ssdistill.train.progress import TrainingProgress
-from ssdistill.train.seeding import random_state, restore_random_state
+from ssdistill.train.sharding import shard_teachers
+from ssdistill.train.state import State
 from ssdistill.train.task import Task
 from ssdistill.train.waiting import Waiting
 
@@ -63,12 +61,14 @@ class Training:
         title: what the progress bar calls it.
         mix: MixUp or CutMix of the views; None for none.
         checkpoint_seconds: at most this much work is lost to a kill.
-        precision: number format of the networks, ``fp32`` or ``bf16`` (autocast).
+        precision: number format of the networks, ``fp32``, or ``bf16`` or ``fp16`` (autocast).
         memory_format: layout of images and weights.
         image_size: of the views in pixels; None is what the task's encoder takes.
         sync_batchnorm: whether several processes normalize by the statistics of the whole batch.
         microbatch: images that an encoder encodes at a time; None for the whole batch.
         accumulate: parts of a batch whose gradients are added up for one step.
+        strategy: of several processes: ``fsdp`` shares out the teachers' weights among them.
+        checkpoint_activations: whether the encoder's are computed again in the backward pass.
         progress: a bar on the terminal.
         passes: passes over the images after which their views repeat; None for never.
     """
@@ -81,12 +81,14 @@ class Training:
     title: str = "training"
     mix: MixSettings | None = None
     checkpoint_seconds: float = 20.0
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     memory_format: torch.memory_format = torch.contiguous_format
     image_size: Size | None = None
     sync_batchnorm: bool = True
     microbatch: int | None = None
     accumulate: int = 1
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    checkpoint_activations: bool = False
     progress: bool = True
     passes: int | None = None
 
@@ -131,12 +133,15 @@ def fit(
     task, loader = training.task, training.loader
     # Several processes have one checkpoint, that of process 0.
     checkpoint = Path(broadcast(str(tracker.run.folder / CHECKPOINT)))
+    if training.strategy == "fsdp" and world_size() > 1:
+        shard_teachers(task, fabric.device, training.precision)
     # torch takes a memory format beside the device, which its overloads leave out.
     task.to(fabric.device, memory_format=training.memory_format).train()  # pyright: ignore[reportCallIssue]
     optimizer = build_optimizer(task, training.optim)
-    state = _State(checkpoint, task, optimizer, observers)
+    scale = LossScale(fabric, training.title if training.progress else "")
+    state = State(checkpoint, task, optimizer, observers, scale)
     tracker.run.rewind(state.step)
-    update = _Update(training, fabric, optimizer)
+    update = _Update(training, fabric, optimizer, scale)
     guard, num_steps = Guard(), loader.num_steps
 
     with (
@@ -145,6 +150,7 @@ def fit(
         ) as progress,
         Interruptible() as interrupt,
         synchronized(task) if training.sync_batchnorm else nullcontext(),
+        recomputed(task.encoder, training.checkpoint_activations),
     ):
         waiting = Waiting(training.title, loader.remedy if training.progress else "")
         began = time.perf_counter()
@@ -189,7 +195,14 @@ def fit(
 class _Update:
     """Take optimizer steps."""
 
-    def __init__(self, training: Training, fabric: "Fabric", optimizer: torch.optim.Optimizer):
+    def __init__(
+        self,
+        training: Training,
+        fabric: "Fabric",
+        optimizer: torch.optim.Optimizer,
+        scale: LossScale,
+    ):
+        self.scale = scale
         self.task, self.optim = training.task, training.optim
         self.num_steps = training.loader.num_steps
         self.shared = SharedLayer(training.task.encoder)
@@ -212,11 +225,14 @@ class _Update:
         losses, pulls = self.passes(views, batch, weights, self.shared if compare else None)
         weighted = {name: weights[name] * loss for name, loss in losses.items()}
         total = torch.as_tensor(sum(weighted.values()))
+        self.scale.unscale(self.optimizer)
         grad_norm = _clip(self.task, self.optim.clip_grad_norm, measure)
-        self.optimizer.step()
+        taken = self.scale.step(self.optimizer, batch.step)
         self.optimizer.zero_grad()
-        self.task.after_step(batch.step, self.num_steps)
+        if taken:  # momentum networks stay where they are with the weights
+            self.task.after_step(batch.step, self.num_steps)
         values = {"loss/total": total, "optim/lr": lr, "grad/norm": grad_norm}
+        values |= self.scale.metrics if measure else {}
         values |= {f"loss/{name}": loss for name, loss in losses.items()}
         values |= {f"weighted/{name}": loss for name, loss in weighted.items()}
         return values | {f"grad/{name}": norm for name, norm in pulls.items()}
@@ -230,68 +246,3 @@ def _clip(task: Task, limit: float | None, measure: bool) -> Tensor | float:
     if limit is None:
         return torch.nn.utils.get_total_norm(gradients)
     return torch.nn.utils.clip_grad_norm_(task.parameters(), limit)
-
-
-class _State:
-    """Contents of a checkpoint besides the configuration, and when it was last written."""
-
-    def __init__(
-        self,
-        path: Path,
-        task: Task,
-        optimizer: torch.optim.Optimizer,
-        observers: Sequence[Observer],
-    ):
-        self.path, self.task, self.optimizer, self.observers = path, task, optimizer, observers
-        self.step, self.durations, self.metrics = 0, [], {}
-        self._saved = time.monotonic()
-        if checkpoint := load_checkpoint(path):
-            try:
-                random, self.step = checkpoint["random"], checkpoint["step"]
-                # A process that was not there before starts like the first one.
-                if rank() < len(others := checkpoint.get("random_of_processes", ())):
-                    random = others[rank()]
-                self.durations, self.metrics = checkpoint["durations"], checkpoint["metrics"]
-                task.load_state_dict(checkpoint["task"])
-                optimizer.load_state_dict(checkpoint["optimizer"])
-                for observer in observers:
-                    if (
-                        observer_state := checkpoint.get("observers", {}).get(observer.name)
-                    ) is not None:
-                        observer.load_state_dict(observer_state)
-                restore_random_state(random)
-            except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-                reason = " ".join(str(error).split())[:200]
-                raise UserError(f"{path}: does not fit this network ({reason}); {ANEW}") from error
-
-    def advance(self, seconds: float) -> None:
-        self.step += 1
-        self.durations.append(seconds)
-
-    @property
-    def age(self) -> float:
-        """Return seconds since the last checkpoint."""
-        return time.monotonic() - self._saved
-
-    def step_seconds(self, last: int = 0) -> float:
-        """Return the median seconds per step, without the first (warm-up) if there are more."""
-        return median(self.durations[1:][-last:] or self.durations)
-
-    def save(self) -> None:
-        randoms = gather_values(random_state())
-        if rank() > 0:
-            self._saved = time.monotonic()
-            return
-        state = {
-            "task": self.task.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "observers": {observer.name: observer.state_dict() for observer in self.observers},
-            "random": randoms[0],
-            "step": self.step,
-            "durations": self.durations,
-            "metrics": self.metrics,
-        }
-        if len(randoms) > 1:
-            state["random_of_processes"] = randoms
-        save_checkpoint(self.path, state)
-        self._saved = time.monotonic()

@@ -12,6 +12,7 @@ from torch import Tensor
 from ssdistill.data.batch import Batch
 from ssdistill.errors import UserError
 from ssdistill.train.gradients import SharedLayer
+from ssdistill.train.loss_scale import loss_scale_of
 from ssdistill.train.microbatch import in_microbatches
 from ssdistill.train.task import Task
 
@@ -84,7 +85,8 @@ class Passes:
             embeddings.append(self.task.last_embeddings)
         if self.accumulate > 1:
             self.task.last_embeddings = [torch.cat(z) for z in zip(*embeddings, strict=True)]
-        return losses, {name: gradient.norm() for name, gradient in pulls.items()}
+        scale = loss_scale_of(self.fabric) if pulls else 1.0
+        return losses, {name: gradient.norm() / scale for name, gradient in pulls.items()}
 
     def _forward(self, views: list[Tensor], batch: Batch) -> dict[str, Tensor]:
         with in_microbatches(self.task, len(batch.index_B), self.microbatch):

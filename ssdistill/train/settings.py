@@ -95,11 +95,16 @@ class DeviceSettings(Settings):
         devices: processes on each node, one per device, that share every batch; null is one, or
             as many as ``torchrun`` or ``srun`` started.
         num_nodes: machines, each running the same command.
+        strategy: ``ddp``, every process has all networks; or ``fsdp``, the weights of frozen
+            teachers are shared out among the processes (arXiv:2304.11277).
         sync_batchnorm: whether several processes normalize by the statistics of the whole batch,
             as one process does, or each by those of its own part.
-        precision: ``auto`` measures both and takes the faster.
+        precision: ``fp32``, ``bf16``, or ``fp16`` with loss scaling; ``auto`` measures the first
+            two and takes the faster.
         memory_format: likewise.
         compile: compile the encoders (pays off in runs of more than about ten minutes).
+        checkpoint_activations: keep of each block of the trained encoder only its input, and
+            compute the rest again in the backward pass: less memory, about a third more time.
         threads: CPU threads torch may use, at most 1024; null leaves torch's choice.
         workers: threads that read and decode originals, at most 1024; null takes one a core.
         prefetch: batches that are read before they are wanted, and held in memory.
@@ -108,10 +113,18 @@ class DeviceSettings(Settings):
     accelerator: str = "auto"
     devices: Annotated[int, Field(gt=0, le=1024)] | None = None
     num_nodes: Annotated[int, Field(gt=0, le=65536)] = 1
+    strategy: Literal["ddp", "fsdp"] = "ddp"
     sync_batchnorm: bool = True
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
     compile: bool = False
+    checkpoint_activations: bool = False
     threads: Annotated[int, Field(gt=0, le=1024)] | None = None
     workers: Annotated[int, Field(gt=0, le=1024)] | None = None
     prefetch: Annotated[int, Field(gt=0, le=64)] = 2
+
+    @model_validator(mode="after")
+    def _compiled_or_recomputed(self) -> "DeviceSettings":
+        if self.compile and self.checkpoint_activations:
+            raise ValueError("compile and checkpoint_activations exclude each other; set one")
+        return self

@@ -18,7 +18,7 @@ from ssdistill.errors import UserError
 
 COMPARED = 8
 """Images of a pass that are encoded again whenever a cache is opened."""
-TOLERANCE = {"fp32": 0.01, "bf16": 0.05}
+TOLERANCE = {"fp32": 0.01, "bf16": 0.05, "fp16": 0.02}
 """Largest difference of these from what is recorded, as a fraction of its norm: more than devices
 and versions of libraries differ by, and less than the views of an image do."""
 
@@ -61,7 +61,7 @@ def open_outputs(
         root: the runs folder.
         live: the teacher with its views; ``live.plan.passes`` must be set.
         images: that ``live.loader`` reads.
-        precision: in which ``live.context`` computes, ``fp32`` or ``bf16``.
+        precision: in which ``live.context`` computes, ``fp32``, ``bf16`` or ``fp16``.
         say: prints a line.
 
     Raises:

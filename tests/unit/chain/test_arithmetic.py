@@ -95,3 +95,37 @@ def test_a_choice_is_announced_when_it_is_made(training, tmp_path, monkeypatch, 
     assert (
         "precision bf16, memory format channels_last (fastest here)" in said.get()
     ) is not remembered
+
+
+@pytest.mark.parametrize("memory_format", ["contiguous", "auto"])
+def test_float16_is_taken_where_it_is_asked_for(training, tmp_path, memory_format):
+    device = DeviceSettings(precision="fp16", memory_format=memory_format, accelerator="cpu")
+    fabric = choose_arithmetic(training, device, tmp_path)
+    assert training.precision == "fp16"
+    with fabric.autocast():
+        assert torch.get_autocast_dtype("cpu") == torch.float16
+    assert fabric.strategy.precision.scaler.is_enabled()
+
+
+def test_float16_is_not_chosen_by_itself(training, tmp_path, monkeypatch):
+    tried = []
+
+    def choose(make_step, candidates, **rest):
+        tried.extend(candidates)
+        return SimpleNamespace(precision="fp32", memory_format="contiguous", remembered=True)
+
+    monkeypatch.setattr(arithmetic, "choose_precision", choose)
+    choose_arithmetic(training, DeviceSettings(accelerator="cpu"), tmp_path)
+    assert tried == [*arithmetic.CANDIDATES] and "fp16" not in {p for p, _ in tried}
+
+
+def test_steps_that_recompute_activations_are_timed_so_and_remembered_apart(training, monkeypatch):
+    before = arithmetic._key(training, [("fp32", "contiguous")])
+    training.checkpoint_activations = True
+    assert arithmetic._key(training, [("fp32", "contiguous")]) != before
+    seen, recomputed = [], arithmetic.recomputed
+    monkeypatch.setattr(
+        arithmetic, "recomputed", lambda e, wanted: seen.append(wanted) or recomputed(e, wanted)
+    )
+    arithmetic._step(training, choose_arithmetic(training, FIXED, None))()
+    assert seen == [True]

@@ -48,6 +48,17 @@ def test_one_of_several_teachers_is_told_by_its_name(make_workspace):
         check_networks(make_workspace(teachers, teacher=False))
 
 
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_a_network_whose_activations_cannot_be_recomputed_is_told(make_workspace, role):
+    override = f"{role}.encoder={{name: vgg11, input_size: 32}}"
+    check_networks(make_workspace(override))
+    workspace = make_workspace(override, "device.checkpoint_activations=true")
+    with pytest.raises(UserError) as caught:
+        check_networks(workspace)
+    message = f"{role}.encoder: device.checkpoint_activations: 'vgg11' has no blocks to recompute"
+    assert str(caught.value).startswith(message)
+
+
 @pytest.mark.parametrize("step", ["zeros", "search", "lowrank"])
 @pytest.mark.parametrize("key", ["compress", "plans.a"])
 def test_a_step_without_a_target_is_told_with_its_key(make_workspace, key, step):

@@ -26,11 +26,12 @@ from ssdistill.record.tracker import Tracker, TrackingSettings
 from ssdistill.settings.registry import LOSSES
 from ssdistill.train import guard
 from ssdistill.train.checkpoint import load_checkpoint
-from ssdistill.train.loop import CHECKPOINT, Training, _State, fit
+from ssdistill.train.loop import CHECKPOINT, Training, fit
 from ssdistill.train.optim import OptimSettings, learning_rate
 from ssdistill.train.progress import TrainingProgress
 from ssdistill.train.seeding import seed_generators
 from ssdistill.train.settings import DeviceSettings
+from ssdistill.train.state import State
 from ssdistill.train.task import Task
 
 OPTIM = OptimSettings(kind="sgd", lr=0.05, clip_grad_norm=1.0)
@@ -527,7 +528,7 @@ def test_weights_follow_their_schedule_and_gradients_are_logged_when_due(
 
 def test_a_step_lasts_as_long_as_the_median_without_the_first(tmp_path, make_encoder):
     task = SimCLR(make_encoder())
-    state = _State(tmp_path / "none", task, torch.optim.SGD(task.parameters(), lr=1.0), ())
+    state = State(tmp_path / "none", task, torch.optim.SGD(task.parameters(), lr=1.0), ())
     for seconds in (10.0, 1.0, 2.0):
         state.advance(seconds)
     assert state.step_seconds() == 1.5

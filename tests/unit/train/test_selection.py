@@ -254,7 +254,11 @@ def make_observers(make_store, make_encoder, monkeypatch):
             chain_observers.console, "print", lambda text, **style: printed.append(text)
         )
         observers = observers_of(
-            SimpleNamespace(task=Counting(make_encoder()), loader=SimpleNamespace(num_steps=STEPS)),
+            SimpleNamespace(
+                task=Counting(make_encoder()),
+                loader=SimpleNamespace(num_steps=STEPS),
+                strategy="ddp",
+            ),
             SimpleNamespace(select=select, select_every=0.2),
             TrackingSettings(online_probe=online_probe),
             SimpleNamespace(seed=1),

@@ -242,7 +242,7 @@ def test_no_label_is_read_by_what_looks_on(start, store, make_task, runs, freque
     losses = {"loss": {"kind": "cosine"}}
     loader = Loader(store, BATCH, seed=1, num_steps=STEPS)
     observers = observers_of(
-        SimpleNamespace(task=make_task(), loader=loader),
+        SimpleNamespace(task=make_task(), loader=loader, strategy="ddp"),
         DistillSettings(steps=STEPS, losses=losses, select=select, select_every=0.3),
         TrackingSettings(),
         SimpleNamespace(seed=0),
@@ -257,7 +257,7 @@ def test_no_label_is_read_by_what_looks_on(start, store, make_task, runs, freque
 
 def test_who_does_not_want_to_watch_does_not(store, make_task):
     found = observers_of(
-        SimpleNamespace(task=make_task(), loader=SimpleNamespace(num_steps=STEPS)),
+        SimpleNamespace(task=make_task(), loader=SimpleNamespace(num_steps=STEPS), strategy="ddp"),
         SimpleNamespace(select="last"),
         TrackingSettings(agreement=False),
         SimpleNamespace(seed=0),
