@@ -10,16 +10,17 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import mean
 
 import torch
 
-from ssdistill.chain.plan import models_of, plan_stages
+from ssdistill.chain.plan import plan_stages
 from ssdistill.chain.processes import count_processes
 from ssdistill.chain.report import Report
 from ssdistill.chain.requirements import check_batches, check_steps
-from ssdistill.chain.run import run
+from ssdistill.chain.run import run as run_experiment
 from ssdistill.chain.stages import Identity
 from ssdistill.chain.sweep_points import (
     ListSearch,
@@ -35,12 +36,13 @@ from ssdistill.chain.sweep_tpe import TpeSearch, require_optuna, storage_of
 from ssdistill.chain.sweep_values import chosen_by, held_out_probe, values_of
 from ssdistill.chain.workspace import Workspace, open_workspace
 from ssdistill.data.undecoded import undecoded_of
-from ssdistill.errors import StoppedEarly, UserError, shortened
+from ssdistill.errors import StoppedEarly, UserError, shortened, was_interrupted
 from ssdistill.evaluate.held_out import training_labels_sha256
 from ssdistill.experiment.reading import Written
 from ssdistill.experiment.schema import Experiment
 from ssdistill.experiment.sweep import SweepSettings
 from ssdistill.files import disk_is_full, locked_by, user_path
+from ssdistill.record.wandb_environment import in_sweep
 from ssdistill.train.progress import console
 
 SWEEPS = "sweeps"
@@ -95,7 +97,7 @@ class Sweep:
         """Of the sweep's page and records, ``<root>/sweeps/<name>-<digest8>``."""
         return self.workspace.root / SWEEPS / f"{self.base.name}-{self.digest[:8]}"
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """sha256 of everything that its numbers follow from, but for how many points there are."""
         settings = self.settings.model_dump(mode="json", exclude={"points", "storage"})
@@ -104,9 +106,16 @@ class Sweep:
             "experiment": Identity.of(self.base).digest,
             "stages": [stage.digest for stage in plan_stages(self.workspace)],
             "sweep": settings,
+            # Numbers of points follow from their order.
+            "order": list(self.settings.varied),
             "labels": training_labels_sha256(self.workspace.train) if reads_labels else "",
         }
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def held_out_counts(self) -> tuple[int, int]:
+        """Training images that the probe of held-out labels is fitted to, and tested on."""
+        return held_out_probe(self.settings, self.workspace).counts
 
 
 def open_sweep(written: Written, root: str | Path, *, decode: bool = True) -> Sweep:
@@ -129,6 +138,8 @@ def open_sweep(written: Written, root: str | Path, *, decode: bool = True) -> Sw
             "sweep: its trainings run in one process each; set device.devices=1, without torchrun "
             "or srun"
         )
+    if in_sweep():
+        raise UserError("sweep: an agent of a W&B sweep runs single experiments; set sweep=null")
     if settings.search == "tpe":
         require_optuna()
     points = listed_points(settings)
@@ -222,12 +233,12 @@ def _outcomes(
 
 
 def run_point(
-    sweep: Sweep, point: Point, run: Callable[[Experiment, Path], Report] = run
+    sweep: Sweep, point: Point, run: Callable[[Experiment, Path], Report] | None = None
 ) -> Outcome:
     """Run the experiment at a point, and read the metric that chooses.
 
     Args:
-        run: of an experiment in a runs folder.
+        run: of an experiment in a runs folder; None for :func:`ssdistill.chain.run.run`.
 
     Raises:
         UserError: the disk is full.
@@ -236,12 +247,12 @@ def run_point(
     root = sweep.workspace.root
     try:
         experiment = sweep.written.at(point.values).as_point(point.watched)
-        report = run(experiment, root)
+        report = (run or run_experiment)(experiment, root)
         by_seed = values_of(sweep.settings, experiment, report, sweep.role, root)
     except StoppedEarly as stopped:
         return Outcome(point.number, point.values, "stopped", reason=str(stopped))
     except (UserError, *OUT_OF_MEMORY) as error:
-        if disk_is_full(error):
+        if disk_is_full(error) or was_interrupted(error):
             raise
         reason = str(error) if isinstance(error, UserError) else f"not enough memory ({error})"
         return Outcome(point.number, point.values, "failed", reason=shortened(reason, 300))
@@ -259,7 +270,7 @@ def run_point(
 
 def _result(sweep: Sweep, outcome: Outcome) -> str:
     if outcome.value is not None:
-        return f"{sweep.settings.metric} {outcome.value:.4f}"
+        return f"{sweep.settings.metric} {outcome.value:.6g}"
     word = {"stopped": "stopped early", "failed": "failed"}[outcome.status]
     return f"{word}: {outcome.reason}"
 
@@ -267,13 +278,3 @@ def _result(sweep: Sweep, outcome: Outcome) -> str:
 def _locked(folder: Path) -> AbstractContextManager[None]:
     waiting = f"{folder.name}: waiting for another process to finish this sweep"
     return locked_by(folder / ".lock", on_wait=lambda: console.print(waiting))
-
-
-def held_out_images(sweep: Sweep) -> tuple[int, int]:
-    """Training images that the probe of held-out labels is fitted to, and tested on."""
-    return held_out_probe(sweep.settings, sweep.workspace).counts
-
-
-def roles_of(workspace: Workspace) -> list[str]:
-    """Rows of the table that a sweep may be chosen by."""
-    return list(models_of(workspace, workspace.experiment.seeds[0]))

@@ -17,6 +17,8 @@ from ssdistill.files import write_atomically
 POINTS_FILE = "sweep.jsonl"
 """One line for each point that has ended."""
 MOST_POINTS = 10_000
+SHOWN = 10
+"""Problems that a message names."""
 Status = Literal["finished", "stopped", "failed"]
 
 
@@ -166,7 +168,8 @@ def validated_points(
             problems += [_at_point(problem, values) for problem in found]
     if unique := list(dict.fromkeys(problems)):
         count = f"{len(unique)} problem{'s' * (len(unique) > 1)}"
-        raise UserError("\n  ".join([f"{written.file}: {count}", *unique]))
+        more = [f"and {len(unique) - SHOWN} more"] if len(unique) > SHOWN else []
+        raise UserError("\n  ".join([f"{written.file}: {count}", *unique[:SHOWN], *more]))
     return experiments
 
 
@@ -174,6 +177,9 @@ def _at_point(problem: str, values: dict[str, Any]) -> str:
     """A problem under the parameter that causes it, or with the values that cause it together."""
     if any(problem.startswith(f"{key}{end}") for key in values for end in (":", ".")):
         return f"sweep.parameters.{problem}"
+    section, found, reason = problem.partition(": no such setting")
+    if found and (below := [key for key in values if key.startswith(f"{section}.")]):
+        return f"sweep.parameters.{below[0]}{found}{reason}"
     return f"sweep.parameters: {problem} (at {shortened(Point(0, values), 200)})"
 
 

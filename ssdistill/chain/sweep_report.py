@@ -9,8 +9,8 @@ from pathlib import Path
 from statistics import stdev
 from typing import Any
 
-from ssdistill.chain.sweep import PlannedPoint, Sweep, held_out_images
-from ssdistill.chain.sweep_points import POINTS_FILE, Outcome
+from ssdistill.chain.sweep import PlannedPoint, Sweep
+from ssdistill.chain.sweep_points import Outcome
 from ssdistill.experiment.sweep import HELD_OUT
 from ssdistill.experiment.sweep_values import Range, value_text
 from ssdistill.files import write_atomically
@@ -53,6 +53,7 @@ def make_sweep_report(sweep: Sweep, outcomes: Mapping[int, Outcome]) -> SweepRep
     chosen = f"Chosen: point {best.point + 1}, in {best.report}.\n\n    {command}\n" if best else ""
     title = f"Sweep of {sweep.base.name}"
     markdown = f"# {title}\n\n{table.to_markdown()}\n\n{chosen}"
+    folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / MARKDOWN, markdown)
     page = rendered(
         "sweep.html",
@@ -87,23 +88,32 @@ def points_table(sweep: Sweep, ranked: Sequence[Outcome], *, with_reports: bool)
     header = ["point", *short_names(keys), metric, *(["std"] if several else []), "status"]
     rows = []
     for outcome in ranked:
-        value = "" if outcome.value is None else f"{outcome.value:.4f}"
         seeds = list(outcome.by_seed.values())
-        spread = [f"{stdev(seeds):.4f}" if len(seeds) > 1 else ""] if several else []
+        value = "" if outcome.value is None else metric_text(sweep, outcome.value)
+        spread = [metric_text(sweep, stdev(seeds)) if len(seeds) > 1 else ""] if several else []
         words = WORDS[outcome.status] + (f": {outcome.reason}" if outcome.reason else "")
         cells = [str(outcome.point + 1), *(value_text(outcome.values.get(key)) for key in keys)]
         rows.append((*cells, value, *spread, words, *([outcome.report] if with_reports else [])))
     header += ["report"] if with_reports else []
     words = {"status", "report"}
-    texts = {name for name, key in zip(short_names(keys), keys, strict=True) if _is_text(sweep, key)}
+    texts = {
+        name for name, key in zip(short_names(keys), keys, strict=True) if _is_text(sweep, key)
+    }
     return Table(
         tuple(header),
         tuple(rows),
         caption=_caption(sweep, ranked),
         title=f"{sweep.base.name}: {_search(sweep)}",
-        numeric=tuple(name not in words | texts for name in header),
+        numeric=tuple(name not in texts for name in header),
         lead=(metric,),
     )
+
+
+def metric_text(sweep: Sweep, value: float) -> str:
+    """The metric that chooses, with as many digits as mean something."""
+    if sweep.settings.metric == HELD_OUT:
+        return f"{value:.2f}"
+    return f"{value:.4f}" if abs(value) < 1000 else f"{value:.6g}"
 
 
 def _is_text(sweep: Sweep, key: str) -> bool:
@@ -142,13 +152,13 @@ def _caption(sweep: Sweep, ranked: Sequence[Outcome]) -> str:
         what = f"{settings.metric} of '{sweep.role}' ({of_seeds}{spread})"
         by = f"Chosen by the {which} {what}, for which no label is read."
     else:
-        fitted, held = held_out_images(sweep)
+        fitted, held = sweep.held_out_counts
         by = (
             f"Chosen by the {which} accuracy of '{sweep.role}' ({of_seeds}{spread}) on {held} "
             f"held-out training labels, of a linear probe of {fitted} others"
             f"{_error(ranked, held)}. Test labels have no say."
         )
-    total = f" of {settings.points}" if settings.points else ""
+    total = f" of {settings.points}" if (settings.points or 0) > len(ranked) else ""
     stop = settings.stop_early
     stopping = f" Points are stopped early by {stop.by}." if stop else ""
     return f"{len(ranked)}{total} points: {ended or 'none has ended'}. {by}{stopping}"
@@ -174,10 +184,10 @@ def _notices(sweep: Sweep) -> list[str]:
 
 
 def _headline(sweep: Sweep, best: Outcome | None) -> list[Headline]:
-    if best is None:
+    if best is None or best.value is None:
         return []
     note = f"{sweep.settings.metric} of {sweep.role}"
-    return [Headline(f"point {best.point + 1}", f"{best.value:.4f}", note)]
+    return [Headline(f"point {best.point + 1}", metric_text(sweep, best.value), note)]
 
 
 def _config(sweep: Sweep) -> dict[str, Any]:
@@ -189,8 +199,12 @@ def _config(sweep: Sweep) -> dict[str, Any]:
 def command_of(sweep: Sweep, outcome: Outcome) -> str:
     """The command that runs a point by itself, with exactly its values."""
     settings = [f"{key}={json.dumps(value)}" for key, value in outcome.values.items()]
-    words = ["ssdistill", "run", str(sweep.written.file), *settings, "sweep=null"]
-    return shlex.join(words)
+    # It has no sweep, and what is said of one would bring it back.
+    config, *words = sweep.written.words
+    before = [config, *(word for word in words if not word.startswith(("sweep.", "sweep=")))]
+    root = sweep.workspace.root
+    runs = [] if root == Path("runs") else ["--runs", str(root)]
+    return shlex.join(["ssdistill", "run", *before, *settings, "sweep=null", *runs])
 
 
 def plan_table(sweep: Sweep, planned: Sequence[PlannedPoint]) -> Table:
@@ -223,8 +237,3 @@ def plan_table(sweep: Sweep, planned: Sequence[PlannedPoint]) -> Table:
         title=f"{sweep.base.name}: {_search(sweep)}",
         lead=("shared", "to run"),
     )
-
-
-def records_file(report: SweepReport) -> Path:
-    """The record of all points, one line each."""
-    return report.folder / POINTS_FILE

@@ -6,8 +6,10 @@ that what it chooses follows from the trials before it, whether or not the sweep
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ssdistill.chain.sweep_points import Outcome, Point
 from ssdistill.errors import UserError, one_line
@@ -22,6 +24,7 @@ DATABASE = "optuna.db"
 LINE = "outcome"
 """Attribute of a trial: the line of ``sweep.jsonl``."""
 MOST_SEED = 2**32
+Direction = Literal["maximize", "minimize"]
 
 
 def require_optuna() -> None:
@@ -40,7 +43,7 @@ def require_optuna() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
-def open_study(storage: str, name: str, direction: str | None = None) -> "Study":
+def open_study(storage: str, name: str, direction: Direction | None = None) -> "Study":
     """The study of a sweep.
 
     Args:
@@ -67,6 +70,24 @@ def open_study(storage: str, name: str, direction: str | None = None) -> "Study"
         ) from error
 
 
+@contextmanager
+def storage_errors(storage: str) -> Iterator[None]:
+    """Turn what goes wrong with a database into one line.
+
+    Raises:
+        UserError: it cannot be read or written.
+    """
+    from optuna.exceptions import StorageInternalError
+
+    try:
+        yield
+    except StorageInternalError as error:
+        reason = one_line(error.__cause__ or error)
+        raise UserError(
+            f"sweep.storage {_shown(storage)}: failed ({reason}); run the same command again"
+        ) from error
+
+
 def storage_of(settings: SweepSettings, folder: Path) -> str:
     """URL of the database of a sweep."""
     return settings.storage or f"sqlite:///{(folder / DATABASE).resolve()}"
@@ -85,12 +106,16 @@ class TpeSearch:
     def __init__(self, settings: SweepSettings, storage: str, study: str, role: str):
         self.settings, self.storage, self.name, self.role = settings, storage, study, role
         self.total = settings.points or 0
-        direction = "maximize" if settings.maximize else "minimize"
+        direction: Direction = "maximize" if settings.maximize else "minimize"
         self.study = open_study(storage, study, direction)
         self._trials: dict[int, Trial] = {}
 
     def ask(self, count: int) -> list[Point]:
         """Trials left running first, then new ones, until there are as many as ``points``."""
+        with storage_errors(self.storage):
+            return self._asked(count)
+
+    def _asked(self, count: int) -> list[Point]:
         import optuna
 
         points = []
@@ -113,11 +138,12 @@ class TpeSearch:
 
         states = {"stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
         trial = self._trials[point.number]
-        trial.set_user_attr(LINE, outcome.as_json())
-        if outcome.status == "finished":
-            self.study.tell(trial, outcome.value)
-        else:
-            self.study.tell(trial, state=states[outcome.status])
+        with storage_errors(self.storage):
+            trial.set_user_attr(LINE, outcome.as_json())
+            if outcome.status == "finished":
+                self.study.tell(trial, outcome.value)
+            else:
+                self.study.tell(trial, state=states[outcome.status])
 
     def ended(self) -> list[Outcome]:
         """The outcomes of trials that have ended, as the database has them."""
@@ -150,7 +176,7 @@ def _suggested(trial: "Trial", key: str, values: Choices | Range) -> Any:
     """The value of a parameter in a trial; one that it has already stays as it is."""
     if isinstance(values, Choices):
         return values.by_label[trial.suggest_categorical(key, tuple(values.by_label))]
-    low, high = values.ends()
+    low, high = values.ends() if values.step is None else (values.low, values.grid()[-1])
     if values.whole:
         step = int(values.step or 1)
         return trial.suggest_int(key, int(low), int(high), step=step, log=values.log)

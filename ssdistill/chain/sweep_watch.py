@@ -1,5 +1,6 @@
 """Watch a training of a sweep, and stop it early where the others did better."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -81,5 +82,9 @@ class SweepWatch(Observer):
 def measured_steps(every: float, num_steps: int) -> dict[int, int]:
     """Steps done at which to measure, with the position of each; the end is not among them."""
     count = min(APART, round(1 / every))
-    steps = {round(k * every * num_steps): k for k in range(1, count + 1)}
-    return {done: k for done, k in steps.items() if 0 < done < num_steps}
+    positions: dict[int, int] = {}
+    for k in range(1, count + 1):
+        done = math.ceil(k * every * num_steps - 1e-9)
+        if done < num_steps:
+            positions.setdefault(done, k)
+    return positions

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,15 +13,17 @@ from torch import Tensor
 from ssdistill.errors import UserError
 from ssdistill.evaluate.labels import has_several
 from ssdistill.evaluate.multi_label import multi_label_metrics
+from ssdistill.evaluate.probes.logistic import score
 from ssdistill.evaluate.probes.several_linear import linear_probe_of_several
-from ssdistill.evaluate.probes.strength import Folds, rarest_label, stratified_split
-from ssdistill.evaluate.protocols.linear import STRENGTHS, linear_probe
-from ssdistill.label_free.features import as_labels, extract
+from ssdistill.evaluate.probes.strength import Folds, best_fit, rarest_label, stratified_split
+from ssdistill.evaluate.protocols.linear import STRENGTHS
+from ssdistill.label_free.features import as_labels, as_probe_data, extract
+from ssdistill.label_free.rows import Rows, standardization
 from ssdistill.models.representation import Representation
 from ssdistill.settings import Size
 
-CHOICE_FOLDS = 1
-"""Folds of the fitted part that choose the L2 strength: the held-out part has no say in it."""
+CHOICE_HOLDOUT, CHOICE_FOLDS = 0.1, 1
+"""Of the fitted part, to choose the L2 strength by: the held-out part has no say in it."""
 
 
 @dataclass(frozen=True)
@@ -96,13 +99,20 @@ class HeldOutProbe:
         """
         z_ND = extract(encoder, self.images_NHWC, size, device=device, progress=False)
         held_N = self.held_N
-        fitted, tested = (z_ND[~held_N], self.label_N[~held_N]), (z_ND[held_N], self.label_N[held_N])
+        rows_N = ~self.held_N, self.held_N
+        (fitted_ND, fitted), (held_ND, held) = ((z_ND[n], self.label_N[n]) for n in rows_N)
+        folds = Folds(CHOICE_HOLDOUT, CHOICE_FOLDS, 0)
         if self.label_N.ndim == 2:
-            split = Folds(0.1, CHOICE_FOLDS, 0)
-            probe = linear_probe_of_several(*fitted, *tested, strengths=STRENGTHS, split=split)
-            scores = multi_label_metrics(tested[1], probe.probabilities_NK, trained_NK=fitted[1])
-            return scores.map
-        return linear_probe(*fitted, *tested, folds=CHOICE_FOLDS).top1
+            labeled = fitted_ND, fitted, held_ND, held
+            probe = linear_probe_of_several(*labeled, strengths=STRENGTHS, split=folds)
+            return multi_label_metrics(held, probe.probabilities_NK, trained_NK=fitted).map
+        labeled = as_probe_data(fitted_ND, fitted, held_ND, held)
+        fitted_ND, fitted_N, held_ND, held_N, classes_K = labeled
+        mean_D, scale_D = standardization(fitted_ND)
+        rows_of = partial(Rows, fitted_ND, mean_D, scale_D)
+        choice = best_fit(rows_of, fitted_N, len(classes_K), STRENGTHS, folds)
+        top1_P, _ = score(Rows(held_ND, mean_D, scale_D, keep=0), held_N, choice.fit.theta_PKE)
+        return top1_P[0].item()
 
 
 def training_labels_sha256(train: Any) -> str:

@@ -60,11 +60,13 @@ class Written:
         file: the config.
         tree: all of them merged, as they are written.
         notices: about settings an override made meaningless.
+        words: of a command line that says the same: the config as it was named, and overrides.
     """
 
     file: Path
     tree: dict[str, Any]
     notices: list[str]
+    words: tuple[str, ...]
 
     def experiment(self) -> Experiment:
         """Validate.
@@ -95,9 +97,10 @@ def read_config(path: str | Path, overrides: Sequence = ()) -> Written:
     file = find_config(path)
     notices: list[str] = []
     tree = _compose(file, notices, (), {})
-    for override in plain_overrides(overrides, options={}):
+    plain = plain_overrides(overrides, options={})
+    for override in plain:
         tree = merge(tree, with_new_keys(parse_override(override), notices), notices)
-    return Written(file, tree, notices)
+    return Written(file, tree, notices, (str(path), *plain))
 
 
 def _parts(key: str) -> list[str]:

@@ -13,6 +13,8 @@ from ssdistill.errors import nearest, shortened
 DIGITS = 4
 """Significant digits of random values: readable, and easily typed again."""
 MOST_STEPS = 10_000
+RANGE_ENDS = {"low", "high"}
+"""Keys by which a mapping is a range."""
 RANGE_KEYS = ("low", "high", "log", "int", "step")
 OF_EVERY_POINT = {"sweep", "extends", "schema", "name", "seeds"}
 """Keys that are the same for all points."""
@@ -120,7 +122,7 @@ def parse_parameters(written: Mapping[str, Any]) -> dict[str, Choices | Range]:
 def _flat(written: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for key, value in written.items():
         name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and value and not {"low", "high"} & value.keys():
+        if isinstance(value, Mapping) and value and not RANGE_ENDS & value.keys():
             yield from _flat(value, f"{name}.")
         else:
             yield name, value
