@@ -176,11 +176,16 @@ def plan_points(sweep: Sweep) -> list[PlannedPoint]:
     return planned
 
 
-def run_sweep(sweep: Sweep, on_outcome: Callable[[dict[int, Outcome]], object]) -> dict:
+def run_sweep(
+    sweep: Sweep,
+    on_outcome: Callable[[dict[int, Outcome]], object],
+    run: Callable[[Experiment, Path], Report] | None = None,
+) -> dict[int, Outcome]:
     """Run every point that has not ended yet.
 
     Args:
         on_outcome: called with all outcomes so far, at the start and whenever a point has ended.
+        run: of an experiment in a runs folder; None for :func:`ssdistill.chain.run.run`.
 
     Returns:
         all outcomes, by number of the point.
@@ -197,7 +202,7 @@ def run_sweep(sweep: Sweep, on_outcome: Callable[[dict[int, Outcome]], object]) 
         outcomes |= {o.point: o for o in search.ended() if o.point not in outcomes}
         on_outcome(outcomes)
         while points := search.ask(AT_ONCE):
-            for point, outcome in _outcomes(sweep, points, outcomes, search.total):
+            for point, outcome in _outcomes(sweep, points, outcomes, search.total, run):
                 outcomes[point.number] = outcome
                 write_outcomes(folder, outcomes)
                 search.tell(point, outcome)
@@ -218,7 +223,11 @@ def _search(sweep: Sweep, outcomes: dict[int, Outcome]) -> Search:
 
 
 def _outcomes(
-    sweep: Sweep, points: Sequence[Point], known: dict[int, Outcome], total: int
+    sweep: Sweep,
+    points: Sequence[Point],
+    known: dict[int, Outcome],
+    total: int,
+    run: Callable[[Experiment, Path], Report] | None,
 ) -> Iterator[tuple[Point, Outcome]]:
     """What becomes of points that may run side by side."""
     for point in points:
@@ -227,7 +236,7 @@ def _outcomes(
             yield point, outcome
             continue
         console.print(f"point {point.number + 1}/{total}: {point}", style="bold", markup=False)
-        outcome = run_point(sweep, point)
+        outcome = run_point(sweep, point, run)
         console.print(f"point {point.number + 1}/{total}: {_result(sweep, outcome)}", markup=False)
         yield point, outcome
 

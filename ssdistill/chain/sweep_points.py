@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 from ssdistill.errors import UserError, one_line, shortened
 from ssdistill.experiment.reading import Written
@@ -77,7 +77,8 @@ class Outcome:
         try:
             outcome = cls(**content)
             valued = isinstance(outcome.value, int | float) and not isinstance(outcome.value, bool)
-            whole = isinstance(outcome.point, int) and isinstance(outcome.values, dict)
+            whole = isinstance(outcome.point, int) and outcome.status in get_args(Status)
+            whole = whole and isinstance(outcome.values, dict) and isinstance(outcome.by_seed, dict)
             if not whole or valued != (outcome.status == "finished"):
                 raise ValueError("not the outcome of a point")
         except TypeError as error:
@@ -155,9 +156,9 @@ def validated_points(
         UserError: every problem once, with the parameter at fault.
     """
     if points is None:
-        points = [
-            {key: value} for key, values in settings.varied.items() for value in values.ends()
-        ]
+        ends = {key: values.ends() for key, values in settings.varied.items()}
+        first = {key: values[0] for key, values in ends.items()}
+        points = [first, *({**first, key: v} for key, values in ends.items() for v in values[1:])]
     experiments, problems = [], []
     for values in points:
         try:

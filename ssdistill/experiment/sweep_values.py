@@ -124,7 +124,7 @@ def _flat(written: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
         name = f"{prefix}{key}"
         if isinstance(value, Mapping) and value and not RANGE_ENDS & value.keys():
             yield from _flat(value, f"{name}.")
-        else:
+        elif value is not None:  # null removes what an extended file varies
             yield name, value
 
 

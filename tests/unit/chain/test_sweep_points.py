@@ -245,7 +245,7 @@ def test_a_failing_point_is_recorded_and_the_sweep_goes_on(tiny_sweep, monkeypat
 
 def test_it_is_an_error_if_every_point_fails(monkeypatch, config, grid, capsys):
     words = ["sweep.parameters.distill.optim.lr=[1e-4, 5e-3]", "sweep.maximize=collapse/std"]
-    monkeypatch.setattr(sweep_module, "run_point", lambda s, p: Outcome(p.number, {}, "failed"))
+    monkeypatch.setattr(sweep_module, "run_point", lambda s, p, _: Outcome(p.number, {}, "failed"))
     assert main(["run", str(config), *words, "--runs", str(grid.root)]) == 2
     assert "error: sweep: none of 2 points finished" in capsys.readouterr().err
 
@@ -291,7 +291,13 @@ def test_held_out_labels_choose_and_test_labels_have_no_say(tiny_sweep, monkeypa
 def test_damaged_records_are_named(tiny_sweep):
     sweep = tiny_sweep("sweep.maximize=collapse/lidar")
     sweep.folder.mkdir(parents=True)
-    for text in ("{", '{"point": 1}', '{"point": 0, "values": {}, "status": "finished"}', "[]"):
+    for text in (
+        "{",
+        '{"point": 1}',
+        '{"point": 0, "values": {}, "status": "finished"}',
+        "[]",
+        '{"point": 0, "values": {}, "status": "odd"}',
+    ):
         (sweep.folder / "sweep.jsonl").write_text(text + "\n")
         with pytest.raises(UserError, match=r"sweep\.jsonl: damaged .* remove it and run the same"):
             run_sweep(sweep, lambda outcomes: None)

@@ -116,6 +116,19 @@ def test_values_may_be_mappings_and_null(write):
     assert kinds == ["byol", "simclr"]
 
 
+def test_null_removes_a_parameter_of_an_extended_file(write, tmp_path):
+    child = tmp_path / "child.yaml"
+    child.write_text(
+        "extends: tiny.yaml\nschema: 1\nname: child\n"
+        "sweep: {parameters: {distill.optim.lr: null, distill.steps: [2, 3]}}"
+    )
+    keys = {"distill.steps", "distill.losses.contrast.temperature"}
+    assert load_experiment(child)[0].sweep.varied.keys() == keys
+    child.write_text(child.read_text().replace("null", "{low: 0.1, high: 0.2, step: 0.1}"))
+    # A range replaces a list.
+    assert load_experiment(child)[0].sweep.varied["distill.optim.lr"].grid() == (0.1, 0.2)
+
+
 def test_keys_may_be_nested_and_number_items_of_lists(write):
     written = write(
         "compress=[{kind: prune, ratio: 0.5}]", "sweep.parameters.compress.0.ratio=[0.2, 0.4]"
