@@ -47,6 +47,8 @@ from ssdistill.train.progress import console
 
 SWEEPS = "sweeps"
 """Folder, in the runs folder, of the folders of sweeps."""
+MOST_PLANNED = 300
+"""Points that are planned beforehand; planning one takes a few hundredths of a second or more."""
 AT_ONCE = 1
 """Points that run side by side."""
 OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
@@ -150,16 +152,16 @@ def open_sweep(written: Written, root: str | Path, *, decode: bool = True) -> Sw
 
 
 def plan_points(sweep: Sweep) -> list[PlannedPoint]:
-    """Plan every point that is known beforehand; decodes, trains and writes nothing.
+    """Plan the points that are known beforehand, of many the first ones.
+
+    Decodes, trains and writes nothing.
 
     Raises:
         UserError: a point that cannot be run, and why.
     """
     planned, seen = [], set()
-    for number, (values, experiment) in enumerate(
-        zip(sweep.points or [], sweep.experiments, strict=False)
-    ):
-        point = Point(number, values)
+    for number, values in enumerate((sweep.points or [])[:MOST_PLANNED]):
+        point, experiment = Point(number, values), sweep.experiments[number]
         try:
             workspace = open_workspace(experiment, sweep.workspace.root, decode=False)
             check_batches(experiment, len(workspace.train))
@@ -199,7 +201,9 @@ def run_sweep(
     with _locked(folder):
         outcomes = read_outcomes(folder)
         search = _search(sweep, outcomes)
-        outcomes |= {o.point: o for o in search.ended() if o.point not in outcomes}
+        if lost := {o.point: o for o in search.ended() if o.point not in outcomes}:
+            outcomes |= lost
+            write_outcomes(folder, outcomes)
         on_outcome(outcomes)
         while points := search.ask(AT_ONCE):
             for point, outcome in _outcomes(sweep, points, outcomes, search.total, run):
@@ -232,7 +236,8 @@ def _outcomes(
     """What becomes of points that may run side by side."""
     for point in points:
         # Killed between the line of the record and the word to the database.
-        if outcome := known.get(point.number):
+        outcome = known.get(point.number)
+        if outcome is not None and outcome.values == point.values:
             yield point, outcome
             continue
         console.print(f"point {point.number + 1}/{total}: {point}", style="bold", markup=False)

@@ -228,11 +228,13 @@ def plan_table(sweep: Sweep, planned: Sequence[PlannedPoint]) -> Table:
         )
         for entry in planned
     )
+    first = "" if len(planned) == len(sweep.points) else f"The first {len(planned)} of "
     stages, shared = (sum(getattr(e, n) for e in planned) for n in ("stages", "shared"))
     return Table(
         ("point", *names, "stages", "shared", "to run"),
         rows,
-        caption=f"{len(planned)} points: {stages - shared} different stages instead of {stages}. "
+        caption=f"{first}{len(sweep.points)} points: {stages - shared} different stages instead of "
+        f"{stages}. "
         "'shared' are those of points above; 'to run' those that are neither shared nor finished.",
         title=f"{sweep.base.name}: {_search(sweep)}",
         lead=("shared", "to run"),

@@ -11,7 +11,7 @@ from ssdistill.chain import run as run_module
 from ssdistill.chain import sweep as sweep_module
 from ssdistill.chain.sweep import open_sweep, plan_points, run_point, run_sweep
 from ssdistill.chain.sweep_points import Outcome, Point, read_outcomes
-from ssdistill.chain.sweep_report import make_sweep_report
+from ssdistill.chain.sweep_report import make_sweep_report, plan_table
 from ssdistill.commands.main import main
 from ssdistill.errors import StoppedEarly, UserError
 from ssdistill.evaluate.held_out import HeldOutProbe
@@ -223,6 +223,13 @@ def test_what_cannot_run_is_refused_before_anything_runs(
     assert line.startswith("error: ") and message in line
 
 
+def test_of_many_points_the_first_are_planned(tiny_sweep, monkeypatch):
+    monkeypatch.setattr(sweep_module, "MOST_PLANNED", 2)
+    sweep = tiny_sweep("sweep.parameters.distill.optim.lr=[1e-4, 5e-3, 0.1]")
+    caption = plan_table(sweep, plan_points(sweep)).caption
+    assert caption.startswith("The first 2 of 3 points: 10 different stages instead of 14.")
+
+
 def test_a_failing_point_is_recorded_and_the_sweep_goes_on(tiny_sweep, monkeypatch):
     distill = run_module.BODIES["distill"]
 
@@ -339,3 +346,4 @@ def test_a_killed_search_goes_on_as_if_it_had_not_been(config, grid, tmp_path, m
     more = open_sweep(read_config(config, [*TPE, "sweep.points=3"]), tmp_path / "runs")
     outcomes = run_sweep(more, lambda outcomes: None)
     assert {n: outcomes[n] for n in range(2)} == expected and len(outcomes) == 3
+    assert read_outcomes(more.folder) == outcomes
