@@ -27,6 +27,13 @@ class DamagedFile(UserError):
         )
 
 
+class StoppedEarly(BaseException):
+    """A sweep stops a training in which others did better; its message says when.
+
+    No :class:`Exception`: like Ctrl-C, it interrupts whatever is running, and is no failure.
+    """
+
+
 def was_interrupted(error: BaseException | None) -> bool:
     """Whether Ctrl-C is behind an error, whatever a library that was interrupted made of it."""
     while error is not None and not isinstance(error, KeyboardInterrupt):

@@ -3,6 +3,7 @@
 import torch
 
 from ssdistill.chain.stages import Stage
+from ssdistill.chain.sweep_watch import HeldOut, SweepWatch
 from ssdistill.chain.workspace import Workspace
 from ssdistill.data.recipes import RECIPES
 from ssdistill.data.recipes_of_images import suited
@@ -43,6 +44,12 @@ def observers_of(
     if tracking.agreement and whole and getattr(training.task, "teachers", None):
         seed, batch_size = derive_seed(stage.seed, "watch"), training.loader.batch_size
         observers.append(AgreementWatch(workspace.train, num_steps, batch_size, seed))
+    if (watched := workspace.experiment.watched) and watched.role == stage.role:
+        by, seeds = watched.stop_early.by, workspace.experiment.seeds
+        held_out = HeldOut(workspace.train, watched.held_out) if by == "held_out" else None
+        criterion = held_out or _criterion(by, stage, workspace)
+        turn = seeds.index(stage.seed) if stage.seed in seeds else 0
+        observers.append(SweepWatch(watched, criterion, num_steps, turn))
     if tracking.online_probe:
         if not workspace.source.has_labels:
             console.print("  no online probe: the data has no labels", style="dim")

@@ -277,6 +277,8 @@ def open_workspace(
         UserError: data that cannot be read, or that cannot serve what the experiment asks; W&B
             without a key; a runs folder that is a file.
     """
+    if experiment.sweep is not None:
+        raise UserError("sweep: this runs one experiment; use `ssdistill run`, or set sweep=null")
     check_device(experiment.device)
     check_strategy(experiment)
     wandb_mode(experiment.tracking)

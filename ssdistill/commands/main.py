@@ -203,6 +203,10 @@ def _experiment_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     experiment = _load(options)
+    if experiment.sweep:
+        from ssdistill.commands.sweep import run_sweep_command
+
+        return run_sweep_command(options)
     if options.dry_run:
         from ssdistill.chain.processes import refuse_several_processes
         from ssdistill.chain.run import dry_run

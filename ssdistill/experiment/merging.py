@@ -5,6 +5,7 @@ from typing import Any
 
 from ssdistill.errors import UserError, shortened
 from ssdistill.experiment.sections import PretrainedTeacher, kind_alone
+from ssdistill.experiment.sweep_values import RANGE_ENDS
 from ssdistill.models.spec import EncoderSettings
 from ssdistill.models.stems import has_small_stem
 from ssdistill.settings.registry import (
@@ -72,9 +73,14 @@ def _merge_value(old: Any, new: Any, notices: list[str], path: Path) -> Any:
         old = kind_alone(old)
     if isinstance(old, dict):
         return merge(old, new, notices, path)
-    if isinstance(old, list):
+    if isinstance(old, list) and not _is_range(new, path):
         return _merge_items(old, new, notices, path)
     return new
+
+
+def _is_range(value: dict[Any, Any], path: Path) -> bool:
+    """Whether a mapping is a range of values in a sweep, which replaces a list of them."""
+    return path[:2] == ("sweep", "parameters") and bool(RANGE_ENDS & value.keys())
 
 
 def _merge_items(

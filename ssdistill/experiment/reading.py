@@ -7,7 +7,8 @@ may be written by pydantic alone.
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -47,13 +48,71 @@ def load_experiment(path: str | Path, overrides: Sequence = ()) -> tuple[Experim
     Raises:
         UserError: listing every problem, with the nearest known name.
     """
+    written = read_config(path, overrides)
+    return written.experiment(), written.notices
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a file, its parents and overrides say.
+
+    Attributes:
+        file: the config.
+        tree: all of them merged, as they are written.
+        notices: about settings an override made meaningless.
+        words: of a command line that says the same: the config as it was named, and overrides.
+    """
+
+    file: Path
+    tree: dict[str, Any]
+    notices: list[str]
+    words: tuple[str, ...]
+
+    def experiment(self) -> Experiment:
+        """Validate.
+
+        Raises:
+            UserError: listing every problem, with the nearest known name.
+        """
+        return of_file(self.file, resolve(complete_rows(self.tree)), Experiment)
+
+    def at(self, point: Mapping[str, Any]) -> Experiment:
+        """The experiment without its sweep, with other values of some settings by dotted key.
+
+        Raises:
+            UserError: as :meth:`experiment`.
+        """
+        tree = {key: value for key, value in self.tree.items() if key != "sweep"}
+        for key, value in point.items():
+            tree = merge(tree, _nested(_parts(key), value), [])
+        return of_file(self.file, resolve(complete_rows(tree)), Experiment)
+
+
+def read_config(path: str | Path, overrides: Sequence = ()) -> Written:
+    """Read, compose and override, as :func:`load_experiment` does.
+
+    Raises:
+        UserError: what cannot be read or merged.
+    """
     file = find_config(path)
     notices: list[str] = []
     tree = _compose(file, notices, (), {})
-    for override in plain_overrides(overrides, options={}):
+    plain = plain_overrides(overrides, options={})
+    for override in plain:
         tree = merge(tree, with_new_keys(parse_override(override), notices), notices)
-    tree = resolve(complete_rows(tree))
-    return of_file(file, tree, Experiment), notices
+    return Written(file, tree, notices, (str(path), *plain))
+
+
+def _parts(key: str) -> list[str]:
+    """``a.b[0]`` as ``a``, ``b`` and ``0``."""
+    return re.split(r"[.\[]", key.replace("]", ""))
+
+
+def _nested(parts: Sequence[str], value: Any) -> dict[str, Any]:
+    tree: Any = value
+    for part in reversed(parts):
+        tree = {part: tree}
+    return tree
 
 
 def parse_override(text: str) -> dict[str, Any]:
@@ -65,7 +124,7 @@ def parse_override(text: str) -> dict[str, Any]:
         UserError: it has no ``=``, or a value that is no YAML.
     """
     key, equals, value = (part.strip() for part in text.partition("="))
-    parts = re.split(r"[.\[]", key.replace("]", ""))
+    parts = _parts(key)
     shown = shortened(text, 100)
     if not equals or not all(parts):
         raise UserError(f"invalid override '{shown}'{_instead(text)}")
@@ -76,9 +135,7 @@ def parse_override(text: str) -> dict[str, Any]:
     tree: Any = value
     if not COMMENTED.match(value) and not MARKS.fullmatch(value):
         tree = read_text(value, f"override '{shown}'", ".".join(parts))
-    for part in reversed(parts):
-        tree = {part: tree}
-    return tree
+    return _nested(parts, tree)
 
 
 def _instead(word: str) -> str:

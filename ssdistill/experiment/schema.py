@@ -3,7 +3,7 @@
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, model_validator
 
 from ssdistill.evaluate.settings import EvaluateSettings
 from ssdistill.experiment.sections import (
@@ -23,6 +23,7 @@ from ssdistill.experiment.sections import (
     TeacherSettings,
     kind_alone,
 )
+from ssdistill.experiment.sweep import SweepSettings, Watched
 from ssdistill.models.backbones import EncoderSettings
 from ssdistill.record.tracker import TrackingSettings
 from ssdistill.report.verdict import ClaimSettings
@@ -103,6 +104,7 @@ class Experiment(Settings):
         device: hardware, number format.
         checkpoint_seconds: at most this much training is lost to a kill.
         paper: claims to check, with title and arXiv id where they are a paper's.
+        sweep: run the experiment at many points, with other values of some settings.
     """
 
     schema_version: Annotated[Literal[1], Field(alias="schema")]
@@ -125,6 +127,9 @@ class Experiment(Settings):
     device: DeviceSettings = DeviceSettings()
     checkpoint_seconds: NonNegative = 20.0
     paper: PaperSettings | None = None
+    # No part of any hash: each of its points is an experiment like any other.
+    sweep: Annotated[SweepSettings | None, Field(exclude=True)] = None
+    _watched: Watched | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")
     def _complete(self) -> "Experiment":
@@ -170,6 +175,17 @@ class Experiment(Settings):
                         f"{key}: {second.kind} cannot follow {first.kind}, which makes a file for "
                         "a runtime; place it before, or in a plan of its own under plans"
                     )
+
+    @property
+    def watched(self) -> Watched | None:
+        """The trial of a sweep that may stop this experiment early; no part of what it is."""
+        return self._watched
+
+    def as_point(self, watched: Watched | None = None) -> "Experiment":
+        """The experiment alone, without its sweep; one of the sweep's points."""
+        point = self.model_copy(update={"sweep": None})
+        point._watched = watched
+        return point
 
     @property
     def compression_variants(self) -> dict[str, Steps]:

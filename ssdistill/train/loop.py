@@ -180,12 +180,14 @@ def fit(
                 guard.check(metrics, last_embeddings[0] if last_embeddings else None, step)
                 tracker.log(step, metrics, batch.epoch)
                 progress.show(step + 1, metrics["loss/total"])
-            wish = STOP if interrupt.requested else int(state.age > training.checkpoint_seconds)
+            stops = [observer.stop for observer in observers if observer.stop]
+            wish = STOP if interrupt.requested or stops else 0
+            wish = wish or int(state.age > training.checkpoint_seconds)
             # All processes save at the same step, whichever of them wants to.
             if wish := largest(wish):
                 state.save()
                 if wish == STOP:
-                    raise KeyboardInterrupt
+                    raise KeyboardInterrupt if interrupt.requested or not stops else stops[0]
     metrics = {**state.metrics, "time/step_seconds": state.step_seconds()}
     for observer in observers:
         metrics |= observer.after_training(task)

@@ -18,6 +18,8 @@ class Observer:
     """
 
     name: ClassVar[str]
+    stop: BaseException | None = None
+    """Set to end the training: it is raised after this step, once a checkpoint is written."""
 
     def after_step(self, step: int, batch: Batch, task: Task) -> Mapping[str, Tensor | float]:
         """Return the metrics to log if this step is logged.

@@ -1,0 +1,44 @@
+"""``ssdistill run`` of a config with a ``sweep``."""
+
+import argparse
+
+from ssdistill.errors import UserError
+from ssdistill.experiment.reading import read_config
+from ssdistill.terminal.console import say, show
+
+
+def run_sweep_command(options: argparse.Namespace) -> int:
+    """Run, or show, the points of a sweep; returns the exit status.
+
+    Raises:
+        UserError: what the user can mend; no point finished.
+    """
+    from ssdistill.chain.processes import refuse_several_processes
+    from ssdistill.chain.run import describe_data
+    from ssdistill.chain.sweep import open_sweep, plan_points, run_sweep
+    from ssdistill.chain.sweep_report import make_sweep_report, plan_table
+
+    refuse_several_processes()
+    if options.publish:
+        raise UserError(
+            "--publish: a sweep has no table of models; run the chosen point with --publish"
+        )
+    written = read_config(options.config, options.overrides)
+    sweep = open_sweep(written, options.runs, decode=not options.dry_run)
+    if options.dry_run:
+        describe_data(sweep.workspace)
+        show(plan_table(sweep, plan_points(sweep)).to_rich())
+        return 0
+    plan = plan_table(sweep, plan_points(sweep))
+    say(plan.caption.partition(" 'shared'")[0])
+    report = make_sweep_report(
+        sweep, run_sweep(sweep, lambda outcomes: make_sweep_report(sweep, outcomes))
+    )
+    show(report.table.to_rich())
+    say(f"sweep: {report.folder / 'sweep.html'}")
+    if best := report.best:
+        say(f"report of point {best.point + 1}: {options.runs / best.report / 'report.html'}")
+        if best.model:
+            say(f"{sweep.role} model of point {best.point + 1}: {options.runs / best.model}")
+        say(f"to run it by itself: {report.command}")
+    return 0
