@@ -26,6 +26,10 @@ class DamagedFile(UserError):
             "command again: the stage is then recomputed"
         )
 
+    def __reduce__(self) -> tuple[type, tuple[Path, str]]:
+        """Travel to another process as what it was made of."""
+        return type(self), (self.path, self.reason)
+
 
 def was_interrupted(error: BaseException | None) -> bool:
     """Whether Ctrl-C is behind an error, whatever a library that was interrupted made of it."""

@@ -101,6 +101,8 @@ def run(
         UserError: anything the user can mend.
         KeyboardInterrupt: after Ctrl-C; running again goes on from there.
     """
+    executor = executor or Serial()
+    executor.require(experiment)
     root, processes = user_path(root), Processes(experiment.device)
     if experiment.device.threads:
         torch.set_num_threads(experiment.device.threads)
@@ -118,7 +120,7 @@ def run(
     identity = Identity.of(experiment)
     with processes.joined():
         require_same(workspace, identity)
-        report = _run_stages(workspace, stages, identity, executor or Serial())
+        report = _run_stages(workspace, stages, identity, executor)
         processes.call(DISMISSED)
     return report
 
@@ -145,6 +147,9 @@ class Serial:
 
     def __exit__(self, *_: object) -> None:
         return None
+
+    def require(self, experiment: Experiment) -> None:
+        """Take every experiment."""
 
     def finish(self, jobs: Sequence[Job]) -> None:
         """Do the stages in order; the first error ends it."""

@@ -193,6 +193,12 @@ def _experiment_arguments(parser: argparse.ArgumentParser) -> None:
         "--runs", type=Path, default=Path("runs"), help="runs folder (default: runs)"
     )
     parser.add_argument(
+        "--on",
+        metavar="CLUSTER",
+        help="do the stages side by side on a Ray cluster: ray (this machine), ray://host:port or "
+        "host:port",
+    )
+    parser.add_argument(
         "--trust",
         action="store_true",
         help="run compiled models (AOTInductor) in the runs folder that were not compiled here",
@@ -211,7 +217,7 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     if options.publish:
         check_writable(options.publish / "records.jsonl", "--publish")
-    report = _execute(experiment, options.runs)
+    report = _execute(experiment, options)
     if options.publish:
         report.publish(options.publish)
         say(f"records: {options.publish / 'records.jsonl'}")
@@ -224,7 +230,7 @@ def _reproduce(options: argparse.Namespace) -> int:
 
     experiment = _load(options)
     require_claims(experiment, options.config)
-    return exit_code(_execute(experiment, options.runs).verdicts)
+    return exit_code(_execute(experiment, options).verdicts)
 
 
 def _load(options: argparse.Namespace):
@@ -240,10 +246,12 @@ def _load(options: argparse.Namespace):
     return experiment
 
 
-def _execute(experiment, root: Path):
+def _execute(experiment, options: argparse.Namespace):
+    from ssdistill.chain.executors.choice import executor_for
     from ssdistill.chain.run import run
 
-    report = run(experiment, root)
+    with executor_for(options.on, options.trust) as executor:
+        report = run(experiment, options.runs, executor)
     for table in report.tables:
         show(table.to_rich())
     for notice in report.notices:

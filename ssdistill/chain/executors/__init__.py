@@ -3,10 +3,20 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from ssdistill.chain.stages import Identity, Stage
-from ssdistill.chain.workspace import Workspace
+if TYPE_CHECKING:  # nodes of a cluster import this before they have a reason to import torch
+    from ssdistill.chain.stages import Identity, Stage
+    from ssdistill.chain.workspace import Workspace
+    from ssdistill.experiment.schema import Experiment
+
+Key = tuple[str, int]
+"""Hash and seed of a stage: two stages with the same key are the same work."""
+
+
+def key_of(stage: "Stage") -> Key:
+    """Return hash and seed of a stage."""
+    return stage.digest, stage.seed
 
 
 @dataclass(frozen=True)
@@ -20,29 +30,37 @@ class Job:
         label: its name in messages.
     """
 
-    stage: Stage
-    workspace: Workspace
-    identity: Identity
+    stage: "Stage"
+    workspace: "Workspace"
+    identity: "Identity"
     label: str
 
     @property
-    def key(self) -> tuple[str, int]:
-        """Hash and seed: two jobs with the same key are the same work."""
-        return self.stage.digest, self.stage.seed
+    def key(self) -> Key:
+        """Hash and seed of the stage."""
+        return key_of(self.stage)
 
 
 class Executor(AbstractContextManager, Protocol):
     """What does stages; open it as a context manager, for one run or for several."""
 
+    def require(self, experiment: "Experiment") -> None:
+        """Check what can be checked before anything else of an experiment.
+
+        Raises:
+            UserError: its settings are not for this executor.
+        """
+        ...
+
     def finish(self, jobs: Sequence[Job]) -> None:
         """See that every stage is finished.
 
         Args:
-            jobs: parents first. Several experiments' may be mixed, in one runs folder.
+            jobs: parents first. Those of several experiments may be mixed, in one runs folder.
 
         Raises:
             DamagedFile: what a finished stage wrote has changed.
-            UserError: a stage failed; all that do not descend from it may be finished.
+            UserError: a stage failed; those that do not descend from it may be finished.
             KeyboardInterrupt: after Ctrl-C; another call goes on from there.
         """
         ...
