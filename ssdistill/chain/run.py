@@ -102,15 +102,16 @@ def run(
         KeyboardInterrupt: after Ctrl-C; running again goes on from there.
     """
     executor = executor or Serial()
-    executor.require(experiment)
-    root, processes = user_path(root), Processes(experiment.device)
+    root, processes = user_path(root), executor.processes_for(experiment)
     if experiment.device.threads:
         torch.set_num_threads(experiment.device.threads)
     if processes.rank > 0:
-        _follow(experiment, root, processes)
+        follow(experiment, root, processes)
     workspace = open_workspace(experiment, root, processes=processes)
     describe_data(workspace)
-    check_batches(experiment, len(workspace.train), processes.size)
+    device = experiment.device
+    shared_by = max(processes.size, (device.devices or 1) * device.num_nodes)
+    check_batches(experiment, len(workspace.train), shared_by)
     check_steps(experiment)
     stages = plan_stages(workspace)
     notices = _notices(workspace, [PlannedStage(s, s.status(root)) for s in stages])
@@ -125,7 +126,7 @@ def run(
     return report
 
 
-def _follow(experiment: Experiment, root: Path, processes: Processes) -> None:
+def follow(experiment: Experiment, root: Path, processes: Processes) -> None:
     """Take part in the trainings of process 0; leave when there are no more.
 
     Raises:
@@ -148,8 +149,9 @@ class Serial:
     def __exit__(self, *_: object) -> None:
         return None
 
-    def require(self, experiment: Experiment) -> None:
-        """Take every experiment."""
+    def processes_for(self, experiment: Experiment) -> Processes:
+        """Return the processes that share trainings with this one."""
+        return Processes(experiment.device)
 
     def finish(self, jobs: Sequence[Job]) -> None:
         """Do the stages in order; the first error ends it."""
@@ -167,7 +169,7 @@ def _run_stages(
 ) -> Report:
     experiment, root = workspace.experiment, workspace.root
     jobs = [
-        Job(stage, workspace, identity, f"[{number}/{len(stages)}] {_name_of(stage)}")
+        Job(stage, workspace, identity, f"[{number}/{len(stages)}] {name_of(stage)}")
         for number, stage in enumerate(stages, start=1)
     ]
     with session(_shown(experiment), identity.tags, len(experiment.seeds)):
@@ -217,7 +219,8 @@ def _shown(experiment: Experiment) -> dict[str, Any]:
     )
 
 
-def _name_of(stage: Stage) -> str:
+def name_of(stage: Stage) -> str:
+    """Return how messages name a stage."""
     names = " ".join(dict.fromkeys((stage.kind, stage.role)))
     return f"{names}, seed {stage.seed}"
 

@@ -148,6 +148,8 @@ def _parser() -> argparse.ArgumentParser:
         help="also write the results to FOLDER/records.jsonl, the source of README tables",
     )
 
+    run.add_argument("--stage", help=argparse.SUPPRESS)  # for tasks of a cluster
+
     reproduce = _add(
         commands,
         "reproduce",
@@ -195,8 +197,7 @@ def _experiment_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--on",
         metavar="CLUSTER",
-        help="do the stages side by side on a Ray cluster: ray (this machine), ray://host:port or "
-        "host:port",
+        help="do stages side by side with Ray: ray (this machine), ray://host:port, host:port",
     )
     parser.add_argument(
         "--trust",
@@ -215,6 +216,10 @@ def _run(options: argparse.Namespace) -> int:
         refuse_several_processes()
         show(plan_table(dry_run(experiment, options.runs)))
         return 0
+    if options.stage:
+        from ssdistill.chain.executors.stage_processes import run_stage
+
+        return run_stage(experiment, options.runs, options.stage)
     if options.publish:
         check_writable(options.publish / "records.jsonl", "--publish")
     report = _execute(experiment, options)

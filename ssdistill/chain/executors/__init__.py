@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:  # nodes of a cluster import this before they have a reason to import torch
+    from ssdistill.chain.process_group import Processes
     from ssdistill.chain.stages import Identity, Stage
     from ssdistill.chain.workspace import Workspace
     from ssdistill.experiment.schema import Experiment
@@ -44,11 +45,11 @@ class Job:
 class Executor(AbstractContextManager, Protocol):
     """What does stages; open it as a context manager, for one run or for several."""
 
-    def require(self, experiment: "Experiment") -> None:
-        """Check what can be checked before anything else of an experiment.
+    def processes_for(self, experiment: "Experiment") -> "Processes":
+        """Return the processes that share the trainings of this one; called before anything else.
 
         Raises:
-            UserError: its settings are not for this executor.
+            UserError: the settings of the experiment are not for this executor.
         """
         ...
 

@@ -1,5 +1,6 @@
 """Do one stage on a node of a cluster; called by Ray."""
 
+import copy
 import logging
 import os
 import pickle
@@ -16,11 +17,13 @@ import torch
 from ssdistill.chain.executors import Key, key_of
 from ssdistill.chain.executors.bulletin import LINE, PROGRESS, STARTED, Lines
 from ssdistill.chain.executors.nodes import difference, facts
+from ssdistill.chain.executors.stage_processes import LostProcess, count_of, do_in_processes
 from ssdistill.chain.run import do, duration_of
 from ssdistill.chain.stages import Identity, Stage
 from ssdistill.chain.workspace import Workspace, open_workspace
 from ssdistill.errors import UserError, one_line, was_interrupted
 from ssdistill.experiment.schema import Experiment
+from ssdistill.record.run_record import RunRecord
 from ssdistill.record.session import session
 from ssdistill.train.progress import Progress, TrainingProgress, console
 
@@ -84,6 +87,7 @@ def work(request: Request, bulletin: Any, *parents: Outcome) -> Outcome:
 
     Raises:
         KeyboardInterrupt: the stage was canceled; it can be resumed.
+        LostProcess: one of several processes of the stage was lost.
     """
     key, node = key_of(request.stage), socket.gethostname()
     for parent in parents:
@@ -92,14 +96,23 @@ def work(request: Request, bulletin: Any, *parents: Outcome) -> Outcome:
     with _reporting(key, bulletin):
         bulletin.post.remote((key, STARTED, node))
         try:
-            workspace = _workspace(request)
-            with session({}, request.identity.tags, len(request.experiment.seeds)):
-                record = do(request.stage, workspace, request.identity)
-            return Outcome(key, node, took=duration_of(record))
+            return Outcome(key, node, took=duration_of(_do(request)))
+        except LostProcess:
+            raise
         except Exception as error:
             if was_interrupted(error):
                 raise KeyboardInterrupt from error
             return Outcome(key, node, error=_portable(error))
+
+
+def _do(request: Request) -> RunRecord:
+    workspace, stage = _workspace(request), request.stage
+    if count_of(stage, request.experiment) > 1:
+        say = console.print
+        do_in_processes(stage, request.experiment, request.root, request.threads, say)
+        return stage.written(request.root)
+    with session({}, request.identity.tags, len(request.experiment.seeds)):
+        return do(stage, workspace, request.identity)
 
 
 _opened: dict[tuple[bytes, Path], Workspace] = {}
@@ -165,8 +178,8 @@ def _portable(error: Exception) -> Exception:
 
     trace = "".join(traceback.format_exception(error))
     try:
-        portable = pickle.loads(pickle.dumps(error))
-        same = type(portable) is type(error) and str(portable) == str(error)
+        pickle.dumps(error)
+        same = str(copy.copy(error)) == str(error)  # which makes it anew, as a message does
     except Exception:
         same = False
     if not same:

@@ -14,6 +14,7 @@ from ssdistill.chain.executors.ray_cluster import (
     require_ray,
 )
 from ssdistill.chain.executors.ray_tasks import RayTasks
+from ssdistill.chain.process_group import Processes
 from ssdistill.chain.processes import require_single_process
 from ssdistill.chain.run import is_cached
 from ssdistill.errors import UserError
@@ -53,24 +54,24 @@ class OnRay:
             self._bulletin = None
             ray.shutdown()
 
-    def require(self, experiment: Experiment) -> None:
-        """Check that each stage is the work of one process.
+    def processes_for(self, experiment: Experiment) -> Processes:
+        """Return this process alone: those that share a training are started by its task.
 
         Raises:
-            UserError: it is not.
+            UserError: a launcher started several, or the settings are for several machines.
         """
         require_single_process()
-        device = experiment.device
-        if (device.devices or 1) * device.num_nodes > 1:
+        if experiment.device.num_nodes > 1:
             raise UserError(
-                "device.devices: with --on, every stage runs in one process; leave device.devices "
-                "and device.num_nodes out, or leave --on out"
+                "device.num_nodes: with --on, the processes of a stage are on one node; leave it "
+                "out, or leave --on out"
             )
         if in_sweep():
             raise UserError(
                 "--on: the agent of a W&B sweep logs all stages to one run, which several "
                 "processes cannot; leave --on out"
             )
+        return Processes()
 
     def finish(self, jobs: Sequence[Job]) -> None:
         """Do what is not finished; stages that do not descend from a failed one are finished.

@@ -212,8 +212,11 @@ def only_on(node: Node) -> Any:
     return NodeAffinitySchedulingStrategy(node.identifier, soft=False)
 
 
-def reserved_by(device: DeviceSettings, nodes: Sequence[Node]) -> Reserved:
+def reserved_by(device: DeviceSettings, nodes: Sequence[Node], processes: int = 1) -> Reserved:
     """Return what a stage reserves.
+
+    Args:
+        processes: how many share it, on one node.
 
     Raises:
         UserError: no node has that much.
@@ -221,20 +224,19 @@ def reserved_by(device: DeviceSettings, nodes: Sequence[Node]) -> Reserved:
     resources, gpus = device.resources, device.resources.gpus
     if gpus is None:
         some = any(node.gpus for node in nodes)
-        gpus = float(
-            device.accelerator not in ("auto", "cpu")
-            or (device.accelerator, some) == ("auto", True)
-        )
-    reserved = Reserved(resources.cpus, gpus, (resources.memory or 0) * GB)
+        gpus = float(some if device.accelerator == "auto" else device.accelerator != "cpu")
+    each = {"cpus": resources.cpus, "gpus": gpus, "memory": (resources.memory or 0) * GB}
+    total = {name: processes * amount for name, amount in each.items()}
+    reserved = Reserved(int(total["cpus"]), total["gpus"], total["memory"])
     if any(reserved.fits(node) for node in nodes):
         return reserved
-    wanted = {"cpus": reserved.cpus, "gpus": gpus, "memory": reserved.memory}
-    for name, amount in wanted.items():
+    for name, amount in total.items():
         most = max((getattr(node, name) for node in nodes), default=0)
         if amount > most:
             unit = GB if name == "memory" else 1
+            times = f"{processes} processes, each with " if processes > 1 else ""
             raise UserError(
-                f"device.resources.{name}={amount / unit:g}: no node has more than "
+                f"{times}device.resources.{name}={each[name] / unit:g}: no node has more than "
                 f"{most / unit:g}; lower it"
             )
     raise UserError("device.resources: no node has that much of everything; lower them")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ssdistill.chain.executors import Job, Key, key_of
 from ssdistill.chain.executors.live_view import LiveView
 from ssdistill.chain.executors.nodes import facts
-from ssdistill.chain.executors.ray_cluster import Node, alive_nodes, only_on, reserved_by
+from ssdistill.chain.executors.ray_cluster import Node, Reserved, alive_nodes, only_on, reserved_by
 from ssdistill.errors import DamagedFile, UserError, one_line
 from ssdistill.train.interrupt import Interruptible
 from ssdistill.train.progress import console
@@ -78,7 +78,7 @@ class RayTasks:
             KeyboardInterrupt: after Ctrl-C, when all tasks have ended.
         """
         for job in self.jobs.values():  # before anything is submitted
-            reserved_by(job.workspace.experiment.device, self.nodes)
+            self._reserved(job)
         with self._view, Interruptible() as interrupt:
             try:
                 for job in self.jobs.values():
@@ -94,20 +94,20 @@ class RayTasks:
 
     def _submit(self, job: Job) -> None:
         from ssdistill.chain.executors.on_node import Request
+        from ssdistill.chain.executors.stage_processes import LostProcess
 
-        device = job.workspace.experiment.device
-        reserved = reserved_by(device, self.nodes)
-        cpus, strategy = reserved.cpus, "DEFAULT"
+        device, reserved = job.workspace.experiment.device, self._reserved(job)
+        cpus, threads, strategy = reserved.cpus, device.resources.cpus, "DEFAULT"
         if job.stage.kind in WHOLE_NODE:
             node = next(node for node in self.nodes if reserved.fits(node))
-            cpus, strategy = node.cpus, only_on(node)
+            cpus, threads, strategy = node.cpus, node.cpus, only_on(node)
         request = Request(
             job.workspace.experiment,
             job.identity,
             job.stage,
             job.workspace.root.absolute(),
             os.getcwd(),
-            device.threads or cpus,
+            device.threads or threads,
             {name: os.environ[name] for name in SENT if name in os.environ},
             facts(),
             self.trust,
@@ -119,6 +119,7 @@ class RayTasks:
             num_gpus=reserved.gpus,
             memory=reserved.memory or None,
             max_retries=RETRIES,
+            retry_exceptions=[LostProcess],
             scheduling_strategy=strategy,
         ).remote(request, self.bulletin, *parents)
         self._starts[job.key] = self._starts.get(job.key, 0) + 1
@@ -174,9 +175,15 @@ class RayTasks:
         else:
             self._view.end(job.key, outcome.took)
 
+    def _reserved(self, job: Job) -> Reserved:
+        from ssdistill.chain.executors.stage_processes import count_of
+
+        experiment = job.workspace.experiment
+        return reserved_by(experiment.device, self.nodes, count_of(job.stage, experiment))
+
     def _fits(self, job: Job) -> bool:
         try:
-            reserved_by(job.workspace.experiment.device, self.nodes)
+            self._reserved(job)
         except UserError:
             return False
         return True
@@ -254,6 +261,10 @@ def _lost(error: Exception) -> UserError:
     """What is said of a task that Ray gave up."""
     from ray import exceptions
 
+    from ssdistill.chain.executors.stage_processes import LostProcess
+
+    if isinstance(error, LostProcess):
+        return UserError(one_line(getattr(error, "cause", error)))
     kinds = {
         exceptions.OutOfMemoryError: "its node ran out of memory; raise "
         "device.resources.memory, so that fewer stages run side by side, or lower batch_size",

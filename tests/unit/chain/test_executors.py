@@ -80,16 +80,20 @@ class TestRequirements:
         monkeypatch.delenv("RAY_ADDRESS", raising=False)
         return OnRay("ray")
 
-    @pytest.mark.parametrize("setting", ["device.devices=2", "device.num_nodes=2"])
-    def test_a_stage_is_the_work_of_one_process(self, executor, setting):
-        experiment, _ = load_experiment("quickstart", [setting])
-        with pytest.raises(UserError, match=r"device\.devices: with --on"):
-            executor.require(experiment)
+    def test_the_processes_of_a_stage_are_on_one_node(self, executor):
+        experiment, _ = load_experiment("quickstart", ["device.devices=2", "device.num_nodes=2"])
+        with pytest.raises(UserError, match=r"device\.num_nodes: with --on"):
+            executor.processes_for(experiment)
+
+    def test_this_process_is_none_of_them(self, executor):
+        experiment, _ = load_experiment("quickstart", ["device.devices=2"])
+        assert executor.processes_for(experiment).size == 1
+        assert Serial().processes_for(experiment).size == 2
 
     def test_a_sweep_of_wandb_has_one_run(self, executor, monkeypatch):
         monkeypatch.setattr(on_ray, "in_sweep", lambda: True)
         with pytest.raises(UserError, match="W&B sweep"):
-            executor.require(load_experiment("quickstart")[0])
+            executor.processes_for(load_experiment("quickstart")[0])
 
 
 class TestNodes:
@@ -137,6 +141,15 @@ class TestResources:
         reserved = reserved_by(device, self.NODES)
         assert (reserved.cpus, reserved.gpus, reserved.memory) == (3, 0.5, 20e9)
         assert [reserved.fits(node) for node in self.NODES] == [False, True]
+
+    def test_of_several_processes(self):
+        device = DeviceSettings(devices=2, resources={"cpus": 3, "memory": 4})
+        reserved = reserved_by(device, self.NODES[:1], 2)
+        assert (reserved.cpus, reserved.gpus, reserved.memory) == (6, 0, 8e9)
+        with pytest.raises(
+            UserError, match=r"3 processes, each with device\.resources\.cpus=3: no"
+        ):
+            reserved_by(device, self.NODES[:1], 3)
 
     @pytest.mark.parametrize(
         "resources, text",
