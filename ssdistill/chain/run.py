@@ -1,6 +1,7 @@
 """Run an experiment: open the data, run missing stages, write the report."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from ssdistill.chain.grouping import shared_columns
 from ssdistill.chain.plan import plan_stages
 from ssdistill.chain.process_group import Processes
 from ssdistill.chain.processes import require_single_process
+from ssdistill.chain.remote_runs import RemoteRuns
 from ssdistill.chain.report import Report, make_report
 from ssdistill.chain.requirements import (
     adapted_layers,
@@ -30,7 +32,7 @@ from ssdistill.chain.workspace import Workspace, open_workspace
 from ssdistill.data.undecoded import undecoded_of
 from ssdistill.errors import DamagedFile
 from ssdistill.experiment.schema import Experiment
-from ssdistill.files import user_path
+from ssdistill.files import is_remote, user_path
 from ssdistill.record.run_record import RunRecord
 from ssdistill.record.session import session
 from ssdistill.record.wandb_logger import with_columns
@@ -63,14 +65,17 @@ class PlannedStage:
     known: bool = True
 
 
-def dry_run(experiment: Experiment, root: Path) -> list[PlannedStage]:
+def dry_run(experiment: Experiment, root: str | Path) -> list[PlannedStage]:
     """List the stages of a run and their status; decodes, trains and writes nothing."""
     require_single_process()
+    root, remote = _opened(root)
     workspace = open_workspace(experiment, root, decode=False)
     describe_data(workspace)
     check_batches(experiment, len(workspace.train))
     check_steps(experiment)
-    planned = [_planned(stage, workspace) for stage in plan_stages(workspace)]
+    stages = plan_stages(workspace)
+    _fetch(stages, root, remote)
+    planned = [_planned(stage, workspace) for stage in stages]
     for notice in _notices(workspace, planned):
         console.print(f"note: {notice}", style="dim", markup=False)
     return planned
@@ -91,7 +96,8 @@ def run(
 
     Args:
         experiment: from :func:`ssdistill.experiment.reading.load_experiment`.
-        root: the runs folder; finished stages in it are reused, whichever experiment made them.
+        root: the runs folder, or an address such as ``s3://bucket/runs``; finished stages in it are
+            reused, whichever experiment made them.
         executor: who does the stages; by default this process.
 
     Returns:
@@ -102,18 +108,21 @@ def run(
         KeyboardInterrupt: after Ctrl-C; running again goes on from there.
     """
     executor = executor or Serial()
-    root, processes = user_path(root), executor.processes_for(experiment)
+    processes = executor.processes_for(experiment)
+    root, remote = _opened(root)
     if experiment.device.threads:
         torch.set_num_threads(experiment.device.threads)
     if processes.rank > 0:
         follow(experiment, root, processes)
     workspace = open_workspace(experiment, root, processes=processes)
+    workspace.remote = remote
     describe_data(workspace)
     device = experiment.device
     shared_by = max(processes.size, (device.devices or 1) * device.num_nodes)
     check_batches(experiment, len(workspace.train), shared_by)
     check_steps(experiment)
     stages = plan_stages(workspace)
+    _fetch(stages, root, remote)
     notices = _notices(workspace, [PlannedStage(s, s.status(root)) for s in stages])
     announce(workspace, stages)
     for notice in notices:
@@ -124,6 +133,20 @@ def run(
         report = _run_stages(workspace, stages, identity, executor)
         processes.call(DISMISSED)
     return report
+
+
+def _opened(root: str | Path) -> tuple[Path, RemoteRuns | None]:
+    """The local runs folder, and the remote one that it stands for, if any."""
+    if not is_remote(root):
+        return user_path(root), None
+    remote = RemoteRuns(str(root))
+    remote.check()
+    return remote.folder, remote
+
+
+def _fetch(stages: list[Stage], root: Path, remote: RemoteRuns | None) -> None:
+    for stage in stages if remote else ():
+        remote.fetch(stage.folder(root))
 
 
 def follow(experiment: Experiment, root: Path, processes: Processes) -> None:
@@ -177,9 +200,14 @@ def _run_stages(
         while True:
             try:
                 executor.finish(jobs)
-                return make_report(workspace)
+                report = make_report(workspace)
+                if workspace.remote:
+                    workspace.remote.put(report.folder)
+                return report
             except DamagedFile as error:
                 folder = _renew(error, stages, root)
+                if workspace.remote:
+                    workspace.remote.forget(folder)
                 if folder in renewed:  # what is made anew is not read any better
                     raise
                 renewed.add(folder)
@@ -235,6 +263,8 @@ def is_cached(job: Job) -> bool:
     stage, workspace = job.stage, job.workspace
     if stage.status(workspace.root) != "finished":
         return False
+    if workspace.remote and not workspace.remote.has(folder := stage.folder(workspace.root)):
+        workspace.remote.put(folder)  # which was cut short before
     workspace.check_finished(stage)
     if stage.kind == "evaluate":
         evaluation.check_labels(stage, workspace)
@@ -248,7 +278,9 @@ def do(stage: Stage, workspace: Workspace, identity: Identity) -> RunRecord:
     def body(stage: Stage, tracker):
         return BODIES[stage.kind](stage, workspace, tracker)
 
-    return execute(stage, workspace.root, body, identity, workspace.experiment.tracking)
+    around = workspace.remote.around(stage) if workspace.remote else nullcontext()
+    with around:
+        return execute(stage, workspace.root, body, identity, workspace.experiment.tracking)
 
 
 def duration_of(record: RunRecord) -> str:

@@ -14,7 +14,7 @@ from ssdistill.commands.probe.command import add_probe
 from ssdistill.commands.restore import add_restore
 from ssdistill.errors import UserError, shortened, was_interrupted
 from ssdistill.experiment.overrides import nearest_option, plain_overrides
-from ssdistill.files import check_writable
+from ssdistill.files import check_writable, folder_or_address, is_remote
 from ssdistill.terminal.console import complain, forgiving_streams, output_width, say, show, tell
 
 EXIT_USER_ERROR, EXIT_INTERNAL, EXIT_INTERRUPTED = 2, 70, 130
@@ -53,7 +53,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         return _failed(error, words, getattr(options, "runs", None), debug)
 
 
-def _failed(error: BaseException, words: Sequence[str], runs: Path | None, debug: bool) -> int:
+def _failed(error: BaseException, words: Sequence[str], runs: object, debug: bool) -> int:
     """Print a one-line error; write a report if it is an internal error."""
     if _is_another_process():
         return EXIT_USER_ERROR
@@ -65,7 +65,7 @@ def _failed(error: BaseException, words: Sequence[str], runs: Path | None, debug
     if was_interrupted(error):
         complain("Interrupted. Run the same command to resume.")
         return EXIT_INTERRUPTED
-    report = save_report(error, words, runs)
+    report = save_report(error, words, runs if isinstance(runs, Path) else None)
     reason = shortened(f"{type(error).__name__}: {error}", 300)
     place = f"a report for the developers is in {report}" if report else "add --debug to see where"
     complain(f"internal error: {reason}; {place}")
@@ -161,7 +161,6 @@ def _parser() -> argparse.ArgumentParser:
 
     add_probe(commands)
     add_data(commands)
-
     report = _add(commands, "report", _report, "update the tables in README files from records")
     report.add_argument(
         "--check", action="store_true", help="check only; exit 1 if a table is out of date"
@@ -191,9 +190,8 @@ def _add(commands, name: str, command, summary: str, more: str = "") -> argparse
 def _experiment_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="a YAML file, or the name of a packaged config")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to override")
-    parser.add_argument(
-        "--runs", type=Path, default=Path("runs"), help="runs folder (default: runs)"
-    )
+    summary = "runs folder, or an address such as s3://bucket/runs (default: runs)"
+    parser.add_argument("--runs", type=folder_or_address, default=Path("runs"), help=summary)
     parser.add_argument(
         "--on",
         metavar="CLUSTER",
@@ -241,7 +239,7 @@ def _reproduce(options: argparse.Namespace) -> int:
 def _load(options: argparse.Namespace):
     from ssdistill.experiment.reading import load_experiment
 
-    if options.trust:
+    if options.trust and not is_remote(options.runs):
         from ssdistill.artifacts.runtimes.compiled_here import trust_stages
 
         trust_stages(options.runs)

@@ -52,15 +52,17 @@ def token_in(root: Path) -> Iterator[Path]:
         token.unlink(missing_ok=True)
 
 
-def problem_here(token: str, ours: dict[str, str]) -> str | None:
+def problem_here(token: str | None, ours: dict[str, str]) -> str | None:
     """Return what is wrong with this node, or None; runs on the node.
 
     Args:
-        token: a file in the runs folder.
+        token: a file in the runs folder; None where it is not shared.
         ours: :func:`facts` of the process that plans the stages.
     """
     if problem := difference(facts(), ours):
         return problem
+    if token is None:
+        return None
     root = os.path.dirname(token)
     if not os.path.exists(token):
         return f"does not see the runs folder {root}; choose one that all nodes share with --runs"

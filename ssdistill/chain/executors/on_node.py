@@ -7,7 +7,7 @@ import pickle
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from ssdistill.chain.executors import Key, key_of
 from ssdistill.chain.executors.bulletin import LINE, PROGRESS, STARTED, Lines
 from ssdistill.chain.executors.nodes import difference, facts
 from ssdistill.chain.executors.stage_processes import LostProcess, count_of, do_in_processes
+from ssdistill.chain.remote_runs import RemoteRuns
 from ssdistill.chain.run import do, duration_of
 from ssdistill.chain.stages import Identity, Stage
 from ssdistill.chain.workspace import Workspace, open_workspace
@@ -37,7 +38,7 @@ class Request:
 
     Attributes:
         experiment, identity, stage: what is to be done, for whom.
-        root: the runs folder, absolute.
+        root: the runs folder, absolute, or the address of a remote one.
         current: folder that relative paths in the config start from.
         threads: of torch.
         variables: of the environment, to set.
@@ -48,7 +49,7 @@ class Request:
     experiment: Experiment
     identity: Identity
     stage: Stage
-    root: Path
+    root: Path | str
     current: str
     threads: int
     variables: Mapping[str, str] = field(default_factory=dict)
@@ -109,13 +110,15 @@ def _do(request: Request) -> RunRecord:
     workspace, stage = _workspace(request), request.stage
     if count_of(stage, request.experiment) > 1:
         say = console.print
-        do_in_processes(stage, request.experiment, request.root, request.threads, say)
-        return stage.written(request.root)
+        around = workspace.remote.around(stage) if workspace.remote else nullcontext()
+        with around:
+            do_in_processes(stage, request.experiment, workspace.root, request.threads, say)
+        return stage.written(workspace.root)
     with session({}, request.identity.tags, len(request.experiment.seeds)):
         return do(stage, workspace, request.identity)
 
 
-_opened: dict[tuple[bytes, Path], Workspace] = {}
+_opened: dict[tuple[bytes, Path | str], Workspace] = {}
 """The last workspace of this process, which Ray uses for one stage after the other."""
 
 
@@ -126,15 +129,19 @@ def _workspace(request: Request) -> Workspace:
     if os.path.isdir(request.current):
         os.chdir(request.current)
     torch.set_num_threads(request.threads)
-    if request.trust:
-        from ssdistill.artifacts.runtimes.compiled_here import trust_stages
-
-        trust_stages(request.root)
     place = pickle.dumps(request.experiment), request.root
     if place not in _opened:
         _opened.clear()
-        _opened[place] = open_workspace(request.experiment, request.root)
+        remote = RemoteRuns(request.root) if isinstance(request.root, str) else None
+        root = remote.folder if remote else Path(request.root)
+        workspace = open_workspace(request.experiment, root)
+        workspace.remote = remote
+        _opened[place] = workspace
     workspace = _opened[place]
+    if request.trust:
+        from ssdistill.artifacts.runtimes.compiled_here import trust_stages
+
+        trust_stages(workspace.root)
     if workspace.train.fingerprint != request.stage.fingerprint:
         raise UserError(
             f"node {socket.gethostname()} has other images than the process that planned the "

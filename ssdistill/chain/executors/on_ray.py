@@ -91,7 +91,7 @@ class OnRay:
         if not nodes:
             raise UserError(f"--on {self.address}: no node of the cluster has a CPU for stages")
         if root not in self._checked:
-            check_nodes(nodes, root)
+            check_nodes(nodes, root if jobs[0].workspace.remote is None else None)
             self._checked.add(root)
         RayTasks(missing, nodes, self._bulletin, self.trust).finish()
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,8 +171,11 @@ def alive_nodes() -> list[Node]:
     return sorted(nodes, key=lambda node: (-node.cpus, node.name, node.identifier))
 
 
-def check_nodes(nodes: Sequence[Node], root: Path) -> None:
+def check_nodes(nodes: Sequence[Node], root: Path | None) -> None:
     """Look, on every node, for other versions and for the runs folder.
+
+    Args:
+        root: None for a remote one, which the nodes do not share.
 
     Raises:
         UserError: what is wrong with which node.
@@ -180,10 +184,10 @@ def check_nodes(nodes: Sequence[Node], root: Path) -> None:
     from ray import exceptions
 
     look = ray.remote(problem_here)
-    with token_in(root) as token:
+    with token_in(root) if root else nullcontext() as token:
         looks = [
             look.options(num_cpus=0, max_retries=0, scheduling_strategy=only_on(node)).remote(
-                str(token.absolute()), facts()
+                token and str(token.absolute()), facts()
             )
             for node in nodes
         ]

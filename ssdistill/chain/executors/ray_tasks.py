@@ -105,7 +105,7 @@ class RayTasks:
             job.workspace.experiment,
             job.identity,
             job.stage,
-            job.workspace.root.absolute(),
+            remote.url if (remote := job.workspace.remote) else job.workspace.root.absolute(),
             os.getcwd(),
             device.threads or threads,
             {name: os.environ[name] for name in SENT if name in os.environ},
@@ -169,7 +169,10 @@ class RayTasks:
             return
         if outcome.error is not None:
             self._fail(job, outcome.error, outcome.node)
-        elif job.stage.status(job.workspace.root) != "finished":
+            return
+        if job.workspace.remote:
+            job.workspace.remote.fetch(job.stage.folder(job.workspace.root))
+        if job.stage.status(job.workspace.root) != "finished":
             text = f"it is finished on {outcome.node} and not in {job.workspace.root} as seen here"
             self._fail(job, UserError(f"{text}; choose a runs folder that all share with --runs"))
         else:
