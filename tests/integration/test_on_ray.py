@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from ssdistill.chain.executors.on_ray import OnRay
+from ssdistill.chain.remote_runs import CACHE
 from ssdistill.chain.run import run
 from ssdistill.errors import UserError
 from ssdistill.experiment.reading import load_experiment
@@ -32,6 +33,7 @@ checkpoint_seconds: 0.1
 tracking: {wandb: disabled}
 """
 SECONDS = 120
+NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +63,14 @@ def serial(config, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def cluster():
+def cluster(tmp_path_factory):
     from ray.cluster_utils import Cluster
 
-    node = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
-    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
-    cluster.add_node(**node)
+    with pytest.MonkeyPatch.context() as patch:
+        # What nodes keep of remote runs is not where this process keeps it.
+        patch.setenv(CACHE, str(tmp_path_factory.mktemp("nodes")))
+        cluster = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
+        cluster.add_node(**NODE)
     yield cluster
     cluster.shutdown()
 
@@ -124,7 +128,7 @@ def test_a_killed_process_and_a_killed_node_change_nothing(config, cluster, seri
     with OnRay(cluster.address) as executor, console.capture() as said:
         report = run(experiment, tmp_path, executor)
     killer.join()
-    cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+    cluster.add_node(**NODE)
     assert weights(tmp_path) == serial
     assert said.get().count("started again on") >= 2
     assert {row[0] for row in report.tables[0].rows} == {"untrained", "simclr"}
@@ -174,6 +178,16 @@ def test_ctrl_c_ends_all_tasks_and_the_next_run_resumes_them(config, cluster, se
     until(lambda: not tasks(), seconds=10)
     run(load_experiment(config)[0], tmp_path)
     assert weights(tmp_path) == serial
+
+
+def test_stages_travel_where_nodes_share_no_folder(config, cluster, tmp_path, monkeypatch):
+    monkeypatch.setenv(CACHE, str(tmp_path / "here"))
+    experiment, _ = load_experiment(config, ["pretrain.steps=3", "seeds=[0]"])
+    with OnRay(cluster.address) as executor:
+        report = run(experiment, f"file://{tmp_path}/store", executor)
+    (here,) = (tmp_path / "here").iterdir()
+    assert weights(here) == weights(tmp_path / "store") and len(weights(here)) == 4
+    assert (tmp_path / "store" / report.folder.name / "report.html").is_file()
 
 
 def planned(experiment, root):

@@ -42,16 +42,17 @@ class OnRay:
         if self.address:
             check_address(self.address)
         self._bulletin: Any = None
+        self._connected = False
         self._checked: set[Path] = set()
 
     def __enter__(self) -> "OnRay":
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._bulletin is not None:
+        if self._connected:
             import ray
 
-            self._bulletin = None
+            self._bulletin, self._connected = None, False
             ray.shutdown()
 
     def processes_for(self, experiment: Experiment) -> Processes:
@@ -100,6 +101,9 @@ class OnRay:
 
         from ssdistill.chain.executors.bulletin import Bulletin
 
-        console.print("starting Ray" if self.address is None else f"connecting to {self.address}")
-        connect(self.address)
+        if not ray.is_initialized():  # else the program that calls this one has connected
+            where = self.address
+            console.print("starting Ray" if where is None else f"connecting to {where}")
+            self._connected = True
+            connect(where)
         self._bulletin = ray.remote(Bulletin).options(num_cpus=0, max_restarts=-1).remote()

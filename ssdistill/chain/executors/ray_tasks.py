@@ -24,6 +24,8 @@ PAUSE = 0.3
 """Seconds between two looks at what runs."""
 GRACE = 30.0
 """Seconds that canceled stages have to save a checkpoint."""
+SECONDS_TO_BE_SEEN = 60.0
+"""Seconds for which NFS may remember that a file was not there."""
 IDLE_SECONDS = 30.0
 """Seconds without a running stage after which that is said."""
 SENT = ("WANDB_MODE", "WANDB_PROJECT", "WANDB_ENTITY", "WANDB_RUN_GROUP", "WANDB_TAGS")
@@ -172,7 +174,7 @@ class RayTasks:
             return
         if job.workspace.remote:
             job.workspace.remote.fetch(job.stage.folder(job.workspace.root))
-        if job.stage.status(job.workspace.root) != "finished":
+        if not _is_seen(job):
             text = f"it is finished on {outcome.node} and not in {job.workspace.root} as seen here"
             self._fail(job, UserError(f"{text}; choose a runs folder that all share with --runs"))
         else:
@@ -249,6 +251,18 @@ class RayTasks:
         return UserError(
             f"{text}; {not_run} more were not run because of that" if not_run else text
         )
+
+
+def _is_seen(job: Job) -> bool:
+    """Whether a stage that another node has finished is finished here, as soon as that is seen."""
+    folder, until = job.stage.folder(job.workspace.root), time.monotonic() + SECONDS_TO_BE_SEEN
+    while job.stage.status(job.workspace.root) != "finished":
+        if time.monotonic() > until:
+            return False
+        with suppress(OSError):
+            os.listdir(folder)
+        time.sleep(PAUSE)
+    return True
 
 
 def _parents(job: Job) -> Iterable[Key]:
