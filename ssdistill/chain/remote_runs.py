@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ssdistill.chain.stages import Stage, locked
-from ssdistill.errors import UserError, one_line
+from ssdistill.errors import UserError, one_line, shown
 from ssdistill.files import disk_errors, user_path
 from ssdistill.record.run_record import RUN_FILE
 
@@ -149,7 +149,12 @@ class RemoteRuns:
         except FileNotFoundError:
             return set()
         start = len(self._system._strip_protocol(remote).rstrip("/")) + 1
-        return {path[start:] for path in paths}
+        names = {path[start:] for path in paths}
+        if outside := [n for n in names if n.startswith("/") or {"..", "\\"} & {*n.split("/"), *n}]:
+            raise UserError(
+                f"--runs {self.url}: {shown(remote)} holds {shown(outside[0])}; remove it"
+            )
+        return names
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

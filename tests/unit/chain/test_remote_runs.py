@@ -120,6 +120,17 @@ def test_a_stage_that_is_made_anew_is_gone_remotely(machine):
     assert not a.has(folder)
 
 
+@pytest.mark.parametrize("name", ["../../../../evil", "model/../../evil", "a\\b", "/evil"])
+def test_no_file_is_written_outside_of_the_folder(machine, monkeypatch, name):
+    a, b = machine("a"), machine("b")
+    a.put(write(a, CHILD))
+    found = f"{b._remote(CHILD.folder(b.folder))}/{name}"
+    monkeypatch.setattr(type(b._system), "find", lambda self, path: [found])
+    with pytest.raises(UserError, match=r"holds .*; remove it"):
+        b.fetch(CHILD.folder(b.folder))
+    assert not list(b.folder.parent.rglob("evil")) and not CHILD.folder(b.folder).exists()
+
+
 def test_access_is_checked_without_a_trace(machine):
     a = machine("a")
     a.check()
