@@ -26,7 +26,7 @@ seeds: [0, 1]
 data: {kind: npz, path: DATA}
 teacher: {encoder: {name: resnet10t, stem: small, stem_stride: 2,
   args: {layers: [1, 1, 0, 0], channels: [8, 8, 8, 8], stem_type: deep, stem_width: 8}}}
-pretrain: {kind: simclr, steps: 400, batch_size: 8}
+pretrain: {kind: simclr, steps: 250, batch_size: 8}
 evaluate: {label_free_images: 30, linear: {folds: 2}}
 device: {precision: fp32, memory_format: contiguous, accelerator: cpu, threads: 1}
 checkpoint_seconds: 0.1
@@ -75,6 +75,13 @@ def cluster(tmp_path_factory):
     cluster.shutdown()
 
 
+@pytest.fixture(scope="module")
+def executor(cluster):
+    """One for all tests: what it starts is started once."""
+    with OnRay(cluster.address) as executor:
+        yield executor
+
+
 def weights(root: Path) -> dict[str, list]:
     """By folder of the stage, what is equal from run to run: weights and metrics."""
     found = {}
@@ -114,18 +121,51 @@ def trained(root: Path, seed: int) -> bool:
     return bool([*root.glob(f"stages/pretrain-*/s{seed}/checkpoint*")])
 
 
-def test_a_killed_process_and_a_killed_node_change_nothing(config, cluster, serial, tmp_path):
+def test_a_failed_stage_fails_what_descends_from_it_and_no_other(config, executor, tmp_path):
+    experiment, _ = load_experiment(config, ["pretrain.steps=3"])
+    blocked = [s for s in planned(experiment, tmp_path) if s.kind == "pretrain" and s.seed == 1]
+    place = blocked[0].folder(tmp_path)
+    place.parent.mkdir(parents=True)
+    place.touch()
+    with console.capture() as said, pytest.raises(UserError) as failed:
+        run(experiment, tmp_path, executor)
+    text = str(failed.value)
+    assert "pretrain simclr, seed 1: " in text and "found a file; move it away" in text
+    assert "1 more were not run because of that" in text and "\n" not in text
+    assert "evaluate simclr, seed 1: not run: [" in said.get()
+    records = weights(tmp_path)
+    assert {record[0] for record in records.values()} == {"finished"}
+    assert sum(name.startswith("stages/evaluate") for name in records) == 3
+    place.unlink()
+    run(experiment, tmp_path, executor)
+    assert len(weights(tmp_path)) == len(records) + 2
+
+
+def test_stages_travel_where_nodes_share_no_folder(config, executor, tmp_path, monkeypatch):
+    monkeypatch.setenv(CACHE, str(tmp_path / "here"))
+    experiment, _ = load_experiment(config, ["pretrain.steps=3", "seeds=[0]"])
+    report = run(experiment, f"file://{tmp_path}/store", executor)
+    (here,) = (tmp_path / "here").iterdir()
+    assert weights(here) == weights(tmp_path / "store") and len(weights(here)) == 4
+    assert (tmp_path / "store" / report.folder.name / "report.html").is_file()
+
+
+def test_a_killed_process_and_a_killed_node_change_nothing(
+    config, cluster, executor, serial, tmp_path
+):
     experiment, _ = load_experiment(config)
 
     def kill():
         until(lambda: trained(tmp_path, 0) and trained(tmp_path, 1))
-        os.kill(tasks("pretrain simclr, seed 0")[0], signal.SIGKILL)
         (lost,) = cluster.worker_nodes
+        (raylet,) = lost.all_processes["raylet"]
+        other, *_ = (pid for pid in tasks("pretrain") if parent(pid) != raylet.process.pid)
+        os.kill(other, signal.SIGKILL)
         cluster.remove_node(lost, allow_graceful=False)
 
     killer = threading.Thread(target=kill)
     killer.start()
-    with OnRay(cluster.address) as executor, console.capture() as said:
+    with console.capture() as said:
         report = run(experiment, tmp_path, executor)
     killer.join()
     cluster.add_node(**NODE)
@@ -136,27 +176,6 @@ def test_a_killed_process_and_a_killed_node_change_nothing(config, cluster, seri
         json.loads(f.read_text())["resumed"] for f in tmp_path.glob("stages/pre*/s*/run.json")
     ]
     assert min(resumed) >= 1
-
-
-def test_a_failed_stage_fails_what_descends_from_it_and_no_other(config, cluster, tmp_path):
-    experiment, _ = load_experiment(config, ["pretrain.steps=3"])
-    with OnRay(cluster.address) as executor:
-        blocked = [s for s in planned(experiment, tmp_path) if s.kind == "pretrain" and s.seed == 1]
-        place = blocked[0].folder(tmp_path)
-        place.parent.mkdir(parents=True)
-        place.touch()
-        with console.capture() as said, pytest.raises(UserError) as failed:
-            run(experiment, tmp_path, executor)
-        text = str(failed.value)
-        assert "pretrain simclr, seed 1: " in text and "found a file; move it away" in text
-        assert "1 more were not run because of that" in text and "\n" not in text
-        assert "evaluate simclr, seed 1: not run: [" in said.get()
-        records = weights(tmp_path)
-        assert {record[0] for record in records.values()} == {"finished"}
-        assert sum(name.startswith("stages/evaluate") for name in records) == 3
-        place.unlink()
-        run(experiment, tmp_path, executor)
-    assert len(weights(tmp_path)) == len(records) + 2
 
 
 def test_ctrl_c_ends_all_tasks_and_the_next_run_resumes_them(config, cluster, serial, tmp_path):
@@ -180,14 +199,9 @@ def test_ctrl_c_ends_all_tasks_and_the_next_run_resumes_them(config, cluster, se
     assert weights(tmp_path) == serial
 
 
-def test_stages_travel_where_nodes_share_no_folder(config, cluster, tmp_path, monkeypatch):
-    monkeypatch.setenv(CACHE, str(tmp_path / "here"))
-    experiment, _ = load_experiment(config, ["pretrain.steps=3", "seeds=[0]"])
-    with OnRay(cluster.address) as executor:
-        report = run(experiment, f"file://{tmp_path}/store", executor)
-    (here,) = (tmp_path / "here").iterdir()
-    assert weights(here) == weights(tmp_path / "store") and len(weights(here)) == 4
-    assert (tmp_path / "store" / report.folder.name / "report.html").is_file()
+def parent(pid: int) -> int:
+    """Process id of what started a process."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def planned(experiment, root):
