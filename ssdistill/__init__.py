@@ -71,24 +71,32 @@ def load(path: str | Path, trust: bool = False) -> "Encoder | RuntimeModel":
     return load_artifact(path, trust=trust)
 
 
-def run(config: str | Path, *overrides: str, root: str | Path = "runs") -> "Report":
-    """Run an experiment, as ``ssdistill run config key=value …`` does."""
+def run(
+    config: str | Path, *overrides: str, root: str | Path = "runs", on: str | None = None
+) -> "Report":
+    """Run an experiment, as ``ssdistill run config key=value … --on …`` does."""
+    from ssdistill.chain.executors.choice import executor_for
     from ssdistill.chain.run import run as run_experiment
     from ssdistill.experiment.reading import load_experiment
 
     experiment, _ = load_experiment(config, list(overrides))
-    return run_experiment(experiment, root)
+    with executor_for(on) as executor:
+        return run_experiment(experiment, root, executor)
 
 
-def reproduce(config: str | Path, *overrides: str, root: str | Path = "runs") -> list["Verdict"]:
+def reproduce(
+    config: str | Path, *overrides: str, root: str | Path = "runs", on: str | None = None
+) -> list["Verdict"]:
     """Run an experiment and verify its claims, as ``ssdistill reproduce`` does."""
     from ssdistill.chain.checks import require_claims
+    from ssdistill.chain.executors.choice import executor_for
     from ssdistill.chain.run import run as run_experiment
     from ssdistill.experiment.reading import load_experiment
 
     experiment, _ = load_experiment(config, list(overrides))
     require_claims(experiment, config)
-    return run_experiment(experiment, root).verdicts
+    with executor_for(on) as executor:
+        return run_experiment(experiment, root, executor).verdicts
 
 
 if not TYPE_CHECKING:  # a checker sees the function itself, with every option

@@ -26,6 +26,10 @@ class DamagedFile(UserError):
             "command again: the stage is then recomputed"
         )
 
+    def __reduce__(self) -> tuple[type, tuple[Path, str]]:
+        """Travel to another process as what it was made of."""
+        return type(self), (self.path, self.reason)
+
 
 class StoppedEarly(BaseException):
     """A sweep stops a training in which others did better; its message says when.

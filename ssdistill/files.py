@@ -54,6 +54,16 @@ def user_path(path: str | Path) -> Path:
         ) from None
 
 
+def is_remote(place: object) -> bool:
+    """Return whether a folder is written as an address, such as ``s3://bucket/runs``."""
+    return "://" in str(place)
+
+
+def folder_or_address(text: str) -> Path | str:
+    """Return a path; the text itself if it is an address."""
+    return text if is_remote(text) else Path(text)
+
+
 STATE = "SSDISTILL_STATE"
 """Environment variable: another folder than ``~/.local/state/ssdistill``."""
 

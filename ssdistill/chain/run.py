@@ -1,5 +1,7 @@
 """Run an experiment: open the data, run missing stages, write the report."""
 
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +11,13 @@ from rich import get_console
 
 from ssdistill.chain import compression, evaluation, latency, training
 from ssdistill.chain.checks import check_trainings
+from ssdistill.chain.describing import describe_data
+from ssdistill.chain.executors import Executor, Job
 from ssdistill.chain.grouping import shared_columns
 from ssdistill.chain.plan import plan_stages
 from ssdistill.chain.process_group import Processes
 from ssdistill.chain.processes import require_single_process
+from ssdistill.chain.remote_runs import RemoteRuns
 from ssdistill.chain.report import Report, make_report
 from ssdistill.chain.requirements import (
     adapted_layers,
@@ -24,22 +29,16 @@ from ssdistill.chain.requirements import (
 from ssdistill.chain.shared_training import DISMISSED, require_same, take_part
 from ssdistill.chain.stages import Identity, Stage, execute, locked, set_aside
 from ssdistill.chain.workspace import Workspace, open_workspace
-from ssdistill.data.displaying import channels_text
-from ssdistill.data.originals import Originals
-from ssdistill.data.recipes_of_images import replacement_notice
-from ssdistill.data.undecoded import Undecoded, undecoded_of
+from ssdistill.data.undecoded import undecoded_of
 from ssdistill.errors import DamagedFile
 from ssdistill.experiment.schema import Experiment
-from ssdistill.files import user_path
+from ssdistill.files import is_remote, user_path
+from ssdistill.record.run_record import RunRecord
 from ssdistill.record.session import session
 from ssdistill.record.wandb_logger import with_columns
-from ssdistill.report.charts.axes import bytes_label
-from ssdistill.settings import size_text
 from ssdistill.train.interrupt import ignoring_interrupts
 from ssdistill.train.progress import console
 
-MOST_WINDOWS = 5
-"""Channels whose windows are listed."""
 BODIES = {
     "initialize": training.initialize,
     "load": training.load_teacher,
@@ -66,14 +65,17 @@ class PlannedStage:
     known: bool = True
 
 
-def dry_run(experiment: Experiment, root: Path) -> list[PlannedStage]:
+def dry_run(experiment: Experiment, root: str | Path) -> list[PlannedStage]:
     """List the stages of a run and their status; decodes, trains and writes nothing."""
     require_single_process()
+    root, remote = _opened(root)
     workspace = open_workspace(experiment, root, decode=False)
     describe_data(workspace)
     check_batches(experiment, len(workspace.train))
     check_steps(experiment)
-    planned = [_planned(stage, workspace) for stage in plan_stages(workspace)]
+    stages = plan_stages(workspace)
+    _fetch(stages, root, remote)
+    planned = [_planned(stage, workspace) for stage in stages]
     for notice in _notices(workspace, planned):
         console.print(f"note: {notice}", style="dim", markup=False)
     return planned
@@ -87,12 +89,16 @@ def _planned(stage: Stage, workspace: Workspace) -> PlannedStage:
     return PlannedStage(stage, stage.status(workspace.root))
 
 
-def run(experiment: Experiment, root: str | Path = "runs") -> Report:
+def run(
+    experiment: Experiment, root: str | Path = "runs", executor: Executor | None = None
+) -> Report:
     """Run every stage of an experiment that is not finished yet.
 
     Args:
         experiment: from :func:`ssdistill.experiment.reading.load_experiment`.
-        root: the runs folder; finished stages in it are reused, whichever experiment made them.
+        root: the runs folder, or an address such as ``s3://bucket/runs``; finished stages in it are
+            reused, whichever experiment made them.
+        executor: who does the stages; by default this process.
 
     Returns:
         the report, already written to ``<root>/<name>-<digest8>/report.html``.
@@ -101,16 +107,22 @@ def run(experiment: Experiment, root: str | Path = "runs") -> Report:
         UserError: anything the user can mend.
         KeyboardInterrupt: after Ctrl-C; running again goes on from there.
     """
-    root, processes = user_path(root), Processes(experiment.device)
+    executor = executor or Serial()
+    processes = executor.processes_for(experiment)
+    root, remote = _opened(root)
     if experiment.device.threads:
         torch.set_num_threads(experiment.device.threads)
     if processes.rank > 0:
-        _follow(experiment, root, processes)
+        follow(experiment, root, processes)
     workspace = open_workspace(experiment, root, processes=processes)
+    workspace.remote = remote
     describe_data(workspace)
-    check_batches(experiment, len(workspace.train), processes.size)
+    device = experiment.device
+    shared_by = max(processes.size, (device.devices or 1) * device.num_nodes)
+    check_batches(experiment, len(workspace.train), shared_by)
     check_steps(experiment)
     stages = plan_stages(workspace)
+    _fetch(stages, root, remote)
     notices = _notices(workspace, [PlannedStage(s, s.status(root)) for s in stages])
     announce(workspace, stages)
     for notice in notices:
@@ -118,12 +130,26 @@ def run(experiment: Experiment, root: str | Path = "runs") -> Report:
     identity = Identity.of(experiment)
     with processes.joined():
         require_same(workspace, identity)
-        report = _run_stages(workspace, stages, identity)
+        report = _run_stages(workspace, stages, identity, executor)
         processes.call(DISMISSED)
     return report
 
 
-def _follow(experiment: Experiment, root: Path, processes: Processes) -> None:
+def _opened(root: str | Path) -> tuple[Path, RemoteRuns | None]:
+    """The local runs folder, and the remote one that it stands for, if any."""
+    if not is_remote(root):
+        return user_path(root), None
+    remote = RemoteRuns(str(root))
+    remote.check()
+    return remote.folder, remote
+
+
+def _fetch(stages: list[Stage], root: Path, remote: RemoteRuns | None) -> None:
+    for stage in stages if remote else ():
+        remote.fetch(stage.folder(root))
+
+
+def follow(experiment: Experiment, root: Path, processes: Processes) -> None:
     """Take part in the trainings of process 0; leave when there are no more.
 
     Raises:
@@ -137,17 +163,51 @@ def _follow(experiment: Experiment, root: Path, processes: Processes) -> None:
     raise SystemExit(0)
 
 
-def _run_stages(workspace: Workspace, stages: list[Stage], identity: Identity) -> Report:
+class Serial:
+    """An :class:`ssdistill.chain.executors.Executor`: this process, one stage after the other."""
+
+    def __enter__(self) -> "Serial":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def processes_for(self, experiment: Experiment) -> Processes:
+        """Return the processes that share trainings with this one."""
+        return Processes(experiment.device)
+
+    def finish(self, jobs: Sequence[Job]) -> None:
+        """Do the stages in order; the first error ends it."""
+        for job in jobs:
+            if is_cached(job):
+                continue
+            console.print(job.label)
+            job.workspace.processes.doing = job.label
+            record = do(job.stage, job.workspace, job.identity)
+            console.print(f"  {duration_of(record)}", style="dim")
+
+
+def _run_stages(
+    workspace: Workspace, stages: list[Stage], identity: Identity, executor: Executor
+) -> Report:
     experiment, root = workspace.experiment, workspace.root
+    jobs = [
+        Job(stage, workspace, identity, f"[{number}/{len(stages)}] {name_of(stage)}")
+        for number, stage in enumerate(stages, start=1)
+    ]
     with session(_shown(experiment), identity.tags, len(experiment.seeds)):
         renewed: set[Path] = set()
         while True:
             try:
-                for number, stage in enumerate(stages, start=1):
-                    _do(stage, workspace, identity, f"[{number}/{len(stages)}]")
-                return make_report(workspace)
+                executor.finish(jobs)
+                report = make_report(workspace)
+                if workspace.remote:
+                    workspace.remote.put(report.folder)
+                return report
             except DamagedFile as error:
                 folder = _renew(error, stages, root)
+                if workspace.remote:
+                    workspace.remote.forget(folder)
                 if folder in renewed:  # what is made anew is not read any better
                     raise
                 renewed.add(folder)
@@ -187,25 +247,47 @@ def _shown(experiment: Experiment) -> dict[str, Any]:
     )
 
 
-def _do(stage: Stage, workspace: Workspace, identity: Identity, position: str) -> None:
+def name_of(stage: Stage) -> str:
+    """Return how messages name a stage."""
     names = " ".join(dict.fromkeys((stage.kind, stage.role)))
-    label = f"{position} {names}, seed {stage.seed}"
-    if stage.status(workspace.root) == "finished":
-        workspace.check_finished(stage)
-        if stage.kind == "evaluate":
-            evaluation.check_labels(stage, workspace)
-        console.print(f"{label}: cached", style="dim")
-        return
-    console.print(label)
-    workspace.processes.doing = label
+    return f"{names}, seed {stage.seed}"
+
+
+def is_cached(job: Job) -> bool:
+    """Return whether the stage is finished, which is printed; checks what it wrote.
+
+    Raises:
+        DamagedFile: that has changed.
+        UserError: labels have.
+    """
+    stage, workspace = job.stage, job.workspace
+    if stage.status(workspace.root) != "finished":
+        return False
+    if workspace.remote and not workspace.remote.has(folder := stage.folder(workspace.root)):
+        workspace.remote.put(folder)  # which was cut short before
+    workspace.check_finished(stage)
+    if stage.kind == "evaluate":
+        evaluation.check_labels(stage, workspace)
+    console.print(f"{job.label}: cached", style="dim")
+    return True
+
+
+def do(stage: Stage, workspace: Workspace, identity: Identity) -> RunRecord:
+    """Run a stage in this process; resume it if interrupted."""
 
     def body(stage: Stage, tracker):
         return BODIES[stage.kind](stage, workspace, tracker)
 
-    record = execute(stage, workspace.root, body, identity, workspace.experiment.tracking)
+    around = workspace.remote.around(stage) if workspace.remote else nullcontext()
+    with around:
+        return execute(stage, workspace.root, body, identity, workspace.experiment.tracking)
+
+
+def duration_of(record: RunRecord) -> str:
+    """Say how long a finished stage took."""
     steps = record.metrics.get("train/steps")
     trained = f", {steps:.0f} steps" if steps else ""
-    console.print(f"  {record.wall_seconds:.1f} s{trained}", style="dim")
+    return f"{record.wall_seconds:.1f} s{trained}"
 
 
 def announce(workspace: Workspace, stages: list[Stage]) -> None:
@@ -214,53 +296,3 @@ def announce(workspace: Workspace, stages: list[Stage]) -> None:
         console.print("no labels: skipping evaluation; label-free metrics only")
     missing = sum(stage.status(workspace.root) != "finished" for stage in stages)
     console.print(f"{len(stages)} stages, {missing} to do")
-
-
-def describe_data(workspace: Workspace) -> None:
-    """Describe the images, their classes and window, and likely problems with them."""
-    train, test, size = workspace.train, workspace.test, workspace.image_size
-    lines = [
-        f"{workspace.source.description}: {len(train)} training and {len(test)} test images, "
-        f"{size_text(size)}{channels_text(train)}"
-    ]
-    if isinstance(train, Originals):
-        lines.append(
-            f"views are cut from the originals, decoded whenever they are read "
-            f"(data.pixels={workspace.experiment.data.pixels})"
-        )
-    if workspace.classes:
-        lines.append(workspace.classes)
-    window = getattr(train, "window", None)
-    if window:
-        lines.append(
-            f"more than 8 bits: black is {window[0]:g}, white {window[1]:g} "
-            f"(data.window={workspace.experiment.data.window})"
-        )
-    elif windows := getattr(train, "windows", None):
-        named = [f"{train.form.named(k)} {a:g} to {b:g}" for k, (a, b) in enumerate(windows)]
-        more = ", …" if len(named) > MOST_WINDOWS else ""
-        named = named[:MOST_WINDOWS]
-        lines.append(f"more than 8 bits, as fractions of a range: {', '.join(named)}{more}")
-    lines += not_decoded(undecoded_of((train, test)))
-    if notice := replacement_notice(train):
-        lines.append(notice)
-    for line in lines:
-        console.print(line, markup=False)
-    for warning in workspace.warnings:
-        console.print(f"warning: {warning}", style="yellow", markup=False)
-
-
-def not_decoded(undecoded: list[Undecoded]) -> list[str]:
-    """One line about what a run would do with images that nobody has read; none without them."""
-    if not undecoded:
-        return []
-    counts = " and ".join(
-        f"{len(split):,} {'training' if split.split == 'train' else split.split} images"
-        for split in undecoded
-    )
-    needed, root = bytes_label(sum(split.num_bytes for split in undecoded)), undecoded[0].root
-    if undecoded[0].to_store:
-        work = f"a run stores {counts} in {root} ({needed})"
-    else:
-        work = f"a run reads the originals of {counts} and keeps an index in {root} ({needed})"
-    return [f"not decoded yet: {work}; hashes, and checks of pixels and labels, need that"]

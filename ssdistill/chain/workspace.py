@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -44,6 +44,9 @@ from ssdistill.settings.registry import METHODS, TEACHERS
 from ssdistill.teachers import ImageSpec
 from ssdistill.train.progress import console
 
+if TYPE_CHECKING:
+    from ssdistill.chain.remote_runs import RemoteRuns
+
 MODEL = "model"
 """Folder, inside a stage's, of the encoder it made."""
 FILLED_UP = 16
@@ -62,6 +65,7 @@ class Workspace:
         classes: one line about the classes; None where no label is read.
         warnings: what is probably wrong with the images, one line each.
         processes: those that share trainings, this one among them.
+        remote: where the runs folder really is, if ``root`` stands for a remote one.
     """
 
     experiment: Experiment
@@ -72,6 +76,7 @@ class Workspace:
     classes: str | None = None
     warnings: list[str] = field(default_factory=list)
     processes: Processes = field(default_factory=Processes)
+    remote: "RemoteRuns | None" = None
     _specs: dict[str, EncoderSpec] = field(default_factory=dict)
     _built: dict[str, Encoder] = field(default_factory=dict)
 

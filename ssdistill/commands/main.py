@@ -15,7 +15,7 @@ from ssdistill.commands.probe.command import add_probe
 from ssdistill.commands.restore import add_restore
 from ssdistill.errors import UserError, shortened, was_interrupted
 from ssdistill.experiment.overrides import nearest_option, plain_overrides
-from ssdistill.files import check_writable
+from ssdistill.files import check_writable, folder_or_address, is_remote
 from ssdistill.terminal.console import complain, forgiving_streams, output_width, say, show, tell
 
 EXIT_USER_ERROR, EXIT_INTERNAL, EXIT_INTERRUPTED = 2, 70, 130
@@ -54,7 +54,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         return _failed(error, words, getattr(options, "runs", None), debug)
 
 
-def _failed(error: BaseException, words: Sequence[str], runs: Path | None, debug: bool) -> int:
+def _failed(error: BaseException, words: Sequence[str], runs: object, debug: bool) -> int:
     """Print a one-line error; write a report if it is an internal error."""
     if _is_another_process():
         return EXIT_USER_ERROR
@@ -66,7 +66,7 @@ def _failed(error: BaseException, words: Sequence[str], runs: Path | None, debug
     if was_interrupted(error):
         complain("Interrupted. Run the same command to resume.")
         return EXIT_INTERRUPTED
-    report = save_report(error, words, runs)
+    report = save_report(error, words, runs if isinstance(runs, Path) else None)
     reason = shortened(f"{type(error).__name__}: {error}", 300)
     place = f"a report for the developers is in {report}" if report else "add --debug to see where"
     complain(f"internal error: {reason}; {place}")
@@ -149,6 +149,8 @@ def _parser() -> argparse.ArgumentParser:
         help="also write the results to FOLDER/records.jsonl, the source of README tables",
     )
 
+    run.add_argument("--stage", help=argparse.SUPPRESS)  # for tasks of a cluster
+
     reproduce = _add(
         commands,
         "reproduce",
@@ -191,8 +193,12 @@ def _add(commands, name: str, command, summary: str, more: str = "") -> argparse
 def _experiment_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="a YAML file, or the name of a packaged config")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to override")
+    summary = "runs folder, or an address such as s3://bucket/runs (default: runs)"
+    parser.add_argument("--runs", type=folder_or_address, default=Path("runs"), help=summary)
     parser.add_argument(
-        "--runs", type=Path, default=Path("runs"), help="runs folder (default: runs)"
+        "--on",
+        metavar="CLUSTER",
+        help="do stages side by side with Ray: ray (this machine), ray://host:port, host:port",
     )
     parser.add_argument(
         "--trust",
@@ -215,9 +221,13 @@ def _run(options: argparse.Namespace) -> int:
         refuse_several_processes()
         show(plan_table(dry_run(experiment, options.runs)))
         return 0
+    if options.stage:
+        from ssdistill.chain.executors.stage_processes import run_stage
+
+        return run_stage(experiment, options.runs, options.stage)
     if options.publish:
         check_writable(options.publish / "records.jsonl", "--publish")
-    report = _execute(experiment, options.runs)
+    report = _execute(experiment, options)
     if options.publish:
         report.publish(options.publish)
         say(f"records: {options.publish / 'records.jsonl'}")
@@ -230,13 +240,13 @@ def _reproduce(options: argparse.Namespace) -> int:
 
     experiment = _load(options)
     require_claims(experiment, options.config)
-    return exit_code(_execute(experiment, options.runs).verdicts)
+    return exit_code(_execute(experiment, options).verdicts)
 
 
 def _load(options: argparse.Namespace):
     from ssdistill.experiment.reading import load_experiment
 
-    if options.trust:
+    if options.trust and not is_remote(options.runs):
         from ssdistill.artifacts.runtimes.compiled_here import trust_stages
 
         trust_stages(options.runs)
@@ -246,10 +256,12 @@ def _load(options: argparse.Namespace):
     return experiment
 
 
-def _execute(experiment, root: Path):
+def _execute(experiment, options: argparse.Namespace):
+    from ssdistill.chain.executors.choice import executor_for
     from ssdistill.chain.run import run
 
-    report = run(experiment, root)
+    with executor_for(options.on, options.trust) as executor:
+        report = run(experiment, options.runs, executor)
     for table in report.tables:
         show(table.to_rich())
     for notice in report.notices:

@@ -2,9 +2,13 @@
 
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
 
 from ssdistill.terminal.console import mute
 
@@ -39,6 +43,22 @@ console = ProgressConsole(
 """The console for everything that is not a result."""
 
 
+@dataclass(frozen=True)
+class Progress:
+    """How far a training is.
+
+    Attributes:
+        step, num_steps: steps done, and in all.
+        rate: images a second since the training was started.
+        loss: of the last step.
+    """
+
+    step: int
+    num_steps: int
+    rate: float
+    loss: float
+
+
 class TrainingProgress:
     """A bar with images per second, loss and time left; plain lines without a terminal.
 
@@ -49,7 +69,12 @@ class TrainingProgress:
         batch_size: images a step, for the rate.
         every_seconds: pause between two plain lines.
         shown: False prints nothing.
+
+    Attributes:
+        watchers: where the progress is shown elsewhere, what is called with it instead.
     """
+
+    watchers: ClassVar[list[Callable[[Progress], object]]] = []
 
     def __init__(
         self,
@@ -62,7 +87,7 @@ class TrainingProgress:
     ):
         self.title, self.start, self.num_steps = title, start, num_steps
         self.batch_size, self.every_seconds, self.shown = batch_size, every_seconds, shown
-        self._bar = Progress(
+        self._bar = Bars(
             TextColumn("  {task.description}", markup=False),
             BarColumn(bar_width=28),
             TextColumn("{task.completed}/{task.total}"),
@@ -85,8 +110,11 @@ class TrainingProgress:
         """Show that ``step`` steps are done and the last loss was ``loss``."""
         now = time.monotonic()
         rate = (step - self.start) * self.batch_size / max(now - self._began, 1e-9)
+        for watcher in self.watchers:
+            watcher(Progress(step, self.num_steps, rate, loss))
         self._bar.update(self._line, completed=step, rate=f"{rate:>6.0f}", loss=f"{loss:.3f}")
-        if self.shown and self._bar.disable and now - self._spoke > self.every_seconds:
+        silent = not self.shown or self.watchers or not self._bar.disable
+        if not silent and now - self._spoke > self.every_seconds:
             seconds_left = (self.num_steps - step) * self.batch_size / max(rate, 1e-9)
             console.print(
                 f"  {self.title}: {step}/{self.num_steps}, {rate:.0f} img/s, "

@@ -87,6 +87,21 @@ class TrainSettings(Settings):
         return self.steps or max(1, round((self.epochs or 0) * steps_per_epoch))
 
 
+class ResourceSettings(Settings):
+    """What one stage reserves on a node of a cluster (``--on``).
+
+    Args:
+        cpus: CPU cores; they are also the threads of torch unless ``device.threads`` is set.
+        gpus: GPUs, or a fraction of one; null is one where ``device.accelerator`` is a GPU, or is
+            ``auto`` and the cluster has some.
+        memory: GB of main memory; null reserves none.
+    """
+
+    cpus: Annotated[int, Field(gt=0, le=1024)] = 1
+    gpus: Annotated[float, Field(ge=0, le=1024)] | None = None
+    memory: Positive | None = None
+
+
 class DeviceSettings(Settings):
     """Device and number format of training, in Lightning Fabric's terms.
 
@@ -108,6 +123,7 @@ class DeviceSettings(Settings):
         threads: CPU threads torch may use, at most 1024; null leaves torch's choice.
         workers: threads that read and decode originals, at most 1024; null takes one a core.
         prefetch: batches that are read before they are wanted, and held in memory.
+        resources: of one stage on a cluster.
     """
 
     accelerator: str = "auto"
@@ -122,6 +138,7 @@ class DeviceSettings(Settings):
     threads: Annotated[int, Field(gt=0, le=1024)] | None = None
     workers: Annotated[int, Field(gt=0, le=1024)] | None = None
     prefetch: Annotated[int, Field(gt=0, le=64)] = 2
+    resources: ResourceSettings = ResourceSettings()
 
     @model_validator(mode="after")
     def _compiled_or_recomputed(self) -> "DeviceSettings":

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def public_names() -> None:
     ssdistill.load("runs/model", trust=True)
-    report = ssdistill.run("configs/quickstart.yaml", "seeds=[1]", root="runs")
+    report = ssdistill.run("configs/quickstart.yaml", "seeds=[1]", root="runs", on="ray")
     assert_type(report.verdicts, list[Verdict])
     assert_type(ssdistill.reproduce("configs/quickstart.yaml")[0], Verdict)
     assert_type(ssdistill.probe(["a", "b"], "digits", ["knn"], image_size=32), Probed)

@@ -165,7 +165,7 @@ def test_classes_and_what_auto_chose_are_printed_before_anything_starts(
     def begin(*_):
         raise InterruptedError
 
-    monkeypatch.setattr(run_module, "_do", begin)
+    monkeypatch.setattr(run_module, "_run_stages", begin)
     with pytest.raises(InterruptedError):
         run_module.run(experiment_of("tracking.wandb=disabled"), tmp_path / "runs")
     assert lines[1] == "2 classes (training+test images): a: 16+4, b: 16+4"

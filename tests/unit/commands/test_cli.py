@@ -1,6 +1,7 @@
 import argparse
 import errno
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -39,8 +40,10 @@ def config(tmp_path):
 def ran(monkeypatch, tmp_path):
     """Instead of running: what would have been run, and a report with two numbers."""
     calls = SimpleNamespace(experiments=[], roots=[], published=[], outcomes=[], error=None)
+    calls.executors = []
 
-    def run(experiment, root):
+    def run(experiment, root, executor):
+        calls.executors.append(executor)
         calls.experiments.append(experiment)
         calls.roots.append(root)
         if calls.error:
@@ -148,6 +151,16 @@ def test_run_shows_tables_notices_and_where_the_report_is(config, ran, capsys, t
     assert f"report: {tmp_path / 'tiny-12345678' / 'report.html'}" in out
     assert f"distilled model: {tmp_path / 'b'}" in out
     assert ran.published == []
+
+
+@pytest.mark.parametrize("command", ["run", "reproduce"])
+def test_a_cluster_and_a_remote_folder_are_passed_on(command, ran, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    config = "cifar10_cpu"  # which makes claims
+    assert main([command, config, "--on", "ray", "--runs", "s3://bucket/runs"]) == 0
+    assert main([command, config]) == 0
+    assert [type(executor).__name__ for executor in ran.executors] == ["OnRay", "Serial"]
+    assert ran.roots == ["s3://bucket/runs", Path("runs")]
 
 
 def test_overrides_may_stand_on_both_sides_of_an_option(config, ran, tmp_path):
