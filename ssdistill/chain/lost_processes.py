@@ -91,7 +91,7 @@ class Watch:
     def _after(self, error: BaseException) -> None:
         if self.rank == 0:
             # What breaks here may follow from what broke elsewhere, as the watch will say.
-            if isinstance(error, RuntimeError) and _is_of_connection(error):
+            if isinstance(error, RuntimeError) and is_of_connection(error):
                 time.sleep(SILENCE + GRACE)
             with suppress(Exception):
                 self.store.set(OVER, "")
@@ -201,6 +201,7 @@ def _say(reason: str, doing: str) -> None:
     complain(f"error: {reason} during {doing}; run the same command again to resume")
 
 
-def _is_of_connection(error: RuntimeError) -> bool:
+def is_of_connection(error: RuntimeError) -> bool:
+    """Whether an error says that another process does not answer any more."""
     text = str(error).lower()
     return isinstance(error, DistError) or any(word in text for word in ("gloo", "nccl", "socket"))

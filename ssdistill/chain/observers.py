@@ -1,11 +1,14 @@
 """Observers of a training stage: checkpoint selection, label-free metrics, online probe."""
 
+from typing import NamedTuple, Protocol
+
 import torch
 
 from ssdistill.chain.stages import Stage
 from ssdistill.chain.workspace import Workspace
 from ssdistill.data.recipes import RECIPES
 from ssdistill.data.recipes_of_images import suited
+from ssdistill.distributed import rank
 from ssdistill.evaluate.labels import has_several
 from ssdistill.evaluate.probes.online_probe import OnlineProbe
 from ssdistill.record.tracker import TrackingSettings
@@ -20,19 +23,36 @@ from ssdistill.train.selection import (
     Lidar,
     Selection,
 )
-from ssdistill.train.settings import TrainSettings
 from ssdistill.train.watch import AgreementWatch
+
+
+class Selecting(NamedTuple):
+    """By what weights are selected, and how often; see ``TrainSettings``."""
+
+    select: str
+    select_every: float
+
+
+class _Selects(Protocol):
+    @property
+    def select(self) -> str: ...
+    @property
+    def select_every(self) -> float: ...
 
 
 def observers_of(
     training: Training,
-    settings: TrainSettings,
+    settings: _Selects,
     tracking: TrackingSettings,
     stage: Stage,
     workspace: Workspace,
     device: torch.device,
 ) -> list[Observer]:
-    """Build the observers set by a stage's training and tracking settings."""
+    """Build the observers set by a stage's training and tracking settings.
+
+    Of several processes that share a training, all measure without labels; process 0 alone has
+    the labels.
+    """
     observers: list[Observer] = []
     num_steps = training.loader.num_steps
     if settings.select != "last":
@@ -41,7 +61,7 @@ def observers_of(
     if tracking.agreement and getattr(training.task, "teachers", None):
         seed, batch_size = derive_seed(stage.seed, "watch"), training.loader.batch_size
         observers.append(AgreementWatch(workspace.train, num_steps, batch_size, seed))
-    if tracking.online_probe:
+    if tracking.online_probe and rank() == 0:
         if not workspace.source.has_labels:
             console.print("  no online probe: the data has no labels", style="dim")
         elif workspace.experiment.evaluate is None:

@@ -230,7 +230,8 @@ class Workspace:
         except DamagedFile as error:
             if path.exists():
                 console.print(f"  {path}: damaged ({error.reason}); recomputing it")
-        embedding_ND = extract(encoder, self.train.images, self.image_size, device=self.device)
+        where = {"device": self.device, "team": self.processes}
+        embedding_ND = extract(encoder, self.train.images, self.image_size, **where)
         path.parent.mkdir(parents=True, exist_ok=True)
         content = io.BytesIO()
         np.save(content, embedding_ND.numpy())
