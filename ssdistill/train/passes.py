@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ssdistill.data.batch import Batch
+from ssdistill.distributed import mean_over_processes
 from ssdistill.errors import UserError
 from ssdistill.train.gradients import SharedLayer
 from ssdistill.train.microbatch import in_microbatches
@@ -84,7 +85,7 @@ class Passes:
             embeddings.append(self.task.last_embeddings)
         if self.accumulate > 1:
             self.task.last_embeddings = [torch.cat(z) for z in zip(*embeddings, strict=True)]
-        return losses, {name: gradient.norm() for name, gradient in pulls.items()}
+        return losses, {name: mean_over_processes(pull).norm() for name, pull in pulls.items()}
 
     def _forward(self, views: list[Tensor], batch: Batch) -> dict[str, Tensor]:
         with in_microbatches(self.task, len(batch.index_B), self.microbatch):
