@@ -4,7 +4,8 @@
 
 A short experiment (pretraining, distillation, evaluation) runs once with two processes, without
 interruption. Then, again and again from the beginning, one of the two is killed (SIGKILL) at a
-random moment between the start and the last evaluation. The other must end within a minute. The
+random moment between the start and the last evaluation. The other must end within a minute; before
+the two have met, a launcher ends it, which this script then does. The
 same command, run again, must end in the weights and metrics of the uninterrupted run, to the last
 bit; only seconds and latency are not compared.
 
@@ -39,16 +40,16 @@ ARGS = "{layers: [1, 1, 1, 0], channels: [16, 32, 64, 64], stem_type: deep, stem
 RUN = (
     f"teacher.encoder.args={ARGS}",
     f"student.encoder.args={ARGS}",
-    "pretrain.steps=40",
+    "pretrain.steps=24",
     "pretrain.batch_size=64",
-    "distill.steps=40",
+    "distill.steps=24",
     "distill.batch_size=64",
     "control=null",
     "compress=[]",
     "evaluate.pixels=false",
     "evaluate.linear=null",
     "evaluate.linear_sgd={steps: 30, lrs: [0.1]}",
-    "checkpoint_seconds=0.3",
+    "checkpoint_seconds=0.2",
     "device.accelerator=cpu",
     "device.precision=fp32",
     "device.memory_format=contiguous",
@@ -172,8 +173,8 @@ def one_kill(root: Path, moment: float, number: int, spawned: bool) -> dict | No
         stop(run)
         return None
     os.kill(run.pids[number], signal.SIGKILL)
-    began = time.perf_counter()
-    while any(alive(pid) for pid in run.pids) and time.perf_counter() - began < LIMIT:
+    began, met = time.perf_counter(), "[1/" in run.said.read_text()
+    while met and any(alive(pid) for pid in run.pids) and time.perf_counter() - began < LIMIT:
         time.sleep(0.02)
     seconds = time.perf_counter() - began
     left = [pid for pid in run.pids if alive(pid)]
@@ -184,6 +185,7 @@ def one_kill(root: Path, moment: float, number: int, spawned: bool) -> dict | No
     doing = [line for line in lines if line.startswith("[")]
     return {
         "killed": number,
+        "met": met,
         "moment": round(moment, 2),
         "during": doing[-1] if doing else "the start",
         "seconds": round(seconds, 2),
@@ -214,33 +216,28 @@ def prepared(root: Path, whole: Path) -> Path:
 
 
 def rows(trials: list[dict]) -> list[dict]:
-    """One row for each of the two processes."""
+    """One row for each of the two processes and of the phases."""
     table = []
-    for number in (0, 1):
-        own = [trial for trial in trials if trial["killed"] == number]
+    for met, number in ((False, 0), (False, 1), (True, 0), (True, 1)):
+        own = [trial for trial in trials if (trial["met"], trial["killed"]) == (met, number)]
         if not own:
             continue
+        when = "after they have met" if met else "before they have met"
+        told = sum(len(trial["said"]) == 1 for trial in own)
         table.append(
             {
-                "killed": f"process {number}",
+                "killed": f"process {number}, {when}",
                 "kills": len(own),
-                "the other ended": sum(trial["ended"] for trial in own),
-                "after at most, seconds": max(trial["seconds"] for trial in own),
-                "told in one line": sum(len(trial["said"]) == 1 for trial in own) if number else "",
+                "the other ended by itself": sum(trial["ended"] for trial in own) if met else "",
+                "seconds until then, at most": max(t["seconds"] for t in own) if met else "",
+                "told in one line": told if met and number else "",
                 "equal after the next start": sum(trial["equal"] for trial in own),
             }
         )
     return table
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--spawned", action="store_true", help="process 0 starts the other one")
-    parser.add_argument("--log", type=Path, help="append a line for each kill")
-    parser.add_argument("--out", type=Path, help="append the record, one JSON line")
-    args = parser.parse_args()
+def kill(args: argparse.Namespace) -> list[dict]:
     draws, trials = random.Random(args.seed), []
     with tempfile.TemporaryDirectory() as scratch:
         whole, timed = Path(scratch) / "whole", Path(scratch) / "timed"
@@ -267,9 +264,25 @@ def main() -> None:
                     with args.log.open("a") as file:
                         file.write(json.dumps(trial) + "\n")
             shutil.rmtree(root)
+    return trials
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--spawned", action="store_true", help="process 0 starts the other one")
+    parser.add_argument("--log", type=Path, help="append a line for each kill")
+    parser.add_argument("--logs", type=Path, nargs="*", help="publish these; kill nothing")
+    parser.add_argument("--out", type=Path, help="append the record, one JSON line")
+    args = parser.parse_args()
+    if args.logs:
+        trials = [json.loads(line) for log in args.logs for line in log.read_text().splitlines()]
+    else:
+        trials = kill(args)
     note = (
-        "pretraining and distillation of 40 steps each and their evaluation on two gloo processes "
-        f"of one CPU, a checkpoint every 0.3 s; one kill in each of {len(trials)} runs"
+        "pretraining and distillation of 24 steps each and their evaluation on two gloo processes "
+        f"of one CPU, a checkpoint every 0.2 s; one kill in each of {len(trials)} runs"
     )
     title = "Kills of one of two processes"
     if args.spawned:
