@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
     from lightning_fabric.connector import _PRECISION_INPUT
 
-T, P = TypeVar("T"), TypeVar("P")
+T = TypeVar("T")
+P = TypeVar("P")
 _sharing: ContextVar[bool] = ContextVar("sharing", default=False)
 NO_LIMIT = timedelta(days=7)
 """For messages: a process may wait for hours while another plans, exports or measures."""

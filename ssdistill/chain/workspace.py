@@ -285,7 +285,8 @@ def open_workspace(
     size = experiment.data.image_size or source.default_image_size
     opening = open_stores if decode else known_stores
     stores = opening(source, experiment.data, size, root / "data", experiment.device.workers)
-    data = check_data(experiment, source, stores)
+    # Of several processes, the first alone reads labels.
+    data = check_data(experiment, source, stores, labels=processes is None or processes.rank == 0)
     train, test = stores["train"], stores["test"]
     workspace = Workspace(experiment, root, data.source, train, test, data.classes, data.warnings)
     workspace.processes = processes or workspace.processes
