@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -182,7 +183,7 @@ def one_kill(root: Path, moment: float, number: int, spawned: bool) -> dict | No
     if status == 0:  # all was done
         return None
     lines = run.said.read_text().splitlines()
-    doing = [line for line in lines if line.startswith("[")]
+    doing = [line for line in lines if re.match(r"\[\d+/\d+\]", line)]
     return {
         "killed": number,
         "met": met,
