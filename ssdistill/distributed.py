@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -103,7 +103,7 @@ def each(parts: Sequence[P], make: Callable[[P], T]) -> Iterator[tuple[P, T]]:
         for part, found in zip(turn, gather_to_first(made), strict=False):
             if isinstance(found, UserError):
                 raise found
-            yield part, found
+            yield part, cast("T", found)
 
 
 def _tried(make: Callable[[P], T], part: P) -> T | UserError:
