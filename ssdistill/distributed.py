@@ -1,18 +1,116 @@
-"""Processes that train together: what each of them knows of the others."""
+"""Processes that work together: what each of them knows of the others."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import timedelta
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional as dist_nn
 from torch import Tensor
 
+from ssdistill.errors import UserError
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+    from lightning_fabric.connector import _PRECISION_INPUT
+
 T = TypeVar("T")
+P = TypeVar("P")
+_sharing: ContextVar[bool] = ContextVar("sharing", default=False)
 NO_LIMIT = timedelta(days=7)
 """For messages: a process may wait for hours while another plans, exports or measures."""
+
+
+class Team:
+    """Processes that one of them calls to do a piece of work with it; this one is alone.
+
+    Attributes:
+        size: how many there are.
+    """
+
+    size: int = 1
+
+    def do(self, work: Callable[..., T], *arguments: Any, **own: Any) -> T:
+        """Do a piece of work in all processes, and return what it returned in this one.
+
+        Args:
+            work: a function at the top level of a module, which may call :func:`each`.
+            arguments: in all processes.
+            own: further arguments in this process, which have defaults for the others.
+        """
+        with sharing(False):
+            return work(*arguments, **own)
+
+    def fabric(
+        self, precision: "_PRECISION_INPUT | None" = None, *, find_unused: bool = False
+    ) -> "Fabric":
+        """Return a Fabric to train with in a piece of work that several processes do."""
+        raise NotImplementedError
+
+
+class Assembled(Team):
+    """Processes that are in a training, and all call for the same work at the same time."""
+
+    @property
+    def size(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """How many there are now."""
+        return world_size()
+
+    def do(self, work: Callable[..., T], *arguments: Any, **own: Any) -> T:
+        """Do a piece of work, which all processes of the training call for."""
+        with sharing(world_size() > 1):
+            return work(*arguments, **own)
+
+
+ALONE, ASSEMBLED = Team(), Assembled()
+
+
+@contextmanager
+def sharing(shared: bool) -> Iterator[None]:
+    """Within the block, :func:`each` shares its parts among the processes, or does not."""
+    before = _sharing.set(shared)
+    try:
+        yield
+    finally:
+        _sharing.reset(before)
+
+
+def is_shared() -> bool:
+    """Whether all processes do the present piece of work."""
+    return _sharing.get()
+
+
+def each(parts: Sequence[P], make: Callable[[P], T]) -> Iterator[tuple[P, T]]:
+    """Yield every part, in order, with what ``make`` makes of it.
+
+    In a shared piece of work, the processes take turns in making them. Process 0 gets all; the
+    others are to iterate, too, and get nothing.
+
+    Raises:
+        UserError: in process 0, whichever process ``make`` raises it in.
+    """
+    if not is_shared():
+        yield from ((part, make(part)) for part in parts)
+        return
+    size, number = world_size(), rank()
+    for first in range(0, len(parts), size):
+        turn = parts[first : first + size]
+        made = _tried(make, turn[number]) if number < len(turn) else None
+        for part, found in zip(turn, gather_to_first(made), strict=False):
+            if isinstance(found, UserError):
+                raise found
+            yield part, cast("T", found)
+
+
+def _tried(make: Callable[[P], T], part: P) -> T | UserError:
+    try:
+        return make(part)
+    except UserError as error:
+        return error
 
 
 def world_size() -> int:
@@ -41,6 +139,15 @@ def gather_values(value: T) -> list[T]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value, group=_messages())
     return values
+
+
+def gather_to_first(value: T) -> list[T]:
+    """Return the values of all processes, by rank, in process 0, and none in the others."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] | None = [None] * world_size() if rank() == 0 else None
+    dist.gather_object(value, values, group=_messages())
+    return values or []
 
 
 def largest(number: int) -> int:

@@ -40,10 +40,15 @@ class Findings:
     warnings: list[str]
 
 
-def check_data(experiment: Experiment, source: Source, stores: dict[str, ImageSet]) -> Findings:
+def check_data(
+    experiment: Experiment, source: Source, stores: dict[str, ImageSet], *, labels: bool = True
+) -> Findings:
     """Check images and, if labels will be used, labels.
 
     Of images that are not decoded yet only their number is checked, and no label is read.
+
+    Args:
+        labels: whether this process may read them.
 
     Raises:
         UserError: images that nothing can be learned from, or labels that no probe can read.
@@ -71,7 +76,7 @@ def check_data(experiment: Experiment, source: Source, stores: dict[str, ImageSe
     if experiment.evaluate is not None and source.has_labels:
         experiment.evaluate.check_images(len(train))
         experiment.evaluate.check_pixels(test)
-        if decoded:
+        if decoded and labels:
             classes = look_at_labels(train, test)
             if has_several(train):
                 lines = experiment.evaluate.left_out_of_several(), excluded_classes(train, test)

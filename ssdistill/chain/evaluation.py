@@ -60,6 +60,7 @@ def evaluate(stage: Stage, workspace: Workspace, tracker: Tracker) -> dict[str, 
         name=stage.role,
         image_size=workspace.image_size,
         device=workspace.device if isinstance(encoder, nn.Module) else None,
+        team=workspace.processes,
     )
     test_ND = subject.features("test")
     sample = label_free_sample(len(test_ND), settings.label_free_images)
@@ -112,8 +113,8 @@ def of_views(subject: Subject, workspace: Workspace, shown: slice) -> dict[str, 
     """
     recipe = suited(RECIPES[workspace.source.default_recipe or "strong"], workspace.test)
     images_NHWC, index_N = workspace.test.images[shown], torch.arange(len(workspace.test))[shown]
-    size, device = subject.image_size, subject.device
-    return view_metrics(subject.encoder, images_NHWC, index_N, recipe, size, device)
+    drawn = images_NHWC, index_N, recipe, subject.image_size
+    return view_metrics(subject.encoder, *drawn, device=subject.device, team=subject.team)
 
 
 def raw_pixels(workspace: Workspace) -> Callable[[Tensor], Representation]:

@@ -6,12 +6,14 @@ what happened; the others read whether it is there, and whether it has given up.
 """
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from subprocess import Popen
+from typing import TextIO
 
 from torch.distributed import DistError, TCPStore
 
@@ -45,6 +47,7 @@ class Watch:
 
     def __init__(self, rank: int, size: int, doing: Callable[[], str]):
         self.rank, self.size, self.doing = rank, size, doing
+        self._stderr = sys.stderr  # an exporter may have silenced it when there is much to say
         host = os.environ.get("MASTER_ADDR", "127.0.0.1")
         limit = timedelta(seconds=SILENCE)
         # Two connections: one call on a connection may wait for another.
@@ -91,7 +94,7 @@ class Watch:
     def _after(self, error: BaseException) -> None:
         if self.rank == 0:
             # What breaks here may follow from what broke elsewhere, as the watch will say.
-            if isinstance(error, RuntimeError) and _is_of_connection(error):
+            if isinstance(error, RuntimeError) and is_of_connection(error):
                 time.sleep(SILENCE + GRACE)
             with suppress(Exception):
                 self.store.set(OVER, "")
@@ -148,7 +151,7 @@ class Watch:
 
     def _give_up(self, reason: str) -> None:
         if self.rank == 0:
-            _say(reason, self.doing())
+            _say(reason, self.doing(), self._stderr)
             with suppress(Exception):
                 self._thread_store.set(OVER, "")
                 time.sleep(4 * PAUSE)
@@ -168,7 +171,7 @@ def watching_started(
         started: the processes, once there are any.
         doing: what this process is doing, for the message.
     """
-    done, parent = threading.Event(), os.environ.get(PARENT, "")
+    done, parent, stderr = threading.Event(), os.environ.get(PARENT, ""), sys.stderr
     if not parent and several_processes():  # a launcher, which would end this one
         parent = str(os.getppid())
 
@@ -182,7 +185,7 @@ def watching_started(
             if failed and not done.is_set():
                 number, code = failed[0]
                 how = f"was killed (signal {-code})" if code < 0 else f"ended with status {code}"
-                _say(f"process {number} {how}", doing())
+                _say(f"process {number} {how}", doing(), stderr)
                 for process in processes:
                     with suppress(OSError):
                         process.kill()
@@ -197,10 +200,11 @@ def watching_started(
         thread.join()
 
 
-def _say(reason: str, doing: str) -> None:
-    complain(f"error: {reason} during {doing}; run the same command again to resume")
+def _say(reason: str, doing: str, stream: TextIO | None) -> None:
+    complain(f"error: {reason} during {doing}; run the same command again to resume", stream)
 
 
-def _is_of_connection(error: RuntimeError) -> bool:
+def is_of_connection(error: RuntimeError) -> bool:
+    """Whether an error says that another process does not answer any more."""
     text = str(error).lower()
     return isinstance(error, DistError) or any(word in text for word in ("gloo", "nccl", "socket"))

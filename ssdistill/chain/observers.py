@@ -1,5 +1,7 @@
 """Observers of a training stage: checkpoint selection, label-free metrics, online probe."""
 
+from typing import NamedTuple, Protocol
+
 import torch
 
 from ssdistill.chain.stages import Stage
@@ -7,6 +9,7 @@ from ssdistill.chain.sweep_watch import HeldOut, SweepWatch
 from ssdistill.chain.workspace import Workspace
 from ssdistill.data.recipes import RECIPES
 from ssdistill.data.recipes_of_images import suited
+from ssdistill.distributed import rank
 from ssdistill.evaluate.labels import has_several
 from ssdistill.evaluate.probes.online_probe import OnlineProbe
 from ssdistill.record.tracker import TrackingSettings
@@ -21,19 +24,36 @@ from ssdistill.train.selection import (
     Lidar,
     Selection,
 )
-from ssdistill.train.settings import TrainSettings
 from ssdistill.train.watch import AgreementWatch
+
+
+class Selecting(NamedTuple):
+    """By what weights are selected, and how often; see ``TrainSettings``."""
+
+    select: str
+    select_every: float
+
+
+class _Selects(Protocol):
+    @property
+    def select(self) -> str: ...
+    @property
+    def select_every(self) -> float: ...
 
 
 def observers_of(
     training: Training,
-    settings: TrainSettings,
+    settings: _Selects,
     tracking: TrackingSettings,
     stage: Stage,
     workspace: Workspace,
     device: torch.device,
 ) -> list[Observer]:
-    """Build the observers set by a stage's training and tracking settings."""
+    """Build the observers set by a stage's training and tracking settings.
+
+    Of several processes that share a training, all measure without labels; process 0 alone has
+    the labels.
+    """
     observers: list[Observer] = []
     num_steps = training.loader.num_steps
     if settings.select != "last":
@@ -50,7 +70,7 @@ def observers_of(
         criterion = held_out or _criterion(by, stage, workspace)
         turn = seeds.index(stage.seed) if stage.seed in seeds else 0
         observers.append(SweepWatch(watched, criterion, num_steps, turn))
-    if tracking.online_probe:
+    if tracking.online_probe and rank() == 0:
         if not workspace.source.has_labels:
             console.print("  no online probe: the data has no labels", style="dim")
         elif workspace.experiment.evaluate is None:

@@ -2,16 +2,23 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from subprocess import Popen
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch.distributed import DistNetworkError, PrefixStore, TCPStore
 
-from ssdistill.chain.lost_processes import EXIT_LOST, PARENT, Watch, watching_started
+from ssdistill.chain.lost_processes import (
+    EXIT_LOST,
+    PARENT,
+    Watch,
+    is_of_connection,
+    watching_started,
+)
 from ssdistill.chain.processes import (
     OWN_NODES,
     OWN_SIZE,
@@ -19,9 +26,11 @@ from ssdistill.chain.processes import (
     number_in,
     several_processes,
 )
-from ssdistill.distributed import NO_LIMIT
+from ssdistill.chain.sending import UNSENDABLE, pack, unpack
+from ssdistill.distributed import NO_LIMIT, Team, broadcast, sharing
 from ssdistill.errors import UserError, one_line
 from ssdistill.train.fabric import build_fabric, device_of, fabric_of_processes
+from ssdistill.train.progress import console
 from ssdistill.train.settings import DeviceSettings
 
 if TYPE_CHECKING:
@@ -29,16 +38,24 @@ if TYPE_CHECKING:
     from lightning_fabric.connector import _PRECISION_INPUT
     from lightning_fabric.plugins.environments import ClusterEnvironment
 
+T = TypeVar("T")
 LOG_LEVEL = "TORCH_CPP_LOG_LEVEL"
 RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
 SET_HERE = (*RENDEZVOUS, OWN_SIZE, OWN_NODES, LOG_LEVEL, PARENT)
 """Variables that are set for the processes started here."""
 PAUSE = 0.02
 """Seconds between two looks for a word of process 0."""
+PATIENCE = 5.0
+"""Seconds after a broken connection in which process 0 may say that it has left the work."""
+WORK, DISMISSED = "work", "dismissed"
+"""Words of process 0 for the others."""
 
 
-class Processes:
+class Processes(Team):
     """The processes that share an experiment, this one among them.
+
+    Process 0 runs the experiment as if it were alone; the others wait until it calls them for a
+    piece of work.
 
     Args:
         device: the settings of the experiment; None is one process.
@@ -47,6 +64,8 @@ class Processes:
         size: how many there are.
         rank: number of this one, from 0.
         doing: what process 0 is doing, for messages.
+        present: what every process has, under the same names.
+        root: the runs folder.
 
     Raises:
         UserError: the settings contradict what a launcher started.
@@ -63,6 +82,8 @@ class Processes:
         self._store: TCPStore | None = None
         self._started: list[Popen] | None = None
         self._meetings = self._calls = 0
+        self.present: dict[str, Any] = {}
+        self.root = Path()
 
     @contextmanager
     def joined(self) -> Iterator[None]:
@@ -122,14 +143,64 @@ class Processes:
         local = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID"))
         return torch.device("cuda", number_in(local))
 
-    def call(self, word: str) -> None:
-        """Send a word to the other processes, which wait for it; of process 0."""
+    def do(self, work: Callable[..., T], *arguments: Any, **own: Any) -> T:
+        """Do a piece of work in all processes; of process 0.
+
+        What cannot be sent to the others is done by this process alone, and so is what is called
+        for within a piece of work.
+        """
+        if self._store is None or dist.is_initialized():
+            return super().do(work, *arguments, **own)
+        try:
+            packed = pack((work, arguments), self.present, self.root)
+        except UNSENDABLE as error:
+            console.print(f"  done by one process: {one_line(error)}", style="dim", markup=False)
+            return super().do(work, *arguments, **own)
+        self._call(WORK)
+        with self.together(), sharing(True):
+            try:
+                broadcast(packed)
+                return work(*arguments, **own)
+            except BaseException:
+                self._store.set(self._left, "")
+                raise
+
+    def dismiss(self) -> None:
+        """Let the other processes go; of process 0."""
+        self._call(DISMISSED)
+
+    def take_part(self) -> None:
+        """Do every piece of work that process 0 calls for, until it dismisses this process."""
+        while self._await_call() == WORK:
+            with self.together(), sharing(True):
+                packed = broadcast(b"")
+                work, arguments = unpack(packed, self.present, self.root, self.device_of_networks)
+                try:
+                    work(*arguments)
+                except RuntimeError as error:
+                    # Process 0 may do without the rest of this work, and call for another.
+                    if not (is_of_connection(error) and self._has_left()):
+                        raise
+
+    @property
+    def _left(self) -> str:
+        return f"left meeting {self._meetings}"
+
+    def _has_left(self) -> bool:
+        assert self._store is not None
+        until = time.monotonic() + PATIENCE
+        while time.monotonic() < until:
+            if self._store.check([self._left]):
+                return True
+            time.sleep(PAUSE)
+        return False
+
+    def _call(self, word: str) -> None:
         if self._store is not None:
             self._calls += 1
             self._store.set(f"call {self._calls}", word)
 
-    def await_call(self) -> str:
-        """Wait for the next word of process 0."""
+    def _await_call(self) -> str:
         assert self._store is not None
         self._calls += 1
         key = f"call {self._calls}"

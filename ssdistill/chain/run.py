@@ -26,7 +26,7 @@ from ssdistill.chain.requirements import (
     check_steps,
     chosen_stems,
 )
-from ssdistill.chain.shared_training import DISMISSED, require_same, take_part
+from ssdistill.chain.shared_training import require_same
 from ssdistill.chain.stages import Identity, Stage, execute, locked, set_aside
 from ssdistill.chain.workspace import Workspace, open_workspace
 from ssdistill.data.undecoded import undecoded_of
@@ -131,7 +131,7 @@ def run(
     with processes.joined():
         require_same(workspace, identity)
         report = _run_stages(workspace, stages, identity, executor)
-        processes.call(DISMISSED)
+        processes.dismiss()
     return report
 
 
@@ -150,7 +150,7 @@ def _fetch(stages: list[Stage], root: Path, remote: RemoteRuns | None) -> None:
 
 
 def follow(experiment: Experiment, root: Path, processes: Processes) -> None:
-    """Take part in the trainings of process 0; leave when there are no more.
+    """Take part in the work of process 0; leave when there is no more.
 
     Raises:
         SystemExit: always; process 0 says what there is to say.
@@ -159,7 +159,7 @@ def follow(experiment: Experiment, root: Path, processes: Processes) -> None:
     with processes.joined(), ignoring_interrupts():
         workspace = open_workspace(experiment, root, processes=processes)
         require_same(workspace, Identity.of(experiment))
-        take_part(workspace)
+        processes.take_part()
     raise SystemExit(0)
 
 

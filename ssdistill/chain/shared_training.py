@@ -1,37 +1,32 @@
 """Share trainings among processes.
 
-Process 0 runs the experiment as if it were alone. When it comes to a training, it sends the task
-to the others, which have been waiting for it, and all of them train it together, each on its part
-of every batch. What is planned, measured, recorded or saved is the work of process 0.
+Process 0 runs the experiment as if it were alone. When it comes to a training, it calls the others,
+which have been waiting for it, and all of them train together, each on its part of every batch.
+What is planned, recorded or saved is the work of process 0.
 """
 
-import copy
 import hashlib
 import secrets
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from ssdistill.chain.arithmetic import FABRIC_PRECISION
+from ssdistill.chain.observers import Selecting, observers_of
 from ssdistill.chain.process_group import Processes
 from ssdistill.chain.recorded_outputs import use_recorded_outputs
-from ssdistill.chain.stages import Identity
+from ssdistill.chain.stages import Identity, Stage
 from ssdistill.chain.workspace import Workspace
-from ssdistill.data.loader import Loader
-from ssdistill.distributed import broadcast, gather_values
+from ssdistill.distributed import broadcast, gather_values, is_shared
 from ssdistill.errors import UserError
-from ssdistill.record.run import Run
 from ssdistill.record.tracker import Tracker, TrackingSettings
 from ssdistill.train.fabric import build_fabric
 from ssdistill.train.loop import Training, fit
-from ssdistill.train.microbatch import in_microbatches
-from ssdistill.train.unused import may_leave_unused
+from ssdistill.train.sharing import Order, fit_unrecorded, has_unused, without_loader
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -44,16 +39,6 @@ REMEDIES = {
     "runs folder": "does not see the runs folder of process 0; choose a shared one with --runs",
 }
 """What to do where a process differs from the first one."""
-TRAIN, DISMISSED = "train", "dismissed"
-"""Words of process 0 for the others."""
-
-
-class Order(NamedTuple):
-    """Which images a loader brings at which step."""
-
-    batch_size: int
-    seed: int
-    num_steps: int
 
 
 @dataclass
@@ -61,105 +46,112 @@ class Invitation:
     """What another process must know to take part in a training.
 
     Attributes:
+        workspace: its own.
+        stage: that trains.
         training: without its loader.
         order: of the loader.
-        weights: by which images are drawn; None for none.
-        ahead: batches to prefetch.
-        tracking: which steps are logged.
-        unused: whether some parameters take no part in a step.
+        selecting: by what weights are selected.
+        tracking: which steps are logged, and what is measured at them.
+        recorded: whether recorded outputs of teachers are read.
+    """
+
+    workspace: Workspace
+    stage: Stage
+    training: Training
+    order: Order
+    selecting: Selecting
+    tracking: TrackingSettings
+    recorded: bool
+
+
+@dataclass
+class Own:
+    """What process 0 alone has in a training.
+
+    Attributes:
+        training: with its loader.
+        fabric: of this process alone.
+        tracker: of the record.
+        on_first_views: see :func:`ssdistill.train.loop.fit`.
     """
 
     training: Training
-    order: Order
-    weights: np.ndarray | None
-    ahead: int
-    tracking: TrackingSettings
-    unused: bool
+    fabric: "Fabric"
+    tracker: Tracker
+    on_first_views: Callable[[list[Tensor]], None]
 
 
-@contextmanager
-def shared(
-    training: Training, tracker: Tracker, processes: Processes, fabric: "Fabric"
-) -> Iterator["Fabric"]:
-    """Within the block, the training takes place in all processes.
+def train_together(
+    own: Own, stage: Stage, selecting: Selecting, workspace: Workspace, *, recorded: bool
+) -> dict[str, float]:
+    """Train in all processes; returns the final metrics.
 
     Args:
-        fabric: of this process alone.
-
-    Yields:
-        the Fabric to train with.
+        recorded: whether to read, and first to record, the outputs of the teachers.
     """
-    if processes.size == 1:
-        yield fabric
-        return
-    # A teacher that is to be sharded may be too large to be tried.
-    sharded = training.strategy == "fsdp" and bool(training.task.teachers)
-    unused = may_leave_unused(training) if sharded else _has_unused(training)
-    processes.call(TRAIN)
-    with processes.together():
-        loader = training.loader
-        broadcast(
-            Invitation(
-                replace(training, loader=None, progress=False),  # pyright: ignore[reportArgumentType]
-                Order(loader.batch_size, loader.seed, loader.num_steps),
-                loader.weights,
-                loader.ahead,
-                tracker.settings.model_copy(update={"wandb": "disabled", "tensorboard": False}),
-                unused,
-            )
-        )
-        yield processes.fabric(FABRIC_PRECISION[training.precision], find_unused=unused)
-
-
-def _has_unused(training: Training) -> bool:
-    """Return whether a step leaves parameters without a gradient; the training stays as it is."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        task = copy.deepcopy(training.task).to(training.loader.device).train()
-        batch = training.batch(0)
-        with in_microbatches(task, len(batch.index_B), training.microbatch):
-            losses = task(training.views(batch), replace(batch, crops={}))
-        torch.as_tensor(sum(losses.values())).backward()
-    return any(p.requires_grad and p.grad is None for p in task.parameters())
-
-
-def take_part(workspace: Workspace) -> None:
-    """Take part in every training that process 0 invites to, until it dismisses this process."""
-    processes = workspace.processes
-    while processes.await_call() == TRAIN:
-        with processes.together():
-            _train(workspace, processes)
-
-
-def _train(workspace: Workspace, processes: Processes) -> None:
-    invitation = cast("Invitation", broadcast(cast("Any", None)))
-    training = invitation.training
-    if processes.device.compile:
-        training.task.encoder.compile()
-    precision = FABRIC_PRECISION[training.precision]
-    fabric = processes.fabric(precision, find_unused=invitation.unused)
-    training.loader = Loader(
-        workspace.train,
-        invitation.order.batch_size,
-        invitation.order.seed,
-        invitation.order.num_steps,
-        fabric.device,
-        world_size=processes.size,
-        rank=processes.rank,
-        neighbors=training.task.neighbors_NK,
-        weights=invitation.weights,
-        ahead=invitation.ahead,
+    training, loader = own.training, own.training.loader
+    invitation = Invitation(
+        workspace,
+        stage,
+        without_loader(training),
+        Order(
+            loader.batch_size,
+            loader.seed,
+            loader.num_steps,
+            weights=loader.weights,
+            ahead=loader.ahead,
+        ),
+        selecting,
+        own.tracker.settings,
+        recorded,
     )
-    if training.passes is not None:
-        own = build_fabric(processes.device.accelerator, precision=precision)
-        use_recorded_outputs(training, own, workspace)
-    with tempfile.TemporaryDirectory(prefix="ssdistill-") as folder:
-        # A record that nobody reads: process 0 keeps the one that counts.
-        run = Run(folder, stage="train", digest="", seed=0)
-        fit(training, fabric, Tracker(run, invitation.tracking))
+    return workspace.processes.do(_train, invitation, own=own)
+
+
+def _train(invitation: Invitation, own: Own | None = None) -> dict[str, float]:
+    training, workspace = invitation.training, invitation.workspace
+    processes = workspace.processes
+    precision = FABRIC_PRECISION[training.precision]
+    if own is None:
+        if processes.device.compile:
+            training.task.encoder.compile()
+        fabric = _fabric_of(processes, precision)
+        neighbors = training.task.neighbors_NK
+        training.loader = invitation.order.loader(workspace.train, fabric.device, neighbors)
+    else:
+        training, fabric = own.training, own.fabric
+        if not is_shared():
+            training.loader.take_part(0, 1)
+    facts: dict[str, float] = {}
+    if invitation.recorded:
+        facts = use_recorded_outputs(training, fabric, workspace)
+    observers = observers_of(
+        training,
+        invitation.selecting,
+        invitation.tracking,
+        invitation.stage,
+        workspace,
+        fabric.device,
+    )
+    if is_shared():
+        fabric = processes.fabric(precision, find_unused=has_unused(training))
+    if own is None:
+        fit_unrecorded(training, fabric, invitation.tracking, observers)
+        return {}
+    return facts | fit(training, fabric, own.tracker, own.on_first_views, observers)
+
+
+def _fabric_of(processes: Processes, precision: Any) -> "Fabric":
+    """Return a Fabric of this process alone, on its own device."""
+    device = processes.device_of_networks
+    devices = [device.index or 0] if device.type == "cuda" else 1
+    return build_fabric(processes.device.accelerator, devices, precision)
 
 
 def require_same(workspace: Workspace, identity: Identity) -> None:
     """Make sure that all processes run the same experiment, on the same images, in one folder.
+
+    What they work on from then on need not be sent.
 
     Raises:
         UserError: what differs, and in which process.
@@ -167,9 +159,19 @@ def require_same(workspace: Workspace, identity: Identity) -> None:
     processes = workspace.processes
     if processes.size == 1:
         return
+    train, test = workspace.train, workspace.test
+    processes.root = workspace.root
+    processes.present = {
+        "workspace": workspace,
+        "processes": processes,
+        "training images": train,
+        "test images": test,
+        "pixels of training images": train.images,
+        "pixels of test images": test.images,
+    }
     facts = {
         "config": identity.digest,
-        "images": (workspace.train.fingerprint, workspace.test.fingerprint),
+        "images": (train.fingerprint, test.fingerprint),
         "code": _code_sha256(),
         "torch": torch.__version__,
     }

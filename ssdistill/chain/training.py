@@ -11,9 +11,9 @@ from torch import Tensor
 from ssdistill.artifacts.artifact import save_encoder
 from ssdistill.artifacts.files import description_sha256
 from ssdistill.chain.arithmetic import choose_arithmetic, step_ratios
-from ssdistill.chain.observers import observers_of
-from ssdistill.chain.recorded_outputs import time_without_teachers, use_recorded_outputs
-from ssdistill.chain.shared_training import shared
+from ssdistill.chain.observers import Selecting
+from ssdistill.chain.recorded_outputs import time_without_teachers
+from ssdistill.chain.shared_training import Own, train_together
 from ssdistill.chain.stage_files import read_json
 from ssdistill.chain.stages import Stage
 from ssdistill.chain.tasks import fresh_encoder, task_of
@@ -30,7 +30,7 @@ from ssdistill.files import write_atomically
 from ssdistill.record.tracker import Tracker
 from ssdistill.settings.registry import TEACHERS
 from ssdistill.teachers import ImageSpec
-from ssdistill.train.loop import Training, fit
+from ssdistill.train.loop import Training
 from ssdistill.train.progress import console
 from ssdistill.train.seeding import derive_seed
 from ssdistill.train.settings import TrainSettings
@@ -96,7 +96,6 @@ def train(
     if recorded:
         time_without_teachers(task)
     training, fabric = prepare(task, settings, stage, workspace, num_steps)
-    facts = use_recorded_outputs(training, fabric, workspace) if recorded else {}
 
     def show(views: list[Tensor]) -> None:
         height, width = (max(view.shape[axis] for view in views) for axis in (2, 3))
@@ -108,20 +107,16 @@ def train(
         images, height, count, width, _ = rows.shape
         tracker.log_images(0, {"views": rows.reshape(images * height, count * width, 3)})
 
-    observers = observers_of(training, settings, tracker.settings, stage, workspace, fabric.device)
-    with shared(training, tracker, workspace.processes, fabric) as fabric:
-        metrics = fit(training, fabric, tracker, on_first_views=show, observers=observers)
-    return (
-        metrics
-        | facts
-        | {
-            "train/steps": training.loader.num_steps,
-            "train/seconds": metrics["time/step_seconds"] * training.loader.num_steps,
-            "train/bf16": int(training.precision == "bf16"),
-            "train/channels_last": int(training.memory_format == torch.channels_last),
-        }
-        | ({"train/fp16": 1} if training.precision == "fp16" else {})
-    )
+    own = Own(training, fabric, tracker, show)
+    selecting = Selecting(settings.select, settings.select_every)
+    metrics = train_together(own, stage, selecting, workspace, recorded=recorded)
+    facts = {
+        "train/steps": training.loader.num_steps,
+        "train/seconds": metrics["time/step_seconds"] * training.loader.num_steps,
+        "train/bf16": int(training.precision == "bf16"),
+        "train/channels_last": int(training.memory_format == torch.channels_last),
+    }
+    return metrics | facts | ({"train/fp16": 1} if training.precision == "fp16" else {})
 
 
 def prepare(

@@ -236,7 +236,8 @@ class Workspace:
         except DamagedFile as error:
             if path.exists():
                 console.print(f"  {path}: damaged ({error.reason}); recomputing it")
-        embedding_ND = extract(encoder, self.train.images, self.image_size, device=self.device)
+        where = {"device": self.device, "team": self.processes}
+        embedding_ND = extract(encoder, self.train.images, self.image_size, **where)
         path.parent.mkdir(parents=True, exist_ok=True)
         content = io.BytesIO()
         np.save(content, embedding_ND.numpy())
@@ -293,7 +294,8 @@ def open_workspace(
     size = experiment.data.image_size or source.default_image_size
     opening = open_stores if decode else known_stores
     stores = opening(source, experiment.data, size, root / "data", experiment.device.workers)
-    data = check_data(experiment, source, stores)
+    # Of several processes, the first alone reads labels.
+    data = check_data(experiment, source, stores, labels=processes is None or processes.rank == 0)
     train, test = stores["train"], stores["test"]
     workspace = Workspace(experiment, root, data.source, train, test, data.classes, data.warnings)
     workspace.processes = processes or workspace.processes

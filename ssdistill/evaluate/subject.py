@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ssdistill.data.labels import class_labels
+from ssdistill.distributed import ALONE, Team
 from ssdistill.errors import UserError
 from ssdistill.evaluate.labels import check_pair, has_several
 from ssdistill.label_free.features import Precision, as_labels, extract
@@ -59,6 +60,7 @@ class Subject:
             default a temporary one that is removed with the subject.
         memory: bytes of features of a split beyond which they are kept in a file and mapped.
         progress: bars on the terminal.
+        team: processes that encode and train together; labels are read in process 0 alone.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Subject:
         folder: str | Path | None = None,
         memory: int = 2**30,
         progress: bool = True,
+        team: Team = ALONE,
     ):
         self.encoder, self.name = encoder, name
         self.splits = {"train": train, "test": test}
@@ -83,6 +86,7 @@ class Subject:
         self.device, self.batch_size = device, batch_size
         self.precision: Precision = precision
         self.folder, self.memory, self.progress = folder, memory, progress
+        self.team = team
         self.seconds: dict[str, float] = {}
         self._features: dict[str, Tensor] = {}
         self._scratch: Path | None = None
@@ -165,6 +169,7 @@ class Subject:
             precision=self.precision,
             progress=self.progress if progress is None else progress,
             out=out,
+            team=self.team,
         )
 
     def labels(self, split: str) -> Tensor:

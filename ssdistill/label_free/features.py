@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from ssdistill.data.views import eval_view
+from ssdistill.distributed import ALONE, Assembled, Team, each, is_shared
 from ssdistill.errors import UserError, nearest
 from ssdistill.label_free.rows import piece_rows
 from ssdistill.models.representation import Representation
@@ -32,6 +33,7 @@ def extract(
     precision: Precision = "fp32",
     progress: bool = True,
     out: Callable[[int, int], Tensor] = torch.empty,
+    team: Team = ALONE,
 ) -> Tensor:
     """Return embeddings of all images, in order, under the deterministic evaluation view.
 
@@ -49,9 +51,11 @@ def extract(
         progress: a bar on the terminal (none where the output is not one).
         out: makes the float32 (N, D) tensor to be filled, such as one mapped to a file, once D
             is known.
+        team: processes that encode whole batches by turns: the numbers are those of one. A single
+            batch, and what a runtime encodes on all cores by itself, is left to process 0.
 
     Returns:
-        embedding_ND, float32 on the CPU: what ``out`` made.
+        embedding_ND, float32 on the CPU: what ``out`` made; no rows except in process 0.
 
     Raises:
         UserError: no images, pixels that are neither uint8 nor float32 in [0, 1], other channels
@@ -63,31 +67,60 @@ def extract(
             f"unknown precision '{precision}'{nearest(precision, PRECISIONS)}; "
             f"choose one of {', '.join(PRECISIONS)}"
         )
-    with evaluating(encoder, device) as target, torch.inference_mode(), _cast(target, precision):
-        batch_size = batch_size or (64 if target.type == "cpu" else 512)
-        embedding_ND: Tensor | None = None
-        for start in _starts(len(images_NHWC), batch_size, progress):
-            part = images_NHWC[start : start + batch_size]
-            _check_range(part)
-            # A copy: what a read-only map lends must not become a writable tensor.
-            images_BHWC = part if isinstance(part, Tensor) else torch.from_numpy(np.array(part))
-            x_BCHW = eval_view(images_BHWC.to(target), image_size)
-            z_BD = encoder(x_BCHW.contiguous(memory_format=torch.channels_last)).embedding_BD
-            _check_rows(z_BD, len(part), None if embedding_ND is None else embedding_ND.shape[1])
+    target = target_of(encoder, device)
+    batch_size = batch_size or (64 if target.type == "cpu" else 512)
+    if not isinstance(encoder, nn.Module) or len(images_NHWC) <= batch_size:
+        team = team if isinstance(team, Assembled) else ALONE
+    arguments = encoder, images_NHWC, image_size, batch_size, target, precision
+    return team.do(_extract, *arguments, progress=progress, out=out)
+
+
+def _extract(
+    encoder: Callable[[Tensor], Representation],
+    images_NHWC: np.ndarray | Tensor,
+    image_size: Size,
+    batch_size: int,
+    device: torch.device,
+    precision: Precision,
+    *,
+    progress: bool = False,
+    out: Callable[[int, int], Tensor] = torch.empty,
+) -> Tensor:
+    def encode(start: int) -> Tensor:
+        part = images_NHWC[start : start + batch_size]
+        _check_range(part)
+        # A copy: what a read-only map lends must not become a writable tensor.
+        images_BHWC = part if isinstance(part, Tensor) else torch.from_numpy(np.array(part))
+        x_BCHW = eval_view(images_BHWC.to(device), image_size)
+        z_BD = encoder(x_BCHW.contiguous(memory_format=torch.channels_last)).embedding_BD
+        _check_rows(z_BD, len(part))
+        return sendable(z_BD)
+
+    starts = range(0, len(images_NHWC), batch_size)
+    embedding_ND: Tensor | None = None
+    with evaluating(encoder, device), torch.inference_mode(), _cast(device, precision):
+        for start, z_BD in _tracked(each(starts, encode), len(starts), progress):
             if embedding_ND is None:
                 # A tensor made in inference mode could be fed to nothing that differentiates.
                 with torch.inference_mode(False):
                     embedding_ND = out(len(images_NHWC), z_BD.shape[1])
+            _check_rows(z_BD, len(z_BD), embedding_ND.shape[1])
             embedding_ND[start : start + len(z_BD)] = z_BD
-    return cast("Tensor", embedding_ND)  # there is at least one image
+    return torch.empty(0, 0) if embedding_ND is None else embedding_ND
 
 
-def _check_rows(z_BD: Tensor, count: int, width: int | None) -> None:
+def sendable(z_BD: Tensor) -> Tensor:
+    """Return rows as float32 on the CPU, alone in their memory where they are to be sent."""
+    z_BD = z_BD.float().cpu()
+    return z_BD.clone(memory_format=torch.contiguous_format) if is_shared() else z_BD
+
+
+def _check_rows(z_BD: Tensor, count: int, width: int | None = None) -> None:
     """Raise UserError unless an encoder gave one row of real numbers for each image.
 
     Args:
         count: of images.
-        width: of the rows it gave before; None for the first.
+        width: of the rows it gave before; None for any.
     """
     is_plain = z_BD.layout is torch.strided and not z_BD.is_meta and not z_BD.is_complex()
     fits = z_BD.ndim == 2 and len(z_BD) == count and width in (None, z_BD.shape[1])
@@ -226,10 +259,11 @@ def _check_range(images_BHWC: Any) -> None:
         )
 
 
-def _starts(num_images: int, batch_size: int, progress: bool) -> Iterable[int]:
-    starts = range(0, num_images, batch_size)
+def _tracked(
+    parts: Iterable[tuple[int, Tensor]], count: int, progress: bool
+) -> Iterable[tuple[int, Tensor]]:
     shown = progress and get_console().is_terminal
-    return track(starts, "encoding", transient=True, disable=not shown)
+    return track(parts, "encoding", total=count, transient=True, disable=not shown)
 
 
 def _cast(device: torch.device, precision: Precision) -> Any:
@@ -238,14 +272,20 @@ def _cast(device: torch.device, precision: Precision) -> Any:
     return torch.autocast(device.type, torch.bfloat16)
 
 
+def target_of(encoder: Any, device: str | torch.device | None) -> torch.device:
+    """Return where to encode: ``device``, or by default where the encoder is."""
+    parameters = encoder.parameters() if isinstance(encoder, nn.Module) else ()
+    home = next((t.device for t in parameters), torch.device("cpu"))
+    return home if device is None else torch.device(device)
+
+
 @contextmanager
 def evaluating(encoder: Any, device: str | torch.device | None) -> Iterator[torch.device]:
     """Eval mode on ``device``; restores every module's mode and device afterwards."""
     if not isinstance(encoder, nn.Module):
-        yield torch.device(device or "cpu")
+        yield target_of(encoder, device)
         return
-    home = next((t.device for t in encoder.parameters()), torch.device("cpu"))
-    target_device = torch.device(device) if device is not None else home
+    home, target_device = target_of(encoder, None), target_of(encoder, device)
     modes = [(module, module.training) for module in encoder.modules()]
     try:
         encoder.eval()

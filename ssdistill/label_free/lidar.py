@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from rich import get_console
 from rich.progress import track
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssdistill.data.recipes import ViewRecipe
 from ssdistill.data.views import make_view
+from ssdistill.distributed import ALONE, Assembled, Team, each
 from ssdistill.errors import UserError
 from ssdistill.label_free.collapse import ROUNDING, alignment, entropy_rank
-from ssdistill.label_free.features import evaluating
+from ssdistill.label_free.features import evaluating, sendable, target_of
 from ssdistill.models.representation import Representation
 from ssdistill.settings import Size
 
@@ -88,13 +89,14 @@ def view_metrics(
     recipe: ViewRecipe,
     size: Size,
     device: str | torch.device | None = None,
+    team: Team = ALONE,
 ) -> dict[str, float]:
     """Compute the metrics that require several views of an image.
 
     Costs two views of every image, and ``VIEWS`` of ``IMAGES`` of them at most, evenly spread.
 
     Args:
-        encoder, images_NHWC, index_N, recipe, size, device: as for :func:`view_embeddings`.
+        encoder, images_NHWC, index_N, recipe, size, device, team: as for :func:`view_embeddings`.
 
     Returns:
         ``collapse/alignment`` of two views of every image, and ``collapse/lidar``.
@@ -103,7 +105,8 @@ def view_metrics(
         UserError: fewer than two images.
     """
     few = slice(None, None, -(-len(images_NHWC) // IMAGES))
-    encoded = partial(view_embeddings, encoder, recipe=recipe, size=size, device=device)
+    where = {"device": device, "team": team}
+    encoded = partial(view_embeddings, encoder, recipe=recipe, size=size, **where)
     pair_VND = encoded(images_NHWC, index_N, views=(0, 1))
     # The first two of the views serve both metrics.
     more_VND = encoded(images_NHWC[few], index_N[few], views=range(2, VIEWS))
@@ -124,6 +127,7 @@ def view_embeddings(
     batch_size: int = 512,
     device: str | torch.device | None = None,
     progress: bool = True,
+    team: Team = ALONE,
 ) -> Tensor:
     """Return embeddings of several augmented views of every image.
 
@@ -140,28 +144,53 @@ def view_embeddings(
         batch_size: images encoded at a time.
         device: where to draw and encode; default: where the encoder is.
         progress: a bar on the terminal (none where the output is not one).
+        team: as for :func:`ssdistill.label_free.features.extract`.
 
     Returns:
-        z_VND, float32 on the CPU.
+        z_VND, float32 on the CPU; empty except in process 0.
     """
+    if not isinstance(encoder, nn.Module):
+        team = team if isinstance(team, Assembled) else ALONE
+    drawn = images_NHWC, index_N, recipe, size, tuple(views), batch_size
+    return team.do(_view_embeddings, encoder, *drawn, target_of(encoder, device), progress=progress)
+
+
+def _view_embeddings(
+    encoder: Callable[[Tensor], Representation],
+    images_NHWC: np.ndarray,
+    index_N: Tensor,
+    recipe: ViewRecipe,
+    size: Size,
+    views: tuple[int, ...],
+    batch_size: int,
+    device: torch.device,
+    *,
+    progress: bool = False,
+) -> Tensor:
+    def encode(part: tuple[int, slice]) -> Tensor:
+        number, rows = part
+        x_BCHW = make_view(
+            torch.from_numpy(np.array(images_NHWC[rows])).to(device),
+            recipe,
+            seed=0,
+            epoch=0,
+            index_B=index_N[rows].to(device),
+            view=views[number],
+            size=size,
+        )
+        return sendable(encoder(x_BCHW.contiguous(memory_format=torch.channels_last)).embedding_BD)
+
     embeddings_by_view: list[list[Tensor]] = [[] for _ in views]
-    parts: list[Any] = [
+    parts = [
         (number, slice(start, start + batch_size))
         for number in range(len(views))
         for start in range(0, len(images_NHWC), batch_size)
     ]
     shown = progress and get_console().is_terminal
-    with evaluating(encoder, device) as target_device, torch.inference_mode():
-        for number, rows in track(parts, "encoding views", transient=True, disable=not shown):
-            x_BCHW = make_view(
-                torch.from_numpy(np.array(images_NHWC[rows])).to(target_device),
-                recipe,
-                seed=0,
-                epoch=0,
-                index_B=index_N[rows].to(target_device),
-                view=views[number],
-                size=size,
-            )
-            z_BD = encoder(x_BCHW.contiguous(memory_format=torch.channels_last)).embedding_BD
-            embeddings_by_view[number].append(z_BD.float().cpu())
+    bar: dict[str, Any] = {"total": len(parts), "transient": True, "disable": not shown}
+    with evaluating(encoder, device), torch.inference_mode():
+        for (number, _), z_BD in track(each(parts, encode), "encoding views", **bar):
+            embeddings_by_view[number].append(z_BD)
+    if not embeddings_by_view[0]:  # process 0 has them
+        return torch.empty(0, 0, 0)
     return torch.stack([torch.cat(of_view) for of_view in embeddings_by_view])

@@ -51,14 +51,19 @@ def say(line: object) -> None:
     _write(f"{line}\n")
 
 
-def complain(line: object) -> None:
-    """Print one line to standard error; one that takes nothing does not end the command."""
-    if sys.stderr is not None:
+def complain(line: object, to: TextIO | None = None) -> None:
+    """Print one line to standard error; one that takes nothing does not end the command.
+
+    Args:
+        to: standard error as it was before something replaced it.
+    """
+    stream = to or sys.stderr
+    if stream is not None:
         try:
-            sys.stderr.write(f"{line}\n")
-            sys.stderr.flush()
+            stream.write(f"{line}\n")
+            stream.flush()
         except OSError:
-            mute(sys.stderr)
+            mute(stream)
 
 
 def mute(stream: TextIO) -> None:

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from ssdistill.distributed import world_size
+
 
 class SharedLayer:
     """The deepest weight of a network at which every loss has a gradient.
@@ -50,6 +52,10 @@ class SharedLayer:
         Args:
             losses: scalars, by name.
             backward: what runs a backward pass; Fabric insists on its own.
+
+        Returns:
+            those of this process's part of the batch; their mean over the processes is that of
+            the whole batch.
         """
         names = [self.name] if self.name else list(self._weights)
         gradients_by_loss = {}
@@ -71,6 +77,9 @@ class SharedLayer:
         self, loss: Tensor, names: list[str], backward: Callable[..., None]
     ) -> list[Tensor | None]:
         weights = [self._weights[name] for name in names]
+        if world_size() > 1:
+            # What waits for gradients to average them over processes must not notice.
+            return list(torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True))
         before = [weight.grad for weight in weights]
         for weight in weights:
             weight.grad = None

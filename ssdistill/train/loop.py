@@ -160,16 +160,18 @@ def fit(
             if step == 0:
                 on_first_views(views)
             logged = tracker.due(step) or step == num_steps - 1
-            # The backward passes that compare losses would each wait for the other processes.
-            compare = tracker.gradients_due(step) and world_size() == 1
+            compare = tracker.gradients_due(step)
             values = update(views, batch, logged, compare)
             state.advance(seconds := time.perf_counter() - began)
             waiting.step(seconds)
+            observed: dict[str, Tensor | float] = {}
             for observer in observers:
-                values |= observer.after_step(step, batch, task)
+                observed |= observer.after_step(step, batch, task)
             began = time.perf_counter()
             if logged:
                 metrics = mean_values(values, fabric.device)
+                # Not of every process: observers may be in the first one alone.
+                metrics |= {n: float(torch.as_tensor(x).detach()) for n, x in observed.items()}
                 last_embeddings = [all_gather_rows(z.float()) for z in task.last_embeddings[:2]]
                 # A single image has no spread, and cannot have collapsed.
                 last_embeddings = [z for z in last_embeddings if len(z) > 1]

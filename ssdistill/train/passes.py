@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ssdistill.data.batch import Batch
+from ssdistill.distributed import mean_over_processes
 from ssdistill.errors import UserError
 from ssdistill.train.gradients import SharedLayer
 from ssdistill.train.loss_scale import loss_scale_of
@@ -86,7 +87,8 @@ class Passes:
         if self.accumulate > 1:
             self.task.last_embeddings = [torch.cat(z) for z in zip(*embeddings, strict=True)]
         scale = loss_scale_of(self.fabric) if pulls else 1.0
-        return losses, {name: gradient.norm() / scale for name, gradient in pulls.items()}
+        pulls = {name: mean_over_processes(pull) for name, pull in pulls.items()}
+        return losses, {name: pull.norm() / scale for name, pull in pulls.items()}
 
     def _forward(self, views: list[Tensor], batch: Batch) -> dict[str, Tensor]:
         with in_microbatches(self.task, len(batch.index_B), self.microbatch):

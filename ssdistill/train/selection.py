@@ -1,5 +1,6 @@
 """Select the weights of a training run without labels."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -10,12 +11,13 @@ from torch import Tensor, nn
 from ssdistill.data.batch import Batch
 from ssdistill.data.image_set import ImageSet
 from ssdistill.data.recipes import ViewRecipe
+from ssdistill.distributed import ASSEMBLED, rank
 from ssdistill.label_free.collapse import effective_rank
 from ssdistill.label_free.features import extract
 from ssdistill.label_free.lidar import lidar, view_embeddings
 from ssdistill.train.observers import Observer
 from ssdistill.train.task import Task
-from ssdistill.train.watch import Following, sample_indices
+from ssdistill.train.watch import Following, as_in_first, sample_indices
 
 IMAGES = 2000
 """Maximum number of training images for effective rank and agreement."""
@@ -25,6 +27,8 @@ LIDAR_IMAGES, LIDAR_VIEWS = 500, 10
 
 class Criterion(ABC):
     """A label-free score that is large for a good encoder in training.
+
+    All processes of a training measure together; only the first one's value counts.
 
     A subclass sets ``name``; ``select/<name>`` is the metric.
     """
@@ -52,8 +56,9 @@ class EffectiveRank(Criterion):
     def measure(self, task: Task) -> float:
         # No bar: that of the training is on the terminal already.
         encoder, _ = task.exported
-        size = encoder.spec.image_size
-        return effective_rank(extract(encoder, self.images_NHWC, size, progress=False))
+        size, shown = encoder.spec.image_size, as_in_first(encoder)
+        z_ND = extract(shown, self.images_NHWC, size, progress=False, team=ASSEMBLED)
+        return effective_rank(z_ND) if rank() == 0 else math.nan
 
 
 class Lidar(Criterion):
@@ -74,10 +79,10 @@ class Lidar(Criterion):
 
     def measure(self, task: Task) -> float:
         encoder, _ = task.exported
-        view_arguments = self.images_NHWC, self.index_N, self.recipe, encoder.spec.image_size
-        return lidar(
-            view_embeddings(encoder, *view_arguments, views=range(LIDAR_VIEWS), progress=False)
-        )
+        drawn = self.images_NHWC, self.index_N, self.recipe, encoder.spec.image_size
+        how = {"views": range(LIDAR_VIEWS), "progress": False, "team": ASSEMBLED}
+        z_VND = view_embeddings(as_in_first(encoder), *drawn, **how)
+        return lidar(z_VND) if rank() == 0 else math.nan
 
 
 class Agreement(Criterion):

@@ -1,13 +1,16 @@
 """Monitor a student's agreement with its teachers during training, without labels."""
 
+import copy
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssdistill.data.batch import Batch
 from ssdistill.data.image_set import ImageSet
+from ssdistill.distributed import ASSEMBLED, broadcast, rank, world_size
 from ssdistill.errors import UserError
 from ssdistill.label_free.agreement import CKA_AT_LEAST, LinearCKA, side_by_side
 from ssdistill.label_free.collapse import collapse_metrics
@@ -15,6 +18,7 @@ from ssdistill.label_free.features import extract
 from ssdistill.train.observers import Observer
 from ssdistill.train.task import Task
 
+Network = TypeVar("Network", bound=nn.Module)
 IMAGES = 512
 """Maximum number of training images in the sample."""
 EVERY = 0.05
@@ -29,10 +33,27 @@ work: 0.5 to 1 % for any t from a small one up, and half of it with two views.
 """
 
 
+def as_in_first(encoder: Network) -> Network:
+    """Return an encoder in training as process 0 has it; all processes call this.
+
+    Weights are equal in all of them, but batch statistics need not be.
+    """
+    if world_size() == 1:
+        return encoder
+    buffers = broadcast({name: x.cpu() for name, x in encoder.named_buffers()})
+    if rank() == 0:
+        return encoder
+    encoder = copy.deepcopy(encoder)
+    for name, buffer in encoder.named_buffers():
+        buffer.copy_(buffers[name])
+    return encoder
+
+
 class Following:
     """Embeddings of fixed images under the evaluation view, by student and teachers.
 
-    The teachers' are made at the first use; they do not change.
+    The teachers' are made at the first use; they do not change. All processes of a training encode
+    together, and the first one gets the embeddings; the others have no rows.
 
     Args:
         images_NHWC: training images.
@@ -45,11 +66,14 @@ class Following:
     def student(self, task: Task) -> Tensor:
         """Return the student's embeddings, (N, D), on its device."""
         encoder, _ = task.exported
-        size = encoder.spec.image_size
-        return extract(encoder, self.images_NHWC, size, progress=False).to(encoder.device)
+        size, shown = encoder.spec.image_size, as_in_first(encoder)
+        how = {"progress": False, "team": ASSEMBLED}
+        return extract(shown, self.images_NHWC, size, **how).to(encoder.device)
 
     def cka(self, task: Task, student_ND: Tensor | None = None) -> float:
         """Return the CKA of the student with all teachers side by side; NaN if not finite.
+
+        NaN in other processes than the first, too.
 
         Raises:
             UserError: fewer than four images, or a task without teachers.
@@ -61,11 +85,13 @@ class Following:
                     "agreement with a teacher requires a distillation; this task has no teacher"
                 )
             size = task.exported[0].spec.image_size
-            self.teacher_ND = side_by_side(
-                [extract(t, self.images_NHWC, size, progress=False) for t in teachers.values()]
-            )
+            how = {"progress": False, "team": ASSEMBLED}
+            features = [extract(t, self.images_NHWC, size, **how) for t in teachers.values()]
+            self.teacher_ND = side_by_side(features)
         if student_ND is None:
             student_ND = self.student(task)
+        if rank() > 0:
+            return math.nan
         cka = LinearCKA()
         cka.update(student_ND, self.teacher_ND.to(student_ND.device))
         return cka.compute()
@@ -109,11 +135,12 @@ class AgreementWatch(Observer):
         due = steps_done >= self.interval and (self.num_steps - steps_done) % self.interval == 0
         if self.looks and due:
             student_ND = self.following.student(task)
-            collapse = collapse_metrics(student_ND)
+            cka = self.following.cka(task, student_ND)
+            collapse = collapse_metrics(student_ND) if rank() == 0 else {}
             self.last_metrics = {
                 name.replace("/", "/sample/"): value for name, value in collapse.items()
             }
-            self.last_metrics["agree/cka"] = self.following.cka(task, student_ND)
+            self.last_metrics["agree/cka"] = cka
         return dict(self.last_metrics)
 
     def state_dict(self) -> dict[str, Any]:

@@ -18,8 +18,9 @@ from lightning_fabric.plugins.environments import LightningEnvironment
 
 from ssdistill.chain.tasks import assemble
 from ssdistill.data.loader import Loader
-from ssdistill.data.recipes import resolve_recipe
-from ssdistill.distributed import rank, world_size
+from ssdistill.data.recipes import RECIPES, resolve_recipe
+from ssdistill.distributed import ASSEMBLED, rank, world_size
+from ssdistill.errors import UserError
 from ssdistill.experiment.sections import DistillSettings
 from ssdistill.label_free.features import extract
 from ssdistill.models.backbones import Encoder, EncoderSettings, build_encoder
@@ -30,10 +31,13 @@ from ssdistill.settings.registry import LOSSES as LOSSES_BY_KIND
 from ssdistill.settings.registry import METHODS
 from ssdistill.train.fabric import build_fabric, fabric_of_processes
 from ssdistill.train.loop import Training, fit
+from ssdistill.train.observers import Observer
 from ssdistill.train.optim import OptimSettings
 from ssdistill.train.seeding import seed_generators
+from ssdistill.train.selection import Lidar, Selection
 from ssdistill.train.sharding import is_sharded, shard_teachers
 from ssdistill.train.task import Task
+from ssdistill.train.watch import AgreementWatch, as_in_first
 
 WORLD, BATCH, IMAGES, STEPS, SIZE = 2, 16, 48, 50, 16
 HEAD = {"hidden_dim": 16, "output_dim": 8}
@@ -58,6 +62,7 @@ STRICT_STEPS = {"barlow_twins": 5}
 deviations that are almost 0."""
 SHORT_STEPS = 8
 LONG = ("simclr", "moco", "byol", "swav", "infonce", "crd", "rkd", "simreg", "unic", "dino")
+MEASURED = ("grad/", "select/", "agree/", "collapse/sample/")
 PARTS = "gradients of parts"
 """Of each process's images, accumulated and in micro-batches, in a network without batch norm."""
 SHORT = [k for k in LOSSES_BY_KIND.classes if not LOSSES_BY_KIND[k].exact_under_sharding]
@@ -69,11 +74,14 @@ SHARDED = "sharded teachers"
 """A transformer and a CNN, of each of which a process holds its part, in micro-batches."""
 RECOMPUTED = "recomputed activations"
 """With batch norms whose statistics are exchanged in the backward pass once more."""
+OBSERVED = "loss simreg, observed"
+"""With observers that measure in all processes, and give other weights to the first one."""
 CASES = [
     PARTS,
     FLOAT16,
     SHARDED,
     RECOMPUTED,
+    OBSERVED,
     *METHOD_SETTINGS,
     *(f"loss {kind}" for kind in dict.fromkeys([*LOSSES, *SHORT])),
 ]
@@ -103,8 +111,12 @@ def transformer() -> Encoder:
     return build_encoder(EncoderSettings(name="vit_tiny_patch16_224", args=args), SIZE)
 
 
+def kind_of(case: str) -> str:
+    return case.removeprefix("loss ").split(",")[0]
+
+
 def steps_of(case: str) -> int:
-    kind = case.removeprefix("loss ")
+    kind = kind_of(case)
     return STEPS if kind in LONG else SHORT_STEPS
 
 
@@ -131,7 +143,7 @@ def task_of(case: str) -> Task:
     if not case.startswith("loss "):
         student = transformer() if case == "mae" else encoder(0)
         return METHODS.build(METHODS.schema(case)(steps=STEPS, **METHOD_SETTINGS[case]), student)
-    settings = DistillSettings(steps=STEPS, losses={"it": {"kind": case.removeprefix("loss ")}})
+    settings = DistillSettings(steps=STEPS, losses={"it": {"kind": kind_of(case)}})
     teacher = encoder(1)
     task = assemble(encoder(0), {"teacher": teacher}, settings, IMAGES)
     embedding_ND = extract(teacher, Images().images, SIZE, progress=False)
@@ -139,6 +151,34 @@ def task_of(case: str) -> Task:
         if loss.fits_teacher:
             loss.fit_teacher(Representation(embedding_ND, None))
     return task
+
+
+def observers_for(training: Training) -> list[Observer]:
+    num_steps = training.loader.num_steps
+    watch = AgreementWatch(Images(), num_steps, BATCH, seed=0)
+    watch.looks, watch.interval = True, 5
+    return [Selection(Lidar(Images(), 0, RECIPES["weak"]), num_steps, 0.2), watch]
+
+
+def measure(folder: Path) -> None:
+    """Encode in both processes, with the batch statistics of the first one."""
+    network = encoder(0).train()
+    for buffer in network.buffers():
+        buffer += rank()
+    images = Images().images
+    z_ND = extract(as_in_first(network), images, SIZE, batch_size=7, team=ASSEMBLED)
+    if rank() == 0:
+        torch.save((z_ND, extract(network, images, SIZE, batch_size=7)), folder / "measured.pt")
+    else:
+        assert len(z_ND) == 0 and network.training
+    try:
+        dark = np.full((14, SIZE, SIZE, 3), 2.0, np.float32)
+        dark[:7] = 0.5
+        extract(network, dark, SIZE, batch_size=7, team=ASSEMBLED)
+    except UserError as error:  # found by process 1, and raised where errors are reported
+        assert rank() == 0 and "must be in [0, 1]" in str(error)
+    else:
+        assert rank() == 1
 
 
 def train(case: str, folder: Path) -> None:
@@ -165,7 +205,8 @@ def train(case: str, folder: Path) -> None:
     seed_generators(4, "training")
     tracking = TrackingSettings(wandb="disabled", log_every=1)
     run = Run(folder / f"{case} {rank()}", stage="pretrain", digest="d" * 64, seed=0)
-    fit(training, fabric, Tracker(run, tracking))
+    observers = observers_for(training) if case == OBSERVED else []
+    fit(training, fabric, Tracker(run, tracking), observers=observers)
     torch.save(task.state_dict(), run.folder / "weights.pt")
     if case == SHARDED and world_size() > 1:
         torch.save(sharded_teachers(task), run.folder / "teachers.pt")
@@ -200,6 +241,7 @@ def process(number: int, folder: Path) -> None:
     os.environ |= {"LOCAL_RANK": str(number), "WORLD_SIZE": str(WORLD)}
     meeting = f"file://{folder / 'meeting'}"
     dist.init_process_group("gloo", init_method=meeting, rank=number, world_size=WORLD)
+    measure(folder)
     for case in CASES:
         train(case, folder)
     dist.destroy_process_group()
@@ -212,10 +254,19 @@ def shared(tmp_path_factory) -> Path:
     return folder
 
 
+def test_both_encode_with_the_statistics_of_the_first(shared):
+    together, alone = torch.load(shared / "measured.pt", weights_only=True)
+    assert together.shape == (IMAGES, 16) and torch.equal(together, alone)
+
+
 def results(folder: Path, case: str, number: int) -> tuple[list[float], dict]:
     place = folder / f"{case} {number}"
     losses = [line["loss/total"] for line in read_metrics(place)]
     return losses, torch.load(place / "weights.pt", weights_only=True)
+
+
+def lines(folder: Path, case: str) -> list[dict]:
+    return read_metrics(folder / f"{case} 0")
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -230,8 +281,15 @@ def test_two_processes_train_as_one(case, shared, tmp_path):
     strict = STRICT_STEPS.get(case, STEPS)
     rel = 1e-3 if case == FLOAT16 else 1e-5  # the parts' gradients are rounded to ten bits
     assert first_losses[:strict] == pytest.approx(losses[:strict], rel=rel, abs=1e-6)
+    names = set().union(*lines(tmp_path, case))
+    assert case != OBSERVED or {"select/lidar", "agree/cka", "grad/it"} <= names
+    for own, whole in zip(lines(shared, case), lines(tmp_path, case), strict=True):
+        assert own.keys() == whole.keys()
+        measured = {k: v for k, v in whole.items() if k.startswith(MEASURED)}
+        if own["step"] < strict:
+            assert own == pytest.approx(own | measured, rel=1e-3, abs=1e-4)
     for name, value in first.items():
-        assert torch.equal(value, second[name]), name
+        assert case == OBSERVED or torch.equal(value, second[name]), name
         if strict < STEPS:
             continue
         error = (value.double() - weights[name].double()).abs().max()

@@ -19,7 +19,7 @@ from ssdistill.chain.lost_processes import EXIT_LOST
 from ssdistill.chain.plan import plan_stages
 from ssdistill.chain.process_group import Processes
 from ssdistill.chain.run import do, follow, name_of
-from ssdistill.chain.shared_training import DISMISSED, require_same
+from ssdistill.chain.shared_training import require_same
 from ssdistill.chain.stages import Identity, Stage
 from ssdistill.chain.workspace import open_workspace
 from ssdistill.errors import UserError
@@ -138,7 +138,7 @@ def run_stage(experiment: Experiment, root: Path, name: str) -> int:
         require_same(workspace, identity)
         processes.doing = name_of(stages[name])
         do(stages[name], workspace, identity)
-        processes.call(DISMISSED)
+        processes.dismiss()
     return 0
 
 

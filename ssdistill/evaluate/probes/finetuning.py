@@ -115,6 +115,7 @@ def finetune(subject: Subject, how: FineTuning) -> SupervisedResult:
         subject.test.images,
         batch_size=subject.batch_size,
         progress=subject.progress,
+        team=subject.team,
         **encode,
     )
     with torch.no_grad():

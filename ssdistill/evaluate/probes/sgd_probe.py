@@ -22,6 +22,7 @@ from ssdistill.evaluate.probes.supervised import (
 from ssdistill.evaluate.subject import Subject
 from ssdistill.label_free.features import as_probe_data, evaluating
 from ssdistill.label_free.rows import piece_rows, standardization
+from ssdistill.models.representation import Representation
 from ssdistill.train.optim import OptimSettings
 
 Scaling = Literal["raw", "standard", "unit_standard"]
@@ -128,9 +129,10 @@ def train_heads(
     scale = _scale(train_ND, how.scaling)
     heads = Heads(len(lrs), *first, *scale, unit=how.scaling == "unit_standard")
     rates = [lr / max(lrs) for lr in lrs]
+    encode = _Frozen(subject.encoder, bf16=subject.precision == "bf16")
     with evaluating(subject.encoder, home_of(subject)):
         loss = fit_with_labels(
-            HeadsTask(heads, _encoding(subject), target_N, rates),
+            HeadsTask(heads, encode, target_N, rates),
             subject,
             rows_M,
             how,
@@ -156,17 +158,21 @@ def _scale(train_ND: Tensor, scaling: Scaling) -> tuple[Tensor | None, Tensor | 
     return mean_D.float(), (var_D.clamp(min=0) + 1e-5).rsqrt().float()
 
 
-def _encoding(subject: Subject) -> Callable[[Tensor], Tensor]:
-    """The encoder as a function that leaves no trace, of views to float32 features."""
-    bf16 = subject.precision == "bf16"
+class _Frozen:
+    """The encoder as a function that leaves no trace, of views to float32 features.
 
-    def encode(x_BCHW: Tensor) -> Tensor:
-        with torch.no_grad(), torch.autocast(x_BCHW.device.type, torch.bfloat16, enabled=bf16):
-            z_BD = subject.encoder(x_BCHW).embedding_BD
+    No module: what trains must not count its weights among its own.
+    """
+
+    def __init__(self, encoder: Callable[[Tensor], Representation], *, bf16: bool):
+        self.encoder, self.bf16 = encoder, bf16
+
+    def __call__(self, x_BCHW: Tensor) -> Tensor:
+        cast = torch.autocast(x_BCHW.device.type, torch.bfloat16, enabled=self.bf16)
+        with torch.no_grad(), cast:
+            z_BD = self.encoder(x_BCHW).embedding_BD
         # A runtime may work in inference mode, and on another device than the heads.
         return z_BD.float().clone().to(x_BCHW.device)
-
-    return encode
 
 
 def _choose(

@@ -2,17 +2,17 @@
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, cast
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import numpy as np
 import torch
 from pydantic import BeforeValidator, ValidationError
 from torch import Tensor, nn
 
-from ssdistill.data.loader import Loader
 from ssdistill.data.recipes import RECIPES, ViewRecipe, resolve_recipe
 from ssdistill.data.recipes_of_images import suited
+from ssdistill.distributed import ALONE, Team, is_shared
 from ssdistill.errors import UserError
 from ssdistill.evaluate.protocols import Protocol
 from ssdistill.evaluate.subject import Subject
@@ -22,6 +22,10 @@ from ssdistill.settings.wording import what_is_wrong
 from ssdistill.train.optim import OptimSettings
 from ssdistill.train.seeding import derive_seed, own_generators
 from ssdistill.train.task import Task
+
+if TYPE_CHECKING:
+    from ssdistill.train.loop import Training
+    from ssdistill.train.sharing import Order
 
 HeadInit = Literal["zero", "normal", "uniform"]
 
@@ -163,7 +167,8 @@ def fit_with_labels(
     """Train ``task`` on some of the training images; it holds their labels itself.
 
     Nothing is kept between two calls: a training that is interrupted starts anew. The global
-    generators are left as they were.
+    generators are left as they were. The processes of the subject's team each train on a part of
+    every batch, unless it cannot be divided among them.
 
     Args:
         rows_M: positions of the training images.
@@ -177,22 +182,14 @@ def fit_with_labels(
         UserError: the loss is not finite.
     """
     # Fabric takes seconds to import, and a config that names this protocol imports this file.
-    from ssdistill.train.fabric import build_fabric
-    from ssdistill.train.loop import Training, fit
+    from ssdistill.train.loop import Training
+    from ssdistill.train.sharing import Order
 
-    device = home_of(subject)
     batch_size, num_steps = how.length(len(rows_M))
-    devices = 1 if device.type == "cpu" else [device.index or 0]
+    rows = rows_M.cpu().numpy().astype(np.int64)
     training = Training(
         task=task,
-        loader=Loader(
-            subject.train,
-            batch_size,
-            derive_seed(how.seed, "order"),
-            num_steps,
-            device,
-            rows=rows_M.cpu().numpy().astype(np.int64),
-        ),
+        loader=cast("Any", None),  # every process has its own
         recipes=(how.recipe,),
         optim=optim,
         seed=derive_seed(how.seed, "views"),
@@ -200,20 +197,48 @@ def fit_with_labels(
         checkpoint_seconds=float("inf"),
         memory_format=torch.channels_last,
         image_size=subject.image_size,
-        progress=subject.progress,
+        progress=False,
     )
+    order = Order(batch_size, derive_seed(how.seed, "order"), num_steps, rows=rows)
+    # What a runtime encodes uses all cores by itself.
+    divisible = batch_size % subject.team.size == 0 and isinstance(subject.encoder, nn.Module)
+    team = subject.team if divisible else ALONE
+    arguments = training, order, subject.train, home_of(subject), precision, how.seed
+    try:
+        return team.do(_fit, subject.team, *arguments, progress=subject.progress)
+    except UserError as error:
+        raise UserError(f"{how.title} of '{subject.name}': {error}") from error
+
+
+def _fit(
+    team: Team,
+    training: "Training",
+    order: "Order",
+    images: Any,
+    device: torch.device,
+    precision: Literal["32-true", "bf16-mixed"],
+    seed: int,
+    *,
+    progress: bool = False,
+) -> list[float]:
+    from ssdistill.train.fabric import build_fabric
+    from ssdistill.train.loop import fit
+    from ssdistill.train.sharing import has_unused
+
+    training = replace(training, loader=order.loader(images, device), progress=progress)
     quiet = TrackingSettings(
-        wandb="disabled", log_every=max(1, num_steps // LINES), gradients_every=None
+        wandb="disabled", log_every=max(1, order.num_steps // LINES), gradients_every=None
     )
-    fabric = build_fabric(device.type, devices, precision)
     # The loop always writes a record; this one is discarded.
-    with tempfile.TemporaryDirectory() as folder, own_generators(how.seed, how.title):
-        identity = {"digest": how.title, "seed": how.seed, "kind": how.title}
+    with tempfile.TemporaryDirectory() as folder, own_generators(seed, training.title):
+        if is_shared():
+            fabric = team.fabric(precision, find_unused=has_unused(training))
+        else:
+            devices = 1 if device.type == "cpu" else [device.index or 0]
+            fabric = build_fabric(device.type, devices, precision)
+        identity = {"digest": training.title, "seed": seed, "kind": training.title}
         with Run(folder, stage="evaluate", **identity) as run:
-            try:
-                fit(training, fabric, Tracker(run, quiet))
-            except UserError as error:
-                raise UserError(f"{how.title} of '{subject.name}': {error}") from error
+            fit(training, fabric, Tracker(run, quiet))
         return [line["loss/total"] for line in read_metrics(folder)]
 
 

@@ -89,14 +89,19 @@ def test_macs_of_a_file_are_those_of_the_network_it_was_made_from(tmp_path, monk
 
 def test_views_are_drawn_by_the_recipe_of_the_data(monkeypatch):
     subject, seen = color_subject(n_test=9), []
-    monkeypatch.setattr(evaluation_module, "view_metrics", lambda *args: seen.append(args) or {})
+
+    def measured(*args, **where):
+        assert where == {"device": subject.device, "team": subject.team}
+        return seen.append(args) or {}
+
+    monkeypatch.setattr(evaluation_module, "view_metrics", measured)
     for recipe, name in ((None, "strong"), ("digits", "digits")):
         source = SimpleNamespace(default_recipe=recipe)
         workspace = SimpleNamespace(source=source, test=subject.test)
         store = type("Store", (), {"__len__": lambda s: 9, "images": subject.test.images})()
         workspace.test = store
         evaluation_module.of_views(subject, workspace, slice(0, 9, 2))
-        encoder, images, index_N, used, size, _ = seen.pop()
+        encoder, images, index_N, used, size = seen.pop()
         assert used == evaluation_module.RECIPES[name] and encoder is subject.encoder
         assert index_N.tolist() == [0, 2, 4, 6, 8] and size == subject.image_size
         assert np.array_equal(images, subject.test.images[::2])

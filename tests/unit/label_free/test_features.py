@@ -168,5 +168,5 @@ def test_a_bar_is_drawn_on_a_terminal_where_one_is_wanted(progress, terminal, mo
 
     monkeypatch.setattr(features, "track", track)
     monkeypatch.setattr(features, "get_console", lambda: SimpleNamespace(is_terminal=terminal))
-    assert list(features._starts(5, 2, progress)) == [0, 2, 4]
+    assert list(features._tracked(iter([0, 2, 4]), 3, progress)) == [0, 2, 4]
     assert drawn == [progress and terminal]
