@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from ssdistill.artifacts.description import DESCRIPTION, read_description
 from ssdistill.artifacts.files import description_sha256, read_checked
 from ssdistill.chain.data_checks import FEW_IMAGES, check_data
 from ssdistill.chain.process_group import Processes
+from ssdistill.chain.remote_runs import RemoteRuns
 from ssdistill.chain.requirements import check_device, check_networks
 from ssdistill.chain.stage_files import read_array
 from ssdistill.chain.stages import Stage
@@ -43,9 +44,6 @@ from ssdistill.settings import Settings, Size, as_size
 from ssdistill.settings.registry import METHODS, TEACHERS
 from ssdistill.teachers import ImageSpec
 from ssdistill.train.progress import console
-
-if TYPE_CHECKING:
-    from ssdistill.chain.remote_runs import RemoteRuns
 
 MODEL = "model"
 """Folder, inside a stage's, of the encoder it made."""
@@ -76,7 +74,7 @@ class Workspace:
     classes: str | None = None
     warnings: list[str] = field(default_factory=list)
     processes: Processes = field(default_factory=Processes)
-    remote: "RemoteRuns | None" = None
+    remote: RemoteRuns | None = None
     _specs: dict[str, EncoderSpec] = field(default_factory=dict)
     _built: dict[str, Encoder] = field(default_factory=dict)
 

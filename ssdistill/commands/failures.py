@@ -134,3 +134,14 @@ def _config(words: Sequence[str]) -> str:
             file = reading.find_config(word)
             return f"# {file}\n{file.read_text(encoding='utf-8', errors='backslashreplace')}"
     return "none"
+
+
+def is_another_process() -> bool:
+    """Whether another of several processes will print the error, which it is given time for."""
+    from ssdistill.chain.processes import SECONDS_FOR_THE_FIRST, several_processes
+
+    launch = several_processes()
+    if launch is None or launch.rank == 0:
+        return False
+    time.sleep(SECONDS_FOR_THE_FIRST)
+    return True

@@ -3,14 +3,18 @@
 import argparse
 import logging
 import sys
-import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
 from ssdistill.commands.benchmark import add_benchmark
 from ssdistill.commands.data.group import add_data
-from ssdistill.commands.failures import explanation, require_current_folder, save_report
+from ssdistill.commands.failures import (
+    explanation,
+    is_another_process,
+    require_current_folder,
+    save_report,
+)
 from ssdistill.commands.probe.command import add_probe
 from ssdistill.commands.restore import add_restore
 from ssdistill.errors import UserError, shortened, was_interrupted
@@ -56,7 +60,7 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 def _failed(error: BaseException, words: Sequence[str], runs: object, debug: bool) -> int:
     """Print a one-line error; write a report if it is an internal error."""
-    if _is_another_process():
+    if is_another_process():
         return EXIT_USER_ERROR
     if debug and not isinstance(error, KeyboardInterrupt):
         traceback.print_exception(error)
@@ -71,17 +75,6 @@ def _failed(error: BaseException, words: Sequence[str], runs: object, debug: boo
     place = f"a report for the developers is in {report}" if report else "add --debug to see where"
     complain(f"internal error: {reason}; {place}")
     return EXIT_INTERNAL
-
-
-def _is_another_process() -> bool:
-    """Whether another of several processes will print the error, which it is given time for."""
-    from ssdistill.chain.processes import SECONDS_FOR_THE_FIRST, several_processes
-
-    launch = several_processes()
-    if launch is None or launch.rank == 0:
-        return False
-    time.sleep(SECONDS_FOR_THE_FIRST)
-    return True
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
