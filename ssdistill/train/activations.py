@@ -66,7 +66,10 @@ def _forward(block: nn.Module, encoder: Encoder, *args: Any, **kwargs: Any) -> A
         return call(*args, **kwargs)
 
     again = _Again(block, encoder, (*args, *kwargs.values()))
-    contexts: Any = lambda: (nullcontext(), again)  # noqa: E731
+
+    def contexts() -> tuple[Any, Any]:
+        return nullcontext(), again
+
     return checkpoint(call, *args, use_reentrant=False, context_fn=contexts, **kwargs)
 
 
