@@ -12,8 +12,6 @@ import torch.distributed as dist
 import torch.distributed.nn.functional as dist_nn
 from torch import Tensor
 
-from ssdistill.errors import UserError
-
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
     from lightning_fabric.connector import _PRECISION_INPUT
@@ -84,14 +82,16 @@ def is_shared() -> bool:
     return _sharing.get()
 
 
-def each(parts: Sequence[P], make: Callable[[P], T]) -> Iterator[tuple[P, T]]:
+def each(
+    parts: Sequence[P], make: Callable[[P], T], told: type[Exception]
+) -> Iterator[tuple[P, T]]:
     """Yield every part, in order, with what ``make`` makes of it.
 
     In a shared piece of work, the processes take turns in making them. Process 0 gets all; the
     others are to iterate, too, and get nothing.
 
-    Raises:
-        UserError: in process 0, whichever process ``make`` raises it in.
+    Args:
+        told: errors of ``make`` that process 0 raises, whichever process they are found in.
     """
     if not is_shared():
         yield from ((part, make(part)) for part in parts)
@@ -99,17 +99,17 @@ def each(parts: Sequence[P], make: Callable[[P], T]) -> Iterator[tuple[P, T]]:
     size, number = world_size(), rank()
     for first in range(0, len(parts), size):
         turn = parts[first : first + size]
-        made = _tried(make, turn[number]) if number < len(turn) else None
+        made = _tried(make, turn[number], told) if number < len(turn) else None
         for part, found in zip(turn, gather_to_first(made), strict=False):
-            if isinstance(found, UserError):
+            if isinstance(found, told):
                 raise found
             yield part, cast("T", found)
 
 
-def _tried(make: Callable[[P], T], part: P) -> T | UserError:
+def _tried(make: Callable[[P], T], part: P, told: type[Exception]) -> T | Exception:
     try:
         return make(part)
-    except UserError as error:
+    except told as error:
         return error
 
 

@@ -99,7 +99,7 @@ def _extract(
     starts = range(0, len(images_NHWC), batch_size)
     embedding_ND: Tensor | None = None
     with evaluating(encoder, device), torch.inference_mode(), _cast(device, precision):
-        for start, z_BD in _tracked(each(starts, encode), len(starts), progress):
+        for start, z_BD in _tracked(each(starts, encode, UserError), len(starts), progress):
             if embedding_ND is None:
                 # A tensor made in inference mode could be fed to nothing that differentiates.
                 with torch.inference_mode(False):

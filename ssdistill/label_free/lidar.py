@@ -189,7 +189,8 @@ def _view_embeddings(
     shown = progress and get_console().is_terminal
     bar: dict[str, Any] = {"total": len(parts), "transient": True, "disable": not shown}
     with evaluating(encoder, device), torch.inference_mode():
-        for (number, _), z_BD in track(each(parts, encode), "encoding views", **bar):
+        made = each(parts, encode, UserError)
+        for (number, _), z_BD in track(made, "encoding views", **bar):
             embeddings_by_view[number].append(z_BD)
     if not embeddings_by_view[0]:  # process 0 has them
         return torch.empty(0, 0, 0)

@@ -72,7 +72,7 @@ def test_functions_inside_others_cannot_be_sent(tmp_path):
 
 
 def squares(numbers, note="of another process"):
-    return [found for _, found in each(numbers, lambda n: n * n)], note, is_shared()
+    return [found for _, found in each(numbers, lambda n: n * n, UserError)], note, is_shared()
 
 
 @pytest.mark.parametrize("team", [ALONE, Processes()], ids=["alone", "processes of one"])
@@ -89,6 +89,6 @@ def test_an_error_in_a_part_is_that_of_the_work():
 
     found = []
     with pytest.raises(UserError, match="two"):
-        for part, _ in each([1, 2, 3], make):
+        for part, _ in each([1, 2, 3], make, UserError):
             found.append(part)
     assert found == [1]
