@@ -18,6 +18,8 @@ from ssdistill.errors import UserError, one_line, shown
 from ssdistill.files import disk_errors, user_path
 from ssdistill.record.run_record import RUN_FILE
 
+WITHOUT_FOLDERS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci", "memory"}
+"""File systems without folders, some of which would make a bucket instead."""
 CACHE = "SSDISTILL_RUNS_CACHE"
 """Variable: where the folders lie that stand for remote ones, instead of ``~/.cache``."""
 
@@ -57,7 +59,7 @@ class RemoteRuns:
         """
         place = f"{self._path}/.access-{secrets.token_hex(8)}"
         with self._errors():
-            self._system.makedirs(self._path, exist_ok=True)
+            self._make_folder_of(place)
             self._system.pipe_file(place, b"x")
             self._system.rm_file(place)
 
@@ -113,7 +115,7 @@ class RemoteRuns:
                 self._system.rm_file(f"{remote}/{RUN_FILE}")
             for name in sorted(names - {RUN_FILE}):
                 place = f"{remote}/{name}"
-                self._system.makedirs(place.rpartition("/")[0], exist_ok=True)
+                self._make_folder_of(place)
                 self._system.put_file(str(folder / name), place)
             for name in sorted(before - names):
                 self._system.rm_file(f"{remote}/{name}")
@@ -131,6 +133,11 @@ class RemoteRuns:
             yield
         finally:
             self.put(stage.folder(self.folder))
+
+    def _make_folder_of(self, place: str) -> None:
+        protocol = self._system.protocol
+        if WITHOUT_FOLDERS.isdisjoint([protocol] if isinstance(protocol, str) else protocol):
+            self._system.makedirs(place.rpartition("/")[0], exist_ok=True)
 
     def _remote(self, folder: Path) -> str:
         return f"{self._path}/{folder.relative_to(self.folder).as_posix()}"

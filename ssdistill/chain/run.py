@@ -145,8 +145,9 @@ def _opened(root: str | Path) -> tuple[Path, RemoteRuns | None]:
 
 
 def _fetch(stages: list[Stage], root: Path, remote: RemoteRuns | None) -> None:
-    for stage in stages if remote else ():
-        remote.fetch(stage.folder(root))
+    if remote:
+        for stage in stages:
+            remote.fetch(stage.folder(root))
 
 
 def follow(experiment: Experiment, root: Path, processes: Processes) -> None:

@@ -4,11 +4,13 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from ssdistill.chain.executors import stage_processes
 from ssdistill.chain.executors.stage_processes import LostProcess, do_in_processes, run_stage
 from ssdistill.chain.plan import plan_stages
 from ssdistill.chain.workspace import open_workspace
@@ -21,7 +23,7 @@ name: processes
 data: {kind: npz, path: DATA}
 teacher: {encoder: {name: resnet10t, stem: small, stem_stride: 2,
   args: {layers: [1, 1, 0, 0], channels: [8, 8, 8, 8], stem_type: deep, stem_width: 8}}}
-pretrain: {kind: simclr, steps: 60, batch_size: 8}
+pretrain: {kind: simclr, steps: 100, batch_size: 8}
 evaluate: null
 device: {precision: fp32, memory_format: contiguous, accelerator: cpu, devices: 2}
 checkpoint_seconds: 0
@@ -37,16 +39,14 @@ def experiment(tmp_path):
     return load_experiment(tmp_path / "x.yaml")[0]
 
 
-def started_by(pid: int) -> list[int]:
-    """Processes that a process has started, and those that these have."""
+def processes_of(stage, variable: str = "") -> list[int]:
+    """Processes that do a stage, those that have something in their environment."""
     found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-        if parent == pid:
-            found += [int(stat.parent.name), *started_by(int(stat.parent.name))]
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            of_stage = stage.digest.encode() in (folder / "cmdline").read_bytes()
+            if of_stage and variable.encode() in (folder / "environ").read_bytes():
+                found.append(int(folder.name))
     return found
 
 
@@ -55,16 +55,11 @@ def test_a_stage_whose_process_is_killed_can_be_started_again(experiment, tmp_pa
     stages = plan_stages(open_workspace(experiment, root))
     (stage,) = (stage for stage in stages if stage.kind == "pretrain")
     place, said = stage.folder(root) / "checkpoint.pt", []
-    before = set(started_by(os.getpid()))
 
     def kill():
         while not place.exists():
             time.sleep(0.02)
-        ours = [pid for pid in started_by(os.getpid()) if pid not in before]
-        second = [
-            pid for pid in ours if b"LOCAL_RANK=1" in Path(f"/proc/{pid}/environ").read_bytes()
-        ]
-        os.kill(second[0], signal.SIGKILL)
+        os.kill(processes_of(stage, "LOCAL_RANK=1")[0], signal.SIGKILL)
 
     threading.Thread(target=kill, daemon=True).start()
     with pytest.raises(LostProcess, match=r"process 1 was killed.*run the same command again"):
@@ -72,11 +67,11 @@ def test_a_stage_whose_process_is_killed_can_be_started_again(experiment, tmp_pa
     assert stage.status(root) == "running"
     do_in_processes(stage, experiment, root, 1, said.append)
     record = stage.written(root)
-    assert (record.status, record.resumed, record.metrics["train/steps"]) == ("finished", 1, 60)
-    assert not set(started_by(os.getpid())) - before
+    assert (record.status, record.resumed, record.metrics["train/steps"]) == ("finished", 1, 100)
+    assert not processes_of(stage)
 
 
 def test_another_plan_is_refused(experiment, tmp_path, monkeypatch):
-    monkeypatch.setattr("os.getppid", os.getpid)
+    monkeypatch.setattr(stage_processes, "_end_with", lambda parent: None)
     with pytest.raises(UserError, match="plans other stages"):
         run_stage(experiment, tmp_path / "runs", f"{'0' * 64}/0")

@@ -241,12 +241,10 @@ class RayTasks:
         for error in errors:
             if not isinstance(error, UserError):
                 return error
-        if len(failed) == 1:
-            key, error = next(iter(failed.items()))
-            text = f"{self.jobs[key].label}: {error}"
-        else:
-            names = ", ".join(self.jobs[key].label for key in failed)
-            text = f"{len(failed)} stages failed, see above why: {names}"
+        key, error = next(iter(failed.items()))
+        text = f"{self.jobs[key].label}: {error}"
+        if len(failed) > 1:
+            text = f"{len(failed)} stages failed (the others are named above), such as {text}"
         not_run = len(self._failures) - len(failed)
         return UserError(
             f"{text}; {not_run} more were not run because of that" if not_run else text

@@ -237,7 +237,7 @@ class TestSummary:
 
     def test_several_failed(self):
         error = self.summary(a=Failure(UserError("bad")), b=Failure(UserError("worse")))
-        assert str(error) == "2 stages failed, see above why: [1/3] a, [2/3] b"
+        assert str(error) == "2 stages failed (the others are named above), such as [1/3] a: bad"
 
     def test_a_damaged_file_is_made_anew_if_there_is_nothing_else(self):
         damaged = DamagedFile(Path("x"), "y")
