@@ -83,7 +83,7 @@ def is_shared() -> bool:
 
 
 def each(
-    parts: Sequence[P], make: Callable[[P], T], told: type[Exception]
+    parts: Sequence[P], make: Callable[[P], T], forwarded: type[Exception]
 ) -> Iterator[tuple[P, T]]:
     """Yield every part, in order, with what ``make`` makes of it.
 
@@ -91,7 +91,7 @@ def each(
     others are to iterate, too, and get nothing.
 
     Args:
-        told: errors of ``make`` that process 0 raises, whichever process they are found in.
+        forwarded: errors of ``make`` that process 0 raises, whichever process they are found in.
     """
     if not is_shared():
         yield from ((part, make(part)) for part in parts)
@@ -99,17 +99,17 @@ def each(
     size, number = world_size(), rank()
     for first in range(0, len(parts), size):
         turn = parts[first : first + size]
-        made = _tried(make, turn[number], told) if number < len(turn) else None
+        made = _tried(make, turn[number], forwarded) if number < len(turn) else None
         for part, found in zip(turn, gather_to_first(made), strict=False):
-            if isinstance(found, told):
+            if isinstance(found, forwarded):
                 raise found
             yield part, cast("T", found)
 
 
-def _tried(make: Callable[[P], T], part: P, told: type[Exception]) -> T | Exception:
+def _tried(make: Callable[[P], T], part: P, forwarded: type[Exception]) -> T | Exception:
     try:
         return make(part)
-    except told as error:
+    except forwarded as error:
         return error
 
 

@@ -120,7 +120,7 @@ def _train(invitation: Invitation, own: Own | None = None) -> dict[str, float]:
         training.loader = invitation.order.loader(workspace.train, fabric.device, neighbors)
     else:
         training, fabric = own.training, own.fabric
-        if not is_shared():
+        if not is_shared():  # there was something that cannot be sent
             training.loader.take_part(0, 1)
     facts: dict[str, float] = {}
     if invitation.recorded:

@@ -11,8 +11,8 @@ from torch import Tensor
 from ssdistill.artifacts.artifact import save_encoder
 from ssdistill.artifacts.files import description_sha256
 from ssdistill.chain.arithmetic import choose_arithmetic, step_ratios
-from ssdistill.chain.observers import Selecting
-from ssdistill.chain.recorded_outputs import time_without_teachers
+from ssdistill.chain.observers import Selecting, observers_of
+from ssdistill.chain.recorded_outputs import time_without_teachers, use_recorded_outputs
 from ssdistill.chain.shared_training import Own, train_together
 from ssdistill.chain.stage_files import read_json
 from ssdistill.chain.stages import Stage
@@ -30,7 +30,7 @@ from ssdistill.files import write_atomically
 from ssdistill.record.tracker import Tracker
 from ssdistill.settings.registry import TEACHERS
 from ssdistill.teachers import ImageSpec
-from ssdistill.train.loop import Training
+from ssdistill.train.loop import Training, fit
 from ssdistill.train.progress import console
 from ssdistill.train.seeding import derive_seed
 from ssdistill.train.settings import TrainSettings
@@ -107,9 +107,15 @@ def train(
         images, height, count, width, _ = rows.shape
         tracker.log_images(0, {"views": rows.reshape(images * height, count * width, 3)})
 
-    own = Own(training, fabric, tracker, show)
-    selecting = Selecting(settings.select, settings.select_every)
-    metrics = train_together(own, stage, selecting, workspace, recorded=recorded)
+    if workspace.processes.size > 1:
+        own = Own(training, fabric, tracker, show)
+        selecting = Selecting(settings.select, settings.select_every)
+        metrics = train_together(own, stage, selecting, workspace, recorded=recorded)
+    else:
+        found = use_recorded_outputs(training, fabric, workspace) if recorded else {}
+        logged, device = tracker.settings, fabric.device
+        observers = observers_of(training, settings, logged, stage, workspace, device)
+        metrics = found | fit(training, fabric, tracker, show, observers)
     facts = {
         "train/steps": training.loader.num_steps,
         "train/seconds": metrics["time/step_seconds"] * training.loader.num_steps,

@@ -28,7 +28,7 @@ class Order:
     """Which images a loader brings at which step.
 
     Args:
-        batch_size, seed, num_steps, rows, weights, ahead: of :class:`~ssdistill.data.Loader`.
+        batch_size, seed, num_steps, rows, weights, ahead: see :mod:`ssdistill.data.loader`.
     """
 
     batch_size: int
