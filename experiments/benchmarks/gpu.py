@@ -51,8 +51,7 @@ def config_of(name: str, size: int, kind: str) -> dict[str, Any]:
         return tree | {"teacher": network}
     tree["teacher"] = {"encoder": {"name": TEACHER, "stem": stem}}
     losses = {"seed": {"kind": "seed", "queue": 4096}}
-    views = [{"recipe": "strong"}] * VIEWS
-    distill = {"steps": 10, "batch_size": batch, "losses": losses, "views": views}
+    distill = {"steps": 10, "batch_size": batch, "losses": losses, "views": ["strong"]}
     return tree | {"student": network, "distill": distill}
 
 
@@ -75,7 +74,7 @@ def operations(name: str, size: int, kind: str) -> float:
     macs = {n: count_macs(network) for n, network in networks.items()}
     if kind == "pretrain":
         return 2 * VIEWS * (1 + BACKWARD) * macs[name]
-    # `seed` compares both networks on the same single view.
+    # A distillation has one view, which both networks encode.
     return 2 * ((1 + BACKWARD) * macs[name] + macs[TEACHER])
 
 
