@@ -234,8 +234,8 @@ class Workspace:
         except DamagedFile as error:
             if path.exists():
                 console.print(f"  {path}: damaged ({error.reason}); recomputing it")
-        where = {"device": self.device, "team": self.processes}
-        embedding_ND = extract(encoder, self.train.images, self.image_size, **where)
+        images, where = self.train.images, {"device": self.device, "team": self.processes}
+        embedding_ND = extract(encoder, images, self.image_size, **where)
         path.parent.mkdir(parents=True, exist_ok=True)
         content = io.BytesIO()
         np.save(content, embedding_ND.numpy())
@@ -292,7 +292,6 @@ def open_workspace(
     size = experiment.data.image_size or source.default_image_size
     opening = open_stores if decode else known_stores
     stores = opening(source, experiment.data, size, root / "data", experiment.device.workers)
-    # Of several processes, the first alone reads labels.
     data = check_data(experiment, source, stores, labels=processes is None or processes.rank == 0)
     train, test = stores["train"], stores["test"]
     workspace = Workspace(experiment, root, data.source, train, test, data.classes, data.warnings)

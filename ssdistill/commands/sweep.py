@@ -1,10 +1,16 @@
 """``ssdistill run`` of a config with a ``sweep``."""
 
 import argparse
+from functools import partial
+from typing import TYPE_CHECKING
 
 from ssdistill.errors import UserError
 from ssdistill.experiment.reading import read_config
+from ssdistill.files import is_remote
 from ssdistill.terminal.console import say, show
+
+if TYPE_CHECKING:
+    from ssdistill.chain.sweep_points import Outcome
 
 
 def run_sweep_command(options: argparse.Namespace) -> int:
@@ -13,8 +19,9 @@ def run_sweep_command(options: argparse.Namespace) -> int:
     Raises:
         UserError: what the user can mend; no point finished.
     """
+    from ssdistill.chain.executors.choice import executor_for
     from ssdistill.chain.processes import refuse_several_processes
-    from ssdistill.chain.run import describe_data
+    from ssdistill.chain.run import describe_data, run
     from ssdistill.chain.sweep import open_sweep, plan_points, run_sweep
     from ssdistill.chain.sweep_report import make_sweep_report, plan_table
 
@@ -23,6 +30,8 @@ def run_sweep_command(options: argparse.Namespace) -> int:
         raise UserError(
             "--publish: a sweep has no table of models; run the chosen point with --publish"
         )
+    if is_remote(options.runs):
+        raise UserError(f"--runs {options.runs}: a sweep requires a folder; choose one with --runs")
     written = read_config(options.config, options.overrides)
     sweep = open_sweep(written, options.runs, decode=not options.dry_run)
     if options.dry_run:
@@ -31,9 +40,18 @@ def run_sweep_command(options: argparse.Namespace) -> int:
         return 0
     plan = plan_table(sweep, plan_points(sweep))
     say(plan.caption.partition(" 'shared'")[0])
-    report = make_sweep_report(
-        sweep, run_sweep(sweep, lambda outcomes: make_sweep_report(sweep, outcomes))
-    )
+    if options.on and sweep.settings.stop_early:
+        raise UserError(
+            "--on: points are stopped early only where their stages run in this process; omit "
+            "--on, or set sweep.stop_early=null"
+        )
+
+    def show_outcomes(outcomes: "dict[int, Outcome]") -> None:
+        make_sweep_report(sweep, outcomes)
+
+    with executor_for(options.on, options.trust) as executor:
+        outcomes = run_sweep(sweep, show_outcomes, partial(run, executor=executor))
+    report = make_sweep_report(sweep, outcomes)
     show(report.table.to_rich())
     say(f"sweep: {report.folder / 'sweep.html'}")
     if best := report.best:
