@@ -27,6 +27,7 @@ SECONDS_TO_LOOK = 120.0
 OBJECT_STORE_BYTES = 100 * 2**20
 """For a cluster of our own: stages pass files to each other, not objects."""
 GB = 10**9
+TOKEN = "a token (RAY_AUTH_MODE=token sends that of ~/.ray/auth_token)"
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,8 @@ def connect(address: str | None) -> None:
         ray.init(**options)
     except Exception as error:  # of a dozen kinds, by what is wrong with the cluster
         where = address or LOCAL
-        raise UserError(f"--on {where}: {one_line(error)}") from error
+        hint = f"; check that it does not require {TOKEN}" if address else ""
+        raise UserError(f"--on {where}: {one_line(error)}{hint}") from error
 
 
 def _check_health(address: str) -> None:
@@ -149,8 +151,8 @@ def _check_health(address: str) -> None:
         healthy = False
     if not healthy:
         raise UserError(
-            f"--on {address}: what answers there is no Ray cluster, or one of another version; "
-            "the port is that of `ray start --head --port`, or use ray://host:10001"
+            f"--on {address}: what answers there is no Ray cluster, or one of another version, or "
+            f"requires {TOKEN}; the port is that of `ray start --head --port`, or use ray://host:10001"
         )
 
 
