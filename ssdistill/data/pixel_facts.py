@@ -1,4 +1,4 @@
-"""How the pixels of images became the numbers that a model is given, as models record it."""
+"""How the pixels of images became the numbers that a model receives, as models record it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,24 +31,26 @@ def pixel_facts(images: Any) -> dict[str, Any]:
     }
 
 
-def differences(trained: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+def differences(trained: Mapping[str, Any], received: Mapping[str, Any]) -> list[str]:
     """Name the differences between the images of a training and others, a line each.
 
     Args:
-        trained, given: from :func:`pixel_facts`.
+        trained, received: from :func:`pixel_facts`.
     """
     lines = []
-    by_name = trained.get("names") and given.get("names")
-    first, second = ((facts.get("names" if by_name else "channels")) for facts in (trained, given))
+    by_name = trained.get("names") and received.get("names")
+    first, second = (
+        (facts.get("names" if by_name else "channels")) for facts in (trained, received)
+    )
     if first != second:
         lines.append(
             f"was trained on {_channels(first)} but will receive {_channels(second)}: "
             "set data.channels to the former"
         )
-    if not _alike(trained.get("windows"), given.get("windows")):
+    if not _alike(trained.get("windows"), received.get("windows")):
         lines.append(
             f"was trained on {_windows(trained.get('windows'))} but will receive "
-            f"{_windows(given.get('windows'))}: the same value means something else to it; set "
+            f"{_windows(received.get('windows'))}: the same value means something else to it; set "
             "data.window to the former"
         )
     return lines

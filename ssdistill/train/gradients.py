@@ -43,6 +43,7 @@ class SharedLayer:
         self,
         losses: Mapping[str, Tensor],
         backward: Callable[..., None] = torch.autograd.backward,
+        scale: float = 1.0,
     ) -> dict[str, Tensor]:
         """Return each loss's gradient at the shared weight, by name of the loss.
 
@@ -52,6 +53,7 @@ class SharedLayer:
         Args:
             losses: scalars, by name.
             backward: what runs a backward pass; Fabric insists on its own.
+            scale: what ``backward`` multiplies a loss by, and so its gradient.
 
         Returns:
             those of this process's part of the batch; their mean over the processes is that of
@@ -61,7 +63,7 @@ class SharedLayer:
         gradients_by_loss = {}
         for loss, value in losses.items():
             if value.requires_grad:
-                gradients_by_loss[loss] = self._gradients(value, names, backward)
+                gradients_by_loss[loss] = self._gradients(value, names, backward, scale)
         shared = [
             i
             for i in range(len(names))
@@ -74,11 +76,12 @@ class SharedLayer:
         return {loss: gradients[deepest] for loss, gradients in gradients_by_loss.items()}
 
     def _gradients(
-        self, loss: Tensor, names: list[str], backward: Callable[..., None]
+        self, loss: Tensor, names: list[str], backward: Callable[..., None], scale: float
     ) -> list[Tensor | None]:
         weights = [self._weights[name] for name in names]
         if world_size() > 1:
             # What waits for gradients to average them over processes must not notice.
+            loss = loss * scale
             return list(torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True))
         before = [weight.grad for weight in weights]
         for weight in weights:

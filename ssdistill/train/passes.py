@@ -74,19 +74,19 @@ class Passes:
         losses: dict[str, Tensor] = {}
         pulls: dict[str, Tensor] = {}
         embeddings: list[list[Tensor]] = []
+        scale = loss_scale_of(self.fabric) if shared is not None else 1.0
         for fraction, part_views, part in self._parts(views, batch):
             last = part.whole is None or part.first + len(part.index_B) == part.whole
             with self._between_processes(last):
                 found = self._forward(part_views, part)
                 weighted = {n: fraction * weights[n] * loss for n, loss in found.items()}
                 if shared is not None:
-                    _add(pulls, shared.gradients(weighted, self.fabric.backward))
+                    _add(pulls, shared.gradients(weighted, self.fabric.backward, scale))
                 self.fabric.backward(torch.as_tensor(sum(weighted.values())))
             _add(losses, {n: fraction * loss.detach() for n, loss in found.items()})
             embeddings.append(self.task.last_embeddings)
         if self.accumulate > 1:
             self.task.last_embeddings = [torch.cat(z) for z in zip(*embeddings, strict=True)]
-        scale = loss_scale_of(self.fabric) if pulls else 1.0
         pulls = {name: mean_over_processes(pull) for name, pull in pulls.items()}
         return losses, {name: pull.norm() / scale for name, pull in pulls.items()}
 

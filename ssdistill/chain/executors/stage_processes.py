@@ -25,7 +25,7 @@ from ssdistill.chain.workspace import open_workspace
 from ssdistill.errors import UserError
 from ssdistill.experiment.schema import Experiment
 
-SHARED_KINDS = ("pretrain", "distill", "compress")
+SHARED_KINDS = ("pretrain", "distill", "compress", "evaluate")
 """Kinds of stages that ``device.devices`` processes share; the others are the work of one."""
 PAUSE = 0.2
 """Seconds between two looks at a process."""

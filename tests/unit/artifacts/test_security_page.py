@@ -123,6 +123,7 @@ PARSERS = {
     "ipc.open_stream", "pa.memory_map",
 }  # fmt: skip
 OWN = {
+    "chain/benchmark.py",
     "commands/probe/page.py", "compress/quantize.py", "compress/int8/bias_correction.py",
     "compress/int8/initializers.py", "compress/int8/onnx_file.py",
     "compress/int8/openvino_file.py", "evaluate/corruptions/digital.py", "evaluate/subject.py",
