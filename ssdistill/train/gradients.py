@@ -43,7 +43,6 @@ class SharedLayer:
         self,
         losses: Mapping[str, Tensor],
         backward: Callable[..., None] = torch.autograd.backward,
-        scale: float = 1.0,
     ) -> dict[str, Tensor]:
         """Return each loss's gradient at the shared weight, by name of the loss.
 
@@ -53,7 +52,6 @@ class SharedLayer:
         Args:
             losses: scalars, by name.
             backward: what runs a backward pass; Fabric insists on its own.
-            scale: what ``backward`` multiplies a loss by, and so its gradient.
 
         Returns:
             those of this process's part of the batch; their mean over the processes is that of
@@ -63,7 +61,7 @@ class SharedLayer:
         gradients_by_loss = {}
         for loss, value in losses.items():
             if value.requires_grad:
-                gradients_by_loss[loss] = self._gradients(value, names, backward, scale)
+                gradients_by_loss[loss] = self._gradients(value, names, backward)
         shared = [
             i
             for i in range(len(names))
@@ -76,12 +74,11 @@ class SharedLayer:
         return {loss: gradients[deepest] for loss, gradients in gradients_by_loss.items()}
 
     def _gradients(
-        self, loss: Tensor, names: list[str], backward: Callable[..., None], scale: float
+        self, loss: Tensor, names: list[str], backward: Callable[..., None]
     ) -> list[Tensor | None]:
         weights = [self._weights[name] for name in names]
         if world_size() > 1:
             # What waits for gradients to average them over processes must not notice.
-            loss = loss * scale
             return list(torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True))
         before = [weight.grad for weight in weights]
         for weight in weights:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ssdistill.data.batch import Batch
-from ssdistill.distributed import mean_over_processes
+from ssdistill.distributed import mean_over_processes, world_size
 from ssdistill.errors import UserError
 from ssdistill.train.gradients import SharedLayer
 from ssdistill.train.loss_scale import loss_scale_of
@@ -74,14 +74,16 @@ class Passes:
         losses: dict[str, Tensor] = {}
         pulls: dict[str, Tensor] = {}
         embeddings: list[list[Tensor]] = []
-        scale = loss_scale_of(self.fabric) if shared is not None else 1.0
+        scale = loss_scale_of(self.fabric)
+        if scale != 1 and world_size() > 1:
+            shared = None  # Fabric scales in its own backward pass, which averages over processes
         for fraction, part_views, part in self._parts(views, batch):
             last = part.whole is None or part.first + len(part.index_B) == part.whole
             with self._between_processes(last):
                 found = self._forward(part_views, part)
                 weighted = {n: fraction * weights[n] * loss for n, loss in found.items()}
                 if shared is not None:
-                    _add(pulls, shared.gradients(weighted, self.fabric.backward, scale))
+                    _add(pulls, shared.gradients(weighted, self.fabric.backward))
                 self.fabric.backward(torch.as_tensor(sum(weighted.values())))
             _add(losses, {n: fraction * loss.detach() for n, loss in found.items()})
             embeddings.append(self.task.last_embeddings)

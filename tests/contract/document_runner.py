@@ -60,7 +60,8 @@ def _run(block: Block) -> None:
     else:
         for text in alternatives(block.code):
             experiment, _ = load_experiment(config_of(text, block.over))
-            dry_run(experiment, Path("runs"))
+            # What a sweep runs are its points, each an experiment like this one.
+            dry_run(experiment.model_copy(update={"sweep": None}), Path("runs"))
 
 
 def _command(words: list[str]) -> None:

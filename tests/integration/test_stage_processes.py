@@ -64,7 +64,8 @@ def test_a_stage_whose_process_is_killed_can_be_started_again(experiment, tmp_pa
     threading.Thread(target=kill, daemon=True).start()
     with pytest.raises(LostProcess, match=r"process 1 was killed.*run the same command again"):
         do_in_processes(stage, experiment, root, 1, said.append)
-    assert stage.status(root) == "running"
+    # The other one may have noticed by itself, and have said so in the record.
+    assert stage.status(root) in ("running", "failed")
     do_in_processes(stage, experiment, root, 1, said.append)
     record = stage.written(root)
     assert (record.status, record.resumed, record.metrics["train/steps"]) == ("finished", 1, 100)

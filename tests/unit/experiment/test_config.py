@@ -262,7 +262,7 @@ def test_all_problems_are_told_at_once_each_with_its_key_and_nearest_name(refusa
         "  distill.losses.feature.wieght: no such setting (did you mean 'weight'?)",
         "  student.encoder.nam: no such setting (did you mean 'name'?)",
         "  compress.0.ration: no such setting (did you mean 'ratio'?)",
-        "  device.precision: input should be 'auto', 'fp32' or 'bf16' (got 'fp8')",
+        "  device.precision: input should be 'auto', 'fp32', 'bf16' or 'fp16' (got 'fp8')",
         "  evaluate.knn.k: input should be greater than 0 (got 0)",
     }
 

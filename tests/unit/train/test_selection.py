@@ -265,7 +265,9 @@ def make_observers(make_store, make_encoder, monkeypatch):
             SimpleNamespace(
                 train=store,
                 source=SimpleNamespace(has_labels=has_labels, default_recipe="digits"),
-                experiment=SimpleNamespace(evaluate=SimpleNamespace() if judged else None),
+                experiment=SimpleNamespace(
+                    evaluate=SimpleNamespace() if judged else None, watched=None
+                ),
             ),
             torch.device("cpu"),
         )

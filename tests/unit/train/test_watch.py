@@ -246,7 +246,11 @@ def test_no_label_is_read_by_what_looks_on(start, store, make_task, runs, freque
         DistillSettings(steps=STEPS, losses=losses, select=select, select_every=0.3),
         TrackingSettings(),
         SimpleNamespace(seed=0),
-        SimpleNamespace(train=store, source=SimpleNamespace(default_recipe=None)),
+        SimpleNamespace(
+            train=store,
+            source=SimpleNamespace(default_recipe=None),
+            experiment=SimpleNamespace(watched=None),
+        ),
         torch.device("cpu"),
     )
     assert len(observers) == 1 + (select != "last")
@@ -261,7 +265,7 @@ def test_who_does_not_want_to_watch_does_not(store, make_task):
         SimpleNamespace(select="last"),
         TrackingSettings(agreement=False),
         SimpleNamespace(seed=0),
-        SimpleNamespace(train=store),
+        SimpleNamespace(train=store, experiment=SimpleNamespace(watched=None)),
         torch.device("cpu"),
     )
     assert found == []
