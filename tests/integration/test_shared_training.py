@@ -284,7 +284,9 @@ def test_two_processes_train_as_one(case, shared, tmp_path):
     names = set().union(*lines(tmp_path, case))
     assert case != OBSERVED or {"select/lidar", "agree/cka", "grad/it"} <= names
     for own, whole in zip(lines(shared, case), lines(tmp_path, case), strict=True):
-        assert own.keys() == whole.keys()
+        # Of scaled losses, one process alone measures gradients.
+        alone = {k for k in whole if case == FLOAT16 and k.startswith("grad/")}
+        assert own.keys() == whole.keys() - alone
         measured = {k: v for k, v in whole.items() if k.startswith(MEASURED)}
         if own["step"] < strict:
             assert own == pytest.approx(own | measured, rel=1e-3, abs=1e-4)
