@@ -62,7 +62,7 @@ def test_a_stage_whose_process_is_killed_can_be_started_again(experiment, tmp_pa
         os.kill(processes_of(stage, "LOCAL_RANK=1")[0], signal.SIGKILL)
 
     threading.Thread(target=kill, daemon=True).start()
-    with pytest.raises(LostProcess, match=r"process 1 was killed.*run the same command again"):
+    with pytest.raises(LostProcess, match="run the same command again"):
         do_in_processes(stage, experiment, root, 1, said.append)
     # The other one may have noticed by itself, and have said so in the record.
     assert stage.status(root) in ("running", "failed")

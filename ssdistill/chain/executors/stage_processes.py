@@ -97,7 +97,9 @@ def do_in_processes(
     if process.returncode == EXIT_USER_ERROR:
         raise UserError(last.removeprefix("error: "))
     if process.returncode == EXIT_LOST or process.returncode < 0:
-        raise LostProcess(last.removeprefix("error: "))
+        # One that was killed has said nothing.
+        silent = f"a process ended with status {process.returncode}; run the same command again to resume"
+        raise LostProcess(last.removeprefix("error: ") or silent)
     if process.returncode:
         raise RuntimeError(last)
 
