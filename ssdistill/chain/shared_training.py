@@ -5,17 +5,16 @@ which have been waiting for it, and all of them train together, each on its part
 What is planned, recorded or saved is the work of process 0.
 """
 
-import hashlib
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ssdistill.chain.arithmetic import FABRIC_PRECISION
+from ssdistill.chain.executors.nodes import code_sha256
 from ssdistill.chain.observers import Selecting, observers_of
 from ssdistill.chain.process_group import Processes
 from ssdistill.chain.recorded_outputs import use_recorded_outputs
@@ -172,7 +171,7 @@ def require_same(workspace: Workspace, identity: Identity) -> None:
     facts = {
         "config": identity.digest,
         "images": (train.fingerprint, test.fingerprint),
-        "code": _code_sha256(),
+        "code": code_sha256(),
         "torch": torch.__version__,
     }
     with processes.together():
@@ -189,12 +188,3 @@ def require_same(workspace: Workspace, identity: Identity) -> None:
         differing = [name for name, value in others.items() if value != everyone[0][name]]
         if differing:
             raise UserError(f"process {number}: {REMEDIES[differing[0]]}")
-
-
-def _code_sha256() -> str:
-    """Return the sha256 of this package's code."""
-    folder = Path(__file__).parents[1]
-    sha256 = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        sha256.update(str(path.relative_to(folder)).encode() + path.read_bytes())
-    return sha256.hexdigest()

@@ -33,6 +33,12 @@ def run_sweep_command(options: argparse.Namespace) -> int:
     if is_remote(options.runs):
         raise UserError(f"--runs {options.runs}: a sweep requires a folder; choose one with --runs")
     written = read_config(options.config, options.overrides)
+    settings = written.experiment().sweep
+    if options.on and settings and settings.stop_early:
+        raise UserError(
+            "--on: points are stopped early only where their stages run in this process; omit "
+            "--on, or set sweep.stop_early=null"
+        )
     sweep = open_sweep(written, options.runs, decode=not options.dry_run)
     if options.dry_run:
         describe_data(sweep.workspace)
@@ -40,11 +46,6 @@ def run_sweep_command(options: argparse.Namespace) -> int:
         return 0
     plan = plan_table(sweep, plan_points(sweep))
     say(plan.caption.partition(" 'shared'")[0])
-    if options.on and sweep.settings.stop_early:
-        raise UserError(
-            "--on: points are stopped early only where their stages run in this process; omit "
-            "--on, or set sweep.stop_early=null"
-        )
 
     def show_outcomes(outcomes: "dict[int, Outcome]") -> None:
         make_sweep_report(sweep, outcomes)

@@ -13,7 +13,7 @@ from ssdistill.data.batch import Batch
 from ssdistill.distributed import mean_over_processes, world_size
 from ssdistill.errors import UserError
 from ssdistill.train.gradients import SharedLayer
-from ssdistill.train.loss_scale import loss_scale_of
+from ssdistill.train.loss_scale import loss_scale_of, scaler_of
 from ssdistill.train.microbatch import in_microbatches
 from ssdistill.train.task import Task
 
@@ -75,7 +75,7 @@ class Passes:
         pulls: dict[str, Tensor] = {}
         embeddings: list[list[Tensor]] = []
         scale = loss_scale_of(self.fabric)
-        if scale != 1 and world_size() > 1:
+        if world_size() > 1 and scaler_of(self.fabric) is not None:
             shared = None  # Fabric scales in its own backward pass, which averages over processes
         for fraction, part_views, part in self._parts(views, batch):
             last = part.whole is None or part.first + len(part.index_B) == part.whole

@@ -14,7 +14,7 @@ WORDS = (
     "distill.steps=2", "control=null", "compress=[]", "evaluate=null", "device.accelerator=cpu",
     "device.threads=1", "device.precision=fp32", "device.memory_format=contiguous",
 )  # fmt: skip
-VERSION = "import ssdistill.chain.shared_training as s; s._code_sha256 = lambda: 'another'"
+VERSION = "import ssdistill.chain.shared_training as s; s.code_sha256 = lambda: 'another'"
 DIFFERENT = {
     "config": ({"words": ["pretrain.optim.lr=0.5"]}, "has another config than process 0"),
     "images": ({"cwd": "elsewhere"}, "has other images than process 0"),

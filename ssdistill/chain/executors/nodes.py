@@ -27,7 +27,7 @@ def facts() -> dict[str, str]:
         torch = version("torch").partition("+")[0]  # what follows names a build for a device
     except PackageNotFoundError:
         torch = "none"
-    package = f"{version('ssdistill')} ({_code_sha256()[:8]})"
+    package = f"{version('ssdistill')} ({code_sha256()[:8]})"
     python = ".".join(platform.python_version_tuple()[:2])
     return {"python": python, "ssdistill": package, "torch": torch}
 
@@ -80,7 +80,8 @@ def problem_here(token: str | None, ours: dict[str, str]) -> str | None:
     return None
 
 
-def _code_sha256() -> str:
+def code_sha256() -> str:
+    """Return the sha256 of this package's code."""
     folder = Path(__file__).parents[2]
     sha256 = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):

@@ -98,7 +98,8 @@ def do_in_processes(
         raise UserError(last.removeprefix("error: "))
     if process.returncode == EXIT_LOST or process.returncode < 0:
         # One that was killed has said nothing.
-        silent = f"a process ended with status {process.returncode}; run the same command again to resume"
+        status = f"a process ended with status {process.returncode}"
+        silent = f"{status}; run the same command again to resume"
         raise LostProcess(last.removeprefix("error: ") or silent)
     if process.returncode:
         raise RuntimeError(last)
