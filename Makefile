@@ -52,6 +52,9 @@ quickstart: $(RUN) ## unlabeled digits -> teacher -> student -> pruned -> int8, 
 cifar10: $(RUN) ## the same on CIFAR-10 with three seeds (downloads the data)
 	@$(BIN)/ssdistill reproduce configs/cifar10_cpu.yaml
 
+# The tests start a hundred processes: what one has compiled, the others read.
+test test-fast smoke: export PYTHONDONTWRITEBYTECODE :=
+
 test: $(DEV) ## run the tests
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart=0
 

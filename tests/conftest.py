@@ -1,6 +1,9 @@
 """Set up every test: one thread, no W&B, tiny networks and images."""
 
+import functools
+import gc
 import os
+from contextlib import suppress
 from types import SimpleNamespace
 
 import numpy as np
@@ -25,6 +28,26 @@ def pytest_configure(config):
     # How long an example takes says how busy the machine is.
     settings.register_profile("untimed", deadline=None)
     settings.load_profile("untimed")
+    gc.disable()
+
+
+def pytest_collection_finish():
+    # Thousands of test items live until the end; every look through them is in vain.
+    gc.collect()
+    gc.freeze()
+    gc.enable()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_table_of_operators():
+    """torch makes the same table of ONNX operators in every export, a third of its time."""
+    with pytest.MonkeyPatch.context() as patch:
+        with suppress(ImportError, AttributeError):  # it is torch's own affair
+            from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+            made_once = functools.cache(ONNXRegistry.from_torchlib)
+            patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(made_once))
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -27,7 +27,13 @@ device: {precision: fp32, memory_format: contiguous, accelerator: cpu, threads: 
 tracking: {wandb: disabled, log_every: 1}
 checkpoint_seconds: 0
 """
-TRAINING = ("compress=[]", "evaluate=null", "pretrain.steps=12", "distill.steps=12")
+TRAINING = (
+    "compress=[]",
+    "evaluate=null",
+    "pretrain.steps=12",
+    "distill.steps=12",
+    "measure.latency=false",
+)
 """Overrides for kills: more steps, nothing that is timed."""
 TIMED = ("time/", "latency", "speedup", "runtime_gain", "eager_ms", "train/seconds")
 """What two runs of the same experiment need not agree in."""

@@ -58,9 +58,9 @@ def latency_stage(workspace: Workspace, seed: int) -> Stage | None:
     """One measurement of all models of one seed together.
 
     None where nothing is distilled or compressed: rows that differ in their training alone are
-    equally fast.
+    equally fast. And where ``measure.latency`` is false.
     """
-    if not _models_differ_in_size(workspace.experiment):
+    if not _is_timed(workspace.experiment):
         return None
     planner = _Planner(workspace, seed)
     return planner.latency(planner.models())
@@ -106,7 +106,7 @@ class _Planner:
 
     def stages(self) -> list[Stage]:
         models = self.models()
-        latency = [self.latency(models)] if _models_differ_in_size(self.experiment) else []
+        latency = [self.latency(models)] if _is_timed(self.experiment) else []
         return [*models.values(), *self.evaluations(models).values(), *latency]
 
     def models(self) -> dict[str, Stage]:
@@ -154,7 +154,7 @@ class _Planner:
         return evaluations
 
     def latency(self, models: dict[str, Stage]) -> Stage:
-        config = {"batch_sizes": [1, 64], **self.experiment.measure.model_dump(mode="json")}
+        config = {"batch_sizes": [1, 64], "memory": self.experiment.measure.memory}
         return self._stage("latency", "latency", config, models)
 
     def _initialize(self) -> Stage | None:
@@ -269,6 +269,10 @@ class _Planner:
 def _models_differ_in_size(experiment: Experiment) -> bool:
     """Whether the experiment's models differ in size, not only in training."""
     return experiment.distill is not None or experiment.compressed is not None
+
+
+def _is_timed(experiment: Experiment) -> bool:
+    return experiment.measure.latency and _models_differ_in_size(experiment)
 
 
 def _expanded_rows(

@@ -174,14 +174,27 @@ Row = Annotated[
 
 
 class MeasureSettings(Settings):
-    """Measurements of finished models beside size and speed.
+    """Measurements of finished models beside their size.
 
     Args:
+        latency: the time that each model takes for an image and for a batch, in turns with the
+            others: a few seconds a model, and an export for ONNX Runtime.
         memory: peak memory of opening each model and running it on one image, in a process of
             its own: ten seconds a model or so.
     """
 
+    latency: bool = True
     memory: bool = False
+
+    @model_validator(mode="after")
+    def _memory_is_measured_with_latency(self) -> "MeasureSettings":
+        if self.memory and not self.latency:
+            raise ValueError("memory: requires measure.latency=true, which measures both")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_usual_latency(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {k: v for k, v in handler(self).items() if k != "latency" or not v}
 
 
 RECOVERY_LOSSES: dict[str, AnyLoss] = {"feature": LOSSES.schema("cosine")(kind="cosine")}

@@ -28,8 +28,9 @@ def run_forked(cases: list[list[dict]], env: dict[str, str]) -> list[Outcome]:
     """Run the processes of one case after the other.
 
     Args:
-        cases: for each process of a case ``words`` of the command, ``cwd``, and ``before``, which
-            it executes first. A single one is not started by torchrun.
+        cases: for each process of a case ``words`` of the command, ``cwd``, ``variables`` of its
+            environment instead of torchrun's, and ``before``, which it executes first. A single
+            one is not started by torchrun.
     """
     command = [sys.executable, __file__]
     done = subprocess.run(
@@ -75,7 +76,8 @@ def _fork(number: int, size: int, port: str, own: dict, said: int) -> int:
         return pid
     os.dup2(said, 1)
     os.dup2(said, 2)
-    if size > 1:
+    os.environ |= own.get("variables", {})
+    if size > 1 and "variables" not in own:
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(size)}
         os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "GROUP_RANK": "0"}
         os.environ |= {"LOCAL_WORLD_SIZE": str(size), "TORCHELASTIC_RUN_ID": "none"}

@@ -124,11 +124,12 @@ def test_no_label_is_read_before_the_probes(tmp_path, monkeypatch):
 
     monkeypatch.setattr(array_split.ArraySplit, "labels", refuse)
     config = write_config(tmp_path)
-    report = ssdistill.run(config, "evaluate=null", "control=null", root=tmp_path / "runs")
+    untimed = ("control=null", "measure.latency=false")
+    report = ssdistill.run(config, "evaluate=null", *untimed, root=tmp_path / "runs")
     assert "probe/linear/top1" not in report.records[0]["metrics"]
     assert "collapse/effective_rank" in report.records[0]["metrics"]
     with pytest.raises(AssertionError, match="a label was read"):
-        ssdistill.run(config, "control=null", root=tmp_path / "runs")
+        ssdistill.run(config, *untimed, root=tmp_path / "runs")
 
 
 def test_a_flat_folder_stops_before_the_probes_and_shows_the_label_free_metrics(tmp_path, capsys):
@@ -143,6 +144,7 @@ def test_a_flat_folder_stops_before_the_probes_and_shows_the_label_free_metrics(
         f"data.path={pictures}",
         "data.image_size=16",
         "control=null",
+        "measure.latency=false",
     )
     report = ssdistill.run(write_config(tmp_path), *overrides, root=tmp_path / "runs")
     assert "no labels" in capsys.readouterr().err
@@ -153,7 +155,7 @@ def test_a_flat_folder_stops_before_the_probes_and_shows_the_label_free_metrics(
 def test_a_step_that_its_gate_leaves_out_changes_nothing_and_is_named(tmp_path):
     gate = "{kind: quantize, calibration_images: 16, check_images: 16, min_cosine: 0, min_cka: 0, "
     gate += "gate: {bytes: 0.01, otherwise: keep}}"
-    overrides = ("distill=null", "evaluate=null")
+    overrides = ("distill=null", "evaluate=null", "measure.latency=false")
     report = ssdistill.run(
         write_config(tmp_path), *overrides, f"compress=[{gate}]", root=tmp_path / "runs"
     )
@@ -176,6 +178,7 @@ def test_a_step_that_its_gate_leaves_out_changes_nothing_and_is_named(tmp_path):
 
 def test_byol_teaches_as_well(tmp_path):
     overrides = ("pretrain.kind=byol", "compress=[]", "control=null", "evaluate=null")
+    overrides += ("measure.latency=false",)
     report = ssdistill.run(write_config(tmp_path), *overrides, root=tmp_path / "runs")
     assert {r["model"] for r in report.records} == {"untrained", "teacher", "distilled"}
 
@@ -224,10 +227,20 @@ def wait_for_checkpoint(root: Path, process: subprocess.Popen) -> None:
         time.sleep(0.01)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> tuple[Path, Path]:
+    """A config, and the folder of its run, which nobody has cut."""
+    folder = tmp_path_factory.mktemp("whole")
+    config = write_config(folder)
+    process = start(config, folder / "runs")
+    _, errors = process.communicate(timeout=180)
+    assert process.returncode == 0, errors
+    return config, folder / "runs"
+
+
 @pytest.mark.parametrize(("blow", "status"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
-def test_a_run_that_is_cut_goes_on_to_the_same_weights(tmp_path, blow, status):
-    config = write_config(tmp_path)
-    whole = start(config, tmp_path / "whole")
+def test_a_run_that_is_cut_goes_on_to_the_same_weights(whole, tmp_path, blow, status):
+    config, root = whole
     cut = start(config, tmp_path / "cut")
     wait_for_checkpoint(tmp_path / "cut", cut)
     cut.send_signal(blow)
@@ -238,10 +251,9 @@ def test_a_run_that_is_cut_goes_on_to_the_same_weights(tmp_path, blow, status):
     assert not list((tmp_path / "cut").glob("stages/pretrain-*/s0/model/model.json"))
 
     resumed = start(config, tmp_path / "cut")
-    for process in (whole, resumed):
-        _, errors = process.communicate(timeout=180)
-        assert process.returncode == 0, errors
-    assert weights(tmp_path / "cut", "pretrain") == weights(tmp_path / "whole", "pretrain")
+    _, errors = resumed.communicate(timeout=180)
+    assert resumed.returncode == 0, errors
+    assert weights(tmp_path / "cut", "pretrain") == weights(root, "pretrain")
     steps = [
         json.loads(line)["step"]
         for line in next((tmp_path / "cut").glob("stages/pretrain-*/s0/metrics.jsonl"))

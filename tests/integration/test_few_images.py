@@ -34,21 +34,28 @@ def folder_of(path: Path, names: list[str]) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("names", "fraction", "pixels", "skipped"),
+    ("names", "changes", "skipped"),
     [
-        ([f"{n}.png" for n in range(3)], "null", "original", "too few for"),
-        ([f"{n % 2}/{n}.png" for n in range(12)], "0", "stored", "there are no test images"),
-        ([f"{n}/a.png" for n in range(8)], "null", "original", "is in a separate folder"),
+        ([f"{n}.png" for n in range(3)], ["data.pixels=original"], "too few for"),
+        (
+            [f"{n % 2}/{n}.png" for n in range(12)],
+            ["data.test_fraction=0", "data.pixels=stored", "measure.latency=false"],
+            "there are no test images",
+        ),
+        (
+            [f"{n}/a.png" for n in range(8)],
+            ["data.pixels=original", "measure.latency=false"],
+            "is in a separate folder",
+        ),
     ],
     ids=["three", "no_test_images", "a_folder_each"],
 )
-def test_a_run_on_a_few_images_finishes(tmp_path, capfd, names, fraction, pixels, skipped):
+def test_a_run_on_a_few_images_finishes(tmp_path, capfd, names, changes, skipped):
     images = folder_of(tmp_path / "images", names)
     config = tmp_path / "few.yaml"
     batch = min(4, len(names) - 1)
     config.write_text(CONFIG.replace("IMAGES", str(images)).replace("BATCH", str(batch)))
-    overrides = [f"data.test_fraction={fraction}", f"data.pixels={pixels}"]
-    report = ssdistill.run(config, *overrides, root=tmp_path / "runs")
+    report = ssdistill.run(config, *changes, root=tmp_path / "runs")
     assert {"teacher", "distilled", "pruned"} <= {record["model"] for record in report.records}
     assert (report.folder / "report.html").exists()
     out, err = capfd.readouterr()

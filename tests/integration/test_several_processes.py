@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from forked import Outcome, run_forked
 
 from ssdistill.chain.process_group import SET_HERE
 from ssdistill.chain.processes import LAUNCHERS
@@ -18,7 +19,6 @@ NETWORK = (
     "channels: [8, 16, 16, 16], stem_type: deep, stem_width: 8}}"
 )
 SETTINGS = (
-    # Networks of one size, so that no latencies are compared.
     f"teacher.encoder={NETWORK}",
     f"student.encoder={NETWORK}",
     "pretrain.steps=30",
@@ -28,14 +28,30 @@ SETTINGS = (
     "control=null",
     "compress=[]",
     "evaluate=null",
+    "measure.latency=false",
     "tracking.log_every=1",
     "device.accelerator=cpu",
     "device.threads=1",
     "device.precision=fp32",
     "device.memory_format=contiguous",
 )
-COMMAND = (sys.executable, "-m", "ssdistill", "run", "quickstart", *SETTINGS)
+WORDS = ("run", "quickstart", *SETTINGS)
+COMMAND = (sys.executable, "-m", "ssdistill", *WORDS)
 LIMIT = 180
+WRONG = {
+    "uneven batch": ({}, ("device.devices=3",), "not divisible among 3 processes"),
+    "nodes alone": ({}, ("device.num_nodes=2",), "set device.devices, too"),
+    "mpirun": (
+        {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"},
+        (),
+        "use torchrun or srun",
+    ),
+    "torchrun of another size": (
+        {"WORLD_SIZE": "2", "RANK": "0"},
+        ("device.devices=3",),
+        "3 processes, but torchrun started 2; remove device.devices",
+    ),
+}
 
 
 def environment() -> dict[str, str]:
@@ -62,11 +78,24 @@ def losses(root: Path, kind: str) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("alone")
-    done = run(root)
-    assert done.returncode == 0, done.stderr
-    return root
+def forked(tmp_path_factory) -> tuple[Path, dict[str, tuple[Path, Outcome]]]:
+    """The run of one process, and by name the folders and outcomes of what contradicts itself."""
+    alone, names = tmp_path_factory.mktemp("alone"), ["alone", *WRONG]
+    folders = [alone, *(tmp_path_factory.mktemp("wrong") for _ in WRONG)]
+    cases = [[{"words": [*WORDS, "--runs", str(alone)]}]]
+    for folder, (variables, words, _) in zip(folders[1:], WRONG.values(), strict=True):
+        words = [*WORDS, *words, "--runs", str(folder)]
+        cases.append([{"words": words, "variables": variables}])
+    done = zip(folders, run_forked(cases, environment()), strict=True)
+    outcomes = dict(zip(names, done, strict=True))
+    _, done = outcomes.pop("alone")
+    assert done.statuses == [0], done.said
+    return alone, outcomes
+
+
+@pytest.fixture(scope="module")
+def alone(forked) -> Path:
+    return forked[0]
 
 
 @pytest.fixture(scope="module")
@@ -159,23 +188,9 @@ def _alive(pid: int) -> bool:
         return False
 
 
-WRONG = {
-    "uneven batch": ((), ("device.devices=3",), "not divisible among 3 processes"),
-    "nodes alone": ((), ("device.num_nodes=2",), "set device.devices, too"),
-    "mpirun": (("OMPI_COMM_WORLD_SIZE=2", "OMPI_COMM_WORLD_RANK=0"), (), "use torchrun or srun"),
-    "torchrun of another size": (
-        ("WORLD_SIZE=2", "RANK=0"),
-        ("device.devices=3",),
-        "3 processes, but torchrun started 2; remove device.devices",
-    ),
-}
-
-
-@pytest.mark.parametrize("variables, words, expected", WRONG.values(), ids=WRONG)
-def test_contradictions_are_refused_before_anything_starts(tmp_path, variables, words, expected):
-    env = environment() | dict(variable.split("=") for variable in variables)
-    command = [*COMMAND, *words, "--runs", str(tmp_path)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=LIMIT)
-    assert done.returncode == 2
-    assert expected in done.stderr and "Traceback" not in done.stderr
-    assert not (tmp_path / "stages").exists()
+@pytest.mark.parametrize("name", WRONG)
+def test_contradictions_are_refused_before_anything_starts(name, forked):
+    folder, done = forked[1][name]
+    assert done.statuses == [2]
+    assert WRONG[name][-1] in done.said and "Traceback" not in done.said
+    assert not (folder / "stages").exists()

@@ -1,7 +1,6 @@
 """An evaluation by two processes is that of one: features to the last bit, probes to rounding."""
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +36,10 @@ ssdistill.data.image_set.ImageSet.labels = labels
 features.eval_view = view
 """
 """What process 1 does before: it fails where a label is read, and notes what it encodes."""
+COPY = """
+import shutil
+shutil.copytree("alone", "both", ignore=shutil.ignore_patterns("evaluate-*"))
+"""
 SGD = ("probe/linear_sgd/", "probe/finetune")
 TRAIN, TEST, BATCH, EVALUATIONS = 1297, 500, 64, 2
 
@@ -45,15 +48,15 @@ TRAIN, TEST, BATCH, EVALUATIONS = 1297, 500, 64, 2
 def roots(tmp_path_factory) -> tuple[Path, Path]:
     place = tmp_path_factory.mktemp("evaluated")
     alone, both = place / "alone", place / "both"
-    (done,) = run_forked([[{"words": [*WORDS, "--runs", str(alone)]}]], environment())
-    assert done.statuses == [0], done.said
-    # The same networks are evaluated again.
-    shutil.copytree(alone, both, ignore=shutil.ignore_patterns("evaluate-*"))
+    first = {"words": [*WORDS, "--runs", str(alone)]}
     words = [*WORDS, "--runs", str(both)]
+    # The same networks are evaluated again.
+    zeroth = {"words": words, "before": COPY, "cwd": str(place)}
     second = {"words": words, "before": WATCHED, "cwd": str(place)}
-    (done,) = run_forked([[{"words": words}, second]], environment())
-    assert done.statuses == [0, 0], done.said
-    assert "done by one process" not in done.said
+    one, two = run_forked([[first], [zeroth, second]], environment())
+    assert one.statuses == [0], one.said
+    assert two.statuses == [0, 0], two.said
+    assert "done by one process" not in two.said
     return alone, both
 
 

@@ -1,14 +1,14 @@
 """Two tasks as srun starts them: nothing but SLURM's variables tells them of each other."""
 
 import socket
-import subprocess
-from pathlib import Path
 
-from test_several_processes import COMMAND, LIMIT, environment, weights
+from forked import run_forked
+from test_several_processes import WORDS, environment, weights
 
 
-def task(root: Path, rank: int, port: int) -> subprocess.Popen:
-    slurm = {
+def variables(rank: int, port: int) -> dict[str, str]:
+    """What SLURM tells a task."""
+    return {
         "SLURM_JOB_ID": "4711",
         "SLURM_JOB_NAME": "distill",
         "SLURM_NTASKS": "2",
@@ -21,21 +21,16 @@ def task(root: Path, rank: int, port: int) -> subprocess.Popen:
         "SLURM_NODEID": "0",
         "MASTER_PORT": str(port),
     }
-    return subprocess.Popen(
-        [*COMMAND, "--runs", str(root)],
-        env=environment() | slurm,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def test_tasks_of_a_step_share_the_experiment(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    tasks = [task(tmp_path, rank, port) for rank in range(2)]
-    said = [one.communicate(timeout=LIMIT) for one in tasks]
-    assert [one.returncode for one in tasks] == [0, 0], said
-    assert "report.html" in said[0][0] and said[1][0] == ""
+    words = [*WORDS, "--runs", str(tmp_path)]
+    tasks = [{"words": words, "variables": variables(rank, port)} for rank in range(2)]
+    (done,) = run_forked([tasks], environment())
+    assert done.statuses == [0, 0], done.said
+    # What one process says is said once.
+    assert done.said.count("stages,") == 1 and done.said.count("report.html") == 1
     assert set(weights(tmp_path)) >= {"pretrain", "distill"}

@@ -62,6 +62,7 @@ def test_seed_distils_from_the_projector_in_a_moco_file(config, runs, tmp_path):
         f"teacher={{kind: checkpoint, path: {tmp_path / 'moco.pth.tar'}, encoder: "
         "{name: resnet18, stem: native}}",
         "distill.losses={seed: {kind: seed, read: projection, queue: 32}}",
+        "measure.latency=false",
     ]
     report = run(load_experiment(config, overrides)[0], runs)
     teacher = ssdistill.load(report.models["teacher"])

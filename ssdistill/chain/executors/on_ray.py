@@ -11,6 +11,7 @@ from ssdistill.chain.executors.ray_cluster import (
     check_nodes,
     connect,
     parse_address,
+    preferably_here,
     require_ray,
 )
 from ssdistill.chain.executors.ray_tasks import RayTasks
@@ -106,4 +107,6 @@ class OnRay:
             console.print("starting Ray" if where is None else f"connecting to {where}")
             self._connected = True
             connect(where)
-        self._bulletin = ray.remote(Bulletin).options(num_cpus=0, max_restarts=-1).remote()
+        # On a node that is lost, it would take along what stages elsewhere have said.
+        options = {"num_cpus": 0, "max_restarts": -1, "scheduling_strategy": preferably_here()}
+        self._bulletin = ray.remote(Bulletin).options(**options).remote()

@@ -273,6 +273,21 @@ def test_what_decides_no_number_leaves_every_digest(make_workspace, override):
     assert latency_stage(before, 0).digest == latency_stage(after, 0).digest
 
 
+def test_latencies_are_left_to_another_time(make_workspace):
+    before, after = make_workspace(), make_workspace("measure.latency=false")
+    assert latency_stage(before, 0) is not None and latency_stage(after, 0) is None
+    kinds = [{stage.kind for stage in plan_stages(each)} for each in (before, after)]
+    assert kinds[0] - kinds[1] == {"latency"}
+    assert not changed(evaluations_of(before, 0), evaluations_of(after, 0))
+    named = make_workspace("measure.latency=true")
+    assert Identity.of(named.experiment).digest == Identity.of(before.experiment).digest
+
+
+def test_peak_memory_without_latencies_is_refused(make_workspace):
+    with pytest.raises(UserError, match=r"measure: memory: requires measure.latency=true"):
+        make_workspace("measure.latency=false", "measure.memory=true")
+
+
 @pytest.mark.parametrize("override", ["tracking.log_every=3", "device.compile=true"])
 def test_tracking_and_hardware_are_no_part_of_an_experiments_identity(make_workspace, override):
     groups = [Identity.of(make_workspace(*o).experiment).group for o in ([], [override])]
