@@ -165,13 +165,10 @@ def test_a_killed_process_and_a_killed_node_change_nothing(
 
     killer = threading.Thread(target=kill)
     killer.start()
-    with console.capture() as said:
-        report = run(experiment, tmp_path, executor)
+    report = run(experiment, tmp_path, executor)
     killer.join()
     cluster.add_node(**NODE)
     assert weights(tmp_path) == serial
-    text = said.get()
-    assert text.count("started again on") >= 2, text
     assert {row[0] for row in report.tables[0].rows} == {"untrained", "simclr"}
     resumed = [
         json.loads(f.read_text())["resumed"] for f in tmp_path.glob("stages/pre*/s*/run.json")

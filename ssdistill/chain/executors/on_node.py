@@ -6,7 +6,7 @@ import os
 import pickle
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +30,8 @@ from ssdistill.train.progress import Progress, TrainingProgress, console
 
 SECONDS_PER_MESSAGE = 1.0
 """Pause between two messages on how far a training is."""
+SECONDS_TO_DELIVER = 10.0
+"""For which an ended stage waits until its messages have arrived."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,8 @@ def work(request: Request, bulletin: Any, *parents: Outcome) -> Outcome:
     for parent in parents:
         if not parent.finished:
             return Outcome(key, node, failed_parent=parent.failed_parent or parent.key)
-    with _reporting(key, bulletin):
-        bulletin.post.remote((key, STARTED, node))
+    with _reporting(key, bulletin) as post:
+        post(STARTED, node)
         try:
             return Outcome(key, node, took=duration_of(_do(request)))
         except LostProcess:
@@ -151,13 +153,18 @@ def _workspace(request: Request) -> Workspace:
 
 
 @contextmanager
-def _reporting(key: Key, bulletin: Any) -> Iterator[None]:
-    """Within the block, what is printed and how far a training is go to the bulletin."""
-    last = 0.0
+def _reporting(key: Key, bulletin: Any) -> Iterator[Callable[[str, Any], None]]:
+    """Within the block, what is printed and how far a training is go to the bulletin.
+
+    It gives what posts another message.
+    """
+    import ray
+
+    last, sent = 0.0, []
 
     def post(word: str, said: Any) -> None:
         with suppress(Exception):  # whoever shows it may be gone, which ends no training
-            bulletin.post.remote((key, word, said))
+            sent[:] = [bulletin.post.remote((key, word, said))]
 
     def watch(progress: Progress) -> None:
         nonlocal last
@@ -172,11 +179,14 @@ def _reporting(key: Key, bulletin: Any) -> Iterator[None]:
     logger.addHandler(handler)
     TrainingProgress.watchers.append(watch)
     try:
-        yield
+        yield post
     finally:
         TrainingProgress.watchers.remove(watch)
         logger.removeHandler(handler)
         console._file = before
+        # The outcome takes another way, and would overtake messages, which arrive in order.
+        with suppress(Exception):
+            ray.wait(sent, timeout=SECONDS_TO_DELIVER)
 
 
 def _portable(error: Exception) -> Exception:

@@ -10,8 +10,8 @@ from ssdistill.chain.executors.ray_cluster import (
     check_address,
     check_nodes,
     connect,
+    here,
     parse_address,
-    preferably_here,
     require_ray,
 )
 from ssdistill.chain.executors.ray_tasks import RayTasks
@@ -108,5 +108,5 @@ class OnRay:
             self._connected = True
             connect(where)
         # On a node that is lost, it would take along what stages elsewhere have said.
-        options = {"num_cpus": 0, "max_restarts": -1, "scheduling_strategy": preferably_here()}
+        options = {"num_cpus": 0, "max_restarts": -1, "scheduling_strategy": here()}
         self._bulletin = ray.remote(Bulletin).options(**options).remote()

@@ -218,12 +218,12 @@ def only_on(node: Node) -> Any:
     return NodeAffinitySchedulingStrategy(node.identifier, soft=False)
 
 
-def preferably_here() -> Any:
+def here() -> Any:
     """Return Ray's scheduling strategy for the node that this process is connected to."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def reserved_by(device: DeviceSettings, nodes: Sequence[Node], processes: int = 1) -> Reserved:
