@@ -1,6 +1,6 @@
 """Accuracy of students after V recorded passes, V = 1, 2, 4, 8, 16, and of the live teacher's.
 
-    python experiments/teacher_cache/accuracy.py [key=value …] [--runs runs] [--out records.jsonl]
+    python experiments/teacher_cache/accuracy.py [key=value …] [--views strong] [--out records.jsonl]
 
 Runs accuracy.yaml, which takes hours on two cores, and makes a table of its records.
 """
@@ -26,10 +26,12 @@ METRICS = {"linear, %": "probe/linear/top1", "k-NN, %": "probe/knn/top1"}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("overrides", nargs="*", help="of accuracy.yaml")
+    parser.add_argument("--views", choices=("weak", "strong"), default="weak")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--out", type=Path, help="append the record, one JSON line")
     args = parser.parse_args()
-    experiment, _ = load_experiment(CONFIG, args.overrides)
+    views = f"distill.views=[{args.views}, {args.views}]"
+    experiment, _ = load_experiment(CONFIG, [views, *args.overrides])
     run(experiment, args.runs)
     workspace = open_workspace(experiment, args.runs)
     values = defaultdict(lambda: defaultdict(list))
@@ -46,7 +48,8 @@ def main() -> None:
         f"within a seed; {distill.num_steps(len(workspace.train) // distill.batch_size)} steps of "
         f"{distill.batch_size} images, {len(workspace.train):,} images"
     )
-    publish(args.out, "accuracy", "Views that repeat after V passes", note=note, rows=rows)
+    title = f"{args.views.capitalize()} views that repeat after V passes"
+    publish(args.out, f"accuracy_{args.views}", title, note=note, rows=rows)
 
 
 def row_of(role: str, found: dict[str, list[float]], live: dict[str, list[float]]) -> dict:

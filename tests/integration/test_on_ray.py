@@ -26,7 +26,7 @@ seeds: [0, 1]
 data: {kind: npz, path: DATA}
 teacher: {encoder: {name: resnet10t, stem: small, stem_stride: 2,
   args: {layers: [1, 1, 0, 0], channels: [8, 8, 8, 8], stem_type: deep, stem_width: 8}}}
-pretrain: {kind: simclr, steps: 250, batch_size: 8}
+pretrain: {kind: simclr, steps: 160, batch_size: 8}
 evaluate: {label_free_images: 30, linear: {folds: 2}}
 device: {precision: fp32, memory_format: contiguous, accelerator: cpu, threads: 1}
 checkpoint_seconds: 0.1
