@@ -1,6 +1,6 @@
 """Accuracy of students after V recorded passes, V = 1, 2, 4, 8, 16, and of the live teacher's.
 
-    python experiments/teacher_cache/accuracy.py [key=value …] [--views strong] [--out records.jsonl]
+    python experiments/teacher_cache/accuracy.py [key=value …] [--views strong] [--out file.jsonl]
 
 Runs accuracy.yaml, which takes hours on two cores, and makes a table of its records.
 """
