@@ -49,8 +49,8 @@ SWEEPS = "sweeps"
 """Folder, in the runs folder, of the folders of sweeps."""
 MOST_PLANNED = 300
 """Points that are planned beforehand; planning one takes a few hundredths of a second or more."""
-AT_ONCE = 1
-"""Points that run side by side."""
+AT_ONCE = 16
+"""Points whose stages are handed over together where they run side by side."""
 OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
 
 
@@ -98,6 +98,10 @@ class Sweep:
     def folder(self) -> Path:
         """Of the sweep's page and records, ``<root>/sweeps/<name>-<digest8>``."""
         return self.workspace.root / SWEEPS / f"{self.base.name}-{self.digest[:8]}"
+
+    def at(self, point: Point) -> Experiment:
+        """The experiment at a point."""
+        return self.written.at(point.values).as_point(point.watched)
 
     @cached_property
     def digest(self) -> str:
@@ -182,12 +186,14 @@ def run_sweep(
     sweep: Sweep,
     on_outcome: Callable[[dict[int, Outcome]], object],
     run: Callable[[Experiment, Path], Report] | None = None,
+    together: Callable[[dict[str, Experiment], Path], object] | None = None,
 ) -> dict[int, Outcome]:
     """Run every point that has not ended yet.
 
     Args:
         on_outcome: called with all outcomes so far, at the start and whenever a point has ended.
         run: of an experiment in a runs folder; None for :func:`ssdistill.chain.run.run`.
+        together: does what it can of the stages of several points before they are run in turn.
 
     Returns:
         all outcomes, by number of the point.
@@ -205,7 +211,9 @@ def run_sweep(
             outcomes |= lost
             write_outcomes(folder, outcomes)
         on_outcome(outcomes)
-        while points := search.ask(AT_ONCE):
+        while points := search.ask(AT_ONCE if together else 1):
+            if together:
+                together({str(p.number + 1): sweep.at(p) for p in points}, sweep.workspace.root)
             for point, outcome in _outcomes(sweep, points, outcomes, search.total, run):
                 outcomes[point.number] = outcome
                 write_outcomes(folder, outcomes)
@@ -236,8 +244,7 @@ def _outcomes(
     """What becomes of points that may run side by side."""
     for point in points:
         # Killed between the line of the record and the word to the database.
-        outcome = known.get(point.number)
-        if outcome is not None and outcome.values == point.values:
+        if (outcome := known.get(point.number)) is not None and outcome.values == point.values:
             yield point, outcome
             continue
         console.print(f"point {point.number + 1}/{total}: {point}", style="bold", markup=False)
@@ -260,7 +267,7 @@ def run_point(
     """
     root = sweep.workspace.root
     try:
-        experiment = sweep.written.at(point.values).as_point(point.watched)
+        experiment = sweep.at(point)
         report = (run or run_experiment)(experiment, root)
         by_seed = values_of(sweep.settings, experiment, report, sweep.role, root)
     except StoppedEarly as stopped:
@@ -285,8 +292,7 @@ def run_point(
 def _result(sweep: Sweep, outcome: Outcome) -> str:
     if outcome.value is not None:
         return f"{sweep.settings.metric} {outcome.value:.6g}"
-    word = {"stopped": "stopped early", "failed": "failed"}[outcome.status]
-    return f"{word}: {outcome.reason}"
+    return f"{'stopped early' if outcome.status == 'stopped' else 'failed'}: {outcome.reason}"
 
 
 def _locked(folder: Path) -> AbstractContextManager[None]:

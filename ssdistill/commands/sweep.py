@@ -22,6 +22,7 @@ def run_sweep_command(options: argparse.Namespace) -> int:
     from ssdistill.chain.executors.choice import executor_for
     from ssdistill.chain.processes import refuse_several_processes
     from ssdistill.chain.run import describe_data, run
+    from ssdistill.chain.side_by_side import finish_side_by_side
     from ssdistill.chain.sweep import open_sweep, plan_points, run_sweep
     from ssdistill.chain.sweep_report import make_sweep_report, plan_table
 
@@ -51,7 +52,10 @@ def run_sweep_command(options: argparse.Namespace) -> int:
         make_sweep_report(sweep, outcomes)
 
     with executor_for(options.on, options.trust) as executor:
-        outcomes = run_sweep(sweep, show_outcomes, partial(run, executor=executor))
+        # Points of a search by TPE follow from those before.
+        side_by_side = options.on and sweep.points is not None
+        together = partial(finish_side_by_side, executor=executor) if side_by_side else None
+        outcomes = run_sweep(sweep, show_outcomes, partial(run, executor=executor), together)
     report = make_sweep_report(sweep, outcomes)
     show(report.table.to_rich())
     say(f"sweep: {report.folder / 'sweep.html'}")

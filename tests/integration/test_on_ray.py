@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 from ssdistill.chain.executors.on_ray import OnRay
 from ssdistill.chain.remote_runs import CACHE
 from ssdistill.chain.run import run
+from ssdistill.commands.main import main
 from ssdistill.errors import UserError
 from ssdistill.experiment.reading import load_experiment
 from ssdistill.train.progress import console
@@ -148,6 +150,44 @@ def test_stages_travel_where_nodes_share_no_folder(config, executor, tmp_path, m
     (here,) = (tmp_path / "here").iterdir()
     assert weights(here) == weights(tmp_path / "store") and len(weights(here)) == 4
     assert (tmp_path / "store" / report.folder.name / "report.html").is_file()
+
+
+def test_points_of_a_sweep_run_side_by_side_and_share_their_stages(
+    config, executor, tmp_path, monkeypatch, capsys
+):
+    file = config.with_name("sweep.yaml")
+    file.write_text(
+        config.read_text()
+        + """
+sweep:
+  search: grid
+  maximize: collapse/effective_rank
+  model: simclr
+  parameters: {pretrain.optim.lr: [1.0e-3, 1.0e-2, 1.0e-1]}
+"""
+    )
+    words = ["run", str(file), "pretrain.steps=4", "seeds=[0]", "--runs"]
+    assert main([*words, str(tmp_path / "serial")]) == 0
+    handed_over, finish = [], OnRay.finish
+
+    def watched(self, jobs):
+        handed_over.append([job.label for job in jobs])
+        finish(self, jobs)
+
+    monkeypatch.setattr(OnRay, "finish", watched)
+    monkeypatch.setattr(
+        "ssdistill.chain.executors.choice.executor_for", lambda *_: nullcontext(executor)
+    )
+    assert main([*words, str(tmp_path / "cluster"), "--on", "ray"]) == 0
+    assert weights(tmp_path / "cluster") == weights(tmp_path / "serial")
+    # Those of all points at once, the untrained network of the first one alone; then each point.
+    together, *one_by_one = handed_over
+    assert len(one_by_one) == 3 and len(together) == len(one_by_one[0]) * 3 - 4
+    outcomes = [
+        [json.loads(line) for line in path.read_text().splitlines()]
+        for path in sorted(tmp_path.glob("*/sweeps/*/sweep.jsonl"))
+    ]
+    assert outcomes[0] == outcomes[1] and len(outcomes[0]) == 3
 
 
 def test_a_killed_process_and_a_killed_node_change_nothing(

@@ -1,6 +1,7 @@
 """Sweeps of a tiny experiment: shared stages, what chooses, failures, resuming."""
 
 import json
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 from ssdistill.chain import arithmetic
 from ssdistill.chain import run as run_module
 from ssdistill.chain import sweep as sweep_module
+from ssdistill.chain.run import Serial
+from ssdistill.chain.side_by_side import finish_side_by_side
 from ssdistill.chain.sweep import open_sweep, plan_points, run_point, run_sweep
 from ssdistill.chain.sweep_points import Outcome, Point, read_outcomes
 from ssdistill.chain.sweep_report import make_sweep_report, plan_table
@@ -248,6 +251,28 @@ def test_a_failing_point_is_recorded_and_the_sweep_goes_on(tiny_sweep, monkeypat
     assert "3 points: 2 finished, 1 failed." in report.table.caption
     monkeypatch.setattr(sweep_module, "run_experiment", no_run)
     assert run_sweep(sweep, lambda outcomes: None) == outcomes
+
+
+def test_points_whose_stages_were_done_together_are_run_and_fail_by_themselves(
+    tiny_sweep, monkeypatch
+):
+    tried = []
+
+    def diverging(stage, workspace, tracker):
+        tried.append(stage.digest)
+        if stage.config["training"]["optim"]["lr"] == 9:
+            raise UserError("loss/feature is nan at step 3: lower optim.lr")
+        return distill(stage, workspace, tracker)
+
+    distill = run_module.BODIES["distill"]
+    monkeypatch.setitem(run_module.BODIES, "distill", diverging)
+    sweep = tiny_sweep("sweep.parameters.distill.optim.lr=[2e-4, 9]")
+    together = partial(finish_side_by_side, executor=Serial())
+    outcomes = run_sweep(sweep, lambda outcomes: None, together=together)
+    assert [outcomes[n].status for n in range(2)] == ["finished", "failed"]
+    assert outcomes[1].reason == "loss/feature is nan at step 3: lower optim.lr"
+    first, second = dict.fromkeys(tried)
+    assert tried == [first, second, second]
 
 
 def test_it_is_an_error_if_every_point_fails(monkeypatch, config, grid, capsys):
