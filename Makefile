@@ -56,7 +56,7 @@ cifar10: $(RUN) ## the same on CIFAR-10 with three seeds (downloads the data)
 test test-fast smoke: export PYTHONDONTWRITEBYTECODE :=
 
 test: $(DEV) ## run the tests
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart=0
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --max-worker-restart=0
 
 test-fast: $(DEV) ## run the tests of the rooms that changed, or of ROOMS="losses train"
 	@test -n "$(ROOMS)" || { echo 'no room has changed; name some: ROOMS="losses train" make test-fast'; exit 2; }

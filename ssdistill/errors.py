@@ -1,5 +1,6 @@
 """The errors that users see, and what their one-line messages are made of."""
 
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -43,6 +44,16 @@ def was_interrupted(error: BaseException | None) -> bool:
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the machine or its device has too little memory."""
+    words = ("can't allocate memory", "out of memory", "alloc_cpu", "CUDA_ERROR_OUT_OF_MEMORY")
+    # Not imported here: the import itself may be what failed.
+    of_device = getattr(sys.modules.get("torch"), "OutOfMemoryError", MemoryError)
+    return isinstance(error, MemoryError | of_device) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
 
 
 def nearest(name: str, known: Iterable[object], likeness: float = 0.6) -> str:

@@ -100,10 +100,10 @@ class Watch:
                 self.store.set(OVER, "")
                 time.sleep(4 * PAUSE)
             return
-        with suppress(Exception):
+        with suppress(Exception):  # process 0 may be gone
             self.store.set(f"{FAILED}/{self.rank}", one_line(error))
-            # The watch ends this process as soon as process 0 has said so, or is gone.
-            time.sleep(2 * SILENCE)
+        # The watch ends this process as soon as process 0 has said so, or is gone.
+        time.sleep(2 * SILENCE)
 
     def _run(self) -> None:
         count = 0

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from subprocess import Popen
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -189,10 +189,11 @@ class Processes(Team):
     def _has_left(self) -> bool:
         assert self._store is not None
         until = time.monotonic() + PATIENCE
-        while time.monotonic() < until:
-            if self._store.check([self._left]):
-                return True
-            time.sleep(PAUSE)
+        with suppress(DistNetworkError):  # process 0 is gone
+            while time.monotonic() < until:
+                if self._store.check([self._left]):
+                    return True
+                time.sleep(PAUSE)
         return False
 
     def _call(self, word: str) -> None:

@@ -7,9 +7,8 @@ from ssdistill.chain.executors import Executor, Job, Key
 from ssdistill.chain.plan import plan_stages
 from ssdistill.chain.run import name_of
 from ssdistill.chain.stages import Identity
-from ssdistill.chain.sweep import OUT_OF_MEMORY
 from ssdistill.chain.workspace import open_workspace
-from ssdistill.errors import UserError
+from ssdistill.errors import UserError, is_out_of_memory
 from ssdistill.experiment.schema import Experiment
 
 
@@ -43,5 +42,6 @@ def finish_side_by_side(
             jobs.setdefault(job.key, job)
     try:
         executor.finish(list(jobs.values()))
-    except (UserError, *OUT_OF_MEMORY):
-        return
+    except Exception as error:
+        if not (isinstance(error, UserError) or is_out_of_memory(error)):
+            raise

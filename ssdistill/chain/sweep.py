@@ -14,12 +14,9 @@ from functools import cached_property
 from pathlib import Path
 from statistics import mean
 
-import torch
-
 from ssdistill.chain.plan import plan_stages
 from ssdistill.chain.processes import count_processes
 from ssdistill.chain.report import Report
-from ssdistill.chain.requirements import check_batches, check_steps
 from ssdistill.chain.run import run as run_experiment
 from ssdistill.chain.stages import Identity
 from ssdistill.chain.sweep_points import (
@@ -35,8 +32,13 @@ from ssdistill.chain.sweep_points import (
 from ssdistill.chain.sweep_tpe import TpeSearch, require_optuna, storage_of
 from ssdistill.chain.sweep_values import chosen_by, held_out_probe, values_of
 from ssdistill.chain.workspace import Workspace, open_workspace
-from ssdistill.data.undecoded import undecoded_of
-from ssdistill.errors import StoppedEarly, UserError, shortened, was_interrupted
+from ssdistill.errors import (
+    StoppedEarly,
+    UserError,
+    is_out_of_memory,
+    shortened,
+    was_interrupted,
+)
 from ssdistill.evaluate.held_out import training_labels_sha256
 from ssdistill.experiment.reading import Written
 from ssdistill.experiment.schema import Experiment
@@ -47,27 +49,8 @@ from ssdistill.train.progress import console
 
 SWEEPS = "sweeps"
 """Folder, in the runs folder, of the folders of sweeps."""
-MOST_PLANNED = 300
-"""Points that are planned beforehand; planning one takes a few hundredths of a second or more."""
 AT_ONCE = 16
 """Points whose stages are handed over together where they run side by side."""
-OUT_OF_MEMORY = (MemoryError, torch.OutOfMemoryError)
-
-
-@dataclass(frozen=True)
-class PlannedPoint:
-    """A point and its stages.
-
-    Attributes:
-        stages: how many it has.
-        shared: those that points before it have, too.
-        missing: those that neither a point before it has nor the runs folder.
-    """
-
-    point: Point
-    stages: int
-    shared: int
-    missing: int
 
 
 @dataclass(frozen=True)
@@ -107,6 +90,8 @@ class Sweep:
     def digest(self) -> str:
         """sha256 of everything that its numbers follow from, but for how many points there are."""
         settings = self.settings.model_dump(mode="json", exclude={"points", "storage"})
+        if settings["at_once"] == 1:  # sweeps of 0.1 were of points one after the other
+            del settings["at_once"]
         reads_labels = self.settings.reads_labels
         identity = {
             "experiment": Identity.of(self.base).digest,
@@ -155,33 +140,6 @@ def open_sweep(written: Written, root: str | Path, *, decode: bool = True) -> Sw
     return Sweep(written, settings, base, points, experiments, workspace, role, watched)
 
 
-def plan_points(sweep: Sweep) -> list[PlannedPoint]:
-    """Plan the points that are known beforehand, of many the first ones.
-
-    Decodes, trains and writes nothing.
-
-    Raises:
-        UserError: a point that cannot be run, and why.
-    """
-    planned, seen = [], set()
-    for number, values in enumerate((sweep.points or [])[:MOST_PLANNED]):
-        point, experiment = Point(number, values), sweep.experiments[number]
-        try:
-            workspace = open_workspace(experiment, sweep.workspace.root, decode=False)
-            check_batches(experiment, len(workspace.train))
-            check_steps(experiment)
-            stages = plan_stages(workspace)
-        except UserError as error:
-            raise UserError(f"sweep point {point}: {error}") from None
-        keys = {(stage.digest, stage.seed): stage for stage in stages}
-        new = {key: stage for key, stage in keys.items() if key not in seen}
-        unread = bool(undecoded_of([workspace.train, workspace.test]))
-        missing = [s for s in new.values() if unread or s.status(workspace.root) != "finished"]
-        planned.append(PlannedPoint(point, len(keys), len(keys) - len(new), len(missing)))
-        seen |= new.keys()
-    return planned
-
-
 def run_sweep(
     sweep: Sweep,
     on_outcome: Callable[[dict[int, Outcome]], object],
@@ -211,7 +169,9 @@ def run_sweep(
             outcomes |= lost
             write_outcomes(folder, outcomes)
         on_outcome(outcomes)
-        while points := search.ask(AT_ONCE if together else 1):
+        known_before = AT_ONCE if together else 1
+        count = sweep.settings.at_once if sweep.points is None else known_before
+        while points := search.ask(count):
             if together:
                 together({str(p.number + 1): sweep.at(p) for p in points}, sweep.workspace.root)
             for point, outcome in _outcomes(sweep, points, outcomes, search.total, run):
@@ -272,10 +232,11 @@ def run_point(
         by_seed = values_of(sweep.settings, experiment, report, sweep.role, root)
     except StoppedEarly as stopped:
         return Outcome(point.number, point.values, "stopped", reason=str(stopped))
-    except (UserError, *OUT_OF_MEMORY) as error:
-        if disk_is_full(error) or was_interrupted(error):
+    except Exception as error:
+        wrong = isinstance(error, UserError)
+        if disk_is_full(error) or was_interrupted(error) or not (wrong or is_out_of_memory(error)):
             raise
-        reason = str(error) if isinstance(error, UserError) else f"not enough memory ({error})"
+        reason = str(error) if wrong else f"not enough memory ({error})"
         return Outcome(point.number, point.values, "failed", reason=shortened(reason, 300))
     model = report.models.get(sweep.role)
     return Outcome(

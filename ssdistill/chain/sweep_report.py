@@ -9,7 +9,8 @@ from pathlib import Path
 from statistics import stdev
 from typing import Any
 
-from ssdistill.chain.sweep import PlannedPoint, Sweep
+from ssdistill.chain.sweep import Sweep
+from ssdistill.chain.sweep_plan import PlannedPoint
 from ssdistill.chain.sweep_points import Outcome
 from ssdistill.experiment.sweep import HELD_OUT
 from ssdistill.experiment.sweep_values import Range, value_text

@@ -1,11 +1,13 @@
 """Search by Optuna's tree-structured Parzen estimator, and Optuna's rule for stopping early.
 
 Optuna's database is the record of all trials. A trial that an interrupted sweep left running is
-taken up again with the same parameters. The estimator gets a seed of its own for every trial, so
-that what it chooses follows from the trials before it, whether or not the sweep was interrupted.
+taken up again with the same parameters. The estimator gets a seed of its own for every trial, and
+trials are chosen in groups of a fixed size, so that what it chooses follows from the groups before,
+whether or not the sweep was interrupted.
 """
 
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,7 +96,7 @@ def storage_of(settings: SweepSettings, folder: Path) -> str:
 
 
 class TpeSearch:
-    """Points chosen one after the other, each from the outcomes before it.
+    """Points chosen in groups, each from the outcomes of the groups before it.
 
     Args:
         settings: of the sweep.
@@ -111,7 +113,7 @@ class TpeSearch:
         self._trials: dict[int, Trial] = {}
 
     def ask(self, count: int) -> list[Point]:
-        """Trials left running first, then new ones, until there are as many as ``points``."""
+        """Trials left running first, then new ones of the same group; in all, ``points``."""
         with storage_errors(self.storage):
             return self._asked(count)
 
@@ -126,10 +128,13 @@ class TpeSearch:
                 self._seed(frozen.number)
                 trial = optuna.Trial(self.study, frozen._trial_id)
                 points.append(self._point(trial))
-        while len(points) < count and (number := len(self.study.get_trials(deepcopy=False))) < (
-            self.total
-        ):
-            self._seed(number)
+        trials = self.study.get_trials(deepcopy=False)
+        number, size = len(trials), self.settings.at_once
+        begun = any(not trial.state.is_finished() for trial in trials)
+        # A new group is not begun before the last one has ended.
+        end = -(-number // size) * size if begun or number % size else number + size
+        for new in range(number, min(end, self.total, number + count - len(points))):
+            self._seed(new)
             points.append(self._point(self.study.ask()))
         return points
 
@@ -154,7 +159,12 @@ class TpeSearch:
         import optuna
 
         seed = derive_seed(self.settings.seed, f"trial {number}") % MOST_SEED
-        self.study.sampler = optuna.samplers.TPESampler(seed=seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            # Else the points of a group would all be the one that looks best.
+            self.study.sampler = optuna.samplers.TPESampler(
+                seed=seed, constant_liar=self.settings.at_once > 1
+            )
 
     def _point(self, trial: "Trial") -> Point:
         values = {k: _suggested(trial, k, v) for k, v in self.settings.varied.items()}

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-from ssdistill.errors import UserError, shortened
+from ssdistill.errors import UserError, is_out_of_memory, shortened
 from ssdistill.files import disk_is_full
 
 REMEDIES = {
@@ -54,7 +54,7 @@ def explanation(error: BaseException) -> str | None:
     """Explain an error and its remedy on one line; None if it is an internal error."""
     if isinstance(error, UserError):
         return str(error)
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return f"not enough memory ({_first_line(error)}); {NO_MEMORY}"
     if disk_is_full(error) and not isinstance(error, OSError):
         return f"no space left on the disk ({_first_line(error)}); {REMEDIES[errno.ENOSPC]}"
@@ -84,15 +84,6 @@ def save_report(error: BaseException, words: Sequence[str], folder: Path | None)
                 (report / name).write_text(text, encoding="utf-8", errors="backslashreplace")
                 return report / name
     return None
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    words = ("can't allocate memory", "out of memory", "alloc_cpu", "CUDA_ERROR_OUT_OF_MEMORY")
-    # Not imported here: the import itself may be what failed.
-    of_device = getattr(sys.modules.get("torch"), "OutOfMemoryError", MemoryError)
-    return isinstance(error, MemoryError | of_device) or (
-        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
-    )
 
 
 def _first_line(error: BaseException) -> str:

@@ -23,7 +23,8 @@ def run_sweep_command(options: argparse.Namespace) -> int:
     from ssdistill.chain.processes import refuse_several_processes
     from ssdistill.chain.run import describe_data, run
     from ssdistill.chain.side_by_side import finish_side_by_side
-    from ssdistill.chain.sweep import open_sweep, plan_points, run_sweep
+    from ssdistill.chain.sweep import open_sweep, run_sweep
+    from ssdistill.chain.sweep_plan import plan_points
     from ssdistill.chain.sweep_report import make_sweep_report, plan_table
 
     refuse_several_processes()
@@ -52,9 +53,7 @@ def run_sweep_command(options: argparse.Namespace) -> int:
         make_sweep_report(sweep, outcomes)
 
     with executor_for(options.on, options.trust) as executor:
-        # Points of a search by TPE follow from those before.
-        side_by_side = options.on and sweep.points is not None
-        together = partial(finish_side_by_side, executor=executor) if side_by_side else None
+        together = partial(finish_side_by_side, executor=executor) if options.on else None
         outcomes = run_sweep(sweep, show_outcomes, partial(run, executor=executor), together)
     report = make_sweep_report(sweep, outcomes)
     show(report.table.to_rich())

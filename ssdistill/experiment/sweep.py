@@ -91,6 +91,8 @@ class SweepSettings(Settings):
         parameters: what varies, by dotted keys: a list of values, or a range
             ``{low, high, log, int, step}``.
         held_out: the split of the training labels, where they choose or stop.
+        at_once: points that are chosen together, before any of them has ended (``tpe`` only);
+            with ``--on``, they run side by side.
         stop_early: stop points that do worse than others (``tpe`` only); null for none.
         storage: URL of Optuna's database (``tpe`` only); null for a file in the sweep's folder.
     """
@@ -103,6 +105,7 @@ class SweepSettings(Settings):
     model: str | None = None
     parameters: Annotated[dict[str, Any], AfterValidator(parse_parameters)]
     held_out: HeldOutSettings = HeldOutSettings()
+    at_once: PositiveInt = 1
     stop_early: StopEarlySettings | None = None
     storage: str | None = None
 
@@ -122,8 +125,9 @@ class SweepSettings(Settings):
                     )
         elif self.points is None:
             raise ValueError(f"points: required with search={self.search}")
-        for name in ("stop_early", "storage"):
-            if self.search != "tpe" and getattr(self, name) is not None:
+        for name in ("at_once", "stop_early", "storage"):
+            default = type(self).model_fields[name].default
+            if self.search != "tpe" and getattr(self, name) != default:
                 raise ValueError(f"{name}: requires search=tpe; remove {name}, or set search=tpe")
         return self
 

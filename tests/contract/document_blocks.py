@@ -13,6 +13,7 @@ import configparser
 import importlib
 import re
 import shlex
+import tempfile
 from argparse import Namespace
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,8 @@ from ssdistill.commands import main as cli
 from ssdistill.experiment.reading import load_experiment
 
 ROOT = Path(__file__).parents[2]
+FOLDER = tempfile.TemporaryDirectory(prefix="ssdistill-blocks-")
+"""Of the configs that are pieces of documents; removed at the end of the process."""
 FENCE = re.compile(r"(?P<before>[^\n]*)\n```(?P<language>\w*)\n(?P<code>.*?)\n```$", re.M | re.S)
 MARKER = re.compile(r"<!-- (?P<key>\w+): (?P<value>.*?) -->")
 NEEDS = {"data", "network", "gpu", "cluster", "hours"}
@@ -234,13 +237,11 @@ def alternatives(code: str) -> list[str]:
 
 def config_of(text: str, over: str) -> Path:
     """A whole config as it stands, a piece of one laid over another; in a file of its own."""
-    import tempfile
-
     content = yaml.safe_load(text)
     if "schema" not in content:
         text = f"extends: {ROOT / 'configs' / over}.yaml\nschema: 1\nname: piece\n{text}"
     elif "extends" in content:
         text = text.replace(content["extends"], str(ROOT / "configs" / content["extends"]), 1)
-    path = Path(tempfile.mkdtemp(prefix="ssdistill-block-")) / "block.yaml"
+    path = Path(tempfile.mkdtemp(dir=FOLDER.name)) / "block.yaml"
     path.write_text(text)
     return path

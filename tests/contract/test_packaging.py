@@ -113,7 +113,7 @@ def requirements(setup, *extras):
     """Names of what is required always, or of what some extras add."""
     texts = [setup["options.extras_require"][extra] for extra in extras]
     texts = texts or [setup["options"]["install_requires"]]
-    return {re.split(r"[<>=]", line)[0] for text in texts for line in lines(text)}
+    return {re.split(r"[<>=[]", line)[0] for text in texts for line in lines(text)}
 
 
 def test_what_the_code_imports_is_required(setup):

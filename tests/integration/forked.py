@@ -1,93 +1,95 @@
-"""Processes of one run, as torchrun starts them: forks of a process that has imported it all.
+"""Commands and processes that are forks of one process which has imported it all.
 
-Run as a script, which reads cases from standard input and writes what became of them:
-importing for every process anew would take most of the time of a test.
+Importing for every process anew would take most of the time of a test.
 """
 
-import json
+import multiprocessing
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import torch
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    ["ssdistill.chain.run", "ssdistill.commands.main", "ssdistill.train.fabric"]
+)
 LIMIT, AFTER_THE_FIRST = 120, 5
 
 
-class Outcome(NamedTuple):
-    """What became of the processes: their statuses, and what they printed."""
-
-    statuses: list[int]
-    said: str
-
-
-def run_forked(cases: list[list[dict]], env: dict[str, str]) -> list[Outcome]:
-    """Run the processes of one case after the other.
+class Command:
+    """``ssdistill`` with some words, in progress; used like :class:`subprocess.Popen`.
 
     Args:
-        cases: for each process of a case ``words`` of the command, ``cwd``, ``variables`` of its
-            environment instead of torchrun's, and ``before``, which it executes first. A single
-            one is not started by torchrun.
+        words: of the command.
+        env: variables of its environment; None for those of this process.
+        cwd: folder that it runs in.
+        before: code that it executes first.
+        said: file that gets all it prints; None for files of its own.
     """
-    command = [sys.executable, __file__]
-    done = subprocess.run(
-        command, input=json.dumps(cases), env=env, capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stderr
-    return [Outcome(*outcome) for outcome in json.loads(done.stdout)]
+
+    def __init__(
+        self,
+        words: Sequence[str],
+        env: Mapping[str, str] | None = None,
+        cwd: str | Path = ".",
+        before: str = "",
+        said: Path | None = None,
+    ):
+        self._folder = tempfile.TemporaryDirectory()
+        self._files = [said or Path(self._folder.name) / name for name in ("out", "err")]
+        arguments = [str(word) for word in words], dict(os.environ if env is None else env)
+        arguments += os.path.abspath(cwd), before, [str(file) for file in self._files]
+        self._process = FORKS.Process(target=_command, args=arguments, daemon=True)
+        self._process.start()
+        self.pid = self._process.pid
+
+    def poll(self) -> int | None:
+        """Return the exit status, None while it runs."""
+        return self._process.exitcode
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit status, None while it runs."""
+        return self.poll()
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal."""
+        os.kill(self.pid, number)
+
+    def communicate(self, timeout: float) -> tuple[str, str]:
+        """Wait for its end; return what it has printed, and what it has printed as errors."""
+        self._process.join(timeout)
+        if self.poll() is None:
+            self._process.kill()
+            self._process.join()
+            raise subprocess.TimeoutExpired("ssdistill", timeout)
+        out, err = (file.read_text() if file.exists() else "" for file in self._files)
+        self._folder.cleanup()
+        return out, err
 
 
-def _run(case: list[dict]) -> Outcome:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    with tempfile.TemporaryFile() as said:
-        pids = [
-            _fork(number, len(case), port, own, said.fileno()) for number, own in enumerate(case)
-        ]
-        statuses = _wait(pids)
-        said.seek(0)
-        return Outcome(statuses, said.read().decode())
-
-
-def _wait(pids: list[int]) -> list[int]:
-    """Wait as torchrun does: it ends the others once one has failed."""
-    codes: dict[int, int] = {}
-    until = time.monotonic() + LIMIT
-    while len(codes) < len(pids):
-        for pid in pids:
-            if pid not in codes:
-                ended, status = os.waitpid(pid, os.WNOHANG)
-                if ended:
-                    codes[pid] = os.waitstatus_to_exitcode(status)
-                    if codes[pid]:
-                        until = min(until, time.monotonic() + AFTER_THE_FIRST)
-                elif time.monotonic() > until:
-                    os.kill(pid, 9)
-        time.sleep(0.02)
-    return [codes[pid] for pid in pids]
-
-
-def _fork(number: int, size: int, port: str, own: dict, said: int) -> int:
-    if pid := os.fork():
-        return pid
-    os.dup2(said, 1)
-    os.dup2(said, 2)
-    os.environ |= own.get("variables", {})
-    if size > 1 and "variables" not in own:
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(size)}
-        os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "GROUP_RANK": "0"}
-        os.environ |= {"LOCAL_WORLD_SIZE": str(size), "TORCHELASTIC_RUN_ID": "none"}
-    os.chdir(own.get("cwd", "."))
-    exec(own.get("before", ""), {})
+def _command(words, env, cwd, before, files) -> None:
+    os.environ.clear()
+    os.environ |= env
+    for number, file in enumerate(files, start=1):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    os.chdir(cwd)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    exec(before, {})
     from ssdistill.commands.main import main
 
     status = 70
     try:
-        status = main(own["words"])
+        status = main(words)
     except SystemExit as left:
         status = left.code if isinstance(left.code, int) else 1
     finally:
@@ -96,11 +98,78 @@ def _fork(number: int, size: int, port: str, own: dict, said: int) -> int:
         os._exit(status)
 
 
-if __name__ == "__main__":
-    sys.path.pop(0)
-    import ssdistill.chain.run
-    import ssdistill.commands.main
-    import ssdistill.train.fabric  # noqa: F401
+class Outcome(NamedTuple):
+    """What became of processes: their statuses, and what they printed."""
 
-    outcomes = [_run(case) for case in json.load(sys.stdin)]
-    print(json.dumps(outcomes))
+    statuses: list[int]
+    said: str
+
+
+def run_forked(cases: list[list[dict]], env: Mapping[str, str]) -> list[Outcome]:
+    """Run the processes of one case after the other, as torchrun starts them.
+
+    Args:
+        cases: for each process of a case ``words`` of the command, ``cwd``, ``variables`` of its
+            environment instead of torchrun's, and ``before``, which it executes first. A single
+            one is not started by torchrun.
+    """
+    return [_run(case, env) for case in cases]
+
+
+def launch(case: list[dict], env: Mapping[str, str], said: Path | None = None) -> list[Command]:
+    """Start the processes of a case, see :func:`run_forked`.
+
+    Args:
+        said: file that gets all they print; None for files of each.
+    """
+    port, commands = str(free_port()), []
+    for number, own in enumerate(case):
+        launched = _of_torchrun(number, len(case), port) if len(case) > 1 else {}
+        variables = {**env, **own.get("variables", launched)}
+        place, before = own.get("cwd", "."), own.get("before", "")
+        commands.append(Command(own["words"], variables, place, before, said))
+    return commands
+
+
+def _run(case: list[dict], env: Mapping[str, str]) -> Outcome:
+    with tempfile.TemporaryDirectory() as folder:
+        said = Path(folder) / "said"
+        _wait(commands := launch(case, env, said))
+        return Outcome([command.returncode for command in commands], said.read_text())
+
+
+def _of_torchrun(number: int, size: int, port: str) -> dict[str, str]:
+    return {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "WORLD_SIZE": str(size),
+        "RANK": str(number),
+        "LOCAL_RANK": str(number),
+        "GROUP_RANK": "0",
+        "LOCAL_WORLD_SIZE": str(size),
+        "TORCHELASTIC_RUN_ID": "none",
+    }
+
+
+def _wait(commands: list[Command]) -> None:
+    """Wait as torchrun does: it ends the others once one has failed."""
+    until = time.monotonic() + LIMIT
+    while running := [command for command in commands if command.poll() is None]:
+        if any(command.poll() for command in commands):
+            until = min(until, time.monotonic() + AFTER_THE_FIRST)
+        if time.monotonic() > until:
+            for command in running:
+                command.send_signal(signal.SIGKILL)
+        time.sleep(0.02)
+
+
+def free_port() -> int:
+    """Return a port of this machine that nothing listens to."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def run_together(work: Callable[..., None], *arguments: Any, count: int = 2) -> None:
+    """Call ``work(number, *arguments)`` in so many processes; an error in one is raised."""
+    torch.multiprocessing.start_processes(work, arguments, nprocs=count, start_method="forkserver")

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from forked import run_together
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
@@ -148,7 +149,7 @@ def process(rank: int, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory) -> list[dict[str, dict[str, Tensor]]]:
     folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(process, (folder,), nprocs=WORLD)
+    run_together(process, folder, count=WORLD)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
 
 

@@ -1,16 +1,14 @@
 """The whole chain on a few images: its outputs, its inputs, and what survives a kill."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from forked import Command
 from PIL import Image
 
 import ssdistill
@@ -200,31 +198,16 @@ def test_a_checkpoint_of_another_architecture_is_refused_by_name(tmp_path):
         ssdistill.run(config, "distill=null", "compress=[]", "evaluate=null", root=root)
 
 
-def start(config: Path, root: Path) -> subprocess.Popen:
-    command = [
-        sys.executable,
-        "-m",
-        "ssdistill.commands.main",
-        "run",
-        str(config),
-        "--runs",
-        str(root),
-    ]
+def start(config: Path, root: Path) -> Command:
     overrides = ["pretrain.steps=30", "distill=null", "compress=[]", "evaluate=null"]
     overrides.append("device.threads=1")
-    return subprocess.Popen(
-        [*command, *overrides],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    return Command(["run", config, "--runs", root, *overrides])
 
 
-def wait_for_checkpoint(root: Path, process: subprocess.Popen) -> None:
+def wait_for_checkpoint(root: Path, process: Command) -> None:
     deadline = time.monotonic() + 120
     while not list(root.glob("stages/pretrain-*/s0/checkpoint.pt")):
-        assert process.poll() is None, process.stderr.read()
+        assert process.poll() is None, process.communicate(1)
         assert time.monotonic() < deadline
         time.sleep(0.01)
 

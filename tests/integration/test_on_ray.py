@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from forked import run_forked
 
 from ssdistill.chain.executors.on_ray import OnRay
 from ssdistill.chain.remote_runs import CACHE
@@ -100,13 +101,18 @@ def tasks(label: str = "") -> list[int]:
     """Process ids of Ray's workers that have a task of that name."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            title = (folder / "cmdline").read_bytes().decode(errors="replace")
-        except OSError:
-            continue
+        title = command_of(folder)
         if title.startswith("ray::[") and label in title:
             found.append(int(folder.name))
     return found
+
+
+def command_of(folder: Path) -> str:
+    """Command line of a process, by its folder; empty once it has ended."""
+    try:
+        return (folder / "cmdline").read_bytes().decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def until(condition, seconds: float = SECONDS):
@@ -214,6 +220,40 @@ def test_a_killed_process_and_a_killed_node_change_nothing(
         json.loads(f.read_text())["resumed"] for f in tmp_path.glob("stages/pre*/s*/run.json")
     ]
     assert min(resumed) >= 1
+
+
+def test_a_stage_whose_processes_are_on_two_nodes(config, executor, tmp_path):
+    changes = ["seeds=[0]", "evaluate=null", "pretrain.steps=20"]
+    words = ["run", str(config), *changes, "--runs", str(tmp_path / "one")]
+    (done,) = run_forked([[{"words": words}] * 2], os.environ)
+    assert done.statuses == [0, 0], done.said
+    experiment, _ = load_experiment(config, [*changes, "device.devices=2"])
+    seen = []
+
+    def look():
+        seen[:] = until(lambda: len(found := stage_processes()) == 2 and map(node_of, found))
+
+    watch = threading.Thread(target=look)
+    watch.start()
+    run(experiment, tmp_path / "two", executor)
+    watch.join()
+    assert len(set(seen)) == 2
+    assert weights(tmp_path / "two") == weights(tmp_path / "one")
+    assert not (tmp_path / "two" / ".ray-train").exists() and not stage_processes()
+
+
+def node_of(pid: int) -> int:
+    """Process id of the raylet that a process's worker belongs to."""
+    return parent(parent(pid))
+
+
+def stage_processes() -> list[int]:
+    """Process ids of what does a part of a stage."""
+    return [
+        int(folder.name)
+        for folder in Path("/proc").glob("[0-9]*")
+        if "\0--stage\0" in command_of(folder)
+    ]
 
 
 def test_ctrl_c_ends_all_tasks_and_the_next_run_resumes_them(config, cluster, serial, tmp_path):

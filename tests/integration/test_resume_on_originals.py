@@ -1,12 +1,10 @@
 """A run on original images: a kill in mid-epoch, other workers, and the same weights."""
 
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
+from forked import Command
 from PIL import Image
 from test_chain import CONFIG, wait_for_checkpoint, weights
 
@@ -24,17 +22,10 @@ def write_images(folder: Path) -> None:
         Image.fromarray(pixels).resize((width, height)).save(path, quality=90)
 
 
-def start(config: Path, root: Path, workers: int) -> subprocess.Popen:
+def start(config: Path, root: Path, workers: int) -> Command:
     overrides = [f"pretrain.steps={STEPS}", "distill=null", "compress=[]", "evaluate=null"]
     overrides += ["device.threads=1", f"device.workers={workers}", "checkpoint_seconds=0"]
-    command = [sys.executable, "-m", "ssdistill", "run", str(config), "--runs", str(root)]
-    return subprocess.Popen(
-        [*command, *overrides],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    return Command(["run", config, "--runs", root, *overrides])
 
 
 def test_a_killed_run_on_originals_goes_on_to_the_same_weights_with_other_workers(tmp_path):

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from forked import Outcome, run_forked
+from forked import Outcome, launch, run_forked
 
 from ssdistill.chain.process_group import SET_HERE
 from ssdistill.chain.processes import LAUNCHERS
@@ -59,8 +59,8 @@ def environment() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k not in names} | {"WANDB_MODE": "disabled"}
 
 
-def run(root: Path, *words: str, before: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
-    command = [*before, *COMMAND[1 if before else 0 :], *words, "--runs", str(root)]
+def run(root: Path, *words: str) -> subprocess.CompletedProcess:
+    command = [*COMMAND, *words, "--runs", str(root)]
     return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=LIMIT)
 
 
@@ -120,9 +120,9 @@ def test_two_processes_train_as_one(alone, both):
 
 
 def test_torchrun_starts_what_devices_starts(both, tmp_path):
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone")
-    done = run(tmp_path, before=(*launcher, "--nproc_per_node", "2"))
-    assert done.returncode == 0, done.stderr
+    words = [*WORDS, "--runs", str(tmp_path)]
+    (done,) = run_forked([[{"words": words}] * 2], environment())
+    assert done.statuses == [0, 0], done.said
     assert weights(tmp_path) == weights(both)
 
 
@@ -147,9 +147,24 @@ def test_kills_of_either_process_and_ctrl_c_end_both_and_the_next_start_resumes(
             assert process.returncode == 130, said
             assert said.count("Interrupted.") == 1
             assert "error" not in said and "Traceback" not in said
-    done = run(tmp_path, "device.devices=2")
-    assert done.returncode == 0, done.stderr
+    # Whoever starts the processes then.
+    (done,) = run_forked([[{"words": [*WORDS, "--runs", str(tmp_path)]}] * 2], environment())
+    assert done.statuses == [0, 0], done.said
     assert weights(tmp_path) == weights(both)
+
+
+def test_a_process_whose_first_one_is_lost_says_no_more_than_that(tmp_path):
+    words = [*WORDS, "checkpoint_seconds=0.01", "--runs", str(tmp_path)]
+    first, second = launch([{"words": words}] * 2, environment())
+    deadline = time.monotonic() + LIMIT
+    while not _checkpoints(tmp_path):
+        assert time.monotonic() < deadline and first.poll() is None
+        time.sleep(0.02)
+    first.send_signal(signal.SIGKILL)
+    _, said = second.communicate(60)
+    assert second.returncode == 1
+    assert "Traceback" not in said and "internal error" not in said
+    assert not list(tmp_path.glob("crash-*"))
 
 
 def _in_training(root: Path) -> subprocess.Popen:

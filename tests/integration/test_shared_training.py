@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from forked import run_together
 from lightning_fabric.plugins.environments import LightningEnvironment
 
 from ssdistill.chain.tasks import assemble
@@ -250,7 +251,7 @@ def process(number: int, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("shared")
-    torch.multiprocessing.spawn(process, (folder,), nprocs=WORLD)
+    run_together(process, folder, count=WORLD)
     return folder
 
 

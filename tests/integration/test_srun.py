@@ -1,8 +1,6 @@
 """Two tasks as srun starts them: nothing but SLURM's variables tells them of each other."""
 
-import socket
-
-from forked import run_forked
+from forked import free_port, run_forked
 from test_several_processes import WORDS, environment, weights
 
 
@@ -24,9 +22,7 @@ def variables(rank: int, port: int) -> dict[str, str]:
 
 
 def test_tasks_of_a_step_share_the_experiment(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     words = [*WORDS, "--runs", str(tmp_path)]
     tasks = [{"words": words, "variables": variables(rank, port)} for rank in range(2)]
     (done,) = run_forked([tasks], environment())

@@ -17,6 +17,8 @@ import torch
 from ssdistill.chain.executors import Key, key_of
 from ssdistill.chain.executors.bulletin import LINE, PROGRESS, STARTED, Lines
 from ssdistill.chain.executors.nodes import difference, facts
+from ssdistill.chain.executors.on_several_nodes import do_on_several_nodes
+from ssdistill.chain.executors.ray_cluster import Reserved
 from ssdistill.chain.executors.stage_processes import LostProcess, count_of, do_in_processes
 from ssdistill.chain.remote_runs import RemoteRuns
 from ssdistill.chain.run import do, duration_of
@@ -30,6 +32,8 @@ from ssdistill.train.progress import Progress, TrainingProgress, console
 
 SECONDS_PER_MESSAGE = 1.0
 """Pause between two messages on how far a training is."""
+SECONDS_TO_END = 25.0
+"""That processes on other nodes have after a cancellation, before they are killed."""
 SECONDS_TO_DELIVER = 10.0
 """For which an ended stage waits until its messages have arrived."""
 
@@ -43,6 +47,7 @@ class Request:
         root: the runs folder, absolute, or the address of a remote one.
         current: folder that relative paths in the config start from.
         threads: of torch.
+        reserved: what it reserves.
         variables: of the environment, to set.
         facts: :func:`ssdistill.chain.executors.nodes.facts` of the process that planned the stage.
         trust: whether compiled models in the runs folder may be run.
@@ -54,9 +59,20 @@ class Request:
     root: Path | str
     current: str
     threads: int
+    reserved: Reserved
     variables: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
     trust: bool = False
+
+    @property
+    def experiment_of_node(self) -> Experiment:
+        """The experiment with the processes of each node."""
+        if self.reserved.nodes == 1:
+            return self.experiment
+        per_node = count_of(self.stage, self.experiment) // self.reserved.nodes
+        settings = {"devices": per_node, "num_nodes": self.reserved.nodes}
+        device = self.experiment.device.model_copy(update=settings)
+        return self.experiment.model_copy(update={"device": device})
 
 
 @dataclass(frozen=True)
@@ -99,17 +115,20 @@ def work(request: Request, bulletin: Any, *parents: Outcome) -> Outcome:
     with _reporting(key, bulletin) as post:
         post(STARTED, node)
         try:
-            return Outcome(key, node, took=duration_of(_do(request)))
+            return Outcome(key, node, took=duration_of(_do(request, bulletin)))
         except LostProcess:
             raise
         except Exception as error:
             if was_interrupted(error):
                 raise KeyboardInterrupt from error
-            return Outcome(key, node, error=_portable(error))
+            return Outcome(key, node, error=portable(error))
 
 
-def _do(request: Request) -> RunRecord:
+def _do(request: Request, bulletin: Any) -> RunRecord:
     workspace, stage = _workspace(request), request.stage
+    if request.reserved.nodes > 1:
+        do_on_several_nodes(request, workspace.root, bulletin, SECONDS_TO_END)
+        return stage.written(workspace.root)
     if count_of(stage, request.experiment) > 1:
         say = console.print
         around = workspace.remote.around(stage) if workspace.remote else nullcontext()
@@ -124,13 +143,22 @@ _opened: dict[tuple[bytes, Path | str], Workspace] = {}
 """The last workspace of this process, which Ray uses for one stage after the other."""
 
 
-def _workspace(request: Request) -> Workspace:
+def enter(request: Request) -> None:
+    """Make this process like the one that planned the stage.
+
+    Raises:
+        UserError: the node has other versions.
+    """
     if problem := difference(facts(), dict(request.facts)):
         raise UserError(f"node {socket.gethostname()} {problem}")
     os.environ.update(request.variables)
     if os.path.isdir(request.current):
         os.chdir(request.current)
     torch.set_num_threads(request.threads)
+
+
+def _workspace(request: Request) -> Workspace:
+    enter(request)
     place = pickle.dumps(request.experiment), request.root
     if place not in _opened:
         _opened.clear()
@@ -189,7 +217,7 @@ def _reporting(key: Key, bulletin: Any) -> Iterator[Callable[[str, Any], None]]:
             ray.wait(sent, timeout=SECONDS_TO_DELIVER)
 
 
-def _portable(error: Exception) -> Exception:
+def portable(error: Exception) -> Exception:
     """The error itself, or one with its name and message where it cannot be sent."""
     import traceback
 

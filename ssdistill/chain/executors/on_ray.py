@@ -16,7 +16,7 @@ from ssdistill.chain.executors.ray_cluster import (
 )
 from ssdistill.chain.executors.ray_tasks import RayTasks
 from ssdistill.chain.process_group import Processes
-from ssdistill.chain.processes import require_single_process
+from ssdistill.chain.processes import count_processes, require_single_process
 from ssdistill.chain.run import is_cached
 from ssdistill.errors import UserError
 from ssdistill.experiment.schema import Experiment
@@ -60,14 +60,11 @@ class OnRay:
         """Return this process alone: those that share a training are started by its task.
 
         Raises:
-            UserError: a launcher started several, or the settings are for several machines.
+            UserError: a launcher started several, or their number is not set, or an agent of W&B
+                runs the command.
         """
         require_single_process()
-        if experiment.device.num_nodes > 1:
-            raise UserError(
-                "device.num_nodes: with --on, the processes of a stage are on one node; leave it "
-                "out, or leave --on out"
-            )
+        count_processes(experiment.device)
         if in_sweep():
             raise UserError(
                 "--on: the agent of a W&B sweep logs all stages to one run, which several "

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,11 +50,12 @@ class Node:
 
 @dataclass(frozen=True)
 class Reserved:
-    """What a stage reserves: CPU cores, GPUs, bytes of main memory."""
+    """What a stage reserves on each of its nodes: CPU cores, GPUs, bytes of main memory."""
 
     cpus: int
     gpus: float
     memory: float
+    nodes: int = 1
 
     def fits(self, node: Node) -> bool:
         """Return whether the node, when nothing else runs there, has that much."""
@@ -227,30 +228,42 @@ def here() -> Any:
 
 
 def reserved_by(device: DeviceSettings, nodes: Sequence[Node], processes: int = 1) -> Reserved:
-    """Return what a stage reserves.
+    """Return what a stage reserves, on as few nodes as can be.
 
     Args:
-        processes: how many share it, on one node.
+        processes: how many share it, in equal parts on every node.
 
     Raises:
-        UserError: no node has that much.
+        UserError: the nodes do not have that much.
     """
     resources, gpus = device.resources, device.resources.gpus
     if gpus is None:
         some = any(node.gpus for node in nodes)
         gpus = float(some if device.accelerator == "auto" else device.accelerator != "cpu")
     each = {"cpus": resources.cpus, "gpus": gpus, "memory": (resources.memory or 0) * GB}
-    total = {name: processes * amount for name, amount in each.items()}
-    reserved = Reserved(int(total["cpus"]), total["gpus"], total["memory"])
-    if any(reserved.fits(node) for node in nodes):
-        return reserved
-    for name, amount in total.items():
+    counts = [n for n in range(1, processes + 1) if processes % n == 0]
+    if device.num_nodes > 1 and processes > 1:
+        counts = [device.num_nodes]
+    for count in counts:
+        total = {name: processes // count * amount for name, amount in each.items()}
+        reserved = Reserved(int(total["cpus"]), total["gpus"], total["memory"], count)
+        if sum(reserved.fits(node) for node in nodes) >= count:
+            return reserved
+    raise UserError(_too_much(each, nodes, processes))
+
+
+def _too_much(each: Mapping[str, float], nodes: Sequence[Node], processes: int) -> str:
+    for name, amount in each.items():
         most = max((getattr(node, name) for node in nodes), default=0)
         if amount > most:
             unit = GB if name == "memory" else 1
-            times = f"{processes} processes, each with " if processes > 1 else ""
-            raise UserError(
-                f"{times}device.resources.{name}={each[name] / unit:g}: no node has more than "
+            return (
+                f"device.resources.{name}={amount / unit:g}: no node has more than "
                 f"{most / unit:g}; lower it"
             )
-    raise UserError("device.resources: no node has that much of everything; lower them")
+    if processes > 1:
+        return (
+            f"device.devices: the {len(nodes)} nodes of the cluster cannot take {processes} "
+            "processes in equal parts, each with what device.resources reserves; lower one of them"
+        )
+    return "device.resources: no node has that much of everything; lower them"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ssdistill.chain.executors import Job, Key, key_of
 from ssdistill.chain.executors.live_view import LiveView
+from ssdistill.chain.executors.lost_tasks import RETRIES, lost
 from ssdistill.chain.executors.nodes import facts
 from ssdistill.chain.executors.ray_cluster import Node, Reserved, alive_nodes, only_on, reserved_by
 from ssdistill.errors import DamagedFile, UserError, one_line
@@ -18,8 +19,6 @@ from ssdistill.train.progress import console
 if TYPE_CHECKING:
     from ssdistill.chain.executors.on_node import Outcome
 
-RETRIES = 3
-"""How often a stage is started again after its process or its node was lost."""
 PAUSE = 0.3
 """Seconds between two looks at what runs."""
 GRACE = 30.0
@@ -110,10 +109,13 @@ class RayTasks:
             remote.url if (remote := job.workspace.remote) else job.workspace.root.absolute(),
             os.getcwd(),
             device.threads or threads,
+            reserved,
             {name: os.environ[name] for name in SENT if name in os.environ},
             facts(),
             self.trust,
         )
+        if reserved.nodes > 1:  # what the task starts there reserves it
+            cpus, reserved = 0, Reserved(0, 0, 0)
         parents = [self._refs[key] for key in _parents(job) if key in self._refs]
         ref = self._task.options(
             name=job.label,
@@ -162,12 +164,12 @@ class RayTasks:
         except (exceptions.TaskUnschedulableError, exceptions.NodeDiedError) as error:
             self.nodes = alive_nodes()  # of a whole node, there may be another
             if self._starts[job.key] > RETRIES or not self._fits(job):
-                self._fail(job, _lost(error))
+                self._fail(job, lost(error))
             else:
                 self._submit(job)
             return
         except exceptions.RayError as error:
-            self._fail(job, _lost(error))
+            self._fail(job, lost(error))
             return
         if outcome.error is not None:
             self._fail(job, outcome.error, outcome.node)
@@ -184,7 +186,13 @@ class RayTasks:
         from ssdistill.chain.executors.stage_processes import count_of
 
         experiment = job.workspace.experiment
-        return reserved_by(experiment.device, self.nodes, count_of(job.stage, experiment))
+        reserved = reserved_by(experiment.device, self.nodes, count_of(job.stage, experiment))
+        if reserved.nodes > 1 and (remote := job.workspace.remote):
+            raise UserError(
+                f"--runs {remote.url}: the processes of {job.label} are on {reserved.nodes} nodes, "
+                "which must share a folder; choose one, or lower device.devices"
+            )
+        return reserved
 
     def _fits(self, job: Job) -> bool:
         try:
@@ -223,7 +231,8 @@ class RayTasks:
             for force in (False, True):
                 for ref in self._pending:
                     with suppress(ValueError):  # it has ended
-                        ray.cancel(ref, force=force)
+                        # What a task has started, it ends itself at first.
+                        ray.cancel(ref, force=force, recursive=force)
                 until = time.monotonic() + GRACE
                 while self._pending and time.monotonic() < until:
                     pending = list(self._pending)
@@ -270,25 +279,3 @@ def _parents(job: Job) -> Iterable[Key]:
 
 def _name(error: Exception) -> str:
     return "" if isinstance(error, OSError) else f"{type(error).__name__}: "
-
-
-def _lost(error: Exception) -> UserError:
-    """What is said of a task that Ray gave up."""
-    from ray import exceptions
-
-    from ssdistill.chain.executors.stage_processes import LostProcess
-
-    if isinstance(error, LostProcess):
-        return UserError(one_line(getattr(error, "cause", error)))
-    kinds = {
-        exceptions.OutOfMemoryError: "its node ran out of memory; raise "
-        "device.resources.memory, so that fewer stages run side by side, or lower batch_size",
-        exceptions.NodeDiedError: "its node was lost",
-        exceptions.TaskUnschedulableError: "its node was lost, and no other is large enough",
-        exceptions.WorkerCrashedError: f"its process was lost {RETRIES + 1} times; see the "
-        "logs of Ray on the node",
-    }
-    for kind, text in kinds.items():
-        if isinstance(error, kind):
-            return UserError(text)
-    return UserError(f"Ray could not run it ({one_line(error)})")

@@ -11,13 +11,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from signal import SIGINT
+from signal import SIG_UNBLOCK, SIGINT, default_int_handler, pthread_sigmask, signal
+from types import MappingProxyType
 
 from ssdistill.chain.lost_processes import EXIT_LOST
 from ssdistill.chain.plan import plan_stages
-from ssdistill.chain.process_group import Processes
+from ssdistill.chain.process_group import LOG_LEVEL, Processes
 from ssdistill.chain.run import do, follow, name_of
 from ssdistill.chain.shared_training import require_same
 from ssdistill.chain.stages import Identity, Stage
@@ -32,6 +33,8 @@ PAUSE = 0.2
 GRACE = 20.0
 """Seconds that it has to save a checkpoint."""
 EXIT_USER_ERROR = 2
+SAYS_WHY = ("error: ", "internal error: ")
+"""Beginnings of the line that says why a process ended."""
 
 
 class LostProcess(RuntimeError):
@@ -40,17 +43,26 @@ class LostProcess(RuntimeError):
 
 def count_of(stage: Stage, experiment: Experiment) -> int:
     """Return how many processes share a stage."""
-    return (experiment.device.devices or 1) if stage.kind in SHARED_KINDS else 1
+    device = experiment.device
+    return (device.devices or 1) * device.num_nodes if stage.kind in SHARED_KINDS else 1
 
 
 def do_in_processes(
-    stage: Stage, experiment: Experiment, root: Path, threads: int, say: Callable[[str], object]
+    stage: Stage,
+    experiment: Experiment,
+    root: Path,
+    threads: int,
+    say: Callable[[str], object],
+    variables: Mapping[str, str] = MappingProxyType({}),
+    is_canceled: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Start the processes, and wait for their end.
+    """Start the processes of this node, and wait for their end.
 
     Args:
         threads: of torch in each.
         say: called with every line that they print.
+        variables: of their environment.
+        is_canceled: called repeatedly; whether to end them.
 
     Raises:
         UserError: what they say is wrong.
@@ -65,10 +77,10 @@ def do_in_processes(
         command = [sys.executable, "-m", "ssdistill", "run", str(path), "--runs", str(root)]
         command += ["--stage", f"{stage.digest}/{stage.seed}"]
         # Ray sets the threads of a whole task.
-        variables = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        own = {"OMP_NUM_THREADS": str(threads), LOG_LEVEL: os.environ.get(LOG_LEVEL, "ERROR")}
         with subprocess.Popen(
             command,
-            env=variables,
+            env=os.environ | own | dict(variables),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -80,13 +92,13 @@ def do_in_processes(
                 nonlocal last
                 for line in process.stderr or ():
                     if line.strip():
-                        last = line.strip()
-                        say(last)
+                        last = line.strip() if line.startswith(SAYS_WHY) else last
+                        say(line.strip())
 
             reader = threading.Thread(target=pass_on, daemon=True)
             reader.start()
             try:
-                _wait_for(process)
+                _wait_for(process, is_canceled=is_canceled)
             except KeyboardInterrupt:
                 process.send_signal(SIGINT)
                 _wait_for(process, GRACE)
@@ -94,21 +106,26 @@ def do_in_processes(
             finally:
                 process.kill()
                 reader.join(GRACE)
-    if process.returncode == EXIT_USER_ERROR:
-        raise UserError(last.removeprefix("error: "))
+    said, status = last.partition(": ")[2], f"a process ended with status {process.returncode}"
+    if process.returncode == EXIT_USER_ERROR and said:
+        raise UserError(said)
     if process.returncode == EXIT_LOST or process.returncode < 0:
         # One that was killed has said nothing.
-        status = f"a process ended with status {process.returncode}"
-        silent = f"{status}; run the same command again to resume"
-        raise LostProcess(last.removeprefix("error: ") or silent)
+        raise LostProcess(said or f"{status}; run the same command again to resume")
     if process.returncode:
-        raise RuntimeError(last)
+        raise RuntimeError(said or status)
 
 
-def _wait_for(process: subprocess.Popen, seconds: float | None = None) -> None:
+def _wait_for(
+    process: subprocess.Popen,
+    seconds: float | None = None,
+    is_canceled: Callable[[], bool] = lambda: False,
+) -> None:
     """Wait in small steps, between which a task can be canceled."""
     until = None if seconds is None else time.monotonic() + seconds
     while process.poll() is None and (until is None or time.monotonic() < until):
+        if is_canceled():
+            raise KeyboardInterrupt
         time.sleep(PAUSE)
 
 
@@ -126,6 +143,9 @@ def run_stage(experiment: Experiment, root: Path, name: str) -> int:
         SystemExit: in other processes than the first.
     """
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    # Actors of Ray may ignore or block it, and so would what they start.
+    signal(SIGINT, default_int_handler)
+    pthread_sigmask(SIG_UNBLOCK, [SIGINT])
     processes = Processes(experiment.device)
     if processes.rank > 0:
         follow(experiment, root, processes)

@@ -5,14 +5,23 @@ from types import SimpleNamespace
 
 import pytest
 
-from ssdistill.chain.executors import nodes, on_ray, ray_cluster
+from ssdistill.chain.executors import Job, nodes, on_ray, on_several_nodes, ray_cluster
 from ssdistill.chain.executors.bulletin import LINE, PROGRESS, STARTED, Lines
 from ssdistill.chain.executors.choice import executor_for
 from ssdistill.chain.executors.live_view import LiveView
+from ssdistill.chain.executors.on_node import Request
 from ssdistill.chain.executors.on_ray import OnRay
-from ssdistill.chain.executors.ray_cluster import Node, check_address, parse_address, reserved_by
+from ssdistill.chain.executors.ray_cluster import (
+    Node,
+    Reserved,
+    check_address,
+    parse_address,
+    reserved_by,
+)
 from ssdistill.chain.executors.ray_tasks import Failure, RayTasks
+from ssdistill.chain.executors.stage_processes import LostProcess
 from ssdistill.chain.run import Serial
+from ssdistill.chain.stages import Stage
 from ssdistill.commands.main import main
 from ssdistill.errors import DamagedFile, UserError
 from ssdistill.experiment.reading import load_experiment
@@ -80,9 +89,9 @@ class TestRequirements:
         monkeypatch.delenv("RAY_ADDRESS", raising=False)
         return OnRay("ray")
 
-    def test_the_processes_of_a_stage_are_on_one_node(self, executor):
-        experiment, _ = load_experiment("quickstart", ["device.devices=2", "device.num_nodes=2"])
-        with pytest.raises(UserError, match=r"device\.num_nodes: with --on"):
+    def test_the_processes_of_a_node_are_counted(self, executor):
+        experiment, _ = load_experiment("quickstart", ["device.num_nodes=2"])
+        with pytest.raises(UserError, match=r"set device\.devices, too"):
             executor.processes_for(experiment)
 
     def test_this_process_is_none_of_them(self, executor):
@@ -146,10 +155,22 @@ class TestResources:
         device = DeviceSettings(devices=2, resources={"cpus": 3, "memory": 4})
         reserved = reserved_by(device, self.NODES[:1], 2)
         assert (reserved.cpus, reserved.gpus, reserved.memory) == (6, 0, 8e9)
-        with pytest.raises(
-            UserError, match=r"3 processes, each with device\.resources\.cpus=3: no"
-        ):
-            reserved_by(device, self.NODES[:1], 3)
+
+    @pytest.mark.parametrize(
+        "processes, num_nodes, each, nodes",
+        [(2, 1, 8, 1), (4, 1, 8, 2), (6, 1, 8, 3), (2, 2, 4, 2), (6, 3, 8, 3), (3, 1, 4, 3)],
+    )
+    def test_on_as_few_nodes_as_can_be(self, processes, num_nodes, each, nodes):
+        device = DeviceSettings(num_nodes=num_nodes, resources={"cpus": 4, "memory": 1})
+        same = [Node(name, name, 8 - 2 * (processes == 3), 0, 16e9) for name in "abc"]
+        reserved = reserved_by(device, same, processes)
+        assert (reserved.cpus, reserved.memory / 1e9, reserved.nodes) == (each, each / 4, nodes)
+
+    @pytest.mark.parametrize("processes, num_nodes", [(3, 1), (4, 1), (2, 2)])
+    def test_in_unequal_parts(self, processes, num_nodes):
+        device = DeviceSettings(num_nodes=num_nodes, resources={"cpus": 5})
+        with pytest.raises(UserError, match=f"cannot take {processes} processes in equal parts"):
+            reserved_by(device, self.NODES, processes)
 
     @pytest.mark.parametrize(
         "resources, text",
@@ -163,6 +184,41 @@ class TestResources:
     def test_more_than_any_node_has(self, resources, text):
         with pytest.raises(UserError, match=text):
             reserved_by(DeviceSettings(resources=resources), self.NODES)
+
+
+class TestSeveralNodes:
+    @pytest.mark.parametrize(
+        "errors, kind, text",
+        [
+            ({1: LostProcess("gone"), 0: UserError("wrong")}, UserError, "wrong"),
+            ({0: LostProcess("gone"), 1: ValueError("a bug")}, ValueError, "a bug"),
+            ({1: LostProcess("second"), 0: LostProcess("first")}, LostProcess, "first"),
+            ({}, LostProcess, "by Ray"),
+        ],
+    )
+    def test_what_tells_most_is_said(self, errors, kind, text):
+        cause = on_several_nodes._cause(RuntimeError("by Ray"), errors)
+        assert type(cause) is kind and str(cause) == text
+
+    def test_a_node_is_told_of_its_part_alone(self):
+        experiment, _ = load_experiment("quickstart", ["device.devices=4"])
+        stage = Stage("teacher", "pretrain", {"steps": 1}, "data", 0)
+        request = Request(experiment, None, stage, "r", ".", 1, Reserved(2, 0, 0, 2))
+        device = request.experiment_of_node.device
+        assert (device.devices, device.num_nodes, experiment.device.num_nodes) == (2, 2, 1)
+        alone = Request(experiment, None, stage, "r", ".", 1, Reserved(4, 0, 0))
+        assert alone.experiment_of_node is experiment
+
+    def test_a_store_is_no_folder_that_nodes_share(self):
+        experiment, _ = load_experiment("quickstart", ["device.devices=2"])
+        workspace = SimpleNamespace(experiment=experiment, remote=SimpleNamespace(url="s3://b/r"))
+        stage = Stage("teacher", "pretrain", {"steps": 1}, "data", 0)
+        tasks = object.__new__(RayTasks)
+        tasks.nodes = [Node(name, name, 1, 0, 1e9) for name in "ab"]
+        with pytest.raises(
+            UserError, match=r"^--runs s3://b/r: .* are on 2 nodes, which must share"
+        ):
+            tasks._reserved(Job(stage, workspace, None, "pretrain"))
 
 
 def test_an_error_about_a_damaged_file_travels():

@@ -12,7 +12,8 @@ from ssdistill.chain import run as run_module
 from ssdistill.chain import sweep as sweep_module
 from ssdistill.chain.run import Serial
 from ssdistill.chain.side_by_side import finish_side_by_side
-from ssdistill.chain.sweep import open_sweep, plan_points, run_point, run_sweep
+from ssdistill.chain.sweep import open_sweep, run_point, run_sweep
+from ssdistill.chain.sweep_plan import plan_points
 from ssdistill.chain.sweep_points import Outcome, Point, read_outcomes
 from ssdistill.chain.sweep_report import make_sweep_report, plan_table
 from ssdistill.commands.main import main
@@ -227,7 +228,7 @@ def test_what_cannot_run_is_refused_before_anything_runs(
 
 
 def test_of_many_points_the_first_are_planned(tiny_sweep, monkeypatch):
-    monkeypatch.setattr(sweep_module, "MOST_PLANNED", 2)
+    monkeypatch.setattr("ssdistill.chain.sweep_plan.MOST_PLANNED", 2)
     sweep = tiny_sweep("sweep.parameters.distill.optim.lr=[1e-4, 5e-3, 0.1]")
     caption = plan_table(sweep, plan_points(sweep)).caption
     assert caption.startswith("The first 2 of 3 points: 10 different stages instead of 14.")

@@ -113,19 +113,25 @@ def test_another_seed_and_other_values_lead_elsewhere(search, whole):
     assert values[0] == whole[0] and values[-1] != whole[-1]
 
 
-def test_several_points_may_be_asked_for_at_once(search):
-    found = search()
-    first = found.ask(3)
-    assert [point.number for point in first] == [0, 1, 2]
-    second = found.ask(2)
-    assert [point.number for point in second] == [3, 4]
-    for point in (*second, *first):
-        found.tell(point, finished(point))
-    assert len(run_all(found, 4)) == POINTS - 5
+@pytest.mark.parametrize("ended", [0, 1, 3])
+def test_an_interrupted_group_is_finished_before_the_next_is_chosen(search, whole, ended):
+    groups = run_all(search("groups", at_once=4), 4)
+    assert len(groups) == POINTS and groups[:10] == whole[:10] and groups[11:] != whole[11:]
+    first = search(at_once=4)
+    points = first.ask(2) + first.ask(4)
+    assert [point.number for point in points] == [0, 1, 2, 3] and first.ask(4) == []
+    for point in points[:ended]:
+        first.tell(point, finished(point))
+    again = search(at_once=4)
+    left = again.ask(4)
+    assert [point.number for point in left] == [0, 1, 2, 3][ended:]
+    for point in left:
+        again.tell(point, finished(point))
+    assert [p.values for p in points] + run_all(again, 4) == groups
 
 
 def test_the_database_holds_what_became_of_every_point(search):
-    found = search()
+    found = search(at_once=3)
     points = found.ask(3)
     outcomes = [
         finished(points[0]),
