@@ -55,6 +55,7 @@ cifar10: $(RUN) ## the same on CIFAR-10 with three seeds (downloads the data)
 # The tests start a hundred processes: what one has compiled, the others read.
 test test-fast smoke: export PYTHONDONTWRITEBYTECODE :=
 
+# Three on two cores: processes that a test starts wait for each other.
 test: $(DEV) ## run the tests
 	@$(BIN)/python -m pytest -n 3 --dist loadfile --max-worker-restart=0
 

@@ -65,4 +65,4 @@ def test_continuous_integration_runs_everything_and_the_lowest_versions():
     for target in ("lint", "types", "test", "smoke"):
         assert f"\nmake {target}\n" in script and re.search(rf"^{target}: ", makefile, re.M)
     assert "lint-imports" in makefile and "-m smoke" in makefile
-    assert re.search(r"^test: .*\n\t@\S+ -m pytest -n 2 [^/]*$", makefile, re.M)
+    assert re.search(r"^test: .*\n\t@\S+ -m pytest -n 3 [^/]*$", makefile, re.M)
