@@ -10,7 +10,6 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn.functional import interpolate
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from ssdistill.data.bad_image import BadImage
 from ssdistill.data.color_profile import jpeg_to_srgb
@@ -19,6 +18,10 @@ from ssdistill.data.deep_pixels import Window, full_range, render
 from ssdistill.data.header import JPEG_START, jpeg_components
 from ssdistill.settings import Size, height_width
 
+try:
+    from torchvision.io import ImageReadMode, decode_jpeg
+except ImportError:  # deprecated since 0.29, for a package that also decodes video
+    ImageReadMode = decode_jpeg = None
 REDUCTIONS = (8, 4, 2)
 """Downscaling factors of the JPEG decoder; others are slower and look worse."""
 
@@ -97,7 +100,7 @@ def decode(
 
 
 def _of_jpeg(data: bytes, reduction: int) -> tuple[Tensor, int]:
-    if reduction > 1:
+    if reduction > 1 or decode_jpeg is None or ImageReadMode is None:
         return _drafted(data, reduction)
     encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     image_CHW = decode_jpeg(encoded, ImageReadMode.RGB, apply_exif_orientation=True)

@@ -73,8 +73,12 @@ def deep_pixels(image: Image.Image, file: IO[bytes]) -> np.ndarray | None:
 
 def _png(file: IO[bytes]) -> np.ndarray:
     """Read a 16-bit PNG with color or alpha, which Pillow would reduce to 8 bits."""
-    from torchvision.io import ImageReadMode, decode_image
-
+    try:
+        from torchvision.io import ImageReadMode, decode_image
+    except ImportError:  # deprecated since 0.29
+        raise BadImage(
+            "a 16-bit PNG with color or alpha, which this torchvision cannot read; save it as TIFF"
+        ) from None
     file.seek(0)
     encoded = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
     return decode_image(encoded, mode=ImageReadMode.UNCHANGED).permute(1, 2, 0).numpy()

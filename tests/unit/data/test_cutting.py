@@ -71,3 +71,12 @@ def test_images_are_turned_upright(orientation, factor, tmp_path):
         wanted = torch.nn.functional.avg_pool2d(wanted, 2)
     assert image.shape == wanted.shape
     assert (image.float() - wanted).abs().mean() < 3
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_without_torchvisions_decoder_the_pixels_are_the_same(mode, monkeypatch):
+    data = encoded(mode, (133, 97))
+    image, _ = cutting.decode(data, 1)
+    monkeypatch.setattr(cutting, "decode_jpeg", None)
+    again, factor = cutting.decode(data, 1)
+    assert factor == 1 and torch.equal(image, again)
