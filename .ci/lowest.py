@@ -1,5 +1,6 @@
 """Print the lowest versions that setup.cfg promises, as pip's constraints."""
 
+import re
 import sys
 from configparser import ConfigParser
 from pathlib import Path
@@ -15,4 +16,6 @@ requirements = {
 unbounded = sorted(line for line in requirements if ">=" not in line)
 if unbounded:
     sys.exit(f"setup.cfg: without a lower bound: {', '.join(unbounded)}")
-print("\n".join(sorted(line.replace(">=", "==") for line in requirements)))
+# Constraints have no extras.
+lowest = {re.sub(r"\[.*?\]", "", line).replace(">=", "==") for line in requirements}
+print("\n".join(sorted(lowest)))
