@@ -22,9 +22,11 @@ from ssdistill.chain.lost_processes import (
 from ssdistill.chain.processes import (
     OWN_NODES,
     OWN_SIZE,
+    TASKS_PER_NODE,
     count_processes,
     number_in,
     several_processes,
+    tasks_per_node,
 )
 from ssdistill.chain.sending import UNSENDABLE, pack, unpack
 from ssdistill.distributed import NO_LIMIT, Team, broadcast, sharing
@@ -40,8 +42,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 LOG_LEVEL = "TORCH_CPP_LOG_LEVEL"
+OF_NODES = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
+"""What processes on several machines must be told, where no launcher does it."""
 RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
-SET_HERE = (*RENDEZVOUS, OWN_SIZE, OWN_NODES, LOG_LEVEL, PARENT)
+SET_HERE = (*RENDEZVOUS, OWN_SIZE, OWN_NODES, LOG_LEVEL, PARENT, TASKS_PER_NODE)
 """Variables that are set for the processes started here."""
 PAUSE = 0.02
 """Seconds between two looks for a word of process 0."""
@@ -241,9 +245,12 @@ class Processes(Team):
                 self._started = getattr(fabric.strategy.launcher, "procs", [])
             fabric.launch()
         except (MisconfigurationException, RuntimeError, ValueError) as error:
+            remedy = "lower device.devices"
+            if "address already in use" in str(error).lower():
+                remedy = "set MASTER_PORT to a port that is free, or unset it"
             raise UserError(
                 f"device.devices={per_node}: {self.size} processes cannot be set up "
-                f"({one_line(error)}); lower device.devices"
+                f"({one_line(error)}); {remedy}"
             ) from error
         return fabric
 
@@ -258,7 +265,14 @@ class Processes(Team):
         if launch and launch.launcher == "torchrun":
             return TorchElasticEnvironment()
         if launch and launch.launcher == "srun":
+            # Lightning requires the variable, which srun sets with --ntasks-per-node alone.
+            os.environ.setdefault(TASKS_PER_NODE, str(tasks_per_node(launch.size)))
             return SLURMEnvironment(auto_requeue=False)
+        if self.device.num_nodes > 1 and not all(os.environ.get(n) for n in OF_NODES):
+            raise UserError(
+                f"device.num_nodes={self.device.num_nodes}: set {', '.join(OF_NODES)} on each "
+                "machine, or start it by torchrun or srun"
+            )
         # The others have nothing to say; what is wrong with a connection, process 0 says.
         os.environ.setdefault(LOG_LEVEL, "ERROR")
         os.environ[OWN_SIZE] = str(self.size)
@@ -269,5 +283,5 @@ class Processes(Team):
 
 def _per_node(size: int) -> int:
     """Return the processes that a launcher started on this node."""
-    names = ("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE")
+    names = ("LOCAL_WORLD_SIZE", TASKS_PER_NODE)
     return next((n for name in names if (n := number_in(os.environ.get(name)))), size)

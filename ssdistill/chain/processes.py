@@ -1,6 +1,7 @@
 """Find out whether several processes run one command, and who started them."""
 
 import os
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ OWN = "ssdistill"
 OWN_SIZE = "SSDISTILL_PROCESSES"
 """Set for processes that were started by the first of them: how many there are."""
 OWN_NODES = "SSDISTILL_NODES"
+TASKS_PER_NODE = "SLURM_NTASKS_PER_NODE"
 REMEDY = {
     "torchrun": "start it without torchrun, or with --nproc_per_node 1 and one node",
     "srun": "use srun --ntasks=1, or a job array with seeds=[$SLURM_ARRAY_TASK_ID]",
@@ -133,6 +135,27 @@ def refuse_several_processes() -> None:
     """
     leave_if_not_first()
     require_single_process()
+
+
+def tasks_per_node(size: int) -> int:
+    """Return how many tasks of a step ``srun`` has started on each node.
+
+    Args:
+        size: tasks in all.
+
+    Raises:
+        UserError: not as many on every node.
+    """
+    names = ("SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE")
+    said = next((text for name in names if (text := os.environ.get(name))), "")
+    nodes = number_in(os.environ.get("SLURM_STEP_NUM_NODES")) or 1
+    count = number_in(re.sub(r"\(x\d+\)$", "", said)) if said else size // nodes
+    if count == 0 or size % count:
+        raise UserError(
+            f"srun started {size} tasks, not as many on every node ({said}); use "
+            "srun --ntasks-per-node"
+        )
+    return count
 
 
 def number_in(text: str | None) -> int:

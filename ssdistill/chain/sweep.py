@@ -126,8 +126,8 @@ def open_sweep(written: Written, root: str | Path, *, decode: bool = True) -> Sw
         raise UserError(f"{written.file}: has no sweep section; add one")
     if count_processes(base.device) > 1:
         raise UserError(
-            "sweep: its trainings run in one process each; set device.devices=1, without torchrun "
-            "or srun"
+            "sweep: its trainings run in one process each; set device.devices=1 and "
+            "device.num_nodes=1, without torchrun or srun"
         )
     if in_sweep():
         raise UserError("sweep: an agent of a W&B sweep runs single experiments; set sweep=null")

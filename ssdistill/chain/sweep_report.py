@@ -212,11 +212,12 @@ def plan_table(sweep: Sweep, planned: Sequence[PlannedPoint]) -> Table:
     """The points of a dry run and their stages, or the parameters where points are not known."""
     if sweep.points is None:
         rows = tuple((k, json.dumps(v.plain())) for k, v in sweep.settings.varied.items())
-        count = sweep.settings.points
+        count, size = sweep.settings.points, sweep.settings.at_once
+        how = f"in groups of {size}" if size > 1 else "one after the other"
         return Table(
             ("parameter", "values"),
             rows,
-            caption=f"{count} points, chosen one after the other during the run.",
+            caption=f"{count} points, chosen {how} during the run.",
             title=f"{sweep.base.name}: {_search(sweep)}",
             numeric=(False, False),
         )

@@ -73,7 +73,7 @@ def check_step(
             "more than this machine has; lower batch_size or the views' size"
         )
     try:
-        require_mean_over_images(task, accumulate, batch_size)
+        require_mean_over_images(task, accumulate, batch_size, microbatch)
     except UserError as error:
         raise UserError(f"{key}.{error}") from None
     single = f"accumulate={accumulate}" if accumulate > 1 else "batch_size=1"

@@ -92,7 +92,7 @@ class SweepSettings(Settings):
             ``{low, high, log, int, step}``.
         held_out: the split of the training labels, where they choose or stop.
         at_once: points that are chosen together, before any of them has ended (``tpe`` only);
-            with ``--on``, they run side by side.
+            with ``--on``, they run side by side. ``points`` must be divisible by it.
         stop_early: stop points that do worse than others (``tpe`` only); null for none.
         storage: URL of Optuna's database (``tpe`` only); null for a file in the sweep's folder.
     """
@@ -125,6 +125,12 @@ class SweepSettings(Settings):
                     )
         elif self.points is None:
             raise ValueError(f"points: required with search={self.search}")
+        if self.points and (rest := self.points % self.at_once):
+            less = f"{self.points - rest} or " if rest < self.points else ""
+            raise ValueError(
+                f"points: {self.points} is not divisible by at_once={self.at_once}; use "
+                f"{less}{self.points - rest + self.at_once}"
+            )
         for name in ("at_once", "stop_early", "storage"):
             default = type(self).model_fields[name].default
             if self.search != "tpe" and getattr(self, name) != default:

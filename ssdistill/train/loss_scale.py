@@ -83,6 +83,19 @@ class LossScale:
             )
         return False
 
+    def check_any(self, num_steps: int) -> None:
+        """Refuse the result of a training that has taken no step.
+
+        Raises:
+            UserError: all steps were skipped.
+        """
+        if num_steps and self.skipped == num_steps:
+            raise UserError(
+                f"device.precision=fp16: all {num_steps} steps were skipped because gradients "
+                "exceed float16; lower optim.lr or the weights of the losses, train for longer, "
+                "or set device.precision=bf16 or fp32"
+            )
+
     @property
     def metrics(self) -> dict[str, float]:
         """The scale and the number of skipped steps, for the log; empty where nothing is scaled."""

@@ -23,21 +23,27 @@ if TYPE_CHECKING:
     from ssdistill.train.loop import Training
 
 
-def require_mean_over_images(task: Task, accumulate: int, batch_size: int) -> None:
+def require_mean_over_images(
+    task: Task, accumulate: int, batch_size: int, microbatch: int | None = None
+) -> None:
     """Refuse to accumulate gradients of losses that compare the images of a batch.
 
     Args:
         accumulate: parts of a batch.
         batch_size: images of it, for the remedy.
+        microbatch: as it is set, for the remedy.
 
     Raises:
         UserError: a loss would be another one; it is named.
     """
     if accumulate > 1 and task.comparing:
+        part = -(-batch_size // accumulate)
+        remedy = f"set accumulate=1 and microbatch={part}, which is exact for every loss"
+        if microbatch:
+            remedy = f"set accumulate=1 and keep microbatch={microbatch}"
         raise UserError(
-            f"accumulate={accumulate}: not a mean over images: {', '.join(task.comparing)}; set "
-            f"accumulate=1 and microbatch={-(-batch_size // accumulate)}, which is exact for every "
-            "loss"
+            f"accumulate={accumulate}: not a mean over images: {', '.join(task.comparing)}; "
+            f"{remedy}"
         )
 
 
@@ -56,7 +62,9 @@ class Passes:
     def __init__(self, training: "Training", model: Any, fabric: "Fabric"):
         self.task, self.model, self.fabric = training.task, model, fabric
         self.microbatch, self.accumulate = training.microbatch, training.accumulate
-        require_mean_over_images(self.task, self.accumulate, training.loader.batch_size)
+        require_mean_over_images(
+            self.task, self.accumulate, training.loader.batch_size, training.microbatch
+        )
 
     def __call__(
         self,

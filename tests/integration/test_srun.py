@@ -10,7 +10,7 @@ def variables(rank: int, port: int) -> dict[str, str]:
         "SLURM_JOB_ID": "4711",
         "SLURM_JOB_NAME": "distill",
         "SLURM_NTASKS": "2",
-        "SLURM_NTASKS_PER_NODE": "2",
+        "SLURM_STEP_TASKS_PER_NODE": "2",
         "SLURM_NNODES": "1",
         "SLURM_NODELIST": "127.0.0.1",
         "SLURM_STEP_NUM_TASKS": "2",

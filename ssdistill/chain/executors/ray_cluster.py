@@ -249,10 +249,10 @@ def reserved_by(device: DeviceSettings, nodes: Sequence[Node], processes: int = 
         reserved = Reserved(int(total["cpus"]), total["gpus"], total["memory"], count)
         if sum(reserved.fits(node) for node in nodes) >= count:
             return reserved
-    raise UserError(_too_much(each, nodes, processes))
+    raise UserError(_too_much(each, nodes, processes, device.num_nodes))
 
 
-def _too_much(each: Mapping[str, float], nodes: Sequence[Node], processes: int) -> str:
+def _too_much(each: Mapping[str, float], nodes: Sequence[Node], processes: int, wanted: int) -> str:
     for name, amount in each.items():
         most = max((getattr(node, name) for node in nodes), default=0)
         if amount > most:
@@ -261,9 +261,12 @@ def _too_much(each: Mapping[str, float], nodes: Sequence[Node], processes: int) 
                 f"device.resources.{name}={amount / unit:g}: no node has more than "
                 f"{most / unit:g}; lower it"
             )
+    if processes > 1 and wanted > len(nodes):
+        return f"device.num_nodes={wanted}: the cluster has fewer nodes: {len(nodes)}; lower it"
     if processes > 1:
         return (
-            f"device.devices: the {len(nodes)} nodes of the cluster cannot take {processes} "
-            "processes in equal parts, each with what device.resources reserves; lower one of them"
+            f"device.devices: {processes} processes in equal parts, each with what "
+            f"device.resources reserves, exceed the nodes of the cluster ({len(nodes)}); lower "
+            "one of them"
         )
     return "device.resources: no node has that much of everything; lower them"

@@ -169,8 +169,12 @@ class TestResources:
     @pytest.mark.parametrize("processes, num_nodes", [(3, 1), (4, 1), (2, 2)])
     def test_in_unequal_parts(self, processes, num_nodes):
         device = DeviceSettings(num_nodes=num_nodes, resources={"cpus": 5})
-        with pytest.raises(UserError, match=f"cannot take {processes} processes in equal parts"):
+        with pytest.raises(UserError, match=rf"^device\.devices: {processes} processes in equal"):
             reserved_by(device, self.NODES, processes)
+
+    def test_on_more_nodes_than_there_are(self):
+        with pytest.raises(UserError, match=r"num_nodes=3: the cluster has fewer nodes: 2"):
+            reserved_by(DeviceSettings(num_nodes=3), self.NODES, 3)
 
     @pytest.mark.parametrize(
         "resources, text",

@@ -5,12 +5,13 @@ import sys
 import pytest
 
 from ssdistill.chain import processes as launch
-from ssdistill.chain.process_group import SET_HERE
+from ssdistill.chain.process_group import SET_HERE, Processes
 from ssdistill.chain.processes import (
     Launch,
     count_processes,
     require_single_process,
     several_processes,
+    tasks_per_node,
 )
 from ssdistill.errors import UserError
 from ssdistill.train.fabric import build_fabric
@@ -159,6 +160,31 @@ class TestCount:
     def test_nodes_need_devices(self):
         with pytest.raises(UserError, match=r"set device\.devices, too"):
             count_processes(DeviceSettings(num_nodes=2))
+
+    @pytest.mark.parametrize(
+        "variables, count",
+        [
+            ({"SLURM_TASKS_PER_NODE": "4"}, 4),
+            ({"SLURM_TASKS_PER_NODE": "8", "SLURM_STEP_TASKS_PER_NODE": "2(x4)"}, 2),
+            ({"SLURM_STEP_NUM_NODES": "2"}, 4),
+            ({}, 8),
+        ],
+    )
+    def test_tasks_that_srun_started_on_each_node(self, variables, count, monkeypatch):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        assert tasks_per_node(8) == count
+
+    @pytest.mark.parametrize("said", ["2,1", "3(x2),2", "5"])
+    def test_tasks_of_unequal_nodes_are_refused(self, said, monkeypatch):
+        monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", said)
+        with pytest.raises(UserError, match="use srun --ntasks-per-node"):
+            tasks_per_node(8)
+
+    def test_machines_are_told_of_each_other_before_they_meet(self, monkeypatch):
+        monkeypatch.setenv("MASTER_ADDR", "first")
+        with pytest.raises(UserError, match=r"^device\.num_nodes=2: set MASTER_ADDR, MASTER_PORT"):
+            Processes(DeviceSettings(devices=1, num_nodes=2))._cluster_environment()
 
     def test_other_launchers_are_refused(self, monkeypatch):
         monkeypatch.setenv("PMI_SIZE", "2")

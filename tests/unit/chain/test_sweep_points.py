@@ -180,6 +180,9 @@ def test_a_dry_run_shows_points_and_shared_stages_and_writes_nothing(
     assert not (tmp_path / "runs").exists()
     assert main(["run", str(config), *TPE, "--dry-run", "--runs", str(tmp_path / "runs")]) == 0
     assert "2 points, chosen one after the other during the run." in capsys.readouterr().out
+    words = [*TPE, "sweep.points=6", "sweep.at_once=2", "--dry-run"]
+    assert main(["run", str(config), *words, "--runs", str(tmp_path / "runs")]) == 0
+    assert "6 points, chosen in groups of 2 during the run." in capsys.readouterr().out
     assert not (tmp_path / "runs").exists()
 
 

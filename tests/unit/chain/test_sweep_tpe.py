@@ -115,14 +115,15 @@ def test_another_seed_and_other_values_lead_elsewhere(search, whole):
 
 @pytest.mark.parametrize("ended", [0, 1, 3])
 def test_an_interrupted_group_is_finished_before_the_next_is_chosen(search, whole, ended):
-    groups = run_all(search("groups", at_once=4), 4)
-    assert len(groups) == POINTS and groups[:10] == whole[:10] and groups[11:] != whole[11:]
-    first = search(at_once=4)
+    groups = run_all(search("groups", at_once=4, points=12), 4)
+    groups += run_all(search("groups", at_once=4, points=16), 4)
+    assert len(groups) == 16 and groups[:10] == whole[:10] and groups[11:] != whole[11:]
+    first = search(at_once=4, points=16)
     points = first.ask(2) + first.ask(4)
     assert [point.number for point in points] == [0, 1, 2, 3] and first.ask(4) == []
     for point in points[:ended]:
         first.tell(point, finished(point))
-    again = search(at_once=4)
+    again = search(at_once=4, points=16)
     left = again.ask(4)
     assert [point.number for point in left] == [0, 1, 2, 3][ended:]
     for point in left:
@@ -131,7 +132,7 @@ def test_an_interrupted_group_is_finished_before_the_next_is_chosen(search, whol
 
 
 def test_the_database_holds_what_became_of_every_point(search):
-    found = search(at_once=3)
+    found = search(at_once=3, points=15)
     points = found.ask(3)
     outcomes = [
         finished(points[0]),

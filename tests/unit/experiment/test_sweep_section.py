@@ -159,6 +159,11 @@ def test_keys_may_be_nested_and_number_items_of_lists(write):
         ),
         (["sweep.stop_early={by: rankme}"], "sweep: stop_early: requires search=tpe"),
         (["sweep.storage=sqlite:///a"], "sweep: storage: requires search=tpe"),
+        (["sweep.at_once=2"], "sweep: at_once: requires search=tpe"),
+        (
+            ["sweep.search=tpe", "sweep.points=7", "sweep.at_once=3"],
+            "points: 7 is not divisible by at_once=3; use 6 or 9",
+        ),
         ([f"{LR}={{low: 1, high: 2}}"], "parameters.distill.optim.lr: a grid requires a list"),
         ([f"{LR}=3"], "distill.optim.lr: expected a list of values, or {low: 1, high: 2} (got 3)"),
         ([f"{LR}=[]"], "distill.optim.lr: expected a list of values"),

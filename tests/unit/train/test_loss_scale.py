@@ -149,6 +149,12 @@ def test_gradients_that_no_scale_makes_finite_end_the_training_in_one_line(start
     assert FIRST / 2**30 == SMALLEST
 
 
+def test_a_training_that_took_no_step_is_refused_at_its_end(start, tmp_path):
+    task = Elementwise(encoder(), overflows=lambda step: True)
+    with pytest.raises(UserError, match=r"^device\.precision=fp16: all 6 steps were skipped"):
+        start(tmp_path, task)
+
+
 class Killed(Exception):
     pass
 

@@ -106,6 +106,8 @@ def test_a_loss_that_compares_images_is_refused_with_the_remedy():
         "is exact for every loss"
     )
     passes_of(task, microbatch=3)
+    with pytest.raises(UserError, match="set accumulate=1 and keep microbatch=2"):
+        passes_of(task, accumulate=5, microbatch=2)
 
 
 @pytest.fixture
