@@ -22,7 +22,7 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     ["ssdistill.chain.run", "ssdistill.commands.main", "ssdistill.train.fabric"]
 )
-LIMIT, AFTER_THE_FIRST = 120, 5
+LIMIT, AFTER_THE_FIRST = 300, 5
 
 
 class Command:

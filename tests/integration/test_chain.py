@@ -205,7 +205,7 @@ def start(config: Path, root: Path) -> Command:
 
 
 def wait_for_checkpoint(root: Path, process: Command) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not list(root.glob("stages/pretrain-*/s0/checkpoint.pt")):
         assert process.poll() is None, process.communicate(1)
         assert time.monotonic() < deadline
@@ -218,7 +218,7 @@ def whole(tmp_path_factory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("whole")
     config = write_config(folder)
     process = start(config, folder / "runs")
-    _, errors = process.communicate(timeout=180)
+    _, errors = process.communicate(timeout=400)
     assert process.returncode == 0, errors
     return config, folder / "runs"
 
@@ -229,14 +229,14 @@ def test_a_run_that_is_cut_goes_on_to_the_same_weights(whole, tmp_path, blow, st
     cut = start(config, tmp_path / "cut")
     wait_for_checkpoint(tmp_path / "cut", cut)
     cut.send_signal(blow)
-    _, errors = cut.communicate(timeout=120)
+    _, errors = cut.communicate(timeout=300)
     assert cut.returncode == status
     assert "Traceback" not in errors
     assert weights(tmp_path / "cut", "initialize")
     assert not list((tmp_path / "cut").glob("stages/pretrain-*/s0/model/model.json"))
 
     resumed = start(config, tmp_path / "cut")
-    _, errors = resumed.communicate(timeout=180)
+    _, errors = resumed.communicate(timeout=400)
     assert resumed.returncode == 0, errors
     assert weights(tmp_path / "cut", "pretrain") == weights(root, "pretrain")
     steps = [

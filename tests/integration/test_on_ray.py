@@ -39,7 +39,7 @@ device: {precision: fp32, memory_format: contiguous, accelerator: cpu, threads: 
 checkpoint_seconds: 0.1
 tracking: {wandb: disabled}
 """
-SECONDS = 120
+SECONDS = 300
 NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
 
 
@@ -276,7 +276,7 @@ def test_ctrl_c_ends_all_tasks_and_the_next_run_resumes_them(config, cluster, se
         until(lambda: trained(tmp_path, 0) and trained(tmp_path, 1))
         assert len(tasks()) == 2
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=180)
     assert process.returncode == 130, errors
     assert errors.endswith("Interrupted. Run the same command to resume.\n")
     statuses = {name: record[0] for name, record in weights(tmp_path).items()}

@@ -37,10 +37,10 @@ def test_a_killed_run_on_originals_goes_on_to_the_same_weights_with_other_worker
     cut = start(config, tmp_path / "cut", workers=2)
     wait_for_checkpoint(tmp_path / "cut", cut)
     cut.send_signal(signal.SIGKILL)
-    cut.communicate(timeout=120)
+    cut.communicate(timeout=300)
     resumed = start(config, tmp_path / "cut", workers=3)
     for process in (whole, resumed):
-        output, errors = process.communicate(timeout=180)
+        output, errors = process.communicate(timeout=400)
         assert process.returncode == 0, errors
         assert "cut from the originals" in errors + output
     assert weights(tmp_path / "cut", "pretrain") == weights(tmp_path / "whole", "pretrain")
