@@ -90,7 +90,7 @@ class Sweep:
     def digest(self) -> str:
         """sha256 of everything that its numbers follow from, but for how many points there are."""
         settings = self.settings.model_dump(mode="json", exclude={"points", "storage"})
-        if settings["at_once"] == 1:  # sweeps of 0.1 were of points one after the other
+        if settings["at_once"] == 1:  # as before points could be chosen together
             del settings["at_once"]
         reads_labels = self.settings.reads_labels
         identity = {

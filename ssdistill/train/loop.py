@@ -190,7 +190,7 @@ def fit(
                 state.save()
                 if wish == STOP:
                     raise KeyboardInterrupt if interrupt.requested or not stops else stops[0]
-    scale.check_any(num_steps)
+    scale.require_a_step(num_steps)
     metrics = {**state.metrics, "time/step_seconds": state.step_seconds()}
     for observer in observers:
         metrics |= observer.after_training(task)

@@ -83,7 +83,7 @@ class LossScale:
             )
         return False
 
-    def check_any(self, num_steps: int) -> None:
+    def require_a_step(self, num_steps: int) -> None:
         """Refuse the result of a training that has taken no step.
 
         Raises:

@@ -1,78 +1,32 @@
 """Do one stage on a node of a cluster; called by Ray."""
 
-import copy
 import logging
-import os
 import pickle
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ssdistill.chain.executors import Key, key_of
 from ssdistill.chain.executors.bulletin import LINE, PROGRESS, STARTED, Lines
-from ssdistill.chain.executors.nodes import difference, facts
 from ssdistill.chain.executors.on_several_nodes import do_on_several_nodes
-from ssdistill.chain.executors.ray_cluster import Reserved
+from ssdistill.chain.executors.requests import Request, enter, portable
 from ssdistill.chain.executors.stage_processes import LostProcess, count_of, do_in_processes
 from ssdistill.chain.remote_runs import RemoteRuns
 from ssdistill.chain.run import do, duration_of
-from ssdistill.chain.stages import Identity, Stage
 from ssdistill.chain.workspace import Workspace, open_workspace
-from ssdistill.errors import UserError, one_line, was_interrupted
-from ssdistill.experiment.schema import Experiment
+from ssdistill.errors import UserError, was_interrupted
 from ssdistill.record.run_record import RunRecord
 from ssdistill.record.session import session
 from ssdistill.train.progress import Progress, TrainingProgress, console
 
 SECONDS_PER_MESSAGE = 1.0
 """Pause between two messages on how far a training is."""
-SECONDS_TO_END = 25.0
-"""That processes on other nodes have after a cancellation, before they are killed."""
 SECONDS_TO_DELIVER = 10.0
 """For which an ended stage waits until its messages have arrived."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """One stage to do.
-
-    Attributes:
-        experiment, identity, stage: what is to be done, for whom.
-        root: the runs folder, absolute, or the address of a remote one.
-        current: folder that relative paths in the config start from.
-        threads: of torch.
-        reserved: what it reserves.
-        variables: of the environment, to set.
-        facts: :func:`ssdistill.chain.executors.nodes.facts` of the process that planned the stage.
-        trust: whether compiled models in the runs folder may be run.
-    """
-
-    experiment: Experiment
-    identity: Identity
-    stage: Stage
-    root: Path | str
-    current: str
-    threads: int
-    reserved: Reserved
-    variables: Mapping[str, str] = field(default_factory=dict)
-    facts: Mapping[str, str] = field(default_factory=dict)
-    trust: bool = False
-
-    @property
-    def experiment_of_node(self) -> Experiment:
-        """The experiment with the processes of each node."""
-        if self.reserved.nodes == 1:
-            return self.experiment
-        per_node = count_of(self.stage, self.experiment) // self.reserved.nodes
-        settings = {"devices": per_node, "num_nodes": self.reserved.nodes}
-        device = self.experiment.device.model_copy(update=settings)
-        return self.experiment.model_copy(update={"device": device})
 
 
 @dataclass(frozen=True)
@@ -127,7 +81,7 @@ def work(request: Request, bulletin: Any, *parents: Outcome) -> Outcome:
 def _do(request: Request, bulletin: Any) -> RunRecord:
     workspace, stage = _workspace(request), request.stage
     if request.reserved.nodes > 1:
-        do_on_several_nodes(request, workspace.root, bulletin, SECONDS_TO_END)
+        do_on_several_nodes(request, workspace.root, bulletin)
         return stage.written(workspace.root)
     if count_of(stage, request.experiment) > 1:
         say = console.print
@@ -141,20 +95,6 @@ def _do(request: Request, bulletin: Any) -> RunRecord:
 
 _opened: dict[tuple[bytes, Path | str], Workspace] = {}
 """The last workspace of this process, which Ray uses for one stage after the other."""
-
-
-def enter(request: Request) -> None:
-    """Make this process like the one that planned the stage.
-
-    Raises:
-        UserError: the node has other versions.
-    """
-    if problem := difference(facts(), dict(request.facts)):
-        raise UserError(f"node {socket.gethostname()} {problem}")
-    os.environ.update(request.variables)
-    if os.path.isdir(request.current):
-        os.chdir(request.current)
-    torch.set_num_threads(request.threads)
 
 
 def _workspace(request: Request) -> Workspace:
@@ -215,20 +155,3 @@ def _reporting(key: Key, bulletin: Any) -> Iterator[Callable[[str, Any], None]]:
         # The outcome takes another way, and would overtake messages, which arrive in order.
         with suppress(Exception):
             ray.wait(sent, timeout=SECONDS_TO_DELIVER)
-
-
-def portable(error: Exception) -> Exception:
-    """The error itself, or one with its name and message where it cannot be sent."""
-    import traceback
-
-    trace = "".join(traceback.format_exception(error))
-    try:
-        pickle.dumps(error)
-        same = str(copy.copy(error)) == str(error)  # which makes it anew, as a message does
-    except Exception:
-        same = False
-    if not same:
-        error = RuntimeError(f"{type(error).__name__}: {one_line(error)}")
-    # Tracebacks are not sent; the report of an internal error shows notes.
-    error.add_note(trace)
-    return error.with_traceback(None)

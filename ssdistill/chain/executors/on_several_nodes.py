@@ -13,17 +13,20 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ssdistill.chain.executors import key_of
 from ssdistill.chain.executors.bulletin import LINE
+from ssdistill.chain.executors.ray_cluster import alive_nodes, here
+from ssdistill.chain.executors.requests import Request, enter, portable
+from ssdistill.chain.executors.stage_processes import LostProcess, do_in_processes
 from ssdistill.errors import UserError, one_line, was_interrupted
-
-if TYPE_CHECKING:
-    from ssdistill.chain.executors.on_node import Request
 
 V2 = "RAY_TRAIN_V2_ENABLED"
 SECONDS_FOR_A_NODE = 60.0
 """In which another node may take the place of one that was lost."""
+SECONDS_TO_END = 25.0
+"""That the processes have after a cancellation, before they are killed."""
 OF_WORKERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK")
 """Variables of the workers, which would mean other processes to those that they start."""
 PAUSE = 1.0
@@ -33,7 +36,7 @@ FOLDER = ".ray-train"
 
 
 class Meeting:
-    """An actor: what the workers of one stage tell each other's starter, and it tells them."""
+    """An actor between the task of a stage and its workers on the nodes."""
 
     def __init__(self) -> None:
         self._canceled = False
@@ -56,13 +59,12 @@ class Meeting:
         return self._errors
 
 
-def do_on_several_nodes(request: "Request", root: Path, bulletin: Any, seconds: float) -> None:
+def do_on_several_nodes(request: Request, root: Path, bulletin: Any) -> None:
     """Do the stage of a request; called in a task that reserves nothing itself.
 
     Args:
         root: the runs folder, which the nodes share.
         bulletin: gets what the processes print.
-        seconds: that workers have to end after a cancellation.
 
     Raises:
         UserError: what the processes say is wrong.
@@ -73,8 +75,6 @@ def do_on_several_nodes(request: "Request", root: Path, bulletin: Any, seconds: 
     import ray
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
-
-    from ssdistill.chain.executors.ray_cluster import alive_nodes, here
 
     meeting: Any = (
         ray.remote(Meeting).options(num_cpus=0, scheduling_strategy=here()).remote()  # pyright: ignore[reportAttributeAccessIssue]
@@ -120,7 +120,7 @@ def do_on_several_nodes(request: "Request", root: Path, bulletin: Any, seconds: 
     except KeyboardInterrupt:
         # Of a task that is canceled, Ray answers no calls but those of other threads.
         threading.Thread(target=lambda: ray.get(meeting.cancel.remote()), daemon=True).start()
-        ended.wait(seconds)
+        ended.wait(SECONDS_TO_END)
         raise
     finally:
         shutil.rmtree(root / FOLDER / name, ignore_errors=True)
@@ -132,8 +132,6 @@ def do_on_several_nodes(request: "Request", root: Path, bulletin: Any, seconds: 
 
 def _cause(failure: BaseException, errors: dict[int, Exception]) -> Exception:
     """Return the error that tells most: one of the users', then of ours, then a loss."""
-    from ssdistill.chain.executors.stage_processes import LostProcess
-
     known = [errors[number] for number in sorted(errors)]
     for error in known:
         if isinstance(error, UserError):
@@ -150,9 +148,6 @@ def _on_one_node(config: dict[str, Any]) -> None:
     import ray
     import torch.distributed as dist
 
-    from ssdistill.chain.executors.on_node import enter, portable
-    from ssdistill.chain.executors.stage_processes import do_in_processes
-
     request, meeting, bulletin = config["request"], config["meeting"], config["bulletin"]
     number = dist.get_rank()
     host, port = _together(lambda: (ray.util.get_node_ip_address(), _free_port()))
@@ -162,7 +157,7 @@ def _on_one_node(config: dict[str, Any]) -> None:
 
     def say(line: str) -> None:
         with suppress(Exception):  # whoever shows it may be gone, which ends no training
-            bulletin.post.remote(((request.stage.digest, request.stage.seed), LINE, line))
+            bulletin.post.remote((key_of(request.stage), LINE, line))
 
     def is_canceled() -> bool:
         return ray.get(meeting.is_canceled.remote())

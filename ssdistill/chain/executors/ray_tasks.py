@@ -94,7 +94,7 @@ class RayTasks:
             raise self._summary()
 
     def _submit(self, job: Job) -> None:
-        from ssdistill.chain.executors.on_node import Request
+        from ssdistill.chain.executors.requests import Request
         from ssdistill.chain.executors.stage_processes import LostProcess
 
         device, reserved = job.workspace.experiment.device, self._reserved(job)

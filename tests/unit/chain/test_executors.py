@@ -9,7 +9,6 @@ from ssdistill.chain.executors import Job, nodes, on_ray, on_several_nodes, ray_
 from ssdistill.chain.executors.bulletin import LINE, PROGRESS, STARTED, Lines
 from ssdistill.chain.executors.choice import executor_for
 from ssdistill.chain.executors.live_view import LiveView
-from ssdistill.chain.executors.on_node import Request
 from ssdistill.chain.executors.on_ray import OnRay
 from ssdistill.chain.executors.ray_cluster import (
     Node,
@@ -19,6 +18,7 @@ from ssdistill.chain.executors.ray_cluster import (
     reserved_by,
 )
 from ssdistill.chain.executors.ray_tasks import Failure, RayTasks
+from ssdistill.chain.executors.requests import Request
 from ssdistill.chain.executors.stage_processes import LostProcess
 from ssdistill.chain.run import Serial
 from ssdistill.chain.stages import Stage
