@@ -1,4 +1,4 @@
-"""What a node is asked to do, how its process prepares for it, and errors that travel back."""
+"""The work that a node gets, how its process prepares for it, and errors that travel back."""
 
 import copy
 import os
