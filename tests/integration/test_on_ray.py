@@ -135,6 +135,21 @@ def trained(root: Path, seed: int) -> bool:
     return bool([*root.glob(f"stages/pretrain-*/s{seed}/checkpoint*")])
 
 
+def wait_for_both(root: Path):
+    """Wait until both trainings have a checkpoint; the first to have one is stopped meanwhile."""
+
+    def both() -> bool:
+        found = [seed for seed in (0, 1) if trained(root, seed)]
+        for seed in found:
+            for pid in tasks(f"pretrain simclr, seed {seed}"):
+                os.kill(pid, signal.SIGSTOP)
+        return len(found) == 2
+
+    until(both)
+    for pid in tasks("pretrain"):
+        os.kill(pid, signal.SIGCONT)
+
+
 def test_a_failed_stage_fails_what_descends_from_it_and_no_other(config, executor, tmp_path):
     experiment, _ = load_experiment(config, ["pretrain.steps=3"])
     blocked = [s for s in planned(experiment, tmp_path) if s.kind == "pretrain" and s.seed == 1]
@@ -208,7 +223,7 @@ def test_a_killed_process_and_a_killed_node_change_nothing(
     experiment, _ = load_experiment(config)
 
     def kill():
-        until(lambda: trained(tmp_path, 0) and trained(tmp_path, 1))
+        wait_for_both(tmp_path)
         (lost,) = cluster.worker_nodes
         (raylet,) = lost.all_processes["raylet"]
         other, *_ = (pid for pid in tasks("pretrain") if parent(pid) != raylet.process.pid)
@@ -273,7 +288,7 @@ def test_ctrl_c_ends_all_tasks_and_the_next_run_resumes_them(config, cluster, se
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
-        until(lambda: trained(tmp_path, 0) and trained(tmp_path, 1))
+        wait_for_both(tmp_path)
         assert len(tasks()) == 2
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=180)
