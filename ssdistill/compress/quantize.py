@@ -1,5 +1,6 @@
 """Post-training quantization step: int8 files for ONNX Runtime, OpenVINO and PyTorch."""
 
+import logging
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from ssdistill.compress.int8.onnx_file import (
 from ssdistill.compress.int8.onnx_layers import chosen_nodes, has_attention
 from ssdistill.compress.preconditions import check_input_model
 from ssdistill.errors import UserError
+from ssdistill.measure.hardware import int8_saturates
 from ssdistill.models.model import Model
 from ssdistill.settings import Fraction, Positive, PositiveInt
 from ssdistill.settings.registry import RUNTIMES
@@ -31,7 +33,13 @@ from ssdistill.settings.registry import RUNTIMES
 if TYPE_CHECKING:
     from ssdistill.settings.kinds.steps import QuantizeSettings
 
+log = logging.getLogger(__name__)
+
 FEWEST_INPUTS = 8
+SATURATES = (
+    "this processor has no VNNI: ONNX Runtime's sums of 8-bit products overflow on it, and what is "
+    "measured here is worse than elsewhere; set quantize.reduce_range=true for 7-bit weights"
+)
 PRODUCTS = ("Conv", "MatMul", "Gemm")
 MODES = {"onnxruntime": ("static", "dynamic"), "openvino": ("static", "bf16"),
          "torchao": ("static",), "executorch": ("static",)}  # fmt: skip
@@ -67,7 +75,8 @@ class Quantize(Step):
         check_images: further inputs the result is checked on.
         min_cosine: smallest accepted mean centered cosine to the float embedding.
         min_cka: smallest accepted debiased CKA with it.
-        reduce_range: 7-bit weights, for x86 processors without VNNI, whose ``u8s8`` saturates.
+        reduce_range: 7-bit weights, for x86 processors without VNNI, where sums of 8-bit products
+            overflow (said in the log where that is so).
         operators: ONNX operators to quantize, e.g. ``[MatMul, Gemm]``, for onnxruntime. By
             default all that it can; in networks with attention convolutions and products only:
             their residual stream is worth more bits than it takes time.
@@ -206,6 +215,8 @@ class Quantize(Step):
     ) -> tuple[RuntimeModel, dict[str, Any]]:
         import onnx
 
+        if int8_saturates() and not self.reduce_range:
+            log.warning("quantize: %s", SATURATES)
         path, counts = folder / RUNTIMES["onnxruntime"].file, {}
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             source = Path(scratch) / "float.onnx"

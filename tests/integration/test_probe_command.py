@@ -16,6 +16,7 @@ from ssdistill.compress.quantize import Quantize
 from ssdistill.data.sources.digits import Digits
 from ssdistill.evaluate.protocols.knn import Knn
 from ssdistill.evaluate.subject import Subject
+from ssdistill.measure.hardware import int8_saturates
 from ssdistill.models.backbones import EncoderSettings, build_encoder
 from ssdistill.settings.registry import PROTOCOLS
 
@@ -42,7 +43,9 @@ def folder(tmp_path_factory):
     save_encoder(teacher, root / "teacher" / "s0" / "model")
     save_encoder(build(4), root / "student" / "s0" / "model")
     (root / "work").mkdir()
-    step = Quantize(scheme="u8s8", calibration_images=64, check_images=36)
+    step = Quantize(
+        scheme="u8s8", calibration_images=64, check_images=36, reduce_range=int8_saturates()
+    )
     int8 = step.apply(teacher, Context(digits, root / "work"))
     save_encoder(int8, root / "int8" / "s0" / "model")
     shutil.copy(root / "int8" / "s0" / "model" / "model.onnx", root / "bare.onnx")

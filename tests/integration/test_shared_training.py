@@ -61,6 +61,9 @@ LOSSES = ("at", "reviewkd", "infonce", "crd", "rkd", "seed", "simreg", "unic", "
 STRICT_STEPS = {"barlow_twins": 5}
 """Steps after which rounding errors have grown: where dimensions are divided by standard
 deviations that are almost 0."""
+SEEDS = {"simreg": 4}
+"""Of a student in which no unit comes within rounding errors of 0, where the derivative of ReLU
+jumps: with seed 0 one does in step 20, on processors without AVX-512."""
 SHORT_STEPS = 8
 LONG = ("simclr", "moco", "byol", "swav", "infonce", "crd", "rkd", "simreg", "unic", "dino")
 MEASURED = ("grad/", "select/", "agree/", "collapse/sample/")
@@ -146,7 +149,8 @@ def task_of(case: str) -> Task:
         return METHODS.build(METHODS.schema(case)(steps=STEPS, **METHOD_SETTINGS[case]), student)
     settings = DistillSettings(steps=STEPS, losses={"it": {"kind": kind_of(case)}})
     teacher = encoder(1)
-    task = assemble(encoder(0), {"teacher": teacher}, settings, IMAGES)
+    student = encoder(SEEDS.get(kind_of(case), 0))
+    task = assemble(student, {"teacher": teacher}, settings, IMAGES)
     embedding_ND = extract(teacher, Images().images, SIZE, progress=False)
     for loss in task.losses.values():
         if loss.fits_teacher:

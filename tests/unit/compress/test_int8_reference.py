@@ -11,7 +11,15 @@ from ssdistill.compress import Context
 from ssdistill.compress.int8.affine import affine_step, dequantize_affine, quantize_affine
 from ssdistill.compress.int8.ranges import mse_range
 from ssdistill.compress.quantize import Quantize
+from ssdistill.measure.hardware import int8_saturates
 from ssdistill.models.wrapped import Wrapped
+
+BITS = [
+    pytest.param(False, id="8 bits", marks=pytest.mark.skipif(
+        int8_saturates(), reason="sums of 8-bit products overflow on this processor")),
+    pytest.param(True, id="7 bits"),
+]  # fmt: skip
+"""``reduce_range``: 7-bit weights give the exact sums on every processor."""
 
 
 class Flat(nn.Module):
@@ -25,11 +33,13 @@ class Flat(nn.Module):
         return self.conv(x_BCHW).flatten(1)
 
 
-def quantized(net, shape, folder):
+def quantized(net, shape, folder, reduce_range):
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(48, *shape, generator=generator)
     model = Wrapped(net.eval(), x[:4])
-    step = Quantize(scheme="u8s8", calibration_images=32, check_images=16)
+    step = Quantize(
+        scheme="u8s8", calibration_images=32, check_images=16, reduce_range=reduce_range
+    )
     found = step.apply(model, Context(lambda n, seed: x[:n], folder))
     return found, onnx.load(found.path).graph, x[:5]
 
@@ -65,13 +75,15 @@ def outputs(accumulator_i32, scale_of_sum, out_scale, out_zero):
     return (np.clip(level, 0, 255) - int(out_zero)) * out_scale
 
 
-def test_a_linear_layer_is_the_integer_product(tmp_path):
+@pytest.mark.parametrize("reduce_range", BITS)
+def test_a_linear_layer_is_the_integer_product(reduce_range, tmp_path):
     torch.manual_seed(0)
-    found, graph, x_BC = quantized(nn.Linear(24, 10), (24,), tmp_path)
+    found, graph, x_BC = quantized(nn.Linear(24, 10), (24,), tmp_path, reduce_range)
     ((_, x_scale, x_zero), (w, w_scale, w_zero), (bias, b_scale, _)), out, node = parts_of(
         graph, "Gemm"
     )
     assert w.dtype == np.int8 and bias.dtype == np.int32 and not w_zero.any()
+    assert np.abs(w).max() == (64 if reduce_range else 127)
     if any(a.name == "transB" and a.i for a in node.attribute):
         w = w.T
     x_q = levels(x_BC.numpy(), x_scale, x_zero)
@@ -83,10 +95,11 @@ def test_a_linear_layer_is_the_integer_product(tmp_path):
     assert (difference < out[0] / 2).mean() > 0.9
 
 
+@pytest.mark.parametrize("reduce_range", BITS)
 @pytest.mark.parametrize(("stride", "groups"), [(1, 1), (2, 1), (1, 2)])
-def test_a_convolution_is_the_integer_convolution(stride, groups, tmp_path):
+def test_a_convolution_is_the_integer_convolution(stride, groups, reduce_range, tmp_path):
     torch.manual_seed(0)
-    found, graph, x_BCHW = quantized(Flat(stride, groups), (4, 6, 6), tmp_path)
+    found, graph, x_BCHW = quantized(Flat(stride, groups), (4, 6, 6), tmp_path, reduce_range)
     ((_, x_scale, x_zero), (w, w_scale, _), (bias, _, _)), out, _ = parts_of(graph, "Conv")
     assert w.dtype == np.int8 and w_scale.shape == (6,), "weights per output channel"
     x_q = levels(x_BCHW.numpy(), x_scale, x_zero).astype(np.int32) - int(x_zero)

@@ -182,6 +182,16 @@ def test_a_file_without_int8_is_an_error(encoder, export_once, tmp_path):
         step.apply(encoder, Context(images, tmp_path))
 
 
+@pytest.mark.parametrize(("reduce_range", "words"), [(False, "reduce_range=true"), (True, "")])
+def test_overflows_of_this_processor_are_said(
+    encoder, export_once, tmp_path, monkeypatch, caplog, reduce_range, words
+):
+    monkeypatch.setattr("ssdistill.compress.quantize.int8_saturates", lambda: True)
+    step = Quantize(calibration_images=16, check_images=16, reduce_range=reduce_range)
+    step.apply(encoder, Context(images, tmp_path))
+    assert words in caplog.text and ("no VNNI" in caplog.text) is not reduce_range
+
+
 @pytest.mark.parametrize(("machine", "scheme"), [("x86_64", "u8s8"), ("aarch64", "s8s8")])
 def test_auto_takes_the_scheme_of_the_processor(monkeypatch, machine, scheme):
     monkeypatch.setattr(ssdistill.artifacts.runtimes.platform, "machine", lambda: machine)

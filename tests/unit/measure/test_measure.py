@@ -8,7 +8,7 @@ import torch
 from ssdistill.artifacts.artifact import save_encoder
 from ssdistill.artifacts.runtimes.onnx_cache import float_onnx
 from ssdistill.errors import UserError
-from ssdistill.measure.hardware import all_threads, instruction_set
+from ssdistill.measure.hardware import all_threads, instruction_set, int8_saturates
 from ssdistill.measure.latency import compare_latency, latency_ms, paired_latency
 from ssdistill.measure.macs import count_macs
 from ssdistill.measure.parameters import count_parameters, file_bytes, gzip_bytes
@@ -154,6 +154,28 @@ def test_the_instruction_set_is_what_torch_uses_and_the_processor_has(tmp_path):
     facts.write_text("Features\t: fp asimd asimddp i8mm\n")
     assert instruction_set(facts) == f"{used} (asimddp, i8mm)"
     assert instruction_set(tmp_path / "none") == used
+
+
+@pytest.mark.parametrize(
+    ("machine", "flags", "saturates"),
+    [
+        ("x86_64", "flags : fpu sse avx2 fma", True),
+        ("AMD64", "flags : fpu avx512f avx512bw", True),
+        ("x86_64", "flags : fpu avx2 avx_vnni", False),
+        ("x86_64", "flags : fpu avx512f avx512_vnni", False),
+        ("x86_64", "flags : fpu amx_int8", False),
+        ("x86_64", "", False),
+        ("aarch64", "Features : fp asimd", False),
+    ],
+)
+def test_int8_saturates_on_x86_without_the_instructions(
+    machine, flags, saturates, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    facts = tmp_path / "cpuinfo"
+    facts.write_text(f"processor : 0\n{flags}\n")
+    assert int8_saturates(facts) is saturates
+    assert int8_saturates(tmp_path / "none") is False
     assert all_threads() >= 1
 
 
