@@ -57,7 +57,7 @@ test test-fast smoke: export PYTHONDONTWRITEBYTECODE :=
 
 # Three on two cores: processes that a test starts wait for each other.
 test: $(DEV) ## run the tests
-	@$(BIN)/python -m pytest -n 3 --dist loadfile --max-worker-restart=0
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 
 test-fast: $(DEV) ## run the tests of the rooms that changed, or of ROOMS="losses train"
 	@test -n "$(ROOMS)" || { echo 'no room has changed; name some: ROOMS="losses train" make test-fast'; exit 2; }

@@ -16,6 +16,8 @@ from ssdistill.models.backbones import EncoderSettings, build_encoder
 
 
 def pytest_collection_modifyitems(items):
+    # Those that start processes take longest, and begin first: at the end no worker waits for one.
+    items.sort(key=lambda item: "integration" not in item.path.parts)
     for item in items:
         if item.path.name in SMOKE:
             item.add_marker(pytest.mark.smoke)

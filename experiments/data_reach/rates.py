@@ -4,9 +4,9 @@
 
 All of them make two views of 224 pixels of JPEG files, with crop and flip alone, or with SimCLR's
 colors as well, and give batches of float32 in [0, 1]. The others have two worker processes, as
-their documentation has it; ssdistill reads in two threads. "The work alone" is decoding, cropping
-and flipping in two threads without anything around it. They take turns of one pass each; ratios are
-taken within a round.
+their documentation has it; ssdistill reads in two threads. "Decoding and resizing alone" is what
+none of them can do without, in two threads, with nothing around it. They take turns of one pass
+each; ratios are taken within a round.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.io import decode_jpeg
 from torchvision.transforms import v2
 
+from ssdistill.data.cutting import Box, cut
 from ssdistill.data.loader import Loader
 from ssdistill.data.opening import open_originals
 from ssdistill.data.recipes import RECIPES, ViewRecipe
@@ -41,7 +42,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 from measuring import interleave, publish, quiet, ratio
 
 SIZE, BATCH, SHARDS = 224, 64, 4
-OURS = "ssdistill"
+OURS, KERNELS = "ssdistill", "decoding and resizing alone"
 SIMCLR = RECIPES["simclr"].model_copy(update={"scale": (0.08, 1.0)})
 GEOMETRY = ViewRecipe(scale=SIMCLR.scale)
 Turn = Callable[[], Iterable]
@@ -141,15 +142,16 @@ def of_ssdistill(folder: Path, recipe: ViewRecipe, workers: int) -> Turn:
     return run
 
 
-def of_work_alone(folder: Path, recipe: ViewRecipe, workers: int) -> Turn:
-    """Decode, crop, flip and scale, in threads: no order, no colors, no batches."""
+def of_kernels_alone(folder: Path, recipe: ViewRecipe, workers: int) -> Turn:
+    """Decode and resize, in threads, to uint8: no reading, no floats, no colors, no batches."""
     contents = [path.read_bytes() for path in sorted(folder.rglob("*.jpg"))]
-    crop = v2.RandomResizedCrop(SIZE, recipe.scale, recipe.ratio, antialias=True)
-    views = Twice(v2.Compose([crop, v2.RandomHorizontalFlip(), v2.ToDtype(torch.float32, True)]))
     pool = thread_pool(workers, "alone")
 
     def work(content: bytes) -> None:
-        views(decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8)))
+        image_CHW = decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8))
+        for _ in range(2):
+            box = v2.RandomResizedCrop.get_params(image_CHW, [*recipe.scale], [*recipe.ratio])
+            cut(image_CHW, Box(*box, SIZE))
 
     def run() -> Iterable:
         pool.map(work, contents)
@@ -160,7 +162,7 @@ def of_work_alone(folder: Path, recipe: ViewRecipe, workers: int) -> Turn:
 
 CONTESTANTS = {
     OURS: of_ssdistill,
-    "the work alone": of_work_alone,
+    KERNELS: of_kernels_alone,
     "torchvision": of_torchvision,
     "lightly": of_lightly,
     "webdataset": of_webdataset,
@@ -216,9 +218,11 @@ def compare(folder: Path, recipe: ViewRecipe, args: argparse.Namespace) -> tuple
     rates = interleave(turns, args.rounds, "rates")
     costs = {name: values[1:] for name, values in costs.items()}
     ratios = {}
-    for name in [name for name in rates if name != OURS]:
-        ratios[f"{OURS} / {name}"] = ratio(rates[OURS], rates[name])
-        ratios[f"{OURS} / {name}, per CPU second"] = ratio(costs[OURS], costs[name])
+    others = [name for name in rates if name not in (OURS, KERNELS)]
+    for first, second in [*((OURS, name) for name in [*others, KERNELS]),
+                          *((KERNELS, name) for name in others)]:  # fmt: skip
+        ratios[f"{first} / {second}"] = ratio(rates[first], rates[second])
+        ratios[f"{first} / {second}, per CPU second"] = ratio(costs[first], costs[second])
     shown = [
         f"{name} {median(rates[name]):.0f} (per CPU second {median(costs[name]):.0f})"
         for name in rates

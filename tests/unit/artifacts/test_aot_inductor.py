@@ -110,9 +110,12 @@ def test_a_zip_of_something_else_is_refused(tmp_path):
         CompiledModel(tmp_path / "other.pt2", 8)
 
 
-def test_writing_without_a_compiler_is_refused(monkeypatch):
+def test_writing_without_a_compiler_is_refused():
     from torch._inductor import config
 
-    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
-    with pytest.raises(UserError, match=r"aot_inductor requires a C\+\+ compiler"):
+    # What monkeypatch undoes is gone from inductor's settings ever after.
+    with (
+        config.patch({"cpp.cxx": ("no-such-compiler",)}),
+        pytest.raises(UserError, match=r"aot_inductor requires a C\+\+ compiler"),
+    ):
         RUNTIMES["aot_inductor"].require()
