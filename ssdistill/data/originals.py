@@ -153,6 +153,8 @@ class Originals(ImageSet):
             torch.stack([b.top_B, b.left_B, b.height_B, b.width_B], dim=1).tolist() for b in boxes_V
         ]
 
+        giant_B = self._giants(row_B)
+
         def fill(b: int) -> None:
             boxes = [
                 Box(top, left, height, width, size)
@@ -161,7 +163,7 @@ class Originals(ImageSet):
                 )
             ]
             try:
-                with self._turn(int(row_B[b])):
+                with self._turn(giant_B[b]):
                     image_CHW, factor = self._decoded(int(row_B[b]), reduction_of(boxes))
                     parts_V = [cut(image_CHW, box.over(factor)) for box in boxes]
             except BadImage as error:
@@ -190,11 +192,12 @@ class Originals(ImageSet):
         row_B = self.rows(position_B)
         shape = (len(row_B), *height_width(view or size), self.form.count)
         squares_BHWC = np.empty(shape, dtype=self.holding.dtype)
+        giant_B = self._giants(row_B)
 
         def fill(b: int) -> None:
             row = int(row_B[b])
             try:
-                with self._turn(row):
+                with self._turn(giant_B[b]):
                     whole_HWC = self.holding.whole(self.raw, row)
                     resized_HWC = fitted(whole_HWC, size, self.form.resize)
                 squares_BHWC[b] = central(resized_HWC, view or size)
@@ -206,10 +209,12 @@ class Originals(ImageSet):
         self._check_failed()
         return squares_BHWC
 
-    def _turn(self, row: int) -> AbstractContextManager:
+    def _giants(self, row_B: np.ndarray) -> list[bool]:
+        height_B, width_B = self.index.sizes(row_B)
+        return (height_B * width_B > GIANT_PIXELS).tolist()
+
+    def _turn(self, giant: bool) -> AbstractContextManager:
         """Return the context in which to decode and crop an image: giants take turns."""
-        height, width = self.index.sizes(np.array([row]))
-        giant = int(height[0]) * int(width[0]) > GIANT_PIXELS
         return _turn_of_giant(self.raw.reading.seconds) if giant else nullcontext()
 
     def _decoded(self, row: int, reduction: int) -> tuple[Tensor, int]:
