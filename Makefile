@@ -8,11 +8,16 @@ DEV := $(VENV)/.installed-dev
 LOW := $(LOWEST)/.installed
 ROOMS ?= $(sort $(shell git status --porcelain -uall -- ssdistill tests/unit | sed -nE 's,^...(ssdistill|tests/unit)/([a-z_]+)[/.].*,\2,p'))
 CONTRACT := tests/contract/test_
-TESTS_losses := $(CONTRACT)losses.py tests/property
+TESTS_kinds := $(CONTRACT)published_constants.py $(CONTRACT)types.py
+TESTS_losses := $(CONTRACT)losses.py tests/property $(TESTS_kinds)
 TESTS_distill := $(TESTS_losses)
-TESTS_pretrain := $(CONTRACT)methods.py $(CONTRACT)pretrain_configs.py
-TESTS_compress := $(CONTRACT)steps.py
-TESTS_evaluate := $(CONTRACT)protocols.py $(CONTRACT)protocol_traps.py
+TESTS_pretrain := $(CONTRACT)methods.py $(CONTRACT)pretrain_configs.py $(TESTS_kinds)
+TESTS_compress := $(CONTRACT)steps.py $(TESTS_kinds)
+TESTS_evaluate := $(CONTRACT)protocols.py $(CONTRACT)protocol_traps.py $(TESTS_kinds)
+TESTS_data := $(TESTS_kinds)
+TESTS_teachers := $(TESTS_kinds)
+TESTS_artifacts := $(TESTS_kinds)
+TESTS_moved := $(CONTRACT)moved.py
 TESTS_label_free := $(TESTS_evaluate)
 TESTS_chain := $(CONTRACT)released_plans.py
 TESTS_experiment := $(TESTS_chain)
@@ -60,6 +65,8 @@ test: $(DEV) ## run the tests
 	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 
 test-fast: $(DEV) ## run the tests of the rooms that changed, or of ROOMS="losses train"
+	@for room in $(ROOMS); do test -e ssdistill/$$room -o -e ssdistill/$$room.py || \
+		{ echo "no room is called '$$room'; rooms are the folders of ssdistill/"; exit 2; }; done
 	@test -n "$(ROOMS)" || { echo 'no room has changed; name some: ROOMS="losses train" make test-fast'; exit 2; }
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(sort $(wildcard $(addprefix tests/unit/,$(ROOMS))) \
 		$(foreach room,$(ROOMS),$(TESTS_$(room))) tests/golden tests/contract/test_packaging.py tests/contract/test_configs.py)

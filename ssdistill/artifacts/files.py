@@ -35,6 +35,8 @@ def _find(path: Path) -> Path:
         broken = " (broken symbolic link)" if path.is_symlink() else ""
         raise UserError(f"no file or folder {shortened(path, 300)}{broken}; check the path")
     if not path.is_dir():
+        if path.name != DESCRIPTION and not names_file(path.parent, path.name):
+            raise UserError(f"{shortened(path, 300)} is no file of a saved model; name its folder")
         path = path.parent
     if (path / DESCRIPTION).is_file():
         return path

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ssdistill.chain.stages import Stage, locked
+from ssdistill.chain.recording import locked
+from ssdistill.chain.stages import Stage
 from ssdistill.errors import UserError, one_line, shown
 from ssdistill.files import disk_errors, user_path
 from ssdistill.record.run_record import RUN_FILE

@@ -90,9 +90,12 @@ def check_device(device: DeviceSettings) -> None:
         # Some devices are there and cannot be used.
         torch.zeros(1, device=torch_device)
     except Exception as error:
+        named = f"device.accelerator={shortened(device.accelerator)}"
+        # With which Fabric says no more than that, and names classes of its own.
+        absent = "can not run on your system" in str(error)
+        reason = "on this machine" if absent else f"({reason_of(error)})"
         raise UserError(
-            f"device.accelerator={shortened(device.accelerator)} is not available "
-            f"({reason_of(error)}); set device.accelerator=auto"
+            f"{named} is not available {reason}; set device.accelerator=auto"
         ) from error
     on_cuda = torch_device.type == "cuda"
     if device.precision == "bf16" and on_cuda and not torch.cuda.is_bf16_supported():

@@ -17,6 +17,7 @@ from ssdistill.chain.grouping import shared_columns
 from ssdistill.chain.plan import plan_stages
 from ssdistill.chain.process_group import Processes
 from ssdistill.chain.processes import require_single_process
+from ssdistill.chain.recording import locked, recording, set_aside
 from ssdistill.chain.remote_runs import RemoteRuns
 from ssdistill.chain.report import Report, make_report
 from ssdistill.chain.requirements import (
@@ -27,7 +28,7 @@ from ssdistill.chain.requirements import (
     chosen_stems,
 )
 from ssdistill.chain.shared_training import require_same
-from ssdistill.chain.stages import Identity, Stage, execute, locked, set_aside
+from ssdistill.chain.stages import Identity, Stage
 from ssdistill.chain.workspace import Workspace, open_workspace
 from ssdistill.data.undecoded import undecoded_of
 from ssdistill.errors import DamagedFile
@@ -259,7 +260,7 @@ def is_cached(job: Job) -> bool:
 
     Raises:
         DamagedFile: that has changed.
-        UserError: labels have.
+        UserError: the labels have changed.
     """
     stage, workspace = job.stage, job.workspace
     if stage.status(workspace.root) != "finished":
@@ -275,13 +276,12 @@ def is_cached(job: Job) -> bool:
 
 def do(stage: Stage, workspace: Workspace, identity: Identity) -> RunRecord:
     """Run a stage in this process; resume it if interrupted."""
-
-    def body(stage: Stage, tracker):
-        return BODIES[stage.kind](stage, workspace, tracker)
-
     around = workspace.remote.around(stage) if workspace.remote else nullcontext()
-    with around:
-        return execute(stage, workspace.root, body, identity, workspace.experiment.tracking)
+    tracking = workspace.experiment.tracking
+    with around, recording(stage, workspace.root, identity, tracking) as tracker:
+        if tracker is not None:
+            tracker.finish(BODIES[stage.kind](stage, workspace, tracker))
+    return stage.written(workspace.root)
 
 
 def duration_of(record: RunRecord) -> str:

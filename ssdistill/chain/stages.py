@@ -8,23 +8,16 @@ another experiment is found there, changed work gets another folder.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
-from ssdistill.chain.grouping import experiment_columns, stage_columns
+from ssdistill.chain.grouping import experiment_columns
 from ssdistill.errors import DamagedFile, UserError, shortened
 from ssdistill.experiment.schema import Experiment
-from ssdistill.files import locked_by
-from ssdistill.record.metrics_file import METRICS_FILE, read_metrics
-from ssdistill.record.run import Run
-from ssdistill.record.run_record import RUN_FILE, SCHEMA, RunRecord, Status, kind_of, load_run
-from ssdistill.record.tracker import Tracker, TrackingSettings
-from ssdistill.train.loop import CHECKPOINT
-from ssdistill.train.progress import console
+from ssdistill.record.run_record import RUN_FILE, SCHEMA, RunRecord, Status, load_run
 
 VERSIONS = {
     "initialize": 1,
@@ -117,10 +110,6 @@ class Stage:
         return record.status if record else "missing"
 
 
-Body = Callable[[Stage, Tracker], dict[str, Any]]
-"""The work of one kind: fills the folder of the tracker's run and returns the final metrics."""
-
-
 @dataclass(frozen=True)
 class Identity:
     """What records and loggers call the experiment a stage runs for.
@@ -177,85 +166,6 @@ def _sha256(config: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
-def execute(
-    stage: Stage, root: Path, body: Body, identity: Identity, tracking: TrackingSettings
-) -> RunRecord:
-    """Run the stage unless it is finished; resume it if interrupted.
-
-    Raises:
-        UserError: another error of the user's, or a hash that clashes with another's folder.
-        KeyboardInterrupt: after Ctrl-C; the record says ``interrupted`` then.
-    """
-    folder = stage.folder(root)
-    with locked(folder):
-        _set_aside_if_damaged(stage, root)
-        record = stage.record(root)
-        if record and record.status == "finished":
-            return record
-        run = Run(
-            folder,
-            stage=stage.kind,
-            kind=kind_of(stage.config),
-            role=stage.role,
-            columns={**identity.columns, **stage_columns(stage)},
-            digest=stage.digest,
-            seed=stage.seed,
-            name=identity.name,
-            group=identity.group,
-            profile=identity.profile,
-            fingerprint=stage.fingerprint,
-            parents=_lineage(stage, root),
-            config=stage.config,
-        )
-        with Tracker(run, tracking, (*identity.tags, stage.role)) as tracker:
-            tracker.finish(body(stage, tracker))
-        (folder / CHECKPOINT).unlink(missing_ok=True)
-        return load_run(folder)
-
-
-def _lineage(stage: Stage, root: Path) -> dict[str, Any]:
-    """Hash, seed and weights of each parent."""
-    lineage = {}
-    for name, parent in stage.parents.items():
-        artifacts = parent.written(root).artifacts
-        sha256 = next((entry["sha256"] for entry in artifacts.values()), None)
-        lineage[name] = {"digest": parent.digest, "seed": parent.seed, "sha256": sha256}
-    return lineage
-
-
-def set_aside(folder: Path, reason: object) -> Path:
-    """Rename a damaged stage's folder with a warning and return its new path; deletes nothing."""
-    number = 1
-    while os.path.lexists(place := folder.with_name(f"damaged-{folder.name}-{number}")):
-        number += 1
-    os.rename(folder, place)
-    console.print(f"  {shortened(reason, 300)}: rerunning it; the old folder is now {place}")
-    return place
-
-
-def _set_aside_if_damaged(stage: Stage, root: Path) -> None:
-    """Move a stage's folder away if its own files would prevent a rerun."""
-    folder = stage.folder(root)
-    if os.path.lexists(folder) and not folder.is_dir():
-        raise UserError(
-            f"{folder}: expected a stage's folder, found a file; move it away: "
-            f"mv '{folder}' '{folder}.old'"
-        )
-    try:
-        stage.record(root)
-    except DamagedFile as error:
-        set_aside(folder, f"{error.path} is damaged ({error.reason})")
-        return
-    metrics = folder / METRICS_FILE
-    if os.path.lexists(metrics) and not metrics.is_file():
-        set_aside(folder, f"{metrics} is not a file")
-        return
-    try:
-        read_metrics(folder)
-    except UserError as error:
-        set_aside(folder, error)
-
-
 def _is_of_later_version(path: Path) -> bool:
     try:
         return json.loads(path.read_text(encoding="utf-8"))["schema"] > SCHEMA
@@ -283,15 +193,3 @@ def _problem(record: RunRecord) -> str | None:
     if not all(isinstance(entry, dict) and {"file", "sha256"} <= entry.keys() for entry in entries):
         return "an artifact without file or sha256"
     return None
-
-
-def locked(folder: Path) -> AbstractContextManager[None]:
-    """Lock the stage, with a message while waiting.
-
-    Raises:
-        UserError: something else stands in the place of the lock.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    waiting = f"  {folder.parent.name}: waiting for another process to finish it"
-    lock = folder.with_name(f".{folder.name}.lock")
-    return locked_by(lock, on_wait=lambda: console.print(waiting))

@@ -133,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--dry-run",
         action="store_true",
-        help="prepare the images, print the plan and stop; train nothing",
+        help="print the plan and stop; decode and train nothing",
     )
     run.add_argument(
         "--publish",

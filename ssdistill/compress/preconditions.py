@@ -13,8 +13,13 @@ def refuse_file(kind: str, model: Any) -> None:
     """Check that the input of a step is a PyTorch network.
 
     Raises:
-        UserError: a file for a runtime.
+        UserError: a file for a runtime, or no model of this package at all.
     """
+    if not isinstance(model, Model) and not hasattr(model, "runtime"):
+        raise UserError(
+            f"{kind}: {type(model).__name__} is not a model of ssdistill; wrap it: "
+            "ssdistill.models.wrapped.Wrapped(module, example_inputs)"
+        )
     if not isinstance(model, nn.Module):
         raise UserError(
             f"{kind} cannot follow quantize or export: {model.path} is a file for "

@@ -239,6 +239,10 @@ def _newly_opened(file: Path, where: str) -> Any:
         )
     except BadImage as error:
         raise UserError(f"{where}: {error.reason}; pass an LMDB database") from error
+    except FileNotFoundError as error:
+        here = file.name == DATA and file.parent.is_dir()
+        missing = f"no {DATA} in this folder" if here else "no such file or folder"
+        raise UserError(f"{where}: {missing}; pass an LMDB database") from error
     except OSError as error:
         raise UserError(
             f"{where}: {error.strerror or one_line(error)}; correct the path"

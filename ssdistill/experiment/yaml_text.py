@@ -193,12 +193,13 @@ def _mapping(
         if key.tag.endswith(":merge"):
             continue
         name = shortened(key.value) if isinstance(key, yaml.ScalarNode) else "a list or mapping"
+        place = f"{path}: " if path else ""
         if not isinstance(key, yaml.ScalarNode) or not key.tag.endswith(":str"):
-            problems.append(f"{path or 'the file'}: key {name} is not text{_line(key)}; quote it")
+            problems.append(f"{place}key {name} is not text{_line(key)}; quote it")
         elif key.value in keys:
-            problems.append(f"{path or 'the file'}: duplicate key {name}{_line(key)}")
+            problems.append(f"{place}duplicate key {name}{_line(key)}")
         elif reason := text_problem(key.value):
-            problems.append(f"{path or 'the file'}: key {name!r} {reason}{_line(key)}")
+            problems.append(f"{place}key {name!r} {reason}{_line(key)}")
         keys.add(str(key.value))
     if any(not isinstance(key, yaml.ScalarNode) for key, _ in node.value):
         return {}

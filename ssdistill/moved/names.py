@@ -258,6 +258,7 @@ RENAMED = {
         "harmless": "artifacts.runtimes.exported_archive:",
         "refuse_code": "artifacts.runtimes.exported_archive:checked_archive",
     },
+    "stages": {"execute": "chain.recording:"},
     "teachers": {"Pictures": "ImageSpec"},
     "terminal": {"show": "terminal.console:"},
 }

@@ -23,7 +23,9 @@ def describe(file: Path, error: ValidationError, model: type[BaseModel]) -> str:
         keys, siblings, annotation = _locate(problem["loc"], model)
         key = shortened(".".join(keys), 200) or "the file"
         if problem["type"] == "extra_forbidden":
-            lines.append(f"  {key}: no such setting{hint(keys[-1], siblings, model)}")
+            nested = f"; nest the keys: {_nested(keys[-1])}" if "." in keys[-1] else ""
+            remedy = nested or hint(keys[-1], siblings, model)
+            lines.append(f"  {key}: no such setting{remedy}")
         elif problem["type"] == "missing" and isinstance(problem["loc"][-1], int):
             # An item of a list of fixed length; the input is the whole list.
             keys, _, annotation = _locate(problem["loc"][:-1], model)
@@ -36,7 +38,9 @@ def describe(file: Path, error: ValidationError, model: type[BaseModel]) -> str:
             lines.append(f"  {key}.kind: {_unknown_kind(problem, annotation)}")
         else:
             reason = what_is_wrong(problem, annotation)
-            lines.append(f"  {key}: {reason}{_received(problem)}")
+            # What is wrong between sections begins with the key of one.
+            place = f"{key}: " if keys or problem["type"] != "value_error" else ""
+            lines.append(f"  {place}{reason}{_received(problem)}")
     unique = list(dict.fromkeys(lines))
     count = f"{len(unique)} problem{'s' * (len(unique) > 1)}"
     return f"{file}: {count}\n" + "\n".join(unique)
@@ -118,6 +122,12 @@ def _unknown_kind(problem: Mapping[str, Any], annotation: Any) -> str:
     known = known or kinds_among(members(annotation))
     reason = f"'{written}' is unknown{nearest(written, known)}" if written else "required"
     return f"{reason}; known: {', '.join(known)}"
+
+
+def _nested(key: str) -> str:
+    """Return a key with dots as a file has it: ``a: {b: …}``."""
+    first, *others = shortened(key, 60).split(".")
+    return f"{first}: " + "".join(f"{{{name}: " for name in others) + "…" + "}" * len(others)
 
 
 def _received(problem: Mapping[str, Any]) -> str:

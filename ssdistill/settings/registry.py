@@ -89,7 +89,12 @@ class Registry(Generic[Member]):
         return self.classes[kind]
 
     def schema(self, kind: str) -> type[Settings]:
-        """The config model of one kind: the shared settings and the constructor's keywords."""
+        """The config model of one kind: the shared settings and the constructor's keywords.
+
+        Raises:
+            UserError: there is no such kind.
+        """
+        _ = self[kind]
         return self._schemas[kind]
 
     @cached_property

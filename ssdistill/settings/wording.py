@@ -1,5 +1,6 @@
 """Word what pydantic finds wrong with a value as one who writes YAML would, without our classes."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, get_args, get_origin
 
@@ -11,6 +12,7 @@ OF_MAPPING = (
     *("dict_type", "mapping_type", "is_instance_of", "arguments_type"),
 )
 """Types of the problem that a value is no mapping."""
+FEWEST = re.compile(r"^(?:Tuple|List) should have at least (\d+ items?) after validation, not \d+$")
 OF_TYPE = ("_type", "_parsing", "_parsing_size", "_from_float", "literal_error")
 """How the types of the problem end that a value is not of its type at all."""
 
@@ -35,7 +37,8 @@ def what_is_wrong(problem: Mapping[str, Any], annotation: Any = Any) -> str:
     if problem["type"] in OF_MAPPING:
         return f"input should be {_mapping(types)}{null and f'{null} to leave it out'}"
     message = shortened(problem["msg"].removeprefix("Value error, "), 1000)
-    message = message.replace("valid tuple", "list, such as [a, b]")
+    message = message.replace("valid tuple", "list, such as [a, b]").partition(", unable to ")[0]
+    message = FEWEST.sub(r"List at least \1", message)
     for ours, theirs in (("Tuple should", "List should"), ("Dictionary should", "Mapping should")):
         message = message.replace(ours, theirs)
     return f"{message[:1].lower()}{message[1:]}{null}"

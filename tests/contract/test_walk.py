@@ -34,7 +34,7 @@ def walked(tmp_path, monkeypatch):
     np.savez(tmp_path / "data.npz", train_images=images_NHWC, test_images=images_NHWC)
     (tmp_path / "walk.yaml").write_text(CONFIG)
     monkeypatch.chdir(tmp_path)
-    walks, forward = [], SimReg.forward
+    walks, per_image = [], SimReg.per_image
 
     def followed(self, *args, **kwargs):
         frame, files = sys._getframe(1), [PACKAGE / "losses/simreg.py"]
@@ -42,9 +42,9 @@ def walked(tmp_path, monkeypatch):
             files.append(Path(frame.f_code.co_filename))
             frame = frame.f_back
         walks.append(files[::-1])
-        return forward(self, *args, **kwargs)
+        return per_image(self, *args, **kwargs)
 
-    monkeypatch.setattr(SimReg, "forward", followed)
+    monkeypatch.setattr(SimReg, "per_image", followed)
     assert main(["run", "walk.yaml"]) == 0
     names = [f.relative_to(PACKAGE).as_posix() for f in walks[-1] if PACKAGE in f.parents]
     return list(dict.fromkeys(names))
@@ -54,4 +54,6 @@ def test_a_loss_is_at_most_eight_files_from_the_command_and_all_are_named(walked
     assert walked[0] == "commands/main.py" and walked[-1] == "losses/simreg.py"
     assert len(walked) <= 8, walked
     page = (ROOT / "CONTRIBUTING.md").read_text()
-    assert [name for name in walked if f"`{name}`" not in page] == []
+    walk = page.partition("**A batch of images.**")[2].partition("**A config key.**")[0]
+    places = [walk.find(f"`{name}`") for name in walked]
+    assert -1 not in places and places == sorted(places), dict(zip(walked, places, strict=True))

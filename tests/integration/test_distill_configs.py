@@ -6,8 +6,9 @@ import pytest
 
 from ssdistill.artifacts.artifact import load
 from ssdistill.chain.plan import models_of
+from ssdistill.chain.recording import execute
 from ssdistill.chain.run import BODIES
-from ssdistill.chain.stages import Identity, execute
+from ssdistill.chain.stages import Identity
 from ssdistill.chain.workspace import MODEL, open_workspace
 from ssdistill.experiment.reading import load_experiment
 from ssdistill.record.run import read_metrics

@@ -18,6 +18,19 @@ def test_a_model_is_not_looked_for_on_a_whole_disk(tmp_path, monkeypatch):
     assert find_artifact(tmp_path / "s0") == model
 
 
+@pytest.mark.parametrize("name", ["notes.txt", "student.onnx"])
+def test_a_file_that_is_of_no_model_does_not_stand_for_one_below(tmp_path, name):
+    (tmp_path / name).write_text("junk")
+    model = tmp_path / "old" / "model"
+    model.mkdir(parents=True)
+    (model / "model.json").write_text('{"files": ["model.safetensors"]}')
+    (model / "model.safetensors").touch()
+    with pytest.raises(UserError, match=rf"{name} is no file of a saved model; name its folder$"):
+        find_artifact(tmp_path / name)
+    for path in (tmp_path, model, model / "model.json", model / "model.safetensors"):
+        assert find_artifact(path) == model
+
+
 @pytest.mark.parametrize("path", ["x" * 5000, "a\0b", "no\nsuch"])
 def test_a_name_that_no_file_has_is_one_short_line(path):
     with pytest.raises(UserError) as raised:

@@ -6,8 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from ssdistill.chain import stages
-from ssdistill.chain.stages import VERSIONS, Identity, Stage, execute
+from ssdistill.chain import recording
+from ssdistill.chain.recording import execute
+from ssdistill.chain.stages import VERSIONS, Identity, Stage
 from ssdistill.errors import UserError
 from ssdistill.record.run import load_run, read_metrics
 from ssdistill.record.tracker import TrackingSettings
@@ -213,7 +214,7 @@ def test_a_folder_with_another_stage_in_it_is_not_taken_for_this_one(runs):
 def test_a_second_process_waits_and_takes_what_the_first_has_made(runs, monkeypatch):
     inside, told, calls, results = threading.Event(), threading.Event(), [], []
     console = SimpleNamespace(print=lambda *texts, **style: told.set())
-    monkeypatch.setattr(stages, "console", console)
+    monkeypatch.setattr(recording, "console", console)
 
     def slow(stage, tracker):
         calls.append(stage)

@@ -389,6 +389,11 @@ def test_weights_that_are_not_finite_are_named(value):
         prune(encoder, ratio=0.5)
 
 
+def test_a_module_is_to_be_wrapped_first(tmp_path):
+    with pytest.raises(UserError, match=r"^prune: Linear is not a model of ssdistill; wrap it: "):
+        Prune(ratio=0.5).apply(torch.nn.Linear(3, 3), Context(lambda n, seed: None, tmp_path))
+
+
 def test_a_file_for_a_runtime_is_refused():
     file = SimpleNamespace(path=Path("model.onnx"), runtime="onnxruntime")
     with pytest.raises(UserError, match=r"^prune cannot follow quantize or export: model\.onnx is"):

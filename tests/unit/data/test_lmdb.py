@@ -176,6 +176,15 @@ def test_what_is_no_database_is_refused_in_one_line(write, tmp_path, change):
     assert change != "cut" or "truncated to 16384 of" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "words"), [("empty", "no data.mdb in this folder"), ("none", "no such file or folder")]
+)
+def test_what_is_not_there_is_said(tmp_path, name, words):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=f"{name}: {words}; pass an LMDB database"):
+        Lmdb(path=str(tmp_path / name)).split("train")
+
+
 def test_an_empty_database_has_no_images(write):
     with pytest.raises(UserError, match="has no images"):
         write({b"length": b"0"}).split("train")

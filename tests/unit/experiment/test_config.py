@@ -254,11 +254,13 @@ def test_all_problems_are_told_at_once_each_with_its_key_and_nearest_name(refusa
         "compress.0.ration=1",
         "device.precision=fp8",
         "evaluate.knn.k=0",
+        text=BASE + "distill.steps: 3\n",
     ).splitlines()
-    assert lines[0].endswith("tiny.yaml: 7 problems")
+    assert lines[0].endswith("tiny.yaml: 8 problems")
     assert set(lines[1:]) == {
         "  pretrain.stepz: no such setting (did you mean 'steps'?)",
         "  dta: no such setting (did you mean 'data'?)",
+        "  distill.steps: no such setting; nest the keys: distill: {steps: …}",
         "  distill.losses.feature.wieght: no such setting (did you mean 'weight'?)",
         "  student.encoder.nam: no such setting (did you mean 'name'?)",
         "  compress.0.ration: no such setting (did you mean 'ratio'?)",
@@ -295,6 +297,9 @@ def test_an_unknown_kind_is_told_with_the_nearest_and_the_known_ones(refusal, ov
         ("name=a b", "name: string should match"),
         ("schema=2", "schema: input should be 1 (got 2)"),
         ("distill.losses=[]", "distill.losses: input should be a mapping of names"),
+        ("device.threads=four", "device.threads: input should be a valid integer, or null (got 'f"),
+        ("seeds=[]", "seeds: list at least 1 item (got [])"),
+        ("student=null", "student: required with distill; add"),
         ("paper.claims=[better]", "paper.claims.0: "),
     ],
 )
@@ -306,7 +311,7 @@ def test_a_wrong_type_is_told_with_its_key(refusal, override, key):
     "override, key",
     [
         ("distill.views=[{crop: 1}]", "distill.views.0.crop: no such setting"),
-        ("distill.views=[]", "distill.views: list should have at least 1 item"),
+        ("distill.views=[]", "distill.views: list at least 1 item (got [])"),
     ],
 )
 def test_a_problem_in_a_view_is_told_by_a_key_one_can_write(refusal, override, key):

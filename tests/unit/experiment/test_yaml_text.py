@@ -129,7 +129,7 @@ def test_every_problem_is_told_with_its_line():
     assert set(others) == {
         "  a: .nan is not a finite number (line 1)",
         "  b: duplicate key c (line 2)",
-        "  the file: key 1 is not text (line 3); quote it",
+        "  key 1 is not text (line 3); quote it",
     }
 
 

@@ -104,9 +104,12 @@ def test_two_classes_of_one_kind_are_refused(make_registry):
 
 
 def test_an_unknown_kind_names_the_nearest_and_all(make_registry):
+    registry = make_registry(cat=CAT, dog=DOG)
     with pytest.raises(UserError) as caught:
-        make_registry(cat=CAT, dog=DOG)["cta"]
+        registry["cta"]
     assert str(caught.value) == "unknown animal 'cta' (did you mean 'cat'?); known: cat, dog"
+    with pytest.raises(UserError, match="unknown animal 'cta'"):
+        registry.schema("cta")
 
 
 @pytest.mark.parametrize(
