@@ -111,7 +111,7 @@ if not TYPE_CHECKING:  # a checker sees the function itself, with every option
                 ``timm:NAME``, a network or a function of images; a mapping gives them names.
             data: kind of a source, an ``.npz`` file, a folder, a mapping of a source's settings, or
                 ``((x_train, y_train), (x_test, y_test))``.
-            protocols: names such as ``linear`` or ``knn``; by default those that a config asks.
+            protocols: names such as ``linear`` or ``knn``; by default those of a config.
             options: of :func:`ssdistill.commands.probe.run.probe`.
         """
         from ssdistill.commands.probe.run import probe as probe_models

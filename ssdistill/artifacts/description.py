@@ -192,8 +192,9 @@ class Description(BaseModel):
             raise UserError(_one_line(folder / DESCRIPTION, error, "lineage")) from error
 
     def trained_on(self, folder: Path) -> dict[str, Any] | None:
-        """Channels and windows of the images that the model in ``folder`` was trained on, see
-        :func:`ssdistill.data.pixel_facts.pixel_facts`; None in files of earlier versions.
+        """Return channels and windows of the images that the model in ``folder`` was trained on.
+
+        See :func:`ssdistill.data.pixel_facts.pixel_facts`; None in files of earlier versions.
 
         Raises:
             UserError: a lineage that is none.

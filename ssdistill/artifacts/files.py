@@ -85,8 +85,11 @@ def weight_files(folder: str | Path) -> list[Path]:
 
 
 def sha256_of(files: dict[str, bytes]) -> str:
-    """What identifies the weights: the sha256 of their file; of several files, that of the lines
-    ``<sha256>  <name>``, sorted by name, as ``sha256sum`` prints them."""
+    """Return the sha256 that identifies the weights.
+
+    Of several files, it is that of the lines ``<sha256>  <name>``, sorted by name, as ``sha256sum``
+    prints them.
+    """
     sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     if len(sums) == 1:
         return next(iter(sums.values()))

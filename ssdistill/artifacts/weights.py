@@ -28,9 +28,9 @@ MISFITS = (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeE
 
 
 def pack_weights(model: Model) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """The content of ``model.safetensors``, or of ``model.coded.safetensors`` where weights are
-    coded, and the facts that ``model.json`` keeps of them.
+    """Return the content of the file of weights, and the facts that ``model.json`` keeps of them.
 
+    The file is ``model.safetensors``, or ``model.coded.safetensors`` where weights are coded.
     Facts are ``widths``: the shapes of tensors that the uncompressed network has not, or has in
     another shape; and, where there are any, ``channels`` and ``removed`` as in
     :class:`~ssdistill.models.model.Model` and ``coded``: bytes in the file by how they are

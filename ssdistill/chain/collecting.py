@@ -67,9 +67,7 @@ def collect(workspace: Workspace) -> list[dict[str, Any]]:
 
 
 def _paired(role: str, evaluations: dict[str, Stage], workspace: Workspace) -> list[dict[str, Any]]:
-    """Paired tests of a model against each teacher and, where something was compressed, against
-    the model that was.
-    """
+    """Return paired tests of a model against each teacher and against its uncompressed form."""
     experiment = workspace.experiment
     if role in experiment.all_teachers or role == "pixels":
         return []

@@ -26,8 +26,9 @@ def experiment_columns(experiment: Experiment) -> dict[str, str]:
 
 
 def shared_columns(experiment: Experiment) -> dict[str, str]:
-    """Columns of a run that holds a whole experiment: also ``losses`` of its distillation and
-    ``steps`` of its compression.
+    """Return the columns of a run that holds a whole experiment.
+
+    These include ``losses`` of its distillation and ``steps`` of its compression.
     """
     columns = experiment_columns(experiment)
     if experiment.distill:
@@ -39,8 +40,10 @@ def shared_columns(experiment: Experiment) -> dict[str, str]:
 
 
 def stage_columns(stage: "Stage") -> dict[str, str | int]:
-    """What tells a stage from the others: ``row``, ``stage``, ``seed`` and, of the training that
-    its model comes from, ``losses`` or ``method``, and ``steps`` of compression.
+    """Return the columns that tell a stage from the others.
+
+    They are ``row``, ``stage``, ``seed`` and, of the training that its model comes from, ``losses``
+    or ``method``, and ``steps`` of compression.
     """
     columns: dict[str, str | int] = {"row": stage.role, "stage": stage.kind, "seed": stage.seed}
     steps = []

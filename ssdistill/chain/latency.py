@@ -99,8 +99,11 @@ def uncompressed_roles(stage: Stage) -> dict[str, str]:
 
 
 def timing_of(stage: Stage, root: Path) -> dict[str, dict[str, Any]]:
-    """By role, what a finished latency stage timed: ``runtime``, ``eager``, ``reference``,
-    ``instructions``, ``threads``; empty for one that did not write it down."""
+    """Return what a finished latency stage timed, by role.
+
+    That is ``runtime``, ``eager``, ``reference``, ``instructions`` and ``threads``; empty for a
+    stage that did not write it down.
+    """
     path = stage.folder(root) / TIMING
     if not path.exists():
         return {}

@@ -68,7 +68,7 @@ def latency_stage(workspace: Workspace, seed: int) -> Stage | None:
 
 @dataclass
 class _StepInputs:
-    """The models that the next compression step of a variant gets::
+    """The models that the next compression step of a variant gets.
 
         original ── prune ── prune ── refit ─┬─ quantize (leaf)
             └ ``before`` of all five steps   └─ export (leaf)

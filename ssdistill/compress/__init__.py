@@ -1,5 +1,8 @@
-"""One file per compression step; a new file is registered automatically (see `registry`). Folders
-and files without a `kind` hold what steps are made of; opening and saving models is not theirs."""
+"""One file per compression step; a new file is registered automatically (see `registry`).
+
+Folders and files without a `kind` hold what steps are made of; models are opened and saved in
+`artifacts`.
+"""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -101,8 +104,10 @@ class Step:
 
     @classmethod
     def expand(cls, settings: StepSettings) -> Sequence[StepSettings]:
-        """Expand into the settings of several steps, one stage each, so that a schedule of many
-        rounds can be interrupted between any two of them."""
+        """Expand into the settings of several steps, one stage each.
+
+        A schedule of many rounds can then be interrupted between any two of them.
+        """
         return [settings]
 
     @classmethod

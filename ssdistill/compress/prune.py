@@ -188,8 +188,7 @@ class Prune(Step):
         return make, f"all but one of {len(blocks)} blocks,"
 
     def _units(self, model: Model, context: Context) -> tuple[Callable[[float], Model], str]:
-        """Return a function that removes a ratio of channels and heads, and a phrase for its
-        limit."""
+        """Return a function that removes a ratio of the units, and a phrase for its limit."""
         prunable = self._survey(model)
         scores = score_groups(
             self.criterion, model, prunable.groups, context, self.images, self.seed

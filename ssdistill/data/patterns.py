@@ -7,7 +7,7 @@ from ssdistill.errors import UserError, shown
 
 
 def matcher(patterns: Sequence[str], key: str) -> Callable[[str], bool]:
-    """Return a predicate: does a relative path, or one of its parents, match any pattern?
+    """Return whether a relative path, or one of its parents, matches any pattern, as a function.
 
     ``*`` and ``?`` match anything but ``/``, ``**`` matches anything, ``[abc]`` one of the
     characters. A pattern without ``/`` matches names at any depth. Matching is case-sensitive.

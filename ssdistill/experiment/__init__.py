@@ -1,2 +1,4 @@
-"""What a config may say: its sections, how YAML files and overrides are read and merged. What its
-settings do belongs to the rooms that take them."""
+"""What a config may say: its sections, how YAML files and overrides are read and merged.
+
+What its settings do belongs to the rooms that take them.
+"""

@@ -1,5 +1,7 @@
-"""One file per distillation loss; a new file is registered automatically (see `registry`). Parts of
-several losses belong in `base`, weighting and teachers in `distill`."""
+"""One file per distillation loss; a new file is registered automatically (see `registry`).
+
+Parts of several losses belong in `base`, weighting and teachers in `distill`.
+"""
 
 import math
 from collections.abc import Sequence

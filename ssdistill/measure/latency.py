@@ -169,8 +169,10 @@ def latency_ms(
 
 
 def example(models: Any, batch_size: int, inputs: Tensor | None = None) -> Tensor:
-    """``batch_size`` inputs on the CPU: of ``inputs``, repeated as often as it takes, or else
-    the first example that one of ``models`` has.
+    """Return ``batch_size`` inputs on the CPU.
+
+    They are ``inputs``, repeated as often as it takes, or else the first example that one of
+    ``models`` has.
 
     Raises:
         UserError: there is neither.

@@ -1,2 +1,4 @@
-"""Networks that map images to embeddings: building, tapping and rebuilding them. Weights of others
-come from `teachers`, files for runtimes from `artifacts`."""
+"""Networks that map images to embeddings: building, tapping and rebuilding them.
+
+Weights of others come from `teachers`, files for runtimes from `artifacts`.
+"""

@@ -1,5 +1,7 @@
-"""One file per self-supervised method; a new file is registered automatically (see `registry`). The
-loop belongs to `train`, losses that distillation has too to `losses`."""
+"""One file per self-supervised method; a new file is registered automatically (see `registry`).
+
+The loop belongs to `train`, losses that distillation has too to `losses`.
+"""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar

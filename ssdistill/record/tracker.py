@@ -32,8 +32,11 @@ class Logger(Protocol):
     name: str
 
     def catch_up(self, lines: Sequence[Mapping[str, Any]], step: int | None) -> None:
-        """Show what an earlier process logged: ``lines`` of metrics.jsonl before ``step``, the
-        next one to be logged (None: no more will be). Called for a resumed run only.
+        """Show what an earlier process logged; called for a resumed run only.
+
+        Args:
+            lines: of metrics.jsonl, before ``step``.
+            step: the next one to be logged; None if no more will be.
         """
 
     def log(self, step: int, metrics: Mapping[str, float], epoch: int | None) -> None: ...

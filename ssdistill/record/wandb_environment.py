@@ -103,9 +103,7 @@ def all_tags(tags: tuple[str, ...]) -> list[str]:
 
 
 def tidy_environment() -> None:
-    """Take out of the environment what W&B refuses though it says nothing: empty variables and
-    empty tags.
-    """
+    """Remove what W&B refuses though it says nothing: empty variables and empty tags."""
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         if variable(name) is None:
             del os.environ[name]

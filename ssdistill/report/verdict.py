@@ -279,8 +279,10 @@ def _interval(verdict: Verdict) -> str:
 
 
 def _decimals(verdict: Verdict) -> int:
-    """Two digits of what was obtained, or of its spread where that is larger: two decimals and
-    more of small numbers, none of bytes and MACs."""
+    """Return two digits of what was obtained, or of its spread where that is larger.
+
+    Small numbers have two decimals or more, bytes and MACs none.
+    """
     size = max(abs(verdict.mean or 0.0), verdict.std or 0.0)
     if size >= 10_000:
         return 0

@@ -113,9 +113,7 @@ class TimmModel(Teacher):
         return config
 
     def _resolve(self) -> tuple[str, PretrainedCfg, dict[str, Any], dict[str, Any]]:
-        """Architecture, what goes with its weights, its arguments, and what timm needs to know
-        beside them.
-        """
+        """Return the architecture, what its weights need, its arguments, and what timm needs."""
         if not self.name.startswith(HUB):
             return self.name, self._registered(), dict(self.args), {}
         what = f"teacher.name: the description of '{self.name}'"
@@ -201,8 +199,9 @@ class TimmModel(Teacher):
 
 @contextmanager
 def _watch_loading() -> Iterator[list[Any]]:
-    """What ``load_state_dict`` returns inside the ``with``: timm logs the keys that did not
-    match, all of them, and gives no other way to learn of them.
+    """Give what ``load_state_dict`` returns in the context.
+
+    timm logs the keys that did not match, all of them, and gives no other way to learn of them.
     """
     results: list[Any] = []
     plain = nn.Module.load_state_dict

@@ -1,2 +1,4 @@
-"""The training loop and its parts: optimizer, checkpoints, observers. What is minimized belongs to
-`pretrain` and `distill`."""
+"""The training loop and its parts: optimizer, checkpoints, observers.
+
+What is minimized belongs to `pretrain` and `distill`.
+"""

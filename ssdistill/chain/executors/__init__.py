@@ -1,5 +1,7 @@
 """Who does the stages of a plan: this process, one after the other, or a cluster, side by side.
-What a stage does belongs to the files beside, and how it is resumed to `record` and `train`."""
+
+What a stage does belongs to the files beside, and how it is resumed to `record` and `train`.
+"""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager

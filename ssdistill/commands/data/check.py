@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SUMMARY = "find images that are damaged, duplicated, constant, or of odd size or mode"
 DESCRIPTION = f"""\
-Read and decode every image of a source and list what is unreadable, there more than once (equal
+Read and decode every image of a source and list what is unreadable, duplicated (equal
 bytes; with --near, alike to an encoder), of one color, of an odd size, or encoded otherwise than
 most. No label is read, and nothing is changed.
 
@@ -51,7 +51,7 @@ def add(subcommands: argparse._SubParsersAction) -> None:
            help="similarity of near-duplicates (default: 0.98)")  # fmt: skip
     option("--device", default="auto", help="cpu, cuda, … (default: a GPU if there is one)")
     option("--verify", action="store_true",
-           help="read again all that the index of the runs folder believes")  # fmt: skip
+           help="read all indexed images again")  # fmt: skip
     option("--trust", action="store_true",
            help="open a compiled model (AOTInductor) from elsewhere, which runs code")  # fmt: skip
     option("--runs", type=Path, default=Path("runs"), metavar="FOLDER",

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 SUMMARY = "write images as tar archives (WebDataset's shards)"
 DESCRIPTION = """\
 Write a source's images as tar archives that data.kind=tar and WebDataset read: the original
-files, or JPEGs whose shorter side has --short-side pixels, with what views lose by it in dB.
+files, or JPEGs whose shorter side has --short-side pixels, with the loss of views in dB.
 Names, order and splits stay. Run the same command to go on after an interruption; finished
 archives are kept, and the result is the same to the byte.
 
@@ -43,7 +43,7 @@ def add(subcommands: argparse._SubParsersAction) -> None:
     option("words", nargs="*", metavar="SOURCE | key=value", help=SOURCE)
     option("--to", type=Path, required=True, metavar="FOLDER", help="folder of the archives")
     option("--short-side", type=_positive, metavar="PIXELS",
-        help="make larger images so small (default: keep the original files)")  # fmt: skip
+        help="shrink larger images to this (default: keep the original files)")  # fmt: skip
     option("--quality", type=_quality, metavar="Q",
         help="JPEG quality of images made smaller, 1 to 100 (default: 90)")  # fmt: skip
     option(

@@ -65,8 +65,10 @@ def _halvings(size: int) -> list[int]:
 
 
 def _lloyd(rows: Rows, book_RK: Tensor, rounds: int = ROUNDS) -> tuple[Tensor, Tensor]:
-    """The codebooks that Lloyd's iterations end at, and their squared errors, less the sum of
-    squares that all codebooks have in common."""
+    """Return the codebooks that Lloyd's iterations end at, and their squared errors.
+
+    Errors are less the sum of squares that all codebooks have in common.
+    """
     for _ in range(rounds):
         numbers_RK, totals_RK = _clusters(rows, book_RK)
         means_RK = torch.where(numbers_RK > 0, totals_RK / numbers_RK.clamp(min=1), book_RK)

@@ -20,8 +20,10 @@ def names(net: nn.Module, keys: Iterable[str]) -> dict[str, str]:
 
 
 def report(model: Model, context: Context) -> None:
-    """Record the bytes of the file, ``bytes_fixed`` and ``bytes_entropy`` (without and with
-    Huffman's code), and that nothing else has changed (``speed``)."""
+    """Record how many bytes the file has, and that nothing else has changed (``speed``).
+
+    ``bytes_fixed`` are those without Huffman's code, ``bytes_entropy`` those with it.
+    """
     state = model.net.state_dict()
     context.record.update(
         bytes_fixed=len(pack_state(state, model.coded, entropy=False)[0]),

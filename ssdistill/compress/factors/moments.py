@@ -62,7 +62,8 @@ class Running:
         self.gram_OO.addmm_(rows_NO.T, rows_NO)
 
     def compute(self, whose: str) -> Moments:
-        """
+        """Return the moments of all rows so far.
+
         Raises:
             UserError: no row came, or one was not finite; the message begins with ``whose``.
         """
@@ -129,8 +130,10 @@ class _StopForward(Exception):
 
 
 def _outputs(model: Model, batch: Tensor, layer: str, calls: int) -> list[Tensor]:
-    """What the layer puts out, by call; from the last of ``calls`` on, 0 = unknown, the rest of
-    the network need not run."""
+    """Return what the layer puts out, by call.
+
+    From the last of ``calls`` on (0: unknown), the rest of the network need not run.
+    """
     outputs: list[Tensor] = []
 
     def hear(_: str, module: nn.Module, __: Tensor, output: Tensor) -> None:
@@ -192,8 +195,10 @@ def _axis(layer: nn.Module) -> int:
 
 @contextmanager
 def listening(model: Model, layers: Iterable[str], hear: Hear) -> Iterator[None]:
-    """Call ``hear(name, layer, input, output)`` for every call of the layers inside the ``with``
-    block; the model is in eval mode."""
+    """Call ``hear(name, layer, input, output)`` for every call of the layers in the context.
+
+    The model is in eval mode.
+    """
 
     def hook(name: str, layer: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
         hear(name, layer, args[0] if args else kwargs["input"], output)

@@ -114,8 +114,10 @@ def _protected(layers: Iterable[str]) -> str:
 def _channel_groups(
     model: Model, graph: Dependencies, scope: Scope, protect: set[str]
 ) -> Iterable[tuple[ChannelGroup, str]]:
-    """Groups within the scope that are no part of attention or the embedding, and what speaks
-    against the removal of each."""
+    """Return the groups within the scope, and what speaks against the removal of each.
+
+    Those that are part of attention or of the embedding are not among them.
+    """
     for parts in _merge(graph):
         layers = {key[0] for part in parts for key in part.elements}
         operations = [node for part in parts for node in part.operations]

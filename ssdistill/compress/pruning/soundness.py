@@ -22,8 +22,9 @@ SHAPES = ("num_heads", "head_dim", "attn_dim", "num_attention_heads", "all_head_
 
 @torch.no_grad()
 def unsound(model: Model, groups: Sequence[ChannelGroup]) -> list[str]:
-    """Roots of groups whose removal is not what it should be: the network fails without them, or
-    gives something else than with zeros in their place.
+    """Return the roots of groups whose removal is not what it should be.
+
+    The network fails without them, or gives something else than with zeros in their place.
 
     Half of the units of all groups at once, and only if that goes wrong of each alone.
     """
@@ -36,8 +37,11 @@ def unsound(model: Model, groups: Sequence[ChannelGroup]) -> list[str]:
 
 
 def _with_visible_scales(model: Model) -> Model:
-    """A copy in which every scale counts: fresh norms and layer scales may begin at zero, and
-    then nothing that is wrong within a residual branch would show."""
+    """Return a copy in which every scale counts.
+
+    Fresh norms and layer scales may begin at zero, and then nothing that is wrong within a residual
+    branch would show.
+    """
     model, generator = copy.deepcopy(model), torch.Generator().manual_seed(0)
     for name, parameter in model.net.named_parameters():
         if parameter.ndim == 1 and not name.endswith("bias"):

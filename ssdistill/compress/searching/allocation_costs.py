@@ -33,7 +33,8 @@ class AllocationCosts:
         whole: float,
         coded: Mapping[tuple[Site, float], int] = MappingProxyType({}),
     ):
-        """
+        """Count what every action costs.
+
         Args:
             actions: what can be done.
             unit: what is counted.

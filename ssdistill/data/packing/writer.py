@@ -93,7 +93,7 @@ class Packed:
 
 
 def pack(source: Source, folder: Path, packing: Packing, max_bad: float = 0.05) -> Packed:
-    """Write the images of a source as shards ``train-000000.tar``, …, and ``test-000000.tar``, …
+    """Write the images of a source as shards ``train-000000.tar``, … and ``test-000000.tar``, ….
 
     Names and order are those of the source. Finished shards of an interrupted packing are reused.
 

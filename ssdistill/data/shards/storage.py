@@ -159,7 +159,7 @@ def _opened(shard: Shard) -> IO[bytes]:
 
 
 class Remote(Storage):
-    """Remote files, read with fsspec: ``s3://``, ``gs://``, ``https://``, ``memory://``, …
+    """Remote files, read with fsspec: ``s3://``, ``gs://``, ``https://``, ``memory://``, ….
 
     Credentials come from the configuration and environment of fsspec.
     """

@@ -56,8 +56,11 @@ class Bank(nn.Module):
             self.register_buffer(name, initial_rows(size, width, init))
 
     def __getitem__(self, name: str) -> Tensor:
-        """A copy (K, width) of one tensor: ``push`` writes in place, while the backward pass
-        of a loss still needs the rows it was scored against."""
+        """Return a copy (K, width) of one tensor.
+
+        ``push`` writes in place, while the backward pass of a loss still needs the rows it was
+        scored against.
+        """
         if name not in self.names:
             raise KeyError(name)
         return getattr(self, name).clone()
@@ -92,8 +95,10 @@ class Bank(nn.Module):
 
 
 def default_queue_size(num_samples: int, at_most: int = 4096) -> int:
-    """Default size of a queue: at most half the images, so that an image seldom meets its own
-    key of the previous epoch."""
+    """Return the default size of a queue: at most half the images.
+
+    An image then seldom meets its own key of the previous epoch.
+    """
     return max(1, min(at_most, num_samples // 2))
 
 

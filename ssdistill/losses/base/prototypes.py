@@ -45,8 +45,11 @@ def spherical_kmeans(x_ND: Tensor, count: int) -> Tensor:
 
 
 def _starting_points(x_ND: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """k-means++ (Arthur & Vassilvitskii, SODA 2007): each next row is drawn with a probability
-    proportional to its squared distance, 2 - 2 cos, from the nearest one drawn before."""
+    """Draw the first centers by k-means++ (Arthur & Vassilvitskii, SODA 2007).
+
+    Each next row is drawn with a probability proportional to its squared distance, 2 - 2 cos, from
+    the nearest one drawn before.
+    """
     order_N = torch.randperm(len(x_ND), generator=generator, device=x_ND.device)
     sample_MD = x_ND[order_N[: SEEDING_SAMPLE * count]]
     chosen_K = torch.zeros(count, dtype=torch.int64, device=x_ND.device)

@@ -12,8 +12,9 @@ from ssdistill.report.tables.table import Table
 
 
 def all_tables(records: Sequence[dict[str, Any]], title: str = "") -> dict[str, Table]:
-    """By name (``results``, ``protocols``, ``paired``, ``steps``, ``rankings``), without those
-    that these records have nothing for.
+    """Return all tables by name, without those that these records have nothing for.
+
+    Names are ``results``, ``protocols``, ``paired``, ``steps`` and ``rankings``.
 
     Args:
         title: of the table of results.
