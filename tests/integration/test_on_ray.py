@@ -309,8 +309,8 @@ def test_ctrl_c_ends_all_tasks_and_the_next_run_resumes_them(config, cluster, se
         _, errors = process.communicate(timeout=180)
     assert process.returncode == 130, errors
     assert errors.endswith("Interrupted. Run the same command to resume.\n")
-    statuses = {name: record[0] for name, record in weights(tmp_path).items()}
-    assert [v for k, v in statuses.items() if "pretrain" in k] == ["interrupted"] * count
+    trainings = [record[0] for name, record in weights(tmp_path).items() if "pretrain" in name]
+    assert set(trainings) == {"interrupted"} and len(trainings) >= count
     until(lambda: not tasks(), seconds=10)
     run(load_experiment(config)[0], tmp_path)
     assert weights(tmp_path) == serial

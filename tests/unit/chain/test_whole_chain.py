@@ -198,7 +198,7 @@ def test_the_terminal_says_what_is_done(chain):
 
 
 def test_a_second_run_does_nothing_again(chain, monkeypatch):
-    monkeypatch.setattr(run_module, "execute", None)
+    monkeypatch.setattr(run_module, "do", None)
     with run_module.console.capture() as said:
         again = run_module.run(chain.workspace.experiment, chain.workspace.root)
     count = len(plan_stages(chain.workspace))
