@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ssdistill import moved
 
@@ -54,8 +54,32 @@ if TYPE_CHECKING:
     from ssdistill.models.backbones import Encoder
     from ssdistill.report.verdict import Verdict
 
+Kind = TypeVar("Kind")
 __version__ = version("ssdistill")
-__all__ = ["__version__", "load", "probe", "reproduce", "run"]
+__all__ = ["__version__", "add_plugin", "load", "probe", "register", "reproduce", "run"]
+
+
+def add_plugin(name: str) -> None:
+    """Import a package and add the losses, methods, steps, … that it defines, as ``--import`` does.
+
+    Packages that are installed with an entry point of the group ``ssdistill.plugins`` are added
+    by themselves.
+    """
+    from ssdistill.settings.registry import add_plugin as add
+
+    add(name)
+
+
+def register(cls: type[Kind]) -> type[Kind]:
+    """Add a class with a ``kind`` that a script or a notebook defines; use it as a decorator.
+
+    Raises:
+        UserError: no loss, method, teacher, step, protocol, source or runtime; a kind that
+            exists; a class without source.
+    """
+    from ssdistill.settings.registry import register as add
+
+    return add(cls)
 
 
 def load(path: str | Path, trust: bool = False) -> "Encoder | RuntimeModel":

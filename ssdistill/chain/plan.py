@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+from ssdistill.chain.plugged import with_plugins
 from ssdistill.chain.stage_configs import (
     distillation_config,
     encoder_config,
@@ -259,7 +260,7 @@ class _Planner:
         return Stage(
             role=role,
             kind=kind,
-            config=config,
+            config=with_plugins(config),
             fingerprint=self.workspace.train.fingerprint,
             seed=self.seed if pinned is None else pinned,
             parents=parents or {},

@@ -66,27 +66,36 @@ def _registry_tables(name: str) -> list[FittedTable]:
     tables = []
     for family in families:
         members = {k: cls for k, cls in classes.items() if getattr(cls, "family", "") == family}
-        tables.append(_kinds_table(f"{name}: {family}" if family else name, members))
+        tables.append(_kinds_table(f"{name}: {family}" if family else name, members, name))
     tables[-1].caption = f"ssdistill list {name} KIND shows one of them with its settings"
     return tables
 
 
-def _kinds_table(title: str, known: dict[str, type]) -> FittedTable:
+def _kinds_table(title: str, known: dict[str, type], name: str) -> FittedTable:
     table = FittedTable(title=title)
     shared = ("reads", "views", "accumulates", "paper")
     columns = ["kind", *(c for c in shared if all(hasattr(cls, c) for cls in known.values()))]
     if all(issubclass(cls, Loss) for cls in known.values()):
         columns[-1:-1] = ["processes", "recorded"]
+    packages = {kind: _package(name, kind) for kind in known}
+    if any(packages.values()):
+        columns.insert(1, "package")
     for column in [*columns, "what it does"]:
         table.add_column(column, no_wrap=column == "kind")
     for kind, cls in known.items():
-        facts = {"kind": kind, "views": _views(cls), "accumulates": _accumulates(cls)}
+        facts = {"kind": kind, "package": packages[kind] or "-", "views": _views(cls), "accumulates": _accumulates(cls)}
         if issubclass(cls, Loss):
             exact = "exact" if cls.exact_under_sharding else "exact with sync_batchnorm"
             facts |= {"recorded": answer(cls), "processes": exact}
         cells = [facts.get(column) or _text(getattr(cls, column, "")) for column in columns]
         table.add_row(*map(Text, [*cells, _summary(cls)]))
     return table
+
+
+def _package(name: str, kind: str) -> str:
+    """The plug-in that has added a kind, with its version; empty for ssdistill's own."""
+    plugin = REGISTRIES[name].plugin_of(kind)
+    return f"{plugin.package} {plugin.version or ''}".strip() if plugin else ""
 
 
 def _summary(cls: type) -> str:
@@ -182,6 +191,8 @@ def description(what: str, kind: str, width: int = UNLIMITED) -> list[FittedTabl
     for line in _settings(registry, kind):
         table.add_row(*map(Text, line))
     facts = ", ".join(_text(getattr(cls, f)) for f in ("family", "paper") if hasattr(cls, f))
+    if package := _package(what, kind):
+        facts = f"{facts}; from {package}" if facts else f"from {package}"
     heading = f"{kind}: {facts}\n" if facts else f"{kind}\n"
     text = inspect.getdoc(cls) or ""
     if what == "sources":

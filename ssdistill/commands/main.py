@@ -52,10 +52,33 @@ def _main(arguments: Sequence[str] | None) -> int:
     logging.basicConfig(level=logging.WARNING, format="  %(message)s")
     try:
         require_current_folder()
-        options = _parse([word for word in words if word != "--debug"])
+        options = _parse(_without_imports([word for word in words if word != "--debug"]))
         return options.command(options)
     except (Exception, KeyboardInterrupt) as error:
         return _failed(error, words, getattr(options, "runs", None), debug)
+
+
+def _without_imports(words: list[str]) -> list[str]:
+    """Import the packages that ``--import`` names, before any of their kinds is looked for.
+
+    Raises:
+        UserError: one cannot be imported, or no name follows.
+    """
+    rest = []
+    remaining = iter(words)
+    for word in remaining:
+        option, equals, value = word.partition("=")
+        if option != "--import":
+            rest.append(word)
+            continue
+        names = value if equals else next(remaining, "")
+        if not names or names.startswith("-"):
+            raise UserError("--import: name a package, such as --import my_package")
+        from ssdistill.settings.registry import add_plugin
+
+        for name in names.split(","):
+            add_plugin(name)
+    return rest
 
 
 def _failed(error: BaseException, words: Sequence[str], runs: object, debug: bool) -> int:
@@ -125,6 +148,11 @@ def _parser() -> argparse.ArgumentParser:
         "--debug",
         action="store_true",
         help="print the traceback of an error (also valid after the command)",
+    )
+    parser.add_argument(
+        "--import",
+        metavar="PACKAGE",
+        help="import a package that adds kinds (also valid after the command)",
     )
     commands = parser.add_subparsers(required=True, metavar="command")
 

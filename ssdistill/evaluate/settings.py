@@ -13,10 +13,11 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
 from ssdistill.errors import UserError
 from ssdistill.evaluate.protocols import Protocol
-from ssdistill.settings import Settings
+from ssdistill.settings import BEFORE_REBUILDING, Settings
 from ssdistill.settings.registry import PROTOCOLS
 
 if TYPE_CHECKING:
@@ -150,6 +151,15 @@ class _Looks(Settings):
         return merged | ({"also": also} if also else {})
 
 
+def _add_protocols() -> None:
+    """Give ``evaluate`` a key for every protocol that a plug-in has added since."""
+    for kind in PROTOCOLS.classes:
+        if PROTOCOLS.plugin_of(kind):
+            annotation, default = _field(kind)
+            field = FieldInfo.from_annotated_attribute(annotation, default)
+            EvaluateSettings.__pydantic_fields__[kind] = field
+
+
 def _field(kind: str) -> Any:
     if kind in _Looks.model_fields or hasattr(_Looks, kind):
         raise TypeError(f"protocol '{kind}' has the name of another setting of evaluate")
@@ -180,3 +190,4 @@ else:
         """,
         **{kind: _field(kind) for kind in PROTOCOLS.classes},
     )
+    BEFORE_REBUILDING.append(_add_protocols)

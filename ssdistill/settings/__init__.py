@@ -3,6 +3,7 @@
 What one kind may be told is in the constructor of its class.
 """
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from pydantic import (
@@ -22,6 +23,26 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, arbitrary_types_allowed=True, allow_inf_nan=False
     )
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        _MADE.append(cls)
+
+
+_MADE: list[type[Settings]] = []
+"""Every class of settings, in the order in which they were made."""
+
+
+BEFORE_REBUILDING: list[Callable[[], None]] = []
+"""What adds keys to models that have one for every kind."""
+
+
+def rebuild_settings() -> None:
+    """Let every model know the kinds that have been added since it was made."""
+    for add_keys in BEFORE_REBUILDING:
+        add_keys()
+    for cls in list(_MADE):  # parts were made before what contains them
+        cls.model_rebuild(force=True)
 
 
 def _usable_name(name: str) -> str:

@@ -5,6 +5,7 @@ own ``kind``. ``schema(kind)`` turns the keyword-only part of the constructor in
 pydantic model; positional arguments are what the program supplies at run time (shapes, an
 encoder), never what a config may set. Adding a kind is therefore writing one file, and
 ``make stubs`` tells type checkers and editors of it: the stubs in ``kinds/`` show the schemas.
+Packages of other people add kinds as well, see :mod:`ssdistill.settings.plugins`.
 """
 
 import importlib
@@ -23,10 +24,20 @@ from typing import (
     get_type_hints,
 )
 
-from pydantic import Field, create_model
+from pydantic import Field, GetCoreSchemaHandler, create_model
+from pydantic_core import CoreSchema
 
 from ssdistill.errors import UserError, nearest, shortened
-from ssdistill.settings import Settings
+from ssdistill.settings import Settings, rebuild_settings
+from ssdistill.settings.plugins import (
+    PLUGINS,
+    Plugin,
+    failures,
+    import_plugin,
+    package_of,
+    plugins,
+    register_class,
+)
 
 if TYPE_CHECKING:
     from ssdistill.settings.kinds import (
@@ -63,6 +74,7 @@ class Registry(Generic[Member]):
         schema_base: str = "ssdistill.settings:Settings",
     ):
         self.noun, self.place, self.base, self.schema_base = noun, place, base, schema_base
+        self._made: dict[str, tuple[type[Member], type[Settings]]] = {}
 
     @cached_property
     def classes(self) -> dict[str, type[Member]]:
@@ -78,13 +90,41 @@ class Registry(Generic[Member]):
                 is_member = inspect.isclass(cls) and issubclass(cls, base) and "kind" in vars(cls)
                 if is_member and by_kind.setdefault(kind := vars(cls)["kind"], cls) is not cls:
                     raise TypeError(f"two {self.noun} classes have the kind '{kind}'")
+        for plugin in plugins():
+            for cls in plugin.members():
+                if issubclass(cls, base) and "kind" in vars(cls):
+                    self._add(cls, by_kind)
         return dict(sorted(by_kind.items()))
+
+    def _add(self, cls: Any, by_kind: dict[str, Any]) -> None:
+        """Add the class of a plug-in.
+
+        Raises:
+            UserError: its kind is another class's.
+        """
+        known = by_kind.setdefault(cls.kind, cls)
+        if known is not cls:
+            raise UserError(
+                f"plug-in {package_of(cls)}: the kind '{cls.kind}' of {cls.__qualname__} is that "
+                f"of a {self.noun} of {package_of(known)}; choose another kind"
+            )
+
+    def plugin_of(self, kind: object) -> Plugin | None:
+        """Return the plug-in that has added a kind; None for the package's own."""
+        if not PLUGINS and not plugins():
+            return None
+        cls = self.classes.get(kind) if isinstance(kind, str) else None
+        return PLUGINS.get(package_of(cls)) if cls else None
+
+    def forget(self) -> None:
+        """Look for kinds again when they are next needed; known ones keep their schemas."""
+        vars(self).pop("classes", None)
 
     def __getitem__(self, kind: str) -> type[Member]:
         if not isinstance(kind, str) or kind not in self.classes:
             raise UserError(
                 f"unknown {self.noun} '{shortened(kind)}'{nearest(kind, self.classes)}; "
-                f"known: {', '.join(self.classes)}"
+                f"known: {', '.join(self.classes)}{failures()}"
             )
         return self.classes[kind]
 
@@ -94,12 +134,10 @@ class Registry(Generic[Member]):
         Raises:
             UserError: there is no such kind.
         """
-        _ = self[kind]
-        return self._schemas[kind]
-
-    @cached_property
-    def _schemas(self) -> dict[str, type[Settings]]:
-        return {kind: self._make_schema(cls) for kind, cls in self.classes.items()}
+        cls = self[kind]
+        if self._made.get(kind, (None,))[0] is not cls:
+            self._made[kind] = cls, self._make_schema(cls)
+        return self._made[kind][1]
 
     def _make_schema(self, cls: Any) -> type[Settings]:
         hints = get_type_hints(cls.__init__, include_extras=True)
@@ -121,16 +159,22 @@ class Registry(Generic[Member]):
 
         # pickle looks classes up by module and name; this one has no place in any.
         def reduced(self: Settings) -> tuple[Any, ...]:
-            return _unpickled, (noun, cls.kind, self.__getstate__())
+            return _unpickled, (noun, cls.kind, self.__getstate__(), packages)
 
         noun = self.noun
+        plugin = self.plugin_of(cls.kind)
+        packages = tuple(module.__name__ for module in plugin.modules[:1]) if plugin else ()
         schema.__reduce__ = reduced
         return schema
 
     @property
     def union(self) -> Any:
         """A type for pydantic: any member's settings, told apart by ``kind``."""
-        schemas = tuple(self._schemas.values())
+        return Annotated[Any, _AnyOf(self)]
+
+    def any_of_now(self) -> Any:
+        """Return that type for the kinds there are now."""
+        schemas = tuple(self.schema(kind) for kind in self.classes)
         if len(schemas) == 1:
             return schemas[0]
         return Annotated[Union[schemas], Field(discriminator="kind")]  # noqa: UP007
@@ -145,9 +189,71 @@ class Registry(Generic[Member]):
         return self[chosen["kind"]](*runtime, **runtime_named, **own)
 
 
-def _unpickled(noun: str, kind: str, state: dict[Any, Any]) -> Settings:
-    """Return settings sent by another process."""
-    registry = next(r for r in globals().values() if isinstance(r, Registry) and r.noun == noun)
+class _AnyOf:
+    """Settings of any kind of a registry, of those that there are when a model is (re)built."""
+
+    def __init__(self, registry: Registry[Any]):
+        self.registry = registry
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return handler.generate_schema(self.registry.any_of_now())
+
+
+def add_plugin(name: str) -> None:
+    """Import a package by name and add the kinds that it and its modules define.
+
+    Raises:
+        UserError: it cannot be imported, or one of its kinds is another class's.
+    """
+    import_plugin(name)
+    _look_again()
+
+
+def register(cls: type[Member]) -> type[Member]:
+    """Add a class with a ``kind`` that a program or a notebook defines; a decorator.
+
+    Defining it again, with other code, puts the new class in place of the old one.
+
+    Raises:
+        UserError: it is no loss, method, teacher, step, protocol, source or runtime, it has no
+            ``kind``, its kind is another class's, or its source cannot be read.
+    """
+    bases = [registry for registry in REGISTRIES if issubclass(cls, _import(registry.base))]
+    if not bases or "kind" not in vars(cls):
+        families = ", ".join(registry.noun for registry in REGISTRIES)
+        raise UserError(
+            f"{cls.__qualname__}: a class with a kind, derived from the base of a family, can be "
+            f"registered ({families})"
+        )
+    register_class(cls)
+    _look_again()
+    return cls
+
+
+def _look_again() -> None:
+    """Read the classes anew, so that a clash is found here, and let models know them."""
+    before = [tuple(vars(registry).get("classes", {}).values()) for registry in REGISTRIES]
+    for registry in REGISTRIES:
+        registry.forget()
+    changed = [
+        known
+        for known, registry in zip(before, REGISTRIES, strict=True)
+        if known and tuple(registry.classes.values()) != known
+    ]
+    if changed:
+        rebuild_settings()
+
+
+def _unpickled(
+    noun: str, kind: str, state: dict[Any, Any], packages: tuple[str, ...] = ()
+) -> Settings:
+    """Return settings sent by another process, after importing the plug-in that has the kind."""
+    registry = next(registry for registry in REGISTRIES if registry.noun == noun)
+    if kind not in registry.classes:
+        for name in packages:
+            add_plugin(name)
     schema = registry.schema(kind)
     settings = schema.__new__(schema)
     settings.__setstate__(state)
@@ -208,3 +314,7 @@ SOURCES = cast(
         "ssdistill.data.settings:StoreSettings",
     ),
 )
+REGISTRIES: tuple[Registry[Any], ...] = cast(
+    "tuple[Registry[Any], ...]", (LOSSES, METHODS, TEACHERS, STEPS, PROTOCOLS, RUNTIMES, SOURCES)
+)
+"""Every family of kinds."""

@@ -13,6 +13,7 @@ import torch
 from ssdistill.chain.executors.nodes import difference, facts
 from ssdistill.chain.executors.ray_cluster import Reserved
 from ssdistill.chain.executors.stage_processes import count_of
+from ssdistill.chain.plugged import check_plugins
 from ssdistill.chain.stages import Identity, Stage
 from ssdistill.errors import UserError, one_line
 from ssdistill.experiment.schema import Experiment
@@ -59,10 +60,11 @@ def enter(request: Request) -> None:
     """Make this process like the one that planned the stage.
 
     Raises:
-        UserError: the node has other versions.
+        UserError: the node has other versions, of a plug-in, say.
     """
     if problem := difference(facts(), dict(request.facts)):
         raise UserError(f"node {socket.gethostname()} {problem}")
+    check_plugins(request.stage.config)
     os.environ.update(request.variables)
     if os.path.isdir(request.current):
         os.chdir(request.current)

@@ -1,0 +1,189 @@
+"""Plug-ins: packages of other people that add kinds, found or named but never chosen by a config.
+
+A package is imported if it is installed with an entry point of the group ``ssdistill.plugins``, if
+the user names it (``--import my_package``, ``ssdistill.add_plugin("my_package")``), or if a
+program registers a class of its own (``ssdistill.register``). What a YAML file says imports
+nothing.
+"""
+
+import hashlib
+import importlib
+import importlib.metadata
+import inspect
+import os
+import pkgutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ssdistill.errors import UserError, one_line, shortened
+
+GROUP = "ssdistill.plugins"
+"""Group of entry points: each names a module whose classes are added, with those of its
+submodules."""
+NAMED = "SSDISTILL_IMPORT"
+"""Environment variable by which ``--import`` reaches the processes that a command starts."""
+SKIPPED = ("tests", "conftest", "__main__", "setup")
+"""Submodules that are not searched."""
+PROGRAM = "__main__"
+"""Package of classes that a script or a notebook defines."""
+
+
+@dataclass
+class Plugin:
+    """One package that adds kinds.
+
+    Attributes:
+        package: name of its top-level module.
+        version: of its distribution; None if it has none.
+        modules: the modules whose classes are added.
+        classes: registered one by one, each with the sha256 of its source.
+    """
+
+    package: str
+    version: str | None = None
+    modules: tuple[ModuleType, ...] = ()
+    classes: dict[type, str] = field(default_factory=dict)
+
+    def members(self) -> Iterator[type]:
+        """Every class that the package itself defines or a program registered."""
+        yield from self.classes
+        for module in self.modules:
+            for value in list(vars(module).values()):
+                if inspect.isclass(value) and package_of(value) == self.package:
+                    yield value
+
+    def identity(self) -> dict[str, str]:
+        """What hashes of stages contain: version and sha256 of the source."""
+        source = _source_sha256(self.modules[0]) if self.modules else ""
+        text = source + "".join(sorted(self.classes.values()))
+        sha256 = hashlib.sha256(text.encode()).hexdigest()
+        return {"version": self.version or "", "sha256": sha256}
+
+
+PLUGINS: dict[str, Plugin] = {}
+"""Every package that has been imported, by its name."""
+FAILED: dict[str, str] = {}
+"""Installed packages that cannot be imported, with the reason."""
+_imported: set[str] = set()
+"""What has been looked for: all installed plug-ins, and values of :data:`NAMED`."""
+
+
+def package_of(cls: type) -> str:
+    """Return the name of the top-level package that defines a class."""
+    return cls.__module__.partition(".")[0]
+
+
+def plugins() -> list[Plugin]:
+    """Every plug-in; imports those that are installed, or named by the parent process, once."""
+    if GROUP not in _imported:
+        _imported.add(GROUP)
+        entries = importlib.metadata.entry_points(group=GROUP)
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            try:
+                _import(entry.value.partition(":")[0])
+            except UserError as error:
+                FAILED[entry.name] = str(error)
+        for name in _named():
+            _import(name)
+    return list(PLUGINS.values())
+
+
+def import_plugin(name: str) -> Plugin:
+    """Import a package and the modules in it, here and in processes that this one starts.
+
+    Raises:
+        UserError: it cannot be imported.
+    """
+    plugins()
+    plugin = _import(name)
+    os.environ[NAMED] = ",".join(dict.fromkeys((*_named(), name)))
+    return plugin
+
+
+def _named() -> list[str]:
+    return [name for name in os.environ.get(NAMED, "").split(",") if name]
+
+
+def register_class(cls: type) -> Plugin:
+    """Add a class that is defined in a program or a notebook; a later one takes its place."""
+    plugins()
+    package = package_of(cls)
+    plugin = PLUGINS.setdefault(package, Plugin(package, _version(package)))
+    same = [other for other in plugin.classes if other.__qualname__ == cls.__qualname__]
+    for other in same:
+        del plugin.classes[other]
+    plugin.classes[cls] = _class_sha256(cls)
+    return plugin
+
+
+def failures() -> str:
+    """Say which installed plug-ins cannot be imported, as the end of a sentence."""
+    return "".join(f"; the plug-in {name} is ignored: {why}" for name, why in FAILED.items())
+
+
+def _import(name: str) -> Plugin:
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise UserError(
+            f"--import {shortened(name)}: is no name of a package; write it as in an import "
+            "statement, such as my_package"
+        )
+    package = name.partition(".")[0]
+    try:
+        module = importlib.import_module(name)
+        modules = (module, *_submodules(module))
+    except Exception as error:  # a package may raise anything
+        raise UserError(
+            f"--import {name}: cannot be imported ({type(error).__name__}: {one_line(error)}); "
+            "install the package, or run the command where it is"
+        ) from error
+    known = PLUGINS.setdefault(package, Plugin(package, _version(package)))
+    known.modules = tuple(dict.fromkeys((*known.modules, *modules)))
+    _source_sha256.cache_clear()
+    return known
+
+
+def _submodules(module: ModuleType) -> list[ModuleType]:
+    found = []
+    for info in pkgutil.iter_modules(getattr(module, "__path__", [])):
+        if info.name in SKIPPED or info.name.startswith("test_"):
+            continue
+        below = importlib.import_module(f"{module.__name__}.{info.name}")
+        found += [below, *_submodules(below)]
+    return found
+
+
+@cache
+def _source_sha256(module: ModuleType) -> str:
+    """sha256 over names and contents of the Python files of a package, or of its only file."""
+    top = importlib.import_module(module.__name__.partition(".")[0])
+    folders = [Path(folder) for folder in getattr(top, "__path__", [])]
+    files = [(f.relative_to(d), f) for d in folders for f in sorted(d.rglob("*.py"))]
+    if not folders and top.__file__:
+        files = [(Path(Path(top.__file__).name), Path(top.__file__))]
+    sha256 = hashlib.sha256()
+    for name, path in files:
+        if not {"tests", "__pycache__"} & set(name.parts):
+            sha256.update(f"{name.as_posix()}\0".encode() + path.read_bytes() + b"\0")
+    return sha256.hexdigest()
+
+
+def _class_sha256(cls: type) -> str:
+    try:
+        text = inspect.getsource(cls)
+    except (OSError, TypeError) as error:
+        raise UserError(
+            f"{cls.__qualname__}: its source cannot be read, and results are kept by the source "
+            "of what made them; define the class in a file or a notebook's cell"
+        ) from error
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _version(package: str) -> str | None:
+    if package == PROGRAM:
+        return None
+    names: Any = importlib.metadata.packages_distributions().get(package)
+    return importlib.metadata.version(names[0]) if names else None
