@@ -18,7 +18,7 @@ def input_text(spec: EncoderSpec) -> str:
 def timm_facts(encoder: Encoder, facts: dict[str, Any], weights: str) -> dict[str, Any]:
     """Describe how timm opens the file directly, or why it cannot."""
     own = {
-        f"torchvision's {encoder.spec.name}": encoder.spec.library == "torchvision",
+        f"{encoder.spec.library}'s {encoder.spec.name}": encoder.spec.library != "timm",
         f"the {encoder.spec.stem} stem": encoder.spec.stem != "native",
         "the pruned widths": bool(facts["widths"]),
         "the missing blocks": "removed" in facts,

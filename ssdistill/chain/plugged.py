@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from ssdistill.errors import UserError
-from ssdistill.settings.plugins import PROGRAM, Plugin
+from ssdistill.models.networks import NETWORKS
+from ssdistill.settings.plugins import PLUGINS, PROGRAM
 from ssdistill.settings.registry import PROTOCOLS, REGISTRIES
 
 KEY = "plugins"
@@ -13,7 +14,9 @@ KEY = "plugins"
 
 def with_plugins(config: dict[str, Any]) -> dict[str, Any]:
     """A stage's config with version and source hash of every plug-in it uses, if any."""
-    used = {plugin.package: plugin.identity() for plugin in _used(config)}
+    used: dict[str, dict[str, str]] = {}
+    for identity in _used(config):
+        used |= identity
     return {**config, KEY: dict(sorted(used.items()))} if used else config
 
 
@@ -27,10 +30,10 @@ def check_plugins(config: dict[str, Any]) -> None:
     for package, identity in config.get(KEY, {}).items():
         if here.get(package) == identity:
             continue
-        if package == PROGRAM:
+        if package.startswith(PROGRAM):
             raise UserError(
-                "classes of a script or a notebook exist in its process alone; put them in a "
-                "package to run stages elsewhere (see docs/plugins.md)"
+                f"{package.removeprefix(PROGRAM)[1:]} exists in the process of its program alone; "
+                "put it in a package to run stages elsewhere"
             )
         raise UserError(
             f"has no plug-in {package}, or another version of it than the process that planned "
@@ -38,17 +41,22 @@ def check_plugins(config: dict[str, Any]) -> None:
         )
 
 
-def _used(value: Any, key: str = "") -> Iterator[Plugin]:
-    """The plug-ins of every kind that is named in a config, at any depth."""
+def _used(value: Any, key: str = "") -> Iterator[dict[str, dict[str, str]]]:
+    """Identities of all kinds and networks of plug-ins in a config, at any depth."""
     if isinstance(value, dict):
         for registry in REGISTRIES:
-            if plugin := registry.plugin_of(value.get("kind")):
-                yield plugin
+            yield from _of_kind(registry, value.get("kind"))
+        if value.get("library") in PLUGINS and (network := NETWORKS.get(value.get("name", ""))):
+            yield PLUGINS[network.package].identity(network.build)
         for name, item in value.items():
-            # Protocols have their kinds as keys.
-            plugin = PROTOCOLS.plugin_of(name) if key == "evaluate" and item is not None else None
-            yield from [plugin] if plugin else []
+            if key == "evaluate" and item is not None:
+                yield from _of_kind(PROTOCOLS, name)  # protocols have their kinds as keys
             yield from _used(item, name)
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _used(item)
+
+
+def _of_kind(registry: Any, kind: object) -> Iterator[dict[str, dict[str, str]]]:
+    if plugin := registry.plugin_of(kind):
+        yield plugin.identity(registry[kind])

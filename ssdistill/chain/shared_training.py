@@ -23,7 +23,6 @@ from ssdistill.chain.workspace import Workspace
 from ssdistill.distributed import broadcast, gather_values, is_shared
 from ssdistill.errors import UserError
 from ssdistill.record.tracker import Tracker, TrackingSettings
-from ssdistill.settings.plugins import plugins
 from ssdistill.train.fabric import build_fabric
 from ssdistill.train.loop import Training, fit
 from ssdistill.train.sharing import Order, fit_unrecorded, has_unused, without_loader
@@ -172,7 +171,7 @@ def require_same(workspace: Workspace, identity: Identity) -> None:
     facts = {
         "config": identity.digest,
         "images": (train.fingerprint, test.fingerprint),
-        "code": (code_sha256(), {p.package: p.identity() for p in plugins()}),
+        "code": code_sha256(),
         "torch": torch.__version__,
     }
     with processes.together():

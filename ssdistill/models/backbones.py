@@ -13,6 +13,7 @@ from ssdistill.errors import UserError, nearest
 from ssdistill.models import taps as places
 from ssdistill.models.examples import black_image, noise_images
 from ssdistill.models.model import Model
+from ssdistill.models.networks import create_own_net, find_network
 from ssdistill.models.representation import Representation
 from ssdistill.models.spec import (
     IMAGENET_MEAN,
@@ -218,6 +219,12 @@ def build_encoder(
     small = settings.stem == "small"
     if settings.stem == "auto":
         small = takes_small_stem(settings.name, side)
+    own = find_network(settings.name)
+    if own and settings.pretrained:
+        raise UserError(
+            f"encoder.pretrained: '{own.name}' is a network of {own.package}, and timm has no "
+            "weights for it; set encoder.pretrained=false"
+        )
     if settings.pretrained:
         check_timm_name(settings.name)
         config = timm.get_pretrained_cfg(settings.name)
@@ -234,6 +241,7 @@ def build_encoder(
         input_size=settings.input_size,
         mean=mean,
         std=std,
+        library=own.package if own else "timm",
     )
     encoder = encoder_from_spec(spec, pretrained=settings.pretrained)
     check_encodes(encoder, spec.image_size)
@@ -250,6 +258,8 @@ def encoder_from_spec(spec: EncoderSpec, pretrained: bool = False) -> Encoder:
     if spec.library == "torchvision":
         net = create_torchvision_net(spec.name, spec.args, spec.in_chans)
         return encoder_around(spec, net)
+    if spec.library != "timm":
+        return encoder_around(spec, create_own_net(spec))
     return encoder_around(spec, create_timm_net(spec, pretrained))
 
 

@@ -17,11 +17,15 @@ LONGEST_NAME, LARGEST_STEM = 128, 64
 """Letters of a network's name; stride and padding of a stem. What is saved can be opened again."""
 
 
+Library = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
+"""Where a network comes from: ``timm``, ``torchvision``, or the package of a plug-in."""
+
+
 class EncoderSettings(Settings):
     """How to build an encoder.
 
     Args:
-        name: any timm model name.
+        name: any timm model name, or that of a network of a plug-in.
         args: further keyword arguments of ``timm.create_model``, e.g. ``{layers: [1, 1, 1, 1]}``.
         stem: ``native`` is timm's own; ``small`` is a 3x3 convolution without max-pooling
             (the CIFAR stem); ``auto`` takes ``small`` up to 64 pixels a side where the
@@ -60,7 +64,7 @@ class EncoderSpec(Settings):
     input_size: Size | None = None
     mean: Channels = IMAGENET_MEAN
     std: Channels = IMAGENET_STD
-    library: Literal["timm", "torchvision"] = "timm"
+    library: Library = "timm"
 
     @property
     def in_chans(self) -> int:

@@ -40,28 +40,33 @@ class Plugin:
         package: name of its top-level module.
         version: of its distribution; None if it has none.
         modules: the modules whose classes are added.
-        classes: registered one by one, each with the sha256 of its source.
+        registered: classes and functions that were registered one by one, each with the sha256
+            of its source.
     """
 
     package: str
     version: str | None = None
     modules: tuple[ModuleType, ...] = ()
-    classes: dict[type, str] = field(default_factory=dict)
+    registered: dict[Any, str] = field(default_factory=dict)
 
-    def members(self) -> Iterator[type]:
+    def classes(self) -> Iterator[type]:
         """Every class that the package itself defines or a program registered."""
-        yield from self.classes
+        yield from filter(inspect.isclass, self.registered)
         for module in self.modules:
             for value in list(vars(module).values()):
                 if inspect.isclass(value) and package_of(value) == self.package:
                     yield value
 
-    def identity(self) -> dict[str, str]:
-        """What hashes of stages contain: version and sha256 of the source."""
-        source = _source_sha256(self.modules[0]) if self.modules else ""
-        text = source + "".join(sorted(self.classes.values()))
-        sha256 = hashlib.sha256(text.encode()).hexdigest()
-        return {"version": self.version or "", "sha256": sha256}
+    def identity(self, member: Any) -> dict[str, dict[str, str]]:
+        """What hashes of stages contain of a class or function of it, by a name.
+
+        Of a package that is its version and the sha256 of its source; of a script or a notebook,
+        the sha256 of the class or function alone.
+        """
+        if self.package == PROGRAM:
+            return {f"{PROGRAM}.{member.__qualname__}": {"sha256": self.registered[member]}}
+        facts = {"version": self.version or "", "sha256": _source_sha256(self.package)}
+        return {self.package: facts}
 
 
 PLUGINS: dict[str, Plugin] = {}
@@ -72,9 +77,9 @@ _imported: set[str] = set()
 """What has been looked for: all installed plug-ins, and values of :data:`NAMED`."""
 
 
-def package_of(cls: type) -> str:
-    """Return the name of the top-level package that defines a class."""
-    return cls.__module__.partition(".")[0]
+def package_of(member: Any) -> str:
+    """Return the name of the top-level package that defines a class or a function."""
+    return member.__module__.partition(".")[0]
 
 
 def plugins() -> list[Plugin]:
@@ -108,15 +113,22 @@ def _named() -> list[str]:
     return [name for name in os.environ.get(NAMED, "").split(",") if name]
 
 
-def register_class(cls: type) -> Plugin:
-    """Add a class that is defined in a program or a notebook; a later one takes its place."""
-    plugins()
-    package = package_of(cls)
+def register_member(member: Any, more: str = "") -> Plugin:
+    """Add a class or function of a program or a package; a later one of its name takes its place.
+
+    Args:
+        more: what else tells it from another one with the same source.
+
+    Raises:
+        UserError: its source cannot be read.
+    """
+    package = package_of(member)
     plugin = PLUGINS.setdefault(package, Plugin(package, _version(package)))
-    same = [other for other in plugin.classes if other.__qualname__ == cls.__qualname__]
-    for other in same:
-        del plugin.classes[other]
-    plugin.classes[cls] = _class_sha256(cls)
+    name = member.__qualname__
+    for other in [other for other in plugin.registered if other.__qualname__ == name]:
+        del plugin.registered[other]
+    text = f"{source_of(member)}\0{more}"
+    plugin.registered[member] = hashlib.sha256(text.encode()).hexdigest()
     return plugin
 
 
@@ -157,9 +169,9 @@ def _submodules(module: ModuleType) -> list[ModuleType]:
 
 
 @cache
-def _source_sha256(module: ModuleType) -> str:
+def _source_sha256(package: str) -> str:
     """sha256 over names and contents of the Python files of a package, or of its only file."""
-    top = importlib.import_module(module.__name__.partition(".")[0])
+    top = importlib.import_module(package)
     folders = [Path(folder) for folder in getattr(top, "__path__", [])]
     files = [(f.relative_to(d), f) for d in folders for f in sorted(d.rglob("*.py"))]
     if not folders and top.__file__:
@@ -171,15 +183,24 @@ def _source_sha256(module: ModuleType) -> str:
     return sha256.hexdigest()
 
 
-def _class_sha256(cls: type) -> str:
+def source_of(member: Any) -> str:
+    """Return the source of a class or a function.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     try:
-        text = inspect.getsource(cls)
+        return inspect.getsource(member)
     except (OSError, TypeError) as error:
-        raise UserError(
-            f"{cls.__qualname__}: its source cannot be read, and results are kept by the source "
-            "of what made them; define the class in a file or a notebook's cell"
-        ) from error
-    return hashlib.sha256(text.encode()).hexdigest()
+        # Of classes in notebooks Python 3.11 finds the methods alone.
+        methods = [v for v in vars(member).values() if inspect.isfunction(v)]
+        try:
+            return "".join([member.__qualname__, *map(inspect.getsource, methods)])
+        except (OSError, TypeError):
+            raise UserError(
+                f"{member.__qualname__}: its source cannot be read, and results are kept by the "
+                "source of what made them; define it in a file or in a notebook's cell"
+            ) from error
 
 
 def _version(package: str) -> str | None:

@@ -36,7 +36,7 @@ from ssdistill.settings.plugins import (
     import_plugin,
     package_of,
     plugins,
-    register_class,
+    register_member,
 )
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class Registry(Generic[Member]):
                 if is_member and by_kind.setdefault(kind := vars(cls)["kind"], cls) is not cls:
                     raise TypeError(f"two {self.noun} classes have the kind '{kind}'")
         for plugin in plugins():
-            for cls in plugin.members():
+            for cls in plugin.classes():
                 if issubclass(cls, base) and "kind" in vars(cls):
                     self._add(cls, by_kind)
         return dict(sorted(by_kind.items()))
@@ -110,7 +110,7 @@ class Registry(Generic[Member]):
             )
 
     def plugin_of(self, kind: object) -> Plugin | None:
-        """Return the plug-in that has added a kind; None for the package's own."""
+        """Return the plug-in that has added a kind; None for those of this package."""
         if not PLUGINS and not plugins():
             return None
         cls = self.classes.get(kind) if isinstance(kind, str) else None
@@ -227,7 +227,7 @@ def register(cls: type[Member]) -> type[Member]:
             f"{cls.__qualname__}: a class with a kind, derived from the base of a family, can be "
             f"registered ({families})"
         )
-    register_class(cls)
+    register_member(cls)
     _look_again()
     return cls
 

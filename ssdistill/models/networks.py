@@ -1,0 +1,149 @@
+"""Networks of plug-ins and programs: any PyTorch module as the backbone of an encoder.
+
+```python
+from ssdistill.models.networks import network
+
+@network("tiny_cnn", taps={"c4": "body.layer3"}, embedding=lambda out: out["pooled"])
+class TinyCNN(nn.Module):
+    def __init__(self, width: int = 32, in_chans: int = 3): ...
+```
+
+A config then says ``encoder: {name: tiny_cnn, args: {width: 64}}``.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import timm
+from torch import Tensor, nn
+
+from ssdistill.errors import UserError, nearest, shortened
+from ssdistill.models.own_net import OwnNet
+from ssdistill.models.spec import RGB, EncoderSpec
+from ssdistill.models.trial import refusing
+from ssdistill.settings.plugins import PROGRAM, package_of, plugins, register_member
+
+Builder = TypeVar("Builder", bound=Callable[..., nn.Module])
+CHANNELS = "in_chans"
+"""Argument by which a network is told how many channels images have, if it has one."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that a config can name.
+
+    Attributes:
+        name: in configs.
+        build: returns the module, with random weights; its arguments are ``encoder.args``.
+        package: of the plug-in, or ``__main__`` of a program.
+        embedding: of what the module returns, (B, D); None for
+            :func:`ssdistill.models.own_net.find_embedding`.
+        taps: names of inner modules whose outputs are feature maps, by the names of the taps.
+    """
+
+    name: str
+    build: Callable[..., nn.Module]
+    package: str
+    embedding: Callable[[Any], Tensor] | None = None
+    taps: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def arguments(self) -> list[str]:
+        """Names of the arguments that a config may set."""
+        parameters = inspect.signature(self.build).parameters.values()
+        kinds = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+        return [p.name for p in parameters if p.kind in kinds and p.name != CHANNELS]
+
+
+NETWORKS: dict[str, Network] = {}
+"""Every network that was registered, by its name."""
+
+
+def network(
+    name: str,
+    *,
+    embedding: Callable[[Any], Tensor] | None = None,
+    taps: Mapping[str, str] | None = None,
+) -> Callable[[Builder], Builder]:
+    """Give a network a name for configs; a decorator of a module's class, or of a function.
+
+    Args:
+        name: no name of timm's.
+        embedding: from what the module returns for (B, C, H, W) to the embedding (B, D); by
+            default what it returns, averaged over positions if it is a map.
+        taps: by the name of a tap, the inner module whose output (B, C, H, W), or
+            (B, tokens, C), losses can read, from shallow to deep.
+
+    Raises:
+        UserError: a name of timm's, or of another package's network.
+    """
+
+    def add(build: Builder) -> Builder:
+        add_network(Network(name, build, package_of(build), embedding, dict(taps or {})))
+        return build
+
+    return add
+
+
+def add_network(entry: Network, more: str = "") -> None:
+    """Register a network; another one of the same package and name is replaced.
+
+    Args:
+        more: what else, beside source, tells it from another of its name.
+
+    Raises:
+        UserError: a name of timm's, or of another package's network.
+    """
+    known = NETWORKS.get(entry.name)
+    if timm.is_model(entry.name) or (known and known.package != entry.package):
+        whose = f"of the package {known.package}" if known else "of timm's"
+        raise UserError(
+            f"network '{shortened(entry.name)}': there is one {whose} with this name; choose "
+            "another name"
+        )
+    register_member(entry.build, f"{entry.name} {sorted(entry.taps.items())} {more}")
+    NETWORKS[entry.name] = entry
+
+
+def find_network(name: str) -> Network | None:
+    """Return the network with that name; None for timm's, torchvision's and unknown ones."""
+    plugins()
+    return NETWORKS.get(name)
+
+
+def create_own_net(spec: EncoderSpec) -> OwnNet:
+    """Build the network of a spec, with random weights.
+
+    Raises:
+        UserError: its package has not been imported, or it refuses its arguments.
+    """
+    entry = find_network(spec.name)
+    if entry is None:
+        if spec.library == PROGRAM:
+            raise UserError(
+                f"'{spec.name}' is a network of the program that made it: call ssdistill.encoder "
+                f"with name='{spec.name}' and the same module first, or put it in a package"
+            )
+        raise UserError(
+            f"'{spec.name}' is a network of the package {spec.library}, which has not been "
+            f"imported: install it, or add --import {spec.library}"
+        )
+    for name in spec.args:
+        if name not in entry.arguments:
+            raise UserError(
+                f"encoder.args.{shortened(name)}: no argument of '{spec.name}'"
+                f"{nearest(name, entry.arguments)}; known: {', '.join(entry.arguments) or 'none'}"
+            )
+    args = dict(spec.args)
+    if CHANNELS in inspect.signature(entry.build).parameters:
+        args[CHANNELS] = spec.in_chans
+    elif spec.in_chans != RGB:
+        raise UserError(
+            f"'{spec.name}' has no argument {CHANNELS}, so it takes images of three channels, not "
+            f"{spec.in_chans}; give it one, or set data.channels"
+        )
+    with refusing(f"encoder.args of '{spec.name}'"):
+        module = entry.build(**args)
+    return OwnNet(module, spec, entry.embedding, entry.taps)

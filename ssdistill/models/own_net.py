@@ -1,0 +1,173 @@
+"""A module of somebody else's behind the methods that an encoder calls."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ssdistill.errors import UserError, nearest
+from ssdistill.models.examples import noise_images
+from ssdistill.models.spec import EncoderSpec
+from ssdistill.models.trial import refusing
+from ssdistill.settings import height_width
+
+POOLED = ("pooler_output", "embedding", "embeddings", "pooled", "x_norm_clstoken")
+"""Attributes or keys in which models of transformers, DINOv2 and others return the embedding."""
+
+
+class OwnNet(nn.Module):
+    """Any module that turns images (B, C, H, W) into embeddings.
+
+    Its keys begin with ``net.``, those of the module.
+
+    Args:
+        module: used, not copied.
+        spec: of the encoder; it is tried on noise of the spec's size.
+        embedding: of what the module returns; None for :func:`find_embedding`.
+        taps: inner modules by the name of a tap.
+
+    Attributes:
+        num_features: width of the embedding.
+        feature_info: the taps, as timm's networks list their stages.
+
+    Raises:
+        UserError: an unknown inner module, one whose output is no map, or no (B, D) embedding.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        spec: EncoderSpec,
+        embedding: Callable[[Any], Tensor] | None,
+        taps: Mapping[str, str],
+    ):
+        super().__init__()
+        self.net, self.tapped = module, dict(taps)
+        self._embedding, self._name = embedding, spec.name
+        known = [name for name, _ in module.named_modules() if name]
+        for tap, inner in self.tapped.items():
+            if inner not in known:
+                raise UserError(
+                    f"{spec.name}: tap '{tap}': no module '{inner}'{nearest(inner, known)}"
+                )
+        self.feature_info = [{"module": tap} for tap in self.tapped]
+        self._look(spec)
+
+    @torch.no_grad()
+    def _look(self, spec: EncoderSpec) -> None:
+        was_training = self.net.training
+        height, width = height_width(spec.size)
+        images = noise_images(spec.model_copy(update={"image_size": spec.size}), 2)
+        with refusing(f"{spec.name} cannot encode images of {height}x{width}"):
+            self.net.eval()
+            output, maps = self.forward_intermediates(images, range(len(self.tapped)))
+        self.net.train(was_training)
+        self.num_features = self.forward_head(output).shape[1]
+        for info, tapped in zip(self.feature_info, maps, strict=True):
+            info["num_chs"] = tapped.shape[1]
+
+    def forward_features(self, x_BCHW: Tensor) -> Any:
+        """What the module returns for normalized images."""
+        return self.net(x_BCHW)
+
+    def forward_intermediates(
+        self, x_BCHW: Tensor, indices: Iterable[int], **_: Any
+    ) -> tuple[Any, list[Tensor]]:
+        """What the module returns, and the maps (B, C, H, W) of taps by number."""
+        names = [list(self.tapped)[i] for i in indices]
+        caught: dict[str, Any] = {}
+        hooks = [
+            self.net.get_submodule(self.tapped[name]).register_forward_hook(
+                partial(_keep, caught, name)
+            )
+            for name in names
+        ]
+        try:
+            output = self.net(x_BCHW)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        missing = [name for name in names if name not in caught]
+        if missing:
+            raise UserError(
+                f"{self._name}: tap '{missing[0]}': the module {self.tapped[missing[0]]} is not "
+                "called for an image; choose another one"
+            )
+        ratio = x_BCHW.shape[2] / x_BCHW.shape[3]
+        return output, [self._as_map(name, caught[name], ratio) for name in names]
+
+    def forward_head(self, output: Any, pre_logits: bool = True) -> Tensor:
+        """The embedding (B, num_features) of what the module returned."""
+        found = find_embedding(output) if self._embedding is None else self._embedding(output)
+        if isinstance(found, Tensor) and found.ndim == 2:
+            return found
+        how = "embedding=… returns" if self._embedding is not None else "it returns"
+        raise UserError(
+            f"{self._name}: the embedding must be a tensor (B, D), but {how} {_described(found)}; "
+            "pass embedding=, a function of what the module returns"
+        )
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x_BCHW))
+
+    def _as_map(self, name: str, output: Any, ratio: float) -> Tensor:
+        if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
+            output = output[0]  # layers of transformers
+        if isinstance(output, Tensor) and output.ndim == 4:
+            return output
+        if isinstance(output, Tensor) and output.ndim == 3:
+            grid = _grid(output.shape[1], ratio)
+            if grid is not None:
+                height, width = grid
+                patches_BCN = output[:, -height * width :].mT
+                return patches_BCN.unflatten(2, (height, width))
+        raise UserError(
+            f"{self._name}: tap '{name}': {self.tapped[name]} returns {_described(output)}, which "
+            "is no feature map (B, C, H, W) and no tokens (B, N, C) of a grid; choose another module"
+        )
+
+
+def find_embedding(output: Any) -> Any:
+    """The embedding in what a module returned: itself, its pooled part, or the mean of a map."""
+    for name in POOLED:
+        value = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+        if isinstance(value, Tensor):
+            output = value
+            break
+    if isinstance(output, Tensor) and output.ndim == 4:
+        return output.flatten(2).mean(2)
+    return output
+
+
+def _keep(
+    caught: dict[str, Any], name: str, module: nn.Module, inputs: Sequence[Any], output: Any
+) -> None:
+    caught[name] = output
+
+
+def _grid(tokens: int, ratio: float, most_others: int = 8) -> tuple[int, int] | None:
+    """Height and width of the patches among tokens; the others, such as a class token, are first.
+
+    Args:
+        ratio: height by width of the image.
+    """
+    for others in range(min(most_others, tokens - 1) + 1):
+        height = round(((tokens - others) * ratio) ** 0.5)
+        width = round(height / ratio)
+        if height * width == tokens - others and height and width:
+            return height, width
+    return None
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, Mapping):
+        return f"a dict with the keys {', '.join(map(str, value))}"
+    names = [name for name, item in vars(value).items() if isinstance(item, Tensor)] if hasattr(
+        value, "__dict__"
+    ) else []
+    inside = f" with the tensors {', '.join(names)}" if names else ""
+    return f"a {type(value).__name__}{inside}"
