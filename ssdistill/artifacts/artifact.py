@@ -32,6 +32,7 @@ from ssdistill.artifacts.weights import pack_weights, unpack_weights
 from ssdistill.errors import UserError
 from ssdistill.models.backbones import Encoder, encoder_from_spec
 from ssdistill.models.downloads import reason
+from ssdistill.models.networks import is_of_unknown_package
 from ssdistill.models.spec import EncoderSpec
 from ssdistill.models.trial import check_encodes
 from ssdistill.models.wrapped import Wrapped
@@ -186,6 +187,8 @@ def _built(spec: EncoderSpec, folder: Path) -> Encoder:
     except (TooLarge, MemoryError):
         raise
     except UserError as error:
+        if is_of_unknown_package(spec):
+            raise UserError(f"{folder}: {error}") from error
         raise UserError(
             f"the spec in {folder / DESCRIPTION} is invalid: {error}; {REMEDY}"
         ) from error

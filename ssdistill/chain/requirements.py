@@ -13,6 +13,7 @@ from ssdistill.models.trial import check_encodes, reason_of
 from ssdistill.settings import Settings, short_size
 from ssdistill.settings.registry import RUNTIMES, STEPS
 from ssdistill.teachers.channels import channel_notices
+from ssdistill.teachers.starting_weights import start_from
 from ssdistill.train.activations import require_blocks
 from ssdistill.train.fabric import device_of
 from ssdistill.train.settings import DeviceSettings
@@ -49,6 +50,23 @@ def adapted_layers(workspace: "Workspace") -> list[str]:
         if settings is not None and settings.pretrained:
             found = channel_notices(workspace.build(settings))
             notices += [f"{role}: {notice}" for notice in found]
+    return notices
+
+
+def starting_points(workspace: "Workspace") -> list[str]:
+    """What each network that is trained here takes over from ``encoder.weights``.
+
+    Raises:
+        UserError: nothing of it fits; the key is named.
+    """
+    experiment, notices = workspace.experiment, []
+    for key, network in {**_teachers(experiment), "student": experiment.student}.items():
+        if isinstance(network, NetworkSettings) and (weights := network.encoder.weights):
+            try:
+                start = start_from(workspace.build(network.encoder), weights)
+            except UserError as error:
+                raise UserError(f"{key}.{error}") from None
+            notices.append(f"{key}: {start.text(weights)}")
     return notices
 
 

@@ -26,6 +26,7 @@ from ssdistill.chain.requirements import (
     check_runtimes,
     check_steps,
     chosen_stems,
+    starting_points,
 )
 from ssdistill.chain.shared_training import require_same
 from ssdistill.chain.stages import Identity, Stage
@@ -221,7 +222,11 @@ def _notices(workspace: Workspace, planned: list[PlannedStage]) -> list[str]:
     if missing:
         check_runtimes(workspace.experiment)
     finished = {entry.stage.role for entry in planned} - missing
-    notices = [*chosen_stems(workspace), *adapted_layers(workspace)]
+    notices = [
+        *chosen_stems(workspace),
+        *adapted_layers(workspace),
+        *starting_points(workspace),
+    ]
     notices += check_trainings(workspace, finished)
     workspace.forget_networks()
     return notices

@@ -11,12 +11,16 @@ from ssdistill.errors import UserError
 from ssdistill.experiment.sections import DistillSettings, Method
 from ssdistill.models.backbones import EncoderSettings
 from ssdistill.settings.registry import LOSSES, METHODS
+from ssdistill.teachers.starting_weights import weights_identity
 
 
 def encoder_config(workspace: Workspace, settings: EncoderSettings) -> dict[str, Any]:
     """A network at its initial weights."""
     spec = workspace.spec(settings).model_dump(mode="json")
-    return spec | {"pretrained": settings.pretrained}
+    config = spec | {"pretrained": settings.pretrained}
+    if settings.weights:
+        config["weights"] = {"path": settings.weights, **weights_identity(settings.weights)}
+    return config
 
 
 def pretraining_config(

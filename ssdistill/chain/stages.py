@@ -57,7 +57,7 @@ class Stage:
         identity = {
             "kind": self.kind,
             "version": VERSIONS[self.kind],
-            "config": self.config,
+            "config": _without_paths(self.config),
             "parents": {name: parent.digest for name, parent in self.parents.items()},
             "fingerprint": self.fingerprint,
         }
@@ -108,6 +108,15 @@ class Stage:
         except DamagedFile:
             return "damaged"
         return record.status if record else "missing"
+
+
+def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
+    """A stage's config without where the weights lie that its encoder starts from."""
+    weights = config.get("encoder", {}).get("weights")
+    if not weights:
+        return config
+    identity = {key: value for key, value in weights.items() if key != "path"}
+    return {**config, "encoder": {**config["encoder"], "weights": identity}}
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from ssdistill.losses import Loss
 from ssdistill.models.backbones import Encoder, EncoderSpec, encoder_from_spec
 from ssdistill.models.representation import Representation
 from ssdistill.settings.registry import METHODS
+from ssdistill.teachers.starting_weights import start_from
 from ssdistill.train.seeding import seed_generators
 from ssdistill.train.settings import TrainSettings
 from ssdistill.train.task import Task
@@ -27,10 +28,13 @@ def fresh_encoder(stage: Stage) -> Encoder:
     seed start from the same weights.
     """
     config = dict(stage.config["encoder"])
-    pretrained = config.pop("pretrained")
+    pretrained, weights = config.pop("pretrained"), config.pop("weights", None)
     spec = EncoderSpec.model_validate(config)
     seed_generators(stage.seed, "encoder", spec.model_dump_json())
-    return encoder_from_spec(spec, pretrained=pretrained)
+    encoder = encoder_from_spec(spec, pretrained=pretrained)
+    if weights:
+        start_from(encoder, weights["path"])
+    return encoder
 
 
 def task_of(stage: Stage, workspace: Workspace) -> tuple[Task, TrainSettings]:

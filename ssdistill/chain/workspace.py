@@ -43,6 +43,7 @@ from ssdistill.record.wandb_environment import wandb_mode
 from ssdistill.settings import Settings, Size, as_size
 from ssdistill.settings.registry import METHODS, TEACHERS
 from ssdistill.teachers import ImageSpec
+from ssdistill.teachers.starting_weights import starting_statistics
 from ssdistill.train.progress import console
 
 MODEL = "model"
@@ -154,6 +155,9 @@ class Workspace:
         key = settings.model_dump_json()
         if key not in self._built:
             statistics = self.train.mean, self.train.std
+            if settings.weights:
+                trained = starting_statistics(settings.weights, len(self.train.mean))
+                statistics = trained or statistics
             self._built[key] = build_encoder(settings, self.image_size, *statistics)
         return copy.deepcopy(self._built[key])
 

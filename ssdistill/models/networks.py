@@ -113,6 +113,11 @@ def find_network(name: str) -> Network | None:
     return NETWORKS.get(name)
 
 
+def is_of_unknown_package(spec: EncoderSpec) -> bool:
+    """Whether the network of a spec is one that only a package or program that is absent has."""
+    return spec.library not in ("timm", "torchvision") and find_network(spec.name) is None
+
+
 def create_own_net(spec: EncoderSpec) -> OwnNet:
     """Build the network of a spec, with random weights.
 

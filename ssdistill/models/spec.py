@@ -2,7 +2,12 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from ssdistill.models.allowed_args import BuildingArgs
 from ssdistill.settings import Settings, Size, height_width
@@ -37,6 +42,10 @@ class EncoderSettings(Settings):
         pretrained: start from timm's pretrained weights (downloads) and use their statistics. For
             other images than those of three channels timm adapts the first layer, and the data's
             statistics are used.
+        weights: start from the folder of a finished stage or saved model, a checkpoint in one of
+            the formats of ``teacher.kind=checkpoint``, a file of a state dict, or ``timm:NAME``;
+            what fits by name and shape is loaded, with counts. Images are then normalized as they
+            were for these weights, where that is known.
     """
 
     name: Annotated[str, Field(max_length=LONGEST_NAME)] = "resnet18"
@@ -46,6 +55,19 @@ class EncoderSettings(Settings):
     stem_padding: Annotated[int, Field(ge=0, le=LARGEST_STEM)] = 1
     input_size: Size | None = None
     pretrained: bool = False
+    weights: str | None = None
+
+    @model_validator(mode="after")
+    def _one_start(self) -> "EncoderSettings":
+        if self.pretrained and self.weights:
+            raise ValueError(
+                "pretrained=true and weights both say where to start; remove one of them"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_later_weights(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {k: v for k, v in dump(self).items() if k != "weights" or v is not None}
 
 
 class EncoderSpec(Settings):

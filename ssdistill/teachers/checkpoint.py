@@ -123,10 +123,11 @@ class Checkpoint(Teacher):
         return f" ({how}; its first tensors: {first_names(state)})"
 
     def _check_settings(self) -> None:
-        if self.settings.pretrained:
-            raise UserError(
-                "teacher.encoder.pretrained cannot be combined with a checkpoint: remove it"
-            )
+        for name in ("pretrained", "weights"):
+            if getattr(self.settings, name):
+                raise UserError(
+                    f"teacher.encoder.{name} cannot be combined with a checkpoint: remove it"
+                )
         if (self.statistics[0] is None) != (self.statistics[1] is None):
             raise UserError("teacher.mean and teacher.std go together: set both or none")
         check_timm_name(self.settings.name)

@@ -46,7 +46,7 @@ def fit(
             allowed; or one of another shape. The text reads as a predicate of the file.
     """
     own = net.state_dict()
-    renamed = _through_timm(net, name, state)
+    renamed = through_timm(net, name, state)
     loadable = {k: v for k, v in renamed.items() if k in own}
     if not any(k for k in loadable if not k.endswith(COUNT)):
         raise UserError(f"has none of the tensors of '{name}'")
@@ -86,7 +86,7 @@ def fit(
     return Fit(len(loadable), left_out, missing, extra, resized)
 
 
-def _through_timm(net: nn.Module, name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def through_timm(net: nn.Module, name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Convert ``state`` with timm's own filter for this family of networks."""
     own = net.state_dict()
     if all(k in state and state[k].shape == v.shape for k, v in own.items()):
