@@ -5,7 +5,7 @@ from typing import Any
 
 from ssdistill.errors import UserError
 from ssdistill.models.networks import NETWORKS
-from ssdistill.settings.plugins import PLUGINS, PROGRAM
+from ssdistill.settings.plugins import PROGRAM
 from ssdistill.settings.registry import PROTOCOLS, REGISTRIES
 
 KEY = "plugins"
@@ -46,8 +46,9 @@ def _used(value: Any, key: str = "") -> Iterator[dict[str, dict[str, str]]]:
     if isinstance(value, dict):
         for registry in REGISTRIES:
             yield from _of_kind(registry, value.get("kind"))
-        if value.get("library") in PLUGINS and (network := NETWORKS.get(value.get("name", ""))):
-            yield PLUGINS[network.package].identity(network.build)
+        network = NETWORKS.get(value.get("name", "")) if "library" in value else None
+        if network is not None and network.package == value["library"]:
+            yield network.identity()
         for name, item in value.items():
             if key == "evaluate" and item is not None:
                 yield from _of_kind(PROTOCOLS, name)  # protocols have their kinds as keys

@@ -11,6 +11,7 @@ class TinyCNN(nn.Module):
 A config then says ``encoder: {name: tiny_cnn, args: {width: 64}}``.
 """
 
+import hashlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from ssdistill.errors import UserError, nearest, shortened
 from ssdistill.models.own_net import OwnNet
 from ssdistill.models.spec import RGB, EncoderSpec
 from ssdistill.models.trial import refusing
-from ssdistill.settings.plugins import PROGRAM, package_of, plugins, register_member
+from ssdistill.settings.plugins import PLUGINS, PROGRAM, package_of, plugins, source_of
 
 Builder = TypeVar("Builder", bound=Callable[..., nn.Module])
 CHANNELS = "in_chans"
@@ -41,6 +42,7 @@ class Network:
         embedding: of what the module returns, (B, D); None for
             :func:`ssdistill.models.own_net.find_embedding`.
         taps: names of inner modules whose outputs are feature maps, by the names of the taps.
+        sha256: of what defines it, where that is no plug-in.
     """
 
     name: str
@@ -48,6 +50,14 @@ class Network:
     package: str
     embedding: Callable[[Any], Tensor] | None = None
     taps: Mapping[str, str] = field(default_factory=dict)
+    sha256: str = ""
+
+    def identity(self) -> dict[str, dict[str, str]]:
+        """What hashes of stages contain of it, by a name."""
+        plugin = PLUGINS.get(self.package)
+        if plugin is not None and plugin.modules:
+            return plugin.identity(self.build)
+        return {f"{self.package}.{self.name}": {"sha256": self.sha256}}
 
     @property
     def arguments(self) -> list[str]:
@@ -81,17 +91,34 @@ def network(
     """
 
     def add(build: Builder) -> Builder:
-        add_network(Network(name, build, package_of(build), embedding, dict(taps or {})))
+        sha256 = network_sha256(build, embedding, taps or {})
+        add_network(
+            Network(name, build, package_of(build), embedding, dict(taps or {}), sha256)
+        )
         return build
 
     return add
 
 
-def add_network(entry: Network, more: str = "") -> None:
-    """Register a network; another one of the same package and name is replaced.
+def network_sha256(
+    maker: Any,
+    embedding: Callable[[Any], Tensor] | None,
+    taps: Mapping[str, str],
+    structure: str = "",
+) -> str:
+    """sha256 of what defines a network: source, taps and, of a module, its layers.
 
-    Args:
-        more: what else, beside source, tells it from another of its name.
+    Raises:
+        UserError: its source cannot be read.
+    """
+    parts = [source_of(maker), repr(sorted(taps.items())), structure]
+    if embedding is not None:
+        parts.append(source_of(embedding))
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def add_network(entry: Network) -> None:
+    """Register a network; another one of the same package and name is replaced.
 
     Raises:
         UserError: a name of timm's, or of another package's network.
@@ -103,7 +130,6 @@ def add_network(entry: Network, more: str = "") -> None:
             f"network '{shortened(entry.name)}': there is one {whose} with this name; choose "
             "another name"
         )
-    register_member(entry.build, f"{entry.name} {sorted(entry.taps.items())} {more}")
     NETWORKS[entry.name] = entry
 
 

@@ -40,31 +40,31 @@ class Plugin:
         package: name of its top-level module.
         version: of its distribution; None if it has none.
         modules: the modules whose classes are added.
-        registered: classes and functions that were registered one by one, each with the sha256
-            of its source.
+        registered: classes that were registered one by one, each with the sha256 of its source.
     """
 
     package: str
     version: str | None = None
     modules: tuple[ModuleType, ...] = ()
-    registered: dict[Any, str] = field(default_factory=dict)
+    registered: dict[type, str] = field(default_factory=dict)
 
     def classes(self) -> Iterator[type]:
         """Every class that the package itself defines or a program registered."""
-        yield from filter(inspect.isclass, self.registered)
+        yield from self.registered
         for module in self.modules:
             for value in list(vars(module).values()):
                 if inspect.isclass(value) and package_of(value) == self.package:
                     yield value
 
     def identity(self, member: Any) -> dict[str, dict[str, str]]:
-        """What hashes of stages contain of a class or function of it, by a name.
+        """What hashes of stages contain of a class of it, by a name.
 
-        Of a package that is its version and the sha256 of its source; of a script or a notebook,
-        the sha256 of the class or function alone.
+        Of a plug-in that is its version and the sha256 of its source; of a script or a notebook,
+        the sha256 of the class alone.
         """
-        if self.package == PROGRAM:
-            return {f"{PROGRAM}.{member.__qualname__}": {"sha256": self.registered[member]}}
+        if not self.modules:
+            name = f"{self.package}.{member.__qualname__}"
+            return {name: {"sha256": self.registered[member]}}
         facts = {"version": self.version or "", "sha256": _source_sha256(self.package)}
         return {self.package: facts}
 
@@ -113,11 +113,8 @@ def _named() -> list[str]:
     return [name for name in os.environ.get(NAMED, "").split(",") if name]
 
 
-def register_member(member: Any, more: str = "") -> Plugin:
-    """Add a class or function of a program or a package; a later one of its name takes its place.
-
-    Args:
-        more: what else tells it from another one with the same source.
+def register_class(member: type) -> Plugin:
+    """Add a class of a program or a package; a later one of its name takes its place.
 
     Raises:
         UserError: its source cannot be read.
@@ -127,8 +124,7 @@ def register_member(member: Any, more: str = "") -> Plugin:
     name = member.__qualname__
     for other in [other for other in plugin.registered if other.__qualname__ == name]:
         del plugin.registered[other]
-    text = f"{source_of(member)}\0{more}"
-    plugin.registered[member] = hashlib.sha256(text.encode()).hexdigest()
+    plugin.registered[member] = hashlib.sha256(source_of(member).encode()).hexdigest()
     return plugin
 
 

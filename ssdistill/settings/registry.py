@@ -36,7 +36,7 @@ from ssdistill.settings.plugins import (
     import_plugin,
     package_of,
     plugins,
-    register_member,
+    register_class,
 )
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ def register(cls: type[Member]) -> type[Member]:
             f"{cls.__qualname__}: a class with a kind, derived from the base of a family, can be "
             f"registered ({families})"
         )
-    register_member(cls)
+    register_class(cls)
     _look_again()
     return cls
 

@@ -1,0 +1,63 @@
+"""Images of a program as the ``data`` section of a config."""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ssdistill.data.python_data import Given, give
+from ssdistill.errors import UserError
+from ssdistill.evaluate.opening.images import source_settings
+
+
+def data_section(data: Any, test: Any = None, name: str | None = None) -> dict[str, Any]:
+    """What a config says of images.
+
+    Args:
+        data: a kind of source, a path or a mapping, as ``ssdistill.probe`` takes them; an array or
+            tensor (N, H, W), (N, H, W, C) or (N, C, H, W); a map-style dataset; a list of paths; a
+            pair of one of these and labels; or a pair of two such pairs, to train and to test on.
+        test: images to evaluate on; by default some are held out.
+        name: of the images in the config; by default from their content.
+
+    Raises:
+        UserError: no images.
+    """
+    if isinstance(data, str | Path | Mapping):
+        if test is not None:
+            raise UserError(
+                "test: a source has its own test images; set them in the settings of data"
+            )
+        settings = source_settings(data, {})
+        return settings.model_dump(mode="json", exclude_defaults=True) | {"kind": settings.kind}
+    if test is None and _is_pair(data) and all(map(_is_pair, data)):
+        data, test = data
+    train = _given(data, "data")
+    held = None if test is None else _given(test, "test")
+    name = name or f"images-{_key(train)}"
+    give(name, train, held)
+    return {"kind": "object", "name": name}
+
+
+def _given(data: Any, name: str) -> Given:
+    if _is_pair(data):
+        return Given(data[0], data[1], name)
+    given = Given(data, None, name)
+    if not given.is_array:
+        given.first  # noqa: B018  # no dataset is refused here
+    return given
+
+
+def _is_pair(data: Any) -> bool:
+    """Whether data are two things, rather than a list of two paths."""
+    pair = isinstance(data, tuple | list) and len(data) == 2
+    return pair and not any(isinstance(item, str | os.PathLike) for item in data)
+
+
+def _key(given: Given) -> str:
+    if given.is_array or not isinstance(given.first, str | os.PathLike):
+        return given.identity[:8]
+    paths: Sequence[Any] = given.images
+    text = "\0".join(os.fspath(path) for path in paths)
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]

@@ -1,0 +1,213 @@
+"""Train, distill and compress from a program, each as one experiment."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ssdistill.api.data import data_section
+from ssdistill.api.networks import encoder, given_encoder, is_made_anew
+from ssdistill.api.results import Result
+from ssdistill.errors import UserError, shortened
+from ssdistill.experiment.schema import Experiment
+from ssdistill.files import user_path
+from ssdistill.models.backbones import Encoder
+from ssdistill.settings.problems import validated
+
+Network = nn.Module | str | Path | Mapping[str, Any]
+"""A module, an :class:`Encoder`, a name, a path, or a section of a config."""
+TIMM = "timm:"
+ALONE: dict[str, dict[str, Any]] = {"prune": {"macs": 0.5}}
+"""Settings of steps that are named alone and have no goal of their own."""
+QUIET: dict[str, Any] = {"control": None, "evaluate": None, "measure": {"latency": False}}
+"""Sections unless asked for: no baseline, no labels, no measurement of latency."""
+
+
+def pretrain(
+    network: Network,
+    data: Any,
+    method: str | Mapping[str, Any] = "simclr",
+    *,
+    root: str | Path = "runs",
+    name: str = "pretrain",
+    test: Any = None,
+    config: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> Result:
+    """Pretrain a network without labels, as an experiment with a ``pretrain`` section does.
+
+    Args:
+        network: a module or :func:`ssdistill.encoder`, a timm name, or a mapping of ``encoder``.
+        data: see :func:`ssdistill.api.data.data_section`; labels are not read.
+        method: kind of a method (``ssdistill list methods``), or its settings.
+        root: runs folder; finished stages in it are reused, interrupted ones resumed.
+        name: of the experiment.
+        test: images for the label-free metrics; by default some are held out.
+        config: further sections, such as ``{"device": {"precision": "bf16"}}``.
+        settings: of the method and the training: ``steps`` or ``epochs``, ``batch_size``, ``optim``.
+
+    Raises:
+        UserError: anything the user can mend.
+    """
+    chosen = {"kind": method} if isinstance(method, str) else dict(method)
+    tree = {
+        **_start(name, data, test),
+        "teacher": {"encoder": encoder_section(network, root)},
+        "pretrain": {**chosen, **settings},
+    }
+    return _run(tree, config, root, chosen.get("kind", "teacher"))
+
+
+def distill(
+    student: Network,
+    teacher: Network | Mapping[str, Network],
+    data: Any,
+    losses: str | Iterable[str] | Mapping[str, Any] = "simreg",
+    *,
+    root: str | Path = "runs",
+    name: str = "distill",
+    test: Any = None,
+    config: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> Result:
+    """Distill one or several frozen teachers into a student, without labels.
+
+    Args:
+        student: a module or :func:`ssdistill.encoder`, a timm name, or a mapping of ``encoder``.
+        teacher: a module or encoder; the folder of a run or saved model; ``timm:NAME``; a mapping
+            of ``teacher`` settings with their ``kind``; or several of these by name.
+        data: see :func:`ssdistill.api.data.data_section`; labels are not read.
+        losses: one kind (``ssdistill list losses``), several, or settings by name, such as
+            ``{"feature": "simreg", "queue": {"kind": "infonce", "weight": 0.2}}``.
+        root: runs folder; finished stages in it are reused, interrupted ones resumed.
+        name: of the experiment.
+        test: images for the label-free metrics; by default some are held out.
+        config: further sections of the config, such as ``{"compress": ["prune", "quantize"]}``.
+        settings: of ``distill``: ``steps`` or ``epochs``, ``batch_size``, ``optim``, ``views``, …
+
+    Returns:
+        the student is ``result.student``, its folder ``result.folder``.
+
+    Raises:
+        UserError: anything the user can mend.
+    """
+    tree = {**_start(name, data, test), "student": {"encoder": encoder_section(student, root)}}
+    if isinstance(teacher, Mapping) and "kind" not in teacher:
+        tree["teachers"] = {key: teacher_section(one, root) for key, one in teacher.items()}
+    else:
+        tree["teacher"] = teacher_section(teacher, root)
+    tree["distill"] = {"losses": _losses(losses), **settings}
+    return _run(tree, config, root, "distilled")
+
+
+def compress(
+    model: Network,
+    data: Any,
+    steps: Sequence[str | Mapping[str, Any]] = ("prune", "refit", "quantize"),
+    *,
+    root: str | Path = "runs",
+    name: str = "compress",
+    test: Any = None,
+    config: Mapping[str, Any] | None = None,
+) -> Result:
+    """Compress an encoder by steps, measured on unlabeled images.
+
+    Args:
+        model: as ``teacher`` of :func:`distill`.
+        data: see :func:`ssdistill.api.data.data_section`; labels are not read.
+        steps: kinds of steps (``ssdistill list steps``), or their settings, in order. ``prune``
+            alone halves the multiplications.
+        root: runs folder; finished stages in it are reused.
+        name: of the experiment.
+        test: images for the label-free metrics; by default some are held out.
+        config: further sections of the config.
+
+    Returns:
+        the last model is ``result.model``; all are in ``result.models``.
+
+    Raises:
+        UserError: anything the user can mend.
+    """
+    chosen = [
+        {"kind": step, **ALONE.get(step, {})} if isinstance(step, str) else dict(step)
+        for step in steps
+    ]
+    tree = {
+        **_start(name, data, test),
+        "teacher": teacher_section(model, root),
+        "compress": chosen,
+    }
+    return _run(tree, config, root, None)
+
+
+def encoder_section(network: Network, root: str | Path) -> dict[str, Any]:
+    """What a config says of a network that is trained."""
+    if isinstance(network, Mapping):
+        return dict(network)
+    if isinstance(network, str | Path):
+        return {"name": str(network)}
+    made = _as_encoder(network)
+    if is_made_anew(made):
+        section: dict[str, Any] = {"name": made.spec.name}
+    else:
+        section = {
+            "name": made.spec.name,
+            "args": made.spec.args,
+            "stem": made.spec.stem,
+            "stem_stride": made.spec.stem_stride,
+            "stem_padding": made.spec.stem_padding,
+            "weights": str(given_encoder(made, root)),
+        }
+    return section | ({"input_size": made.spec.input_size} if made.spec.input_size else {})
+
+
+def teacher_section(network: Network, root: str | Path) -> dict[str, Any]:
+    """What a config says of a network that exists.
+
+    Raises:
+        UserError: a file, which does not say its network.
+    """
+    if isinstance(network, Mapping):
+        return dict(network)
+    if isinstance(network, nn.Module):
+        return {"kind": "run", "path": str(given_encoder(_as_encoder(network), root))}
+    text = str(network)
+    if text.startswith(TIMM):
+        return {"kind": "timm", "name": text.removeprefix(TIMM)}
+    if user_path(text).is_file() and user_path(text).suffix != ".json":
+        raise UserError(
+            f"{shortened(text, 200)}: a checkpoint does not say its network; pass "
+            f"{{'kind': 'checkpoint', 'path': …, 'encoder': {{'name': …}}}}"
+        )
+    return {"kind": "run", "path": text}
+
+
+def _as_encoder(network: nn.Module) -> Encoder:
+    return network if isinstance(network, Encoder) else encoder(network)
+
+
+def _losses(losses: str | Iterable[str] | Mapping[str, Any]) -> dict[str, Any]:
+    if isinstance(losses, str):
+        losses = [losses]
+    if not isinstance(losses, Mapping):
+        losses = {kind: kind for kind in losses}
+    return {
+        name: {"kind": loss} if isinstance(loss, str) else loss for name, loss in losses.items()
+    }
+
+
+def _start(name: str, data: Any, test: Any) -> dict[str, Any]:
+    return {"schema": 1, "name": name, "data": data_section(data, test), **QUIET}
+
+
+def _run(
+    tree: dict[str, Any], config: Mapping[str, Any] | None, root: str | Path, main: str | None
+) -> Result:
+    """Run the experiment that a tree describes; ``main`` is its model, the last if None."""
+    from ssdistill.chain.run import run
+    from ssdistill.experiment.merging import merge
+
+    tree = merge(tree, dict(config or {}), [])
+    report = run(validated(Experiment, tree, tree["name"]), root)
+    return Result(report, tree, main or list(report.models)[-1])

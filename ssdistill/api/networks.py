@@ -1,0 +1,109 @@
+"""Any PyTorch module as an encoder, and encoders as sections of a config."""
+
+import copy
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ssdistill.artifacts.artifact import save_encoder
+from ssdistill.artifacts.description import DESCRIPTION
+from ssdistill.errors import UserError, shortened
+from ssdistill.files import user_path
+from ssdistill.models.backbones import Encoder, encoder_from_spec
+from ssdistill.models.identity import encoder_sha256
+from ssdistill.models.networks import Network, add_network, find_network, network_sha256
+from ssdistill.models.spec import IMAGENET_MEAN, IMAGENET_STD, Channels, EncoderSpec
+from ssdistill.settings import Size, as_size
+from ssdistill.settings.plugins import PROGRAM
+
+GIVEN = "given"
+"""Folder in the runs folder of the weights that programs give."""
+
+
+def encoder(
+    module: nn.Module | Callable[..., nn.Module],
+    *,
+    image_size: Size | None = None,
+    input_size: Size | None = None,
+    embedding: Callable[[Any], Tensor] | None = None,
+    taps: Mapping[str, str] | None = None,
+    mean: Channels | None = None,
+    std: Channels | None = None,
+    name: str | None = None,
+) -> Encoder:
+    """Any PyTorch module as an encoder: to distill from or into, compress, evaluate and embed.
+
+    Args:
+        module: takes normalized images (B, C, H, W). A module keeps its weights; a function or
+            class that returns one is called for every seed, so that initial weights follow from
+            the seed.
+        image_size: side of the images, in pixels, or ``(height, width)``; by default
+            ``input_size``, or 224.
+        input_size: size to which images are resized inside the encoder; None leaves them.
+        embedding: from what the module returns to the embedding (B, D); by default what it
+            returns, its ``pooler_output``, or the mean of a map over positions.
+        taps: inner modules by a name, from shallow to deep, whose outputs (B, C, H, W) or
+            (B, tokens, C) losses can read.
+        mean, std: one number a channel by which images in [0, 1] are normalized; ImageNet's by
+            default. Their number is that of the channels.
+        name: in configs and reports; by default the class's.
+
+    Returns:
+        an encoder: ``encoder(x_BCHW).embedding_BD`` for images in [0, 1].
+
+    Raises:
+        UserError: no embedding (B, D), an unknown inner module, a name of timm's, or source that
+            cannot be read.
+    """
+    if isinstance(module, Encoder):
+        raise UserError("ssdistill.encoder: this is an encoder already; pass it as it is")
+    if (mean is None) != (std is None):
+        raise UserError("ssdistill.encoder: mean and std go together; pass both or none")
+    mean, std = tuple(mean or IMAGENET_MEAN), tuple(std or IMAGENET_STD)
+    given = isinstance(module, nn.Module)
+    maker = type(module) if given else module
+    if not callable(maker):
+        raise UserError(
+            f"ssdistill.encoder: expected a module, or a function that returns one, got "
+            f"{shortened(repr(module))}"
+        )
+    taps = dict(taps or {})
+    structure = repr(module) if given else ""
+    sha256 = network_sha256(maker, embedding, taps, structure)
+    if name is None:
+        plain = re.sub(r"\W", "", getattr(maker, "__name__", type(maker).__name__)) or "network"
+        name = f"{plain}-{sha256[:8]}"  # two modules of one class are two networks
+    build = partial(copy.deepcopy, module) if given else maker
+    add_network(Network(name, build, PROGRAM, embedding, taps, sha256))
+    size = image_size or input_size or 224
+    spec = EncoderSpec(
+        name=name,
+        image_size=size if isinstance(size, int) else as_size(*size),
+        input_size=input_size,
+        mean=mean,
+        std=std,
+        library=PROGRAM,
+    )
+    return encoder_from_spec(spec)
+
+
+def is_made_anew(network: Encoder) -> bool:
+    """Whether an encoder is of a function or class, called for every seed, not of a module."""
+    entry = find_network(network.spec.name)
+    return entry is not None and not isinstance(entry.build, partial)
+
+
+def given_encoder(network: Encoder, root: str | Path) -> Path:
+    """Keep the weights of an encoder in the runs folder; returns their folder.
+
+    Args:
+        root: the runs folder. Weights are in ``given/<hash>`` below it, once.
+    """
+    folder = user_path(root) / GIVEN / encoder_sha256(network)[:16]
+    if not (folder / DESCRIPTION).is_file():
+        save_encoder(network, folder)
+    return folder

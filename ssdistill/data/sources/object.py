@@ -1,0 +1,74 @@
+"""Images that the running program holds."""
+
+from functools import cached_property
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from ssdistill.data.parts import PartedSource
+from ssdistill.data.python_data import OBJECTS, Given
+from ssdistill.data.splits import RawSplit
+from ssdistill.errors import UserError, nearest
+
+
+class PythonObject(PartedSource):
+    """Arrays, a dataset or a list of paths that a program has given to ``ssdistill.use_data``.
+
+    Stages are known by the content of the images, not by the name. Without test images, some are
+    held out by a hash of their number.
+
+    Args:
+        name: by which the program gave them.
+        test_fraction: fraction to hold out without test images; by default 0.2 with labels and
+            0.1 without. 0 trains on all images.
+    """
+
+    kind = "object"
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        test_fraction: Annotated[float, Field(ge=0, lt=1)] | None = None,
+    ):
+        self.name, self.path, self.test_fraction = name, name, test_fraction
+
+    @cached_property
+    def _given(self) -> tuple[Given, Given | None]:
+        if self.name not in OBJECTS:
+            raise UserError(
+                f"data.name={self.name}: the program has given no images of this name"
+                f"{nearest(self.name, OBJECTS)}; call ssdistill.use_data first"
+            )
+        return OBJECTS[self.name]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {}  # their content tells them apart
+
+    def _total(self) -> int:
+        return len(self._given[0].images)
+
+    @property
+    def _own_test(self) -> bool:
+        return self._given[1] is not None
+
+    @property
+    def has_labels(self) -> bool:
+        train, test = self._given
+        return train.has_labels and (test is None or test.has_labels)
+
+    @property
+    def default_image_size(self) -> int:
+        return self._given[0].size
+
+    @property
+    def description(self) -> str:
+        train = self._given[0]
+        what = type(train.images).__name__
+        return f"{self.name} ({what}), {'' if self.has_labels else 'un'}labeled"
+
+    def _split(self, name: str) -> RawSplit:
+        train, test = self._given
+        given = test if name == "test" and test is not None else train
+        return given.split(f"{self.name} ({name})", self._rows(name), any_bands=self.any_bands)
