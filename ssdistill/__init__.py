@@ -1,19 +1,21 @@
 """ssdistill: distill, prune and quantize self-supervised vision encoders without labels.
 
-Public names: :func:`load` an encoder, :func:`probe` several, :func:`run` an experiment,
-:func:`reproduce` its claims. Every protocol is a function of :mod:`ssdistill.evaluate`; modules are
+Public names: :func:`encoder` makes one of any module, :func:`pretrain`, :func:`distill` and
+:func:`compress` it, :func:`use_data` names images of a program, :func:`load` a saved one, :func:`probe` several, :func:`run` an experiment,
+:func:`reproduce` its claims; :func:`register` and :func:`add_plugin` add kinds. Every protocol is a function of :mod:`ssdistill.evaluate`; modules are
 imported when they are first used, so that ``import ssdistill`` alone takes no time.
 """
 
 import os
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ssdistill import moved
+from ssdistill.callable_modules import make_callable
 
 # OpenMP's threads spin while they wait. With anything else running on the machine that costs a
 # training on a few cores most of its speed; asleep they cost it nothing. Has to be said
@@ -21,15 +23,23 @@ from ssdistill import moved
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 moved.install()
+FUNCTIONS = {"encoder": "ssdistill.api.networks", "use_data": "ssdistill.api.data"}
+"""Module of functions that are imported when they are first used."""
+CALLED = ("pretrain", "distill", "compress")
+"""Packages that are functions, too: those of :mod:`ssdistill.api.experiments`."""
+make_callable(
+    __name__,
+    CALLED.__contains__,
+    lambda name: getattr(import_module(f"{__name__}.api.experiments"), name),
+)
 
 if TYPE_CHECKING:
     # What is loaded when it is first used, as a type checker and an editor see it.
+    from ssdistill import api as api
     from ssdistill import artifacts as artifacts
     from ssdistill import chain as chain
     from ssdistill import commands as commands
-    from ssdistill import compress as compress
     from ssdistill import data as data
-    from ssdistill import distill as distill
     from ssdistill import distributed as distributed
     from ssdistill import errors as errors
     from ssdistill import evaluate as evaluate
@@ -40,13 +50,17 @@ if TYPE_CHECKING:
     from ssdistill import machine as machine
     from ssdistill import measure as measure
     from ssdistill import models as models
-    from ssdistill import pretrain as pretrain
     from ssdistill import record as record
     from ssdistill import report as report
     from ssdistill import settings as settings
     from ssdistill import teachers as teachers
     from ssdistill import terminal as terminal
     from ssdistill import train as train
+    from ssdistill.api.data import use_data as use_data
+    from ssdistill.api.experiments import compress as compress
+    from ssdistill.api.experiments import distill as distill
+    from ssdistill.api.experiments import pretrain as pretrain
+    from ssdistill.api.networks import encoder as encoder
     from ssdistill.artifacts.runtimes import RuntimeModel
     from ssdistill.chain.report import Report
     from ssdistill.commands.probe.findings import Probed
@@ -55,8 +69,22 @@ if TYPE_CHECKING:
     from ssdistill.report.verdict import Verdict
 
 Kind = TypeVar("Kind")
+Config = str | Path | Mapping[str, Any]
 __version__ = version("ssdistill")
-__all__ = ["__version__", "add_plugin", "load", "probe", "register", "reproduce", "run"]
+__all__ = [
+    "__version__",
+    "add_plugin",
+    "compress",
+    "distill",
+    "encoder",
+    "load",
+    "pretrain",
+    "probe",
+    "register",
+    "reproduce",
+    "run",
+    "use_data",
+]
 
 
 def add_plugin(name: str) -> None:
@@ -96,9 +124,12 @@ def load(path: str | Path, trust: bool = False) -> "Encoder | RuntimeModel":
 
 
 def run(
-    config: str | Path, *overrides: str, root: str | Path = "runs", on: str | None = None
+    config: "Config", *overrides: str, root: str | Path = "runs", on: str | None = None
 ) -> "Report":
-    """Run an experiment, as ``ssdistill run config key=value … --on …`` does."""
+    """Run an experiment, as ``ssdistill run config key=value … --on …`` does.
+
+    ``config`` is a YAML file, the name of a packaged config, or a mapping of what a file would say.
+    """
     from ssdistill.chain.executors.choice import executor_for
     from ssdistill.chain.run import run as run_experiment
     from ssdistill.experiment.reading import load_experiment
@@ -109,7 +140,7 @@ def run(
 
 
 def reproduce(
-    config: str | Path, *overrides: str, root: str | Path = "runs", on: str | None = None
+    config: "Config", *overrides: str, root: str | Path = "runs", on: str | None = None
 ) -> list["Verdict"]:
     """Run an experiment and verify its claims, as ``ssdistill reproduce`` does."""
     from ssdistill.chain.checks import require_claims
@@ -152,6 +183,8 @@ if not TYPE_CHECKING:  # else a type checker would accept any name
 
     def __getattr__(name: str) -> Any:
         """``ssdistill.evaluate`` and every other module, imported on first use."""
+        if name in FUNCTIONS:
+            return getattr(import_module(FUNCTIONS[name]), name)
         if name not in _modules() and name not in moved.MOVED:
             raise AttributeError(f"module 'ssdistill' has no attribute '{name}'")
         return import_module(f"ssdistill.{name}")

@@ -11,7 +11,7 @@ from ssdistill.errors import UserError
 from ssdistill.evaluate.opening.images import source_settings
 
 
-def data_section(data: Any, test: Any = None, name: str | None = None) -> dict[str, Any]:
+def use_data(data: Any, test: Any = None, name: str | None = None) -> dict[str, Any]:
     """What a config says of images.
 
     Args:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from ssdistill.api.data import data_section
+from ssdistill.api.data import use_data
 from ssdistill.api.networks import encoder, given_encoder, is_made_anew
 from ssdistill.api.results import Result
 from ssdistill.errors import UserError, shortened
@@ -39,7 +39,7 @@ def pretrain(
 
     Args:
         network: a module or :func:`ssdistill.encoder`, a timm name, or a mapping of ``encoder``.
-        data: see :func:`ssdistill.api.data.data_section`; labels are not read.
+        data: see :func:`ssdistill.api.data.use_data`; labels are not read.
         method: kind of a method (``ssdistill list methods``), or its settings.
         root: runs folder; finished stages in it are reused, interrupted ones resumed.
         name: of the experiment.
@@ -77,7 +77,7 @@ def distill(
         student: a module or :func:`ssdistill.encoder`, a timm name, or a mapping of ``encoder``.
         teacher: a module or encoder; the folder of a run or saved model; ``timm:NAME``; a mapping
             of ``teacher`` settings with their ``kind``; or several of these by name.
-        data: see :func:`ssdistill.api.data.data_section`; labels are not read.
+        data: see :func:`ssdistill.api.data.use_data`; labels are not read.
         losses: one kind (``ssdistill list losses``), several, or settings by name, such as
             ``{"feature": "simreg", "queue": {"kind": "infonce", "weight": 0.2}}``.
         root: runs folder; finished stages in it are reused, interrupted ones resumed.
@@ -115,7 +115,7 @@ def compress(
 
     Args:
         model: as ``teacher`` of :func:`distill`.
-        data: see :func:`ssdistill.api.data.data_section`; labels are not read.
+        data: see :func:`ssdistill.api.data.use_data`; labels are not read.
         steps: kinds of steps (``ssdistill list steps``), or their settings, in order. ``prune``
             alone halves the multiplications.
         root: runs folder; finished stages in it are reused.
@@ -198,7 +198,7 @@ def _losses(losses: str | Iterable[str] | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _start(name: str, data: Any, test: Any) -> dict[str, Any]:
-    return {"schema": 1, "name": name, "data": data_section(data, test), **QUIET}
+    return {"schema": 1, "name": name, "data": use_data(data, test), **QUIET}
 
 
 def _run(

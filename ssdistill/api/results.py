@@ -75,8 +75,7 @@ class Result:
 
         if name not in self.models:
             raise UserError(
-                f"no model '{name}'{nearest(name, self.models)}; there are "
-                f"{', '.join(self.models)}"
+                f"no model '{name}'{nearest(name, self.models)}; there are {', '.join(self.models)}"
             )
         return load(self.models[name])
 

@@ -270,5 +270,3 @@ OBJECTS: dict[str, tuple[Given, Given | None]] = {}
 def give(name: str, train: Given, test: Given | None = None) -> None:
     """Let configs of this process name these images: ``data: {kind: object, name: NAME}``."""
     OBJECTS[name] = train, test
-
-

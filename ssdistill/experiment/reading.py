@@ -5,6 +5,7 @@ The only reader of configs. What YAML may hold is decided in
 may be written by pydantic alone.
 """
 
+import copy
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -34,11 +35,14 @@ READER = "experiment/reading.py"
 """Where this file is in the package."""
 
 
-def load_experiment(path: str | Path, overrides: Sequence = ()) -> tuple[Experiment, list[str]]:
+def load_experiment(
+    path: str | Path | Mapping[str, Any], overrides: Sequence = ()
+) -> tuple[Experiment, list[str]]:
     """Read, compose, override and validate.
 
     Args:
-        path: a YAML file; a name that is no file is looked up among the packaged configs.
+        path: a YAML file; a name that is no file is looked up among the packaged configs; or a
+            mapping of what a file in the current folder would say.
         overrides: ``key.sub=value`` strings, or as :mod:`ssdistill.experiment.overrides`
             understands them.
 
@@ -88,15 +92,19 @@ class Written:
         return of_file(self.file, resolve(complete_rows(tree)), Experiment)
 
 
-def read_config(path: str | Path, overrides: Sequence = ()) -> Written:
+def read_config(path: str | Path | Mapping[str, Any], overrides: Sequence = ()) -> Written:
     """Read, compose and override, as :func:`load_experiment` does.
 
     Raises:
         UserError: what cannot be read or merged.
     """
-    file = find_config(path)
     notices: list[str] = []
-    tree = _compose(file, notices, (), {})
+    if isinstance(path, Mapping):
+        file = Path("config")
+        tree = _over_parents(file, copy.deepcopy(dict(path)), notices, (), {})
+    else:
+        file = find_config(path)
+        tree = _compose(file, notices, (), {})
     plain = plain_overrides(overrides, options={})
     for override in plain:
         tree = merge(tree, with_new_keys(parse_override(override), notices), notices)
@@ -192,6 +200,18 @@ def _compose(
     content = {} if content is None else content
     if not isinstance(content, dict):
         raise UserError(f"{file}: expected a mapping of keys to values")
+    composed[resolved] = _over_parents(file, content, notices, (*extended_by, resolved), composed)
+    return composed[resolved]
+
+
+def _over_parents(
+    file: Path,
+    content: dict[str, Any],
+    notices: list[str],
+    extended_by: tuple[Path, ...],
+    composed: dict[Path, dict[str, Any]],
+) -> dict[str, Any]:
+    """A file's content over that of the files it extends."""
     content = with_new_keys(content, notices)
     parents, tree = content.pop("extends", None) or [], {}
     parents = [parents] if isinstance(parents, str) else parents
@@ -205,11 +225,10 @@ def _compose(
             parent_file = beside if _is_file(beside) else find_config(parent)
         except UserError as error:
             raise UserError(f"{file}: extends {error}") from None
-        inherited = _compose(parent_file, notices, (*extended_by, resolved), composed)
+        inherited = _compose(parent_file, notices, extended_by, composed)
         tree = merge(tree, inherited, notices)
     # Packaged files drop settings of each other on purpose: no notices.
-    composed[resolved] = merge(tree, content, [] if _is_packaged(resolved) else notices)
-    return composed[resolved]
+    return merge(tree, content, [] if _is_packaged(file.resolve()) else notices)
 
 
 def _is_packaged(file: Path) -> bool:

@@ -4,9 +4,12 @@ Parts of several losses belong in `base`, weighting and teachers in `distill`.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal, cast
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -15,10 +18,32 @@ from ssdistill.data.batch import Batch
 from ssdistill.errors import UserError
 from ssdistill.models.representation import Outputs, Representation
 from ssdistill.settings import Fraction, NonNegative, NonNegativeInt, Settings
+from ssdistill.callable_modules import make_callable
 
 Pairs = Annotated[tuple[tuple[NonNegativeInt, NonNegativeInt], ...], Field(min_length=1)]
 Pairing = Literal["same", "other"]
 Read = Literal["embedding", "projection"]
+
+
+def _on_tensors(kind: str) -> Callable[..., nn.Module] | None:
+    """The loss of that kind as a module on tensors; None if there is none."""
+    from ssdistill.losses.on_tensors import TensorLoss
+    from ssdistill.settings.registry import LOSSES
+
+    return partial(TensorLoss, kind) if kind in LOSSES.classes else None
+
+
+make_callable(__name__, lambda name: not name.startswith("_"), _on_tensors)
+
+
+def __getattr__(name: str) -> Any:
+    """``ssdistill.losses.simreg(student_dim, teacher_dim)``, and the same of plug-ins."""
+    if not name.startswith("_"):
+        if find_spec(f"{__name__}.{name}") is not None:
+            return import_module(f"{__name__}.{name}")
+        if function := _on_tensors(name):
+            return function
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class LossSettings(Settings):

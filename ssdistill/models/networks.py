@@ -92,9 +92,7 @@ def network(
 
     def add(build: Builder) -> Builder:
         sha256 = network_sha256(build, embedding, taps or {})
-        add_network(
-            Network(name, build, package_of(build), embedding, dict(taps or {}), sha256)
-        )
+        add_network(Network(name, build, package_of(build), embedding, dict(taps or {}), sha256))
         return build
 
     return add

@@ -166,8 +166,10 @@ def _described(value: Any) -> str:
         return f"a tensor of shape {tuple(value.shape)}"
     if isinstance(value, Mapping):
         return f"a dict with the keys {', '.join(map(str, value))}"
-    names = [name for name, item in vars(value).items() if isinstance(item, Tensor)] if hasattr(
-        value, "__dict__"
-    ) else []
+    names = (
+        [name for name, item in vars(value).items() if isinstance(item, Tensor)]
+        if hasattr(value, "__dict__")
+        else []
+    )
     inside = f" with the tensors {', '.join(names)}" if names else ""
     return f"a {type(value).__name__}{inside}"

@@ -161,9 +161,7 @@ def _fit(encoder: Encoder, state: Mapping[str, Tensor], weights: str) -> Start:
         if others:
             shapes = f"{tuple(state[others[0]].shape)}, not {tuple(own[others[0]].shape)}"
             why = f"has tensors of other shapes than '{encoder.spec.name}' ({others[0]}: {shapes})"
-        raise UserError(
-            f"{shortened(weights, 100)} {why}; check encoder.name and encoder.args"
-        )
+        raise UserError(f"{shortened(weights, 100)} {why}; check encoder.name and encoder.args")
     with torch.no_grad():
         encoder.net.load_state_dict(own | {k: v.to(own[k].dtype) for k, v in fitting.items()})
     notes = [f"the first layer is adapted to {encoder.spec.in_chans} channels"] if adapted else []

@@ -9,10 +9,11 @@ PACKAGE = Path(__file__).parents[2] / "ssdistill"
 MODULES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
 BY_STRING = {
     *("__init__.py", "moved/__init__.py", "settings/registry.py"),
+    *("settings/plugins.py", "losses/__init__.py"),
     *("artifacts/runtimes/__init__.py", "commands/data/group.py"),
 }
-"""Public names, old names, new kinds that are found by themselves, libraries of runtimes, and
-subcommands that are found by themselves."""
+"""Public names, old names, new kinds that are found by themselves, those of plug-ins, losses as
+functions, libraries of runtimes, and subcommands that are found by themselves."""
 GETTERS = {"getattr", "attrgetter", "methodcaller"}
 
 
