@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ssdistill.errors import UserError, nearest
-from ssdistill.report.charts.plots import curves_of, line_chart
 from ssdistill.record.metrics_file import read_metrics
+from ssdistill.report.charts.plots import curves_of, line_chart
 
 if TYPE_CHECKING:
     from ssdistill.artifacts.runtimes import RuntimeModel

@@ -14,11 +14,11 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 from pydantic import Field
 from torch import Tensor, nn
 
+from ssdistill.callable_modules import make_callable
 from ssdistill.data.batch import Batch
 from ssdistill.errors import UserError
 from ssdistill.models.representation import Outputs, Representation
 from ssdistill.settings import Fraction, NonNegative, NonNegativeInt, Settings
-from ssdistill.callable_modules import make_callable
 
 Pairs = Annotated[tuple[tuple[NonNegativeInt, NonNegativeInt], ...], Field(min_length=1)]
 Pairing = Literal["same", "other"]

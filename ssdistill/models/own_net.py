@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -124,8 +124,8 @@ class OwnNet(nn.Module):
                 patches_BCN = output[:, -height * width :].mT
                 return patches_BCN.unflatten(2, (height, width))
         raise UserError(
-            f"{self._name}: tap '{name}': {self.tapped[name]} returns {_described(output)}, which "
-            "is no feature map (B, C, H, W) and no tokens (B, N, C) of a grid; choose another module"
+            f"{self._name}: tap '{name}': {self.tapped[name]} returns {_described(output)}, no "
+            "feature map (B, C, H, W) or tokens (B, N, C) of a grid; choose another module"
         )
 
 

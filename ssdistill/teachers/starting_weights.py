@@ -1,4 +1,4 @@
-"""Weights that an encoder starts from: those of a model, a checkpoint or timm, as far as they fit."""
+"""Weights that an encoder starts from, of a model, a checkpoint or timm, as far as they fit."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

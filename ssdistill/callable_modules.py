@@ -1,4 +1,4 @@
-"""Modules that are functions, too: ``ssdistill.distill(student, …)``, ``ssdistill.losses.simreg(…)``.
+"""Modules that are functions, too: ``ssdistill.distill(…)``, ``ssdistill.losses.simreg(…)``.
 
 A name like ``ssdistill.distill`` is a package, wherever it is imported. Python sets a module as an
 attribute of the package above it; there its class becomes one that can be called.
