@@ -1,9 +1,11 @@
 """ssdistill: distill, prune and quantize self-supervised vision encoders without labels.
 
-Public names: :func:`encoder` makes one of any module, :func:`pretrain`, :func:`distill` and
-:func:`compress` it, :func:`use_data` names images of a program, :func:`load` a saved one, :func:`probe` several, :func:`run` an experiment,
-:func:`reproduce` its claims; :func:`register` and :func:`add_plugin` add kinds. Every protocol is a function of :mod:`ssdistill.evaluate`; modules are
-imported when they are first used, so that ``import ssdistill`` alone takes no time.
+Public names: :func:`encoder` makes one of any module; :func:`pretrain`, :func:`distill` and
+:func:`compress` it; :func:`use_data` names images of a program; :func:`load` a saved encoder,
+:func:`probe` several; :func:`run` an experiment, :func:`reproduce` its claims; :func:`register`
+and :func:`add_plugin` add kinds. Every protocol is a function of :mod:`ssdistill.evaluate`, every
+loss one of :mod:`ssdistill.losses`; modules are imported when they are first used, so that
+``import ssdistill`` alone takes no time.
 """
 
 import os
@@ -93,7 +95,7 @@ def add_plugin(name: str) -> None:
     Packages that are installed with an entry point of the group ``ssdistill.plugins`` are added
     by themselves.
     """
-    from ssdistill.settings.registry import add_plugin as add
+    from ssdistill.settings.adding import add_plugin as add
 
     add(name)
 
@@ -105,7 +107,7 @@ def register(cls: type[Kind]) -> type[Kind]:
         UserError: no loss, method, teacher, step, protocol, source or runtime; a kind that
             exists; a class without source.
     """
-    from ssdistill.settings.registry import register as add
+    from ssdistill.settings.adding import register as add
 
     return add(cls)
 

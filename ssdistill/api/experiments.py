@@ -45,7 +45,7 @@ def pretrain(
         name: of the experiment.
         test: images for the label-free metrics; by default some are held out.
         config: further sections, such as ``{"device": {"precision": "bf16"}}``.
-        settings: of the method and the training: ``steps`` or ``epochs``, ``batch_size``, ``optim``.
+        settings: of the method and the training: ``steps`` or ``epochs``, ``batch_size``, …
 
     Raises:
         UserError: anything the user can mend.

@@ -15,6 +15,7 @@ from ssdistill.commands.failures import (
     require_current_folder,
     save_report,
 )
+from ssdistill.commands.plugins import without_imports
 from ssdistill.commands.probe.command import add_probe
 from ssdistill.commands.restore import add_restore
 from ssdistill.errors import UserError, shortened, was_interrupted
@@ -52,33 +53,10 @@ def _main(arguments: Sequence[str] | None) -> int:
     logging.basicConfig(level=logging.WARNING, format="  %(message)s")
     try:
         require_current_folder()
-        options = _parse(_without_imports([word for word in words if word != "--debug"]))
+        options = _parse(without_imports([word for word in words if word != "--debug"]))
         return options.command(options)
     except (Exception, KeyboardInterrupt) as error:
         return _failed(error, words, getattr(options, "runs", None), debug)
-
-
-def _without_imports(words: list[str]) -> list[str]:
-    """Import the packages that ``--import`` names, before any of their kinds is looked for.
-
-    Raises:
-        UserError: one cannot be imported, or no name follows.
-    """
-    rest = []
-    remaining = iter(words)
-    for word in remaining:
-        option, equals, value = word.partition("=")
-        if option != "--import":
-            rest.append(word)
-            continue
-        names = value if equals else next(remaining, "")
-        if not names or names.startswith("-"):
-            raise UserError("--import: name a package, such as --import my_package")
-        from ssdistill.settings.registry import add_plugin
-
-        for name in names.split(","):
-            add_plugin(name)
-    return rest
 
 
 def _failed(error: BaseException, words: Sequence[str], runs: object, debug: bool) -> int:

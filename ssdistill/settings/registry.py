@@ -28,16 +28,8 @@ from pydantic import Field, GetCoreSchemaHandler, create_model
 from pydantic_core import CoreSchema
 
 from ssdistill.errors import UserError, nearest, shortened
-from ssdistill.settings import Settings, rebuild_settings
-from ssdistill.settings.plugins import (
-    PLUGINS,
-    Plugin,
-    failures,
-    import_plugin,
-    package_of,
-    plugins,
-    register_class,
-)
+from ssdistill.settings import Settings
+from ssdistill.settings.plugins import PLUGINS, Plugin, failures, package_of, plugins
 
 if TYPE_CHECKING:
     from ssdistill.settings.kinds import (
@@ -79,7 +71,7 @@ class Registry(Generic[Member]):
     @cached_property
     def classes(self) -> dict[str, type[Member]]:
         """Every class by its kind, in alphabetical order."""
-        base: Any = _import(self.base)
+        base: Any = imported(self.base)
         root = importlib.import_module(self.place)
         modules = [root]
         for info in pkgutil.iter_modules(getattr(root, "__path__", [])):
@@ -141,7 +133,7 @@ class Registry(Generic[Member]):
 
     def _make_schema(self, cls: Any) -> type[Settings]:
         hints = get_type_hints(cls.__init__, include_extras=True)
-        base: type[Settings] = _import(self.schema_base)
+        base: type[Settings] = imported(self.schema_base)
         fields: dict[str, Any] = {"kind": (Literal[cls.kind], cls.kind)}
         for name, parameter in inspect.signature(cls.__init__).parameters.items():
             if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
@@ -181,7 +173,7 @@ class Registry(Generic[Member]):
 
     def build(self, settings: Settings, *runtime: Any, **runtime_named: Any) -> Member:
         """The object that ``settings`` describes; ``runtime`` goes in before the settings."""
-        skip = {"kind", *_import(self.schema_base).model_fields}
+        skip = {"kind", *imported(self.schema_base).model_fields}
         chosen = {name: getattr(settings, name) for name in type(settings).model_fields}
         # What the base has as well, and the class asks for, it is given.
         skip -= set(inspect.signature(self[chosen["kind"]]).parameters)
@@ -201,57 +193,14 @@ class _AnyOf:
         return handler.generate_schema(self.registry.any_of_now())
 
 
-def add_plugin(name: str) -> None:
-    """Import a package by name and add the kinds that it and its modules define.
-
-    Raises:
-        UserError: it cannot be imported, or one of its kinds is another class's.
-    """
-    import_plugin(name)
-    _look_again()
-
-
-def register(cls: type[Member]) -> type[Member]:
-    """Add a class with a ``kind`` that a program or a notebook defines; a decorator.
-
-    Defining it again, with other code, puts the new class in place of the old one.
-
-    Raises:
-        UserError: it is no loss, method, teacher, step, protocol, source or runtime, it has no
-            ``kind``, its kind is another class's, or its source cannot be read.
-    """
-    bases = [registry for registry in REGISTRIES if issubclass(cls, _import(registry.base))]
-    if not bases or "kind" not in vars(cls):
-        families = ", ".join(registry.noun for registry in REGISTRIES)
-        raise UserError(
-            f"{cls.__qualname__}: a class with a kind, derived from the base of a family, can be "
-            f"registered ({families})"
-        )
-    register_class(cls)
-    _look_again()
-    return cls
-
-
-def _look_again() -> None:
-    """Read the classes anew, so that a clash is found here, and let models know them."""
-    before = [tuple(vars(registry).get("classes", {}).values()) for registry in REGISTRIES]
-    for registry in REGISTRIES:
-        registry.forget()
-    changed = [
-        known
-        for known, registry in zip(before, REGISTRIES, strict=True)
-        if known and tuple(registry.classes.values()) != known
-    ]
-    if changed:
-        rebuild_settings()
-
-
 def _unpickled(
     noun: str, kind: str, state: dict[Any, Any], packages: tuple[str, ...] = ()
 ) -> Settings:
     """Return settings sent by another process, after importing the plug-in that has the kind."""
     registry = next(registry for registry in REGISTRIES if registry.noun == noun)
     if kind not in registry.classes:
+        from ssdistill.settings.adding import add_plugin
+
         for name in packages:
             add_plugin(name)
     schema = registry.schema(kind)
@@ -267,7 +216,7 @@ def settings_of(instance: Any) -> dict[str, Any]:
     return {name: getattr(instance, name) for name in names}
 
 
-def _import(dotted: str) -> Any:
+def imported(dotted: str) -> Any:
     module, name = dotted.split(":")
     return getattr(importlib.import_module(module), name)
 

@@ -1,0 +1,55 @@
+"""Add kinds while a program runs: those of a package by its name, or a class of the program."""
+
+from typing import TypeVar
+
+from ssdistill.errors import UserError
+from ssdistill.settings import rebuild_settings
+from ssdistill.settings.plugins import import_plugin, register_class
+from ssdistill.settings.registry import REGISTRIES, imported
+
+Member = TypeVar("Member")
+
+
+def add_plugin(name: str) -> None:
+    """Import a package by name and add the kinds that it and its modules define.
+
+    Raises:
+        UserError: it cannot be imported, or one of its kinds is another class's.
+    """
+    import_plugin(name)
+    _look_again()
+
+
+def register(cls: type[Member]) -> type[Member]:
+    """Add a class with a ``kind`` that a program or a notebook defines; a decorator.
+
+    Defining it again, with other code, puts the new class in place of the old one.
+
+    Raises:
+        UserError: it is no loss, method, teacher, step, protocol, source or runtime, it has no
+            ``kind``, its kind is another class's, or its source cannot be read.
+    """
+    bases = [registry for registry in REGISTRIES if issubclass(cls, imported(registry.base))]
+    if not bases or "kind" not in vars(cls):
+        families = ", ".join(registry.noun for registry in REGISTRIES)
+        raise UserError(
+            f"{cls.__qualname__}: a class with a kind, derived from the base of a family, can be "
+            f"registered ({families})"
+        )
+    register_class(cls)
+    _look_again()
+    return cls
+
+
+def _look_again() -> None:
+    """Read the classes anew, so that a clash is found here, and let models know them."""
+    before = [tuple(vars(registry).get("classes", {}).values()) for registry in REGISTRIES]
+    for registry in REGISTRIES:
+        registry.forget()
+    changed = [
+        known
+        for known, registry in zip(before, REGISTRIES, strict=True)
+        if known and tuple(registry.classes.values()) != known
+    ]
+    if changed:
+        rebuild_settings()
