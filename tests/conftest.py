@@ -13,6 +13,9 @@ from hypothesis import settings
 from smoke_files import SMOKE
 
 from ssdistill.models.backbones import EncoderSettings, build_encoder
+from ssdistill.models.networks import NETWORKS
+from ssdistill.settings.adding import look_again
+from ssdistill.settings.plugins import NAMED, PLUGINS
 
 
 def pytest_collection_modifyitems(items):
@@ -66,6 +69,19 @@ def own_state(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SSDISTILL_STATE", str(tmp_path_factory.mktemp("state")))
         yield
+
+
+@pytest.fixture
+def plugins():
+    """A place for kinds and networks of a test, which no other test sees."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(NAMED, "")
+        kept = dict(PLUGINS), dict(NETWORKS)
+        yield PLUGINS
+        for known, before in zip((PLUGINS, NETWORKS), kept, strict=True):
+            known.clear()
+            known.update(before)
+        look_again()
 
 
 @pytest.fixture

@@ -152,12 +152,18 @@ class _Looks(Settings):
 
 
 def _add_protocols() -> None:
-    """Give ``evaluate`` a key for every protocol that a plug-in has added since."""
-    for kind in PROTOCOLS.classes:
-        if PROTOCOLS.plugin_of(kind):
-            annotation, default = _field(kind)
-            field = FieldInfo.from_annotated_attribute(annotation, default)
-            EvaluateSettings.__pydantic_fields__[kind] = field
+    """Give ``evaluate`` a key for every protocol of the plug-ins that there are now."""
+    fields = EvaluateSettings.__pydantic_fields__
+    for kind in _added:
+        del fields[kind]
+    _added[:] = [kind for kind in PROTOCOLS.classes if kind not in fields]
+    for kind in _added:
+        annotation, default = _field(kind)
+        fields[kind] = FieldInfo.from_annotated_attribute(annotation, default)
+
+
+_added: list[str] = []
+"""Keys of protocols that were added after the class was made."""
 
 
 def _field(kind: str) -> Any:

@@ -17,7 +17,7 @@ def add_plugin(name: str) -> None:
         UserError: it cannot be imported, or one of its kinds is another class's.
     """
     import_plugin(name)
-    _look_again()
+    look_again()
 
 
 def register(cls: type[Member]) -> type[Member]:
@@ -37,11 +37,11 @@ def register(cls: type[Member]) -> type[Member]:
             f"registered ({families})"
         )
     register_class(cls)
-    _look_again()
+    look_again()
     return cls
 
 
-def _look_again() -> None:
+def look_again() -> None:
     """Read the classes anew, so that a clash is found here, and let models know them."""
     before = [tuple(vars(registry).get("classes", {}).values()) for registry in REGISTRIES]
     for registry in REGISTRIES:

@@ -1,0 +1,146 @@
+import pytest
+import torch
+from torch import nn
+
+from ssdistill.artifacts.artifact import load, save_encoder
+from ssdistill.chain.plugged import with_plugins
+from ssdistill.errors import UserError
+from ssdistill.models.backbones import EncoderSettings, build_encoder
+from ssdistill.models.networks import NETWORKS, network
+from ssdistill.models.own_net import OwnNet, find_embedding
+from ssdistill.models.spec import EncoderSpec
+
+
+class Cells(nn.Module):
+    """A small network that returns a dict."""
+
+    def __init__(self, width: int = 8, in_chans: int = 3):
+        super().__init__()
+        self.first = nn.Conv2d(in_chans, width, 3, 2, 1)
+        self.body = nn.Sequential(nn.ReLU(), nn.Conv2d(width, 2 * width, 3, 2, 1), nn.ReLU())
+
+    def forward(self, x_BCHW):
+        map_BCHW = self.body(self.first(x_BCHW))
+        return {"pooled": map_BCHW.mean((2, 3)), "map": map_BCHW}
+
+
+@pytest.fixture
+def cells(plugins):
+    return network("cells", taps={"early": "first", "late": "body.2"})(Cells)
+
+
+def built(name="cells", size=16, **settings):
+    return build_encoder(EncoderSettings(name=name, **settings), size, (0.5,) * 3, (0.25,) * 3)
+
+
+def test_a_network_with_a_name_is_an_encoder(cells):
+    encoder = built(args={"width": 4})
+    assert encoder.embed_dim == 8 and encoder.spec.library == "test_networks"
+    assert encoder.tap_names[:2] == ["early", "late"]
+    encoder.set_taps(("late", "early"))
+    x_BCHW = torch.rand(3, 3, 16, 16)
+    seen = encoder(x_BCHW)
+    expected = encoder.net.net((x_BCHW - 0.5) / 0.25)
+    assert torch.equal(seen.embedding_BD, expected["pooled"])
+    assert torch.equal(seen.maps["late"], expected["map"])
+    assert list(seen.maps) == ["late", "early"] and seen.maps["early"].shape == (3, 4, 8, 8)
+    assert encoder.map_shapes() == {"late": (8, 4, 4), "early": (4, 8, 8)}
+
+
+def test_it_is_told_the_channels_of_the_images(cells):
+    encoder = build_encoder(EncoderSettings(name="cells"), 16, (0.5,) * 5, (0.5,) * 5)
+    assert encoder.net.net.first.in_channels == 5
+    network("of_three")(lambda: Cells())
+    with pytest.raises(UserError, match="'of_three' has no argument in_chans"):
+        build_encoder(EncoderSettings(name="of_three"), 16, (0.5,), (0.5,))
+
+
+def test_what_was_saved_needs_the_package_to_be_opened(cells, tmp_path):
+    encoder = built().eval()
+    save_encoder(encoder, tmp_path / "saved")
+    x_BCHW = torch.rand(2, 3, 16, 16)
+    assert torch.equal(load(tmp_path / "saved")(x_BCHW).embedding_BD, encoder(x_BCHW).embedding_BD)
+    del NETWORKS["cells"]
+    with pytest.raises(UserError) as refused:
+        load(tmp_path / "saved")
+    assert str(refused.value) == (
+        f"{tmp_path / 'saved'}: 'cells' is a network of the package test_networks, which has not "
+        "been imported: install it, or add --import test_networks"
+    )
+
+
+def test_source_and_taps_are_in_the_hash_of_a_stage(cells):
+    config = {"encoder": built().spec.model_dump(mode="json")}
+    ((name, identity),) = with_plugins(config)["plugins"].items()
+    assert name == "test_networks.cells"
+    network("cells", taps={"early": "first"})(Cells)
+    assert with_plugins(config)["plugins"][name] != identity
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"args": {"widht": 3}}, "encoder.args.widht: no argument of 'cells' (did you mean"),
+        ({"pretrained": True}, "timm has no weights for it"),
+        ({"args": {"width": "many"}}, "encoder.args of 'cells'"),
+    ],
+)
+def test_wrong_settings_are_named(cells, settings, said):
+    with pytest.raises(UserError) as refused:
+        built(**settings)
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"taps": {"x": "bodi"}}, "tap 'x': no module 'bodi' (did you mean 'body'"),
+        ({"embedding": lambda out: out["map"]}, "embedding=… returns a tensor of shape (2, 16, 4"),
+        ({"embedding": lambda out: out}, "returns a dict with the keys pooled, map"),
+    ],
+)
+def test_what_gives_no_embedding_or_map_is_refused(plugins, options, said):
+    network("wrong", **options)(Cells)
+    with pytest.raises(UserError) as refused:
+        built("wrong")
+    assert said in str(refused.value)
+
+
+def test_names_of_timm_and_of_other_packages_are_taken(cells, monkeypatch):
+    with pytest.raises(UserError, match="there is one of timm's with this name"):
+        network("resnet18")(Cells)
+    monkeypatch.setattr(Cells, "__module__", "another.place")
+    with pytest.raises(UserError, match="of the package test_networks with this name"):
+        network("cells")(Cells)
+
+
+class Tokens(nn.Module):
+    """Patches of 4 pixels, after a class token, as a transformer has them."""
+
+    def __init__(self, others: int = 1):
+        super().__init__()
+        self.patches, self.others = nn.Conv2d(3, 6, 4, 4), others
+        self.last = nn.Identity()
+
+    def forward(self, x_BCHW):
+        tokens_BNC = self.patches(x_BCHW).flatten(2).mT
+        first_B1C = tokens_BNC.mean(1, keepdim=True).expand(-1, self.others, -1)
+        return self.last(torch.cat([first_B1C, tokens_BNC], 1))[:, 0]
+
+
+@pytest.mark.parametrize(("others", "size"), [(1, (16, 16)), (5, (16, 32)), (0, (32, 16))])
+def test_tokens_are_a_map_of_the_patches(others, size):
+    module = Tokens(max(1, others))
+    spec = EncoderSpec(name="tokens", image_size=size)
+    net = OwnNet(module, spec, None, {"last": "last"})
+    x_BCHW = torch.rand(2, 3, *size)
+    _, (seen,) = net.forward_intermediates(x_BCHW, [0])
+    assert torch.equal(seen, module.patches(x_BCHW))
+
+
+def test_what_models_of_the_field_return_is_understood():
+    tensor = torch.rand(2, 5)
+    assert find_embedding({"x_norm_clstoken": tensor}) is tensor
+    assert find_embedding(type("Output", (), {"pooler_output": tensor})()) is tensor
+    assert find_embedding(torch.ones(2, 3, 4, 4)).shape == (2, 3)
+    assert find_embedding(tensor) is tensor
