@@ -16,6 +16,7 @@ from typing import (
     TYPE_CHECKING,
     Annotated,
     Any,
+    ClassVar,
     Generic,
     Literal,
     TypeVar,
@@ -162,7 +163,7 @@ class Registry(Generic[Member]):
     @property
     def union(self) -> Any:
         """A type for pydantic: any member's settings, told apart by ``kind``."""
-        return Annotated[Any, _AnyOf(self)]
+        return type(f"Any {self.noun}", (AnyOf,), {"registry": self})
 
     def any_of_now(self) -> Any:
         """Return that type for the kinds there are now."""
@@ -181,16 +182,19 @@ class Registry(Generic[Member]):
         return self[chosen["kind"]](*runtime, **runtime_named, **own)
 
 
-class _AnyOf:
-    """Settings of any kind of a registry, of those that there are when a model is (re)built."""
+class AnyOf:
+    """Base of the types that :attr:`Registry.union` returns.
 
-    def __init__(self, registry: Registry[Any]):
-        self.registry = registry
+    They stand for the settings of any kind that there is when a model is made, or made again.
+    """
 
+    registry: ClassVar[Registry[Any]]
+
+    @classmethod
     def __get_pydantic_core_schema__(
-        self, source: Any, handler: GetCoreSchemaHandler
+        cls, source: Any, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
-        return handler.generate_schema(self.registry.any_of_now())
+        return handler.generate_schema(cls.registry.any_of_now())
 
 
 def _unpickled(
