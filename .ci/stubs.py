@@ -60,7 +60,7 @@ class Stub:
         return name
 
     def shown(self, annotation: Any) -> str:
-        """A type as source; what only pydantic reads is left out."""
+        """A type as source; without what only pydantic reads."""
         origin, args = get_origin(annotation), get_args(annotation)
         if annotation is None or annotation is types.NoneType:
             return "None"
@@ -135,9 +135,9 @@ def family_stub(family: str) -> str:
     stub.imported(Registry.__module__, Registry.__name__)
     stub.body += [f"class Kinds(Registry[{stub.imported(*member)}]):"]
     for kind, schema in (*by_kind.items(), ("", registry._import(found.schema_base))):
-        asked = stub.shown(Literal[kind]) if kind else "str"
+        kind_type = stub.shown(Literal[kind]) if kind else "str"
         stub.body += [f"    @{stub.imported('typing', 'overload')}"]
-        stub.body += [f"    def schema(self, kind: {asked}) -> type[{stub.name(schema)}]: ..."]
+        stub.body += [f"    def schema(self, kind: {kind_type}) -> type[{stub.name(schema)}]: ..."]
     if family == "protocols":
         stub.body += [f"class ByKind({stub.imported(*base)}):"]
         stub.body += [f"    {kind}: {s.__name__} | None = ..." for kind, s in by_kind.items()]

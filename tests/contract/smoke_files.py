@@ -12,7 +12,7 @@ SMOKE = {
     "test_teacher_timm.py",
     "test_teacher_torchvision.py",
     "test_formats_reading.py",
-    # Files: safetensors, pickles, YAML, pictures, arrays.
+    # Files: safetensors, pickles, YAML, images, arrays.
     "test_artifacts.py",
     "test_config.py",
     "test_sources.py",

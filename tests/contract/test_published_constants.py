@@ -527,7 +527,7 @@ def plain(value: Any) -> Any:
 
 
 def defaults_of(schema: type[BaseModel]) -> dict[str, Any]:
-    """Defaults by setting; what must be given is left out."""
+    """Defaults by setting; without those of required settings."""
     fields = schema.model_fields.items()
     return {name: plain(f.default) for name, f in fields if not f.is_required()}
 

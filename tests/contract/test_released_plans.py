@@ -1,4 +1,4 @@
-"""What version 0.1.0 planned is planned as the same stages: finished ones are used again."""
+"""Plans of version 0.1.0 have the same stages today: finished ones are cached."""
 
 import json
 from pathlib import Path

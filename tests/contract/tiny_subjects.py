@@ -59,7 +59,7 @@ np.savez(
 
 
 def make_encoder():
-    """Batch norms that have seen pictures: in training mode it would answer otherwise."""
+    """Batch norms that have seen images: in training mode it would answer otherwise."""
     state = torch.get_rng_state()
     torch.manual_seed(7)
     args = {"layers": (1, 1, 0, 0), "channels": (8, 16, 16, 16), "stem_type": "deep"}

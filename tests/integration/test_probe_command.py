@@ -80,7 +80,7 @@ def test_one_model_is_shown_with_every_measure_and_written_to_every_file(
     assert model["name"] == "teacher" and found["data"]["settings"] == {"kind": "digits"}
     assert set(model["results"]) >= {"linear", "knn", "low_shot"}
 
-    # What the protocol itself says of the same encoder on the same pictures.
+    # What the protocol itself says of the same encoder on the same images.
     from ssdistill.evaluate.opening.images import open_images
 
     shown = open_images("digits", root=cache)

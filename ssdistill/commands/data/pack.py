@@ -103,7 +103,7 @@ def _lines(packed: "Packed", packing: "Packing", folder: Path, has_test: bool) -
         lines.append(line)
         if left_out := [entry for s in shards for entry in s.left_out]:
             name, reason = left_out[0]
-            lines.append(f"{split}: {len(left_out)} left out, first {shown(name)} ({reason})")
+            lines.append(f"{split}: {len(left_out)} skipped, first {shown(name)} ({reason})")
     if packed.num_new < len(packed.shards):
         lines.append(f"{_archives(len(packed.shards) - packed.num_new)} written before")
     if packed.loss is not None:

@@ -88,7 +88,7 @@ def test_a_file_says_what_it_is_and_takes_a_number_of_threads(written, monkeypat
 
 
 def threads_while_running(found, x, monkeypatch):
-    """How many threads a file runs ``x`` with, asked of its runtime."""
+    """How many threads a file runs ``x`` with, according to its runtime."""
     if found.runtime == "onnxruntime":
         return found.session.get_session_options().intra_op_num_threads
     if found.runtime == "openvino":

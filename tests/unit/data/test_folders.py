@@ -162,7 +162,7 @@ def test_an_excluded_folder_is_not_entered(tmp_path, monkeypatch):
     assert entered == [f"{tmp_path}", f"{tmp_path}/a"]
 
 
-# Digests
+# Hashes
 
 
 def test_new_settings_at_their_defaults_are_no_part_of_a_digest(tmp_path):

@@ -34,7 +34,7 @@ PRESETS = {
         "fraction": 1.0,
         "head_init": "uniform",
     },
-    # The shares of arXiv:2002.05709, section 6; the rest is ours.
+    # The fractions of arXiv:2002.05709, section 6; the rest is ours.
     "1pct": {"fraction": 0.01, "optimizer": "adamw", "lr": 1e-3, "epochs": 30},
     "10pct": {"fraction": 0.1, "optimizer": "adamw", "lr": 1e-3, "epochs": 30},
 }
