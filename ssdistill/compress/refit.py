@@ -36,8 +36,8 @@ class Refit(Step):
     """New weights, in closed form and without labels, for the layers that lost their inputs.
 
     It follows ``prune`` and ``lowrank`` and restores the network as it was before those; see
-    :func:`refit_layers`. The result is kept only if its embeddings agree better than before with the
-    uncompressed network's, on inputs that the fit has not seen.
+    :func:`refit_layers`. The result is kept only if its embeddings agree better than before with
+    the uncompressed network's, on inputs that the fit has not seen.
 
     Args:
         images: unlabeled inputs to fit to; at least a quarter of what there is remains to
