@@ -56,8 +56,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def nearest(name: str, known: Iterable[object], likeness: float = 0.6) -> str:
-    """Return `` (did you mean 'x'?)`` for the closest name in ``known``, or an empty string.
+def closest(name: object, known: Iterable[object], likeness: float = 0.6) -> str:
+    """Return the name in ``known`` that was probably meant, or an empty string.
 
     Args:
         likeness: smallest similarity of the names, from 0 to 1, as difflib measures it.
@@ -65,7 +65,13 @@ def nearest(name: str, known: Iterable[object], likeness: float = 0.6) -> str:
     import difflib
 
     close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=likeness)
-    return f" (did you mean '{close[0]}'?)" if close else ""
+    return close[0] if close else ""
+
+
+def nearest(name: object, known: Iterable[object], likeness: float = 0.6) -> str:
+    """Return `` (did you mean 'x'?)`` for the closest name in ``known``, or an empty string."""
+    close = closest(name, known, likeness)
+    return f" (did you mean '{close}'?)" if close else ""
 
 
 def one_line(error: BaseException) -> str:

@@ -46,9 +46,9 @@ def _sides(size: Any) -> Any:
     if isinstance(size, (list, tuple)):
         whole = [isinstance(side, int) and not isinstance(side, bool) for side in size]
         if len(size) != 2 or not all(whole) or min(size) < 1:
-            raise ValueError("must be a side in pixels, or [height, width]")
+            raise ValueError("must be a side in pixels, or [height, width], both above 0")
     elif isinstance(size, int) and size < 1:
-        raise ValueError("input should be greater than 0")
+        raise ValueError("must be a side in pixels, or [height, width], both above 0")
     return size
 
 

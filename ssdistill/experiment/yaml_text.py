@@ -98,6 +98,9 @@ def read_text(text: str, source: str, key: str = "") -> Any:
             loader.dispose()
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{source}: {_first_line(error)}") from None
+    if len(problems) == 1 and key:
+        # The setting is named, and an override has one line.
+        raise UserError(problems[0].replace(" (line 1)", ""))
     if len(problems) == 1:
         raise UserError(f"{source}: {problems[0]}")
     if problems:

@@ -1,49 +1,77 @@
 """Describe all problems of a config at once, each with its key and the nearest known name."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, cast, get_origin
 
 from pydantic import BaseModel, ValidationError
 
 from ssdistill.errors import UserError, nearest, shortened
 from ssdistill.settings.places import hint, is_model, item_types, kind_of, members, names, tag
-from ssdistill.settings.wording import as_yaml, is_of_type, kinds_among, of_length, what_is_wrong
+from ssdistill.settings.wording import (
+    is_of_type,
+    kinds_among,
+    of_length,
+    received,
+    what_is_expected,
+    what_is_wrong,
+)
 
 
 def describe(file: Path, error: ValidationError, model: type[BaseModel]) -> str:
     """One line per problem, under a line that names the file."""
+    located = [
+        (cast("Mapping[str, Any]", problem), *_locate(problem["loc"], model))
+        for problem in error.errors()
+    ]
+    places = [tuple(keys) for _, keys, _, _ in located]
+    of_value: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for problem, keys, _, _ in located:
+        if is_of_type(problem):
+            of_value.setdefault(tuple(keys), []).append(problem)
     lines = []
-    problems = error.errors()
-    places = [problem["loc"] for problem in problems]
-    for problem in problems:
-        # A list whose one item is bad is also called too short.
-        if any(place[: len(problem["loc"])] == problem["loc"] != place for place in places):
+    for problem, keys, siblings, annotation in located:
+        # A list whose one item is bad is also called too short, or no other member of a union.
+        if any(place[: len(keys)] == tuple(keys) != place for place in places):
             continue
-        keys, siblings, annotation = _locate(problem["loc"], model)
+        alike = of_value[tuple(keys)] if is_of_type(problem) else [problem]
         key = shortened(".".join(keys), 200) or "the file"
         if problem["type"] == "extra_forbidden":
             nested = f"; nest the keys: {_nested(keys[-1])}" if "." in keys[-1] else ""
-            remedy = nested or hint(keys[-1], siblings, model)
+            remedy = nested or hint(keys[-1], siblings, model, ".".join(keys))
             lines.append(f"  {key}: no such setting{remedy}")
-        elif problem["type"] == "missing" and isinstance(problem["loc"][-1], int):
-            # An item of a list of fixed length; the input is the whole list.
-            keys, _, annotation = _locate(problem["loc"][:-1], model)
-            lines.append(f"  {'.'.join(keys)}: {of_length(annotation)}{_received(problem)}")
-        elif problem["type"] == "too_long" and of_length(annotation):
-            lines.append(f"  {key}: {of_length(annotation)}{_received(problem)}")
-        elif problem["type"] == "missing":
-            lines.append(f"  {key}: required")
         elif problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
             lines.append(f"  {key}.kind: {_unknown_kind(problem, annotation)}")
         else:
-            reason = what_is_wrong(problem, annotation)
-            # What is wrong between sections begins with the key of one.
-            place = f"{key}: " if keys or problem["type"] != "value_error" else ""
-            lines.append(f"  {place}{reason}{_received(problem)}")
+            lines.append(f"  {_what_is_wrong(alike, keys, annotation, model)}")
     unique = list(dict.fromkeys(lines))
     count = f"{len(unique)} problem{'s' * (len(unique) > 1)}"
     return f"{file}: {count}\n" + "\n".join(unique)
+
+
+def _what_is_wrong(
+    alike: Sequence[Mapping[str, Any]], keys: list[str], annotation: Any, model: type[BaseModel]
+) -> str:
+    """The line on a value, which several members of a union may find wrong.
+
+    Args:
+        alike: their problems with it.
+    """
+    problem = alike[0]
+    key = shortened(".".join(keys), 200) or "the file"
+    if problem["type"] == "missing":
+        if not isinstance(problem["loc"][-1], int):
+            return f"{key}: required"
+        # An item of a list of fixed length; the input is the whole list.
+        keys, _, annotation = _locate(problem["loc"][:-1], model)
+        expected = of_length(annotation)
+        return f"{'.'.join(keys)}: {expected}{received(alike, expected)}"
+    if problem["type"] == "too_long" and (expected := of_length(annotation)):
+        return f"{key}: {expected}{received(alike, expected)}"
+    reason = what_is_expected(alike, annotation) or what_is_wrong(problem, annotation)
+    # What is wrong between sections begins with the key of one.
+    place = f"{key}: " if keys or problem["type"] != "value_error" else ""
+    return f"{place}{reason}{received(alike, reason)}"
 
 
 def of_file(file: Path, tree: Any, model: type[BaseModel]) -> Any:
@@ -128,16 +156,6 @@ def _nested(key: str) -> str:
     """Return a key with dots as a file has it: ``a: {b: …}``."""
     first, *others = shortened(key, 60).split(".")
     return f"{first}: " + "".join(f"{{{name}: " for name in others) + "…" + "}" * len(others)
-
-
-def _received(problem: Mapping[str, Any]) -> str:
-    value = problem["input"]
-    if isinstance(value, dict) and not is_of_type(problem):
-        return ""  # the mapping is right, and what is wrong in it has been said
-    remedy = ""
-    if problem["type"] == "string_type" and isinstance(value, bool | int | float):
-        remedy = "; text that YAML reads otherwise needs quotes, in a shell '\"…\"'"
-    return f" (got {as_yaml(value)}{remedy})"
 
 
 def _locate(location: tuple, model: Any) -> tuple[list[str], list[str], Any]:

@@ -166,8 +166,8 @@ def test_a_description_that_is_none_is_refused(tmp_path, text):
     [
         (FORMAT + 1, rf"model\.json has format {FORMAT + 1}, but this version reads"),
         (0, r"model\.json has format 0, but this version reads"),
-        (str(FORMAT), "the format in .* is invalid .format: input should be a valid integer"),
-        (None, "the format in .* is invalid .format: input should be a valid integer"),
+        (str(FORMAT), "the format in .* is invalid .format: expected a whole number"),
+        (None, "the format in .* is invalid .format: expected a whole number"),
     ],
 )
 def test_a_description_of_another_format_is_refused_by_its_format(tmp_path, version, message):
