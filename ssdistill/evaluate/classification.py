@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 
 from ssdistill.errors import UserError
-from ssdistill.evaluate.intervals import balanced_interval, binomial_interval
-from ssdistill.label_free.features import binomial_error
+from ssdistill.evaluate.intervals import balanced_interval, binomial_error, binomial_interval
 
 BINS = 15
 """Of the calibration error (Guo et al., arXiv:1706.04599)."""

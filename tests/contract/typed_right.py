@@ -13,7 +13,7 @@ from ssdistill.losses import Loss, LossSettings
 from ssdistill.settings.registry import LOSSES, METHODS, PROTOCOLS, STEPS
 
 if TYPE_CHECKING:
-    from ssdistill.commands.probe.findings import Probed
+    from ssdistill.evaluate.comparing.findings import Probed
     from ssdistill.report.verdict import Verdict
     from ssdistill.settings.kinds.losses import SimRegSettings
     from ssdistill.settings.kinds.protocols import KnnSettings, LinearSettings

@@ -13,9 +13,9 @@ from ssdistill.chain.data_checks import check_data
 from ssdistill.chain.run import run
 from ssdistill.commands.probe.files import to_csv, to_json, to_markdown
 from ssdistill.commands.probe.page import render
-from ssdistill.commands.probe.run import probe
 from ssdistill.data.opening import open_source, open_stores
 from ssdistill.errors import UserError
+from ssdistill.evaluate.comparing.run import probe
 from ssdistill.evaluate.protocols.transfer import Transfer
 from ssdistill.evaluate.subject import LabeledImages, Subject
 from ssdistill.experiment.reading import load_experiment

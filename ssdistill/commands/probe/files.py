@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ssdistill.commands.probe.findings import Findings, Probed
 from ssdistill.commands.probe.tables import tables
+from ssdistill.evaluate.comparing.findings import Findings, Probed
 from ssdistill.record.provenance import provenance
 from ssdistill.settings.registry import settings_of
 

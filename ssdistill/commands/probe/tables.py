@@ -3,7 +3,8 @@
 import math
 from typing import Any
 
-from ssdistill.commands.probe.findings import Findings, Probed
+from ssdistill.evaluate.comparing.findings import Findings, Probed
+from ssdistill.evaluate.intervals import interval_of
 from ssdistill.evaluate.paired import Paired
 from ssdistill.report.tables.columns import MEASURES, PROBE, Column, protocol_words
 from ssdistill.report.tables.models import MISSING, scaled
@@ -13,8 +14,6 @@ from ssdistill.settings import short_size
 
 FOLDED = ("_low", "_high", "_stderr")
 """Suffixes of measures that are shown as the interval of another measure."""
-NORMAL = 1.96
-"""Half-width of a 95 % interval in standard errors."""
 MOST_CLASSES, WORST = 20, 10
 """Show all classes up to this number; beyond it, only this many of the worst."""
 WIDE = 4
@@ -214,17 +213,6 @@ def quoted(probed: Probed) -> list[Column]:
 def measures_of(metrics: dict[str, float]) -> list[str]:
     """Short names of a result's metrics, in their order."""
     return [name.split("/", 2)[2] for name in metrics]
-
-
-def interval_of(metrics: dict[str, float], metric: str) -> tuple[float, float] | None:
-    """The 95 % interval of a metric: as found, or from its standard error; None without."""
-    low, high = metrics.get(f"{metric}_low"), metrics.get(f"{metric}_high")
-    if low is not None and high is not None:
-        return low, high
-    value, error = metrics.get(metric), metrics.get(f"{metric}_stderr")
-    if value is None or error is None:
-        return None
-    return value - NORMAL * error, value + NORMAL * error
 
 
 def interval_words(metrics: dict[str, float], metric: str) -> str:

@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ssdistill.errors import UserError
+from ssdistill.evaluate.intervals import binomial_error
 from ssdistill.evaluate.probes.logistic import chunk_logits
 from ssdistill.evaluate.probes.several_linear import linear_probe_of_several
 from ssdistill.evaluate.probes.strength import Folds, best_fit
@@ -24,7 +25,7 @@ from ssdistill.evaluate.protocols import (
     left_out,
 )
 from ssdistill.evaluate.subject import Subject
-from ssdistill.label_free.features import as_probe_data, binomial_error
+from ssdistill.evaluate.targets import as_probe_data
 from ssdistill.label_free.rows import Rows, standardization
 from ssdistill.settings import NonNegativeInt, OpenFraction, Positive, PositiveInt
 

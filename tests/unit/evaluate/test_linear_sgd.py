@@ -20,7 +20,7 @@ from ssdistill.evaluate.probes.supervised import recipe_for
 from ssdistill.evaluate.protocols.linear import linear_probe
 from ssdistill.evaluate.protocols.linear_sgd import LinearSGD
 from ssdistill.evaluate.subject import LabeledImages, Subject
-from ssdistill.label_free.features import as_probe_data
+from ssdistill.evaluate.targets import as_probe_data
 from ssdistill.settings.registry import PROTOCOLS
 from ssdistill.train.optim import learning_rate
 

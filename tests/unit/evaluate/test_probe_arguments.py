@@ -6,10 +6,10 @@ import timm
 import torch
 from torch import nn
 
-from ssdistill.commands.probe.arguments import ask
-from ssdistill.commands.probe.run import probe
 from ssdistill.errors import UserError
 from ssdistill.evaluate import knn
+from ssdistill.evaluate.comparing.requested import ask
+from ssdistill.evaluate.comparing.run import probe
 from ssdistill.evaluate.opening.arguments import (
     check_image_size,
     check_margin,

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from sklearn.decomposition import PCA
 
-from ssdistill.commands.probe.projection import check_method, project, turned
 from ssdistill.errors import UserError
+from ssdistill.label_free.projection import check_method, project, turned
 from ssdistill.report.charts.confusion import RIGHT_RGB, WRONG_RGB, confusion_svg
 from ssdistill.report.charts.embedding_map import LIGHT, _mark, _names_inside, map_svg
 from ssdistill.report.charts.legend import Entry, legend

@@ -4,10 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ssdistill.commands.probe.arguments import ask
-from ssdistill.commands.probe.findings import Findings, Probed, spread
-from ssdistill.commands.probe.names import short_names
 from ssdistill.errors import UserError
+from ssdistill.evaluate.comparing.findings import Findings, Probed, spread
+from ssdistill.evaluate.comparing.requested import ask
+from ssdistill.evaluate.comparing.short_names import short_names
 from ssdistill.evaluate.functions import as_device
 from ssdistill.evaluate.opening.arguments import (
     check_image_size,
