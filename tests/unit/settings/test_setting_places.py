@@ -17,7 +17,7 @@ from ssdistill.settings.places import hint, setting_places
         ("distill.image_size=32", "distill.image_size: no such setting; 'image_size' belongs in "
                                   "data.image_size"),
         ("pretrain.kind=simclr pretrain.momentum=0.9", "pretrain.momentum: no such setting; "
-            "'momentum' belongs to kind byol, dino, moco, …, or in pretrain.optim.momentum, control."),
+            "'momentum' belongs to kind byol, dino, moco, …, or in pretrain.optim.momentum, "),
         ("data.path=x", "data.path: no such setting; 'path' belongs to kind arrow, folder, hdf5, …,"
                         " or in teacher.path (kind checkpoint, run)"),
         ("selct=rankme", "selct: no such setting (did you mean 'select'?); 'select' belongs in "),
