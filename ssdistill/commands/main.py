@@ -191,7 +191,7 @@ def _experiment_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--on",
         metavar="CLUSTER",
-        help="do stages side by side with Ray: ray (this machine), ray://host:port, host:port",
+        help="run stages in parallel with Ray: ray (this machine), ray://host:port, host:port",
     )
     parser.add_argument(
         "--trust",

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from ssdistill.data.settings import StoreSettings
     from ssdistill.report.tables.table import Table
 
-SUMMARY = "find images that are damaged, duplicated, constant, or of odd size or mode"
+SUMMARY = "find images that are damaged, duplicated, constant, or of unusual size or mode"
 DESCRIPTION = f"""\
 Read and decode every image of a source and list what is unreadable, duplicated (equal
-bytes; with --near, alike to an encoder), of one color, of an odd size, or encoded otherwise than
-most. No label is read, and nothing is changed.
+bytes; with --near, similar embeddings), of one color, of unusual size, or encoded unlike most
+others. No label is read, and nothing is changed.
 
 SOURCE is {SOURCE}.
 """
@@ -116,7 +116,7 @@ def counts_table(checked: "Checked") -> "Table":
         "unreadable": checked.unreadable,
         "changed": checked.changed,
         "constant": checked.constant,
-        "odd size": checked.odd_sizes,
+        "unusual size": checked.odd_sizes,
         "other mode": checked.other_modes,
     }
     rows = [(name, f"{len(f)}", _named(f)) for name, f in found.items() if f is not None]

@@ -14,8 +14,8 @@ SUMMARY = "write images as tar archives (WebDataset's shards)"
 DESCRIPTION = """\
 Write a source's images as tar archives that data.kind=tar and WebDataset read: the original
 files, or JPEGs whose shorter side has --short-side pixels, with the loss of views in dB.
-Names, order and splits stay. Run the same command to go on after an interruption; finished
-archives are kept, and the result is the same to the byte.
+Names, order and splits are unchanged. Run the same command to resume after an interruption;
+finished archives are kept, and the resulting bytes are the same.
 
 Checksums are in checksums.sha256, in the format of sha256sum.
 """
