@@ -24,7 +24,7 @@ from ssdistill.errors import UserError, shortened
 from ssdistill.models.allowed_args import refused_argument
 from ssdistill.models.spec import IMAGENET_MEAN, IMAGENET_STD, LARGEST_STEM, EncoderSpec
 from ssdistill.settings import as_size, height_width
-from ssdistill.settings.wording import what_is_wrong
+from ssdistill.settings.wording import problem_text
 
 FORMAT = 1
 DESCRIPTION = "model.json"
@@ -255,7 +255,7 @@ def _content(path: Path) -> bytes:
 def _one_line(path: Path, error: pydantic.ValidationError, *inside: str) -> str:
     problem = error.errors(include_url=False)[0]
     place = [*inside, *(str(part) for part in problem["loc"])]
-    reason = what_is_wrong(problem)
+    reason = problem_text(problem)
     if not place:
         return f"{path} does not describe a model ({reason}); {REMEDY}"
     # What is wrong with a value that is absent is that it is absent.

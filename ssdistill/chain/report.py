@@ -249,7 +249,7 @@ def _summary(workspace: Workspace, records: list[dict[str, Any]]) -> str:
         f"{workspace.source.description}: {len(workspace.train)} training and "
         f"{len(workspace.test)} test images of {_pixels(workspace.image_size)}"
         f"{channels_text(workspace.train)}. "
-        f"{_story(experiment)}, without labels until the probes; "
+        f"{_subtitle(experiment)}, without labels until the probes; "
         f"{seeds} seed{'s' if seeds > 1 else ''}, profile {experiment.profile}."
     )
 
@@ -258,7 +258,7 @@ def _pixels(size: Size) -> str:
     return f"{size} pixels a side" if isinstance(size, int) else f"{size_text(size)} pixels"
 
 
-def _story(experiment: Experiment) -> str:
+def _subtitle(experiment: Experiment) -> str:
     trained = {role: method.kind for role, (_, method) in experiment.pretrained.items()}
     kinds = [trained.get(role, t.kind) for role, t in experiment.all_teachers.items()]
     listed = " and ".join(dict.fromkeys(kinds))

@@ -103,7 +103,7 @@ class Workspace:
             UserError: a file that is not there.
         """
         configs = {}
-        for role, settings in self._from_elsewhere.items():
+        for role, settings in self._pretrained_teachers.items():
             with self._naming(role):
                 identity = TEACHERS.build(settings).identity()
             config = {"teacher": settings.model_dump(mode="json"), "identity": identity}
@@ -125,13 +125,13 @@ class Workspace:
     @cached_property
     def _loaded(self) -> dict[str, Encoder]:
         loaded = {}
-        for role, settings in self._from_elsewhere.items():
+        for role, settings in self._pretrained_teachers.items():
             with self._naming(role):
                 loaded[role], _ = TEACHERS.build(settings).load(self.image_spec)
         return loaded
 
     @property
-    def _from_elsewhere(self) -> dict[str, Settings]:
+    def _pretrained_teachers(self) -> dict[str, Settings]:
         experiment = self.experiment
         return {r: t for r, t in experiment.all_teachers.items() if r not in experiment.pretrained}
 

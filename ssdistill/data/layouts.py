@@ -70,7 +70,7 @@ def arrangement(
     if dtype.kind not in "buif" or 0 in shape or not 2 <= len(shape) <= 4:
         raise UserError(_message(shape, dtype, name, _hint(shape, dtype)))
     if any_bands and len(shape) == 4:
-        result = _from_any_bands(shape, layout, certain)
+        result = _arrangement_of_bands(shape, layout, certain)
         if isinstance(result, str):
             raise UserError(f"{name} is {dtype} of shape {' x '.join(map(str, shape))}; {result}")
         return result
@@ -80,7 +80,9 @@ def arrangement(
     return result
 
 
-def _from_any_bands(shape: tuple[int, ...], layout: Layout, certain: bool) -> Arrangement | str:
+def _arrangement_of_bands(
+    shape: tuple[int, ...], layout: Layout, certain: bool
+) -> Arrangement | str:
     """Return the arrangement of an array with any number of channels, or an error message."""
     if layout == "NHW":
         return "data.layout=NHW requires three axes; set data.layout=NCHW or NHWC"

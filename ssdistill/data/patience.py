@@ -190,7 +190,10 @@ class PatientPool:
 
     def _start(self, *task: Any) -> None:
         threading.Thread(
-            target=_serve, args=(self._jobs, self._initializer, *task), name=self._name, daemon=True
+            target=_work_on_jobs,
+            args=(self._jobs, self._initializer, *task),
+            name=self._name,
+            daemon=True,
         ).start()
 
 
@@ -199,7 +202,7 @@ def _stop(jobs: "SimpleQueue[_Job | None]", threads: int) -> None:
         jobs.put(None)
 
 
-def _serve(
+def _work_on_jobs(
     jobs: "SimpleQueue[_Job | None]",
     initializer: Callable[[], None] | None,
     job: _Job | None = None,

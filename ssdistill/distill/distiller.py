@@ -206,7 +206,7 @@ class Distiller(Task):
         for teacher in self.teachers:
             losses = self.losses_of(teacher)
             views_by_loss = {name: [j for _, j in pairs[name]] for name in losses}
-            names = self._used(teacher, pairs)
+            names = self._views_read(teacher, pairs)
             used_views = {n: extra[n] if isinstance(n, str) else views[n] for n in names}
             targets = beyond_float16(self.targets(used_views, batch, teacher))
             for name, loss in losses.items():
@@ -217,9 +217,9 @@ class Distiller(Task):
     def teacher_views(self, teacher: str, sizes: Sequence[Size]) -> list[int | str]:
         """Return the numbers and names of the views that a teacher encodes, of all views' sizes."""
         pairs = {name: self.pairs_of(name, sizes) for name in self.losses_of(teacher)}
-        return self._used(teacher, pairs)
+        return self._views_read(teacher, pairs)
 
-    def _used(self, teacher: str, pairs: Pairs) -> list[int | str]:
+    def _views_read(self, teacher: str, pairs: Pairs) -> list[int | str]:
         losses = self.losses_of(teacher)
         numbers = {j for name in losses for _, j in pairs[name]}
         names = {n for loss in losses.values() for n in loss.extra_teacher}

@@ -11,10 +11,10 @@ from ssdistill.settings.places import hint, is_model, item_types, kind_of, membe
 from ssdistill.settings.wording import (
     is_of_type,
     kinds_among,
-    of_length,
+    length_text,
+    problem_text,
     received,
     what_is_expected,
-    what_is_wrong,
 )
 
 
@@ -64,11 +64,11 @@ def _what_is_wrong(
             return f"{key}: required"
         # An item of a list of fixed length; the input is the whole list.
         keys, _, annotation = _locate(problem["loc"][:-1], model)
-        expected = of_length(annotation)
+        expected = length_text(annotation)
         return f"{'.'.join(keys)}: {expected}{received(alike, expected)}"
-    if problem["type"] == "too_long" and (expected := of_length(annotation)):
+    if problem["type"] == "too_long" and (expected := length_text(annotation)):
         return f"{key}: {expected}{received(alike, expected)}"
-    reason = what_is_expected(alike, annotation) or what_is_wrong(problem, annotation)
+    reason = what_is_expected(alike, annotation) or problem_text(problem, annotation)
     # What is wrong between sections begins with the key of one.
     place = f"{key}: " if keys or problem["type"] != "value_error" else ""
     return f"{place}{reason}{received(alike, reason)}"
@@ -84,7 +84,7 @@ def of_file(file: Path, tree: Any, model: type[BaseModel]) -> Any:
         settings = model.model_validate(tree)
     except ValidationError as error:
         raise UserError(describe(file, error, model)) from error
-    if problems := truth_for_numbers(tree, settings):
+    if problems := booleans_for_numbers(tree, settings):
         count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
         raise UserError("\n  ".join([f"{file}: {count}", *problems]))
     return settings
@@ -101,12 +101,12 @@ def validated(schema: type[BaseModel], values: Any, name: str) -> Any:
     except ValidationError as error:
         problems = describe(Path(name), error, schema).splitlines()[1:]
         raise UserError("; ".join(f"{name}.{problem.strip()}" for problem in problems)) from None
-    if problems := truth_for_numbers(values, settings):
+    if problems := booleans_for_numbers(values, settings):
         raise UserError("; ".join(f"{name}.{problem}" for problem in problems))
     return settings
 
 
-def truth_for_numbers(written: Any, settings: Any, key: str = "") -> list[str]:
+def booleans_for_numbers(written: Any, settings: Any, key: str = "") -> list[str]:
     """One line for each number that was written as true or false, which Python takes for 1 or 0.
 
     Args:
@@ -121,14 +121,14 @@ def truth_for_numbers(written: Any, settings: Any, key: str = "") -> list[str]:
             line
             for name, value in _values(settings).items()
             if name in written
-            for line in truth_for_numbers(written[name], value, f"{key}.{name}".strip("."))
+            for line in booleans_for_numbers(written[name], value, f"{key}.{name}".strip("."))
         ]
     if isinstance(written, list | tuple) and isinstance(settings, list | tuple):
         pairs = enumerate(zip(written, settings, strict=False))
         return [
             line
             for number, (item, value) in pairs
-            for line in truth_for_numbers(item, value, f"{key}.{number}")
+            for line in booleans_for_numbers(item, value, f"{key}.{number}")
         ]
     return []
 

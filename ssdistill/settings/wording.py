@@ -51,7 +51,7 @@ def is_of_type(problem: Mapping[str, Any]) -> bool:
     return problem["type"] in OF_MAPPING or problem["type"].endswith(OF_TYPE)
 
 
-def what_is_wrong(problem: Mapping[str, Any], annotation: Any = Any) -> str:
+def problem_text(problem: Mapping[str, Any], annotation: Any = Any) -> str:
     """Return what is wrong with a value, and what may stand in its place.
 
     Args:
@@ -103,7 +103,7 @@ def received(problems: Sequence[Mapping[str, Any]], reason: str) -> str:
 
 def said_of(problem: Mapping[str, Any]) -> str:
     """Return what is wrong with a value whose type is not known, and the value."""
-    reason = what_is_wrong(problem)
+    reason = problem_text(problem)
     # What is wrong with a value that is absent is that it is absent.
     return reason if problem["type"] == "missing" else f"{reason}{received([problem], reason)}"
 
@@ -143,7 +143,7 @@ def kinds_among(types: list[Any]) -> list[str]:
     return [kind for model in types if is_model(model) and (kind := kind_of(model))]
 
 
-def of_length(annotation: Any) -> str:
+def length_text(annotation: Any) -> str:
     """Return what a list of fixed length should be; empty where lengths are free."""
     types = members(annotation)
     null = ", or null" if type(None) in types else ""

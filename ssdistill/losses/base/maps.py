@@ -81,8 +81,8 @@ class MapLoss(Loss):
             names = [(name, name) if isinstance(name, str) else name for name in maps]
         return [
             MapPair(
-                self._full("student", student_name, student_shapes),
-                self._full("teacher", teacher_name, teacher_shapes),
+                self._full_name("student", student_name, student_shapes),
+                self._full_name("teacher", teacher_name, teacher_shapes),
                 student_shapes[student_name],
                 teacher_shapes[teacher_name],
             )
@@ -103,7 +103,7 @@ class MapLoss(Loss):
             raise self.fail(f"the {side} ({name}) has no {self.required}")
         return known
 
-    def _full(self, side: str, name: str, known: dict[str, Shape]) -> str:
+    def _full_name(self, side: str, name: str, known: dict[str, Shape]) -> str:
         if name not in known:
             architecture = getattr(self.shapes, f"{side}_name")
             raise self.fail(
