@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BeforeValidator
+from pydantic.fields import FieldInfo
 
 from ssdistill.evaluate.functions import protocol_function
 from ssdistill.settings import Settings, registry
-from ssdistill.settings.registry import PROTOCOLS, Registry
+from ssdistill.settings.registry import PROTOCOLS, KindOf, Registry
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = "ssdistill.settings.kinds"
@@ -128,7 +129,7 @@ def family_stub(family: str) -> str:
             same = name in shared and shared[name].is_required() == field.is_required()
             if not same:
                 default = "" if field.is_required() else " = ..."
-                stub.body += [f"    {name}: {stub.shown(field.annotation)}{default}"]
+                stub.body += [f"    {name}: {stub.shown(_type_of(field))}{default}"]
         stub.body += [""]
     names = [schema.__name__ for schema in by_kind.values()]
     stub.body += [f"AnySettings = {' | '.join(names)}"]
@@ -142,6 +143,12 @@ def family_stub(family: str) -> str:
         stub.body += [f"class ByKind({stub.imported(*base)}):"]
         stub.body += [f"    {kind}: {s.__name__} | None = ..." for kind, s in by_kind.items()]
     return stub.text()
+
+
+def _type_of(field: FieldInfo) -> Any:
+    """The type of a setting; of text that names a kind, the names that there are."""
+    of = next((part.registry for part in field.metadata if isinstance(part, KindOf)), None)
+    return field.annotation if of is None else Literal[tuple(of.classes)]
 
 
 def functions_stub() -> str:

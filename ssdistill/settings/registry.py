@@ -10,6 +10,7 @@ encoder), never what a config may set. Adding a kind is therefore writing one fi
 import importlib
 import inspect
 import pkgutil
+from dataclasses import dataclass
 from functools import cached_property
 from typing import (
     TYPE_CHECKING,
@@ -143,6 +144,16 @@ class Registry(Generic[Member]):
         skip -= set(inspect.signature(self[chosen["kind"]]).parameters)
         own = {name: value for name, value in chosen.items() if name not in skip}
         return self[chosen["kind"]](*runtime, **runtime_named, **own)
+
+
+@dataclass(frozen=True)
+class KindOf:
+    """Marks a setting of text that names a kind of ``registry``.
+
+    A constructor looks the name up, as late as it is read; the stubs show which names there are.
+    """
+
+    registry: Registry[Any]
 
 
 def _unpickled(noun: str, kind: str, state: dict[Any, Any]) -> Settings:
