@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from ssdistill.data.bad_image import BadImage
 from ssdistill.data.patience import PatientPool, attempts
-from ssdistill.errors import one_line, shown
+from ssdistill.errors import shown, system_reason
 
 log = logging.getLogger(__name__)
 
@@ -59,9 +59,9 @@ def _retried(read: Callable[[int], T], row: int, name: str, missed: int = 0) -> 
         try:
             return read(row)
         except PERMANENT as error:
-            raise BadImage(error.strerror or one_line(error)) from error
+            raise BadImage(system_reason(error)) from error
         except OSError as error:
-            reason = error.strerror or one_line(error)
+            reason = system_reason(error)
             if error.errno in PERMANENT_NUMBERS:
                 raise BadImage(reason) from error
             if pause is None:

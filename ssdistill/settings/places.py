@@ -10,6 +10,8 @@ from pydantic import BaseModel
 
 from ssdistill.errors import closest, nearest
 
+SLIP = 0.8
+"""Likeness of a slip of the pen, which is likelier than a right name in a wrong place."""
 MOST_PLACES = 3
 """Places of a key that a message names."""
 MOST_KNOWN = 12
@@ -29,11 +31,10 @@ def hint(key: str, siblings: Iterable[str], model: type[BaseModel], at: str = ""
     """
     places, siblings = setting_places(model), list(siblings)
     if key in places:
-        # Only a slip of the pen is likelier than a right name in a wrong place.
-        return f"{nearest(key, siblings, 0.8)}; {_belongs(key, places[key], at)}"
+        return f"{nearest(key, siblings, SLIP)}; {_belongs(key, places[key], at)}"
     if beside := nearest(key, siblings):
         return beside
-    if name := closest(key, places):
+    if name := closest(key, places, SLIP):
         return f"{nearest(key, [name])}; {_belongs(name, places[name], at)}"
     known = ", ".join(siblings[:MOST_KNOWN]) + ", …" * (len(siblings) > MOST_KNOWN)
     return f"; known: {known}" if known else ""

@@ -18,7 +18,7 @@ from ssdistill.data.opening import open_source, open_stores
 from ssdistill.data.sources.folder import Folder
 from ssdistill.data.sources.npz import Npz
 from ssdistill.data.splits import SPLITS, Source
-from ssdistill.errors import UserError, nearest, one_line, shortened
+from ssdistill.errors import UserError, nearest, no_file, one_line, shortened
 from ssdistill.evaluate.labels import check_pair, has_several
 from ssdistill.evaluate.subject import LabeledImages, Subject
 from ssdistill.files import user_path
@@ -179,8 +179,8 @@ def source_settings(data: Any, overrides: Mapping[str, Any]) -> Any:
         settings = {"kind": KINDS.get(suffix, Npz.kind), "path": str(data)}
     else:
         known = ", ".join(SOURCES.classes)
-        hint = nearest(str(data), SOURCES.classes)
-        raise UserError(f"data: '{data}' is not a file, a folder or one of {known}{hint}")
+        remedy = f"name a file, a folder or a source kind: {known}"
+        raise UserError(no_file(f"data={data}", remedy, nearest(data, SOURCES.classes)))
     if not isinstance(overrides, Mapping):
         raise UserError(f"data_settings={shortened(repr(overrides))}: expected a mapping of keys")
     settings |= overrides

@@ -172,9 +172,9 @@ def test_files_that_are_none_are_refused_in_one_line(written, tmp_path):
         with pytest.raises(UserError, match=path.name) as caught:
             type(found)(path, encoder.embed_dim, encoder.spec)
         assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="no file"):
+    with pytest.raises(UserError, match="no such file or folder"):
         type(found)(tmp_path / "absent", encoder.embed_dim)
-    with pytest.raises(UserError, match="no file"):
+    with pytest.raises(UserError, match="no such file or folder"):
         type(found)(tmp_path, encoder.embed_dim)
 
 

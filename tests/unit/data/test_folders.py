@@ -84,7 +84,7 @@ def test_a_folder_inside_another_would_count_twice(tmp_path, inner):
 
 def test_a_missing_folder_among_several_is_named(tmp_path):
     put(tmp_path / "one", "a/1.png")
-    with pytest.raises(UserError, match=r"data\.path=.*/gone: no such folder"):
+    with pytest.raises(UserError, match=r"data\.path=.*/gone: no such file or folder"):
         Folder(path=[str(tmp_path / "one"), str(tmp_path / "gone")]).split("train")
 
 

@@ -354,8 +354,11 @@ def test_a_file_that_is_no_config_is_refused_by_name(refusal, text, reason):
 def test_a_missing_file_names_the_nearest_packaged_config(tmp_path):
     with pytest.raises(UserError) as caught:
         load_experiment("quickstrt")
-    assert str(caught.value) == ("quickstrt: no such config file (did you mean 'quickstart.yaml'?)")
-    with pytest.raises(UserError, match="file; name a YAML file or a packaged config"):
+    assert str(caught.value) == (
+        "quickstrt: no such file or folder (did you mean 'quickstart'?); name a YAML file or "
+        "a packaged config, such as quickstart"
+    )
+    with pytest.raises(UserError, match="zzz: no such file or folder; name a YAML file or a pack"):
         load_experiment("zzz")
     with pytest.raises(UserError, match="is a folder; name a YAML file in it"):
         load_experiment(tmp_path)

@@ -115,9 +115,9 @@ def test_an_onnx_model_is_refused(tmp_path, make_encoder):
 
 def test_a_folder_without_a_model_is_named(tmp_path):
     teacher = FinishedRun(path=str(tmp_path / "nothing"))
-    with pytest.raises(UserError, match=r"teacher\.path: no file or folder .*nothing"):
+    with pytest.raises(UserError, match=r"teacher\.path: .*nothing: no such file or folder"):
         teacher.identity()
-    with pytest.raises(UserError, match=r"teacher\.path: no file or folder .*nothing"):
+    with pytest.raises(UserError, match=r"teacher\.path: .*nothing: no such file or folder"):
         teacher.load(pictures())
 
 
