@@ -11,7 +11,7 @@ from ssdistill.data.batch import Batch
 from ssdistill.data.extra import EXTRA
 from ssdistill.data.view_size import size_of
 from ssdistill.distill.build import shapes
-from ssdistill.distill.cache.sources import Source
+from ssdistill.distill.cache.sources import OutputSource
 from ssdistill.distill.dropping import TeacherDropping
 from ssdistill.distill.interpolate import InterpolateSettings, Interpolation
 from ssdistill.distill.pairing import Pair, resolve_pairs
@@ -76,7 +76,7 @@ class Distiller(Task):
         if not losses:
             raise UserError("losses: at least one loss is required; add one")
         self.encoder = student
-        self.source: Source | None = None
+        self.source: OutputSource | None = None
         # In a dict, nn.Module does not see the teachers.
         self.teachers = {n: t.requires_grad_(False).eval() for n, t in by_name(teacher).items()}
         self.origins = origins(losses, self.teachers)

@@ -32,7 +32,7 @@ class MapPair:
 
 
 def stages(maps: dict[str, Shape], count: int) -> list[str]:
-    """Return ``count`` stage names spread evenly over the depth, including the deepest."""
+    """Return ``count`` network stages spread evenly over the depth, including the deepest."""
     names = [name for name in maps if ":" not in name]
     return [names[-(-(i + 1) * len(names) // count) - 1] for i in range(count)]
 
