@@ -50,7 +50,7 @@ Width = Annotated[int, Field(gt=0, le=LARGEST_COUNT)]
 Side = Annotated[int, Field(gt=0, le=LARGEST_SIDE)]
 
 
-def _of_pixels(size: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+def _validated_size(size: Any, validate: ValidatorFunctionWrapHandler) -> Any:
     # One problem with one place, where a union would name each of its members. JSON has no tuples.
     try:
         return validate(tuple(size) if isinstance(size, list) else size)
@@ -63,7 +63,7 @@ def _of_pixels(size: Any, validate: ValidatorFunctionWrapHandler) -> Any:
 StoredSize = Annotated[
     Side | tuple[Side, Side],
     AfterValidator(lambda size: as_size(*height_width(size))),
-    WrapValidator(_of_pixels),
+    WrapValidator(_validated_size),
 ]
 Few = Annotated[int, Field(ge=0, le=LARGEST_STEM)]
 Deviation = Annotated[FiniteFloat, Field(ge=SMALLEST_DEVIATION)]
@@ -87,7 +87,7 @@ class StoredSpec(EncoderSpec):
 
     @field_validator("std")
     @classmethod
-    def _one_a_channel(cls, std: Deviations, info: ValidationInfo) -> Deviations:
+    def _check_statistics(cls, std: Deviations, info: ValidationInfo) -> Deviations:
         mean = info.data.get("mean", std)
         if len(mean) != len(std):
             raise ValueError(f"{len(mean)} means go with as many deviations")

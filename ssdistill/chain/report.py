@@ -204,7 +204,7 @@ def _record(
         group=identity.group,
         profile=experiment.profile,
         fingerprint=workspace.train.fingerprint,
-        parents={r["model"]: _digests(workspace, r["model"]) for r in records},
+        parents={r["model"]: _hashes(workspace, r["model"]) for r in records},
         config=experiment.model_dump(mode="json", by_alias=True),
     )
     with Tracker(run, experiment.tracking, identity.tags) as tracker:
@@ -235,7 +235,7 @@ def _set_aside_damaged_record(folder: Path) -> None:
             console.print(f"  {shortened(error, 300)}: rebuilding it; the old one is now {place}")
 
 
-def _digests(workspace: Workspace, role: str) -> dict[str, str]:
+def _hashes(workspace: Workspace, role: str) -> dict[str, str]:
     """Hash of the model's stage, by seed."""
     seeds = workspace.experiment.seeds
     stage_by_seed = {str(seed): models_of(workspace, seed).get(role) for seed in seeds}

@@ -104,7 +104,7 @@ class Workspace:
         """
         configs = {}
         for role, settings in self._pretrained_teachers.items():
-            with self._naming(role):
+            with self._named_in_errors(role):
                 identity = TEACHERS.build(settings).identity()
             config = {"teacher": settings.model_dump(mode="json"), "identity": identity}
             configs[role] = config | {"pictures": asdict(self.image_spec)}
@@ -126,7 +126,7 @@ class Workspace:
     def _loaded(self) -> dict[str, Encoder]:
         loaded = {}
         for role, settings in self._pretrained_teachers.items():
-            with self._naming(role):
+            with self._named_in_errors(role):
                 loaded[role], _ = TEACHERS.build(settings).load(self.image_spec)
         return loaded
 
@@ -136,7 +136,7 @@ class Workspace:
         return {r: t for r, t in experiment.all_teachers.items() if r not in experiment.pretrained}
 
     @contextmanager
-    def _naming(self, role: str) -> Iterator[None]:
+    def _named_in_errors(self, role: str) -> Iterator[None]:
         """Name the teacher at fault if there are several."""
         try:
             yield

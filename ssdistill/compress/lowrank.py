@@ -194,7 +194,7 @@ class LowRank(Step):
             )
         for pattern in (*self.layers, *self.exclude):
             if not any(fnmatchcase(name, pattern) for name in places):
-                known = {name[:end] for name in places for end in _ends(name)}
+                known = {name[:end] for name in places for end in _prefix_ends(name)}
                 raise UserError(
                     f"lowrank: no layer of '{model.name}' that can be factorized matches "
                     f"'{pattern}'{nearest(pattern.rstrip('.*'), sorted(known))}"
@@ -257,6 +257,6 @@ class LowRank(Step):
         )
 
 
-def _ends(name: str) -> list[int]:
+def _prefix_ends(name: str) -> list[int]:
     """End positions of the dotted prefixes of ``name``."""
     return [i for i, letter in enumerate(f"{name}.") if letter == "."]

@@ -197,7 +197,7 @@ def refit_layers(
         weight_GO = narrow.traced[name][0].scale_O.square().view_as(sums[0].y_GO)
         map_GKO, bias_GO, left = best_map(*sums, ridges, weight_GO)
         if left < 1:
-            _change(narrow, name, map_GKO, bias_GO)
+            _add_map(narrow, name, map_GKO, bias_GO)
             fits[name] = Fit(name, left)
     for module, original_module in zip(narrow.model.modules(), pruned.modules(), strict=True):
         module.training = original_module.training
@@ -228,7 +228,7 @@ def _sums(
     return sums
 
 
-def _change(narrow: ObservedModel, name: str, map_GKO: Tensor, bias_GO: Tensor) -> None:
+def _add_map(narrow: ObservedModel, name: str, map_GKO: Tensor, bias_GO: Tensor) -> None:
     """Add a map to a layer; a bias it cannot hold goes into the batch norm behind it."""
     net, calls = narrow.model.net, narrow.traced[name]
     layer, bias_O = cast("Plain", net.get_submodule(name)), bias_GO.flatten()

@@ -180,14 +180,14 @@ class Described:
         """
         try:
             name, seconds = self.raw.name(row), self.raw.reading.seconds
-            digest, header = retried(self._ends, row, name, seconds)
+            digest, header = retried(self._hash_and_header, row, name, seconds)
             if header.suspicious:
                 retried(self._decode, row, name, seconds)
         except BadImage as error:
             return error
         return digest, header.height, header.width | (int(DEEP) if header.deep else 0)
 
-    def _ends(self, row: int) -> tuple[int, Header | ChannelHeader]:
+    def _hash_and_header(self, row: int) -> tuple[int, Header | ChannelHeader]:
         """Hash the ends of an image, and read its header."""
         with self.raw.open_original(row) if self.bands else self.raw.open(row) as file:
             head = file.read(ENDS)

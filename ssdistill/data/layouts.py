@@ -74,7 +74,9 @@ def arrangement(
         if isinstance(result, str):
             raise UserError(f"{name} is {dtype} of shape {' x '.join(map(str, shape))}; {result}")
         return result
-    result = _flat(shape, layout) if len(shape) == 2 else _from_axes(shape, layout, certain)
+    result = (
+        _flat(shape, layout) if len(shape) == 2 else _arrangement_of_axes(shape, layout, certain)
+    )
     if isinstance(result, str):
         raise UserError(_message(shape, dtype, name, result))
     return result
@@ -100,7 +102,9 @@ def _arrangement_of_bands(
     return Arrangement("NCHW", (shape[2], shape[3]), shape[1])
 
 
-def _from_axes(shape: tuple[int, ...], layout: Layout, certain: bool) -> Arrangement | str:
+def _arrangement_of_axes(
+    shape: tuple[int, ...], layout: Layout, certain: bool
+) -> Arrangement | str:
     """Return the arrangement, or an error message."""
     if len(shape) == 3:
         if layout not in ("auto", "NHW"):

@@ -128,7 +128,7 @@ def view_parameters(
         blur_kernel=recipe.blur_kernel,
         solarize_threshold=recipe.solarize_threshold,
         of_colors=recipe.of_colors,
-        **(_of_channels(recipe, draw, jitter_B) if len(slots) > len(_SLOTS) else {}),
+        **(_channel_parameters(recipe, draw, jitter_B) if len(slots) > len(_SLOTS) else {}),
     )
 
 
@@ -139,7 +139,7 @@ def _slots(recipe: ViewRecipe) -> dict[str, int]:
     return _SLOTS | _LATER_SLOTS | {"channels": 2 * (recipe.channels or 0)}
 
 
-def _of_channels(
+def _channel_parameters(
     recipe: ViewRecipe, draw: dict[str, Tensor], jitter_B: Tensor
 ) -> dict[str, Tensor | None]:
     """Return the parameters of operations on single channels."""

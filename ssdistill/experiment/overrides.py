@@ -38,7 +38,7 @@ def plain_overrides(words: Iterable[str], options: Mapping[str, bool]) -> list[s
     while words:
         word = words.pop(0)
         if word == "--":
-            return [*other_words, *_of_restarted_run(settings), word, *words]
+            return [*other_words, *_settings_of_restarted_run(settings), word, *words]
         if word.startswith("--"):
             option_words, setting = _option(word, words, options)
             other_words += option_words
@@ -50,10 +50,10 @@ def plain_overrides(words: Iterable[str], options: Mapping[str, bool]) -> list[s
             settings.append(_without_none(setting))
         else:
             other_words.append(word)
-    return [*other_words, *_of_restarted_run(settings)]
+    return [*other_words, *_settings_of_restarted_run(settings)]
 
 
-def _of_restarted_run(settings: list[str]) -> list[str]:
+def _settings_of_restarted_run(settings: list[str]) -> list[str]:
     """Settings as an experiment knows them, of a run that an agent of a sweep starts once more.
 
     The agent then writes all that W&B holds of the run's config: sections that share the name

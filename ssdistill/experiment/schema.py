@@ -42,7 +42,7 @@ def _as_list(seeds: Any) -> Any:
     return (seeds,) if isinstance(seeds, int) and not isinstance(seeds, bool) else seeds
 
 
-def _each_once(seeds: tuple[int, ...]) -> tuple[int, ...]:
+def _check_seeds(seeds: tuple[int, ...]) -> tuple[int, ...]:
     twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
     if twice:
         raise ValueError(f"seed {twice[0]} is listed twice; list each seed once")
@@ -53,7 +53,7 @@ Seeds = Annotated[
     tuple[NonNegativeInt, ...],
     Field(min_length=1, max_length=1000),
     BeforeValidator(_as_list),
-    AfterValidator(_each_once),
+    AfterValidator(_check_seeds),
 ]
 
 

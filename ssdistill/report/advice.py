@@ -60,14 +60,14 @@ def advise(records: Sequence[dict[str, Any]]) -> list[Advice]:
     parents = {r["model"]: r[PARENT]["model"] for r in records if r.get(PARENT)}
     rows = {row.model: row for row in results_rows(records)}
     judged = [
-        _judged(rows[model], rows[parent], _paired(records, model))
+        _advice_on(rows[model], rows[parent], _paired(records, model))
         for model, parent in parents.items()
         if model not in parents.values() and parent in rows
     ]
     return [advice for advice in judged if advice.losses or advice.notes]
 
 
-def _judged(row: ResultRow, parent: ResultRow, tests: dict[str, list[dict[str, Any]]]) -> Advice:
+def _advice_on(row: ResultRow, parent: ResultRow, tests: dict[str, list[dict[str, Any]]]) -> Advice:
     if row.mean(f"{PREFIX}accepted") == 0:
         return Advice(row.model, parent.model)  # the step was skipped
     accuracy = _less_accurate(row, parent, tests)

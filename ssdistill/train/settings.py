@@ -61,7 +61,7 @@ class TrainSettings(Settings):
     accumulate: PositiveInt = 1
 
     @model_validator(mode="after")
-    def _one_length(self) -> "TrainSettings":
+    def _check_length(self) -> "TrainSettings":
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("set exactly one of steps and epochs")
         return self

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tiny_subjects import KINDS, SIDE, TEST, TRAIN, build, make_encoder, pictures, subject
+from tiny_subjects import KINDS, SIDE, TEST, TRAIN, build, make_encoder, make_images, subject
 from torch import nn
 
 from ssdistill.data.views import eval_view
@@ -90,7 +90,7 @@ def test_labels_of_test_images_change_no_answer(kind, found):
 def test_an_answer_depends_on_its_own_test_image_only(kind, found):
     """Neither statistics of the test features nor their neighbors among themselves count."""
     wanted = answers(found(kind))[::2]
-    other = pictures(4, seed=8)
+    other = make_images(4, seed=8)
     mixed = LabeledImages(
         np.concatenate([255 - other.images, TEST.images[::2]]),
         np.concatenate([other.labels, TEST.labels[::2]]),

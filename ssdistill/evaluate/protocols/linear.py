@@ -229,12 +229,12 @@ def linear_probe(
         predictions=classes_K[ranked_NT[:, 0]].cpu().numpy(),
         probabilities_NK=logits_NK.double().softmax(1).cpu().numpy(),
         gradient=choice.fit.gradient_P[0].item(),
-        warning=_at_an_end(choice.strength, choice.held_out_top1),
+        warning=_warn_at_grid_end(choice.strength, choice.held_out_top1),
         seconds=time.perf_counter() - began,
     )
 
 
-def _at_an_end(strength: float, held_out_top1: dict[float, float]) -> str | None:
+def _warn_at_grid_end(strength: float, held_out_top1: dict[float, float]) -> str | None:
     """Warn, and log, if the best strength may lie outside the range that was tried."""
     tried = list(held_out_top1)
     if not tried or strength not in (tried[0], tried[-1]):

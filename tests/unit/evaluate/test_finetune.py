@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from judged import Colors, color_subject, image_subject, state_of
+from color_encoders import Colors, color_subject, image_subject, state_of
 from torch import nn
 
 from ssdistill.data.batch import Batch

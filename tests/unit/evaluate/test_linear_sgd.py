@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from judged import Colors, color_subject, image_subject, state_of
+from color_encoders import Colors, color_subject, image_subject, state_of
 from pydantic import TypeAdapter, ValidationError
 from torch.nn import functional
 
