@@ -1,4 +1,8 @@
-"""Retry reads that fail for transient reasons, such as a slow disk or a network outage."""
+"""Retry reads that fail for transient reasons, such as a slow disk or a network outage.
+
+By hand: tenacity would replace a loop of ten lines. It cannot give up a read that never returns,
+nor count such attempts over threads, which `patience` does.
+"""
 
 import errno
 import logging

@@ -13,6 +13,9 @@
 What decides is the same whatever the candidates came from, so the result depends on neither
 hardware nor chunks. :class:`~ssdistill.label_free.candidates.Candidates` says when a query is
 certain.
+
+By hand: scikit-learn's brute force decides by products in float32, by which equal rows are not at
+distance 0, breaks ties in no order, and runs on the CPU alone.
 """
 
 from collections.abc import Iterator
