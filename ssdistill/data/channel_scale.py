@@ -15,7 +15,7 @@ import numpy as np
 from ssdistill.data.bad_image import BadImage
 from ssdistill.data.deep_pixels import Window, around, full_range, has_usable_width
 from ssdistill.data.form import Form
-from ssdistill.data.patience import PatientPool
+from ssdistill.data.hanging_reads import AbandoningPool
 from ssdistill.data.progress import with_bar
 from ssdistill.data.retry import retried
 from ssdistill.data.splits import RawSplit, Source
@@ -200,7 +200,7 @@ def _measured(raw: RawSplit, form: Form, dtype: np.dtype) -> dict[str, list[floa
         return _ends(bands_HWC.reshape(-1, len(channels))) if bands_HWC.dtype == dtype else None
 
     def pieces() -> Iterator[tuple[range, list[np.ndarray | None]]]:
-        with PatientPool(os.cpu_count() or 1, "measuring") as pool:
+        with AbandoningPool(os.cpu_count() or 1, "measuring") as pool:
             for start in range(0, len(raw), PIECE):
                 rows = range(start, min(start + PIECE, len(raw)))
                 yield rows, pool.map(extremes, rows)

@@ -18,8 +18,8 @@ from ssdistill.data.bad_image import BadImage
 from ssdistill.data.channel_reader import ChannelHeader
 from ssdistill.data.checksums import block_checksums
 from ssdistill.data.encoded_split import EncodedSplit
+from ssdistill.data.hanging_reads import AbandoningPool
 from ssdistill.data.header import Header
-from ssdistill.data.patience import PatientPool
 from ssdistill.data.progress import with_bar
 from ssdistill.data.retry import retried
 from ssdistill.errors import UserError
@@ -154,7 +154,7 @@ def _entries(
     images: "Described", rows: np.ndarray
 ) -> Iterator[tuple[int, tuple[int, int, int] | BadImage]]:
     def pieces() -> Iterator[tuple[list[int], list]]:
-        with PatientPool(os.cpu_count() or 1, "indexing") as pool:
+        with AbandoningPool(os.cpu_count() or 1, "indexing") as pool:
             for start in range(0, len(rows), PIECE):
                 piece = rows[start : start + PIECE].tolist()
                 yield piece, pool.map(images.entry, piece)

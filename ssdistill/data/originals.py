@@ -22,11 +22,11 @@ from ssdistill.data.decode import GIANT_PIXELS
 from ssdistill.data.deep_pixels import Window
 from ssdistill.data.encoded_split import EncodedSplit
 from ssdistill.data.geometry import Boxes
+from ssdistill.data.hanging_reads import AbandoningPool
 from ssdistill.data.held_pixels import Holding
 from ssdistill.data.image_color import ImageColor, color_
 from ssdistill.data.image_index import ImageIndex
 from ssdistill.data.image_set import ImageSet
-from ssdistill.data.patience import PatientPool
 from ssdistill.data.resizing import central, fitted
 from ssdistill.data.retry import retried
 from ssdistill.data.splits import Source
@@ -108,7 +108,7 @@ class Originals(ImageSet):
         return self._stored
 
     @cached_property
-    def _pool(self) -> PatientPool:
+    def _pool(self) -> AbandoningPool:
         return thread_pool(self.workers, "cutting")
 
     def rows(self, position_B: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Retry reads that fail for transient reasons, such as a slow disk or a network outage.
 
 By hand: tenacity would replace a loop of ten lines. It cannot give up a read that never returns,
-nor count such attempts over threads, which `patience` does.
+nor count such attempts over threads, which `hanging_reads` does.
 """
 
 import errno
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from ssdistill.data.bad_image import BadImage
-from ssdistill.data.patience import PatientPool, attempts
+from ssdistill.data.hanging_reads import AbandoningPool, attempts
 from ssdistill.errors import shown, system_reason
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def retried(read: Callable[[int], T], row: int, name: str, seconds: float | None
         return _retried(read, row, name)
     own = attempts()
     if own is None:
-        with PatientPool(1, "reading") as pool:
+        with AbandoningPool(1, "reading") as pool:
             return pool.map(lambda row: retried(read, row, name, seconds), [row])[0]
 
     def watched(row: int) -> T:

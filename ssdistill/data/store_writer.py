@@ -10,9 +10,9 @@ import numpy as np
 
 from ssdistill.data.bad_image import BadImage
 from ssdistill.data.deep_pixels import Window
+from ssdistill.data.hanging_reads import AbandoningPool
 from ssdistill.data.held_pixels import Holding, Squarer
 from ssdistill.data.moments import Moments, channel_notices, pixel_notices
-from ssdistill.data.patience import PatientPool
 from ssdistill.data.progress import with_bar
 from ssdistill.data.splits import RawSplit
 from ssdistill.errors import UserError, shown
@@ -128,7 +128,7 @@ def _chunks(raw: RawSplit, squarer: Squarer) -> Iterator[tuple[range, list[np.nd
     length = max(8 * workers, min(CHUNK_IMAGES, CHUNK_BYTES // image_bytes))
     array = raw.array() if squarer.holding.form.channels is None else None
     unchanged = array is not None and array.shape[1:] == (height, width, 3)
-    with PatientPool(workers, "storing") as pool:
+    with AbandoningPool(workers, "storing") as pool:
         for start in range(0, len(raw), length):
             rows = range(start, min(start + length, len(raw)))
             if array is not None and unchanged:

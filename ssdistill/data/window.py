@@ -18,7 +18,7 @@ from ssdistill.data.deep_pixels import (
     has_usable_width,
     visible_range,
 )
-from ssdistill.data.patience import PatientPool
+from ssdistill.data.hanging_reads import AbandoningPool
 from ssdistill.data.retry import retried
 from ssdistill.data.splits import RawSplit, Source
 from ssdistill.errors import UserError, shown
@@ -103,7 +103,7 @@ def _measured(raw: RawSplit) -> dict[str, float]:
             reasons[row] = error.reason
             return np.inf, -np.inf
 
-    with PatientPool(os.cpu_count() or 1, "measuring") as pool:
+    with AbandoningPool(os.cpu_count() or 1, "measuring") as pool:
         ends = pool.map(extremes, raw.deep_rows())
     low, high = min(low for low, _ in ends), max(high for _, high in ends)
     if low > high:

@@ -182,7 +182,7 @@ def test_a_description_of_another_format_is_refused_by_its_format(tmp_path, vers
 def test_blocks_that_are_gone_are_nothing_that_timm_opens(tmp_path):
     encoder = encoder_of()
     encoder.removed = ("layer2.0",)
-    from ssdistill.artifacts.for_others import timm_facts
+    from ssdistill.artifacts.usage_notes import timm_facts
 
     found = timm_facts(encoder, {"widths": {}, "removed": ["layer2.0"]}, "model.safetensors")
     assert found["timm"] is None and "missing blocks" in found["timm_note"]

@@ -136,7 +136,7 @@ class _Job(Generic[S, T]):
                 self.finished.release()
 
 
-class PatientPool:
+class AbandoningPool:
     """Threads that work on lists of items, and are replaced if a read of theirs does not return.
 
     Reads are those by ``ssdistill.data.retry.retried``.
@@ -156,7 +156,7 @@ class PatientPool:
             self._start()
         self._stop = weakref.finalize(self, _stop, self._jobs, threads)
 
-    def __enter__(self) -> "PatientPool":
+    def __enter__(self) -> "AbandoningPool":
         return self
 
     def __exit__(self, *_: object) -> None:
