@@ -35,7 +35,7 @@ SMOKE = {
     "test_linear_probe.py",
     "test_intervals.py",
     "test_probe_charts.py",
-    "test_tables.py",
+    "test_readme_tables.py",
     "test_tracker_wandb.py",
     "test_tracker_tensorboard.py",
 }
