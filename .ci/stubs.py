@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BeforeValidator
+from pydantic.fields import FieldInfo
 
 from ssdistill.evaluate.functions import protocol_function
 from ssdistill.settings import Settings, registry
-from ssdistill.settings.registry import PROTOCOLS, Registry
+from ssdistill.settings.registry import PROTOCOLS, KindOf, Registry
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = "ssdistill.settings.kinds"
@@ -60,7 +61,7 @@ class Stub:
         return name
 
     def shown(self, annotation: Any) -> str:
-        """A type as source; what only pydantic reads is left out."""
+        """A type as source; without what only pydantic reads."""
         origin, args = get_origin(annotation), get_args(annotation)
         if annotation is None or annotation is types.NoneType:
             return "None"
@@ -128,20 +129,26 @@ def family_stub(family: str) -> str:
             same = name in shared and shared[name].is_required() == field.is_required()
             if not same:
                 default = "" if field.is_required() else " = ..."
-                stub.body += [f"    {name}: {stub.shown(field.annotation)}{default}"]
+                stub.body += [f"    {name}: {stub.shown(_type_of(field))}{default}"]
         stub.body += [""]
     names = [schema.__name__ for schema in by_kind.values()]
     stub.body += [f"AnySettings = {' | '.join(names)}"]
     stub.imported(Registry.__module__, Registry.__name__)
     stub.body += [f"class Kinds(Registry[{stub.imported(*member)}]):"]
     for kind, schema in (*by_kind.items(), ("", registry._import(found.schema_base))):
-        asked = stub.shown(Literal[kind]) if kind else "str"
+        kind_type = stub.shown(Literal[kind]) if kind else "str"
         stub.body += [f"    @{stub.imported('typing', 'overload')}"]
-        stub.body += [f"    def schema(self, kind: {asked}) -> type[{stub.name(schema)}]: ..."]
+        stub.body += [f"    def schema(self, kind: {kind_type}) -> type[{stub.name(schema)}]: ..."]
     if family == "protocols":
         stub.body += [f"class ByKind({stub.imported(*base)}):"]
         stub.body += [f"    {kind}: {s.__name__} | None = ..." for kind, s in by_kind.items()]
     return stub.text()
+
+
+def _type_of(field: FieldInfo) -> Any:
+    """The type of a setting; of text that names a kind, the names that there are."""
+    of = next((part.registry for part in field.metadata if isinstance(part, KindOf)), None)
+    return field.annotation if of is None else Literal[tuple(of.classes)]
 
 
 def functions_stub() -> str:

@@ -65,8 +65,8 @@ if TYPE_CHECKING:
     from ssdistill.api.networks import encoder as encoder
     from ssdistill.artifacts.runtimes import RuntimeModel
     from ssdistill.chain.report import Report
-    from ssdistill.commands.probe.findings import Probed
-    from ssdistill.commands.probe.run import probe as probe
+    from ssdistill.evaluate.comparing.findings import Probed
+    from ssdistill.evaluate.comparing.run import probe as probe
     from ssdistill.models.backbones import Encoder
     from ssdistill.report.verdict import Verdict
 
@@ -169,9 +169,9 @@ if not TYPE_CHECKING:  # a checker sees the function itself, with every option
             data: kind of a source, an ``.npz`` file, a folder, a mapping of a source's settings, or
                 ``((x_train, y_train), (x_test, y_test))``.
             protocols: names such as ``linear`` or ``knn``; by default those of a config.
-            options: of :func:`ssdistill.commands.probe.run.probe`.
+            options: of :func:`ssdistill.evaluate.comparing.run.probe`.
         """
-        from ssdistill.commands.probe.run import probe as probe_models
+        from ssdistill.evaluate.comparing.run import probe as probe_models
 
         return probe_models(models, data, protocols, **options)
 

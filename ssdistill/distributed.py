@@ -99,14 +99,14 @@ def each(
     size, number = world_size(), rank()
     for first in range(0, len(parts), size):
         turn = parts[first : first + size]
-        made = _tried(make, turn[number], forwarded) if number < len(turn) else None
+        made = _result_or_error(make, turn[number], forwarded) if number < len(turn) else None
         for part, found in zip(turn, gather_to_first(made), strict=False):
             if isinstance(found, forwarded):
                 raise found
             yield part, cast("T", found)
 
 
-def _tried(make: Callable[[P], T], part: P, forwarded: type[Exception]) -> T | Exception:
+def _result_or_error(make: Callable[[P], T], part: P, forwarded: type[Exception]) -> T | Exception:
     try:
         return make(part)
     except forwarded as error:

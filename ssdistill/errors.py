@@ -56,16 +56,63 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def nearest(name: str, known: Iterable[object], likeness: float = 0.6) -> str:
-    """Return `` (did you mean 'x'?)`` for the closest name in ``known``, or an empty string.
+LIKENESS = 0.65
+"""Smallest similarity of a slip and the name that was meant, from 0 to 1, as difflib measures it.
 
-    Args:
-        likeness: smallest similarity of the names, from 0 to 1, as difflib measures it.
+One letter too many, too few or wrong is found in names from three letters on; other names of three
+to five letters are less like each other."""
+LONGEST_NAME = 100
+"""Longer words are no slip of the pen, and comparing them takes long."""
+
+
+def closest(name: object, known: Iterable[object], likeness: float = LIKENESS) -> str:
+    """Return the name in ``known`` that was probably meant, or an empty string.
+
+    Capitals, and hyphens in place of underscores, do not matter.
     """
     import difflib
 
-    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=likeness)
-    return f" (did you mean '{close[0]}'?)" if close else ""
+    plain = {_plain(word): str(word) for word in reversed([*known])}
+    text = _plain(name)
+    if len(text) > LONGEST_NAME:
+        return ""
+    # Swapped letters are half of a short name.
+    swapped = [word for word in plain if sorted(word) == sorted(text)]
+    if close := difflib.get_close_matches(text, plain, n=1, cutoff=likeness) or swapped[:1]:
+        return plain[close[0]]
+    return ""
+
+
+def _plain(name: object) -> str:
+    return str(name).lower().replace("-", "_")
+
+
+def nearest(name: object, known: Iterable[object], likeness: float = LIKENESS) -> str:
+    """Return `` (did you mean 'x'?)`` for the closest name in ``known``, or an empty string."""
+    close = closest(name, known, likeness)
+    return f" (did you mean '{close}'?)" if close else ""
+
+
+NO_FILE = "no such file or folder"
+"""What is said of a path that leads nowhere, whoever finds that."""
+
+
+def no_file(path: object, remedy: str = "check the path", hint: str = "") -> str:
+    """Return the message on a file or folder of the user's that does not exist.
+
+    Args:
+        path: as it was written, behind its key if it has one: ``data.root=photos``.
+        remedy: what to do.
+        hint: what is known of it besides, with what is before it.
+    """
+    return f"{shortened(path, 300)}: {NO_FILE}{hint}; {remedy}"
+
+
+def system_reason(error: BaseException) -> str:
+    """Why the system or a library could not open a file, without the file's name."""
+    if isinstance(error, FileNotFoundError):
+        return NO_FILE
+    return getattr(error, "strerror", None) or one_line(error)
 
 
 def one_line(error: BaseException) -> str:

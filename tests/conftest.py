@@ -123,7 +123,7 @@ class ImageStore(SimpleNamespace):
 
 @pytest.fixture
 def make_store():
-    """``make_store(count)``: a store in memory, 16x16 noise over a ramp per picture."""
+    """``make_store(count)``: a store in memory, 16x16 noise over a ramp per image."""
 
     def make(count=24, fingerprint="f" * 64):
         noise = np.random.default_rng(0).integers(0, 128, (count, 16, 16, 3))

@@ -232,7 +232,7 @@ def try_kill(number: int, seed: int, scratch: Path) -> Case:
             kill = rng.uniform(0.01, 0.98) * seconds, rng.choice(SIGNALS)
             outcome = run_case(lambda: quiet_cli(words), RUN_SECONDS, kill)
             if outcome.verdict == "fine" and outcome.status == 0:
-                break  # what earlier kills had left to do was done before this one
+                break  # what earlier kills had left to do was complete by then
             done.append(f"{kill[1].name} after {kill[0]:.2f} s")
             if outcome.verdict != "fine":
                 return "; ".join(done), outcome

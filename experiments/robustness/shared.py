@@ -72,7 +72,7 @@ def _time_once() -> None:
 
 
 def _compress_pictures_little() -> None:
-    """The page's pictures are never looked at either."""
+    """Nobody looks at the images of the page either."""
     from PIL import Image
 
     whole = Image.Image.save

@@ -26,8 +26,8 @@ from ssdistill.artifacts.files import (
     read_checked,
     write_artifact,
 )
-from ssdistill.artifacts.for_others import input_text, timm_facts
 from ssdistill.artifacts.heads import pack_head, unpack_head
+from ssdistill.artifacts.usage_notes import input_text, timm_facts
 from ssdistill.artifacts.weights import pack_weights, unpack_weights
 from ssdistill.errors import UserError
 from ssdistill.models.backbones import Encoder, encoder_from_spec

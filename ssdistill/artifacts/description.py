@@ -24,7 +24,7 @@ from ssdistill.errors import UserError, shortened
 from ssdistill.models.allowed_args import refused_argument
 from ssdistill.models.spec import IMAGENET_MEAN, IMAGENET_STD, LARGEST_STEM, EncoderSpec
 from ssdistill.settings import as_size, height_width
-from ssdistill.settings.wording import what_is_wrong
+from ssdistill.settings.wording import problem_text
 
 FORMAT = 1
 DESCRIPTION = "model.json"
@@ -50,7 +50,7 @@ Width = Annotated[int, Field(gt=0, le=LARGEST_COUNT)]
 Side = Annotated[int, Field(gt=0, le=LARGEST_SIDE)]
 
 
-def _of_pixels(size: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+def _validated_size(size: Any, validate: ValidatorFunctionWrapHandler) -> Any:
     # One problem with one place, where a union would name each of its members. JSON has no tuples.
     try:
         return validate(tuple(size) if isinstance(size, list) else size)
@@ -63,7 +63,7 @@ def _of_pixels(size: Any, validate: ValidatorFunctionWrapHandler) -> Any:
 StoredSize = Annotated[
     Side | tuple[Side, Side],
     AfterValidator(lambda size: as_size(*height_width(size))),
-    WrapValidator(_of_pixels),
+    WrapValidator(_validated_size),
 ]
 Few = Annotated[int, Field(ge=0, le=LARGEST_STEM)]
 Deviation = Annotated[FiniteFloat, Field(ge=SMALLEST_DEVIATION)]
@@ -87,7 +87,7 @@ class StoredSpec(EncoderSpec):
 
     @field_validator("std")
     @classmethod
-    def _one_a_channel(cls, std: Deviations, info: ValidationInfo) -> Deviations:
+    def _check_statistics(cls, std: Deviations, info: ValidationInfo) -> Deviations:
         mean = info.data.get("mean", std)
         if len(mean) != len(std):
             raise ValueError(f"{len(mean)} means go with as many deviations")
@@ -255,7 +255,7 @@ def _content(path: Path) -> bytes:
 def _one_line(path: Path, error: pydantic.ValidationError, *inside: str) -> str:
     problem = error.errors(include_url=False)[0]
     place = [*inside, *(str(part) for part in problem["loc"])]
-    reason = what_is_wrong(problem)
+    reason = problem_text(problem)
     if not place:
         return f"{path} does not describe a model ({reason}); {REMEDY}"
     # What is wrong with a value that is absent is that it is absent.

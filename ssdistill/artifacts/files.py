@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ssdistill.artifacts.description import DESCRIPTION, FORMAT, REMEDY, read_description
-from ssdistill.errors import UserError, shortened
+from ssdistill.errors import UserError, no_file, shortened
 from ssdistill.files import user_path, write_atomically
 
 ONNX_WEIGHTS = "model.onnx"
@@ -33,7 +33,7 @@ def find_artifact(path: str | Path) -> Path:
 def _find(path: Path) -> Path:
     if not path.exists():
         broken = " (broken symbolic link)" if path.is_symlink() else ""
-        raise UserError(f"no file or folder {shortened(path, 300)}{broken}; check the path")
+        raise UserError(no_file(path, hint=broken))
     if not path.is_dir():
         if path.name != DESCRIPTION and not names_file(path.parent, path.name):
             raise UserError(f"{shortened(path, 300)} is no file of a saved model; name its folder")

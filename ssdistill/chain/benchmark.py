@@ -183,7 +183,7 @@ def _prepared(stage: Stage, workspace: Workspace, timing: Timing) -> tuple[Train
     training, fabric = prepare(task, settings, stage, workspace)
     training.optim = training.optim.model_copy(update={"lr": STANDSTILL})
     training.progress = False
-    timing.step_seconds = timing.step_seconds or _tried(workspace)
+    timing.step_seconds = timing.step_seconds or _format_seconds(workspace)
     return training, fabric
 
 
@@ -195,7 +195,7 @@ def _task(stage: Stage, workspace: Workspace) -> tuple[Task, TrainSettings]:
     return build_distiller(student, teachers, settings, stage, workspace), settings
 
 
-def _tried(workspace: Workspace) -> dict[str, float]:
+def _format_seconds(workspace: Workspace) -> dict[str, float]:
     """Seconds per step of the formats among which the last one was chosen."""
     file = workspace.root / "machine" / "precision.json"
     if not file.exists():

@@ -134,7 +134,7 @@ def parts(training: Training, fabric: "Fabric", steps: int) -> Turn:
         own.task.train()
         found: dict[str, list[float]] = {}
         for number in range(steps + 1):
-            seconds = _taken_apart(own, next(numbers))
+            seconds = _seconds_of_parts(own, next(numbers))
             for name, value in seconds.items() if number else ():
                 found.setdefault(name, []).append(value)
         return {name: statistics.median(values) for name, values in found.items()}
@@ -142,7 +142,7 @@ def parts(training: Training, fabric: "Fabric", steps: int) -> Turn:
     return turn
 
 
-def _taken_apart(own: _Ready, number: int) -> dict[str, float]:
+def _seconds_of_parts(own: _Ready, number: int) -> dict[str, float]:
     """Take one step; return the seconds of its parts."""
     seconds: dict[str, float] = {}
     training, fabric = own.training, own.fabric

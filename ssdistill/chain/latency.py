@@ -165,13 +165,13 @@ def _side_by_side(ready: dict[str, Any], x: Tensor, sizes: list[int]) -> dict[st
 def _latencies(rows: list[Latency], threads: str = "") -> dict[str, float]:
     metrics = {}
     for row in rows:
-        name = f"compress/latency{_of(row.batch_size)}{threads}"
+        name = f"compress/latency{_batch_suffix(row.batch_size)}{threads}"
         metrics[f"{name}_ms/{row.name}"] = row.p50_ms
         metrics[f"{name}_p90_ms/{row.name}"] = row.p90_ms
     return metrics
 
 
-def _of(batch_size: int) -> str:
+def _batch_suffix(batch_size: int) -> str:
     return "" if batch_size == 1 else f"_batch{batch_size}"
 
 
@@ -204,7 +204,7 @@ def _compression_gains(
                 continue
             for size in sizes:
                 paired = paired_latency(ready[role], reference, x, batch_size=size)
-                name = f"compress/speedup{_of(size)}"
+                name = f"compress/speedup{_batch_suffix(size)}"
                 metrics[f"{name}/{role}"] = paired.speedup
                 metrics[f"{name}_low/{role}"] = paired.speedup_low
                 metrics[f"{name}_high/{role}"] = paired.speedup_high

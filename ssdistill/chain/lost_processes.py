@@ -75,7 +75,7 @@ class Watch:
             yield
             self._leave()
         except BaseException as error:
-            self._after(error)
+            self._signal_failure(error)
             raise
         finally:
             self._done.set()
@@ -91,7 +91,7 @@ class Watch:
         while time.monotonic() < until and not self.store.check(keys):
             time.sleep(PAUSE / 10)
 
-    def _after(self, error: BaseException) -> None:
+    def _signal_failure(self, error: BaseException) -> None:
         if self.rank == 0:
             # What breaks here may follow from what broke elsewhere, as the watch will say.
             if isinstance(error, RuntimeError) and is_of_connection(error):
@@ -151,7 +151,7 @@ class Watch:
 
     def _give_up(self, reason: str) -> None:
         if self.rank == 0:
-            _say(reason, self.doing(), self._stderr)
+            _report_loss(reason, self.doing(), self._stderr)
             with suppress(Exception):
                 self._thread_store.set(OVER, "")
                 time.sleep(4 * PAUSE)
@@ -185,7 +185,7 @@ def watching_started(
             if failed and not done.is_set():
                 number, code = failed[0]
                 how = f"was killed (signal {-code})" if code < 0 else f"ended with status {code}"
-                _say(f"process {number} {how}", doing(), stderr)
+                _report_loss(f"process {number} {how}", doing(), stderr)
                 for process in processes:
                     with suppress(OSError):
                         process.kill()
@@ -200,7 +200,7 @@ def watching_started(
         thread.join()
 
 
-def _say(reason: str, doing: str, stream: TextIO | None) -> None:
+def _report_loss(reason: str, doing: str, stream: TextIO | None) -> None:
     complain(f"error: {reason} during {doing}; run the same command again to resume", stream)
 
 

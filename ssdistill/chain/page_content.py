@@ -48,7 +48,7 @@ def page_content(workspace: Workspace, records: list[dict[str, Any]]) -> dict[st
 
 
 def _mean(row: ResultRow, metric: str) -> float:
-    return cast("float", row.mean(metric))  # rows without it are left out
+    return cast("float", row.mean(metric))  # callers skip rows without it
 
 
 def accuracy_of(rows: Sequence[ResultRow]) -> str:

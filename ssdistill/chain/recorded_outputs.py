@@ -124,7 +124,7 @@ def live_outputs(name: str, training: Training, fabric: "Fabric") -> LiveOutputs
         distiller.teachers[name],
         tuple(views),
         training.loader,
-        _only(plan, views),
+        _plan_of(plan, views),
         context=fabric.autocast,
         convert=fabric.strategy.precision.convert_input,
         memory_format=training.memory_format,
@@ -132,7 +132,7 @@ def live_outputs(name: str, training: Training, fabric: "Fabric") -> LiveOutputs
     )
 
 
-def _only(plan: ViewPlan, views: Sequence[int | str]) -> ViewPlan:
+def _plan_of(plan: ViewPlan, views: Sequence[int | str]) -> ViewPlan:
     """The plan of some views; rotated ones are made of the first."""
     extra = tuple(view for view in views if isinstance(view, str))
     if NEIGHBOR_VIEWS & set(extra):

@@ -204,7 +204,7 @@ def _record(
         group=identity.group,
         profile=experiment.profile,
         fingerprint=workspace.train.fingerprint,
-        parents={r["model"]: _digests(workspace, r["model"]) for r in records},
+        parents={r["model"]: _hashes(workspace, r["model"]) for r in records},
         config=experiment.model_dump(mode="json", by_alias=True),
     )
     with Tracker(run, experiment.tracking, identity.tags) as tracker:
@@ -235,7 +235,7 @@ def _set_aside_damaged_record(folder: Path) -> None:
             console.print(f"  {shortened(error, 300)}: rebuilding it; the old one is now {place}")
 
 
-def _digests(workspace: Workspace, role: str) -> dict[str, str]:
+def _hashes(workspace: Workspace, role: str) -> dict[str, str]:
     """Hash of the model's stage, by seed."""
     seeds = workspace.experiment.seeds
     stage_by_seed = {str(seed): models_of(workspace, seed).get(role) for seed in seeds}
@@ -249,7 +249,7 @@ def _summary(workspace: Workspace, records: list[dict[str, Any]]) -> str:
         f"{workspace.source.description}: {len(workspace.train)} training and "
         f"{len(workspace.test)} test images of {_pixels(workspace.image_size)}"
         f"{channels_text(workspace.train)}. "
-        f"{_story(experiment)}, without labels until the probes; "
+        f"{_subtitle(experiment)}, without labels until the probes; "
         f"{seeds} seed{'s' if seeds > 1 else ''}, profile {experiment.profile}."
     )
 
@@ -258,7 +258,7 @@ def _pixels(size: Size) -> str:
     return f"{size} pixels a side" if isinstance(size, int) else f"{size_text(size)} pixels"
 
 
-def _story(experiment: Experiment) -> str:
+def _subtitle(experiment: Experiment) -> str:
     trained = {role: method.kind for role, (_, method) in experiment.pretrained.items()}
     kinds = [trained.get(role, t.kind) for role, t in experiment.all_teachers.items()]
     listed = " and ".join(dict.fromkeys(kinds))

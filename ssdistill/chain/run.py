@@ -198,7 +198,7 @@ def _run_stages(
         Job(stage, workspace, identity, f"[{number}/{len(stages)}] {name_of(stage)}")
         for number, stage in enumerate(stages, start=1)
     ]
-    with session(_shown(experiment), identity.tags, len(experiment.seeds)):
+    with session(_wandb_config(experiment), identity.tags, len(experiment.seeds)):
         renewed: set[Path] = set()
         while True:
             try:
@@ -208,7 +208,7 @@ def _run_stages(
                     workspace.remote.put(report.folder)
                 return report
             except DamagedFile as error:
-                folder = _renew(error, stages, root)
+                folder = _set_aside_for_repeat(error, stages, root)
                 if workspace.remote:
                     workspace.remote.forget(folder)
                 if folder in renewed:  # what is made anew is not read any better
@@ -232,7 +232,7 @@ def _notices(workspace: Workspace, planned: list[PlannedStage]) -> list[str]:
     return notices
 
 
-def _renew(error: DamagedFile, stages: list[Stage], root: Path) -> Path:
+def _set_aside_for_repeat(error: DamagedFile, stages: list[Stage], root: Path) -> Path:
     """Move the finished stage aside that a damaged file belongs to; it is then made anew.
 
     Raises:
@@ -247,7 +247,7 @@ def _renew(error: DamagedFile, stages: list[Stage], root: Path) -> Path:
     raise error
 
 
-def _shown(experiment: Experiment) -> dict[str, Any]:
+def _wandb_config(experiment: Experiment) -> dict[str, Any]:
     """The configuration of a W&B run that holds a whole experiment, with columns to group by."""
     return with_columns(
         experiment.model_dump(mode="json", by_alias=True), shared_columns(experiment)

@@ -34,7 +34,7 @@ def check_sizes(encoder: Encoder, key: str, sizes: Iterable[Size], network: str)
     try:
         with _missed_pixels(encoder) as missed:
             setting = f"data.image_size={as_written(own_size)}"
-            _encode(encoder, own_size, setting, _own_remedy(name, network))
+            _encode(encoder, own_size, setting, _size_remedy(name, network))
         for size in sorted({*sizes} - {own_size}, key=height_width):
             remedy = f"set {network}.encoder.args.dynamic_img_size=true"
             _encode(encoder, size, f"{key}.views", remedy)
@@ -56,7 +56,7 @@ def check_sizes(encoder: Encoder, key: str, sizes: Iterable[Size], network: str)
     ]
 
 
-def _own_remedy(name: str, network: str) -> str:
+def _size_remedy(name: str, network: str) -> str:
     return f"set another data.image_size, {network}.encoder.input_size or {network}.encoder.name"
 
 

@@ -16,6 +16,7 @@ from typing import Any, get_args
 
 from ssdistill.chain.grouping import experiment_columns
 from ssdistill.errors import DamagedFile, UserError, shortened
+from ssdistill.experiment.renamed_keys import with_released_deviations
 from ssdistill.experiment.schema import Experiment
 from ssdistill.record.run_record import RUN_FILE, SCHEMA, RunRecord, Status, load_run
 
@@ -143,6 +144,7 @@ class Identity:
         """The identity of an experiment; tracking and hardware are no part of it."""
         aside = {"tracking", "device", "checkpoint_seconds"}
         config = experiment.model_dump(mode="json", exclude=aside)
+        config = with_released_deviations(config)
         digest = _sha256(config)
         group_digest = _sha256({key: value for key, value in config.items() if key != "seeds"})
         data, paper = experiment.data.kind, experiment.paper

@@ -12,10 +12,10 @@ from typing import Any
 from ssdistill.chain.sweep import Sweep
 from ssdistill.chain.sweep_plan import PlannedPoint
 from ssdistill.chain.sweep_points import Outcome
+from ssdistill.evaluate.intervals import binomial_error
 from ssdistill.experiment.sweep import HELD_OUT
 from ssdistill.experiment.sweep_values import Range, value_text
 from ssdistill.files import write_atomically
-from ssdistill.label_free.features import binomial_error
 from ssdistill.record.provenance import provenance
 from ssdistill.report.document import Headline, rendered
 from ssdistill.report.tables.table import Table

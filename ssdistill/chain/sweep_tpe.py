@@ -67,7 +67,7 @@ def open_study(storage: str, name: str, direction: Direction | None = None) -> "
     # Drivers of databases have errors of their own, and need not be installed.
     except Exception as error:
         raise UserError(
-            f"sweep.storage {_shown(storage)}: cannot be opened ({one_line(error)}); check the "
+            f"sweep.storage {_safe_url(storage)}: cannot be opened ({one_line(error)}); check the "
             "URL, or remove sweep.storage to use a file in the runs folder"
         ) from error
 
@@ -86,7 +86,7 @@ def storage_errors(storage: str) -> Iterator[None]:
     except StorageInternalError as error:
         reason = one_line(error.__cause__ or error)
         raise UserError(
-            f"sweep.storage {_shown(storage)}: failed ({reason}); run the same command again"
+            f"sweep.storage {_safe_url(storage)}: failed ({reason}); run the same command again"
         ) from error
 
 
@@ -115,9 +115,9 @@ class TpeSearch:
     def ask(self, count: int) -> list[Point]:
         """Trials left running first, then new ones of the same group; in all, ``points``."""
         with storage_errors(self.storage):
-            return self._asked(count)
+            return self._next_trials(count)
 
-    def _asked(self, count: int) -> list[Point]:
+    def _next_trials(self, count: int) -> list[Point]:
         import optuna
 
         points = []
@@ -193,7 +193,7 @@ def _suggested(trial: "Trial", key: str, values: Choices | Range) -> Any:
     return trial.suggest_float(key, low, high, step=values.step, log=values.log)
 
 
-def _shown(storage: str) -> str:
+def _safe_url(storage: str) -> str:
     """A URL without its password."""
     scheme, found, rest = storage.partition("://")
     return f"{scheme}://…@{rest.rpartition('@')[2]}" if found and "@" in rest else storage

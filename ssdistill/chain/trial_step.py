@@ -89,9 +89,9 @@ def check_step(
     if batch_size > 1 and (failure is None or pixels > CHEAP_PIXELS):
         if isinstance(failure, ValueError):  # raised by checks, which need no numbers
             raise _refusal(key, failure, single) from failure
-        return [] if failure is None else [_untried(key, pixels)]
+        return [] if failure is None else [_skipped_notice(key, pixels)]
     if pixels > CHEAP_PIXELS * 8:
-        return [_untried(key, pixels)]
+        return [_skipped_notice(key, pixels)]
     with torch.random.fork_rng(devices=[]):
         try:
             losses = _losses(rebuild(), sizes, batch_size, microbatch)
@@ -123,7 +123,7 @@ def _networks(task: Task) -> list[nn.Module]:
     return [task, *getattr(task, "teachers", {}).values()]
 
 
-def _untried(key: str, pixels: int) -> str:
+def _skipped_notice(key: str, pixels: int) -> str:
     return f"{key}: skipped the trial step: {pixels / 1e6:.1f} million pixels take too long"
 
 

@@ -104,8 +104,8 @@ class Workspace:
             UserError: a file that is not there.
         """
         configs = {}
-        for role, settings in self._from_elsewhere.items():
-            with self._naming(role):
+        for role, settings in self._pretrained_teachers.items():
+            with self._named_in_errors(role):
                 identity = TEACHERS.build(settings).identity()
             config = {"teacher": settings.model_dump(mode="json"), "identity": identity}
             configs[role] = config | {"pictures": asdict(self.image_spec)}
@@ -126,18 +126,18 @@ class Workspace:
     @cached_property
     def _loaded(self) -> dict[str, Encoder]:
         loaded = {}
-        for role, settings in self._from_elsewhere.items():
-            with self._naming(role):
+        for role, settings in self._pretrained_teachers.items():
+            with self._named_in_errors(role):
                 loaded[role], _ = TEACHERS.build(settings).load(self.image_spec)
         return loaded
 
     @property
-    def _from_elsewhere(self) -> dict[str, Settings]:
+    def _pretrained_teachers(self) -> dict[str, Settings]:
         experiment = self.experiment
         return {r: t for r, t in experiment.all_teachers.items() if r not in experiment.pretrained}
 
     @contextmanager
-    def _naming(self, role: str) -> Iterator[None]:
+    def _named_in_errors(self, role: str) -> Iterator[None]:
         """Name the teacher at fault if there are several."""
         try:
             yield

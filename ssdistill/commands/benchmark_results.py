@@ -40,7 +40,7 @@ def _rows(timing: Timing) -> list[tuple[str, ...]]:
         row("number format", lambda f: str(f).removeprefix("fp32 "), SAME),
         row("training", rates(WHOLE)),
         row("networks alone", rates(ALONE)),
-        row("fraction reached", lambda f: _cell(_fraction(timing, f), 2)),
+        row("fraction reached", lambda f: _cell(timing.fraction_reached(f), 2)),
     ]
     for name in timing.part_seconds(chosen):
         rows.append(
@@ -49,17 +49,8 @@ def _rows(timing: Timing) -> list[tuple[str, ...]]:
     if LIGHTLY in timing.values:
         loop = _cell(Spread.of(timing.rates(LIGHTLY)), 0)
         rows.append((timing.role, "lightly's loop", loop, NONE))
-        rows.append(row("training / lightly", lambda f: _cell(_against(timing, f), 2)))
+        rows.append(row("training / lightly", lambda f: _cell(timing.against_lightly(f), 2)))
     return rows
-
-
-def _fraction(timing: Timing, number_format: Format) -> Spread:
-    whole, alone = (timing.rates(program, number_format) for program in (WHOLE, ALONE))
-    return Spread.of_ratios(whole, alone)
-
-
-def _against(timing: Timing, number_format: Format) -> Spread:
-    return Spread.of_ratios(timing.rates(WHOLE, number_format), timing.rates(LIGHTLY))
 
 
 def _cell(spread: Spread, digits: int, factor: float = 1) -> str:
@@ -109,9 +100,9 @@ def _format(timing: Timing, number_format: Format) -> dict[str, Any]:
     content: dict[str, Any] = {
         "training": asdict(Spread.of(timing.rates(WHOLE, number_format))),
         "networks_alone": asdict(Spread.of(timing.rates(ALONE, number_format))),
-        "fraction": asdict(_fraction(timing, number_format)),
+        "fraction": asdict(timing.fraction_reached(number_format)),
         "seconds": {name: asdict(spread) for name, spread in seconds.items()},
     }
     if LIGHTLY in timing.values:
-        content["against_lightly"] = asdict(_against(timing, number_format))
+        content["against_lightly"] = asdict(timing.against_lightly(number_format))
     return content

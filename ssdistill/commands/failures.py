@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-from ssdistill.errors import UserError, is_out_of_memory, shortened
+from ssdistill.errors import UserError, is_out_of_memory, shortened, system_reason
 from ssdistill.files import disk_is_full
 
 REMEDIES = {
@@ -63,7 +63,9 @@ def explanation(error: BaseException) -> str | None:
             return f"not enough memory ({error.strerror}); {NO_MEMORY}"
         place = f"{shortened(error.filename, 300)}: " if error.filename is not None else ""
         remedy = REMEDIES.get(error.errno, "check the disk and the network connection")
-        reason = "no space left on the disk" if error.errno == errno.ENOSPC else error.strerror
+        reason = (
+            "no space left on the disk" if error.errno == errno.ENOSPC else system_reason(error)
+        )
         return f"{place}{reason}; {remedy}"
     return None
 

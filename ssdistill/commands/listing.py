@@ -261,7 +261,7 @@ def _configs_table() -> FittedTable:
 
 def plan_table(planned: Iterable["PlannedStage"]) -> FittedTable:
     """The stages of a dry run."""
-    table = FittedTable("stage", "role", "seed", "digest", "made from", "status", keys=3)
+    table = FittedTable("stage", "role", "seed", "hash", "made from", "status", keys=3)
     for entry in planned:
         stage = entry.stage
         parents = ", ".join(

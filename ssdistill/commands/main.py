@@ -15,15 +15,16 @@ from ssdistill.commands.failures import (
     require_current_folder,
     save_report,
 )
+from ssdistill.commands.parser import EXIT_USER_ERROR, Parser
 from ssdistill.commands.plugins import without_imports
 from ssdistill.commands.probe.command import add_probe
 from ssdistill.commands.restore import add_restore
 from ssdistill.errors import UserError, shortened, was_interrupted
-from ssdistill.experiment.overrides import nearest_option, plain_overrides
+from ssdistill.experiment.overrides import plain_overrides
 from ssdistill.files import check_writable, folder_or_address, is_remote
 from ssdistill.terminal.console import complain, forgiving_streams, output_width, say, show, tell
 
-EXIT_USER_ERROR, EXIT_INTERNAL, EXIT_INTERRUPTED = 2, 70, 130
+EXIT_INTERNAL, EXIT_INTERRUPTED = 70, 130
 
 EPILOG = """\
 examples:
@@ -90,32 +91,22 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     loose = named.get("words", named.get("overrides"))
     foreign = [w for w in rest if w.startswith("-") or not ("words" in named or "=" in w)]
     if foreign or (rest and loose is None):
-        unknown = foreign or rest
-        hint = nearest_option(unknown[0], _options_of(parser, command)) if foreign else ""
-        parser.error(f"unknown arguments: {' '.join(unknown)}{hint}")
+        parser.below(w for w in words if not w.startswith("-")).refuse(foreign or rest)
     if loose is not None:
         loose += rest
     return options
 
 
-def _plain_words(words: list[str], parser: argparse.ArgumentParser, command: str) -> list[str]:
+def _plain_words(words: list[str], parser: Parser, command: str) -> list[str]:
     """Settings in the spellings of other programs as ``key=value``."""
     try:
-        return plain_overrides(words, _options_of(parser, command))
+        return plain_overrides(words, parser.options(command))
     except UserError as error:
         parser.error(str(error))
 
 
-def _options_of(parser: argparse.ArgumentParser, command: str | None) -> dict[str, bool]:
-    """The options of a command, and whether they take a value."""
-    choices = next(a.choices for a in parser._actions if isinstance(a.choices, dict))
-    own = choices[command]._actions if command in choices else []
-    actions = [*parser._actions, *own]
-    return {name: a.nargs != 0 for a in actions for name in a.option_strings}
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="ssdistill",
         description="Distill, prune and quantize self-supervised vision encoders without labels.",
         epilog=EPILOG,
@@ -197,7 +188,7 @@ def _experiment_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--on",
         metavar="CLUSTER",
-        help="do stages side by side with Ray: ray (this machine), ray://host:port, host:port",
+        help="run stages in parallel with Ray: ray (this machine), ray://host:port, host:port",
     )
     parser.add_argument(
         "--trust",

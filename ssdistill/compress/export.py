@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from ssdistill.models.backbones import Encoder
 from ssdistill.models.model import Model
 from ssdistill.models.representation import Representation
 from ssdistill.settings import Positive, Size, height_width
-from ssdistill.settings.registry import RUNTIMES
+from ssdistill.settings.registry import RUNTIMES, KindOf
 
 if TYPE_CHECKING:
     from ssdistill.settings.kinds.steps import ExportSettings
@@ -106,7 +106,7 @@ class Export(Step):
     def __init__(
         self,
         *,
-        runtime: str = "onnxruntime",
+        runtime: Annotated[str, KindOf(RUNTIMES)] = "onnxruntime",
         uint8: bool = False,
         resize_from: Size | None = None,
         tolerance: Positive = MAX_DIFFERENCE,

@@ -167,7 +167,7 @@ class LowRank(Step):
         chosen = self._choose(result, choices, stats, context)
         chosen = {name: option for name, option in chosen.items() if option.rank is not None}
         if not chosen:
-            raise UserError(self._nothing_pays(model, choices))
+            raise UserError(self._no_saving(model, choices))
         context.record.update(
             method=self.method,
             layers=f"{len(chosen)}/{len(choices)}",
@@ -194,7 +194,7 @@ class LowRank(Step):
             )
         for pattern in (*self.layers, *self.exclude):
             if not any(fnmatchcase(name, pattern) for name in places):
-                known = {name[:end] for name in places for end in _ends(name)}
+                known = {name[:end] for name in places for end in _prefix_ends(name)}
                 raise UserError(
                     f"lowrank: no layer of '{model.name}' that can be factorized matches "
                     f"'{pattern}'{nearest(pattern.rstrip('.*'), sorted(known))}"
@@ -245,7 +245,7 @@ class LowRank(Step):
         key = "macs" if self.goal == "macs" else "parameters"
         return options_saving(choices, key, (1 - self.fraction) * total)
 
-    def _nothing_pays(self, model: Model, choices: Mapping[str, Choices]) -> str:
+    def _no_saving(self, model: Model, choices: Mapping[str, Choices]) -> str:
         options = [(layer, option) for layer in choices.values() for option in layer.factors]
         if self.goal == "energy":
             best = max(1 - option.loss for _, option in options)
@@ -257,6 +257,6 @@ class LowRank(Step):
         )
 
 
-def _ends(name: str) -> list[int]:
+def _prefix_ends(name: str) -> list[int]:
     """End positions of the dotted prefixes of ``name``."""
     return [i for i, letter in enumerate(f"{name}.") if letter == "."]

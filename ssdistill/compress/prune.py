@@ -189,7 +189,7 @@ class Prune(Step):
 
     def _units(self, model: Model, context: Context) -> tuple[Callable[[float], Model], str]:
         """Return a function that removes a ratio of the units, and a phrase for its limit."""
-        prunable = self._survey(model)
+        prunable = self._prunable(model)
         scores = score_groups(
             self.criterion, model, prunable.groups, context, self.images, self.seed
         )
@@ -206,12 +206,12 @@ class Prune(Step):
         relative = self.criterion != "lamp"
         context.record["prunable"] = len(groups)
         if prunable.whole:
-            context.record["whole"] = _in_words(prunable.whole)
+            context.record["whole"] = _reasons_text(prunable.whole)
         limits = f"scope={self.scope}, round_to={self.round_to}"
         keep = partial(best, groups, widths, self.round_to, self.global_ranking, relative)
         return lambda ratio: remove(model, groups, keep(ratio)), limits
 
-    def _survey(self, model: Model) -> Prunable:
+    def _prunable(self, model: Model) -> Prunable:
         layers = dict(model.net.named_modules())
         for name in self.protect:
             if name not in layers:
@@ -222,7 +222,7 @@ class Prune(Step):
         if not prunable.groups:
             why = "; set scope=all" if self.scope == "inner" and "channels" in self.units else ""
             if prunable.whole:
-                why = f": {_in_words(prunable.whole)}"
+                why = f": {_reasons_text(prunable.whole)}"
             raise UserError(
                 f"prune: '{model.name}' has no {' or '.join(self.units)} that "
                 f"scope={self.scope} may remove{why}"
@@ -250,7 +250,7 @@ class Prune(Step):
         return len(narrowed) + len(blocks)
 
 
-def _in_words(whole: Mapping[str, str]) -> str:
+def _reasons_text(whole: Mapping[str, str]) -> str:
     """The first few layers of each reason."""
     layers: dict[str, list[str]] = {}
     for name, reason in whole.items():

@@ -23,8 +23,8 @@ class Recalibrate(Step):
     """Re-estimate batch-norm statistics for the current weights.
 
     After pruning without a refit the old ones are far off; after a refit new ones may do harm.
-    So they count only if the embeddings then agree better with those of the dense network, on
-    inputs that the statistics were not estimated from.
+    New ones are kept only if the embeddings then agree better with those of the uncompressed
+    network, on inputs that the statistics were not estimated from.
 
     Args:
         images: unlabeled inputs; at least a quarter of what there is remains to evaluate the
@@ -53,8 +53,8 @@ class Recalibrate(Step):
         (0 or 1).
 
         Raises:
-            UserError: no batch norm with statistics, no dense network, fewer than eight inputs,
-                or values that are not finite.
+            UserError: no batch norm with statistics, nothing to compare with, fewer than eight
+                inputs, or values that are not finite.
         """
         dense = dense_of(model, context, self.kind)
         refuse_non_finite(self.kind, model)

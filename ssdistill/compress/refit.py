@@ -36,8 +36,8 @@ class Refit(Step):
     """New weights, in closed form and without labels, for the layers that lost their inputs.
 
     It follows ``prune`` and ``lowrank`` and restores the network as it was before those; see
-    :func:`refit_layers`. The result counts only if its embeddings agree better with the dense
-    network's than before, on inputs that the fit has not seen.
+    :func:`refit_layers`. The result is kept only if its embeddings agree better than before with
+    the uncompressed network's, on inputs that the fit has not seen.
 
     Args:
         images: unlabeled inputs to fit to; at least a quarter of what there is remains to
@@ -81,7 +81,7 @@ class Refit(Step):
         ``cka_after`` and ``accepted`` (0 or 1).
 
         Raises:
-            UserError: no dense network, no layer that lost inputs, and what
+            UserError: nothing to compare with, no layer that lost inputs, and what
                 :func:`refit_layers` refuses.
         """
         dense = dense_of(model, context, self.kind)
@@ -137,26 +137,26 @@ def refit_layers(
     seed: int = 0,
     progress: Callable[[Sequence[Any], str], Iterable[Any]] = bar,
 ) -> tuple[Model, list[Fit]]:
-    """Fit the layers that lost inputs to reconstruct the dense network by least squares.
+    """Fit the layers that lost inputs by least squares, to reconstruct the uncompressed network.
 
     In the order of execution every such layer gets, in closed form,
 
         argmin over W, b of |W x' + b - y|^2 + ridge |W - W0|^2
 
     where x' is its input in the pruned network, refitted so far, and y is what makes the pruned
-    network equal to the dense one behind the layer: the dense output or, at the end of a
-    residual branch, the dense stream after the addition less the pruned stream before it
+    network equal to ``dense`` behind the layer: the output there or, at the end of a residual
+    branch, the stream of ``dense`` after the addition less the pruned stream before it
     (after He et al., ICCV 2017, arXiv:1707.06168, eq. 5 and section 3.3). Batch norms and layer
     scales in between are accounted for. The ridge, in units of the mean variance of x', is
     chosen by layer on held-out inputs. A layer that none improves is kept, and so is one whose
     weight is standardized or parametrized on its way to the convolution.
 
     Inputs are read in batches, at most 64 places of a feature map each; only sums as large as
-    one layer and up to half a gigabyte of dense outputs stay in memory.
+    one layer and up to half a gigabyte of outputs stay in memory.
 
     Args:
         pruned: left as it is; ``pruned.channels`` says which outputs its layers still have.
-        dense: left as it is; may itself have been pruned earlier.
+        dense: the uncompressed network, left as it is; may itself have been pruned earlier.
         inputs: unlabeled inputs, stacked along the first axis.
         ridges: penalties to choose from.
         held_out: fraction of the inputs that choose, evenly spread; the final fit has them too.
@@ -197,7 +197,7 @@ def refit_layers(
         weight_GO = narrow.traced[name][0].scale_O.square().view_as(sums[0].y_GO)
         map_GKO, bias_GO, left = best_map(*sums, ridges, weight_GO)
         if left < 1:
-            _change(narrow, name, map_GKO, bias_GO)
+            _add_map(narrow, name, map_GKO, bias_GO)
             fits[name] = Fit(name, left)
     for module, original_module in zip(narrow.model.modules(), pruned.modules(), strict=True):
         module.training = original_module.training
@@ -228,7 +228,7 @@ def _sums(
     return sums
 
 
-def _change(narrow: ObservedModel, name: str, map_GKO: Tensor, bias_GO: Tensor) -> None:
+def _add_map(narrow: ObservedModel, name: str, map_GKO: Tensor, bias_GO: Tensor) -> None:
     """Add a map to a layer; a bias it cannot hold goes into the batch norm behind it."""
     net, calls = narrow.model.net, narrow.traced[name]
     layer, bias_O = cast("Plain", net.get_submodule(name)), bias_GO.flatten()

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from ssdistill.compress import StepSettings
 from ssdistill.errors import UserError
 from ssdistill.settings.registry import STEPS
-from ssdistill.settings.wording import what_is_wrong
+from ssdistill.settings.wording import said_of
 
 if TYPE_CHECKING:
     from ssdistill.settings.kinds.steps import PruneSettings, ZerosSettings
@@ -68,5 +68,5 @@ def between_rounds(
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join([f"{settings.kind}.recover", *map(str, first["loc"])])
-            raise UserError(f"{key}: {what_is_wrong(first)}") from error
+            raise UserError(f"{key}: {said_of(first)}") from error
     return steps

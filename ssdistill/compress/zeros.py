@@ -129,7 +129,7 @@ class Zeros(Step):
         """
         check_input_model(self.kind, model)
         layers = {key: layer.weight for key, layer in weights_of(model.net).items()}
-        keep = self._keep(layers, model.name)
+        keep = self._keep_masks(layers, model.name)
         sparse = copy.deepcopy(model)
         for key, alias in storage.names(sparse.net, keep).items():
             sparse.net.get_parameter(key).masked_fill_(~keep[alias], 0.0)
@@ -147,7 +147,7 @@ class Zeros(Step):
         )
         return sparse
 
-    def _keep(self, layers: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    def _keep_masks(self, layers: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
         """Bool masks of the weights that stay."""
         if self.pattern:
             keep = {key: mask_of_pattern(weight, *self.pattern) for key, weight in layers.items()}

@@ -11,7 +11,7 @@ import numpy as np
 from ssdistill.data.array_names import listed
 from ssdistill.data.bad_image import BadImage
 from ssdistill.data.decode import open_regular
-from ssdistill.errors import UserError, one_line
+from ssdistill.errors import UserError, one_line, system_reason
 from ssdistill.machine import memory_bytes
 
 DEFLATED_AT_MOST = 1100
@@ -66,7 +66,10 @@ class NpzFile:
         except BadImage as error:
             raise UserError(f"data.path={path}: {error.reason}; pass an .npz file") from error
         except Exception as error:  # zipfile raises all kinds of errors on damaged bytes
-            reason = getattr(error, "strerror", None) or self._not_npz()
+            if getattr(error, "strerror", None):
+                reason = f"{system_reason(error)}; check the path"
+            else:
+                reason = self._not_npz()
             raise UserError(f"data.path={path}: {reason}") from error
         self._members = {m.filename.removesuffix(".npy"): m for m in members}
 
@@ -75,7 +78,7 @@ class NpzFile:
             with open_regular(self.path) as file:
                 single = file.read(len(NPY)) == NPY
         except OSError as error:
-            return error.strerror or one_line(error)
+            return f"{system_reason(error)}; check the path"
         remedy = " but a single array; save splits with" if single else "; create one with"
         return f"not an .npz file{remedy} {EXAMPLE}"
 
@@ -188,6 +191,6 @@ def map_array(path: Path, name: str) -> np.ndarray:
     except BadImage as error:
         raise UserError(f"{name}: {error.reason}; set it to an .npy file") from error
     except OSError as error:
-        raise UserError(f"{name}: {error.strerror or one_line(error)}; correct the path") from error
+        raise UserError(f"{name}: {system_reason(error)}; check the path") from error
     except (ValueError, OverflowError, MemoryError, RecursionError, SyntaxError) as error:
         raise UserError(f"{name}: cannot be read ({one_line(error)}); save it again") from error

@@ -12,15 +12,15 @@ _IMAGES = ("images", "image", "imgs", "x", "data", "inputs")
 _LABELS = ("labels", "label", "y", "targets", "target")
 
 
-def _with(splits: Sequence[str], parts: Sequence[str]) -> tuple[str, ...]:
+def _combined_names(splits: Sequence[str], parts: Sequence[str]) -> tuple[str, ...]:
     pairs = [(split, part) for split in splits for part in parts]
     return tuple(name for a, b in pairs for name in (f"{a}_{b}", f"{b}_{a}", f"{a}/{b}"))
 
 
-TRAIN_IMAGES = (*_with(("train", "training"), _IMAGES), "train", "x_tr")
-TRAIN_LABELS = (*_with(("train", "training"), _LABELS), "y_tr")
-TEST_IMAGES = (*_with(_TEST, _IMAGES), "test", "x_te")
-TEST_LABELS = (*_with(_TEST, _LABELS), "y_te")
+TRAIN_IMAGES = (*_combined_names(("train", "training"), _IMAGES), "train", "x_tr")
+TRAIN_LABELS = (*_combined_names(("train", "training"), _LABELS), "y_tr")
+TEST_IMAGES = (*_combined_names(_TEST, _IMAGES), "test", "x_te")
+TEST_LABELS = (*_combined_names(_TEST, _LABELS), "y_te")
 ALL_IMAGES = (*_IMAGES, "arr_0")
 ALL_LABELS = (*_LABELS, "fine_labels", "classes")
 
@@ -67,13 +67,13 @@ def find_names(keys: Collection[str], chosen: Names, where: str, remedy: str = "
             )
     if chosen.images:
         return chosen
-    train = _one(keys, TRAIN_IMAGES, where)
+    train = _single_match(keys, TRAIN_IMAGES, where)
     if train:
-        test = chosen.test_images or _one(keys, TEST_IMAGES, where)
+        test = chosen.test_images or _single_match(keys, TEST_IMAGES, where)
         labels = chosen.labels or _first(keys, TRAIN_LABELS)
     else:
-        train = _one(keys, ALL_IMAGES, where)
-        test = chosen.test_images or _one(keys, TEST_IMAGES, where)
+        train = _single_match(keys, ALL_IMAGES, where)
+        test = chosen.test_images or _single_match(keys, TEST_IMAGES, where)
         labels = chosen.labels or _first(keys, ALL_LABELS)
     if not train:
         raise UserError(
@@ -105,7 +105,7 @@ def _first(keys: Collection[str], usual: Sequence[str]) -> str | None:
     return next(iter(_matches(keys, usual)), None)
 
 
-def _one(keys: Collection[str], usual: Sequence[str], where: str) -> str | None:
+def _single_match(keys: Collection[str], usual: Sequence[str], where: str) -> str | None:
     matches = _matches(keys, usual)
     # Validation and test images may both exist; test images come first.
     if len(matches) > 1 and usual is not TEST_IMAGES:

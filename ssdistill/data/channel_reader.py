@@ -65,8 +65,8 @@ def read_channels(
         if is_multiband(head):
             return _native(read_bands(file))
         if head.startswith(NPY):
-            return _of_array(file if isinstance(file, bytes) else _content(file))
-        return _of_image(file, note)
+            return _bands_of_array(file if isinstance(file, bytes) else _content(file))
+        return _bands_of_image(file, note)
     except (BadImage, UserError):
         raise
     except Image.DecompressionBombError as error:
@@ -93,7 +93,7 @@ def _content(path: str | Path) -> bytes:
         return file.read()
 
 
-def _of_image(file: str | Path | bytes, note: Callable[[str], None] | None) -> np.ndarray:
+def _bands_of_image(file: str | Path | bytes, note: Callable[[str], None] | None) -> np.ndarray:
     opened = io.BytesIO(file) if isinstance(file, bytes) else open_regular(file)
     with opened, open_image(opened) as image:
         check_size(image)
@@ -110,7 +110,7 @@ def _of_image(file: str | Path | bytes, note: Callable[[str], None] | None) -> n
     return _native(bands if bands.ndim == 3 else bands[..., None])
 
 
-def _of_array(content: bytes) -> np.ndarray:
+def _bands_of_array(content: bytes) -> np.ndarray:
     _check_array(io.BytesIO(content))
     array = array_in(content)
     if array.ndim == 2:

@@ -15,7 +15,7 @@ import numpy as np
 from ssdistill.data.bad_image import BadImage
 from ssdistill.data.deep_pixels import Window, around, full_range, has_usable_width
 from ssdistill.data.form import Form
-from ssdistill.data.patience import PatientPool
+from ssdistill.data.hanging_reads import AbandoningPool
 from ssdistill.data.progress import with_bar
 from ssdistill.data.retry import retried
 from ssdistill.data.splits import RawSplit, Source
@@ -123,7 +123,7 @@ def scaled(bands_HWC: np.ndarray, scale: Scale) -> np.ndarray:
     return held_HWC
 
 
-def beyond(bands_HWC: np.ndarray, scale: Scale) -> np.ndarray:
+def clipped_fraction(bands_HWC: np.ndarray, scale: Scale) -> np.ndarray:
     """Return the fraction of each channel's values that its window clips, (C,)."""
     assert scale.windows is not None
     low_C, high_C = np.array(scale.windows).T
@@ -146,7 +146,7 @@ def _scale(
         windows = [full_range(dtype)] * len(form.channels)
     elif setting == "auto":
         pairs = zip(cached["low"], cached["high"], strict=True)
-        windows = [_around(raw, form, k, low, high) for k, (low, high) in enumerate(pairs)]
+        windows = [_window_of(raw, form, k, low, high) for k, (low, high) in enumerate(pairs)]
     elif isinstance(setting[0], tuple):
         windows = list(cast("tuple[Window, ...]", setting))
     else:
@@ -154,7 +154,7 @@ def _scale(
     return Scale(dtype, tuple((float(low), float(high)) for low, high in windows))
 
 
-def _around(raw: RawSplit, form: Form, k: int, low: float, high: float) -> Window:
+def _window_of(raw: RawSplit, form: Form, k: int, low: float, high: float) -> Window:
     if low >= high:
         return around(low)
     if not has_usable_width((low, high)):
@@ -200,7 +200,7 @@ def _measured(raw: RawSplit, form: Form, dtype: np.dtype) -> dict[str, list[floa
         return _ends(bands_HWC.reshape(-1, len(channels))) if bands_HWC.dtype == dtype else None
 
     def pieces() -> Iterator[tuple[range, list[np.ndarray | None]]]:
-        with PatientPool(os.cpu_count() or 1, "measuring") as pool:
+        with AbandoningPool(os.cpu_count() or 1, "measuring") as pool:
             for start in range(0, len(raw), PIECE):
                 rows = range(start, min(start + PIECE, len(raw)))
                 yield rows, pool.map(extremes, rows)

@@ -13,7 +13,7 @@ import numpy as np
 from ssdistill.data.bad_image import BadImage
 from ssdistill.data.channel_reader import read_channels
 from ssdistill.data.decode import is_deep_file, read_pixels
-from ssdistill.data.patience import PatientPool
+from ssdistill.data.hanging_reads import AbandoningPool
 from ssdistill.data.retry import retried
 from ssdistill.data.splits import RawSplit
 
@@ -66,7 +66,7 @@ class EncodedSplit(RawSplit):
         return read_channels(self.original(i), partial(self._note, i))
 
     def deep_rows(self) -> Sequence[int]:
-        with PatientPool(os.cpu_count() or 1, "reading") as pool:
+        with AbandoningPool(os.cpu_count() or 1, "reading") as pool:
             flags = pool.map(self._is_deep, range(len(self)))
         return [row for row, flag in enumerate(flags) if flag]
 

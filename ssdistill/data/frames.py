@@ -20,8 +20,8 @@ from ssdistill.data.deep_pixels import is_deep
 from ssdistill.data.encoded_split import EncodedSplit
 from ssdistill.data.file_split import FileSplit
 from ssdistill.data.formats import JXL, open_image
+from ssdistill.data.hanging_reads import AbandoningPool
 from ssdistill.data.header import JPEG_START
-from ssdistill.data.patience import PatientPool
 from ssdistill.data.progress import with_bar
 from ssdistill.data.retry import retried
 
@@ -61,7 +61,7 @@ class FrameSplit(EncodedSplit):
             return count_F
 
         def pieces() -> Iterator[tuple[list[int], list[int]]]:
-            with PatientPool(os.cpu_count() or 1, "counting") as pool:
+            with AbandoningPool(os.cpu_count() or 1, "counting") as pool:
                 for start in range(0, len(unknown), PIECE):
                     piece = unknown[start : start + PIECE].tolist()
                     yield piece, pool.map(partial(_count, self.raw), piece)

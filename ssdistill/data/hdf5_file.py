@@ -11,7 +11,7 @@ import numpy as np
 from ssdistill.data.bad_image import BadImage
 from ssdistill.data.decode import open_regular
 from ssdistill.data.handles import PerProcess, require
-from ssdistill.errors import UserError, one_line, shown
+from ssdistill.errors import UserError, one_line, shown, system_reason
 from ssdistill.machine import memory_bytes
 
 FILTERS = {1: "deflate", 2: "shuffle", 3: "fletcher32", 4: "szip", 5: "nbit", 6: "scaleoffset"} | {
@@ -177,8 +177,7 @@ def _opened(path: Path, name: str) -> Any:
     except BadImage as error:
         raise UserError(f"{name}: {error.reason}; pass an HDF5 file") from error
     except OSError as error:
-        reason = error.strerror or one_line(error)
-        raise UserError(f"{name}: {reason}; pass an HDF5 file") from error
+        raise UserError(f"{name}: {system_reason(error)}; pass an HDF5 file") from error
 
 
 def _datasets(group: Any, prefix: str) -> Iterator[tuple[str, Any]]:

@@ -7,7 +7,7 @@ from threading import Lock
 import numpy as np
 
 from ssdistill.data.bad_image import BadImage
-from ssdistill.data.channel_scale import Scale, beyond, chosen, scaled
+from ssdistill.data.channel_scale import Scale, chosen, clipped_fraction, scaled
 from ssdistill.data.deep_pixels import Window, full_range, render, split_alpha
 from ssdistill.data.form import RGB, Form
 from ssdistill.data.resizing import fitted
@@ -75,10 +75,10 @@ class Holding:
         """Return the result of :meth:`read`, in several attempts if the system fails."""
         return retried(partial(self.read, raw), row, raw.name(row), raw.reading.seconds)
 
-    def beyond(self, pixels: np.ndarray) -> np.ndarray | None:
+    def clipped_fraction(self, pixels: np.ndarray) -> np.ndarray | None:
         """Return the fraction of each channel beyond its window; None without a window."""
         if self.scale is not None:
-            return beyond(pixels, self.scale) if self.scale.windows else None
+            return clipped_fraction(pixels, self.scale) if self.scale.windows else None
         if pixels.dtype == np.uint8:
             return None
         low, high = self.window or full_range(pixels.dtype)
@@ -105,7 +105,7 @@ class Squarer:
             held_HWC = self.holding.shown(pixels)
         except BadImage as error:
             return error
-        if (beyond_C := self.holding.beyond(pixels)) is not None:
+        if (beyond_C := self.holding.clipped_fraction(pixels)) is not None:
             with self._lock:
                 self._beyond += beyond_C
                 self._count += 1

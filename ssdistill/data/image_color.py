@@ -2,7 +2,7 @@
 
 In :mod:`ssdistill.data.color`, every image of a batch takes the same steps, as a GPU requires. A
 CPU is faster with one image at a time: its pixels stay in the cache, and steps without effect on
-this image are left out. Results agree to 1e-5.
+this image are skipped. Results agree to 1e-5.
 """
 
 import math
@@ -24,7 +24,7 @@ from ssdistill.data.view_parameters import ViewParameters
 from ssdistill.settings import Size, height_width
 
 NEGLIGIBLE = 1e-6
-"""Weight of a tap below which it, and all taps beyond it, are left out: together they change a
+"""Weight of a tap below which it, and all taps beyond it, are cut off: together they change a
 pixel by less than a hundredth of a level of 255."""
 FROM_SIDE = 96
 """Shorter side in pixels of the smallest images that are colored one by one; smaller ones are

@@ -18,8 +18,8 @@ from ssdistill.data.bad_image import BadImage
 from ssdistill.data.channel_reader import ChannelHeader
 from ssdistill.data.checksums import block_checksums
 from ssdistill.data.encoded_split import EncodedSplit
+from ssdistill.data.hanging_reads import AbandoningPool
 from ssdistill.data.header import Header
-from ssdistill.data.patience import PatientPool
 from ssdistill.data.progress import with_bar
 from ssdistill.data.retry import retried
 from ssdistill.errors import UserError
@@ -154,7 +154,7 @@ def _entries(
     images: "Described", rows: np.ndarray
 ) -> Iterator[tuple[int, tuple[int, int, int] | BadImage]]:
     def pieces() -> Iterator[tuple[list[int], list]]:
-        with PatientPool(os.cpu_count() or 1, "indexing") as pool:
+        with AbandoningPool(os.cpu_count() or 1, "indexing") as pool:
             for start in range(0, len(rows), PIECE):
                 piece = rows[start : start + PIECE].tolist()
                 yield piece, pool.map(images.entry, piece)
@@ -180,14 +180,14 @@ class Described:
         """
         try:
             name, seconds = self.raw.name(row), self.raw.reading.seconds
-            digest, header = retried(self._ends, row, name, seconds)
+            digest, header = retried(self._hash_and_header, row, name, seconds)
             if header.suspicious:
                 retried(self._decode, row, name, seconds)
         except BadImage as error:
             return error
         return digest, header.height, header.width | (int(DEEP) if header.deep else 0)
 
-    def _ends(self, row: int) -> tuple[int, Header | ChannelHeader]:
+    def _hash_and_header(self, row: int) -> tuple[int, Header | ChannelHeader]:
         """Hash the ends of an image, and read its header."""
         with self.raw.open_original(row) if self.bands else self.raw.open(row) as file:
             head = file.read(ENDS)

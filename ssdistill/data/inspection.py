@@ -15,7 +15,7 @@ from ssdistill.data.decode import ANIMATIONS, TRANSPARENT, pixel_limit, read_pix
 from ssdistill.data.displaying import displayed
 from ssdistill.data.form import RGB, Form
 from ssdistill.data.formats import open_image
-from ssdistill.data.patience import PatientPool
+from ssdistill.data.hanging_reads import AbandoningPool
 from ssdistill.data.progress import with_bar
 from ssdistill.data.retry import retried
 from ssdistill.data.splits import RawSplit
@@ -87,7 +87,7 @@ class Inspected:
 
 
 def _pieces(raw: RawSplit, form: Form) -> Iterator[tuple[range, list[tuple | BadImage]]]:
-    with PatientPool(os.cpu_count() or 1, "checking") as pool:
+    with AbandoningPool(os.cpu_count() or 1, "checking") as pool:
         for start in range(0, len(raw), PIECE):
             rows = range(start, min(start + PIECE, len(raw)))
             yield rows, pool.map(partial(_fact, raw, form), rows)

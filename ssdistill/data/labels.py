@@ -33,7 +33,7 @@ def class_labels(labels: Any, name: str, count: int | None = None) -> np.ndarray
             f"{name} must be one whole number for {images}, or 0 or 1 for each class, but {facts}; "
             f"correct them, or {IGNORE}"
         )
-    return _whole(values, name, facts) if values.ndim == 1 else _several(values, name, facts)
+    return _as_integers(values, name, facts) if values.ndim == 1 else _several(values, name, facts)
 
 
 def _several(values: np.ndarray, name: str, facts: str) -> np.ndarray:
@@ -57,7 +57,7 @@ def _several(values: np.ndarray, name: str, facts: str) -> np.ndarray:
     )
 
 
-def _whole(values: np.ndarray, name: str, facts: str) -> np.ndarray:
+def _as_integers(values: np.ndarray, name: str, facts: str) -> np.ndarray:
     if values.dtype.kind not in "biuf":
         raise UserError(
             f"{name} must be one whole number per image ({len(values)} images), but {facts}; "

@@ -172,17 +172,20 @@ def read_root(
     first, others = split_folders({n.split("/")[top] for n in names if n.count("/") > top})
     own = bool(first and others)
     if first and others:
-        train, test = _own_splits(names, first, others, top)
-        depths = [_below_wrapping(_take(names, part), top + 1) for part in (train, test)]
+        train, test = _matching_splits(names, first, others, top)
+        depths = [_below_wrapping(_select(names, part), top + 1) for part in (train, test)]
         out_N = None
-        warnings = _stray(listing, train, depths[0], test, depths[1])
+        warnings = _stray_image_warning(listing, train, depths[0], test, depths[1])
         skipped += total - int(count_F[train].sum() + count_F[test].sum())
     else:
         depth = top
         if {name.split("/")[top] for name in names} == {first}:
             depth = _below_wrapping(names, top + 1)
         train = test = list(range(len(names)))
-        classes_F, warnings = _classes(names, depth), _stray(listing, train, depth, [], depth)
+        classes_F, warnings = (
+            _classes(names, depth),
+            _stray_image_warning(listing, train, depth, [], depth),
+        )
         if classes_F and total > 1 and len(set(classes_F)) == total:
             warnings, classes_F = (ONE_EACH.format(total),), None
         depths = [UNLABELED if classes_F is None else depth] * 2
@@ -208,7 +211,7 @@ def _part(listing: Listing, folders: list[int], depth: int, chosen_N: np.ndarray
         row_N &= chosen_N
     if not row_N.all():
         names = names[row_N]
-    names_F = _classes(_take(listing.folders, folders), depth)
+    names_F = _classes(_select(listing.folders, folders), depth)
     if names_F is None:
         return Part(names, None, ())
     folder_N = listing.folder_N[row_N]
@@ -220,7 +223,7 @@ def _part(listing: Listing, folders: list[int], depth: int, chosen_N: np.ndarray
     return Part(names, number_F[folder_N], classes)
 
 
-def _take(names: list[str], rows: list[int]) -> list[str]:
+def _select(names: list[str], rows: list[int]) -> list[str]:
     return [names[row] for row in rows]
 
 
@@ -238,13 +241,13 @@ def _below_wrapping(names: list[str], depth: int) -> int:
     return depth
 
 
-def _own_splits(
+def _matching_splits(
     names: list[str], first: str, others: list[str], top: int
 ) -> tuple[list[int], list[int]]:
     """Return the training folders, and those of the first test folder with matching labels."""
 
     def labeled(part: list[int]) -> bool:
-        below = _take(names, part)
+        below = _select(names, part)
         return bool(_classes(below, _below_wrapping(below, top + 1)))
 
     train, *tests = (
@@ -254,7 +257,7 @@ def _own_splits(
     return train, next((test for test in tests if labeled(train) and labeled(test)), tests[0])
 
 
-def _stray(
+def _stray_image_warning(
     listing: Listing, folders: list[int], depth: int, test: list[int], test_depth: int
 ) -> tuple[str, ...]:
     """Warn if a few images outside any class folder make the whole set unlabeled.

@@ -70,17 +70,21 @@ def arrangement(
     if dtype.kind not in "buif" or 0 in shape or not 2 <= len(shape) <= 4:
         raise UserError(_message(shape, dtype, name, _hint(shape, dtype)))
     if any_bands and len(shape) == 4:
-        result = _from_any_bands(shape, layout, certain)
+        result = _arrangement_of_bands(shape, layout, certain)
         if isinstance(result, str):
             raise UserError(f"{name} is {dtype} of shape {' x '.join(map(str, shape))}; {result}")
         return result
-    result = _flat(shape, layout) if len(shape) == 2 else _from_axes(shape, layout, certain)
+    result = (
+        _flat(shape, layout) if len(shape) == 2 else _arrangement_of_axes(shape, layout, certain)
+    )
     if isinstance(result, str):
         raise UserError(_message(shape, dtype, name, result))
     return result
 
 
-def _from_any_bands(shape: tuple[int, ...], layout: Layout, certain: bool) -> Arrangement | str:
+def _arrangement_of_bands(
+    shape: tuple[int, ...], layout: Layout, certain: bool
+) -> Arrangement | str:
     """Return the arrangement of an array with any number of channels, or an error message."""
     if layout == "NHW":
         return "data.layout=NHW requires three axes; set data.layout=NCHW or NHWC"
@@ -98,7 +102,9 @@ def _from_any_bands(shape: tuple[int, ...], layout: Layout, certain: bool) -> Ar
     return Arrangement("NCHW", (shape[2], shape[3]), shape[1])
 
 
-def _from_axes(shape: tuple[int, ...], layout: Layout, certain: bool) -> Arrangement | str:
+def _arrangement_of_axes(
+    shape: tuple[int, ...], layout: Layout, certain: bool
+) -> Arrangement | str:
     """Return the arrangement, or an error message."""
     if len(shape) == 3:
         if layout not in ("auto", "NHW"):

@@ -45,7 +45,7 @@ def has_header(first: Sequence[str], requested: dict[str, str | None]) -> bool:
     """Whether the first row of a list names its columns."""
     usual = {name for names in USUAL.values() for name in names}
     cells = {cell.strip() for cell in first}
-    return bool({_plain(cell) for cell in cells} & usual or cells & set(requested.values()))
+    return bool({_simplified(cell) for cell in cells} & usual or cells & set(requested.values()))
 
 
 def find_columns(names: Sequence[str], requested: dict[str, str | None], title: str) -> Columns:
@@ -66,7 +66,7 @@ def find_columns(names: Sequence[str], requested: dict[str, str | None], title: 
         if name == "none" and role != "path" and name not in names:
             continue
         if name is None:
-            plain = [_plain(column) for column in names]
+            plain = [_simplified(column) for column in names]
             at = next((plain.index(word) for word in usual if word in plain), None)
         elif name in names:
             at = names.index(name)
@@ -129,7 +129,7 @@ def columns_of_classes(
     return tuple(columns)
 
 
-def _plain(name: str) -> str:
+def _simplified(name: str) -> str:
     return "".join(c for c in name.strip().lower() if c not in "_- ")
 
 

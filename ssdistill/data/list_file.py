@@ -22,7 +22,7 @@ from ssdistill.data.list_columns import (
 )
 from ssdistill.data.parquet_rows import parquet_columns, parquet_rows
 from ssdistill.data.several_labels import BETWEEN
-from ssdistill.errors import UserError, one_line, shown
+from ssdistill.errors import UserError, one_line, shown, system_reason
 
 MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
@@ -215,8 +215,9 @@ class ListFile:
                 f"({one_line(error)}); set data.encoding, such as utf-8 or cp1252"
             ) from error
         except (OSError, csv.Error) as error:
-            reason = getattr(error, "strerror", None) or one_line(error)
-            raise UserError(f"{self.title}: {reason}; pass a readable list of images") from error
+            raise UserError(
+                f"{self.title}: {system_reason(error)}; pass a readable list of images"
+            ) from error
 
 
 def _contents(file: IO[str]) -> Iterator[str]:

@@ -116,7 +116,7 @@ def read_list(
     labeled = file.labeled
     if not len(names):
         raise UserError(f"{file.title}: the list has no images; write one path per row")
-    train_N, test_N = _sides(entries, test_fraction, labeled)
+    train_N, test_N = _split_masks(entries, test_fraction, labeled)
     warnings = [*_repeated(file, entries), *_split_warnings(file, entries, train_N, test_N)]
     if not train_N.any():
         raise UserError(f"{file.title}: no image is in split train; add some")
@@ -157,7 +157,7 @@ def read_list(
     return ListLayout(splits[0], splits[1], warnings)
 
 
-def _sides(
+def _split_masks(
     entries: Entries, test_fraction: float | None, labeled: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return two masks, (N,) bool: training images and test images."""

@@ -12,7 +12,7 @@ import numpy as np
 from ssdistill.data.bad_image import BadImage
 from ssdistill.data.decode import open_regular
 from ssdistill.data.handles import PerProcess, require
-from ssdistill.errors import UserError, one_line, shown
+from ssdistill.errors import NO_FILE, UserError, one_line, shown, system_reason
 
 DATA = "data.mdb"
 METADATA = ("__", "length", "num-samples", "num_samples", "classnames")
@@ -24,7 +24,7 @@ _environments: WeakValueDictionary[str, Any] = WeakValueDictionary()
 _lock = threading.Lock()
 
 
-def _forget() -> None:
+def _close_in_child() -> None:
     """Close the parent's environments in a child process: LMDB handles do not survive a fork."""
     global _lock
     _lock = threading.Lock()
@@ -33,7 +33,7 @@ def _forget() -> None:
     _environments.clear()
 
 
-os.register_at_fork(after_in_child=_forget)
+os.register_at_fork(after_in_child=_close_in_child)
 
 
 class LmdbFile:
@@ -197,9 +197,7 @@ def listed_keys(path: Path, where: str) -> Keys:
             f"{where}: {error.reason}; pass a text file with one key per line"
         ) from error
     except OSError as error:
-        raise UserError(
-            f"{where}: {error.strerror or one_line(error)}; correct the path"
-        ) from error
+        raise UserError(f"{where}: {system_reason(error)}; check the path") from error
     if not len(keys):
         raise UserError(f"{where}: the file is empty; write one key per line")
     return keys
@@ -241,12 +239,10 @@ def _newly_opened(file: Path, where: str) -> Any:
         raise UserError(f"{where}: {error.reason}; pass an LMDB database") from error
     except FileNotFoundError as error:
         here = file.name == DATA and file.parent.is_dir()
-        missing = f"no {DATA} in this folder" if here else "no such file or folder"
-        raise UserError(f"{where}: {missing}; pass an LMDB database") from error
+        reason = f"no {DATA} in this folder" if here else NO_FILE
+        raise UserError(f"{where}: {reason}; pass an LMDB database") from error
     except OSError as error:
-        raise UserError(
-            f"{where}: {error.strerror or one_line(error)}; correct the path"
-        ) from error
+        raise UserError(f"{where}: {system_reason(error)}; check the path") from error
     except lmdb.Error as error:
         reason = one_line(error).removeprefix(f"{file}: ")
         raise UserError(f"{where}: {reason}; pass an LMDB database") from error

@@ -148,7 +148,7 @@ class Loader:
         position_B = np.arange(start, start + self.batch_size)[self._mine]
         rows_B = self._rows_at(epoch, position_B)
         draw_B = None if self._weighted is None else torch.from_numpy(position_B)
-        batch = self._of_rows(rows_B, epoch, step, plan, draw_B)
+        batch = self._batch_of_rows(rows_B, epoch, step, plan, draw_B)
         if self.recorded is not None:
             rows = self.recorded(rows_B, epoch).items()
             batch.outputs = {n: self._to_device(torch.from_numpy(x_BW)) for n, x_BW in rows}
@@ -156,9 +156,9 @@ class Loader:
 
     def batch_of(self, rows_B: np.ndarray, epoch: int, plan: ViewPlan) -> Batch:
         """Return the images of these rows as a batch of ``epoch``, without step or order."""
-        return self._of_rows(rows_B, epoch, 0, plan, None)
+        return self._batch_of_rows(rows_B, epoch, 0, plan, None)
 
-    def _of_rows(
+    def _batch_of_rows(
         self,
         rows_B: np.ndarray,
         epoch: int,
@@ -167,7 +167,7 @@ class Loader:
         draw_B: Tensor | None,
     ) -> Batch:
         if self._originals is not None:
-            return self._of_originals(self._originals, rows_B, epoch, step, plan, draw_B)
+            return self._crops_of_originals(self._originals, rows_B, epoch, step, plan, draw_B)
         batch = Batch(*self._pixels(rows_B), epoch, step, self.num_steps)
         batch.draw_B = draw_B if draw_B is None else self._to_device(draw_B)
         if self._neighbors_NK is not None:
@@ -196,7 +196,7 @@ class Loader:
             chosen_B = shuffled(position_B, self._count, self.seed, epoch)
         return chosen_B if self._rows is None else self._rows[chosen_B]
 
-    def _of_originals(
+    def _crops_of_originals(
         self,
         originals: Originals,
         rows_B: np.ndarray,

@@ -22,11 +22,11 @@ from ssdistill.data.decode import GIANT_PIXELS
 from ssdistill.data.deep_pixels import Window
 from ssdistill.data.encoded_split import EncodedSplit
 from ssdistill.data.geometry import Boxes
+from ssdistill.data.hanging_reads import AbandoningPool
 from ssdistill.data.held_pixels import Holding
 from ssdistill.data.image_color import ImageColor, color_
 from ssdistill.data.image_index import ImageIndex
 from ssdistill.data.image_set import ImageSet
-from ssdistill.data.patience import PatientPool
 from ssdistill.data.resizing import central, fitted
 from ssdistill.data.retry import retried
 from ssdistill.data.splits import Source
@@ -41,7 +41,7 @@ _one_giant = threading.Lock()
 
 
 @contextmanager
-def _turn_of_giant(seconds: float) -> Iterator[None]:
+def _giant_lock(seconds: float) -> Iterator[None]:
     # After that time the read of the giant whose turn it is hangs.
     has_turn = _one_giant.acquire(timeout=seconds)
     try:
@@ -108,7 +108,7 @@ class Originals(ImageSet):
         return self._stored
 
     @cached_property
-    def _pool(self) -> PatientPool:
+    def _pool(self) -> AbandoningPool:
         return thread_pool(self.workers, "cutting")
 
     def rows(self, position_B: np.ndarray) -> np.ndarray:
@@ -153,7 +153,7 @@ class Originals(ImageSet):
             torch.stack([b.top_B, b.left_B, b.height_B, b.width_B], dim=1).tolist() for b in boxes_V
         ]
 
-        giant_B = self._giants(row_B)
+        giant_B = self._are_giant(row_B)
 
         def fill(b: int) -> None:
             boxes = [
@@ -163,7 +163,7 @@ class Originals(ImageSet):
                 )
             ]
             try:
-                with self._turn(giant_B[b]):
+                with self._decoding_lock(giant_B[b]):
                     image_CHW, factor = self._decoded(int(row_B[b]), reduction_of(boxes))
                     parts_V = [cut(image_CHW, box.over(factor)) for box in boxes]
             except BadImage as error:
@@ -192,12 +192,12 @@ class Originals(ImageSet):
         row_B = self.rows(position_B)
         shape = (len(row_B), *height_width(view or size), self.form.count)
         squares_BHWC = np.empty(shape, dtype=self.holding.dtype)
-        giant_B = self._giants(row_B)
+        giant_B = self._are_giant(row_B)
 
         def fill(b: int) -> None:
             row = int(row_B[b])
             try:
-                with self._turn(giant_B[b]):
+                with self._decoding_lock(giant_B[b]):
                     whole_HWC = self.holding.whole(self.raw, row)
                     resized_HWC = fitted(whole_HWC, size, self.form.resize)
                 squares_BHWC[b] = central(resized_HWC, view or size)
@@ -209,13 +209,13 @@ class Originals(ImageSet):
         self._check_failed()
         return squares_BHWC
 
-    def _giants(self, row_B: np.ndarray) -> list[bool]:
+    def _are_giant(self, row_B: np.ndarray) -> list[bool]:
         height_B, width_B = self.index.sizes(row_B)
         return (height_B * width_B > GIANT_PIXELS).tolist()
 
-    def _turn(self, giant: bool) -> AbstractContextManager:
+    def _decoding_lock(self, giant: bool) -> AbstractContextManager:
         """Return the context in which to decode and crop an image: giants take turns."""
-        return _turn_of_giant(self.raw.reading.seconds) if giant else nullcontext()
+        return _giant_lock(self.raw.reading.seconds) if giant else nullcontext()
 
     def _decoded(self, row: int, reduction: int) -> tuple[Tensor, int]:
         if self.form.channels is not None:

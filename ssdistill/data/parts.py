@@ -21,7 +21,7 @@ class PartedSource(Source):
 
     @property
     @abstractmethod
-    def _own_test(self) -> bool:
+    def _has_test_images(self) -> bool:
         """Whether there are separate test images."""
 
     @abstractmethod
@@ -34,7 +34,7 @@ class PartedSource(Source):
 
     @property
     def has_test(self) -> bool:
-        return self._own_test or len(self._held_out[1]) > 0
+        return self._has_test_images or len(self._held_out[1]) > 0
 
     def _rows(self, name: str) -> np.ndarray | None:
         """Return the rows of a split, (M,) ascending; None for all rows of its own array or file.
@@ -42,7 +42,7 @@ class PartedSource(Source):
         Raises:
             UserError: there are no test images.
         """
-        if self._own_test:
+        if self._has_test_images:
             return None
         row_M = self._held_out[SPLITS.index(name)]
         if row_M is not None and not len(row_M):

@@ -1,4 +1,8 @@
-"""Patterns of file names, as in shells and ``.gitignore``."""
+"""Patterns of file names, as in shells and ``.gitignore``.
+
+By hand: ``glob.translate`` and ``full_match``, which keep ``*`` within a folder, came with Python
+3.13; with `fnmatch` it crosses folders.
+"""
 
 import re
 from collections.abc import Callable, Sequence

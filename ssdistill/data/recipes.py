@@ -127,7 +127,7 @@ def replaced_by(channels: int, names: Sequence[str] | None = None) -> str | None
         return None
     count = f"{channels} channel{'s' if channels > 1 else ''}"
     named = f" ({', '.join(names)})" if names and len(names) == 3 else ""
-    instead = "replaced by noise and channel dropping" if channels > 1 else "left out"
+    instead = "replaced by noise and channel dropping" if channels > 1 else "ignored"
     return f"{count}{named}: saturation, hue and grayscale mean nothing there and are {instead}"
 
 

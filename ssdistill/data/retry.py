@@ -1,4 +1,8 @@
-"""Retry reads that fail for transient reasons, such as a slow disk or a network outage."""
+"""Retry reads that fail for transient reasons, such as a slow disk or a network outage.
+
+By hand: tenacity would replace a loop of ten lines. It cannot give up a read that never returns,
+nor count such attempts over threads, which `hanging_reads` does.
+"""
 
 import errno
 import logging
@@ -7,8 +11,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from ssdistill.data.bad_image import BadImage
-from ssdistill.data.patience import PatientPool, attempts
-from ssdistill.errors import one_line, shown
+from ssdistill.data.hanging_reads import AbandoningPool, attempts
+from ssdistill.errors import shown, system_reason
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +40,7 @@ def retried(read: Callable[[int], T], row: int, name: str, seconds: float | None
         return _retried(read, row, name)
     own = attempts()
     if own is None:
-        with PatientPool(1, "reading") as pool:
+        with AbandoningPool(1, "reading") as pool:
             return pool.map(lambda row: retried(read, row, name, seconds), [row])[0]
 
     def watched(row: int) -> T:
@@ -59,9 +63,9 @@ def _retried(read: Callable[[int], T], row: int, name: str, missed: int = 0) -> 
         try:
             return read(row)
         except PERMANENT as error:
-            raise BadImage(error.strerror or one_line(error)) from error
+            raise BadImage(system_reason(error)) from error
         except OSError as error:
-            reason = error.strerror or one_line(error)
+            reason = system_reason(error)
             if error.errno in PERMANENT_NUMBERS:
                 raise BadImage(reason) from error
             if pause is None:

@@ -31,7 +31,7 @@ LATER = (
 """Settings added after version 0.1; at their defaults they are excluded from hashes."""
 
 
-def _rising(window: Any) -> Any:
+def _check_window(window: Any) -> Any:
     if isinstance(window, str):
         return window
     several = isinstance(window[0], tuple)
@@ -42,13 +42,13 @@ def _rising(window: Any) -> Any:
     return window
 
 
-def _sides(size: Any) -> Any:
+def _check_size(size: Any) -> Any:
     if isinstance(size, (list, tuple)):
         whole = [isinstance(side, int) and not isinstance(side, bool) for side in size]
         if len(size) != 2 or not all(whole) or min(size) < 1:
-            raise ValueError("must be a side in pixels, or [height, width]")
+            raise ValueError("must be a side in pixels, or [height, width], both above 0")
     elif isinstance(size, int) and size < 1:
-        raise ValueError("input should be greater than 0")
+        raise ValueError("must be a side in pixels, or [height, width], both above 0")
     return size
 
 
@@ -63,7 +63,7 @@ def _pairs(window: Any) -> Any:
     return window
 
 
-def _three(display: Any) -> Any:
+def _check_display(display: Any) -> Any:
     """Check the form of a list of positions, since each missing one is a problem of its own."""
     if display is None:
         return display
@@ -85,7 +85,7 @@ def _storable(size: Any) -> Any:
 
 
 Windows = Annotated[tuple[Window, ...], Field(min_length=1)]
-StoredSize = Annotated[Size, BeforeValidator(_sides), AfterValidator(_storable)]
+StoredSize = Annotated[Size, BeforeValidator(_check_size), AfterValidator(_storable)]
 
 
 class StoreSettings(Settings):
@@ -135,7 +135,7 @@ class StoreSettings(Settings):
     window: Annotated[
         Window | Literal["auto", "full"] | Windows,
         BeforeValidator(_pairs),
-        AfterValidator(_rising),
+        AfterValidator(_check_window),
     ] = "auto"
     labels: Literal["auto", "none"] = "auto"
     max_pixels: PositiveInt = MAX_PIXELS
@@ -147,7 +147,8 @@ class StoreSettings(Settings):
     view_size: StoredSize | None = None
     resize: Resize = "crop"
     display: Annotated[
-        tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt] | None, BeforeValidator(_three)
+        tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt] | None,
+        BeforeValidator(_check_display),
     ] = None
 
     color: Color = "ignore"

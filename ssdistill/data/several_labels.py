@@ -82,7 +82,7 @@ def multi_hot(
     flat = [part for parts in parts_U for part in parts]
     length_U = np.array([len(parts) for parts in parts_U])
     if set(flat) <= BITS.keys() and (_repeats(parts_U) or _are_one_hot_pairs(parts_U)):
-        return _of_bits(parts_U, length_U, title, names), names
+        return _labels_from_bits(parts_U, length_U, title, names), names
     owner_M = np.repeat(np.arange(len(parts_U)), length_U)
     numbers = numbers_of(flat)
     if numbers is None:
@@ -147,7 +147,7 @@ def _are_one_hot_pairs(parts_U: Sequence[Parts]) -> bool:
     return orders == {(False, True), (True, False)}
 
 
-def _of_bits(
+def _labels_from_bits(
     parts_U: Sequence[Parts], length_U: np.ndarray, title: str, names: Sequence[str] | None
 ) -> np.ndarray:
     few, most = int(length_U.min()), int(length_U.max())

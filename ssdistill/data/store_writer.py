@@ -10,9 +10,9 @@ import numpy as np
 
 from ssdistill.data.bad_image import BadImage
 from ssdistill.data.deep_pixels import Window
+from ssdistill.data.hanging_reads import AbandoningPool
 from ssdistill.data.held_pixels import Holding, Squarer
 from ssdistill.data.moments import Moments, channel_notices, pixel_notices
-from ssdistill.data.patience import PatientPool
 from ssdistill.data.progress import with_bar
 from ssdistill.data.splits import RawSplit
 from ssdistill.errors import UserError, shown
@@ -40,7 +40,7 @@ def write_images(
         automatic: whether windows were chosen from the images; if so, clipping is reported.
     """
     moments = Moments(holding.form.count, holding.dtype)
-    digest = _digest(size, holding)
+    digest = _new_hash(size, holding)
     names: list[str] = []
     bad: list[tuple[str, str]] = []
     bad_rows: list[int] = []
@@ -91,14 +91,14 @@ def notices_of(
 
 def fingerprint_of(images_NHWC: np.ndarray, names: list[str], window: Window | None = None) -> str:
     """Compute the fingerprint of stored square RGB images from their pixels."""
-    digest = _digest(images_NHWC.shape[1], RGB_HELD)
+    digest = _new_hash(images_NHWC.shape[1], RGB_HELD)
     step = max(1, CHUNK_BYTES // images_NHWC[0].nbytes)
     for start in range(0, len(images_NHWC), step):
         digest.update(np.ascontiguousarray(images_NHWC[start : start + step]))
     return _finish(digest, names, window)
 
 
-def _digest(size: Size, holding: Holding) -> Any:
+def _new_hash(size: Size, holding: Holding) -> Any:
     more = f"{json.dumps(holding.key)}\n" if holding.key else ""
     return hashlib.sha256(f"{size}\n{more}".encode())
 
@@ -128,7 +128,7 @@ def _chunks(raw: RawSplit, squarer: Squarer) -> Iterator[tuple[range, list[np.nd
     length = max(8 * workers, min(CHUNK_IMAGES, CHUNK_BYTES // image_bytes))
     array = raw.array() if squarer.holding.form.channels is None else None
     unchanged = array is not None and array.shape[1:] == (height, width, 3)
-    with PatientPool(workers, "storing") as pool:
+    with AbandoningPool(workers, "storing") as pool:
         for start in range(0, len(raw), length):
             rows = range(start, min(start + length, len(raw)))
             if array is not None and unchanged:

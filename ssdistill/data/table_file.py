@@ -7,7 +7,7 @@ from typing import Any
 
 from ssdistill.data.bad_image import BadImage
 from ssdistill.data.decode import open_regular
-from ssdistill.errors import UserError, one_line, shown
+from ssdistill.errors import UserError, one_line, shown, system_reason
 
 
 def encoded(value: Any) -> bytes:
@@ -47,8 +47,8 @@ def file_state(path: Path) -> str:
     except BadImage as error:
         raise UserError(f"data.path={shown(path)}: {error.reason}; pass a file") from error
     except OSError as error:
-        reason = error.strerror or one_line(error)
-        raise UserError(f"data.path={shown(path)}: {reason}; correct the path") from error
+        reason = system_reason(error)
+        raise UserError(f"data.path={shown(path)}: {reason}; check the path") from error
     return f"{status.st_size}\0{status.st_mtime_ns}"
 
 

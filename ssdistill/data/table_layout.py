@@ -12,7 +12,7 @@ from ssdistill.data.list_columns import Wanted
 from ssdistill.data.split_names import split_of_file
 from ssdistill.data.table_columns import image_column, label_column
 from ssdistill.data.table_split import Labels, Shard, TableSplit, labels_of, row_keys
-from ssdistill.errors import UserError, shown
+from ssdistill.errors import NO_FILE, UserError, shown
 from ssdistill.files import user_path
 
 CACHES = ("cache-", "tmp")
@@ -50,9 +50,9 @@ def find_files(paths: Sequence[str], suffixes: Sequence[str]) -> list[tuple[str,
         else:
             named = [(path.name, path)]
         if not named:
+            reason = f"no {' or '.join(suffixes)} file in it" if path.is_dir() else NO_FILE
             raise UserError(
-                f"data.path={shown(text)}: no {' or '.join(suffixes)} file; pass a file, or a "
-                "folder that contains some"
+                f"data.path={shown(text)}: {reason}; pass a file, or a folder that contains some"
             )
         for name, file in named:
             if file not in name_of:

@@ -86,17 +86,17 @@ class TableSplit(EncodedSplit):
     def __len__(self) -> int:
         return int(self._starts[-1]) if self.row_N is None else len(self.row_N)
 
-    def _place(self, i: int) -> tuple[Shard, int]:
+    def _locate(self, i: int) -> tuple[Shard, int]:
         row = i if self.row_N is None else int(self.row_N[i])
         at = int(np.searchsorted(self._starts, row, side="right")) - 1
         return self.shards[at], row - int(self._starts[at])
 
     def read(self, i: int) -> bytes:
-        shard, row = self._place(i)
+        shard, row = self._locate(i)
         return shard.read(row)
 
     def name(self, i: int) -> str:
-        shard, row = self._place(i)
+        shard, row = self._locate(i)
         return f"{shard.name}:{row}"
 
     def identity(self) -> str:

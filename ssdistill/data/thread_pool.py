@@ -8,15 +8,15 @@ took twice as long (measured on 2 cores).
 import torch
 from threadpoolctl import threadpool_limits
 
-from ssdistill.data.patience import PatientPool
+from ssdistill.data.hanging_reads import AbandoningPool
 
 
-def thread_pool(threads: int, name: str) -> PatientPool:
+def thread_pool(threads: int, name: str) -> AbandoningPool:
     """Return a pool of ``threads``, each of which runs operations of torch by itself.
 
     Matrix products are an exception: MKL has its own count of threads.
     """
-    return PatientPool(threads, name, _compute_alone)
+    return AbandoningPool(threads, name, _compute_alone)
 
 
 def _compute_alone() -> None:

@@ -125,7 +125,7 @@ def known_stores(
             if not len(raw):
                 raise UserError(f"{shown(raw.title)} has no images; add some")
             # If the type of the values is unknown, plan for the wider one.
-            holding = provisional(source, settings, root) or _widest(settings.form)
+            holding = provisional(source, settings, root) or _widest_holding(settings.form)
             if stored:
                 check_space(_existing(root), raw, image_size, holding.pixel_bytes())
             opened[split] = Undecoded(source, split, raw, image_size, root, stored, holding)
@@ -134,7 +134,7 @@ def known_stores(
     return {"test": opened["train"], **opened}
 
 
-def _widest(form: Form) -> Holding:
+def _widest_holding(form: Form) -> Holding:
     return Holding(form, Scale(np.dtype(np.float32), ((0.0, 1.0),) * form.count))
 
 

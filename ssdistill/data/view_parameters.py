@@ -128,7 +128,7 @@ def view_parameters(
         blur_kernel=recipe.blur_kernel,
         solarize_threshold=recipe.solarize_threshold,
         of_colors=recipe.of_colors,
-        **(_of_channels(recipe, draw, jitter_B) if len(slots) > len(_SLOTS) else {}),
+        **(_channel_parameters(recipe, draw, jitter_B) if len(slots) > len(_SLOTS) else {}),
     )
 
 
@@ -139,14 +139,16 @@ def _slots(recipe: ViewRecipe) -> dict[str, int]:
     return _SLOTS | _LATER_SLOTS | {"channels": 2 * (recipe.channels or 0)}
 
 
-def _of_channels(
+def _channel_parameters(
     recipe: ViewRecipe, draw: dict[str, Tensor], jitter_B: Tensor
 ) -> dict[str, Tensor | None]:
     """Return the parameters of operations on single channels."""
     values: dict[str, Tensor | None] = {}
     if recipe.channels is not None:
         number_BC2 = draw["channels"].unflatten(1, (recipe.channels, 2))
-        values["factor_BC2"] = _between(*_spread(recipe.brightness, recipe.contrast), number_BC2)
+        values["factor_BC2"] = _interpolate(
+            *_spread(recipe.brightness, recipe.contrast), number_BC2
+        )
     if recipe.drop:
         dropped_B = (draw["dropped"][:, 0] * (recipe.channels or 3)).to(torch.int64)
         values["dropped_B"] = torch.where(draw["drop"][:, 0] < recipe.drop, dropped_B, NO_CHANNEL)
@@ -160,7 +162,7 @@ def _of_channels(
 
 def _factors(recipe: ViewRecipe, number_B4: Tensor) -> Tensor:
     low, high = _spread(recipe.brightness, recipe.contrast, recipe.saturation)
-    return _between([*low, -recipe.hue], [*high, recipe.hue], number_B4)
+    return _interpolate([*low, -recipe.hue], [*high, recipe.hue], number_B4)
 
 
 def _spread(*spreads: float) -> tuple[list[float], list[float]]:
@@ -168,6 +170,6 @@ def _spread(*spreads: float) -> tuple[list[float], list[float]]:
     return [max(0.0, 1.0 - spread) for spread in spreads], [1.0 + spread for spread in spreads]
 
 
-def _between(low: list[float], high: list[float], number: Tensor) -> Tensor:
+def _interpolate(low: list[float], high: list[float], number: Tensor) -> Tensor:
     low_K = number.new_tensor(low)
     return (low_K + number * (number.new_tensor(high) - low_K)).to(torch.float32)

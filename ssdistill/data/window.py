@@ -18,7 +18,7 @@ from ssdistill.data.deep_pixels import (
     has_usable_width,
     visible_range,
 )
-from ssdistill.data.patience import PatientPool
+from ssdistill.data.hanging_reads import AbandoningPool
 from ssdistill.data.retry import retried
 from ssdistill.data.splits import RawSplit, Source
 from ssdistill.errors import UserError, shown
@@ -48,7 +48,7 @@ def window_of(
     if not _has_deep(source, raw, split, root):
         return None
     if setting == "full":
-        return _full(raw)
+        return _full_window(raw)
     if setting != "auto":
         return cast("Window", setting)  # a list of windows requires data.channels
     reference, name = raw, split
@@ -57,7 +57,7 @@ def window_of(
         if _has_deep(source, train, "train", root):
             reference, name = train, "train"
     values = _cached(_path(source, reference, name, root), lambda: _measured(reference))
-    return _around(reference, values)
+    return _auto_window(reference, values)
 
 
 def cached_windows(source: Source, split: str, setting: WindowSetting, root: Path) -> list[Window]:
@@ -70,11 +70,11 @@ def cached_windows(source: Source, split: str, setting: WindowSetting, root: Pat
     for name in dict.fromkeys(("train", split)):
         raw = source.split(name)
         if values := _read(_path(source, raw, name, root)):
-            windows.append(_around(raw, values))
+            windows.append(_auto_window(raw, values))
     return windows
 
 
-def _around(reference: RawSplit, values: dict[str, float]) -> Window:
+def _auto_window(reference: RawSplit, values: dict[str, float]) -> Window:
     """Return the default window of a split, from its smallest and largest value."""
     low, high = reference.auto_window(values["low"], values["high"])
     if low >= high:
@@ -103,7 +103,7 @@ def _measured(raw: RawSplit) -> dict[str, float]:
             reasons[row] = error.reason
             return np.inf, -np.inf
 
-    with PatientPool(os.cpu_count() or 1, "measuring") as pool:
+    with AbandoningPool(os.cpu_count() or 1, "measuring") as pool:
         ends = pool.map(extremes, raw.deep_rows())
     low, high = min(low for low, _ in ends), max(high for _, high in ends)
     if low > high:
@@ -120,7 +120,7 @@ def _image(raw: RawSplit, row: int) -> np.ndarray:
     return retried(raw.image, row, raw.name(row), raw.reading.seconds)
 
 
-def _full(raw: RawSplit) -> Window:
+def _full_window(raw: RawSplit) -> Window:
     """Return the range of the pixel type, which all deep images must share."""
     ranges = set()
     for row in raw.deep_rows():

@@ -11,7 +11,7 @@ from ssdistill.data.batch import Batch
 from ssdistill.data.extra import EXTRA
 from ssdistill.data.view_size import size_of
 from ssdistill.distill.build import shapes
-from ssdistill.distill.cache.sources import Source
+from ssdistill.distill.cache.sources import OutputSource
 from ssdistill.distill.dropping import TeacherDropping
 from ssdistill.distill.interpolate import InterpolateSettings, Interpolation
 from ssdistill.distill.pairing import Pair, resolve_pairs
@@ -76,7 +76,7 @@ class Distiller(Task):
         if not losses:
             raise UserError("losses: at least one loss is required; add one")
         self.encoder = student
-        self.source: Source | None = None
+        self.source: OutputSource | None = None
         # In a dict, nn.Module does not see the teachers.
         self.teachers = {n: t.requires_grad_(False).eval() for n, t in by_name(teacher).items()}
         self.origins = origins(losses, self.teachers)
@@ -206,7 +206,7 @@ class Distiller(Task):
         for teacher in self.teachers:
             losses = self.losses_of(teacher)
             views_by_loss = {name: [j for _, j in pairs[name]] for name in losses}
-            names = self._used(teacher, pairs)
+            names = self._views_read(teacher, pairs)
             used_views = {n: extra[n] if isinstance(n, str) else views[n] for n in names}
             targets = beyond_float16(self.targets(used_views, batch, teacher))
             for name, loss in losses.items():
@@ -217,9 +217,9 @@ class Distiller(Task):
     def teacher_views(self, teacher: str, sizes: Sequence[Size]) -> list[int | str]:
         """Return the numbers and names of the views that a teacher encodes, of all views' sizes."""
         pairs = {name: self.pairs_of(name, sizes) for name in self.losses_of(teacher)}
-        return self._used(teacher, pairs)
+        return self._views_read(teacher, pairs)
 
-    def _used(self, teacher: str, pairs: Pairs) -> list[int | str]:
+    def _views_read(self, teacher: str, pairs: Pairs) -> list[int | str]:
         losses = self.losses_of(teacher)
         numbers = {j for name in losses for _, j in pairs[name]}
         names = {n for loss in losses.values() for n in loss.extra_teacher}

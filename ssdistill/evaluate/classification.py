@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 
 from ssdistill.errors import UserError
-from ssdistill.evaluate.intervals import balanced_interval, binomial_interval
-from ssdistill.label_free.features import binomial_error
+from ssdistill.evaluate.intervals import balanced_interval, binomial_error, binomial_interval
 
 BINS = 15
 """Of the calibration error (Guo et al., arXiv:1706.04599)."""
@@ -85,8 +84,9 @@ class Classification:
         count_K = self.confusion_KK.sum(1)
         return [
             {"class": int(label), "name": name, "images": int(count_K[k]),
-             "precision": _plain(self.precision_K[k]), "recall": _plain(self.recall_K[k]),
-             "f1": _plain(self.f1_K[k])}
+             "precision": _finite_or_none(self.precision_K[k]),
+             "recall": _finite_or_none(self.recall_K[k]),
+             "f1": _finite_or_none(self.f1_K[k])}
             for k, (label, name) in enumerate(zip(self.classes, self.names, strict=True))
         ]  # fmt: skip
 
@@ -245,5 +245,5 @@ def _names(names: tuple[str, ...] | None, classes: np.ndarray) -> tuple[str, ...
     return tuple(names[label] for label in classes)
 
 
-def _plain(value: np.floating) -> float | None:
+def _finite_or_none(value: np.floating) -> float | None:
     return None if np.isnan(value) else float(value)

@@ -17,7 +17,8 @@ from ssdistill.evaluate.probes.logistic import score
 from ssdistill.evaluate.probes.several_linear import linear_probe_of_several
 from ssdistill.evaluate.probes.strength import Folds, best_fit, rarest_label, stratified_split
 from ssdistill.evaluate.protocols.linear import STRENGTHS
-from ssdistill.label_free.features import as_labels, as_probe_data, extract
+from ssdistill.evaluate.targets import as_labels, as_probe_data
+from ssdistill.label_free.features import extract
 from ssdistill.label_free.rows import Rows, standardization
 from ssdistill.models.representation import Representation
 from ssdistill.settings import Size

@@ -8,8 +8,16 @@ import numpy as np
 
 CONFIDENCE = 0.95
 """Of every interval that is shown."""
+NORMAL = 1.96
+"""Half-width of a 95 % interval in standard errors."""
 RESAMPLES = 2000
 """Of the bootstrap, where its distribution has no closed form."""
+
+
+def binomial_error(top1: float, n_test: int) -> float:
+    """Standard error, in percent, of an accuracy in percent on ``n_test`` images."""
+    share = top1 / 100
+    return 100 * (share * (1 - share) / n_test) ** 0.5
 
 
 def binomial_interval(hits: int, total: int) -> tuple[float, float]:
@@ -109,3 +117,14 @@ def _score_limit(first: int, second: int, n: int, z: float) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if rejected(middle) else (low, middle)
     return low
+
+
+def interval_of(metrics: dict[str, float], metric: str) -> tuple[float, float] | None:
+    """The 95 % interval of a metric: as found, or from its standard error; None without."""
+    low, high = metrics.get(f"{metric}_low"), metrics.get(f"{metric}_high")
+    if low is not None and high is not None:
+        return low, high
+    value, error = metrics.get(metric), metrics.get(f"{metric}_stderr")
+    if value is None or error is None:
+        return None
+    return value - NORMAL * error, value + NORMAL * error

@@ -112,7 +112,7 @@ class _Looks(Settings):
 
     @field_validator("*")
     @classmethod
-    def _possible(cls, value: Any) -> Any:
+    def _check_buildable(cls, value: Any) -> Any:
         # What only a constructor can check is checked now, not once a model is trained.
         for name, settings in value.items() if isinstance(value, dict) else [("", value)]:
             if isinstance(settings, Settings):
@@ -123,7 +123,7 @@ class _Looks(Settings):
         return value
 
     @model_validator(mode="after")
-    def _told_apart(self) -> "_Looks":
+    def _check_names(self) -> "_Looks":
         """Reject two protocols of one name, which would write the same metrics."""
         keys: dict[str, str] = {}
         for key, protocol in self._by_key().items():

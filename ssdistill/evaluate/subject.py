@@ -18,7 +18,8 @@ from ssdistill.data.labels import class_labels
 from ssdistill.distributed import ALONE, Team
 from ssdistill.errors import UserError
 from ssdistill.evaluate.labels import check_pair, has_several
-from ssdistill.label_free.features import Precision, as_labels, extract
+from ssdistill.evaluate.targets import as_labels
+from ssdistill.label_free.features import Precision, extract
 from ssdistill.models.representation import Representation
 from ssdistill.settings import Size, as_size
 

@@ -5,9 +5,8 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from difflib import get_close_matches
 
-from ssdistill.errors import UserError, one_line, shortened
+from ssdistill.errors import UserError, closest, one_line, shortened
 
 RENAMED = "_settings"
 """What W&B's columns append to the name of a section that is called like one of them."""
@@ -39,7 +38,7 @@ def plain_overrides(words: Iterable[str], options: Mapping[str, bool]) -> list[s
     while words:
         word = words.pop(0)
         if word == "--":
-            return [*other_words, *_of_restarted_run(settings), word, *words]
+            return [*other_words, *_settings_of_restarted_run(settings), word, *words]
         if word.startswith("--"):
             option_words, setting = _option(word, words, options)
             other_words += option_words
@@ -47,14 +46,14 @@ def plain_overrides(words: Iterable[str], options: Mapping[str, bool]) -> list[s
         elif word.startswith("{"):
             settings += _json_settings(word)
         elif _is_setting(setting := word.lstrip("+")):
-            _refuse_slip(setting.partition("=")[0], word, options)
+            _refuse_misspelling(setting.partition("=")[0], word, options)
             settings.append(_without_none(setting))
         else:
             other_words.append(word)
-    return [*other_words, *_of_restarted_run(settings)]
+    return [*other_words, *_settings_of_restarted_run(settings)]
 
 
-def _of_restarted_run(settings: list[str]) -> list[str]:
+def _settings_of_restarted_run(settings: list[str]) -> list[str]:
     """Settings as an experiment knows them, of a run that an agent of a sweep starts once more.
 
     The agent then writes all that W&B holds of the run's config: sections that share the name
@@ -89,7 +88,7 @@ def _option(
     if takes_values:
         takes_next = takes_values[0] and not equals and following
         return [word, following.pop(0)] if takes_next else [word], []
-    _refuse_slip(name, word, options)
+    _refuse_misspelling(name, word, options)
     if not KEY.fullmatch(name):
         return [word], []
     if equals:
@@ -99,7 +98,7 @@ def _option(
     return ([], [f"{name}=true"]) if "." in name else ([word], [])
 
 
-def _refuse_slip(name: str, word: str, options: Mapping[str, bool]) -> None:
+def _refuse_misspelling(name: str, word: str, options: Mapping[str, bool]) -> None:
     """Refuse a name that is like one of the options and is no section of a config.
 
     Args:
@@ -114,10 +113,9 @@ def _refuse_slip(name: str, word: str, options: Mapping[str, bool]) -> None:
 
 def nearest_option(word: str, options: Iterable[str]) -> str:
     """`` (did you mean '--runs'?)`` for ``runz``, or an empty string."""
-    name = word.partition("=")[0].strip("-").replace("_", "-")
-    known = {option.strip("-"): option for option in options if option.startswith("--")}
-    close = get_close_matches(name, known, n=1, cutoff=0.65)
-    return f" (did you mean '{known[close[0]]}'?)" if close else ""
+    known = [option.strip("-") for option in options if option.startswith("--")]
+    close = closest(word.partition("=")[0].strip("-"), known)
+    return f" (did you mean '--{close}'?)" if close else ""
 
 
 def _sections() -> set[str]:

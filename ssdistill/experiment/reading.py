@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ssdistill.errors import UserError, nearest, shortened
+from ssdistill.errors import UserError, nearest, no_file, shortened
 from ssdistill.experiment.merging import merge
 from ssdistill.experiment.overrides import plain_overrides
 from ssdistill.experiment.references import resolve
@@ -135,7 +135,7 @@ def parse_override(text: str) -> dict[str, Any]:
     parts = _parts(key)
     shown = shortened(text, 100)
     if not equals or not all(parts):
-        raise UserError(f"invalid override '{shown}'{_instead(text)}")
+        raise UserError(f"invalid override '{shown}'{_remedy_for(text)}")
     if reason := text_problem(text):
         raise UserError(f"override '{shown}' {reason}")
     if len(parts) > DEEPEST:
@@ -146,7 +146,7 @@ def parse_override(text: str) -> dict[str, Any]:
     return _nested(parts, tree)
 
 
-def _instead(word: str) -> str:
+def _remedy_for(word: str) -> str:
     """Suggest a remedy for a word without a key or without ``=``."""
     if word.endswith((".yaml", ".yml")):
         return "; one config is run at a time: name the other one in its 'extends'"
@@ -161,11 +161,11 @@ def find_config(path: str | Path) -> Path:
         if _is_file(candidate):
             return candidate
     if os.path.isdir(user_path(path)):
-        raise UserError(f"{path}: is a folder; name a YAML file in it")
-    known = sorted(str(p.relative_to(packaged)) for p in packaged.rglob("*.yaml"))
-    name = shortened(path, 200)
-    remedy = nearest(name, known) or "; name a YAML file or a packaged config (quickstart)"
-    raise UserError(f"{name}: no such config file{remedy}")
+        raise UserError(f"{str(path) or repr('')}: is a folder; name a YAML file in it")
+    known = sorted(str(p.relative_to(packaged).with_suffix("")) for p in packaged.rglob("*.yaml"))
+    name = str(path).removesuffix(".yaml")
+    remedy = "name a YAML file or a packaged config, such as quickstart"
+    raise UserError(no_file(path, remedy, nearest(name, known)))
 
 
 def _is_file(path: Path) -> bool:
@@ -199,7 +199,7 @@ def _compose(
     content = read_file(file)
     content = {} if content is None else content
     if not isinstance(content, dict):
-        raise UserError(f"{file}: expected a mapping of keys to values")
+        raise UserError(f"{file}: expected a mapping of keys to values; name a config file")
     composed[resolved] = _over_parents(file, content, notices, (*extended_by, resolved), composed)
     return composed[resolved]
 

@@ -1,4 +1,8 @@
-"""``${oc.env:NAME}``, ``${oc.env:NAME,default}`` and ``${key.sub}`` inside the text of a config."""
+"""``${oc.env:NAME}``, ``${oc.env:NAME,default}`` and ``${key.sub}`` inside the text of a config.
+
+By hand: OmegaConf, whose notation it is, tells errors in several lines, puts whole sections in,
+lets texts that repeat each other grow without bound, and requires one old version of antlr4.
+"""
 
 import os
 import re

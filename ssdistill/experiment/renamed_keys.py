@@ -1,4 +1,4 @@
-"""Config keys of earlier releases that have another name now."""
+"""Config keys, and sentences of packaged configs, that were others in earlier releases."""
 
 from typing import Any
 
@@ -6,6 +6,27 @@ from ssdistill.errors import UserError
 
 RENAMED = {"evaluate.gauge_images": "evaluate.label_free_images"}
 """Old key: new key of the same section. Only these may be written the old way."""
+DEVIATIONS = {
+    "pixels are normalized with the mean and deviation of the training images": (
+        "pixels are normalised by the statistics of the training pictures at hand"
+    ),
+    "one device instead of two with half the batch each; their batch norms were synchronized": (
+        "one device instead of two with half the batch each; their batch norms were synchronised"
+    ),
+    "one device instead of 4 with 64 images each; their batch norms were synchronized": (
+        "one device instead of 4 with 64 pictures each; their batch norms were synchronised"
+    ),
+}
+"""Sentence of ``paper.deviations``: how version 0.1.0 put it, which hashes of experiments cover."""
+
+
+def with_released_deviations(config: dict[str, Any]) -> dict[str, Any]:
+    """``config`` as it is hashed: another wording must not give its experiment another folder."""
+    paper = config.get("paper")
+    if not paper:
+        return config
+    deviations = [DEVIATIONS.get(said, said) for said in paper["deviations"]]
+    return {**config, "paper": {**paper, "deviations": deviations}}
 
 
 def with_new_keys(tree: dict[str, Any], notices: list[str]) -> dict[str, Any]:

@@ -54,11 +54,11 @@ def _not_reserved(name: str, reserved: set[str]) -> str:
     return name
 
 
-def _own_row(name: str) -> str:
+def _check_row_name(name: str) -> str:
     return _not_reserved(name, ROLES | {step.makes for step in STEPS.classes.values()})
 
 
-RowName = Annotated[Name, AfterValidator(_own_row)]
+RowName = Annotated[Name, AfterValidator(_check_row_name)]
 PlanName = Annotated[Name, AfterValidator(lambda name: _not_reserved(name, ROLES))]
 TeacherName = Annotated[Name, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 

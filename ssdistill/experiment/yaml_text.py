@@ -98,6 +98,9 @@ def read_text(text: str, source: str, key: str = "") -> Any:
             loader.dispose()
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{source}: {_first_line(error)}") from None
+    if len(problems) == 1 and key:
+        # The setting is named, and an override has one line.
+        raise UserError(problems[0].replace(" (line 1)", ""))
     if len(problems) == 1:
         raise UserError(f"{source}: {problems[0]}")
     if problems:
@@ -164,7 +167,7 @@ def _value(loader: yaml.SafeLoader, node: yaml.Node, path: str, problems: list[s
     """The value of a node; what is wrong with it is added to ``problems``."""
     if isinstance(node, yaml.SequenceNode):
         return [
-            _value(loader, item, _below(path, number), problems)
+            _value(loader, item, _join_path(path, number), problems)
             for number, item in enumerate(node.value)
         ]
     if isinstance(node, yaml.MappingNode):
@@ -206,7 +209,7 @@ def _mapping(
     # What `<<` brings in stands first: the mapping's own keys win.
     loader.flatten_mapping(node)
     return {
-        key.value: _value(loader, value, _below(path, key.value), problems)
+        key.value: _value(loader, value, _join_path(path, key.value), problems)
         for key, value in node.value
     }
 
@@ -219,7 +222,7 @@ def _scalar_problem(value: Any) -> str | None:
     return text_problem(value) if isinstance(value, str) else None
 
 
-def _below(path: str, key: Any) -> str:
+def _join_path(path: str, key: Any) -> str:
     return f"{path}.{key}" if path else str(key)
 
 

@@ -77,8 +77,14 @@ def relative_std(z_BD: Tensor) -> float:
 def effective_rank(z_BD: Tensor) -> float:
     """RankMe: exp of the entropy of the singular values scaled to sum 1 (arXiv:2210.02885, eq. 1).
 
-    Between 1 and min(B, D); of the embeddings as they are, not centered. 0 when all are zero,
-    NaN when one is not finite.
+    It is the effective rank of Roy and Vetterli (EUSIPCO 2007) of the matrix of embeddings, which
+    is not centered; RankMe's authors add 1e-7 to the scaled values. The metric
+    ``collapse/effective_rank`` and the criterion ``rankme`` of ``select`` and ``stop_early`` are
+    both this function and differ in the images alone: a criterion takes up to 2000 training images.
+
+    Returns:
+        a number between 1 and min(B, D); 0 when all embeddings are zero, NaN when one is not
+        finite.
     """
     z_BD = _checked(z_BD)
     if not torch.isfinite(z_BD).all():

@@ -13,6 +13,9 @@
 What decides is the same whatever the candidates came from, so the result depends on neither
 hardware nor chunks. :class:`~ssdistill.label_free.candidates.Candidates` says when a query is
 certain.
+
+By hand: scikit-learn's brute force decides by products in float32, by which equal rows are not at
+distance 0, breaks ties in no order, and runs on the CPU alone.
 """
 
 from collections.abc import Iterator
@@ -138,15 +141,15 @@ def _nearest(query_BD: Tensor, bank: Vectors, k: int) -> tuple[Tensor, Tensor]:
         candidates = find_candidates(query_BD[open_B], bank, k, precision)
         certain_B = candidates.certain_B(k)
         rows_B, open_B = open_B[certain_B], open_B[~certain_B]
-        keys_Bk[rows_B] = _among(candidates.of(certain_B), query_BD[rows_B], bank, k)
+        keys_Bk[rows_B] = _nearest_candidates(candidates.of(certain_B), query_BD[rows_B], bank, k)
         if not len(open_B):
             return _decoded(keys_Bk)
     for rows_B in open_B.split(EXACT):
-        keys_Bk[rows_B] = _among_all(query_BD[rows_B], bank, k)
+        keys_Bk[rows_B] = _nearest_of_all(query_BD[rows_B], bank, k)
     return _decoded(keys_Bk)
 
 
-def _among(candidates: Candidates, query_BD: Tensor, bank: Vectors, k: int) -> Tensor:
+def _nearest_candidates(candidates: Candidates, query_BD: Tensor, bank: Vectors, k: int) -> Tensor:
     """Return keys (B, k) of the nearest of every query's candidates, compared exactly."""
     index_BC, near_B = candidates.index_BC, candidates.near_B(k)
     keys_Bk = index_BC.new_empty(len(query_BD), k)
@@ -167,7 +170,7 @@ def _among(candidates: Candidates, query_BD: Tensor, bank: Vectors, k: int) -> T
     return keys_Bk
 
 
-def _among_all(query_BD: Tensor, bank: Vectors, k: int) -> Tensor:
+def _nearest_of_all(query_BD: Tensor, bank: Vectors, k: int) -> Tensor:
     """Return keys (B, k) of the nearest, comparing all pairs exactly."""
     best_Bk = torch.empty(len(query_BD), 0, dtype=torch.int64, device=query_BD.device)
     for start, block_mD in bank.blocks():

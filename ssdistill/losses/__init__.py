@@ -88,7 +88,7 @@ class Shapes:
         student_dim, teacher_dim: width of ``embedding_BD``.
         student_projection_dim, teacher_projection_dim: width of ``projection_BP``, or None.
         student_maps, teacher_maps: (C, H, W) by tap name, from shallow to deep. Names with a
-            colon are no stages: ``attention:blocks.11`` is what the class token attends to,
+            colon are no network stages: ``attention:blocks.11`` is what the class token attends to,
             (heads, 1, tokens) logits; ``before_relu:layer3`` a stage before its last ReLU.
         teacher_norms: (mean_C, std_C) that the batch norm before that last ReLU gives the
             teacher's map, by stage name, where there is one.

@@ -51,7 +51,7 @@ class AB(StageLoss):
         margin: m.
 
     Raises:
-        UserError: a network without a stage that ends in a ReLU, or without the one named.
+        UserError: a network none of whose stages ends in a ReLU, or without the one named.
     """
 
     kind = "ab"

@@ -29,7 +29,7 @@ def flow_difference(s_maps: list[Tensor], t_maps: list[Tensor]) -> list[Tensor]:
 
 
 class FSP(StageLoss):
-    """Match channel Gram matrices between consecutive stages.
+    """Match channel Gram matrices between consecutive network stages.
 
     L = sum over consecutive stages of mean_(b,c,d) (G_bcd(s) - G_bcd(t))^2 with
     G_cd(x) = mean over positions of x_c y_d, x and y the maps of a stage and of the next (Yim et

@@ -1,4 +1,4 @@
-"""KD-SVD: singular vectors from stage to stage (Lee et al., ECCV 2018, arXiv:1807.06819)."""
+"""KD-SVD: singular vectors of network stages (Lee et al., ECCV 2018, arXiv:1807.06819)."""
 
 from itertools import pairwise
 
@@ -103,7 +103,7 @@ def stage_differences(pairs: list[tuple[Tensor, Tensor]], k: int, fix_signs: boo
 
 
 class KDSVD(MapRelation):
-    """Match relations between singular vectors of consecutive stages.
+    """Match relations between singular vectors of consecutive network stages.
 
     A map of N positions and C channels is a matrix (N, C) with right singular vectors v_1, ...,
     v_k. With the student's vector nearest to each (of the first k + 3, either sign) and both times

@@ -76,7 +76,7 @@ class OFD(StageLoss):
             named by stage.
 
     Raises:
-        UserError: a network without a stage that ends in a ReLU, or without the one named, or a
+        UserError: a network none of whose stages ends in a ReLU, or without the one named, or a
             teacher without batch norm before that ReLU.
     """
 

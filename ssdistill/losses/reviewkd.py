@@ -40,7 +40,7 @@ def convolution(in_channels: int, out_channels: int, kernel: int) -> nn.Sequenti
 
 
 class Fusion(nn.Module):
-    """Fuse a stage's map with the result of the deeper stages.
+    """Fuse a network stage's map with the result of the deeper ones.
 
     Both are ``width`` channels wide. Where there is a ``deeper`` one, two attention maps that a
     1x1 convolution computes from the two say how much of each goes into their sum.
@@ -67,7 +67,7 @@ class Fusion(nn.Module):
 
 
 class Review(nn.Module):
-    """One :class:`Fusion` per stage, deepest first."""
+    """One :class:`Fusion` per network stage, deepest first."""
 
     def __init__(self, student_widths: list[int], teacher_widths: list[int], width: int):
         super().__init__()
@@ -89,7 +89,7 @@ class Review(nn.Module):
 
 
 class ReviewKD(StageLoss):
-    """Match each teacher stage by fusing the student's deeper stages.
+    """Match each network stage of the teacher by fusing the student's deeper ones.
 
     L = sum over stages of HCL(g_k, t_k), where g_k = F_k(s_k, F_(k+1)(s_(k+1), ...)) joins the
     student's map of stage k with what was made of the deeper ones (attention based fusion), and

@@ -69,7 +69,7 @@ def peak_memory(
     from ssdistill.artifacts.runtimes.compiled_here import is_known_artifact
 
     artifact = find_artifact(path)
-    if not _tells():
+    if not _can_reset_peak():
         return None
     with tempfile.TemporaryDirectory() as folder:
         inputs_file = Path(folder) / "inputs.npy"
@@ -87,7 +87,7 @@ def peak_memory(
     return PeakMemory(**json.loads(process.stdout.splitlines()[-1]))
 
 
-def _tells() -> bool:
+def _can_reset_peak() -> bool:
     try:
         CLEAR.write_text(RESET_PEAK)
         _status("VmHWM")

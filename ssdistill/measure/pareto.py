@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ssdistill.errors import UserError
+from ssdistill.errors import UserError, no_file, one_line
 from ssdistill.files import write_atomically
 
 FRONT = "front.json"
@@ -76,6 +76,9 @@ def load_front(path: Path) -> Front:
         points = tuple(FrontPoint(**point) for point in facts.pop("points"))
         return Front(**facts, points=points)
     except FileNotFoundError:
-        raise UserError(f"no file {path}; name the folder of a search step") from None
+        raise UserError(no_file(path, "name the folder of a search step")) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not a Pareto front written by search: {error!r}") from error
+        raise UserError(
+            f"{path} is not a Pareto front written by search "
+            f"({one_line(error)}); name the folder of a search step"
+        ) from error

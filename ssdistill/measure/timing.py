@@ -55,6 +55,15 @@ class Timing:
         rounds = self.values[key(PARTS, number_format)]
         return {name: Spread.of([round_[name] for round_ in rounds]) for name in rounds[0]}
 
+    def fraction_reached(self, number_format: Format) -> Spread:
+        """Return the rate of the training over that of its networks alone."""
+        whole, alone = (self.rates(program, number_format) for program in (WHOLE, ALONE))
+        return Spread.of_ratios(whole, alone)
+
+    def against_lightly(self, number_format: Format) -> Spread:
+        """Return the rate of the training over that of lightly's loop."""
+        return Spread.of_ratios(self.rates(WHOLE, number_format), self.rates(LIGHTLY))
+
     @property
     def chosen(self) -> Format:
         """The format in use, or the same with compiled encoders where that is faster."""

@@ -35,7 +35,7 @@ def downloading(subject: str, remedy: str, hub: bool = False) -> Iterator[None]:
     forbidden = hub and constants.HF_HUB_OFFLINE
     reached = not hub or forbidden or _hub_answers()
     try:
-        with _no_stalling(), contextlib.nullcontext() if reached else _offline():
+        with _socket_timeout(), contextlib.nullcontext() if reached else _offline():
             yield
     except FAILURES as error:
         why = "" if reached else f": no connection to {constants.ENDPOINT}"
@@ -78,7 +78,7 @@ def _offline() -> Iterator[None]:
 
 
 @contextmanager
-def _no_stalling() -> Iterator[None]:
+def _socket_timeout() -> Iterator[None]:
     former_timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(former_timeout or STALLED_SECONDS)
     try:

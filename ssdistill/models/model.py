@@ -73,7 +73,7 @@ class Model(nn.Module):
         return None
 
     def stage_norms(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """(mean_C, std_C) of the batch norm before the ReLU that closes a stage, by stage."""
+        """(mean_C, std_C) of the batch norm before the ReLU that closes each network stage."""
         return {}
 
     @property

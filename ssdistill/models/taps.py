@@ -22,7 +22,7 @@ ATTENTION, BEFORE_RELU = "attention:", "before_relu:"
 
 
 def stage_names(net: nn.Module) -> list[str]:
-    """Stages with a feature map, from shallow to deep; none where timm gives no access."""
+    """Network stages with a feature map, from shallow to deep; none where timm gives no access."""
     if not hasattr(net, "forward_intermediates"):
         return []
     return [info["module"] for info in getattr(net, "feature_info", None) or ()]
@@ -58,7 +58,7 @@ def class_token_attention(net: nn.Module) -> dict[str, Attention]:
 
 @dataclass(frozen=True)
 class Closing:
-    """The ReLU that closes a stage and the batch norm before it, by module name.
+    """The ReLU that closes a network stage and the batch norm before it, by module name.
 
     ``norm`` is the last one defined before the ReLU with as many channels: in a residual block
     that of the residual branch.
@@ -118,7 +118,7 @@ def _norm_before(net: nn.Module, relu: str, channels: int) -> str | None:
 
 
 def norm_outputs(net: nn.Module, closing: dict[str, Closing]) -> dict[str, tuple[Tensor, Tensor]]:
-    """(mean_C, std_C) that the batch norm before a closing ReLU gives its output, by stage.
+    """(mean_C, std_C) that the batch norm before a closing ReLU gives its output, by network stage.
 
     They are its bias and the size of its weight.
     """

@@ -224,7 +224,7 @@ def check_encodes(encoder: "Encoder", size: Size, key: str = "") -> tuple[int, .
     except REFUSALS as error:
         raise UserError(
             f"{key}{name} cannot encode images of {short_size(size)} pixels "
-            f"({reason_of(error)}){_other_size(encoder, size)}"
+            f"({reason_of(error)}){_size_remedy(encoder, size)}"
         ) from error
     finally:
         encoder.taps = taps
@@ -237,7 +237,7 @@ def check_encodes(encoder: "Encoder", size: Size, key: str = "") -> tuple[int, .
     return shape
 
 
-def _other_size(encoder: "Encoder", size: Size) -> str:
+def _size_remedy(encoder: "Encoder", size: Size) -> str:
     """Suggest a remedy for an architecture that does not accept the image size."""
     config = timm.get_pretrained_cfg(encoder.spec.name) if encoder.spec.library == "timm" else None
     native = config.input_size[-1] if config else 224

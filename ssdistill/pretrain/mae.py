@@ -125,7 +125,7 @@ class MAE(Method):
             seen_BVD = get_at_index(token_BND[:, prefix:], visible_BV)
             return torch.cat([token_BND[:, :prefix], seen_BVD], dim=1)
 
-        # timm's place for leaving out patches: after the positions, before the first block.
+        # timm's place for dropping patches: after the positions, before the first block.
         hook = net.patch_drop.register_forward_hook(keep)
         try:
             return net.forward_features(x_BCHW)

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
-from ssdistill.errors import UserError
-from ssdistill.settings.wording import what_is_wrong
+from ssdistill.errors import UserError, no_file
+from ssdistill.settings.wording import problem_text
 
 SCHEMA = 2
 """Raised when a field changes its meaning; :data:`UPGRADES` says how older records are read."""
@@ -114,9 +114,9 @@ def role_of(folder: Path | str) -> str:
 def kind_of(config: dict[str, Any]) -> str:
     """The method, losses, step or teacher that the configuration of a stage names."""
     for section in ("method", "step", "teacher"):
-        if isinstance(kind := _at(config, section, "kind"), str):
+        if isinstance(kind := _nested(config, section, "kind"), str):
             return kind
-    losses = _at(config, "training", "losses")
+    losses = _nested(config, "training", "losses")
     losses = losses.values() if isinstance(losses, dict) else ()
     kinds = [loss.get("kind") for loss in losses if isinstance(loss, dict)]
     return "+".join(dict.fromkeys(kind for kind in kinds if isinstance(kind, str)))
@@ -134,7 +134,7 @@ UPGRADES = {1: _upgraded_from_1}
 """By the schema they read, to the next one."""
 
 
-def _at(tree: Any, *keys: str) -> Any:
+def _nested(tree: Any, *keys: str) -> Any:
     for key in keys:
         tree = tree.get(key) if isinstance(tree, dict) else None
     return tree
@@ -144,7 +144,7 @@ def _object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes().decode("utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such run; name the folder of a run") from None
+        raise UserError(no_file(path, "name the folder of a run")) from None
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); check its permissions"
@@ -164,7 +164,7 @@ def _remedy(path: Path) -> str:
 def _first(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_input=False)[0]
     key = ".".join(str(part) for part in first["loc"] if part not in ("int", "bool", "float"))
-    return f"{key}: {what_is_wrong(first)}"
+    return f"{key}: {problem_text(first)}"
 
 
 class _Part(BaseModel, extra="ignore", strict=True):

@@ -57,7 +57,7 @@ class WandbLogger:
 
     def _begin(self, run: Any, prefix: str) -> None:
         self._run, self._prefix = run, prefix
-        self._shown = self._furthest()
+        self._shown = self._last_server_step()
         run.define_metric(f"{prefix}step", hidden=True)
         run.define_metric(f"{prefix}*", step_metric=f"{prefix}step")
 
@@ -88,12 +88,12 @@ class WandbLogger:
         import wandb
 
         artifact = wandb.Artifact(
-            f"{_plain(self._run.id)}-{_plain(name)}", type="model", metadata=lineage
+            f"{_safe_name(self._run.id)}-{_safe_name(name)}", type="model", metadata=lineage
         )
         for file in files:
             # immutable: weights are not copied a second time into W&B's staging folder.
             artifact.add_file(str(file), policy="immutable", skip_cache=True)
-        self._run.log_artifact(artifact, aliases=[_plain(name)])
+        self._run.log_artifact(artifact, aliases=[_safe_name(name)])
 
     def finish(self, status: str, metrics: Mapping[str, float]) -> None:
         self._run.summary.update({**metrics, "status": status})
@@ -107,7 +107,7 @@ class WandbLogger:
     def _named(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         return {f"{self._prefix}{name}": value for name, value in metrics.items()}
 
-    def _furthest(self) -> int:
+    def _last_server_step(self) -> int:
         """The last step that the server has of this run; -1 where there is none."""
         if not self._run.resumed:
             return -1
@@ -228,7 +228,7 @@ def run_name(record: RunRecord) -> str:
 
 def wandb_id(record: RunRecord) -> str:
     """``<digest8>-<stage>-s<seed>``: the same for every resume of one run."""
-    return _plain(f"{record.digest[:8]}-{record.stage}-s{record.seed}")
+    return _safe_name(f"{record.digest[:8]}-{record.stage}-s{record.seed}")
 
 
 def logged_config(record: RunRecord) -> dict[str, Any]:
@@ -286,5 +286,5 @@ def _check_written(folder: Path) -> None:
         raise OSError(f"could not write all files to {folder}; check its disk")
 
 
-def _plain(name: str) -> str:
+def _safe_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", name)

@@ -60,18 +60,18 @@ def advise(records: Sequence[dict[str, Any]]) -> list[Advice]:
     parents = {r["model"]: r[PARENT]["model"] for r in records if r.get(PARENT)}
     rows = {row.model: row for row in results_rows(records)}
     judged = [
-        _judged(rows[model], rows[parent], _paired(records, model))
+        _advice_on(rows[model], rows[parent], _paired(records, model))
         for model, parent in parents.items()
         if model not in parents.values() and parent in rows
     ]
     return [advice for advice in judged if advice.losses or advice.notes]
 
 
-def _judged(row: ResultRow, parent: ResultRow, tests: dict[str, list[dict[str, Any]]]) -> Advice:
+def _advice_on(row: ResultRow, parent: ResultRow, tests: dict[str, list[dict[str, Any]]]) -> Advice:
     if row.mean(f"{PREFIX}accepted") == 0:
         return Advice(row.model, parent.model)  # the step was skipped
     accuracy = _less_accurate(row, parent, tests)
-    less_similar = _less_alike(row, parent)
+    less_similar = _similarity_loss(row, parent)
     # Labels decide where there are any: training may move away from the uncompressed model.
     labeled = bool(tests) or _measure(row, parent) is not None
     losses = (_slower(row, parent), _larger(row, parent), accuracy, "" if labeled else less_similar)
@@ -160,7 +160,7 @@ def _measure(row: ResultRow, parent: ResultRow) -> str | None:
     return min(shared, key=lambda metric: _order(metric.split("/")[1]), default=None)
 
 
-def _less_alike(row: ResultRow, parent: ResultRow) -> str:
+def _similarity_loss(row: ResultRow, parent: ResultRow) -> str:
     before, after = (row.values.get(f"{PREFIX}cka{end}", {}) for end in ("_before", ""))
     falls = [before[seed] - after[seed] for seed in before if seed in after]
     if not falls:

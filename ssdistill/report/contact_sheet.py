@@ -21,13 +21,13 @@ SIDE, QUALITY = 128, 80
 """Of a small image: longer side in pixels, and of its JPEG."""
 MOST_SHOWN, MOST_GROUPS, MOST_OF_GROUP, MOST_LISTED = 60, 30, 8, 200
 LEDES = {
-    "Near-duplicates": "Groups of images whose embeddings are alike.",
+    "Near-duplicates": "Groups of images with similar embeddings.",
     "Duplicates": "Groups of images with equal bytes.",
-    "Changed": "Read again, these are not what the index believes.",
+    "Changed": "Read again, these differ from the index.",
     "Constant": "All pixels are equal.",
-    "Odd sizes": "Far from the median of all, or much longer than wide.",
-    "Other modes": "Encoded otherwise than most.",
-    "Some of all": "Evenly spread over the training images.",
+    "Unusual sizes": "Far from the median size, or very elongated.",
+    "Other modes": "Encoded unlike most others.",
+    "Sample": "Evenly spread over the training images.",
 }
 
 
@@ -92,16 +92,16 @@ def _sheets(checked: Checked) -> Iterator[Sheet]:
     for title, found in {
         "Changed": checked.changed or [],
         "Constant": checked.constant,
-        "Odd sizes": checked.odd_sizes,
+        "Unusual sizes": checked.odd_sizes,
         "Other modes": checked.other_modes,
-        "Some of all": _some(checked),
+        "Sample": _sample(checked),
     }.items():
         if found:
             small = [_small(checked, finding) for finding in found[:MOST_SHOWN]]
             yield Sheet(title, LEDES[title], [small], len(found) - len(small))
 
 
-def _some(checked: Checked) -> list[Finding]:
+def _sample(checked: Checked) -> list[Finding]:
     part = checked.parts["train"]
     rows = np.flatnonzero(part.facts_N["height"])
     rows = rows[np.linspace(0, len(rows) - 1, min(MOST_SHOWN, len(rows))).astype(int)]

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from ssdistill.errors import UserError, nearest
+from ssdistill.errors import NO_FILE, UserError, nearest
 from ssdistill.files import user_path, write_atomically
 from ssdistill.report.tables.all_tables import all_tables
 from ssdistill.report.tables.models import MISSING, origins, read_records
@@ -51,7 +51,8 @@ def write_reports(root: Path | str, check: bool = False) -> list[Outdated]:
     """
     root = user_path(root)
     if not root.is_dir():
-        raise UserError(f"--root {root}: no such folder; check the path")
+        reason = "a file, not a folder" if root.exists() else NO_FILE
+        raise UserError(f"--root {root}: {reason}; check the path")
     outdated: list[Outdated] = []
     changed: dict[Path, str] = {}
     files = [root / "README.md", *sorted((root / "experiments").glob("*/README.md"))]
@@ -186,14 +187,14 @@ def _ratio(value: Any) -> tuple[str, str]:
 def _rows_table(rows: Iterable[Mapping[str, Any]], caption: str, title: str) -> Table:
     rows = list(rows)
     names = tuple(dict.fromkeys(key for row in rows for key in row))
-    body = tuple(tuple(_plain(row.get(name)) for name in names) for row in rows)
+    body = tuple(tuple(_cell_text(row.get(name)) for name in names) for row in rows)
     numeric = tuple(
         all(isinstance(row.get(name), int | float | None) for row in rows) for name in names
     )
     return Table(names, body, caption, title, numeric)
 
 
-def _plain(value: Any) -> str:
+def _cell_text(value: Any) -> str:
     if value is None:
         return MISSING
     return f"{value:.4g}" if isinstance(value, float) else str(value)

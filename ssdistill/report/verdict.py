@@ -61,7 +61,7 @@ class BoundClaim(Settings):
     at_most: float | None = None
 
     @model_validator(mode="after")
-    def _one_bound(self) -> "BoundClaim":
+    def _check_bounds(self) -> "BoundClaim":
         if (self.at_least is None) == (self.at_most is None):
             raise ValueError("set exactly one of at_least and at_most")
         return self

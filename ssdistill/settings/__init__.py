@@ -4,20 +4,32 @@ What one kind may be told is in the constructor of its class.
 """
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, dataclass_transform
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
+    PrivateAttr,
     ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
 )
 
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass
 
-class Settings(BaseModel):
+    # Checkers read no model_config, and a class argument would have to stand at every subclass.
+    @dataclass_transform(
+        kw_only_default=True, frozen_default=True, field_specifiers=(Field, PrivateAttr)
+    )
+    class _Frozen(ModelMetaclass): ...
+else:
+    _Frozen = type(BaseModel)
+
+
+class Settings(BaseModel, metaclass=_Frozen):
     """Frozen, finite, and closed to keys it does not know."""
 
     model_config = ConfigDict(

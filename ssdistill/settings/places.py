@@ -8,48 +8,59 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from ssdistill.errors import nearest
+from ssdistill.errors import closest, nearest
+from ssdistill.settings import BEFORE_REBUILDING
+from ssdistill.settings.registry import AnyOf
 
+SLIP = 0.8
+"""Likeness of a slip of the pen, which is likelier than a right name in a wrong place."""
 MOST_PLACES = 3
 """Places of a key that a message names."""
+MOST_KNOWN = 12
+"""Settings of a section that a message names."""
 REPEATED = ("teacher.pretrain.", "teachers.", "compare.", "plans.", "evaluate.also.")
 """Sections that repeat what another section may hold; they are named only for keys of their own."""
 
 
-def hint(key: str, siblings: Iterable[str], model: type[BaseModel]) -> str:
+def hint(key: str, siblings: Iterable[str], model: type[BaseModel], at: str = "") -> str:
     """Suggest the intended key or section for an unknown key, as the end of a sentence.
 
     Args:
         key: the last part of the unknown key.
         siblings: the names that could stand in its place.
         model: of the whole config; for a key of another section, the hint names that section.
+        at: the whole unknown key.
     """
-    places = setting_places(model)
+    places, siblings = setting_places(model), list(siblings)
     if key in places:
-        # Only a slip of the pen is likelier than a right name in a wrong place.
-        return f"{nearest(key, siblings, 0.8)}; {_belongs(key, places[key])}"
+        return f"{nearest(key, siblings, SLIP)}; {_belongs(key, places[key], at)}"
     if beside := nearest(key, siblings):
         return beside
-    close = nearest(key, places)
-    # nearest() quotes the name it suggests.
-    return f"{close}; {_belongs(name, places[name])}" if (name := _quoted(close)) else ""
+    if name := closest(key, places, SLIP):
+        return f"{nearest(key, [name])}; {_belongs(name, places[name], at)}"
+    known = ", ".join(siblings[:MOST_KNOWN]) + ", …" * (len(siblings) > MOST_KNOWN)
+    return f"; known: {known}" if known else ""
 
 
-def _quoted(text: str) -> str:
-    return text.partition("'")[2].rpartition("'")[0]
+def _belongs(key: str, places: dict[str, tuple[str, ...]], at: str) -> str:
+    kinds = places.get(at, ())
+    others = {place: kinds for place, kinds in places.items() if place != at or not kinds}
+    named = [place + _of_kinds(kinds) for place, kinds in list(others.items())[:MOST_PLACES]]
+    elsewhere = ", ".join(named) + ", …" * (len(others) > MOST_PLACES)
+    if kinds:
+        # The key stands where it belongs, in settings of another kind.
+        more = f", or in {elsewhere}" if elsewhere else ""
+        return f"'{key}' belongs to kind {_listed(kinds)}{more}"
+    return f"'{key}' belongs in {elsewhere}"
 
 
-def _belongs(key: str, places: dict[str, tuple[str, ...]]) -> str:
-    named = [place + _of_kinds(kinds) for place, kinds in list(places.items())[:MOST_PLACES]]
-    more = ", …" if len(places) > MOST_PLACES else ""
-    return f"'{key}' belongs in {', '.join(named)}{more}"
+def _listed(kinds: tuple[str, ...]) -> str:
+    more = ", …" if len(kinds) > MOST_PLACES else ""
+    return f"{', '.join(kinds[:MOST_PLACES])}{more}"
 
 
 def _of_kinds(kinds: tuple[str, ...]) -> str:
-    if not kinds:
-        return ""
-    more = ", …" if len(kinds) > MOST_PLACES else ""
-    return f" (kind {', '.join(kinds[:MOST_PLACES])}{more})"
+    return f" (kind {_listed(kinds)})" if kinds else ""
 
 
 @cache
@@ -110,6 +121,8 @@ def _settings_below(
 
 def members(annotation: Any) -> list[Any]:
     """The types a value may have, wrappers and unions taken apart."""
+    if isinstance(annotation, type) and issubclass(annotation, AnyOf):
+        return members(annotation.registry.any_of_now())
     origin = get_origin(annotation)
     if origin is Annotated:
         return members(get_args(annotation)[0])
@@ -146,3 +159,6 @@ def item_types(annotation: Any) -> list[Any]:
     if get_origin(annotation) is dict:
         return [args[1]]
     return [args[0]] if get_origin(annotation) in (tuple, list) and args else []
+
+
+BEFORE_REBUILDING.append(setting_places.cache_clear)

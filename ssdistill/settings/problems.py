@@ -1,49 +1,77 @@
 """Describe all problems of a config at once, each with its key and the nearest known name."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, cast, get_origin
 
 from pydantic import BaseModel, ValidationError
 
 from ssdistill.errors import UserError, nearest, shortened
 from ssdistill.settings.places import hint, is_model, item_types, kind_of, members, names, tag
-from ssdistill.settings.wording import as_yaml, is_of_type, kinds_among, of_length, what_is_wrong
+from ssdistill.settings.wording import (
+    is_of_type,
+    kinds_among,
+    length_text,
+    problem_text,
+    received,
+    what_is_expected,
+)
 
 
 def describe(file: Path, error: ValidationError, model: type[BaseModel]) -> str:
     """One line per problem, under a line that names the file."""
+    located = [
+        (cast("Mapping[str, Any]", problem), *_locate(problem["loc"], model))
+        for problem in error.errors()
+    ]
+    places = [tuple(keys) for _, keys, _, _ in located]
+    of_value: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for problem, keys, _, _ in located:
+        if is_of_type(problem):
+            of_value.setdefault(tuple(keys), []).append(problem)
     lines = []
-    problems = error.errors()
-    places = [problem["loc"] for problem in problems]
-    for problem in problems:
-        # A list whose one item is bad is also called too short.
-        if any(place[: len(problem["loc"])] == problem["loc"] != place for place in places):
+    for problem, keys, siblings, annotation in located:
+        # A list whose one item is bad is also called too short, or no other member of a union.
+        if any(place[: len(keys)] == tuple(keys) != place for place in places):
             continue
-        keys, siblings, annotation = _locate(problem["loc"], model)
+        alike = of_value[tuple(keys)] if is_of_type(problem) else [problem]
         key = shortened(".".join(keys), 200) or "the file"
         if problem["type"] == "extra_forbidden":
             nested = f"; nest the keys: {_nested(keys[-1])}" if "." in keys[-1] else ""
-            remedy = nested or hint(keys[-1], siblings, model)
+            remedy = nested or hint(keys[-1], siblings, model, ".".join(keys))
             lines.append(f"  {key}: no such setting{remedy}")
-        elif problem["type"] == "missing" and isinstance(problem["loc"][-1], int):
-            # An item of a list of fixed length; the input is the whole list.
-            keys, _, annotation = _locate(problem["loc"][:-1], model)
-            lines.append(f"  {'.'.join(keys)}: {of_length(annotation)}{_received(problem)}")
-        elif problem["type"] == "too_long" and of_length(annotation):
-            lines.append(f"  {key}: {of_length(annotation)}{_received(problem)}")
-        elif problem["type"] == "missing":
-            lines.append(f"  {key}: required")
         elif problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
             lines.append(f"  {key}.kind: {_unknown_kind(problem, annotation)}")
         else:
-            reason = what_is_wrong(problem, annotation)
-            # What is wrong between sections begins with the key of one.
-            place = f"{key}: " if keys or problem["type"] != "value_error" else ""
-            lines.append(f"  {place}{reason}{_received(problem)}")
+            lines.append(f"  {_what_is_wrong(alike, keys, annotation, model)}")
     unique = list(dict.fromkeys(lines))
     count = f"{len(unique)} problem{'s' * (len(unique) > 1)}"
     return f"{file}: {count}\n" + "\n".join(unique)
+
+
+def _what_is_wrong(
+    alike: Sequence[Mapping[str, Any]], keys: list[str], annotation: Any, model: type[BaseModel]
+) -> str:
+    """The line on a value, which several members of a union may find wrong.
+
+    Args:
+        alike: their problems with it.
+    """
+    problem = alike[0]
+    key = shortened(".".join(keys), 200) or "the file"
+    if problem["type"] == "missing":
+        if not isinstance(problem["loc"][-1], int):
+            return f"{key}: required"
+        # An item of a list of fixed length; the input is the whole list.
+        keys, _, annotation = _locate(problem["loc"][:-1], model)
+        expected = length_text(annotation)
+        return f"{'.'.join(keys)}: {expected}{received(alike, expected)}"
+    if problem["type"] == "too_long" and (expected := length_text(annotation)):
+        return f"{key}: {expected}{received(alike, expected)}"
+    reason = what_is_expected(alike, annotation) or problem_text(problem, annotation)
+    # What is wrong between sections begins with the key of one.
+    place = f"{key}: " if keys or problem["type"] != "value_error" else ""
+    return f"{place}{reason}{received(alike, reason)}"
 
 
 def of_file(file: Path, tree: Any, model: type[BaseModel]) -> Any:
@@ -56,7 +84,7 @@ def of_file(file: Path, tree: Any, model: type[BaseModel]) -> Any:
         settings = model.model_validate(tree)
     except ValidationError as error:
         raise UserError(describe(file, error, model)) from error
-    if problems := truth_for_numbers(tree, settings):
+    if problems := booleans_for_numbers(tree, settings):
         count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
         raise UserError("\n  ".join([f"{file}: {count}", *problems]))
     return settings
@@ -73,12 +101,12 @@ def validated(schema: type[BaseModel], values: Any, name: str) -> Any:
     except ValidationError as error:
         problems = describe(Path(name), error, schema).splitlines()[1:]
         raise UserError("; ".join(f"{name}.{problem.strip()}" for problem in problems)) from None
-    if problems := truth_for_numbers(values, settings):
+    if problems := booleans_for_numbers(values, settings):
         raise UserError("; ".join(f"{name}.{problem}" for problem in problems))
     return settings
 
 
-def truth_for_numbers(written: Any, settings: Any, key: str = "") -> list[str]:
+def booleans_for_numbers(written: Any, settings: Any, key: str = "") -> list[str]:
     """One line for each number that was written as true or false, which Python takes for 1 or 0.
 
     Args:
@@ -93,14 +121,14 @@ def truth_for_numbers(written: Any, settings: Any, key: str = "") -> list[str]:
             line
             for name, value in _values(settings).items()
             if name in written
-            for line in truth_for_numbers(written[name], value, f"{key}.{name}".strip("."))
+            for line in booleans_for_numbers(written[name], value, f"{key}.{name}".strip("."))
         ]
     if isinstance(written, list | tuple) and isinstance(settings, list | tuple):
         pairs = enumerate(zip(written, settings, strict=False))
         return [
             line
             for number, (item, value) in pairs
-            for line in truth_for_numbers(item, value, f"{key}.{number}")
+            for line in booleans_for_numbers(item, value, f"{key}.{number}")
         ]
     return []
 
@@ -128,16 +156,6 @@ def _nested(key: str) -> str:
     """Return a key with dots as a file has it: ``a: {b: …}``."""
     first, *others = shortened(key, 60).split(".")
     return f"{first}: " + "".join(f"{{{name}: " for name in others) + "…" + "}" * len(others)
-
-
-def _received(problem: Mapping[str, Any]) -> str:
-    value = problem["input"]
-    if isinstance(value, dict) and not is_of_type(problem):
-        return ""  # the mapping is right, and what is wrong in it has been said
-    remedy = ""
-    if problem["type"] == "string_type" and isinstance(value, bool | int | float):
-        remedy = "; text that YAML reads otherwise needs quotes, in a shell '\"…\"'"
-    return f" (got {as_yaml(value)}{remedy})"
 
 
 def _locate(location: tuple, model: Any) -> tuple[list[str], list[str], Any]:

@@ -11,6 +11,7 @@ Packages of other people add kinds as well, see :mod:`ssdistill.settings.plugins
 import importlib
 import inspect
 import pkgutil
+from dataclasses import dataclass
 from functools import cached_property
 from typing import (
     TYPE_CHECKING,
@@ -182,6 +183,16 @@ class Registry(Generic[Member]):
         return self[chosen["kind"]](*runtime, **runtime_named, **own)
 
 
+@dataclass(frozen=True)
+class KindOf:
+    """Marks a setting of text that names a kind of ``registry``.
+
+    A constructor looks the name up, as late as it is read; the stubs show which names there are.
+    """
+
+    registry: Registry[Any]
+
+
 class AnyOf:
     """Base of the types that :attr:`Registry.union` returns.
 
@@ -191,9 +202,7 @@ class AnyOf:
     registry: ClassVar[Registry[Any]]
 
     @classmethod
-    def __get_pydantic_core_schema__(
-        cls, source: Any, handler: GetCoreSchemaHandler
-    ) -> CoreSchema:
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return handler.generate_schema(cls.registry.any_of_now())
 
 

@@ -102,7 +102,7 @@ class Checkpoint(Teacher):
                 encoder.net, settings.name, parts.backbone, self.allow_missing, self.allow_extra
             )
         except UserError as error:
-            raise UserError(f"{self.path} {error}{self._how_read(parts, state)}") from None
+            raise UserError(f"{self.path} {error}{self._format_note(parts, state)}") from None
         fit_size(encoder, _native_size(settings))
         notices = [
             _summary(parts, fitted, self._head(parts, encoder)),
@@ -112,7 +112,7 @@ class Checkpoint(Teacher):
         ]
         return encoder.eval(), notices
 
-    def _how_read(self, parts: Parts, state: dict[str, Tensor]) -> str:
+    def _format_note(self, parts: Parts, state: dict[str, Tensor]) -> str:
         if self.format != "auto":
             return ""
         how = f"read as {parts.format}"

@@ -59,13 +59,13 @@ def size_notices(encoder: Encoder) -> list[str]:
     macs, plain = count_macs(encoder), _macs_as_they_come(encoder)
     text = f"{spec.name} resizes images from {given} to {inside} pixels internally: "
     unit, name = (1e9, "G") if macs >= 1e9 else (1e6, "M")
-    text += f"{_two_digits(macs / unit)} {name} MACs per image"
+    text += f"{_rounded_text(macs / unit)} {name} MACs per image"
     if plain:
-        text += f", {_two_digits(macs / plain)} times those at {given} pixels"
+        text += f", {_rounded_text(macs / plain)} times those at {given} pixels"
     return [text]
 
 
-def _two_digits(value: float) -> str:
+def _rounded_text(value: float) -> str:
     return f"{float(f'{value:.2g}'):g}"
 
 

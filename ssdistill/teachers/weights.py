@@ -7,7 +7,7 @@ from pathlib import Path
 import timm
 from torch import Tensor
 
-from ssdistill.errors import UserError
+from ssdistill.errors import UserError, no_file
 from ssdistill.files import user_path
 from ssdistill.models.backbones import Encoder
 from ssdistill.teachers.formats.reading import check_zip
@@ -24,7 +24,9 @@ def weights_file(path: str) -> Path:
     """
     file = user_path(path)
     if not file.is_file():
-        raise UserError(f"teacher.weights: no file {path}; check the path")
+        if file.is_dir():
+            raise UserError(f"teacher.weights={path}: is a folder; name a file in it")
+        raise UserError(no_file(f"teacher.weights={path}"))
     return file
 
 

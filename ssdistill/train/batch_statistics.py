@@ -1,4 +1,8 @@
-"""Batch norm by the statistics of the whole batch where several processes have a part each."""
+"""Batch norm by the statistics of the whole batch where several processes have a part each.
+
+By hand: torch's SyncBatchNorm refuses CPUs and is another class, so that timm's norms with an
+activation would lose it.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -193,7 +193,7 @@ class _Recomputed(torch.autograd.Function):
                 for x, needed in zip(part, asked[: len(rows)], strict=True)
             ]
             autocast = torch.autocast(**ctx.autocast)
-            with _as_before(run.network, random), autocast, torch.enable_grad():
+            with _replayed_randomness(run.network, random), autocast, torch.enable_grad():
                 outputs = run(inputs)
             found = _gradients([outputs[i] for i in used], part_grads, weights, inputs)
             for i, grad in enumerate(found[: len(weights)]):
@@ -231,7 +231,7 @@ def _gradients(
 
 
 @contextmanager
-def _as_before(network: nn.Module, random: dict[str, Tensor]) -> Iterator[None]:
+def _replayed_randomness(network: nn.Module, random: dict[str, Tensor]) -> Iterator[None]:
     """Draw again what was drawn from ``random`` on, and leave generators and buffers alone.
 
     Running statistics were updated when the part was first encoded.

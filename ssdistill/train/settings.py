@@ -38,7 +38,7 @@ class TrainSettings(Settings):
         optim: the optimizer.
         seed: fix the seed of this stage, so that all of the experiment's seeds share it.
         select: the weights to keep: ``last``, or those that did best on unlabeled training
-            images: by ``rankme``, the effective rank of their embeddings (arXiv:2210.02885), or
+            images: by ``rankme``, the metric ``collapse/effective_rank`` (arXiv:2210.02885), or
             by ``lidar``, the rank of what tells images apart (arXiv:2312.04000).
         select_every: fraction of the training between two measurements.
         microbatch: images that a network encodes at a time, for batches that do not fit the
@@ -61,7 +61,7 @@ class TrainSettings(Settings):
     accumulate: PositiveInt = 1
 
     @model_validator(mode="after")
-    def _one_length(self) -> "TrainSettings":
+    def _check_length(self) -> "TrainSettings":
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("set exactly one of steps and epochs")
         return self

@@ -6,7 +6,7 @@ from tiny_subjects import build, subject
 
 @pytest.fixture(scope="session")
 def found():
-    """``found(kind)``: its result on the tiny pictures, made once."""
+    """``found(kind)``: its result on the tiny images, made once."""
     known = {}
 
     def get(kind):

@@ -163,8 +163,9 @@ def check_command(words: list[str], resolve: bool = True) -> None:
 def _check_ssdistill(options: Namespace, resolve: bool) -> None:
     from ssdistill.commands.benchmark import config_and_overrides
     from ssdistill.commands.listing import description, listings
-    from ssdistill.commands.probe.arguments import ask, parse_words
+    from ssdistill.commands.probe.arguments import parse_words
     from ssdistill.commands.probe.command import _is_setting
+    from ssdistill.evaluate.comparing.requested import ask
 
     named = vars(options)
     if "config" in named and (resolve or named["config"] not in NO_CONFIG):

@@ -12,7 +12,7 @@ SMOKE = {
     "test_teacher_timm.py",
     "test_teacher_torchvision.py",
     "test_formats_reading.py",
-    # Files: safetensors, pickles, YAML, pictures, arrays.
+    # Files: safetensors, pickles, YAML, images, arrays.
     "test_artifacts.py",
     "test_config.py",
     "test_sources.py",
@@ -35,7 +35,7 @@ SMOKE = {
     "test_linear_probe.py",
     "test_intervals.py",
     "test_probe_charts.py",
-    "test_tables.py",
+    "test_readme_tables.py",
     "test_tracker_wandb.py",
     "test_tracker_tensorboard.py",
 }

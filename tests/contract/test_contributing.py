@@ -59,6 +59,22 @@ def test_unit_tests_lie_in_folders_called_like_rooms():
     assert len(folders) > 15 and folders <= ROOMS
 
 
+@pytest.mark.parametrize("room", sorted(ROOMS))
+def test_unit_tests_import_from_the_room_they_lie_in(room):
+    others = []
+    for path in (ROOT / "tests/unit" / room).glob("test_*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        names = {
+            f"{node.module}.{alias.name}"
+            for node in nodes
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
+        } | {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        if not any(f"{name}.".startswith(f"ssdistill.{room}.") for name in names):
+            others.append(path.name)
+    assert others == []
+
+
 def test_continuous_integration_runs_everything_and_the_lowest_versions():
     script = (ROOT / ".ci" / "run").read_text()
     makefile = (ROOT / "Makefile").read_text()

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tiny_subjects import KINDS, SIDE, TEST, TRAIN, build, make_encoder, pictures, subject
+from tiny_subjects import KINDS, SIDE, TEST, TRAIN, build, make_encoder, make_images, subject
 from torch import nn
 
 from ssdistill.data.views import eval_view
@@ -67,7 +67,7 @@ def test_features_of_an_encoder_in_training_mode_are_those_of_evaluation_mode():
 
 
 def test_pictures_are_normalized_by_the_encoders_statistics_not_by_their_own():
-    """The same pixels have the same features, whatever the other pictures of their data set."""
+    """The same pixels have the same features, whatever the other images of their data set."""
     dark = LabeledImages(TRAIN.images // 4, TRAIN.labels)
     bright_and_dark = LabeledImages(
         np.concatenate([TEST.images, dark.images]), np.concatenate([TEST.labels, dark.labels])
@@ -90,7 +90,7 @@ def test_labels_of_test_images_change_no_answer(kind, found):
 def test_an_answer_depends_on_its_own_test_image_only(kind, found):
     """Neither statistics of the test features nor their neighbors among themselves count."""
     wanted = answers(found(kind))[::2]
-    other = pictures(4, seed=8)
+    other = make_images(4, seed=8)
     mixed = LabeledImages(
         np.concatenate([255 - other.images, TEST.images[::2]]),
         np.concatenate([other.labels, TEST.labels[::2]]),
@@ -100,7 +100,7 @@ def test_an_answer_depends_on_its_own_test_image_only(kind, found):
 
 
 class Watched(nn.Module):
-    """An encoder that notes how often it is shown one picture, copies of it included."""
+    """An encoder that notes how often it is shown one image, copies of it included."""
 
     def __init__(self, encoder, picture_HWC):
         super().__init__()

@@ -17,7 +17,7 @@ from tiny_subjects import (
     documented,
     fingerprint,
     make_encoder,
-    pictures,
+    make_images,
     subject,
 )
 
@@ -167,7 +167,7 @@ def test_no_two_protocols_have_one_name():
 @every_kind
 def test_test_images_decide_nothing(kind, found):
     """Other test images, in another order, with other labels: everything chosen is the same."""
-    other = pictures(7, seed=5)
+    other = make_images(7, seed=5)
     shuffled = LabeledImages(255 - other.images, np.random.default_rng(0).permutation(other.labels))
     result = build(kind).run(subject(test=shuffled))
     details = found(kind).details
@@ -199,7 +199,7 @@ def test_without_labels_there_is_one_line_that_says_so(kind, split, found):
 def test_one_class_is_refused_in_one_line_or_judged(kind):
     one = LabeledImages(TRAIN.images, np.zeros(len(TRAIN), int))
     try:
-        result = build(kind).run(subject(train=one, test=pictures(2, 3, classes=1)))
+        result = build(kind).run(subject(train=one, test=make_images(2, 3, classes=1)))
     except UserError as error:
         assert "\n" not in str(error)
     else:

@@ -1,9 +1,9 @@
-"""Every constant from a paper, pinned beside its source; our own choices are marked.
+"""Every constant from a paper, pinned beside its citation; our own choices are marked.
 
-A row holds all of a kind's defaults: ``paper`` are those of the source (or of its authors' code),
-``ours`` those that the source leaves open, or that we set otherwise. A new kind needs a row.
+A row holds all of a kind's defaults: ``paper`` are those of the paper (or of its authors' code),
+``ours`` those that the paper leaves open, or that we set otherwise. A new kind needs a row.
 
-Where ``ours`` differs from a number of the source:
+Where ``ours`` differs from a number of the paper:
 
 - ``crd``: weight 1; RepDistiller runs it with 0.8 beside labels.
 - ``seed``: teacher temperature 0.01; the authors' default of 1e-4 makes the target one-hot.
@@ -35,14 +35,14 @@ class Row:
     """Constants of one kind.
 
     Attributes:
-        source: arXiv id, or another name of the paper.
+        citation: arXiv id, or another name of the paper.
         pairing, views: of a loss; ``views`` of a method are its two recipes.
         multicrop, together: of a method.
-        paper: defaults taken from the source.
+        paper: defaults taken from the paper.
         ours: defaults of our own choice.
     """
 
-    source: str
+    citation: str
     views: int | tuple[str, ...]
     pairing: str | tuple[tuple[int, int], ...] = ""
     multicrop: bool = False
@@ -413,7 +413,7 @@ PLAIN = {
 }
 """What a recipe does where its row says nothing: torchvision's crop and flip."""
 RECIPE_ROWS = {
-    # name: (source, numbers)
+    # name: (citation, numbers)
     "weak": ("2003.04297, geometry alone", {"scale": (0.2, 1.0)}),
     "crop_flip": ("1409.4842, as in torchvision's reference", {"scale": (0.08, 1.0)}),
     "strong": ("2003.04297", {"scale": (0.2, 1.0), **_MOCO, "blur": 0.5}),
@@ -467,7 +467,7 @@ LIGHTLY_FINETUNING = {
     "warmup": 0.0, "lr_end": 1e-3, "layer_decay": 1.0, "head_init": "uniform",
 }  # fmt: skip
 PROTOCOL_ROWS = {
-    # kind: (source, what a protocol without any setting does)
+    # kind: (citation, what a protocol without any setting does)
     "cluster": ("2005.12320", {"split": "test", "clusters": None, "restarts": 10, "seed": 0}),
     "finetune": ("2111.06377", {"fraction": 1.0, "seed": 0}),
     "knn": (
@@ -485,7 +485,7 @@ PROTOCOL_ROWS = {
     "transfer": ("1805.08974", None),
 }
 STEP_ROWS = {
-    # kind: (source, settings; ours unless the source is named beside one)
+    # kind: (citation, settings; ours unless a citation stands beside one)
     "export": ("ours", {"runtime": "onnxruntime", "uint8": False, "tolerance": 1e-3}),
     "lowbit": (
         "2106.08295",
@@ -527,7 +527,7 @@ def plain(value: Any) -> Any:
 
 
 def defaults_of(schema: type[BaseModel]) -> dict[str, Any]:
-    """Defaults by setting; what must be given is left out."""
+    """Defaults by setting; without those of required settings."""
     fields = schema.model_fields.items()
     return {name: plain(f.default) for name, f in fields if not f.is_required()}
 
@@ -561,7 +561,7 @@ def test_a_loss_has_the_constants_of_its_source(kind):
     assert (loss.pairing, loss.views) == (row.pairing, row.views)
     weight = LOSSES.schema(kind).model_fields["weight"].default
     assert own_defaults(LOSSES, kind, LossSettings) | {"weight": weight} == row.defaults
-    assert row.source in loss.paper
+    assert row.citation in loss.paper
 
 
 @pytest.mark.parametrize("kind", METHOD_ROWS)
@@ -571,7 +571,7 @@ def test_a_method_has_the_constants_of_its_source(kind):
         *(row.views, row.multicrop, row.together),
     )
     assert own_defaults(METHODS, kind, TrainSettings) == row.defaults
-    assert row.source in method.paper
+    assert row.citation in method.paper
     assert defaults_of(METHODS.schema(kind))["optim"] == OPTIM
 
 
@@ -627,10 +627,10 @@ def test_subsets_of_labels_are_simclrs(kind, preset):
 
 @pytest.mark.parametrize("kind", STEP_ROWS)
 def test_a_step_has_the_defaults_of_its_row(kind):
-    source, row = STEP_ROWS[kind]
+    citation, row = STEP_ROWS[kind]
     found = defaults_of(STEPS.schema(kind))
     assert {name: found[name] for name in row} == row
-    assert source == "ours" or source in STEPS[kind].paper
+    assert citation == "ours" or citation in STEPS[kind].paper
 
 
 def test_what_is_evaluated_unless_something_is_said():

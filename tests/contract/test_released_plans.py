@@ -1,4 +1,4 @@
-"""What version 0.1.0 planned is planned as the same stages: finished ones are used again."""
+"""Plans of version 0.1.0 have the same stages today: finished ones are cached."""
 
 import json
 from pathlib import Path
@@ -9,6 +9,7 @@ from ssdistill.chain.plan import plan_stages
 from ssdistill.chain.stages import Identity
 from ssdistill.chain.workspace import open_workspace
 from ssdistill.experiment.reading import load_experiment
+from ssdistill.experiment.renamed_keys import DEVIATIONS
 
 RELEASED = Path(__file__).parents[1] / "golden" / "released_0_1_0"
 PLANS = json.loads((RELEASED / "plans.json").read_text())
@@ -42,3 +43,9 @@ def test_stages_of_the_first_release_keep_their_folders(name, root):
 def test_packaged_experiments_keep_their_folders(name):
     experiment, _ = load_experiment(name)
     assert Identity.of(experiment).folder == EXPERIMENTS[name]
+
+
+def test_every_sentence_with_an_old_wording_stands_in_a_packaged_config():
+    configs = Path(__file__).parents[2] / "configs"
+    text = "\n".join(path.read_text() for path in configs.rglob("*.yaml"))
+    assert DEVIATIONS and not [sentence for sentence in DEVIATIONS if sentence not in text]

@@ -1,6 +1,7 @@
 """What import-linter cannot see of the rooms: labels read as attributes, imports by a string."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -15,16 +16,28 @@ BY_STRING = {
 """Public names, old names, new kinds that are found by themselves, those of plug-ins, losses as
 functions, libraries of runtimes, and subcommands that are found by themselves."""
 GETTERS = {"getattr", "attrgetter", "methodcaller"}
+LABELS = re.compile(r"labels|_load_labels|labels?_(of|[A-Z]+)")
+"""Names under which labels are reached: of a split or a set of images, or chosen from them."""
+HAND_ON = {
+    *("array_names.py", "array_rows.py", "array_split.py", "file_split.py", "frames.py"),
+    *("image_set.py", "list_layout.py", "list_split.py", "opening.py", "record_split.py"),
+    *("shards/labels.py", "shards/split.py", "table_split.py"),
+    *("sources/hdf5.py", "sources/npz.py", "sources/torchvision_sets.py"),
+}
+"""Files of `data` that reach labels: sources and splits that hand them on, and the bytes that the
+packer copies. What makes views and batches of images is not among them."""
 
 
 def readings_of_labels(source: str) -> list[int]:
-    """Lines that read an attribute ``labels``, also by its name in a string."""
+    """Lines that read labels by an attribute, also by its name in a string."""
     lines = []
     for node in ast.walk(ast.parse(source)):
         names = [getattr(node, "attr", "")]
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value).endswith("packing"):
+            continue  # whether labels are to be packed
         if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in GETTERS:
             names = [arg.value for arg in node.args if isinstance(arg, ast.Constant)]
-        if {"labels", "_load_labels"} & {*names}:
+        if any(LABELS.fullmatch(str(name)) for name in names):
             lines.append(node.lineno)
     return lines
 
@@ -47,12 +60,30 @@ def test_labels_are_read_in_evaluate_alone(module):
     assert not readings_of_labels(MODULES[module].read_text(encoding="utf-8"))
 
 
+def test_of_data_only_what_hands_labels_on_reaches_them():
+    reaching = {
+        name.removeprefix("data/")
+        for name, path in MODULES.items()
+        if name.startswith("data/") and readings_of_labels(path.read_text(encoding="utf-8"))
+    }
+    assert reaching == HAND_ON
+
+
 @pytest.mark.parametrize("module", sorted(MODULES.keys() - BY_STRING))
 def test_no_room_is_reached_by_a_string(module):
     assert not imports_by_a_string(MODULES[module].read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("line", ["store.labels()", "getattr(s, 'labels', 0)", "s._load_labels()"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "store.labels()",
+        "getattr(s, 'labels', 0)",
+        "s._load_labels()",
+        "s.labels_of(rows)",
+        "s.labels_N",
+    ],
+)
 def test_a_reading_of_labels_is_noticed(line):
     assert readings_of_labels(f"def f(s):\n    return {line}\n") == [2]
 

@@ -10,8 +10,11 @@ from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 import ssdistill
+from ssdistill.experiment.schema import Experiment
+from ssdistill.settings.registry import METHODS, SOURCES
 
 ROOT = Path(__file__).resolve().parents[2]
 RIGHT, WRONG = (Path(__file__).with_name(f"typed_{name}.py") for name in ("right", "wrong"))
@@ -48,6 +51,14 @@ def test_editors_are_shown_the_settings_that_there_are():
     stubs = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(stubs)
     assert stubs.outdated() == [], "run make stubs"
+
+
+def test_settings_are_frozen_when_they_are_used_too():
+    method = METHODS.schema("simclr")(steps=1)
+    made = Experiment(schema=1, name="digits", data=SOURCES.schema("digits")(), pretrain=method)
+    with pytest.raises(ValidationError, match="frozen"):
+        made.seeds = (1,)
+    assert made.model_dump(by_alias=True)["schema"] == made.model_dump()["schema_version"] == 1
 
 
 def test_every_room_is_shown_to_a_checker():

@@ -23,15 +23,23 @@ VOCABULARY = ROOT / "docs" / "vocabulary.md"
 SOURCES_OF_TEXT = sorted(
     [
         *(ROOT / "ssdistill").rglob("*.py"),
+        *(ROOT / "ssdistill").rglob("*.html"),
+        *(ROOT / "configs").rglob("*.yaml"),
         *(ROOT / "docs").glob("*.md"),
         *(ROOT / "experiments").rglob("*.md"),
-        *(ROOT / name for name in ("README.md", "SECURITY.md", "CONTRIBUTING.md")),
+        *(ROOT / "experiments").rglob("*.py"),
+        *(ROOT / "experiments").rglob("*.yaml"),
+        *(ROOT / "tests").rglob("*.py"),
+        *(ROOT / ".ci").glob("*.py"),
+        *(ROOT / name for name in ("README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md")),
     ]
 )
 OLD_ON_PURPOSE = {
     "docs/vocabulary.md",
     "ssdistill/moved/names.py",
     "ssdistill/experiment/renamed_keys.py",
+    "tests/contract/test_vocabulary.py",
+    "tests/contract/test_moved.py",
 }
 """Files that are about old names."""
 ON_DISK = re.compile(
@@ -119,14 +127,40 @@ def test_kinds_and_keys_use_words_of_the_vocabulary(registry):
     assert not found, f"rename {found}: {instead(found)}"
 
 
+def docstrings(text: str) -> list[str]:
+    """The strings of a module that are statements of their own."""
+    nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Expr)]
+    values = [node.value.value for node in nodes if isinstance(node.value, ast.Constant)]
+    return [value for value in values if isinstance(value, str)]
+
+
+def comments(text: str) -> list[str]:
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    return [token.string for token in tokens if token.type == tokenize.COMMENT]
+
+
 def sentences(file: Path) -> str:
-    """Comments and strings of a Python file; the text of a document without its code."""
+    """Comments and strings of a Python file; the text of other files without their code.
+
+    Of tests, strings are data unless they are docstrings.
+    """
     text = file.read_text()
-    if file.suffix == ".md":
+    if file.suffix != ".py":
         return re.sub(r"`[^`]*`", "", text)
+    if file.is_relative_to(ROOT / "tests"):
+        return re.sub(r"``[^`]*``", "", "\n".join([*docstrings(text), *comments(text)]))
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)
     kinds = {tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", -1)}
     return re.sub(r"``[^`]*``", "", "\n".join(t.string for t in tokens if t.type in kinds))
+
+
+def test_texts_of_configs_pages_experiments_and_tests_are_read():
+    read = {(file.relative_to(ROOT).parts[0], file.suffix) for file in SOURCES_OF_TEXT}
+    ours = {("configs", ".yaml"), ("ssdistill", ".html"), ("experiments", ".py"), ("tests", ".py")}
+    assert ours <= read
+    said = sentences(ROOT / "tests" / "contract" / "test_vocabulary.py")
+    assert "Names of methods." in said and "BarlowTwins" not in said
+    assert "deviations" in sentences(ROOT / "configs" / "base" / "pretrain_cifar10.yaml")
 
 
 @pytest.mark.parametrize("file", SOURCES_OF_TEXT, ids=lambda p: str(p.relative_to(ROOT)))

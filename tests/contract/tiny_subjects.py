@@ -40,7 +40,7 @@ def build(kind, **changes):
     return PROTOCOLS.build(PROTOCOLS.schema(kind)(**{**settings_for(kind), **changes}))
 
 
-def pictures(per_class, seed, classes=CLASSES):
+def make_images(per_class, seed, classes=CLASSES):
     """Noise over a coarse pattern of the class: neither hopeless nor easy."""
     pattern = np.random.default_rng(99).integers(0, 150, (CLASSES, 4, 4, 3))
     labels = np.tile(np.arange(classes), per_class)
@@ -49,8 +49,8 @@ def pictures(per_class, seed, classes=CLASSES):
     return LabeledImages((coarse + noise).astype(np.uint8), labels)
 
 
-TRAIN, TEST = pictures(20, seed=1), pictures(10, seed=2)
-OTHER = pictures(12, seed=3, classes=4), pictures(5, seed=4, classes=4)
+TRAIN, TEST = make_images(20, seed=1), make_images(10, seed=2)
+OTHER = make_images(12, seed=3, classes=4), make_images(5, seed=4, classes=4)
 np.savez(
     FOLDER / "other.npz",
     train_images=OTHER[0].images, train_labels=OTHER[0].labels,
@@ -59,7 +59,7 @@ np.savez(
 
 
 def make_encoder():
-    """Batch norms that have seen pictures: in training mode it would answer otherwise."""
+    """Batch norms that have seen images: in training mode it would answer otherwise."""
     state = torch.get_rng_state()
     torch.manual_seed(7)
     args = {"layers": (1, 1, 0, 0), "channels": (8, 16, 16, 16), "stem_type": "deep"}
@@ -67,7 +67,7 @@ def make_encoder():
     encoder = build_encoder(settings, SIDE)
     with torch.no_grad():
         for seed in range(20):
-            images = torch.from_numpy(pictures(3, seed).images)
+            images = torch.from_numpy(make_images(3, seed).images)
             encoder.train()(images.movedim(-1, 1) / 255)
     torch.set_rng_state(state)
     return encoder.eval()

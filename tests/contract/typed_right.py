@@ -10,10 +10,10 @@ from ssdistill.evaluate.result import Result
 from ssdistill.evaluate.settings import EvaluateSettings
 from ssdistill.experiment.schema import Experiment
 from ssdistill.losses import Loss, LossSettings
-from ssdistill.settings.registry import LOSSES, METHODS, PROTOCOLS, STEPS
+from ssdistill.settings.registry import LOSSES, METHODS, PROTOCOLS, SOURCES, STEPS
 
 if TYPE_CHECKING:
-    from ssdistill.commands.probe.findings import Probed
+    from ssdistill.evaluate.comparing.findings import Probed
     from ssdistill.report.verdict import Verdict
     from ssdistill.settings.kinds.losses import SimRegSettings
     from ssdistill.settings.kinds.protocols import KnnSettings, LinearSettings
@@ -39,6 +39,13 @@ def made_settings(experiment: Experiment) -> None:
     assert_type(LOSSES.schema("simreg")(depth=2, weight=2.0).weight, float)
     assert_type(METHODS.schema("byol").model_validate({}).steps, int | None)
     assert_type(STEPS.schema("prune")().kind, Literal["prune"])
+    assert_type(
+        STEPS.schema("export")(runtime="openvino").runtime,
+        Literal["aot_inductor", "executorch", "onnxruntime", "openvino", "torch_export"],
+    )
+
+    made = Experiment(schema=1, name="digits", data=SOURCES.schema("digits")(), seeds=(0, 1))
+    assert_type(made.schema_version, Literal[1])
 
     looks = EvaluateSettings(
         knn=PROTOCOLS.schema("knn")(k=5), linear=PROTOCOLS.schema("linear")(folds=3), pixels=True

@@ -6,7 +6,7 @@ It is checked and never run.
 import ssdistill
 from ssdistill.evaluate.settings import EvaluateSettings
 from ssdistill.experiment.schema import Experiment
-from ssdistill.settings.registry import LOSSES, PROTOCOLS
+from ssdistill.settings.registry import LOSSES, PROTOCOLS, SOURCES, STEPS
 
 
 def public_names() -> None:
@@ -27,7 +27,17 @@ def made_settings(experiment: Experiment) -> None:
     PROTOCOLS.schema("knn")(distance="cosin")  # reportArgumentType
     _ = PROTOCOLS.schema("knn")().neighbors  # reportAttributeAccessIssue
     LOSSES.schema("simreg")(depth="4")  # reportArgumentType
+    STEPS.schema("export")(runtime="onnx")  # reportArgumentType
     EvaluateSettings(kmn=PROTOCOLS.schema("knn")())  # reportCallIssue
     EvaluateSettings(knn=PROTOCOLS.schema("linear")())  # reportArgumentType
     if experiment.distill is not None:
         _ = experiment.distill.losses["feature"].wieght  # reportAttributeAccessIssue
+
+
+def changed_settings(experiment: Experiment) -> None:
+    experiment.seeds = (1,)  # reportAttributeAccessIssue
+    experiment.device.threads = 4  # reportAttributeAccessIssue
+    LOSSES.schema("simreg")().weight = 2.0  # reportAttributeAccessIssue
+    EvaluateSettings().knn = None  # reportAttributeAccessIssue
+    Experiment(name="digits", data=SOURCES.schema("digits")())  # reportCallIssue
+    Experiment(schema=2, name="digits", data=SOURCES.schema("digits")())  # reportArgumentType

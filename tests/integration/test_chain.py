@@ -46,7 +46,7 @@ COMPRESSED = ("pruned", "recovered", "int8")
 
 
 def write_config(folder: Path, **changes: str) -> Path:
-    """A tiny experiment on 60 + 40 random 16x16 pictures of two classes."""
+    """A tiny experiment on 60 + 40 random 16x16 images of two classes."""
     generator = np.random.default_rng(0)
     data = folder / "data.npz"
     np.savez(

@@ -13,9 +13,9 @@ from ssdistill.chain.data_checks import check_data
 from ssdistill.chain.run import run
 from ssdistill.commands.probe.files import to_csv, to_json, to_markdown
 from ssdistill.commands.probe.page import render
-from ssdistill.commands.probe.run import probe
 from ssdistill.data.opening import open_source, open_stores
 from ssdistill.errors import UserError
+from ssdistill.evaluate.comparing.run import probe
 from ssdistill.evaluate.protocols.transfer import Transfer
 from ssdistill.evaluate.subject import LabeledImages, Subject
 from ssdistill.experiment.reading import load_experiment
@@ -32,7 +32,7 @@ pretrain: {kind: simclr, steps: 2, batch_size: 16}
 """
 
 
-def picture(number):
+def make_image(number):
     """Noise in which a label is a color, and its labels."""
     rng = np.random.default_rng(number)
     has_3 = rng.random(3) < 0.4
@@ -44,7 +44,7 @@ def picture(number):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder, rows = tmp_path_factory.mktemp("several"), [picture(k) for k in range(120)]
+    folder, rows = tmp_path_factory.mktemp("several"), [make_image(k) for k in range(120)]
     lines = ["path,label"]
     for k, (content, labels) in enumerate(rows):
         (folder / f"{k}.png").write_bytes(content)

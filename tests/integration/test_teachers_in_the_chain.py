@@ -31,7 +31,7 @@ HEAD = "{hidden_dim: 16, output_dim: 8}"
 
 @pytest.fixture
 def config(tmp_path):
-    """A tiny experiment on 60 + 40 random 16x16 pictures, without a teacher yet."""
+    """A tiny experiment on 60 + 40 random 16x16 images, without a teacher yet."""
     generator = np.random.default_rng(0)
     np.savez(
         tmp_path / "data.npz",

@@ -4,7 +4,7 @@
 SQLite file) and to the same path with ``.seconds.json`` after it.
 
 Line contexts are node ids. What a fixture of a wider scope executes is recorded under the file
-of the test that asked first, as ``tests/unit/test_x.py::*``: it serves every test of that file.
+of the test that used it first, as ``tests/unit/test_x.py::*``: it serves every test of that file.
 """
 
 import json

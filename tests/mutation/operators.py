@@ -48,7 +48,7 @@ DROPPED = frozenset((
     *("abs", "clamp", "clamp_", "contiguous", "detach", "eval", "float", "flip", "round", "sort"),
     *("sqrt", "square", "squeeze", "t", "train", "transpose", "lower", "strip", "resolve"),
 ))  # fmt: skip
-"""Methods whose call can be left out: ``x.detach()`` becomes ``x``."""
+"""Methods whose call can be removed: ``x.detach()`` becomes ``x``."""
 AXES = frozenset({"dim", "axis"})
 
 

@@ -154,7 +154,7 @@ def again(args: argparse.Namespace) -> None:
 
 
 def _try(mutants: list, args: argparse.Namespace, records: Sequence[Path]) -> None:
-    """Try the mutants, each of ``--workers`` processes its share of them in a copy of its own."""
+    """Try the mutants, each of ``--workers`` processes its part of them in a copy of its own."""
     import runner
 
     runner.import_heavy_libraries()

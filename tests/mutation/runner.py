@@ -71,7 +71,7 @@ class Outcome:
 
 
 def import_heavy_libraries() -> None:
-    """Import what children share; what is not installed is left out."""
+    """Import what children share; what is not installed is skipped."""
     for name in HEAVY:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)

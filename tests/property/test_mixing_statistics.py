@@ -16,7 +16,7 @@ N = 2000
 
 
 def mixup_share(alpha, seed, step):
-    """Share of the first of two images, where the other is its partner; else None."""
+    """Fraction of the first of two images, where the other is its partner; else None."""
     views = [torch.tensor([1.0, 0.0]).view(2, 1, 1, 1)]
     (mixed,) = mix_views(views, MixSettings(alpha=alpha), seed=seed, step=step)
     first, second = mixed.flatten().tolist()

@@ -44,7 +44,7 @@ def test_rows_left_out_of_sskd_do_not_count():
 
 
 def test_sskd_pairs_each_rotation_with_its_own_image():
-    """A teacher that knows every rotated image gets all rows right, and no row is left out."""
+    """A teacher that knows every rotated image gets all rows right, and no row is dropped."""
     loss = SSKD(make_shapes(), ratio=0.0)
     student, _ = make_outputs(loss, COUNT, 1)
     t_BD = torch.eye(COUNT, 16)

@@ -34,7 +34,7 @@ KINDS = {
     "ressl-momentum": lambda known: ReSSL(known, target="momentum", dim=6),
     "lightly": Lightly,
     "lightly-local": lambda known: Lightly(known, local_weight=1.0),
-    # Among rows of equal rank that are left out, order decides.
+    # Among dropped rows of equal rank, order decides.
     "sskd": lambda known: SSKD(known, ratio=1.0),
     "dogo": DoGo,
     "dogo-projection": lambda known: DoGo(known, projection_dim=6),

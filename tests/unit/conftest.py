@@ -30,7 +30,7 @@ compress:
 
 @pytest.fixture
 def make_workspace(tmp_path, make_store):
-    """``make_workspace("key=value", …)``: the tiny experiment over pictures in memory."""
+    """``make_workspace("key=value", …)``: the tiny experiment over images in memory."""
 
     def make(*overrides, has_labels=True, train="f" * 64, teacher=True):
         path = tmp_path / "tiny.yaml"

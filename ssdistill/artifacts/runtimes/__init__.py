@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssdistill.artifacts.runtimes.tracing import ready
-from ssdistill.errors import UserError
+from ssdistill.errors import UserError, no_file
 from ssdistill.models.downloads import reason
 from ssdistill.models.inputs import as_images, check_images
 from ssdistill.models.model import Model
@@ -72,7 +72,7 @@ class RuntimeModel(ABC):
         self.path, self.embed_dim, self.spec = Path(path), embed_dim, spec
         self.trust, self.takes_images = trust, spec is not None
         if not self.path.is_file():
-            raise UserError(f"no file {self.path}; check the path")
+            raise UserError(no_file(self.path))
         self.session_threads = session_threads
 
     @property

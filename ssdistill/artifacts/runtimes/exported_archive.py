@@ -148,7 +148,7 @@ def _payload(value: Any) -> str:
     return "" if plain else f"the payload '{value!r:.80}'"
 
 
-def _guards(value: Any) -> str:
+def _guard_text(value: Any) -> str:
     return f"the guard '{value!r:.80}'" if value else ""
 
 
@@ -191,12 +191,12 @@ def _is_plain_tree(tree: dict[str, Any]) -> bool:
 CHECKS = {
     "use_pickle": _pickled,
     "path_name": _payload,
-    "guards_code": _guards,
+    "guards_code": _guard_text,
     "expr_str": _expressions,
     "range_constraints": _expressions,
     "target": _operator,
     "metadata": _metadata,
-    "treespec_namedtuple_fields": _guards,
+    "treespec_namedtuple_fields": _guard_text,
     "as_custom_obj": _object,
     "as_operator": _object,
     "in_spec": _tree,

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ssdistill.artifacts.description import REMEDY
-from ssdistill.errors import UserError
+from ssdistill.errors import UserError, no_file
 
 CONTEXT = "EPContext"
 """Operator that holds, or names, a library's own compiled form of a network."""
@@ -85,7 +85,8 @@ def _check_external(path: Path, tensor: Any) -> None:
             "outside its folder; put the file itself, not a link, beside the model"
         )
     if size < 0:
-        raise UserError(f"no file {file} with tensor '{tensor.name}' of {path.name}; copy it again")
+        holds = f", which holds tensor '{tensor.name}' of {path.name}"
+        raise UserError(no_file(file, "copy it again", holds))
     if min(offset, length) < 0 or offset + length > size:
         raise UserError(
             f"{file} is too short for tensor '{tensor.name}' of {path.name}: copy it again"

@@ -10,7 +10,7 @@ import numpy as np
 from ssdistill.artifacts.runtimes import Runtime, RuntimeModel
 from ssdistill.artifacts.runtimes.onnx_runtime import export_onnx
 from ssdistill.artifacts.runtimes.signal_stack import keep_signal_stack
-from ssdistill.errors import UserError
+from ssdistill.errors import UserError, no_file
 from ssdistill.models.model import Model
 
 ARITHMETIC = ("ssdistill", "arithmetic")
@@ -32,7 +32,7 @@ class OpenVinoModel(RuntimeModel):
 
         weights = self.path.with_suffix(".bin")
         if not weights.is_file():
-            raise UserError(f"no file {weights} beside {self.path.name}; copy both files")
+            raise UserError(no_file(weights, f"copy it with {self.path.name}"))
         if not hasattr(self, "_graph"):
             check_ir(self.path, weights)
         try:

@@ -52,7 +52,7 @@ def token_in(root: Path) -> Iterator[Path]:
         token.unlink(missing_ok=True)
 
 
-def problem_here(token: str | None, ours: dict[str, str]) -> str | None:
+def node_problem(token: str | None, ours: dict[str, str]) -> str | None:
     """Return what is wrong with this node, or None; runs on the node.
 
     Args:

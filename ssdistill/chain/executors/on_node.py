@@ -13,7 +13,7 @@ from typing import Any
 from ssdistill.chain.executors import Key, key_of
 from ssdistill.chain.executors.bulletin import LINE, PROGRESS, STARTED, Lines
 from ssdistill.chain.executors.on_several_nodes import do_on_several_nodes
-from ssdistill.chain.executors.requests import Request, enter, portable
+from ssdistill.chain.executors.requests import Request, apply_request, as_sendable
 from ssdistill.chain.executors.stage_processes import LostProcess, count_of, do_in_processes
 from ssdistill.chain.remote_runs import RemoteRuns
 from ssdistill.chain.run import do, duration_of
@@ -69,16 +69,16 @@ def work(request: Request, bulletin: Any, *parents: Outcome) -> Outcome:
     with _reporting(key, bulletin) as post:
         post(STARTED, node)
         try:
-            return Outcome(key, node, took=duration_of(_do(request, bulletin)))
+            return Outcome(key, node, took=duration_of(_run_request(request, bulletin)))
         except LostProcess:
             raise
         except Exception as error:
             if was_interrupted(error):
                 raise KeyboardInterrupt from error
-            return Outcome(key, node, error=portable(error))
+            return Outcome(key, node, error=as_sendable(error))
 
 
-def _do(request: Request, bulletin: Any) -> RunRecord:
+def _run_request(request: Request, bulletin: Any) -> RunRecord:
     workspace, stage = _workspace(request), request.stage
     if request.reserved.nodes > 1:
         do_on_several_nodes(request, workspace.root, bulletin)
@@ -98,7 +98,7 @@ _opened: dict[tuple[bytes, Path | str], Workspace] = {}
 
 
 def _workspace(request: Request) -> Workspace:
-    enter(request)
+    apply_request(request)
     place = pickle.dumps(request.experiment), request.root
     if place not in _opened:
         _opened.clear()

@@ -18,7 +18,7 @@ from typing import Any
 from ssdistill.chain.executors import key_of
 from ssdistill.chain.executors.bulletin import LINE
 from ssdistill.chain.executors.ray_cluster import alive_nodes, here
-from ssdistill.chain.executors.requests import Request, enter, portable
+from ssdistill.chain.executors.requests import Request, apply_request, as_sendable
 from ssdistill.chain.executors.stage_processes import LostProcess, do_in_processes
 from ssdistill.errors import UserError, one_line, was_interrupted
 
@@ -163,7 +163,7 @@ def _on_one_node(config: dict[str, Any]) -> None:
         return ray.get(meeting.is_canceled.remote())
 
     try:
-        enter(request)
+        apply_request(request)
         do_in_processes(
             request.stage,
             request.experiment_of_node,
@@ -174,7 +174,7 @@ def _on_one_node(config: dict[str, Any]) -> None:
             is_canceled,
         )
     except (Exception, KeyboardInterrupt) as error:
-        reason = portable(error) if isinstance(error, Exception) else RuntimeError("interrupted")
+        reason = as_sendable(error) if isinstance(error, Exception) else RuntimeError("interrupted")
         ray.get(meeting.note.remote(number, reason))
         raise RuntimeError(one_line(reason)) from None
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssdistill.chain.executors.nodes import facts, problem_here, token_in
+from ssdistill.chain.executors.nodes import facts, node_problem, token_in
 from ssdistill.errors import UserError, one_line
 from ssdistill.train.settings import DeviceSettings
 
@@ -186,10 +186,10 @@ def check_nodes(nodes: Sequence[Node], root: Path | None) -> None:
     import ray
     from ray import exceptions
 
-    look = ray.remote(problem_here)
+    look = ray.remote(node_problem)
     with token_in(root) if root else nullcontext() as token:
         looks = [
-            look.options(num_cpus=0, max_retries=0, scheduling_strategy=only_on(node)).remote(
+            look.options(num_cpus=0, max_retries=0, scheduling_strategy=node_affinity(node)).remote(
                 token and str(token.absolute()), facts()
             )
             for node in nodes
@@ -201,18 +201,18 @@ def check_nodes(nodes: Sequence[Node], root: Path | None) -> None:
             except exceptions.GetTimeoutError:
                 problem = f"does not answer within {SECONDS_TO_LOOK:.0f} s; restart Ray there"
             except exceptions.RayError as error:
-                problem = _of_a_look(error)
+                problem = _node_problem(error)
             if problem:
                 raise UserError(f"node {node.name} {problem}")
 
 
-def _of_a_look(error: Exception) -> str:
+def _node_problem(error: Exception) -> str:
     if "No module named" in str(error) or "no attribute" in str(error):
         return "has no ssdistill, or another version; install the same version on every node"
     return f"cannot be used ({one_line(error)})"
 
 
-def only_on(node: Node) -> Any:
+def node_affinity(node: Node) -> Any:
     """Return Ray's scheduling strategy for one node."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -249,10 +249,10 @@ def reserved_by(device: DeviceSettings, nodes: Sequence[Node], processes: int = 
         reserved = Reserved(int(total["cpus"]), total["gpus"], total["memory"], count)
         if sum(reserved.fits(node) for node in nodes) >= count:
             return reserved
-    raise UserError(_too_much(each, nodes, processes, device.num_nodes))
+    raise UserError(_excess(each, nodes, processes, device.num_nodes))
 
 
-def _too_much(each: Mapping[str, float], nodes: Sequence[Node], processes: int, wanted: int) -> str:
+def _excess(each: Mapping[str, float], nodes: Sequence[Node], processes: int, wanted: int) -> str:
     for name, amount in each.items():
         most = max((getattr(node, name) for node in nodes), default=0)
         if amount > most:

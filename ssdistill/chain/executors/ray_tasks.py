@@ -11,7 +11,13 @@ from ssdistill.chain.executors import Job, Key, key_of
 from ssdistill.chain.executors.live_view import LiveView
 from ssdistill.chain.executors.lost_tasks import RETRIES, lost
 from ssdistill.chain.executors.nodes import facts
-from ssdistill.chain.executors.ray_cluster import Node, Reserved, alive_nodes, only_on, reserved_by
+from ssdistill.chain.executors.ray_cluster import (
+    Node,
+    Reserved,
+    alive_nodes,
+    node_affinity,
+    reserved_by,
+)
 from ssdistill.errors import DamagedFile, UserError, one_line
 from ssdistill.train.interrupt import Interruptible
 from ssdistill.train.progress import console
@@ -85,7 +91,7 @@ class RayTasks:
                 for job in self.jobs.values():
                     self._submit(job)
                 while self._pending and not interrupt.requested:
-                    self._look()
+                    self._poll()
             finally:
                 self._cancel()
         if interrupt.requested:
@@ -101,7 +107,7 @@ class RayTasks:
         cpus, threads, strategy = reserved.cpus, device.resources.cpus, "DEFAULT"
         if job.stage.kind in WHOLE_NODE:
             node = next(node for node in self.nodes if reserved.fits(node))
-            cpus, threads, strategy = node.cpus, node.cpus, only_on(node)
+            cpus, threads, strategy = node.cpus, node.cpus, node_affinity(node)
         request = Request(
             job.workspace.experiment,
             job.identity,
@@ -129,7 +135,7 @@ class RayTasks:
         self._starts[job.key] = self._starts.get(job.key, 0) + 1
         self._refs[job.key], self._pending[ref] = ref, job.key
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         """Wait a moment; show and note what has happened."""
         import ray
 
@@ -137,8 +143,8 @@ class RayTasks:
         ended, _ = ray.wait(pending, num_returns=len(pending), timeout=PAUSE, fetch_local=False)
         self._show()
         for ref in ended:
-            self._settle(self.jobs[self._pending.pop(ref)], ref)
-        self._say_if_idle()
+            self._record_outcome(self.jobs[self._pending.pop(ref)], ref)
+        self._report_idle()
 
     def _show(self) -> None:
         import ray
@@ -148,7 +154,7 @@ class RayTasks:
         with suppress(exceptions.RayError):
             self._view.show(ray.get(self.bulletin.take.remote(), timeout=GRACE))
 
-    def _settle(self, job: Job, ref: Any) -> None:
+    def _record_outcome(self, job: Job, ref: Any) -> None:
         """Note what became of a task that has ended."""
         import ray
         from ray import exceptions
@@ -176,7 +182,7 @@ class RayTasks:
             return
         if job.workspace.remote:
             job.workspace.remote.fetch(job.stage.folder(job.workspace.root))
-        if not _is_seen(job):
+        if not _wait_until_visible(job):
             text = f"it is finished on {outcome.node} and not in {job.workspace.root} as seen here"
             self._fail(job, UserError(f"{text}; choose a runs folder that all share with --runs"))
         else:
@@ -206,7 +212,7 @@ class RayTasks:
         reason = str(error) if isinstance(error, UserError) else f"{_name(error)}{one_line(error)}"
         self._view.end(job.key, f"failed{node and f' on {node}'}: {reason}", "red")
 
-    def _say_if_idle(self) -> None:
+    def _report_idle(self) -> None:
         """Say why nothing runs where that lasts: a node may be missing, or others are at work."""
         now = time.monotonic()
         if self._view.running or self._idle_since is None:
@@ -260,7 +266,7 @@ class RayTasks:
         )
 
 
-def _is_seen(job: Job) -> bool:
+def _wait_until_visible(job: Job) -> bool:
     """Whether a stage that another node has finished is finished here, as soon as that is seen."""
     folder, until = job.stage.folder(job.workspace.root), time.monotonic() + SECONDS_TO_BE_SEEN
     while job.stage.status(job.workspace.root) != "finished":

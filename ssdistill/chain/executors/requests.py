@@ -56,7 +56,7 @@ class Request:
         return self.experiment.model_copy(update={"device": device})
 
 
-def enter(request: Request) -> None:
+def apply_request(request: Request) -> None:
     """Make this process like the one that planned the stage.
 
     Raises:
@@ -71,7 +71,7 @@ def enter(request: Request) -> None:
     torch.set_num_threads(request.threads)
 
 
-def portable(error: Exception) -> Exception:
+def as_sendable(error: Exception) -> Exception:
     """The error itself, or one with its name and message where it cannot be sent."""
     import traceback
 

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from ssdistill.data.settings import StoreSettings
     from ssdistill.report.tables.table import Table
 
-SUMMARY = "find images that are damaged, duplicated, constant, or of odd size or mode"
+SUMMARY = "find images that are damaged, duplicated, constant, or of unusual size or mode"
 DESCRIPTION = f"""\
 Read and decode every image of a source and list what is unreadable, duplicated (equal
-bytes; with --near, alike to an encoder), of one color, of an odd size, or encoded otherwise than
-most. No label is read, and nothing is changed.
+bytes; with --near, similar embeddings), of one color, of unusual size, or encoded unlike most
+others. No label is read, and nothing is changed.
 
 SOURCE is {SOURCE}.
 """
@@ -92,35 +92,20 @@ def run_check(options: argparse.Namespace) -> int:
 
 
 def _find_near(checked: "Checked", settings: "StoreSettings", options: argparse.Namespace) -> None:
-    from functools import partial
-
-    import numpy as np
-
-    from ssdistill.data.checking import find_near_duplicates
-    from ssdistill.data.duplicates import near_groups
-    from ssdistill.data.opening import open_stores
-    from ssdistill.data.progress import with_bar
     from ssdistill.evaluate.functions import as_device
     from ssdistill.evaluate.opening.encoders import open_encoder
-    from ssdistill.label_free.features import extract
+    from ssdistill.label_free.near_duplicates import find_near
 
     opened = open_encoder(options.near, trust=options.trust)
-    size = opened.image_size or settings.image_size or checked.source.default_image_size
-    device = as_device(options.device)
-    # Those that cannot be read are listed already, however many.
-    lenient = settings.model_copy(update={"max_bad": 1.0, "image_size": size})
-    stores = open_stores(checked.source, lenient, size, options.runs / "data")
-
-    def embed(split: str):
-        store = stores[split]
-        row_M = np.delete(np.arange(len(store) + len(store.bad)), store.bad_rows)
-        return extract(opened.encoder, store.images, image_size=size, device=device), row_M
-
-    def group(embedding_ND):
-        watched = partial(with_bar, total=len(embedding_ND), title="comparing embeddings")
-        return near_groups(embedding_ND, options.cosine, watched)
-
-    find_near_duplicates(checked, embed, group)
+    find_near(
+        checked,
+        opened.encoder,
+        settings,
+        options.runs / "data",
+        image_size=opened.image_size or settings.image_size or checked.source.default_image_size,
+        cosine=options.cosine,
+        device=as_device(options.device),
+    )
 
 
 def counts_table(checked: "Checked") -> "Table":
@@ -131,7 +116,7 @@ def counts_table(checked: "Checked") -> "Table":
         "unreadable": checked.unreadable,
         "changed": checked.changed,
         "constant": checked.constant,
-        "odd size": checked.odd_sizes,
+        "unusual size": checked.odd_sizes,
         "other mode": checked.other_modes,
     }
     rows = [(name, f"{len(f)}", _named(f)) for name, f in found.items() if f is not None]

@@ -19,7 +19,7 @@ def add_data(commands: argparse._SubParsersAction) -> None:
         "data", help=SUMMARY, description=f"{SUMMARY[0].upper()}{SUMMARY[1:]}."
     )
     subcommands = parser.add_subparsers(
-        required=True, metavar="subcommand", help="what is done with the images"
+        required=True, metavar="subcommand", help="what to do with the images"
     )
     for info in pkgutil.iter_modules([str(Path(__file__).parent)]):
         module = importlib.import_module(f"{__package__}.{info.name}")

@@ -14,8 +14,8 @@ SUMMARY = "write images as tar archives (WebDataset's shards)"
 DESCRIPTION = """\
 Write a source's images as tar archives that data.kind=tar and WebDataset read: the original
 files, or JPEGs whose shorter side has --short-side pixels, with the loss of views in dB.
-Names, order and splits stay. Run the same command to go on after an interruption; finished
-archives are kept, and the result is the same to the byte.
+Names, order and splits are unchanged. Run the same command to resume after an interruption;
+finished archives are kept, and the resulting bytes are the same.
 
 Checksums are in checksums.sha256, in the format of sha256sum.
 """
@@ -103,7 +103,7 @@ def _lines(packed: "Packed", packing: "Packing", folder: Path, has_test: bool) -
         lines.append(line)
         if left_out := [entry for s in shards for entry in s.left_out]:
             name, reason = left_out[0]
-            lines.append(f"{split}: {len(left_out)} left out, first {shown(name)} ({reason})")
+            lines.append(f"{split}: {len(left_out)} skipped, first {shown(name)} ({reason})")
     if packed.num_new < len(packed.shards):
         lines.append(f"{_archives(len(packed.shards) - packed.num_new)} written before")
     if packed.loss is not None:

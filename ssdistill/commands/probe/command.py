@@ -80,9 +80,9 @@ def run_probe(options: argparse.Namespace) -> int:
     """Evaluate, print and write the files; return the exit status."""
     from ssdistill.chain.processes import refuse_several_processes
     from ssdistill.commands.probe.arguments import parse_words
-    from ssdistill.commands.probe.projection import check_method
-    from ssdistill.commands.probe.run import probe
     from ssdistill.commands.probe.tables import tables
+    from ssdistill.evaluate.comparing.run import probe
+    from ssdistill.label_free.projection import check_method
     from ssdistill.terminal.console import show, tell
 
     refuse_several_processes()

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ssdistill.commands.probe.findings import Findings, Probed
 from ssdistill.commands.probe.tables import tables
+from ssdistill.evaluate.comparing.findings import Findings, Probed
 from ssdistill.record.provenance import provenance
 from ssdistill.settings.registry import settings_of
 
@@ -42,7 +42,7 @@ def to_json(probed: Probed) -> str:
         ],
         "provenance": provenance(),
     }
-    return json.dumps(_plain(content), indent=2, allow_nan=False) + "\n"
+    return json.dumps(_as_json(content), indent=2, allow_nan=False) + "\n"
 
 
 def to_csv(probed: Probed) -> str:
@@ -92,16 +92,16 @@ def _model(model: Findings) -> dict[str, Any]:
     }
 
 
-def _plain(value: Any) -> Any:
+def _as_json(value: Any) -> Any:
     """What JSON can hold; numbers that are not finite become null."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _as_json(item) for key, item in value.items()}
     if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
+        return _as_json(value.tolist())
     if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(item) for item in value]
+        return [_as_json(item) for item in value]
     if isinstance(value, np.generic):
-        return _plain(value.item())
+        return _as_json(value.item())
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if isinstance(value, str | int | bool | None) else str(value)

@@ -3,15 +3,10 @@
 import json
 from functools import partial
 
-import numpy as np
-
 from ssdistill.commands.probe.files import to_json
-from ssdistill.commands.probe.findings import Findings, Probed
-from ssdistill.commands.probe.projection import Method, project, turned
 from ssdistill.commands.probe.tables import (
     classes_beside_table,
     classes_table,
-    interval_of,
     interval_words,
     label_free_table,
     measures_table,
@@ -19,6 +14,9 @@ from ssdistill.commands.probe.tables import (
     paired_table,
     quoted,
 )
+from ssdistill.evaluate.comparing.findings import Findings, Probed
+from ssdistill.evaluate.intervals import interval_of
+from ssdistill.label_free.projection import Method, project, turned
 from ssdistill.record.provenance import provenance
 from ssdistill.report.charts.comparisons import SizePoint, size_chart
 from ssdistill.report.charts.confusion import confusion_svg
@@ -128,21 +126,14 @@ def _confusion(model: Findings) -> partial[str] | None:
 
 def _maps(probed: Probed, method: Method) -> list[partial[str]]:
     """One embedding map per model, each rotated to match the first (Procrustes)."""
-    labels, names = probed.labels_N, ()
-    if labels is not None:
-        classes, labels = np.unique(labels, return_inverse=True)
-        class_names = getattr(probed.shown.test, "class_names", None)
-        if class_names is None or int(classes.max()) >= len(class_names):
-            names = [str(k) for k in classes.tolist()]
-        else:
-            names = [class_names[k] for k in classes.tolist()]
+    class_N, names = probed.classes
     charts, first_N2 = [], None
     for model in probed.models[:MOST_DRAWN]:
         assert model.looked_at_ND is not None  # the embeddings are kept where there is a page
         points_N2, plane = project(model.looked_at_ND, method)
         first_N2 = points_N2 if first_N2 is None else first_N2
         placed_N2 = turned(points_N2, first_N2)
-        charts.append(partial(map_svg, placed_N2, labels, names, model.name, plane))
+        charts.append(partial(map_svg, placed_N2, class_N, names, model.name, plane))
     return charts
 
 

@@ -3,18 +3,17 @@
 import math
 from typing import Any
 
-from ssdistill.commands.probe.findings import Findings, Probed
+from ssdistill.evaluate.comparing.findings import Findings, Probed
+from ssdistill.evaluate.intervals import interval_of
 from ssdistill.evaluate.paired import Paired
 from ssdistill.report.tables.columns import MEASURES, PROBE, Column, protocol_words
 from ssdistill.report.tables.models import MISSING, scaled
-from ssdistill.report.tables.paired import p_words
+from ssdistill.report.tables.paired import p_value_text
 from ssdistill.report.tables.table import Table
 from ssdistill.settings import short_size
 
 FOLDED = ("_low", "_high", "_stderr")
 """Suffixes of measures that are shown as the interval of another measure."""
-NORMAL = 1.96
-"""Half-width of a 95 % interval in standard errors."""
 MOST_CLASSES, WORST = 20, 10
 """Show all classes up to this number; beyond it, only this many of the worst."""
 WIDE = 4
@@ -71,7 +70,7 @@ def classes_table(model: Findings) -> Table | None:
     if name is None:
         return None
     several = "average_precision" in by_class[0]
-    worst, caption = _worst(by_class)
+    worst, caption = _worst_classes(by_class)
     measures = ("average_precision",) * several + ("precision", "recall", "f1")
     rows = tuple(
         (row["name"], str(row["images"]), *(_number(row[m], 1) for m in measures)) for row in worst
@@ -88,7 +87,7 @@ def classes_beside_table(probed: Probed) -> Table | None:
     name, by_class = _by_class(probed.models[0])
     if name is None:
         return None
-    worst, caption = _worst(by_class)
+    worst, caption = _worst_classes(by_class)
     models = [model for model in probed.models if _by_class(model)[0] == name]
     measure, words = _compared_by(by_class)
     of_models = [{row["class"]: row[measure] for row in _by_class(model)[1]} for model in models]
@@ -116,7 +115,7 @@ def _compared_by(by_class: list[dict[str, Any]]) -> tuple[str, str]:
     return "f1", "F1"
 
 
-def _worst(by_class: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
+def _worst_classes(by_class: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
     """The classes that are shown, and a word where these are not all."""
     if len(by_class) <= MOST_CLASSES:
         return by_class, ""
@@ -163,7 +162,7 @@ def paired_table(probed: Probed) -> Table | None:
             protocol_words(one.protocol),
             f"{one.paired.difference:+.2f}",
             f"{one.paired.low:+.2f} to {one.paired.high:+.2f}",
-            p_words(one.paired.p_value),
+            p_value_text(one.paired.p_value),
             verdict_words(one.paired),
         )
         for one in probed.comparisons
@@ -214,17 +213,6 @@ def quoted(probed: Probed) -> list[Column]:
 def measures_of(metrics: dict[str, float]) -> list[str]:
     """Short names of a result's metrics, in their order."""
     return [name.split("/", 2)[2] for name in metrics]
-
-
-def interval_of(metrics: dict[str, float], metric: str) -> tuple[float, float] | None:
-    """The 95 % interval of a metric: as found, or from its standard error; None without."""
-    low, high = metrics.get(f"{metric}_low"), metrics.get(f"{metric}_high")
-    if low is not None and high is not None:
-        return low, high
-    value, error = metrics.get(metric), metrics.get(f"{metric}_stderr")
-    if value is None or error is None:
-        return None
-    return value - NORMAL * error, value + NORMAL * error
 
 
 def interval_words(metrics: dict[str, float], metric: str) -> str:

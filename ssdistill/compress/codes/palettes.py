@@ -43,7 +43,7 @@ def _codebooks(values_RN: Tensor, counts_R: Tensor, size: int) -> Tensor:
     inside_RN = sorted_RN.masked_fill(outside_RN, 0.0)
     sums_RN = torch.nn.functional.pad(inside_RN.cumsum(1), (1, 0))
     rows = (sorted_RN, sums_RN, counts_R1)
-    best_RK, least_R = _lloyd(rows, _begin(sorted_RN, counts_R1, size))
+    best_RK, least_R = _lloyd(rows, _initial_codebook(sorted_RN, counts_R1, size))
     for moves in _halvings(size):
         for _ in range(MOVES):
             book_RK, error_R = _lloyd(rows, _move(rows, best_RK, moves))
@@ -105,7 +105,7 @@ def _move(rows: Rows, book_RK: Tensor, moves: int) -> Tensor:
     return book_RK.scatter(1, join_RM + 1, ends[1].gather(1, split_RM)).sort(dim=1).values
 
 
-def _begin(sorted_RN: Tensor, counts_R1: Tensor, size: int) -> Tensor:
+def _initial_codebook(sorted_RN: Tensor, counts_R1: Tensor, size: int) -> Tensor:
     """A codebook as dense as the cube root of the density of the numbers."""
     knots = min(sorted_RN.shape[1], KNOTS)
     places_RM = (torch.linspace(0, 1, knots).double() * (counts_R1 - 1)).round().long()

@@ -91,7 +91,7 @@ def spectrum(layer: nn.Module, method: Method, stats: Moments | None = None) -> 
     if form == "spatial":
         return (_energies(_columns_by_rows(weight)),)
     if method == "data":
-        values_O, _ = _axes(_needed(stats).covariance_OO)
+        values_O, _ = _axes(_required_moments(stats).covariance_OO)
         return (values_O[: largest_ranks(layer, method)[0]],)
     return (_energies(weight.flatten(1)),)
 
@@ -136,7 +136,7 @@ def decompose(
     elif form == "spatial":
         _fill_spatial(factors, weight)
     elif method == "data":
-        stats = _needed(stats)
+        stats = _required_moments(stats)
         _, axes_OO = _axes(stats.covariance_OO)
         basis_OR = axes_OO[:, : min(ranks)]
         _fill_channel(factors, weight, basis_OR, basis_OR.T)
@@ -245,7 +245,7 @@ def _leading(matrix: Tensor, rank: int) -> Tensor:
     return _axes(matrix @ matrix.T)[1][:, :rank]
 
 
-def _needed(stats: Moments | None) -> Moments:
+def _required_moments(stats: Moments | None) -> Moments:
     if stats is None:
         raise UserError("method=data requires statistics of the layer's outputs")
     return stats

@@ -136,12 +136,12 @@ def _outputs(model: Model, batch: Tensor, layer: str, calls: int) -> list[Tensor
     """
     outputs: list[Tensor] = []
 
-    def hear(_: str, module: nn.Module, __: Tensor, output: Tensor) -> None:
+    def accumulate(_: str, module: nn.Module, __: Tensor, output: Tensor) -> None:
         outputs.append(rows_of(module, output))
         if len(outputs) == calls:
             raise _StopForward
 
-    with listening(model, [layer], hear), suppress(_StopForward):
+    with listening(model, [layer], accumulate), suppress(_StopForward):
         model(batch.to(model.device))
     return outputs
 
@@ -194,14 +194,14 @@ def _axis(layer: nn.Module) -> int:
 
 
 @contextmanager
-def listening(model: Model, layers: Iterable[str], hear: Hear) -> Iterator[None]:
+def listening(model: Model, layers: Iterable[str], accumulate: Hear) -> Iterator[None]:
     """Call ``hear(name, layer, input, output)`` for every call of the layers in the context.
 
     The model is in eval mode.
     """
 
     def hook(name: str, layer: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
-        hear(name, layer, args[0] if args else kwargs["input"], output)
+        accumulate(name, layer, args[0] if args else kwargs["input"], output)
 
     with evaluating(model):
         hooks = [

@@ -1,4 +1,4 @@
-"""Layers whose inputs differ between a pruned network and its dense original."""
+"""Layers whose inputs differ between a pruned network and the uncompressed one."""
 
 import copy
 from typing import cast
@@ -53,7 +53,7 @@ def consumers(
 
 
 def kept_outputs(pruned: Model, dense: Model, name: str, counterpart: str) -> Tensor:
-    """Indices of the outputs of dense layer ``counterpart`` that pruned layer ``name`` still has.
+    """Indices of the outputs of layer ``counterpart`` of ``dense`` that ``name`` still has.
 
     Raises:
         UserError: ``pruned.channels`` does not say.
@@ -80,7 +80,7 @@ def comparable(calls: list[Call], counterparts: list[Call], kept_O: Tensor) -> b
 
     Args:
         calls: of a layer of the pruned network; none where its weight was never used as it is.
-        counterparts: of the same layer of the dense network, on the same inputs.
+        counterparts: of the same layer of the uncompressed network, on the same inputs.
         kept_O: which outputs of the counterparts are left.
     """
     return (
@@ -103,7 +103,7 @@ def likeness(model: Model, dense: Model, inputs: Tensor) -> float:
 
 
 def dense_of(model: Model, context: Context, kind: str) -> Model:
-    """Dense reference network of a step.
+    """The network that a step compares with: before pruning, or as it was at first.
 
     Raises:
         UserError: ``model`` is a file for a runtime, or there is nothing to compare it with.

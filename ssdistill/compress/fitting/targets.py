@@ -1,4 +1,4 @@
-"""Reconstruction targets: the dense network's outputs, batch by batch."""
+"""Reconstruction targets: the uncompressed network's outputs, batch by batch."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ BATCH = 32
 PLACES = 64
 """Positions sampled per input and feature map; neighboring ones are redundant."""
 TARGET_BYTES = 2**29
-"""Bytes of dense outputs held at a time; the rest takes another pass."""
+"""Bytes of outputs held at a time; the rest takes another pass."""
 SMALLEST = 8
 """Fewest inputs for a fit and its held-out evaluation."""
 
@@ -38,7 +38,7 @@ def split_batches(inputs: Tensor, held_out: float) -> Batches:
 
 
 class Targets:
-    """What the dense network makes of every batch behind its layers, as many as memory allows."""
+    """The uncompressed network's outputs for every batch, of as many layers as memory allows."""
 
     def __init__(self, wide: ObservedModel, batches: Batches, counterparts: dict[str, str]):
         self.wide, self.batches, self.counterparts = wide, batches, counterparts

@@ -91,13 +91,13 @@ def gate_nodes(graph: Any) -> list[str]:
             continue
         for name in product.input:
             gate = maker.get(name)
-            path = _back_to_pool(gate, maker) if gate and gate.op_type in GATES else []
+            path = _nodes_from_pool(gate, maker) if gate and gate.op_type in GATES else []
             if path:
                 chosen.update(dict.fromkeys((*path, product.name)))
     return list(chosen)
 
 
-def _back_to_pool(gate: Any, maker: dict[str, Any]) -> Iterable[str]:
+def _nodes_from_pool(gate: Any, maker: dict[str, Any]) -> Iterable[str]:
     """Names of the nodes from a gate back to the mean it starts with; empty without one."""
     path, node = [], gate
     for _ in range(12):

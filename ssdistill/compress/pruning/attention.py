@@ -57,7 +57,7 @@ def _fused(prefix: str, module: nn.Module) -> Attention:
     fits = heads and width and getattr(module, "attn_dim", 0) == heads * width
     fused = cast("nn.Linear", module.qkv)  # find_attention has looked
     if not fits or fused.out_features != 3 * heads * width or module._parameters or others:
-        return _whole(attention, "unsupported type of attention")
+        return _unprunable(attention, "unsupported type of attention")
     members = [_member(f"{prefix}qkv", "out", heads, width, 3)]
     if getattr(module, "gate", None) is not None:
         members.append(_member(f"{prefix}gate", "out", heads, width))
@@ -77,13 +77,13 @@ def _separate(net: nn.Module, name: str, prefix: str, module: nn.Module) -> Atte
     others = [k for k, m in module.named_children() if f"{prefix}{k}" not in writers]
     others = [k for k in others if _has_weights(getattr(module, k))]
     if not fits or others or module._parameters or not isinstance(layers.get(reader), nn.Linear):
-        return _whole(attention, "unsupported type of attention")
+        return _unprunable(attention, "unsupported type of attention")
     members = [_member(key, "out", heads, width) for key in writers]
     members.append(_member(reader, "in", heads, width))
     return Attention(name, attention.root, heads, width, tuple(members))
 
 
-def _whole(attention: Attention, reason: str) -> Attention:
+def _unprunable(attention: Attention, reason: str) -> Attention:
     return Attention(
         attention.name, attention.root, attention.heads, attention.width, reason=reason
     )

@@ -87,7 +87,7 @@ def _per_channel(layer: nn.Module, side: str, value: Tensor) -> Tensor:
     return value.transpose(0, axis).flatten(1).sum(1)
 
 
-def _reads(layer: nn.Module | None, member: Member) -> TypeGuard[Plain]:
+def _reads_channels(layer: nn.Module | None, member: Member) -> TypeGuard[Plain]:
     """Whether a member is what reads the channels; a grouped layer loses its outputs instead."""
     is_supported = isinstance(layer, (nn.Conv2d, nn.Linear))
     return is_supported and member.side == "in" and getattr(layer, "groups", 1) == 1
@@ -131,14 +131,16 @@ def _activation(model: Model, groups: Sequence[ChannelGroup], x: Tensor) -> Scor
     if not len(x):
         raise UserError("prune: criterion=activation requires images, got none")
     layers = dict(model.net.named_modules())
-    readers = {m.layer for g in groups for m in g.members if _reads(layers.get(m.layer), m)}
+    readers = {
+        m.layer for g in groups for m in g.members if _reads_channels(layers.get(m.layer), m)
+    }
     norms = _input_norms(model, sorted(readers), x)
     scores: list[Tensor] = []
     for group in groups:
         score_C = torch.zeros(len(group.score_C), dtype=torch.float64)
         for member in group.members:
             layer = layers.get(member.layer)
-            if _reads(layer, member):
+            if _reads_channels(layer, member):
                 value_N = _per_channel(layer, "in", layer.weight.abs()).cpu() * norms[member.layer]
                 score_C += _by_unit(member, value_N, len(group.score_C))
         scores.append(score_C.float())
@@ -175,7 +177,9 @@ def _from_loss(
         raise UserError(f"prune: criterion={criterion} requires a distill section")
     student = copy.deepcopy(model).eval().requires_grad_(True)
     layers = dict(student.net.named_modules())
-    readers = sorted({m.layer for g in groups for m in g.members if _reads(layers.get(m.layer), m)})
+    readers = sorted(
+        {m.layer for g in groups for m in g.members if _reads_channels(layers.get(m.layer), m)}
+    )
     weights = [cast("Tensor", layers[name].weight) for name in readers]
     total = [torch.zeros(len(g.score_C), dtype=torch.float64) for g in groups]
     for gradients in _gradients(context.losses(student, targets, BATCHES, seed), weights):
@@ -183,7 +187,7 @@ def _from_loss(
         for number, group in enumerate(groups):
             score_C = torch.zeros_like(total[number])
             for member in group.members:
-                if _reads(layers.get(member.layer), member):
+                if _reads_channels(layers.get(member.layer), member):
                     weight, gradient = parts[member.layer]
                     product = weight * gradient
                     value = product if criterion == "taylor" else product.square() / 2

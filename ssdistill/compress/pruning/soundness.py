@@ -31,9 +31,9 @@ def unsound(model: Model, groups: Sequence[ChannelGroup]) -> list[str]:
     if not groups:
         return []
     model = _with_visible_scales(model)
-    if _sound(model, groups):
+    if _removal_is_exact(model, groups):
         return []
-    return [group.root for group in groups if not _sound(model, [group])]
+    return [group.root for group in groups if not _removal_is_exact(model, [group])]
 
 
 def _with_visible_scales(model: Model) -> Model:
@@ -50,7 +50,7 @@ def _with_visible_scales(model: Model) -> Model:
     return model
 
 
-def _sound(model: Model, groups: Sequence[ChannelGroup]) -> bool:
+def _removal_is_exact(model: Model, groups: Sequence[ChannelGroup]) -> bool:
     exact = [group for group in groups if group.exact]
     others = [group for group in groups if not group.exact]
     try:

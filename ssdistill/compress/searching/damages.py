@@ -64,7 +64,7 @@ def measure_damages(
         settings: what else the damages depend on, in words.
     """
     path = context.scratch / DAMAGES if context.scratch else None
-    digest = _digest(actions, inputs, f"{measure} {settings}")
+    digest = _hash(actions, inputs, f"{measure} {settings}")
     single_actions = [(site, level) for site, levels in actions.levels.items() for level in levels]
     damages = Damages()
     for row in _read(path, digest):
@@ -88,7 +88,7 @@ def measure_damages(
     return damages
 
 
-def _digest(actions: Actions, inputs: Tensor, settings: str) -> str:
+def _hash(actions: Actions, inputs: Tensor, settings: str) -> str:
     sha = hashlib.sha256(settings.encode())
     model = actions.model
     for key, tensor in {**model.net.state_dict(), "inputs": inputs}.items():

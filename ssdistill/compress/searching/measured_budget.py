@@ -88,11 +88,11 @@ def allocate_within(
             # Ever further below, so that tensors of a few kilobytes do not go in circles.
             target = (1 - 0.002 * 2**tried) * costs.total(allocation) / whole * fraction / measured
     if best is None:
-        raise UserError(_out_of_reach(budget, fraction, actions, costs, cost_of))
+        raise UserError(_budget_error(budget, fraction, actions, costs, cost_of))
     return best
 
 
-def _out_of_reach(
+def _budget_error(
     budget: str, fraction: float, actions: Actions, costs: AllocationCosts, cost_of: RelativeCost
 ) -> str:
     severest: Allocation = {}

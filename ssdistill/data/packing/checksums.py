@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ssdistill.data.bad_image import BadImage
 from ssdistill.data.decode import open_regular
-from ssdistill.errors import UserError, one_line, shown
+from ssdistill.errors import UserError, shown, system_reason
 
 CHECKSUMS = "checksums.sha256"
 PIECE = 1 << 20
@@ -31,8 +31,8 @@ def verify(folder: Path, names: Iterable[str] | None = None) -> int:
             text = file.read().decode("utf-8", "surrogateescape")
     except (OSError, BadImage) as error:
         raise UserError(
-            f"{path}: {one_line(error)}; verification requires the checksums that ssdistill data "
-            "pack writes; pack the images again"
+            f"{path}: {system_reason(error)}; verification requires the checksums that ssdistill "
+            "data pack writes; pack the images again"
         ) from error
     matches = [_LINE.fullmatch(line) for line in text.splitlines()]
     sums = {match[2]: match[1] for match in matches if match and match[2] != ".."}

@@ -18,13 +18,12 @@ from pathlib import Path
 from threading import Event, Lock
 from typing import IO, Any
 
-import numpy as np
-
 from ssdistill.data.bad_image import BadImage
 from ssdistill.data.packing.checksums import CHECKSUMS
 from ssdistill.data.packing.encoding import member, smaller
 from ssdistill.data.packing.loss import Loss, measure
 from ssdistill.data.progress import with_bar
+from ssdistill.data.shards.labels import LabelFiles, label_files
 from ssdistill.data.shards.members import BLOCK
 from ssdistill.data.splits import SPLITS, RawSplit, Source
 from ssdistill.data.store_writer import check_bad_fraction
@@ -183,16 +182,16 @@ class _Work:
         self._stop, self._lock = Event(), Lock()
 
     def write(self, name: str, split: RawSplit, max_bad: float) -> None:
-        label_N = _labels(split) if self.packing.labels else None
+        labels = _label_files(split) if self.packing.labels else None
         left_out: list[tuple[str, str]] = []
         for _, shard in with_bar(
-            self._shards(name, split, label_N), len(split), f"packing {split.title}"
+            self._shards(name, split, labels), len(split), f"packing {split.title}"
         ):
             left_out += [(name, reason) for name, reason in shard.left_out]
             check_bad_fraction(split.title, left_out, len(split), max_bad)
 
     def _shards(
-        self, name: str, split: RawSplit, label_N: np.ndarray | None
+        self, name: str, split: RawSplit, labels: LabelFiles | None
     ) -> Iterator[tuple[range, PackedShard]]:
         length = self.packing.shard_images
         parts = [range(at, min(at + length, len(split))) for at in range(0, len(split), length)]
@@ -200,7 +199,7 @@ class _Work:
         pool = ThreadPoolExecutor(os.cpu_count() or 1)
         try:
             yield from zip(
-                parts, pool.map(partial(self._shard, split, label_N), names, parts), strict=True
+                parts, pool.map(partial(self._shard, split, labels), names, parts), strict=True
             )
         finally:
             self._stop.set()
@@ -208,7 +207,7 @@ class _Work:
             self._stop.clear()
 
     def _shard(
-        self, split: RawSplit, label_N: np.ndarray | None, name: str, rows: range
+        self, split: RawSplit, labels: LabelFiles | None, name: str, rows: range
     ) -> PackedShard:
         if name in self.done:
             return self.done[name]
@@ -218,7 +217,7 @@ class _Work:
             for row in rows:
                 if self._stop.is_set():
                     raise InterruptedError
-                self._add(output, shard, split, row, label_N)
+                self._add(output, shard, split, row, labels)
             output.write(bytes(2 * BLOCK))
             file.flush()
             os.fsync(file.fileno())
@@ -236,7 +235,7 @@ class _Work:
         shard: PackedShard,
         split: RawSplit,
         row: int,
-        label_N: np.ndarray | None,
+        labels: LabelFiles | None,
     ) -> None:
         side, reduced = self.packing.short_side, None
         try:
@@ -252,10 +251,10 @@ class _Work:
         if reduced is not None:
             name, content = f"{name.rpartition('.')[0]}.jpg", reduced
         output.member(name, content)
-        if label_N is not None:
+        if labels is not None:
             folder, slash, file = name.rpartition("/")
             group = file.split(".")[0]
-            output.member(f"{folder}{slash}{group}.cls", _class_text(label_N[row]).encode())
+            output.member(f"{folder}{slash}{group}.cls", labels(row))
 
     def _record(self) -> None:
         shards = {name: asdict(shard) for name, shard in sorted(self.done.items())}
@@ -282,14 +281,9 @@ class _Hashed:
         self.write(bytes(-len(content) % BLOCK))
 
 
-def _class_text(label: np.ndarray) -> str:
-    """Return the content of a ``.cls`` file: a class, or 0 or 1 for each class."""
-    return " ".join(str(int(value)) for value in np.atleast_1d(label))
-
-
-def _labels(split: RawSplit) -> np.ndarray:
+def _label_files(split: RawSplit) -> LabelFiles:
     try:
-        return split.labels()
+        return label_files(split)
     except UserError as error:
         raise UserError(f"{error}; omit --labels to pack the images without labels") from error
 

@@ -217,4 +217,6 @@ def _scanned(storage: Storage, label: str, any_bands: bool, shard: Shard) -> Ent
     try:
         return retried(lambda _: scan(storage, shard, label, any_bands), 0, shard.name)
     except BadImage as error:
-        raise UserError(f"data.path: {shown(shard.place)}: {error.reason}") from error
+        raise UserError(
+            f"data.path={shown(shard.place)}: {error.reason}; check it, or copy it again"
+        ) from error

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
@@ -16,6 +16,7 @@ from ssdistill.data.several_labels import are_several, joined, multi_hot, parts_
 from ssdistill.data.shards.index import FAR_WORKERS
 from ssdistill.data.shards.members import BLOCK, DamagedTar, members
 from ssdistill.data.shards.split import TarSplit
+from ssdistill.data.splits import RawSplit
 from ssdistill.errors import UserError, shortened, shown
 
 LARGEST_LABEL = 1 << 20
@@ -195,3 +196,23 @@ def _label_text(value: Any) -> str:
     if len(text) > LONGEST_NAME:
         raise ValueError(f"has {len(text)} characters")
     return text
+
+
+LabelFiles = Callable[[int], bytes]
+"""Gives the content of the ``.cls`` file of a row."""
+
+
+def label_files(split: RawSplit) -> LabelFiles:
+    """Return the labels of a split as contents of files, for a packer that only copies them.
+
+    Such a file holds a class, or 0 or 1 for each class where images may have several.
+
+    Raises:
+        UserError: there are no labels, or they are invalid.
+    """
+    labels = split.labels()
+
+    def content(row: int) -> bytes:
+        return " ".join(str(int(value)) for value in np.atleast_1d(labels[row])).encode()
+
+    return content

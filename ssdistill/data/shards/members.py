@@ -71,10 +71,10 @@ def members(read: Callable[[int, int], bytes], end: int) -> Iterator[Member]:
                 name = body.rstrip(b"\0")
             else:
                 name, size_of_pax = _pax(body, name, at)
-            at = _after(data, size)
+            at = _next_member(data, size)
             continue
         if kind in (LONG_LINK, PAX_OF_ALL):
-            at = _after(data, size)
+            at = _next_member(data, size)
             continue
         size = size if size_of_pax is None else size_of_pax
         if kind == SPARSE:
@@ -84,12 +84,12 @@ def members(read: Callable[[int, int], bytes], end: int) -> Iterator[Member]:
             if data + size > end:
                 missing = data + size - end
                 raise DamagedTar(f"truncated at byte {end}: {missing} bytes are missing")
-        at = head = data if kind in BARE else _after(data, size)
+        at = head = data if kind in BARE else _next_member(data, size)
         name = size_of_pax = None
     raise DamagedTar(f"truncated at byte {end}: the end-of-archive blocks are missing")
 
 
-def _after(data: int, size: int) -> int:
+def _next_member(data: int, size: int) -> int:
     return data + (size + BLOCK - 1) // BLOCK * BLOCK
 
 

@@ -11,7 +11,7 @@ from ssdistill.data.layout_source import LayoutSource
 from ssdistill.data.list_columns import USUAL, Wanted, one_way_to_label
 from ssdistill.data.list_file import ListFile
 from ssdistill.data.list_layout import ListLayout, read_list
-from ssdistill.errors import UserError, shown
+from ssdistill.errors import NO_FILE, UserError, shown
 from ssdistill.files import user_path
 
 log = logging.getLogger(__name__)
@@ -88,11 +88,13 @@ class FileList(LayoutSource):
 
     @cached_property
     def _layout(self) -> ListLayout:
+        file = self._file  # a list that is not there is told before its folder
         root = user_path(self.path).parent if self.root is None else user_path(self.root)
         if not root.is_dir():
-            raise UserError(f"data.root={shown(root)}: no such folder; correct the path")
+            reason = "a file, not a folder" if root.exists() else NO_FILE
+            raise UserError(f"data.root={shown(root)}: {reason}; check the path")
         skip = self.missing == "skip"
-        return read_list(self._file, root, self.test_fraction, self.label_separator, skip)
+        return read_list(file, root, self.test_fraction, self.label_separator, skip)
 
     @property
     def _title(self) -> str:

@@ -13,7 +13,7 @@ from ssdistill.data.formats import PLUGIN_SUFFIXES, can_read
 from ssdistill.data.layout import Layout, read_layout
 from ssdistill.data.layout_source import LayoutSource
 from ssdistill.data.listing import EXTENSIONS, WITH_BANDS
-from ssdistill.errors import UserError, shown
+from ssdistill.errors import NO_FILE, UserError, shown
 from ssdistill.files import user_path
 
 log = logging.getLogger(__name__)
@@ -75,8 +75,8 @@ class Folder(LayoutSource):
         folders = [user_path(path) for path in self._paths]
         for path, folder in zip(self._paths, folders, strict=True):
             if not folder.is_dir():
-                reason = "a file, not a folder" if folder.exists() else "no such folder"
-                raise UserError(f"data.path={shown(path)}: {reason}; correct the path")
+                reason = "a file, not a folder" if folder.exists() else NO_FILE
+                raise UserError(f"data.path={shown(path)}: {reason}; check the path")
         _check_overlap(folders)
         try:
             patterns = self.include, self.exclude

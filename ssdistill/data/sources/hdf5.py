@@ -75,7 +75,7 @@ class Hdf5(PartedSource):
 
     def _images(self, name: str) -> tuple[str, str | None]:
         """Return the keys of a split's images and of their offsets."""
-        test = name == "test" and self._own_test
+        test = name == "test" and self._has_test_images
         key = self._names.test_images if test else self._names.images
         assert key is not None
         offsets = self.test_offset_key if test else self.offset_key
@@ -91,7 +91,7 @@ class Hdf5(PartedSource):
     def _records(self) -> dict[str, Records | None]:
         """The container of encoded images of each split; None for arrays."""
         records: dict[str, Records | None] = {}
-        for name in ("train", "test") if self._own_test else ("train",):
+        for name in ("train", "test") if self._has_test_images else ("train",):
             key, offsets = self._images(name)
             dataset = self._file.dataset(key)
             if dataset.ndim == 1 and dataset.dtype == np.uint8:
@@ -110,7 +110,7 @@ class Hdf5(PartedSource):
         return len(self._file.dataset(self._images("train")[0]) if records is None else records)
 
     @property
-    def _own_test(self) -> bool:
+    def _has_test_images(self) -> bool:
         return bool(self._names.test_images)
 
     @property
@@ -136,7 +136,7 @@ class Hdf5(PartedSource):
 
     def _split(self, name: str) -> RawSplit:
         row_M = self._rows(name)
-        test = name == "test" and self._own_test
+        test = name == "test" and self._has_test_images
         title, file = f"{self.path} ({name})", self._file
         label_key = self._names.test_labels if test else self._names.labels
         labels = partial(file.read, label_key) if label_key else None

@@ -89,7 +89,7 @@ class Lmdb(PartedSource):
         return len(self._train)
 
     @property
-    def _own_test(self) -> bool:
+    def _has_test_images(self) -> bool:
         return self.test_path is not None
 
     @property
@@ -103,7 +103,7 @@ class Lmdb(PartedSource):
 
     def _split(self, name: str) -> RawSplit:
         row_M = self._rows(name)
-        own = name == "test" and self._own_test
+        own = name == "test" and self._has_test_images
         records, key = (self._test, "test_label_path") if own else (self._train, "label_path")
         path = self.test_path if own else self.path
         read = partial(self._labels, key, len(records)) if getattr(self, key) else None

@@ -84,7 +84,7 @@ class Npy(PartedSource):
         return self._facts["path"][0][0]
 
     @property
-    def _own_test(self) -> bool:
+    def _has_test_images(self) -> bool:
         return "test_path" in self._facts
 
     @property
@@ -103,7 +103,7 @@ class Npy(PartedSource):
 
     def _split(self, name: str) -> RawSplit:
         row_M = self._rows(name)
-        own = name == "test" and self._own_test
+        own = name == "test" and self._has_test_images
         key, label_key = ("test_path", "test_label_path") if own else ("path", "label_path")
         shape, _, arranged = self._facts[key]
         status = os.stat(user_path(getattr(self, key)))

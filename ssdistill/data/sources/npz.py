@@ -105,7 +105,7 @@ class Npz(PartedSource):
         return self._count(self._names.images)
 
     @property
-    def _own_test(self) -> bool:
+    def _has_test_images(self) -> bool:
         return bool(self._names.test_images)
 
     @property

@@ -22,7 +22,7 @@ from ssdistill.data.shards.split import Rows, TarSplit, held_out_rows
 from ssdistill.data.shards.storage import REMOTE, Disk, Shard, Storage, storage_of
 from ssdistill.data.split_names import WORDS, split_of
 from ssdistill.data.splits import RawSplit, Source
-from ssdistill.errors import UserError, shortened, shown
+from ssdistill.errors import NO_FILE, UserError, shortened, shown
 from ssdistill.files import user_path
 
 log = logging.getLogger(__name__)
@@ -224,7 +224,8 @@ def _find_shards(paths: Paths, key: str) -> tuple[Storage, list[str]]:
     for name in names:
         matches = _expand_name(storage, name)
         if not matches:
-            raise UserError(f"data.{key}={shown(name)}: no such shards (.tar); correct the name")
+            reason = "no shards (.tar) in it" if user_path(name).is_dir() else NO_FILE
+            raise UserError(f"data.{key}={shown(name)}: {reason}; name shards, or their folder")
         places |= dict.fromkeys(matches)
     return storage, list(places)
 

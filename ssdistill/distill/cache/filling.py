@@ -101,7 +101,7 @@ def check_frozen(name: str, teacher: Encoder) -> None:
         )
 
 
-def fill(
+def fill_parts(
     parts: Parts,
     missing: Iterable[int],
     make: Callable[[int, np.ndarray], np.ndarray],

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ssdistill.data.image_set import ImageSet
 from ssdistill.data.read_ahead import ReadAhead
-from ssdistill.distill.cache.filling import LiveOutputs, Views, fill
+from ssdistill.distill.cache.filling import LiveOutputs, Views, fill_parts
 from ssdistill.distill.cache.key import folder_of, key_of, other_of_this_teacher, read_key
 from ssdistill.distill.cache.layout import Layout
 from ssdistill.distill.cache.parts import Parts
@@ -95,7 +95,7 @@ def open_outputs(
         def make(number: int, rows_N: np.ndarray) -> np.ndarray:
             return np.concatenate([layout.pack(x, live.name) for x in live.of(number, rows_N)])
 
-        fill(parts, missing, make, f"  outputs of {live.name}", say)
+        fill_parts(parts, missing, make, f"  outputs of {live.name}", say)
     opened = TeacherOutputs(parts, layout, bool(missing))
     for number, rows_K in compared.items():
         recorded = torch.from_numpy(opened.rows_of(rows_K, number))

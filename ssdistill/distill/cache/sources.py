@@ -11,7 +11,7 @@ Views = dict[int | str, Representation]
 """Outputs by number or name of the view."""
 
 
-class Source(Protocol):
+class OutputSource(Protocol):
     """Returns the outputs of a teacher for the views of a batch; ``live`` computes them."""
 
     def __call__(self, teacher: str, live: Callable[[], Views], batch: Batch) -> Views: ...

@@ -99,11 +99,13 @@ def corrupt(
         rows = slice(start, start + step)
         part = images_NHWC[rows] if is_tensor else torch.from_numpy(np.array(images_NHWC[rows]))
         index_B = index_N[rows].to(part.device)
-        out_NHWC[rows] = _one(part.movedim(3, 1).contiguous(), name, severity, seed, index_B)
+        out_NHWC[rows] = _corrupt_batch(
+            part.movedim(3, 1).contiguous(), name, severity, seed, index_B
+        )
     return out_NHWC if is_tensor else out_NHWC.numpy()
 
 
-def _one(x_BCHW: Tensor, name: str, severity: int, seed: int, index_B: Tensor) -> Tensor:
+def _corrupt_batch(x_BCHW: Tensor, name: str, severity: int, seed: int, index_B: Tensor) -> Tensor:
     draws = Draws(seed, list(CORRUPTIONS).index(name), index_B)
     scale = max(1.0, min(x_BCHW.shape[2:]) / 32)
     changed_BCHW = CORRUPTIONS[name](x_BCHW, severity, scale, draws)

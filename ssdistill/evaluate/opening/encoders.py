@@ -12,7 +12,7 @@ from ssdistill.artifacts.description import read_description
 from ssdistill.artifacts.files import find_artifact, names_file, weight_files
 from ssdistill.data.image_set import ImageSet
 from ssdistill.data.pixel_facts import differences, pixel_facts
-from ssdistill.errors import UserError, nearest, shortened
+from ssdistill.errors import UserError, nearest, no_file, shortened
 from ssdistill.evaluate.opening.arguments import check_image_size, check_statistics
 from ssdistill.evaluate.opening.bare_onnx import BareOnnx
 from ssdistill.evaluate.opening.named_encoders import KINDS, named_encoder
@@ -212,12 +212,10 @@ def _artifact(text: str) -> Path:
     import timm
 
     kind, colon, rest = text.partition(":")
-    hint = ""
-    if colon and rest:
-        hint = nearest(kind, KINDS)
-    elif timm.is_model(text):
-        hint = f"; for the network of timm write timm:{text}"
-    raise UserError(f"no file or folder {shortened(text, 300)}{hint}")
+    hint = nearest(kind, KINDS) if colon and rest else ""
+    is_network = not colon and timm.is_model(text)
+    remedy = f"for the network of timm write timm:{text}" if is_network else "check the path"
+    raise UserError(no_file(text, remedy, hint))
 
 
 def _open_artifact(text: str, image_size: Size | None, trust: bool) -> Opened:

@@ -18,7 +18,7 @@ from ssdistill.data.opening import open_source, open_stores
 from ssdistill.data.sources.folder import Folder
 from ssdistill.data.sources.npz import Npz
 from ssdistill.data.splits import SPLITS, Source
-from ssdistill.errors import UserError, nearest, one_line, shortened
+from ssdistill.errors import UserError, nearest, no_file, one_line, shortened
 from ssdistill.evaluate.labels import check_pair, has_several
 from ssdistill.evaluate.subject import LabeledImages, Subject
 from ssdistill.files import user_path
@@ -128,7 +128,7 @@ def open_images(
         labeled = all(_labels(split) is not None for split in (data.train, data.test))
         return Shown(data.train, data.test, labeled, "images of a subject")
     if no_source:
-        return _of_arrays(data)
+        return _sets_from_arrays(data)
     settings = source_settings(data, overrides or {})
     source = open_source(settings)
     size = settings.image_size or source.default_image_size
@@ -179,8 +179,8 @@ def source_settings(data: Any, overrides: Mapping[str, Any]) -> Any:
         settings = {"kind": KINDS.get(suffix, Npz.kind), "path": str(data)}
     else:
         known = ", ".join(SOURCES.classes)
-        hint = nearest(str(data), SOURCES.classes)
-        raise UserError(f"data: '{data}' is not a file, a folder or one of {known}{hint}")
+        remedy = f"name a file, a folder or a source kind: {known}"
+        raise UserError(no_file(f"data={data}", remedy, nearest(data, SOURCES.classes)))
     if not isinstance(overrides, Mapping):
         raise UserError(f"data_settings={shortened(repr(overrides))}: expected a mapping of keys")
     settings |= overrides
@@ -188,14 +188,14 @@ def source_settings(data: Any, overrides: Mapping[str, Any]) -> Any:
     return validated(SOURCES.schema(settings["kind"]), settings, "data")
 
 
-def _of_arrays(pairs: Sequence[Any]) -> Shown:
+def _sets_from_arrays(pairs: Sequence[Any]) -> Shown:
     if len(pairs) != 2 or any(
         not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) not in (1, 2)
         for pair in pairs
     ):
         raise UserError("data: pass arrays as ((x_train, y_train), (x_test, y_test))")
     train, test = (
-        _of_array(pair, name) for pair, name in zip(pairs, ("training", "test"), strict=True)
+        _set_from_array(pair, name) for pair, name in zip(pairs, ("training", "test"), strict=True)
     )
     labeled = train.labels is not None and test.labels is not None
     if labeled:
@@ -204,7 +204,7 @@ def _of_arrays(pairs: Sequence[Any]) -> Shown:
     return Shown(train, test, labeled, f"arrays of {len(train)} training, {len(test)} test images")
 
 
-def _of_array(pair: Sequence[Any], name: str) -> LabeledImages:
+def _set_from_array(pair: Sequence[Any], name: str) -> LabeledImages:
     images = _pixels(pair[0], name)
     if len(pair) == 1 or pair[1] is None:
         return LabeledImages(images, None)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ssdistill.errors import UserError
+from ssdistill.errors import UserError, no_file
 from ssdistill.files import user_path
 from ssdistill.models.backbones import Encoder
 from ssdistill.models.timm_net import check_timm_name
@@ -59,7 +59,7 @@ class NamedEncoder:
         if self.kind == "checkpoint" and not self.file:
             raise UserError(f"{self}: a file is required; write checkpoint:{self.name}@FILE")
         if self.file and not user_path(self.file).is_file():
-            raise UserError(f"{self}: no file {self.file}; check the path")
+            raise UserError(no_file(self))
 
     def load(
         self,

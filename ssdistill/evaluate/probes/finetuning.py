@@ -20,7 +20,8 @@ from ssdistill.evaluate.probes.supervised import (
     fit_with_labels,
 )
 from ssdistill.evaluate.subject import Subject
-from ssdistill.label_free.features import as_targets, extract
+from ssdistill.evaluate.targets import as_targets
+from ssdistill.label_free.features import extract
 from ssdistill.train.optim import OptimSettings
 from ssdistill.train.task import Task
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ssdistill.errors import UserError, nearest
-from ssdistill.label_free.features import as_labels, as_targets, binomial_error
+from ssdistill.evaluate.intervals import binomial_error
+from ssdistill.evaluate.targets import as_labels, as_targets
 from ssdistill.label_free.nearest import neighbors
 from ssdistill.label_free.vectors import Distance, as_rows
 
@@ -97,7 +98,7 @@ def knn_probe(
 
     Raises:
         UserError: a k that is not between 1 and the number of training images, weights that do
-            not suit the distance, and what every probe refuses (`features.as_probe_data`).
+            not suit the distance, and what every probe refuses (`targets.as_probe_data`).
     """
     began = time.perf_counter()
     bank_MD, query_ND = as_rows(train_ND, "training features"), as_rows(test_ND, "test features")

@@ -1,4 +1,9 @@
-"""Smaller learning rates for layers nearer to the input."""
+"""Smaller learning rates for layers nearer to the input.
+
+Which parameters make a layer is timm's answer. By hand is the rest: ``param_groups_layer_decay``
+makes groups whose scales timm's own schedulers alone read, and decays no rate of the last layer
+where the network has no classifier of its own.
+"""
 
 from typing import Any, cast
 

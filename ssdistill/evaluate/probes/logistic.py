@@ -1,4 +1,8 @@
-"""Many logistic regressions at once: one pass over the features serves all of them."""
+"""Many logistic regressions at once: one pass over the features serves all of them.
+
+By hand: scikit-learn fits one problem at a time, on the CPU, to an array in memory. Here strengths,
+folds and labels share each pass, and features lie on a GPU or in a file larger than the memory.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

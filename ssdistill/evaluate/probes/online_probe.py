@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from ssdistill.data.batch import Batch
 from ssdistill.data.image_set import ImageSet
-from ssdistill.label_free.features import as_labels
+from ssdistill.evaluate.targets import as_labels
 from ssdistill.label_free.rows import standardization
 from ssdistill.train.observers import Observer
 from ssdistill.train.task import Task

@@ -93,11 +93,11 @@ def linear_probe_of_several(
         bias_K=bias_K.cpu(),
         probabilities_NK=probabilities_NK.cpu().numpy(),
         gradient=choice.fit.gradient_P[0].item(),
-        warning=_at_an_end(choice.strength, choice.held_out_top1),
+        warning=_warn_at_grid_end(choice.strength, choice.held_out_top1),
     )
 
 
-def _at_an_end(strength: float, right_by: dict[float, float]) -> str | None:
+def _warn_at_grid_end(strength: float, right_by: dict[float, float]) -> str | None:
     """Warn, and log, if the best strength may lie outside the range that was tried."""
     tried = list(right_by)
     if not tried or strength not in (tried[0], tried[-1]):

@@ -20,7 +20,8 @@ from ssdistill.evaluate.probes.supervised import (
     home_of,
 )
 from ssdistill.evaluate.subject import Subject
-from ssdistill.label_free.features import as_probe_data, evaluating
+from ssdistill.evaluate.targets import as_probe_data
+from ssdistill.label_free.features import evaluating
 from ssdistill.label_free.rows import piece_rows, standardization
 from ssdistill.models.representation import Representation
 from ssdistill.train.optim import OptimSettings

@@ -18,7 +18,7 @@ from ssdistill.evaluate.protocols import Protocol
 from ssdistill.evaluate.subject import Subject
 from ssdistill.record.run import Run, read_metrics
 from ssdistill.record.tracker import Tracker, TrackingSettings
-from ssdistill.settings.wording import what_is_wrong
+from ssdistill.settings.wording import said_of
 from ssdistill.train.optim import OptimSettings
 from ssdistill.train.seeding import derive_seed, own_generators
 from ssdistill.train.task import Task
@@ -111,7 +111,7 @@ def plain_recipe(recipe: Any) -> dict[str, Any] | None:
     except ValidationError as error:
         problem = error.errors()[0]
         place = ".".join(["recipe", *map(str, problem["loc"])])
-        raise UserError(f"{place}: {what_is_wrong(problem)}") from error
+        raise UserError(f"{place}: {said_of(problem)}") from error
     except ValueError as error:
         raise UserError(f"recipe: {error}") from error
 

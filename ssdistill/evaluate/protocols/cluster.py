@@ -13,7 +13,8 @@ from rich.progress import track
 from ssdistill.errors import UserError
 from ssdistill.evaluate.protocols import Measurements, Protocol
 from ssdistill.evaluate.subject import Subject
-from ssdistill.label_free.features import as_features, as_labels
+from ssdistill.evaluate.targets import as_labels
+from ssdistill.label_free.features import as_features
 from ssdistill.settings import NonNegativeInt, PositiveInt
 
 

@@ -87,11 +87,11 @@ class Knn(Protocol):
         self.weights: Weights = self.chosen("weights", weights, usual)
 
     def check(self, num_train: int) -> None:
-        self._within(num_train)
+        self._usable_neighbors(num_train)
 
     def evaluate(self, subject: Subject) -> Measurements:
         labels = subject.labels("train")
-        k, beyond = self._within(len(labels))
+        k, beyond = self._usable_neighbors(len(labels))
         settings: dict[str, Any] = {
             "k": k,
             "temperature": self.temperature,
@@ -124,7 +124,7 @@ class Knn(Protocol):
         }
         return Measurements(measures=at_k, multi_label=scores, details=details | left_out(scores))
 
-    def _within(self, bank: int) -> tuple[int, str]:
+    def _usable_neighbors(self, bank: int) -> tuple[int, str]:
         """Neighbors that vote, and which numbers there are too few training images for.
 
         Raises:

@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ssdistill.errors import UserError
+from ssdistill.evaluate.intervals import binomial_error
 from ssdistill.evaluate.probes.logistic import chunk_logits
 from ssdistill.evaluate.probes.several_linear import linear_probe_of_several
 from ssdistill.evaluate.probes.strength import Folds, best_fit
@@ -24,7 +25,7 @@ from ssdistill.evaluate.protocols import (
     left_out,
 )
 from ssdistill.evaluate.subject import Subject
-from ssdistill.label_free.features import as_probe_data, binomial_error
+from ssdistill.evaluate.targets import as_probe_data
 from ssdistill.label_free.rows import Rows, standardization
 from ssdistill.settings import NonNegativeInt, OpenFraction, Positive, PositiveInt
 
@@ -228,12 +229,12 @@ def linear_probe(
         predictions=classes_K[ranked_NT[:, 0]].cpu().numpy(),
         probabilities_NK=logits_NK.double().softmax(1).cpu().numpy(),
         gradient=choice.fit.gradient_P[0].item(),
-        warning=_at_an_end(choice.strength, choice.held_out_top1),
+        warning=_warn_at_grid_end(choice.strength, choice.held_out_top1),
         seconds=time.perf_counter() - began,
     )
 
 
-def _at_an_end(strength: float, held_out_top1: dict[float, float]) -> str | None:
+def _warn_at_grid_end(strength: float, held_out_top1: dict[float, float]) -> str | None:
     """Warn, and log, if the best strength may lie outside the range that was tried."""
     tried = list(held_out_top1)
     if not tried or strength not in (tried[0], tried[-1]):

@@ -13,7 +13,7 @@ from ssdistill.errors import UserError
 from ssdistill.evaluate.probes.logistic import MEMORY, fit_logistic, score
 from ssdistill.evaluate.protocols import Measurements, Protocol
 from ssdistill.evaluate.subject import Subject
-from ssdistill.label_free.features import as_probe_data
+from ssdistill.evaluate.targets import as_probe_data
 from ssdistill.label_free.rows import Rows, standardization
 from ssdistill.settings import NonNegativeInt, OpenFraction, PositiveInt
 
@@ -145,7 +145,7 @@ def low_shot_probe(
 
     Raises:
         UserError: a class with too few labels (named), fewer than two draws, both or impossible
-            numbers of labels, and what every probe refuses (see `features.as_probe_data`).
+            numbers of labels, and what every probe refuses (see `targets.as_probe_data`).
     """
     began = time.perf_counter()
     if draws < 2:

@@ -16,7 +16,7 @@ from ssdistill.errors import UserError
 from ssdistill.evaluate.labels import check_pair
 from ssdistill.evaluate.protocols import Measurements, Protocol
 from ssdistill.evaluate.subject import Subject
-from ssdistill.label_free.features import as_labels
+from ssdistill.evaluate.targets import as_labels
 from ssdistill.label_free.nearest import exact, ranking_keys
 from ssdistill.label_free.vectors import Vectors, as_rows
 from ssdistill.settings import PositiveInt

@@ -15,11 +15,11 @@ from ssdistill.data.opening import open_source, open_stores
 from ssdistill.data.recipes_of_images import channels_of
 from ssdistill.errors import UserError
 from ssdistill.evaluate.classification import Classification, classify
+from ssdistill.evaluate.intervals import binomial_error
 from ssdistill.evaluate.probes.knn_probe import knn_probe
 from ssdistill.evaluate.protocols import Measurements, Protocol
 from ssdistill.evaluate.protocols.linear import linear_probe
 from ssdistill.evaluate.subject import Subject
-from ssdistill.label_free.features import binomial_error
 from ssdistill.settings import Settings
 from ssdistill.settings.registry import SOURCES
 

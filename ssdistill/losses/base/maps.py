@@ -32,7 +32,7 @@ class MapPair:
 
 
 def stages(maps: dict[str, Shape], count: int) -> list[str]:
-    """Return ``count`` stage names spread evenly over the depth, including the deepest."""
+    """Return ``count`` network stages spread evenly over the depth, including the deepest."""
     names = [name for name in maps if ":" not in name]
     return [names[-(-(i + 1) * len(names) // count) - 1] for i in range(count)]
 
@@ -81,8 +81,8 @@ class MapLoss(Loss):
             names = [(name, name) if isinstance(name, str) else name for name in maps]
         return [
             MapPair(
-                self._full("student", student_name, student_shapes),
-                self._full("teacher", teacher_name, teacher_shapes),
+                self._full_name("student", student_name, student_shapes),
+                self._full_name("teacher", teacher_name, teacher_shapes),
                 student_shapes[student_name],
                 teacher_shapes[teacher_name],
             )
@@ -103,7 +103,7 @@ class MapLoss(Loss):
             raise self.fail(f"the {side} ({name}) has no {self.required}")
         return known
 
-    def _full(self, side: str, name: str, known: dict[str, Shape]) -> str:
+    def _full_name(self, side: str, name: str, known: dict[str, Shape]) -> str:
         if name not in known:
             architecture = getattr(self.shapes, f"{side}_name")
             raise self.fail(

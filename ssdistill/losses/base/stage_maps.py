@@ -1,4 +1,4 @@
-"""Base class and parts of losses over pairs of stage feature maps."""
+"""Base class and parts of losses over pairs of feature maps of network stages."""
 
 import math
 

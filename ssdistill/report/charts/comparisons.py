@@ -20,7 +20,7 @@ from ssdistill.report.charts.axes import (
     tick_labels,
 )
 from ssdistill.report.charts.lettering import name, pointed_at, text, text_width
-from ssdistill.report.charts.placing import along, around, named
+from ssdistill.report.charts.placing import around, boxes_along, named
 
 WIDTH = 400
 MEASURE = "linear top-1 (%)"
@@ -104,7 +104,7 @@ def _cost_chart(
     steps = [at[label] for label in chain if label in at]
     if len(steps) > 1:
         parts.append(polyline(steps, 0))
-    occupied = [around(place, 6, 6) for place in at.values()] + along(steps)
+    occupied = [around(place, 6, 6) for place in at.values()] + boxes_along(steps)
     for point in points:
         here, on_line = at[point.label], point.label in chain
         color = 0 if on_line else 1

@@ -45,7 +45,7 @@ def confusion_svg(
     confusion_KK = np.asarray(confusion_KK)
     described = _described(confusion_KK, names)
     if len(confusion_KK) > MOST_NUMBERED:
-        content, height = _picture(confusion_KK, width)
+        content, height = _matrix_svg(confusion_KK, width)
     else:
         content, height = _cells(confusion_KK, names, width)
     return svg(width, height, title, described, content)
@@ -107,7 +107,7 @@ def _cell(at: tuple[float, float], cell: float, share: float, right: bool, count
     )
 
 
-def _picture(confusion_KK: np.ndarray, width: float) -> tuple[str, float]:
+def _matrix_svg(confusion_KK: np.ndarray, width: float) -> tuple[str, float]:
     share_KK = confusion_KK / np.maximum(confusion_KK.sum(1, keepdims=True), 1)
     size = len(share_KK)
     right_KK = np.eye(size, dtype=bool)

@@ -24,7 +24,7 @@ def around(place: Place, x: float, y: float) -> Box:
     return (place[0] - x, place[1] - y, place[0] + x, place[1] + y)
 
 
-def along(line: Sequence[Place]) -> list[Box]:
+def boxes_along(line: Sequence[Place]) -> list[Box]:
     """Boxes on a polyline, close enough to keep names off it."""
     return [
         around((a[0] + (b[0] - a[0]) * i / STEPS, a[1] + (b[1] - a[1]) * i / STEPS), 2, 2)

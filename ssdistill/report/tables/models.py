@@ -96,11 +96,15 @@ def results_table(
         cells = [cell(row, column) for column in columns]
         body.append((label, *seeds, *(cells if row.seeds else ["FAILED"] * len(cells))))
     return Table(
-        tuple(header), tuple(body), _caption(rows, columns, records), title, lead=_lead(columns)
+        tuple(header),
+        tuple(body),
+        _caption(rows, columns, records),
+        title,
+        lead=_leading_headers(columns),
     )
 
 
-def _lead(columns: Sequence[Column]) -> tuple[str, ...]:
+def _leading_headers(columns: Sequence[Column]) -> tuple[str, ...]:
     """Columns to show first in a narrow terminal: one accuracy and its costs."""
     probe = [column for column in columns if column.metric.startswith(PROBE)][:1]
     return tuple(c.header for c in (*probe, *(c for c in columns if c.metric in COSTS_SHOWN_FIRST)))

@@ -52,9 +52,9 @@ def _cells(tests: Sequence[dict[str, Any]]) -> tuple[str, str, str]:
     verdict = (
         verdicts[0] if len(verdicts) == 1 else ", ".join(f"{v} ({counts[v]})" for v in verdicts)
     )
-    return f"{mean:+.2f} ({low:+.2f} to {high:+.2f})", p_words(largest), verdict
+    return f"{mean:+.2f} ({low:+.2f} to {high:+.2f})", p_value_text(largest), verdict
 
 
-def p_words(p_value: float) -> str:
+def p_value_text(p_value: float) -> str:
     """``0.042``, or ``< 0.001`` of all that are smaller."""
     return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"

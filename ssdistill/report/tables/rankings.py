@@ -54,7 +54,11 @@ def rankings_table(records: Sequence[dict[str, Any]]) -> Table | None:
 
 def _compared(rows: Sequence[ResultRow], metric: str, probe: str) -> str:
     values, probed = [_mean(row, metric) for row in rows], [_mean(row, probe) for row in rows]
-    apart = [(a, b) for a, b in combinations(rows, 2) if _gap(a, b, probe) > _doubt(a, b, probe)]
+    apart = [
+        (a, b)
+        for a, b in combinations(rows, 2)
+        if _gap(a, b, probe) > _combined_spread(a, b, probe)
+    ]
     concordant = sum(
         (_mean(a, metric) - _mean(b, metric)) * (_mean(a, probe) - _mean(b, probe)) > 0
         for a, b in apart
@@ -70,5 +74,5 @@ def _gap(a: ResultRow, b: ResultRow, metric: str) -> float:
     return abs(_mean(a, metric) - _mean(b, metric))
 
 
-def _doubt(a: ResultRow, b: ResultRow, metric: str) -> float:
+def _combined_spread(a: ResultRow, b: ResultRow, metric: str) -> float:
     return (a.spread(metric) or 0.0) + (b.spread(metric) or 0.0)

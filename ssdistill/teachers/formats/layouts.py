@@ -218,7 +218,7 @@ def find_place(state: dict[str, Tensor], name: str, branch: BranchName, path: Pa
         UserError: it has none there.
     """
     wanted_branch = ALIASES.get(branch, branch)
-    present = [p for p in FORMATS[name].places if _is_there(p, state)]
+    present = [p for p in FORMATS[name].places if _matches_layout(p, state)]
     for place in present:
         if wanted_branch in ("auto", place.branch):
             return place
@@ -232,7 +232,7 @@ def find_place(state: dict[str, Tensor], name: str, branch: BranchName, path: Pa
     )
 
 
-def _is_there(place: Place, state: dict[str, Tensor]) -> bool:
+def _matches_layout(place: Place, state: dict[str, Tensor]) -> bool:
     return all(any(n.startswith(b) for n in state) for b in (place.backbone, place.requires))
 
 

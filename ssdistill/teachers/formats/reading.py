@@ -14,7 +14,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from ssdistill.errors import UserError
+from ssdistill.errors import UserError, no_file
 from ssdistill.teachers.formats import safe_unpickler as inert
 
 ZIP = b"PK\x03\x04"
@@ -105,7 +105,9 @@ def check_zip(path: Path) -> bool:
 
 def _check(path: Path) -> None:
     if not path.is_file():
-        raise UserError(f"no file {path}" + (": it is a folder" if path.is_dir() else ""))
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder; name a file in it")
+        raise UserError(no_file(path))
     if not os.access(path, os.R_OK):
         raise UserError(f"cannot read {path}: change its permissions")
     if not path.stat().st_size:

@@ -166,8 +166,8 @@ def test_a_description_that_is_none_is_refused(tmp_path, text):
     [
         (FORMAT + 1, rf"model\.json has format {FORMAT + 1}, but this version reads"),
         (0, r"model\.json has format 0, but this version reads"),
-        (str(FORMAT), "the format in .* is invalid .format: input should be a valid integer"),
-        (None, "the format in .* is invalid .format: input should be a valid integer"),
+        (str(FORMAT), "the format in .* is invalid .format: expected a whole number"),
+        (None, "the format in .* is invalid .format: expected a whole number"),
     ],
 )
 def test_a_description_of_another_format_is_refused_by_its_format(tmp_path, version, message):
@@ -182,7 +182,7 @@ def test_a_description_of_another_format_is_refused_by_its_format(tmp_path, vers
 def test_blocks_that_are_gone_are_nothing_that_timm_opens(tmp_path):
     encoder = encoder_of()
     encoder.removed = ("layer2.0",)
-    from ssdistill.artifacts.for_others import timm_facts
+    from ssdistill.artifacts.usage_notes import timm_facts
 
     found = timm_facts(encoder, {"widths": {}, "removed": ["layer2.0"]}, "model.safetensors")
     assert found["timm"] is None and "missing blocks" in found["timm_note"]

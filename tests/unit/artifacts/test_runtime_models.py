@@ -155,7 +155,7 @@ def test_other_threads_open_the_file_again(make):
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(UserError, match=f"no file {tmp_path / 'x.firsts'}"):
+    with pytest.raises(UserError, match=f"{tmp_path / 'x.firsts'}: no such file or folder"):
         Firsts(tmp_path / "x.firsts", 2)
 
 

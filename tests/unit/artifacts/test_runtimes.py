@@ -88,7 +88,7 @@ def test_a_file_says_what_it_is_and_takes_a_number_of_threads(written, monkeypat
 
 
 def threads_while_running(found, x, monkeypatch):
-    """How many threads a file runs ``x`` with, asked of its runtime."""
+    """How many threads a file runs ``x`` with, according to its runtime."""
     if found.runtime == "onnxruntime":
         return found.session.get_session_options().intra_op_num_threads
     if found.runtime == "openvino":
@@ -172,9 +172,9 @@ def test_files_that_are_none_are_refused_in_one_line(written, tmp_path):
         with pytest.raises(UserError, match=path.name) as caught:
             type(found)(path, encoder.embed_dim, encoder.spec)
         assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="no file"):
+    with pytest.raises(UserError, match="no such file or folder"):
         type(found)(tmp_path / "absent", encoder.embed_dim)
-    with pytest.raises(UserError, match="no file"):
+    with pytest.raises(UserError, match="no such file or folder"):
         type(found)(tmp_path, encoder.embed_dim)
 
 

@@ -1,4 +1,4 @@
-"""Trainings on images of five channels and two sides: their configs, trial steps and pictures."""
+"""Trainings on images of five channels and two sides: their configs, trial steps and images."""
 
 from types import SimpleNamespace
 

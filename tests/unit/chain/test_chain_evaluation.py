@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from judged import color_subject
+from color_encoders import color_subject
 from torch import nn
 
 from ssdistill.chain import evaluation as evaluation_module

@@ -116,11 +116,11 @@ class TestNodes:
 
     def test_a_runs_folder_that_is_seen(self, tmp_path):
         with nodes.token_in(tmp_path) as token:
-            assert nodes.problem_here(str(token), nodes.facts()) is None
+            assert nodes.node_problem(str(token), nodes.facts()) is None
         assert not list(tmp_path.iterdir())
 
     def test_one_that_is_not(self, tmp_path):
-        problem = nodes.problem_here(str(tmp_path / "elsewhere" / "token"), nodes.facts())
+        problem = nodes.node_problem(str(tmp_path / "elsewhere" / "token"), nodes.facts())
         assert problem.startswith(f"does not see the runs folder {tmp_path / 'elsewhere'}")
 
     def test_one_that_cannot_be_written_to(self, tmp_path, monkeypatch):
@@ -129,7 +129,7 @@ class TestNodes:
 
         with nodes.token_in(tmp_path) as token:
             monkeypatch.setattr(nodes.os, "fsync", full)
-            problem = nodes.problem_here(str(token), nodes.facts())
+            problem = nodes.node_problem(str(token), nodes.facts())
         assert "cannot write to the runs folder" in problem and "No space left" in problem
         assert not list(tmp_path.iterdir())
 

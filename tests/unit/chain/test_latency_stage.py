@@ -139,7 +139,7 @@ def test_the_gain_of_the_runtime_stands_apart_from_that_of_compression(timed):
     assert metrics["compress/runtime_gain/pruned"] == pytest.approx(10)
     assert metrics["compress/speedup/pruned"] == pytest.approx(2)
     assert metrics["compress/speedup/int8"] == pytest.approx(5)
-    # In its own runtime the dense student would be twice as fast as in the others'.
+    # In its own runtime the uncompressed student would be twice as fast as in the others'.
     assert metrics["compress/speedup/own"] == pytest.approx(10)
     assert metrics["compress/speedup_batch64/own"] == pytest.approx(10)
     assert metrics["compress/speedup_low/int8"] <= metrics["compress/speedup/int8"]

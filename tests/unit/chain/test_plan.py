@@ -16,7 +16,7 @@ def digests(models):
 
 
 def changed(before, after):
-    """Roles whose digest is another one."""
+    """Roles whose hash has changed."""
     assert before.keys() == after.keys()
     return {role for role in before if before[role].digest != after[role].digest}
 

@@ -79,8 +79,8 @@ def test_commands_for_one_process_refuse_several_with_what_to_do(monkeypatch, va
 
 
 COMMANDS = {
-    ("run", "nope"): "error: nope: no such config file",
-    ("reproduce", "nope"): "error: nope: no such config file",
+    ("run", "nope"): "error: nope: no such file or folder",
+    ("reproduce", "nope"): "error: nope: no such file or folder",
     ("run", "quickstart", "--dry-run"): "error: torchrun started 2 processes",
     ("probe", "nope"): "error: torchrun started 2 processes",
 }
@@ -129,7 +129,7 @@ def test_torchrun(processes, tmp_path):
     assert done.returncode != 0
     said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     (said,) = said
-    assert "no such config file" in said
+    assert "no such file or folder" in said
 
 
 def test_what_only_a_training_needs_is_not_imported_before_one():

@@ -205,7 +205,7 @@ def test_a_folder_with_another_stage_in_it_is_not_taken_for_this_one(runs):
     stage = make_stage()
     run_stage(stage, runs, nothing)
     other = make_stage(config={"steps": 99})
-    # As if the first eight digits of two digests were the same.
+    # As if the first eight digits of two hashes were the same.
     stage.folder(runs).parent.rename(other.folder(runs).parent)
     with pytest.raises(UserError, match="a different hash; move it away"):
         run_stage(other, runs, nothing)

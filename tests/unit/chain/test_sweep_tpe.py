@@ -255,7 +255,7 @@ def test_measurements_are_at_fractions_of_the_training():
 
 
 class Measured:
-    """A criterion of given values, which notes the steps it was asked at."""
+    """A criterion with fixed values, which notes the steps it was measured at."""
 
     def __init__(self, *values):
         self.values = list(values)

@@ -454,7 +454,7 @@ def test_a_report_opens_the_models_of_the_first_seed(chain):
 
 
 def nearest_rows(chain, role, queries, k):
-    """Rows of the label-free sample most similar to each query, itself left out."""
+    """Rows of the label-free sample most similar to each query, without the query itself."""
     images = chain.workspace.test.images[label_free_sample(66, 30)]
     z_ND = F.normalize(embedded(chain, role, images))
     cosine = z_ND[queries] @ z_ND.T
@@ -614,7 +614,7 @@ def test_deviations_from_a_paper_are_told_where_there_are_any(paper, notices, mo
 
 
 def test_among_images_that_look_the_same_as_many_neighbors_are_shown(monkeypatch, make_store):
-    # The image itself is then not always among the nearest that are asked for.
+    # The image itself is then not always among the nearest that are requested.
     names = dict.fromkeys(("teacher", "distilled"))
     monkeypatch.setattr(content, "evaluations_of", lambda workspace, seed: names)
     same_ND = np.ones((20, 3), dtype=np.float32)

@@ -94,7 +94,7 @@ def test_verify_says_so_where_nothing_is_known(photos, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nowhere"], "'nowhere' is not a file"),
+        (["nowhere"], "data=nowhere: no such file or folder; name a"),
         (["photos", "--out", "photos"], "--out photos: is a folder"),
         (["photos", "--near", "nothing.onnx"], "nothing.onnx"),
         (["photos", "max_pixel=3"], "data.max_pixel: no such setting"),

@@ -73,7 +73,7 @@ def test_channels_to_read_are_printed(tmp_path, capsys, channels, words):
         ([], "name the images: a config"),
         (["--quality", "90", "digits"], "--quality applies to images made smaller"),
         (["digits", "cifar10"], r"several sources \(digits, cifar10\); name one"),
-        (["nothing-like-it"], "'nothing-like-it' is not a file, a folder or one of"),
+        (["nothing-like-it"], "data=nothing-like-it: no such file or folder; name a"),
         (["digits", "pth=x"], "data.pth: no such setting"),
     ],
 )
@@ -103,5 +103,5 @@ def test_a_source_is_named_by_a_config_a_path_or_a_kind(photos, tmp_path):
     assert data_settings(["quickstart"]).kind == "digits"
     assert data_settings(["quickstart", "image_size=8"]).image_size == 8
     assert data_settings([f"{tmp_path}/a.tar"]).kind == "tar"
-    with pytest.raises(UserError, match="no such config file"):
+    with pytest.raises(UserError, match="no such file or folder"):
         data_settings(["missing.yaml"])

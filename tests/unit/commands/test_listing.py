@@ -149,12 +149,12 @@ def test_no_kind_is_shown_with_marks(name):
     assert "`" not in "".join(map(text_of, listings(name)))
 
 
-def test_digests_of_a_plan_are_shown_by_their_first_eight_characters():
+def test_hashes_of_a_plan_are_shown_by_their_first_eight_characters():
     parent = SimpleNamespace(digest="fedcba9876543210")
     facts = {"kind": "distill", "role": "distilled", "seed": 0, "parents": {"teacher": parent}}
     stage = SimpleNamespace(digest="0123456789abcdef", **facts)
     table = plan_table([SimpleNamespace(stage=stage, status="missing", known=True)])
-    assert cells_of(table, "digest") == ["01234567"]
+    assert cells_of(table, "hash") == ["01234567"]
     assert cells_of(table, "made from") == ["teacher fedcba98"]
 
 

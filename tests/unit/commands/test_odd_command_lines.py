@@ -121,7 +121,7 @@ def test_a_full_disk_under_the_output_is_named(capsys, monkeypatch):
 def test_tables_are_looked_for_where_there_are_some(tmp_path, capsys):
     file = tmp_path / "README.md"
     for root, words in (
-        (tmp_path / "nowhere", "no such folder"),
+        (tmp_path / "nowhere", "no such file or folder; check the path"),
         (tmp_path, "no README.md with a block"),
     ):
         for check in ([], ["--check"]):

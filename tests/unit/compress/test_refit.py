@@ -36,7 +36,7 @@ def randomize(net, seed=0):
 
 
 class Half:
-    """Layers whose last half of outputs doubles the first, and is then taken out.
+    """Layers whose last half of outputs doubles the first, and is then removed.
 
     ``outputs`` write or scale the channels, ``inputs`` read them.
     """

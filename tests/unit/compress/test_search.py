@@ -246,7 +246,7 @@ def test_a_front_comes_back_from_its_file_and_knows_what_nothing_beats(tmp_path)
     (tmp_path / "other.json").write_text(json.dumps({"points": [{"share": 1}]}))
     with pytest.raises(UserError, match=r"other\.json is not a Pareto front written by search"):
         load_front(tmp_path / "other.json")
-    with pytest.raises(UserError, match="no file"):
+    with pytest.raises(UserError, match="no such file or folder; name the folder of a search step"):
         load_front(tmp_path / "none.json")
 
 

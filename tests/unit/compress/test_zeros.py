@@ -30,7 +30,7 @@ def weights(model):
     return [p for p in model.net.parameters() if p.ndim > 1]
 
 
-def share_of_zeros(model):
+def fraction_of_zeros(model):
     tensors = weights(model)
     return sum(int((w == 0).sum()) for w in tensors) / sum(w.numel() for w in tensors)
 
@@ -47,7 +47,7 @@ def test_the_share_asked_for_is_zero_and_the_model_given_is_not(
     encoder = make_encoder()
     before = copy.deepcopy(encoder.state_dict())
     sparse, record = zeroed(encoder, tmp_path, sparsity=0.6, criterion=criterion, scope=scope)
-    assert share_of_zeros(sparse) == pytest.approx(0.6, abs=0.01)
+    assert fraction_of_zeros(sparse) == pytest.approx(0.6, abs=0.01)
     assert record["sparsity"] == pytest.approx(0.6, abs=0.01)
     assert record["speed"] == "unchanged: storage only"
     assert all(torch.equal(before[k], v) for k, v in encoder.state_dict().items())
@@ -151,7 +151,7 @@ def test_masks_say_where_weights_may_be_and_survive_what_keeps_the_zeros(make_en
 def test_more_zeros_contain_the_earlier_ones(make_encoder, tmp_path):
     half, _ = zeroed(make_encoder(), tmp_path, sparsity=0.5)
     more, _ = zeroed(half, tmp_path, sparsity=0.8)
-    assert share_of_zeros(more) == pytest.approx(0.8, abs=0.01)
+    assert fraction_of_zeros(more) == pytest.approx(0.8, abs=0.01)
     for key, mask in zero_masks(more).items():
         assert not mask[half.net.get_parameter(key) == 0].any()
 

@@ -229,7 +229,7 @@ def test_an_npy_that_changed_is_another(tmp_path):
 @pytest.mark.parametrize(
     ("write", "words"),
     [
-        (lambda path: None, "No such file"),
+        (lambda path: None, "no such file or folder; check the path"),
         (lambda path: path.mkdir(), "a folder"),
         (lambda path: os.mkfifo(path), "a named pipe"),
         (lambda path: path.write_bytes(b""), "not an .npy file"),

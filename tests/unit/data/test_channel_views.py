@@ -19,7 +19,7 @@ ALWAYS = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "flip": 0.0}
 
 
 def floats(count=12, channels=5, height=24, width=24, seed=0):
-    """Smooth pictures (N, H, W, C) float32 in [0, 1]."""
+    """Smooth images (N, H, W, C) float32 in [0, 1]."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.rand(count, channels, 4, 4, generator=generator)
     return tv.resize(x, [height, width]).permute(0, 2, 3, 1).contiguous()
@@ -262,7 +262,7 @@ def test_what_means_nothing_is_replaced():
     "channels, names, text",
     [(5, None, "5 channels: saturation, hue and grayscale mean nothing there and are replaced by "
       "noise and channel dropping"),
-     (1, ("nir",), "1 channel: saturation, hue and grayscale mean nothing there and are left out"),
+     (1, ("nir",), "1 channel: saturation, hue and grayscale mean nothing there and are ignored"),
      (3, ("a", "b", "c"), "3 channels (a, b, c): saturation")],
 )  # fmt: skip
 def test_the_replacement_is_said(channels, names, text):

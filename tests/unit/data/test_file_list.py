@@ -295,7 +295,8 @@ def test_a_list_that_says_too_little_is_refused_in_one_line(images, text, messag
 def test_what_is_no_file_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "l.csv")
     assert "a named pipe, not a regular file" in refusal(tmp_path / "l.csv")
-    assert "No such file" in refusal(tmp_path / "gone.txt")
+    said = refusal(tmp_path / "gone.txt")
+    assert "gone.txt: no such file or folder; pass a readable list" in said
     (tmp_path / "l.txt").write_text("x" * (1 << 20) + "\n")
     assert "a line of more than" in refusal(tmp_path / "l.txt")
 

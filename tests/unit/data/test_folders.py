@@ -84,7 +84,7 @@ def test_a_folder_inside_another_would_count_twice(tmp_path, inner):
 
 def test_a_missing_folder_among_several_is_named(tmp_path):
     put(tmp_path / "one", "a/1.png")
-    with pytest.raises(UserError, match=r"data\.path=.*/gone: no such folder"):
+    with pytest.raises(UserError, match=r"data\.path=.*/gone: no such file or folder"):
         Folder(path=[str(tmp_path / "one"), str(tmp_path / "gone")]).split("train")
 
 
@@ -162,7 +162,7 @@ def test_an_excluded_folder_is_not_entered(tmp_path, monkeypatch):
     assert entered == [f"{tmp_path}", f"{tmp_path}/a"]
 
 
-# Digests
+# Hashes
 
 
 def test_new_settings_at_their_defaults_are_no_part_of_a_digest(tmp_path):

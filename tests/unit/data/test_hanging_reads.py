@@ -9,12 +9,12 @@ import torch
 from image_files import write_images
 from torch import Tensor
 
-from ssdistill.data import patience, retry
+from ssdistill.data import hanging_reads, retry
 from ssdistill.data.bad_image import BadImage
 from ssdistill.data.file_split import FileSplit
 from ssdistill.data.geometry import Boxes
+from ssdistill.data.hanging_reads import AbandoningPool
 from ssdistill.data.opening import open_originals
-from ssdistill.data.patience import PatientPool
 from ssdistill.data.retry import retried
 from ssdistill.data.settings import StoreSettings
 from ssdistill.data.sources.folder import Folder
@@ -28,11 +28,11 @@ BROKEN = "3.png"
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(patience, "LOOK_SECONDS", 0.02)
-    monkeypatch.setattr(patience, "WARN_SECONDS", 0.1)
+    monkeypatch.setattr(hanging_reads, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(hanging_reads, "WARN_SECONDS", 0.1)
     monkeypatch.setattr(retry, "PAUSES", (0.0, 0.0, 0.0))
     yield
-    assert not patience._hanging, "an abandoned thread has not ended"
+    assert not hanging_reads._hanging, "an abandoned thread has not ended"
 
 
 class Disk:
@@ -51,7 +51,7 @@ class Disk:
     def end(self):
         self.answers.set()
         until = time.monotonic() + 10
-        while patience._hanging and time.monotonic() < until:
+        while hanging_reads._hanging and time.monotonic() < until:
             time.sleep(0.01)
 
 
@@ -216,7 +216,7 @@ def test_a_slow_read_in_time_is_not_repeated():
         time.sleep(0.15)
         return row
 
-    with PatientPool(2, "test") as pool:
+    with AbandoningPool(2, "test") as pool:
         result = pool.map(lambda row: retried(slow, row, str(row), SECONDS), range(4))
     assert result == sorted(reads) == [0, 1, 2, 3]
 

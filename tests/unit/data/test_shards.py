@@ -216,12 +216,12 @@ def test_what_holds_no_images_is_refused_in_one_line(tmp_path, content, why):
 
 
 def test_shards_that_are_not_there_are_named(shards, tmp_path):
-    with pytest.raises(UserError, match=r"train-02.tar: No such file"):
+    with pytest.raises(UserError, match=r"train-02.tar: no such file or folder"):
         Tar(path=f"{shards}/train-{{00..02}}.tar").split("train")
-    with pytest.raises(UserError, match="no such shards"):
+    with pytest.raises(UserError, match="no such file or folder; name shards"):
         Tar(path=f"{shards}/other-*.tar").split("train")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no such shards"):
+    with pytest.raises(UserError, match=r"empty: no shards \(.tar\) in it; name shards"):
         Tar(path=str(tmp_path / "empty")).split("train")
     with pytest.raises(UserError, match="a device, not a regular file"):
         Tar(path="/dev/null").split("train")

@@ -155,7 +155,7 @@ def test_npz_says_what_is_wrong_with_a_file(npz, changes, message):
 
 
 def test_npz_names_a_missing_file_and_one_that_is_no_npz(tmp_path):
-    with pytest.raises(UserError, match=r"gone.npz: No such file"):
+    with pytest.raises(UserError, match=r"gone.npz: no such file or folder; check the path"):
         Npz(path=str(tmp_path / "gone.npz")).split("train")
     (tmp_path / "text.npz").write_text("hello")
     with pytest.raises(UserError, match=r"text.npz: not an .npz file"):
@@ -305,7 +305,7 @@ def test_an_unreadable_picture_is_found_when_it_is_read(tmp_path):
 
 
 def test_a_folder_that_cannot_be_used_is_named(tmp_path):
-    with pytest.raises(UserError, match="gone: no such folder"):
+    with pytest.raises(UserError, match="gone: no such file or folder"):
         Folder(path=str(tmp_path / "gone")).split("train")
     (tmp_path / "readme.txt").write_text("x")
     with pytest.raises(UserError, match=r"no images in this folder \(1 other files: 1 .txt\)"):

@@ -57,7 +57,7 @@ class FakeSplit(RawSplit):
 
 
 class FakeSource(Source):
-    """Counts what is asked of it."""
+    """Counts how often it is read."""
 
     kind = "fake"
 
@@ -358,7 +358,7 @@ def test_a_size_that_no_network_takes_is_refused_where_it_is_written(size):
 
 
 def test_pillow_says_nothing_of_a_damaged_picture(tmp_path):
-    """Whether a TIFF has more than 8 bits is asked before it is decoded."""
+    """Whether a TIFF has more than 8 bits is found out before it is decoded."""
     (tmp_path / "set").mkdir()
     for number in range(30):
         Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / "set" / f"{number}.png")

@@ -105,7 +105,7 @@ def test_files_named_as_splits_are_splits(tmp_path, suffix):
     )  # fmt: skip
     assert (levels(given.split("train")), levels(given.split("test"))) == ([1, 2, 3], [6])
     assert given.has_labels
-    with pytest.raises(UserError, match=r"no .* file; pass a file"):
+    with pytest.raises(UserError, match=r"gone-.*: no such file or folder; pass a file"):
         source(tmp_path / f"gone-*.{suffix}", parquet=suffix == "parquet").split("train")
 
 
@@ -263,7 +263,7 @@ def test_what_is_no_table_is_named_in_one_line(tmp_path, suffix):
             assert suffix != "parquet"
             assert len(split) < 8
     path.unlink()
-    assert "No such file" in refusal(path)
+    assert "no such file or folder; check the path" in refusal(path)
     os.mkfifo(path)
     assert "a named pipe, not a regular file" in refusal(path)
 

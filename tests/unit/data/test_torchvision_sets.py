@@ -33,7 +33,7 @@ SIZES = {
 FILES = {"flowers102", "pets", "dtd", "food101"}
 
 
-def picture(path, level, size=(12, 9)):
+def write_image(path, level, size=(12, 9)):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, (level, level, level)).save(path)
 
@@ -73,7 +73,7 @@ def svhn(root, patch):
 def flowers102(root, patch):
     folder = root / "flowers-102"
     for i in range(1, 8):
-        picture(folder / "jpg" / f"image_{i:05d}.jpg", 10 * i)
+        write_image(folder / "jpg" / f"image_{i:05d}.jpg", 10 * i)
     savemat(folder / "imagelabels.mat", {"labels": np.array([1, 2, 1, 2, 1, 2, 1])})
     savemat(folder / "setid.mat", {"trnid": [7, 2], "valid": [4, 1], "tstid": [3, 5, 6]})
     names = {"image": "102flowers.tgz", "label": "imagelabels.mat", "setid": "setid.mat"}
@@ -88,7 +88,7 @@ def pets(root, patch):
         lines = []
         for i in range(count):
             breed = ("great_pyrenees", "Bombay")[i % 2]
-            picture(folder / "images" / f"{breed}_{part}{i}.jpg", 10 * i + 10)
+            write_image(folder / "images" / f"{breed}_{part}{i}.jpg", 10 * i + 10)
             lines.append(f"{breed}_{part}{i} {i % 2 + 1} 1 1\n")
         (folder / "annotations").mkdir(exist_ok=True)
         (folder / "annotations" / f"{part}.txt").write_text("".join(lines))
@@ -100,7 +100,7 @@ def dtd(root, patch):
     for part in ("train", "val", "test"):
         names = [f"{name}/{name}_{part}.jpg" for name in ("banded", "woven")]
         for i, name in enumerate(names):
-            picture(folder / "images" / name, 10 * i + 10)
+            write_image(folder / "images" / name, 10 * i + 10)
         (folder / "labels" / f"{part}1.txt").write_text("\n".join(names) + "\n")
         (folder / "labels" / f"{part}2.txt").write_text("banded/gone.jpg\n")
 
@@ -111,7 +111,7 @@ def food101(root, patch):
         listed = {name: [f"{name}/{i}" for i in numbers] for name in ("waffles", "apple_pie")}
         for k, names in enumerate(listed.values()):
             for name in names:
-                picture(folder / "images" / f"{name}.jpg", 20 - 10 * k)
+                write_image(folder / "images" / f"{name}.jpg", 20 - 10 * k)
         (folder / "meta").mkdir(exist_ok=True)
         (folder / "meta" / f"{part}.json").write_text(json.dumps(listed))
 

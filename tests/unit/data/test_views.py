@@ -20,7 +20,7 @@ KEY = {"seed": 3, "epoch": 1, "view": 0}
 SIMCLR = RECIPES["simclr"]
 
 
-def pictures(count=24, height=32, width=32, seed=0):
+def make_images(count=24, height=32, width=32, seed=0):
     """Smooth colors with noise on top, uint8 BHWC, reaching both ends of the range."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, 3, 4, 4, generator=generator)
@@ -30,7 +30,7 @@ def pictures(count=24, height=32, width=32, seed=0):
 
 
 def floats(count=24, **kwargs):
-    return pictures(count, **kwargs).permute(0, 3, 1, 2).float().div(255).contiguous()
+    return make_images(count, **kwargs).permute(0, 3, 1, 2).float().div(255).contiguous()
 
 
 def drawn(images, recipe, index=None, **key):
@@ -64,7 +64,7 @@ def assert_close(got, want, atol=1e-5):
     "height,width,size", [(32, 32, 32), (32, 32, 20), (40, 25, 64), (9, 70, 8)]
 )
 def test_crop_resize_and_flip_equal_torchvision(height, width, size):
-    images = pictures(height=height, width=width)
+    images = make_images(height=height, width=width)
     p = drawn(images, ViewRecipe(scale=(0.05, 1.0), ratio=(0.3, 3.0)))
     assert p.flip_B.any() and not p.flip_B.all()
     want = torch.stack([reference_view(image, p, i, size) for i, image in enumerate(images)])
@@ -72,7 +72,7 @@ def test_crop_resize_and_flip_equal_torchvision(height, width, size):
 
 
 def test_one_pixel_crop_fills_the_view_with_that_pixel():
-    images = pictures(2)
+    images = make_images(2)
     boxes = geometry.Boxes(*(torch.tensor(v) for v in ([5, 31], [7, 0], [1, 1], [1, 1])))
     view = geometry.crop_resize_flip(images, boxes, torch.tensor([False, True]), 16)
     want = torch.stack([images[0, 5, 7], images[1, 31, 0]]) / 255
@@ -104,7 +104,7 @@ def test_each_color_operation_equals_torchvision(number, operation, factors, pos
 
 def test_all_orders_of_the_four_operations_equal_torchvision():
     orders = torch.tensor(list(itertools.permutations(range(4))))
-    images = pictures(len(orders))
+    images = make_images(len(orders))
     p = drawn(images, ViewRecipe(**vars(SIMCLR) | {"jitter": 1.0}))
     p = type(p)(**vars(p) | {"order_B4": orders})
     want = torch.stack([reference_view(image, p, i, 32) for i, image in enumerate(images)])
@@ -136,7 +136,7 @@ def test_automatic_blur_kernel_is_an_odd_tenth_of_the_view():
 
 
 def test_blur_kernel_wider_than_the_view_is_named():
-    images = pictures(2)
+    images = make_images(2)
     with pytest.raises(UserError, match="blur_kernel=17 does not fit a view of 8x8"):
         make_view(
             images,
@@ -160,7 +160,7 @@ def test_grayscale_and_solarize_equal_torchvision_and_touch_only_the_chosen():
 @pytest.mark.parametrize("name", sorted(RECIPES))
 @pytest.mark.parametrize("size", [20, 32, 48])
 def test_whole_recipe_equals_torchvision_given_the_same_draw(name, size):
-    images = pictures(40)
+    images = make_images(40)
     p = drawn(images, RECIPES[name])
     got = apply_parameters(images, p, size)
     want = torch.stack([reference_view(image, p, i, size) for i, image in enumerate(images)])
@@ -170,14 +170,14 @@ def test_whole_recipe_equals_torchvision_given_the_same_draw(name, size):
 
 
 def test_make_view_is_the_drawn_parameters_applied():
-    images = pictures()
+    images = make_images()
     index = torch.arange(100, 124)
     made = make_view(images, SIMCLR, index_B=index, size=32, **KEY)
     assert torch.equal(made, apply_parameters(images, drawn(images, SIMCLR, index), 32))
 
 
 def test_view_does_not_depend_on_the_batch_around_it():
-    images = pictures(600)
+    images = make_images(600)
     index = torch.arange(600) * 7
     whole = make_view(images, SIMCLR, index_B=index, size=32, **KEY)
     rows = torch.tensor([599, 3, 250, 3])
@@ -187,7 +187,7 @@ def test_view_does_not_depend_on_the_batch_around_it():
 
 @pytest.mark.parametrize("other", [{"view": 1}, {"epoch": 2}, {"seed": 4}])
 def test_other_view_epoch_or_seed_gives_another_view(other):
-    images, index = pictures(), torch.arange(24)
+    images, index = make_images(), torch.arange(24)
     first = make_view(images, SIMCLR, index_B=index, size=32, **KEY)
     again = make_view(images, SIMCLR, index_B=index, size=32, **KEY)
     second = make_view(images, SIMCLR, index_B=index, size=32, **(KEY | other))
@@ -204,14 +204,14 @@ def test_flat_gray_images_stay_finite_and_gray(value):
 
 
 def test_the_images_themselves_are_left_alone():
-    images = pictures()
+    images = make_images()
     before = images.clone()
     make_view(images, RECIPES["byol_b"], index_B=torch.arange(24), size=32, **KEY)
     assert torch.equal(images, before)
 
 
 def test_autocast_and_grad_mode_outside_change_nothing():
-    images, index = pictures(), torch.arange(24)
+    images, index = make_images(), torch.arange(24)
     plain = make_view(images, SIMCLR, index_B=index, size=32, **KEY)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mixed = make_view(images, SIMCLR, index_B=index, size=32, **KEY)
@@ -219,7 +219,7 @@ def test_autocast_and_grad_mode_outside_change_nothing():
 
 
 def test_view_can_feed_a_network_that_is_trained():
-    images = pictures(4)
+    images = make_images(4)
     with torch.inference_mode():
         params = drawn(images, SIMCLR)
     x = apply_parameters(images, params, 32)
@@ -229,20 +229,20 @@ def test_view_can_feed_a_network_that_is_trained():
 
 
 def test_eval_view_of_fitting_images_is_the_images():
-    images = pictures(3)
+    images = make_images(3)
     assert torch.equal(eval_view(images, 32), images.permute(0, 3, 1, 2).float() / 255)
 
 
 @pytest.mark.parametrize("height,width,size", [(48, 32, 16), (20, 50, 32), (33, 32, 32)])
 def test_eval_view_is_resize_and_center_crop(height, width, size):
-    images = pictures(3, height=height, width=width)
+    images = make_images(3, height=height, width=width)
     x = images.permute(0, 3, 1, 2).float() / 255
     want = tv.center_crop(tv.resize(x, [size], antialias=True), [size, size])
     assert_close(eval_view(images, size), want)
 
 
 def test_eval_recipe_is_the_eval_view_of_square_images():
-    images, index = pictures(5), torch.arange(5)
+    images, index = make_images(5), torch.arange(5)
     view = make_view(images, RECIPES["eval"], index_B=index, size=24, **KEY)
     assert_close(view, eval_view(images, 24))
 
@@ -254,11 +254,11 @@ def test_images_of_another_type_are_refused():
 
 def test_view_without_pixels_is_refused():
     with pytest.raises(UserError, match="size=0"):
-        make_view(pictures(2), SIMCLR, index_B=torch.arange(2), size=0, **KEY)
+        make_view(make_images(2), SIMCLR, index_B=torch.arange(2), size=0, **KEY)
 
 
 def test_views_of_one_recipe_have_draws_of_their_own_at_its_size():
-    images, index = pictures(8), torch.arange(8)
+    images, index = make_images(8), torch.arange(8)
     recipes = expand((ViewRecipe(size=16, count=3),))
     views = [
         make_view(images, r, index_B=index, size=r.size, **(KEY | {"view": v}))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ssdistill.distill.cache import parts as parts_module
-from ssdistill.distill.cache.filling import fill
+from ssdistill.distill.cache.filling import fill_parts
 from ssdistill.distill.cache.parts import OUTPUTS, Held, Parts, check_free
 from ssdistill.errors import UserError
 
@@ -40,7 +40,7 @@ def everything():
 
 def fill_all(parts, make=make, say=lambda line: None):
     missing = [part for part, status in enumerate(parts.statuses()) if status != "complete"]
-    fill(parts, missing, make, "filling", say)
+    fill_parts(parts, missing, make, "filling", say)
 
 
 def test_every_row_is_where_it_is_looked_for(parts):

@@ -112,7 +112,7 @@ def test_the_calibration_error_is_the_formula(case):
 
 @pytest.mark.parametrize("confidence", [0.2, 0.4, 0.6, 0.8, 1.0])
 def test_a_confidence_on_the_edge_of_a_bin_belongs_to_the_bin_below(confidence):
-    """Guo et al., arXiv:1706.04599: bins are (low, high]; shares of neighbors lie on edges."""
+    """Guo et al., arXiv:1706.04599: bins are (low, high]; fractions of neighbors lie on edges."""
 
     def row(share):
         return [share] + [(1 - share) / 9] * 9

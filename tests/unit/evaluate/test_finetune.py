@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from judged import Colors, color_subject, image_subject, state_of
+from color_encoders import Colors, color_subject, image_subject, state_of
 from torch import nn
 
 from ssdistill.data.batch import Batch
@@ -34,7 +34,7 @@ PRESETS = {
         "fraction": 1.0,
         "head_init": "uniform",
     },
-    # The shares of arXiv:2002.05709, section 6; the rest is ours.
+    # The fractions of arXiv:2002.05709, section 6; the rest is ours.
     "1pct": {"fraction": 0.01, "optimizer": "adamw", "lr": 1e-3, "epochs": 30},
     "10pct": {"fraction": 0.1, "optimizer": "adamw", "lr": 1e-3, "epochs": 30},
 }

@@ -3,7 +3,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from judged import color_subject
+from color_encoders import color_subject
 from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from judged import Colors, color_subject, image_subject, state_of
+from color_encoders import Colors, color_subject, image_subject, state_of
 from pydantic import TypeAdapter, ValidationError
 from torch.nn import functional
 
@@ -20,7 +20,7 @@ from ssdistill.evaluate.probes.supervised import recipe_for
 from ssdistill.evaluate.protocols.linear import linear_probe
 from ssdistill.evaluate.protocols.linear_sgd import LinearSGD
 from ssdistill.evaluate.subject import LabeledImages, Subject
-from ssdistill.label_free.features import as_probe_data
+from ssdistill.evaluate.targets import as_probe_data
 from ssdistill.settings.registry import PROTOCOLS
 from ssdistill.train.optim import learning_rate
 

@@ -118,13 +118,13 @@ def simulated():
     return simulate
 
 
-def share_of(found, verdict):
+def fraction_of(found, verdict):
     return np.mean([pair.verdict in verdict for pair in found])
 
 
 def test_equally_good_models_are_called_different_5_times_in_100_at_most(simulated):
     found = simulated(0.05, 0.05, 1000, margin=0.01)
-    assert 0.02 < share_of(found, ("better", "worse")) < 0.06
+    assert 0.02 < fraction_of(found, ("better", "worse")) < 0.06
     assert np.mean([pair.low <= 0 <= pair.high for pair in found]) == pytest.approx(0.95, abs=0.02)
 
 
@@ -132,7 +132,7 @@ def test_equally_good_models_are_called_different_5_times_in_100_at_most(simulat
 def test_models_a_margin_apart_are_called_equivalent_5_times_in_100(simulated, sign):
     one, other = 0.03, 0.03 + 0.02
     found = simulated(*((other, one) if sign > 0 else (one, other)), 4000, margin=2.0)
-    assert 0.03 < share_of(found, ("equivalent",)) < 0.07
+    assert 0.03 < fraction_of(found, ("equivalent",)) < 0.07
 
 
 def test_intervals_cover_a_difference_95_times_in_100(simulated):
@@ -142,7 +142,7 @@ def test_intervals_cover_a_difference_95_times_in_100(simulated):
 
 
 def test_equal_models_are_found_equivalent_with_many_images(simulated):
-    assert share_of(simulated(0.01, 0.01, 5000), ("equivalent",)) > 0.99
+    assert fraction_of(simulated(0.01, 0.01, 5000), ("equivalent",)) > 0.99
 
 
 @pytest.mark.parametrize(

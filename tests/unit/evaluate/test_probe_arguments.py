@@ -6,10 +6,10 @@ import timm
 import torch
 from torch import nn
 
-from ssdistill.commands.probe.arguments import ask
-from ssdistill.commands.probe.run import probe
 from ssdistill.errors import UserError
 from ssdistill.evaluate import knn
+from ssdistill.evaluate.comparing.requested import ask
+from ssdistill.evaluate.comparing.run import probe
 from ssdistill.evaluate.opening.arguments import (
     check_image_size,
     check_margin,
@@ -89,7 +89,7 @@ def test_a_margin_is_a_positive_number(margin):
         (b"digits", "data: expected a kind"),
         (torch.zeros(100, 100), "data: expected a kind"),
         ({"kind": ["npz"]}, "unknown data source"),
-        ("x" * 5000, "not a file"),
+        ("x" * 5000, "no such file or folder"),
         (((IMAGES.astype(int), LABELS),) * 2, r"whole numbers from 0 to 255 with x.astype"),
         (((IMAGES / 255, LABELS),) * 2, r"convert fractions"),
         (((IMAGES.transpose(0, 3, 1, 2) / 255, LABELS),) * 2, r"\.transpose\(0, 2, 3, 1\)"),

@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 
 import ssdistill.evaluate
-from ssdistill.commands.probe.arguments import ask, parse_words
-from ssdistill.commands.probe.names import short_names
+from ssdistill.commands.probe.arguments import parse_words
 from ssdistill.errors import UserError
+from ssdistill.evaluate.comparing.requested import ask
+from ssdistill.evaluate.comparing.short_names import short_names
 from ssdistill.evaluate.functions import as_device, open_subject
 from ssdistill.evaluate.opening.images import open_images
 from ssdistill.evaluate.protocols.linear import Linear
@@ -71,7 +72,7 @@ def test_a_name_that_is_no_protocol_gets_the_nearest():
     "settings, words",
     [
         ({"holdut": 0.2}, "linear has no setting 'holdut' (did you mean 'holdout'?)"),
-        ({"holdout": 2}, "linear.holdout: input should be less than 1"),
+        ({"holdout": 2}, "linear.holdout: expected a number below 1"),
         ({"precision": "fp8"}, "unknown precision 'fp8'"),
         ({"device": "cudda"}, "device=cudda: use auto, cpu"),
     ],

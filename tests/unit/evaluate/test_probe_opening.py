@@ -159,11 +159,11 @@ def test_timms_network_is_opened_by_name_and_file_with_its_own_statistics(tmp_pa
     "what, words",
     [
         ("timm:resnet188", "timm:resnet188: timm has no model 'resnet188' (did you mean"),
-        ("timm:resnet18@/no/file.pth", "no file /no/file.pth"),
+        ("timm:resnet18@/no/file.pth", "18@/no/file.pth: no such file or folder; check"),
         ("checkpoint:resnet18", "write checkpoint:resnet18@FILE"),
-        ("timn:resnet18", "no file or folder timn:resnet18 (did you mean 'timm'?)"),
-        ("resnet18", "no file or folder resnet18; for the network of timm write timm:resnet18"),
-        ("nowhere", "no file or folder nowhere"),
+        ("timn:resnet18", "timn:resnet18: no such file or folder (did you mean 'timm'?); check"),
+        ("resnet18", "no such file or folder; for the network of timm write timm:resnet18"),
+        ("nowhere", "nowhere: no such file or folder; check the path"),
     ],
 )
 def test_what_names_nothing_is_refused_before_anything_is_loaded(what, words):

@@ -17,7 +17,7 @@ FEW = {"corruptions": ("impulse_noise", "snow", "fog"), "severities": (1, 3, 5)}
 
 
 class Corners(nn.Module):
-    """Mean colors of the four quarters of a picture, and a buffer that a training would change."""
+    """Mean colors of the four quarters of an image, and a buffer that a training would change."""
 
     def __init__(self):
         super().__init__()

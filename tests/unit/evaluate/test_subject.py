@@ -3,7 +3,7 @@ import gc
 import numpy as np
 import pytest
 import torch
-from judged import color_subject, colored, state_of
+from color_encoders import color_subject, colored, state_of
 from torch import nn
 
 from ssdistill.errors import UserError

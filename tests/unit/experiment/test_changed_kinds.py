@@ -65,5 +65,5 @@ def test_a_setting_of_both_kinds_stays_and_one_that_is_given_anew_is_the_new_one
 
 
 def test_a_text_where_no_kind_is_chosen_is_replaced_by_a_section(load):
-    with pytest.raises(UserError, match="name: input should be a valid string"):
+    with pytest.raises(UserError, match="name: expected text"):
         load("", "name.a=1")

@@ -264,8 +264,8 @@ def test_all_problems_are_told_at_once_each_with_its_key_and_nearest_name(refusa
         "  distill.losses.feature.wieght: no such setting (did you mean 'weight'?)",
         "  student.encoder.nam: no such setting (did you mean 'name'?)",
         "  compress.0.ration: no such setting (did you mean 'ratio'?)",
-        "  device.precision: input should be 'auto', 'fp32', 'bf16' or 'fp16' (got 'fp8')",
-        "  evaluate.knn.k: input should be greater than 0 (got 0)",
+        "  device.precision: expected 'auto', 'fp32', 'bf16' or 'fp16' (got 'fp8')",
+        "  evaluate.knn.k: expected a number above 0, or null (got 0)",
     }
 
 
@@ -289,16 +289,16 @@ def test_an_unknown_kind_is_told_with_the_nearest_and_the_known_ones(refusal, ov
 @pytest.mark.parametrize(
     "override, key",
     [
-        ("pretrain.optim.lr=fast", "pretrain.optim.lr: input should be a valid number"),
-        ("seeds=zero", "seeds: input should be a list, such as [a, b] (got 'zero')"),
-        ("seeds=true", "seeds: input should be a list, such as [a, b] (got true)"),
-        ("name=10", "name: input should be a valid string (got 10; text that YAML reads other"),
-        ("name=on", "name: input should be a valid string (got true; text that YAML reads other"),
-        ("name=a b", "name: string should match"),
-        ("schema=2", "schema: input should be 1 (got 2)"),
-        ("distill.losses=[]", "distill.losses: input should be a mapping of names"),
-        ("device.threads=four", "device.threads: input should be a valid integer, or null (got 'f"),
-        ("seeds=[]", "seeds: list at least 1 item (got [])"),
+        ("pretrain.optim.lr=fast", "pretrain.optim.lr: expected a number"),
+        ("seeds=zero", "seeds: expected a list, such as [a, b] (got 'zero')"),
+        ("seeds=true", "seeds: expected a list, such as [a, b] (got true)"),
+        ("name=10", "name: expected text (got 10; text that YAML reads other"),
+        ("name=on", "name: expected text (got true; text that YAML reads other"),
+        ("name=a b", "name: expected letters, digits, '_', '.' and '-', first a letter"),
+        ("schema=2", "schema: expected 1 (got 2)"),
+        ("distill.losses=[]", "distill.losses: expected a mapping of names"),
+        ("device.threads=four", "device.threads: expected a whole number, or null (got 'f"),
+        ("seeds=[]", "seeds: expected a list of at least 1 item (got [])"),
         ("student=null", "student: required with distill; add"),
         ("paper.claims=[better]", "paper.claims.0: "),
     ],
@@ -311,7 +311,7 @@ def test_a_wrong_type_is_told_with_its_key(refusal, override, key):
     "override, key",
     [
         ("distill.views=[{crop: 1}]", "distill.views.0.crop: no such setting"),
-        ("distill.views=[]", "distill.views: list at least 1 item (got [])"),
+        ("distill.views=[]", "distill.views: expected a list of at least 1 item, or null (got [])"),
     ],
 )
 def test_a_problem_in_a_view_is_told_by_a_key_one_can_write(refusal, override, key):
@@ -354,8 +354,11 @@ def test_a_file_that_is_no_config_is_refused_by_name(refusal, text, reason):
 def test_a_missing_file_names_the_nearest_packaged_config(tmp_path):
     with pytest.raises(UserError) as caught:
         load_experiment("quickstrt")
-    assert str(caught.value) == ("quickstrt: no such config file (did you mean 'quickstart.yaml'?)")
-    with pytest.raises(UserError, match="file; name a YAML file or a packaged config"):
+    assert str(caught.value) == (
+        "quickstrt: no such file or folder (did you mean 'quickstart'?); name a YAML file or "
+        "a packaged config, such as quickstart"
+    )
+    with pytest.raises(UserError, match="zzz: no such file or folder; name a YAML file or a pack"):
         load_experiment("zzz")
     with pytest.raises(UserError, match="is a folder; name a YAML file in it"):
         load_experiment(tmp_path)

@@ -119,7 +119,8 @@ def test_files_that_extend_each_other_thirty_deep_or_doubled_have_an_end(tmp_pat
 
 
 def test_a_missing_parent_is_told_with_the_file_that_extends_it(refusal):
-    assert "tiny.yaml: extends nope.yaml: no such config" in refusal(text="extends: nope.yaml\n")
+    message = refusal(text="extends: nope.yaml\n")
+    assert "tiny.yaml: extends nope.yaml: no such file or folder; name a YAML" in message
 
 
 def test_another_network_keeps_what_it_can_use_and_the_rest_is_said(load):

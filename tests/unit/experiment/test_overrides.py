@@ -1,7 +1,7 @@
 import pytest
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
-from ssdistill.chain.run import _shown
+from ssdistill.chain.run import _wandb_config
 from ssdistill.errors import UserError
 from ssdistill.experiment.overrides import nearest_option, plain_overrides
 from ssdistill.experiment.reading import load_experiment
@@ -97,7 +97,10 @@ def test_what_is_a_section_or_unlike_any_option_stays_a_setting(word):
 def test_an_agent_starts_a_preempted_run_once_more(form):
     # It then writes the whole config that W&B holds, its own notes included.
     first, _ = load_experiment("quickstart", ["distill.optim.lr=1e-05", "data.kind=digits"])
-    held = {"_wandb": {"cli_version": "0.13.3", "t": {"1": [1, None, True]}}, **_shown(first)}
+    held = {
+        "_wandb": {"cli_version": "0.13.3", "t": {"1": [1, None, True]}},
+        **_wandb_config(first),
+    }
     assert {"teacher_settings", "student_settings", "experiment", "losses"} <= held.keys()
     words = create_sweep_command_args({"args": {k: {"value": v} for k, v in held.items()}})[form]
     again, _ = load_experiment("quickstart", words)

@@ -140,12 +140,12 @@ def test_keys_may_be_nested_and_number_items_of_lists(write):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["sweep.search=gird"], "sweep.search: input should be 'grid', 'random' or 'tpe'"),
+        (["sweep.search=gird"], "sweep.search: expected 'grid', 'random' or 'tpe'"),
         (["sweep.search=random"], "sweep: points: required with search=random"),
         (["sweep.points=4"], "sweep: points: a grid has as many as combinations; remove points"),
-        (["sweep.points=0", "sweep.search=tpe"], "sweep.points: input should be greater than 0"),
+        (["sweep.points=0", "sweep.search=tpe"], "sweep.points: expected a number above 0"),
         (["sweep.paramters={}"], "sweep.paramters: no such setting (did you mean 'parameters'?)"),
-        (["sweep.parameters=null"], "sweep.parameters: input should be a mapping"),
+        (["sweep.parameters=null"], "sweep.parameters: expected a mapping"),
         (["sweep.maximize=null"], "sweep: set exactly one of maximize and minimize"),
         (["sweep.minimize=collapse/std"], "sweep: set exactly one of maximize and minimize"),
         (["sweep.maximize=agree/cak"], "'agree/cak' is unknown (did you mean 'agree/cka'?)"),
@@ -180,7 +180,7 @@ def test_keys_may_be_nested_and_number_items_of_lists(write):
         ([f"{LR}={{low: 0.5, high: 9, int: true}}"], "lr: int requires whole numbers for low"),
         (["sweep.parameters.name=[a, b]"], "name: is the same for all points; remove it"),
         (["sweep.parameters.distill=[{}]"], "distill.optim.lr: distill varies, too; remove one"),
-        (["sweep.held_out.fraction=1"], "sweep.held_out.fraction: input should be less than 1"),
+        (["sweep.held_out.fraction=1"], "sweep.held_out.fraction: expected a number below 1"),
     ],
 )
 def test_what_a_sweep_cannot_be_is_said_in_one_line(write, overrides, message):
@@ -202,7 +202,7 @@ def test_what_a_sweep_cannot_be_is_said_in_one_line(write, overrides, message):
             "distil.steps=[1, 2]",
             "sweep.parameters.distil.steps: no such setting (did you mean 'distill'?)",
         ),
-        ("distill.steps=[4, 0]", "sweep.parameters.distill.steps: input should be greater than 0"),
+        ("distill.steps=[4, 0]", "sweep.parameters.distill.steps: expected a number above 0"),
         ("distill.epochs=[1, 2]", "set exactly one of steps and epochs"),
     ],
 )

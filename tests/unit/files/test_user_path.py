@@ -74,7 +74,7 @@ def test_without_any_home_nothing_is_known_to_be_compiled_here(tmp_path, monkeyp
 
 
 def test_a_checkpoint_that_is_missing_is_named_with_its_key(tmp_path):
-    with pytest.raises(UserError, match=r"^teacher\.path: no file .*x\.pt"):
+    with pytest.raises(UserError, match=r"^teacher\.path: .*x\.pt: no such file or folder; check"):
         open_checkpoint(tmp_path / "x.pt")
-    with pytest.raises(UserError, match=r"^teacher\.path: no file .*: it is a folder"):
+    with pytest.raises(UserError, match=r"^teacher\.path: .*: is a folder; name a file in it"):
         open_checkpoint(tmp_path)

@@ -130,7 +130,7 @@ def pixels(x_BCHW):
 
 @pytest.fixture
 def pictures(make_store):
-    """Keyword arguments of the views of every third picture of a store."""
+    """Keyword arguments of the views of every third image of a store."""
     store, shown = make_store(30), slice(0, 30, 3)
     return {
         "images_NHWC": store.images[shown],

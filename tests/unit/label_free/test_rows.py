@@ -25,7 +25,7 @@ def test_rows_and_their_parts_are_standardized_and_end_where_they_end(z_ND, inde
     assert torch.allclose(rows(0, len(rows)), expected_GND)
     part = rows.part(1, 3)
     assert len(part) == 2 and len(rows) == expected_GND.shape[1]
-    # A last chunk is asked for whole.
+    # A last chunk is requested whole.
     assert torch.allclose(part(0, 1000), expected_GND[:, 1:3])
     assert torch.allclose(part(1, 2), expected_GND[:, 2:3])
     assert torch.allclose(part.part(1, 2)(0, 1000), expected_GND[:, 2:3])

@@ -45,7 +45,7 @@ def test_what_cannot_be_opened_or_run_is_an_error_of_one_line(tmp_path, make_enc
         orders.append(command)
         return subprocess.CompletedProcess(command, 1, "", "Traceback\nUserError: it is damaged\n")
 
-    monkeypatch.setattr(memory, "_tells", lambda: True)
+    monkeypatch.setattr(memory, "_can_reset_peak", lambda: True)
     monkeypatch.setattr(memory.subprocess, "run", start)
     with pytest.raises(
         UserError, match=f"cannot measure the memory of {tmp_path}: UserError: it is damaged"
@@ -57,7 +57,7 @@ def test_what_cannot_be_opened_or_run_is_an_error_of_one_line(tmp_path, make_enc
 def test_a_process_that_ends_without_a_word_was_killed(tmp_path, make_encoder, monkeypatch):
     save_encoder(make_encoder(), tmp_path)
     silent = subprocess.CompletedProcess([], -9, "", "\n")
-    monkeypatch.setattr(memory, "_tells", lambda: True)
+    monkeypatch.setattr(memory, "_can_reset_peak", lambda: True)
     monkeypatch.setattr(memory.subprocess, "run", lambda *_, **__: silent)
     with pytest.raises(UserError, match="its process was killed"):
         peak_memory(tmp_path)

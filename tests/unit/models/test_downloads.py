@@ -20,7 +20,7 @@ NAME = "test_resnet.r160_in1k"
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """``hub(answers)``: what is asked of the hub, which answers or not; an empty cache."""
+    """``hub(answers)``: the requests to the hub, which answers or not; an empty cache."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     asked = []
@@ -41,7 +41,7 @@ def hub(monkeypatch, tmp_path):
 
 @pytest.fixture
 def served(monkeypatch, tmp_path):
-    """What timm would download is a file here; whether the hub was to be asked, each time."""
+    """What timm would download is a file here; whether the hub was to be contacted, each time."""
     torch.manual_seed(0)
     net = timm.create_model(NAME)
     safetensors.torch.save_file(net.state_dict(), tmp_path / "model.safetensors")

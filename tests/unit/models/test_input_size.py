@@ -158,7 +158,7 @@ def test_padding_of_the_small_stem_sets_the_size_of_the_maps(padding, side, tmp_
 
 
 def test_a_spec_without_the_later_fields_is_written_as_it_always_was():
-    """Initial weights and digests of stages depend on what is written."""
+    """Initial weights and hashes of stages depend on what is written."""
     spec = EncoderSpec(name="resnet18", image_size=32)
     keys = ["name", "args", "stem", "stem_stride", "image_size", "mean", "std"]
     assert list(spec.model_dump(mode="json")) == list(json.loads(spec.model_dump_json())) == keys

@@ -99,7 +99,7 @@ def test_a_network_made_for_a_size_is_not_told_to_take_that_size(spec, side, rem
     known = {"name": "resnet18", "library": "timm", "args": {}, "input_size": None} | spec
     net = SimpleNamespace(patch_embed=None) if known.pop("patches", False) else SimpleNamespace()
     encoder = SimpleNamespace(spec=SimpleNamespace(**known), net=net)
-    assert trial._other_size(encoder, side) == f"; {remedy}"
+    assert trial._size_remedy(encoder, side) == f"; {remedy}"
 
 
 @pytest.mark.parametrize("side", [8193, 10**6, 10**12])

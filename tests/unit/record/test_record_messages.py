@@ -15,7 +15,7 @@ from ssdistill.record.run_record import load_run
         ("[]", r"not a run record \(not a JSON object\)"),
         ('{"schema": 3}', r"schema 3, this version reads 1 to 2; install the ssdistill that"),
         ('{"schema": 0}', r"schema 0, this version reads 1 to 2"),
-        ('{"schema": 2, "stage": 3}', r"not a run record \(stage: input should be a valid string"),
+        ('{"schema": 2, "stage": 3}', r"not a run record \(stage: expected text"),
     ],
 )
 def test_the_reason_stands_in_the_message(tmp_path, content, reason):

@@ -218,7 +218,7 @@ def test_unreadable_record_names_the_file(tmp_path, content):
 
 
 def test_missing_record_names_the_file(tmp_path):
-    with pytest.raises(UserError, match="no such run"):
+    with pytest.raises(UserError, match="no such file or folder; name the folder of a run"):
         load_run(tmp_path)
 
 

@@ -1,20 +1,14 @@
-"""Confusion matrices and maps of embeddings as SVG, and the projection behind the maps."""
+"""Confusion matrices and maps of embeddings as SVG."""
 
 import base64
 import io
 import re
-import sys
-from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from sklearn.decomposition import PCA
 
-from ssdistill.commands.probe.projection import check_method, project, turned
-from ssdistill.errors import UserError
 from ssdistill.report.charts.confusion import RIGHT_RGB, WRONG_RGB, confusion_svg
 from ssdistill.report.charts.embedding_map import LIGHT, _mark, _names_inside, map_svg
 from ssdistill.report.charts.legend import Entry, legend
@@ -121,71 +115,6 @@ def test_equal_points_can_be_drawn():
     root = ElementTree.fromstring(map_svg(np.zeros((5, 2)), np.zeros(5, int), ["a"], "m"))
     (places,) = dots(root).values()
     assert np.isfinite(places).all()
-
-
-def test_the_plane_is_that_of_scikit_learns_pca():
-    z_ND = torch.randn(200, 12, generator=torch.Generator().manual_seed(0))
-    z_ND[:, 3] += 4 * (torch.arange(200) % 2)
-    unit_ND = torch.nn.functional.normalize(z_ND.double(), dim=1).numpy()
-    pca = PCA(2).fit(unit_ND)
-    expected_N2 = pca.transform(unit_ND)
-    found_N2, plane = project(z_ND)
-    signs = np.sign((found_N2 * expected_N2).sum(0))
-    assert np.allclose(found_N2, expected_N2 * signs, atol=1e-9)
-    assert f"{100 * pca.explained_variance_ratio_.sum():.0f} %" in plane
-
-
-@pytest.mark.parametrize("shape", [(2, 5), (7, 1), (3, 2)])
-def test_few_images_or_dimensions_have_a_plane_too(shape):
-    found_N2, _ = project(torch.rand(shape, generator=torch.Generator().manual_seed(0)))
-    assert found_N2.shape == (shape[0], 2) and np.isfinite(found_N2).all()
-
-
-def test_a_map_is_turned_to_lie_as_another_does():
-    rng = np.random.default_rng(0)
-    points_N2 = rng.normal(size=(50, 2))
-    angle = 1.1
-    mirror = np.array([[1, 0], [0, -1]])
-    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    assert np.allclose(turned(points_N2 @ rotation @ mirror, points_N2), points_N2)
-    assert np.allclose(turned(points_N2, points_N2), points_N2)
-
-
-@pytest.mark.parametrize("seed", range(12))
-def test_the_largest_component_of_an_axis_is_positive(seed):
-    z_ND = torch.randn(9, 5, generator=torch.Generator().manual_seed(seed))
-    points_N2, _ = project(z_ND)
-    unit_ND = torch.nn.functional.normalize(z_ND.double(), dim=1)
-    axes_D2 = np.linalg.pinv((unit_ND - unit_ND.mean(0)).numpy()) @ points_N2
-    assert all(axis_D[np.abs(axis_D).argmax()] > 0 for axis_D in axes_D2.T)
-
-
-def test_equal_embeddings_vary_by_nothing():
-    points_N2, plane = project(torch.ones(5, 3))
-    assert plane == "first two principal components: 0 % of the variance"
-    assert not points_N2.any()
-
-
-def test_a_map_by_umap_is_centered_and_made_of_directions(monkeypatch):
-    class Reducer:
-        def __init__(self, n_components, metric, random_state):
-            assert (n_components, metric) == (2, "cosine")
-
-        def fit_transform(self, unit_ND):
-            assert np.allclose(np.linalg.norm(unit_ND, axis=1), 1)
-            return unit_ND[:, :2] + 5
-
-    monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=Reducer))
-    points_N2, plane = project(torch.rand(9, 4), "umap")
-    assert np.allclose(points_N2.mean(0), 0) and points_N2.std() > 0
-    assert plane == "UMAP of cosine distances"
-
-
-def test_umap_is_asked_for_by_what_installs_it(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'ssdistill\[umap\]'"):
-        check_method("umap")
-    check_method("pca")
 
 
 @pytest.mark.parametrize(("below", "shown"), [(100, "AB"), (18, "AB"), (12, "A")])

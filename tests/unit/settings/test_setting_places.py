@@ -16,8 +16,10 @@ from ssdistill.settings.places import hint, setting_places
         ("budget=time", "'budget' belongs in compare.NAME.budget"),
         ("distill.image_size=32", "distill.image_size: no such setting; 'image_size' belongs in "
                                   "data.image_size"),
-        ("pretrain.kind=simclr pretrain.momentum=0.9", "'momentum' belongs in pretrain.momentum "
-                                                       "(kind byol, dino, moco, …), pretrain."),
+        ("pretrain.kind=simclr pretrain.momentum=0.9", "pretrain.momentum: no such setting; "
+            "'momentum' belongs to kind byol, dino, moco, …, or in pretrain.optim.momentum, "),
+        ("data.path=x", "data.path: no such setting; 'path' belongs to kind arrow, folder, hdf5, …,"
+                        " or in teacher.path (kind checkpoint, run)"),
         ("selct=rankme", "selct: no such setting (did you mean 'select'?); 'select' belongs in "),
         ("seed=3", "seed: no such setting (did you mean 'seeds'?); 'seed' belongs in pretrain."),
     ],
@@ -38,8 +40,11 @@ def test_every_field_of_a_section_has_its_place():
             assert f"{section}.{name}" in places[name]
 
 
-def test_a_key_that_nothing_has_gets_no_hint():
-    assert hint("zzzzz", ["seeds"], Experiment) == ""
+def test_a_key_that_is_like_nothing_gets_the_known_ones():
+    assert hint("zzzzz", ["seeds", "data"], Experiment) == "; known: seeds, data"
+    many = [f"key{number}" for number in range(13)]
+    assert hint("zzzzz", many, Experiment) == f"; known: {', '.join(many[:12])}, …"
+    assert hint("zzzzz", [], Experiment) == ""
 
 
 def test_a_key_that_looks_like_its_sibling_is_only_that():

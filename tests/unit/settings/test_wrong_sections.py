@@ -101,10 +101,10 @@ def test_a_value_that_is_no_section_is_told_what_may_stand_there(top):
             line = wording_of(tree_of(path, value), path)
             if line is None:
                 continue
-            if "input should be" in line:
+            if ": expected" in line:
                 told += 1
                 assert ("or null" in line) == may_be_null, line
-                assert re.search("a mapping|a list, such as", line), line
+                assert re.search("a mapping|a list, such as|a list of at least", line), line
                 shown = "null" if value is None else "true" if value is True else repr(value)
                 assert f"(got {shown}" in line, line
             if may_be_null:
@@ -115,7 +115,7 @@ def test_a_value_that_is_no_section_is_told_what_may_stand_there(top):
 def test_a_list_in_place_of_a_section_is_refused_by_key_and_remedy():
     with pytest.raises(UserError) as refusal:
         load_experiment("quickstart", ["evaluate=[]"])
-    assert "evaluate: input should be a mapping of settings, or null to leave it out (got [])" in (
+    assert "evaluate: expected a mapping of settings, or null to leave it out (got [])" in (
         str(refusal.value)
     )
 
@@ -123,19 +123,19 @@ def test_a_list_in_place_of_a_section_is_refused_by_key_and_remedy():
 @pytest.mark.parametrize(
     "tree, text",
     [
-        ({"pretrain": 3}, "pretrain: input should be a mapping with a kind, such as {kind: "),
+        ({"pretrain": 3}, "pretrain: expected a mapping with a kind, such as {kind: "),
         ({"data": {"root": "x"}}, "data.kind: required; known: arrow, "),
-        ({"compare": []}, "compare: input should be a mapping of names to values (got [])"),
-        ({"seeds": {"a": 1}}, "seeds: input should be a list, such as [a, b] (got a mapping)"),
-        ({"compress": None}, "compress: input should be a list, such as [a, b] (got null)"),
-        ({"paper": {"claims": [3]}}, "paper.claims.0: input should be a mapping of settings (got"),
-        ({"distill": {"views": 3, "losses": {}}}, "distill.views: input should be a list, such as "
+        ({"compare": []}, "compare: expected a mapping of names to values (got [])"),
+        ({"seeds": {"a": 1}}, "seeds: expected a list, such as [a, b] (got a mapping)"),
+        ({"compress": None}, "compress: expected a list, such as [a, b] (got null)"),
+        ({"paper": {"claims": [3]}}, "paper.claims.0: expected a mapping of settings (got"),
+        ({"distill": {"views": 3, "losses": {}}}, "distill.views: expected a list, such as "
                                                   "[a, b], or null (got 3)"),
-        ({"distill": {"views": [{"scale": [0.2]}], "losses": {}}}, "distill.views.0.scale: input "
-                                                     "should be a list of 2 values (got [0.2])"),
+        ({"distill": {"views": [{"scale": [0.2]}], "losses": {}}}, "distill.views.0.scale: "
+                                                     "expected a list of 2 values (got [0.2])"),
         ({"distill": {"views": [{"scale": [1, 1, 1]}], "losses": {}}}, "distill.views.0.scale: "
-                                                     "input should be a list of 2 values (got [1"),
-        ({"distill": {"losses": {}}}, "losses: mapping should have at least 1 item"),
+                                                     "expected a list of 2 values (got [1"),
+        ({"distill": {"losses": {}}}, "losses: expected a mapping of at least 1 item"),
     ],
 )  # fmt: skip
 def test_what_may_stand_there_is_said_in_the_words_of_yaml(tree, text):
@@ -165,4 +165,4 @@ def test_other_readers_name_no_class_either(tmp_path):
     ):
         with pytest.raises(UserError) as refusal:
             attempt()
-        assert "input should be a mapping" in str(refusal.value)
+        assert "expected a mapping" in str(refusal.value)

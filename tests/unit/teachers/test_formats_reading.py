@@ -198,7 +198,7 @@ def test_what_a_library_says_of_a_damaged_file_is_passed_on(tmp_path):
 
 def test_a_missing_file_is_named(tmp_path):
     for look in (read, sha256_of):
-        with pytest.raises(UserError, match=r"no file .*gone\.pth"):
+        with pytest.raises(UserError, match=r"gone\.pth: no such file or folder; check the path"):
             look(tmp_path / "gone.pth")
 
 

@@ -64,7 +64,7 @@ def test_a_config_describes_it_and_no_file_is_needed_for_that():
     made = TEACHERS.build(settings)
     assert made.kind == "checkpoint" and made.settings.stem == "small"
     for look in (made.identity, lambda: made.load(IMAGE_SPEC)):
-        with pytest.raises(UserError, match=r"no file gone\.ckpt"):
+        with pytest.raises(UserError, match=r"gone\.ckpt: no such file or folder"):
             look()
 
 

@@ -29,7 +29,7 @@ AS_PUBLISHED = {"aux_logits": False, "transform_input": True, "init_weights": Fa
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-def pictures(size=64):
+def make_images(size=64):
     return ImageSpec(size, (0.1, 0.2, 0.3), (0.3, 0.2, 0.1))
 
 
@@ -85,7 +85,7 @@ def assert_sees_like(encoder, net, side, given=64):
 )
 def test_a_network_that_timm_has_too_is_built_by_timm(name, twin, tap, nets, tmp_path):
     net, path = nets(name)
-    encoder, notices = TorchvisionModel(name=name, weights=path).load(pictures())
+    encoder, notices = TorchvisionModel(name=name, weights=path).load(make_images())
     assert (encoder.spec.library, encoder.spec.name) == ("timm", twin)
     assert (encoder.spec.image_size, encoder.spec.input_size) == (64, 224)
     assert not encoder.training
@@ -104,7 +104,7 @@ def test_a_network_that_timm_has_too_is_built_by_timm(name, twin, tap, nets, tmp
 @pytest.mark.parametrize("name", ["shufflenet_v2_x0_5", "googlenet"])
 def test_a_network_that_timm_lacks_gives_embeddings_without_maps(name, nets, tmp_path):
     net, path = nets(name)
-    encoder, notices = TorchvisionModel(name=name, weights=path, input_size=96).load(pictures())
+    encoder, notices = TorchvisionModel(name=name, weights=path, input_size=96).load(make_images())
     assert (encoder.spec.library, encoder.spec.name) == ("torchvision", name)
     assert "has no timm equivalent" in notices[0] and "to 96 pixels internally" in notices[1]
     assert_sees_like(encoder, net, 96)
@@ -125,7 +125,7 @@ def test_a_network_of_the_same_name_that_computes_something_else_stays_torchvisi
     other = ("mobilenetv3_small_100", {"bn_eps": 1e-2})
     monkeypatch.setitem(torchvision_twins.EQUIVALENTS, "mobilenet_v3_small", other)
     teacher = TorchvisionModel(name="mobilenet_v3_small", weights=path, input_size=64)
-    encoder, _ = teacher.load(pictures())
+    encoder, _ = teacher.load(make_images())
     assert encoder.spec.library == "torchvision"
 
 
@@ -170,7 +170,7 @@ def test_files_of_densenet_have_names_of_old(nets, tmp_path):
     assert "features.denseblock1.denselayer1.norm.1.weight" in state
     torch.save(state, tmp_path / "old.pth")
     teacher = TorchvisionModel(name="densenet121", weights=str(tmp_path / "old.pth"), input_size=64)
-    encoder, _ = teacher.load(pictures())
+    encoder, _ = teacher.load(make_images())
     assert encoder.spec.library == "timm"
     assert_sees_like(encoder, net, 64)
 
@@ -178,7 +178,7 @@ def test_files_of_densenet_have_names_of_old(nets, tmp_path):
 @pytest.mark.parametrize("given, side", [(64, 224), (256, None)])
 def test_images_larger_than_the_weights_size_are_seen_as_they_are(given, side, nets):
     _, path = nets("shufflenet_v2_x0_5")
-    encoder, _ = TorchvisionModel(name="shufflenet_v2_x0_5", weights=path).load(pictures(given))
+    encoder, _ = TorchvisionModel(name="shufflenet_v2_x0_5", weights=path).load(make_images(given))
     assert encoder.spec.input_size == side
     assert encoder.spec.mean == pytest.approx(IMAGENET[0])
 
@@ -194,7 +194,7 @@ def test_published_weights_are_fetched_by_name_and_checked(weights, nets, monkey
 
     monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", fetch)
     teacher = TorchvisionModel(name="shufflenet_v2_x0_5", weights=weights, input_size=64)
-    encoder, _ = teacher.load(pictures())
+    encoder, _ = teacher.load(make_images())
     assert_sees_like(encoder, net, 64)
     ((url, how),) = asked
     assert url == teacher.identity()["url"] and how["check_hash"] and how["weights_only"]
@@ -206,7 +206,7 @@ def test_without_a_connection_a_file_is_suggested(monkeypatch):
 
     monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", fail)
     with pytest.raises(UserError) as caught:
-        TorchvisionModel(name="resnet18").load(pictures())
+        TorchvisionModel(name="resnet18").load(make_images())
     message = str(caught.value)
     assert message.startswith("teacher.name: weights of torchvision's 'resnet18' cannot be")
     assert "teacher.weights=FILE" in message and "\n" not in message
@@ -226,8 +226,8 @@ def test_identity_is_the_file_or_the_weights_of_a_name(tmp_path):
 
 def test_weights_that_are_neither_a_name_nor_a_file_are_refused():
     teacher = TorchvisionModel(name="resnet50", weights="IMAGENET1K_V3")
-    for ask in (teacher.identity, lambda: teacher.load(pictures())):
-        with pytest.raises(UserError, match=r"teacher\.weights: no file IMAGENET1K_V3.*1K_V2"):
+    for ask in (teacher.identity, lambda: teacher.load(make_images())):
+        with pytest.raises(UserError, match=r"weights=IMAGENET1K_V3: no such file .*1K_V2"):
             ask()
 
 
@@ -238,11 +238,11 @@ def test_weights_with_other_keys_are_refused_by_name(nets, tmp_path):
     torch.save(state, tmp_path / "w.pth")
     teacher = TorchvisionModel(name="shufflenet_v2_x0_5", weights=str(tmp_path / "w.pth"))
     with pytest.raises(UserError, match=r"teacher\.weights: .*lacks 1 keys \(conv1\.0\.weight\)"):
-        teacher.load(pictures())
+        teacher.load(make_images())
     state["conv1.0.weight"] = torch.zeros(1)
     torch.save(state, tmp_path / "w.pth")
     with pytest.raises(UserError, match="size mismatch") as caught:
-        teacher.load(pictures())
+        teacher.load(make_images())
     assert "\n" not in str(caught.value)
 
 
@@ -250,7 +250,7 @@ def test_a_file_that_is_no_file_of_tensors_is_refused(tmp_path):
     (tmp_path / "w.pth").write_text("not weights")
     teacher = TorchvisionModel(name="shufflenet_v2_x0_5", weights=str(tmp_path / "w.pth"))
     with pytest.raises(UserError, match=r"teacher\.weights: cannot read .*w\.pth") as caught:
-        teacher.load(pictures())
+        teacher.load(make_images())
     assert "\n" not in str(caught.value)
 
 

@@ -1,4 +1,4 @@
-"""Waiting for data: what share of the steps it takes, and when that is said."""
+"""Waiting for data: what fraction of the steps it takes, and when that is said."""
 
 from types import SimpleNamespace
 

@@ -4,10 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ssdistill.commands.probe.arguments import ask
-from ssdistill.commands.probe.findings import Findings, Probed, spread
-from ssdistill.commands.probe.names import short_names
 from ssdistill.errors import UserError
+from ssdistill.evaluate.comparing.findings import Findings, Probed, spread
+from ssdistill.evaluate.comparing.requested import ask
+from ssdistill.evaluate.comparing.short_names import short_names
 from ssdistill.evaluate.functions import as_device
 from ssdistill.evaluate.opening.arguments import (
     check_image_size,
@@ -72,7 +72,7 @@ def probe(
     shown = open_images(data, data_settings, sizes=[s for s in sizes if s], root=root)
     if not shown.labeled:
         requested = _without_labels(shown, protocols)
-    requested, left_out = _of_several(shown, requested, protocols)
+    requested, left_out = _suitable_protocols(shown, requested, protocols)
     findings: list[Findings] = []
     for number, (name, what) in enumerate(sources.items(), start=1):
         if progress and len(sources) > 1:
@@ -89,7 +89,7 @@ def probe(
             precision=precision,
             progress=progress,
         )
-        findings.append(_judge(subject, opened, requested, findings[0] if findings else None))
+        findings.append(_evaluated(subject, opened, requested, findings[0] if findings else None))
     if requested and not any(model.results for model in findings):
         raise UserError(next(why for model in findings for why in model.refused.values()))
     return Probed(tuple(findings), shown, tuple(requested), margin, left_out)
@@ -117,7 +117,7 @@ def _without_labels(shown: Shown, protocols: Sequence[str] | None) -> list[Proto
     return []
 
 
-def _of_several(
+def _suitable_protocols(
     shown: Shown, requested: list[Protocol], names: Sequence[str] | None
 ) -> tuple[list[Protocol], tuple[str, ...]]:
     """Return the protocols that accept several labels per image, and the names of the others.
@@ -145,7 +145,7 @@ def _sources(models: Any) -> dict[str, Any]:
     return sources
 
 
-def _judge(
+def _evaluated(
     subject: Subject, opened: Opened, asked: Sequence[Protocol], first: Findings | None
 ) -> Findings:
     """Evaluate one model: cost, label-free metrics and every protocol."""

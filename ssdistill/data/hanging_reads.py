@@ -136,7 +136,7 @@ class _Job(Generic[S, T]):
                 self.finished.release()
 
 
-class PatientPool:
+class AbandoningPool:
     """Threads that work on lists of items, and are replaced if a read of theirs does not return.
 
     Reads are those by ``ssdistill.data.retry.retried``.
@@ -156,7 +156,7 @@ class PatientPool:
             self._start()
         self._stop = weakref.finalize(self, _stop, self._jobs, threads)
 
-    def __enter__(self) -> "PatientPool":
+    def __enter__(self) -> "AbandoningPool":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -190,7 +190,10 @@ class PatientPool:
 
     def _start(self, *task: Any) -> None:
         threading.Thread(
-            target=_serve, args=(self._jobs, self._initializer, *task), name=self._name, daemon=True
+            target=_work_on_jobs,
+            args=(self._jobs, self._initializer, *task),
+            name=self._name,
+            daemon=True,
         ).start()
 
 
@@ -199,7 +202,7 @@ def _stop(jobs: "SimpleQueue[_Job | None]", threads: int) -> None:
         jobs.put(None)
 
 
-def _serve(
+def _work_on_jobs(
     jobs: "SimpleQueue[_Job | None]",
     initializer: Callable[[], None] | None,
     job: _Job | None = None,

@@ -79,6 +79,20 @@ class Probed:
         return self.shown.labels_of(self.rows)
 
     @cached_property
+    def classes(self) -> tuple[np.ndarray | None, list[str]]:
+        """Positions in a list of names of those images' classes, and this list, for a map.
+
+        Classes that none of the images has are not in it; None and no names without labels.
+        """
+        if self.labels_N is None:
+            return None, []
+        label_K, class_N = np.unique(self.labels_N, return_inverse=True)
+        names = getattr(self.shown.test, "class_names", None)
+        if names is None or int(label_K.max()) >= len(names):
+            return class_N, [str(label) for label in label_K.tolist()]
+        return class_N, [names[label] for label in label_K.tolist()]
+
+    @cached_property
     def comparisons(self) -> tuple[Comparison, ...]:
         """Every model against the first, by every protocol that answers image by image."""
         first, *others = self.models

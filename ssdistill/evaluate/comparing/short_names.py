@@ -26,7 +26,7 @@ def short_names(sources: Sequence[str]) -> list[str]:
     twice = [source for source in sources if sources.count(source) > 1]
     if twice:
         raise UserError(f"{twice[0]} is listed twice; list it once")
-    for parts_of in (_bare, _telling, _with_file):
+    for parts_of in (_name_parts, _informative_parts, _with_file):
         parts = [parts_of(source) for source in sources]
         names = [_shortest(one, [p for p in parts if p is not one]) for one in parts]
         if len(set(names)) == len(names):
@@ -39,10 +39,10 @@ def _with_file(source: str) -> list[str]:
     return [part for part in re.split(r"[/\\@:]", source) if part not in ("", ".", "..")]
 
 
-def _bare(source: str) -> list[str]:
+def _name_parts(source: str) -> list[str]:
     if role := _role(Path(source)):
         return [role]
-    return [DIGEST.sub("", part) for part in _telling(source)]
+    return [DIGEST.sub("", part) for part in _informative_parts(source)]
 
 
 def _role(path: Path) -> str | None:
@@ -50,7 +50,7 @@ def _role(path: Path) -> str | None:
     return next(filter(None, map(role_of, (path, *path.parents[:2]))), None)
 
 
-def _telling(source: str) -> list[str]:
+def _informative_parts(source: str) -> list[str]:
     if named := named_encoder(source):
         return [named.name]
     path = PurePath(source)

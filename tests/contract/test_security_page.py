@@ -16,7 +16,7 @@ from ssdistill.experiment.reading import load_experiment
 from ssdistill.settings.registry import RUNTIMES, TEACHERS
 from ssdistill.train.checkpoint import load_checkpoint
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "SECURITY.md").read_text()
 NAMED = re.findall(r"`(tests/\S+\.py)::(\w+)`", PAGE)
 

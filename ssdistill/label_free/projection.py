@@ -3,7 +3,6 @@
 from typing import Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -24,21 +23,20 @@ def project(z_ND: Tensor, method: Method = "pca") -> tuple[np.ndarray, str]:
     Raises:
         UserError: UMAP is requested and ``umap-learn`` is not installed.
     """
-    unit_ND = functional.normalize(z_ND.double(), dim=1)
+    unit_ND = functional.normalize(z_ND.double(), dim=1).numpy()
     if method == "umap":
-        return _umap(unit_ND.numpy()), "UMAP of cosine distances"
+        return _umap(unit_ND), "UMAP of cosine distances"
+    from sklearn.decomposition import PCA
+
     centered_ND = unit_ND - unit_ND.mean(0)
-    values, vectors_DD = torch.linalg.eigh(centered_ND.T @ centered_ND)
-    axes_D2 = vectors_DD[:, -2:].flip(1)
-    if axes_D2.shape[1] < 2:
-        axes_D2 = functional.pad(axes_D2, (0, 2 - axes_D2.shape[1]))
-    # Eigenvectors have no sign; the largest component shall be positive.
-    largest = axes_D2.gather(0, axes_D2.abs().argmax(0, keepdim=True))
-    axes_D2 = axes_D2 * torch.where(largest < 0, -1.0, 1.0)
-    total = values.clamp(min=0).sum().clamp(min=1e-30)
-    share = 100 * values[-2:].clamp(min=0).sum() / total
-    plane = f"first two principal components: {share:.0f} % of the variance"
-    return (centered_ND @ axes_D2).numpy(), plane
+    pca = PCA(min(2, *unit_ND.shape), svd_solver="covariance_eigh")
+    with np.errstate(invalid="ignore"):  # its own fractions, of embeddings that are equal
+        points_N2 = pca.fit_transform(centered_ND)
+    points_N2 = np.pad(points_N2, ((0, 0), (0, 2 - points_N2.shape[1])))
+    # Equal embeddings vary by rounding, which is no variance.
+    total = max(centered_ND.var(0, ddof=1).sum(), 1e-30)
+    percent = 100 * pca.explained_variance_.sum() / total
+    return points_N2, f"first two principal components: {percent:.0f} % of the variance"
 
 
 def turned(points_N2: np.ndarray, reference_N2: np.ndarray) -> np.ndarray:
@@ -46,8 +44,10 @@ def turned(points_N2: np.ndarray, reference_N2: np.ndarray) -> np.ndarray:
 
     Distances within the map stay what they are.
     """
-    left_22, _, right_22 = np.linalg.svd(points_N2.T @ reference_N2)
-    return points_N2 @ left_22 @ right_22
+    from scipy.linalg import orthogonal_procrustes
+
+    rotation_22, _ = orthogonal_procrustes(points_N2, reference_N2)
+    return points_N2 @ rotation_22
 
 
 def check_method(method: str) -> None:

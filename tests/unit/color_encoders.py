@@ -12,7 +12,7 @@ from ssdistill.models.representation import Representation
 
 
 class Colors(nn.Module):
-    """Mean color of a picture, times a weight: three features."""
+    """Mean color of an image, times a weight: three features."""
 
     def __init__(self):
         super().__init__()
