@@ -50,12 +50,11 @@ class Given:
     def has_labels(self) -> bool:
         return self.labels is not None or (not self.is_array and _label(self.first) is not None)
 
-    @cached_property
-    def first(self) -> Any:
-        """The first item of a dataset, or the first path.
+    def __len__(self) -> int:
+        """Number of images.
 
         Raises:
-            UserError: no images, or no dataset.
+            UserError: none, or what has no length.
         """
         try:
             count = len(self.images)
@@ -66,6 +65,16 @@ class Given:
             ) from None
         if not count:
             raise UserError(f"{self.name}: no images; pass at least one")
+        return count
+
+    @cached_property
+    def first(self) -> Any:
+        """The first item of a dataset, or the first path.
+
+        Raises:
+            UserError: no images, or no dataset.
+        """
+        len(self)
         try:
             return self.images[0]
         except (KeyError, TypeError) as error:
@@ -124,7 +133,7 @@ class Given:
                 sha256.update(np.ascontiguousarray(array[start : start + rows]).tobytes())
             return sha256.hexdigest()
         self._require_same()
-        count = len(self.images)
+        count = len(self)
         for (i,), *_ in with_bar((((i,),) for i in range(count)), count, f"reading {self.name}"):
             _hash(_pixels(_image(self.images[i]), self.name), sha256)
         return sha256.hexdigest()
@@ -150,7 +159,7 @@ class DatasetSplit(RawSplit):
         self.title, self._given, self._row_M = title, given, row_M
 
     def __len__(self) -> int:
-        return len(self._given.images) if self._row_M is None else len(self._row_M)
+        return len(self._given) if self._row_M is None else len(self._row_M)
 
     def _row(self, i: int) -> int:
         return int(i) if self._row_M is None else int(self._row_M[i])
@@ -197,7 +206,7 @@ class DatasetSplit(RawSplit):
             items = self._given.images
             labels = [_label(items[i]) for i in range(len(items))]
         name = f"{self.title}: its labels"
-        label_N = class_labels(labels, name, len(self._given.images))
+        label_N = class_labels(labels, name, len(self._given))
         return label_N if self._row_M is None else label_N[self._row_M]
 
 

@@ -26,6 +26,7 @@ from ssdistill.teachers.formats.tensors import not_finite
 
 TIMM = "timm:"
 KEY = "encoder.weights"
+INSIDE = "net."
 SHOWN = 3
 """Names of tensors that a message lists."""
 
@@ -127,21 +128,34 @@ def _tensors(encoder: Encoder, weights: str) -> Mapping[str, Tensor]:
         return load_encoder(_artifact(weights)).net.state_dict()
     state = flat_state(read(path), path)
     if encoder.spec.library != "timm":
-        return _of_own_net(encoder, state)
+        # In its wrapper all names of the module begin with this.
+        state = {f"{INSIDE}{name.removeprefix(INSIDE)}": t for name, t in state.items()}
+        return _unprefixed(state, encoder.net.state_dict(), INSIDE)
     try:
         return take_apart(state, "auto", "auto", path).backbone
-    except UserError:
-        return state  # a plain state dict of the network itself, perhaps
+    except UserError:  # a state dict of no project that is known
+        return _unprefixed(state, encoder.net.state_dict())
 
 
-def _of_own_net(encoder: Encoder, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors by the names that they have in the wrapper of a network that is not timm's."""
-    known = encoder.net.state_dict()
-    for prefix in ("", "net."):
-        renamed = {f"{prefix}{name}": tensor for name, tensor in state.items()}
-        if renamed.keys() & known.keys():
-            return renamed
-    return state
+def _unprefixed(
+    state: dict[str, Tensor], own: Mapping[str, Tensor], inside: str = ""
+) -> dict[str, Tensor]:
+    """Tensors without the prefix, such as ``backbone.``, under which most of them fit."""
+    prefixes = {inside}
+    for name in state:
+        for known in own:
+            if name.endswith(f".{known.removeprefix(inside)}"):
+                prefixes.add(name.removesuffix(known.removeprefix(inside)))
+
+    def fitting(prefix: str) -> int:
+        return sum(
+            f"{inside}{name.removeprefix(prefix)}" in own
+            for name in state
+            if name.startswith(prefix)
+        )
+
+    best = max(sorted(prefixes, key=len), key=fitting)
+    return {f"{inside}{n.removeprefix(best)}": t for n, t in state.items() if n.startswith(best)}
 
 
 def _fit(encoder: Encoder, state: Mapping[str, Tensor], weights: str) -> Start:

@@ -47,10 +47,10 @@ class PythonObject(PartedSource):
         return {}  # their content tells them apart
 
     def _total(self) -> int:
-        return len(self._given[0].images)
+        return len(self._given[0])
 
     @property
-    def _own_test(self) -> bool:
+    def _has_test_images(self) -> bool:
         return self._given[1] is not None
 
     @property
