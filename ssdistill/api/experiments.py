@@ -145,8 +145,8 @@ def encoder_section(network: Network, root: str | Path) -> dict[str, Any]:
     """What a config says of a network that is trained."""
     if isinstance(network, Mapping):
         return dict(network)
-    if isinstance(network, str | Path):
-        return {"name": str(network)}
+    if not isinstance(network, nn.Module):
+        return {"name": _text(network)}
     made = _as_encoder(network)
     if is_made_anew(made):
         section: dict[str, Any] = {"name": made.spec.name}
@@ -172,7 +172,7 @@ def teacher_section(network: Network, root: str | Path) -> dict[str, Any]:
         return dict(network)
     if isinstance(network, nn.Module):
         return {"kind": "run", "path": str(given_encoder(_as_encoder(network), root))}
-    text = str(network)
+    text = _text(network)
     if text.startswith(TIMM):
         return {"kind": "timm", "name": text.removeprefix(TIMM)}
     if user_path(text).is_file() and user_path(text).suffix != ".json":
@@ -181,6 +181,15 @@ def teacher_section(network: Network, root: str | Path) -> dict[str, Any]:
             f"{{'kind': 'checkpoint', 'path': …, 'encoder': {{'name': …}}}}"
         )
     return {"kind": "run", "path": text}
+
+
+def _text(network: Any) -> str:
+    if isinstance(network, str | Path):
+        return str(network)
+    raise UserError(
+        f"expected a module, a name, a path or settings, got {shortened(repr(network))}; wrap a "
+        "function that returns a module with ssdistill.encoder"
+    )
 
 
 def _as_encoder(network: nn.Module) -> Encoder:

@@ -70,7 +70,7 @@ def test_a_part_is_loaded_and_counted(tmp_path):
     after, source = values(fresh), values(trained)
     fits = [name for name in after if source[name].shape == after[name].shape]
     others = [name for name in after if source[name].shape != after[name].shape]
-    assert 0 < len(others) and equal(after, source, fits) and equal(after, before, others)
+    assert len(others) > 0 and equal(after, source, fits) and equal(after, before, others)
     assert start.loaded == len(fits) and sorted(start.other_shapes) == sorted(others)
     assert start.ignored == ["extra.weight"] and start.missing == []
     said = start.text("w")

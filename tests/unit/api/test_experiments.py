@@ -1,0 +1,197 @@
+"""Distill, compress and pretrain from a program, with networks and images of its own."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch import nn
+
+import ssdistill
+from ssdistill.api.networks import encoder
+from ssdistill.errors import UserError
+from ssdistill.experiment.schema import Experiment
+
+SIZE = 16
+QUICK = {"device": {"threads": 1, "precision": "fp32", "memory_format": "contiguous"}}
+IMAGES_NHWC = np.random.default_rng(0).integers(0, 256, (60, SIZE, SIZE, 3)).astype(np.uint8)
+
+
+class Cells(nn.Module):
+    def __init__(self, width: int = 16):
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, width, 3, 2, 1), nn.BatchNorm2d(width), nn.ReLU())
+        self.last = nn.Sequential(nn.Conv2d(width, 2 * width, 3, 2, 1), nn.ReLU())
+
+    def forward(self, x_BCHW):
+        return {"pooled": self.last(self.first(x_BCHW)).mean((2, 3))}
+
+
+def pooled(output):
+    return output["pooled"]
+
+
+def cells(width: int = 16, **options):
+    torch.manual_seed(width)
+    return encoder(Cells(width), image_size=SIZE, embedding=pooled, **options)
+
+
+def untouched(*_, **__):
+    raise AssertionError("labels were read")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def distilled(root):
+    student = encoder(
+        lambda: Cells(16),
+        image_size=SIZE,
+        embedding=pooled,
+        taps={"early": "first"},
+        name="cells16",
+    )
+    losses = {"feature": "simreg", "queue": {"kind": "infonce", "weight": 0.2, "queue": 32}}
+    return ssdistill.distill(
+        student, cells(), IMAGES_NHWC, losses, steps=3, batch_size=10, root=root, config=QUICK
+    )
+
+
+def test_the_student_is_trained_and_opened(distilled):
+    student = distilled.student
+    assert student.embed_dim == 32 and student.spec.name == "cells16"
+    seen = student(torch.from_numpy(IMAGES_NHWC[:4]).permute(0, 3, 1, 2) / 255)
+    assert seen.embedding_BD.shape == (4, 32)
+    assert distilled.metrics()["train/steps"] == 3
+    assert list(distilled.models) == ["untrained", "teacher", "distilled"]
+    untrained = distilled.load("untrained").state_dict()
+    assert any(not torch.equal(v, untrained[k]) for k, v in student.state_dict().items())
+
+
+def test_it_leaves_the_records_of_an_experiment(distilled, root):
+    record = json.loads((distilled.folder.parent / "run.json").read_text())
+    assert record["status"] == "finished" and record["stage"] == "distill"
+    assert record["config"]["plugins"].keys() == {"__main__.cells16"}
+    assert (distilled.report.folder / "report.html").is_file()
+    assert distilled.metrics("teacher")["agree/cka"] == 1
+    with pytest.raises(UserError, match="no model 'teahcer' .did you mean 'teacher'"):
+        distilled.load("teahcer")
+
+
+def test_its_config_is_that_of_a_file(distilled, root, tmp_path):
+    tree = yaml.safe_load(distilled.config)
+    assert tree["student"] == {"encoder": {"name": "cells16"}}
+    assert tree["data"]["kind"] == "object" and tree["evaluate"] is None
+    Experiment.model_validate(tree)
+    (tmp_path / "same.yaml").write_text(distilled.config)
+    for config in (tree, tmp_path / "same.yaml"):
+        again = ssdistill.run(config, root=root)
+        assert again.records == distilled.report.records
+
+
+def test_a_second_call_does_nothing_again(distilled, root, monkeypatch):
+    monkeypatch.setattr("ssdistill.chain.run.do", None)
+    student = encoder(
+        lambda: Cells(16),
+        image_size=SIZE,
+        embedding=pooled,
+        taps={"early": "first"},
+        name="cells16",
+    )
+    losses = {"feature": "simreg", "queue": {"kind": "infonce", "weight": 0.2, "queue": 32}}
+    again = ssdistill.distill(
+        student, cells(), IMAGES_NHWC, losses, steps=3, batch_size=10, root=root, config=QUICK
+    )
+    assert again.folder == distilled.folder
+
+
+def test_it_shows_itself(distilled):
+    assert "distilled" in repr(distilled) and str(distilled.folder) in repr(distilled)
+    html = distilled._repr_html_()
+    assert "<table>" in html and "<svg" in html and "distilled</td>" in html
+
+
+def test_what_was_distilled_is_compressed(distilled, root):
+    steps = ["prune", {"kind": "refit", "images": 30}]
+    small = ssdistill.compress(distilled.student, IMAGES_NHWC, steps, root=root, config=QUICK)
+    assert list(small.models) == ["teacher", "pruned", "refitted"]
+    before, after = (small.metrics(name)["compress/macs"] for name in ("teacher", "refitted"))
+    assert after <= 0.5 * before
+    x_BCHW = torch.rand(2, 3, SIZE, SIZE)
+    assert small.model(x_BCHW).embedding_BD.shape == (2, 32)
+    given = ssdistill.load(small.models["teacher"])
+    assert torch.equal(given(x_BCHW).embedding_BD, distilled.student(x_BCHW).embedding_BD)
+
+
+def test_a_module_starts_from_its_own_weights(root):
+    module = cells(8)
+    result = ssdistill.pretrain(
+        module, IMAGES_NHWC, "byol", steps=1, batch_size=10, root=root, config=QUICK
+    )
+    weights = result.tree["teacher"]["encoder"]["weights"]
+    start = ssdistill.load(weights)
+    assert all(
+        torch.equal(v, start.net.state_dict()[k]) for k, v in module.net.state_dict().items()
+    )
+    assert result.main == "byol" and result.metrics()["train/steps"] == 1
+
+
+def test_two_modules_of_one_class_are_two_networks():
+    narrow, wide = cells(4), cells(6)
+    assert narrow.spec.name != wide.spec.name
+    assert narrow.fresh_net().net.last[0].out_channels == 8
+    assert wide.fresh_net().net.last[0].out_channels == 12
+    assert cells(4).spec.name == narrow.spec.name
+
+
+def test_labels_are_not_read(root, monkeypatch):
+    labels_N = np.arange(60) % 3
+    monkeypatch.setattr("ssdistill.data.array_rows.ArrayRows.labels", untouched)
+    result = ssdistill.distill(
+        cells(8), cells(), (IMAGES_NHWC, labels_N), steps=1, batch_size=10, root=root, config=QUICK
+    )
+    assert not any("top1" in name for name in result.metrics())
+
+
+def test_evaluation_reads_them_where_it_is_asked_for(root):
+    labels_N = np.arange(60) % 3
+    data = ((IMAGES_NHWC[:40], labels_N[:40]), (IMAGES_NHWC[40:], labels_N[40:]))
+    config = QUICK | {"evaluate": {"linear": {"folds": 2}, "knn": None, "low_shot": None}}
+    result = ssdistill.distill(
+        cells(8), cells(), data, steps=1, batch_size=10, root=root, config=config
+    )
+    assert 0 <= result.metrics()["probe/linear/top1"] <= 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"losses": "simregg"}, "distill.distill.losses.simregg.kind: 'simregg' is unknown"),
+        ({"steps": -1}, "distill.distill.steps"),
+        ({"stepps": 1}, "stepps"),
+        ({"config": {"devise": {}}}, "devise"),
+    ],
+)
+def test_wrong_arguments_are_named(root, arguments, said):
+    options = {"losses": "simreg", "steps": 1, "root": root} | arguments
+    with pytest.raises(UserError) as refused:
+        ssdistill.distill(cells(8), cells(), IMAGES_NHWC, **options)
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "said"),
+    [
+        ("nowhere", "nowhere"),
+        (__file__, "a checkpoint does not say its network"),
+        (3, "expected a module, a name, a path or settings, got 3"),
+    ],
+)
+def test_wrong_teachers_are_named(root, teacher, said):
+    with pytest.raises(UserError) as refused:
+        ssdistill.distill(cells(8), teacher, IMAGES_NHWC, steps=1, batch_size=10, root=root)
+    assert said in str(refused.value) and "\n" not in str(refused.value)

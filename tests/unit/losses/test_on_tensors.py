@@ -1,0 +1,92 @@
+import pytest
+import torch
+
+import ssdistill
+from ssdistill.data.batch import Batch
+from ssdistill.errors import UserError
+from ssdistill.losses import Shapes
+from ssdistill.losses.on_tensors import TensorLoss
+from ssdistill.models.representation import Outputs, Representation
+from ssdistill.settings.registry import LOSSES
+
+
+def test_a_loss_is_a_function_of_its_module():
+    torch.manual_seed(0)
+    loss = ssdistill.losses.simreg(6, 4, depth=2)
+    assert isinstance(loss, TensorLoss)
+    student_BD = torch.randn(5, 6, requires_grad=True)
+    value = loss(student_BD, torch.randn(5, 4))
+    value.backward()
+    assert value.shape == () and student_BD.grad.abs().sum() > 0
+    assert all(p.grad is not None for p in loss.parameters())
+
+
+def test_it_is_what_the_distiller_computes():
+    student_BD, teacher_BD = torch.randn(5, 6), torch.randn(5, 4)
+    torch.manual_seed(0)
+    loss = ssdistill.losses.simreg(6, 4, weight=3.0)
+    torch.manual_seed(0)
+    plain = LOSSES.build(LOSSES.schema("simreg")(), Shapes(6, 4, 1))
+    batch = Batch(None, torch.arange(5), 0, 0, 1)
+    outputs = (Outputs([Representation(x)]) for x in (student_BD, teacher_BD))
+    assert torch.equal(loss(student_BD, teacher_BD), 3 * plain(*outputs, batch))
+
+
+def test_queues_advance_and_are_saved():
+    loss = ssdistill.losses.infonce(4, 4, queue=8)
+    before = {name: tensor.clone() for name, tensor in loss.named_buffers()}
+    views = [torch.randn(4, 4) for _ in range(2)]
+    loss(views, views)
+    assert loss.step == 1
+    assert any(not torch.equal(before[name], tensor) for name, tensor in loss.named_buffers())
+    assert loss.state_dict().keys() >= before.keys()
+
+
+def test_maps_and_schedules():
+    shapes = {"student_maps": {"a": (3, 4, 4)}, "teacher_maps": {"b": (5, 4, 4)}}
+    loss = ssdistill.losses.at(4, 4, **shapes, num_steps=2, schedule="cosine")
+    student = {"embedding": torch.randn(2, 4), "a": torch.randn(2, 3, 4, 4)}
+    teacher = {"embedding": torch.randn(2, 4), "b": torch.randn(2, 5, 4, 4)}
+    first, last = loss(student, teacher), loss(student, teacher)
+    assert float(first) > 0 and float(last) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", LOSSES.classes)
+def test_every_loss_of_embeddings_serves_or_says_why_not(kind):
+    try:
+        loss = TensorLoss(kind, 8, 8, num_samples=6, teacher_projection_dim=8)
+    except UserError as refused:
+        assert str(refused).startswith(kind)
+        return
+    cls = LOSSES[kind]
+    loss.fit_teacher(torch.randn(6, 8), torch.randn(6, 8))
+    views = [
+        {"embedding": torch.randn(6, 8), "projection": torch.randn(6, 8)} for _ in range(cls.views)
+    ]
+    value = loss(views, views, torch.arange(6))
+    assert torch.isfinite(value)
+    loss.after_step()
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: ssdistill.losses.simreg(4, 4, dept=2), r"simreg\.dept: .*did you mean 'depth'"),
+        (lambda: ssdistill.losses.sskd(4, 4), "sskd: .*only ssdistill.distill makes"),
+        (lambda: ssdistill.losses.at(4, 4), "at"),
+        (lambda: ssdistill.losses.crd(4, 4, num_samples=9)([torch.ones(2, 4)], []), "views"),
+        (lambda: ssdistill.losses.mse(4, 4)({"x": torch.ones(2)}, torch.ones(2, 4)), "embedding"),
+    ],
+)
+def test_wrong_calls_are_named(call, said):
+    with pytest.raises(UserError, match=said):
+        call()
+
+
+def test_what_is_no_loss_cannot_be_called():
+    import ssdistill.losses.on_tensors as module
+
+    with pytest.raises(TypeError, match="cannot be called"):
+        module(4, 4)
+    with pytest.raises(AttributeError):
+        ssdistill.losses.no_such_loss  # noqa: B018
