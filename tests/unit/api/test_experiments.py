@@ -78,7 +78,7 @@ def test_it_leaves_the_records_of_an_experiment(distilled, root):
     assert record["config"]["plugins"].keys() == {"__main__.cells16"}
     assert (distilled.report.folder / "report.html").is_file()
     assert distilled.metrics("teacher")["agree/cka"] == 1
-    with pytest.raises(UserError, match="no model 'teahcer' .did you mean 'teacher'"):
+    with pytest.raises(UserError, match=r"no model 'teahcer' .did you mean 'teacher'"):
         distilled.load("teahcer")
 
 

@@ -60,7 +60,7 @@ AS_GIVEN = sorted(image.tobytes() for image in IMAGES_NHWC)
     ids=["NHWC", "tensor", "NCHW", "PIL", "pairs", "dicts", "CHW tensors", "list of arrays"],
 )
 def test_images_are_those_that_were_given(images, tmp_path):
-    source, stores = opened(images, tmp_path)
+    _, stores = opened(images, tmp_path)
     assert len(stores["train"]) == 24 and len(stores["test"]) == 6
     assert stored(stores) == AS_GIVEN
     assert not stores["train"].bad

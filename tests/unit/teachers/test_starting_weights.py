@@ -134,9 +134,9 @@ def test_what_does_not_fit_is_refused_in_one_line(tmp_path, write, said):
 
 
 def test_names_of_timm_that_do_not_exist():
-    with pytest.raises(UserError, match="encoder.weights: timm has no model 'resnet10x'"):
+    with pytest.raises(UserError, match=r"encoder\.weights: timm has no model 'resnet10x'"):
         start_from(small(), "timm:resnet10x")
-    with pytest.raises(UserError, match="no pretrained weights for 'resnet10t.none'|did you mean"):
+    with pytest.raises(UserError, match=r"no pretrained weights for 'resnet10t.none'|did you mean"):
         weights_identity("timm:resnet10t.none")
 
 
