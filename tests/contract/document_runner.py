@@ -5,6 +5,7 @@ the quickstart in ``runs/``, and its models under the names that the documents u
 ``…`` stands for the folder that begins and ends so. Each block has its own variables.
 """
 
+import linecache
 import re
 import shlex
 import sys
@@ -56,7 +57,10 @@ def _run(block: Block) -> None:
         for words in commands(_filled(block.code)):
             _command(words)
     elif block.language == "python":
-        exec(compile(_filled(block.code), str(block), "exec"), {"__name__": "block"})
+        code = _filled(block.code)
+        # Networks and kinds are known by their source, which Python then finds here.
+        linecache.cache[str(block)] = len(code), None, code.splitlines(keepends=True), str(block)
+        exec(compile(code, str(block), "exec"), {"__name__": "block"})
     else:
         for text in alternatives(block.code):
             experiment, _ = load_experiment(config_of(text, block.over))
