@@ -151,7 +151,7 @@ def reproduce(
     from ssdistill.experiment.reading import load_experiment
 
     experiment, _ = load_experiment(config, list(overrides))
-    require_claims(experiment, config)
+    require_claims(experiment, "config" if isinstance(config, Mapping) else config)
     with executor_for(on) as executor:
         return run_experiment(experiment, root, executor).verdicts
 

@@ -52,7 +52,7 @@ class OwnNet(nn.Module):
                 raise UserError(
                     f"{spec.name}: tap '{tap}': no module '{inner}'{nearest(inner, known)}"
                 )
-        self.feature_info = [{"module": tap} for tap in self.tapped]
+        self.feature_info: list[dict[str, Any]] = [{"module": tap} for tap in self.tapped]
         self._look(spec)
 
     @torch.no_grad()
