@@ -1,8 +1,9 @@
 """The errors that users see, and what their one-line messages are made of."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 
 class UserError(Exception):
@@ -91,6 +92,21 @@ def nearest(name: object, known: Iterable[object], likeness: float = LIKENESS) -
     """Return `` (did you mean 'x'?)`` for the closest name in ``known``, or an empty string."""
     close = closest(name, known, likeness)
     return f" (did you mean '{close}'?)" if close else ""
+
+
+def not_one_of(settings: Mapping[Any, object]) -> str | None:
+    """Say which of several settings are set, of which exactly one is required; None if one is.
+
+    Args:
+        settings: their values by name, None where one is not set.
+    """
+    *names, last = settings
+    written = {k: f"{v:g}" if isinstance(v, float) else v for k, v in settings.items()}
+    chosen = [f"{k}={shortened(v, 30)}" for k, v in written.items() if v is not None]
+    if len(chosen) == 1:
+        return None
+    found = " and ".join(chosen) + " are set" if chosen else "none is set"
+    return f"set exactly one of {', '.join(names)} and {last} ({found})"
 
 
 NO_FILE = "no such file or folder"

@@ -34,7 +34,7 @@ from ssdistill.compress.factors.ranks import (
     options_saving,
 )
 from ssdistill.compress.preconditions import check_input_model
-from ssdistill.errors import UserError, nearest
+from ssdistill.errors import UserError, nearest, not_one_of
 from ssdistill.measure.macs import count_macs
 from ssdistill.measure.parameters import count_parameters
 from ssdistill.models.backbones import Encoder
@@ -107,10 +107,8 @@ class LowRank(Step):
             "latency": latency,
         }
         chosen_goals = [(key, value) for key, value in goals.items() if value is not None]
-        if len(chosen_goals) != 1:
-            raise UserError(
-                f"lowrank: set exactly one of {', '.join(goals)}, got {len(chosen_goals)}"
-            )
+        if problem := not_one_of(goals):
+            raise UserError(f"lowrank: {problem}")
         if compensate and method != "data":
             raise UserError(f"lowrank: compensate requires method=data, got method={method}")
         ((self.goal, self.fraction),) = chosen_goals

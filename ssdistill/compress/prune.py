@@ -16,7 +16,7 @@ from ssdistill.compress.pruning.criteria import Criterion, score_groups
 from ssdistill.compress.pruning.graph import Prunable, Scope, remove, survey, verify
 from ssdistill.compress.pruning.ranking import best, dense_units
 from ssdistill.compress.schedule import Schedule, rounds_of
-from ssdistill.errors import UserError, nearest
+from ssdistill.errors import UserError, nearest, not_one_of
 from ssdistill.measure.macs import count_macs
 from ssdistill.measure.parameters import count_parameters
 from ssdistill.models.model import Model
@@ -102,8 +102,8 @@ class Prune(Step):
     ):
         targets = dict(zip(TARGETS, (ratio, macs, parameters, bytes, latency, cka), strict=True))
         chosen_targets = {key: value for key, value in targets.items() if value is not None}
-        if len(chosen_targets) != 1:
-            raise UserError(f"prune: set exactly one of {', '.join(TARGETS)}")
+        if problem := not_one_of(targets):
+            raise UserError(f"prune: {problem}")
         if "blocks" in units and len(units) > 1:
             raise UserError(
                 "prune: units=[blocks] cannot be combined with other units: use separate prune "

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import ValidationError
 
 from ssdistill.compress import StepSettings
-from ssdistill.errors import UserError
+from ssdistill.errors import UserError, not_one_of
 from ssdistill.settings.registry import STEPS
 from ssdistill.settings.wording import said_of
 
@@ -38,7 +38,7 @@ def rounds_of(settings: "PruneSettings", targets: Sequence[str]) -> list[StepSet
         return [settings]
     key = next((key for key in targets if getattr(settings, key) is not None), None)
     if key is None:
-        raise UserError(f"prune: set exactly one of {', '.join(targets)}")
+        raise UserError(f"prune: {not_one_of(dict.fromkeys(targets))}")
     between = between_rounds(settings, settings.refit)
     steps: list[StepSettings] = []
     for number in range(1, settings.rounds + 1):

@@ -20,7 +20,7 @@ from ssdistill.compress.searching.allocate import (
 from ssdistill.compress.searching.allocation_costs import AllocationCosts, Unit
 from ssdistill.compress.searching.damages import Damages, Measure, damage, measure_damages
 from ssdistill.compress.searching.measured_budget import allocate_within, measured_cost
-from ssdistill.errors import UserError, nearest
+from ssdistill.errors import UserError, nearest, not_one_of
 from ssdistill.measure.pareto import FRONT, Front, FrontPoint
 from ssdistill.models.model import Model
 from ssdistill.settings import NonNegativeInt, OpenFraction, PositiveInt
@@ -83,8 +83,8 @@ class Search(Step):
     ):
         requested = dict(zip(BUDGETS, (bytes, macs, parameters, latency), strict=True))
         budgets = {key: fraction for key, fraction in requested.items() if fraction is not None}
-        if len(budgets) != 1:
-            raise UserError(f"search: set exactly one of {', '.join(BUDGETS)}, got {len(budgets)}")
+        if problem := not_one_of(requested):
+            raise UserError(f"search: {problem}")
         ((self.budget, self.fraction),) = budgets.items()
         self.actions = actions or (("bits",) if self.budget == "bytes" else ("width",))
         if "bits" in self.actions and self.budget != "bytes":

@@ -67,7 +67,7 @@ class Share(Step):
             raise UserError(f"share.size={self.size}: must be between 2 and 256")
         if per == "channel" and across != "none":
             raise UserError(
-                f"share: per=channel cannot be combined with across={across}: set only one of them"
+                f"share: per=channel cannot be combined with across={across}: set one of them"
             )
         self.per, self.across, self.codebook, self.skip = per, across, codebook, skip
 

@@ -16,7 +16,7 @@ from ssdistill.compress.codes.fake_quant import weights_of
 from ssdistill.compress.codes.masks import Criterion, mask_of_pattern, score, top
 from ssdistill.compress.preconditions import check_input_model
 from ssdistill.compress.schedule import Schedule, between_rounds, fraction_reached
-from ssdistill.errors import UserError
+from ssdistill.errors import UserError, not_one_of
 from ssdistill.measure.parameters import count_parameters
 from ssdistill.models.model import Model
 from ssdistill.settings import OpenFraction, Positive, PositiveInt
@@ -67,8 +67,9 @@ class Zeros(Step):
         schedule: Schedule = "cubic",
         recover: dict[str, Any] | None = None,
     ):
-        if sum(x is not None for x in (sparsity, threshold, pattern)) != 1:
-            raise UserError("zeros: set exactly one of sparsity, threshold and pattern")
+        goals = {"sparsity": sparsity, "threshold": threshold, "pattern": pattern}
+        if problem := not_one_of(goals):
+            raise UserError(f"zeros: {problem}")
         if sparsity is not None and not 0 < sparsity < 1:
             raise UserError(f"zeros.sparsity={sparsity}: must be a fraction between 0 and 1")
         if pattern is not None and not 0 < pattern[0] < pattern[1]:

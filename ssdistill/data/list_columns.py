@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from ssdistill.errors import UserError, nearest, shown
+from ssdistill.errors import UserError, nearest, shortened, shown
 
 USUAL = {
     "path": (
@@ -95,7 +95,10 @@ def find_columns(names: Sequence[str], requested: dict[str, str | None], title: 
 def one_way_to_label(label_column: str | None, label_columns: Wanted) -> Wanted:
     """Return the columns of classes; UserError if a column of labels is named, too."""
     if label_columns is not None and label_column not in (None, "none"):
-        raise UserError("data.label_column and data.label_columns: set one of them")
+        raise UserError(
+            f"data.label_column={shown(label_column)} and data.label_columns="
+            f"{shortened(label_columns)} are both set; set only one of them"
+        )
     return label_columns
 
 

@@ -118,7 +118,10 @@ def classify(
     """
     targets = _integers(targets, "test labels")
     if (probabilities_NK is None) == (predictions is None):
-        raise UserError("classify: pass probabilities or predictions, exactly one of them")
+        found = "neither was" if predictions is None else "both were"
+        raise UserError(
+            f"classify: pass exactly one of probabilities and predictions ({found} passed)"
+        )
     if probabilities_NK is not None:
         probabilities_NK = _probabilities(probabilities_NK)
         width = probabilities_NK.shape[1]

@@ -135,7 +135,7 @@ class Experiment(Settings):
     @model_validator(mode="after")
     def _complete(self) -> "Experiment":
         if self.teachers and "teacher" in self.model_fields_set:
-            raise ValueError("teachers: set teacher or teachers, not both")
+            raise ValueError("teachers: teacher and teachers are both set; remove one of them")
         if any(method is None for _, method in self.pretrained.values()):
             raise ValueError("pretrain: required, unless teacher.kind names an existing teacher")
         control_requested = "control" in self.model_fields_set and self.control is not None

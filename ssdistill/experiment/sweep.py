@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from ssdistill.errors import nearest
+from ssdistill.errors import nearest, not_one_of
 from ssdistill.experiment.sweep_values import Choices, Range, parse_parameters
 from ssdistill.settings import NonNegativeInt, OpenFraction, PositiveInt, Settings
 
@@ -111,8 +111,8 @@ class SweepSettings(Settings):
 
     @model_validator(mode="after")
     def _complete(self) -> "SweepSettings":
-        if (self.maximize is None) == (self.minimize is None):
-            raise ValueError("set exactly one of maximize and minimize")
+        if problem := not_one_of({"maximize": self.maximize, "minimize": self.minimize}):
+            raise ValueError(problem)
         if self.minimize == HELD_OUT:
             raise ValueError(f"minimize: {HELD_OUT} is an accuracy; use maximize")
         if self.search == "grid":

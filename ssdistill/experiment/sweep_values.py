@@ -175,7 +175,7 @@ def _problem(found: Range) -> str:
         return f"log requires low above 0 (got {found.low:g})"
     if found.step is not None:
         if found.log:
-            return "log and step exclude each other; remove one of them"
+            return f"log=true and step={found.step:g} are both set; remove one of them"
         if not 0 < found.step <= found.high - found.low:
             return f"step={found.step:g} must be above 0 and at most high - low"
         if (found.high - found.low) / found.step > MOST_STEPS:

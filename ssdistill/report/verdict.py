@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import Discriminator, Tag, model_validator
 
+from ssdistill.errors import not_one_of
 from ssdistill.report.tables.models import MISSING, ResultRow, Table, results_rows
 from ssdistill.settings import Positive, Settings
 
@@ -62,8 +63,8 @@ class BoundClaim(Settings):
 
     @model_validator(mode="after")
     def _check_bounds(self) -> "BoundClaim":
-        if (self.at_least is None) == (self.at_most is None):
-            raise ValueError("set exactly one of at_least and at_most")
+        if problem := not_one_of({"at_least": self.at_least, "at_most": self.at_most}):
+            raise ValueError(problem)
         return self
 
 
@@ -133,9 +134,8 @@ def _absolute(claim: AbsoluteClaim, rows: dict[str, ResultRow], profile: str) ->
     expected = f"{_number(claim.value)} ± {_number(claim.tolerance)}"
     values = _values(claim.model, claim.metric, rows)
     if profile != "paper":
-        mean, std = _summary(values)
         note = f"profile {profile}"
-        return Verdict(text, expected, "NOT COMPARABLE", len(values), mean, std, note=note)
+        return Verdict(text, expected, "NOT COMPARABLE", len(values), *_summary(values), note=note)
     return Verdict(text, expected, **_equivalence(values, claim.value, claim.tolerance))
 
 

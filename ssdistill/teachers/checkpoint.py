@@ -129,7 +129,8 @@ class Checkpoint(Teacher):
                     f"teacher.encoder.{name} cannot be combined with a checkpoint: remove it"
                 )
         if (self.statistics[0] is None) != (self.statistics[1] is None):
-            raise UserError("teacher.mean and teacher.std go together: set both or none")
+            found, absent = ("std", "mean") if self.statistics[0] is None else ("mean", "std")
+            raise UserError(f"teacher.{found} is set without teacher.{absent}: set both or neither")
         check_timm_name(self.settings.name)
 
     def _network(self, parts: Parts) -> EncoderSettings:

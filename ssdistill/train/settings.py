@@ -11,6 +11,7 @@ from pydantic import (
 )
 
 from ssdistill.data.recipes import ViewRecipe, resolve_recipe
+from ssdistill.errors import not_one_of
 from ssdistill.settings import NonNegativeInt, OpenFraction, Positive, PositiveInt, Settings
 from ssdistill.train.optim import OptimSettings
 
@@ -62,8 +63,8 @@ class TrainSettings(Settings):
 
     @model_validator(mode="after")
     def _check_length(self) -> "TrainSettings":
-        if (self.steps is None) == (self.epochs is None):
-            raise ValueError("set exactly one of steps and epochs")
+        if problem := not_one_of({"steps": self.steps, "epochs": self.epochs}):
+            raise ValueError(problem)
         return self
 
     @model_validator(mode="after")
@@ -143,5 +144,5 @@ class DeviceSettings(Settings):
     @model_validator(mode="after")
     def _compiled_or_recomputed(self) -> "DeviceSettings":
         if self.compile and self.checkpoint_activations:
-            raise ValueError("compile and checkpoint_activations exclude each other; set one")
+            raise ValueError("compile and checkpoint_activations are both true; set one to false")
         return self

@@ -58,7 +58,10 @@ class Lmdb(PartedSource):
     @cached_property
     def _train(self) -> LmdbRows:
         if self.image_key is not None and self.key_list is not None:
-            raise UserError("data.image_key and data.key_list exclude each other; set only one")
+            raise UserError(
+                f"data.image_key={shown(self.image_key)} and data.key_list={shown(self.key_list)} "
+                "are both set; set only one of them"
+            )
         return self._open("path")
 
     @cached_property

@@ -41,7 +41,8 @@ def check_statistics(mean: Sequence[float] | None, std: Sequence[float] | None) 
             less.
     """
     if (mean is None) != (std is None):
-        raise UserError("mean and std belong together: pass both or neither")
+        found, absent = ("std", "mean") if mean is None else ("mean", "std")
+        raise UserError(f"{found} was passed without {absent}: pass both or neither")
     for name, values in (("mean", mean), ("std", std)):
         if values is None:
             continue

@@ -63,7 +63,8 @@ class LowShot(Protocol):
         sizes = {"preset": preset, "labels_per_class": labels_per_class, "fraction": fraction}
         chosen = [name for name, value in sizes.items() if value is not None]
         if len(chosen) > 1:
-            raise UserError(f"low_shot: set only one of {', '.join(chosen)}")
+            found = " and ".join(f"{name}={sizes[name]}" for name in chosen)
+            raise UserError(f"low_shot: {found} are set; set only one of them")
         self.preset, self.seed = preset, seed
         self.fraction = self.chosen("fraction", fraction, None)
         self.labels_per_class = labels_per_class

@@ -156,8 +156,8 @@ def test_random_choice_follows_the_seed():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({}, "exactly one"),
-        ({"ratio": 0.5, "macs": 0.5}, "exactly one"),
+        ({}, "exactly one of ratio, .* and cka .none is set"),
+        ({"ratio": 0.5, "macs": 0.5}, "ratio=0.5 and macs=0.5 are set"),
         ({"ratio": 0.5, "round_to": 64}, "round_to=64 leaves all widths of 'resnet10t'"),
         ({"macs": 0.05}, r"macs=0.05 cannot be reached .* still leave 0\.\d"),
         ({"ratio": 0.5, "units": ("heads",)}, "'resnet10t' has no heads that scope=inner may"),

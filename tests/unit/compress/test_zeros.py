@@ -219,8 +219,8 @@ def test_rounds_that_mean_nothing_are_refused(settings):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({}, "exactly one of"),
-        ({"sparsity": 0.5, "threshold": 1.0}, "exactly one of"),
+        ({}, "exactly one of sparsity, threshold and pattern .none is set"),
+        ({"sparsity": 0.5, "threshold": 1.0}, "sparsity=0.5 and threshold=1 are set"),
         ({"sparsity": 1.2}, "zeros.sparsity=1.2"),
         ({"pattern": [3, 2]}, r"zeros.pattern=\[3, 2\]"),
         ({"pattern": [2, 2]}, r"zeros.pattern=\[2, 2\]"),

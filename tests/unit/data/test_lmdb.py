@@ -80,7 +80,7 @@ def test_keys_are_read_from_a_list_in_its_order(write, tmp_path):
     part = write(key_list=str(tmp_path / "keys.txt"), test_fraction=0).split("train")
     with pytest.raises(BadImage, match="its key is not in the database"):
         part.image(1)
-    with pytest.raises(UserError, match="set only one"):
+    with pytest.raises(UserError, match=r"data.image_key=.* and data.key_list=.* are both set"):
         write(key_list=str(tmp_path / "keys.txt"), image_key="%d").split("train")
     (tmp_path / "keys.txt").write_bytes(b"\n")
     with pytest.raises(UserError, match=r"keys.txt: the file is empty"):

@@ -106,7 +106,11 @@ def test_columns_of_which_each_image_has_one_are_classes(folder):
         ({"label_columns": "is_*"}, "", "column 'is_b' has '' for 1.png, which is neither 0 nor 1"),
         ({"label_columns": "is_*"}, "-1", "column 'is_b' has '-1' for 1.png"),
         ({"label_columns": "is_*"}, "nan", "column 'is_b' has 'nan' for 1.png"),
-        ({"label_columns": "is_*", "label_column": "is_a"}, "0", "set one of them"),
+        (
+            {"label_columns": "is_*", "label_column": "is_a"},
+            "0",
+            "label_column=is_a and data.label_columns=is_. are both set",
+        ),
     ],
 )
 def test_columns_that_are_no_truth_values_are_refused(folder, settings, cell, words):

@@ -140,6 +140,6 @@ def test_presets_name_what_they_draw(protocol, name, draws, labels):
 
 
 def test_a_preset_says_how_many_labels():
-    with pytest.raises(UserError, match="only one of preset, fraction"):
+    with pytest.raises(UserError, match=r"preset=.* and fraction=.* are set; set only one of them"):
         LowShot(preset="1pct", fraction=0.5)
     assert LowShot(preset="1pct", draws=3).draws == 3

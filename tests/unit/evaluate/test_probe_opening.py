@@ -208,7 +208,7 @@ def test_what_answers_with_something_else_is_refused(what, words):
 
 def test_mean_and_std_belong_together_and_to_those_that_need_them(make_encoder, tmp_path):
     save_encoder(make_encoder(0), tmp_path)
-    with pytest.raises(UserError, match="pass both or neither"):
+    with pytest.raises(UserError, match="mean was passed without std: pass both or neither"):
         open_encoder(tmp_path, mean=(0, 0, 0))
     with pytest.raises(UserError, match="normalizes images itself"):
         open_encoder(tmp_path, mean=(0, 0, 0), std=(1, 1, 1))

@@ -322,9 +322,15 @@ def test_one_bad_item_of_a_list_is_one_problem(refusal):
     assert refusal("seeds=[a]").splitlines()[0].endswith(": 1 problem")
 
 
-@pytest.mark.parametrize("both_or_none", ["pretrain.epochs=2", "pretrain.steps=null"])
-def test_a_training_has_steps_or_epochs_and_never_both(refusal, both_or_none):
-    assert "pretrain: set exactly one of steps and epochs" in refusal(both_or_none)
+@pytest.mark.parametrize(
+    "both_or_none, found",
+    [
+        ("pretrain.epochs=2", "steps=3 and epochs=2 are set"),
+        ("pretrain.steps=null", "none is set"),
+    ],
+)
+def test_a_training_has_steps_or_epochs_and_never_both(refusal, both_or_none, found):
+    assert f"pretrain: set exactly one of steps and epochs ({found})" in refusal(both_or_none)
 
 
 def test_epochs_may_take_the_place_of_steps(load):

@@ -31,7 +31,7 @@ def load(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ([EXISTING, SEVERAL], "teachers: set teacher or teachers, not both"),
+        ([EXISTING, SEVERAL], "teachers: teacher and teachers are both set; remove"),
         (["pretrain=null"], "pretrain: required, unless teacher.kind names an existing teacher"),
         (
             [EXISTING, "pretrain=null", "control={}"],

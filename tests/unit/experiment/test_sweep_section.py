@@ -146,8 +146,8 @@ def test_keys_may_be_nested_and_number_items_of_lists(write):
         (["sweep.points=0", "sweep.search=tpe"], "sweep.points: expected a number above 0"),
         (["sweep.paramters={}"], "sweep.paramters: no such setting (did you mean 'parameters'?)"),
         (["sweep.parameters=null"], "sweep.parameters: expected a mapping"),
-        (["sweep.maximize=null"], "sweep: set exactly one of maximize and minimize"),
-        (["sweep.minimize=collapse/std"], "sweep: set exactly one of maximize and minimize"),
+        (["sweep.maximize=null"], "sweep: set exactly one of maximize and minimize (none is set)"),
+        (["sweep.minimize=collapse/std"], " and minimize=collapse/std are set)"),
         (["sweep.maximize=agree/cak"], "'agree/cak' is unknown (did you mean 'agree/cka'?)"),
         (
             ["sweep.maximize=probe/linear/top1"],
@@ -176,7 +176,10 @@ def test_keys_may_be_nested_and_number_items_of_lists(write):
         ([f"{LR}={{low: 1, high: 2, stp: 1}}"], "lr.stp: no such setting of a range (did you me"),
         ([f"{LR}={{low: 1, high: 2, step: 0}}"], "lr: step=0 must be above 0 and at most high"),
         ([f"{LR}={{low: 1, high: 2, step: 1e-9}}"], "makes more than 10000 values; raise it"),
-        ([f"{LR}={{low: 1, high: 9, step: 1, log: true}}"], "lr: log and step exclude each other"),
+        (
+            [f"{LR}={{low: 1, high: 9, step: 1, log: true}}"],
+            "lr: log=true and step=1 are both set; remove",
+        ),
         ([f"{LR}={{low: 0.5, high: 9, int: true}}"], "lr: int requires whole numbers for low"),
         (["sweep.parameters.name=[a, b]"], "name: is the same for all points; remove it"),
         (["sweep.parameters.distill=[{}]"], "distill.optim.lr: distill varies, too; remove one"),
@@ -203,7 +206,7 @@ def test_what_a_sweep_cannot_be_is_said_in_one_line(write, overrides, message):
             "sweep.parameters.distil.steps: no such setting (did you mean 'distill'?)",
         ),
         ("distill.steps=[4, 0]", "sweep.parameters.distill.steps: expected a number above 0"),
-        ("distill.epochs=[1, 2]", "set exactly one of steps and epochs"),
+        ("distill.epochs=[1, 2]", "set exactly one of steps and epochs (steps="),
     ],
 )
 def test_every_point_is_validated_before_anything_runs(write, search, parameter, message):

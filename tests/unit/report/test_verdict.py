@@ -288,7 +288,9 @@ def test_a_bound_is_decided_by_the_interval_of_the_value(bound, outcome):
 
 
 def test_a_bound_is_one_number():
-    with pytest.raises(ValueError, match="exactly one of at_least and at_most"):
+    with pytest.raises(
+        ValueError, match=r"one of at_least and at_most \(at_least=1 and at_most=2 are"
+    ):
         BoundClaim(metric="m", model="a", at_least=1, at_most=2)
 
 

@@ -199,7 +199,7 @@ def test_a_timm_transformer_is_normalized_as_timm_notes_and_keeps_its_side(teach
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"mean": (0.5, 0.5, 0.5)}, "teacher.mean and teacher.std"),
+        ({"mean": (0.5, 0.5, 0.5)}, "teacher.mean is set without teacher.std: set both"),
         ({"encoder": EncoderSettings(pretrained=True)}, "teacher.encoder.pretrained"),
         ({"encoder": EncoderSettings(name="resnet1")}, "no model 'resnet1'"),
         ({"branch": "momentum"}, "has no momentum network in torchvision format"),

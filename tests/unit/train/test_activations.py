@@ -152,5 +152,5 @@ def test_a_training_is_the_same_to_the_bit(train, tmp_path):
 
 
 def test_a_compiled_encoder_is_not_recomputed():
-    with pytest.raises(ValueError, match="compile and checkpoint_activations exclude each other"):
+    with pytest.raises(ValueError, match="compile and checkpoint_activations are both true"):
         DeviceSettings(compile=True, checkpoint_activations=True)
