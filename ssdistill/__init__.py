@@ -1,8 +1,9 @@
 """ssdistill: distill, prune and quantize self-supervised vision encoders without labels.
 
-Public names: :func:`load` an encoder, :func:`probe` several, :func:`run` an experiment,
-:func:`reproduce` its claims. Every protocol is a function of :mod:`ssdistill.evaluate`; modules are
-imported when they are first used, so that ``import ssdistill`` alone takes no time.
+Public names: :func:`load` an encoder, :func:`embed` images with one, :func:`probe` several,
+:func:`run` an experiment, :func:`reproduce` its claims. Every protocol is a function of
+:mod:`ssdistill.evaluate`; modules are imported when they are first used, so that
+``import ssdistill`` alone takes no time.
 """
 
 import os
@@ -51,12 +52,23 @@ if TYPE_CHECKING:
     from ssdistill.chain.report import Report
     from ssdistill.commands.probe.findings import Probed
     from ssdistill.commands.probe.run import probe as probe
+    from ssdistill.evaluate.embedding import embed as embed
+    from ssdistill.label_free.embedding.embedded import Embedded
     from ssdistill.models.backbones import Encoder
     from ssdistill.report.verdict import Verdict
 
 Kind = TypeVar("Kind")
 __version__ = version("ssdistill")
-__all__ = ["__version__", "add_plugin", "load", "probe", "register", "reproduce", "run"]
+__all__ = [
+    "__version__",
+    "add_plugin",
+    "embed",
+    "load",
+    "probe",
+    "register",
+    "reproduce",
+    "run",
+]
 
 
 def add_plugin(name: str) -> None:
@@ -141,6 +153,46 @@ if not TYPE_CHECKING:  # a checker sees the function itself, with every option
         from ssdistill.commands.probe.run import probe as probe_models
 
         return probe_models(models, data, protocols, **options)
+
+    def embed(
+        model: Any, data: Any, out: str | Path | None = None, **options: Any
+    ) -> "Embedded | tuple[Any, list[str]]":
+        """Embed images, as ``ssdistill embed`` does; labels are never read.
+
+        Args:
+            model: the folder of a saved model, an ``.onnx`` file, ``timm:NAME``, an encoder, a
+                network or a function of images (B, C, H, W) in [0, 1].
+            data: kind of a source, a file, a folder, a mapping of a source's settings, or an array
+                (N, H, W, C) of uint8 or of float32 in [0, 1].
+            out: a file that ends in ``.npy``, ``.npz``, ``.parquet``, ``.csv`` or ``.safetensors``;
+                None returns the array. The same call goes on where it was interrupted.
+            layer: ``embedding`` (N, D); ``projection`` (N, P), by the projector of pretraining; or
+                ``patch`` (N, T, D), tokens of a transformer or positions of the last map.
+            split: ``train``, ``test`` or ``all``, training images first.
+            normalize: divide each vector by its Euclidean length.
+            half: float16 instead of float32.
+            topk: also write this many nearest neighbors of each row by cosine similarity.
+            batch_size: images encoded at a time; by default 64 on a CPU, 512 elsewhere.
+            image_size: side of the images the encoder is given, in pixels, or height and width.
+            mean, std: statistics that a bare ``.onnx`` file or a checkpoint expects.
+            device, precision: where to encode, and in ``fp32`` or ``bf16``.
+            data_settings: over those that ``data`` says.
+            root: runs folder; decoded images are kept in ``data`` below it.
+            force: replace files that exist; begin again where another call was interrupted.
+            progress: a bar on the terminal.
+            trust: open a model that is native code and was not compiled here.
+
+        Returns:
+            with ``out``, an object with ``path``, ``shape``, ``names`` and ``neighbors_path``;
+            without, the array (N, D) or (N, T, D) and the N names of its images.
+
+        Raises:
+            UserError: anything that cannot be opened, encoded or written; a file that exists; an
+                interrupted call with another model, data or options.
+        """
+        from ssdistill.evaluate.embedding import embed as embed_images
+
+        return embed_images(model, data, out, **options)
 
 
 def _modules() -> list[str]:

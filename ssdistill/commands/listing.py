@@ -83,7 +83,12 @@ def _kinds_table(title: str, known: dict[str, type], name: str) -> FittedTable:
     for column in [*columns, "what it does"]:
         table.add_column(column, no_wrap=column == "kind")
     for kind, cls in known.items():
-        facts = {"kind": kind, "package": packages[kind] or "-", "views": _views(cls), "accumulates": _accumulates(cls)}
+        facts = {
+            "kind": kind,
+            "package": packages[kind] or "-",
+            "views": _views(cls),
+            "accumulates": _accumulates(cls),
+        }
         if issubclass(cls, Loss):
             exact = "exact" if cls.exact_under_sharding else "exact with sync_batchnorm"
             facts |= {"recorded": answer(cls), "processes": exact}
