@@ -121,13 +121,15 @@ def _lines(written: "Embedded") -> list[str]:
     if skipped := written.skipped:
         name, reason = skipped[0]
         lines.append(
-            f"skipped: {len(skipped)} images that cannot be read, first {shown(name)} ({reason})"
+            f"skipped: {len(skipped)} {'image' if len(skipped) == 1 else 'images'} that cannot be "
+            f"read, first {shown(name)} ({reason})"
         )
     lines += [f"names: {written.names_path}"] if written.names_path else []
     lines += [f"neighbors: {written.neighbors_path}"] if written.neighbors_path else []
     rows, *size = written.shape
+    numbers = f"{' x '.join(map(str, size))} {written.dtype}"
     lines.append(
-        f"{written.path}: {rows} rows of {' x '.join(map(str, size))} {written.dtype}, "
+        f"{written.path}: {rows} {'row' if rows == 1 else 'rows'} of {numbers}, "
         f"{bytes_text(written.bytes)}, {written.seconds:.1f} s"
     )
     return lines

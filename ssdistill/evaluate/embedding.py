@@ -16,12 +16,14 @@ from ssdistill.evaluate.functions import as_device
 from ssdistill.evaluate.opening.encoders import Opened, open_encoder, own_size
 from ssdistill.evaluate.opening.identity import model_sha256
 from ssdistill.evaluate.opening.unlabeled import Unlabeled, open_unlabeled
-from ssdistill.files import user_path
+from ssdistill.files import check_writable, user_path
 from ssdistill.label_free.embedding.batches import Encoding
 from ssdistill.label_free.embedding.embedded import Embedded
 from ssdistill.label_free.embedding.formats import format_of
 from ssdistill.label_free.embedding.in_memory import embeddings_of
 from ssdistill.label_free.embedding.layers import check_layer
+from ssdistill.label_free.embedding.neighbors import check_topk
+from ssdistill.label_free.embedding.partial import refuse_existing
 from ssdistill.label_free.embedding.parts import Part
 from ssdistill.label_free.embedding.writing import write_embeddings
 from ssdistill.label_free.encoding import (
@@ -101,8 +103,12 @@ def embed(
     check_precision(precision)
     _check_batch_size(batch_size)
     file = None if out is None else user_path(out)
+    check_topk(topk, layer)
     if file is not None:
+        # Before anything is decoded.
         format_of(file, layer)
+        refuse_existing(file, [file], force)
+        check_writable(file, "out")
     elif topk is not None:
         raise UserError("topk writes neighbors to a file: pass out")
     torch_device = as_device(device)

@@ -12,7 +12,7 @@ from ssdistill.data.image_set import ImageSet
 from ssdistill.data.opening import open_source, open_stores, splits_of
 from ssdistill.data.settings import StoreSettings
 from ssdistill.data.splits import SPLITS
-from ssdistill.errors import UserError, nearest
+from ssdistill.errors import UserError
 from ssdistill.evaluate.opening.images import Shown, as_pixels, size_of, source_settings
 from ssdistill.evaluate.subject import LabeledImages
 from ssdistill.files import user_path
@@ -57,8 +57,7 @@ def open_unlabeled(
         UserError: no such source, file or split, or an array that holds no images.
     """
     if split not in (*SPLITS, ALL):
-        choices = ", ".join((*SPLITS, ALL))
-        raise UserError(f"split={split}{nearest(split, (*SPLITS, ALL))}: choose one of {choices}")
+        raise UserError(f"split={split}: choose one of {', '.join((*SPLITS, ALL))}")
     if not isinstance(data, str | Path | Mapping | StoreSettings):
         return _of_array(data, overrides, split)
     settings = data if isinstance(data, StoreSettings) else source_settings(data, overrides or {})

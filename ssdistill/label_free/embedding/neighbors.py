@@ -14,8 +14,12 @@ from ssdistill.label_free.nearest import neighbors
 from ssdistill.label_free.vectors import as_rows
 
 
-def check_topk(topk: int | None, images: int, layer: str) -> None:
-    """Raise UserError unless every one of these images can have ``topk`` neighbors."""
+def check_topk(topk: int | None, layer: str, images: int | None = None) -> None:
+    """Raise UserError unless every image can have ``topk`` neighbors.
+
+    Args:
+        images: how many there are; None where that is not known yet.
+    """
     if topk is None:
         return
     if isinstance(topk, bool) or not isinstance(topk, int) or topk < 1:
@@ -24,10 +28,9 @@ def check_topk(topk: int | None, images: int, layer: str) -> None:
         raise UserError(
             "topk compares one vector for each image, and layer=patch has several; omit topk"
         )
-    if images <= topk:
+    if images is not None and images <= topk:
         raise UserError(
-            f"topk={topk}: there are {images} images, so each has {images - 1} neighbors; "
-            "lower topk, or omit it"
+            f"topk={topk}: more than the {images - 1} other images; lower topk, or omit it"
         )
 
 
@@ -46,7 +49,7 @@ def nearest_rows(
     Raises:
         UserError: rows that are not finite, or no more than ``k``.
     """
-    check_topk(k, len(rows_ND), "embedding")
+    check_topk(k, "embedding", len(rows_ND))
     rows_ND = as_rows(rows_ND, "embeddings")
     for closeness_Bm, index_Bm in neighbors(rows_ND[start:], rows_ND, k + 1, device=device):
         own_B = torch.arange(start, start + len(index_Bm), device=index_Bm.device)

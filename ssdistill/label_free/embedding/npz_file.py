@@ -47,7 +47,7 @@ def write_member(
     with archive.open(info, "w", force_zip64=True) as member:
         member.write(npy_header(shape, dtype))
         for part in parts:
-            member.write(np.ascontiguousarray(part).tobytes())
+            member.write(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
 
 
 def pieces(array: np.ndarray) -> Iterator[np.ndarray]:

@@ -160,7 +160,7 @@ def opened_partial(
 ) -> Iterator[Partial]:
     """Hold ``FILE.partial`` alone; its state is that of an interrupted command, or a new one.
 
-    The folder is removed at the end, and stays after an error.
+    The folder is removed at the end, and stays after an error where it holds rows.
 
     Args:
         key: what the rows depend on; the value of ``model`` is None where it has no hash.
@@ -196,14 +196,19 @@ def opened_partial(
             if not (partial.folder / STATE).exists():
                 partial.remove()
             raise
-        yield partial
+        try:
+            yield partial
+        except UserError:
+            if not partial.rows:  # nothing is lost, and another command may follow
+                partial.remove()
+            raise
         partial.remove()
 
 
 def _resume(partial: Partial, file: Path, outputs: list[Path], force: bool) -> None:
     begun = (partial.folder / STATE).exists()
     same = begun and partial.load()
-    _refuse_existing(file, outputs, force, finishing=bool(same and partial.finishing))
+    refuse_existing(file, outputs, force, finishing=bool(same and partial.finishing))
     if begun and partial.key["model"] is None and not force:
         raise UserError(
             f"{file}: cannot go on with a function, whose weights cannot be compared; begin again "
@@ -216,7 +221,13 @@ def _resume(partial: Partial, file: Path, outputs: list[Path], force: bool) -> N
     partial.begin()
 
 
-def _refuse_existing(file: Path, outputs: list[Path], force: bool, finishing: bool) -> None:
+def refuse_existing(file: Path, outputs: list[Path], force: bool, finishing: bool = False) -> None:
+    """Raise UserError if a file that is to be written exists.
+
+    Args:
+        force: files are replaced.
+        finishing: whether those beside ``file`` may have been written by an interrupted command.
+    """
     for output in outputs:
         if output.is_dir():
             raise UserError(f"{output}: is a folder; name another file")

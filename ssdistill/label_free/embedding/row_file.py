@@ -94,7 +94,7 @@ class RowFile:
 
     def append(self, rows: np.ndarray) -> None:
         """Write rows behind the last one."""
-        self._file.write(rows.tobytes())
+        self._file.write(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)
         self.rows += len(rows)
 
     def sync(self) -> None:

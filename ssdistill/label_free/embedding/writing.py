@@ -63,7 +63,7 @@ def write_embeddings(
             full disk, or images or output that cannot be written.
     """
     kind = format_of(file, encoding.layer)
-    check_topk(topk, sum(map(len, parts)), encoding.layer)
+    check_topk(topk, encoding.layer, sum(map(len, parts)))
     beside = names_file(file) if kind.has_names_file else None
     near = neighbors_file(file) if topk else None
     outputs = [path for path in (file, beside, near) if path is not None]

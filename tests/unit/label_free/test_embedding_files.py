@@ -14,12 +14,13 @@ from safetensors.numpy import load_file
 from torch import nn
 
 from ssdistill.errors import UserError
+from ssdistill.label_free.embedding import parts as parts_of_names
 from ssdistill.label_free.embedding import writing
 from ssdistill.label_free.embedding.batches import Encoding
 from ssdistill.label_free.embedding.formats import FORMATS, format_of, neighbors_file
 from ssdistill.label_free.embedding.in_memory import embeddings_of
 from ssdistill.label_free.embedding.partial import SKIPPED, STATE, partial_folder
-from ssdistill.label_free.embedding.parts import NAMES, Part
+from ssdistill.label_free.embedding.parts import Part
 from ssdistill.label_free.embedding.row_file import npy_header, safetensors_header
 from ssdistill.label_free.embedding.writing import write_embeddings
 from ssdistill.models.representation import Representation
@@ -114,7 +115,7 @@ def test_patches_and_float16_are_read_as_they_were_written(suffix, tmp_path, mak
 def test_patches_of_a_transformer_are_its_tokens_without_the_class_token():
     from ssdistill.models.backbones import EncoderSettings, build_encoder
 
-    args = {"embed_dim": 12, "depth": 1, "num_heads": 2, "patch_size": 4}
+    args = {"embed_dim": 12, "depth": 1, "num_heads": 2, "patch_size": 4, "img_size": 8}
     settings = EncoderSettings(name="vit_tiny_patch16_224", args=args)
     encoder = build_encoder(settings, 8).eval()
     array, _ = embeddings_of(encoder, [part_of(3)], encoding(layer="patch"), progress=False)
@@ -146,20 +147,24 @@ def test_neighbors_never_hold_the_row_itself_even_among_duplicates(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_memory_does_not_grow_with_the_number_of_rows(suffix, tmp_path):
+def test_memory_does_not_grow_with_the_number_of_rows(suffix, tmp_path, monkeypatch):
+    def colors(x_BCHW):
+        return Representation(x_BCHW.mean((2, 3)))
+
     def peak(count):
         images = np.broadcast_to(part_of(1).images, (count, 8, 8, 3))
         parts = [Part("train", images, "{:06d}".format, "f")]
         tracemalloc.start()
-        write(tmp_path / f"{count}{suffix}", parts, settings={"batch_size": 500})
+        write(tmp_path / f"{count}{suffix}", parts, colors, settings={"batch_size": 250})
         _, most = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         return most
 
-    few, many = NAMES, 4 * NAMES
-    peak(few // 8)  # what is imported and made once
-    # The rows alone are 48 bytes each.
-    assert peak(many) < peak(few) + 12 * (many - few)
+    monkeypatch.setattr(parts_of_names, "NAMES", 500)
+    few, many = 2_000, 40_000
+    peak(few // 2)  # what is imported and made once
+    # The rows alone are 12 bytes each, and names more than 50.
+    assert peak(many) < peak(few) + 2 * (many - few)
 
 
 class Interrupting:
@@ -309,7 +314,7 @@ def test_a_disk_that_fills_up_leaves_what_can_be_gone_on_with(tmp_path, monkeypa
 
     with monkeypatch.context() as patch:
         patch.setattr(writing.RowFile, "append", full)
-        with pytest.raises(UserError, match="no space left on the disk.*run the same command"):
+        with pytest.raises(UserError, match=r"no space left on the disk.*run the same command"):
             write(tmp_path / "a.npy")
     write(tmp_path / "a.npy")
     write(tmp_path / "b.npy")
@@ -379,12 +384,12 @@ def test_facts_about_the_rows_are_in_the_files_that_have_a_place_for_them(tmp_pa
 
 
 def test_names_with_line_breaks_or_bytes_that_are_no_text_keep_one_line_each(tmp_path):
-    odd = ["a\nb.png", "\udcff.png", "ü,\"x\".png", "a\u2028b.png", "plain.png"]
+    odd = ["a\nb.png", "\udcff.png", 'ü,"x".png', "a\u2028b.png", "plain.png"]
     for suffix in FORMATS:
         part = part_of(5)
         part = Part("train", part.images, odd.__getitem__, "f")
         write(tmp_path / f"a{suffix}", [part])
         found = names_in(tmp_path / f"a{suffix}")
-        assert found[1:3] == [r"\udcff.png", "ü,\"x\".png"] and found[4] == "plain.png"
+        assert found[1:3] == [r"\udcff.png", 'ü,"x".png'] and found[4] == "plain.png"
         beside = suffix in (".npy", ".safetensors")
         assert found[0] == (r"a\nb.png" if beside else "a\nb.png")
