@@ -4,15 +4,14 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from ssdistill.label_free.embedding.parts import Part, all_names
+from ssdistill.label_free.embedding.row_file import Rows
 
 LINES = 256
 """Lines that are put into words at a time."""
 
 
-def write_csv(path: Path, rows: np.ndarray, parts: Sequence[Part], facts: dict[str, str]) -> None:
+def write_csv(path: Path, rows: Rows, parts: Sequence[Part], facts: dict[str, str]) -> None:
     """Write a line for each image: ``name``, ``split`` and its numbers ``0``, ``1``, ….
 
     Numbers have as many digits as it takes to read the same ones again.

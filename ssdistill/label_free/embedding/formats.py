@@ -5,17 +5,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from ssdistill.errors import UserError, nearest
 from ssdistill.label_free.embedding.csv_file import write_csv
 from ssdistill.label_free.embedding.npz_file import write_npz
 from ssdistill.label_free.embedding.parquet_file import write_parquet
 from ssdistill.label_free.embedding.parts import Part
-from ssdistill.label_free.embedding.row_file import Header, npy_header, safetensors_header
+from ssdistill.label_free.embedding.row_file import Header, Rows, npy_header, safetensors_header
 
 Facts = dict[str, str]
-Writer = Callable[[Path, np.ndarray, Sequence[Part], Facts], None]
+Writer = Callable[[Path, Rows, Sequence[Part], Facts], None]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ssdistill.label_free.embedding.parts import Part, all_names
-from ssdistill.label_free.embedding.row_file import TENSOR, npy_header
+from ssdistill.label_free.embedding.row_file import TENSOR, Rows, npy_header
 from ssdistill.label_free.rows import piece_rows
 
 BEGINNING = (1980, 1, 1, 0, 0, 0)
@@ -15,7 +15,7 @@ BEGINNING = (1980, 1, 1, 0, 0, 0)
 SPLIT_TYPE = np.dtype("<U5")
 
 
-def write_npz(path: Path, rows: np.ndarray, parts: Sequence[Part], facts: dict[str, str]) -> None:
+def write_npz(path: Path, rows: Rows, parts: Sequence[Part], facts: dict[str, str]) -> None:
     """Write ``embeddings`` (N, …), ``names`` (N,) and ``splits`` (N,)."""
     longest = max((len(name) for _, names in all_names(parts) for name in names), default=1)
     name_type = np.dtype(f"<U{max(1, longest)}")
@@ -50,7 +50,7 @@ def write_member(
             member.write(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
 
 
-def pieces(array: np.ndarray) -> Iterator[np.ndarray]:
+def pieces(array: np.ndarray | Rows) -> Iterator[np.ndarray]:
     """Yield an array in parts that fit in memory."""
     step = piece_rows(max(1, array[:1].size))
     for start in range(0, len(array), step):

@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 
 from ssdistill.label_free.embedding.parts import Part, all_names
+from ssdistill.label_free.embedding.row_file import Rows
 
 GROUP_BYTES = 32 << 20
 """Bytes of embeddings in a group of rows."""
 
 
-def write_parquet(
-    path: Path, rows: np.ndarray, parts: Sequence[Part], facts: dict[str, str]
-) -> None:
+def write_parquet(path: Path, rows: Rows, parts: Sequence[Part], facts: dict[str, str]) -> None:
     """Write the columns ``name``, ``split`` and ``embedding``, a list of fixed length.
 
     Patches are lists of lists. Facts are metadata of the schema.
@@ -35,7 +34,7 @@ def write_parquet(
         for split, all_of_them in all_names(parts):
             for start in range(0, len(all_of_them), most):
                 names = all_of_them[start : start + most]
-                vectors = _lists(np.array(rows[at : at + len(names)]), pa)
+                vectors = _lists(rows[at : at + len(names)], pa)
                 columns = [pa.array(names, pa.string()), pa.array([split] * len(names)), vectors]
                 writer.write_table(pa.Table.from_arrays(columns, schema=schema))
                 at += len(names)

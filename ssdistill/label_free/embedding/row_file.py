@@ -117,3 +117,29 @@ class RowFile:
         """Return the rows that have been synced, (N, …), read-only, mapped from the file."""
         shape = (self.rows, *self.shape)
         return np.memmap(self.path, self.dtype, mode="r", offset=self._offset, shape=shape)
+
+    def reader(self) -> "Rows":
+        """Return the rows that have been synced, to be read in their order."""
+        return Rows(self.path, (self.rows, *self.shape), self.dtype, self._offset)
+
+
+class Rows:
+    """Rows of a file, read by slices: unlike pages of a map, they leave memory when they are used.
+
+    Attributes:
+        shape: (N, …).
+        dtype: of the numbers.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: np.dtype, offset: int):
+        self.path, self.shape, self.dtype, self._offset = path, shape, dtype, offset
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        start, stop, _ = rows.indices(len(self))
+        numbers = math.prod(self.shape[1:])
+        at = self._offset + start * numbers * self.dtype.itemsize
+        count = max(0, stop - start) * numbers
+        return np.fromfile(self.path, self.dtype, count, offset=at).reshape(-1, *self.shape[1:])

@@ -222,7 +222,12 @@ class _Writing:
 
     def find_neighbors(self, topk: int, progress: bool) -> None:
         """Write indices and similarities of the nearest rows that are not written yet."""
-        rows_ND, partial = self._map(), self.partial
+        partial = self.partial
+        assert partial.shape is not None
+        check_topk(topk, "embedding", partial.rows)  # fewer, if some could not be decoded
+        rows = self._open_rows(partial.shape)
+        rows.close()
+        rows_ND = rows.map()
         paths = neighbor_files(partial.folder)
         start = partial.neighbors if all(path.exists() for path in paths.values()) else 0
         types = {"indices": np.dtype(np.int64), "similarities": np.dtype(np.float32)}
@@ -251,12 +256,6 @@ class _Writing:
         self.partial.neighbors = files[0].rows
         self.partial.save()
 
-    def _map(self) -> np.ndarray:
-        assert self.partial.shape is not None
-        rows = self._open_rows(self.partial.shape)
-        rows.close()
-        return rows.map()
-
     def finish(
         self, parts: Sequence[Part], beside: Path | None, near: Path | None
     ) -> tuple[int, ...]:
@@ -279,7 +278,9 @@ class _Writing:
             rows.close()
             moves.append((self._rows_path, self.file))
         else:
-            self.kind.write(folder / WHOLE, self._map(), parts, self.facts)
+            rows = self._open_rows(shape)
+            rows.close()
+            self.kind.write(folder / WHOLE, rows.reader(), parts, self.facts)
             moves.append((folder / WHOLE, self.file))
         self.partial.finishing = True
         self.partial.save()

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 from torch import nn
 
 from ssdistill.errors import UserError
+from ssdistill.label_free import rows as row_pieces
 from ssdistill.label_free.embedding import parts as parts_of_names
 from ssdistill.label_free.embedding import writing
 from ssdistill.label_free.embedding.batches import Encoding
@@ -161,6 +162,7 @@ def test_memory_does_not_grow_with_the_number_of_rows(suffix, tmp_path, monkeypa
         return most
 
     monkeypatch.setattr(parts_of_names, "NAMES", 500)
+    monkeypatch.setattr(row_pieces, "PIECE", 1000)
     few, many = 2_000, 40_000
     peak(few // 2)  # what is imported and made once
     # The rows alone are 12 bytes each, and names more than 50.
