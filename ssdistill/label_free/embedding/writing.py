@@ -198,8 +198,8 @@ class _Writing:
             size = " x ".join(map(str, rows.shape))
             less = "" if self.encoding.half else ", write float16 with --half"
             raise UserError(
-                f"{self.file}: {missing} rows of {size} numbers take {required / 1e9:,.1f} GB, but "
-                f"only {free / 1e9:,.1f} GB are free in {self.file.parent}; free some{less}, or "
+                f"{self.file}: {missing} rows of {size} numbers take {required / 1e6:,.1f} MB, but "
+                f"only {free / 1e6:,.1f} MB are free in {self.file.parent}; free some{less}, or "
                 "name a file on another disk"
             )
 

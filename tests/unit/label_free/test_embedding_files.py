@@ -300,9 +300,9 @@ def test_images_that_fail_when_they_are_decoded_have_no_row_before_and_after_a_k
 
 
 def test_a_full_disk_is_said_before_the_rows_are_written(tmp_path, monkeypatch):
-    usage = type("usage", (), {"free": 1000})
+    usage = type("usage", (), {"free": 1000})  # bytes
     monkeypatch.setattr(writing.shutil, "disk_usage", lambda folder: usage)
-    with pytest.raises(UserError, match=r"26 rows of 12 numbers take 0\.0 GB, but only"):
+    with pytest.raises(UserError, match=r"26 rows of 12 numbers take 0\.0 MB, but only"):
         write(tmp_path / "a.npy")
 
 
