@@ -2,7 +2,7 @@
 
 Public names: :func:`encoder` makes one of any module; :func:`pretrain`, :func:`distill` and
 :func:`compress` it; :func:`use_data` names images of a program; :func:`load` a saved encoder,
-:func:`probe` several; :func:`run` an experiment, :func:`reproduce` its claims; :func:`register`
+:func:`embed` images with it, :func:`probe` several; :func:`run` an experiment, :func:`reproduce` its claims; :func:`register`
 and :func:`add_plugin` add kinds. Every protocol is a function of :mod:`ssdistill.evaluate`, every
 loss one of :mod:`ssdistill.losses`; modules are imported when they are first used, so that
 ``import ssdistill`` alone takes no time.
@@ -67,6 +67,8 @@ if TYPE_CHECKING:
     from ssdistill.chain.report import Report
     from ssdistill.evaluate.comparing.findings import Probed
     from ssdistill.evaluate.comparing.run import probe as probe
+    from ssdistill.evaluate.embedding import embed as embed
+    from ssdistill.label_free.embedding.embedded import Embedded
     from ssdistill.models.backbones import Encoder
     from ssdistill.report.verdict import Verdict
 
@@ -78,6 +80,7 @@ __all__ = [
     "add_plugin",
     "compress",
     "distill",
+    "embed",
     "encoder",
     "load",
     "pretrain",
@@ -174,6 +177,46 @@ if not TYPE_CHECKING:  # a checker sees the function itself, with every option
         from ssdistill.evaluate.comparing.run import probe as probe_models
 
         return probe_models(models, data, protocols, **options)
+
+    def embed(
+        model: Any, data: Any, out: str | Path | None = None, **options: Any
+    ) -> "Embedded | tuple[Any, list[str]]":
+        """Embed images, as ``ssdistill embed`` does; labels are never read.
+
+        Args:
+            model: the folder of a saved model, an ``.onnx`` file, ``timm:NAME``, an encoder, a
+                network or a function of images (B, C, H, W) in [0, 1].
+            data: kind of a source, a file, a folder, a mapping of a source's settings, or an array
+                (N, H, W, C) of uint8 or of float32 in [0, 1].
+            out: a file that ends in ``.npy``, ``.npz``, ``.parquet``, ``.csv`` or ``.safetensors``;
+                None returns the array. The same call goes on where it was interrupted.
+            layer: ``embedding`` (N, D); ``projection`` (N, P), by the projector of pretraining; or
+                ``patch`` (N, T, D), tokens of a transformer or positions of the last map.
+            split: ``train``, ``test`` or ``all``, training images first.
+            normalize: divide each vector by its Euclidean length.
+            half: float16 instead of float32.
+            topk: also write this many nearest neighbors of each row by cosine similarity.
+            batch_size: images encoded at a time; by default 64 on a CPU, 512 elsewhere.
+            image_size: side of the images the encoder is given, in pixels, or height and width.
+            mean, std: statistics that a bare ``.onnx`` file or a checkpoint expects.
+            device, precision: where to encode, and in ``fp32`` or ``bf16``.
+            data_settings: over those that ``data`` says.
+            root: runs folder; decoded images are kept in ``data`` below it.
+            force: replace files that exist; begin again where another call was interrupted.
+            progress: a bar on the terminal.
+            trust: open a model that is native code and was not compiled here.
+
+        Returns:
+            with ``out``, an object with ``path``, ``shape``, ``names`` and ``neighbors_path``;
+            without, the array (N, D) or (N, T, D) and the N names of its images.
+
+        Raises:
+            UserError: anything that cannot be opened, encoded or written; a file that exists; an
+                interrupted call with another model, data or options.
+        """
+        from ssdistill.evaluate.embedding import embed as embed_images
+
+        return embed_images(model, data, out, **options)
 
 
 def _modules() -> list[str]:

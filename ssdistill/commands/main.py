@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ssdistill.commands.benchmark import add_benchmark
 from ssdistill.commands.data.group import add_data
+from ssdistill.commands.embed import add_embed
 from ssdistill.commands.failures import (
     explanation,
     is_another_process,
@@ -34,6 +35,7 @@ examples:
   ssdistill run quickstart pretrain.kind=byol seeds=[0,1,2]
   ssdistill run quickstart --dry-run                show the plan; train nothing
   ssdistill probe student/ student_int8/ --data photos/   evaluate and compare encoders
+  ssdistill embed student/ photos/ --out photos.npy       embeddings of images, as a file
 
 Opening a file never runs it, except compiled models (AOTInductor), which need --trust
 unless they were compiled here.
@@ -151,6 +153,7 @@ def _parser() -> Parser:
     _experiment_arguments(reproduce)
 
     add_probe(commands)
+    add_embed(commands)
     add_data(commands)
     add_benchmark(commands)
 

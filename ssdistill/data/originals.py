@@ -104,6 +104,11 @@ class Originals(ImageSet):
         return self.raw.title
 
     @property
+    def failed(self) -> dict[int, str]:
+        """Rows of images that turned out to be damaged, with reasons; it may be added to."""
+        return self._failed
+
+    @property
     def stored(self) -> "Squares":
         return self._stored
 

@@ -1,8 +1,7 @@
 """Extract the features of a whole store once, for all probes."""
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
-from typing import Any, Literal
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,15 +11,20 @@ from torch import Tensor, nn
 
 from ssdistill.data.views import eval_view
 from ssdistill.distributed import ALONE, Assembled, Team, each, is_shared
-from ssdistill.errors import UserError, nearest
+from ssdistill.errors import UserError
+from ssdistill.label_free.encoding import (
+    Precision,
+    cast_to,
+    check_images,
+    check_precision,
+    check_range,
+    default_batch_size,
+    evaluating,
+    target_of,
+)
 from ssdistill.label_free.rows import piece_rows
 from ssdistill.models.representation import Representation
 from ssdistill.settings import Size
-
-Precision = Literal["fp32", "bf16"]
-PRECISIONS = ("fp32", "bf16")
-PIXEL_TYPES = (np.uint8, np.float32, torch.uint8, torch.float32)
-"""Types of pixels that a view is made of."""
 
 
 def extract(
@@ -61,14 +65,10 @@ def extract(
         UserError: no images, pixels that are neither uint8 nor float32 in [0, 1], other channels
             than the encoder takes, or an unknown precision.
     """
-    _check_images(images_NHWC, encoder)
-    if precision not in PRECISIONS:
-        raise UserError(
-            f"unknown precision '{precision}'{nearest(precision, PRECISIONS)}; "
-            f"choose one of {', '.join(PRECISIONS)}"
-        )
+    check_images(images_NHWC, encoder)
+    check_precision(precision)
     target = target_of(encoder, device)
-    batch_size = batch_size or (64 if target.type == "cpu" else 512)
+    batch_size = batch_size or default_batch_size(target)
     if not isinstance(encoder, nn.Module) or len(images_NHWC) <= batch_size:
         team = team if isinstance(team, Assembled) else ALONE
     arguments = encoder, images_NHWC, image_size, batch_size, target, precision
@@ -88,7 +88,7 @@ def _extract(
 ) -> Tensor:
     def encode(start: int) -> Tensor:
         part = images_NHWC[start : start + batch_size]
-        _check_range(part)
+        check_range(part)
         # A copy: what a read-only map lends must not become a writable tensor.
         images_BHWC = part if isinstance(part, Tensor) else torch.from_numpy(np.array(part))
         x_BCHW = eval_view(images_BHWC.to(device), image_size)
@@ -98,7 +98,7 @@ def _extract(
 
     starts = range(0, len(images_NHWC), batch_size)
     embedding_ND: Tensor | None = None
-    with evaluating(encoder, device), torch.inference_mode(), _cast(device, precision):
+    with evaluating(encoder, device), torch.inference_mode(), cast_to(device, precision):
         for start, z_BD in _tracked(each(starts, encode, UserError), len(starts), progress):
             if embedding_ND is None:
                 # A tensor made in inference mode could be fed to nothing that differentiates.
@@ -168,66 +168,8 @@ def as_feature_pair(train_ND: Any, test_ND: Any) -> tuple[Tensor, Tensor]:
     return train_ND, test_ND
 
 
-def _check_images(images_NHWC: Any, encoder: Any) -> None:
-    shape, dtype = tuple(images_NHWC.shape), images_NHWC.dtype
-    if dtype not in PIXEL_TYPES or len(shape) != 4 or 0 in shape:
-        raise UserError(
-            "images must be a non-empty array (N, H, W, C) of uint8, or of float32 in [0, 1], got "
-            f"{dtype} {shape}"
-        )
-    mean = getattr(getattr(encoder, "spec", None), "mean", None)
-    if mean is not None and len(mean) != shape[3]:
-        raise UserError(
-            f"the encoder takes {len(mean)} channel{'s' if len(mean) > 1 else ''}, got images "
-            f"{dtype} {shape}; pass (N, H, W, {len(mean)})"
-        )
-
-
-def _check_range(images_BHWC: Any) -> None:
-    if images_BHWC.dtype in (np.uint8, torch.uint8):
-        return
-    low, high = float(images_BHWC.min()), float(images_BHWC.max())
-    if not 0 <= low <= high <= 1:
-        raise UserError(
-            f"float32 images must be in [0, 1], got values from {low:g} to {high:g}; rescale them"
-        )
-
-
 def _tracked(
     parts: Iterable[tuple[int, Tensor]], count: int, progress: bool
 ) -> Iterable[tuple[int, Tensor]]:
     shown = progress and get_console().is_terminal
     return track(parts, "encoding", total=count, transient=True, disable=not shown)
-
-
-def _cast(device: torch.device, precision: Precision) -> Any:
-    if precision == "fp32":
-        return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
-
-
-def target_of(encoder: Any, device: str | torch.device | None) -> torch.device:
-    """Return where to encode: ``device``, or by default where the encoder is."""
-    parameters = encoder.parameters() if isinstance(encoder, nn.Module) else ()
-    home = next((t.device for t in parameters), torch.device("cpu"))
-    return home if device is None else torch.device(device)
-
-
-@contextmanager
-def evaluating(encoder: Any, device: str | torch.device | None) -> Iterator[torch.device]:
-    """Eval mode on ``device``; restores every module's mode and device afterwards."""
-    if not isinstance(encoder, nn.Module):
-        yield target_of(encoder, device)
-        return
-    home, target_device = target_of(encoder, None), target_of(encoder, device)
-    modes = [(module, module.training) for module in encoder.modules()]
-    try:
-        encoder.eval()
-        if target_device != home:
-            encoder.to(target_device)
-        yield target_device
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        if target_device != home:
-            encoder.to(home)

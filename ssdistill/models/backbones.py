@@ -88,14 +88,7 @@ class Encoder(Model):
             embedding (B, embed_dim), the maps named in ``taps`` and, where ``project`` is set,
             the projection.
         """
-        size = self.spec.input_size and height_width(self.spec.input_size)
-        if size is not None and x_BCHW.shape[2:] != size:
-            # torch resizes with antialiasing in float32 only.
-            with torch.autocast(x_BCHW.device.type, enabled=False):
-                x_BCHW = F.interpolate(x_BCHW.float(), size, mode="bicubic", antialias=True).clamp(
-                    0, 1
-                )
-        x_BCHW = (x_BCHW - self.mean) / self.std
+        x_BCHW = self._prepared(x_BCHW)
         stages = [name for name in self.taps if ":" not in name]
         if stages:
             final, maps = places.stage_maps(self.net, x_BCHW, stages)
@@ -104,6 +97,25 @@ class Encoder(Model):
         maps |= self._caught
         self._caught.clear()
         return self._represent(final, {name: maps[name] for name in self.taps})
+
+    def features(self, x_BCHW: Tensor) -> Tensor:
+        """Return what timm's ``forward_features`` does: tokens (B, T, D) or a map.
+
+        Args:
+            x_BCHW: float images in [0, 1], as for :meth:`forward`.
+        """
+        return cast("Any", self.net).forward_features(self._prepared(x_BCHW))
+
+    def _prepared(self, x_BCHW: Tensor) -> Tensor:
+        """Resize images to the spec's input size, and normalize them."""
+        size = self.spec.input_size and height_width(self.spec.input_size)
+        if size is not None and x_BCHW.shape[2:] != size:
+            # torch resizes with antialiasing in float32 only.
+            with torch.autocast(x_BCHW.device.type, enabled=False):
+                x_BCHW = F.interpolate(x_BCHW.float(), size, mode="bicubic", antialias=True).clamp(
+                    0, 1
+                )
+        return (x_BCHW - self.mean) / self.std
 
     def _represent(self, features: Tensor, maps: dict[str, Tensor]) -> Representation:
         embedding_BD = cast("Any", self.net).forward_head(features, pre_logits=True)

@@ -131,6 +131,7 @@ def check_command(words: list[str], resolve: bool = True) -> None:
             "run",
             "reproduce",
             "probe",
+            "embed",
             "report",
             "restore",
             "list",

@@ -13,7 +13,10 @@ from ssdistill.losses import Loss, LossSettings
 from ssdistill.settings.registry import LOSSES, METHODS, PROTOCOLS, SOURCES, STEPS
 
 if TYPE_CHECKING:
+    from numpy import ndarray
+
     from ssdistill.evaluate.comparing.findings import Probed
+    from ssdistill.label_free.embedding.embedded import Embedded
     from ssdistill.report.verdict import Verdict
     from ssdistill.settings.kinds.losses import SimRegSettings
     from ssdistill.settings.kinds.protocols import KnnSettings, LinearSettings
@@ -25,6 +28,8 @@ def public_names() -> None:
     assert_type(report.verdicts, list[Verdict])
     assert_type(ssdistill.reproduce("configs/quickstart.yaml")[0], Verdict)
     assert_type(ssdistill.probe(["a", "b"], "digits", ["knn"], image_size=32), Probed)
+    assert_type(ssdistill.embed("a", "digits", "a.npy", topk=3, layer="patch"), Embedded)
+    assert_type(ssdistill.embed("a", "digits"), tuple[ndarray, list[str]])
 
 
 def lazily_loaded() -> None:

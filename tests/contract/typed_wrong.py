@@ -15,6 +15,7 @@ def public_names() -> None:
     ssdistill.laod("runs/model")  # reportAttributeAccessIssue
     _ = ssdistill.run("a.yaml").verdict  # reportAttributeAccessIssue
     ssdistill.probe(["a"], "digits", image_sizes=32)  # reportCallIssue
+    ssdistill.embed("a", "digits", layer="pooled")  # reportArgumentType
 
 
 def lazily_loaded() -> None:

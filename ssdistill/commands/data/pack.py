@@ -96,8 +96,8 @@ def _lines(packed: "Packed", packing: "Packing", folder: Path, has_test: bool) -
             continue
         images, size = sum(s.images for s in shards), sum(s.bytes for s in shards)
         before = sum(s.original_bytes for s in shards)
-        line = f"{split}: {images} images in {_archives(len(shards))}, {_bytes(size)}"
-        line += f" (images before: {_bytes(before)})"
+        line = f"{split}: {images} images in {_archives(len(shards))}, {bytes_text(size)}"
+        line += f" (images before: {bytes_text(before)})"
         if packing.short_side is not None and (kept := sum(s.kept for s in shards)):
             line += f"; {kept} kept as they were (not larger, or of more than 8 bits)"
         lines.append(line)
@@ -122,7 +122,8 @@ def _archives(count: int) -> str:
     return f"{count} {'archive' if count == 1 else 'archives'}"
 
 
-def _bytes(count: int) -> str:
+def bytes_text(count: int) -> str:
+    """Return ``1.9 MB``."""
     for unit, size in (("GB", 1e9), ("MB", 1e6)):
         if count >= size:
             return f"{count / size:.1f} {unit}"

@@ -48,7 +48,7 @@ def add_probe(commands: argparse._SubParsersAction) -> None:
     add("--protocols", metavar="A,B", help="linear, knn, … (default: linear, knn, low_shot)")
     add("--margin", type=float, default=1.0, metavar="POINTS",
         help="equivalence margin in points of accuracy (default: 1.0)")  # fmt: skip
-    add("--image-size", type=_size, metavar="PIXELS",
+    add("--image-size", type=image_size, metavar="PIXELS",
         help="image size in pixels, 224 or 256x128 (default: each encoder's own)")  # fmt: skip
     for name in ("mean", "std"):
         add(f"--{name}", nargs=3, type=float, metavar=("R", "G", "B"),
@@ -156,7 +156,8 @@ def _is_setting(word: str) -> bool:
     return "=" in word and not Path(word).exists() and named_encoder(word) is None
 
 
-def _size(text: str) -> int | tuple[int, int]:
+def image_size(text: str) -> int | tuple[int, int]:
+    """Parse ``224`` or ``256x128``."""
     sides = text.split("x")
     if len(sides) > 2 or not all(side.isdigit() and int(side) for side in sides):
         raise argparse.ArgumentTypeError(

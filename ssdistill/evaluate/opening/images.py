@@ -15,6 +15,7 @@ import numpy as np
 from ssdistill.data.image_set import ImageSet
 from ssdistill.data.labels import IGNORE, class_labels
 from ssdistill.data.opening import open_source, open_stores
+from ssdistill.data.settings import StoreSettings
 from ssdistill.data.sources.folder import Folder
 from ssdistill.data.sources.npz import Npz
 from ssdistill.data.splits import SPLITS, Source
@@ -131,9 +132,7 @@ def open_images(
         return _sets_from_arrays(data)
     settings = source_settings(data, overrides or {})
     source = open_source(settings)
-    size = settings.image_size or source.default_image_size
-    if settings.image_size is None and _has_no_size(source):
-        size = max(sizes, default=size, key=lambda one: math.prod(height_width(one)))
+    size = size_of(source, settings, sizes)
     stores = open_stores(source, settings, size, user_path(root) / "data")
     train, test = (stores[name] for name in SPLITS)
     for warning in source.warnings(labels=True):
@@ -151,9 +150,15 @@ def open_images(
     return Shown(train, test, source.has_labels, description, plain)
 
 
-def _has_no_size(source: Source) -> bool:
-    """Whether images of a source have no size of their own, so that any may be requested."""
-    return source.split("train").encoded() is not None
+def size_of(source: Source, settings: StoreSettings, sizes: Iterable[Size]) -> Size:
+    """Return the size at which images are stored, for encoders that are given these sizes."""
+    if settings.image_size is not None:
+        return settings.image_size
+    size = source.default_image_size
+    # Encoded images have no size of their own, so that any may be requested.
+    if source.split("train").encoded() is not None:
+        size = max(sizes, default=size, key=lambda one: math.prod(height_width(one)))
+    return size
 
 
 def _is_sequence(data: Any) -> bool:
@@ -205,7 +210,7 @@ def _sets_from_arrays(pairs: Sequence[Any]) -> Shown:
 
 
 def _set_from_array(pair: Sequence[Any], name: str) -> LabeledImages:
-    images = _pixels(pair[0], name)
+    images = as_pixels(pair[0], name)
     if len(pair) == 1 or pair[1] is None:
         return LabeledImages(images, None)
     with _without_settings():
@@ -221,7 +226,15 @@ def _without_settings() -> Iterator[None]:
         raise UserError(str(error).replace(IGNORE, "omit them: (x,) alone")) from None
 
 
-def _pixels(images: Any, name: str) -> np.ndarray:
+def as_pixels(images: Any, name: str) -> np.ndarray:
+    """Return an array of images (N, H, W, C), uint8 or float32; gray ones get three channels.
+
+    Args:
+        name: which images, for messages.
+
+    Raises:
+        UserError: it holds no images; how to convert it is said.
+    """
     try:
         array = np.asarray(images)
     except (TypeError, ValueError, RuntimeError) as error:
