@@ -2,9 +2,10 @@
 
 Public names: :func:`encoder` makes one of any module; :func:`pretrain`, :func:`distill` and
 :func:`compress` it; :func:`use_data` names images of a program; :func:`load` a saved encoder,
-:func:`embed` images with it, :func:`probe` several; :func:`run` an experiment, :func:`reproduce` its claims; :func:`register`
-and :func:`add_plugin` add kinds. Every protocol is a function of :mod:`ssdistill.evaluate`, every
-loss one of :mod:`ssdistill.losses`; modules are imported when they are first used, so that
+:func:`embed` images with it, :func:`probe` several; :func:`run` an experiment, :func:`reproduce`
+its claims; :func:`register` and :func:`add_plugin` add kinds. Every protocol is a function of
+:mod:`ssdistill.evaluate`, every loss one of :mod:`ssdistill.losses`. Modules are imported when
+they are first used, so that
 ``import ssdistill`` alone takes no time.
 """
 
