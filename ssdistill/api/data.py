@@ -17,7 +17,7 @@ def use_data(data: Any, test: Any = None, name: str | None = None) -> dict[str, 
     Args:
         data: a kind of source, a path or a mapping, as ``ssdistill.probe`` takes them; an array or
             tensor (N, H, W), (N, H, W, C) or (N, C, H, W); a map-style dataset; a list of paths; a
-            pair of one of these and labels; or a pair of two such pairs, to train and to test on.
+            tuple of one of these and labels; or of two such tuples, to train and to test on.
         test: images to evaluate on; by default some are held out.
         name: of the images in the config; by default from their content.
 
@@ -51,7 +51,7 @@ def _given(data: Any, name: str) -> Given:
 
 def _is_pair(data: Any) -> bool:
     """Whether data are two things, rather than a list of two paths."""
-    pair = isinstance(data, tuple | list) and len(data) == 2
+    pair = isinstance(data, tuple) and len(data) == 2  # a list of two is one of images
     return pair and not any(isinstance(item, str | os.PathLike) for item in data)
 
 

@@ -44,7 +44,9 @@ class Given:
 
     @property
     def is_array(self) -> bool:
-        return hasattr(self.images, "shape") and hasattr(self.images, "dtype")
+        dtype = getattr(self.images, "dtype", None)
+        # There are arrays of paths, too; torch's types have no kind.
+        return dtype is not None and getattr(dtype, "kind", "u") not in "OUS"
 
     @property
     def has_labels(self) -> bool:

@@ -1,0 +1,58 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import ssdistill
+from ssdistill.data.python_data import OBJECTS
+from ssdistill.errors import UserError
+
+IMAGES_NHWC = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3)).astype(np.uint8)
+
+
+def given(*data, **options):
+    """Training and test images that a section names."""
+    section = ssdistill.use_data(*data, **options)
+    assert section["kind"] == "object"
+    return OBJECTS[section["name"]]
+
+
+def test_a_path_or_kind_is_a_section_of_a_config(tmp_path):
+    assert ssdistill.use_data("digits") == {"kind": "digits"}
+    Image.fromarray(IMAGES_NHWC[0]).save(tmp_path / "a.png")
+    folder = {"kind": "folder", "path": str(tmp_path)}
+    assert ssdistill.use_data(tmp_path) == folder
+    assert ssdistill.use_data(folder) == folder
+    with pytest.raises(UserError, match="a source has its own test images"):
+        ssdistill.use_data("digits", IMAGES_NHWC)
+
+
+def test_tuples_have_labels_and_lists_have_images():
+    train, test = given((IMAGES_NHWC, np.arange(6)))
+    assert test is None and train.has_labels and len(train) == 6
+    train, test = given(((IMAGES_NHWC[:4], [0, 1, 0, 1]), (IMAGES_NHWC[4:], [0, 1])))
+    assert len(train) == 4 and len(test) == 2 and test.has_labels
+    train, test = given(list(IMAGES_NHWC[:2]))
+    assert len(train) == 2 and test is None and not train.has_labels
+    train, test = given(IMAGES_NHWC[:4], IMAGES_NHWC[4:])
+    assert len(test) == 2 and not test.has_labels
+
+
+@pytest.mark.parametrize("kind", [list, np.array])
+def test_paths_are_known_by_their_names(tmp_path, kind):
+    paths = []
+    for i, image in enumerate(IMAGES_NHWC):
+        paths.append(str(tmp_path / f"{i}.png"))
+        Image.fromarray(image).save(paths[-1])
+    train, _ = given(kind(paths))
+    assert Path(train.first).name == "0.png" and not train.is_array
+    names = {ssdistill.use_data(kind(some))["name"] for some in (paths, paths, paths[:3])}
+    assert len(names) == 2
+
+
+def test_a_name_follows_from_the_content():
+    first = ssdistill.use_data(IMAGES_NHWC)["name"]
+    assert ssdistill.use_data(list(IMAGES_NHWC))["name"] != first
+    assert ssdistill.use_data(IMAGES_NHWC.copy())["name"] == first
+    assert ssdistill.use_data(IMAGES_NHWC, name="photos")["name"] == "photos"
