@@ -117,7 +117,7 @@ def family_stub(family: str) -> str:
     """The settings of every kind of one registry, and the registry as a checker sees it."""
     found, stub = REGISTRIES[family], Stub(f"{KINDS}.{family}")
     base, member = (dotted.split(":") for dotted in (found.schema_base, found.base))
-    shared = registry._import(found.schema_base).model_fields
+    shared = registry.imported(found.schema_base).model_fields
     by_kind = {kind: found.schema(kind) for kind in found.classes}
     for name, count in Counter(schema.__name__ for schema in by_kind.values()).items():
         if count > 1:
@@ -135,7 +135,7 @@ def family_stub(family: str) -> str:
     stub.body += [f"AnySettings = {' | '.join(names)}"]
     stub.imported(Registry.__module__, Registry.__name__)
     stub.body += [f"class Kinds(Registry[{stub.imported(*member)}]):"]
-    for kind, schema in (*by_kind.items(), ("", registry._import(found.schema_base))):
+    for kind, schema in (*by_kind.items(), ("", registry.imported(found.schema_base))):
         kind_type = stub.shown(Literal[kind]) if kind else "str"
         stub.body += [f"    @{stub.imported('typing', 'overload')}"]
         stub.body += [f"    def schema(self, kind: {kind_type}) -> type[{stub.name(schema)}]: ..."]

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     # What is loaded when it is first used, as a type checker and an editor see it.
     from ssdistill import api as api
     from ssdistill import artifacts as artifacts
+    from ssdistill import callable_modules as callable_modules
     from ssdistill import chain as chain
     from ssdistill import commands as commands
     from ssdistill import data as data

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ssdistill.data.python_data import Given, give
+from ssdistill.data.python_data import ProgramImages, name_images
 from ssdistill.errors import UserError
 from ssdistill.evaluate.opening.images import source_settings
 
@@ -33,20 +33,20 @@ def use_data(data: Any, test: Any = None, name: str | None = None) -> dict[str, 
         return settings.model_dump(mode="json", exclude_defaults=True) | {"kind": settings.kind}
     if test is None and _is_pair(data) and all(map(_is_pair, data)):
         data, test = data
-    train = _given(data, "data")
-    held = None if test is None else _given(test, "test")
+    train = _program_images(data, "data")
+    held = None if test is None else _program_images(test, "test")
     name = name or f"images-{_key(train)}"
-    give(name, train, held)
+    name_images(name, train, held)
     return {"kind": "object", "name": name}
 
 
-def _given(data: Any, name: str) -> Given:
+def _program_images(data: Any, name: str) -> ProgramImages:
     if _is_pair(data):
-        return Given(data[0], data[1], name)
-    given = Given(data, None, name)
-    if not given.is_array:
-        given.first  # noqa: B018  # no dataset is refused here
-    return given
+        return ProgramImages(data[0], data[1], name)
+    images = ProgramImages(data, None, name)
+    if not images.is_array:
+        images.first  # noqa: B018  # no dataset is refused here
+    return images
 
 
 def _is_pair(data: Any) -> bool:
@@ -55,9 +55,9 @@ def _is_pair(data: Any) -> bool:
     return pair and not any(isinstance(item, str | os.PathLike) for item in data)
 
 
-def _key(given: Given) -> str:
-    if given.is_array or not isinstance(given.first, str | os.PathLike):
-        return given.identity[:8]
-    paths: Sequence[Any] = given.images
+def _key(images: ProgramImages) -> str:
+    if images.is_array or not isinstance(images.first, str | os.PathLike):
+        return images.identity[:8]
+    paths: Sequence[Any] = images.images
     text = "\0".join(os.fspath(path) for path in paths)
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from ssdistill.api.data import use_data
-from ssdistill.api.networks import encoder, given_encoder, is_made_anew
+from ssdistill.api.networks import encoder, is_made_anew, stored_encoder
 from ssdistill.api.results import Result
 from ssdistill.errors import UserError, shortened
 from ssdistill.experiment.schema import Experiment
@@ -21,7 +21,7 @@ TIMM = "timm:"
 ALONE: dict[str, dict[str, Any]] = {"prune": {"macs": 0.5}}
 """Settings of steps that are named alone and have no goal of their own."""
 QUIET: dict[str, Any] = {"control": None, "evaluate": None, "measure": {"latency": False}}
-"""Sections unless asked for: no baseline, no labels, no measurement of latency."""
+"""Sections by default: no baseline, no labels, no measurement of latency."""
 
 
 def pretrain(
@@ -157,7 +157,7 @@ def encoder_section(network: Network, root: str | Path) -> dict[str, Any]:
             "stem": made.spec.stem,
             "stem_stride": made.spec.stem_stride,
             "stem_padding": made.spec.stem_padding,
-            "weights": str(given_encoder(made, root)),
+            "weights": str(stored_encoder(made, root)),
         }
     return section | ({"input_size": made.spec.input_size} if made.spec.input_size else {})
 
@@ -171,7 +171,7 @@ def teacher_section(network: Network, root: str | Path) -> dict[str, Any]:
     if isinstance(network, Mapping):
         return dict(network)
     if isinstance(network, nn.Module):
-        return {"kind": "run", "path": str(given_encoder(_as_encoder(network), root))}
+        return {"kind": "run", "path": str(stored_encoder(_as_encoder(network), root))}
     text = _text(network)
     if text.startswith(TIMM):
         return {"kind": "timm", "name": text.removeprefix(TIMM)}

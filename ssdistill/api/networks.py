@@ -20,8 +20,8 @@ from ssdistill.models.spec import IMAGENET_MEAN, IMAGENET_STD, Channels, Encoder
 from ssdistill.settings import Size, as_size
 from ssdistill.settings.plugins import PROGRAM
 
-GIVEN = "given"
-"""Folder in the runs folder of the weights that programs give."""
+WEIGHTS = "weights"
+"""Folder in the runs folder of the weights of modules that programs train or compress."""
 
 
 def encoder(
@@ -64,20 +64,20 @@ def encoder(
     if (mean is None) != (std is None):
         raise UserError("ssdistill.encoder: mean and std go together; pass both or none")
     mean, std = tuple(mean or IMAGENET_MEAN), tuple(std or IMAGENET_STD)
-    given = isinstance(module, nn.Module)
-    maker = type(module) if given else module
+    is_module = isinstance(module, nn.Module)
+    maker = type(module) if is_module else module
     if not callable(maker):
         raise UserError(
             f"ssdistill.encoder: expected a module, or a function that returns one, got "
             f"{shortened(repr(module))}"
         )
     taps = dict(taps or {})
-    structure = repr(module) if given else ""
+    structure = repr(module) if is_module else ""
     sha256 = network_sha256(maker, embedding, taps, structure)
     if name is None:
         plain = re.sub(r"\W", "", getattr(maker, "__name__", type(maker).__name__)) or "network"
         name = f"{plain}-{sha256[:8]}"  # two modules of one class are two networks
-    build = partial(copy.deepcopy, module) if given else maker
+    build = partial(copy.deepcopy, module) if is_module else maker
     add_network(Network(name, build, PROGRAM, embedding, taps, sha256))
     size = image_size or input_size or 224
     spec = EncoderSpec(
@@ -97,13 +97,13 @@ def is_made_anew(network: Encoder) -> bool:
     return entry is not None and not isinstance(entry.build, partial)
 
 
-def given_encoder(network: Encoder, root: str | Path) -> Path:
+def stored_encoder(network: Encoder, root: str | Path) -> Path:
     """Keep the weights of an encoder in the runs folder; returns their folder.
 
     Args:
-        root: the runs folder. Weights are in ``given/<hash>`` below it, once.
+        root: the runs folder. Weights are in ``weights/<hash>`` below it, once.
     """
-    folder = user_path(root) / GIVEN / encoder_sha256(network)[:16]
+    folder = user_path(root) / WEIGHTS / encoder_sha256(network)[:16]
     if not (folder / DESCRIPTION).is_file():
         save_encoder(network, folder)
     return folder

@@ -77,8 +77,7 @@ class _StepInputs:
     Attributes:
         original: what the first step of the variant gets.
         model: what this step gets.
-        before: what the last run of reshaping steps got (refit compares its layers with those
-            of ``model``).
+        before: what the last run of reshaping steps got, for refit to compare its layers with.
         after_reshaping: whether the step before this one belongs to such a run.
     """
 

@@ -53,6 +53,15 @@ def adapted_layers(workspace: "Workspace") -> list[str]:
     return notices
 
 
+def notices_of_networks(workspace: "Workspace") -> list[str]:
+    """What is chosen, adapted or loaded in the networks that are trained here.
+
+    Raises:
+        UserError: as :func:`starting_points`.
+    """
+    return [*chosen_stems(workspace), *adapted_layers(workspace), *starting_points(workspace)]
+
+
 def starting_points(workspace: "Workspace") -> list[str]:
     """What each network that is trained here takes over from ``encoder.weights``.
 

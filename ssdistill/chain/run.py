@@ -21,12 +21,10 @@ from ssdistill.chain.recording import locked, recording, set_aside
 from ssdistill.chain.remote_runs import RemoteRuns
 from ssdistill.chain.report import Report, make_report
 from ssdistill.chain.requirements import (
-    adapted_layers,
     check_batches,
     check_runtimes,
     check_steps,
-    chosen_stems,
-    starting_points,
+    notices_of_networks,
 )
 from ssdistill.chain.shared_training import require_same
 from ssdistill.chain.stages import Identity, Stage
@@ -222,12 +220,7 @@ def _notices(workspace: Workspace, planned: list[PlannedStage]) -> list[str]:
     if missing:
         check_runtimes(workspace.experiment)
     finished = {entry.stage.role for entry in planned} - missing
-    notices = [
-        *chosen_stems(workspace),
-        *adapted_layers(workspace),
-        *starting_points(workspace),
-    ]
-    notices += check_trainings(workspace, finished)
+    notices = notices_of_networks(workspace) + check_trainings(workspace, finished)
     workspace.forget_networks()
     return notices
 

@@ -154,10 +154,7 @@ class Workspace:
         """
         key = settings.model_dump_json()
         if key not in self._built:
-            statistics = self.train.mean, self.train.std
-            if settings.weights:
-                trained = starting_statistics(settings.weights, len(self.train.mean))
-                statistics = trained or statistics
+            statistics = starting_statistics(settings.weights, self.train.mean, self.train.std)
             self._built[key] = build_encoder(settings, self.image_size, *statistics)
         return copy.deepcopy(self._built[key])
 
@@ -181,8 +178,7 @@ class Workspace:
         """
         folder = stage.folder(self.root) / MODEL
         try:
-            # What it will see are views of this package.
-            # A file for a runtime is called like an encoder by those that are given one.
+            # It will see views of this package; a runtime's file is called like an encoder.
             return cast("Encoder", load(folder, check_inputs=False))
         except UserError:
             self.check_finished(stage)

@@ -28,8 +28,8 @@ PIECE = 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
-class Given:
-    """Images of one split as a program gives them.
+class ProgramImages:
+    """Images of one split in a program.
 
     Attributes:
         images: an array or tensor (N, H, W), (N, H, W, C) or (N, C, H, W); a map-style dataset of
@@ -153,15 +153,15 @@ class DatasetSplit(RawSplit):
     """Images of a map-style dataset, read by number.
 
     Args:
-        given: the dataset.
+        images: the dataset.
         row_M: (M,) rows of the images; None for all.
     """
 
-    def __init__(self, title: str, given: Given, row_M: np.ndarray | None = None):
-        self.title, self._given, self._row_M = title, given, row_M
+    def __init__(self, title: str, images: ProgramImages, row_M: np.ndarray | None = None):
+        self.title, self._images, self._row_M = title, images, row_M
 
     def __len__(self) -> int:
-        return len(self._given) if self._row_M is None else len(self._row_M)
+        return len(self._images) if self._row_M is None else len(self._row_M)
 
     def _row(self, i: int) -> int:
         return int(i) if self._row_M is None else int(self._row_M[i])
@@ -176,7 +176,7 @@ class DatasetSplit(RawSplit):
 
     def bands(self, i: int) -> np.ndarray:
         try:
-            pixels = _pixels(_image(self._given.images[self._row(i)]), self._given.name)
+            pixels = _pixels(_image(self._images.images[self._row(i)]), self._images.name)
         except UserError as error:
             raise BadImage(str(error)) from error
         except Exception as error:  # a dataset may raise anything
@@ -190,7 +190,7 @@ class DatasetSplit(RawSplit):
         return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
 
     def deep_rows(self) -> Sequence[int]:
-        first = _pixels(_image(self._given.first), self._given.name)
+        first = _pixels(_image(self._images.first), self._images.name)
         return [] if first.dtype == np.uint8 else range(len(self))
 
     def name(self, i: int) -> str:
@@ -198,17 +198,17 @@ class DatasetSplit(RawSplit):
 
     def identity(self) -> str:
         rows = b"" if self._row_M is None else self._row_M.tobytes()
-        return hashlib.sha256(self._given.identity.encode() + rows).hexdigest()
+        return hashlib.sha256(self._images.identity.encode() + rows).hexdigest()
 
     def labels(self) -> np.ndarray:
-        labels = self._given.labels
+        labels = self._images.labels
         if labels is None:
-            labels = getattr(self._given.images, "targets", None)
+            labels = getattr(self._images.images, "targets", None)
         if labels is None:
-            items = self._given.images
+            items = self._images.images
             labels = [_label(items[i]) for i in range(len(items))]
         name = f"{self.title}: its labels"
-        label_N = class_labels(labels, name, len(self._given))
+        label_N = class_labels(labels, name, len(self._images))
         return label_N if self._row_M is None else label_N[self._row_M]
 
 
@@ -274,10 +274,10 @@ def _hash(pixels: np.ndarray, sha256: Any) -> None:
     sha256.update(np.ascontiguousarray(pixels).tobytes())
 
 
-OBJECTS: dict[str, tuple[Given, Given | None]] = {}
-"""Training and test images that a program has given, by name."""
+OBJECTS: dict[str, tuple[ProgramImages, ProgramImages | None]] = {}
+"""Training and test images that a program has named."""
 
 
-def give(name: str, train: Given, test: Given | None = None) -> None:
-    """Let configs of this process name these images: ``data: {kind: object, name: NAME}``."""
+def name_images(name: str, train: ProgramImages, test: ProgramImages | None = None) -> None:
+    """Let configs of this process use these images: ``data: {kind: object, name: NAME}``."""
     OBJECTS[name] = train, test

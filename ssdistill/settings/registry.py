@@ -27,7 +27,6 @@ from typing import (
 )
 
 from pydantic import Field, GetCoreSchemaHandler, create_model
-from pydantic_core import CoreSchema
 
 from ssdistill.errors import UserError, nearest, shortened
 from ssdistill.settings import Settings
@@ -202,7 +201,7 @@ class AnyOf:
     registry: ClassVar[Registry[Any]]
 
     @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> Any:
         return handler.generate_schema(cls.registry.any_of_now())
 
 

@@ -77,27 +77,35 @@ def weights_identity(weights: str) -> dict[str, Any]:
     return {"sha256": read_description(_artifact(weights)).sha256}
 
 
-def starting_statistics(weights: str, channels: int) -> tuple[Channels, Channels] | None:
-    """Mean and std that the weights were trained with; None where they do not say.
+def starting_statistics(
+    weights: str | None, mean: Channels, std: Channels
+) -> tuple[Channels, Channels]:
+    """Mean and std that weights were trained with; those of the data where they do not say.
+
+    Args:
+        weights: None for none.
+        mean, std: of the data.
 
     Raises:
         UserError: there are no such weights.
     """
+    if weights is None:
+        return mean, std
     try:
-        return _statistics(weights, channels)
+        trained = _statistics(weights)
     except UserError as error:
         raise UserError(f"{KEY}: {error}") from None
+    return trained if trained and len(trained[0]) == len(mean) else (mean, std)
 
 
-def _statistics(weights: str, channels: int) -> tuple[Channels, Channels] | None:
+def _statistics(weights: str) -> tuple[Channels, Channels] | None:
     if weights.startswith(TIMM):
         config = _timm_config(weights.removeprefix(TIMM))
-        mean, std = cast("Channels", tuple(config.mean)), cast("Channels", tuple(config.std))
-        return (mean, std) if len(mean) == channels else None
+        return cast("Channels", tuple(config.mean)), cast("Channels", tuple(config.std))
     if user_path(weights).is_file() and not _is_artifact(weights):
         return None
     stored = read_description(_artifact(weights)).spec
-    return (stored.mean, stored.std) if stored and len(stored.mean) == channels else None
+    return (stored.mean, stored.std) if stored else None
 
 
 def start_from(encoder: Encoder, weights: str) -> Start:

@@ -6,19 +6,19 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from ssdistill.data.parts import PartedSource
-from ssdistill.data.python_data import OBJECTS, Given
+from ssdistill.data.python_data import OBJECTS, ProgramImages
 from ssdistill.data.splits import RawSplit
 from ssdistill.errors import UserError, nearest
 
 
 class PythonObject(PartedSource):
-    """Arrays, a dataset or a list of paths that a program has given to ``ssdistill.use_data``.
+    """Arrays, a dataset or a list of paths that a program has named with ``ssdistill.use_data``.
 
     Stages are known by the content of the images, not by the name. Without test images, some are
     held out by a hash of their number.
 
     Args:
-        name: by which the program gave them.
+        name: by which the program named them.
         test_fraction: fraction to hold out without test images; by default 0.2 with labels and
             0.1 without. 0 trains on all images.
     """
@@ -34,10 +34,10 @@ class PythonObject(PartedSource):
         self.name, self.path, self.test_fraction = name, name, test_fraction
 
     @cached_property
-    def _given(self) -> tuple[Given, Given | None]:
+    def _named(self) -> tuple[ProgramImages, ProgramImages | None]:
         if self.name not in OBJECTS:
             raise UserError(
-                f"data.name={self.name}: the program has given no images of this name"
+                f"data.name={self.name}: the program has named no such images"
                 f"{nearest(self.name, OBJECTS)}; call ssdistill.use_data first"
             )
         return OBJECTS[self.name]
@@ -47,28 +47,28 @@ class PythonObject(PartedSource):
         return {}  # their content tells them apart
 
     def _total(self) -> int:
-        return len(self._given[0])
+        return len(self._named[0])
 
     @property
     def _has_test_images(self) -> bool:
-        return self._given[1] is not None
+        return self._named[1] is not None
 
     @property
     def has_labels(self) -> bool:
-        train, test = self._given
+        train, test = self._named
         return train.has_labels and (test is None or test.has_labels)
 
     @property
     def default_image_size(self) -> int:
-        return self._given[0].size
+        return self._named[0].size
 
     @property
     def description(self) -> str:
-        train = self._given[0]
+        train = self._named[0]
         what = type(train.images).__name__
         return f"{self.name} ({what}), {'' if self.has_labels else 'un'}labeled"
 
     def _split(self, name: str) -> RawSplit:
-        train, test = self._given
-        given = test if name == "test" and test is not None else train
-        return given.split(f"{self.name} ({name})", self._rows(name), any_bands=self.any_bands)
+        train, test = self._named
+        images = test if name == "test" and test is not None else train
+        return images.split(f"{self.name} ({name})", self._rows(name), any_bands=self.any_bands)

@@ -123,8 +123,8 @@ def test_what_was_distilled_is_compressed(distilled, root):
     assert after <= 0.5 * before
     x_BCHW = torch.rand(2, 3, SIZE, SIZE)
     assert small.model(x_BCHW).embedding_BD.shape == (2, 32)
-    given = ssdistill.load(small.models["teacher"])
-    assert torch.equal(given(x_BCHW).embedding_BD, distilled.student(x_BCHW).embedding_BD)
+    before = ssdistill.load(small.models["teacher"])
+    assert torch.equal(before(x_BCHW).embedding_BD, distilled.student(x_BCHW).embedding_BD)
 
 
 def test_a_module_starts_from_its_own_weights(root):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import ssdistill
+from ssdistill.api.data import use_data
 from ssdistill.data.python_data import OBJECTS
 from ssdistill.errors import UserError
 
@@ -13,19 +13,19 @@ IMAGES_NHWC = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3)).astype(np.
 
 def given(*data, **options):
     """Training and test images that a section names."""
-    section = ssdistill.use_data(*data, **options)
+    section = use_data(*data, **options)
     assert section["kind"] == "object"
     return OBJECTS[section["name"]]
 
 
 def test_a_path_or_kind_is_a_section_of_a_config(tmp_path):
-    assert ssdistill.use_data("digits") == {"kind": "digits"}
+    assert use_data("digits") == {"kind": "digits"}
     Image.fromarray(IMAGES_NHWC[0]).save(tmp_path / "a.png")
     folder = {"kind": "folder", "path": str(tmp_path)}
-    assert ssdistill.use_data(tmp_path) == folder
-    assert ssdistill.use_data(folder) == folder
+    assert use_data(tmp_path) == folder
+    assert use_data(folder) == folder
     with pytest.raises(UserError, match="a source has its own test images"):
-        ssdistill.use_data("digits", IMAGES_NHWC)
+        use_data("digits", IMAGES_NHWC)
 
 
 def test_tuples_have_labels_and_lists_have_images():
@@ -47,12 +47,12 @@ def test_paths_are_known_by_their_names(tmp_path, kind):
         Image.fromarray(image).save(paths[-1])
     train, _ = given(kind(paths))
     assert Path(train.first).name == "0.png" and not train.is_array
-    names = {ssdistill.use_data(kind(some))["name"] for some in (paths, paths, paths[:3])}
+    names = {use_data(kind(some))["name"] for some in (paths, paths, paths[:3])}
     assert len(names) == 2
 
 
 def test_a_name_follows_from_the_content():
-    first = ssdistill.use_data(IMAGES_NHWC)["name"]
-    assert ssdistill.use_data(list(IMAGES_NHWC))["name"] != first
-    assert ssdistill.use_data(IMAGES_NHWC.copy())["name"] == first
-    assert ssdistill.use_data(IMAGES_NHWC, name="photos")["name"] == "photos"
+    first = use_data(IMAGES_NHWC)["name"]
+    assert use_data(list(IMAGES_NHWC))["name"] != first
+    assert use_data(IMAGES_NHWC.copy())["name"] == first
+    assert use_data(IMAGES_NHWC, name="photos")["name"] == "photos"

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from ssdistill.data.opening import open_source, open_stores
-from ssdistill.data.python_data import Given, give
+from ssdistill.data.python_data import ProgramImages, name_images
 from ssdistill.data.sources.object import PythonObject
 from ssdistill.errors import UserError
 from ssdistill.settings.registry import SOURCES
@@ -30,7 +30,7 @@ class Pairs:
 
 
 def opened(images, tmp_path, labels=None, test=None, **settings):
-    give("mine", Given(images, labels), test and Given(*test))
+    name_images("mine", ProgramImages(images, labels), test and ProgramImages(*test))
     chosen = SOURCES.schema("object")(name="mine", test_fraction=0.2, **settings)
     source = open_source(chosen)
     return source, open_stores(source, chosen, (8, 10), tmp_path)
@@ -98,14 +98,14 @@ def test_test_images_of_their_own(tmp_path):
 
 
 def test_content_and_not_the_name_is_the_identity(tmp_path):
-    first = Given(IMAGES_NHWC).identity
-    assert Given(IMAGES_NHWC.copy(), name="other").identity == first
+    first = ProgramImages(IMAGES_NHWC).identity
+    assert ProgramImages(IMAGES_NHWC.copy(), name="other").identity == first
     changed = IMAGES_NHWC.copy()
     changed[7, 1, 1, 1] ^= 1
-    assert Given(changed).identity != first
-    pairs = Given(Pairs(lambda i: (IMAGES_NHWC[i], 0)))
-    assert pairs.identity == Given(Pairs(lambda i: {"image": IMAGES_NHWC[i]})).identity
-    assert pairs.identity != Given(Pairs(lambda i: changed[i])).identity
+    assert ProgramImages(changed).identity != first
+    pairs = ProgramImages(Pairs(lambda i: (IMAGES_NHWC[i], 0)))
+    assert pairs.identity == ProgramImages(Pairs(lambda i: {"image": IMAGES_NHWC[i]})).identity
+    assert pairs.identity != ProgramImages(Pairs(lambda i: changed[i])).identity
     assert PythonObject(name="a").settings == PythonObject(name="b").settings == {}
     prints = [opened(IMAGES_NHWC, tmp_path / name)[1]["train"].fingerprint for name in "ab"]
     assert prints[0] == prints[1]
@@ -160,5 +160,5 @@ def test_an_image_that_raises_is_skipped_and_named(tmp_path):
 
 def test_a_name_that_nobody_gave():
     with pytest.raises(UserError, match=r"data\.name=mnie: .*did you mean 'mine'"):
-        give("mine", Given(IMAGES_NHWC))
+        name_images("mine", ProgramImages(IMAGES_NHWC))
         SOURCES.build(SOURCES.schema("object")(name="mnie")).split("train")

@@ -20,6 +20,9 @@ SMALL = {
 }
 
 
+OF_DATA = (0.1,) * 3, (0.2,) * 3
+
+
 def small(mean=(0.5,) * 3, **args):
     settings = EncoderSettings(name="resnet10t", args=SMALL | args, stem="native")
     return build_encoder(settings, 16, mean, (0.25,) * len(mean))
@@ -41,8 +44,10 @@ def test_all_of_a_saved_model(tmp_path):
     assert start.loaded == start.total == len(values(fresh))
     assert start.text("x") == f"{start.total} of {start.total} tensors start from x"
     assert weights_identity(str(tmp_path)) == {"sha256": sha256}
-    assert starting_statistics(str(tmp_path), 3) == ((0.5,) * 3, (0.25,) * 3)
-    assert starting_statistics(str(tmp_path), 4) is None
+    assert starting_statistics(str(tmp_path), *OF_DATA) == ((0.5,) * 3, (0.25,) * 3)
+    four = (0.1,) * 4, (0.2,) * 4
+    assert starting_statistics(str(tmp_path), *four) == four
+    assert starting_statistics(None, *OF_DATA) == OF_DATA
 
 
 @pytest.mark.parametrize(
@@ -59,7 +64,7 @@ def test_a_state_dict_under_many_names(tmp_path, wrapped):
     torch.save(wrapped(values(trained)), tmp_path / "weights.pth")
     start = start_from(fresh, str(tmp_path / "weights.pth"))
     assert start.loaded == start.total and equal(values(fresh), values(trained))
-    assert starting_statistics(str(tmp_path / "weights.pth"), 3) is None
+    assert starting_statistics(str(tmp_path / "weights.pth"), *OF_DATA) == OF_DATA
 
 
 def test_a_part_is_loaded_and_counted(tmp_path):
@@ -107,7 +112,8 @@ def test_weights_of_timm(monkeypatch):
     assert start_from(fresh, "timm:resnet10t.c3_in1k").loaded == len(values(fresh))
     config = timm.get_pretrained_cfg("resnet10t.c3_in1k")
     assert weights_identity("timm:resnet10t.c3_in1k")["tag"] == "c3_in1k"
-    assert starting_statistics("timm:resnet10t.c3_in1k", 3) == (config.mean, config.std)
+    seen = starting_statistics("timm:resnet10t.c3_in1k", *OF_DATA)
+    assert seen == (tuple(config.mean), tuple(config.std))
 
 
 @pytest.mark.parametrize(
