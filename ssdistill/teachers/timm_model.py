@@ -127,7 +127,10 @@ class TimmModel(Teacher):
         except (UserError, TypeError) as error:
             raise UserError(f"teacher.name: '{self.name}' is not a timm model: {error}") from error
         if refused := refused_argument(name, "timm", args or {}):
-            raise UserError(f"teacher.name: refused to build '{self.name}' (model_args.{refused})")
+            raise UserError(
+                f"teacher.name: refused to build '{self.name}' (model_args.{refused}); "
+                "choose another model"
+            )
         pretrained_cfg = {key: value for key, value in pretrained_cfg.items() if key not in LOCAL}
         # How many channels is the images' to say; timm adapts the first layer from its own number.
         args = {key: value for key, value in (args or {}).items() if key != "in_chans"} | self.args
@@ -182,7 +185,7 @@ class TimmModel(Teacher):
         except Exception as error:  # timm's converters raise whatever they stumble upon
             where = what if path is None else f"teacher.weights: {path}"
             raise UserError(
-                f"{where} cannot be loaded into '{spec.name}' ({why(error)})"
+                f"{where} cannot be loaded into '{spec.name}' ({why(error)}); correct teacher.name"
             ) from error
         if path is not None:
             self._check(results, config, path)

@@ -92,13 +92,14 @@ def check_zip(path: Path) -> bool:
         if member.file_size > max(SMALL, UNPACKED * member.compress_size):
             raise UserError(
                 f"{path}: member '{member.filename}' declares {member.file_size} bytes for "
-                f"{member.compress_size} compressed ones; the file is corrupt or malicious"
+                f"{member.compress_size} compressed ones, so it is corrupt or malicious; "
+                "download it again"
             )
     total = sum(member.file_size for member in members)
     if total > max(SMALL, UNPACKED * size):
         raise UserError(
-            f"{path}: its members declare {total} bytes in a file of {size}; it is corrupt or "
-            "malicious"
+            f"{path}: its members declare {total} bytes in a file of {size}, so it is corrupt or "
+            "malicious; download it again"
         )
     return True
 
