@@ -16,7 +16,7 @@ from ssdistill.models.backbones import Encoder, EncoderSpec, encoder_around
 from ssdistill.models.downloads import downloading
 from ssdistill.models.spec import Channels
 from ssdistill.models.timm_net import building_args, check_timm_name
-from ssdistill.models.trial import check_arguments
+from ssdistill.models.trial import check_arguments, reason_of
 from ssdistill.settings import Size, as_size, as_written
 from ssdistill.teachers import ImageSpec, Teacher
 from ssdistill.teachers.channels import channel_notices, check_channels, conv_channels
@@ -179,7 +179,7 @@ class TimmModel(Teacher):
                     spec.name, pretrained=True, num_classes=0, **source, **building_args(spec)
                 )
         except TypeError as error:
-            raise UserError(f"teacher.args of '{self.name}': {error}") from error
+            raise UserError(f"teacher.args of '{self.name}': {reason_of(error)}") from error
         except UserError:
             raise
         except Exception as error:  # timm's converters raise whatever they stumble upon

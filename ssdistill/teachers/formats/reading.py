@@ -64,10 +64,12 @@ def read(path: Path) -> Any:
         reason = (str(error).splitlines() or [""])[0]
         if isinstance(error, MemoryError):
             reason = "it declares more data than fits in memory"
-        elif not any(map(str.isalpha, reason)):
-            # A pickle's opcode, which was none.
+        elif "opcode" in reason or not any(map(str.isalpha, reason)):
+            # Of a pickle, which it was not.
             reason = "corrupt, or not a torch, pickle or safetensors file"
-        raise UserError(f"{path}: not a readable checkpoint ({reason})") from error
+        raise UserError(
+            f"{path}: not a readable checkpoint ({reason}): copy it again, or save a state_dict"
+        ) from error
 
 
 def check_zip(path: Path) -> bool:
