@@ -143,7 +143,7 @@ def _check_events(text: str, source: str) -> None:
         tag = getattr(event, "tag", None)
         if tag and tag not in PLAIN:
             shown = tag.replace("tag:yaml.org,2002:", "!!")
-            raise UserError(f"{source}: tag {shown} (line {line}): write a plain value")
+            raise UserError(f"{source}: tag {shown} (line {line}); write a plain value")
         if isinstance(event, yaml.AliasEvent) and event.anchor in open_anchors:
             raise UserError(
                 f"{source}: *{event.anchor} (line {line}) contains itself; remove the alias"

@@ -68,7 +68,7 @@ def read(path: Path) -> Any:
             # Of a pickle, which it was not.
             reason = "corrupt, or not a torch, pickle or safetensors file"
         raise UserError(
-            f"{path}: not a readable checkpoint ({reason}): copy it again, or save a state_dict"
+            f"{path}: not a readable checkpoint ({reason}); copy it again, or save a state_dict"
         ) from error
 
 

@@ -114,7 +114,7 @@ def test_a_number_that_no_setting_can_hold_is_refused(digits):
     ],
 )
 def test_a_tag_is_refused_and_nothing_is_called(text, tag):
-    assert refusal(text) == f"tiny.yaml: tag {tag} (line 1): write a plain value"
+    assert refusal(text) == f"tiny.yaml: tag {tag} (line 1); write a plain value"
 
 
 @pytest.mark.parametrize("key", ["1", "1.5", "true", "on", "~", "[a]", "{a: b}"])
