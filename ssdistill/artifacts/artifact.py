@@ -227,7 +227,7 @@ def _read_projector(entry: StoredHead, folder: Path, encoder: Encoder) -> nn.Mod
     try:
         return unpack_head(content, entry.layers, encoder.embed_dim)
     except UserError as error:
-        raise UserError(f"{path} does not match its {DESCRIPTION}: it {error}") from None
+        raise UserError(f"{path} does not match its {DESCRIPTION}: it {error}; {REMEDY}") from None
 
 
 def load(
@@ -268,7 +268,7 @@ def _load_for_runtime(description: Description, folder: Path, trust: bool) -> "R
         # Files from before there were several runtimes do not name theirs.
         runtime = RUNTIMES[description.runtime or "onnxruntime"]
     except UserError as error:
-        raise UserError(f"the runtime in {path} is invalid: {error}") from None
+        raise UserError(f"the runtime in {path} is invalid: {error}; {REMEDY}") from None
     expected = getattr(runtime, "files", (runtime.file,))
     if tuple(description.names) != expected:
         raise UserError(

@@ -168,7 +168,7 @@ def _logged(folder: Path) -> list[dict[str, Any]]:
     """Logged metrics of a stage; empty, with a warning, if the file is damaged."""
     try:
         if os.path.lexists(folder / METRICS_FILE) and not (folder / METRICS_FILE).is_file():
-            raise UserError(f"{folder / METRICS_FILE} is not a file")
+            raise UserError(f"{folder / METRICS_FILE} is not a file; move it away")
         return read_metrics(folder)
     except UserError as error:
         console.print(f"  no curves for {folder.parent.name}: {shortened(error, 300)}")

@@ -171,7 +171,9 @@ class RemoteRuns:
         except UserError:
             raise
         except Exception as error:  # of any kind, by file system
-            raise UserError(f"--runs {self.url}: {one_line(error)}") from error
+            raise UserError(
+                f"--runs {self.url}: {one_line(error)}; check the address and its credentials"
+            ) from error
 
 
 def _is_finished(record: bytes) -> bool:

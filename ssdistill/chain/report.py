@@ -225,7 +225,7 @@ def _set_aside_damaged_record(folder: Path) -> None:
             continue
         try:
             if not path.is_file():
-                raise UserError(f"{path} is not a file")
+                raise UserError(f"{path} is not a file; move it away")
             read(folder)
         except (UserError, OSError, RecursionError, TypeError) as error:
             number = 1

@@ -99,6 +99,8 @@ def _reading(path: Path) -> Iterator[None]:
         # NumPy says so of text, too, without a number.
         if error.errno is None:
             raise DamagedFile(path, error) from error
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); check its permissions"
+        ) from error
     except UNREADABLE as error:
         raise DamagedFile(path, str(error) or type(error).__name__) from error

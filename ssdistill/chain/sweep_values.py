@@ -1,6 +1,7 @@
 """What chooses a point of a sweep: a metric of a model, read from records or probed."""
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 from torch import nn
@@ -102,7 +103,7 @@ def values_of(
         records = [record for record in report.records if record["model"] == role]
         if not records:
             known = {record["model"] for record in report.records}
-            raise UserError(f"sweep.model: this point has no '{role}'{nearest(role, known)}")
+            raise UserError(_no_model(role, known))
         measured = {record["seed"]: record["metrics"] for record in records}
         names = {name for metrics in measured.values() for name in metrics}
         if settings.metric not in names:
@@ -113,8 +114,18 @@ def values_of(
         values = {seed: metrics.get(settings.metric) for seed, metrics in measured.items()}
     for seed, value in values.items():
         if value is None or not math.isfinite(value):
-            raise UserError(f"sweep: {settings.metric} of '{role}', seed {seed}, is not finite")
+            raise UserError(
+                f"sweep: {settings.metric} of '{role}', seed {seed}, is not finite; "
+                "lower optim.lr, or choose another metric"
+            )
     return {seed: value for seed, value in values.items() if value is not None}
+
+
+def _no_model(role: str, known: Iterable[str]) -> str:
+    return (
+        f"sweep.model: this point has no '{role}'{nearest(role, known)}; known: "
+        f"{', '.join(sorted(known))}"
+    )
 
 
 def _probed(
@@ -126,7 +137,7 @@ def _probed(
     for seed in experiment.seeds:
         models = models_of(workspace, seed)
         if role not in models:
-            raise UserError(f"sweep.model: this point has no '{role}'{nearest(role, models)}")
+            raise UserError(_no_model(role, models))
         stage = models[role]
         if stage.seed not in values:
             encoder = workspace.encoder(stage)

@@ -62,7 +62,7 @@ def _benchmark(options: argparse.Namespace) -> int:
     refuse_several_processes()
     for name in ("steps", "rounds"):
         if getattr(options, name) < 1:
-            raise UserError(f"--{name} {getattr(options, name)}: at least 1 is required")
+            raise UserError(f"--{name} {getattr(options, name)}: expected a number from 1")
     config, overrides = config_and_overrides(options.words)
     if options.json:
         check_writable(options.json, "--json")
@@ -105,7 +105,7 @@ def config_and_overrides(words: list[str]) -> tuple[str, list[str]]:
     """
     configs = [word for word in words if "=" not in word]
     if len(configs) > 1:
-        raise UserError(f"benchmark: one config is possible, got {', '.join(configs)}")
+        raise UserError(f"benchmark: several configs ({', '.join(configs)}); name one")
     return (*configs, DEFAULT)[0], [word for word in words if "=" in word]
 
 

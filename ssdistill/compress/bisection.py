@@ -88,7 +88,7 @@ def bisect_to_budget(
         if least > budget:
             raise UserError(
                 f"prune: {key}={budget:g} cannot be reached for '{reference.name}': "
-                f"{limits} still leave {least:.3f}"
+                f"{limits} still leave {least:.3f}; raise {key}"
             )
         if (already := cost(make(0.0))) <= budget:
             return 0.0, already

@@ -159,7 +159,7 @@ class LowBit(Step):
                 return bits, quantized
         raise UserError(
             f"lowbit.cka={self.cka:.8g}: out of reach, even {MOST_BITS} bits give '{model.name}' "
-            f"a CKA of {context.record['cka']:.8g}"
+            f"a CKA of {context.record['cka']:.8g}; lower it"
         )
 
     def _bits_by_key(self, model: Model, bits: int | dict[str, int]) -> dict[str, int]:
@@ -217,7 +217,8 @@ def bits_by_pattern(patterns: Mapping[str, int], keys: list[str]) -> dict[str, i
     for pattern in patterns:
         if not any(fnmatch(name, pattern) for name in names.values()):
             raise UserError(
-                f"lowbit.bits: no layer matches '{pattern}'{nearest(pattern, names.values())}"
+                f"lowbit.bits: no layer matches '{pattern}'{nearest(pattern, names.values())}; "
+                "correct the pattern"
             )
     matched = {
         key: next((bits for pattern, bits in patterns.items() if fnmatch(name, pattern)), None)

@@ -160,7 +160,7 @@ class LowRank(Step):
         if not any(layer.factors for layer in choices.values()):
             raise UserError(
                 f"lowrank: no layer of '{model.name}' becomes cheaper at ranks that are "
-                f"multiples of round_to={self.round_to}"
+                f"multiples of round_to={self.round_to}; lower round_to, or remove this step"
             )
         chosen = self._choose(result, choices, stats, context)
         chosen = {name: option for name, option in chosen.items() if option.rank is not None}
@@ -195,7 +195,8 @@ class LowRank(Step):
                 known = {name[:end] for name in places for end in _prefix_ends(name)}
                 raise UserError(
                     f"lowrank: no layer of '{model.name}' that can be factorized matches "
-                    f"'{pattern}'{nearest(pattern.rstrip('.*'), sorted(known))}"
+                    f"'{pattern}'{nearest(pattern.rstrip('.*'), sorted(known))}; correct the "
+                    "pattern"
                 )
         selected = {
             name: place

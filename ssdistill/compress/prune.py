@@ -198,7 +198,7 @@ class Prune(Step):
         if not groups:
             raise UserError(
                 f"prune: '{model.name}' has no {' or '.join(self.units)} with a batch norm that "
-                f"scope={self.scope} may remove"
+                f"scope={self.scope} may remove; set another criterion, units or scope"
             )
         fixed = self.of == "original" and self.ratio is not None
         # Of the original: apply has seen that there is one.
@@ -216,11 +216,13 @@ class Prune(Step):
         for name in self.protect:
             if name not in layers:
                 raise UserError(
-                    f"prune.protect: '{model.name}' has no layer '{name}'{nearest(name, layers)}"
+                    f"prune.protect: '{model.name}' has no layer '{name}'{nearest(name, layers)}; "
+                    "correct the name"
                 )
         prunable = survey(model, self.scope, self.units, self.protect)
         if not prunable.groups:
-            why = "; set scope=all" if self.scope == "inner" and "channels" in self.units else ""
+            inner = self.scope == "inner" and "channels" in self.units
+            why = "; set scope=all" if inner else "; set other units or another scope"
             if prunable.whole:
                 why = f": {_reasons_text(prunable.whole)}"
             raise UserError(

@@ -65,6 +65,6 @@ def uncompressed_parent(path: str | Path) -> Path:
     if sha256 != parent.sha256:
         raise UserError(
             f"{description_file.parent}: sha256 {sha256[:12]}…, but {folder} was made from "
-            f"{parent.sha256[:12]}…"
+            f"{parent.sha256[:12]}…; copy the stage that it was made from there"
         )
     return description_file.parent

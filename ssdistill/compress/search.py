@@ -149,13 +149,16 @@ class Search(Step):
         actions = Actions(model, context, inputs, self.actions, **options)
         if not actions.levels:
             kinds = " or ".join(self.actions)
-            raise UserError(f"search: '{model.name}' has no layer whose {kinds} can change")
+            raise UserError(
+                f"search: '{model.name}' has no layer whose {kinds} can change; set other actions"
+            )
         names = {site: site.layer.removesuffix(".weight") for site in actions.levels}
         for pattern in self.layers:
             if not any(fnmatch(name, pattern) for name in names.values()):
                 hint = nearest(pattern, names.values())
                 raise UserError(
-                    f"search.layers: no layer that can change matches '{pattern}'{hint}"
+                    f"search.layers: no layer that can change matches '{pattern}'{hint}; "
+                    "correct the pattern"
                 )
         actions.levels = {
             site: levels

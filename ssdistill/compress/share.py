@@ -117,7 +117,8 @@ class Share(Step):
         for pattern in self.skip:
             if not any(fnmatch(name, pattern) for name in names.values()):
                 raise UserError(
-                    f"share.skip: no layer matches '{pattern}'{nearest(pattern, names.values())}"
+                    f"share.skip: no layer matches '{pattern}'{nearest(pattern, names.values())}; "
+                    "correct the pattern"
                 )
         return {
             key: weight

@@ -38,7 +38,7 @@ def _check_window(window: Any) -> Any:
     for pair in window if several else [window]:
         if not has_usable_width(pair):
             problem = "low < high" if pair[0] >= pair[1] else "a narrower or wider range"
-            raise ValueError(f"window: [low, high] requires {problem}, got {list(pair)}")
+            raise ValueError(f"[low, high] requires {problem}")
     return window
 
 

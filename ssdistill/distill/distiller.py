@@ -98,7 +98,10 @@ class Distiller(Task):
         if teacher_dropping:
             self.dropping = TeacherDropping(teacher_dropping, self.origins, losses)
         if interpolate and len(self.teachers) > 1:
-            raise UserError(f"interpolate requires a single teacher, got {len(self.teachers)}")
+            raise UserError(
+                f"interpolate requires a single teacher, got {len(self.teachers)}; "
+                "set interpolate=null"
+            )
         self.interpolation = None
         if interpolate:
             self.interpolation = Interpolation(student, self.teacher, interpolate)

@@ -101,7 +101,7 @@ def as_device(name: str | torch.device | None) -> torch.device | None:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0].split(". ")[0] if str(error) else "not available"
-        raise UserError(f"device={name}: {reason}") from error
+        raise UserError(f"device={name}: {reason}; use auto, or another one") from error
     return device
 
 
@@ -142,7 +142,10 @@ def protocol_function(kind: str) -> Callable[..., Result]:
         for name in others:
             if name not in opening:
                 known = (*names, *(p.name for p in shared[2:]))
-                raise UserError(f"{kind} has no setting '{name}'{nearest(name, known)}")
+                raise UserError(
+                    f"{kind} has no setting '{name}'{nearest(name, known)}; "
+                    f"known: {', '.join(known)}"
+                )
         protocol = build_protocol(kind, mine)
         return protocol.run(open_subject(encoder, data, **others))
 

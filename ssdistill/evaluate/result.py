@@ -69,10 +69,13 @@ class Result:
             if name != "seed" and value != other.settings.get(name, value):
                 raise UserError(
                     f"'{self.protocol}' with {name}={value} cannot be compared with "
-                    f"{name}={other.settings[name]}"
+                    f"{name}={other.settings[name]}; use one setting"
                 )
         if first is None or second is None:
             raise UserError(f"'{self.protocol}' has no predictions by image; compare its metrics")
         if len(first.targets) != len(second.targets) or (first.targets != second.targets).any():
-            raise UserError("a paired test requires the same test images in the same order")
+            raise UserError(
+                "a paired test requires the same test images in the "
+                "same order; evaluate both on the same data"
+            )
         return paired_test(first.targets, first.predictions, second.predictions, margin=margin)

@@ -65,6 +65,6 @@ def as_targets(train_label_N: Tensor, test_label_N: Tensor) -> tuple[Tensor, Ten
     if unseen:
         raise UserError(
             f"test labels have classes without training images: {', '.join(map(str, unseen[:5]))}"
-            f"{' …' if len(unseen) > 5 else ''}"
+            f"{' …' if len(unseen) > 5 else ''}; add some, or remove these test images"
         )
     return train_target_N, torch.searchsorted(classes_K, test_label_N), classes_K

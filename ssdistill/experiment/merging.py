@@ -92,7 +92,7 @@ def _merge_items(
         if str(key) not in numbered:
             extent = f"has items 0 to {len(items) - 1}" if items else "is an empty list"
             section = ".".join(path)
-            raise UserError(f"{section}.{key}: {section} {extent}")
+            raise UserError(f"{section}.{key}: {section} {extent}; write the whole list")
     changes = {str(key): value for key, value in override.items()}
     return list(merge(numbered, changes, notices, path).values())
 

@@ -189,9 +189,8 @@ def _compose(
     """
     resolved = file.resolve()
     if resolved in extended_by:
-        raise UserError(
-            f"{file}: extends itself through {extended_by[-1].name}; remove one extends"
-        )
+        through = f" through {extended_by[-1].name}" if extended_by[-1] != resolved else ""
+        raise UserError(f"{file}: extends itself{through}; remove one extends")
     if len(extended_by) > MOST_ANCESTORS:
         raise UserError(f"{file}: extends chain of more than {MOST_ANCESTORS} files; shorten it")
     if resolved in composed:

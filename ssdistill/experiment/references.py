@@ -82,7 +82,9 @@ class _Resolver:
             )
         value = default if value is None else value
         if reason := text_problem(value):
-            raise UserError(f"{key}: the environment variable {name} {reason}")
+            raise UserError(
+                f"{key}: the environment variable {name} {reason}; set it to other text"
+            )
         return value
 
     def other(self, name: str, key: str) -> Any:
@@ -92,7 +94,8 @@ class _Resolver:
             items = {str(k): v for k, v in items.items()} if isinstance(items, dict) else {}
             if part not in items:
                 raise UserError(
-                    f"{key}: ${{{name}}} refers to an unknown key{nearest(part, items)}"
+                    f"{key}: ${{{name}}} refers to an unknown key{nearest(part, items)}; "
+                    "correct the name"
                 )
             value = items[part]
         if isinstance(value, dict | list):

@@ -31,8 +31,21 @@ FLOAT = re.compile(
     |\.(?:nan|NaN|NAN))$""",
     re.X,
 )
-
-
+COMPLAINTS = {
+    "mapping values are not allowed": (
+        "a colon and a blank within a value, or keys that are indented differently",
+        "put the value in quotes, or indent the keys alike",
+    ),
+    "cannot start any token": (
+        "a tab before a key, or a value that begins with a sign of YAML's",
+        "indent by blanks, or put the value in quotes",
+    ),
+    "did not find expected ',' or": ("a bracket that is not closed", "close it"),
+    "unexpected end of stream": ("a quote that is not closed", "close it"),
+    "undefined alias": ("* refers to nothing", "put the value in quotes"),
+    "found another document": ("several documents", "keep one"),
+}
+"""What a parser complains of most, and what that is to one who wrote the file, with a remedy."""
 INT = re.compile(r"^[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F_]+|0b[01_]+)$")
 _Base: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -97,9 +110,11 @@ def read_text(text: str, source: str, key: str = "") -> Any:
         finally:
             loader.dispose()
     except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{source}: {_first_line(error)}") from None
+        complaint = _complaint(error)
+        # An override has no lines.
+        complaint = re.sub(r" \(line \d+\)", "", complaint) if key else complaint
+        raise UserError(f"{source}: {complaint}") from None
     if len(problems) == 1 and key:
-        # The setting is named, and an override has one line.
         raise UserError(problems[0].replace(" (line 1)", ""))
     if len(problems) == 1:
         raise UserError(f"{source}: {problems[0]}")
@@ -128,7 +143,7 @@ def _check_events(text: str, source: str) -> None:
         tag = getattr(event, "tag", None)
         if tag and tag not in PLAIN:
             shown = tag.replace("tag:yaml.org,2002:", "!!")
-            raise UserError(f"{source}: tag {shown} (line {line}): write a plain value")
+            raise UserError(f"{source}: tag {shown} (line {line}); write a plain value")
         if isinstance(event, yaml.AliasEvent) and event.anchor in open_anchors:
             raise UserError(
                 f"{source}: *{event.anchor} (line {line}) contains itself; remove the alias"
@@ -200,7 +215,7 @@ def _mapping(
         if not isinstance(key, yaml.ScalarNode) or not key.tag.endswith(":str"):
             problems.append(f"{place}key {name} is not text{_line(key)}; quote it")
         elif key.value in keys:
-            problems.append(f"{place}duplicate key {name}{_line(key)}")
+            problems.append(f"{place}duplicate key {name}{_line(key)}; remove one")
         elif reason := text_problem(key.value):
             problems.append(f"{place}key {name!r} {reason}{_line(key)}")
         keys.add(str(key.value))
@@ -230,8 +245,10 @@ def _line(node: yaml.Node) -> str:
     return f" (line {node.start_mark.line + 1})"
 
 
-def _first_line(error: Exception) -> str:
-    """A parser's complaint on one line, its position kept."""
+def _complaint(error: Exception) -> str:
+    """A parser's complaint on one line, with its line and a remedy."""
     mark = getattr(error, "problem_mark", None)
     text = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
-    return shortened(text, 200) + (f" (line {mark.line + 1})" if mark else "")
+    ours = next((ours for theirs, ours in COMPLAINTS.items() if theirs in text), None)
+    reason, remedy = ours or (f"not YAML: {shortened(text, 200)}", "correct it, or quote the value")
+    return f"{reason}{f' (line {mark.line + 1})' if mark else ''}; {remedy}"

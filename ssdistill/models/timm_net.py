@@ -62,8 +62,12 @@ def check_timm_name(name: str) -> None:
         UserError: it does not; the message names the nearest.
     """
     if not timm.is_model(name) or name.endswith("."):
-        raise UserError(f"timm has no model '{name}'{nearest(name, timm.list_models())}")
+        raise UserError(
+            f"timm has no model '{name}'{nearest(name, timm.list_models())}; correct the name"
+        )
     architecture, tag = timm.models.split_model_name_tag(name)
     known = timm.models.get_arch_pretrained_cfgs(architecture)
     if tag and name not in known:
-        raise UserError(f"timm has no pretrained weights '{name}'{nearest(name, known)}")
+        raise UserError(
+            f"timm has no pretrained weights '{name}'{nearest(name, known)}; correct the tag"
+        )

@@ -31,7 +31,10 @@ class TorchvisionNet(nn.Module):
         super().__init__()
         linear = [name for name, m in net.named_modules() if isinstance(m, nn.Linear)]
         if not linear:
-            raise UserError(f"torchvision's {type(net).__name__} has no linear classifier")
+            raise UserError(
+                f"torchvision's {type(net).__name__} has no linear classifier; "
+                "choose another network"
+            )
         self.classifier = linear[-1]
         self.num_features = cast("nn.Linear", net.get_submodule(self.classifier)).in_features
         net.set_submodule(self.classifier, nn.Identity())
@@ -65,7 +68,9 @@ def create_torchvision_net(name: str, args: dict[str, Any], channels: int = RGB)
     """
     known = torchvision_names()
     if name not in known:
-        raise UserError(f"torchvision has no classifier '{name}'{nearest(name, known)}")
+        raise UserError(
+            f"torchvision has no classifier '{name}'{nearest(name, known)}; correct the name"
+        )
     check_arguments(args, "args")
     implied = IMPLIED.get(name, {})
     if implied and channels != RGB:

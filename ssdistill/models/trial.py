@@ -4,6 +4,7 @@ First without memory (torch's meta device), to learn whether they fit, then on o
 """
 
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -43,6 +44,8 @@ OWN_ARGUMENTS = {
     "out_indices": "losses select feature maps by name",
 }
 """Arguments of ``timm.create_model`` that build no encoder, and what to do instead."""
+UNKNOWN_ARGUMENT = re.compile(r"got an unexpected keyword argument ('\w+')")
+"""What Python says of an argument that a network does not have."""
 UNFOLLOWED = (
     fake_tensor.DataDependentOutputException,
     fake_tensor.DynamicOutputShapeException,
@@ -144,6 +147,8 @@ def reason_of(error: BaseException) -> str:
         return "not enough memory"
     lines = [line for line in str(error).splitlines() if line.strip()]
     text = shortened(lines[0], 200) if lines else ""
+    if unknown := UNKNOWN_ARGUMENT.search(text):
+        return f"no argument {unknown[1]}; remove it"
     bare = isinstance(error, LookupError | NotImplementedError) or not text
     return f"{type(error).__name__} {text}".strip() if bare else text
 

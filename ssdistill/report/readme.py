@@ -128,7 +128,7 @@ def render_block(root: Path, name: str) -> str:
     experiment, _, benchmark = name.partition("/")
     folders = sorted(p.name for p in (root / "experiments").glob("*") if p.is_dir())
     if experiment not in folders:
-        raise UserError(f"unknown experiment '{name}'{nearest(name, folders)}")
+        raise UserError(_unknown("experiment", name, folders))
     path = Path("experiments") / experiment / "records.jsonl"
     records = read_records(root / path)
     if not records:
@@ -138,7 +138,7 @@ def render_block(root: Path, name: str) -> str:
     if all("benchmark" in record for record in records):
         return _benchmarks(records, benchmark)
     if benchmark:
-        raise UserError(f"unknown experiment '{name}'{nearest(name, folders)}")
+        raise UserError(_unknown("experiment", name, folders))
     results = "\n\n".join(table.to_markdown() for table in all_tables(records).values())
     claims = root / "experiments" / experiment / CLAIMS
     if not claims.exists():
@@ -148,10 +148,14 @@ def render_block(root: Path, name: str) -> str:
     return f"{results}\n\n{verdict_table(verdicts).to_markdown()}"
 
 
+def _unknown(what: str, name: str, known: Iterable[str]) -> str:
+    return f"unknown {what} '{name}'{nearest(name, known)}; correct the name of the block"
+
+
 def _benchmarks(records: list[dict[str, Any]], name: str) -> str:
     latest = {record["benchmark"]: record for record in records}  # a later line replaces
     if name and name not in latest:
-        raise UserError(f"unknown benchmark '{name}'{nearest(name, latest)}")
+        raise UserError(_unknown("benchmark", name, latest))
     shown = [latest[name]] if name else list(latest.values())
     return "\n\n".join(
         f"**{r.get('title', r['benchmark'])}**\n\n" + benchmark_table(r).to_markdown()

@@ -45,6 +45,8 @@ def hint(key: str, siblings: Iterable[str], model: type[BaseModel], at: str = ""
 def _belongs(key: str, places: dict[str, tuple[str, ...]], at: str) -> str:
     kinds = places.get(at, ())
     others = {place: kinds for place, kinds in places.items() if place != at or not kinds}
+    if key in others:
+        return f"'{key}' belongs at the top of the config"
     named = [place + _of_kinds(kinds) for place, kinds in list(others.items())[:MOST_PLACES]]
     elsewhere = ", ".join(named) + ", …" * (len(others) > MOST_PLACES)
     if kinds:

@@ -1,5 +1,6 @@
 """Describe all problems of a config at once, each with its key and the nearest known name."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_origin
@@ -16,6 +17,9 @@ from ssdistill.settings.wording import (
     received,
     what_is_expected,
 )
+
+KEY_FIRST = re.compile(r"([a-z_]\w*(?:\.[\w-]+)*): ")
+"""What a problem begins with that a section finds with one of its settings."""
 
 
 def describe(file: Path, error: ValidationError, model: type[BaseModel]) -> str:
@@ -69,9 +73,20 @@ def _what_is_wrong(
     if problem["type"] == "too_long" and (expected := length_text(annotation)):
         return f"{key}: {expected}{received(alike, expected)}"
     reason = what_is_expected(alike, annotation) or problem_text(problem, annotation)
-    # What is wrong between sections begins with the key of one.
-    place = f"{key}: " if keys or problem["type"] != "value_error" else ""
-    return f"{place}{reason}{received(alike, reason)}"
+    return f"{_place(key if keys else '', problem, reason, annotation)}{received(alike, reason)}"
+
+
+def _place(key: str, problem: Mapping[str, Any], reason: str, annotation: Any) -> str:
+    """``reason`` behind the key; what is wrong between settings begins with the key of one."""
+    if problem["type"] != "value_error":
+        return f"{key or 'the file'}: {reason}"
+    named = KEY_FIRST.match(reason)
+    known = {name for part in members(annotation) if is_model(part) for name in names(part)}
+    written = problem["input"] if isinstance(problem["input"], dict) else {}
+    is_key = named and (named[1] in written or named[1].partition(".")[0] in known)
+    if key and is_key:
+        return f"{key}.{reason}"
+    return f"{key}: {reason}" if key else reason
 
 
 def of_file(file: Path, tree: Any, model: type[BaseModel]) -> Any:

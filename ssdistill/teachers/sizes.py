@@ -46,7 +46,8 @@ def fit_size(encoder: Encoder, native: Size) -> None:
     if refused:
         raise UserError(
             f"'{encoder.spec.name}' cannot encode images of {short_size(encoder.spec.size)} pixels "
-            f"({reason(refused)}); it was trained at {short_size(native)} pixels"
+            f"({reason(refused)}); it was trained at "
+            f"{short_size(native)} pixels: set data.image_size to that"
         )
 
 

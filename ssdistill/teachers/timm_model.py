@@ -16,7 +16,7 @@ from ssdistill.models.backbones import Encoder, EncoderSpec, encoder_around
 from ssdistill.models.downloads import downloading
 from ssdistill.models.spec import Channels
 from ssdistill.models.timm_net import building_args, check_timm_name
-from ssdistill.models.trial import check_arguments
+from ssdistill.models.trial import check_arguments, reason_of
 from ssdistill.settings import Size, as_size, as_written
 from ssdistill.teachers import ImageSpec, Teacher
 from ssdistill.teachers.channels import channel_notices, check_channels, conv_channels
@@ -127,7 +127,10 @@ class TimmModel(Teacher):
         except (UserError, TypeError) as error:
             raise UserError(f"teacher.name: '{self.name}' is not a timm model: {error}") from error
         if refused := refused_argument(name, "timm", args or {}):
-            raise UserError(f"teacher.name: refused to build '{self.name}' (model_args.{refused})")
+            raise UserError(
+                f"teacher.name: refused to build '{self.name}' (model_args.{refused}); "
+                "choose another model"
+            )
         pretrained_cfg = {key: value for key, value in pretrained_cfg.items() if key not in LOCAL}
         # How many channels is the images' to say; timm adapts the first layer from its own number.
         args = {key: value for key, value in (args or {}).items() if key != "in_chans"} | self.args
@@ -176,13 +179,13 @@ class TimmModel(Teacher):
                     spec.name, pretrained=True, num_classes=0, **source, **building_args(spec)
                 )
         except TypeError as error:
-            raise UserError(f"teacher.args of '{self.name}': {error}") from error
+            raise UserError(f"teacher.args of '{self.name}': {reason_of(error)}") from error
         except UserError:
             raise
         except Exception as error:  # timm's converters raise whatever they stumble upon
             where = what if path is None else f"teacher.weights: {path}"
             raise UserError(
-                f"{where} cannot be loaded into '{spec.name}' ({why(error)})"
+                f"{where} cannot be loaded into '{spec.name}' ({why(error)}); correct teacher.name"
             ) from error
         if path is not None:
             self._check(results, config, path)

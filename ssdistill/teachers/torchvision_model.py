@@ -96,7 +96,7 @@ class TorchvisionModel(Teacher):
         if self.name not in known:
             raise UserError(
                 f"teacher.name: torchvision has no classifier '{self.name}'"
-                f"{nearest(self.name, known)}"
+                f"{nearest(self.name, known)}; correct the name"
             )
         # With aliases, of which DEFAULT is one.
         return dict(torchvision.models.get_model_weights(self.name).__members__)
@@ -143,7 +143,9 @@ class TorchvisionModel(Teacher):
             result = net.net.load_state_dict(kept, strict=False)
         except RuntimeError as error:
             why = " ".join(str(error).split())
-            raise UserError(f"{source} does not fit '{self.name}': {why}") from error
+            raise UserError(
+                f"{source} does not fit '{self.name}' ({why}); correct teacher.name"
+            ) from error
         # Files older than torch 0.4 do not count batches.
         missing = [key for key in result.missing_keys if not key.endswith("num_batches_tracked")]
         check_keys(self.name, source, missing, result.unexpected_keys)

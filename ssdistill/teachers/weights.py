@@ -43,7 +43,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
     try:
         state = timm.models.load_state_dict(str(path), weights_only=True)
     except Exception as error:  # each of the formats has errors of its own
-        raise UserError(f"teacher.weights: cannot read {path} ({why(error)})") from error
+        raise UserError(
+            f"teacher.weights: cannot read {path} ({why(error)}); name a "
+            "safetensors file or a state_dict of PyTorch"
+        ) from error
     for name, tensor in state.items():
         if isinstance(tensor, Tensor) and (odd := unusable(tensor)):
             raise UserError(f"teacher.weights: {path}: tensor '{name}' {odd}")
@@ -78,4 +81,6 @@ def check_keys(name: str, source: str, missing: Iterable[str], unknown: Iterable
         if keys
     ]
     if faults:
-        raise UserError(f"{source} does not fit '{name}': it {' and '.join(faults)}")
+        raise UserError(
+            f"{source} does not fit '{name}': it {' and '.join(faults)}; correct teacher.name"
+        )

@@ -104,7 +104,7 @@ def _check_machine(path: Path, needs: dict[str, Any]) -> None:
         compiled_for = " ".join([machine, *instructions])
         raise UserError(
             f"{path} was compiled for {compiled_for}, but this machine is {platform.machine()} "
-            f"{instruction_set}"
+            f"{instruction_set}; export it on this machine"
         )
 
 

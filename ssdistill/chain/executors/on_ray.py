@@ -88,7 +88,10 @@ class OnRay:
         root = jobs[0].workspace.root
         nodes = alive_nodes()
         if not nodes:
-            raise UserError(f"--on {self.address}: no node of the cluster has a CPU for stages")
+            raise UserError(
+                f"--on {self.address}: no node of the cluster has a CPU for stages; "
+                "start one with `ray start --num-cpus`"
+            )
         if root not in self._checked:
             check_nodes(nodes, root if jobs[0].workspace.remote is None else None)
             self._checked.add(root)

@@ -91,9 +91,9 @@ def run_probe(options: argparse.Namespace) -> int:
     of_data = settings.pop("data", {})
     data = options.data or of_data.get("kind")
     if not paths:
-        raise UserError("probe: a model is required: a folder, an .onnx file or timm:NAME")
+        raise UserError("probe: a model is required; name a folder, an .onnx file or timm:NAME")
     if not data:
-        raise UserError("probe: --data is required: a source kind, FILE.npz or FOLDER")
+        raise UserError("probe: --data is required; name a source kind, FILE.npz or FOLDER")
     check_method(options.map)
     _check_files(options)
     probed = probe(

@@ -24,7 +24,8 @@ def check_inputs(model: Model, inputs: Tensor) -> None:
     if input_shape != expected_shape or inputs.is_floating_point() != example.is_floating_point():
         raise UserError(
             f"quantize: calibration inputs are {inputs.dtype} of shape {tuple(input_shape)}, but "
-            f"'{model.name}' takes {example.dtype} of shape {tuple(expected_shape)}"
+            f"'{model.name}' takes {example.dtype} of shape {tuple(expected_shape)}; pass "
+            "what it takes"
         )
     if isinstance(model, Encoder) and not (inputs.min() >= -0.01 and inputs.max() <= 1.01):
         raise UserError(

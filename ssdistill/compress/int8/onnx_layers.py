@@ -72,7 +72,7 @@ def chosen_nodes(graph: Any, net: nn.Module, patterns: Sequence[str]) -> list[st
         if not fits:
             raise UserError(
                 f"quantize.float_layers: no convolution or linear layer matches '{pattern}'"
-                f"{nearest(pattern, nodes)}"
+                f"{nearest(pattern, nodes)}; correct the pattern"
             )
         chosen += [nodes[name] for name in fits]
     return chosen

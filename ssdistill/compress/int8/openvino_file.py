@@ -143,5 +143,7 @@ def count_int8(graph: Any) -> dict[str, int]:
         "int8_weights": sum(len(c.shape) > 1 for c in integers),
     }
     if not all(counts.values()):
-        raise UserError(f"quantize: no operator became int8 for openvino: {counts}")
+        raise UserError(
+            f"quantize: no operator became int8 for openvino: {counts}; choose another runtime"
+        )
     return counts

@@ -106,7 +106,7 @@ def int8_program(model: Model, calibration_inputs: Tensor, target: Target) -> Ex
     except Exception as error:  # quantizers raise anything
         raise explain(error, model, "int8") from error
     if not min(count_int8(converted).values()):
-        raise UserError(f"quantize: no layer of '{model.name}' became int8")
+        raise UserError(f"quantize: no layer of '{model.name}' became int8; choose another runtime")
     # Conversion leaves the float weights, which trace() strips.
     return trace(model, "int8", most, graph=converted)
 

@@ -102,5 +102,6 @@ def _budget_error(
     least = cost_of(actions.build(severest))
     return (
         f"search: {budget}={fraction:g} cannot be reached for '{actions.model.name}': the most "
-        f"severe actions on all {len(severest)} of its sites still leave {least:.3f}"
+        f"severe actions on all {len(severest)} of its sites still leave {least:.3f}; raise "
+        f"{budget}"
     )

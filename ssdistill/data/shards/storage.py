@@ -180,7 +180,9 @@ class Remote(Storage):
         try:
             return fsspec.filesystem(self.protocol)
         except (ImportError, ValueError) as error:
-            raise UserError(f"data.path={self.protocol}://…: {one_line(error)}") from error
+            raise UserError(
+                f"data.path={self.protocol}://…: {one_line(error)}; check the address"
+            ) from error
 
     def find(self, pattern: str) -> list[str]:
         # Only ``*`` is a pattern: in a URL, a question mark begins the query.

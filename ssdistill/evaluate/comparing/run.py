@@ -104,7 +104,9 @@ def _check(
     check_margin(margin)
     check_statistics(mean, std)
     if mean is not None and not any(map(takes_statistics, models)):
-        raise UserError("mean and std apply to bare .onnx files only: other models store their own")
+        raise UserError(
+            "omit mean and std, which apply to bare .onnx files: other models store their own"
+        )
 
 
 def _without_labels(shown: Shown, protocols: Sequence[str] | None) -> list[Protocol]:

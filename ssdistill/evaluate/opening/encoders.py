@@ -155,7 +155,7 @@ def _opened(
         return _open_onnx(user_path(text), image_size, mean, std)
     if mean is not None:
         raise UserError(
-            f"{text} normalizes images itself: mean and std apply to bare .onnx files only"
+            f"{text} normalizes images itself: omit mean and std, which apply to bare .onnx files"
         )
     return _open_artifact(text, image_size, trust)
 

@@ -106,6 +106,8 @@ class NamedEncoder:
         message = re.sub(r", or set teacher\.allow_\w+=true to \w+ them( randomly)?", "", message)
         message = message.replace("teacher.encoder.name", f"the name '{self.name}'")
         message = re.sub(r"teacher\.(name|weights|path)(: |=)", "", message)
+        # The name ends with the file's.
+        message = message.removeprefix(f"{self.file}: ") if self.file else message
         return message if str(self) in message else f"{self}: {message}"
 
 

@@ -49,7 +49,7 @@ def fit(
     renamed = through_timm(net, name, state)
     loadable = {k: v for k, v in renamed.items() if k in own}
     if not any(k for k in loadable if not k.endswith(COUNT)):
-        raise UserError(f"has none of the tensors of '{name}'")
+        raise UserError(f"has none of the tensors of '{name}': check teacher.encoder.name")
     for key, tensor in loadable.items():
         if tensor.shape != own[key].shape:
             raise UserError(_shape_message(name, key, tensor, own[key]))
@@ -58,7 +58,10 @@ def fit(
             file_dtype, net_dtype = (
                 str(t.dtype).removeprefix("torch.") for t in (tensor, own[key])
             )
-            raise UserError(f"has a '{key}' of type {file_dtype}, but '{name}' expects {net_dtype}")
+            raise UserError(
+                f"has a '{key}' of type {file_dtype}, but '{name}' expects {net_dtype}: "
+                "check teacher.encoder.name"
+            )
     left_out = [k for k in renamed if k not in own and _is_no_backbone(k)]
     extra = [k for k in renamed if k not in own and not _is_no_backbone(k)]
     missing = [k for k in own if k not in loadable and not k.endswith(COUNT)]

@@ -64,10 +64,12 @@ def read(path: Path) -> Any:
         reason = (str(error).splitlines() or [""])[0]
         if isinstance(error, MemoryError):
             reason = "it declares more data than fits in memory"
-        elif not any(map(str.isalpha, reason)):
-            # A pickle's opcode, which was none.
+        elif "opcode" in reason or not any(map(str.isalpha, reason)):
+            # Of a pickle, which it was not.
             reason = "corrupt, or not a torch, pickle or safetensors file"
-        raise UserError(f"{path}: not a readable checkpoint ({reason})") from error
+        raise UserError(
+            f"{path}: not a readable checkpoint ({reason}); copy it again, or save a state_dict"
+        ) from error
 
 
 def check_zip(path: Path) -> bool:
@@ -92,13 +94,14 @@ def check_zip(path: Path) -> bool:
         if member.file_size > max(SMALL, UNPACKED * member.compress_size):
             raise UserError(
                 f"{path}: member '{member.filename}' declares {member.file_size} bytes for "
-                f"{member.compress_size} compressed ones; the file is corrupt or malicious"
+                f"{member.compress_size} compressed ones, so it is corrupt or malicious; "
+                "download it again"
             )
     total = sum(member.file_size for member in members)
     if total > max(SMALL, UNPACKED * size):
         raise UserError(
-            f"{path}: its members declare {total} bytes in a file of {size}; it is corrupt or "
-            "malicious"
+            f"{path}: its members declare {total} bytes in a file of {size}, so it is corrupt or "
+            "malicious; download it again"
         )
     return True
 

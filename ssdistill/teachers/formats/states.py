@@ -41,7 +41,7 @@ def flat_state(loaded: Any, path: Path) -> dict[str, Tensor]:
         if clean in state:
             raise UserError(
                 f"{path} holds two tensors named '{clean}' once prefixes are removed, one as "
-                f"'{name}'"
+                f"'{name}': save one of them"
             )
         state[clean] = tensor
     return state

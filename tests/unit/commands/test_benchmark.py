@@ -57,9 +57,9 @@ def test_both_trainings_are_timed_and_nothing_stays(config, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--steps", "0"], "--steps 0: at least 1 is required"),
-        (["--rounds", "-1"], "--rounds -1: at least 1 is required"),
-        (["other"], "benchmark: one config is possible"),
+        (["--steps", "0"], "--steps 0: expected a number from 1"),
+        (["--rounds", "-1"], "--rounds -1: expected a number from 1"),
+        (["other"], "tiny.yaml, other); name one"),
         (["--json", "tiny.yaml/x.json"], "--json tiny.yaml/x.json: cannot be written"),
         (["distill.steps=no"], "distill.steps"),
         (["device.accelerator=abacus"], "abacus"),

@@ -110,7 +110,7 @@ def test_presets_stand_beside_each_other(kind, load):
 def test_what_only_a_constructor_can_judge_is_said_before_anything_runs(load):
     with pytest.raises(UserError, match=r"evaluate.finetune: finetune: epochs=3.* and steps=4"):
         load("evaluate: {finetune: {epochs: 3, steps: 4}}")
-    with pytest.raises(UserError, match=r"evaluate.also: a: finetune: epochs=3.* and steps=4"):
+    with pytest.raises(UserError, match=r"evaluate.also.a: finetune: epochs=3.* and steps=4"):
         load("evaluate: {also: {a: {kind: finetune, epochs: 3, steps: 4}}}")
 
 

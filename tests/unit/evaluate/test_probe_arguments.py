@@ -60,7 +60,7 @@ def test_a_size_may_be_a_height_and_a_width():
         ([0, 0, 0], [1, -1, 1], "std=.*positive"),
         (0.5, 0.5, "mean=0.5: write one finite number"),
         ("abc", "abc", "mean='abc'"),
-        ([0, 0, 0], None, "belong together"),
+        ([0, 0, 0], None, "mean was passed without std"),
     ],
 )
 def test_statistics_that_normalize_nothing_are_refused(mean, std, words, tmp_path):

@@ -157,7 +157,7 @@ def test_one_that_is_missing_is_named_before_anything_is_encoded(tmp_path, subje
     judged = subject()
     gone = {"kind": "npz", "path": str(tmp_path / "gone.npz")}
     with pytest.raises(
-        UserError, match=r"^transfer: data set 'gone': .*gone.npz: No such"
+        UserError, match=r"^transfer: data set 'gone': .*gone.npz: no such"
     ) as caught:
         Transfer(datasets=("digits", gone)).run(judged)
     assert "\n" not in str(caught.value)

@@ -135,7 +135,9 @@ def test_overrides_change_scalars_lists_and_items_of_lists(load):
 
 
 def test_an_item_that_a_list_has_not_is_refused(refusal):
-    assert refusal("compress.2.ratio=0.25") == "compress.2: compress has items 0 to 1"
+    assert refusal("compress.2.ratio=0.25") == (
+        "compress.2: compress has items 0 to 1; write the whole list"
+    )
 
 
 def test_null_switches_a_part_off(load):

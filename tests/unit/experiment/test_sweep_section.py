@@ -141,8 +141,8 @@ def test_keys_may_be_nested_and_number_items_of_lists(write):
     ("overrides", "message"),
     [
         (["sweep.search=gird"], "sweep.search: expected 'grid', 'random' or 'tpe'"),
-        (["sweep.search=random"], "sweep: points: required with search=random"),
-        (["sweep.points=4"], "sweep: points: a grid has as many as combinations; remove points"),
+        (["sweep.search=random"], "sweep.points: required with search=random"),
+        (["sweep.points=4"], "sweep.points: a grid has as many as combinations; remove points"),
         (["sweep.points=0", "sweep.search=tpe"], "sweep.points: expected a number above 0"),
         (["sweep.paramters={}"], "sweep.paramters: no such setting (did you mean 'parameters'?)"),
         (["sweep.parameters=null"], "sweep.parameters: expected a mapping"),
@@ -155,11 +155,11 @@ def test_keys_may_be_nested_and_number_items_of_lists(write):
         ),
         (
             ["sweep.maximize=null", "sweep.minimize=held_out"],
-            "sweep: minimize: held_out is an accuracy; use maximize",
+            "sweep.minimize: held_out is an accuracy; use maximize",
         ),
-        (["sweep.stop_early={by: rankme}"], "sweep: stop_early: requires search=tpe"),
-        (["sweep.storage=sqlite:///a"], "sweep: storage: requires search=tpe"),
-        (["sweep.at_once=2"], "sweep: at_once: requires search=tpe"),
+        (["sweep.stop_early={by: rankme}"], "sweep.stop_early: requires search=tpe"),
+        (["sweep.storage=sqlite:///a"], "sweep.storage: requires search=tpe"),
+        (["sweep.at_once=2"], "sweep.at_once: requires search=tpe"),
         (
             ["sweep.search=tpe", "sweep.points=7", "sweep.at_once=3"],
             "points: 7 is not divisible by at_once=3; use 6 or 9",

@@ -114,7 +114,7 @@ def test_a_number_that_no_setting_can_hold_is_refused(digits):
     ],
 )
 def test_a_tag_is_refused_and_nothing_is_called(text, tag):
-    assert refusal(text) == f"tiny.yaml: tag {tag} (line 1): write a plain value"
+    assert refusal(text) == f"tiny.yaml: tag {tag} (line 1); write a plain value"
 
 
 @pytest.mark.parametrize("key", ["1", "1.5", "true", "on", "~", "[a]", "{a: b}"])
@@ -128,7 +128,7 @@ def test_every_problem_is_told_with_its_line():
     assert first == "tiny.yaml: 3 problems"
     assert set(others) == {
         "  a: .nan is not a finite number (line 1)",
-        "  b: duplicate key c (line 2)",
+        "  b: duplicate key c (line 2); remove one",
         "  key 1 is not text (line 3); quote it",
     }
 
@@ -192,3 +192,32 @@ def test_what_is_no_file_is_named(tmp_path):
 def test_a_tag_that_does_not_suit_its_value_is_told(kind):
     """``!!bool 5`` was a KeyError."""
     assert refusal(f"a: !!{kind} x5") == f"tiny.yaml: a: x5 is not of type {kind} (line 1)"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: [1\n", "a bracket that is not closed (line 2); close it"),
+        ("a: {b: 1\n", "a bracket that is not closed (line 2); close it"),
+        ("a: x: y\n", "a colon and a blank within a value, or keys that are indented differently "
+                      "(line 1); put the value in quotes, or indent the keys alike"),
+        ("a: 1\n b: 2\n", "a colon and a blank within a value, or keys"),
+        ("a:\n\tb: 1\n", "a tab before a key, or a value that begins with a sign of YAML's (line "
+                         "2); indent by blanks, or put the value in quotes"),
+        ("a: @x\n", "a tab before a key, or a value that begins with a sign"),
+        ("a: 'x\n", "a quote that is not closed (line"),
+        ("a: *b\n", "* refers to nothing (line 1); put the value in quotes"),
+        ("a: 1\n---\nb: 2\n", "several documents (line 2); keep one"),
+        ("a: |x\n", "not YAML: did not find expected comment or line break (line 1); correct it, "
+                    "or quote the value"),
+    ],
+)  # fmt: skip
+def test_what_is_no_yaml_is_told_with_its_line_and_a_remedy(text, said):
+    message = refusal(text)
+    assert message.startswith(f"tiny.yaml: {said}") and "\n" not in message and "; " in message
+
+
+def test_an_override_that_is_no_yaml_has_no_line():
+    with pytest.raises(UserError) as raised:
+        read_text("[1", "override 'seeds=[1'", "seeds")
+    assert str(raised.value) == "override 'seeds=[1': a bracket that is not closed; close it"

@@ -33,7 +33,7 @@ def refusal(name="resnet18", size=32, **settings):
         ({"features_only": True}, "encoder.args.features_only cannot be set"),
         ({"out_indices": [1]}, "encoder.args.out_indices cannot be set"),
         ({"img_size": [1]}, "encoder.args of 'resnet18': "),
-        ({"nope": 1}, "unexpected keyword argument 'nope'"),
+        ({"nope": 1}, "no argument 'nope'; remove it"),
         ({"layers": 3}, "encoder.args of 'resnet18': 'int' object is not iterable"),
         ({"layers": []}, "'resnet18' cannot encode images of 32 pixels"),
         ({"layers": [1, "x", 1, 1]}, "encoder.args of 'resnet18': "),

@@ -176,3 +176,22 @@ def test_other_readers_say_what_they_found():
         r"prune.recover.steps: expected a whole number \(got 'x'",
     ):
         between_rounds(prune)
+
+
+@pytest.mark.parametrize(
+    "override, line",
+    [
+        ("data.display=[0,1,2]", "data.display: chooses among data.channels, which is null; "
+                                 "remove it"),
+        ("data.window=[3,1]", "data.window: [low, high] requires low < high (got [3, 1])"),
+        ("sweep={search: random, maximize: held_out, parameters: {pretrain.steps: 3}}",
+         "sweep.parameters.pretrain.steps: expected a list of values, or {low: 1, high: 2} (got "
+         "3)"),
+        ("compare.other.distill=3", "compare.other.distill: no such setting; 'distill' belongs at "
+                                    "the top of the config"),
+    ],
+)  # fmt: skip
+def test_a_key_is_said_once_and_as_a_whole(override, line):
+    with pytest.raises(UserError) as refusal:
+        load_experiment("quickstart", [override])
+    assert f"  {line}" in str(refusal.value).splitlines()

@@ -288,4 +288,6 @@ def test_the_registry_knows_it():
 def test_of_many_wrong_keys_four_are_named(count, shown):
     with pytest.raises(UserError) as caught:
         check_keys("resnet18", "w.pth", [f"k{number}" for number in range(count)], [])
-    assert str(caught.value) == f"w.pth does not fit 'resnet18': it lacks {count} keys ({shown})"
+    assert str(caught.value) == (
+        f"w.pth does not fit 'resnet18': it lacks {count} keys ({shown}); correct teacher.name"
+    )
