@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 
 from ssdistill.evaluate.functions import protocol_function
 from ssdistill.settings import Settings, registry
-from ssdistill.settings.registry import PROTOCOLS, KindOf, Registry
+from ssdistill.settings.registry import PROTOCOLS, AnyOf, KindOf, Registry
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = "ssdistill.settings.kinds"
@@ -62,6 +62,8 @@ class Stub:
 
     def shown(self, annotation: Any) -> str:
         """A type as source; without what only pydantic reads."""
+        if isinstance(annotation, type) and issubclass(annotation, AnyOf):
+            return self.shown(annotation.registry.any_of_now())
         origin, args = get_origin(annotation), get_args(annotation)
         if annotation is None or annotation is types.NoneType:
             return "None"

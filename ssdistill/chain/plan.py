@@ -190,7 +190,7 @@ class _Planner:
         assert control and distill and student and method  # without one there are no controls
         # Epochs of the distillation's batches would be other steps with the method's own batches.
         steps = distill.num_steps(len(self.workspace.train) // distill.batch_size)
-        length = {"steps": steps, "epochs": None, "seed": distill.seed}
+        length = {"steps": steps, "epochs": None, "seed": distill.seed, "extend": None}
         method = method.model_copy(update=length)
         if control.optim:
             method = method.model_copy(update={"optim": control.optim})

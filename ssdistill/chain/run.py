@@ -13,6 +13,7 @@ from ssdistill.chain import compression, evaluation, latency, training
 from ssdistill.chain.checks import check_trainings
 from ssdistill.chain.describing import describe_data
 from ssdistill.chain.executors import Executor, Job
+from ssdistill.chain.extending import extensions
 from ssdistill.chain.grouping import shared_columns
 from ssdistill.chain.plan import plan_stages
 from ssdistill.chain.process_group import Processes
@@ -221,6 +222,8 @@ def _notices(workspace: Workspace, planned: list[PlannedStage]) -> list[str]:
         check_runtimes(workspace.experiment)
     finished = {entry.stage.role for entry in planned} - missing
     notices = notices_of_networks(workspace) + check_trainings(workspace, finished)
+    waiting = [entry.stage for entry in planned if entry.known and entry.status != "finished"]
+    notices += extensions(waiting, len(workspace.train))
     workspace.forget_networks()
     return notices
 

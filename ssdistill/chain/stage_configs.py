@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ssdistill.chain.extending import extension
 from ssdistill.chain.view_recipes import resolve_recipes
 from ssdistill.chain.workspace import Workspace
 from ssdistill.data.recipes import ViewRecipe, expand
@@ -47,8 +48,9 @@ def pretraining_config(
         )
     return {
         "encoder": encoder_config(workspace, encoder),
-        "method": settings.model_dump(mode="json", exclude={"views"}),
+        "method": settings.model_dump(mode="json", exclude={"views", "extend"}),
         **_views_and_arithmetic(workspace, recipes),
+        **extension(settings, key),
     }
 
 
@@ -71,8 +73,9 @@ def distillation_config(workspace: Workspace, distill: DistillSettings, key: str
         except UserError as error:
             raise UserError(f"{key}.losses.{name}.{error}") from None
     return {
-        "training": distill.model_dump(mode="json", exclude={"views"}),
+        "training": distill.model_dump(mode="json", exclude={"views", "extend"}),
         **_views_and_arithmetic(workspace, recipes),
+        **extension(distill, key),
     }
 
 

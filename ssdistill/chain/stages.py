@@ -112,12 +112,18 @@ class Stage:
 
 
 def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
-    """A stage's config without where the weights lie that its encoder starts from."""
-    weights = config.get("encoder", {}).get("weights")
-    if not weights:
-        return config
-    identity = {key: value for key, value in weights.items() if key != "path"}
-    return {**config, "encoder": {**config["encoder"], "weights": identity}}
+    """A stage's config without where the weights or the training lie that it starts from."""
+    encoder = config.get("encoder", {})
+    hashed = dict(config)
+    if weights := encoder.get("weights"):
+        hashed["encoder"] = {**encoder, "weights": _without_path(weights)}
+    if extended := config.get("extend"):
+        hashed["extend"] = _without_path(extended)
+    return hashed
+
+
+def _without_path(facts: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in facts.items() if key != "path"}
 
 
 @dataclass(frozen=True)
@@ -142,7 +148,7 @@ class Identity:
     @classmethod
     def of(cls, experiment: Experiment) -> "Identity":
         """The identity of an experiment; tracking and hardware are no part of it."""
-        aside = {"tracking", "device", "checkpoint_seconds"}
+        aside = {"tracking", "device", "checkpoint_seconds", "keep_checkpoints"}
         config = experiment.model_dump(mode="json", exclude=aside)
         config = with_released_deviations(config)
         digest = _sha256(config)

@@ -11,6 +11,7 @@ from torch import Tensor
 from ssdistill.artifacts.artifact import save_encoder
 from ssdistill.artifacts.files import description_sha256
 from ssdistill.chain.arithmetic import choose_arithmetic, step_ratios
+from ssdistill.chain.extending import begin_extended
 from ssdistill.chain.observers import Selecting, observers_of
 from ssdistill.chain.recorded_outputs import time_without_teachers, use_recorded_outputs
 from ssdistill.chain.shared_training import Own, train_together
@@ -95,6 +96,7 @@ def train(
     recorded = isinstance(settings, DistillSettings) and settings.cache is not None
     if recorded:
         time_without_teachers(task)
+    begin_extended(stage, tracker.run.folder, VIEWS)
     training, fabric = prepare(task, settings, stage, workspace, num_steps)
 
     def show(views: list[Tensor]) -> None:
@@ -168,6 +170,7 @@ def prepare(
         title=stage.role,
         sync_batchnorm=device.sync_batchnorm,
         checkpoint_seconds=workspace.experiment.checkpoint_seconds,
+        keep_checkpoint=workspace.experiment.keep_checkpoints,
         microbatch=settings.microbatch,
         accumulate=settings.accumulate,
         strategy=device.strategy if shared_out else "ddp",

@@ -6,6 +6,8 @@ from ssdistill.experiment.merging import merge
 from ssdistill.experiment.sections import kind_alone
 
 LENGTHS = {"steps", "epochs"}
+OWN = {"extend"}
+"""Settings that a row never inherits: it is another training."""
 
 
 def complete_rows(tree: dict[str, Any]) -> dict[str, Any]:
@@ -61,7 +63,8 @@ def _with_shared_pretrain(tree: dict[str, Any], row: dict[str, Any]) -> dict[str
 
 
 def _without_length(shared: Any, own: Any) -> Any:
-    """``shared`` without its length if ``own`` has one, in whichever unit."""
-    if not isinstance(shared, dict) or not isinstance(own, dict) or not LENGTHS & own.keys():
+    """``shared`` without what is never inherited, and without its length if ``own`` has one."""
+    if not isinstance(shared, dict) or not isinstance(own, dict):
         return shared
-    return {key: value for key, value in shared.items() if key not in LENGTHS}
+    aside = OWN | (LENGTHS if LENGTHS & own.keys() else set())
+    return {key: value for key, value in shared.items() if key not in aside}

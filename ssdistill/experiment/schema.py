@@ -103,6 +103,8 @@ class Experiment(Settings):
         tracking: W&B and TensorBoard.
         device: hardware, number format.
         checkpoint_seconds: at most this much training is lost to a kill.
+        keep_checkpoints: keep the state after the last step of every training, so that ``extend``
+            can go on with it (the size of weights and optimizer).
         paper: claims to check, with title and arXiv id where they are a paper's.
         sweep: run the experiment at many points, with other values of some settings.
     """
@@ -127,6 +129,7 @@ class Experiment(Settings):
     tracking: TrackingSettings = TrackingSettings()
     device: DeviceSettings = DeviceSettings()
     checkpoint_seconds: NonNegative = 20.0
+    keep_checkpoints: bool = False
     paper: PaperSettings | None = None
     # No part of any hash: each of its points is an experiment like any other.
     sweep: Annotated[SweepSettings | None, Field(exclude=True)] = None
@@ -205,7 +208,7 @@ class Experiment(Settings):
     def recovery(self) -> DistillSettings:
         """Settings of fine-tuning after compression, whose teachers encode every batch."""
         distill = self.distill or DistillSettings(steps=1, losses=RECOVERY_LOSSES)
-        return distill.model_copy(update={"cache": None}) if distill.cache else distill
+        return distill.model_copy(update={"cache": None, "extend": None})
 
     @property
     def pretrained(self) -> dict[str, tuple[EncoderSettings, Method]]:

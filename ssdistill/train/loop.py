@@ -43,7 +43,8 @@ from ssdistill.train.waiting import Waiting
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-CHECKPOINT = "checkpoint.pt"
+CHECKPOINT, LAST_CHECKPOINT = "checkpoint.pt", "last_checkpoint.pt"
+"""Of a training in progress; of a finished one, where it is kept."""
 STOP = 2
 """Wish of a process to end the training after a checkpoint; 1 is the wish for a checkpoint."""
 
@@ -61,6 +62,7 @@ class Training:
         title: what the progress bar calls it.
         mix: MixUp or CutMix of the views; None for none.
         checkpoint_seconds: at most this much work is lost to a kill.
+        keep_checkpoint: whether the state after the last step is kept, for a longer training.
         precision: number format of the networks, ``fp32``, or ``bf16`` or ``fp16`` (autocast).
         memory_format: layout of images and weights.
         image_size: of the views in pixels; None is what the task's encoder takes.
@@ -81,6 +83,7 @@ class Training:
     title: str = "training"
     mix: MixSettings | None = None
     checkpoint_seconds: float = 20.0
+    keep_checkpoint: bool = False
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     memory_format: torch.memory_format = torch.contiguous_format
     image_size: Size | None = None
@@ -191,6 +194,9 @@ def fit(
                 if wish == STOP:
                     raise KeyboardInterrupt if interrupt.requested or not stops else stops[0]
     scale.require_a_step(num_steps)
+    if training.keep_checkpoint:
+        state.save()
+        state.keep(checkpoint.with_name(LAST_CHECKPOINT))
     metrics = {**state.metrics, "time/step_seconds": state.step_seconds()}
     for observer in observers:
         metrics |= observer.after_training(task)

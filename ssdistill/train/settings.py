@@ -48,6 +48,9 @@ class TrainSettings(Settings):
             null encodes the batch at once.
         accumulate: parts of a batch whose gradients are added up for one step; for losses that
             are means over images (``ssdistill list``). All batch norms see one part.
+        extend: folder of a finished stage, trained with ``keep_checkpoints: true`` and the same
+            settings, which this training goes on with for more steps; schedules are those of the
+            whole length.
     """
 
     steps: PositiveInt | None = None
@@ -60,6 +63,7 @@ class TrainSettings(Settings):
     select_every: OpenFraction = 0.05
     microbatch: PositiveInt | None = None
     accumulate: PositiveInt = 1
+    extend: str | None = None
 
     @model_validator(mode="after")
     def _check_length(self) -> "TrainSettings":
@@ -81,6 +85,7 @@ class TrainSettings(Settings):
         idle = ("select", "select_every") if self.select == "last" else ()
         idle += ("microbatch",) if self.microbatch is None else ()
         idle += ("accumulate",) if self.accumulate == 1 else ()
+        idle += ("extend",) if self.extend is None else ()
         return {name: value for name, value in handler(self).items() if name not in idle}
 
     def num_steps(self, steps_per_epoch: int) -> int:

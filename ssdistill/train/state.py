@@ -1,5 +1,7 @@
 """Where a training is: what a checkpoint holds besides the configuration."""
 
+import os
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -100,3 +102,10 @@ class State:
             state["random_of_processes"] = randoms
         save_checkpoint(self.path, state)
         self._saved = time.monotonic()
+
+    def keep(self, path: Path) -> None:
+        """Copy the checkpoint that was saved last; process 0 does."""
+        if rank() == 0:
+            partial = path.with_name(f"{path.name}.partial")
+            shutil.copyfile(self.path, partial)
+            os.replace(partial, path)

@@ -8,6 +8,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from ssdistill.commands.listing import REGISTRIES
 from ssdistill.experiment.schema import Experiment
+from ssdistill.settings.registry import AnyOf
 
 PLAIN = TypeAdapter(object)
 RECORDED = Path(__file__).with_name("defaults.json")
@@ -17,6 +18,8 @@ together with a new version of the stages that it changes (see ``ssdistill/chain
 
 def models_of(annotation, known):
     """Every settings model that an annotation leads to, by name."""
+    if isinstance(annotation, type) and issubclass(annotation, AnyOf):
+        annotation = annotation.registry.any_of_now()
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         if annotation.__name__ not in known:
             known[annotation.__name__] = annotation

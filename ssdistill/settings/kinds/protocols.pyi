@@ -23,6 +23,7 @@ from ssdistill.settings.kinds.sources import (
     NpzSettings,
     ParquetSettings,
     PetsSettings,
+    PythonObjectSettings,
     Stl10Settings,
     SvhnSettings,
     TarSettings,
@@ -168,6 +169,7 @@ class TransferSettings(Settings):
         | LmdbSettings
         | NpySettings
         | NpzSettings
+        | PythonObjectSettings
         | ParquetSettings
         | PetsSettings
         | Stl10Settings

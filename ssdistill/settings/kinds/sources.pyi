@@ -147,6 +147,13 @@ class NpzSettings(StoreSettings):
     test_label_key: str | None = ...
     test_fraction: float | None = ...
 
+class PythonObjectSettings(StoreSettings):
+    """Arrays, a dataset or a list of paths that a program has named with ``ssdistill.use_data``."""
+
+    kind: Literal["object"] = ...
+    name: str
+    test_fraction: float | None = ...
+
 class ParquetSettings(StoreSettings):
     """Parquet files with an encoded image in each row, as Hugging Face's hub has them."""
 
@@ -202,6 +209,7 @@ AnySettings = (
     | LmdbSettings
     | NpySettings
     | NpzSettings
+    | PythonObjectSettings
     | ParquetSettings
     | PetsSettings
     | Stl10Settings
@@ -240,6 +248,8 @@ class Kinds(Registry[Source]):
     def schema(self, kind: Literal["npy"]) -> type[NpySettings]: ...
     @overload
     def schema(self, kind: Literal["npz"]) -> type[NpzSettings]: ...
+    @overload
+    def schema(self, kind: Literal["object"]) -> type[PythonObjectSettings]: ...
     @overload
     def schema(self, kind: Literal["parquet"]) -> type[ParquetSettings]: ...
     @overload
