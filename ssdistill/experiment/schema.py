@@ -208,7 +208,8 @@ class Experiment(Settings):
     def recovery(self) -> DistillSettings:
         """Settings of fine-tuning after compression, whose teachers encode every batch."""
         distill = self.distill or DistillSettings(steps=1, losses=RECOVERY_LOSSES)
-        return distill.model_copy(update={"cache": None, "extend": None})
+        aside = {"cache": None, "extend": None}
+        return distill.model_copy(update=aside) if distill.cache or distill.extend else distill
 
     @property
     def pretrained(self) -> dict[str, tuple[EncoderSettings, Method]]:
