@@ -116,9 +116,7 @@ def test_a_folder_that_was_moved_is_the_same_training(data, short, tmp_path):
         ({"steps": 9, "extend": "runs/stages/pretrain-0"}, "pretrain.extend: runs/stages/pretr"),
     ],
 )
-def test_what_cannot_be_extended_is_refused_before_training(
-    data, short, tmp_path, changes, said
-):
+def test_what_cannot_be_extended_is_refused_before_training(data, short, tmp_path, changes, said):
     options = {"extend": short} | changes
     with pytest.raises(UserError) as refused:
         run(experiment(data, **options), tmp_path)
