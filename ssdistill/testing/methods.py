@@ -240,7 +240,9 @@ def accumulates_where_it_says_so(candidate: Candidate) -> None:
     consistent = bool(method.comparing) != method.accumulates
     demand(consistent, f"accumulates={method.accumulates}, but comparing={method.comparing}")
     other, batch = copy.deepcopy(method), make_method_batch(1, CUT_BATCH)
-    views = [torch.rand(CUT_BATCH, 3, SIDE, SIDE) for _ in method.recipes]
+    # Images of the same brightness would all have nearly one embedding.
+    brightness_B111 = torch.linspace(0, 1, CUT_BATCH).view(-1, 1, 1, 1)
+    views = [brightness_B111 * torch.rand(CUT_BATCH, 3, SIDE, SIDE) for _ in method.recipes]
     whole = torch.stack([*method(views, batch).values()]).sum().detach()
     mean = torch.zeros(())
     for rows in PARTS:
