@@ -139,9 +139,10 @@ def given_model_is_left_as_it_was(candidate: Candidate) -> None:
 def result_embeds_the_same_images(candidate: Candidate) -> None:
     """The result takes the same images, and its embedding is as wide, and finite."""
     model = make_encoder()
-    with make_context(model) as context, torch.no_grad():
+    with make_context(model) as context:
         result = _apply(candidate, model, context)
-        embedding_BD = result(_images(EXAMPLES, 5)).embedding_BD
+        with torch.no_grad():
+            embedding_BD = result(_images(EXAMPLES, 5)).embedding_BD
     expected = EXAMPLES, model.embed_dim
     demand(result.embed_dim == model.embed_dim, f"embed_dim is {result.embed_dim}")
     demand(embedding_BD.shape == expected, f"the embedding is {tuple(embedding_BD.shape)}")
