@@ -17,7 +17,7 @@ from ssdistill.models.networks import NETWORKS, Network, add_network, network_sh
 from ssdistill.models.spec import EncoderSettings
 from ssdistill.settings import Size, height_width
 from ssdistill.settings.plugins import package_of
-from ssdistill.testing.candidate import UNKNOWN, demand, one_line_error, refused
+from ssdistill.testing.candidate import UNKNOWN, demand, demand_finite, one_line_error, refused
 from ssdistill.testing.tiny_networks import named_encoder
 
 SIDE, OBLONG, BATCH = 32, (32, 48), 4
@@ -144,9 +144,8 @@ def every_weight_is_trained(one: NamedNetwork) -> None:
     for name, parameter in encoder.net.named_parameters():
         if not parameter.requires_grad:
             continue
-        reached = parameter.grad is not None
-        demand(reached, f"no gradient reaches {name}; freeze it or remove it")
-        demand(reached and torch.isfinite(parameter.grad).all(), f"gradient of {name}: NaN")
+        demand(parameter.grad is not None, f"no gradient reaches {name}; freeze it or remove it")
+        demand_finite({name: parameter})
 
 
 def bfloat16_is_finite(one: NamedNetwork) -> None:

@@ -54,8 +54,8 @@ def global_states(seed: int | None = None) -> tuple[np.ndarray, ...]:
         torch.manual_seed(seed)
         np.random.seed(seed)  # noqa: NPY002
         random.seed(seed)
-    numpys: Any = np.random.get_state()[1:3]  # noqa: NPY002
-    return torch.get_rng_state().numpy(), *numpys, np.array(random.getstate()[1])
+    numpys: Any = np.random.get_state()  # noqa: NPY002
+    return torch.get_rng_state().numpy(), *numpys[1:3], np.array(random.getstate()[1])
 
 
 def encoder_is_left_as_it_was(candidate: Candidate) -> None:

@@ -164,7 +164,8 @@ def another_model_is_noticed(candidate: Candidate) -> None:
     """A file that was written from another model is noticed."""
     one = written(candidate)
     other = copy.deepcopy(one.encoder)
-    nn.init.constant_(other.net.conv1.weight, 0.1)  # pyright: ignore[reportArgumentType]
+    first: Any = other.net.conv1
+    nn.init.constant_(first.weight, 0.1)
     text = refused(lambda: check(other, one.found), "the file of another model")
     demand("differs from PyTorch on 'resnet10t'" in text, f"another model is refused with: {text}")
 

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -39,7 +40,8 @@ def train_loss(candidate: Candidate, number: int, size: int) -> Results:
     share = LOSS_BATCH // size
     part = slice(number * share, (number + 1) * share)
     centered = "center_teacher" in candidate.schema.model_fields
-    loss_of = build_loss(candidate, seed=3, **({"center_teacher": True} if centered else {}))
+    changes: dict[str, Any] = {"center_teacher": True} if centered else {}
+    loss_of = build_loss(candidate, None, 3, **changes)
     results: Results = {}
     for step in range(LOSS_STEPS):
         results |= _loss_step(loss_of, step, part)
@@ -110,7 +112,8 @@ def train_method(candidate: Candidate, number: int, size: int) -> Results:
 
 def _part_of(batch: Batch, part: slice) -> Batch:
     # A process knows nothing of the images of another one.
-    return replace(batch, images_BHWC=batch.images_BHWC[part], index_B=batch.index_B[part])
+    images: Any = batch.images_BHWC
+    return replace(batch, images_BHWC=images[part], index_B=batch.index_B[part])
 
 
 def _method_batch(step: int) -> Batch:

@@ -124,7 +124,7 @@ def _apply(candidate: Candidate, model: Any, context: Context) -> Any:
     return STEPS.build_of(candidate.cls, settings).apply(model, context)
 
 
-def given_model_is_left_as_it_was(candidate: Candidate) -> None:
+def model_is_left_as_it_was(candidate: Candidate) -> None:
     """Weights, modes and hooks of the model that it is applied to stay."""
     model = make_encoder()
     before = fingerprint(model)
@@ -184,7 +184,7 @@ IN_PLANS = {
     "gate": Check(takes_a_gate),
 }
 APPLIED = {
-    "model_untouched": Check(given_model_is_left_as_it_was),
+    "model_untouched": Check(model_is_left_as_it_was),
     "result": Check(result_embeds_the_same_images),
     "export": Check(result_is_saved_and_opened),
     "record": Check(records_are_plain),

@@ -135,6 +135,7 @@ def check_command(words: list[str], resolve: bool = True) -> None:
             "restore",
             "list",
             "benchmark",
+            "new",
         }, rest
     elif program == "ssdistill":
         _check_ssdistill(cli._parse(rest), resolve)
