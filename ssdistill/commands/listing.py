@@ -14,7 +14,9 @@ from ssdistill.data.settings import StoreSettings
 from ssdistill.distill.cache.rules import answer
 from ssdistill.errors import UserError, nearest
 from ssdistill.losses import Loss
+from ssdistill.models.networks import NETWORKS
 from ssdistill.settings import Settings
+from ssdistill.settings.plugins import plugins
 from ssdistill.settings.registry import (
     LOSSES,
     METHODS,
@@ -49,6 +51,7 @@ def listings(what: str | None = None) -> list[FittedTable]:
         UserError: for a word that names no table.
     """
     makers = {name: lambda name=name: _registry_tables(name) for name in REGISTRIES}
+    makers |= {"networks": lambda: [_networks_table()]}
     makers |= {"views": lambda: [_views_table()], "configs": lambda: [_configs_table()]}
     if what is None:
         return [table for make in makers.values() for table in make()]
@@ -237,6 +240,16 @@ def _text(value: object) -> str:
     if isinstance(value, tuple):
         return ", ".join(map(str, value))
     return str(value)
+
+
+def _networks_table() -> FittedTable:
+    """Networks of plug-ins; those of timm are a thousand more."""
+    plugins()
+    caption = "and every network of timm; see encoder.name"
+    table = FittedTable("network", "package", "arguments", title="networks", caption=caption)
+    for name, network in sorted(NETWORKS.items()):
+        table.add_row(*map(Text, (name, network.package, ", ".join(network.arguments) or "-")))
+    return table
 
 
 def _views_table() -> FittedTable:

@@ -16,6 +16,7 @@ from ssdistill.commands.failures import (
     require_current_folder,
     save_report,
 )
+from ssdistill.commands.new.command import add_new
 from ssdistill.commands.parser import EXIT_USER_ERROR, Parser
 from ssdistill.commands.plugins import without_imports
 from ssdistill.commands.probe.command import add_probe
@@ -164,13 +165,14 @@ def _parser() -> Parser:
     report.add_argument("--root", type=Path, default=Path("."), help="project folder (default: .)")
 
     add_restore(commands)
+    add_new(commands)
 
     listing = _add(commands, "list", _list, "list losses, methods, teachers, … and their settings")
     listing.add_argument(
         "what",
         nargs="?",
-        help="losses, methods, teachers, steps, runtimes, protocols, sources, views or configs; "
-        "default: all",
+        help="losses, methods, teachers, steps, runtimes, protocols, sources, networks, views or "
+        "configs; default: all",
     )
     listing.add_argument("kind", nargs="?", help="one of them, to show with all its settings")
     return parser

@@ -129,10 +129,11 @@ class Registry(Generic[Member]):
         """
         cls = self[kind]
         if self._made.get(kind, (None,))[0] is not cls:
-            self._made[kind] = cls, self._make_schema(cls)
+            self._made[kind] = cls, self.schema_of(cls)
         return self._made[kind][1]
 
-    def _make_schema(self, cls: Any) -> type[Settings]:
+    def schema_of(self, cls: Any) -> type[Settings]:
+        """Make the config model of a class, registered or not."""
         hints = get_type_hints(cls.__init__, include_extras=True)
         base: type[Settings] = imported(self.schema_base)
         fields: dict[str, Any] = {"kind": (Literal[cls.kind], cls.kind)}
@@ -174,12 +175,18 @@ class Registry(Generic[Member]):
 
     def build(self, settings: Settings, *runtime: Any, **runtime_named: Any) -> Member:
         """The object that ``settings`` describes; ``runtime`` goes in before the settings."""
+        return self.build_of(self[vars(settings)["kind"]], settings, *runtime, **runtime_named)
+
+    def build_of(
+        self, cls: type[Member], settings: Settings, *runtime: Any, **runtime_named: Any
+    ) -> Member:
+        """An object of a class, registered or not, from settings of :meth:`schema_of`."""
         skip = {"kind", *imported(self.schema_base).model_fields}
         chosen = {name: getattr(settings, name) for name in type(settings).model_fields}
         # What the base has as well, and the class asks for, it is given.
-        skip -= set(inspect.signature(self[chosen["kind"]]).parameters)
+        skip -= set(inspect.signature(cls).parameters)
         own = {name: value for name, value in chosen.items() if name not in skip}
-        return self[chosen["kind"]](*runtime, **runtime_named, **own)
+        return cls(*runtime, **runtime_named, **own)
 
 
 @dataclass(frozen=True)

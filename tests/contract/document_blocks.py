@@ -28,7 +28,7 @@ FOLDER = tempfile.TemporaryDirectory(prefix="ssdistill-blocks-")
 """Of the configs that are pieces of documents; removed at the end of the process."""
 FENCE = re.compile(r"(?P<before>[^\n]*)\n```(?P<language>\w*)\n(?P<code>.*?)\n```$", re.M | re.S)
 MARKER = re.compile(r"<!-- (?P<key>\w+): (?P<value>.*?) -->")
-NEEDS = {"data", "network", "gpu", "cluster", "hours"}
+NEEDS = {"data", "network", "gpu", "cluster", "hours", "package", "notebook"}
 LANGUAGES = {"sh": "sh", "bash": "sh", "python": "python", "yaml": "yaml", "text": "text"}
 INLINE = re.compile(r"`((?:ssdistill|make) [^`]+)`")
 NO_CONFIG = {"x.yaml", "…"}
@@ -136,6 +136,7 @@ def check_command(words: list[str], resolve: bool = True) -> None:
             "restore",
             "list",
             "benchmark",
+            "new",
         }, rest
     elif program == "ssdistill":
         _check_ssdistill(cli._parse(rest), resolve)

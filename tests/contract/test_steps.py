@@ -1,23 +1,41 @@
 """What every registered compression step must do; a new one is tested without being named."""
 
-import re
 from pathlib import Path
 
 import pytest
 
 from ssdistill import configs
-from ssdistill.compress import StepSettings
 from ssdistill.experiment.reading import load_experiment
 from ssdistill.settings.registry import STEPS
+from ssdistill.testing import Candidate
+from ssdistill.testing.candidate import DESCRIBED
+from ssdistill.testing.steps import (
+    APPLIED,
+    is_expanded_once,
+    row_is_a_name,
+    says_what_it_makes,
+    takes_a_gate,
+)
 
 FOLDER = Path(configs.__file__).parent / "compress"
 KINDS = list(STEPS.classes)
-NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+APPLICABLE = {
+    "lowbit": {"images": 64},
+    "lowrank": {"keep": 0.5, "images": 64, "round_to": 2},
+    "prune": {"ratio": 0.5},
+    "recalibrate": {},
+    "recover": {"steps": 2},
+    "share": {},
+    "zeros": {"sparsity": 0.5},
+}
+"""Settings of steps that can be done to any encoder, and whose result is one of PyTorch."""
 
 
 def steps_of(kind):
+    """The steps of its config, each with a candidate of its class."""
     experiment, _ = load_experiment(FOLDER / f"{kind}.yaml", [])
-    return [step for plan in experiment.compression_variants.values() for step in plan]
+    steps = [step for plan in experiment.compression_variants.values() for step in plan]
+    return [(Candidate(STEPS, STEPS[step.kind]), step) for step in steps]
 
 
 def test_every_config_is_that_of_a_step():
@@ -26,38 +44,23 @@ def test_every_config_is_that_of_a_step():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_step_has_a_config_that_uses_it(kind):
-    assert kind in {step.kind for step in steps_of(kind)}
+    assert kind in {step.kind for _, step in steps_of(kind)}
 
 
+@pytest.mark.parametrize("check", [row_is_a_name, is_expanded_once, takes_a_gate])
 @pytest.mark.parametrize("kind", KINDS)
-def test_rows_of_tables_have_names_that_metrics_can_have(kind):
-    for step in steps_of(kind):
-        row = STEPS[step.kind].row(step)
-        assert re.match(NAME, row) and row.startswith(STEPS[step.kind].makes)
-        # What the chain calls its own models is told by what stands before the underscore.
-        assert "_" not in STEPS[step.kind].makes
+def test_every_step_of_its_config(kind, check):
+    for candidate, step in steps_of(kind):
+        check(candidate, step)
 
 
+@pytest.mark.parametrize("check", [*(c.run for c in DESCRIBED.values()), says_what_it_makes])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_step_is_done_in_stages_of_known_steps(kind):
-    for step in steps_of(kind):
-        stages = STEPS[step.kind].expand(step)
-        assert stages and all(isinstance(stage, StepSettings) for stage in stages)
-        # A stage is expanded once: what it is expanded to is done as it is.
-        assert all(STEPS[s.kind].expand(s) == [s] for s in stages)
+def test_a_step_says_what_it_is(kind, check):
+    check(Candidate(STEPS, STEPS[kind]))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_step_says_what_it_is_and_where_it_comes_from(kind):
-    step = STEPS[kind]
-    assert step.__doc__ and step.paper and step.makes
-    assert step.apply.__doc__ and "Raises:" in step.apply.__doc__
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_gate_can_be_set_on_every_step(kind):
-    gate = {"bytes": 1.0, "otherwise": "keep"}
-    for step in [stage for s in steps_of(kind) for stage in STEPS[s.kind].expand(s)]:
-        settings = type(step).model_validate({**step.model_dump(), "gate": gate})
-        assert settings.gate.otherwise == "keep"
-        assert STEPS.build(settings)
+@pytest.mark.parametrize("name", APPLIED)
+@pytest.mark.parametrize("kind", APPLICABLE)
+def test_what_it_makes_of_an_encoder(kind, name):
+    APPLIED[name].run(Candidate(STEPS, STEPS[kind], APPLICABLE[kind]))

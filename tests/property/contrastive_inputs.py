@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from synthetic import make_outputs
 from torch import Tensor, nn
 
 from ssdistill.data.batch import Batch
 from ssdistill.losses import Loss, Shapes
 from ssdistill.models.representation import Outputs, Representation
+from ssdistill.testing.synthetic import make_outputs
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "losses.npz")
 COUNT, WIDTH = 8, 16

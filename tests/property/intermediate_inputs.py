@@ -1,13 +1,13 @@
 """Inputs for the tests of the losses on attention and intermediate maps."""
 
 import torch
-from synthetic import make_outputs, make_shapes
 from torch import Tensor
 
 from ssdistill.data.batch import Batch
 from ssdistill.losses import Loss, Shapes
 from ssdistill.models.representation import Outputs
 from ssdistill.settings.registry import LOSSES
+from ssdistill.testing.synthetic import make_outputs, make_shapes
 
 COUNT = 8
 

@@ -3,9 +3,9 @@
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
-from synthetic import make_outputs, make_shapes, make_teacher_fit
 
 from ssdistill.data.batch import Batch
+from ssdistill.testing.synthetic import make_outputs, make_shapes, make_teacher_fit
 
 BATCH = 8
 SEEDS = st.integers(0, 2**31 - 1)

@@ -1,7 +1,6 @@
 """Inputs for the tests of the relational losses."""
 
 import torch
-from synthetic import make_outputs, make_shapes, mapped
 from torch import Tensor, nn
 
 from ssdistill.data.batch import Batch
@@ -9,6 +8,7 @@ from ssdistill.losses import Loss
 from ssdistill.losses.rkd import angle_difference, centered_gram, distance_difference
 from ssdistill.models.representation import Outputs
 from ssdistill.settings.registry import LOSSES
+from ssdistill.testing.synthetic import make_outputs, make_shapes, mapped
 
 COUNT = 8
 

@@ -4,13 +4,13 @@ import pytest
 import torch
 from intermediate_inputs import COUNT, batch, build, make_inputs, maps, near
 from scipy.stats import truncnorm
-from synthetic import make_shapes
 from torch import Tensor
 
 from ssdistill.errors import UserError
 from ssdistill.losses import Shapes
 from ssdistill.losses.ab import SCALE, boundary_error
 from ssdistill.losses.ofd import margins, partial_distance
+from ssdistill.testing.synthetic import make_shapes
 
 
 def factors(count: int, seed: int = 9) -> Tensor:

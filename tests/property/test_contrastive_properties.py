@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from contrastive_inputs import COUNT, KNOWN, WIDTH, batch_of, headless, inputs, outputs, rows, value
-from synthetic import make_shapes, mapped
 from torch import Tensor
 
 from ssdistill.errors import UserError
@@ -19,6 +18,7 @@ from ssdistill.losses.disco import DisCo, squared_distances
 from ssdistill.losses.infonce import InfoNCE
 from ssdistill.losses.pcd import PCD
 from ssdistill.models.representation import Outputs, Representation
+from ssdistill.testing.synthetic import make_shapes, mapped
 
 WITH_COSINES = {
     "infonce": InfoNCE,

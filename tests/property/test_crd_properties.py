@@ -6,12 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from contrastive_inputs import COUNT, KNOWN, batch_of, number, outputs, rows
-from synthetic import mapped
 
 from ssdistill.errors import UserError
 from ssdistill.losses import Shapes
 from ssdistill.losses.crd import CRD, draw_contrast, scores
 from ssdistill.models.representation import Outputs, Representation
+from ssdistill.testing.synthetic import mapped
 
 
 def test_the_scores_of_crd_are_float32_under_autocast():

@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lightly.models.modules.heads import DINOProjectionHead
 from prototype_inputs import BATCH, FEW, SEEDS, batch_of, built, inputs_of, random
-from synthetic import make_outputs, make_shapes
 
 from ssdistill.losses.base.prototypes import DINOHead, sinkhorn
 from ssdistill.losses.dino import DINO
 from ssdistill.models.representation import Outputs
+from ssdistill.testing.synthetic import make_outputs, make_shapes
 
 
 @FEW

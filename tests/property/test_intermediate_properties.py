@@ -5,7 +5,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from intermediate_inputs import COUNT, batch, build, make_inputs, maps, near
-from synthetic import make_outputs, make_shapes, mapped
 from torch import nn
 
 from ssdistill.errors import UserError
@@ -19,6 +18,7 @@ from ssdistill.losses.ofd import partial_distance
 from ssdistill.losses.reviewkd import hierarchical_context
 from ssdistill.losses.vid import gaussian_surprise
 from ssdistill.models.representation import Outputs
+from ssdistill.testing.synthetic import make_outputs, make_shapes, mapped
 
 KINDS = ("at", "nst", "vid", "ft", "fsp", "ab", "ofd", "reviewkd", "attndistill")
 

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from prototype_inputs import FEW, SEEDS, batch_of, built, inputs_of, random
-from synthetic import make_shapes
 from torch import nn
 
 from ssdistill.losses.dkd import DKD, decoupled_kl
 from ssdistill.losses.kd import KD, softened_kl
+from ssdistill.testing.synthetic import make_shapes
 
 
 @pytest.mark.parametrize("kind", [KD, DKD])

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from relational_inputs import build, sides, token_pair, value
-from synthetic import make_shapes, mapped
 from torch import Tensor
 
 from ssdistill.errors import UserError
 from ssdistill.losses.kdsvd import RightVectors, singular_vectors, stage_differences
 from ssdistill.settings.registry import LOSSES
+from ssdistill.testing.synthetic import make_shapes, mapped
 
 
 def right_vectors(x_BNC: Tensor, count: int) -> tuple[Tensor, Tensor]:

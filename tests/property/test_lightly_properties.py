@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 from similarity_inputs import COUNT, KNOWN, WIDTH, bare, batch_of, rows
-from synthetic import make_outputs, make_shapes
 
 from ssdistill.errors import UserError
 from ssdistill.losses.lightly import Lightly, token_divergence
+from ssdistill.testing.synthetic import make_outputs, make_shapes
 
 
 def test_an_empty_queue_of_lightly_tells_nothing():

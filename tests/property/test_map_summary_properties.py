@@ -3,13 +3,13 @@
 import pytest
 import torch
 from intermediate_inputs import COUNT, build, maps, near
-from synthetic import make_shapes
 from torch import nn
 
 from ssdistill.errors import UserError
 from ssdistill.losses.at import attention_difference
 from ssdistill.losses.fsp import flow_difference
 from ssdistill.losses.nst import selectivity_discrepancy
+from ssdistill.testing.synthetic import make_shapes
 
 
 @pytest.mark.parametrize("power", [1, 2, 3])

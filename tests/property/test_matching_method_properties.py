@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from synthetic import make_outputs, make_shapes, make_teacher_fit
 from torch import Tensor, nn
 
 from ssdistill.data.batch import Batch
@@ -19,6 +18,7 @@ from ssdistill.losses.srd import SRD, log_sum
 from ssdistill.losses.ssim import dynamic_range, ssim
 from ssdistill.models.ema import cosine_momentum, momentum_copy, update_momentum
 from ssdistill.models.representation import Outputs, Representation
+from ssdistill.testing.synthetic import make_outputs, make_shapes, make_teacher_fit
 
 COUNT = 8
 

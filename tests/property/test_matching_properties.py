@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from synthetic import make_outputs, make_shapes, make_teacher_fit, mapped
 from torch import Tensor, nn
 
 from ssdistill.data.batch import Batch
@@ -15,6 +14,7 @@ from ssdistill.losses.base.matching import MapMean, Regression, Standardize, sta
 from ssdistill.losses.unic import mean_over_kept_teachers
 from ssdistill.models.representation import Outputs
 from ssdistill.settings.registry import LOSSES
+from ssdistill.testing.synthetic import make_outputs, make_shapes, make_teacher_fit, mapped
 
 PLAIN = ["mse", "cosine", "smooth_l1"]
 MAPPED = ["fitnet", "fd", "unic", "srrl", "theia", "ssim", *PLAIN]

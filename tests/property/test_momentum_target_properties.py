@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 from similarity_inputs import BY_MOMENTUM, COUNT, KNOWN, batch_of, near
-from synthetic import make_outputs, make_shapes, mapped
 
 from ssdistill.errors import UserError
 from ssdistill.losses.base.similarity import unit
 from ssdistill.losses.isd import ISD
 from ssdistill.losses.ressl import ReSSL
 from ssdistill.models.representation import Outputs
+from ssdistill.testing.synthetic import make_outputs, make_shapes, mapped
 
 
 @pytest.mark.parametrize("name", BY_MOMENTUM)

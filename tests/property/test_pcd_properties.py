@@ -4,13 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from contrastive_inputs import COUNT, WIDTH, batch_of, headless, inputs, value
-from synthetic import NUM_SAMPLES, make_shapes
 from torch import Tensor
 
 from ssdistill.losses import Shapes
 from ssdistill.losses.base.contrast import info_nce
 from ssdistill.losses.pcd import PCD
 from ssdistill.models.representation import Outputs, Representation
+from ssdistill.testing.synthetic import NUM_SAMPLES, make_shapes
 
 
 def make_pcd(side: int = 2, teacher_side: int = 2, queue: int = 32) -> PCD:

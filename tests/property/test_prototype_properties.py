@@ -4,7 +4,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from prototype_inputs import BATCH, batch_of, built, inputs_of, random
-from synthetic import make_shapes, make_teacher_fit, mapped
 
 from ssdistill.errors import UserError
 from ssdistill.losses import Shapes
@@ -14,6 +13,7 @@ from ssdistill.losses.dkd import DKD
 from ssdistill.losses.kd import KD
 from ssdistill.losses.koleo import KoLeo
 from ssdistill.models.representation import Outputs, Representation
+from ssdistill.testing.synthetic import make_shapes, make_teacher_fit, mapped
 
 LOSSES = [DINO, KD, DKD]
 

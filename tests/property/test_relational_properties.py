@@ -14,7 +14,6 @@ from relational_inputs import (
     value,
     vector_pair,
 )
-from synthetic import make_shapes, mapped
 from torch import Tensor
 
 from ssdistill.errors import UserError
@@ -29,6 +28,7 @@ from ssdistill.losses.pkt import affinity_divergence
 from ssdistill.losses.sp import similarity_difference
 from ssdistill.models.representation import Outputs
 from ssdistill.settings.registry import LOSSES
+from ssdistill.testing.synthetic import make_shapes, mapped
 
 KINDS = ("rkd", "sp", "pkt", "cc", "ega", "gram", "ickd", "dist", "kdsvd")
 

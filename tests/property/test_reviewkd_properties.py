@@ -3,10 +3,10 @@
 import pytest
 import torch
 from intermediate_inputs import build, make_inputs, maps
-from synthetic import make_shapes
 from torch import nn
 
 from ssdistill.losses.reviewkd import Fusion, hierarchical_context
+from ssdistill.testing.synthetic import make_shapes
 
 
 @pytest.mark.parametrize("side", [1, 2, 3, 8])

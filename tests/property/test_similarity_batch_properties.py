@@ -6,13 +6,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from similarity_inputs import COUNT, KNOWN, WIDTH, batch_of, near, outputs, rows
-from synthetic import make_outputs, make_shapes
 
 from ssdistill.errors import UserError
 from ssdistill.losses.base.similarity import divergences, unit
 from ssdistill.losses.dogo import DoGo, view_divergence
 from ssdistill.losses.sskd import SSKD, kept_rows, rotation_divergence
 from ssdistill.models.representation import Outputs, Representation
+from ssdistill.testing.synthetic import make_outputs, make_shapes
 
 
 @settings(max_examples=60, deadline=None)

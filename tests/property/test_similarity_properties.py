@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from synthetic import make_outputs, make_shapes, mapped
 from torch import Tensor
 
 from ssdistill.data.batch import Batch
@@ -20,6 +19,7 @@ from ssdistill.losses.ressl import ReSSL
 from ssdistill.losses.seed import SEED
 from ssdistill.losses.sskd import SSKD
 from ssdistill.models.representation import Outputs
+from ssdistill.testing.synthetic import make_outputs, make_shapes, mapped
 
 COUNT, WIDTH, QUEUE = 8, 16, 24
 KINDS = {

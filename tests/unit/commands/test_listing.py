@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
+from torch import nn
 
 from ssdistill.chain.run import PlannedStage
 from ssdistill.chain.stages import Stage
@@ -17,6 +18,7 @@ from ssdistill.commands.listing import (
 )
 from ssdistill.data.recipes import RECIPES
 from ssdistill.errors import UserError
+from ssdistill.models.networks import network
 from ssdistill.settings.registry import LOSSES, METHODS
 
 
@@ -33,10 +35,10 @@ def cells_of(table, header):
 
 def test_everything_is_listed_when_nothing_is_asked_for():
     titles = [table.title for table in listings()]
-    assert len(titles) == len(set(titles)) == 8 + 6
+    assert len(titles) == len(set(titles)) == 8 + 7
     named = dict.fromkeys(title.split(":")[0] for title in titles)
     registries = ["losses", "methods", "teachers", "steps", "runtimes", "protocols", "sources"]
-    assert list(named) == [*registries, "views", "configs"]
+    assert list(named) == [*registries, "networks", "views", "configs"]
 
 
 @pytest.mark.parametrize("name", REGISTRIES)
@@ -193,3 +195,18 @@ def test_documentation_has_no_short_line_inside_of_a_paragraph(name):
         assert max(map(len, lines)) <= 80, kind
         words = plain_text(inspect.getdoc(REGISTRIES[name][kind])).split()
         assert " ".join(lines).split()[: len(words)] == words, kind
+
+
+def test_networks_of_plugins_are_listed_with_their_arguments(plugins):
+    network("listed_cells", taps={})(Cells)
+    (table,) = listings("networks")
+    row = cells_of(table, "network").index("listed_cells")
+    assert cells_of(table, "package")[row] == "test_listing"
+    assert cells_of(table, "arguments")[row] == "width"
+
+
+class Cells(nn.Module):
+    """A network of a test."""
+
+    def __init__(self, width: int = 8, in_chans: int = 3):
+        super().__init__()
