@@ -131,9 +131,7 @@ def _parser() -> Parser:
     run = _add(commands, "run", _run, "run an experiment: resume it, reuse finished stages")
     _experiment_arguments(run)
     run.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="print the plan and stop; decode and train nothing",
+        "--dry-run", action="store_true", help="print the plan and stop; decode and train nothing"
     )
     run.add_argument(
         "--publish",
@@ -141,7 +139,6 @@ def _parser() -> Parser:
         metavar="FOLDER",
         help="also write the results to FOLDER/records.jsonl, the source of README tables",
     )
-
     run.add_argument("--stage", help=argparse.SUPPRESS)  # for tasks of a cluster
 
     reproduce = _add(
