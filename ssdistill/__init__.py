@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from ssdistill import settings as settings
     from ssdistill import teachers as teachers
     from ssdistill import terminal as terminal
+    from ssdistill import testing as testing
     from ssdistill import train as train
     from ssdistill.api.data import use_data as use_data
     from ssdistill.api.experiments import compress as compress

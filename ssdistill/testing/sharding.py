@@ -145,28 +145,28 @@ def _fork(arguments: Arguments) -> None:
 
 def _start(arguments: Arguments) -> None:
     """Start processes that import the modules of the classes, but not the script that checks."""
-    job = arguments[0] / "job.pickle"
-    job.write_bytes(pickle.dumps(arguments))
-    code = "import json, pickle, sys; sys.path[:] = json.loads(sys.argv[3]); "
+    job = pickle.dumps(arguments)
+    code = "import json, pickle, sys; sys.path[:] = json.loads(sys.argv[2]); "
     code += f"from {__name__} import process; "
-    code += "process(int(sys.argv[2]), *pickle.load(open(sys.argv[1], 'rb')))"
+    code += "process(int(sys.argv[1]), *pickle.load(sys.stdin.buffer))"
+    pipe = subprocess.PIPE
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", code, str(job), str(rank), json.dumps(sys.path)],
+            [sys.executable, "-c", code, str(rank), json.dumps(sys.path)],
+            stdin=pipe,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
+            stderr=pipe,
         )
         for rank in range(WORLD)
     ]
     try:
         with ThreadPoolExecutor(WORLD) as pool:  # neither waits for a reader of what it prints
-            said = list(pool.map(lambda one: one.communicate(timeout=LIMIT)[1], started))
+            said = list(pool.map(lambda one: one.communicate(job, timeout=LIMIT)[1], started))
     finally:
         for one in started:
             one.kill()
     for one, text in zip(started, said, strict=True):
-        last = (text.strip().splitlines() or ["no message"])[-1]
+        last = (text.decode(errors="replace").strip().splitlines() or ["no message"])[-1]
         demand(one.returncode == 0, f"one of two processes fails: {last}")
 
 

@@ -128,7 +128,7 @@ OWN = {
     "compress/int8/initializers.py", "compress/int8/onnx_file.py",
     "compress/int8/openvino_file.py", "evaluate/corruptions/digital.py", "evaluate/subject.py",
     "label_free/embedding/npz_file.py", "measure/memory.py", "measure/parameters.py",
-    "record/run.py", "record/wandb_logger.py",
+    "record/run.py", "record/wandb_logger.py", "testing/protocols.py", "testing/sharding.py",
 }  # fmt: skip
 """They parse what the same process has just written, or has opened by a reader of the page; or
 they write only."""
