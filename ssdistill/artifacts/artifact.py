@@ -188,7 +188,7 @@ def _built(spec: EncoderSpec, folder: Path) -> Encoder:
         raise
     except UserError as error:
         if is_of_unknown_package(spec):
-            raise UserError(f"{folder}: {error}") from error
+            raise UserError(f"the spec in {folder / DESCRIPTION}: {error}") from error
         raise UserError(
             f"the spec in {folder / DESCRIPTION} is invalid: {error}; {REMEDY}"
         ) from error

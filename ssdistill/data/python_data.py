@@ -13,6 +13,7 @@ from PIL import Image
 
 from ssdistill.data.array_rows import ArrayRows
 from ssdistill.data.bad_image import BadImage
+from ssdistill.data.decode import read_pixels
 from ssdistill.data.file_split import FileSplit
 from ssdistill.data.labels import class_labels
 from ssdistill.data.layouts import arrangement
@@ -92,8 +93,10 @@ class ProgramImages:
             array = self._array
             return min(arrangement(array.shape, array.dtype, "auto", self.name).sides)
         if _is_path(self.first):
-            with Image.open(self.first) as image:
-                return min(image.size)
+            try:
+                return min(read_pixels(Path(self.first), lambda *_: None).shape[:2])
+            except BadImage as error:
+                raise UserError(f"{self.name}: {self.first}: {error}; remove it") from error
         return min(_pixels(_image(self.first), self.name).shape[:2])
 
     @cached_property

@@ -64,8 +64,8 @@ def test_what_was_saved_needs_the_package_to_be_opened(cells, tmp_path):
     with pytest.raises(UserError) as refused:
         load(tmp_path / "saved")
     assert str(refused.value) == (
-        f"{tmp_path / 'saved'}: 'cells' is a network of the package test_networks, which has not "
-        "been imported: install it, or add --import test_networks"
+        f"the spec in {tmp_path / 'saved' / 'model.json'}: 'cells' is a network of the package "
+        "test_networks, which has not been imported: install it, or add --import test_networks"
     )
 
 
