@@ -18,6 +18,7 @@ from ssdistill.data.recipes import RECIPES, ViewRecipe
 from ssdistill.errors import UserError
 from ssdistill.evaluate.subject import LabeledImages, Subject
 from ssdistill.experiment.sections import DistillSettings
+from ssdistill.models.backbones import EncoderSettings
 from ssdistill.models.representation import Representation
 from ssdistill.settings.registry import METHODS
 
@@ -136,7 +137,7 @@ def test_configs_hold_the_resolved_views_and_those_of_rgb_stay_as_they_were():
 def test_the_first_views_of_a_method_are_of_full_size(sizes, fits):
     views = [BANDS.model_copy(update={"size": size}) for size in (sizes[0], *sizes)]
     settings = METHODS.schema("swav").model_validate({"steps": 1, "views": views})
-    arguments = workspace_of(), SimpleNamespace(pretrained=False), settings, "pretrain"
+    arguments = workspace_of(), EncoderSettings(), settings, "pretrain"
     if fits:
         written = [view["size"] for view in pretraining_config(*arguments)["views"]]
         assert written == [[12, 20], [12, 20], [6, 9]]

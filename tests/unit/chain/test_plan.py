@@ -284,7 +284,7 @@ def test_latencies_are_left_to_another_time(make_workspace):
 
 
 def test_peak_memory_without_latencies_is_refused(make_workspace):
-    with pytest.raises(UserError, match=r"measure: memory: requires measure.latency=true"):
+    with pytest.raises(UserError, match=r"measure\.memory: requires measure\.latency=true"):
         make_workspace("measure.latency=false", "measure.memory=true")
 
 

@@ -104,7 +104,10 @@ def test_ways_to_pretrain_are_rows_of_one_encoder(make_workspace):
         (("pretrain=null",), "pretrain: required"),
         (("student=null", "distill={steps: 3, losses: {a: {kind: simreg}}}"), "student: required"),
         (("compare.other={pretrain: {kind: bioyl}}",), "compare.other.pretrain"),
-        (("teachers.a={kind: pretrain}", "teacher.kind=pretrain"), "teacher or teachers"),
+        (
+            ("teachers.a={kind: pretrain}", "teacher.kind=pretrain"),
+            "teacher and teachers are both set",
+        ),
         (("teacher.pretrain={kind: byol, hiden: 3}",), r"teacher\.pretrain\.hiden: no such"),
         (("teacher.kind=chekpoint",), "teacher.kind: 'chekpoint' is unknown"),
         (

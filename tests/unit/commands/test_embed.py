@@ -94,8 +94,11 @@ def test_settings_of_the_data_follow_its_name(place, capsys):
         ("model photos --out there.npy", "there.npy: already exists; name another file, or add"),
         ("model photos --out folder.npy", "folder.npy: is a folder"),
         ("model photos --out there.npy/a.npy", "out there.npy/a.npy: cannot be written"),
-        ("nothing photos --out a.npy", "no file or folder nothing"),
-        ("model nothing --out a.npy", "'nothing' is not a file, a folder or one of"),
+        ("nothing photos --out a.npy", "nothing: no such file or folder"),
+        (
+            "model nothing --out a.npy",
+            "data=nothing: no such file or folder; name a file, a folder",
+        ),
         ("model empty --out a.npy", "no images in this folder"),
         ("model photos max_bad=0 --out a.npy", "data.max_bad"),
         ("gray photos --out a.npy", "gray takes images of 1 channel, but the data has 3"),
@@ -169,9 +172,12 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(place, capsys, monkey
         if rows.rows >= 16:
             signal.raise_signal(signal.SIGINT)
 
+    # Of what runs in the background the shell ignores it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with monkeypatch.context() as patch:
         patch.setattr(writing.RowFile, "append", interrupted)
         assert main(words) == 130
+    signal.signal(signal.SIGINT, before)
     assert "Run the same command to resume." in last_error(capsys)
     assert json.loads(Path("a.npz.partial/state.json").read_text())["rows"] == 8
     Path("photos/00.png").unlink()

@@ -8,7 +8,7 @@ from ssdistill.commands.main import main
 @pytest.mark.parametrize(
     "words, said",
     [
-        ("", "command: required; name one of run, reproduce, probe, data, "),
+        ("", "command: required; name one of run, reproduce, probe, embed, data, "),
         ("--nonsense", "command: required; name one of run, "),
         ("rn", "rn: no such command (did you mean 'run'?); known: run, reproduce, probe, "),
         ("nothing-like-it", "nothing-like-it: no such command; known: run, "),
