@@ -44,10 +44,14 @@ def fit_size(encoder: Encoder, native: Size) -> None:
         encoder.spec = encoder.spec.model_copy(update={"input_size": native})
         refused = _refusal(encoder)
     if refused:
+        size = short_size(encoder.spec.size)
+        # At the size it was trained at it was tried, unless another one is set.
+        remedy = f"it was trained at {short_size(native)} pixels: set teacher.input_size to that"
+        if encoder.spec.size == native:
+            remedy = "which is what it was trained at; choose another network"
         raise UserError(
-            f"'{encoder.spec.name}' cannot encode images of {short_size(encoder.spec.size)} pixels "
-            f"({reason(refused)}); it was trained at "
-            f"{short_size(native)} pixels: set data.image_size to that"
+            f"'{encoder.spec.name}' cannot encode images of {size} pixels ({reason(refused)}); "
+            f"{remedy}"
         )
 
 
