@@ -12,6 +12,7 @@ import importlib.metadata
 import inspect
 import os
 import pkgutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -93,7 +94,7 @@ def plugins() -> list[Plugin]:
             except UserError as error:
                 FAILED[entry.name] = str(error)
         for name in _named():
-            _import(name)
+            _import_here(name)
     return list(PLUGINS.values())
 
 
@@ -104,7 +105,7 @@ def import_plugin(name: str) -> Plugin:
         UserError: it cannot be imported.
     """
     plugins()
-    plugin = _import(name)
+    plugin = _import_here(name)
     os.environ[NAMED] = ",".join(dict.fromkeys((*_named(), name)))
     return plugin
 
@@ -131,6 +132,16 @@ def register_class(member: type) -> Plugin:
 def failures() -> str:
     """Say which installed plug-ins cannot be imported, as the end of a sentence."""
     return "".join(f"; the plug-in {name} is ignored: {why}" for name, why in FAILED.items())
+
+
+def _import_here(name: str) -> Plugin:
+    """Import what the user names, installed or in the current folder."""
+    folder = os.getcwd()
+    # Commands do not look there by themselves, other than `python -m`; last, so that it hides
+    # nothing that is installed.
+    if not {"", folder} & set(sys.path):
+        sys.path.append(folder)
+    return _import(name)
 
 
 def _import(name: str) -> Plugin:

@@ -2,6 +2,7 @@ import pickle
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 from torch import nn
@@ -160,6 +161,15 @@ def test_a_package_that_cannot_be_imported_is_named(package, capsys, name, text,
     assert error.count("\n") == 1
     assert main(["list", "losses", "--import"]) == 2
     assert "name a package" in capsys.readouterr().err
+
+
+def test_a_package_in_the_current_folder_needs_no_installation(plugins, tmp_path):
+    (tmp_path / "plugged_j").mkdir()
+    (tmp_path / "plugged_j" / "__init__.py").write_text(LOSS.replace("KIND", "plugged_j_loss"))
+    command = Path(sys.executable).with_name("ssdistill")
+    words = [command, "list", "losses", "plugged_j_loss", "--import", "plugged_j"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0 and "from plugged_j" in done.stdout, done.stderr
 
 
 def test_a_kind_of_another_is_refused(package):
