@@ -118,7 +118,9 @@ def test_it_shows_itself(distilled):
 def test_what_was_distilled_is_compressed(distilled, root):
     steps = ["prune", {"kind": "refit", "images": 30}]
     small = ssdistill.compress(distilled.student, IMAGES_NHWC, steps, root=root, config=QUICK)
-    assert list(small.models) == ["teacher", "pruned", "refitted"]
+    # Which comes last, to be used, is decided by how well each agrees.
+    assert set(small.models) == {"teacher", "pruned", "refitted"}
+    assert small.main in ("pruned", "refitted") and small.folder == small.models[small.main]
     before, after = (small.metrics(name)["compress/macs"] for name in ("teacher", "refitted"))
     assert after <= 0.5 * before
     x_BCHW = torch.rand(2, 3, SIZE, SIZE)
