@@ -99,7 +99,7 @@ def extensions(stages: Iterable[Stage], num_images: int) -> list[str]:
     lines = []
     for stage in stages:
         if KEY in stage.config:
-            settings = _settings(stage)
+            settings = training_settings(stage)
             num_steps = settings.num_steps(num_images // settings.batch_size)
             lines += filter(None, [check_extension(stage, settings, num_steps)])
     return lines
@@ -122,7 +122,8 @@ def begin_extended(stage: Stage, folder: Path, also: str) -> None:
             os.replace(partial, folder / copy)
 
 
-def _settings(stage: Stage) -> TrainSettings:
+def training_settings(stage: Stage) -> TrainSettings:
+    """The settings of a stage that pretrains or distills."""
     if stage.kind == "distill":
         return DistillSettings.model_validate(stage.config["training"])
     method = stage.config["method"]

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
+from ssdistill.chain.extending import training_settings
 from ssdistill.chain.stages import Stage
 from ssdistill.chain.workspace import Workspace
 from ssdistill.data.extra import NEIGHBOR_VIEWS
@@ -39,12 +40,10 @@ def fresh_encoder(stage: Stage) -> Encoder:
 
 def task_of(stage: Stage, workspace: Workspace) -> tuple[Task, TrainSettings]:
     """The task of a pretraining or distillation stage, at its initial weights, and its settings."""
-    encoder = fresh_encoder(stage)
-    if stage.kind == "distill":
+    encoder, settings = fresh_encoder(stage), training_settings(stage)
+    if isinstance(settings, DistillSettings):
         teachers = {role: workspace.encoder(parent) for role, parent in stage.parents.items()}
-        settings = DistillSettings.model_validate(stage.config["training"])
         return build_distiller(encoder, teachers, settings, stage, workspace), settings
-    settings = METHODS.schema(stage.config["method"]["kind"]).model_validate(stage.config["method"])
     seed_generators(stage.seed, stage.digest)
     return METHODS.build(settings, encoder), settings
 

@@ -75,7 +75,8 @@ PLUGINS: dict[str, Plugin] = {}
 FAILED: dict[str, str] = {}
 """Installed packages that cannot be imported, with the reason."""
 _imported: set[str] = set()
-"""What has been looked for: all installed plug-ins, and values of :data:`NAMED`."""
+"""Groups of entry points that were looked through. Noted before their packages are imported, which
+may look up kinds themselves."""
 
 
 def package_of(member: Any) -> str:
@@ -92,7 +93,7 @@ def plugins() -> list[Plugin]:
             try:
                 _import(entry.value.partition(":")[0])
             except UserError as error:
-                FAILED[entry.name] = str(error)
+                FAILED[entry.name] = str(error).partition(": ")[2]
         for name in _named():
             _import_here(name)
     return list(PLUGINS.values())

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, cast
 
 import timm
@@ -74,7 +73,7 @@ def weights_identity(weights: str) -> dict[str, Any]:
         return {"hub": config.hf_hub_id, "url": config.url, "tag": config.tag}
     if user_path(weights).is_file() and not _is_artifact(weights):
         return {"sha256": sha256_of(user_path(weights))}
-    return {"sha256": read_description(_artifact(weights)).sha256}
+    return {"sha256": read_description(find_artifact(weights)).sha256}
 
 
 def starting_statistics(
@@ -104,7 +103,7 @@ def _statistics(weights: str) -> tuple[Channels, Channels] | None:
         return cast("Channels", tuple(config.mean)), cast("Channels", tuple(config.std))
     if user_path(weights).is_file() and not _is_artifact(weights):
         return None
-    stored = read_description(_artifact(weights)).spec
+    stored = read_description(find_artifact(weights)).spec
     return (stored.mean, stored.std) if stored else None
 
 
@@ -133,7 +132,7 @@ def _tensors(encoder: Encoder, weights: str) -> Mapping[str, Tensor]:
             return timm.create_model(name, pretrained=True, num_classes=0).state_dict()
     path = user_path(weights)
     if not path.is_file() or _is_artifact(weights):
-        return load_encoder(_artifact(weights)).net.state_dict()
+        return load_encoder(find_artifact(weights)).net.state_dict()
     state = flat_state(read(path), path)
     if encoder.spec.library != "timm":
         # In its wrapper all names of the module begin with this.
@@ -227,10 +226,6 @@ def _is_artifact(weights: str) -> bool:
     except UserError:
         return False
     return True
-
-
-def _artifact(weights: str) -> Path:
-    return find_artifact(weights)
 
 
 def few(names: list[str]) -> str:
