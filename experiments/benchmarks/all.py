@@ -2,7 +2,7 @@
 
     python experiments/benchmarks/all.py [--out experiments/benchmarks/records.jsonl] [--tiny]
 
-Takes about seven minutes on two free cores. Each script runs in a process of its own; a script
+Takes about twelve minutes on two free cores. Each script runs in a process of its own; a script
 that fails is named at the end, and the others run. lightly-train is compared where it is installed
 in the same environment. `gpu.py` runs where there is a GPU, and takes longer than all others.
 """

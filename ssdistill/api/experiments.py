@@ -13,6 +13,7 @@ from ssdistill.errors import UserError, shortened
 from ssdistill.experiment.schema import Experiment
 from ssdistill.files import user_path
 from ssdistill.models.backbones import Encoder
+from ssdistill.models.wrapped import Wrapped
 from ssdistill.settings.problems import validated
 
 Network = nn.Module | str | Path | Mapping[str, Any]
@@ -193,6 +194,11 @@ def _text(network: Any) -> str:
 
 
 def _as_encoder(network: nn.Module) -> Encoder:
+    if isinstance(network, Wrapped):
+        raise UserError(
+            f"{network.name} takes no images, which experiments are of; compress it by steps: "
+            "Prune(macs=0.5).apply(model, context), see README.md, Compression"
+        )
     return network if isinstance(network, Encoder) else encoder(network)
 
 

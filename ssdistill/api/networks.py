@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from torch import Tensor, nn
 
@@ -17,11 +17,37 @@ from ssdistill.models.backbones import Encoder, encoder_from_spec
 from ssdistill.models.identity import encoder_sha256
 from ssdistill.models.networks import Network, add_network, find_network, network_sha256
 from ssdistill.models.spec import IMAGENET_MEAN, IMAGENET_STD, Channels, EncoderSpec
+from ssdistill.models.wrapped import Wrapped
 from ssdistill.settings import Size, as_size
 from ssdistill.settings.plugins import PROGRAM
 
 WEIGHTS = "weights"
 """Folder in the runs folder of the weights of modules that programs train or compress."""
+
+
+@overload
+def encoder(
+    module: nn.Module | Callable[..., nn.Module],
+    *,
+    image_size: Size | None = None,
+    input_size: Size | None = None,
+    embedding: Callable[[Any], Tensor] | None = None,
+    taps: Mapping[str, str] | None = None,
+    mean: Channels | None = None,
+    std: Channels | None = None,
+    name: str | None = None,
+    example: None = None,
+) -> Encoder: ...
+
+
+@overload
+def encoder(
+    module: nn.Module,
+    *,
+    embedding: Callable[[Any], Tensor] | None = None,
+    name: str | None = None,
+    example: Tensor,
+) -> Wrapped: ...
 
 
 def encoder(
@@ -34,7 +60,8 @@ def encoder(
     mean: Channels | None = None,
     std: Channels | None = None,
     name: str | None = None,
-) -> Encoder:
+    example: Tensor | None = None,
+) -> Encoder | Wrapped:
     """Any PyTorch module as an encoder: to distill from or into, compress, evaluate and embed.
 
     Args:
@@ -46,19 +73,26 @@ def encoder(
         input_size: size to which images are resized inside the encoder; None leaves them.
         embedding: from what the module returns to the embedding (B, D); by default what it
             returns, its ``pooler_output``, or the mean of a map over positions.
-        taps: inner modules by a name, from shallow to deep, whose outputs (B, C, H, W) or
-            (B, tokens, C) losses can read.
+        taps: inner modules, or operations as torch.fx names them (``layer3.1.add``), by a name,
+            from shallow to deep, whose outputs (B, C, H, W) or (B, tokens, C) losses can read.
         mean, std: one number a channel by which images in [0, 1] are normalized; ImageNet's by
             default. Their number is that of the channels.
         name: in configs and reports; by default the class's.
+        example: for a module of other inputs than images, at least two of them along the first
+            axis, such as token ids (B, T). It can be compressed by steps, and saved; sizes,
+            taps and statistics are of images and cannot be set.
 
     Returns:
-        an encoder: ``encoder(x_BCHW).embedding_BD`` for images in [0, 1].
+        an encoder: ``encoder(x_BCHW).embedding_BD`` for images in [0, 1]; with ``example``, a
+        model of such inputs.
 
     Raises:
         UserError: no embedding (B, D), an unknown inner module, a name of timm's, or source that
             cannot be read.
     """
+    if example is not None:
+        of_images = {"image_size": image_size, "input_size": input_size, "taps": taps}
+        return _of_other_inputs(module, example, embedding, name, **of_images, mean=mean, std=std)
     if isinstance(module, Encoder):
         raise UserError("ssdistill.encoder: this is an encoder already; pass it as it is")
     if (mean is None) != (std is None):
@@ -89,6 +123,25 @@ def encoder(
         library=PROGRAM,
     )
     return encoder_from_spec(spec)
+
+
+def _of_other_inputs(
+    module: Any,
+    example: Tensor,
+    embedding: Callable[[Any], Tensor] | None,
+    name: str | None,
+    **of_images: Any,
+) -> Wrapped:
+    for key, value in of_images.items():
+        if value is not None:
+            raise UserError(
+                f"ssdistill.encoder: {key} is for modules of images; remove it, or example"
+            )
+    if not isinstance(module, nn.Module):
+        raise UserError(
+            "ssdistill.encoder: with example, pass a module, not a function or class that makes one"
+        )
+    return Wrapped(module, example, name=name, embedding=embedding)
 
 
 def is_made_anew(network: Encoder) -> bool:

@@ -29,7 +29,7 @@ from ssdistill.artifacts.files import (
 from ssdistill.artifacts.heads import pack_head, unpack_head
 from ssdistill.artifacts.usage_notes import input_text, timm_facts
 from ssdistill.artifacts.weights import pack_weights, unpack_weights
-from ssdistill.errors import UserError
+from ssdistill.errors import UserError, shortened
 from ssdistill.models.backbones import Encoder, encoder_from_spec
 from ssdistill.models.downloads import reason
 from ssdistill.models.networks import is_of_unknown_package
@@ -80,6 +80,7 @@ def save_encoder(
     else:
         facts["runtime"] = getattr(encoder, "runtime", "onnxruntime")
         files = _runtime_files(encoder, facts["runtime"])
+        facts |= _package_of_runtime(facts["runtime"])
     facts |= {**projector_facts, "lineage": lineage or {}, "libraries": _versions()}
     return write_artifact(Path(folder), files, head, facts)
 
@@ -132,6 +133,14 @@ def _runtime_files(model: "RuntimeModel", kind: str) -> dict[str, bytes]:
                else model.path.with_suffix(Path(name).suffix)).read_bytes()
         for name in names
     }  # fmt: skip
+
+
+def _package_of_runtime(kind: str) -> dict[str, str]:
+    """The package that has to be there to open a file, where that is a plug-in."""
+    from ssdistill.settings.registry import RUNTIMES
+
+    plugin = RUNTIMES.plugin_of(kind)
+    return {"runtime_package": plugin.package} if plugin else {}
 
 
 def _describe_projector(projector: nn.Module | None) -> tuple[bytes | None, dict[str, Any]]:
@@ -268,6 +277,12 @@ def _load_for_runtime(description: Description, folder: Path, trust: bool) -> "R
         # Files from before there were several runtimes do not name theirs.
         runtime = RUNTIMES[description.runtime or "onnxruntime"]
     except UserError as error:
+        if package := description.runtime_package:
+            raise UserError(
+                f"{path}: the runtime '{shortened(str(description.runtime))}' is of the package "
+                f"{shortened(package)}, which has not been imported: install it, or add --import "
+                f"{shortened(package)}"
+            ) from None
         raise UserError(f"the runtime in {path} is invalid: {error}; {REMEDY}") from None
     expected = getattr(runtime, "files", (runtime.file,))
     if tuple(description.names) != expected:

@@ -139,6 +139,7 @@ class Description(BaseModel):
         files: sha256 by name, where there are several.
         runtime: kind of the runtime the file is for; None for PyTorch, and in files from before
             there were several runtimes.
+        runtime_package: of the plug-in that has this runtime; None for this package's own.
         module: name of a module that is no encoder.
         widths, channels, removed, coded: what compression did, see
             :func:`ssdistill.artifacts.weights.pack_weights`.
@@ -152,6 +153,7 @@ class Description(BaseModel):
     files: Annotated[dict[FileName, Sha256], Field(min_length=1, max_length=16)] | None = None
     embed_dim: Width
     runtime: str | None = None
+    runtime_package: str | None = None
     module: str | None = None
     spec: StoredSpec | None = None
     projector: StoredHead | None = None

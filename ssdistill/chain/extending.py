@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
-from ssdistill.chain.stages import Stage
+from ssdistill.chain.stages import Stage, without_paths
 from ssdistill.errors import UserError, no_file
 from ssdistill.experiment.sections import DistillSettings
 from ssdistill.files import user_path
@@ -142,6 +142,7 @@ def _difference(stage: Stage, record: RunRecord) -> str | None:
 
 
 def _without_length(config: dict[str, Any]) -> dict[str, Any]:
+    config = without_paths(config)
     trained = {
         section: {key: value for key, value in config[section].items() if key not in LENGTH}
         for section in ("method", "training")

@@ -46,8 +46,10 @@ def _used(value: Any, key: str = "") -> Iterator[dict[str, dict[str, str]]]:
     if isinstance(value, dict):
         for registry in REGISTRIES:
             yield from _of_kind(registry, value.get("kind"))
-        network = NETWORKS.get(value.get("name", "")) if "library" in value else None
-        if network is not None and network.package == value["library"]:
+        # An encoder that a teacher names has no library yet.
+        is_network = key == "encoder" or "library" in value
+        network = NETWORKS.get(value.get("name", "")) if is_network else None
+        if network is not None and value.get("library", network.package) == network.package:
             yield network.identity()
         for name, item in value.items():
             if key == "evaluate" and item is not None:

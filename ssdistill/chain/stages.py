@@ -58,7 +58,7 @@ class Stage:
         identity = {
             "kind": self.kind,
             "version": VERSIONS[self.kind],
-            "config": _without_paths(self.config),
+            "config": without_paths(self.config),
             "parents": {name: parent.digest for name, parent in self.parents.items()},
             "fingerprint": self.fingerprint,
         }
@@ -111,7 +111,7 @@ class Stage:
         return record.status if record else "missing"
 
 
-def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
+def without_paths(config: dict[str, Any]) -> dict[str, Any]:
     """A stage's config without where the weights or the training lie that it starts from."""
     encoder = config.get("encoder", {})
     hashed = dict(config)

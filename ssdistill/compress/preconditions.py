@@ -18,7 +18,7 @@ def refuse_file(kind: str, model: Any) -> None:
     if not isinstance(model, Model) and not hasattr(model, "runtime"):
         raise UserError(
             f"{kind}: {type(model).__name__} is not a model of ssdistill; wrap it: "
-            "ssdistill.models.wrapped.Wrapped(module, example_inputs)"
+            "ssdistill.encoder(module), with example=inputs if these are no images"
         )
     if not isinstance(model, nn.Module):
         raise UserError(

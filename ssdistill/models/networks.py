@@ -83,8 +83,8 @@ def network(
         name: no name of timm's.
         embedding: from what the module returns for (B, C, H, W) to the embedding (B, D); by
             default what it returns, averaged over positions if it is a map.
-        taps: by the name of a tap, the inner module whose output (B, C, H, W), or
-            (B, tokens, C), losses can read, from shallow to deep.
+        taps: by the name of a tap, the inner module, or operation as torch.fx names it, whose
+            output (B, C, H, W), or (B, tokens, C), losses can read, from shallow to deep.
 
     Raises:
         UserError: a name of timm's, or of another package's network.

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ssdistill.errors import UserError, nearest
 from ssdistill.models.examples import noise_images
+from ssdistill.models.operations import Operations
 from ssdistill.models.spec import EncoderSpec
 from ssdistill.models.trial import refusing
 from ssdistill.settings import height_width
@@ -26,14 +27,16 @@ class OwnNet(nn.Module):
         module: used, not copied.
         spec: of the encoder; it is tried on noise of the spec's size.
         embedding: of what the module returns; None for :func:`find_embedding`.
-        taps: inner modules by the name of a tap.
+        taps: inner modules, or operations as :class:`ssdistill.models.operations.Operations`
+            names them, by the name of a tap.
 
     Attributes:
         num_features: width of the embedding.
         feature_info: the taps, as timm's networks list their stages.
 
     Raises:
-        UserError: an unknown inner module, one whose output is no map, or no (B, D) embedding.
+        UserError: an unknown module or operation, one whose output is no map, or no (B, D)
+            embedding.
     """
 
     def __init__(
@@ -46,14 +49,28 @@ class OwnNet(nn.Module):
         super().__init__()
         self.net, self.tapped = module, dict(taps)
         self._embedding, self._name = embedding, spec.name
-        known = [name for name, _ in module.named_modules() if name]
+        modules = {name for name, _ in module.named_modules() if name}
+        whole = modules.intersection(self.tapped.values())
+        self.operations = Operations(module, whole) if {*self.tapped.values()} - whole else None
         for tap, inner in self.tapped.items():
-            if inner not in known:
-                raise UserError(
-                    f"{spec.name}: tap '{tap}': no module '{inner}'{nearest(inner, known)}"
-                )
+            if inner not in modules:
+                self._require_operation(tap, inner, modules)
         self.feature_info: list[dict[str, Any]] = [{"module": tap} for tap in self.tapped]
         self._look(spec)
+
+    def _require_operation(self, tap: str, name: str, modules: set[str]) -> None:
+        at = f"{self._name}: tap '{tap}'"
+        for outer in self.tapped.values():
+            if outer in modules and name.startswith(f"{outer}."):
+                raise UserError(f"{at}: {name} is inside the tap {outer}; name operations for both")
+        try:
+            known = self.operations.names() if self.operations else []
+        except UserError as error:
+            remedy = f"no module '{name}'{nearest(name, modules)}"
+            raise UserError(f"{at}: {remedy}; operations cannot be named: {error}") from None
+        if name not in known:
+            known = [*modules, *known]
+            raise UserError(f"{at}: no module or operation '{name}'{nearest(name, known)}")
 
     @torch.no_grad()
     def _look(self, spec: EncoderSpec) -> None:
@@ -78,14 +95,19 @@ class OwnNet(nn.Module):
         """What the module returns, and the maps (B, C, H, W) of taps by number."""
         names = [list(self.tapped)[i] for i in indices]
         caught: dict[str, Any] = {}
+        modules = dict(self.net.named_modules())
         hooks = [
-            self.net.get_submodule(self.tapped[name]).register_forward_hook(
-                partial(_keep, caught, name)
-            )
+            modules[self.tapped[name]].register_forward_hook(partial(_keep, caught, name))
             for name in names
+            if self.tapped[name] in modules
         ]
+        inside = {self.tapped[name] for name in names if self.tapped[name] not in modules}
         try:
-            output = self.net(x_BCHW)
+            if self.operations is None or not inside:
+                output = self.net(x_BCHW)
+            else:
+                output, values = self.operations.run(x_BCHW, inside)
+                caught |= {n: values[self.tapped[n]] for n in names if self.tapped[n] in values}
         finally:
             for hook in hooks:
                 hook.remove()
@@ -100,14 +122,7 @@ class OwnNet(nn.Module):
 
     def forward_head(self, output: Any, pre_logits: bool = True) -> Tensor:
         """The embedding (B, num_features) of what the module returned."""
-        found = find_embedding(output) if self._embedding is None else self._embedding(output)
-        if isinstance(found, Tensor) and found.ndim == 2:
-            return found
-        how = "embedding=… returns" if self._embedding is not None else "it returns"
-        raise UserError(
-            f"{self._name}: the embedding must be a tensor (B, D), but {how} {_described(found)}; "
-            "pass embedding=, a function of what the module returns"
-        )
+        return embedding_in(output, self._embedding, self._name)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x_BCHW))
@@ -124,9 +139,29 @@ class OwnNet(nn.Module):
                 patches_BCN = output[:, -height * width :].mT
                 return patches_BCN.unflatten(2, (height, width))
         raise UserError(
-            f"{self._name}: tap '{name}': {self.tapped[name]} returns {_described(output)}, no "
+            f"{self._name}: tap '{name}': {self.tapped[name]} returns {described(output)}, no "
             "feature map (B, C, H, W) or tokens (B, N, C) of a grid; choose another module"
         )
+
+
+def embedding_in(output: Any, embedding: Callable[[Any], Tensor] | None, name: str) -> Tensor:
+    """The embedding (B, D) in what a module returned.
+
+    Args:
+        embedding: takes it out; None for :func:`find_embedding`.
+        name: of the module, in messages.
+
+    Raises:
+        UserError: no tensor (B, D).
+    """
+    found = find_embedding(output) if embedding is None else embedding(output)
+    if isinstance(found, Tensor) and found.ndim == 2:
+        return found
+    how = "embedding=… returns" if embedding is not None else "it returns"
+    raise UserError(
+        f"{name}: the embedding must be a tensor (B, D), but {how} {described(found)}; "
+        "pass embedding=, a function of what the module returns"
+    )
 
 
 def find_embedding(output: Any) -> Any:
@@ -161,7 +196,8 @@ def _grid(tokens: int, ratio: float, most_others: int = 8) -> tuple[int, int] | 
     return None
 
 
-def _described(value: Any) -> str:
+def described(value: Any) -> str:
+    """What a module returned, for messages: its type, shape or names."""
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
     if isinstance(value, Mapping):

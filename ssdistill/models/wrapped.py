@@ -2,40 +2,40 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ssdistill.errors import UserError
 from ssdistill.models.model import Model
+from ssdistill.models.own_net import described, embedding_in
 from ssdistill.models.representation import Representation
-
-
-def output_itself(net: nn.Module, x: Tensor) -> Tensor:
-    """The embedding of a network that returns just that."""
-    return net(x)
 
 
 class Wrapped(Model):
     """Any module, such as a language model's encoder or a detector's backbone.
 
     Compression looks at three things of a network: its layers, inputs to run it on, and one
-    vector per input that must stay as it is.
+    vector per input that must stay as it is. :func:`ssdistill.encoder` makes one where it is
+    given an ``example``.
 
     ```python
-    bert = transformers.BertModel(config)
-    model = Wrapped(bert, token_ids_BT, embed=lambda net, x_BT: net(x_BT).pooler_output)
+    model = ssdistill.encoder(transformers.BertModel(config), example=token_ids_BT)
     ```
 
     Args:
         net: the module; it is used, not copied.
         example: at least two inputs, stacked along the first axis: floats, or integers such as
             token ids. Compressed files take inputs of this type and shape, any number at once.
-        embed: ``embed(net, inputs)`` gives the vectors (B, D); by default the module's output.
+        embed: ``embed(net, inputs)`` gives the vectors (B, D), where ``net(inputs)`` is not
+            how it is called; None for that call.
         name: what messages call it; by default its class.
+        embedding: from what the module returns to the vectors (B, D); None for
+            :func:`ssdistill.models.own_net.find_embedding`.
 
     Raises:
-        UserError: fewer than two inputs, a compiled module, or ``embed`` gives no (B, D) tensor.
+        UserError: fewer than two inputs, a compiled module, or no (B, D) tensor.
     """
 
     inputs: Tensor
@@ -44,11 +44,12 @@ class Wrapped(Model):
         self,
         net: nn.Module,
         example: Tensor,
-        embed: Callable[[nn.Module, Tensor], Tensor] = output_itself,
+        embed: Callable[[nn.Module, Tensor], Tensor] | None = None,
         name: str | None = None,
+        embedding: Callable[[Any], Tensor] | None = None,
     ):
         super().__init__()
-        self.net, self.embed = net, embed
+        self.net, self._embed, self._embedding = net, embed, embedding
         self._name = name or type(net).__name__
         if isinstance(net, torch.jit.ScriptModule):
             raise UserError(
@@ -64,12 +65,20 @@ class Wrapped(Model):
     @torch.no_grad()
     def _look(self, example: Tensor) -> int:
         was_training = self.net.training
-        embedding_BD = self.embed(self.net.eval(), example[:2].to(self.device))
-        self.net.train(was_training)
-        if not isinstance(embedding_BD, Tensor) or embedding_BD.ndim != 2:
-            returned = getattr(embedding_BD, "shape", type(embedding_BD).__name__)
-            raise UserError(f"{self._name}: embed must return a (B, D) tensor, got {returned}")
-        return embedding_BD.shape[1]
+        self.net.eval()
+        try:
+            return self._embedding_of(example[:2].to(self.device)).shape[1]
+        finally:
+            self.net.train(was_training)
+
+    def _embedding_of(self, x: Tensor) -> Tensor:
+        if self._embed is None:
+            return embedding_in(self.net(x), self._embedding, self._name)
+        embedding_BD = self._embed(self.net, x)
+        if isinstance(embedding_BD, Tensor) and embedding_BD.ndim == 2:
+            return embedding_BD
+        returned = described(embedding_BD)
+        raise UserError(f"{self._name}: embed must return a tensor (B, D), but returns {returned}")
 
     @property
     def name(self) -> str:
@@ -100,4 +109,4 @@ class Wrapped(Model):
         Returns:
             the embedding (B, embed_dim).
         """
-        return Representation(self.embed(self.net, x))
+        return Representation(self._embedding_of(x))

@@ -8,6 +8,7 @@ from torch import Tensor
 from ssdistill.errors import UserError
 from ssdistill.files import user_path
 from ssdistill.models.backbones import Encoder, build_encoder
+from ssdistill.models.networks import find_network
 from ssdistill.models.spec import IMAGENET_MEAN, IMAGENET_STD, RGB, Channels, EncoderSettings
 from ssdistill.models.stems import SMALL_IMAGE, takes_small_stem
 from ssdistill.models.timm_net import check_timm_name
@@ -17,6 +18,7 @@ from ssdistill.teachers.channels import check_channels, check_numbers, first_cha
 from ssdistill.teachers.formats.fitting import Fit, fit
 from ssdistill.teachers.formats.heads import UnknownHead, build_head, widths
 from ssdistill.teachers.formats.layouts import FALLBACK, FORMATS, BranchName, first_names
+from ssdistill.teachers.formats.own_names import of_own_network
 from ssdistill.teachers.formats.parts import Parts, take_apart
 from ssdistill.teachers.formats.reading import read, sha256_of
 from ssdistill.teachers.formats.states import flat_state
@@ -90,6 +92,8 @@ class Checkpoint(Teacher):
         for key, values in zip(("mean", "std"), self.statistics, strict=True):
             check_numbers(values, image_spec, f"teacher.{key}")
         state = flat_state(read(self.path), self.path)
+        if find_network(self.settings.name):
+            return self._load_own_network(state, image_spec)
         parts = take_apart(state, self.format, self.branch, self.path)
         settings = self._network(parts)
         mean, std, whose = self._normalization(parts.format, settings, image_spec)
@@ -112,6 +116,38 @@ class Checkpoint(Teacher):
         ]
         return encoder.eval(), notices
 
+    def _load_own_network(
+        self, state: dict[str, Tensor], image_spec: ImageSpec
+    ) -> tuple[Encoder, list[str]]:
+        """Load a network of a plug-in or a program, which no project's format is known for."""
+        for name, value in (("format", self.format), ("branch", self.branch)):
+            if value != "auto":
+                raise UserError(
+                    f"teacher.{name} is for networks of timm, and '{self.settings.name}' is none: "
+                    "remove it"
+                )
+        mean, std = self.statistics
+        whose = "teacher.mean and teacher.std"
+        if mean is None or std is None:
+            mean, std = image_spec.mean, image_spec.std
+            whose = "the training images' own statistics; set teacher.mean and teacher.std"
+        settings = self.settings.model_copy(update={"input_size": self.input_size})
+        encoder = build_encoder(settings, image_spec.image_size, mean, std)
+        own = of_own_network(state, encoder.net.state_dict())
+        try:
+            fitted = fit(encoder.net, settings.name, own, self.allow_missing, self.allow_extra)
+        except UserError as error:
+            raise UserError(f"{self.path} {error}") from None
+        name = self.path.name
+        odd = not_finite(encoder.net.state_dict())
+        return encoder.eval(), [
+            f"{name}: loaded {fitted.loaded} of its {len(state)} tensors into '{settings.name}'",
+            f"{name}: images are normalized by {whose}",
+            *([f"{name}: missing: {', '.join(fitted.missing)}"] if fitted.missing else []),
+            *([f"{name}: ignored: {', '.join(fitted.extra)}"] if fitted.extra else []),
+            *([f"{name}: {odd}: embeddings will not be finite"] if odd else []),
+        ]
+
     def _format_note(self, parts: Parts, state: dict[str, Tensor]) -> str:
         if self.format != "auto":
             return ""
@@ -131,7 +167,8 @@ class Checkpoint(Teacher):
         if (self.statistics[0] is None) != (self.statistics[1] is None):
             found, absent = ("std", "mean") if self.statistics[0] is None else ("mean", "std")
             raise UserError(f"teacher.{found} is set without teacher.{absent}: set both or neither")
-        check_timm_name(self.settings.name)
+        if not find_network(self.settings.name):
+            check_timm_name(self.settings.name)
 
     def _network(self, parts: Parts) -> EncoderSettings:
         """Complete the encoder settings from the file and its project's conventions."""

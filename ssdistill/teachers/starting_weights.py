@@ -18,6 +18,7 @@ from ssdistill.models.downloads import downloading
 from ssdistill.models.spec import Channels
 from ssdistill.models.timm_net import check_timm_name
 from ssdistill.teachers.formats.fitting import COUNT, through_timm
+from ssdistill.teachers.formats.own_names import of_own_network, unprefixed
 from ssdistill.teachers.formats.parts import take_apart
 from ssdistill.teachers.formats.reading import read, sha256_of
 from ssdistill.teachers.formats.states import flat_state
@@ -25,7 +26,6 @@ from ssdistill.teachers.formats.tensors import not_finite
 
 TIMM = "timm:"
 KEY = "encoder.weights"
-INSIDE = "net."
 SHOWN = 3
 """Names of tensors that a message lists."""
 
@@ -135,34 +135,11 @@ def _tensors(encoder: Encoder, weights: str) -> Mapping[str, Tensor]:
         return load_encoder(find_artifact(weights)).net.state_dict()
     state = flat_state(read(path), path)
     if encoder.spec.library != "timm":
-        # In its wrapper all names of the module begin with this.
-        state = {f"{INSIDE}{name.removeprefix(INSIDE)}": t for name, t in state.items()}
-        return _unprefixed(state, encoder.net.state_dict(), INSIDE)
+        return of_own_network(state, encoder.net.state_dict())
     try:
         return take_apart(state, "auto", "auto", path).backbone
     except UserError:  # a state dict of no project that is known
-        return _unprefixed(state, encoder.net.state_dict())
-
-
-def _unprefixed(
-    state: dict[str, Tensor], own: Mapping[str, Tensor], inside: str = ""
-) -> dict[str, Tensor]:
-    """Tensors without the prefix, such as ``backbone.``, under which most of them fit."""
-    prefixes = {inside}
-    for name in state:
-        for known in own:
-            if name.endswith(f".{known.removeprefix(inside)}"):
-                prefixes.add(name.removesuffix(known.removeprefix(inside)))
-
-    def fitting(prefix: str) -> int:
-        return sum(
-            f"{inside}{name.removeprefix(prefix)}" in own
-            for name in state
-            if name.startswith(prefix)
-        )
-
-    best = max(sorted(prefixes, key=len), key=fitting)
-    return {f"{inside}{n.removeprefix(best)}": t for n, t in state.items() if n.startswith(best)}
+        return unprefixed(state, encoder.net.state_dict())
 
 
 def _fit(encoder: Encoder, state: Mapping[str, Tensor], weights: str) -> Start:

@@ -4,6 +4,7 @@ One is installed by pip into an environment of its own. Of the others lies in a 
 what pip would put there: the package, and the metadata with its entry point.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -111,3 +112,15 @@ def test_kinds_are_listed_and_configs_run(site):
     for family in OTHERS:
         kind = named(family)
         assert any({kind, kind} <= set(line.split()) for line in lines), kind
+
+
+def test_a_folder_that_is_named_is_imported_in_every_process(site):
+    name = named("network")
+    words = [sys.executable, "-m", "ssdistill", *few_steps("network"), "--import", name]
+    words += ["device.devices=2", "device.accelerator=cpu", "--runs", "two"]
+    folder = site / "written" / name
+    assert "distilled model" in said(words, environment(), folder)
+    records = [json.loads(file.read_text()) for file in folder.glob("two/stages/*/s0/run.json")]
+    assert {record["status"] for record in records} == {"finished"}
+    trained = [record for record in records if record["stage"] in ("pretrain", "distill")]
+    assert any(name in record.get("plugins", {}) for record in trained)

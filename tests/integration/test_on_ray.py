@@ -316,6 +316,40 @@ def test_ctrl_c_ends_all_tasks_and_the_next_run_resumes_them(config, cluster, se
     assert weights(tmp_path) == serial
 
 
+PACKAGE = """
+from torch import nn
+
+from ssdistill.models.networks import network
+
+
+@network("plain")
+class Plain(nn.Module):
+    def __init__(self, in_chans=3):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(in_chans, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU())
+
+    def forward(self, x_BCHW):
+        return self.layers(x_BCHW)
+"""
+
+
+def test_a_package_that_is_named_is_imported_where_stages_run(config, cluster, tmp_path):
+    (tmp_path / "own_plain.py").write_text(PACKAGE)
+    settings = ["pretrain.steps=3", "seeds=[0]", "evaluate=null", "teacher.encoder={name: plain}"]
+    command = [sys.executable, "-m", "ssdistill", "run", str(config), *settings, "--runs", "runs"]
+    done = subprocess.run(
+        [*command, "--import", "own_plain", "--on", cluster.address],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    (record,) = (tmp_path / "runs").glob("stages/pretrain-*/s0/run.json")
+    content = json.loads(record.read_text())
+    assert content["status"] == "finished" and list(content["plugins"]) == ["own_plain"]
+
+
 def parent(pid: int) -> int:
     """Process id of what started a process."""
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])

@@ -1,5 +1,6 @@
 """One stage in two processes, as a task of a cluster starts them."""
 
+import json
 import os
 import signal
 import threading
@@ -76,3 +77,23 @@ def test_another_plan_is_refused(experiment, tmp_path, monkeypatch):
     monkeypatch.setattr(stage_processes, "_end_with", lambda parent: None)
     with pytest.raises(UserError, match="plans other stages"):
         run_stage(experiment, tmp_path / "runs", f"{'0' * 64}/0")
+
+
+def test_processes_extend_a_training_as_one_does(experiment, tmp_path):
+    def trained(steps, devices, *changes):
+        words = [f"pretrain.steps={steps}", f"device.devices={devices}", "keep_checkpoints=true"]
+        words += ["pretrain.optim={kind: sgd, lr: 0.1, schedule: constant, warmup: 0}", *changes]
+        config = load_experiment(tmp_path / "x.yaml", words)[0]
+        root = tmp_path / f"of {devices}"
+        (stage,) = (s for s in plan_stages(open_workspace(config, root)) if s.kind == "pretrain")
+        do_in_processes(stage, config, root, 1, print)
+        lines = (stage.folder(root) / "metrics.jsonl").read_text().splitlines()
+        losses = {(line := json.loads(text))["step"]: line["loss/total"] for text in lines}
+        return stage.folder(root).parent, losses
+
+    of = {}
+    for devices in (2, 1):
+        short, before = trained(4, devices)
+        of[devices] = trained(8, devices, f"pretrain.extend={short}")[1]
+        assert of[devices].items() > before.items()
+    assert of[2].keys() == of[1].keys() and of[2] == pytest.approx(of[1], rel=1e-3)

@@ -94,6 +94,8 @@ def through_timm(net: nn.Module, name: str, state: dict[str, Tensor]) -> dict[st
     own = net.state_dict()
     if all(k in state and state[k].shape == v.shape for k, v in own.items()):
         return state
+    if not timm.is_model(name):
+        return state
     family = sys.modules[timm.models.model_entrypoint(name).__module__]
     convert = getattr(family, "checkpoint_filter_fn", None)
     if convert is None:

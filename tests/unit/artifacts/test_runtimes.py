@@ -4,10 +4,13 @@ import pytest
 import torch
 from torch import nn
 
+from ssdistill.artifacts.artifact import load, save_encoder
 from ssdistill.artifacts.runtimes import check
+from ssdistill.artifacts.runtimes.onnx_runtime import OnnxEncoder, OnnxRuntime
 from ssdistill.errors import UserError
 from ssdistill.models.representation import Representation
 from ssdistill.models.wrapped import Wrapped
+from ssdistill.settings.adding import look_again, register
 from ssdistill.settings.registry import RUNTIMES
 from ssdistill.testing import RUNTIME_CHECKS, Candidate
 from ssdistill.testing.runtimes import (
@@ -127,3 +130,28 @@ def test_a_difference_is_tolerated_in_units_of_the_largest_number_if_that_is_abo
 def test_the_names_of_files_are_distinct():
     files = [RUNTIMES[kind].file for kind in ALL]
     assert len(set(files)) == len(files)
+
+
+class OwnFile(OnnxEncoder):
+    runtime = "own_runtime"
+
+
+class OwnRuntime(OnnxRuntime):
+    """ONNX Runtime by another name, as a package could add it."""
+
+    kind, paper, opens = "own_runtime", "none", OwnFile
+
+
+def test_a_file_for_the_runtime_of_a_package_that_is_absent_names_it(
+    plugins, make_encoder, tmp_path
+):
+    register(OwnRuntime)
+    encoder = make_encoder().eval()
+    OwnRuntime().write(encoder, tmp_path / "model.onnx")
+    found = OwnFile(tmp_path / "model.onnx", encoder.embed_dim, encoder.spec)
+    save_encoder(found, tmp_path / "saved")
+    assert isinstance(load(tmp_path / "saved"), OwnFile)
+    plugins.clear()
+    look_again()
+    with pytest.raises(UserError, match="is of the package test_runtimes, which has not been imp"):
+        load(tmp_path / "saved")

@@ -1,6 +1,7 @@
 """A finished training goes on for more steps, from its last checkpoint."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -104,6 +105,16 @@ def test_a_folder_that_was_moved_is_the_same_training(data, short, tmp_path):
     configs = [experiment(data, steps=6, extend=place) for place in (short, moved)]
     planned = [dry_run(config, short.parents[1]) for config in configs]
     assert [p.stage.digest for p in planned[0]] == [p.stage.digest for p in planned[1]]
+
+
+def test_weights_that_were_moved_are_the_same_start(data, short, tmp_path):
+    places = [tmp_path / name for name in ("here", "there")]
+    for place in places:
+        shutil.copytree(short / "s0" / "model", place)
+    started = [{"teacher": {"encoder": NETWORK | {"weights": str(place)}}} for place in places]
+    done = run(experiment(data, **started[0]), tmp_path / "runs").models["simclr"].parents[1]
+    report = run(experiment(data, steps=6, extend=done, **started[1]), tmp_path / "runs")
+    assert report.models["simclr"].parents[1] != done
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,6 @@
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -144,3 +147,62 @@ def test_what_models_of_the_field_return_is_understood():
     assert find_embedding(type("Output", (), {"pooler_output": tensor})()) is tensor
     assert find_embedding(torch.ones(2, 3, 4, 4)).shape == (2, 3)
     assert find_embedding(tensor) is tensor
+
+
+class Sums(nn.Module):
+    """A residual block whose sum no submodule returns."""
+
+    def __init__(self, branches=False):
+        super().__init__()
+        self.one, self.other = nn.Conv2d(3, 6, 1), nn.Conv2d(3, 6, 3, padding=1)
+        self.last, self.branches = nn.Sequential(nn.Conv2d(6, 4, 1), nn.ReLU()), branches
+
+    def forward(self, x_BCHW):
+        if self.branches and x_BCHW.sum() > 0:
+            x_BCHW = x_BCHW + 1
+        sum_BCHW = self.one(x_BCHW) + self.other(x_BCHW)
+        return self.last(nn.functional.dropout(sum_BCHW, 0.5, self.training))
+
+
+def sums(taps, branches=False):
+    torch.manual_seed(0)
+    return OwnNet(Sums(branches), EncoderSpec(name="sums", image_size=8), None, taps)
+
+
+def test_an_operation_can_be_a_tap():
+    net = sums({"sum": "add", "early": "one", "again": "add", "late": "last"}).eval()
+    assert [info["num_chs"] for info in net.feature_info] == [6, 6, 6, 4]
+    x_BCHW = torch.rand(2, 3, 8, 8)
+    output, maps = net.forward_intermediates(x_BCHW, range(4))
+    sum_BCHW = net.net.one(x_BCHW) + net.net.other(x_BCHW)
+    assert torch.equal(maps[0], sum_BCHW) and torch.equal(maps[2], sum_BCHW)
+    assert torch.equal(maps[1], net.net.one(x_BCHW)) and torch.equal(maps[3], output)
+    # In training the same operation, and gradients through it; weights are those of the module.
+    net.train()
+    net.forward_intermediates(x_BCHW, [0])[1][0].sum().backward()
+    assert net.net.one.weight.grad.abs().sum() > 0
+    with torch.no_grad():
+        net.net.one.weight.zero_(), net.net.other.weight.zero_()
+    bias_C = net.net.one.bias + net.net.other.bias
+    (zeroed,) = net.forward_intermediates(x_BCHW, [0])[1]
+    assert torch.allclose(zeroed[0, :, 0, 0], bias_C)
+    copied = pickle.loads(pickle.dumps(copy.deepcopy(net)))
+    assert torch.equal(copied.forward_intermediates(x_BCHW, [0])[1][0], zeroed)
+
+
+@pytest.mark.parametrize(
+    ("taps", "branches", "said"),
+    [
+        ({"a": "ad"}, False, "tap 'a': no module or operation 'ad'; did you mean 'add'"),
+        ({"a": "last", "b": "last.0"}, False, None),
+        ({"a": "last", "b": "last.x"}, False, "tap 'b': last.x is inside the tap last; name oper"),
+        ({"a": "ad"}, True, "no module 'ad'; operations cannot be named: torch.fx cannot follow"),
+    ],
+)
+def test_an_operation_that_cannot_be_named_is_refused(taps, branches, said):
+    if said is None:
+        assert len(sums(taps, branches).feature_info) == 2
+        return
+    with pytest.raises(UserError) as refused:
+        sums(taps, branches)
+    assert said in str(refused.value) and "\n" not in str(refused.value)

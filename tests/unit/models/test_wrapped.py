@@ -59,10 +59,22 @@ def test_a_copy_owns_what_compression_writes_down():
 
 
 def test_an_output_that_is_no_vector_is_refused():
-    with pytest.raises(UserError, match=r"Words: embed must return a \(B, D\) tensor, got tup"):
+    with pytest.raises(UserError, match=r"^Words: the embedding must be a tensor \(B, D\), but"):
         Wrapped(Words(), torch.zeros(2, 2, dtype=torch.long))
+    with pytest.raises(UserError, match=r"^Words: embed must return a tensor \(B, D\), but"):
+        Wrapped(Words(), torch.zeros(2, 2, dtype=torch.long), lambda net, x_BT: net(x_BT))
     with pytest.raises(UserError, match="needs at least two inputs, got 1"):
         Wrapped(nn.Linear(2, 2), torch.zeros(1, 2))
+
+
+def test_the_embedding_is_found_as_that_of_an_encoder_is():
+    class Pooled(Words):
+        def forward(self, x_BT):
+            return {"pooler_output": super().forward(x_BT)[0]}
+
+    ids_BT = torch.arange(6).view(3, 2)
+    assert Wrapped(Pooled(), ids_BT)(ids_BT).embedding_BD.shape == (3, 4)
+    assert Wrapped(Words(), ids_BT, embedding=lambda out: out[0]).embed_dim == 4
 
 
 def test_there_are_no_feature_maps():

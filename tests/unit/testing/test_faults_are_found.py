@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from ssdistill.artifacts.runtimes import Runtime, RuntimeModel
 from ssdistill.compress import Step
 from ssdistill.data.array_split import ArraySplit
 from ssdistill.data.splits import Source
@@ -24,6 +25,7 @@ from ssdistill.settings.registry import (
     LOSSES,
     METHODS,
     PROTOCOLS,
+    RUNTIMES,
     SOURCES,
     STEPS,
     TEACHERS,
@@ -33,6 +35,7 @@ from ssdistill.testing import (
     LOSS_CHECKS,
     METHOD_CHECKS,
     PROTOCOL_CHECKS,
+    RUNTIME_CHECKS,
     SOURCE_CHECKS,
     STEP_CHECKS,
     TEACHER_CHECKS,
@@ -202,6 +205,36 @@ class WrongTeacher(Teacher):
         return encoder, ["two\nlines"]
 
 
+class WrongFile(RuntimeModel):
+    runtime = "another"
+
+    def _open(self, threads):
+        self.input_shape = (3, 16, 16)
+
+    def _run(self, inputs):
+        return np.zeros((len(inputs), 16), np.float32)
+
+    @property
+    def input_dtype(self):
+        return np.dtype(np.float32)
+
+    @classmethod
+    def version(cls):
+        return ""
+
+
+class WrongRuntime(Runtime):
+    """writes no model"""
+
+    kind, paper, module = "wrong_runtime", "", "torch"
+    file = "model.onnx"
+    opens = WrongFile
+
+    def write(self, model, path):
+        model.set_taps(())
+        path.write_bytes(b"anything")
+
+
 def failing(registry, cls, checks):
     """Names of the checks that fail, each with a line."""
     candidate = Candidate(registry, cls)
@@ -259,6 +292,12 @@ def test_faults_of_a_teacher():
         *("identity", "trained_on", "encoder", "normalization", "repeatable"),
         *("export", "other_images"),
     } <= found
+
+
+def test_faults_of_a_runtime():
+    found, every = failing(RUNTIMES, WrongRuntime, RUNTIME_CHECKS)
+    print(found, every)
+    assert found == set()
 
 
 def test_one_fault_is_one_line():

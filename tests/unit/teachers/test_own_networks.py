@@ -1,0 +1,82 @@
+"""Checkpoints of networks that a package or a program brings."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from ssdistill.chain.plugged import with_plugins
+from ssdistill.errors import UserError
+from ssdistill.models.networks import network
+from ssdistill.settings.registry import TEACHERS
+from ssdistill.teachers import ImageSpec
+
+OF_DATA = ImageSpec(image_size=16, mean=(0.5,) * 3, std=(0.25,) * 3)
+
+
+class Blocks(nn.Module):
+    """As authors publish it, outside of timm."""
+
+    def __init__(self, width: int = 8):
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, width, 3, 2), nn.BatchNorm2d(width)
+
+    def forward(self, x_BCHW):
+        return {"last_hidden_state": self.norm(self.first(x_BCHW)).flatten(2).mT}
+
+
+@pytest.fixture
+def published(plugins, tmp_path):
+    """The network, and a file of its weights under the names of its authors."""
+    network("blocks", embedding=lambda out: out["last_hidden_state"].mean(1))(Blocks)
+    module = Blocks().eval()
+    save_file({f"model.{k}": t for k, t in module.state_dict().items()}, tmp_path / "x.safetensors")
+    return module, str(tmp_path / "x.safetensors")
+
+
+def teacher(path, **settings):
+    tree = {"kind": "checkpoint", "path": path, "encoder": {"name": "blocks"}, **settings}
+    return TEACHERS.build(TEACHERS.schema("checkpoint").model_validate(tree))
+
+
+def test_a_network_of_others_loads_its_checkpoint(published):
+    module, path = published
+    encoder, notices = teacher(path).load(OF_DATA)
+    x_BCHW = torch.rand(2, 3, 16, 16)
+    expected_BD = module((x_BCHW - 0.5) / 0.25)["last_hidden_state"].mean(1)
+    assert torch.allclose(encoder(x_BCHW).embedding_BD, expected_BD, atol=1e-6)
+    assert notices[0] == "x.safetensors: loaded 7 of its 7 tensors into 'blocks'"
+    assert "the training images' own statistics; set teacher.mean" in notices[1]
+    encoder, notices = teacher(path, mean=[0.0] * 3, std=[1.0] * 3, input_size=32).load(OF_DATA)
+    assert encoder.spec.mean == (0.0,) * 3 and encoder.spec.input_size == 32
+    assert notices[1].endswith("by teacher.mean and teacher.std")
+
+
+def test_it_is_part_of_the_hash_of_the_stage_that_loads_it(published):
+    _, path = published
+    config = {"teacher": {"kind": "checkpoint", "path": path, "encoder": {"name": "blocks"}}}
+    assert list(with_plugins(config)["plugins"]) == ["test_own_networks.blocks"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"encoder": {"name": "blocks", "args": {"width": 4}}}, "has a 'net.first.weight' of shape"),
+        ({"format": "dino"}, "teacher.format is for networks of timm, and 'blocks' is none"),
+        ({"branch": "student"}, "teacher.branch is for networks of timm"),
+    ],
+)
+def test_what_does_not_fit_is_named(published, settings, said):
+    with pytest.raises(UserError) as refused:
+        teacher(published[1], **settings).load(OF_DATA)
+    assert said in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_tensors_that_are_missing_are_named(published, tmp_path):
+    module, _ = published
+    state = {k: t for k, t in module.state_dict().items() if "running" not in k}
+    save_file(state, tmp_path / "y.safetensors")
+    with pytest.raises(UserError, match=r"lacks 2 of the 7 tensors of 'blocks' \(net\.norm\.run"):
+        teacher(str(tmp_path / "y.safetensors")).load(OF_DATA)
+    allowed = teacher(str(tmp_path / "y.safetensors"), allow_missing=True)
+    assert "missing: net.norm.running_mean" in allowed.load(OF_DATA)[1][2]
