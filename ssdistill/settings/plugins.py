@@ -27,6 +27,8 @@ GROUP = "ssdistill.plugins"
 submodules."""
 NAMED = "SSDISTILL_IMPORT"
 """Environment variable by which ``--import`` reaches the processes that a command starts."""
+FOLDER = "SSDISTILL_IMPORT_FOLDER"
+"""Environment variable that tells them the folder in which the command was given."""
 SKIPPED = ("tests", "conftest", "__main__", "setup")
 """Submodules that are not searched."""
 PROGRAM = "__main__"
@@ -108,7 +110,13 @@ def import_plugin(name: str) -> Plugin:
     plugins()
     plugin = _import_here(name)
     os.environ[NAMED] = ",".join(dict.fromkeys((*_named(), name)))
+    os.environ.setdefault(FOLDER, os.getcwd())
     return plugin
+
+
+def variables_of_imports() -> dict[str, str]:
+    """Environment variables by which another process imports what was named here."""
+    return {name: os.environ[name] for name in (NAMED, FOLDER) if os.environ.get(name)}
 
 
 def _named() -> list[str]:
@@ -137,10 +145,12 @@ def failures() -> str:
 
 def _import_here(name: str) -> Plugin:
     """Import what the user names, installed or in the current folder."""
-    folder = os.getcwd()
     # Commands do not look there by themselves, other than `python -m`; last, so that it hides
     # nothing that is installed.
-    if not {"", folder} & set(sys.path):
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.append(os.getcwd())
+    folder = os.environ.get(FOLDER)
+    if folder and folder not in sys.path and os.path.isdir(folder):
         sys.path.append(folder)
     return _import(name)
 

@@ -347,7 +347,7 @@ def test_a_package_that_is_named_is_imported_where_stages_run(config, cluster, t
     assert done.returncode == 0, done.stderr
     (record,) = (tmp_path / "runs").glob("stages/pretrain-*/s0/run.json")
     content = json.loads(record.read_text())
-    assert content["status"] == "finished" and list(content["plugins"]) == ["own_plain"]
+    assert content["status"] == "finished" and list(content["config"]["plugins"]) == ["own_plain"]
 
 
 def parent(pid: int) -> int:

@@ -6,6 +6,7 @@ installed. timm's published weights are a file with random ones.
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -25,6 +26,16 @@ PUBLISHED = '"name": "resnet18.a1_in1k"'
 ROW = re.compile(r"^\| (\d\. .*?) \| (\d+) \|$", re.M)
 PIP = """#!/bin/sh
 exec python -m pip --disable-pip-version-check "$@"
+"""
+OTHERWISE = {
+    "python -m venv env": "python -m venv --without-pip env",
+    "pip install ssdistill pytest        # or the path of a checkout instead of ssdistill": (
+        "pip install --ignore-installed ssdistill"
+    ),
+}
+"""Commands for which pip would go to the network, or which it would find done already."""
+PYTEST = """#!/bin/sh
+exec python -m pytest -p no:cacheprovider "$@"
 """
 
 
@@ -76,14 +87,20 @@ def followed(tmp_path_factory):
         assert done.returncode == 0, f"{command}: {done.stdout[-3000:]}{done.stderr[-3000:]}"
         said[command] = done.stdout
 
-    wheel = [sys.executable, "-m", "pip", "wheel", str(ROOT), "--wheel-dir", folder / "wheels"]
+    # A build leaves files beside what it builds.
+    source = folder / "source"
+    for name in ("ssdistill", "configs"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    wheel = [sys.executable, "-m", "pip", "wheel", source, "--wheel-dir", folder / "wheels"]
     subprocess.run(wheel, env=env, check=True, capture_output=True)
     save_file(timm.create_model("resnet18").state_dict(), folder / "resnet18.safetensors")
     for blocks in steps().values():
         for language, code in blocks:
             if language == "sh":
                 for command in code.splitlines():
-                    do(command.replace("python -m venv", "python -m venv --without-pip"))
+                    do(OTHERWISE.get(command, command))
                     if " venv " in command:
                         _see_what_is_installed_here(folder / "env")
             else:
@@ -97,7 +114,7 @@ def _see_what_is_installed_here(env):
     (site,) = env.glob("lib/python*/site-packages")
     here = sysconfig.get_paths()["purelib"]
     (site / "here.pth").write_text(f"import site; site.addsitedir({here!r})\n")
-    for name, text in {"pip": PIP, "pytest": PIP.replace("pip --disable-pip-version-check", "pytest")}.items():
+    for name, text in {"pip": PIP, "pytest": PYTEST}.items():
         (env / "bin" / name).write_text(text)
         (env / "bin" / name).chmod(0o755)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from ssdistill.chain.executors.nodes import facts, node_problem, token_in
 from ssdistill.errors import UserError, one_line
+from ssdistill.settings.plugins import variables_of_imports
 from ssdistill.train.settings import DeviceSettings
 
 LOCAL = "ray"
@@ -122,6 +123,9 @@ def connect(address: str | None) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     logging.getLogger("ray").setLevel(logging.ERROR)
     options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
+    if variables := variables_of_imports():
+        # Before a worker is sent anything that only these packages can read.
+        options["runtime_env"] = {"env_vars": variables}
     if address is None:
         options |= {
             "address": "local",

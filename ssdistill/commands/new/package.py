@@ -84,6 +84,7 @@ def package_files(family: str, name: str) -> dict[str, str]:
         "class_name": class_name(name),
         "family": family,
         "summary": known.summary,
+        "table": known.table,
         "listed": f"ssdistill list {known.table}{kind}",
         "makes": name.replace("_", ""),
         "arguments": known.arguments if known.registry else "",

@@ -38,5 +38,3 @@ def unprefixed(
 
     best = max(sorted(prefixes, key=len), key=fitting)
     return {f"{inside}{n.removeprefix(best)}": t for n, t in state.items() if n.startswith(best)}
-
-

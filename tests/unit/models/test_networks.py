@@ -97,7 +97,7 @@ def test_wrong_settings_are_named(cells, settings, said):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"taps": {"x": "bodi"}}, "tap 'x': no module 'bodi' (did you mean 'body'"),
+        ({"taps": {"x": "bodi"}}, "tap 'x': no module or operation 'bodi' (did you mean 'body'"),
         ({"embedding": lambda out: out["map"]}, "embedding=… returns a tensor of shape (2, 16, 4"),
         ({"embedding": lambda out: out}, "returns a dict with the keys pooled, map"),
     ],
@@ -193,7 +193,7 @@ def test_an_operation_can_be_a_tap():
 @pytest.mark.parametrize(
     ("taps", "branches", "said"),
     [
-        ({"a": "ad"}, False, "tap 'a': no module or operation 'ad'; did you mean 'add'"),
+        ({"a": "ad"}, False, "tap 'a': no module or operation 'ad' (did you mean 'add'"),
         ({"a": "last", "b": "last.0"}, False, None),
         ({"a": "last", "b": "last.x"}, False, "tap 'b': last.x is inside the tap last; name oper"),
         ({"a": "ad"}, True, "no module 'ad'; operations cannot be named: torch.fx cannot follow"),

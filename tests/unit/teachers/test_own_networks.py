@@ -61,7 +61,10 @@ def test_it_is_part_of_the_hash_of_the_stage_that_loads_it(published):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"encoder": {"name": "blocks", "args": {"width": 4}}}, "has a 'net.first.weight' of shape"),
+        (
+            {"encoder": {"name": "blocks", "args": {"width": 4}}},
+            "has a 'net.first.bias' of shape (8,)",
+        ),
         ({"format": "dino"}, "teacher.format is for networks of timm, and 'blocks' is none"),
         ({"branch": "student"}, "teacher.branch is for networks of timm"),
     ],

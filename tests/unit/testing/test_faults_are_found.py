@@ -295,9 +295,11 @@ def test_faults_of_a_teacher():
 
 
 def test_faults_of_a_runtime():
-    found, every = failing(RUNTIMES, WrongRuntime, RUNTIME_CHECKS)
-    print(found, every)
-    assert found == set()
+    found, _ = failing(RUNTIMES, WrongRuntime, RUNTIME_CHECKS)
+    assert {
+        *("summary", "description", "model_untouched", "agreement", "model", "damaged_files"),
+        *("uint8", "token_ids", "unwritable"),
+    } <= found
 
 
 def test_one_fault_is_one_line():
