@@ -32,12 +32,20 @@ class Operations:
         return {**vars(self), "_traced": {}}  # a graph is traced where it is used
 
     def names(self) -> list[str]:
-        """Names of all operations, in their order.
+        """Names of all operations of both training and evaluation, in their order.
 
         Raises:
             UserError: torch.fx cannot trace the module.
         """
-        return list(self._of_mode()[1])
+        modes = {module: module.training for module in self.module.modules()}
+        try:
+            self.module.train()
+            trained = self._of_mode()[1]
+            self.module.eval()
+            return [name for name in self._of_mode()[1] if name in trained]
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
 
     def run(self, x_BCHW: Tensor, names: Collection[str]) -> tuple[Any, dict[str, Any]]:
         """What the module returns for images, and the values of operations by name."""

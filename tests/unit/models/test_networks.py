@@ -190,6 +190,24 @@ def test_an_operation_can_be_a_tap():
     assert torch.equal(copied.forward_intermediates(x_BCHW, [0])[1][0], zeroed)
 
 
+def test_an_operation_of_training_alone_is_no_tap():
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x_BCHW):
+            x_BCHW = self.layer(x_BCHW).relu()
+            return x_BCHW.sin() if self.training else x_BCHW
+
+    spec, module = EncoderSpec(name="noisy", image_size=8), Noisy()
+    module.layer.eval()
+    with pytest.raises(UserError, match="no module or operation 'sin'"):
+        OwnNet(module, spec, None, {"a": "sin"})
+    assert module.training and not module.layer.training
+    assert OwnNet(module, spec, None, {"a": "relu"}).feature_info[0]["num_chs"] == 4
+
+
 @pytest.mark.parametrize(
     ("taps", "branches", "said"),
     [
