@@ -15,7 +15,7 @@ from smoke_files import SMOKE
 from ssdistill.models.backbones import EncoderSettings, build_encoder
 from ssdistill.models.networks import NETWORKS
 from ssdistill.settings.adding import look_again
-from ssdistill.settings.plugins import NAMED, PLUGINS
+from ssdistill.settings.plugins import FOLDER, NAMED, PLUGINS
 
 
 def pytest_collection_modifyitems(items):
@@ -76,6 +76,7 @@ def plugins():
     """A place for kinds and networks of a test, which no other test sees."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(NAMED, "")
+        patch.setenv(FOLDER, "")
         kept = dict(PLUGINS), dict(NETWORKS)
         yield PLUGINS
         for known, before in zip((PLUGINS, NETWORKS), kept, strict=True):
