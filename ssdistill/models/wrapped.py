@@ -13,6 +13,11 @@ from ssdistill.models.own_net import described, embedding_in
 from ssdistill.models.representation import Representation
 
 
+def output_itself(net: nn.Module, x: Tensor) -> Tensor:
+    """The embedding of a network that returns just that, as an ``embed`` of :class:`Wrapped`."""
+    return net(x)
+
+
 class Wrapped(Model):
     """Any module, such as a language model's encoder or a detector's backbone.
 

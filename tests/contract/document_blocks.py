@@ -185,7 +185,7 @@ def _check_ssdistill(options: Namespace, resolve: bool) -> None:
         settings = parse_words(filter(_is_setting, options.words))
         settings.pop("data", None)
         ask(options.protocols.split(",") if options.protocols else None, settings)
-    if "what" in named and options.kind and options.kind != "KIND":
+    if "what" in named and options.kind and options.kind != "KIND" and resolve:
         description(options.what, options.kind)
     elif "what" in named:
         listings(options.what)
