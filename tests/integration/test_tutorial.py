@@ -126,7 +126,7 @@ def test_a_stranger_can_follow_it(followed):
     assert "shape_net" in said["ssdistill list networks"]
     trained = said["python small_shapes.py"]
     assert "distilled model" in trained and "pruned" in trained and "int8" in trained
-    assert re.search(r"k-NN of the compressed student: \d+\.\d%", trained)
+    assert re.search(r"k-NN of the compressed student: \d+\.\d %", trained)
     rows = pyarrow.parquet.read_table(folder / "shapes.parquet")
     assert rows.num_rows == 200 and len(rows["embedding"][0]) == 128
     nearest_NK = np.load(folder / "shapes.neighbors.npz")["indices"]
