@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import ssdistill
+from ssdistill.api.networks import encoder
 from ssdistill.errors import UserError
 from ssdistill.models.wrapped import Wrapped
 
@@ -25,9 +26,9 @@ IDS_BT = torch.arange(6).view(3, 2)
 
 
 def test_a_module_of_other_inputs_is_a_model_of_them():
-    model = ssdistill.encoder(Words(), example=IDS_BT)
+    model = encoder(Words(), example=IDS_BT)
     assert isinstance(model, Wrapped) and model(IDS_BT).embedding_BD.shape == (3, 6)
-    other = ssdistill.encoder(Words(), example=IDS_BT, embedding=lambda out: out["pooler_output"])
+    other = encoder(Words(), example=IDS_BT, embedding=lambda out: out["pooler_output"])
     assert other.embed_dim == 6
 
 
@@ -41,12 +42,12 @@ def test_a_module_of_other_inputs_is_a_model_of_them():
 )
 def test_what_only_images_have_cannot_be_set(module, options, said):
     with pytest.raises(UserError) as refused:
-        ssdistill.encoder(module, example=IDS_BT, **options)
+        encoder(module, example=IDS_BT, **options)
     assert str(refused.value).startswith("ssdistill.encoder: ") and said in str(refused.value)
 
 
 def test_experiments_are_of_images(tmp_path):
     images_NHWC = np.zeros((8, 16, 16, 3), np.uint8)
-    model = ssdistill.encoder(Words(), example=IDS_BT)
+    model = encoder(Words(), example=IDS_BT)
     with pytest.raises(UserError, match=r"^Words takes no images, which experiments are of; "):
         ssdistill.compress(model, images_NHWC, root=tmp_path)
