@@ -133,7 +133,7 @@ def results(root: Path) -> dict[str, str]:
         str(file.relative_to(root)): hashlib.sha256(file.read_bytes()).hexdigest()
         for file in sorted((root / "stages").rglob("*.safetensors"))
     }
-    for file in sorted((root / "stages").glob("*/s0/run.json")):
+    for file in sorted((root / "stages").glob("*/s*/run.json")):
         if file.parents[1].name.startswith(LATENCY):
             continue
         metrics = json.loads(file.read_text())["metrics"]
