@@ -9,21 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ssdistill.data.array_rows import ArrayRows
 from ssdistill.data.bad_image import BadImage
 from ssdistill.data.decode import read_pixels
 from ssdistill.data.file_split import FileSplit
+from ssdistill.data.items import image_of, label_of, pixels_of
 from ssdistill.data.labels import class_labels
 from ssdistill.data.layouts import arrangement
 from ssdistill.data.names import Names
 from ssdistill.data.progress import with_bar
 from ssdistill.data.splits import RawSplit
-from ssdistill.errors import UserError, one_line, shortened
+from ssdistill.errors import UserError, one_line
 
-IMAGE_KEYS = ("image", "img", "pixel_values", "images", "jpg", "png", "x")
-LABEL_KEYS = ("label", "labels", "target", "y", "fine_label", "cls")
 PIECE = 1 << 24
 """Bytes hashed at a time."""
 
@@ -51,7 +49,7 @@ class ProgramImages:
 
     @property
     def has_labels(self) -> bool:
-        return self.labels is not None or (not self.is_array and _label(self.first) is not None)
+        return self.labels is not None or (not self.is_array and label_of(self.first) is not None)
 
     def __len__(self) -> int:
         """Number of images.
@@ -97,7 +95,7 @@ class ProgramImages:
                 return min(read_pixels(Path(self.first), lambda *_: None).shape[:2])
             except BadImage as error:
                 raise UserError(f"{self.name}: {self.first}: {error}; remove it") from error
-        return min(_pixels(_image(self.first), self.name).shape[:2])
+        return min(pixels_of(image_of(self.first), self.name).shape[:2])
 
     @cached_property
     def _array(self) -> np.ndarray:
@@ -140,11 +138,11 @@ class ProgramImages:
         self._require_same()
         count = len(self)
         for (i,), *_ in with_bar((((i,),) for i in range(count)), count, f"reading {self.name}"):
-            _hash(_pixels(_image(self.images[i]), self.name), sha256)
+            _hash(pixels_of(image_of(self.images[i]), self.name), sha256)
         return sha256.hexdigest()
 
     def _require_same(self) -> None:
-        first, again = (_pixels(_image(self.images[0]), self.name) for _ in range(2))
+        first, again = (pixels_of(image_of(self.images[0]), self.name) for _ in range(2))
         if first.shape != again.shape or not np.array_equal(first, again, equal_nan=True):
             raise UserError(
                 f"{self.name}: the dataset returns another image each time it is read; remove its "
@@ -179,7 +177,7 @@ class DatasetSplit(RawSplit):
 
     def bands(self, i: int) -> np.ndarray:
         try:
-            pixels = _pixels(_image(self._images.images[self._row(i)]), self._images.name)
+            pixels = pixels_of(image_of(self._images.images[self._row(i)]), self._images.name)
         except UserError as error:
             raise BadImage(str(error)) from error
         except Exception as error:  # a dataset may raise anything
@@ -193,7 +191,7 @@ class DatasetSplit(RawSplit):
         return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
 
     def deep_rows(self) -> Sequence[int]:
-        first = _pixels(_image(self._images.first), self._images.name)
+        first = pixels_of(image_of(self._images.first), self._images.name)
         return [] if first.dtype == np.uint8 else range(len(self))
 
     def name(self, i: int) -> str:
@@ -209,7 +207,7 @@ class DatasetSplit(RawSplit):
             labels = getattr(self._images.images, "targets", None)
         if labels is None:
             items = self._images.images
-            labels = [_label(items[i]) for i in range(len(items))]
+            labels = [label_of(items[i]) for i in range(len(items))]
         name = f"{self.title}: its labels"
         label_N = class_labels(labels, name, len(self._images))
         return label_N if self._row_M is None else label_N[self._row_M]
@@ -230,48 +228,6 @@ def _is_path(item: Any) -> bool:
     return isinstance(item, str | os.PathLike)
 
 
-def _image(item: Any) -> Any:
-    """The image of a dataset's item."""
-    if isinstance(item, Mapping):
-        found = next((key for key in IMAGE_KEYS if key in item), None)
-        if found is None:
-            keys = shortened(", ".join(map(str, item)))
-            raise UserError(
-                f"an item of the dataset has the keys {keys}, and none of {', '.join(IMAGE_KEYS)}; "
-                "return the image under one of these"
-            )
-        return item[found]
-    return item[0] if isinstance(item, tuple | list) and item else item
-
-
-def _label(item: Any) -> Any:
-    """The label of a dataset's item; None if it has none."""
-    if isinstance(item, Mapping):
-        return next((item[key] for key in LABEL_KEYS if key in item), None)
-    if isinstance(item, tuple | list) and len(item) > 1:
-        return item[1]
-    return None
-
-
-def _pixels(image: Any, name: str) -> np.ndarray:
-    """An image as (H, W, C)."""
-    if isinstance(image, Image.Image):
-        image = image.convert("L" if image.mode in ("1", "L") else "RGB")
-    elif hasattr(image, "detach"):
-        image = image.detach().cpu().numpy()
-        # Tensors of images have their channels first.
-        image = image.transpose(1, 2, 0) if image.ndim == 3 else image
-    pixels = np.asarray(image)
-    if pixels.ndim == 2:
-        pixels = pixels[..., None]
-    if pixels.ndim != 3 or pixels.dtype.kind not in "buif" or 0 in pixels.shape:
-        raise UserError(
-            f"{name}: an item is no image ({type(image).__name__} of {pixels.dtype} "
-            f"{pixels.shape}); return a PIL image, an array (H, W, C) or a tensor (C, H, W)"
-        )
-    return pixels
-
-
 def _hash(pixels: np.ndarray, sha256: Any) -> None:
     sha256.update(f"{pixels.dtype.str} {pixels.shape}".encode())
     sha256.update(np.ascontiguousarray(pixels).tobytes())
@@ -284,3 +240,53 @@ OBJECTS: dict[str, tuple[ProgramImages, ProgramImages | None]] = {}
 def name_images(name: str, train: ProgramImages, test: ProgramImages | None = None) -> None:
     """Let configs of this process use these images: ``data: {kind: object, name: NAME}``."""
     OBJECTS[name] = train, test
+
+
+def object_settings(data: Any, test: Any = None, name: str | None = None) -> dict[str, Any]:
+    """Name images of a program, and return what a config says of them.
+
+    Args:
+        data: an array or tensor; a map-style dataset; a list of paths; a tuple of one of these
+            and labels; or two of these tuples, or two datasets, to train and to test on.
+        test: images to evaluate on; by default some are held out.
+        name: of the images; by default from their content.
+
+    Raises:
+        UserError: no images.
+    """
+    if test is None and _is_pair(data) and (all(map(_is_pair, data)) or all(map(is_dataset, data))):
+        data, test = data
+    train = _program_images(data, "data")
+    held = None if test is None else _program_images(test, "test")
+    name = name or f"images-{_key(train)}"
+    name_images(name, train, held)
+    return {"kind": "object", "name": name}
+
+
+def is_dataset(data: Any) -> bool:
+    """Whether data are read by number and are neither a sequence nor an array."""
+    plain = isinstance(data, Sequence | Mapping | ProgramImages) or hasattr(data, "dtype")
+    return not plain and hasattr(data, "__getitem__") and hasattr(data, "__len__")
+
+
+def _program_images(data: Any, name: str) -> ProgramImages:
+    if _is_pair(data):
+        return ProgramImages(data[0], data[1], name)
+    images = ProgramImages(data, None, name)
+    if not images.is_array:
+        images.first  # noqa: B018  # no dataset is refused here
+    return images
+
+
+def _is_pair(data: Any) -> bool:
+    """Whether data are two things, rather than a list of two paths."""
+    pair = isinstance(data, tuple) and len(data) == 2  # a list of two is one of images
+    return pair and not any(_is_path(item) for item in data)
+
+
+def _key(images: ProgramImages) -> str:
+    if images.is_array or not _is_path(images.first):
+        return images.identity[:8]
+    paths: Sequence[Any] = images.images
+    text = "\0".join(os.fspath(path) for path in paths)
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]

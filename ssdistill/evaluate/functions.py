@@ -64,7 +64,7 @@ def open_subject(
             raise UserError("a subject has its own images: omit data")
         return encoder
     if data is None:
-        raise UserError("data: required; pass a kind, a path, settings or two pairs of arrays")
+        raise UserError("data: required; pass a kind, a path, settings, arrays or a dataset")
     image_size = check_image_size(image_size)
     check_statistics(mean, std)
     sizes = [size for size in (image_size or own_size(encoder),) if size]

@@ -15,6 +15,7 @@ import numpy as np
 from ssdistill.data.image_set import ImageSet
 from ssdistill.data.labels import IGNORE, class_labels
 from ssdistill.data.opening import open_source, open_stores
+from ssdistill.data.python_data import is_dataset, object_settings
 from ssdistill.data.settings import StoreSettings
 from ssdistill.data.sources.folder import Folder
 from ssdistill.data.sources.npz import Npz
@@ -109,7 +110,8 @@ def open_images(
     Args:
         data: kind of a data source (``ssdistill list sources``), a file of one, a folder, a
             mapping of a source's settings, ``((x_train, y_train), (x_test, y_test))`` of
-            arrays, or a :class:`Subject` or :class:`Shown`, whose images are taken.
+            arrays, a dataset or a pair of them, or what else :func:`ssdistill.use_data` takes; or
+            a :class:`Subject` or :class:`Shown`, whose images are taken.
         overrides: settings over those that ``data`` says.
         sizes: of the images that encoders will be given; those of a folder, which have no size
             of their own, are stored at the largest.
@@ -119,7 +121,7 @@ def open_images(
         UserError: no such source or file, settings that it has not, or arrays that are no
             images.
     """
-    no_source = isinstance(data, Shown | Subject) or _is_sequence(data)
+    no_source = isinstance(data, Shown | Subject) or _are_two_arrays(data)
     if no_source and overrides:
         named = shortened(", ".join(map(str, overrides)))
         raise UserError(f"data_settings ({named}) apply to a data source, not to images; omit them")
@@ -161,8 +163,23 @@ def size_of(source: Source, settings: StoreSettings, sizes: Iterable[Size]) -> S
     return size
 
 
-def _is_sequence(data: Any) -> bool:
-    return isinstance(data, Sequence) and not isinstance(data, str | bytes)
+def _are_two_arrays(data: Any) -> bool:
+    """Whether data are ``((x_train, y_train), (x_test, y_test))``, with or without labels."""
+    if not isinstance(data, list | tuple) or len(data) != 2:
+        return False
+    return all(
+        isinstance(pair, list | tuple)
+        and len(pair) in (1, 2)
+        and not isinstance(pair[0], str | os.PathLike)
+        and not is_dataset(pair[0])
+        and not _of_paths(pair[0])
+        for pair in data
+    )
+
+
+def _of_paths(images: Any) -> bool:
+    listed = isinstance(images, list | tuple) and len(images) > 0
+    return listed and isinstance(images[0], str | os.PathLike)
 
 
 def source_settings(data: Any, overrides: Mapping[str, Any]) -> Any:
@@ -171,10 +188,13 @@ def source_settings(data: Any, overrides: Mapping[str, Any]) -> Any:
     if isinstance(data, Mapping):
         settings = dict(data)
     elif not isinstance(data, str | Path):
-        raise UserError(
-            "data: expected a kind, a path, settings or two pairs of arrays, got "
-            f"{shortened(repr(data))}"
-        )
+        readable = hasattr(data, "__len__") and hasattr(data, "__getitem__")
+        if isinstance(data, bytes | bytearray) or not readable:
+            raise UserError(
+                "data: expected a kind, a path, settings, arrays or a dataset, got "
+                f"{shortened(repr(data))}"
+            )
+        settings = object_settings(data)
     elif str(data) in SOURCES.classes:
         settings = {"kind": str(data)}
     elif os.path.isdir(user_path(data)):
@@ -194,11 +214,6 @@ def source_settings(data: Any, overrides: Mapping[str, Any]) -> Any:
 
 
 def _sets_from_arrays(pairs: Sequence[Any]) -> Shown:
-    if len(pairs) != 2 or any(
-        not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) not in (1, 2)
-        for pair in pairs
-    ):
-        raise UserError("data: pass arrays as ((x_train, y_train), (x_test, y_test))")
     train, test = (
         _set_from_array(pair, name) for pair, name in zip(pairs, ("training", "test"), strict=True)
     )

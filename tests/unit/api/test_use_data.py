@@ -56,3 +56,21 @@ def test_a_name_follows_from_the_content():
     assert use_data(list(IMAGES_NHWC))["name"] != first
     assert use_data(IMAGES_NHWC.copy())["name"] == first
     assert use_data(IMAGES_NHWC, name="photos")["name"] == "photos"
+
+
+class Labeled:
+    """A map-style dataset of (image, label)."""
+
+    def __init__(self, images, labels):
+        self.items = list(zip(images, labels, strict=True))
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, i):
+        return self.items[i]
+
+
+def test_two_datasets_are_to_train_and_to_test_on():
+    train, test = given((Labeled(IMAGES_NHWC[:4], range(4)), Labeled(IMAGES_NHWC[4:], range(2))))
+    assert (len(train), len(test)) == (4, 2) and test.has_labels

@@ -3,6 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ssdistill.data.items import pixels_of
 from ssdistill.data.opening import open_source, open_stores
 from ssdistill.data.python_data import ProgramImages, name_images
 from ssdistill.data.sources.object import PythonObject
@@ -162,3 +163,10 @@ def test_a_name_that_nobody_gave():
     with pytest.raises(UserError, match=r"data\.name=mnie: .*did you mean 'mine'"):
         name_images("mine", ProgramImages(IMAGES_NHWC))
         SOURCES.build(SOURCES.schema("object")(name="mnie")).split("train")
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_deep_images_of_pillow_keep_their_values(dtype):
+    values = (np.arange(16).reshape(4, 4) * 4000).astype(dtype)
+    image = Image.fromarray(values)
+    assert np.array_equal(pixels_of(image, "data")[..., 0], values)

@@ -85,9 +85,9 @@ def test_a_margin_is_a_positive_number(margin):
 @pytest.mark.parametrize(
     "what, words",
     [
-        (IMAGES, "data: expected a kind"),
         (b"digits", "data: expected a kind"),
-        (torch.zeros(100, 100), "data: expected a kind"),
+        (torch.zeros(100), "data must be a non-empty array"),
+        ([], "data: no images"),
         ({"kind": ["npz"]}, "unknown data source"),
         ("x" * 5000, "no such file or folder"),
         (((IMAGES.astype(int), LABELS),) * 2, r"whole numbers from 0 to 255 with x.astype"),

@@ -112,6 +112,35 @@ def test_pictures_come_from_arrays_files_and_folders(tmp_path):
     assert given.image_size == 8 and given.labeled and given.test.class_names == ("a", "b")
 
 
+class Labeled:
+    """A map-style dataset of (image, label)."""
+
+    def __init__(self, images, labels):
+        self.items = list(zip(images, labels, strict=True))
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, i):
+        return self.items[i]
+
+
+def test_what_a_program_holds_is_evaluated_as_arrays_are(tmp_path):
+    (x, y), (u, v) = pairs()
+    expected = open_images(((x, y), (u, v)))
+    for data in ((Labeled(x, y), Labeled(u, v)), ((list(x), y), (list(u), v))):
+        found = open_images(data, root=tmp_path)
+        for name in ("train", "test"):
+            ours, theirs = getattr(found, name), getattr(expected, name)
+            assert np.array_equal(ours.images, theirs.images)
+            assert np.array_equal(ours.labels, theirs.labels)
+    held_out = open_images((x, y), root=tmp_path)
+    assert held_out.labeled and len(held_out.train) + len(held_out.test) == len(x)
+    assert len(open_images(Labeled(x, y), {"test_fraction": 0.5}, root=tmp_path).test) > len(
+        held_out.test
+    )
+
+
 @pytest.mark.parametrize(
     "data, words",
     [
@@ -119,8 +148,8 @@ def test_pictures_come_from_arrays_files_and_folders(tmp_path):
         ("no.npz", "data.path=no.npz"),
         ({"kind": "npz", "pth": "x"}, "data.pth: no such setting (did you mean 'path'?)"),
         ({"kind": "nzp"}, "unknown data source 'nzp' (did you mean 'npz'?)"),
-        (3, "data: expected a kind, a path, settings or two pairs of arrays, got 3"),
-        ((1, 2, 3), "((x_train, y_train), (x_test, y_test))"),
+        (3, "data: expected a kind, a path, settings, arrays or a dataset, got 3"),
+        ((1, 2, 3), "data: an item is no image (int"),
         (((np.zeros((2, 4, 4, 3)),),) * 2, "training images must be non-empty uint8"),
     ],
 )
