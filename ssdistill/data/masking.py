@@ -1,12 +1,13 @@
-"""Choose the parts of an image to mask."""
+"""Choose the parts of an image to mask, and the images of which parts are masked."""
 
+import torch
 from torch import Tensor
 
 from ssdistill.data.batch import Batch
 from ssdistill.data.counter_rng import uniform
 
-_MASK = 0x6D61736B
-"""View number for random draws of patch orders."""
+_MASK, _SHARE = 0x6D61736B, 0x73686172
+"""View numbers for random draws of patch orders, and of shares."""
 
 
 def shuffled(batch: Batch, count: int) -> Tensor:
@@ -16,3 +17,47 @@ def shuffled(batch: Batch, count: int) -> Tensor:
     """
     number_BN = uniform(batch.step, batch.epoch, batch.index_B, _MASK, count)
     return number_BN.argsort(dim=1, stable=True)
+
+
+def random_masks(batch: Batch, view: int, count_B: Tensor, num_patches: int) -> Tensor:
+    """Mask exactly ``count_B`` random patches of each image.
+
+    Returns:
+        (B, num_patches) bool, true where masked; as :func:`shuffled`, by step and image alone.
+    """
+    number = _MASK + ((view + 1) << 32)
+    draw_BN = uniform(batch.step, batch.epoch, batch.number_B, number, num_patches)
+    return draw_BN.argsort(dim=1, stable=True).argsort(dim=1) < count_B[:, None]
+
+
+def mask_shares(
+    batch: Batch, num_views: int, images: float, share: tuple[float, float], *, exact: bool = False
+) -> Tensor:
+    """The share of the patches to mask in each view of each image, 0 in those without a mask.
+
+    Of all views in the batch, over all processes, ``int(images * views)`` get a mask. Their
+    shares lie evenly between the bounds, one in each of as many equal intervals, and are given to
+    random views, as in DINOv2 (arXiv:2304.07193).
+
+    Args:
+        batch: of B images.
+        num_views: V, views of each.
+        images: fraction of the views that are masked.
+        share: smallest and largest share of the patches.
+        exact: take the upper end of each interval (DINOv3, arXiv:2508.10104) instead of a random
+            place in it.
+
+    Returns:
+        (B, V) float64.
+    """
+    whole, rows = batch.place
+    device = batch.index_B.device
+    place_N = torch.arange(whole * num_views, device=device)
+    draw_N2 = uniform(batch.step, batch.epoch, place_N, _SHARE, 2)
+    rank_N = draw_N2[:, 0].argsort(stable=True).argsort()
+    masked = int(images * len(place_N))
+    low, high = share
+    within_N = torch.ones_like(draw_N2[:, 1]) if exact else draw_N2[:, 1]
+    share_N = low + (high - low) * (rank_N + within_N) / max(masked, 1)
+    share_N = torch.where(rank_N < masked, share_N, 0.0)
+    return share_N.view(whole, num_views)[rows]
