@@ -197,6 +197,17 @@ def gather_with_gradient(x_BD: Tensor) -> Tensor:
     return torch.cat(dist_nn.all_gather(x_BD.contiguous()))
 
 
+def mean_with_gradient(x: Tensor) -> Tensor:
+    """Elementwise mean of ``x`` over all processes, through which gradients flow back.
+
+    As with :func:`gather_with_gradient`, the mean over processes of the parameters' gradients is
+    that of one process, if all compute the same loss from it.
+    """
+    if world_size() == 1:
+        return x
+    return dist_nn.all_reduce(x.contiguous()) / world_size()
+
+
 @torch.no_grad()
 def mean_over_processes(x: Tensor) -> Tensor:
     """Elementwise mean of ``x`` over all processes, without gradient."""

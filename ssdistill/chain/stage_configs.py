@@ -34,11 +34,11 @@ def pretraining_config(
     """
     method, size = METHODS[settings.kind], workspace.image_size
     recipes = _recipes(workspace, settings.views, method.recipes)
-    count = len(method.recipes)
-    if len(recipes) < count or (len(recipes) > count and not method.multicrop):
+    count, fewest = len(method.recipes), method.fewest_views(settings)
+    if len(recipes) < fewest or (len(recipes) > count and not method.multicrop):
         more = " or more" if method.multicrop else ""
         raise UserError(
-            f"{key}.views: {settings.kind} takes {count}{more} views, got {len(recipes)}; "
+            f"{key}.views: {settings.kind} takes {fewest}{more} views, got {len(recipes)}; "
             "change the list"
         )
     sizes = [recipe.size or size for recipe in recipes]

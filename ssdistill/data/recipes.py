@@ -135,6 +135,7 @@ _COLOR = dict[str, Any](jitter=0.8, grayscale=0.2)
 _MILD = dict[str, Any](_COLOR, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
 _FULL = dict[str, Any](_COLOR, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2)
 _BYOL = dict[str, Any](_MILD, scale=(0.08, 1.0), saturation=0.2)
+_LEJEPA = dict[str, Any](_MILD, saturation=0.2, blur=0.5, solarize=0.2)
 _SMALL = dict[str, Any](_BYOL, scale=(0.05, 0.4))
 
 RECIPES: dict[str, ViewRecipe] = {
@@ -149,6 +150,9 @@ RECIPES: dict[str, ViewRecipe] = {
     # BYOL's two different views, arXiv:2006.07733, table 6.
     "byol_a": ViewRecipe(**_BYOL, blur=1.0),
     "byol_b": ViewRecipe(**_BYOL, blur=0.1, solarize=0.2),
+    # LeJEPA's views of both sizes, arXiv:2511.08544 (README of its authors).
+    "lejepa": ViewRecipe(**_LEJEPA, scale=(0.3, 1.0)),
+    "lejepa_small": ViewRecipe(**_LEJEPA, scale=(0.05, 0.3)),
     # Gray digits: flipped or tightly cropped, they would become other digits.
     "digits": ViewRecipe(scale=(0.5, 1.0), flip=0.0, jitter=0.8, brightness=0.4, contrast=0.4),
     # DINO's local crops, arXiv:2104.14294; use with a smaller `size`.

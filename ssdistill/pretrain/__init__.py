@@ -54,6 +54,11 @@ class Method(Task):
     def exported(self) -> tuple[Encoder, nn.Module | None]:
         return self.encoder, self.projector
 
+    @classmethod
+    def fewest_views(cls, settings: Any) -> int:
+        """Return how many views it needs with these settings of its kind."""
+        return len(cls.recipes)
+
     def weights_at(self, step: int, num_steps: int) -> dict[str, float]:
         return {self.kind: 1.0}
 

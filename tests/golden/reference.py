@@ -17,8 +17,13 @@ from ssdistill.losses import Shapes
 from ssdistill.models.representation import Outputs, Representation
 
 HERE = Path(__file__).parent
-NUMBERS = np.load(HERE / "losses.npz")
-MANIFEST = json.loads((HERE / "losses.json").read_text())["cases"]
+SETS = "losses", "frontier"
+NUMBERS = {name: array for file in SETS for name, array in np.load(HERE / f"{file}.npz").items()}
+MANIFEST = {
+    name: entry
+    for file in SETS
+    for name, entry in json.loads((HERE / f"{file}.json").read_text())["cases"].items()
+}
 
 Compared = Iterator[tuple[str, Tensor]]
 CASES: dict[str, Callable[[], Compared]] = {}
@@ -59,7 +64,7 @@ def leaf(name: str) -> Tensor:
 
 def weights(prefix: str) -> dict[str, Tensor]:
     """The stored state dict whose keys start with ``prefix``."""
-    return {name[len(prefix) :]: number(name) for name in NUMBERS.files if name.startswith(prefix)}
+    return {name[len(prefix) :]: number(name) for name in NUMBERS if name.startswith(prefix)}
 
 
 SHAPES = partial(Shapes, num_samples=1000)

@@ -6,6 +6,7 @@ from ssdistill.pretrain import Method
 from ssdistill.pretrain.barlow_twins import WideProjector
 from ssdistill.pretrain.byol import BYOLPredictor, BYOLProjector
 from ssdistill.pretrain.dino import DINOProjector
+from ssdistill.pretrain.lejepa import LeJEPAProjector
 from ssdistill.pretrain.moco import MoCoProjector
 from ssdistill.pretrain.moco_v3 import MoCoV3Predictor, MoCoV3Projector
 from ssdistill.pretrain.nnclr import NNCLRPredictor, NNCLRProjector
@@ -56,6 +57,15 @@ class DINOSettings(TrainSettings):
     momentum_end: float = ...
     freeze_last: float = ...
     projector: DINOProjector = ...
+
+class LeJEPASettings(TrainSettings):
+    """Views of an image agree, and vectors are normally distributed in every direction."""
+
+    kind: Literal["lejepa"] = ...
+    form: Literal["authors", "lightly", "lightly_local", "stable_pretraining"] = ...
+    weight: float | None = ...
+    directions: int | None = ...
+    projector: LeJEPAProjector = ...
 
 class MAESettings(TrainSettings):
     """Reconstruct masked patches with a light decoder from the few visible ones."""
@@ -140,6 +150,7 @@ AnySettings = (
     | BarlowTwinsSettings
     | BYOLSettings
     | DINOSettings
+    | LeJEPASettings
     | MAESettings
     | MoCoSettings
     | MoCoV3Settings
@@ -159,6 +170,8 @@ class Kinds(Registry[Method]):
     def schema(self, kind: Literal["byol"]) -> type[BYOLSettings]: ...
     @overload
     def schema(self, kind: Literal["dino"]) -> type[DINOSettings]: ...
+    @overload
+    def schema(self, kind: Literal["lejepa"]) -> type[LeJEPASettings]: ...
     @overload
     def schema(self, kind: Literal["mae"]) -> type[MAESettings]: ...
     @overload
