@@ -106,10 +106,11 @@ def encoder(
             f"{shortened(repr(module))}"
         )
     taps = dict(taps or {})
-    structure = repr(module) if is_module else ""
-    sha256 = network_sha256(maker, embedding, taps, structure)
+    sha256 = network_sha256(module, embedding, taps)
     if name is None:
-        plain = re.sub(r"\W", "", getattr(maker, "__name__", type(maker).__name__)) or "network"
+        made_by = maker.func if isinstance(maker, partial) else maker
+        plain = re.sub(r"\W", "", getattr(made_by, "__name__", type(made_by).__name__))
+        plain = plain or "network"
         name = f"{plain}-{sha256[:8]}"  # two modules of one class are two networks
     build = partial(copy.deepcopy, module) if is_module else maker
     add_network(Network(name, build, PROGRAM, embedding, taps, sha256))
@@ -147,7 +148,9 @@ def _of_other_inputs(
 def is_made_anew(network: Encoder) -> bool:
     """Whether an encoder is of a function or class, called for every seed, not of a module."""
     entry = find_network(network.spec.name)
-    return entry is not None and not isinstance(entry.build, partial)
+    if entry is None:
+        return False
+    return not (isinstance(entry.build, partial) and entry.build.func is copy.deepcopy)
 
 
 def stored_encoder(network: Encoder, root: str | Path) -> Path:

@@ -8,6 +8,7 @@ another experiment is found there, changed work gets another folder.
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -111,6 +112,11 @@ class Stage:
         return record.status if record else "missing"
 
 
+STORED = re.compile(r"weights/[0-9a-f]{16}$")
+"""End of the path of weights that a program stored, whose name is their hash: in any runs folder,
+they are the same."""
+
+
 def without_paths(config: dict[str, Any]) -> dict[str, Any]:
     """A stage's config without where the weights or the training lie that it starts from."""
     encoder = config.get("encoder", {})
@@ -119,6 +125,9 @@ def without_paths(config: dict[str, Any]) -> dict[str, Any]:
         hashed["encoder"] = {**encoder, "weights": _without_path(weights)}
     if extended := config.get("extend"):
         hashed["extend"] = _without_path(extended)
+    teacher = config.get("teacher")
+    if isinstance(teacher, dict) and (name := STORED.search(str(teacher.get("path", "")))):
+        hashed["teacher"] = {**teacher, "path": name[0]}
     return hashed
 
 

@@ -228,17 +228,17 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _rgb(image: Image.Image, profile: Profile | None) -> np.ndarray:
     if image.width * image.height <= GIANT_PIXELS:
-        return np.asarray(_flat(image, profile))
+        return np.asarray(flat_rgb(image, profile))
     image_HWC = np.empty((image.height, image.width, 3), dtype=np.uint8)
     for top in range(0, image.height, STRIP_ROWS):
         bottom = min(top + STRIP_ROWS, image.height)
         image_HWC[top:bottom] = np.asarray(
-            _flat(image.crop((0, top, image.width, bottom)), profile)
+            flat_rgb(image.crop((0, top, image.width, bottom)), profile)
         )
     return image_HWC
 
 
-def _flat(image: Image.Image, profile: Profile | None = None) -> Image.Image:
+def flat_rgb(image: Image.Image, profile: Profile | None = None) -> Image.Image:
     """Convert to RGB, or from a profile to sRGB, compositing transparency on white."""
     if profile is not None:
         image = to_srgb(image, profile)

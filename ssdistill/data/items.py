@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ssdistill.data.decode import flat_rgb
 from ssdistill.errors import UserError, shortened
 
 IMAGE_KEYS = ("image", "img", "pixel_values", "images", "jpg", "png", "x")
@@ -35,12 +36,19 @@ def label_of(item: Any) -> Any:
     return None
 
 
+def _of_pillow(image: Image.Image) -> Image.Image:
+    """A gray image, an RGB one as files are decoded, or one of more than 8 bits as it is."""
+    if image.mode.startswith(("I", "F")):  # Pillow would clip them
+        return image
+    if image.mode in ("1", "L") and "transparency" not in image.info:
+        return image.convert("L")
+    return flat_rgb(image)
+
+
 def pixels_of(image: Any, name: str) -> np.ndarray:
     """An image as (H, W, C)."""
     if isinstance(image, Image.Image):
-        # Pillow would clip more than 8 bits.
-        if not image.mode.startswith(("I", "F")):
-            image = image.convert("L" if image.mode in ("1", "L") else "RGB")
+        image = _of_pillow(image)
     elif hasattr(image, "detach"):
         image = image.detach().cpu().numpy()
         # Tensors of images have their channels first.

@@ -11,8 +11,8 @@ class TinyCNN(nn.Module):
 A config then says ``encoder: {name: tiny_cnn, args: {width: 64}}``.
 """
 
-import hashlib
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -24,7 +24,10 @@ from ssdistill.errors import UserError, nearest, shortened
 from ssdistill.models.own_net import OwnNet
 from ssdistill.models.spec import RGB, EncoderSpec
 from ssdistill.models.trial import refusing
-from ssdistill.settings.plugins import PLUGINS, PROGRAM, package_of, plugins, source_of
+from ssdistill.settings.code_identity import identity_of
+from ssdistill.settings.plugins import PLUGINS, PROGRAM, package_of, plugins
+
+log = logging.getLogger(__name__)
 
 Builder = TypeVar("Builder", bound=Callable[..., nn.Module])
 CHANNELS = "in_chans"
@@ -99,20 +102,14 @@ def network(
 
 
 def network_sha256(
-    maker: Any,
-    embedding: Callable[[Any], Tensor] | None,
-    taps: Mapping[str, str],
-    structure: str = "",
+    made_of: Any, embedding: Callable[[Any], Tensor] | None, taps: Mapping[str, str]
 ) -> str:
-    """sha256 of what defines a network: source, taps and, of a module, its layers.
+    """sha256 of what defines a network: a module, or what makes one; its embedding; its taps.
 
     Raises:
         UserError: its source cannot be read.
     """
-    parts = [source_of(maker), repr(sorted(taps.items())), structure]
-    if embedding is not None:
-        parts.append(source_of(embedding))
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    return identity_of((made_of, embedding, sorted(taps.items())))
 
 
 def add_network(entry: Network) -> None:
@@ -128,6 +125,8 @@ def add_network(entry: Network) -> None:
             f"network '{shortened(entry.name)}': there is one {whose} with this name; choose "
             "another name"
         )
+    if known and known.sha256 != entry.sha256:
+        log.warning("network '%s': another one of that name takes its place", entry.name)
     NETWORKS[entry.name] = entry
 
 

@@ -78,8 +78,15 @@ class _Catching(Interpreter):
     def run_node(self, n: Node) -> Any:
         value = super().run_node(n)
         if n in self.wanted:
-            self.caught[self.wanted[n]] = value
+            self.caught[self.wanted[n]] = copied(value)
         return value
+
+
+def copied(value: Any) -> Any:
+    """A tensor, or the first of several, as it is now, whatever is done to it in place later."""
+    if isinstance(value, tuple | list) and value and isinstance(value[0], Tensor):
+        return value[0].clone()
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _traced(module: nn.Module, whole: Collection[str]) -> tuple[Graph, dict[str, Node]]:

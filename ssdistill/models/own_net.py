@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ssdistill.errors import UserError, nearest
 from ssdistill.models.examples import noise_images
-from ssdistill.models.operations import Operations
+from ssdistill.models.operations import Operations, copied
 from ssdistill.models.spec import EncoderSpec
 from ssdistill.models.trial import refusing
 from ssdistill.settings import height_width
@@ -179,7 +179,8 @@ def find_embedding(output: Any) -> Any:
 def _keep(
     caught: dict[str, Any], name: str, module: nn.Module, inputs: Sequence[Any], output: Any
 ) -> None:
-    caught[name] = output
+    # What comes after may work in place.
+    caught[name] = copied(output)
 
 
 def _grid(tokens: int, ratio: float, most_others: int = 8) -> tuple[int, int] | None:

@@ -54,7 +54,7 @@ class LeJEPA(Method):
 
     Args:
         form: which implementation.
-        weight: lambda; by default 0.05 in lightly's forms, 0.02 in the others.
+        sigreg_weight: lambda; by default 0.05 in lightly's forms, 0.02 in the others.
         directions: how many; by default 256 for ``authors``, otherwise 1024.
         projector: the layers between the embedding and z.
     """
@@ -70,14 +70,14 @@ class LeJEPA(Method):
         encoder: Encoder,
         *,
         form: Form = "authors",
-        weight: Fraction | None = None,
+        sigreg_weight: Fraction | None = None,
         directions: PositiveInt | None = None,
         projector: LeJEPAProjector = LeJEPAProjector(),
     ):
         super().__init__(encoder)
         default_weight, default_count = DEFAULTS[form]
         self.form = form
-        self.weight = default_weight if weight is None else weight
+        self.sigreg_weight = default_weight if sigreg_weight is None else sigreg_weight
         self.num_directions = directions or default_count
         self.projector = projector.build(encoder.embed_dim)
 
@@ -86,8 +86,8 @@ class LeJEPA(Method):
         return len(cls.recipes) + (settings.form == "lightly_local")
 
     def weights_at(self, step: int, num_steps: int) -> dict[str, float]:
-        invariance = 1.0 if self.form == "stable_pretraining" else 1 - self.weight
-        return {"invariance": invariance, "sigreg": self.weight}
+        invariance = 1.0 if self.form == "stable_pretraining" else 1 - self.sigreg_weight
+        return {"invariance": invariance, "sigreg": self.sigreg_weight}
 
     def forward(self, views: list[Tensor], batch: Batch) -> dict[str, Tensor]:
         z_VBP = self.projector(torch.cat(self.embed(views))).unflatten(0, (len(views), -1))

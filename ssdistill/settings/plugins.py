@@ -15,12 +15,13 @@ import pkgutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from ssdistill.errors import UserError, one_line, shortened
+from ssdistill.settings.code_identity import identity_of
 
 GROUP = "ssdistill.plugins"
 """Group of entry points: each names a module whose classes are added, with those of its
@@ -63,7 +64,7 @@ class Plugin:
         """What hashes of stages contain of a class of it, by a name.
 
         Of a plug-in that is its version and the sha256 of its source; of a script or a notebook,
-        the sha256 of the class alone.
+        that of the class and of what it uses.
         """
         if not self.modules:
             name = f"{self.package}.{member.__qualname__}"
@@ -83,7 +84,9 @@ may look up kinds themselves."""
 
 def package_of(member: Any) -> str:
     """Return the name of the top-level package that defines a class or a function."""
-    return member.__module__.partition(".")[0]
+    while isinstance(member, partial):
+        member = member.func
+    return (member.__module__ or PROGRAM).partition(".")[0]
 
 
 def plugins() -> list[Plugin]:
@@ -134,7 +137,7 @@ def register_class(member: type) -> Plugin:
     name = member.__qualname__
     for other in [other for other in plugin.registered if other.__qualname__ == name]:
         del plugin.registered[other]
-    plugin.registered[member] = hashlib.sha256(source_of(member).encode()).hexdigest()
+    plugin.registered[member] = identity_of(member)
     return plugin
 
 
@@ -165,7 +168,7 @@ def _import(name: str) -> Plugin:
     try:
         module = importlib.import_module(name)
         modules = (module, *_submodules(module))
-    except Exception as error:  # a package may raise anything
+    except (Exception, SystemExit) as error:  # a package may raise anything, and exit
         raise UserError(
             f"--import {name}: cannot be imported ({type(error).__name__}: {one_line(error)}); "
             "install the package, or run the command where it is"
@@ -199,26 +202,6 @@ def _source_sha256(package: str) -> str:
         if not {"tests", "__pycache__"} & set(name.parts):
             sha256.update(f"{name.as_posix()}\0".encode() + path.read_bytes() + b"\0")
     return sha256.hexdigest()
-
-
-def source_of(member: Any) -> str:
-    """Return the source of a class or a function.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    try:
-        return inspect.getsource(member)
-    except (OSError, TypeError) as error:
-        # Of classes in notebooks Python 3.11 finds the methods alone.
-        methods = [v for v in vars(member).values() if inspect.isfunction(v)]
-        try:
-            return "".join([member.__qualname__, *map(inspect.getsource, methods)])
-        except (OSError, TypeError):
-            raise UserError(
-                f"{member.__qualname__}: its source cannot be read, and results are kept by the "
-                "source of what made them; define it in a file or in a notebook's cell"
-            ) from error
 
 
 def _version(package: str) -> str | None:

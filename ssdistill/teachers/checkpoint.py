@@ -21,7 +21,7 @@ from ssdistill.teachers.formats.layouts import FALLBACK, FORMATS, BranchName, fi
 from ssdistill.teachers.formats.own_names import of_own_network
 from ssdistill.teachers.formats.parts import Parts, take_apart
 from ssdistill.teachers.formats.reading import read, sha256_of
-from ssdistill.teachers.formats.states import flat_state
+from ssdistill.teachers.formats.states import flat_state, named_tensors
 from ssdistill.teachers.formats.tensors import not_finite
 from ssdistill.teachers.sizes import fit_size, size_notices
 
@@ -91,9 +91,9 @@ class Checkpoint(Teacher):
         self._check_settings()
         for key, values in zip(("mean", "std"), self.statistics, strict=True):
             check_numbers(values, image_spec, f"teacher.{key}")
-        state = flat_state(read(self.path), self.path)
         if find_network(self.settings.name):
-            return self._load_own_network(state, image_spec)
+            return self._load_own_network(image_spec)
+        state = flat_state(read(self.path), self.path)
         parts = take_apart(state, self.format, self.branch, self.path)
         settings = self._network(parts)
         mean, std, whose = self._normalization(parts.format, settings, image_spec)
@@ -116,9 +116,7 @@ class Checkpoint(Teacher):
         ]
         return encoder.eval(), notices
 
-    def _load_own_network(
-        self, state: dict[str, Tensor], image_spec: ImageSpec
-    ) -> tuple[Encoder, list[str]]:
+    def _load_own_network(self, image_spec: ImageSpec) -> tuple[Encoder, list[str]]:
         """Load a network of a plug-in or a program, which no project's format is known for."""
         for name, value in (("format", self.format), ("branch", self.branch)):
             if value != "auto":
@@ -133,6 +131,7 @@ class Checkpoint(Teacher):
             whose = "the training images' own statistics; set teacher.mean and teacher.std"
         settings = self.settings.model_copy(update={"input_size": self.input_size})
         encoder = build_encoder(settings, image_spec.image_size, mean, std)
+        state = named_tensors(read(self.path), self.path)
         own = of_own_network(state, encoder.net.state_dict())
         try:
             fitted = fit(encoder.net, settings.name, own, self.allow_missing, self.allow_extra)

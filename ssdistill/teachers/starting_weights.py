@@ -21,7 +21,7 @@ from ssdistill.teachers.formats.fitting import COUNT, through_timm
 from ssdistill.teachers.formats.own_names import of_own_network, unprefixed
 from ssdistill.teachers.formats.parts import take_apart
 from ssdistill.teachers.formats.reading import read, sha256_of
-from ssdistill.teachers.formats.states import flat_state
+from ssdistill.teachers.formats.states import flat_state, named_tensors
 from ssdistill.teachers.formats.tensors import not_finite
 
 TIMM = "timm:"
@@ -133,9 +133,9 @@ def _tensors(encoder: Encoder, weights: str) -> Mapping[str, Tensor]:
     path = user_path(weights)
     if not path.is_file() or _is_artifact(weights):
         return load_encoder(find_artifact(weights)).net.state_dict()
-    state = flat_state(read(path), path)
     if encoder.spec.library != "timm":
-        return of_own_network(state, encoder.net.state_dict())
+        return of_own_network(named_tensors(read(path), path), encoder.net.state_dict())
+    state = flat_state(read(path), path)
     try:
         return take_apart(state, "auto", "auto", path).backbone
     except UserError:  # a state dict of no project that is known

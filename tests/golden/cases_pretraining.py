@@ -21,8 +21,8 @@ def total_of(method: LeJEPA, terms: dict[str, Tensor]) -> Tensor:
     return torch.stack([weights[name] * term for name, term in terms.items()]).sum()
 
 
-def lejepa(form: str, weight: float | None = None) -> LeJEPA:
-    return LeJEPA(build_encoder(SMALL, 16), form=form, weight=weight)
+def lejepa(form: str) -> LeJEPA:
+    return LeJEPA(build_encoder(SMALL, 16), form=form)
 
 
 @case(

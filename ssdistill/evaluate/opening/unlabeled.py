@@ -46,8 +46,8 @@ def open_unlabeled(
     """Open images, whatever :func:`ssdistill.evaluate.opening.images.open_images` finds there.
 
     Args:
-        data: kind of a source, a path, a mapping of a source's settings or these settings, or an
-            array (N, H, W, C).
+        data: kind of a source, a path, a mapping of a source's settings or these settings, an
+            array (N, H, W, C), a map-style dataset, or a list of paths.
         overrides: settings over those that ``data`` says.
         split: ``train``, ``test`` or ``all``.
         sizes: of the images that the encoder will be given.
@@ -58,9 +58,16 @@ def open_unlabeled(
     """
     if split not in (*SPLITS, ALL):
         raise UserError(f"split={split}: choose one of {', '.join((*SPLITS, ALL))}")
-    if not isinstance(data, str | Path | Mapping | StoreSettings):
+    if hasattr(data, "dtype") or _are_arrays(data):
         return _of_array(data, overrides, split)
-    settings = data if isinstance(data, StoreSettings) else source_settings(data, overrides or {})
+    if isinstance(data, StoreSettings):
+        settings = data
+    else:
+        # Nothing of what a program holds is held out; its order remains.
+        held = isinstance(data, str | Path | Mapping)
+        settings = source_settings(
+            data, {**({} if held else {"test_fraction": 0}), **(overrides or {})}
+        )
     settings = settings.model_copy(update={"labels": "none"})
     source = open_source(settings)
     names = splits_of(source)
@@ -73,6 +80,11 @@ def open_unlabeled(
         log.warning("%s", warning)
     shown = Shown(stores["train"], stores["test"], False, source.description)
     return Unlabeled({name: stores[name] for name in wanted}, shown)
+
+
+def _are_arrays(data: Any) -> bool:
+    """Whether data are a list of images of one size, rather than of paths."""
+    return isinstance(data, list) and all(hasattr(item, "shape") for item in data)
 
 
 def _of_array(data: Any, overrides: Mapping[str, Any] | None, split: str) -> Unlabeled:

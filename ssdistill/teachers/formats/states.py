@@ -30,14 +30,9 @@ def flat_state(loaded: Any, path: Path) -> dict[str, Tensor]:
         UserError: no tensors, two of one name, one that is no plain array of numbers, or dicts
             that are nested without end.
     """
-    tensors = _collect(loaded, path)
-    if not tensors and isinstance(loaded, Inert):
-        raise UserError(f"{path} holds a pickled object, not weights: save its state_dict instead")
-    if not tensors:
-        raise UserError(f"{path} holds no named tensors: save a state_dict")
     state: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        clean = _clean(name)
+    for name, tensor in named_tensors(loaded, path).items():
+        clean = ".".join(without_containers(without_wrappers(name.split("."))))
         if clean in state:
             raise UserError(
                 f"{path} holds two tensors named '{clean}' once prefixes are removed, one as "
@@ -45,6 +40,21 @@ def flat_state(loaded: Any, path: Path) -> dict[str, Tensor]:
             )
         state[clean] = tensor
     return state
+
+
+def named_tensors(loaded: Any, path: Path) -> dict[str, Tensor]:
+    """Return every tensor of nested dicts by its dotted name, as it is in the file.
+
+    Raises:
+        UserError: no tensors, one that is no plain array of numbers, or dicts that are nested
+            without end.
+    """
+    tensors = _collect(loaded, path)
+    if not tensors and isinstance(loaded, Inert):
+        raise UserError(f"{path} holds a pickled object, not weights: save its state_dict instead")
+    if not tensors:
+        raise UserError(f"{path} holds no named tensors: save a state_dict")
+    return tensors
 
 
 def _collect(loaded: Any, path: Path) -> dict[str, Tensor]:
@@ -83,8 +93,13 @@ def _is_training(name: str, item: Any) -> bool:
     return not isinstance(item, Tensor) and (name in TRAINING or name.startswith("optim"))
 
 
-def _clean(name: str) -> str:
-    parts = [part for part in name.split(".") if part not in WRAPPERS]
+def without_wrappers(parts: list[str]) -> list[str]:
+    """Return the parts of a name without those of parallel and compiled modules."""
+    return [part for part in parts if part not in WRAPPERS]
+
+
+def without_containers(parts: list[str]) -> list[str]:
+    """Return the parts of a name without those at its start that only mark a network."""
     while len(parts) > 1 and parts[0] in CONTAINERS:
         parts = parts[1:]
-    return ".".join(parts)
+    return parts

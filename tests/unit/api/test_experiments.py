@@ -197,3 +197,58 @@ def test_wrong_teachers_are_named(root, teacher, said):
     with pytest.raises(UserError) as refused:
         ssdistill.distill(cells(8), teacher, IMAGES_NHWC, steps=1, batch_size=10, root=root)
     assert said in str(refused.value) and "\n" not in str(refused.value)
+
+
+class Endless:
+    """A map-style dataset that never raises IndexError."""
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, i):
+        return IMAGES_NHWC[i % len(IMAGES_NHWC)], "a label"
+
+
+def test_a_dataset_is_embedded_in_its_order(tmp_path):
+    model = cells()
+    found, names = ssdistill.embed(model, Endless(), root=tmp_path, progress=False)
+    expected, _ = ssdistill.embed(model, IMAGES_NHWC[:6], root=tmp_path, progress=False)
+    assert np.allclose(found, expected, atol=1e-5) and len(names) == 6
+
+
+def test_a_module_that_differs_in_an_attribute_is_another_network(tmp_path):
+    class Pooling(Cells):
+        how = "mean"
+
+        def forward(self, x_BCHW):
+            x_BCHW = self.last(self.first(x_BCHW))
+            return x_BCHW.mean((2, 3)) if self.how == "mean" else x_BCHW.amax((2, 3))
+
+    mean, largest = Pooling(), Pooling()
+    largest.how = "max"
+    largest.load_state_dict(mean.state_dict())
+    encoders = [encoder(net, image_size=SIZE) for net in (mean, largest)]
+    settings = {"root": tmp_path, "config": QUICK, "steps": 2, "batch_size": 20}
+    run = ssdistill.distill(*encoders[::-1], IMAGES_NHWC, **settings)
+    x_BCHW = torch.rand(2, 3, SIZE, SIZE)
+    taught = run.load("teacher")(x_BCHW).embedding_BD
+    assert torch.allclose(taught, encoders[0].eval()(x_BCHW).embedding_BD, atol=1e-5)
+
+
+def test_results_do_not_depend_on_where_the_runs_are(tmp_path):
+    runs = [
+        ssdistill.distill(
+            cells(12),
+            cells(),
+            IMAGES_NHWC,
+            root=tmp_path / name,
+            config=QUICK,
+            steps=2,
+            batch_size=20,
+        )
+        for name in "ab"
+    ]
+    one, two = (run.models["distilled"].parents[1].name for run in runs)
+    assert one == two
+    states = [run.student.state_dict() for run in runs]
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])

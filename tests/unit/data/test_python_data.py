@@ -170,3 +170,12 @@ def test_deep_images_of_pillow_keep_their_values(dtype):
     values = (np.arange(16).reshape(4, 4) * 4000).astype(dtype)
     image = Image.fromarray(values)
     assert np.array_equal(pixels_of(image, "data")[..., 0], values)
+
+
+def test_transparency_is_composited_on_white_as_in_files():
+    pixels_HWC = RANDOM.integers(0, 256, (4, 4, 4)).astype(np.uint8)
+    pixels_HWC[:2] = 0
+    image = Image.fromarray(pixels_HWC)
+    assert (pixels_of(image, "data")[:2] == 255).all()
+    assert pixels_of(image.convert("LA"), "data").shape == (4, 4, 3)
+    assert (pixels_of(image.convert("P"), "data")[..., 0]).shape == (4, 4)

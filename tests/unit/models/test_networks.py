@@ -224,3 +224,23 @@ def test_an_operation_that_cannot_be_named_is_refused(taps, branches, said):
     with pytest.raises(UserError) as refused:
         sums(taps, branches)
     assert said in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("tap", ["norm", "sub"])
+def test_a_tap_is_what_it_was_before_later_operations_in_place(tap):
+    class Later(nn.Module):
+        def __init__(self, inplace):
+            super().__init__()
+            self.norm, self.act = nn.BatchNorm2d(3), nn.ReLU(inplace)
+
+        def forward(self, x_BCHW):
+            y_BCHW = self.norm(x_BCHW)
+            if tap == "sub":
+                y_BCHW = y_BCHW - 0.5
+            return self.act(y_BCHW).mean((2, 3))
+
+    x_BCHW, found = torch.randn(2, 3, 8, 8), []
+    for inplace in (True, False):
+        net = OwnNet(Later(inplace).eval(), EncoderSpec(name="x", image_size=8), None, {"t": tap})
+        found.append(net.forward_intermediates(x_BCHW, [0])[1][0])
+    assert torch.equal(*found) and found[0].min() < 0

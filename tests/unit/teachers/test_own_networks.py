@@ -10,6 +10,7 @@ from ssdistill.errors import UserError
 from ssdistill.models.networks import network
 from ssdistill.settings.registry import TEACHERS
 from ssdistill.teachers import ImageSpec
+from ssdistill.teachers.formats.own_names import of_own_network
 
 OF_DATA = ImageSpec(image_size=16, mean=(0.5,) * 3, std=(0.25,) * 3)
 
@@ -83,3 +84,39 @@ def test_tensors_that_are_missing_are_named(published, tmp_path):
         teacher(str(tmp_path / "y.safetensors")).load(OF_DATA)
     allowed = teacher(str(tmp_path / "y.safetensors"), allow_missing=True)
     assert "missing: net.norm.running_mean" in allowed.load(OF_DATA)[1][2]
+
+
+def holder(attribute: str) -> nn.Module:
+    """A network with layers in a submodule of that name, and one beside it."""
+    module = nn.Module()
+    module.add_module(attribute, nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)))
+    module.add_module("fc", nn.Linear(8, 8))
+    return module
+
+
+def wrapped(state: dict, prefix: str) -> dict:
+    return {f"{prefix}{name}": tensor for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize("attribute", ["model", "module", "net", "encoder", "args", "optim"])
+@pytest.mark.parametrize("prefix", ["", "module.", "model.", "module.model.", "net.", "student."])
+def test_names_of_a_network_are_not_taken_for_those_of_a_wrapper(attribute, prefix):
+    state = holder(attribute).state_dict()
+    own = wrapped(state, "net.")
+    found = of_own_network(wrapped(state, prefix), own)
+    assert found.keys() == own.keys()
+    assert all(found[name] is state[name.removeprefix("net.")] for name in found)
+
+
+def test_a_prefix_that_a_file_lacks_is_added():
+    whole = holder("body").state_dict()
+    inner = {n.removeprefix("body."): t for n, t in whole.items() if n.startswith("body.")}
+    found = of_own_network(inner, wrapped(whole, "net."))
+    assert found.keys() == {f"net.body.{name}" for name in inner}
+
+
+def test_of_several_networks_in_a_file_the_first_prefix_that_fits_is_taken():
+    one, other = holder("body").state_dict(), holder("body").state_dict()
+    both = wrapped(one, "state_dict.") | wrapped(other, "state_dict_ema.")
+    found = of_own_network(both, wrapped(one, "net."))
+    assert all(found[f"net.{name}"] is one[name] for name in one)
